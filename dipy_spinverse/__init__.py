@@ -1,0 +1,34 @@
+"""Microscopic walls from diffusion MRI: the Bloch-Torrey inverse problem as a DIPY model."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+# Names are imported on first use, so that `dipy_fit_spinverse -h` does not wait for torch.
+_HOME = {
+    "Acquisition": "acquisition",
+    "TetrahedralGrid": "grid",
+    "bcc_grid": "grid",
+    "read_grid": "grid",
+    "simulate": "bloch_torrey",
+    "simulate_with_jacobian": "bloch_torrey",
+    "InterfaceMesh": "interface",
+    "compare_walls": "interface",
+    "interface_mesh": "interface",
+    "SpinverseFit": "spinverse",
+    "SpinverseModel": "spinverse",
+    "load_fit": "spinverse",
+}
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,187 @@
+"""Checks of the numbers an `Acquisition` is made of; all in ms and ms/um^2."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_DIRECTION_TOLERANCE = 1e-2  # DIPY's `atol` for unit vectors
+_TE_SLACK_MS = 5e-3  # TE, Delta and delta are often written with microsecond digits
+_LARGEST_B = 500.0  # ms/um^2; no tissue signal is left there, so it is a b in s/mm^2
+_SMALLEST_BIG_DELTA_MS = 0.5  # less than gradient coils can do, more than a few ms in seconds
+_LONGEST_SECONDS = {"small_delta": 1.0, "big_delta": 3.0, "te": 3.0}
+
+
+def numeric(name: str, value) -> np.ndarray:
+    """`value` as float64, or a ValueError that names the argument."""
+    try:
+        return np.array(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} is {value!r}; it must be a number or an array of numbers."
+        ) from error
+
+
+def seconds_to_ms(name: str, value) -> np.ndarray:
+    """Seconds as ms; refuses what is missing and what can only be milliseconds already."""
+    if value is None:
+        raise ValueError(
+            f"{name} is None, but the timing of the pulses is needed. Give big_delta and "
+            "small_delta in seconds, for instance gradient_table(bvals, bvecs=bvecs, "
+            "big_delta=0.043, small_delta=0.011) or Acquisition.from_files(bvals, bvecs, "
+            "big_delta=0.043, small_delta=0.011)."
+        )
+    seconds = numeric(name, value)
+    if np.any(seconds > _LONGEST_SECONDS[name]):
+        raise ValueError(
+            f"{name} is {seconds.max():g} s, which looks like milliseconds. Give seconds: "
+            f"divide by 1000."
+        )
+    return seconds * 1000
+
+
+def linear_encoding(gtab) -> None:
+    """Refuses a DIPY gradient table whose b-tensors are not along one direction."""
+    if gtab.btens is None:
+        return
+    largest = np.linalg.eigvalsh(gtab.btens)[:, -1]
+    trace = np.trace(gtab.btens, axis1=1, axis2=2)
+    _raise_where(
+        (largest < 0.99 * trace) & ~gtab.b0s_mask,
+        "gtab.btens has a b-tensor with trace / largest eigenvalue which",
+        trace / np.where(largest > 0, largest, 1),
+        "",
+        "be 1, linear encoding (LTE)",
+        "Build the gradient table from the measurements with one pulsed direction only.",
+    )
+
+
+def gradients(b, directions) -> tuple[np.ndarray, np.ndarray]:
+    """b (M,) in ms/um^2 and directions (M, 3), one value or vector repeated for all."""
+    b, directions = numeric("b", b), numeric("directions", directions)
+    if b.ndim == 0 and directions.ndim == 2:
+        b = np.full(len(directions), b)
+    b = np.atleast_1d(b)
+    if directions.shape == (3,):
+        directions = np.tile(directions, (b.size, 1))
+    if b.ndim != 1 or b.size == 0 or directions.shape != (b.size, 3):
+        raise ValueError(
+            f"b and directions have shapes {b.shape} and {directions.shape}; give one value and "
+            "one unit vector per measurement, shapes (M,) and (M, 3)."
+        )
+    _raise_where(~np.isfinite(b) | (b < 0), "b", b, "ms/um^2", "be finite and >= 0", "Correct it.")
+    if b.max() > _LARGEST_B:
+        raise ValueError(
+            f"b is {b.max():g} ms/um^2, which looks like s/mm^2. Divide s/mm^2 by 1000 for "
+            "Acquisition(b=...); gradient tables and .bval files are in s/mm^2."
+        )
+    return b, directions
+
+
+def unit_directions(directions, b: np.ndarray, b0: np.ndarray) -> np.ndarray:
+    """Exact unit vectors (M, 3), zeros at b0."""
+    directions = directions.copy()
+    directions[b0] = 0
+    norm = np.linalg.norm(directions, axis=1)
+    _raise_where(
+        ~b0 & (norm == 0),
+        "directions has a zero vector; b",
+        b,
+        "ms/um^2",
+        "be 0 without a direction",
+        "Give the direction, or raise b0_threshold if this is a b0.",
+    )
+    _raise_where(
+        ~b0 & ~(np.abs(norm - 1) <= _DIRECTION_TOLERANCE),
+        "directions has a vector that is not unit; its length",
+        norm,
+        "",
+        f"be 1 to {_DIRECTION_TOLERANCE:g}",
+        "Normalise it: b already holds the strength.",
+    )
+    return directions / np.where(b0, 1, norm)[:, None]
+
+
+def per_measurement(name: str, value, size: int) -> np.ndarray:
+    """A time in ms as (size,), from one number or one per measurement."""
+    if value is None:
+        raise ValueError(f"{name} is None; give it in ms, as one number or one per measurement.")
+    times = numeric(name, value)
+    times = times.reshape(()) if times.size == 1 else times
+    if times.shape not in ((), (size,)):
+        raise ValueError(
+            f"{name} has shape {times.shape} for {size} measurements; give one number or one per "
+            "measurement. (A sliced gtab keeps its full-length deltas: build the Acquisition "
+            "from the whole gtab and use Acquisition.subset.)"
+        )
+    times = np.broadcast_to(times, (size,)).copy()
+    bad = ~np.isfinite(times) | (times < 0)
+    _raise_where(bad, name, times, "ms", "be finite and >= 0", "Correct it.")
+    return times
+
+
+def lend_timing(small, big, te, b0) -> tuple[np.ndarray, np.ndarray]:
+    """Pulse timings with those of b0 measurements without pulses taken from the same TE.
+
+    Only the TE matters for the signal without a gradient, so any measurement with it will do.
+    """
+    idle = b0 & ((small == 0) | (big == 0))
+    if not idle.any():
+        return small, big
+    if te is None and len(np.unique(np.stack([small, big])[:, ~idle], axis=1).T) > 1:
+        raise ValueError(
+            "te is None, big_delta and small_delta are 0 for b0 measurements, and there are "
+            "several timings: which one these b0 belong to is not known. Give te, or their deltas."
+        )
+    small, big = small.copy(), big.copy()
+    for m in np.flatnonzero(idle):
+        same_te = ~idle if te is None else ~idle & np.isclose(te, te[m], rtol=0, atol=_TE_SLACK_MS)
+        if not same_te.any():
+            at = "" if te is None else f" with its te of {te[m]:g} ms"
+            raise ValueError(
+                f"big_delta and small_delta are {big[m]:g} and {small[m]:g} ms at b0 measurement "
+                f"{m}, and no other measurement{at} has the timing to use. Give its deltas."
+            )
+        lender = np.argmax(same_te)
+        small[m], big[m] = small[lender], big[lender]
+    return small, big
+
+
+def echo_time(small, big, te) -> np.ndarray:
+    """TE (M,) in ms, after checks that the pulses fit into it and each other."""
+    for name, times in (("small_delta", small), ("big_delta", big)):
+        _raise_where(times <= 0, name, times, "ms", "be > 0", "Give the timing of the pulses.")
+    if big.max() < _SMALLEST_BIG_DELTA_MS:
+        raise ValueError(
+            f"big_delta is {big.max():g} ms at most, which looks like seconds. Multiply seconds "
+            "by 1000 for Acquisition(big_delta=...); gradient tables and files are in seconds."
+        )
+    _raise_where(
+        big < small * (1 - 1e-9),
+        "big_delta - small_delta",
+        big - small,
+        "ms",
+        "be >= 0",
+        "big_delta runs from the start of one pulse to the start of the next; are they swapped?",
+    )
+    shortest = big + small
+    if te is None:
+        return shortest
+    _raise_where(
+        te < shortest - _TE_SLACK_MS,
+        "te - (big_delta + small_delta)",
+        te - shortest,
+        "ms",
+        "be >= 0",
+        "Both pulses must end before the echo; check the three times and their units.",
+    )
+    return np.maximum(te, shortest)
+
+
+def _raise_where(bad, name, values, unit, need, cure):
+    if not np.any(bad):
+        return
+    first = int(np.argmax(bad))
+    others = np.count_nonzero(bad) - 1
+    more = f" (and {others} more)" if others else ""
+    value = f"{values[first]:g} {unit}".rstrip()
+    raise ValueError(f"{name} is {value} at measurement {first}{more}; it must {need}. {cure}")

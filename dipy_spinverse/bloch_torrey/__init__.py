@@ -1,0 +1,12 @@
+"""Bloch-Torrey simulation: from permeabilities to signals, and the derivatives."""
+
+from dipy_spinverse.bloch_torrey.finite_volume import permeability_of, relative_transmissibility
+from dipy_spinverse.bloch_torrey.simulation import Simulator, simulate, simulate_with_jacobian
+
+__all__ = [
+    "Simulator",
+    "permeability_of",
+    "relative_transmissibility",
+    "simulate",
+    "simulate_with_jacobian",
+]

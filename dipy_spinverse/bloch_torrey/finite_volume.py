@@ -1,0 +1,186 @@
+"""Finite volumes: the Bloch-Torrey operator of a grid with permeable faces.
+
+In the frame that turns with the local phase, the magnetisation u of the tetrahedra obeys
+
+    V_i du_i/dt = sum_f t_f (exp(i q(t).(x_j - x_i)) u_j - u_i) - loss_i u_i,
+    t_f = A_f / (d_i/D + d_j/D + 1/kappa_f).
+
+All solvers here work with the symmetrised v = sqrt(V) u, for which the operator is Hermitian.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from dipy_spinverse.grid import TetrahedralGrid
+
+
+@dataclass(frozen=True, eq=False)
+class Links:
+    """Who exchanges with whom: the part of the operator that is the same for all permeabilities.
+
+    Attributes
+    ----------
+    neighbours, slot_faces : ndarray (T, 4)
+        The neighbour through each face of a tetrahedron and that face's index; outer faces
+        are slots that lead back to the tetrahedron itself, with face index F.
+    slot_links : ndarray (T, 4)
+        Index of the slot's displacement in (`link_vectors`, -`link_vectors`).
+    face_links : ndarray (F,)
+        The same for the displacement from the first to the second tetrahedron of a face.
+    link_vectors : ndarray (L, 3)
+        The different displacements between neighbours, um; a lattice has only six.
+    start : ndarray (T,)
+        The symmetrised equilibrium magnetisation, of norm 1.
+    """
+
+    neighbours: np.ndarray
+    slot_faces: np.ndarray
+    slot_links: np.ndarray
+    face_links: np.ndarray
+    link_vectors: np.ndarray
+    start: np.ndarray
+
+
+@lru_cache(maxsize=8)
+def links_of(grid: TetrahedralGrid) -> Links:
+    """Links of a grid (kept for the grids used last)."""
+    n_faces, n_tetrahedra = grid.n_faces, grid.n_tetrahedra
+    vectors, face_links = _undirected(grid.displacements)
+    reverse = (face_links + len(vectors)) % (2 * len(vectors))
+
+    here = np.concatenate([grid.face_tetrahedra[:, 0], grid.face_tetrahedra[:, 1]])
+    there = np.concatenate([grid.face_tetrahedra[:, 1], grid.face_tetrahedra[:, 0]])
+    order = np.argsort(here, kind="stable")
+    counts = np.bincount(here, minlength=n_tetrahedra)
+    slot = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    row = here[order]
+
+    neighbours = np.repeat(np.arange(n_tetrahedra)[:, None], 4, axis=1)
+    slot_faces = np.full((n_tetrahedra, 4), n_faces)
+    slot_links = np.zeros((n_tetrahedra, 4), dtype=int)
+    neighbours[row, slot] = there[order]
+    slot_faces[row, slot] = np.tile(np.arange(n_faces), 2)[order]
+    slot_links[row, slot] = np.concatenate([face_links, reverse])[order]
+    return Links(
+        neighbours=neighbours.astype(np.int32),
+        slot_faces=slot_faces,
+        slot_links=slot_links.astype(np.int32),
+        face_links=face_links.astype(np.int32),
+        link_vectors=vectors,
+        start=np.sqrt(grid.volumes / grid.volumes.sum()),
+    )
+
+
+def _undirected(displacements):
+    """Different vectors up to sign, and for each row its index in (vectors, -vectors)."""
+    rounded = np.round(displacements, 9) + 0.0
+    first_nonzero = np.argmax(rounded != 0, axis=1)
+    sign = np.sign(np.take_along_axis(rounded, first_nonzero[:, None], axis=1))
+    vectors, index = np.unique(rounded * sign, axis=0, return_inverse=True)
+    return vectors, np.where(sign[:, 0] > 0, index.ravel(), index.ravel() + len(vectors))
+
+
+def face_resistance(grid: TetrahedralGrid, diffusivity: float) -> np.ndarray:
+    """Resistance d_i/D + d_j/D of the water on both sides of each face, ms/um, shape (F,)."""
+    return grid.face_distances.sum(axis=1) / diffusivity
+
+
+def open_conductance(grid: TetrahedralGrid, diffusivity: float) -> np.ndarray:
+    """Conductance t_f of faces without a membrane, um^3/ms, shape (F,)."""
+    return grid.face_areas / face_resistance(grid, diffusivity)
+
+
+def relative_transmissibility(
+    grid: TetrahedralGrid, permeability: np.ndarray, diffusivity: float = 2.0
+) -> np.ndarray:
+    """Transmissibility of faces relative to the same face without a membrane.
+
+    Parameters
+    ----------
+    grid : TetrahedralGrid
+    permeability : array-like (..., F)
+        um/ms; infinite where there is no membrane.
+    diffusivity : float, optional
+        um^2/ms.
+
+    Returns
+    -------
+    ndarray (..., F)
+        tau = 1 / (1 + D / (kappa d)) in [0, 1], d the distance between the centroids.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dipy_spinverse.grid import bcc_grid
+    >>> grid = bcc_grid(3, 2.0)
+    >>> float(relative_transmissibility(grid, np.full(grid.n_faces, np.inf))[0])
+    1.0
+    """
+    with np.errstate(divide="ignore"):
+        return 1 / (1 + 1 / (np.asarray(permeability) * face_resistance(grid, diffusivity)))
+
+
+def permeability_of(
+    grid: TetrahedralGrid, transmissibility: np.ndarray, diffusivity: float = 2.0
+) -> np.ndarray:
+    """Permeability (..., F), um/ms, of relative transmissibilities in [0, 1]; their inverse."""
+    tau = np.asarray(transmissibility)
+    with np.errstate(divide="ignore"):
+        return tau / (1 - tau) / face_resistance(grid, diffusivity)
+
+
+def outer_loss(grid: TetrahedralGrid, diffusivity: float) -> np.ndarray:
+    """Rate (T,), 1/ms, at which each tetrahedron loses spins to an absorbing outside."""
+    loss = np.zeros(grid.n_tetrahedra)
+    if grid.boundary == "absorbing":
+        rate = diffusivity * grid.outer_areas / grid.outer_distances
+        np.add.at(loss, grid.outer_tetrahedra, rate / grid.volumes[grid.outer_tetrahedra])
+    return loss
+
+
+def symmetrised_operator(
+    grid: TetrahedralGrid, transmissibility: torch.Tensor, diffusivity: float, loss: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Entries of the Hermitian operator, 1/ms, without its link phases.
+
+    Parameters
+    ----------
+    grid : TetrahedralGrid
+    transmissibility : tensor (V, F)
+        Relative transmissibilities of V permeability fields.
+    diffusivity : float
+        um^2/ms.
+    loss : ndarray (T,)
+        1/ms.
+
+    Returns
+    -------
+    coupling : tensor (V, T, 4)
+        To the neighbours, in the order of `Links.neighbours`.
+    diagonal : tensor (V, T)
+    """
+    links = links_of(grid)
+    like = {"dtype": transmissibility.dtype, "device": transmissibility.device}
+    conductance = transmissibility * torch.as_tensor(open_conductance(grid, diffusivity), **like)
+    # Outer faces, the slots that lead back to their own tetrahedron, exchange with nobody.
+    conductance = torch.nn.functional.pad(conductance, (0, 1))
+    per_slot = conductance[:, torch.as_tensor(links.slot_faces, device=like["device"])]
+    volumes = grid.volumes
+    diagonal = -per_slot.sum(dim=-1) / torch.as_tensor(volumes, **like)
+    mean_volume = np.sqrt(volumes[:, None] * volumes[links.neighbours])
+    return (
+        per_slot / torch.as_tensor(mean_volume, **like),
+        diagonal - torch.as_tensor(loss, **like),
+    )
+
+
+def largest_rate(grid: TetrahedralGrid, diffusivity: float, loss: np.ndarray) -> float:
+    """Bound on the operator's norm, 1/ms, for all permeabilities (Gershgorin, all faces open)."""
+    every_face_open = torch.ones(1, grid.n_faces, dtype=torch.float64)
+    coupling, diagonal = symmetrised_operator(grid, every_face_open, diffusivity, loss)
+    return float((coupling.sum(dim=-1) - diagonal).max())

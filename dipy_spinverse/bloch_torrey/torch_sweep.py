@@ -1,0 +1,92 @@
+"""The sweeps over time in plain torch, for accelerators (and to check the compiled ones)."""
+
+from __future__ import annotations
+
+import torch
+
+from dipy_spinverse.bloch_torrey.propagators import ChebyshevSeries, Schedule
+
+
+class TorchSweep:
+    """Sweeps of V permeability fields and M measurements of one timing.
+
+    Parameters
+    ----------
+    coupling, diagonal : tensor (V, T, 4), (V, T)
+        The Hermitian operator, see `finite_volume.symmetrised_operator`.
+    links : Links
+    link_phase : tensor (L, M)
+        Phase that a spin gains along each link at the largest q, rad.
+    schedule : Schedule
+    series : ChebyshevSeries
+    """
+
+    def __init__(self, coupling, diagonal, links, link_phase, schedule, series):
+        self.schedule: Schedule = schedule
+        self.series: ChebyshevSeries = series
+        self.link_phase = link_phase
+        device = coupling.device
+        self.neighbours = torch.as_tensor(links.neighbours, device=device).long()
+        self.slot_links = torch.as_tensor(links.slot_links, device=device).long()
+        self.face_links = torch.as_tensor(links.face_links, device=device).long()
+        self.coupling, self.diagonal = coupling, diagonal[..., None]
+        start = torch.as_tensor(links.start, dtype=coupling.dtype, device=device)
+        shape = (len(coupling), len(start), link_phase.shape[1])
+        self.start = torch.complex(start, torch.zeros_like(start))[:, None].expand(shape)
+
+    def _phases(self, level, amplitude):
+        total = 0
+        for one_level, one_amplitude in zip(level, amplitude, strict=True):
+            angle = self.link_phase * float(one_level)
+            total = total + float(one_amplitude) * torch.polar(torch.ones_like(angle), angle)
+        return torch.cat([total, total.conj()])
+
+    def _exponential(self, state, e):
+        """Clenshaw's recurrence of exponential e applied to a state (V, T, M)."""
+        span = float(self.schedule.amplitude[e].sum())
+        centre, radius = float(self.series.centre[e]), float(self.series.radius[e])
+        phases = self._phases(self.schedule.level[e], self.schedule.amplitude[e])[self.slot_links]
+        coefficients = self.series.coefficients[e].tolist()
+        now, before = coefficients[self.series.degree[e]] * state, torch.zeros_like(state)
+        for k in range(self.series.degree[e] - 1, -1, -1):
+            scale = (2 if k > 0 else 1) / radius
+            following = (scale * (span * self.diagonal - centre)) * now - before
+            following += coefficients[k] * state
+            for slot in range(4):
+                moved = phases[:, slot] * now[:, self.neighbours[:, slot]]
+                following += (scale * self.coupling[:, :, slot, None]) * moved
+            now, before = following, now
+        return now
+
+    def signals(self) -> torch.Tensor:
+        """Signals (V, M)."""
+        state = self.start
+        for e in range(len(self.schedule.level)):
+            state = self._exponential(state, e)
+        return state.abs().square().sum(dim=1)
+
+    def sensitivities(self, pairs, inverse_root_volume) -> tuple[torch.Tensor, torch.Tensor]:
+        """Signals (V, M) and derivatives (V, M, F) with respect to the conductances."""
+        schedule = self.schedule
+        stored, state = [self.start], self.start
+        for e in range(len(schedule.level)):
+            state = self._exponential(state, e)
+            if schedule.node_after[e] >= 0:
+                stored.append(state)
+        signals = state.abs().square().sum(dim=1)
+        total = 0
+        for e in range(len(schedule.level) - 1, -2, -1):
+            if e < 0 or schedule.node_after[e] >= 0:
+                node = len(stored) - 1
+                level = schedule.node_level[node : node + 1]
+                phases = self._phases(level, [1.0])[self.face_links]
+
+                def jump(x, phases=phases):
+                    u = x * inverse_root_volume[:, None]
+                    return phases * u[:, pairs[:, 1]] - u[:, pairs[:, 0]]
+
+                product = (jump(state).conj() * jump(stored.pop())).real
+                total = total - float(schedule.node_weight[node]) * product
+            if e >= 0:
+                state = self._exponential(state, e)
+        return signals, total.transpose(1, 2)
