@@ -1,5 +1,6 @@
 """Bloch-Torrey simulation: from permeabilities to signals, and the derivatives."""
 
+from dipy_spinverse.bloch_torrey.encodings import unique_encodings
 from dipy_spinverse.bloch_torrey.finite_volume import permeability_of, relative_transmissibility
 from dipy_spinverse.bloch_torrey.simulation import Simulator, simulate, simulate_with_jacobian
 
@@ -9,4 +10,5 @@ __all__ = [
     "relative_transmissibility",
     "simulate",
     "simulate_with_jacobian",
+    "unique_encodings",
 ]

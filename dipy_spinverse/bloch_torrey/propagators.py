@@ -137,10 +137,24 @@ class ChebyshevSeries:
     coefficients: np.ndarray
 
 
-def chebyshev_series(schedule: Schedule, norm: float) -> ChebyshevSeries:
-    """Chebyshev series of the exponentials for operators with eigenvalues in [-norm, 0] (1/ms)."""
-    lowest = -norm * np.maximum(schedule.amplitude, 0).sum(axis=1)
-    highest = -norm * np.minimum(schedule.amplitude, 0).sum(axis=1)
+def chebyshev_series(schedule: Schedule, norm: float, largest_phase: float) -> ChebyshevSeries:
+    """Chebyshev series of the exponentials.
+
+    Parameters
+    ----------
+    schedule : Schedule
+    norm : float
+        Bound on the operator's norm, 1/ms: at any q its eigenvalues are in [-norm, 0].
+    largest_phase : float
+        Largest phase that a link gains at the largest q, rad.
+    """
+    # A Magnus step takes an operator with a negative weight. Its positive eigenvalues are nearly
+    # those of the other operator, because the phases are: bounding each operator alone would
+    # let the series, on fine grids, grow with exp(norm).
+    turn = np.minimum(np.abs(np.diff(schedule.level, axis=1)[:, 0]) * largest_phase, np.pi)
+    reach = np.abs(schedule.amplitude[:, 0] + schedule.amplitude[:, 1] * np.exp(1j * turn))
+    span = schedule.amplitude.sum(axis=1)
+    lowest, highest = -norm * (reach + span) / 2, norm * (reach - span) / 2
     centre, radius = (highest + lowest) / 2, (highest - lowest) / 2
     # exp decays in I_k(radius) beyond k ~ sqrt(2 radius log(1/tolerance)).
     k = np.arange(int(8 * np.sqrt(radius.max())) + 40)

@@ -10,6 +10,7 @@ import torch
 
 from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.bloch_torrey import kernels
+from dipy_spinverse.bloch_torrey.encodings import unique_encodings
 from dipy_spinverse.bloch_torrey.finite_volume import (
     face_resistance,
     largest_rate,
@@ -95,13 +96,16 @@ def simulate(
     given = permeability
     if not isinstance(given, torch.Tensor):
         permeability = torch.as_tensor(np.asarray(given, dtype=float))
+    elif not given.is_floating_point():
+        permeability = given.double()
     _check_permeability(permeability, grid)
     simulator = Simulator(
         acquisition, grid, diffusivity=diffusivity, t2_ms=t2_ms, steps=steps, dtype=dtype,
         device=device,
     )  # fmt: skip
     resistance = torch.as_tensor(face_resistance(grid, diffusivity)).to(permeability)
-    tau = 1 / (1 + 1 / (permeability * resistance))
+    # Of the equal forms, the one whose derivative is finite where kappa is 0 or infinite.
+    tau = 1 - 1 / (1 + permeability * resistance)
     signals = _Signals.apply(torch.atleast_2d(tau), simulator)
     signals = signals.reshape(*permeability.shape[:-1], len(acquisition))
     return signals if isinstance(given, torch.Tensor) else signals.numpy()
@@ -171,24 +175,6 @@ def simulate_with_jacobian(
     )
 
 
-def unique_encodings(acquisition: Acquisition) -> tuple[np.ndarray, np.ndarray]:
-    """Measurements that differ in timing or in q (up to sign), the only ones to simulate.
-
-    Returns
-    -------
-    representatives : ndarray (U,)
-        Index of one measurement of each kind.
-    encoding : ndarray (M,)
-        The kind of each measurement.
-    """
-    q = acquisition.q_vectors.round(9) + 0.0
-    first_nonzero = np.argmax(q != 0, axis=1)
-    q *= np.sign(np.take_along_axis(q, first_nonzero[:, None], axis=1))
-    keys = np.column_stack([acquisition.timing_index, q + 0.0])
-    _, representatives, encoding = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-    return representatives, encoding.ravel()
-
-
 @dataclass(frozen=True, eq=False)
 class _Timing:
     """The different encodings of one timing, and how time is cut for them.
@@ -233,7 +219,7 @@ class Simulator:
     ):
         _check_settings(diffusivity, steps, dtype)
         self.grid, self.diffusivity = grid, float(diffusivity)
-        self.device, self.dtype = torch.device(device), _DTYPES[dtype]
+        self.device, self.dtype = _checked_device(device), _DTYPES[dtype]
         self.n_signals = len(acquisition)
         t2, relaxation_rate = _checked_t2(t2_ms, grid)
         self._loss = outer_loss(grid, diffusivity) + relaxation_rate
@@ -248,13 +234,14 @@ class Simulator:
             columns = np.flatnonzero(timing_index == k)
             # In a closed grid nothing happens before the first pulse.
             dead_time = (te - big_delta - small_delta) / 2 if self._loss.any() else 0.0
+            phase = links_of(grid).link_vectors @ q[columns].T
+            largest_phase = float(np.abs(phase).max())
             plans = []
             for nodes in (False, True):
                 schedule = pulsed_gradient_schedule(
                     small_delta, big_delta, dead_time, steps, nodes
                 )
-                plans.append((schedule, chebyshev_series(schedule, norm)))
-            phase = links_of(grid).link_vectors @ q[columns].T
+                plans.append((schedule, chebyshev_series(schedule, norm, largest_phase)))
             self._timings.append(_Timing(columns, phase, *plans))
 
     def signals(self, transmissibility: torch.Tensor) -> torch.Tensor:
@@ -397,12 +384,24 @@ class _Signals(torch.autograd.Function):
 
 
 def _check_settings(diffusivity, steps, dtype):
-    if not np.isfinite(diffusivity) or diffusivity <= 0:
+    if np.ndim(diffusivity) or not np.isfinite(diffusivity) or diffusivity <= 0:
         raise ValueError(f"diffusivity is {diffusivity!r}; give a positive number in um^2/ms.")
     if int(steps) != steps or steps < 2 or steps % 2:
         raise ValueError(f"steps is {steps!r}; give an even number of at least 2.")
     if dtype not in _DTYPES:
         raise ValueError(f"dtype is {dtype!r}; use 'float64' or 'float32'.")
+
+
+def _checked_device(device):
+    try:
+        checked = torch.device(device)
+        torch.empty(0, device=checked)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device is {device!r}, which torch cannot use here ({reason}); use 'cpu'."
+        ) from error
+    return checked
 
 
 def _checked_t2(t2_ms, grid):
@@ -420,7 +419,7 @@ def _checked_t2(t2_ms, grid):
 
 def _check_permeability(permeability, grid):
     shape = tuple(permeability.shape)
-    if len(shape) not in (1, 2) or shape[-1] != grid.n_faces:
+    if len(shape) not in (1, 2) or shape[-1] != grid.n_faces or shape[0] == 0:
         raise ValueError(
             f"permeability has shape {shape}; the grid has {grid.n_faces} faces, so give "
             f"({grid.n_faces},), or (V, {grid.n_faces}) for V fields."

@@ -1,0 +1,85 @@
+"""The curriculum: the stages of an inversion, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.inversion.priors import Manifoldness, WallArea
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of an inversion.
+
+    Attributes
+    ----------
+    diffusion_times : tuple of int or None
+        Which diffusion times take part, as ranks from the longest (0), which may exceed what was
+        measured; all where None. b0 measurements always take part.
+    priors : tuple
+        The priors of this stage, see `dipy_spinverse.inversion.priors`.
+    max_iterations : int
+    tolerance : float
+        The stage ends where an iteration lowers the objective by a smaller share than this.
+    start : float or None
+        Openness that all faces start from, about which they are spread at random; where None,
+        the stage goes on from the one before.
+
+    Examples
+    --------
+    >>> from dipy_spinverse.inversion.priors import WallArea
+    >>> Stage(diffusion_times=(0,), priors=(WallArea(0.1),), max_iterations=10)
+    Stage(diffusion_times=(0,), priors=(WallArea(weight=0.1),), max_iterations=10,
+          tolerance=0.001, start=None)
+    """
+
+    diffusion_times: tuple[int, ...] | None = None
+    priors: tuple = ()
+    max_iterations: int = 10
+    tolerance: float = 1e-3
+    start: float | None = None
+
+    def measurements(self, acquisition: Acquisition) -> np.ndarray:
+        """Mask (M,) of the measurements that take part."""
+        times = acquisition.diffusion_time.round(6)
+        if self.diffusion_times is None:
+            return np.ones(len(times), dtype=bool)
+        weighted = np.unique(times[~acquisition.b0_mask])[::-1]
+        ranks = [rank for rank in self.diffusion_times if rank < len(weighted)]
+        return np.isin(times, weighted[ranks]) | acquisition.b0_mask
+
+
+# Tissue. From an almost open start: outlines from the long times with hardly any prior; then few
+# walls, which carries the field out of minima with too many; then the prior at its proper
+# strength.
+DEFAULT_CURRICULUM = (
+    Stage(diffusion_times=(0, 1), priors=(WallArea(0.01),), max_iterations=8, start=0.8),
+    Stage(priors=(WallArea(0.2),), max_iterations=8),
+    Stage(priors=(WallArea(0.1),), max_iterations=10),
+)
+
+# A body in an absorbing box is carved out of an almost closed grid: the longest time opens the
+# outside, from which spins are lost, first. Then walls that end or branch are discouraged for a
+# while.
+CARVING_CURRICULUM = (
+    Stage(diffusion_times=(0,), priors=(WallArea(0.01),), max_iterations=15, start=0.15),
+    Stage(priors=(WallArea(0.1),), max_iterations=15),
+    Stage(priors=(WallArea(0.3), Manifoldness(0.1)), max_iterations=10),
+    Stage(priors=(WallArea(0.1),), max_iterations=15),
+)
+
+# As published: 200 iterations at the longest time, 200 at the next, no priors.
+ADAM_CURRICULUM = (
+    Stage(diffusion_times=(0,), max_iterations=200, start=0.5),
+    Stage(diffusion_times=(1,), max_iterations=200),
+)
+
+
+def default_curriculum(optimizer: str, boundary: str) -> tuple[Stage, ...]:
+    """The curriculum of an optimiser on a grid with this boundary."""
+    if optimizer == "adam":
+        return ADAM_CURRICULUM
+    return CARVING_CURRICULUM if boundary == "absorbing" else DEFAULT_CURRICULUM

@@ -1,0 +1,148 @@
+"""Levenberg-Marquardt in data space, within bounds, for many voxels at once."""
+
+from __future__ import annotations
+
+import torch
+
+from dipy_spinverse.inversion.curriculum import Stage
+from dipy_spinverse.inversion.priors import evaluate
+from dipy_spinverse.inversion.unknowns import SignalModel
+
+_BOUND_PASSES = 4
+_FIRST_DAMPING, _LARGEST_DAMPING = 1.0, 1e8
+
+
+def data_space_step(
+    jacobian: torch.Tensor,
+    residual: torch.Tensor,
+    gradient: torch.Tensor,
+    precision: torch.Tensor,
+    to_lower: torch.Tensor,
+    to_upper: torch.Tensor,
+) -> torch.Tensor:
+    """Step d within bounds that (nearly) minimises |r + J d|^2/2 + g.d + d.(p d)/2.
+
+    (J^T J + diag(p))^-1 is applied through the M x M matrix J diag(1/p) J^T + I. Unknowns whose
+    step would leave the bounds are put on the bound and the others solved for again, a few
+    times; what still leaves the bounds then is cut off.
+
+    Parameters
+    ----------
+    jacobian : tensor (V, M, N)
+        J and
+    residual : tensor (V, M)
+        r, both divided by the noise.
+    gradient, precision : tensor (V, N)
+        Gradient g and diagonal curvature p > 0 of all but the data.
+    to_lower, to_upper : tensor (V, N)
+        Least (<= 0) and largest (>= 0) step.
+
+    Returns
+    -------
+    tensor (V, N)
+    """
+    fixed = torch.zeros_like(gradient)
+    free = torch.ones_like(gradient)
+    identity = torch.eye(residual.shape[1], dtype=residual.dtype, device=residual.device)
+    for _ in range(_BOUND_PASSES):
+        shifted = residual + torch.einsum("vmn,vn->vm", jacobian, fixed)
+        spread = free / precision
+        matrix = torch.einsum("vmn,vkn->vmk", jacobian * spread[:, None], jacobian) + identity
+        downhill = torch.einsum("vmn,vm->vn", jacobian, shifted) + gradient
+        pushed = torch.einsum("vmn,vn->vm", jacobian, spread * downhill)
+        factor, _ = torch.linalg.cholesky_ex(matrix)
+        solved = torch.cholesky_solve(pushed[..., None], factor)[..., 0]
+        step = -spread * (downhill - torch.einsum("vmn,vm->vn", jacobian, solved)) + fixed
+        bounded = step.clamp(to_lower, to_upper)
+        leaving = (step != bounded) & (free > 0)
+        if not leaving.any():
+            break
+        fixed = torch.where(leaving, bounded, fixed)
+        free = torch.where(leaving, 0.0, free)
+    return bounded
+
+
+def gauss_newton(
+    model: SignalModel,
+    data: torch.Tensor,
+    sigma: torch.Tensor,
+    start: torch.Tensor,
+    stage: Stage,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Minimise |(S(x) - data) / sigma|^2 / 2 + priors(x), each voxel on its own.
+
+    Parameters
+    ----------
+    model : SignalModel
+    data : tensor (V, M)
+    sigma : tensor (V, M)
+        Standard deviation of the noise.
+    start : tensor (V, N)
+        Unknowns to start from.
+    stage : Stage
+        Its priors and stopping rule.
+
+    Returns
+    -------
+    unknowns : tensor (V, N)
+    converged : tensor (V,) of bool
+        Whether the stopping rule was met before the last iteration.
+
+    References
+    ----------
+    .. [1] Madsen, Nielsen and Tingleff, "Methods for non-linear least squares problems", 2nd ed.
+       (2004): the gain ratio and the change of the damping.
+    """
+    x = start.clone()
+    lower, upper = model.bounds(x)
+    converged = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    damping, growth = x.new_full((len(x),), _FIRST_DAMPING), x.new_full((len(x),), 2.0)
+    signals, jacobian, prior = _linearise(model, x, stage)
+    for _ in range(stage.max_iterations):
+        active = torch.nonzero(~converged)[:, 0]
+        if len(active) == 0:
+            break
+        here, noise = x[active], sigma[active]
+        residual = (signals[active] - data[active]) / noise
+        weighted = jacobian[active] / noise[..., None]
+        value, gradient, precision = (part[active] for part in prior)
+        precision = precision + damping[active, None]
+        step = data_space_step(
+            weighted, residual, gradient, precision, lower - here, upper - here
+        )
+        trial = (here + step).clamp(lower, upper)
+        linear = torch.einsum("vmn,vn->vm", weighted, step)
+        predicted = -(residual * linear + linear**2 / 2).sum(dim=1)
+        predicted -= (gradient * step + precision * step**2 / 2).sum(dim=1)
+        objective = (residual**2).sum(dim=1) / 2 + value
+        misfit = ((model.signals(trial) - data[active]) / noise).square().sum(dim=1) / 2
+        decrease = objective - misfit - _priors(model, trial, stage)[0]
+        gain = decrease / predicted.clamp_min(torch.finfo(x.dtype).tiny)
+
+        better = (decrease > 0) & (predicted > 0)  # false where anything is NaN
+        x[active[better]] = trial[better]
+        shrink = (1 - (2 * gain - 1) ** 3).clamp(1 / 3, 2)
+        damping[active] *= torch.where(better, shrink, growth[active])
+        growth[active] = torch.where(better, 2.0, 2 * growth[active])
+        small = better & (decrease < stage.tolerance * objective)
+        converged[active] = small | (damping[active] > _LARGEST_DAMPING)
+        moved = active[better & ~converged[active]]
+        if len(moved):
+            signals[moved], jacobian[moved], fresh = _linearise(model, x[moved], stage)
+            for part, new in zip(prior, fresh, strict=True):
+                part[moved] = new
+    return x, converged
+
+
+def _linearise(model, unknowns, stage):
+    return *model.sensitivities(unknowns), _priors(model, unknowns, stage)
+
+
+def _priors(model, unknowns, stage):
+    """Value (V,), gradient and Gauss-Newton weight (V, N) of the stage's priors."""
+    value, gradient, weight = evaluate(
+        stage.priors, model.simulator.grid, unknowns[:, : model.n_faces]
+    )
+    others = unknowns.shape[1] - model.n_faces
+    pad = torch.nn.functional.pad
+    return value, pad(gradient, (0, others)), pad(weight, (0, others))

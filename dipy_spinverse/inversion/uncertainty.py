@@ -1,0 +1,85 @@
+"""How well the data determine the unknowns: Laplace approximation and perturbed restarts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+# Precision of a face about which nothing is known: openness uniform in [0, 1].
+_UNIFORM_PRECISION = 12.0
+
+
+@dataclass(frozen=True, eq=False)
+class Laplace:
+    """Gaussian posterior around an estimate, kept in data space.
+
+    Covariance C - C J^T (J C J^T + I)^-1 J C, with C the prior variance of each unknown.
+
+    Attributes
+    ----------
+    weighted_jacobian : tensor (V, M, N)
+        Derivatives of the signals over the noise.
+    variance : tensor (V, N)
+        Prior variances.
+    factor : tensor (V, M, M)
+        Cholesky factor of J C J^T + I.
+    """
+
+    weighted_jacobian: torch.Tensor
+    variance: torch.Tensor
+    factor: torch.Tensor
+
+    @classmethod
+    def at(cls, unknowns, weighted_jacobian, residual, bounds) -> Laplace:
+        """Laplace approximation at an estimate.
+
+        An unknown on one of its bounds against which the data push it with gradient g has, beside
+        the uniform prior, the exponential one exp(-|g| distance), with variance 1/g^2.
+        """
+        gradient = torch.einsum("vmn,vm->vn", weighted_jacobian, residual)
+        on_bound = (unknowns <= bounds[0]) | (unknowns >= bounds[1])
+        precision = _UNIFORM_PRECISION + torch.where(on_bound, gradient**2, 0.0)
+        scaled = weighted_jacobian / precision.sqrt()[:, None]
+        identity = torch.eye(residual.shape[1], dtype=residual.dtype, device=residual.device)
+        matrix = torch.einsum("vmn,vkn->vmk", scaled, scaled) + identity
+        return cls(weighted_jacobian, 1 / precision, torch.linalg.cholesky(matrix))
+
+    def standard_deviation(self) -> torch.Tensor:
+        """Posterior standard deviations (V, N)."""
+        spread = self.weighted_jacobian * self.variance[:, None]
+        known = torch.linalg.solve_triangular(self.factor, spread, upper=False)
+        return (self.variance - known.square().sum(dim=1)).clamp_min(0).sqrt()
+
+    def n_determined(self) -> torch.Tensor:
+        """Degrees of freedom (V,) that the data determine: trace of J C J^T (J C J^T + I)^-1."""
+        n_signals = self.factor.shape[-1]
+        identity = torch.eye(n_signals, dtype=self.factor.dtype, device=self.factor.device)
+        inverse = torch.linalg.solve_triangular(
+            self.factor, identity.expand_as(self.factor), upper=False
+        )
+        return n_signals - inverse.square().sum(dim=(1, 2))
+
+    def sample(self, unit_normal: torch.Tensor, unit_noise: torch.Tensor) -> torch.Tensor:
+        """Deviation (V, N) from the estimate, drawn from the posterior (Matheron's rule).
+
+        Parameters
+        ----------
+        unit_normal : tensor (N,)
+            Independent standard normal numbers, and
+        unit_noise : tensor (M,)
+            the same for the measurements.
+        """
+        drawn = unit_normal * self.variance.sqrt()
+        mismatch = torch.einsum("vmn,vn->vm", self.weighted_jacobian, drawn) + unit_noise
+        solved = torch.cholesky_solve(mismatch[..., None], self.factor)[..., 0]
+        return drawn - self.variance * torch.einsum("vmn,vm->vn", self.weighted_jacobian, solved)
+
+
+def probability_below(threshold: float, mean: torch.Tensor, sd: torch.Tensor) -> torch.Tensor:
+    """Probability that a normal variable, truncated to [0, 1], is below a threshold."""
+    sd = sd.clamp_min(1e-6)
+    below, at_zero, at_one = (
+        torch.special.ndtr((edge - mean) / sd) for edge in (threshold, 0.0, 1.0)
+    )
+    return ((below - at_zero) / (at_one - at_zero)).clamp(0, 1)

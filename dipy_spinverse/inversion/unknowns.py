@@ -1,0 +1,142 @@
+"""The unknowns of an inversion, and the signals that they predict.
+
+A face carries the openness s in [0, 1] (0 wall, 1 no membrane), a monotonous function of its
+relative transmissibility tau,
+
+    s = (1 + c) tau / (tau + c),        tau = s / (1 + (1 - s) / c),
+
+whose gradient vanishes at neither end and which spends half its range on the leaky walls below
+tau = c / (1 + 2 c), where signals change most.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.bloch_torrey import Simulator
+
+_C = 0.4
+
+# The fastest water at body temperature, um^2/ms.
+FREE_DIFFUSIVITY = 3.0
+
+
+def openness(transmissibility: torch.Tensor) -> torch.Tensor:
+    """Openness s in [0, 1] of relative transmissibilities in [0, 1], same shape."""
+    return (1 + _C) * transmissibility / (transmissibility + _C)
+
+
+def transmissibility(openness: torch.Tensor) -> torch.Tensor:
+    """Relative transmissibility in [0, 1] of openness s in [0, 1], same shape."""
+    return openness / (1 + (1 - openness) / _C)
+
+
+def _transmissibility_slope(openness):
+    return (1 + 1 / _C) / (1 + (1 - openness) / _C) ** 2
+
+
+class SignalModel:
+    """Signals S_m = a_TE ((1 - f) G_m(s) + f exp(-b_m D_w)) and their derivatives.
+
+    The unknowns of V voxels are rows x = [s (F), a (one per echo time), f] of a tensor (V, N);
+    the amplitudes a are left out where the initial magnetisation is known, and the free-water
+    fraction f where it is not asked for.
+
+    Parameters
+    ----------
+    simulator : Simulator
+        For `acquisition`; its signals are G.
+    acquisition : Acquisition
+    amplitudes : bool
+        Whether the amplitudes are unknown (else they are 1).
+    free_water : bool
+        Whether there is a fraction of free water outside the grid.
+    """
+
+    def __init__(
+        self, simulator: Simulator, acquisition: Acquisition, *, amplitudes: bool, free_water: bool
+    ):
+        self.simulator, device = simulator, simulator.device
+        self.n_faces = simulator.grid.n_faces
+        self.n_amplitudes = len(acquisition.echo_times) if amplitudes else 0
+        self.free_water = free_water
+        self.n_unknowns = self.n_faces + self.n_amplitudes + free_water
+        b = np.where(acquisition.b0_mask, 0.0, acquisition.b)
+        self._free_signals = torch.as_tensor(np.exp(-b * FREE_DIFFUSIVITY), device=device)
+        self._te_index = torch.as_tensor(acquisition.te_index.copy(), device=device)
+
+    def restricted_to(self, simulator: Simulator, keep: torch.Tensor) -> SignalModel:
+        """The same model of some of the measurements, which `simulator` simulates."""
+        part = object.__new__(SignalModel)
+        part.__dict__.update(self.__dict__)
+        part.simulator = simulator
+        part._free_signals = self._free_signals[keep]
+        part._te_index = self._te_index[keep]
+        return part
+
+    def split(self, unknowns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Openness (V, F), amplitude of each measurement (V, M), free-water fraction (V, 1)."""
+        face_part = unknowns[:, : self.n_faces]
+        if self.n_amplitudes:
+            amplitudes = unknowns[:, self.n_faces : self.n_faces + self.n_amplitudes]
+            amplitude = amplitudes[:, self._te_index]
+        else:
+            amplitude = unknowns.new_ones(len(unknowns), len(self._te_index))
+        zero = unknowns.new_zeros(len(unknowns), 1)
+        return face_part, amplitude, unknowns[:, -1:] if self.free_water else zero
+
+    def bounds(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Least and largest values (N,) of the unknowns."""
+        lower, upper = like.new_zeros(self.n_unknowns), like.new_ones(self.n_unknowns)
+        upper[self.n_faces : self.n_faces + self.n_amplitudes] = torch.inf
+        return lower, upper
+
+    def with_best_amplitudes(
+        self,
+        unknowns: torch.Tensor,
+        in_grid: torch.Tensor,
+        data: torch.Tensor,
+        sigma: torch.Tensor,
+    ) -> torch.Tensor:
+        """Unknowns with the amplitudes that fit data (V, M) best, given the grid's signals."""
+        if not self.n_amplitudes:
+            return unknowns
+        fraction = self.split(unknowns)[2]
+        relative = ((1 - fraction) * in_grid + fraction * self._free_signals) / sigma
+        zeros = data.new_zeros(len(data), self.n_amplitudes)
+        overlap = zeros.index_add(1, self._te_index, relative * data / sigma)
+        power = zeros.index_add(1, self._te_index, relative**2)
+        result = unknowns.clone()
+        columns = slice(self.n_faces, self.n_faces + self.n_amplitudes)
+        result[:, columns] = overlap / power.clamp_min(torch.finfo(data.dtype).tiny)
+        return result
+
+    def in_grid(self, unknowns: torch.Tensor) -> torch.Tensor:
+        """Signals G (V, M) of the grid alone, relative to its initial magnetisation."""
+        tau = transmissibility(unknowns[:, : self.n_faces])
+        return self.simulator.signals(tau).to(unknowns)
+
+    def signals(self, unknowns: torch.Tensor) -> torch.Tensor:
+        """Signals (V, M) of unknowns (V, N)."""
+        _, amplitude, fraction = self.split(unknowns)
+        in_grid = self.in_grid(unknowns)
+        return amplitude * ((1 - fraction) * in_grid + fraction * self._free_signals)
+
+    def sensitivities(self, unknowns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Signals (V, M) and their derivatives (V, M, N) by the unknowns (V, N)."""
+        face_part, amplitude, fraction = self.split(unknowns)
+        in_grid, by_tau = self.simulator.sensitivities(transmissibility(face_part))
+        in_grid = in_grid.to(unknowns)
+        relative = (1 - fraction) * in_grid + fraction * self._free_signals
+        n_voxels, n_signals = relative.shape
+        jacobian = unknowns.new_zeros(n_voxels, n_signals, self.n_unknowns)
+        by_face = by_tau.to(unknowns) * _transmissibility_slope(face_part)[:, None]
+        jacobian[..., : self.n_faces] = by_face * ((1 - fraction) * amplitude)[..., None]
+        if self.n_amplitudes:
+            columns = self.n_faces + self._te_index
+            jacobian[:, torch.arange(n_signals), columns] = relative
+        if self.free_water:
+            jacobian[..., -1] = amplitude * (self._free_signals - in_grid)
+        return amplitude * relative, jacobian

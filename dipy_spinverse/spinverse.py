@@ -1,0 +1,395 @@
+"""SpinverseModel: microscopic walls from diffusion MRI, as a DIPY model."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from dipy.core.gradients import GradientTable
+from dipy.utils.parallel import paramap
+
+from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.bloch_torrey import permeability_of, simulate
+from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
+from dipy_spinverse.inversion import Inversion, Stage, transmissibility
+from dipy_spinverse.inversion.inversion import OPTIMIZERS
+from dipy_spinverse.inversion.noise import noise_from_b0
+from dipy_spinverse.spinverse_fit import SpinverseFit, Status, load_fit
+from dipy_spinverse.wall_maps import wall_maps
+
+__all__ = ["SpinverseFit", "SpinverseModel", "Status", "load_fit"]
+
+logger = logging.getLogger("dipy_spinverse")
+
+_MM2_PER_S = 1e3  # um^2/ms
+# Phase between neighbouring tetrahedra above which a grid is too coarse for an encoding.
+_LARGEST_LINK_PHASE = np.pi / 2
+_N_SAMPLES = 4
+_MISFIT = 1.5
+_BYTES_PER_CHUNK = 2**28
+
+
+class SpinverseModel:
+    """Find the walls (membranes) in voxels from their diffusion-weighted signals.
+
+    The permeability of every face of a fixed tetrahedral grid is an unknown; the Bloch-Torrey
+    equation predicts the signals [1]_.
+
+    Parameters
+    ----------
+    gtab : GradientTable or Acquisition
+        With pulse timings (`big_delta`, `small_delta`).
+    grid : TetrahedralGrid, optional
+        A periodic lattice of 4 x 4 x 4 cells of 5 um where not given.
+    diffusivity : float, optional
+        Of the water between the walls, mm^2/s.
+    te : float or array-like (M,), optional
+        Echo times, s, where `gtab` is a GradientTable. Each echo time has its own initial
+        magnetisation.
+    priors : sequence, optional
+        Priors in all stages, instead of the curriculum's own.
+    curriculum : sequence of Stage, optional
+        The stages of the inversion. By default `dipy_spinverse.inversion.DEFAULT_CURRICULUM`, on
+        a grid with absorbing outside `CARVING_CURRICULUM`, and for "adam" `ADAM_CURRICULUM`.
+    optimizer : {"gauss-newton", "adam"}, optional
+        Levenberg-Marquardt in data space, or the published method.
+    device : str, optional
+        "cpu", or an accelerator that torch knows, as "cuda".
+    seed : int, optional
+        Of the random part of the start, which breaks the symmetry of a uniform one, and of the
+        samples. It is the same in all voxels, so that a voxel's fit does not depend on others.
+
+    Raises
+    ------
+    ValueError
+        Missing or inconsistent timings, an unknown optimiser, a diffusivity that is not positive.
+
+    References
+    ----------
+    .. [1] "Spinverse", https://doi.org/10.48550/arXiv.2603.04638
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dipy_spinverse import Acquisition, SpinverseModel, bcc_grid
+    >>> acquisition = Acquisition(
+    ...     b=[0, 1, 1, 1], directions=np.vstack([np.zeros(3), np.eye(3)]),
+    ...     small_delta=10, big_delta=30)
+    >>> model = SpinverseModel(acquisition, grid=bcc_grid(3, 5.0))
+    >>> fit = model.fit(100 * np.exp(-2 * acquisition.b), sigma=1.0)
+    >>> bool(fit.surface_to_volume < 0.05), float(fit.S0_hat.round())
+    (True, 100.0)
+    """
+
+    def __init__(
+        self,
+        gtab: GradientTable | Acquisition,
+        *,
+        grid: TetrahedralGrid | None = None,
+        diffusivity: float = 2e-3,
+        te=None,
+        priors: Sequence | None = None,
+        curriculum: Sequence[Stage] | None = None,
+        optimizer: str = "gauss-newton",
+        device: str = "cpu",
+        seed: int = 0,
+    ):
+        if isinstance(gtab, Acquisition):
+            if te is not None:
+                raise ValueError("te is given beside an Acquisition, which has its own: leave it out.")
+            self.acquisition = gtab
+        else:
+            self.acquisition = Acquisition.from_gtab(gtab, te=te)
+        if optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"optimizer is {optimizer!r}; use one of {', '.join(map(repr, OPTIMIZERS))}."
+            )
+        if not 0 < diffusivity < 0.1:
+            raise ValueError(
+                f"diffusivity is {diffusivity!r}; give it in mm^2/s (water at body temperature "
+                "has 3e-3)."
+            )
+        self.grid = bcc_grid() if grid is None else grid
+        self.diffusivity = diffusivity
+        self.priors, self.curriculum, self.optimizer = priors, curriculum, optimizer
+        self.device, self.seed = device, seed
+        self._warn_if_too_coarse()
+
+    def _warn_if_too_coarse(self):
+        phase = np.abs(self.grid.displacements @ self.acquisition.q_vectors.T).max(axis=0)
+        coarse = phase > _LARGEST_LINK_PHASE
+        if coarse.any():
+            warnings.warn(
+                f"The grid is too coarse for {coarse.sum()} of {len(coarse)} measurements: the "
+                f"phase between neighbouring tetrahedra reaches {phase.max():.1f} rad. Use cells "
+                f"smaller by a factor of {phase.max() / _LARGEST_LINK_PHASE:.1f}, or leave these "
+                "measurements out.",
+                stacklevel=3,
+            )
+
+    @property
+    def _diffusivity_um2_per_ms(self):
+        return self.diffusivity * _MM2_PER_S
+
+    def fit(
+        self,
+        data: np.ndarray,
+        mask: np.ndarray | None = None,
+        S0: float | np.ndarray | None = None,
+        *,
+        sigma: float | np.ndarray | None = None,
+        free_water: bool = False,
+        n_samples: int = _N_SAMPLES,
+        engine: str = "serial",
+        n_jobs: int = -1,
+        vox_per_chunk: int | None = None,
+        verbose: bool = False,
+    ) -> SpinverseFit:
+        """Fit walls to the signals of voxels.
+
+        Parameters
+        ----------
+        data : array-like (..., M)
+            Signals, of one voxel or of an image of up to three dimensions.
+        mask : array-like (...), optional
+            Voxels to fit; all where not given.
+        S0 : float or array-like (...), optional
+            Initial magnetisation, where it is known; otherwise it is fitted, one for each echo
+            time.
+        sigma : float or array-like (...), optional
+            Standard deviation of the noise. Where not given, from repeated b0 measurements (if
+            there are enough), or else from the residual.
+        free_water : bool, optional
+            Also fit a fraction of free water (3e-3 mm^2/s) outside the grid.
+        n_samples : int, optional
+            Number of further wall fields per voxel that explain its signals, from which the
+            standard deviations of the maps come; 0 for none (they are then 0).
+        engine : {"serial", "joblib", "dask", "ray"}, optional
+            How chunks of voxels are spread over processes.
+        n_jobs : int, optional
+            Number of processes of the other engines; -1 for all but one core.
+        vox_per_chunk : int, optional
+            Voxels fitted together; by default as many as fit into about 1 GiB.
+        verbose : bool, optional
+            Show a progress bar.
+
+        Returns
+        -------
+        SpinverseFit
+            Voxels that cannot be fitted (NaN, infinite or negative samples, no signal) have a
+            `status` that says so, and zeros elsewhere.
+
+        Raises
+        ------
+        ValueError
+            Arguments of wrong shapes.
+        """
+        data = np.asarray(data)
+        self._check_data(data)
+        shape = data.shape[:-1]
+        flat = data.reshape(-1, data.shape[-1]).astype(float)
+        wanted = _per_voxel("mask", True if mask is None else mask, shape).astype(bool)
+        known = None if S0 is None else _per_voxel("S0", S0, shape).astype(float)
+        noise = None if sigma is None else _per_voxel("sigma", sigma, shape).astype(float)
+        if noise is not None and not (noise[wanted] > 0).all():
+            raise ValueError("sigma has values that are not positive; give the noise's sd > 0.")
+        status, scale = self._screen(flat, wanted, known)
+        chosen = np.flatnonzero(status == Status.CONVERGED)
+
+        signals = flat[chosen] / scale[chosen, None]
+        if noise is not None:
+            noise = noise[chosen] / scale[chosen]
+        else:
+            noise = noise_from_b0(signals, self.acquisition)
+        inversion = Inversion(
+            self.acquisition,
+            self.grid,
+            diffusivity=self._diffusivity_um2_per_ms,
+            optimizer=self.optimizer,
+            curriculum=self.curriculum,
+            priors=self.priors,
+            amplitudes=S0 is None,
+            free_water=free_water,
+            n_samples=n_samples,
+            seed=self.seed,
+            device=self.device,
+        )
+        size = vox_per_chunk or self._default_chunk()
+        parts = [slice(first, first + size) for first in range(0, len(chosen), size)]
+        results = paramap(
+            _fit_chunk,
+            [(signals[part], None if noise is None else noise[part]) for part in parts],
+            func_args=[inversion, self, engine != "serial"],
+            engine=engine,
+            n_jobs=n_jobs,
+            verbose=verbose,
+        )
+        values = self._empty_values(len(flat))
+        for part, chunk in zip(parts, results, strict=True):
+            rows = chosen[part]
+            for name, value in chunk.items():
+                values[name][rows] = value
+        for name in ("S0", "sigma", "residual_rms"):
+            values[name] *= scale.reshape(-1, *(1,) * (values[name].ndim - 1))
+        self._set_status(status, chosen, values, known_sigma=noise is not None)
+        values["status"] = status
+        values = {name: value.reshape(shape + value.shape[1:]) for name, value in values.items()}
+        return SpinverseFit(self, values)
+
+    def predict(
+        self, permeability: np.ndarray, S0: float | np.ndarray = 1.0, gtab=None
+    ) -> np.ndarray:
+        """Signals of given permeabilities.
+
+        Parameters
+        ----------
+        permeability : array-like (..., F)
+            um/ms.
+        S0 : float or array-like (...) or (..., M), optional
+            Initial magnetisation.
+        gtab : GradientTable or Acquisition, optional
+            The model's own where not given.
+
+        Returns
+        -------
+        ndarray (..., M)
+        """
+        acquisition = self._acquisition_of(gtab)
+        permeability = np.asarray(permeability)
+        flat = permeability.reshape(-1, permeability.shape[-1])
+        signals = simulate(
+            acquisition,
+            self.grid,
+            flat,
+            diffusivity=self._diffusivity_um2_per_ms,
+            dtype="float32",
+            device=self.device,
+        ).reshape(*permeability.shape[:-1], len(acquisition))
+        S0 = np.asarray(S0)
+        return signals * (S0 if S0.shape == signals.shape else S0[..., None])
+
+    def _acquisition_of(self, gtab):
+        if gtab is None:
+            return self.acquisition
+        return gtab if isinstance(gtab, Acquisition) else Acquisition.from_gtab(gtab)
+
+    def _check_data(self, data):
+        if not 1 <= data.ndim <= 4:
+            raise ValueError(f"data has {data.ndim} dimensions; give 1 (a voxel) to 4 (a volume).")
+        if data.shape[-1] != len(self.acquisition):
+            raise ValueError(
+                f"data has {data.shape[-1]} measurements along its last axis, the acquisition has "
+                f"{len(self.acquisition)}; give data and gradients of the same scan."
+            )
+
+    def _screen(self, flat, wanted, known_S0):
+        """Status (V,) before the fit, and a guess of the initial magnetisation (V,)."""
+        status = np.full(len(flat), int(Status.CONVERGED))
+        least_b = self.acquisition.b == self.acquisition.b.min()
+        low = self.acquisition.b0_mask if self.acquisition.b0_mask.any() else least_b
+        with np.errstate(invalid="ignore", over="ignore"):
+            scale = flat[:, low].mean(axis=1) if known_S0 is None else known_S0.copy()
+            status[~(scale > 0)] = Status.NO_B0
+            status[~(flat >= 0).all(axis=1) | ~np.isfinite(flat).all(axis=1)] = Status.BAD_SAMPLES
+        status[(flat == 0).all(axis=1)] = Status.NO_SIGNAL
+        status[~wanted] = Status.NOT_FITTED
+        bad = (status != Status.CONVERGED) & wanted
+        if bad.any():
+            warnings.warn(
+                f"{bad.sum()} of {wanted.sum()} voxels cannot be fitted (NaN, infinite or "
+                "negative samples, or no signal); their status says why, their maps are zero.",
+                stacklevel=3,
+            )
+        scale[status != Status.CONVERGED] = 1.0
+        return status, scale
+
+    def _set_status(self, status, chosen, values, known_sigma):
+        stopped = values.pop("converged").astype(bool)
+        noise_reached = values["residual_rms"] <= values["sigma"]
+        misfit = known_sigma & (values["residual_rms"] > _MISFIT * values["sigma"])
+        outcome = np.where(stopped | noise_reached, Status.CONVERGED, Status.NOT_CONVERGED)
+        outcome = np.where(misfit, Status.MISFIT, outcome)
+        status[chosen] = outcome[chosen]
+
+    def _default_chunk(self):
+        # Jacobian, its weighted copy and the temporaries of a step.
+        bytes_per_voxel = 4 * 8 * len(self.acquisition) * self.grid.n_faces
+        return max(1, min(64, _BYTES_PER_CHUNK * 4 // bytes_per_voxel))
+
+    def _empty_values(self, n):
+        n_faces, n_te = self.grid.n_faces, len(self.acquisition.echo_times)
+        values = {
+            "permeability": np.zeros((n, n_faces), np.float32),
+            "wall_probability": np.zeros((n, n_faces), np.float32),
+            "S0": np.zeros((n, n_te)),
+            "sigma": np.zeros(n),
+            "residual_rms": np.zeros(n),
+            "converged": np.zeros(n),
+        }
+        for name, width in SpinverseFit.MAPS.items():
+            values[name] = np.zeros((n, *width))
+            values[f"{name}_std"] = np.zeros((n, *width))
+        return values
+
+
+def _per_voxel(name, value, shape):
+    """Value of each voxel (V,), from one for all or an array of the data's shape."""
+    value = np.asarray(value)
+    if value.shape not in ((), shape):
+        raise ValueError(
+            f"{name} has shape {value.shape}, the data have voxels {shape}; give one value for "
+            "all, or one for each voxel."
+        )
+    return np.broadcast_to(value, shape).reshape(-1)
+
+
+def _fit_chunk(chunk, inversion, model, in_worker):
+    """Values of each voxel of a chunk, as in `SpinverseModel._empty_values`."""
+    if in_worker:
+        torch.set_num_threads(1)
+    signals, noise = chunk
+    result = inversion.run(signals, noise)
+    diffusivity = model._diffusivity_um2_per_ms
+    tau = transmissibility(torch.as_tensor(result.openness)).numpy()
+    fields = np.concatenate([result.openness[None], result.openness_samples])
+    maps = wall_maps(
+        model.grid,
+        transmissibility(torch.as_tensor(fields.reshape(-1, model.grid.n_faces))),
+        diffusivity=diffusivity,
+        diffusion_time=float(model.acquisition.diffusion_time.max()),
+    )
+    n_voxels = len(signals)
+    values = {
+        "permeability": permeability_of(model.grid, tau, diffusivity),
+        "wall_probability": result.wall_probability,
+        "S0": result.amplitudes,
+        "sigma": result.sigma,
+        "residual_rms": np.sqrt(((result.predicted - signals) ** 2).mean(axis=1)),
+        "converged": result.converged,
+        "free_water_fraction": result.free_water,
+        "free_water_fraction_std": _spread(result.free_water, result.free_water_samples),
+    }
+    for name, value in maps.items():
+        value = value.reshape(len(fields), n_voxels, *value.shape[1:])
+        samples = value[1:]
+        if name == "wall_orientation":
+            # An axis has no sign: compare with the sample's sign that is nearer.
+            samples = samples * np.where((samples * value[0]).sum(-1, keepdims=True) < 0, -1, 1)
+        values[name] = value[0]
+        values[f"{name}_std"] = _spread(value[0], samples)
+    # The grid is the part of the voxel that is not free water.
+    in_grid = 1 - result.free_water
+    for name in ("surface_to_volume", "restricted_fraction"):
+        values[name] = values[name] * in_grid
+        values[f"{name}_std"] = values[f"{name}_std"] * in_grid
+    return values
+
+
+def _spread(estimate, samples):
+    """Root mean squared deviation of samples (n, ...) from the estimate (...)."""
+    if len(samples) == 0:
+        return np.zeros_like(estimate)
+    return np.sqrt(((samples - estimate) ** 2).mean(axis=0))

@@ -1,0 +1,271 @@
+"""SpinverseFit: the walls found in voxels, what follows from them, and how sure it is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from enum import IntEnum
+from pathlib import Path
+
+import numpy as np
+
+from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.grid.tetrahedral_grid import build_grid
+from dipy_spinverse.interface import InterfaceMesh, interface_mesh
+from dipy_spinverse.inversion import Stage, priors
+from dipy_spinverse.inversion.unknowns import FREE_DIFFUSIVITY
+
+
+class Status(IntEnum):
+    """What came of a voxel."""
+
+    NOT_FITTED = 0
+    """Outside of the mask."""
+    CONVERGED = 1
+    """The optimiser stopped by its own rule, or reached the noise level."""
+    NOT_CONVERGED = 2
+    """The iterations came to their end above the noise level."""
+    MISFIT = 3
+    """The residual is above 1.5 times the noise: the model does not explain the signals."""
+    BAD_SAMPLES = 4
+    """NaN, infinite or negative samples."""
+    NO_SIGNAL = 5
+    """All samples are zero."""
+    NO_B0 = 6
+    """The b0 signal, or the S0 given, is not positive."""
+
+
+class SpinverseFit:
+    """Walls of voxels, from :meth:`SpinverseModel.fit` or :func:`load_fit`.
+
+    ``fit[i, j, k]`` and slices give the fit of these voxels. All arrays have the leading shape
+    `shape` of the data and are zero where nothing was fitted. The maps named in `MAPS` are
+    attributes, each with a twin ``NAME_std``: the root mean squared deviation of other wall fields
+    that explain the same signals. These are local (drawn around the estimate): the true
+    uncertainty is larger where quite different wall patterns explain the signals.
+
+    Attributes
+    ----------
+    surface_to_volume : ndarray (...)
+        Area of the membranes over volume, 1/um.
+    wall_permeability : ndarray (...)
+        Mean permeability of the membranes, um/ms.
+    exchange_time : ndarray (...)
+        Mean time in which restricted spins cross a wall, ms.
+    restricted_fraction : ndarray (...)
+        Fraction of spins that do not get far in at least one direction.
+    pore_diameter : ndarray (...)
+        Mean chord length of the restricted space, um.
+    wall_orientation : ndarray (..., 3)
+        Unit vector along which walls are crossed least.
+    wall_anisotropy : ndarray (...)
+        How well the walls determine this axis, 0 to 1.
+    free_water_fraction : ndarray (...)
+        Zero unless it was fitted.
+    permeability : ndarray (..., F)
+        Of each face, um/ms; infinite where there is no membrane at all.
+    wall_probability : ndarray (..., F)
+        Probability that a face is a wall.
+    sigma : ndarray (...)
+        Standard deviation of the noise, given or estimated, in units of the data.
+    residual_rms : ndarray (...)
+        Root mean square of data minus prediction.
+    status : ndarray (...) of int
+        See :class:`Status`.
+    """
+
+    MAPS = {
+        "surface_to_volume": (),
+        "wall_permeability": (),
+        "exchange_time": (),
+        "restricted_fraction": (),
+        "pore_diameter": (),
+        "wall_orientation": (3,),
+        "wall_anisotropy": (),
+        "free_water_fraction": (),
+    }
+
+    def __init__(self, model, values: dict[str, np.ndarray]):
+        self.model = model
+        self._values = values
+
+    def __getattr__(self, name: str):
+        # Only what __init__ and the class do not define; `_values` itself is missing while
+        # an instance is being unpickled.
+        if name.startswith("_") or name not in self._values:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return self._values[name]
+
+    def __dir__(self):
+        return [*super().__dir__(), *self._values]
+
+    def __repr__(self) -> str:
+        return f"SpinverseFit(shape={self.shape}, {self.model.grid!r})"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the voxels."""
+        return self._values["status"].shape
+
+    @property
+    def S0_hat(self) -> np.ndarray:
+        """Initial magnetisation (...), or (..., K) of K > 1 echo times in ascending order."""
+        S0 = self._values["S0"]
+        return S0[..., 0] if S0.shape[-1] == 1 else S0
+
+    def __getitem__(self, index) -> SpinverseFit:
+        n = int(np.prod(self.shape))
+        chosen = np.arange(n).reshape(self.shape)[index]
+        values = {
+            name: value.reshape(n, *value.shape[len(self.shape) :])[chosen]
+            for name, value in self._values.items()
+        }
+        return SpinverseFit(self.model, values)
+
+    def predict(self, gtab=None, S0=None) -> np.ndarray:
+        """Signals (..., M) that the walls predict.
+
+        Parameters
+        ----------
+        gtab : GradientTable or Acquisition, optional
+            Of what to predict; of the fitted data where not given.
+        S0 : float or array-like (...), optional
+            Initial magnetisation; the fitted one (of the nearest echo time) where not given.
+        """
+        acquisition = self.model._acquisition_of(gtab)
+        fitted = np.isin(self.status, (Status.CONVERGED, Status.NOT_CONVERGED, Status.MISFIT))
+        if S0 is None:
+            distance = np.abs(acquisition.te[:, None] - self.model.acquisition.echo_times)
+            S0 = self._values["S0"][..., distance.argmin(axis=1)]
+        else:
+            S0 = np.broadcast_to(np.asarray(S0, dtype=float)[..., None], (*self.shape, 1))
+        signals = np.zeros((*self.shape, len(acquisition)))
+        if fitted.any():
+            in_grid = self.model.predict(self.permeability[fitted], gtab=acquisition)
+            fraction = self.free_water_fraction[fitted][:, None]
+            b = np.where(acquisition.b0_mask, 0, acquisition.b)
+            free = np.exp(-b * FREE_DIFFUSIVITY)
+            signals[fitted] = (1 - fraction) * in_grid + fraction * free
+        return signals * S0
+
+    def interface(
+        self, index: tuple[int, ...] = (), threshold: float = 0.5, closed_only: bool = False
+    ) -> InterfaceMesh:
+        """Mesh of the walls of one voxel.
+
+        Parameters
+        ----------
+        index : int or tuple of int, optional
+            The voxel; not needed in the fit of a single one.
+        threshold : float, optional
+            Least wall probability of a triangle.
+        closed_only : bool, optional
+            Leave out walls that are not part of a closed surface.
+        """
+        voxel = self[index]
+        if voxel.shape != ():
+            raise ValueError(
+                f"index is {index!r}, which selects {voxel.shape} voxels; give one index for each "
+                f"of the axes of {self.shape}."
+            )
+        return interface_mesh(
+            self.model.grid, voxel.permeability, voxel.wall_probability,
+            threshold=threshold, closed_only=closed_only,
+        )  # fmt: skip
+
+    def save(self, path: str | Path) -> None:
+        """Write the fit, its grid, acquisition and settings to one ``.npz`` file.
+
+        Parameters
+        ----------
+        path : str or Path
+        """
+        model, grid = self.model, self.model.grid
+        period = np.zeros(0) if grid.period_um is None else grid.period_um
+        settings = {
+            "diffusivity": model.diffusivity,
+            "optimizer": model.optimizer,
+            "device": model.device,
+            "seed": model.seed,
+            "priors": None if model.priors is None else _priors_to_json(model.priors),
+            "curriculum": None
+            if model.curriculum is None
+            else [
+                {**vars(stage), "priors": _priors_to_json(stage.priors)}
+                for stage in model.curriculum
+            ],
+            "boundary": grid.boundary,
+        }
+        with open(path, "wb") as file:
+            np.savez_compressed(
+                file,
+                settings=json.dumps(settings),
+                period_um=period,
+                **{f"grid_{name}": getattr(grid, name) for name in _GRID_ARRAYS},
+                **{f"acquisition_{n}": getattr(model.acquisition, n) for n in _ACQUISITION_FIELDS},
+                **{f"fit_{name}": value for name, value in self._values.items()},
+            )
+
+
+_GRID_ARRAYS = ("points_um", "tetrahedra", "tetrahedron_points")
+_ACQUISITION_FIELDS = ("b", "directions", "small_delta", "big_delta", "te", "b0_threshold")
+
+
+def load_fit(path: str | Path) -> SpinverseFit:
+    """Read a fit that :meth:`SpinverseFit.save` wrote.
+
+    Parameters
+    ----------
+    path : str or Path
+
+    Returns
+    -------
+    SpinverseFit
+
+    Raises
+    ------
+    ValueError
+        The file was not written by `SpinverseFit.save`.
+    """
+    from dipy_spinverse.spinverse import SpinverseModel
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            stored = dict(file)
+        settings = json.loads(str(stored["settings"]))
+    except (KeyError, ValueError, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(
+            f"path: {path} is not a saved fit ({error}); give a file of SpinverseFit.save."
+        ) from error
+    points, tetrahedra, tetrahedron_points = (stored[f"grid_{name}"] for name in _GRID_ARRAYS)
+    period = stored["period_um"] if stored["period_um"].size else None
+    boundary = settings.pop("boundary")
+    grid = build_grid(points, tetrahedra, tetrahedron_points, boundary, period)
+    acquisition = Acquisition(**{n: stored[f"acquisition_{n}"] for n in _ACQUISITION_FIELDS})
+    if settings["priors"] is not None:
+        settings["priors"] = _priors_from_json(settings["priors"])
+    if settings["curriculum"] is not None:
+        settings["curriculum"] = [_stage_from_json(stage) for stage in settings["curriculum"]]
+    values = {n.removeprefix("fit_"): v for n, v in stored.items() if n.startswith("fit_")}
+    return SpinverseFit(SpinverseModel(acquisition, grid=grid, **settings), values)
+
+
+def _priors_to_json(some_priors):
+    return [[type(prior).__name__, asdict(prior)] for prior in some_priors]
+
+
+def _priors_from_json(pairs):
+    return tuple(getattr(priors, name)(**parameters) for name, parameters in pairs)
+
+
+def _stage_from_json(stage):
+    times = stage["diffusion_times"]
+    return Stage(
+        **{
+            **stage,
+            "diffusion_times": None if times is None else tuple(times),
+            "priors": _priors_from_json(stage["priors"]),
+        }
+    )

@@ -1,0 +1,1 @@
+"""Command lines in the idiom of DIPY's workflows."""
