@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from dipy.core.gradients import GradientTable
 from dipy.utils.parallel import paramap
+from scipy.stats import f as f_distribution
 
 from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.bloch_torrey import permeability_of, simulate
@@ -29,6 +30,7 @@ _MM2_PER_S = 1e3  # um^2/ms
 _LARGEST_LINK_PHASE = np.pi / 2
 _N_SAMPLES = 4
 _MISFIT = 1.5
+_CERTAIN = 10**9  # degrees of freedom of a noise level that is given
 _BYTES_PER_CHUNK = 2**28
 
 
@@ -200,10 +202,13 @@ class SpinverseModel:
         chosen = np.flatnonzero(status == Status.CONVERGED)
 
         signals = flat[chosen] / scale[chosen, None]
-        if noise is not None:
-            noise = noise[chosen] / scale[chosen]
+        freedom = _CERTAIN
+        if noise is None:
+            noise, freedom = noise_from_b0(flat[chosen], self.acquisition)
         else:
-            noise = noise_from_b0(signals, self.acquisition)
+            noise = noise[chosen]
+        if noise is not None:
+            noise = noise / scale[chosen]
         inversion = Inversion(
             self.acquisition,
             self.grid,
@@ -234,7 +239,7 @@ class SpinverseModel:
                 values[name][rows] = value
         for name in ("S0", "sigma", "residual_rms"):
             values[name] *= scale.reshape(-1, *(1,) * (values[name].ndim - 1))
-        self._set_status(status, chosen, values, known_sigma=noise is not None)
+        self._set_status(status, chosen, values, freedom)
         values["status"] = status
         values = {name: value.reshape(shape + value.shape[1:]) for name, value in values.items()}
         return SpinverseFit(self, values)
@@ -306,10 +311,13 @@ class SpinverseModel:
         scale[status != Status.CONVERGED] = 1.0
         return status, scale
 
-    def _set_status(self, status, chosen, values, known_sigma):
+    def _set_status(self, status, chosen, values, freedom):
+        """Status of the voxels that were fitted; the noise has so many degrees of freedom."""
         stopped = values.pop("converged").astype(bool)
-        noise_reached = values["residual_rms"] <= values["sigma"]
-        misfit = known_sigma & (values["residual_rms"] > _MISFIT * values["sigma"])
+        ratio = values["residual_rms"] / np.where(values["sigma"] > 0, values["sigma"], 1)
+        by_chance = np.sqrt(f_distribution.ppf((0.95, 0.99), len(self.acquisition), freedom or 1))
+        noise_reached = ratio <= by_chance[0]
+        misfit = ratio > max(_MISFIT, by_chance[1])
         outcome = np.where(stopped | noise_reached, Status.CONVERGED, Status.NOT_CONVERGED)
         outcome = np.where(misfit, Status.MISFIT, outcome)
         status[chosen] = outcome[chosen]

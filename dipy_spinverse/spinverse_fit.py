@@ -26,7 +26,8 @@ class Status(IntEnum):
     NOT_CONVERGED = 2
     """The iterations came to their end above the noise level."""
     MISFIT = 3
-    """The residual is above 1.5 times the noise: the model does not explain the signals."""
+    """The residual is above 1.5 times the noise, and more than by chance: the model does not
+    explain the signals."""
     BAD_SAMPLES = 4
     """NaN, infinite or negative samples."""
     NO_SIGNAL = 5

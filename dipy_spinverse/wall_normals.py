@@ -16,7 +16,7 @@ def wall_normals(grid: TetrahedralGrid, walls: np.ndarray) -> np.ndarray:
     The direction in which the connected walls around a wall extend least: the eigenvector of the
     smallest eigenvalue of the second moment of their area. The sum of ``A_f |n_f . n|`` over the
     walls of spheres and cylinders is within 3 % of the area of the smooth surface, while the sum
-    of ``A_f`` exceeds it by 20 to 80 %.
+    of ``A_f`` exceeds it by 10 to 80 %.
 
     Parameters
     ----------

@@ -11,8 +11,9 @@ from dipy_spinverse.grid import bcc_grid
 from dipy_spinverse.grid.nearest import nearest
 from dipy_spinverse.substrates import bent_tube, cylinders, from_inside, spheres, torus
 
-# A staircase with projected areas: 1 % where bodies are 4 or more tetrahedra wide.
-AREA_TOLERANCE = 0.01
+# Projected areas: under 0.5 % on spheres and cylinders (walls lie off the curved membrane by up to
+# half a tetrahedron, on both sides), up to 1.2 % where bodies also bend or end.
+AREA_TOLERANCE = 0.015
 GRID = bcc_grid(cells=8, cell_size_um=1.0)
 
 
@@ -57,9 +58,11 @@ def test_cylinders_have_their_area_and_volume_in_any_orientation(axis, radius):
     assert np.abs(parts - volume).min() < GRID.volumes[0] + 4e-3 * volume
 
 
-def test_the_staircase_itself_has_too_much_area():
-    walls = np.isfinite(cylinders(GRID, [0, 0, 0], 3.0))
-    assert GRID.face_areas[walls].sum() > 1.2 * 2 * np.pi * 3.0 * 8.0
+def test_the_staircase_is_not_rougher_than_it_must_be():
+    walls = np.isfinite(cylinders(GRID, [0.2, 0.1, 0], 3.0))
+    area = 2 * np.pi * 3.0 * 8.0
+    # Taking tetrahedra by their share alone gives 1.5, and slows diffusion along the cylinder.
+    assert 1.1 * area < GRID.face_areas[walls].sum() < 1.4 * area
 
 
 @pytest.mark.parametrize("axis", [(0, 0, 1), (1, 2, 3)])
@@ -107,9 +110,9 @@ def test_estimated_normals_give_the_area_of_the_membrane(radius):
     def ball(points):
         return np.linalg.norm(points, axis=1) < radius
 
-    # Where the normal has to be guessed from the staircase: 2 %.
+    # Normals guessed from the staircase keep some of its facets: up to 3 % too much.
     estimated = membrane_area(GRID, from_inside(GRID, ball, permeability=1.0))
-    assert estimated == pytest.approx(4 * np.pi * radius**2, rel=0.02)
+    assert estimated == pytest.approx(4 * np.pi * radius**2, rel=0.035)
 
 
 def test_from_inside_with_a_normal_is_the_analytic_body():
@@ -156,7 +159,7 @@ def test_a_substrate_moves_with_its_centre_through_the_periodic_box(body):
     assert distances.max() < 1e-9
     # Tetrahedra of equal share inside may be chosen differently: a few faces of several hundred.
     changed = np.isfinite(there[partner]) != np.isfinite(here)
-    assert changed.sum() < 0.03 * np.isfinite(here).sum()
+    assert changed.sum() < 0.05 * np.isfinite(here).sum()
     assert membrane_area(GRID, there) == pytest.approx(membrane_area(GRID, here), rel=2e-3)
     np.testing.assert_allclose(make(center + GRID.period_um), here, atol=1e-9)
 
@@ -171,7 +174,7 @@ def test_tetrahedra_of_equal_share_are_not_all_taken_from_one_side():
 
 
 def test_bodies_that_touch_keep_both_membranes_in_series():
-    centers, kappas = [[-2.0, 0, 0], [2.0, 0, 0]], [0.1, 0.4]
+    centers, kappas = [[-(2.0**0.5), -(2.0**0.5), 0], [2.0**0.5, 2.0**0.5, 0]], [0.1, 0.4]
     both = cylinders(GRID, centers, 2.0, permeability=kappas)
     one, other = (
         cylinders(GRID, center, 2.0, permeability=kappa)
@@ -287,3 +290,9 @@ def test_oblique_cylinders_may_not_overlap_their_images():
 def test_other_bad_input_is_refused_by_name(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_region_without_a_boundary_has_no_walls():
+    for value in (True, False):
+        walls = from_inside(GRID, lambda points, value=value: np.full(len(points), value))
+        assert np.isinf(walls).all()

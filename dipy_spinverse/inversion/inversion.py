@@ -28,7 +28,9 @@ _START_SPREAD = 0.05
 _START_FREE_WATER = 0.05
 # Where the noise level is unknown: that of a signal-to-noise ratio of 50 to begin with.
 _FIRST_SIGMA = 0.02
-_SAMPLE_ITERATIONS = 5
+_SAMPLE_ITERATIONS, _SAMPLE_TOLERANCE = 5, 1e-2
+# Time steps per pulse; signals are then within 1e-4 of those of many.
+_STEPS = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +108,12 @@ class Inversion:
         representatives, self._encoding = unique_encodings(acquisition)
         self._repeats = np.bincount(self._encoding)
         self._acquisition = acquisition.subset(representatives)
-        self._settings = {"diffusivity": diffusivity, "dtype": "float32", "device": device}
+        self._settings = {
+            "diffusivity": diffusivity,
+            "steps": _STEPS,
+            "dtype": "float32",
+            "device": device,
+        }
         self._grid = grid
         simulator = Simulator(self._acquisition, grid, **self._settings)
         self._model = SignalModel(
@@ -207,7 +214,9 @@ class Inversion:
         lower, upper = self._model.bounds(unknowns)
         start = (unknowns + laplace.sample(unit_normal, unit_noise)).clamp(lower, upper)
         sigma = self._noise_of_encodings(noise)
-        stage = replace(self._last_stage[0], max_iterations=_SAMPLE_ITERATIONS)
+        stage = replace(
+            self._last_stage[0], max_iterations=_SAMPLE_ITERATIONS, tolerance=_SAMPLE_TOLERANCE
+        )
         noisy = signals + sigma * unit_noise
         return gauss_newton(self._model, noisy, sigma, start, stage)[0]
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.stats import chi2
 
 from dipy_spinverse.acquisition import Acquisition
 
-# With fewer degrees of freedom the estimate is off by more than a third.
-_LEAST_REPEATS = 4
+# With fewer degrees of freedom a single voxel's estimate is off by more than a third.
+_LEAST_FREEDOM = 4
+# How many degrees of freedom the typical noise of the other voxels is worth: noise changes
+# slowly over a volume.
+_SHARED_FREEDOM = 20
 
 
-def noise_from_b0(data: np.ndarray, acquisition: Acquisition) -> np.ndarray | None:
+def noise_from_b0(
+    data: np.ndarray, acquisition: Acquisition
+) -> tuple[np.ndarray | None, int]:
     """Standard deviation of the noise from repeated b0 measurements.
 
-    Pooled over echo times; within one, all b0 are repeats of the same signal.
+    Pooled over echo times; within one, all b0 are repeats of the same signal. Each voxel's
+    variance is drawn towards the median of all, as their scatter is mostly chance.
 
     Parameters
     ----------
@@ -22,18 +29,24 @@ def noise_from_b0(data: np.ndarray, acquisition: Acquisition) -> np.ndarray | No
 
     Returns
     -------
-    ndarray (V,) or None
-        None where there are too few repeats (less than 4 degrees of freedom).
+    sigma : ndarray (V,) or None
+        None where there are too few repeats.
+    freedom : int
+        Degrees of freedom of each.
     """
-    squares, freedom = 0.0, 0
+    squares, freedom = np.zeros(len(data)), 0
     for same_te in acquisition.b0_per_te:
         repeats = data[:, same_te]
         if repeats.shape[1] > 1:
-            squares = squares + repeats.var(axis=1) * repeats.shape[1]
+            squares += repeats.var(axis=1) * repeats.shape[1]
             freedom += repeats.shape[1] - 1
-    if freedom < _LEAST_REPEATS:
-        return None
-    return np.sqrt(squares / freedom)
+    if len(data) == 0 or freedom < _LEAST_FREEDOM:
+        return None, 0
+    if len(data) == 1:
+        return np.sqrt(squares / freedom), freedom
+    typical = np.median(squares) / chi2.median(freedom)
+    shared = _SHARED_FREEDOM + freedom
+    return np.sqrt((squares + _SHARED_FREEDOM * typical) / shared), shared
 
 
 def noise_from_residual(residual: np.ndarray, n_determined: np.ndarray) -> np.ndarray:

@@ -1,0 +1,281 @@
+"""From a small simulated volume to maps and meshes of its walls, and how far they are right.
+
+Simulates a volume of 4 x 4 x 2 voxels on a grid finer than the fit's, adds Rician noise, writes
+it as NIfTI, runs ``dipy_fit_spinverse`` on the files and sets its maps beside the truth: a table,
+and ``demo.png``. Run it as ``python examples/demo.py [folder]``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import meshio
+import numpy as np
+from dipy.core.sphere import HemiSphere, disperse_charges
+from dipy.io.image import load_nifti_data, save_nifti
+
+from dipy_spinverse import Acquisition, bcc_grid, simulate
+from dipy_spinverse.substrates import cylinders, spheres
+
+SHAPE = (4, 4, 2)
+BOX_UM = 20.0
+FINE_CELLS = 12
+DIFFUSIVITY = 2.0  # um^2/ms
+S0 = 1000.0
+SNR = 50.0
+SMALL_DELTA_MS, BIG_DELTAS_MS, TE_MS = 10.0, (20.0, 40.0, 60.0), 80.0
+SHELLS = (1.0, 2.0, 3.0, 5.0)  # ms/um^2
+N_DIRECTIONS, N_B0 = 12, 2
+EMPTY_VOXEL, NAN_VOXEL = (3, 3, 1), (0, 3, 1)
+MESH_VOXELS = ((1, 0, 0), (1, 1, 0), (3, 0, 0))
+QUANTITIES = (
+    ("surface_to_volume", "S/V (1/um)"),
+    ("restricted_fraction", "restricted fraction"),
+    ("wall_permeability", "kappa (um/ms)"),
+    ("pore_diameter", "pore diameter (um)"),
+)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a voxel of the demo contains; lengths in um, permeability in um/ms."""
+
+    name: str
+    surface_to_volume: float = 0.0
+    restricted_fraction: float = 0.0
+    wall_permeability: float = np.nan
+    pore_diameter: float = np.nan
+    axis: tuple[float, float, float] | None = None
+
+
+def packed_cylinders(measured, radius, axis, permeability=0.0):
+    """Four parallel cylinders in the box: what is true of them, and their signals."""
+    along = np.argmax(axis)
+    # A periodic box of any length holds the same cylinders without ends; a short one is quick.
+    cells = np.where(np.arange(3) == along, 3, FINE_CELLS)
+    grid = bcc_grid(cells=cells.tolist(), cell_size_um=BOX_UM / FINE_CELLS)
+    across = BOX_UM / 4 * np.delete(np.eye(3), along, axis=0)
+    centers = [i * across[0] + j * across[1] for i in (-1, 1) for j in (-1, 1)]
+    truth = Truth(
+        f"cylinders r {radius:g} {'xyz'[along]}, kappa {permeability:g}",
+        surface_to_volume=4 * 2 * np.pi * radius / BOX_UM**2,
+        restricted_fraction=4 * np.pi * radius**2 / BOX_UM**2,
+        wall_permeability=permeability,
+        pore_diameter=2 * radius,
+        axis=axis,
+    )
+    walls = cylinders(grid, centers, radius, axis=axis, permeability=permeability)
+    return truth, simulate(measured, grid, walls, diffusivity=DIFFUSIVITY)
+
+
+def packed_spheres(measured, radius):
+    """Two impermeable spheres on a body-centred lattice: what is true of them, their signals."""
+    cells = FINE_CELLS - 2
+    grid = bcc_grid(cells=cells, cell_size_um=BOX_UM / cells)
+    truth = Truth(
+        f"spheres r {radius:g}, kappa 0",
+        surface_to_volume=2 * 4 * np.pi * radius**2 / BOX_UM**3,
+        restricted_fraction=2 * 4 / 3 * np.pi * radius**3 / BOX_UM**3,
+        wall_permeability=0.0,
+        pore_diameter=2 * radius,
+    )
+    walls = spheres(grid, [[0, 0, 0], [BOX_UM / 2] * 3], radius)
+    return truth, simulate(measured, grid, walls, diffusivity=DIFFUSIVITY)
+
+
+def substrates(measured):
+    """Truths of the eight substrates of the volume, and their signals (8, M) without noise."""
+    x, z = (1, 0, 0), (0, 0, 1)
+    return zip(
+        (Truth("free water"), np.exp(-measured.b * DIFFUSIVITY)),
+        packed_cylinders(measured, 3.0, z),
+        packed_cylinders(measured, 3.0, x),
+        packed_spheres(measured, 7.5),
+        packed_cylinders(measured, 4.25, z),
+        packed_cylinders(measured, 4.25, x),
+        packed_cylinders(measured, 4.25, z, permeability=0.02),
+        packed_cylinders(measured, 4.25, z, permeability=0.1),
+        strict=True,
+    )
+
+
+def acquisition():
+    """Two b0 and four shells at each of three diffusion times; one echo time."""
+    rng = np.random.default_rng(1)
+    start = HemiSphere(
+        theta=np.arccos(rng.uniform(0, 1, N_DIRECTIONS)),
+        phi=2 * np.pi * rng.uniform(0, 1, N_DIRECTIONS),
+    )
+    vertices = disperse_charges(start, 2000)[0].vertices
+    directions = np.vstack([np.zeros((N_B0, 3)), *[vertices] * len(SHELLS)])
+    b = np.repeat((0.0, *SHELLS), (N_B0, *[N_DIRECTIONS] * len(SHELLS)))
+    timings = len(BIG_DELTAS_MS)
+    return Acquisition(
+        b=np.tile(b, timings),
+        directions=np.tile(directions, (timings, 1)),
+        small_delta=SMALL_DELTA_MS,
+        big_delta=np.repeat(BIG_DELTAS_MS, b.size),
+        te=TE_MS,
+    )
+
+
+def truth_of(truths, voxel):
+    """The truth of a voxel, or None where there is nothing to recover."""
+    x, y, _ = voxel
+    return None if voxel in (EMPTY_VOXEL, NAN_VOXEL) else truths[4 * (y % 2) + x]
+
+
+def simulate_volume(measured):
+    """Truths of the eight substrates, and the noisy volume that repeats each four times."""
+    truths, signals = substrates(measured)
+    x, y, _ = np.indices(SHAPE)
+    clean = S0 * np.array(signals)[4 * (y % 2) + x]
+    rng = np.random.default_rng(2)
+    noise = rng.normal(scale=S0 / SNR, size=(2, *clean.shape))
+    data = np.hypot(clean + noise[0], noise[1]).astype(np.float32)
+    data[EMPTY_VOXEL] = 0
+    data[NAN_VOXEL][7] = np.nan
+    return truths, data
+
+
+def write_inputs(folder, measured, data):
+    """The files that a scanner's converter would leave, and the timing beside them."""
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    save_nifti(folder / "dwi.nii.gz", data, affine)
+    np.savetxt(folder / "dwi.bval", measured.b[None] * 1000, fmt="%g")
+    np.savetxt(folder / "dwi.bvec", measured.directions.T, fmt="%.8f")
+    np.savetxt(folder / "big_delta.txt", measured.big_delta / 1000, fmt="%g")
+
+
+def fit_on_command_line(folder):
+    """Run ``dipy_fit_spinverse`` on the files of the folder."""
+    shutil.rmtree(folder / "fit", ignore_errors=True)
+    script = Path(sys.executable).with_name("dipy_fit_spinverse")
+    command = [str(script), "dwi.nii.gz", "dwi.bval", "dwi.bvec"]
+    command += ["--big_delta", "big_delta.txt", "--small_delta", f"{SMALL_DELTA_MS / 1000:g}"]
+    command += ["--te", f"{TE_MS / 1000:g}", "--out_dir", "fit"]
+    command += ["--mesh_voxels", *(",".join(map(str, voxel)) for voxel in MESH_VOXELS)]
+    print("$", " ".join([script.name, *command[1:]]), flush=True)
+    subprocess.run(command, cwd=folder, check=True)
+
+
+def load_maps(folder):
+    """The maps that the command line wrote, by name."""
+    names = [quantity for quantity, _ in QUANTITIES]
+    names += [f"{name}_std" for name in names] + ["wall_orientation", "status"]
+    return {name: load_nifti_data(str(folder / "fit" / f"{name}.nii.gz")) for name in names}
+
+
+def print_table(truths, maps, status_names):
+    """One line per voxel, by substrate: truth | estimate +- standard deviation of each map."""
+    header = "".join(f"{label:>24}" for _, label in QUANTITIES)
+    print(f"\n{'substrate':<27}{'voxel':<7}{'status':<14}{header}{'axis off':>10}")
+    for voxel in sorted(np.ndindex(*SHAPE), key=lambda voxel: (voxel[1] % 2, voxel[0])):
+        truth = truth_of(truths, voxel)
+        name = truth.name if truth else {EMPTY_VOXEL: "empty", NAN_VOXEL: "NaN sample"}[voxel]
+        line = f"{name:<27}{','.join(map(str, voxel)):<7}{status_names[maps['status'][voxel]]:<14}"
+        for quantity, _ in QUANTITIES if truth else ():
+            true = getattr(truth, quantity)
+            expected = "-" if np.isnan(true) else f"{true:.3g}"
+            value, std = maps[quantity][voxel], maps[f"{quantity}_std"][voxel]
+            line += f"{expected:>8} |{value:>6.2g} +-{std:>5.1g}"
+        if truth and truth.axis:
+            cosine = abs(np.dot(maps["wall_orientation"][voxel], truth.axis))
+            line += f"{np.degrees(np.arccos(min(cosine, 1))):>6.0f} deg"
+        print(line)
+
+
+def draw_maps(axes, truths, maps):
+    """The truth, which both slices share, and both slices of each map."""
+    for axis, (quantity, label) in zip(axes, QUANTITIES, strict=True):
+        true = np.array([getattr(truth, quantity) for truth in truths]).reshape(2, 4)
+        gap = np.full((SHAPE[1], 1), np.nan)
+        slices = [part for k in range(SHAPE[2]) for part in (gap, maps[quantity][:, :, k].T)]
+        tiles = np.hstack([np.tile(true, (2, 1)), *slices])
+        image = axis.imshow(tiles, origin="lower", vmin=0, vmax=1.3 * np.nanmax(true))
+        axis.figure.colorbar(image, ax=axis, location="bottom", shrink=0.9)
+        axis.set_title(label)
+        axis.set_xticks([1.5, 6.5, 11.5], ["truth", "fit, slice 0", "fit, slice 1"])
+        axis.set_yticks([])
+
+
+def draw_agreement(axes, truths, maps):
+    """Estimate against truth with error bars, one panel per map, one colour per substrate."""
+    for axis, (quantity, label) in zip(axes, QUANTITIES, strict=True):
+        limit = 1.3 * np.nanmax([getattr(truth, quantity) for truth in truths])
+        for voxel in np.ndindex(*SHAPE):
+            truth = truth_of(truths, voxel)
+            if truth is None or np.isnan(getattr(truth, quantity)):
+                continue
+            index = truths.index(truth)
+            axis.errorbar(
+                # Substrates with one true value stand side by side.
+                getattr(truth, quantity) + 0.012 * limit * (index - 3.5),
+                maps[quantity][voxel],
+                maps[f"{quantity}_std"][voxel],
+                fmt="o",
+                markersize=4,
+                capsize=2,
+                alpha=0.7,
+                color=f"C{index}",
+            )
+        axis.plot([0, limit], [0, limit], "k--", linewidth=0.8)
+        axis.set(xlabel=f"true {label}", ylabel=f"estimated {label}")
+        axis.set_ylim(top=max(limit, min(axis.get_ylim()[1], 3 * limit)))
+
+
+def draw_meshes(figure, positions, truths, folder):
+    """The walls of some voxels, coloured by permeability."""
+    for position, voxel in zip(positions, MESH_VOXELS, strict=True):
+        axis = figure.add_subplot(position, projection="3d")
+        axis.set_title(f"walls of voxel {voxel}\n{truth_of(truths, voxel).name}", fontsize=10)
+        limits = (-BOX_UM / 2, BOX_UM / 2)
+        axis.set(xlim=limits, ylim=limits, zlim=limits, xlabel="x (um)", ylabel="y", zlabel="z")
+        path = folder / "fit" / f"interface_{'_'.join(map(str, voxel))}.ply"
+        if path.exists():
+            mesh = meshio.read(path)
+            triangles = mesh.cells_dict["triangle"]
+            axis.plot_trisurf(
+                *mesh.points.T, triangles=triangles, color="C0", edgecolor="k", linewidth=0.1
+            )
+
+
+def draw(folder, truths, maps):
+    """Maps, agreement with the truth and meshes in one picture."""
+    figure = plt.figure(figsize=(18, 13), layout="constrained")
+    rows = figure.add_gridspec(3, 12, height_ratios=(0.5, 1, 1.2))
+    columns = [slice(3 * i, 3 * i + 3) for i in range(4)]
+    draw_maps([figure.add_subplot(rows[0, c]) for c in columns], truths, maps)
+    draw_agreement([figure.add_subplot(rows[1, c]) for c in columns], truths, maps)
+    draw_meshes(figure, [rows[2, 4 * i : 4 * i + 4] for i in range(3)], truths, folder)
+    handles = [plt.Line2D([], [], marker="o", ls="", color=f"C{i}") for i in range(len(truths))]
+    names = [truth.name for truth in truths]
+    figure.legend(handles, names, loc="outside upper center", ncols=len(names), fontsize=9)
+    figure.savefig(folder / "demo.png", dpi=100)
+
+
+def main():
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo_output")
+    folder.mkdir(parents=True, exist_ok=True)
+    measured = acquisition()
+    print(f"Simulating {SHAPE} voxels: {measured}", flush=True)
+    truths, data = simulate_volume(measured)
+    write_inputs(folder, measured, data)
+    fit_on_command_line(folder)
+
+    maps = load_maps(folder)
+    settings = json.loads((folder / "fit" / "settings.json").read_text())
+    status_names = {entry["code"]: name for name, entry in settings["status"].items()}
+    print_table(truths, maps, status_names)
+    draw(folder, truths, maps)
+    print(f"\nMaps and meshes are in {folder / 'fit'}, the picture is {folder / 'demo.png'}.")
+
+
+if __name__ == "__main__":
+    main()

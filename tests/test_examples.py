@@ -1,0 +1,23 @@
+"""The demo and the README's example run as they stand."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_demo_writes_a_picture_and_the_readme_example_runs_on_its_files(tmp_path):
+    demo = [sys.executable, ROOT / "examples" / "demo.py", "demo_output"]
+    done = subprocess.run(demo, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "NaN sample" in done.stdout
+    assert (tmp_path / "demo_output" / "demo.png").stat().st_size > 0
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    subprocess.run([sys.executable, "-c", example], cwd=tmp_path, check=True)
+    assert (tmp_path / "walls.vtu").stat().st_size > 0
