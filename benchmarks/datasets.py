@@ -2,8 +2,8 @@
 
 The data are not part of the package:
 
-- ``duval_cat``: ex vivo cat spinal cord with histology (Duval et al., NeuroImage 145 (2017) 29,
-  https://doi.org/10.1016/j.neuroimage.2016.09.068)
+- ``duval_cat``: ex vivo cat spinal cord with histology (Duval et al. 2016 and 2019), as
+  distributed with dmipy 1.0.5
 - ``isbi2015``: in vivo human genu and fornix (Ferizi et al., NMR Biomed. 30 (2017) e3734,
   https://doi.org/10.1002/nbm.3734)
 """

@@ -8,7 +8,7 @@ torch autograd through all of it. Written from the mathematics of SpinDoctor (Li
 NeuroImage 202 (2019) 116120, https://doi.org/10.1016/j.neuroimage.2019.116120) and its matrix
 formalism (https://arxiv.org/abs/1911.07165).
 
-    python benchmarks/dense_matrix_formalism.py [validate] [compare] [size]
+    python benchmarks/dense_matrix_formalism.py [validate] [compare]
 """
 
 from __future__ import annotations
@@ -437,71 +437,8 @@ def compare():
         )
 
 
-# --- bandwidth ---------------------------------------------------------------------------------
-
-
-def triad_bandwidth(array_mib: int = 768) -> float:
-    """Bytes per second of a = s b + c in main memory, one thread, best of 5.
-
-    The arrays must exceed the last-level cache. NumPy goes over memory twice: it reads b and
-    writes a, then reads a and c and writes a.
-    """
-    n = array_mib * 2**20 // 8
-    a, b, c = np.empty(n), np.ones(n), np.ones(n)
-    best = np.inf
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        np.multiply(b, 3.0, out=a)
-        np.add(a, c, out=a)
-        best = min(best, time.perf_counter() - start)
-    return 5 * 8 * n / best
-
-
-def bandwidth_bound(bytes_per_sweep: float, n_sweeps: float) -> float:
-    """CPU seconds below which sweeps cannot go if each moves its bytes through main memory.
-
-    Parameters
-    ----------
-    bytes_per_sweep : float
-        Bytes that one product with the operator must move, all measurements together.
-    n_sweeps : float
-        Number of such products.
-    """
-    bandwidth = triad_bandwidth()
-    bound = bytes_per_sweep * n_sweeps / bandwidth
-    print(
-        f"  bandwidth bound: {n_sweeps:.0f} sweeps x {bytes_per_sweep / 1e6:.2f} MB at "
-        f"{bandwidth / 1e9:.1f} GB/s (triad, one thread) = {bound:.3f} CPU-s"
-    )
-    return bound
-
-
-# --- size --------------------------------------------------------------------------------------
-
-
-def size():
-    """Print CPU time of signal and Jacobian against the number of tetrahedra."""
-    acquisition = three_timings(24)
-    print(f"\nCPU seconds of signals and Jacobian ({len(acquisition)} measurements) against size")
-    all_cells = ((3, 4, 4), (4, 4, 4), (6, 6, 6), (8, 8, 8), (11, 11, 11), (16, 16, 16))
-    for name, cell_sizes in (
-        ("box of 20 um, finer and finer", [20 / max(cells) for cells in all_cells]),
-        ("cells of 5 um, more and more", [5.0] * len(all_cells)),
-    ):
-        n_tetrahedra, seconds = [], []
-        for cells, cell_size in zip(all_cells, cell_sizes, strict=True):
-            grid = bcc_grid(cells, cell_size)
-            args = acquisition, grid, random_permeability(grid.n_faces)
-            runs = [cpu_seconds(simulate_with_jacobian, *args)[1] for _ in range(4)]
-            n_tetrahedra.append(grid.n_tetrahedra)
-            seconds.append(min(runs[1:]))
-        exponent = np.polyfit(np.log(n_tetrahedra), np.log(seconds), 1)[0]
-        pairs = ", ".join(f"{n}: {s:.3f}" for n, s in zip(n_tetrahedra, seconds, strict=True))
-        print(f"  {name}: {pairs}; exponent {exponent:.2f}")
-
-
 def main():
-    parts = {"validate": validate, "compare": compare, "size": size}
+    parts = {"validate": validate, "compare": compare}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(parts)}; all by default")
     chosen = parser.parse_args().parts or list(parts)

@@ -4,8 +4,8 @@
 
 fits 24 white-matter voxels of a cat spinal cord and the 12 voxels of the ISBI 2015 challenge, and
 writes benchmarks/results/real_data.md. Every fitted voxel is appended to a .jsonl file beside it:
-an interrupted run goes on from there. `datasets` says how voxels are chosen and signals
-prepared, `baselines` what the other models fit.
+an interrupted run goes on from there (delete it after a change of the package). `datasets` says
+how voxels are chosen and signals prepared, `baselines` what the other models fit.
 """
 
 from __future__ import annotations

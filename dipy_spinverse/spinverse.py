@@ -16,6 +16,7 @@ from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.bloch_torrey import permeability_of, simulate
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
 from dipy_spinverse.inversion import Inversion, Stage, transmissibility
+from dipy_spinverse.inversion.curriculum import check_curriculum
 from dipy_spinverse.inversion.inversion import OPTIMIZERS
 from dipy_spinverse.inversion.noise import noise_from_b0
 from dipy_spinverse.spinverse_fit import SpinverseFit, Status, load_fit
@@ -114,10 +115,14 @@ class SpinverseModel:
                 f"diffusivity is {diffusivity!r}; give it in mm^2/s (water at body temperature "
                 "has 3e-3)."
             )
+        if self.acquisition.b0_mask.all():
+            raise ValueError("gtab has b0 measurements only; walls show in weighted ones.")
+        if curriculum is not None:
+            check_curriculum(curriculum)
         self.grid = bcc_grid() if grid is None else grid
-        self.diffusivity = diffusivity
+        self.diffusivity = float(diffusivity)
         self.priors, self.curriculum, self.optimizer = priors, curriculum, optimizer
-        self.device, self.seed = device, seed
+        self.device, self.seed = device, int(seed)
         self._warn_if_too_coarse()
 
     def _warn_if_too_coarse(self):
@@ -187,7 +192,7 @@ class SpinverseModel:
         Raises
         ------
         ValueError
-            Arguments of wrong shapes.
+            Arguments of wrong shapes or range.
         """
         data = np.asarray(data)
         self._check_data(data)
@@ -222,7 +227,9 @@ class SpinverseModel:
             seed=self.seed,
             device=self.device,
         )
-        size = vox_per_chunk or self._default_chunk()
+        size = self._default_chunk() if vox_per_chunk is None else vox_per_chunk
+        if size < 1:
+            raise ValueError(f"vox_per_chunk is {vox_per_chunk}; give at least 1.")
         parts = [slice(first, first + size) for first in range(0, len(chosen), size)]
         results = paramap(
             _fit_chunk,
@@ -263,8 +270,19 @@ class SpinverseModel:
         ndarray (..., M)
         """
         acquisition = self._acquisition_of(gtab)
-        permeability = np.asarray(permeability)
-        flat = permeability.reshape(-1, permeability.shape[-1])
+        permeability, S0 = np.asarray(permeability), np.asarray(S0)
+        shape = permeability.shape[:-1]
+        if permeability.shape[-1:] != (self.grid.n_faces,):
+            raise ValueError(
+                f"permeability has shape {permeability.shape}; the grid has {self.grid.n_faces} "
+                "faces, which the last axis must hold."
+            )
+        if S0.shape not in ((), shape, (*shape, len(acquisition))):
+            raise ValueError(
+                f"S0 has shape {S0.shape}, permeability has voxels {shape}; give one value for "
+                "all, one for each voxel, or one for each measurement of each."
+            )
+        flat = permeability.reshape(-1, self.grid.n_faces)
         signals = simulate(
             acquisition,
             self.grid,
@@ -272,8 +290,7 @@ class SpinverseModel:
             diffusivity=self._diffusivity_um2_per_ms,
             dtype="float32",
             device=self.device,
-        ).reshape(*permeability.shape[:-1], len(acquisition))
-        S0 = np.asarray(S0)
+        ).reshape(*shape, len(acquisition))
         return signals * (S0 if S0.shape == signals.shape else S0[..., None])
 
     def _acquisition_of(self, gtab):
@@ -297,7 +314,7 @@ class SpinverseModel:
         low = self.acquisition.b0_mask if self.acquisition.b0_mask.any() else least_b
         with np.errstate(invalid="ignore", over="ignore"):
             scale = flat[:, low].mean(axis=1) if known_S0 is None else known_S0.copy()
-            status[~(scale > 0)] = Status.NO_B0
+            status[~((scale > 0) & np.isfinite(scale))] = Status.NO_B0
             status[~(flat >= 0).all(axis=1) | ~np.isfinite(flat).all(axis=1)] = Status.BAD_SAMPLES
         status[(flat == 0).all(axis=1)] = Status.NO_SIGNAL
         status[~wanted] = Status.NOT_FITTED
@@ -316,7 +333,7 @@ class SpinverseModel:
         stopped = values.pop("converged").astype(bool)
         ratio = values["residual_rms"] / np.where(values["sigma"] > 0, values["sigma"], 1)
         by_chance = np.sqrt(f_distribution.ppf((0.95, 0.99), len(self.acquisition), freedom or 1))
-        noise_reached = ratio <= by_chance[0]
+        noise_reached = (freedom > 0) & (ratio <= by_chance[0])
         misfit = ratio > max(_MISFIT, by_chance[1])
         outcome = np.where(stopped | noise_reached, Status.CONVERGED, Status.NOT_CONVERGED)
         outcome = np.where(misfit, Status.MISFIT, outcome)
@@ -356,10 +373,13 @@ def _per_voxel(name, value, shape):
 
 def _fit_chunk(chunk, inversion, model, in_worker):
     """Values of each voxel of a chunk, as in `SpinverseModel._empty_values`."""
-    if in_worker:
-        torch.set_num_threads(1)
     signals, noise = chunk
-    result = inversion.run(signals, noise)
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1 if in_worker else n_threads)
+    try:
+        result = inversion.run(signals, noise)
+    finally:  # a worker may be a thread of this process
+        torch.set_num_threads(n_threads)
     diffusivity = model._diffusivity_um2_per_ms
     tau = transmissibility(torch.as_tensor(result.openness)).numpy()
     fields = np.concatenate([result.openness[None], result.openness_samples])

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import asdict
 from enum import IntEnum
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
 from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.grid.tetrahedral_grid import build_grid
 from dipy_spinverse.interface import InterfaceMesh, interface_mesh
-from dipy_spinverse.inversion import Stage, priors
+from dipy_spinverse.inversion import Binarisation, Continuity, Manifoldness, Stage, WallArea
 from dipy_spinverse.inversion.unknowns import FREE_DIFFUSIVITY
 
 
@@ -139,7 +141,13 @@ class SpinverseFit:
             distance = np.abs(acquisition.te[:, None] - self.model.acquisition.echo_times)
             S0 = self._values["S0"][..., distance.argmin(axis=1)]
         else:
-            S0 = np.broadcast_to(np.asarray(S0, dtype=float)[..., None], (*self.shape, 1))
+            S0 = np.asarray(S0, dtype=float)
+            if S0.shape not in ((), self.shape):
+                raise ValueError(
+                    f"S0 has shape {S0.shape}, the fit has voxels {self.shape}; give one value "
+                    "for all, or one for each voxel."
+                )
+            S0 = S0[..., None]
         signals = np.zeros((*self.shape, len(acquisition)))
         if fitted.any():
             in_grid = self.model.predict(self.permeability[fitted], gtab=acquisition)
@@ -180,13 +188,17 @@ class SpinverseFit:
         Parameters
         ----------
         path : str or Path
+
+        Raises
+        ------
+        ValueError
+            The model has priors other than those of `dipy_spinverse.inversion.priors`.
         """
         model, grid = self.model, self.model.grid
         period = np.zeros(0) if grid.period_um is None else grid.period_um
         settings = {
             "diffusivity": model.diffusivity,
             "optimizer": model.optimizer,
-            "device": model.device,
             "seed": model.seed,
             "priors": None if model.priors is None else _priors_to_json(model.priors),
             "curriculum": None
@@ -200,7 +212,7 @@ class SpinverseFit:
         with open(path, "wb") as file:
             np.savez_compressed(
                 file,
-                settings=json.dumps(settings),
+                settings=json.dumps(settings, default=np.generic.item),
                 period_um=period,
                 **{f"grid_{name}": getattr(grid, name) for name in _GRID_ARRAYS},
                 **{f"acquisition_{n}": getattr(model.acquisition, n) for n in _ACQUISITION_FIELDS},
@@ -209,6 +221,7 @@ class SpinverseFit:
 
 
 _GRID_ARRAYS = ("points_um", "tetrahedra", "tetrahedron_points")
+_PRIORS = {prior.__name__: prior for prior in (Binarisation, Continuity, Manifoldness, WallArea)}
 _ACQUISITION_FIELDS = ("b", "directions", "small_delta", "big_delta", "te", "b0_threshold")
 
 
@@ -222,24 +235,26 @@ def load_fit(path: str | Path) -> SpinverseFit:
     Returns
     -------
     SpinverseFit
+        Its model computes on the CPU, whatever device the fit was made on.
 
     Raises
     ------
     ValueError
         The file was not written by `SpinverseFit.save`.
     """
-    from dipy_spinverse.spinverse import SpinverseModel
-
     try:
-        with np.load(path, allow_pickle=False) as file:
-            stored = dict(file)
-        settings = json.loads(str(stored["settings"]))
-    except (KeyError, ValueError, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+        with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
+            return _fit_of(dict(arrays))
+    except (BadZipFile, zlib.error, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"path: {path} is not a saved fit ({error}); give a file of SpinverseFit.save."
         ) from error
+
+
+def _fit_of(stored):
+    from dipy_spinverse.spinverse import SpinverseModel
+
+    settings = json.loads(str(stored["settings"]))
     points, tetrahedra, tetrahedron_points = (stored[f"grid_{name}"] for name in _GRID_ARRAYS)
     period = stored["period_um"] if stored["period_um"].size else None
     boundary = settings.pop("boundary")
@@ -253,12 +268,15 @@ def load_fit(path: str | Path) -> SpinverseFit:
     return SpinverseFit(SpinverseModel(acquisition, grid=grid, **settings), values)
 
 
-def _priors_to_json(some_priors):
-    return [[type(prior).__name__, asdict(prior)] for prior in some_priors]
+def _priors_to_json(priors):
+    for prior in priors:
+        if type(prior) not in _PRIORS.values():
+            raise ValueError(f"priors has {prior!r}, which cannot be saved; use {list(_PRIORS)}.")
+    return [[type(prior).__name__, asdict(prior)] for prior in priors]
 
 
 def _priors_from_json(pairs):
-    return tuple(getattr(priors, name)(**parameters) for name, parameters in pairs)
+    return tuple(_PRIORS[name](**parameters) for name, parameters in pairs)
 
 
 def _stage_from_json(stage):

@@ -19,6 +19,7 @@ import meshio
 import numpy as np
 from dipy.core.sphere import HemiSphere, disperse_charges
 from dipy.io.image import load_nifti_data, save_nifti
+from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
 from dipy_spinverse import Acquisition, bcc_grid, simulate
 from dipy_spinverse.substrates import cylinders, spheres
@@ -34,11 +35,12 @@ SHELLS = (1.0, 2.0, 3.0, 5.0)  # ms/um^2
 N_DIRECTIONS, N_B0 = 12, 2
 EMPTY_VOXEL, NAN_VOXEL = (3, 3, 1), (0, 3, 1)
 MESH_VOXELS = ((1, 0, 0), (1, 1, 0), (3, 0, 0))
+# Map, label, number format.
 QUANTITIES = (
-    ("surface_to_volume", "S/V (1/um)"),
-    ("restricted_fraction", "restricted fraction"),
-    ("wall_permeability", "kappa (um/ms)"),
-    ("pore_diameter", "pore diameter (um)"),
+    ("surface_to_volume", "S/V (1/um)", ".3f"),
+    ("restricted_fraction", "restricted fraction", ".2f"),
+    ("wall_permeability", "kappa (um/ms)", ".3f"),
+    ("pore_diameter", "pore diameter (um)", ".1f"),
 )
 
 
@@ -83,7 +85,7 @@ def packed_spheres(measured, radius):
         surface_to_volume=2 * 4 * np.pi * radius**2 / BOX_UM**3,
         restricted_fraction=2 * 4 / 3 * np.pi * radius**3 / BOX_UM**3,
         wall_permeability=0.0,
-        pore_diameter=2 * radius,
+        pore_diameter=4 / 3 * radius,  # mean chord length, as in the map
     )
     walls = spheres(grid, [[0, 0, 0], [BOX_UM / 2] * 3], radius)
     return truth, simulate(measured, grid, walls, diffusivity=DIFFUSIVITY)
@@ -167,33 +169,41 @@ def fit_on_command_line(folder):
 
 def load_maps(folder):
     """The maps that the command line wrote, by name."""
-    names = [quantity for quantity, _ in QUANTITIES]
+    names = [quantity for quantity, _, _ in QUANTITIES]
     names += [f"{name}_std" for name in names] + ["wall_orientation", "status"]
     return {name: load_nifti_data(str(folder / "fit" / f"{name}.nii.gz")) for name in names}
 
 
 def print_table(truths, maps, status_names):
     """One line per voxel, by substrate: truth | estimate +- standard deviation of each map."""
-    header = "".join(f"{label:>24}" for _, label in QUANTITIES)
-    print(f"\n{'substrate':<27}{'voxel':<7}{'status':<14}{header}{'axis off':>10}")
+    header = "".join(f"{label:>26}" for _, label, _ in QUANTITIES)
+    print(f"\n{'substrate':<31}{'voxel':<7}{'status':<14}{header}{'axis off':>10}")
+    covered = {label: [] for _, label, _ in QUANTITIES}
     for voxel in sorted(np.ndindex(*SHAPE), key=lambda voxel: (voxel[1] % 2, voxel[0])):
         truth = truth_of(truths, voxel)
         name = truth.name if truth else {EMPTY_VOXEL: "empty", NAN_VOXEL: "NaN sample"}[voxel]
-        line = f"{name:<27}{','.join(map(str, voxel)):<7}{status_names[maps['status'][voxel]]:<14}"
-        for quantity, _ in QUANTITIES if truth else ():
+        line = f"{name:<31}{','.join(map(str, voxel)):<7}{status_names[maps['status'][voxel]]:<14}"
+        for quantity, label, number in QUANTITIES if truth else ():
             true = getattr(truth, quantity)
-            expected = "-" if np.isnan(true) else f"{true:.3g}"
             value, std = maps[quantity][voxel], maps[f"{quantity}_std"][voxel]
-            line += f"{expected:>8} |{value:>6.2g} +-{std:>5.1g}"
+            expected = "-" if np.isnan(true) else f"{true:{number}}"
+            line += f"{expected:>10} |{value:>6{number}} +-{std:>5{number}}"
+            if not np.isnan(true):
+                covered[label].append(abs(value - true) <= 2 * std)
         if truth and truth.axis:
             cosine = abs(np.dot(maps["wall_orientation"][voxel], truth.axis))
             line += f"{np.degrees(np.arccos(min(cosine, 1))):>6.0f} deg"
         print(line)
+    shares = [f"{label} {sum(hits)} of {len(hits)}" for label, hits in covered.items()]
+    print(
+        f"\nTruth within 2 standard deviations: {', '.join(shares)}.\n"
+        "The standard deviations are local (doc/method.md): lower bounds of the true uncertainty."
+    )
 
 
 def draw_maps(axes, truths, maps):
     """The truth, which both slices share, and both slices of each map."""
-    for axis, (quantity, label) in zip(axes, QUANTITIES, strict=True):
+    for axis, (quantity, label, _) in zip(axes, QUANTITIES, strict=True):
         true = np.array([getattr(truth, quantity) for truth in truths]).reshape(2, 4)
         gap = np.full((SHAPE[1], 1), np.nan)
         slices = [part for k in range(SHAPE[2]) for part in (gap, maps[quantity][:, :, k].T)]
@@ -207,7 +217,7 @@ def draw_maps(axes, truths, maps):
 
 def draw_agreement(axes, truths, maps):
     """Estimate against truth with error bars, one panel per map, one colour per substrate."""
-    for axis, (quantity, label) in zip(axes, QUANTITIES, strict=True):
+    for axis, (quantity, label, _) in zip(axes, QUANTITIES, strict=True):
         limit = 1.3 * np.nanmax([getattr(truth, quantity) for truth in truths])
         for voxel in np.ndindex(*SHAPE):
             truth = truth_of(truths, voxel)
@@ -231,19 +241,25 @@ def draw_agreement(axes, truths, maps):
 
 
 def draw_meshes(figure, positions, truths, folder):
-    """The walls of some voxels, coloured by permeability."""
+    """The walls of some voxels, coloured by how probable each is."""
+    colours = plt.cm.ScalarMappable(plt.Normalize(0.5, 1.0), "viridis")
+    axes = []
     for position, voxel in zip(positions, MESH_VOXELS, strict=True):
         axis = figure.add_subplot(position, projection="3d")
+        axes.append(axis)
         axis.set_title(f"walls of voxel {voxel}\n{truth_of(truths, voxel).name}", fontsize=10)
         limits = (-BOX_UM / 2, BOX_UM / 2)
         axis.set(xlim=limits, ylim=limits, zlim=limits, xlabel="x (um)", ylabel="y", zlabel="z")
-        path = folder / "fit" / f"interface_{'_'.join(map(str, voxel))}.ply"
+        path = folder / "fit" / f"interface_{'_'.join(map(str, voxel))}.vtu"
         if path.exists():
             mesh = meshio.read(path)
-            triangles = mesh.cells_dict["triangle"]
-            axis.plot_trisurf(
-                *mesh.points.T, triangles=triangles, color="C0", edgecolor="k", linewidth=0.1
+            faces = mesh.points[mesh.cells_dict["triangle"]]
+            probability = mesh.cell_data_dict["wall_probability"]["triangle"]
+            walls = Poly3DCollection(
+                faces, facecolors=colours.to_rgba(probability), edgecolor="k", linewidth=0.2
             )
+            axis.add_collection3d(walls)
+    figure.colorbar(colours, ax=axes, label="probability that a face is a wall", shrink=0.7)
 
 
 def draw(folder, truths, maps):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +18,8 @@ class Stage:
     Attributes
     ----------
     diffusion_times : tuple of int or None
-        Which diffusion times take part, as ranks from the longest (0), which may exceed what was
-        measured; all where None. b0 measurements always take part.
+        Which diffusion times take part, as ranks from the longest (0); the shortest stands in
+        for ranks beyond it. All where None. b0 measurements always take part.
     priors : tuple
         The priors of this stage, see `dipy_spinverse.inversion.priors`.
     max_iterations : int
@@ -48,7 +49,7 @@ class Stage:
         if self.diffusion_times is None:
             return np.ones(len(times), dtype=bool)
         weighted = np.unique(times[~acquisition.b0_mask])[::-1]
-        ranks = [rank for rank in self.diffusion_times if rank < len(weighted)]
+        ranks = np.minimum(self.diffusion_times, len(weighted) - 1)
         return np.isin(times, weighted[ranks]) | acquisition.b0_mask
 
 
@@ -76,6 +77,15 @@ ADAM_CURRICULUM = (
     Stage(diffusion_times=(0,), max_iterations=200, start=0.5),
     Stage(diffusion_times=(1,), max_iterations=200),
 )
+
+
+def check_curriculum(curriculum: Sequence[Stage]) -> None:
+    """Raise a ValueError where a curriculum cannot be run."""
+    if len(curriculum) == 0 or curriculum[0].start is None:
+        raise ValueError(
+            f"curriculum has {len(curriculum)} stages; the first one needs a start: the openness "
+            "in [0, 1] that all faces start from, such as Stage(start=0.8)."
+        )
 
 
 def default_curriculum(optimizer: str, boundary: str) -> tuple[Stage, ...]:

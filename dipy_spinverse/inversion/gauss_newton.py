@@ -91,7 +91,8 @@ def gauss_newton(
     References
     ----------
     .. [1] Madsen, Nielsen and Tingleff, "Methods for non-linear least squares problems", 2nd ed.
-       (2004): the gain ratio and the change of the damping.
+       (2004): the change of the damping by the gain ratio, here over what the damped model
+       promises, so that the damping falls faster.
     """
     x = start.clone()
     lower, upper = model.bounds(x)

@@ -26,8 +26,11 @@ WALL_THRESHOLD = 0.5
 # reflection and so are all its iterates, whatever the data.
 _START_SPREAD = 0.05
 _START_FREE_WATER = 0.05
-# Where the noise level is unknown: that of a signal-to-noise ratio of 50 to begin with.
-_FIRST_SIGMA = 0.02
+# The search goes on at a signal-to-noise ratio of 50 where there is less noise, or it is unknown;
+# only its end is at the true level. Too sharp a misfit is full of minima.
+_SEARCH_SIGMA = 0.02
+# Simulated signals are not more exact than this.
+_LEAST_SIGMA = 1e-4
 _SAMPLE_ITERATIONS, _SAMPLE_TOLERANCE = 5, 1e-2
 # Time steps per pulse; signals are then within 1e-4 of those of many.
 _STEPS = 6
@@ -156,17 +159,24 @@ class Inversion:
         averaged = np.zeros((len(data), len(self._repeats)))
         np.add.at(averaged.T, self._encoding, data.T)
         signals = torch.as_tensor(averaged / self._repeats, device=self._settings["device"])
-        noise = np.full(len(data), _FIRST_SIGMA) if sigma is None else sigma
+        searched = np.full(len(data), _SEARCH_SIGMA)
+        if sigma is not None:
+            searched = np.maximum(searched, sigma)
 
         unknowns, converged = signals.new_zeros(len(signals), self._model.n_unknowns), None
         for prepared in self._stages:
-            unknowns, converged = self._run_stage(prepared, signals, noise, unknowns)
+            unknowns, converged = self._run_stage(prepared, signals, searched, unknowns)
         if sigma is None:
-            laplace = self._laplace(signals, noise, unknowns)
+            laplace = self._laplace(signals, searched, unknowns)
             residual = self._predicted(unknowns) - data
-            noise = noise_from_residual(residual, laplace.n_determined().cpu().numpy())
-            noise = np.maximum(noise, np.finfo(np.float32).eps)
-            unknowns, converged = self._run_stage(self._last_stage, signals, noise, unknowns)
+            sigma = noise_from_residual(residual, laplace.n_determined().cpu().numpy())
+        noise = np.maximum(sigma, _LEAST_SIGMA)
+        # Voxel by voxel, so that one's fit does not depend on the others. Adam's schedule ends here.
+        sharper = torch.as_tensor(noise != searched, device=signals.device)
+        if sharper.any() and self._optimise is gauss_newton:
+            rows = signals[sharper], noise[noise != searched], unknowns[sharper]
+            unknowns[sharper], converged[sharper] = self._run_stage(self._last_stage, *rows)
+
         laplace = self._laplace(signals, noise, unknowns)
         samples = [
             self._sample(signals, noise, unknowns, laplace, *random)
@@ -217,7 +227,8 @@ class Inversion:
         stage = replace(
             self._last_stage[0], max_iterations=_SAMPLE_ITERATIONS, tolerance=_SAMPLE_TOLERANCE
         )
-        noisy = signals + sigma * unit_noise
+        # In Matheron's rule, as in `Laplace.sample`, the drawn noise is taken from the data.
+        noisy = signals - sigma * unit_noise
         return gauss_newton(self._model, noisy, sigma, start, stage)[0]
 
     def _predicted(self, unknowns):

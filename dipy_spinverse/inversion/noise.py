@@ -9,6 +9,8 @@ from dipy_spinverse.acquisition import Acquisition
 
 # With fewer degrees of freedom a single voxel's estimate is off by more than a third.
 _LEAST_FREEDOM = 4
+# Repeats that differ less, relative to their mean, are without noise and say nothing about it.
+_LEAST_SPREAD = 1e-6
 # How many degrees of freedom the typical noise of the other voxels is worth: noise changes
 # slowly over a volume.
 _SHARED_FREEDOM = 20
@@ -30,7 +32,7 @@ def noise_from_b0(
     Returns
     -------
     sigma : ndarray (V,) or None
-        None where there are too few repeats.
+        None where there are too few repeats, or most voxels have none but equal ones.
     freedom : int
         Degrees of freedom of each.
     """
@@ -41,6 +43,8 @@ def noise_from_b0(
             squares += repeats.var(axis=1) * repeats.shape[1]
             freedom += repeats.shape[1] - 1
     if len(data) == 0 or freedom < _LEAST_FREEDOM:
+        return None, 0
+    if np.median(squares) <= freedom * (_LEAST_SPREAD * np.median(np.abs(data))) ** 2:
         return None, 0
     if len(data) == 1:
         return np.sqrt(squares / freedom), freedom

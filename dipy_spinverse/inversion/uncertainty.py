@@ -38,8 +38,9 @@ class Laplace:
         the uniform prior, the exponential one exp(-|g| distance), with variance 1/g^2.
         """
         gradient = torch.einsum("vmn,vm->vn", weighted_jacobian, residual)
-        on_bound = (unknowns <= bounds[0]) | (unknowns >= bounds[1])
-        precision = _UNIFORM_PRECISION + torch.where(on_bound, gradient**2, 0.0)
+        lower, upper = bounds
+        pushed = ((unknowns <= lower) & (gradient > 0)) | ((unknowns >= upper) & (gradient < 0))
+        precision = _UNIFORM_PRECISION + torch.where(pushed, gradient**2, 0.0)
         scaled = weighted_jacobian / precision.sqrt()[:, None]
         identity = torch.eye(residual.shape[1], dtype=residual.dtype, device=residual.device)
         matrix = torch.einsum("vmn,vkn->vmk", scaled, scaled) + identity
@@ -68,7 +69,7 @@ class Laplace:
         unit_normal : tensor (N,)
             Independent standard normal numbers, and
         unit_noise : tensor (M,)
-            the same for the measurements.
+            the same for the measurements: the sample fits data from which it is taken.
         """
         drawn = unit_normal * self.variance.sqrt()
         mismatch = torch.einsum("vmn,vn->vm", self.weighted_jacobian, drawn) + unit_noise

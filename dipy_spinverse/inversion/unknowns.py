@@ -11,6 +11,8 @@ tau = c / (1 + 2 c), where signals change most.
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 import torch
 
@@ -69,8 +71,7 @@ class SignalModel:
 
     def restricted_to(self, simulator: Simulator, keep: torch.Tensor) -> SignalModel:
         """The same model of some of the measurements, which `simulator` simulates."""
-        part = object.__new__(SignalModel)
-        part.__dict__.update(self.__dict__)
+        part = copy(self)
         part.simulator = simulator
         part._free_signals = self._free_signals[keep]
         part._te_index = self._te_index[keep]
@@ -100,7 +101,10 @@ class SignalModel:
         data: torch.Tensor,
         sigma: torch.Tensor,
     ) -> torch.Tensor:
-        """Unknowns with the amplitudes that fit data (V, M) best, given the grid's signals."""
+        """Unknowns with the amplitudes that fit data (V, M) best, given the grid's signals.
+
+        The amplitude of an echo time of which there are no data stays as it is.
+        """
         if not self.n_amplitudes:
             return unknowns
         fraction = self.split(unknowns)[2]
@@ -110,7 +114,8 @@ class SignalModel:
         power = zeros.index_add(1, self._te_index, relative**2)
         result = unknowns.clone()
         columns = slice(self.n_faces, self.n_faces + self.n_amplitudes)
-        result[:, columns] = overlap / power.clamp_min(torch.finfo(data.dtype).tiny)
+        best = overlap / power.clamp_min(torch.finfo(data.dtype).tiny)
+        result[:, columns] = torch.where(power > 0, best, result[:, columns])
         return result
 
     def in_grid(self, unknowns: torch.Tensor) -> torch.Tensor:

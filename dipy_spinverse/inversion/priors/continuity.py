@@ -9,7 +9,8 @@ import torch
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.inversion.priors.evaluate import on_edges, sum_over_edges
 
-_LEAST = 1e-4  # keeps 1 - w off zero, where the product over the other faces is taken by division
+# Keeps 1 - w off zero, as the product over the other faces is taken by division.
+_ALMOST_ONE = 1 - 1e-6
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Continuity:
     def value(self, grid: TetrahedralGrid, walls: torch.Tensor) -> torch.Tensor:
         """Value (V,) of wall strengths (V, F)."""
         wall = on_edges(grid, walls)
-        open_part = (1 - wall).clamp_min(_LEAST)
+        open_part = 1 - _ALMOST_ONE * wall
         none_closed = sum_over_edges(grid, open_part.log()).exp()
         return self.weight * (none_closed * sum_over_edges(grid, wall / open_part)).sum(dim=1)
 
