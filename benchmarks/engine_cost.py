@@ -51,7 +51,7 @@ def bandwidth_bound() -> None:
     simulator = Simulator(acquisition, grid, diffusivity=DIFFUSIVITY)
     products = sum(
         2 * timing.sensitivities[1].degree.sum() * len(timing.columns)
-        for timing in simulator._timings
+        for timing in simulator.timings
     )
     n_bytes = 4 * 16 * grid.n_tetrahedra * products
     bandwidth = triad_bandwidth()

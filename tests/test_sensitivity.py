@@ -92,9 +92,9 @@ def test_the_compiled_sweep_and_the_torch_sweep_agree():
     tau = relative_transmissibility(grid, random_permeability(grid, shape=(2,)))
     simulator = Simulator(acquisition, grid)
     operator = simulator._operator(torch.as_tensor(tau))
-    for timing in simulator._timings:
+    for timing in simulator.timings:
         for with_sensitivities in (False, True):
-            compiled = simulator._sweep(operator, timing, slice(None), with_sensitivities)
+            compiled = simulator._compiled_sweep(operator, timing, slice(None), with_sensitivities)
             plain = simulator._torch_sweep(operator, timing, slice(None), with_sensitivities)
             np.testing.assert_allclose(plain[0], compiled[0], atol=1e-12)
             if with_sensitivities:

@@ -39,7 +39,7 @@ def volume(tmp_path_factory):
     grid = bcc_grid(cells=3, cell_size_um=5.0)
     signals = simulate(acquisition, grid, cylinders(grid, [[0.0, 0, 0]], [4.0]))
     rng = np.random.default_rng(0)
-    data = 100 * signals + rng.normal(scale=1.0, size=(*SHAPE, len(acquisition)))
+    data = np.abs(100 * signals + rng.normal(scale=1.0, size=(*SHAPE, len(acquisition))))
     data[1, 0, 1, 3] = np.nan
     mask = np.ones(SHAPE, dtype=np.uint8)
     mask[1, 0, 1] = 0

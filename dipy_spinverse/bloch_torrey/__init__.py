@@ -2,7 +2,8 @@
 
 from dipy_spinverse.bloch_torrey.encodings import unique_encodings
 from dipy_spinverse.bloch_torrey.finite_volume import permeability_of, relative_transmissibility
-from dipy_spinverse.bloch_torrey.simulation import Simulator, simulate, simulate_with_jacobian
+from dipy_spinverse.bloch_torrey.simulation import simulate, simulate_with_jacobian
+from dipy_spinverse.bloch_torrey.simulator import Simulator
 
 __all__ = [
     "Simulator",

@@ -16,7 +16,6 @@ from dipy_spinverse.bloch_torrey.finite_volume import (
     symmetrised_operator,
 )
 from dipy_spinverse.bloch_torrey.propagators import Schedule, chebyshev_series
-from dipy_spinverse.bloch_torrey.simulation import _in_threads
 from dipy_spinverse.grid import TetrahedralGrid
 
 # Wave vectors along x, y, z and the three diagonals between them give the second moments.
@@ -86,8 +85,8 @@ def displacement_moments(
     phase = np.zeros((len(links.link_vectors), lanes))
     phase[:, : len(_DIRECTIONS)] = q * links.link_vectors @ _DIRECTIONS.T
     states = np.empty((len(tau), grid.n_tetrahedra, 2, lanes))
-    _in_threads(
-        _rest_states, len(tau), coupling.numpy(), diagonal.numpy(), links.start,
+    kernels.in_threads(
+        kernels.sweep_states, len(tau), coupling.numpy(), diagonal.numpy(), links.start,
         (links.neighbours, links.slot_links), phase, plan, states,
     )  # fmt: skip
     states /= links.start[:, None, None]
@@ -100,22 +99,3 @@ def displacement_moments(
         mixed = (squared[..., lane] - squared[..., a] - squared[..., b]) / 2
         second[..., a, b] = second[..., b, a] = mixed
     return states[:, :, 1, :3] / q, second
-
-
-@kernels._compile
-def _rest_states(first, last, coupling, diagonal, start, topology, link_phase, plan, states):
-    """States (V, T, 2, lanes) of fields first..last-1 after the one exponential of the plan."""
-    neighbours, links = topology
-    n_links, lanes = link_phase.shape
-    state = np.empty((len(start), 2, lanes), coupling.dtype)
-    now, before = np.empty_like(state), np.empty_like(state)
-    phases = np.empty((2 * n_links, 2, lanes), coupling.dtype)
-    for v in range(first, last):
-        state[:, 1] = 0
-        for i in range(len(start)):
-            state[i, 0] = start[i]
-        state, now, before = kernels._exponential(
-            state, now, before, phases, link_phase, coupling[v], diagonal[v],
-            neighbours, links, 0, plan,
-        )  # fmt: skip
-        states[v] = state

@@ -6,7 +6,10 @@ it stays in the cache. A state is an array (T, 2, LANES): real and imaginary par
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
+import torch
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
@@ -288,3 +291,33 @@ def sweep_sensitivities(
         for m in range(lanes):
             for f in range(len(pairs)):
                 sensitivities[v, block, m, f] = total[f, m]
+
+
+@_compile
+def sweep_states(first, last, coupling, diagonal, start, topology, link_phase, plan, states):
+    """States (V, T, 2, lanes) of fields first..last-1 after the one exponential of the plan."""
+    neighbours, links = topology
+    n_links, lanes = link_phase.shape
+    state = np.empty((len(start), 2, lanes), coupling.dtype)
+    now, before = np.empty_like(state), np.empty_like(state)
+    phases = np.empty((2 * n_links, 2, lanes), coupling.dtype)
+    for v in range(first, last):
+        state[:, 1] = 0
+        for i in range(len(start)):
+            state[i, 0] = start[i]
+        state, now, before = _exponential(
+            state, now, before, phases, link_phase, coupling[v], diagonal[v],
+            neighbours, links, 0, plan,
+        )  # fmt: skip
+        states[v] = state
+
+
+def in_threads(sweep, n_tasks, *args):
+    """Run a compiled sweep over its tasks, on as many threads as torch uses."""
+    n_threads = min(torch.get_num_threads(), n_tasks)
+    if n_threads == 1:
+        sweep(0, n_tasks, *args)
+        return
+    bounds = np.linspace(0, n_tasks, n_threads + 1).astype(int).tolist()
+    with ThreadPoolExecutor(n_threads) as pool:
+        list(pool.map(lambda k: sweep(bounds[k], bounds[k + 1], *args), range(n_threads)))

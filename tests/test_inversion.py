@@ -1,0 +1,507 @@
+"""Priors, unknowns, steps, curricula, noise and uncertainty: the parts of an inversion."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from inversion_cases import GRID, multi_shell, shells, tissue_signals
+
+from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.bloch_torrey import Simulator, permeability_of
+from dipy_spinverse.grid import bcc_grid
+from dipy_spinverse.inversion import (
+    ADAM_CURRICULUM,
+    CARVING_CURRICULUM,
+    DEFAULT_CURRICULUM,
+    Binarisation,
+    Continuity,
+    Manifoldness,
+    Stage,
+    WallArea,
+    openness,
+    transmissibility,
+)
+from dipy_spinverse.inversion.adam import adam
+from dipy_spinverse.inversion.curriculum import check_curriculum, default_curriculum
+from dipy_spinverse.inversion.gauss_newton import data_space_step, gauss_newton
+from dipy_spinverse.inversion.noise import noise_from_b0, noise_from_residual
+from dipy_spinverse.inversion.priors import evaluate
+from dipy_spinverse.inversion.uncertainty import Laplace, probability_below
+from dipy_spinverse.inversion.unknowns import SignalModel
+from dipy_spinverse.substrates import from_inside
+
+PRIORS = [WallArea(0.3), Continuity(0.7), Manifoldness(0.4), Binarisation(1.1)]
+
+
+def random_tensor(*shape, seed=0, low=0.0, high=1.0):
+    return torch.as_tensor(np.random.default_rng(seed).uniform(low, high, shape))
+
+
+def closed_surface():
+    """Wall strengths (1, F), 0 or 1, of a closed body within the grid."""
+    inside = np.linalg.norm(GRID.centroids, axis=1) < 5.0
+    walls = np.isfinite(from_inside(GRID, inside))
+    assert walls.any()
+    return torch.as_tensor(walls[None].astype(float))
+
+
+def wall_value(prior, walls):
+    return float(evaluate([prior], GRID, 1 - walls)[0])
+
+
+# ---------------------------------------------------------------- priors
+
+
+@pytest.mark.parametrize("prior", PRIORS, ids=lambda prior: type(prior).__name__)
+@pytest.mark.parametrize("field", ["in between", "closed and open"])
+def test_gradient_of_a_prior_matches_differences(prior, field):
+    s = random_tensor(1, GRID.n_faces)
+    if field == "closed and open":
+        s = s.round()
+    _, gradient, _ = evaluate([prior], GRID, s)
+    faces = np.random.default_rng(1).choice(GRID.n_faces, 30, replace=False)
+    change = 1e-5
+    shifted = s.repeat(2 * len(faces), 1)
+    shifted[np.arange(len(faces)), faces] += change
+    shifted[np.arange(len(faces)) + len(faces), faces] -= change
+    up, down = evaluate([prior], GRID, shifted)[0].reshape(2, -1)
+    expected = (up - down) / (2 * change)
+    # Continuity is regularised by 1e-6 per face of an edge, relative.
+    torch.testing.assert_close(gradient[0, faces], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("prior", PRIORS, ids=lambda prior: type(prior).__name__)
+def test_gauss_newton_weight_is_not_negative_and_one_for_each_face(prior):
+    _, gradient, weight = evaluate([prior], GRID, random_tensor(3, GRID.n_faces))
+    assert gradient.shape == weight.shape == (3, GRID.n_faces)
+    assert (weight >= 0).all()
+
+
+def test_priors_add_up_and_no_prior_is_zero():
+    s = random_tensor(2, GRID.n_faces)
+    together = evaluate(PRIORS, GRID, s)
+    single = [evaluate([prior], GRID, s) for prior in PRIORS]
+    for part, parts in zip(together, zip(*single, strict=True), strict=True):
+        torch.testing.assert_close(part, sum(parts))
+    assert all((part == 0).all() for part in evaluate([], GRID, s))
+
+
+def test_continuity_is_zero_on_closed_surfaces_and_counts_the_ends_of_a_sheet():
+    walls = closed_surface()
+    # 1e-6 for each of about 150 edges
+    assert wall_value(Continuity(1.0), walls) == pytest.approx(0, abs=1e-3)
+    sheet = torch.zeros_like(walls)
+    sheet[0, 0] = 1  # one triangle: three edges where it ends
+    assert wall_value(Continuity(1.0), sheet) == pytest.approx(3, abs=1e-4)
+    walls[0, torch.nonzero(walls[0])[0]] = 0  # a hole: three edges again
+    assert wall_value(Continuity(1.0), walls) == pytest.approx(3, abs=1e-3)
+
+
+def test_manifoldness_is_zero_for_edges_of_no_or_two_walls():
+    walls = closed_surface()
+    counts = GRID.edge_faces @ walls[0].numpy()
+    expected = (np.minimum(counts, np.abs(counts - 2)) ** 2).sum()
+    value = wall_value(Manifoldness(1.0), walls)
+    # The soft minimum is off by less than 2e-4 per edge (T ln(1 + exp(-4 / T))).
+    assert value == pytest.approx(expected, abs=2e-4 * len(GRID.edges))
+    assert wall_value(Manifoldness(1.0), torch.zeros_like(walls)) == pytest.approx(0, abs=1e-9)
+
+
+def test_manifoldness_grows_with_walls_that_branch():
+    branch = torch.zeros(1, GRID.n_faces, dtype=torch.float64)
+    edge = int(np.argmax(np.diff(GRID.edge_faces.indptr)))
+    faces = GRID.edge_faces[edge].indices
+    values = []
+    for n in (2, 3, 4):
+        branch[0, faces[:n]] = 1
+        values.append(wall_value(Manifoldness(1.0), branch))
+    # Each further wall adds its own two open edges (1 each, about) and a worse shared edge.
+    assert values[2] - values[1] > values[1] - values[0] > 1
+
+
+def test_wall_area_is_the_area_in_mean_faces():
+    walls = closed_surface()
+    areas = GRID.face_areas[walls[0].numpy() > 0]
+    expected = 0.3 * areas.sum() / GRID.face_areas.mean()
+    assert wall_value(WallArea(0.3), walls) == pytest.approx(expected)
+
+
+def test_binarisation_vanishes_at_walls_and_open_faces():
+    assert wall_value(Binarisation(2.0), closed_surface()) == 0
+    half = torch.full((1, GRID.n_faces), 0.5, dtype=torch.float64)
+    assert wall_value(Binarisation(2.0), half) == pytest.approx(2.0 * GRID.n_faces / 4)
+
+
+# ---------------------------------------------------------------- unknowns
+
+
+def test_openness_and_transmissibility_are_inverses_with_exact_ends():
+    s = torch.linspace(0, 1, 101, dtype=torch.float64)
+    tau = transmissibility(s)
+    assert tau[0] == 0 and tau[-1] == 1
+    assert openness(tau)[0] == 0 and openness(tau)[-1] == 1
+    assert (tau.diff() > 0).all()
+    torch.testing.assert_close(openness(tau), s)
+
+
+def signal_model(acquisition, *, amplitudes=True, free_water=True):
+    simulator = Simulator(acquisition, GRID, steps=32)
+    return SignalModel(simulator, acquisition, amplitudes=amplitudes, free_water=free_water)
+
+
+@pytest.mark.parametrize("amplitudes", [True, False])
+@pytest.mark.parametrize("free_water", [True, False])
+def test_sensitivities_of_the_signal_model_match_differences(amplitudes, free_water):
+    acquisition = multi_shell(2)
+    model = signal_model(acquisition, amplitudes=amplitudes, free_water=free_water)
+    n_amplitudes = len(acquisition.echo_times) if amplitudes else 0
+    assert model.n_unknowns == GRID.n_faces + n_amplitudes + free_water
+    x = random_tensor(2, model.n_unknowns, low=0.1, high=0.9)
+    signals, jacobian = model.sensitivities(x)
+    torch.testing.assert_close(signals, model.signals(x))
+    others = list(range(GRID.n_faces, model.n_unknowns))
+    for column in [0, 100, 333, *others]:
+        shift = torch.zeros_like(x)
+        shift[:, column] = 1e-4
+        expected = (model.signals(x + shift) - model.signals(x - shift)) / 2e-4
+        # Faces: 32 steps per pulse are within 1e-4 of each derivative's size, 1e-2 or less.
+        torch.testing.assert_close(jacobian[..., column], expected, rtol=1e-3, atol=2e-6)
+
+
+def test_free_water_alone_decays_with_its_own_diffusivity():
+    acquisition = multi_shell(2)
+    model = signal_model(acquisition)
+    x = torch.zeros(1, model.n_unknowns, dtype=torch.float64)
+    x[:, -3:-1] = torch.tensor([2.0, 5.0])
+    x[:, -1] = 1
+    expected = np.where(acquisition.te_index == 0, 2, 5) * np.exp(-3 * acquisition.b)
+    np.testing.assert_allclose(model.signals(x)[0], expected, rtol=1e-12)
+
+
+def test_best_amplitudes_are_the_least_squares_ones():
+    acquisition = multi_shell(3)
+    model = signal_model(acquisition)
+    x = random_tensor(1, model.n_unknowns, low=0.2, high=0.8)
+    data, sigma = random_tensor(1, len(acquisition)), random_tensor(1, len(acquisition), low=0.5)
+    found = model.with_best_amplitudes(x, model.in_grid(x), data, sigma)
+    unit = x.clone()
+    unit[:, GRID.n_faces : -1] = 1
+    shape = model.signals(unit)[0].numpy()
+    for k in range(2):
+        row = acquisition.te_index == k
+        weight = 1 / sigma[0].numpy()[row]
+        expected = np.linalg.lstsq(
+            (shape[row] * weight)[:, None], data[0].numpy()[row] * weight, rcond=None
+        )[0][0]
+        assert float(found[0, GRID.n_faces + k]) == pytest.approx(expected)
+
+
+def test_amplitude_of_an_echo_time_without_data_is_kept():
+    acquisition = multi_shell(2)
+    first = acquisition.te_index == 0
+    whole = signal_model(acquisition)
+    model = whole.restricted_to(
+        Simulator(acquisition.subset(first), GRID), torch.as_tensor(first)
+    )
+    x = random_tensor(1, model.n_unknowns, low=0.2, high=0.8)
+    data = random_tensor(1, first.sum())
+    found = model.with_best_amplitudes(x, model.in_grid(x), data, torch.ones_like(data))
+    assert found[0, GRID.n_faces] != x[0, GRID.n_faces]
+    assert found[0, GRID.n_faces + 1] == x[0, GRID.n_faces + 1]
+    torch.testing.assert_close(
+        model.signals(x), whole.signals(x)[:, first], rtol=1e-3, atol=1e-4
+    )  # by default 8 steps per pulse instead of 32
+
+
+# ---------------------------------------------------------------- Gauss-Newton
+
+
+def random_problem(n_voxels=3, n_signals=7, n_unknowns=20, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = [(n_signals, n_unknowns), (n_signals,), (n_unknowns,)]
+    jacobian, residual, gradient = (
+        torch.as_tensor(rng.standard_normal((n_voxels, *shape))) for shape in shapes
+    )
+    return jacobian, residual, gradient, 0.5 + random_tensor(n_voxels, n_unknowns, seed=seed + 1)
+
+
+def test_data_space_step_solves_the_normal_equations():
+    jacobian, residual, gradient, precision = random_problem()
+    infinite = torch.full_like(gradient, torch.inf)
+    step = data_space_step(jacobian, residual, gradient, precision, -infinite, infinite)
+    hessian = jacobian.mT @ jacobian + torch.diag_embed(precision)
+    downhill = (jacobian.mT @ residual[..., None])[..., 0] + gradient
+    torch.testing.assert_close(step, -torch.linalg.solve(hessian, downhill))
+
+
+def test_data_space_step_respects_bounds_and_beats_clipping():
+    jacobian, residual, gradient, precision = random_problem(n_voxels=20)
+    lower, upper = torch.full_like(gradient, -0.1), torch.full_like(gradient, 0.2)
+    lower[:, 0] = upper[:, 1] = 0
+
+    def objective(step):
+        predicted = residual + torch.einsum("vmn,vn->vm", jacobian, step)
+        return (predicted**2).sum(1) / 2 + (gradient * step + precision * step**2 / 2).sum(1)
+
+    bounded = data_space_step(jacobian, residual, gradient, precision, lower, upper)
+    assert (bounded >= lower).all() and (bounded <= upper).all()
+    infinite = torch.full_like(gradient, torch.inf)
+    free = data_space_step(jacobian, residual, gradient, precision, -infinite, infinite)
+    clipped = objective(free.clamp(lower, upper))
+    assert (objective(bounded) < objective(torch.zeros_like(bounded))).all()
+    assert objective(bounded).mean() < clipped.mean()
+
+
+def tissue_problem(n_voxels=3):
+    acquisition = multi_shell(4)
+    model = SignalModel(
+        Simulator(acquisition, GRID, dtype="float32"),
+        acquisition,
+        amplitudes=True,
+        free_water=False,
+    )
+    rng = np.random.default_rng(3)
+    clean = tissue_signals(acquisition)
+    data = torch.as_tensor(clean + 0.02 * rng.standard_normal((n_voxels, len(acquisition))))
+    start = random_tensor(n_voxels, model.n_unknowns, low=0.6, high=0.9)
+    start[:, GRID.n_faces :] = 1
+    return model, data, torch.full_like(data, 0.02), start
+
+
+def misfit(model, data, sigma, x):
+    return ((model.signals(x) - data) / sigma).square().sum(dim=1) / 2
+
+
+def test_gauss_newton_lowers_the_objective_within_bounds():
+    model, data, sigma, start = tissue_problem()
+    stage = Stage(priors=(WallArea(0.1),), max_iterations=8)
+    found, _ = gauss_newton(model, data, sigma, start, stage)
+
+    def objective(x):
+        return misfit(model, data, sigma, x) + evaluate(stage.priors, GRID, x[:, : GRID.n_faces])[0]
+
+    assert (objective(found) < 0.2 * objective(start)).all()
+    lower, upper = model.bounds(found)
+    assert (found >= lower).all() and (found <= upper).all()
+
+
+def test_gauss_newton_stops_by_its_own_rule():
+    model, data, sigma, start = tissue_problem()
+    _, converged = gauss_newton(model, data, sigma, start, Stage(max_iterations=1, tolerance=0))
+    assert not converged.any()
+    _, converged = gauss_newton(model, data, sigma, start, Stage(max_iterations=9, tolerance=0.5))
+    assert converged.all()
+
+
+def test_each_voxel_is_fitted_as_if_alone_even_beside_nan():
+    model, data, sigma, start = tissue_problem()
+    stage = Stage(priors=(WallArea(0.1),), max_iterations=4)
+    alone = torch.cat(
+        [gauss_newton(model, data[[v]], sigma[[v]], start[[v]], stage)[0] for v in range(3)]
+    )
+    together, _ = gauss_newton(model, data, sigma, start, stage)
+    # Sums in another order, and signals in single precision.
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-3)
+    data[1, 3] = torch.nan
+    beside_nan, _ = gauss_newton(model, data, sigma, start, stage)
+    torch.testing.assert_close(beside_nan[[0, 2]], alone[[0, 2]], rtol=0, atol=1e-3)
+    torch.testing.assert_close(beside_nan[1], start[1])
+
+
+# ---------------------------------------------------------------- Adam
+
+
+def test_adam_lowers_the_misfit_within_the_published_permeabilities():
+    model, data, sigma, start = tissue_problem(2)
+    found, converged = adam(model, data, sigma, start, Stage(max_iterations=40))
+    assert (misfit(model, data, sigma, found) < 0.3 * misfit(model, data, sigma, start)).all()
+    tau = transmissibility(found[:, : GRID.n_faces]).numpy()
+    kappa = permeability_of(GRID, tau)
+    assert kappa.min() >= 0.01 * (1 - 1e-6) and kappa.max() <= 100 * (1 + 1e-6)
+    assert converged.all()
+
+
+def test_adam_refuses_free_water():
+    acquisition = multi_shell(2)
+    model = signal_model(acquisition)
+    x = random_tensor(1, model.n_unknowns)
+    data = random_tensor(1, len(acquisition))
+    with pytest.raises(ValueError, match="cannot fit free water; use 'gauss-newton'"):
+        adam(model, data, torch.ones_like(data), x, Stage())
+
+
+# ---------------------------------------------------------------- curriculum
+
+
+def test_stages_choose_measurements_by_the_rank_of_their_diffusion_time():
+    acquisition = shells([(5, 10), (5, 30), (5, 60)], (1.0, 2.0), 3)
+    time, b0 = acquisition.diffusion_time, acquisition.b0_mask
+    longest = Stage(diffusion_times=(0,)).measurements(acquisition)
+    np.testing.assert_array_equal(longest, (time == time.max()) | b0)
+    others = Stage(diffusion_times=(1, 2)).measurements(acquisition)
+    np.testing.assert_array_equal(others, (time < time.max()) | b0)
+    assert Stage().measurements(acquisition).all()
+
+
+def test_shortest_diffusion_time_stands_in_for_ranks_beyond_it():
+    acquisition = shells([(5, 30)], (1.0,), 3)
+    assert Stage(diffusion_times=(1,)).measurements(acquisition).all()
+    two = shells([(5, 10), (5, 30)], (1.0,), 3)
+    time = two.diffusion_time
+    np.testing.assert_array_equal(
+        Stage(diffusion_times=(4,)).measurements(two), (time == time.min()) | two.b0_mask
+    )
+
+
+def test_default_curriculum_follows_optimiser_and_boundary():
+    assert default_curriculum("gauss-newton", "periodic") is DEFAULT_CURRICULUM
+    assert default_curriculum("gauss-newton", "reflecting") is DEFAULT_CURRICULUM
+    assert default_curriculum("gauss-newton", "absorbing") is CARVING_CURRICULUM
+    assert default_curriculum("adam", "absorbing") is ADAM_CURRICULUM
+    for curriculum in (DEFAULT_CURRICULUM, CARVING_CURRICULUM, ADAM_CURRICULUM):
+        check_curriculum(curriculum)
+    assert sum(stage.max_iterations for stage in ADAM_CURRICULUM) == 400  # as published
+
+
+@pytest.mark.parametrize("curriculum", [[], [Stage(max_iterations=3)]])
+def test_curriculum_without_a_start_is_refused(curriculum):
+    with pytest.raises(ValueError, match=r"curriculum has . stages; the first one needs a start"):
+        check_curriculum(curriculum)
+
+
+# ---------------------------------------------------------------- noise
+
+
+def b0_repeats(per_te):
+    te = np.repeat(60.0 + 20 * np.arange(len(per_te)), per_te)
+    return Acquisition(
+        b=np.append(np.zeros(len(te)), 1.0),
+        directions=np.vstack([np.zeros((len(te), 3)), [1, 0, 0]]),
+        small_delta=10,
+        big_delta=30,
+        te=np.append(te, 60.0),
+    )
+
+
+def test_noise_from_b0_is_pooled_over_echo_times_without_bias():
+    acquisition = b0_repeats([4, 3, 1])
+    rng = np.random.default_rng(4)
+    level = np.where(acquisition.te == 60, 5.0, 2.0)
+    data = level + 0.1 * rng.standard_normal((4000, len(level)))
+    sigma, freedom = noise_from_b0(data, acquisition)
+    assert freedom >= 5
+    # The mean variance of 4000 voxels of 5 degrees of freedom is known to 1 %; it is in part the
+    # median voxel's, which is known to about 2 %.
+    assert np.mean(sigma**2) == pytest.approx(0.01, rel=0.05)
+
+
+def test_noise_from_b0_of_one_voxel_is_the_sample_standard_deviation():
+    acquisition = b0_repeats([6])
+    data = np.random.default_rng(0).normal(3, 0.2, (1, 7))
+    sigma, freedom = noise_from_b0(data, acquisition)
+    assert freedom == 5
+    assert sigma[0] == pytest.approx(data[0, :6].std(ddof=1))
+
+
+@pytest.mark.parametrize("per_te", [[4], [2, 2, 2], [1] * 9])
+def test_noise_from_too_few_b0_is_none(per_te):
+    acquisition = b0_repeats(per_te)
+    data = np.random.default_rng(0).normal(3, 0.2, (10, len(acquisition)))
+    assert noise_from_b0(data, acquisition) == (None, 0)
+
+
+@pytest.mark.parametrize("n_voxels", [1, 5])
+def test_b0_repeats_without_any_noise_say_nothing(n_voxels):
+    acquisition = b0_repeats([9])
+    data = np.full((n_voxels, len(acquisition)), 1 / 3) * (1 + 1e-16)
+    assert noise_from_b0(data, acquisition) == (None, 0)
+
+
+def test_noise_from_residual_counts_what_the_fit_took():
+    rng = np.random.default_rng(5)
+    design = rng.standard_normal((100, 30))
+    noise = 0.3 * rng.standard_normal((2000, 100))
+    residual = noise - noise @ design @ np.linalg.pinv(design)
+    sigma = noise_from_residual(residual, np.full(2000, 30.0))
+    assert np.mean(sigma**2) == pytest.approx(0.09, rel=0.02)  # 2000 * 70 degrees of freedom
+    # All degrees taken: no division by zero.
+    assert np.isfinite(noise_from_residual(residual, np.full(2000, 100.0))).all()
+
+
+# ---------------------------------------------------------------- uncertainty
+
+
+def random_laplace(n_signals=6, n_unknowns=9):
+    """A Laplace approximation with unknowns on either bound, and its dense covariance."""
+    rng = np.random.default_rng(6)
+    x = torch.as_tensor(rng.uniform(0.2, 0.8, (2, n_unknowns)))
+    x[:, :2], x[:, 2:4] = 0.0, 1.0
+    jacobian = torch.as_tensor(2 * rng.standard_normal((2, n_signals, n_unknowns)))
+    residual = torch.as_tensor(rng.standard_normal((2, n_signals)))
+    bounds = torch.zeros(n_unknowns), torch.ones(n_unknowns)
+    gradient = (jacobian.mT @ residual[..., None])[..., 0]
+    pushed = ((x == 0) & (gradient > 0)) | ((x == 1) & (gradient < 0))
+    precision = 12.0 + pushed * gradient**2  # uniform in [0, 1]; exponential where pushed
+    covariance = torch.linalg.inv(jacobian.mT @ jacobian + torch.diag_embed(precision))
+    assert pushed.any() and not pushed[:, :4].all()
+    return Laplace.at(x, jacobian, residual, bounds), jacobian, covariance
+
+
+def test_laplace_standard_deviation_is_that_of_the_dense_covariance():
+    laplace, _, covariance = random_laplace()
+    expected = covariance.diagonal(dim1=1, dim2=2).sqrt()
+    torch.testing.assert_close(laplace.standard_deviation(), expected)
+
+
+def test_number_determined_is_the_trace_of_the_hat_matrix():
+    laplace, jacobian, covariance = random_laplace()
+    hat = jacobian @ covariance @ jacobian.mT
+    torch.testing.assert_close(laplace.n_determined(), hat.diagonal(dim1=1, dim2=2).sum(dim=1))
+
+
+def test_samples_have_the_laplace_covariance():
+    laplace, jacobian, covariance = random_laplace()
+    generator = torch.Generator().manual_seed(0)
+    n = 20000
+    draws = torch.stack(
+        [
+            laplace.sample(
+                torch.randn(jacobian.shape[2], generator=generator, dtype=torch.float64),
+                torch.randn(jacobian.shape[1], generator=generator, dtype=torch.float64),
+            )
+            for _ in range(n)
+        ]
+    )
+    for v in range(2):
+        # Entries scatter by sqrt(2 / n) = 1 % of the variances; 5 of these.
+        scale = covariance[v].diagonal().max()
+        error = (torch.cov(draws[:, v].T) - covariance[v]).abs().max() / scale
+        assert error < 0.05
+
+
+def test_a_sample_fits_the_data_from_which_its_noise_is_taken():
+    laplace, jacobian, _ = random_laplace()
+    unit_noise = torch.linspace(-1, 1, jacobian.shape[1], dtype=torch.float64)
+    change = torch.einsum(
+        "vmn,vn->vm", jacobian, laplace.sample(torch.zeros(9, dtype=torch.float64), unit_noise)
+    )
+    assert ((change + unit_noise).norm(dim=1) < unit_noise.norm()).all()
+    assert ((change - unit_noise).norm(dim=1) > unit_noise.norm()).all()
+
+
+def test_probability_below_is_that_of_a_truncated_normal():
+    mean, sd = torch.tensor([0.0, 0.3, 0.5, 1.0]), torch.tensor([0.3, 0.2, 0.0, 0.3])
+    probability = probability_below(0.5, mean.double(), sd.double())
+    draws = np.random.default_rng(7).normal(mean, sd, (200000, 4))
+    inside = (draws >= 0) & (draws <= 1)
+    expected = ((draws < 0.5) & inside).sum(axis=0) / inside.sum(axis=0)
+    expected[2] = 0.5
+    np.testing.assert_allclose(probability, expected, atol=5e-3)  # 4 standard errors
+
+
+def test_grids_without_shared_edges_of_walls_have_finite_priors():
+    grid = bcc_grid(2, 5.0, boundary="absorbing")
+    s = random_tensor(1, grid.n_faces)
+    for part in evaluate(PRIORS, grid, s):
+        assert torch.isfinite(part).all()
