@@ -196,6 +196,7 @@ def packed_cylinders():
     generic, found, rows = (0.21, 0.13, 0.05), {}, []
     for n, centre in (
         (12, (0, 0, 0)), (12, (0.333, 0, 0)), (12, (0.1, 0.3, 0)),
+        (16, (0, 0, 0)), (16, (0.333, 0, 0)), (16, (0.1, 0.3, 0)), (20, (0, 0, 0)),
         (8, generic), (12, generic), (16, generic), (20, generic),
     ):  # fmt: skip
         found[n] = signals(n, centre)

@@ -49,6 +49,9 @@ class SpinverseModel:
         A periodic lattice of 4 x 4 x 4 cells of 5 um where not given.
     diffusivity : float, optional
         Of the water between the walls, mm^2/s.
+    free_diffusivity : float, optional
+        Of free water outside of the grid, mm^2/s, where :meth:`fit` is asked for it. By default at
+        body temperature; give that of the medium for tissue ex vivo.
     te : float or array-like (M,), optional
         Echo times, s, where `gtab` is a GradientTable. Each echo time has its own initial
         magnetisation.
@@ -93,6 +96,7 @@ class SpinverseModel:
         *,
         grid: TetrahedralGrid | None = None,
         diffusivity: float = 2e-3,
+        free_diffusivity: float = 3e-3,
         te=None,
         priors: Sequence | None = None,
         curriculum: Sequence[Stage] | None = None,
@@ -102,7 +106,7 @@ class SpinverseModel:
     ):
         if isinstance(gtab, Acquisition):
             if te is not None:
-                raise ValueError("te is given beside an Acquisition, which has its own: leave it out.")
+                raise ValueError("te is given beside an Acquisition, which has its own; drop te.")
             self.acquisition = gtab
         else:
             self.acquisition = Acquisition.from_gtab(gtab, te=te)
@@ -110,17 +114,17 @@ class SpinverseModel:
             raise ValueError(
                 f"optimizer is {optimizer!r}; use one of {', '.join(map(repr, OPTIMIZERS))}."
             )
-        if not 0 < diffusivity < 0.1:
-            raise ValueError(
-                f"diffusivity is {diffusivity!r}; give it in mm^2/s (water at body temperature "
-                "has 3e-3)."
-            )
+        for name, value in (("diffusivity", diffusivity), ("free_diffusivity", free_diffusivity)):
+            if not 0 < value < 0.1:
+                raise ValueError(
+                    f"{name} is {value!r}; give it in mm^2/s (water at body temperature has 3e-3)."
+                )
         if self.acquisition.b0_mask.all():
             raise ValueError("gtab has b0 measurements only; walls show in weighted ones.")
         if curriculum is not None:
             check_curriculum(curriculum)
         self.grid = bcc_grid() if grid is None else grid
-        self.diffusivity = float(diffusivity)
+        self.diffusivity, self.free_diffusivity = float(diffusivity), float(free_diffusivity)
         self.priors, self.curriculum, self.optimizer = priors, curriculum, optimizer
         self.device, self.seed = device, int(seed)
         self._warn_if_too_coarse()
@@ -138,8 +142,14 @@ class SpinverseModel:
             )
 
     @property
-    def _diffusivity_um2_per_ms(self):
+    def diffusivity_um2_per_ms(self) -> float:
+        """Diffusivity of the water between the walls in the package's units."""
         return self.diffusivity * _MM2_PER_S
+
+    @property
+    def free_diffusivity_um2_per_ms(self) -> float:
+        """Diffusivity of free water in the package's units."""
+        return self.free_diffusivity * _MM2_PER_S
 
     def fit(
         self,
@@ -170,7 +180,7 @@ class SpinverseModel:
             Standard deviation of the noise. Where not given, from repeated b0 measurements (if
             there are enough), or else from the residual.
         free_water : bool, optional
-            Also fit a fraction of free water (3e-3 mm^2/s) outside the grid.
+            Also fit a fraction of free water outside the grid.
         n_samples : int, optional
             Number of further wall fields per voxel that explain its signals, from which the
             standard deviations of the maps come; 0 for none (they are then 0).
@@ -217,12 +227,13 @@ class SpinverseModel:
         inversion = Inversion(
             self.acquisition,
             self.grid,
-            diffusivity=self._diffusivity_um2_per_ms,
+            diffusivity=self.diffusivity_um2_per_ms,
             optimizer=self.optimizer,
             curriculum=self.curriculum,
             priors=self.priors,
             amplitudes=S0 is None,
             free_water=free_water,
+            free_diffusivity=self.free_diffusivity_um2_per_ms,
             n_samples=n_samples,
             seed=self.seed,
             device=self.device,
@@ -287,7 +298,7 @@ class SpinverseModel:
             acquisition,
             self.grid,
             flat,
-            diffusivity=self._diffusivity_um2_per_ms,
+            diffusivity=self.diffusivity_um2_per_ms,
             dtype="float32",
             device=self.device,
         ).reshape(*shape, len(acquisition))
@@ -380,7 +391,7 @@ def _fit_chunk(chunk, inversion, model, in_worker):
         result = inversion.run(signals, noise)
     finally:  # a worker may be a thread of this process
         torch.set_num_threads(n_threads)
-    diffusivity = model._diffusivity_um2_per_ms
+    diffusivity = model.diffusivity_um2_per_ms
     tau = transmissibility(torch.as_tensor(result.openness)).numpy()
     fields = np.concatenate([result.openness[None], result.openness_samples])
     maps = wall_maps(

@@ -15,7 +15,7 @@ from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.grid.tetrahedral_grid import build_grid
 from dipy_spinverse.interface import InterfaceMesh, interface_mesh
 from dipy_spinverse.inversion import Binarisation, Continuity, Manifoldness, Stage, WallArea
-from dipy_spinverse.inversion.unknowns import FREE_DIFFUSIVITY
+from dipy_spinverse.inversion.unknowns import free_water_signals
 
 
 class Status(IntEnum):
@@ -152,8 +152,7 @@ class SpinverseFit:
         if fitted.any():
             in_grid = self.model.predict(self.permeability[fitted], gtab=acquisition)
             fraction = self.free_water_fraction[fitted][:, None]
-            b = np.where(acquisition.b0_mask, 0, acquisition.b)
-            free = np.exp(-b * FREE_DIFFUSIVITY)
+            free = free_water_signals(acquisition, self.model.free_diffusivity_um2_per_ms)
             signals[fitted] = (1 - fraction) * in_grid + fraction * free
         return signals * S0
 
@@ -198,6 +197,7 @@ class SpinverseFit:
         period = np.zeros(0) if grid.period_um is None else grid.period_um
         settings = {
             "diffusivity": model.diffusivity,
+            "free_diffusivity": model.free_diffusivity,
             "optimizer": model.optimizer,
             "seed": model.seed,
             "priors": None if model.priors is None else _priors_to_json(model.priors),

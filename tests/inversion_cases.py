@@ -36,8 +36,8 @@ def shells(timings, b, n_directions, n_b0=1):
     )
 
 
-def multi_shell(n_directions=7):
-    """Two diffusion times (and echo times), two shells each: 32 measurements."""
+def multi_shell(n_directions=5):
+    """Two diffusion times (and echo times), two shells each: 24 measurements."""
     return shells([(8, 15), (8, 45)], (1.0, 3.0), n_directions, n_b0=2)
 
 

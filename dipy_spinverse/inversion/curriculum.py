@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dipy_spinverse.acquisition import Acquisition
-from dipy_spinverse.inversion.priors import Manifoldness, WallArea
+from dipy_spinverse.inversion.priors import WallArea
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,10 @@ DEFAULT_CURRICULUM = (
 )
 
 # A body in an absorbing box is carved out of an almost closed grid: the longest time opens the
-# outside, from which spins are lost, first. Then walls that end or branch are discouraged for a
-# while.
+# outside, from which spins are lost, first.
 CARVING_CURRICULUM = (
-    Stage(diffusion_times=(0,), priors=(WallArea(0.01),), max_iterations=15, start=0.15),
-    Stage(priors=(WallArea(0.1),), max_iterations=15),
-    Stage(priors=(WallArea(0.3), Manifoldness(0.1)), max_iterations=10),
-    Stage(priors=(WallArea(0.1),), max_iterations=15),
+    Stage(diffusion_times=(0,), priors=(WallArea(0.1),), max_iterations=15, start=0.15),
+    Stage(priors=(WallArea(0.1),), max_iterations=20),
 )
 
 # As published: 200 iterations at the longest time, 200 at the next, no priors.

@@ -8,7 +8,10 @@ from dipy_spinverse.inversion.curriculum import Stage
 from dipy_spinverse.inversion.priors import evaluate
 from dipy_spinverse.inversion.unknowns import SignalModel
 
-_BOUND_PASSES = 4
+_PASSES = 6
+_STEP_LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01)
+# A pass that adds less than this share of the decrease so far is the last.
+_LEAST_SHARE = 1e-3
 _FIRST_DAMPING, _LARGEST_DAMPING = 1.0, 1e8
 
 
@@ -22,9 +25,9 @@ def data_space_step(
 ) -> torch.Tensor:
     """Step d within bounds that (nearly) minimises |r + J d|^2/2 + g.d + d.(p d)/2.
 
-    (J^T J + diag(p))^-1 is applied through the M x M matrix J diag(1/p) J^T + I. Unknowns whose
-    step would leave the bounds are put on the bound and the others solved for again, a few
-    times; what still leaves the bounds then is cut off.
+    Projected Newton steps [1]_: what the gradient pushes against a bound stays there, the other
+    unknowns take the Newton step at the best of some lengths, cut off at the bounds.
+    (J^T J + diag(p))^-1 is applied through the M x M matrix J diag(1/p) J^T + I.
 
     Parameters
     ----------
@@ -40,26 +43,48 @@ def data_space_step(
     Returns
     -------
     tensor (V, N)
+        Never worse than no step.
+
+    References
+    ----------
+    .. [1] Bertsekas, "Projected Newton methods for optimization problems with simple
+       constraints", SIAM J. Control Optim. 20 (1982), https://doi.org/10.1137/0320018
     """
-    fixed = torch.zeros_like(gradient)
-    free = torch.ones_like(gradient)
     identity = torch.eye(residual.shape[1], dtype=residual.dtype, device=residual.device)
-    for _ in range(_BOUND_PASSES):
-        shifted = residual + torch.einsum("vmn,vn->vm", jacobian, fixed)
-        spread = free / precision
+
+    def change_of_signals(step):
+        return torch.einsum("vmn,vn->vm", jacobian, step)
+
+    def pulled_back(signals):
+        return torch.einsum("vmn,vm->vn", jacobian, signals)
+
+    def objective(step, shifted):
+        return shifted.square().sum(dim=1) / 2 + (step * (gradient + precision * step / 2)).sum(1)
+
+    step, shifted = torch.zeros_like(gradient), residual
+    at_zero = value = objective(step, shifted)
+    for _ in range(_PASSES):
+        slope = pulled_back(shifted) + gradient + precision * step
+        held = ((step <= to_lower) & (slope > 0)) | ((step >= to_upper) & (slope < 0))
+        spread = torch.where(held, 0.0, 1 / precision)
         matrix = torch.einsum("vmn,vkn->vmk", jacobian * spread[:, None], jacobian) + identity
-        downhill = torch.einsum("vmn,vm->vn", jacobian, shifted) + gradient
-        pushed = torch.einsum("vmn,vn->vm", jacobian, spread * downhill)
         factor, _ = torch.linalg.cholesky_ex(matrix)
+        pushed = change_of_signals(spread * slope)
         solved = torch.cholesky_solve(pushed[..., None], factor)[..., 0]
-        step = -spread * (downhill - torch.einsum("vmn,vm->vn", jacobian, solved)) + fixed
-        bounded = step.clamp(to_lower, to_upper)
-        leaving = (step != bounded) & (free > 0)
-        if not leaving.any():
+        newton = -spread * (slope - pulled_back(solved))
+        origin, before = step, value
+        enough = before - _LEAST_SHARE * (at_zero - before)
+        for length in _STEP_LENGTHS:
+            trial = (origin + length * newton).clamp(to_lower, to_upper)
+            trial_shifted = residual + change_of_signals(trial)
+            trial_value = objective(trial, trial_shifted)
+            better = trial_value < torch.minimum(value, enough)  # false where anything is NaN
+            step = torch.where(better[:, None], trial, step)
+            shifted = torch.where(better[:, None], trial_shifted, shifted)
+            value = torch.where(better, trial_value, value)
+        if not (value < before).any():
             break
-        fixed = torch.where(leaving, bounded, fixed)
-        free = torch.where(leaving, 0.0, free)
-    return bounded
+    return step
 
 
 def gauss_newton(
@@ -108,9 +133,7 @@ def gauss_newton(
         weighted = jacobian[active] / noise[..., None]
         value, gradient, precision = (part[active] for part in prior)
         precision = precision + damping[active, None]
-        step = data_space_step(
-            weighted, residual, gradient, precision, lower - here, upper - here
-        )
+        step = data_space_step(weighted, residual, gradient, precision, lower - here, upper - here)
         trial = (here + step).clamp(lower, upper)
         linear = torch.einsum("vmn,vn->vm", weighted, step)
         predicted = -(residual * linear + linear**2 / 2).sum(dim=1)

@@ -86,6 +86,8 @@ class Inversion:
         Whether the initial magnetisation is unknown.
     free_water : bool
         Whether to fit a fraction of free water.
+    free_diffusivity : float
+        Of that water, um^2/ms.
     n_samples : int
         Number of further fields that explain the data.
     seed : int
@@ -103,6 +105,7 @@ class Inversion:
         priors: Sequence | None,
         amplitudes: bool,
         free_water: bool,
+        free_diffusivity: float,
         n_samples: int,
         seed: int,
         device: str,
@@ -120,7 +123,11 @@ class Inversion:
         self._grid = grid
         simulator = Simulator(self._acquisition, grid, **self._settings)
         self._model = SignalModel(
-            simulator, self._acquisition, amplitudes=amplitudes, free_water=free_water
+            simulator,
+            self._acquisition,
+            amplitudes=amplitudes,
+            free_water=free_water,
+            free_diffusivity=free_diffusivity,
         )
         if curriculum is None:
             curriculum = default_curriculum(optimizer, grid.boundary)
@@ -171,7 +178,7 @@ class Inversion:
             residual = self._predicted(unknowns) - data
             sigma = noise_from_residual(residual, laplace.n_determined().cpu().numpy())
         noise = np.maximum(sigma, _LEAST_SIGMA)
-        # Voxel by voxel, so that one's fit does not depend on the others. Adam's schedule ends here.
+        # Voxel by voxel, so that no fit depends on the others. Adam's schedule ends here.
         sharper = torch.as_tensor(noise != searched, device=signals.device)
         if sharper.any() and self._optimise is gauss_newton:
             rows = signals[sharper], noise[noise != searched], unknowns[sharper]

@@ -16,9 +16,7 @@ _LEAST_SPREAD = 1e-6
 _SHARED_FREEDOM = 20
 
 
-def noise_from_b0(
-    data: np.ndarray, acquisition: Acquisition
-) -> tuple[np.ndarray | None, int]:
+def noise_from_b0(data: np.ndarray, acquisition: Acquisition) -> tuple[np.ndarray | None, int]:
     """Standard deviation of the noise from repeated b0 measurements.
 
     Pooled over echo times; within one, all b0 are repeats of the same signal. Each voxel's

@@ -21,9 +21,6 @@ from dipy_spinverse.bloch_torrey import Simulator
 
 _C = 0.4
 
-# The fastest water at body temperature, um^2/ms.
-FREE_DIFFUSIVITY = 3.0
-
 
 def openness(transmissibility: torch.Tensor) -> torch.Tensor:
     """Openness s in [0, 1] of relative transmissibilities in [0, 1], same shape."""
@@ -37,6 +34,11 @@ def transmissibility(openness: torch.Tensor) -> torch.Tensor:
 
 def _transmissibility_slope(openness):
     return (1 + 1 / _C) / (1 + (1 - openness) / _C) ** 2
+
+
+def free_water_signals(acquisition: Acquisition, free_diffusivity: float) -> np.ndarray:
+    """Signals (M,) of water that nothing hinders, with a diffusivity in um^2/ms."""
+    return np.exp(-np.where(acquisition.b0_mask, 0.0, acquisition.b) * free_diffusivity)
 
 
 class SignalModel:
@@ -55,18 +57,26 @@ class SignalModel:
         Whether the amplitudes are unknown (else they are 1).
     free_water : bool
         Whether there is a fraction of free water outside the grid.
+    free_diffusivity : float, optional
+        Its diffusivity, um^2/ms.
     """
 
     def __init__(
-        self, simulator: Simulator, acquisition: Acquisition, *, amplitudes: bool, free_water: bool
+        self,
+        simulator: Simulator,
+        acquisition: Acquisition,
+        *,
+        amplitudes: bool,
+        free_water: bool,
+        free_diffusivity: float = 3.0,
     ):
         self.simulator, device = simulator, simulator.device
         self.n_faces = simulator.grid.n_faces
         self.n_amplitudes = len(acquisition.echo_times) if amplitudes else 0
         self.free_water = free_water
         self.n_unknowns = self.n_faces + self.n_amplitudes + free_water
-        b = np.where(acquisition.b0_mask, 0.0, acquisition.b)
-        self._free_signals = torch.as_tensor(np.exp(-b * FREE_DIFFUSIVITY), device=device)
+        free = free_water_signals(acquisition, free_diffusivity)
+        self._free_signals = torch.as_tensor(free, device=device)
         self._te_index = torch.as_tensor(acquisition.te_index.copy(), device=device)
 
     def restricted_to(self, simulator: Simulator, keep: torch.Tensor) -> SignalModel:

@@ -1,0 +1,595 @@
+"""SpinverseModel and SpinverseFit: what a DIPY user is promised, and what is recovered."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from dipy.core.gradients import gradient_table
+from inversion_cases import GRID, multi_shell, shells, spread_directions, tissue_signals
+
+from dipy_spinverse import Acquisition, SpinverseModel, bcc_grid, load_fit, simulate
+from dipy_spinverse.interface import InterfaceMesh, compare_walls
+from dipy_spinverse.inversion import Binarisation, Continuity, Manifoldness, Stage, WallArea
+from dipy_spinverse.spinverse import SpinverseFit, Status
+from dipy_spinverse.substrates import from_inside
+
+# Enough to find something in under a second per voxel; what is promised of every fit does not
+# depend on the number of iterations.
+QUICK = (
+    Stage(diffusion_times=(0,), priors=(WallArea(0.05),), max_iterations=2, start=0.8),
+    Stage(priors=(WallArea(0.1),), max_iterations=2),
+)
+ACQUISITION = multi_shell()
+SIGMA = 2.0
+MAPS = [name + suffix for name in SpinverseFit.MAPS for suffix in ("", "_std")]
+EVERYTHING = ["permeability", "wall_probability", "S0_hat", "sigma", "residual_rms", *MAPS]
+
+
+def quick_model(acquisition=ACQUISITION, **settings):
+    return SpinverseModel(acquisition, **{"grid": GRID, "curriculum": QUICK, **settings})
+
+
+@pytest.fixture(scope="module")
+def volume():
+    """Noisy signals (2, 2, 1, M) with S0 100: cylinders along z and x, and free water."""
+    acquisition = ACQUISITION
+    voxels = [
+        tissue_signals(acquisition),
+        tissue_signals(acquisition, permeability=0.0, axis=(1, 0, 0)),
+        tissue_signals(acquisition, permeability=0.1),
+        np.exp(-2 * acquisition.b),
+    ]
+    noise = SIGMA * np.random.default_rng(0).standard_normal((4, len(acquisition)))
+    return np.abs(100 * np.array(voxels) + noise).reshape(2, 2, 1, -1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return quick_model()
+
+
+@pytest.fixture(scope="module")
+def volume_fit(model, volume):
+    return model.fit(volume, sigma=SIGMA, n_samples=1)
+
+
+def assert_same_fit(found, expected, **tolerance):
+    tolerance = tolerance or {"rtol": 1e-12}
+    np.testing.assert_array_equal(found.status, expected.status)
+    for name in EVERYTHING:
+        np.testing.assert_allclose(
+            getattr(found, name), getattr(expected, name), err_msg=name, **tolerance
+        )
+
+
+def assert_nearly_same_fit(found, expected):
+    """Up to the order of sums and single precision, which few faces amplify."""
+    np.testing.assert_array_equal(found.status, expected.status)
+    for name in ("wall_probability", "surface_to_volume", "S0_hat", "residual_rms"):
+        difference = np.abs(getattr(found, name) - getattr(expected, name)).max()
+        assert difference <= 1e-3 * np.abs(getattr(expected, name)).max(), name
+
+
+# ---------------------------------------------------------------- recovery
+
+
+def published_acquisition(n_directions):
+    return shells([(5, 6), (10, 20), (10, 60)], (1, 2, 3, 4, 5), n_directions)
+
+
+@pytest.fixture(scope="module")
+def body_in_a_box():
+    """Grid, walls (F,), acquisition and signals of the published task, with few directions."""
+    grid = bcc_grid(4, 6.667, boundary="absorbing")
+    inside = np.linalg.norm(grid.centroids, axis=1) < 10.0
+    walls = np.isfinite(from_inside(grid, inside))
+    acquisition = published_acquisition(10)
+    return grid, walls, acquisition, simulate(acquisition, grid, np.where(walls, 0.01, 100.0))
+
+
+@pytest.mark.filterwarnings("ignore:The grid is too coarse")
+def test_closed_body_in_an_absorbing_box_is_recovered_exactly(body_in_a_box):
+    grid, walls, acquisition, signals = body_in_a_box
+    # A start at random may end beside the body; its misfit tells.
+    fits = [
+        SpinverseModel(acquisition, grid=grid, seed=seed).fit(signals, S0=1.0, n_samples=0)
+        for seed in (0, 1)
+    ]
+    fit = min(fits, key=lambda fit: fit.residual_rms)
+    found = compare_walls(fit.wall_probability > 0.5, walls, grid, point_reflection=True)
+    assert found.f1 == 1
+    assert fit.status == Status.CONVERGED
+    assert fit.residual_rms < 1e-3
+    mesh = fit.interface()
+    assert len(mesh.triangles) == walls.sum()
+    assert mesh.n_components == 1
+
+
+def noisy(signals, snr, n, seed=0):
+    noise = np.random.default_rng(seed).standard_normal((n, len(signals))) / snr
+    return np.abs(signals + noise)
+
+
+def test_tissue_is_explained_to_the_noise_and_free_water_has_no_walls():
+    acquisition = shells([(8, 15), (8, 45)], (1.0, 3.0), 15, n_b0=3)
+    cylinders = noisy(tissue_signals(acquisition, permeability=0.01), 50, 2)
+    free = noisy(np.exp(-2 * acquisition.b), 50, 2, seed=1)
+    model = SpinverseModel(acquisition, grid=GRID)
+    fit = model.fit(100 * np.vstack([cylinders, free]), sigma=2.0, n_samples=1)
+    # A fit takes degrees of freedom; the grid is coarser than the one that made the signals.
+    assert ((fit.residual_rms > 0.6 * 2.0) & (fit.residual_rms < 1.3 * 2.0)).all()
+    np.testing.assert_allclose(fit.S0_hat, 100, rtol=0.05)  # 3 b0 of 2 %, and the weighted ones
+    assert np.isin(fit.status, (Status.CONVERGED, Status.NOT_CONVERGED)).all()
+    # 2 pi r / L^2 for one cylinder of 4.5 um per 15 um; tetrahedra of 5 um cells are coarse.
+    surface = 2 * np.pi * 4.5 / 15**2
+    assert (np.abs(fit.surface_to_volume[:2] / surface - 1) < 0.5).all()
+    assert (fit.surface_to_volume[2:] < 0.1 * surface).all()
+    assert (np.abs(fit.wall_orientation[:2, 2]) > 0.95).all()
+    assert (fit.restricted_fraction[:2] > 5 * fit.restricted_fraction[2:]).all()
+
+
+def test_noise_level_is_found_from_the_residual():
+    acquisition = shells([(8, 15), (8, 45)], (1.0, 3.0), 12)  # too few b0
+    data = noisy(tissue_signals(acquisition), 30, 3)
+    fit = SpinverseModel(acquisition, grid=GRID).fit(data, n_samples=0)
+    # 50 measurements less about 15 that the fit takes: each is known to 12 %.
+    np.testing.assert_allclose(fit.sigma, 1 / 30, rtol=0.3)
+    assert fit.sigma.mean() == pytest.approx(1 / 30, rel=0.15)
+
+
+def test_free_water_outside_the_grid_is_told_from_walls():
+    acquisition = shells([(8, 15), (8, 45)], (0.5, 2.0), 6, n_b0=3)
+    tissue = tissue_signals(acquisition, permeability=0.0, radius_um=6.0)
+    mixed = 0.6 * tissue + 0.4 * np.exp(-3 * acquisition.b)
+    model = SpinverseModel(acquisition, grid=GRID)
+    fit = model.fit(noisy(mixed, 100, 1), sigma=0.01, free_water=True, n_samples=0)
+    assert fit.free_water_fraction[0] == pytest.approx(0.4, abs=0.2)
+    none = model.fit(noisy(tissue, 100, 1), sigma=0.01, free_water=True, n_samples=0)
+    assert none.free_water_fraction[0] < fit.free_water_fraction[0] - 0.2
+
+
+def test_data_without_any_noise_do_not_break_the_noise_estimate():
+    acquisition = shells([(8, 45)], (1.0, 3.0), 10, n_b0=8)
+    signals = tissue_signals(acquisition)
+    fit = SpinverseModel(acquisition, grid=GRID).fit(signals, n_samples=0)
+    assert fit.status in (Status.CONVERGED, Status.NOT_CONVERGED)
+    assert 0 < fit.residual_rms < 0.01
+
+
+@pytest.mark.filterwarnings("ignore:The grid is too coarse")
+def test_adam_baseline_explains_the_signals_within_its_permeabilities(body_in_a_box):
+    grid, _, acquisition, signals = body_in_a_box
+    few = acquisition.subset(np.arange(len(acquisition)) % 3 == 0)
+    data = signals[::3]
+    curriculum = (
+        Stage(diffusion_times=(0,), max_iterations=25, start=0.5),
+        Stage(diffusion_times=(1,), max_iterations=25),
+    )
+    model = SpinverseModel(few, grid=grid, optimizer="adam", curriculum=curriculum)
+    fit = model.fit(data, S0=1.0, n_samples=0)
+    at_start = simulate(few, grid, np.full(grid.n_faces, 1.0), dtype="float32")
+    assert fit.residual_rms < 0.2 * np.sqrt(np.mean((at_start - data) ** 2))
+    # single precision at 1 - tau = 0.01
+    assert fit.permeability.min() >= 0.00999 and fit.permeability.max() <= 100.1
+
+
+def test_adam_does_not_go_beyond_its_schedule(monkeypatch, volume):
+    import dipy_spinverse.inversion.inversion as inversion
+
+    counted = []
+
+    def counting(model, data, sigma, start, stage):
+        counted.append(stage.max_iterations)
+        return start, torch.ones(len(start), dtype=torch.bool)
+
+    monkeypatch.setitem(inversion.OPTIMIZERS, "adam", counting)
+    model = SpinverseModel(ACQUISITION, grid=GRID, optimizer="adam")
+    model.fit(volume[0, 0, 0], n_samples=0)
+    assert counted == [200, 200]
+
+
+def test_adam_cannot_fit_free_water(volume):
+    model = SpinverseModel(ACQUISITION, grid=GRID, optimizer="adam")
+    with pytest.raises(ValueError, match="cannot fit free water"):
+        model.fit(volume[0, 0, 0], free_water=True)
+
+
+# ---------------------------------------------------------------- the DIPY idiom
+
+
+def test_fit_has_the_shape_of_the_data(volume_fit):
+    assert volume_fit.shape == (2, 2, 1)
+    assert volume_fit.permeability.shape == (2, 2, 1, GRID.n_faces)
+    assert volume_fit.wall_orientation.shape == (2, 2, 1, 3)
+    assert volume_fit.S0_hat.shape == (2, 2, 1, 2)  # two echo times
+    for name in EVERYTHING:
+        assert getattr(volume_fit, name).shape[:3] == (2, 2, 1), name
+        assert not np.isnan(getattr(volume_fit, name)).any(), name
+    assert ((volume_fit.wall_probability >= 0) & (volume_fit.wall_probability <= 1)).all()
+    assert (volume_fit.surface_to_volume_std > 0).all()
+    assert "SpinverseFit(shape=(2, 2, 1)" in repr(volume_fit)
+
+
+def test_all_dimensions_of_data_give_the_same_fit(model, volume, volume_fit):
+    one = model.fit(volume[0, 1, 0], sigma=SIGMA, n_samples=1)
+    assert one.shape == ()
+    assert_nearly_same_fit(one, volume_fit[0, 1, 0])
+    row = model.fit(volume[0, :, 0], sigma=SIGMA, n_samples=1)
+    assert row.shape == (2,)
+    assert_nearly_same_fit(row, volume_fit[0, :, 0])
+    image = model.fit(volume[:, :, 0], sigma=SIGMA, n_samples=1)
+    assert image.shape == (2, 2)
+    assert_nearly_same_fit(image, volume_fit[:, :, 0])
+
+
+def test_mask_may_be_boolean_or_of_integers(model, volume, volume_fit):
+    mask = np.array([[[1], [0]], [[0], [3]]])
+    fit = model.fit(volume, mask=mask, sigma=SIGMA, n_samples=1)
+    assert_same_fit(model.fit(volume, mask.astype(bool), sigma=SIGMA, n_samples=1), fit)
+    np.testing.assert_array_equal(fit.status == Status.NOT_FITTED, mask == 0)
+    for name in EVERYTHING:
+        assert (getattr(fit, name)[mask == 0] == 0).all(), name
+    assert_nearly_same_fit(fit[mask > 0], volume_fit[mask > 0])
+
+
+def test_empty_mask_gives_an_empty_fit(model, volume):
+    fit = model.fit(volume, mask=np.zeros((2, 2, 1)), sigma=SIGMA)
+    assert (fit.status == Status.NOT_FITTED).all()
+    assert all((getattr(fit, name) == 0).all() for name in EVERYTHING)
+    assert (fit.predict() == 0).all()
+    assert fit.predict().shape == volume.shape
+
+
+def test_gtab_gives_the_same_fit_as_an_acquisition(volume, volume_fit):
+    gtab = gradient_table(
+        1000 * ACQUISITION.b,
+        bvecs=ACQUISITION.directions,
+        small_delta=ACQUISITION.small_delta / 1000,
+        big_delta=ACQUISITION.big_delta / 1000,
+    )
+    fit = quick_model(gtab).fit(volume[0, 0, 0], sigma=SIGMA, n_samples=1)
+    assert_nearly_same_fit(fit, volume_fit[0, 0, 0])
+    assert fit.predict(gtab).shape == fit.predict().shape
+
+
+def test_missing_deltas_say_how_to_give_them():
+    gtab = gradient_table([0, 1000], bvecs=[[0, 0, 0], [1, 0, 0]])
+    with pytest.raises(ValueError, match="(?s)delta.*gradient_table"):
+        SpinverseModel(gtab)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int16])
+def test_other_data_types_are_fitted_as_they_are(model, volume, dtype):
+    data = volume[0, 0, 0].astype(dtype)
+    fit = model.fit(data, sigma=SIGMA, n_samples=0)
+    assert_same_fit(fit, model.fit(data.astype(float), sigma=SIGMA, n_samples=0))
+    assert_same_fit(fit, model.fit(data.tolist(), sigma=SIGMA, n_samples=0))
+
+
+def test_known_S0_is_kept_and_an_unknown_one_is_found(model, volume, volume_fit):
+    S0 = np.full((2, 2, 1), 100.0)
+    S0[1, 1, 0] = 101.0
+    known = model.fit(volume, S0=S0, sigma=SIGMA, n_samples=0)
+    np.testing.assert_allclose(known.S0_hat, np.repeat(S0[..., None], 2, axis=-1))
+    # Two b0 of 2 % each, and weighted measurements.
+    np.testing.assert_allclose(volume_fit.S0_hat, 100, rtol=0.06)
+
+
+def test_each_echo_time_has_its_own_S0(volume):
+    gtab = gradient_table(
+        1000 * ACQUISITION.b,
+        bvecs=ACQUISITION.directions,
+        small_delta=ACQUISITION.small_delta / 1000,
+        big_delta=ACQUISITION.big_delta / 1000,
+    )
+    late = ACQUISITION.big_delta > 20
+    te = np.where(late, 0.09, 0.06)
+    data = np.where(late, 0.5, 1.0) * volume[0, 0, 0]
+    fit = quick_model(gtab, te=te).fit(data, sigma=SIGMA, n_samples=0)
+    np.testing.assert_allclose(fit.S0_hat, [100, 50], rtol=0.06)
+    # Of a new acquisition, the nearest echo time counts.
+    other = Acquisition(b=0, directions=np.zeros((2, 3)), small_delta=8, big_delta=20, te=[50, 95])
+    np.testing.assert_allclose(fit.predict(other), fit.S0_hat, rtol=1e-4)  # single precision
+
+
+def test_one_echo_time_has_one_S0(volume):
+    one_te = Acquisition(
+        b=ACQUISITION.b,
+        directions=ACQUISITION.directions,
+        small_delta=ACQUISITION.small_delta,
+        big_delta=ACQUISITION.big_delta,
+        te=60,
+    )
+    assert quick_model(one_te).fit(volume[0], sigma=SIGMA, n_samples=0).S0_hat.shape == (2, 1)
+
+
+# ---------------------------------------------------------------- voxels that cannot be fitted
+
+
+def test_bad_voxels_get_a_status_one_warning_and_leave_others_alone(model, volume):
+    good = volume[0, 0, 0]
+    b0 = ACQUISITION.b0_mask
+    bad = {
+        "nan": (np.where(np.arange(len(good)) == 5, np.nan, good), Status.BAD_SAMPLES),
+        "infinite": (np.where(np.arange(len(good)) == 5, np.inf, good), Status.BAD_SAMPLES),
+        "negative": (np.where(np.arange(len(good)) == 5, -1, good), Status.BAD_SAMPLES),
+        "nan b0": (np.where(b0, np.nan, good), Status.BAD_SAMPLES),
+        "zeros": (np.zeros_like(good), Status.NO_SIGNAL),
+        "no b0": (np.where(b0, 0, good), Status.NO_B0),
+    }
+    data = np.array([good, *(samples for samples, _ in bad.values()), good])
+    mask = np.ones(len(data), bool)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit = model.fit(data, mask, sigma=SIGMA, n_samples=1)
+    assert [str(w.message).split(" voxels")[0] for w in caught] == ["6 of 8"]
+    assert caught[0].filename == __file__
+    assert fit.status[1:-1].tolist() == [status for _, status in bad.values()]
+    for name in EVERYTHING:
+        assert (getattr(fit, name)[1:-1] == 0).all(), name
+    assert (fit.predict()[1:-1] == 0).all()
+    assert_nearly_same_fit(fit[[0, -1]], model.fit(data[[0, -1]], sigma=SIGMA, n_samples=1))
+
+
+def test_bad_voxels_outside_the_mask_are_not_mentioned(model, volume):
+    data = np.vstack([volume[0, 0, 0], np.full(len(ACQUISITION), np.nan)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit = model.fit(data, mask=[True, False], sigma=SIGMA, n_samples=0)
+    assert fit.status[1] == Status.NOT_FITTED
+
+
+@pytest.mark.parametrize("S0", [0.0, -1.0, np.nan, np.inf])
+def test_S0_that_cannot_be_is_a_status(model, volume, S0):
+    with pytest.warns(UserWarning, match="1 of 1 voxels"):
+        fit = model.fit(volume[0, 0, 0], S0=S0, sigma=SIGMA, n_samples=0)
+    assert fit.status == Status.NO_B0
+    assert all(np.all(getattr(fit, name) == 0) for name in EVERYTHING)
+
+
+def test_signals_that_no_walls_explain_are_a_misfit(model):
+    rng = np.random.default_rng(0)
+    fit = model.fit(rng.uniform(50, 100, len(ACQUISITION)), sigma=0.5, n_samples=0)
+    assert fit.status == Status.MISFIT
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def test_wrong_shapes_name_the_argument(model, volume, volume_fit):
+    cases = [
+        ("data", lambda: model.fit(volume[..., :-1])),
+        ("data", lambda: model.fit(volume[None])),
+        ("data", lambda: model.fit(np.float64(3))),
+        ("mask", lambda: model.fit(volume, mask=np.ones((2, 2)))),
+        ("S0", lambda: model.fit(volume, S0=np.ones(3))),
+        ("sigma", lambda: model.fit(volume, sigma=np.ones((2, 2)))),
+        ("permeability", lambda: model.predict(np.ones(3))),
+        ("S0", lambda: model.predict(np.ones((1, GRID.n_faces)), S0=np.ones(len(ACQUISITION)))),
+        ("S0", lambda: volume_fit.predict(S0=np.ones(3))),
+        ("index", lambda: volume_fit.interface((0, 0))),
+    ]
+    for name, call in cases:
+        with pytest.raises(ValueError, match=f"^{name} (has|is) "):
+            call()
+
+
+def test_values_out_of_range_name_the_argument(model, volume):
+    data = volume[0, 0, 0]
+    cases = [
+        ("sigma has", lambda: model.fit(data, sigma=0.0)),
+        ("sigma has", lambda: model.fit(data, sigma=np.nan)),
+        ("vox_per_chunk is", lambda: model.fit(data, vox_per_chunk=-5)),
+        ("vox_per_chunk is", lambda: model.fit(data, vox_per_chunk=0)),
+        ("optimizer is", lambda: SpinverseModel(ACQUISITION, optimizer="sgd")),
+        ("diffusivity is", lambda: SpinverseModel(ACQUISITION, diffusivity=2.0)),
+        ("te is", lambda: SpinverseModel(ACQUISITION, te=0.06)),
+        ("curriculum has", lambda: SpinverseModel(ACQUISITION, curriculum=[Stage()])),
+        ("gtab has", lambda: SpinverseModel(ACQUISITION.subset(ACQUISITION.b0_mask))),
+    ]
+    for start, call in cases:
+        with pytest.raises(ValueError, match=f"^{start}"):
+            call()
+
+
+def test_grid_that_is_too_coarse_warns():
+    strong = shells([(8, 15)], (20.0,), 3)
+    with pytest.warns(UserWarning, match="too coarse for 3 of 4 measurements") as caught:
+        SpinverseModel(strong, grid=GRID)
+    assert caught[0].filename == __file__
+
+
+def test_priors_given_take_the_place_of_those_of_the_curriculum(volume):
+    data = volume[0, 0, 0]
+    heavy = quick_model(priors=[WallArea(1e4)]).fit(data, sigma=SIGMA, n_samples=0)
+    light = quick_model(priors=[]).fit(data, sigma=SIGMA, n_samples=0)
+    assert np.isinf(heavy.permeability).all()
+    assert np.isinf(light.permeability).mean() < 0.8
+
+
+# ---------------------------------------------------------------- predictions, views, files
+
+
+def test_fit_predicts_its_own_signals(volume, volume_fit):
+    predicted = volume_fit.predict()
+    assert predicted.shape == volume.shape
+    rms = np.sqrt(((predicted - volume) ** 2).mean(axis=-1))
+    # The inversion takes fewer time steps than the prediction: 1e-4 of S0.
+    np.testing.assert_allclose(rms, volume_fit.residual_rms, atol=0.05)
+
+
+def test_fit_predicts_other_acquisitions_and_S0(volume_fit):
+    other = Acquisition(b=[0, 2], directions=[[0, 0, 0], [1, 0, 0]], small_delta=8, big_delta=45)
+    signals = volume_fit.predict(other, S0=1.0)
+    assert signals.shape == (2, 2, 1, 2)
+    np.testing.assert_allclose(signals[..., 0], 1.0, rtol=1e-5)
+    each = volume_fit.predict(other, S0=np.array([[[1.0], [2.0]], [[3.0], [4.0]]]))
+    np.testing.assert_allclose(each[1, 0, 0], 3 * signals[1, 0, 0])
+    gtab = other.to_gtab()
+    np.testing.assert_allclose(volume_fit.predict(gtab, S0=1.0), signals, rtol=1e-6)
+    assert volume_fit[0, 0, 0].predict(other).shape == (2,)
+
+
+def test_model_predicts_any_permeability(model):
+    kappa = np.full((2, 3, GRID.n_faces), np.inf)
+    signals = model.predict(kappa, S0=50.0)
+    assert signals.shape == (2, 3, len(ACQUISITION))
+    np.testing.assert_allclose(signals[..., ACQUISITION.b0_mask], 50, rtol=1e-5)
+    np.testing.assert_allclose(model.predict(kappa[0, 0]), signals[0, 0] / 50)
+    each = np.arange(6.0).reshape(2, 3)
+    np.testing.assert_allclose(model.predict(kappa, S0=each), signals / 50 * each[..., None])
+    with_te = np.broadcast_to(ACQUISITION.te, signals.shape)
+    np.testing.assert_allclose(model.predict(kappa, S0=with_te), signals / 50 * with_te)
+
+
+def test_fit_is_indexed_as_its_arrays(volume_fit):
+    choices = [
+        (0, 0, 0),
+        (1,),
+        (slice(None), 1),
+        volume_fit.surface_to_volume > volume_fit.surface_to_volume.mean(),
+        (np.array([0, 1]), np.array([1, 0])),
+        (-1, -1, -1),
+    ]
+    for index in choices:
+        part = volume_fit[index]
+        assert part.shape == volume_fit.status[index].shape
+        for name in EVERYTHING:
+            np.testing.assert_array_equal(getattr(part, name), getattr(volume_fit, name)[index])
+        np.testing.assert_allclose(part.predict(), volume_fit.predict()[index], rtol=1e-6)
+    assert volume_fit[..., 0].shape == (2, 2)
+    with pytest.raises(IndexError):
+        volume_fit[2]
+    with pytest.raises(AttributeError, match="no attribute 'surface'"):
+        getattr(volume_fit, "surface")  # noqa: B009
+
+
+def test_interface_is_the_mesh_of_one_voxel(volume_fit):
+    mesh = volume_fit.interface((0, 1, 0), threshold=0.4)
+    assert isinstance(mesh, InterfaceMesh)
+    assert len(mesh.triangles) == (volume_fit.wall_probability[0, 1, 0] >= 0.4).sum() > 0
+    alone = volume_fit[0, 1, 0].interface(threshold=0.4)
+    np.testing.assert_array_equal(alone.triangles, mesh.triangles)
+
+
+CURRICULUM = (
+    Stage((0, 1), priors=(WallArea(0.1), Continuity(0.1)), max_iterations=2, start=0.7),
+    Stage(priors=(Manifoldness(0.1, temperature=0.3), Binarisation(0.2)), max_iterations=2),
+)
+
+
+@pytest.mark.parametrize("boundary", ["periodic", "absorbing"])
+def test_saved_fit_is_loaded_as_it_was(tmp_path, volume, boundary):
+    model = SpinverseModel(
+        ACQUISITION,
+        grid=bcc_grid(3, 5.0, boundary=boundary),
+        curriculum=CURRICULUM,
+        priors=(WallArea(np.float32(0.25)),) if boundary == "absorbing" else None,
+        diffusivity=np.float32(1.9e-3),
+        seed=np.int64(5),
+    )
+    fit = model.fit(volume[0], sigma=SIGMA, n_samples=1)
+    path = tmp_path / "walls.npz"
+    fit.save(path)
+    loaded = load_fit(path)
+    assert_same_fit(loaded, fit)
+    assert loaded.model.curriculum == list(CURRICULUM)
+    assert loaded.model.priors == model.priors
+    for name in ("diffusivity", "optimizer", "seed"):
+        assert getattr(loaded.model, name) == getattr(model, name)
+    np.testing.assert_allclose(loaded.predict(), fit.predict())
+    again = loaded.model.fit(volume[0], sigma=SIGMA, n_samples=1)
+    assert_nearly_same_fit(again, fit)
+    with np.load(path, allow_pickle=False) as arrays:
+        assert all(array.dtype != object for array in arrays.values())
+
+
+def test_single_voxel_of_a_fit_can_be_saved(tmp_path, volume_fit):
+    volume_fit[0, 1, 0].save(tmp_path / "voxel.npz")
+    loaded = load_fit(tmp_path / "voxel.npz")
+    assert loaded.shape == ()
+    assert_same_fit(loaded, volume_fit[0, 1, 0])
+
+
+def test_files_that_are_no_fit_are_refused(tmp_path, volume_fit):
+    whole = tmp_path / "fit.npz"
+    volume_fit.save(whole)
+    stored = whole.read_bytes()
+    np.savez(tmp_path / "other.npz", settings="{}")
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    (tmp_path / "empty.npz").write_bytes(b"")
+    (tmp_path / "text.npz").write_text("walls")
+    (tmp_path / "cut.npz").write_bytes(stored[: len(stored) // 2])
+    for name in ("other.npz", "array.npy", "empty.npz", "text.npz", "cut.npz"):
+        with pytest.raises(ValueError, match=f"^path: .*{name} is not a saved fit"):
+            load_fit(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        load_fit(tmp_path / "missing.npz")
+
+
+def test_priors_of_one_s_own_cannot_be_saved(tmp_path, volume_fit):
+    class Own(WallArea):
+        pass
+
+    fit = SpinverseFit(quick_model(priors=[Own(0.1)]), volume_fit._values)
+    with pytest.raises(ValueError, match="priors has .*Own.*cannot be saved"):
+        fit.save(tmp_path / "fit.npz")
+    assert not (tmp_path / "fit.npz").exists()
+
+
+def test_model_and_fit_can_be_pickled(model, volume, volume_fit):
+    assert_same_fit(pickle.loads(pickle.dumps(volume_fit)), volume_fit)
+    copy = pickle.loads(pickle.dumps(model))
+    assert_nearly_same_fit(copy.fit(volume[0], sigma=SIGMA, n_samples=1), volume_fit[0])
+
+
+# ---------------------------------------------------------------- repeats and chunks
+
+
+def test_same_seed_gives_the_same_fit_and_another_seed_another(model, volume, volume_fit):
+    assert_nearly_same_fit(model.fit(volume, sigma=SIGMA, n_samples=1), volume_fit)
+    other = quick_model(seed=1).fit(volume[0, 0, 0], sigma=SIGMA, n_samples=1)
+    difference = np.abs(other.wall_probability - volume_fit[0, 0, 0].wall_probability)
+    assert difference.max() > 0.01
+
+
+@pytest.mark.parametrize("vox_per_chunk", [1, 3])
+def test_chunks_do_not_change_the_fit(model, volume, volume_fit, vox_per_chunk):
+    fit = model.fit(volume, sigma=SIGMA, n_samples=1, vox_per_chunk=vox_per_chunk)
+    assert_nearly_same_fit(fit, volume_fit)
+
+
+def test_chunks_do_not_change_the_fit_of_voxels_of_different_noise(model, volume):
+    sigma = np.array([[0.5], [2.0], [4.0], [1.0]]).reshape(2, 2, 1)
+    whole = model.fit(volume, sigma=sigma, n_samples=0)
+    assert_nearly_same_fit(model.fit(volume, sigma=sigma, n_samples=0, vox_per_chunk=1), whole)
+
+
+@pytest.mark.parametrize("n_jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_joblib_gives_the_same_fit(model, volume, volume_fit, n_jobs):
+    pytest.importorskip("joblib")
+    n_threads = torch.get_num_threads()
+    settings = {"sigma": SIGMA, "n_samples": 1, "engine": "joblib"}
+    fit = model.fit(volume, vox_per_chunk=2, n_jobs=n_jobs, **settings)
+    assert_nearly_same_fit(fit, volume_fit)
+    assert torch.get_num_threads() == n_threads  # a single job runs in this process
+
+
+def test_no_samples_means_no_standard_deviations(model, volume):
+    fit = model.fit(volume[0, 0, 0], sigma=SIGMA, n_samples=0)
+    assert all(np.all(getattr(fit, name) == 0) for name in MAPS if name.endswith("_std"))
+
+
+def test_progress_is_only_shown_on_request(model, volume, capsys):
+    model.fit(volume[0, 0, 0], sigma=SIGMA, n_samples=0)
+    assert capsys.readouterr() == ("", "")
+    model.fit(volume[0, 0, 0], sigma=SIGMA, n_samples=0, verbose=True)
+    assert "1/1" in capsys.readouterr().err
+
+
+def test_directions_of_the_test_acquisitions_are_unit():
+    np.testing.assert_allclose(np.linalg.norm(spread_directions(9), axis=1), 1)
