@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from dipy.core.gradients import GradientTable
 from dipy.utils.parallel import paramap
 from scipy.stats import f as f_distribution
 
 from dipy_spinverse.acquisition import Acquisition
-from dipy_spinverse.bloch_torrey import permeability_of, simulate
+from dipy_spinverse.bloch_torrey import simulate
+from dipy_spinverse.fit_chunk import empty_values, fit_chunk
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
-from dipy_spinverse.inversion import Inversion, Stage, transmissibility
+from dipy_spinverse.inversion import Inversion, Stage
 from dipy_spinverse.inversion.curriculum import check_curriculum
 from dipy_spinverse.inversion.inversion import OPTIMIZERS
 from dipy_spinverse.inversion.noise import noise_from_b0
 from dipy_spinverse.spinverse_fit import SpinverseFit, Status, load_fit
-from dipy_spinverse.wall_maps import wall_maps
 
 __all__ = ["SpinverseFit", "SpinverseModel", "Status", "load_fit"]
-
-logger = logging.getLogger("dipy_spinverse")
 
 _MM2_PER_S = 1e3  # um^2/ms
 # Phase between neighbouring tetrahedra above which a grid is too coarse for an encoding.
@@ -32,7 +28,7 @@ _LARGEST_LINK_PHASE = np.pi / 2
 _N_SAMPLES = 4
 _MISFIT = 1.5
 _CERTAIN = 10**9  # degrees of freedom of a noise level that is given
-_BYTES_PER_CHUNK = 2**28
+_BYTES_PER_CHUNK = 2**30
 
 
 class SpinverseModel:
@@ -243,14 +239,14 @@ class SpinverseModel:
             raise ValueError(f"vox_per_chunk is {vox_per_chunk}; give at least 1.")
         parts = [slice(first, first + size) for first in range(0, len(chosen), size)]
         results = paramap(
-            _fit_chunk,
+            fit_chunk,
             [(signals[part], None if noise is None else noise[part]) for part in parts],
             func_args=[inversion, self, engine != "serial"],
             engine=engine,
             n_jobs=n_jobs,
             verbose=verbose,
         )
-        values = self._empty_values(len(flat))
+        values = empty_values(self, len(flat))
         for part, chunk in zip(parts, results, strict=True):
             rows = chosen[part]
             for name, value in chunk.items():
@@ -353,22 +349,7 @@ class SpinverseModel:
     def _default_chunk(self):
         # Jacobian, its weighted copy and the temporaries of a step.
         bytes_per_voxel = 4 * 8 * len(self.acquisition) * self.grid.n_faces
-        return max(1, min(64, _BYTES_PER_CHUNK * 4 // bytes_per_voxel))
-
-    def _empty_values(self, n):
-        n_faces, n_te = self.grid.n_faces, len(self.acquisition.echo_times)
-        values = {
-            "permeability": np.zeros((n, n_faces), np.float32),
-            "wall_probability": np.zeros((n, n_faces), np.float32),
-            "S0": np.zeros((n, n_te)),
-            "sigma": np.zeros(n),
-            "residual_rms": np.zeros(n),
-            "converged": np.zeros(n),
-        }
-        for name, width in SpinverseFit.MAPS.items():
-            values[name] = np.zeros((n, *width))
-            values[f"{name}_std"] = np.zeros((n, *width))
-        return values
+        return max(1, min(64, _BYTES_PER_CHUNK // bytes_per_voxel))
 
 
 def _per_voxel(name, value, shape):
@@ -380,55 +361,3 @@ def _per_voxel(name, value, shape):
             "all, or one for each voxel."
         )
     return np.broadcast_to(value, shape).reshape(-1)
-
-
-def _fit_chunk(chunk, inversion, model, in_worker):
-    """Values of each voxel of a chunk, as in `SpinverseModel._empty_values`."""
-    signals, noise = chunk
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1 if in_worker else n_threads)
-    try:
-        result = inversion.run(signals, noise)
-    finally:  # a worker may be a thread of this process
-        torch.set_num_threads(n_threads)
-    diffusivity = model.diffusivity_um2_per_ms
-    tau = transmissibility(torch.as_tensor(result.openness)).numpy()
-    fields = np.concatenate([result.openness[None], result.openness_samples])
-    maps = wall_maps(
-        model.grid,
-        transmissibility(torch.as_tensor(fields.reshape(-1, model.grid.n_faces))),
-        diffusivity=diffusivity,
-        diffusion_time=float(model.acquisition.diffusion_time.max()),
-    )
-    n_voxels = len(signals)
-    values = {
-        "permeability": permeability_of(model.grid, tau, diffusivity),
-        "wall_probability": result.wall_probability,
-        "S0": result.amplitudes,
-        "sigma": result.sigma,
-        "residual_rms": np.sqrt(((result.predicted - signals) ** 2).mean(axis=1)),
-        "converged": result.converged,
-        "free_water_fraction": result.free_water,
-        "free_water_fraction_std": _spread(result.free_water, result.free_water_samples),
-    }
-    for name, value in maps.items():
-        value = value.reshape(len(fields), n_voxels, *value.shape[1:])
-        samples = value[1:]
-        if name == "wall_orientation":
-            # An axis has no sign: compare with the sample's sign that is nearer.
-            samples = samples * np.where((samples * value[0]).sum(-1, keepdims=True) < 0, -1, 1)
-        values[name] = value[0]
-        values[f"{name}_std"] = _spread(value[0], samples)
-    # The grid is the part of the voxel that is not free water.
-    in_grid = 1 - result.free_water
-    for name in ("surface_to_volume", "restricted_fraction"):
-        values[name] = values[name] * in_grid
-        values[f"{name}_std"] = values[f"{name}_std"] * in_grid
-    return values
-
-
-def _spread(estimate, samples):
-    """Root mean squared deviation of samples (n, ...) from the estimate (...)."""
-    if len(samples) == 0:
-        return np.zeros_like(estimate)
-    return np.sqrt(((samples - estimate) ** 2).mean(axis=0))

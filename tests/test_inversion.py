@@ -257,7 +257,7 @@ def test_data_space_step_finds_the_minimum_within_bounds():
 
 def test_step_is_never_uphill_where_bounds_are_tight_and_the_prior_is_strong():
     jacobian, residual, gradient, precision = random_problem(20, 30, 400, seed=2)
-    jacobian, gradient = 10 * jacobian, 10 * gradient.abs()
+    gradient = 10 * gradient.abs()
     lower, upper = -random_tensor(20, 400), random_tensor(20, 400, seed=1)
     step = data_space_step(jacobian, residual, gradient, precision, lower, upper)
     linear = torch.einsum("vmn,vn->vm", jacobian, step)

@@ -94,12 +94,15 @@ def body_in_a_box():
 @pytest.mark.filterwarnings("ignore:The grid is too coarse")
 def test_closed_body_in_an_absorbing_box_is_recovered_exactly(body_in_a_box):
     grid, walls, acquisition, signals = body_in_a_box
-    # A start at random may end beside the body; its misfit tells.
-    fits = [
-        SpinverseModel(acquisition, grid=grid, seed=seed).fit(signals, S0=1.0, n_samples=0)
-        for seed in (0, 1)
-    ]
-    fit = min(fits, key=lambda fit: fit.residual_rms)
+    # Its own curriculum, so that the default one can be tuned on harder bodies.
+    curriculum = (
+        Stage(diffusion_times=(0,), priors=(WallArea(0.01),), max_iterations=15, start=0.15),
+        Stage(priors=(WallArea(0.1),), max_iterations=15),
+        Stage(priors=(WallArea(0.3), Manifoldness(0.1)), max_iterations=10),
+        Stage(priors=(WallArea(0.1),), max_iterations=15),
+    )
+    model = SpinverseModel(acquisition, grid=grid, curriculum=curriculum)
+    fit = model.fit(signals, S0=1.0, n_samples=0)
     found = compare_walls(fit.wall_probability > 0.5, walls, grid, point_reflection=True)
     assert found.f1 == 1
     assert fit.status == Status.CONVERGED

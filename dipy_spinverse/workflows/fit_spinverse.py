@@ -34,6 +34,7 @@ class SpinverseFlow(Workflow):
         mask_file=None,
         b0_threshold=50.0,
         diffusivity=2e-3,
+        free_diffusivity=3e-3,
         cells=4,
         cell_size=5.0,
         sigma=None,
@@ -96,6 +97,8 @@ class SpinverseFlow(Workflow):
             Volumes with a b-value up to this one (s/mm^2) count as b0 volumes.
         diffusivity : float, optional
             Diffusivity of the water between the walls, mm^2/s.
+        free_diffusivity : float, optional
+            Diffusivity of free water, mm^2/s, for --free_water.
         cells : int, optional
             Cubic cells of the grid along each axis (12 tetrahedra per cell).
         cell_size : float, optional
@@ -190,6 +193,7 @@ def _fit_one(inputs: dict, settings: dict, paths: dict[str, Path]) -> None:
         acquisition,
         grid=bcc_grid(cells=settings["cells"], cell_size_um=settings["cell_size"]),
         diffusivity=settings["diffusivity"],
+        free_diffusivity=settings["free_diffusivity"],
         optimizer=settings["optimizer"],
         device=settings["device"],
         seed=settings["seed"],
