@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from dipy.core.gradients import GradientTable
+from dipy.utils.multiproc import determine_num_processes
 from dipy.utils.parallel import paramap
 from scipy.stats import f as f_distribution
 
@@ -62,7 +63,8 @@ class SpinverseModel:
         "cpu", or an accelerator that torch knows, as "cuda".
     seed : int, optional
         Of the random part of the start, which breaks the symmetry of a uniform one, and of the
-        samples. It is the same in all voxels, so that a voxel's fit does not depend on others.
+        samples. It is the same in all voxels: a voxel's fit depends on others only through the
+        noise level, where that comes from their b0 too.
 
     Raises
     ------
@@ -234,7 +236,10 @@ class SpinverseModel:
             seed=self.seed,
             device=self.device,
         )
-        size = self._default_chunk() if vox_per_chunk is None else vox_per_chunk
+        size = vox_per_chunk
+        if size is None:
+            n_workers = 1 if engine == "serial" else determine_num_processes(n_jobs)
+            size = min(self._default_chunk(), max(1, -(-len(chosen) // n_workers)))
         if size < 1:
             raise ValueError(f"vox_per_chunk is {vox_per_chunk}; give at least 1.")
         parts = [slice(first, first + size) for first in range(0, len(chosen), size)]

@@ -2,7 +2,7 @@
 
 A membrane is put on the faces between the tetrahedra inside and outside a body. These faces form
 a staircase, whose area exceeds that of the membrane and does not converge to it as the grid is
-refined. Each wall therefore carries the projected permeability
+refined. Each wall therefore carries the projected permeability::
 
     kappa_f = kappa |n_f . n|
 
