@@ -208,6 +208,7 @@ def _fit_one(inputs: dict, settings: dict, paths: dict[str, Path]) -> None:
     fit.save(paths["out_fit"])
     save_meshes(fit, voxels, paths["out_interface"])
     save_settings(paths["out_settings"], inputs, settings, fit, seconds)
+    logger.info("Maps *_std are local: lower bounds of the uncertainty, see doc/method.md.")
     logger.info("Walls fitted in %.1f s, saved in %s", seconds, paths["out_fit"].parent.resolve())
 
 
