@@ -68,7 +68,8 @@ class SpinverseFit:
     permeability : ndarray (..., F)
         Of each face, um/ms; infinite where there is no membrane at all.
     wall_probability : ndarray (..., F)
-        Probability that a face is a wall.
+        Probability that a face is a wall, given the arrangement that was found: others, shifted,
+        reflected or quite different, may explain the signals as well.
     sigma : ndarray (...)
         Standard deviation of the noise, given or estimated, in units of the data.
     residual_rms : ndarray (...)

@@ -259,7 +259,8 @@ def draw_meshes(figure, positions, truths, folder):
                 faces, facecolors=colours.to_rgba(probability), edgecolor="k", linewidth=0.2
             )
             axis.add_collection3d(walls)
-    figure.colorbar(colours, ax=axes, label="probability that a face is a wall", shrink=0.7)
+    label = "probability of each wall, given this arrangement"
+    figure.colorbar(colours, ax=axes, label=label, shrink=0.7)
 
 
 def draw(folder, truths, maps):
