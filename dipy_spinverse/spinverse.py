@@ -222,26 +222,9 @@ class SpinverseModel:
             noise = noise[chosen]
         if noise is not None:
             noise = noise / scale[chosen]
-        inversion = Inversion(
-            self.acquisition,
-            self.grid,
-            diffusivity=self.diffusivity_um2_per_ms,
-            optimizer=self.optimizer,
-            curriculum=self.curriculum,
-            priors=self.priors,
-            amplitudes=S0 is None,
-            free_water=free_water,
-            free_diffusivity=self.free_diffusivity_um2_per_ms,
-            n_samples=n_samples,
-            seed=self.seed,
-            device=self.device,
-        )
-        size = vox_per_chunk
-        if size is None:
-            n_workers = 1 if engine == "serial" else determine_num_processes(n_jobs)
-            size = min(self._default_chunk(), max(1, -(-len(chosen) // n_workers)))
-        if size < 1:
-            raise ValueError(f"vox_per_chunk is {vox_per_chunk}; give at least 1.")
+        inversion = self._inversion(S0 is None, free_water, n_samples)
+        n_workers = 1 if engine == "serial" else determine_num_processes(n_jobs)
+        size = self._chunk_size(vox_per_chunk, len(chosen), n_workers)
         parts = [slice(first, first + size) for first in range(0, len(chosen), size)]
         results = paramap(
             fit_chunk,
@@ -351,10 +334,31 @@ class SpinverseModel:
         outcome = np.where(misfit, Status.MISFIT, outcome)
         status[chosen] = outcome[chosen]
 
-    def _default_chunk(self):
-        # Jacobian, its weighted copy and the temporaries of a step.
-        bytes_per_voxel = 4 * 8 * len(self.acquisition) * self.grid.n_faces
-        return max(1, min(64, _BYTES_PER_CHUNK // bytes_per_voxel))
+    def _inversion(self, amplitudes, free_water, n_samples):
+        return Inversion(
+            self.acquisition,
+            self.grid,
+            diffusivity=self.diffusivity_um2_per_ms,
+            optimizer=self.optimizer,
+            curriculum=self.curriculum,
+            priors=self.priors,
+            amplitudes=amplitudes,
+            free_water=free_water,
+            free_diffusivity=self.free_diffusivity_um2_per_ms,
+            n_samples=n_samples,
+            seed=self.seed,
+            device=self.device,
+        )
+
+    def _chunk_size(self, vox_per_chunk, n_voxels, n_workers):
+        if vox_per_chunk is None:
+            # Jacobian, its weighted copy and the temporaries of a step.
+            bytes_per_voxel = 4 * 8 * len(self.acquisition) * self.grid.n_faces
+            share = -(-n_voxels // n_workers)
+            return max(1, min(64, _BYTES_PER_CHUNK // bytes_per_voxel, share))
+        if vox_per_chunk < 1:
+            raise ValueError(f"vox_per_chunk is {vox_per_chunk}; give at least 1.")
+        return vox_per_chunk
 
 
 def _per_voxel(name, value, shape):

@@ -54,11 +54,6 @@ class Simulator:
     ----------
     acquisition, grid, diffusivity, t2_ms, steps, dtype, device
         As in :func:`dipy_spinverse.bloch_torrey.simulate`.
-
-    Attributes
-    ----------
-    n_signals : int
-        Number M of measurements.
     """
 
     def __init__(
@@ -75,7 +70,6 @@ class Simulator:
         _check_settings(diffusivity, steps, dtype)
         self.grid, self.diffusivity = grid, float(diffusivity)
         self.device, self.dtype = _checked_device(device), _DTYPES[dtype]
-        self.n_signals = len(acquisition)
         t2, relaxation_rate = _checked_t2(t2_ms, grid)
         self._loss = outer_loss(grid, diffusivity) + relaxation_rate
         representatives, self._encoding = unique_encodings(acquisition)
