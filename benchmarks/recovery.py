@@ -1,8 +1,8 @@
 """Recovery of the published shapes: noise-free, absorbing box, published protocol.
 
 Each of the 14 shapes is simulated on its own grid and inverted on the same (one discretisation on
-both sides, as in the published task): the default optimiser, and the Adam baseline without and
-with the published continuity and manifold priors.
+both sides, as in the published task). Runs: the default optimiser, and the Adam baseline without
+("adam") and with ("adam with priors") continuity and manifold priors.
 
     DIPY_SPINVERSE_DATA=<folder> python benchmarks/recovery.py [--optimizers gauss-newton adam ...]
 """
