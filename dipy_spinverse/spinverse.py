@@ -13,6 +13,7 @@ from scipy.stats import f as f_distribution
 
 from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.bloch_torrey import simulate
+from dipy_spinverse.cell_search import CellInversion
 from dipy_spinverse.fit_chunk import empty_values, fit_chunk
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
 from dipy_spinverse.inversion import Inversion, Stage
@@ -23,6 +24,7 @@ from dipy_spinverse.spinverse_fit import SpinverseFit, Status, load_fit
 
 __all__ = ["SpinverseFit", "SpinverseModel", "Status", "load_fit"]
 
+_CELL_SEARCH = "cell-search"
 _MM2_PER_S = 1e3  # um^2/ms
 # Phase between neighbouring tetrahedra above which a grid is too coarse for an encoding.
 _LARGEST_LINK_PHASE = np.pi / 2
@@ -57,8 +59,11 @@ class SpinverseModel:
     curriculum : sequence of Stage, optional
         The stages of the inversion. By default `dipy_spinverse.inversion.DEFAULT_CURRICULUM`, on
         a grid with absorbing outside `CARVING_CURRICULUM`, and for "adam" `ADAM_CURRICULUM`.
-    optimizer : {"gauss-newton", "adam"}, optional
-        Levenberg-Marquardt in data space, or the published method.
+    optimizer : {"cell-search", "gauss-newton", "adam"}, optional
+        "cell-search" looks for separate closed cells in a box with an absorbing outside;
+        "gauss-newton" is Levenberg-Marquardt in data space over all faces, "adam" the published
+        method. By default "cell-search" on an absorbing grid if S0 is known, without `priors`
+        and `curriculum`, else "gauss-newton".
     device : str, optional
         "cpu", or an accelerator that torch knows, as "cuda".
     seed : int, optional
@@ -98,7 +103,7 @@ class SpinverseModel:
         te=None,
         priors: Sequence | None = None,
         curriculum: Sequence[Stage] | None = None,
-        optimizer: str = "gauss-newton",
+        optimizer: str | None = None,
         device: str = "cpu",
         seed: int = 0,
     ):
@@ -108,9 +113,10 @@ class SpinverseModel:
             self.acquisition = gtab
         else:
             self.acquisition = Acquisition.from_gtab(gtab, te=te)
-        if optimizer not in OPTIMIZERS:
+        known = (_CELL_SEARCH, *OPTIMIZERS)
+        if optimizer is not None and optimizer not in known:
             raise ValueError(
-                f"optimizer is {optimizer!r}; use one of {', '.join(map(repr, OPTIMIZERS))}."
+                f"optimizer is {optimizer!r}; use one of {', '.join(map(repr, known))}."
             )
         for name, value in (("diffusivity", diffusivity), ("free_diffusivity", free_diffusivity)):
             if not 0 < value < 0.1:
@@ -335,11 +341,26 @@ class SpinverseModel:
         status[chosen] = outcome[chosen]
 
     def _inversion(self, amplitudes, free_water, n_samples):
+        faces_only = amplitudes or free_water or self.priors or self.curriculum
+        possible = self.grid.boundary == "absorbing" and not faces_only
+        if self.optimizer == _CELL_SEARCH and not possible:
+            raise ValueError(
+                'optimizer="cell-search" needs a grid with boundary="absorbing", S0 given to '
+                "fit(), and neither free_water, priors nor a curriculum."
+            )
+        if self.optimizer == _CELL_SEARCH or (self.optimizer is None and possible):
+            return CellInversion(
+                self.acquisition,
+                self.grid,
+                diffusivity=self.diffusivity_um2_per_ms,
+                n_samples=n_samples,
+                seed=self.seed,
+            )
         return Inversion(
             self.acquisition,
             self.grid,
             diffusivity=self.diffusivity_um2_per_ms,
-            optimizer=self.optimizer,
+            optimizer=self.optimizer or "gauss-newton",
             curriculum=self.curriculum,
             priors=self.priors,
             amplitudes=amplitudes,

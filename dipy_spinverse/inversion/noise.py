@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.special import ive
 from scipy.stats import chi2
 
 from dipy_spinverse.acquisition import Acquisition
@@ -51,6 +52,17 @@ def noise_from_b0(data: np.ndarray, acquisition: Acquisition) -> tuple[np.ndarra
     return np.sqrt((squares + _SHARED_FREEDOM * typical) / shared), shared
 
 
+def noise_of_each_te(data: np.ndarray, acquisition: Acquisition) -> np.ndarray | None:
+    """Standard deviation (V, K) of the noise at each echo time from its repeated b0.
+
+    None where an echo time has too few repeats.
+    """
+    if any(same_te.sum() <= _LEAST_FREEDOM for same_te in acquisition.b0_per_te):
+        return None
+    sigma = [data[:, same_te].std(axis=1, ddof=1) for same_te in acquisition.b0_per_te]
+    return np.stack(sigma, axis=1)
+
+
 def noise_from_residual(residual: np.ndarray, n_determined: np.ndarray) -> np.ndarray:
     """Standard deviation (V,) of the noise from residuals (V, M) of a fit.
 
@@ -63,3 +75,17 @@ def noise_from_residual(residual: np.ndarray, n_determined: np.ndarray) -> np.nd
     n_measurements = residual.shape[1]
     freedom = np.maximum(n_measurements - n_determined, n_measurements / 10)
     return np.sqrt((residual**2).sum(axis=1) / freedom)
+
+
+def rician_mean(signals: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    """Mean of the magnitude of signals with complex noise of standard deviation sigma.
+
+    References
+    ----------
+    Rice, Bell Syst. Tech. J. 23 (1944), https://doi.org/10.1002/j.1538-7305.1944.tb00874.x
+    """
+    variance = np.maximum(np.asarray(sigma, dtype=float) ** 2, np.finfo(float).tiny)
+    x = np.minimum(np.asarray(signals) ** 2 / (4 * variance), 1e6)
+    laguerre = (1 + 2 * x) * ive(0, x) + 2 * x * ive(1, x)
+    # Far above the noise the mean is the signal itself, to its relative precision.
+    return np.where(x < 1e4, np.sqrt(np.pi / 2 * variance) * laguerre, signals)

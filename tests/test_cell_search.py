@@ -1,0 +1,208 @@
+"""The search for separate cells in a box with an absorbing outside."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from dipy_spinverse import (
+    Acquisition,
+    SpinverseModel,
+    bcc_grid,
+    compare_walls,
+    simulate,
+)
+from dipy_spinverse.bloch_torrey import Simulator
+from dipy_spinverse.cell_search.bodies import Bodies, random_bodies
+from dipy_spinverse.cell_search.ensemble import _COST_PER_WALL, _chain
+from dipy_spinverse.cell_search.labelled import Misfit, Target, at_walls, flips_of
+from dipy_spinverse.inversion.noise import rician_mean
+from dipy_spinverse.spinverse import Status
+
+GRID = bcc_grid(3, 6.0, boundary="absorbing")
+LEAKS = np.array([0.01, 0.99])
+pytestmark = pytest.mark.filterwarnings("ignore:The grid is too coarse")
+
+
+def acquisition_of(n_directions, n_b0=1):
+    rng = np.random.default_rng(3)
+    directions = rng.standard_normal((n_directions, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    b = np.concatenate([np.zeros(n_b0), np.repeat([1.0, 3.0, 5.0], n_directions)])
+    directions = np.concatenate([np.zeros((n_b0, 3)), np.tile(directions, (3, 1))])
+    return Acquisition(
+        b=np.tile(b, 3), directions=np.tile(directions, (3, 1)),
+        small_delta=np.repeat([5.0, 10.0, 10.0], len(b)),
+        big_delta=np.repeat([6.0, 20.0, 60.0], len(b)),
+    )  # fmt: skip
+
+
+def letter_l(grid):
+    """An L in the middle of the box."""
+    x, y, z = grid.centroids.T
+    upright = (abs(x + 2.5) < 2.6) & (abs(y) < 6)
+    foot = (abs(y + 3.5) < 2.6) & (abs(x - 0.5) < 6)
+    return (upright | foot) & (abs(z - 1) < 3)
+
+
+def walls_of(labels, grid=GRID):
+    first, second = grid.face_tetrahedra.T
+    return labels[first] != labels[second]
+
+
+def target_of(acquisition, labels, sigma, rician=0.0, noise=None):
+    simulator = Simulator(acquisition, GRID, steps=2, dtype="float64")
+    size = np.full(len(acquisition), sigma)
+    target = Target(simulator, np.zeros(len(size)), size, np.full(len(size), rician))
+    target.data = target.simulate(labels[None], LEAKS[None])[0]
+    if noise is not None:
+        target.data = target.data + sigma * noise
+    return target
+
+
+@pytest.mark.parametrize("ring", [False, True])
+def test_bodies_are_tubes_around_their_points(ring):
+    if ring:
+        angle = 2 * np.pi * np.arange(8) / 8
+        line = np.stack([6 * np.cos(angle), 6 * np.sin(angle), 0 * angle], axis=1)
+    else:
+        line = np.array([[-5.0, 0, 0], [5.0, 0, 0]])
+    control = np.hstack([line, np.full((len(line), 1), np.log(3.0))])
+    bodies = Bodies(((len(line), ring),), control.ravel())
+    points = np.random.default_rng(0).uniform(-12, 12, (2000, 3))
+    if ring:
+        away = np.hypot(np.hypot(points[:, 0], points[:, 1]) - 6, points[:, 2])
+    else:
+        away = np.linalg.norm(points - points[:, :1].clip(-5, 5) * [1, 0, 0], axis=1)
+    # The line is cut into points 0.6 um apart, which makes dents of 0.02 um.
+    clear = abs(away - 3.0) > 0.03
+    np.testing.assert_array_equal(bodies.inside(points)[clear], (away < 3.0)[clear])
+
+
+def test_random_bodies_fit_into_the_box_and_repeat_by_seed():
+    drawn = [random_bodies(np.random.default_rng(k), GRID) for k in (0, 1, 1)]
+    shares = [bodies.inside(GRID.centroids).mean() for bodies in drawn]
+    assert all(0.04 < share < 0.4 for share in shares)
+    np.testing.assert_array_equal(drawn[1].parameters, drawn[2].parameters)
+    assert not np.array_equal(shares[0], shares[1])
+
+
+def test_flips_are_the_changes_of_the_signals_when_a_tetrahedron_changes_sides():
+    labels = letter_l(GRID)
+    target = target_of(acquisition_of(4), labels, sigma=0.01)
+    state = target.cells(labels[None], LEAKS)[0]
+    (flips,) = flips_of(target, [state])
+    assert set(flips.tetrahedra) == set(at_walls(GRID, labels))
+    k = 5
+    changed = labels.copy()
+    changed[flips.tetrahedra[k]] ^= True
+    other = target.cells(changed[None], LEAKS)[0]
+    np.testing.assert_allclose(flips.changes[k], other.signals - state.signals, atol=1e-12)
+    leakier = target.cells(labels[None], LEAKS + [0.01, 0])[0]
+    np.testing.assert_allclose(flips.leak_changes[0], leakier.signals - state.signals, atol=1e-12)
+
+
+def test_misfit_grows_with_the_number_of_wrong_tetrahedra():
+    labels = letter_l(GRID)
+    target = target_of(acquisition_of(10), labels, sigma=1e-4)
+    state = target.cells(labels[None], LEAKS)[0]
+    flips = flips_of(target, [state])
+    misfit = Misfit(flips, scale=10.0)
+    rng = np.random.default_rng(0)
+    medians = []
+    for number in (1, 4, 16):
+        changed = np.repeat(labels[None], 20, axis=0)
+        for row in changed:
+            row[rng.choice(flips[0].tetrahedra, number, replace=False)] ^= True
+        residuals = np.array([target.residual(s) for s in target.cells(changed, LEAKS)])
+        medians.append(np.median(misfit(residuals)))
+    assert misfit(target.residual(state)[None])[0] == 0
+    assert 2 < medians[1] / medians[0] < 8 and 2 < medians[2] / medians[1] < 8  # 4 if they add up
+
+
+def test_rician_mean_agrees_with_draws():
+    rng = np.random.default_rng(0)
+    signals, sigma = np.array([0.0, 0.02, 0.1, 1.0]), 0.02
+    noise = sigma * rng.standard_normal((2, 200_000, 1))
+    drawn = np.hypot(signals + noise[0], noise[1]).mean(axis=0)
+    # Three standard errors of 200,000 draws.
+    np.testing.assert_allclose(rician_mean(signals, sigma), drawn, atol=3 * sigma / 450)
+    np.testing.assert_allclose(rician_mean(signals, 0.0), signals, atol=1e-12)
+
+
+def test_ensemble_draws_from_the_posterior_of_the_flips():
+    acquisition = acquisition_of(2)
+    labels = np.zeros(GRID.n_tetrahedra, dtype=bool)
+    middle = np.argmin(np.linalg.norm(GRID.centroids, axis=1))
+    labels[middle] = True
+    first, second = GRID.face_tetrahedra.T
+    labels[second[first == middle][:1]] = True
+    noise = np.random.default_rng(1).standard_normal(len(acquisition))
+    target = target_of(acquisition, labels, sigma=0.01, noise=noise)
+    state = target.cells(labels[None], LEAKS)[0]
+    (flips,) = flips_of(target, [state])
+    n = len(flips.tetrahedra)
+    assert n == 8
+    every = np.array(list(itertools.product([False, True], repeat=n)))
+    all_labels = np.repeat(labels[None], len(every), axis=0)
+    all_labels[:, flips.tetrahedra] ^= every
+    keep = all_labels.any(axis=1)
+    all_labels = all_labels[keep]
+    residuals = np.array([target.residual(s) for s in target.cells(all_labels, LEAKS)])
+    n_walls = np.array([walls_of(row).sum() for row in all_labels])
+    value = -0.5 * (residuals**2).sum(axis=1) - _COST_PER_WALL * n_walls
+    weight = np.exp(value - value.max())
+    expected = weight @ all_labels[:, flips.tetrahedra] / weight.sum()
+    rng = np.random.default_rng(0)
+    drawn = np.array([s.labels for _ in range(4) for s, _ in _chain(target, state, flips, rng)])
+    found = drawn[:, flips.tetrahedra].mean(axis=0)
+    # 800 correlated steps: standard errors up to 0.06.
+    np.testing.assert_allclose(found, expected, atol=0.15)
+    assert np.ptp(expected) > 0.1
+
+
+@pytest.fixture(scope="module")
+def ball_in_a_box():
+    """The published lattice, acquisition with few directions, and the walls of a ball."""
+    grid = bcc_grid(4, 20 / 3, boundary="absorbing")
+    walls = walls_of(np.linalg.norm(grid.centroids, axis=1) < 10, grid)
+    acquisition = acquisition_of(10, n_b0=6)
+    return grid, walls, acquisition, simulate(acquisition, grid, np.where(walls, 0.01, 100.0))
+
+
+@pytest.mark.slow
+def test_a_ball_is_found_exactly_and_the_same_again(ball_in_a_box):
+    grid, walls, acquisition, signals = ball_in_a_box
+    model = SpinverseModel(acquisition, grid=grid)
+    fit = model.fit(signals, S0=1.0, n_samples=2)
+    found = compare_walls(fit.wall_probability > 0.5, walls, grid, point_reflection=True)
+    assert found.f1 == 1
+    assert fit.status == Status.CONVERGED
+    # All walls of a fit have one permeability; 0.01 um/ms is where the search starts.
+    permeability = np.median(fit.permeability[fit.wall_probability > 0.5])
+    np.testing.assert_allclose(permeability, 0.01, rtol=0.02)
+    again = model.fit(signals, S0=1.0, n_samples=2)
+    np.testing.assert_array_equal(fit.permeability, again.permeability)
+
+
+@pytest.mark.slow
+def test_the_permeability_of_the_walls_is_found_too(ball_in_a_box):
+    grid, walls, acquisition, _ = ball_in_a_box
+    signals = simulate(acquisition, grid, np.where(walls, 0.016, np.inf))
+    fit = SpinverseModel(acquisition, grid=grid).fit(signals, S0=1.0, n_samples=0)
+    found = compare_walls(fit.wall_probability > 0.5, walls, grid, point_reflection=True)
+    assert found.f1 == 1
+    permeability = np.median(fit.permeability[fit.wall_probability > 0.5])
+    np.testing.assert_allclose(permeability, 0.016, rtol=0.02)
+
+
+def test_cell_search_says_what_it_needs():
+    acquisition = acquisition_of(2)
+    data = np.ones(len(acquisition))
+    asked = SpinverseModel(acquisition, grid=GRID, optimizer="cell-search")
+    with pytest.raises(ValueError, match="S0 given"):
+        asked.fit(data)
+    with pytest.raises(ValueError, match="absorbing"):
+        SpinverseModel(acquisition, optimizer="cell-search").fit(data, S0=1.0)
