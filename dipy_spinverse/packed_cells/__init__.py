@@ -1,0 +1,15 @@
+"""Packed cylinders and spheres of unknown size, fraction, orientation and permeability."""
+
+from __future__ import annotations
+
+from dipy_spinverse.packed_cells.model import PackedCellsFit, PackedCellsModel
+from dipy_spinverse.packed_cells.posterior import PackedCellsPosterior, packed_cells_posterior
+from dipy_spinverse.packed_cells.table_cache import cached_table
+
+__all__ = [
+    "PackedCellsFit",
+    "PackedCellsModel",
+    "PackedCellsPosterior",
+    "cached_table",
+    "packed_cells_posterior",
+]

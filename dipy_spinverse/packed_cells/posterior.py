@@ -1,0 +1,398 @@
+"""Posterior distributions of packed cylinders and spheres, given signals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import logsumexp
+
+from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.packed_cells.likelihood import (
+    Likelihood,
+    gaussian_likelihood,
+    refined_likelihood,
+    residuals,
+    rician_excess,
+)
+from dipy_spinverse.packed_cells.posterior_checks import checked_input
+from dipy_spinverse.packed_cells.sampling import importance_samples, spread_by_chains
+from dipy_spinverse.packed_cells.search import find_modes, log_posterior
+from dipy_spinverse.packed_cells.signal_table import FRACTION_RANGE
+from dipy_spinverse.packed_cells.table_cache import cached_table
+from dipy_spinverse.packed_cells.tissue_classes import (
+    CLASSES,
+    axis_of,
+    class_signals,
+    tissue_class,
+)
+from dipy_spinverse.packed_cells.tissue_maps import PARAMETERS, tissue_maps, tissue_parameters
+from dipy_spinverse.packed_cells.tissue_model import packing_spread, tissue_model
+
+_N_MODES = 5
+_DRAWS_PER_ROUND, _ROUNDS = 500, 6
+_N_CHAINS, _CHAIN_STEPS = 120, 120
+# Less likely classes are dropped, and their chains saved.
+_LEAST_PROBABILITY = 0.005
+# Of the diffusion tensor that the search for an axis starts from, ms/um^2.
+_TENSOR_B = 2.0
+_BATCH = 16
+
+
+@dataclass(frozen=True, eq=False)
+class PackedCellsPosterior:
+    """Equally weighted draws from the posteriors of V voxels, and the best fits.
+
+    Attributes
+    ----------
+    parameters : dict of ndarray (n, V)
+        Draws of "radius" and "sphere_radius" (um), "fraction" and "sphere_fraction" (of the
+        bodies within their own tissue), "permeability" and "sphere_permeability" (um/ms),
+        "dispersion", "sphere_share" and "free_water"; 0 where the class of a draw lacks one
+        (spheres: dispersion 1).
+    maps : dict of ndarray (n, V), orientations (n, V, 3)
+        Draws of "surface_to_volume" (1/um), "restricted_fraction", "wall_permeability" (um/ms,
+        mean over the area), "exchange_time" (ms), "pore_diameter" (um, 4 V / S as in
+        ``wall_maps``: 2 R of cylinders, 4 R / 3 of spheres), "body_diameter" (um, 2 R, mean
+        over the volume), "wall_orientation" (z >= 0; 0 for spheres), "orientation_dispersion"
+        (0.0005 to 0.95, spheres 1), "free_water_fraction".
+    best : dict of ndarray (V, ...)
+        The same maps at the likeliest draw or mode.
+    best_parameters : dict of ndarray (V,)
+    predicted : ndarray (V, M)
+        Expected magnitudes at the best parameters, with the noise floor.
+    s0 : ndarray (V, K)
+        Signal at b = 0 of each of ``acquisition.echo_times``.
+    chi_square : ndarray (V,)
+        Of the best parameters.
+    degrees_of_freedom : ndarray (V,)
+        Measurements less parameters of the best class and amplitudes.
+    sigma : ndarray (V,)
+        Noise given or estimated.
+    class_probabilities : dict of ndarray (V,)
+        Of "cylinders", "spheres" and "mixture", equally likely a priori.
+    effective_sample_size : ndarray (V,)
+        Of the weighted draws that the chains of the equally weighted start from.
+    """
+
+    parameters: dict[str, np.ndarray]
+    maps: dict[str, np.ndarray]
+    best: dict[str, np.ndarray]
+    best_parameters: dict[str, np.ndarray]
+    predicted: np.ndarray
+    s0: np.ndarray
+    chi_square: np.ndarray
+    degrees_of_freedom: np.ndarray
+    sigma: np.ndarray
+    class_probabilities: dict[str, np.ndarray]
+    effective_sample_size: np.ndarray
+
+    def mean(self, name: str) -> np.ndarray:
+        """Posterior means (V,) of a map; of orientations the dominant axis (V, 3)."""
+        values = self.maps[name]
+        if values.ndim == 2:
+            return values.mean(axis=0)
+        scatter = np.einsum("nvk,nvl->vkl", values, values)
+        axis = np.linalg.eigh(scatter)[1][..., -1]
+        axis *= np.where(axis[:, 2:] < 0, -1, 1)
+        return np.where(np.trace(scatter, axis1=1, axis2=2)[:, None] > 0, axis, 0)
+
+    def interval(self, name: str, level: float = 0.95) -> np.ndarray:
+        """Central intervals (2, V) of a scalar map."""
+        tail = (1 - level) / 2
+        return np.quantile(self.maps[name], [tail, 1 - tail], axis=0)
+
+
+def packed_cells_posterior(
+    acquisition: Acquisition,
+    data: np.ndarray,
+    sigma: np.ndarray | float | None = None,
+    *,
+    diffusivity: float = 2.0,
+    free_water: bool = False,
+    free_diffusivity: float = 3.0,
+    n_samples: int = 200,
+    seed: int = 0,
+    classes: tuple[str, ...] = CLASSES,
+) -> PackedCellsPosterior:
+    """Which packed cylinders and spheres explain the signals of voxels, and how surely.
+
+    The prior is that of `tissue_classes`; amplitudes are integrated out with a flat prior. The
+    first call for an acquisition simulates its signal tables, which takes minutes and is kept in
+    the user's cache folder. Tissue beyond the tables' ranges is fitted by their ends. Draws are
+    spread by what parts real packings from the tables' (see ``tissue_model.packing_spread``).
+
+    Parameters
+    ----------
+    acquisition : Acquisition
+    data : array-like (V, M)
+        Magnitudes, in any unit.
+    sigma : float or array-like (V,), optional
+        Standard deviation of the noise in each channel, in the unit of the data. By default
+        estimated from the residuals of the best fit, and integrated out.
+    diffusivity : float, optional
+        Of water in tissue, um^2/ms; known, not fitted.
+    free_water : bool, optional
+        Whether a part of the water may diffuse freely.
+    free_diffusivity : float, optional
+        Of that part, um^2/ms.
+    n_samples : int, optional
+        Draws returned.
+    seed : int, optional
+    classes : tuple of str, optional
+        Classes of tissue that are considered.
+
+    Returns
+    -------
+    PackedCellsPosterior
+
+    Raises
+    ------
+    ValueError
+        Arrays of the wrong shape, values that are not finite, noise or diffusivities that are
+        not positive, an unknown class, an acquisition without diffusion weighting.
+
+    Examples
+    --------
+    >>> posterior = packed_cells_posterior(acquisition, data, sigma=0.02)  # doctest: +SKIP
+    >>> posterior.mean("surface_to_volume"), posterior.interval("pore_diameter")  # doctest: +SKIP
+    """
+    data, sigma = checked_input(
+        acquisition, data, sigma, diffusivity, free_diffusivity, n_samples, classes
+    )
+    shapes = [s for s in ("cylinder", "sphere") if set(classes) - {_without(s)}]
+    tables = {shape: cached_table(shape, acquisition, diffusivity) for shape in shapes}
+    model = tissue_model(acquisition, tables, diffusivity, free_diffusivity)
+    tissues = [tissue_class(name, free_water) for name in classes]
+    parts = []
+    for first in range(0, len(data), _BATCH):
+        voxels = slice(first, first + _BATCH)
+        rng = np.random.default_rng([seed, first])
+        given = None if sigma is None else sigma[voxels]
+        parts.append(_posterior_of(model, tissues, acquisition, data[voxels], given, n_samples,
+                                   rng))  # fmt: skip
+    return _joined(parts)
+
+
+def _without(shape):
+    return "spheres" if shape == "cylinder" else "cylinders"
+
+
+def _posterior_of(model, tissues, acquisition, data, sigma, n_samples, rng):
+    frames = _frames(acquisition, data, model.diffusivity)
+    te_index = acquisition.te_index
+    known = sigma is not None
+    # A first idea of the noise: a fiftieth of the largest signal.
+    start_sigma = sigma if known else 0.02 * np.abs(data).max(axis=1)
+    likelihood = gaussian_likelihood(data, start_sigma, te_index)
+    modes = [find_modes(model, t, likelihood, frames, _N_MODES) for t in tissues]
+    for _ in range(1 if known else 2):
+        likelihood = _refined(model, tissues, likelihood, frames, modes, known)
+        modes = [
+            find_modes(model, t, likelihood, frames, _N_MODES, starts=each.places)
+            for t, each in zip(tissues, modes, strict=True)
+        ]
+    everywhere = np.arange(len(data))
+    draws = []
+    for tissue, each in zip(tissues, modes, strict=True):
+        target = _target(model, tissue, likelihood, frames, known, everywhere)
+        draws.append(
+            importance_samples(
+                target, each.places, each.covariances, each.costs,
+                draws_per_round=_DRAWS_PER_ROUND, rounds=_ROUNDS, rng=rng,
+            )
+        )  # fmt: skip
+    log_evidence = np.stack([each.log_evidence for each in draws])
+    probabilities = np.exp(log_evidence - logsumexp(log_evidence, axis=0))
+    probabilities[probabilities < _LEAST_PROBABILITY] = 0
+    probabilities /= probabilities.sum(axis=0)
+    places = []
+    for k, tissue in enumerate(tissues):
+        needed = np.flatnonzero(probabilities[k])
+        places.append(np.zeros((len(data), _N_CHAINS, tissue.n_parameters)))
+        if len(needed):
+            target = _target(model, tissue, likelihood, frames, known, needed)
+            weighted = draws[k].of_voxels(needed)
+            places[k][needed] = spread_by_chains(
+                weighted, target, n_chains=_N_CHAINS, steps=_CHAIN_STEPS, rng=rng
+            )
+    sampled = _resampled(tissues, places, probabilities, frames, n_samples, rng)
+    best_class, best_z = _best(modes)
+    best = _at_best(model, tissues, likelihood, frames, best_class, best_z)
+    share = probabilities**2 / np.stack([each.effective_size for each in draws])
+    return {
+        **sampled,
+        **best,
+        "sigma": likelihood.sigma,
+        "class_probabilities": {t.name: probabilities[k] for k, t in enumerate(tissues)},
+        "effective_sample_size": 1 / share.sum(axis=0),
+    }
+
+
+def _target(model, tissue, likelihood, frames, known, voxels):
+    """Log posterior (len(voxels), n) of draws (len(voxels), n, P) for some of the voxels."""
+
+    def log_target(z):
+        n = z.shape[1]
+        voxel = np.repeat(voxels, n)
+        flat = z.reshape(-1, z.shape[2])
+        value = log_posterior(model, tissue, likelihood, flat, frames, voxel, not known)
+        return value.reshape(len(voxels), n)
+
+    return log_target
+
+
+def _frames(acquisition, data, diffusivity):
+    """Rows (V, 3, 3): two directions across, and the largest axis of a diffusion tensor."""
+    low = acquisition.b <= max(_TENSOR_B, acquisition.b[~acquisition.b0_mask].min() * 1.01)
+    g = acquisition.directions[low]
+    b = np.where(acquisition.b0_mask, 0, acquisition.b)[low]
+    pairs = np.stack([g[:, i] * g[:, j] * (1 if i == j else 2) for i, j in _UPPER], axis=1)
+    echo = acquisition.te_index[low][:, None] == np.arange(acquisition.te_index.max() + 1)
+    design = np.concatenate([-b[:, None] * pairs, echo], axis=1)
+    signal = np.maximum(data[:, low], 1e-3 * np.abs(data).max(axis=1, keepdims=True) + 1e-300)
+    weighted = signal[..., None] * design
+    normal = np.swapaxes(weighted, 1, 2) @ weighted
+    trace = np.trace(normal, axis1=1, axis2=2)[:, None, None]
+    right = np.einsum("vmp,vm->vp", weighted, signal * np.log(signal))
+    ridge = 1e-8 * trace * np.eye(design.shape[1])
+    # Free diffusion where no gradient looked: an axis across all gradients is tried first.
+    free = np.zeros(design.shape[1])
+    free[[_UPPER.index((i, i)) for i in range(3)]] = diffusivity
+    solution = np.linalg.solve(normal + ridge, (right + ridge @ free)[..., None])[..., 0]
+    tensor = np.empty((len(data), 3, 3))
+    for k, (i, j) in enumerate(_UPPER):
+        tensor[:, i, j] = tensor[:, j, i] = solution[:, k]
+    return np.swapaxes(np.linalg.eigh(tensor)[1], 1, 2)
+
+
+_UPPER = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
+
+
+def _best(modes):
+    costs = np.stack([each.costs[:, 0] for each in modes])
+    return costs.argmin(axis=0), [each.places[:, 0] for each in modes]
+
+
+def _refined(model, tissues, likelihood, frames, modes, known):
+    """The likelihood with the noise and the model errors around the best fit so far."""
+    best_class, best_z = _best(modes)
+    amplitude, errors = np.empty_like(likelihood.data), []
+    sigma = likelihood.sigma.copy()
+    for v, k in enumerate(best_class):
+        z = best_z[k][v : v + 1]
+        signals = class_signals(model, tissues[k], z, frames[v : v + 1])
+        voxel = np.array([v])
+        white, s0, _ = residuals(likelihood, signals, voxel)
+        scale = s0[0][likelihood.te_index]
+        amplitude[v] = scale * signals[0]
+        errors.append(scale * _model_errors(model, tissues[k], z, frames[v : v + 1]))
+        if not known:
+            n_unknown = tissues[k].n_parameters + s0.shape[1]
+            dof = max(white.shape[1] - n_unknown, 1)
+            sigma[v] *= np.sqrt((white**2).sum() / dof) + 1e-12
+    width = max(len(each) for each in errors)
+    padded = np.stack([np.pad(each, ((0, width - len(each)), (0, 0))) for each in errors])
+    scaled = Likelihood(
+        likelihood.data, sigma, likelihood.inverse_sd, likelihood.modes, likelihood.damping,
+        likelihood.te_index,
+    )  # fmt: skip
+    return refined_likelihood(scaled, amplitude, padded)
+
+
+def _model_errors(model, tissue, z, frame):
+    """One standard deviation of the model's errors (K, M), weighted by the tissues' shares."""
+    values = tissue_parameters(tissue, z)
+    tissue_share = 1 - values["free_water"][0]
+    parts = []
+    if tissue.name != "spheres":
+        axis = axis_of(z[:, tissue.columns("axis_0", "axis_1")], frame)[0]
+        share = tissue_share * (1 - values["sphere_share"][0])
+        place = np.array([values[name][0] for name in PARAMETERS[:3]])
+        parts.append(share * model.error_modes("cylinder", place, axis))
+    if tissue.name != "cylinders":
+        share = tissue_share * values["sphere_share"][0]
+        place = np.array([values[name][0] for name in PARAMETERS[4:7]])
+        parts.append(share * model.error_modes("sphere", place, None))
+    return np.concatenate(parts)
+
+
+def _resampled(tissues, places, probabilities, frames, n_samples, rng):
+    """Draws of parameters and maps from all classes, by their probabilities, in random order."""
+    n_voxels = len(frames)
+    parameters = {name: np.empty((n_samples, n_voxels)) for name in PARAMETERS}
+    axes = np.zeros((n_samples, n_voxels, 3))
+    for v in range(n_voxels):
+        position = rng.permutation((np.arange(n_samples) + rng.random()) / n_samples)
+        total = np.cumsum(probabilities[:, v])
+        of_class = np.searchsorted(total / total[-1], position).clip(0, len(tissues) - 1)
+        for k, tissue in enumerate(tissues):
+            own = of_class == k
+            # Every chain once before any comes again.
+            order = np.resize(rng.permutation(places[k].shape[1]), own.sum())
+            z = places[k][v, order]
+            for name, value in _spread(tissue_parameters(tissue, z), rng).items():
+                parameters[name][own, v] = value
+            if tissue.name != "spheres":
+                at = tissue.columns("axis_0", "axis_1")
+                axes[own, v] = axis_of(z[:, at], np.repeat(frames[v : v + 1], len(z), axis=0))
+    return {"parameters": parameters, "maps": tissue_maps(parameters, axes)}
+
+
+def _spread(values, rng):
+    """Parameters (n,) of tissue that signals like the table does at the values given."""
+    values = dict(values)
+    for shape, prefix in (("cylinder", ""), ("sphere", "sphere_")):
+        fraction = prefix + "fraction"
+        spread = packing_spread(shape, values[fraction])
+        for name, width in zip(PARAMETERS[:3], spread, strict=False):
+            factor = np.exp(width * rng.standard_normal(len(width)))
+            values[prefix + name] = values[prefix + name] * factor
+        values[fraction] = np.minimum(values[fraction], FRACTION_RANGE[shape][1])
+    return values
+
+
+def _at_best(model, tissues, likelihood, frames, best_class, best_z):
+    n_voxels, m = likelihood.data.shape
+    parameters = {name: np.empty(n_voxels) for name in PARAMETERS}
+    axes = np.zeros((n_voxels, 3))
+    predicted = np.empty((n_voxels, m))
+    chi_square, dof = np.empty(n_voxels), np.empty(n_voxels)
+    s0 = np.empty((n_voxels, int(likelihood.te_index.max()) + 1))
+    for v, k in enumerate(best_class):
+        z, frame = best_z[k][v : v + 1], frames[v : v + 1]
+        signals = class_signals(model, tissues[k], z, frame)
+        white, amplitude, _ = residuals(likelihood, signals, np.array([v]))
+        for name, value in tissue_parameters(tissues[k], z).items():
+            parameters[name][v] = value[0]
+        if tissues[k].name != "spheres":
+            axes[v] = axis_of(z[:, tissues[k].columns("axis_0", "axis_1")], frame)[0]
+        s0[v] = amplitude[0]
+        noise_free = amplitude[0][likelihood.te_index] * np.maximum(signals[0], 0)
+        sigma = likelihood.sigma[v]
+        predicted[v] = noise_free + sigma * rician_excess(noise_free / sigma)
+        chi_square[v] = (white**2).sum()
+        dof[v] = m - tissues[k].n_parameters - s0.shape[1]
+    return {
+        "best": tissue_maps(parameters, axes),
+        "best_parameters": parameters,
+        "predicted": predicted,
+        "s0": s0,
+        "chi_square": chi_square,
+        "degrees_of_freedom": dof,
+    }
+
+
+def _joined(parts):
+    """Voxels of all batches: along the second axis of draws, the first of everything else."""
+    fields = {}
+    for name, value in parts[0].items():
+        axis = 1 if name in ("parameters", "maps") else 0
+        if isinstance(value, dict):
+            fields[name] = {
+                key: np.concatenate([part[name][key] for part in parts], axis=axis)
+                for key in value
+            }
+        else:
+            fields[name] = np.concatenate([part[name] for part in parts], axis=axis)
+    return PackedCellsPosterior(**fields)

@@ -1,0 +1,51 @@
+"""Checks of what is given to the posterior of packed cells."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.packed_cells.tissue_classes import CLASSES
+
+
+def checked_input(
+    acquisition: Acquisition, data, sigma, diffusivity, free_diffusivity, n_samples, classes
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Data (V, M) and noise (V,) or None, as floats."""
+    data = np.ascontiguousarray(data, dtype=float)
+    if data.ndim != 2 or data.shape[1] != len(acquisition) or len(data) == 0:
+        raise ValueError(
+            f"data has shape {data.shape}; the acquisition has {len(acquisition)} measurements, "
+            f"so give (V, {len(acquisition)}) for V voxels (data[None] for one)."
+        )
+    if not np.isfinite(data).all() or (np.abs(data).max(axis=1) == 0).any():
+        raise ValueError(
+            "data has voxels that are 0 throughout or values that are not finite; leave such "
+            "voxels out."
+        )
+    if acquisition.b0_mask.all():
+        raise ValueError(
+            f"acquisition has {len(acquisition)} measurements, none with diffusion weighting; "
+            "give some above its b0_threshold."
+        )
+    if sigma is not None:
+        sigma = np.asarray(sigma, dtype=float)
+        if sigma.ndim > 1 or sigma.size not in (1, len(data)):
+            raise ValueError(
+                f"sigma has shape {sigma.shape} for {len(data)} voxels; give one number or one "
+                "per voxel."
+            )
+        sigma = np.broadcast_to(sigma.ravel(), len(data)).copy()
+        if not (np.isfinite(sigma) & (sigma > 0)).all():
+            raise ValueError(
+                f"sigma is between {sigma.min():g} and {sigma.max():g}; give positive numbers in "
+                "the unit of the data, or None."
+            )
+    for name, value in (("diffusivity", diffusivity), ("free_diffusivity", free_diffusivity)):
+        if np.ndim(value) or not np.isfinite(value) or value <= 0:
+            raise ValueError(f"{name} is {value!r}; give a positive number in um^2/ms.")
+    if int(n_samples) != n_samples or n_samples < 1:
+        raise ValueError(f"n_samples is {n_samples!r}; give a positive whole number.")
+    if not classes or not set(classes) <= set(CLASSES):
+        raise ValueError(f"classes is {classes!r}; give some of {', '.join(CLASSES)}.")
+    return data, sigma

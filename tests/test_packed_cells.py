@@ -1,0 +1,366 @@
+"""Packed cylinders and spheres: cells, tables, tissue model, posterior."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dipy_spinverse import Acquisition
+from dipy_spinverse.bloch_torrey.finite_volume import relative_transmissibility
+from dipy_spinverse.bloch_torrey.simulator import Simulator
+from dipy_spinverse.packed_cells import packed_cells_posterior, posterior, table_cache
+from dipy_spinverse.packed_cells.signal_table import (
+    LEAKLESS,
+    N_Q,
+    build_signal_table,
+    coordinate_range,
+    relative_q,
+    simulate_packings,
+    table_of_simulations,
+)
+from dipy_spinverse.packed_cells.tissue_classes import (
+    CLASSES,
+    axis_of,
+    class_signals,
+    tissue_class,
+)
+from dipy_spinverse.packed_cells.tissue_model import tissue_model, watson_coefficients
+from dipy_spinverse.packed_cells.two_pools import two_pool_signal
+from dipy_spinverse.packed_cells.unit_cell import unit_cell
+
+TIMINGS = np.array([[8.0, 15.0], [8.0, 40.0]])
+Q_MAX = np.array([0.6, 0.36])
+SIGMA = 0.02
+
+
+def protocol(rotation=None, shells=(1.0, 2.5, 4.5)):
+    rng = np.random.default_rng(3)
+    directions = rng.normal(size=(16, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    if rotation is not None:
+        directions = directions @ rotation.T
+    rows = []
+    for small, big in TIMINGS:
+        rows += [(0.0, np.zeros(3), small, big)] * 3
+        rows += [(b, g, small, big) for b in shells for g in directions]
+    b, g, small, big = (np.array(column) for column in zip(*rows, strict=True))
+    return Acquisition(b=b, directions=g, small_delta=small, big_delta=big, te=60)
+
+
+def closed_form_table(shape, timings=TIMINGS, q_max=Q_MAX, diffusivity=2.0):
+    """A table of the two-pool form, which takes no simulation."""
+    lower, upper = coordinate_range(shape)
+    coordinates = lower + (upper - lower) * np.random.default_rng(0).random((100, 3))
+    q = (q_max[:, None] * relative_q()).ravel()
+    small, big = np.repeat(timings, N_Q, axis=0).T
+    parameters = coordinates.copy()
+    parameters[:, 0] = np.exp(coordinates[:, 0])
+    parameters[:, 2] = np.exp(coordinates[:, 2]) - LEAKLESS
+    signals = two_pool_signal(shape, parameters, q, small, big, diffusivity)
+    return table_of_simulations(
+        shape, timings, q_max, diffusivity, coordinates, np.stack([signals] * 2)
+    )
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return {shape: closed_form_table(shape) for shape in ("cylinder", "sphere")}
+
+
+@pytest.fixture
+def use_tables(tables, monkeypatch):
+    monkeypatch.setattr(posterior, "cached_table", lambda shape, *_: tables[shape])
+    return tables
+
+
+def magnitudes(signals, rng, sigma=SIGMA):
+    noise = rng.normal(size=(2, *signals.shape)) * sigma
+    return np.hypot(signals + noise[0], noise[1])
+
+
+def drawn_tissue(tables, name, n, seed):
+    """Draws of the prior of a class, their signals and surface to volume."""
+    tissue = tissue_class(name, free_water=False)
+    rng = np.random.default_rng(seed)
+    u = rng.random((n, tissue.n_parameters))
+    z = np.log(u / (1 - u))
+    if name != "spheres":
+        # Uniform on the disc of the hemisphere.
+        at = tissue.columns("axis_0", "axis_1")
+        disc = rng.normal(size=(n, 2))
+        radius = np.sqrt(2 * rng.random((n, 1)))
+        z[:, at] = disc / np.linalg.norm(disc, axis=1, keepdims=True) * radius
+    model = tissue_model(protocol(), tables, 2.0, 3.0)
+    frames = np.repeat(np.eye(3)[None], n, axis=0)
+    return tissue, z, class_signals(model, tissue, z, frames)
+
+
+@pytest.mark.parametrize("shape", ["cylinder", "sphere"])
+def test_unit_cell_has_the_volume_and_the_area_of_its_bodies(shape):
+    cell = unit_cell(shape, 0.5, 4.0, np.random.default_rng(0))
+    assert cell.fraction == pytest.approx(0.5, abs=0.005)
+    walls = cell.resistance > 0
+    area = (cell.grid.face_areas[walls] / cell.resistance[walls]).sum()
+    dimension = 2 if shape == "cylinder" else 3
+    # 4 cells per radius: 3 %, as of single bodies; faces shared by two bodies add up in series.
+    assert area / cell.grid.volumes.sum() == pytest.approx(0.5 * dimension, rel=0.05)
+
+
+def test_one_layer_of_cylinders_stands_for_all():
+    cell = unit_cell("cylinder", 0.4, 2.0, np.random.default_rng(1))
+    grid = cell.scaled_grid(3.0)
+    assert (np.bincount(grid.face_tetrahedra.ravel()) == 4).all()
+    along = Acquisition(b=[1.0, 1.0], directions=[[0, 0, 1], [1, 0, 0]], small_delta=8,
+                        big_delta=40)  # fmt: skip
+    tau = relative_transmissibility(grid, cell.face_permeability(0.0)[None], 2.0)
+    signal = Simulator(along, grid, steps=8).signals(torch.from_numpy(tau))[0].numpy()
+    # Free along the axis, but for the roughness of walls on a lattice of 1.5 um.
+    assert signal[0] == pytest.approx(np.exp(-2.0), abs=0.03)
+    assert signal[1] > 0.4
+
+
+def test_unit_cell_refuses_what_cannot_be_packed():
+    with pytest.raises(ValueError, match="fraction is 0.95"):
+        unit_cell("cylinder", 0.95, 3.0, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="shape is 'cube'"):
+        unit_cell("cube", 0.5, 3.0, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("shape", ["cylinder", "sphere"])
+def test_two_pools_have_the_limits_of_no_exchange_and_of_no_gradient(shape):
+    q = np.array([1e-4, 2.0])
+    pulses = np.full(2, 8.0), np.full(2, 40.0)
+    small_cells = np.array([[0.3, 0.4, 0.0]])
+    signal = two_pool_signal(shape, small_cells, q, *pulses, 2.0)[0]
+    assert signal[0] == pytest.approx(1, abs=1e-5)
+    # Only the water inside is left: 0.4, less the little that 0.3 um restrict.
+    assert signal[1] == pytest.approx(0.4, abs=0.03)
+
+
+def test_table_gives_back_what_it_was_made_of(tables):
+    table = tables["cylinder"]
+    model = tissue_model(protocol(), tables, 2.0, 3.0)
+    rng = np.random.default_rng(5)
+    coordinates = table.lower + (table.upper - table.lower) * rng.random((200, 3))
+    parameters = coordinates.copy()
+    parameters[:, 0] = np.exp(coordinates[:, 0])
+    parameters[:, 2] = np.exp(coordinates[:, 2]) - LEAKLESS
+    q = (Q_MAX[:, None] * relative_q()).ravel()
+    small, big = np.repeat(TIMINGS, N_Q, axis=0).T
+    exact = two_pool_signal("cylinder", parameters, q, small, big, 2.0)
+    error = np.exp(model.packing("cylinder", coordinates)[0]) - exact
+    # The spline between 25 x 17 x 19 nodes, at the corners of the range.
+    assert np.median(np.abs(error)) < 2e-4
+    assert np.abs(error).max() < 5e-3
+
+
+def test_signal_between_tabulated_q_is_that_of_a_gaussian(tables):
+    table = tables["sphere"]
+    q = np.linspace(0, Q_MAX[0], 7)
+    weights = table.q_interpolation(np.zeros(7, int), q)
+    log_signals = -3.0 * np.tile(relative_q(), (2, 1)) ** 2 * Q_MAX[:, None] ** 2
+    np.testing.assert_allclose(weights @ log_signals.ravel(), -3.0 * q**2, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_derivatives_are_those_of_the_signals(tables, name):
+    tissue = tissue_class(name, free_water=True)
+    model = tissue_model(protocol(), tables, 2.0, 3.0)
+    rng = np.random.default_rng(0)
+    z = rng.uniform(-1.3, 1.3, size=(6, tissue.n_parameters))
+    frames = np.repeat(np.linalg.qr(rng.normal(size=(3, 3)))[0][None], 6, axis=0)
+    _, jacobian = class_signals(model, tissue, z, frames, slopes=True)
+    step = 1e-5
+    for k in range(tissue.n_parameters):
+        change = step * (np.arange(tissue.n_parameters) == k)
+        ends = [class_signals(model, tissue, z + s * change, frames) for s in (1, -1)]
+        # Central differences: rounding 1e-11 over the step, squares of the step.
+        np.testing.assert_allclose(jacobian[..., k], (ends[0] - ends[1]) / (2 * step), atol=1e-6)
+
+
+def test_dispersion_goes_from_parallel_to_isotropic():
+    mean, _ = watson_coefficients(np.array([0.0005, 0.3, 0.999]))
+    assert mean[0, 1] == pytest.approx(1, abs=3e-3)
+    assert 0.2 < mean[1, 1] < 0.8
+    assert mean[2, 1] == pytest.approx(0, abs=2e-3)
+
+
+def test_axes_are_unit_vectors_and_uniform_over_the_map():
+    rng = np.random.default_rng(0)
+    disc = rng.uniform(-1.42, 1.42, (4000, 2))
+    disc = disc[(disc**2).sum(axis=1) < 2]
+    axes = axis_of(disc, np.repeat(np.eye(3)[None], len(disc), axis=0))
+    np.testing.assert_allclose(np.linalg.norm(axes, axis=1), 1, atol=1e-12)
+    # Third component uniform in 0..1: mean 1/2, standard error 0.005.
+    assert axes[:, 2].mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_posterior_is_the_same_for_the_same_seed(use_tables):
+    *_, signals = drawn_tissue(use_tables, "cylinders", 2, 0)
+    data = magnitudes(signals, np.random.default_rng(1))
+    first, again, other = (
+        packed_cells_posterior(
+            protocol(), data, SIGMA, n_samples=50, seed=seed, classes=("cylinders",)
+        )
+        for seed in (4, 4, 5)
+    )
+    np.testing.assert_array_equal(first.maps["pore_diameter"], again.maps["pore_diameter"])
+    assert (first.maps["pore_diameter"] != other.maps["pore_diameter"]).any()
+
+
+def test_turned_tissue_has_a_turned_axis_and_the_same_surface(use_tables):
+    rotation = np.linalg.qr(np.random.default_rng(8).normal(size=(3, 3)))[0]
+    tissue, z, signals = drawn_tissue(use_tables, "cylinders", 2, 2)
+    data = magnitudes(signals, np.random.default_rng(1))
+    results = [
+        packed_cells_posterior(protocol(turn), data, SIGMA, classes=("cylinders",))
+        for turn in (None, rotation)
+    ]
+    axes = [each.best["wall_orientation"] for each in results]
+    cosine = np.abs(np.einsum("vk,vk->v", axes[0] @ rotation.T, axes[1]))
+    # The search stops within a small part of the error of the axis.
+    assert (cosine > 0.999).all()
+    surface = [each.best["surface_to_volume"] for each in results]
+    np.testing.assert_allclose(surface[0], surface[1], rtol=0.02)
+
+
+def test_axis_is_found_across_the_only_gradient_direction(use_tables):
+    full = protocol()
+    along_x = np.where(full.b0_mask[:, None], 0, [1.0, 0, 0])
+    acquisition = Acquisition(
+        full.b, along_x, full.small_delta, full.big_delta, te=60, b0_threshold=full.b0_threshold
+    )
+    model = tissue_model(acquisition, use_tables, 2.0, 3.0)
+    place = np.array([[np.log(3), 0.6, np.log(0.01 + LEAKLESS)]])
+    signals = model.cylinders(place, np.array([[0.0, 0, 1]]), np.zeros(1))
+    data = magnitudes(signals, np.random.default_rng(1))
+    result = packed_cells_posterior(acquisition, data, SIGMA, classes=("cylinders",))
+    # 17 degrees; an axis along the gradient would have 1.
+    assert abs(result.best["wall_orientation"][0, 0]) < 0.3
+    # 102 measurements: standard error 0.14.
+    assert result.chi_square[0] / result.degrees_of_freedom[0] < 1.5
+
+
+def test_units_of_the_data_do_not_matter(use_tables):
+    *_, signals = drawn_tissue(use_tables, "spheres", 2, 2)
+    data = magnitudes(signals, np.random.default_rng(1))
+    setting = {"n_samples": 50, "classes": ("spheres",)}
+    one = packed_cells_posterior(protocol(), data, SIGMA, **setting)
+    thousand = packed_cells_posterior(protocol(), data * 1000, SIGMA * 1000, **setting)
+    np.testing.assert_allclose(
+        one.mean("surface_to_volume"), thousand.mean("surface_to_volume"), rtol=1e-3
+    )
+
+
+def test_noise_is_estimated_where_it_is_not_given(use_tables):
+    *_, signals = drawn_tissue(use_tables, "spheres", 4, 2)
+    data = magnitudes(signals, np.random.default_rng(1))
+    result = packed_cells_posterior(protocol(), data, n_samples=50, classes=("spheres",))
+    # 102 measurements: 7 % standard error each.
+    np.testing.assert_allclose(result.sigma, SIGMA, rtol=0.25)
+
+
+@pytest.mark.parametrize("case", ["one shell", "one timing", "noise only"])
+def test_poor_data_give_wide_intervals_and_no_nan(use_tables, case):
+    acquisition = protocol()
+    *_, signals = drawn_tissue(use_tables, "cylinders", 2, 7)
+    data = magnitudes(signals, np.random.default_rng(1))
+    kept = np.ones(len(acquisition), dtype=bool)
+    if case == "one shell":
+        kept = (acquisition.b < 1.1) & (acquisition.big_delta == 40)
+    if case == "one timing":
+        kept = acquisition.big_delta == 40
+    if case == "noise only":
+        data = magnitudes(np.zeros_like(data), np.random.default_rng(1))
+    acquisition, data = acquisition.subset(kept), data[:, kept]
+    result = packed_cells_posterior(acquisition, data, SIGMA, classes=("cylinders",))
+    for values in (*result.maps.values(), *result.best.values(), result.predicted):
+        assert np.isfinite(values).all()
+    if case != "one timing":
+        # The prior's interval of the radius is a factor of 17 wide.
+        low, high = result.interval("body_diameter")
+        assert (high / low > 3).all()
+
+
+def test_wrong_input_is_named(use_tables):
+    acquisition = protocol()
+    good = np.ones((2, len(acquisition)))
+    cases = [
+        ({"data": good[0]}, "data has shape"),
+        ({"data": good * np.nan}, "data has voxels"),
+        ({"sigma": [1, 2, 3]}, "sigma has shape"),
+        ({"sigma": -1.0}, "sigma is between"),
+        ({"diffusivity": 0}, "diffusivity is 0"),
+        ({"n_samples": 0}, "n_samples is 0"),
+        ({"classes": ("cubes",)}, "classes is"),
+    ]
+    for change, message in cases:
+        arguments = {"data": good, "sigma": SIGMA, **change}
+        with pytest.raises(ValueError, match=message):
+            packed_cells_posterior(acquisition, **arguments)
+
+
+def test_damaged_cache_is_built_again(tables, monkeypatch, tmp_path):
+    built = []
+
+    def build(shape, timings, q_max, diffusivity):
+        built.append(shape)
+        return tables[shape]
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(table_cache, "build_signal_table", build)
+    for damage in (False, False, True):
+        table_cache._recent.clear()
+        if damage:
+            next((tmp_path / "dipy_spinverse").glob("*.npz")).write_bytes(b"broken")
+        table = table_cache.cached_table("sphere", protocol(), 2.0)
+        np.testing.assert_array_equal(table.coefficients, tables["sphere"].coefficients)
+    table_cache._recent.clear()
+    assert built == ["sphere", "sphere"]
+
+
+def test_cache_that_cannot_be_written_is_no_error(tables, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(table_cache, "build_signal_table", lambda shape, *_: tables[shape])
+    table_cache._recent.clear()
+    assert table_cache.cached_table("sphere", protocol(), 2.0) is tables["sphere"]
+    table_cache._recent.clear()
+
+
+@pytest.mark.slow
+def test_intervals_cover_the_truth(use_tables, monkeypatch):
+    # Signals of the very tables: no tissue that differs from them.
+    for module in ("posterior", "tissue_model"):
+        monkeypatch.setattr(
+            f"dipy_spinverse.packed_cells.{module}.packing_spread",
+            lambda shape, fraction: np.zeros((4, *np.shape(fraction))),
+        )
+    inside = []
+    for name in ("cylinders", "spheres"):
+        tissue, z, signals = drawn_tissue(use_tables, name, 40, 11)
+        data = magnitudes(signals, np.random.default_rng(1))
+        result = packed_cells_posterior(protocol(), data, SIGMA, classes=(name,))
+        truth = posterior.tissue_maps(
+            posterior.tissue_parameters(tissue, z), np.zeros((len(z), 3))
+        )
+        for key in ("surface_to_volume", "restricted_fraction", "wall_permeability"):
+            low, high = result.interval(key)
+            inside.append((low <= truth[key]) & (truth[key] <= high))
+    # 240 intervals of 80 voxels: standard error about 1.5 %.
+    assert 0.90 <= np.mean(inside) <= 0.99
+
+
+@pytest.mark.slow
+def test_table_agrees_with_packings_on_a_finer_lattice():
+    timings, q_max = np.array([[8.0, 30.0]]), np.array([0.42])
+    table = build_signal_table("cylinder", timings, q_max, 2.0)
+    coordinates, signals = simulate_packings(
+        "cylinder", timings, q_max, 2.0, 12, 99, refinement=1.5
+    )
+    acquisition = Acquisition(b=[1.0], directions=[[1, 0, 0]], small_delta=8, big_delta=30)
+    model = tissue_model(acquisition, {"cylinder": table}, 2.0, 3.0)
+    error = np.exp(model.packing("cylinder", coordinates)[0]) - signals[0]
+    # Single packings of four cylinders differ by about 1 %.
+    assert np.median(np.abs(error)) < 0.006
