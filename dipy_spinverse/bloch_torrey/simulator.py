@@ -112,9 +112,7 @@ class Simulator:
             jacobian[:, columns] = part
         return self._to_measurements(signals), self._to_measurements(jacobian)
 
-    def pull_back(
-        self, transmissibility: torch.Tensor, cotangent: torch.Tensor
-    ) -> torch.Tensor:
+    def pull_back(self, transmissibility: torch.Tensor, cotangent: torch.Tensor) -> torch.Tensor:
         """cotangent^T (dS/dtau) of shape (V, F), without keeping the whole Jacobian."""
         weighted = cotangent.to(self.device, self.dtype)
         weighted = weighted * torch.as_tensor(self._attenuation).to(weighted)
