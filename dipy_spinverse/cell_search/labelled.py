@@ -53,6 +53,10 @@ class Target:
         self.n_simulated = 0
         self._sides = torch.as_tensor(self.grid.face_tetrahedra)
 
+    def of_measurements(self, rows: np.ndarray, simulator: Simulator) -> Target:
+        """The same for some of the measurements, which `simulator` simulates."""
+        return Target(simulator, self.data[rows], self.sigma[rows], self._rician[rows])
+
     def cells(self, labels: np.ndarray, leaks: np.ndarray) -> list[Cells]:
         """States of labels (N, T) with leaks (2,) or (N, 2)."""
         leaks = np.broadcast_to(leaks, (len(labels), 2))

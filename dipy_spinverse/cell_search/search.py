@@ -28,7 +28,7 @@ from dipy_spinverse.grid import TetrahedralGrid
 # Permeabilities (um/ms) of walls and of other faces from which the search starts; both are fitted.
 _START_PERMEABILITIES = (0.01, 100.0)
 # Measurements that the search looks at: as many as fill four registers of the compiled sweep.
-_N_SEARCHED, _N_BODIES_TO_CHOOSE = 64, 8
+_N_SEARCHED, _N_SEARCHED_NOISY, _N_BODIES_TO_CHOOSE = 64, 160, 8
 _SEARCH_STEPS = 2
 _N_LIBRARY, _N_BODIES_FLIPPED = 1500, 5
 
@@ -101,26 +101,33 @@ class CellSearch:
         self._seed = np.random.SeedSequence(seed)
         rng = np.random.default_rng(self._seed)
         some = [random_bodies(rng, grid) for _ in range(_N_BODIES_TO_CHOOSE)]
-        self._searched = self._most_telling(some)
-        part = acquisition.subset(self._searched)
-        self._simulator = Simulator(part, grid, steps=_SEARCH_STEPS, **settings)
+        self._overlaps = self._overlaps_of_sensitivities(some)
+        self._acquisition, self._settings = acquisition, settings
+        self._searched, self._simulator = self._most_telling(
+            np.ones(len(acquisition)), _N_SEARCHED
+        )
         self._deformations = Deformations(grid, seed)
-        self._libraries = [self._library(rng)]
+        self._libraries = [self._library(self._simulator, rng)]
 
-    def _most_telling(self, bodies):
-        """Indices of the measurements that tell most about walls, by their sensitivities."""
+    def _overlaps_of_sensitivities(self, bodies):
         labels = np.array([body.inside(self.grid.centroids) for body in bodies])
         tau = torch.as_tensor(face_transmissibility(self.grid, labels, self._leaks[None]))
         rows = [self._full.sensitivities(field[None])[1][0] for field in tau]
         rows = torch.cat(rows, dim=1).numpy()
-        order = qr(rows @ rows.T, mode="r", pivoting=True)[1]
-        return np.sort(order[:_N_SEARCHED])
+        return rows @ rows.T
 
-    def _library(self, rng):
+    def _most_telling(self, sigma, number):
+        """The measurements that tell most about walls, and a simulator of them."""
+        order = qr(self._overlaps / np.outer(sigma, sigma), mode="r", pivoting=True)[1]
+        rows = np.sort(order[:number])
+        part = self._acquisition.subset(rows)
+        return rows, Simulator(part, self.grid, steps=_SEARCH_STEPS, **self._settings)
+
+    def _library(self, simulator, rng):
         bodies = [random_bodies(rng, self.grid) for _ in range(_N_LIBRARY)]
         labels = np.array([body.inside(self.grid.centroids) for body in bodies])
         tau = face_transmissibility(self.grid, labels, self._leaks[None])
-        signals = self._simulator.signals(torch.as_tensor(tau)).numpy().astype(float)
+        signals = simulator.signals(torch.as_tensor(tau)).numpy().astype(float)
         return _Library(bodies, labels, signals)
 
     def run(
@@ -139,12 +146,11 @@ class CellSearch:
         n_samples : int
             Number of further states that explain the data.
         """
-        rows = self._searched
-        target = Target(self._simulator, data[rows], sigma[rows], rician[rows])
         rng = np.random.default_rng(self._seed)
         complete = Target(self._full, data, sigma, rician)
         if np.median(rician) > _NOISY * data.max():
-            return self._run_noisy(target, complete, n_samples, rng)
+            return self._run_noisy(complete, n_samples, rng)
+        target = complete.of_measurements(self._searched, self._simulator)
         finalists = []
         for library in self._library_after_library(rng):
             fits = self._fit_bodies(target, library, rng)
@@ -158,12 +164,14 @@ class CellSearch:
         best = complete.cells(finalists[0].labels[None], finalists[0].leaks)[0]
         return Found(best, samples, _solved(complete, [best]))
 
-    def _run_noisy(self, target, complete, n_samples, rng):
+    def _run_noisy(self, complete, n_samples, rng):
         """Cells of data whose noise hides what bodies lack: single tetrahedra are left to chance.
 
         Bodies are smooth, as cells are, and cannot follow the noise; all measurements count.
         """
-        fits = self._fit_bodies(target, self._libraries[0], rng)
+        rows, simulator = self._most_telling(complete.sigma, _N_SEARCHED_NOISY)
+        target = complete.of_measurements(rows, simulator)
+        fits = self._fit_bodies(target, self._library(simulator, rng), rng)
         fits = _stepped(target, fits, _NOISY_ROUNDS, rng)
         fits = _stepped(complete, fits, _COMPLETE_ROUNDS, rng)
         finalists = sorted([fit.cells for fit in fits], key=complete.chi_square)
@@ -173,7 +181,7 @@ class CellSearch:
     def _library_after_library(self, rng):
         yield from self._libraries
         while True:
-            yield self._library(rng)
+            yield self._library(self._simulator, rng)
 
     def _fit_bodies(self, target, library, rng):
         expected = target.expected(library.signals)
