@@ -21,6 +21,7 @@ from dipy_spinverse.inversion.curriculum import check_curriculum
 from dipy_spinverse.inversion.inversion import OPTIMIZERS
 from dipy_spinverse.inversion.noise import noise_from_b0
 from dipy_spinverse.spinverse_fit import SpinverseFit, Status, load_fit
+from dipy_spinverse.voxels import per_voxel
 
 __all__ = ["SpinverseFit", "SpinverseModel", "Status", "load_fit"]
 
@@ -212,9 +213,9 @@ class SpinverseModel:
         self._check_data(data)
         shape = data.shape[:-1]
         flat = data.reshape(-1, data.shape[-1]).astype(float)
-        wanted = _per_voxel("mask", True if mask is None else mask, shape).astype(bool)
-        known = None if S0 is None else _per_voxel("S0", S0, shape).astype(float)
-        noise = None if sigma is None else _per_voxel("sigma", sigma, shape).astype(float)
+        wanted = per_voxel("mask", True if mask is None else mask, shape).astype(bool)
+        known = None if S0 is None else per_voxel("S0", S0, shape).astype(float)
+        noise = None if sigma is None else per_voxel("sigma", sigma, shape).astype(float)
         if noise is not None and not (noise[wanted] > 0).all():
             raise ValueError("sigma has values that are not positive; give the noise's sd > 0.")
         status, scale = self._screen(flat, wanted, known)
@@ -380,14 +381,3 @@ class SpinverseModel:
         if vox_per_chunk < 1:
             raise ValueError(f"vox_per_chunk is {vox_per_chunk}; give at least 1.")
         return vox_per_chunk
-
-
-def _per_voxel(name, value, shape):
-    """Value of each voxel (V,), from one for all or an array of the data's shape."""
-    value = np.asarray(value)
-    if value.shape not in ((), shape):
-        raise ValueError(
-            f"{name} has shape {value.shape}, the data have voxels {shape}; give one value for "
-            "all, or one for each voxel."
-        )
-    return np.broadcast_to(value, shape).reshape(-1)

@@ -14,19 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
-from scipy.special import ive
+
+from dipy_spinverse.inversion.noise import rician_mean
 
 _TABLE_END, _TABLE_STEP = 12.0, 0.01
 
 
-def _rician_excess(amplitude):
-    """Mean of a Rice distribution of scale 1 minus its amplitude."""
-    x = amplitude**2 / 4
-    mean = np.sqrt(np.pi / 2) * ((1 + 2 * x) * ive(0, x) + 2 * x * ive(1, x))
-    return mean - amplitude
-
-
-_EXCESS = _rician_excess(np.arange(0, _TABLE_END + 2 * _TABLE_STEP, _TABLE_STEP))
+_AMPLITUDES = np.arange(0, _TABLE_END + 2 * _TABLE_STEP, _TABLE_STEP)
+_EXCESS = rician_mean(_AMPLITUDES, 1.0) - _AMPLITUDES
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +86,7 @@ def refined_likelihood(
 
 def rician_excess(amplitude: np.ndarray) -> np.ndarray:
     """Mean of a magnitude minus its noise-free amplitude, both over sigma."""
-    inside = np.interp(amplitude, np.arange(len(_EXCESS)) * _TABLE_STEP, _EXCESS)
+    inside = np.interp(amplitude, _AMPLITUDES, _EXCESS)
     large = np.maximum(amplitude, 1)
     return np.where(amplitude < _TABLE_END, inside, 1 / (2 * large) + 1 / (8 * large**3))
 

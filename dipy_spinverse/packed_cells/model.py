@@ -11,6 +11,7 @@ from scipy.stats import chi2
 from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.packed_cells.posterior import PackedCellsPosterior, packed_cells_posterior
 from dipy_spinverse.spinverse_fit import Status
+from dipy_spinverse.voxels import per_voxel
 
 _MM2_PER_S = 1e3  # um^2/ms
 _N_SAMPLES = 200
@@ -109,8 +110,8 @@ class PackedCellsModel:
             )
         shape = data.shape[:-1]
         flat = data.reshape(-1, data.shape[-1]).astype(float)
-        wanted = _per_voxel("mask", True if mask is None else mask, shape).astype(bool)
-        noise = None if sigma is None else _per_voxel("sigma", sigma, shape).astype(float)
+        wanted = per_voxel("mask", True if mask is None else mask, shape).astype(bool)
+        noise = None if sigma is None else per_voxel("sigma", sigma, shape).astype(float)
         status = np.full(len(flat), int(Status.CONVERGED))
         status[~(np.isfinite(flat) & (flat >= 0)).all(axis=1)] = Status.BAD_SAMPLES
         status[(flat == 0).all(axis=1)] = Status.NO_SIGNAL
@@ -196,13 +197,3 @@ def _filled(shape, chosen, values):
     if len(chosen):
         rows[chosen] = values
     return result
-
-
-def _per_voxel(name, value, shape):
-    value = np.asarray(value)
-    if value.shape not in ((), shape):
-        raise ValueError(
-            f"{name} has shape {value.shape}, the data have voxels {shape}; give one value for "
-            "all, or one for each voxel."
-        )
-    return np.broadcast_to(value, shape).reshape(-1)
