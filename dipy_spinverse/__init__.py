@@ -18,7 +18,7 @@ _HOME = {
     "compare_walls": "interface",
     "interface_mesh": "interface",
     "PackedCellsModel": "packed_cells",
-    "identifiability": "identifiability",
+    "identifiability": "scan_design",
     "suggest": "suggestions",
     "SpinverseFit": "spinverse",
     "SpinverseModel": "spinverse",

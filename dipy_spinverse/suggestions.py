@@ -9,10 +9,10 @@ import numpy as np
 from dipy.core.gradients import GradientTable
 
 from dipy_spinverse.acquisition import GYROMAGNETIC_RATIO, Acquisition
-from dipy_spinverse.identifiability import MM2_PER_S, checked_plan
 from dipy_spinverse.information import closed_form_table, map_bounds
 from dipy_spinverse.packed_cells.table_cache import cached_table
 from dipy_spinverse.packed_cells.tissue_classes import CLASSES
+from dipy_spinverse.scan_design import MM2_PER_S, checked_plan
 
 # b = 0 per direction where a shell has an echo time of its own.
 _B0_SHARE = 0.1
@@ -78,7 +78,7 @@ def suggest(
         strongest shell again, as the gain of scanning longer; a longer and a shorter Delta;
         shorter pulses; a higher b and half of the largest.
     sigma, diffusivity, free_diffusivity, free_water, classes, simulated, n_draws, seed
-        As in :func:`dipy_spinverse.identifiability.identifiability`. With `simulated`, tables are
+        As in :func:`dipy_spinverse.identifiability`. With `simulated`, tables are
         made for the timings of all candidates together: about a minute each, once.
 
     Returns

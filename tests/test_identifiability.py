@@ -9,11 +9,11 @@ from dipy.core.gradients import gradient_table
 
 from dipy_spinverse import Acquisition, bcc_grid
 from dipy_spinverse.blind_spots import blind_spots, resolution_limit_um
-from dipy_spinverse.identifiability import identifiability
 from dipy_spinverse.information import class_bounds, closed_form_table, map_bounds
 from dipy_spinverse.packed_cells import packed_cells_posterior, posterior
 from dipy_spinverse.packed_cells.tissue_classes import class_signals, tissue_class
 from dipy_spinverse.packed_cells.tissue_model import tissue_model
+from dipy_spinverse.scan_design import identifiability
 from dipy_spinverse.suggestions import suggest
 
 SIGMA = 0.02
@@ -278,3 +278,10 @@ def test_bound_is_the_spread_of_fits(monkeypatch):
         bound = bounds[name][1][0, 0] ** -0.5
         # The spread of 60 fits is known within 9 %, three times that are allowed.
         assert np.log(fit.best[name]).std() == pytest.approx(bound, rel=0.27), name
+
+
+def test_the_package_offers_the_functions_not_their_modules():
+    import dipy_spinverse
+
+    for name in dipy_spinverse.__all__:
+        assert type(getattr(dipy_spinverse, name)) is not type(dipy_spinverse), name
