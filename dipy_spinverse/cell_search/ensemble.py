@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 
-from dipy_spinverse.cell_search.labelled import Cells, Flips, Target, flips_of
+from dipy_spinverse.bloch_torrey.finite_volume import links_of
+from dipy_spinverse.cell_search.labelled import Cells, Flips, Target, flips_of, walls_of
 
 # Log probability that each face of wall costs: walls of smooth bodies are this much rarer than
 # those of rough ones.
@@ -62,12 +64,8 @@ def _chain(target, state, flips: Flips, rng):
     """
 
     def log_posterior(cells):
-        return -0.5 * (target.residual(cells) ** 2).sum() - _COST_PER_WALL * n_walls(cells.labels)
-
-    sides = target.grid.face_tetrahedra
-
-    def n_walls(labels):
-        return (labels[sides[:, 0]] != labels[sides[:, 1]]).sum()
+        n_walls = walls_of(target.grid, cells.labels[None]).sum()
+        return -0.5 * (target.residual(cells) ** 2).sum() - _COST_PER_WALL * n_walls
 
     linear = _LinearChain(target.grid, state, flips, target.residual(state))
     here, flipped = state, np.zeros(len(flips.tetrahedra), dtype=bool)
@@ -92,22 +90,17 @@ class _LinearChain:
     """A Metropolis chain over flips, whose changes of the signals add up."""
 
     def __init__(self, grid, state, flips, residual):
-        self._changes, self._residual = flips.changes, residual
-        self._square = (flips.changes**2).sum(axis=1)
-        self._labels, self._tetrahedra = state.labels, flips.tetrahedra
-        first, second = grid.face_tetrahedra.T
-        neighbours = [[] for _ in self._labels]
-        for one, other in zip(first, second, strict=True):
-            neighbours[one].append(other)
-            neighbours[other].append(one)
-        self._neighbours = [np.array(neighbours[k], dtype=int) for k in self._tetrahedra]
-        self._sides = grid.face_tetrahedra
+        self._grid, self._labels, self._residual = grid, state.labels, residual
+        self._changes, self._tetrahedra = flips.changes, flips.tetrahedra
+        # Slots of outer faces lead back to the tetrahedron itself, and never are walls.
+        self._neighbours = links_of(grid).neighbours[flips.tetrahedra]
 
     def log_posterior(self, flipped):
-        labels = self._flipped_labels(flipped)
-        walls = (labels[self._sides[:, 0]] != labels[self._sides[:, 1]]).sum()
         rest = self._residual - flipped @ self._changes
-        return -0.5 * (rest**2).sum() - _COST_PER_WALL * walls
+        return -0.5 * (rest**2).sum() - _COST_PER_WALL * self._n_walls(flipped)
+
+    def _n_walls(self, flipped):
+        return walls_of(self._grid, self._flipped_labels(flipped)[None]).sum()
 
     def _flipped_labels(self, flipped):
         labels = self._labels.copy()
@@ -117,19 +110,32 @@ class _LinearChain:
     def walk(self, flipped, rng):
         """Flips after a random number of moves."""
         flipped = flipped.copy()
-        labels = self._flipped_labels(flipped)
-        rest = self._residual - flipped @ self._changes
         n_moves = 1 + int(len(flipped) * 2 ** rng.uniform(*_SWEEPS))
-        chosen = rng.integers(len(flipped), size=n_moves)
-        thresholds = np.log(rng.random(n_moves))
-        for k, threshold in zip(chosen, thresholds, strict=True):
-            sign = -1 if flipped[k] else 1
-            along = sign * (self._changes[k] @ rest)
-            tetrahedron = self._tetrahedra[k]
-            around = labels[self._neighbours[k]]
-            walls = len(around) - 2 * (around != labels[tetrahedron]).sum()
-            if along - 0.5 * self._square[k] - _COST_PER_WALL * walls > threshold:
-                flipped[k] ^= True
-                labels[tetrahedron] ^= True
-                rest -= sign * self._changes[k]
+        _walk(
+            flipped, self._flipped_labels(flipped), self._residual - flipped @ self._changes,
+            self._changes, self._tetrahedra, self._neighbours,
+            rng.integers(len(flipped), size=n_moves), np.log(rng.random(n_moves)),
+        )  # fmt: skip
         return flipped
+
+
+@njit(cache=True, nogil=True)
+def _walk(flipped, labels, rest, changes, tetrahedra, neighbours, chosen, thresholds):
+    """Metropolis moves, in place."""
+    for move in range(len(chosen)):
+        k = chosen[move]
+        tetrahedron = tetrahedra[k]
+        more_walls = 0
+        for other in neighbours[k]:
+            if other != tetrahedron:
+                more_walls += 1 if labels[other] == labels[tetrahedron] else -1
+        sign = -1.0 if flipped[k] else 1.0
+        gain = -_COST_PER_WALL * more_walls
+        for m in range(len(rest)):
+            change = sign * changes[k, m]
+            gain += change * rest[m] - 0.5 * change**2
+        if gain > thresholds[move]:
+            flipped[k] = not flipped[k]
+            labels[tetrahedron] = not labels[tetrahedron]
+            for m in range(len(rest)):
+                rest[m] -= sign * changes[k, m]

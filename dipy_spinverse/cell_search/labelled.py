@@ -84,16 +84,19 @@ class Target:
 
 def face_transmissibility(grid: TetrahedralGrid, labels, leaks) -> np.ndarray:
     """Relative transmissibilities (N, F): those of walls where labels (N, T) differ."""
-    first, second = grid.face_tetrahedra.T
-    walls = labels[:, first] != labels[:, second]
     leaks = np.asarray(leaks)
-    return np.where(walls, leaks[:, :1], leaks[:, 1:])
+    return np.where(walls_of(grid, labels), leaks[:, :1], leaks[:, 1:])
+
+
+def walls_of(grid: TetrahedralGrid, labels: np.ndarray) -> np.ndarray:
+    """Which faces (N, F) are walls: those between different labels (N, T)."""
+    first, second = grid.face_tetrahedra.T
+    return labels[:, first] != labels[:, second]
 
 
 def at_walls(grid: TetrahedralGrid, labels: np.ndarray) -> np.ndarray:
     """Indices of tetrahedra with a wall, or inside of a cell at the outer box."""
-    first, second = grid.face_tetrahedra.T
-    walls = labels[first] != labels[second]
+    walls = walls_of(grid, labels[None])[0]
     chosen = np.zeros(len(labels), dtype=bool)
     chosen[grid.face_tetrahedra[walls].ravel()] = True
     outer = grid.outer_tetrahedra

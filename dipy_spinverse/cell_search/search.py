@@ -27,7 +27,8 @@ from dipy_spinverse.grid import TetrahedralGrid
 
 # Permeabilities (um/ms) of walls and of other faces from which the search starts; both are fitted.
 _START_PERMEABILITIES = (0.01, 100.0)
-# Measurements that the search looks at: as many as fill four registers of the compiled sweep.
+# Measurements that the search looks at, multiples of a register of the compiled sweep; bodies
+# whose sensitivities choose them.
 _N_SEARCHED, _N_SEARCHED_NOISY, _N_BODIES_TO_CHOOSE = 64, 160, 8
 _SEARCH_STEPS = 2
 _N_LIBRARY, _N_BODIES_FLIPPED = 1500, 5
@@ -94,7 +95,9 @@ class CellSearch:
         self, acquisition: Acquisition, grid: TetrahedralGrid, *, diffusivity: float, seed: int
     ):
         self.grid = grid
-        tau = relative_transmissibility(grid, np.array(_START_PERMEABILITIES)[:, None])
+        tau = relative_transmissibility(
+            grid, np.array(_START_PERMEABILITIES)[:, None], diffusivity
+        )
         self._leaks = np.median(tau, axis=1)
         settings = {"diffusivity": diffusivity, "dtype": "float32"}
         self._full = Simulator(acquisition, grid, steps=_SEARCH_STEPS, **settings)
