@@ -343,11 +343,12 @@ class SpinverseModel:
 
     def _inversion(self, amplitudes, free_water, n_samples):
         faces_only = amplitudes or free_water or self.priors or self.curriculum
-        possible = self.grid.boundary == "absorbing" and not faces_only
+        on_cpu = self.device == "cpu"
+        possible = self.grid.boundary == "absorbing" and on_cpu and not faces_only
         if self.optimizer == _CELL_SEARCH and not possible:
             raise ValueError(
-                'optimizer="cell-search" needs a grid with boundary="absorbing", S0 given to '
-                "fit(), and neither free_water, priors nor a curriculum."
+                'optimizer="cell-search" needs a grid with boundary="absorbing", device="cpu", S0 '
+                "given to fit(), and neither free_water, priors nor a curriculum."
             )
         if self.optimizer == _CELL_SEARCH or (self.optimizer is None and possible):
             return CellInversion(

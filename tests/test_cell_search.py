@@ -204,5 +204,8 @@ def test_cell_search_says_what_it_needs():
     asked = SpinverseModel(acquisition, grid=GRID, optimizer="cell-search")
     with pytest.raises(ValueError, match="S0 given"):
         asked.fit(data)
+    elsewhere = SpinverseModel(acquisition, grid=GRID, optimizer="cell-search", device="meta")
+    with pytest.raises(ValueError, match='device="cpu"'):
+        elsewhere.fit(data, S0=1.0)
     with pytest.raises(ValueError, match="absorbing"):
         SpinverseModel(acquisition, optimizer="cell-search").fit(data, S0=1.0)
