@@ -33,7 +33,7 @@ from dipy_spinverse.packed_cells.likelihood import (
     rician_excess,
     whiten,
 )
-from dipy_spinverse.packed_cells.posterior import _model_errors
+from dipy_spinverse.packed_cells.posterior import model_errors
 from dipy_spinverse.packed_cells.signal_table import (
     LEAKLESS,
     N_Q,
@@ -43,7 +43,12 @@ from dipy_spinverse.packed_cells.signal_table import (
     table_of_simulations,
 )
 from dipy_spinverse.packed_cells.table_cache import encoding_range
-from dipy_spinverse.packed_cells.tissue_classes import TissueClass, class_signals, tissue_class
+from dipy_spinverse.packed_cells.tissue_classes import (
+    TissueClass,
+    class_signals,
+    shapes_of,
+    tissue_class,
+)
 from dipy_spinverse.packed_cells.tissue_maps import tissue_maps, tissue_parameters
 from dipy_spinverse.packed_cells.tissue_model import TissueModel, tissue_model
 from dipy_spinverse.packed_cells.two_pools import two_pool_signal
@@ -126,8 +131,7 @@ def map_bounds(
     dict of MapBounds
         Of those of `MAPS` that any of the classes has.
     """
-    shapes = [s for s in ("cylinder", "sphere") if set(classes) - {_WITHOUT[s]}]
-    tables = {shape: table(shape, acquisition, diffusivity) for shape in shapes}
+    tables = {shape: table(shape, acquisition, diffusivity) for shape in shapes_of(classes)}
     model = tissue_model(acquisition, tables, diffusivity, free_diffusivity)
     rng = np.random.default_rng(seed)
     parts = []
@@ -149,9 +153,6 @@ def map_bounds(
                 values, float(prior_sd), 1 / np.sqrt(data_precision + 1 / prior_sd**2)
             )
     return result
-
-
-_WITHOUT = {"cylinder": "spheres", "sphere": "cylinders"}
 
 
 def closed_form_table(shape: str, acquisition: Acquisition, diffusivity: float) -> SignalTable:
@@ -245,7 +246,7 @@ def _information(model, tissue, u, frames, acquisition, selections, sigma):
         rician_excess(relative + _AMPLITUDE_STEP) - rician_excess(relative)
     ) / _AMPLITUDE_STEP  # fmt: skip
     slopes *= gain[..., None]
-    errors = np.stack([_model_errors(model, tissue, z[[n]], frames[[n]]) for n in range(len(z))])
+    errors = np.stack([model_errors(model, tissue, z[[n]], frames[[n]]) for n in range(len(z))])
     everywhere, noise = np.arange(len(z)), np.full(len(z), sigma)
     result = []
     for chosen in selections:

@@ -24,6 +24,7 @@ from dipy_spinverse.packed_cells.tissue_classes import (
     CLASSES,
     axis_of,
     class_signals,
+    shapes_of,
     tissue_class,
 )
 from dipy_spinverse.packed_cells.tissue_maps import PARAMETERS, tissue_maps, tissue_parameters
@@ -160,8 +161,7 @@ def packed_cells_posterior(
     data, sigma = checked_input(
         acquisition, data, sigma, diffusivity, free_diffusivity, n_samples, classes
     )
-    shapes = [s for s in ("cylinder", "sphere") if set(classes) - {_without(s)}]
-    tables = {shape: cached_table(shape, acquisition, diffusivity) for shape in shapes}
+    tables = {s: cached_table(s, acquisition, diffusivity) for s in shapes_of(classes)}
     model = tissue_model(acquisition, tables, diffusivity, free_diffusivity)
     tissues = [tissue_class(name, free_water) for name in classes]
     parts = []
@@ -172,10 +172,6 @@ def packed_cells_posterior(
         parts.append(_posterior_of(model, tissues, acquisition, data[voxels], given, n_samples,
                                    rng))  # fmt: skip
     return _joined(parts)
-
-
-def _without(shape):
-    return "spheres" if shape == "cylinder" else "cylinders"
 
 
 def _posterior_of(model, tissues, acquisition, data, sigma, n_samples, rng):
@@ -286,7 +282,7 @@ def _refined(model, tissues, likelihood, frames, modes, known):
         white, s0, _ = residuals(likelihood, signals, voxel)
         scale = s0[0][likelihood.te_index]
         amplitude[v] = scale * signals[0]
-        errors.append(scale * _model_errors(model, tissues[k], z, frames[v : v + 1]))
+        errors.append(scale * model_errors(model, tissues[k], z, frames[v : v + 1]))
         if not known:
             n_unknown = tissues[k].n_parameters + s0.shape[1]
             dof = max(white.shape[1] - n_unknown, 1)
@@ -300,7 +296,7 @@ def _refined(model, tissues, likelihood, frames, modes, known):
     return refined_likelihood(scaled, amplitude, padded)
 
 
-def _model_errors(model, tissue, z, frame):
+def model_errors(model, tissue, z, frame):
     """One standard deviation of the model's errors (K, M), weighted by the tissues' shares."""
     values = tissue_parameters(tissue, z)
     tissue_share = 1 - values["free_water"][0]

@@ -74,6 +74,12 @@ def tissue_class(name: str, free_water: bool) -> TissueClass:
     return TissueClass(name, parameters + (("free_water",) if free_water else ()))
 
 
+def shapes_of(classes: tuple[str, ...]) -> list[str]:
+    """Shapes of bodies, "cylinder" and "sphere", that some of the classes have."""
+    lacking = {"cylinder": "spheres", "sphere": "cylinders"}
+    return [shape for shape, without in lacking.items() if set(classes) - {without}]
+
+
 def physical(tissue: TissueClass, z: np.ndarray) -> dict[str, np.ndarray]:
     """Values (N,) of the parameters but the axis at unbounded places (N, P)."""
     u = expit(z)
