@@ -8,7 +8,8 @@ as the true one,
 
 bounds the variance v of a map with gradient g by the parameters and variance V under the prior
 (Bayesian Cramer-Rao bound [1]_, linearised at each tissue). Signals at b = 0 are unknown, and
-differences between packings are part of the noise.
+errors of the tables and of the diffusivity between bodies are part of the noise. What else parts
+real packings from the tables, which fits add to their intervals, is not in the bounds.
 
 References
 ----------

@@ -257,9 +257,11 @@ def test_bound_is_the_spread_of_fits(monkeypatch):
     acquisition = protocol()
     monkeypatch.setattr(posterior, "cached_table", closed_form_table)
     # These data lack the differences between packings.
-    monkeypatch.setattr(
-        "dipy_spinverse.packed_cells.tissue_model._packing_spread", lambda *_: np.zeros((3, 1))
-    )
+    for module in ("tissue_model", "posterior"):
+        monkeypatch.setattr(
+            f"dipy_spinverse.packed_cells.{module}.packing_spread",
+            lambda shape, fraction: np.zeros((4, *np.shape(fraction))),
+        )
     tissue = tissue_class("cylinders", free_water=False)
     # Radius 3.5 um, fraction 0.5, permeability 0.02 um/ms, dispersion 0.06: well determined.
     u = np.array([0.65, 0.58, 0.53, 0.4, 0.5, 0.5])
