@@ -2,41 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.stats import f as f_distribution
 
 from dipy_spinverse.bloch_torrey import permeability_of
-from dipy_spinverse.inversion import Inversion, transmissibility
+from dipy_spinverse.inversion import (
+    WALL_THRESHOLD,
+    Inversion,
+    Reconstruction,
+    transmissibility,
+)
+from dipy_spinverse.map_statistics import of_axes, of_draws, of_fields
+from dipy_spinverse.packed_cells import PackedCellsPosterior
 from dipy_spinverse.spinverse_fit import SpinverseFit
-from dipy_spinverse.wall_maps import wall_maps
+from dipy_spinverse.wall_maps import LONGEST_EXCHANGE_TIME_MS, wall_maps
+from dipy_spinverse.wall_patterns import agreement
 
 if TYPE_CHECKING:
     from dipy_spinverse.spinverse import SpinverseModel
 
+_SUFFIXES = ("", "_std", "_low", "_high")
+_LARGEST = {
+    "restricted_fraction": 1.0,
+    "wall_anisotropy": 1.0,
+    "free_water_fraction": 1.0,
+    "exchange_time": LONGEST_EXCHANGE_TIME_MS,
+}
+# Probability below which packed cells count as refuted by the residual.
+_REFUTED = 1e-3
 
-def empty_values(model: SpinverseModel, n: int) -> dict[str, np.ndarray]:
+
+def empty_values(
+    model: SpinverseModel, n: int, n_samples: int, n_stages: int
+) -> dict[str, np.ndarray]:
     """Zeros for everything that a fit holds of n voxels."""
     n_faces, n_te = model.grid.n_faces, len(model.acquisition.echo_times)
     values = {
         "permeability": np.zeros((n, n_faces), np.float32),
+        "permeability_samples": np.zeros((n, n_samples, n_faces), np.float32),
         "wall_probability": np.zeros((n, n_faces), np.float32),
+        "pattern_agreement": np.zeros(n),
         "S0": np.zeros((n, n_te)),
         "sigma": np.zeros(n),
         "residual_rms": np.zeros(n),
-        "converged": np.zeros(n),
+        "converged": np.zeros(n, bool),
+        "packed_cells": np.zeros(n, bool),
+        "history_iterations": np.zeros((n, n_stages), int),
+        "history_misfit": np.zeros((n, n_stages)),
+        "wall_orientation": np.zeros((n, 3)),
+        "wall_orientation_angle": np.zeros(n),
     }
-    for name, width in SpinverseFit.MAPS.items():
-        values[name] = np.zeros((n, *width))
-        values[f"{name}_std"] = np.zeros((n, *width))
-    return values
+    return values | {name + end: np.zeros(n) for name in SpinverseFit.MAPS for end in _SUFFIXES}
 
 
 def fit_chunk(
     chunk: tuple[np.ndarray, np.ndarray | None],
     inversion: Inversion,
     model: SpinverseModel,
+    posterior_of: Callable[..., PackedCellsPosterior] | None,
+    noise_freedom: int,
     in_worker: bool,
 ) -> dict[str, np.ndarray]:
     """Values of each voxel of a chunk, the names and shapes as in `empty_values`.
@@ -47,6 +75,11 @@ def fit_chunk(
         Signals over the initial magnetisation, and noise.
     inversion : Inversion
     model : SpinverseModel
+    posterior_of : callable or None
+        Posterior of packed cells of signals (V, M) and noise (V,), for the maps of the voxels
+        that packed cells explain.
+    noise_freedom : int
+        Degrees of freedom of the noise level.
     in_worker : bool
         Whether this is one of several workers, which get one thread each.
     """
@@ -57,44 +90,66 @@ def fit_chunk(
         result = inversion.run(signals, noise)
     finally:  # a worker may be a thread of this process
         torch.set_num_threads(n_threads)
-    diffusivity = model.diffusivity_um2_per_ms
-    tau = transmissibility(torch.as_tensor(result.openness)).numpy()
     fields = np.concatenate([result.openness[None], result.openness_samples])
-    maps = wall_maps(
-        model.grid,
-        transmissibility(torch.as_tensor(fields.reshape(-1, model.grid.n_faces))),
-        diffusivity=diffusivity,
-        diffusion_time=float(model.acquisition.diffusion_time.max()),
-    )
-    n_voxels = len(signals)
+    tau = transmissibility(torch.as_tensor(fields))
+    permeability = permeability_of(model.grid, tau.numpy(), model.diffusivity_um2_per_ms)
+    walls = (fields < WALL_THRESHOLD).astype(float)
     values = {
-        "permeability": permeability_of(model.grid, tau, diffusivity),
+        "permeability": permeability[0],
+        "permeability_samples": np.swapaxes(permeability[1:], 0, 1),
         "wall_probability": result.wall_probability,
+        "pattern_agreement": [agreement(walls[:, voxel]) for voxel in range(len(signals))],
         "S0": result.amplitudes,
         "sigma": result.sigma,
         "residual_rms": np.sqrt(((result.predicted - signals) ** 2).mean(axis=1)),
         "converged": result.converged,
-        "free_water_fraction": result.free_water,
-        "free_water_fraction_std": _spread(result.free_water, result.free_water_samples),
+        "history_iterations": result.iterations,
+        "history_misfit": result.misfit,
     }
-    for name, value in maps.items():
-        value = value.reshape(len(fields), n_voxels, *value.shape[1:])
-        samples = value[1:]
-        if name == "wall_orientation":
-            # An axis has no sign: compare with the sample's sign that is nearer.
-            samples = samples * np.where((samples * value[0]).sum(-1, keepdims=True) < 0, -1, 1)
-        values[name] = value[0]
-        values[f"{name}_std"] = _spread(value[0], samples)
-    # The grid is the part of the voxel that is not free water.
-    in_grid = 1 - result.free_water
-    for name in ("surface_to_volume", "restricted_fraction"):
-        values[name] = values[name] * in_grid
-        values[f"{name}_std"] = values[f"{name}_std"] * in_grid
+    values |= _maps_of_walls(model, result, tau)
+    if posterior_of is not None:
+        posterior = posterior_of(signals, result.sigma)
+        explained, better = _maps_of_packed_cells(posterior, noise_freedom)
+        values["packed_cells"] = explained
+        for name, value in better.items():
+            values[name][explained] = value[explained]
     return values
 
 
-def _spread(estimate, samples):
-    """Root mean squared deviation of samples (n, ...) from the estimate (...)."""
-    if len(samples) == 0:
-        return np.zeros_like(estimate)
-    return np.sqrt(((samples - estimate) ** 2).mean(axis=0))
+def _maps_of_walls(model, result: Reconstruction, tau):
+    """Maps of the wall fields (n, V, F) of transmissibilities, and their statistics."""
+    n, n_voxels, n_faces = tau.shape
+    maps = wall_maps(
+        model.grid,
+        tau.reshape(-1, n_faces),
+        diffusivity=model.diffusivity_um2_per_ms,
+        diffusion_time=float(model.acquisition.diffusion_time.max()),
+    )
+    maps = {name: value.reshape(n, n_voxels, *value.shape[1:]) for name, value in maps.items()}
+    free_water = np.concatenate([result.free_water[None], result.free_water_samples])
+    maps["free_water_fraction"] = free_water
+    # The grid is the part of the voxel that is not free water.
+    for name in ("surface_to_volume", "restricted_fraction"):
+        maps[name] = maps[name] * (1 - free_water)
+    errors = SpinverseFit.WALL_ERRORS if model.grid.boundary == "periodic" else {}
+    values = {}
+    values["wall_orientation"], values["wall_orientation_angle"] = of_axes(
+        maps.pop("wall_orientation")
+    )
+    for name, value in maps.items():
+        found = of_fields(value, errors.get(name, 0.0), _LARGEST.get(name, np.inf))
+        values |= {name + end: part for end, part in found.items()}
+    return values
+
+
+def _maps_of_packed_cells(posterior: PackedCellsPosterior, noise_freedom):
+    """Which voxels (V,) packed cells explain, and the statistics of their maps."""
+    values = {}
+    values["wall_orientation"], values["wall_orientation_angle"] = of_axes(
+        posterior.maps["wall_orientation"]
+    )
+    for name in SpinverseFit.MAPS:
+        values |= {name + end: part for end, part in of_draws(posterior.maps[name]).items()}
+    freedom = np.maximum(posterior.degrees_of_freedom, 1)
+    by_chance = f_distribution.ppf(1 - _REFUTED, freedom, noise_freedom)
+    return posterior.chi_square / freedom <= by_chance, values

@@ -159,6 +159,7 @@ def interface_mesh(
     wall_probability: np.ndarray,
     threshold: float = 0.5,
     closed_only: bool = False,
+    walls: np.ndarray | None = None,
 ) -> InterfaceMesh:
     """Triangles of the faces that are walls.
 
@@ -172,6 +173,8 @@ def interface_mesh(
         A face is a wall if its probability is at least this.
     closed_only : bool, optional
         Leave out sheets with a free edge, see :func:`closed_walls`.
+    walls : array-like (F,) of bool, optional
+        The walls to draw, whatever their probability, instead of those above the threshold.
 
     Returns
     -------
@@ -202,7 +205,7 @@ def interface_mesh(
             )
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is {threshold}; give a probability above 0, at most 1.")
-    walls = wall_probability >= threshold
+    walls = wall_probability >= threshold if walls is None else np.asarray(walls, dtype=bool)
     if closed_only:
         walls = closed_walls(grid, walls)
 

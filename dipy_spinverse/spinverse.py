@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from dipy.core.gradients import GradientTable
@@ -20,7 +21,8 @@ from dipy_spinverse.inversion import Inversion, Stage
 from dipy_spinverse.inversion.curriculum import check_curriculum
 from dipy_spinverse.inversion.inversion import OPTIMIZERS
 from dipy_spinverse.inversion.noise import noise_from_b0
-from dipy_spinverse.spinverse_fit import SpinverseFit, Status, load_fit
+from dipy_spinverse.packed_cells import packed_cells_posterior, prepare_tables
+from dipy_spinverse.spinverse_fit import SAME_PATTERN, SpinverseFit, Status, load_fit
 from dipy_spinverse.voxels import per_voxel
 
 __all__ = ["SpinverseFit", "SpinverseModel", "Status", "load_fit"]
@@ -31,6 +33,7 @@ _MM2_PER_S = 1e3  # um^2/ms
 _LARGEST_LINK_PHASE = np.pi / 2
 _N_SAMPLES = 4
 _MISFIT = 1.5
+_N_DRAWS = 200
 _CERTAIN = 10**9  # degrees of freedom of a noise level that is given
 _BYTES_PER_CHUNK = 2**30
 
@@ -39,7 +42,10 @@ class SpinverseModel:
     """Find the walls (membranes) in voxels from their diffusion-weighted signals.
 
     The permeability of every face of a fixed tetrahedral grid is an unknown; the Bloch-Torrey
-    equation predicts the signals [1]_.
+    equation predicts the signals [1]_. On a periodic grid, with neither `priors` nor a
+    `curriculum`, packed cylinders and spheres are fitted beside, and give the maps of the voxels
+    that they explain (see :class:`dipy_spinverse.PackedCellsModel`: the first fit with new
+    timings simulates tables, about a minute for each).
 
     Parameters
     ----------
@@ -89,7 +95,7 @@ class SpinverseModel:
     ...     b=[0, 1, 1, 1], directions=np.vstack([np.zeros(3), np.eye(3)]),
     ...     small_delta=10, big_delta=30)
     >>> model = SpinverseModel(acquisition, grid=bcc_grid(3, 5.0))
-    >>> fit = model.fit(100 * np.exp(-2 * acquisition.b), sigma=1.0)
+    >>> fit = model.fit(100 * np.exp(-2 * acquisition.b), sigma=1.0, n_samples=0)
     >>> bool(fit.surface_to_volume < 0.05), float(fit.S0_hat.round())
     (True, 100.0)
     """
@@ -187,8 +193,9 @@ class SpinverseModel:
         free_water : bool, optional
             Also fit a fraction of free water outside the grid.
         n_samples : int, optional
-            Number of further wall fields per voxel that explain its signals, from which the
-            standard deviations of the maps come; 0 for none (they are then 0).
+            Number of further wall fields per voxel, each from a start and noise of its own. With
+            0 there are none, packed cells are not asked either, and the intervals contain
+            `SpinverseFit.WALL_ERRORS` only.
         engine : {"serial", "joblib", "dask", "ray"}, optional
             How chunks of voxels are spread over processes.
         n_jobs : int, optional
@@ -230,18 +237,21 @@ class SpinverseModel:
         if noise is not None:
             noise = noise / scale[chosen]
         inversion = self._inversion(S0 is None, free_water, n_samples)
+        posterior_of = self._posterior_of_packed_cells(free_water) if n_samples else None
+        # Where the noise comes from the residual, about half the measurements say how large.
+        noise_freedom = freedom if noise is not None else len(self.acquisition) // 2
         n_workers = 1 if engine == "serial" else determine_num_processes(n_jobs)
         size = self._chunk_size(vox_per_chunk, len(chosen), n_workers)
         parts = [slice(first, first + size) for first in range(0, len(chosen), size)]
         results = paramap(
             fit_chunk,
             [(signals[part], None if noise is None else noise[part]) for part in parts],
-            func_args=[inversion, self, engine != "serial"],
+            func_args=[inversion, self, posterior_of, noise_freedom, engine != "serial"],
             engine=engine,
             n_jobs=n_jobs,
             verbose=verbose,
         )
-        values = empty_values(self, len(flat))
+        values = empty_values(self, len(flat), n_samples, inversion.n_stages)
         for part, chunk in zip(parts, results, strict=True):
             rows = chosen[part]
             for name, value in chunk.items():
@@ -332,12 +342,14 @@ class SpinverseModel:
 
     def _set_status(self, status, chosen, values, freedom):
         """Status of the voxels that were fitted; the noise has so many degrees of freedom."""
-        stopped = values.pop("converged").astype(bool)
+        stopped = values.pop("converged")
         ratio = values["residual_rms"] / np.where(values["sigma"] > 0, values["sigma"], 1)
         by_chance = np.sqrt(f_distribution.ppf((0.95, 0.99), len(self.acquisition), freedom or 1))
         noise_reached = (freedom > 0) & (ratio <= by_chance[0])
-        misfit = ratio > max(_MISFIT, by_chance[1])
-        outcome = np.where(stopped | noise_reached, Status.CONVERGED, Status.NOT_CONVERGED)
+        misfit = (ratio > max(_MISFIT, by_chance[1])) & ~values["packed_cells"]
+        agree = values["pattern_agreement"] >= SAME_PATTERN
+        outcome = np.where(agree, Status.CONVERGED, Status.PATTERN_NOT_DETERMINED)
+        outcome = np.where(stopped | noise_reached, outcome, Status.NOT_CONVERGED)
         outcome = np.where(misfit, Status.MISFIT, outcome)
         status[chosen] = outcome[chosen]
 
@@ -371,6 +383,22 @@ class SpinverseModel:
             n_samples=n_samples,
             seed=self.seed,
             device=self.device,
+        )
+
+    def _posterior_of_packed_cells(self, free_water):
+        """Posterior of signals and noise, where the fit is that of tissue by default; or None."""
+        own = self.optimizer in (None, "gauss-newton") and not (self.priors or self.curriculum)
+        if self.grid.boundary != "periodic" or not own:
+            return None
+        prepare_tables(self.acquisition, self.diffusivity_um2_per_ms)
+        return partial(
+            packed_cells_posterior,
+            self.acquisition,
+            diffusivity=self.diffusivity_um2_per_ms,
+            free_water=free_water,
+            free_diffusivity=self.free_diffusivity_um2_per_ms,
+            n_samples=_N_DRAWS,
+            seed=self.seed,
         )
 
     def _chunk_size(self, vox_per_chunk, n_voxels, n_workers):

@@ -7,6 +7,7 @@ import zlib
 from dataclasses import asdict
 from enum import IntEnum
 from pathlib import Path
+from typing import ClassVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -15,7 +16,10 @@ from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.grid.tetrahedral_grid import build_grid
 from dipy_spinverse.interface import InterfaceMesh, interface_mesh
 from dipy_spinverse.inversion import Binarisation, Continuity, Manifoldness, Stage, WallArea
-from dipy_spinverse.inversion.unknowns import free_water_signals
+from dipy_spinverse.inversion.unknowns import free_water_signals, wall_faces
+
+# Mean F1 between the walls of fields below which their pattern does not count as determined.
+SAME_PATTERN = 0.8
 
 
 class Status(IntEnum):
@@ -36,16 +40,31 @@ class Status(IntEnum):
     """All samples are zero."""
     NO_B0 = 6
     """The b0 signal, or the S0 given, is not positive."""
+    PATTERN_NOT_DETERMINED = 7
+    """Converged, but other wall fields that explain the same signals have their walls elsewhere
+    (`pattern_agreement` is below 0.8): the maps hold, a mesh shows one of many patterns."""
+
+
+FITTED = (
+    Status.CONVERGED,
+    Status.NOT_CONVERGED,
+    Status.MISFIT,
+    Status.PATTERN_NOT_DETERMINED,
+)
 
 
 class SpinverseFit:
     """Walls of voxels, from :meth:`SpinverseModel.fit` or :func:`load_fit`.
 
     ``fit[i, j, k]`` and slices give the fit of these voxels. All arrays have the leading shape
-    `shape` of the data and are zero where nothing was fitted. The maps named in `MAPS` are
-    attributes, each with a twin ``NAME_std``: the root mean squared deviation of other wall fields
-    that explain the same signals. These are local (drawn around the estimate): the true
-    uncertainty is larger where quite different wall patterns explain the signals.
+    `shape` of the data and are zero where nothing was fitted.
+
+    Each map named in `MAPS` is an attribute, a posterior mean, with its standard deviation
+    ``NAME_std`` and the ends ``NAME_low`` and ``NAME_high`` of its 95 % interval. Where packed
+    cylinders and spheres explain the signals (`packed_cells`), the maps are those of their
+    posterior, see :class:`dipy_spinverse.PackedCellsModel`. Elsewhere they are read off the
+    ensemble of wall fields; the intervals then contain the scatter between fields, from starts and
+    noise of their own, and the errors `WALL_ERRORS` that all fields share.
 
     Attributes
     ----------
@@ -59,34 +78,50 @@ class SpinverseFit:
         Fraction of spins that do not get far in at least one direction.
     pore_diameter : ndarray (...)
         Mean chord length of the restricted space, um.
-    wall_orientation : ndarray (..., 3)
-        Unit vector along which walls are crossed least.
     wall_anisotropy : ndarray (...)
-        How well the walls determine this axis, 0 to 1.
+        How well the walls determine their axis, 0 to 1.
     free_water_fraction : ndarray (...)
         Zero unless it was fitted.
+    wall_orientation : ndarray (..., 3)
+        Unit vector along which walls are crossed least, and
+    wall_orientation_angle : ndarray (...)
+        the angle to it that 95 % of the draws or fields keep within, degrees.
+    packed_cells : ndarray (...) of bool
+        Whether the maps are those of packed cells.
     permeability : ndarray (..., F)
-        Of each face, um/ms; infinite where there is no membrane at all.
+        Of each face, um/ms; infinite where there is no membrane at all. One wall field of many.
+    permeability_samples : ndarray (..., n, F)
+        Other fields, each from a start and noise of its own; moved to where they agree most
+        with `permeability` (by shifts and reflections that leave the signals unchanged).
     wall_probability : ndarray (..., F)
-        Probability that a face is a wall, given the arrangement that was found: others, shifted,
-        reflected or quite different, may explain the signals as well.
+        Probability that a face is a wall, over all these fields.
+    pattern_agreement : ndarray (...)
+        Mean F1 between the walls of these fields, 0 to 1.
     sigma : ndarray (...)
         Standard deviation of the noise, given or estimated, in units of the data.
     residual_rms : ndarray (...)
-        Root mean square of data minus prediction.
+        Root mean square of data minus the prediction of `permeability`.
     status : ndarray (...) of int
         See :class:`Status`.
     """
 
-    MAPS = {
-        "surface_to_volume": (),
-        "wall_permeability": (),
-        "exchange_time": (),
-        "restricted_fraction": (),
-        "pore_diameter": (),
-        "wall_orientation": (3,),
-        "wall_anisotropy": (),
-        "free_water_fraction": (),
+    MAPS = (
+        "surface_to_volume",
+        "wall_permeability",
+        "exchange_time",
+        "restricted_fraction",
+        "pore_diameter",
+        "wall_anisotropy",
+        "free_water_fraction",
+    )
+    # Relative standard deviations of truth from estimate that hold 95 % of the substrates of
+    # benchmarks/wall_fields.py, on the default grid.
+    WALL_ERRORS: ClassVar[dict[str, float]] = {
+        "surface_to_volume": 1.8,
+        "restricted_fraction": 0.35,
+        "wall_permeability": 0.7,
+        "exchange_time": 4.5,
+        "pore_diameter": 0.37,
     }
 
     def __init__(self, model, values: dict[str, np.ndarray]):
@@ -110,6 +145,17 @@ class SpinverseFit:
     def shape(self) -> tuple[int, ...]:
         """Shape of the voxels."""
         return self._values["status"].shape
+
+    @property
+    def history(self) -> dict[str, np.ndarray]:
+        """What each stage of the inversion did: "iterations" and "misfit", (..., S) each.
+
+        The stages are those of the curriculum, then the last one again at the true noise (0
+        iterations where the search had no more); the cell search counts as one, whose iterations
+        are simulations. The misfit is the mean squared residual over the noise that the stage
+        went by.
+        """
+        return {name: self._values[f"history_{name}"] for name in ("iterations", "misfit")}
 
     @property
     def S0_hat(self) -> np.ndarray:
@@ -137,7 +183,7 @@ class SpinverseFit:
             Initial magnetisation; the fitted one (of the nearest echo time) where not given.
         """
         acquisition = self.model._acquisition_of(gtab)
-        fitted = np.isin(self.status, (Status.CONVERGED, Status.NOT_CONVERGED, Status.MISFIT))
+        fitted = np.isin(self.status, FITTED)
         if S0 is None:
             distance = np.abs(acquisition.te[:, None] - self.model.acquisition.echo_times)
             S0 = self._values["S0"][..., distance.argmin(axis=1)]
@@ -158,9 +204,13 @@ class SpinverseFit:
         return signals * S0
 
     def interface(
-        self, index: tuple[int, ...] = (), threshold: float = 0.5, closed_only: bool = False
+        self,
+        index: tuple[int, ...] = (),
+        threshold: float = 0.5,
+        closed_only: bool = False,
+        sample: int | None = None,
     ) -> InterfaceMesh:
-        """Mesh of the walls of one voxel.
+        """Mesh of the walls of one voxel, with the confidence of each triangle.
 
         Parameters
         ----------
@@ -170,6 +220,15 @@ class SpinverseFit:
             Least wall probability of a triangle.
         closed_only : bool, optional
             Leave out walls that are not part of a closed surface.
+        sample : int, optional
+            Draw all walls of one field instead, however sure they are: 0 for `permeability`,
+            k for the k-th of `permeability_samples`. Where the pattern is not determined this is
+            one of many that explain the signals.
+
+        Raises
+        ------
+        ValueError
+            An index of several voxels, a sample that there is not.
         """
         voxel = self[index]
         if voxel.shape != ():
@@ -177,9 +236,18 @@ class SpinverseFit:
                 f"index is {index!r}, which selects {voxel.shape} voxels; give one index for each "
                 f"of the axes of {self.shape}."
             )
+        grid, permeability, walls = self.model.grid, voxel.permeability, None
+        if sample is not None:
+            fields = np.vstack([permeability, voxel.permeability_samples])
+            if sample not in range(len(fields)):
+                raise ValueError(
+                    f"sample is {sample!r}; the fit has fields 0 to {len(fields) - 1}."
+                )
+            permeability = fields[sample]
+            walls = wall_faces(grid, permeability, self.model.diffusivity_um2_per_ms)
         return interface_mesh(
-            self.model.grid, voxel.permeability, voxel.wall_probability,
-            threshold=threshold, closed_only=closed_only,
+            grid, permeability, voxel.wall_probability,
+            threshold=threshold, closed_only=closed_only, walls=walls,
         )  # fmt: skip
 
     def save(self, path: str | Path) -> None:

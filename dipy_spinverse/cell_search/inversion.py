@@ -13,6 +13,7 @@ from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.inversion.inversion import Reconstruction
 from dipy_spinverse.inversion.noise import noise_of_each_te
 from dipy_spinverse.inversion.unknowns import openness
+from dipy_spinverse.wall_patterns import aligned
 
 # Simulated signals of the search are not more exact than this.
 _LEAST_SIGMA = 4e-5
@@ -47,6 +48,8 @@ class CellInversion:
         self._search = CellSearch(part, grid, diffusivity=diffusivity, seed=seed)
         self._n_samples = n_samples
 
+    n_stages = 1
+
     def run(self, data: np.ndarray, sigma: np.ndarray | None) -> Reconstruction:
         """Find the cells of V voxels; arguments as :meth:`Inversion.run`."""
         noise = np.zeros((len(data), len(self._acquisition.echo_times)))
@@ -79,10 +82,12 @@ class CellInversion:
         fields = self._openness([found.best, *found.samples])
         return {
             "openness": fields[0],
-            "openness_samples": fields[1:],
+            "openness_samples": 1 - aligned(self._grid, 1 - fields[1:], 1 - fields[0]),
             "wall_probability": (fields < 0.5).mean(axis=0),
             "predicted": (found.best.signals * sigma)[self._encoding],
             "converged": found.solved,
+            "iterations": np.array([found.n_simulated]),
+            "misfit": np.array([((found.best.signals - averaged / sigma) ** 2).mean()]),
         }
 
     def _openness(self, states: list[Cells]):

@@ -71,11 +71,15 @@ class _Library:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """The cells found in a voxel, others that explain it, and whether they reach its errors."""
+    """The cells found in a voxel, others that explain it, and whether they reach its errors.
+
+    The number of simulations is that of the search, without the ensemble's.
+    """
 
     best: Cells
     samples: list[Cells]
     solved: bool
+    n_simulated: int
 
 
 class CellSearch:
@@ -165,7 +169,7 @@ class CellSearch:
         finalists = [finalists[k] for k in np.argsort(values)]
         samples = ensemble(target, finalists, n_samples, rng)[1] if n_samples else []
         best = complete.cells(finalists[0].labels[None], finalists[0].leaks)[0]
-        return Found(best, samples, _solved(complete, [best]))
+        return Found(best, samples, _solved(complete, [best]), target.n_simulated)
 
     def _run_noisy(self, complete, n_samples, rng):
         """Cells of data whose noise hides what bodies lack: single tetrahedra are left to chance.
@@ -179,7 +183,7 @@ class CellSearch:
         fits = _stepped(complete, fits, _COMPLETE_ROUNDS, rng)
         finalists = sorted([fit.cells for fit in fits], key=complete.chi_square)
         best, samples = ensemble(complete, finalists[:_N_FINALISTS], n_samples, rng)
-        return Found(best, samples, _solved(complete, [best]))
+        return Found(best, samples, _solved(complete, [best]), target.n_simulated)
 
     def _library_after_library(self, rng):
         yield from self._libraries

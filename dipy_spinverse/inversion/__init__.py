@@ -6,9 +6,9 @@ from dipy_spinverse.inversion.curriculum import (
     DEFAULT_CURRICULUM,
     Stage,
 )
-from dipy_spinverse.inversion.inversion import WALL_THRESHOLD, Inversion, Reconstruction
+from dipy_spinverse.inversion.inversion import Inversion, Reconstruction
 from dipy_spinverse.inversion.priors import Binarisation, Continuity, Manifoldness, WallArea
-from dipy_spinverse.inversion.unknowns import openness, transmissibility
+from dipy_spinverse.inversion.unknowns import WALL_THRESHOLD, openness, transmissibility
 
 __all__ = [
     "ADAM_CURRICULUM",

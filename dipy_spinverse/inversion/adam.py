@@ -7,7 +7,7 @@ import math
 import torch
 
 from dipy_spinverse.bloch_torrey.finite_volume import face_resistance
-from dipy_spinverse.inversion.curriculum import Stage
+from dipy_spinverse.inversion.curriculum import Progress, Stage
 from dipy_spinverse.inversion.priors import evaluate
 from dipy_spinverse.inversion.unknowns import SignalModel, openness, transmissibility
 
@@ -21,7 +21,7 @@ def adam(
     sigma: torch.Tensor,
     start: torch.Tensor,
     stage: Stage,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, Progress]:
     """Minimise |(S(x) - data) / sigma|^2 / 2 + priors(x) with Adam [1]_.
 
     The variable of a face is theta with permeability 0.01 (100 / 0.01)^sigmoid(theta) um/ms.
@@ -39,8 +39,8 @@ def adam(
     Returns
     -------
     unknowns : tensor (V, N)
-    converged : tensor (V,) of bool
-        All true: the schedule has come to its end.
+    progress : Progress
+        Converged: the schedule has come to its end.
 
     References
     ----------
@@ -78,4 +78,6 @@ def adam(
         torch.autograd.backward([tau, face_part], [by_tau, by_openness])
         optimiser.step()
     unknowns[:, : model.n_faces] = current()[1].detach()
-    return unknowns, torch.ones(len(data), dtype=torch.bool, device=data.device)
+    iterations = torch.full((len(data),), stage.max_iterations, device=data.device)
+    misfit = residual.square().mean(dim=1)
+    return unknowns, Progress(torch.ones_like(iterations, dtype=torch.bool), iterations, misfit)

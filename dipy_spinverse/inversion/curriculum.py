@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.inversion.priors import WallArea
@@ -51,6 +53,17 @@ class Stage:
         weighted = np.unique(times[~acquisition.b0_mask])[::-1]
         ranks = np.minimum(self.diffusion_times, len(weighted) - 1)
         return np.isin(times, weighted[ranks]) | acquisition.b0_mask
+
+
+class Progress(NamedTuple):
+    """What a stage did in V voxels: whether it met its stopping rule, iterations, and misfit.
+
+    The misfit is the mean squared residual of the stage's measurements over their noise.
+    """
+
+    converged: torch.Tensor
+    iterations: torch.Tensor
+    misfit: torch.Tensor
 
 
 # Tissue. From an almost open start: outlines from the long times with hardly any prior; then few

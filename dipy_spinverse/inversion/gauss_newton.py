@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dipy_spinverse.inversion.curriculum import Stage
+from dipy_spinverse.inversion.curriculum import Progress, Stage
 from dipy_spinverse.inversion.priors import evaluate
 from dipy_spinverse.inversion.unknowns import SignalModel
 
@@ -93,7 +93,7 @@ def gauss_newton(
     sigma: torch.Tensor,
     start: torch.Tensor,
     stage: Stage,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, Progress]:
     """Minimise |(S(x) - data) / sigma|^2 / 2 + priors(x), each voxel on its own.
 
     Parameters
@@ -110,8 +110,7 @@ def gauss_newton(
     Returns
     -------
     unknowns : tensor (V, N)
-    converged : tensor (V,) of bool
-        Whether the stopping rule was met before the last iteration.
+    progress : Progress
 
     References
     ----------
@@ -122,8 +121,10 @@ def gauss_newton(
     x = start.clone()
     lower, upper = model.bounds(x)
     converged = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    iterations = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     damping, growth = x.new_full((len(x),), _FIRST_DAMPING), x.new_full((len(x),), 2.0)
     signals, jacobian, prior = _linearise(model, x, stage)
+    reached = ((signals - data) / sigma).square().mean(dim=1)
     for _ in range(stage.max_iterations):
         active = torch.nonzero(~converged)[:, 0]
         if len(active) == 0:
@@ -145,6 +146,8 @@ def gauss_newton(
 
         better = (decrease > 0) & (predicted > 0)  # false where anything is NaN
         x[active[better]] = trial[better]
+        reached[active[better]] = 2 * misfit[better] / data.shape[1]
+        iterations[active] += 1
         shrink = (1 - (2 * gain - 1) ** 3).clamp(1 / 3, 2)
         damping[active] *= torch.where(better, shrink, growth[active])
         growth[active] = torch.where(better, 2.0, 2 * growth[active])
@@ -155,7 +158,7 @@ def gauss_newton(
             signals[moved], jacobian[moved], fresh = _linearise(model, x[moved], stage)
             for part, new in zip(prior, fresh, strict=True):
                 part[moved] = new
-    return x, converged
+    return x, Progress(converged, iterations, reached)
 
 
 def _linearise(model, unknowns, stage):

@@ -12,16 +12,15 @@ from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.bloch_torrey import Simulator, unique_encodings
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.inversion.adam import adam
-from dipy_spinverse.inversion.curriculum import Stage, default_curriculum
+from dipy_spinverse.inversion.curriculum import Progress, Stage, default_curriculum
 from dipy_spinverse.inversion.gauss_newton import gauss_newton
 from dipy_spinverse.inversion.noise import noise_from_residual
 from dipy_spinverse.inversion.uncertainty import Laplace, probability_below
-from dipy_spinverse.inversion.unknowns import SignalModel
+from dipy_spinverse.inversion.unknowns import WALL_THRESHOLD, SignalModel
+from dipy_spinverse.wall_patterns import aligned
 
 OPTIMIZERS = {"gauss-newton": gauss_newton, "adam": adam}
 
-# The openness below which a face counts as a wall: half way between wall and open.
-WALL_THRESHOLD = 0.5
 # Random part of a start, the same in all voxels. A uniform start is symmetric under point
 # reflection and so are all its iterates, whatever the data.
 _START_SPREAD = 0.05
@@ -31,7 +30,6 @@ _START_FREE_WATER = 0.05
 _SEARCH_SIGMA = 0.02
 # Simulated signals are not more exact than this.
 _LEAST_SIGMA = 1e-4
-_SAMPLE_ITERATIONS, _SAMPLE_TOLERANCE = 5, 1e-2
 # Time steps per pulse; signals are then within 1e-4 of those of many.
 _STEPS = 6
 
@@ -45,7 +43,7 @@ class Reconstruction:
     openness : ndarray (V, F)
         Estimate, 0 wall to 1 no membrane.
     openness_samples : ndarray (n, V, F)
-        Other fields that explain the data within the noise.
+        Other fields, moved to where they agree most with the estimate (see `wall_patterns`).
     wall_probability : ndarray (V, F)
     amplitudes : ndarray (V, K)
         Initial magnetisation for each echo time.
@@ -55,6 +53,9 @@ class Reconstruction:
         Standard deviation of the noise, given or estimated.
     predicted : ndarray (V, M)
     converged : ndarray (V,) of bool
+    iterations, misfit : ndarray (V, S)
+        Of each of the stages: number of iterations, and mean squared residual over the noise
+        that the stage went by.
     """
 
     openness: np.ndarray
@@ -66,6 +67,8 @@ class Reconstruction:
     sigma: np.ndarray
     predicted: np.ndarray
     converged: np.ndarray
+    iterations: np.ndarray
+    misfit: np.ndarray
 
 
 class Inversion:
@@ -89,7 +92,7 @@ class Inversion:
     free_diffusivity : float
         Of that water, um^2/ms.
     n_samples : int
-        Number of further fields that explain the data.
+        Number of further fields, each from a random start and with noise of its own.
     seed : int
     device : str
     """
@@ -134,13 +137,10 @@ class Inversion:
         self._stages = [self._prepared(stage, priors) for stage in curriculum]
         last = replace(curriculum[-1], diffusion_times=None, start=None)
         self._last_stage = self._prepared(last, priors)
-        self._rng = np.random.default_rng(seed)
-        self._random_start = self._normal(self._model.n_faces)
-        shapes = (self._model.n_unknowns, len(self._acquisition))
-        self._random_samples = [[self._normal(n) for n in shapes] for _ in range(n_samples)]
-
-    def _normal(self, n):
-        return torch.as_tensor(self._rng.standard_normal(n), device=self._settings["device"])
+        # Of each field, the estimate first: the random part of its start, and noise.
+        rng = np.random.default_rng(seed)
+        shape = (n_samples + 1, self._model.n_faces + len(self._acquisition))
+        self._random = torch.as_tensor(rng.standard_normal(shape), device=device)
 
     def _prepared(self, stage, priors):
         """(stage, mask of its measurements, signal model of them)."""
@@ -151,6 +151,11 @@ class Inversion:
             return stage, mask, self._model
         simulator = Simulator(self._acquisition.subset(mask), self._grid, **self._settings)
         return stage, mask, self._model.restricted_to(simulator, torch.as_tensor(mask))
+
+    @property
+    def n_stages(self) -> int:
+        """Number of entries of the history: the stages, and the last at the true noise."""
+        return len(self._stages) + 1
 
     def run(self, data: np.ndarray, sigma: np.ndarray | None) -> Reconstruction:
         """Find wall fields for V voxels.
@@ -166,36 +171,56 @@ class Inversion:
         averaged = np.zeros((len(data), len(self._repeats)))
         np.add.at(averaged.T, self._encoding, data.T)
         signals = torch.as_tensor(averaged / self._repeats, device=self._settings["device"])
+        starts, unit_noise = self._random.split((self._model.n_faces, len(self._acquisition)), 1)
         searched = np.full(len(data), _SEARCH_SIGMA)
         if sigma is not None:
             searched = np.maximum(searched, sigma)
 
-        unknowns, converged = signals.new_zeros(len(signals), self._model.n_unknowns), None
-        for prepared in self._stages:
-            unknowns, converged = self._run_stage(prepared, signals, searched, unknowns)
+        unknowns, history = self._searched(signals, searched, starts[0])
         if sigma is None:
             laplace = self._laplace(signals, searched, unknowns)
             residual = self._predicted(unknowns) - data
             sigma = noise_from_residual(residual, laplace.n_determined().cpu().numpy())
         noise = np.maximum(sigma, _LEAST_SIGMA)
-        # Voxel by voxel, so that no fit depends on the others. Adam's schedule ends here.
-        sharper = torch.as_tensor(noise != searched, device=signals.device)
-        if sharper.any() and self._optimise is gauss_newton:
-            rows = signals[sharper], noise[noise != searched], unknowns[sharper]
-            unknowns[sharper], converged[sharper] = self._run_stage(self._last_stage, *rows)
+        unknowns, history = self._sharpened(signals, noise, unknowns, history)
 
+        samples = []
+        searched = np.maximum(noise, _SEARCH_SIGMA)
+        for start, drawn in zip(starts[1:], unit_noise[1:], strict=True):
+            noisy = signals + self._noise_of_encodings(noise) * drawn
+            field, no_history = self._searched(noisy, searched, start)
+            samples.append(self._sharpened(noisy, noise, field, no_history)[0])
         laplace = self._laplace(signals, noise, unknowns)
-        samples = [
-            self._sample(signals, noise, unknowns, laplace, *random)
-            for random in self._random_samples
-        ]
-        return self._reconstruction(unknowns, samples, laplace, noise, converged)
+        return self._reconstruction(unknowns, samples, laplace, noise, history)
 
-    def _start(self, signals, openness):
+    def _searched(self, signals, noise, random_start):
+        """Unknowns (V, N) after all stages, from a start of its own, and what each stage did."""
+        unknowns, history = signals.new_zeros(len(signals), self._model.n_unknowns), []
+        for prepared in self._stages:
+            if prepared[0].start is not None:
+                unknowns = self._start(signals, prepared[0].start, random_start)
+            unknowns, progress = self._run_stage(prepared, signals, noise, unknowns)
+            history.append(progress)
+        return unknowns, history
+
+    def _sharpened(self, signals, noise, unknowns, history):
+        """After the last stage again, at the true noise, where the search took more."""
+        last = history[-1]
+        last = Progress(last.converged.clone(), 0 * last.iterations, last.misfit.clone())
+        # Voxel by voxel, so that no fit depends on the others. Adam's schedule ends before.
+        sharper = torch.as_tensor(noise < _SEARCH_SIGMA, device=signals.device)
+        if sharper.any() and self._optimise is gauss_newton:
+            rows = signals[sharper], noise[noise < _SEARCH_SIGMA], unknowns[sharper]
+            unknowns[sharper], progress = self._run_stage(self._last_stage, *rows)
+            for before, after in zip(last, progress, strict=True):
+                before[sharper] = after
+        return unknowns, [*history, last]
+
+    def _start(self, signals, openness, random_start):
         """Unknowns (V, N): a random field, and the amplitudes that go with it."""
         model = self._model
         unknowns = signals.new_full((len(signals), model.n_unknowns), _START_FREE_WATER)
-        face_part = openness + _START_SPREAD * self._random_start
+        face_part = openness + _START_SPREAD * random_start
         unknowns[:, : model.n_faces] = face_part.clamp(0, 1)
         # The least weighted measurements fix the amplitudes before anything else is known.
         acquisition = self._acquisition
@@ -211,8 +236,6 @@ class Inversion:
 
     def _run_stage(self, prepared, signals, noise, unknowns):
         stage, mask, model = prepared
-        if stage.start is not None:
-            unknowns = self._start(signals, stage.start)
         sigma = self._noise_of_encodings(noise)
         return self._optimise(model, signals[:, mask], sigma[:, mask], unknowns, stage)
 
@@ -226,40 +249,33 @@ class Inversion:
             self._model.bounds(unknowns),
         )
 
-    def _sample(self, signals, noise, unknowns, laplace, unit_normal, unit_noise):
-        """Another field: the fit of data with noise added, from a start drawn from Laplace."""
-        lower, upper = self._model.bounds(unknowns)
-        start = (unknowns + laplace.sample(unit_normal, unit_noise)).clamp(lower, upper)
-        sigma = self._noise_of_encodings(noise)
-        stage = replace(
-            self._last_stage[0], max_iterations=_SAMPLE_ITERATIONS, tolerance=_SAMPLE_TOLERANCE
-        )
-        # In Matheron's rule, as in `Laplace.sample`, the drawn noise is taken from the data.
-        noisy = signals - sigma * unit_noise
-        return gauss_newton(self._model, noisy, sigma, start, stage)[0]
-
     def _predicted(self, unknowns):
         return self._model.signals(unknowns).cpu().numpy()[:, self._encoding]
 
-    def _reconstruction(self, unknowns, samples, laplace, noise, converged):
+    def _reconstruction(self, unknowns, samples, laplace, noise, history):
         model, n_faces = self._model, self._model.n_faces
-        sd = laplace.standard_deviation()[:, :n_faces]
-        fields = [field[:, :n_faces] for field in (unknowns, *samples)]
-        walls = sum(probability_below(WALL_THRESHOLD, field, sd) for field in fields)
+        sd = laplace.standard_deviation()[:, :n_faces].cpu().numpy()
+        openness = torch.stack([field[:, :n_faces] for field in (unknowns, *samples)])
+        openness = openness.cpu().numpy()
+        for voxel in range(openness.shape[1]):
+            walls = 1 - openness[:, voxel]
+            openness[1:, voxel] = 1 - aligned(self._grid, walls[1:], walls[0])
+        probability = probability_below(WALL_THRESHOLD, openness, sd)
         free_water = [model.split(field)[2][:, 0].cpu().numpy() for field in (unknowns, *samples)]
         columns = slice(n_faces, n_faces + model.n_amplitudes)
         amplitudes = unknowns[:, columns].cpu().numpy()
         if not model.n_amplitudes:
             amplitudes = np.ones((len(unknowns), len(self._acquisition.echo_times)))
-        openness = torch.stack(fields).cpu().numpy()
         return Reconstruction(
             openness=openness[0],
             openness_samples=openness[1:],
-            wall_probability=(walls / len(fields)).cpu().numpy(),
+            wall_probability=probability.mean(axis=0),
             amplitudes=amplitudes,
             free_water=free_water[0],
             free_water_samples=np.stack(free_water)[1:],
             sigma=noise,
             predicted=self._predicted(unknowns),
-            converged=converged.cpu().numpy(),
+            converged=history[-1].converged.cpu().numpy(),
+            iterations=torch.stack([each.iterations for each in history], 1).cpu().numpy(),
+            misfit=torch.stack([each.misfit for each in history], 1).cpu().numpy(),
         )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.special import ndtr
 
 # Precision of a face about which nothing is known: openness uniform in [0, 1].
 _UNIFORM_PRECISION = 12.0
@@ -77,10 +79,8 @@ class Laplace:
         return drawn - self.variance * torch.einsum("vmn,vm->vn", self.weighted_jacobian, solved)
 
 
-def probability_below(threshold: float, mean: torch.Tensor, sd: torch.Tensor) -> torch.Tensor:
+def probability_below(threshold: float, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
     """Probability that a normal variable, truncated to [0, 1], is below a threshold."""
-    sd = sd.clamp_min(1e-6)
-    below, at_zero, at_one = (
-        torch.special.ndtr((edge - mean) / sd) for edge in (threshold, 0.0, 1.0)
-    )
-    return ((below - at_zero) / (at_one - at_zero)).clamp(0, 1)
+    mean, sd = np.asarray(mean), np.maximum(np.asarray(sd), 1e-6)
+    below, at_zero, at_one = (ndtr((edge - mean) / sd) for edge in (threshold, 0.0, 1.0))
+    return np.clip((below - at_zero) / (at_one - at_zero), 0, 1)

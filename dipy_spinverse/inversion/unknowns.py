@@ -17,8 +17,11 @@ import numpy as np
 import torch
 
 from dipy_spinverse.acquisition import Acquisition
-from dipy_spinverse.bloch_torrey import Simulator
+from dipy_spinverse.bloch_torrey import Simulator, relative_transmissibility
+from dipy_spinverse.grid import TetrahedralGrid
 
+# The openness below which a face counts as a wall: half way between wall and open.
+WALL_THRESHOLD = 0.5
 _C = 0.4
 
 
@@ -34,6 +37,12 @@ def transmissibility(openness: torch.Tensor) -> torch.Tensor:
 
 def _transmissibility_slope(openness):
     return (1 + 1 / _C) / (1 + (1 - openness) / _C) ** 2
+
+
+def wall_faces(grid: TetrahedralGrid, permeability: np.ndarray, diffusivity: float) -> np.ndarray:
+    """Which faces (..., F) of a field of permeabilities, um/ms, count as walls."""
+    tau = relative_transmissibility(grid, permeability, diffusivity)
+    return openness(tau) < WALL_THRESHOLD
 
 
 def free_water_signals(acquisition: Acquisition, free_diffusivity: float) -> np.ndarray:

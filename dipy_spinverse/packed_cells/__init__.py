@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dipy_spinverse.packed_cells.model import PackedCellsFit, PackedCellsModel
 from dipy_spinverse.packed_cells.posterior import PackedCellsPosterior, packed_cells_posterior
-from dipy_spinverse.packed_cells.table_cache import cached_table
+from dipy_spinverse.packed_cells.table_cache import cached_table, prepare_tables
 
 __all__ = [
     "PackedCellsFit",
@@ -12,4 +12,5 @@ __all__ = [
     "PackedCellsPosterior",
     "cached_table",
     "packed_cells_posterior",
+    "prepare_tables",
 ]

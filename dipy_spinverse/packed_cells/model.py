@@ -9,6 +9,7 @@ from dipy.core.gradients import GradientTable
 from scipy.stats import chi2
 
 from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.map_statistics import of_axes, of_draws
 from dipy_spinverse.packed_cells.posterior import PackedCellsPosterior, packed_cells_posterior
 from dipy_spinverse.spinverse_fit import Status
 from dipy_spinverse.voxels import per_voxel
@@ -154,7 +155,9 @@ class PackedCellsFit:
     status : ndarray (...) of int
         See :class:`dipy_spinverse.spinverse.Status`.
     wall_orientation : ndarray (..., 3)
-        Dominant axis of the draws.
+        Dominant axis of the draws, and
+    wall_orientation_angle : ndarray (...)
+        the angle to it that 95 % of them keep within, degrees.
     posterior : PackedCellsPosterior or None
         The draws themselves, for the fitted voxels in order.
     """
@@ -165,6 +168,7 @@ class PackedCellsFit:
         "wall_permeability",
         "exchange_time",
         "pore_diameter",
+        "wall_anisotropy",
         "orientation_dispersion",
         "free_water_fraction",
     )
@@ -172,16 +176,14 @@ class PackedCellsFit:
     def __init__(self, model, posterior: PackedCellsPosterior | None, chosen, status):
         self.model, self.posterior, self.status = model, posterior, status
         for name in self.MAPS:
-            draws = None if posterior is None else posterior.maps[name]
-            values = {"": 0, "_std": 0, "_low": 0, "_high": 0}
-            if draws is not None:
-                low, high = posterior.interval(name)
-                values = {"": draws.mean(axis=0), "_std": draws.std(axis=0)}
-                values |= {"_low": low, "_high": high}
+            values = dict.fromkeys(("", "_std", "_low", "_high"), 0)
+            if posterior is not None:
+                values = of_draws(posterior.maps[name])
             for suffix, value in values.items():
                 setattr(self, name + suffix, _filled(status.shape, chosen, value))
-        axes = 0 if posterior is None else posterior.mean("wall_orientation")
+        axes, angles = (0, 0) if posterior is None else of_axes(posterior.maps["wall_orientation"])
         self.wall_orientation = _filled((*status.shape, 3), chosen, axes)
+        self.wall_orientation_angle = _filled(status.shape, chosen, angles)
         n_signals = len(model.acquisition)
         predicted = 0 if posterior is None else posterior.predicted
         self._predicted = _filled((*status.shape, n_signals), chosen, predicted)

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.map_statistics import of_axes
 from dipy_spinverse.packed_cells.likelihood import (
     Likelihood,
     gaussian_likelihood,
@@ -50,13 +51,14 @@ class PackedCellsPosterior:
         Draws of "radius" and "sphere_radius" (um), "fraction" and "sphere_fraction" (of the
         bodies within their own tissue), "permeability" and "sphere_permeability" (um/ms),
         "dispersion", "sphere_share" and "free_water"; 0 where the class of a draw lacks one
-        (spheres: dispersion 1).
+        (without cylinders: dispersion 1).
     maps : dict of ndarray (n, V), orientations (n, V, 3)
         Draws of "surface_to_volume" (1/um), "restricted_fraction", "wall_permeability" (um/ms,
         mean over the area), "exchange_time" (ms), "pore_diameter" (um, 4 V / S as in
         ``wall_maps``: 2 R of cylinders, 4 R / 3 of spheres), "body_diameter" (um, 2 R, mean
-        over the volume), "wall_orientation" (z >= 0; 0 for spheres), "orientation_dispersion"
-        (0.0005 to 0.95, spheres 1), "free_water_fraction".
+        over the volume), "wall_orientation" (z >= 0; 0 for spheres), "wall_anisotropy" (as in
+        ``wall_maps``), "orientation_dispersion" (0.0005 to 0.95, spheres 1),
+        "free_water_fraction".
     best : dict of ndarray (V, ...)
         The same maps at the likeliest draw or mode.
     best_parameters : dict of ndarray (V,)
@@ -71,7 +73,8 @@ class PackedCellsPosterior:
     sigma : ndarray (V,)
         Noise given or estimated.
     class_probabilities : dict of ndarray (V,)
-        Of "cylinders", "spheres" and "mixture", equally likely a priori.
+        Of "cylinders", "spheres", "mixture" and, unless free water is fitted, "no cells" (water
+        of the tissue's diffusivity, all maps 0), equally likely a priori.
     effective_sample_size : ndarray (V,)
         Of the weighted draws that the chains of the equally weighted start from.
     """
@@ -93,10 +96,7 @@ class PackedCellsPosterior:
         values = self.maps[name]
         if values.ndim == 2:
             return values.mean(axis=0)
-        scatter = np.einsum("nvk,nvl->vkl", values, values)
-        axis = np.linalg.eigh(scatter)[1][..., -1]
-        axis *= np.where(axis[:, 2:] < 0, -1, 1)
-        return np.where(np.trace(scatter, axis1=1, axis2=2)[:, None] > 0, axis, 0)
+        return of_axes(values)[0]
 
     def interval(self, name: str, level: float = 0.95) -> np.ndarray:
         """Central intervals (2, V) of a scalar map."""
@@ -167,14 +167,14 @@ def packed_cells_posterior(
     parts = []
     for first in range(0, len(data), _BATCH):
         voxels = slice(first, first + _BATCH)
-        rng = np.random.default_rng([seed, first])
         given = None if sigma is None else sigma[voxels]
-        parts.append(_posterior_of(model, tissues, acquisition, data[voxels], given, n_samples,
-                                   rng))  # fmt: skip
+        parts.append(
+            _posterior_of(model, tissues, acquisition, data[voxels], given, n_samples, seed)
+        )
     return _joined(parts)
 
 
-def _posterior_of(model, tissues, acquisition, data, sigma, n_samples, rng):
+def _posterior_of(model, tissues, acquisition, data, sigma, n_samples, seed):
     frames = _frames(acquisition, data, model.diffusivity)
     te_index = acquisition.te_index
     known = sigma is not None
@@ -190,15 +190,22 @@ def _posterior_of(model, tissues, acquisition, data, sigma, n_samples, rng):
         ]
     everywhere = np.arange(len(data))
     draws = []
-    for tissue, each in zip(tissues, modes, strict=True):
+    # Each step has numbers of its own: a voxel's draws are the same whatever others need.
+    steps = np.random.SeedSequence(seed).spawn(2 * len(tissues) + 1)
+    for tissue, each, step in zip(tissues, modes, steps, strict=False):
         target = _target(model, tissue, likelihood, frames, known, everywhere)
         draws.append(
             importance_samples(
                 target, each.places, each.covariances, each.costs,
-                draws_per_round=_DRAWS_PER_ROUND, rounds=_ROUNDS, rng=rng,
+                draws_per_round=_DRAWS_PER_ROUND, rounds=_ROUNDS, rng=np.random.default_rng(step),
             )
         )  # fmt: skip
-    log_evidence = np.stack([each.log_evidence for each in draws])
+    # Membranes of no volume: the classes' fractions start above zero.
+    without_cells = np.exp(-np.where(acquisition.b0_mask, 0, acquisition.b) * model.diffusivity)
+    log_evidence = [each.log_evidence for each in draws]
+    if not any("free_water" in tissue.parameters for tissue in tissues):
+        log_evidence.append(_log_evidence_without_cells(likelihood, without_cells, known))
+    log_evidence = np.stack(log_evidence)
     probabilities = np.exp(log_evidence - logsumexp(log_evidence, axis=0))
     probabilities[probabilities < _LEAST_PROBABILITY] = 0
     probabilities /= probabilities.sum(axis=0)
@@ -209,20 +216,38 @@ def _posterior_of(model, tissues, acquisition, data, sigma, n_samples, rng):
         if len(needed):
             target = _target(model, tissue, likelihood, frames, known, needed)
             weighted = draws[k].of_voxels(needed)
+            rng = np.random.default_rng(steps[len(tissues) + k])
             places[k][needed] = spread_by_chains(
                 weighted, target, n_chains=_N_CHAINS, steps=_CHAIN_STEPS, rng=rng
             )
-    sampled = _resampled(tissues, places, probabilities, frames, n_samples, rng)
+    sampled = _resampled(tissues, places, probabilities, frames, n_samples, steps[-1])
     best_class, best_z = _best(modes)
-    best = _at_best(model, tissues, likelihood, frames, best_class, best_z)
-    share = probabilities**2 / np.stack([each.effective_size for each in draws])
+    if len(probabilities) > len(tissues):
+        best_class[probabilities[-1] > 0.5] = len(tissues)
+    best = _at_best(model, tissues, likelihood, frames, best_class, best_z, without_cells)
+    names = [*(tissue.name for tissue in tissues), "no cells"]
+    size = np.stack([each.effective_size for each in draws])
+    share = probabilities[: len(tissues)] ** 2 / size
     return {
         **sampled,
         **best,
         "sigma": likelihood.sigma,
-        "class_probabilities": {t.name: probabilities[k] for k, t in enumerate(tissues)},
-        "effective_sample_size": 1 / share.sum(axis=0),
+        "class_probabilities": dict(zip(names, probabilities, strict=False)),
+        "effective_sample_size": 1 / np.maximum(share.sum(axis=0), 1 / size.max(axis=0)),
     }
+
+
+def _log_evidence_without_cells(likelihood, signals, known):
+    """Logarithms (V,) of the evidence for signals (M,) without parameters."""
+    n_voxels = len(likelihood.data)
+    white, amplitudes, information = residuals(
+        likelihood, np.tile(signals, (n_voxels, 1)), np.arange(n_voxels)
+    )
+    chi_square = (white**2).sum(axis=1)
+    if not known:
+        degrees = likelihood.data.shape[1] - amplitudes.shape[1]
+        chi_square = degrees * np.log(chi_square + 1e-300)
+    return -0.5 * chi_square - information
 
 
 def _target(model, tissue, likelihood, frames, known, voxels):
@@ -313,15 +338,17 @@ def model_errors(model, tissue, z, frame):
     return np.concatenate(parts)
 
 
-def _resampled(tissues, places, probabilities, frames, n_samples, rng):
+def _resampled(tissues, places, probabilities, frames, n_samples, seed):
     """Draws of parameters and maps from all classes, by their probabilities, in random order."""
     n_voxels = len(frames)
-    parameters = {name: np.empty((n_samples, n_voxels)) for name in PARAMETERS}
+    parameters = {name: np.zeros((n_samples, n_voxels)) for name in PARAMETERS}
+    parameters["dispersion"] += 1
     axes = np.zeros((n_samples, n_voxels, 3))
     for v in range(n_voxels):
+        rng = np.random.default_rng(seed)
         position = rng.permutation((np.arange(n_samples) + rng.random()) / n_samples)
         total = np.cumsum(probabilities[:, v])
-        of_class = np.searchsorted(total / total[-1], position).clip(0, len(tissues) - 1)
+        of_class = np.searchsorted(total / total[-1], position).clip(0, len(total) - 1)
         for k, tissue in enumerate(tissues):
             own = of_class == k
             # Every chain once before any comes again.
@@ -348,27 +375,30 @@ def _spread(values, rng):
     return values
 
 
-def _at_best(model, tissues, likelihood, frames, best_class, best_z):
+def _at_best(model, tissues, likelihood, frames, best_class, best_z, without_cells):
     n_voxels, m = likelihood.data.shape
-    parameters = {name: np.empty(n_voxels) for name in PARAMETERS}
+    parameters = {name: np.zeros(n_voxels) for name in PARAMETERS}
+    parameters["dispersion"] += 1
     axes = np.zeros((n_voxels, 3))
     predicted = np.empty((n_voxels, m))
     chi_square, dof = np.empty(n_voxels), np.empty(n_voxels)
     s0 = np.empty((n_voxels, int(likelihood.te_index.max()) + 1))
     for v, k in enumerate(best_class):
-        z, frame = best_z[k][v : v + 1], frames[v : v + 1]
-        signals = class_signals(model, tissues[k], z, frame)
+        signals, n_parameters = without_cells[None], 0
+        if k < len(tissues):
+            tissue, z, frame = tissues[k], best_z[k][v : v + 1], frames[v : v + 1]
+            signals, n_parameters = class_signals(model, tissue, z, frame), tissue.n_parameters
+            for name, value in tissue_parameters(tissue, z).items():
+                parameters[name][v] = value[0]
+            if tissue.name != "spheres":
+                axes[v] = axis_of(z[:, tissue.columns("axis_0", "axis_1")], frame)[0]
         white, amplitude, _ = residuals(likelihood, signals, np.array([v]))
-        for name, value in tissue_parameters(tissues[k], z).items():
-            parameters[name][v] = value[0]
-        if tissues[k].name != "spheres":
-            axes[v] = axis_of(z[:, tissues[k].columns("axis_0", "axis_1")], frame)[0]
         s0[v] = amplitude[0]
         noise_free = amplitude[0][likelihood.te_index] * np.maximum(signals[0], 0)
         sigma = likelihood.sigma[v]
         predicted[v] = noise_free + sigma * rician_excess(noise_free / sigma)
         chi_square[v] = (white**2).sum()
-        dof[v] = m - tissues[k].n_parameters - s0.shape[1]
+        dof[v] = m - n_parameters - s0.shape[1]
     return {
         "best": tissue_maps(parameters, axes),
         "best_parameters": parameters,

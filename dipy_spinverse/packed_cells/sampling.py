@@ -3,7 +3,8 @@
 Every round draws from a mixture that is fitted to all weighted draws so far [1]_; a draw's weight
 is relative to the average of all mixtures used [2]_. The mean weight is the evidence. In many
 dimensions few draws carry the weight: chains that learn their steps from each other [3]_ start
-from them and spread.
+from them and spread. All voxels share their random numbers, so that a voxel's draws do not
+depend on the others.
 
 References
 ----------
@@ -23,7 +24,6 @@ from scipy.special import gammaln, logsumexp
 _DEGREES_OF_FREEDOM = 5.0
 # Initial widths relative to those of the modes.
 _INFLATION = 1.5
-_ENOUGH = 500
 _DEFENSIVE_WEIGHT, _DEFENSIVE_VARIANCE = 0.05, 4.0
 
 
@@ -64,7 +64,6 @@ def importance_samples(
     places, covariances, costs : ndarray (V, K, P), (V, K, P, P), (V, K)
         Modes; infinite costs mark missing ones.
     draws_per_round, rounds : int
-        At most; voxels all stop when each has 500 effective draws.
     rng : numpy Generator
     """
     n_voxels, _, p = places.shape
@@ -87,9 +86,6 @@ def importance_samples(
         log_weights = np.concatenate(targets, axis=1) - np.concatenate(densities, axis=1)
         log_weights += np.log(len(history))
         everything = np.concatenate(draws, axis=1)
-        effective = _effective(log_weights)
-        if (effective > _ENOUGH).all():
-            break
         mixture = _fitted(mixture, everything, log_weights, p)
     log_evidence = logsumexp(log_weights, axis=1) - np.log(log_weights.shape[1])
     return WeightedDraws(everything, log_weights, log_evidence)
@@ -108,11 +104,11 @@ def spread_by_chains(
     Either half of the chains moves along differences between members of the other half.
     """
     weights = np.exp(draws.log_weights - logsumexp(draws.log_weights, axis=1, keepdims=True))
-    position = (np.arange(n_chains) + rng.random((len(weights), 1))) / n_chains
+    position = rng.permutation((np.arange(n_chains) + rng.random()) / n_chains)
     total = np.cumsum(weights, axis=1)
     total /= total[:, -1:]
-    chosen = np.stack([np.searchsorted(t, x) for t, x in zip(total, position, strict=True)])
-    chosen = rng.permuted(np.minimum(chosen, weights.shape[1] - 1), axis=1)
+    chosen = np.stack([np.searchsorted(t, position) for t in total])
+    chosen = np.minimum(chosen, weights.shape[1] - 1)
     row = np.arange(len(weights))[:, None]
     state = draws.places[row, chosen]
     level = log_target(state)
@@ -122,13 +118,12 @@ def spread_by_chains(
     scatter = state.std(axis=1, keepdims=True) + 1e-3
     for step in range(2 * steps):
         moving, others = halves if step % 2 == 0 else halves[::-1]
-        a, b = (state[row, rng.choice(others, (len(row), len(moving)))] for _ in range(2))
-        shape = (len(row), len(moving), 1)
-        length = 2.38 / np.sqrt(2 * p) * rng.choice([1.0, 0.5, 0.2], shape)
-        noise = 0.05 * rng.standard_normal(a.shape) * scatter
+        a, b = (state[:, rng.choice(others, half)] for _ in range(2))
+        length = 2.38 / np.sqrt(2 * p) * rng.choice([1.0, 0.5, 0.2], (half, 1))
+        noise = 0.05 * rng.standard_normal((half, p)) * scatter
         moved = state[:, moving] + length * (a - b) + noise
         new = log_target(moved)
-        accepted = np.log(rng.random(new.shape)) < new - level[:, moving]
+        accepted = np.log(rng.random(half)) < new - level[:, moving]
         state[:, moving] = np.where(accepted[..., None], moved, state[:, moving])
         level[:, moving] = np.where(accepted, new, level[:, moving])
     return state
@@ -148,15 +143,15 @@ def _draw(mixture, n, rng):
     shares, means, covariances = mixture
     n_voxels, n_components, p = means.shape
     # Systematic choice of components: the same expectation with less variance.
-    position = (np.arange(n) + rng.random((n_voxels, 1))) / n
-    component = (position[..., None] > np.cumsum(shares, axis=1)[:, None]).sum(axis=2)
+    position = (np.arange(n) + rng.random()) / n
+    component = (position[:, None] > np.cumsum(shares, axis=1)[:, None]).sum(axis=2)
     component = np.minimum(component, n_components - 1)
-    normal = rng.standard_normal((n_voxels, n, p))
-    scale = np.sqrt(_DEGREES_OF_FREEDOM / rng.chisquare(_DEGREES_OF_FREEDOM, (n_voxels, n, 1)))
+    normal = rng.standard_normal((n, p))
+    scale = np.sqrt(_DEGREES_OF_FREEDOM / rng.chisquare(_DEGREES_OF_FREEDOM, (n, 1)))
     factor = np.linalg.cholesky(covariances)
     row = np.arange(n_voxels)[:, None]
     return means[row, component] + scale * np.einsum(
-        "vnpq,vnq->vnp", factor[row, component], normal
+        "vnpq,nq->vnp", factor[row, component], normal
     )
 
 

@@ -46,7 +46,11 @@ def cached_table(shape: str, acquisition: Acquisition, diffusivity: float) -> Si
         path = cache_folder() / f"signal_table_{key}.npz"
         table = _read(path, shape)
         if table is None:
-            logger.info("simulating packed %ss for %d timings", shape, len(timings))
+            # A warning, to be seen by default: the first fit would seem to hang.
+            logger.warning(
+                "Simulating packed %ss for %d new timings, about a minute for each; kept in %s.",
+                shape, len(timings), path.parent,
+            )  # fmt: skip
             table = build_signal_table(shape, timings, q_max, diffusivity)
             _write(path, table)
         _recent[key] = table
@@ -54,6 +58,12 @@ def cached_table(shape: str, acquisition: Acquisition, diffusivity: float) -> Si
             _recent.popitem(last=False)
     _recent.move_to_end(key)
     return _recent[key]
+
+
+def prepare_tables(acquisition: Acquisition, diffusivity: float) -> None:
+    """Build the tables of an acquisition where they are not at hand yet."""
+    for shape in ("cylinder", "sphere"):
+        cached_table(shape, acquisition, diffusivity)
 
 
 def encoding_range(acquisition: Acquisition) -> tuple[np.ndarray, np.ndarray]:

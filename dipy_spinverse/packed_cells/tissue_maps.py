@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dipy_spinverse.packed_cells.tissue_classes import TissueClass, physical
+from dipy_spinverse.packed_cells.tissue_model import watson_coefficients
 from dipy_spinverse.wall_maps import LONGEST_EXCHANGE_TIME_MS
 
 PARAMETERS = (
@@ -41,6 +42,10 @@ def tissue_maps(parameters: dict[str, np.ndarray], axes: np.ndarray) -> dict[str
     exchange = exchange + surface_s * parameters["sphere_permeability"]
     diameter = cylinders * parameters["radius"] + spheres * parameters["sphere_radius"]
     little = 1e-12
+    # P_2 of the axes: of normals across an axis with mean square cosine m, 2 (l_2 - l_3) of
+    # wall_maps is (3 m - 1) / 2.
+    dispersion = np.asarray(parameters["dispersion"])
+    aligned = watson_coefficients(dispersion.ravel())[0][:, 1].reshape(dispersion.shape)
     return {
         "surface_to_volume": surface,
         "restricted_fraction": restricted,
@@ -51,6 +56,7 @@ def tissue_maps(parameters: dict[str, np.ndarray], axes: np.ndarray) -> dict[str
         "pore_diameter": 4 * restricted / np.maximum(surface, little),
         "body_diameter": 2 * diameter / np.maximum(restricted, little),
         "wall_orientation": axes * np.where(axes[..., 2:] < 0, -1, 1),
+        "wall_anisotropy": aligned * surface_c / np.maximum(surface, little),
         "orientation_dispersion": parameters["dispersion"],
         "free_water_fraction": parameters["free_water"],
     }

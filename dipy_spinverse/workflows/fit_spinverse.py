@@ -39,6 +39,7 @@ class SpinverseFlow(Workflow):
         cell_size=5.0,
         sigma=None,
         free_water=False,
+        n_samples=4,
         optimizer="gauss-newton",
         seed=0,
         device="cpu",
@@ -53,9 +54,12 @@ class SpinverseFlow(Workflow):
         out_exchange_time="exchange_time.nii.gz",
         out_restricted_fraction="restricted_fraction.nii.gz",
         out_pore_diameter="pore_diameter.nii.gz",
-        out_wall_orientation="wall_orientation.nii.gz",
         out_wall_anisotropy="wall_anisotropy.nii.gz",
         out_free_water_fraction="free_water_fraction.nii.gz",
+        out_wall_orientation="wall_orientation.nii.gz",
+        out_wall_orientation_angle="wall_orientation_angle.nii.gz",
+        out_packed_cells="packed_cells.nii.gz",
+        out_pattern_agreement="pattern_agreement.nii.gz",
         out_S0="S0.nii.gz",
         out_predicted="predicted.nii.gz",
         out_residual_rms="residual_rms.nii.gz",
@@ -67,8 +71,10 @@ class SpinverseFlow(Workflow):
         """Find the microscopic walls (membranes) that explain diffusion-weighted signals.
 
         Solves the inverse problem of the Bloch-Torrey equation in each voxel: the permeability
-        of every face of a periodic tetrahedral grid, and from it maps with standard deviations,
-        interface meshes and predicted signals. The pulse timings are needed: give --big_delta
+        of every face of a periodic tetrahedral grid; beside it fits packed cylinders and spheres.
+        Writes maps with standard deviations and 95 % intervals, interface meshes and predicted
+        signals. The first fit with new pulse timings simulates tables of packed cells, about a
+        minute for each timing, and keeps them. The pulse timings are needed: give --big_delta
         and --small_delta.
 
         Parameters
@@ -108,6 +114,9 @@ class SpinverseFlow(Workflow):
             estimated from repeated b0 volumes, or else from the residual.
         free_water : bool, optional
             Also fit a fraction of free water beside the grid.
+        n_samples : int, optional
+            Further wall fields per voxel, from starts and noise of their own; 0 for a quick look
+            without them and without packed cells.
         optimizer : string, optional
             'gauss-newton' or 'adam' (the published method; slow).
         seed : int, optional
@@ -128,8 +137,9 @@ class SpinverseFlow(Workflow):
         out_dir : string or Path, optional
             Output directory.
         out_surface_to_volume : string, optional
-            Name of the map of wall area per volume (1/um). Like each of the next maps, it has
-            a twin ending in _std with the standard deviation.
+            Name of the map of wall area per volume (1/um). Like each of the next six maps, it
+            comes with its standard deviation (_std) and the ends of its 95 % interval (_low,
+            _high).
         out_wall_permeability : string, optional
             Name of the map of mean wall permeability (um/ms).
         out_exchange_time : string, optional
@@ -138,12 +148,21 @@ class SpinverseFlow(Workflow):
             Name of the map of the fraction of water enclosed by walls.
         out_pore_diameter : string, optional
             Name of the map of mean pore diameter (um).
-        out_wall_orientation : string, optional
-            Name of the map of wall orientation (unit vectors in the frame of the bvectors).
         out_wall_anisotropy : string, optional
             Name of the map of wall anisotropy.
         out_free_water_fraction : string, optional
             Name of the map of the free-water fraction; only written with --free_water.
+        out_wall_orientation : string, optional
+            Name of the map of wall orientation (unit vectors in the frame of the bvectors).
+        out_wall_orientation_angle : string, optional
+            Name of the map of the angle (degrees) to that axis that 95 % of the posterior keep
+            within.
+        out_packed_cells : string, optional
+            Name of the mask of voxels whose maps are those of packed cylinders and spheres,
+            which explain their signals; the others' are read off the wall fields.
+        out_pattern_agreement : string, optional
+            Name of the map of the agreement (mean F1) of the wall fields' walls. Below 0.8 a
+            mesh shows one of many patterns.
         out_S0 : string, optional
             Name of the map of the signal without diffusion weighting.
         out_predicted : string, optional
@@ -154,7 +173,8 @@ class SpinverseFlow(Workflow):
             Name of the map of status codes; the settings file says what they mean.
         out_interface : string, optional
             Stem of the mesh files; voxel i,j,k gives STEM_i_j_k.ply, .vtu (um) and .surf.gii
-            (mm).
+            (mm), or STEM_i_j_k_one_of_many.ply and so on where the pattern of its walls is not
+            determined.
         out_fit : string, optional
             Name of the file that dipy_spinverse.load_fit reads.
         out_settings : string, optional
@@ -198,7 +218,15 @@ def _fit_one(inputs: dict, settings: dict, paths: dict[str, Path]) -> None:
         device=settings["device"],
         seed=settings["seed"],
     )
-    fit_options = ("sigma", "free_water", "engine", "n_jobs", "vox_per_chunk", "verbose")
+    fit_options = (
+        "sigma",
+        "free_water",
+        "n_samples",
+        "engine",
+        "n_jobs",
+        "vox_per_chunk",
+        "verbose",
+    )
     start = time.perf_counter()
     fit = model.fit(data, mask=mask, **{name: settings[name] for name in fit_options})
     seconds = time.perf_counter() - start
@@ -208,7 +236,6 @@ def _fit_one(inputs: dict, settings: dict, paths: dict[str, Path]) -> None:
     fit.save(paths["out_fit"])
     save_meshes(fit, voxels, paths["out_interface"])
     save_settings(paths["out_settings"], inputs, settings, fit, seconds)
-    logger.info("Maps *_std are local: lower bounds of the uncertainty, see doc/method.md.")
     logger.info("Walls fitted in %.1f s, saved in %s", seconds, paths["out_fit"].parent.resolve())
 
 

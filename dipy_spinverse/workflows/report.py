@@ -20,10 +20,16 @@ MAP_UNITS = {
     "exchange_time": "ms",
     "restricted_fraction": "1",
     "pore_diameter": "um",
-    "wall_orientation": "1",
     "wall_anisotropy": "1",
     "free_water_fraction": "1",
 }
+OTHER_UNITS = {
+    "wall_orientation": "1",
+    "wall_orientation_angle": "degrees",
+    "packed_cells": "1",
+    "pattern_agreement": "1",
+}
+MAP_SUFFIXES = ("", "_std", "_low", "_high")
 MESH_SUFFIXES = (".ply", ".vtu", ".surf.gii")
 PACKAGES = (
     "dipy_spinverse",
@@ -39,14 +45,15 @@ PACKAGES = (
 
 
 def save_maps(fit, paths: dict[str, Path], affine: np.ndarray, *, free_water: bool) -> None:
-    """Write the maps of a fit and their standard deviations as float32 NIfTI.
+    """Write the maps of a fit, their standard deviations and intervals as float32 NIfTI.
 
     Parameters
     ----------
     fit : SpinverseFit
     paths : dict
         Path of each output by its name, ``out_surface_to_volume`` and so on; standard
-        deviations go beside them with ``_std`` in their names.
+        deviations and intervals go beside them with ``_std``, ``_low`` and ``_high`` in their
+        names.
     affine : ndarray, shape (4, 4)
         Affine of the input volume.
     free_water : bool
@@ -55,18 +62,19 @@ def save_maps(fit, paths: dict[str, Path], affine: np.ndarray, *, free_water: bo
     for name in MAP_UNITS:
         if name == "free_water_fraction" and not free_water:
             continue
-        path = paths[f"out_{name}"]
-        save_nifti(path, getattr(fit, name).astype(np.float32), affine)
-        std = getattr(fit, f"{name}_std")
-        save_nifti(_std_path(path), std.astype(np.float32), affine)
+        for suffix in MAP_SUFFIXES:
+            values = getattr(fit, name + suffix).astype(np.float32)
+            save_nifti(_with_suffix(paths[f"out_{name}"], suffix), values, affine)
+    for name in OTHER_UNITS:
+        save_nifti(paths[f"out_{name}"], getattr(fit, name).astype(np.float32), affine)
     save_nifti(paths["out_S0"], fit.S0_hat.astype(np.float32), affine)
     save_nifti(paths["out_residual_rms"], fit.residual_rms.astype(np.float32), affine)
     save_nifti(paths["out_status"], fit.status.astype(np.int16), affine)
 
 
-def _std_path(path: Path) -> Path:
-    stem, suffix = split_filename_extension(path)
-    return path.with_name(f"{stem}_std{suffix}")
+def _with_suffix(path: Path, suffix: str) -> Path:
+    stem, extension = split_filename_extension(path)
+    return path.with_name(f"{stem}{suffix}{extension}")
 
 
 def save_meshes(fit, voxels: list[tuple[int, ...]], stem: Path) -> None:
@@ -77,14 +85,25 @@ def save_meshes(fit, voxels: list[tuple[int, ...]], stem: Path) -> None:
     fit : SpinverseFit
     voxels : list of tuple of int
     stem : Path
-        Voxel (i, j, k) gives ``STEM_i_j_k.ply``, ``.vtu`` and ``.surf.gii``.
+        Voxel (i, j, k) gives ``STEM_i_j_k.ply``, ``.vtu`` and ``.surf.gii``. Where the pattern of
+        the walls is not determined, one wall field is drawn instead, in
+        ``STEM_i_j_k_one_of_many.ply`` and so on.
     """
+    from dipy_spinverse.spinverse_fit import SAME_PATTERN
+
     for voxel in voxels:
-        mesh = fit.interface(voxel)
+        one_of_many = fit[voxel].pattern_agreement < SAME_PATTERN
+        mesh = fit.interface(voxel, sample=0 if one_of_many else None)
         if len(mesh.triangles) == 0:
             logger.warning("Voxel %s has no walls; no mesh is written for it.", voxel)
             continue
         name = "_".join([stem.name, *map(str, voxel)])
+        if one_of_many:
+            name += "_one_of_many"
+            logger.warning(
+                "The pattern of the walls of voxel %s is not determined; %s shows one of many "
+                "that explain its signals.", voxel, name,
+            )  # fmt: skip
         for suffix in MESH_SUFFIXES:
             mesh.save(stem.with_name(name + suffix))
 
@@ -110,7 +129,7 @@ def save_settings(path: Path, inputs: dict, settings: dict, fit, seconds: float)
     report = {
         "inputs": {name: str(value) for name, value in inputs.items()},
         "settings": settings,
-        "map_units": MAP_UNITS,
+        "map_units": MAP_UNITS | OTHER_UNITS,
         "status": {
             status.name.lower(): {"code": int(status), "voxels": voxels.get(int(status), 0)}
             for status in Status

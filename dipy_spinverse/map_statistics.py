@@ -1,0 +1,75 @@
+"""Means, standard deviations and 95 % intervals of maps, from draws or from a few wall fields."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import t as student
+
+_LEVEL = 0.95
+
+
+def of_draws(draws: np.ndarray) -> dict[str, np.ndarray]:
+    """Statistics of many draws of a map.
+
+    Parameters
+    ----------
+    draws : ndarray (n, V)
+
+    Returns
+    -------
+    dict of ndarray (V,)
+        Keys "" (mean), "_std", "_low" and "_high" (central 95 % interval).
+    """
+    tail = (1 - _LEVEL) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
+    return {"": draws.mean(axis=0), "_std": draws.std(axis=0), "_low": low, "_high": high}
+
+
+def of_fields(values: np.ndarray, error: float, largest: float) -> dict[str, np.ndarray]:
+    """Statistics of a map that is not negative over a few wall fields.
+
+    Parameters
+    ----------
+    values : ndarray (n, V)
+        Of the estimate and of the other fields.
+    error : float
+        Relative standard deviation of errors that all fields share.
+    largest : float
+        The map's largest possible value.
+
+    Returns
+    -------
+    dict of ndarray (V,)
+        Keys as in :func:`of_draws`; the interval is that of Student's distribution, because
+        fields are few, within the map's range.
+    """
+    n, mean = len(values), values.mean(axis=0)
+    # Of the next field: their scatter, and what their own mean is uncertain by.
+    own = values.var(axis=0, ddof=1) * (1 + 1 / n) if n > 1 else np.zeros_like(mean)
+    variance = own + (error * mean) ** 2
+    # Degrees of freedom of an estimated and a known variance together (Satterthwaite).
+    share = own / np.where(variance > 0, variance, 1)
+    freedom = max(n - 1, 1) / np.maximum(share, 1e-3) ** 2
+    std = np.sqrt(variance)
+    reach = student.ppf(0.5 + _LEVEL / 2, freedom) * std
+    low, high = np.maximum(mean - reach, 0), np.minimum(mean + reach, largest)
+    return {"": mean, "_std": std, "_low": low, "_high": high}
+
+
+def of_axes(axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Dominant axis (V, 3) of draws (n, V, 3), and the angle (V,) that holds 95 % of them.
+
+    Draws of length 0 have no axis and do not count; where none has one, the axis is zero and the
+    angle 90 degrees.
+    """
+    scatter = np.einsum("nvk,nvl->vkl", axes, axes)
+    axis = np.linalg.eigh(scatter)[1][..., -1]
+    axis *= np.where(axis[:, 2:] < 0, -1, 1)
+    has_axis = np.trace(scatter, axis1=1, axis2=2) > 0
+    length = np.linalg.norm(axes, axis=-1)
+    cosine = np.abs(np.einsum("nvk,vk->nv", axes, axis)) / np.maximum(length, 1e-12)
+    angle = np.degrees(np.arccos(np.clip(cosine, 0, 1)))
+    angle = np.where(length > 0, angle, np.nan)
+    widest = np.full(len(axis), 90.0)
+    widest[has_axis] = np.nanquantile(angle[:, has_axis], _LEVEL, axis=0)
+    return np.where(has_axis[:, None], axis, 0.0), widest
