@@ -23,7 +23,7 @@ from dipy_spinverse.inversion.inversion import OPTIMIZERS
 from dipy_spinverse.inversion.noise import noise_from_b0
 from dipy_spinverse.packed_cells import packed_cells_posterior, prepare_tables
 from dipy_spinverse.spinverse_fit import SAME_PATTERN, SpinverseFit, Status, load_fit
-from dipy_spinverse.voxels import per_voxel
+from dipy_spinverse.voxels import per_voxel, screened
 
 __all__ = ["SpinverseFit", "SpinverseModel", "Status", "load_fit"]
 
@@ -321,22 +321,11 @@ class SpinverseModel:
 
     def _screen(self, flat, wanted, known_S0):
         """Status (V,) before the fit, and a guess of the initial magnetisation (V,)."""
-        status = np.full(len(flat), int(Status.CONVERGED))
         least_b = self.acquisition.b == self.acquisition.b.min()
         low = self.acquisition.b0_mask if self.acquisition.b0_mask.any() else least_b
         with np.errstate(invalid="ignore", over="ignore"):
             scale = flat[:, low].mean(axis=1) if known_S0 is None else known_S0.copy()
-            status[~((scale > 0) & np.isfinite(scale))] = Status.NO_B0
-            status[~(flat >= 0).all(axis=1) | ~np.isfinite(flat).all(axis=1)] = Status.BAD_SAMPLES
-        status[(flat == 0).all(axis=1)] = Status.NO_SIGNAL
-        status[~wanted] = Status.NOT_FITTED
-        bad = (status != Status.CONVERGED) & wanted
-        if bad.any():
-            warnings.warn(
-                f"{bad.sum()} of {wanted.sum()} voxels cannot be fitted (NaN, infinite or "
-                "negative samples, or no signal); their status says why, their maps are zero.",
-                stacklevel=3,
-            )
+        status = screened(flat, wanted, scale, stacklevel=4)
         scale[status != Status.CONVERGED] = 1.0
         return status, scale
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import zlib
 from dataclasses import asdict
-from enum import IntEnum
 from pathlib import Path
 from typing import ClassVar
 from zipfile import BadZipFile
@@ -17,32 +16,10 @@ from dipy_spinverse.grid.tetrahedral_grid import build_grid
 from dipy_spinverse.interface import InterfaceMesh, interface_mesh
 from dipy_spinverse.inversion import Binarisation, Continuity, Manifoldness, Stage, WallArea
 from dipy_spinverse.inversion.unknowns import free_water_signals, wall_faces
+from dipy_spinverse.voxels import Status
 
 # Mean F1 between the walls of fields below which their pattern does not count as determined.
 SAME_PATTERN = 0.8
-
-
-class Status(IntEnum):
-    """What came of a voxel."""
-
-    NOT_FITTED = 0
-    """Outside of the mask."""
-    CONVERGED = 1
-    """The optimiser stopped by its own rule, or reached the noise level."""
-    NOT_CONVERGED = 2
-    """The iterations came to their end above the noise level."""
-    MISFIT = 3
-    """The residual is above 1.5 times the noise, and more than by chance: the model does not
-    explain the signals."""
-    BAD_SAMPLES = 4
-    """NaN, infinite or negative samples."""
-    NO_SIGNAL = 5
-    """All samples are zero."""
-    NO_B0 = 6
-    """The b0 signal, or the S0 given, is not positive."""
-    PATTERN_NOT_DETERMINED = 7
-    """Converged, but other wall fields that explain the same signals have their walls elsewhere
-    (`pattern_agreement` is below 0.8): the maps hold, a mesh shows one of many patterns."""
 
 
 FITTED = (

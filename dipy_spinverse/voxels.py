@@ -1,8 +1,34 @@
-"""Arguments that are one number for all voxels, or one for each."""
+"""Voxels of an image: which can be fitted, and arguments that each may have its own of."""
 
 from __future__ import annotations
 
+import warnings
+from enum import IntEnum
+
 import numpy as np
+
+
+class Status(IntEnum):
+    """What came of a voxel."""
+
+    NOT_FITTED = 0
+    """Outside of the mask."""
+    CONVERGED = 1
+    """The optimiser stopped by its own rule, or reached the noise level."""
+    NOT_CONVERGED = 2
+    """The iterations came to their end above the noise level."""
+    MISFIT = 3
+    """The residual is above 1.5 times the noise, and more than by chance: the model does not
+    explain the signals."""
+    BAD_SAMPLES = 4
+    """NaN, infinite or negative samples."""
+    NO_SIGNAL = 5
+    """All samples are zero."""
+    NO_B0 = 6
+    """The b0 signal, or the S0 given, is not positive."""
+    PATTERN_NOT_DETERMINED = 7
+    """Converged, but other wall fields that explain the same signals have their walls elsewhere
+    (`pattern_agreement` is below 0.8): the maps hold, a mesh shows one of many patterns."""
 
 
 def per_voxel(name: str, value, shape: tuple[int, ...]) -> np.ndarray:
@@ -14,3 +40,35 @@ def per_voxel(name: str, value, shape: tuple[int, ...]) -> np.ndarray:
             "all, or one for each voxel."
         )
     return np.broadcast_to(value, shape).reshape(-1)
+
+
+def screened(
+    flat: np.ndarray, wanted: np.ndarray, S0: np.ndarray | None = None, stacklevel: int = 3
+) -> np.ndarray:
+    """Status (V,) before a fit, CONVERGED where one is possible; warns of what is not.
+
+    Parameters
+    ----------
+    flat : ndarray (V, M)
+        Magnitudes.
+    wanted : ndarray (V,) of bool
+    S0 : ndarray (V,), optional
+        Signal without diffusion, which must be positive.
+    stacklevel : int, optional
+        Of the warning.
+    """
+    status = np.full(len(flat), int(Status.CONVERGED))
+    if S0 is not None:
+        with np.errstate(invalid="ignore"):
+            status[~((S0 > 0) & np.isfinite(S0))] = Status.NO_B0
+    status[~(np.isfinite(flat) & (flat >= 0)).all(axis=1)] = Status.BAD_SAMPLES
+    status[(flat == 0).all(axis=1)] = Status.NO_SIGNAL
+    status[~wanted] = Status.NOT_FITTED
+    bad = wanted & (status != Status.CONVERGED)
+    if bad.any():
+        warnings.warn(
+            f"{bad.sum()} of {wanted.sum()} voxels cannot be fitted (NaN, infinite or negative "
+            "samples, or no signal); their status says why, their maps are zero.",
+            stacklevel=stacklevel,
+        )
+    return status

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 from dipy.core.gradients import GradientTable
 from scipy.stats import chi2
@@ -11,8 +9,7 @@ from scipy.stats import chi2
 from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.map_statistics import of_axes, of_draws
 from dipy_spinverse.packed_cells.posterior import PackedCellsPosterior, packed_cells_posterior
-from dipy_spinverse.spinverse_fit import Status
-from dipy_spinverse.voxels import per_voxel
+from dipy_spinverse.voxels import Status, per_voxel, screened
 
 _MM2_PER_S = 1e3  # um^2/ms
 _N_SAMPLES = 200
@@ -113,17 +110,7 @@ class PackedCellsModel:
         flat = data.reshape(-1, data.shape[-1]).astype(float)
         wanted = per_voxel("mask", True if mask is None else mask, shape).astype(bool)
         noise = None if sigma is None else per_voxel("sigma", sigma, shape).astype(float)
-        status = np.full(len(flat), int(Status.CONVERGED))
-        status[~(np.isfinite(flat) & (flat >= 0)).all(axis=1)] = Status.BAD_SAMPLES
-        status[(flat == 0).all(axis=1)] = Status.NO_SIGNAL
-        status[~wanted] = Status.NOT_FITTED
-        bad = wanted & (status != Status.CONVERGED)
-        if bad.any():
-            warnings.warn(
-                f"{bad.sum()} of {wanted.sum()} voxels cannot be fitted (NaN, infinite or "
-                "negative samples, or no signal); their status says why, their maps are zero.",
-                stacklevel=2,
-            )
+        status = screened(flat, wanted)
         chosen = np.flatnonzero(status == Status.CONVERGED)
         posterior = None
         if len(chosen):

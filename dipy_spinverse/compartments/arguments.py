@@ -1,0 +1,118 @@
+"""What a user hands to a compartment model, checked and in the form that it works with."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.compartments.chunk import MOST_FIBRES
+
+# Timing for models that do not depend on it, where a gradient table has none; s.
+_ANY_TIMING = {"big_delta": 0.03, "small_delta": 0.01}
+
+
+def acquisition_for(gtab, definition, te=None) -> Acquisition:
+    """Acquisition of a gradient table; without timings where the model does not need them."""
+    if isinstance(gtab, Acquisition):
+        if te is not None:
+            raise ValueError("te is given beside an Acquisition, which has its own; drop te.")
+        return gtab
+    if definition.timed or (gtab.big_delta is not None and gtab.small_delta is not None):
+        return Acquisition.from_gtab(gtab, te=te)
+    return Acquisition.from_files(
+        gtab.bvals, gtab.bvecs, **_ANY_TIMING, te=te, b0_threshold=gtab.b0_threshold
+    )
+
+
+def check_acquisition(definition, acquisition) -> None:
+    """Refuse acquisitions that cannot determine the model."""
+    name, n = definition.name, len(acquisition)
+    if n < definition.n_unknowns:
+        raise ValueError(
+            f"{name} has {definition.n_unknowns} unknowns with S0, the acquisition {n} "
+            "measurements; give more, or know some parameters."
+        )
+    shells = np.unique(acquisition.b[~acquisition.b0_mask].round(1 if definition.axes else 3))
+    if len(shells) < definition.least_shells:
+        raise ValueError(
+            f"{name} needs at least {definition.least_shells} different b > 0, the acquisition "
+            f"has {shells.round(2).tolist()} ms/um^2: its parameters cannot be told apart."
+        )
+    if len(acquisition.echo_times) > 1 and not acquisition.b0_per_te.any(axis=1).all():
+        te = acquisition.echo_times[~acquisition.b0_per_te.any(axis=1)]
+        raise ValueError(
+            f"There is no b0 at the echo times {te.tolist()} ms; each echo time has its own S0 "
+            "and needs one. Leave these measurements out, or raise b0_threshold."
+        )
+
+
+def signal_without_diffusion(flat, acquisition):
+    """Mean b0 (V, K) of each echo time, or where there is none, of the measurements of least b."""
+    masks = acquisition.b0_per_te
+    if not masks.any():
+        masks = (acquisition.b == acquisition.b.min())[None]
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.stack([flat[:, mask].mean(axis=1) for mask in masks], axis=1)
+
+
+def populations(peaks, shape):
+    """Number of fibres (V,) and their axes (V, 3, 3), rows beyond the number arbitrary."""
+    n_voxels = int(np.prod(shape))
+    if peaks is None:
+        return np.ones(n_voxels, dtype=int), None
+    directions = np.asarray(peaks.peak_dirs, dtype=float)
+    if directions.shape[:-2] != shape:
+        raise ValueError(
+            f"peaks has voxels {directions.shape[:-2]}, the data {shape}; fit them to the same "
+            "image."
+        )
+    directions = directions.reshape(n_voxels, -1, 3)[:, :MOST_FIBRES]
+    there = np.linalg.norm(directions, axis=2) > 0.5
+    count = there.sum(axis=1)
+    axes = np.tile(np.eye(3), (n_voxels, 1, 1))
+    for k in range(directions.shape[1]):
+        rank = there[:, :k].sum(axis=1)
+        use = there[:, k]
+        axes[use, rank[use]] = directions[use, k]
+    return count, axes
+
+
+def places_of(echo_times, known):
+    """Index (K,) of echo times among the known ones."""
+    if len(known) == 1:
+        return np.zeros(len(echo_times), dtype=int)
+    apart = np.abs(echo_times[:, None] - known)
+    if apart.min(axis=1).max() > 1e-3:
+        raise ValueError(
+            f"gtab has the echo times {echo_times.tolist()} ms, S0 is known at {known.tolist()}; "
+            "predict at these."
+        )
+    return apart.argmin(axis=1)
+
+
+def complete(definition, parameters):
+    """Values (V,) and (V, 3) as tensors, with S0 and all fractions, and the voxels' shape."""
+    axes = {*definition.axes, *(f"{name}_fan" for name in definition.fans)}
+    scalars = {p.name for p in definition.parameters}
+    unknown = set(parameters) - axes - scalars - {*definition.pools, "S0"}
+    missing = sorted((scalars | axes) - set(parameters))
+    left_out = [name for name in definition.pools if name not in parameters]
+    if unknown or missing or len(left_out) > 1:
+        raise ValueError(
+            f"{definition.name} takes {sorted(scalars | axes)} and the fractions "
+            f"{list(definition.pools)}, of which one may be left out; unknown here are "
+            f"{sorted(unknown)}, missing {[*missing, *left_out[1:]]}."
+        )
+    tensors = {k: torch.as_tensor(v, dtype=torch.float64) for k, v in parameters.items()}
+    shapes = [t.shape[:-1] if name in axes else t.shape for name, t in tensors.items()]
+    shape = torch.broadcast_shapes(*shapes)
+    values = {
+        name: t.expand(*shape, 3).reshape(-1, 3) if name in axes else t.expand(shape).reshape(-1)
+        for name, t in tensors.items()
+    }
+    ones = torch.ones(int(np.prod(shape)), dtype=torch.float64)
+    values.setdefault("S0", ones)
+    if left_out:
+        values[left_out[0]] = ones - sum(values[n] for n in definition.pools if n in values)
+    return values, tuple(shape)

@@ -1,0 +1,337 @@
+"""What a compartment model is: its parameters, its compartments, and how they share the signal.
+
+    S = S0 sum_pools fraction_pool sum_compartments share(parameters) E(parameters)
+
+The fractions of the pools are linear and add up to one; they are eliminated in a fit. A share is
+a function of the parameters: it couples compartments whose volumes also set a diffusivity (the
+tortuosity of the space outside of fibres).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from dipy_spinverse.compartments.kernels import ARGUMENTS, ORIENTED, TIMED
+
+Values = Mapping[str, Tensor]
+Expression = str | float | Callable[[Values], Tensor]
+DISPERSIONS = (None, "watson", "bingham", "isotropic")
+UNITS = {"1": 1.0, "um": 1.0, "mm^2/s": 1e-3}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A scalar that is searched for.
+
+    Attributes
+    ----------
+    name : str
+    low, high : float
+        Bounds, inside of which all values are equally likely a priori. Diffusivities are in
+        um^2/ms here and in `signals`; maps of a fit are in mm^2/s.
+    unit : {"1", "um", "mm^2/s"}
+        Of the map.
+    per_fibre : bool
+        Whether each fibre population of a crossing has its own.
+    """
+
+    name: str
+    low: float
+    high: float
+    unit: str = "1"
+    per_fibre: bool = False
+
+    def __post_init__(self):
+        if not self.low < self.high or not abs(self.low) + abs(self.high) < float("inf"):
+            raise ValueError(
+                f"Parameter {self.name!r} has bounds {self.low} and {self.high}; give finite "
+                "bounds with low < high (a value that is known is a number in the compartment)."
+            )
+        if self.unit not in UNITS:
+            raise ValueError(f"Parameter {self.name!r} has unit {self.unit!r}; use {list(UNITS)}.")
+
+
+@dataclass(frozen=True)
+class Compartment:
+    """A part of the signal.
+
+    Attributes
+    ----------
+    kernel : str
+        "stick", "cylinder", "zeppelin", "ball", "dot" or "sphere".
+    pool : str
+        Its linear fraction. Compartments of the same pool need a `share`.
+    arguments : mapping
+        Of the kernel: the name of a parameter, a number where the value is known, or a function
+        of all values (a link).
+    share : str, float or callable
+        Part of the pool.
+    dispersion : {None, "watson", "bingham", "isotropic"}
+        Of the axis of a stick, cylinder or zeppelin. "watson" needs `odi`, "bingham" also
+        `fanning`.
+    odi : str, float or callable
+        Orientation dispersion index 2/pi arctan(1/kappa); for "bingham" out of the fan's plane.
+    fanning : str, float or callable
+        From 0 (as "watson") to 1 (all directions of the fan's plane alike).
+    axis : str
+        Name of the axis; compartments with the same one are parallel.
+    """
+
+    kernel: str
+    pool: str
+    arguments: Mapping[str, Expression] = field(default_factory=dict)
+    share: Expression = 1.0
+    dispersion: str | None = None
+    odi: Expression | None = None
+    fanning: Expression | None = None
+    axis: str = "axis"
+
+    def __post_init__(self):
+        if self.kernel not in ARGUMENTS:
+            raise ValueError(f"kernel is {self.kernel!r}; use one of {', '.join(ARGUMENTS)}.")
+        needed = ARGUMENTS[self.kernel]
+        if set(self.arguments) != set(needed):
+            raise ValueError(
+                f"A {self.kernel} needs the arguments {list(needed)}, not {list(self.arguments)}."
+            )
+        if self.dispersion not in DISPERSIONS:
+            raise ValueError(f"dispersion is {self.dispersion!r}; use one of {DISPERSIONS}.")
+        if self.dispersion is not None and not self.oriented:
+            raise ValueError(f"A {self.kernel} has no axis: drop dispersion={self.dispersion!r}.")
+        missing = [
+            name
+            for name, kinds in (("odi", ("watson", "bingham")), ("fanning", ("bingham",)))
+            if self.dispersion in kinds and getattr(self, name) is None
+        ]
+        if missing:
+            raise ValueError(f"dispersion={self.dispersion!r} needs {' and '.join(missing)}.")
+
+    @property
+    def oriented(self) -> bool:
+        """Whether the kernel has an axis at all."""
+        return self.kernel in ORIENTED
+
+    @property
+    def has_axis(self) -> bool:
+        """Whether its signal depends on the axis."""
+        return self.oriented and self.dispersion != "isotropic"
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A model without an acquisition.
+
+    Attributes
+    ----------
+    name : str
+    parameters : tuple of Parameter
+    compartments : tuple of Compartment
+    derived : mapping
+        Further maps as functions of all values, the fractions among them.
+    units : mapping
+        Of derived maps, "1" where not given.
+    maps : tuple of str
+        Names of the maps of a fit; all parameters, pools and derived ones where empty.
+    least_shells : int
+        Distinct b > 0 below which the parameters are not determined.
+    single : Definition or None
+        The model with one fibre population, where this is one of several or none.
+    n_fibres : int
+        Fibre populations.
+    """
+
+    name: str
+    parameters: tuple[Parameter, ...]
+    compartments: tuple[Compartment, ...]
+    derived: Mapping[str, Callable[[Values], Tensor]] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
+    maps: tuple[str, ...] = ()
+    least_shells: int = 1
+    single: Definition | None = None
+    n_fibres: int = 1
+
+    def __post_init__(self):
+        if not self.compartments:
+            raise ValueError(f"Model {self.name!r} has no compartments; give at least one.")
+        names = [p.name for p in self.parameters]
+        taken = [*names, *self.pools, *self.axes, *self.derived, "S0"]
+        twice = sorted({name for name in taken if taken.count(name) > 1})
+        if twice:
+            raise ValueError(f"Model {self.name!r} uses {twice} for two things; rename one.")
+        used = {
+            value
+            for c in self.compartments
+            for value in (*c.arguments.values(), c.share, c.odi, c.fanning)
+            if isinstance(value, str)
+        }
+        unknown = sorted(used - set(names))
+        if unknown:
+            raise ValueError(
+                f"Compartments of {self.name!r} refer to {unknown}, which are no parameters; the "
+                f"model has {names}."
+            )
+        if not self.maps:
+            maps = (*names, *self.pools, *self.derived)
+            object.__setattr__(self, "maps", maps)
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """Names of the linear fractions, in order of appearance."""
+        return tuple(dict.fromkeys(c.pool for c in self.compartments))
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Names of the axes."""
+        return tuple(dict.fromkeys(c.axis for c in self.compartments if c.has_axis))
+
+    @property
+    def fans(self) -> tuple[str, ...]:
+        """Names of the axes that also have a plane of fanning."""
+        bingham = (c.axis for c in self.compartments if c.dispersion == "bingham")
+        return tuple(dict.fromkeys(bingham))
+
+    @property
+    def timed(self) -> bool:
+        """Whether signals depend on the pulse timing beyond b."""
+        return any(c.kernel in TIMED for c in self.compartments)
+
+    @property
+    def n_unknowns(self) -> int:
+        """Degrees of freedom, with S0."""
+        return len(self.parameters) + len(self.pools) + 2 * len(self.axes) + len(self.fans)
+
+    def unit_of(self, name: str) -> str:
+        """Unit of a map."""
+        units = {p.name: p.unit for p in self.parameters}
+        return units.get(name, self.units.get(name, "1"))
+
+
+def tortuosity(parallel: float | str, share: str) -> Callable[[Values], Tensor]:
+    """Perpendicular diffusivity (1 - share) times the parallel one.
+
+    Szafer, Zhong and Gore, Magn. Reson. Med. 33 (1995) 697,
+    https://doi.org/10.1002/mrm.1910330516, in the form that NODDI uses.
+    """
+
+    def perpendicular(values):
+        return (1 - values[share]) * (values[parallel] if isinstance(parallel, str) else parallel)
+
+    return perpendicular
+
+
+def rest(*names: str) -> Callable[[Values], Tensor]:
+    """One minus the values named."""
+    return lambda values: 1 - sum(values[name] for name in names)
+
+
+def evaluate(expression: Expression, values: Values) -> Tensor:
+    """Value (V,) of an expression."""
+    if isinstance(expression, str):
+        return values[expression]
+    if callable(expression):
+        return expression(values)
+    like = next(iter(values.values()))
+    return torch.full(like.shape[:1], float(expression), dtype=like.dtype, device=like.device)
+
+
+def with_fibres(definition: Definition, n: int) -> Definition:
+    """The model with n fibre populations (0 to 3).
+
+    Compartments with an axis get a copy, an axis and a pool for each, NAME_1 to NAME_n; parameters
+    marked `per_fibre` too, the others are shared. Without fibres, all directions of the axis are
+    equally likely.
+    """
+    if n == 1:
+        return definition
+    if n == 0:
+        parts = tuple(
+            replace(c, dispersion="isotropic", odi=None, fanning=None) if c.oriented else c
+            for c in definition.compartments
+        )
+        dispersions = {
+            e for c in definition.compartments for e in (c.odi, c.fanning) if e is not None
+        }
+        parameters = tuple(p for p in definition.parameters if p.name not in dispersions)
+        return replace(
+            definition, parameters=parameters, compartments=parts, single=definition, n_fibres=0
+        )
+    own = {p.name for p in definition.parameters if p.per_fibre}
+    parameters = tuple(
+        copy
+        for p in definition.parameters
+        for copy in (
+            [replace(p, name=f"{p.name}_{k}") for k in range(1, n + 1)] if p.per_fibre else [p]
+        )
+    )
+    parts = []
+    for c in definition.compartments:
+        for k in range(1, n + 1) if c.has_axis else ():
+            parts.append(_of_fibre(c, k, own))
+        if not c.has_axis:
+            parts.append(c)
+    return replace(
+        definition,
+        parameters=parameters,
+        compartments=tuple(parts),
+        single=definition,
+        n_fibres=n,
+    )
+
+
+def maps_of(definition: Definition, values: Values) -> dict[str, Tensor]:
+    """Maps (V,) in the units of `unit_of`, from all values and fractions.
+
+    In crossings, fractions are summed over populations, and parameters of which each has its own
+    are averaged with the fractions; without populations, dispersion is complete.
+    """
+    single = definition.single or definition
+    merged = _merged(definition, single, values)
+    merged |= {name: function(merged) for name, function in single.derived.items()}
+    return {name: merged[name] * UNITS[single.unit_of(name)] for name in single.maps}
+
+
+def _merged(definition, single, values):
+    merged, n = dict(values), definition.n_fibres
+    if definition is single:
+        return merged
+    if n == 0:
+        any_value = next(iter(values.values()))
+        missing = [p for p in single.parameters if p.name not in values]
+        return merged | {p.name: 0 * any_value + p.high for p in missing}
+    names = [[f"{pool}_{k}" for k in range(1, n + 1)] for pool in single.pools]
+    fibres = [sum(values[row[k]] for row in names if row[k] in values) for k in range(n)]
+    total = sum(fibres) + 1e-12
+    for pool, row in zip(single.pools, names, strict=True):
+        if pool not in values:
+            merged[pool] = sum(values[name] for name in row)
+    for p in single.parameters:
+        if p.per_fibre:
+            own = [values[f"{p.name}_{k}"] for k in range(1, n + 1)]
+            merged[p.name] = sum(w * v for w, v in zip(fibres, own, strict=True)) / total
+    return merged
+
+
+def _of_fibre(compartment, k, own):
+    def renamed(expression):
+        if isinstance(expression, str):
+            return f"{expression}_{k}" if expression in own else expression
+        if callable(expression):
+            return lambda values: expression(_view(values, own, k))
+        return expression
+
+    return replace(
+        compartment,
+        pool=f"{compartment.pool}_{k}",
+        axis=f"{compartment.axis}_{k}",
+        arguments={name: renamed(value) for name, value in compartment.arguments.items()},
+        **{name: renamed(getattr(compartment, name)) for name in ("share", "odi", "fanning")},
+    )
+
+
+def _view(values, own, k):
+    """Values as fibre k sees them."""
+    return {**values, **{name: values[f"{name}_{k}"] for name in own}}

@@ -1,0 +1,290 @@
+"""The models that the field uses, by name."""
+
+from __future__ import annotations
+
+from dipy_spinverse.compartments.definition import (
+    Compartment,
+    Definition,
+    Parameter,
+    rest,
+    tortuosity,
+)
+from dipy_spinverse.compartments.model import CompartmentModel
+
+_MM2_PER_S = 1e3  # um^2/ms
+_LARGEST_DIAMETER, _LEAST_DIAMETER = 20.0, 0.2
+_ODI = Parameter("odi", 0.01, 1.0, per_fibre=True)
+
+
+class NODDIModel(CompartmentModel):
+    """Neurite orientation dispersion and density imaging [1]_, with Bingham dispersion [2]_.
+
+    Sticks and zeppelins with tortuosity, dispersed about one axis, and free water. Maps: `ndi`
+    (share of sticks in tissue), `odi`, `fwf` (free water), `S0`, and `axis`; with
+    ``dispersion="bingham"`` also `fanning`.
+
+    Parameters
+    ----------
+    gtab : GradientTable or Acquisition
+        With at least two shells. Pulse timings are not needed.
+    parallel_diffusivity, isotropic_diffusivity : float, optional
+        Of tissue along its axis and of free water, mm^2/s; known, not fitted.
+    dispersion : {"watson", "bingham"}, optional
+    **kwargs
+        As :class:`CompartmentModel`.
+
+    References
+    ----------
+    .. [1] Zhang et al., NeuroImage 61 (2012) 1000,
+       https://doi.org/10.1016/j.neuroimage.2012.03.072
+    .. [2] Tariq et al., NeuroImage 133 (2016) 207,
+       https://doi.org/10.1016/j.neuroimage.2016.01.046
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dipy.core.gradients import gradient_table
+    >>> from dipy_spinverse.compartments import NODDIModel
+    >>> directions = np.random.default_rng(0).standard_normal((60, 3))
+    >>> directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    >>> gtab = gradient_table(np.repeat([0, 1000, 2500], 20), bvecs=directions)
+    >>> model = NODDIModel(gtab)
+    >>> truth = {"ndi": 0.6, "odi": 0.2, "fwf": 0.1, "axis": [0, 0, 1]}
+    >>> fit = model.fit(model.signals(truth), sigma=1e-3)
+    >>> bool(abs(fit.ndi - 0.6) < 0.01)
+    True
+    """
+
+    def __init__(
+        self,
+        gtab,
+        *,
+        parallel_diffusivity: float = 1.7e-3,
+        isotropic_diffusivity: float = 3e-3,
+        dispersion: str = "watson",
+        **kwargs,
+    ):
+        if dispersion not in ("watson", "bingham"):
+            raise ValueError(f'dispersion is {dispersion!r}; use "watson" or "bingham".')
+        along = _diffusivity("parallel_diffusivity", parallel_diffusivity)
+        free = _diffusivity("isotropic_diffusivity", isotropic_diffusivity)
+        bingham = dispersion == "bingham"
+        dispersed = {"dispersion": dispersion, "odi": "odi"}
+        dispersed |= {"fanning": "fanning"} if bingham else {}
+        fanning = (Parameter("fanning", 0.0, 1.0, per_fibre=True),) if bingham else ()
+        definition = Definition(
+            "NODDI",
+            (Parameter("ndi", 0.0, 1.0), _ODI, *fanning),
+            (
+                Compartment("stick", "tissue", {"diffusivity": along}, share="ndi", **dispersed),
+                Compartment(
+                    "zeppelin",
+                    "tissue",
+                    {"parallel": along, "perpendicular": tortuosity(along, "ndi")},
+                    share=rest("ndi"),
+                    **dispersed,
+                ),
+                Compartment("ball", "fwf", {"diffusivity": free}),
+            ),
+            maps=("ndi", "odi", "fwf", *(p.name for p in fanning)),
+            least_shells=2,
+        )
+        super().__init__(gtab, definition, **kwargs)
+
+
+class ActiveAxModel(CompartmentModel):
+    """Minimal model of white-matter diffusion [1]_.
+
+    Cylinders of one diameter with finite pulses, a zeppelin with tortuosity around them, free
+    water, and still water. Maps: `axon_diameter` (um), `restricted_fraction` (cylinders),
+    `free_water_fraction`, `dot_fraction`, `S0`, and `axis`.
+
+    Parameters
+    ----------
+    gtab : GradientTable or Acquisition
+        With pulse timings and at least two shells.
+    parallel_diffusivity, isotropic_diffusivity : float, optional
+        Of tissue along its axis and of free water, mm^2/s; known, not fitted. About 0.6e-3 and
+        2e-3 in fixed tissue.
+    dot : bool, optional
+        Whether there is still water (fixed tissue).
+    **kwargs
+        As :class:`CompartmentModel`.
+
+    References
+    ----------
+    .. [1] Alexander et al., NeuroImage 52 (2010) 1374,
+       https://doi.org/10.1016/j.neuroimage.2010.05.043
+
+    Examples
+    --------
+    >>> fit = ActiveAxModel(gtab, parallel_diffusivity=0.6e-3).fit(data)  # doctest: +SKIP
+    >>> fit.axon_diameter, fit.axon_diameter_low, fit.axon_diameter_high  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        gtab,
+        *,
+        parallel_diffusivity: float = 1.7e-3,
+        isotropic_diffusivity: float = 3e-3,
+        dot: bool = True,
+        **kwargs,
+    ):
+        along = _diffusivity("parallel_diffusivity", parallel_diffusivity)
+        free = _diffusivity("isotropic_diffusivity", isotropic_diffusivity)
+        tissue = (
+            Compartment(
+                "cylinder",
+                "tissue",
+                {"diffusivity": along, "diameter": "axon_diameter"},
+                share="axon_share",
+            ),
+            Compartment(
+                "zeppelin",
+                "tissue",
+                {"parallel": along, "perpendicular": tortuosity(along, "axon_share")},
+                share=rest("axon_share"),
+            ),
+            Compartment("ball", "free_water_fraction", {"diffusivity": free}),
+        )
+        still = (Compartment("dot", "dot_fraction"),) if dot else ()
+        definition = Definition(
+            "ActiveAx",
+            (
+                Parameter("axon_diameter", _LEAST_DIAMETER, _LARGEST_DIAMETER, "um"),
+                Parameter("axon_share", 0.0, 1.0),
+            ),
+            (*tissue, *still),
+            derived={"restricted_fraction": _restricted},
+            maps=(
+                "axon_diameter",
+                "restricted_fraction",
+                "free_water_fraction",
+                *(c.pool for c in still),
+            ),
+            least_shells=2,
+        )
+        super().__init__(gtab, definition, **kwargs)
+
+
+class ZCDModel(CompartmentModel):
+    """Zeppelin, cylinder and dot [1]_.
+
+    Diffusion along cylinders and zeppelin is the same and fitted, that across the zeppelin is
+    free. Maps: `axon_diameter` (um), `restricted_fraction` (cylinders), `hindered_fraction`
+    (zeppelin), `dot_fraction`, `parallel_diffusivity` and `perpendicular_diffusivity` (mm^2/s),
+    `S0`, and `axis`.
+
+    Parameters
+    ----------
+    gtab : GradientTable or Acquisition
+        With pulse timings and at least two shells.
+    **kwargs
+        As :class:`CompartmentModel`.
+
+    References
+    ----------
+    .. [1] Panagiotaki et al., NeuroImage 59 (2012) 2241,
+       https://doi.org/10.1016/j.neuroimage.2011.09.081
+
+    Examples
+    --------
+    >>> fit = ZCDModel(gtab).fit(data)  # doctest: +SKIP
+    """
+
+    def __init__(self, gtab, **kwargs):
+        definition = Definition(
+            "ZCD",
+            (
+                Parameter("axon_diameter", _LEAST_DIAMETER, _LARGEST_DIAMETER, "um"),
+                Parameter("parallel_diffusivity", 0.1, 3.0, "mm^2/s"),
+                Parameter("perpendicular_share", 0.0, 1.0),
+            ),
+            (
+                Compartment(
+                    "zeppelin",
+                    "hindered_fraction",
+                    {"parallel": "parallel_diffusivity", "perpendicular": _across},
+                ),
+                Compartment(
+                    "cylinder",
+                    "restricted_fraction",
+                    {"diffusivity": "parallel_diffusivity", "diameter": "axon_diameter"},
+                ),
+                Compartment("dot", "dot_fraction"),
+            ),
+            derived={"perpendicular_diffusivity": _across},
+            units={"perpendicular_diffusivity": "mm^2/s"},
+            maps=(
+                "axon_diameter",
+                "restricted_fraction",
+                "hindered_fraction",
+                "dot_fraction",
+                "parallel_diffusivity",
+                "perpendicular_diffusivity",
+            ),
+            least_shells=2,
+        )
+        super().__init__(gtab, definition, **kwargs)
+
+
+class IVIMModel(CompartmentModel):
+    """Intravoxel incoherent motion [1]_: blood that flows in all directions, and diffusion.
+
+    Maps: `perfusion_fraction`, `D_star` and `D` (mm^2/s), and `S0`.
+
+    Parameters
+    ----------
+    gtab : GradientTable or Acquisition
+        With at least three b > 0. Pulse timings are not needed.
+    **kwargs
+        As :class:`CompartmentModel`.
+
+    References
+    ----------
+    .. [1] Le Bihan et al., Radiology 168 (1988) 497,
+       https://doi.org/10.1148/radiology.168.2.3393671
+
+    Examples
+    --------
+    >>> from dipy.core.gradients import gradient_table
+    >>> from dipy_spinverse.compartments import IVIMModel
+    >>> b = [0, 10, 20, 40, 80, 150, 300, 500, 800]
+    >>> gtab = gradient_table(b, bvecs=[[0, 0, 0]] + [[1, 0, 0]] * 8, b0_threshold=0)
+    >>> model = IVIMModel(gtab)
+    >>> truth = {"perfusion_fraction": 0.1, "D": 1.0, "D_star": 15.0}
+    >>> fit = model.fit(model.signals(truth), sigma=1e-4)
+    >>> bool(abs(fit.D - 1e-3) < 1e-5)
+    True
+    """
+
+    def __init__(self, gtab, **kwargs):
+        definition = Definition(
+            "IVIM",
+            (Parameter("D", 0.05, 4.0, "mm^2/s"), Parameter("D_star", 4.0, 100.0, "mm^2/s")),
+            (
+                Compartment("ball", "tissue_fraction", {"diffusivity": "D"}),
+                Compartment("ball", "perfusion_fraction", {"diffusivity": "D_star"}),
+            ),
+            maps=("perfusion_fraction", "D_star", "D"),
+            least_shells=3,
+        )
+        super().__init__(gtab, definition, **kwargs)
+
+
+def _restricted(values):
+    return values["tissue"] * values["axon_share"]
+
+
+def _across(values):
+    return values["perpendicular_share"] * values["parallel_diffusivity"]
+
+
+def _diffusivity(name, value):
+    """mm^2/s as um^2/ms."""
+    if not 0 < value < 0.1:
+        raise ValueError(
+            f"{name} is {value!r}; give it in mm^2/s (water at body temperature has 3e-3)."
+        )
+    return float(value) * _MM2_PER_S
