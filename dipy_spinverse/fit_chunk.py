@@ -16,6 +16,7 @@ from dipy_spinverse.inversion import (
     Reconstruction,
     transmissibility,
 )
+from dipy_spinverse.inversion.noise import KNOWN
 from dipy_spinverse.map_statistics import of_axes, of_draws, of_fields
 from dipy_spinverse.packed_cells import PackedCellsPosterior
 from dipy_spinverse.spinverse_fit import SpinverseFit
@@ -108,8 +109,10 @@ def fit_chunk(
     }
     values |= _maps_of_walls(model, result, tau)
     if posterior_of is not None:
-        posterior = posterior_of(signals, result.sigma)
-        explained, better = _maps_of_packed_cells(posterior, noise_freedom)
+        # The packed cells' own residual tells more than a few b0 do.
+        posterior = posterior_of(signals, result.sigma if noise_freedom == KNOWN else None)
+        explained = _explained(posterior, result.sigma, noise_freedom)
+        better = _maps_of_packed_cells(posterior)
         values["packed_cells"] = explained
         for name, value in better.items():
             values[name][explained] = value[explained]
@@ -142,14 +145,19 @@ def _maps_of_walls(model, result: Reconstruction, tau):
     return values
 
 
-def _maps_of_packed_cells(posterior: PackedCellsPosterior, noise_freedom):
-    """Which voxels (V,) packed cells explain, and the statistics of their maps."""
+def _explained(posterior: PackedCellsPosterior, sigma, noise_freedom):
+    """Which voxels (V,) packed cells explain, with noise sigma (V,) of so many degrees."""
+    freedom = np.maximum(posterior.degrees_of_freedom, 1)
+    variance = posterior.chi_square / freedom * (posterior.sigma / sigma) ** 2
+    return variance <= f_distribution.ppf(1 - _REFUTED, freedom, noise_freedom)
+
+
+def _maps_of_packed_cells(posterior: PackedCellsPosterior):
+    """Statistics of the maps of packed cells."""
     values = {}
     values["wall_orientation"], values["wall_orientation_angle"] = of_axes(
         posterior.maps["wall_orientation"]
     )
     for name in SpinverseFit.MAPS:
         values |= {name + end: part for end, part in of_draws(posterior.maps[name]).items()}
-    freedom = np.maximum(posterior.degrees_of_freedom, 1)
-    by_chance = f_distribution.ppf(1 - _REFUTED, freedom, noise_freedom)
-    return posterior.chi_square / freedom <= by_chance, values
+    return values

@@ -20,7 +20,7 @@ from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
 from dipy_spinverse.inversion import Inversion, Stage
 from dipy_spinverse.inversion.curriculum import check_curriculum
 from dipy_spinverse.inversion.inversion import OPTIMIZERS
-from dipy_spinverse.inversion.noise import noise_from_b0
+from dipy_spinverse.inversion.noise import KNOWN, noise_from_b0
 from dipy_spinverse.packed_cells import packed_cells_posterior, prepare_tables
 from dipy_spinverse.spinverse_fit import SAME_PATTERN, SpinverseFit, Status, load_fit
 from dipy_spinverse.voxels import per_voxel, screened
@@ -34,7 +34,6 @@ _LARGEST_LINK_PHASE = np.pi / 2
 _N_SAMPLES = 4
 _MISFIT = 1.5
 _N_DRAWS = 200
-_CERTAIN = 10**9  # degrees of freedom of a noise level that is given
 _BYTES_PER_CHUNK = 2**30
 
 
@@ -229,7 +228,7 @@ class SpinverseModel:
         chosen = np.flatnonzero(status == Status.CONVERGED)
 
         signals = flat[chosen] / scale[chosen, None]
-        freedom = _CERTAIN
+        freedom = KNOWN
         if noise is None:
             noise, freedom = noise_from_b0(flat[chosen], self.acquisition)
         else:
@@ -238,8 +237,8 @@ class SpinverseModel:
             noise = noise / scale[chosen]
         inversion = self._inversion(S0 is None, free_water, n_samples)
         posterior_of = self._posterior_of_packed_cells(free_water) if n_samples else None
-        # Where the noise comes from the residual, about half the measurements say how large.
-        noise_freedom = freedom if noise is not None else len(self.acquisition) // 2
+        # Noise from the residual of a wall field that may follow it is less sure than it seems.
+        noise_freedom = freedom if noise is not None else max(len(self.acquisition) // 4, 1)
         n_workers = 1 if engine == "serial" else determine_num_processes(n_jobs)
         size = self._chunk_size(vox_per_chunk, len(chosen), n_workers)
         parts = [slice(first, first + size) for first in range(0, len(chosen), size)]

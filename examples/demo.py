@@ -170,35 +170,33 @@ def fit_on_command_line(folder):
 def load_maps(folder):
     """The maps that the command line wrote, by name."""
     names = [quantity for quantity, _, _ in QUANTITIES]
-    names += [f"{name}_std" for name in names] + ["wall_orientation", "status"]
+    names += [name + end for end in ("_low", "_high") for name in names]
+    names += ["wall_orientation", "status"]
     return {name: load_nifti_data(str(folder / "fit" / f"{name}.nii.gz")) for name in names}
 
 
 def print_table(truths, maps, status_names):
-    """One line per voxel, by substrate: truth | estimate +- standard deviation of each map."""
-    header = "".join(f"{label:>26}" for _, label, _ in QUANTITIES)
-    print(f"\n{'substrate':<31}{'voxel':<7}{'status':<14}{header}{'axis off':>10}")
+    """One line per voxel, by substrate: truth | estimate and 95 % interval of each map."""
+    header = "".join(f"{label:>29}" for _, label, _ in QUANTITIES)
+    print(f"\n{'substrate':<31}{'voxel':<7}{'status':<24}{header}{'axis off':>10}")
     covered = {label: [] for _, label, _ in QUANTITIES}
     for voxel in sorted(np.ndindex(*SHAPE), key=lambda voxel: (voxel[1] % 2, voxel[0])):
         truth = truth_of(truths, voxel)
         name = truth.name if truth else {EMPTY_VOXEL: "empty", NAN_VOXEL: "NaN sample"}[voxel]
-        line = f"{name:<31}{','.join(map(str, voxel)):<7}{status_names[maps['status'][voxel]]:<14}"
+        line = f"{name:<31}{','.join(map(str, voxel)):<7}{status_names[maps['status'][voxel]]:<24}"
         for quantity, label, number in QUANTITIES if truth else ():
             true = getattr(truth, quantity)
-            value, std = maps[quantity][voxel], maps[f"{quantity}_std"][voxel]
+            value, low, high = (maps[quantity + end][voxel] for end in ("", "_low", "_high"))
             expected = "-" if np.isnan(true) else f"{true:{number}}"
-            line += f"{expected:>10} |{value:>6{number}} +-{std:>5{number}}"
+            line += f"{expected:>10} |{value:>6{number}} [{low:{number}}, {high:{number}}]"
             if not np.isnan(true):
-                covered[label].append(abs(value - true) <= 2 * std)
+                covered[label].append(low <= true <= high)
         if truth and truth.axis:
             cosine = abs(np.dot(maps["wall_orientation"][voxel], truth.axis))
             line += f"{np.degrees(np.arccos(min(cosine, 1))):>6.0f} deg"
         print(line)
     shares = [f"{label} {sum(hits)} of {len(hits)}" for label, hits in covered.items()]
-    print(
-        f"\nTruth within 2 standard deviations: {', '.join(shares)}.\n"
-        "The standard deviations are local (doc/method.md): lower bounds of the true uncertainty."
-    )
+    print(f"\nTruth within the 95 % interval: {', '.join(shares)}.")
 
 
 def draw_maps(axes, truths, maps):
@@ -216,7 +214,7 @@ def draw_maps(axes, truths, maps):
 
 
 def draw_agreement(axes, truths, maps):
-    """Estimate against truth with error bars, one panel per map, one colour per substrate."""
+    """Estimate against truth with 95 % intervals, one panel per map, one colour per substrate."""
     for axis, (quantity, label, _) in zip(axes, QUANTITIES, strict=True):
         limit = 1.3 * np.nanmax([getattr(truth, quantity) for truth in truths])
         for voxel in np.ndindex(*SHAPE):
@@ -228,7 +226,14 @@ def draw_agreement(axes, truths, maps):
                 # Substrates with one true value stand side by side.
                 getattr(truth, quantity) + 0.012 * limit * (index - 3.5),
                 maps[quantity][voxel],
-                maps[f"{quantity}_std"][voxel],
+                # A mean may lie beyond the interval of a skewed posterior.
+                np.maximum(
+                    [
+                        [maps[quantity][voxel] - maps[f"{quantity}_low"][voxel]],
+                        [maps[f"{quantity}_high"][voxel] - maps[quantity][voxel]],
+                    ],
+                    0,
+                ),
                 fmt="o",
                 markersize=4,
                 capsize=2,
@@ -242,15 +247,20 @@ def draw_agreement(axes, truths, maps):
 
 def draw_meshes(figure, positions, truths, folder):
     """The walls of some voxels, coloured by how probable each is."""
-    colours = plt.cm.ScalarMappable(plt.Normalize(0.5, 1.0), "viridis")
+    colours = plt.cm.ScalarMappable(plt.Normalize(0.0, 1.0), "viridis")
     axes = []
     for position, voxel in zip(positions, MESH_VOXELS, strict=True):
         axis = figure.add_subplot(position, projection="3d")
         axes.append(axis)
-        axis.set_title(f"walls of voxel {voxel}\n{truth_of(truths, voxel).name}", fontsize=10)
         limits = (-BOX_UM / 2, BOX_UM / 2)
         axis.set(xlim=limits, ylim=limits, zlim=limits, xlabel="x (um)", ylabel="y", zlabel="z")
-        path = folder / "fit" / f"interface_{'_'.join(map(str, voxel))}.vtu"
+        stem, doubt = f"interface_{'_'.join(map(str, voxel))}", ""
+        path = folder / "fit" / f"{stem}.vtu"
+        if not path.exists():
+            path = folder / "fit" / f"{stem}_one_of_many.vtu"
+            doubt = "pattern not determined: one of many"
+        title = f"walls of voxel {voxel}, {truth_of(truths, voxel).name}\n{doubt}"
+        axis.set_title(title, fontsize=10)
         if path.exists():
             mesh = meshio.read(path)
             faces = mesh.points[mesh.cells_dict["triangle"]]
@@ -259,7 +269,7 @@ def draw_meshes(figure, positions, truths, folder):
                 faces, facecolors=colours.to_rgba(probability), edgecolor="k", linewidth=0.2
             )
             axis.add_collection3d(walls)
-    label = "probability of each wall, given this arrangement"
+    label = "part of the fitted wall fields that have this wall"
     figure.colorbar(colours, ax=axes, label=label, shrink=0.7)
 
 

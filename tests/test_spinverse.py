@@ -371,6 +371,46 @@ def test_signals_that_no_walls_explain_are_a_misfit(model):
     assert fit.status == Status.MISFIT
 
 
+@pytest.mark.parametrize(
+    ("case", "sigma"),
+    [
+        ("one b", None),
+        ("one timing", SIGMA),
+        ("four measurements", None),
+        ("no b0", SIGMA),
+        ("noise only", SIGMA),
+    ],
+)
+def test_data_that_determine_little_get_intervals_that_say_so(case, sigma):
+    acquisition = shells([(8, 15), (8, 45)], (1.0, 3.0), 8, n_b0=3)
+    rng = np.random.default_rng(0)
+    clean = 0 * acquisition.b if case == "noise only" else 100 * tissue_signals(acquisition)
+    noise = SIGMA * rng.standard_normal((2, len(clean)))
+    data = np.hypot(clean + noise[0], noise[1])
+    kept = {
+        "one b": acquisition.b < 2,
+        "one timing": acquisition.big_delta == 45,
+        "four measurements": np.isin(np.arange(len(acquisition)), [0, 3, 12, 35]),
+        "no b0": ~acquisition.b0_mask,
+        "noise only": acquisition.b >= 0,
+    }[case]
+    model = SpinverseModel(acquisition.subset(kept), grid=GRID)
+    fit = model.fit(data[kept], sigma=sigma, n_samples=1)
+    assert fit.status not in (Status.MISFIT, Status.BAD_SAMPLES)
+    assert all(np.isfinite(getattr(fit, name)).all() for name in MAPS)
+    low, high = fit.pore_diameter_low, fit.pore_diameter_high
+    if case == "noise only":
+        assert high > 2.5 * low  # of a factor of 30 in the prior
+    else:
+        # The tables of the tests are a closed form, some ten percent off.
+        assert low / 1.3 < 9.0 < 1.3 * high
+
+
+def test_signals_far_above_their_b0_are_a_misfit(model):
+    data = np.where(ACQUISITION.b0_mask, 100.0, 150.0)
+    assert model.fit(data, sigma=SIGMA, n_samples=0).status == Status.MISFIT
+
+
 # ---------------------------------------------------------------- arguments
 
 

@@ -8,6 +8,8 @@ from scipy.stats import chi2
 
 from dipy_spinverse.acquisition import Acquisition
 
+# Degrees of freedom of a noise level that is given.
+KNOWN = 10**9
 # With fewer degrees of freedom a single voxel's estimate is off by more than a third.
 _LEAST_FREEDOM = 4
 # Repeats that differ less, relative to their mean, are without noise and say nothing about it.

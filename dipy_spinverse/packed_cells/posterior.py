@@ -38,6 +38,7 @@ _N_CHAINS, _CHAIN_STEPS = 120, 120
 _LEAST_PROBABILITY = 0.005
 # Of the diffusion tensor that the search for an axis starts from, ms/um^2.
 _TENSOR_B = 2.0
+_LEAST_SIGMA = 1e-3
 _BATCH = 16
 
 
@@ -311,7 +312,9 @@ def _refined(model, tissues, likelihood, frames, modes, known):
         if not known:
             n_unknown = tissues[k].n_parameters + s0.shape[1]
             dof = max(white.shape[1] - n_unknown, 1)
-            sigma[v] *= np.sqrt((white**2).sum() / dof) + 1e-12
+            # Few measurements may be fitted exactly; tables are not more exact than this.
+            least = _LEAST_SIGMA * np.abs(likelihood.data[v]).max()
+            sigma[v] = max(sigma[v] * np.sqrt((white**2).sum() / dof), least)
     width = max(len(each) for each in errors)
     padded = np.stack([np.pad(each, ((0, width - len(each)), (0, 0))) for each in errors])
     scaled = Likelihood(
