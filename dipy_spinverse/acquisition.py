@@ -13,16 +13,14 @@ from dipy.core.gradients import GradientTable, gradient_table
 
 from dipy_spinverse import acquisition_checks as checks
 from dipy_spinverse import acquisition_files as files
+from dipy_spinverse.acquisition_times import SharedTimes, read_only
+from dipy_spinverse.waveforms import GYROMAGNETIC_RATIO, Waveforms, pulsed_waveforms
 
-# rad/(s T), proton in water as Camino has it; CODATA 2018 (doi:10.1103/RevModPhys.93.025010)
-# gives 2.675153151e8 for the shielded proton, 2.4e-7 more
-GYROMAGNETIC_RATIO = 2.6751525e8
 _PER_MEASUREMENT = ("b", "directions", "small_delta", "big_delta", "te")
-_TIMING_DECIMALS = 6  # closer timings (ms) are one: seconds times 1000 is not exact
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Acquisition:
+class Acquisition(SharedTimes):
     """Measurements of a pulsed-gradient spin echo (two equal rectangular pulses).
 
     A number (for `directions`, one vector) holds for all measurements. The arrays are read-only
@@ -91,7 +89,7 @@ class Acquisition:
         small, big = checks.lend_timing(small, big, te, b0)
         te = checks.echo_time(small, big, te)
         for name, value in zip(_PER_MEASUREMENT, (b, directions, small, big, te), strict=True):
-            object.__setattr__(self, name, _read_only(value))
+            object.__setattr__(self, name, read_only(value))
         object.__setattr__(self, "b0_threshold", float(threshold))
 
     @classmethod
@@ -247,16 +245,54 @@ class Acquisition:
         """
         return cls.from_files(**files.read_bids(json_path), b0_threshold=b0_threshold)
 
+    @staticmethod
+    def from_waveforms(
+        gradients_T_per_m, dt_s, te=None, *, refocusing_s=None, storage_s=None, gtab=None,
+        b0_threshold=50,
+    ) -> Acquisition:  # fmt: skip
+        """A `WaveformAcquisition`: measurements with any gradient waveform.
+
+        Parameters
+        ----------
+        gradients_T_per_m : array_like (M, T, 3) or sequence of (T_m, 3)
+            Samples of the gradient, each held for `dt_s`: effective ones, whose sign refocusing
+            pulses have turned, unless `refocusing_s` is given.
+        dt_s : float or array_like (M,)
+            Raster of the samples in seconds.
+        te : float or array_like (M,), optional
+            Echo time in seconds, without storage; the waveform is in its middle, and as long
+            where it is not given.
+        refocusing_s : float or sequence of float, optional
+            When refocusing pulses turn the sign, seconds from the start of the waveform.
+        storage_s : (start, stop), optional
+            When the magnetisation is stored (mixing time of a stimulated echo), likewise.
+        gtab : GradientTable, optional
+            Must agree with the b-tensors of the waveforms within 5 % of b.
+        b0_threshold : float, optional
+            Measurements with b at or below this (s/mm^2) count as b0.
+
+        Raises
+        ------
+        ValueError
+            If waveforms do not refocus or disagree with `gtab`; bad samples or units.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> gradient = np.zeros((400, 3))
+        >>> gradient[:100, 0], gradient[300:, 0] = 0.08, 0.08
+        >>> Acquisition.from_waveforms([gradient], 1e-4, refocusing_s=0.02).b.round(3)
+        array([1.221])
+        """
+        from dipy_spinverse.waveform_acquisition import sampled_acquisition
+
+        played = gradients_T_per_m, dt_s, te, refocusing_s, storage_s
+        return sampled_acquisition(*played, gtab, b0_threshold)
+
     @classmethod
     def _from_dipy_units(cls, bvals, bvecs, big_delta, small_delta, te, b0_threshold):
-        bvals = checks.numeric("bvals", bvals)
-        if bvals.size and 0 < bvals.max() <= b0_threshold:
-            raise ValueError(
-                f"bvals reach only {bvals.max():g}, b0_threshold is {b0_threshold:g}: nothing is "
-                "diffusion weighted. Give b-values in s/mm^2, or a lower b0_threshold."
-            )
         return cls(
-            b=bvals / 1000,
+            b=checks.weighting(bvals, b0_threshold) / 1000,
             directions=bvecs,
             small_delta=checks.seconds_to_ms("small_delta", small_delta),
             big_delta=checks.seconds_to_ms("big_delta", big_delta),
@@ -321,78 +357,42 @@ class Acquisition:
     @cached_property
     def b0_mask(self) -> np.ndarray:
         """(M,) bool: without diffusion weighting."""
-        return _read_only(self.b <= self.b0_threshold)
+        return read_only(self.b <= self.b0_threshold)
 
     @cached_property
     def diffusion_time(self) -> np.ndarray:
         """(M,) Delta - delta / 3 in ms."""
-        return _read_only(self.big_delta - self.small_delta / 3)
+        return read_only(self.big_delta - self.small_delta / 3)
 
     @cached_property
     def q(self) -> np.ndarray:
         """(M,) plateau of q(t) between the pulses, sqrt(b / (Delta - delta/3)) in rad/um;
         0 where `b0_mask`."""
-        return _read_only(np.sqrt(np.where(self.b0_mask, 0.0, self.b) / self.diffusion_time))
+        return read_only(np.sqrt(np.where(self.b0_mask, 0.0, self.b) / self.diffusion_time))
 
     @cached_property
     def q_vectors(self) -> np.ndarray:
         """(M, 3) q times direction in rad/um."""
-        return _read_only(self.q[:, None] * self.directions)
+        return read_only(self.q[:, None] * self.directions)
+
+    @cached_property
+    def b_tensors(self) -> np.ndarray:
+        """(M, 3, 3) b times n n^T of the direction n, ms/um^2; 0 where `b0_mask`."""
+        return read_only(self.b[:, None, None] * np.einsum("mi,mj->mij", *[self.directions] * 2))
+
+    @cached_property
+    def waveforms(self) -> tuple[Waveforms, ...]:
+        """q(t) of all measurements, one entry per timing."""
+        rows = [np.flatnonzero(self.timing_index == k) for k in range(len(self.timings))]
+        return tuple(
+            pulsed_waveforms(m, self.q_vectors[m], *timing)
+            for m, timing in zip(rows, self.timings, strict=True)
+        )
 
     @cached_property
     def gradient_t_per_m(self) -> np.ndarray:
         """(M,) gradient strength q / (gamma delta) in T/m."""
-        return _read_only(self.q * 1e9 / (GYROMAGNETIC_RATIO * self.small_delta))
-
-    @cached_property
-    def _distinct_timings(self):
-        return _distinct(np.stack([self.small_delta, self.big_delta, self.te], axis=1))
-
-    @property
-    def timings(self) -> np.ndarray:
-        """(T, 3) the distinct (delta, Delta, TE) in ms, sorted."""
-        return self._distinct_timings[0]
-
-    @property
-    def timing_index(self) -> np.ndarray:
-        """(M,) row of `timings` of each measurement."""
-        return self._distinct_timings[1]
-
-    @cached_property
-    def _distinct_echo_times(self):
-        return _distinct(self.te)
-
-    @property
-    def echo_times(self) -> np.ndarray:
-        """(K,) the distinct TE in ms, ascending."""
-        return self._distinct_echo_times[0]
-
-    @property
-    def te_index(self) -> np.ndarray:
-        """(M,) place in `echo_times` of each measurement."""
-        return self._distinct_echo_times[1]
-
-    @cached_property
-    def b0_per_te(self) -> np.ndarray:
-        """(K, M) bool: the b0 measurements of each of `echo_times`."""
-        k = np.arange(self.echo_times.size)[:, None]
-        return _read_only(self.b0_mask & (self.te_index == k))
-
-    @cached_property
-    def b0_per_timing(self) -> np.ndarray:
-        """(T, M) bool: the b0 measurements of each of `timings`."""
-        t = np.arange(len(self.timings))[:, None]
-        return _read_only(self.b0_mask & (self.timing_index == t))
-
-
-def _distinct(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    values, index = np.unique(times.round(_TIMING_DECIMALS), axis=0, return_inverse=True)
-    return _read_only(values), _read_only(index.reshape(-1))
-
-
-def _read_only(array: np.ndarray) -> np.ndarray:
-    array.flags.writeable = False
-    return array
+        return read_only(self.q * 1e9 / (GYROMAGNETIC_RATIO * self.small_delta))
 
 
 def _count(number: int, noun: str) -> str:

@@ -39,6 +39,17 @@ def seconds_to_ms(name: str, value) -> np.ndarray:
     return seconds * 1000
 
 
+def weighting(bvals, b0_threshold: float) -> np.ndarray:
+    """b-values, both in s/mm^2; refuses those that are all b0, but not zero."""
+    bvals = numeric("bvals", bvals)
+    if bvals.size and 0 < bvals.max() <= b0_threshold:
+        raise ValueError(
+            f"bvals reach only {bvals.max():g}, b0_threshold is {b0_threshold:g}: nothing is "
+            "diffusion weighted. Give b-values in s/mm^2, or a lower b0_threshold."
+        )
+    return bvals
+
+
 def linear_encoding(gtab) -> None:
     """Refuses a DIPY gradient table whose b-tensors are not along one direction."""
     if gtab.btens is None:

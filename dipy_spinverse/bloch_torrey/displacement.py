@@ -67,27 +67,30 @@ def displacement_moments(
     no_loss = np.zeros(grid.n_tetrahedra)
     tau = transmissibility.detach().to("cpu", torch.float64)
     coupling, diagonal = symmetrised_operator(grid, tau, diffusivity, no_loss)
-    rest = Schedule(
-        level=np.ones((1, 2)),
-        amplitude=np.array([[time, 0.0]]),
-        node_level=np.empty(0),
-        node_weight=np.empty(0),
-        node_after=np.array([-1]),
-    )
-    norm = largest_rate(grid, diffusivity, no_loss)
-    series = chebyshev_series(rest, norm, largest_phase=0.0)
-    plan = (
-        rest.level, rest.amplitude,
-        series.centre, series.radius, series.degree, series.coefficients,
-    )  # fmt: skip
     q = _PHASE / np.sqrt(2 * diffusivity * time)
     lanes = kernels.REGISTER_BYTES // links.start.itemsize
-    phase = np.zeros((len(links.link_vectors), lanes))
-    phase[:, : len(_DIRECTIONS)] = q * links.link_vectors @ _DIRECTIONS.T
+    directions = np.zeros((3, lanes))
+    directions[:, : len(_DIRECTIONS)] = _DIRECTIONS.T
+    rest = Schedule(
+        q=np.broadcast_to(q * directions, (1, 2, 3, lanes)).copy(),
+        amplitude=np.array([[time, 0.0]]),
+        stored=np.zeros(1, dtype=int),
+        node_q=np.empty((0, 3, lanes)),
+        node_weight=np.empty(0),
+        node_after=np.array([-1]),
+        symmetric=False,
+    )
+    norm = largest_rate(grid, diffusivity, no_loss)
+    series = chebyshev_series(rest, norm, longest_link=0.0)
+    plan = (
+        rest.amplitude, rest.stored,
+        series.centre, series.radius, series.degree, series.coefficients,
+    )  # fmt: skip
     states = np.empty((len(tau), grid.n_tetrahedra, 2, lanes))
     kernels.in_threads(
-        kernels.sweep_states, len(tau), coupling.numpy(), diagonal.numpy(), links.start,
-        (links.neighbours, links.slot_links), phase, plan, states,
+        kernels.sweep_states, len(tau), coupling.numpy(), diagonal[:, None].numpy(),
+        links.start, (links.neighbours, links.slot_links, links.link_vectors), rest.q, plan,
+        states,
     )  # fmt: skip
     states /= links.start[:, None, None]
 

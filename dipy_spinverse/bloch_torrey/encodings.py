@@ -1,14 +1,21 @@
-"""Which measurements have the same signal, whatever the substrate."""
+"""Which measurements are simulated, side by side, and where their encoding is cut in time."""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.polynomial.legendre import legvander
 
 from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.waveforms import Waveforms
+
+# A part of an encoding is a stretch of time in which every q(t) is a cubic, up to this share of
+# its largest q. Steps are placed by parts; what q(t) does within a step counts whatever it is.
+_PART_TOLERANCE = 3e-3
+_SAMPLES = np.linspace(0, 1, 4)  # of each piece
 
 
 def unique_encodings(acquisition: Acquisition) -> tuple[np.ndarray, np.ndarray]:
-    """Measurements that differ in timing or in q (up to sign), the only ones to simulate.
+    """Measurements that differ in q(t), up to its sign: the only ones to simulate.
 
     Returns
     -------
@@ -17,9 +24,55 @@ def unique_encodings(acquisition: Acquisition) -> tuple[np.ndarray, np.ndarray]:
     encoding : ndarray (M,)
         The kind of each measurement.
     """
-    q = acquisition.q_vectors.round(9) + 0.0
-    first_nonzero = np.argmax(q != 0, axis=1)
-    q *= np.sign(np.take_along_axis(q, first_nonzero[:, None], axis=1))
-    keys = np.column_stack([acquisition.timing_index, q + 0.0])
-    _, representatives, encoding = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-    return representatives, encoding.ravel()
+    representatives, encoding, n = [], np.empty(len(acquisition), dtype=int), 0
+    for waveforms in acquisition.waveforms:
+        # q(t) is quadratic between knots.
+        middles = (waveforms.times[1:] + waveforms.times[:-1]) / 2
+        q = waveforms.q(np.concatenate([waveforms.times, middles]))
+        keys = np.moveaxis(q, 1, 0).reshape(len(waveforms.rows), -1).round(9) + 0.0
+        first_nonzero = np.argmax(keys != 0, axis=1)
+        keys *= np.sign(np.take_along_axis(keys, first_nonzero[:, None], axis=1))
+        _, index, kind = np.unique(keys + 0.0, axis=0, return_index=True, return_inverse=True)
+        encoding[waveforms.rows] = kind.ravel() + n
+        representatives.append(waveforms.rows[index])
+        n += len(index)
+    return np.concatenate(representatives), encoding
+
+
+def alike_in_time(acquisition: Acquisition) -> list[tuple[Waveforms, bool]]:
+    """Waveforms of the same duration and symmetry, and whether they are symmetric in time."""
+    groups = []
+    for waveforms in acquisition.waveforms:
+        symmetric = waveforms.symmetric()
+        for kind in (True, False):
+            if (symmetric == kind).any():
+                groups.append((waveforms.select(symmetric == kind), kind))
+    return groups
+
+
+def parts_in_time(waveforms: Waveforms) -> np.ndarray:
+    """Times (P + 1,) between which each q(t) is smooth, see `_PART_TOLERANCE`; some knots."""
+    times, n_pieces = waveforms.times, len(waveforms.stored)
+    t = times[:-1, None] + np.diff(times)[:, None] * _SAMPLES
+    scale = np.where(waveforms.largest_q > 0, waveforms.largest_q, 1)[:, None]
+    q = (waveforms.q(t.ravel()) / scale).reshape(n_pieces, len(_SAMPLES), -1)
+
+    def smooth(first, last):
+        if last > n_pieces or (waveforms.stored[first:last] != waveforms.stored[first]).any():
+            return False
+        samples = q[first:last].reshape((last - first) * len(_SAMPLES), -1)
+        position = 2 * (t[first:last].ravel() - times[first]) / (times[last] - times[first]) - 1
+        basis = np.linalg.qr(legvander(position, 3))[0]
+        return np.abs(samples - basis @ (basis.T @ samples)).max() <= _PART_TOLERANCE
+
+    edges = [0]
+    while edges[-1] < n_pieces:
+        first, size = edges[-1], 1
+        while smooth(first, first + 2 * size):
+            size *= 2
+        low, high = first + size, min(first + 2 * size, n_pieces + 1)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if smooth(first, middle) else (low, middle)
+        edges.append(low)
+    return times[edges]

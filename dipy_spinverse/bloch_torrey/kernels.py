@@ -153,15 +153,16 @@ _compile = njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
 
 
 @_compile
-def _fill_phases(phases, link_phase, level, amplitude):
-    """phases[l] = sum_k amplitude[k] exp(i level[k] link_phase[l]), and its conjugate for -l."""
-    n_links, lanes = link_phase.shape
+def _fill_phases(phases, link_vectors, q, amplitude):
+    """phases[l] = sum_k amplitude[k] exp(i q[k].link_vectors[l]), and its conjugate for -l."""
+    n_links, lanes = len(link_vectors), q.shape[2]
     for link in range(n_links):
+        x, y, z = link_vectors[link]
         for m in range(lanes):
             real = imaginary = 0.0
-            for k in range(len(level)):
+            for k in range(len(amplitude)):
                 if amplitude[k] != 0:
-                    angle = level[k] * link_phase[link, m]
+                    angle = q[k, 0, m] * x + q[k, 1, m] * y + q[k, 2, m] * z
                     real += amplitude[k] * np.cos(angle)
                     imaginary += amplitude[k] * np.sin(angle)
             phases[link, 0, m] = real
@@ -171,13 +172,12 @@ def _fill_phases(phases, link_phase, level, amplitude):
 
 
 @_compile
-def _exponential(
-    state, now, before, phases, link_phase, coupling, diagonal, neighbours, links, e, plan
-):
+def _exponential(state, now, before, phases, q, coupling, diagonals, topology, e, plan):
     """Apply exponential e of the plan to the state; returns where the result is and a spare."""
-    level, amplitude, centre, radius, degree, coefficients = plan
-    _fill_phases(phases, link_phase, level[e], amplitude[e])
-    real = state.dtype.type
+    amplitude, stored, centre, radius, degree, coefficients = plan
+    neighbours, links, link_vectors = topology
+    _fill_phases(phases, link_vectors, q[e], amplitude[e])
+    real, diagonal = state.dtype.type, diagonals[stored[e]]
     scale, shift, span = 2 / radius[e], centre[e], amplitude[e, 0] + amplitude[e, 1]
     before[:] = 0
     now[:] = real(coefficients[e, degree[e]]) * state
@@ -204,23 +204,26 @@ def _accumulate(u, y, phases, total, pairs, face_links, inverse_root_volume, wei
 
 
 @_compile
-def _norms(state, signals):
+def _project(start, state, symmetric, signals):
+    """Signals of states in the middle of symmetric encodings, or at the end of others."""
     signals[:] = 0
     for i in range(len(state)):
         for m in range(len(signals)):
-            signals[m] += state[i, 0, m] ** 2 + state[i, 1, m] ** 2
+            if symmetric:
+                signals[m] += state[i, 0, m] ** 2 + state[i, 1, m] ** 2
+            else:
+                signals[m] += start[i] * state[i, 0, m]
 
 
 @_compile
-def sweep_signals(first, last, coupling, diagonal, start, topology, link_phase, plan, signals):
+def sweep_signals(first, last, coupling, diagonals, start, topology, q, plan, symmetric, signals):
     """Signals of tasks first..last-1; a task is one permeability field and one block.
 
-    Shapes: coupling (V, T, 4), diagonal (V, T), start (T,), link_phase (blocks, L, lanes),
-    signals (V, blocks, lanes).
+    Shapes: coupling (V, T, 4), diagonals (V, 2, T) of transverse and of stored magnetisation,
+    start (T,), q (blocks, E, 2, 3, lanes), signals (V, blocks, lanes).
     """
-    neighbours, links = topology
-    n_blocks, n_links, lanes = link_phase.shape
-    n = len(start)
+    n_blocks, lanes = len(q), q.shape[4]
+    n, n_links = len(start), len(topology[2])
     state = np.empty((n, 2, lanes), coupling.dtype)
     now, before = np.empty_like(state), np.empty_like(state)
     phases = np.empty((2 * n_links, 2, lanes), coupling.dtype)
@@ -229,30 +232,28 @@ def sweep_signals(first, last, coupling, diagonal, start, topology, link_phase, 
         state[:, 1] = 0
         for i in range(n):
             state[i, 0] = start[i]
-        for e in range(len(plan[0])):
+        for e in range(q.shape[1]):
             state, now, before = _exponential(
-                state, now, before, phases, link_phase[block], coupling[v], diagonal[v],
-                neighbours, links, e, plan,
-            )  # fmt: skip
-        _norms(state, signals[v, block])
+                state, now, before, phases, q[block], coupling[v], diagonals[v], topology, e, plan
+            )
+        _project(start, state, symmetric, signals[v, block])
 
 
 @_compile
 def sweep_sensitivities(
-    first, last, coupling, diagonal, start, topology, link_phase, plan, faces, nodes,
+    first, last, coupling, diagonals, start, topology, q, plan, symmetric, faces, nodes,
     signals, sensitivities,
 ):  # fmt: skip
     """Signals and their derivatives with respect to the conductances t_f of all faces.
 
     As `sweep_signals`; faces = (pairs (F, 2), face_links (F,), 1/sqrt(V) (T,)), nodes =
-    (level (N,), weight (N,), node_after (E,)), sensitivities (V, blocks, lanes, F).
+    (q (blocks, N, 3, lanes), weight (N,), node_after (E,)), sensitivities (V, blocks, lanes, F).
     """
-    neighbours, links = topology
     pairs, face_links, inverse_root_volume = faces
-    node_level, node_weight, node_after = nodes
-    n_blocks, n_links, lanes = link_phase.shape
-    n, n_exponentials = len(start), len(plan[0])
-    stored = np.empty((len(node_level), n, 2, lanes), coupling.dtype)
+    node_q, node_weight, node_after = nodes
+    n_blocks, n_exponentials, lanes = len(q), q.shape[1], q.shape[4]
+    n, n_links = len(start), len(topology[2])
+    stored = np.empty((len(node_weight), n, 2, lanes), coupling.dtype)
     state = np.empty((n, 2, lanes), coupling.dtype)
     now, before = np.empty_like(state), np.empty_like(state)
     phases = np.empty((2 * n_links, 2, lanes), coupling.dtype)
@@ -266,18 +267,22 @@ def sweep_sensitivities(
         stored[0] = state
         for e in range(n_exponentials):
             state, now, before = _exponential(
-                state, now, before, phases, link_phase[block], coupling[v], diagonal[v],
-                neighbours, links, e, plan,
-            )  # fmt: skip
+                state, now, before, phases, q[block], coupling[v], diagonals[v], topology, e, plan
+            )
             if node_after[e] >= 0:
                 stored[node_after[e]] = state
-        _norms(state, signals[v, block])
-        # The second half, whose states in reverse are the adjoint states of the first.
+        _project(start, state, symmetric, signals[v, block])
+        # Backwards in time, the adjoint state: of a symmetric encoding, the states of its
+        # second half in reverse, which go on from here; else it starts anew.
+        if not symmetric:
+            state[:, 1] = 0
+            for i in range(n):
+                state[i, 0] = start[i]
         total[:] = 0
-        node = len(node_level) - 1
+        node = len(node_weight) - 1
         for e in range(n_exponentials - 1, -2, -1):
             if e < 0 or node_after[e] >= 0:
-                _fill_phases(phases, link_phase[block], node_level[node : node + 1], unit)
+                _fill_phases(phases, topology[2], node_q[block, node : node + 1], unit)
                 _accumulate(
                     stored[node], state, phases, total, pairs, face_links, inverse_root_volume,
                     coupling.dtype.type(-node_weight[node]),
@@ -285,8 +290,8 @@ def sweep_sensitivities(
                 node -= 1
             if e >= 0:
                 state, now, before = _exponential(
-                    state, now, before, phases, link_phase[block], coupling[v], diagonal[v],
-                    neighbours, links, e, plan,
+                    state, now, before, phases, q[block], coupling[v], diagonals[v], topology, e,
+                    plan,
                 )  # fmt: skip
         for m in range(lanes):
             for f in range(len(pairs)):
@@ -294,10 +299,12 @@ def sweep_sensitivities(
 
 
 @_compile
-def sweep_states(first, last, coupling, diagonal, start, topology, link_phase, plan, states):
-    """States (V, T, 2, lanes) of fields first..last-1 after the one exponential of the plan."""
-    neighbours, links = topology
-    n_links, lanes = link_phase.shape
+def sweep_states(first, last, coupling, diagonals, start, topology, q, plan, states):
+    """States (V, T, 2, lanes) of fields first..last-1 after the one exponential of the plan.
+
+    As `sweep_signals`, but for one block, q (E, 2, 3, lanes).
+    """
+    n_links, lanes = len(topology[2]), q.shape[3]
     state = np.empty((len(start), 2, lanes), coupling.dtype)
     now, before = np.empty_like(state), np.empty_like(state)
     phases = np.empty((2 * n_links, 2, lanes), coupling.dtype)
@@ -306,9 +313,8 @@ def sweep_states(first, last, coupling, diagonal, start, topology, link_phase, p
         for i in range(len(start)):
             state[i, 0] = start[i]
         state, now, before = _exponential(
-            state, now, before, phases, link_phase, coupling[v], diagonal[v],
-            neighbours, links, 0, plan,
-        )  # fmt: skip
+            state, now, before, phases, q, coupling[v], diagonals[v], topology, 0, plan
+        )
         states[v] = state
 
 

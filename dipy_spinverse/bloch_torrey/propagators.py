@@ -17,37 +17,47 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import eval_chebyt, ive
 
+from dipy_spinverse.bloch_torrey.encodings import parts_in_time
+from dipy_spinverse.waveforms import Waveforms
+
 # Weights of the operators at the two Gauss points of a Magnus step; they sum to 1/2.
 _HEAVY, _LIGHT = 0.25 + np.sqrt(3) / 6, 0.25 - np.sqrt(3) / 6
 _GAUSS = 0.5 + np.array([-1, 1]) * np.sqrt(3) / 6
 
 CHEBYSHEV_TOLERANCE = 1e-8
+_RESTING = 1e-9  # change of q, relative to the largest
 
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """The first half of an encoding that is symmetric in time, as a row of exponentials.
+    """An encoding as a row of exponentials; of one that is symmetric in time, the first half.
 
-    Exponential e is exp(amplitude[e, 0] K(level[e, 0] q) + amplitude[e, 1] K(level[e, 1] q)), with
-    q the largest wave vector of a measurement; the second half is the same in reverse.
+    Exponential e is exp(amplitude[e, 0] K(q[e, 0]) + amplitude[e, 1] K(q[e, 1])).
 
     Attributes
     ----------
-    level, amplitude : ndarray (E, 2)
-        Relative wave vector, and time in ms.
-    node_level : ndarray (N,)
-        Relative wave vector at the nodes of the time quadrature.
+    q : ndarray (E, 2, 3, m)
+        Wave vectors of m measurements, rad/um.
+    amplitude : ndarray (E, 2)
+        ms.
+    stored : ndarray (E,)
+        1 where the magnetisation is longitudinal, else 0.
+    node_q : ndarray (N, 3, m)
+        Wave vectors at the nodes of the time quadrature.
     node_weight : ndarray (N,)
-        Quadrature weights, ms, of an integrand that is the same in both halves.
+        Quadrature weights, ms; those of a symmetric encoding count both halves.
     node_after : ndarray (E,)
         The node that is reached with an exponential, or -1. Node 0 is the start.
+    symmetric : bool
     """
 
-    level: np.ndarray
+    q: np.ndarray
     amplitude: np.ndarray
-    node_level: np.ndarray
+    stored: np.ndarray
+    node_q: np.ndarray
     node_weight: np.ndarray
     node_after: np.ndarray
+    symmetric: bool
 
 
 def clenshaw_curtis(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -60,70 +70,92 @@ def clenshaw_curtis(n: int) -> tuple[np.ndarray, np.ndarray]:
     return (1 - np.cos(theta)) / 2, weights
 
 
-def pulsed_gradient_schedule(
-    small_delta: float, big_delta: float, dead_time: float, steps: int, nodes: bool
+def schedule_of(
+    waveforms: Waveforms, symmetric: bool, steps: int, nodes: bool, *, lossless: bool
 ) -> Schedule:
-    """Schedule of a pair of rectangular gradient pulses.
+    """Schedule of waveforms that are alike in time.
 
     Parameters
     ----------
-    small_delta, big_delta : float
-        ms.
-    dead_time : float
-        Time without gradients before the first pulse that changes the magnetisation, ms.
+    waveforms : Waveforms
+    symmetric : bool
+        Whether they are symmetric in time.
     steps : int
-        Intervals per pulse and per rest; even.
+        Largest number of intervals per part of the encoding; even. See `parts_in_time`.
     nodes : bool
-        Whether states between the pulses are wanted for a quadrature in time.
+        Whether states while q rests are wanted for a quadrature in time.
+    lossless : bool
+        Whether nothing happens to the equilibrium while there is no gradient.
     """
-    grid, weights = clenshaw_curtis(steps)
-    half = slice(steps // 2 + 1)
-    one_step = np.array([0, 0.5]), np.zeros(2)
-    rest, rest_weights = (grid[half], weights[half]) if nodes else one_step
-    # (times, level at the start, level at the end, weights) of each part of the first half.
-    parts = [(grid * small_delta, 0.0, 1.0, 2 * small_delta * weights)]
-    if big_delta > small_delta:
-        span = big_delta - small_delta
-        middle_once = np.where(np.arange(len(rest)) == len(rest) - 1, 1, 2)
-        parts.append((rest * span, 1.0, 1.0, rest_weights * middle_once * span))
-    if dead_time > 0:
-        times, dead_weights = (grid, weights) if nodes else (np.array([0, 1.0]), np.zeros(2))
-        parts.insert(0, (times * dead_time, 0.0, 0.0, 2 * dead_weights * dead_time))
+    if symmetric:
+        waveforms = waveforms.until(waveforms.times[-1] / 2)
+    edges = parts_in_time(waveforms)
+    largest = np.where(waveforms.largest_q > 0, waveforms.largest_q, 1)
+    change = np.array(
+        [(_change(waveforms, *edges[k : k + 2]) / largest).max() for k in range(len(edges) - 1)]
+    )
+    q_before = np.linalg.norm(waveforms.q(edges[:-1]), axis=2) / largest
+    idle = (change < _RESTING) & (q_before.max(axis=1) < _RESTING) & lossless
+    kept = np.flatnonzero(~idle)
+    first, last = (kept[0], kept[-1] + 1) if len(kept) else (0, 0)
+    if symmetric and len(kept):
+        last = len(change)
 
-    level, amplitude, node_after = [], [], []
-    node_level, node_weight = [], []
-    for times, first, last, part_weights in parts:
-        slope = (last - first) / times[-1]
-        node_level.append(first + slope * times)
-        node_weight.append(part_weights)
-        start = sum(map(len, node_level[:-1]))
-        for k, step in enumerate(np.diff(times)):
-            gauss = first + slope * (times[k] + step * _GAUSS)
-            if first == last:
-                level += [[first, first]]
-                amplitude += [[step, 0.0]]
-                node_after += [start + k + 1]
-            else:
-                level += [gauss, gauss]
-                amplitude += [[_HEAVY * step, _LIGHT * step], [_LIGHT * step, _HEAVY * step]]
-                node_after += [-1, start + k + 1]
-    return _merge_joints(level, amplitude, node_level, node_weight, node_after)
+    times, weights, rests = [edges[first : first + 1]], [np.zeros(1)], []
+    for k in range(first, last):
+        rest, span = change[k] < _RESTING, edges[k + 1] - edges[k]
+        grid, part_weights = _intervals(change[k], steps, nodes)
+        if symmetric:
+            part_weights = 2 * part_weights
+            if rest and nodes and k == len(change) - 1:
+                # This rest goes on in the other half; its middle belongs to both.
+                half = len(grid) // 2
+                grid, part_weights = 2 * grid[: half + 1], 2 * part_weights[: half + 1]
+                part_weights[half] /= 2
+        times.append(edges[k] + span * grid[1:])
+        weights[-1][-1] += span * part_weights[0]
+        weights.append(span * part_weights[1:])
+        rests += [rest] * (len(grid) - 1)
+    return _exponentials(
+        waveforms, symmetric, np.concatenate(times), np.concatenate(weights), np.array(rests, bool)
+    )
 
 
-def _merge_joints(level, amplitude, node_level, node_weight, node_after):
-    """Make the last node of a part and the first of the next, the same instant, one node."""
-    sizes = [len(part) for part in node_level]
-    joints = np.cumsum(sizes)[:-1]
-    weights = np.concatenate(node_weight)
-    weights[joints - 1] += weights[joints]
-    after = np.asarray(node_after)
-    after = after - np.searchsorted(joints, after, side="right") * (after >= 0)
+def _change(waveforms, start, stop):
+    """Largest distance (m,) of q(t) from its value at the start of a part, rad/um."""
+    t = np.append(waveforms.times[(waveforms.times > start) & (waveforms.times < stop)], stop)
+    t = np.concatenate([[start], t, (t + np.append(start, t[:-1])) / 2])
+    q = waveforms.q(t)
+    return np.linalg.norm(q - q[:1], axis=2).max(axis=0)
+
+
+def _intervals(change, steps, nodes):
+    """Ends of the intervals of a part, from 0 to 1, and quadrature weights."""
+    if change < _RESTING:
+        return clenshaw_curtis(steps) if nodes else (np.array([0.0, 1.0]), np.zeros(2))
+    # A step's error grows with the change of q at least in third order.
+    return clenshaw_curtis(2 * int(np.ceil(steps / 2 * min(1, np.cbrt(change)))))
+
+
+def _exponentials(waveforms, symmetric, times, weights, rests):
+    """Two exponentials for each interval between times, one where q rests."""
+    spans = np.diff(times)
+    mean, slope = waveforms.linear_parts(times)
+    apart = slope * (spans * np.sqrt(3) / 6 * ~rests)[:, None, None]
+    gauss = np.moveaxis(np.stack([mean - apart, mean + apart], axis=1), -1, -2)
+    of_interval = np.repeat(np.arange(len(spans)), np.where(rests, 1, 2))
+    is_last = np.diff(of_interval, append=len(spans)) > 0
+    share = np.where(is_last[:, None], [_LIGHT, _HEAVY], [_HEAVY, _LIGHT])
+    share = np.where(rests[of_interval, None], [1.0, 0.0], share)
+    middles = (times[1:] + times[:-1]) / 2
     return Schedule(
-        level=np.asarray(level, dtype=float),
-        amplitude=np.asarray(amplitude, dtype=float),
-        node_level=np.delete(np.concatenate(node_level), joints),
-        node_weight=np.delete(weights, joints),
-        node_after=after,
+        q=gauss[of_interval],
+        amplitude=share * spans[of_interval, None],
+        stored=waveforms.stored_at(middles)[of_interval].astype(np.int64),
+        node_q=np.moveaxis(waveforms.q(times), -1, -2),
+        node_weight=weights,
+        node_after=np.where(is_last, of_interval + 1, -1),
+        symmetric=symmetric,
     )
 
 
@@ -137,7 +169,7 @@ class ChebyshevSeries:
     coefficients: np.ndarray
 
 
-def chebyshev_series(schedule: Schedule, norm: float, largest_phase: float) -> ChebyshevSeries:
+def chebyshev_series(schedule: Schedule, norm: float, longest_link: float) -> ChebyshevSeries:
     """Chebyshev series of the exponentials.
 
     Parameters
@@ -145,19 +177,20 @@ def chebyshev_series(schedule: Schedule, norm: float, largest_phase: float) -> C
     schedule : Schedule
     norm : float
         Bound on the operator's norm, 1/ms: at any q its eigenvalues are in [-norm, 0].
-    largest_phase : float
-        Largest phase that a link gains at the largest q, rad.
+    longest_link : float
+        Largest distance between neighbours, um.
     """
     # A Magnus step takes an operator with a negative weight. Its positive eigenvalues are nearly
     # those of the other operator, because the phases are: bounding each operator alone would
     # let the series, on fine grids, grow with exp(norm).
-    turn = np.minimum(np.abs(np.diff(schedule.level, axis=1)[:, 0]) * largest_phase, np.pi)
+    apart = np.linalg.norm(schedule.q[:, 1] - schedule.q[:, 0], axis=1).max(axis=1, initial=0)
+    turn = np.minimum(apart * longest_link, np.pi)
     reach = np.abs(schedule.amplitude[:, 0] + schedule.amplitude[:, 1] * np.exp(1j * turn))
     span = schedule.amplitude.sum(axis=1)
     lowest, highest = -norm * (reach + span) / 2, norm * (reach - span) / 2
     centre, radius = (highest + lowest) / 2, (highest - lowest) / 2
     # exp decays in I_k(radius) beyond k ~ sqrt(2 radius log(1/tolerance)).
-    k = np.arange(int(8 * np.sqrt(radius.max())) + 40)
+    k = np.arange(int(8 * np.sqrt(radius.max(initial=0))) + 40)
     coefficients = np.where(k == 0, 1, 2) * ive(k, radius[:, None]) * np.exp(highest)[:, None]
     tail = np.cumsum(coefficients[:, ::-1], axis=1)[:, ::-1]
     degree = np.maximum((tail > CHEBYSHEV_TOLERANCE).sum(axis=1) - 1, 1)
@@ -165,4 +198,4 @@ def chebyshev_series(schedule: Schedule, norm: float, largest_phase: float) -> C
     # The equilibrium (eigenvalue 0) is kept exactly, so that b = 0 conserves the signal.
     at_equilibrium = eval_chebyt(k, (-centre / radius)[:, None])
     coefficients /= (coefficients * at_equilibrium).sum(axis=1, keepdims=True)
-    return ChebyshevSeries(centre, radius, degree, coefficients[:, : degree.max() + 1])
+    return ChebyshevSeries(centre, radius, degree, coefficients[:, : degree.max(initial=0) + 1])

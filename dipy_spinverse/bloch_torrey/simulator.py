@@ -9,7 +9,7 @@ import torch
 
 from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.bloch_torrey import kernels
-from dipy_spinverse.bloch_torrey.encodings import unique_encodings
+from dipy_spinverse.bloch_torrey.encodings import alike_in_time, unique_encodings
 from dipy_spinverse.bloch_torrey.finite_volume import (
     largest_rate,
     links_of,
@@ -21,7 +21,7 @@ from dipy_spinverse.bloch_torrey.propagators import (
     ChebyshevSeries,
     Schedule,
     chebyshev_series,
-    pulsed_gradient_schedule,
+    schedule_of,
 )
 from dipy_spinverse.bloch_torrey.torch_sweep import TorchSweep
 from dipy_spinverse.grid import TetrahedralGrid
@@ -32,14 +32,13 @@ _CHUNK_BYTES = 2**28
 
 @dataclass(frozen=True, eq=False)
 class _Timing:
-    """The different encodings of one timing, and how time is cut for them.
+    """Different encodings that are alike in time, and how time is cut for them.
 
-    `columns` are their places among all different encodings, `link_phase` (L, m) the phases at
-    the largest q, `signals` and `sensitivities` the plans of the two kinds of sweep.
+    `columns` are their places among all different encodings, `signals` and `sensitivities` the
+    plans of the two kinds of sweep.
     """
 
     columns: np.ndarray
-    link_phase: np.ndarray
     signals: tuple[Schedule, ChebyshevSeries]
     sensitivities: tuple[Schedule, ChebyshevSeries]
 
@@ -47,8 +46,7 @@ class _Timing:
 class Simulator:
     """Simulation of one acquisition in one grid, prepared for many permeability fields.
 
-    Measurements with the same timing and the same q up to sign have the same signal and are
-    computed once.
+    Measurements with the same q(t) up to its sign have the same signal and are computed once.
 
     Parameters
     ----------
@@ -76,22 +74,16 @@ class Simulator:
         self.n_encodings = len(representatives)
         self._attenuation = np.exp(-acquisition.te / t2)
         norm = largest_rate(grid, diffusivity, self._loss)
-        q = acquisition.q_vectors[representatives]
-        timing_index = acquisition.timing_index[representatives]
+        longest_link = float(np.linalg.norm(links_of(grid).link_vectors, axis=1).max(initial=0))
         self.timings = []
-        for k, (small_delta, big_delta, te) in enumerate(acquisition.timings):
-            columns = np.flatnonzero(timing_index == k)
-            # In a closed grid nothing happens before the first pulse.
-            dead_time = (te - big_delta - small_delta) / 2 if self._loss.any() else 0.0
-            phase = links_of(grid).link_vectors @ q[columns].T
-            largest_phase = float(np.abs(phase).max())
+        for waveforms, symmetric in alike_in_time(acquisition.subset(representatives)):
             plans = []
             for nodes in (False, True):
-                schedule = pulsed_gradient_schedule(
-                    small_delta, big_delta, dead_time, steps, nodes
+                schedule = schedule_of(
+                    waveforms, symmetric, steps, nodes, lossless=not self._loss.any()
                 )
-                plans.append((schedule, chebyshev_series(schedule, norm, largest_phase)))
-            self.timings.append(_Timing(columns, phase, *plans))
+                plans.append((schedule, chebyshev_series(schedule, norm, longest_link)))
+            self.timings.append(_Timing(waveforms.rows, *plans))
 
     def signals(self, transmissibility: torch.Tensor) -> torch.Tensor:
         """Signals (V, M) of relative transmissibilities (V, F)."""
@@ -134,8 +126,8 @@ class Simulator:
 
     def _operator(self, transmissibility):
         tau = transmissibility.detach().to(self.device, torch.float64)
-        operator = symmetrised_operator(self.grid, tau, self.diffusivity, self._loss)
-        return [entry.to(self.dtype) for entry in operator]
+        coupling, diagonal = symmetrised_operator(self.grid, tau, self.diffusivity, self._loss)
+        return coupling.to(self.dtype), diagonal[:, None].repeat(1, 2, 1).to(self.dtype)
 
     def _sensitivity_parts(self, transmissibility):
         """(columns, signals, derivatives) of the encodings, in parts of bounded size."""
@@ -157,8 +149,7 @@ class Simulator:
 
     def _torch_sweep(self, operator, timing, part, with_sensitivities):
         schedule, series = timing.sensitivities if with_sensitivities else timing.signals
-        phase = torch.as_tensor(timing.link_phase[:, part]).to(self.device, self.dtype)
-        sweep = TorchSweep(*operator, links_of(self.grid), phase, schedule, series)
+        sweep = TorchSweep(*operator, links_of(self.grid), part, schedule, series)
         if not with_sensitivities:
             return sweep.signals(), None
         pairs = torch.as_tensor(self.grid.face_tetrahedra, device=self.device)
@@ -168,23 +159,19 @@ class Simulator:
     def _compiled_sweep(self, operator, timing, part, with_sensitivities):
         """The compiled sweep on all threads, over blocks of a vector register's width."""
         schedule, series = timing.sensitivities if with_sensitivities else timing.signals
-        coupling, diagonal = (entry.numpy() for entry in operator)
+        coupling, diagonals = (entry.numpy() for entry in operator)
         real, links = coupling.dtype, links_of(self.grid)
         lanes = kernels.REGISTER_BYTES // real.itemsize
-        phase = timing.link_phase[:, part]
-        n_fields, n_encodings = len(coupling), phase.shape[1]
-        n_blocks = -(-n_encodings // lanes)
-        padded = np.zeros((len(phase), n_blocks * lanes))
-        padded[:, :n_encodings] = phase
-        blocks = padded.reshape(len(phase), n_blocks, lanes).transpose(1, 0, 2).astype(real)
+        q = _in_blocks(schedule.q[..., part], lanes)
+        n_fields, n_blocks, n_encodings = len(coupling), len(q), len(timing.columns[part])
         signals = np.empty((n_fields, n_blocks, lanes), real)
         plan = (
-            schedule.level, schedule.amplitude,
+            schedule.amplitude, schedule.stored,
             series.centre, series.radius, series.degree, series.coefficients,
         )  # fmt: skip
+        topology = links.neighbours, links.slot_links, links.link_vectors
         args = (
-            coupling, diagonal, links.start.astype(real), (links.neighbours, links.slot_links),
-            np.ascontiguousarray(blocks), plan,
+            coupling, diagonals, links.start.astype(real), topology, q, plan, schedule.symmetric
         )  # fmt: skip
         if not with_sensitivities:
             kernels.in_threads(kernels.sweep_signals, n_fields * n_blocks, *args, signals)
@@ -195,13 +182,23 @@ class Simulator:
             self.grid.face_tetrahedra, links.face_links,
             (self.grid.volumes**-0.5).astype(real),
         )  # fmt: skip
-        nodes = (schedule.node_level, schedule.node_weight, schedule.node_after)
+        node_q = _in_blocks(schedule.node_q[..., part], lanes)
+        nodes = (node_q, schedule.node_weight, schedule.node_after)
         sweep_args = (*args, faces, nodes, signals, jacobian)
         kernels.in_threads(kernels.sweep_sensitivities, n_fields * n_blocks, *sweep_args)
         return (
             torch.from_numpy(signals.reshape(n_fields, -1)[:, :n_encodings]),
             torch.from_numpy(jacobian.reshape(n_fields, -1, self.grid.n_faces)[:, :n_encodings]),
         )
+
+
+def _in_blocks(q, lanes):
+    """Wave vectors (..., m) as blocks (B, ..., lanes) of measurements, padded with zeros."""
+    n_blocks = -(-q.shape[-1] // lanes)
+    padded = np.zeros((*q.shape[:-1], n_blocks * lanes))
+    padded[..., : q.shape[-1]] = q
+    padded = padded.reshape(*q.shape[:-1], n_blocks, lanes)
+    return np.ascontiguousarray(np.moveaxis(padded, -2, 0))
 
 
 def _check_settings(diffusivity, steps, dtype):

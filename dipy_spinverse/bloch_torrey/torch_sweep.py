@@ -8,36 +8,39 @@ from dipy_spinverse.bloch_torrey.propagators import ChebyshevSeries, Schedule
 
 
 class TorchSweep:
-    """Sweeps of V permeability fields and M measurements of one timing.
+    """Sweeps of V permeability fields and M measurements that are alike in time.
 
     Parameters
     ----------
-    coupling, diagonal : tensor (V, T, 4), (V, T)
+    coupling, diagonals : tensor (V, T, 4), (V, S, T)
         The Hermitian operator, see `finite_volume.symmetrised_operator`.
     links : Links
-    link_phase : tensor (L, M)
-        Phase that a spin gains along each link at the largest q, rad.
+    part : slice
+        Which of the schedule's measurements.
     schedule : Schedule
     series : ChebyshevSeries
     """
 
-    def __init__(self, coupling, diagonal, links, link_phase, schedule, series):
+    def __init__(self, coupling, diagonals, links, part, schedule, series):
         self.schedule: Schedule = schedule
         self.series: ChebyshevSeries = series
-        self.link_phase = link_phase
         device = coupling.device
+        self.q = torch.as_tensor(schedule.q[..., part], device=device)
+        self.node_q = torch.as_tensor(schedule.node_q[..., part], device=device)
+        self.link_vectors = torch.as_tensor(links.link_vectors, device=device)
         self.neighbours = torch.as_tensor(links.neighbours, device=device).long()
         self.slot_links = torch.as_tensor(links.slot_links, device=device).long()
         self.face_links = torch.as_tensor(links.face_links, device=device).long()
-        self.coupling, self.diagonal = coupling, diagonal[..., None]
+        self.coupling, self.diagonals = coupling, diagonals[..., None]
         start = torch.as_tensor(links.start, dtype=coupling.dtype, device=device)
-        shape = (len(coupling), len(start), link_phase.shape[1])
+        shape = (len(coupling), len(start), self.q.shape[-1])
         self.start = torch.complex(start, torch.zeros_like(start))[:, None].expand(shape)
 
-    def _phases(self, level, amplitude):
+    def _phases(self, q, amplitude):
+        """Sum of amplitude exp(i q.x) over wave vectors (k, 3, M), for all links x and -x."""
         total = 0
-        for one_level, one_amplitude in zip(level, amplitude, strict=True):
-            angle = self.link_phase * float(one_level)
+        for one_q, one_amplitude in zip(q, amplitude, strict=True):
+            angle = (self.link_vectors @ one_q).to(self.coupling.dtype)
             total = total + float(one_amplitude) * torch.polar(torch.ones_like(angle), angle)
         return torch.cat([total, total.conj()])
 
@@ -45,12 +48,13 @@ class TorchSweep:
         """Clenshaw's recurrence of exponential e applied to a state (V, T, M)."""
         span = float(self.schedule.amplitude[e].sum())
         centre, radius = float(self.series.centre[e]), float(self.series.radius[e])
-        phases = self._phases(self.schedule.level[e], self.schedule.amplitude[e])[self.slot_links]
+        diagonal = self.diagonals[:, self.schedule.stored[e]]
+        phases = self._phases(self.q[e], self.schedule.amplitude[e])[self.slot_links]
         coefficients = self.series.coefficients[e].tolist()
         now, before = coefficients[self.series.degree[e]] * state, torch.zeros_like(state)
         for k in range(self.series.degree[e] - 1, -1, -1):
             scale = (2 if k > 0 else 1) / radius
-            following = (scale * (span * self.diagonal - centre)) * now - before
+            following = (scale * (span * diagonal - centre)) * now - before
             following += coefficients[k] * state
             for slot in range(4):
                 moved = phases[:, slot] * now[:, self.neighbours[:, slot]]
@@ -61,25 +65,31 @@ class TorchSweep:
     def signals(self) -> torch.Tensor:
         """Signals (V, M)."""
         state = self.start
-        for e in range(len(self.schedule.level)):
+        for e in range(len(self.q)):
             state = self._exponential(state, e)
-        return state.abs().square().sum(dim=1)
+        return self._project(state)
+
+    def _project(self, state):
+        """Signals of states in the middle of symmetric encodings, or at the end of others."""
+        if self.schedule.symmetric:
+            return state.abs().square().sum(dim=1)
+        return (self.start * state).real.sum(dim=1)
 
     def sensitivities(self, pairs, inverse_root_volume) -> tuple[torch.Tensor, torch.Tensor]:
         """Signals (V, M) and derivatives (V, M, F) with respect to the conductances."""
         schedule = self.schedule
         stored, state = [self.start], self.start
-        for e in range(len(schedule.level)):
+        for e in range(len(self.q)):
             state = self._exponential(state, e)
             if schedule.node_after[e] >= 0:
                 stored.append(state)
-        signals = state.abs().square().sum(dim=1)
-        total = 0
-        for e in range(len(schedule.level) - 1, -2, -1):
+        signals, total = self._project(state), 0
+        # Backwards, the adjoint state: in a symmetric encoding, the second half's in reverse.
+        state = state if schedule.symmetric else self.start
+        for e in range(len(self.q) - 1, -2, -1):
             if e < 0 or schedule.node_after[e] >= 0:
                 node = len(stored) - 1
-                level = schedule.node_level[node : node + 1]
-                phases = self._phases(level, [1.0])[self.face_links]
+                phases = self._phases(self.node_q[node : node + 1], [1.0])[self.face_links]
 
                 def jump(x, phases=phases):
                     u = x * inverse_root_volume[:, None]
