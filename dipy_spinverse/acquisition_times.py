@@ -15,6 +15,8 @@ class SharedTimes:
     For classes with arrays `te`, `small_delta`, `big_delta` (ms) and `b0_mask`.
     """
 
+    mixing_time = 0.0  # ms: in a spin echo, no magnetisation is stored
+
     @cached_property
     def _distinct_timings(self):
         return _distinct(np.stack([self.small_delta, self.big_delta, self.te], axis=1))

@@ -6,6 +6,8 @@ sums of exp(t K(q)). At a small q, its real and imaginary parts are the moments.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -15,6 +17,7 @@ from dipy_spinverse.bloch_torrey.finite_volume import (
     links_of,
     symmetrised_operator,
 )
+from dipy_spinverse.bloch_torrey.medium import medium_of
 from dipy_spinverse.bloch_torrey.propagators import Schedule, chebyshev_series
 from dipy_spinverse.grid import TetrahedralGrid
 
@@ -64,11 +67,13 @@ def displacement_moments(
            [ 0.,  0., 40.]])
     """
     links = links_of(grid)
-    no_loss = np.zeros(grid.n_tetrahedra)
+    medium = medium_of(grid, diffusivity)
+    medium = replace(medium, loss=np.zeros_like(medium.loss))
+    start = medium.start(grid)
     tau = transmissibility.detach().to("cpu", torch.float64)
-    coupling, diagonal = symmetrised_operator(grid, tau, diffusivity, no_loss)
+    coupling, diagonals = symmetrised_operator(grid, tau, medium)
     q = _PHASE / np.sqrt(2 * diffusivity * time)
-    lanes = kernels.REGISTER_BYTES // links.start.itemsize
+    lanes = kernels.REGISTER_BYTES // start.itemsize
     directions = np.zeros((3, lanes))
     directions[:, : len(_DIRECTIONS)] = _DIRECTIONS.T
     rest = Schedule(
@@ -80,7 +85,7 @@ def displacement_moments(
         node_after=np.array([-1]),
         symmetric=False,
     )
-    norm = largest_rate(grid, diffusivity, no_loss)
+    norm = largest_rate(grid, medium)
     series = chebyshev_series(rest, norm, longest_link=0.0)
     plan = (
         rest.amplitude, rest.stored,
@@ -88,11 +93,11 @@ def displacement_moments(
     )  # fmt: skip
     states = np.empty((len(tau), grid.n_tetrahedra, 2, lanes))
     kernels.in_threads(
-        kernels.sweep_states, len(tau), coupling.numpy(), diagonal[:, None].numpy(),
-        links.start, (links.neighbours, links.slot_links, links.link_vectors), rest.q, plan,
+        kernels.sweep_states, len(tau), coupling.numpy(), diagonals.numpy(),
+        start, (links.neighbours, links.slot_links, links.link_vectors), rest.q, plan,
         states,
     )  # fmt: skip
-    states /= links.start[:, None, None]
+    states /= start[:, None, None]
 
     squared = 2 * (1 - states[:, :, 0, : len(_DIRECTIONS)]) / q**2
     second = np.empty((len(tau), grid.n_tetrahedra, 3, 3))

@@ -2,10 +2,15 @@
 
 In the frame that turns with the local phase, the magnetisation u of the tetrahedra obeys
 
-    V_i du_i/dt = sum_f t_f (exp(i q(t).(x_j - x_i)) u_j - u_i) - loss_i u_i,
-    t_f = A_f / (d_i/D + d_j/D + 1/kappa_f).
+    w_i du_i/dt = sum_f t_f (exp(i q(t).(x_j - x_i)) u_j - u_i) - w_i loss_i u_i,
+    t_f = A_f / (d_i/(D_i rho_i) + d_j/(D_j rho_j) + 1/(kappa_f rho_f)),   w_i = V_i rho_i,
 
-All solvers here work with the symmetrised v = sqrt(V) u, for which the operator is Hermitian.
+where u is relative to the spin density rho, so that equilibrium is u = 1 on both sides of every
+wall, and rho_f is the harmonic mean of the densities on the sides of a face (detailed balance:
+kappa_ij rho_i = kappa_ji rho_j = kappa rho_f; kappa is the permeability from either side where
+they are equal).
+
+All solvers here work with the symmetrised v = sqrt(w) u, for which the operator is Hermitian.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from dipy_spinverse.bloch_torrey.medium import Medium
 from dipy_spinverse.grid import TetrahedralGrid
 
 
@@ -34,8 +40,6 @@ class Links:
         The same for the displacement from the first to the second tetrahedron of a face.
     link_vectors : ndarray (L, 3)
         The different displacements between neighbours, um; a lattice has only six.
-    start : ndarray (T,)
-        The symmetrised equilibrium magnetisation, of norm 1.
     """
 
     neighbours: np.ndarray
@@ -43,7 +47,6 @@ class Links:
     slot_links: np.ndarray
     face_links: np.ndarray
     link_vectors: np.ndarray
-    start: np.ndarray
 
 
 @lru_cache(maxsize=8)
@@ -72,7 +75,6 @@ def links_of(grid: TetrahedralGrid) -> Links:
         slot_links=slot_links.astype(np.int32),
         face_links=face_links.astype(np.int32),
         link_vectors=vectors,
-        start=np.sqrt(grid.volumes / grid.volumes.sum()),
     )
 
 
@@ -85,18 +87,30 @@ def _undirected(displacements):
     return vectors, np.where(sign[:, 0] > 0, index.ravel(), index.ravel() + len(vectors))
 
 
-def face_resistance(grid: TetrahedralGrid, diffusivity: float) -> np.ndarray:
-    """Resistance d_i/D + d_j/D of the water on both sides of each face, ms/um, shape (F,)."""
-    return grid.face_distances.sum(axis=1) / diffusivity
+def face_resistance(grid: TetrahedralGrid, diffusivity=2.0, initial_density=1.0) -> np.ndarray:
+    """Resistance of the water on both sides of each face, ms/um, shape (F,).
+
+    rho_f (d_i / (D_i rho_i) + d_j / (D_j rho_j)), rho_f the harmonic mean of the spin densities;
+    d_i/D_i + d_j/D_j where these are equal. Diffusivity (um^2/ms) and density are numbers or (T,).
+    """
+    diffusivity, density = (
+        np.broadcast_to(x, grid.n_tetrahedra)[grid.face_tetrahedra]
+        for x in (diffusivity, initial_density)
+    )
+    relative = 2 * density[:, ::-1] / density.sum(axis=1, keepdims=True)  # rho_f / rho_i
+    return (grid.face_distances / diffusivity * relative).sum(axis=1)
 
 
-def open_conductance(grid: TetrahedralGrid, diffusivity: float) -> np.ndarray:
+def open_conductance(grid: TetrahedralGrid, medium: Medium) -> np.ndarray:
     """Conductance t_f of faces without a membrane, um^3/ms, shape (F,)."""
-    return grid.face_areas / face_resistance(grid, diffusivity)
+    density = medium.density[grid.face_tetrahedra]
+    shared = 2 * density.prod(axis=1) / density.sum(axis=1)
+    resistance = face_resistance(grid, medium.diffusivity, medium.density)
+    return grid.face_areas * shared / resistance
 
 
 def relative_transmissibility(
-    grid: TetrahedralGrid, permeability: np.ndarray, diffusivity: float = 2.0
+    grid: TetrahedralGrid, permeability: np.ndarray, diffusivity=2.0, initial_density=1.0
 ) -> np.ndarray:
     """Transmissibility of faces relative to the same face without a membrane.
 
@@ -105,13 +119,16 @@ def relative_transmissibility(
     grid : TetrahedralGrid
     permeability : array-like (..., F)
         um/ms; infinite where there is no membrane.
-    diffusivity : float, optional
+    diffusivity : float or array-like (T,), optional
         um^2/ms.
+    initial_density : float or array-like (T,), optional
+        Spin density, relative.
 
     Returns
     -------
     ndarray (..., F)
-        tau = 1 / (1 + D / (kappa d)) in [0, 1], d the distance between the centroids.
+        tau = 1 / (1 + 1 / (kappa r)) in [0, 1], r the resistance of the water between the
+        centroids (their distance over D).
 
     Examples
     --------
@@ -121,30 +138,22 @@ def relative_transmissibility(
     >>> float(relative_transmissibility(grid, np.full(grid.n_faces, np.inf))[0])
     1.0
     """
+    resistance = face_resistance(grid, diffusivity, initial_density)
     with np.errstate(divide="ignore"):
-        return 1 / (1 + 1 / (np.asarray(permeability) * face_resistance(grid, diffusivity)))
+        return 1 / (1 + 1 / (np.asarray(permeability) * resistance))
 
 
 def permeability_of(
-    grid: TetrahedralGrid, transmissibility: np.ndarray, diffusivity: float = 2.0
+    grid: TetrahedralGrid, transmissibility: np.ndarray, diffusivity=2.0, initial_density=1.0
 ) -> np.ndarray:
     """Permeability (..., F), um/ms, of relative transmissibilities in [0, 1]; their inverse."""
     tau = np.asarray(transmissibility)
     with np.errstate(divide="ignore"):
-        return tau / (1 - tau) / face_resistance(grid, diffusivity)
-
-
-def outer_loss(grid: TetrahedralGrid, diffusivity: float) -> np.ndarray:
-    """Rate (T,), 1/ms, at which each tetrahedron loses spins to an absorbing outside."""
-    loss = np.zeros(grid.n_tetrahedra)
-    if grid.boundary == "absorbing":
-        rate = diffusivity * grid.outer_areas / grid.outer_distances
-        np.add.at(loss, grid.outer_tetrahedra, rate / grid.volumes[grid.outer_tetrahedra])
-    return loss
+        return tau / (1 - tau) / face_resistance(grid, diffusivity, initial_density)
 
 
 def symmetrised_operator(
-    grid: TetrahedralGrid, transmissibility: torch.Tensor, diffusivity: float, loss: np.ndarray
+    grid: TetrahedralGrid, transmissibility: torch.Tensor, medium: Medium
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Entries of the Hermitian operator, 1/ms, without its link phases.
 
@@ -153,34 +162,32 @@ def symmetrised_operator(
     grid : TetrahedralGrid
     transmissibility : tensor (V, F)
         Relative transmissibilities of V permeability fields.
-    diffusivity : float
-        um^2/ms.
-    loss : ndarray (T,)
-        1/ms.
+    medium : Medium
 
     Returns
     -------
     coupling : tensor (V, T, 4)
         To the neighbours, in the order of `Links.neighbours`.
-    diagonal : tensor (V, T)
+    diagonals : tensor (V, 2, T)
+        For transverse and for stored magnetisation.
     """
     links = links_of(grid)
     like = {"dtype": transmissibility.dtype, "device": transmissibility.device}
-    conductance = transmissibility * torch.as_tensor(open_conductance(grid, diffusivity), **like)
+    conductance = transmissibility * torch.as_tensor(open_conductance(grid, medium), **like)
     # Outer faces, the slots that lead back to their own tetrahedron, exchange with nobody.
     conductance = torch.nn.functional.pad(conductance, (0, 1))
     per_slot = conductance[:, torch.as_tensor(links.slot_faces, device=like["device"])]
-    volumes = grid.volumes
-    diagonal = -per_slot.sum(dim=-1) / torch.as_tensor(volumes, **like)
-    mean_volume = np.sqrt(volumes[:, None] * volumes[links.neighbours])
+    weights = medium.density * grid.volumes
+    diagonal = -per_slot.sum(dim=-1) / torch.as_tensor(weights, **like)
+    mean_weight = np.sqrt(weights[:, None] * weights[links.neighbours])
     return (
-        per_slot / torch.as_tensor(mean_volume, **like),
-        diagonal - torch.as_tensor(loss, **like),
+        per_slot / torch.as_tensor(mean_weight, **like),
+        diagonal[:, None] - torch.as_tensor(medium.loss, **like),
     )
 
 
-def largest_rate(grid: TetrahedralGrid, diffusivity: float, loss: np.ndarray) -> float:
+def largest_rate(grid: TetrahedralGrid, medium: Medium) -> float:
     """Bound on the operator's norm, 1/ms, for all permeabilities (Gershgorin, all faces open)."""
     every_face_open = torch.ones(1, grid.n_faces, dtype=torch.float64)
-    diagonal = symmetrised_operator(grid, every_face_open, diffusivity, loss)[1][0].numpy()
-    return float((-2 * diagonal - loss).max())
+    diagonals = symmetrised_operator(grid, every_face_open, medium)[1][0].numpy()
+    return float((-2 * diagonals - medium.loss).max())

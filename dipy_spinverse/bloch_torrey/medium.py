@@ -8,6 +8,8 @@ import numpy as np
 
 from dipy_spinverse.grid import TetrahedralGrid
 
+_TINY, _HUGE = np.finfo(float).tiny, np.finfo(float).max
+
 
 @dataclass(frozen=True, eq=False)
 class Medium:
@@ -29,6 +31,11 @@ class Medium:
     loss: np.ndarray
     relaxation: np.ndarray
 
+    def start(self, grid: TetrahedralGrid) -> np.ndarray:
+        """The symmetrised equilibrium magnetisation (T,), of norm 1."""
+        weights = self.density * grid.volumes
+        return np.sqrt(weights / weights.sum())
+
 
 def medium_of(
     grid: TetrahedralGrid,
@@ -40,25 +47,18 @@ def medium_of(
     outer_permeability=None,
 ) -> Medium:
     """Medium of a grid, after checks; parameters as in :func:`dipy_spinverse.simulate`."""
-    per_tetrahedron = {}
-    for name, value, unit in (
-        ("diffusivity", diffusivity, "in um^2/ms"), ("initial_density", initial_density, ""),
-    ):  # fmt: skip
-        value = _positive(name, value, (grid.n_tetrahedra,), unit, "tetrahedra")
-        if not np.isfinite(value).all():
-            raise ValueError(f"{name} is infinite; give finite numbers {unit}.".replace(" .", "."))
-        per_tetrahedron[name] = np.broadcast_to(value, grid.n_tetrahedra)
-    loss = np.tile(_outer_loss(grid, per_tetrahedron["diffusivity"], outer_permeability), (2, 1))
-    relaxation = np.zeros(2)
+    shape = (grid.n_tetrahedra,)
+    diffusivity = _checked("diffusivity", diffusivity, shape, "um^2/ms", least=_TINY, most=_HUGE)
+    density = _checked("initial_density", initial_density, shape, "1", least=_TINY, most=_HUGE)
+    diffusivity, density = np.broadcast_to(diffusivity, shape), np.broadcast_to(density, shape)
+    loss, relaxation = np.tile(_outer_loss(grid, diffusivity, outer_permeability), (2, 1)), [0, 0]
     for k, (name, value) in enumerate((("t2_ms", t2_ms), ("t1_ms", t1_ms))):
-        value = np.inf if value is None else value
-        rate = 1 / _positive(name, value, (grid.n_tetrahedra,), "in ms", "tetrahedra")
+        rate = 1 / _checked(name, np.inf if value is None else value, shape, "ms", least=_TINY)
         if rate.ndim:
             loss[k] += rate
         else:
             relaxation[k] = rate
-    return Medium(per_tetrahedron["diffusivity"], per_tetrahedron["initial_density"], loss,
-                  relaxation)  # fmt: skip
+    return Medium(diffusivity, density, loss, np.array(relaxation, dtype=float))
 
 
 def _outer_loss(grid, diffusivity, outer_permeability):
@@ -71,10 +71,8 @@ def _outer_loss(grid, diffusivity, outer_permeability):
             f"outer_permeability is given, but spins cannot leave a {grid.boundary} grid; use a "
             "grid with boundary='absorbing', or leave it out."
         )
-    kappa = _positive(
-        "outer_permeability", outer_permeability, (len(grid.outer_faces),), "in um/ms",
-        "outer faces", or_zero=True,
-    )  # fmt: skip
+    shape = (len(grid.outer_faces),)
+    kappa = _checked("outer_permeability", outer_permeability, shape, "um/ms", least=0.0)
     outside = grid.outer_tetrahedra
     with np.errstate(divide="ignore"):
         resistance = grid.outer_distances / diffusivity[outside] + 1 / kappa
@@ -82,16 +80,17 @@ def _outer_loss(grid, diffusivity, outer_permeability):
     return loss
 
 
-def _positive(name, value, shape, unit, things, or_zero=False):
-    """`value` as an array of no or one dimension, after checks."""
+def _checked(name, value, shape, unit, least, most=np.inf):
+    """`value` as a number or an array of a shape, within bounds."""
     try:
         array = np.asarray(value, dtype=float)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} is {value!r}; give numbers {unit}".strip() + ".") from error
-    if array.shape not in ((), shape) or not (array >= 0).all() or not (or_zero or array.all()):
+        raise ValueError(f"{name} is {value!r}; give numbers (unit: {unit}).") from error
+    if array.shape not in ((), shape) or not ((array >= least) & (array <= most)).all():
+        extent = f"{array.min():g} to {array.max():g}" if array.size else "none"
         raise ValueError(
-            f"{name} has shape {array.shape}, least value {array.min(initial=np.inf):g}; give one "
-            f"{'number of at least 0' if or_zero else 'positive number'} {unit}, or one for each "
-            f"of the {shape[0]} {things}.".replace("  ", " ").replace(" ,", ",")
+            f"{name} has shape {array.shape} and values {extent}; give one "
+            f"{'number of at least 0' if least == 0 else 'positive number'} (unit: {unit}), or "
+            f"one for each, shape {shape}."
         )
     return array

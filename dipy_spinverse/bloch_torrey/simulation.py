@@ -16,15 +16,18 @@ def simulate(
     grid: TetrahedralGrid,
     permeability,
     *,
-    diffusivity: float = 2.0,
+    diffusivity=2.0,
+    initial_density=1.0,
     t2_ms=None,
+    t1_ms=None,
+    outer_permeability=None,
     steps: int = 8,
     dtype: str = "float64",
     device: str = "cpu",
 ):
     """Signals of an acquisition in a grid with permeable faces.
 
-    S = sum_i w_i u_i(TE) of the Bloch-Torrey equation, relative to the initial magnetisation.
+    S = Re sum_i w_i u_i(TE) of the Bloch-Torrey equation, relative to the initial magnetisation.
 
     Parameters
     ----------
@@ -34,12 +37,19 @@ def simulate(
     permeability : array-like or torch.Tensor, (F,) or (V, F)
         um/ms, of one field or of V fields; infinite where there is no membrane. With a tensor
         that requires grad the signals are differentiable.
-    diffusivity : float, optional
-        um^2/ms.
+    diffusivity : float or array-like (T,), optional
+        um^2/ms, of all or of each tetrahedron.
+    initial_density : float or array-like (T,), optional
+        Spin density, relative; equilibrium across every face, see Notes.
     t2_ms : float or array-like (T,), optional
-        Transverse relaxation time, of all or of each tetrahedron; none where not given.
+        Transverse relaxation time; none where not given.
+    t1_ms : float or array-like (T,), optional
+        Longitudinal relaxation time, of the magnetisation that a stimulated echo stores.
+    outer_permeability : float or array-like (B,), optional
+        um/ms, of the outer faces of an absorbing grid, beyond which there are no spins; infinite
+        where not given.
     steps : int, optional
-        Time intervals per gradient pulse (even).
+        Time intervals per gradient pulse, or per smooth part of another waveform (even).
     dtype : {"float64", "float32"}, optional
         Precision of the computation.
     device : str, optional
@@ -54,6 +64,15 @@ def simulate(
     ------
     ValueError
         An argument of wrong shape or range.
+
+    Notes
+    -----
+    The flux across a face is kappa rho_f (m_i / rho_i - m_j / rho_j), with the magnetisation m,
+    the spin density rho, and rho_f = 2 rho_i rho_j / (rho_i + rho_j): no flux in equilibrium.
+
+    Waveforms that are not symmetric in time give a complex signal in a substrate that is not
+    symmetric under point reflection. Its real part is returned: the signal of a tissue in which
+    each arrangement is as frequent as its reflection.
 
     References
     ----------
@@ -78,10 +97,13 @@ def simulate(
         permeability = given.double()
     _check_permeability(permeability, grid)
     simulator = Simulator(
-        acquisition, grid, diffusivity=diffusivity, t2_ms=t2_ms, steps=steps, dtype=dtype,
+        acquisition, grid, diffusivity=diffusivity, initial_density=initial_density, t2_ms=t2_ms,
+        t1_ms=t1_ms, outer_permeability=outer_permeability, steps=steps, dtype=dtype,
         device=device,
     )  # fmt: skip
-    resistance = torch.as_tensor(face_resistance(grid, diffusivity)).to(permeability)
+    medium = simulator.medium
+    resistance = face_resistance(grid, medium.diffusivity, medium.density)
+    resistance = torch.as_tensor(resistance).to(permeability)
     # Of the equal forms, the one whose derivative is finite where kappa is 0 or infinite.
     tau = 1 - 1 / (1 + permeability * resistance)
     signals = _Signals.apply(torch.atleast_2d(tau), simulator)
@@ -94,24 +116,25 @@ def simulate_with_jacobian(
     grid: TetrahedralGrid,
     permeability,
     *,
-    diffusivity: float = 2.0,
+    diffusivity=2.0,
+    initial_density=1.0,
     t2_ms=None,
+    t1_ms=None,
+    outer_permeability=None,
     steps: int = 8,
     dtype: str = "float64",
     device: str = "cpu",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Signals and their derivatives with respect to ln(permeability) of every face.
 
-    An encoding that is symmetric in time is its own adjoint in reverse, so that
-
-        dS/dt_f = -Re integral_0^TE conj(D_f u(TE - t)) D_f u(t) dt
-
-    costs about two more half sweeps for all faces together (D_f u: jump of u across face f).
+    They are dS/dt_f = -Re integral_0^TE conj(D_f y(t)) D_f u(t) dt for all faces together, with
+    D_f u the jump of u across face f and y the adjoint state. An encoding that is symmetric in
+    time is its own adjoint in reverse, y(t) = u(TE - t); others take a separate sweep back.
 
     Parameters
     ----------
-    acquisition, grid, permeability, diffusivity, t2_ms, steps, dtype, device
-        As in :func:`simulate`.
+    acquisition, grid, permeability, steps, dtype, device
+        As in :func:`simulate`, as are the properties of the medium.
 
     Returns
     -------
@@ -139,10 +162,14 @@ def simulate_with_jacobian(
     permeability = np.asarray(permeability, dtype=float)
     _check_permeability(permeability, grid)
     simulator = Simulator(
-        acquisition, grid, diffusivity=diffusivity, t2_ms=t2_ms, steps=steps, dtype=dtype,
+        acquisition, grid, diffusivity=diffusivity, initial_density=initial_density, t2_ms=t2_ms,
+        t1_ms=t1_ms, outer_permeability=outer_permeability, steps=steps, dtype=dtype,
         device=device,
     )  # fmt: skip
-    tau = torch.as_tensor(relative_transmissibility(grid, permeability, diffusivity))
+    medium = simulator.medium
+    tau = torch.as_tensor(
+        relative_transmissibility(grid, permeability, medium.diffusivity, medium.density)
+    )
     signals, jacobian = simulator.sensitivities(torch.atleast_2d(tau))
     # d tau / d ln(kappa) = tau (1 - tau)
     jacobian *= torch.atleast_2d(tau * (1 - tau)).to(jacobian)[:, None]

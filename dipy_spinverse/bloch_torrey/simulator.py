@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,9 +15,9 @@ from dipy_spinverse.bloch_torrey.finite_volume import (
     largest_rate,
     links_of,
     open_conductance,
-    outer_loss,
     symmetrised_operator,
 )
+from dipy_spinverse.bloch_torrey.medium import medium_of
 from dipy_spinverse.bloch_torrey.propagators import (
     ChebyshevSeries,
     Schedule,
@@ -25,6 +26,7 @@ from dipy_spinverse.bloch_torrey.propagators import (
 )
 from dipy_spinverse.bloch_torrey.torch_sweep import TorchSweep
 from dipy_spinverse.grid import TetrahedralGrid
+from dipy_spinverse.waveforms import Waveforms
 
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 _CHUNK_BYTES = 2**28
@@ -35,12 +37,34 @@ class _Timing:
     """Different encodings that are alike in time, and how time is cut for them.
 
     `columns` are their places among all different encodings, `signals` and `sensitivities` the
-    plans of the two kinds of sweep.
+    plans of the two kinds of sweep, made on first use; `norm` and `longest_link` as
+    `chebyshev_series` takes them.
     """
 
-    columns: np.ndarray
-    signals: tuple[Schedule, ChebyshevSeries]
-    sensitivities: tuple[Schedule, ChebyshevSeries]
+    waveforms: Waveforms
+    symmetric: bool
+    steps: int
+    lossless: bool
+    norm: float
+    longest_link: float
+
+    @property
+    def columns(self) -> np.ndarray:
+        return self.waveforms.rows
+
+    @cached_property
+    def signals(self) -> tuple[Schedule, ChebyshevSeries]:
+        return self._plan(nodes=False)
+
+    @cached_property
+    def sensitivities(self) -> tuple[Schedule, ChebyshevSeries]:
+        return self._plan(nodes=True)
+
+    def _plan(self, nodes):
+        schedule = schedule_of(
+            self.waveforms, self.symmetric, self.steps, nodes, lossless=self.lossless
+        )
+        return schedule, chebyshev_series(schedule, self.norm, self.longest_link)
 
 
 class Simulator:
@@ -50,8 +74,10 @@ class Simulator:
 
     Parameters
     ----------
-    acquisition, grid, diffusivity, t2_ms, steps, dtype, device
+    acquisition, grid, steps, dtype, device
         As in :func:`dipy_spinverse.bloch_torrey.simulate`.
+    **medium
+        `diffusivity`, `initial_density`, `t2_ms`, `t1_ms`, `outer_permeability`, likewise.
     """
 
     def __init__(
@@ -59,31 +85,25 @@ class Simulator:
         acquisition: Acquisition,
         grid: TetrahedralGrid,
         *,
-        diffusivity: float = 2.0,
-        t2_ms=None,
         steps: int = 8,
         dtype: str = "float64",
         device: str = "cpu",
+        **medium,
     ):
-        _check_settings(diffusivity, steps, dtype)
-        self.grid, self.diffusivity = grid, float(diffusivity)
+        _check_settings(steps, dtype)
+        self.grid, self.medium = grid, medium_of(grid, **medium)
+        self._weights = self.medium.density * grid.volumes
         self.device, self.dtype = _checked_device(device), _DTYPES[dtype]
-        t2, relaxation_rate = _checked_t2(t2_ms, grid)
-        self._loss = outer_loss(grid, diffusivity) + relaxation_rate
         representatives, self._encoding = unique_encodings(acquisition)
         self.n_encodings = len(representatives)
-        self._attenuation = np.exp(-acquisition.te / t2)
-        norm = largest_rate(grid, diffusivity, self._loss)
+        transverse, stored = self.medium.relaxation
+        self._attenuation = np.exp(-acquisition.te * transverse - acquisition.mixing_time * stored)
+        norm = largest_rate(grid, self.medium)
         longest_link = float(np.linalg.norm(links_of(grid).link_vectors, axis=1).max(initial=0))
-        self.timings = []
-        for waveforms, symmetric in alike_in_time(acquisition.subset(representatives)):
-            plans = []
-            for nodes in (False, True):
-                schedule = schedule_of(
-                    waveforms, symmetric, steps, nodes, lossless=not self._loss.any()
-                )
-                plans.append((schedule, chebyshev_series(schedule, norm, longest_link)))
-            self.timings.append(_Timing(waveforms.rows, *plans))
+        self.timings = [
+            _Timing(*alike, steps, not self.medium.loss.any(), norm, longest_link)
+            for alike in alike_in_time(acquisition.subset(representatives))
+        ]
 
     def signals(self, transmissibility: torch.Tensor) -> torch.Tensor:
         """Signals (V, M) of relative transmissibilities (V, F)."""
@@ -126,15 +146,15 @@ class Simulator:
 
     def _operator(self, transmissibility):
         tau = transmissibility.detach().to(self.device, torch.float64)
-        coupling, diagonal = symmetrised_operator(self.grid, tau, self.diffusivity, self._loss)
-        return coupling.to(self.dtype), diagonal[:, None].repeat(1, 2, 1).to(self.dtype)
+        operator = symmetrised_operator(self.grid, tau, self.medium)
+        return [entry.to(self.dtype) for entry in operator]
 
     def _sensitivity_parts(self, transmissibility):
         """(columns, signals, derivatives) of the encodings, in parts of bounded size."""
         operator = self._operator(transmissibility)
         bytes_per_encoding = len(transmissibility) * self.grid.n_faces * 8
         size = max(64, _CHUNK_BYTES // bytes_per_encoding)
-        per_tau = torch.as_tensor(open_conductance(self.grid, self.diffusivity))
+        per_tau = torch.as_tensor(open_conductance(self.grid, self.medium))
         per_tau = per_tau.to(self.device, self.dtype)
         for timing in self.timings:
             for first in range(0, len(timing.columns), size):
@@ -149,12 +169,13 @@ class Simulator:
 
     def _torch_sweep(self, operator, timing, part, with_sensitivities):
         schedule, series = timing.sensitivities if with_sensitivities else timing.signals
-        sweep = TorchSweep(*operator, links_of(self.grid), part, schedule, series)
+        start = self.medium.start(self.grid)
+        sweep = TorchSweep(*operator, start, links_of(self.grid), part, schedule, series)
         if not with_sensitivities:
             return sweep.signals(), None
         pairs = torch.as_tensor(self.grid.face_tetrahedra, device=self.device)
-        root_volume = torch.as_tensor(self.grid.volumes**-0.5).to(self.device, self.dtype)
-        return sweep.sensitivities(pairs, root_volume)
+        inverse_root = torch.as_tensor(self._weights**-0.5).to(self.device, self.dtype)
+        return sweep.sensitivities(pairs, inverse_root)
 
     def _compiled_sweep(self, operator, timing, part, with_sensitivities):
         """The compiled sweep on all threads, over blocks of a vector register's width."""
@@ -171,7 +192,8 @@ class Simulator:
         )  # fmt: skip
         topology = links.neighbours, links.slot_links, links.link_vectors
         args = (
-            coupling, diagonals, links.start.astype(real), topology, q, plan, schedule.symmetric
+            coupling, diagonals, self.medium.start(self.grid).astype(real), topology, q, plan,
+            schedule.symmetric,
         )  # fmt: skip
         if not with_sensitivities:
             kernels.in_threads(kernels.sweep_signals, n_fields * n_blocks, *args, signals)
@@ -180,7 +202,7 @@ class Simulator:
         jacobian = np.empty((n_fields, n_blocks, lanes, self.grid.n_faces), real)
         faces = (
             self.grid.face_tetrahedra, links.face_links,
-            (self.grid.volumes**-0.5).astype(real),
+            (self._weights**-0.5).astype(real),
         )  # fmt: skip
         node_q = _in_blocks(schedule.node_q[..., part], lanes)
         nodes = (node_q, schedule.node_weight, schedule.node_after)
@@ -201,9 +223,7 @@ def _in_blocks(q, lanes):
     return np.ascontiguousarray(np.moveaxis(padded, -2, 0))
 
 
-def _check_settings(diffusivity, steps, dtype):
-    if np.ndim(diffusivity) or not np.isfinite(diffusivity) or diffusivity <= 0:
-        raise ValueError(f"diffusivity is {diffusivity!r}; give a positive number in um^2/ms.")
+def _check_settings(steps, dtype):
     if int(steps) != steps or steps < 2 or steps % 2:
         raise ValueError(f"steps is {steps!r}; give an even number of at least 2.")
     if dtype not in _DTYPES:
@@ -220,16 +240,3 @@ def _checked_device(device):
             f"device is {device!r}, which torch cannot use here ({reason}); use 'cpu'."
         ) from error
     return checked
-
-
-def _checked_t2(t2_ms, grid):
-    """T2 of all tetrahedra (inf if they differ), and the relaxation rates where they differ."""
-    t2 = np.asarray(np.inf if t2_ms is None else t2_ms, dtype=float)
-    if t2.shape not in ((), (grid.n_tetrahedra,)) or not (t2 > 0).all():
-        raise ValueError(
-            f"t2_ms has shape {t2.shape}, least value {t2.min(initial=np.inf)}; give one "
-            f"positive time in ms, or one for each of the {grid.n_tetrahedra} tetrahedra."
-        )
-    if t2.ndim == 0:
-        return float(t2), np.zeros(grid.n_tetrahedra)
-    return np.inf, 1 / t2

@@ -12,8 +12,10 @@ class TorchSweep:
 
     Parameters
     ----------
-    coupling, diagonals : tensor (V, T, 4), (V, S, T)
+    coupling, diagonals : tensor (V, T, 4), (V, 2, T)
         The Hermitian operator, see `finite_volume.symmetrised_operator`.
+    start : ndarray (T,)
+        The symmetrised equilibrium magnetisation, of norm 1.
     links : Links
     part : slice
         Which of the schedule's measurements.
@@ -21,7 +23,7 @@ class TorchSweep:
     series : ChebyshevSeries
     """
 
-    def __init__(self, coupling, diagonals, links, part, schedule, series):
+    def __init__(self, coupling, diagonals, start, links, part, schedule, series):
         self.schedule: Schedule = schedule
         self.series: ChebyshevSeries = series
         device = coupling.device
@@ -32,7 +34,7 @@ class TorchSweep:
         self.slot_links = torch.as_tensor(links.slot_links, device=device).long()
         self.face_links = torch.as_tensor(links.face_links, device=device).long()
         self.coupling, self.diagonals = coupling, diagonals[..., None]
-        start = torch.as_tensor(links.start, dtype=coupling.dtype, device=device)
+        start = torch.as_tensor(start, dtype=coupling.dtype, device=device)
         shape = (len(coupling), len(start), self.q.shape[-1])
         self.start = torch.complex(start, torch.zeros_like(start))[:, None].expand(shape)
 

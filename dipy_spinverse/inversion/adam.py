@@ -53,7 +53,7 @@ def adam(
             "free_water off."
         )
     grid, simulator = model.simulator.grid, model.simulator
-    resistance = torch.as_tensor(face_resistance(grid, simulator.diffusivity)).to(data)
+    resistance = torch.as_tensor(face_resistance(grid, simulator.medium.diffusivity)).to(data)
     tau = transmissibility(start[:, : model.n_faces])
     exponent = torch.log(tau / (1 - tau).clamp_min(1e-12) / resistance / _LOWEST)
     share = (exponent / math.log(_HIGHEST / _LOWEST)).clamp(1e-3, 1 - 1e-3)
