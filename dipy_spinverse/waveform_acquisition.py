@@ -120,8 +120,8 @@ class WaveformAcquisition(Acquisition):
     def __repr__(self) -> str:
         longest = max(part.times[-1] for part in self.waveforms)
         return (
-            f"WaveformAcquisition({len(self)} measurements, {self.b0_mask.sum()} b0, b <= "
-            f"{self.b.max():.4g} ms/um^2, {longest:.4g} ms or less from excitation to echo)"
+            f"WaveformAcquisition({len(self)} measurement{'s' * (len(self) > 1)}, "
+            f"{self.b0_mask.sum()} b0, b <= {self.b.max():.4g} ms/um^2, up to {longest:.4g} ms)"
         )
 
     @cached_property
