@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+import waveform_physics
+from tables import machine, percent, table, unit, verdict
 
 from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.bloch_torrey import simulate, simulate_with_jacobian
@@ -29,24 +30,6 @@ AXES = {
     "123": [1, 2, 3],
 }  # fmt: skip
 RESULTS = Path(__file__).parent / "results" / "physics.md"
-
-
-def table(header, rows):
-    """Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def percent(values):
-    return [f"{100 * v:.2f}" for v in values]
-
-
-def verdict(value, goal):
-    return "reached" if value <= goal else "missed"
-
-
-def unit(vector):
-    return np.asarray(vector) / np.linalg.norm(vector)
 
 
 def pulsed(b, directions, small_delta, big_delta):
@@ -342,17 +325,12 @@ TABLES = {
     "jacobian": ("Jacobian against central differences", jacobian),
     "steps": ("Time steps", time_steps),
     "precision": ("float32 against float64", precision),
+    "waveforms": ("Waveforms in free water", waveform_physics.free_diffusion),
+    "waveform_planes": ("Waveforms across planes", waveform_physics.planes),
+    "media": ("Two layers of different media", waveform_physics.two_layers),
+    "waveform_jacobian": ("Jacobian of waveforms", waveform_physics.jacobian),
+    "waveform_cost": ("Cost of waveforms", waveform_physics.cost),
 }
-
-
-def machine():
-    cpuinfo = Path("/proc/cpuinfo")
-    name = platform.processor()
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
-        models = [line.partition(":")[2] for line in lines if line.startswith("model name")]
-        name = models[0].strip() if models else name
-    return f"{name}, {os.cpu_count()} cores"
 
 
 def main():

@@ -111,13 +111,17 @@ class Waveforms:
 
     def symmetric(self) -> np.ndarray:
         """(m,) whether q(TE - t) = q(t)."""
-        mirrored = self.times[-1] - self.times[::-1]
-        knots = np.union1d(self.times, mirrored)
-        t = np.concatenate([knots, (knots[1:] + knots[:-1]) / 2])
-        apart = np.linalg.norm(self.q(t) - self.q(self.times[-1] - t), axis=2).max(axis=0)
+        duration = self.times[-1]
+        knots = np.union1d(self.times, duration - self.times)
         middles = ((knots[1:] + knots[:-1]) / 2)[np.diff(knots) > _SHORTEST_MS]
-        stored = self.stored_at(middles), self.stored_at(self.times[-1] - middles)
-        return (apart <= _SYMMETRIC * self.largest_q) & np.array_equal(*stored)
+        stored = self.stored_at(middles), self.stored_at(duration - middles)
+        rows = np.arange(len(self.rows) * np.array_equal(*stored))
+        # Few times rule out most.
+        for t in (np.linspace(0, duration, 64), np.concatenate([knots, middles])):
+            part = self.select(rows)
+            apart = np.linalg.norm(part.q(t) - part.q(duration - t), axis=2).max(axis=0)
+            rows = rows[apart <= _SYMMETRIC * self.largest_q[rows]]
+        return np.isin(np.arange(len(self.rows)), rows)
 
     def stored_at(self, t: np.ndarray) -> np.ndarray:
         """(n,) whether the magnetisation is longitudinal."""
@@ -130,8 +134,9 @@ class Waveforms:
         """Piece of each time, time since its start, and dq/dt and d2q/dt2 at that start."""
         piece = self._index(t)
         since = (t - self.times[piece])[:, None, None]
-        bend = np.diff(self.rates, axis=1)[:, 0] / np.diff(self.times)[:, None, None]
-        return piece, since, self.rates[piece, 0], bend[piece]
+        span = np.diff(self.times)[piece][:, None, None]
+        slope = self.rates[piece, 0]
+        return piece, since, slope, (self.rates[piece, 1] - slope) / span
 
     def _integrals(self, t):
         """Integrals of q and of t q from 0 to each of the times (n,)."""

@@ -12,6 +12,7 @@ from dipy_spinverse.waveforms import Waveforms
 # its largest q. Steps are placed by parts; what q(t) does within a step counts whatever it is.
 _PART_TOLERANCE = 3e-3
 _SAMPLES = np.linspace(0, 1, 4)  # of each piece
+_MOST_PIECES = 600  # of finely sampled waveforms, some knots are enough
 
 
 def unique_encodings(acquisition: Acquisition) -> tuple[np.ndarray, np.ndarray]:
@@ -24,19 +25,19 @@ def unique_encodings(acquisition: Acquisition) -> tuple[np.ndarray, np.ndarray]:
     encoding : ndarray (M,)
         The kind of each measurement.
     """
-    representatives, encoding, n = [], np.empty(len(acquisition), dtype=int), 0
+    representatives, encoding = [], np.empty(len(acquisition), dtype=int)
     for waveforms in acquisition.waveforms:
-        # q(t) is quadratic between knots.
-        middles = (waveforms.times[1:] + waveforms.times[:-1]) / 2
-        q = waveforms.q(np.concatenate([waveforms.times, middles]))
-        keys = np.moveaxis(q, 1, 0).reshape(len(waveforms.rows), -1).round(9) + 0.0
-        first_nonzero = np.argmax(keys != 0, axis=1)
-        keys *= np.sign(np.take_along_axis(keys, first_nonzero[:, None], axis=1))
-        _, index, kind = np.unique(keys + 0.0, axis=0, return_index=True, return_inverse=True)
-        encoding[waveforms.rows] = kind.ravel() + n
-        representatives.append(waveforms.rows[index])
-        n += len(index)
-    return np.concatenate(representatives), encoding
+        rates = np.moveaxis(waveforms.rates, 2, 0).reshape(len(waveforms.rows), -1)
+        rates = rates.round(9) + 0.0
+        first_nonzero = np.argmax(rates != 0, axis=1)
+        rates *= np.sign(np.take_along_axis(rates, first_nonzero[:, None], axis=1))
+        kinds = {}
+        for row, key in zip(waveforms.rows, rates + 0.0, strict=True):
+            kinds.setdefault(key.tobytes(), []).append(row)
+        for rows in kinds.values():
+            encoding[rows] = len(representatives)
+            representatives.append(rows[0])
+    return np.array(representatives), encoding
 
 
 def alike_in_time(acquisition: Acquisition) -> list[tuple[Waveforms, bool]]:
@@ -52,13 +53,17 @@ def alike_in_time(acquisition: Acquisition) -> list[tuple[Waveforms, bool]]:
 
 def parts_in_time(waveforms: Waveforms) -> np.ndarray:
     """Times (P + 1,) between which each q(t) is smooth, see `_PART_TOLERANCE`; some knots."""
-    times, n_pieces = waveforms.times, len(waveforms.stored)
+    n_pieces = len(waveforms.stored)
+    kept = np.arange(n_pieces) % -(-n_pieces // _MOST_PIECES) == 0
+    kept[1:] |= np.diff(waveforms.stored)
+    times = np.append(waveforms.times[:-1][kept], waveforms.times[-1])
+    stored, n_pieces = waveforms.stored[kept], kept.sum()
     t = times[:-1, None] + np.diff(times)[:, None] * _SAMPLES
     scale = np.where(waveforms.largest_q > 0, waveforms.largest_q, 1)[:, None]
     q = (waveforms.q(t.ravel()) / scale).reshape(n_pieces, len(_SAMPLES), -1)
 
     def smooth(first, last):
-        if last > n_pieces or (waveforms.stored[first:last] != waveforms.stored[first]).any():
+        if last > n_pieces or (stored[first:last] != stored[first]).any():
             return False
         samples = q[first:last].reshape((last - first) * len(_SAMPLES), -1)
         position = 2 * (t[first:last].ravel() - times[first]) / (times[last] - times[first]) - 1
