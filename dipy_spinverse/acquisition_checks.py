@@ -62,7 +62,8 @@ def linear_encoding(gtab) -> None:
         trace / np.where(largest > 0, largest, 1),
         "",
         "be 1, linear encoding (LTE)",
-        "Build the gradient table from the measurements with one pulsed direction only.",
+        "Leave these measurements out, or simulate them from their gradients: "
+        "Acquisition.from_waveforms.",
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from bloch_torrey_cases import DIRECTIONS, distorted_grid, encodings, random_permeability
 
+from dipy_spinverse import PackedCellsModel, SpinverseModel, identifiability, suggest
 from dipy_spinverse.acquisition import GYROMAGNETIC_RATIO, Acquisition
 from dipy_spinverse.bloch_torrey import Simulator, simulate, simulate_with_jacobian
 from dipy_spinverse.encodings import (
@@ -237,3 +238,29 @@ def test_gradient_table_of_waveforms_has_their_b_tensors():
     np.testing.assert_allclose(gtab.btens, 1000 * acquisition.b_tensors, atol=1e-6)
     again = Acquisition.from_waveforms([*free_waveforms(), np.zeros((60, 3))], 5e-4, gtab=gtab)
     np.testing.assert_allclose(again.b, acquisition.b)
+
+
+# ---------------------------------------------------------------- the models
+
+
+def test_models_say_that_they_need_pulses():
+    axes = np.concatenate([np.zeros((1, 3)), np.eye(3), np.eye(3)])
+    acquisition = pulsed_gradients([0, 1, 1, 1, 2, 2, 2], axes, 8, 20, ramp=1)
+    data = np.exp(-acquisition.b)
+    for use in (
+        lambda: SpinverseModel(acquisition),
+        lambda: PackedCellsModel(acquisition).fit(data),
+        lambda: identifiability(acquisition),
+        lambda: suggest(acquisition),
+    ):
+        with pytest.raises(ValueError, match="acquisition has free gradient waveforms, and no"):
+            use()
+
+
+def test_a_fit_of_pulses_predicts_waveforms():
+    pulsed = encodings([0.0, 1.0], DIRECTIONS)
+    fit = SpinverseModel(pulsed, grid=bcc_grid(3, 5.0)).fit(np.exp(-2 * pulsed.b), sigma=0.02)
+    acquisition = KINDS["double"]()
+    expected = simulate(acquisition, fit.model.grid, fit.permeability, diffusivity=2.0)
+    # predictions are made in single precision
+    np.testing.assert_allclose(fit.predict(acquisition, S0=1.0), expected, atol=1e-5)
