@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 _DIRECTION_TOLERANCE = 1e-2  # DIPY's `atol` for unit vectors
+_TENSOR_TOLERANCE = 1e-6
 _TE_SLACK_MS = 5e-3  # TE, Delta and delta are often written with microsecond digits
 _LARGEST_B = 500.0  # ms/um^2; no tissue signal is left there, so it is a b in s/mm^2
 _SMALLEST_BIG_DELTA_MS = 0.5  # less than gradient coils can do, more than a few ms in seconds
@@ -54,6 +55,7 @@ def linear_encoding(gtab) -> None:
     """Refuses a DIPY gradient table whose b-tensors are not along one direction."""
     if gtab.btens is None:
         return
+    symmetric_tensors("gtab.btens", gtab.btens)
     largest = np.linalg.eigvalsh(gtab.btens)[:, -1]
     trace = np.trace(gtab.btens, axis1=1, axis2=2)
     _raise_where(
@@ -65,6 +67,18 @@ def linear_encoding(gtab) -> None:
         "Leave these measurements out, or simulate them from their gradients: "
         "Acquisition.from_waveforms.",
     )
+
+
+def symmetric_tensors(name: str, tensors: np.ndarray) -> None:
+    """Refuses b-tensors (M, 3, 3) that are not symmetric."""
+    apart = np.abs(tensors - np.swapaxes(tensors, 1, 2)).max(axis=(1, 2))
+    bad = apart > _TENSOR_TOLERANCE * np.abs(tensors).max(axis=(1, 2))
+    if bad.any():
+        m = int(np.argmax(bad))
+        raise ValueError(
+            f"{name} is not symmetric at measurement {m} (off by {apart[m]:.3g}); a b-tensor is "
+            "an integral of q q^T. Correct it."
+        )
 
 
 def gradients(b, directions) -> tuple[np.ndarray, np.ndarray]:

@@ -326,12 +326,9 @@ def _checked_b_tensors(b_tensors):
     tensors = checks.numeric("b_tensors", b_tensors)
     if tensors.ndim != 3 or tensors.shape[1:] != (3, 3) or not np.isfinite(tensors).all():
         raise ValueError(f"b_tensors has shape {tensors.shape}; give finite (M, 3, 3), ms/um^2.")
-    size = np.abs(tensors).max(axis=(1, 2))
-    bad = np.abs(tensors - np.swapaxes(tensors, 1, 2)).max(axis=(1, 2)) > 1e-6 * size
-    if bad.any():
-        raise ValueError(f"b_tensors is not symmetric at measurement {np.argmax(bad)}.")
+    checks.symmetric_tensors("b_tensors", tensors)
     lowest = np.linalg.eigvalsh(tensors)[:, 0]
-    bad = lowest < -1e-6 * size
+    bad = lowest < -1e-6 * np.abs(tensors).max(axis=(1, 2))
     if bad.any():
         m = np.argmax(bad)
         raise ValueError(

@@ -247,8 +247,7 @@ def _check_agreement(acquisition, gtab):
     expected = gtab.btens
     if expected is None:
         expected = gtab.bvals[:, None, None] * np.einsum("mi,mj->mij", gtab.bvecs, gtab.bvecs)
-    elif np.abs(expected - np.swapaxes(expected, 1, 2)).max() > 1e-6 * np.abs(expected).max():
-        raise ValueError("gtab.btens has b-tensors that are not symmetric; give symmetric ones.")
+    checks.symmetric_tensors("gtab.btens", expected)
     apart = np.linalg.norm(acquisition.b_tensors - expected / 1000, axis=(1, 2))
     apart /= np.maximum(gtab.bvals / 1000, 1e-12)
     bad = weighted & (apart > _GTAB_TOLERANCE)

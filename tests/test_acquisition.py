@@ -242,6 +242,10 @@ def test_linear_b_tensors_pass_and_others_are_refused():
     assert len(Acquisition.from_gtab(gtab(btens="LTE"))) == 5
     with pytest.raises(ValueError, match="gtab.btens.*LTE"):
         Acquisition.from_gtab(gtab(btens="STE"))
+    table = gtab(btens="LTE")
+    table.btens[2, 0, 1] += 1
+    with pytest.raises(ValueError, match="gtab.btens is not symmetric at measurement 2"):
+        Acquisition.from_gtab(table)
 
 
 # Files
