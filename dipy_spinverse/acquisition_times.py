@@ -15,7 +15,10 @@ class SharedTimes:
     For classes with arrays `te`, `small_delta`, `big_delta` (ms) and `b0_mask`.
     """
 
-    mixing_time = 0.0  # ms: in a spin echo, no magnetisation is stored
+    @cached_property
+    def mixing_time(self) -> np.ndarray:
+        """(M,) ms during which the magnetisation is stored: none in a spin echo."""
+        return read_only(np.zeros_like(self.te))
 
     @cached_property
     def _distinct_timings(self):

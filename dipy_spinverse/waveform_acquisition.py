@@ -179,7 +179,7 @@ def sampled_acquisition(
 
 def _held(rows, samples, t, dt, dead, refocusing_s, storage):
     """Waveforms of samples (T, m, 3), T/m, that are held for dt ms each, at centres t."""
-    turns = np.atleast_1d(() if refocusing_s is None else refocusing_s) * 1000
+    turns = checks.numeric("refocusing_s", [] if refocusing_s is None else refocusing_s) * 1000
     sign = (-1.0) ** (t[:, None] > turns).sum(axis=1)
     stored = (t > storage[0]) & (t < storage[1])
     if np.abs(samples[stored]).max(initial=0) > 0:
@@ -230,7 +230,7 @@ def _check_refocused(waveforms):
         m = int(np.argmax(bad))
         left = np.linalg.norm(waveforms.q_at_knots[-1, m])
         raise ValueError(
-            f"gradients_T_per_m of measurement {waveforms.rows[m]} (and {bad.sum() - 1} more) do "
+            f"gradients of measurement {waveforms.rows[m]} (and {bad.sum() - 1} more) do "
             f"not refocus: q is {left:.4g} rad/um at the echo, {waveforms.largest_q[m]:.4g} at "
             "most. Effective gradients must integrate to zero; if these are the gradients as "
             "played, give the time of the refocusing pulse, refocusing_s."

@@ -50,8 +50,11 @@ class Waveforms:
 
     @cached_property
     def largest_q(self) -> np.ndarray:
-        """(m,) rad/um, at the knots."""
-        return np.linalg.norm(self.q_at_knots, axis=2).max(axis=0)
+        """(m,) rad/um, at the knots and halfway between them."""
+        spans = np.diff(self.times)[:, None, None]
+        halfway = self.q_at_knots[:-1] + spans * (3 * self.rates[:, 0] + self.rates[:, 1]) / 8
+        norms = [np.linalg.norm(q, axis=2).max(axis=0) for q in (self.q_at_knots, halfway)]
+        return np.maximum(*norms)
 
     @property
     def echo_time(self) -> float:
@@ -65,8 +68,8 @@ class Waveforms:
 
     def q(self, t: np.ndarray) -> np.ndarray:
         """(n, m, 3) at times t (n,), rad/um."""
-        piece, since, slope, bend = self._piece(t)
-        return self.q_at_knots[piece] + since * (slope + since * bend / 2)
+        start, s, slope, bend = self._within(self._index(t), t)
+        return start + s * (slope + s * bend / 2)
 
     def linear_parts(self, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Best linear approximation of q(t) between neighbouring edges.
@@ -130,34 +133,28 @@ class Waveforms:
     def _index(self, t):
         return np.clip(np.searchsorted(self.times, t, side="right") - 1, 0, len(self.stored) - 1)
 
-    def _piece(self, t):
-        """Piece of each time, time since its start, and dq/dt and d2q/dt2 at that start."""
-        piece = self._index(t)
-        since = (t - self.times[piece])[:, None, None]
-        span = np.diff(self.times)[piece][:, None, None]
+    def _within(self, piece, t):
+        """q at the start of a piece, time from there to t, and dq/dt and d2q/dt2 at the start."""
+        spans, since = (
+            x[:, None, None] for x in (np.diff(self.times)[piece], t - self.times[piece])
+        )
         slope = self.rates[piece, 0]
-        return piece, since, slope, (self.rates[piece, 1] - slope) / span
+        return self.q_at_knots[piece], since, slope, (self.rates[piece, 1] - slope) / spans
 
     def _integrals(self, t):
         """Integrals of q and of t q from 0 to each of the times (n,)."""
-        zeroth, first = self._piece_integrals(self.times[1:], np.arange(len(self.stored)))
-        zeroth, first = (
-            np.cumsum(np.pad(x, [(1, 0), (0, 0), (0, 0)]), 0) for x in (zeroth, first)
-        )
+        pieces = self._piece_integrals(np.arange(len(self.stored)), self.times[1:])
+        before = (np.cumsum(np.pad(x, [(1, 0), (0, 0), (0, 0)]), axis=0) for x in pieces)
         piece = self._index(t)
-        part, part_first = self._piece_integrals(t, piece)
-        return zeroth[piece] + part, first[piece] + part_first
+        parts = self._piece_integrals(piece, t)
+        return [whole[piece] + part for whole, part in zip(before, parts, strict=True)]
 
-    def _piece_integrals(self, t, piece):
-        """Integrals of q and of t q from the start of the piece to t."""
-        start, q = self.times[piece][:, None, None], self.q_at_knots[piece]
-        spans = np.diff(self.times)[piece][:, None, None]
-        slope = self.rates[piece, 0]
-        bend = (self.rates[piece, 1] - slope) / spans
-        s = t[:, None, None] - start
+    def _piece_integrals(self, piece, t):
+        """Integrals of q and of t q from the start of a piece to t."""
+        q, s, slope, bend = self._within(piece, t)
         whole = s * (q + s * (slope / 2 + s * bend / 6))
         moment = s**2 * (q / 2 + s * (slope / 3 + s * bend / 8))
-        return whole, start * whole + moment
+        return whole, self.times[piece][:, None, None] * whole + moment
 
 
 def joined(pieces) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.polynomial.legendre import legvander
 
@@ -40,10 +42,19 @@ def unique_encodings(acquisition: Acquisition) -> tuple[np.ndarray, np.ndarray]:
     return np.array(representatives), encoding
 
 
-def alike_in_time(acquisition: Acquisition) -> list[tuple[Waveforms, bool]]:
-    """Waveforms of the same duration and symmetry, and whether they are symmetric in time."""
+def alike_in_time(
+    acquisition: Acquisition, representatives: np.ndarray
+) -> list[tuple[Waveforms, bool]]:
+    """Waveforms of the same duration and symmetry, and whether they are symmetric in time.
+
+    Of the measurements `representatives` (U,); rows count among these.
+    """
+    place = np.full(len(acquisition), -1)
+    place[representatives] = np.arange(len(representatives))
     groups = []
     for waveforms in acquisition.waveforms:
+        waveforms = replace(waveforms, rows=place[waveforms.rows])
+        waveforms = waveforms.select(waveforms.rows >= 0)
         symmetric = waveforms.symmetric()
         for kind in (True, False):
             if (symmetric == kind).any():

@@ -102,7 +102,7 @@ class Simulator:
         longest_link = float(np.linalg.norm(links_of(grid).link_vectors, axis=1).max(initial=0))
         self.timings = [
             _Timing(*alike, steps, not self.medium.loss.any(), norm, longest_link)
-            for alike in alike_in_time(acquisition.subset(representatives))
+            for alike in alike_in_time(acquisition, representatives)
         ]
 
     def signals(self, transmissibility: torch.Tensor) -> torch.Tensor:
