@@ -1,4 +1,4 @@
-"""How exact the simulation is: free water, planes, Monte Carlo, derivatives, steps, precision.
+"""How exact the simulation is: free water, planes, Monte Carlo, waveforms, derivatives, steps.
 
     DIPY_SPINVERSE_DATA=<folder of the benchmark data> python benchmarks/physics.py [table ...]
 
@@ -327,6 +327,7 @@ TABLES = {
     "precision": ("float32 against float64", precision),
     "waveforms": ("Waveforms in free water", waveform_physics.free_diffusion),
     "waveform_planes": ("Waveforms across planes", waveform_physics.planes),
+    "waveform_steps": ("Time steps of waveforms", waveform_physics.time_steps),
     "media": ("Two layers of different media", waveform_physics.two_layers),
     "waveform_jacobian": ("Jacobian of waveforms", waveform_physics.jacobian),
     "waveform_cost": ("Cost of waveforms", waveform_physics.cost),
