@@ -123,7 +123,7 @@ def read_pulseq(path, *, te: float | None = None) -> WaveformAcquisition:
             f"path {path} needs pypulseq; install it with: pip install dipy_spinverse[pulseq]"
         ) from error
     sequence = Sequence()
-    sequence.read(str(path))
+    sequence.read(str(path), detect_rf_use=None)  # from flip angles, in files before 1.5
     gradients, excitations, refocusings, readout, _ = sequence.waveforms_and_times()
     encodings = _spin_echoes(path, excitations[0], refocusings[0], readout, te)
     parts = []
@@ -148,10 +148,15 @@ def _spin_echoes(path, excitations, refocusings, readout, te):
                 f"path {path}: the excitation at {start:g} s has no refocusing pulse before its "
                 "readout; only spin echoes are read."
             )
-        # Time before and after each refocusing pulse, which must cancel at the echo.
+        # The times between the pulses, with alternating signs, must cancel at the echo.
         signs = (-1.0) ** np.arange(len(turns))
-        echo = 2 * abs((signs[::-1] * turns).sum())
-        encodings.append((start, round(echo if te is None else te, 6), turns))
+        echo = 2 * (signs[::-1] * turns).sum() if te is None else te
+        if echo <= turns[-1]:
+            raise ValueError(
+                f"path {path}: the refocusing pulses after the excitation at {start:g} s make no "
+                f"echo after the last of them; give te."
+            )
+        encodings.append((start, round(echo, 6), turns))
     if not encodings:
         raise ValueError(f"path {path}: no excitation is followed by a readout.")
     return encodings

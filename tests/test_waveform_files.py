@@ -12,7 +12,7 @@ from dipy_spinverse.encodings import (
     oscillating_gradients,
     pulsed_gradients,
 )
-from dipy_spinverse.waveform_files import read_pulseq, read_text_waveforms
+from dipy_spinverse.waveform_files import _spin_echoes, read_pulseq, read_text_waveforms
 
 TRAPEZOID = np.array([[0, 0, 0], *[[1, 0, 0]] * 8, [0, 0, 0]])  # 9 intervals
 
@@ -146,6 +146,22 @@ def test_pulseq_sequence_is_the_pulsed_gradient_that_was_written(tmp_path):
     np.testing.assert_allclose(read.b, b, rtol=1e-5)
     np.testing.assert_allclose(read.directions, [[1, 0, 0], [0, 0.6, 0.8]], atol=1e-5)
     assert len(read.waveforms) == 1
+
+
+@pytest.mark.parametrize(("turns", "echo"), [([20], 40), ([10, 30], 40), ([10, 30, 45], 50)])
+def test_the_echo_is_where_the_refocusing_pulses_put_it(turns, echo):
+    # between pulses the phase of a resting offset runs forth and back, and is zero at the echo
+    excitations, readout = np.array([1.0]), np.array([1.2])
+    refocusings = 1 + np.array(turns) / 1000
+    ((start, te, found),) = _spin_echoes("", excitations, refocusings, readout, None)
+    assert (start, te) == (1.0, pytest.approx(echo))
+    np.testing.assert_allclose(found, turns)
+
+
+def test_refocusing_pulses_without_an_echo_are_refused():
+    refocusings = 1 + np.array([10, 40, 55]) / 1000
+    with pytest.raises(ValueError, match="make no echo"):
+        _spin_echoes("", np.array([1.0]), refocusings, np.array([1.2]), None)
 
 
 def test_pulseq_sequence_without_refocusing_is_refused(tmp_path):
