@@ -19,6 +19,7 @@ from dipy_spinverse.packed_cells.signal_table import (
     simulate_packings,
 )
 from dipy_spinverse.packed_cells.tissue_classes import (
+    ALIGNED,
     CLASSES,
     axis_of,
     class_signals,
@@ -147,7 +148,7 @@ def test_signal_between_tabulated_q_is_that_of_a_gaussian(tables):
     np.testing.assert_allclose(weights @ log_signals.ravel(), -3.0 * q**2, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", [*CLASSES, ALIGNED])
 def test_derivatives_are_those_of_the_signals(tables, name):
     tissue = tissue_class(name, free_water=True)
     model = tissue_model(protocol(), tables, 2.0, 3.0)
@@ -363,6 +364,25 @@ def test_water_without_cells_is_told_as_such(use_tables):
     assert (result.degrees_of_freedom == freedom).all()
     # Chi-square over its degrees of freedom: five standard deviations.
     np.testing.assert_allclose(result.chi_square / freedom, 1, atol=5 * np.sqrt(2 / freedom))
+
+
+def test_aligned_cylinders_lie_across_the_only_gradient_and_are_found(use_tables):
+    acquisition = protocol()
+    x = np.where(acquisition.b0_mask[:, None], 0.0, [1.0, 0, 0])
+    one_direction = Acquisition(
+        acquisition.b, x, acquisition.small_delta, acquisition.big_delta, te=60
+    )
+    model = tissue_model(one_direction, use_tables, 2.0, 3.0)
+    kappa = np.array([0.005, 0.02, 0.08])
+    coordinates = np.stack([np.full(3, np.log(3.0)), np.full(3, 0.5), np.log(kappa + LEAKLESS)], 1)
+    clean = model.cylinders(coordinates, np.tile([0, 0, 1.0], (3, 1)), np.zeros(3))
+    data = magnitudes(clean, np.random.default_rng(7))
+    result = packed_cells_posterior(one_direction, data, SIGMA, classes=(ALIGNED,))
+    assert np.abs(result.maps["wall_orientation"][..., 0]).max() < 1e-6
+    assert (result.maps["orientation_dispersion"] == 0).all()
+    low, high = result.interval("wall_permeability")
+    assert ((low < kappa) & (kappa < high)).all()
+    assert (np.diff(result.mean("wall_permeability")) > 0).all()
 
 
 def test_draws_of_a_voxel_do_not_depend_on_the_others(use_tables):

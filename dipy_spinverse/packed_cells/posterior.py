@@ -23,7 +23,6 @@ from dipy_spinverse.packed_cells.signal_table import FRACTION_RANGE
 from dipy_spinverse.packed_cells.table_cache import cached_table
 from dipy_spinverse.packed_cells.tissue_classes import (
     CLASSES,
-    axis_of,
     class_signals,
     shapes_of,
     tissue_class,
@@ -142,7 +141,9 @@ def packed_cells_posterior(
         Draws returned.
     seed : int, optional
     classes : tuple of str, optional
-        Classes of tissue that are considered.
+        Classes of tissue that are considered: some of those, or "aligned cylinders", parallel to
+        the direction of largest diffusion (which is across the gradients where there is only one
+        direction) without dispersion.
 
     Returns
     -------
@@ -329,12 +330,12 @@ def model_errors(model, tissue, z, frame):
     values = tissue_parameters(tissue, z)
     tissue_share = 1 - values["free_water"][0]
     parts = []
-    if tissue.name != "spheres":
-        axis = axis_of(z[:, tissue.columns("axis_0", "axis_1")], frame)[0]
+    if tissue.has_cylinders:
+        axis = tissue.axes(z, frame)[0]
         share = tissue_share * (1 - values["sphere_share"][0])
         place = np.array([values[name][0] for name in PARAMETERS[:3]])
         parts.append(share * model.error_modes("cylinder", place, axis))
-    if tissue.name != "cylinders":
+    if tissue.has_spheres:
         share = tissue_share * values["sphere_share"][0]
         place = np.array([values[name][0] for name in PARAMETERS[4:7]])
         parts.append(share * model.error_modes("sphere", place, None))
@@ -359,9 +360,8 @@ def _resampled(tissues, places, probabilities, frames, n_samples, seed):
             z = places[k][v, order]
             for name, value in _spread(tissue_parameters(tissue, z), rng).items():
                 parameters[name][own, v] = value
-            if tissue.name != "spheres":
-                at = tissue.columns("axis_0", "axis_1")
-                axes[own, v] = axis_of(z[:, at], np.repeat(frames[v : v + 1], len(z), axis=0))
+            if tissue.has_cylinders:
+                axes[own, v] = tissue.axes(z, np.repeat(frames[v : v + 1], len(z), axis=0))
     return {"parameters": parameters, "maps": tissue_maps(parameters, axes)}
 
 
@@ -393,8 +393,8 @@ def _at_best(model, tissues, likelihood, frames, best_class, best_z, without_cel
             signals, n_parameters = class_signals(model, tissue, z, frame), tissue.n_parameters
             for name, value in tissue_parameters(tissue, z).items():
                 parameters[name][v] = value[0]
-            if tissue.name != "spheres":
-                axes[v] = axis_of(z[:, tissue.columns("axis_0", "axis_1")], frame)[0]
+            if tissue.has_cylinders:
+                axes[v] = tissue.axes(z, frame)[0]
         white, amplitude, _ = residuals(likelihood, signals, np.array([v]))
         s0[v] = amplitude[0]
         noise_free = amplitude[0][likelihood.te_index] * np.maximum(signals[0], 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dipy_spinverse.acquisition import Acquisition
-from dipy_spinverse.packed_cells.tissue_classes import CLASSES
+from dipy_spinverse.packed_cells.tissue_classes import ALIGNED, CLASSES
 
 
 def checked_input(
@@ -46,6 +46,7 @@ def checked_input(
             raise ValueError(f"{name} is {value!r}; give a positive number in um^2/ms.")
     if int(n_samples) != n_samples or n_samples < 1:
         raise ValueError(f"n_samples is {n_samples!r}; give a positive whole number.")
-    if not classes or not set(classes) <= set(CLASSES):
-        raise ValueError(f"classes is {classes!r}; give some of {', '.join(CLASSES)}.")
+    if not classes or not set(classes) <= {*CLASSES, ALIGNED}:
+        known = ", ".join((*CLASSES, ALIGNED))
+        raise ValueError(f"classes is {classes!r}; give some of {known}.")
     return data, sigma

@@ -104,7 +104,7 @@ def _dictionary_starts(model, tissue, likelihood, frames):
     p = tissue.n_parameters
     u = qmc.Sobol(p, seed=0).random(_N_DICTIONARY)
     u = 0.05 + 0.9 * u
-    if tissue.name != "spheres":
+    if not tissue.bounded.all():
         # Where it can be seen, the axis is that of the tensor.
         u[:, tissue.columns("axis_0", "axis_1")] = 0.5
     if "free_water" in tissue.parameters:

@@ -34,6 +34,8 @@ from dipy_spinverse.packed_cells.tissue_model import (
 )
 
 CLASSES = ("cylinders", "spheres", "mixture")
+# On request: parallel cylinders along the voxel's own direction, which is not fitted.
+ALIGNED = "aligned cylinders"
 # Radius of the disc that the hemisphere is mapped to.
 HEMISPHERE = np.sqrt(2)
 _CYLINDER = ("radius", "fraction", "permeability")
@@ -57,16 +59,34 @@ class TissueClass:
         return [self.parameters.index(name) for name in names]
 
     @property
+    def has_cylinders(self) -> bool:
+        """Whether there are cylinders."""
+        return "fraction" in self.parameters
+
+    @property
+    def has_spheres(self) -> bool:
+        """Whether there are spheres."""
+        return "sphere_fraction" in self.parameters
+
+    def axes(self, z: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        """Axes (N, 3) of the cylinders at places (N, P); see :func:`axis_of`."""
+        if self.name == ALIGNED:
+            return frames[:, 2]
+        return axis_of(z[:, self.columns("axis_0", "axis_1")], frames)
+
+    @property
     def bounded(self) -> np.ndarray:
         """(P,) bool: all but the axis."""
         return np.array([not name.startswith("axis") for name in self.parameters])
 
 
 def tissue_class(name: str, free_water: bool) -> TissueClass:
-    """One of `CLASSES`, with or without free water."""
+    """One of `CLASSES` or `ALIGNED`, with or without free water."""
     parameters = ()
     if name != "spheres":
-        parameters += (*_CYLINDER, "dispersion", "axis_0", "axis_1")
+        parameters += _CYLINDER
+    if name not in ("spheres", ALIGNED):
+        parameters += ("dispersion", "axis_0", "axis_1")
     if name == "spheres":
         parameters += _SPHERE
     if name == "mixture":
@@ -76,8 +96,12 @@ def tissue_class(name: str, free_water: bool) -> TissueClass:
 
 def shapes_of(classes: tuple[str, ...]) -> list[str]:
     """Shapes of bodies, "cylinder" and "sphere", that some of the classes have."""
-    lacking = {"cylinder": "spheres", "sphere": "cylinders"}
-    return [shape for shape, without in lacking.items() if set(classes) - {without}]
+    tissues = [tissue_class(name, False) for name in classes]
+    present = {
+        "cylinder": any(tissue.has_cylinders for tissue in tissues),
+        "sphere": any(tissue.has_spheres for tissue in tissues),
+    }
+    return [shape for shape, is_present in present.items() if is_present]
 
 
 def physical(tissue: TissueClass, z: np.ndarray) -> dict[str, np.ndarray]:
@@ -146,20 +170,24 @@ def class_signals(
     n, m = len(z), len(model.shells)
     jacobian = np.zeros((n, m, tissue.n_parameters)) if slopes else None
     parts = {}
-    if tissue.name != "spheres":
-        columns = tissue.columns(*_CYLINDER, "dispersion")
-        at = tissue.columns("axis_0", "axis_1")
-        axis = axis_of(z[:, at], frames, slopes)
-        place = (_coordinates(values, *_CYLINDER), axis[0] if slopes else axis)
-        parts["cylinder"] = model.cylinders(*place, values["dispersion"], slopes)
+    if tissue.has_cylinders:
+        place = _coordinates(values, *_CYLINDER)
+        dispersion = values.get("dispersion", np.zeros(n))
+        axes = tissue.axes(z, frames)
+        parts["cylinder"] = model.cylinders(place, axes, dispersion, slopes)
         if slopes:
             parts["cylinder"], by_place = parts["cylinder"]
-            chain = _chain(values, "cylinder", _CYLINDER)
-            width = LARGEST_DISPERSION - LEAST_DISPERSION
-            chain = np.append(chain, 3 * width * u[:, columns[3:]] ** 2, axis=1)
-            jacobian[..., columns] = by_place[..., :4] * (chain * _du(u[:, columns]))[:, None]
-            jacobian[..., at] = by_place[..., 4:] @ axis[1]
-    if tissue.name != "cylinders":
+            columns = tissue.columns(*_CYLINDER)
+            chain = _chain(values, "cylinder", _CYLINDER) * _du(u[:, columns])
+            jacobian[..., columns] = by_place[..., :3] * chain[:, None]
+            if tissue.name != ALIGNED:
+                (k,) = tissue.columns("dispersion")
+                width = LARGEST_DISPERSION - LEAST_DISPERSION
+                chain = 3 * width * u[:, k] ** 2 * _du(u[:, k])
+                jacobian[..., k] = by_place[..., 3] * chain[:, None]
+                at = tissue.columns("axis_0", "axis_1")
+                jacobian[..., at] = by_place[..., 4:] @ axis_of(z[:, at], frames, slopes)[1]
+    if tissue.has_spheres:
         parts["sphere"] = model.spheres(_coordinates(values, *_SPHERE), slopes)
         if slopes:
             parts["sphere"], by_sphere = parts["sphere"]
