@@ -6,6 +6,7 @@ Each function takes one timing; :func:`combined` puts several acquisitions into 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dipy_spinverse import acquisition_checks as checks
 from dipy_spinverse.acquisition import Acquisition
@@ -17,8 +18,8 @@ _TE_SLACK_MS = 5e-3
 
 
 def pulsed_gradients(
-    b, directions, small_delta: float, big_delta: float, *, ramp: float = 0.0,
-    mixing_time: float = 0.0, te: float | None = None,
+    b: ArrayLike, directions: ArrayLike, small_delta: float, big_delta: float, *,
+    ramp: float = 0.0, mixing_time: float = 0.0, te: float | None = None,
 ) -> WaveformAcquisition:  # fmt: skip
     """Spin or stimulated echo with two trapezoidal pulses.
 
@@ -73,8 +74,8 @@ def pulsed_gradients(
 
 
 def double_diffusion(
-    b, first, second, small_delta: float, big_delta: float, mixing_time: float, *,
-    ramp: float = 0.0, te: float | None = None,
+    b: ArrayLike, first: ArrayLike, second: ArrayLike, small_delta: float, big_delta: float,
+    mixing_time: float, *, ramp: float = 0.0, te: float | None = None,
 ) -> WaveformAcquisition:  # fmt: skip
     """Double diffusion encoding: two pulse pairs, one after the other.
 
@@ -125,8 +126,8 @@ def double_diffusion(
 
 
 def oscillating_gradients(
-    b, directions, period: float, n_periods: int, separation: float, *, shape: str = "cosine",
-    te: float | None = None,
+    b: ArrayLike, directions: ArrayLike, period: float, n_periods: int, separation: float, *,
+    shape: str = "cosine", te: float | None = None,
 ) -> WaveformAcquisition:  # fmt: skip
     """Oscillating gradients on both sides of a refocusing pulse.
 
@@ -186,7 +187,7 @@ def oscillating_gradients(
 
 
 def b_tensor_encoding(
-    b_tensors, duration: float, *, te: float | None = None
+    b_tensors: ArrayLike, duration: float, *, te: float | None = None
 ) -> WaveformAcquisition:
     """Encoding with given b-tensors: linear, planar, spherical, or any other.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dipy_spinverse import acquisition_checks as checks
 from dipy_spinverse.waveform_acquisition import WaveformAcquisition
@@ -12,8 +14,9 @@ from dipy_spinverse.waveforms import Waveforms, joined
 
 
 def read_text_waveforms(
-    before, after, *, b, duration_before: float, duration_after: float, pause: float,
-    rotations=None, te: float | None = None,
+    before: str | PathLike, after: str | PathLike, *, b: ArrayLike, duration_before: float,
+    duration_after: float, pause: float, rotations: ArrayLike | None = None,
+    te: float | None = None,
 ) -> WaveformAcquisition:  # fmt: skip
     """Read a waveform that is played around a refocusing pulse from two text files.
 
@@ -88,7 +91,7 @@ def read_text_waveforms(
     return WaveformAcquisition([Waveforms(np.arange(len(b)), times, scaled, stored)])
 
 
-def read_pulseq(path, *, te: float | None = None) -> WaveformAcquisition:
+def read_pulseq(path: str | PathLike, *, te: float | None = None) -> WaveformAcquisition:
     """Read the gradients of a Pulseq sequence, imaging gradients included.
 
     Each excitation that is followed by a readout is a measurement. Gradients count from the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.bloch_torrey.finite_volume import face_resistance, relative_transmissibility
@@ -16,11 +17,11 @@ def simulate(
     grid: TetrahedralGrid,
     permeability,
     *,
-    diffusivity=2.0,
-    initial_density=1.0,
-    t2_ms=None,
-    t1_ms=None,
-    outer_permeability=None,
+    diffusivity: ArrayLike = 2.0,
+    initial_density: ArrayLike = 1.0,
+    t2_ms: ArrayLike | None = None,
+    t1_ms: ArrayLike | None = None,
+    outer_permeability: ArrayLike | None = None,
     steps: int = 8,
     dtype: str = "float64",
     device: str = "cpu",
@@ -116,11 +117,11 @@ def simulate_with_jacobian(
     grid: TetrahedralGrid,
     permeability,
     *,
-    diffusivity=2.0,
-    initial_density=1.0,
-    t2_ms=None,
-    t1_ms=None,
-    outer_permeability=None,
+    diffusivity: ArrayLike = 2.0,
+    initial_density: ArrayLike = 1.0,
+    t2_ms: ArrayLike | None = None,
+    t1_ms: ArrayLike | None = None,
+    outer_permeability: ArrayLike | None = None,
     steps: int = 8,
     dtype: str = "float64",
     device: str = "cpu",
