@@ -2,7 +2,7 @@
 
     DIPY_SPINVERSE_DATA=<folder of the benchmark data> python benchmarks/physics.py [table ...]
 
-prints the tables (all of them by default) and, when all were made, writes them to
+prints the tables (all of them by default) and puts them in the place of their last version in
 benchmarks/results/physics.md. Without the data folder the table against Monte Carlo is left out.
 """
 
@@ -29,6 +29,7 @@ AXES = {
     "100": [1, 0, 0], "010": [0, 1, 0], "001": [0, 0, 1], "110": [1, 1, 0], "111": [1, 1, 1],
     "123": [1, 2, 3],
 }  # fmt: skip
+_LEFT_OUT = "Left out"
 RESULTS = Path(__file__).parent / "results" / "physics.md"
 
 
@@ -156,7 +157,7 @@ def packed_cylinders():
     """Packed permeable cylinders against two pooled Monte Carlo simulations."""
     folder = os.environ.get("DIPY_SPINVERSE_DATA")
     if not folder:
-        return "Left out: DIPY_SPINVERSE_DATA is not set."
+        return f"{_LEFT_OUT}: DIPY_SPINVERSE_DATA is not set."
     data = np.load(Path(folder) / "packed_cylinders_mc" / "one_cylinder_per_cell.npz")
     kappas = np.unique(data["kappa_um_per_ms"])
     rows_of = [np.flatnonzero(data["kappa_um_per_ms"] == k) for k in kappas]
@@ -340,21 +341,32 @@ def main():
     chosen = parser.parse_args().tables or list(TABLES)
     if unknown := sorted(set(chosen) - set(TABLES)):
         parser.error(f"no table {', '.join(unknown)}; there are {', '.join(TABLES)}")
-    sections = [
-        "# Physics\n\nMade by `python benchmarks/physics.py`, each figure computed once (nothing "
-        f"random is left unseeded) on {machine()}, {torch.get_num_threads()} threads."
-    ]
-    print(sections[0])
+    sections = _sections_on_file()
     for name in chosen:
         title, make = TABLES[name]
         start = time.perf_counter()
         text = make()
         seconds = time.perf_counter() - start
-        sections.append(f"## {title}\n\n{text}\n\n({seconds:.0f} s)")
-        print("\n" + sections[-1], flush=True)
-    if len(chosen) == len(TABLES):
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text("\n\n".join(sections) + "\n")
+        text += f"\n\n({seconds:.0f} s, {machine()})"
+        print(f"\n## {title}\n\n{text}", flush=True)
+        if not text.startswith(_LEFT_OUT):
+            sections[title] = text
+    head = (
+        "# Physics\n\nMade by `python benchmarks/physics.py`, each figure computed once (nothing "
+        "random is left unseeded)."
+    )
+    titles = [title for title, _ in TABLES.values() if title in sections]
+    parts = [f"## {title}\n\n{sections[title]}" for title in titles]
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text("\n\n".join([head, *parts]) + "\n")
+
+
+def _sections_on_file():
+    """Tables by their titles, as they were made last."""
+    if not RESULTS.exists():
+        return {}
+    parts = RESULTS.read_text().split("\n## ")[1:]
+    return {title: text.strip() for title, text in (part.split("\n", 1) for part in parts)}
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def simulate(
     Notes
     -----
     The flux across a face is kappa rho_f (m_i / rho_i - m_j / rho_j), with the magnetisation m,
-    the spin density rho, and rho_f = 2 rho_i rho_j / (rho_i + rho_j): no flux in equilibrium.
+    the spin density rho, and rho_f = 2 rho_i rho_j / (rho_i + rho_j) [2]_: no flux in equilibrium.
 
     Waveforms that are not symmetric in time give a complex signal in a substrate that is not
     symmetric under point reflection. Its real part is returned: the signal of a tissue in which
@@ -79,6 +79,9 @@ def simulate(
     ----------
     .. [1] Torrey, "Bloch equations with diffusion terms", Phys. Rev. 104 (1956),
        https://doi.org/10.1103/PhysRev.104.563
+    .. [2] Agdestein, Tran and Li, "Practical computation of the diffusion MRI signal based on
+       Laplace eigenfunctions: permeable interfaces", NMR Biomed. 35 (2022),
+       https://doi.org/10.1002/nbm.4646
 
     Examples
     --------
