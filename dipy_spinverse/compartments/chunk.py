@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,13 +12,18 @@ from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.compartments.coordinates import Place, frame_of, place_of, values_of
 from dipy_spinverse.compartments.definition import Definition, maps_of
 from dipy_spinverse.compartments.encoding import encoding_of
+from dipy_spinverse.compartments.interior_point import interior_point
+from dipy_spinverse.compartments.mix import evolved
 from dipy_spinverse.compartments.posterior import sample_posterior
+from dipy_spinverse.compartments.rician import rician_sigma
 from dipy_spinverse.compartments.signals import pool_signals
 from dipy_spinverse.compartments.starts import dictionary_start, tensor_frames
 from dipy_spinverse.compartments.variable_projection import Problem, combined, fit_all
 from dipy_spinverse.inversion.noise import noise_from_residual
 
 MOST_FIBRES = 3
+_MANY = 10  # measurements per unknown above which their residual tells the noise
+_LEAST_NOISE = 1e-6  # of the signal without diffusion
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +32,6 @@ class Settings:
 
     likelihood: str
     solver: str
-    dictionary_size: int
     n_draws: int
     seed: int
     dtype: torch.dtype
@@ -44,7 +48,9 @@ class Chunk:
     scale : ndarray (V, M)
         Signal without diffusion at the echo time of each measurement, relative to the first.
     sigma : ndarray (V,) or None
-        Noise of `data`.
+        Noise of `data`; from the residual of a first fit where not given.
+    refine_sigma : bool
+        Whether the noise is taken from the residual of the fit, from `sigma` on.
     axes : ndarray (V, n_fibres, 3) or None
         Where the search for the axes begins.
     start : dict of ndarray or None
@@ -54,6 +60,7 @@ class Chunk:
     data: np.ndarray
     scale: np.ndarray
     sigma: np.ndarray | None
+    refine_sigma: bool
     axes: np.ndarray | None
     start: dict[str, np.ndarray] | None
 
@@ -65,18 +72,26 @@ def fit_chunk(
     dtype = settings.dtype
     encoding = encoding_of(acquisition, dtype, timed=definition.timed)
     data, scale = (torch.tensor(each, dtype=dtype) for each in (chunk.data, chunk.scale))
-    gaussian = Problem(definition, pool_signals(definition, encoding), data, scale, None)
+    problem = Problem(definition, pool_signals(definition, encoding), data, scale, None)
     sigma = None if chunk.sigma is None else torch.tensor(chunk.sigma, dtype=dtype)
-    start = _start(chunk, gaussian, acquisition, settings)
-    if sigma is None:
-        start, amplitudes, _ = fit_all(gaussian, start)
-        residual = data - combined(gaussian.columns(start), amplitudes)
-        n_unknowns = np.full(len(data), definition.n_unknowns)
-        sigma = torch.tensor(noise_from_residual(residual.numpy(), n_unknowns), dtype=dtype)
-        sigma = sigma.clamp_min(1e-6)
-    noise = sigma if settings.likelihood == "rician" else None
-    problem = Problem(definition, gaussian.pools, data, scale, noise)
-    place, amplitudes, converged = fit_all(problem, start)
+    start = _start(chunk, problem, acquisition, settings)
+    fit = interior_point if settings.solver == "interior-point" else fit_all
+    if sigma is None or settings.likelihood == "gaussian":
+        place, amplitudes, converged = fit(problem, start)
+        if sigma is None:
+            residual = data - combined(problem.columns(place), amplitudes)
+            n_unknowns = np.full(len(data), definition.n_unknowns)
+            sigma = torch.tensor(noise_from_residual(residual.numpy(), n_unknowns), dtype=dtype)
+            sigma, start = sigma.clamp_min(_LEAST_NOISE), place
+    if settings.likelihood == "rician":
+        problem = replace(problem, sigma=sigma)
+        place, amplitudes, converged = fit(problem, start)
+        if chunk.refine_sigma and data.shape[1] >= _MANY * definition.n_unknowns:
+            predicted = combined(problem.columns(place), amplitudes)
+            sigma = rician_sigma(data, predicted, sigma, definition.n_unknowns)
+            sigma = sigma.clamp_min(_LEAST_NOISE)
+            problem = replace(problem, sigma=sigma)
+            place, amplitudes, converged = fit(problem, place)
     result = _likeliest(definition, problem, place, amplitudes)
     result |= {"converged": converged.numpy(), "sigma": sigma.numpy()}
     if settings.n_draws:
@@ -87,7 +102,7 @@ def fit_chunk(
         for name, flat in maps.items():
             values = flat.reshape(settings.n_draws, -1)
             low, high = np.quantile(values, [0.025, 0.975], axis=0)
-            result |= {name: values.mean(axis=0), f"{name}_std": values.std(axis=0)}
+            result |= {f"{name}_mean": values.mean(axis=0), f"{name}_std": values.std(axis=0)}
             result |= {f"{name}_low": low, f"{name}_high": high}
         result["effective_draws"] = draws.effective.numpy()
     return {name: np.asarray(value, dtype=float) for name, value in result.items()}
@@ -103,8 +118,9 @@ def _start(chunk, problem, acquisition, settings):
         frames = tensor_frames(acquisition, problem.data)[:, None].expand(-1, n_axes, -1, -1)
     else:
         axes = torch.tensor(chunk.axes, dtype=dtype)[:, :n_axes]
-        frames = frame_of(axes.reshape(-1, 3)).reshape(-1, n_axes, 3, 3)
-    return dictionary_start(problem, frames, settings.dictionary_size)
+        frames = frame_of(axes.reshape(-1, 3)).reshape(len(axes), n_axes, 3, 3)
+    start = dictionary_start(problem, frames)
+    return evolved(problem, start, settings.seed) if settings.solver == "mix" else start
 
 
 def all_values(definition: Definition, place: Place, amplitudes: Tensor) -> dict[str, Tensor]:
@@ -125,6 +141,9 @@ def _likeliest(definition, problem, place, amplitudes):
     result = _maps(definition, place, amplitudes)
     values = {k: v.numpy() for k, v in all_values(definition, place, amplitudes).items()}
     predicted = combined(problem.columns(place), amplitudes)
+    if problem.sigma is not None:
+        # The mean of magnitudes is near this, noise floor included.
+        predicted = torch.sqrt(predicted**2 + problem.sigma[:, None] ** 2)
     result["residual_rms"] = ((problem.data - predicted) ** 2).mean(dim=1).sqrt().numpy()
     n_voxels = len(amplitudes)
     axes, fractions = np.zeros((n_voxels, MOST_FIBRES, 3)), np.zeros((n_voxels, MOST_FIBRES))
@@ -137,5 +156,5 @@ def _likeliest(definition, problem, place, amplitudes):
     result["axis"] = result["axes"][:, 0]
     result["fibre_fractions"] = np.take_along_axis(fractions, order[..., 0], axis=1)
     result["_unit"], result["_amplitudes"] = place.unit.numpy(), amplitudes.numpy()
-    result["_frames"] = place.frames.reshape(n_voxels, -1).numpy()
+    result["_frames"] = place.frames.flatten(1).numpy()
     return result

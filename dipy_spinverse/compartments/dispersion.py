@@ -1,8 +1,8 @@
 """Signals of kernels with one axis, or with axes dispersed about one.
 
 A kernel K(cos) = exp(-across - excess cos^2) convolved with a distribution of axes on the sphere
-is a product of expansion coefficients (Funk-Hecke): in Legendre polynomials for Watson's distribution
-[1]_, which is symmetric about its axis, in real spherical harmonics for Bingham's [2]_.
+is a product of expansion coefficients (Funk-Hecke): in Legendre polynomials for Watson's
+distribution [1]_, which is symmetric about its axis, in spherical harmonics for Bingham's [2]_.
 
 References
 ----------
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dipy_spinverse.compartments.encoding import Encoding
 from dipy_spinverse.compartments.kernels import Kernel
+from dipy_spinverse.compartments.series import chebyshev_series
 
 _MAX_ORDER = 24
 # Legendre coefficients below this share of the signal are left out.
@@ -75,19 +76,10 @@ def watson_signals(encoding: Encoding, coefficients: Tensor, axis: Tensor) -> Te
     -------
     Tensor (V, M)
     """
-    n = coefficients.shape[2]
     t = 2 * (axis @ encoding.directions.T) ** 2 - 1
-    # Clenshaw's recurrence in Chebyshev polynomials of 2 cos^2 - 1, which are as many.
-    c = (coefficients @ _to_chebyshev(n, t.dtype)).movedim(2, 0)
-    c = encoding.spread(c)
-    if n == 1:
-        return c[0].expand_as(t)
-    upper, lower = c[n - 1], None
-    for k in range(n - 2, 0, -1):
-        step = torch.addcmul(c[k], t, upper, value=2)
-        upper, lower = (step if lower is None else step - lower), upper
-    result = torch.addcmul(c[0], t, upper)
-    return result if lower is None else result - lower
+    # As many Chebyshev polynomials of 2 cos^2 - 1 are their stable form.
+    series = _to_chebyshev(coefficients.shape[2], t.dtype).T @ coefficients.mT
+    return chebyshev_series(series, t, encoding.shell)
 
 
 def bingham_signals(

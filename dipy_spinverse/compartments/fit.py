@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 class CompartmentFit:
     """What :meth:`CompartmentModel.fit` found; zero where nothing was fitted.
 
-    For each NAME in `MAPS` there is ``NAME``: the posterior mean, or the likeliest value where the
-    fit was asked for no draws. With draws there are also the standard deviation ``NAME_std`` and
-    the ends ``NAME_low`` and ``NAME_high`` of the central 95 % interval. ``fit[i, j, k]`` and
-    slices give the fit of these voxels.
+    For each NAME in `MAPS` there is the likeliest value ``NAME``, and where draws were asked for,
+    the posterior mean ``NAME_mean``, the standard deviation ``NAME_std`` and the ends ``NAME_low``
+    and ``NAME_high`` of the central 95 % interval. ``fit[i, j, k]`` and slices give the fit of
+    these voxels.
 
     Attributes
     ----------

@@ -36,8 +36,7 @@ from dipy_spinverse.voxels import Status, per_voxel, screened
 LIKELIHOODS = ("rician", "gaussian")
 SOLVERS = ("variable-projection", "mix", "interior-point")
 _N_DRAWS = 200
-_DICTIONARY_SIZE = 16
-_VOX_PER_CHUNK = 200
+_VOX_PER_CHUNK = 1000
 _MISFIT = 1.5
 
 
@@ -165,8 +164,8 @@ class CompartmentModel:
         S0_te = signal_without_diffusion(flat, self.acquisition)
         status = screened(flat, wanted, S0_te.min(axis=1))
         chosen = np.flatnonzero(status == Status.CONVERGED)
-        S0 = S0_te[:, 0]
-        if noise is None and len(chosen):
+        known_noise = noise is not None
+        if not known_noise and len(chosen):
             found, _ = noise_from_b0(flat[chosen], self.acquisition)
             if found is not None:
                 noise = np.ones(len(flat))
@@ -174,38 +173,37 @@ class CompartmentModel:
         count, axes = populations(peaks, shape)
         starts = self._starts(start, shape)
         settings = Settings(
-            self.likelihood, self.solver, _DICTIONARY_SIZE, n_draws, self.seed,
-            getattr(torch, self.dtype),
-        )  # fmt: skip
+            self.likelihood, self.solver, n_draws, self.seed, getattr(torch, self.dtype)
+        )
         arrays = self._empty(len(flat), n_draws)
+        S0 = np.where(status == Status.CONVERGED, S0_te[:, 0], 1)
+        scale = S0_te / S0[:, None]
         for n in np.unique(count[chosen]):
-            definition = with_fibres(self.definition, int(n))
             rows = chosen[count[chosen] == n]
             parts = [rows[k : k + vox_per_chunk] for k in range(0, len(rows), vox_per_chunk)]
-            scale = (S0_te / S0[:, None].clip(1e-300))[:, self.acquisition.te_index]
             chunks = [
                 Chunk(
-                    flat[part] / S0[part, None],
-                    scale[part],
-                    None if noise is None else noise[part] / S0[part],
-                    None if axes is None else axes[part],
-                    None if starts is None else {k: v[part] for k, v in starts.items()},
+                    data=flat[part] / S0[part, None],
+                    scale=scale[part][:, self.acquisition.te_index],
+                    sigma=None if noise is None else noise[part] / S0[part],
+                    refine_sigma=not known_noise,
+                    axes=None if axes is None else axes[part],
+                    start=None if starts is None else {k: v[part] for k, v in starts.items()},
                 )
                 for part in parts
             ]
             results = paramap(
                 fit_chunk,
                 chunks,
-                func_args=[definition, self.acquisition, settings],
+                func_args=[with_fibres(self.definition, int(n)), self.acquisition, settings],
                 engine=engine,
                 n_jobs=n_jobs,
                 verbose=verbose,
             )
             for part, result in zip(parts, results, strict=True):
                 for name, value in result.items():
-                    target = arrays[name]
-                    target[(part, *map(slice, value.shape[1:]))] = value
-        return self._as_fit(arrays, status, count, S0, S0_te, shape)
+                    arrays[name][(part, *map(slice, value.shape[1:]))] = value
+        return self._as_fit(arrays, status, count, S0, scale, noise, shape)
 
     def signals(self, parameters: Mapping[str, np.ndarray], gtab=None) -> np.ndarray:
         """Noise-free signals of given parameters.
@@ -284,7 +282,7 @@ class CompartmentModel:
         """Zeros for everything that a fit holds, populations of the most fibres included."""
         most = with_fibres(self.definition, MOST_FIBRES)
         names = (*self.definition.maps, "S0")
-        endings = ("", "_std", "_low", "_high") if n_draws else ("",)
+        endings = ("", "_mean", "_std", "_low", "_high") if n_draws else ("",)
         widths = {name + end: () for name in names for end in endings}
         widths |= {"effective_draws": ()} if n_draws else {}
         widths |= {
@@ -295,19 +293,23 @@ class CompartmentModel:
         }  # fmt: skip
         return {name: np.zeros((n_voxels, *width)) for name, width in widths.items()}
 
-    def _as_fit(self, arrays, status, count, S0, S0_te, shape):
+    def _as_fit(self, arrays, status, count, S0, scale, noise, shape):
         """Units of the data, status, and the shape of the image."""
-        for name in ("S0", "S0_std", "S0_low", "S0_high", "sigma", "residual_rms", "_amplitudes"):
-            if name in arrays:
+        for name in arrays:
+            if name.split("_")[0] == "S0" or name in ("sigma", "residual_rms", "_amplitudes"):
                 arrays[name] *= S0.reshape(-1, *(1,) * (arrays[name].ndim - 1))
         fitted = status == Status.CONVERGED
-        misfit = arrays["residual_rms"] > _MISFIT * arrays["sigma"]
-        status[fitted & ~arrays.pop("converged").astype(bool)] = Status.NOT_CONVERGED
-        status[fitted & misfit] = Status.MISFIT
-        relative = np.where(fitted[:, None], S0_te / np.where(fitted, S0, 1)[:, None], 0)
-        arrays |= {"status": status, "n_fibres": np.where(fitted, count, 0)}
-        arrays["S0_per_te"] = relative * arrays["S0"][:, None]
-        arrays["_scale"] = relative
+        converged = arrays.pop("converged").astype(bool)
+        status[fitted & ~converged] = Status.NOT_CONVERGED
+        if noise is not None:
+            status[fitted & (arrays["residual_rms"] > _MISFIT * noise)] = Status.MISFIT
+        scale = np.where(fitted[:, None], scale, 0)
+        arrays |= {
+            "status": status,
+            "n_fibres": np.where(fitted, count, 0),
+            "S0_per_te": scale * arrays["S0"][:, None],
+            "_scale": scale,
+        }
         arrays = {name: a.reshape((*shape, *a.shape[1:])) for name, a in arrays.items()}
         return CompartmentFit(self, arrays)
 
@@ -333,7 +335,7 @@ class CompartmentModel:
                 n_axes = len(definition.axes)
                 place = Place(
                     unit[:, : len(definition.parameters)],
-                    frames[:, : 9 * n_axes].reshape(-1, n_axes, 3, 3),
+                    frames[:, : 9 * n_axes].reshape(len(rows), n_axes, 3, 3),
                 )
                 columns = pools(values_of(definition, place))
                 noise_free = combined(columns, amplitudes[:, : len(definition.pools)])

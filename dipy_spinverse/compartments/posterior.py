@@ -4,9 +4,9 @@ All values inside the bounds, and all fractions, are equally likely a priori. Sc
 in z with u = Phi(z), where this prior is a standard normal distribution and bounds are infinitely
 far: quasi-random draws of a Student t distribution around the fit, then of one that has the mean
 and covariance of these, all weighted by how likely they are; axes likewise, in the plane that
-touches the sphere at the fit. For each draw, amplitudes are drawn from their normal distribution
-restricted to positive values [1]_. Rician magnitudes count as normal ones with the score and the
-information of the fit.
+touches the sphere at the fit. For each draw, amplitudes are drawn from a normal distribution
+restricted to positive values [1]_: theirs if magnitudes were normal, with the score and the
+information that Rician ones have at the fit. The weights are those of the exact likelihood.
 
 References
 ----------
@@ -16,28 +16,29 @@ References
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
-from scipy.special import ive
 from scipy.stats import chi2, qmc
 from torch import Tensor
 
 from dipy_spinverse.compartments.coordinates import Place, moved
+from dipy_spinverse.compartments.rician import (
+    log_likelihoods,
+    rician_information,
+    rician_target,
+)
 from dipy_spinverse.compartments.variable_projection import (
     Problem,
     combined,
     linearised,
-    rician_target,
     without_amplitudes,
 )
 
 _DEGREES = 5.0
 _INFLATION = 1.3
-_ROUNDS = (64, 128)
+_ROUNDS = (128, 128, 256)
 _FARTHEST = 2.4  # z of a fit at its bound
-_LEAST_INFORMATION = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +88,7 @@ def sample_posterior(
     for size in _ROUNDS if n else (n_draws,):
         mixtures.append((centre, torch.linalg.cholesky_ex(spread)[0]))
         new = _student(mixtures[-1], size, generator)
-        evidence, amounts = _evidence(problem, target, new, place, generator)
+        evidence, amounts = _evidence(problem, target, sigma, new, place, generator)
         points.append(new)
         weights.append(evidence + _log_prior(new, n_scalars))
         drawn.append(amounts)
@@ -122,27 +123,6 @@ def _normal_target(problem, predicted, sigma):
     score = rician_target(problem.data, predicted, sigma) - predicted
     information = rician_information(predicted / sigma[:, None])
     return _Target(predicted + score / information, torch.sqrt(information) / sigma[:, None])
-
-
-def rician_information(snr: Tensor) -> Tensor:
-    """Information on a signal in its magnitude, relative to normal noise of the same sd."""
-    table, step = _information_table()
-    position = (snr / step).clamp(0, len(table) - 1.001)
-    lower = position.floor()
-    table = torch.tensor(table, dtype=snr.dtype)
-    left, right = table[lower.long()], table[lower.long() + 1]
-    return left + (position - lower) * (right - left)
-
-
-@lru_cache
-def _information_table():
-    step, snr = 0.1, np.arange(0, 12.01, 0.1)
-    y = np.linspace(1e-3, 20, 4000)
-    z = y * snr[:, None]
-    density = y * np.exp(-0.5 * (y - snr[:, None]) ** 2) * ive(0, z)
-    score = y * ive(1, z) / ive(0, z) - snr[:, None]
-    information = (density * score**2).sum(axis=1) / density.sum(axis=1)
-    return np.maximum(information, _LEAST_INFORMATION), step
 
 
 def _student(mixture, size, generator):
@@ -189,28 +169,34 @@ def _moments(points, log_weights):
     return mean, covariance * 1.1 + 1e-6 * torch.eye(n, dtype=mean.dtype)
 
 
-def _evidence(problem, target, points, place, generator):
-    """Logarithm of the likelihood integrated over amplitudes (N, V), and one draw of them."""
-    evidences, draws = [], []
+def _evidence(problem, target, sigma, points, place, generator):
+    """One draw of amplitudes (N, V, K) for each point, and logarithms (N, V) of its weight.
+
+    Amplitudes come from the normal approximation; the weight is the likelihood over their density.
+    """
+    weights, draws = [], []
     n_pools = len(problem.definition.pools)
     cube = qmc.Sobol(n_pools, rng=generator).random(len(points))
-    data = (target.data * target.inverse_sd)[..., None]
+    whitened_data = (target.data * target.inverse_sd)[..., None]
+    rician = problem.sigma is not None
     for point, uniform in zip(points, torch.tensor(cube, dtype=points.dtype), strict=True):
-        white = target.whiten(problem.columns(_at(problem.definition, place, point)))
+        columns = problem.columns(_at(problem.definition, place, point))
+        white = target.whiten(columns)
         gram = white @ white.mT
         diagonal = torch.diagonal(gram, dim1=1, dim2=2)
         gram = gram + torch.diag_embed(1e-7 * diagonal + 1e-12)
         factor, _ = torch.linalg.cholesky_ex(gram)
-        projection = white @ data
-        best = torch.cholesky_solve(projection, factor)
-        fit = 0.5 * (best * projection).sum(dim=(1, 2))
+        best = torch.cholesky_solve(white @ whitened_data, factor)[..., 0]
+        amplitudes, log_chance = _positive(best, factor, uniform)
+        apart = ((amplitudes - best)[:, None] @ factor)[:, 0]
         log_det = torch.log(torch.diagonal(factor, dim1=1, dim2=2)).sum(dim=1)
-        amplitudes, log_chance = _positive(best[..., 0], factor, uniform)
+        log_density = log_det - 0.5 * (apart**2).sum(dim=1) - log_chance
+        likelihood = log_likelihoods(problem.data, combined(columns, amplitudes), sigma, rician)
         # Alike are S0 and fractions, not amplitudes: they have the density S0^(1 - K).
         prior = (1 - n_pools) * torch.log(amplitudes.sum(dim=1).clamp_min(1e-12))
-        evidences.append(fit - log_det + log_chance + prior)
+        weights.append(likelihood - log_density + prior)
         draws.append(amplitudes)
-    return torch.stack(evidences), torch.stack(draws)
+    return torch.stack(weights), torch.stack(draws)
 
 
 def _at(definition, place, point):

@@ -10,6 +10,7 @@ from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.compartments.coordinates import Place, frame_of
 from dipy_spinverse.compartments.variable_projection import Problem, amplitudes_of
 
+_DICTIONARY_SIZE = 16
 _TENSOR_B = 1.6  # ms/um^2; the logarithm is nearly quadratic up to here
 
 
@@ -37,7 +38,7 @@ def tensor_frames(acquisition: Acquisition, data: Tensor) -> Tensor:
     return frame_of(vectors[:, :, 2], vectors[:, :, 1])
 
 
-def dictionary_start(problem: Problem, frames: Tensor, size: int) -> Place:
+def dictionary_start(problem: Problem, frames: Tensor, size: int = _DICTIONARY_SIZE) -> Place:
     """The best of `size` quasi-random scalars in every voxel, with given frames (V, A, 3, 3)."""
     n_voxels, n = len(problem.data), len(problem.definition.parameters)
     best = Place(frames.new_full((n_voxels, n), 0.5), frames)

@@ -23,6 +23,7 @@ from torch.func import jvp, vmap
 from dipy_spinverse.compartments.coordinates import Place, moved, n_steps, values_of
 from dipy_spinverse.compartments.definition import Definition
 from dipy_spinverse.compartments.fractions import nonnegative_amplitudes
+from dipy_spinverse.compartments.rician import rician_target
 
 _FIRST_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 1e-2, 1e-7, 1e6
 _SMALL_STEP, _SMALL_GAIN = 1e-3, 1e-5
@@ -76,14 +77,6 @@ def amplitudes_of(columns: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def combined(columns: Tensor, amplitudes: Tensor) -> Tensor:
     """Signals (V, M) of pools (V, K, M) with amplitudes (V, K)."""
     return (amplitudes[:, None] @ columns)[:, 0]
-
-
-def rician_target(data: Tensor, predicted: Tensor, sigma: Tensor | None) -> Tensor:
-    """What least squares are to be fitted to, for signals near `predicted` (V, M)."""
-    if sigma is None:
-        return data
-    z = data * predicted / sigma[:, None] ** 2
-    return data * torch.special.i1e(z) / torch.special.i0e(z)
 
 
 def fit_all(problem: Problem, start: Place, max_steps: int = 40):

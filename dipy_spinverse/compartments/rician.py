@@ -1,0 +1,120 @@
+"""What magnitudes with Rician noise say about signals."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numba import njit, vectorize
+from scipy.special import ive
+from torch import Tensor
+
+_LEAST_INFORMATION = 0.05
+
+
+def rician_target(data: Tensor, predicted: Tensor, sigma: Tensor | None) -> Tensor:
+    """What least squares are to be fitted to, for signals near `predicted`.
+
+    y I1(z) / I0(z) with z = y S / sigma^2: the magnitude less what noise added to it.
+
+    Parameters
+    ----------
+    data, predicted : Tensor (V, M)
+    sigma : Tensor (V,) or None
+        None for Gaussian noise, which leaves the data as they are.
+    """
+    if sigma is None:
+        return data
+    z = data * predicted / sigma[:, None] ** 2
+    return data * torch.from_numpy(_bessel_ratio(z.numpy()))
+
+
+def log_likelihoods(data: Tensor, predicted: Tensor, sigma: Tensor, rician: bool) -> Tensor:
+    """Logarithms (V,) of the likelihood of signals, up to what does not depend on them."""
+    if rician:
+        arrays = (each.contiguous().numpy() for each in (data, predicted, sigma))
+        return torch.from_numpy(_log_likelihoods(*arrays))
+    return -0.5 * (((data - predicted) / sigma[:, None]) ** 2).sum(dim=1)
+
+
+def rician_sigma(data: Tensor, predicted: Tensor, sigma: Tensor, n_unknowns: int) -> Tensor:
+    """Noise (V,) of magnitudes around a fit that was made with about this noise.
+
+    Half the mean squared distance of the measurements in the complex plane, whose phase is
+    averaged over (a step of expectation maximisation).
+    """
+    cross = predicted * rician_target(data, predicted, sigma)
+    squares = (data**2 + predicted**2 - 2 * cross).sum(dim=1)
+    return torch.sqrt(squares / (2 * data.shape[1] - n_unknowns))
+
+
+def rician_information(snr: Tensor) -> Tensor:
+    """Information on a signal in its magnitude, relative to normal noise of the same sd."""
+    table, step = _information_table()
+    position = (snr / step).clamp(0, len(table) - 1.001)
+    lower = position.floor()
+    table = torch.tensor(table, dtype=snr.dtype)
+    left, right = table[lower.long()], table[lower.long() + 1]
+    return left + (position - lower) * (right - left)
+
+
+@lru_cache
+def _information_table():
+    step, snr = 0.1, np.arange(0, 12.01, 0.1)
+    y = np.linspace(1e-3, 20, 4000)
+    z = y * snr[:, None]
+    density = y * np.exp(-0.5 * (y - snr[:, None]) ** 2) * ive(0, z)
+    score = y * ive(1, z) / ive(0, z) - snr[:, None]
+    information = (density * score**2).sum(axis=1) / density.sum(axis=1)
+    return np.maximum(information, _LEAST_INFORMATION), step
+
+
+_SWITCH = 3.75
+
+
+# Abramowitz and Stegun 9.8.1 to 9.8.4: I0(z) and I1(z) / z below the switch, above it both times
+# sqrt(z) exp(-z).
+@njit(cache=True, nogil=True, fastmath=True)
+def _zero(z):
+    if z < _SWITCH:
+        q = (z / _SWITCH) ** 2
+        q4 = 0.2659732 + q * (0.0360768 + q * 0.0045813)
+        return 1 + q * (3.5156229 + q * (3.0899424 + q * (1.2067492 + q * q4)))
+    q = _SWITCH / z
+    q5 = -0.02057706 + q * (0.02635537 + q * (-0.01647633 + q * 0.00392377))
+    q2 = 0.00225319 + q * (-0.00157565 + q * (0.00916281 + q * q5))
+    return 0.39894228 + q * (0.01328592 + q * q2)
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _one(z):
+    if z < _SWITCH:
+        q = (z / _SWITCH) ** 2
+        q4 = 0.02658733 + q * (0.00301532 + q * 0.00032411)
+        return 0.5 + q * (0.87890594 + q * (0.51498869 + q * (0.15084934 + q * q4)))
+    q = _SWITCH / z
+    q5 = 0.02282967 + q * (-0.02895312 + q * (0.01787654 - q * 0.00420059))
+    q2 = -0.00362018 + q * (0.00163801 + q * (-0.01031555 + q * q5))
+    return 0.39894228 + q * (-0.03988024 + q * q2)
+
+
+@vectorize(["float32(float32)", "float64(float64)"], cache=True)
+def _bessel_ratio(z):
+    """I1(z) / I0(z) for z >= 0 to 1e-6."""
+    return z * _one(z) / _zero(z) if z < _SWITCH else _one(z) / _zero(z)
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _log_likelihoods(data, predicted, sigma):
+    result = np.empty(len(data), data.dtype)
+    for v in range(len(data)):
+        total = 0.0
+        scale = 1 / sigma[v] ** 2
+        for m in range(data.shape[1]):
+            z = data[v, m] * predicted[v, m] * scale
+            total += np.log(_zero(z)) - 0.5 * predicted[v, m] ** 2 * scale
+            if z >= _SWITCH:
+                total += z - 0.5 * np.log(z)
+        result[v] = total
+    return result

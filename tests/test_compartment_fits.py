@@ -1,0 +1,252 @@
+"""Fits of compartment models: the DIPY face, and what they recover."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from compartment_cases import directions, magnitudes, strong, two_shells
+from dipy.core.gradients import gradient_table
+
+from dipy_spinverse import ActiveAxModel, IVIMModel, NODDIModel, ZCDModel
+from dipy_spinverse.compartments import Compartment, Parameter, compose
+from dipy_spinverse.spinverse import Status
+
+NODDI = {
+    "ndi": np.array([0.3, 0.6, 0.8]),
+    "odi": np.array([0.5, 0.2, 0.05]),
+    "fwf": np.array([0.0, 0.2, 0.4]),
+    "axis": directions(3, seed=4),
+}
+
+
+def ivim_table():
+    b = np.r_[np.zeros(4), 10, 20, 30, 40, 60, 80, 100, 150, 200, 400, 600, 800]
+    return gradient_table(b, bvecs=directions(len(b)), b0_threshold=0)
+
+
+def aligned(found, true):
+    return np.abs((found * true).sum(axis=-1))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_noddi_is_recovered_without_noise(dtype):
+    model = NODDIModel(two_shells(), dtype=dtype)
+    fit = model.fit(500 * model.signals(NODDI), sigma=0.1, n_draws=0)
+    for name in ("ndi", "odi", "fwf"):
+        assert np.allclose(getattr(fit, name), NODDI[name], atol=2e-3)  # steps end at 1e-3
+    assert (aligned(fit.axis, NODDI["axis"]) > 0.9999).all()
+    assert np.allclose(fit.S0, 500, rtol=1e-3) and (fit.status == Status.CONVERGED).all()
+    assert np.allclose(fit.predict(), 500 * model.signals(NODDI), atol=0.5)
+
+
+def test_bingham_noddi_is_recovered_without_noise():
+    model = NODDIModel(two_shells(), dispersion="bingham")
+    truth = {"ndi": 0.6, "odi": 0.15, "fanning": 0.6, "fwf": 0.1, "axis": [0, 0, 1]}
+    truth["axis_fan"] = [0.6, 0.8, 0]
+    fit = model.fit(model.signals(truth), sigma=1e-4, n_draws=0)
+    for name in ("ndi", "odi", "fanning", "fwf"):
+        assert abs(getattr(fit, name) - truth[name]) < 5e-3
+
+
+@pytest.mark.parametrize("solver", ["mix", "interior-point"])
+def test_other_solvers_find_the_same(solver):
+    data = magnitudes(NODDIModel(two_shells()).signals(NODDI), 0.02)
+    first = NODDIModel(two_shells()).fit(data, sigma=0.02, n_draws=0)
+    other = NODDIModel(two_shells(), solver=solver).fit(data, sigma=0.02, n_draws=0)
+    for name in ("ndi", "odi", "fwf"):
+        # A tenth of what the noise does to them.
+        assert np.allclose(getattr(other, name), getattr(first, name), atol=5e-3)
+
+
+def test_rician_likelihood_takes_out_the_noise_floor():
+    truth = {"ndi": np.full(200, 0.7), "odi": 0.1, "fwf": 0.3, "axis": [0, 0, 1]}
+    data = magnitudes(NODDIModel(two_shells()).signals(truth), 0.1)
+    means = {}
+    for likelihood in ("rician", "gaussian"):
+        model = NODDIModel(two_shells(), likelihood=likelihood, dtype="float32")
+        means[likelihood] = model.fit(data, sigma=0.1, n_draws=0).ndi.mean()
+    # The standard error of the mean is 0.008.
+    assert abs(means["rician"] - 0.7) < 0.03 and means["gaussian"] > 0.8
+
+
+def test_diameters_are_recovered_without_noise():
+    truth = {
+        "axon_diameter": np.array([4.0, 8.0]), "axon_share": np.array([0.6, 0.7]),
+        "free_water_fraction": 0.1, "dot_fraction": 0.05, "axis": directions(2, seed=7),
+    }  # fmt: skip
+    model = ActiveAxModel(strong())
+    fit = model.fit(model.signals(truth), sigma=1e-4, n_draws=0)
+    assert np.allclose(fit.axon_diameter, truth["axon_diameter"], rtol=0.02)
+    assert np.allclose(fit.restricted_fraction, 0.85 * truth["axon_share"], atol=5e-3)
+    truth = {
+        "axon_diameter": np.array([4.0, 8.0]), "parallel_diffusivity": 1.5,
+        "perpendicular_share": 0.4, "restricted_fraction": 0.5, "dot_fraction": 0.1,
+        "axis": directions(2, seed=7),
+    }  # fmt: skip
+    model = ZCDModel(strong())
+    fit = model.fit(model.signals(truth), sigma=1e-4, n_draws=0)
+    assert np.allclose(fit.axon_diameter, truth["axon_diameter"], rtol=0.02)
+    assert np.allclose(fit.perpendicular_diffusivity, 0.6e-3, rtol=0.02)
+
+
+def test_ivim_is_recovered_without_noise_in_dipys_units():
+    model = IVIMModel(ivim_table())
+    truth = {"perfusion_fraction": np.array([0.05, 0.3]), "D": 0.9, "D_star": 12.0}
+    fit = model.fit(100 * model.signals(truth), sigma=1e-3, n_draws=0)
+    assert np.allclose(fit.perfusion_fraction, truth["perfusion_fraction"], atol=1e-3)
+    assert np.allclose(fit.D, 0.9e-3, rtol=0.01) and np.allclose(fit.D_star, 12e-3, rtol=0.05)
+
+
+def test_crossing_fibres_are_refined_from_peaks():
+    model = NODDIModel(two_shells())
+    axes = np.array([[1.0, 0, 0], [0.2, 0.98, 0]])
+    axes /= np.linalg.norm(axes, axis=1, keepdims=True)
+    shared = {"ndi": 0.6, "odi": 0.08, "fwf": 0.0}
+    parts = [model.signals({**shared, "axis": axis}) for axis in axes]
+    isotropic = model.signals({**shared, "odi": 1.0, "axis": axes[0]})
+    data = np.stack([0.6 * parts[0] + 0.4 * parts[1], parts[1], isotropic])
+    peaks = np.zeros((3, 5, 3))
+    tilt = np.array([0.0, 0.12, 0.1])
+    peaks[0, :2] = (axes + tilt)[::-1] / np.linalg.norm(axes + tilt, axis=1)[::-1, None]
+    peaks[1, 0] = peaks[0, 0]
+    fit = model.fit(data, sigma=0.002, peaks=SimpleNamespace(peak_dirs=peaks), n_draws=20)
+    assert fit.n_fibres.tolist() == [2, 1, 0]
+    assert (aligned(fit.axes[0, :2], axes) > np.cos(np.radians(2))).all()
+    assert np.allclose(fit.fibre_fractions[0], [0.6, 0.4, 0], atol=0.03)
+    assert np.allclose(fit.ndi, 0.6, atol=0.02) and np.allclose(fit.fwf, 0, atol=0.02)
+    assert abs(fit.odi[0] - 0.08) < 0.02 and fit.odi[2] == 1
+    assert np.allclose(fit.predict(), data, atol=0.01)
+
+
+def test_intervals_hold_the_truth_also_near_bounds():
+    model = NODDIModel(two_shells(), dtype="float32")
+    truth = model.draw(150, seed=3)
+    fit = model.fit(magnitudes(model.signals(truth), 0.03), sigma=0.03)
+    for name in ("ndi", "odi", "fwf"):
+        low, high = getattr(fit, name + "_low"), getattr(fit, name + "_high")
+        held = ((low <= truth[name]) & (truth[name] <= high)).mean()
+        assert 0.88 < held  # 0.95 less four standard errors of 150 voxels
+        assert (high - low).mean() < 0.9 and (getattr(fit, name + "_std") > 0).all()
+
+
+def test_bad_voxels_stop_nothing_and_say_why():
+    model = NODDIModel(two_shells())
+    data = np.tile(100 * model.signals(NODDI)[1], (2, 3, 1))
+    data[0, 0, 5], data[0, 1], data[0, 2, :6] = np.nan, 0, 0
+    mask = np.ones((2, 3), dtype=int)
+    mask[1, 0] = 0
+    with pytest.warns(UserWarning, match="3 of 5 voxels"):
+        fit = model.fit(data, mask, sigma=1.0, n_draws=30)
+    expected = [Status.BAD_SAMPLES, Status.NO_SIGNAL, Status.NO_B0, Status.NOT_FITTED]
+    assert [*fit.status[0], fit.status[1, 0]] == expected
+    for name in fit.MAPS:
+        for end in ("", "_mean", "_std", "_low", "_high"):
+            values = getattr(fit, name + end)
+            assert np.isfinite(values).all() and (values[fit.n_fibres == 0] == 0).all()
+    assert abs(fit[1, 1].ndi - 0.6) < 0.01 and fit[1].shape == (3,)
+    with pytest.raises(AttributeError, match="has no 'kappa'"):
+        fit.kappa  # noqa: B018
+
+
+def test_signals_that_the_model_cannot_make_are_called_misfit():
+    model = NODDIModel(two_shells())
+    data = np.exp(-0.1 * model.acquisition.b)  # far less diffusion than the model knows
+    data *= 1 + 0.3 * model.acquisition.directions[:, 0] ** 2
+    assert model.fit(data, sigma=0.01, n_draws=0).status == Status.MISFIT
+
+
+def test_each_echo_time_has_its_own_signal_without_diffusion():
+    acquisition = strong()
+    te = np.where(np.arange(len(acquisition)) % 2, 90.0, 110.0)
+    acquisition = type(acquisition)(
+        acquisition.b, acquisition.directions, acquisition.small_delta, acquisition.big_delta, te
+    )
+    model = ActiveAxModel(acquisition, dot=False)
+    truth = {
+        "axon_diameter": 6.0,
+        "axon_share": 0.6,
+        "free_water_fraction": 0.2,
+        "axis": [1, 0, 0],
+    }
+    data = model.signals(truth) * np.where(te == 90, 100, 70)
+    fit = model.fit(data, sigma=0.01, n_draws=0)
+    assert np.allclose(fit.S0_per_te, [100, 70], rtol=1e-3)
+    assert abs(fit.axon_diameter - 6) < 0.2 and np.allclose(fit.predict(), data, atol=0.2)
+
+
+def test_start_values_replace_the_dictionary():
+    model = NODDIModel(two_shells())
+    data = model.signals(NODDI)
+    start = {name: NODDI[name] for name in ("ndi", "odi", "axis")}
+    fit = model.fit(data, sigma=1e-3, start=start, n_draws=0)
+    assert np.allclose(fit.ndi, NODDI["ndi"], atol=2e-3)
+    with pytest.raises(ValueError, match="start lacks"):
+        model.fit(data, start={"ndi": 0.5})
+
+
+def test_draws_of_the_prior_make_signals_and_maps():
+    model = ZCDModel(strong())
+    drawn = model.draw(50, seed=1)
+    signals, maps = model.signals(drawn), model.maps(drawn)
+    assert signals.shape == (50, len(model.acquisition)) and (signals <= 1 + 1e-9).all()
+    total = sum(
+        maps[name] for name in ("restricted_fraction", "hindered_fraction", "dot_fraction")
+    )
+    assert np.allclose(total, 1) and maps["parallel_diffusivity"].max() <= 3e-3
+    assert np.allclose(np.linalg.norm(drawn["axis"], axis=1), 1)
+
+
+def test_own_models_link_and_know_parameters():
+    parts = [
+        Compartment("stick", "inside", {"diffusivity": "along"}),
+        Compartment("zeppelin", "outside", {"parallel": "along", "perpendicular": _half}),
+    ]
+    model = compose(two_shells(), parts, [Parameter("along", 0.5, 3.0, "mm^2/s")])
+    truth = {"along": 1.8, "inside": 0.4, "axis": [0, 1, 0]}
+    fit = model.fit(model.signals(truth), sigma=1e-3)
+    assert abs(fit.along - 1.8e-3) < 1e-5 and abs(fit.inside - 0.4) < 5e-3
+    assert fit.MAPS == ("along", "inside", "outside", "S0")
+
+
+def _half(values):
+    return 0.5 * values["along"]
+
+
+def test_acquisitions_that_cannot_determine_a_model_are_refused():
+    one_shell = two_shells().subset(two_shells().b < 1)
+    with pytest.raises(ValueError, match="at least 2 different b"):
+        NODDIModel(one_shell)
+    b = np.r_[0, np.repeat([1000, 2000], 20)]
+    gtab = gradient_table(b, bvecs=np.vstack([np.zeros(3), directions(40)]))
+    with pytest.raises(ValueError, match="timing of the pulses"):
+        ActiveAxModel(gtab)
+    with pytest.raises(ValueError, match="unknowns with S0"):
+        NODDIModel(two_shells(1).subset(slice(5, None)))
+    with pytest.raises(ValueError, match="likelihood is 'poisson'"):
+        NODDIModel(gtab, likelihood="poisson")
+    with pytest.raises(ValueError, match="mm\\^2/s"):
+        NODDIModel(gtab, parallel_diffusivity=1.7)
+    acquisition = strong()
+    te = np.where(acquisition.b0_mask, 90.0, 100.0)
+    with pytest.raises(ValueError, match="no b0 at the echo times"):
+        ActiveAxModel(
+            type(acquisition)(
+                acquisition.b, acquisition.directions, acquisition.small_delta,
+                acquisition.big_delta, te,
+            )
+        )  # fmt: skip
+
+
+def test_wrong_arguments_say_how_to_be_right():
+    model = NODDIModel(two_shells())
+    with pytest.raises(ValueError, match="along the last"):
+        model.fit(np.ones(3))
+    with pytest.raises(ValueError, match="not positive"):
+        model.fit(np.ones(len(model.acquisition)), sigma=0.0)
+    with pytest.raises(ValueError, match="peaks has voxels"):
+        peaks = SimpleNamespace(peak_dirs=np.zeros((4, 5, 3)))
+        model.fit(np.ones((2, len(model.acquisition))), peaks=peaks)
+    with pytest.raises(ValueError, match="missing \\['odi'\\]"):
+        model.signals({"ndi": 0.5, "fwf": 0.1, "axis": [0, 0, 1]})

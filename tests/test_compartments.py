@@ -1,0 +1,177 @@
+"""Compartment signals against closed forms and brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from compartment_cases import directions, strong, two_shells
+from scipy.optimize import nnls
+from scipy.special import roots_legendre
+from scipy.stats import rice
+
+from dipy_spinverse import Acquisition
+from dipy_spinverse.compartments import Compartment, Definition, Parameter
+from dipy_spinverse.compartments.definition import with_fibres
+from dipy_spinverse.compartments.encoding import encoding_of
+from dipy_spinverse.compartments.fractions import nonnegative_amplitudes
+from dipy_spinverse.compartments.kernels import KERNELS
+from dipy_spinverse.compartments.rician import log_likelihoods, rician_information, rician_target
+from dipy_spinverse.compartments.series import chebyshev_series
+from dipy_spinverse.compartments.signals import pool_signals
+
+ARGUMENTS = {
+    "stick": {"diffusivity": 1.7},
+    "zeppelin": {"parallel": 1.7, "perpendicular": 0.5},
+    "cylinder": {"diffusivity": 1.7, "diameter": 6.0},
+}
+
+
+def signals_of(compartment, acquisition, **values):
+    parameters = tuple(
+        Parameter(name, 0.0, 100.0) for name, value in values.items() if np.ndim(value) == 1
+    )
+    definition = Definition("test", parameters, (compartment,))
+    tensors = {name: torch.tensor(np.asarray(value, float)) for name, value in values.items()}
+    return pool_signals(definition, encoding_of(acquisition))(tensors)[:, 0].numpy()
+
+
+def test_gaussian_compartments_are_exponentials_of_their_tensor():
+    acquisition = two_shells()
+    axis = directions(3, seed=5)
+    tensor = 0.5 * np.eye(3) + (1.7 - 0.5) * axis[:, :, None] * axis[:, None, :]
+    g = acquisition.directions
+    exact = np.exp(-acquisition.b * np.einsum("mi,vij,mj->vm", g, tensor, g))
+    found = signals_of(
+        Compartment("zeppelin", "all", ARGUMENTS["zeppelin"]), acquisition, axis=axis
+    )
+    assert np.allclose(found, exact, atol=1e-14)  # rounding
+    stick = signals_of(Compartment("stick", "all", ARGUMENTS["stick"]), acquisition, axis=axis)
+    assert np.allclose(stick, np.exp(-acquisition.b * 1.7 * (axis @ g.T) ** 2), atol=1e-14)
+    ball = signals_of(Compartment("ball", "all", {"diffusivity": 3.0}), acquisition, axis=axis)
+    assert np.allclose(ball, np.exp(-3 * acquisition.b), atol=1e-14)
+    assert (signals_of(Compartment("dot", "all"), acquisition, axis=axis) == 1).all()
+
+
+# Robertson 1966, Neuman 1974: pulses that touch, long against R^2/D.
+@pytest.mark.parametrize(
+    ("kernel", "first", "second"), [("cylinder", 7 / 96, 99 / 112), ("sphere", 8 / 175, 581 / 840)]
+)
+def test_narrow_pores_follow_the_motional_narrowing_limit(kernel, first, second):
+    acquisition = Acquisition(b=[4.0], directions=[[1, 0, 0]], small_delta=20, big_delta=20)
+    d, radius = 2.0, 1.5
+    gradient = acquisition.q[0] / 20
+    exact = first * gradient**2 * radius**4 / d * (2 * 20 - second * radius**2 / d)
+    arguments = (torch.tensor([d]).double(), torch.tensor([2 * radius]).double())
+    found = KERNELS[kernel](encoding_of(acquisition), *arguments).across.item()
+    assert abs(found / exact - 1) < 1e-4  # terms left out are of order exp(-D delta / R^2)
+
+
+@pytest.mark.parametrize("kernel", ["cylinder", "sphere"])
+def test_wide_pores_are_free(kernel):
+    acquisition = Acquisition(b=[1.0], directions=[[1, 0, 0]], small_delta=1, big_delta=2)
+    arguments = (torch.tensor([2.0]).double(), torch.tensor([200.0]).double())
+    found = KERNELS[kernel](encoding_of(acquisition), *arguments).across.item()
+    # Walls take sqrt(D t) / R of the pore, 2 % here, and the sum over roots is cut off.
+    assert abs(found / 2.0 - 1) < 0.04
+
+
+@pytest.mark.parametrize("dispersion", ["watson", "bingham"])
+@pytest.mark.parametrize("kernel", list(ARGUMENTS))
+def test_dispersed_signals_are_the_average_over_the_sphere(kernel, dispersion):
+    acquisition = two_shells(8)
+    odi, fanning = np.array([0.05, 0.3, 0.9]), np.array([0.95, 0.5, 0.0])
+    axis = directions(3, seed=2)
+    fan = np.cross(axis, directions(3, seed=3))
+    fan /= np.linalg.norm(fan, axis=1, keepdims=True)
+    compartment = Compartment(
+        kernel, "all", ARGUMENTS[kernel], dispersion=dispersion, odi="odi", fanning="fanning"
+    )
+    values = {"odi": odi, "fanning": fanning, "axis": axis, "axis_fan": fan}
+    found = signals_of(compartment, acquisition, **values)
+    plain = Compartment(kernel, "all", ARGUMENTS[kernel])
+    z, weights = roots_legendre(120)
+    azimuth = (np.arange(240) + 0.5) * 2 * np.pi / 240
+    for v in range(3):
+        sine = np.sqrt(1 - z**2)[:, None]
+        parts = (sine * np.cos(azimuth), sine * np.sin(azimuth), z[:, None] + 0 * azimuth)
+        frame = np.stack([fan[v], np.cross(axis[v], fan[v]), axis[v]])
+        normals = np.stack(parts, axis=-1).reshape(-1, 3) @ frame
+        kappa = 1 / np.tan(np.pi / 2 * odi[v])
+        spread = kappa * fanning[v] * (dispersion == "bingham")
+        density = np.exp(kappa * (z[:, None] ** 2 - 1) + spread * parts[0] ** 2)
+        density *= weights[:, None]
+        average = density.ravel() @ signals_of(plain, acquisition, axis=normals) / density.sum()
+        assert np.allclose(found[v], average, atol=2e-6)  # the series is cut off at 2e-6
+
+
+def test_series_has_derivatives_forward_and_backward():
+    coefficients = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
+    t = (torch.rand(2, 7, dtype=torch.float64) * 2 - 1).requires_grad_()
+    shell = torch.tensor([0, 2, 1, 1, 0, 2, 2])
+    assert torch.autograd.gradcheck(
+        lambda c, x: chebyshev_series(c, x, shell), (coefficients, t), check_forward_ad=True
+    )
+
+
+def test_amplitudes_are_those_of_scipys_nnls():
+    rng = np.random.default_rng(0)
+    columns = np.abs(rng.standard_normal((40, 4, 30))) + 0.5  # strongly correlated
+    data = rng.standard_normal((40, 30)) + np.einsum("vkm,k->vm", columns, [1.0, -1, 0.1, -0.3])
+    exact = np.array([nnls(c.T, y)[0] for c, y in zip(columns, data, strict=True)])
+    gram = torch.tensor(columns @ columns.transpose(0, 2, 1))
+    found = nonnegative_amplitudes(gram, torch.tensor(np.einsum("vkm,vm->vk", columns, data)))
+    assert np.allclose(found.numpy(), exact, atol=1e-4)  # ridge of 1e-6 of the diagonal
+    assert (exact == 0).any() and (exact > 0).any()
+
+
+def test_rician_likelihood_is_that_of_scipy():
+    rng = np.random.default_rng(0)
+    data, signals = np.abs(rng.standard_normal((2, 3, 50))) * 4
+    sigma = np.array([0.5, 1.0, 2.0])
+    arrays = [torch.tensor(each) for each in (data, signals, sigma)]
+    exact = rice.logpdf(data, signals / sigma[:, None], scale=sigma[:, None])
+    alone = rice.logpdf(data, 0, scale=sigma[:, None])
+    found = log_likelihoods(*arrays, True).numpy()
+    assert np.allclose(found, (exact - alone).sum(axis=1), atol=1e-4)  # polynomials to 1e-6 each
+    step = 1e-4
+    ratio = np.exp(
+        rice.logpdf(data, (signals + step) / sigma[:, None], scale=sigma[:, None]) - exact
+    )
+    score = sigma[:, None] ** 2 * np.log(ratio) / step
+    assert np.allclose(rician_target(*arrays).numpy() - signals, score, atol=1e-3)
+    assert abs(rician_information(torch.tensor([8.0]).double()).item() - 1) < 0.01
+
+
+def test_populations_have_their_own_axes_pools_and_marked_parameters():
+    stick = Compartment("stick", "fibres", ARGUMENTS["stick"], dispersion="watson", odi="odi")
+    ball = Compartment("ball", "water", {"diffusivity": 3.0})
+    one = Definition("test", (Parameter("odi", 0, 1, per_fibre=True),), (stick, ball))
+    two = with_fibres(one, 2)
+    assert two.pools == ("fibres_1", "fibres_2", "water") and two.axes == ("axis_1", "axis_2")
+    assert [p.name for p in two.parameters] == ["odi_1", "odi_2"]
+    none = with_fibres(one, 0)
+    assert none.axes == () and none.parameters == () and none.pools == ("fibres", "water")
+
+
+def test_definitions_that_cannot_be_say_why():
+    with pytest.raises(ValueError, match="use one of stick"):
+        Compartment("needle", "all")
+    with pytest.raises(ValueError, match="needs the arguments"):
+        Compartment("cylinder", "all", {"diffusivity": 1.0})
+    with pytest.raises(ValueError, match="has no axis"):
+        Compartment("ball", "all", {"diffusivity": 1.0}, dispersion="watson", odi=0.1)
+    with pytest.raises(ValueError, match="needs odi and fanning"):
+        Compartment("stick", "all", {"diffusivity": 1.0}, dispersion="bingham")
+    with pytest.raises(ValueError, match="no parameters"):
+        Definition("test", (), (Compartment("ball", "all", {"diffusivity": "D"}),))
+    with pytest.raises(ValueError, match="two things"):
+        Definition("test", (Parameter("all", 0, 1),), (Compartment("dot", "all"),))
+    with pytest.raises(ValueError, match="finite bounds"):
+        Parameter("D", 1.0, 1.0)
+
+
+def test_shells_that_differ_only_in_timing_are_one_for_untimed_models():
+    acquisition = strong()
+    assert len(encoding_of(acquisition).b) == 5
+    assert len(encoding_of(two_shells(), timed=False).b) == 3
