@@ -73,7 +73,25 @@ def fit_chunk(
     encoding = encoding_of(acquisition, dtype, timed=definition.timed)
     data, scale = (torch.tensor(each, dtype=dtype) for each in (chunk.data, chunk.scale))
     problem = Problem(definition, pool_signals(definition, encoding), data, scale, None)
-    sigma = None if chunk.sigma is None else torch.tensor(chunk.sigma, dtype=dtype)
+    found, place, amplitudes, sigma, converged = _fitted(chunk, problem, acquisition, settings)
+    result = _likeliest(definition, found, place, amplitudes)
+    result |= {"converged": converged.numpy(), "sigma": sigma.numpy()}
+    if settings.n_draws:
+        draws = sample_posterior(found, place, amplitudes, sigma, settings.n_draws, settings.seed)
+        maps = _maps(definition, draws.place, draws.amplitudes)
+        for name, flat in maps.items():
+            values = flat.reshape(settings.n_draws, -1)
+            low, high = np.quantile(values, [0.025, 0.975], axis=0)
+            result |= {f"{name}_mean": values.mean(axis=0), f"{name}_std": values.std(axis=0)}
+            result |= {f"{name}_low": low, f"{name}_high": high}
+        result["effective_draws"] = draws.effective.numpy()
+    return {name: np.asarray(value, dtype=float) for name, value in result.items()}
+
+
+def _fitted(chunk, problem, acquisition, settings):
+    """Problem with its likelihood, place, amplitudes, noise, and whether the search converged."""
+    definition, data = problem.definition, problem.data
+    sigma = None if chunk.sigma is None else torch.tensor(chunk.sigma, dtype=data.dtype)
     start = _start(chunk, problem, acquisition, settings)
     fit = interior_point if settings.solver == "interior-point" else fit_all
     if sigma is None or settings.likelihood == "gaussian":
@@ -81,7 +99,9 @@ def fit_chunk(
         if sigma is None:
             residual = data - combined(problem.columns(place), amplitudes)
             n_unknowns = np.full(len(data), definition.n_unknowns)
-            sigma = torch.tensor(noise_from_residual(residual.numpy(), n_unknowns), dtype=dtype)
+            sigma = torch.tensor(
+                noise_from_residual(residual.numpy(), n_unknowns), dtype=data.dtype
+            )
             sigma, start = sigma.clamp_min(_LEAST_NOISE), place
     if settings.likelihood == "rician":
         problem = replace(problem, sigma=sigma)
@@ -92,20 +112,7 @@ def fit_chunk(
             sigma = sigma.clamp_min(_LEAST_NOISE)
             problem = replace(problem, sigma=sigma)
             place, amplitudes, converged = fit(problem, place)
-    result = _likeliest(definition, problem, place, amplitudes)
-    result |= {"converged": converged.numpy(), "sigma": sigma.numpy()}
-    if settings.n_draws:
-        draws = sample_posterior(
-            problem, place, amplitudes, sigma, settings.n_draws, settings.seed
-        )
-        maps = _maps(definition, draws.place, draws.amplitudes)
-        for name, flat in maps.items():
-            values = flat.reshape(settings.n_draws, -1)
-            low, high = np.quantile(values, [0.025, 0.975], axis=0)
-            result |= {f"{name}_mean": values.mean(axis=0), f"{name}_std": values.std(axis=0)}
-            result |= {f"{name}_low": low, f"{name}_high": high}
-        result["effective_draws"] = draws.effective.numpy()
-    return {name: np.asarray(value, dtype=float) for name, value in result.items()}
+    return problem, place, amplitudes, sigma, converged
 
 
 def _start(chunk, problem, acquisition, settings):

@@ -36,7 +36,7 @@ from dipy_spinverse.voxels import Status, per_voxel, screened
 LIKELIHOODS = ("rician", "gaussian")
 SOLVERS = ("variable-projection", "mix", "interior-point")
 _N_DRAWS = 200
-_VOX_PER_CHUNK = 1000
+_SAMPLES_PER_CHUNK = 300_000
 _MISFIT = 1.5
 
 
@@ -108,7 +108,7 @@ class CompartmentModel:
         n_draws: int = _N_DRAWS,
         engine: str = "serial",
         n_jobs: int = -1,
-        vox_per_chunk: int = _VOX_PER_CHUNK,
+        vox_per_chunk: int | None = None,
         verbose: bool = False,
     ) -> CompartmentFit:
         """Fit voxels.
@@ -136,7 +136,7 @@ class CompartmentModel:
         n_jobs : int, optional
             Number of processes of the other engines; -1 for all but one core.
         vox_per_chunk : int, optional
-            Voxels fitted together.
+            Voxels fitted together; by default as many as fit into some hundred MiB.
         verbose : bool, optional
             Show a progress bar.
 
@@ -151,9 +151,10 @@ class CompartmentModel:
                 f"data has shape {data.shape}, the acquisition {len(self.acquisition)} "
                 "measurements; give them along the last of 1 to 4 axes."
             )
-        if n_draws < 0 or vox_per_chunk < 1:
+        size = self._chunk_size() if vox_per_chunk is None else vox_per_chunk
+        if n_draws < 0 or size < 1:
             raise ValueError(
-                f"n_draws is {n_draws} and vox_per_chunk {vox_per_chunk}; give at least 0 and 1."
+                f"n_draws is {n_draws} and vox_per_chunk {size}; give at least 0 and 1."
             )
         shape = data.shape[:-1]
         flat = data.reshape(-1, data.shape[-1]).astype(float)
@@ -180,7 +181,7 @@ class CompartmentModel:
         scale = S0_te / S0[:, None]
         for n in np.unique(count[chosen]):
             rows = chosen[count[chosen] == n]
-            parts = [rows[k : k + vox_per_chunk] for k in range(0, len(rows), vox_per_chunk)]
+            parts = [rows[k : k + size] for k in range(0, len(rows), size)]
             chunks = [
                 Chunk(
                     data=flat[part] / S0[part, None],
@@ -263,6 +264,11 @@ class CompartmentModel:
         """As `signals`, with S0 (...) beside the parameters."""
         return self.signals({**parameters, "S0": S0}, gtab)
 
+    def _chunk_size(self):
+        # Sums over the modes of pores are the largest arrays, as long as signals 20 times.
+        per_voxel = len(self.acquisition) * (20 if self.definition.timed else 1)
+        return max(1, min(1000, _SAMPLES_PER_CHUNK // per_voxel))
+
     def _starts(self, start, shape):
         if start is None:
             return None
@@ -321,7 +327,7 @@ class CompartmentModel:
         flat = {k: getattr(fit, k).reshape(n, -1) for k in ("_unit", "_frames", "_amplitudes")}
         scale = fit._scale.reshape(n, -1)
         te = places_of(acquisition.echo_times, self.acquisition.echo_times)
-        result = np.zeros((n, len(acquisition)))
+        result, size = np.zeros((n, len(acquisition))), self._chunk_size()
         count, status = fit.n_fibres.reshape(-1), fit.status.reshape(-1)
         encoding = encoding_of(acquisition, torch.float64, timed=self.definition.timed)
         fitted = np.isin(status, (Status.CONVERGED, Status.NOT_CONVERGED, Status.MISFIT))
@@ -329,8 +335,8 @@ class CompartmentModel:
             definition = with_fibres(self.definition, int(k))
             pools = pool_signals(definition, encoding)
             of_k = np.flatnonzero(fitted & (count == k))
-            for first in range(0, len(of_k), _VOX_PER_CHUNK):
-                rows = of_k[first : first + _VOX_PER_CHUNK]
+            for first in range(0, len(of_k), size):
+                rows = of_k[first : first + size]
                 unit, frames, amplitudes = (torch.tensor(v[rows]) for v in flat.values())
                 n_axes = len(definition.axes)
                 place = Place(

@@ -90,7 +90,7 @@ def sample_posterior(
         new = _student(mixtures[-1], size, generator)
         evidence, amounts = _evidence(problem, target, sigma, new, place, generator)
         points.append(new)
-        weights.append(evidence + _log_prior(new, n_scalars))
+        weights.append(evidence + _log_prior(problem.definition, new))
         drawn.append(amounts)
         everything, log_weights = torch.cat(points), torch.cat(weights)
         if n:
@@ -100,10 +100,14 @@ def sample_posterior(
     return _resampled(problem.definition, place, everything, torch.cat(drawn), share, n_draws)
 
 
-def _log_prior(points, n_scalars):
-    """Normal for scalars; axes are uniform on the sphere, of which turns are the tangent plane."""
-    turns = points[..., n_scalars:]
-    return -0.5 * (points[..., :n_scalars] ** 2).sum(dim=2) - torch.log1p(turns**2).sum(dim=2)
+def _log_prior(definition, points):
+    """Normal for scalars, uniform on the sphere and around the axis for turns, whose tangents
+    points hold."""
+    n_scalars, n_axes = len(definition.parameters), len(definition.axes)
+    result = -0.5 * (points[..., :n_scalars] ** 2).sum(dim=2)
+    tangents = points[..., n_scalars : n_scalars + 2 * n_axes].unflatten(2, (n_axes, 2))
+    result = result - 1.5 * torch.log1p((tangents**2).sum(dim=3)).sum(dim=2)
+    return result - torch.log1p(points[..., n_scalars + 2 * n_axes :] ** 2).sum(dim=2)
 
 
 @dataclass(frozen=True, eq=False)

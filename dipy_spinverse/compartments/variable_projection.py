@@ -128,7 +128,7 @@ def _step(problem, place, amplitudes, damping):
     curvature = curvature * free[:, None] * free[..., None]
     diagonal = torch.diagonal(curvature, dim1=1, dim2=2)
     # A direction that changes nothing gets no step.
-    floor = 1e-6 * diagonal.amax(dim=1, keepdim=True) + 1e-12
+    floor = 1e-6 * diagonal.sum(dim=1, keepdim=True) + 1e-12
     damped = curvature + torch.diag_embed(damping[:, None] * diagonal + floor + (1 - free))
     factor, _ = torch.linalg.cholesky_ex(damped)
     step = torch.cholesky_solve((gradient * free)[..., None], factor)[..., 0].nan_to_num()
@@ -137,7 +137,7 @@ def _step(problem, place, amplitudes, damping):
     trial = moved(problem.definition, place, step)
     trial_amplitudes, trial_cost = amplitudes_of(problem.columns(trial), target)
     better = trial_cost < cost
-    small = (step.abs().amax(dim=1) < _SMALL_STEP) | (
+    small = (step.abs() < _SMALL_STEP).all(dim=1) | (
         better & (cost - trial_cost < _SMALL_GAIN * cost)
     )
     keep = better[:, None]
@@ -154,6 +154,9 @@ def linearised(problem: Problem, place: Place, amplitudes: Tensor) -> tuple[Tens
     """Signals of the pools (V, K, M), and slopes (V, N, M) of the signals with amplitudes."""
     n = n_steps(problem.definition)
     zero = place.unit.new_zeros(len(place.unit), n)
+    if n == 0:
+        columns = problem.columns(place)
+        return columns, columns[:, :0]
 
     def predicted(step):
         columns = problem.columns(moved(problem.definition, place, step))

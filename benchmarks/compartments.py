@@ -1,0 +1,365 @@
+"""Compartment models against truths, beside AMICO, dmipy and DIPY where they can be installed.
+
+``python -m benchmarks.compartments [noddi camino activeax ivim intervals] [--peers FOLDER]`` makes
+an environment for each peer in FOLDER (once), prints the tables and writes each to
+``results/compartments_NAME.md``. Data come from the folder named by DIPY_SPINVERSE_DATA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from dipy.core.gradients import gradient_table
+from dipy.reconst.ivim import IvimModel
+from scipy.stats import spearmanr
+
+from benchmarks.datasets import data_folder, load_duval_cat
+from dipy_spinverse import Acquisition, ActiveAxModel, IVIMModel, NODDIModel, ZCDModel
+from dipy_spinverse.compartments import Compartment, compose, rest, tortuosity
+from dipy_spinverse.compartments.definition import Parameter
+
+RESULTS = Path(__file__).parent / "results"
+_PEER_SCRIPT = Path(__file__).with_name("compartment_peers.py")
+_SNR = 30
+_LONGEST = 1800  # s, for a peer's task
+# Peer: what pip installs, then without its dependencies, and a line to change in a file.
+_PEERS = {
+    "amico": (["dmri-amico==2.1.1"], [], None),
+    "dmipy": (
+        ["numpy==1.26.4", "scipy==1.12.0", "dipy==1.9.0", "setuptools<80", "numba", "cvxpy",
+         "boto", "future", "matplotlib"],
+        ["dmipy==1.0.5"],
+        ("dmipy/core/acquisition_scheme.py", "if deltas == []:", "if len(deltas) == 0:"),
+    ),
+}  # fmt: skip
+_NODDI_MAPS = ("ndi", "odi", "fwf")
+
+
+def environment(folder: Path, peer: str) -> Path | None:
+    """Python of a peer's environment, which is made where it is not there; None if it cannot."""
+    python = folder / peer / "bin" / "python"
+    done = folder / peer / "complete"
+    if done.exists():
+        return python
+    packages, alone, patch = _PEERS[peer]
+    try:
+        subprocess.run([sys.executable, "-m", "venv", str(folder / peer)], check=True)
+        pip = [str(python), "-m", "pip", "install", "-q"]
+        subprocess.run([*pip, *packages], check=True)
+        if alone:
+            subprocess.run([*pip, "--no-deps", *alone], check=True)
+        if patch:
+            path = next((folder / peer / "lib").glob(f"*/site-packages/{patch[0]}"))
+            path.write_text(path.read_text().replace(*patch[1:]))
+    except (subprocess.CalledProcessError, StopIteration) as error:
+        print(f"{peer} cannot be installed here: {error}")
+        return None
+    done.touch()
+    return python
+
+
+def peer_result(folder: Path, peer: str, task: str, **given) -> dict | None:
+    """What a peer's task of `compartment_peers` makes of arrays; None where it does not run."""
+    python = environment(folder, peer)
+    if python is None:
+        return None
+    source, target = folder / f"{task}_in.npz", folder / f"{task}_out.npz"
+    np.savez(source, **given)
+    command = [str(python), str(_PEER_SCRIPT), task, str(source), str(target)]
+    try:
+        run = subprocess.run(
+            command, capture_output=True, text=True, env=_one_thread(), timeout=_LONGEST
+        )
+    except subprocess.TimeoutExpired:
+        print(f"{peer} does not end {task} in {_LONGEST} s")
+        return None
+    if run.returncode:
+        print(f"{peer} does not run {task}: {run.stderr.strip().splitlines()[-1]}")
+        return None
+    with np.load(target) as file:
+        return {name: np.squeeze(file[name]) for name in file}
+
+
+def noddi(peers: Path) -> str:
+    """Watson NODDI on 200 voxels of known parameters, and its time in a batch of 10,000."""
+    with np.load(data_folder() / "noddi200" / "noddi200.npz") as file:
+        given = dict(file)
+    truth = dict(zip(_NODDI_MAPS, given["truth"].T, strict=False))
+    gtab = gradient_table(given["bvals"], bvecs=given["bvecs"])
+    rows = []
+    for likelihood, sigma in (("rician", None), ("rician", 1 / _SNR), ("gaussian", None)):
+        model = NODDIModel(gtab, likelihood=likelihood)
+        fit = model.fit(given["signal"], sigma=sigma)
+        known = "" if sigma is None else ", noise known"
+        for end, word in (("", "likeliest"), ("_mean", "posterior mean")):
+            found = {name: getattr(fit, name + end) for name in truth}
+            rows.append([f"dipy_spinverse, {likelihood}{known}, {word}", *_mae(found, truth), ""])
+    batch = np.tile(given["signal"], (50, 1))
+    batch *= np.random.default_rng(0).uniform(0.9, 1.1, (len(batch), 1))
+    for word, n_voxels, arguments in (
+        ("likeliest values", 10_000, {"n_draws": 0}),
+        (
+            "likeliest values, two processes",
+            10_000,
+            {"n_draws": 0, "engine": "joblib", "n_jobs": 2},
+        ),
+        ("with intervals", 1_000, {}),
+    ):
+        model = NODDIModel(gtab, dtype="float32")
+        model.fit(batch[:20], **arguments)  # compile, start workers
+        wall, cpu = time.perf_counter(), time.process_time()
+        model.fit(batch[:n_voxels], **arguments)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        of_all = "" if "engine" in arguments else f", {1e3 * cpu / n_voxels:.2f} CPU"
+        rows.append([f"{n_voxels} voxels, float32, {word}", "", "", "",
+                     f"{1e3 * wall / n_voxels:.2f} wall{of_all}"])  # fmt: skip
+    n = len(given["bvals"])
+    arrays = {"signals": given["signal"], "bvals": given["bvals"], "bvecs": given["bvecs"]}
+    arrays |= {"small_delta": np.full(n, 0.0106), "big_delta": np.full(n, 0.0431)}
+    for peer, task in (("amico", "amico_noddi"), ("dmipy", "dmipy_noddi")):
+        found = peer_result(peers, peer, task, **arrays)
+        if found is not None:
+            speed = (1e3 * float(found[name]) / len(given["signal"]) for name in ("wall", "cpu"))
+            rows.append([f"{peer}, 200 voxels", *_mae(found, truth),
+                         "{:.2f} wall, {:.2f} CPU".format(*speed)])  # fmt: skip
+    return _table(["", "NDI", "ODI", "FWF", "ms per voxel"], rows)
+
+
+def camino(peers: Path) -> str:
+    """Fraction inside of impermeable parallel cylinders of gamma-distributed radii."""
+    folder = data_folder()
+    scheme = folder / "noddi200" / "schemefile_hcp_wu_minn.scheme1"
+    acquisition = Acquisition.from_scheme(scheme)
+    rows = []
+    for name in ("1_7", "2_0", "2_3"):
+        diffusivity = float(name.replace("_", "."))
+        signals = np.loadtxt(folder / "camino_parallel" / f"data_camino_D{name}.txt")
+        truth = np.loadtxt(folder / "camino_parallel" / f"fractions_camino_D{name}.txt")
+        for kernel in ("stick", "cylinder"):
+            model = _with_tortuosity(acquisition, kernel, diffusivity)
+            fit = model.fit(signals, sigma=0.01, n_draws=0)
+            rows.append([f"D {diffusivity}, {kernel} + zeppelin", *_errors(fit.share, truth)])
+        found = peer_result(
+            peers, "dmipy", "dmipy_stick_zeppelin", signals=signals,
+            bvals=1e3 * np.where(acquisition.b0_mask, 0, acquisition.b),
+            bvecs=np.where(acquisition.b0_mask[:, None], [1.0, 0, 0], acquisition.directions),
+            small_delta=acquisition.small_delta / 1e3, big_delta=acquisition.big_delta / 1e3,
+            diffusivity=diffusivity,
+        )  # fmt: skip
+        if found is not None:
+            row = [f"D {diffusivity}, dmipy stick + zeppelin", *_errors(found["fraction"], truth)]
+            rows.append(row)
+    return _table(["", "mean absolute error", "mean error", "rank correlation"], rows)
+
+
+def activeax(peers: Path) -> str:
+    """Diameter and restricted fraction of cat spinal cord against histology."""
+    voxels = load_duval_cat(voxels_per_stratum=6)
+    acquisition = voxels.acquisition
+    along = float(np.median(voxels.diffusivity))
+    peaks = _Peaks(voxels.orientation[:, None])
+    sigma = voxels.repeatability
+    options = {"parallel_diffusivity": along * 1e-3,
+               "isotropic_diffusivity": voxels.free_diffusivity * 1e-3}  # fmt: skip
+    rows = []
+    for word, model in (
+        ("ActiveAx", ActiveAxModel(acquisition, likelihood="gaussian", **options)),
+        ("ActiveAx without dot",
+         ActiveAxModel(acquisition, likelihood="gaussian", dot=False, **options)),
+        ("ZCD", ZCDModel(acquisition, likelihood="gaussian")),
+    ):  # fmt: skip
+        started = time.process_time()
+        fit = model.fit(voxels.signals, sigma=sigma, peaks=peaks, n_draws=0)
+        seconds = time.process_time() - started
+        rows.append([word, *_ranks(fit.axon_diameter, fit.restricted_fraction, voxels),
+                     f"{1e3 * seconds / len(sigma):.0f}"])  # fmt: skip
+    found = peer_result(
+        peers, "dmipy", "dmipy_axcaliber", signals=voxels.signals, diffusivity=along,
+        free=voxels.free_diffusivity, bvals=1e3 * np.where(acquisition.b0_mask, 0, acquisition.b),
+        bvecs=_in_plane(voxels), small_delta=acquisition.small_delta / 1e3,
+        big_delta=acquisition.big_delta / 1e3,
+    )  # fmt: skip
+    if found is not None:
+        ranks = _ranks(found["diameter"], found["fraction"], voxels)
+        rows.append(["dmipy, cylinder + zeppelin + ball", *ranks,
+                     f"{1e3 * float(found['cpu']) / len(sigma):.0f}"])  # fmt: skip
+    heads = ["", "rank correlation: diameter", "the same: fraction", "median diameter, um",
+             "that of histology, um", "CPU ms per voxel"]  # fmt: skip
+    return f"{len(sigma)} voxels.\n\n" + _table(heads, rows)
+
+
+def ivim(_: Path) -> str:
+    """IVIM on simulated voxels, beside DIPY's trr."""
+    b = np.array([0, 10, 20, 30, 40, 60, 80, 100, 120, 140, 160, 180, 200, 300, 500, 800])
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((len(b), 3))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    gtab = gradient_table(b, bvecs=np.where(b[:, None] > 0, vectors, 0), b0_threshold=0)
+    n = 2000
+    truth = {"perfusion_fraction": rng.uniform(0.05, 0.3, n), "D": rng.uniform(0.5, 2, n),
+             "D_star": rng.uniform(5, 40, n)}  # fmt: skip
+    model = IVIMModel(gtab)
+    clean = model.signals(truth)
+    noise = rng.standard_normal((2, *clean.shape)) / 50
+    data = 1000 * np.hypot(clean + noise[0], noise[1])
+    model.fit(data[:100], n_draws=0)
+    rows = []
+    for word, arguments in (
+        ("likeliest values", {"n_draws": 0}),
+        ("the same, noise known", {"n_draws": 0, "sigma": 20.0}),
+        ("posterior mean", {"sigma": 20.0}),
+    ):
+        started = time.process_time()
+        fit = model.fit(data, **arguments)
+        seconds = time.process_time() - started
+        end = "" if arguments.get("n_draws") == 0 else "_mean"
+        found = [getattr(fit, name + end) for name in ("perfusion_fraction", "D", "D_star")]
+        rows.append([f"dipy_spinverse, {word}", *_ivim_errors(found, truth),
+                     f"{1e3 * seconds / n:.3f}"])  # fmt: skip
+    peer = IvimModel(gtab, fit_method="trr")
+    some = slice(0, 500)
+    started = time.process_time()
+    fit = peer.fit(data[some])
+    seconds = time.process_time() - started
+    found = [fit.perfusion_fraction, 1.0 * fit.D, 1.0 * fit.D_star]
+    subset = {name: value[some] for name, value in truth.items()}
+    rows.append(["DIPY trr, first 500", *_ivim_errors(found, subset), f"{2 * seconds:.3f}"])
+    heads = ["", "MAE f", "MAE D, 1e-3 mm2/s", "MAE D*, 1e-3 mm2/s", "CPU ms per voxel"]
+    return f"{n} voxels, 16 b-values, SNR 50.\n\n" + _table(heads, rows)
+
+
+def intervals(_: Path) -> str:
+    """How often 95 % intervals hold the truth: parameters from the prior, Rician noise."""
+    hcp = Acquisition.from_scheme(data_folder() / "noddi200" / "schemefile_hcp_wu_minn.scheme1")
+    rows = []
+    for word, model, snr, n in (
+        ("NODDI, HCP scheme", NODDIModel(hcp, dtype="float32"), 30, 600),
+        ("NODDI, HCP scheme", NODDIModel(hcp, dtype="float32"), 15, 600),
+        ("ActiveAx, 300 mT/m", ActiveAxModel(_strong()), 50, 300),
+        ("ZCD, 300 mT/m", ZCDModel(_strong()), 50, 300),
+        ("IVIM, 20 b-values", IVIMModel(_ivim_table()), 50, 600),
+    ):
+        truth = model.draw(n, seed=11)
+        rng = np.random.default_rng(12)
+        clean = model.signals(truth)
+        noise = rng.standard_normal((2, *clean.shape)) / snr
+        started = time.process_time()
+        fit = model.fit(np.hypot(clean + noise[0], noise[1]), sigma=1 / snr)
+        seconds = time.process_time() - started
+        for name, values in model.maps(truth).items():
+            if name == "S0":
+                continue
+            low, high = getattr(fit, name + "_low"), getattr(fit, name + "_high")
+            held = ((low <= values) & (values <= high)).mean()
+            width = (high - low).mean() / np.ptp(values)
+            rows.append([word, f"{snr}", name, f"{100 * held:.1f}", f"{width:.2f}",
+                         f"{1e3 * seconds / n:.1f}"])  # fmt: skip
+    heads = ["model", "SNR", "map", "held, %", "mean width over range", "CPU ms per voxel"]
+    return _table(heads, rows)
+
+
+class _Peaks:
+    """Directions in the place where DIPY's peaks have them."""
+
+    def __init__(self, directions):
+        self.peak_dirs = directions
+
+
+def _with_tortuosity(acquisition, kernel, diffusivity):
+    arguments = {"diffusivity": diffusivity}
+    arguments |= {"diameter": "diameter"} if kernel == "cylinder" else {}
+    parameters = [Parameter("share", 0.0, 1.0)]
+    parameters += [Parameter("diameter", 0.2, 10.0, "um")] if kernel == "cylinder" else []
+    zeppelin = {"parallel": diffusivity, "perpendicular": tortuosity(diffusivity, "share")}
+    parts = [
+        Compartment(kernel, "tissue", arguments, share="share"),
+        Compartment("zeppelin", "tissue", zeppelin, share=rest("share")),
+    ]
+    return compose(acquisition, parts, parameters)
+
+
+def _strong():
+    rng = np.random.default_rng(3)
+    shells = [(0, 8, 20, 6), (1, 8, 20, 20), (4, 12, 25, 30), (9, 15, 30, 40), (15, 15, 60, 40)]
+    b, small, big = np.concatenate([np.tile(s[:3], (s[3], 1)) for s in shells]).T
+    vectors = rng.standard_normal((len(b), 3))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return Acquisition(b, vectors, small, big, te=90.0)
+
+
+def _ivim_table():
+    b = np.r_[np.zeros(5), 10, 20, 30, 40, 60, 80, 100, 140, 180, 250, 350, 450, 600, 800, 1000]
+    return gradient_table(b, bvecs=np.tile([1.0, 0, 0], (len(b), 1)), b0_threshold=0)
+
+
+def _in_plane(voxels):
+    """Directions in the frame of the median axis of fibres, which becomes z."""
+    axis = np.linalg.svd(voxels.orientation)[2][0]
+    frame = np.linalg.svd(axis[None])[2][[1, 2, 0]]
+    turned = voxels.acquisition.directions @ frame.T
+    return np.where(voxels.acquisition.b0_mask[:, None], [1.0, 0, 0], turned)
+
+
+def _mae(found, truth):
+    return [f"{np.abs(found[name] - truth[name]).mean():.4f}" for name in _NODDI_MAPS]
+
+
+def _errors(found, truth):
+    error = found - truth
+    rank = spearmanr(found, truth).statistic
+    return [f"{np.abs(error).mean():.4f}", f"{error.mean():+.4f}", f"{rank:.3f}"]
+
+
+def _ranks(diameter, fraction, voxels):
+    histology = voxels.histology
+    return [
+        f"{spearmanr(diameter, histology['axon_diameter']).statistic:.2f}",
+        f"{spearmanr(fraction, histology['restricted_fraction']).statistic:.2f}",
+        f"{np.median(diameter):.1f}",
+        f"{np.median(histology['axon_diameter']):.1f}",
+    ]
+
+
+def _ivim_errors(found, truth):
+    scales = (1, 1e3, 1e3)
+    names = ("perfusion_fraction", "D", "D_star")
+    return [
+        f"{np.abs(s * f - truth[name]).mean():.4f}"
+        for s, f, name in zip(scales, found, names, strict=True)
+    ]
+
+
+def _table(heads, rows):
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
+
+
+def _one_thread():
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+TABLES = {f.__name__: f for f in (noddi, camino, activeax, ivim, intervals)}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tables", nargs="*", default=list(TABLES), metavar="TABLE")
+    parser.add_argument(
+        "--peers", type=Path, default=Path.home() / ".cache" / "dipy_spinverse_peers"
+    )
+    options = parser.parse_args()
+    options.peers.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore", DeprecationWarning)
+    for table in options.tables:
+        text = f"# Compartment models: {table}\n\n{TABLES[table].__doc__.splitlines()[0]}\n\n"
+        text += TABLES[table](options.peers.resolve()) + "\n"
+        (RESULTS / f"compartments_{table}.md").write_text(text)
+        print(text)
