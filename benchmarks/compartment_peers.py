@@ -82,7 +82,7 @@ def dmipy_stick_zeppelin(given):
     )
     model.set_equal_parameter("G2Zeppelin_1_mu", "C1Stick_1_mu")
     model.set_equal_parameter("G2Zeppelin_1_lambda_par", "C1Stick_1_lambda_par")
-    model.set_fixed_parameter("C1Stick_1_lambda_par", float(given["diffusivity"]) * 1e-9)
+    model.set_fixed_parameter("G2Zeppelin_1_lambda_par", float(given["diffusivity"]) * 1e-9)
     fit, seconds = _timed(lambda: model.fit(_dmipy_scheme(given), given["signals"]))
     return {"fraction": fit.fitted_parameters["partial_volume_0"], **seconds}
 
@@ -103,8 +103,8 @@ def dmipy_axcaliber(given):
     )
     model.set_equal_parameter("G2Zeppelin_1_mu", name + "mu")
     model.set_equal_parameter("G2Zeppelin_1_lambda_par", name + "lambda_par")
-    model.set_fixed_parameter(name + "lambda_par", along)
-    model.set_fixed_parameter(name + "mu", np.array([0.0, 0.0]))
+    model.set_fixed_parameter("G2Zeppelin_1_lambda_par", along)
+    model.set_fixed_parameter("G2Zeppelin_1_mu", np.array([0.0, 0.0]))
     model.set_fixed_parameter("G1Ball_1_lambda_iso", float(given["free"]) * 1e-9)
     fit, seconds = _timed(lambda: model.fit(_dmipy_scheme(given), given["signals"], Ns=5))
     found = fit.fitted_parameters

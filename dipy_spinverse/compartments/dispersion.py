@@ -12,16 +12,18 @@ References
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 import torch
-from numpy.polynomial import Legendre, Polynomial
-from scipy.special import eval_legendre, lpmv, poch, roots_legendre
 from torch import Tensor
 
 from dipy_spinverse.compartments.encoding import Encoding
 from dipy_spinverse.compartments.kernels import Kernel
+from dipy_spinverse.compartments.quadrature import (
+    bingham_grid,
+    bingham_harmonics,
+    chebyshev_of_legendre,
+    legendre_moments,
+)
 from dipy_spinverse.compartments.series import chebyshev_series
 
 _MAX_ORDER = 24
@@ -49,14 +51,14 @@ def isotropic(encoding: Encoding, kernel: Kernel) -> Tensor:
 
 def kernel_moments(kernel: Kernel, order: int) -> Tensor:
     """(2 l + 1) int_0^1 K(x) P_l(x) dx for even l up to `order`, (V, S, L)."""
-    nodes, moments, _ = _legendre(order, kernel.excess.dtype)
+    nodes, moments, _ = _tensors(legendre_moments(order), kernel.excess.dtype)
     values = torch.exp(-kernel.across[..., None] - kernel.excess[..., None] * nodes**2)
     return values @ moments
 
 
 def watson_moments(odi: Tensor, order: int) -> Tensor:
     """Legendre coefficients (V, L) of Watson's distribution for even l up to `order`."""
-    nodes, moments, degrees = _legendre(order, odi.dtype)
+    nodes, moments, degrees = _tensors(legendre_moments(order), odi.dtype)
     weight = torch.exp(concentration(odi)[:, None] * (nodes**2 - 1))
     coefficients = (weight @ moments) / degrees
     return coefficients / coefficients[:, :1]
@@ -78,7 +80,8 @@ def watson_signals(encoding: Encoding, coefficients: Tensor, axis: Tensor) -> Te
     """
     t = 2 * (axis @ encoding.directions.T) ** 2 - 1
     # As many Chebyshev polynomials of 2 cos^2 - 1 are their stable form.
-    series = _to_chebyshev(coefficients.shape[2], t.dtype).T @ coefficients.mT
+    (to_chebyshev,) = _tensors([chebyshev_of_legendre(coefficients.shape[2])], t.dtype)
+    series = to_chebyshev.T @ coefficients.mT
     return chebyshev_series(series, t, encoding.shell)
 
 
@@ -118,7 +121,8 @@ def bingham_signals(
     real, imaginary = torch.ones_like(x), torch.zeros_like(x)
     twice_real, twice_imaginary = x**2 - y**2, 2 * x * y
     total = 0
-    for m, moments, powers in _harmonics(order, x.dtype):
+    for m, *arrays in bingham_harmonics(order):
+        moments, powers = _tensors(arrays, x.dtype)
         weights = _bingham_moments(odi, fanning, moments)
         c = ((coefficients[..., m // 2 :] * weights[:, None]) @ powers).movedim(2, 0)
         c = encoding.spread(c)
@@ -135,75 +139,22 @@ def bingham_signals(
 
 def _bingham_moments(odi, fanning, moments):
     """Expansion (V, L) of the distribution in the functions whose integrals are `moments`."""
-    z, cosine, _ = _bingham_grid(odi.dtype)
+    z, cosine, area = _tensors(bingham_grid(), odi.dtype)
     kappa = concentration(odi)[:, None]
     exponent = kappa * (z**2 - 1) + kappa * fanning[:, None] * (1 - z**2) * cosine**2
     density = torch.exp(exponent - exponent.amax(dim=1, keepdim=True).detach())
-    normal = density @ _bingham_grid(odi.dtype)[2]
-    return (density @ moments) / normal[:, None]
+    return (density @ moments) / (density @ area)[:, None]
 
 
 def legendre_order(largest_excess: float) -> int:
     """Even order up to which a kernel with this excess is expanded."""
-    nodes, moments, _ = _legendre(_MAX_ORDER, torch.float64)
+    nodes, moments, _ = _tensors(legendre_moments(_MAX_ORDER), torch.float64)
     values = torch.exp(-abs(largest_excess) * nodes**2)
     size = (values @ moments).abs().numpy()
     needed = np.flatnonzero(size > _TRUNCATION * size[0])
     return 2 * int(needed.max())
 
 
-@lru_cache
-def _legendre(order, dtype):
-    """Nodes (Q,) on (0, 1), weights times (2 l + 1) P_l (Q, L), and 2 l + 1 (L,)."""
-    x, w = roots_legendre(40)
-    x, w = 0.5 * (x + 1), 0.5 * w
-    l_even = np.arange(0, order + 1, 2)
-    moments = w[:, None] * (2 * l_even + 1) * eval_legendre(l_even, x[:, None])
-    return tuple(torch.tensor(each, dtype=dtype) for each in (x, moments, 2.0 * l_even + 1))
-
-
-@lru_cache
-def _to_chebyshev(n, dtype):
-    """(L, L): P_2l(x) as sums of T_k(2 x^2 - 1)."""
-    nodes = np.cos((np.arange(n) + 0.5) * np.pi / n)
-    legendre = eval_legendre(2 * np.arange(n), np.sqrt((nodes + 1) / 2)[:, None])
-    chebyshev = np.cos(np.arange(n) * np.arccos(nodes)[:, None])
-    return torch.tensor(np.linalg.solve(chebyshev, legendre).T, dtype=dtype)
-
-
-_N_AZIMUTHS = 24
-
-
-@lru_cache
-def _bingham_grid(dtype):
-    """Cosines to the axis (Q,), of the azimuth from the fan (Q,), and weights (Q,)."""
-    x, w = roots_legendre(40)
-    azimuth = (np.arange(_N_AZIMUTHS) + 0.5) * 0.5 * np.pi / _N_AZIMUTHS
-    z, phi = (each.ravel() for each in np.meshgrid(0.5 * (x + 1), azimuth, indexing="ij"))
-    weights = np.repeat(0.5 * w / _N_AZIMUTHS, _N_AZIMUTHS)
-    return tuple(torch.tensor(each, dtype=dtype) for each in (z, np.cos(phi), weights))
-
-
-@lru_cache
-def _harmonics(order, dtype):
-    """For each even m: m, what to integrate the distribution with (Q, L), and polynomials (L, J).
-
-    The function of degree l is P_l^m(z) / (1 - z^2)^(m/2) Re (x + iy)^m; its polynomial in z^2 is
-    scaled so that sum_l kernel_l integral_l function_l is the convolution.
-    """
-    z, cosine, weights = (each.numpy().astype(float) for each in _bingham_grid(torch.float64))
-    azimuth = np.arccos(np.clip(cosine, -1, 1))
-    result = []
-    for m in range(0, order + 1, 2):
-        degrees = range(m, order + 1, 2)
-        integrand, powers = [], []
-        for degree in degrees:
-            integrand.append(lpmv(m, degree, z) * np.cos(m * azimuth) * weights)
-            derivative = Legendre.basis(degree).deriv(m).convert(kind=Polynomial).coef[::2]
-            factor = (2.0 if m else 1.0) / poch(degree - m + 1, 2 * m)
-            powers.append(np.pad(factor * derivative, (0, (order - degree) // 2)))
-        tensors = (
-            torch.tensor(np.array(e), dtype=dtype) for e in (np.transpose(integrand), powers)
-        )
-        result.append((m, *tensors))
-    return result
+def _tensors(arrays, dtype):
+    # Made anew where they are used: inside of torch.func a tensor belongs to a transformation.
+    return tuple(torch.tensor(each, dtype=dtype) for each in arrays)

@@ -18,6 +18,7 @@ from dipy_spinverse.compartments.arguments import (
     places_of,
     populations,
     signal_without_diffusion,
+    voxels_of,
 )
 from dipy_spinverse.compartments.chunk import MOST_FIBRES, Chunk, Settings, fit_chunk
 from dipy_spinverse.compartments.coordinates import Place, values_of
@@ -31,7 +32,7 @@ from dipy_spinverse.compartments.fit import CompartmentFit
 from dipy_spinverse.compartments.signals import pool_signals
 from dipy_spinverse.compartments.variable_projection import combined
 from dipy_spinverse.inversion.noise import noise_from_b0
-from dipy_spinverse.voxels import Status, per_voxel, screened
+from dipy_spinverse.voxels import Status, screened
 
 LIKELIHOODS = ("rician", "gaussian")
 SOLVERS = ("variable-projection", "mix", "interior-point")
@@ -145,57 +146,42 @@ class CompartmentModel:
         ValueError
             Arguments of wrong shape or range.
         """
-        data = np.asarray(data)
-        if not 1 <= data.ndim <= 4 or data.shape[-1] != len(self.acquisition):
-            raise ValueError(
-                f"data has shape {data.shape}, the acquisition {len(self.acquisition)} "
-                "measurements; give them along the last of 1 to 4 axes."
-            )
         size = self._chunk_size() if vox_per_chunk is None else vox_per_chunk
         if n_draws < 0 or size < 1:
             raise ValueError(
                 f"n_draws is {n_draws} and vox_per_chunk {size}; give at least 0 and 1."
             )
-        shape = data.shape[:-1]
-        flat = data.reshape(-1, data.shape[-1]).astype(float)
-        wanted = per_voxel("mask", True if mask is None else mask, shape).astype(bool)
-        noise = None if sigma is None else per_voxel("sigma", sigma, shape).astype(float)
-        if noise is not None and not (noise[wanted] > 0).all():
-            raise ValueError("sigma has values that are not positive; give the noise's sd > 0.")
+        flat, wanted, noise, shape = voxels_of(data, mask, sigma, len(self.acquisition))
         S0_te = signal_without_diffusion(flat, self.acquisition)
         status = screened(flat, wanted, S0_te.min(axis=1))
         chosen = np.flatnonzero(status == Status.CONVERGED)
-        known_noise = noise is not None
-        if not known_noise and len(chosen):
-            found, _ = noise_from_b0(flat[chosen], self.acquisition)
-            if found is not None:
-                noise = np.ones(len(flat))
-                noise[chosen] = found
+        if noise is None:
+            noise = _noise_of(flat, chosen, self.acquisition)
         count, axes = populations(peaks, shape)
         starts = self._starts(start, shape)
         settings = Settings(
             self.likelihood, self.solver, n_draws, self.seed, getattr(torch, self.dtype)
         )
-        arrays = self._empty(len(flat), n_draws)
         S0 = np.where(status == Status.CONVERGED, S0_te[:, 0], 1)
         scale = S0_te / S0[:, None]
+
+        def chunk_of(part):
+            return Chunk(
+                data=flat[part] / S0[part, None],
+                scale=scale[part][:, self.acquisition.te_index],
+                sigma=None if noise is None else noise[part] / S0[part],
+                refine_sigma=sigma is None,
+                axes=None if axes is None else axes[part],
+                start=None if starts is None else {k: v[part] for k, v in starts.items()},
+            )
+
+        arrays = self._empty(len(flat), n_draws)
         for n in np.unique(count[chosen]):
             rows = chosen[count[chosen] == n]
             parts = [rows[k : k + size] for k in range(0, len(rows), size)]
-            chunks = [
-                Chunk(
-                    data=flat[part] / S0[part, None],
-                    scale=scale[part][:, self.acquisition.te_index],
-                    sigma=None if noise is None else noise[part] / S0[part],
-                    refine_sigma=not known_noise,
-                    axes=None if axes is None else axes[part],
-                    start=None if starts is None else {k: v[part] for k, v in starts.items()},
-                )
-                for part in parts
-            ]
             results = paramap(
                 fit_chunk,
-                chunks,
+                [chunk_of(part) for part in parts],
                 func_args=[with_fibres(self.definition, int(n)), self.acquisition, settings],
                 engine=engine,
                 n_jobs=n_jobs,
@@ -347,3 +333,13 @@ class CompartmentModel:
                 noise_free = combined(columns, amplitudes[:, : len(definition.pools)])
                 result[rows] = noise_free.numpy() * scale[rows][:, te[acquisition.te_index]]
         return result.reshape((*shape, len(acquisition)))
+
+
+def _noise_of(flat, chosen, acquisition):
+    """Noise (V,) from repeated b0 of the voxels chosen, or None."""
+    found = noise_from_b0(flat[chosen], acquisition)[0] if len(chosen) else None
+    if found is None:
+        return None
+    noise = np.ones(len(flat))
+    noise[chosen] = found
+    return noise
