@@ -5,14 +5,10 @@ The signal table is regressed on what this form leaves unexplained.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import jnp_zeros, spherical_jn
 
-DIMENSIONS = {"cylinder": 2, "sphere": 3}
-_N_ROOTS = 12
+from dipy_spinverse.bloch_torrey.analytic import DIMENSIONS, gaussian_phase_attenuation
+from dipy_spinverse.bloch_torrey.analytic_exchange import two_site_signal
 
 
 def two_pool_signal(
@@ -53,7 +49,7 @@ def two_pool_signal(
     """
     radius, fraction, permeability = np.moveaxis(parameters[:, :, None], 1, 0)
     dimension = DIMENSIONS[shape]
-    within = _restricted_attenuation(shape, radius, q, small_delta, big_delta, diffusivity)
+    within = gaussian_phase_attenuation(shape, radius, q, small_delta, big_delta, diffusivity)
     time = big_delta - small_delta / 3
     tortuosity = 1 / (1 + fraction / (dimension - 1))
     free_share = 1 / (1 + 2 * diffusivity * time / radius**2)
@@ -62,29 +58,4 @@ def two_pool_signal(
     through_membrane = radius / (dimension * np.maximum(permeability, 1e-12))
     to_membrane = radius**2 / (4 * (dimension + 2) * diffusivity)
     leaving = time / (through_membrane + to_membrane)
-    entering = leaving * fraction / (1 - fraction)
-    a, b = within + leaving, between + entering
-    spread = np.sqrt((a - b) ** 2 + 4 * leaving * entering + 1e-12)
-    slow, fast = (a + b - spread) / 2, (a + b + spread) / 2
-    share = (fraction * within + (1 - fraction) * between - slow) / spread
-    return (1 - share) * np.exp(-slow) + share * np.exp(-fast)
-
-
-def _restricted_attenuation(shape, radius, q, small, big, diffusivity):
-    total = 0
-    for root in _roots(shape):
-        rate = diffusivity * (root / radius) ** 2
-        phases = 2 * rate * small - 2 + 2 * np.exp(-rate * small) + 2 * np.exp(-rate * big)
-        phases -= np.exp(-rate * (big - small)) + np.exp(-rate * (big + small))
-        total += phases * radius**2 / (rate**2 * root**2 * (root**2 - DIMENSIONS[shape] + 1))
-    return 2 * (q / small) ** 2 * total
-
-
-@lru_cache(maxsize=2)
-def _roots(shape):
-    """Zeros of the slope of the radial mode that a uniform gradient excites."""
-    if shape == "cylinder":
-        return tuple(jnp_zeros(1, _N_ROOTS))
-    starts = np.pi * np.arange(_N_ROOTS) + 1
-    slope = lambda x: spherical_jn(1, x, derivative=True)  # noqa: E731
-    return tuple(brentq(slope, start, start + np.pi) for start in starts)
+    return two_site_signal(within, between, leaving, fraction)
