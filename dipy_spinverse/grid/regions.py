@@ -1,0 +1,107 @@
+"""Regions of a grid and the membranes between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from dipy_spinverse.grid.tetrahedral_grid import TetrahedralGrid
+
+
+def membranes_between(
+    grid: TetrahedralGrid, region: ArrayLike, permeability: float | Mapping
+) -> np.ndarray:
+    """Permeability of the faces between regions.
+
+    Parameters
+    ----------
+    grid : TetrahedralGrid
+    region : array-like (T,) of int
+        Region of each tetrahedron.
+    permeability : float or mapping {(int, int): float}
+        um/ms, of all membranes, or by the pair of regions that they part. Regions whose pair is
+        not named are not parted.
+
+    Returns
+    -------
+    ndarray (F,)
+        Infinite where both tetrahedra are of one region.
+
+    Raises
+    ------
+    ValueError
+        Negative permeability, wrong shape, or a region that is not a manifold: parts of it touch
+        in a vertex or an edge only.
+
+    Examples
+    --------
+    >>> from dipy_spinverse.grid import bcc_grid
+    >>> grid = bcc_grid(4, 5.0)
+    >>> region = (np.abs(grid.centroids[:, 0]) < 5).astype(int)
+    >>> kappa = membranes_between(grid, region, 0.02)
+    >>> int(np.isfinite(kappa).sum())
+    64
+    """
+    region = np.asarray(region)
+    if region.shape != (grid.n_tetrahedra,):
+        raise ValueError(
+            f"region has shape {region.shape}; give one label for each of the "
+            f"{grid.n_tetrahedra} tetrahedra."
+        )
+    _check_manifold(grid, region)
+    sides = region[grid.face_tetrahedra]
+    apart = sides[:, 0] != sides[:, 1]
+    values = np.full(grid.n_faces, np.inf)
+    if not isinstance(permeability, Mapping):
+        values[apart] = permeability
+    else:
+        for (a, b), value in permeability.items():
+            values[((sides == (a, b)) | (sides == (b, a))).all(axis=1) & apart] = value
+    if not (values >= 0).all():
+        raise ValueError(f"permeability is {permeability}; give values of at least 0 in um/ms.")
+    return values
+
+
+def _check_manifold(grid, region):
+    """Refuse regions whose tetrahedra around a vertex are not joined by faces of the region."""
+    n = grid.tetrahedra.size
+    inside = region[grid.face_tetrahedra[:, 0]] == region[grid.face_tetrahedra[:, 1]]
+    first, second, _ = faces_as_corners(grid)
+    pairs = first[inside].ravel(), second[inside].ravel()
+    graph = coo_matrix((np.ones(len(pairs[0])), pairs), (n, n))
+    part = connected_components(graph, directed=False)[1]
+    place = np.column_stack([grid.tetrahedra.ravel(), np.repeat(region, 4)])
+    parts, first = np.unique(np.column_stack([place, part]), axis=0, return_index=True)
+    _, index, counts = np.unique(parts[:, :2], axis=0, return_index=True, return_counts=True)
+    if counts.max() > 1:
+        worst = counts.argmax()
+        vertex, label = place[first[index[worst]]]
+        raise ValueError(
+            f"region: {(counts > 1).sum()} vertices join parts of one region that share no face "
+            f"there (first: region {label} at {grid.points_um[vertex].round(3).tolist()} um), so "
+            "that it is not a manifold. Give the parts different labels, or refine the mesh there."
+        )
+
+
+def faces_as_corners(grid: TetrahedralGrid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Corner 4 t + (place in tetrahedron t) at the vertices of faces.
+
+    Returns
+    -------
+    first, second : ndarray (F, 3)
+        Of either side of the inner faces.
+    outer : ndarray (B, 3)
+        Of the outer faces.
+    """
+    return tuple(
+        4 * t[:, None] + (grid.tetrahedra[t][:, None, :] == faces[:, :, None]).argmax(axis=2)
+        for t, faces in (
+            (grid.face_tetrahedra[:, 0], grid.faces),
+            (grid.face_tetrahedra[:, 1], grid.faces),
+            (grid.outer_tetrahedra, grid.outer_faces),
+        )
+    )
