@@ -32,6 +32,7 @@ from dipy_spinverse.grid.regions import faces_as_corners
 
 _EDGES = np.array([[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]])
 _CHUNK_BYTES = 2**28
+_KEPT_STATES = 400  # of a backward sweep: those between exponentials, and those of one series
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +158,7 @@ def simulate_finite_elements(
     *,
     points_um=None,
     diffusivity=2.0,
-    steps: int = 8,
+    steps: int = 16,
 ):
     """Signals of an acquisition in a grid with membranes, by linear finite elements.
 
@@ -195,7 +196,7 @@ def simulate_finite_elements(
     ...                           small_delta=10, big_delta=30)
     >>> grid = bcc_grid(4, 1.0)
     >>> simulate_finite_elements(acquisition, grid, np.full(grid.n_faces, np.inf)).round(3)
-    array([1.   , 0.135])
+    array([1.   , 0.136])
     """
     given = isinstance(permeability, torch.Tensor) or isinstance(points_um, torch.Tensor)
     kappa = torch.as_tensor(permeability, dtype=torch.float64)
@@ -315,7 +316,7 @@ class _Signals(torch.autograd.Function):
         network = network_of(elements, *values)
         representatives, encoding = unique_encodings(acquisition)
         signals = np.empty(len(representatives))
-        for part, stepper in _steppers(network, acquisition, representatives, steps, False):
+        for part, stepper in _steppers(network, acquisition, representatives, steps):
             signals[part] = stepper.signals()
         return torch.as_tensor(signals[encoding])
 
@@ -328,7 +329,7 @@ class _Signals(torch.autograd.Function):
         weights = np.bincount(encoding, cotangent.numpy(), len(representatives))
         by_conductance, by_mass, by_position = (np.zeros_like(x) for x in values)
         i, j = elements.home[elements.ends].T
-        for part, stepper in _steppers(network, acquisition, representatives, steps, True):
+        for part, stepper in _steppers(network, acquisition, representatives, steps):
             of_links, of_masses, of_displacements = stepper.pull_back(weights[part])
             by_conductance += of_links
             by_mass += of_masses
@@ -338,15 +339,14 @@ class _Signals(torch.autograd.Function):
         return (*gradients, None, None, None)
 
 
-def _steppers(network, acquisition, representatives, steps, nodes):
+def _steppers(network, acquisition, representatives, steps):
     """(places among the representatives, stepper) of encodings of one timing, in parts."""
     timing_index = acquisition.timing_index[representatives]
     for k, (small_delta, big_delta, te) in enumerate(acquisition.timings):
         dead_time = 0.0 if network.free.all() else (te - big_delta - small_delta) / 2
-        schedule = pulsed_gradient_schedule(small_delta, big_delta, dead_time, steps, nodes)
+        schedule = pulsed_gradient_schedule(small_delta, big_delta, dead_time, steps, False)
         columns = np.flatnonzero(timing_index == k)
-        stored = 16 * len(network.masses) * (len(schedule.node_level) if nodes else 8)
-        size = max(8, _CHUNK_BYTES // stored)
+        size = max(8, _CHUNK_BYTES // (_KEPT_STATES * 16 * len(network.masses)))
         for first in range(0, len(columns), size):
             part = columns[first : first + size]
             q = acquisition.q_vectors[representatives[part]]

@@ -16,6 +16,7 @@ import numpy as np
 from scipy.sparse import coo_matrix, csr_matrix
 from scipy.special import eval_chebyt, ive
 
+from dipy_spinverse.bloch_torrey import finite_element_kernels as kernels
 from dipy_spinverse.bloch_torrey.propagators import CHEBYSHEV_TOLERANCE, Schedule
 
 
@@ -105,82 +106,93 @@ class Stepper:
         n = len(state)
         return flow[:n] + real_product(self._fold, flow[n:])
 
-    def exponential(self, state: np.ndarray, e: int) -> np.ndarray:
-        """State after exponential e of the schedule, by Clenshaw's recurrence."""
-        centre, radius, coefficients = self.series[e]
-        terms = [
-            (amplitude, self.turn(level))
-            for amplitude, level in zip(
-                self.schedule.amplitude[e], self.schedule.level[e], strict=True
-            )
-            if amplitude != 0
-        ]
-        now, before = coefficients[-1] * state, 0.0
+    def exponential(self, state: np.ndarray, e: int, keep: bool = False):
+        """State after exponential e of the schedule, by Clenshaw's recurrence.
+
+        With `keep` also the recurrence's vectors b_1, b_2, ... (n, N, M).
+        """
+        coefficients = self.series[e][2]
+        terms = self._terms(e)
+        now, before, kept = coefficients[-1] * state, 0.0, []
         for k in range(len(coefficients) - 2, -1, -1):
-            scale = (2 if k > 0 else 1) / radius
-            following = coefficients[k] * state - before - (scale * centre) * now
-            for amplitude, turn in terms:
-                following -= (scale * amplitude) * self.apply(now, turn)
-            now, before = following, now
-        return now
+            if keep:
+                kept.append(now)
+            factor = 2 if k > 0 else 1
+            now, before = (
+                coefficients[k] * state - before + factor * self._scaled(now, e, terms),
+                now,
+            )
+        return (now, np.array(kept[::-1])) if keep else now
 
     def signals(self) -> np.ndarray:
         """Signals (M,): sum |v|^2 at TE/2; the second half is the first in reverse."""
-        state = self._start()
-        for e in range(len(self.schedule.level)):
-            state = self.exponential(state, e)
-        return (np.abs(state) ** 2).sum(axis=0)
+        return (np.abs(self._states()[-1]) ** 2).sum(axis=0)
 
     def pull_back(self, cotangent: np.ndarray):
         """Derivatives of cotangent.S by conductances (L,), masses (N,) and displacements (L, 3).
 
-        The adjoint state is the state in reverse (see the finite volumes), so that one sweep over
-        the whole encoding serves both. The schedule must have nodes.
+        The adjoint of the computation itself, exponential by exponential in reverse: exact
+        whatever the steps. With b_k the vectors of Clenshaw's recurrence and w the adjoint state,
+        an exponential contributes sum_k (2 - [k=0]) (T_k w)^H dA b_(k+1).
         """
-        schedule, network = self.schedule, self.network
-        stored, state = [self._start()], self._start()
-        for e in range(len(schedule.level)):
-            state = self.exponential(state, e)
-            if schedule.node_after[e] >= 0:
-                stored.append(state)
-        signals = (np.abs(state) ** 2).sum(axis=0)
-        total = [
-            np.zeros(len(network.ends)),
-            np.zeros(len(state)),
-            np.zeros((len(network.ends), 3)),
-        ]
-        for e in range(len(schedule.level) - 1, -2, -1):
-            if e < 0 or schedule.node_after[e] >= 0:
-                node = len(stored) - 1
-                weight = schedule.node_weight[node] * cotangent
-                parts = self._integrand(stored.pop(), state, schedule.node_level[node], weight)
-                total = [t + p for t, p in zip(total, parts, strict=True)]
-            if e >= 0:
-                state = self.exponential(state, e)
-        root = np.sqrt(network.masses * network.masses.sum())
-        at_the_end = state.real @ cotangent / root - signals @ cotangent / network.masses.sum()
-        return total[0], total[1] + at_the_end, total[2]
+        states, network = self._states(keep=True), self.network
+        adjoint = 2 * states[-1] * cotangent
+        by_link, by_mass = np.zeros((len(network.ends), 4)), np.zeros(len(network.masses))
+        for e in range(len(self.schedule.level) - 1, -1, -1):
+            adjoint = self._pull_back_exponential(states[e], adjoint, e, by_link, by_mass)
+        # the start is the root of mass / total mass
+        of_start = (adjoint.real.sum(axis=1)) * network.start / 2
+        by_mass += of_start / network.masses - of_start.sum() / network.masses.sum()
+        return by_link[:, 0], by_mass, network.conductance[:, None] * by_link[:, 1:]
 
-    def _start(self):
-        return np.repeat(self.network.start[:, None].astype(complex), len(self.q), axis=1)
+    def _states(self, keep=False):
+        """The states at the start and after each exponential, or only the last."""
+        start = self.network.start[:, None].astype(complex)
+        states = [np.repeat(start, len(self.q), axis=1)]
+        for e in range(len(self.schedule.level)):
+            state = self.exponential(states[-1], e)
+            states = [*states, state] if keep else [state]
+        return states
 
-    def _integrand(self, state, adjoint, level, weight):
-        network, turn = self.network, self.turn(level)
+    def _terms(self, e):
+        """(amplitude, relative wave vector, exp(i q.x)) of the operators in exponential e."""
+        rows = zip(self.schedule.amplitude[e], self.schedule.level[e], strict=True)
+        return [(amplitude, level, self.turn(level)) for amplitude, level in rows if amplitude]
+
+    def _scaled(self, state, e, terms):
+        """The operator of exponential e, mapped to [-1, 1], applied to a state."""
+        centre, radius, _ = self.series[e]
+        total = -centre * state
+        for amplitude, _, turn in terms:
+            total -= amplitude * self.apply(state, turn)
+        return total / radius
+
+    def _pull_back_exponential(self, state, adjoint, e, by_link, by_mass):
+        """Adjoint state before exponential e; adds what it contributes to the derivatives."""
+        network, terms = self.network, self._terms(e)
+        _, radius, coefficients = self.series[e]
+        kept = self.exponential(state, e, keep=True)[1]
+        chebyshev = [adjoint, self._scaled(adjoint, e, terms)]
+        for _ in range(len(coefficients) - 2):
+            chebyshev.append(2 * self._scaled(chebyshev[-1], e, terms) - chebyshev[-2])
+        chebyshev = np.array(chebyshev)
+        before = np.tensordot(coefficients, chebyshev, 1)
+        kept *= -np.where(np.arange(len(kept)) > 0, 2, 1)[:, None, None] / radius
+        chebyshev = chebyshev[:-1]
         root = np.sqrt(network.masses)[:, None]
-        u, y = (self.spread(x / root, turn) for x in (state, adjoint))
-        (i, j), g = network.ends.T, network.conductance
-        jumps = ((y[i] - y[j]).conj() * (u[i] - u[j])).real
-        swirl = (y[i].conj() * u[j] - y[j].conj() * u[i]).imag
-        flow = adjoint.conj() * self.apply(state, turn) + state.conj() * self.apply(adjoint, turn)
-        return (
-            -jumps @ weight,
-            flow.real @ weight / (2 * network.masses),
-            -g[:, None] * ((swirl * weight) @ (level * self.q)),
-        )
+        for amplitude, level, turn in terms:
+            for y, u in zip(chebyshev, kept, strict=True):
+                flow = y.conj() * self.apply(u, turn) + self.apply(y, turn).conj() * u
+                by_mass -= amplitude * flow.real.sum(axis=1) / (2 * network.masses)
+                kernels.link_products(
+                    network.ends, self.spread(y / root, turn), self.spread(u / root, turn),
+                    level * self.q, amplitude, by_link,
+                )  # fmt: skip
+        return before
 
 
-def real_product(matrix: csr_matrix, state: np.ndarray) -> np.ndarray:
-    """Product of a real sparse matrix with a complex state, without making the matrix complex."""
+def real_product(matrix: np.ndarray | csr_matrix, state: np.ndarray) -> np.ndarray:
+    """Product of a real matrix with a complex state, without making the matrix complex."""
     parts = np.ascontiguousarray(state).view(float)
     return (matrix @ parts).view(complex)
 

@@ -158,8 +158,7 @@ def _periodic_triangles(points, side):
     images = np.stack(np.meshgrid([0, -1, 1], [0, -1, 1], indexing="ij"), -1).reshape(-1, 2)
     n = len(points)
     tiled = (points[None] + images[:, None] * side).reshape(-1, 2)
-    near = (np.abs(tiled) < 0.5 * side + 0.35 * side).all(axis=1)
-    simplices = np.flatnonzero(near)[Delaunay(tiled[near]).simplices]
+    simplices = Delaunay(tiled).simplices
     order = np.argsort(simplices % n, axis=1)
     simplices = np.take_along_axis(simplices, order, axis=1)
     # of all copies of a triangle, the one whose first vertex is in the cell

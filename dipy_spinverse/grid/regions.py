@@ -44,7 +44,7 @@ def membranes_between(
     >>> region = (np.abs(grid.centroids[:, 0]) < 5).astype(int)
     >>> kappa = membranes_between(grid, region, 0.02)
     >>> int(np.isfinite(kappa).sum())
-    64
+    128
     """
     region = np.asarray(region)
     if region.shape != (grid.n_tetrahedra,):
