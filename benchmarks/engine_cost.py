@@ -1,6 +1,6 @@
 """Cost of the engine: against the bandwidth of memory, and against the number of tetrahedra.
 
-    python benchmarks/engine_cost.py | tee benchmarks/results/engine_cost.txt
+python benchmarks/engine_cost.py | tee benchmarks/results/engine_cost.txt
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 Magnetisation is linear in each tetrahedron and continuous but across faces that carry a
 permeability, where nodes are doubled [1]_. Masses are lumped at the nodes, which makes the
 elements a network of nodes and links (see `finite_element_sweep`): on the plateau of a
-gradient water that cannot leave its body keeps its signal exactly. A node's phase is that of its
-vertex, but at a wall: there the mass that is lumped lies on one side of the vertex, and the
-phase is taken halfway to its centre. The second moments of a body, which rule how much signal is
-lost, are then those of its volume up to the third order in the size of the elements.
+gradient water that cannot leave its body keeps its signal exactly. The phase of a node is taken
+halfway between its vertex and the centre of its mass. With the vertex, the second moments of a
+body, which rule how much signal is lost, would be too large by a term of second order (the mass
+of a node at a wall lies on one side of it), with the centre too small by the same.
 
 References
 ----------
@@ -58,9 +58,6 @@ class FiniteElements:
         Link of each edge of each tetrahedron.
     membrane_links : ndarray (I, 3)
         Link through each corner of a membrane's face.
-    walls, wall_nodes : ndarray (W, 3), (W, 3)
-        Corners (4 t + place) of each side of each membrane and of the outside, in an order that
-        points outwards, and their nodes.
     """
 
     grid: TetrahedralGrid
@@ -73,8 +70,6 @@ class FiniteElements:
     ends: np.ndarray
     tetrahedron_links: np.ndarray
     membrane_links: np.ndarray
-    walls: np.ndarray
-    wall_nodes: np.ndarray
 
     def __repr__(self) -> str:
         return (
@@ -105,7 +100,7 @@ def finite_elements(grid: TetrahedralGrid, permeability: ArrayLike) -> FiniteEle
     """
     permeability = np.asarray(permeability, dtype=float)
     membranes = np.flatnonzero(np.isfinite(permeability))
-    first, second, outer = faces_as_corners(grid)
+    first, second = faces_as_corners(grid)
     joined = np.isinf(permeability)
     links = first[joined].ravel(), second[joined].ravel()
     n_corners = grid.tetrahedra.size
@@ -131,7 +126,6 @@ def finite_elements(grid: TetrahedralGrid, permeability: ArrayLike) -> FiniteEle
     link = link.ravel()
     images, image = np.unique(keys[:, 1:], axis=0, return_inverse=True)
     home, wraps, ends = _with_images(n_nodes, keys, images, image.ravel())
-    walls = _outwards(grid, np.concatenate([first[membranes], second[membranes], outer]))
     free = np.ones(n_nodes, bool)
     if grid.boundary == "absorbing":
         free[np.isin(vertices, grid.outer_faces)] = False
@@ -146,8 +140,6 @@ def finite_elements(grid: TetrahedralGrid, permeability: ArrayLike) -> FiniteEle
         ends=ends,
         tetrahedron_links=link[: edges.shape[0]].reshape(-1, 6),
         membrane_links=link[edges.shape[0] :].reshape(-1, 3),
-        walls=walls,
-        wall_nodes=node[walls],
     )
 
 
@@ -250,20 +242,12 @@ def coefficients(
 
 
 def _positions(elements, points, corners, volumes, masses):
-    """Vertices; at walls moved along the normal, halfway to the centre of the lumped mass."""
-    a, b, c = corners.reshape(-1, 3)[elements.walls].unbind(dim=1)
-    outwards = torch.linalg.cross(b - a, c - a)[:, None].expand(-1, 3, 3).reshape(-1, 3)
-    nodes = elements.wall_nodes.ravel()
-    normals = _scatter(len(masses), nodes, outwards)
-    squares = (normals**2).sum(dim=1)
-    # at the rim of a wall within a region both sides are the same node: nothing to move
-    areas = _scatter(len(masses), nodes, outwards.norm(dim=1))
-    at_wall = squares > 1e-6 * areas**2
-    to_centre = (corners.mean(dim=1, keepdim=True) - corners) * 0.8
-    total = _scatter(len(masses), elements.nodes, to_centre * (volumes / 4)[:, None, None])
-    along = (total * normals).sum(dim=1) / masses / torch.where(at_wall, squares, 1)
-    moved = 0.5 * torch.where(at_wall, along, 0)[:, None] * normals
-    return points[elements.vertices] + moved
+    """Halfway between the vertices and the centres of the masses that are lumped there."""
+    # a vertex' share of a tetrahedron is centred at a fifth of all vertices and of itself again
+    to_centre = 0.8 * (corners.mean(dim=1, keepdim=True) - corners)
+    weighted = to_centre * (volumes / 4)[:, None, None]
+    offset = _scatter(len(masses), elements.nodes, weighted) / masses[:, None]
+    return points[elements.vertices] + offset / 2
 
 
 def network_of(
@@ -351,17 +335,6 @@ def _steppers(network, acquisition, representatives, steps):
             part = columns[first : first + size]
             q = acquisition.q_vectors[representatives[part]]
             yield part, Stepper(network, q, schedule)
-
-
-def _outwards(grid, corners):
-    """Corners (W, 3) of walls, ordered so that their normal points out of the tetrahedron."""
-    points = grid.tetrahedron_points.reshape(-1, 3)
-    a, b, c = np.moveaxis(points[corners], 1, 0)
-    from_centre = a - grid.centroids[corners[:, 0] // 4]
-    inwards = np.einsum("wk,wk->w", np.cross(b - a, c - a), from_centre) < 0
-    corners = corners.copy()
-    corners[inwards] = corners[inwards][:, [0, 2, 1]]
-    return corners
 
 
 def _with_images(n_nodes, keys, images, image):

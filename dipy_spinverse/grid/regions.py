@@ -70,7 +70,7 @@ def _check_manifold(grid, region):
     """Refuse regions whose tetrahedra around a vertex are not joined by faces of the region."""
     n = grid.tetrahedra.size
     inside = region[grid.face_tetrahedra[:, 0]] == region[grid.face_tetrahedra[:, 1]]
-    first, second, _ = faces_as_corners(grid)
+    first, second = faces_as_corners(grid)
     pairs = first[inside].ravel(), second[inside].ravel()
     graph = coo_matrix((np.ones(len(pairs[0])), pairs), (n, n))
     part = connected_components(graph, directed=False)[1]
@@ -87,21 +87,9 @@ def _check_manifold(grid, region):
         )
 
 
-def faces_as_corners(grid: TetrahedralGrid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Corner 4 t + (place in tetrahedron t) at the vertices of faces.
-
-    Returns
-    -------
-    first, second : ndarray (F, 3)
-        Of either side of the inner faces.
-    outer : ndarray (B, 3)
-        Of the outer faces.
-    """
-    return tuple(
-        4 * t[:, None] + (grid.tetrahedra[t][:, None, :] == faces[:, :, None]).argmax(axis=2)
-        for t, faces in (
-            (grid.face_tetrahedra[:, 0], grid.faces),
-            (grid.face_tetrahedra[:, 1], grid.faces),
-            (grid.outer_tetrahedra, grid.outer_faces),
-        )
-    )
+def faces_as_corners(grid: TetrahedralGrid) -> list[np.ndarray]:
+    """Corner 4 t + (place in tetrahedron t) at each face's vertices: first, second side (F, 3)."""
+    return [
+        4 * t[:, None] + (grid.tetrahedra[t][:, None, :] == grid.faces[:, :, None]).argmax(axis=2)
+        for t in grid.face_tetrahedra.T
+    ]
