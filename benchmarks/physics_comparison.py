@@ -41,7 +41,7 @@ from dipy_spinverse.bloch_torrey.analytic_exchange import (
     permeable_planes_signal,
 )
 from dipy_spinverse.bloch_torrey.finite_element import simulate_finite_elements
-from dipy_spinverse.bloch_torrey.laplace_modes import (
+from dipy_spinverse.bloch_torrey.matrix_formalism import (
     laplace_modes,
     length_scale_for,
     simulate_modes,

@@ -14,6 +14,7 @@ _HOME = {
     "read_grid": "grid",
     "simulate": "bloch_torrey",
     "simulate_with_jacobian": "bloch_torrey",
+    "simulate_finite_elements": "bloch_torrey",
     "InterfaceMesh": "interface",
     "compare_walls": "interface",
     "interface_mesh": "interface",

@@ -1,4 +1,4 @@
-"""Reading tetrahedral grids from mesh files."""
+"""Reading tetrahedral grids, and their regions, from mesh files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import meshio
 import numpy as np
 
 from dipy_spinverse.grid.tetrahedral_grid import TetrahedralGrid
+
+_REGION_NAMES = ("gmsh:physical", "medit:ref", "region", "gmsh:geometrical")
 
 
 def read_grid(
@@ -52,3 +54,41 @@ def read_grid(
     used, tetrahedra = np.unique(tetrahedra, return_inverse=True)
     points = mesh.points[used] * um_per_unit
     return TetrahedralGrid.from_tetrahedra(points, tetrahedra.reshape(-1, 4), boundary)
+
+
+def read_regions(path: str | Path) -> np.ndarray:
+    """Region of each tetrahedron of a mesh file, as the grid that `read_grid` makes of it.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file whose cells carry one of ``gmsh:physical``, ``medit:ref``, ``region`` or
+        ``gmsh:geometrical``, in this order.
+
+    Returns
+    -------
+    ndarray (T,) of int
+
+    Raises
+    ------
+    ValueError
+        The tetrahedra carry none of these.
+
+    Examples
+    --------
+    >>> import meshio, tempfile, os
+    >>> points = [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]]
+    >>> path = os.path.join(tempfile.mkdtemp(), "two.vtu")
+    >>> meshio.write_points_cells(path, points, {"tetra": [[0, 1, 2, 3], [1, 2, 3, 4]]},
+    ...                           cell_data={"region": [[1, 2]]})
+    >>> read_regions(path)
+    array([1, 2])
+    """
+    data = meshio.read(path).cell_data_dict
+    for name in _REGION_NAMES:
+        if "tetra" in data.get(name, {}):
+            return np.asarray(data[name]["tetra"]).astype(int)
+    raise ValueError(
+        f"path: the tetrahedra of {path} carry {sorted(data) or 'no data'}; regions are read from "
+        f"{', '.join(_REGION_NAMES)}. Save one integer per tetrahedron under one of these names."
+    )
