@@ -44,7 +44,7 @@ class LaplaceModes:
     start : ndarray (n,)
         Uniform magnetisation in the modes.
     length_scale_um : float
-        Modes of rates up to D (pi / length scale)^2 are kept, and at least 32.
+        Modes of rates up to D (pi / length scale)^2 are kept.
     diffusivity : float
         The largest, um^2/ms.
     """
@@ -59,10 +59,9 @@ class LaplaceModes:
         return f"LaplaceModes({len(self.rates)} modes, down to {self.length_scale_um:.3g} um)"
 
     def coarser(self) -> LaplaceModes:
-        """Those of them with a length scale twice as long, at most half."""
+        """Those of them with a length scale twice as long."""
         length = self.length_scale_um * _COARSER
         n = np.searchsorted(self.rates, self.diffusivity * (np.pi / length) ** 2, side="right")
-        n = min(n, (len(self.rates) + 1) // 2)
         return LaplaceModes(
             self.rates[:n], self.moments[:, :n, :n], self.start[:n], length, self.diffusivity
         )
@@ -84,7 +83,8 @@ def laplace_modes(
     permeability : array-like (F,)
         um/ms; infinite where there is no membrane.
     length_scale_um : float
-        Modes that vary over shorter lengths are left out, see `length_scale_for`.
+        Modes that vary over shorter lengths are left out, see `length_scale_for`; but at least
+        32 are kept.
     diffusivity : float or array-like (T,), optional
         um^2/ms.
 
@@ -102,7 +102,7 @@ def laplace_modes(
     >>> from dipy_spinverse.grid import bcc_grid
     >>> grid = bcc_grid(6, 1.0, boundary="reflecting")
     >>> laplace_modes(grid, np.full(grid.n_faces, np.inf), 2.0)
-    LaplaceModes(32 modes, down to 2 um)
+    LaplaceModes(32 modes, down to 1.89 um)
     """
     if grid.boundary != "reflecting":
         raise ValueError(
@@ -122,8 +122,10 @@ def laplace_modes(
     # from the middle, so that phases stay small
     middle = network.masses @ network.positions / network.masses.sum()
     moments = [modes.T @ (x[:, None] * modes) for x in (network.positions - middle).T]
+    reached = np.pi * np.sqrt(fastest / max(rates[-1], 1e-9 * highest))
+    length_scale_um = min(float(length_scale_um), float(reached))
     return LaplaceModes(
-        rates, np.array(moments), modes.T @ network.start, float(length_scale_um), fastest
+        rates, np.array(moments), modes.T @ network.start, length_scale_um, fastest
     )
 
 
