@@ -7,7 +7,8 @@ from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.bloch_torrey.analytic import DIMENSIONS, checked_body, positive
-from dipy_spinverse.bloch_torrey.propagators import pulsed_gradient_schedule
+from dipy_spinverse.bloch_torrey.encodings import alike_in_time, unique_encodings
+from dipy_spinverse.bloch_torrey.propagators import schedule_of
 
 _POLYNOMIALS, _PULSE_STEPS = 32, 48
 
@@ -20,7 +21,7 @@ def permeable_planes_signal(
     diffusivity: float = 2.0,
     normal: ArrayLike = (1, 0, 0),
 ) -> np.ndarray:
-    """Signals across equidistant permeable planes, under pulses of finite length.
+    """Signals across equidistant permeable planes, under pulses of finite length or waveforms.
 
     The Bloch-Torrey equation of one period [1]_ in Legendre polynomials of both sides of a
     membrane, whose jump carries the permeability; Magnus steps of fourth order while q changes.
@@ -70,14 +71,18 @@ def permeable_planes_signal(
             f"permeability is {permeability}; give a finite number of at least 0, in um/ms "
             "(without membranes the signal is that of free water)."
         )
-    across = acquisition.q_vectors @ np.asarray(normal, dtype=float) / length
-    along = acquisition.q**2 - across**2
-    columns = np.abs(across), acquisition.small_delta, acquisition.big_delta
-    encodings, encoding = np.unique(np.column_stack(columns).round(9), axis=0, return_inverse=True)
+    normal = np.asarray(normal, dtype=float) / length
     operators = _periodic_operators(spacing, permeability, diffusivity)
-    signals = np.array([_planes_signal(operators, *row) for row in encodings])
-    free = np.exp(-diffusivity * along * acquisition.diffusion_time)
-    return signals[encoding.ravel()] * free
+    representatives, encoding = unique_encodings(acquisition)
+    signals = np.empty(len(representatives))
+    for waveforms, symmetric in alike_in_time(acquisition, representatives):
+        schedule = schedule_of(waveforms, symmetric, _PULSE_STEPS, False, lossless=True)
+        along = waveforms.b_tensors()
+        along = np.trace(along, axis1=1, axis2=2) - np.einsum("mij,i,j->m", along, normal, normal)
+        across = np.moveaxis(schedule.q, -1, 0) @ normal
+        found = [_planes_signal(operators, schedule, q) for q in across]
+        signals[waveforms.rows] = np.array(found) * np.exp(-diffusivity * along)
+    return signals[encoding]
 
 
 def _periodic_operators(spacing, permeability, diffusivity):
@@ -96,19 +101,19 @@ def _periodic_operators(spacing, permeability, diffusivity):
     return stiffness + permeability * np.outer(jump, jump), drift - drift.T, diffusivity
 
 
-def _planes_signal(operators, q, small_delta, big_delta):
-    """sum |u(TE/2)|^2 of one encoding; the second half is the first in reverse."""
-    plan = pulsed_gradient_schedule(small_delta, big_delta, 0.0, _PULSE_STEPS, nodes=False)
+def _planes_signal(operators, schedule, q):
+    """Signal of one encoding, q (E, 2) across the planes."""
     stiffness, drift, diffusivity = operators
-    total = plan.amplitude.sum(axis=1)
-    first = q * (plan.amplitude * plan.level).sum(axis=1)
-    second = q**2 * diffusivity * (plan.amplitude * plan.level**2).sum(axis=1)
+    total = schedule.amplitude.sum(axis=1)
+    first = (schedule.amplitude * q).sum(axis=1)
+    second = diffusivity * (schedule.amplitude * q**2).sum(axis=1)
     generators = total[:, None, None] * stiffness + 1j * first[:, None, None] * drift
     rates, modes = np.linalg.eigh(generators)
     state = np.eye(len(stiffness))[0].astype(complex)
     for rate, mode, decay in zip(rates, modes, second, strict=True):
         state = mode @ (np.exp(-rate - decay) * (mode.conj().T @ state))
-    return (np.abs(state) ** 2).sum()
+    # the second half of a symmetric encoding is the first in reverse
+    return (np.abs(state) ** 2).sum() if schedule.symmetric else state[0].real
 
 
 def karger_signal(

@@ -24,9 +24,9 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from dipy_spinverse.acquisition import Acquisition
-from dipy_spinverse.bloch_torrey.encodings import unique_encodings
+from dipy_spinverse.bloch_torrey.encodings import alike_in_time, unique_encodings
 from dipy_spinverse.bloch_torrey.finite_element_sweep import Network, Stepper
-from dipy_spinverse.bloch_torrey.propagators import pulsed_gradient_schedule
+from dipy_spinverse.bloch_torrey.propagators import schedule_of
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.grid.regions import faces_as_corners
 
@@ -168,7 +168,7 @@ def simulate_finite_elements(
     diffusivity : float or array-like (T,), optional
         um^2/ms, of all or of each tetrahedron.
     steps : int, optional
-        Time intervals per gradient pulse (even).
+        Largest number of time intervals per part of the encoding, as a gradient pulse (even).
 
     Returns
     -------
@@ -324,17 +324,16 @@ class _Signals(torch.autograd.Function):
 
 
 def _steppers(network, acquisition, representatives, steps):
-    """(places among the representatives, stepper) of encodings of one timing, in parts."""
-    timing_index = acquisition.timing_index[representatives]
-    for k, (small_delta, big_delta, te) in enumerate(acquisition.timings):
-        dead_time = 0.0 if network.free.all() else (te - big_delta - small_delta) / 2
-        schedule = pulsed_gradient_schedule(small_delta, big_delta, dead_time, steps, False)
-        columns = np.flatnonzero(timing_index == k)
-        size = max(8, _CHUNK_BYTES // (_KEPT_STATES * 16 * len(network.masses)))
-        for first in range(0, len(columns), size):
-            part = columns[first : first + size]
-            q = acquisition.q_vectors[representatives[part]]
-            yield part, Stepper(network, q, schedule)
+    """(places among the representatives, stepper) of encodings alike in time, in parts."""
+    size = max(8, _CHUNK_BYTES // (_KEPT_STATES * 16 * len(network.masses)))
+    for waveforms, symmetric in alike_in_time(acquisition, representatives):
+        for first in range(0, len(waveforms.rows), size):
+            part = np.arange(first, min(first + size, len(waveforms.rows)))
+            chosen = waveforms.select(part)
+            schedule = schedule_of(
+                chosen, symmetric, steps, False, lossless=bool(network.free.all())
+            )
+            yield chosen.rows, Stepper(network, schedule)
 
 
 def _with_images(n_nodes, keys, images, image):

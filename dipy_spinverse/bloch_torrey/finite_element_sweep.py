@@ -69,30 +69,23 @@ def symmetrised_matrix(network: Network) -> csr_matrix:
 
 
 class Stepper:
-    """Exponentials of the operator along a schedule, for M measurements of one timing.
+    """Exponentials of the operator along the schedule of M measurements.
 
     Parameters
     ----------
     network : Network
-    q : ndarray (M, 3)
-        Wave vectors of the plateau, rad/um.
     schedule : Schedule
     """
 
-    def __init__(self, network: Network, q: np.ndarray, schedule: Schedule):
-        self.network, self.q, self.schedule = network, q, schedule
+    def __init__(self, network: Network, schedule: Schedule):
+        self.network, self.schedule = network, schedule
         self.matrix = symmetrised_matrix(network)
         n, images = len(network.masses), len(network.home) - len(network.masses)
         self._n_images = images
         self._fold = csr_matrix(
             (np.ones(images), (network.home[n:], np.arange(images))), (n, images)
         )
-        self.phase = network.positions @ q.T
-        self.series = _series(network, self.matrix, q, schedule)
-
-    def turn(self, level: float) -> np.ndarray:
-        """exp(i q.x) of nodes and images at a relative wave vector."""
-        return np.exp(1j * level * self.phase)
+        self.series = _series(network, self.matrix, schedule)
 
     def spread(self, state: np.ndarray, turn: np.ndarray) -> np.ndarray:
         """A state on nodes and images, in the frame at rest."""
@@ -125,8 +118,14 @@ class Stepper:
         return (now, np.array(kept[::-1])) if keep else now
 
     def signals(self) -> np.ndarray:
-        """Signals (M,): sum |v|^2 at TE/2; the second half is the first in reverse."""
-        return (np.abs(self._states()[-1]) ** 2).sum(axis=0)
+        """Signals (M,).
+
+        Of a symmetric encoding sum |v|^2 at TE/2, as the second half is the first in reverse.
+        """
+        state = self._states()[-1]
+        if self.schedule.symmetric:
+            return (np.abs(state) ** 2).sum(axis=0)
+        return self.network.start @ state.real
 
     def pull_back(self, cotangent: np.ndarray):
         """Derivatives of cotangent.S by conductances (L,), masses (N,) and displacements (L, 3).
@@ -136,28 +135,36 @@ class Stepper:
         an exponential contributes sum_k (2 - [k=0]) (T_k w)^H dA b_(k+1).
         """
         states, network = self._states(keep=True), self.network
-        adjoint = 2 * states[-1] * cotangent
+        start = network.start[:, None]
+        adjoint = (2 * states[-1] if self.schedule.symmetric else start + 0j) * cotangent
         by_link, by_mass = np.zeros((len(network.ends), 4)), np.zeros(len(network.masses))
-        for e in range(len(self.schedule.level) - 1, -1, -1):
+        of_start = np.zeros(len(network.masses))
+        if not self.schedule.symmetric:  # the signal is the last state times the start
+            of_start += states[-1].real @ cotangent
+        for e in range(len(self.schedule.amplitude) - 1, -1, -1):
             adjoint = self._pull_back_exponential(states[e], adjoint, e, by_link, by_mass)
         # the start is the root of mass / total mass
-        of_start = (adjoint.real.sum(axis=1)) * network.start / 2
+        of_start = (of_start + adjoint.real.sum(axis=1)) * network.start / 2
         by_mass += of_start / network.masses - of_start.sum() / network.masses.sum()
         return by_link[:, 0], by_mass, network.conductance[:, None] * by_link[:, 1:]
 
     def _states(self, keep=False):
         """The states at the start and after each exponential, or only the last."""
         start = self.network.start[:, None].astype(complex)
-        states = [np.repeat(start, len(self.q), axis=1)]
-        for e in range(len(self.schedule.level)):
+        states = [np.repeat(start, self.schedule.q.shape[-1], axis=1)]
+        for e in range(len(self.schedule.amplitude)):
             state = self.exponential(states[-1], e)
             states = [*states, state] if keep else [state]
         return states
 
     def _terms(self, e):
-        """(amplitude, relative wave vector, exp(i q.x)) of the operators in exponential e."""
-        rows = zip(self.schedule.amplitude[e], self.schedule.level[e], strict=True)
-        return [(amplitude, level, self.turn(level)) for amplitude, level in rows if amplitude]
+        """(amplitude, wave vectors (3, M), exp(i q.x)) of the operators in exponential e."""
+        rows = zip(self.schedule.amplitude[e], self.schedule.q[e], strict=True)
+        return [
+            (amplitude, q, np.exp(1j * (self.network.positions @ q)))
+            for amplitude, q in rows
+            if amplitude
+        ]
 
     def _scaled(self, state, e, terms):
         """The operator of exponential e, mapped to [-1, 1], applied to a state."""
@@ -180,13 +187,14 @@ class Stepper:
         kept *= -np.where(np.arange(len(kept)) > 0, 2, 1)[:, None, None] / radius
         chebyshev = chebyshev[:-1]
         root = np.sqrt(network.masses)[:, None]
-        for amplitude, level, turn in terms:
+        for amplitude, q, turn in terms:
+            by_measurement = np.ascontiguousarray(q.T)
             for y, u in zip(chebyshev, kept, strict=True):
                 flow = y.conj() * self.apply(u, turn) + self.apply(y, turn).conj() * u
                 by_mass -= amplitude * flow.real.sum(axis=1) / (2 * network.masses)
                 kernels.link_products(
                     network.ends, self.spread(y / root, turn), self.spread(u / root, turn),
-                    level * self.q, amplitude, by_link,
+                    by_measurement, amplitude, by_link,
                 )  # fmt: skip
         return before
 
@@ -197,16 +205,17 @@ def real_product(matrix: np.ndarray | csr_matrix, state: np.ndarray) -> np.ndarr
     return (matrix @ parts).view(complex)
 
 
-def _series(network, matrix, q, schedule):
+def _series(network, matrix, schedule):
     """Centre, radius and Chebyshev coefficients of each exponential."""
     n = len(network.masses)
     magnitude = np.bincount(network.home, np.asarray(abs(matrix).sum(axis=1)).ravel(), n)
     norm = magnitude.max()
     i, j = network.ends.T
-    largest_phase = np.abs((network.positions[j] - network.positions[i]) @ q.T).max(initial=0)
+    longest = np.linalg.norm(network.positions[j] - network.positions[i], axis=1).max(initial=0)
     # Both operators of a Magnus step are positive; one has a small negative weight, and lets
     # eigenvalues rise above 0 by no more than the operators differ.
-    turn = np.minimum(np.abs(np.diff(schedule.level, axis=1)[:, 0]) * largest_phase, 2.0)
+    apart = np.linalg.norm(schedule.q[:, 1] - schedule.q[:, 0], axis=1).max(axis=1, initial=0)
+    turn = np.minimum(apart * longest, 2.0)
     negative = np.maximum(-schedule.amplitude, 0).max(axis=1)
     series = []
     for span, highest in zip(schedule.amplitude.sum(axis=1), negative * turn * norm, strict=True):
