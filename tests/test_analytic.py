@@ -121,6 +121,20 @@ def test_permeable_planes_match_the_finite_volumes(kappa):
     np.testing.assert_allclose(simulated, expected, atol=1e-3)
 
 
+def test_planes_are_passed_in_the_same_way_under_any_waveform():
+    # a pair of pulses as such, and as a waveform that is symmetric only up to a rest at its end
+    pulsed = acquisition([0.5, 2.0], small_delta=2.0, big_delta=6.0)
+    pulse, rest = np.ones(20), np.zeros(40)
+    shape = np.concatenate([pulse, rest, -pulse, rest])
+    gradients = pulsed.gradient_t_per_m[:, None, None] * shape[:, None] * [1.0, 0, 0]
+    waveforms = Acquisition.from_waveforms(gradients, dt_s=1e-4)
+    np.testing.assert_allclose(
+        permeable_planes_signal(waveforms, 6.0, 0.1),
+        permeable_planes_signal(pulsed, 6.0, 0.1),
+        atol=2e-4,  # a waveform sampled at 0.1 ms may have ramps between its samples
+    )
+
+
 def test_planes_reach_their_tortuosity_limit():
     spacing, kappa = 4.0, 0.1
     big_delta = 2000.0
