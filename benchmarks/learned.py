@@ -1,0 +1,114 @@
+"""Learning instead of fitting: errors, cost and coverage of the learners of NODDI.
+
+    DIPY_SPINVERSE_DATA=<folder> python benchmarks/learned.py [--methods ridge deep ...]
+
+Each learner is trained on its own simulations and judged on the 200 voxels of noddi200 (Rician,
+SNR 30, parameters of white and grey matter), beside the fit, and on voxels of the whole prior.
+Cost is CPU time of this process (one thread where OMP_NUM_THREADS=1), prediction in a batch of
+10,000.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+from datasets import data_folder
+from dipy.core.gradients import gradient_table
+
+from dipy_spinverse.compartments import NODDIModel
+from dipy_spinverse.compartments.learned import LearnedFit
+from dipy_spinverse.compartments.learned.learned_fit import METHODS
+from dipy_spinverse.compartments.learned.training import simulated_voxels
+
+RESULTS = Path(__file__).parent / "results" / "learned.md"
+MAPS = ("ndi", "odi", "fwf")
+SNR = (10.0, 100.0)
+N_TEST = 4000
+BATCH = 10_000
+
+
+def timed(function):
+    """Result, CPU seconds and wall seconds of a call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = function()
+    return result, time.process_time() - cpu, time.perf_counter() - wall
+
+
+def errors(fit, truth):
+    """Mean absolute error of each map."""
+    return [np.abs(getattr(fit, name) - truth[name]).mean() for name in MAPS]
+
+
+def row(name, training, cost, found, missed):
+    """Line of the first table."""
+    numbers = " | ".join(f"{value:.4f}" for value in (*found, *missed))
+    return f"| {name} | {training} | {cost:.3f} | {numbers} |"
+
+
+def coverage(fit, truth):
+    """Lines of the second table."""
+    for name in fit.MAPS:
+        low, high = getattr(fit, f"{name}_low"), getattr(fit, f"{name}_high")
+        below, above = (truth[name] < low).mean(), (truth[name] > high).mean()
+        inside = 100 * (1 - below - above)
+        yield f"| {name} | {inside:.1f} | {100 * below:.1f} | {100 * above:.1f} |"
+
+
+def main():
+    """Print the tables and write them to results/."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    methods = parser.parse_args().methods
+    stored = np.load(data_folder() / "noddi200" / "noddi200.npz")
+    model = NODDIModel(gradient_table(stored["bvals"], bvecs=stored["bvecs"]))
+    truth = dict(zip(MAPS, stored["truth"].T[:3], strict=True))
+    batch = np.tile(stored["signal"], (BATCH // len(stored["signal"]), 1))
+    values, data, sigma = simulated_voxels(model, N_TEST, SNR, np.random.default_rng(2**20))
+    true_maps = model.maps(values)
+    head = " | ".join(f"{m} {where}" for where in ("noddi200", "prior") for m in MAPS)
+    lines = [
+        f"| method | training CPU-s (wall) | CPU-ms / voxel | {head} |",
+        "| --- " * 9 + "|",
+    ]
+    print(*lines, sep="\n", flush=True)
+    covered = []
+
+    def report(name, training, estimator, n, **options):
+        estimator.fit(stored["signal"][:2], sigma=1 / 30, **options)  # compile
+        found, cpu, _ = timed(lambda: estimator.fit(batch[:n], **options))
+        prior = estimator.fit(data, sigma=sigma, **options)
+        own = errors(found[: len(stored["signal"])], truth)
+        lines.append(row(name, training, 1e3 * cpu / n, own, errors(prior, true_maps)))
+        print(lines[-1], flush=True)
+        return prior
+
+    report("fit, likeliest", "-", model, 1000, n_draws=0)
+    report("fit, posterior mean", "-", model, 400)
+    for method in methods:
+        learned, cpu, wall = timed(lambda m=method: LearnedFit(model, method=m, snr=SNR))
+        prior = report(method, f"{cpu:.0f} ({wall:.0f})", learned, BATCH)
+        if method == "mixture-density":
+            covered = list(coverage(prior, true_maps))
+    lines += [
+        "",
+        f"Intervals of 95 % of mixture-density, {N_TEST} voxels of the prior, SNR "
+        f"{SNR[0]:g} to {SNR[1]:g} (standard error 0.3 %):",
+        "",
+        "| map | inside % | truth below % | truth above % |",
+        "| --- " * 4 + "|",
+        *covered,
+    ]
+    threads = os.environ.get("OMP_NUM_THREADS", "all")
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS={threads}"
+    text = "\n".join([f"# Learned NODDI\n\n{machine}. {__doc__.strip()}\n", *lines, ""])
+    RESULTS.write_text(text)
+    print(*lines[-6 - len(covered) :], sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,7 @@
+"""Learning instead of fitting: regressors that a compartment model trains on its own signals."""
+
+from __future__ import annotations
+
+from dipy_spinverse.compartments.learned.learned_fit import LearnedFit
+
+__all__ = ["LearnedFit"]

@@ -1,0 +1,68 @@
+"""Learners on disk: arrays, and a header in JSON; no code is stored or run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from dipy_spinverse.compartments.model import CompartmentModel
+
+FORMAT = "dipy_spinverse learner 1"
+_N_PROBES = 8
+_SAME = 1e-6
+
+
+def write(path: Path | str, header: dict, arrays: dict[str, np.ndarray], model: CompartmentModel):
+    """Store arrays and header, and some signals by which the model is known again."""
+    probe = model.draw(_N_PROBES, seed=0)
+    stored = {f"probe/{name}": value for name, value in probe.items()}
+    stored |= {**arrays, "probe_signals": model.signals(probe)}
+    header = {"format": FORMAT, "definition": _described(model), **header}
+    with open(path, "wb") as file:
+        np.savez_compressed(file, header=np.array(json.dumps(header)), **stored)
+
+
+def read(path: Path | str, model: CompartmentModel) -> tuple[dict, dict[str, np.ndarray]]:
+    """Header and arrays.
+
+    Raises
+    ------
+    ValueError
+        A file of another kind, or a learner of another model or acquisition.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        header = json.loads(str(arrays.pop("header")))
+        known = header["format"] == FORMAT
+    except (KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} holds no learner; write one with LearnedFit.save.") from error
+    if not known:
+        raise ValueError(f"{path} has the format {header['format']!r}; this reads {FORMAT!r}.")
+    if header["definition"] != _described(model):
+        raise ValueError(
+            f"{path} learned the model {header['definition']}, this one is {_described(model)}; "
+            "give the same."
+        )
+    probe = {k.removeprefix("probe/"): arrays.pop(k) for k in list(arrays) if k[:6] == "probe/"}
+    expected, found = arrays.pop("probe_signals"), model.signals(probe)
+    if expected.shape != found.shape or not np.allclose(expected, found, rtol=0, atol=_SAME):
+        raise ValueError(
+            f"{path} learned other signals of {model.definition.name}: its acquisition or its "
+            "constants differ from those of the model given. Train one for this acquisition."
+        )
+    return header, arrays
+
+
+def _described(model):
+    definition = model.definition
+    parameters = [[p.name, p.low, p.high] for p in definition.parameters]
+    return {
+        "name": definition.name,
+        "parameters": parameters,
+        "fractions": list(definition.pools),
+        "maps": list(definition.maps),
+        "likelihood": model.likelihood,
+    }
