@@ -28,7 +28,7 @@ from dipy_spinverse.compartments.learned.training import simulated_voxels
 RESULTS = Path(__file__).parent / "results" / "learned.md"
 MAPS = ("ndi", "odi", "fwf")
 SNR = (10.0, 100.0)
-N_TEST = 4000
+N_TEST, N_FITTED = 4000, 400  # voxels of the prior, and how many of them are also fitted
 BATCH = 10_000
 
 
@@ -39,9 +39,9 @@ def timed(function):
     return result, time.process_time() - cpu, time.perf_counter() - wall
 
 
-def errors(fit, truth):
-    """Mean absolute error of each map."""
-    return [np.abs(getattr(fit, name) - truth[name]).mean() for name in MAPS]
+def errors(fit, truth, end=""):
+    """Mean absolute error of each map, or of NAME_end."""
+    return [np.abs(getattr(fit, name + end) - truth[name]).mean() for name in MAPS]
 
 
 def row(name, training, cost, found, missed):
@@ -62,7 +62,7 @@ def coverage(fit, truth):
 def main():
     """Print the tables and write them to results/."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     methods = parser.parse_args().methods
     stored = np.load(data_folder() / "noddi200" / "noddi200.npz")
     model = NODDIModel(gradient_table(stored["bvals"], bvecs=stored["bvecs"]))
@@ -78,22 +78,26 @@ def main():
     print(*lines, sep="\n", flush=True)
     covered = []
 
-    def report(name, training, estimator, n, **options):
-        estimator.fit(stored["signal"][:2], sigma=1 / 30, **options)  # compile
-        found, cpu, _ = timed(lambda: estimator.fit(batch[:n], **options))
-        prior = estimator.fit(data, sigma=sigma, **options)
-        own = errors(found[: len(stored["signal"])], truth)
-        lines.append(row(name, training, 1e3 * cpu / n, own, errors(prior, true_maps)))
-        print(lines[-1], flush=True)
+    def report(name, training, estimator, n, n_prior, mean=""):
+        estimator.fit(stored["signal"][:2], sigma=1 / 30)  # compile
+        found, cpu, _ = timed(lambda: estimator.fit(batch[:n]))
+        prior = estimator.fit(data[:n_prior], sigma=sigma[:n_prior])
+        of_prior = {name: values[:n_prior] for name, values in true_maps.items()}
+        for end in ("", mean) if mean else ("",):
+            label = f"{name}, posterior mean" if end else name
+            own = errors(found[: len(stored["signal"])], truth, end)
+            missed = errors(prior, of_prior, end)
+            lines.append(row(label, training, 1e3 * cpu / n, own, missed))
+            print(lines[-1], flush=True)
         return prior
 
-    report("fit, likeliest", "-", model, 1000, n_draws=0)
-    report("fit, posterior mean", "-", model, 400)
+    report("fit (with posterior)", "-", model, len(stored["signal"]), N_FITTED, "_mean")
     for method in methods:
         learned, cpu, wall = timed(lambda m=method: LearnedFit(model, method=m, snr=SNR))
-        prior = report(method, f"{cpu:.0f} ({wall:.0f})", learned, BATCH)
+        prior = report(method, f"{cpu:.0f} ({wall:.0f})", learned, BATCH, N_TEST)
         if method == "mixture-density":
             covered = list(coverage(prior, true_maps))
+            print(*covered, sep="\n", flush=True)
     lines += [
         "",
         f"Intervals of 95 % of mixture-density, {N_TEST} voxels of the prior, SNR "

@@ -23,6 +23,7 @@ FEATURES = ("zonal", "power", "dti", "dki", "signals")
 _LARGEST_ORDER = 6
 _LARGEST_CONDITION = 5.0
 _LEAST_FREEDOM = 4
+_CLEAR = 4.0  # signal over noise above which Rician noise is normal
 _SAME_SHELL = 1.04  # ratio of b
 _TENSOR_B, _KURTOSIS_B = 1.6, 3.1  # ms/um^2, largest for the cumulants
 
@@ -34,6 +35,7 @@ class Shell:
     Attributes
     ----------
     rows : ndarray (N,) of int
+    b : float
     order : int
         Of the harmonics that its directions determine.
     fit : ndarray (C, N)
@@ -45,6 +47,7 @@ class Shell:
     """
 
     rows: np.ndarray
+    b: float
     order: int
     fit: np.ndarray
     rest: np.ndarray
@@ -97,17 +100,22 @@ class Encoder:
         fan, axis = vectors[:, :, 1], vectors[:, :, 0]
         return np.stack([fan, np.cross(axis, fan), axis], axis=1)
 
-    def noise(self, data: np.ndarray) -> np.ndarray | None:
-        """Standard deviation (V,) of what is beyond the harmonics, or None where there is none.
+    def noise(self, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Sum of squares (V,) of what is beyond the harmonics, and its degrees of freedom (V,).
 
-        Of the shell with the largest signals, whose magnitudes are the least Rician.
+        Of shells of low b, whose harmonics end soon, where signals are so far above the noise
+        that it is normal; `data` (V, M) are as measured.
         """
-        free = [s for s in self.shells if s.freedom >= _LEAST_FREEDOM]
-        if not free:
-            return None
-        shell = max(free, key=lambda s: data[:, s.rows].mean())
-        residual = data[:, shell.rows] @ shell.rest.T
-        return np.sqrt((residual**2).sum(axis=1) / shell.freedom)
+        squares, freedom = np.zeros(len(data)), np.zeros(len(data), dtype=int)
+        for shell in self.shells:
+            if shell.freedom < _LEAST_FREEDOM or shell.b > _TENSOR_B:
+                continue
+            signals = data[:, shell.rows]
+            rest = ((signals @ shell.rest.T) ** 2).sum(axis=1)
+            clear = signals.mean(axis=1) > _CLEAR * np.sqrt(rest / shell.freedom)
+            squares += np.where(clear, rest, 0)
+            freedom += np.where(clear, shell.freedom, 0)
+        return squares, freedom
 
 
 def encoder_for(
@@ -182,7 +190,7 @@ def _shell(acquisition, rows):
     smooth = _harmonics(_order(directions, len(rows) / 2), directions)
     rest = np.eye(len(rows)) - smooth @ np.linalg.pinv(smooth)
     fit = np.linalg.pinv(_harmonics(order, directions))
-    return Shell(rows, order, fit, rest, len(rows) - smooth.shape[1])
+    return Shell(rows, acquisition.b[rows].max(), order, fit, rest, len(rows) - smooth.shape[1])
 
 
 def _order(directions, most):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from dipy_spinverse.inversion.noise import noise_from_b0
 from dipy_spinverse.voxels import Status, per_voxel, screened
 
 _NETWORKS = ("deep", "wide-and-deep", "mixture-density")
-METHODS = ("ridge", "trees", *_NETWORKS)
+METHODS = ("mixture-density", "deep", "wide-and-deep", "trees", "ridge")
 _N_DRAWS = 256
 _VOX_PER_CHUNK = 2000
 _N_CHECKED = 48  # measurements that tell whether the model explains a voxel
@@ -98,7 +99,7 @@ class LearnedFit:
         method: str = "mixture-density",
         features: Iterable[str] = ("zonal",),
         snr: tuple[float, float] = (10.0, 100.0),
-        n_train: int = 150_000,
+        n_train: int = 120_000,
         seed: int = 0,
         **training,
     ):
@@ -154,7 +155,8 @@ class LearnedFit:
         Returns
         -------
         CompartmentFit
-            Without standard deviations and intervals unless the method is "mixture-density".
+            Its values are posterior means. Without standard deviations and intervals unless the
+            method is "mixture-density".
             `status` is MISFIT where the model does not explain the signals; `residual_rms` is over
             48 measurements spread over the acquisition, as all would cost more than learning.
 
@@ -199,7 +201,8 @@ class LearnedFit:
                 arrays[name][(part, *map(slice, value.shape[1:]))] = value
         arrays["sigma"][chosen] = noise[chosen] / S0_te[chosen, 0]
         count = np.ones(len(flat), dtype=int)
-        fit = model._as_fit(arrays, status, count, S0_te[:, 0], S0_te, shape)
+        S0 = np.where(status == Status.CONVERGED, S0_te[:, 0], 1)
+        fit = model._as_fit(arrays, status, count, S0, S0_te / S0[:, None], noise, shape)
         if refine:
             sigma = np.where(fit.sigma > 0, fit.sigma, 1)
             return model.fit(data, mask, sigma=sigma, start=self.start(fit))
@@ -344,17 +347,17 @@ class LearnedFit:
             return sigma
         acquisition = self.model.acquisition
         b0 = acquisition.b0_mask
-        found = noise_from_b0(flat[:, b0], acquisition.subset(b0))[0] if b0.any() else None
-        if found is None:
-            relative = flat / S0_te[:, acquisition.te_index]
-            found = self.encoder.noise(relative)
-            if found is None:
-                raise ValueError(
-                    "sigma is needed: the acquisition has too few repeated b0 measurements and "
-                    "directions to estimate the noise."
-                )
-            found = found * S0_te[:, 0]
-        return found
+        squares, freedom = self.encoder.noise(flat)
+        if b0.any():
+            of_b0, freedom_b0 = noise_from_b0(flat[:, b0], acquisition.subset(b0))
+            if of_b0 is not None:
+                squares, freedom = squares + freedom_b0 * of_b0**2, freedom + freedom_b0
+        if not (freedom > 0).all():
+            raise ValueError(
+                "sigma is needed: there are too few repeated b0 measurements to estimate the "
+                f"noise, and too few directions at low b in {(freedom == 0).sum()} voxels."
+            )
+        return np.sqrt(squares / freedom)
 
     def _warn_of_noise(self, noise):
         outside = (noise > 1.1 / self.snr[0]) | (noise < 0.9 / self.snr[1])
@@ -373,7 +376,8 @@ def _summary(maps):
     for name, draws in maps.items():
         draws = draws.numpy()
         n = draws.shape[1]
-        result |= {name: draws.mean(axis=1), f"{name}_std": draws.std(axis=1)}
+        mean = draws.mean(axis=1)
+        result |= {name: mean, f"{name}_mean": mean, f"{name}_std": draws.std(axis=1)}
         # Of n points in order, the k-th from 0 stands for the quantile (k + 1/2) / n.
         places = np.clip(np.array([0.025, 0.975]) * n - 0.5, 0, n - 1)
         below = places.astype(int)
@@ -390,6 +394,10 @@ def _spread(values):
 
 
 def _trainer(method):
+    if method in ("ridge", "trees") and find_spec("sklearn") is None:
+        raise ValueError(
+            f"method={method!r} needs scikit-learn (pip install scikit-learn); networks do not."
+        )
     if method in _NETWORKS:
         return partial(networks.train, method=method)
     return {"ridge": ridge.train, "trees": trees.train}[method]

@@ -58,7 +58,7 @@ def train(
     optimizer: str = "AdamW",
     learning_rate: float = 2e-3,
     batch_size: int = 512,
-    max_epochs: int = 30,
+    max_epochs: int = 25,
     patience: int = 6,
 ) -> Learner:
     """Train a network by minibatches, and keep the one that was best on held-out samples.
