@@ -22,7 +22,7 @@ from dipy.core.gradients import gradient_table
 
 from dipy_spinverse.compartments import NODDIModel
 from dipy_spinverse.compartments.learned import LearnedFit
-from dipy_spinverse.compartments.learned.learned_fit import METHODS
+from dipy_spinverse.compartments.learned.methods import METHODS
 from dipy_spinverse.compartments.learned.training import simulated_voxels
 
 RESULTS = Path(__file__).parent / "results" / "learned.md"

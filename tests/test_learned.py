@@ -16,7 +16,7 @@ from dipy_spinverse import Acquisition
 from dipy_spinverse.compartments import ActiveAxModel, IVIMModel, NODDIModel
 from dipy_spinverse.compartments.learned import LearnedFit
 from dipy_spinverse.compartments.learned.features import encoder_for
-from dipy_spinverse.compartments.learned.learned_fit import METHODS
+from dipy_spinverse.compartments.learned.methods import METHODS
 from dipy_spinverse.compartments.learned.targets import (
     from_latent,
     latent,
@@ -212,7 +212,7 @@ def test_noise_is_estimated_where_it_is_not_given(learners, voxels):
 
 def test_learned_values_seed_the_fit(learners, noddi, voxels):
     values, data, sigma = voxels
-    data, sigma = data[:30], sigma[:30]
+    data, sigma = data[:10], sigma[:10]
     refined = learners["deep"].fit(data, sigma=sigma, refine=True)
     fitted = noddi.fit(data, sigma=sigma)
     # The same optimum of most voxels: differences of maps are far below their uncertainty.
@@ -237,6 +237,7 @@ def test_models_without_an_axis_are_learned_from_means():
         ({"method": "forest"}, "method is 'forest'"),
         ({"snr": (30, 10)}, "snr is"),
         ({"features": ["fa"]}, "features has"),
+        ({"max_iter": 3}, "no options .'max_iter'"),
         ({"optimizer": "Nadam", "method": "deep"}, "torch.optim has"),
     ],
 )

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
-from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +16,22 @@ from dipy_spinverse.compartments.coordinates import Place, values_of
 from dipy_spinverse.compartments.definition import maps_of
 from dipy_spinverse.compartments.encoding import encoding_of
 from dipy_spinverse.compartments.fit import CompartmentFit
-from dipy_spinverse.compartments.learned import networks, ridge, storage, trees
+from dipy_spinverse.compartments.learned import networks, storage
 from dipy_spinverse.compartments.learned.features import encoder_for
 from dipy_spinverse.compartments.learned.learner import Learner
-from dipy_spinverse.compartments.learned.targets import from_latent, latent, values_from
+from dipy_spinverse.compartments.learned.methods import check_options, predict, train
+from dipy_spinverse.compartments.learned.noise import (
+    estimated_noise,
+    given_noise,
+    warn_of_noise,
+)
+from dipy_spinverse.compartments.learned.targets import from_latent, latent, summary, values_from
 from dipy_spinverse.compartments.learned.training import training_set
 from dipy_spinverse.compartments.model import CompartmentModel
 from dipy_spinverse.compartments.signals import pool_signals
 from dipy_spinverse.compartments.variable_projection import combined
-from dipy_spinverse.inversion.noise import noise_from_b0
 from dipy_spinverse.voxels import Status, per_voxel, screened
 
-_NETWORKS = ("deep", "wide-and-deep", "mixture-density")
-METHODS = ("mixture-density", "deep", "wide-and-deep", "trees", "ridge")
 _N_DRAWS = 256
 _VOX_PER_CHUNK = 2000
 _N_CHECKED = 48  # measurements that tell whether the model explains a voxel
@@ -103,8 +103,7 @@ class LearnedFit:
         seed: int = 0,
         **training,
     ):
-        if method not in METHODS:
-            raise ValueError(f"method is {method!r}; use one of {', '.join(METHODS)}.")
+        check_options(method, training)
         if not 0 < snr[0] < snr[1]:
             raise ValueError(f"snr is {snr}; give a range, as (10, 100).")
         if gtab is not None:
@@ -122,7 +121,7 @@ class LearnedFit:
             "y_low": y.min(axis=0), "y_high": y.max(axis=0),
         }  # fmt: skip
         y = (y - self.scaling["y_mean"]) / self.scaling["y_sd"]
-        self.learner = _trainer(method)(self._standard(x), y, self.seed, **training)
+        self.learner = train(method, self._standard(x), y, self.seed, **training)
 
     def fit(
         self,
@@ -188,8 +187,11 @@ class LearnedFit:
         status = screened(flat, wanted, S0_te.min(axis=1))
         chosen = np.flatnonzero(status == Status.CONVERGED)
         noise = np.zeros(len(flat))
-        noise[chosen] = self._noise(flat[chosen], S0_te[chosen], sigma, shape, chosen)
-        self._warn_of_noise(noise[chosen] / S0_te[chosen, 0])
+        if sigma is None:
+            noise[chosen] = estimated_noise(flat[chosen], self.encoder)
+        else:
+            noise[chosen] = given_noise(sigma, shape)[chosen]
+        warn_of_noise(noise[chosen] / S0_te[chosen, 0], self.snr)
         arrays = model._empty(len(flat), n_draws if self.method == "mixture-density" else 0)
         for first in range(0, len(chosen), vox_per_chunk):
             part = chosen[first : first + vox_per_chunk]
@@ -207,6 +209,37 @@ class LearnedFit:
             sigma = np.where(fit.sigma > 0, fit.sigma, 1)
             return model.fit(data, mask, sigma=sigma, start=self.start(fit))
         return fit
+
+    def draws(
+        self, data: np.ndarray, *, sigma: float | None = None, n_draws: int = 1024
+    ) -> dict[str, np.ndarray]:
+        """Draws (n_draws,) of all maps of one voxel.
+
+        Parameters
+        ----------
+        data : array-like (M,)
+        sigma : float, optional
+            As for `fit`.
+        n_draws : int, optional
+
+        Raises
+        ------
+        ValueError
+            A method without a posterior, or other than one voxel that can be fitted.
+        """
+        data = np.asarray(data, dtype=float)
+        fit = self.fit(data, sigma=sigma)
+        if self.method != "mixture-density" or fit.shape != () or not fit.S0 > 0:
+            raise ValueError(
+                f"draws has the method {self.method!r} and voxels {fit.shape}; give the signals "
+                'of one voxel, without NaN, to a learner with method="mixture-density".'
+            )
+        S0_te = signal_without_diffusion(data[None], self.model.acquisition)
+        relative = data / S0_te[:, self.model.acquisition.te_index]
+        features, _ = self.encoder(relative, float(fit.sigma) / S0_te)
+        maps, _ = self._drawn(features, float(fit.sigma) / S0_te, n_draws)
+        scale = {"S0": S0_te[0, 0]}
+        return {name: scale.get(name, 1) * value[0].numpy() for name, value in maps.items()}
 
     def save(self, path: Path | str) -> None:
         """Write the learner to a file: arrays (npz) and a header (JSON), nothing that runs."""
@@ -281,20 +314,15 @@ class LearnedFit:
         """What a fit holds of voxels, over their measured signal without diffusion."""
         definition, s = self.model.definition, self.scaling
         features, frames = self.encoder(data, noise)
-        x = self._standard(features)
         n = len(definition.parameters) + len(definition.pools)
         if self.method == "mixture-density":
-            y = networks.draw(self.learner, x, n_draws, self.seed)
-            mean, sd = (torch.tensor(s[k]).float()[:, None, None] for k in ("y_mean", "y_sd"))
-            y = y * sd + mean
-            targets = from_latent(definition, y[:-1])
-            S0 = 1 + y[-1] * torch.tensor(noise[:, :1]).float()
-            maps = maps_of(definition, values_from(definition, targets)) | {"S0": S0}
-            result = _summary(maps)
+            maps, targets = self._drawn(features, noise, n_draws)
+            result = summary(maps)
             result["effective_draws"] = np.full(len(data), float(n_draws))
             targets, S0 = targets.mean(dim=2).T.double().numpy(), result["S0"]
         else:
-            y = _predictor(self.method)(self.learner, x) * s["y_sd"] + s["y_mean"]
+            x = self._standard(features)
+            y = predict(self.learner, x) * s["y_sd"] + s["y_mean"]
             y = y.clip(s["y_low"], s["y_high"])
             targets, S0 = y[:, :n].clip(0, 1), 1 + y[:, n] * noise[:, 0]
             pools = slice(len(definition.parameters), n)
@@ -305,6 +333,18 @@ class LearnedFit:
             result |= {"S0": S0} | dict(zip(derived, y[:, n + 1 :].T, strict=True))
         places = self._places(targets, S0, frames)
         return result | places | {"residual_rms": self._residual(places, data, noise)}
+
+    def _drawn(self, features, noise, n_draws):
+        """Draws (V, n) of maps, and targets (P + K, V, n)."""
+        definition = self.model.definition
+        y = networks.draw(self.learner, self._standard(features), n_draws, self.seed)
+        mean, sd = (
+            torch.tensor(self.scaling[k]).float()[:, None, None] for k in ("y_mean", "y_sd")
+        )
+        y = y * sd + mean
+        targets = from_latent(definition, y[:-1])
+        S0 = 1 + y[-1] * torch.tensor(noise[:, :1]).float()
+        return maps_of(definition, values_from(definition, targets)) | {"S0": S0}, targets
 
     def _residual(self, places, data, noise):
         """Root mean square (V,) of what is left of some of the measurements."""
@@ -339,71 +379,7 @@ class LearnedFit:
             result |= {"axis": axes[:, 0], "axes": axes, "fibre_fractions": shares}
         return result
 
-    def _noise(self, flat, S0_te, sigma, shape, chosen):
-        if sigma is not None:
-            sigma = per_voxel("sigma", sigma, shape).astype(float)[chosen]
-            if not (sigma > 0).all():
-                raise ValueError("sigma has values that are not positive; give sd > 0.")
-            return sigma
-        acquisition = self.model.acquisition
-        b0 = acquisition.b0_mask
-        squares, freedom = self.encoder.noise(flat)
-        if b0.any():
-            of_b0, freedom_b0 = noise_from_b0(flat[:, b0], acquisition.subset(b0))
-            if of_b0 is not None:
-                squares, freedom = squares + freedom_b0 * of_b0**2, freedom + freedom_b0
-        if not (freedom > 0).all():
-            raise ValueError(
-                "sigma is needed: there are too few repeated b0 measurements to estimate the "
-                f"noise, and too few directions at low b in {(freedom == 0).sum()} voxels."
-            )
-        return np.sqrt(squares / freedom)
-
-    def _warn_of_noise(self, noise):
-        outside = (noise > 1.1 / self.snr[0]) | (noise < 0.9 / self.snr[1])
-        if outside.any():
-            warnings.warn(
-                f"{outside.sum()} of {len(noise)} voxels have a signal-to-noise ratio outside of "
-                f"{self.snr[0]:g} to {self.snr[1]:g}, for which this learner was trained; train "
-                "one with a wider snr, or fit these voxels.",
-                stacklevel=3,
-            )
-
-
-def _summary(maps):
-    """Mean, standard deviation and central 95 % of draws (V, n)."""
-    result = {}
-    for name, draws in maps.items():
-        draws = draws.numpy()
-        n = draws.shape[1]
-        mean = draws.mean(axis=1)
-        result |= {name: mean, f"{name}_mean": mean, f"{name}_std": draws.std(axis=1)}
-        # Of n points in order, the k-th from 0 stands for the quantile (k + 1/2) / n.
-        places = np.clip(np.array([0.025, 0.975]) * n - 0.5, 0, n - 1)
-        below = places.astype(int)
-        above = np.minimum(below + 1, n - 1)
-        ordered = np.partition(draws, np.union1d(below, above), axis=1)
-        ends = ordered[:, below] + (places - below) * (ordered[:, above] - ordered[:, below])
-        result |= {f"{name}_low": ends[:, 0], f"{name}_high": ends[:, 1]}
-    return result
-
 
 def _spread(values):
     sd = values.std(axis=0, dtype=float)
     return np.where(sd > 1e-9, sd, 1.0)
-
-
-def _trainer(method):
-    if method in ("ridge", "trees") and find_spec("sklearn") is None:
-        raise ValueError(
-            f"method={method!r} needs scikit-learn (pip install scikit-learn); networks do not."
-        )
-    if method in _NETWORKS:
-        return partial(networks.train, method=method)
-    return {"ridge": ridge.train, "trees": trees.train}[method]
-
-
-def _predictor(method):
-    if method in _NETWORKS:
-        return networks.predict
-    return {"ridge": ridge.predict, "trees": trees.predict}[method]

@@ -104,7 +104,7 @@ def train(
     )
     n_held = max(1, int(_VALIDATION * len(x)))
     held, (inputs, targets) = [s[:n_held] for s in samples], (s[n_held:] for s in samples)
-    stepper = _optimizer(optimizer, network, learning_rate)
+    stepper = optimizer_named(optimizer)(network.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(stepper, max_epochs)
     best, kept, waited, epochs = math.inf, None, 0, 0
     while epochs < max_epochs and waited <= patience:
@@ -177,15 +177,23 @@ def _network(method, settings):
     return deep(n_in, n_out, *shape)
 
 
-def _optimizer(name, network, learning_rate):
-    kind = getattr(torch.optim, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
-        known = sorted(
-            n for n, k in vars(torch.optim).items()
-            if isinstance(k, type) and issubclass(k, torch.optim.Optimizer) and n != "Optimizer"
-        )  # fmt: skip
-        raise ValueError(f"optimizer is {name!r}; torch.optim has {', '.join(known)}.")
-    return kind(network.parameters(), lr=learning_rate)
+def optimizer_named(name: str) -> type[torch.optim.Optimizer]:
+    """An optimiser of torch.
+
+    Raises
+    ------
+    ValueError
+        There is none of this name.
+    """
+    known = {
+        key: kind
+        for key, kind in vars(torch.optim).items()
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+    }
+    known.pop("Optimizer")
+    if name not in known:
+        raise ValueError(f"optimizer is {name!r}; torch.optim has {', '.join(sorted(known))}.")
+    return known[name]
 
 
 def _closure(stepper, network, loss, inputs, targets):
