@@ -21,3 +21,12 @@ def test_demo_writes_a_picture_and_the_readme_example_runs_on_its_files(tmp_path
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     subprocess.run([sys.executable, "-c", example], cwd=tmp_path, check=True)
     assert (tmp_path / "walls.vtu").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_the_comparison_writes_its_table_and_pictures(tmp_path):
+    script = [sys.executable, ROOT / "examples" / "compare_models.py", tmp_path]
+    subprocess.run(script, capture_output=True, text=True, check=True)
+    assert "ActiveAx" in (tmp_path / "comparison.md").read_text()
+    for name in ("comparison.png", "glyphs.png"):
+        assert (tmp_path / name).stat().st_size > 0

@@ -13,6 +13,7 @@ from dipy_spinverse.compartments.fit import CompartmentFit
 from dipy_spinverse.compartments.glyphs import superquadrics
 
 _UNITS = {"mm^2/s": "mm$^2$/s", "um": "um", "1": ""}
+_VIEWS = {"z": [0, 1, 2], "y": [0, 2, 1], "x": [1, 2, 0]}  # right, up, towards the eye
 _LIGHT = np.array([0.3, -0.5, 0.8]) / np.linalg.norm([0.3, -0.5, 0.8])
 
 
@@ -125,6 +126,7 @@ def save_glyphs(
     *,
     colour: str | None = None,
     slice_index: int | None = None,
+    view: str = "z",
     size: tuple[int, int] = (900, 900),
 ) -> None:
     """Write a picture of superquadric glyphs; see :func:`superquadrics`.
@@ -139,6 +141,8 @@ def save_glyphs(
         axis, or white where the model has none.
     slice_index : int, optional
         Slice of a three-dimensional image, along its last axis; all voxels where not given.
+    view : {"z", "y", "x"}, optional
+        Axis along which one looks.
     size : tuple of int, optional
         Pixels.
 
@@ -149,8 +153,10 @@ def save_glyphs(
     Raises
     ------
     ValueError
-        Nothing was fitted, or an unknown map.
+        Nothing was fitted, or an unknown map or view.
     """
+    if view not in _VIEWS:
+        raise ValueError(f"view is {view!r}; use one of {', '.join(_VIEWS)}.")
     if slice_index is not None and len(fit.shape) == 3:
         fit = fit[:, :, slice_index]
     if colour is not None and colour not in fit.MAPS:
@@ -160,6 +166,7 @@ def save_glyphs(
         raise ValueError("No voxel of the fit was fitted; there is nothing to draw.")
     colours = _colours(fit, glyphs, colour)
     vertices, triangles = glyphs.mesh()
+    vertices = vertices[:, _VIEWS[view]]
     n = glyphs.vertices.shape[1]
     if _has_fury():
         _by_fury(vertices, triangles, np.repeat(colours, n, axis=0), path, size)
@@ -191,7 +198,8 @@ def _has_fury():
 def _by_fury(vertices, triangles, colours, path, size):
     from fury import utils, window
 
-    scene = window.Scene(background=(1, 1, 1))
+    scene = window.Scene()
+    scene.background((1, 1, 1))
     surface = utils.get_actor_from_primitive(
         vertices, triangles, colors=255 * colours, backface_culling=False
     )
@@ -199,26 +207,30 @@ def _by_fury(vertices, triangles, colours, path, size):
     middle = 0.5 * (vertices.max(axis=0) + vertices.min(axis=0))
     scene.set_camera(position=middle + [0, 0, 100], focal_point=middle, view_up=(0, 1, 0))
     scene.projection("parallel")
-    scene.reset_camera_tight()
+    scene.reset_clipping_range()
+    width, height = np.ptp(vertices, axis=0)[:2]
+    scene.camera().SetParallelScale(0.52 * max(height, width * size[1] / size[0]))
     window.record(scene=scene, out_path=str(path), size=size, reset_camera=False)
 
 
 def _by_matplotlib(vertices, triangles, colours, path, size):
     plt = _matplotlib()
-    from mpl_toolkits.mplot3d.art3d import Poly3DCollection
+    from matplotlib.collections import PolyCollection
 
     faces = vertices[triangles]
     normals = np.cross(faces[:, 1] - faces[:, 0], faces[:, 2] - faces[:, 0])
     normals /= np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-12)
     light = 0.45 + 0.55 * np.abs(normals @ _LIGHT)
+    of_face = (colours[triangles[:, 0]] * light[:, None]).clip(0, 1)
+    order = np.argsort(faces[:, :, 2].mean(axis=1))  # the nearest is drawn last
     figure = plt.figure(figsize=(size[0] / 100, size[1] / 100))
-    axis = figure.add_axes([0, 0, 1, 1], projection="3d", proj_type="ortho")
-    of_face = colours[triangles[:, 0]] * light[:, None]
-    axis.add_collection3d(Poly3DCollection(faces, facecolors=of_face, edgecolor="none"))
-    low, high = vertices.min(axis=0), vertices.max(axis=0)
-    axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), zlim=(low[2], high[2]))
-    axis.set_box_aspect(high - low, zoom=1.2)
-    axis.view_init(elev=90, azim=-90)
+    axis = figure.add_axes([0, 0, 1, 1])
+    drawn = PolyCollection(
+        faces[order, :, :2], facecolors=of_face[order], edgecolors=of_face[order], linewidths=0.3
+    )
+    axis.add_collection(drawn)
+    axis.autoscale_view()
+    axis.set_aspect("equal")
     axis.set_axis_off()
     figure.savefig(path, dpi=100)
     plt.close(figure)

@@ -1,0 +1,263 @@
+"""Spinverse and the models that stand beside it, on the same voxels.
+
+Voxels of packed cylinders are simulated on a fine grid by the Bloch-Torrey equation, which none of
+the fitted models assumes (Spinverse solves it too, on a coarser grid and without knowing what is
+in it). Each model sees three quarters of the measurements and predicts the rest. Run it as
+``python examples/compare_models.py [folder]``; it writes ``comparison.md`` and ``comparison.png``.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from dipy.core.sphere import HemiSphere, disperse_charges
+from dipy.reconst.dti import TensorModel
+from dipy.reconst.msdki import MeanDiffusionKurtosisModel
+
+from dipy_spinverse import (
+    Acquisition,
+    ActiveAxModel,
+    IVIMModel,
+    NODDIModel,
+    SpinverseModel,
+    ZCDModel,
+    bcc_grid,
+    simulate,
+)
+from dipy_spinverse.compartments.plots import save_glyphs
+from dipy_spinverse.substrates import cylinders
+
+BOX_UM, FINE_CELLS = 20.0, 16
+DIFFUSIVITY, FREE = 2.0, 3.0  # um^2/ms
+SNR = 50.0
+SMALL_DELTA_MS, BIG_DELTAS_MS, TE_MS = 10.0, (20.0, 40.0, 60.0), 80.0
+SHELLS = (0.3, 1.0, 2.0, 5.0)  # ms/um^2
+N_DIRECTIONS, N_B0 = 12, 3
+TENSOR_B = 1.1
+# Radius (um), permeability (um/ms), fraction of free water.
+VOXELS = (
+    (2.0, 0.0, 0.0),
+    (3.0, 0.0, 0.0),
+    (4.25, 0.0, 0.0),
+    (4.25, 0.0, 0.3),
+    (4.25, 0.02, 0.0),
+    (4.25, 0.1, 0.0),
+)
+
+
+def acquisition():
+    """Four shells at each of three diffusion times."""
+    rng = np.random.default_rng(1)
+    start = HemiSphere(
+        theta=np.arccos(rng.uniform(0, 1, N_DIRECTIONS)),
+        phi=2 * np.pi * rng.uniform(0, 1, N_DIRECTIONS),
+    )
+    vertices = disperse_charges(start, 2000)[0].vertices
+    directions = np.vstack([np.zeros((N_B0, 3)), *[vertices] * len(SHELLS)])
+    b = np.repeat((0.0, *SHELLS), (N_B0, *[N_DIRECTIONS] * len(SHELLS)))
+    return Acquisition(
+        b=np.tile(b, len(BIG_DELTAS_MS)),
+        directions=np.tile(directions, (len(BIG_DELTAS_MS), 1)),
+        small_delta=SMALL_DELTA_MS,
+        big_delta=np.repeat(BIG_DELTAS_MS, b.size),
+        te=TE_MS,
+    )
+
+
+def simulated(measured):
+    """Noisy signals (V, M) of `VOXELS`; 2 x 2 cylinders in a periodic box, along z."""
+    grid = bcc_grid(cells=[FINE_CELLS, FINE_CELLS, 3], cell_size_um=BOX_UM / FINE_CELLS)
+    centres = BOX_UM / 4 * np.array([[i, j, 0] for i in (-1, 1) for j in (-1, 1)])
+    of_walls, clean = {}, []
+    for radius, permeability, free in VOXELS:
+        if (radius, permeability) not in of_walls:
+            walls = cylinders(grid, centres, radius, permeability=permeability)
+            signals = simulate(measured, grid, walls, diffusivity=DIFFUSIVITY)
+            of_walls[radius, permeability] = signals
+        tissue = of_walls[radius, permeability]
+        clean.append((1 - free) * tissue + free * np.exp(-FREE * measured.b))
+    rng = np.random.default_rng(2)
+    noise = rng.normal(scale=1 / SNR, size=(2, *np.shape(clean)))
+    return np.hypot(clean + noise[0], noise[1])
+
+
+def split(measured):
+    """Masks of the measurements to fit and of those to predict: a quarter of each shell."""
+    rng = np.random.default_rng(3)
+    left_out = np.zeros(len(measured), dtype=bool)
+    for timing in range(len(measured.timings)):
+        for b in SHELLS:
+            shell = np.flatnonzero((measured.timing_index == timing) & (measured.b == b))
+            left_out[rng.choice(shell, N_DIRECTIONS // 4, replace=False)] = True
+    return ~left_out, left_out
+
+
+def compartments(model_class, **options):
+    """What `MODELS` holds for a compartment model."""
+
+    def run(seen, data, unseen):
+        fit = model_class(seen, **options).fit(data, sigma=1 / SNR)
+        return fit.predict(unseen), fit
+
+    return run
+
+
+def spinverse(seen, data, unseen):
+    """Walls on a grid, from the signals alone."""
+    fit = SpinverseModel(seen, diffusivity=1e-3 * DIFFUSIVITY).fit(
+        data, sigma=1 / SNR, free_water=True, n_samples=0
+    )
+    return fit.predict(unseen), fit
+
+
+def tensor(seen, data, unseen):
+    """DIPY's tensor of the low shells, which is Gaussian beyond them."""
+    low = seen.b <= TENSOR_B
+    fit = TensorModel(seen.subset(low).to_gtab()).fit(data[:, low])
+    S0 = data[:, seen.b0_mask].mean(axis=1)
+    return fit.predict(unseen.to_gtab(), S0=S0), fit
+
+
+def mean_kurtosis(seen, data, unseen):
+    """DIPY's kurtosis of the mean of each shell; it predicts the same in all directions."""
+    low = seen.b <= 2.5
+    gtab = seen.subset(low).to_gtab()
+    fit = MeanDiffusionKurtosisModel(gtab).fit(data[:, low])
+    S0 = data[:, seen.b0_mask].mean(axis=1)
+    b = unseen.b
+    return S0[:, None] * np.exp(
+        -1e3 * fit.msd[:, None] * b + (1e3 * fit.msd[:, None] * b) ** 2 * fit.msk[:, None] / 6
+    ), fit
+
+
+MODELS = {
+    "Spinverse": spinverse,
+    "NODDI": compartments(NODDIModel),
+    "ActiveAx": compartments(ActiveAxModel, parallel_diffusivity=1e-3 * DIFFUSIVITY),
+    "ZCD": compartments(ZCDModel),
+    "IVIM": compartments(IVIMModel),
+    "DIPY DTI": tensor,
+    "DIPY MSDKI": mean_kurtosis,
+}
+RESTRICTED = {
+    "Spinverse": lambda fit: fit.restricted_fraction,
+    "NODDI": lambda fit: fit.ndi * (1 - fit.fwf),
+    "ActiveAx": lambda fit: fit.restricted_fraction,
+    "ZCD": lambda fit: fit.restricted_fraction,
+}
+DIAMETER = {
+    "Spinverse": lambda fit: fit.pore_diameter,
+    "ActiveAx": lambda fit: fit.axon_diameter,
+    "ZCD": lambda fit: fit.axon_diameter,
+}
+
+
+def left_out_error(predicted, measured_signals, clear):
+    """Root mean square over the noise (V,), of signals that are clear of the Rician floor."""
+    squares = np.where(clear, (predicted - measured_signals) ** 2, 0)
+    return SNR * np.sqrt(squares.sum(axis=1) / clear.sum(axis=1))
+
+
+def labels():
+    """One line for each voxel."""
+    for radius, permeability, free in VOXELS:
+        wall = f", kappa {permeability:g}" if permeability else ""
+        water = f", {100 * free:.0f} % free" if free else ""
+        yield f"r {radius:g}{wall}{water}"
+
+
+def table(title, rows, number):
+    """Lines of a table, one column for each voxel."""
+    lines = [f"\n{title}\n", "| | " + " | ".join(labels()) + " |", "| --- " * 7 + "|"]
+    for name, values in rows.items():
+        lines.append(f"| {name} | " + " | ".join(f"{v:{number}}" for v in values) + " |")
+    return lines
+
+
+def draw(path, errors, restricted, diameters, example):
+    """Left-out error, maps against the truth, and predictions of one voxel."""
+    figure, axes = plt.subplots(2, 2, figsize=(14, 9), layout="constrained")
+    place, width = np.arange(len(VOXELS)), 0.8 / len(errors)
+    colours = {name: f"C{k}" for k, name in enumerate(errors)}
+    for k, (name, values) in enumerate(errors.items()):
+        axes[0, 0].bar(place + width * (k - 3), values - 0.5, width, 0.5, label=name)
+    axes[0, 0].axhline(1, color="k", linestyle=":")
+    axes[0, 0].set(ylabel="left-out error / noise", yscale="log", ylim=(0.5, 40))
+    axes[0, 0].legend(fontsize=8, ncols=4)
+    b, along, signals, predictions = example
+    order = np.lexsort((along, b))
+    axes[0, 1].plot(signals[order], "ko", markersize=4, label="left out")
+    for name, values in predictions.items():
+        style = "-" if name == "Spinverse" else "--"
+        axes[0, 1].plot(values[order], style, color=colours[name], linewidth=1)
+    axes[0, 1].set(
+        ylabel="signal", xlabel=f"left-out measurement, by b and angle ({list(labels())[2]})"
+    )
+    axes[0, 1].set_ylim(0, 1.1)
+    for axis, rows, label in (
+        (axes[1, 0], restricted, "fraction inside of cylinders"),
+        (axes[1, 1], diameters, "diameter (um)"),
+    ):
+        for name, values in rows.items():
+            style = {"marker": "o", "color": colours.get(name, "k")}
+            if name == "truth":
+                style |= {"marker": "_", "ms": 30}
+            axis.plot(place, values, linestyle="", label=name, **style)
+        axis.set_ylabel(label)
+        axis.legend(fontsize=8, markerscale=0.5)
+    for axis in (axes[0, 0], axes[1, 0], axes[1, 1]):
+        axis.set_xticks(place, [label.replace(", ", "\n") for label in labels()], fontsize=8)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def main():
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "comparison_output")
+    folder.mkdir(parents=True, exist_ok=True)
+    measured = acquisition()
+    data = simulated(measured)
+    seen, unseen = split(measured)
+    target, clear = data[:, unseen], data[:, unseen] > 3 / SNR
+    predictions, fits, seconds = {}, {}, {}
+    for name, run in MODELS.items():
+        start = time.process_time()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", category=RuntimeWarning)
+            found = run(measured.subset(seen), data[:, seen], measured.subset(unseen))
+        seconds[name] = (time.process_time() - start) / len(data)
+        predictions[name], fits[name] = found
+        print(f"{name}: {seconds[name]:.3g} CPU-s per voxel", flush=True)
+    radius, _, free = np.array(VOXELS).T
+    inside = (1 - free) * 4 * np.pi * radius**2 / BOX_UM**2
+    restricted = {"truth": inside} | {k: f(fits[k]) for k, f in RESTRICTED.items()}
+    diameters = {"truth": 2 * radius} | {k: f(fits[k]) for k, f in DIAMETER.items()}
+    errors = {k: left_out_error(p, target, clear) for k, p in predictions.items()}
+    along = np.abs(measured.directions[unseen, 2])
+    of_voxel = {name: p[2] for name, p in predictions.items()}
+    example = (measured.b[unseen], along, target[2], of_voxel)
+    draw(folder / "comparison.png", errors, restricted, diameters, example)
+    save_glyphs(fits["ActiveAx"], folder / "glyphs.png", view="y", size=(900, 200))
+    lines = [
+        f"{measured}; SNR {SNR:g}; {platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS="
+        f"{os.environ.get('OMP_NUM_THREADS', 'not set')}.",
+        *table("Root mean square error of left-out signals, over the noise", errors, ".2f"),
+        *table("Fraction of the signal inside of cylinders", restricted, ".2f"),
+        *table("Diameter, um", diameters, ".1f"),
+        "\nCPU seconds per voxel\n",
+        "| " + " | ".join(seconds) + " |",
+        "| --- " * len(seconds) + "|",
+        "| " + " | ".join(f"{s:.3g}" for s in seconds.values()) + " |",
+    ]
+    print(*lines, sep="\n")
+    (folder / "comparison.md").write_text("\n".join([*lines, ""]))
+
+
+if __name__ == "__main__":
+    main()
