@@ -21,6 +21,7 @@ _HOME = {
     "PackedCellsModel": "packed_cells",
     "ActiveAxModel": "compartments",
     "IVIMModel": "compartments",
+    "LearnedFit": "compartments.learned",
     "NODDIModel": "compartments",
     "ZCDModel": "compartments",
     "identifiability": "scan_design",

@@ -74,10 +74,10 @@ def test_features_do_not_change_when_tissue_and_gradients_are_turned_together(no
     turned = replace(measured, directions=measured.directions @ turn.T)
     data = noddi.signals(noddi.draw(20, seed=3))
     noise = np.full((20, 1), 0.02)
-    kinds = ("zonal", "power", "dti")
+    kinds = ("zonal", "power", "dti", "dki")
     plain, frames = encoder_for(measured, noddi.definition, kinds)(data, noise)
     other, turned_frames = encoder_for(turned, noddi.definition, kinds)(data, noise)
-    np.testing.assert_allclose(other, plain, atol=1e-6)  # rounding through pinv and eigh
+    np.testing.assert_allclose(other, plain, atol=1e-5)  # rounding through pinv and eigh
     alignment = np.einsum("vi,ij,vj->v", turned_frames[:, 0, 2], turn, frames[:, 0, 2])
     np.testing.assert_allclose(np.abs(alignment), 1, atol=1e-6)
 
@@ -210,6 +210,7 @@ def test_noise_is_estimated_where_it_is_not_given(learners, voxels):
     assert abs(np.median(np.sqrt(squares[use] / freedom[use]) / sigma[use]) - 1) < 0.08
 
 
+@pytest.mark.slow
 def test_learned_values_seed_the_fit(learners, noddi, voxels):
     values, data, sigma = voxels
     data, sigma = data[:10], sigma[:10]

@@ -135,7 +135,8 @@ def encoder_for(
           plane;
         - "power": lengths of the harmonics of each order;
         - "dti": eigenvalues of a diffusion tensor and its fractional anisotropy;
-        - "dki": diffusivities and kurtoses, mean and along and across the axis;
+        - "dki": diffusivities and kurtoses, mean and along and across the axis (about 1 ms for
+          each voxel, of the training too);
         - "signals": all signals as they are; the training then has to cover the sphere.
 
     Raises

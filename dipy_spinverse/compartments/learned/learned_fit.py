@@ -32,7 +32,7 @@ from dipy_spinverse.compartments.signals import pool_signals
 from dipy_spinverse.compartments.variable_projection import combined
 from dipy_spinverse.voxels import Status, per_voxel, screened
 
-_N_DRAWS = 256
+_N_DRAWS = 128
 _VOX_PER_CHUNK = 2000
 _N_CHECKED = 48  # measurements that tell whether the model explains a voxel
 
@@ -86,9 +86,20 @@ class LearnedFit:
 
     Examples
     --------
-    >>> learned = LearnedFit(NODDIModel(gtab))  # doctest: +SKIP
-    >>> fit = learned.fit(data)  # doctest: +SKIP
-    >>> fit.ndi, fit.ndi_low, fit.ndi_high  # doctest: +SKIP
+    A training far too short to be used:
+
+    >>> import numpy as np
+    >>> from dipy.core.gradients import gradient_table
+    >>> from dipy_spinverse import LearnedFit, NODDIModel
+    >>> directions = np.random.default_rng(0).standard_normal((60, 3))
+    >>> directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    >>> gtab = gradient_table(np.repeat([0, 1000, 2500], 20), bvecs=directions)
+    >>> model = NODDIModel(gtab)
+    >>> learned = LearnedFit(model, snr=(20, 40), n_train=500, max_epochs=2)
+    >>> data = model.signals({"ndi": 0.6, "odi": 0.2, "fwf": 0.1, "axis": [0, 0, 1]})
+    >>> fit = learned.fit(data, sigma=0.03)  # model.fit(data, sigma=0.03) fits instead
+    >>> bool(fit.ndi_low < fit.ndi < fit.ndi_high)
+    True
     """
 
     def __init__(
@@ -154,10 +165,9 @@ class LearnedFit:
         Returns
         -------
         CompartmentFit
-            Its values are posterior means. Without standard deviations and intervals unless the
-            method is "mixture-density".
-            `status` is MISFIT where the model does not explain the signals; `residual_rms` is over
-            48 measurements spread over the acquisition, as all would cost more than learning.
+            Its values are posterior means; standard deviations and intervals only by
+            "mixture-density". `status` is MISFIT where the model does not explain the signals;
+            `residual_rms` is over 48 measurements, as all would cost more than learning.
 
         Raises
         ------
