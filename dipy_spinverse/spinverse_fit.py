@@ -67,6 +67,8 @@ class SpinverseFit:
         Whether the maps are those of packed cells.
     permeability : ndarray (..., F)
         Of each face, um/ms; infinite where there is no membrane at all. One wall field of many.
+    field_free_water : ndarray (...)
+        Fraction of free water beside this field.
     permeability_samples : ndarray (..., n, F)
         Other fields, each from a start and noise of its own; moved to where they agree most
         with `permeability` (by shifts and reflections that leave the signals unchanged).
@@ -175,7 +177,8 @@ class SpinverseFit:
         signals = np.zeros((*self.shape, len(acquisition)))
         if fitted.any():
             in_grid = self.model.predict(self.permeability[fitted], gtab=acquisition)
-            fraction = self.free_water_fraction[fitted][:, None]
+            # The field's own: the map may be that of packed cells.
+            fraction = self.field_free_water[fitted][:, None]
             free = free_water_signals(acquisition, self.model.free_diffusivity_um2_per_ms)
             signals[fitted] = (1 - fraction) * in_grid + fraction * free
         return signals * S0

@@ -112,7 +112,7 @@ def compartments(model_class, **options):
 def spinverse(seen, data, unseen):
     """Walls on a grid, from the signals alone."""
     fit = SpinverseModel(seen, diffusivity=1e-3 * DIFFUSIVITY).fit(
-        data, sigma=1 / SNR, free_water=True, n_samples=0
+        data, sigma=1 / SNR, free_water=True, n_samples=2
     )
     return fit.predict(unseen), fit
 

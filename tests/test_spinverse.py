@@ -160,6 +160,12 @@ def test_free_water_outside_the_grid_is_told_from_walls():
     model = SpinverseModel(acquisition, grid=GRID)
     fit = model.fit(noisy(mixed, 100, 1), sigma=0.01, free_water=True, n_samples=0)
     assert fit.free_water_fraction[0] == pytest.approx(0.4, abs=0.2)
+    # With packed cells, whose free-water fraction is another than the wall field's.
+    both = model.fit(noisy(mixed, 100, 1), sigma=0.01, free_water=True, n_samples=1)
+    assert both.packed_cells[0] and both.free_water_fraction[0] != both.field_free_water[0]
+    residual = np.sqrt(((both.predict() - noisy(mixed, 100, 1)) ** 2).mean())
+    # The inversion takes fewer time steps than the prediction: 1e-4.
+    assert residual == pytest.approx(both.residual_rms[0], abs=5e-4)
     none = model.fit(noisy(tissue, 100, 1), sigma=0.01, free_water=True, n_samples=0)
     assert none.free_water_fraction[0] < fit.free_water_fraction[0] - 0.2
 
