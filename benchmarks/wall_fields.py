@@ -27,8 +27,8 @@ RESULTS = Path(__file__).parent / "results" / "wall_fields.md"
 # Cells along an axis, their size in um, substrates, further fields.
 GRIDS = (
     (4, 5.0, 20, 4),
-    (4, 2.5, 10, 0),
-    (4, 10.0, 10, 0),
+    (4, 2.5, 8, 0),
+    (4, 10.0, 8, 0),
     (6, 3.333, 3, 0),
 )
 _T_95 = 2.78  # Student, 4 degrees of freedom
