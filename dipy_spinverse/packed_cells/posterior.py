@@ -21,6 +21,7 @@ from dipy_spinverse.packed_cells.sampling import importance_samples, spread_by_c
 from dipy_spinverse.packed_cells.search import find_modes, log_posterior
 from dipy_spinverse.packed_cells.signal_table import FRACTION_RANGE
 from dipy_spinverse.packed_cells.table_cache import cached_table
+from dipy_spinverse.packed_cells.tensor_frames import tensor_frames
 from dipy_spinverse.packed_cells.tissue_classes import (
     CLASSES,
     class_signals,
@@ -35,8 +36,6 @@ _DRAWS_PER_ROUND, _ROUNDS = 500, 6
 _N_CHAINS, _CHAIN_STEPS = 120, 120
 # Less likely classes are dropped, and their chains saved.
 _LEAST_PROBABILITY = 0.005
-# Of the diffusion tensor that the search for an axis starts from, ms/um^2.
-_TENSOR_B = 2.0
 _LEAST_SIGMA = 1e-3
 _BATCH = 16
 
@@ -177,7 +176,7 @@ def packed_cells_posterior(
 
 
 def _posterior_of(model, tissues, acquisition, data, sigma, n_samples, seed):
-    frames = _frames(acquisition, data, model.diffusivity)
+    frames = tensor_frames(acquisition, data, model.diffusivity)
     te_index = acquisition.te_index
     known = sigma is not None
     # A first idea of the noise: a fiftieth of the largest signal.
@@ -263,33 +262,6 @@ def _target(model, tissue, likelihood, frames, known, voxels):
         return value.reshape(len(voxels), n)
 
     return log_target
-
-
-def _frames(acquisition, data, diffusivity):
-    """Rows (V, 3, 3): two directions across, and the largest axis of a diffusion tensor."""
-    low = acquisition.b <= max(_TENSOR_B, acquisition.b[~acquisition.b0_mask].min() * 1.01)
-    g = acquisition.directions[low]
-    b = np.where(acquisition.b0_mask, 0, acquisition.b)[low]
-    pairs = np.stack([g[:, i] * g[:, j] * (1 if i == j else 2) for i, j in _UPPER], axis=1)
-    echo = acquisition.te_index[low][:, None] == np.arange(acquisition.te_index.max() + 1)
-    design = np.concatenate([-b[:, None] * pairs, echo], axis=1)
-    signal = np.maximum(data[:, low], 1e-3 * np.abs(data).max(axis=1, keepdims=True) + 1e-300)
-    weighted = signal[..., None] * design
-    normal = np.swapaxes(weighted, 1, 2) @ weighted
-    trace = np.trace(normal, axis1=1, axis2=2)[:, None, None]
-    right = np.einsum("vmp,vm->vp", weighted, signal * np.log(signal))
-    ridge = 1e-8 * trace * np.eye(design.shape[1])
-    # Free diffusion where no gradient looked: an axis across all gradients is tried first.
-    free = np.zeros(design.shape[1])
-    free[[_UPPER.index((i, i)) for i in range(3)]] = diffusivity
-    solution = np.linalg.solve(normal + ridge, (right + ridge @ free)[..., None])[..., 0]
-    tensor = np.empty((len(data), 3, 3))
-    for k, (i, j) in enumerate(_UPPER):
-        tensor[:, i, j] = tensor[:, j, i] = solution[:, k]
-    return np.swapaxes(np.linalg.eigh(tensor)[1], 1, 2)
-
-
-_UPPER = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
 
 
 def _best(modes):
