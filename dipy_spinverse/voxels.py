@@ -42,6 +42,45 @@ def per_voxel(name: str, value, shape: tuple[int, ...]) -> np.ndarray:
     return np.broadcast_to(value, shape).reshape(-1)
 
 
+def voxels_of(
+    data: np.ndarray, mask: np.ndarray | None, sigma, n_measurements: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, tuple[int, ...]]:
+    """Arguments of a fit, checked, voxel by voxel.
+
+    Parameters
+    ----------
+    data : array-like (..., M)
+    mask : array-like (...) or None
+    sigma : float, array-like (...) or None
+    n_measurements : int
+
+    Returns
+    -------
+    flat : ndarray (V, M)
+    wanted : ndarray (V,) of bool
+    noise : ndarray (V,) or None
+    shape : tuple of int
+        Of the image.
+
+    Raises
+    ------
+    ValueError
+        Wrong shapes, noise that is not positive in a voxel that is wanted.
+    """
+    data = np.asarray(data)
+    if not 1 <= data.ndim <= 4 or data.shape[-1] != n_measurements:
+        raise ValueError(
+            f"data has shape {data.shape}, the acquisition {n_measurements} measurements; give "
+            "them along the last axis, of 1 to 4."
+        )
+    shape = data.shape[:-1]
+    wanted = per_voxel("mask", True if mask is None else mask, shape).astype(bool)
+    noise = None if sigma is None else per_voxel("sigma", sigma, shape).astype(float)
+    if noise is not None and not (noise[wanted] > 0).all():
+        raise ValueError("sigma has values that are not positive; give the noise's sd > 0.")
+    return data.reshape(-1, data.shape[-1]).astype(float), wanted, noise, shape
+
+
 def screened(
     flat: np.ndarray, wanted: np.ndarray, S0: np.ndarray | None = None, stacklevel: int = 3
 ) -> np.ndarray:

@@ -10,7 +10,6 @@ import torch
 from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.compartments.chunk import MOST_FIBRES
 from dipy_spinverse.compartments.degeneracy import undetermined
-from dipy_spinverse.voxels import per_voxel
 
 # Timing for models that do not depend on it, where a gradient table has none; s.
 _ANY_TIMING = {"big_delta": 0.03, "small_delta": 0.01}
@@ -56,22 +55,6 @@ def check_acquisition(definition, acquisition) -> None:
             "are arbitrary, their intervals wide. Know these parameters, or measure otherwise.",
             stacklevel=4,
         )
-
-
-def voxels_of(data, mask, sigma, n_measurements):
-    """Magnitudes (V, M), voxels wanted (V,), noise (V,) or None, and the shape of the image."""
-    data = np.asarray(data)
-    if not 1 <= data.ndim <= 4 or data.shape[-1] != n_measurements:
-        raise ValueError(
-            f"data has shape {data.shape}, the acquisition {n_measurements} measurements; give "
-            "them along the last of 1 to 4 axes."
-        )
-    shape = data.shape[:-1]
-    wanted = per_voxel("mask", True if mask is None else mask, shape).astype(bool)
-    noise = None if sigma is None else per_voxel("sigma", sigma, shape).astype(float)
-    if noise is not None and not (noise[wanted] > 0).all():
-        raise ValueError("sigma has values that are not positive; give the noise's sd > 0.")
-    return data.reshape(-1, data.shape[-1]).astype(float), wanted, noise, shape
 
 
 def signal_without_diffusion(flat, acquisition):

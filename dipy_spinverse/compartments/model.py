@@ -18,7 +18,6 @@ from dipy_spinverse.compartments.arguments import (
     places_of,
     populations,
     signal_without_diffusion,
-    voxels_of,
 )
 from dipy_spinverse.compartments.chunk import MOST_FIBRES, Chunk, Settings, fit_chunk
 from dipy_spinverse.compartments.coordinates import Place, values_of
@@ -32,7 +31,7 @@ from dipy_spinverse.compartments.fit import CompartmentFit
 from dipy_spinverse.compartments.signals import pool_signals
 from dipy_spinverse.compartments.variable_projection import combined
 from dipy_spinverse.inversion.noise import noise_from_b0
-from dipy_spinverse.voxels import Status, screened
+from dipy_spinverse.voxels import Status, screened, voxels_of
 
 LIKELIHOODS = ("rician", "gaussian")
 SOLVERS = ("variable-projection", "mix", "interior-point")

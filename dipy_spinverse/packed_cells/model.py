@@ -9,7 +9,7 @@ from scipy.stats import chi2
 from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.map_statistics import of_axes, of_draws
 from dipy_spinverse.packed_cells.posterior import PackedCellsPosterior, packed_cells_posterior
-from dipy_spinverse.voxels import Status, per_voxel, screened
+from dipy_spinverse.voxels import Status, screened, voxels_of
 
 _MM2_PER_S = 1e3  # um^2/ms
 _N_SAMPLES = 200
@@ -100,16 +100,7 @@ class PackedCellsModel:
         ValueError
             Arguments of wrong shape or range.
         """
-        data = np.asarray(data)
-        if data.ndim == 0 or data.shape[-1] != len(self.acquisition):
-            raise ValueError(
-                f"data has shape {data.shape}, the acquisition {len(self.acquisition)} "
-                "measurements; give them along the last axis."
-            )
-        shape = data.shape[:-1]
-        flat = data.reshape(-1, data.shape[-1]).astype(float)
-        wanted = per_voxel("mask", True if mask is None else mask, shape).astype(bool)
-        noise = None if sigma is None else per_voxel("sigma", sigma, shape).astype(float)
+        flat, wanted, noise, shape = voxels_of(data, mask, sigma, len(self.acquisition))
         status = screened(flat, wanted)
         chosen = np.flatnonzero(status == Status.CONVERGED)
         posterior = None

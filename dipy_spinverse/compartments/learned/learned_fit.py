@@ -22,7 +22,6 @@ from dipy_spinverse.compartments.learned.learner import Learner
 from dipy_spinverse.compartments.learned.methods import check_options, predict, train
 from dipy_spinverse.compartments.learned.noise import (
     estimated_noise,
-    given_noise,
     warn_of_noise,
 )
 from dipy_spinverse.compartments.learned.targets import from_latent, latent, summary, values_from
@@ -30,7 +29,7 @@ from dipy_spinverse.compartments.learned.training import training_set
 from dipy_spinverse.compartments.model import CompartmentModel
 from dipy_spinverse.compartments.signals import pool_signals
 from dipy_spinverse.compartments.variable_projection import combined
-from dipy_spinverse.voxels import Status, per_voxel, screened
+from dipy_spinverse.voxels import Status, screened, voxels_of
 
 _N_DRAWS = 128
 _VOX_PER_CHUNK = 2000
@@ -180,27 +179,19 @@ class LearnedFit:
             Noise outside of the range that was learned.
         """
         model, acquisition = self.model, self.model.acquisition
-        data = np.asarray(data)
-        if not 1 <= data.ndim <= 4 or data.shape[-1] != len(acquisition):
-            raise ValueError(
-                f"data has shape {data.shape}, the acquisition {len(acquisition)} measurements; "
-                "give them along the last of 1 to 4 axes."
-            )
         if n_draws < 2 or vox_per_chunk < 1:
             raise ValueError(
                 f"n_draws is {n_draws} and vox_per_chunk {vox_per_chunk}; give at least 2 and 1."
             )
-        shape = data.shape[:-1]
-        flat = data.reshape(-1, data.shape[-1]).astype(float)
-        wanted = per_voxel("mask", True if mask is None else mask, shape).astype(bool)
+        flat, wanted, known, shape = voxels_of(data, mask, sigma, len(acquisition))
         S0_te = signal_without_diffusion(flat, acquisition)
         status = screened(flat, wanted, S0_te.min(axis=1))
         chosen = np.flatnonzero(status == Status.CONVERGED)
         noise = np.zeros(len(flat))
-        if sigma is None:
+        if known is None:
             noise[chosen] = estimated_noise(flat[chosen], self.encoder)
         else:
-            noise[chosen] = given_noise(sigma, shape)[chosen]
+            noise[chosen] = known[chosen]
         warn_of_noise(noise[chosen] / S0_te[chosen, 0], self.snr)
         arrays = model._empty(len(flat), n_draws if self.method == "mixture-density" else 0)
         for first in range(0, len(chosen), vox_per_chunk):

@@ -8,15 +8,6 @@ import numpy as np
 
 from dipy_spinverse.compartments.learned.features import Encoder
 from dipy_spinverse.inversion.noise import noise_from_b0
-from dipy_spinverse.voxels import per_voxel
-
-
-def given_noise(sigma: float | np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Standard deviation (V,), where the user knows it."""
-    sigma = per_voxel("sigma", sigma, shape).astype(float)
-    if not (sigma > 0).all():
-        raise ValueError("sigma has values that are not positive; give sd > 0.")
-    return sigma
 
 
 def estimated_noise(data: np.ndarray, encoder: Encoder) -> np.ndarray:
