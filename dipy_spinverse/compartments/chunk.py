@@ -18,6 +18,7 @@ from dipy_spinverse.compartments.posterior import sample_posterior
 from dipy_spinverse.compartments.rician import rician_sigma
 from dipy_spinverse.compartments.signals import pool_signals
 from dipy_spinverse.compartments.starts import dictionary_start, tensor_frames
+from dipy_spinverse.compartments.summary import summary
 from dipy_spinverse.compartments.variable_projection import Problem, combined, fit_all
 from dipy_spinverse.inversion.noise import noise_from_residual
 
@@ -79,11 +80,7 @@ def fit_chunk(
     if settings.n_draws:
         draws = sample_posterior(found, place, amplitudes, sigma, settings.n_draws, settings.seed)
         maps = _maps(definition, draws.place, draws.amplitudes)
-        for name, flat in maps.items():
-            values = flat.reshape(settings.n_draws, -1)
-            low, high = np.quantile(values, [0.025, 0.975], axis=0)
-            result |= {f"{name}_mean": values.mean(axis=0), f"{name}_std": values.std(axis=0)}
-            result |= {f"{name}_low": low, f"{name}_high": high}
+        result |= summary({k: v.reshape(settings.n_draws, -1).T for k, v in maps.items()})
         result["effective_draws"] = draws.effective.numpy()
     return {name: np.asarray(value, dtype=float) for name, value in result.items()}
 

@@ -35,7 +35,7 @@ from dipy_spinverse.voxels import Status, screened, voxels_of
 
 LIKELIHOODS = ("rician", "gaussian")
 SOLVERS = ("variable-projection", "mix", "interior-point")
-_N_DRAWS = 200
+_N_DRAWS = 256
 _SAMPLES_PER_CHUNK = 300_000
 _MISFIT = 1.5
 

@@ -1,16 +1,11 @@
-"""Posterior of the parameters of voxels around their fits.
+"""Posterior of the parameters of voxels, given their fits.
 
-All values inside the bounds, and all fractions, are equally likely a priori. Scalars are sampled
-in z with u = Phi(z), where this prior is a standard normal distribution and bounds are infinitely
-far: quasi-random draws of a Student t distribution around the fit, then of one that has the mean
-and covariance of these, all weighted by how likely they are; axes likewise, in the plane that
-touches the sphere at the fit. For each draw, amplitudes are drawn from a normal distribution
-restricted to positive values [1]_: theirs if magnitudes were normal, with the score and the
-information that Rician ones have at the fit. The weights are those of the exact likelihood.
-
-References
-----------
-.. [1] Geweke, Econometrica 57 (1989) 1317, https://doi.org/10.2307/1913710
+All values inside the bounds, all fractions and all directions are equally likely a priori.
+Scalars are sampled in z with u = Phi(z), where this prior is a standard normal distribution and
+bounds are infinitely far; axes in the plane that touches the sphere at the fit; amplitudes are
+drawn with each point. The population that `tempering` leads to the posterior starts from the
+prior of the scalars, as a fit may have found one of several modes, and from around the fit in the
+axes.
 """
 
 from __future__ import annotations
@@ -19,15 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.special import ndtri
 from scipy.stats import chi2, qmc
 from torch import Tensor
 
+from dipy_spinverse.compartments.amplitude_draws import draw_amplitudes, normal_data
 from dipy_spinverse.compartments.coordinates import Place, moved
-from dipy_spinverse.compartments.rician import (
-    log_likelihoods,
-    rician_information,
-    rician_target,
-)
+from dipy_spinverse.compartments.tempering import N_FIRST, Population, tempered_draws
 from dipy_spinverse.compartments.variable_projection import (
     Problem,
     combined,
@@ -35,10 +28,10 @@ from dipy_spinverse.compartments.variable_projection import (
     without_amplitudes,
 )
 
-_DEGREES = 5.0
-_INFLATION = 1.3
-_ROUNDS = (128, 128, 256)
-_FARTHEST = 2.4  # z of a fit at its bound
+_DEGREES = 4.0  # of freedom of the Student t distribution of axes
+_INFLATION = 1.5
+_PRIOR_OF_TURNS = 3.0  # precision
+_SAMPLES_PER_BLOCK = 200_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +49,7 @@ class Draws:
 def sample_posterior(
     problem: Problem, place: Place, amplitudes: Tensor, sigma: Tensor, n_draws: int, seed: int
 ) -> Draws:
-    """Draw scalars and amplitudes from their posterior.
+    """Draw scalars, axes and amplitudes from their posterior.
 
     Parameters
     ----------
@@ -69,35 +62,51 @@ def sample_posterior(
     n_draws : int
     seed : int
     """
-    generator = np.random.default_rng(seed)
-    n_scalars = place.unit.shape[1]
-    z = torch.special.ndtri(place.unit).clamp(-_FARTHEST, _FARTHEST)
-    inside = Place(torch.special.ndtr(z), place.frames)
-    columns, slopes = linearised(problem, inside, amplitudes)
-    target = _normal_target(problem, combined(columns, amplitudes), sigma)
-    n = slopes.shape[1]
-    density = torch.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
-    slopes[:, :n_scalars] *= density[..., None]
-    white = without_amplitudes(target.whiten(columns), amplitudes, target.whiten(slopes))
-    prior = torch.ones(n, dtype=z.dtype)
-    prior[n_scalars:] = 3.0
-    covariance = torch.linalg.inv(white @ white.mT + torch.diag(prior))
-    centre = torch.cat([z, z.new_zeros(len(z), n - n_scalars)], dim=1)
-    spread = covariance * _INFLATION**2
-    mixtures, points, weights, drawn = [], [], [], []
-    for size in _ROUNDS if n else (n_draws,):
-        mixtures.append((centre, torch.linalg.cholesky_ex(spread)[0]))
-        new = _student(mixtures[-1], size, generator)
-        evidence, amounts = _evidence(problem, target, sigma, new, place, generator)
-        points.append(new)
-        weights.append(evidence + _log_prior(problem.definition, new))
-        drawn.append(amounts)
-        everything, log_weights = torch.cat(points), torch.cat(weights)
-        if n:
-            log_weights = log_weights - _mixture_density(mixtures, points, everything)
-            centre, spread = _moments(everything, log_weights)
-    share = torch.softmax(log_weights, dim=0)
-    return _resampled(problem.definition, place, everything, torch.cat(drawn), share, n_draws)
+    rng = np.random.default_rng(seed)
+    columns, slopes = linearised(problem, place, amplitudes)
+    normal = normal_data(problem, combined(columns, amplitudes), sigma)
+    factor = _factor_of_turns(normal, columns, amplitudes, slopes[:, place.unit.shape[1] :])
+    n_pools = columns.shape[1]
+    block = max(1, _SAMPLES_PER_BLOCK // problem.data.shape[1])
+
+    def evaluate(points, voxels, generator):
+        n, n_voxels, _ = points.shape
+        uniform = torch.tensor(generator.random((n, 1, n_pools))).expand(-1, n_voxels, -1)
+        flat, uniform, rows = points.flatten(0, 1), uniform.flatten(0, 1), voxels.repeat(n)
+        drawn, values = [], []
+        for k in range(0, len(flat), block):
+            part, here = rows[k : k + block], slice(k, k + block)
+            of_part = problem.of_voxels(part)
+            columns = of_part.columns(_at(problem.definition, place.of_voxels(part), flat[here]))
+            amounts, weights = draw_amplitudes(
+                of_part, columns, normal.of_voxels(part), sigma[part], uniform[here]
+            )
+            drawn.append(amounts)
+            values.append(weights.nan_to_num(nan=-torch.inf))
+        return Population(
+            points,
+            torch.cat(drawn).unflatten(0, (n, n_voxels)),
+            torch.cat(values).reshape(n, n_voxels) + _log_prior(problem.definition, points),
+            _log_start(points, factor[voxels]),
+        )
+
+    first = _first(factor, place.unit.shape[1], rng)
+    draws, effective = tempered_draws(first, evaluate, n_draws, rng)
+    everywhere = Place(place.unit.repeat(n_draws, 1), place.frames.repeat(n_draws, 1, 1, 1))
+    return Draws(
+        _at(problem.definition, everywhere, draws.points.flatten(0, 1)),
+        draws.amplitudes.flatten(0, 1).to(place.unit.dtype),
+        effective,
+    )
+
+
+def _at(definition, place, points):
+    """Place of points (V, D): normal coordinates of scalars, then turns from the fit's frames."""
+    n = place.unit.shape[1]
+    unit = torch.special.ndtr(points[:, :n]).to(place.unit.dtype)
+    return moved(
+        definition, place, torch.cat([unit - place.unit, points[:, n:].to(unit.dtype)], dim=1)
+    )
 
 
 def _log_prior(definition, points):
@@ -110,143 +119,32 @@ def _log_prior(definition, points):
     return result - torch.log1p(points[..., n_scalars + 2 * n_axes :] ** 2).sum(dim=2)
 
 
-@dataclass(frozen=True, eq=False)
-class _Target:
-    """Normal approximation of the likelihood, data (V, M) and inverse sd (V, M)."""
-
-    data: Tensor
-    inverse_sd: Tensor
-
-    def whiten(self, signals):
-        return signals * self.inverse_sd[:, None]
+def _factor_of_turns(normal, columns, amplitudes, slopes):
+    """Cholesky factor (V, T, T) of the covariance that turns start with."""
+    white = without_amplitudes(
+        columns * normal.inverse_sd[:, None], amplitudes, slopes * normal.inverse_sd[:, None]
+    ).double()
+    precision = white @ white.mT + _PRIOR_OF_TURNS * torch.eye(slopes.shape[1])
+    return _INFLATION * torch.linalg.cholesky_ex(torch.linalg.inv(precision))[0]
 
 
-def _normal_target(problem, predicted, sigma):
-    if problem.sigma is None:
-        return _Target(problem.data, (1 / sigma[:, None]).expand_as(problem.data))
-    score = rician_target(problem.data, predicted, sigma) - predicted
-    information = rician_information(predicted / sigma[:, None])
-    return _Target(predicted + score / information, torch.sqrt(information) / sigma[:, None])
+def _first(factor, n_scalars, rng):
+    """Quasi-random draws (N, V, D) of the start: the prior of scalars, Student t of turns."""
+    n_turns = factor.shape[1]
+    cube = qmc.Sobol(n_scalars + n_turns + 1, rng=rng).random(N_FIRST).clip(1e-6, 1 - 1e-6)
+    normal = ndtri(cube[:, :-1])
+    scale = np.sqrt(_DEGREES / chi2.ppf(cube[:, -1:], _DEGREES))
+    scalars = torch.tensor(normal[:, None, :n_scalars]).expand(-1, len(factor), -1)
+    turns = torch.einsum("vpq,nq->nvp", factor, torch.tensor(scale * normal[:, n_scalars:]))
+    return torch.cat([scalars, turns], dim=2)
 
 
-def _student(mixture, size, generator):
-    centre, factor = mixture
-    n = centre.shape[1]
-    cube = torch.tensor(qmc.Sobol(n + 1, rng=generator).random(size))
-    normal = torch.special.ndtri(cube[:, :n].clamp(1e-6, 1 - 1e-6))
-    scale = np.sqrt(_DEGREES / chi2.ppf(cube[:, n].clamp(1e-6, 1 - 1e-6), _DEGREES))
-    step = (normal * torch.tensor(scale)[:, None]).to(centre.dtype)
-    return centre + torch.einsum("vpq,nq->nvp", factor, step)
-
-
-def _mixture_density(mixtures, points, everything):
-    """Logarithm of the average density (N, V) that the draws come from."""
-    total = sum(len(p) for p in points)
-    parts = []
-    for (centre, factor), own in zip(mixtures, points, strict=True):
-        white = torch.linalg.solve_triangular(
-            factor, (everything - centre).movedim(0, 2), upper=False
-        )
-        p = centre.shape[1]
-        log_det = torch.log(torch.diagonal(factor, dim1=1, dim2=2)).sum(dim=1)
-        square = (white**2).sum(dim=1).T
-        parts.append(
-            np.log(len(own) / total)
-            - log_det
-            - 0.5 * (_DEGREES + p) * torch.log1p(square / _DEGREES)
-        )
-    return torch.logsumexp(torch.stack(parts), dim=0)
-
-
-def _moments(points, log_weights):
-    """Mean and covariance of weighted draws, the weights flattened where few carry them."""
-    n = points.shape[2]
-    power = torch.ones_like(log_weights[0])
-    for _ in range(6):
-        share = torch.softmax(power * log_weights, dim=0)
-        few = 1 / (share**2).sum(dim=0) < 6 * n
-        power = torch.where(few, 0.6 * power, power)
-    share = torch.softmax(power * log_weights, dim=0)
-    mean = torch.einsum("nv,nvp->vp", share, points)
-    apart = points - mean
-    covariance = torch.einsum("nv,nvp,nvq->vpq", share, apart, apart)
-    return mean, covariance * 1.1 + 1e-6 * torch.eye(n, dtype=mean.dtype)
-
-
-def _evidence(problem, target, sigma, points, place, generator):
-    """One draw of amplitudes (N, V, K) for each point, and logarithms (N, V) of its weight.
-
-    Amplitudes come from the normal approximation; the weight is the likelihood over their density.
-    """
-    weights, draws = [], []
-    n_pools = len(problem.definition.pools)
-    cube = qmc.Sobol(n_pools, rng=generator).random(len(points))
-    whitened_data = (target.data * target.inverse_sd)[..., None]
-    rician = problem.sigma is not None
-    for point, uniform in zip(points, torch.tensor(cube, dtype=points.dtype), strict=True):
-        columns = problem.columns(_at(problem.definition, place, point))
-        white = target.whiten(columns)
-        gram = white @ white.mT
-        diagonal = torch.diagonal(gram, dim1=1, dim2=2)
-        gram = gram + torch.diag_embed(1e-7 * diagonal + 1e-12)
-        factor, _ = torch.linalg.cholesky_ex(gram)
-        best = torch.cholesky_solve(white @ whitened_data, factor)[..., 0]
-        amplitudes, log_chance = _positive(best, factor, uniform)
-        apart = ((amplitudes - best)[:, None] @ factor)[:, 0]
-        log_det = torch.log(torch.diagonal(factor, dim1=1, dim2=2)).sum(dim=1)
-        log_density = log_det - 0.5 * (apart**2).sum(dim=1) - log_chance
-        likelihood = log_likelihoods(problem.data, combined(columns, amplitudes), sigma, rician)
-        # Alike are S0 and fractions, not amplitudes: they have the density S0^(1 - K).
-        prior = (1 - n_pools) * torch.log(amplitudes.sum(dim=1).clamp_min(1e-12))
-        weights.append(likelihood - log_density + prior)
-        draws.append(amplitudes)
-    return torch.stack(weights), torch.stack(draws)
-
-
-def _at(definition, place, point):
-    """Place of a point (V, N): normal coordinates of scalars, then turns from the fit's frames."""
-    n = place.unit.shape[1]
-    unit = torch.special.ndtr(point[:, :n])
-    return moved(definition, place, torch.cat([unit - place.unit, point[:, n:]], dim=1))
-
-
-def _positive(mean, factor, uniform):
-    """Normal draws of precision L L^T restricted to positive values, one after the other.
-
-    The last is conditioned on nothing, each before on those after it: L^T (w - mean) is standard
-    normal. The logarithm of the product of their chances to be positive weights the draw.
-    """
-    k = mean.shape[1]
-    offset = torch.zeros_like(mean)
-    log_chance = torch.zeros_like(mean[:, 0])
-    amplitudes = torch.zeros_like(mean)
-    for j in range(k - 1, -1, -1):
-        precision = factor[:, j, j]
-        later = (factor[:, j + 1 :, j] * offset[:, j + 1 :]).sum(dim=1)
-        conditional = mean[:, j] - later / precision
-        bound = (conditional * precision).clamp(-30, 30)
-        log_chance = log_chance + torch.special.log_ndtr(bound)
-        # Upper tail: draws stay accurate where the chance is small.
-        tail = torch.special.ndtr(bound) * (1 - uniform[j])
-        step = -torch.special.ndtri(tail.clamp_min(1e-30))
-        step = torch.where(bound < -5, -bound - torch.log1p(-uniform[j]) / bound.abs(), step)
-        amplitudes[:, j] = (conditional + step / precision).clamp_min(0)
-        offset[:, j] = amplitudes[:, j] - mean[:, j]
-    return amplitudes, log_chance
-
-
-def _resampled(definition, place, points, amplitudes, share, n_draws):
-    """Equally likely draws."""
-    n_points, n_voxels, n = points.shape
-    position = (torch.arange(n_draws, dtype=share.dtype) + 0.5) / n_draws
-    total = torch.cumsum(share, dim=0).T.contiguous()
-    index = torch.searchsorted(total, position.expand(n_voxels, -1).contiguous())
-    index = index.clamp(max=n_points - 1).T
-    column = torch.arange(n_voxels)
-    chosen = points[index, column].reshape(n_draws * n_voxels, n)
-    everywhere = Place(place.unit.repeat(n_draws, 1), place.frames.repeat(n_draws, 1, 1, 1))
-    return Draws(
-        _at(definition, everywhere, chosen),
-        amplitudes[index, column].flatten(0, 1),
-        1 / (share**2).sum(dim=0),
-    )
+def _log_start(points, factor):
+    """Logarithm (N, V) of the density of the start, up to a constant."""
+    n_turns = factor.shape[1]
+    n_scalars = points.shape[2] - n_turns
+    turns = points[..., n_scalars:].permute(1, 2, 0)
+    white = torch.linalg.solve_triangular(factor, turns, upper=False)
+    square = (white**2).sum(dim=1).T
+    scalars = -0.5 * (points[..., :n_scalars] ** 2).sum(dim=2)
+    return scalars - 0.5 * (_DEGREES + n_turns) * torch.log1p(square / _DEGREES)

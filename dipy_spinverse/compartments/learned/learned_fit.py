@@ -24,10 +24,11 @@ from dipy_spinverse.compartments.learned.noise import (
     estimated_noise,
     warn_of_noise,
 )
-from dipy_spinverse.compartments.learned.targets import from_latent, latent, summary, values_from
+from dipy_spinverse.compartments.learned.targets import from_latent, latent, values_from
 from dipy_spinverse.compartments.learned.training import training_set
 from dipy_spinverse.compartments.model import CompartmentModel
 from dipy_spinverse.compartments.signals import pool_signals
+from dipy_spinverse.compartments.summary import summary
 from dipy_spinverse.compartments.variable_projection import combined
 from dipy_spinverse.voxels import Status, screened, voxels_of
 
@@ -318,7 +319,8 @@ class LearnedFit:
         n = len(definition.parameters) + len(definition.pools)
         if self.method == "mixture-density":
             maps, targets = self._drawn(features, noise, n_draws)
-            result = summary(maps)
+            result = summary({name: draws.numpy() for name, draws in maps.items()})
+            result |= {name: result[f"{name}_mean"] for name in maps}
             result["effective_draws"] = np.full(len(data), float(n_draws))
             targets, S0 = targets.mean(dim=2).T.double().numpy(), result["S0"]
         else:

@@ -61,21 +61,3 @@ def values_from(definition: Definition, targets: Tensor) -> dict[str, Tensor]:
         p.name: p.low + (p.high - p.low) * targets[k] for k, p in enumerate(definition.parameters)
     }
     return values | dict(zip(definition.pools, targets[n:], strict=True))
-
-
-def summary(maps: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """Mean, standard deviation and central 95 % of draws (V, n)."""
-    result = {}
-    for name, draws in maps.items():
-        draws = draws.numpy()
-        n = draws.shape[1]
-        mean = draws.mean(axis=1)
-        result |= {name: mean, f"{name}_mean": mean, f"{name}_std": draws.std(axis=1)}
-        # Of n points in order, the k-th from 0 stands for the quantile (k + 1/2) / n.
-        places = np.clip(np.array([0.025, 0.975]) * n - 0.5, 0, n - 1)
-        below = places.astype(int)
-        above = np.minimum(below + 1, n - 1)
-        ordered = np.partition(draws, np.union1d(below, above), axis=1)
-        ends = ordered[:, below] + (places - below) * (ordered[:, above] - ordered[:, below])
-        result |= {f"{name}_low": ends[:, 0], f"{name}_high": ends[:, 1]}
-    return result

@@ -1,0 +1,202 @@
+"""Draws from a distribution by a population that is led to it from another one.
+
+Sequential Monte Carlo [1]_: members are drawn from a start distribution, then weighted and copied
+by a power of target over start that grows from 0 to 1, in steps which leave half of them
+effective, so that no part of the start is lost before it has been compared with the others.
+After each step they move: either half is offered draws from a kernel density of the other half,
+accepted by the Metropolis-Hastings rule. Such moves cross between parts that lie apart and follow
+bent ridges, and need no step length.
+
+The target may be a random value whose mean is right (pseudo-marginal [2]_). All voxels share
+their random numbers: the draws of a voxel do not depend on those beside it.
+
+References
+----------
+.. [1] Del Moral, Doucet and Jasra, J. R. Stat. Soc. B 68 (2006) 411,
+   https://doi.org/10.1111/j.1467-9868.2006.00553.x
+.. [2] Andrieu and Roberts, Ann. Stat. 37 (2009) 697, https://doi.org/10.1214/07-AOS574
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+N_FIRST = 512
+_N_MEMBERS = 128
+_EFFECTIVE = 0.5
+_MOST_STEPS = 80
+_DEGREES = 8.0  # of freedom of the kernels, Student t distributions
+_SETTLING, _APART = 4, 2  # moves before the first and between draws that are kept
+
+
+@dataclass(frozen=True, eq=False)
+class Population:
+    """Members of V voxels.
+
+    Attributes
+    ----------
+    points : Tensor (N, V, D)
+    amplitudes : Tensor (N, V, K)
+        What was drawn with each point.
+    target, start : Tensor (N, V)
+        Logarithms of the densities.
+    """
+
+    points: Tensor
+    amplitudes: Tensor
+    target: Tensor
+    start: Tensor
+
+    def __getitem__(self, index) -> Population:
+        return Population(*(each[index] for each in vars(self).values()))
+
+    def copy(self) -> Population:
+        """Members that do not change with these."""
+        return Population(*(each.clone() for each in vars(self).values()))
+
+    def put(self, index, other: Population) -> None:
+        """Overwrite members."""
+        for own, new in zip(vars(self).values(), vars(other).values(), strict=True):
+            own[index] = new
+
+
+def tempered_draws(
+    first: Tensor,
+    evaluate: Callable[[Tensor, Tensor, np.random.Generator], Population],
+    n_draws: int,
+    rng: np.random.Generator,
+) -> tuple[Population, Tensor]:
+    """Equally likely draws of the target.
+
+    Parameters
+    ----------
+    first : Tensor (N_FIRST, V, D)
+        Draws from the start distribution.
+    evaluate : callable
+        Population of points (N, V, D) in the voxels of given numbers (V,).
+    n_draws : int
+    rng : numpy Generator
+
+    Returns
+    -------
+    draws : Population of n_draws members
+    effective : Tensor (V,)
+        Number of draws, less for copies: n^2 / sum of squared numbers of copies.
+    """
+    cooling, moving = rng.spawn(2)
+    voxels = torch.arange(first.shape[1])
+    population = _cooled(evaluate(first, voxels, cooling), evaluate, cooling)
+    power, kept = torch.ones(len(voxels), dtype=torch.float64), []
+    for move in range(_SETTLING + _APART * -(-n_draws // _N_MEMBERS)):
+        _move(population, power, evaluate, voxels, moving)
+        if move >= _SETTLING and (move - _SETTLING) % _APART == _APART - 1:
+            kept.append(population.copy())
+    columns = zip(*(vars(each).values() for each in kept), strict=True)
+    draws = Population(*(torch.cat(column)[:n_draws] for column in columns))
+    return draws, _effective(draws.target)
+
+
+def _cooled(population, evaluate, rng):
+    """Members of the target, from many of the start."""
+    n_voxels = population.points.shape[1]
+    result = population[:_N_MEMBERS].copy()
+    power = torch.zeros(n_voxels, dtype=torch.float64)
+    active = torch.arange(n_voxels)
+    for step in range(_MOST_STEPS):
+        log_ratio = population.target - population.start
+        left = 1 - power
+        rise = left if step == _MOST_STEPS - 1 else _rise(log_ratio, left)
+        power = power + rise
+        population = population[_chosen(rise * log_ratio, rng), torch.arange(len(active))]
+        _move(population, power, evaluate, active, rng)
+        result.put((slice(None), active), population)
+        going_on = rise < left
+        active, power, population = active[going_on], power[going_on], population[:, going_on]
+        if len(active) == 0:
+            break
+    return result
+
+
+def _rise(log_ratio, left):
+    """Largest power (V,) up to `left` that leaves half of the members effective."""
+
+    def leaves_enough(power):
+        share = torch.softmax(power * log_ratio, dim=0)
+        return 1 / (share**2).sum(dim=0) >= _EFFECTIVE * _N_MEMBERS
+
+    low, high = torch.zeros_like(left), left
+    for _ in range(30):
+        middle = 0.5 * (low + high)
+        enough = leaves_enough(middle)
+        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
+    return torch.where(leaves_enough(left), left, low)
+
+
+def _chosen(log_weights, rng):
+    """Rows (N, V) of members, in proportion to their weights and in random order."""
+    position = torch.tensor((np.arange(_N_MEMBERS) + rng.random()) / _N_MEMBERS)
+    total = torch.cumsum(torch.softmax(log_weights, dim=0), dim=0).T.contiguous()
+    rows = torch.searchsorted(total, position.expand(len(total), -1).contiguous())
+    return rows.clamp(max=len(log_weights) - 1).T[rng.permutation(_N_MEMBERS)]
+
+
+def _move(population, power, evaluate, voxels, rng):
+    """Offer each half draws from a kernel density of the other."""
+    n, _, n_dimensions = population.points.shape
+    halves = torch.tensor(rng.permutation(n).reshape(2, -1))
+    for moving, others in (halves, halves.flip(0)):
+        old, centres = population[moving], population.points[others]
+        factor = _kernel_factor(centres)
+        normal = rng.standard_normal((n // 2, n_dimensions))
+        scale = np.sqrt(_DEGREES / rng.chisquare(_DEGREES, (n // 2, 1)))
+        step = torch.einsum("vpq,nq->nvp", factor, torch.tensor(normal * scale))
+        new = evaluate(centres[rng.permutation(n // 2)] + step, voxels, rng)
+        gain = power * (new.target - old.target) + (1 - power) * (new.start - old.start)
+        gain = gain + _log_density(old.points, centres, factor)
+        gain = gain - _log_density(new.points, centres, factor)
+        accepted = torch.tensor(np.log(rng.random((n // 2, 1)))) < gain
+        pairs = zip(vars(new).values(), vars(old).values(), strict=True)
+        population.put(
+            moving,
+            Population(
+                *(torch.where(accepted[(...,) + (None,) * (a.ndim - 2)], a, b) for a, b in pairs)
+            ),
+        )
+
+
+def _kernel_factor(centres):
+    """Cholesky factor (V, D, D) of the kernels: Scott's share of the covariance."""
+    n, _, n_dimensions = centres.shape
+    apart = centres - centres.mean(dim=0)
+    covariance = torch.einsum("nvp,nvq->vpq", apart, apart) / n
+    # Few distinct members may lie in a plane.
+    spread = torch.diagonal(covariance, dim1=1, dim2=2)
+    covariance = covariance + torch.diag_embed(1e-4 * spread + 1e-20)
+    width = (4 / (n_dimensions + 2) / n) ** (1 / (n_dimensions + 4))
+    return width * torch.linalg.cholesky_ex(covariance)[0]
+
+
+def _log_density(points, centres, factor):
+    """Logarithm (N, V) of the kernel density, up to a constant."""
+    middle = centres.mean(dim=0)
+    white, at = (
+        torch.linalg.solve_triangular(factor, (each - middle).permute(1, 2, 0), upper=False)
+        for each in (points, centres)
+    )
+    square = (white**2).sum(dim=1)[:, :, None] + (at**2).sum(dim=1)[:, None] - 2 * white.mT @ at
+    exponent = -0.5 * (_DEGREES + points.shape[2])
+    return torch.logsumexp(exponent * torch.log1p(square.clamp_min(0) / _DEGREES), dim=2).T
+
+
+def _effective(values):
+    """Effective number (V,) of draws that are copies where their values (N, V) are equal."""
+    ordered = values.T.sort(dim=1).values.contiguous()
+    copies = torch.searchsorted(ordered, ordered, right=True) - torch.searchsorted(
+        ordered, ordered
+    )
+    return len(values) ** 2 / copies.sum(dim=1)
