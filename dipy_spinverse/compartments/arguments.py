@@ -57,15 +57,6 @@ def check_acquisition(definition, acquisition) -> None:
         )
 
 
-def signal_without_diffusion(flat, acquisition):
-    """Mean b0 (V, K) of each echo time, or where there is none, of the measurements of least b."""
-    masks = acquisition.b0_per_te
-    if not masks.any():
-        masks = (acquisition.b == acquisition.b.min())[None]
-    with np.errstate(invalid="ignore", over="ignore"):
-        return np.stack([flat[:, mask].mean(axis=1) for mask in masks], axis=1)
-
-
 def populations(peaks, shape):
     """Number of fibres (V,) and their axes (V, 3, 3), rows beyond the number arbitrary."""
     n_voxels = int(np.prod(shape))

@@ -15,7 +15,7 @@ from dipy_spinverse.compartments.encoding import encoding_of
 from dipy_spinverse.compartments.interior_point import interior_point
 from dipy_spinverse.compartments.mix import evolved
 from dipy_spinverse.compartments.posterior import sample_posterior
-from dipy_spinverse.compartments.rician import rician_sigma
+from dipy_spinverse.compartments.rician import LEAST_NOISE, rician_sigma
 from dipy_spinverse.compartments.signals import pool_signals
 from dipy_spinverse.compartments.starts import dictionary_start, tensor_frames
 from dipy_spinverse.compartments.summary import summary
@@ -23,8 +23,8 @@ from dipy_spinverse.compartments.variable_projection import Problem, combined, f
 from dipy_spinverse.inversion.noise import noise_from_residual
 
 MOST_FIBRES = 3
+_SAMPLES_PER_CHUNK = 300_000
 _MANY = 10  # measurements per unknown above which their residual tells the noise
-_LEAST_NOISE = 1e-6  # of the signal without diffusion
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +66,13 @@ class Chunk:
     start: dict[str, np.ndarray] | None
 
 
+def voxels_per_chunk(definition: Definition, acquisition: Acquisition) -> int:
+    """As many voxels as fit into some hundred MiB."""
+    # Sums over the modes of pores are the largest arrays, as long as signals 20 times.
+    per_voxel = len(acquisition) * (20 if definition.timed else 1)
+    return max(1, min(1000, _SAMPLES_PER_CHUNK // per_voxel))
+
+
 def fit_chunk(
     chunk: Chunk, definition: Definition, acquisition: Acquisition, settings: Settings
 ) -> dict[str, np.ndarray]:
@@ -99,14 +106,13 @@ def _fitted(chunk, problem, acquisition, settings):
             sigma = torch.tensor(
                 noise_from_residual(residual.numpy(), n_unknowns), dtype=data.dtype
             )
-            sigma, start = sigma.clamp_min(_LEAST_NOISE), place
+            sigma, start = sigma.clamp_min(LEAST_NOISE), place
     if settings.likelihood == "rician":
         problem = replace(problem, sigma=sigma)
         place, amplitudes, converged = fit(problem, start)
         if chunk.refine_sigma and data.shape[1] >= _MANY * definition.n_unknowns:
             predicted = combined(problem.columns(place), amplitudes)
             sigma = rician_sigma(data, predicted, sigma, definition.n_unknowns)
-            sigma = sigma.clamp_min(_LEAST_NOISE)
             problem = replace(problem, sigma=sigma)
             place, amplitudes, converged = fit(problem, place)
     return problem, place, amplitudes, sigma, converged

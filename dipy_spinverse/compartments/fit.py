@@ -5,11 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.compartments.arguments import acquisition_for, places_of
+from dipy_spinverse.compartments.chunk import MOST_FIBRES, voxels_per_chunk
+from dipy_spinverse.compartments.coordinates import Place, values_of
+from dipy_spinverse.compartments.definition import Definition, with_fibres
+from dipy_spinverse.compartments.encoding import encoding_of
+from dipy_spinverse.compartments.image import Image
+from dipy_spinverse.compartments.signals import pool_signals
+from dipy_spinverse.compartments.variable_projection import combined
+from dipy_spinverse.voxels import Status
 
 if TYPE_CHECKING:
     from dipy_spinverse.compartments.model import CompartmentModel
+
+_MISFIT = 1.5
 
 
 class CompartmentFit:
@@ -83,4 +95,89 @@ class CompartmentFit:
         ValueError
             Echo times without a known S0.
         """
-        return self.model._predict(self, gtab)
+        definition, own = self.model.definition, self.model.acquisition
+        acquisition = own if gtab is None else acquisition_for(gtab, definition, None)
+        n = int(np.prod(self.shape))
+        arrays = (getattr(self, k).reshape(n, -1) for k in ("_unit", "_frames", "_amplitudes"))
+        unit, frames, amplitudes = (torch.tensor(each) for each in arrays)
+        scale = self._scale.reshape(n, -1)[:, places_of(acquisition.echo_times, own.echo_times)]
+        count, status = self.n_fibres.reshape(-1), self.status.reshape(-1)
+        fitted = np.isin(status, (Status.CONVERGED, Status.NOT_CONVERGED, Status.MISFIT))
+        encoding = encoding_of(acquisition, torch.float64, timed=definition.timed)
+        result, size = np.zeros((n, len(acquisition))), voxels_per_chunk(definition, acquisition)
+        for k in np.unique(count[fitted]):
+            of_k = with_fibres(definition, int(k))
+            pools, n_axes = pool_signals(of_k, encoding), len(of_k.axes)
+            all_rows = np.flatnonzero(fitted & (count == k))
+            for first in range(0, len(all_rows), size):
+                rows = all_rows[first : first + size]
+                place = Place(
+                    unit[rows, : len(of_k.parameters)],
+                    frames[rows, : 9 * n_axes].reshape(len(rows), n_axes, 3, 3),
+                )
+                columns = pools(values_of(of_k, place))
+                noise_free = combined(columns, amplitudes[rows, : len(of_k.pools)])
+                result[rows] = noise_free.numpy() * scale[rows][:, acquisition.te_index]
+        return result.reshape((*self.shape, len(acquisition)))
+
+
+def empty_arrays(definition: Definition, n_voxels: int, *, posterior: bool) -> dict:
+    """Zeros for everything that a fit holds, populations of the most fibres included.
+
+    Parameters
+    ----------
+    definition : Definition
+    n_voxels : int
+    posterior : bool
+        Whether the fit has means, standard deviations and intervals.
+    """
+    most = with_fibres(definition, MOST_FIBRES)
+    names = (*definition.maps, "S0")
+    endings = ("", "_mean", "_std", "_low", "_high") if posterior else ("",)
+    widths = {name + end: () for name in names for end in endings}
+    widths |= {"effective_draws": ()} if posterior else {}
+    widths |= {
+        "residual_rms": (), "sigma": (), "converged": (), "axis": (3,),
+        "axes": (MOST_FIBRES, 3), "fibre_fractions": (MOST_FIBRES,),
+        "_unit": (len(most.parameters),), "_amplitudes": (len(most.pools),),
+        "_frames": (9 * len(most.axes),),
+    }  # fmt: skip
+    return {name: np.zeros((n_voxels, *width)) for name, width in widths.items()}
+
+
+def fit_of(
+    model: CompartmentModel,
+    arrays: dict[str, np.ndarray],
+    image: Image,
+    noise: np.ndarray | None,
+    n_fibres: np.ndarray,
+) -> CompartmentFit:
+    """Fit of an image in the units of its signals, with the status of each voxel.
+
+    Parameters
+    ----------
+    model : CompartmentModel
+    arrays : dict of ndarray (V, ...)
+        As `empty_arrays` has them, filled in where `image` can be fitted, over its S0.
+    image : Image
+    noise : ndarray (V,) or None
+        What the residual is judged by.
+    n_fibres : ndarray (V,)
+    """
+    for name in arrays:
+        if name.split("_")[0] == "S0" or name in ("sigma", "residual_rms", "_amplitudes"):
+            arrays[name] *= image.S0.reshape(-1, *(1,) * (arrays[name].ndim - 1))
+    status, fitted = image.status.copy(), image.status == Status.CONVERGED
+    converged = arrays.pop("converged").astype(bool)
+    status[fitted & ~converged] = Status.NOT_CONVERGED
+    if noise is not None:
+        status[fitted & (arrays["residual_rms"] > _MISFIT * noise)] = Status.MISFIT
+    scale = np.where(fitted[:, None], image.scale, 0)
+    arrays |= {
+        "status": status,
+        "n_fibres": np.where(fitted, n_fibres, 0),
+        "S0_per_te": scale * arrays["S0"][:, None],
+        "_scale": scale,
+    }
+    arrays = {name: a.reshape((*image.shape, *a.shape[1:])) for name, a in arrays.items()}
+    return CompartmentFit(model, arrays)

@@ -125,11 +125,9 @@ def _restricted(encoding, diffusivity, diameter, roots, shape):
     root = torch.tensor(roots, dtype=encoding.b.dtype, device=encoding.b.device)
     small, big = encoding.small_delta[:, None], encoding.big_delta[:, None]
     rate = diffusivity[:, None, None] * root**2 / radius**2
+    one, apart = torch.exp(-rate * small), torch.exp(-rate * big)
     pulses = (
-        2 * (rate * small - 1)
-        + 2 * (torch.exp(-rate * small) + torch.exp(-rate * big))
-        - torch.exp(-rate * (big - small))
-        - torch.exp(-rate * (big + small))
+        2 * (rate * small - 1) + 2 * (one + apart) - torch.exp(-rate * (big - small)) - one * apart
     )
     total = (pulses / (rate**2 * root**2 * (root**2 - shape))).sum(dim=2)
     strength = torch.where(encoding.q > 0, encoding.q / encoding.small_delta, 0)

@@ -15,11 +15,9 @@ from dipy_spinverse.compartments.arguments import (
     acquisition_for,
     check_acquisition,
     complete,
-    places_of,
     populations,
-    signal_without_diffusion,
 )
-from dipy_spinverse.compartments.chunk import MOST_FIBRES, Chunk, Settings, fit_chunk
+from dipy_spinverse.compartments.chunk import Chunk, Settings, fit_chunk, voxels_per_chunk
 from dipy_spinverse.compartments.coordinates import Place, values_of
 from dipy_spinverse.compartments.definition import (
     Definition,
@@ -27,17 +25,14 @@ from dipy_spinverse.compartments.definition import (
     with_fibres,
 )
 from dipy_spinverse.compartments.encoding import encoding_of
-from dipy_spinverse.compartments.fit import CompartmentFit
+from dipy_spinverse.compartments.fit import CompartmentFit, empty_arrays, fit_of
+from dipy_spinverse.compartments.image import image_of
 from dipy_spinverse.compartments.signals import pool_signals
-from dipy_spinverse.compartments.variable_projection import combined
 from dipy_spinverse.inversion.noise import noise_from_b0
-from dipy_spinverse.voxels import Status, screened, voxels_of
 
 LIKELIHOODS = ("rician", "gaussian")
 SOLVERS = ("variable-projection", "mix", "interior-point")
 _N_DRAWS = 256
-_SAMPLES_PER_CHUNK = 300_000
-_MISFIT = 1.5
 
 
 class CompartmentModel:
@@ -145,38 +140,36 @@ class CompartmentModel:
         ValueError
             Arguments of wrong shape or range.
         """
-        size = self._chunk_size() if vox_per_chunk is None else vox_per_chunk
+        size = vox_per_chunk
+        if size is None:
+            size = voxels_per_chunk(self.definition, self.acquisition)
         if n_draws < 0 or size < 1:
             raise ValueError(
                 f"n_draws is {n_draws} and vox_per_chunk {size}; give at least 0 and 1."
             )
-        flat, wanted, noise, shape = voxels_of(data, mask, sigma, len(self.acquisition))
-        S0_te = signal_without_diffusion(flat, self.acquisition)
-        status = screened(flat, wanted, S0_te.min(axis=1))
-        chosen = np.flatnonzero(status == Status.CONVERGED)
+        image = image_of(data, mask, sigma, self.acquisition)
+        noise, S0, shape = image.noise, image.S0, image.shape
         if noise is None:
-            noise = _noise_of(flat, chosen, self.acquisition)
+            noise = _noise_of(image, self.acquisition)
         count, axes = populations(peaks, shape)
         starts = self._starts(start, shape)
         settings = Settings(
             self.likelihood, self.solver, n_draws, self.seed, getattr(torch, self.dtype)
         )
-        S0 = np.where(status == Status.CONVERGED, S0_te[:, 0], 1)
-        scale = S0_te / S0[:, None]
 
         def chunk_of(part):
             return Chunk(
-                data=flat[part] / S0[part, None],
-                scale=scale[part][:, self.acquisition.te_index],
+                data=image.signals[part] / S0[part, None],
+                scale=image.scale[part][:, self.acquisition.te_index],
                 sigma=None if noise is None else noise[part] / S0[part],
                 refine_sigma=sigma is None,
                 axes=None if axes is None else axes[part],
                 start=None if starts is None else {k: v[part] for k, v in starts.items()},
             )
 
-        arrays = self._empty(len(flat), n_draws)
-        for n in np.unique(count[chosen]):
-            rows = chosen[count[chosen] == n]
+        arrays = empty_arrays(self.definition, len(S0), posterior=n_draws > 0)
+        for n in np.unique(count[image.rows]):
+            rows = image.rows[count[image.rows] == n]
             parts = [rows[k : k + size] for k in range(0, len(rows), size)]
             results = paramap(
                 fit_chunk,
@@ -189,7 +182,7 @@ class CompartmentModel:
             for part, result in zip(parts, results, strict=True):
                 for name, value in result.items():
                     arrays[name][(part, *map(slice, value.shape[1:]))] = value
-        return self._as_fit(arrays, status, count, S0, scale, noise, shape)
+        return fit_of(self, arrays, image, noise, count)
 
     def signals(self, parameters: Mapping[str, np.ndarray], gtab=None) -> np.ndarray:
         """Noise-free signals of given parameters.
@@ -249,11 +242,6 @@ class CompartmentModel:
         """As `signals`, with S0 (...) beside the parameters."""
         return self.signals({**parameters, "S0": S0}, gtab)
 
-    def _chunk_size(self):
-        # Sums over the modes of pores are the largest arrays, as long as signals 20 times.
-        per_voxel = len(self.acquisition) * (20 if self.definition.timed else 1)
-        return max(1, min(1000, _SAMPLES_PER_CHUNK // per_voxel))
-
     def _starts(self, start, shape):
         if start is None:
             return None
@@ -269,76 +257,13 @@ class CompartmentModel:
             for name, width in names.items()
         }
 
-    def _empty(self, n_voxels, n_draws):
-        """Zeros for everything that a fit holds, populations of the most fibres included."""
-        most = with_fibres(self.definition, MOST_FIBRES)
-        names = (*self.definition.maps, "S0")
-        endings = ("", "_mean", "_std", "_low", "_high") if n_draws else ("",)
-        widths = {name + end: () for name in names for end in endings}
-        widths |= {"effective_draws": ()} if n_draws else {}
-        widths |= {
-            "residual_rms": (), "sigma": (), "converged": (), "axis": (3,),
-            "axes": (MOST_FIBRES, 3), "fibre_fractions": (MOST_FIBRES,),
-            "_unit": (len(most.parameters),), "_amplitudes": (len(most.pools),),
-            "_frames": (9 * len(most.axes),),
-        }  # fmt: skip
-        return {name: np.zeros((n_voxels, *width)) for name, width in widths.items()}
 
-    def _as_fit(self, arrays, status, count, S0, scale, noise, shape):
-        """Units of the data, status, and the shape of the image."""
-        for name in arrays:
-            if name.split("_")[0] == "S0" or name in ("sigma", "residual_rms", "_amplitudes"):
-                arrays[name] *= S0.reshape(-1, *(1,) * (arrays[name].ndim - 1))
-        fitted = status == Status.CONVERGED
-        converged = arrays.pop("converged").astype(bool)
-        status[fitted & ~converged] = Status.NOT_CONVERGED
-        if noise is not None:
-            status[fitted & (arrays["residual_rms"] > _MISFIT * noise)] = Status.MISFIT
-        scale = np.where(fitted[:, None], scale, 0)
-        arrays |= {
-            "status": status,
-            "n_fibres": np.where(fitted, count, 0),
-            "S0_per_te": scale * arrays["S0"][:, None],
-            "_scale": scale,
-        }
-        arrays = {name: a.reshape((*shape, *a.shape[1:])) for name, a in arrays.items()}
-        return CompartmentFit(self, arrays)
-
-    def _predict(self, fit, gtab):
-        acquisition = self.acquisition
-        if gtab is not None:
-            acquisition = acquisition_for(gtab, self.definition, None)
-        shape, n = fit.shape, int(np.prod(fit.shape))
-        flat = {k: getattr(fit, k).reshape(n, -1) for k in ("_unit", "_frames", "_amplitudes")}
-        scale = fit._scale.reshape(n, -1)
-        te = places_of(acquisition.echo_times, self.acquisition.echo_times)
-        result, size = np.zeros((n, len(acquisition))), self._chunk_size()
-        count, status = fit.n_fibres.reshape(-1), fit.status.reshape(-1)
-        encoding = encoding_of(acquisition, torch.float64, timed=self.definition.timed)
-        fitted = np.isin(status, (Status.CONVERGED, Status.NOT_CONVERGED, Status.MISFIT))
-        for k in np.unique(count[fitted]):
-            definition = with_fibres(self.definition, int(k))
-            pools = pool_signals(definition, encoding)
-            of_k = np.flatnonzero(fitted & (count == k))
-            for first in range(0, len(of_k), size):
-                rows = of_k[first : first + size]
-                unit, frames, amplitudes = (torch.tensor(v[rows]) for v in flat.values())
-                n_axes = len(definition.axes)
-                place = Place(
-                    unit[:, : len(definition.parameters)],
-                    frames[:, : 9 * n_axes].reshape(len(rows), n_axes, 3, 3),
-                )
-                columns = pools(values_of(definition, place))
-                noise_free = combined(columns, amplitudes[:, : len(definition.pools)])
-                result[rows] = noise_free.numpy() * scale[rows][:, te[acquisition.te_index]]
-        return result.reshape((*shape, len(acquisition)))
-
-
-def _noise_of(flat, chosen, acquisition):
-    """Noise (V,) from repeated b0 of the voxels chosen, or None."""
-    found = noise_from_b0(flat[chosen], acquisition)[0] if len(chosen) else None
+def _noise_of(image, acquisition):
+    """Noise (V,) from repeated b0 of the voxels to fit, or None."""
+    rows = image.rows
+    found = noise_from_b0(image.signals[rows], acquisition)[0] if len(rows) else None
     if found is None:
         return None
-    noise = np.ones(len(flat))
-    noise[chosen] = found
+    noise = np.ones(len(image.signals))
+    noise[rows] = found
     return noise

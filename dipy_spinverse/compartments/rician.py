@@ -11,6 +11,8 @@ from scipy.special import ive
 from torch import Tensor
 
 _LEAST_INFORMATION = 0.05
+_NOISE_STEPS = 5
+LEAST_NOISE = 1e-6  # of the signal without diffusion
 
 
 def rician_target(data: Tensor, predicted: Tensor, sigma: Tensor | None) -> Tensor:
@@ -42,11 +44,14 @@ def rician_sigma(data: Tensor, predicted: Tensor, sigma: Tensor, n_unknowns: int
     """Noise (V,) of magnitudes around a fit that was made with about this noise.
 
     Half the mean squared distance of the measurements in the complex plane, whose phase is
-    averaged over (a step of expectation maximisation).
+    averaged over with the noise before. These steps of expectation maximisation halve the
+    distance to the likeliest noise.
     """
-    cross = predicted * rician_target(data, predicted, sigma)
-    squares = (data**2 + predicted**2 - 2 * cross).sum(dim=1)
-    return torch.sqrt(squares / (2 * data.shape[1] - n_unknowns))
+    for _ in range(_NOISE_STEPS):
+        cross = predicted * rician_target(data, predicted, sigma)
+        squares = (data**2 + predicted**2 - 2 * cross).sum(dim=1)
+        sigma = torch.sqrt(squares / (2 * data.shape[1] - n_unknowns)).clamp_min(LEAST_NOISE)
+    return sigma
 
 
 def rician_information(snr: Tensor) -> Tensor:

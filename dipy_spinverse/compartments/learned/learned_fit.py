@@ -10,12 +10,12 @@ import torch
 from dipy.core.gradients import GradientTable
 
 from dipy_spinverse.acquisition import Acquisition
-from dipy_spinverse.compartments.arguments import signal_without_diffusion
 from dipy_spinverse.compartments.chunk import MOST_FIBRES
 from dipy_spinverse.compartments.coordinates import Place, values_of
 from dipy_spinverse.compartments.definition import maps_of
 from dipy_spinverse.compartments.encoding import encoding_of
-from dipy_spinverse.compartments.fit import CompartmentFit
+from dipy_spinverse.compartments.fit import CompartmentFit, empty_arrays, fit_of
+from dipy_spinverse.compartments.image import image_of, signal_without_diffusion
 from dipy_spinverse.compartments.learned import networks, storage
 from dipy_spinverse.compartments.learned.features import encoder_for
 from dipy_spinverse.compartments.learned.learner import Learner
@@ -30,7 +30,6 @@ from dipy_spinverse.compartments.model import CompartmentModel
 from dipy_spinverse.compartments.signals import pool_signals
 from dipy_spinverse.compartments.summary import summary
 from dipy_spinverse.compartments.variable_projection import combined
-from dipy_spinverse.voxels import Status, screened, voxels_of
 
 _N_DRAWS = 128
 _VOX_PER_CHUNK = 2000
@@ -184,29 +183,26 @@ class LearnedFit:
             raise ValueError(
                 f"n_draws is {n_draws} and vox_per_chunk {vox_per_chunk}; give at least 2 and 1."
             )
-        flat, wanted, known, shape = voxels_of(data, mask, sigma, len(acquisition))
-        S0_te = signal_without_diffusion(flat, acquisition)
-        status = screened(flat, wanted, S0_te.min(axis=1))
-        chosen = np.flatnonzero(status == Status.CONVERGED)
-        noise = np.zeros(len(flat))
-        if known is None:
-            noise[chosen] = estimated_noise(flat[chosen], self.encoder)
+        image = image_of(data, mask, sigma, acquisition)
+        rows, S0_te = image.rows, image.S0[:, None] * image.scale
+        noise = np.zeros(len(S0_te))
+        if image.noise is None:
+            noise[rows] = estimated_noise(image.signals[rows], self.encoder)
         else:
-            noise[chosen] = known[chosen]
-        warn_of_noise(noise[chosen] / S0_te[chosen, 0], self.snr)
-        arrays = model._empty(len(flat), n_draws if self.method == "mixture-density" else 0)
-        for first in range(0, len(chosen), vox_per_chunk):
-            part = chosen[first : first + vox_per_chunk]
+            noise[rows] = image.noise[rows]
+        warn_of_noise(noise[rows] / image.S0[rows], self.snr)
+        posterior = self.method == "mixture-density"
+        arrays = empty_arrays(model.definition, len(noise), posterior=posterior)
+        for first in range(0, len(rows), vox_per_chunk):
+            part = rows[first : first + vox_per_chunk]
             relative = noise[part, None] / S0_te[part]
             found = self._voxels(
-                flat[part] / S0_te[part][:, acquisition.te_index], relative, n_draws
+                image.signals[part] / S0_te[part][:, acquisition.te_index], relative, n_draws
             )
             for name, value in found.items():
                 arrays[name][(part, *map(slice, value.shape[1:]))] = value
-        arrays["sigma"][chosen] = noise[chosen] / S0_te[chosen, 0]
-        count = np.ones(len(flat), dtype=int)
-        S0 = np.where(status == Status.CONVERGED, S0_te[:, 0], 1)
-        fit = model._as_fit(arrays, status, count, S0, S0_te / S0[:, None], noise, shape)
+        arrays["sigma"][rows] = noise[rows] / image.S0[rows]
+        fit = fit_of(model, arrays, image, noise, np.ones(len(noise), dtype=int))
         if refine:
             sigma = np.where(fit.sigma > 0, fit.sigma, 1)
             return model.fit(data, mask, sigma=sigma, start=self.start(fit))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dipy_spinverse.compartments.arguments import signal_without_diffusion
+from dipy_spinverse.compartments.image import signal_without_diffusion
 from dipy_spinverse.compartments.learned.features import Encoder
 from dipy_spinverse.compartments.learned.targets import units_and_fractions
 from dipy_spinverse.compartments.model import CompartmentModel
