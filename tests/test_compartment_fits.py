@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 from compartment_cases import directions, magnitudes, strong, two_shells
 from dipy.core.gradients import gradient_table
+from dipy.data import default_sphere
+from dipy.direction import peaks_from_model
+from dipy.reconst.mcsd import MultiShellDeconvModel, multi_shell_fiber_response
 
 from dipy_spinverse import Acquisition, ActiveAxModel, IVIMModel, NODDIModel, ZCDModel
 from dipy_spinverse.compartments import Compartment, Parameter, compose
@@ -119,6 +122,33 @@ def test_crossing_fibres_are_refined_from_peaks():
     assert np.allclose(fit.ndi, 0.6, atol=0.02) and np.allclose(fit.fwf, 0, atol=0.02)
     assert abs(fit.odi[0] - 0.08) < 0.02 and fit.odi[2] == 1
     assert np.allclose(fit.predict(), data, atol=0.01)
+
+
+def test_peaks_of_dipys_deconvolution_give_the_number_and_the_axes_of_fibres():
+    pytest.importorskip("cvxpy", reason="DIPY's multi-tissue deconvolution needs cvxpy")
+    model = NODDIModel(two_shells())
+    axes = np.linalg.qr(np.random.default_rng(3).standard_normal((3, 3)))[0]
+    fibres = [model.signals({"ndi": 0.6, "odi": 0.04, "fwf": 0.0, "axis": a}) for a in axes]
+    grey = model.signals({"ndi": 0.3, "odi": 1.0, "fwf": 0.1, "axis": axes[0]})
+    clean = np.stack([grey, *(np.mean(fibres[:n], axis=0) for n in (1, 2, 3))])
+    data = magnitudes(np.stack([clean, clean]), 0.02)
+    tissues = [[1.7e-3, 0.3e-3, 0.3e-3, 1], [0.9e-3] * 3 + [1], [3e-3] * 3 + [1]]
+    responses = (np.tile(tissue, (2, 1)) for tissue in tissues)
+    response = multi_shell_fiber_response(8, np.array([0, 700, 2500]), *responses)
+    deconvolution = MultiShellDeconvModel(model.acquisition.to_gtab(), response)
+    peaks = peaks_from_model(
+        deconvolution, data, default_sphere, relative_peak_threshold=0.3,
+        min_separation_angle=35,
+    )  # fmt: skip
+    peaks.peak_dirs[peaks.peak_values < 0.3] = 0  # of one population's, 1.1
+    fit = model.fit(data, sigma=0.02, peaks=peaks, n_draws=0)
+    assert (fit.n_fibres == [0, 1, 2, 3]).all() and (fit.status == Status.CONVERGED).all()
+    for n in (1, 2, 3):
+        nearest = np.abs(fit.axes[:, n, :n] @ axes[:n].T).max(axis=2)
+        assert (nearest > np.cos(np.radians(6))).all()
+        assert np.allclose(fit.fibre_fractions[:, n, :n], 1 / n, atol=0.08)
+    assert np.allclose(fit.ndi[:, 1:], 0.6, atol=0.05)
+    assert np.allclose(fit.ndi[:, 0], 0.3, atol=0.1)
 
 
 def test_intervals_hold_the_truth_also_near_bounds():

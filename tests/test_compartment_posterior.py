@@ -1,0 +1,119 @@
+"""Draws from the posterior of compartment models, against what it is by other means."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from compartment_cases import directions, magnitudes, strong, two_shells
+from dipy.core.gradients import gradient_table
+from scipy.stats import norm, rice
+
+from dipy_spinverse import ActiveAxModel, IVIMModel, NODDIModel, ZCDModel
+from dipy_spinverse.compartments import Compartment, Parameter, compose
+from dipy_spinverse.compartments.draws import posterior_draws
+
+N_DRAWS = 2000
+
+
+def table(b):
+    return gradient_table(b, bvecs=directions(len(b)), b0_threshold=0)
+
+
+def two_balls(second, likelihood="rician"):
+    """Two isotropic pools, the first with a diffusivity to find."""
+    parameters = [Parameter("slow", 0.1, 2.0, "mm^2/s")]
+    if isinstance(second, str):
+        parameters.append(Parameter(second, 0.1, 2.0, "mm^2/s"))
+    parts = [
+        Compartment("ball", "first", {"diffusivity": "slow"}),
+        Compartment("ball", "second", {"diffusivity": second}),
+    ]
+    return compose(table(np.r_[np.zeros(4), 100:3001:300]), parts, parameters,
+                   likelihood=likelihood)  # fmt: skip
+
+
+@pytest.mark.parametrize("likelihood", ["rician", "gaussian"])
+def test_draws_are_those_of_a_dense_grid(likelihood):
+    model, sigma = two_balls(3.0, likelihood), 0.05
+    clean = model.signals({"slow": 0.6, "first": 0.4})
+    noise = np.random.default_rng(4).standard_normal((2, len(clean))) * sigma
+    data = np.hypot(clean + noise[0], noise[1]) if likelihood == "rician" else clean + noise[0]
+    slow, first, S0 = np.meshgrid(
+        np.linspace(0.1, 2.0, 64), np.linspace(0, 1, 61), np.linspace(0.75, 1.3, 60),
+        indexing="ij",
+    )  # fmt: skip
+    b = model.acquisition.b[:, None, None, None]
+    signals = S0 * (first * np.exp(-b * slow) + (1 - first) * np.exp(-3 * b))
+    y = data[:, None, None, None]
+    if likelihood == "rician":
+        log_chance = rice.logpdf(y, signals / sigma, scale=sigma).sum(axis=0)
+    else:
+        log_chance = norm.logpdf(y, signals, sigma).sum(axis=0)
+    share = np.exp(log_chance - log_chance.max())
+    share /= share.sum()
+    draws = posterior_draws(model.fit(data, sigma=sigma), data, n_draws=N_DRAWS)
+    for name, values, unit in (("slow", slow, 1e3), ("first", first, 1), ("S0", S0, 1)):
+        mean = (share * values).sum()
+        sd = np.sqrt((share * (values - mean) ** 2).sum())
+        drawn = unit * draws[name]
+        # Four standard errors of 500 effective draws: copies and correlation cost the rest.
+        assert abs(drawn.mean() - mean) < 0.18 * sd and abs(drawn.std() / sd - 1) < 0.15
+        for value in np.quantile(drawn, [0.025, 0.25, 0.75, 0.975]):
+            expected = (drawn < value).mean()
+            error = np.sqrt(expected * (1 - expected) / 500)
+            step = 2 * (share * (np.abs(values - value) < np.ptp(values) / 120)).sum()
+            assert abs(share[values < value].sum() - expected) < 4 * error + step
+
+
+def test_modes_that_the_fit_did_not_find_are_drawn():
+    model = two_balls("fast")  # the same signals with the two pools exchanged
+    data = model.signals({"slow": 0.3, "fast": 1.6, "first": 0.3})
+    fit = model.fit(magnitudes(data, 0.005), sigma=0.005)
+    draws = posterior_draws(fit, magnitudes(data, 0.005), n_draws=N_DRAWS)
+    exchanged = draws["slow"] > draws["fast"]
+    # Half in truth; the share is drawn with a population of 128: three standard errors.
+    assert 0.37 < exchanged.mean() < 0.63
+    assert np.allclose(draws["first"][exchanged].mean(), 0.7, atol=0.1)
+    assert np.allclose(draws["first"][~exchanged].mean(), 0.3, atol=0.1)
+
+
+def test_diameters_below_the_resolution_are_all_alike():
+    truth = {"axon_diameter": 0.4, "axon_share": 0.6, "free_water_fraction": 0.1,
+             "dot_fraction": 0.05, "axis": [0, 0, 1]}  # fmt: skip
+    model = ActiveAxModel(strong())
+    data = magnitudes(model.signals(truth), 0.02)
+    draws = posterior_draws(model.fit(data, sigma=0.02), data, n_draws=N_DRAWS)["axon_diameter"]
+    small = draws[draws < 2.0]
+    # Uniform from the bound of 0.2 um: a mean of 1.1 um, to 4 standard errors of 200 draws.
+    assert len(small) > 200 and abs(small.mean() - 1.1) < 0.15
+
+
+def test_the_mean_lies_inside_of_the_interval_and_no_draw_outside_of_the_bounds():
+    model = IVIMModel(table(np.r_[np.zeros(3), 10:100:20, 200:1000:200]))
+    truth = model.draw(50, seed=2)
+    fit = model.fit(magnitudes(model.signals(truth), 0.02), sigma=0.02, n_draws=64)
+    for name, bounds in (("D", (5e-5, 4e-3)), ("D_star", (4e-3, 0.1))):
+        low, mean, high = (getattr(fit, name + end) for end in ("_low", "_mean", "_high"))
+        assert (bounds[0] <= low).all() and (high <= bounds[1]).all()
+        assert (low < mean).all() and (mean < high).all()
+    assert (fit.effective_draws > 20).all() and (fit.effective_draws <= 64).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "sigma"),
+    [
+        (NODDIModel(two_shells(), dtype="float32"), 1 / 30),
+        (ActiveAxModel(strong()), 1 / 50),
+        (ZCDModel(strong()), 1 / 50),
+    ],
+)
+def test_intervals_hold_19_of_20_truths(model, sigma):
+    truth = model.draw(800, seed=8)
+    fit = model.fit(magnitudes(model.signals(truth), sigma), sigma=sigma)
+    for name, values in model.maps(truth).items():
+        if name == "S0":
+            continue
+        low, high = getattr(fit, name + "_low"), getattr(fit, name + "_high")
+        # 0.95 to three standard errors of 800 voxels.
+        assert abs(((low <= values) & (values <= high)).mean() - 0.95) < 0.023
