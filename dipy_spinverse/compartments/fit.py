@@ -15,6 +15,7 @@ from dipy_spinverse.compartments.definition import Definition, with_fibres
 from dipy_spinverse.compartments.encoding import encoding_of
 from dipy_spinverse.compartments.image import Image
 from dipy_spinverse.compartments.signals import pool_signals
+from dipy_spinverse.compartments.summary import ENDINGS
 from dipy_spinverse.compartments.variable_projection import combined
 from dipy_spinverse.voxels import Status
 
@@ -28,9 +29,10 @@ class CompartmentFit:
     """What :meth:`CompartmentModel.fit` found; zero where nothing was fitted.
 
     For each NAME in `MAPS` there is the likeliest value ``NAME``, and where draws were asked for,
-    the posterior mean ``NAME_mean``, the standard deviation ``NAME_std`` and the ends ``NAME_low``
-    and ``NAME_high`` of the central 95 % interval. ``fit[i, j, k]`` and slices give the fit of
-    these voxels.
+    of the posterior the mean ``NAME_mean``, the median ``NAME_median`` (the least absolute error
+    to be expected), the standard deviation ``NAME_std`` and the ends ``NAME_low`` and
+    ``NAME_high`` of the central 95 % interval. ``fit[i, j, k]`` and slices give the fit of these
+    voxels.
 
     Attributes
     ----------
@@ -133,8 +135,9 @@ def empty_arrays(definition: Definition, n_voxels: int, *, posterior: bool) -> d
     """
     most = with_fibres(definition, MOST_FIBRES)
     names = (*definition.maps, "S0")
-    endings = ("", "_mean", "_std", "_low", "_high") if posterior else ("",)
-    widths = {name + end: () for name in names for end in endings}
+    widths = {name: () for name in names}
+    if posterior:
+        widths |= {f"{name}_{end}": () for name in names for end in ENDINGS}
     widths |= {"effective_draws": ()} if posterior else {}
     widths |= {
         "residual_rms": (), "sigma": (), "converged": (), "axis": (3,),

@@ -32,6 +32,7 @@ _DEGREES = 4.0  # of freedom of the Student t distribution of axes
 _INFLATION = 1.5
 _PRIOR_OF_TURNS = 3.0  # precision
 _SAMPLES_PER_BLOCK = 200_000
+_NEVER = -1e30  # logarithm of the chance of what cannot be computed
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +83,7 @@ def sample_posterior(
                 of_part, columns, normal.of_voxels(part), sigma[part], uniform[here]
             )
             drawn.append(amounts)
-            values.append(weights.nan_to_num(nan=-torch.inf))
+            values.append(weights.nan_to_num(nan=_NEVER, neginf=_NEVER))
         return Population(
             points,
             torch.cat(drawn).unflatten(0, (n, n_voxels)),

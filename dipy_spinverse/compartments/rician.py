@@ -114,12 +114,19 @@ def _bessel_ratio(z):
 def _log_likelihoods(data, predicted, sigma):
     result = np.empty(len(data), data.dtype)
     for v in range(len(data)):
-        total = 0.0
+        total, squared = 0.0, 1.0
         scale = 1 / sigma[v] ** 2
         for m in range(data.shape[1]):
             z = data[v, m] * predicted[v, m] * scale
-            total += np.log(_zero(z)) - 0.5 * predicted[v, m] ** 2 * scale
+            factor = _zero(z) ** 2
             if z >= _SWITCH:
-                total += z - 0.5 * np.log(z)
-        result[v] = total
+                total += z
+                factor /= z
+            total -= 0.5 * predicted[v, m] ** 2 * scale
+            squared *= factor
+            # Logarithms are slow: one for the product of several factors.
+            if squared < 1e-100 or squared > 1e100:
+                total += 0.5 * np.log(squared)
+                squared = 1.0
+        result[v] = total + 0.5 * np.log(squared)
     return result

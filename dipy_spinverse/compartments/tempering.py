@@ -130,7 +130,7 @@ def _rise(log_ratio, left):
         return 1 / (share**2).sum(dim=0) >= _EFFECTIVE * _N_MEMBERS
 
     low, high = torch.zeros_like(left), left
-    for _ in range(30):
+    for _ in range(50):
         middle = 0.5 * (low + high)
         enough = leaves_enough(middle)
         low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
