@@ -1,8 +1,8 @@
 """Draws from a distribution by a population that is led to it from another one.
 
 Sequential Monte Carlo [1]_: members are drawn from a start distribution, then weighted and copied
-by a power of target over start that grows from 0 to 1, in steps which leave half of them
-effective, so that no part of the start is lost before it has been compared with the others.
+by a power of target over start that grows from 0 to 1, in steps after which half of them still
+count, so that no part of the start is lost before it has been compared with the others.
 After each step they move: either half is offered draws from a kernel density of the other half,
 accepted by the Metropolis-Hastings rule. Such moves cross between parts that lie apart and follow
 bent ridges, and need no step length.
@@ -160,17 +160,12 @@ def _move(population, power, evaluate, voxels, rng):
         gain = gain + _log_density(old.points, centres, factor)
         gain = gain - _log_density(new.points, centres, factor)
         accepted = torch.tensor(np.log(rng.random((n // 2, 1)))) < gain
-        pairs = zip(vars(new).values(), vars(old).values(), strict=True)
-        population.put(
-            moving,
-            Population(
-                *(torch.where(accepted[(...,) + (None,) * (a.ndim - 2)], a, b) for a, b in pairs)
-            ),
-        )
+        rows, columns = torch.nonzero(accepted, as_tuple=True)
+        population.put((moving[rows], columns), new[rows, columns])
 
 
 def _kernel_factor(centres):
-    """Cholesky factor (V, D, D) of the kernels: Scott's share of the covariance."""
+    """Cholesky factor (V, D, D) of the kernels: Silverman's share of the covariance."""
     n, _, n_dimensions = centres.shape
     apart = centres - centres.mean(dim=0)
     covariance = torch.einsum("nvp,nvq->vpq", apart, apart) / n
