@@ -23,7 +23,7 @@ from dipy_spinverse.compartments.variable_projection import Problem, combined, f
 from dipy_spinverse.inversion.noise import noise_from_residual
 
 MOST_FIBRES = 3
-_SAMPLES_PER_CHUNK = 300_000
+_SAMPLES_PER_CHUNK, _DRAWS_PER_CHUNK = 300_000, 100_000
 _MANY = 10  # measurements per unknown above which their residual tells the noise
 
 
@@ -66,11 +66,12 @@ class Chunk:
     start: dict[str, np.ndarray] | None
 
 
-def voxels_per_chunk(definition: Definition, acquisition: Acquisition) -> int:
+def voxels_per_chunk(definition: Definition, acquisition: Acquisition, n_draws: int = 0) -> int:
     """As many voxels as fit into some hundred MiB."""
     # Sums over the modes of pores are the largest arrays, as long as signals 20 times.
     per_voxel = len(acquisition) * (20 if definition.timed else 1)
-    return max(1, min(1000, _SAMPLES_PER_CHUNK // per_voxel))
+    most = _DRAWS_PER_CHUNK // max(n_draws, 100)
+    return max(1, min(most, _SAMPLES_PER_CHUNK // per_voxel))
 
 
 def fit_chunk(

@@ -142,7 +142,7 @@ class CompartmentModel:
         """
         size = vox_per_chunk
         if size is None:
-            size = voxels_per_chunk(self.definition, self.acquisition)
+            size = voxels_per_chunk(self.definition, self.acquisition, n_draws)
         if n_draws < 0 or size < 1:
             raise ValueError(
                 f"n_draws is {n_draws} and vox_per_chunk {size}; give at least 0 and 1."
