@@ -169,7 +169,12 @@ class ChebyshevSeries:
     coefficients: np.ndarray
 
 
-def chebyshev_series(schedule: Schedule, norm: float, longest_link: float) -> ChebyshevSeries:
+def chebyshev_series(
+    schedule: Schedule,
+    norm: float,
+    longest_link: float,
+    tolerance: float = CHEBYSHEV_TOLERANCE,
+) -> ChebyshevSeries:
     """Chebyshev series of the exponentials.
 
     Parameters
@@ -179,6 +184,8 @@ def chebyshev_series(schedule: Schedule, norm: float, longest_link: float) -> Ch
         Bound on the operator's norm, 1/ms: at any q its eigenvalues are in [-norm, 0].
     longest_link : float
         Largest distance between neighbours, um.
+    tolerance : float
+        Sum of the coefficients that are left out.
     """
     # A Magnus step takes an operator with a negative weight. Its positive eigenvalues are nearly
     # those of the other operator, because the phases are: bounding each operator alone would
@@ -193,7 +200,7 @@ def chebyshev_series(schedule: Schedule, norm: float, longest_link: float) -> Ch
     k = np.arange(int(8 * np.sqrt(radius.max(initial=0))) + 40)
     coefficients = np.where(k == 0, 1, 2) * ive(k, radius[:, None]) * np.exp(highest)[:, None]
     tail = np.cumsum(coefficients[:, ::-1], axis=1)[:, ::-1]
-    degree = np.maximum((tail > CHEBYSHEV_TOLERANCE).sum(axis=1) - 1, 1)
+    degree = np.maximum((tail > tolerance).sum(axis=1) - 1, 1)
     coefficients[k > degree[:, None]] = 0
     # The equilibrium (eigenvalue 0) is kept exactly, so that b = 0 conserves the signal.
     at_equilibrium = eval_chebyt(k, (-centre / radius)[:, None])

@@ -19,6 +19,7 @@ from dipy_spinverse.bloch_torrey.finite_volume import (
 )
 from dipy_spinverse.bloch_torrey.medium import medium_of
 from dipy_spinverse.bloch_torrey.propagators import (
+    CHEBYSHEV_TOLERANCE,
     ChebyshevSeries,
     Schedule,
     chebyshev_series,
@@ -29,6 +30,8 @@ from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.waveforms import Waveforms
 
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
+# Of the series in time: rounding makes those of single precision no better.
+_TOLERANCES = {"float64": CHEBYSHEV_TOLERANCE, "float32": 1e-6}
 _CHUNK_BYTES = 2**28
 
 
@@ -37,7 +40,7 @@ class _Timing:
     """Different encodings that are alike in time, and how time is cut for them.
 
     `columns` are their places among all different encodings, `signals` and `sensitivities` the
-    plans of the two kinds of sweep, made on first use; `norm` and `longest_link` as
+    plans of the two kinds of sweep, made on first use; `norm`, `longest_link` and `tolerance` as
     `chebyshev_series` takes them.
     """
 
@@ -47,6 +50,7 @@ class _Timing:
     lossless: bool
     norm: float
     longest_link: float
+    tolerance: float
 
     @property
     def columns(self) -> np.ndarray:
@@ -64,7 +68,9 @@ class _Timing:
         schedule = schedule_of(
             self.waveforms, self.symmetric, self.steps, nodes, lossless=self.lossless
         )
-        return schedule, chebyshev_series(schedule, self.norm, self.longest_link)
+        return schedule, chebyshev_series(
+            schedule, self.norm, self.longest_link, self.tolerance
+        )
 
 
 class Simulator:
@@ -100,8 +106,9 @@ class Simulator:
         self._attenuation = np.exp(-acquisition.te * transverse - acquisition.mixing_time * stored)
         norm = largest_rate(grid, self.medium)
         longest_link = float(np.linalg.norm(links_of(grid).link_vectors, axis=1).max(initial=0))
+        lossless = not self.medium.loss.any()
         self.timings = [
-            _Timing(*alike, steps, not self.medium.loss.any(), norm, longest_link)
+            _Timing(*alike, steps, lossless, norm, longest_link, _TOLERANCES[dtype])
             for alike in alike_in_time(acquisition, representatives)
         ]
 
