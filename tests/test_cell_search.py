@@ -14,10 +14,13 @@ from dipy_spinverse import (
     compare_walls,
     simulate,
 )
-from dipy_spinverse.bloch_torrey import Simulator
+from dipy_spinverse.bloch_torrey.partial_volume import PartialVolumeSimulator
 from dipy_spinverse.cell_search.bodies import Bodies, random_bodies
-from dipy_spinverse.cell_search.ensemble import _COST_PER_WALL, _chain
+from dipy_spinverse.cell_search.changes import Changes
+from dipy_spinverse.cell_search.descent import Descent, PartialCells
+from dipy_spinverse.cell_search.ensemble import COST_PER_WALL, _chain
 from dipy_spinverse.cell_search.labelled import Misfit, Target, at_walls, flips_of
+from dipy_spinverse.cell_search.polish import polished
 from dipy_spinverse.inversion.noise import rician_mean
 from dipy_spinverse.spinverse import Status
 
@@ -53,7 +56,7 @@ def walls_of(labels, grid=GRID):
 
 
 def target_of(acquisition, labels, sigma, rician=0.0, noise=None):
-    simulator = Simulator(acquisition, GRID, steps=2, dtype="float64")
+    simulator = PartialVolumeSimulator(acquisition, GRID, steps=4)
     size = np.full(len(acquisition), sigma)
     target = Target(simulator, np.zeros(len(size)), size, np.full(len(size), rician))
     target.data = target.simulate(labels[None], LEAKS[None])[0]
@@ -89,37 +92,88 @@ def test_random_bodies_fit_into_the_box_and_repeat_by_seed():
     assert not np.array_equal(shares[0], shares[1])
 
 
-def test_flips_are_the_changes_of_the_signals_when_a_tetrahedron_changes_sides():
+def test_flips_are_nearly_the_changes_when_a_tetrahedron_changes_sides():
     labels = letter_l(GRID)
     target = target_of(acquisition_of(4), labels, sigma=0.01)
-    state = target.cells(labels[None], LEAKS)[0]
-    (flips,) = flips_of(target, [state])
+    flips = flips_of(target, labels, LEAKS)
     assert set(flips.tetrahedra) == set(at_walls(GRID, labels))
-    k = 5
-    changed = labels.copy()
-    changed[flips.tetrahedra[k]] ^= True
-    other = target.cells(changed[None], LEAKS)[0]
-    np.testing.assert_allclose(flips.changes[k], other.signals - state.signals, atol=1e-12)
-    leakier = target.cells(labels[None], LEAKS + [0.01, 0])[0]
-    np.testing.assert_allclose(flips.leak_changes[0], leakier.signals - state.signals, atol=1e-12)
+    changed = np.repeat(labels[None], len(flips.tetrahedra), axis=0)
+    changed[np.arange(len(changed)), flips.tetrahedra] ^= True
+    here = target.expected(target.data)
+    exact = np.array([state.signals for state in target.cells(changed, LEAKS)]) - here
+    cosine = (exact * flips.changes).sum(axis=1) / np.linalg.norm(exact, axis=1)
+    cosine /= np.linalg.norm(flips.changes, axis=1)
+    assert np.median(cosine) > 0.9  # 0.97 on the published lattice
+    leakier = target.cells(labels[None], LEAKS + [1e-4, 0])[0]
+    difference = (leakier.signals - here) / 1e-4
+    # Second order in the step, and the quadrature in time.
+    np.testing.assert_allclose(flips.leak_slopes[0], difference, rtol=0.02, atol=0.5)
 
 
 def test_misfit_grows_with_the_number_of_wrong_tetrahedra():
     labels = letter_l(GRID)
     target = target_of(acquisition_of(10), labels, sigma=1e-4)
     state = target.cells(labels[None], LEAKS)[0]
-    flips = flips_of(target, [state])
-    misfit = Misfit(flips, scale=10.0)
+    flips = flips_of(target, labels, LEAKS)
+    misfit = Misfit([flips], scale=10.0)
     rng = np.random.default_rng(0)
     medians = []
     for number in (1, 4, 16):
         changed = np.repeat(labels[None], 20, axis=0)
         for row in changed:
-            row[rng.choice(flips[0].tetrahedra, number, replace=False)] ^= True
+            row[rng.choice(flips.tetrahedra, number, replace=False)] ^= True
         residuals = np.array([target.residual(s) for s in target.cells(changed, LEAKS)])
         medians.append(np.median(misfit(residuals)))
     assert misfit(target.residual(state)[None])[0] == 0
-    assert 2 < medians[1] / medians[0] < 8 and 2 < medians[2] / medians[1] < 8  # 4 if they add up
+    # 4 if they add up; single flips are in the span of the flips that make the metric, nearly.
+    assert medians[1] > 2 * medians[0] and medians[2] > 2 * medians[1]
+
+
+def test_steps_in_shares_bring_a_deformed_cell_back():
+    labels = letter_l(GRID)
+    target = target_of(acquisition_of(20), labels, sigma=2e-5)
+    moved = GRID.centroids[:, None] - (GRID.centroids[labels] + [2.0, -1.0, 0.5])
+    deformed = np.linalg.norm(moved, axis=2).min(axis=1) < 1.5
+    assert (deformed != labels).sum() > 15
+    descend = Descent(GRID)
+    start = PartialCells(descend.blurred(deformed), LEAKS)
+    found = descend(target, start, np.random.default_rng(0), n_steps=12)
+    assert (found.labels != labels).sum() < 6
+
+
+def test_polish_comes_closer_to_the_data_and_finds_single_wrong_tetrahedra():
+    labels = letter_l(GRID)
+    target = target_of(acquisition_of(20), labels, sigma=2e-5)
+    exact = 0
+    for seed in range(6):
+        wrong, rng = labels.copy(), np.random.default_rng(seed)
+        wrong[rng.choice(at_walls(GRID, labels), 2, replace=False)] ^= True
+        start = target.cells(wrong[None], LEAKS + [0.001, 0.0])[0]
+        misfit = Misfit([flips_of(target, wrong, LEAKS)], scale=30.0)
+        found = polished(target, start, misfit)
+        before, after = (misfit(target.residual(state)[None])[0] for state in (start, found))
+        assert after <= before
+        if (found.labels == labels).all():
+            exact += 1
+            # The flips, too, are linear: leaks are exact only after another round.
+            np.testing.assert_allclose(found.leaks, LEAKS, atol=1e-3)
+    # Flips do not quite add up: some end where others explain the data nearly as well.
+    assert exact >= 3
+
+
+def test_changes_move_whole_cells():
+    grid = bcc_grid(5, 4.0, boundary="absorbing")
+    x, y, z = grid.centroids.T
+    one, two = ((np.hypot(x - c, y) < 2.5) & (abs(z) < 2.5) for c in (-5, 5))
+    changes = Changes(grid)
+    assert [cell.sum() for cell in changes.cells_of(one | two)] == [one.sum(), two.sum()]
+    np.testing.assert_array_equal(changes.mirrored[changes.mirrored], np.arange(len(x)))
+    rng = np.random.default_rng(0)
+    drawn = [changes.drawn(one | two, one | two, rng) for _ in range(40)]
+    assert len({labels.tobytes() for labels in drawn}) > 20
+    # Sampled at the nearest tetrahedron: sizes vary, but moved cells stay cells.
+    sizes = np.array([labels.sum() for labels in drawn]) / (one | two).sum()
+    assert 0.7 < np.median(sizes) < 1.3
 
 
 def test_rician_mean_agrees_with_draws():
@@ -142,7 +196,7 @@ def test_ensemble_draws_from_the_posterior_of_the_flips():
     noise = np.random.default_rng(1).standard_normal(len(acquisition))
     target = target_of(acquisition, labels, sigma=0.01, noise=noise)
     state = target.cells(labels[None], LEAKS)[0]
-    (flips,) = flips_of(target, [state])
+    flips = flips_of(target, labels, LEAKS)
     n = len(flips.tetrahedra)
     assert n == 8
     every = np.array(list(itertools.product([False, True], repeat=n)))
@@ -152,7 +206,7 @@ def test_ensemble_draws_from_the_posterior_of_the_flips():
     all_labels = all_labels[keep]
     residuals = np.array([target.residual(s) for s in target.cells(all_labels, LEAKS)])
     n_walls = np.array([walls_of(row).sum() for row in all_labels])
-    value = -0.5 * (residuals**2).sum(axis=1) - _COST_PER_WALL * n_walls
+    value = -0.5 * (residuals**2).sum(axis=1) - COST_PER_WALL * n_walls
     weight = np.exp(value - value.max())
     expected = weight @ all_labels[:, flips.tetrahedra] / weight.sum()
     rng = np.random.default_rng(0)

@@ -10,7 +10,7 @@ from dipy_spinverse.cell_search.labelled import Cells, Flips, Target, flips_of, 
 
 # Log probability that each face of wall costs: walls of smooth bodies are this much rarer than
 # those of rough ones.
-_COST_PER_WALL = 0.7
+COST_PER_WALL = 0.7
 _N_STEPS = 150
 # Chains of each finalist, one after the other: each is linear around the best of the one before.
 _ROUNDS = 2
@@ -38,8 +38,8 @@ def ensemble(
     """
     for _ in range(_ROUNDS):
         chains = [
-            _chain(target, state, flips, rng)
-            for state, flips in zip(finalists, flips_of(target, finalists), strict=True)
+            _chain(target, state, flips_of(target, state.labels, state.leaks), rng)
+            for state in finalists
         ]
         finalists = [max(chain, key=lambda pair: pair[1])[0] for chain in chains]
     values = np.array([[value for _, value in chain] for chain in chains])
@@ -65,7 +65,7 @@ def _chain(target, state, flips: Flips, rng):
 
     def log_posterior(cells):
         n_walls = walls_of(target.grid, cells.labels[None]).sum()
-        return -0.5 * (target.residual(cells) ** 2).sum() - _COST_PER_WALL * n_walls
+        return -0.5 * (target.residual(cells) ** 2).sum() - COST_PER_WALL * n_walls
 
     linear = _LinearChain(target.grid, state, flips, target.residual(state))
     here, flipped = state, np.zeros(len(flips.tetrahedra), dtype=bool)
@@ -97,7 +97,7 @@ class _LinearChain:
 
     def log_posterior(self, flipped):
         rest = self._residual - flipped @ self._changes
-        return -0.5 * (rest**2).sum() - _COST_PER_WALL * self._n_walls(flipped)
+        return -0.5 * (rest**2).sum() - COST_PER_WALL * self._n_walls(flipped)
 
     def _n_walls(self, flipped):
         return walls_of(self._grid, self._flipped_labels(flipped)[None]).sum()
@@ -130,7 +130,7 @@ def _walk(flipped, labels, rest, changes, tetrahedra, neighbours, chosen, thresh
             if other != tetrahedron:
                 more_walls += 1 if labels[other] == labels[tetrahedron] else -1
         sign = -1.0 if flipped[k] else 1.0
-        gain = -_COST_PER_WALL * more_walls
+        gain = -COST_PER_WALL * more_walls
         for m in range(len(rest)):
             change = sign * changes[k, m]
             gain += change * rest[m] - 0.5 * change**2

@@ -16,7 +16,7 @@ from dipy_spinverse.inversion.unknowns import openness
 from dipy_spinverse.wall_patterns import aligned
 
 # Simulated signals of the search are not more exact than this.
-_LEAST_SIGMA = 4e-5
+_LEAST_SIGMA = 1.5e-5
 
 
 class CellInversion:
@@ -86,7 +86,7 @@ class CellInversion:
             "wall_probability": (fields < 0.5).mean(axis=0),
             "predicted": (found.best.signals * sigma)[self._encoding],
             "converged": found.solved,
-            "iterations": np.array([found.n_simulated]),
+            "iterations": np.array([found.n_rounds]),
             "misfit": np.array([((found.best.signals - averaged / sigma) ** 2).mean()]),
         }
 

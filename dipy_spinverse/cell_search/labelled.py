@@ -6,13 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.linalg import solve_triangular
 
-from dipy_spinverse.bloch_torrey import Simulator
+from dipy_spinverse.bloch_torrey.partial_volume import PartialVolumeSimulator
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.inversion.noise import rician_mean
 
 # Prior standard deviations of the relative transmissibilities of walls and of open faces.
-_LEAK_SD = np.array([0.01, 0.01])
+LEAK_SD = np.array([0.01, 0.01])
+# Relative to the trace of a covariance, which it keeps positive definite.
+_ROUNDING = 1e-13
+# Step of a signal to see how much the mean of its magnitude changes.
+_STEP = 1e-6
 # Flips of a typical state count as this many independent wrong labels.
 _WRONG_LABELS = 100.0
 
@@ -39,23 +44,20 @@ class Target:
 
     Parameters
     ----------
-    simulator : Simulator
+    simulator : PartialVolumeSimulator
     data, sigma : ndarray (M,)
         Signals relative to the initial magnetisation, and standard deviations of their errors.
     rician : ndarray (M,)
         Noise level that lifts the mean of magnitude data; 0 for none.
     """
 
-    def __init__(self, simulator: Simulator, data, sigma, rician):
+    def __init__(self, simulator: PartialVolumeSimulator, data, sigma, rician):
         self.simulator, self.grid = simulator, simulator.grid
-        self.sigma, self._rician = sigma, rician
-        self.data = data
-        self.n_simulated = 0
-        self._sides = torch.as_tensor(self.grid.face_tetrahedra)
+        self.data, self.sigma, self.rician = data, sigma, rician
 
-    def of_measurements(self, rows: np.ndarray, simulator: Simulator) -> Target:
+    def of_measurements(self, rows: np.ndarray, simulator: PartialVolumeSimulator) -> Target:
         """The same for some of the measurements, which `simulator` simulates."""
-        return Target(simulator, self.data[rows], self.sigma[rows], self._rician[rows])
+        return Target(simulator, self.data[rows], self.sigma[rows], self.rician[rows])
 
     def cells(self, labels: np.ndarray, leaks: np.ndarray) -> list[Cells]:
         """States of labels (N, T) with leaks (2,) or (N, 2)."""
@@ -65,13 +67,22 @@ class Target:
 
     def simulate(self, labels: np.ndarray, leaks: np.ndarray) -> np.ndarray:
         """Signals (N, M) without noise."""
-        self.n_simulated += len(labels)
         transmissibility = torch.as_tensor(face_transmissibility(self.grid, labels, leaks))
         return self.simulator.signals(transmissibility).numpy().astype(float)
 
+    def simulate_partial(self, shares: np.ndarray, leaks: np.ndarray) -> np.ndarray:
+        """Signals (N, M) without noise of cells that fill shares (N, T) of tetrahedra."""
+        return self.simulator.partial_signals(shares, leaks)
+
+    def linear(self, share: np.ndarray, leaks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean of the data (M,) in units of their errors, and its derivatives (M, T + 2)."""
+        signals, *jacobian = self.simulator.partial_sensitivities(share, leaks)
+        slope = (self.expected(signals + _STEP) - self.expected(signals)) / _STEP
+        return self.expected(signals), slope[:, None] * np.hstack(jacobian)
+
     def expected(self, signals: np.ndarray) -> np.ndarray:
         """Mean of the data, in units of their errors, given signals (N, M) without noise."""
-        return rician_mean(signals, self._rician) / self.sigma
+        return rician_mean(signals, self.rician) / self.sigma
 
     def residual(self, cells: Cells) -> np.ndarray:
         """Data minus expectation, in units of the errors."""
@@ -106,53 +117,28 @@ def at_walls(grid: TetrahedralGrid, labels: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Flips:
-    """What changes when single tetrahedra at the walls change sides.
+    """What changes, nearly, when single tetrahedra at the walls change sides.
 
     Attributes
     ----------
     tetrahedra : ndarray (m,)
     changes : ndarray (m, M)
-        Of the expected data.
-    leak_changes : ndarray (2, M)
-        By one prior standard deviation of the leaks.
+        Of the expected data: the derivatives by shares, times the change of share.
+    leak_slopes : ndarray (2, M)
+        Derivatives by the leaks.
     """
 
     tetrahedra: np.ndarray
     changes: np.ndarray
-    leak_changes: np.ndarray
+    leak_slopes: np.ndarray
 
 
-def flips_of(target: Target, states: list[Cells]) -> list[Flips]:
-    """Flips of all tetrahedra at the walls of each state, simulated together."""
-    labels, leaks, chosen = [], [], []
-    for state in states:
-        tetrahedra = at_walls(target.grid, state.labels)
-        changed = np.repeat(state.labels[None], len(tetrahedra) + 2, axis=0)
-        changed[np.arange(len(tetrahedra)), tetrahedra] ^= True
-        changed_leaks = np.repeat(state.leaks[None], len(changed), axis=0)
-        changed_leaks[[-2, -1], [0, 1]] += _inwards(state.leaks)
-        labels.append(changed)
-        leaks.append(changed_leaks)
-        chosen.append(tetrahedra)
-    expected = target.expected(target.simulate(np.concatenate(labels), np.concatenate(leaks)))
-    result, first = [], 0
-    for state, tetrahedra in zip(states, chosen, strict=True):
-        n = len(tetrahedra)
-        changes = expected[first : first + n + 2] - state.signals
-        by_leaks = changes[n:] * np.sign(_inwards(state.leaks))[:, None]
-        result.append(Flips(tetrahedra, changes[:n], by_leaks))
-        first += n + 2
-    return result
-
-
-def _inwards(leaks):
-    """Steps of one prior standard deviation that stay in [0, 1]."""
-    return np.where(leaks < 0.5, _LEAK_SD, -_LEAK_SD)
-
-
-def stepped_leaks(leaks: np.ndarray, step: np.ndarray) -> np.ndarray:
-    """Leaks after a step in units of their prior standard deviations, within their bounds."""
-    return (leaks + _LEAK_SD * step).clip(0, 1)
+def flips_of(target: Target, labels: np.ndarray, leaks: np.ndarray) -> Flips:
+    """Flips of all tetrahedra at the walls of labels (T,)."""
+    share, tetrahedra = labels.astype(float), at_walls(target.grid, labels)
+    slopes = target.linear(share, leaks)[1].T
+    changes = slopes[tetrahedra] * (1 - 2 * share[tetrahedra])[:, None]
+    return Flips(tetrahedra, changes, slopes[-2:])
 
 
 class Misfit:
@@ -164,18 +150,21 @@ class Misfit:
 
     Parameters
     ----------
-    flips : sequence of Flips
+    flips : list of Flips
+        Of typical cells.
     scale : float or ndarray (M,)
         Error s of what flips cannot explain, in units of the errors of the data.
     """
 
-    def __init__(self, flips, scale):
+    def __init__(self, flips: list[Flips], scale):
         changes = np.concatenate([flip.changes for flip in flips])
-        covariance = _WRONG_LABELS / len(changes) * changes.T @ changes
-        for flip in flips:
-            covariance += flip.leak_changes.T @ flip.leak_changes / len(flips)
-        covariance[np.diag_indices_from(covariance)] += scale**2
-        self.root = np.linalg.cholesky(np.linalg.inv(covariance))
+        by_leaks = np.mean([flip.leak_slopes for flip in flips], axis=0) * LEAK_SD[:, None]
+        covariance = _WRONG_LABELS / len(changes) * changes.T @ changes + by_leaks.T @ by_leaks
+        n_measurements = len(covariance)
+        covariance[np.diag_indices(n_measurements)] += scale**2
+        covariance += _ROUNDING * np.trace(covariance) * np.eye(n_measurements)
+        factor = np.linalg.cholesky(covariance)
+        self.root = solve_triangular(factor, np.eye(n_measurements), lower=True).T
 
     def __call__(self, residuals: np.ndarray) -> np.ndarray:
         """Misfits (N,) of residuals (N, M)."""

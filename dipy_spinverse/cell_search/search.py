@@ -1,85 +1,86 @@
-"""The search for the cells that explain a voxel: bodies first, then tetrahedra."""
+"""The search for the cells that explain a voxel: a population of shapes that descend and change.
+
+Random bodies that agree best with the data start. In each round some of the population are
+disturbed, others are changed at random, and all of these descend: by Gauss-Newton in the shares
+of tetrahedra inside of cells (`descent`), then by flips of whole tetrahedra (`polish`). The best
+that differ from each other survive, judged by a misfit that counts wrong tetrahedra. Cells of
+noisy data are sought among smooth bodies instead (`body_search`).
+"""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.linalg import qr
 
 from dipy_spinverse.acquisition import Acquisition
-from dipy_spinverse.bloch_torrey import Simulator, relative_transmissibility
-from dipy_spinverse.cell_search.bodies import Bodies, random_bodies
-from dipy_spinverse.cell_search.body_fit import FittedBodies, step_bodies
-from dipy_spinverse.cell_search.deformations import Deformations
+from dipy_spinverse.bloch_torrey import relative_transmissibility
+from dipy_spinverse.bloch_torrey.partial_volume import PartialVolumeSimulator
+from dipy_spinverse.cell_search.bodies import random_bodies
+from dipy_spinverse.cell_search.body_search import N_BODY_ROUNDS, fitted_bodies
+from dipy_spinverse.cell_search.changes import Changes
+from dipy_spinverse.cell_search.descent import Descent, PartialCells
 from dipy_spinverse.cell_search.ensemble import ensemble
-from dipy_spinverse.cell_search.labelled import (
-    Cells,
-    Misfit,
-    Target,
-    face_transmissibility,
-    flips_of,
-    stepped_leaks,
-)
+from dipy_spinverse.cell_search.labelled import Cells, Misfit, Target, at_walls, flips_of
+from dipy_spinverse.cell_search.polish import polished
 from dipy_spinverse.grid import TetrahedralGrid
 
 # Permeabilities (um/ms) of walls and of other faces from which the search starts; both are fitted.
 _START_PERMEABILITIES = (0.01, 100.0)
-# Measurements that the search looks at, multiples of a register of the compiled sweep; bodies
-# whose sensitivities choose them.
-_N_SEARCHED, _N_SEARCHED_NOISY, _N_BODIES_TO_CHOOSE = 64, 160, 8
-_SEARCH_STEPS = 2
-_N_LIBRARY, _N_BODIES_FLIPPED = 1500, 5
-
-
-class _Round(NamedTuple):
-    """Steps of the best fits of bodies, which err by this much as a description of cells.
-
-    The error is relative to the initial magnetisation.
-    """
-
-    number: int
-    steps: int
-    error: float
-
-
-_BODY_ROUNDS = (
-    _Round(40, 1, 3e-3), _Round(30, 2, 3e-3), _Round(15, 3, 3e-3), _Round(8, 3, 3e-3),
-)  # fmt: skip
-# Noise relative to the largest signal from which single tetrahedra are left to chance; then more
-# rounds, of the same measurements and of all.
+# Measurements that the search looks at, multiples of a register of the compiled sweep, and the
+# random bodies whose sensitivities choose them.
+_N_SEARCHED, _N_SEARCHED_NOISY, _N_BODIES_TO_CHOOSE = 64, 160, 6
+_STEPS = 4
+_N_LIBRARY = 1500
+# Error of random bodies as a description of cells, relative to the initial magnetisation.
+_BODY_ERROR = 1e-4
+# The population, how many random bodies start it, and what is added in each of its rounds.
+_N_POPULATION, _N_STARTS = 8, 12
+_N_DISTURBED, _N_CHANGED, _N_FRESH = 8, 6, 2
+_MOST_ROUNDS = 10
+_RANKS_CHOSEN = 4.0
+_N_STEPS_FIRST, _N_STEPS = 10, 7
+_DISTURBANCES = (0.5, 1.0, 1.5)
+# Random changes of which the most promising one descends.
+_N_PROPOSED = 50
+# Tetrahedra in which the members of a population differ: as long as its best has a misfit above
+# this, and then.
+_NEAR, _FAR_APART, _APART = 1.0, 12, 3
+# Error of what flips of single tetrahedra do not explain, relative to the residual, and the
+# number of cells whose flips stand for those of all.
+_NOT_EXPLAINED, _N_TYPICAL = 0.3, 3
+# Noise relative to the largest signal from which single tetrahedra are left to chance.
 _NOISY = 1 / 300
-_NOISY_ROUNDS = (_Round(8, 4, 1.5e-3), _Round(6, 4, 7e-4), _Round(4, 4, 3e-4))
-_COMPLETE_ROUNDS = (_Round(4, 1, 7e-4), _Round(2, 3, 3e-4))
-_LEAST_DIFFERENCE = 4
-_MOST_STEPS, _STALLED, _THINNED_EVERY, _KEPT_SHARE = 60, 6, 3, 0.75
-_IMPROVEMENT = 0.99
-# Error of linear extrapolation relative to the residual.
-_EXTRAPOLATION_ERRORS = (0.1, 0.3, 1.0)
-_MAX_SIMULATIONS = 24_000
 _N_FINALISTS = 3
 
 
 @dataclass(frozen=True, eq=False)
-class _Library:
-    bodies: list[Bodies]
-    labels: np.ndarray
-    signals: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
 class Found:
-    """The cells found in a voxel, others that explain it, and whether they reach its errors.
-
-    The number of simulations is that of the search, without the ensemble's.
-    """
+    """The cells found in a voxel, others that explain it, and whether they reach its errors."""
 
     best: Cells
     samples: list[Cells]
     solved: bool
-    n_simulated: int
+    n_rounds: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Member:
+    """Cells of a population: as they descended, their labels, and how far these are off."""
+
+    partial: PartialCells
+    cells: Cells
+    misfit: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Path:
+    start: PartialCells
+    n_steps: int
+    disturbance: float = 0.0
 
 
 class CellSearch:
@@ -98,44 +99,35 @@ class CellSearch:
     def __init__(
         self, acquisition: Acquisition, grid: TetrahedralGrid, *, diffusivity: float, seed: int
     ):
-        self.grid = grid
+        self.grid, self._acquisition = grid, acquisition
         tau = relative_transmissibility(
             grid, np.array(_START_PERMEABILITIES)[:, None], diffusivity
         )
         self._leaks = np.median(tau, axis=1)
-        settings = {"diffusivity": diffusivity, "dtype": "float32"}
-        self._full = Simulator(acquisition, grid, steps=_SEARCH_STEPS, **settings)
+        self._settings = {"diffusivity": diffusivity, "dtype": "float32", "steps": _STEPS}
+        self._full = PartialVolumeSimulator(acquisition, grid, **self._settings)
+        self._descend, self._changes = Descent(grid), Changes(grid)
         self._seed = np.random.SeedSequence(seed)
         rng = np.random.default_rng(self._seed)
-        some = [random_bodies(rng, grid) for _ in range(_N_BODIES_TO_CHOOSE)]
-        self._overlaps = self._overlaps_of_sensitivities(some)
-        self._acquisition, self._settings = acquisition, settings
-        self._searched, self._simulator = self._most_telling(
-            np.ones(len(acquisition)), _N_SEARCHED
-        )
-        self._deformations = Deformations(grid, seed)
-        self._libraries = [self._library(self._simulator, rng)]
+        self._bodies = [random_bodies(rng, grid) for _ in range(_N_LIBRARY)]
+        self._library = np.array([bodies.inside(grid.centroids) for bodies in self._bodies])
+        rows = np.hstack([self._flips(labels) for labels in self._library[:_N_BODIES_TO_CHOOSE]])
+        self._overlaps = rows @ rows.T
+        self._searched = self._most_telling(np.ones(len(acquisition)), _N_SEARCHED)
 
-    def _overlaps_of_sensitivities(self, bodies):
-        labels = np.array([body.inside(self.grid.centroids) for body in bodies])
-        tau = torch.as_tensor(face_transmissibility(self.grid, labels, self._leaks[None]))
-        rows = [self._full.sensitivities(field[None])[1][0] for field in tau]
-        rows = torch.cat(rows, dim=1).numpy()
-        return rows @ rows.T
+    def _flips(self, labels):
+        shares = self._full.partial_sensitivities(labels.astype(float), self._leaks)[1]
+        return shares[:, at_walls(self.grid, labels)]
 
     def _most_telling(self, sigma, number):
-        """The measurements that tell most about walls, and a simulator of them."""
+        """The measurements that tell most about walls, their simulator, and of the library."""
         order = qr(self._overlaps / np.outer(sigma, sigma), mode="r", pivoting=True)[1]
         rows = np.sort(order[:number])
         part = self._acquisition.subset(rows)
-        return rows, Simulator(part, self.grid, steps=_SEARCH_STEPS, **self._settings)
-
-    def _library(self, simulator, rng):
-        bodies = [random_bodies(rng, self.grid) for _ in range(_N_LIBRARY)]
-        labels = np.array([body.inside(self.grid.centroids) for body in bodies])
-        tau = face_transmissibility(self.grid, labels, self._leaks[None])
-        signals = simulator.signals(torch.as_tensor(tau)).numpy().astype(float)
-        return _Library(bodies, labels, signals)
+        simulator = PartialVolumeSimulator(part, self.grid, **self._settings)
+        nothing = np.zeros(len(rows))
+        target = Target(simulator, nothing, nothing + 1, nothing)
+        return rows, simulator, target.simulate(self._library, self._leaks[None])
 
     def run(
         self, data: np.ndarray, sigma: np.ndarray, rician: np.ndarray, n_samples: int
@@ -157,168 +149,129 @@ class CellSearch:
         complete = Target(self._full, data, sigma, rician)
         if np.median(rician) > _NOISY * data.max():
             return self._run_noisy(complete, n_samples, rng)
-        target = complete.of_measurements(self._searched, self._simulator)
-        finalists = []
-        for library in self._library_after_library(rng):
-            fits = self._fit_bodies(target, library, rng)
-            finalists += self._improved(target, [fit.cells for fit in fits], rng)[:_N_FINALISTS]
-            if target.n_simulated > _MAX_SIMULATIONS or _solved(target, finalists):
-                break
-        misfit = Misfit(flips_of(target, finalists), _scale(target, finalists))
-        values = misfit(np.array([target.residual(state) for state in finalists]))
-        finalists = [finalists[k] for k in np.argsort(values)]
+        rows, simulator, signals = self._searched
+        target = complete.of_measurements(rows, simulator)
+        bodies = self._ranked_library(target, signals)
+        starts = [_Path(next(bodies), _N_STEPS_FIRST) for _ in range(_N_STARTS)]
+        population = self._surviving(target, self._descended(target, starts, rng))
+        n_rounds = 0
+        while not _solved(target, population) and n_rounds < _MOST_ROUNDS:
+            paths = self._paths(target, population, bodies, rng)
+            population = self._surviving(target, self._descended(target, paths, rng), population)
+            n_rounds += 1
+        finalists = [member.cells for member in population[:_N_FINALISTS]]
         samples = ensemble(target, finalists, n_samples, rng)[1] if n_samples else []
         best = complete.cells(finalists[0].labels[None], finalists[0].leaks)[0]
-        return Found(best, samples, _solved(complete, [best]), target.n_simulated)
+        best = polished(complete, best, self._misfit(complete, [best.labels], 1.0))
+        return Found(best, samples, _explained(complete, best), n_rounds)
 
     def _run_noisy(self, complete, n_samples, rng):
-        """Cells of data whose noise hides what bodies lack: single tetrahedra are left to chance.
-
-        Bodies are smooth, as cells are, and cannot follow the noise; all measurements count.
-        """
-        rows, simulator = self._most_telling(complete.sigma, _N_SEARCHED_NOISY)
+        """Cells of data whose noise hides single tetrahedra: bodies, which are smooth."""
+        rows, simulator, signals = self._most_telling(complete.sigma, _N_SEARCHED_NOISY)
         target = complete.of_measurements(rows, simulator)
-        fits = self._fit_bodies(target, self._library(simulator, rng), rng)
-        fits = _stepped(target, fits, _NOISY_ROUNDS, rng)
-        fits = _stepped(complete, fits, _COMPLETE_ROUNDS, rng)
+        fits = fitted_bodies(target, complete, self._bodies, signals, self._leaks, rng)
         finalists = sorted([fit.cells for fit in fits], key=complete.chi_square)
         best, samples = ensemble(complete, finalists[:_N_FINALISTS], n_samples, rng)
-        return Found(best, samples, _solved(complete, [best]), target.n_simulated)
+        return Found(best, samples, _explained(complete, best), N_BODY_ROUNDS)
 
-    def _library_after_library(self, rng):
-        yield from self._libraries
+    def _ranked_library(self, target, signals):
+        """Random bodies, those first that agree best with the data; without end."""
+        scale = _BODY_ERROR / np.median(target.sigma)
+        misfit = self._misfit(target, self._library[:_N_TYPICAL], max(scale, 1.0))
+        values = misfit(target.data / target.sigma - target.expected(signals))
         while True:
-            yield self._library(self._simulator, rng)
+            for k in np.argsort(values):
+                yield self._blurred(self._library[k], self._leaks)
 
-    def _fit_bodies(self, target, library, rng):
-        expected = target.expected(library.signals)
-        cells = [
-            Cells(labels, self._leaks, signals)
-            for labels, signals in zip(library.labels, expected, strict=True)
-        ]
-        # The library is ranked by the flips of its first bodies, which are random.
-        some = flips_of(target, cells[:_N_BODIES_FLIPPED])
-        values = _body_misfit(target, some, _BODY_ROUNDS[0].error)(
-            np.array([target.residual(state) for state in cells])
-        )
-        fits = [FittedBodies(*fit) for fit in zip(library.bodies, cells, values, strict=True)]
-        fits.sort(key=lambda fit: fit.misfit)
-        fits = _different(fits, lambda fit: fit.cells.labels, _BODY_ROUNDS[0].number)
-        return _stepped(target, fits, _BODY_ROUNDS, rng)
+    def _blurred(self, labels, leaks):
+        return PartialCells(self._descend.blurred(labels), leaks)
 
-    def _improved(self, target, states, rng):
-        """States after steps of deformation, the best first.
+    def _paths(self, target, population, bodies, rng):
+        """What descends in a round: disturbed and changed members, and random bodies."""
+        chance = np.exp(-np.arange(len(population)) / _RANKS_CHOSEN)
+        number = _N_DISTURBED + _N_CHANGED
+        chosen = rng.choice(len(population), number, p=chance / chance.sum())
+        parents = [population[k] for k in chosen]
+        paths = []
+        for member in parents[:_N_DISTURBED]:
+            partial = member.partial
+            if rng.random() < 0.5:
+                partial = self._blurred(member.cells.labels, member.cells.leaks)
+            paths.append(_Path(partial, _N_STEPS, rng.choice(_DISTURBANCES)))
+        misfit = self._misfit_of(target, population)
+        for member in parents[_N_DISTURBED:]:
+            paths.append(_Path(self._changed(target, member, population, misfit, rng), _N_STEPS))
+        return [*paths, *(_Path(next(bodies), _N_STEPS_FIRST) for _ in range(_N_FRESH))]
 
-        Each line of states goes on to its best child that was not seen before, even to a worse
-        one, until it has not improved for some steps.
-        """
-        lines = [_Line(state) for state in states]
-        seen = {state.labels.tobytes() for state in states}
-        best = states
-        for step in range(_MOST_STEPS):
-            if _solved(target, best) or not lines:
-                break
-            states = [line.state for line in lines]
-            flips = flips_of(target, states)
-            states = _with_better_leaks(target, states, flips)
-            misfit = Misfit(flips, _scale(target, states))
-            moved = []
-            for line, state, flip in zip(lines, states, flips, strict=True):
-                children = self._children(target, state, flip, seen, rng)
-                if not children:
-                    continue
-                values = misfit(np.array([target.residual(child) for child in children]))
-                value = misfit(target.residual(state)[None])[0]
-                child = children[values.argmin()]
-                seen.add(child.labels.tobytes())
-                gained = values.min() < _IMPROVEMENT * value
-                moved.append(_Line(child, 0 if gained else line.stalled + 1, values.min()))
-            best = _different(
-                sorted([*best, *states, *(line.state for line in moved)], key=target.chi_square),
-                lambda state: state.labels, _N_FINALISTS,
-            )  # fmt: skip
-            number = len(moved)
-            if step % _THINNED_EVERY == _THINNED_EVERY - 1:
-                number = max(2, int(_KEPT_SHARE * number))
-            moved.sort(key=lambda line: line.misfit)
-            moved = _different(moved, lambda line: line.state.labels, number)
-            lines = [line for line in moved if line.stalled < _STALLED]
-        return best
+    def _descended(self, target, paths, rng):
+        def descend(path, own_rng):
+            return self._descend(target, path.start, own_rng, path.n_steps, path.disturbance)
 
-    def _children(self, target, state, flips, seen, rng):
-        error = rng.choice(_EXTRAPOLATION_ERRORS) * np.sqrt(target.chi_square(state))
-        labels, leaks = self._deformations.candidates(target, state, flips, max(error, 1.0), rng)
-        new = [
-            labels_.tobytes() not in seen and labels_.any() and not labels_.all()
-            for labels_ in labels
-        ]
-        return target.cells(labels[new], leaks[new])
+        return _in_threads(descend, paths, rng.spawn(len(paths)))
 
-
-@dataclass(frozen=True, eq=False)
-class _Line:
-    """A state, for how many steps its line has not improved, and its misfit."""
-
-    state: Cells
-    stalled: int = 0
-    misfit: float = np.inf
-
-
-def _stepped(target, fits, rounds, rng):
-    """Fits of bodies after rounds of steps, the best first."""
-    for number, n_steps, error in rounds:
-        fits = fits[:number]
-        labels = np.array([fit.cells.labels for fit in fits])
-        states = target.cells(labels, fits[0].cells.leaks)
-        flips = flips_of(target, states[:_N_BODIES_FLIPPED])
-        misfit = _body_misfit(target, flips, error)
-        if error < _BODY_ROUNDS[0].error:
-            leaks = _with_better_leaks(target, states[:1], flips[:1])[0].leaks
-            states = target.cells(labels, leaks)
+    def _changed(self, target, member, population, misfit, rng):
+        """The most promising random change of a member."""
+        others = rng.integers(len(population), size=_N_PROPOSED)
+        labels = np.array([
+            self._changes.drawn(member.cells.labels, population[k].cells.labels, rng)
+            for k in others
+        ])  # fmt: skip
+        states = target.cells(labels, member.cells.leaks)
         values = misfit(np.array([target.residual(state) for state in states]))
-        bodies = [fit.bodies for fit in fits]
-        fits = [FittedBodies(*fit) for fit in zip(bodies, states, values, strict=True)]
-        for _ in range(n_steps):
-            fits = step_bodies(target, fits, misfit, rng)
-        fits.sort(key=lambda fit: fit.misfit)
-        fits = _different(fits, lambda fit: fit.cells.labels, number)
-    return fits
+        return self._blurred(labels[values.argmin()], member.cells.leaks)
+
+    def _surviving(self, target, descended, population=()):
+        """The best that differ, of a population and of cells that descended, now polished."""
+        descended = [partial for partial in descended if partial.labels.any()]
+        states = target.cells(
+            np.array([partial.labels for partial in descended]),
+            np.array([partial.leaks for partial in descended]),
+        )
+        new = [_Member(*pair, np.inf) for pair in zip(descended, states, strict=True)]
+        misfit = self._misfit_of(target, population or new)
+        members = [self._judged(target, member, misfit) for member in population]
+        for member, cells in zip(
+            new, _in_threads(lambda m: polished(target, m.cells, misfit), new), strict=True
+        ):
+            members.append(self._judged(target, _Member(member.partial, cells, 0.0), misfit))
+        members.sort(key=lambda member: member.misfit)
+        least, kept = _FAR_APART if members[0].misfit > _NEAR else _APART, []
+        for member in members:
+            if all(self._apart(member, other) >= least for other in kept):
+                kept.append(member)
+        return kept[:_N_POPULATION]
+
+    def _judged(self, target, member, misfit):
+        value, labels = misfit(target.residual(member.cells)[None])[0], member.cells.labels
+        share = np.where(labels == member.partial.labels, member.partial.share, labels)
+        return _Member(PartialCells(share, member.cells.leaks), member.cells, value)
+
+    def _apart(self, one, other):
+        """Number of tetrahedra in which members differ, up to point reflection."""
+        one, other = one.cells.labels, other.cells.labels
+        return min((one != other).sum(), (one != other[self._changes.mirrored]).sum())
+
+    def _misfit_of(self, target, members):
+        """The misfit whose typical cells are the best of some members."""
+        best = sorted(members, key=lambda member: member.misfit)[:_N_TYPICAL]
+        size = np.sqrt(min(target.chi_square(member.cells) for member in best))
+        labels = [member.cells.labels for member in best]
+        return self._misfit(target, labels, max(_NOT_EXPLAINED * size, 1.0))
+
+    def _misfit(self, target, some_labels, scale):
+        return Misfit([flips_of(target, labels, self._leaks) for labels in some_labels], scale)
 
 
-def _body_misfit(target, flips, error):
-    return Misfit(flips, np.hypot(1, error / target.sigma))
-
-
-def _with_better_leaks(target, states, flips):
-    """The states with the leaks that explain their residuals, where that is better."""
-    leaks = []
-    for state, flip in zip(states, flips, strict=True):
-        step = np.linalg.lstsq(flip.leak_changes.T, target.residual(state), rcond=None)[0]
-        leaks.append(stepped_leaks(state.leaks, step))
-    changed = target.cells(np.array([state.labels for state in states]), np.array(leaks))
-    pairs = zip(states, changed, strict=True)
-    return [min(pair, key=target.chi_square) for pair in pairs]
-
-
-def _solved(target, states):
+def _solved(target, population):
     """Whether the best residual is no more than errors of the data."""
+    return any(_explained(target, member.cells) for member in population)
+
+
+def _explained(target, cells):
     by_chance = 1 + 2 * np.sqrt(2 / len(target.data))
-    return min(target.chi_square(state) for state in states) < by_chance
+    return target.chi_square(cells) < by_chance
 
 
-def _scale(target, states):
-    """Error of what single flips of typical states cannot explain."""
-    typical = np.median([np.sqrt(target.chi_square(state)) for state in states])
-    return max(_EXTRAPOLATION_ERRORS[1] * typical, 1.0)
-
-
-def _different(sorted_entries, labels_of, number):
-    """The first entries whose labels differ from those before."""
-    kept = []
-    for entry in sorted_entries:
-        labels = labels_of(entry)
-        if all((labels != labels_of(other)).sum() >= _LEAST_DIFFERENCE for other in kept):
-            kept.append(entry)
-        if len(kept) == number:
-            break
-    return kept
+def _in_threads(function, *arguments):
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        return list(threads.map(function, *arguments))

@@ -1,0 +1,68 @@
+"""Cells changed at random: moved, turned, mirrored, removed, and joined with others."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
+
+from dipy_spinverse.grid import TetrahedralGrid
+
+# Standard deviations of moves, in steps between tetrahedra, and of turns, rad.
+_MOVE, _TURN = 1.0, 0.3
+_MIRRORED = 0.3
+_LEAST_CELL = 2
+
+
+class Changes:
+    """Random changes of the cells of a grid."""
+
+    def __init__(self, grid: TetrahedralGrid):
+        self._grid, self._points = grid, grid.centroids
+        self._tree = cKDTree(self._points)
+        self._step = np.linalg.norm(grid.displacements, axis=1).mean()
+        self._centre = (grid.points_um.min(axis=0) + grid.points_um.max(axis=0)) / 2
+        self.mirrored = self._tree.query(2 * self._centre - self._points)[1]
+
+    def cells_of(self, labels: np.ndarray) -> list[np.ndarray]:
+        """Labels (T,) of each connected cell."""
+        first, second = self._grid.face_tetrahedra.T
+        both = labels[first] & labels[second]
+        graph = coo_matrix((both[both], (first[both], second[both])), (len(labels),) * 2)
+        number = connected_components(graph, directed=False)[1]
+        cells = [number == k for k in np.unique(number[labels])]
+        return [cell for cell in cells if cell.sum() >= _LEAST_CELL] or [labels]
+
+    def drawn(self, labels: np.ndarray, other: np.ndarray, rng: np.random.Generator):
+        """Labels (T,) after one change, which may take a part of other labels (T,)."""
+        cells = self.cells_of(labels)
+        if rng.random() < 0.5:
+            other = other[self.mirrored]
+        kind = rng.random()
+        if kind < 0.3:
+            # The water inside of a closed cell tells neither where it is nor its reflection.
+            k = rng.integers(len(cells))
+            cells[k] = self._moved(cells[k], rng)
+            return np.any(cells, axis=0)
+        if kind < 0.5:
+            return np.any([self._moved(cell, rng) for cell in cells], axis=0)
+        if kind < 0.6 and len(cells) > 1:
+            cells.pop(rng.integers(len(cells)))
+            return np.any(cells, axis=0)
+        if kind < 0.8:
+            normal = rng.standard_normal(3)
+            side = (self._points - self._centre) @ normal
+            return np.where(side > 2 * self._step * rng.standard_normal(), labels, other)
+        others = self.cells_of(other)
+        cells[rng.integers(len(cells))] = others[rng.integers(len(others))]
+        return np.any(cells, axis=0)
+
+    def _moved(self, cell, rng):
+        centre = self._points[cell].mean(axis=0)
+        turn = Rotation.from_rotvec(_TURN * rng.standard_normal(3) * (rng.random() < 0.5))
+        side = -1 if rng.random() < _MIRRORED else 1
+        move = _MOVE * self._step * rng.standard_normal(3)
+        before = centre + side * turn.apply(self._points - centre - move)
+        return cell[self._tree.query(before)[1]]
