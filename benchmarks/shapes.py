@@ -1,8 +1,12 @@
-"""Cells that are not tubes: the shapes that no parametric family of the package was made for.
+"""Shapes that are not published: more of the published family, and others.
 
-`outside_the_family(seed)` yields (name, labels) on the published lattice: branching and beaded
-tubes, L, cross, cuboid, plate, merged spheres, separate cells of different kinds, and cells that
-touch the box. Sizes, positions and orientations are random; the names say what they are.
+`published_family(seed)` yields (name, labels) on the published lattice: bent axons of 4 to 9
+segments, cylinders, a sphere, tori, two and three separate cells, some of which touch the box.
+
+`outside_the_family(seed)` yields shapes that no parametric family was made for: branching and
+beaded tubes, L, cross, cuboid, plate, merged spheres, separate cells of different kinds, and
+cells that touch the box. Sizes, positions and orientations are random; the names say what they
+are.
 """
 
 from __future__ import annotations
@@ -31,6 +35,59 @@ def outside_the_family(seed: int = 0) -> Iterator[tuple[str, np.ndarray]]:
             if 0.04 < labels.mean() < 0.4:
                 break
         yield f"{name} {1 + number // len(_KINDS)}", labels
+
+
+def published_family(seed: int = 1) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and labels (T,) of 12 shapes like the published ones, of 4 to 40 % of the box."""
+    points = published_grid().centroids
+    draws = [_bent_axon] * 4 + [_cylinder] * 2 + [_one_sphere] + [_torus] * 2
+    draws += [_several] * 3
+    for number, draw in enumerate(draws):
+        rng = np.random.default_rng((seed, number))
+        while True:
+            labels = draw(points, rng) < 0
+            if 0.04 < labels.mean() < 0.4:
+                break
+        yield f"new {draw.__name__[1:].replace('_', ' ')} {number + 1}", labels
+
+
+def _bent_axon(points, rng):
+    n_segments, radius, axes = rng.integers(4, 10), rng.uniform(4, 5.5), _rotation(rng)
+    line = np.linspace(-1.3, 1.3, n_segments + 1)[:, None] * _HALF * axes[0]
+    line = line + np.cumsum(rng.normal(0, 8 / n_segments, line.shape), axis=0)
+    line -= line.mean(axis=0) + rng.uniform(-3, 3, 3)
+    rods = [_rod(points, *ends, radius) for ends in zip(line[:-1], line[1:], strict=True)]
+    return np.min(rods, axis=0)
+
+
+def _cylinder(points, rng):
+    direction, centre = 2 * _HALF * _rotation(rng)[0], rng.uniform(-3, 3, 3)
+    return _rod(points, centre - direction, centre + direction, rng.uniform(5, 8))
+
+
+def _one_sphere(points, rng):
+    return _sphere(points, rng.uniform(-4, 4, 3), rng.uniform(6, 10))
+
+
+def _torus(points, rng):
+    axes, centre = _rotation(rng), rng.uniform(-2, 2, 3)
+    along = (points - centre) @ axes[2]
+    away = np.linalg.norm((points - centre) @ axes[:2].T, axis=1)
+    return np.hypot(away - rng.uniform(8, 10), along) - rng.uniform(3.8, 5.5)
+
+
+def _several(points, rng):
+    """Two or three spheres, capsules or cylinders through the box, apart from each other."""
+    n_cells = rng.integers(2, 4)
+    while True:
+        cells = []
+        for _ in range(n_cells):
+            start, length = rng.uniform(-10, 10, 3), rng.choice([0.1, 8, 40])
+            way = length / 2 * _rotation(rng)[0]
+            cells.append(_rod(points, start - way, start + way, rng.uniform(3.8, 5.5)))
+        # Nearer than two tetrahedra, their labels would touch.
+        if (np.sort(cells, axis=0)[:2] < 2.5).all(axis=0).sum() == 0:
+            return np.min(cells, axis=0)
 
 
 def _rotation(rng):

@@ -1,0 +1,59 @@
+"""What each ingredient of the search for cells is worth: left out, one at a time.
+
+Shapes of `recovery.py`, noise-free, as there; each run may take as many rounds as the default.
+F1 of wall faces (CPU seconds).
+
+    DIPY_SPINVERSE_DATA=<folder> python benchmarks/ablation.py
+"""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import ExitStack
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+from recovery import all_shapes, published_protocol, recover
+
+from dipy_spinverse.cell_search import descent, labelled, polish, search
+
+RESULTS = Path(__file__).parent / "results" / "ablation.md"
+SHAPES = ("010", "014", "branching tube 1", "L 1", "cross 1")
+ABLATIONS = {
+    "default": {},
+    "no Gauss-Newton in partial volumes": {(search, "_N_STEPS_FIRST"): 0, (search, "_N_STEPS"): 0},
+    "no flips of whole tetrahedra": {(polish, "_MOST_ROUNDS"): 0},
+    "sum of squares for the misfit": {(labelled, "_WRONG_LABELS"): 0.0},
+    "no disturbances": {(search, "_N_DISTURBED"): 0, (search, "_N_CHANGED"): 14},
+    "no changes": {(search, "_N_DISTURBED"): 14, (search, "_N_CHANGED"): 0},
+    "no smoothness of the steps": {
+        (descent, "_SMOOTH_LENGTHS"): (0.01,), (descent, "_INDEPENDENT"): 0.0,
+    },
+}  # fmt: skip
+
+
+def main():
+    """Print the table and write it to results/."""
+    warnings.filterwarnings("ignore", message="The grid is too coarse")
+    acquisition = published_protocol()
+    shapes = [shape for shape in all_shapes() if shape[0] in SHAPES]
+    lines = [
+        "| | " + " | ".join(shape[0] for shape in shapes) + " | median F1 | CPU-s |",
+        "|---" * (len(shapes) + 3) + "|",
+    ]
+    print("\n".join(lines), flush=True)
+    for name, changes in ABLATIONS.items():
+        with ExitStack() as stack:
+            for (module, constant), value in changes.items():
+                stack.enter_context(patch.object(module, constant, value))
+            rows = [recover(acquisition, grid, true, "cell search") for _, grid, true in shapes]
+        cells = " | ".join(f"{row['F1']:.2f} ({row['CPU']:.0f})" for row in rows)
+        f1, cpu = (np.median([row[key] for row in rows]) for key in ("F1", "CPU"))
+        lines.append(f"| {name} | {cells} | {f1:.2f} | {cpu:.0f} |")
+        print(lines[-1], flush=True)
+        RESULTS.write_text(__doc__.split("\n\n")[1] + "\n\n" + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
