@@ -34,7 +34,8 @@ class PartialCells:
 
     @property
     def labels(self) -> np.ndarray:
-        return self.share > 0.5
+        """Which tetrahedra (T,) are inside for the most part, or more than any other."""
+        return self.share > min(0.5, np.nextafter(self.share.max(), 0))
 
 
 class Descent:

@@ -222,7 +222,6 @@ class CellSearch:
 
     def _surviving(self, target, descended, population=()):
         """The best that differ, of a population and of cells that descended, now polished."""
-        descended = [partial for partial in descended if partial.labels.any()]
         states = target.cells(
             np.array([partial.labels for partial in descended]),
             np.array([partial.leaks for partial in descended]),
