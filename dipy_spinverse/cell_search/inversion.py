@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.bloch_torrey import unique_encodings
@@ -58,7 +59,9 @@ class CellInversion:
             noise = noise if estimated is None else estimated
         else:
             noise += sigma[:, None]
-        voxels = [self._of_voxel(*voxel) for voxel in zip(data, noise, strict=True)]
+        # The matrices are small: more threads for each would only wait for each other.
+        with threadpool_limits(1, user_api="blas"):
+            voxels = [self._of_voxel(*voxel) for voxel in zip(data, noise, strict=True)]
         stacked = {
             name: np.stack([voxel[name] for voxel in voxels], axis=1 if "samples" in name else 0)
             for name in voxels[0]
