@@ -15,6 +15,7 @@ from dipy_spinverse.bloch_torrey.kernels import (
     _compile,
     _fill_phases,
     _Lanes,
+    _project,
 )
 
 
@@ -119,18 +120,6 @@ def _started(state, start):
     state[:, 1] = 0
     for i in range(len(start)):
         state[i, 0] = start[i]
-
-
-@_compile
-def _project(start, state, symmetric, signals):
-    """Signals of states in the middle of symmetric encodings, or at the end of others."""
-    signals[:] = 0
-    for i in range(len(state)):
-        for m in range(len(signals)):
-            if symmetric:
-                signals[m] += state[i, 0, m] ** 2 + state[i, 1, m] ** 2
-            else:
-                signals[m] += start[i] * state[i, 0, m]
 
 
 @_compile
