@@ -70,10 +70,6 @@ class Target:
         transmissibility = torch.as_tensor(face_transmissibility(self.grid, labels, leaks))
         return self.simulator.signals(transmissibility).numpy().astype(float)
 
-    def simulate_partial(self, shares: np.ndarray, leaks: np.ndarray) -> np.ndarray:
-        """Signals (N, M) without noise of cells that fill shares (N, T) of tetrahedra."""
-        return self.simulator.partial_signals(shares, leaks)
-
     def linear(self, share: np.ndarray, leaks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean of the data (M,) in units of their errors, and its derivatives (M, T + 2)."""
         signals, *jacobian = self.simulator.partial_sensitivities(share, leaks)
