@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 REGISTER_BYTES = 64
 
 
-class _Lanes:
+class Lanes:
     """LLVM code on vectors that hold one number for each measurement of a block."""
 
     # Numba's own loops over lanes stay scalar (it cannot rule out that arrays overlap), 4 to 5
@@ -87,7 +87,7 @@ class _Lanes:
 
 
 @intrinsic
-def _clenshaw_row(
+def clenshaw_row(
     typing, now, before, state, phases, coupling, neighbours, links, i, diagonal, coefficient,
     scale,
 ):  # fmt: skip
@@ -97,7 +97,7 @@ def _clenshaw_row(
     )
 
     def generate(context, builder, signature, args):
-        v = _Lanes(context, builder, signature, args)
+        v = Lanes(context, builder, signature, args)
         now, before, state, phases, coupling, neighbours, links = map(v.data, range(7))
         i, diagonal, coefficient, scale = args[7:]
         row = v.row(i)
@@ -128,7 +128,7 @@ def _jump_product(typing, u, y, phases, total, face, i, j, link, scale_i, scale_
     signature = types.void(u, y, phases, total, face, i, j, link, scale_i, scale_j, weight)
 
     def generate(context, builder, signature, args):
-        v = _Lanes(context, builder, signature, args)
+        v = Lanes(context, builder, signature, args)
         u, y, phases, total = map(v.data, range(4))
         face, i, j, link, scale_i, scale_j, weight = args[4:]
         scale_i, scale_j = v.broadcast(scale_i), v.broadcast(scale_j)
@@ -149,11 +149,11 @@ def _jump_product(typing, u, y, phases, total, face, i, j, link, scale_i, scale_
     return signature, generate
 
 
-_compile = njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
+compiled = njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
 
 
-@_compile
-def _fill_phases(phases, link_vectors, q, amplitude):
+@compiled
+def fill_phases(phases, link_vectors, q, amplitude):
     """phases[l] = sum_k amplitude[k] exp(i q[k].link_vectors[l]), and its conjugate for -l."""
     n_links, lanes = len(link_vectors), q.shape[2]
     for link in range(n_links):
@@ -171,12 +171,12 @@ def _fill_phases(phases, link_vectors, q, amplitude):
             phases[link + n_links, 1, m] = -imaginary
 
 
-@_compile
+@compiled
 def _exponential(state, now, before, phases, q, coupling, diagonals, topology, e, plan):
     """Apply exponential e of the plan to the state; returns where the result is and a spare."""
     amplitude, stored, centre, radius, degree, coefficients = plan
     neighbours, links, link_vectors = topology
-    _fill_phases(phases, link_vectors, q[e], amplitude[e])
+    fill_phases(phases, link_vectors, q[e], amplitude[e])
     real, diagonal = state.dtype.type, diagonals[stored[e]]
     scale, shift, span = 2 / radius[e], centre[e], amplitude[e, 0] + amplitude[e, 1]
     before[:] = 0
@@ -185,7 +185,7 @@ def _exponential(state, now, before, phases, q, coupling, diagonals, topology, e
         # The last step of Clenshaw's recurrence has half the operator.
         step = scale if k > 0 else scale / 2
         for i in range(len(state)):
-            _clenshaw_row(
+            clenshaw_row(
                 now, before, state, phases, coupling, neighbours, links, i,
                 real(step * (span * diagonal[i] - shift)), real(coefficients[e, k]), real(step),
             )  # fmt: skip
@@ -193,7 +193,7 @@ def _exponential(state, now, before, phases, q, coupling, diagonals, topology, e
     return now, state, before
 
 
-@_compile
+@compiled
 def _accumulate(u, y, phases, total, pairs, face_links, inverse_root_volume, weight):
     for f in range(len(pairs)):
         i, j = pairs[f]
@@ -203,8 +203,8 @@ def _accumulate(u, y, phases, total, pairs, face_links, inverse_root_volume, wei
         )  # fmt: skip
 
 
-@_compile
-def _project(start, state, symmetric, signals):
+@compiled
+def project(start, state, symmetric, signals):
     """Signals of states in the middle of symmetric encodings, or at the end of others."""
     signals[:] = 0
     for i in range(len(state)):
@@ -215,7 +215,7 @@ def _project(start, state, symmetric, signals):
                 signals[m] += start[i] * state[i, 0, m]
 
 
-@_compile
+@compiled
 def sweep_signals(first, last, coupling, diagonals, start, topology, q, plan, symmetric, signals):
     """Signals of tasks first..last-1; a task is one permeability field and one block.
 
@@ -236,10 +236,10 @@ def sweep_signals(first, last, coupling, diagonals, start, topology, q, plan, sy
             state, now, before = _exponential(
                 state, now, before, phases, q[block], coupling[v], diagonals[v], topology, e, plan
             )
-        _project(start, state, symmetric, signals[v, block])
+        project(start, state, symmetric, signals[v, block])
 
 
-@_compile
+@compiled
 def sweep_sensitivities(
     first, last, coupling, diagonals, start, topology, q, plan, symmetric, faces, nodes,
     signals, sensitivities,
@@ -271,7 +271,7 @@ def sweep_sensitivities(
             )
             if node_after[e] >= 0:
                 stored[node_after[e]] = state
-        _project(start, state, symmetric, signals[v, block])
+        project(start, state, symmetric, signals[v, block])
         # Backwards in time, the adjoint state: of a symmetric encoding, the states of its
         # second half in reverse, which go on from here; else it starts anew.
         if not symmetric:
@@ -282,7 +282,7 @@ def sweep_sensitivities(
         node = len(node_weight) - 1
         for e in range(n_exponentials - 1, -2, -1):
             if e < 0 or node_after[e] >= 0:
-                _fill_phases(phases, topology[2], node_q[block, node : node + 1], unit)
+                fill_phases(phases, topology[2], node_q[block, node : node + 1], unit)
                 _accumulate(
                     stored[node], state, phases, total, pairs, face_links, inverse_root_volume,
                     coupling.dtype.type(-node_weight[node]),
@@ -298,7 +298,7 @@ def sweep_sensitivities(
                 sensitivities[v, block, m, f] = total[f, m]
 
 
-@_compile
+@compiled
 def sweep_states(first, last, coupling, diagonals, start, topology, q, plan, states):
     """States (V, T, 2, lanes) of fields first..last-1 after the one exponential of the plan.
 

@@ -24,7 +24,7 @@ from scipy.sparse import csr_matrix
 
 from dipy_spinverse.bloch_torrey import kernels, partial_volume_kernels
 from dipy_spinverse.bloch_torrey.finite_volume import links_of, open_conductance
-from dipy_spinverse.bloch_torrey.simulator import Simulator, _in_blocks
+from dipy_spinverse.bloch_torrey.simulator import Simulator, compiled_nodes, compiled_plan
 
 # Pools of a smaller share are left out; pools without water that may get some have the least.
 _LEFT_OUT, _LEAST = 1e-3, 1e-6
@@ -74,10 +74,7 @@ class PartialVolumeSimulator(Simulator):
         for timing in self.timings:
             schedule = timing.sensitivities[0]
             args, n_blocks = self._arguments(timing, timing.sensitivities, pools)
-            nodes = (
-                _in_blocks(schedule.node_q, self._lanes), schedule.node_weight,
-                schedule.node_after,
-            )  # fmt: skip
+            nodes = compiled_nodes(schedule, self._lanes)
             shape, real = (n_blocks, self._lanes), pools.start.dtype
             part = np.empty(shape, real)
             by_coupling = np.empty((*shape, len(pools.pairs)), real)
@@ -111,11 +108,7 @@ class PartialVolumeSimulator(Simulator):
 
     def _arguments(self, timing, plan_of_timing, pools):
         schedule, series = plan_of_timing
-        q = _in_blocks(schedule.q, self._lanes)
-        plan = (
-            schedule.amplitude, schedule.stored,
-            series.centre, series.radius, series.degree, series.coefficients,
-        )  # fmt: skip
+        q, plan = compiled_plan(schedule, series, self._lanes)
         vectors = links_of(self.grid).link_vectors
         return (pools.entries, pools.start, vectors, q, plan, schedule.symmetric), len(q)
 

@@ -11,11 +11,11 @@ from numba import types
 from numba.extending import intrinsic
 
 from dipy_spinverse.bloch_torrey.kernels import (
-    _clenshaw_row,
-    _compile,
-    _fill_phases,
-    _Lanes,
-    _project,
+    Lanes,
+    clenshaw_row,
+    compiled,
+    fill_phases,
+    project,
 )
 
 
@@ -25,7 +25,7 @@ def _add_crossing(typing, now, before, phases, coupling, neighbours, links, i, s
     signature = types.void(now, before, phases, coupling, neighbours, links, i, scale)
 
     def generate(context, builder, signature, args):
-        v = _Lanes(context, builder, signature, args)
+        v = Lanes(context, builder, signature, args)
         now, before, phases, coupling, neighbours, links = map(v.data, range(6))
         i, scale = args[6:]
         row = v.row(i)
@@ -51,7 +51,7 @@ def _add_products(typing, u, y, phases, total, pair, i, j, link, weight):
     signature = types.void(u, y, phases, total, pair, i, j, link, weight)
 
     def generate(context, builder, signature, args):
-        v = _Lanes(context, builder, signature, args)
+        v = Lanes(context, builder, signature, args)
         u, y, phases, total = map(v.data, range(4))
         pair, i, j, link, weight = args[4:]
         phase = v.load_complex(phases, v.row(link))
@@ -73,7 +73,7 @@ def _add_own_product(typing, u, y, total, i, weight):
     signature = types.void(u, y, total, i, weight)
 
     def generate(context, builder, signature, args):
-        v = _Lanes(context, builder, signature, args)
+        v = Lanes(context, builder, signature, args)
         u, y, total = map(v.data, range(3))
         i, weight = args[3:]
         a, b = v.load_complex(u, v.row(i)), v.load_complex(y, v.row(i))
@@ -89,12 +89,12 @@ def _add(v, total, index, weight, product):
     v.store(v.add(old, v.mul(v.broadcast(weight), product)), total, offset)
 
 
-@_compile
+@compiled
 def _exponential(state, now, before, phases, q, pools, link_vectors, e, plan):
     """Apply exponential e of the plan to the state; returns where the result is and a spare."""
     amplitude, stored, centre, radius, degree, coefficients = plan
     coupling, neighbours, crossing, crossing_neighbours, crosses, links, diagonals = pools
-    _fill_phases(phases, link_vectors, q[e], amplitude[e])
+    fill_phases(phases, link_vectors, q[e], amplitude[e])
     real, diagonal = state.dtype.type, diagonals[stored[e]]
     scale, shift, span = 2 / radius[e], centre[e], amplitude[e, 0] + amplitude[e, 1]
     before[:] = 0
@@ -103,7 +103,7 @@ def _exponential(state, now, before, phases, q, pools, link_vectors, e, plan):
         # The last step of Clenshaw's recurrence has half the operator.
         step = scale if k > 0 else scale / 2
         for i in range(len(state)):
-            _clenshaw_row(
+            clenshaw_row(
                 now, before, state, phases, coupling, neighbours, links, i,
                 real(step * (span * diagonal[i] - shift)), real(coefficients[e, k]), real(step),
             )  # fmt: skip
@@ -115,14 +115,14 @@ def _exponential(state, now, before, phases, q, pools, link_vectors, e, plan):
     return now, state, before
 
 
-@_compile
+@compiled
 def _started(state, start):
     state[:, 1] = 0
     for i in range(len(start)):
         state[i, 0] = start[i]
 
 
-@_compile
+@compiled
 def sweep_signals(first, last, pools, start, link_vectors, q, plan, symmetric, signals):
     """Signals (blocks, lanes) of blocks first..last-1; q (blocks, E, 2, 3, lanes), start (n,)."""
     n, n_links, lanes = len(start), len(link_vectors), q.shape[4]
@@ -135,10 +135,10 @@ def sweep_signals(first, last, pools, start, link_vectors, q, plan, symmetric, s
             state, now, before = _exponential(
                 state, now, before, phases, q[block], pools, link_vectors, e, plan
             )
-        _project(start, state, symmetric, signals[block])
+        project(start, state, symmetric, signals[block])
 
 
-@_compile
+@compiled
 def sweep_sensitivities(
     first, last, pools, start, link_vectors, q, plan, symmetric, pairs, nodes, signals,
     by_coupling, by_diagonal, by_start,
@@ -167,7 +167,7 @@ def sweep_sensitivities(
             )
             if node_after[e] >= 0:
                 stored[node_after[e]] = state
-        _project(start, state, symmetric, signals[block])
+        project(start, state, symmetric, signals[block])
         by_start[block] = 0
         if not symmetric:
             for i in range(n):
@@ -180,7 +180,7 @@ def sweep_sensitivities(
         for e in range(n_exponentials - 1, -2, -1):
             if e < 0 or node_after[e] >= 0:
                 weight = start.dtype.type(node_weight[node])
-                _fill_phases(phases, link_vectors, node_q[block, node : node + 1], unit)
+                fill_phases(phases, link_vectors, node_q[block, node : node + 1], unit)
                 for pair in range(len(pair_pools)):
                     i, j = pair_pools[pair]
                     _add_products(

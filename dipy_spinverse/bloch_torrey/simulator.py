@@ -68,9 +68,7 @@ class _Timing:
         schedule = schedule_of(
             self.waveforms, self.symmetric, self.steps, nodes, lossless=self.lossless
         )
-        return schedule, chebyshev_series(
-            schedule, self.norm, self.longest_link, self.tolerance
-        )
+        return schedule, chebyshev_series(schedule, self.norm, self.longest_link, self.tolerance)
 
 
 class Simulator:
@@ -190,13 +188,9 @@ class Simulator:
         coupling, diagonals = (entry.numpy() for entry in operator)
         real, links = coupling.dtype, links_of(self.grid)
         lanes = kernels.REGISTER_BYTES // real.itemsize
-        q = _in_blocks(schedule.q[..., part], lanes)
+        q, plan = compiled_plan(schedule, series, lanes, part)
         n_fields, n_blocks, n_encodings = len(coupling), len(q), len(timing.columns[part])
         signals = np.empty((n_fields, n_blocks, lanes), real)
-        plan = (
-            schedule.amplitude, schedule.stored,
-            series.centre, series.radius, series.degree, series.coefficients,
-        )  # fmt: skip
         topology = links.neighbours, links.slot_links, links.link_vectors
         args = (
             coupling, diagonals, self.medium.start(self.grid).astype(real), topology, q, plan,
@@ -211,14 +205,30 @@ class Simulator:
             self.grid.face_tetrahedra, links.face_links,
             (self._weights**-0.5).astype(real),
         )  # fmt: skip
-        node_q = _in_blocks(schedule.node_q[..., part], lanes)
-        nodes = (node_q, schedule.node_weight, schedule.node_after)
+        nodes = compiled_nodes(schedule, lanes, part)
         sweep_args = (*args, faces, nodes, signals, jacobian)
         kernels.in_threads(kernels.sweep_sensitivities, n_fields * n_blocks, *sweep_args)
         return (
             torch.from_numpy(signals.reshape(n_fields, -1)[:, :n_encodings]),
             torch.from_numpy(jacobian.reshape(n_fields, -1, self.grid.n_faces)[:, :n_encodings]),
         )
+
+
+def compiled_plan(
+    schedule: Schedule, series: ChebyshevSeries, lanes: int, part: slice = slice(None)
+) -> tuple[np.ndarray, tuple]:
+    """Wave vectors (B, E, 2, 3, lanes) of some measurements, and the exponentials, for sweeps."""
+    plan = (
+        schedule.amplitude, schedule.stored,
+        series.centre, series.radius, series.degree, series.coefficients,
+    )  # fmt: skip
+    return _in_blocks(schedule.q[..., part], lanes), plan
+
+
+def compiled_nodes(schedule: Schedule, lanes: int, part: slice = slice(None)) -> tuple:
+    """Wave vectors (B, N, 3, lanes) at the nodes of the time quadrature, weights and places."""
+    node_q = _in_blocks(schedule.node_q[..., part], lanes)
+    return node_q, schedule.node_weight, schedule.node_after
 
 
 def _in_blocks(q, lanes):
