@@ -29,12 +29,16 @@ def outside_the_family(seed: int = 0) -> Iterator[tuple[str, np.ndarray]]:
     """Names and labels (T,) of 22 shapes, each of 4 to 40 % of the box."""
     points = published_grid().centroids
     for number, (name, draw) in enumerate(_KINDS * 2):
-        rng = np.random.default_rng((seed, number))
-        while True:
-            labels = draw(points, rng) < 0
-            if 0.04 < labels.mean() < 0.4:
-                break
-        yield f"{name} {1 + number // len(_KINDS)}", labels
+        yield f"{name} {1 + number // len(_KINDS)}", _drawn(draw, points, (seed, number))
+
+
+def _drawn(draw, points, seed):
+    """Labels (T,) of the first shape drawn that has a fair size."""
+    rng = np.random.default_rng(seed)
+    while True:
+        labels = draw(points, rng) < 0
+        if 0.04 < labels.mean() < 0.4:
+            return labels
 
 
 def published_family(seed: int = 1) -> Iterator[tuple[str, np.ndarray]]:
@@ -43,11 +47,7 @@ def published_family(seed: int = 1) -> Iterator[tuple[str, np.ndarray]]:
     draws = [_bent_axon] * 4 + [_cylinder] * 2 + [_one_sphere] + [_torus] * 2
     draws += [_several] * 3
     for number, draw in enumerate(draws):
-        rng = np.random.default_rng((seed, number))
-        while True:
-            labels = draw(points, rng) < 0
-            if 0.04 < labels.mean() < 0.4:
-                break
+        labels = _drawn(draw, points, (seed, number))
         yield f"new {draw.__name__[1:].replace('_', ' ')} {number + 1}", labels
 
 

@@ -36,9 +36,8 @@ N_BODY_ROUNDS = len(_ROUNDS + _COMPLETE_ROUNDS)
 def fitted_bodies(
     target: Target,
     complete: Target,
-    library: list[Bodies],
-    signals: np.ndarray,
-    leaks: np.ndarray,
+    bodies: list[Bodies],
+    library: list[Cells],
     rng: np.random.Generator,
 ) -> list[FittedBodies]:
     """Bodies that explain noisy data, the best first.
@@ -47,18 +46,14 @@ def fitted_bodies(
     ----------
     target, complete : Target
         Some of the measurements, with which the search begins, and all.
-    library : list of Bodies
+    bodies : list of Bodies
         Random ones.
-    signals : ndarray (N, M)
-        Of the library, without noise.
-    leaks : ndarray (2,)
+    library : list of Cells
+        What each of them predicts of `target`.
     rng : Generator
     """
-    labels = np.array([bodies.inside(target.grid.centroids) for bodies in library])
-    expected = target.expected(signals)
-    cells = [Cells(*state) for state in zip(labels, [leaks] * len(labels), expected, strict=True)]
     # The library is ranked by the flips of its first bodies, which are random.
-    fits = _judged(target, library, cells, _misfit(target, cells, _ROUNDS[0].error))
+    fits = _judged(target, bodies, library, _misfit(target, library, _ROUNDS[0].error))
     fits = _different(fits, _ROUNDS[0].number)
     return _stepped(complete, _stepped(target, fits, _ROUNDS, rng), _COMPLETE_ROUNDS, rng)
 

@@ -13,6 +13,8 @@ from dipy_spinverse.grid import TetrahedralGrid
 # Standard deviations of moves, in steps between tetrahedra, and of turns, rad.
 _MOVE, _TURN = 1.0, 0.3
 _MIRRORED = 0.3
+# Shares of the kinds of changes, one added to the other; the rest takes a cell from others.
+_MOVE_ONE, _MOVE_ALL, _REMOVE, _JOIN = 0.3, 0.5, 0.6, 0.8
 _LEAST_CELL = 2
 
 
@@ -35,23 +37,23 @@ class Changes:
         cells = [number == k for k in np.unique(number[labels])]
         return [cell for cell in cells if cell.sum() >= _LEAST_CELL] or [labels]
 
-    def drawn(self, labels: np.ndarray, other: np.ndarray, rng: np.random.Generator):
+    def drawn(self, labels: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Labels (T,) after one change, which may take a part of other labels (T,)."""
         cells = self.cells_of(labels)
         if rng.random() < 0.5:
             other = other[self.mirrored]
         kind = rng.random()
-        if kind < 0.3:
+        if kind < _MOVE_ONE:
             # The water inside of a closed cell tells neither where it is nor its reflection.
             k = rng.integers(len(cells))
             cells[k] = self._moved(cells[k], rng)
             return np.any(cells, axis=0)
-        if kind < 0.5:
+        if kind < _MOVE_ALL:
             return np.any([self._moved(cell, rng) for cell in cells], axis=0)
-        if kind < 0.6 and len(cells) > 1:
+        if kind < _REMOVE and len(cells) > 1:
             cells.pop(rng.integers(len(cells)))
             return np.any(cells, axis=0)
-        if kind < 0.8:
+        if kind < _JOIN:
             normal = rng.standard_normal(3)
             side = (self._points - self._centre) @ normal
             return np.where(side > 2 * self._step * rng.standard_normal(), labels, other)

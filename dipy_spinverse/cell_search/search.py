@@ -24,7 +24,7 @@ from dipy_spinverse.cell_search.body_search import N_BODY_ROUNDS, fitted_bodies
 from dipy_spinverse.cell_search.changes import Changes
 from dipy_spinverse.cell_search.descent import Descent, PartialCells
 from dipy_spinverse.cell_search.ensemble import ensemble
-from dipy_spinverse.cell_search.labelled import Cells, Misfit, Target, at_walls, flips_of
+from dipy_spinverse.cell_search.labelled import Cells, Misfit, Target, flips_of
 from dipy_spinverse.cell_search.polish import polished
 from dipy_spinverse.grid import TetrahedralGrid
 
@@ -111,13 +111,11 @@ class CellSearch:
         rng = np.random.default_rng(self._seed)
         self._bodies = [random_bodies(rng, grid) for _ in range(_N_LIBRARY)]
         self._library = np.array([bodies.inside(grid.centroids) for bodies in self._bodies])
-        rows = np.hstack([self._flips(labels) for labels in self._library[:_N_BODIES_TO_CHOOSE]])
-        self._overlaps = rows @ rows.T
+        plain = _plain_target(self._full, len(acquisition))
+        some = [flips_of(plain, x, self._leaks) for x in self._library[:_N_BODIES_TO_CHOOSE]]
+        changes = np.concatenate([flips.changes for flips in some])
+        self._overlaps = changes.T @ changes
         self._searched = self._most_telling(np.ones(len(acquisition)), _N_SEARCHED)
-
-    def _flips(self, labels):
-        shares = self._full.partial_sensitivities(labels.astype(float), self._leaks)[1]
-        return shares[:, at_walls(self.grid, labels)]
 
     def _most_telling(self, sigma, number):
         """The measurements that tell most about walls, their simulator, and of the library."""
@@ -125,9 +123,8 @@ class CellSearch:
         rows = np.sort(order[:number])
         part = self._acquisition.subset(rows)
         simulator = PartialVolumeSimulator(part, self.grid, **self._settings)
-        nothing = np.zeros(len(rows))
-        target = Target(simulator, nothing, nothing + 1, nothing)
-        return rows, simulator, target.simulate(self._library, self._leaks[None])
+        plain = _plain_target(simulator, len(rows))
+        return rows, simulator, plain.simulate(self._library, self._leaks[None])
 
     def run(
         self, data: np.ndarray, sigma: np.ndarray, rician: np.ndarray, n_samples: int
@@ -169,7 +166,11 @@ class CellSearch:
         """Cells of data whose noise hides single tetrahedra: bodies, which are smooth."""
         rows, simulator, signals = self._most_telling(complete.sigma, _N_SEARCHED_NOISY)
         target = complete.of_measurements(rows, simulator)
-        fits = fitted_bodies(target, complete, self._bodies, signals, self._leaks, rng)
+        library = [
+            Cells(labels, self._leaks, expected)
+            for labels, expected in zip(self._library, target.expected(signals), strict=True)
+        ]
+        fits = fitted_bodies(target, complete, self._bodies, library, rng)
         finalists = sorted([fit.cells for fit in fits], key=complete.chi_square)
         best, samples = ensemble(complete, finalists[:_N_FINALISTS], n_samples, rng)
         return Found(best, samples, _explained(complete, best), N_BODY_ROUNDS)
@@ -198,7 +199,7 @@ class CellSearch:
             if rng.random() < 0.5:
                 partial = self._blurred(member.cells.labels, member.cells.leaks)
             paths.append(_Path(partial, _N_STEPS, rng.choice(_DISTURBANCES)))
-        misfit = self._misfit_of(target, population)
+        misfit = self._misfit_of(target, [member.cells for member in population])
         for member in parents[_N_DISTURBED:]:
             paths.append(_Path(self._changed(target, member, population, misfit, rng), _N_STEPS))
         return [*paths, *(_Path(next(bodies), _N_STEPS_FIRST) for _ in range(_N_FRESH))]
@@ -226,13 +227,11 @@ class CellSearch:
             np.array([partial.labels for partial in descended]),
             np.array([partial.leaks for partial in descended]),
         )
-        new = [_Member(*pair, np.inf) for pair in zip(descended, states, strict=True)]
-        misfit = self._misfit_of(target, population or new)
-        members = [self._judged(target, member, misfit) for member in population]
-        for member, cells in zip(
-            new, _in_threads(lambda m: polished(target, m.cells, misfit), new), strict=True
-        ):
-            members.append(self._judged(target, _Member(member.partial, cells, 0.0), misfit))
+        misfit = self._misfit_of(target, [member.cells for member in population] or states)
+        states = _in_threads(lambda cells: polished(target, cells, misfit), states)
+        candidates = [(member.partial, member.cells) for member in population]
+        candidates += zip(descended, states, strict=True)
+        members = [_member(target, *candidate, misfit) for candidate in candidates]
         members.sort(key=lambda member: member.misfit)
         least, kept = _FAR_APART if members[0].misfit > _NEAR else _APART, []
         for member in members:
@@ -240,25 +239,33 @@ class CellSearch:
                 kept.append(member)
         return kept[:_N_POPULATION]
 
-    def _judged(self, target, member, misfit):
-        value, labels = misfit(target.residual(member.cells)[None])[0], member.cells.labels
-        share = np.where(labels == member.partial.labels, member.partial.share, labels)
-        return _Member(PartialCells(share, member.cells.leaks), member.cells, value)
-
     def _apart(self, one, other):
         """Number of tetrahedra in which members differ, up to point reflection."""
         one, other = one.cells.labels, other.cells.labels
         return min((one != other).sum(), (one != other[self._changes.mirrored]).sum())
 
-    def _misfit_of(self, target, members):
-        """The misfit whose typical cells are the best of some members."""
-        best = sorted(members, key=lambda member: member.misfit)[:_N_TYPICAL]
-        size = np.sqrt(min(target.chi_square(member.cells) for member in best))
-        labels = [member.cells.labels for member in best]
+    def _misfit_of(self, target, cells):
+        """The misfit whose typical cells are the first of some, the best."""
+        best = cells[:_N_TYPICAL]
+        size = np.sqrt(min(target.chi_square(state) for state in best))
+        labels = [state.labels for state in best]
         return self._misfit(target, labels, max(_NOT_EXPLAINED * size, 1.0))
 
     def _misfit(self, target, some_labels, scale):
         return Misfit([flips_of(target, labels, self._leaks) for labels in some_labels], scale)
+
+
+def _member(target, partial, cells, misfit):
+    """A member of cells, with the shares of those tetrahedra that the labels agree with."""
+    value = misfit(target.residual(cells)[None])[0]
+    share = np.where(cells.labels == partial.labels, partial.share, cells.labels)
+    return _Member(PartialCells(share, cells.leaks), cells, value)
+
+
+def _plain_target(simulator, n_measurements):
+    """A target whose expected data are the signals."""
+    nothing = np.zeros(n_measurements)
+    return Target(simulator, nothing, nothing + 1, nothing)
 
 
 def _solved(target, population):
