@@ -11,15 +11,12 @@ from functools import lru_cache
 
 import numpy as np
 from scipy.interpolate import CubicSpline
-from scipy.linalg import block_diag
 from scipy.spatial.distance import cdist
 
 from dipy_spinverse.grid import TetrahedralGrid
 
-# Largest radius, um, that a step of the fit may reach, and the least.
+# Least and largest radius, um.
 _RADII = (1.0, 14.0)
-# Prior of a step of the fit: of all points of a body together and each alone, um and relative.
-_POSITION_SD, _COMMON_RADIUS_SD, _OWN_RADIUS_SD = 2.5, 0.20, 0.08
 _POINTS_PER_SEGMENT = 8
 # Share of further bodies that branch off, and spread of the logarithm of uneven radii.
 _BRANCHING, _RADIUS_SPREAD = 0.5, 0.25
@@ -40,10 +37,6 @@ class Bodies:
     shapes: tuple[tuple[int, bool], ...]
     parameters: np.ndarray
 
-    def moved(self, step: np.ndarray) -> Bodies:
-        """The same bodies with other parameters."""
-        return Bodies(self.shapes, self.parameters + step)
-
     def inside(self, points: np.ndarray) -> np.ndarray:
         """Which points (N, 3), um, are inside of any body."""
         result = np.zeros(len(points), dtype=bool)
@@ -55,14 +48,6 @@ class Bodies:
             radius = np.exp(line[:, 3]).clip(*_RADII)
             result |= (cdist(points, line[:, :3]) < radius).any(axis=1)
         return result
-
-    def differences(self) -> np.ndarray:
-        """Steps (P,) of the parameters that move walls by about half a tetrahedron."""
-        return np.where(np.arange(len(self.parameters)) % 4 < 3, 1.0, 0.12)
-
-    def step_covariance(self) -> np.ndarray:
-        """Prior covariance (P, P) of a step of the fit."""
-        return block_diag(*[_step_covariance(n_points) for n_points, _ in self.shapes])
 
 
 @lru_cache(maxsize=32)
@@ -79,15 +64,6 @@ def _spline(n_points, ring):
         return np.linspace([1, 0], [0, 1], n_line)
     spline = CubicSpline(np.arange(n_points), unit, bc_type="natural")
     return spline(np.linspace(0, n_points - 1, n_line))
-
-
-def _step_covariance(n_points):
-    together, alone = np.ones((n_points, n_points)), np.eye(n_points)
-    covariance = np.zeros((n_points, 4, n_points, 4))
-    for axis in range(3):
-        covariance[:, axis, :, axis] = _POSITION_SD**2 * (together + alone) / 2
-    covariance[:, 3, :, 3] = _COMMON_RADIUS_SD**2 * together + _OWN_RADIUS_SD**2 * alone
-    return covariance.reshape(4 * n_points, 4 * n_points)
 
 
 def random_bodies(rng: np.random.Generator, grid: TetrahedralGrid) -> Bodies:

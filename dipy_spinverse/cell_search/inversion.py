@@ -53,15 +53,14 @@ class CellInversion:
 
     def run(self, data: np.ndarray, sigma: np.ndarray | None) -> Reconstruction:
         """Find the cells of V voxels; arguments as :meth:`Inversion.run`."""
-        noise = np.zeros((len(data), len(self._acquisition.echo_times)))
-        if sigma is None:
-            estimated = noise_of_each_te(data, self._acquisition)
-            noise = noise if estimated is None else estimated
-        else:
+        noise, freedom = np.zeros((len(data), len(self._acquisition.echo_times))), np.inf
+        if sigma is not None:
             noise += sigma[:, None]
+        elif (estimated := noise_of_each_te(data, self._acquisition)) is not None:
+            noise, freedom = estimated, (self._acquisition.b0_per_te.sum(axis=1) - 1).sum()
         # The matrices are small: more threads for each would only wait for each other.
         with threadpool_limits(1, user_api="blas"):
-            voxels = [self._of_voxel(*voxel) for voxel in zip(data, noise, strict=True)]
+            voxels = [self._of_voxel(*voxel, freedom) for voxel in zip(data, noise, strict=True)]
         stacked = {
             name: np.stack([voxel[name] for voxel in voxels], axis=1 if "samples" in name else 0)
             for name in voxels[0]
@@ -77,11 +76,13 @@ class CellInversion:
             sigma=np.where(known > 0, known, np.maximum(residual, _LEAST_SIGMA)),
         )
 
-    def _of_voxel(self, data, noise):
+    def _of_voxel(self, data, noise, freedom):
         averaged = np.bincount(self._encoding, data) / self._repeats
         rician = noise[self._te_index]
         sigma = np.hypot(rician / np.sqrt(self._repeats), _LEAST_SIGMA)
-        found = self._search.run(averaged, sigma, rician, self._n_samples)
+        if rician.max() < _LEAST_SIGMA:
+            freedom = np.inf
+        found = self._search.run(averaged, sigma, rician, freedom, self._n_samples)
         fields = self._openness([found.best, *found.samples])
         return {
             "openness": fields[0],

@@ -49,15 +49,20 @@ class Target:
         Signals relative to the initial magnetisation, and standard deviations of their errors.
     rician : ndarray (M,)
         Noise level that lifts the mean of magnitude data; 0 for none.
+    freedom : float
+        Degrees of freedom of the errors, infinite where they are known.
     """
 
-    def __init__(self, simulator: PartialVolumeSimulator, data, sigma, rician):
-        self.simulator, self.grid = simulator, simulator.grid
+    def __init__(
+        self, simulator: PartialVolumeSimulator, data, sigma, rician, freedom: float = np.inf
+    ):
+        self.simulator, self.grid, self.freedom = simulator, simulator.grid, freedom
         self.data, self.sigma, self.rician = data, sigma, rician
 
     def of_measurements(self, rows: np.ndarray, simulator: PartialVolumeSimulator) -> Target:
         """The same for some of the measurements, which `simulator` simulates."""
-        return Target(simulator, self.data[rows], self.sigma[rows], self.rician[rows])
+        part = self.data[rows], self.sigma[rows], self.rician[rows]
+        return Target(simulator, *part, self.freedom)
 
     def cells(self, labels: np.ndarray, leaks: np.ndarray) -> list[Cells]:
         """States of labels (N, T) with leaks (2,) or (N, 2)."""
@@ -87,6 +92,15 @@ class Target:
     def chi_square(self, cells: Cells) -> float:
         """Mean squared residual in units of the errors: 1 for noise only."""
         return float((self.residual(cells) ** 2).mean())
+
+    def explained_by(self, cells: Cells) -> bool:
+        """Whether the residual is no more than errors of the data."""
+        by_chance = 2 * np.sqrt(2 / len(self.data) + 2 / self.freedom)
+        return self.chi_square(cells) < 1 + by_chance
+
+    def exact_at(self, cells: Cells) -> Target:
+        """The same, as exact as it can be for these cells and those like them."""
+        return self
 
 
 def face_transmissibility(grid: TetrahedralGrid, labels, leaks) -> np.ndarray:

@@ -1,0 +1,89 @@
+"""The search in data without noise, or nearly: cells are judged by how many labels are wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dipy_spinverse.cell_search.ensemble import ensemble
+from dipy_spinverse.cell_search.labelled import Cells, Misfit, Target, flips_of
+from dipy_spinverse.cell_search.polish import polished
+from dipy_spinverse.cell_search.posterior import Posterior
+from dipy_spinverse.cell_search.smoothness import Smoothness
+
+# Error of random bodies as a description of cells, relative to the initial magnetisation.
+_BODY_ERROR = 1e-4
+# Error of what flips of single tetrahedra do not explain, relative to the residual, and the
+# number of cells whose flips stand for those of all.
+_NOT_EXPLAINED, _N_TYPICAL = 0.3, 3
+# Tetrahedra in which the members of a population differ: as long as its best has a misfit above
+# this, and then.
+_NEAR, _FAR_APART, _APART = 1.0, 12, 3
+_N_FINALISTS = 3
+
+
+class ExactData:
+    """Data of which some measurements serve the search, and all its end.
+
+    Parameters
+    ----------
+    complete, target : Target
+        With all measurements, and with those that serve the search.
+    library : ndarray (N, T) of bool
+        Labels of random bodies.
+    signals : ndarray (N, m)
+        Of the library, as `target` measures.
+    leaks : ndarray (2,)
+    """
+
+    def __init__(self, complete: Target, target: Target, library, signals, leaks):
+        self._complete, self.target, self._leaks = complete, target, leaks
+        scale = _BODY_ERROR / np.median(target.sigma)
+        misfit = self._misfit(target, library[:_N_TYPICAL], max(scale, 1.0))
+        values = misfit(target.data / target.sigma - target.expected(signals))
+        self.ranked_library = np.argsort(values)
+
+    def judge(self, cells: list[Cells]) -> WrongLabels:
+        """A judge of cells like some, the first of which are the best."""
+        typical = cells[:_N_TYPICAL]
+        size = np.sqrt(min(self.target.chi_square(state) for state in typical))
+        labels = [state.labels for state in typical]
+        return WrongLabels(self._misfit(self.target, labels, max(_NOT_EXPLAINED * size, 1.0)))
+
+    def finished(self, population) -> bool:
+        """Whether the best residual is no more than errors of the data."""
+        return any(self.target.explained_by(member.cells) for member in population)
+
+    def conclusion(self, population, n_samples: int, rng) -> tuple[Cells, list[Cells]]:
+        """The best cells, by all measurements, and others that explain the data."""
+        finalists = [(self.target, member.cells) for member in population[:_N_FINALISTS]]
+        samples = []
+        if n_samples:
+            typical = [cells for _, cells in finalists]
+            posterior = Posterior(Smoothness(self.target.grid), self.target, typical)
+            samples = ensemble(posterior, finalists, n_samples, rng)[1]
+        best = population[0].cells
+        best = self._complete.cells(best.labels[None], best.leaks)[0]
+        misfit = self._misfit(self._complete, [best.labels], 1.0)
+        return polished(self._complete, best, misfit), samples
+
+    def _misfit(self, target, some_labels, scale):
+        return Misfit([flips_of(target, labels, self._leaks) for labels in some_labels], scale)
+
+
+class WrongLabels:
+    """Judges cells by the misfit that counts wrong labels."""
+
+    def __init__(self, misfit: Misfit):
+        self._misfit = misfit
+
+    def __call__(self, target: Target, cells: Cells) -> float:
+        """How far cells are off."""
+        return self._misfit(target.residual(cells)[None])[0]
+
+    def improved(self, target: Target, cells: Cells, rng: np.random.Generator) -> Cells:
+        """Cells after flips that bring them closer to the data."""
+        return polished(target, cells, self._misfit)
+
+    def least_apart(self, best: float) -> int:
+        """Tetrahedra in which the members of a population differ at least."""
+        return _FAR_APART if best > _NEAR else _APART

@@ -1,0 +1,182 @@
+"""How probable labels are, given noisy data: found by annealing, and drawn from by a chain."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from dipy_spinverse.cell_search.labelled import LEAK_SD, Cells, Target, flips_of
+from dipy_spinverse.cell_search.smoothness import Smoothness
+
+# Most flips of a candidate, until the linear model is made anew.
+_MOST_FLIPS = (1, 2, 4, 8, 16)
+# Leaks, too, are found by linear steps, as long as the mean squared residual gains this.
+_MOST_LEAK_STEPS, _LEAST_LEAK_GAIN = 3, 0.1
+_SWEEPS, _TEMPERATURES, _MOST_ROUNDS, _LEAST_GAIN = 60, (3.0, 0.05), 4, 0.01
+# Moves of the linear chain before a simulation: sweeps, as powers of two.
+_CHAIN_SWEEPS = (-6.0, 1.0)
+
+
+class Posterior:
+    """Log probability of cells: of their residual, whatever their leaks, and of their shape.
+
+    Parameters
+    ----------
+    smoothness : Smoothness
+    target : Target
+    typical : list of Cells
+        Whose sensitivities to the leaks stand for those of all.
+    """
+
+    def __init__(self, smoothness: Smoothness, target: Target, typical: list[Cells]):
+        self._smoothness = smoothness
+        slopes = [flips_of(target, cells.labels, cells.leaks).leak_slopes for cells in typical]
+        by_leak = np.mean(slopes, axis=0) * LEAK_SD[:, None]
+        covariance = np.eye(by_leak.shape[1]) + by_leak.T @ by_leak
+        self._whitening = np.linalg.inv(np.linalg.cholesky(covariance)).T
+
+    def __call__(self, target: Target, cells: Cells) -> float:
+        """Log probability, but for a constant."""
+        return self._value(self._rest(target, cells), cells.labels)
+
+    def _rest(self, target, cells):
+        return target.residual(cells) @ self._whitening
+
+    def _value(self, rest, labels):
+        return -0.5 * rest @ rest + self._smoothness(labels)
+
+    def annealed(self, target: Target, cells: Cells, rng: np.random.Generator) -> Cells:
+        """More probable cells: flips of tetrahedra at the walls, and the likeliest leaks."""
+        value = self(target, cells)
+        for _ in range(_MOST_ROUNDS):
+            linear = _LinearFlips(self, target, cells)
+            n_moves = _SWEEPS * len(linear.tetrahedra)
+            temperatures = np.geomspace(*_TEMPERATURES, n_moves)
+            candidates = [
+                linear.walk(linear.none, rng, temperatures, most) for most in _MOST_FLIPS
+            ]
+            candidates = [flipped for flipped in candidates if linear.labels(flipped).any()]
+            states = target.cells(
+                np.array([linear.labels(flipped) for flipped in candidates]),
+                np.array([linear.leaks(flipped) for flipped in candidates]),
+            )
+            values = [self(target, state) for state in states]
+            if max(values) < value + _LEAST_GAIN:
+                break
+            value, cells = max(values), states[np.argmax(values)]
+        return with_likeliest_leaks(target, cells)
+
+    def chain(self, target: Target, cells: Cells, n_steps: int, rng: np.random.Generator):
+        """Pairs (cells, log probability) of a chain with delayed acceptance [1]_.
+
+        Moves are made by a chain in the linear model of the flips, which is fixed, and accepted
+        by their simulation, so that the states are drawn from their posterior.
+
+        References
+        ----------
+        .. [1] Christen and Fox, J. Comput. Graph. Stat. 14 (2005),
+           https://doi.org/10.1198/106186005X76983
+        """
+        linear = _LinearFlips(self, target, cells)
+        here, flipped, value = cells, linear.none, self(target, cells)
+        surrogate, result = linear.value(flipped), []
+        for _ in range(n_steps):
+            n_moves = 1 + int(len(flipped) * 2 ** rng.uniform(*_CHAIN_SWEEPS))
+            proposed = linear.walk(flipped, rng, np.ones(n_moves), len(flipped))
+            labels = linear.labels(proposed)
+            if (proposed != flipped).any() and labels.any():
+                there = target.cells(labels[None], cells.leaks)[0]
+                value_there, surrogate_there = self(target, there), linear.value(proposed)
+                gain = value_there - value - (surrogate_there - surrogate)
+                if np.log(rng.random()) < gain:
+                    here, flipped = there, proposed
+                    value, surrogate = value_there, surrogate_there
+            result.append((here, value))
+        return result
+
+
+def with_likeliest_leaks(target: Target, cells: Cells) -> Cells:
+    """The same labels, with leaks that explain the residual best."""
+    for _ in range(_MOST_LEAK_STEPS):
+        slopes = flips_of(target, cells.labels, cells.leaks).leak_slopes
+        leaks = _likeliest_leaks(cells.leaks, slopes, target.residual(cells))
+        there = target.cells(cells.labels[None], leaks)[0]
+        gain = target.chi_square(cells) - target.chi_square(there)
+        if gain > 0:
+            cells = there
+        if gain < _LEAST_LEAK_GAIN:
+            break
+    return cells
+
+
+def _likeliest_leaks(leaks, slopes, residual):
+    by_leak = slopes * LEAK_SD[:, None]
+    step = np.linalg.solve(by_leak @ by_leak.T + np.eye(2), by_leak @ residual)
+    return (leaks + LEAK_SD * step).clip(0, 1)
+
+
+class _LinearFlips:
+    """Flips of the tetrahedra at the walls of cells, whose changes of the signals add up."""
+
+    def __init__(self, posterior, target, cells):
+        self._posterior, self._cells = posterior, cells
+        flips = flips_of(target, cells.labels, cells.leaks)
+        self.tetrahedra = flips.tetrahedra
+        self.none = np.zeros(len(flips.tetrahedra), dtype=bool)
+        self._residual, self._exact_changes = target.residual(cells), flips.changes
+        self._rest = posterior._rest(target, cells)
+        self._changes = flips.changes @ posterior._whitening
+        self._leak_slopes = flips.leak_slopes
+
+    def labels(self, flipped):
+        labels = self._cells.labels.copy()
+        labels[self.tetrahedra[flipped]] ^= True
+        return labels
+
+    def leaks(self, flipped):
+        """The likeliest leaks."""
+        rest = self._residual - flipped @ self._exact_changes
+        return _likeliest_leaks(self._cells.leaks, self._leak_slopes, rest)
+
+    def value(self, flipped):
+        return self._posterior._value(self._rest - flipped @ self._changes, self.labels(flipped))
+
+    def walk(self, flipped, rng, temperatures, most):
+        """Flips, at most so many, after Metropolis moves at some temperatures."""
+        flipped, smoothness = flipped.copy(), self._posterior._smoothness
+        n_moves = len(temperatures)
+        _walk(
+            flipped, self.labels(flipped), self._rest - flipped @ self._changes,
+            self._changes, self.tetrahedra, *smoothness.neighbours, smoothness.even,
+            rng.integers(len(flipped), size=n_moves),
+            temperatures * np.log(rng.random(n_moves)), most,
+        )  # fmt: skip
+        return flipped
+
+
+@njit(cache=True, nogil=True)
+def _walk(
+    flipped, labels, rest, changes, tetrahedra, first, neighbours, weights, even,
+    chosen, thresholds, most,
+):  # fmt: skip
+    """Metropolis moves, in place."""
+    number = flipped.sum()
+    for move in range(len(chosen)):
+        k = chosen[move]
+        if not flipped[k] and number >= most:
+            continue
+        tetrahedron = tetrahedra[k]
+        log_odds = even
+        for entry in range(first[tetrahedron], first[tetrahedron + 1]):
+            log_odds += weights[entry] if labels[neighbours[entry]] else -weights[entry]
+        gain = -log_odds if labels[tetrahedron] else log_odds
+        sign = -1.0 if flipped[k] else 1.0
+        for m in range(len(rest)):
+            change = sign * changes[k, m]
+            gain += change * rest[m] - 0.5 * change**2
+        if gain > thresholds[move]:
+            flipped[k] = not flipped[k]
+            number += 1 if flipped[k] else -1
+            labels[tetrahedron] = not labels[tetrahedron]
+            for m in range(len(rest)):
+                rest[m] -= sign * changes[k, m]
