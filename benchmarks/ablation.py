@@ -16,17 +16,19 @@ from unittest.mock import patch
 import numpy as np
 from recovery import all_shapes, published_protocol, recover
 
-from dipy_spinverse.cell_search import descent, labelled, polish, search
+from dipy_spinverse.cell_search import descent, evolution, labelled, polish
 
 RESULTS = Path(__file__).parent / "results" / "ablation.md"
 SHAPES = ("007", "L 1", "cross 1")
 ABLATIONS = {
     "default": {},
-    "no Gauss-Newton in partial volumes": {(search, "_N_STEPS_FIRST"): 0, (search, "_N_STEPS"): 0},
+    "no Gauss-Newton in partial volumes": {
+        (evolution, "_N_STEPS_FIRST"): 0, (evolution, "_N_STEPS"): 0,
+    },
     "no flips of whole tetrahedra": {(polish, "_MOST_ROUNDS"): 0},
     "sum of squares for the misfit": {(labelled, "_WRONG_LABELS"): 0.0},
-    "no disturbances": {(search, "_N_DISTURBED"): 0, (search, "_N_CHANGED"): 14},
-    "no changes": {(search, "_N_DISTURBED"): 14, (search, "_N_CHANGED"): 0},
+    "no disturbances": {(evolution, "_N_DISTURBED"): 0, (evolution, "_N_CHANGED"): 5},
+    "no changes": {(evolution, "_N_DISTURBED"): 5, (evolution, "_N_CHANGED"): 0},
     "no smoothness of the steps": {
         (descent, "_SMOOTH_LENGTHS"): (0.01,), (descent, "_INDEPENDENT"): 0.0,
     },

@@ -21,8 +21,9 @@ from dipy_spinverse.cell_search.bodies import Bodies, random_bodies
 from dipy_spinverse.cell_search.changes import Changes
 from dipy_spinverse.cell_search.condensed import CondensedTarget
 from dipy_spinverse.cell_search.descent import Descent, PartialCells
-from dipy_spinverse.cell_search.labelled import LEAK_SD, Misfit, Target, at_walls, flips_of
-from dipy_spinverse.cell_search.polish import polished
+from dipy_spinverse.cell_search.labelled import LEAK_SD, Cells, Misfit, Target, at_walls, flips_of
+from dipy_spinverse.cell_search.noisy_data import most_typical
+from dipy_spinverse.cell_search.polish import polished, polished_by_pairs
 from dipy_spinverse.cell_search.posterior import Posterior
 from dipy_spinverse.cell_search.smoothness import Smoothness, shared_points
 from dipy_spinverse.inversion.noise import rician_mean
@@ -165,6 +166,21 @@ def test_polish_comes_closer_to_the_data_and_finds_single_wrong_tetrahedra():
     assert exact >= 3
 
 
+def test_pairs_of_neighbours_that_are_wrong_together_are_found():
+    labels = letter_l(GRID)
+    target = target_of(acquisition_of(20), labels, sigma=2e-5)
+    first, second = GRID.face_tetrahedra.T
+    at = np.isin(np.arange(len(labels)), at_walls(GRID, labels))
+    hidden = np.flatnonzero(~labels[first] & ~labels[second] & (at[first] ^ at[second]))
+    for face in hidden[::10]:
+        # One of them touches the cell, the other only the first.
+        wrong = labels.copy()
+        wrong[[first[face], second[face]]] = True
+        start = target.cells(wrong[None], LEAKS)[0]
+        misfit = Misfit([flips_of(target, wrong, LEAKS)], scale=30.0)
+        np.testing.assert_array_equal(polished_by_pairs(target, start, misfit).labels, labels)
+
+
 def test_changes_move_whole_cells():
     grid = bcc_grid(5, 4.0, boundary="absorbing")
     x, y, z = grid.centroids.T
@@ -178,6 +194,26 @@ def test_changes_move_whole_cells():
     # Sampled at the nearest tetrahedron: sizes vary, but moved cells stay cells.
     sizes = np.array([labels.sum() for labels in drawn]) / (one | two).sum()
     assert 0.7 < np.median(sizes) < 1.3
+
+
+def test_a_cell_may_change_to_the_other_side_of_the_box():
+    grid = bcc_grid(5, 4.0, boundary="absorbing")
+    x, y, z = grid.centroids.T
+    cell = (np.hypot(x - 5, y - 3) < 2.5) & (abs(z + 4) < 2.5)
+    changes, rng = Changes(grid), np.random.default_rng(0)
+    drawn = [changes.drawn(cell, cell, rng) for _ in range(100)]
+    across = [grid.centroids[labels].mean(axis=0) @ [1, 1, -1] < 0 for labels in drawn]
+    assert 5 < sum(across) < 70
+
+
+def test_the_most_typical_cells_overlap_most_with_the_others():
+    labels = np.zeros((4, 10), dtype=bool)
+    mirrored = np.arange(10)[::-1]
+    labels[0, :4] = labels[1, 1:5] = labels[2, 2:6] = True
+    labels[3, 5:9] = True  # the reflection of the second
+    cells = [Cells(row, LEAKS, np.zeros(3)) for row in labels]
+    assert most_typical(cells, mirrored) in (cells[1], cells[3])
+    assert most_typical(cells[:3], np.arange(10)) is cells[1]
 
 
 def test_rician_mean_agrees_with_draws():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dipy_spinverse import Acquisition, bcc_grid, simulate
-from dipy_spinverse.bloch_torrey import relative_transmissibility
+from dipy_spinverse.bloch_torrey import kernels, relative_transmissibility
 from dipy_spinverse.bloch_torrey.partial_volume import PartialVolumeSimulator
 
 GRID = bcc_grid(3, 4.0, boundary="absorbing")
@@ -92,3 +92,23 @@ def test_a_share_changes_the_signals_as_much_as_a_whole_tetrahedron():
     cosine /= np.linalg.norm(nearly, axis=1)
     # Measured on the published lattice: 0.97; derivatives by the permeability of faces have 0.2.
     assert np.median(cosine) > 0.9
+
+
+def test_chosen_measurements_fill_registers():
+    b = np.r_[0.0, np.linspace(0.5, 5, 29)]
+    directions = np.random.default_rng(0).standard_normal((30, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    acquisition = Acquisition(
+        b=np.tile(b, 2), directions=np.tile(directions, (2, 1)),
+        small_delta=np.repeat([5.0, 8.0], 30), big_delta=np.repeat([20.0, 40.0], 30),
+    )  # fmt: skip
+    simulator = PartialVolumeSimulator(acquisition, GRID, dtype="float32")
+    order = np.random.default_rng(1).permutation(60)
+    lanes = kernels.REGISTER_BYTES // 4
+    rows = simulator.in_full_registers(order, 2 * lanes)
+    assert len(rows) == 2 * lanes
+    assert np.bincount(rows // 30).tolist() in ([lanes, lanes], [2 * lanes, 0], [0, 2 * lanes])
+    wanted = [set(order[order // 30 == k][:lanes]) for k in (0, 1)]
+    assert set(rows) == wanted[0] | wanted[1]
+    np.testing.assert_array_equal(simulator.in_full_registers(order, 60), np.arange(60))
+    assert len(simulator.in_full_registers(order, 3)) == lanes

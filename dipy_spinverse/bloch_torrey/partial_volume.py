@@ -94,6 +94,37 @@ class PartialVolumeSimulator(Simulator):
         jacobian = self._measured(jacobian)
         return self._measured(signals), jacobian[:, :-2], jacobian[:, -2:]
 
+    def in_full_registers(self, order: np.ndarray, number: int) -> np.ndarray:
+        """Of measurements in some order, about the first ones, which fill registers.
+
+        A compiled sweep takes measurements of the same timing together, as many as a register
+        holds; a register that is not full costs as much.
+
+        Parameters
+        ----------
+        order : ndarray (M,)
+            All measurements, as indices, the most wanted first.
+        number : int
+            How many of them.
+
+        Returns
+        -------
+        rows : ndarray (n,)
+            Sorted indices, at most as many as `number`, in which each timing is wanted as often.
+        """
+        if number >= len(order):
+            return np.sort(order)
+        timing = np.empty(self.n_encodings, dtype=int)
+        for k, same in enumerate(self.timings):
+            timing[same.columns] = k
+        timing = timing[self._encoding][order]
+        registers = np.bincount(timing[:number], minlength=len(self.timings)) / self._lanes
+        filled = np.floor(registers).astype(int)
+        most_wanted = np.argsort(filled - registers)
+        filled[most_wanted[: max(number // self._lanes - filled.sum(), 1 - filled.sum())]] += 1
+        rows = [order[timing == k][: n * self._lanes] for k, n in enumerate(filled)]
+        return np.sort(np.concatenate(rows))
+
     @cached_property
     def _conductance(self):
         return open_conductance(self.grid, self.medium)

@@ -12,7 +12,9 @@ from dipy_spinverse.grid import TetrahedralGrid
 
 # Standard deviations of moves, in steps between tetrahedra, and of turns, rad.
 _MOVE, _TURN = 1.0, 0.3
-_MIRRORED = 0.3
+# How often a cell is mirrored at its own centre; and, where it moves alone, at the centre of the
+# box, and moves far, by so much more.
+_MIRRORED, _ACROSS, _FAR, _FARTHER = 0.3, 0.3, 0.3, 4.0
 # Shares of the kinds of changes, one added to the other; the rest takes a cell from others.
 _MOVE_ONE, _MOVE_ALL, _REMOVE, _JOIN = 0.3, 0.5, 0.6, 0.8
 _LEAST_CELL = 2
@@ -44,9 +46,15 @@ class Changes:
             other = other[self.mirrored]
         kind = rng.random()
         if kind < _MOVE_ONE:
-            # The water inside of a closed cell tells neither where it is nor its reflection.
+            # The water inside of a closed cell tells neither where it is nor its reflection, and
+            # that around it nearly the same of two sides of the box.
             k = rng.integers(len(cells))
-            cells[k] = self._moved(cells[k], rng)
+            if rng.random() < _ACROSS:
+                cells[k] = cells[k][self.mirrored]
+            if rng.random() < _FAR:
+                cells[k] = self._moved(cells[k], rng, _FARTHER)
+            else:
+                cells[k] = self._moved(cells[k], rng)
             return np.any(cells, axis=0)
         if kind < _MOVE_ALL:
             return np.any([self._moved(cell, rng) for cell in cells], axis=0)
@@ -56,15 +64,17 @@ class Changes:
         if kind < _JOIN:
             normal = rng.standard_normal(3)
             side = (self._points - self._centre) @ normal
-            return np.where(side > 2 * self._step * rng.standard_normal(), labels, other)
+            joined = np.where(side > 2 * self._step * rng.standard_normal(), labels, other)
+            return joined if joined.any() else labels
         others = self.cells_of(other)
         cells[rng.integers(len(cells))] = others[rng.integers(len(others))]
         return np.any(cells, axis=0)
 
-    def _moved(self, cell, rng):
+    def _moved(self, cell, rng, farther=1.0):
         centre = self._points[cell].mean(axis=0)
         turn = Rotation.from_rotvec(_TURN * rng.standard_normal(3) * (rng.random() < 0.5))
         side = -1 if rng.random() < _MIRRORED else 1
-        move = _MOVE * self._step * rng.standard_normal(3)
+        move = farther * _MOVE * self._step * rng.standard_normal(3)
         before = centre + side * turn.apply(self._points - centre - move)
-        return cell[self._tree.query(before)[1]]
+        moved = cell[self._tree.query(before)[1]]
+        return moved if moved.any() else cell

@@ -32,7 +32,7 @@ class CondensedTarget(Target):
     examples : ndarray (N, M)
         Signals of random cells, over which the function is fitted.
     number : int
-        Of measurements to be simulated.
+        Of measurements to be simulated, about.
     """
 
     def __init__(
@@ -44,16 +44,17 @@ class CondensedTarget(Target):
     ):
         self._complete = complete
         scaled = (examples - examples.mean(axis=0)) / complete.sigma
-        self._rows = rows = np.sort(qr(scaled, mode="r", pivoting=True)[1][:number])
+        order = qr(scaled, mode="r", pivoting=True)[1]
+        self._rows = rows = complete.simulator.in_full_registers(order, number)
         part = scaled[:, rows]
-        system = part.T @ part + len(part) * _RIDGE**2 * np.eye(number)
+        system = part.T @ part + len(part) * _RIDGE**2 * np.eye(len(rows))
         # In units of the noise, from signals.
         self._slopes = np.linalg.solve(system, part.T @ scaled) / complete.sigma[rows, None]
         self._constant = (examples.mean(axis=0) / complete.sigma) - (
             examples[:, rows].mean(axis=0) @ self._slopes
         )
         self._root = np.linalg.cholesky(self._slopes @ self._slopes.T)
-        nothing = np.zeros(number)
+        nothing = np.zeros(len(rows))
         super().__init__(simulator_of(rows), nothing, nothing + 1, nothing)
         lift = 0.0
         for _ in range(_LIFT_ROUNDS):
@@ -79,10 +80,10 @@ class CondensedTarget(Target):
         return result
 
     def linear(self, share: np.ndarray, leaks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean of the data (number,), and its derivatives (number, T + 2)."""
+        """Mean of the data (n,), and its derivatives (n, T + 2)."""
         signals, *jacobian = self.simulator.partial_sensitivities(share, leaks)
         return self.expected(signals), self._root.T @ np.hstack(jacobian)
 
     def expected(self, signals: np.ndarray) -> np.ndarray:
-        """Mean of the condensed data, given signals (N, number) without noise."""
+        """Mean of the condensed data, given signals (N, n) without noise."""
         return signals @ self._root

@@ -6,7 +6,7 @@ import numpy as np
 
 from dipy_spinverse.cell_search.ensemble import ensemble
 from dipy_spinverse.cell_search.labelled import Cells, Misfit, Target, flips_of
-from dipy_spinverse.cell_search.polish import polished
+from dipy_spinverse.cell_search.polish import polished, polished_by_pairs
 from dipy_spinverse.cell_search.posterior import Posterior
 from dipy_spinverse.cell_search.smoothness import Smoothness
 
@@ -19,6 +19,8 @@ _NOT_EXPLAINED, _N_TYPICAL = 0.3, 3
 # this, and then.
 _NEAR, _FAR_APART, _APART = 1.0, 12, 3
 _N_FINALISTS = 3
+# Of the mean squared residual, relative to it, that a round should bring.
+_LEAST_GAIN = 0.1
 
 
 class ExactData:
@@ -35,6 +37,9 @@ class ExactData:
     leaks : ndarray (2,)
     """
 
+    # The best of several populations search on together.
+    populations_join = True
+
     def __init__(self, complete: Target, target: Target, library, signals, leaks):
         self._complete, self.target, self._leaks = complete, target, leaks
         scale = _BODY_ERROR / np.median(target.sigma)
@@ -49,19 +54,25 @@ class ExactData:
         labels = [state.labels for state in typical]
         return WrongLabels(self._misfit(self.target, labels, max(_NOT_EXPLAINED * size, 1.0)))
 
-    def finished(self, population) -> bool:
+    def solved_by(self, population) -> bool:
         """Whether the best residual is no more than errors of the data."""
         return any(self.target.explained_by(member.cells) for member in population)
 
-    def conclusion(self, population, n_samples: int, rng) -> tuple[Cells, list[Cells]]:
+    def distance(self, population) -> float:
+        """How far the best are from the data, in steps that count as progress."""
+        least = min(self.target.chi_square(member.cells) for member in population)
+        return np.log(least) / _LEAST_GAIN
+
+    def conclusion(self, populations, n_samples: int, rng) -> tuple[Cells, list[Cells]]:
         """The best cells, by all measurements, and others that explain the data."""
-        finalists = [(self.target, member.cells) for member in population[:_N_FINALISTS]]
-        samples = []
+        found = [member.cells for population in populations for member in population]
+        judge = self.judge(sorted(found, key=self.target.chi_square))
+        found.sort(key=lambda cells: judge(self.target, cells))
+        best, samples = found[0], []
         if n_samples:
-            typical = [cells for _, cells in finalists]
-            posterior = Posterior(Smoothness(self.target.grid), self.target, typical)
-            samples = ensemble(posterior, finalists, n_samples, rng)[1]
-        best = population[0].cells
+            finalists = [(self.target, cells) for cells in found[:_N_FINALISTS]]
+            posterior = Posterior(Smoothness(self.target.grid), self.target, [best])
+            samples = ensemble(posterior, finalists, n_samples, rng)
         best = self._complete.cells(best.labels[None], best.leaks)[0]
         misfit = self._misfit(self._complete, [best.labels], 1.0)
         return polished(self._complete, best, misfit), samples
@@ -83,6 +94,12 @@ class WrongLabels:
     def improved(self, target: Target, cells: Cells, rng: np.random.Generator) -> Cells:
         """Cells after flips that bring them closer to the data."""
         return polished(target, cells, self._misfit)
+
+    def perfected(self, target: Target, cells: Cells) -> Cells:
+        """Cells that are nearly right, after pairs of flips; others as they are."""
+        if self(target, cells) > _NEAR:
+            return cells
+        return polished_by_pairs(target, cells, self._misfit)
 
     def least_apart(self, best: float) -> int:
         """Tetrahedra in which the members of a population differ at least."""

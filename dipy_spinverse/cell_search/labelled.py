@@ -95,8 +95,12 @@ class Target:
 
     def explained_by(self, cells: Cells) -> bool:
         """Whether the residual is no more than errors of the data."""
-        by_chance = 2 * np.sqrt(2 / len(self.data) + 2 / self.freedom)
-        return self.chi_square(cells) < 1 + by_chance
+        return self.chi_square(cells) < 1 + self.chance
+
+    @property
+    def chance(self) -> float:
+        """By how much the mean squared residual differs by chance: twice its spread."""
+        return 2 * np.sqrt(2 / len(self.data) + 2 / self.freedom)
 
     def exact_at(self, cells: Cells) -> Target:
         """The same, as exact as it can be for these cells and those like them."""

@@ -12,7 +12,7 @@ from dipy_spinverse.cell_search.smoothness import Smoothness
 _MOST_FLIPS = (1, 2, 4, 8, 16)
 # Leaks, too, are found by linear steps, as long as the mean squared residual gains this.
 _MOST_LEAK_STEPS, _LEAST_LEAK_GAIN = 3, 0.1
-_SWEEPS, _TEMPERATURES, _MOST_ROUNDS, _LEAST_GAIN = 60, (3.0, 0.05), 4, 0.01
+_SWEEPS, _HOTTEST, _COLDEST, _MOST_ROUNDS, _LEAST_GAIN = 60, 3.0, 0.05, 4, 0.01
 # Moves of the linear chain before a simulation: sweeps, as powers of two.
 _CHAIN_SWEEPS = (-6.0, 1.0)
 
@@ -45,17 +45,21 @@ class Posterior:
     def _value(self, rest, labels):
         return -0.5 * rest @ rest + self._smoothness(labels)
 
-    def annealed(self, target: Target, cells: Cells, rng: np.random.Generator) -> Cells:
+    def annealed(
+        self, target: Target, cells: Cells, rng: np.random.Generator, hottest: float = _HOTTEST
+    ) -> Cells:
         """More probable cells: flips of tetrahedra at the walls, and the likeliest leaks."""
         value = self(target, cells)
         for _ in range(_MOST_ROUNDS):
             linear = _LinearFlips(self, target, cells)
             n_moves = _SWEEPS * len(linear.tetrahedra)
-            temperatures = np.geomspace(*_TEMPERATURES, n_moves)
+            temperatures = np.geomspace(hottest, _COLDEST, n_moves)
             candidates = [
                 linear.walk(linear.none, rng, temperatures, most) for most in _MOST_FLIPS
             ]
             candidates = [flipped for flipped in candidates if linear.labels(flipped).any()]
+            if not candidates:
+                break
             states = target.cells(
                 np.array([linear.labels(flipped) for flipped in candidates]),
                 np.array([linear.leaks(flipped) for flipped in candidates]),
@@ -66,7 +70,9 @@ class Posterior:
             value, cells = max(values), states[np.argmax(values)]
         return with_likeliest_leaks(target, cells)
 
-    def chain(self, target: Target, cells: Cells, n_steps: int, rng: np.random.Generator):
+    def chain(
+        self, target: Target, cells: Cells, n_steps: int, rng: np.random.Generator
+    ) -> list[tuple[Cells, float]]:
         """Pairs (cells, log probability) of a chain with delayed acceptance [1]_.
 
         Moves are made by a chain in the linear model of the flips, which is fixed, and accepted

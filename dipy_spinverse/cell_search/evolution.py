@@ -1,0 +1,195 @@
+"""Populations of cells that descend and change, until the best explain the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dipy_spinverse.cell_search.changes import Changes
+from dipy_spinverse.cell_search.descent import Descent, PartialCells
+from dipy_spinverse.cell_search.exact_data import ExactData
+from dipy_spinverse.cell_search.labelled import Cells, Target
+from dipy_spinverse.cell_search.noisy_data import NoisyData
+
+# Members of a population, random bodies that start it, and what each of its rounds adds.
+_N_MEMBERS, _N_STARTS = 4, 6
+_N_DISTURBED, _N_CHANGED, _N_FRESH = 3, 2, 1
+# Rounds of one population and of all together, and those in vain that end one.
+_MOST_ROUNDS_ALONE, _MOST_ROUNDS, _PATIENCE = 14, 36, 4
+_RANKS_CHOSEN = 4.0
+_N_STEPS_FIRST, _N_STEPS = 10, 7
+_DISTURBANCES = (0.5, 1.0, 1.5)
+# Random changes of which the most promising one descends.
+_N_PROPOSED = 50
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """Cells of a population: as they descended, their labels, and how far these are off.
+
+    Attributes
+    ----------
+    target : Target
+        Exact for these cells.
+    """
+
+    target: Target
+    partial: PartialCells
+    cells: Cells
+    misfit: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Path:
+    target: Target
+    start: PartialCells
+    n_steps: int
+    disturbance: float = 0.0
+
+
+class Evolution:
+    """Evolution of populations in a voxel.
+
+    Parameters
+    ----------
+    task : ExactData or NoisyData
+    descend : Descent
+    changes : Changes
+    bodies : iterator of PartialCells
+        Random bodies that start populations and join them, without end.
+    rng : Generator
+    """
+
+    def __init__(
+        self,
+        task: ExactData | NoisyData,
+        descend: Descent,
+        changes: Changes,
+        bodies: Iterator[PartialCells],
+        rng: np.random.Generator,
+    ):
+        self._task, self._descend, self._changes = task, descend, changes
+        self._bodies, self._rng = bodies, rng
+        self.n_rounds = 0
+
+    def new_population(self) -> list[Member]:
+        """A population that random bodies start, the best first, when rounds gain no more."""
+        starts = [self._fresh(self._task.target) for _ in range(_N_STARTS)]
+        return self._evolved(
+            self._surviving(self._descended(starts)), _MOST_ROUNDS_ALONE, _PATIENCE
+        )
+
+    def joined(self, populations: list[list[Member]]) -> list[Member]:
+        """A population of the best of several, after all rounds that are left."""
+        task = self._task
+        members = [member for population in populations for member in population]
+        members.sort(key=lambda member: task.target.chi_square(member.cells))
+        judge = task.judge([member.cells for member in members])
+        members = [_member(m.target, m.partial, m.cells, judge) for m in members]
+        best = self._best_that_differ(judge, members, 2 * _N_MEMBERS)
+        return self._evolved(best, _MOST_ROUNDS, _MOST_ROUNDS)
+
+    def _evolved(self, population, most_rounds, patience):
+        last = min(self.n_rounds + most_rounds, _MOST_ROUNDS)
+        in_vain, least = 0, self._task.distance(population)
+        while self.n_rounds < last and in_vain < patience and not self._task.solved_by(population):
+            population = self._surviving(self._descended(self._paths(population)), population)
+            distance = self._task.distance(population)
+            in_vain = 0 if distance < least - 1 else in_vain + 1
+            least = distance if in_vain == 0 else least
+            self.n_rounds += 1
+        return population
+
+    def _fresh(self, target):
+        return _Path(target, next(self._bodies), _N_STEPS_FIRST)
+
+    def _blurred(self, cells):
+        return PartialCells(self._descend.blurred(cells.labels), cells.leaks)
+
+    def _paths(self, population):
+        """What descends in a round: disturbed and changed members, and random bodies."""
+        rng, chance = self._rng, np.exp(-np.arange(len(population)) / _RANKS_CHOSEN)
+        number = _N_DISTURBED + _N_CHANGED
+        chosen = rng.choice(len(population), number, p=chance / chance.sum())
+        parents = [population[k] for k in chosen]
+        paths = []
+        for member in parents[:_N_DISTURBED]:
+            partial = member.partial
+            if rng.random() < 0.5:
+                partial = self._blurred(member.cells)
+            paths.append(_Path(member.target, partial, _N_STEPS, rng.choice(_DISTURBANCES)))
+        judge = self._task.judge([member.cells for member in population])
+        for member in parents[_N_DISTURBED:]:
+            partial = self._changed(judge, member, population)
+            paths.append(_Path(member.target, partial, _N_STEPS))
+        return [*paths, *(self._fresh(population[0].target) for _ in range(_N_FRESH))]
+
+    def _descended(self, paths):
+        """Targets and cells of paths, after their steps, and a source of random numbers."""
+
+        def descend(path, own_rng):
+            args = path.target, path.start, own_rng, path.n_steps, path.disturbance
+            return path.target, self._descend(*args), own_rng
+
+        return _in_threads(descend, paths, self._rng.spawn(len(paths)))
+
+    def _changed(self, judge, member, population):
+        """The most promising random change of a member."""
+        others = self._rng.integers(len(population), size=_N_PROPOSED)
+        labels = np.array([
+            self._changes.drawn(member.cells.labels, population[k].cells.labels, self._rng)
+            for k in others
+        ])  # fmt: skip
+        states = member.target.cells(labels, member.cells.leaks)
+        values = [judge(member.target, state) for state in states]
+        return self._blurred(states[np.argmin(values)])
+
+    def _surviving(self, descended, population=()):
+        """The best that differ, of a population and of cells that descended, now improved."""
+        states = self._task.target.cells(
+            np.array([partial.labels for _, partial, _ in descended]),
+            np.array([partial.leaks for _, partial, _ in descended]),
+        )
+        judge = self._task.judge([member.cells for member in population] or states)
+
+        def improve(path, cells):
+            target, partial, own_rng = path
+            cells = judge.improved(target, cells, own_rng)
+            return target.exact_at(cells), partial, cells
+
+        improved = _in_threads(improve, descended, states)
+        candidates = [(member.target, member.partial, member.cells) for member in population]
+        members = [_member(*candidate, judge) for candidate in [*candidates, *improved]]
+        best = min(members, key=lambda member: member.misfit)
+        perfected = judge.perfected(best.target, best.cells)
+        if perfected is not best.cells:
+            members.append(_member(best.target, best.partial, perfected, judge))
+        return self._best_that_differ(judge, members, max(len(population), _N_MEMBERS))
+
+    def _best_that_differ(self, judge, members, number):
+        members = sorted(members, key=lambda member: member.misfit)
+        least, kept = judge.least_apart(members[0].misfit), []
+        for member in members:
+            if all(self._apart(member, other) >= least for other in kept):
+                kept.append(member)
+        return kept[:number]
+
+    def _apart(self, one, other):
+        """Number of tetrahedra in which members differ, up to point reflection."""
+        one, other = one.cells.labels, other.cells.labels
+        return min((one != other).sum(), (one != other[self._changes.mirrored]).sum())
+
+
+def _member(target, partial, cells, judge):
+    """A member of cells, with the shares of those tetrahedra that the labels agree with."""
+    share = np.where(cells.labels == partial.labels, partial.share, cells.labels)
+    return Member(target, PartialCells(share, cells.leaks), cells, judge(target, cells))
+
+
+def _in_threads(function, *arguments):
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        return list(threads.map(function, *arguments))
