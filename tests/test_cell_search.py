@@ -17,6 +17,7 @@ from dipy_spinverse import (
     simulate,
 )
 from dipy_spinverse.bloch_torrey.partial_volume import PartialVolumeSimulator
+from dipy_spinverse.cell_search import evolution, search
 from dipy_spinverse.cell_search.bodies import Bodies, random_bodies
 from dipy_spinverse.cell_search.changes import Changes
 from dipy_spinverse.cell_search.condensed import CondensedTarget
@@ -377,6 +378,46 @@ def ball_in_a_box():
     walls = walls_of(np.linalg.norm(grid.centroids, axis=1) < 10, grid)
     acquisition = acquisition_of(10, n_b0=6)
     return grid, walls, acquisition, simulate(acquisition, grid, np.where(walls, 0.01, 100.0))
+
+
+@pytest.fixture
+def short_search(monkeypatch):
+    """A search too short to find anything, which goes through all its parts."""
+    for name, value in (("_N_LIBRARY", 40), ("_N_EXAMPLES", 40), ("_N_SEARCHED", 32)):
+        monkeypatch.setattr(search, name, value)
+    for name, value in (
+        ("_MOST_ROUNDS", 4), ("_MOST_ROUNDS_ALONE", 1), ("_N_STARTS", 2),
+        ("_N_DISTURBED", 1), ("_N_CHANGED", 1), ("_N_PROPOSED", 5), ("_N_STEPS_FIRST", 4),
+    ):  # fmt: skip
+        monkeypatch.setattr(evolution, name, value)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_search_ends_with_samples_and_repeats_by_seed(short_search, noise):
+    acquisition = acquisition_of(6, n_b0=6)
+    walls = walls_of(letter_l(GRID))
+    signals = simulate(acquisition, GRID, np.where(walls, 0.01, 100.0))
+    draws = noise * np.random.default_rng(0).standard_normal((2, len(signals)))
+    data = np.hypot(signals + draws[0], draws[1])
+    model = SpinverseModel(acquisition, grid=GRID)
+    fit, again = (model.fit(data, S0=1.0, n_samples=3) for _ in range(2))
+    np.testing.assert_array_equal(fit.wall_probability, again.wall_probability)
+    assert 0 < fit.history["iterations"].sum() <= 4
+    # Not the cells, but something that explains more than a box without walls.
+    nothing = simulate(acquisition, GRID, np.full(GRID.n_faces, 100.0))
+    assert ((fit.predict(S0=1.0) - data) ** 2).sum() < ((nothing - data) ** 2).sum() / 4
+
+
+@pytest.mark.parametrize("case", ["noise only", "one", "above one"])
+def test_search_survives_data_that_no_cells_explain(short_search, case):
+    acquisition, rng = acquisition_of(6, n_b0=6), np.random.default_rng(0)
+    data = {
+        "noise only": np.hypot(*(0.02 * rng.standard_normal((2, len(acquisition))))),
+        "one": np.ones(len(acquisition)),
+        "above one": 1 + rng.random(len(acquisition)),
+    }[case]
+    fit = SpinverseModel(acquisition, grid=GRID).fit(data, S0=1.0, n_samples=2)
+    assert fit.status != Status.CONVERGED
 
 
 @pytest.mark.slow

@@ -18,8 +18,8 @@ from dipy_spinverse.cell_search.noisy_data import NoisyData
 # Members of a population, random bodies that start it, and what each of its rounds adds.
 _N_MEMBERS, _N_STARTS = 4, 6
 _N_DISTURBED, _N_CHANGED, _N_FRESH = 3, 2, 1
-# Rounds of one population and of all together, and those in vain that end one.
-_MOST_ROUNDS_ALONE, _MOST_ROUNDS, _PATIENCE = 14, 36, 4
+# Rounds of one population and of all together.
+_MOST_ROUNDS_ALONE, _MOST_ROUNDS = 14, 36
 _RANKS_CHOSEN = 4.0
 _N_STEPS_FIRST, _N_STEPS = 10, 7
 _DISTURBANCES = (0.5, 1.0, 1.5)
@@ -79,9 +79,8 @@ class Evolution:
     def new_population(self) -> list[Member]:
         """A population that random bodies start, the best first, when rounds gain no more."""
         starts = [self._fresh(self._task.target) for _ in range(_N_STARTS)]
-        return self._evolved(
-            self._surviving(self._descended(starts)), _MOST_ROUNDS_ALONE, _PATIENCE
-        )
+        population = self._surviving(self._descended(starts))
+        return self._evolved(population, _MOST_ROUNDS_ALONE, self._task.patience)
 
     def joined(self, populations: list[list[Member]]) -> list[Member]:
         """A population of the best of several, after all rounds that are left."""
@@ -164,11 +163,13 @@ class Evolution:
         improved = _in_threads(improve, descended, states)
         candidates = [(member.target, member.partial, member.cells) for member in population]
         members = [_member(*candidate, judge) for candidate in [*candidates, *improved]]
-        best = min(members, key=lambda member: member.misfit)
-        perfected = judge.perfected(best.target, best.cells)
-        if perfected is not best.cells:
-            members.append(_member(best.target, best.partial, perfected, judge))
-        return self._best_that_differ(judge, members, max(len(population), _N_MEMBERS))
+        number = max(len(population), _N_MEMBERS)
+        known = {id(cells) for _, _, cells in candidates}
+        for member in self._best_that_differ(judge, members, number):
+            if id(member.cells) not in known:
+                cells = judge.perfected(member.target, member.cells)
+                members.append(_member(member.target, member.partial, cells, judge))
+        return self._best_that_differ(judge, members, number)
 
     def _best_that_differ(self, judge, members, number):
         members = sorted(members, key=lambda member: member.misfit)

@@ -37,8 +37,8 @@ class ExactData:
     leaks : ndarray (2,)
     """
 
-    # The best of several populations search on together.
-    populations_join = True
+    # Rounds in vain that end a population; the best of several search on together.
+    patience, populations_join = 4, True
 
     def __init__(self, complete: Target, target: Target, library, signals, leaks):
         self._complete, self.target, self._leaks = complete, target, leaks

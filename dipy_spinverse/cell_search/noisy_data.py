@@ -33,8 +33,8 @@ class NoisyData:
         The tetrahedron that each is reflected to.
     """
 
-    # Cells that different populations find may all be right.
-    populations_join = False
+    # Rounds in vain that end a population; what different ones find may all be right.
+    patience, populations_join = 3, False
 
     def __init__(self, complete: Target, target: CondensedTarget, signals, mirrored):
         self._complete, self.target = complete, target
