@@ -242,9 +242,10 @@ class SpinverseModel:
         n_workers = 1 if engine == "serial" else determine_num_processes(n_jobs)
         size = self._chunk_size(vox_per_chunk, len(chosen), n_workers)
         parts = [slice(first, first + size) for first in range(0, len(chosen), size)]
+        told = None if sigma is None and inversion.estimates_noise else noise
         results = paramap(
             fit_chunk,
-            [(signals[part], None if noise is None else noise[part]) for part in parts],
+            [(signals[part], None if told is None else told[part]) for part in parts],
             func_args=[inversion, self, posterior_of, noise_freedom, engine != "serial"],
             engine=engine,
             n_jobs=n_jobs,

@@ -408,6 +408,25 @@ def test_search_ends_with_samples_and_repeats_by_seed(short_search, noise):
     assert ((fit.predict(S0=1.0) - data) ** 2).sum() < ((nothing - data) ** 2).sum() / 4
 
 
+def test_noise_that_is_not_given_is_that_of_each_echo_time(short_search, monkeypatch):
+    acquisition = acquisition_of(6, n_b0=6)
+    assert len(acquisition.echo_times) == 3
+    signals = simulate(acquisition, GRID, np.where(walls_of(letter_l(GRID)), 0.01, 100.0))
+    sigma = np.array([0.001, 0.01, 0.02])[acquisition.te_index]
+    data = np.abs(signals + sigma * np.random.default_rng(0).standard_normal(len(sigma)))
+    seen = []
+
+    def run(self, data, sigma, rician, *args):
+        seen.append(np.unique(rician))
+        return original(self, data, sigma, rician, *args)
+
+    original = search.CellSearch.run
+    monkeypatch.setattr(search.CellSearch, "run", run)
+    SpinverseModel(acquisition, grid=GRID).fit(data, S0=1.0, n_samples=0)
+    # Six repeats of each b0 tell the noise to 30 %.
+    np.testing.assert_allclose(seen[0], [0.001, 0.01, 0.02], rtol=0.7)
+
+
 @pytest.mark.parametrize("case", ["noise only", "one", "above one"])
 def test_search_survives_data_that_no_cells_explain(short_search, case):
     acquisition, rng = acquisition_of(6, n_b0=6), np.random.default_rng(0)

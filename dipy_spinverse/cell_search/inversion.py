@@ -50,6 +50,8 @@ class CellInversion:
         self._n_samples = n_samples
 
     n_stages = 1
+    # Of each echo time, where it is not given.
+    estimates_noise = True
 
     def run(self, data: np.ndarray, sigma: np.ndarray | None) -> Reconstruction:
         """Find the cells of V voxels; arguments as :meth:`Inversion.run`."""

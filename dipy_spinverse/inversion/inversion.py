@@ -97,6 +97,9 @@ class Inversion:
     device : str
     """
 
+    # It takes one noise level of a voxel, and only uses the residual where there is none.
+    estimates_noise = False
+
     def __init__(
         self,
         acquisition: Acquisition,
