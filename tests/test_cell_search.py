@@ -24,7 +24,7 @@ from dipy_spinverse.cell_search.condensed import CondensedTarget
 from dipy_spinverse.cell_search.descent import Descent, PartialCells
 from dipy_spinverse.cell_search.labelled import LEAK_SD, Cells, Misfit, Target, at_walls, flips_of
 from dipy_spinverse.cell_search.noisy_data import most_typical
-from dipy_spinverse.cell_search.polish import polished, polished_by_pairs
+from dipy_spinverse.cell_search.polish import perfected, polished
 from dipy_spinverse.cell_search.posterior import Posterior
 from dipy_spinverse.cell_search.smoothness import Smoothness, shared_points
 from dipy_spinverse.inversion.noise import rician_mean
@@ -168,18 +168,21 @@ def test_polish_comes_closer_to_the_data_and_finds_single_wrong_tetrahedra():
 
 
 def test_pairs_of_neighbours_that_are_wrong_together_are_found():
-    labels = letter_l(GRID)
+    labels, rng = letter_l(GRID), np.random.default_rng(0)
     target = target_of(acquisition_of(20), labels, sigma=2e-5)
     first, second = GRID.face_tetrahedra.T
     at = np.isin(np.arange(len(labels)), at_walls(GRID, labels))
     hidden = np.flatnonzero(~labels[first] & ~labels[second] & (at[first] ^ at[second]))
+    exact = []
     for face in hidden[::10]:
         # One of them touches the cell, the other only the first.
         wrong = labels.copy()
         wrong[[first[face], second[face]]] = True
         start = target.cells(wrong[None], LEAKS)[0]
         misfit = Misfit([flips_of(target, wrong, LEAKS)], scale=30.0)
-        np.testing.assert_array_equal(polished_by_pairs(target, start, misfit).labels, labels)
+        exact.append((perfected(target, start, misfit, rng).labels == labels).all())
+    # Sometimes other flips explain the data nearly as well.
+    assert np.mean(exact) > 0.6
 
 
 def test_changes_move_whole_cells():

@@ -165,9 +165,9 @@ class Evolution:
         members = [_member(*candidate, judge) for candidate in [*candidates, *improved]]
         number = max(len(population), _N_MEMBERS)
         known = {id(cells) for _, _, cells in candidates}
-        for member in self._best_that_differ(judge, members, number):
-            if id(member.cells) not in known:
-                cells = judge.perfected(member.target, member.cells)
+        for rank, member in enumerate(self._best_that_differ(judge, members, number)):
+            if rank == 0 or id(member.cells) not in known:
+                cells = judge.perfected(member.target, member.cells, self._rng)
                 members.append(_member(member.target, member.partial, cells, judge))
         return self._best_that_differ(judge, members, number)
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from dipy_spinverse.cell_search.ensemble import ensemble
 from dipy_spinverse.cell_search.labelled import Cells, Misfit, Target, flips_of
-from dipy_spinverse.cell_search.polish import polished, polished_by_pairs
+from dipy_spinverse.cell_search.polish import perfected, polished
 from dipy_spinverse.cell_search.posterior import Posterior
 from dipy_spinverse.cell_search.smoothness import Smoothness
 
@@ -95,11 +95,11 @@ class WrongLabels:
         """Cells after flips that bring them closer to the data."""
         return polished(target, cells, self._misfit)
 
-    def perfected(self, target: Target, cells: Cells) -> Cells:
-        """Cells that are nearly right, after pairs of flips; others as they are."""
+    def perfected(self, target: Target, cells: Cells, rng: np.random.Generator) -> Cells:
+        """Cells that are nearly right, after more flips; others as they are."""
         if self(target, cells) > _NEAR:
             return cells
-        return polished_by_pairs(target, cells, self._misfit)
+        return perfected(target, cells, self._misfit, rng)
 
     def least_apart(self, best: float) -> int:
         """Tetrahedra in which the members of a population differ at least."""

@@ -116,8 +116,8 @@ class Improbability:
         """More probable cells."""
         return self._posterior.annealed(target, cells, rng)
 
-    def perfected(self, target: Target, cells: Cells) -> Cells:
-        """The same cells: noise hides what pairs of flips would change."""
+    def perfected(self, target: Target, cells: Cells, rng: np.random.Generator) -> Cells:
+        """The same cells: noise hides what is left."""
         return cells
 
     def least_apart(self, best: float) -> int:

@@ -1,6 +1,8 @@
-"""Flips of whole tetrahedra, alone and in pairs, that bring cells closer to data."""
+"""Flips of whole tetrahedra that bring cells closer to data."""
 
 from __future__ import annotations
+
+from itertools import product
 
 import numpy as np
 from scipy.optimize import lsq_linear
@@ -13,17 +15,22 @@ from dipy_spinverse.cell_search.labelled import (
     at_walls,
     flips_of,
 )
+from dipy_spinverse.cell_search.metropolis import walk
 
 _NUMBERS_FLIPPED = (0, 1, 2, 4, 8, 16)
 # Cost of a flip and of a leak's prior standard deviation, against the misfit.
 _FLIP_COST, _LEAK_COST, _MOST_LEAK = 0.3, 0.1, 20.0
 _MOST_ROUNDS, _LEAST_GAIN = 3, 0.95
+# Annealing: most flips of a candidate, temperatures relative to the misfit, and sweeps.
+_MOST_FLIPS, _HOTTEST, _COLDEST, _SWEEPS = (2, 3, 4, 6, 10), (0.3, 0.05), 0.02, 200
 
 
 def polished(target: Target, cells: Cells, misfit: Misfit) -> Cells:
     """Cells after flips of tetrahedra at their walls, and with the leaks that go with them."""
     value = misfit(target.residual(cells)[None])[0]
     for _ in range(_MOST_ROUNDS):
+        if value == 0:
+            break
         states = target.cells(*_flipped(target, cells, misfit))
         values = misfit(np.array([target.residual(state) for state in states]))
         best = states[values.argmin()]
@@ -35,21 +42,42 @@ def polished(target: Target, cells: Cells, misfit: Misfit) -> Cells:
     return cells
 
 
-def polished_by_pairs(target: Target, cells: Cells, misfit: Misfit) -> Cells:
-    """Cells after pairs of neighbours changed sides together, which single flips miss.
+def perfected(target: Target, cells: Cells, misfit: Misfit, rng: np.random.Generator) -> Cells:
+    """Cells that are nearly right, after flips that single ones do not lead to.
 
-    Each pair is simulated: this is for cells that are nearly right.
+    Flips are found by annealing, then pairs of neighbours are tried, each by a simulation.
     """
     value = misfit(target.residual(cells)[None])[0]
     while not target.explained_by(cells):
-        there = _best_pair(target, cells, misfit)
-        if not target.explained_by(there):
-            there = polished(target, there, misfit)
-        value_there = misfit(target.residual(there)[None])[0]
+        there, value_there = _annealed(target, cells, misfit, rng)
+        if value_there > _LEAST_GAIN * value:
+            there = _best_pair(target, cells, misfit)
+            if not target.explained_by(there):
+                there = polished(target, there, misfit)
+            value_there = misfit(target.residual(there)[None])[0]
         if value_there > _LEAST_GAIN * value:
             break
         cells, value = there, value_there
     return cells
+
+
+def _annealed(target, cells, misfit, rng):
+    """The best cells after some flips that annealing finds, and their misfit."""
+    flips = flips_of(target, cells.labels, cells.leaks)
+    changes, rest = flips.changes @ misfit.root, target.residual(cells) @ misfit.root
+    n, n_moves = len(changes), _SWEEPS * len(changes)
+    no_prior = np.zeros(len(cells.labels) + 1, np.int32), np.zeros(0, np.int32), np.zeros(0), 0.0
+    labels = np.repeat(cells.labels[None], len(_MOST_FLIPS) * len(_HOTTEST), axis=0)
+    for row, (most, hottest) in zip(labels, product(_MOST_FLIPS, _HOTTEST), strict=True):
+        temperatures = rest @ rest * np.geomspace(hottest, _COLDEST, n_moves)
+        walk(
+            np.zeros(n, dtype=bool), row, rest.copy(), changes, flips.tetrahedra, *no_prior,
+            rng.integers(n, size=n_moves), temperatures * np.log(rng.random(n_moves)), most,
+        )  # fmt: skip
+    states = target.cells(labels, cells.leaks)
+    best = states[misfit(np.array([target.residual(state) for state in states])).argmin()]
+    best = polished(target, best, misfit)
+    return best, misfit(target.residual(best)[None])[0]
 
 
 def _best_pair(target, cells, misfit):

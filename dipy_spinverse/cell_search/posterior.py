@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from dipy_spinverse.cell_search.labelled import LEAK_SD, Cells, Target, flips_of
+from dipy_spinverse.cell_search.metropolis import walk
 from dipy_spinverse.cell_search.smoothness import Smoothness
 
 # Most flips of a candidate, until the linear model is made anew.
@@ -151,38 +151,10 @@ class _LinearFlips:
         """Flips, at most so many, after Metropolis moves at some temperatures."""
         flipped, smoothness = flipped.copy(), self._posterior._smoothness
         n_moves = len(temperatures)
-        _walk(
+        walk(
             flipped, self.labels(flipped), self._rest - flipped @ self._changes,
             self._changes, self.tetrahedra, *smoothness.neighbours, smoothness.even,
             rng.integers(len(flipped), size=n_moves),
             temperatures * np.log(rng.random(n_moves)), most,
         )  # fmt: skip
         return flipped
-
-
-@njit(cache=True, nogil=True)
-def _walk(
-    flipped, labels, rest, changes, tetrahedra, first, neighbours, weights, even,
-    chosen, thresholds, most,
-):  # fmt: skip
-    """Metropolis moves, in place."""
-    number = flipped.sum()
-    for move in range(len(chosen)):
-        k = chosen[move]
-        if not flipped[k] and number >= most:
-            continue
-        tetrahedron = tetrahedra[k]
-        log_odds = even
-        for entry in range(first[tetrahedron], first[tetrahedron + 1]):
-            log_odds += weights[entry] if labels[neighbours[entry]] else -weights[entry]
-        gain = -log_odds if labels[tetrahedron] else log_odds
-        sign = -1.0 if flipped[k] else 1.0
-        for m in range(len(rest)):
-            change = sign * changes[k, m]
-            gain += change * rest[m] - 0.5 * change**2
-        if gain > thresholds[move]:
-            flipped[k] = not flipped[k]
-            number += 1 if flipped[k] else -1
-            labels[tetrahedron] = not labels[tetrahedron]
-            for m in range(len(rest)):
-                rest[m] -= sign * changes[k, m]

@@ -1,0 +1,56 @@
+"""Metropolis moves over flips of tetrahedra, whose changes of the data add up."""
+
+from __future__ import annotations
+
+from numba import njit
+
+
+@njit(cache=True, nogil=True)
+def walk(
+    flipped, labels, rest, changes, tetrahedra, first, neighbours, weights, even,
+    chosen, thresholds, most,
+):  # fmt: skip
+    """Make moves, in place.
+
+    Parameters
+    ----------
+    flipped : ndarray (m,) of bool
+        Which of the tetrahedra at the walls are flipped.
+    labels : ndarray (T,) of bool
+        With these flips.
+    rest : ndarray (M,)
+        What they leave of the residual, in units of its errors.
+    changes : ndarray (m, M)
+        Of the data, by each flip.
+    tetrahedra : ndarray (m,)
+    first, neighbours, weights : ndarray
+        Of a prior, as of `Smoothness.neighbours`.
+    even : float
+        Log odds of being inside where the neighbours do not tell.
+    chosen : ndarray (n,)
+        The flip that each move tries.
+    thresholds : ndarray (n,)
+        Gain of the log probability above which it is accepted.
+    most : int
+        Number of flips that moves may not exceed.
+    """
+    number = flipped.sum()
+    for move in range(len(chosen)):
+        k = chosen[move]
+        if not flipped[k] and number >= most:
+            continue
+        tetrahedron = tetrahedra[k]
+        log_odds = even
+        for entry in range(first[tetrahedron], first[tetrahedron + 1]):
+            log_odds += weights[entry] if labels[neighbours[entry]] else -weights[entry]
+        gain = -log_odds if labels[tetrahedron] else log_odds
+        sign = -1.0 if flipped[k] else 1.0
+        for m in range(len(rest)):
+            change = sign * changes[k, m]
+            gain += change * rest[m] - 0.5 * change**2
+        if gain > thresholds[move]:
+            flipped[k] = not flipped[k]
+            number += 1 if flipped[k] else -1
+            labels[tetrahedron] = not labels[tetrahedron]
+            for m in range(len(rest)):
+                rest[m] -= sign * changes[k, m]
