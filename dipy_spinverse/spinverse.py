@@ -188,7 +188,8 @@ class SpinverseModel:
             time.
         sigma : float or array-like (...), optional
             Standard deviation of the noise. Where not given, from repeated b0 measurements (if
-            there are enough), or else from the residual.
+            there are enough; of each echo time alone in a search for cells), or else from the
+            residual.
         free_water : bool, optional
             Also fit a fraction of free water outside the grid.
         n_samples : int, optional
