@@ -67,7 +67,8 @@ class ExactData:
         """The best cells, by all measurements, and others that explain the data."""
         found = [member.cells for population in populations for member in population]
         judge = self.judge(sorted(found, key=self.target.chi_square))
-        found.sort(key=lambda cells: judge(self.target, cells))
+        # The same labels may come with other leaks, which the judge does not see.
+        found.sort(key=lambda x: (not self.target.explained_by(x), judge(self.target, x)))
         best, samples = found[0], []
         if n_samples:
             finalists = [(self.target, cells) for cells in found[:_N_FINALISTS]]

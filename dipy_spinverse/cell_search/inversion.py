@@ -59,7 +59,9 @@ class CellInversion:
         if sigma is not None:
             noise += sigma[:, None]
         elif (estimated := noise_of_each_te(data, self._acquisition)) is not None:
-            noise, freedom = estimated, (self._acquisition.b0_per_te.sum(axis=1) - 1).sum()
+            # Repeats that differ by rounding only are without noise.
+            noise = np.where(estimated < _LEAST_SIGMA, 0.0, estimated)
+            freedom = (self._acquisition.b0_per_te.sum(axis=1) - 1).sum()
         # The matrices are small: more threads for each would only wait for each other.
         with threadpool_limits(1, user_api="blas"):
             voxels = [self._of_voxel(*voxel, freedom) for voxel in zip(data, noise, strict=True)]
