@@ -110,7 +110,8 @@ class PartialVolumeSimulator(Simulator):
         Returns
         -------
         rows : ndarray (n,)
-            Sorted indices, at most as many as `number`, in which each timing is wanted as often.
+            Sorted indices, of each timing about as many as among the first `number`: all of
+            full registers, no more than `number` but for a single register.
         """
         if number >= len(order):
             return np.sort(order)
@@ -121,7 +122,7 @@ class PartialVolumeSimulator(Simulator):
         registers = np.bincount(timing[:number], minlength=len(self.timings)) / self._lanes
         filled = np.floor(registers).astype(int)
         most_wanted = np.argsort(filled - registers)
-        filled[most_wanted[: max(number // self._lanes - filled.sum(), 1 - filled.sum())]] += 1
+        filled[most_wanted[: max(number // self._lanes, 1) - filled.sum()]] += 1
         rows = [order[timing == k][: n * self._lanes] for k, n in enumerate(filled)]
         return np.sort(np.concatenate(rows))
 

@@ -51,10 +51,7 @@ class Changes:
             k = rng.integers(len(cells))
             if rng.random() < _ACROSS:
                 cells[k] = cells[k][self.mirrored]
-            if rng.random() < _FAR:
-                cells[k] = self._moved(cells[k], rng, _FARTHER)
-            else:
-                cells[k] = self._moved(cells[k], rng)
+            cells[k] = self._moved(cells[k], rng, _FARTHER if rng.random() < _FAR else 1.0)
             return np.any(cells, axis=0)
         if kind < _MOVE_ALL:
             return np.any([self._moved(cell, rng) for cell in cells], axis=0)

@@ -43,16 +43,15 @@ class CondensedTarget(Target):
         number: int,
     ):
         self._complete = complete
-        scaled = (examples - examples.mean(axis=0)) / complete.sigma
+        mean = examples.mean(axis=0)
+        scaled = (examples - mean) / complete.sigma
         order = qr(scaled, mode="r", pivoting=True)[1]
         self._rows = rows = complete.simulator.in_full_registers(order, number)
         part = scaled[:, rows]
         system = part.T @ part + len(part) * _RIDGE**2 * np.eye(len(rows))
         # In units of the noise, from signals.
         self._slopes = np.linalg.solve(system, part.T @ scaled) / complete.sigma[rows, None]
-        self._constant = (examples.mean(axis=0) / complete.sigma) - (
-            examples[:, rows].mean(axis=0) @ self._slopes
-        )
+        self._constant = mean / complete.sigma - mean[rows] @ self._slopes
         self._root = np.linalg.cholesky(self._slopes @ self._slopes.T)
         nothing = np.zeros(len(rows))
         super().__init__(simulator_of(rows), nothing, nothing + 1, nothing)

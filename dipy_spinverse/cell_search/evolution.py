@@ -161,12 +161,11 @@ class Evolution:
             return target.exact_at(cells), partial, cells
 
         improved = _in_threads(improve, descended, states)
-        candidates = [(member.target, member.partial, member.cells) for member in population]
-        members = [_member(*candidate, judge) for candidate in [*candidates, *improved]]
+        new = [_member(*candidate, judge) for candidate in improved]
+        members = [*(_member(m.target, m.partial, m.cells, judge) for m in population), *new]
         number = max(len(population), _N_MEMBERS)
-        known = {id(cells) for _, _, cells in candidates}
         for rank, member in enumerate(self._best_that_differ(judge, members, number)):
-            if rank == 0 or id(member.cells) not in known:
+            if rank == 0 or member in new:
                 cells = judge.perfected(member.target, member.cells, self._rng)
                 members.append(_member(member.target, member.partial, cells, judge))
         return self._best_that_differ(judge, members, number)

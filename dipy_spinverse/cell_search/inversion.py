@@ -84,8 +84,8 @@ class CellInversion:
         averaged = np.bincount(self._encoding, data) / self._repeats
         rician = noise[self._te_index]
         sigma = np.hypot(rician / np.sqrt(self._repeats), _LEAST_SIGMA)
-        if rician.max() < _LEAST_SIGMA:
-            freedom = np.inf
+        if not rician.any():
+            freedom = np.inf  # the errors of the simulation are known
         found = self._search.run(averaged, sigma, rician, freedom, self._n_samples)
         fields = self._openness([found.best, *found.samples])
         return {
