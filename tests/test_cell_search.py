@@ -17,16 +17,23 @@ from dipy_spinverse import (
     simulate,
 )
 from dipy_spinverse.bloch_torrey.partial_volume import PartialVolumeSimulator
-from dipy_spinverse.cell_search import evolution, search
-from dipy_spinverse.cell_search.bodies import Bodies, random_bodies
+from dipy_spinverse.cell_search import evolution, search, separate_cells
+from dipy_spinverse.cell_search.bodies import Bodies, random_bodies, random_cell
 from dipy_spinverse.cell_search.changes import Changes
 from dipy_spinverse.cell_search.condensed import CondensedTarget
 from dipy_spinverse.cell_search.descent import Descent, PartialCells
+from dipy_spinverse.cell_search.exact_data import ExactData
 from dipy_spinverse.cell_search.labelled import LEAK_SD, Cells, Misfit, Target, at_walls, flips_of
 from dipy_spinverse.cell_search.noisy_data import most_typical
 from dipy_spinverse.cell_search.polish import perfected, polished
 from dipy_spinverse.cell_search.posterior import Posterior
-from dipy_spinverse.cell_search.smoothness import Smoothness, shared_points
+from dipy_spinverse.cell_search.separate_cells import SeparateCells
+from dipy_spinverse.cell_search.smoothness import (
+    _BY_EDGE,
+    _BY_FACE,
+    Smoothness,
+    shared_points,
+)
 from dipy_spinverse.inversion.noise import rician_mean
 from dipy_spinverse.spinverse import Status
 
@@ -210,6 +217,36 @@ def test_a_cell_may_change_to_the_other_side_of_the_box():
     assert 5 < sum(across) < 70
 
 
+@pytest.mark.parametrize("number", [2, 3])
+def test_cells_apart_are_put_together_from_single_ones(number, monkeypatch):
+    monkeypatch.setattr(separate_cells, "_N_ROUNDS", 4)
+    centres = np.array([[-5.0, -4, -3], [5, 4, -4], [-3, 4, 5]])[:number]
+    balls = np.array([np.linalg.norm(GRID.centroids - c, axis=1) < 4.5 for c in centres])
+    truth = balls.any(axis=0)
+    assert balls.sum(axis=0).max() == 1 and balls.sum(axis=1).min() > 8
+    target = target_of(acquisition_of(6), truth, sigma=1e-5)
+    nothing = np.zeros((1, len(truth)), dtype=bool)
+    alone, outside = target.simulate(balls, LEAKS), target.simulate(nothing, LEAKS)
+    effect = target.data - outside[0]
+    added_up = (alone - outside).sum(axis=0)
+    # The error is of second order in the effect, but 1.1 times it at most in shapes seen so far.
+    assert np.sqrt(((added_up - effect) ** 2).mean()) < 2 * (effect**2).mean()
+    rng = np.random.default_rng(0)
+    cells, random = (
+        np.array([draw(rng, GRID).inside(GRID.centroids) for _ in range(300)])
+        for draw in (random_cell, random_bodies)
+    )
+    signals, changes = target.simulate(cells, LEAKS), Changes(GRID)
+    task = ExactData(target, target, cells[:50], signals[:50], LEAKS)
+    found = SeparateCells(task, Descent(GRID), changes, LEAKS).found(number, cells, signals, rng)
+    assert all(changes.apart(one, two) >= 12 for one, two in itertools.combinations(found, 2))
+    found, random = (target.cells(np.array(labels), LEAKS) for labels in (found, random))
+    judge = task.judge(found)
+    found, random = (min(judge(target, state) for state in states) for states in (found, random))
+    # About half of it: they have the right number of cells, and evolved.
+    assert found < random / 1.5
+
+
 def test_the_most_typical_cells_overlap_most_with_the_others():
     labels = np.zeros((4, 10), dtype=bool)
     mirrored = np.arange(10)[::-1]
@@ -245,15 +282,8 @@ def test_smoothness_is_half_of_what_neighbours_tell_of_random_bodies():
         return (np.logaddexp(0, log_odds) - inside * log_odds).sum(), slope
 
     found = minimize(cost, np.zeros(3), jac=True).x
-    smoothness = Smoothness(grid)
-    weights = [
-        np.median(
-            smoothness.neighbours[2][shared_points(grid).data[shared_points(grid).data > 1] == k]
-        )
-        for k in (3, 2)
-    ]
     # Other bodies, on another lattice, than those of which the constants were found.
-    np.testing.assert_allclose(2 * np.array(weights), found[:2], rtol=0.25)
+    np.testing.assert_allclose(2 * np.array([_BY_FACE, _BY_EDGE]), found[:2], rtol=0.25)
 
 
 def test_smoothness_changes_by_the_odds_of_a_flip():
@@ -386,8 +416,12 @@ def ball_in_a_box():
 @pytest.fixture
 def short_search(monkeypatch):
     """A search too short to find anything, which goes through all its parts."""
-    for name, value in (("_N_LIBRARY", 40), ("_N_EXAMPLES", 40), ("_N_SEARCHED", 32)):
+    for name, value in (
+        ("_N_LIBRARY", 40), ("_N_EXAMPLES", 40), ("_N_SEARCHED", 32), ("_N_SINGLE", 60),
+    ):  # fmt: skip
         monkeypatch.setattr(search, name, value)
+    for name, value in (("_N_ROUNDS", 1), ("_N_NEW", 20)):
+        monkeypatch.setattr(separate_cells, name, value)
     for name, value in (
         ("_MOST_ROUNDS", 4), ("_MOST_ROUNDS_ALONE", 1), ("_N_STARTS", 2),
         ("_N_DISTURBED", 1), ("_N_CHANGED", 1), ("_N_PROPOSED", 5), ("_N_STEPS_FIRST", 4),

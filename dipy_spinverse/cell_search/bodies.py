@@ -71,25 +71,40 @@ def random_bodies(rng: np.random.Generator, grid: TetrahedralGrid) -> Bodies:
 
     Sizes scale with the box: radii are 0.13 to 0.3 of its half width.
     """
+    while True:
+        number = rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15])
+        bodies = _drawn(rng, grid, number, number)
+        if 0.04 < _share(bodies, grid) < 0.4:
+            return bodies
+
+
+def random_cell(rng: np.random.Generator, grid: TetrahedralGrid) -> Bodies:
+    """A body that leaves space for one or two others: of 1 to 25 % of the volume."""
+    while True:
+        body = _drawn(rng, grid, 1, rng.choice([2, 3]))
+        if 0.01 < _share(body, grid) < 0.25:
+            return body
+
+
+def _drawn(rng, grid, number, number_in_box):
     corners = grid.points_um.min(axis=0), grid.points_um.max(axis=0)
     centre, half = np.mean(corners, axis=0), np.subtract(*corners[::-1]) / 2
-    while True:
-        shapes, parts = [], []
-        n_bodies = rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15])
-        for _ in range(n_bodies):
-            shape, points = _random_body(rng, n_bodies)
-            if parts and rng.random() < _BRANCHING:
-                # A branch: from a point of the body before.
-                before = parts[-1].reshape(-1, 4)
-                points[:, :3] += (rng.choice(before[:, :3]) - centre) / half - points[0, :3]
-            points[:, :3] = centre + half * points[:, :3]
-            points[:, 3] += np.log(half.mean())
-            shapes.append(shape)
-            parts.append(points.ravel())
-        bodies = Bodies(tuple(shapes), np.concatenate(parts))
-        share = bodies.inside(grid.centroids) @ grid.volumes / grid.volume_um3
-        if 0.04 < share < 0.4:
-            return bodies
+    shapes, parts = [], []
+    for _ in range(number):
+        shape, points = _random_body(rng, number_in_box)
+        if parts and rng.random() < _BRANCHING:
+            # A branch: from a point of the body before.
+            before = parts[-1].reshape(-1, 4)
+            points[:, :3] += (rng.choice(before[:, :3]) - centre) / half - points[0, :3]
+        points[:, :3] = centre + half * points[:, :3]
+        points[:, 3] += np.log(half.mean())
+        shapes.append(shape)
+        parts.append(points.ravel())
+    return Bodies(tuple(shapes), np.concatenate(parts))
+
+
+def _share(bodies, grid):
+    return bodies.inside(grid.centroids) @ grid.volumes / grid.volume_um3
 
 
 def _random_body(rng, n_bodies):

@@ -39,6 +39,10 @@ class Changes:
         cells = [number == k for k in np.unique(number[labels])]
         return [cell for cell in cells if cell.sum() >= _LEAST_CELL] or [labels]
 
+    def apart(self, one: np.ndarray, other: np.ndarray) -> int:
+        """Number of tetrahedra in which labels (T,) differ, up to point reflection."""
+        return min((one != other).sum(), (one != other[self.mirrored]).sum())
+
     def drawn(self, labels: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Labels (T,) after one change, which may take a part of other labels (T,)."""
         cells = self.cells_of(labels)
@@ -51,10 +55,10 @@ class Changes:
             k = rng.integers(len(cells))
             if rng.random() < _ACROSS:
                 cells[k] = cells[k][self.mirrored]
-            cells[k] = self._moved(cells[k], rng, _FARTHER if rng.random() < _FAR else 1.0)
+            cells[k] = self.moved(cells[k], rng, _FARTHER if rng.random() < _FAR else 1.0)
             return np.any(cells, axis=0)
         if kind < _MOVE_ALL:
-            return np.any([self._moved(cell, rng) for cell in cells], axis=0)
+            return np.any([self.moved(cell, rng) for cell in cells], axis=0)
         if kind < _REMOVE and len(cells) > 1:
             cells.pop(rng.integers(len(cells)))
             return np.any(cells, axis=0)
@@ -67,7 +71,10 @@ class Changes:
         cells[rng.integers(len(cells))] = others[rng.integers(len(others))]
         return np.any(cells, axis=0)
 
-    def _moved(self, cell, rng, farther=1.0):
+    def moved(
+        self, cell: np.ndarray, rng: np.random.Generator, farther: float = 1.0
+    ) -> np.ndarray:
+        """Labels (T,) of a cell that is moved, turned and mirrored at random."""
         centre = self._points[cell].mean(axis=0)
         turn = Rotation.from_rotvec(_TURN * rng.standard_normal(3) * (rng.random() < 0.5))
         side = -1 if rng.random() < _MIRRORED else 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -76,10 +77,11 @@ class Evolution:
         self._bodies, self._rng = bodies, rng
         self.n_rounds = 0
 
-    def new_population(self) -> list[Member]:
-        """A population that random bodies start, the best first, when rounds gain no more."""
-        starts = [self._fresh(self._task.target) for _ in range(_N_STARTS)]
-        population = self._surviving(self._descended(starts))
+    def new_population(self, starts: list[PartialCells]) -> list[Member]:
+        """A population of starts and random bodies, the best first, when rounds gain no more."""
+        starts = [*starts[:_N_STARTS], *islice(self._bodies, max(_N_STARTS - len(starts), 0))]
+        paths = [_Path(self._task.target, start, _N_STEPS_FIRST) for start in starts]
+        population = self._surviving(self._descended(paths))
         return self._evolved(population, _MOST_ROUNDS_ALONE, self._task.patience)
 
     def joined(self, populations: list[list[Member]]) -> list[Member]:
@@ -103,9 +105,6 @@ class Evolution:
             self.n_rounds += 1
         return population
 
-    def _fresh(self, target):
-        return _Path(target, next(self._bodies), _N_STEPS_FIRST)
-
     def _blurred(self, cells):
         return PartialCells(self._descend.blurred(cells.labels), cells.leaks)
 
@@ -125,7 +124,8 @@ class Evolution:
         for member in parents[_N_DISTURBED:]:
             partial = self._changed(judge, member, population)
             paths.append(_Path(member.target, partial, _N_STEPS))
-        return [*paths, *(self._fresh(population[0].target) for _ in range(_N_FRESH))]
+        fresh = islice(self._bodies, _N_FRESH)
+        return [*paths, *(_Path(population[0].target, x, _N_STEPS_FIRST) for x in fresh)]
 
     def _descended(self, paths):
         """Targets and cells of paths, after their steps, and a source of random numbers."""
@@ -174,14 +174,10 @@ class Evolution:
         members = sorted(members, key=lambda member: member.misfit)
         least, kept = judge.least_apart(members[0].misfit), []
         for member in members:
-            if all(self._apart(member, other) >= least for other in kept):
+            labels = member.cells.labels
+            if all(self._changes.apart(labels, other.cells.labels) >= least for other in kept):
                 kept.append(member)
         return kept[:number]
-
-    def _apart(self, one, other):
-        """Number of tetrahedra in which members differ, up to point reflection."""
-        one, other = one.cells.labels, other.cells.labels
-        return min((one != other).sum(), (one != other[self._changes.mirrored]).sum())
 
 
 def _member(target, partial, cells, judge):

@@ -38,21 +38,28 @@ class ExactData:
     """
 
     # Rounds in vain that end a population; the best of several search on together.
-    patience, populations_join = 4, True
+    patience, exact = 4, True
 
     def __init__(self, complete: Target, target: Target, library, signals, leaks):
         self._complete, self.target, self._leaks = complete, target, leaks
-        scale = _BODY_ERROR / np.median(target.sigma)
-        misfit = self._misfit(target, library[:_N_TYPICAL], max(scale, 1.0))
+        misfit = self._misfit(target, library[:_N_TYPICAL], _BODY_ERROR)
         values = misfit(target.data / target.sigma - target.expected(signals))
         self.ranked_library = np.argsort(values)
 
-    def judge(self, cells: list[Cells]) -> WrongLabels:
-        """A judge of cells like some, the first of which are the best."""
+    def judge(self, cells: list[Cells], error: float | None = None) -> WrongLabels:
+        """A judge of cells like some, the first of which are the best.
+
+        Parameters
+        ----------
+        cells : list of Cells
+        error : float, optional
+            Of signals; by default, what flips leave unexplained.
+        """
         typical = cells[:_N_TYPICAL]
-        size = np.sqrt(min(self.target.chi_square(state) for state in typical))
-        labels = [state.labels for state in typical]
-        return WrongLabels(self._misfit(self.target, labels, max(_NOT_EXPLAINED * size, 1.0)))
+        if error is None:
+            size = np.sqrt(min(self.target.chi_square(state) for state in typical))
+            error = _NOT_EXPLAINED * size * np.median(self.target.sigma)
+        return WrongLabels(self._misfit(self.target, [x.labels for x in typical], error))
 
     def solved_by(self, population) -> bool:
         """Whether the best residual is no more than errors of the data."""
@@ -75,10 +82,11 @@ class ExactData:
             posterior = Posterior(Smoothness(self.target.grid), self.target, [best])
             samples = ensemble(posterior, finalists, n_samples, rng)
         best = self._complete.cells(best.labels[None], best.leaks)[0]
-        misfit = self._misfit(self._complete, [best.labels], 1.0)
+        misfit = self._misfit(self._complete, [best.labels], 0.0)
         return polished(self._complete, best, misfit), samples
 
-    def _misfit(self, target, some_labels, scale):
+    def _misfit(self, target, some_labels, error):
+        scale = max(error / np.median(target.sigma), 1.0)
         return Misfit([flips_of(target, labels, self._leaks) for labels in some_labels], scale)
 
 
@@ -86,7 +94,7 @@ class WrongLabels:
     """Judges cells by the misfit that counts wrong labels."""
 
     def __init__(self, misfit: Misfit):
-        self._misfit = misfit
+        self._misfit, self.root = misfit, misfit.root
 
     def __call__(self, target: Target, cells: Cells) -> float:
         """How far cells are off."""

@@ -109,7 +109,7 @@ class Target:
 
 def face_transmissibility(grid: TetrahedralGrid, labels, leaks) -> np.ndarray:
     """Relative transmissibilities (N, F): those of walls where labels (N, T) differ."""
-    leaks = np.asarray(leaks)
+    leaks = np.atleast_2d(leaks)
     return np.where(walls_of(grid, labels), leaks[:, :1], leaks[:, 1:])
 
 

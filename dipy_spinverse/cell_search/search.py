@@ -18,7 +18,7 @@ from scipy.linalg import qr
 from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.bloch_torrey import relative_transmissibility
 from dipy_spinverse.bloch_torrey.partial_volume import PartialVolumeSimulator
-from dipy_spinverse.cell_search.bodies import random_bodies
+from dipy_spinverse.cell_search.bodies import random_bodies, random_cell
 from dipy_spinverse.cell_search.changes import Changes
 from dipy_spinverse.cell_search.condensed import CondensedTarget
 from dipy_spinverse.cell_search.descent import Descent, PartialCells
@@ -26,6 +26,7 @@ from dipy_spinverse.cell_search.evolution import Evolution
 from dipy_spinverse.cell_search.exact_data import ExactData
 from dipy_spinverse.cell_search.labelled import Cells, Target, flips_of
 from dipy_spinverse.cell_search.noisy_data import NoisyData
+from dipy_spinverse.cell_search.separate_cells import SeparateCells
 from dipy_spinverse.grid import TetrahedralGrid
 
 # Permeabilities (um/ms) of walls and of other faces from which the search starts; both are fitted.
@@ -36,8 +37,9 @@ _N_SEARCHED, _N_BODIES_TO_CHOOSE = 64, 6
 _STEPS = 4
 # Random bodies, and those of which all measurements are simulated where there is noise.
 _N_LIBRARY, _N_EXAMPLES = 1500, 400
-# One after the other.
-_N_POPULATIONS = 3
+# Cells that populations start from, one population after the other, and single ones that are put
+# together to that number.
+_NUMBERS_OF_CELLS, _N_SINGLE = (1, 2, 3), 3000
 # Noise relative to the largest signal from which single tetrahedra are left to chance.
 _NOISY = 1 / 300
 
@@ -76,8 +78,8 @@ class CellSearch:
         self._settings = {"diffusivity": diffusivity, "dtype": "float32", "steps": _STEPS}
         self._full = PartialVolumeSimulator(acquisition, grid, **self._settings)
         self._descend, self._changes = Descent(grid), Changes(grid)
-        self._seed = np.random.SeedSequence(seed)
-        rng = np.random.default_rng(self._seed)
+        self._seed = seed
+        rng = np.random.default_rng(seed)
         bodies = [random_bodies(rng, grid) for _ in range(_N_LIBRARY)]
         self._library = np.array([body.inside(grid.centroids) for body in bodies])
 
@@ -110,12 +112,13 @@ class CellSearch:
         bodies = self._without_end(task.ranked_library)
         evolution = Evolution(task, self._descend, self._changes, bodies, rng)
         populations = []
-        for _ in range(_N_POPULATIONS):
-            populations.append(evolution.new_population())
+        for number in _NUMBERS_OF_CELLS:
+            starts = self._put_together(task, number, rng) if task.exact and number > 1 else []
+            populations.append(evolution.new_population(starts))
             if task.solved_by(populations[-1]):
                 break
         else:
-            if task.populations_join:
+            if task.exact:
                 populations.append(evolution.joined(populations))
         best, samples = task.conclusion(populations, n_samples, rng)
         return Found(best, samples, complete.explained_by(best), evolution.n_rounds)
@@ -127,6 +130,12 @@ class CellSearch:
         rows, simulator, signals = self._searched
         target = complete.of_measurements(rows, simulator)
         return ExactData(complete, target, self._library, signals, self._leaks)
+
+    def _put_together(self, task, number, rng):
+        """Cells that together explain the data nearly."""
+        cells = SeparateCells(task, self._descend, self._changes, self._leaks)
+        found = cells.found(number, *self._single_cells, rng)
+        return [PartialCells(self._descend.blurred(labels), self._leaks) for labels in found]
 
     def _simulator_of(self, rows):
         part = self._acquisition.subset(rows)
@@ -142,13 +151,22 @@ class CellSearch:
         rows = self._full.in_full_registers(order, _N_SEARCHED)
         simulator = self._simulator_of(rows)
         plain = _plain_target(simulator, len(rows))
-        return rows, simulator, plain.simulate(self._library, self._leaks[None])
+        return rows, simulator, plain.simulate(self._library, self._leaks)
+
+    @cached_property
+    def _single_cells(self):
+        """Single cells, and the signals that the search simulates of each alone."""
+        rng, simulator = np.random.default_rng((self._seed, 1)), self._searched[1]
+        cells = [random_cell(rng, self.grid) for _ in range(_N_SINGLE)]
+        labels = np.array([cell.inside(self.grid.centroids) for cell in cells])
+        plain = _plain_target(simulator, len(self._searched[0]))
+        return labels, plain.simulate(labels, self._leaks)
 
     @cached_property
     def _examples(self):
         """All signals of the first bodies of the library."""
         plain = _plain_target(self._full, len(self._acquisition))
-        return plain.simulate(self._library[:_N_EXAMPLES], self._leaks[None])
+        return plain.simulate(self._library[:_N_EXAMPLES], self._leaks)
 
     def _without_end(self, numbers):
         """Bodies of the library, as descents start from them, again and again."""
