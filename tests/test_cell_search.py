@@ -447,6 +447,14 @@ def test_search_ends_with_samples_and_repeats_by_seed(short_search, noise):
     assert ((fit.predict(S0=1.0) - data) ** 2).sum() < ((nothing - data) ** 2).sum() / 4
 
 
+def test_a_voxel_does_not_depend_on_those_before_it(short_search):
+    acquisition = acquisition_of(6)
+    signals = simulate(acquisition, GRID, np.where(walls_of(letter_l(GRID)), 0.01, 100.0))
+    model = SpinverseModel(acquisition, grid=GRID)
+    fit = model.fit(np.stack([signals, signals]), S0=1.0, n_samples=0)
+    np.testing.assert_array_equal(fit[0].permeability, fit[1].permeability)
+
+
 def test_noise_that_is_not_given_is_that_of_each_echo_time(short_search, monkeypatch):
     acquisition = acquisition_of(6, n_b0=6)
     assert len(acquisition.echo_times) == 3
