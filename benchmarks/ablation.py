@@ -3,11 +3,12 @@
 Shapes of `recovery.py`, noise-free, as there; each run may take as many rounds as the default.
 F1 of wall faces (CPU seconds).
 
-    DIPY_SPINVERSE_DATA=<folder> python benchmarks/ablation.py
+    DIPY_SPINVERSE_DATA=<folder> python benchmarks/ablation.py [--without "random changes" ...]
 """
 
 from __future__ import annotations
 
+import argparse
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,19 +18,35 @@ import numpy as np
 from recovery import all_shapes, published_protocol, recover
 
 from dipy_spinverse.cell_search import descent, evolution, labelled, polish
+from dipy_spinverse.cell_search.exact_data import WrongLabels
+from dipy_spinverse.cell_search.separate_cells import SeparateCells
 
 RESULTS = Path(__file__).parent / "results" / "ablation.md"
-SHAPES = ("007", "L 1", "cross 1")
+SHAPES = ("010", "L 1", "new several 10")
+
+
+def _as_they_are(judge, target, cells, rng):
+    return cells
+
+
+def _no_cells(self, number, cells, signals, rng):
+    return []
+
+
 ABLATIONS = {
-    "default": {},
-    "no Gauss-Newton in partial volumes": {
+    "nothing": {},
+    "Gauss-Newton in partial volumes": {
         (evolution, "_N_STEPS_FIRST"): 0, (evolution, "_N_STEPS"): 0,
     },
-    "no flips of whole tetrahedra": {(polish, "_MOST_ROUNDS"): 0},
-    "sum of squares for the misfit": {(labelled, "_WRONG_LABELS"): 0.0},
-    "no disturbances": {(evolution, "_N_DISTURBED"): 0, (evolution, "_N_CHANGED"): 5},
-    "no changes": {(evolution, "_N_DISTURBED"): 5, (evolution, "_N_CHANGED"): 0},
-    "no smoothness of the steps": {
+    "flips of whole tetrahedra": {
+        (polish, "_MOST_ROUNDS"): 0, (WrongLabels, "perfected"): _as_they_are,
+    },
+    "annealing and pairs": {(WrongLabels, "perfected"): _as_they_are},
+    "single cells put together": {(SeparateCells, "found"): _no_cells},
+    "a misfit that counts wrong tetrahedra": {(labelled, "_WRONG_LABELS"): 0.0},
+    "disturbances": {(evolution, "_N_DISTURBED"): 0, (evolution, "_N_CHANGED"): 5},
+    "random changes": {(evolution, "_N_DISTURBED"): 5, (evolution, "_N_CHANGED"): 0},
+    "smoothness of the steps": {
         (descent, "_SMOOTH_LENGTHS"): (0.01,), (descent, "_INDEPENDENT"): 0.0,
     },
 }  # fmt: skip
@@ -37,23 +54,27 @@ ABLATIONS = {
 
 def main():
     """Print the table and write it to results/."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--without", nargs="+", choices=ABLATIONS, default=list(ABLATIONS))
+    chosen = parser.parse_args().without
     warnings.filterwarnings("ignore", message="The grid is too coarse")
     acquisition = published_protocol()
     shapes = [shape for shape in all_shapes() if shape[0] in SHAPES]
     lines = [
-        "| | " + " | ".join(shape[0] for shape in shapes) + " | median F1 | CPU-s |",
+        " | ".join(["| without", *(name for name, *_ in shapes), "median F1", "median CPU-s |"]),
         "|---" * (len(shapes) + 3) + "|",
     ]
     print("\n".join(lines), flush=True)
-    for name, changes in ABLATIONS.items():
+    for name in chosen:
         with ExitStack() as stack:
-            for (module, constant), value in changes.items():
-                stack.enter_context(patch.object(module, constant, value))
+            for (owner, attribute), value in ABLATIONS[name].items():
+                stack.enter_context(patch.object(owner, attribute, value))
             rows = [recover(acquisition, grid, true, "cell search") for _, grid, true in shapes]
         cells = " | ".join(f"{row['F1']:.2f} ({row['CPU']:.0f})" for row in rows)
         f1, cpu = (np.median([row[key] for row in rows]) for key in ("F1", "CPU"))
         lines.append(f"| {name} | {cells} | {f1:.2f} | {cpu:.0f} |")
         print(lines[-1], flush=True)
+    if chosen == list(ABLATIONS):
         RESULTS.write_text(__doc__.split("\n\n")[1] + "\n\n" + "\n".join(lines) + "\n")
 
 
