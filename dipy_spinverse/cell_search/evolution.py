@@ -79,7 +79,8 @@ class Evolution:
 
     def new_population(self, starts: list[PartialCells]) -> list[Member]:
         """A population of starts and random bodies, the best first, when rounds gain no more."""
-        starts = [*starts[:_N_STARTS], *islice(self._bodies, max(_N_STARTS - len(starts), 0))]
+        starts = starts[: _N_STARTS // 2]
+        starts = [*starts, *islice(self._bodies, _N_STARTS - len(starts))]
         paths = [_Path(self._task.target, start, _N_STEPS_FIRST) for start in starts]
         population = self._surviving(self._descended(paths))
         return self._evolved(population, _MOST_ROUNDS_ALONE, self._task.patience)
