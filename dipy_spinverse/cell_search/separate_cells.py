@@ -64,10 +64,9 @@ class SeparateCells:
         cells, effects = self._on_one_side(cells), signals - self._nothing
         judge = self._judge(cells)
         for _ in range(_N_ROUNDS):
-            best = self._best(number, cells, effects, judge)
+            best, lines = self._best(number, cells, effects, judge)
             if not len(best):
                 return []
-            lines = best[self._that_differ(np.any(cells[best], axis=1))]
             judge = self._judge([self._placed(cells[chosen])[0] for chosen in lines])
             parents = cells[np.resize(lines, _N_NEW)]
             varied = np.array([self._varied(cell, rng) for cell in parents])
@@ -78,8 +77,7 @@ class SeparateCells:
             cells = np.concatenate([cells[kept], new])
             changed = self._target.simulate(new, self._leaks) - self._nothing
             effects = np.concatenate([effects[kept], changed])
-        best = self._best(number, cells, effects, judge)
-        lines = best[self._that_differ(np.any(cells[best], axis=1))]
+        lines = self._best(number, cells, effects, judge)[1]
         placed = np.array([labels for chosen in lines for labels in self._placed(cells[chosen])])
         states = self._target.cells(placed, self._leaks)
         placed = placed[np.argsort([judge(self._target, state) for state in states])]
@@ -90,7 +88,10 @@ class SeparateCells:
         return self._task.judge(typical, self._error)
 
     def _best(self, number, cells, effects, judge):
-        """Indices (n, number) of the cells that explain the data best together."""
+        """Indices (n, number) of the cells that explain the data best together.
+
+        Of all that are kept, and of the first that differ.
+        """
         weights = judge.root / self._target.sigma[:, None]
         effects, rest = effects @ weights, (self._target.data - self._nothing) @ weights
         squares, products = (effects**2).sum(axis=1), effects @ rest
@@ -110,7 +111,8 @@ class SeparateCells:
             best, first = np.unique(np.sort(best, axis=1), axis=0, return_index=True)
             values = values.min(axis=1)[first]
         best = best[np.argsort(values)][: np.isfinite(values).sum()]
-        return best[[len(self._placed(cells[chosen])) > 0 for chosen in best]]
+        best = best[[len(self._placed(cells[chosen])) > 0 for chosen in best]]
+        return best, best[self._that_differ(np.any(cells[best], axis=1))]
 
     def _that_differ(self, labels):
         """Indices of the first of labels (N, T) that differ from each other."""
