@@ -43,6 +43,16 @@ class Changes:
         """Number of tetrahedra in which labels (T,) differ, up to point reflection."""
         return min((one != other).sum(), (one != other[self.mirrored]).sum())
 
+    def that_differ(self, labels, least: int, number: int) -> list[int]:
+        """Indices of the first of labels (N, T) that differ in so many tetrahedra, or more."""
+        kept = []
+        for k, some in enumerate(labels):
+            if len(kept) == number:
+                break
+            if all(self.apart(some, labels[other]) >= least for other in kept):
+                kept.append(k)
+        return kept
+
     def drawn(self, labels: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Labels (T,) after one change, which may take a part of other labels (T,)."""
         cells = self.cells_of(labels)

@@ -173,12 +173,8 @@ class Evolution:
 
     def _best_that_differ(self, judge, members, number):
         members = sorted(members, key=lambda member: member.misfit)
-        least, kept = judge.least_apart(members[0].misfit), []
-        for member in members:
-            labels = member.cells.labels
-            if all(self._changes.apart(labels, other.cells.labels) >= least for other in kept):
-                kept.append(member)
-        return kept[:number]
+        labels, least = [m.cells.labels for m in members], judge.least_apart(members[0].misfit)
+        return [members[k] for k in self._changes.that_differ(labels, least, number)]
 
 
 def _member(target, partial, cells, judge):

@@ -46,20 +46,16 @@ class ExactData:
         values = misfit(target.data / target.sigma - target.expected(signals))
         self.ranked_library = np.argsort(values)
 
-    def judge(self, cells: list[Cells], error: float | None = None) -> WrongLabels:
-        """A judge of cells like some, the first of which are the best.
-
-        Parameters
-        ----------
-        cells : list of Cells
-        error : float, optional
-            Of signals; by default, what flips leave unexplained.
-        """
+    def judge(self, cells: list[Cells]) -> WrongLabels:
+        """A judge of cells like some, the first of which are the best."""
         typical = cells[:_N_TYPICAL]
-        if error is None:
-            size = np.sqrt(min(self.target.chi_square(state) for state in typical))
-            error = _NOT_EXPLAINED * size * np.median(self.target.sigma)
-        return WrongLabels(self._misfit(self.target, [x.labels for x in typical], error))
+        size = np.sqrt(min(self.target.chi_square(state) for state in typical))
+        error = _NOT_EXPLAINED * size * np.median(self.target.sigma)
+        return self.judge_near([state.labels for state in typical], error)
+
+    def judge_near(self, labels, error: float) -> WrongLabels:
+        """A judge of cells like the first of labels (N, T), whose signals have an error."""
+        return WrongLabels(self._misfit(self.target, labels[:_N_TYPICAL], error))
 
     def solved_by(self, population) -> bool:
         """Whether the best residual is no more than errors of the data."""
@@ -94,11 +90,16 @@ class WrongLabels:
     """Judges cells by the misfit that counts wrong labels."""
 
     def __init__(self, misfit: Misfit):
-        self._misfit, self.root = misfit, misfit.root
+        self._misfit = misfit
 
     def __call__(self, target: Target, cells: Cells) -> float:
         """How far cells are off."""
         return self._misfit(target.residual(cells)[None])[0]
+
+    @property
+    def root(self) -> np.ndarray:
+        """The misfit is the squared size of the residual times this (m, m)."""
+        return self._misfit.root
 
     def improved(self, target: Target, cells: Cells, rng: np.random.Generator) -> Cells:
         """Cells after flips that bring them closer to the data."""

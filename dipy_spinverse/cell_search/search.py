@@ -1,10 +1,11 @@
 """The search for the cells that explain a voxel: populations of shapes that descend and change.
 
-Random bodies that agree best with the data start each. In a round some of a population are
-disturbed, others are changed at random, and all of these descend: by Gauss-Newton in the shares
-of tetrahedra inside of cells (`descent`), then by flips of whole tetrahedra. The best that differ
-from each other survive, judged by a misfit that counts wrong tetrahedra (`exact_data`) or, where
-there is noise, by their probability (`noisy_data`).
+Random bodies that agree best with the data start each, beside cells that are put together from
+single ones (`separate_cells`). In a round some of a population are disturbed, others are changed
+at random, and all of these descend: by Gauss-Newton in the shares of tetrahedra inside of cells
+(`descent`), then by flips of whole tetrahedra. The best that differ from each other survive,
+judged by a misfit that counts wrong tetrahedra (`exact_data`) or, where there is noise, by their
+probability (`noisy_data`).
 """
 
 from __future__ import annotations

@@ -62,12 +62,13 @@ class SeparateCells:
         rng : Generator
         """
         cells, effects = self._on_one_side(cells), signals - self._nothing
-        judge = self._judge(cells)
+        judge = self._task.judge_near(cells, self._error)
         for _ in range(_N_ROUNDS):
             best, lines = self._best(number, cells, effects, judge)
             if not len(best):
                 return []
-            judge = self._judge([self._placed(cells[chosen])[0] for chosen in lines])
+            placed = [self._placed(cells[chosen])[0] for chosen in lines]
+            judge = self._task.judge_near(placed, self._error)
             parents = cells[np.resize(lines, _N_NEW)]
             varied = np.array([self._varied(cell, rng) for cell in parents])
             new = np.unique(self._on_one_side(varied), axis=0)
@@ -82,10 +83,6 @@ class SeparateCells:
         states = self._target.cells(placed, self._leaks)
         placed = placed[np.argsort([judge(self._target, state) for state in states])]
         return [placed[k] for k in self._that_differ(placed)]
-
-    def _judge(self, labels):
-        typical = self._target.cells(np.array(labels[:_N_LINES]), self._leaks)
-        return self._task.judge(typical, self._error)
 
     def _best(self, number, cells, effects, judge):
         """Indices (n, number) of the cells that explain the data best together.
@@ -115,12 +112,7 @@ class SeparateCells:
         return best, best[self._that_differ(np.any(cells[best], axis=1))]
 
     def _that_differ(self, labels):
-        """Indices of the first of labels (N, T) that differ from each other."""
-        kept = []
-        for k, some in enumerate(labels):
-            if all(self._changes.apart(some, labels[other]) >= _APART for other in kept):
-                kept.append(k)
-        return kept[:_N_LINES]
+        return self._changes.that_differ(labels, _APART, _N_LINES)
 
     def _placed(self, cells):
         """Labels of cells together, each but the first as it is and reflected."""
