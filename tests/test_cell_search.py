@@ -188,8 +188,8 @@ def test_pairs_of_neighbours_that_are_wrong_together_are_found():
         start = target.cells(wrong[None], LEAKS)[0]
         misfit = Misfit([flips_of(target, wrong, LEAKS)], scale=30.0)
         exact.append((perfected(target, start, misfit, rng).labels == labels).all())
-    # Sometimes other flips explain the data nearly as well.
-    assert np.mean(exact) > 0.6
+    # Other flips may explain the data nearly as well: for one of eight, with other scales.
+    assert np.mean(exact) >= 0.75
 
 
 def test_changes_move_whole_cells():

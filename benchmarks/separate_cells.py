@@ -1,0 +1,94 @@
+"""Shapes of several cells: whether the signals of their cells add up, and what that leads to.
+
+For each shape of `recovery.py` with two or three cells: root mean square of what its walls change
+in the signals (relative to the initial magnetisation), error of the changes of single cells added
+up, the same relative to the mean square of the change, and the least number of wrong tetrahedra
+(modulo point reflection) among the cells put together with the right number, from which the second
+or third population starts. The search is prepared as in a fit; nothing descends here.
+
+    DIPY_SPINVERSE_DATA=<folder> python benchmarks/separate_cells.py
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from noisy_cells import enclosed
+from recovery import OPEN, WALL, all_shapes, published_protocol
+from threadpoolctl import threadpool_limits
+
+from dipy_spinverse import simulate
+from dipy_spinverse.bloch_torrey import unique_encodings
+from dipy_spinverse.cell_search.changes import Changes
+from dipy_spinverse.cell_search.search import CellSearch
+from dipy_spinverse.cell_search.separate_cells import SeparateCells
+
+RESULTS = Path(__file__).parent / "results" / "separate_cells.md"
+SEVERAL = ("new several", "sphere and rod", "two blocks", "three spheres")
+# Of SpinverseModel, um^2/ms.
+DIFFUSIVITY = 2.0
+
+
+class _Stop(Exception):
+    """Ends a search after the population that matters has its starts."""
+
+
+def put_together(search, data, number):
+    """Labels (T,) of the cells put together to a number, as a search finds them for data (M,)."""
+    found, original = [], SeparateCells.found
+
+    def record(self, wanted, *args):
+        labels = original(self, wanted, *args)
+        if wanted == number:
+            found.extend(labels)
+            raise _Stop
+        return labels
+
+    SeparateCells.found = record
+    try:
+        nothing = np.zeros(len(data))
+        search.run(data, nothing + 1.5e-5, nothing, np.inf, 0)
+    except _Stop:
+        pass
+    finally:
+        SeparateCells.found = original
+    return found
+
+
+def main():
+    """Print the table and write it to results/."""
+    warnings.filterwarnings("ignore", message="The grid is too coarse")
+    acquisition = published_protocol()
+    acquisition = acquisition.subset(unique_encodings(acquisition)[0])
+    lines = [
+        "| shape | cells | change | error added up | error / change^2 | least wrong |",
+        "|---|---|---|---|---|---|",
+    ]
+    print("\n".join(lines), flush=True)
+    for name, grid, walls in all_shapes():
+        if not name.startswith(SEVERAL):
+            continue
+        changes, inside = Changes(grid), enclosed(grid, walls)
+        cells = changes.cells_of(inside)
+        first, second = grid.face_tetrahedra.T
+        labels = np.array([np.zeros_like(inside), inside, *cells])
+        faces = np.where(labels[:, first] != labels[:, second], WALL, OPEN)
+        nothing, data, *alone = (simulate(acquisition, grid, row) for row in faces)
+        change = np.sqrt(((data - nothing) ** 2).mean())
+        error = np.sqrt(((data - nothing - np.sum(np.array(alone) - nothing, axis=0)) ** 2).mean())
+        search = CellSearch(acquisition, grid, diffusivity=DIFFUSIVITY, seed=0)
+        with threadpool_limits(1, user_api="blas"):
+            found = put_together(search, data, len(cells))
+        least = min((changes.apart(x, inside) for x in found), default=None)
+        lines.append(
+            f"| {name} | {len(cells)} | {change:.1e} | {error:.1e} | {error / change**2:.1f} "
+            f"| {'solved before' if least is None else least} |"
+        )
+        print(lines[-1], flush=True)
+    RESULTS.write_text(__doc__.split("\n\n")[1] + "\n\n" + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
