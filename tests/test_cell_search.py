@@ -237,7 +237,7 @@ def test_cells_apart_are_put_together_from_single_ones(number, monkeypatch):
         for draw in (random_cell, random_bodies)
     )
     signals, changes = target.simulate(cells, LEAKS), Changes(GRID)
-    task = ExactData(target, target, cells[:50], signals[:50], LEAKS)
+    task = ExactData(target, target, target, cells[:50], signals[:50], LEAKS)
     found = SeparateCells(task, Descent(GRID), changes, LEAKS).found(number, cells, signals, rng)
     assert all(changes.apart(one, two) >= 12 for one, two in itertools.combinations(found, 2))
     found, random = (target.cells(np.array(labels), LEAKS) for labels in (found, random))
@@ -417,7 +417,8 @@ def ball_in_a_box():
 def short_search(monkeypatch):
     """A search too short to find anything, which goes through all its parts."""
     for name, value in (
-        ("_N_LIBRARY", 40), ("_N_EXAMPLES", 40), ("_N_SEARCHED", 32), ("_N_SINGLE", 60),
+        ("_N_LIBRARY", 40), ("_N_EXAMPLES", 40), ("_N_SURVEYED", 32), ("_N_SEARCHED", 32),
+        ("_N_SINGLE", 60),
     ):  # fmt: skip
         monkeypatch.setattr(search, name, value)
     for name, value in (("_N_ROUNDS", 1), ("_N_NEW", 20)):

@@ -17,7 +17,7 @@ _BODY_ERROR = 1e-4
 _NOT_EXPLAINED, _N_TYPICAL = 0.3, 3
 # Tetrahedra in which the members of a population differ: as long as its best has a misfit above
 # this, and then.
-_NEAR, _FAR_APART, _APART = 1.0, 12, 3
+_NEAR, _FAR_APART, _APART = 2.0, 12, 3
 _N_FINALISTS = 3
 # Of the mean squared residual, relative to it, that a round should bring.
 _LEAST_GAIN = 0.1
@@ -28,22 +28,24 @@ class ExactData:
 
     Parameters
     ----------
-    complete, target : Target
-        With all measurements, and with those that serve the search.
+    complete, target, survey : Target
+        With all measurements, with those that serve the search, and with those that serve to
+        judge many cells before it.
     library : ndarray (N, T) of bool
         Labels of random bodies.
     signals : ndarray (N, m)
-        Of the library, as `target` measures.
+        Of the library, as `survey` measures.
     leaks : ndarray (2,)
     """
 
     # Rounds in vain that end a population; the best of several search on together.
     patience, exact = 4, True
 
-    def __init__(self, complete: Target, target: Target, library, signals, leaks):
-        self._complete, self.target, self._leaks = complete, target, leaks
-        misfit = self._misfit(target, library[:_N_TYPICAL], _BODY_ERROR)
-        values = misfit(target.data / target.sigma - target.expected(signals))
+    def __init__(self, complete: Target, target: Target, survey: Target, library, signals, leaks):
+        self._complete, self.target, self.survey = complete, target, survey
+        self._leaks = leaks
+        misfit = self._misfit(survey, library[:_N_TYPICAL], _BODY_ERROR)
+        values = misfit(survey.data / survey.sigma - survey.expected(signals))
         self.ranked_library = np.argsort(values)
 
     def judge(self, cells: list[Cells]) -> WrongLabels:
@@ -51,11 +53,11 @@ class ExactData:
         typical = cells[:_N_TYPICAL]
         size = np.sqrt(min(self.target.chi_square(state) for state in typical))
         error = _NOT_EXPLAINED * size * np.median(self.target.sigma)
-        return self.judge_near([state.labels for state in typical], error)
+        return WrongLabels(self._misfit(self.target, [state.labels for state in typical], error))
 
-    def judge_near(self, labels, error: float) -> WrongLabels:
+    def surveyor(self, labels, error: float) -> WrongLabels:
         """A judge of cells like the first of labels (N, T), whose signals have an error."""
-        return WrongLabels(self._misfit(self.target, labels[:_N_TYPICAL], error))
+        return WrongLabels(self._misfit(self.survey, labels[:_N_TYPICAL], error))
 
     def solved_by(self, population) -> bool:
         """Whether the best residual is no more than errors of the data."""

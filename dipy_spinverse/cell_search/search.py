@@ -32,9 +32,10 @@ from dipy_spinverse.grid import TetrahedralGrid
 
 # Permeabilities (um/ms) of walls and of other faces from which the search starts; both are fitted.
 _START_PERMEABILITIES = (0.01, 100.0)
-# Measurements that the search simulates, a multiple of a register of the compiled sweep, and the
+# Measurements that are simulated of many random bodies and cells, and in the search: multiples of
+# a register of the compiled sweep. In data without noise 64 leave minima where 128 do not. And the
 # random bodies whose sensitivities choose them.
-_N_SEARCHED, _N_BODIES_TO_CHOOSE = 64, 6
+_N_SURVEYED, _N_SEARCHED, _N_BODIES_TO_CHOOSE = 64, 128, 6
 _STEPS = 4
 # Random bodies, and those of which all measurements are simulated where there is noise.
 _N_LIBRARY, _N_EXAMPLES = 1500, 400
@@ -126,11 +127,11 @@ class CellSearch:
 
     def _task(self, complete):
         if np.median(complete.rician) > _NOISY * complete.data.max():
-            target = CondensedTarget(complete, self._simulator_of, self._examples, _N_SEARCHED)
+            target = CondensedTarget(complete, self._simulator_of, self._examples, _N_SURVEYED)
             return NoisyData(complete, target, self._examples, self._changes.mirrored)
-        rows, simulator, signals = self._searched
-        target = complete.of_measurements(rows, simulator)
-        return ExactData(complete, target, self._library, signals, self._leaks)
+        survey, target = (complete.of_measurements(*part) for part in self._parts)
+        library = self._library, self._library_signals
+        return ExactData(complete, target, survey, *library, self._leaks)
 
     def _put_together(self, task, number, rng):
         """Cells that together explain the data nearly."""
@@ -143,25 +144,31 @@ class CellSearch:
         return PartialVolumeSimulator(part, self.grid, **self._settings)
 
     @cached_property
-    def _searched(self):
-        """The measurements that tell most about walls, their simulator, and of the library."""
+    def _parts(self):
+        """Rows and simulators of the measurements that tell most about walls."""
         plain = _plain_target(self._full, len(self._acquisition))
         some = [flips_of(plain, x, self._leaks) for x in self._library[:_N_BODIES_TO_CHOOSE]]
         changes = np.concatenate([flips.changes for flips in some])
         order = qr(changes.T @ changes, mode="r", pivoting=True)[1]
-        rows = self._full.in_full_registers(order, _N_SEARCHED)
-        simulator = self._simulator_of(rows)
-        plain = _plain_target(simulator, len(rows))
-        return rows, simulator, plain.simulate(self._library, self._leaks)
+        numbers = _N_SURVEYED, _N_SEARCHED
+        rows = [self._full.in_full_registers(order, number) for number in numbers]
+        return [(some, self._simulator_of(some)) for some in rows]
+
+    @cached_property
+    def _library_signals(self):
+        return self._surveyed(self._library)
 
     @cached_property
     def _single_cells(self):
-        """Single cells, and the signals that the search simulates of each alone."""
-        rng, simulator = np.random.default_rng((self._seed, 1)), self._searched[1]
+        """Single cells, and the signals that a survey simulates of each alone."""
+        rng = np.random.default_rng((self._seed, 1))
         cells = [random_cell(rng, self.grid) for _ in range(_N_SINGLE)]
         labels = np.array([cell.inside(self.grid.centroids) for cell in cells])
-        plain = _plain_target(simulator, len(self._searched[0]))
-        return labels, plain.simulate(labels, self._leaks)
+        return labels, self._surveyed(labels)
+
+    def _surveyed(self, labels):
+        rows, simulator = self._parts[0]
+        return _plain_target(simulator, len(rows)).simulate(labels, self._leaks)
 
     @cached_property
     def _examples(self):

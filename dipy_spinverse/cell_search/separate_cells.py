@@ -38,7 +38,7 @@ class SeparateCells:
     """
 
     def __init__(self, task: ExactData, descend: Descent, changes: Changes, leaks: np.ndarray):
-        self._task, self._target, self._leaks = task, task.target, leaks
+        self._task, self._target, self._leaks = task, task.survey, leaks
         self._descend, self._changes = descend, changes
         grid = self._target.grid
         nothing = np.zeros((1, grid.n_tetrahedra), dtype=bool)
@@ -62,13 +62,13 @@ class SeparateCells:
         rng : Generator
         """
         cells, effects = self._on_one_side(cells), signals - self._nothing
-        judge = self._task.judge_near(cells, self._error)
+        judge = self._task.surveyor(cells, self._error)
         for _ in range(_N_ROUNDS):
             best, lines = self._best(number, cells, effects, judge)
             if not len(best):
                 return []
             placed = [self._placed(cells[chosen])[0] for chosen in lines]
-            judge = self._task.judge_near(placed, self._error)
+            judge = self._task.surveyor(placed, self._error)
             parents = cells[np.resize(lines, _N_NEW)]
             varied = np.array([self._varied(cell, rng) for cell in parents])
             new = np.unique(self._on_one_side(varied), axis=0)
