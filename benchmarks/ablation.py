@@ -17,12 +17,12 @@ from unittest.mock import patch
 import numpy as np
 from recovery import all_shapes, published_protocol, recover
 
-from dipy_spinverse.cell_search import descent, evolution, labelled, polish
+from dipy_spinverse.cell_search import descent, evolution, labelled, polish, search
 from dipy_spinverse.cell_search.exact_data import WrongLabels
 from dipy_spinverse.cell_search.separate_cells import SeparateCells
 
 RESULTS = Path(__file__).parent / "results" / "ablation.md"
-SHAPES = ("010", "L 1", "new several 10")
+SHAPES = ("new bent axon 1", "plate 1", "new several 10")
 
 
 def _as_they_are(judge, target, cells, rng):
@@ -35,6 +35,7 @@ def _no_cells(self, number, cells, signals, rng):
 
 ABLATIONS = {
     "nothing": {},
+    "half of the measurements": {(search, "_N_SEARCHED"): 64},
     "Gauss-Newton in partial volumes": {
         (evolution, "_N_STEPS_FIRST"): 0, (evolution, "_N_STEPS"): 0,
     },
