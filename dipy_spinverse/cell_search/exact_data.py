@@ -15,9 +15,9 @@ _BODY_ERROR = 1e-4
 # Error of what flips of single tetrahedra do not explain, relative to the residual, and the
 # number of cells whose flips stand for those of all.
 _NOT_EXPLAINED, _N_TYPICAL = 0.3, 3
-# Tetrahedra in which the members of a population differ: as long as its best has a misfit above
-# this, and then.
-_NEAR, _FAR_APART, _APART = 2.0, 12, 3
+# Tetrahedra in which the members of a population differ: as long as its best has a misfit per
+# measurement above this, and then.
+_NEAR, _FAR_APART, _APART = 1 / 64, 12, 3
 _N_FINALISTS = 3
 # Of the mean squared residual, relative to it, that a round should bring.
 _LEAST_GAIN = 0.1
@@ -109,10 +109,13 @@ class WrongLabels:
 
     def perfected(self, target: Target, cells: Cells, rng: np.random.Generator) -> Cells:
         """Cells that are nearly right, after more flips; others as they are."""
-        if self(target, cells) > _NEAR:
+        if not self._near(self(target, cells)):
             return cells
         return perfected(target, cells, self._misfit, rng)
 
     def least_apart(self, best: float) -> int:
         """Tetrahedra in which the members of a population differ at least."""
-        return _FAR_APART if best > _NEAR else _APART
+        return _APART if self._near(best) else _FAR_APART
+
+    def _near(self, misfit):
+        return misfit <= _NEAR * len(self.root)

@@ -33,8 +33,8 @@ from dipy_spinverse.grid import TetrahedralGrid
 # Permeabilities (um/ms) of walls and of other faces from which the search starts; both are fitted.
 _START_PERMEABILITIES = (0.01, 100.0)
 # Measurements that are simulated of many random bodies and cells, and in the search: multiples of
-# a register of the compiled sweep. In data without noise 64 leave minima where 128 do not. And the
-# random bodies whose sensitivities choose them.
+# a register of the compiled sweep. 64 determine half of the flips at walls, 128 most of them. And
+# the random bodies whose sensitivities choose them.
 _N_SURVEYED, _N_SEARCHED, _N_BODIES_TO_CHOOSE = 64, 128, 6
 _STEPS = 4
 # Random bodies, and those of which all measurements are simulated where there is noise.
@@ -130,8 +130,8 @@ class CellSearch:
             target = CondensedTarget(complete, self._simulator_of, self._examples, _N_SURVEYED)
             return NoisyData(complete, target, self._examples, self._changes.mirrored)
         survey, target = (complete.of_measurements(*part) for part in self._parts)
-        library = self._library, self._library_signals
-        return ExactData(complete, target, survey, *library, self._leaks)
+        signals = self._library_signals
+        return ExactData(complete, target, survey, self._library, signals, self._leaks)
 
     def _put_together(self, task, number, rng):
         """Cells that together explain the data nearly."""
@@ -152,7 +152,7 @@ class CellSearch:
         order = qr(changes.T @ changes, mode="r", pivoting=True)[1]
         numbers = _N_SURVEYED, _N_SEARCHED
         rows = [self._full.in_full_registers(order, number) for number in numbers]
-        return [(some, self._simulator_of(some)) for some in rows]
+        return [(part, self._simulator_of(part)) for part in rows]
 
     @cached_property
     def _library_signals(self):
