@@ -35,6 +35,12 @@ ERROR, N_STARTS, N_STEPS = 1.5e-5, 24, 10
 DIFFUSIVITY = 2.0
 
 
+def searched_protocol():
+    """The published protocol without repeats, as a search takes it."""
+    acquisition = published_protocol()
+    return acquisition.subset(unique_encodings(acquisition)[0])
+
+
 def targets(acquisition, grid, walls, number):
     """A search with some of the measurements, and what it compares data with."""
     with patch.object(search, "_N_SEARCHED", number):
@@ -72,8 +78,7 @@ def descended(cells, target, inside):
 def main():
     """Print the table and write it to results/."""
     warnings.filterwarnings("ignore", message="The grid is too coarse")
-    acquisition = published_protocol()
-    acquisition = acquisition.subset(unique_encodings(acquisition)[0])
+    acquisition = searched_protocol()
     lines = [
         "| shape | measurements | flips determined | wrong: starts (median) | ends | CPU-s |",
         "|---|---|---|---|---|---|",

@@ -3,8 +3,8 @@
 For each shape of `recovery.py` with two or three cells: root mean square of what its walls change
 in the signals (relative to the initial magnetisation), error of the changes of single cells added
 up, the same relative to the mean square of the change, and the least number of wrong tetrahedra
-(modulo point reflection) among the cells put together with the right number, from which the second
-or third population starts. The search is prepared as in a fit; nothing descends here.
+(modulo point reflection) among the cells put together with the right number. The search is
+prepared as in a fit; nothing descends here.
 
     DIPY_SPINVERSE_DATA=<folder> python benchmarks/separate_cells.py
 """
@@ -15,53 +15,34 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from measurements_searched import DIFFUSIVITY, ERROR, searched_protocol
 from noisy_cells import enclosed
-from recovery import OPEN, WALL, all_shapes, published_protocol
+from recovery import OPEN, WALL, all_shapes
 from threadpoolctl import threadpool_limits
 
 from dipy_spinverse import simulate
-from dipy_spinverse.bloch_torrey import unique_encodings
 from dipy_spinverse.cell_search.changes import Changes
+from dipy_spinverse.cell_search.labelled import Target
 from dipy_spinverse.cell_search.search import CellSearch
 from dipy_spinverse.cell_search.separate_cells import SeparateCells
 
 RESULTS = Path(__file__).parent / "results" / "separate_cells.md"
 SEVERAL = ("new several", "sphere and rod", "two blocks", "three spheres")
-# Of SpinverseModel, um^2/ms.
-DIFFUSIVITY = 2.0
 
 
-class _Stop(Exception):
-    """Ends a search after the population that matters has its starts."""
-
-
-def put_together(search, data, number):
-    """Labels (T,) of the cells put together to a number, as a search finds them for data (M,)."""
-    found, original = [], SeparateCells.found
-
-    def record(self, wanted, *args):
-        labels = original(self, wanted, *args)
-        if wanted == number:
-            found.extend(labels)
-            raise _Stop
-        return labels
-
-    SeparateCells.found = record
-    try:
-        nothing = np.zeros(len(data))
-        search.run(data, nothing + 1.5e-5, nothing, np.inf, 0)
-    except _Stop:
-        pass
-    finally:
-        SeparateCells.found = original
-    return found
+def put_together(acquisition, grid, data, number):
+    """Labels (T,) of the cells put together to a number, for data (M,)."""
+    search = CellSearch(acquisition, grid, diffusivity=DIFFUSIVITY, seed=0)
+    nothing, rng = np.zeros(len(data)), np.random.default_rng(0)
+    task = search._task(Target(search._full, data, nothing + ERROR, nothing))
+    cells = SeparateCells(task, search._descend, search._changes, search._leaks)
+    return cells.found(number, *search._single_cells, rng)
 
 
 def main():
     """Print the table and write it to results/."""
     warnings.filterwarnings("ignore", message="The grid is too coarse")
-    acquisition = published_protocol()
-    acquisition = acquisition.subset(unique_encodings(acquisition)[0])
+    acquisition = searched_protocol()
     lines = [
         "| shape | cells | change | error added up | error / change^2 | least wrong |",
         "|---|---|---|---|---|---|",
@@ -78,13 +59,12 @@ def main():
         nothing, data, *alone = (simulate(acquisition, grid, row) for row in faces)
         change = np.sqrt(((data - nothing) ** 2).mean())
         error = np.sqrt(((data - nothing - np.sum(np.array(alone) - nothing, axis=0)) ** 2).mean())
-        search = CellSearch(acquisition, grid, diffusivity=DIFFUSIVITY, seed=0)
         with threadpool_limits(1, user_api="blas"):
-            found = put_together(search, data, len(cells))
-        least = min((changes.apart(x, inside) for x in found), default=None)
+            found = put_together(acquisition, grid, data, len(cells))
+        least = min(changes.apart(labels, inside) for labels in found)
         lines.append(
             f"| {name} | {len(cells)} | {change:.1e} | {error:.1e} | {error / change**2:.1f} "
-            f"| {'solved before' if least is None else least} |"
+            f"| {least} |"
         )
         print(lines[-1], flush=True)
     RESULTS.write_text(__doc__.split("\n\n")[1] + "\n\n" + "\n".join(lines) + "\n")
