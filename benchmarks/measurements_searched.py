@@ -45,7 +45,7 @@ def targets(acquisition, grid, walls, number):
     """A search with some of the measurements, and what it compares data with."""
     with patch.object(search, "_N_SEARCHED", number):
         cells = search.CellSearch(acquisition, grid, diffusivity=DIFFUSIVITY, seed=0)
-        rows, simulator = cells._parts[1]
+        rows, simulator = cells._part
     data = simulate(acquisition, grid, np.where(walls, WALL, OPEN))
     nothing = np.zeros(len(data))
     complete = Target(cells._full, data, nothing + ERROR, nothing)

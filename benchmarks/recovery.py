@@ -1,6 +1,6 @@
 """Recovery of the published shapes: noise-free, absorbing box, published protocol.
 
-Each of the 14 published shapes, of 12 more of their family, and of 22 outside of any parametric
+Each of the 14 published shapes, of 18 more of their family, and of 22 outside of any parametric
 family (`shapes.py`) is simulated on its own grid and inverted on the same (one discretisation on
 both sides, as in the published task; the signals to be inverted are simulated in float64 with
 finer time steps). Runs: the default (cell search), Gauss-Newton over all faces, and the Adam

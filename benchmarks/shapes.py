@@ -42,10 +42,10 @@ def _drawn(draw, points, seed):
 
 
 def published_family(seed: int = 1) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and labels (T,) of 12 shapes like the published ones, of 4 to 40 % of the box."""
+    """Names and labels (T,) of 18 shapes like the published ones, of 4 to 40 % of the box."""
     points = published_grid().centroids
     draws = [_bent_axon] * 4 + [_cylinder] * 2 + [_one_sphere] + [_torus] * 2
-    draws += [_several] * 3
+    draws += [_several] * 9
     for number, draw in enumerate(draws):
         labels = _drawn(draw, points, (seed, number))
         yield f"new {draw.__name__[1:].replace('_', ' ')} {number + 1}", labels

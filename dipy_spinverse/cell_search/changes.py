@@ -92,3 +92,10 @@ class Changes:
         before = centre + side * turn.apply(self._points - centre - move)
         moved = cell[self._tree.query(before)[1]]
         return moved if moved.any() else cell
+
+    def moved_to(self, points: np.ndarray, cell: np.ndarray) -> np.ndarray:
+        """Labels (P, T) of a cell moved as a whole, to points (P, 3) from that nearest to it."""
+        middle, known = self._points[cell].mean(axis=0), self._grid.points_um
+        nearest = known[np.linalg.norm(known - middle, axis=1).argmin()]
+        distance, before = self._tree.query(self._points - (points - nearest)[:, None])
+        return cell[before] & (distance < 0.5 * self._step)

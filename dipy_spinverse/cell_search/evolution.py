@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-import torch
 
 from dipy_spinverse.cell_search.changes import Changes
 from dipy_spinverse.cell_search.descent import Descent, PartialCells
 from dipy_spinverse.cell_search.exact_data import ExactData
+from dipy_spinverse.cell_search.in_threads import in_threads
 from dipy_spinverse.cell_search.labelled import Cells, Target
 from dipy_spinverse.cell_search.noisy_data import NoisyData
 
@@ -135,7 +134,7 @@ class Evolution:
             args = path.target, path.start, own_rng, path.n_steps, path.disturbance
             return path.target, self._descend(*args), own_rng
 
-        return _in_threads(descend, paths, self._rng.spawn(len(paths)))
+        return in_threads(descend, paths, self._rng.spawn(len(paths)))
 
     def _changed(self, judge, member, population):
         """The most promising random change of a member."""
@@ -161,7 +160,7 @@ class Evolution:
             cells = judge.improved(target, cells, own_rng)
             return target.exact_at(cells), partial, cells
 
-        improved = _in_threads(improve, descended, states)
+        improved = in_threads(improve, descended, states)
         new = [_member(*candidate, judge) for candidate in improved]
         members = [*(_member(m.target, m.partial, m.cells, judge) for m in population), *new]
         number = max(len(population), _N_MEMBERS)
@@ -181,8 +180,3 @@ def _member(target, partial, cells, judge):
     """A member of cells, with the shares of those tetrahedra that the labels agree with."""
     share = np.where(cells.labels == partial.labels, partial.share, cells.labels)
     return Member(target, PartialCells(share, cells.leaks), cells, judge(target, cells))
-
-
-def _in_threads(function, *arguments):
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        return list(threads.map(function, *arguments))

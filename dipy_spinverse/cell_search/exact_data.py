@@ -28,24 +28,23 @@ class ExactData:
 
     Parameters
     ----------
-    complete, target, survey : Target
-        With all measurements, with those that serve the search, and with those that serve to
-        judge many cells before it.
+    complete, target : Target
+        With all measurements, and with those that serve the search.
     library : ndarray (N, T) of bool
         Labels of random bodies.
     signals : ndarray (N, m)
-        Of the library, as `survey` measures.
+        Of the library, as `target` measures.
     leaks : ndarray (2,)
     """
 
     # Rounds in vain that end a population; the best of several search on together.
     patience, exact = 4, True
 
-    def __init__(self, complete: Target, target: Target, survey: Target, library, signals, leaks):
-        self._complete, self.target, self.survey = complete, target, survey
+    def __init__(self, complete: Target, target: Target, library, signals, leaks):
+        self._complete, self.target = complete, target
         self._leaks = leaks
-        misfit = self._misfit(survey, library[:_N_TYPICAL], _BODY_ERROR)
-        values = misfit(survey.data / survey.sigma - survey.expected(signals))
+        misfit = self._misfit(target, library[:_N_TYPICAL], _BODY_ERROR)
+        values = misfit(target.data / target.sigma - target.expected(signals))
         self.ranked_library = np.argsort(values)
 
     def judge(self, cells: list[Cells]) -> WrongLabels:
@@ -53,11 +52,11 @@ class ExactData:
         typical = cells[:_N_TYPICAL]
         size = np.sqrt(min(self.target.chi_square(state) for state in typical))
         error = _NOT_EXPLAINED * size * np.median(self.target.sigma)
-        return WrongLabels(self._misfit(self.target, [state.labels for state in typical], error))
+        return self.judge_with_error([state.labels for state in typical], error)
 
-    def surveyor(self, labels, error: float) -> WrongLabels:
+    def judge_with_error(self, labels, error: float) -> WrongLabels:
         """A judge of cells like the first of labels (N, T), whose signals have an error."""
-        return WrongLabels(self._misfit(self.survey, labels[:_N_TYPICAL], error))
+        return WrongLabels(self._misfit(self.target, labels[:_N_TYPICAL], error))
 
     def solved_by(self, population) -> bool:
         """Whether the best residual is no more than errors of the data."""

@@ -32,10 +32,10 @@ from dipy_spinverse.grid import TetrahedralGrid
 
 # Permeabilities (um/ms) of walls and of other faces from which the search starts; both are fitted.
 _START_PERMEABILITIES = (0.01, 100.0)
-# Measurements that are simulated of many random bodies and cells, and in the search: multiples of
-# a register of the compiled sweep. 64 determine half of the flips at walls, 128 most of them. And
-# the random bodies whose sensitivities choose them.
-_N_SURVEYED, _N_SEARCHED, _N_BODIES_TO_CHOOSE = 64, 128, 6
+# Measurements that are simulated in the search, where there is noise and where there is none:
+# multiples of a register of the compiled sweep. 64 determine half of the flips at walls, 128 most
+# of them. And the random bodies whose sensitivities choose them.
+_N_CONDENSED, _N_SEARCHED, _N_BODIES_TO_CHOOSE = 64, 128, 6
 _STEPS = 4
 # Random bodies, and those of which all measurements are simulated where there is noise.
 _N_LIBRARY, _N_EXAMPLES = 1500, 400
@@ -127,11 +127,11 @@ class CellSearch:
 
     def _task(self, complete):
         if np.median(complete.rician) > _NOISY * complete.data.max():
-            target = CondensedTarget(complete, self._simulator_of, self._examples, _N_SURVEYED)
+            target = CondensedTarget(complete, self._simulator_of, self._examples, _N_CONDENSED)
             return NoisyData(complete, target, self._examples, self._changes.mirrored)
-        survey, target = (complete.of_measurements(*part) for part in self._parts)
+        target = complete.of_measurements(*self._part)
         signals = self._library_signals
-        return ExactData(complete, target, survey, self._library, signals, self._leaks)
+        return ExactData(complete, target, self._library, signals, self._leaks)
 
     def _put_together(self, task, number, rng):
         """Cells that together explain the data nearly."""
@@ -144,30 +144,29 @@ class CellSearch:
         return PartialVolumeSimulator(part, self.grid, **self._settings)
 
     @cached_property
-    def _parts(self):
-        """Rows and simulators of the measurements that tell most about walls."""
+    def _part(self):
+        """Rows and simulator of the measurements that tell most about walls."""
         plain = _plain_target(self._full, len(self._acquisition))
         some = [flips_of(plain, x, self._leaks) for x in self._library[:_N_BODIES_TO_CHOOSE]]
         changes = np.concatenate([flips.changes for flips in some])
         order = qr(changes.T @ changes, mode="r", pivoting=True)[1]
-        numbers = _N_SURVEYED, _N_SEARCHED
-        rows = [self._full.in_full_registers(order, number) for number in numbers]
-        return [(part, self._simulator_of(part)) for part in rows]
+        rows = self._full.in_full_registers(order, _N_SEARCHED)
+        return rows, self._simulator_of(rows)
 
     @cached_property
     def _library_signals(self):
-        return self._surveyed(self._library)
+        return self._simulated(self._library)
 
     @cached_property
     def _single_cells(self):
-        """Single cells, and the signals that a survey simulates of each alone."""
+        """Single cells, and what the search would measure of each alone."""
         rng = np.random.default_rng((self._seed, 1))
         cells = [random_cell(rng, self.grid) for _ in range(_N_SINGLE)]
         labels = np.array([cell.inside(self.grid.centroids) for cell in cells])
-        return labels, self._surveyed(labels)
+        return labels, self._simulated(labels)
 
-    def _surveyed(self, labels):
-        rows, simulator = self._parts[0]
+    def _simulated(self, labels):
+        rows, simulator = self._part
         return _plain_target(simulator, len(rows)).simulate(labels, self._leaks)
 
     @cached_property

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 
 from dipy_spinverse.cell_search.changes import Changes
-from dipy_spinverse.cell_search.descent import Descent
+from dipy_spinverse.cell_search.descent import Descent, PartialCells
 from dipy_spinverse.cell_search.exact_data import ExactData
+from dipy_spinverse.cell_search.in_threads import in_threads
 
-# Rounds, the single cells that each adds, and those that it keeps.
-_N_ROUNDS, _N_NEW, _N_KEPT = 10, 300, 1200
-# The best combinations of cells, and those of them, in so many tetrahedra apart, whose cells are
-# varied.
-_N_BEST, _N_LINES, _APART = 800, 8, 12
-# How often a cell is moved, by how much relative to other changes, and how often these are equal.
-_MOVED, _MOVES, _CHANCES = 0.7, (0.3, 0.7, 1.0, 4.0), (0.3, 0.3, 0.3, 0.1)
-# How often a cell is deformed, and standard deviations of its shares: smooth ones, and of all.
-_DEFORMED, _DEFORMATIONS, _GROWTH = 0.6, (0.045, 0.09, 0.15), 0.08
-_LEAST_CELL = 4
+# Random combinations of single cells, how often each cell of them is exchanged, and how many of
+# the best combinations are simulated.
+_N_COMBINED, _N_EXCHANGES, _N_SIMULATED = 2000, 3, 200
+# Combinations that descend at first, by so many steps; those of which all cells are moved then,
+# once for pairs and twice for triples; and those that descend after that.
+_N_LINES, _N_STEPS, _N_MOVED, _N_FOUND = 12, 8, 4, 6
+# Tetrahedra in which they differ.
+_APART = 8
+# Places that are tried for a cell, moves of all together that are simulated, and how much of a
+# cell the box may cut off.
+_N_PLACES, _N_MOVES, _LEAST_LEFT = 200, 25, 0.6
 
 
 class SeparateCells:
@@ -27,7 +29,7 @@ class SeparateCells:
 
     What a cell changes in the signals depends little on cells elsewhere: changes add up, but for
     about their product. So simulations of N single cells tell, nearly, the signals of all pairs
-    and triples of them, and single cells evolve by how well the best others complete them.
+    and triples of them, and those of single cells at all places the signals of all arrangements.
 
     Parameters
     ----------
@@ -38,7 +40,7 @@ class SeparateCells:
     """
 
     def __init__(self, task: ExactData, descend: Descent, changes: Changes, leaks: np.ndarray):
-        self._task, self._target, self._leaks = task, task.survey, leaks
+        self._task, self._target, self._leaks = task, task.target, leaks
         self._descend, self._changes = descend, changes
         grid = self._target.grid
         nothing = np.zeros((1, grid.n_tetrahedra), dtype=bool)
@@ -49,8 +51,8 @@ class SeparateCells:
 
     def found(
         self, number: int, cells: np.ndarray, signals: np.ndarray, rng: np.random.Generator
-    ) -> list[np.ndarray]:
-        """Labels (T,) of cells together that differ from each other, the best first.
+    ) -> np.ndarray:
+        """Labels (n, T) of cells together that differ from each other, the best first.
 
         Parameters
         ----------
@@ -61,77 +63,99 @@ class SeparateCells:
         signals : ndarray (N, m)
         rng : Generator
         """
+        judge = self._task.judge_with_error(cells, self._error)
         cells, effects = self._on_one_side(cells), signals - self._nothing
-        judge = self._task.surveyor(cells, self._error)
-        for _ in range(_N_ROUNDS):
-            best, lines = self._best(number, cells, effects, judge)
-            if not len(best):
-                return []
-            placed = [self._placed(cells[chosen])[0] for chosen in lines]
-            judge = self._task.surveyor(placed, self._error)
-            parents = cells[np.resize(lines, _N_NEW)]
-            varied = np.array([self._varied(cell, rng) for cell in parents])
-            new = np.unique(self._on_one_side(varied), axis=0)
-            used = np.unique(best)
-            others = rng.permutation(np.setdiff1d(np.arange(len(cells)), used))
-            kept = np.append(used, others[: max(_N_KEPT - len(used), 0)])
-            cells = np.concatenate([cells[kept], new])
-            changed = self._target.simulate(new, self._leaks) - self._nothing
-            effects = np.concatenate([effects[kept], changed])
-        lines = self._best(number, cells, effects, judge)[1]
-        placed = np.array([labels for chosen in lines for labels in self._placed(cells[chosen])])
-        states = self._target.cells(placed, self._leaks)
-        placed = placed[np.argsort([judge(self._target, state) for state in states])]
-        return [placed[k] for k in self._that_differ(placed)]
+        combined = self._combined(number, cells, effects, judge, rng)
+        if not len(combined):
+            return combined
+        best = self._best(combined, judge, _N_LINES)
+        for _ in range(number - 1):
+            lines = np.concatenate([best, self._descended(best, rng)])
+            judge = self._task.judge_with_error(lines, self._error)
+            best = self._best(lines, judge, _N_MOVED)
+            judge = self._task.judge_with_error(best, self._error)
+            moved = [self._moved(number, labels, judge, rng) for labels in best]
+            best = self._best(np.concatenate(moved), judge, _N_FOUND)
+        return self._best(np.concatenate([best, self._descended(best, rng)]), judge, _N_FOUND)
 
-    def _best(self, number, cells, effects, judge):
-        """Indices (n, number) of the cells that explain the data best together.
+    def _combined(self, number, cells, effects, judge, rng):
+        """Labels of combinations of which no exchange of one cell explains the data better."""
+        effects, rest = self._weighted(effects, judge)
+        squares, apart = (effects**2).sum(axis=1), self._apart(cells, cells)
+        chosen = rng.integers(len(cells), size=(_N_COMBINED, number))
+        for k in list(range(number)) * _N_EXCHANGES:
+            others = np.delete(chosen, k, axis=1)
+            rests = rest - effects[others].sum(axis=1)
+            misfits = squares - 2 * rests @ effects.T
+            misfits[~apart[others].all(axis=1)] = np.inf
+            chosen[:, k] = misfits.argmin(axis=1)
+            values = misfits.min(axis=1) + (rests**2).sum(axis=1)
+        chosen, first = np.unique(np.sort(chosen, axis=1), axis=0, return_index=True)
+        return self._placed(cells[some] for some in chosen[np.argsort(values[first])])
 
-        Of all that are kept, and of the first that differ.
-        """
+    def _moved(self, number, labels, judge, rng):
+        """The same labels, and those after the best moves of all their cells at once."""
+        cells = sorted(self._changes.cells_of(labels), key=np.sum)[-number:]
+        places = [self._places(cell, rng) for cell in cells]
+        effects = self._target.simulate(np.concatenate(places), self._leaks) - self._nothing
+        effects, rest = self._weighted(effects, judge)
+        effects = np.split(effects, np.cumsum([len(some) for some in places])[:-1])
+        gains = [(some**2).sum(axis=1) - 2 * some @ rest for some in effects]
+        misfits = sum(np.ix_(*gains))
+        for j, k in combinations(range(len(cells)), 2):
+            both = np.where(self._apart(places[j], places[k]), effects[j] @ effects[k].T, np.inf)
+            others = [axis for axis in range(len(cells)) if axis not in (j, k)]
+            misfits = misfits + 2 * np.expand_dims(both, others)
+        order = np.unravel_index(np.argsort(misfits, axis=None), misfits.shape)
+        n_finite = np.isfinite(misfits).sum()
+        arrangements = np.column_stack(order)[: min(n_finite, _N_MOVES)]
+        placed = self._placed(
+            np.array([some[m] for some, m in zip(places, moves, strict=True)])
+            for moves in arrangements
+        )
+        return np.concatenate([labels[None], placed])
+
+    def _placed(self, combinations):
+        """Labels of cells together, the first as they are and the others also reflected."""
+        placed = [np.zeros((0, len(self._side)), dtype=bool)]
+        for cells in combinations:
+            sides = ((cell, cell[self._changes.mirrored]) for cell in cells[1:])
+            sets = np.array([[cells[0], *others] for others in product(*sides)])
+            placed.append(sets[sets.sum(axis=1).max(axis=1) == 1].any(axis=1))
+            if len(placed) > _N_SIMULATED:
+                break
+        return np.concatenate(placed)
+
+    def _best(self, labels, judge, number):
+        """The best of labels (N, T) that differ."""
+        states = self._target.cells(labels, self._leaks)
+        labels = labels[np.argsort([judge(self._target, state) for state in states])]
+        return labels[self._changes.that_differ(labels, _APART, number)]
+
+    def _descended(self, several, rng):
+        def descend(labels, own_rng):
+            cells = PartialCells(self._descend.blurred(labels), self._leaks)
+            return self._descend(self._target, cells, own_rng, _N_STEPS).labels
+
+        return np.array(in_threads(descend, several, rng.spawn(len(several))))
+
+    def _weighted(self, effects, judge):
+        """Effects (N, m) and what data they should add up to, as a judge weighs them."""
         weights = judge.root / self._target.sigma[:, None]
-        effects, rest = effects @ weights, (self._target.data - self._nothing) @ weights
-        squares, products = (effects**2).sum(axis=1), effects @ rest
-        gains = squares - 2 * products
-        misfit = gains[:, None] + gains + 2 * effects @ effects.T
-        shares, mirrored = cells.astype(np.float32), self._changes.mirrored
-        apart = (shares @ shares.T == 0) | (shares @ shares[:, mirrored].T == 0)
-        misfit[~apart | np.tri(len(cells), dtype=bool)] = np.inf
-        chosen = np.argpartition(misfit, _N_BEST, axis=None)[:_N_BEST]
-        best = np.column_stack(np.unravel_index(chosen, misfit.shape))
-        values = misfit[tuple(best.T)]
-        if number == 3:
-            rests = rest - effects[best].sum(axis=1)
-            values = values[:, None] + squares - 2 * rests @ effects.T
-            values[~apart[best].all(axis=1)] = np.inf
-            best = np.column_stack([best, values.argmin(axis=1)])
-            best, first = np.unique(np.sort(best, axis=1), axis=0, return_index=True)
-            values = values.min(axis=1)[first]
-        best = best[np.argsort(values)][: np.isfinite(values).sum()]
-        best = best[[len(self._placed(cells[chosen])) > 0 for chosen in best]]
-        return best, best[self._that_differ(np.any(cells[best], axis=1))]
+        return effects @ weights, (self._target.data - self._nothing) @ weights
 
-    def _that_differ(self, labels):
-        return self._changes.that_differ(labels, _APART, _N_LINES)
+    def _places(self, cell, rng):
+        """Labels of a cell where it is and where points of the grid are, on one side of it."""
+        points = rng.permutation(self._target.grid.points_um)[:_N_PLACES]
+        moved = np.array([cell, *self._changes.moved_to(points, cell)])
+        left = moved.sum(axis=1) >= _LEAST_LEFT * cell.sum()
+        return np.unique(self._on_one_side(moved[left]), axis=0)
 
-    def _placed(self, cells):
-        """Labels of cells together, each but the first as it is and reflected."""
-        sides = ((cell, cell[self._changes.mirrored]) for cell in cells[1:])
-        placed = [np.array([cells[0], *others]) for others in product(*sides)]
-        return [some.any(axis=0) for some in placed if some.sum(axis=0).max() == 1]
+    def _apart(self, some, others):
+        """Which cells (N, T) and others (n, T) do not overlap, as they are or reflected."""
+        some, turned = some.astype(np.float32), others[:, self._changes.mirrored]
+        return (some @ others.T == 0) | (some @ turned.T == 0)
 
     def _on_one_side(self, cells):
         turned = cells[:, self._changes.mirrored]
         return np.where((cells @ self._side < 0)[:, None], turned, cells)
-
-    def _varied(self, cell, rng):
-        """A cell that is moved or deformed at random."""
-        varied = cell
-        if rng.random() < _MOVED:
-            varied = self._changes.moved(cell, rng, rng.choice(_MOVES, p=_CHANCES))
-        if rng.random() < _DEFORMED:
-            noise = self._descend.blurred(rng.standard_normal(len(cell)))
-            noise *= rng.choice(_DEFORMATIONS) / noise.std()
-            share = self._descend.blurred(varied) + noise + rng.normal(0, _GROWTH)
-            varied = share > 0.5
-        return varied if varied.sum() >= _LEAST_CELL else cell
