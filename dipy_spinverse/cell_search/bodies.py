@@ -18,6 +18,8 @@ from dipy_spinverse.grid import TetrahedralGrid
 # Least and largest radius, um.
 _RADII = (1.0, 14.0)
 _POINTS_PER_SEGMENT = 8
+# Share of the volume up to which single cells are as they are drawn.
+_ALL_BELOW = 0.03
 # Share of further bodies that branch off, and spread of the logarithm of uneven radii.
 _BRANCHING, _RADIUS_SPREAD = 0.5, 0.25
 
@@ -79,10 +81,14 @@ def random_bodies(rng: np.random.Generator, grid: TetrahedralGrid) -> Bodies:
 
 
 def random_cell(rng: np.random.Generator, grid: TetrahedralGrid) -> Bodies:
-    """A body that leaves space for one or two others: of 1 to 25 % of the volume."""
+    """A body that leaves space for one or two others: of 1 to 25 % of the volume.
+
+    The larger ones are rarer: they can be told from fewer of them.
+    """
     while True:
         body = _drawn(rng, grid, 1, rng.choice([2, 3]))
-        if 0.01 < _share(body, grid) < 0.25:
+        share = _share(body, grid)
+        if 0.01 < share < 0.25 and rng.random() < _ALL_BELOW / share:
             return body
 
 
