@@ -19,6 +19,7 @@ import numpy as np
 from measurements_searched import DIFFUSIVITY, ERROR, searched_protocol
 from noisy_cells import enclosed
 from recovery import OPEN, WALL, all_shapes
+from shapes import published_grid
 from threadpoolctl import threadpool_limits
 
 from dipy_spinverse import simulate
@@ -32,9 +33,8 @@ N_STARTS = 3
 SEVERAL = ("new several", "sphere and rod", "two blocks", "three spheres")
 
 
-def put_together(acquisition, grid, data, number):
+def put_together(search, data, number):
     """Labels (n, T) of the cells put together to a number, for data (M,), and CPU seconds."""
-    search = CellSearch(acquisition, grid, diffusivity=DIFFUSIVITY, seed=0)
     nothing, rng = np.zeros(len(data)), np.random.default_rng(0)
     task = search._task(Target(search._full, data, nothing + ERROR, nothing))
     single = search._single_cells
@@ -53,7 +53,9 @@ def main():
         "|---|---|---|---|---|---|---|---|",
     ]
     print("\n".join(lines), flush=True)
-    for name, grid, walls in all_shapes():
+    grid = published_grid()
+    search = CellSearch(acquisition, grid, diffusivity=DIFFUSIVITY, seed=0)
+    for name, _, walls in all_shapes():
         if not name.startswith(SEVERAL):
             continue
         changes, inside = Changes(grid), enclosed(grid, walls)
@@ -65,7 +67,7 @@ def main():
         change = np.sqrt(((data - nothing) ** 2).mean())
         error = np.sqrt(((data - nothing - np.sum(np.array(alone) - nothing, axis=0)) ** 2).mean())
         with threadpool_limits(1, user_api="blas"):
-            found, seconds = put_together(acquisition, grid, data, len(cells))
+            found, seconds = put_together(search, data, len(cells))
         wrong = [changes.apart(labels, inside) for labels in found]
         lines.append(
             f"| {name} | {len(cells)} | {change:.1e} | {error:.1e} | {error / change**2:.1f} "

@@ -106,19 +106,19 @@ class SeparateCells:
             both = np.where(self._apart(places[j], places[k]), effects[j] @ effects[k].T, np.inf)
             others = [axis for axis in range(len(cells)) if axis not in (j, k)]
             misfits = misfits + 2 * np.expand_dims(both, others)
-        order = np.unravel_index(np.argsort(misfits, axis=None), misfits.shape)
-        n_finite = np.isfinite(misfits).sum()
-        arrangements = np.column_stack(order)[: min(n_finite, _N_MOVES)]
+        n_moves = min(np.isfinite(misfits).sum(), _N_MOVES)
+        order = np.argsort(misfits, axis=None)[:n_moves]
+        arrangements = np.column_stack(np.unravel_index(order, misfits.shape))
         placed = self._placed(
             np.array([some[m] for some, m in zip(places, moves, strict=True)])
             for moves in arrangements
         )
         return np.concatenate([labels[None], placed])
 
-    def _placed(self, combinations):
+    def _placed(self, several):
         """Labels of cells together, the first as they are and the others also reflected."""
         placed = [np.zeros((0, len(self._side)), dtype=bool)]
-        for cells in combinations:
+        for cells in several:
             sides = ((cell, cell[self._changes.mirrored]) for cell in cells[1:])
             sets = np.array([[cells[0], *others] for others in product(*sides)])
             placed.append(sets[sets.sum(axis=1).max(axis=1) == 1].any(axis=1))
