@@ -18,14 +18,14 @@ import numpy as np
 from recovery import all_shapes, published_protocol, recover
 
 from dipy_spinverse.cell_search import descent, evolution, labelled, polish, search
-from dipy_spinverse.cell_search.exact_data import WrongLabels
+from dipy_spinverse.cell_search.exact_data import ExactData
 from dipy_spinverse.cell_search.separate_cells import SeparateCells
 
 RESULTS = Path(__file__).parent / "results" / "ablation.md"
 SHAPES = ("new bent axon 1", "plate 1", "new several 10")
 
 
-def _as_they_are(judge, target, cells, rng):
+def _as_they_are(task, target, cells, rng):
     return cells
 
 
@@ -40,9 +40,9 @@ ABLATIONS = {
         (evolution, "_N_STEPS_FIRST"): 0, (evolution, "_N_STEPS"): 0,
     },
     "flips of whole tetrahedra": {
-        (polish, "_MOST_ROUNDS"): 0, (WrongLabels, "perfected"): _as_they_are,
+        (polish, "_MOST_ROUNDS"): 0, (ExactData, "perfected"): _as_they_are,
     },
-    "annealing and pairs": {(WrongLabels, "perfected"): _as_they_are},
+    "flips of several tetrahedra at once": {(ExactData, "perfected"): _as_they_are},
     "single cells put together": {(SeparateCells, "found"): _no_cells},
     "a misfit that counts wrong tetrahedra": {(labelled, "_WRONG_LABELS"): 0.0},
     "disturbances": {(evolution, "_N_DISTURBED"): 0, (evolution, "_N_CHANGED"): 5},

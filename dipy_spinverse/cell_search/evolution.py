@@ -103,7 +103,16 @@ class Evolution:
             in_vain = 0 if distance < least - 1 else in_vain + 1
             least = distance if in_vain == 0 else least
             self.n_rounds += 1
-        return population
+        return population if self._task.solved_by(population) else self._perfected(population)
+
+    def _perfected(self, population):
+        """A population whose best, however near it may be, has been perfected."""
+        best = population[0]
+        cells = self._task.perfected(best.target, best.cells, self._rng)
+        if cells is best.cells:
+            return population
+        judge = self._task.judge([cells])
+        return [_member(best.target, best.partial, cells, judge), *population[1:]]
 
     def _blurred(self, cells):
         return PartialCells(self._descend.blurred(cells.labels), cells.leaks)
@@ -165,8 +174,8 @@ class Evolution:
         members = [*(_member(m.target, m.partial, m.cells, judge) for m in population), *new]
         number = max(len(population), _N_MEMBERS)
         for rank, member in enumerate(self._best_that_differ(judge, members, number)):
-            if rank == 0 or member in new:
-                cells = judge.perfected(member.target, member.cells, self._rng)
+            if judge.nearly_right(member.misfit) and (rank == 0 or member in new):
+                cells = self._task.perfected(member.target, member.cells, self._rng)
                 members.append(_member(member.target, member.partial, cells, judge))
         return self._best_that_differ(judge, members, number)
 

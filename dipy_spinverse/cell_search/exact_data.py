@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from dipy_spinverse.cell_search.ensemble import ensemble
+from dipy_spinverse.cell_search.interacting import perfected
 from dipy_spinverse.cell_search.labelled import Cells, Misfit, Target, flips_of
-from dipy_spinverse.cell_search.polish import perfected, polished
+from dipy_spinverse.cell_search.polish import polished
 from dipy_spinverse.cell_search.posterior import Posterior
 from dipy_spinverse.cell_search.smoothness import Smoothness
 
@@ -54,6 +55,10 @@ class ExactData:
         error = _NOT_EXPLAINED * size * np.median(self.target.sigma)
         return self.judge_with_error([state.labels for state in typical], error)
 
+    def perfected(self, target: Target, cells: Cells, rng: np.random.Generator) -> Cells:
+        """Cells that are nearly right, after flips of several tetrahedra at once."""
+        return perfected(target, cells, lambda there: self.judge([there]).misfit, rng)
+
     def judge_with_error(self, labels, error: float) -> WrongLabels:
         """A judge of cells like the first of labels (N, T), whose signals have an error."""
         return WrongLabels(self._misfit(self.target, labels[:_N_TYPICAL], error))
@@ -91,30 +96,20 @@ class WrongLabels:
     """Judges cells by the misfit that counts wrong labels."""
 
     def __init__(self, misfit: Misfit):
-        self._misfit = misfit
+        self.misfit = misfit
 
     def __call__(self, target: Target, cells: Cells) -> float:
         """How far cells are off."""
-        return self._misfit(target.residual(cells)[None])[0]
-
-    @property
-    def root(self) -> np.ndarray:
-        """The misfit is the squared size of the residual times this (m, m)."""
-        return self._misfit.root
+        return self.misfit(target.residual(cells)[None])[0]
 
     def improved(self, target: Target, cells: Cells, rng: np.random.Generator) -> Cells:
         """Cells after flips that bring them closer to the data."""
-        return polished(target, cells, self._misfit)
-
-    def perfected(self, target: Target, cells: Cells, rng: np.random.Generator) -> Cells:
-        """Cells that are nearly right, after more flips; others as they are."""
-        if not self._near(self(target, cells)):
-            return cells
-        return perfected(target, cells, self._misfit, rng)
+        return polished(target, cells, self.misfit)
 
     def least_apart(self, best: float) -> int:
         """Tetrahedra in which the members of a population differ at least."""
-        return _APART if self._near(best) else _FAR_APART
+        return _APART if self.nearly_right(best) else _FAR_APART
 
-    def _near(self, misfit):
-        return misfit <= _NEAR * len(self.root)
+    def nearly_right(self, misfit: float) -> bool:
+        """Whether cells with this misfit may be perfected."""
+        return misfit <= _NEAR * len(self.misfit.root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from numba import njit
 
 
@@ -54,3 +55,56 @@ def walk(
             labels[tetrahedron] = not labels[tetrahedron]
             for m in range(len(rest)):
                 rest[m] -= sign * changes[k, m]
+
+
+@njit(cache=True, nogil=True)
+def anneal(rest, changes, first, neighbours, interactions, chosen, thresholds, most):
+    """Flips that leave least of a residual, where those of neighbours interact.
+
+    Parameters
+    ----------
+    rest : ndarray (M,)
+        The residual; what the last flips leave of it replaces it.
+    changes : ndarray (n, M)
+        Of the data, by each flip alone.
+    first, neighbours : ndarray
+        Of flip k: those from `first[k]` to `first[k + 1]`.
+    interactions : ndarray (p, M)
+        What flips of both add to the changes.
+    chosen : ndarray (n,)
+        The flip that each move tries.
+    thresholds : ndarray (n,)
+        Gain above which it is accepted: half of that in the squared residual.
+    most : int
+        Number of flips that moves may not exceed.
+
+    Returns
+    -------
+    flipped : ndarray (n,) of bool
+    """
+    flipped = np.zeros(len(changes), dtype=np.bool_)
+    best = flipped.copy()
+    number, gained, most_gained = 0, 0.0, 0.0
+    change = np.empty(len(rest))
+    for move in range(len(chosen)):
+        k = chosen[move]
+        if not flipped[k] and number >= most:
+            continue
+        change[:] = changes[k]
+        for entry in range(first[k], first[k + 1]):
+            if flipped[neighbours[entry]]:
+                change += interactions[entry]
+        if flipped[k]:
+            change *= -1.0
+        gain = 0.0
+        for m in range(len(rest)):
+            gain += change[m] * rest[m] - 0.5 * change[m] ** 2
+        if gain > thresholds[move]:
+            flipped[k] = not flipped[k]
+            number += 1 if flipped[k] else -1
+            rest -= change
+            gained += gain
+            if gained > most_gained:
+                most_gained = gained
+                best[:] = flipped
+    return best

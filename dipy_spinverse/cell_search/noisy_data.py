@@ -46,6 +46,10 @@ class NoisyData:
         """A judge of cells like some, the first of which are the best."""
         return Improbability(Posterior(self._smoothness, self.target, cells[:_N_TYPICAL]))
 
+    def perfected(self, target: Target, cells: Cells, rng: np.random.Generator) -> Cells:
+        """The same cells: noise hides what is left."""
+        return cells
+
     def solved_by(self, population) -> bool:
         """Never: other populations may find cells that are as probable."""
         return False
@@ -116,10 +120,10 @@ class Improbability:
         """More probable cells."""
         return self._posterior.annealed(target, cells, rng)
 
-    def perfected(self, target: Target, cells: Cells, rng: np.random.Generator) -> Cells:
-        """The same cells: noise hides what is left."""
-        return cells
-
     def least_apart(self, best: float) -> int:
         """Tetrahedra in which the members of a population differ at least."""
         return _APART
+
+    def nearly_right(self, misfit: float) -> bool:
+        """Never so that more flips would tell: noise hides what is left."""
+        return False

@@ -141,7 +141,7 @@ class SeparateCells:
 
     def _weighted(self, effects, judge):
         """Effects (N, m) and what data they should add up to, as a judge weighs them."""
-        weights = judge.root / self._target.sigma[:, None]
+        weights = judge.misfit.root / self._target.sigma[:, None]
         return effects @ weights, (self._target.data - self._nothing) @ weights
 
     def _places(self, cell, rng):
