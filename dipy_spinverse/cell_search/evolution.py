@@ -18,8 +18,7 @@ from dipy_spinverse.cell_search.noisy_data import NoisyData
 # Members of a population, random bodies that start it, and what each of its rounds adds.
 _N_MEMBERS, _N_STARTS = 4, 6
 _N_DISTURBED, _N_CHANGED, _N_FRESH = 3, 2, 1
-# Rounds of one population and of all together.
-_MOST_ROUNDS_ALONE, _MOST_ROUNDS = 14, 36
+_MOST_ROUNDS = 14
 _RANKS_CHOSEN = 4.0
 _N_STEPS_FIRST, _N_STEPS = 10, 7
 _DISTURBANCES = (0.5, 1.0, 1.5)
@@ -82,22 +81,10 @@ class Evolution:
         starts = [*starts, *islice(self._bodies, _N_STARTS - len(starts))]
         paths = [_Path(self._task.target, start, _N_STEPS_FIRST) for start in starts]
         population = self._surviving(self._descended(paths))
-        return self._evolved(population, _MOST_ROUNDS_ALONE, self._task.patience)
-
-    def joined(self, populations: list[list[Member]]) -> list[Member]:
-        """A population of the best of several, after all rounds that are left."""
-        task = self._task
-        members = [member for population in populations for member in population]
-        members.sort(key=lambda member: task.target.chi_square(member.cells))
-        judge = task.judge([member.cells for member in members])
-        members = [_member(m.target, m.partial, m.cells, judge) for m in members]
-        best = self._best_that_differ(judge, members, 2 * _N_MEMBERS)
-        return self._evolved(best, _MOST_ROUNDS, _MOST_ROUNDS)
-
-    def _evolved(self, population, most_rounds, patience):
-        last = min(self.n_rounds + most_rounds, _MOST_ROUNDS)
         in_vain, least = 0, self._task.distance(population)
-        while self.n_rounds < last and in_vain < patience and not self._task.solved_by(population):
+        for _ in range(_MOST_ROUNDS):
+            if in_vain == self._task.patience or self._task.solved_by(population):
+                break
             population = self._surviving(self._descended(self._paths(population)), population)
             distance = self._task.distance(population)
             in_vain = 0 if distance < least - 1 else in_vain + 1
@@ -173,10 +160,13 @@ class Evolution:
         new = [_member(*candidate, judge) for candidate in improved]
         members = [*(_member(m.target, m.partial, m.cells, judge) for m in population), *new]
         number = max(len(population), _N_MEMBERS)
-        for rank, member in enumerate(self._best_that_differ(judge, members, number)):
-            if judge.nearly_right(member.misfit) and (rank == 0 or member in new):
+        best = self._best_that_differ(judge, members, number)
+        for member in best:
+            if member in new and judge.nearly_right(member.misfit):
                 cells = self._task.perfected(member.target, member.cells, self._rng)
                 members.append(_member(member.target, member.partial, cells, judge))
+                if self._task.solved_by(members[-1:]):
+                    break
         return self._best_that_differ(judge, members, number)
 
     def _best_that_differ(self, judge, members, number):

@@ -38,8 +38,9 @@ class ExactData:
     leaks : ndarray (2,)
     """
 
-    # Rounds in vain that end a population; the best of several search on together.
-    patience, exact = 4, True
+    # Rounds in vain that end a population, and the cells that one after the other starts from:
+    # single ones differ, put together they are nearly the same ones again.
+    patience, numbers_of_cells = 2, (1, 2, 3, 1, 1, 1, 2, 3, 1, 1, 1)
 
     def __init__(self, complete: Target, target: Target, library, signals, leaks):
         self._complete, self.target = complete, target

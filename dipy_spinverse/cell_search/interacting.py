@@ -15,9 +15,9 @@ from dipy_spinverse.grid import TetrahedralGrid
 
 # Annealing: most flips of a candidate, temperatures relative to the misfit, and sweeps.
 _MOST_FLIPS, _HOTTEST, _COLDEST, _SWEEPS = (2, 3, 4, 6, 10, 16), (0.3, 0.05), 0.02, 200
-# Worth of flips that are tried again from where they lead, and misfit per measurement up to which
-# any tetrahedra may flip.
-_LEAST_GAIN, _NEAR = 0.8, 1 / 32
+# Worth of flips that are tried again from where they lead, how often they may lead to no smaller
+# misfit in the metric there, and misfit per measurement up to which any tetrahedra may flip.
+_LEAST_GAIN, _PATIENCE, _NEAR = 0.8, 2, 1 / 32
 # Points in common of tetrahedra that share an edge and no face.
 _EDGE = 2
 
@@ -41,15 +41,19 @@ def perfected(
         Gives the misfit of cells like some.
     rng : Generator
     """
-    thorough = False
-    while not target.explained_by(cells):
+    least, in_vain, thorough = np.inf, 0, False
+    while not target.explained_by(cells) and in_vain < _PATIENCE:
         misfit = misfit_at(cells)
         there = polished(target, _annealed(target, cells, misfit, thorough, rng), misfit)
         before, after = misfit(np.array([target.residual(state) for state in (cells, there)]))
+        in_vain = in_vain + 1 if before > least else 0
+        least = min(least, before)
+        if after <= before:
+            cells = there
         stuck = after > _LEAST_GAIN * before
         if stuck and (thorough or before > _NEAR * len(misfit.root)):
             break
-        cells, thorough = (cells if stuck else there), stuck
+        thorough = stuck
     return cells
 
 

@@ -34,7 +34,7 @@ class NoisyData:
     """
 
     # Rounds in vain that end a population; what different ones find may all be right.
-    patience, exact = 3, False
+    patience, numbers_of_cells = 3, (1, 1, 1)
 
     def __init__(self, complete: Target, target: CondensedTarget, signals, mirrored):
         self._complete, self.target = complete, target

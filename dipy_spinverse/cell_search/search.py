@@ -39,9 +39,8 @@ _N_CONDENSED, _N_SEARCHED, _N_BODIES_TO_CHOOSE = 64, 128, 6
 _STEPS = 4
 # Random bodies, and those of which all measurements are simulated where there is noise.
 _N_LIBRARY, _N_EXAMPLES = 1500, 400
-# Cells that populations start from, one population after the other, and single ones that are put
-# together to that number.
-_NUMBERS_OF_CELLS, _N_SINGLE = (1, 2, 3), 3000
+# Single cells that are put together.
+_N_SINGLE = 3000
 # Noise relative to the largest signal from which single tetrahedra are left to chance.
 _NOISY = 1 / 300
 
@@ -114,14 +113,11 @@ class CellSearch:
         bodies = self._without_end(task.ranked_library)
         evolution = Evolution(task, self._descend, self._changes, bodies, rng)
         populations = []
-        for number in _NUMBERS_OF_CELLS:
-            starts = self._put_together(task, number, rng) if task.exact and number > 1 else []
+        for number in task.numbers_of_cells:
+            starts = self._put_together(task, number, rng) if number > 1 else []
             populations.append(evolution.new_population(starts))
             if task.solved_by(populations[-1]):
                 break
-        else:
-            if task.exact:
-                populations.append(evolution.joined(populations))
         best, samples = task.conclusion(populations, n_samples, rng)
         return Found(best, samples, complete.explained_by(best), evolution.n_rounds)
 
