@@ -455,7 +455,7 @@ def short_search(monkeypatch):
         ("_N_CHANGED", 1), ("_N_PROPOSED", 5), ("_N_STEPS_FIRST", 4),
     ):  # fmt: skip
         monkeypatch.setattr(evolution, name, value)
-    monkeypatch.setattr(ExactData, "numbers_of_cells", (1, 2, 3))
+    monkeypatch.setattr(ExactData, "numbers_of_cells", (1, 2, 3, 0))
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.02])

@@ -80,10 +80,22 @@ class Evolution:
         starts = starts[: _N_STARTS // 2]
         starts = [*starts, *islice(self._bodies, _N_STARTS - len(starts))]
         paths = [_Path(self._task.target, start, _N_STEPS_FIRST) for start in starts]
-        population = self._surviving(self._descended(paths))
+        return self._evolved(self._surviving(self._descended(paths)), self._task.patience)
+
+    def joined(self, populations: list[list[Member]]) -> list[Member]:
+        """A population of the best of several, when rounds gain no more."""
+        task = self._task
+        members = [member for population in populations for member in population]
+        members.sort(key=lambda member: task.target.chi_square(member.cells))
+        judge = task.judge([member.cells for member in members])
+        members = [_member(m.target, m.partial, m.cells, judge) for m in members]
+        best = self._best_that_differ(judge, members, 2 * _N_MEMBERS)
+        return self._evolved(best, 2 * task.patience)
+
+    def _evolved(self, population, patience):
         in_vain, least = 0, self._task.distance(population)
         for _ in range(_MOST_ROUNDS):
-            if in_vain == self._task.patience or self._task.solved_by(population):
+            if in_vain == patience or self._task.solved_by(population):
                 break
             population = self._surviving(self._descended(self._paths(population)), population)
             distance = self._task.distance(population)

@@ -38,9 +38,9 @@ class ExactData:
     leaks : ndarray (2,)
     """
 
-    # Rounds in vain that end a population, and the cells that one after the other starts from:
-    # single ones differ, put together they are nearly the same ones again.
-    patience, numbers_of_cells = 2, (1, 2, 3, 1, 1, 1, 2, 3, 1, 1, 1)
+    # Rounds in vain that end a population, and the number of cells that each starts from; 0 for
+    # the best of those before.
+    patience, numbers_of_cells = 2, (1, 2, 3, 0, 1, 1, 1, 2, 3, 0)
 
     def __init__(self, complete: Target, target: Target, library, signals, leaks):
         self._complete, self.target = complete, target

@@ -114,8 +114,11 @@ class CellSearch:
         evolution = Evolution(task, self._descend, self._changes, bodies, rng)
         populations = []
         for number in task.numbers_of_cells:
-            starts = self._put_together(task, number, rng) if number > 1 else []
-            populations.append(evolution.new_population(starts))
+            if number:
+                starts = self._put_together(task, number, rng) if number > 1 else []
+                populations.append(evolution.new_population(starts))
+            else:
+                populations.append(evolution.joined(populations))
             if task.solved_by(populations[-1]):
                 break
         best, samples = task.conclusion(populations, n_samples, rng)
