@@ -198,6 +198,14 @@ def test_what_the_box_cuts_off_of_a_cell_is_found_apart_from_all_walls():
         assert (perfected_from(target, labels, rng).labels == true).all()
 
 
+def test_a_cell_is_found_where_there_is_none():
+    rng, true = np.random.default_rng(0), np.zeros(GRID.n_tetrahedra, dtype=bool)
+    first, second = GRID.face_tetrahedra[len(GRID.faces) // 2]
+    true[[first, second]] = True
+    target = target_of(acquisition_of(20), true, sigma=2e-5)
+    assert (perfected_from(target, np.zeros_like(true), rng).labels == true).all()
+
+
 def perfected_from(target, labels, rng):
     """Perfected cells, in the metric of flips at their walls."""
     start = target.cells(labels[None], LEAKS)[0]

@@ -30,8 +30,9 @@ def perfected(
 ) -> Cells:
     """Cells that are nearly right, after flips of several tetrahedra at once.
 
-    At first flips near the walls; where these do not help, of any tetrahedra: what the box cuts
-    off of a cell may be a single one, apart from all walls.
+    At first flips near the walls; where these do not help and the misfit is small, of any
+    tetrahedra: what the box cuts off of a cell may be a single one, apart from all walls. The
+    metric is that of the cells so far, so its misfit need not fall from step to step.
 
     Parameters
     ----------
@@ -81,7 +82,7 @@ def _candidates(grid: TetrahedralGrid, labels, thorough):
     walls = np.zeros(grid.n_tetrahedra, dtype=bool)
     walls[at_walls(grid, labels)] = True
     pairs = grid.face_tetrahedra[walls[grid.face_tetrahedra].any(axis=1)]
-    if not thorough:
+    if len(pairs) and not thorough:
         tetrahedra, pairs = np.unique(pairs, return_inverse=True)
         return tetrahedra, pairs.reshape(-1, 2)
     points = csr_array(

@@ -173,7 +173,8 @@ class Misfit:
     def __init__(self, flips: list[Flips], scale):
         changes = np.concatenate([flip.changes for flip in flips])
         by_leaks = np.mean([flip.leak_slopes for flip in flips], axis=0) * LEAK_SD[:, None]
-        covariance = _WRONG_LABELS / len(changes) * changes.T @ changes + by_leaks.T @ by_leaks
+        covariance = _WRONG_LABELS / max(len(changes), 1) * changes.T @ changes
+        covariance += by_leaks.T @ by_leaks
         n_measurements = len(covariance)
         covariance[np.diag_indices(n_measurements)] += scale**2
         covariance += _ROUNDING * np.trace(covariance) * np.eye(n_measurements)
