@@ -181,7 +181,7 @@ def test_neighbours_that_are_wrong_together_are_found():
     first, second = GRID.face_tetrahedra.T
     at = np.isin(np.arange(len(labels)), at_walls(GRID, labels))
     hidden = np.flatnonzero(~labels[first] & ~labels[second] & (at[first] ^ at[second]))
-    for face in hidden[::10]:
+    for face in hidden[::20]:
         # One of them touches the cell, the other only the first.
         wrong = labels.copy()
         wrong[[first[face], second[face]]] = True
@@ -191,7 +191,7 @@ def test_neighbours_that_are_wrong_together_are_found():
 def test_what_the_box_cuts_off_of_a_cell_is_found_apart_from_all_walls():
     labels, rng = letter_l(GRID), np.random.default_rng(0)
     apart = np.setdiff1d(GRID.outer_tetrahedra, at_walls(GRID, labels))
-    for tetrahedron in apart[:: len(apart) // 2]:
+    for tetrahedron in apart[[0, len(apart) // 2]]:
         true = labels.copy()
         true[tetrahedron] = True
         target = target_of(acquisition_of(20), true, sigma=2e-5)
