@@ -181,7 +181,7 @@ def test_neighbours_that_are_wrong_together_are_found():
     first, second = GRID.face_tetrahedra.T
     at = np.isin(np.arange(len(labels)), at_walls(GRID, labels))
     hidden = np.flatnonzero(~labels[first] & ~labels[second] & (at[first] ^ at[second]))
-    for face in hidden[::20]:
+    for face in hidden[::10]:
         # One of them touches the cell, the other only the first.
         wrong = labels.copy()
         wrong[[first[face], second[face]]] = True
@@ -207,11 +207,12 @@ def test_a_cell_is_found_where_there_is_none():
 
 
 def perfected_from(target, labels, rng):
-    """Perfected cells, in the metric of flips at their walls."""
+    """Perfected cells, in the metric of flips at their walls, as the search sets its error."""
     start = target.cells(labels[None], LEAKS)[0]
 
     def misfit_at(cells):
-        return Misfit([flips_of(target, cells.labels, cells.leaks)], scale=3.0)
+        scale = max(0.3 * np.sqrt(target.chi_square(cells)), 1.0)
+        return Misfit([flips_of(target, cells.labels, cells.leaks)], scale)
 
     return perfected(target, start, misfit_at, rng)
 
