@@ -1,4 +1,4 @@
-"""Metropolis moves over flips of tetrahedra, whose changes of the data add up."""
+"""Metropolis moves over flips of tetrahedra, whose changes of the data add up, nearly."""
 
 from __future__ import annotations
 

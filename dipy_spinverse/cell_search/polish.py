@@ -5,13 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import lsq_linear
 
-from dipy_spinverse.cell_search.labelled import (
-    LEAK_SD,
-    Cells,
-    Misfit,
-    Target,
-    flips_of,
-)
+from dipy_spinverse.cell_search.labelled import LEAK_SD, Cells, Misfit, Target, flips_of
 
 _NUMBERS_FLIPPED = (0, 1, 2, 4, 8, 16)
 # Cost of a flip and of a leak's prior standard deviation, against the misfit.
