@@ -512,6 +512,19 @@ def test_noise_that_is_not_given_is_that_of_each_echo_time(short_search, monkeyp
     np.testing.assert_allclose(seen[0], [0.001, 0.01, 0.02], rtol=0.7)
 
 
+def test_reflected_samples_count_for_the_same_walls(short_search, monkeypatch):
+    labels, acquisition = letter_l(GRID), acquisition_of(6)
+    turned = labels[Changes(GRID).mirrored]
+    assert (labels != turned).any()
+    target = target_of(acquisition, labels, sigma=0.001)
+    best, sample = target.cells(np.array([labels, turned]), LEAKS)
+    found = search.Found(best, [sample] * 3, solved=True, n_rounds=1)
+    monkeypatch.setattr(search.CellSearch, "run", lambda *voxel: found)
+    model = SpinverseModel(acquisition, grid=GRID)
+    fit = model.fit(target.data, S0=1.0, sigma=0.001, n_samples=3)
+    np.testing.assert_array_equal(fit.wall_probability, walls_of(labels))
+
+
 @pytest.mark.parametrize("case", ["noise only", "one", "above one"])
 def test_search_survives_data_that_no_cells_explain(short_search, case):
     acquisition, rng = acquisition_of(6, n_b0=6), np.random.default_rng(0)

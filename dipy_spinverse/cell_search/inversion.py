@@ -88,9 +88,10 @@ class CellInversion:
             freedom = np.inf  # the errors of the simulation are known
         found = self._search.run(averaged, sigma, rician, freedom, self._n_samples)
         fields = self._openness([found.best, *found.samples])
+        fields[1:] = 1 - aligned(self._grid, 1 - fields[1:], 1 - fields[0])
         return {
             "openness": fields[0],
-            "openness_samples": 1 - aligned(self._grid, 1 - fields[1:], 1 - fields[0]),
+            "openness_samples": fields[1:],
             "wall_probability": (fields < 0.5).mean(axis=0),
             "predicted": (found.best.signals * sigma)[self._encoding],
             "converged": found.solved,
