@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from dipy_spinverse.cell_search.ensemble import ensemble
 from dipy_spinverse.cell_search.interacting import perfected
 from dipy_spinverse.cell_search.labelled import Cells, Misfit, Target, flips_of
 from dipy_spinverse.cell_search.polish import polished
-from dipy_spinverse.cell_search.posterior import Posterior
-from dipy_spinverse.cell_search.smoothness import Smoothness
 
 # Error of random bodies as a description of cells, relative to the initial magnetisation.
 _BODY_ERROR = 1e-4
@@ -78,15 +75,16 @@ class ExactData:
         found = [member.cells for population in populations for member in population]
         judge = self.judge(sorted(found, key=self.target.chi_square))
         # The same labels may come with other leaks, which the judge does not see.
-        found.sort(key=lambda x: (not self.target.explained_by(x), judge(self.target, x)))
-        best, samples = found[0], []
-        if n_samples:
-            finalists = [(self.target, cells) for cells in found[:_N_FINALISTS]]
-            posterior = Posterior(Smoothness(self.target.grid), self.target, [best])
-            samples = ensemble(posterior, finalists, n_samples, rng)
-        best = self._complete.cells(best.labels[None], best.leaks)[0]
-        misfit = self._misfit(self._complete, [best.labels], 0.0)
-        return polished(self._complete, best, misfit), samples
+        found = [x for x in found if self.target.explained_by(x)] or found
+        found.sort(key=lambda x: judge(self.target, x))
+        finished = [self._finished(cells) for cells in found[:_N_FINALISTS]]
+        equals = [x for x in finished if self._complete.explained_by(x)] or finished
+        return equals[0], [equals[k] for k in rng.integers(len(equals), size=n_samples)]
+
+    def _finished(self, cells):
+        """Cells after flips by all measurements."""
+        cells = self._complete.cells(cells.labels[None], cells.leaks)[0]
+        return polished(self._complete, cells, self._misfit(self._complete, [cells.labels], 0.0))
 
     def _misfit(self, target, some_labels, error):
         scale = max(error / np.median(target.sigma), 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,6 +102,12 @@ class Target:
     def chance(self) -> float:
         """By how much the mean squared residual differs by chance: twice its spread."""
         return 2 * np.sqrt(2 / len(self.data) + 2 / self.freedom)
+
+    def noisier(self, rng: np.random.Generator) -> Target:
+        """The same, with as much noise once more."""
+        result = copy(self)
+        result.data = self.data + self.sigma * rng.standard_normal(len(self.data))
+        return result
 
     def exact_at(self, cells: Cells) -> Target:
         """The same, as exact as it can be for these cells and those like them."""

@@ -8,19 +8,16 @@ from numba import njit
 
 @njit(cache=True, nogil=True)
 def walk(
-    flipped, labels, rest, changes, tetrahedra, first, neighbours, weights, even,
-    chosen, thresholds, most,
+    labels, rest, changes, tetrahedra, first, neighbours, weights, even, chosen, thresholds, most,
 ):  # fmt: skip
-    """Make moves, in place.
+    """Flips of tetrahedra at the walls where moves end, from none.
 
     Parameters
     ----------
-    flipped : ndarray (m,) of bool
-        Which of the tetrahedra at the walls are flipped.
     labels : ndarray (T,) of bool
-        With these flips.
+        Those with the flips replace them.
     rest : ndarray (M,)
-        What they leave of the residual, in units of its errors.
+        The residual, in units of its errors; what the flips leave of it replaces it.
     changes : ndarray (m, M)
         Of the data, by each flip.
     tetrahedra : ndarray (m,)
@@ -34,8 +31,13 @@ def walk(
         Gain of the log probability above which it is accepted.
     most : int
         Number of flips that moves may not exceed.
+
+    Returns
+    -------
+    flipped : ndarray (m,) of bool
     """
-    number = flipped.sum()
+    flipped = np.zeros(len(changes), dtype=np.bool_)
+    number = 0
     for move in range(len(chosen)):
         k = chosen[move]
         if not flipped[k] and number >= most:
@@ -55,6 +57,7 @@ def walk(
             labels[tetrahedron] = not labels[tetrahedron]
             for m in range(len(rest)):
                 rest[m] -= sign * changes[k, m]
+    return flipped
 
 
 @njit(cache=True, nogil=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dipy_spinverse.cell_search.condensed import CondensedTarget
+from dipy_spinverse.cell_search.descent import Descent
 from dipy_spinverse.cell_search.ensemble import ensemble
 from dipy_spinverse.cell_search.labelled import Cells, Target
 from dipy_spinverse.cell_search.posterior import Posterior, with_likeliest_leaks
@@ -29,6 +30,7 @@ class NoisyData:
         Of the same data.
     signals : ndarray (N, M)
         Of a library of random bodies.
+    descend : Descent
     mirrored : ndarray (T,)
         The tetrahedron that each is reflected to.
     """
@@ -36,8 +38,10 @@ class NoisyData:
     # Rounds in vain that end a population; what different ones find may all be right.
     patience, numbers_of_cells = 3, (1, 1, 1)
 
-    def __init__(self, complete: Target, target: CondensedTarget, signals, mirrored):
-        self._complete, self.target = complete, target
+    def __init__(
+        self, complete: Target, target: CondensedTarget, signals, descend: Descent, mirrored
+    ):
+        self._complete, self.target, self._descend = complete, target, descend
         residuals = complete.data / complete.sigma - complete.expected(signals)
         self.ranked_library = np.argsort((residuals**2).sum(axis=1))
         self._smoothness, self._mirrored = Smoothness(target.grid), mirrored
@@ -67,7 +71,8 @@ class NoisyData:
         typical = [member.cells for member in members[:_N_TYPICAL]]
         posterior = Posterior(self._smoothness, self.target, typical)
         finalists = [(member.target, member.cells) for member in members]
-        samples = ensemble(posterior, finalists, max(n_samples, _N_TO_CHOOSE), rng)
+        number = max(n_samples, _N_TO_CHOOSE)
+        samples = ensemble(posterior, self._descend, finalists, number, rng)
         typical = most_typical(samples, self._mirrored)
         # What most samples share is closer to the truth, if it explains the data, too.
         shared = self._shared_by_most(samples, typical)

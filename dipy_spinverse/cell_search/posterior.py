@@ -1,4 +1,4 @@
-"""How probable labels are, given noisy data: found by annealing, and drawn from by a chain."""
+"""How probable labels are, given noisy data, and more probable ones by annealing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ _MOST_FLIPS = (1, 2, 4, 8, 16)
 # Leaks, too, are found by linear steps, as long as the mean squared residual gains this.
 _MOST_LEAK_STEPS, _LEAST_LEAK_GAIN = 3, 0.1
 _SWEEPS, _HOTTEST, _COLDEST, _MOST_ROUNDS, _LEAST_GAIN = 60, 3.0, 0.05, 4, 0.01
-# Moves of the linear chain before a simulation: sweeps, as powers of two.
-_CHAIN_SWEEPS = (-6.0, 1.0)
 
 
 class Posterior:
@@ -54,9 +52,7 @@ class Posterior:
             linear = _LinearFlips(self, target, cells)
             n_moves = _SWEEPS * len(linear.tetrahedra)
             temperatures = np.geomspace(hottest, _COLDEST, n_moves)
-            candidates = [
-                linear.walk(linear.none, rng, temperatures, most) for most in _MOST_FLIPS
-            ]
+            candidates = [linear.annealed(rng, temperatures, most) for most in _MOST_FLIPS]
             candidates = [flipped for flipped in candidates if linear.labels(flipped).any()]
             if not candidates:
                 break
@@ -69,36 +65,6 @@ class Posterior:
                 break
             value, cells = max(values), states[np.argmax(values)]
         return with_likeliest_leaks(target, cells)
-
-    def chain(
-        self, target: Target, cells: Cells, n_steps: int, rng: np.random.Generator
-    ) -> list[tuple[Cells, float]]:
-        """Pairs (cells, log probability) of a chain with delayed acceptance [1]_.
-
-        Moves are made by a chain in the linear model of the flips, which is fixed, and accepted
-        by their simulation, so that the states are drawn from their posterior.
-
-        References
-        ----------
-        .. [1] Christen and Fox, J. Comput. Graph. Stat. 14 (2005),
-           https://doi.org/10.1198/106186005X76983
-        """
-        linear = _LinearFlips(self, target, cells)
-        here, flipped, value = cells, linear.none, self(target, cells)
-        surrogate, result = linear.value(flipped), []
-        for _ in range(n_steps):
-            n_moves = 1 + int(len(flipped) * 2 ** rng.uniform(*_CHAIN_SWEEPS))
-            proposed = linear.walk(flipped, rng, np.ones(n_moves), len(flipped))
-            labels = linear.labels(proposed)
-            if (proposed != flipped).any() and labels.any():
-                there = target.cells(labels[None], cells.leaks)[0]
-                value_there, surrogate_there = self(target, there), linear.value(proposed)
-                gain = value_there - value - (surrogate_there - surrogate)
-                if np.log(rng.random()) < gain:
-                    here, flipped = there, proposed
-                    value, surrogate = value_there, surrogate_there
-            result.append((here, value))
-        return result
 
 
 def with_likeliest_leaks(target: Target, cells: Cells) -> Cells:
@@ -128,7 +94,6 @@ class _LinearFlips:
         self._posterior, self._cells = posterior, cells
         flips = flips_of(target, cells.labels, cells.leaks)
         self.tetrahedra = flips.tetrahedra
-        self.none = np.zeros(len(flips.tetrahedra), dtype=bool)
         self._residual, self._exact_changes = target.residual(cells), flips.changes
         self._rest = posterior._rest(target, cells)
         self._changes = flips.changes @ posterior._whitening
@@ -144,17 +109,12 @@ class _LinearFlips:
         rest = self._residual - flipped @ self._exact_changes
         return _likeliest_leaks(self._cells.leaks, self._leak_slopes, rest)
 
-    def value(self, flipped):
-        return self._posterior._value(self._rest - flipped @ self._changes, self.labels(flipped))
-
-    def walk(self, flipped, rng, temperatures, most):
-        """Flips, at most so many, after Metropolis moves at some temperatures."""
-        flipped, smoothness = flipped.copy(), self._posterior._smoothness
-        n_moves = len(temperatures)
-        walk(
-            flipped, self.labels(flipped), self._rest - flipped @ self._changes,
-            self._changes, self.tetrahedra, *smoothness.neighbours, smoothness.even,
-            rng.integers(len(flipped), size=n_moves),
+    def annealed(self, rng, temperatures, most):
+        """Which flip, at most so many, after Metropolis moves at some temperatures."""
+        n_moves, smoothness = len(temperatures), self._posterior._smoothness
+        return walk(
+            self._cells.labels.copy(), self._rest.copy(), self._changes, self.tetrahedra,
+            *smoothness.neighbours, smoothness.even,
+            rng.integers(len(self.tetrahedra), size=n_moves),
             temperatures * np.log(rng.random(n_moves)), most,
         )  # fmt: skip
-        return flipped

@@ -127,7 +127,8 @@ class CellSearch:
     def _task(self, complete):
         if np.median(complete.rician) > _NOISY * complete.data.max():
             target = CondensedTarget(complete, self._simulator_of, self._examples, _N_CONDENSED)
-            return NoisyData(complete, target, self._examples, self._changes.mirrored)
+            mirrored = self._changes.mirrored
+            return NoisyData(complete, target, self._examples, self._descend, mirrored)
         target = complete.of_measurements(*self._part)
         signals = self._library_signals
         return ExactData(complete, target, self._library, signals, self._leaks)
