@@ -275,7 +275,10 @@ def test_cells_apart_are_put_together_from_single_ones(number, monkeypatch):
     )
     signals, changes = target.simulate(cells, LEAKS), Changes(GRID)
     task = ExactData(target, target, cells[:50], signals[:50], LEAKS)
-    found = SeparateCells(task, Descent(GRID), changes, LEAKS).found(number, cells, signals, rng)
+    together = SeparateCells(task, Descent(GRID), changes, cells, signals, LEAKS)
+    ranked = list(together.in_likely_numbers(rng))
+    assert ranked[0][0] == number
+    found = ranked[0][1]
     assert all(changes.apart(one, two) >= 8 for one, two in itertools.combinations(found, 2))
     found, random = (target.cells(np.array(labels), LEAKS) for labels in (found, random))
     judge = task.judge(found)
@@ -448,7 +451,7 @@ def short_search(monkeypatch):
         ("_N_CHANGED", 1), ("_N_PROPOSED", 5), ("_N_STEPS_FIRST", 4),
     ):  # fmt: skip
         monkeypatch.setattr(evolution, name, value)
-    monkeypatch.setattr(ExactData, "numbers_of_cells", (1, 2, 3, 0))
+    monkeypatch.setattr(ExactData, "populations", ExactData.populations[:5])
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.02])

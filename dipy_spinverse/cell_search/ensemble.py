@@ -12,7 +12,7 @@ from dipy_spinverse.cell_search.posterior import Posterior
 # How often each finalist is found again, in how many steps, and how far it is disturbed before.
 _N_AGAIN, _N_STEPS, _DISTURBANCE = 3, 7, 1.0
 # How probable each is found depends on how far the search got, too.
-_TEMPERATURE = 20.0
+_TEMPERATURE = 30.0
 
 
 def ensemble(

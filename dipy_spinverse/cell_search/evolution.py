@@ -75,22 +75,22 @@ class Evolution:
         self._bodies, self._rng = bodies, rng
         self.n_rounds = 0
 
-    def new_population(self, starts: list[PartialCells]) -> list[Member]:
-        """A population of starts and random bodies, the best first, when rounds gain no more."""
+    def new_population(self, starts: list[PartialCells], patience: int) -> list[Member]:
+        """A population of starts and random bodies, the best first, after rounds in vain."""
         starts = starts[: _N_STARTS // 2]
         starts = [*starts, *islice(self._bodies, _N_STARTS - len(starts))]
         paths = [_Path(self._task.target, start, _N_STEPS_FIRST) for start in starts]
-        return self._evolved(self._surviving(self._descended(paths)), self._task.patience)
+        return self._evolved(self._surviving(self._descended(paths)), patience)
 
-    def joined(self, populations: list[list[Member]]) -> list[Member]:
-        """A population of the best of several, when rounds gain no more."""
+    def joined(self, populations: list[list[Member]], patience: int) -> list[Member]:
+        """A population of the best of several, after rounds in vain."""
         task = self._task
         members = [member for population in populations for member in population]
         members.sort(key=lambda member: task.target.chi_square(member.cells))
         judge = task.judge([member.cells for member in members])
         members = [_member(m.target, m.partial, m.cells, judge) for m in members]
         best = self._best_that_differ(judge, members, 2 * _N_MEMBERS)
-        return self._evolved(best, 2 * task.patience)
+        return self._evolved(best, patience)
 
     def _evolved(self, population, patience):
         in_vain, least = 0, self._task.distance(population)
@@ -102,16 +102,7 @@ class Evolution:
             in_vain = 0 if distance < least - 1 else in_vain + 1
             least = distance if in_vain == 0 else least
             self.n_rounds += 1
-        return population if self._task.solved_by(population) else self._perfected(population)
-
-    def _perfected(self, population):
-        """A population whose best, however near it may be, has been perfected."""
-        best = population[0]
-        cells = self._task.perfected(best.target, best.cells, self._rng)
-        if cells is best.cells:
-            return population
-        judge = self._task.judge([cells])
-        return [_member(best.target, best.partial, cells, judge), *population[1:]]
+        return population
 
     def _blurred(self, cells):
         return PartialCells(self._descend.blurred(cells.labels), cells.leaks)

@@ -15,7 +15,7 @@ _BODY_ERROR = 1e-4
 _NOT_EXPLAINED, _N_TYPICAL = 0.3, 3
 # Tetrahedra in which the members of a population differ: as long as its best has a misfit per
 # measurement above this, and then.
-_NEAR, _FAR_APART, _APART = 1 / 64, 12, 3
+_NEAR, _FAR_APART, _APART = 1 / 48, 12, 3
 _N_FINALISTS = 3
 # Of the mean squared residual, relative to it, that a round should bring.
 _LEAST_GAIN = 0.1
@@ -35,9 +35,9 @@ class ExactData:
     leaks : ndarray (2,)
     """
 
-    # Rounds in vain that end a population, and the number of cells that each starts from; 0 for
-    # the best of those before.
-    patience, numbers_of_cells = 2, (1, 2, 3, 0, 1, 1, 1, 2, 3, 0)
+    # What populations start from, and after how many rounds in vain each ends: random bodies
+    # alone, which find most single cells soon; also cells put together; the best of those before.
+    populations = (("random", 1), *[("put together", 2)] * 3, ("joined", 4)) * 2
 
     def __init__(self, complete: Target, target: Target, library, signals, leaks):
         self._complete, self.target = complete, target

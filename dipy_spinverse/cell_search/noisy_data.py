@@ -35,8 +35,9 @@ class NoisyData:
         The tetrahedron that each is reflected to.
     """
 
-    # Rounds in vain that end a population; what different ones find may all be right.
-    patience, numbers_of_cells = 3, (1, 1, 1)
+    # What populations start from, and after how many rounds in vain each ends; what different ones
+    # find may all be right.
+    populations = (("random", 3),) * 3
 
     def __init__(
         self, complete: Target, target: CondensedTarget, signals, descend: Descent, mirrored

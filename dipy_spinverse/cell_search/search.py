@@ -112,13 +112,13 @@ class CellSearch:
         task = self._task(complete)
         bodies = self._without_end(task.ranked_library)
         evolution = Evolution(task, self._descend, self._changes, bodies, rng)
-        populations = []
-        for number in task.numbers_of_cells:
-            if number:
-                starts = self._put_together(task, number, rng) if number > 1 else []
-                populations.append(evolution.new_population(starts))
+        together, populations = self._put_together(task, rng), []
+        for kind, patience in task.populations:
+            if kind == "joined":
+                populations.append(evolution.joined(populations, patience))
             else:
-                populations.append(evolution.joined(populations))
+                starts = next(together) if kind == "put together" else []
+                populations.append(evolution.new_population(starts, patience))
             if task.solved_by(populations[-1]):
                 break
         best, samples = task.conclusion(populations, n_samples, rng)
@@ -133,11 +133,15 @@ class CellSearch:
         signals = self._library_signals
         return ExactData(complete, target, self._library, signals, self._leaks)
 
-    def _put_together(self, task, number, rng):
-        """Cells that together explain the data nearly."""
-        cells = SeparateCells(task, self._descend, self._changes, self._leaks)
-        found = cells.found(number, *self._single_cells, rng)
-        return [PartialCells(self._descend.blurred(labels), self._leaks) for labels in found]
+    def _put_together(self, task, rng):
+        """Cells that together explain the data nearly, the likeliest number of them first."""
+        cells = SeparateCells(
+            task, self._descend, self._changes, *self._single_cells, self._leaks
+        )
+        while True:
+            for _, several in cells.in_likely_numbers(rng):
+                blurred = (self._descend.blurred(labels) for labels in several)
+                yield [PartialCells(share, self._leaks) for share in blurred]
 
     def _simulator_of(self, rows):
         part = self._acquisition.subset(rows)

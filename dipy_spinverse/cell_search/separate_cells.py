@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cached_property
 from itertools import combinations, product
 
 import numpy as np
@@ -11,6 +13,8 @@ from dipy_spinverse.cell_search.descent import Descent, PartialCells
 from dipy_spinverse.cell_search.exact_data import ExactData
 from dipy_spinverse.cell_search.in_threads import in_threads
 
+# What one cell more makes the misfit of the best combination smaller, where it is not there.
+_ONE_MORE = 1.3
 # Random combinations of single cells, how often each cell of them is exchanged, and how many of
 # the best combinations are simulated.
 _N_COMBINED, _N_EXCHANGES, _N_SIMULATED = 2000, 3, 200
@@ -36,10 +40,22 @@ class SeparateCells:
     task : ExactData
     descend : Descent
     changes : Changes
+    cells : ndarray (N, T) of bool
+        Single cells.
+    signals : ndarray (N, m)
+        Of each alone.
     leaks : ndarray (2,)
     """
 
-    def __init__(self, task: ExactData, descend: Descent, changes: Changes, leaks: np.ndarray):
+    def __init__(
+        self,
+        task: ExactData,
+        descend: Descent,
+        changes: Changes,
+        cells: np.ndarray,
+        signals: np.ndarray,
+        leaks: np.ndarray,
+    ):
         self._task, self._target, self._leaks = task, task.target, leaks
         self._descend, self._changes = descend, changes
         grid = self._target.grid
@@ -48,27 +64,29 @@ class SeparateCells:
         self._error = ((self._target.data - self._nothing) ** 2).mean()
         # No signal tells a cell from its reflection, but for others: all are on the same side.
         self._side = (grid.centroids - grid.centroids.mean(axis=0)) @ [1.0, 0.7, 0.4]
+        self._cells, self._effects = self._on_one_side(cells), signals - self._nothing
 
-    def found(
-        self, number: int, cells: np.ndarray, signals: np.ndarray, rng: np.random.Generator
-    ) -> np.ndarray:
-        """Labels (n, T) of cells together that differ from each other, the best first.
+    def in_likely_numbers(self, rng: np.random.Generator) -> Iterator[tuple[int, np.ndarray]]:
+        """Numbers of cells, the likeliest first, and labels (n, T) of so many together.
 
-        Parameters
-        ----------
-        number : int
-            Of cells: 2 or 3.
-        cells : ndarray (N, T) of bool
-            Single cells to begin with.
-        signals : ndarray (N, m)
-        rng : Generator
+        The labels differ from each other, the best come first.
         """
-        judge = self._task.judge_with_error(cells, self._error)
-        cells, effects = self._on_one_side(cells), signals - self._nothing
-        combined = self._combined(number, cells, effects, judge, rng)
-        if not len(combined):
-            return combined
-        best = self._best(combined, judge, _N_LINES)
+        judge = self._task.judge_with_error(self._cells, self._error)
+        best = {number: self._combined(number, judge, rng) for number in (1, 2, 3)}
+
+        def unlikely(number):
+            if not len(best[number]):
+                return np.inf
+            state = self._target.cells(best[number][:1], self._leaks)[0]
+            return judge(self._target, state) * _ONE_MORE**number
+
+        for number in sorted(best, key=unlikely):
+            yield number, self._improved(number, best[number], rng)
+
+    def _improved(self, number, best, rng):
+        """Labels of several cells together after descents, and moves of all cells."""
+        if number == 1 or not len(best):
+            return best
         for _ in range(number - 1):
             lines = np.concatenate([best, self._descended(best, rng)])
             judge = self._task.judge_with_error(lines, self._error)
@@ -78,10 +96,10 @@ class SeparateCells:
             best = self._best(np.concatenate(moved), judge, _N_FOUND)
         return self._best(np.concatenate([best, self._descended(best, rng)]), judge, _N_FOUND)
 
-    def _combined(self, number, cells, effects, judge, rng):
-        """Labels of combinations of which no exchange of one cell explains the data better."""
-        effects, rest = self._weighted(effects, judge)
-        squares, apart = (effects**2).sum(axis=1), self._apart(cells, cells)
+    def _combined(self, number, judge, rng):
+        """Labels of the best combinations, which no exchange of one cell makes better."""
+        cells, (effects, rest) = self._cells, self._weighted(self._effects, judge)
+        squares, apart = (effects**2).sum(axis=1), self._cells_apart
         chosen = rng.integers(len(cells), size=(_N_COMBINED, number))
         for k in list(range(number)) * _N_EXCHANGES:
             others = np.delete(chosen, k, axis=1)
@@ -91,7 +109,8 @@ class SeparateCells:
             chosen[:, k] = misfits.argmin(axis=1)
             values = misfits.min(axis=1) + (rests**2).sum(axis=1)
         chosen, first = np.unique(np.sort(chosen, axis=1), axis=0, return_index=True)
-        return self._placed(cells[some] for some in chosen[np.argsort(values[first])])
+        labels = self._placed(cells[some] for some in chosen[np.argsort(values[first])])
+        return self._best(labels, judge, _N_LINES) if len(labels) else labels
 
     def _moved(self, number, labels, judge, rng):
         """The same labels, and those after the best moves of all their cells at once."""
@@ -150,6 +169,10 @@ class SeparateCells:
         moved = np.array([cell, *self._changes.moved_to(points, cell)])
         left = moved.sum(axis=1) >= _LEAST_LEFT * cell.sum()
         return np.unique(self._on_one_side(moved[left]), axis=0)
+
+    @cached_property
+    def _cells_apart(self):
+        return self._apart(self._cells, self._cells)
 
     def _apart(self, some, others):
         """Which cells (N, T) and others (n, T) do not overlap, as they are or reflected."""
