@@ -33,15 +33,16 @@ N_STARTS = 3
 SEVERAL = ("new several", "sphere and rod", "two blocks", "three spheres")
 
 
-def put_together(search, data):
-    """Numbers of cells, the likeliest first, labels (n, T) of each, and CPU seconds until then."""
+def put_together(search, data, number):
+    """Labels (n, T) of so many cells put together, the place of that number, and CPU seconds."""
     nothing, rng = np.zeros(len(data)), np.random.default_rng(0)
     task = search._task(Target(search._full, data, nothing + ERROR, nothing))
     single = search._single_cells
     start = time.process_time()
     cells = SeparateCells(task, search._descend, search._changes, *single, search._leaks)
-    for number, labels in cells.in_likely_numbers(rng):
-        yield number, labels[:N_STARTS], time.process_time() - start
+    for place, (likely, labels) in enumerate(cells.in_likely_numbers(rng), 1):
+        if likely == number:
+            return labels[:N_STARTS], place, time.process_time() - start
 
 
 def main():
@@ -65,12 +66,11 @@ def main():
         change = np.sqrt(((data - nothing) ** 2).mean())
         error = np.sqrt(((data - nothing - np.sum(np.array(alone) - nothing, axis=0)) ** 2).mean())
         with threadpool_limits(1, user_api="blas"):
-            numbers, found, seconds = zip(*put_together(search, data), strict=True)
-        place = numbers.index(len(cells))
-        wrong = [changes.apart(labels, inside) for labels in found[place]]
+            found, place, seconds = put_together(search, data, len(cells))
+        wrong = [changes.apart(labels, inside) for labels in found]
         lines.append(
             f"| {name} | {len(cells)} | {change:.1e} | {error:.1e} | {error / change**2:.1f} "
-            f"| {place + 1} | {wrong[0]} | {min(wrong)} | {seconds[place]:.0f} |"
+            f"| {place} | {wrong[0]} | {min(wrong)} | {seconds:.0f} |"
         )
         print(lines[-1], flush=True)
     RESULTS.write_text(__doc__.split("\n\n")[1] + "\n\n" + "\n".join(lines) + "\n")
