@@ -16,6 +16,8 @@ import time
 import warnings
 from pathlib import Path
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 from recovery import OPEN, WALL, all_shapes, published_protocol
 from scipy.sparse import coo_matrix
@@ -25,7 +27,10 @@ from scipy.spatial import cKDTree
 from dipy_spinverse import SpinverseModel, simulate
 from dipy_spinverse.inversion.noise import rician_mean
 
-RESULTS = Path(__file__).parent / "results" / "noisy_cells.md"
+matplotlib.use("Agg")
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "noisy_cells.md"
+FIGURE = HERE.parent / "doc" / "figures" / "wall_probability.png"
 SNR, N_SAMPLES = 50, 16
 BINS = np.linspace(0, 1, 6)
 
@@ -119,8 +124,24 @@ def calibration(faces):
     return "\n".join(lines)
 
 
+def draw_calibration():
+    """Draw the table of stated against found frequencies in results/."""
+    rows = RESULTS.read_text().split("walls in truth |\n")[1].splitlines()[1:]
+    faces, stated, found = np.array([row.split("|")[2:5] for row in rows], dtype=float).T
+    figure, axis = plt.subplots(figsize=(3.8, 3.6), layout="constrained")
+    axis.plot([0, 1], [0, 1], color="0.7", lw=1, label="calibrated")
+    axis.plot(stated, found, "C0o-", ms=5)
+    for n, x, y in zip(faces, stated, found, strict=True):
+        axis.annotate(f"{n:.0f} faces", (x, y), (7, -11), textcoords="offset points", fontsize=7)
+    axis.set(xlabel="stated probability of a wall", ylabel="walls in truth", aspect="equal")
+    axis.set(xlim=(-0.05, 1.2), ylim=(-0.1, 1.05), xticks=np.linspace(0, 1, 6))
+    axis.legend(fontsize=8, frameon=False)
+    FIGURE.parent.mkdir(exist_ok=True)
+    figure.savefig(FIGURE, dpi=110)
+
+
 def main():
-    """Print the tables and write them to results/."""
+    """Print the tables, write them to results/, and draw the calibration of probabilities."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", nargs="+", default=None, help="numbers, as 018; default: all")
     args = parser.parse_args()
@@ -143,6 +164,7 @@ def main():
     print("\n".join(lines[-9:]))
     if args.shapes is None:
         RESULTS.write_text(__doc__.split("\n\n")[1] + "\n\n" + "\n".join(lines) + "\n")
+        draw_calibration()
 
 
 def _line(name, row):

@@ -37,7 +37,7 @@ class ExactData:
 
     # What populations start from, and after how many rounds in vain each ends: random bodies
     # alone, which find most single cells soon; also cells put together; the best of those before.
-    populations = (("random", 1), *[("put together", 2)] * 3, ("joined", 4)) * 2
+    populations = (("random", 2), *[("put together", 2)] * 3, ("joined", 4)) * 2
 
     def __init__(self, complete: Target, target: Target, library, signals, leaks):
         self._complete, self.target = complete, target
