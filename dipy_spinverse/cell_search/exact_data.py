@@ -15,7 +15,7 @@ _BODY_ERROR = 1e-4
 _NOT_EXPLAINED, _N_TYPICAL = 0.3, 3
 # Tetrahedra in which the members of a population differ: as long as its best has a misfit per
 # measurement above this, and then.
-_NEAR, _FAR_APART, _APART = 1 / 48, 12, 3
+_NEAR, _FAR_APART, _APART = 1 / 64, 12, 3
 _N_FINALISTS = 3
 # Of the mean squared residual, relative to it, that a round should bring.
 _LEAST_GAIN = 0.1
