@@ -51,10 +51,6 @@ class NoisyData:
         """A judge of cells like some, the first of which are the best."""
         return Improbability(Posterior(self._smoothness, self.target, cells[:_N_TYPICAL]))
 
-    def perfected(self, target: Target, cells: Cells, rng: np.random.Generator) -> Cells:
-        """The same cells: noise hides what is left."""
-        return cells
-
     def solved_by(self, population) -> bool:
         """Never: other populations may find cells that are as probable."""
         return False
