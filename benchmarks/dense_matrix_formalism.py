@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import simulate, simulate_with_jacobian
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
 

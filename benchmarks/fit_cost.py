@@ -20,7 +20,7 @@ from dipy.core.sphere import HemiSphere, disperse_charges
 
 from dipy_spinverse import Acquisition, SpinverseModel, bcc_grid, simulate
 from dipy_spinverse.packed_cells import prepare_tables
-from dipy_spinverse.substrates import cylinders, spheres
+from dipy_spinverse.substrates.walls_of_bodies import cylinders, spheres
 
 RESULTS = Path(__file__).parent / "results" / "fit_cost.txt"
 PUBLISHED_CPU_S = 451 * 400

@@ -25,7 +25,7 @@ from scipy.sparse.csgraph import connected_components, shortest_path
 from scipy.spatial import cKDTree
 
 from dipy_spinverse import SpinverseModel, simulate
-from dipy_spinverse.inversion.noise import rician_mean
+from dipy_spinverse.voxels.noise import rician_mean
 
 matplotlib.use("Agg")
 HERE = Path(__file__).parent

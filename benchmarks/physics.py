@@ -18,10 +18,10 @@ import torch
 import waveform_physics
 from tables import machine, percent, table, unit, verdict
 
-from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import simulate, simulate_with_jacobian
 from dipy_spinverse.grid import bcc_grid
-from dipy_spinverse.substrates import cylinders, from_inside
+from dipy_spinverse.substrates.walls_of_bodies import cylinders, from_inside
 
 DIFFUSIVITY = 2.0  # um^2/ms
 KAPPAS = (0.0, 0.02, 0.2, 1.0)  # um/ms

@@ -28,28 +28,28 @@ from physics import pulsed, staircase_planes, table, unit, verdict
 from scipy.optimize import least_squares
 from scipy.spatial import ConvexHull, Delaunay
 
-from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import simulate
-from dipy_spinverse.bloch_torrey.analytic import (
+from dipy_spinverse.bloch_torrey.analytic.bodies import (
     exact_restricted_signal,
     gaussian_phase_attenuation,
     restricted_signal,
 )
-from dipy_spinverse.bloch_torrey.analytic_exchange import (
+from dipy_spinverse.bloch_torrey.analytic.exchange import (
     long_time_diffusivity,
     permeable_planes_signal,
 )
-from dipy_spinverse.bloch_torrey.finite_element import simulate_finite_elements
-from dipy_spinverse.bloch_torrey.matrix_formalism import (
+from dipy_spinverse.bloch_torrey.finite_elements.matrix_formalism import (
     laplace_modes,
     length_scale_for,
     simulate_modes,
 )
+from dipy_spinverse.bloch_torrey.finite_elements.operator import simulate_finite_elements
 from dipy_spinverse.grid import bcc_grid
 from dipy_spinverse.grid.packed_cylinders import packed_cylinders_grid
 from dipy_spinverse.grid.regions import membranes_between
 from dipy_spinverse.grid.surfaces import mesh_surfaces
-from dipy_spinverse.substrates import cylinders
+from dipy_spinverse.substrates.walls_of_bodies import cylinders
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "physics_comparison"

@@ -21,7 +21,7 @@ from benchmarks.tissue import MAPS, NOISE_SEED
 from benchmarks.tissue_testset import load_testset
 from dipy_spinverse import Acquisition, bcc_grid
 from dipy_spinverse.inversion import Inversion, transmissibility
-from dipy_spinverse.wall_maps import wall_maps
+from dipy_spinverse.walls.maps import wall_maps
 
 RESULTS = Path(__file__).parent / "results" / "wall_fields.md"
 # Cells along an axis, their size in um, substrates, further fields.

@@ -9,18 +9,18 @@ import torch
 from scipy.linalg import expm
 from tables import percent, table, unit, verdict
 
-from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.acquisition.encodings import (
+    b_tensor_encoding,
+    double_diffusion,
+    oscillating_gradients,
+    pulsed_gradients,
+)
+from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import (
     Simulator,
     relative_transmissibility,
     simulate,
     simulate_with_jacobian,
-)
-from dipy_spinverse.encodings import (
-    b_tensor_encoding,
-    double_diffusion,
-    oscillating_gradients,
-    pulsed_gradients,
 )
 from dipy_spinverse.grid import bcc_grid
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from dipy_spinverse import _former_places  # noqa: F401
+
 __version__ = "0.1.0"
 
 # Names are imported on first use, so that `dipy_fit_spinverse -h` does not wait for torch.
@@ -15,9 +17,9 @@ _HOME = {
     "simulate": "bloch_torrey",
     "simulate_with_jacobian": "bloch_torrey",
     "simulate_finite_elements": "bloch_torrey",
-    "InterfaceMesh": "interface",
-    "compare_walls": "interface",
-    "interface_mesh": "interface",
+    "InterfaceMesh": "walls.interface",
+    "compare_walls": "walls.metrics",
+    "interface_mesh": "walls.interface",
     "PackedCellsModel": "packed_cells",
     "ActiveAxModel": "compartments",
     "IVIMModel": "compartments",
@@ -25,7 +27,7 @@ _HOME = {
     "NODDIModel": "compartments",
     "ZCDModel": "compartments",
     "identifiability": "scan_design",
-    "suggest": "suggestions",
+    "suggest": "scan_design",
     "SpinverseFit": "spinverse",
     "SpinverseModel": "spinverse",
     "load_fit": "spinverse",

@@ -34,8 +34,8 @@ from dipy_spinverse import (
     bcc_grid,
     simulate,
 )
-from dipy_spinverse.compartments.plots import save_glyphs
-from dipy_spinverse.substrates import cylinders
+from dipy_spinverse.report.compartment_figures import save_glyphs
+from dipy_spinverse.substrates.walls_of_bodies import cylinders
 
 BOX_UM, FINE_CELLS = 20.0, 16
 DIFFUSIVITY, FREE = 2.0, 3.0  # um^2/ms

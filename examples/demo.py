@@ -22,7 +22,7 @@ from dipy.io.image import load_nifti_data, save_nifti
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
 from dipy_spinverse import Acquisition, bcc_grid, simulate
-from dipy_spinverse.substrates import cylinders, spheres
+from dipy_spinverse.substrates.walls_of_bodies import cylinders, spheres
 
 SHAPE = (4, 4, 2)
 BOX_UM = 20.0

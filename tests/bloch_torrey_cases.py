@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
 
 DIRECTIONS = np.array(

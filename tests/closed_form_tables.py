@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from dipy_spinverse.packed_cells.signal_table import (
+from dipy_spinverse.packed_cells.tables.signal_table import (
     LEAKLESS,
     N_Q,
     coordinate_range,
     relative_q,
     table_of_simulations,
 )
-from dipy_spinverse.packed_cells.two_pools import two_pool_signal
+from dipy_spinverse.packed_cells.tables.two_pools import two_pool_signal
 
 
 def closed_form_table(shape, timings, q_max, diffusivity=2.0):

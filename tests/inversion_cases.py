@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import simulate
 from dipy_spinverse.grid import bcc_grid
-from dipy_spinverse.substrates import cylinders
+from dipy_spinverse.substrates.walls_of_bodies import cylinders
 
 GRID = bcc_grid(3, 5.0)
 

@@ -10,7 +10,7 @@ import pytest
 import scipy.constants
 from dipy.core.gradients import gradient_table, unique_bvals_magnitude
 
-from dipy_spinverse.acquisition import GYROMAGNETIC_RATIO, Acquisition
+from dipy_spinverse.acquisition.pulsed import GYROMAGNETIC_RATIO, Acquisition
 
 AXES = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0.6, 0.8, 0]])
 BVALS = np.array([0.0, 1000, 1000, 2000, 3000])

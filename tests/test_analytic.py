@@ -8,16 +8,16 @@ from dipy.sims.voxel import callaghan_perpendicular
 from scipy.linalg import expm
 from scipy.special import spherical_jn
 
-from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import analytic, simulate
-from dipy_spinverse.bloch_torrey.analytic import (
+from dipy_spinverse.bloch_torrey.analytic.bodies import (
     DIMENSIONS,
     exact_restricted_signal,
     free_signal,
     gaussian_phase_attenuation,
     restricted_signal,
 )
-from dipy_spinverse.bloch_torrey.analytic_exchange import (
+from dipy_spinverse.bloch_torrey.analytic.exchange import (
     karger_signal,
     long_time_diffusivity,
     permeable_planes_signal,

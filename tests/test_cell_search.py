@@ -16,7 +16,7 @@ from dipy_spinverse import (
     compare_walls,
     simulate,
 )
-from dipy_spinverse.bloch_torrey.partial_volume import PartialVolumeSimulator
+from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import PartialVolumeSimulator
 from dipy_spinverse.cell_search import evolution, search, separate_cells
 from dipy_spinverse.cell_search.bodies import Bodies, random_bodies, random_cell
 from dipy_spinverse.cell_search.changes import Changes
@@ -28,7 +28,7 @@ from dipy_spinverse.cell_search.interacting import perfected
 from dipy_spinverse.cell_search.labelled import Cells, Misfit, Target, at_walls, flips_of
 from dipy_spinverse.cell_search.noisy_data import most_typical
 from dipy_spinverse.cell_search.polish import polished
-from dipy_spinverse.cell_search.posterior import Posterior
+from dipy_spinverse.cell_search.probability import Posterior
 from dipy_spinverse.cell_search.separate_cells import SeparateCells
 from dipy_spinverse.cell_search.smoothness import (
     _BY_EDGE,
@@ -36,8 +36,8 @@ from dipy_spinverse.cell_search.smoothness import (
     Smoothness,
     shared_points,
 )
-from dipy_spinverse.inversion.noise import rician_mean
-from dipy_spinverse.spinverse import Status
+from dipy_spinverse.spinverse.model import Status
+from dipy_spinverse.voxels.noise import rician_mean
 
 GRID = bcc_grid(3, 6.0, boundary="absorbing")
 LEAKS = np.array([0.01, 0.99])

@@ -11,9 +11,9 @@ from dipy.core.sphere import HemiSphere, disperse_charges
 
 from dipy_spinverse import Acquisition
 from dipy_spinverse.compartments import NODDIModel
-from dipy_spinverse.compartments.draws import posterior_draws
-from dipy_spinverse.compartments.glyphs import superquadrics
-from dipy_spinverse.compartments.plots import plot_maps, plot_posterior, save_glyphs
+from dipy_spinverse.compartments.posterior.draws import posterior_draws
+from dipy_spinverse.report.compartment_figures import plot_maps, plot_posterior, save_glyphs
+from dipy_spinverse.report.glyphs import superquadrics
 
 matplotlib.use("agg")
 AXES = np.array([[1.0, 0, 0], [0, 0.6, 0.8]])

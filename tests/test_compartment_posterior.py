@@ -10,7 +10,7 @@ from scipy.stats import norm, rice
 
 from dipy_spinverse import ActiveAxModel, IVIMModel, NODDIModel, ZCDModel
 from dipy_spinverse.compartments import Compartment, Parameter, compose
-from dipy_spinverse.compartments.draws import posterior_draws
+from dipy_spinverse.compartments.posterior.draws import posterior_draws
 
 N_DRAWS = 2000
 

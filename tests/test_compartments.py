@@ -13,12 +13,12 @@ from scipy.stats import rice
 from dipy_spinverse import Acquisition
 from dipy_spinverse.compartments import Compartment, Definition, Parameter
 from dipy_spinverse.compartments.definition import with_fibres
-from dipy_spinverse.compartments.encoding import encoding_of
-from dipy_spinverse.compartments.fractions import nonnegative_amplitudes
-from dipy_spinverse.compartments.kernels import KERNELS
-from dipy_spinverse.compartments.rician import log_likelihoods, rician_information, rician_target
-from dipy_spinverse.compartments.series import chebyshev_series
-from dipy_spinverse.compartments.signals import pool_signals
+from dipy_spinverse.compartments.fitting.fractions import nonnegative_amplitudes
+from dipy_spinverse.compartments.signals.encoding import encoding_of
+from dipy_spinverse.compartments.signals.kernels import KERNELS
+from dipy_spinverse.compartments.signals.pools import pool_signals
+from dipy_spinverse.compartments.signals.series import chebyshev_series
+from dipy_spinverse.voxels.rician import log_likelihoods, rician_information, rician_target
 
 ARGUMENTS = {
     "stick": {"diffusivity": 1.7},

@@ -9,25 +9,25 @@ from body_fitted_cases import box, needs_gmsh, sphere_surface
 from scipy.sparse import coo_matrix, diags_array
 from scipy.sparse.linalg import eigsh
 
-from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import simulate
-from dipy_spinverse.bloch_torrey.analytic import free_signal, restricted_signal
-from dipy_spinverse.bloch_torrey.analytic_exchange import (
+from dipy_spinverse.bloch_torrey.analytic.bodies import free_signal, restricted_signal
+from dipy_spinverse.bloch_torrey.analytic.exchange import (
     long_time_diffusivity,
     permeable_planes_signal,
 )
-from dipy_spinverse.bloch_torrey.finite_element import (
+from dipy_spinverse.bloch_torrey.finite_elements.matrix_formalism import (
+    laplace_modes,
+    length_scale_for,
+    simulate_modes,
+)
+from dipy_spinverse.bloch_torrey.finite_elements.operator import (
     coefficients,
     finite_elements,
     network_of,
     simulate_finite_elements,
 )
-from dipy_spinverse.bloch_torrey.finite_element_sweep import symmetrised_matrix
-from dipy_spinverse.bloch_torrey.matrix_formalism import (
-    laplace_modes,
-    length_scale_for,
-    simulate_modes,
-)
+from dipy_spinverse.bloch_torrey.finite_elements.sweep import symmetrised_matrix
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
 from dipy_spinverse.grid.packed_cylinders import packed_cylinders_grid
 from dipy_spinverse.grid.regions import membranes_between

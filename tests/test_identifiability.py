@@ -8,13 +8,13 @@ import pytest
 from dipy.core.gradients import gradient_table
 
 from dipy_spinverse import Acquisition, bcc_grid
-from dipy_spinverse.blind_spots import blind_spots, resolution_limit_um
-from dipy_spinverse.information import class_bounds, closed_form_table, map_bounds
 from dipy_spinverse.packed_cells import packed_cells_posterior, posterior
 from dipy_spinverse.packed_cells.tissue_classes import class_signals, tissue_class
 from dipy_spinverse.packed_cells.tissue_model import tissue_model
-from dipy_spinverse.scan_design import identifiability
-from dipy_spinverse.suggestions import suggest
+from dipy_spinverse.scan_design.blind_spots import blind_spots, resolution_limit_um
+from dipy_spinverse.scan_design.bounds import class_bounds, closed_form_table, map_bounds
+from dipy_spinverse.scan_design.identifiability import identifiability
+from dipy_spinverse.scan_design.suggestions import suggest
 
 SIGMA = 0.02
 

@@ -8,14 +8,14 @@ from dipy.io.surface import load_gifti
 
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
 from dipy_spinverse.grid.nearest import nearest
-from dipy_spinverse.interface import (
+from dipy_spinverse.substrates.walls_of_bodies import bent_tube, cylinders, spheres
+from dipy_spinverse.walls.interface import (
     closed_walls,
     compare_walls,
     interface_mesh,
     reflected_faces,
     wall_mask,
 )
-from dipy_spinverse.substrates import bent_tube, cylinders, spheres
 
 GRID = bcc_grid(cells=8, cell_size_um=1.0)
 SPHERE = spheres(GRID, [0.2, 0.1, 0.3], 2.5, permeability=0.02)

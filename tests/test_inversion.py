@@ -7,7 +7,7 @@ import pytest
 import torch
 from inversion_cases import GRID, multi_shell, shells, tissue_signals
 
-from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import Simulator, permeability_of
 from dipy_spinverse.grid import bcc_grid
 from dipy_spinverse.inversion import (
@@ -25,11 +25,11 @@ from dipy_spinverse.inversion import (
 from dipy_spinverse.inversion.adam import adam
 from dipy_spinverse.inversion.curriculum import check_curriculum, default_curriculum
 from dipy_spinverse.inversion.gauss_newton import data_space_step, gauss_newton
-from dipy_spinverse.inversion.noise import noise_from_b0, noise_from_residual
 from dipy_spinverse.inversion.priors import evaluate
 from dipy_spinverse.inversion.uncertainty import Laplace, probability_below
 from dipy_spinverse.inversion.unknowns import SignalModel
-from dipy_spinverse.substrates import from_inside
+from dipy_spinverse.substrates.walls_of_bodies import from_inside
+from dipy_spinverse.voxels.noise import noise_from_b0, noise_from_residual
 
 PRIORS = [WallArea(0.3), Continuity(0.7), Manifoldness(0.4), Binarisation(1.1)]
 

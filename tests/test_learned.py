@@ -23,7 +23,7 @@ from dipy_spinverse.compartments.learned.targets import (
     units_and_fractions,
 )
 from dipy_spinverse.compartments.learned.training import simulated_voxels
-from dipy_spinverse.voxels import Status
+from dipy_spinverse.voxels.status import Status
 
 SNR = (20.0, 50.0)
 NETWORK = {"n_train": 5000, "max_epochs": 10, "width": 48, "depth": 2, "batch_size": 100}

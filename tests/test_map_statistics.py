@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dipy_spinverse.map_statistics import of_axes, of_draws, of_fields
+from dipy_spinverse.voxels.statistics import of_axes, of_draws, of_fields
 
 
 def test_interval_of_few_fields_holds_the_next_one():

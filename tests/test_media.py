@@ -7,8 +7,8 @@ import pytest
 from bloch_torrey_cases import DIRECTIONS, distorted_grid, encodings, random_permeability
 from scipy.linalg import expm
 
+from dipy_spinverse.acquisition.encodings import combined, double_diffusion, pulsed_gradients
 from dipy_spinverse.bloch_torrey import simulate, simulate_with_jacobian
-from dipy_spinverse.encodings import combined, double_diffusion, pulsed_gradients
 from dipy_spinverse.grid import bcc_grid
 
 LAYER = 4 * np.sqrt(2)  # um, thickness of either layer

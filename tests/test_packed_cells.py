@@ -8,16 +8,19 @@ import torch
 from closed_form_tables import closed_form_table
 
 from dipy_spinverse import Acquisition
-from dipy_spinverse.bloch_torrey.finite_volume import relative_transmissibility
-from dipy_spinverse.bloch_torrey.simulator import Simulator
-from dipy_spinverse.packed_cells import packed_cells_posterior, posterior, table_cache
-from dipy_spinverse.packed_cells.signal_table import (
+from dipy_spinverse.bloch_torrey.finite_volumes.operator import relative_transmissibility
+from dipy_spinverse.bloch_torrey.finite_volumes.simulator import Simulator
+from dipy_spinverse.packed_cells import packed_cells_posterior, posterior
+from dipy_spinverse.packed_cells.tables import cache
+from dipy_spinverse.packed_cells.tables.signal_table import (
     LEAKLESS,
     N_Q,
     build_signal_table,
     relative_q,
     simulate_packings,
 )
+from dipy_spinverse.packed_cells.tables.two_pools import two_pool_signal
+from dipy_spinverse.packed_cells.tables.unit_cell import unit_cell
 from dipy_spinverse.packed_cells.tissue_classes import (
     ALIGNED,
     CLASSES,
@@ -26,8 +29,6 @@ from dipy_spinverse.packed_cells.tissue_classes import (
     tissue_class,
 )
 from dipy_spinverse.packed_cells.tissue_model import tissue_model, watson_coefficients
-from dipy_spinverse.packed_cells.two_pools import two_pool_signal
-from dipy_spinverse.packed_cells.unit_cell import unit_cell
 
 TIMINGS = np.array([[8.0, 15.0], [8.0, 40.0]])
 Q_MAX = np.array([0.6, 0.36])
@@ -294,24 +295,24 @@ def test_damaged_cache_is_built_again(tables, monkeypatch, tmp_path):
         return tables[shape]
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(table_cache, "build_signal_table", build)
+    monkeypatch.setattr(cache, "build_signal_table", build)
     for damage in (False, False, True):
-        table_cache._recent.clear()
+        cache._recent.clear()
         if damage:
             next((tmp_path / "dipy_spinverse").glob("*.npz")).write_bytes(b"broken")
-        table = table_cache.cached_table("sphere", protocol(), 2.0)
+        table = cache.cached_table("sphere", protocol(), 2.0)
         np.testing.assert_array_equal(table.coefficients, tables["sphere"].coefficients)
-    table_cache._recent.clear()
+    cache._recent.clear()
     assert built == ["sphere", "sphere"]
 
 
 def test_cache_that_cannot_be_written_is_no_error(tables, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(table_cache, "build_signal_table", lambda shape, *_: tables[shape])
-    table_cache._recent.clear()
-    assert table_cache.cached_table("sphere", protocol(), 2.0) is tables["sphere"]
-    table_cache._recent.clear()
+    monkeypatch.setattr(cache, "build_signal_table", lambda shape, *_: tables[shape])
+    cache._recent.clear()
+    assert cache.cached_table("sphere", protocol(), 2.0) is tables["sphere"]
+    cache._recent.clear()
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from test_packed_cells import protocol
 
 from dipy_spinverse import PackedCellsModel
 from dipy_spinverse.packed_cells import PackedCellsFit
-from dipy_spinverse.spinverse import Status
+from dipy_spinverse.spinverse.model import Status
 
 
 @pytest.fixture

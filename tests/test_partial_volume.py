@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from dipy_spinverse import Acquisition, bcc_grid, simulate
-from dipy_spinverse.bloch_torrey import kernels, relative_transmissibility
-from dipy_spinverse.bloch_torrey.partial_volume import PartialVolumeSimulator
+from dipy_spinverse.bloch_torrey import relative_transmissibility
+from dipy_spinverse.bloch_torrey.finite_volumes import sweep_kernels
+from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import PartialVolumeSimulator
 
 GRID = bcc_grid(3, 4.0, boundary="absorbing")
 WALL, OPEN = 0.02, 40.0
@@ -104,7 +105,7 @@ def test_chosen_measurements_fill_registers():
     )  # fmt: skip
     simulator = PartialVolumeSimulator(acquisition, GRID, dtype="float32")
     order = np.random.default_rng(1).permutation(60)
-    lanes = kernels.REGISTER_BYTES // 4
+    lanes = sweep_kernels.REGISTER_BYTES // 4
     rows = simulator.in_full_registers(order, 2 * lanes)
     assert len(rows) == 2 * lanes
     assert np.bincount(rows // 30).tolist() in ([lanes, lanes], [2 * lanes, 0], [0, 2 * lanes])

@@ -12,12 +12,12 @@ from dipy.core.gradients import gradient_table
 from inversion_cases import GRID, multi_shell, shells, spread_directions, tissue_signals
 
 from dipy_spinverse import Acquisition, SpinverseModel, bcc_grid, load_fit, simulate
-from dipy_spinverse.interface import InterfaceMesh, compare_walls
 from dipy_spinverse.inversion import Binarisation, Continuity, Manifoldness, Stage, WallArea
 from dipy_spinverse.inversion.curriculum import Progress
 from dipy_spinverse.inversion.unknowns import wall_faces
-from dipy_spinverse.spinverse import SpinverseFit, Status
-from dipy_spinverse.substrates import from_inside
+from dipy_spinverse.spinverse.model import SpinverseFit, Status
+from dipy_spinverse.substrates.walls_of_bodies import from_inside
+from dipy_spinverse.walls.interface import InterfaceMesh, compare_walls
 
 # Enough to find something in under a second per voxel; what is promised of every fit does not
 # depend on the number of iterations.

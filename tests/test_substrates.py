@@ -9,7 +9,13 @@ from scipy.sparse.csgraph import connected_components
 
 from dipy_spinverse.grid import bcc_grid
 from dipy_spinverse.grid.nearest import nearest
-from dipy_spinverse.substrates import bent_tube, cylinders, from_inside, spheres, torus
+from dipy_spinverse.substrates.walls_of_bodies import (
+    bent_tube,
+    cylinders,
+    from_inside,
+    spheres,
+    torus,
+)
 
 # Projected areas: under 0.5 % on spheres and cylinders (walls lie off the curved membrane by up to
 # half a tetrahedron, on both sides), up to 1.2 % where bodies also bend or end.

@@ -8,8 +8,8 @@ from scipy.spatial import cKDTree
 
 from dipy_spinverse.bloch_torrey import relative_transmissibility
 from dipy_spinverse.grid import bcc_grid
-from dipy_spinverse.substrates import cylinders, spheres
-from dipy_spinverse.wall_maps import membrane_normals, wall_maps, wall_weights
+from dipy_spinverse.substrates.walls_of_bodies import cylinders, spheres
+from dipy_spinverse.walls.maps import membrane_normals, wall_maps, wall_weights
 
 DIFFUSIVITY = 2.0
 # What is promised. Measured over all cases below: spheres 1.0 to 2.6 %, periodic cylinders -0.9 to

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from dipy_spinverse.bloch_torrey import relative_transmissibility
-from dipy_spinverse.bloch_torrey.displacement import displacement_moments
+from dipy_spinverse.bloch_torrey.finite_volumes.displacement import displacement_moments
 from dipy_spinverse.grid import bcc_grid
-from dipy_spinverse.substrates import cylinders, from_inside, spheres
-from dipy_spinverse.wall_maps import LONGEST_EXCHANGE_TIME_MS, wall_maps
+from dipy_spinverse.substrates.walls_of_bodies import cylinders, from_inside, spheres
+from dipy_spinverse.walls.maps import LONGEST_EXCHANGE_TIME_MS, wall_maps
 
 DIFFUSIVITY = 2.0
 CENTER = [0.3, -0.2, 0.1]

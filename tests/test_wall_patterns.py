@@ -7,7 +7,7 @@ import pytest
 from inversion_cases import shells
 
 from dipy_spinverse import bcc_grid, simulate
-from dipy_spinverse.wall_patterns import agreement, aligned, symmetries
+from dipy_spinverse.walls.patterns import agreement, aligned, symmetries
 
 
 @pytest.mark.parametrize("boundary", ["periodic", "reflecting", "absorbing"])

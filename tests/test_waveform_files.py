@@ -5,14 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dipy_spinverse.acquisition import GYROMAGNETIC_RATIO, Acquisition
-from dipy_spinverse.encodings import (
+from dipy_spinverse.acquisition.encodings import (
     b_tensor_encoding,
     double_diffusion,
     oscillating_gradients,
     pulsed_gradients,
 )
-from dipy_spinverse.waveform_files import _spin_echoes, read_pulseq, read_text_waveforms
+from dipy_spinverse.acquisition.pulsed import GYROMAGNETIC_RATIO, Acquisition
+from dipy_spinverse.acquisition.waveform_files import (
+    _spin_echoes,
+    read_pulseq,
+    read_text_waveforms,
+)
 
 TRAPEZOID = np.array([[0, 0, 0], *[[1, 0, 0]] * 8, [0, 0, 0]])  # 9 intervals
 

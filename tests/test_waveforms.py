@@ -8,15 +8,15 @@ import torch
 from bloch_torrey_cases import DIRECTIONS, distorted_grid, encodings, random_permeability
 
 from dipy_spinverse import PackedCellsModel, SpinverseModel, identifiability, suggest
-from dipy_spinverse.acquisition import GYROMAGNETIC_RATIO, Acquisition
-from dipy_spinverse.bloch_torrey import Simulator, simulate, simulate_with_jacobian
-from dipy_spinverse.encodings import (
+from dipy_spinverse.acquisition.encodings import (
     b_tensor_encoding,
     combined,
     double_diffusion,
     oscillating_gradients,
     pulsed_gradients,
 )
+from dipy_spinverse.acquisition.pulsed import GYROMAGNETIC_RATIO, Acquisition
+from dipy_spinverse.bloch_torrey import Simulator, simulate, simulate_with_jacobian
 from dipy_spinverse.grid import bcc_grid
 
 D = 2.0  # um^2/ms, the default

@@ -14,10 +14,10 @@ import pytest
 from dipy.workflows.base import IntrospectiveArgumentParser
 
 from dipy_spinverse import Acquisition, SpinverseModel, bcc_grid, load_fit, simulate
-from dipy_spinverse.substrates import cylinders
+from dipy_spinverse.report.files import MAP_UNITS
+from dipy_spinverse.substrates.walls_of_bodies import cylinders
 from dipy_spinverse.workflows.cli import main
 from dipy_spinverse.workflows.fit_spinverse import SpinverseFlow
-from dipy_spinverse.workflows.report import MAP_UNITS
 
 AFFINE = np.array([[-2.0, 0, 0, 10], [0, 2.0, 0, -5], [0, 0, 3.0, 1], [0, 0, 0, 1]])
 SHAPE = (2, 1, 2)

@@ -1,11 +1,17 @@
 """Bloch-Torrey simulation: from permeabilities to signals, and the derivatives."""
 
-from dipy_spinverse.bloch_torrey.encodings import unique_encodings
-from dipy_spinverse.bloch_torrey.finite_element import simulate_finite_elements
-from dipy_spinverse.bloch_torrey.finite_volume import permeability_of, relative_transmissibility
-from dipy_spinverse.bloch_torrey.matrix_formalism import laplace_modes, simulate_modes
+from dipy_spinverse.bloch_torrey.finite_elements.matrix_formalism import (
+    laplace_modes,
+    simulate_modes,
+)
+from dipy_spinverse.bloch_torrey.finite_elements.operator import simulate_finite_elements
+from dipy_spinverse.bloch_torrey.finite_volumes.operator import (
+    permeability_of,
+    relative_transmissibility,
+)
+from dipy_spinverse.bloch_torrey.finite_volumes.simulator import Simulator
 from dipy_spinverse.bloch_torrey.simulation import simulate, simulate_with_jacobian
-from dipy_spinverse.bloch_torrey.simulator import Simulator
+from dipy_spinverse.bloch_torrey.time_parts import unique_encodings
 
 __all__ = [
     "Simulator",

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import eval_chebyt, ive
 
-from dipy_spinverse.bloch_torrey.encodings import parts_in_time
-from dipy_spinverse.waveforms import Waveforms
+from dipy_spinverse.acquisition.waveforms import Waveforms
+from dipy_spinverse.bloch_torrey.time_parts import parts_in_time
 
 # Weights of the operators at the two Gauss points of a Magnus step; they sum to 1/2.
 _HEAVY, _LIGHT = 0.25 + np.sqrt(3) / 6, 0.25 - np.sqrt(3) / 6

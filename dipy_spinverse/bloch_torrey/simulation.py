@@ -6,9 +6,12 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from dipy_spinverse.acquisition import Acquisition
-from dipy_spinverse.bloch_torrey.finite_volume import face_resistance, relative_transmissibility
-from dipy_spinverse.bloch_torrey.simulator import Simulator
+from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.bloch_torrey.finite_volumes.operator import (
+    face_resistance,
+    relative_transmissibility,
+)
+from dipy_spinverse.bloch_torrey.finite_volumes.simulator import Simulator
 from dipy_spinverse.grid import TetrahedralGrid
 
 
@@ -86,7 +89,7 @@ def simulate(
     Examples
     --------
     >>> import numpy as np
-    >>> from dipy_spinverse.acquisition import Acquisition
+    >>> from dipy_spinverse.acquisition.pulsed import Acquisition
     >>> from dipy_spinverse.grid import bcc_grid
     >>> acquisition = Acquisition(b=[0, 1], directions=[[0, 0, 0], [1, 0, 0]],
     ...                           small_delta=10, big_delta=30)
@@ -154,7 +157,7 @@ def simulate_with_jacobian(
     Examples
     --------
     >>> import numpy as np
-    >>> from dipy_spinverse.acquisition import Acquisition
+    >>> from dipy_spinverse.acquisition.pulsed import Acquisition
     >>> from dipy_spinverse.grid import bcc_grid
     >>> acquisition = Acquisition(b=[0, 1], directions=[[0, 0, 0], [1, 0, 0]],
     ...                           small_delta=10, big_delta=30)

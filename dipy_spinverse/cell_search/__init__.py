@@ -5,6 +5,6 @@ partly, which makes the signals smooth in their shape. What counts is a misfit t
 tetrahedra, not signal.
 """
 
-from dipy_spinverse.cell_search.inversion import CellInversion
+from dipy_spinverse.cell_search.voxel_inversion import CellInversion
 
 __all__ = ["CellInversion"]

@@ -8,9 +8,9 @@ from copy import copy
 import numpy as np
 from scipy.linalg import qr
 
-from dipy_spinverse.bloch_torrey.partial_volume import PartialVolumeSimulator
+from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import PartialVolumeSimulator
 from dipy_spinverse.cell_search.labelled import Cells, Target
-from dipy_spinverse.inversion.noise import rician_mean
+from dipy_spinverse.voxels.noise import rician_mean
 
 # Error of the regression, in units of the noise, that it need not explain.
 _RIDGE = 0.05

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from dipy_spinverse.cell_search.descent import Descent, PartialCells
-from dipy_spinverse.cell_search.in_threads import in_threads
 from dipy_spinverse.cell_search.labelled import Cells, Target
-from dipy_spinverse.cell_search.posterior import Posterior
+from dipy_spinverse.cell_search.probability import Posterior
+from dipy_spinverse.threads import in_threads
 
 # How often each finalist is found again, in how many steps, and how far it is disturbed before.
 _N_AGAIN, _N_STEPS, _DISTURBANCE = 3, 7, 1.0

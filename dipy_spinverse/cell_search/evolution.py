@@ -11,9 +11,9 @@ import numpy as np
 from dipy_spinverse.cell_search.changes import Changes
 from dipy_spinverse.cell_search.descent import Descent, PartialCells
 from dipy_spinverse.cell_search.exact_data import ExactData
-from dipy_spinverse.cell_search.in_threads import in_threads
 from dipy_spinverse.cell_search.labelled import Cells, Target
 from dipy_spinverse.cell_search.noisy_data import NoisyData
+from dipy_spinverse.threads import in_threads
 
 # Members of a population, random bodies that start it, and what each of its rounds adds.
 _N_MEMBERS, _N_STARTS = 4, 6

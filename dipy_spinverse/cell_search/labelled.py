@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from scipy.linalg import solve_triangular
 
-from dipy_spinverse.bloch_torrey.partial_volume import PartialVolumeSimulator
+from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import PartialVolumeSimulator
 from dipy_spinverse.grid import TetrahedralGrid
-from dipy_spinverse.inversion.noise import rician_mean
+from dipy_spinverse.voxels.noise import rician_mean
 
 # Prior standard deviations of the relative transmissibilities of walls and of open faces.
 LEAK_SD = np.array([0.01, 0.01])

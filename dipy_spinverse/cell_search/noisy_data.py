@@ -8,7 +8,7 @@ from dipy_spinverse.cell_search.condensed import CondensedTarget
 from dipy_spinverse.cell_search.descent import Descent
 from dipy_spinverse.cell_search.ensemble import ensemble
 from dipy_spinverse.cell_search.labelled import Cells, Target
-from dipy_spinverse.cell_search.posterior import Posterior, with_likeliest_leaks
+from dipy_spinverse.cell_search.probability import Posterior, with_likeliest_leaks
 from dipy_spinverse.cell_search.smoothness import Smoothness
 
 _N_TYPICAL, _APART = 3, 6

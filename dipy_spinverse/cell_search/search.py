@@ -16,9 +16,9 @@ from functools import cached_property
 import numpy as np
 from scipy.linalg import qr
 
-from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import relative_transmissibility
-from dipy_spinverse.bloch_torrey.partial_volume import PartialVolumeSimulator
+from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import PartialVolumeSimulator
 from dipy_spinverse.cell_search.bodies import random_bodies, random_cell
 from dipy_spinverse.cell_search.changes import Changes
 from dipy_spinverse.cell_search.condensed import CondensedTarget

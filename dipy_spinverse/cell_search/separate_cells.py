@@ -11,7 +11,7 @@ import numpy as np
 from dipy_spinverse.cell_search.changes import Changes
 from dipy_spinverse.cell_search.descent import Descent, PartialCells
 from dipy_spinverse.cell_search.exact_data import ExactData
-from dipy_spinverse.cell_search.in_threads import in_threads
+from dipy_spinverse.threads import in_threads
 
 # What one cell more makes the misfit of the best combination smaller, where it is not there.
 _ONE_MORE = 1.3

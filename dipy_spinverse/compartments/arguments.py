@@ -7,9 +7,9 @@ import warnings
 import numpy as np
 import torch
 
-from dipy_spinverse.acquisition import Acquisition
-from dipy_spinverse.compartments.chunk import MOST_FIBRES
-from dipy_spinverse.compartments.degeneracy import undetermined
+from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.compartments.fitting.chunk import MOST_FIBRES
+from dipy_spinverse.compartments.posterior.degeneracy import undetermined
 
 # Timing for models that do not depend on it, where a gradient table has none; s.
 _ANY_TIMING = {"big_delta": 0.03, "small_delta": 0.01}

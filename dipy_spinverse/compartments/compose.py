@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from dipy.core.gradients import GradientTable
 
-from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.compartments.definition import Compartment, Definition, Parameter
 from dipy_spinverse.compartments.model import CompartmentModel
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from dipy_spinverse.compartments.kernels import ARGUMENTS, ORIENTED, TIMED
+from dipy_spinverse.compartments.signals.kernels import ARGUMENTS, ORIENTED, TIMED
 
 Values = Mapping[str, Tensor]
 Expression = str | float | Callable[[Values], Tensor]

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.compartments.arguments import acquisition_for, places_of
-from dipy_spinverse.compartments.chunk import MOST_FIBRES, voxels_per_chunk
-from dipy_spinverse.compartments.coordinates import Place, values_of
 from dipy_spinverse.compartments.definition import Definition, with_fibres
-from dipy_spinverse.compartments.encoding import encoding_of
-from dipy_spinverse.compartments.image import Image
-from dipy_spinverse.compartments.signals import pool_signals
-from dipy_spinverse.compartments.summary import ENDINGS
-from dipy_spinverse.compartments.variable_projection import combined
-from dipy_spinverse.voxels import Status
+from dipy_spinverse.compartments.fitting.chunk import MOST_FIBRES, voxels_per_chunk
+from dipy_spinverse.compartments.fitting.coordinates import Place, values_of
+from dipy_spinverse.compartments.fitting.variable_projection import combined
+from dipy_spinverse.compartments.signals.encoding import encoding_of
+from dipy_spinverse.compartments.signals.pools import pool_signals
+from dipy_spinverse.voxels.image import Image
+from dipy_spinverse.voxels.status import Status
+from dipy_spinverse.voxels.summary import ENDINGS
 
 if TYPE_CHECKING:
     from dipy_spinverse.compartments.model import CompartmentModel

@@ -10,25 +10,25 @@ from dipy.core.gradients import GradientTable
 from dipy.direction.peaks import PeaksAndMetrics
 from dipy.utils.parallel import paramap
 
-from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.compartments.arguments import (
     acquisition_for,
     check_acquisition,
     complete,
     populations,
 )
-from dipy_spinverse.compartments.chunk import Chunk, Settings, fit_chunk, voxels_per_chunk
-from dipy_spinverse.compartments.coordinates import Place, values_of
 from dipy_spinverse.compartments.definition import (
     Definition,
     maps_of,
     with_fibres,
 )
-from dipy_spinverse.compartments.encoding import encoding_of
 from dipy_spinverse.compartments.fit import CompartmentFit, empty_arrays, fit_of
-from dipy_spinverse.compartments.image import image_of
-from dipy_spinverse.compartments.signals import pool_signals
-from dipy_spinverse.inversion.noise import noise_from_b0
+from dipy_spinverse.compartments.fitting.chunk import Chunk, Settings, fit_chunk, voxels_per_chunk
+from dipy_spinverse.compartments.fitting.coordinates import Place, values_of
+from dipy_spinverse.compartments.signals.encoding import encoding_of
+from dipy_spinverse.compartments.signals.pools import pool_signals
+from dipy_spinverse.voxels.image import image_of
+from dipy_spinverse.voxels.noise import noise_from_b0
 
 LIKELIHOODS = ("rician", "gaussian")
 SOLVERS = ("variable-projection", "mix", "interior-point")

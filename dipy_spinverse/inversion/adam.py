@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from dipy_spinverse.bloch_torrey.finite_volume import face_resistance
+from dipy_spinverse.bloch_torrey.finite_volumes.operator import face_resistance
 from dipy_spinverse.inversion.curriculum import Progress, Stage
 from dipy_spinverse.inversion.priors import evaluate
 from dipy_spinverse.inversion.unknowns import SignalModel, openness, transmissibility

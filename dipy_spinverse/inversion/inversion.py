@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import Simulator, unique_encodings
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.inversion.adam import adam
 from dipy_spinverse.inversion.curriculum import Progress, Stage, default_curriculum
 from dipy_spinverse.inversion.gauss_newton import gauss_newton
-from dipy_spinverse.inversion.noise import noise_from_residual
 from dipy_spinverse.inversion.uncertainty import Laplace, probability_below
 from dipy_spinverse.inversion.unknowns import WALL_THRESHOLD, SignalModel
-from dipy_spinverse.wall_patterns import aligned
+from dipy_spinverse.voxels.noise import noise_from_residual
+from dipy_spinverse.walls.patterns import aligned
 
 OPTIMIZERS = {"gauss-newton": gauss_newton, "adam": adam}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dipy_spinverse.packed_cells.model import PackedCellsFit, PackedCellsModel
 from dipy_spinverse.packed_cells.posterior import PackedCellsPosterior, packed_cells_posterior
-from dipy_spinverse.packed_cells.table_cache import cached_table, prepare_tables
+from dipy_spinverse.packed_cells.tables.cache import cached_table, prepare_tables
 
 __all__ = [
     "PackedCellsFit",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-from dipy_spinverse.inversion.noise import rician_mean
+from dipy_spinverse.voxels.noise import rician_mean
 
 _TABLE_END, _TABLE_STEP = 12.0, 0.01
 

@@ -6,10 +6,10 @@ import numpy as np
 from dipy.core.gradients import GradientTable
 from scipy.stats import chi2
 
-from dipy_spinverse.acquisition import Acquisition
-from dipy_spinverse.map_statistics import of_axes, of_draws
+from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.packed_cells.posterior import PackedCellsPosterior, packed_cells_posterior
-from dipy_spinverse.voxels import Status, screened, voxels_of
+from dipy_spinverse.voxels.statistics import of_axes, of_draws
+from dipy_spinverse.voxels.status import Status, screened, voxels_of
 
 _MM2_PER_S = 1e3  # um^2/ms
 _N_SAMPLES = 200

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import logsumexp
 
-from dipy_spinverse.acquisition import Acquisition
-from dipy_spinverse.map_statistics import of_axes
+from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.packed_cells.likelihood import (
     Likelihood,
     gaussian_likelihood,
@@ -16,11 +15,12 @@ from dipy_spinverse.packed_cells.likelihood import (
     residuals,
     rician_excess,
 )
+from dipy_spinverse.packed_cells.modes import find_modes, log_posterior
+from dipy_spinverse.packed_cells.parameter_maps import PARAMETERS, tissue_maps, tissue_parameters
 from dipy_spinverse.packed_cells.posterior_checks import checked_input
 from dipy_spinverse.packed_cells.sampling import importance_samples, spread_by_chains
-from dipy_spinverse.packed_cells.search import find_modes, log_posterior
-from dipy_spinverse.packed_cells.signal_table import FRACTION_RANGE
-from dipy_spinverse.packed_cells.table_cache import cached_table
+from dipy_spinverse.packed_cells.tables.cache import cached_table
+from dipy_spinverse.packed_cells.tables.signal_table import FRACTION_RANGE
 from dipy_spinverse.packed_cells.tensor_frames import tensor_frames
 from dipy_spinverse.packed_cells.tissue_classes import (
     CLASSES,
@@ -28,8 +28,8 @@ from dipy_spinverse.packed_cells.tissue_classes import (
     shapes_of,
     tissue_class,
 )
-from dipy_spinverse.packed_cells.tissue_maps import PARAMETERS, tissue_maps, tissue_parameters
 from dipy_spinverse.packed_cells.tissue_model import packing_spread, tissue_model
+from dipy_spinverse.voxels.statistics import of_axes
 
 _N_MODES = 5
 _DRAWS_PER_ROUND, _ROUNDS = 500, 6

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.acquisition.pulsed import Acquisition
 
 # Of the measurements that the tensor is fitted to, ms/um^2.
 _TENSOR_B = 2.0

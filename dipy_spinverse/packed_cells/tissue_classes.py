@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit
 
-from dipy_spinverse.packed_cells.signal_table import (
+from dipy_spinverse.packed_cells.tables.signal_table import (
     FRACTION_RANGE,
     LEAKLESS,
     PERMEABILITY_RANGE,

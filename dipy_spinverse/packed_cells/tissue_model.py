@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.polynomial import chebyshev, legendre
 
-from dipy_spinverse.acquisition import Acquisition
-from dipy_spinverse.packed_cells.kernels import (
+from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.packed_cells.spline_kernels import (
     directional_slope,
     directional_sum,
     tensor_spline,
 )
-from dipy_spinverse.packed_cells.signal_table import SignalTable
-from dipy_spinverse.packed_cells.two_pools import two_pool_signal
+from dipy_spinverse.packed_cells.tables.signal_table import SignalTable
+from dipy_spinverse.packed_cells.tables.two_pools import two_pool_signal
 
 # Even degrees 0 to 20: exp(-10 cos^2), an axis at b = 5 ms/um^2, is then right to 1e-4.
 _N_LEGENDRE = 11

@@ -10,7 +10,7 @@ import numpy as np
 from dipy.io.image import load_nifti, load_nifti_data, save_nifti
 from dipy.workflows.workflow import Workflow
 
-from dipy_spinverse.workflows.report import save_maps, save_meshes, save_settings
+from dipy_spinverse.report.files import save_maps, save_meshes, save_settings
 
 logger = logging.getLogger("dipy_spinverse")
 
@@ -196,7 +196,7 @@ def _fit_one(inputs: dict, settings: dict, paths: dict[str, Path]) -> None:
     """Fit one volume and write all its outputs."""
     # Imported here: torch and the kernels take seconds, which `-h` must not.
     from dipy_spinverse.grid import bcc_grid
-    from dipy_spinverse.spinverse import SpinverseModel
+    from dipy_spinverse.spinverse.model import SpinverseModel
 
     acquisition = _read_acquisition(inputs, settings)
     data, affine = load_nifti(str(inputs["input_files"]))
@@ -241,7 +241,7 @@ def _fit_one(inputs: dict, settings: dict, paths: dict[str, Path]) -> None:
 
 def _read_acquisition(inputs: dict, settings: dict):
     """Gradient files and timings of the command line as an Acquisition."""
-    from dipy_spinverse.acquisition import Acquisition
+    from dipy_spinverse.acquisition.pulsed import Acquisition
 
     for name in ("big_delta", "small_delta"):
         if settings[name] is None:

@@ -16,7 +16,7 @@ from dipy.reconst.dki import DiffusionKurtosisModel
 from dipy.reconst.dti import TensorModel
 from dipy.reconst.shm import real_sh_descoteaux
 
-from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.compartments.definition import Definition
 
 FEATURES = ("zonal", "power", "dti", "dki", "signals")

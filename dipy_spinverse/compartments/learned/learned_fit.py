@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from dipy.core.gradients import GradientTable
 
-from dipy_spinverse.acquisition import Acquisition
-from dipy_spinverse.compartments.chunk import MOST_FIBRES
-from dipy_spinverse.compartments.coordinates import Place, values_of
+from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.compartments.definition import maps_of
-from dipy_spinverse.compartments.encoding import encoding_of
 from dipy_spinverse.compartments.fit import CompartmentFit, empty_arrays, fit_of
-from dipy_spinverse.compartments.image import image_of, signal_without_diffusion
-from dipy_spinverse.compartments.learned import networks, storage
+from dipy_spinverse.compartments.fitting.chunk import MOST_FIBRES
+from dipy_spinverse.compartments.fitting.coordinates import Place, values_of
+from dipy_spinverse.compartments.fitting.variable_projection import combined
+from dipy_spinverse.compartments.learned import learner_file, networks
 from dipy_spinverse.compartments.learned.features import encoder_for
 from dipy_spinverse.compartments.learned.learner import Learner
 from dipy_spinverse.compartments.learned.methods import check_options, predict, train
@@ -27,9 +26,10 @@ from dipy_spinverse.compartments.learned.noise import (
 from dipy_spinverse.compartments.learned.targets import from_latent, latent, values_from
 from dipy_spinverse.compartments.learned.training import training_set
 from dipy_spinverse.compartments.model import CompartmentModel
-from dipy_spinverse.compartments.signals import pool_signals
-from dipy_spinverse.compartments.summary import summary
-from dipy_spinverse.compartments.variable_projection import combined
+from dipy_spinverse.compartments.signals.encoding import encoding_of
+from dipy_spinverse.compartments.signals.pools import pool_signals
+from dipy_spinverse.voxels.image import image_of, signal_without_diffusion
+from dipy_spinverse.voxels.summary import summary
 
 _N_DRAWS = 128
 _VOX_PER_CHUNK = 2000
@@ -250,7 +250,7 @@ class LearnedFit:
             "seed": self.seed,
             "settings": self.learner.settings,
         }
-        storage.write(path, header, arrays, self.model)
+        learner_file.write(path, header, arrays, self.model)
 
     @classmethod
     def load(cls, path: Path | str, model: CompartmentModel) -> LearnedFit:
@@ -267,7 +267,7 @@ class LearnedFit:
         ValueError
             A file of another kind, or a learner of another model or acquisition.
         """
-        header, arrays = storage.read(path, model)
+        header, arrays = learner_file.read(path, model)
         learned = cls.__new__(cls)
         learned._assemble(model, *(header[k] for k in ("method", "features", "snr", "seed")))
         parts = {"scaling": {}, "learner": {}}

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 
 from dipy_spinverse.compartments.learned.features import Encoder
-from dipy_spinverse.inversion.noise import noise_from_b0
+from dipy_spinverse.voxels.noise import noise_from_b0
 
 
 def estimated_noise(data: np.ndarray, encoder: Encoder) -> np.ndarray:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dipy_spinverse.compartments.image import signal_without_diffusion
 from dipy_spinverse.compartments.learned.features import Encoder
 from dipy_spinverse.compartments.learned.targets import units_and_fractions
 from dipy_spinverse.compartments.model import CompartmentModel
+from dipy_spinverse.voxels.image import signal_without_diffusion
 
 _CHUNK = 2000
 _T2 = (30.0, 150.0)  # ms, of the voxels where there are several echo times

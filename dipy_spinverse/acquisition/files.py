@@ -1,0 +1,144 @@
+"""The files an `Acquisition` is read from: FSL text, Camino schemes, BIDS sidecars."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from dipy.io import read_bvals_bvecs
+
+from dipy_spinverse.acquisition.checks import numeric
+
+_STEJSKALTANNER = ("STEJSKALTANNER", "1")
+_BIDS_FIELDS = {
+    "big_delta": ("BigDelta", "LargeDelta", "DiffusionGradientSeparation"),
+    "small_delta": ("SmallDelta", "DiffusionGradientDuration"),
+    "te": ("EchoTime",),
+}
+
+
+def read_table(bvals, bvecs) -> tuple[np.ndarray, np.ndarray]:
+    """b-values (M,) and b-vectors (M, 3) from paths or arrays, in any mixture."""
+    paths = [value if _is_path(value) else None for value in (bvals, bvecs)]
+    try:
+        from_file = read_bvals_bvecs(*paths)
+    except FileNotFoundError:
+        raise
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"bvals, bvecs: cannot read {' and '.join(str(path) for path in paths if path)} "
+            f"({error}). They must be text files of M numbers and of 3 x M or M x 3 numbers."
+        ) from error
+    bvals = from_file[0] if _is_path(bvals) else bvals
+    bvecs = from_file[1] if _is_path(bvecs) else bvecs
+    bvals, bvecs = np.atleast_1d(numeric("bvals", bvals)), numeric("bvecs", bvecs)
+    if bvecs.ndim == 2 and bvecs.shape[0] == 3 and bvecs.shape[1] != 3:
+        bvecs = bvecs.T
+    if bvals.ndim != 1 or bvecs.shape != (bvals.size, 3):
+        raise ValueError(
+            f"bvals and bvecs have shapes {bvals.shape} and {bvecs.shape}; they must hold the "
+            "same M measurements, shapes (M,) and (M, 3) or (3, M)."
+        )
+    return bvals, bvecs
+
+
+def read_times(name: str, value):
+    """A time as given, or the numbers of the text file that a path names."""
+    if not _is_path(value):
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        pass
+    text = Path(value).read_text(encoding="utf-8").replace(",", " ")
+    try:
+        return np.array(text.split(), dtype=float)
+    except ValueError as error:
+        raise ValueError(
+            f"{name}: {value} is not a text file of numbers ({error}). Give a number of seconds, "
+            "or a file with one per volume."
+        ) from error
+
+
+def read_scheme_rows(path) -> np.ndarray:
+    """The rows (M, 7) x y z |G| Delta delta TE of a Camino scheme of version 1, as written."""
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        line = line.strip()
+        if not line or line[0] in "#%":
+            continue
+        if line.upper().startswith("VERSION"):
+            version = line.partition(":")[2].strip()
+            if version.upper() not in _STEJSKALTANNER:
+                raise ValueError(
+                    f"path {path} is a scheme of version {version!r}; only STEJSKALTANNER "
+                    "(version 1: x y z |G| Delta delta TE) holds the timing of two pulses. "
+                    "Convert it, or use Acquisition.from_files with the deltas."
+                )
+            continue
+        try:
+            row = [float(word) for word in line.split()]
+        except ValueError:
+            row = []
+        if len(row) != 7:
+            raise ValueError(
+                f"path {path}, line {number} is {line[:60]!r}; it must hold the 7 numbers "
+                "x y z |G| Delta delta TE."
+            )
+        _check_row(path, number, *row[3:6])
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"path {path} holds no measurements; it must have 7 numbers a line.")
+    return np.array(rows)
+
+
+def read_bids(json_path) -> dict:
+    """The arguments of `Acquisition.from_files` that a BIDS sidecar stands for."""
+    path = Path(json_path)
+    try:
+        sidecar = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"json_path {path} is not JSON: {error}.") from error
+    if not isinstance(sidecar, dict):
+        raise ValueError(f"json_path {path} must hold a JSON object of named fields.")
+    arguments = {}
+    for name, fields in _BIDS_FIELDS.items():
+        found = [field for field in fields if sidecar.get(field) is not None]
+        if found:
+            arguments[name] = numeric(f"{name} ({found[0]} in {path.name})", sidecar[found[0]])
+    absent = [name for name in ("big_delta", "small_delta") if name not in arguments]
+    if absent:
+        looked_for = "; ".join(f"{name}: {' or '.join(_BIDS_FIELDS[name])}" for name in absent)
+        raise ValueError(
+            f"json_path {path} lacks the timing of the pulses ({looked_for}). Add the first-named "
+            f"field in seconds, or use Acquisition.from_files(bvals, bvecs, big_delta=..., "
+            f"small_delta=...)."
+        )
+    for name, suffix in (("bvals", ".bval"), ("bvecs", ".bvec")):
+        arguments[name] = path.with_suffix(suffix)
+        if not arguments[name].is_file():
+            raise ValueError(
+                f"json_path {path} has no {arguments[name].name} beside it. Put it there, or "
+                "use Acquisition.from_files."
+            )
+    return arguments
+
+
+def _is_path(value) -> bool:
+    return isinstance(value, (str, os.PathLike))
+
+
+def _check_row(path, number, gradient, big_delta, small_delta):
+    if gradient < 0:
+        raise ValueError(
+            f"path {path}, line {number}: |G| is {gradient:g} T/m; it must be >= 0. Turn the "
+            "direction instead."
+        )
+    # b would come out as 0, and the row pass for a b0
+    if gradient > 0 and not (big_delta > 0 and small_delta > 0):
+        raise ValueError(
+            f"path {path}, line {number}: Delta and delta are {big_delta:g} and {small_delta:g} s "
+            f"with |G| = {gradient:g} T/m; they must be > 0 where a gradient is played."
+        )

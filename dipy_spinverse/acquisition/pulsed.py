@@ -1,0 +1,398 @@
+"""What was measured: direction, b and pulsed-gradient timing of each measurement.
+
+The only place where units change: seconds and s/mm^2 outside, ms and ms/um^2 inside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from dipy.core.gradients import GradientTable, gradient_table
+
+from dipy_spinverse.acquisition import checks, files
+from dipy_spinverse.acquisition.times import SharedTimes, read_only
+from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO, Waveforms, pulsed_waveforms
+
+_PER_MEASUREMENT = ("b", "directions", "small_delta", "big_delta", "te")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Acquisition(SharedTimes):
+    """Measurements of a pulsed-gradient spin echo (two equal rectangular pulses).
+
+    A number (for `directions`, one vector) holds for all measurements. The arrays are read-only
+    copies.
+
+    Parameters
+    ----------
+    b : float or array_like (M,)
+        Diffusion weighting in ms/um^2 (1 is 1000 s/mm^2).
+    directions : array_like (M, 3)
+        Gradient directions, unit to 1e-2 and then normalised exactly; zeros where `b0_mask`.
+    small_delta : float or array_like (M,)
+        Duration delta of a pulse in ms.
+    big_delta : float or array_like (M,)
+        Separation Delta of the leading edges of the two pulses in ms.
+    te : float or array_like (M,), optional
+        Echo time in ms; Delta + delta where not given.
+    b0_threshold : float, optional
+        Measurements with b at or below this (ms/um^2) are b0: taken to have no gradient at all,
+        whatever their nominal `b`.
+
+    Raises
+    ------
+    ValueError
+        If a value is missing, negative, not finite or of the wrong length; where Delta < delta,
+        TE < Delta + delta, or a weighted measurement has no unit direction; or where the
+        numbers can only be of another unit.
+
+    Notes
+    -----
+    b0 measurements may have zero `big_delta` and `small_delta` (no pulse was played); they get
+    those of another measurement with the same TE.
+
+    Examples
+    --------
+    >>> from dipy_spinverse.acquisition.pulsed import Acquisition
+    >>> acquisition = Acquisition(
+    ...     b=[0, 1, 1, 3], directions=[[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    ...     small_delta=10, big_delta=[20, 20, 20, 60], te=80)
+    >>> acquisition
+    Acquisition(4 measurements, 1 b0, 2 shells, b <= 3 ms/um^2, 2 timings, 1 echo time)
+    >>> acquisition.timings
+    array([[10., 20., 80.],
+           [10., 60., 80.]])
+    >>> acquisition.subset(acquisition.big_delta == 60).q.round(3)
+    array([0.23])
+    """
+
+    b: np.ndarray
+    directions: np.ndarray
+    small_delta: np.ndarray
+    big_delta: np.ndarray
+    te: np.ndarray | None = None
+    b0_threshold: float = 0.05
+
+    def __post_init__(self):
+        b, directions = checks.gradients(self.b, self.directions)
+        threshold = checks.numeric("b0_threshold", self.b0_threshold)
+        if threshold.ndim or not 0 <= threshold < np.inf:
+            raise ValueError(f"b0_threshold is {self.b0_threshold}; it must be one finite b >= 0.")
+        b0 = b <= threshold
+        directions = checks.unit_directions(directions, b, b0)
+        small = checks.per_measurement("small_delta", self.small_delta, b.size)
+        big = checks.per_measurement("big_delta", self.big_delta, b.size)
+        te = None if self.te is None else checks.per_measurement("te", self.te, b.size)
+        small, big = checks.lend_timing(small, big, te, b0)
+        te = checks.echo_time(small, big, te)
+        for name, value in zip(_PER_MEASUREMENT, (b, directions, small, big, te), strict=True):
+            object.__setattr__(self, name, read_only(value))
+        object.__setattr__(self, "b0_threshold", float(threshold))
+
+    @classmethod
+    def from_gtab(cls, gtab: GradientTable, te=None) -> Acquisition:
+        """Take over a DIPY gradient table that knows its timing.
+
+        Parameters
+        ----------
+        gtab : GradientTable
+            With `big_delta` and `small_delta` in seconds, numbers or one per measurement.
+            Its `b0_threshold` is kept.
+        te : float or array_like (M,), optional
+            Echo time in seconds; Delta + delta where not given.
+
+        Raises
+        ------
+        ValueError
+            If `gtab` has no deltas, or b-tensors that are not linear, and as `Acquisition`.
+
+        Examples
+        --------
+        >>> from dipy.core.gradients import gradient_table
+        >>> gtab = gradient_table([0, 1000], bvecs=[[0, 0, 0], [1, 0, 0]],
+        ...                       big_delta=0.0431, small_delta=0.0106)
+        >>> Acquisition.from_gtab(gtab, te=0.0895).diffusion_time.round(3)
+        array([39.567, 39.567])
+        """
+        checks.linear_encoding(gtab)
+        return cls._from_dipy_units(
+            gtab.bvals, gtab.bvecs, gtab.big_delta, gtab.small_delta, te, gtab.b0_threshold
+        )
+
+    @classmethod
+    def from_files(
+        cls, bvals, bvecs, *, big_delta, small_delta, te=None, b0_threshold=50
+    ) -> Acquisition:
+        """Read b-values and b-vectors, with the timing beside them.
+
+        Parameters
+        ----------
+        bvals : path or array_like (M,)
+            b-values in s/mm^2.
+        bvecs : path or array_like (M, 3) or (3, M)
+            b-vectors; a 3 x 3 array holds one measurement per row, as DIPY reads it.
+        big_delta, small_delta : float, array_like (M,) or path
+            Separation and duration of the pulses in seconds; a path names a text file with
+            one number per volume (or one for all).
+        te : float, array_like (M,) or path, optional
+            Echo time in seconds; Delta + delta where not given.
+        b0_threshold : float, optional
+            Volumes with b at or below this (s/mm^2) count as b0.
+
+        Raises
+        ------
+        ValueError
+            If a file cannot be understood, and as `Acquisition`.
+
+        Examples
+        --------
+        >>> Acquisition.from_files([0, 1000], [[0, 1, 0], [0, 0, 1]],
+        ...                        big_delta=0.03, small_delta=0.01).te
+        array([40., 40.])
+        """
+        bvals, bvecs = files.read_table(bvals, bvecs)
+        return cls._from_dipy_units(
+            bvals,
+            bvecs,
+            files.read_times("big_delta", big_delta),
+            files.read_times("small_delta", small_delta),
+            files.read_times("te", te),
+            b0_threshold,
+        )
+
+    @classmethod
+    def from_scheme(cls, path, *, b0_threshold=0) -> Acquisition:
+        """Read a Camino scheme file, version 1 (STEJSKALTANNER).
+
+        Each row is x y z, gradient strength in T/m, Delta, delta and TE in seconds. Lines that
+        start with # or % are comments; the ``VERSION:`` line may be absent.
+
+        Parameters
+        ----------
+        path : path
+            The scheme file.
+        b0_threshold : float, optional
+            Rows with b at or below this (s/mm^2) count as b0. By default only rows without a
+            gradient do: a scheme file states the gradient that was played.
+
+        Raises
+        ------
+        ValueError
+            If the file is of another version or malformed, and as `Acquisition`.
+
+        Examples
+        --------
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "two.scheme"
+        >>> _ = path.write_text("VERSION: 1\\n"
+        ...     "0 0 0 0    0.03 0.01 0.05\\n"
+        ...     "1 0 0 0.04 0.03 0.01 0.05\\n")
+        >>> Acquisition.from_scheme(path).b.round(3)
+        array([0.   , 0.305])
+        """
+        rows = files.read_scheme_rows(path)
+        big = checks.seconds_to_ms("big_delta", rows[:, 4])
+        small = checks.seconds_to_ms("small_delta", rows[:, 5])
+        q = GYROMAGNETIC_RATIO * rows[:, 3] * small * 1e-9
+        return cls(
+            b=np.maximum(q**2 * (big - small / 3), 0),
+            directions=rows[:, :3],
+            small_delta=small,
+            big_delta=big,
+            te=checks.seconds_to_ms("te", rows[:, 6]),
+            b0_threshold=b0_threshold / 1000,
+        )
+
+    @classmethod
+    def from_bids(cls, json_path, *, b0_threshold=50) -> Acquisition:
+        """Read a BIDS sidecar with the .bval and .bvec files of the same stem beside it.
+
+        The timing is read, in seconds and as one number or one per volume, from
+
+        - Delta: ``BigDelta``; if absent ``LargeDelta`` or ``DiffusionGradientSeparation``
+        - delta: ``SmallDelta``; if absent ``DiffusionGradientDuration``
+        - TE: ``EchoTime``; Delta + delta if absent
+
+        ``BigDelta`` and ``SmallDelta`` are BIDS since 1.11.2 and only recommended there; the
+        other names are not BIDS but in use. Converters do not write any of them as a rule, and
+        some sites write milliseconds: such values are refused, not guessed at. Fields that
+        higher-level sidecars would hand down (the inheritance principle) are not looked up.
+
+        Parameters
+        ----------
+        json_path : path
+            The sidecar, ``..._dwi.json``.
+        b0_threshold : float, optional
+            Volumes with b at or below this (s/mm^2) count as b0.
+
+        Raises
+        ------
+        ValueError
+            If a delta or one of the files is missing, and as `Acquisition`.
+
+        Examples
+        --------
+        >>> import tempfile, pathlib
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> for suffix, text in ((".bval", "0 1000"), (".bvec", "0 1\\n0 0\\n0 0\\n"),
+        ...                      (".json", '{"BigDelta": 0.03, "SmallDelta": 0.01}')):
+        ...     _ = (folder / ("sub-01_dwi" + suffix)).write_text(text)
+        >>> len(Acquisition.from_bids(folder / "sub-01_dwi.json"))
+        2
+        """
+        return cls.from_files(**files.read_bids(json_path), b0_threshold=b0_threshold)
+
+    @staticmethod
+    def from_waveforms(
+        gradients_T_per_m, dt_s, te=None, *, refocusing_s=None, storage_s=None, gtab=None,
+        b0_threshold=50,
+    ) -> Acquisition:  # fmt: skip
+        """A `WaveformAcquisition`: measurements with any gradient waveform.
+
+        Parameters
+        ----------
+        gradients_T_per_m : array_like (M, T, 3) or sequence of (T_m, 3)
+            Samples of the gradient, each held for `dt_s`: effective ones, whose sign refocusing
+            pulses have turned, unless `refocusing_s` is given.
+        dt_s : float or array_like (M,)
+            Raster of the samples in seconds.
+        te : float or array_like (M,), optional
+            Echo time in seconds, without storage; the waveform is in its middle, and as long
+            where it is not given.
+        refocusing_s : float or sequence of float, optional
+            When refocusing pulses turn the sign, seconds from the start of the waveform.
+        storage_s : (start, stop), optional
+            When the magnetisation is stored (mixing time of a stimulated echo), likewise.
+        gtab : GradientTable, optional
+            Must agree with the b-tensors of the waveforms within 5 % of b.
+        b0_threshold : float, optional
+            Measurements with b at or below this (s/mm^2) count as b0.
+
+        Raises
+        ------
+        ValueError
+            If waveforms do not refocus or disagree with `gtab`; bad samples or units.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> gradient = np.zeros((400, 3))
+        >>> gradient[:100, 0], gradient[300:, 0] = 0.08, 0.08
+        >>> Acquisition.from_waveforms([gradient], 1e-4, refocusing_s=0.02).b.round(3)
+        array([1.221])
+        """
+        from dipy_spinverse.acquisition.free_waveforms import sampled_acquisition
+
+        played = gradients_T_per_m, dt_s, te, refocusing_s, storage_s
+        return sampled_acquisition(*played, gtab, b0_threshold)
+
+    @classmethod
+    def _from_dipy_units(cls, bvals, bvecs, big_delta, small_delta, te, b0_threshold):
+        return cls(
+            b=checks.weighting(bvals, b0_threshold) / 1000,
+            directions=bvecs,
+            small_delta=checks.seconds_to_ms("small_delta", small_delta),
+            big_delta=checks.seconds_to_ms("big_delta", big_delta),
+            te=None if te is None else checks.seconds_to_ms("te", te),
+            b0_threshold=b0_threshold / 1000,
+        )
+
+    def to_gtab(self) -> GradientTable:
+        """Hand the acquisition to a DIPY model.
+
+        Returns
+        -------
+        GradientTable
+            With arrays of `big_delta` and `small_delta` (M,) in seconds; b is 0 where
+            `b0_mask`. A gradient table has no echo time.
+        """
+        return gradient_table(
+            np.where(self.b0_mask, 0.0, self.b) * 1000,
+            bvecs=self.directions,
+            big_delta=self.big_delta / 1000,
+            small_delta=self.small_delta / 1000,
+            b0_threshold=self.b0_threshold * 1000,
+        )
+
+    def subset(self, index) -> Acquisition:
+        """Some of the measurements.
+
+        Parameters
+        ----------
+        index : int, slice, integer or boolean array
+            As for a NumPy array of length M.
+
+        Examples
+        --------
+        >>> acquisition = Acquisition(b=[0, 1], directions=[[0, 0, 0], [1, 0, 0]],
+        ...                           small_delta=10, big_delta=20)
+        >>> acquisition.subset(~acquisition.b0_mask).b
+        array([1.])
+        """
+        chosen = np.atleast_1d(np.arange(len(self))[index])
+        return replace(self, **{name: getattr(self, name)[chosen] for name in _PER_MEASUREMENT})
+
+    def __len__(self) -> int:
+        return self.b.size
+
+    def __repr__(self) -> str:
+        shells = np.unique(self.b[~self.b0_mask].round(1)).size
+        counts = (
+            _count(len(self), "measurement"),
+            f"{self.b0_mask.sum()} b0",
+            f"{_count(shells, 'shell')}, b <= {self.b.max():.4g} ms/um^2",
+            _count(len(self.timings), "timing"),
+            _count(self.echo_times.size, "echo time"),
+        )
+        return f"Acquisition({', '.join(counts)})"
+
+    @property
+    def n_measurements(self) -> int:
+        """M."""
+        return len(self)
+
+    @cached_property
+    def b0_mask(self) -> np.ndarray:
+        """(M,) bool: without diffusion weighting."""
+        return read_only(self.b <= self.b0_threshold)
+
+    @cached_property
+    def diffusion_time(self) -> np.ndarray:
+        """(M,) Delta - delta / 3 in ms."""
+        return read_only(self.big_delta - self.small_delta / 3)
+
+    @cached_property
+    def q(self) -> np.ndarray:
+        """(M,) plateau of q(t) between the pulses, sqrt(b / (Delta - delta/3)) in rad/um;
+        0 where `b0_mask`."""
+        return read_only(np.sqrt(np.where(self.b0_mask, 0.0, self.b) / self.diffusion_time))
+
+    @cached_property
+    def q_vectors(self) -> np.ndarray:
+        """(M, 3) q times direction in rad/um."""
+        return read_only(self.q[:, None] * self.directions)
+
+    @cached_property
+    def b_tensors(self) -> np.ndarray:
+        """(M, 3, 3) b times n n^T of the direction n, ms/um^2; 0 where `b0_mask`."""
+        return read_only(self.b[:, None, None] * np.einsum("mi,mj->mij", *[self.directions] * 2))
+
+    @cached_property
+    def waveforms(self) -> tuple[Waveforms, ...]:
+        """q(t) of all measurements, one entry per timing."""
+        rows = [np.flatnonzero(self.timing_index == k) for k in range(len(self.timings))]
+        return tuple(
+            pulsed_waveforms(m, self.q_vectors[m], *timing)
+            for m, timing in zip(rows, self.timings, strict=True)
+        )
+
+    @cached_property
+    def gradient_t_per_m(self) -> np.ndarray:
+        """(M,) gradient strength q / (gamma delta) in T/m."""
+        return read_only(self.q * 1e9 / (GYROMAGNETIC_RATIO * self.small_delta))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -1,0 +1,1 @@
+"""Linear finite elements on a tetrahedral grid, and their Laplace modes."""

@@ -1,0 +1,232 @@
+"""Time stepping of finite elements, and the adjoint that gives their derivatives.
+
+The elements are a network: nodes of mass m, joined by links of conductance g (which may be
+negative) and displacement d, and in the frame that turns with the local phase
+
+    m_i du_i/dt = sum_links g (exp(i q(t).d) u_j - u_i).
+
+State arrays are (N, M), symmetrised by the root of the mass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import coo_matrix, csr_matrix
+from scipy.special import eval_chebyt, ive
+
+from dipy_spinverse.bloch_torrey.finite_elements import element_kernels
+from dipy_spinverse.bloch_torrey.propagators import CHEBYSHEV_TOLERANCE, Schedule
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """Nodes and links of finite elements, and what flows between them.
+
+    Periodic images of a node stand behind the nodes, so that phases belong to nodes and the
+    matrix is real and the same for all measurements.
+
+    Attributes
+    ----------
+    home : ndarray (N + images,)
+        Node of each node or image.
+    free : ndarray (N,) of bool
+        False where the magnetisation is held at 0.
+    ends : ndarray (L, 2)
+        Node, and node or image, that a link joins.
+    positions : ndarray (N + images, 3)
+        um.
+    conductance : ndarray (L,)
+        um^3/ms.
+    masses : ndarray (N,)
+        um^3.
+    """
+
+    home: np.ndarray
+    free: np.ndarray
+    ends: np.ndarray
+    positions: np.ndarray
+    conductance: np.ndarray
+    masses: np.ndarray
+
+    @property
+    def start(self) -> np.ndarray:
+        """Symmetrised uniform magnetisation (N,), of norm 1 where nothing is held."""
+        return np.sqrt(self.masses / self.masses.sum()) * self.free
+
+
+def symmetrised_matrix(network: Network) -> csr_matrix:
+    """K between nodes and images, divided by the roots of both masses, 1/ms."""
+    scale = (network.free / np.sqrt(network.masses))[network.home]
+    (i, j), g = network.ends.T, network.conductance
+    rows, columns = np.concatenate([i, j, i, j]), np.concatenate([j, i, i, j])
+    values = np.concatenate([-g, -g, g, g]) * scale[rows] * scale[columns]
+    n = len(network.home)
+    matrix = coo_matrix((values, (rows, columns)), (n, n)).tocsr()
+    matrix.sum_duplicates()
+    return matrix
+
+
+class Stepper:
+    """Exponentials of the operator along the schedule of M measurements.
+
+    Parameters
+    ----------
+    network : Network
+    schedule : Schedule
+    """
+
+    def __init__(self, network: Network, schedule: Schedule):
+        self.network, self.schedule = network, schedule
+        self.matrix = symmetrised_matrix(network)
+        n, images = len(network.masses), len(network.home) - len(network.masses)
+        self._n_images = images
+        self._fold = csr_matrix(
+            (np.ones(images), (network.home[n:], np.arange(images))), (n, images)
+        )
+        self.series = _series(network, self.matrix, schedule)
+
+    def spread(self, state: np.ndarray, turn: np.ndarray) -> np.ndarray:
+        """A state on nodes and images, in the frame at rest."""
+        return turn * (state[self.network.home] if self._n_images else state)
+
+    def apply(self, state: np.ndarray, turn: np.ndarray) -> np.ndarray:
+        """K(q) of a state, symmetrised."""
+        flow = turn.conj() * real_product(self.matrix, self.spread(state, turn))
+        if not self._n_images:
+            return flow
+        n = len(state)
+        return flow[:n] + real_product(self._fold, flow[n:])
+
+    def exponential(self, state: np.ndarray, e: int, keep: bool = False):
+        """State after exponential e of the schedule, by Clenshaw's recurrence.
+
+        With `keep` also the recurrence's vectors b_1, b_2, ... (n, N, M).
+        """
+        coefficients = self.series[e][2]
+        terms = self._terms(e)
+        now, before, kept = coefficients[-1] * state, 0.0, []
+        for k in range(len(coefficients) - 2, -1, -1):
+            if keep:
+                kept.append(now)
+            factor = 2 if k > 0 else 1
+            now, before = (
+                coefficients[k] * state - before + factor * self._scaled(now, e, terms),
+                now,
+            )
+        return (now, np.array(kept[::-1])) if keep else now
+
+    def signals(self) -> np.ndarray:
+        """Signals (M,).
+
+        Of a symmetric encoding sum |v|^2 at TE/2, as the second half is the first in reverse.
+        """
+        state = self._states()[-1]
+        if self.schedule.symmetric:
+            return (np.abs(state) ** 2).sum(axis=0)
+        return self.network.start @ state.real
+
+    def pull_back(self, cotangent: np.ndarray):
+        """Derivatives of cotangent.S by conductances (L,), masses (N,) and displacements (L, 3).
+
+        The adjoint of the computation itself, exponential by exponential in reverse: exact
+        whatever the steps. With b_k the vectors of Clenshaw's recurrence and w the adjoint state,
+        an exponential contributes sum_k (2 - [k=0]) (T_k w)^H dA b_(k+1).
+        """
+        states, network = self._states(keep=True), self.network
+        start = network.start[:, None]
+        adjoint = (2 * states[-1] if self.schedule.symmetric else start + 0j) * cotangent
+        by_link, by_mass = np.zeros((len(network.ends), 4)), np.zeros(len(network.masses))
+        of_start = np.zeros(len(network.masses))
+        if not self.schedule.symmetric:  # the signal is the last state times the start
+            of_start += states[-1].real @ cotangent
+        for e in range(len(self.schedule.amplitude) - 1, -1, -1):
+            adjoint = self._pull_back_exponential(states[e], adjoint, e, by_link, by_mass)
+        # the start is the root of mass / total mass
+        of_start = (of_start + adjoint.real.sum(axis=1)) * network.start / 2
+        by_mass += of_start / network.masses - of_start.sum() / network.masses.sum()
+        return by_link[:, 0], by_mass, network.conductance[:, None] * by_link[:, 1:]
+
+    def _states(self, keep=False):
+        """The states at the start and after each exponential, or only the last."""
+        start = self.network.start[:, None].astype(complex)
+        states = [np.repeat(start, self.schedule.q.shape[-1], axis=1)]
+        for e in range(len(self.schedule.amplitude)):
+            state = self.exponential(states[-1], e)
+            states = [*states, state] if keep else [state]
+        return states
+
+    def _terms(self, e):
+        """(amplitude, wave vectors (3, M), exp(i q.x)) of the operators in exponential e."""
+        rows = zip(self.schedule.amplitude[e], self.schedule.q[e], strict=True)
+        return [
+            (amplitude, q, np.exp(1j * (self.network.positions @ q)))
+            for amplitude, q in rows
+            if amplitude
+        ]
+
+    def _scaled(self, state, e, terms):
+        """The operator of exponential e, mapped to [-1, 1], applied to a state."""
+        centre, radius, _ = self.series[e]
+        total = -centre * state
+        for amplitude, _, turn in terms:
+            total -= amplitude * self.apply(state, turn)
+        return total / radius
+
+    def _pull_back_exponential(self, state, adjoint, e, by_link, by_mass):
+        """Adjoint state before exponential e; adds what it contributes to the derivatives."""
+        network, terms = self.network, self._terms(e)
+        _, radius, coefficients = self.series[e]
+        kept = self.exponential(state, e, keep=True)[1]
+        chebyshev = [adjoint, self._scaled(adjoint, e, terms)]
+        for _ in range(len(coefficients) - 2):
+            chebyshev.append(2 * self._scaled(chebyshev[-1], e, terms) - chebyshev[-2])
+        chebyshev = np.array(chebyshev)
+        before = np.tensordot(coefficients, chebyshev, 1)
+        kept *= -np.where(np.arange(len(kept)) > 0, 2, 1)[:, None, None] / radius
+        chebyshev = chebyshev[:-1]
+        root = np.sqrt(network.masses)[:, None]
+        for amplitude, q, turn in terms:
+            by_measurement = np.ascontiguousarray(q.T)
+            for y, u in zip(chebyshev, kept, strict=True):
+                flow = y.conj() * self.apply(u, turn) + self.apply(y, turn).conj() * u
+                by_mass -= amplitude * flow.real.sum(axis=1) / (2 * network.masses)
+                element_kernels.link_products(
+                    network.ends, self.spread(y / root, turn), self.spread(u / root, turn),
+                    by_measurement, amplitude, by_link,
+                )  # fmt: skip
+        return before
+
+
+def real_product(matrix: np.ndarray | csr_matrix, state: np.ndarray) -> np.ndarray:
+    """Product of a real matrix with a complex state, without making the matrix complex."""
+    parts = np.ascontiguousarray(state).view(float)
+    return (matrix @ parts).view(complex)
+
+
+def _series(network, matrix, schedule):
+    """Centre, radius and Chebyshev coefficients of each exponential."""
+    n = len(network.masses)
+    magnitude = np.bincount(network.home, np.asarray(abs(matrix).sum(axis=1)).ravel(), n)
+    norm = magnitude.max()
+    i, j = network.ends.T
+    longest = np.linalg.norm(network.positions[j] - network.positions[i], axis=1).max(initial=0)
+    # Both operators of a Magnus step are positive; one has a small negative weight, and lets
+    # eigenvalues rise above 0 by no more than the operators differ.
+    apart = np.linalg.norm(schedule.q[:, 1] - schedule.q[:, 0], axis=1).max(axis=1, initial=0)
+    turn = np.minimum(apart * longest, 2.0)
+    negative = np.maximum(-schedule.amplitude, 0).max(axis=1)
+    series = []
+    for span, highest in zip(schedule.amplitude.sum(axis=1), negative * turn * norm, strict=True):
+        lowest = -span * norm - highest
+        centre, radius = (highest + lowest) / 2, (highest - lowest) / 2
+        k = np.arange(int(8 * np.sqrt(radius)) + 40)
+        coefficients = np.where(k == 0, 1, 2) * ive(k, radius) * np.exp(highest)
+        tail = np.cumsum(coefficients[::-1])[::-1]
+        coefficients = coefficients[: max(int((tail > CHEBYSHEV_TOLERANCE).sum()), 2)]
+        # the equilibrium (eigenvalue 0) is kept exactly
+        k = np.arange(len(coefficients))
+        coefficients = coefficients / (coefficients @ eval_chebyt(k, -centre / radius))
+        series.append((centre, radius, coefficients))
+    return series

@@ -1,0 +1,1 @@
+"""Finite volumes on a tetrahedral grid: one unknown in each tetrahedron."""

@@ -1,0 +1,258 @@
+"""Cells that fill tetrahedra partly: a simulation that is smooth in the shape of cells.
+
+A tetrahedron i holds two pools of water, inside of cells (share p_i of its volume) and around
+them (1 - p_i). Pools of neighbours i, j exchange through
+
+    t_f p_i p_j (inside), t_f (1 - p_i) (1 - p_j) (around),
+    leak t_f p_i (1 - p_j) and leak t_f (1 - p_i) p_j (across walls),
+
+t_f being the conductance of the open face. Where all shares are 0 or 1 these are the finite
+volumes of `finite_volume`, with walls between the tetrahedra inside and those around. In between,
+the signals change with the shares nearly as much per share as when whole tetrahedra change sides,
+which the permeabilities of faces do not do: one cannot close a face a little.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+
+from dipy_spinverse.bloch_torrey.finite_volumes import partial_volume_kernels, sweep_kernels
+from dipy_spinverse.bloch_torrey.finite_volumes.operator import links_of, open_conductance
+from dipy_spinverse.bloch_torrey.finite_volumes.simulator import (
+    Simulator,
+    compiled_nodes,
+    compiled_plan,
+)
+from dipy_spinverse.threads import in_equal_parts
+
+# Pools of a smaller share are left out; pools without water that may get some have the least.
+_LEFT_OUT, _LEAST = 1e-3, 1e-6
+
+
+class PartialVolumeSimulator(Simulator):
+    """As :class:`Simulator`, on the CPU, for cells that fill tetrahedra partly.
+
+    Leaks are the relative transmissibilities of walls, and of the faces between tetrahedra on the
+    same side.
+    """
+
+    def partial_signals(self, shares: np.ndarray, leaks: np.ndarray) -> np.ndarray:
+        """Signals (V, M) of cells.
+
+        Parameters
+        ----------
+        shares : ndarray (V, T)
+            Share of each tetrahedron inside of cells, 0 to 1.
+        leaks : ndarray (2,) or (V, 2)
+        """
+        leaks = np.broadcast_to(leaks, (len(shares), 2))
+        signals = np.empty((self.n_encodings, len(shares)))
+
+        def simulate(v):
+            pools = self._pools(shares[v], leaks[v], halo=False)
+            for timing in self.timings:
+                args, n_blocks = self._arguments(timing, timing.signals, pools)
+                part = np.empty((n_blocks, self._lanes), pools.start.dtype)
+                partial_volume_kernels.sweep_signals(0, n_blocks, *args, part)
+                signals[timing.columns, v] = part.ravel()[: len(timing.columns)]
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            list(threads.map(simulate, range(len(shares))))
+        return self._measured(signals).T
+
+    def partial_sensitivities(
+        self, share: np.ndarray, leaks: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Signals (M,), and their derivatives by the shares (M, T) and by the leaks (M, 2).
+
+        Derivatives by shares that are 0 or 1, as those of all neighbours, are not computed: 0.
+        """
+        pools = self._pools(share, leaks, halo=True)
+        signals = np.empty(self.n_encodings)
+        jacobian = np.empty((self.n_encodings, len(share) + 2))
+        for timing in self.timings:
+            schedule = timing.sensitivities[0]
+            args, n_blocks = self._arguments(timing, timing.sensitivities, pools)
+            nodes = compiled_nodes(schedule, self._lanes)
+            shape, real = (n_blocks, self._lanes), pools.start.dtype
+            part = np.empty(shape, real)
+            by_coupling = np.empty((*shape, len(pools.pairs)), real)
+            by_diagonal, by_start = (np.empty((*shape, len(pools.start)), real) for _ in range(2))
+            in_equal_parts(
+                partial_volume_kernels.sweep_sensitivities, n_blocks, *args,
+                (pools.pairs, pools.pair_links), nodes, part, by_coupling, by_diagonal, by_start,
+            )  # fmt: skip
+            m = len(timing.columns)
+            signals[timing.columns] = part.ravel()[:m]
+            jacobian[timing.columns] = sum(
+                (derivative.reshape(n_blocks * self._lanes, -1)[:m] @ slopes)
+                for derivative, slopes in zip(
+                    (by_coupling, by_diagonal, by_start), pools.slopes, strict=True
+                )
+            )
+        jacobian = self._measured(jacobian)
+        return self._measured(signals), jacobian[:, :-2], jacobian[:, -2:]
+
+    def in_full_registers(self, order: np.ndarray, number: int) -> np.ndarray:
+        """Of measurements in some order, about the first ones, which fill registers.
+
+        A compiled sweep takes measurements of the same timing together, as many as a register
+        holds; a register that is not full costs as much.
+
+        Parameters
+        ----------
+        order : ndarray (M,)
+            All measurements, as indices, the most wanted first.
+        number : int
+            How many of them.
+
+        Returns
+        -------
+        rows : ndarray (n,)
+            Sorted indices, of each timing about as many as among the first `number`: all of
+            full registers, no more than `number` but for a single register.
+        """
+        if number >= len(order):
+            return np.sort(order)
+        timing = np.empty(self.n_encodings, dtype=int)
+        for k, same in enumerate(self.timings):
+            timing[same.columns] = k
+        timing = timing[self._encoding][order]
+        registers = np.bincount(timing[:number], minlength=len(self.timings)) / self._lanes
+        filled = np.floor(registers).astype(int)
+        most_wanted = np.argsort(filled - registers)
+        filled[most_wanted[: max(number // self._lanes, 1) - filled.sum()]] += 1
+        rows = [order[timing == k][: n * self._lanes] for k, n in enumerate(filled)]
+        return np.sort(np.concatenate(rows))
+
+    @cached_property
+    def _conductance(self):
+        return open_conductance(self.grid, self.medium)
+
+    @property
+    def _lanes(self):
+        return sweep_kernels.REGISTER_BYTES // torch.empty(0, dtype=self.dtype).element_size()
+
+    def _measured(self, values):
+        """Rows of all measurements, from those of the different encodings."""
+        return (values.T[..., self._encoding] * self._attenuation).T
+
+    def _arguments(self, timing, plan_of_timing, pools):
+        schedule, series = plan_of_timing
+        q, plan = compiled_plan(schedule, series, self._lanes)
+        vectors = links_of(self.grid).link_vectors
+        return (pools.entries, pools.start, vectors, q, plan, schedule.symmetric), len(q)
+
+    def _pools(self, share, leaks, halo):
+        """The pools of some shares; with those that may get water from neighbours (`halo`)."""
+        links = links_of(self.grid)
+        water = np.stack([share, 1 - share])
+        water[water < _LEFT_OUT] = 0
+        used = water > 0
+        if halo:
+            used |= used[:, links.neighbours].any(axis=2)
+            water[used] = water[used].clip(_LEAST)
+        layer, tetrahedron = np.nonzero(used)
+        place = np.zeros(used.shape, dtype=np.int32)
+        place[used] = np.arange(len(layer))
+        here, weights = water[layer, tetrahedron], self._weights[tetrahedron]
+        start = np.sqrt(here * weights / self._weights.sum())
+
+        # Slots: the exchange of each pool with those of its own layer, and of the other.
+        neighbours = links.neighbours[tetrahedron]
+        conductance = np.append(self._conductance, 0.0)
+        per_slot = conductance[links.slot_faces[tetrahedron]]
+        mean_weight = np.sqrt(weights[:, None] * self._weights[neighbours])
+        slots, exchange = [], []
+        for other, leak in ((layer, leaks[1]), (1 - layer, leaks[0])):
+            there = water[other[:, None], neighbours]
+            slots.append(leak * per_slot / mean_weight * np.sqrt(here[:, None] * there))
+            slots.append(place[other[:, None], neighbours])
+            exchange.append((per_slot * there).sum(axis=1) / weights)
+        rate = leaks[1] * exchange[0] + leaks[0] * exchange[1]
+        coupling, own_places, crossing, other_places = slots
+        real = torch.empty(0, dtype=self.dtype).numpy().dtype
+        entries = (
+            coupling.astype(real), own_places, crossing.astype(real), other_places,
+            crossing.any(axis=1), links.slot_links[tetrahedron],
+            (-rate - self.medium.loss[:, tetrahedron]).astype(real),
+        )  # fmt: skip
+        if not halo:
+            return _Pools(entries, start.astype(real))
+
+        pairs, pair_links, coupling_slopes = self._pairs(water, place, used, leaks)
+        sign = np.where(layer == 0, 1.0, -1.0)
+        n_pools, n = len(start), len(share)
+        pool = np.repeat(np.arange(n_pools), 4)
+        by_share = -(leaks[1] - leaks[0]) * sign[:, None] * per_slot / weights[:, None]
+        diagonal_slopes = _sparse(
+            (pool, neighbours.ravel(), by_share.ravel()),
+            (np.arange(n_pools), np.full(n_pools, n), -exchange[1]),
+            (np.arange(n_pools), np.full(n_pools, n + 1), -exchange[0]),
+            shape=(n_pools, n + 2),
+        )
+        start_slopes = _sparse(
+            (np.arange(n_pools), tetrahedron, sign * start / (2 * here)), shape=(n_pools, n + 2)
+        )
+        slopes = coupling_slopes, diagonal_slopes, start_slopes
+        return _Pools(entries, start.astype(real), pairs, pair_links, slopes)
+
+    def _pairs(self, water, place, used, leaks):
+        """Pairs of exchanging pools (P, 2), their links, and derivatives of the exchange."""
+        pairs, pair_links, slopes, n_pairs = [], [], [], 0
+        n = water.shape[1]
+        face_links = links_of(self.grid).face_links
+        for a, b in ((0, 0), (1, 1), (0, 1), (1, 0)):
+            first, second = self.grid.face_tetrahedra.T
+            chosen = used[a, first] & used[b, second]
+            first, second = first[chosen], second[chosen]
+            exchange = self._conductance[chosen] * np.sqrt(
+                water[a, first] * water[b, second] / (self._weights[first] * self._weights[second])
+            )
+            index, across = n_pairs + np.arange(len(first)), int(a == b)
+            half = leaks[across] * exchange / 2
+            slopes += [
+                (index, first, (1 - 2 * a) * half / water[a, first]),
+                (index, second, (1 - 2 * b) * half / water[b, second]),
+                (index, np.full(len(index), n + across), exchange),
+            ]
+            pairs.append(np.stack([place[a, first], place[b, second]], axis=1))
+            pair_links.append(face_links[chosen])
+            n_pairs += len(index)
+        slopes = _sparse(*slopes, shape=(n_pairs, n + 2))
+        return np.concatenate(pairs), np.concatenate(pair_links), slopes
+
+
+@dataclass(frozen=True, eq=False)
+class _Pools:
+    """The operator of n pools of water, and what changes it.
+
+    Attributes
+    ----------
+    entries : tuple
+        As the compiled sweeps take them: the exchange with four pools of the same layer and who
+        they are, the same for the other layer and whether there is any, links, and diagonals.
+    start : ndarray (n,)
+    pairs, pair_links : ndarray (P, 2), (P,)
+        Pools that exchange, and the link from one to the other.
+    slopes : tuple of sparse (P, T + 2), (n, T + 2), (n, T + 2)
+        Derivatives by shares and leaks of the exchange, of the diagonals and of the start.
+    """
+
+    entries: tuple
+    start: np.ndarray
+    pairs: np.ndarray | None = None
+    pair_links: np.ndarray | None = None
+    slopes: tuple | None = None
+
+
+def _sparse(*entries, shape):
+    """Sparse matrix with the sums of entries (row, column, value)."""
+    row, column, value = (np.concatenate(part) for part in zip(*entries, strict=True))
+    return csr_matrix((value, (row, column)), shape)

@@ -1,0 +1,260 @@
+"""A simulation prepared for many permeability fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.acquisition.waveforms import Waveforms
+from dipy_spinverse.bloch_torrey.finite_volumes import sweep_kernels
+from dipy_spinverse.bloch_torrey.finite_volumes.operator import (
+    largest_rate,
+    links_of,
+    open_conductance,
+    symmetrised_operator,
+)
+from dipy_spinverse.bloch_torrey.finite_volumes.torch_sweep import TorchSweep
+from dipy_spinverse.bloch_torrey.medium import medium_of
+from dipy_spinverse.bloch_torrey.propagators import (
+    CHEBYSHEV_TOLERANCE,
+    ChebyshevSeries,
+    Schedule,
+    chebyshev_series,
+    schedule_of,
+)
+from dipy_spinverse.bloch_torrey.time_parts import alike_in_time, unique_encodings
+from dipy_spinverse.grid import TetrahedralGrid
+from dipy_spinverse.threads import in_equal_parts
+
+_DTYPES = {"float64": torch.float64, "float32": torch.float32}
+# Of the series in time: rounding makes those of single precision no better.
+_TOLERANCES = {"float64": CHEBYSHEV_TOLERANCE, "float32": 1e-6}
+_CHUNK_BYTES = 2**28
+
+
+@dataclass(frozen=True, eq=False)
+class _Timing:
+    """Different encodings that are alike in time, and how time is cut for them.
+
+    `columns` are their places among all different encodings, `signals` and `sensitivities` the
+    plans of the two kinds of sweep, made on first use; `norm`, `longest_link` and `tolerance` as
+    `chebyshev_series` takes them.
+    """
+
+    waveforms: Waveforms
+    symmetric: bool
+    steps: int
+    lossless: bool
+    norm: float
+    longest_link: float
+    tolerance: float
+
+    @property
+    def columns(self) -> np.ndarray:
+        return self.waveforms.rows
+
+    @cached_property
+    def signals(self) -> tuple[Schedule, ChebyshevSeries]:
+        return self._plan(nodes=False)
+
+    @cached_property
+    def sensitivities(self) -> tuple[Schedule, ChebyshevSeries]:
+        return self._plan(nodes=True)
+
+    def _plan(self, nodes):
+        schedule = schedule_of(
+            self.waveforms, self.symmetric, self.steps, nodes, lossless=self.lossless
+        )
+        return schedule, chebyshev_series(schedule, self.norm, self.longest_link, self.tolerance)
+
+
+class Simulator:
+    """Simulation of one acquisition in one grid, prepared for many permeability fields.
+
+    Measurements with the same q(t) up to its sign have the same signal and are computed once.
+
+    Parameters
+    ----------
+    acquisition, grid, steps, dtype, device
+        As in :func:`dipy_spinverse.bloch_torrey.simulate`.
+    **medium
+        `diffusivity`, `initial_density`, `t2_ms`, `t1_ms`, `outer_permeability`, likewise.
+    """
+
+    def __init__(
+        self,
+        acquisition: Acquisition,
+        grid: TetrahedralGrid,
+        *,
+        steps: int = 8,
+        dtype: str = "float64",
+        device: str = "cpu",
+        **medium,
+    ):
+        _check_settings(steps, dtype)
+        self.grid, self.medium = grid, medium_of(grid, **medium)
+        self._weights = self.medium.density * grid.volumes
+        self.device, self.dtype = _checked_device(device), _DTYPES[dtype]
+        representatives, self._encoding = unique_encodings(acquisition)
+        self.n_encodings = len(representatives)
+        transverse, stored = self.medium.relaxation
+        self._attenuation = np.exp(-acquisition.te * transverse - acquisition.mixing_time * stored)
+        norm = largest_rate(grid, self.medium)
+        longest_link = float(np.linalg.norm(links_of(grid).link_vectors, axis=1).max(initial=0))
+        lossless = not self.medium.loss.any()
+        self.timings = [
+            _Timing(*alike, steps, lossless, norm, longest_link, _TOLERANCES[dtype])
+            for alike in alike_in_time(acquisition, representatives)
+        ]
+
+    def signals(self, transmissibility: torch.Tensor) -> torch.Tensor:
+        """Signals (V, M) of relative transmissibilities (V, F)."""
+        operator = self._operator(transmissibility)
+        signals = self._empty(len(transmissibility), self.n_encodings)
+        for timing in self.timings:
+            columns = torch.as_tensor(timing.columns)
+            signals[:, columns] = self._sweep(operator, timing, slice(None), False)[0]
+        return self._to_measurements(signals)
+
+    def sensitivities(self, transmissibility: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Signals (V, M) and their derivatives (V, M, F) by relative transmissibilities."""
+        n_fields = len(transmissibility)
+        signals = self._empty(n_fields, self.n_encodings)
+        jacobian = self._empty(n_fields, self.n_encodings, self.grid.n_faces)
+        for columns, part_signals, part in self._sensitivity_parts(transmissibility):
+            signals[:, columns] = part_signals
+            jacobian[:, columns] = part
+        return self._to_measurements(signals), self._to_measurements(jacobian)
+
+    def pull_back(self, transmissibility: torch.Tensor, cotangent: torch.Tensor) -> torch.Tensor:
+        """cotangent^T (dS/dtau) of shape (V, F), without keeping the whole Jacobian."""
+        weighted = cotangent.to(self.device, self.dtype)
+        weighted = weighted * torch.as_tensor(self._attenuation).to(weighted)
+        per_encoding = self._empty(len(weighted), self.n_encodings).zero_()
+        index = torch.as_tensor(self._encoding, device=self.device)
+        per_encoding.index_add_(1, index, weighted)
+        total = 0
+        for columns, _, part in self._sensitivity_parts(transmissibility):
+            total = total + torch.einsum("vm,vmf->vf", per_encoding[:, columns], part)
+        return total
+
+    def _empty(self, *shape):
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def _to_measurements(self, values):
+        attenuation = torch.as_tensor(self._attenuation).to(values)
+        shape = (1, -1) + (1,) * (values.ndim - 2)
+        return values[:, torch.as_tensor(self._encoding)] * attenuation.reshape(shape)
+
+    def _operator(self, transmissibility):
+        tau = transmissibility.detach().to(self.device, torch.float64)
+        operator = symmetrised_operator(self.grid, tau, self.medium)
+        return [entry.to(self.dtype) for entry in operator]
+
+    def _sensitivity_parts(self, transmissibility):
+        """(columns, signals, derivatives) of the encodings, in parts of bounded size."""
+        operator = self._operator(transmissibility)
+        bytes_per_encoding = len(transmissibility) * self.grid.n_faces * 8
+        size = max(64, _CHUNK_BYTES // bytes_per_encoding)
+        per_tau = torch.as_tensor(open_conductance(self.grid, self.medium))
+        per_tau = per_tau.to(self.device, self.dtype)
+        for timing in self.timings:
+            for first in range(0, len(timing.columns), size):
+                part = slice(first, first + size)
+                signals, jacobian = self._sweep(operator, timing, part, True)
+                yield torch.as_tensor(timing.columns[part]), signals, jacobian * per_tau
+
+    def _sweep(self, operator, timing, part, with_sensitivities):
+        """Signals of a part of a timing's encodings, and derivatives by the conductances."""
+        on_device = self._compiled_sweep if self.device.type == "cpu" else self._torch_sweep
+        return on_device(operator, timing, part, with_sensitivities)
+
+    def _torch_sweep(self, operator, timing, part, with_sensitivities):
+        schedule, series = timing.sensitivities if with_sensitivities else timing.signals
+        start = self.medium.start(self.grid)
+        sweep = TorchSweep(*operator, start, links_of(self.grid), part, schedule, series)
+        if not with_sensitivities:
+            return sweep.signals(), None
+        pairs = torch.as_tensor(self.grid.face_tetrahedra, device=self.device)
+        inverse_root = torch.as_tensor(self._weights**-0.5).to(self.device, self.dtype)
+        return sweep.sensitivities(pairs, inverse_root)
+
+    def _compiled_sweep(self, operator, timing, part, with_sensitivities):
+        """The compiled sweep on all threads, over blocks of a vector register's width."""
+        schedule, series = timing.sensitivities if with_sensitivities else timing.signals
+        coupling, diagonals = (entry.numpy() for entry in operator)
+        real, links = coupling.dtype, links_of(self.grid)
+        lanes = sweep_kernels.REGISTER_BYTES // real.itemsize
+        q, plan = compiled_plan(schedule, series, lanes, part)
+        n_fields, n_blocks, n_encodings = len(coupling), len(q), len(timing.columns[part])
+        signals = np.empty((n_fields, n_blocks, lanes), real)
+        topology = links.neighbours, links.slot_links, links.link_vectors
+        args = (
+            coupling, diagonals, self.medium.start(self.grid).astype(real), topology, q, plan,
+            schedule.symmetric,
+        )  # fmt: skip
+        if not with_sensitivities:
+            in_equal_parts(sweep_kernels.sweep_signals, n_fields * n_blocks, *args, signals)
+            signals = signals.reshape(n_fields, -1)[:, :n_encodings]
+            return torch.from_numpy(signals), None
+        jacobian = np.empty((n_fields, n_blocks, lanes, self.grid.n_faces), real)
+        faces = (
+            self.grid.face_tetrahedra, links.face_links,
+            (self._weights**-0.5).astype(real),
+        )  # fmt: skip
+        nodes = compiled_nodes(schedule, lanes, part)
+        sweep_args = (*args, faces, nodes, signals, jacobian)
+        in_equal_parts(sweep_kernels.sweep_sensitivities, n_fields * n_blocks, *sweep_args)
+        return (
+            torch.from_numpy(signals.reshape(n_fields, -1)[:, :n_encodings]),
+            torch.from_numpy(jacobian.reshape(n_fields, -1, self.grid.n_faces)[:, :n_encodings]),
+        )
+
+
+def compiled_plan(
+    schedule: Schedule, series: ChebyshevSeries, lanes: int, part: slice = slice(None)
+) -> tuple[np.ndarray, tuple]:
+    """Wave vectors (B, E, 2, 3, lanes) of some measurements, and the exponentials, for sweeps."""
+    plan = (
+        schedule.amplitude, schedule.stored,
+        series.centre, series.radius, series.degree, series.coefficients,
+    )  # fmt: skip
+    return _in_blocks(schedule.q[..., part], lanes), plan
+
+
+def compiled_nodes(schedule: Schedule, lanes: int, part: slice = slice(None)) -> tuple:
+    """Wave vectors (B, N, 3, lanes) at the nodes of the time quadrature, weights and places."""
+    node_q = _in_blocks(schedule.node_q[..., part], lanes)
+    return node_q, schedule.node_weight, schedule.node_after
+
+
+def _in_blocks(q, lanes):
+    """Wave vectors (..., m) as blocks (B, ..., lanes) of measurements, padded with zeros."""
+    n_blocks = -(-q.shape[-1] // lanes)
+    padded = np.zeros((*q.shape[:-1], n_blocks * lanes))
+    padded[..., : q.shape[-1]] = q
+    padded = padded.reshape(*q.shape[:-1], n_blocks, lanes)
+    return np.ascontiguousarray(np.moveaxis(padded, -2, 0))
+
+
+def _check_settings(steps, dtype):
+    if int(steps) != steps or steps < 2 or steps % 2:
+        raise ValueError(f"steps is {steps!r}; give an even number of at least 2.")
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; use 'float64' or 'float32'.")
+
+
+def _checked_device(device):
+    try:
+        checked = torch.device(device)
+        torch.empty(0, device=checked)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device is {device!r}, which torch cannot use here ({reason}); use 'cpu'."
+        ) from error
+    return checked

@@ -1,0 +1,106 @@
+"""The search for cells as an inversion: voxels in, reconstructions out."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+
+from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.bloch_torrey import unique_encodings
+from dipy_spinverse.cell_search.labelled import Cells, face_transmissibility
+from dipy_spinverse.cell_search.search import CellSearch
+from dipy_spinverse.grid import TetrahedralGrid
+from dipy_spinverse.inversion.inversion import Reconstruction
+from dipy_spinverse.inversion.unknowns import openness
+from dipy_spinverse.voxels.noise import noise_of_each_te
+from dipy_spinverse.walls.patterns import aligned
+
+# Simulated signals of the search are not more exact than this.
+_LEAST_SIGMA = 1.5e-5
+
+
+class CellInversion:
+    """As :class:`dipy_spinverse.inversion.Inversion`, for separate cells and a known S0.
+
+    Parameters
+    ----------
+    acquisition : Acquisition
+    grid : TetrahedralGrid
+    diffusivity : float
+        um^2/ms.
+    n_samples, seed : int
+    """
+
+    def __init__(
+        self,
+        acquisition: Acquisition,
+        grid: TetrahedralGrid,
+        *,
+        diffusivity: float,
+        n_samples: int,
+        seed: int,
+    ):
+        self._acquisition, self._grid = acquisition, grid
+        representatives, self._encoding = unique_encodings(acquisition)
+        self._repeats = np.bincount(self._encoding)
+        self._te_index = acquisition.te_index[representatives]
+        part = acquisition.subset(representatives)
+        self._search = CellSearch(part, grid, diffusivity=diffusivity, seed=seed)
+        self._n_samples = n_samples
+
+    n_stages = 1
+    # Of each echo time, where it is not given.
+    estimates_noise = True
+
+    def run(self, data: np.ndarray, sigma: np.ndarray | None) -> Reconstruction:
+        """Find the cells of V voxels; arguments as :meth:`Inversion.run`."""
+        noise, freedom = np.zeros((len(data), len(self._acquisition.echo_times))), np.inf
+        if sigma is not None:
+            noise += sigma[:, None]
+        elif (estimated := noise_of_each_te(data, self._acquisition)) is not None:
+            # Repeats that differ by rounding only are without noise.
+            noise = np.where(estimated < _LEAST_SIGMA, 0.0, estimated)
+            freedom = (self._acquisition.b0_per_te.sum(axis=1) - 1).sum()
+        # The matrices are small: more threads for each would only wait for each other.
+        with threadpool_limits(1, user_api="blas"):
+            voxels = [self._of_voxel(*voxel, freedom) for voxel in zip(data, noise, strict=True)]
+        stacked = {
+            name: np.stack([voxel[name] for voxel in voxels], axis=1 if "samples" in name else 0)
+            for name in voxels[0]
+        }
+        known = np.sqrt((noise**2).mean(axis=1)) if sigma is None else sigma
+        residual = np.sqrt(((stacked["predicted"] - data) ** 2).mean(axis=1))
+        nothing = np.zeros(len(data))
+        return Reconstruction(
+            **stacked,
+            amplitudes=np.ones_like(noise),
+            free_water=nothing,
+            free_water_samples=np.zeros((self._n_samples, len(data))),
+            sigma=np.where(known > 0, known, np.maximum(residual, _LEAST_SIGMA)),
+        )
+
+    def _of_voxel(self, data, noise, freedom):
+        averaged = np.bincount(self._encoding, data) / self._repeats
+        rician = noise[self._te_index]
+        sigma = np.hypot(rician / np.sqrt(self._repeats), _LEAST_SIGMA)
+        if not rician.any():
+            freedom = np.inf  # the errors of the simulation are known
+        found = self._search.run(averaged, sigma, rician, freedom, self._n_samples)
+        fields = self._openness([found.best, *found.samples])
+        fields[1:] = 1 - aligned(self._grid, 1 - fields[1:], 1 - fields[0])
+        return {
+            "openness": fields[0],
+            "openness_samples": fields[1:],
+            "wall_probability": (fields < 0.5).mean(axis=0),
+            "predicted": (found.best.signals * sigma)[self._encoding],
+            "converged": found.solved,
+            "iterations": np.array([found.n_rounds]),
+            "misfit": np.array([((found.best.signals - averaged / sigma) ** 2).mean()]),
+        }
+
+    def _openness(self, states: list[Cells]):
+        labels = np.array([state.labels for state in states])
+        leaks = np.array([state.leaks for state in states])
+        tau = face_transmissibility(self._grid, labels, leaks)
+        return openness(torch.as_tensor(tau)).numpy()

@@ -1,0 +1,1 @@
+"""From signals to the likeliest parameters of compartments."""

@@ -1,0 +1,171 @@
+"""From the signals of a chunk of voxels, all with as many fibres, to what a fit holds of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.compartments.definition import Definition, maps_of
+from dipy_spinverse.compartments.fitting.coordinates import Place, frame_of, place_of, values_of
+from dipy_spinverse.compartments.fitting.interior_point import interior_point
+from dipy_spinverse.compartments.fitting.mix import evolved
+from dipy_spinverse.compartments.fitting.starts import dictionary_start, tensor_frames
+from dipy_spinverse.compartments.fitting.variable_projection import Problem, combined, fit_all
+from dipy_spinverse.compartments.posterior.sample import sample_posterior
+from dipy_spinverse.compartments.signals.encoding import encoding_of
+from dipy_spinverse.compartments.signals.pools import pool_signals
+from dipy_spinverse.voxels.noise import noise_from_residual
+from dipy_spinverse.voxels.rician import LEAST_NOISE, rician_sigma
+from dipy_spinverse.voxels.summary import summary
+
+MOST_FIBRES = 3
+_SAMPLES_PER_CHUNK, _DRAWS_PER_CHUNK = 300_000, 100_000
+_MANY = 10  # measurements per unknown above which their residual tells the noise
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """How to fit; see `CompartmentModel`."""
+
+    likelihood: str
+    solver: str
+    n_draws: int
+    seed: int
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Voxels to fit together.
+
+    Attributes
+    ----------
+    data : ndarray (V, M)
+        Over the signal without diffusion.
+    scale : ndarray (V, M)
+        Signal without diffusion at the echo time of each measurement, relative to the first.
+    sigma : ndarray (V,) or None
+        Noise of `data`; from the residual of a first fit where not given.
+    refine_sigma : bool
+        Whether the noise is taken from the residual of the fit, from `sigma` on.
+    axes : ndarray (V, n_fibres, 3) or None
+        Where the search for the axes begins.
+    start : dict of ndarray or None
+        Where the search for all values begins.
+    """
+
+    data: np.ndarray
+    scale: np.ndarray
+    sigma: np.ndarray | None
+    refine_sigma: bool
+    axes: np.ndarray | None
+    start: dict[str, np.ndarray] | None
+
+
+def voxels_per_chunk(definition: Definition, acquisition: Acquisition, n_draws: int = 0) -> int:
+    """As many voxels as fit into some hundred MiB."""
+    # Sums over the modes of pores are the largest arrays, as long as signals 20 times.
+    per_voxel = len(acquisition) * (20 if definition.timed else 1)
+    most = _DRAWS_PER_CHUNK // max(n_draws, 100)
+    return max(1, min(most, _SAMPLES_PER_CHUNK // per_voxel))
+
+
+def fit_chunk(
+    chunk: Chunk, definition: Definition, acquisition: Acquisition, settings: Settings
+) -> dict[str, np.ndarray]:
+    """Everything that a fit holds of the voxels, first axis V."""
+    dtype = settings.dtype
+    encoding = encoding_of(acquisition, dtype, timed=definition.timed)
+    data, scale = (torch.tensor(each, dtype=dtype) for each in (chunk.data, chunk.scale))
+    problem = Problem(definition, pool_signals(definition, encoding), data, scale, None)
+    found, place, amplitudes, sigma, converged = _fitted(chunk, problem, acquisition, settings)
+    result = _likeliest(definition, found, place, amplitudes)
+    result |= {"converged": converged.numpy(), "sigma": sigma.numpy()}
+    if settings.n_draws:
+        draws = sample_posterior(found, place, amplitudes, sigma, settings.n_draws, settings.seed)
+        maps = _maps(definition, draws.place, draws.amplitudes)
+        result |= summary({k: v.reshape(settings.n_draws, -1).T for k, v in maps.items()})
+        result["effective_draws"] = draws.effective.numpy()
+    return {name: np.asarray(value, dtype=float) for name, value in result.items()}
+
+
+def _fitted(chunk, problem, acquisition, settings):
+    """Problem with its likelihood, place, amplitudes, noise, and whether the search converged."""
+    definition, data = problem.definition, problem.data
+    sigma = None if chunk.sigma is None else torch.tensor(chunk.sigma, dtype=data.dtype)
+    start = _start(chunk, problem, acquisition, settings)
+    fit = interior_point if settings.solver == "interior-point" else fit_all
+    if sigma is None or settings.likelihood == "gaussian":
+        place, amplitudes, converged = fit(problem, start)
+        if sigma is None:
+            residual = data - combined(problem.columns(place), amplitudes)
+            n_unknowns = np.full(len(data), definition.n_unknowns)
+            sigma = torch.tensor(
+                noise_from_residual(residual.numpy(), n_unknowns), dtype=data.dtype
+            )
+            sigma, start = sigma.clamp_min(LEAST_NOISE), place
+    if settings.likelihood == "rician":
+        problem = replace(problem, sigma=sigma)
+        place, amplitudes, converged = fit(problem, start)
+        if chunk.refine_sigma and data.shape[1] >= _MANY * definition.n_unknowns:
+            predicted = combined(problem.columns(place), amplitudes)
+            sigma = rician_sigma(data, predicted, sigma, definition.n_unknowns)
+            problem = replace(problem, sigma=sigma)
+            place, amplitudes, converged = fit(problem, place)
+    return problem, place, amplitudes, sigma, converged
+
+
+def _start(chunk, problem, acquisition, settings):
+    definition, dtype = problem.definition, settings.dtype
+    if chunk.start is not None:
+        given = {k: torch.tensor(v, dtype=dtype) for k, v in chunk.start.items()}
+        return place_of(definition, given)
+    n_axes = len(definition.axes)
+    if chunk.axes is None:
+        frames = tensor_frames(acquisition, problem.data)[:, None].expand(-1, n_axes, -1, -1)
+    else:
+        axes = torch.tensor(chunk.axes, dtype=dtype)[:, :n_axes]
+        frames = frame_of(axes.reshape(-1, 3)).reshape(len(axes), n_axes, 3, 3)
+    start = dictionary_start(problem, frames)
+    return evolved(problem, start, settings.seed) if settings.solver == "mix" else start
+
+
+def all_values(definition: Definition, place: Place, amplitudes: Tensor) -> dict[str, Tensor]:
+    """Scalars, axes, fractions and S0."""
+    total = amplitudes.sum(dim=1)
+    fractions = amplitudes / total.clamp_min(1e-12)[:, None]
+    values = values_of(definition, place) | {"S0": total}
+    return values | {name: fractions[:, k] for k, name in enumerate(definition.pools)}
+
+
+def _maps(definition, place, amplitudes):
+    values = all_values(definition, place, amplitudes)
+    maps = maps_of(definition, values) | {"S0": values["S0"]}
+    return {name: value.numpy() for name, value in maps.items()}
+
+
+def _likeliest(definition, problem, place, amplitudes):
+    result = _maps(definition, place, amplitudes)
+    values = {k: v.numpy() for k, v in all_values(definition, place, amplitudes).items()}
+    predicted = combined(problem.columns(place), amplitudes)
+    if problem.sigma is not None:
+        # The mean of magnitudes is near this, noise floor included.
+        predicted = torch.sqrt(predicted**2 + problem.sigma[:, None] ** 2)
+    result["residual_rms"] = ((problem.data - predicted) ** 2).mean(dim=1).sqrt().numpy()
+    n_voxels = len(amplitudes)
+    axes, fractions = np.zeros((n_voxels, MOST_FIBRES, 3)), np.zeros((n_voxels, MOST_FIBRES))
+    for k, name in enumerate(definition.axes):
+        axes[:, k] = values[name]
+        owned = {c.pool for c in definition.compartments if c.has_axis and c.axis == name}
+        fractions[:, k] = sum(values[pool] for pool in owned)
+    order = np.argsort(-fractions, axis=1, kind="stable")[..., None]
+    result["axes"] = np.take_along_axis(axes, order, axis=1)
+    result["axis"] = result["axes"][:, 0]
+    result["fibre_fractions"] = np.take_along_axis(fractions, order[..., 0], axis=1)
+    result["_unit"], result["_amplitudes"] = place.unit.numpy(), amplitudes.numpy()
+    result["_frames"] = place.frames.flatten(1).numpy()
+    return result

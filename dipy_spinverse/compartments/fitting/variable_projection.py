@@ -1,0 +1,180 @@
+"""Levenberg-Marquardt with the linear amplitudes eliminated (variable projection) [1]_.
+
+All voxels at once. Bounds are kept by projection; a parameter at its bound that would leave is
+held. Rician magnitudes are fitted by least squares to the measurements times I1/I0 of their
+signal-to-noise [2]_: this bounds the likelihood from above and touches it where it was computed,
+so that each step that lowers the sum of squares raises the likelihood.
+
+References
+----------
+.. [1] Golub and Pereyra, Inverse Problems 19 (2003) R1, https://doi.org/10.1088/0266-5611/19/2/201
+.. [2] Solo and Noh, Proc. IEEE ISBI (2007) 121, https://doi.org/10.1109/ISBI.2007.356803
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vmap
+
+from dipy_spinverse.compartments.definition import Definition
+from dipy_spinverse.compartments.fitting.coordinates import Place, moved, n_steps, values_of
+from dipy_spinverse.compartments.fitting.fractions import nonnegative_amplitudes
+from dipy_spinverse.voxels.rician import rician_target
+
+_FIRST_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 1e-2, 1e-7, 1e6
+_SMALL_STEP, _SMALL_GAIN = 1e-3, 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Measurements of V voxels and what explains them.
+
+    Attributes
+    ----------
+    definition : Definition
+    pools : callable
+        From values to signals (V, K, M), as `signals.pool_signals` makes.
+    data : Tensor (V, M)
+    scale : Tensor (V, M) or (1, M)
+        Signal of each measurement without diffusion, over S0 (it differs by echo time).
+    sigma : Tensor (V,) or None
+        Noise in each channel for the Rician likelihood, None for the Gaussian one.
+    """
+
+    definition: Definition
+    pools: Callable[[dict[str, Tensor]], Tensor]
+    data: Tensor
+    scale: Tensor
+    sigma: Tensor | None
+
+    def of_voxels(self, index) -> Problem:
+        """Some of the voxels."""
+        return Problem(
+            self.definition,
+            self.pools,
+            self.data[index],
+            self.scale[index] if len(self.scale) > 1 else self.scale,
+            None if self.sigma is None else self.sigma[index],
+        )
+
+    def columns(self, place: Place) -> Tensor:
+        """Signals of the pools (V, K, M)."""
+        return self.scale[:, None] * self.pools(values_of(self.definition, place))
+
+
+def amplitudes_of(columns: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Best amplitudes (V, K) and sum of squares (V,)."""
+    amplitudes = nonnegative_amplitudes(
+        columns @ columns.mT, (columns @ target[..., None])[..., 0]
+    )
+    return amplitudes, ((target - combined(columns, amplitudes)) ** 2).sum(dim=1)
+
+
+def combined(columns: Tensor, amplitudes: Tensor) -> Tensor:
+    """Signals (V, M) of pools (V, K, M) with amplitudes (V, K)."""
+    return (amplitudes[:, None] @ columns)[:, 0]
+
+
+def fit_all(problem: Problem, start: Place, max_steps: int = 40):
+    """Search from a start until no voxel gains.
+
+    Parameters
+    ----------
+    problem : Problem
+    start : Place
+    max_steps : int, optional
+
+    Returns
+    -------
+    place : Place
+    amplitudes : Tensor (V, K)
+    converged : Tensor (V,) of bool
+    """
+    place = Place(start.unit.clone(), start.frames.clone())
+    columns = problem.columns(place)
+    amplitudes, _ = amplitudes_of(columns, problem.data)
+    damping = torch.full_like(problem.data[:, 0], _FIRST_DAMPING)
+    converged = torch.zeros_like(damping, dtype=torch.bool)
+    active = torch.arange(len(damping))
+    for _ in range(max_steps):
+        part, at = problem.of_voxels(active), place.of_voxels(active)
+        new, amount, damp, done = _step(part, at, amplitudes[active], damping[active])
+        place.put(active, new)
+        amplitudes[active], damping[active], converged[active] = amount, damp, done
+        active = active[~done]
+        if len(active) == 0:
+            break
+    return place, amplitudes, converged
+
+
+def _step(problem, place, amplitudes, damping):
+    columns, slopes = linearised(problem, place, amplitudes)
+    target = rician_target(problem.data, combined(columns, amplitudes), problem.sigma)
+    amplitudes, cost = amplitudes_of(columns, target)
+    residual = target - combined(columns, amplitudes)
+    slopes = without_amplitudes(columns, amplitudes, slopes)
+    gradient = (slopes @ residual[..., None])[..., 0]
+    curvature = slopes @ slopes.mT
+    n = place.unit.shape[1]
+    leaves = torch.zeros_like(gradient, dtype=torch.bool)
+    leaves[:, :n] = ((place.unit <= 0) & (gradient[:, :n] < 0)) | (
+        (place.unit >= 1) & (gradient[:, :n] > 0)
+    )
+    free = (~leaves).to(gradient.dtype)
+    curvature = curvature * free[:, None] * free[..., None]
+    diagonal = torch.diagonal(curvature, dim1=1, dim2=2)
+    # A direction that changes nothing gets no step.
+    floor = 1e-6 * diagonal.sum(dim=1, keepdim=True) + 1e-12
+    damped = curvature + torch.diag_embed(damping[:, None] * diagonal + floor + (1 - free))
+    factor, _ = torch.linalg.cholesky_ex(damped)
+    step = torch.cholesky_solve((gradient * free)[..., None], factor)[..., 0].nan_to_num()
+    step[:, n:] = step[:, n:].clamp(-0.5, 0.5)
+    step[:, :n] = (place.unit + step[:, :n]).clamp(0, 1) - place.unit
+    trial = moved(problem.definition, place, step)
+    trial_amplitudes, trial_cost = amplitudes_of(problem.columns(trial), target)
+    better = trial_cost < cost
+    small = (step.abs() < _SMALL_STEP).all(dim=1) | (
+        better & (cost - trial_cost < _SMALL_GAIN * cost)
+    )
+    keep = better[:, None]
+    new = Place(
+        torch.where(keep, trial.unit, place.unit),
+        torch.where(keep[..., None, None], trial.frames, place.frames),
+    )
+    damping = torch.where(better, damping * 0.1, damping * 8).clamp(_LEAST_DAMPING, None)
+    done = small | (damping > _MOST_DAMPING)
+    return new, torch.where(keep, trial_amplitudes, amplitudes), damping, done
+
+
+def linearised(problem: Problem, place: Place, amplitudes: Tensor) -> tuple[Tensor, Tensor]:
+    """Signals of the pools (V, K, M), and slopes (V, N, M) of the signals with amplitudes."""
+    n = n_steps(problem.definition)
+    zero = place.unit.new_zeros(len(place.unit), n)
+    if n == 0:
+        columns = problem.columns(place)
+        return columns, columns[:, :0]
+
+    def predicted(step):
+        columns = problem.columns(moved(problem.definition, place, step))
+        return (columns * amplitudes[..., None]).sum(dim=1), columns
+
+    def along(direction):
+        (_, columns), (slope, _) = jvp(predicted, (zero,), (direction.expand_as(zero),))
+        return columns, slope
+
+    columns, slopes = vmap(along, out_dims=(None, 1))(torch.eye(n, dtype=zero.dtype))
+    return columns, slopes
+
+
+def without_amplitudes(columns: Tensor, amplitudes: Tensor, slopes: Tensor) -> Tensor:
+    """Slopes (V, N, M) less what a change of the amplitudes that are not zero can undo."""
+    used = columns * (amplitudes > 0)[..., None]
+    gram = used @ used.mT
+    diagonal = torch.diagonal(gram, dim1=1, dim2=2)
+    gram = gram + torch.diag_embed(1e-6 * diagonal + (diagonal == 0))
+    factor, _ = torch.linalg.cholesky_ex(gram)
+    return slopes - torch.cholesky_solve(used @ slopes.mT, factor).mT @ used

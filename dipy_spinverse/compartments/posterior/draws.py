@@ -1,0 +1,72 @@
+"""Draws from the posterior of fitted voxels, to look at or to compute with."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from dipy_spinverse.compartments.definition import maps_of, with_fibres
+from dipy_spinverse.compartments.fit import CompartmentFit
+from dipy_spinverse.compartments.fitting.chunk import all_values
+from dipy_spinverse.compartments.fitting.coordinates import Place
+from dipy_spinverse.compartments.fitting.variable_projection import Problem
+from dipy_spinverse.compartments.posterior.sample import sample_posterior
+from dipy_spinverse.compartments.signals.encoding import encoding_of
+from dipy_spinverse.compartments.signals.pools import pool_signals
+
+
+def posterior_draws(
+    fit: CompartmentFit, data: np.ndarray, n_draws: int = 1000, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Draws of all maps of one voxel.
+
+    Parameters
+    ----------
+    fit : CompartmentFit
+        Of one voxel, such as ``fit[i, j, k]``, by :meth:`CompartmentModel.fit`; a learner of a
+        posterior has draws of its own (:meth:`LearnedFit.draws`).
+    data : array-like (M,)
+        Signals that were fitted.
+    n_draws : int, optional
+    seed : int, optional
+
+    Returns
+    -------
+    dict of ndarray (n_draws,)
+
+    Raises
+    ------
+    ValueError
+        More than one voxel, or one that was not fitted.
+
+    Examples
+    --------
+    >>> draws = posterior_draws(fit[3, 4, 5], data[3, 4, 5])  # doctest: +SKIP
+    >>> np.corrcoef(draws["ndi"], draws["fwf"])  # doctest: +SKIP
+    """
+    model = fit.model
+    data = np.asarray(data, dtype=float)
+    if fit.shape != () or data.shape != (len(model.acquisition),):
+        raise ValueError(
+            f"fit has voxels {fit.shape} and data the shape {data.shape}; give one voxel, as "
+            "fit[i, j, k] and data[i, j, k]."
+        )
+    if not fit.S0 > 0:
+        raise ValueError(f"The voxel was not fitted (status {int(fit.status)}).")
+    definition = with_fibres(model.definition, int(fit.n_fibres))
+    encoding = encoding_of(model.acquisition, torch.float64, timed=definition.timed)
+    scale = torch.tensor(fit._scale[model.acquisition.te_index])[None]
+    n_axes, n_pools = len(definition.axes), len(definition.pools)
+    unit = torch.tensor(fit._unit[None, : len(definition.parameters)])
+    frames = torch.tensor(fit._frames[: 9 * n_axes]).reshape(1, n_axes, 3, 3)
+    S0 = float(fit.S0)
+    sigma = torch.tensor([float(fit.sigma) / S0])
+    noise = sigma if model.likelihood == "rician" else None
+    pools = pool_signals(definition, encoding)
+    problem = Problem(definition, pools, torch.tensor(data / S0)[None], scale, noise)
+    amplitudes = torch.tensor(fit._amplitudes[None, :n_pools] / S0)
+    place = Place(unit, frames)
+    found = sample_posterior(problem, place, amplitudes, sigma, n_draws, seed)
+    values = all_values(definition, found.place, found.amplitudes)
+    maps = maps_of(definition, values) | {"S0": S0 * values["S0"]}
+    return {name: value.numpy() for name, value in maps.items()}

@@ -1,0 +1,1 @@
+"""The signals of compartments, differentiable in their parameters."""

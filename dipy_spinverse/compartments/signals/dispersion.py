@@ -1,0 +1,160 @@
+"""Signals of kernels with one axis, or with axes dispersed about one.
+
+A kernel K(cos) = exp(-across - excess cos^2) convolved with a distribution of axes on the sphere
+is a product of expansion coefficients (Funk-Hecke): in Legendre polynomials for Watson's
+distribution [1]_, which is symmetric about its axis, in spherical harmonics for Bingham's [2]_.
+
+References
+----------
+.. [1] Zhang et al., NeuroImage 61 (2012) 1000, https://doi.org/10.1016/j.neuroimage.2012.03.072
+.. [2] Tariq et al., NeuroImage 133 (2016) 207, https://doi.org/10.1016/j.neuroimage.2016.01.046
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dipy_spinverse.compartments.signals.encoding import Encoding
+from dipy_spinverse.compartments.signals.kernels import Kernel
+from dipy_spinverse.compartments.signals.quadrature import (
+    bingham_grid,
+    bingham_harmonics,
+    chebyshev_of_legendre,
+    legendre_moments,
+)
+from dipy_spinverse.compartments.signals.series import chebyshev_series
+
+_MAX_ORDER = 24
+# Legendre coefficients below this share of the signal are left out.
+_TRUNCATION = 2e-6
+
+
+def concentration(odi: Tensor) -> Tensor:
+    """Watson's kappa of an orientation dispersion index: odi = 2/pi arctan(1/kappa)."""
+    angle = 0.5 * torch.pi * odi
+    return torch.cos(angle) / torch.sin(angle)
+
+
+def directional(encoding: Encoding, kernel: Kernel, axis: Tensor) -> Tensor:
+    """Signals (V, M) of a kernel (V, S) whose axis (V, 3) is the same everywhere in the voxel."""
+    square = (axis @ encoding.directions.T) ** 2
+    across, excess = encoding.spread(kernel.across), encoding.spread(kernel.excess)
+    return torch.exp(-across - excess * square)
+
+
+def isotropic(encoding: Encoding, kernel: Kernel) -> Tensor:
+    """Signals (V, M) of a kernel (V, S) averaged over all directions of its axis."""
+    return encoding.spread(kernel_moments(kernel, 0)[..., 0])
+
+
+def kernel_moments(kernel: Kernel, order: int) -> Tensor:
+    """(2 l + 1) int_0^1 K(x) P_l(x) dx for even l up to `order`, (V, S, L)."""
+    nodes, moments, _ = _tensors(legendre_moments(order), kernel.excess.dtype)
+    values = torch.exp(-kernel.across[..., None] - kernel.excess[..., None] * nodes**2)
+    return values @ moments
+
+
+def watson_moments(odi: Tensor, order: int) -> Tensor:
+    """Legendre coefficients (V, L) of Watson's distribution for even l up to `order`."""
+    nodes, moments, degrees = _tensors(legendre_moments(order), odi.dtype)
+    weight = torch.exp(concentration(odi)[:, None] * (nodes**2 - 1))
+    coefficients = (weight @ moments) / degrees
+    return coefficients / coefficients[:, :1]
+
+
+def watson_signals(encoding: Encoding, coefficients: Tensor, axis: Tensor) -> Tensor:
+    """sum_l c_l P_l(cos) for each measurement.
+
+    Parameters
+    ----------
+    encoding : Encoding
+    coefficients : Tensor (V, S, L)
+        Of even l.
+    axis : Tensor (V, 3)
+
+    Returns
+    -------
+    Tensor (V, M)
+    """
+    t = 2 * (axis @ encoding.directions.T) ** 2 - 1
+    # As many Chebyshev polynomials of 2 cos^2 - 1 are their stable form.
+    (to_chebyshev,) = _tensors([chebyshev_of_legendre(coefficients.shape[2])], t.dtype)
+    series = to_chebyshev.T @ coefficients.mT
+    return chebyshev_series(series, t, encoding.shell)
+
+
+def bingham_signals(
+    encoding: Encoding,
+    coefficients: Tensor,
+    odi: Tensor,
+    fanning: Tensor,
+    axis: Tensor,
+    fan_axis: Tensor,
+) -> Tensor:
+    """Signals of kernels with axes distributed as exp(kappa (n axis)^2 + beta (n fan_axis)^2).
+
+    Parameters
+    ----------
+    encoding : Encoding
+    coefficients : Tensor (V, S, L)
+        Of the kernel for even l, from `kernel_moments`.
+    odi : Tensor (V,)
+        2/pi arctan(1/kappa): dispersion out of the plane of the fan.
+    fanning : Tensor (V,)
+        beta / kappa, from 0 (Watson) to 1 (a fan without preferred direction in its plane).
+    axis, fan_axis : Tensor (V, 3)
+        Orthonormal; the fan spreads from one to the other.
+
+    Returns
+    -------
+    Tensor (V, M)
+    """
+    order = 2 * (coefficients.shape[2] - 1)
+    x, y, z = (
+        each @ encoding.directions.T
+        for each in (fan_axis, torch.linalg.cross(axis, fan_axis), axis)
+    )
+    square = z**2
+    # Real and imaginary parts of (x + iy)^m.
+    real, imaginary = torch.ones_like(x), torch.zeros_like(x)
+    twice_real, twice_imaginary = x**2 - y**2, 2 * x * y
+    total = 0
+    for m, *arrays in bingham_harmonics(order):
+        moments, powers = _tensors(arrays, x.dtype)
+        weights = _bingham_moments(odi, fanning, moments)
+        c = ((coefficients[..., m // 2 :] * weights[:, None]) @ powers).movedim(2, 0)
+        c = encoding.spread(c)
+        polynomial = c[-1]
+        for lower in c[:-1].flip(0):
+            polynomial = torch.addcmul(lower, square, polynomial)
+        total = total + real * polynomial
+        real, imaginary = (
+            real * twice_real - imaginary * twice_imaginary,
+            real * twice_imaginary + imaginary * twice_real,
+        )
+    return total
+
+
+def _bingham_moments(odi, fanning, moments):
+    """Expansion (V, L) of the distribution in the functions whose integrals are `moments`."""
+    z, cosine, area = _tensors(bingham_grid(), odi.dtype)
+    kappa = concentration(odi)[:, None]
+    exponent = kappa * (z**2 - 1) + kappa * fanning[:, None] * (1 - z**2) * cosine**2
+    density = torch.exp(exponent - exponent.amax(dim=1, keepdim=True).detach())
+    return (density @ moments) / (density @ area)[:, None]
+
+
+def legendre_order(largest_excess: float) -> int:
+    """Even order up to which a kernel with this excess is expanded."""
+    nodes, moments, _ = _tensors(legendre_moments(_MAX_ORDER), torch.float64)
+    values = torch.exp(-abs(largest_excess) * nodes**2)
+    size = (values @ moments).abs().numpy()
+    needed = np.flatnonzero(size > _TRUNCATION * size[0])
+    return 2 * int(needed.max())
+
+
+def _tensors(arrays, dtype):
+    # Made anew where they are used: inside of torch.func a tensor belongs to a transformation.
+    return tuple(torch.tensor(each, dtype=dtype) for each in arrays)

@@ -1,0 +1,1 @@
+"""Signals of packed cells on a table of radius, fraction and permeability."""

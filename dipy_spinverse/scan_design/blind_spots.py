@@ -1,0 +1,197 @@
+"""What an acquisition cannot see, by rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dipy_spinverse.acquisition.pulsed import GYROMAGNETIC_RATIO, Acquisition
+
+# Diffusion times within a factor of this are one; b-values too.
+_SAME_TIME, _SAME_B = 1.3, 1.05
+# Hindered water keeps more than exp(-3), 5 % of its signal: the rest is not yet told apart.
+_LEAST_WEIGHTING = 3.0
+# Almost all axons of the brain are thinner.
+_THIN_PORE_UM = 4.0
+# Coefficients of a signal on the sphere up to order 2, a tensor, and 4.
+_TENSOR_DIRECTIONS, _ENOUGH_DIRECTIONS = 6, 15
+_SAME_AXIS = 0.999
+_RESTRICTED_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class BlindSpot:
+    """A deficiency of an acquisition.
+
+    Attributes
+    ----------
+    name : str
+        "one diffusion time", "low b", "long pulses", "one shell", "few directions", "no b0" or
+        "echo time without b0".
+    sentence : str
+        What it is, what it hides, and what would help.
+    suffers : str
+        The map that suffers most.
+    """
+
+    name: str
+    sentence: str
+    suffers: str
+
+
+def blind_spots(acquisition: Acquisition, sigma: float, diffusivity: float) -> list[BlindSpot]:
+    """Deficiencies of an acquisition.
+
+    Parameters
+    ----------
+    acquisition : Acquisition
+        With diffusion weighting.
+    sigma : float
+        Noise over the signal at b = 0.
+    diffusivity : float
+        um^2/ms.
+
+    Examples
+    --------
+    >>> acquisition = Acquisition(b=[0, 1, 1, 1], directions=np.vstack([np.zeros(3), np.eye(3)]),
+    ...                           small_delta=10, big_delta=30)
+    >>> [spot.name for spot in blind_spots(acquisition, 0.02, 2.0)]
+    ['one diffusion time', 'low b', 'long pulses', 'one shell', 'few directions']
+    """
+    found = [
+        _one_diffusion_time(acquisition),
+        _low_b(acquisition, diffusivity),
+        _long_pulses(acquisition, sigma, diffusivity),
+        _one_shell(acquisition),
+        _few_directions(acquisition),
+        *_missing_b0(acquisition),
+    ]
+    return [spot for spot in found if spot is not None]
+
+
+def resolution_limit_um(acquisition: Acquisition, sigma: float, diffusivity: float) -> float:
+    """Diameter of parallel impermeable cylinders below which all look alike, um.
+
+    d = (768/7 D s / (gamma^2 delta G^2))^(1/4), s = 1.64 sigma / (f sqrt(n)): the decay across
+    cylinders that hold the fraction f = 0.5 of the signal is as large as the noise of the n
+    measurements of a shell at the 5 % level; of the best shell [1]_.
+
+    Parameters
+    ----------
+    acquisition, sigma, diffusivity
+        As in :func:`blind_spots`.
+
+    References
+    ----------
+    .. [1] Nilsson et al., NMR Biomed. 30 (2017) e3711, https://doi.org/10.1002/nbm.3711
+    """
+    gradient, pulse, count = _strongest(acquisition)
+    noise = 1.64 * sigma / (_RESTRICTED_SHARE * np.sqrt(count))
+    per_um = GYROMAGNETIC_RATIO * gradient * 1e-9
+    return float((768 / 7 * diffusivity * noise / (per_um**2 * pulse)) ** 0.25)
+
+
+def _strongest(acquisition):
+    """Gradient (T/m), duration (ms) and number of measurements of the shell that sees most."""
+    rows = np.flatnonzero(~acquisition.b0_mask)
+    gradient, pulse = acquisition.gradient_t_per_m[rows], acquisition.small_delta[rows]
+    keys = np.stack([acquisition.timing_index[rows], acquisition.b[rows].round(2)], axis=1)
+    _, index, counts = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
+    count = counts[index.ravel()]
+    best = np.argmax(gradient**2 * pulse * np.sqrt(count))
+    return gradient[best], pulse[best], count[best]
+
+
+def _one_diffusion_time(acquisition):
+    times = acquisition.diffusion_time[~acquisition.b0_mask]
+    if times.max() > _SAME_TIME * times.min():
+        return None
+    return BlindSpot(
+        "one diffusion time",
+        f"One diffusion time ({times.mean():.3g} ms): exchange through leaky walls and wide pores "
+        "both lower the signal, and only their change with time tells them apart. Add a second "
+        "Delta, at least twice or half as long.",
+        "exchange_time",
+    )
+
+
+def _low_b(acquisition, diffusivity):
+    largest = acquisition.b.max()
+    if largest * diffusivity >= _LEAST_WEIGHTING:
+        return None
+    return BlindSpot(
+        "low b",
+        f"The largest b is {largest:.3g} ms/um^2, where free water of this diffusivity keeps "
+        f"{100 * np.exp(-largest * diffusivity):.0f} % of its signal: restricted water does not "
+        f"stand out. Go to b = {_LEAST_WEIGHTING / diffusivity:.2g} ms/um^2 or beyond.",
+        "restricted_fraction",
+    )
+
+
+def _long_pulses(acquisition, sigma, diffusivity):
+    limit = resolution_limit_um(acquisition, sigma, diffusivity)
+    if limit <= _THIN_PORE_UM:
+        return None
+    gradient, pulse, _ = _strongest(acquisition)
+    return BlindSpot(
+        "long pulses",
+        f"The pulses ({pulse:.3g} ms at {1e3 * gradient:.0f} mT/m) are too long and weak for "
+        f"small pores: cylinders with diameters below {limit:.2g} um all look alike. Use the "
+        "strongest gradient there is, in short pulses.",
+        "pore_diameter",
+    )
+
+
+def _one_shell(acquisition):
+    b = acquisition.b[~acquisition.b0_mask]
+    if b.max() > _SAME_B * b.min():
+        return None
+    return BlindSpot(
+        "one shell",
+        f"One shell (b = {b.mean():.3g} ms/um^2): how much water is restricted and how freely the "
+        "rest moves are confounded, unless the diffusivity is known. Add a second b-value.",
+        "restricted_fraction",
+    )
+
+
+def _few_directions(acquisition):
+    n = _n_axes(acquisition.directions[~acquisition.b0_mask])
+    if n >= _ENOUGH_DIRECTIONS:
+        return None
+    hidden = (
+        "the orientation of walls is not determined"
+        if n < _TENSOR_DIRECTIONS
+        else "the dispersion of orientations is hardly determined"
+    )
+    return BlindSpot(
+        "few directions",
+        f"{n} direction{'s' * (n != 1)}: {hidden}, and sizes depend on how walls lie to them. Use "
+        f"{_ENOUGH_DIRECTIONS} or more.",
+        "wall_orientation" if n < _TENSOR_DIRECTIONS else "orientation_dispersion",
+    )
+
+
+def _n_axes(directions):
+    """Number of different directions up to sign."""
+    same = np.abs(directions @ directions.T) > _SAME_AXIS
+    return int((~np.tril(same, -1).any(axis=1)).sum())
+
+
+def _missing_b0(acquisition):
+    if not acquisition.b0_mask.any():
+        yield BlindSpot(
+            "no b0",
+            "No measurement without diffusion weighting: S0 has to be guessed from the weighted "
+            "ones, and takes part of the restricted fraction with it. Add b = 0.",
+            "restricted_fraction",
+        )
+        return
+    missing = acquisition.echo_times[~acquisition.b0_per_te.any(axis=1)]
+    if missing.size:
+        yield BlindSpot(
+            "echo time without b0",
+            f"No b = 0 at TE {', '.join(f'{te:.4g}' for te in missing)} ms: relaxation and "
+            "diffusion are confounded there. Add b = 0 at each echo time, or use one TE for all.",
+            "restricted_fraction",
+        )

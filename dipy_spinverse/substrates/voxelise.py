@@ -1,0 +1,193 @@
+"""Which tetrahedra of a grid stand for a body, so that its volume is right."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+
+from dipy_spinverse.grid import TetrahedralGrid
+from dipy_spinverse.substrates.bodies import Body
+
+logger = logging.getLogger("dipy_spinverse")
+
+_SAMPLES = 256
+# Tetrahedra sampled at once.
+_CHUNK = 2_000
+# Weight of the shares against the area: 2 rounds bodies into facets of the lattice, 8 leaves a
+# third more roughness.
+_FIDELITY = 4.0
+_STRONGEST_PRESSURE = 1.5
+_BISECTIONS = 14
+# Capacities of the minimum cut are integers.
+_UNITS_PER_FACE = 1000
+
+
+def _sample_weights():
+    """Barycentric coordinates (S, 4) that fill a tetrahedron evenly.
+
+    An additive recurrence with the powers of the root of x^4 = x + 1, folded into the simplex. A
+    regular lattice of samples would resonate with planes of the grid: volumes off by 2 %.
+    """
+    root = 1.2207440846057596
+    cube = (0.5 + np.arange(1, _SAMPLES + 1)[:, None] * root ** -np.arange(1.0, 4.0)) % 1
+    edges = np.pad(np.sort(cube, axis=1), ((0, 0), (1, 1)), constant_values=(0, 1))
+    return np.diff(edges, axis=1)
+
+
+def share_inside(grid: TetrahedralGrid, body: Body) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the tetrahedra that a body touches, and the share of their volume inside."""
+    depth = body.radius - np.linalg.norm(body.offset(grid.centroids), axis=1)
+    reach = np.linalg.norm(grid.tetrahedron_points - grid.centroids[:, None], axis=2).max(axis=1)
+    share = (depth > 0).astype(float)
+    weights = _sample_weights()
+    crossed = np.flatnonzero(np.abs(depth) < reach)
+    for start in range(0, len(crossed), _CHUNK):
+        part = crossed[start : start + _CHUNK]
+        points = (weights @ grid.tetrahedron_points[part]).reshape(-1, 3)
+        within = np.linalg.norm(body.offset(points), axis=1) < body.radius
+        share[part] = within.reshape(len(part), -1).mean(axis=1)
+    touched = np.flatnonzero(share)
+    return touched, share[touched]
+
+
+def label_by_samples(
+    grid: TetrahedralGrid, inside: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Labels (T,) of the tetrahedra of regions that a function of points (K, 3) gives."""
+    weights = _sample_weights()
+    found = {}
+    for start in range(0, grid.n_tetrahedra, _CHUNK):
+        points = (weights @ grid.tetrahedron_points[start : start + _CHUNK]).reshape(-1, 3)
+        labels = np.asarray(inside(points))
+        if labels.shape != (len(points),) or labels.dtype.kind not in "bui":
+            raise ValueError(
+                f"inside returned shape {labels.shape} and type {labels.dtype} for {len(points)} "
+                "points; it must return one boolean or integer for each, shape (K,)."
+            )
+        labels = labels.astype(int).reshape(-1, len(weights))
+        for name in np.setdiff1d(labels, [0]):
+            share = (labels == name).mean(axis=1)
+            touched = np.flatnonzero(share)
+            found.setdefault(int(name), []).append((touched + start, share[touched]))
+    names = sorted(found)
+    shares = [tuple(map(np.concatenate, zip(*found[name], strict=True))) for name in names]
+    return np.array([0, *names])[voxelise(grid, shares)]
+
+
+def voxelise(grid: TetrahedralGrid, shares: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Label tetrahedra (T,) so that each body has its volume, and a surface without roughness.
+
+    `shares` holds what :func:`share_inside` returns for each body; the first gets label 1. A
+    tetrahedron can only go to the body that has the largest share of it. Among these the set is
+    chosen that minimises
+
+        sum of the areas of its faces + 4 sum of V_i / h (1/2 + pressure - share_i),
+
+    h the cube root of a tetrahedron's volume, by a minimum cut [1]_, the pressure so that the
+    volume is the body's. Without the first term the staircase has 1.5 to 1.7 instead of 1.1 to
+    1.35 times the membrane's area, and its roughness slows diffusion alongside twice as much.
+
+    References
+    ----------
+    .. [1] Kolmogorov and Zabih, "What energy functions can be minimized via graph cuts?", IEEE
+       Transactions on Pattern Analysis and Machine Intelligence 26 (2004),
+       https://doi.org/10.1109/TPAMI.2004.1262177
+    """
+    best = np.zeros(grid.n_tetrahedra)
+    owner = np.zeros(grid.n_tetrahedra, dtype=int)
+    for label, (touched, share) in enumerate(shares, start=1):
+        larger = touched[share > best[touched]]
+        owner[larger] = label
+        best[touched] = np.maximum(best[touched], share)
+    labels = np.zeros(grid.n_tetrahedra, dtype=int)
+    for label, (touched, share) in enumerate(shares, start=1):
+        own = touched[owner[touched] == label]
+        volume = share @ grid.volumes[touched]
+        labels[_smoothest_set(grid, own, best[own], volume)] = label
+    return labels
+
+
+def _smoothest_set(grid, candidates, share, volume):
+    """Candidates that have the volume and little surface."""
+    core = candidates[share == 1]
+    rim, share = candidates[share < 1], share[share < 1]
+    cut = _minimum_cut(grid, core, rim, share)
+    rim_volumes = grid.volumes[rim]
+    missing = volume - grid.volumes[core].sum()
+    # A larger pressure gives a subset: bisect between all of the rim and nothing of it.
+    low, high = -_STRONGEST_PRESSURE, _STRONGEST_PRESSURE
+    larger, smaller = np.ones(len(rim), dtype=bool), np.zeros(len(rim), dtype=bool)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        taken = cut(middle)
+        if rim_volumes[taken].sum() > missing:
+            larger, low = taken, middle
+        else:
+            smaller, high = taken, middle
+    # The sets jump where many tetrahedra are equal: take every so many of them along the grid's
+    # order, or one side of the body would bulge.
+    open_to_choice = np.flatnonzero(larger & ~smaller)
+    spread = np.arange(len(open_to_choice)) * (np.sqrt(5) - 1) / 2 % 1
+    order = open_to_choice[np.lexsort((spread, -share[open_to_choice]))]
+    sums = np.cumsum(np.concatenate([[rim_volumes[smaller].sum()], rim_volumes[order]]))
+    added = order[: np.abs(sums - missing).argmin()]
+    return np.concatenate([core, rim[smaller], rim[added]])
+
+
+def _minimum_cut(grid, core, rim, share):
+    """Function of the pressure that gives the part (R,) of bool of the rim that is inside."""
+    n = len(rim)
+    source, sink, outside = n, n + 1, n + 1
+    node = np.full(grid.n_tetrahedra, outside)
+    node[core] = source
+    node[rim] = np.arange(n)
+    ends = node[grid.face_tetrahedra]
+    relevant = (ends < n).any(axis=1)
+    areas = _UNITS_PER_FACE * grid.face_areas / grid.face_areas.mean()
+    here, there = ends[relevant].T
+    rows, columns = np.concatenate([here, there]), np.concatenate([there, here])
+    links = csr_matrix((np.tile(areas[relevant], 2), (rows, columns)), shape=(n + 2, n + 2))
+    strength = _FIDELITY * _UNITS_PER_FACE / grid.face_areas.mean()
+    strength *= grid.volumes[rim] / np.cbrt(grid.volumes.mean())
+
+    def cut(pressure):
+        cost = strength * (0.5 + pressure - share)
+        terminal = np.where(cost > 0, sink, source)
+        towards_sink = np.where(cost > 0, np.arange(n), terminal)
+        from_source = np.where(cost > 0, terminal, np.arange(n))
+        bias = csr_matrix((np.abs(cost), (towards_sink, from_source)), shape=links.shape)
+        capacity = (links + bias).astype(np.int32)
+        residual = capacity - maximum_flow(capacity, source, sink).flow
+        residual.data = np.maximum(residual.data, 0)
+        residual.eliminate_zeros()
+        inside = np.zeros(n + 2, dtype=bool)
+        inside[breadth_first_order(residual, source, return_predecessors=False)] = True
+        return inside[:n]
+
+    return cut
+
+
+def check_resolved(grid: TetrahedralGrid, bodies: list[Body], labels: np.ndarray) -> None:
+    """Raise where a body got no tetrahedron, warn where it is as narrow as one."""
+    counts = np.bincount(labels, minlength=len(bodies) + 1)[1:]
+    if not counts.all():
+        missing = int(counts.argmin())
+        raise ValueError(
+            f"body {missing} (radius {bodies[missing].radius:g} um) covers no tetrahedron: it "
+            "lies outside of the grid, or is smaller than a tetrahedron of "
+            f"{grid.volumes.mean():.3g} um^3. Move it, or use a grid of smaller tetrahedra."
+        )
+    size = np.cbrt(grid.volumes.mean())
+    coarse = [body.radius for body in bodies if body.radius < size]
+    if coarse:
+        logger.warning(
+            "%d bodies (smallest radius %g um) are less than two tetrahedra wide (%.3g um each): "
+            "their shape is lost. Use a finer grid.",
+            len(coarse),
+            min(coarse),
+            size,
+        )

@@ -1,0 +1,400 @@
+"""Synthetic substrates: the face permeabilities of a grid that holds known membranes.
+
+A membrane is put on the faces between the tetrahedra inside and outside a body. These faces form
+a staircase, whose area exceeds that of the membrane and does not converge to it as the grid is
+refined. Each wall therefore carries the projected permeability::
+
+    kappa_f = kappa |n_f . n|
+
+with ``n_f`` the normal of the face and ``n`` that of the membrane: the sum of ``kappa_f A_f`` is
+then the membrane's permeability times its area.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from dipy_spinverse.grid import TetrahedralGrid
+from dipy_spinverse.substrates.bodies import (
+    Body,
+    check_apart,
+    circle,
+    closing_direction,
+    dense_line,
+    line_images,
+    offset_from_lines,
+    offset_from_points,
+    permeabilities,
+    positive,
+    unit_axis,
+    vectors,
+)
+from dipy_spinverse.substrates.voxelise import (
+    check_resolved,
+    label_by_samples,
+    share_inside,
+    voxelise,
+)
+from dipy_spinverse.walls.normals import wall_normals
+
+
+def cylinders(
+    grid: TetrahedralGrid,
+    centers_um: np.ndarray,
+    radii_um: np.ndarray,
+    axis: np.ndarray = (0.0, 0.0, 1.0),
+    permeability: float | np.ndarray = 0.0,
+) -> np.ndarray:
+    """Parallel cylinders without ends.
+
+    On a periodic grid the cylinders continue through the sides of the box, so that the axis must
+    lead from a point to one of its periodic images: any side or diagonal of the box, or a
+    combination of few of its sides.
+
+    Parameters
+    ----------
+    grid : TetrahedralGrid
+        The grid.
+    centers_um : array-like (3,) or (N, 3)
+        A point on the axis of each cylinder, um.
+    radii_um : float or array-like (N,)
+        Radii, um.
+    axis : array-like (3,), optional
+        Direction of all cylinders, of any length.
+    permeability : float or array-like (N,), optional
+        Permeability of the membranes, um/ms.
+
+    Returns
+    -------
+    ndarray (F,)
+        Permeability of each face, um/ms; infinite where there is no membrane. Where two cylinders
+        share a face, it stands for both membranes in series.
+
+    Raises
+    ------
+    ValueError
+        Wrong shapes, radii that are not positive, a negative permeability, an axis that does not
+        close on the periodic box (the message names the nearest that does), cylinders that
+        overlap each other or their own periodic images, or none of whose volume is on the grid.
+
+    Examples
+    --------
+    >>> from dipy_spinverse.grid import bcc_grid
+    >>> grid = bcc_grid(cells=8, cell_size_um=1.0)
+    >>> permeability = cylinders(grid, [0, 0, 0], 3.0, permeability=0.02)
+    >>> walls = np.isfinite(permeability)
+    >>> area = (permeability * grid.face_areas)[walls].sum() / 0.02
+    >>> bool(abs(area / (2 * np.pi * 3.0 * 8.0) - 1) < 0.03)
+    True
+    """
+    direction = unit_axis(axis)
+    if grid.period_um is not None:
+        direction = closing_direction(direction, grid.period_um)
+    images, spacing = line_images(direction, grid.period_um)
+
+    def offset_from(center):
+        return lambda points: offset_from_lines(
+            grid.minimum_image(points - center), direction, images
+        )
+
+    centers = vectors("centers_um", centers_um)
+    return _permeability_of(grid, offset_from, centers, radii_um, permeability, spacing)
+
+
+def spheres(
+    grid: TetrahedralGrid,
+    centers_um: np.ndarray,
+    radii_um: np.ndarray,
+    permeability: float | np.ndarray = 0.0,
+) -> np.ndarray:
+    """Spheres.
+
+    Parameters
+    ----------
+    grid : TetrahedralGrid
+        The grid.
+    centers_um : array-like (3,) or (N, 3)
+        Centres, um; a sphere that crosses the side of a periodic box enters at the other side.
+    radii_um : float or array-like (N,)
+        Radii, um.
+    permeability : float or array-like (N,), optional
+        Permeability of the membranes, um/ms.
+
+    Returns
+    -------
+    ndarray (F,)
+        Permeability of each face, um/ms; infinite where there is no membrane. Where two spheres
+        share a face, it stands for both membranes in series.
+
+    Raises
+    ------
+    ValueError
+        Wrong shapes, radii that are not positive, a negative permeability, spheres that overlap
+        each other or their own periodic images, or none of whose volume is on the grid.
+
+    Examples
+    --------
+    >>> from dipy_spinverse.grid import bcc_grid
+    >>> permeability = spheres(bcc_grid(cells=4, cell_size_um=5.0), [0, 0, 0], 7.0)
+    >>> permeability.shape, np.unique(permeability)
+    ((1536,), array([ 0., inf]))
+    """
+
+    def offset_from(center):
+        return lambda points: grid.minimum_image(points - center)
+
+    spacing = np.inf if grid.period_um is None else grid.period_um.min()
+    centers = vectors("centers_um", centers_um)
+    return _permeability_of(grid, offset_from, centers, radii_um, permeability, spacing)
+
+
+def torus(
+    grid: TetrahedralGrid,
+    center_um: np.ndarray,
+    radius_um: float,
+    tube_radius_um: float,
+    axis: np.ndarray = (0.0, 0.0, 1.0),
+    permeability: float = 0.0,
+) -> np.ndarray:
+    """A torus.
+
+    Parameters
+    ----------
+    grid : TetrahedralGrid
+        The grid.
+    center_um : array-like (3,)
+        Centre, um.
+    radius_um, tube_radius_um : float
+        Radius of the circle in the middle of the tube, and of the tube around it, um.
+    axis : array-like (3,), optional
+        Axis of symmetry, of any length.
+    permeability : float, optional
+        Permeability of the membrane, um/ms.
+
+    Returns
+    -------
+    ndarray (F,)
+        Permeability of each face, um/ms; infinite where there is no membrane.
+
+    Raises
+    ------
+    ValueError
+        Wrong shapes, radii that are not positive, a tube that is wider than the hole, a negative
+        permeability, a torus that does not fit into the periodic box.
+
+    Examples
+    --------
+    >>> from dipy_spinverse.grid import bcc_grid
+    >>> grid = bcc_grid(cells=8, cell_size_um=4.0)
+    >>> int(np.isfinite(torus(grid, [0, 0, 0], 10.0, 5.0)).sum()) > 0
+    True
+    """
+    center = vectors("center_um", center_um, single=True)[0]
+    direction = unit_axis(axis)
+    radius = positive("radius_um", radius_um)
+    tube_radius = positive("tube_radius_um", tube_radius_um)
+    if tube_radius >= radius:
+        raise ValueError(
+            f"tube_radius_um is {tube_radius:g} but radius_um is {radius:g}: the torus has no "
+            "hole. Give a tube_radius_um below radius_um, or use spheres."
+        )
+    if grid.period_um is not None:
+        extent = radius * np.sqrt(1 - direction**2) + tube_radius
+        if (2 * extent > grid.period_um).any():
+            raise ValueError(
+                f"radius_um is {radius:g} and tube_radius_um {tube_radius:g}: the torus is up to "
+                f"{2 * extent.max():g} um wide and overlaps its own image in the periodic box of "
+                f"{grid.period_um} um. Use smaller radii or a larger box."
+            )
+    skeleton = circle(center, radius, direction, tube_radius)
+    body = Body(offset_from_points(grid, skeleton), tube_radius)
+    return _walls_of_bodies(grid, [body], permeabilities(permeability, 1))
+
+
+def bent_tube(
+    grid: TetrahedralGrid,
+    centerline_um: np.ndarray,
+    radius_um: float,
+    permeability: float = 0.0,
+) -> np.ndarray:
+    """A tube of constant radius along a bent line, with round ends.
+
+    On a periodic grid the tube continues without ends where the last point of the line is a
+    periodic image of the first.
+
+    Parameters
+    ----------
+    grid : TetrahedralGrid
+        The grid.
+    centerline_um : array-like (N, 3)
+        Points along the line, um, joined by straight segments. A tube that shall pass through
+        the outside of the grid needs a line that ends beyond it.
+    radius_um : float
+        Radius, um.
+    permeability : float, optional
+        Permeability of the membrane, um/ms.
+
+    Returns
+    -------
+    ndarray (F,)
+        Permeability of each face, um/ms; infinite where there is no membrane.
+
+    Raises
+    ------
+    ValueError
+        A line of fewer than two points, a radius that is not positive or that exceeds half of the
+        periodic box, a negative permeability.
+
+    Examples
+    --------
+    >>> from dipy_spinverse.grid import bcc_grid
+    >>> z = np.linspace(-10, 10, 21)
+    >>> line = np.stack([3 * np.sin(np.pi * z / 10), 0 * z, z], axis=1)
+    >>> int(np.isfinite(bent_tube(bcc_grid(), line, 4.0)).sum()) > 0
+    True
+    """
+    line = vectors("centerline_um", centerline_um)
+    if len(line) < 2:
+        raise ValueError(
+            f"centerline_um has {len(line)} point; give at least two, shape (N, 3), um."
+        )
+    radius = positive("radius_um", radius_um)
+    if grid.period_um is not None and 2 * radius > grid.period_um.min():
+        raise ValueError(
+            f"radius_um is {radius:g}: the tube overlaps its own image in the periodic box of "
+            f"{grid.period_um} um. Use at most {grid.period_um.min() / 2:g} or a larger box."
+        )
+    body = Body(offset_from_points(grid, dense_line(line, radius)), radius)
+    return _walls_of_bodies(grid, [body], permeabilities(permeability, 1))
+
+
+def from_inside(
+    grid: TetrahedralGrid,
+    inside: Callable[[np.ndarray], np.ndarray] | np.ndarray,
+    normal: Callable[[np.ndarray], np.ndarray] | None = None,
+    permeability: float = 0.0,
+) -> np.ndarray:
+    """Membranes around any region.
+
+    Parameters
+    ----------
+    grid : TetrahedralGrid
+        The grid.
+    inside : callable or array-like (T,)
+        Function of points (K, 3), um, that returns (K,) booleans, or integers where there are
+        several regions (0: outside); on a periodic grid it has to be periodic and may see points
+        outside of the box. Or the boolean or integer label of each tetrahedron.
+    normal : callable, optional
+        Function of points (K, 3), um, that returns vectors (K, 3) along the membrane's normal, of
+        any length and sign. Default: estimated by smoothing the normals of the walls.
+    permeability : float, optional
+        Permeability of the membranes, um/ms. Each face between two labels is one membrane.
+
+    Returns
+    -------
+    ndarray (F,)
+        Permeability of each face, um/ms; infinite where there is no membrane.
+
+    Raises
+    ------
+    ValueError
+        `inside` or `normal` has or returns the wrong shape or type, a negative permeability.
+
+    Examples
+    --------
+    >>> from dipy_spinverse.grid import bcc_grid
+    >>> grid = bcc_grid(cells=4, cell_size_um=5.0)
+    >>> slab = from_inside(grid, lambda points: abs(points[:, 0]) < 5, permeability=0.1)
+    >>> walls = np.isfinite(slab)
+    >>> area = (slab * grid.face_areas)[walls].sum() / 0.1
+    >>> bool(abs(area / (2 * 20 * 20) - 1) < 0.05)
+    True
+    """
+    kappa = permeabilities(permeability, 1)[0]
+    if callable(inside):
+        labels = label_by_samples(grid, inside)
+    else:
+        labels = np.asarray(inside)
+        if labels.shape != (grid.n_tetrahedra,) or labels.dtype.kind not in "bui":
+            raise ValueError(
+                f"inside has shape {labels.shape} and type {labels.dtype}; give one boolean or "
+                f"integer per tetrahedron, shape ({grid.n_tetrahedra},), or a function of points."
+            )
+        labels = labels.astype(int)
+    sides = labels[grid.face_tetrahedra]
+    walls = sides[:, 0] != sides[:, 1]
+    if normal is None:
+        normals = wall_normals(grid, walls)
+    else:
+        points = grid.face_centroids[walls]
+        normals = np.asarray(normal(points), dtype=float)
+        if normals.shape != points.shape or not np.isfinite(normals).all():
+            raise ValueError(
+                f"normal returned shape {normals.shape} for {len(points)} points; it must return "
+                "a finite vector for each, shape (K, 3)."
+            )
+    result = np.full(grid.n_faces, np.inf)
+    result[walls] = kappa * _projection(grid, walls, normals)
+    return result
+
+
+def _permeability_of(grid, offset_from, centers, radii_um, permeability, spacing):
+    """Permeabilities of bodies that differ in centre and radius only."""
+    radii = np.asarray(radii_um, dtype=float)
+    if radii.ndim > 1 or (radii.ndim == 1 and len(radii) != len(centers)):
+        raise ValueError(
+            f"radii_um has shape {radii.shape} for {len(centers)} centres; give one radius or one "
+            "per centre, um."
+        )
+    radii = np.broadcast_to(radii, len(centers))
+    for radius in radii:
+        positive("radii_um", radius)
+        if 2 * radius > spacing * (1 + 1e-9):
+            raise ValueError(
+                f"radii_um contains {radius:g}: the body overlaps its own periodic image, "
+                f"{spacing:g} um away. Use at most {spacing / 2:g} um or a larger box."
+            )
+    kappas = permeabilities(permeability, len(centers))
+    bodies = [Body(offset_from(c), r) for c, r in zip(centers, radii, strict=True)]
+    check_apart(bodies, centers)
+    return _walls_of_bodies(grid, bodies, kappas, convex_across=True)
+
+
+def _walls_of_bodies(grid, bodies, kappas, convex_across=False):
+    """Permeabilities (F,) of walls around bodies, in series where two bodies share a face.
+
+    Bodies that are convex across their skeleton (spheres and cylinders) also keep the membranes
+    between them and their own periodic images.
+    """
+    labels = voxelise(grid, [share_inside(grid, body) for body in bodies])
+    check_resolved(grid, bodies, labels)
+    resistance = np.zeros(grid.n_faces)
+    sides = labels[grid.face_tetrahedra]
+    for label, (body, kappa) in enumerate(zip(bodies, kappas, strict=True), start=1):
+        membranes = (sides == label).sum(axis=1) % 2
+        if convex_across:
+            within = np.flatnonzero((sides == label).all(axis=1))
+            membranes[within[_leads_to_image(grid, body, within)]] = 2
+        walls = membranes > 0
+        normals = body.offset(grid.face_centroids[walls])
+        with np.errstate(divide="ignore"):
+            resistance[walls] += membranes[walls] / (kappa * _projection(grid, walls, normals))
+    with np.errstate(divide="ignore"):
+        return 1 / resistance
+
+
+def _leads_to_image(grid, body, faces):
+    """Which faces within a body lead from one of its periodic images to another."""
+    ends = grid.centroids[grid.face_tetrahedra[faces]]
+    jump = np.linalg.norm(body.offset(ends[:, 1]) - body.offset(ends[:, 0]), axis=1)
+    # Within one image the offset changes by no more than the way to the neighbour.
+    return jump > 1.001 * np.linalg.norm(grid.displacements[faces], axis=1)
+
+
+def _projection(grid, walls, normals):
+    lengths = np.linalg.norm(normals, axis=1)
+    along = np.abs(np.einsum("fk,fk->f", grid.face_normals[walls], normals))
+    # A vanishing normal says nothing: leave the face as it is.
+    return np.divide(along, lengths, out=np.ones(len(along)), where=lengths > 0)

@@ -1,0 +1,1 @@
+"""Walls of a grid: meshes, maps, comparison, symmetries."""

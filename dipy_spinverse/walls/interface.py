@@ -1,0 +1,292 @@
+"""Interface meshes: the walls of a grid as triangles, and their files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import meshio
+import nibabel as nib
+import numpy as np
+from scipy.sparse.csgraph import connected_components
+
+from dipy_spinverse.grid import TetrahedralGrid
+from dipy_spinverse.walls.metrics import (
+    WallComparison,
+    compare_walls,
+    outer_edges,
+    reflected_faces,
+    wall_mask,
+)
+from dipy_spinverse.walls.normals import wall_normals
+
+__all__ = [
+    "InterfaceMesh",
+    "WallComparison",
+    "closed_walls",
+    "compare_walls",
+    "interface_mesh",
+    "reflected_faces",
+    "wall_mask",
+]
+
+_MM_PER_UM = 1e-3
+_POINTSET = nib.nifti1.intent_codes["NIFTI_INTENT_POINTSET"]
+_TRIANGLE = nib.nifti1.intent_codes["NIFTI_INTENT_TRIANGLE"]
+_SHAPE = nib.nifti1.intent_codes["NIFTI_INTENT_SHAPE"]
+
+
+@dataclass(frozen=True, eq=False)
+class InterfaceMesh:
+    """Triangles of the walls in one voxel.
+
+    Build one with :func:`interface_mesh` or ``SpinverseFit.interface``.
+
+    Attributes
+    ----------
+    vertices_um : ndarray (Nv, 3)
+        um. On a periodic grid a wall that crosses the side of the box is drawn in two parts.
+    triangles : ndarray (Nt, 3)
+        Vertex indices.
+    permeability : ndarray (Nt,)
+        um/ms.
+    wall_probability : ndarray (Nt,)
+        In [0, 1].
+    normals : ndarray (Nt, 3)
+        Unit normals of the smooth surface that the staircase of triangles stands for, of
+        arbitrary sign.
+    components : ndarray (Nt,) of int
+        Number of the connected component, 0 is the largest; triangles are connected through
+        edges, across periodic boundaries too.
+
+    Examples
+    --------
+    >>> from dipy_spinverse.grid import bcc_grid
+    >>> from dipy_spinverse.substrates.walls_of_bodies import spheres
+    >>> grid = bcc_grid(cells=8, cell_size_um=1.0)
+    >>> permeability = spheres(grid, [0, 0, 0], 3.0, permeability=0.02)
+    >>> mesh = interface_mesh(grid, permeability, np.isfinite(permeability))
+    >>> bool(abs(mesh.area_um2 / (4 * np.pi * 3.0**2) - 1) < 0.03)
+    True
+    >>> mesh.n_components
+    1
+    """
+
+    vertices_um: np.ndarray
+    triangles: np.ndarray
+    permeability: np.ndarray
+    wall_probability: np.ndarray
+    normals: np.ndarray
+    components: np.ndarray
+
+    def __repr__(self) -> str:
+        return (
+            f"InterfaceMesh({len(self.vertices_um)} vertices, {len(self.triangles)} triangles, "
+            f"{self.n_components} components, {self.area_um2:.4g} um^2)"
+        )
+
+    @property
+    def n_components(self) -> int:
+        """Number of connected components."""
+        return int(self.components.max(initial=-1)) + 1
+
+    @property
+    def area_um2(self) -> float:
+        """Area of the smooth surface, um^2.
+
+        The sum of the triangles' areas, each projected along the surface's normal: the staircase
+        itself has up to 1.8 times that area.
+        """
+        a, b, c = np.moveaxis(self.vertices_um[self.triangles], 1, 0)
+        vector_areas = np.cross(b - a, c - a) / 2
+        return float(np.abs(np.einsum("tk,tk->t", vector_areas, self.normals)).sum())
+
+    def save(self, path: str | Path, origin_mm: np.ndarray = (0.0, 0.0, 0.0)) -> None:
+        """Write the mesh; the suffix of the path says in which format.
+
+        ``.vtu`` and ``.vtk`` (ParaView) are in um and hold permeability, wall probability and
+        component of each triangle; ``.ply`` is in um and holds permeability and wall probability
+        of each vertex, the mean over its triangles. ``.gii`` (dipy_horizon, Connectome Workbench)
+        is in mm, and the values of each vertex go into a second file: ``name.shape.gii`` beside
+        ``name.surf.gii`` or ``name.gii``.
+
+        Parameters
+        ----------
+        path : str or Path
+            The file.
+        origin_mm : array-like (3,), optional
+            Only for ``.gii``: where the grid's centre is put, for instance the position of the
+            voxel, ``affine[:3, :3] @ voxel + affine[:3, 3]``, mm.
+
+        Raises
+        ------
+        ValueError
+            An unknown suffix, an origin of the wrong shape, a mesh without triangles.
+
+        Examples
+        --------
+        >>> import tempfile, os
+        >>> from dipy_spinverse.grid import bcc_grid
+        >>> grid = bcc_grid(cells=4, cell_size_um=5.0)
+        >>> walls = np.arange(grid.n_faces) < 10
+        >>> mesh = interface_mesh(grid, np.full(grid.n_faces, 0.01), walls)
+        >>> mesh.save(os.path.join(tempfile.mkdtemp(), "walls.vtu"))
+        """
+        path = Path(path)
+        if len(self.triangles) == 0:
+            raise ValueError(
+                f"The mesh has no triangles to save in {path.name}: no face is a wall. Lower the "
+                "threshold of interface_mesh."
+            )
+        if path.suffix.lower() == ".gii":
+            _save_gifti(self, path, origin_mm)
+            return
+        if path.suffix.lower() not in (".ply", ".vtu", ".vtk"):
+            raise ValueError(f"path is {path.name}; its suffix must be .ply, .vtu, .vtk or .gii.")
+        cells = [("triangle", self.triangles.astype(np.int32))]
+        if path.suffix.lower() == ".ply":
+            mesh = meshio.Mesh(self.vertices_um, cells, point_data=_per_vertex(self))
+        else:
+            values = {name: [value.astype(np.float32)] for name, value in _per_triangle(self)}
+            values["component"] = [self.components.astype(np.int32)]
+            mesh = meshio.Mesh(self.vertices_um, cells, cell_data=values)
+        mesh.write(path)
+
+
+def interface_mesh(
+    grid: TetrahedralGrid,
+    permeability: np.ndarray,
+    wall_probability: np.ndarray,
+    threshold: float = 0.5,
+    closed_only: bool = False,
+    walls: np.ndarray | None = None,
+) -> InterfaceMesh:
+    """Triangles of the faces that are walls.
+
+    Parameters
+    ----------
+    grid : TetrahedralGrid
+        The grid.
+    permeability, wall_probability : array-like (F,)
+        Permeability (um/ms) and probability of being a wall of each face.
+    threshold : float, optional
+        A face is a wall if its probability is at least this.
+    closed_only : bool, optional
+        Leave out sheets with a free edge, see :func:`closed_walls`.
+    walls : array-like (F,) of bool, optional
+        The walls to draw, whatever their probability, instead of those above the threshold.
+
+    Returns
+    -------
+    InterfaceMesh
+
+    Raises
+    ------
+    ValueError
+        Wrong shapes, a threshold outside (0, 1].
+
+    Examples
+    --------
+    >>> from dipy_spinverse.grid import bcc_grid
+    >>> grid = bcc_grid(cells=4, cell_size_um=5.0)
+    >>> walls = np.zeros(grid.n_faces)
+    >>> walls[(grid.face_tetrahedra == 7).any(axis=1)] = 1.0  # all around one tetrahedron
+    >>> interface_mesh(grid, np.full(grid.n_faces, 0.01), walls, closed_only=True).triangles.shape
+    (4, 3)
+    """
+    permeability, wall_probability = (
+        np.asarray(values, dtype=float) for values in (permeability, wall_probability)
+    )
+    for name, values in (("permeability", permeability), ("wall_probability", wall_probability)):
+        if values.shape != (grid.n_faces,):
+            raise ValueError(
+                f"{name} has shape {values.shape}; give one value per face, ({grid.n_faces},). "
+                "Take one voxel of a fit."
+            )
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold is {threshold}; give a probability above 0, at most 1.")
+    walls = wall_probability >= threshold if walls is None else np.asarray(walls, dtype=bool)
+    if closed_only:
+        walls = closed_walls(grid, walls)
+
+    # Vertices that coincide are one, but not the periodic images of one.
+    points = grid.face_points[walls].reshape(-1, 3)
+    step = np.cbrt(grid.volumes.min()) * 1e-6 if len(points) else 1.0
+    _, first, triangles = np.unique(
+        np.round(points / step).astype(np.int64), axis=0, return_index=True, return_inverse=True
+    )
+    return InterfaceMesh(
+        vertices_um=points[first],
+        triangles=triangles.reshape(-1, 3),
+        permeability=permeability[walls],
+        wall_probability=wall_probability[walls],
+        normals=wall_normals(grid, walls),
+        components=_components(grid, walls),
+    )
+
+
+def closed_walls(grid: TetrahedralGrid, walls: np.ndarray) -> np.ndarray:
+    """Walls (F,) of bool without those that lead to a free edge.
+
+    Walls with an edge that no other wall shares are taken away until there are none. An edge on
+    the outside of the grid does not count as free: the surface may go on there.
+
+    Examples
+    --------
+    >>> from dipy_spinverse.grid import bcc_grid
+    >>> grid = bcc_grid(cells=4, cell_size_um=5.0)
+    >>> int(closed_walls(grid, np.arange(grid.n_faces) < 3).sum())
+    0
+    """
+    inner = ~outer_edges(grid)
+    walls = np.array(walls, dtype=bool)
+    while True:
+        free = (grid.edge_faces @ walls.astype(float) == 1) & inner
+        dangling = walls & (grid.edge_faces.T @ free.astype(float) > 0)
+        if not dangling.any():
+            return walls
+        walls &= ~dangling
+
+
+def _components(grid, walls):
+    incidence = grid.edge_faces[:, walls]
+    count, labels = connected_components(incidence.T @ incidence, directed=False)
+    order = np.argsort(-np.bincount(labels, minlength=count), kind="stable")
+    rank = np.empty(count, dtype=int)
+    rank[order] = np.arange(count)
+    return rank[labels]
+
+
+def _save_gifti(mesh, path, origin_mm):
+    origin = np.asarray(origin_mm, dtype=float)
+    if origin.shape != (3,):
+        raise ValueError(f"origin_mm has shape {origin.shape}; give a position of shape (3,), mm.")
+    vertices = mesh.vertices_um * _MM_PER_UM + origin
+    scanner = nib.nifti1.xform_codes["NIFTI_XFORM_SCANNER_ANAT"]
+    frame = nib.gifti.GiftiCoordSystem(scanner, scanner, np.eye(4))
+    surface = [
+        nib.gifti.GiftiDataArray(vertices.astype(np.float32), _POINTSET, coordsys=frame),
+        nib.gifti.GiftiDataArray(mesh.triangles.astype(np.int32), _TRIANGLE),
+    ]
+    nib.save(nib.gifti.GiftiImage(darrays=surface), path)
+
+    arrays = [
+        nib.gifti.GiftiDataArray(values, _SHAPE, meta={"Name": name})
+        for name, values in _per_vertex(mesh).items()
+    ]
+    stem = path.name[: -len(".gii")].removesuffix(".surf")
+    nib.save(nib.gifti.GiftiImage(darrays=arrays), path.with_name(f"{stem}.shape.gii"))
+
+
+def _per_triangle(mesh):
+    yield "wall_probability", mesh.wall_probability
+    yield "permeability_um_per_ms", mesh.permeability
+
+
+def _per_vertex(mesh):
+    corners = mesh.triangles.ravel()
+    counts = np.bincount(corners)
+    return {
+        name: (np.bincount(corners, np.repeat(values, 3)) / counts).astype(np.float32)
+        for name, values in _per_triangle(mesh)
+    }

@@ -1,0 +1,68 @@
+"""Normals of the smooth surface that a staircase of walls stands for."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dipy_spinverse.grid import TetrahedralGrid
+
+# Walls this many shared edges away count: fewer leave the steps, more round off small bodies.
+_REACH = 4
+
+
+def wall_normals(grid: TetrahedralGrid, walls: np.ndarray) -> np.ndarray:
+    """Estimate the normal of the smooth surface at each wall.
+
+    The direction in which the connected walls around a wall extend least: the eigenvector of the
+    smallest eigenvalue of the second moment of their area. The sum of ``A_f |n_f . n|`` over the
+    walls of spheres and cylinders is within 3 % of the area of the smooth surface, while the sum
+    of ``A_f`` exceeds it by 10 to 80 %.
+
+    Parameters
+    ----------
+    grid : TetrahedralGrid
+        The grid.
+    walls : ndarray (F,) of bool
+        Which faces are walls.
+
+    Returns
+    -------
+    ndarray (W, 3)
+        Unit normals of the W walls, of arbitrary sign.
+
+    Examples
+    --------
+    >>> from dipy_spinverse.grid import bcc_grid
+    >>> from dipy_spinverse.substrates.walls_of_bodies import spheres
+    >>> grid = bcc_grid(cells=8, cell_size_um=1.0)
+    >>> walls = np.isfinite(spheres(grid, [0, 0, 0], 3.0))
+    >>> projected = np.einsum("fk,fk->f", grid.face_normals[walls], wall_normals(grid, walls))
+    >>> area = (grid.face_areas[walls] * abs(projected)).sum()
+    >>> bool(abs(area / (4 * np.pi * 3.0**2) - 1) < 0.03)
+    True
+    """
+    if not walls.any():
+        return np.zeros((0, 3))
+    incidence = grid.edge_faces[:, walls]
+    step = (incidence.T @ incidence).astype(bool).astype(float)
+    around = step
+    for _ in range(_REACH - 1):
+        around = (around @ step).astype(bool).astype(float)
+    around = around.tocoo()
+    here, there = around.row, around.col
+
+    areas = grid.face_areas[walls]
+    centroids = grid.face_centroids[walls]
+    corners = grid.face_points[walls] - centroids[:, None]
+    own = np.einsum("fvi,fvj->fij", corners, corners) / 12
+    weights = areas[there] / np.bincount(here, areas[there])[here]
+    offsets = grid.minimum_image(centroids[there] - centroids[here])
+
+    def average(values):
+        sums = [np.bincount(here, weights * v) for v in values.reshape(len(there), -1).T]
+        return np.stack(sums, axis=1).reshape(-1, *values.shape[1:])
+
+    mean = average(offsets)
+    moment = average(offsets[:, :, None] * offsets[:, None] + own[there])
+    moment -= mean[:, :, None] * mean[:, None]
+    return np.linalg.eigh(moment)[1][:, :, 0]
