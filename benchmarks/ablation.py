@@ -3,80 +3,87 @@
 Shapes of `recovery.py`, noise-free, as there; each run may take as many rounds as the default.
 F1 of wall faces (CPU seconds).
 
-    DIPY_SPINVERSE_DATA=<folder> python benchmarks/ablation.py [--without "random changes" ...]
+    DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.ablation [--without "random changes" ...]
+
+Duration: about an hour on 2 cores (--quick: 1 min). Writes results/ablation.md.
 """
 
 from __future__ import annotations
 
-import argparse
+import time
 import warnings
-from contextlib import ExitStack
-from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
-from recovery import all_shapes, published_protocol, recover
 
-from dipy_spinverse.cell_search import descent, evolution, labelled, polish, search
-from dipy_spinverse.cell_search.exact_data import ExactData
-from dipy_spinverse.cell_search.separate_cells import SeparateCells
+from benchmarks.command import command, keep
+from benchmarks.measurements_searched import DIFFUSIVITY
+from benchmarks.recovery import OPEN, WALL, all_shapes, published_protocol
+from dipy_spinverse import compare_walls, simulate
+from dipy_spinverse.cell_search import CellInversion, SearchEffort
+from dipy_spinverse.cell_search.effort import (
+    FlipEffort,
+    Origin,
+    PopulationEffort,
+    PopulationPlan,
+    StepPrior,
+)
+from dipy_spinverse.inversion import WALL_THRESHOLD
 
-RESULTS = Path(__file__).parent / "results" / "ablation.md"
 SHAPES = ("new bent axon 1", "plate 1", "new several 10")
-
-
-def _as_they_are(task, target, cells, rng):
-    return cells
-
-
-def _no_cells(self, rng):
-    yield 1, []
-
-
+NOT_TOGETHER = tuple(
+    PopulationPlan(Origin.RANDOM, plan.patience) if plan.origin is Origin.PUT_TOGETHER else plan
+    for plan in SearchEffort().exact_populations
+)
 ABLATIONS = {
-    "nothing": {},
-    "half of the measurements": {(search, "_N_SEARCHED"): 64},
-    "Gauss-Newton in partial volumes": {
-        (evolution, "_N_STEPS_FIRST"): 0, (evolution, "_N_STEPS"): 0,
-    },
-    "flips of whole tetrahedra": {
-        (polish, "_MOST_ROUNDS"): 0, (ExactData, "perfected"): _as_they_are,
-    },
-    "flips of several tetrahedra at once": {(ExactData, "perfected"): _as_they_are},
-    "single cells put together": {(SeparateCells, "in_likely_numbers"): _no_cells},
-    "a misfit that counts wrong tetrahedra": {(labelled, "_WRONG_LABELS"): 0.0},
-    "disturbances": {(evolution, "_N_DISTURBED"): 0, (evolution, "_N_CHANGED"): 5},
-    "random changes": {(evolution, "_N_DISTURBED"): 5, (evolution, "_N_CHANGED"): 0},
-    "smoothness of the steps": {
-        (descent, "_SMOOTH_LENGTHS"): (0.01,), (descent, "_INDEPENDENT"): 0.0,
-    },
-}  # fmt: skip
+    "nothing": SearchEffort(),
+    "half of the measurements": SearchEffort(n_searched=64),
+    "Gauss-Newton in partial volumes": SearchEffort(
+        population=PopulationEffort(n_steps_first=0, n_steps=0)
+    ),
+    "flips of whole tetrahedra": SearchEffort(flips=FlipEffort(most_rounds=0, patience=0)),
+    "flips of several tetrahedra at once": SearchEffort(flips=FlipEffort(patience=0)),
+    "single cells put together": SearchEffort(exact_populations=NOT_TOGETHER),
+    "a misfit that counts wrong tetrahedra": SearchEffort(wrong_labels=0.0),
+    "disturbances": SearchEffort(population=PopulationEffort(n_disturbed=0, n_changed=5)),
+    "random changes": SearchEffort(population=PopulationEffort(n_disturbed=5, n_changed=0)),
+    "smoothness of the steps": SearchEffort(steps=StepPrior(lengths=(0.01,), independent=0.0)),
+}
+
+
+def recovered(acquisition, grid, true, effort):
+    """F1 of the walls of a shape, and CPU seconds."""
+    signals = simulate(acquisition, grid, np.where(true, WALL, OPEN))
+    start = time.process_time()
+    inversion = CellInversion(
+        acquisition, grid, diffusivity=DIFFUSIVITY, n_fields=0, seed=0, effort=effort
+    )
+    found = inversion.run(signals[None], None).openness[0] < WALL_THRESHOLD
+    seconds = time.process_time() - start
+    return compare_walls(found, true, grid, point_reflection=True).f1, seconds
 
 
 def main():
     """Print the table and write it to results/."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command(__doc__, f"all ingredients together, on {SHAPES[0]}")
     parser.add_argument("--without", nargs="+", choices=ABLATIONS, default=list(ABLATIONS))
-    chosen = parser.parse_args().without
+    args = parser.parse_args()
+    chosen, wanted = (["nothing"], SHAPES[:1]) if args.quick else (args.without, SHAPES)
     warnings.filterwarnings("ignore", message="The grid is too coarse")
     acquisition = published_protocol()
-    shapes = [shape for shape in all_shapes() if shape[0] in SHAPES]
+    shapes = [shape for shape in all_shapes() if shape[0] in wanted]
     lines = [
         " | ".join(["| without", *(name for name, *_ in shapes), "median F1", "median CPU-s |"]),
         "|---" * (len(shapes) + 3) + "|",
     ]
     print("\n".join(lines), flush=True)
     for name in chosen:
-        with ExitStack() as stack:
-            for (owner, attribute), value in ABLATIONS[name].items():
-                stack.enter_context(patch.object(owner, attribute, value))
-            rows = [recover(acquisition, grid, true, "cell search") for _, grid, true in shapes]
-        cells = " | ".join(f"{row['F1']:.2f} ({row['CPU']:.0f})" for row in rows)
-        f1, cpu = (np.median([row[key] for row in rows]) for key in ("F1", "CPU"))
+        rows = [recovered(acquisition, *shape, ABLATIONS[name]) for _, *shape in shapes]
+        cells = " | ".join(f"{f1:.2f} ({cpu:.0f})" for f1, cpu in rows)
+        f1, cpu = np.median(rows, axis=0)
         lines.append(f"| {name} | {cells} | {f1:.2f} | {cpu:.0f} |")
         print(lines[-1], flush=True)
-    if chosen == list(ABLATIONS):
-        RESULTS.write_text(__doc__.split("\n\n")[1] + "\n\n" + "\n".join(lines) + "\n")
+    text = __doc__.split("\n\n")[1] + "\n\n" + "\n".join(lines)
+    keep("ablation.md", text, complete=chosen == list(ABLATIONS))
 
 
 if __name__ == "__main__":

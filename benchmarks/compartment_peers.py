@@ -1,14 +1,15 @@
 """Other packages' compartment fits, run by the interpreter of their own environment.
 
-``python compartment_peers.py TASK IN.npz OUT.npz``: reads signals and encodings, writes estimates
-and the seconds that they took. Only NumPy and the peer are imported. `benchmarks.compartments`
-makes the environments and calls this.
+    python compartment_peers.py TASK IN.npz OUT.npz
+
+reads signals and encodings, and writes estimates and the seconds that they took to OUT. Only NumPy
+and the peer are imported. `benchmarks.compartments` makes the environments and calls this.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -147,7 +148,11 @@ if __name__ == "__main__":
     tasks = {
         f.__name__: f for f in (amico_noddi, dmipy_noddi, dmipy_stick_zeppelin, dmipy_axcaliber)
     }
-    source, target = (Path(each).resolve() for each in sys.argv[2:4])
-    with np.load(source) as file:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("task", choices=tasks)
+    parser.add_argument("source", type=lambda name: Path(name).resolve())
+    parser.add_argument("target", type=lambda name: Path(name).resolve())
+    given = parser.parse_args()
+    with np.load(given.source) as file:
         arguments = dict(file)
-    np.savez(target, **tasks[sys.argv[1]](arguments))
+    np.savez(given.target, **tasks[given.task](arguments))

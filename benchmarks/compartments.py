@@ -1,18 +1,21 @@
 """Compartment models against truths, beside AMICO, dmipy and DIPY where they can be installed.
 
-``python -m benchmarks.compartments [noddi camino activeax ivim intervals] [--peers FOLDER]`` makes
-an environment for each peer in FOLDER (once), prints the tables and writes each to
-``results/compartments_NAME.md``. Data come from the folder named by DIPY_SPINVERSE_DATA.
+    DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.compartments [noddi camino activeax ...]
+
+makes an environment for each peer in ``--peers FOLDER`` (once) and prints the tables.
+
+Duration: about 15 min on 2 cores (--quick, without peers: 1 min). Writes
+results/compartments_NAME.md for each table.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +24,14 @@ from dipy.core.gradients import gradient_table
 from dipy.reconst.ivim import IvimModel
 from scipy.stats import spearmanr
 
-from benchmarks.datasets import data_folder, load_duval_cat
-from dipy_spinverse import Acquisition, ActiveAxModel, IVIMModel, NODDIModel, ZCDModel
+from benchmarks.command import command, keep
+from benchmarks.datasets import data_file, load_duval_cat
+from benchmarks.prior_voxels import hcp_scheme, models, simulated
+from benchmarks.tables import table
+from dipy_spinverse import ActiveAxModel, IVIMModel, NODDIModel, ZCDModel
 from dipy_spinverse.compartments import Compartment, compose, rest, tortuosity
 from dipy_spinverse.compartments.definition import Parameter
 
-RESULTS = Path(__file__).parent / "results"
 _PEER_SCRIPT = Path(__file__).with_name("compartment_peers.py")
 _SNR = 30
 _LONGEST = 1800  # s, for a peer's task
@@ -41,6 +46,26 @@ _PEERS = {
     ),
 }  # fmt: skip
 _NODDI_MAPS = ("ndi", "odi", "fwf")
+
+
+@dataclass(frozen=True)
+class Run:
+    """How much is computed: with which peers, and how large a part of the voxels.
+
+    Attributes
+    ----------
+    peers : Path or None
+        Folder of the peers' environments; without peers where None.
+    part : float
+        Of the voxels, at most 1.
+    """
+
+    peers: Path | None
+    part: float = 1.0
+
+    def some(self, n: int) -> int:
+        """This part of `n` voxels."""
+        return max(int(self.part * n), 1)
 
 
 def environment(folder: Path, peer: str) -> Path | None:
@@ -66,8 +91,10 @@ def environment(folder: Path, peer: str) -> Path | None:
     return python
 
 
-def peer_result(folder: Path, peer: str, task: str, **given) -> dict | None:
+def peer_result(folder: Path | None, peer: str, task: str, **given) -> dict | None:
     """What a peer's task of `compartment_peers` makes of arrays; None where it does not run."""
+    if folder is None:
+        return None
     python = environment(folder, peer)
     if python is None:
         return None
@@ -88,10 +115,11 @@ def peer_result(folder: Path, peer: str, task: str, **given) -> dict | None:
         return {name: np.squeeze(file[name]) for name in file}
 
 
-def noddi(peers: Path) -> str:
+def noddi(run: Run) -> str:
     """Watson NODDI on 200 voxels of known parameters (2048 draws), and its time in a batch."""
-    with np.load(data_folder() / "noddi200" / "noddi200.npz") as file:
+    with np.load(data_file("noddi200/noddi200.npz")) as file:
         given = dict(file)
+    given |= {name: given[name][: run.some(200)] for name in ("signal", "truth")}
     truth = dict(zip(_NODDI_MAPS, given["truth"].T, strict=False))
     gtab = gradient_table(given["bvals"], bvecs=given["bvecs"])
     rows, notes, own = [], [], None
@@ -99,15 +127,17 @@ def noddi(peers: Path) -> str:
         model = NODDIModel(gtab, likelihood=likelihood)
         fit = model.fit(given["signal"], sigma=sigma, n_draws=2048)
         known = "" if sigma is None else ", noise known"
-        own = fit.odi if own is None else own
-        for end, word in (
-            ("", "likeliest"),
-            ("_mean", "posterior mean"),
-            ("_median", "posterior median"),
-        ):
+        if own is None:
+            own = fit.odi_likeliest
+            shares = [f"{100 * _held(fit, name, truth[name]).mean():.1f}" for name in truth]
+            notes.append(
+                "95 % intervals of the first rows hold NDI, ODI and FWF in "
+                f"{', '.join(shares)} % of the voxels."
+            )
+        for end, word in (("_likeliest", "likeliest"), ("", "posterior median")):
             found = {name: getattr(fit, name + end) for name in truth}
             rows.append([f"dipy_spinverse, {likelihood}{known}, {word}", *_mae(found, truth), ""])
-    batch = np.tile(given["signal"], (50, 1))
+    batch = np.tile(given["signal"], (10_000 // len(given["signal"]), 1))
     batch *= np.random.default_rng(0).uniform(0.9, 1.1, (len(batch), 1))
     for word, n_voxels, arguments in (
         ("likeliest values", 10_000, {"n_draws": 0}),
@@ -118,7 +148,7 @@ def noddi(peers: Path) -> str:
         ),
         ("with intervals", 1_000, {}),
     ):
-        model = NODDIModel(gtab, dtype="float32")
+        model, n_voxels = NODDIModel(gtab, dtype="float32"), run.some(n_voxels)
         model.fit(batch[:20], **arguments)  # compile, start workers
         wall, cpu = time.perf_counter(), time.process_time()
         model.fit(batch[:n_voxels], **arguments)
@@ -130,7 +160,7 @@ def noddi(peers: Path) -> str:
     arrays = {"signals": given["signal"], "bvals": given["bvals"], "bvecs": given["bvecs"]}
     arrays |= {"small_delta": np.full(n, 0.0106), "big_delta": np.full(n, 0.0431)}
     for peer, task in (("amico", "amico_noddi"), ("dmipy", "dmipy_noddi")):
-        found = peer_result(peers, peer, task, **arrays)
+        found = peer_result(run.peers, peer, task, **arrays)
         if found is not None:
             paired = np.abs(own - truth["odi"]) - np.abs(found["odi"] - truth["odi"])
             error = paired.std() / np.sqrt(len(paired))
@@ -141,25 +171,23 @@ def noddi(peers: Path) -> str:
             speed = (1e3 * float(found[name]) / len(given["signal"]) for name in ("wall", "cpu"))
             rows.append([f"{peer}, 200 voxels", *_mae(found, truth),
                          "{:.2f} wall, {:.2f} CPU".format(*speed)])  # fmt: skip
-    return "\n\n".join([_table(["", "NDI", "ODI", "FWF", "ms per voxel"], rows), *notes])
+    return "\n\n".join([table(["", "NDI", "ODI", "FWF", "ms per voxel"], rows), *notes])
 
 
-def camino(peers: Path) -> str:
+def camino(run: Run) -> str:
     """Fraction inside of impermeable parallel cylinders of gamma-distributed radii."""
-    folder = data_folder()
-    scheme = folder / "noddi200" / "schemefile_hcp_wu_minn.scheme1"
-    acquisition = Acquisition.from_scheme(scheme)
+    acquisition = hcp_scheme()
     rows = []
     for name in ("1_7", "2_0", "2_3"):
         diffusivity = float(name.replace("_", "."))
-        signals = np.loadtxt(folder / "camino_parallel" / f"data_camino_D{name}.txt")
-        truth = np.loadtxt(folder / "camino_parallel" / f"fractions_camino_D{name}.txt")
+        signals = np.loadtxt(data_file(f"camino_parallel/data_camino_D{name}.txt"))
+        truth = np.loadtxt(data_file(f"camino_parallel/fractions_camino_D{name}.txt"))
         for kernel in ("stick", "cylinder"):
             model = _with_tortuosity(acquisition, kernel, diffusivity)
             fit = model.fit(signals, sigma=0.01, n_draws=0)
             rows.append([f"D {diffusivity}, {kernel} + zeppelin", *_errors(fit.share, truth)])
         found = peer_result(
-            peers, "dmipy", "dmipy_stick_zeppelin", signals=signals,
+            run.peers, "dmipy", "dmipy_stick_zeppelin", signals=signals,
             bvals=1e3 * np.where(acquisition.b0_mask, 0, acquisition.b),
             bvecs=np.where(acquisition.b0_mask[:, None], [1.0, 0, 0], acquisition.directions),
             small_delta=acquisition.small_delta / 1e3, big_delta=acquisition.big_delta / 1e3,
@@ -168,10 +196,10 @@ def camino(peers: Path) -> str:
         if found is not None:
             row = [f"D {diffusivity}, dmipy stick + zeppelin", *_errors(found["fraction"], truth)]
             rows.append(row)
-    return _table(["", "mean absolute error", "mean error", "rank correlation"], rows)
+    return table(["", "mean absolute error", "mean error", "rank correlation"], rows)
 
 
-def activeax(peers: Path) -> str:
+def activeax(run: Run) -> str:
     """Diameter and restricted fraction of cat spinal cord against histology."""
     voxels = load_duval_cat(voxels_per_stratum=6)
     acquisition = voxels.acquisition
@@ -193,7 +221,7 @@ def activeax(peers: Path) -> str:
         rows.append([word, *_ranks(fit.axon_diameter, fit.restricted_fraction, voxels),
                      f"{1e3 * seconds / len(sigma):.0f}"])  # fmt: skip
     found = peer_result(
-        peers, "dmipy", "dmipy_axcaliber", signals=voxels.signals, diffusivity=along,
+        run.peers, "dmipy", "dmipy_axcaliber", signals=voxels.signals, diffusivity=along,
         free=voxels.free_diffusivity, bvals=1e3 * np.where(acquisition.b0_mask, 0, acquisition.b),
         bvecs=_in_plane(voxels), small_delta=acquisition.small_delta / 1e3,
         big_delta=acquisition.big_delta / 1e3,
@@ -204,17 +232,17 @@ def activeax(peers: Path) -> str:
                      f"{1e3 * float(found['cpu']) / len(sigma):.0f}"])  # fmt: skip
     heads = ["", "rank correlation: diameter", "the same: fraction", "median diameter, um",
              "that of histology, um", "CPU ms per voxel"]  # fmt: skip
-    return f"{len(sigma)} voxels.\n\n" + _table(heads, rows)
+    return f"{len(sigma)} voxels.\n\n" + table(heads, rows)
 
 
-def ivim(_: Path) -> str:
+def ivim(run: Run) -> str:
     """IVIM on simulated voxels, beside DIPY's trr."""
     b = np.array([0, 10, 20, 30, 40, 60, 80, 100, 120, 140, 160, 180, 200, 300, 500, 800])
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((len(b), 3))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     gtab = gradient_table(b, bvecs=np.where(b[:, None] > 0, vectors, 0), b0_threshold=0)
-    n = 2000
+    n = run.some(2000)
     truth = {"perfusion_fraction": rng.uniform(0.05, 0.3, n), "D": rng.uniform(0.5, 2, n),
              "D_star": rng.uniform(5, 40, n)}  # fmt: skip
     model = IVIMModel(gtab)
@@ -226,13 +254,12 @@ def ivim(_: Path) -> str:
     for word, arguments in (
         ("likeliest values", {"n_draws": 0}),
         ("the same, noise known", {"n_draws": 0, "sigma": 20.0}),
-        ("posterior mean", {"sigma": 20.0}),
+        ("posterior median", {"sigma": 20.0}),
     ):
         started = time.process_time()
         fit = model.fit(data, **arguments)
         seconds = time.process_time() - started
-        end = "" if arguments.get("n_draws") == 0 else "_mean"
-        found = [getattr(fit, name + end) for name in ("perfusion_fraction", "D", "D_star")]
+        found = [getattr(fit, name) for name in ("perfusion_fraction", "D", "D_star")]
         rows.append([f"dipy_spinverse, {word}", *_ivim_errors(found, truth),
                      f"{1e3 * seconds / n:.3f}"])  # fmt: skip
     peer = IvimModel(gtab, fit_method="trr")
@@ -244,39 +271,34 @@ def ivim(_: Path) -> str:
     subset = {name: value[some] for name, value in truth.items()}
     rows.append(["DIPY trr, first 500", *_ivim_errors(found, subset), f"{2 * seconds:.3f}"])
     heads = ["", "MAE f", "MAE D, 1e-3 mm2/s", "MAE D*, 1e-3 mm2/s", "CPU ms per voxel"]
-    return f"{n} voxels, 16 b-values, SNR 50.\n\n" + _table(heads, rows)
+    return f"{n} voxels, 16 b-values, SNR 50.\n\n" + table(heads, rows)
 
 
-def intervals(_: Path) -> str:
+def intervals(run: Run) -> str:
     """How often 95 % intervals hold the truth: parameters from the prior, Rician noise."""
-    hcp = Acquisition.from_scheme(data_folder() / "noddi200" / "schemefile_hcp_wu_minn.scheme1")
-    rows, inside, n = [], [], 2000
-    for word, model, snr, given in (
-        ("NODDI, HCP scheme", NODDIModel(hcp, dtype="float32"), 30, True),
-        ("the same, noise not given", NODDIModel(hcp, dtype="float32"), 30, False),
-        ("NODDI, HCP scheme", NODDIModel(hcp, dtype="float32"), 15, True),
-        ("ActiveAx, 300 mT/m", ActiveAxModel(_strong()), 50, True),
-        ("ZCD, 300 mT/m", ZCDModel(_strong()), 50, True),
-        ("IVIM, 20 b-values", IVIMModel(_ivim_table()), 50, True),
-    ):
-        truth = model.draw(n, seed=11)
-        rng = np.random.default_rng(12)
-        clean = model.signals(truth)
-        noise = rng.standard_normal((2, *clean.shape)) / snr
+    rows, inside, n = [], [], run.some(2000)
+    known = [(*case, True) for case in models(dtype="float32")]
+    title, of_noddi, usual, _ = known[0]
+    known[1:1] = [
+        ("the same, noise not given", of_noddi, usual, False),
+        (title, of_noddi, 15, True),
+    ]
+    for word, model, snr, given in known:
+        truth, data = simulated(model, n, snr)
         started = time.process_time()
-        fit = model.fit(np.hypot(clean + noise[0], noise[1]), sigma=1 / snr if given else None)
+        fit = model.fit(data, sigma=1 / snr if given else None)
         seconds = time.process_time() - started
         for name, values in model.maps(truth).items():
             if name == "S0":
                 continue
-            low, high = getattr(fit, name + "_low"), getattr(fit, name + "_high")
-            held = ((low <= values) & (values <= high)).mean()
+            held = _held(fit, name, values).mean()
             inside.append(0.93 <= held <= 0.97)
             errors = (
                 np.abs(getattr(fit, name + end) - values).mean() / np.ptp(values)
-                for end in ("", "_median")
+                for end in ("_likeliest", "")
             )
-            width = (high - low).mean() / np.ptp(values)
+            width = getattr(fit, name + "_high") - getattr(fit, name + "_low")
+            width = width.mean() / np.ptp(values)
             numbers = [f"{number:.3f}" for number in (width, *errors)]
             cost = f"{1e3 * seconds / n:.1f}"
             rows.append([word, f"{snr}", name, f"{100 * held:.1f}", *numbers, cost])
@@ -286,7 +308,7 @@ def intervals(_: Path) -> str:
     spread = 100 * np.sqrt(0.95 * 0.05 / n)
     return (
         f"{n} voxels of each model, so that 95 % has a standard error of {spread:.1f} %. "
-        f"{sum(inside)} of {len(inside)} maps hold 93 to 97 %.\n\n" + _table(heads, rows)
+        f"{sum(inside)} of {len(inside)} maps hold 93 to 97 %.\n\n" + table(heads, rows)
     )
 
 
@@ -310,20 +332,6 @@ def _with_tortuosity(acquisition, kernel, diffusivity):
     return compose(acquisition, parts, parameters)
 
 
-def _strong():
-    rng = np.random.default_rng(3)
-    shells = [(0, 8, 20, 6), (1, 8, 20, 20), (4, 12, 25, 30), (9, 15, 30, 40), (15, 15, 60, 40)]
-    b, small, big = np.concatenate([np.tile(s[:3], (s[3], 1)) for s in shells]).T
-    vectors = rng.standard_normal((len(b), 3))
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return Acquisition(b, vectors, small, big, te=90.0)
-
-
-def _ivim_table():
-    b = np.r_[np.zeros(5), 10, 20, 30, 40, 60, 80, 100, 140, 180, 250, 350, 450, 600, 800, 1000]
-    return gradient_table(b, bvecs=np.tile([1.0, 0, 0], (len(b), 1)), b0_threshold=0)
-
-
 def _in_plane(voxels):
     """Directions in the frame of the median axis of fibres, which becomes z."""
     axis = np.linalg.svd(voxels.orientation)[2][0]
@@ -334,6 +342,11 @@ def _in_plane(voxels):
 
 def _mae(found, truth):
     return [f"{np.abs(found[name] - truth[name]).mean():.4f}" for name in _NODDI_MAPS]
+
+
+def _held(fit, name, truth):
+    """Whether the 95 % intervals (V,) of a map hold the truth."""
+    return (getattr(fit, name + "_low") <= truth) & (truth <= getattr(fit, name + "_high"))
 
 
 def _errors(found, truth):
@@ -361,29 +374,34 @@ def _ivim_errors(found, truth):
     ]
 
 
-def _table(heads, rows):
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
-
-
 def _one_thread():
     return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 TABLES = {f.__name__: f for f in (noddi, camino, activeax, ivim, intervals)}
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+
+def main():
+    """Print the tables and write them to results/."""
+    parser = command(__doc__, "noddi and intervals, a tenth of the voxels")
     parser.add_argument("tables", nargs="*", default=list(TABLES), metavar="TABLE")
     parser.add_argument(
         "--peers", type=Path, default=Path.home() / ".cache" / "dipy_spinverse_peers"
     )
     options = parser.parse_args()
-    options.peers.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", DeprecationWarning)
-    for table in options.tables:
-        text = f"# Compartment models: {table}\n\n{TABLES[table].__doc__.splitlines()[0]}\n\n"
-        text += TABLES[table](options.peers.resolve()) + "\n"
-        (RESULTS / f"compartments_{table}.md").write_text(text)
+    if options.quick:
+        chosen, run = ("noddi", "intervals"), Run(None, part=0.1)
+    else:
+        options.peers.mkdir(parents=True, exist_ok=True)
+        chosen, run = options.tables, Run(options.peers.resolve())
+    for name in chosen:
+        text = f"# Compartment models: {name}\n\n{TABLES[name].__doc__.splitlines()[0]}\n\n"
+        text += TABLES[name](run)
         print(text)
+        keep(f"compartments_{name}.md", text, complete=not options.quick)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,17 +1,16 @@
-"""Measured voxels for the benchmarks, from the folder named by DIPY_SPINVERSE_DATA.
+"""Data of the benchmarks, from the folder named by DIPY_SPINVERSE_DATA, and its measured voxels.
 
-The data are not part of the package:
-
-- ``duval_cat``: ex vivo cat spinal cord with histology (Duval et al. 2016 and 2019), as
-  distributed with dmipy 1.0.5
-- ``isbi2015``: in vivo human genu and fornix (Ferizi et al., NMR Biomed. 30 (2017) e3734,
-  https://doi.org/10.1002/nbm.3734)
+The data are not part of the package; `data.toml` says what each file is, where it comes from, and
+its checksum.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import tomllib
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import combinations_with_replacement
 from pathlib import Path
 
@@ -77,21 +76,50 @@ class Voxels:
     histology: dict = field(default_factory=dict)
 
 
-def data_folder() -> Path:
-    """The folder of the data.
+def data_at_hand() -> bool:
+    """Whether the environment variable names a folder."""
+    return Path(os.environ.get(ENVIRONMENT_VARIABLE) or "/nowhere").is_dir()
+
+
+@cache
+def data_file(name: str) -> Path:
+    """Path of a file of the manifest, such as "noddi200/noddi200.npz", once it is checked.
 
     Raises
     ------
     SystemExit
-        Where the environment variable is not set, or names no folder.
+        Where the folder or the file is missing, or the file is another one.
     """
-    name = os.environ.get(ENVIRONMENT_VARIABLE, "")
-    if not name or not Path(name).is_dir():
+    dataset, _, file = name.partition("/")
+    known = _manifest()[dataset]
+    size, checksum = known["files"][file].values()
+    asked = f"{name} ({size} bytes; {known['what']}; from {known['source']})"
+    if not data_at_hand():
         raise SystemExit(
-            f"{ENVIRONMENT_VARIABLE} is {name!r}; set it to the folder that holds duval_cat/ and "
-            "isbi2015/. The measured data are not part of the package."
+            f"{ENVIRONMENT_VARIABLE} is {os.environ.get(ENVIRONMENT_VARIABLE)!r}; set it to the "
+            f"folder of the data that benchmarks/data.toml lists. Needed is {asked}."
         )
-    return Path(name)
+    path = Path(os.environ[ENVIRONMENT_VARIABLE]) / name
+    if not path.is_file():
+        raise SystemExit(f"{path} is missing. Needed is {asked}; see benchmarks/data.toml.")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != checksum:
+        raise SystemExit(
+            f"{path} is another file: its sha256 is {found} instead of {checksum}. Needed is "
+            f"{asked}; see benchmarks/data.toml."
+        )
+    return path
+
+
+def data_files(dataset: str, ending: str) -> list[Path]:
+    """Paths of all files of a dataset with this ending, in the order of the manifest."""
+    names = _manifest()[dataset]["files"]
+    return [data_file(f"{dataset}/{name}") for name in names if name.endswith(ending)]
+
+
+@cache
+def _manifest():
+    return tomllib.loads(Path(__file__).with_name("data.toml").read_text())
 
 
 def load_duval_cat(voxels_per_stratum: int = 3, seed: int = 0) -> Voxels:
@@ -103,13 +131,12 @@ def load_duval_cat(voxels_per_stratum: int = 3, seed: int = 0) -> Voxels:
     comes from the second scan of the same voxels, with directions on the sphere. The
     free diffusivity is that of the medium around the cord, in the same scan.
     """
-    folder = data_folder() / "duval_cat"
-    histology = {name: _image(folder / file) for name, file in _HISTOLOGY.items()}
-    chosen = _white_matter(folder, histology["axon_diameter"], voxels_per_stratum, seed)
-    plane = Acquisition.from_scheme(folder / "2D_qspace.scheme")
-    sphere = Acquisition.from_scheme(folder / "3D_qspace.scheme")
-    image = _image(folder / "tanguy_spinal_cord_2D.nii.gz")
-    image_3d = _image(folder / "tanguy_spinal_cord_3D.nii.gz")
+    histology = {name: _cat_image(file) for name, file in _HISTOLOGY.items()}
+    chosen = _white_matter(histology["axon_diameter"], voxels_per_stratum, seed)
+    plane = Acquisition.from_scheme(data_file("duval_cat/2D_qspace.scheme"))
+    sphere = Acquisition.from_scheme(data_file("duval_cat/3D_qspace.scheme"))
+    image = _cat_image("tanguy_spinal_cord_2D.nii.gz")
+    image_3d = _cat_image("tanguy_spinal_cord_3D.nii.gz")
     medium = _medium_around(image[..., plane.b0_mask].mean(axis=-1))
     # all four b of this scan but the largest, 6.7 ms/um^2
     low = sphere.b < 2
@@ -139,9 +166,8 @@ def load_isbi2015(region: str) -> Voxels:
     The noise floor is the 10th percentile of the signals at b above 20 ms/um^2, where water that
     moves along the fibres leaves nothing.
     """
-    folder = data_folder() / "isbi2015"
-    acquisition = Acquisition.from_scheme(folder / "isbi_schemefile.txt")
-    measured = np.loadtxt(folder / f"{region}.txt", comments="%").T
+    acquisition = Acquisition.from_scheme(data_file("isbi2015/isbi_schemefile.txt"))
+    measured = np.loadtxt(data_file(f"isbi2015/{region}.txt"), comments="%").T
     shortest = acquisition.b0_per_te[0]
     measured = measured / measured[:, shortest].mean(axis=1)[:, None]
     floor = np.percentile(measured[:, acquisition.b > 20], 10, axis=1)[:, None]
@@ -209,8 +235,8 @@ def first_axis(acquisition: Acquisition, signals: np.ndarray, mean: bool = False
     return 1e3 * (fit.md if mean else fit.evals[..., 0]), fit.evecs[..., 0]
 
 
-def _white_matter(folder, diameter, per_stratum, seed):
-    g_ratio, axons = _image(folder / "6_gRatio.nii"), _image(folder / "7_Number_axons.nii")
+def _white_matter(diameter, per_stratum, seed):
+    g_ratio, axons = _cat_image("6_gRatio.nii"), _cat_image("7_Number_axons.nii")
     covered = g_ratio >= _LEAST_COVERAGE * np.median(g_ratio[g_ratio > 0])
     qualified = np.argwhere(covered & (axons >= _LEAST_AXONS))
     by_diameter = qualified[np.argsort(diameter[tuple(qualified.T)], kind="stable")]
@@ -273,5 +299,5 @@ def opposite_noise(acquisition: Acquisition, signals, usable) -> np.ndarray:
     return np.sqrt(squares / freedom)
 
 
-def _image(path):
-    return np.squeeze(nibabel.load(path).get_fdata())
+def _cat_image(name):
+    return np.squeeze(nibabel.load(data_file(f"duval_cat/{name}")).get_fdata())

@@ -8,12 +8,14 @@ torch autograd through all of it. Written from the mathematics of SpinDoctor (Li
 NeuroImage 202 (2019) 116120, https://doi.org/10.1016/j.neuroimage.2019.116120) and its matrix
 formalism (https://arxiv.org/abs/1911.07165).
 
-    python benchmarks/dense_matrix_formalism.py [validate] [compare]
+    python -m benchmarks.dense_matrix_formalism [validate] [compare]
+
+Duration: about 5 min on 2 cores (--quick: 1 min). Writes nothing; the table in results/ is what it
+prints.
 """
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import re
 import time
@@ -25,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.command import command
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import simulate, simulate_with_jacobian
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
@@ -405,7 +408,7 @@ def alone(function, *args):
         return pool.apply(function, args)
 
 
-def compare():
+def compare(settings=DENSE_SETTINGS):
     """Print CPU time and memory of both ways, 768 tetrahedra and 300 measurements."""
     print(f"\n768 tetrahedra, {N_MEASUREMENTS} measurements in 3 timings, signals and derivatives")
     package = alone(measure_package)
@@ -424,7 +427,7 @@ def compare():
         "  scale um sion    nodes  modes  by cut   forw.  backw.   forw.    backw.     CPU-s"
         "   dense / package          (all 300 in one graph)"
     )
-    for length_scale, dtype in DENSE_SETTINGS:
+    for length_scale, dtype in settings:
         dense = alone(measure_dense, length_scale, dtype)
         ratios = dense["cpu"] / np.array(package["cpu"])
         eigen, matrix_exp = dense["eigen"], dense["matrix_exp"]
@@ -439,9 +442,12 @@ def compare():
 
 def main():
     parts = {"validate": validate, "compare": compare}
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command(__doc__, "the coarsest cut of the modes, compared")
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(parts)}; all by default")
-    chosen = parser.parse_args().parts or list(parts)
+    arguments = parser.parse_args()
+    if arguments.quick:
+        return compare(DENSE_SETTINGS[:1])
+    chosen = arguments.parts or list(parts)
     if unknown := set(chosen) - set(parts):
         parser.error(f"unknown part {', '.join(sorted(unknown))}; use {', '.join(parts)}")
     for name in chosen:

@@ -1,6 +1,8 @@
 """Cost of the engine: against the bandwidth of memory, and against the number of tetrahedra.
 
-python benchmarks/engine_cost.py | tee benchmarks/results/engine_cost.txt
+    python -m benchmarks.engine_cost
+
+Duration: about 2 min on 2 cores (--quick: 20 s). Writes results/engine_cost.txt.
 """
 
 from __future__ import annotations
@@ -9,7 +11,9 @@ import time
 
 import numpy as np
 import torch
-from dense_matrix_formalism import (
+
+from benchmarks.command import command, keep
+from benchmarks.dense_matrix_formalism import (
     DIFFUSIVITY,
     N_MEASUREMENTS,
     REPEATS,
@@ -17,9 +21,10 @@ from dense_matrix_formalism import (
     random_permeability,
     three_timings,
 )
-
 from dipy_spinverse import bcc_grid, simulate_with_jacobian
 from dipy_spinverse.bloch_torrey import Simulator
+
+ALL_CELLS = ((3, 4, 4), (4, 4, 4), (6, 6, 6), (8, 8, 8), (11, 11, 11), (16, 16, 16))
 
 
 def triad_bandwidth(array_mib: int = 768) -> float:
@@ -39,8 +44,8 @@ def triad_bandwidth(array_mib: int = 768) -> float:
     return 5 * 8 * n / best
 
 
-def bandwidth_bound() -> None:
-    """Print CPU seconds of signals and Jacobian beside those that memory traffic would take.
+def bandwidth_bound() -> str:
+    """CPU seconds of signals and Jacobian beside those that memory traffic would take.
 
     One term of a Chebyshev series must read the states of two earlier terms and of the start of
     the step, and write one: four complex numbers per tetrahedron and measurement.
@@ -62,7 +67,7 @@ def bandwidth_bound() -> None:
         cpu_seconds(lambda: simulate_with_jacobian(*args, diffusivity=DIFFUSIVITY))[1]
         for _ in range(REPEATS)
     ]
-    print(
+    return (
         f"{grid.n_tetrahedra} tetrahedra, {N_MEASUREMENTS} measurements, float64, one thread:\n"
         f"  bound: {products} products x {4 * 16 * grid.n_tetrahedra / 1e3:.0f} kB"
         f" = {n_bytes / 1e9:.1f} GB at {bandwidth / 1e9:.1f} GB/s (triad) = {bound:.3f} s\n"
@@ -72,11 +77,10 @@ def bandwidth_bound() -> None:
     )
 
 
-def size():
-    """Print CPU time of signal and Jacobian against the number of tetrahedra."""
+def size(all_cells=ALL_CELLS) -> str:
+    """CPU time of signal and Jacobian against the number of tetrahedra."""
     acquisition = three_timings(24)
-    print(f"\nCPU seconds of signals and Jacobian ({len(acquisition)} measurements) against size")
-    all_cells = ((3, 4, 4), (4, 4, 4), (6, 6, 6), (8, 8, 8), (11, 11, 11), (16, 16, 16))
+    lines = [f"CPU seconds of signals and Jacobian ({len(acquisition)} measurements) against size"]
     for name, cell_sizes in (
         ("box of 20 um, finer and finer", [20 / max(cells) for cells in all_cells]),
         ("cells of 5 um, more and more", [5.0] * len(all_cells)),
@@ -90,9 +94,17 @@ def size():
             seconds.append(min(runs[1:]))
         exponent = np.polyfit(np.log(n_tetrahedra), np.log(seconds), 1)[0]
         pairs = ", ".join(f"{n}: {s:.3f}" for n, s in zip(n_tetrahedra, seconds, strict=True))
-        print(f"  {name}: {pairs}; exponent {exponent:.2f}")
+        lines.append(f"  {name}: {pairs}; exponent {exponent:.2f}")
+    return "\n".join(lines)
+
+
+def main():
+    """Print the figures and write them to results/."""
+    quick = command(__doc__, "the bound, and grids up to 6144 tetrahedra").parse_args().quick
+    text = bandwidth_bound() + "\n\n" + size(ALL_CELLS[:4] if quick else ALL_CELLS)
+    print(text)
+    keep("engine_cost.txt", text, complete=not quick)
 
 
 if __name__ == "__main__":
-    bandwidth_bound()
-    size()
+    main()

@@ -1,6 +1,8 @@
 """Learning instead of fitting: errors, cost and coverage of the learners of NODDI.
 
-    DIPY_SPINVERSE_DATA=<folder> python benchmarks/learned.py [--methods ridge deep ...]
+    DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.learned [--methods ridge deep ...]
+
+Duration: about 4 min on 2 cores (--quick: 1 min). Writes results/learned.md.
 
 Each learner is trained on its own simulations and judged on the 200 voxels of noddi200 (Rician,
 SNR 30, parameters of white and grey matter), beside the fit, and on voxels of the whole prior.
@@ -10,25 +12,24 @@ Cost is CPU time of this process (one thread where OMP_NUM_THREADS=1), predictio
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import time
-from pathlib import Path
 
 import numpy as np
-from datasets import data_folder
 from dipy.core.gradients import gradient_table
 
+from benchmarks.command import command, keep
+from benchmarks.datasets import data_file
 from dipy_spinverse.compartments import NODDIModel
-from dipy_spinverse.compartments.learned import LearnedFit
+from dipy_spinverse.compartments.learned import LearnedModel
 from dipy_spinverse.compartments.learned.methods import METHODS
 from dipy_spinverse.compartments.learned.training import simulated_voxels
 
-RESULTS = Path(__file__).parent / "results" / "learned.md"
 MAPS = ("ndi", "odi", "fwf")
 SNR = (10.0, 100.0)
 N_TEST, N_FITTED = 4000, 400  # voxels of the prior, and how many of them are also fitted
+N_QUICK, METHODS_QUICK = 40, ("mixture-density", "ridge")
 BATCH = 10_000
 
 
@@ -61,10 +62,11 @@ def coverage(fit, truth):
 
 def main():
     """Print the tables and write them to results/."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command(__doc__, f"{' and '.join(METHODS_QUICK)}, and fewer voxels that are fitted")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    methods = parser.parse_args().methods
-    stored = np.load(data_folder() / "noddi200" / "noddi200.npz")
+    arguments = parser.parse_args()
+    quick, methods = arguments.quick, METHODS_QUICK if arguments.quick else arguments.methods
+    stored = np.load(data_file("noddi200/noddi200.npz"))
     model = NODDIModel(gradient_table(stored["bvals"], bvecs=stored["bvecs"]))
     truth = dict(zip(MAPS, stored["truth"].T[:3], strict=True))
     batch = np.tile(stored["signal"], (BATCH // len(stored["signal"]), 1))
@@ -78,22 +80,25 @@ def main():
     print(*lines, sep="\n", flush=True)
     covered = []
 
-    def report(name, training, estimator, n, n_prior, mean=""):
+    def report(name, training, estimator, n, n_prior, ends=("",)):
         estimator.fit(stored["signal"][:2], sigma=1 / 30)  # compile
         found, cpu, _ = timed(lambda: estimator.fit(batch[:n]))
         prior = estimator.fit(data[:n_prior], sigma=sigma[:n_prior])
         of_prior = {name: values[:n_prior] for name, values in true_maps.items()}
-        for end in ("", mean) if mean else ("",):
-            label = f"{name}, posterior mean" if end else name
-            own = errors(found[: len(stored["signal"])], truth, end)
+        for end in ends:
+            label = f"{name}{end.replace('_', ', ')}"
+            n_known = min(n, len(stored["signal"]))
+            known = {name: values[:n_known] for name, values in truth.items()}
+            own = errors(found[:n_known], known, end)
             missed = errors(prior, of_prior, end)
             lines.append(row(label, training, 1e3 * cpu / n, own, missed))
             print(lines[-1], flush=True)
         return prior
 
-    report("fit (with posterior)", "-", model, len(stored["signal"]), N_FITTED, "_mean")
+    n, n_prior = (N_QUICK, N_QUICK) if quick else (len(stored["signal"]), N_FITTED)
+    report("fit (with posterior)", "-", model, n, n_prior, ("_likeliest", ""))
     for method in methods:
-        learned, cpu, wall = timed(lambda m=method: LearnedFit(model, method=m, snr=SNR))
+        learned, cpu, wall = timed(lambda m=method: LearnedModel(model, method=m, snr=SNR))
         prior = report(method, f"{cpu:.0f} ({wall:.0f})", learned, BATCH, N_TEST)
         if method == "mixture-density":
             covered = list(coverage(prior, true_maps))
@@ -110,7 +115,7 @@ def main():
     threads = os.environ.get("OMP_NUM_THREADS", "all")
     machine = f"{platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS={threads}"
     text = "\n".join([f"# Learned NODDI\n\n{machine}. {__doc__.strip()}\n", *lines, ""])
-    RESULTS.write_text(text)
+    keep("learned.md", text, complete=not quick)
     print(*lines[-6 - len(covered) :], sep="\n")
 
 

@@ -1,18 +1,17 @@
 """Finite elements, finite volumes, analytic solutions and Monte Carlo beside each other.
 
-    DIPY_SPINVERSE_DATA=<folder of the benchmark data> python benchmarks/physics_comparison.py
+    DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.physics_comparison [table ...]
 
-prints the tables, writes them to benchmarks/results/physics_comparison/, and the figures of
-doc/physics.md to doc/figures/. Names of tables as arguments make only those. What needs the data
-folder is left out without it. Needs the extras `mesh` (Gmsh) and `test` (matplotlib). About 6 min
-of one core.
+prints the tables, all of them by default. What needs the data folder is left out without it. Needs
+the extras `mesh` (Gmsh) and `test` (matplotlib).
+
+Duration: about 6 min on 2 cores (--quick: 15 s). Writes results/physics_comparison/ and the
+figures of doc/physics.md, doc/figures/physics_*.png.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
-import os
 import re
 import time
 import zipfile
@@ -23,11 +22,13 @@ import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from datasets import data_folder
-from physics import pulsed, staircase_planes, table, unit, verdict
 from scipy.optimize import least_squares
 from scipy.spatial import ConvexHull, Delaunay
 
+from benchmarks.command import command, keep
+from benchmarks.datasets import data_at_hand, data_file, data_files
+from benchmarks.physics import pulsed, staircase_planes
+from benchmarks.tables import table, unit, verdict
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import simulate
 from dipy_spinverse.bloch_torrey.analytic.bodies import (
@@ -45,15 +46,13 @@ from dipy_spinverse.bloch_torrey.finite_elements.matrix_formalism import (
     simulate_modes,
 )
 from dipy_spinverse.bloch_torrey.finite_elements.operator import simulate_finite_elements
-from dipy_spinverse.grid import bcc_grid
+from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
 from dipy_spinverse.grid.packed_cylinders import packed_cylinders_grid
 from dipy_spinverse.grid.regions import membranes_between
 from dipy_spinverse.grid.surfaces import mesh_surfaces
 from dipy_spinverse.substrates.walls_of_bodies import cylinders
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "physics_comparison"
-FIGURES = HERE.parent / "doc" / "figures"
+FIGURES = Path(__file__).parents[1] / "doc" / "figures"
 D = 2.0  # um^2/ms
 PERMEABLE_D = 2.3  # of perm_cyl_mcmr
 TIMINGS = ((1.0, 10.0), (1.0, 40.0), (5.0, 15.0), (10.0, 30.0), (10.0, 60.0))  # ms
@@ -308,7 +307,7 @@ def _step_errors():
 
 def packed():
     """Permeable packed cylinders: both discretisations against Monte Carlo."""
-    data = np.load(data_folder() / "packed_cylinders_mc" / "one_cylinder_per_cell.npz")
+    data = np.load(data_file("packed_cylinders_mc/one_cylinder_per_cell.npz"))
     kappas = np.unique(data["kappa_um_per_ms"])
     rows_of = [np.flatnonzero(data["kappa_um_per_ms"] == k) for k in kappas]
     columns = ("b_ms_per_um2", "direction", "delta_ms", "Delta_ms")
@@ -389,10 +388,7 @@ def _draw_packed(acquisition, kappas, expected, error, found):
 def same_walls():
     """Finite elements and finite volumes on the walls of the published shapes."""
     rows = []
-    folder = data_folder() / "spinverse_meshes"
-    from dipy_spinverse.grid import TetrahedralGrid
-
-    for path in sorted(folder.glob("*.npz")):
+    for path in data_files("spinverse_meshes", ".npz"):
         data = np.load(path)
         walls = {tuple(sorted(w)) for w in data["wall_faces"]}
         acquisition = pulsed(np.tile([1.0, 2.0, 5.0], 3), np.tile(np.eye(3), (3, 1)), 10.0, 20.0)
@@ -450,13 +446,12 @@ def formalism():
 
 def camino():
     """Impermeable parallel cylinders of Camino: the fraction inside, by the analytic signals."""
-    folder = data_folder()
-    acquisition = Acquisition.from_scheme(folder / "noddi200" / "schemefile_hcp_wu_minn.scheme1")
+    acquisition = Acquisition.from_scheme(data_file("noddi200/schemefile_hcp_wu_minn.scheme1"))
     rows, figure = [], plt.figure(figsize=(8.5, 3.2), layout="constrained")
     for k, diffusivity in enumerate((1.7, 2.0, 2.3)):
         name = f"D{diffusivity}".replace(".", "_")
-        signals = np.loadtxt(folder / "camino_parallel" / f"data_camino_{name}.txt")
-        truth = np.loadtxt(folder / "camino_parallel" / f"fractions_camino_{name}.txt")
+        signals = np.loadtxt(data_file(f"camino_parallel/data_camino_{name}.txt"))
+        truth = np.loadtxt(data_file(f"camino_parallel/fractions_camino_{name}.txt"))
         fits = np.array([_two_compartments(acquisition, s, diffusivity) for s in signals])
         error = fits[:, 0] - truth
         hindered = [
@@ -505,12 +500,11 @@ def _two_compartments(acquisition, signal, diffusivity):
 
 def discrepancy():
     """The open discrepancy of a third Monte Carlo: water inside impermeable cylinders."""
-    folder = data_folder() / "perm_cyl_mcmr"
-    with zipfile.ZipFile(folder / "perm_cyl.zip") as archive:
+    with zipfile.ZipFile(data_file("perm_cyl_mcmr/perm_cyl.zip")) as archive:
         name = next(n for n in archive.namelist() if n.endswith(".json"))
         text = re.search(r'"radius": \[([^\]]*)\]', archive.read(name).decode())[1]
         radii = np.array([float(x) for x in text.split(",")])
-    with zipfile.ZipFile(folder / "perm_results.zip") as archive:
+    with zipfile.ZipFile(data_file("perm_cyl_mcmr/perm_results.zip")) as archive:
         name = next(n for n in archive.namelist() if "perm_0.000_" in n)
         inside = np.loadtxt(io.BytesIO(archive.read(name)), delimiter=",")[:, 0]
     inside /= inside[0]
@@ -567,20 +561,20 @@ TABLES = {
 _NEED_DATA = ("packed", "same_walls", "camino", "discrepancy")
 
 
-def main(chosen):
+def main():
     """Make the tables, all of them where none is named."""
-    RESULTS.mkdir(exist_ok=True)
-    for name in chosen or TABLES:
-        if name in _NEED_DATA and not os.environ.get("DIPY_SPINVERSE_DATA"):
+    parser = command(__doc__, "same_walls")
+    parser.add_argument("tables", nargs="*", help=", ".join(TABLES))
+    arguments = parser.parse_args()
+    for name in ["same_walls"] if arguments.quick else arguments.tables or TABLES:
+        if name in _NEED_DATA and not data_at_hand():
             print(f"{name}: left out, DIPY_SPINVERSE_DATA is not set.")
             continue
         started = time.process_time()
         text = f"# {TABLES[name].__doc__}\n\n{TABLES[name]()}\n"
-        (RESULTS / f"{name}.md").write_text(text)
+        keep(f"physics_comparison/{name}.md", text, complete=not arguments.quick)
         print(f"{text}\n({time.process_time() - started:.0f} CPU-s)\n", flush=True)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tables", nargs="*", help=", ".join(TABLES))
-    main(parser.parse_args().tables)
+    main()

@@ -1,27 +1,31 @@
 """Measured voxels: how well SpinverseModel, DTI and stick + zeppelin + ball explain them.
 
-    DIPY_SPINVERSE_DATA=<folder of the benchmark data> python benchmarks/real_data.py
+    DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.real_data
 
-fits 24 white-matter voxels of a cat spinal cord and the 12 voxels of the ISBI 2015 challenge, and
-writes benchmarks/results/real_data.md. Every fitted voxel is appended to a .jsonl file beside it:
-an interrupted run goes on from there (delete it after a change of the package). `datasets` says
-how voxels are chosen and signals prepared, `baselines` what the other models fit.
+fits 24 white-matter voxels of a cat spinal cord and the 12 voxels of the ISBI 2015 challenge.
+`datasets` says how voxels are chosen and signals prepared, `baselines` what the other models fit.
+
+Duration: about 40 min on 2 cores (--quick: 2 min). Writes results/real_data.md, and every fitted
+voxel to a .jsonl file beside it: an interrupted run goes on from there (delete it after a change
+of the package).
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
+import tempfile
 import time
 import warnings
 from pathlib import Path
 
 import numpy as np
-from baselines import fit_dti, fit_stick_zeppelin_ball
-from datasets import TENSOR_B, Voxels, left_out, load_duval_cat, load_isbi2015
 from scipy.stats import spearmanr
 
+from benchmarks.baselines import fit_dti, fit_stick_zeppelin_ball
+from benchmarks.command import RESULTS, command
+from benchmarks.datasets import TENSOR_B, Voxels, left_out, load_duval_cat, load_isbi2015
+from benchmarks.tables import table
 from dipy_spinverse import SpinverseModel, bcc_grid
 from dipy_spinverse.inversion import DEFAULT_CURRICULUM
 
@@ -51,7 +55,6 @@ CORRELATIONS = (
     ("dti", "md", "restricted_fraction"),
     ("dti", "md", "axon_diameter"),
 )
-RESULTS = Path(__file__).parent / "results" / "real_data.md"
 
 
 def fit_spinverse(voxels: Voxels, number: int, fitted: np.ndarray):
@@ -142,13 +145,13 @@ def stored_results(path: Path) -> dict:
     }
 
 
-def fit_all(names, models, path: Path) -> tuple[dict, dict]:
-    """Fit what is not stored in `path` yet; the data and all results."""
-    data = {name: DATASETS[name]() for name in names}
+def fit_all(counts: dict[str, int | None], models, path: Path) -> tuple[dict, dict]:
+    """Fit so many voxels (None: all) that are not stored in `path` yet; data and all results."""
+    data = {name: DATASETS[name]() for name in counts}
     results = stored_results(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for voxels in data.values():
-        for number, label in enumerate(voxels.labels):
+        for number, label in enumerate(voxels.labels[: counts[voxels.name]]):
             for model in models:
                 key = (voxels.name, label, model)
                 if key in results:
@@ -160,12 +163,6 @@ def fit_all(names, models, path: Path) -> tuple[dict, dict]:
                 ratio = line["left_out"] / line["sigma"]
                 print(*key, f"{ratio:.2f} sigma", f"{line['seconds']:.1f} s", flush=True)
     return data, results
-
-
-def table(header, rows) -> str:
-    """Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def of_model(results: dict, voxels: Voxels, model: str) -> list[dict]:
@@ -265,12 +262,13 @@ def report(data: dict, results: dict) -> str:
     settings = "\n".join(f"- {name}: {SPINVERSE[name]}" for name in data)
     parts = [
         "# Measured voxels",
-        f"Made by `benchmarks/real_data.py` on {platform.processor() or platform.machine()}. "
-        "Figures are the rms of measured minus predicted signals over sigma, the robust standard "
-        "deviation of repeated b0. Opposite directions differ by more than sigma, and no model "
-        "whose signals are symmetric predicts single measurements better than to this "
-        "repeatability. Left out of all fits: every 4th encoding (opposite directions together). "
-        f"Low b: below {TENSOR_B} ms/um^2, all that DTI is fitted to.",
+        "Made by `python -m benchmarks.real_data` on "
+        f"{platform.processor() or platform.machine()}. Figures are the rms of measured minus "
+        "predicted signals over sigma, the robust standard deviation of repeated b0. Opposite "
+        "directions differ by more than sigma, and no model whose signals are symmetric predicts "
+        "single measurements better than to this repeatability. Left out of all fits: every 4th "
+        "encoding (opposite directions together). Low b: below "
+        f"{TENSOR_B} ms/um^2, all that DTI is fitted to.",
         noise_table(data),
         "## Medians over voxels",
         summary_table(data, results),
@@ -282,13 +280,20 @@ def report(data: dict, results: dict) -> str:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=RESULTS, help="Markdown file to write")
+    """Print the report and write it to results/."""
+    parser = command(__doc__, "the first voxel of the cat and of the genu")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / "real_data.md", help="Markdown file to write"
+    )
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS))
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     arguments = parser.parse_args()
+    if arguments.quick:
+        with tempfile.TemporaryDirectory() as folder:
+            fit_all({"cat": 1, "genu": 1}, MODELS, Path(folder) / "voxels.jsonl")
+        return
     data, results = fit_all(
-        arguments.datasets, arguments.models, arguments.out.with_suffix(".jsonl")
+        dict.fromkeys(arguments.datasets), arguments.models, arguments.out.with_suffix(".jsonl")
     )
     text = report(data, results)
     arguments.out.write_text(text, encoding="utf-8")

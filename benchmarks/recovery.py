@@ -7,26 +7,28 @@ finer time steps). Runs: the default (cell search), Gauss-Newton over all faces,
 baseline without ("adam") and with continuity and manifold priors, whose weights are the published
 ones ("adam with priors") or a hundredth of them ("adam with weak priors").
 
-    DIPY_SPINVERSE_DATA=<folder> python benchmarks/recovery.py [--runs "cell search" adam ...]
+    DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.recovery [--runs "cell search" adam ...]
+
+Duration: some hours on 2 cores (--quick: 1 min). Writes results/recovery.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import data_folder
 from dipy.core.sphere import HemiSphere, disperse_charges
-from shapes import outside_the_family, published_family, published_grid
 
+from benchmarks.command import command, keep
+from benchmarks.datasets import data_files
+from benchmarks.shapes import outside_the_family, published_family, published_grid
 from dipy_spinverse import Acquisition, SpinverseModel, TetrahedralGrid, compare_walls, simulate
 from dipy_spinverse.bloch_torrey import relative_transmissibility
 from dipy_spinverse.inversion import WALL_THRESHOLD, Continuity, Manifoldness, openness
 
-RESULTS = Path(__file__).parent / "results" / "recovery.md"
+QUICK = ("000", "018")
 TIMINGS = ((5, 6), (10, 20), (10, 60))
 B_VALUES = (0, 1, 2, 3, 4, 5)
 N_DIRECTIONS = 30
@@ -79,7 +81,7 @@ def read_shape(path: Path) -> tuple[TetrahedralGrid, np.ndarray]:
 
 def all_shapes():
     """Names, grids and true walls (F,) of the published shapes, of more like them, and others."""
-    for path in sorted((data_folder() / "spinverse_meshes").glob("*.npz")):
+    for path in data_files("spinverse_meshes", ".npz"):
         yield path.name[:3], *read_shape(path)
     grid = published_grid()
     first, second = grid.face_tetrahedra.T
@@ -103,7 +105,7 @@ def recover(acquisition, grid, true, run):
     signals = simulate(acquisition, grid, np.where(true, WALL, OPEN))
     model = SpinverseModel(acquisition, grid=grid, **RUNS[run])
     start, start_cpu = time.perf_counter(), time.process_time()
-    fit = model.fit(signals, S0=1.0, n_samples=0, **FIT_OPTIONS.get(run, {}))
+    fit = model.fit(signals, S0=1.0, n_fields=0, **FIT_OPTIONS.get(run, {}))
     seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
     tau = relative_transmissibility(grid, fit.permeability.astype(float))
     found = (openness(torch.as_tensor(tau)) < WALL_THRESHOLD).numpy()
@@ -122,19 +124,20 @@ def recover(acquisition, grid, true, run):
 
 def main():
     """Print the table and write it to results/."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command(__doc__, f"the cell search on {' and '.join(QUICK)}")
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--shapes", nargs="+", default=None, help="numbers, as 018; default: all")
     args = parser.parse_args()
+    runs, wanted = (["cell search"], QUICK) if args.quick else (args.runs, args.shapes)
     acquisition = published_protocol()
-    shapes = [shape for shape in all_shapes() if args.shapes is None or shape[0] in args.shapes]
+    shapes = [shape for shape in all_shapes() if wanted is None or shape[0] in wanted]
     lines = [
         "| run | shape | true bad edges % | F1 | precision | recall | centred Chamfer2 um2 "
         "| bad edges % | rms | s | CPU-s |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     print("\n".join(lines), flush=True)
-    for run in args.runs:
+    for run in runs:
         rows = []
         for name, grid, true in shapes:
             truth = compare_walls(true, true, grid).bad_edges_percent
@@ -154,9 +157,8 @@ def main():
                 label = f"{family}: median ({exact} of {len(chosen)} exact, least F1 {worst:.2f})"
                 lines.append(_line(run, label, np.nan, median))
                 print(lines[-1], flush=True)
-    if args.shapes is None:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(__doc__.split("\n\n")[1] + "\n\n" + "\n".join(lines) + "\n")
+    text = __doc__.split("\n\n")[1] + "\n\n" + "\n".join(lines)
+    keep("recovery.md", text, complete=wanted is None)
 
 
 def _line(run, shape, truth, row):

@@ -6,40 +6,39 @@ up, the same relative to the mean square of the change; then, of cells put toget
 number, the wrong tetrahedra (modulo point reflection) of the best and the least of the three that
 start a population, and CPU seconds. The search is prepared as in a fit; no population evolves.
 
-    DIPY_SPINVERSE_DATA=<folder> python benchmarks/separate_cells.py
+    DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.separate_cells
+
+Duration: about 6 min on 2 cores (--quick: 2 min). Writes results/separate_cells.md.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
-from measurements_searched import DIFFUSIVITY, ERROR, searched_protocol
-from noisy_cells import enclosed
-from recovery import OPEN, WALL, all_shapes
-from shapes import published_grid
 from threadpoolctl import threadpool_limits
 
+from benchmarks.command import command, keep
+from benchmarks.measurements_searched import DIFFUSIVITY, ERROR, searched_protocol
+from benchmarks.noisy_cells import enclosed
+from benchmarks.recovery import OPEN, WALL, all_shapes
+from benchmarks.shapes import published_grid
 from dipy_spinverse import simulate
 from dipy_spinverse.cell_search.changes import Changes
 from dipy_spinverse.cell_search.labelled import Target
 from dipy_spinverse.cell_search.search import CellSearch
-from dipy_spinverse.cell_search.separate_cells import SeparateCells
 
-RESULTS = Path(__file__).parent / "results" / "separate_cells.md"
 N_STARTS = 3
+QUICK = "two blocks 1"
 SEVERAL = ("new several", "sphere and rod", "two blocks", "three spheres")
 
 
 def put_together(search, data, number):
     """Labels (n, T) of so many cells put together, the place of that number, and CPU seconds."""
     nothing, rng = np.zeros(len(data)), np.random.default_rng(0)
-    task = search._task(Target(search._full, data, nothing + ERROR, nothing))
-    single = search._single_cells
-    start = time.process_time()
-    cells = SeparateCells(task, search._descend, search._changes, *single, search._leaks)
+    task = search.exact_data(Target(search.simulator, data, nothing + ERROR, nothing))
+    cells, start = search.separate_cells(task), time.process_time()
     for place, (likely, labels) in enumerate(cells.in_likely_numbers(rng), 1):
         if likely == number:
             return labels[:N_STARTS], place, time.process_time() - start
@@ -47,6 +46,7 @@ def put_together(search, data, number):
 
 def main():
     """Print the table and write it to results/."""
+    quick = command(__doc__, QUICK).parse_args().quick
     warnings.filterwarnings("ignore", message="The grid is too coarse")
     acquisition = searched_protocol()
     columns = "shape cells change error error/change^2 place best least CPU-s".split()
@@ -55,7 +55,7 @@ def main():
     grid = published_grid()
     search = CellSearch(acquisition, grid, diffusivity=DIFFUSIVITY, seed=0)
     for name, _, walls in all_shapes():
-        if not name.startswith(SEVERAL):
+        if not name.startswith(QUICK if quick else SEVERAL):
             continue
         changes, inside = Changes(grid), enclosed(grid, walls)
         cells = changes.cells_of(inside)
@@ -73,7 +73,8 @@ def main():
             f"| {place} | {wrong[0]} | {min(wrong)} | {seconds:.0f} |"
         )
         print(lines[-1], flush=True)
-    RESULTS.write_text(__doc__.split("\n\n")[1] + "\n\n" + "\n".join(lines) + "\n")
+    text = __doc__.split("\n\n")[1] + "\n\n" + "\n".join(lines)
+    keep("separate_cells.md", text, complete=not quick)
 
 
 if __name__ == "__main__":

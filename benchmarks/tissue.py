@@ -1,28 +1,38 @@
 """Maps of tissue against their truths: errors, intervals, residuals.
 
 On the set of `benchmarks.tissue_testset`, made by an independent Monte Carlo, for both gradient
-systems, with Rician noise of SNR 50 and 30. Each method of `METHODS` gives an `Estimate`;
-``python -m benchmarks.tissue FILE`` writes ``results/tissue.md``. Estimates are kept beside the
-file (``FILE`` without its suffix, then ``_estimates/``): an interrupted run goes on, and the
-report is written again without fitting again (``--again`` fits).
+systems, with Rician noise of SNR 50 and 30. Each method of `METHODS` gives an `Estimate`.
+
+    python -m benchmarks.tissue FILE
+
+Estimates are kept beside the file (``FILE`` without its suffix, then ``_estimates/``): an
+interrupted run goes on, and the report is written again without fitting again (``--again`` fits).
+
+Duration: about 5 min on 2 cores (--quick, which makes its own set: 2 min), and a minute more for
+each timing whose tables are not kept from before. Writes results/tissue.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.command import command, keep
 from benchmarks.monte_carlo import DIFFUSIVITY
-from benchmarks.tissue_testset import SHAPES, SYSTEMS, TissueSet, load_testset
+from benchmarks.tissue_testset import (
+    SHAPES,
+    SYSTEMS,
+    TissueSet,
+    load_testset,
+    quick_testset,
+)
 from dipy_spinverse import Acquisition
 from dipy_spinverse.packed_cells.posterior import packed_cells_posterior
 
 SNRS = (50, 30)
-RESULTS = Path(__file__).parent / "results" / "tissue.md"
 MAPS = (
     "surface_to_volume",
     "restricted_fraction",
@@ -33,7 +43,7 @@ MAPS = (
 NOISE_SEED = 1
 # Substrates that were looked at while methods were made: the report also leaves them out.
 N_SEEN = 40
-_N_SAMPLES = 400
+_N_DRAWS = 400
 _GAMMA = 0.26752218744  # rad/(ms um) per T/m
 _CHUNK = 10
 
@@ -67,7 +77,7 @@ def packed_cells(acquisition: Acquisition, signals: np.ndarray, sigma: float) ->
     """The package's posterior of packed cylinders and spheres."""
     started = time.process_time()
     posterior = packed_cells_posterior(
-        acquisition, signals, sigma, diffusivity=DIFFUSIVITY, n_samples=_N_SAMPLES
+        acquisition, signals, sigma, diffusivity=DIFFUSIVITY, n_draws=_N_DRAWS
     )
     seconds = (time.process_time() - started) / len(signals)
     draws = np.stack([posterior.maps[name] for name in MAPS], axis=-1)
@@ -167,7 +177,7 @@ _GOALS = {
 }
 
 
-def report(path: Path, methods: list[str], systems: list[str], again: bool) -> str:
+def report(path: Path, methods, systems, snrs=SNRS, again: bool = False) -> str:
     """The whole comparison as Markdown."""
     lines = [
         "# Tissue: maps against truths",
@@ -183,7 +193,7 @@ def report(path: Path, methods: list[str], systems: list[str], again: bool) -> s
     for name in methods:
         for system in systems:
             columns = {}
-            for snr in SNRS:
+            for snr in snrs:
                 tissue = load_testset(path, system, snr, NOISE_SEED)
                 label = f"{name.replace(' ', '_')}_{system}_{snr}"
                 estimate = estimates(path, tissue, label, METHODS[name], again)
@@ -193,7 +203,7 @@ def report(path: Path, methods: list[str], systems: list[str], again: bool) -> s
                 groups = {"all": everything}
                 if unseen.any():
                     groups["unseen"] = unseen
-                if snr == SNRS[0]:
+                if snr == snrs[0]:
                     groups |= {word: shape == k for k, word in enumerate(SHAPES)}
                 for word, use in groups.items():
                     if use.any():
@@ -201,7 +211,7 @@ def report(path: Path, methods: list[str], systems: list[str], again: bool) -> s
                         columns[column] = summary(tissue, estimate, snr, use)
             limit = ", ".join(
                 f"{resolution_limit(tissue.acquisition, snr, np.array(0.5)):.1f} um at SNR {snr}"
-                for snr in SNRS
+                for snr in snrs
             )
             lines += [f"## {name}, {system} mT/m", "", f"Limit at half restricted: {limit}.", ""]
             lines += _table(columns) + [""]
@@ -222,13 +232,24 @@ def _table(columns):
     return lines
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("path", type=Path)
+def main():
+    """Print the report and write it to results/."""
+    parser = command(__doc__, "a few substrates, 300 mT/m, SNR 50")
+    parser.add_argument("path", type=Path, nargs="?", metavar="FILE")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS)
     parser.add_argument("--again", action="store_true")
     arguments = parser.parse_args()
-    text = report(arguments.path, arguments.methods, arguments.systems, arguments.again)
-    RESULTS.write_text(text)
+    if arguments.quick:
+        with quick_testset() as path:
+            print(report(path, arguments.methods, SYSTEMS[:1], SNRS[:1]))
+        return
+    if arguments.path is None:
+        parser.error("give the FILE of benchmarks.tissue_testset, or --quick")
+    text = report(arguments.path, arguments.methods, arguments.systems, again=arguments.again)
     print(text)
+    keep("tissue.md", text, complete=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -42,15 +42,18 @@ Format of the file (npz), N substrates, M = 372 measurements per system, float32
 
 The acquisitions are made by `acquisition`; `load_testset` reads, and adds noise.
 
-``python -m benchmarks.tissue_testset FILE`` makes the set (about half an hour on one core); an
-interrupted run goes on where it stopped, and ``--repeats 2`` adds a second simulation of each to
-the mean.
+    python -m benchmarks.tissue_testset FILE
+
+makes the set; an interrupted run goes on where it stopped, and ``--repeats 2`` adds a second
+simulation of each to the mean. Duration: about 40 CPU-min (--quick: 1 min). Writes FILE.
 """
 
 from __future__ import annotations
 
-import argparse
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +61,7 @@ import numpy as np
 from dipy.core.sphere import HemiSphere, disperse_charges
 from scipy.interpolate import CubicSpline
 
+from benchmarks.command import command
 from benchmarks.monte_carlo import (
     DIFFUSIVITY,
     mean_displacements,
@@ -70,7 +74,7 @@ from dipy_spinverse import Acquisition
 
 SYSTEMS = ("300", "80")
 SHAPES = ("cylinders", "spheres", "mixture")
-N_SUBSTRATES = 210
+N_SUBSTRATES, N_QUICK = 210, 6
 _BIG_DELTA = (15.0, 30.0, 50.0, 80.0)
 _SMALL_DELTA = {"300": (8.0,) * 4, "80": (13.0, 22.5, 16.0, 12.5)}
 _SHELLS = {"300": ((1.0, 2.5, 5.0),) * 4, "80": ((0.2, 0.4, 0.8),) + ((1.0, 2.5, 5.0),) * 3}
@@ -283,6 +287,15 @@ def write_testset(path: Path, n_substrates: int = N_SUBSTRATES, repeats: int = 1
             )
 
 
+@contextmanager
+def quick_testset() -> Iterator[Path]:
+    """The first few substrates, in a file that goes when it has been used."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "testset.npz"
+        write_testset(path, N_QUICK)
+        yield path
+
+
 def _pooled(known, new, repeat):
     signal = (repeat * known[0] + new[0]) / (repeat + 1)
     return signal, np.hypot(repeat * known[1], new[1]) / (repeat + 1)
@@ -301,10 +314,16 @@ def _save(path, results, counts):
     part.replace(path)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("path", type=Path)
+def main():
+    """Make the set."""
+    parser = command(__doc__, f"the first {N_QUICK} substrates into FILE")
+    parser.add_argument("path", type=Path, metavar="FILE")
     parser.add_argument("--substrates", type=int, default=N_SUBSTRATES)
     parser.add_argument("--repeats", type=int, default=1)
     arguments = parser.parse_args()
-    write_testset(arguments.path, arguments.substrates, arguments.repeats)
+    n_substrates = N_QUICK if arguments.quick else arguments.substrates
+    write_testset(arguments.path, n_substrates, arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()

@@ -7,8 +7,8 @@ import time
 import numpy as np
 import torch
 from scipy.linalg import expm
-from tables import percent, table, unit, verdict
 
+from benchmarks.tables import percent, table, unit, verdict
 from dipy_spinverse.acquisition.encodings import (
     b_tensor_encoding,
     double_diffusion,

@@ -24,13 +24,15 @@ _HOME = {
     "ActiveAxModel": "compartments",
     "IVIMModel": "compartments",
     "LearnedFit": "compartments.learned",
+    "LearnedModel": "compartments.learned",
     "NODDIModel": "compartments",
     "ZCDModel": "compartments",
     "identifiability": "scan_design",
     "suggest": "scan_design",
     "SpinverseFit": "spinverse",
     "SpinverseModel": "spinverse",
-    "load_fit": "spinverse",
+    "Status": "voxels",
+    "load_fit": "voxels.load",
 }
 __all__ = [*_HOME, "__version__"]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 MM2_PER_S = 1e3  # um^2/ms
-S_PER_MM2 = 1e-3  # ms/um^2
+MS_PER_UM2 = 1e3  # s/mm^2
 S = 1e3  # ms
 _LARGEST_MM2_PER_S = 0.1  # no water is as fast; values in um^2/ms are larger
 
@@ -28,7 +30,7 @@ def diffusivity_um2_per_ms(name: str, value: float) -> float:
     >>> diffusivity_um2_per_ms("diffusivity", 2e-3)
     2.0
     """
-    if not 0 < value < _LARGEST_MM2_PER_S:
+    if np.ndim(value) or not 0 < value < _LARGEST_MM2_PER_S:
         raise ValueError(
             f"{name} is {value!r}; give it in mm^2/s (water at body temperature has 3e-3)."
         )

@@ -116,7 +116,7 @@ def compartments(model_class, **options):
 def spinverse(measured, seen, data):
     """Walls on a grid, from the signals alone."""
     fit = SpinverseModel(measured.subset(seen), diffusivity=1e-3 * DIFFUSIVITY).fit(
-        data[:, seen], sigma=1 / SNR, free_water=True, n_samples=2
+        data[:, seen], sigma=1 / SNR, free_water=True, n_fields=2
     )
     return fit.predict(measured), fit
 

@@ -10,7 +10,15 @@ import pytest
 import scipy.constants
 from dipy.core.gradients import gradient_table, unique_bvals_magnitude
 
-from dipy_spinverse.acquisition.pulsed import GYROMAGNETIC_RATIO, Acquisition
+from dipy_spinverse.acquisition import (
+    Measurements,
+    measurements_from_arrays,
+    measurements_of,
+    pulsed_only,
+)
+from dipy_spinverse.acquisition.encodings import combined, double_diffusion, pulsed_gradients
+from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO
 
 AXES = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0.6, 0.8, 0]])
 BVALS = np.array([0.0, 1000, 1000, 2000, 3000])
@@ -505,3 +513,67 @@ def test_what_cannot_be_is_refused(changes, message):
 def test_milliseconds_for_seconds_are_refused(times, name):
     with pytest.raises(ValueError, match=f"{name} is .* s, which looks like milliseconds"):
         Acquisition.from_files(BVALS, AXES, **times)
+
+
+# Both kinds
+
+
+def stimulated_and_double():
+    """Waveforms of two durations, one with storage."""
+    stimulated = pulsed_gradients([0, 1], [1, 0, 0], 8, 100, mixing_time=80)
+    return combined(stimulated, double_diffusion([1], [0, 1, 0], [0, 0, 1], 5, 20, 25))
+
+
+BOTH = pytest.mark.parametrize("make", [acquisition, stimulated_and_double])
+
+
+@BOTH
+def test_arrays_in_a_file_are_enough_to_make_the_measurements_again(make, tmp_path):
+    np.savez(tmp_path / "saved.npz", **make().arrays())
+    with np.load(tmp_path / "saved.npz", allow_pickle=False) as arrays:
+        again = measurements_from_arrays(arrays)
+    assert repr(again) == repr(make())
+    assert again.b0_threshold == make().b0_threshold
+    for name in ("b", "directions", "te", "mixing_time", "b_tensors"):
+        # directions are normalised once more
+        np.testing.assert_allclose(
+            getattr(again, name), getattr(make(), name), rtol=ROUNDING, atol=ROUNDING
+        )
+    t = np.linspace(0, 40, 50)
+    for one, other in zip(again.waveforms, make().waveforms, strict=True):
+        np.testing.assert_allclose(one.q(t), other.q(t), rtol=ROUNDING, atol=ROUNDING)
+        np.testing.assert_array_equal(one.rows, other.rows)
+        np.testing.assert_array_equal(one.stored, other.stored)
+
+
+@BOTH
+def test_measurements_are_taken_as_they_are_and_keep_their_echo_times(make):
+    given = make()
+    assert isinstance(given, Measurements)
+    assert measurements_of(given) is given
+    with pytest.raises(ValueError, match="te is given beside"):
+        measurements_of(given, te=0.08)
+
+
+def test_a_gradient_table_becomes_a_pulsed_acquisition():
+    np.testing.assert_array_equal(measurements_of(gtab(), te=0.08).te, 80)
+    with pytest.raises(ValueError, match="gtab is a list; give an Acquisition"):
+        measurements_of([0, 1000])
+
+
+def test_waveforms_have_no_pulses_and_what_needs_pulses_says_so():
+    free, pulsed = stimulated_and_double(), acquisition()
+    for name in ("small_delta", "big_delta", "timings", "q", "gradient_t_per_m"):
+        assert hasattr(pulsed, name)
+        assert not hasattr(free, name)
+    assert pulsed_only(pulsed) is pulsed
+    with pytest.raises(ValueError, match="has free gradient waveforms, and no small_delta"):
+        pulsed_only(free)
+
+
+@BOTH
+def test_arrays_of_measurements_are_read_only_and_survive_pickling(make):
+    again = pickle.loads(pickle.dumps(make()))
+    np.testing.assert_array_equal(again.b_tensors, make().b_tensors)
+    for name in ("b", "directions", "te", "mixing_time", "b_tensors", "b0_mask"):
+        assert not getattr(make(), name).flags.writeable

@@ -3,44 +3,54 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from dipy_spinverse import (
-    Acquisition,
-    SpinverseModel,
-    bcc_grid,
-    compare_walls,
-    simulate,
-)
+from dipy_spinverse import Acquisition, SpinverseModel, bcc_grid, compare_walls, simulate
 from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import PartialVolumeSimulator
-from dipy_spinverse.cell_search import evolution, search, separate_cells
-from dipy_spinverse.cell_search.bodies import Bodies, random_bodies, random_cell
+from dipy_spinverse.cell_search import CellInversion, SearchEffort
+from dipy_spinverse.cell_search.bodies import Body, random_bodies, random_cell
 from dipy_spinverse.cell_search.changes import Changes
 from dipy_spinverse.cell_search.condensed import CondensedTarget
-from dipy_spinverse.cell_search.descent import Descent, PartialCells
+from dipy_spinverse.cell_search.descent import Descent
+from dipy_spinverse.cell_search.effort import DEFAULT_EFFORT, TogetherEffort
 from dipy_spinverse.cell_search.ensemble import ensemble
 from dipy_spinverse.cell_search.exact_data import ExactData
 from dipy_spinverse.cell_search.interacting import perfected
-from dipy_spinverse.cell_search.labelled import Cells, Misfit, Target, at_walls, flips_of
+from dipy_spinverse.cell_search.labelled import (
+    Cells,
+    Misfit,
+    Simulated,
+    Target,
+    at_walls,
+    flips_of,
+)
 from dipy_spinverse.cell_search.noisy_data import most_typical
 from dipy_spinverse.cell_search.polish import polished
-from dipy_spinverse.cell_search.probability import Posterior
+from dipy_spinverse.cell_search.probability import LogProbability
+from dipy_spinverse.cell_search.protocols import Tools
+from dipy_spinverse.cell_search.search import CellSearch, Found
 from dipy_spinverse.cell_search.separate_cells import SeparateCells
-from dipy_spinverse.cell_search.smoothness import (
-    _BY_EDGE,
-    _BY_FACE,
-    Smoothness,
-    shared_points,
-)
+from dipy_spinverse.cell_search.smoothness import BY_EDGE, BY_FACE, Smoothness, shared_points
 from dipy_spinverse.spinverse.model import Status
-from dipy_spinverse.voxels.noise import rician_mean
+from dipy_spinverse.voxels.rician import rician_mean
 
 GRID = bcc_grid(3, 6.0, boundary="absorbing")
 LEAKS = np.array([0.01, 0.99])
+# Too short to find anything, but it goes through all parts of a search.
+SHORT = SearchEffort(
+    n_searched=32, n_condensed=32, exact_populations=DEFAULT_EFFORT.exact_populations[:5],
+    library=replace(DEFAULT_EFFORT.library, n_bodies=40, n_examples=40, n_single_cells=60),
+    population=replace(
+        DEFAULT_EFFORT.population, n_starts=2, n_disturbed=1, n_changed=1, n_proposed=5,
+        n_steps_first=4, most_rounds=1,
+    ),
+    together=TogetherEffort(n_combined=20, n_lines=2, n_moved=1, n_found=2),
+)  # fmt: skip
 pytestmark = pytest.mark.filterwarnings("ignore:The grid is too coarse")
 
 
@@ -80,6 +90,18 @@ def target_of(acquisition, labels, sigma, rician=0.0, noise=None):
     return target
 
 
+def probability_of(target, cells):
+    return LogProbability(Smoothness(GRID), target, [cells], DEFAULT_EFFORT.annealing)
+
+
+def inversion_of(acquisition, n=0):
+    return CellInversion(acquisition, GRID, diffusivity=2.0, n_fields=n, seed=0, effort=SHORT)
+
+
+def signals_of_l(acquisition):
+    return simulate(acquisition, GRID, np.where(walls_of(letter_l(GRID)), 0.01, 100.0))
+
+
 @pytest.mark.parametrize("ring", [False, True])
 def test_bodies_are_tubes_around_their_points(ring):
     if ring:
@@ -88,7 +110,6 @@ def test_bodies_are_tubes_around_their_points(ring):
     else:
         line = np.array([[-5.0, 0, 0], [5.0, 0, 0]])
     control = np.hstack([line, np.full((len(line), 1), np.log(3.0))])
-    bodies = Bodies(((len(line), ring),), control.ravel())
     points = np.random.default_rng(0).uniform(-12, 12, (2000, 3))
     if ring:
         away = np.hypot(np.hypot(points[:, 0], points[:, 1]) - 6, points[:, 2])
@@ -96,15 +117,14 @@ def test_bodies_are_tubes_around_their_points(ring):
         away = np.linalg.norm(points - points[:, :1].clip(-5, 5) * [1, 0, 0], axis=1)
     # The line is cut into points 0.6 um apart, which makes dents of 0.02 um.
     clear = abs(away - 3.0) > 0.03
-    np.testing.assert_array_equal(bodies.inside(points)[clear], (away < 3.0)[clear])
+    np.testing.assert_array_equal(Body(control, ring).inside(points)[clear], (away < 3.0)[clear])
 
 
 def test_random_bodies_fit_into_the_box_and_repeat_by_seed():
     drawn = [random_bodies(np.random.default_rng(k), GRID) for k in (0, 1, 1)]
-    shares = [bodies.inside(GRID.centroids).mean() for bodies in drawn]
-    assert all(0.04 < share < 0.4 for share in shares)
-    np.testing.assert_array_equal(drawn[1].parameters, drawn[2].parameters)
-    assert not np.array_equal(shares[0], shares[1])
+    assert all(0.04 < labels.mean() < 0.4 for labels in drawn)
+    np.testing.assert_array_equal(drawn[1], drawn[2])
+    assert (drawn[0] != drawn[1]).any()
 
 
 def test_flips_are_nearly_the_changes_when_a_tetrahedron_changes_sides():
@@ -130,7 +150,7 @@ def test_misfit_grows_with_the_number_of_wrong_tetrahedra():
     target = target_of(acquisition_of(10), labels, sigma=1e-4)
     state = target.cells(labels[None], LEAKS)[0]
     flips = flips_of(target, labels, LEAKS)
-    misfit = Misfit([flips], scale=10.0)
+    misfit = Misfit([flips], 10.0, DEFAULT_EFFORT.wrong_labels)
     rng = np.random.default_rng(0)
     medians = []
     for number in (1, 4, 16):
@@ -150,9 +170,8 @@ def test_steps_in_shares_bring_a_deformed_cell_back():
     moved = GRID.centroids[:, None] - (GRID.centroids[labels] + [2.0, -1.0, 0.5])
     deformed = np.linalg.norm(moved, axis=2).min(axis=1) < 1.5
     assert (deformed != labels).sum() > 15
-    descend = Descent(GRID)
-    start = PartialCells(descend.blurred(deformed), LEAKS)
-    found = descend(target, start, np.random.default_rng(0), n_steps=12)
+    descend = Descent(GRID, DEFAULT_EFFORT.steps)
+    found = descend(target, descend.blurred(deformed, LEAKS), np.random.default_rng(0), n_steps=12)
     assert (found.labels != labels).sum() < 6
 
 
@@ -164,8 +183,9 @@ def test_polish_comes_closer_to_the_data_and_finds_single_wrong_tetrahedra():
         wrong, rng = labels.copy(), np.random.default_rng(seed)
         wrong[rng.choice(at_walls(GRID, labels), 2, replace=False)] ^= True
         start = target.cells(wrong[None], LEAKS + [0.001, 0.0])[0]
-        misfit = Misfit([flips_of(target, wrong, LEAKS)], scale=30.0)
-        found = polished(target, start, misfit)
+        flips = flips_of(target, wrong, LEAKS)
+        misfit = Misfit([flips], 30.0, DEFAULT_EFFORT.wrong_labels)
+        found = polished(target, start, misfit, DEFAULT_EFFORT.flips)
         before, after = (misfit(target.residual(state)[None])[0] for state in (start, found))
         assert after <= before
         if (found.labels == labels).all():
@@ -213,9 +233,10 @@ def perfected_from(target, labels, rng):
 
     def misfit_at(cells):
         scale = max(0.3 * np.sqrt(target.chi_square(cells)), 1.0)
-        return Misfit([flips_of(target, cells.labels, cells.leaks)], scale)
+        flips = flips_of(target, cells.labels, cells.leaks)
+        return Misfit([flips], scale, DEFAULT_EFFORT.wrong_labels)
 
-    return perfected(target, start, misfit_at, rng)
+    return perfected(target, start, misfit_at, rng, DEFAULT_EFFORT.flips)
 
 
 def test_changes_move_whole_cells():
@@ -255,8 +276,7 @@ def test_a_cell_keeps_its_shape_where_it_is_moved_on_the_lattice():
 
 
 @pytest.mark.parametrize("number", [2, 3])
-def test_cells_apart_are_put_together_from_single_ones(number, monkeypatch):
-    monkeypatch.setattr(separate_cells, "_N_COMBINED", 300)
+def test_cells_apart_are_put_together_from_single_ones(number):
     centres = np.array([[-5.0, -4, -3], [5, 4, -4], [-3, 4, 5]])[:number]
     balls = np.array([np.linalg.norm(GRID.centroids - c, axis=1) < 4.5 for c in centres])
     truth = balls.any(axis=0)
@@ -270,13 +290,13 @@ def test_cells_apart_are_put_together_from_single_ones(number, monkeypatch):
     assert np.sqrt(((added_up - effect) ** 2).mean()) < 2 * (effect**2).mean()
     rng = np.random.default_rng(0)
     cells, random = (
-        np.array([draw(rng, GRID).inside(GRID.centroids) for _ in range(300)])
-        for draw in (random_cell, random_bodies)
+        np.array([draw(rng, GRID) for _ in range(300)]) for draw in (random_cell, random_bodies)
     )
-    signals, changes = target.simulate(cells, LEAKS), Changes(GRID)
-    task = ExactData(target, target, cells[:50], signals[:50], LEAKS)
-    together = SeparateCells(task, Descent(GRID), changes, cells, signals, LEAKS)
-    ranked = list(together.in_likely_numbers(rng))
+    single, changes = Simulated(cells, target.simulate(cells, LEAKS)), Changes(GRID)
+    effort = SearchEffort(together=TogetherEffort(n_combined=300))
+    tools = Tools(Descent(GRID, effort.steps), changes, LEAKS, effort)
+    task = ExactData(target, target, single, tools)
+    ranked = list(SeparateCells(task, single).in_likely_numbers(rng))
     assert ranked[0][0] == number
     found = ranked[0][1]
     assert all(changes.apart(one, two) >= 8 for one, two in itertools.combinations(found, 2))
@@ -310,7 +330,7 @@ def test_rician_mean_agrees_with_draws():
 def test_smoothness_is_half_of_what_neighbours_tell_of_random_bodies():
     grid = bcc_grid(4, 5.0, boundary="absorbing")
     rng = np.random.default_rng(0)
-    labels = np.array([random_bodies(rng, grid).inside(grid.centroids) for _ in range(300)])
+    labels = np.array([random_bodies(rng, grid) for _ in range(300)])
     common = shared_points(grid).toarray()
     side = 2.0 * labels - 1
     given = np.stack([side @ (common == 3), side @ (common == 2), np.ones(side.shape)], axis=-1)
@@ -323,12 +343,12 @@ def test_smoothness_is_half_of_what_neighbours_tell_of_random_bodies():
 
     found = minimize(cost, np.zeros(3), jac=True).x
     # Other bodies, on another lattice, than those of which the constants were found.
-    np.testing.assert_allclose(2 * np.array([_BY_FACE, _BY_EDGE]), found[:2], rtol=0.25)
+    np.testing.assert_allclose(2 * np.array([BY_FACE, BY_EDGE]), found[:2], rtol=0.25)
 
 
 def test_smoothness_changes_by_the_odds_of_a_flip():
     smoothness = Smoothness(GRID)
-    first, neighbours, weights = smoothness.neighbours
+    first, neighbours, weights, even = smoothness.log_odds
     labels = letter_l(GRID)
     for k in at_walls(GRID, labels)[::5]:
         other = labels.copy()
@@ -336,7 +356,7 @@ def test_smoothness_changes_by_the_odds_of_a_flip():
         inside = smoothness(other)
         other[k] = False
         around = slice(first[k], first[k + 1])
-        odds = smoothness.even + weights[around] @ (2.0 * labels[neighbours[around]] - 1)
+        odds = even + weights[around] @ (2.0 * labels[neighbours[around]] - 1)
         np.testing.assert_allclose(inside - smoothness(other), odds, atol=1e-9)
     assert smoothness(np.zeros_like(labels)) == 0 > smoothness(labels)
 
@@ -348,7 +368,7 @@ def condensed():
     labels, rng = letter_l(GRID), np.random.default_rng(0)
     noise = rng.standard_normal(len(acquisition))
     complete = target_of(acquisition, labels, sigma=0.01, noise=noise)
-    library = np.array([random_bodies(rng, GRID).inside(GRID.centroids) for _ in range(150)])
+    library = np.array([random_bodies(rng, GRID) for _ in range(150)])
 
     def simulator_of(rows):
         return PartialVolumeSimulator(acquisition.subset(rows), GRID, steps=4)
@@ -398,9 +418,9 @@ def test_draws_differ_as_far_as_the_data_leave_open():
         noise = np.random.default_rng(1).standard_normal(len(acquisition))
         target = target_of(acquisition, labels, sigma=sigma, noise=noise)
         truth, other = target.cells(np.array([labels, elsewhere]), LEAKS)
-        posterior = Posterior(Smoothness(GRID), target, [truth])
         finalists, rng = [(target, truth), (target, other)], np.random.default_rng(0)
-        draws = ensemble(posterior, Descent(GRID), finalists, 20, rng)
+        probability, descend = probability_of(target, truth), Descent(GRID, DEFAULT_EFFORT.steps)
+        draws = ensemble(probability, descend, finalists, 20, rng, DEFAULT_EFFORT.draws)
         inside = np.array([cells.labels for cells in draws])
         overlap.append(2 * (inside & labels).sum(axis=1) / (inside.sum(axis=1) + labels.sum()))
     # All others are less probable by 300 or more in the logarithm: a weight of e^-10.
@@ -415,15 +435,15 @@ def test_annealing_makes_cells_more_probable():
     noise = rng.standard_normal(len(acquisition))
     target = target_of(acquisition, labels, sigma=0.003, noise=noise)
     truth = target.cells(labels[None], LEAKS)[0]
-    posterior = Posterior(Smoothness(GRID), target, [truth])
-    wanted, closed = posterior(target, truth), []
+    probability = probability_of(target, truth)
+    wanted, closed = probability(target, truth), []
     for _ in range(5):
         wrong = labels.copy()
         wrong[rng.choice(at_walls(GRID, labels), 8, replace=False)] ^= True
         start = target.cells(wrong[None], LEAKS)[0]
-        before = posterior(target, start)
+        before = probability(target, start)
         assert before < wanted - 20
-        found = posterior(target, posterior.annealed(target, start, rng))
+        found = probability(target, probability.annealed(target, start, rng))
         closed.append((found - before) / (wanted - before))
     # Single flips get stuck short of the most probable cells, if not far.
     assert min(closed) > 0.3 and np.median(closed) > 0.7
@@ -438,54 +458,33 @@ def ball_in_a_box():
     return grid, walls, acquisition, simulate(acquisition, grid, np.where(walls, 0.01, 100.0))
 
 
-@pytest.fixture
-def short_search(monkeypatch):
-    """A search too short to find anything, which goes through all its parts."""
-    for name, value in (
-        ("_N_LIBRARY", 40), ("_N_EXAMPLES", 40), ("_N_CONDENSED", 32), ("_N_SEARCHED", 32),
-        ("_N_SINGLE", 60),
-    ):  # fmt: skip
-        monkeypatch.setattr(search, name, value)
-    for name, value in (("_N_COMBINED", 20), ("_N_LINES", 2), ("_N_MOVED", 1), ("_N_FOUND", 2)):
-        monkeypatch.setattr(separate_cells, name, value)
-    for name, value in (
-        ("_MOST_ROUNDS", 1), ("_N_STARTS", 2), ("_N_DISTURBED", 1),
-        ("_N_CHANGED", 1), ("_N_PROPOSED", 5), ("_N_STEPS_FIRST", 4),
-    ):  # fmt: skip
-        monkeypatch.setattr(evolution, name, value)
-    monkeypatch.setattr(ExactData, "populations", ExactData.populations[:5])
-
-
 @pytest.mark.parametrize("noise", [0.0, 0.02])
-def test_search_ends_with_samples_and_repeats_by_seed(short_search, noise):
+def test_search_ends_with_further_fields_and_repeats_by_seed(noise):
     acquisition = acquisition_of(6, n_b0=6)
-    walls = walls_of(letter_l(GRID))
-    signals = simulate(acquisition, GRID, np.where(walls, 0.01, 100.0))
-    draws = noise * np.random.default_rng(0).standard_normal((2, len(signals)))
-    data = np.hypot(signals + draws[0], draws[1])
-    model = SpinverseModel(acquisition, grid=GRID)
-    fit, again = (model.fit(data, S0=1.0, n_samples=3) for _ in range(2))
-    np.testing.assert_array_equal(fit.wall_probability, again.wall_probability)
-    assert 0 < fit.history["iterations"].sum() <= 4
+    signals = signals_of_l(acquisition)
+    errors = noise * np.random.default_rng(0).standard_normal((2, len(signals)))
+    data = np.hypot(signals + errors[0], errors[1])
+    found, again = (inversion_of(acquisition, 3).run(data[None], None) for _ in range(2))
+    assert found.openness_fields.shape == (3, 1, GRID.n_faces)
+    np.testing.assert_array_equal(found.wall_probability, again.wall_probability)
+    assert 0 < found.iterations.sum() <= 4
     # Repeats that differ by rounding only are not noise of that size.
-    assert fit.sigma > 1e-5
+    assert found.sigma > 1e-5
     # Not the cells, but something that explains more than a box without walls.
     nothing = simulate(acquisition, GRID, np.full(GRID.n_faces, 100.0))
-    assert ((fit.predict(S0=1.0) - data) ** 2).sum() < ((nothing - data) ** 2).sum() / 4
+    assert ((found.predicted - data) ** 2).sum() < ((nothing - data) ** 2).sum() / 4
 
 
-def test_a_voxel_does_not_depend_on_those_before_it(short_search):
+def test_a_voxel_does_not_depend_on_those_before_it():
     acquisition = acquisition_of(6)
-    signals = simulate(acquisition, GRID, np.where(walls_of(letter_l(GRID)), 0.01, 100.0))
-    model = SpinverseModel(acquisition, grid=GRID)
-    fit = model.fit(np.stack([signals, signals]), S0=1.0, n_samples=0)
-    np.testing.assert_array_equal(fit[0].permeability, fit[1].permeability)
+    found = inversion_of(acquisition).run(np.stack([signals_of_l(acquisition)] * 2), None)
+    np.testing.assert_array_equal(found.openness[0], found.openness[1])
 
 
-def test_noise_that_is_not_given_is_that_of_each_echo_time(short_search, monkeypatch):
+def test_noise_that_is_not_given_is_that_of_each_echo_time(monkeypatch):
     acquisition = acquisition_of(6, n_b0=6)
     assert len(acquisition.echo_times) == 3
-    signals = simulate(acquisition, GRID, np.where(walls_of(letter_l(GRID)), 0.01, 100.0))
+    signals = signals_of_l(acquisition)
     sigma = np.array([0.001, 0.01, 0.02])[acquisition.te_index]
     data = np.abs(signals + sigma * np.random.default_rng(0).standard_normal(len(sigma)))
     seen = []
@@ -494,50 +493,49 @@ def test_noise_that_is_not_given_is_that_of_each_echo_time(short_search, monkeyp
         seen.append(np.unique(rician))
         return original(self, data, sigma, rician, *args)
 
-    original = search.CellSearch.run
-    monkeypatch.setattr(search.CellSearch, "run", run)
-    SpinverseModel(acquisition, grid=GRID).fit(data, S0=1.0, n_samples=0)
+    original = CellSearch.run
+    monkeypatch.setattr(CellSearch, "run", run)
+    inversion_of(acquisition).run(data[None], None)
     # Six repeats of each b0 tell the noise to 30 %.
     np.testing.assert_allclose(seen[0], [0.001, 0.01, 0.02], rtol=0.7)
 
 
-def test_reflected_samples_count_for_the_same_walls(short_search, monkeypatch):
+def test_reflected_fields_count_for_the_same_walls(monkeypatch):
     labels, acquisition = letter_l(GRID), acquisition_of(6)
     turned = labels[Changes(GRID).mirrored]
     assert (labels != turned).any()
     target = target_of(acquisition, labels, sigma=0.001)
-    best, sample = target.cells(np.array([labels, turned]), LEAKS)
-    found = search.Found(best, [sample] * 3, solved=True, n_rounds=1)
-    monkeypatch.setattr(search.CellSearch, "run", lambda *voxel: found)
-    model = SpinverseModel(acquisition, grid=GRID)
-    fit = model.fit(target.data, S0=1.0, sigma=0.001, n_samples=3)
-    np.testing.assert_array_equal(fit.wall_probability, walls_of(labels))
+    best, other = target.cells(np.array([labels, turned]), LEAKS)
+    known = Found(best, [other] * 3, solved=True, n_rounds=1)
+    monkeypatch.setattr(CellSearch, "run", lambda *voxel: known)
+    found = inversion_of(acquisition, 3).run(target.data[None], np.array([0.001]))
+    np.testing.assert_array_equal(found.wall_probability[0], walls_of(labels))
 
 
 @pytest.mark.parametrize("case", ["noise only", "one", "above one"])
-def test_search_survives_data_that_no_cells_explain(short_search, case):
+def test_search_survives_data_that_no_cells_explain(case):
     acquisition, rng = acquisition_of(6, n_b0=6), np.random.default_rng(0)
     data = {
         "noise only": np.hypot(*(0.02 * rng.standard_normal((2, len(acquisition))))),
         "one": np.ones(len(acquisition)),
         "above one": 1 + rng.random(len(acquisition)),
     }[case]
-    fit = SpinverseModel(acquisition, grid=GRID).fit(data, S0=1.0, n_samples=2)
-    assert fit.status != Status.CONVERGED
+    found = inversion_of(acquisition, 2).run(data[None], None)
+    assert not found.converged[0] and np.isfinite(found.openness).all()
 
 
 @pytest.mark.slow
 def test_a_ball_is_found_exactly_and_the_same_again(ball_in_a_box):
     grid, walls, acquisition, signals = ball_in_a_box
     model = SpinverseModel(acquisition, grid=grid)
-    fit = model.fit(signals, S0=1.0, n_samples=2)
+    fit = model.fit(signals, S0=1.0, n_fields=2)
     found = compare_walls(fit.wall_probability > 0.5, walls, grid, point_reflection=True)
     assert found.f1 == 1
     assert fit.status == Status.CONVERGED
     # All walls of a fit have one permeability; 0.01 um/ms is where the search starts.
     permeability = np.median(fit.permeability[fit.wall_probability > 0.5])
     np.testing.assert_allclose(permeability, 0.01, rtol=0.02)
-    again = model.fit(signals, S0=1.0, n_samples=2)
+    again = model.fit(signals, S0=1.0, n_fields=2)
     np.testing.assert_array_equal(fit.permeability, again.permeability)
 
 
@@ -545,7 +543,7 @@ def test_a_ball_is_found_exactly_and_the_same_again(ball_in_a_box):
 def test_the_permeability_of_the_walls_is_found_too(ball_in_a_box):
     grid, walls, acquisition, _ = ball_in_a_box
     signals = simulate(acquisition, grid, np.where(walls, 0.016, np.inf))
-    fit = SpinverseModel(acquisition, grid=grid).fit(signals, S0=1.0, n_samples=0)
+    fit = SpinverseModel(acquisition, grid=grid).fit(signals, S0=1.0, n_fields=0)
     found = compare_walls(fit.wall_probability > 0.5, walls, grid, point_reflection=True)
     assert found.f1 == 1
     permeability = np.median(fit.permeability[fit.wall_probability > 0.5])

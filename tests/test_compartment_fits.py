@@ -173,7 +173,7 @@ def test_bad_voxels_stop_nothing_and_say_why():
     expected = [Status.BAD_SAMPLES, Status.NO_SIGNAL, Status.NO_B0, Status.NOT_FITTED]
     assert [*fit.status[0], fit.status[1, 0]] == expected
     for name in fit.MAPS:
-        for end in ("", "_mean", "_median", "_std", "_low", "_high"):
+        for end in ("", "_likeliest", "_std", "_low", "_high"):
             values = getattr(fit, name + end)
             assert np.isfinite(values).all() and (values[fit.n_fibres == 0] == 0).all()
     assert abs(fit[1, 1].ndi - 0.6) < 0.01 and fit[1].shape == (3,)

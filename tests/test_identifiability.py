@@ -272,7 +272,7 @@ def test_bound_is_the_spread_of_fits(monkeypatch):
     signals = class_signals(model, tissue, z, np.eye(3)[None])
     noise = np.random.default_rng(0).normal(size=(2, 60, len(acquisition))) * SIGMA
     data = np.hypot(signals + noise[0], noise[1])
-    fit = packed_cells_posterior(acquisition, data, SIGMA, n_samples=20, classes=("cylinders",))
+    fit = packed_cells_posterior(acquisition, data, SIGMA, n_draws=20, classes=("cylinders",))
     u[4:] = 0
     everything = np.ones((1, len(acquisition)), dtype=bool)
     bounds = class_bounds(model, tissue, u[None], np.eye(3)[None], acquisition, everything, SIGMA)

@@ -14,7 +14,7 @@ from scipy.stats import kstest
 
 from dipy_spinverse import Acquisition
 from dipy_spinverse.compartments import ActiveAxModel, IVIMModel, NODDIModel
-from dipy_spinverse.compartments.learned import LearnedFit
+from dipy_spinverse.compartments.learned import LearnedModel
 from dipy_spinverse.compartments.learned.features import encoder_for
 from dipy_spinverse.compartments.learned.methods import METHODS
 from dipy_spinverse.compartments.learned.targets import (
@@ -59,7 +59,7 @@ def noddi():
 @pytest.fixture(scope="module")
 def learners(noddi):
     """One of each method."""
-    return {m: LearnedFit(noddi, method=m, snr=SNR, **SMALL[m]) for m in METHODS}
+    return {m: LearnedModel(noddi, method=m, snr=SNR, **SMALL[m]) for m in METHODS}
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_trees_are_walked_as_scikit_learn_does():
 @pytest.mark.parametrize("method", METHODS)
 def test_a_stored_learner_gives_the_same_maps(learners, noddi, voxels, method, tmp_path):
     learners[method].save(tmp_path / "learner.npz")
-    read = LearnedFit.load(tmp_path / "learner.npz", noddi)
+    read = LearnedModel.load(tmp_path / "learner.npz", noddi)
     first, second = (each.fit(voxels[1][:20]) for each in (learners[method], read))
     for name in first.MAPS:
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
@@ -158,16 +158,16 @@ def test_a_learner_of_another_model_or_acquisition_is_refused(learners, noddi, t
     learners["ridge"].save(tmp_path / "learner.npz")
     other = NODDIModel(noddi.acquisition, parallel_diffusivity=1.5e-3)
     with pytest.raises(ValueError, match="constants differ"):
-        LearnedFit.load(tmp_path / "learner.npz", other)
+        LearnedModel.load(tmp_path / "learner.npz", other)
     with pytest.raises(ValueError, match="learned the model"):
-        LearnedFit.load(tmp_path / "learner.npz", ActiveAxModel(noddi.acquisition))
+        LearnedModel.load(tmp_path / "learner.npz", ActiveAxModel(noddi.acquisition))
     np.savez(tmp_path / "other.npz", a=1)
     with pytest.raises(ValueError, match="holds no learner"):
-        LearnedFit.load(tmp_path / "other.npz", noddi)
+        LearnedModel.load(tmp_path / "other.npz", noddi)
 
 
 def test_the_same_seed_gives_the_same_learner(learners, noddi):
-    again = LearnedFit(noddi, method="deep", snr=SNR, **SMALL["deep"])
+    again = LearnedModel(noddi, method="deep", snr=SNR, **SMALL["deep"])
     for name, value in learners["deep"].learner.arrays.items():
         np.testing.assert_array_equal(again.learner.arrays[name], value)
 
@@ -203,11 +203,7 @@ def test_noise_is_estimated_where_it_is_not_given(learners, voxels):
     fit = learners["deep"].fit(data)
     # About 40 degrees of freedom, half of them of the other voxels with other noise
     assert np.median(np.abs(np.log(fit.sigma / sigma))) < 0.25
-    squares, freedom = learners["deep"].encoder.noise(data)
-    # Where there is much free water, the shell of low b is near the noise and does not count.
-    assert 0.5 < (freedom > 0).mean() < 1
-    use = freedom > 0
-    assert abs(np.median(np.sqrt(squares[use] / freedom[use]) / sigma[use]) - 1) < 0.08
+    assert abs(np.median(fit.sigma / sigma) - 1) < 0.08  # of 1500 voxels, half by the median
 
 
 @pytest.mark.slow
@@ -225,7 +221,7 @@ def test_models_without_an_axis_are_learned_from_means():
     b = np.array([0, 0, 0, 0, 0, 0, 10, 20, 40, 80, 150, 300, 500, 800.0])
     axis = np.tile([1.0, 0, 0], (b.size, 1)) * (b > 0)[:, None]
     model = IVIMModel(gradient_table(b, bvecs=axis, b0_threshold=0))
-    learned = LearnedFit(model, method="deep", snr=(30, 60), **SMALL["deep"])
+    learned = LearnedModel(model, method="deep", snr=(30, 60), **SMALL["deep"])
     values, data, sigma = simulated_voxels(model, 500, (30, 60), np.random.default_rng(1))
     fit = learned.fit(data, sigma=sigma)
     truth = model.maps(values)["perfusion_fraction"]
@@ -244,7 +240,7 @@ def test_models_without_an_axis_are_learned_from_means():
 )
 def test_unknown_options_are_refused(noddi, options, message):
     with pytest.raises(ValueError, match=message):
-        LearnedFit(noddi, **{"n_train": 50, **options})
+        LearnedModel(noddi, **{"n_train": 50, **options})
 
 
 def test_directions_that_determine_no_axis_are_refused():
@@ -254,4 +250,4 @@ def test_directions_that_determine_no_axis_are_refused():
     measured = acquisition()
     plane = replace(measured, directions=np.vstack([np.zeros((6, 3)), flat, flat]))
     with pytest.raises(ValueError, match="determine an axis"):
-        LearnedFit(NODDIModel(plane))
+        LearnedModel(NODDIModel(plane))

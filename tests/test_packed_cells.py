@@ -1,4 +1,4 @@
-"""Packed cylinders and spheres: cells, tables, tissue model, posterior."""
+"""Packed cylinders and spheres: packings, tables, tissue model, posterior."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from dipy_spinverse.bloch_torrey.finite_volumes.operator import relative_transmi
 from dipy_spinverse.bloch_torrey.finite_volumes.simulator import Simulator
 from dipy_spinverse.packed_cells import packed_cells_posterior, posterior
 from dipy_spinverse.packed_cells.tables import cache
+from dipy_spinverse.packed_cells.tables.packing import random_packing
 from dipy_spinverse.packed_cells.tables.signal_table import (
     LEAKLESS,
-    N_Q,
+    TableSetting,
     build_signal_table,
     relative_q,
     simulate_packings,
 )
-from dipy_spinverse.packed_cells.tables.two_pools import two_pool_signal
-from dipy_spinverse.packed_cells.tables.unit_cell import unit_cell
+from dipy_spinverse.packed_cells.tables.two_pools import Pulses, two_pool_signal
 from dipy_spinverse.packed_cells.tissue_classes import (
     ALIGNED,
     CLASSES,
@@ -29,6 +29,7 @@ from dipy_spinverse.packed_cells.tissue_classes import (
     tissue_class,
 )
 from dipy_spinverse.packed_cells.tissue_model import tissue_model, watson_coefficients
+from dipy_spinverse.voxels.tensor_frames import tensor_frames
 
 TIMINGS = np.array([[8.0, 15.0], [8.0, 40.0]])
 Q_MAX = np.array([0.6, 0.36])
@@ -51,7 +52,8 @@ def protocol(rotation=None, shells=(1.0, 2.5, 4.5)):
 
 @pytest.fixture(scope="module")
 def tables():
-    return {shape: closed_form_table(shape, TIMINGS, Q_MAX) for shape in ("cylinder", "sphere")}
+    settings = (TableSetting(shape, TIMINGS, Q_MAX, 2.0) for shape in ("cylinder", "sphere"))
+    return {setting.shape: closed_form_table(setting) for setting in settings}
 
 
 @pytest.fixture
@@ -83,42 +85,42 @@ def drawn_tissue(tables, name, n, seed):
 
 
 @pytest.mark.parametrize("shape", ["cylinder", "sphere"])
-def test_unit_cell_has_the_volume_and_the_area_of_its_bodies(shape):
-    cell = unit_cell(shape, 0.5, 4.0, np.random.default_rng(0))
-    assert cell.fraction == pytest.approx(0.5, abs=0.005)
-    walls = cell.resistance > 0
-    area = (cell.grid.face_areas[walls] / cell.resistance[walls]).sum()
+def test_packing_has_the_volume_and_the_area_of_its_bodies(shape):
+    packing = random_packing(shape, 0.5, 4.0, np.random.default_rng(0))
+    assert packing.fraction == pytest.approx(0.5, abs=0.005)
+    walls = packing.resistance > 0
+    area = (packing.grid.face_areas[walls] / packing.resistance[walls]).sum()
     dimension = 2 if shape == "cylinder" else 3
-    # 4 cells per radius: 3 %, as of single bodies; faces shared by two bodies add up in series.
-    assert area / cell.grid.volumes.sum() == pytest.approx(0.5 * dimension, rel=0.05)
+    # 4 cubes per radius: 3 %, as of single bodies; faces shared by two bodies add up in series.
+    assert area / packing.grid.volumes.sum() == pytest.approx(0.5 * dimension, rel=0.05)
 
 
 def test_one_layer_of_cylinders_stands_for_all():
-    cell = unit_cell("cylinder", 0.4, 2.0, np.random.default_rng(1))
-    grid = cell.scaled_grid(3.0)
+    packing = random_packing("cylinder", 0.4, 2.0, np.random.default_rng(1))
+    grid = packing.scaled_grid(3.0)
     assert (np.bincount(grid.face_tetrahedra.ravel()) == 4).all()
     along = Acquisition(b=[1.0, 1.0], directions=[[0, 0, 1], [1, 0, 0]], small_delta=8,
                         big_delta=40)  # fmt: skip
-    tau = relative_transmissibility(grid, cell.face_permeability(0.0)[None], 2.0)
+    tau = relative_transmissibility(grid, packing.face_permeability(0.0)[None], 2.0)
     signal = Simulator(along, grid, steps=8).signals(torch.from_numpy(tau))[0].numpy()
     # Free along the axis, but for the roughness of walls on a lattice of 1.5 um.
     assert signal[0] == pytest.approx(np.exp(-2.0), abs=0.03)
     assert signal[1] > 0.4
 
 
-def test_unit_cell_refuses_what_cannot_be_packed():
+def test_packing_refuses_what_cannot_be_packed():
     with pytest.raises(ValueError, match="fraction is 0.95"):
-        unit_cell("cylinder", 0.95, 3.0, np.random.default_rng(0))
+        random_packing("cylinder", 0.95, 3.0, np.random.default_rng(0))
     with pytest.raises(ValueError, match="shape is 'cube'"):
-        unit_cell("cube", 0.5, 3.0, np.random.default_rng(0))
+        random_packing("cube", 0.5, 3.0, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("shape", ["cylinder", "sphere"])
 def test_two_pools_have_the_limits_of_no_exchange_and_of_no_gradient(shape):
     q = np.array([1e-4, 2.0])
-    pulses = np.full(2, 8.0), np.full(2, 40.0)
+    pulses = Pulses(q, np.full(2, 8.0), np.full(2, 40.0))
     small_cells = np.array([[0.3, 0.4, 0.0]])
-    signal = two_pool_signal(shape, small_cells, q, *pulses, 2.0)[0]
+    signal = two_pool_signal(shape, small_cells, pulses, 2.0)[0]
     assert signal[0] == pytest.approx(1, abs=1e-5)
     # Only the water inside is left: 0.4, less the little that 0.3 um restrict.
     assert signal[1] == pytest.approx(0.4, abs=0.03)
@@ -129,13 +131,8 @@ def test_table_gives_back_what_it_was_made_of(tables):
     model = tissue_model(protocol(), tables, 2.0, 3.0)
     rng = np.random.default_rng(5)
     coordinates = table.lower + (table.upper - table.lower) * rng.random((200, 3))
-    parameters = coordinates.copy()
-    parameters[:, 0] = np.exp(coordinates[:, 0])
-    parameters[:, 2] = np.exp(coordinates[:, 2]) - LEAKLESS
-    q = (Q_MAX[:, None] * relative_q()).ravel()
-    small, big = np.repeat(TIMINGS, N_Q, axis=0).T
-    exact = two_pool_signal("cylinder", parameters, q, small, big, 2.0)
-    error = np.exp(model.packing("cylinder", coordinates)[0]) - exact
+    exact = TableSetting("cylinder", TIMINGS, Q_MAX, 2.0).closed_form(coordinates)
+    error = np.exp(model.log_signals("cylinder", coordinates)[0]) - exact
     # The spline between 25 x 17 x 19 nodes, at the corners of the range.
     assert np.median(np.abs(error)) < 2e-4
     assert np.abs(error).max() < 5e-3
@@ -187,7 +184,7 @@ def test_posterior_is_the_same_for_the_same_seed(use_tables):
     data = magnitudes(signals, np.random.default_rng(1))
     first, again, other = (
         packed_cells_posterior(
-            protocol(), data, SIGMA, n_samples=50, seed=seed, classes=("cylinders",)
+            protocol(), data, SIGMA, n_draws=50, seed=seed, classes=("cylinders",)
         )
         for seed in (4, 4, 5)
     )
@@ -211,6 +208,20 @@ def test_turned_tissue_has_a_turned_axis_and_the_same_surface(use_tables):
     np.testing.assert_allclose(surface[0], surface[1], rtol=0.02)
 
 
+def test_frames_are_those_of_the_tensor_whatever_the_echo_times():
+    basis = np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))[0]
+    tensor = basis @ np.diag([0.3, 0.6, 1.7]) @ basis.T
+    full = protocol()
+    acquisition = Acquisition(
+        full.b, full.directions, full.small_delta, full.big_delta, te=full.big_delta + 20
+    )
+    decay = np.exp(-full.b * np.einsum("mi,ij,mj->m", full.directions, tensor, full.directions))
+    data = decay * np.where(acquisition.te_index == 0, 1.0, 0.4)
+    (frame,) = tensor_frames(acquisition, data[None])
+    # The ridge of 1e-8 of the trace.
+    np.testing.assert_allclose(np.abs(frame @ basis), np.eye(3), atol=1e-5)
+
+
 def test_axis_is_found_across_the_only_gradient_direction(use_tables):
     full = protocol()
     along_x = np.where(full.b0_mask[:, None], 0, [1.0, 0, 0])
@@ -231,7 +242,7 @@ def test_axis_is_found_across_the_only_gradient_direction(use_tables):
 def test_units_of_the_data_do_not_matter(use_tables):
     *_, signals = drawn_tissue(use_tables, "spheres", 2, 2)
     data = magnitudes(signals, np.random.default_rng(1))
-    setting = {"n_samples": 50, "classes": ("spheres",)}
+    setting = {"n_draws": 50, "classes": ("spheres",)}
     one = packed_cells_posterior(protocol(), data, SIGMA, **setting)
     thousand = packed_cells_posterior(protocol(), data * 1000, SIGMA * 1000, **setting)
     np.testing.assert_allclose(
@@ -242,7 +253,7 @@ def test_units_of_the_data_do_not_matter(use_tables):
 def test_noise_is_estimated_where_it_is_not_given(use_tables):
     *_, signals = drawn_tissue(use_tables, "spheres", 4, 2)
     data = magnitudes(signals, np.random.default_rng(1))
-    result = packed_cells_posterior(protocol(), data, n_samples=50, classes=("spheres",))
+    result = packed_cells_posterior(protocol(), data, n_draws=50, classes=("spheres",))
     # 102 measurements: 7 % standard error each.
     np.testing.assert_allclose(result.sigma, SIGMA, rtol=0.25)
 
@@ -278,7 +289,7 @@ def test_wrong_input_is_named(use_tables):
         ({"sigma": [1, 2, 3]}, "sigma has shape"),
         ({"sigma": -1.0}, "sigma is between"),
         ({"diffusivity": 0}, "diffusivity is 0"),
-        ({"n_samples": 0}, "n_samples is 0"),
+        ({"n_draws": -1}, "n_draws is -1"),
         ({"classes": ("cubes",)}, "classes is"),
     ]
     for change, message in cases:
@@ -290,9 +301,9 @@ def test_wrong_input_is_named(use_tables):
 def test_damaged_cache_is_built_again(tables, monkeypatch, tmp_path):
     built = []
 
-    def build(shape, timings, q_max, diffusivity):
-        built.append(shape)
-        return tables[shape]
+    def build(setting):
+        built.append(setting.shape)
+        return tables[setting.shape]
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(cache, "build_signal_table", build)
@@ -309,7 +320,7 @@ def test_damaged_cache_is_built_again(tables, monkeypatch, tmp_path):
 def test_cache_that_cannot_be_written_is_no_error(tables, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(cache, "build_signal_table", lambda shape, *_: tables[shape])
+    monkeypatch.setattr(cache, "build_signal_table", lambda setting: tables[setting.shape])
     cache._recent.clear()
     assert cache.cached_table("sphere", protocol(), 2.0) is tables["sphere"]
     cache._recent.clear()
@@ -340,14 +351,12 @@ def test_intervals_cover_the_truth(use_tables, monkeypatch):
 
 @pytest.mark.slow
 def test_table_agrees_with_packings_on_a_finer_lattice():
-    timings, q_max = np.array([[8.0, 30.0]]), np.array([0.42])
-    table = build_signal_table("cylinder", timings, q_max, 2.0)
-    coordinates, signals = simulate_packings(
-        "cylinder", timings, q_max, 2.0, 12, 99, refinement=1.5
-    )
+    setting = TableSetting("cylinder", np.array([[8.0, 30.0]]), np.array([0.42]), 2.0)
+    table = build_signal_table(setting)
+    coordinates, signals = simulate_packings(setting, 12, 99, refinement=1.5)
     acquisition = Acquisition(b=[1.0], directions=[[1, 0, 0]], small_delta=8, big_delta=30)
     model = tissue_model(acquisition, {"cylinder": table}, 2.0, 3.0)
-    error = np.exp(model.packing("cylinder", coordinates)[0]) - signals[0]
+    error = np.exp(model.log_signals("cylinder", coordinates)[0]) - signals[0]
     # Single packings of four cylinders differ by about 1 %.
     assert np.median(np.abs(error)) < 0.006
 
@@ -356,7 +365,7 @@ def test_water_without_cells_is_told_as_such(use_tables):
     acquisition = protocol()
     rng = np.random.default_rng(5)
     data = magnitudes(np.tile(np.exp(-2 * acquisition.b), (3, 1)), rng)
-    result = packed_cells_posterior(acquisition, data, SIGMA, n_samples=100)
+    result = packed_cells_posterior(acquisition, data, SIGMA, n_draws=100)
     assert (result.class_probabilities["no cells"] > 0.5).all()
     for name in ("surface_to_volume", "restricted_fraction", "wall_anisotropy"):
         low, high = result.interval(name)
@@ -392,8 +401,8 @@ def test_draws_of_a_voxel_do_not_depend_on_the_others(use_tables):
     model = tissue_model(acquisition, use_tables, 2.0, 3.0)
     signals = model.spheres(np.array([[1.0, 0.4, -4.0], [1.5, 0.3, -2.0]]))
     data = magnitudes(np.vstack([signals, np.exp(-2 * acquisition.b)]), rng)
-    together = packed_cells_posterior(acquisition, data, SIGMA, n_samples=20)
-    alone = packed_cells_posterior(acquisition, data[1:2], SIGMA, n_samples=20)
+    together = packed_cells_posterior(acquisition, data, SIGMA, n_draws=20)
+    alone = packed_cells_posterior(acquisition, data[1:2], SIGMA, n_draws=20)
     # Sums in another order.
     np.testing.assert_allclose(
         together.maps["pore_diameter"][:, 1], alone.maps["pore_diameter"][:, 0], rtol=1e-4

@@ -23,7 +23,7 @@ def test_volume_gives_maps_with_intervals_and_a_bad_voxel_stops_nothing(model):
     data[0, 1, 4] = np.nan
     mask = np.array([[True, True], [True, False]])
     with pytest.warns(UserWarning, match="1 of 3 voxels"):
-        fit = model.fit(data, mask, sigma=2.0, n_samples=50)
+        fit = model.fit(data, mask, sigma=2.0, n_draws=50)
     assert fit.status[0, 1] == Status.BAD_SAMPLES and fit.status[1, 1] == Status.NOT_FITTED
     fitted = np.isin(fit.status, (Status.CONVERGED, Status.MISFIT))
     assert fitted.tolist() == [[True, False], [True, False]]

@@ -57,7 +57,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def volume_fit(model, volume):
-    return model.fit(volume, sigma=SIGMA, n_samples=1)
+    return model.fit(volume, sigma=SIGMA, n_fields=1)
 
 
 def assert_same_fit(found, expected, **tolerance):
@@ -105,7 +105,7 @@ def test_closed_body_in_an_absorbing_box_is_recovered_exactly(body_in_a_box):
         Stage(priors=(WallArea(0.1),), max_iterations=15),
     )
     model = SpinverseModel(acquisition, grid=grid, curriculum=curriculum)
-    fit = model.fit(signals, S0=1.0, n_samples=0)
+    fit = model.fit(signals, S0=1.0, n_fields=0, n_draws=0)
     found = compare_walls(fit.wall_probability > 0.5, walls, grid, point_reflection=True)
     assert found.f1 == 1
     assert fit.status == Status.CONVERGED
@@ -125,7 +125,7 @@ def test_tissue_is_explained_to_the_noise_and_free_water_has_no_walls():
     cylinders = noisy(tissue_signals(acquisition, permeability=0.01), 50, 2)
     free = noisy(np.exp(-2 * acquisition.b), 50, 2, seed=1)
     model = SpinverseModel(acquisition, grid=GRID)
-    fit = model.fit(100 * np.vstack([cylinders, free]), sigma=2.0, n_samples=1)
+    fit = model.fit(100 * np.vstack([cylinders, free]), sigma=2.0, n_fields=1)
     # A fit takes degrees of freedom; the grid is coarser than the one that made the signals.
     assert ((fit.residual_rms > 0.6 * 2.0) & (fit.residual_rms < 1.3 * 2.0)).all()
     np.testing.assert_allclose(fit.S0_hat, 100, rtol=0.05)  # 3 b0 of 2 %, and the weighted ones
@@ -147,7 +147,7 @@ def test_tissue_is_explained_to_the_noise_and_free_water_has_no_walls():
 def test_noise_level_is_found_from_the_residual():
     acquisition = shells([(8, 15), (8, 45)], (1.0, 3.0), 12)  # too few b0
     data = noisy(tissue_signals(acquisition), 30, 3)
-    fit = SpinverseModel(acquisition, grid=GRID).fit(data, n_samples=0)
+    fit = SpinverseModel(acquisition, grid=GRID).fit(data, n_fields=0, n_draws=0)
     # 50 measurements less about 15 that the fit takes: each is known to 12 %.
     np.testing.assert_allclose(fit.sigma, 1 / 30, rtol=0.3)
     assert fit.sigma.mean() == pytest.approx(1 / 30, rel=0.15)
@@ -158,22 +158,22 @@ def test_free_water_outside_the_grid_is_told_from_walls():
     tissue = tissue_signals(acquisition, permeability=0.0, radius_um=6.0)
     mixed = 0.6 * tissue + 0.4 * np.exp(-3 * acquisition.b)
     model = SpinverseModel(acquisition, grid=GRID)
-    fit = model.fit(noisy(mixed, 100, 1), sigma=0.01, free_water=True, n_samples=0)
+    fit = model.fit(noisy(mixed, 100, 1), sigma=0.01, free_water=True, n_fields=0, n_draws=0)
     assert fit.free_water_fraction[0] == pytest.approx(0.4, abs=0.2)
     # With packed cells, whose free-water fraction is another than the wall field's.
-    both = model.fit(noisy(mixed, 100, 1), sigma=0.01, free_water=True, n_samples=1)
+    both = model.fit(noisy(mixed, 100, 1), sigma=0.01, free_water=True, n_fields=1)
     assert both.packed_cells[0] and both.free_water_fraction[0] != both.field_free_water[0]
     residual = np.sqrt(((both.predict() - noisy(mixed, 100, 1)) ** 2).mean())
     # The inversion takes fewer time steps than the prediction: 1e-4.
     assert residual == pytest.approx(both.residual_rms[0], abs=5e-4)
-    none = model.fit(noisy(tissue, 100, 1), sigma=0.01, free_water=True, n_samples=0)
+    none = model.fit(noisy(tissue, 100, 1), sigma=0.01, free_water=True, n_fields=0, n_draws=0)
     assert none.free_water_fraction[0] < fit.free_water_fraction[0] - 0.2
 
 
 def test_data_without_any_noise_do_not_break_the_noise_estimate():
     acquisition = shells([(8, 45)], (1.0, 3.0), 10, n_b0=8)
     signals = tissue_signals(acquisition)
-    fit = SpinverseModel(acquisition, grid=GRID).fit(signals, n_samples=0)
+    fit = SpinverseModel(acquisition, grid=GRID).fit(signals, n_fields=0, n_draws=0)
     assert fit.status in (Status.CONVERGED, Status.NOT_CONVERGED)
     assert 0 < fit.residual_rms < 0.01
 
@@ -188,7 +188,7 @@ def test_adam_baseline_explains_the_signals_within_its_permeabilities(body_in_a_
         Stage(diffusion_times=(1,), max_iterations=25),
     )
     model = SpinverseModel(few, grid=grid, optimizer="adam", curriculum=curriculum)
-    fit = model.fit(data, S0=1.0, n_samples=0)
+    fit = model.fit(data, S0=1.0, n_fields=0, n_draws=0)
     at_start = simulate(few, grid, np.full(grid.n_faces, 1.0), dtype="float32")
     assert fit.residual_rms < 0.2 * np.sqrt(np.mean((at_start - data) ** 2))
     # single precision at 1 - tau = 0.01
@@ -207,7 +207,7 @@ def test_adam_does_not_go_beyond_its_schedule(monkeypatch, volume):
 
     monkeypatch.setitem(inversion.OPTIMIZERS, "adam", counting)
     model = SpinverseModel(ACQUISITION, grid=GRID, optimizer="adam")
-    fit = model.fit(volume[0, 0, 0], n_samples=0)
+    fit = model.fit(volume[0, 0, 0], n_fields=0, n_draws=0)
     assert counted == [200, 200]
     assert fit.history["iterations"].tolist() == [1, 1, 0]
 
@@ -235,21 +235,21 @@ def test_fit_has_the_shape_of_the_data(volume_fit):
 
 
 def test_all_dimensions_of_data_give_the_same_fit(model, volume, volume_fit):
-    one = model.fit(volume[0, 1, 0], sigma=SIGMA, n_samples=1)
+    one = model.fit(volume[0, 1, 0], sigma=SIGMA, n_fields=1)
     assert one.shape == ()
     assert_nearly_same_fit(one, volume_fit[0, 1, 0])
-    row = model.fit(volume[0, :, 0], sigma=SIGMA, n_samples=1)
+    row = model.fit(volume[0, :, 0], sigma=SIGMA, n_fields=1)
     assert row.shape == (2,)
     assert_nearly_same_fit(row, volume_fit[0, :, 0])
-    image = model.fit(volume[:, :, 0], sigma=SIGMA, n_samples=1)
+    image = model.fit(volume[:, :, 0], sigma=SIGMA, n_fields=1)
     assert image.shape == (2, 2)
     assert_nearly_same_fit(image, volume_fit[:, :, 0])
 
 
 def test_mask_may_be_boolean_or_of_integers(model, volume, volume_fit):
     mask = np.array([[[1], [0]], [[0], [3]]])
-    fit = model.fit(volume, mask=mask, sigma=SIGMA, n_samples=1)
-    assert_same_fit(model.fit(volume, mask.astype(bool), sigma=SIGMA, n_samples=1), fit)
+    fit = model.fit(volume, mask=mask, sigma=SIGMA, n_fields=1)
+    assert_same_fit(model.fit(volume, mask.astype(bool), sigma=SIGMA, n_fields=1), fit)
     np.testing.assert_array_equal(fit.status == Status.NOT_FITTED, mask == 0)
     for name in EVERYTHING:
         assert (getattr(fit, name)[mask == 0] == 0).all(), name
@@ -271,7 +271,7 @@ def test_gtab_gives_the_same_fit_as_an_acquisition(volume, volume_fit):
         small_delta=ACQUISITION.small_delta / 1000,
         big_delta=ACQUISITION.big_delta / 1000,
     )
-    fit = quick_model(gtab).fit(volume[0, 0, 0], sigma=SIGMA, n_samples=1)
+    fit = quick_model(gtab).fit(volume[0, 0, 0], sigma=SIGMA, n_fields=1)
     assert_nearly_same_fit(fit, volume_fit[0, 0, 0])
     assert fit.predict(gtab).shape == fit.predict().shape
 
@@ -285,15 +285,15 @@ def test_missing_deltas_say_how_to_give_them():
 @pytest.mark.parametrize("dtype", [np.float32, np.int16])
 def test_other_data_types_are_fitted_as_they_are(model, volume, dtype):
     data = volume[0, 0, 0].astype(dtype)
-    fit = model.fit(data, sigma=SIGMA, n_samples=0)
-    assert_same_fit(fit, model.fit(data.astype(float), sigma=SIGMA, n_samples=0))
-    assert_same_fit(fit, model.fit(data.tolist(), sigma=SIGMA, n_samples=0))
+    fit = model.fit(data, sigma=SIGMA, n_fields=0, n_draws=0)
+    assert_same_fit(fit, model.fit(data.astype(float), sigma=SIGMA, n_fields=0, n_draws=0))
+    assert_same_fit(fit, model.fit(data.tolist(), sigma=SIGMA, n_fields=0, n_draws=0))
 
 
 def test_known_S0_is_kept_and_an_unknown_one_is_found(model, volume, volume_fit):
     S0 = np.full((2, 2, 1), 100.0)
     S0[1, 1, 0] = 101.0
-    known = model.fit(volume, S0=S0, sigma=SIGMA, n_samples=0)
+    known = model.fit(volume, S0=S0, sigma=SIGMA, n_fields=0, n_draws=0)
     np.testing.assert_allclose(known.S0_hat, np.repeat(S0[..., None], 2, axis=-1))
     # Two b0 of 2 % each, and weighted measurements.
     np.testing.assert_allclose(volume_fit.S0_hat, 100, rtol=0.06)
@@ -309,11 +309,14 @@ def test_each_echo_time_has_its_own_S0(volume):
     late = ACQUISITION.big_delta > 20
     te = np.where(late, 0.09, 0.06)
     data = np.where(late, 0.5, 1.0) * volume[0, 0, 0]
-    fit = quick_model(gtab, te=te).fit(data, sigma=SIGMA, n_samples=0)
+    fit = quick_model(gtab, te=te).fit(data, sigma=SIGMA, n_fields=0, n_draws=0)
     np.testing.assert_allclose(fit.S0_hat, [100, 50], rtol=0.06)
-    # Of a new acquisition, the nearest echo time counts.
-    other = Acquisition(b=0, directions=np.zeros((2, 3)), small_delta=8, big_delta=20, te=[50, 95])
-    np.testing.assert_allclose(fit.predict(other), fit.S0_hat, rtol=1e-4)  # single precision
+    settings = {"b": 0, "directions": np.zeros((2, 3)), "small_delta": 8, "big_delta": 20}
+    known, unknown = Acquisition(**settings, te=[90, 60]), Acquisition(**settings, te=[50, 90])
+    np.testing.assert_allclose(fit.predict(known), fit.S0_hat[::-1], rtol=1e-4)  # single precision
+    with pytest.raises(ValueError, match="^gtab has the echo times .*S0 is known at"):
+        fit.predict(unknown)
+    np.testing.assert_allclose(fit.predict(unknown, S0=70.0), 70.0, rtol=1e-4)
 
 
 def test_one_echo_time_has_one_S0(volume):
@@ -324,7 +327,10 @@ def test_one_echo_time_has_one_S0(volume):
         big_delta=ACQUISITION.big_delta,
         te=60,
     )
-    assert quick_model(one_te).fit(volume[0], sigma=SIGMA, n_samples=0).S0_hat.shape == (2, 1)
+    assert quick_model(one_te).fit(volume[0], sigma=SIGMA, n_fields=0, n_draws=0).S0_hat.shape == (
+        2,
+        1,
+    )
 
 
 # ---------------------------------------------------------------- voxels that cannot be fitted
@@ -345,35 +351,35 @@ def test_bad_voxels_get_a_status_one_warning_and_leave_others_alone(model, volum
     mask = np.ones(len(data), bool)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fit = model.fit(data, mask, sigma=SIGMA, n_samples=1)
+        fit = model.fit(data, mask, sigma=SIGMA, n_fields=1)
     assert [str(w.message).split(" voxels")[0] for w in caught] == ["6 of 8"]
     assert caught[0].filename == __file__
     assert fit.status[1:-1].tolist() == [status for _, status in bad.values()]
     for name in EVERYTHING:
         assert (getattr(fit, name)[1:-1] == 0).all(), name
     assert (fit.predict()[1:-1] == 0).all()
-    assert_nearly_same_fit(fit[[0, -1]], model.fit(data[[0, -1]], sigma=SIGMA, n_samples=1))
+    assert_nearly_same_fit(fit[[0, -1]], model.fit(data[[0, -1]], sigma=SIGMA, n_fields=1))
 
 
 def test_bad_voxels_outside_the_mask_are_not_mentioned(model, volume):
     data = np.vstack([volume[0, 0, 0], np.full(len(ACQUISITION), np.nan)])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fit = model.fit(data, mask=[True, False], sigma=SIGMA, n_samples=0)
+        fit = model.fit(data, mask=[True, False], sigma=SIGMA, n_fields=0, n_draws=0)
     assert fit.status[1] == Status.NOT_FITTED
 
 
 @pytest.mark.parametrize("S0", [0.0, -1.0, np.nan, np.inf])
 def test_S0_that_cannot_be_is_a_status(model, volume, S0):
     with pytest.warns(UserWarning, match="1 of 1 voxels"):
-        fit = model.fit(volume[0, 0, 0], S0=S0, sigma=SIGMA, n_samples=0)
+        fit = model.fit(volume[0, 0, 0], S0=S0, sigma=SIGMA, n_fields=0, n_draws=0)
     assert fit.status == Status.NO_B0
     assert all(np.all(getattr(fit, name) == 0) for name in EVERYTHING)
 
 
 def test_signals_that_no_walls_explain_are_a_misfit(model):
     rng = np.random.default_rng(0)
-    fit = model.fit(rng.uniform(50, 100, len(ACQUISITION)), sigma=0.5, n_samples=0)
+    fit = model.fit(rng.uniform(50, 100, len(ACQUISITION)), sigma=0.5, n_fields=0, n_draws=0)
     assert fit.status == Status.MISFIT
 
 
@@ -401,7 +407,7 @@ def test_data_that_determine_little_get_intervals_that_say_so(case, sigma):
         "noise only": acquisition.b >= 0,
     }[case]
     model = SpinverseModel(acquisition.subset(kept), grid=GRID)
-    fit = model.fit(data[kept], sigma=sigma, n_samples=1)
+    fit = model.fit(data[kept], sigma=sigma, n_fields=1)
     assert fit.status not in (Status.MISFIT, Status.BAD_SAMPLES)
     assert all(np.isfinite(getattr(fit, name)).all() for name in MAPS)
     low, high = fit.pore_diameter_low, fit.pore_diameter_high
@@ -414,7 +420,7 @@ def test_data_that_determine_little_get_intervals_that_say_so(case, sigma):
 
 def test_signals_far_above_their_b0_are_a_misfit(model):
     data = np.where(ACQUISITION.b0_mask, 100.0, 150.0)
-    assert model.fit(data, sigma=SIGMA, n_samples=0).status == Status.MISFIT
+    assert model.fit(data, sigma=SIGMA, n_fields=0, n_draws=0).status == Status.MISFIT
 
 
 # ---------------------------------------------------------------- arguments
@@ -465,8 +471,8 @@ def test_grid_that_is_too_coarse_warns():
 
 def test_priors_given_take_the_place_of_those_of_the_curriculum(volume):
     data = volume[0, 0, 0]
-    heavy = quick_model(priors=[WallArea(1e4)]).fit(data, sigma=SIGMA, n_samples=0)
-    light = quick_model(priors=[]).fit(data, sigma=SIGMA, n_samples=0)
+    heavy = quick_model(priors=[WallArea(1e4)]).fit(data, sigma=SIGMA, n_fields=0, n_draws=0)
+    light = quick_model(priors=[]).fit(data, sigma=SIGMA, n_fields=0, n_draws=0)
     assert np.isinf(heavy.permeability).all()
     assert np.isinf(light.permeability).mean() < 0.8
 
@@ -524,7 +530,7 @@ def test_fit_is_indexed_as_its_arrays(volume_fit):
     assert volume_fit[..., 0].shape == (2, 2)
     with pytest.raises(IndexError):
         volume_fit[2]
-    with pytest.raises(AttributeError, match="no attribute 'surface'"):
+    with pytest.raises(AttributeError, match="surface_to_volume"):
         getattr(volume_fit, "surface")  # noqa: B009
 
 
@@ -539,32 +545,32 @@ def test_interface_is_the_mesh_of_one_voxel(volume_fit):
 def test_one_wall_field_is_drawn_on_request_with_its_doubts(volume_fit):
     voxel = volume_fit[0, 1, 0]
     closed = [
-        wall_faces(GRID, field, 2.0) for field in (voxel.permeability, *voxel.permeability_samples)
+        wall_faces(GRID, field, 2.0) for field in (voxel.permeability, *voxel.permeability_fields)
     ]
-    for sample, walls in enumerate(closed):
-        mesh = voxel.interface(sample=sample)
+    for field, walls in enumerate(closed):
+        mesh = voxel.interface(field=field)
         assert len(mesh.triangles) == walls.sum() > 0
         np.testing.assert_array_equal(mesh.wall_probability, voxel.wall_probability[walls])
     # What only one of two fields has as a wall is not drawn as if it were sure.
     assert voxel.interface(threshold=0.9).triangles.shape[0] < closed[0].sum()
-    with pytest.raises(ValueError, match="^sample is 2; the fit has fields 0 to 1"):
-        voxel.interface(sample=2)
+    with pytest.raises(ValueError, match="^field is 2; the fit has fields 0 to 1"):
+        voxel.interface(field=2)
 
 
 def test_pattern_that_samples_do_not_agree_on_is_not_determined(model, volume):
-    fit = model.fit(volume[0, 0, 0], sigma=5.0, n_samples=3)
+    fit = model.fit(volume[0, 0, 0], sigma=5.0, n_fields=3)
     assert fit.pattern_agreement < 0.8 and fit.status == Status.PATTERN_NOT_DETERMINED
-    assert fit.permeability_samples.shape == (3, GRID.n_faces)
+    assert fit.permeability_fields.shape == (3, GRID.n_faces)
     assert (fit.predict() > 0).all()
-    alone = model.fit(volume[0, 0, 0], sigma=5.0, n_samples=0)
+    alone = model.fit(volume[0, 0, 0], sigma=5.0, n_fields=0, n_draws=0)
     assert alone.pattern_agreement == 1 and alone.status == Status.CONVERGED
 
 
 def test_history_tells_what_each_stage_did(model, volume):
-    fit = model.fit(volume[0, 0, 0], sigma=5.0, n_samples=0)
+    fit = model.fit(volume[0, 0, 0], sigma=5.0, n_fields=0, n_draws=0)
     # Two stages; at SNR 20 the search is at the true noise, and the last is not run again.
     assert fit.history["iterations"].tolist() == [2, 2, 0]
-    sharper = model.fit(volume[0, 0, 0], sigma=1.0, n_samples=0)
+    sharper = model.fit(volume[0, 0, 0], sigma=1.0, n_fields=0, n_draws=0)
     assert sharper.history["iterations"].tolist() == [2, 2, 2]
     by_residual = (sharper.residual_rms / sharper.sigma) ** 2
     # The misfit counts the two b0 of each echo time, averaged, once.
@@ -587,7 +593,7 @@ def test_saved_fit_is_loaded_as_it_was(tmp_path, volume, boundary):
         diffusivity=np.float32(1.9e-3),
         seed=np.int64(5),
     )
-    fit = model.fit(volume[0], sigma=SIGMA, n_samples=1)
+    fit = model.fit(volume[0], sigma=SIGMA, n_fields=1)
     path = tmp_path / "walls.npz"
     fit.save(path)
     loaded = load_fit(path)
@@ -597,7 +603,7 @@ def test_saved_fit_is_loaded_as_it_was(tmp_path, volume, boundary):
     for name in ("diffusivity", "optimizer", "seed"):
         assert getattr(loaded.model, name) == getattr(model, name)
     np.testing.assert_allclose(loaded.predict(), fit.predict())
-    again = loaded.model.fit(volume[0], sigma=SIGMA, n_samples=1)
+    again = loaded.model.fit(volume[0], sigma=SIGMA, n_fields=1)
     assert_nearly_same_fit(again, fit)
     with np.load(path, allow_pickle=False) as arrays:
         assert all(array.dtype != object for array in arrays.values())
@@ -620,7 +626,7 @@ def test_files_that_are_no_fit_are_refused(tmp_path, volume_fit):
     (tmp_path / "text.npz").write_text("walls")
     (tmp_path / "cut.npz").write_bytes(stored[: len(stored) // 2])
     for name in ("other.npz", "array.npy", "empty.npz", "text.npz", "cut.npz"):
-        with pytest.raises(ValueError, match=f"^path: .*{name} is not a saved fit"):
+        with pytest.raises(ValueError, match=f"^path: .*{name} is not a fit"):
             load_fit(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         load_fit(tmp_path / "missing.npz")
@@ -630,7 +636,7 @@ def test_priors_of_one_s_own_cannot_be_saved(tmp_path, volume_fit):
     class Own(WallArea):
         pass
 
-    fit = SpinverseFit(quick_model(priors=[Own(0.1)]), volume_fit._values)
+    fit = SpinverseFit(quick_model(priors=[Own(0.1)]), volume_fit.status, volume_fit._values)
     with pytest.raises(ValueError, match="priors has .*Own.*cannot be saved"):
         fit.save(tmp_path / "fit.npz")
     assert not (tmp_path / "fit.npz").exists()
@@ -639,45 +645,47 @@ def test_priors_of_one_s_own_cannot_be_saved(tmp_path, volume_fit):
 def test_model_and_fit_can_be_pickled(model, volume, volume_fit):
     assert_same_fit(pickle.loads(pickle.dumps(volume_fit)), volume_fit)
     copy = pickle.loads(pickle.dumps(model))
-    assert_nearly_same_fit(copy.fit(volume[0], sigma=SIGMA, n_samples=1), volume_fit[0])
+    assert_nearly_same_fit(copy.fit(volume[0], sigma=SIGMA, n_fields=1), volume_fit[0])
 
 
 # ---------------------------------------------------------------- repeats and chunks
 
 
 def test_same_seed_gives_the_same_fit_and_another_seed_another(model, volume, volume_fit):
-    assert_nearly_same_fit(model.fit(volume, sigma=SIGMA, n_samples=1), volume_fit)
-    other = quick_model(seed=1).fit(volume[0, 0, 0], sigma=SIGMA, n_samples=1)
+    assert_nearly_same_fit(model.fit(volume, sigma=SIGMA, n_fields=1), volume_fit)
+    other = quick_model(seed=1).fit(volume[0, 0, 0], sigma=SIGMA, n_fields=1)
     difference = np.abs(other.wall_probability - volume_fit[0, 0, 0].wall_probability)
     assert difference.max() > 0.01
 
 
 @pytest.mark.parametrize("vox_per_chunk", [1, 3])
 def test_chunks_do_not_change_the_fit(model, volume, volume_fit, vox_per_chunk):
-    fit = model.fit(volume, sigma=SIGMA, n_samples=1, vox_per_chunk=vox_per_chunk)
+    fit = model.fit(volume, sigma=SIGMA, n_fields=1, vox_per_chunk=vox_per_chunk)
     assert_nearly_same_fit(fit, volume_fit)
 
 
 def test_chunks_do_not_change_the_fit_of_voxels_of_different_noise(model, volume):
     sigma = np.array([[0.5], [2.0], [4.0], [1.0]]).reshape(2, 2, 1)
-    whole = model.fit(volume, sigma=sigma, n_samples=0)
-    assert_nearly_same_fit(model.fit(volume, sigma=sigma, n_samples=0, vox_per_chunk=1), whole)
+    whole = model.fit(volume, sigma=sigma, n_fields=0, n_draws=0)
+    assert_nearly_same_fit(
+        model.fit(volume, sigma=sigma, n_fields=0, n_draws=0, vox_per_chunk=1), whole
+    )
 
 
 @pytest.mark.parametrize("n_jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_joblib_gives_the_same_fit(model, volume, volume_fit, n_jobs):
     pytest.importorskip("joblib")
     n_threads = torch.get_num_threads()
-    settings = {"sigma": SIGMA, "n_samples": 1, "engine": "joblib"}
+    settings = {"sigma": SIGMA, "n_fields": 1, "engine": "joblib"}
     fit = model.fit(volume, vox_per_chunk=2, n_jobs=n_jobs, **settings)
     assert_nearly_same_fit(fit, volume_fit)
     assert torch.get_num_threads() == n_threads  # a single job runs in this process
 
 
 def test_progress_is_only_shown_on_request(model, volume, capsys):
-    model.fit(volume[0, 0, 0], sigma=SIGMA, n_samples=0)
+    model.fit(volume[0, 0, 0], sigma=SIGMA, n_fields=0, n_draws=0)
     assert capsys.readouterr() == ("", "")
-    model.fit(volume[0, 0, 0], sigma=SIGMA, n_samples=0, verbose=True)
+    model.fit(volume[0, 0, 0], sigma=SIGMA, n_fields=0, n_draws=0, verbose=True)
     assert "1/1" in capsys.readouterr().err
 
 

@@ -11,12 +11,13 @@ from dipy_spinverse.acquisition.encodings import (
     oscillating_gradients,
     pulsed_gradients,
 )
-from dipy_spinverse.acquisition.pulsed import GYROMAGNETIC_RATIO, Acquisition
+from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.acquisition.waveform_files import (
     _spin_echoes,
     read_pulseq,
     read_text_waveforms,
 )
+from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO
 
 TRAPEZOID = np.array([[0, 0, 0], *[[1, 0, 0]] * 8, [0, 0, 0]])  # 9 intervals
 
@@ -237,17 +238,6 @@ def test_waveforms_that_disagree_with_the_gradient_table_are_refused():
 def test_encodings_that_cannot_be_played_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["small_delta", "big_delta", "diffusion_time", "q", "q_vectors", "timings", "timing_index",
-     "gradient_t_per_m", "b0_per_timing"],
-)  # fmt: skip
-def test_waveforms_have_no_pulse_timings(name):
-    acquisition = Acquisition.from_waveforms([LOBE], 1e-3)
-    with pytest.raises(ValueError, match=f"no {name}"):
-        getattr(acquisition, name)
 
 
 def test_strength_of_samples_is_in_tesla_per_metre():

@@ -15,7 +15,8 @@ from dipy_spinverse.acquisition.encodings import (
     oscillating_gradients,
     pulsed_gradients,
 )
-from dipy_spinverse.acquisition.pulsed import GYROMAGNETIC_RATIO, Acquisition
+from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO
 from dipy_spinverse.bloch_torrey import Simulator, simulate, simulate_with_jacobian
 from dipy_spinverse.grid import bcc_grid
 

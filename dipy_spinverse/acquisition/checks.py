@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-_DIRECTION_TOLERANCE = 1e-2  # DIPY's `atol` for unit vectors
-_TENSOR_TOLERANCE = 1e-6
-_TE_SLACK_MS = 5e-3  # TE, Delta and delta are often written with microsecond digits
+from dipy_spinverse.units import S
+
+TE_SLACK_MS = 5e-3  # TE, Delta and delta are often written with microsecond digits
+_DIRECTION_TOLERANCE = 1e-2  # of the length; DIPY's `atol` for unit vectors
+_TENSOR_TOLERANCE = 1e-6  # of a b-tensor's largest element; float32 has 7 digits
 _LARGEST_B = 500.0  # ms/um^2; no tissue signal is left there, so it is a b in s/mm^2
 _SMALLEST_BIG_DELTA_MS = 0.5  # less than gradient coils can do, more than a few ms in seconds
+# s; no encoding lasts longer (T1 of water is 3 s), so larger numbers are ms
 _LONGEST_SECONDS = {"small_delta": 1.0, "big_delta": 3.0, "te": 3.0}
 
 
@@ -37,7 +40,7 @@ def seconds_to_ms(name: str, value) -> np.ndarray:
             f"{name} is {seconds.max():g} s, which looks like milliseconds. Give seconds: "
             f"divide by 1000."
         )
-    return seconds * 1000
+    return seconds * S
 
 
 def weighting(bvals, b0_threshold: float) -> np.ndarray:
@@ -160,7 +163,7 @@ def lend_timing(small, big, te, b0) -> tuple[np.ndarray, np.ndarray]:
         )
     small, big = small.copy(), big.copy()
     for m in np.flatnonzero(idle):
-        same_te = ~idle if te is None else ~idle & np.isclose(te, te[m], rtol=0, atol=_TE_SLACK_MS)
+        same_te = ~idle if te is None else ~idle & np.isclose(te, te[m], rtol=0, atol=TE_SLACK_MS)
         if not same_te.any():
             at = "" if te is None else f" with its te of {te[m]:g} ms"
             raise ValueError(
@@ -193,7 +196,7 @@ def echo_time(small, big, te) -> np.ndarray:
     if te is None:
         return shortest
     _raise_where(
-        te < shortest - _TE_SLACK_MS,
+        te < shortest - TE_SLACK_MS,
         "te - (big_delta + small_delta)",
         te - shortest,
         "ms",

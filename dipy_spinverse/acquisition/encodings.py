@@ -1,20 +1,38 @@
 """Acquisitions of the usual gradient waveforms, in ms and ms/um^2.
 
-Each function takes one timing; :func:`combined` puts several acquisitions into one.
+Each function takes one timing; :func:`combined` puts several acquisitions into one. In all of
+them
+
+- `b` (M,) are b-values, ms/um^2, one for each row of
+- `directions` (M, 3), unit vectors;
+- `te` is the echo time, ms, without the time during which the magnetisation is stored; as short
+  as possible where it is not given;
+- a ValueError tells of b, directions or times that are bad or do not fit each other.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import checks
 from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
-from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.acquisition.measurements import Measurements
 from dipy_spinverse.acquisition.waveforms import Waveforms, joined
 
-_SAMPLES_PER_PERIOD = 256
-_TE_SLACK_MS = 5e-3
+_SAMPLES_PER_PERIOD = 256  # of sines; linear in between
+
+
+class _Piece(NamedTuple):
+    """A part of a profile: its duration in ms, its height at both ends, and whether it stores."""
+
+    duration: float
+    start: float = 0.0
+    end: float = 0.0
+    stored: bool = False
 
 
 def pulsed_gradients(
@@ -25,10 +43,8 @@ def pulsed_gradients(
 
     Parameters
     ----------
-    b : array_like (M,)
-        ms/um^2.
-    directions : array_like (M, 3)
-        Unit vectors.
+    b, directions, te
+        As in all of :mod:`dipy_spinverse.acquisition.encodings`.
     small_delta : float
         Duration of a pulse from the start of its ramp up to the start of its ramp down, ms.
     big_delta : float
@@ -38,17 +54,6 @@ def pulsed_gradients(
     mixing_time : float, optional
         Time between the pulses, in its middle, during which the magnetisation is stored and
         decays with T1, ms. The factor 1/2 of a stimulated echo is left to S0.
-    te : float, optional
-        Echo time without the mixing time, ms; as short as possible where not given.
-
-    Returns
-    -------
-    WaveformAcquisition
-
-    Raises
-    ------
-    ValueError
-        Where the pulses, ramps and mixing time do not fit, or b and directions are bad.
 
     References
     ----------
@@ -68,9 +73,8 @@ def pulsed_gradients(
         raise ValueError(
             f"mixing_time is {mixing_time:g} ms, but only {rest:g} ms lie between the pulses."
         )
-    profile = [*pulse, (apart, 0, 0, False), (mixing_time, 0, 0, True), (apart, 0, 0, False)]
-    profile += _times(pulse, -1)
-    return _played([profile], [np.sqrt(b / _b_of(profile))[:, None] * directions], te)
+    wait = [_Piece(apart), _Piece(mixing_time, stored=True), _Piece(apart)]
+    return _along([*pulse, *wait, *_times(pulse, -1)], b, directions, te)
 
 
 def double_diffusion(
@@ -85,21 +89,12 @@ def double_diffusion(
         Of each of the two pairs, ms/um^2; the measurement's own is the double.
     first, second : array_like (M, 3)
         Unit vectors of the gradients of the two pairs.
-    small_delta, big_delta, ramp : float
+    small_delta, big_delta, ramp
         Of each pair, as in :func:`pulsed_gradients`.
     mixing_time : float
         From the start of the second pulse to the start of the third, ms.
-    te : float, optional
-        ms.
-
-    Returns
-    -------
-    WaveformAcquisition
-
-    Raises
-    ------
-    ValueError
-        As :func:`pulsed_gradients`.
+    te
+        As in all of :mod:`dipy_spinverse.acquisition.encodings`.
 
     References
     ----------
@@ -118,8 +113,7 @@ def double_diffusion(
     pulse = _trapezoid(small_delta, ramp)
     rest = _gap("big_delta", big_delta, small_delta + ramp)
     between = _gap("mixing_time", mixing_time, small_delta + ramp)
-    pair = [*pulse, (rest, 0, 0, False), *_times(pulse, -1)]
-    wait = (between, 0, 0, False)
+    pair, wait = [*pulse, _Piece(rest), *_times(pulse, -1)], _Piece(between)
     q = np.sqrt(b / _b_of(pair))[:, None]
     profiles = [[*pair, wait, *_times(pair, 0)], [*_times(pair, 0), wait, *pair]]
     return _played(profiles, [q * first, q * second], te)
@@ -133,10 +127,8 @@ def oscillating_gradients(
 
     Parameters
     ----------
-    b : array_like (M,)
-        ms/um^2.
-    directions : array_like (M, 3)
-        Unit vectors.
+    b, directions, te
+        As in all of :mod:`dipy_spinverse.acquisition.encodings`.
     period : float
         ms.
     n_periods : int
@@ -146,17 +138,6 @@ def oscillating_gradients(
     shape : {"cosine", "sine"}, optional
         Of the gradient; the same on both sides, as played. The cosine's q(t) has no mean, and is
         symmetric in time; the sine's is not.
-    te : float, optional
-        ms.
-
-    Returns
-    -------
-    WaveformAcquisition
-
-    Raises
-    ------
-    ValueError
-        As :func:`pulsed_gradients`.
 
     References
     ----------
@@ -180,10 +161,9 @@ def oscillating_gradients(
     angle = 2 * np.pi * np.arange(n_periods * _SAMPLES_PER_PERIOD + 1) / _SAMPLES_PER_PERIOD
     wave = np.cos(angle) if shape == "cosine" else np.sin(angle)
     step = period / _SAMPLES_PER_PERIOD
-    oscillation = [(step, g, h, False) for g, h in zip(wave[:-1], wave[1:], strict=True)]
+    oscillation = [_Piece(step, g, h) for g, h in zip(wave[:-1], wave[1:], strict=True)]
     rest = _gap("separation", separation, n_periods * period)
-    profile = [*oscillation, (rest, 0, 0, False), *_times(oscillation, -1)]
-    return _played([profile], [np.sqrt(b / _b_of(profile))[:, None] * directions], te)
+    return _along([*oscillation, _Piece(rest), *_times(oscillation, -1)], b, directions, te)
 
 
 def b_tensor_encoding(
@@ -201,12 +181,8 @@ def b_tensor_encoding(
         ms/um^2, symmetric and without negative eigenvalues.
     duration : float
         ms.
-    te : float, optional
-        ms.
-
-    Returns
-    -------
-    WaveformAcquisition
+    te
+        As in all of :mod:`dipy_spinverse.acquisition.encodings`.
 
     Raises
     ------
@@ -226,17 +202,8 @@ def b_tensor_encoding(
     (array([1.]), array([0.]))
     """
     tensors = _checked_b_tensors(b_tensors)
-    duration = _time("duration", duration)
-    t = np.linspace(0, 1, _SAMPLES_PER_PERIOD + 1)
-    length, azimuth = np.sin(np.pi * t), 2 * np.pi * t - np.sin(2 * np.pi * t)
-    e = np.stack([np.cos(azimuth), np.sin(azimuth), np.full_like(t, np.sqrt(0.5))]) * length
-    rates = np.diff(e, axis=1).T / (duration / _SAMPLES_PER_PERIOD)
-    knots = duration * t
-    unit = Waveforms(
-        np.arange(1), knots, np.repeat(rates[:, None, None], 2, axis=1), np.zeros(len(rates), bool)
-    )
-    values, axes = np.linalg.eigh(unit.b_tensors()[0])
-    rates = rates @ (axes / np.sqrt(values)) @ axes.T  # integral of e e^T is 1
+    step = _time("duration", duration) / _SAMPLES_PER_PERIOD
+    rates = _spinning(duration)
     values, axes = np.linalg.eigh(tensors)
     # The axis of e(t) is that of the eigenvalue farthest from the others.
     alone = values[:, 2] - values[:, 1] >= values[:, 1] - values[:, 0]
@@ -244,13 +211,23 @@ def b_tensor_encoding(
     values = np.take_along_axis(values, order, axis=1)
     axes = np.take_along_axis(axes, order[:, None], axis=2)
     vectors = np.sqrt(np.maximum(values, 0))[:, None] * axes
-    profiles = [
-        [(duration / _SAMPLES_PER_PERIOD, g, g, False) for g in rates[:, k]] for k in range(3)
-    ]
+    profiles = [[_Piece(step, g, g) for g in component] for component in rates.T]
     return _played(profiles, np.moveaxis(vectors, 2, 0), te)
 
 
-def combined(*acquisitions: Acquisition) -> WaveformAcquisition:
+def _spinning(duration):
+    """de/dt (n, 3) in n equal steps, the integral of e e^T being the unit matrix."""
+    t = np.linspace(0, 1, _SAMPLES_PER_PERIOD + 1)
+    length, azimuth = np.sin(np.pi * t), 2 * np.pi * t - np.sin(2 * np.pi * t)
+    e = np.stack([np.cos(azimuth), np.sin(azimuth), np.full_like(t, np.sqrt(0.5))]) * length
+    rates = np.diff(e, axis=1).T / (duration / _SAMPLES_PER_PERIOD)
+    held = np.repeat(rates[:, None, None], 2, axis=1)
+    unit = Waveforms(np.arange(1), duration * t, held, np.zeros(len(rates), bool))
+    values, axes = np.linalg.eigh(unit.b_tensors()[0])
+    return rates @ (axes / np.sqrt(values)) @ axes.T
+
+
+def combined(*acquisitions: Measurements) -> WaveformAcquisition:
     """One acquisition with all measurements of several, of any kind, in a row.
 
     Examples
@@ -259,50 +236,48 @@ def combined(*acquisitions: Acquisition) -> WaveformAcquisition:
     >>> len(combined(short, double_diffusion([0.5], [[1, 0, 0]], [[0, 1, 0]], 5, 20, 25)))
     2
     """
-    parts, n = [], 0
-    for acquisition in acquisitions:
-        parts += [
-            Waveforms(part.rows + n, part.times, part.rates, part.stored)
-            for part in acquisition.waveforms
-        ]
-        n += len(acquisition)
-    threshold = max(acquisition.b0_threshold for acquisition in acquisitions)
-    return WaveformAcquisition(parts, threshold)
+    starts = np.cumsum([0, *map(len, acquisitions)])
+    parts = [
+        replace(part, rows=part.rows + start)
+        for acquisition, start in zip(acquisitions, starts[:-1], strict=True)
+        for part in acquisition.waveforms
+    ]
+    return WaveformAcquisition(parts, max(a.b0_threshold for a in acquisitions))
+
+
+def _along(profile, b, directions, te):
+    """Acquisition of one profile along directions, as strong as b says."""
+    return _played([profile], [np.sqrt(b / _b_of(profile))[:, None] * directions], te)
 
 
 def _played(profiles, vectors, te):
     """Acquisition of dq/dt = sum_c profile_c(t) vector_c, in the middle of the echo time.
 
-    profiles: C rows of pieces (duration, rate at start, rate at end, stored), of the same
-    durations; vectors (C, M, 3).
+    profiles: C lists of pieces of the same durations; vectors (C, M, 3).
     """
-    durations, stored = [piece[0] for piece in profiles[0]], [piece[3] for piece in profiles[0]]
-    shapes = np.array([[piece[1:3] for piece in profile] for profile in profiles])
+    shapes = np.array([[(piece.start, piece.end) for piece in profile] for profile in profiles])
     rates = np.einsum("cke,cmi->kemi", shapes, np.asarray(vectors))
-    lasting = sum(d for d, s in zip(durations, stored, strict=True) if not s)
+    lasting = sum(piece.duration for piece in profiles[0] if not piece.stored)
     dead = 0.0 if te is None else (_time("te", te) - lasting) / 2
-    if dead < -_TE_SLACK_MS:
+    if dead < -checks.TE_SLACK_MS:
         raise ValueError(f"te is {te:g} ms, but the encoding takes {lasting:g} ms; give more.")
     off = (dead, np.zeros_like(rates[0]), False)
-    pieces = [off, *zip(durations, rates, stored, strict=True), off]
-    return WaveformAcquisition([Waveforms(np.arange(rates.shape[2]), *joined(pieces))])
+    on = [(p.duration, rate, p.stored) for p, rate in zip(profiles[0], rates, strict=True)]
+    return WaveformAcquisition([Waveforms(np.arange(rates.shape[2]), *joined([off, *on, off]))])
 
 
 def _b_of(profile):
     """b of a profile of unit amplitude along one axis."""
-    pieces = [
-        (span, np.array([[[g, 0, 0]], [[h, 0, 0]]], dtype=float), s) for span, g, h, s in profile
-    ]
-    return Waveforms(np.arange(1), *joined(pieces)).b_tensors()[0, 0, 0]
+    return _played([profile], [[[1.0, 0, 0]]], None).b[0]
 
 
 def _trapezoid(small_delta, ramp):
     flat = _gap("small_delta", small_delta, _time("ramp", ramp))
-    return [(ramp, 0, 1, False), (flat, 1, 1, False), (ramp, 1, 0, False)]
+    return [_Piece(ramp, 0, 1), _Piece(flat, 1, 1), _Piece(ramp, 1, 0)]
 
 
 def _times(profile, factor):
-    return [(span, factor * g, factor * h, s) for span, g, h, s in profile]
+    return [p._replace(start=factor * p.start, end=factor * p.end) for p in profile]
 
 
 def _time(name, value):

@@ -2,95 +2,66 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
-from dipy.core.gradients import GradientTable, gradient_table
+from dipy.core.gradients import GradientTable
 
 from dipy_spinverse.acquisition import checks
-from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.acquisition.measurements import Measurements, read_only
 from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO, Waveforms, joined
+from dipy_spinverse.units import MS_PER_UM2, S
 
 _STRONGEST_T_PER_M = 10.0  # more than any scanner has, and 10 mT/m given as such
-_LONGEST_MS = 3000.0
-_GTAB_TOLERANCE = 0.05  # b-values are rounded, and often leave out the imaging gradients
-_TE_SLACK_MS = 5e-3
+_LONGEST_MS = 3000.0  # T1 of water: a longer encoding leaves no signal
+_GTAB_TOLERANCE = 0.05  # of b; b-values are rounded, and often leave out the imaging gradients
 
 
-def _only_pulsed(name):
-    def refuse(self):
-        raise ValueError(
-            f"acquisition has free gradient waveforms, and no {name}, which only a pair of "
-            "rectangular pulses has; give an Acquisition(b, directions, small_delta, big_delta) "
-            "here. Waveforms can be simulated: simulate, simulate_with_jacobian."
-        )
-
-    return property(refuse, doc="Not of waveforms: raises a ValueError.")
-
-
-class WaveformAcquisition(Acquisition):
+@dataclass(frozen=True, eq=False, repr=False)
+class WaveformAcquisition(Measurements):
     """An acquisition whose gradients are given as waveforms, made by `Acquisition.from_waveforms`.
 
-    It has what any acquisition has, except for what only pulsed gradients have (`small_delta`,
-    `big_delta`, `q`, `timings` ...): asking for that raises a ValueError.
+    It has what all `Measurements` have.
 
     Parameters
     ----------
     waveforms : sequence of Waveforms
         Their rows together are 0 ... M-1.
     b0_threshold : float, optional
-        As of :class:`Acquisition`, but the gradients of b0 measurements count.
-
-    Attributes
-    ----------
-    b : ndarray (M,)
-        Trace of the b-tensor, ms/um^2.
-    b_tensors : ndarray (M, 3, 3)
-        ms/um^2.
-    directions : ndarray (M, 3)
-        The axis of largest b; zeros at b0.
-    te : ndarray (M,)
-        Time during which the magnetisation is transverse, ms.
-    mixing_time : ndarray (M,)
-        Time during which it is stored (stimulated echo), ms.
+        Measurements with b at or below this (ms/um^2) are b0; their gradients count.
 
     Raises
     ------
     ValueError
-        If a waveform does not refocus.
+        If there are none, or one does not refocus.
+
+    Examples
+    --------
+    >>> from dipy_spinverse.acquisition.encodings import pulsed_gradients
+    >>> acquisition = pulsed_gradients([0, 1, 2], [1, 0, 0], small_delta=8, big_delta=20, ramp=1)
+    >>> acquisition
+    WaveformAcquisition(3 measurements, 1 b0, b <= 2 ms/um^2, up to 29 ms)
+    >>> acquisition.subset(acquisition.b > 1.5).b_anisotropy.round(6)
+    array([1.])
     """
 
-    def __init__(self, waveforms: list[Waveforms], b0_threshold: float = 0.05):
-        n = sum(len(part.rows) for part in waveforms)
-        b_tensors, te, mixing = np.empty((n, 3, 3)), np.empty(n), np.empty(n)
-        for part in waveforms:
-            _check_refocused(part)
-            b_tensors[part.rows] = part.b_tensors()
-            te[part.rows], mixing[part.rows] = part.echo_time, part.mixing_time
-        b = np.trace(b_tensors, axis1=1, axis2=2)
-        directions = np.linalg.eigh(b_tensors)[1][:, :, -1]
-        # towards +z, or y, or x: the sign of an eigenvector is arbitrary
-        last_nonzero = 2 - np.argmax(np.abs(directions[:, ::-1]) > 1e-9, axis=1)
-        directions *= np.sign(np.take_along_axis(directions, last_nonzero[:, None], axis=1))
-        directions[b <= b0_threshold] = 0
-        for name, value in (
-            ("b", b), ("directions", directions), ("te", te), ("mixing_time", mixing),
-            ("b_tensors", b_tensors),
-        ):  # fmt: skip
-            value.flags.writeable = False
-            object.__setattr__(self, name, value)
-        object.__setattr__(self, "b0_threshold", float(b0_threshold))
-        object.__setattr__(self, "waveforms", tuple(waveforms))
+    waveforms: tuple[Waveforms, ...]
+    b0_threshold: float = 0.05
 
-    small_delta = _only_pulsed("small_delta")
-    big_delta = _only_pulsed("big_delta")
-    diffusion_time = _only_pulsed("diffusion_time")
-    q = _only_pulsed("q")
-    q_vectors = _only_pulsed("q_vectors")
-    gradient_t_per_m = _only_pulsed("gradient_t_per_m")
-    timings = _only_pulsed("timings")
-    timing_index = _only_pulsed("timing_index")
-    b0_per_timing = _only_pulsed("b0_per_timing")
+    def __post_init__(self):
+        if not len(self.waveforms):
+            raise ValueError("waveforms is empty; give at least one measurement.")
+        for part in self.waveforms:
+            _check_refocused(part)
+        object.__setattr__(self, "waveforms", tuple(self.waveforms))
+        object.__setattr__(self, "b0_threshold", float(self.b0_threshold))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        found = {"b0_threshold": np.array(self.b0_threshold)}
+        for k, part in enumerate(self.waveforms):
+            found |= {f"{f.name}_{k}": getattr(part, f.name) for f in fields(Waveforms)}
+        return found
 
     def to_gtab(self) -> GradientTable:
         """Hand the acquisition to a DIPY model.
@@ -100,29 +71,46 @@ class WaveformAcquisition(Acquisition):
         GradientTable
             With b-tensors in `btens`, and without `big_delta` and `small_delta`.
         """
-        return gradient_table(
-            np.where(self.b0_mask, 0.0, self.b) * 1000,
-            bvecs=self.directions,
-            btens=self.b_tensors * 1000,
-            b0_threshold=self.b0_threshold * 1000,
-        )
+        return self._gradient_table(btens=self.b_tensors * MS_PER_UM2)
 
     def subset(self, index) -> WaveformAcquisition:
-        chosen = np.atleast_1d(np.arange(len(self))[index])
+        chosen = self._chosen(index)
         parts = []
         for part in self.waveforms:
             place, old = np.nonzero(chosen[:, None] == part.rows)
             if len(place):
-                kept = part.select(old)
-                parts.append(Waveforms(place, kept.times, kept.rates, kept.stored))
+                parts.append(replace(part.select(old), rows=place))
         return WaveformAcquisition(parts, self.b0_threshold)
 
-    def __repr__(self) -> str:
-        longest = max(part.times[-1] for part in self.waveforms)
-        return (
-            f"WaveformAcquisition({len(self)} measurement{'s' * (len(self) > 1)}, "
-            f"{self.b0_mask.sum()} b0, b <= {self.b.max():.4g} ms/um^2, up to {longest:.4g} ms)"
-        )
+    @cached_property
+    def b_tensors(self) -> np.ndarray:
+        """(M, 3, 3) integral of q q^T, ms/um^2."""
+        return self._in_order([part.b_tensors() for part in self.waveforms])
+
+    @cached_property
+    def b(self) -> np.ndarray:
+        """(M,) trace of the b-tensor, ms/um^2."""
+        return read_only(np.trace(self.b_tensors, axis1=1, axis2=2))
+
+    @cached_property
+    def directions(self) -> np.ndarray:
+        """(M, 3) the axis of largest b; zeros at b0."""
+        axes = np.linalg.eigh(self.b_tensors)[1][:, :, -1]
+        # towards +z, or y, or x: the sign of an eigenvector is arbitrary
+        last_nonzero = 2 - np.argmax(np.abs(axes[:, ::-1]) > 1e-9, axis=1)
+        axes *= np.sign(np.take_along_axis(axes, last_nonzero[:, None], axis=1))
+        axes[self.b0_mask] = 0
+        return read_only(axes)
+
+    @cached_property
+    def te(self) -> np.ndarray:
+        """(M,) time during which the magnetisation is transverse, ms."""
+        return self._in_order([np.full(len(w.rows), w.echo_time) for w in self.waveforms])
+
+    @cached_property
+    def mixing_time(self) -> np.ndarray:
+        """(M,) time during which it is stored (stimulated echo), ms."""
+        return self._in_order([np.full(len(w.rows), w.mixing_time) for w in self.waveforms])
 
     @cached_property
     def b_anisotropy(self) -> np.ndarray:
@@ -134,6 +122,14 @@ class WaveformAcquisition(Acquisition):
         trace = values.sum(axis=1)
         return (3 * axial - trace) / (2 * np.where(trace > 0, trace, 1))
 
+    def _in_order(self, parts):
+        rows = np.concatenate([part.rows for part in self.waveforms])
+        return read_only(np.concatenate(parts)[np.argsort(rows)])
+
+    def _summary(self):
+        longest = max(part.times[-1] for part in self.waveforms)
+        return f"b <= {self.b.max():.4g} ms/um^2", f"up to {longest:.4g} ms"
+
 
 def sampled_acquisition(
     gradients_T_per_m, dt_s, te, refocusing_s, storage_s, gtab, b0_threshold
@@ -143,24 +139,22 @@ def sampled_acquisition(
     if not gradients:
         raise ValueError("gradients_T_per_m is empty; give one waveform (T, 3) per measurement.")
     n = len(gradients)
-    dt = checks.per_measurement("dt_s", dt_s, n) * 1000
+    dt = checks.per_measurement("dt_s", dt_s, n) * S
     lasting = dt * [len(g) for g in gradients]
     if (dt <= 0).any() or lasting.max() > _LONGEST_MS:
         raise ValueError(
-            f"dt_s is {dt.min() / 1000:g} to {dt.max() / 1000:g} s, and the longest waveform "
-            f"lasts {lasting.max() / 1000:g} s; give the raster in seconds, for instance 1e-5."
+            f"dt_s is {dt.min() / S:g} to {dt.max() / S:g} s, and the longest waveform "
+            f"lasts {lasting.max() / S:g} s; give the raster in seconds, for instance 1e-5."
         )
     storage = _checked_storage(storage_s, lasting.min())
     needed = lasting - (storage[1] - storage[0])
-    te = needed if te is None else checks.per_measurement(
-        "te", checks.seconds_to_ms("te", te), n
-    )  # fmt: skip
-    short = te < needed - _TE_SLACK_MS
+    te = needed if te is None else checks.per_measurement("te", checks.seconds_to_ms("te", te), n)
+    short = te < needed - checks.TE_SLACK_MS
     if short.any():
         m = int(np.argmax(short))
         raise ValueError(
-            f"te is {te[m] / 1000:g} s at measurement {m}, whose waveform lasts "
-            f"{needed[m] / 1000:g} s; give a longer te, or none."
+            f"te is {te[m] / S:g} s at measurement {m}, whose waveform lasts "
+            f"{needed[m] / S:g} s; give a longer te, or none."
         )
     dead = np.maximum(te - needed, 0) / 2
     keys = np.column_stack([[len(g) for g in gradients], dt, dead]).round(9)
@@ -169,17 +163,17 @@ def sampled_acquisition(
     for k in range(alike.max() + 1):
         rows = np.flatnonzero(alike.ravel() == k)
         samples = np.stack([gradients[m] for m in rows], axis=1)
-        t = (np.arange(len(samples)) + 0.5) * dt[rows[0]]
-        parts.append(_held(rows, samples, t, dt[rows[0]], dead[rows[0]], refocusing_s, storage))
-    acquisition = WaveformAcquisition(parts, b0_threshold / 1000)
+        parts.append(_held(rows, samples, dt[rows[0]], dead[rows[0]], refocusing_s, storage))
+    acquisition = WaveformAcquisition(parts, b0_threshold / MS_PER_UM2)
     if gtab is not None:
         _check_agreement(acquisition, gtab)
     return acquisition
 
 
-def _held(rows, samples, t, dt, dead, refocusing_s, storage):
-    """Waveforms of samples (T, m, 3), T/m, that are held for dt ms each, at centres t."""
-    turns = checks.numeric("refocusing_s", [] if refocusing_s is None else refocusing_s) * 1000
+def _held(rows, samples, dt, dead, refocusing_s, storage):
+    """Waveforms of samples (T, m, 3), T/m, that are held for dt ms each, between dead times."""
+    t = (np.arange(len(samples)) + 0.5) * dt
+    turns = checks.numeric("refocusing_s", [] if refocusing_s is None else refocusing_s) * S
     sign = (-1.0) ** (t[:, None] > turns).sum(axis=1)
     stored = (t > storage[0]) & (t < storage[1])
     if np.abs(samples[stored]).max(initial=0) > 0:
@@ -215,11 +209,11 @@ def _checked_gradient(gradient, m):
 def _checked_storage(storage_s, shortest):
     if storage_s is None:
         return np.zeros(2)
-    storage = checks.numeric("storage_s", storage_s) * 1000
+    storage = checks.numeric("storage_s", storage_s) * S
     if storage.shape != (2,) or not 0 <= storage[0] < storage[1] <= shortest:
         raise ValueError(
             f"storage_s is {storage_s!r}; give start and stop in seconds, within the waveforms, "
-            f"which last {shortest / 1000:g} s."
+            f"which last {shortest / S:g} s."
         )
     return storage
 
@@ -248,14 +242,14 @@ def _check_agreement(acquisition, gtab):
     if expected is None:
         expected = gtab.bvals[:, None, None] * np.einsum("mi,mj->mij", gtab.bvecs, gtab.bvecs)
     checks.symmetric_tensors("gtab.btens", expected)
-    apart = np.linalg.norm(acquisition.b_tensors - expected / 1000, axis=(1, 2))
-    apart /= np.maximum(gtab.bvals / 1000, 1e-12)
+    apart = np.linalg.norm(acquisition.b_tensors - expected / MS_PER_UM2, axis=(1, 2))
+    apart /= np.maximum(gtab.bvals / MS_PER_UM2, 1e-12)
     bad = weighted & (apart > _GTAB_TOLERANCE)
     if bad.any():
         m = int(np.argmax(bad))
         raise ValueError(
             f"gtab has b = {gtab.bvals[m]:.4g} s/mm^2 at measurement {m}, its waveform "
-            f"{1000 * acquisition.b[m]:.4g} s/mm^2, and their b-tensors differ by "
+            f"{MS_PER_UM2 * acquisition.b[m]:.4g} s/mm^2, and their b-tensors differ by "
             f"{100 * apart[m]:.3g} % ({bad.sum() - 1} more differ by over "
             f"{100 * _GTAB_TOLERANCE:g} %). Check units, order and directions of the waveforms."
         )

@@ -7,19 +7,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-from dipy.core.gradients import GradientTable, gradient_table
+from dipy.core.gradients import GradientTable
 
 from dipy_spinverse.acquisition import checks, files
-from dipy_spinverse.acquisition.times import SharedTimes, read_only
+from dipy_spinverse.acquisition.measurements import (
+    Measurements,
+    counted,
+    distinct_times,
+    read_only,
+)
 from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO, Waveforms, pulsed_waveforms
+from dipy_spinverse.units import MS_PER_UM2, S
+
+if TYPE_CHECKING:
+    from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 
 _PER_MEASUREMENT = ("b", "directions", "small_delta", "big_delta", "te")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Acquisition(SharedTimes):
+class Acquisition(Measurements):
     """Measurements of a pulsed-gradient spin echo (two equal rectangular pulses).
 
     A number (for `directions`, one vector) holds for all measurements. The arrays are read-only
@@ -202,7 +212,7 @@ class Acquisition(SharedTimes):
             small_delta=small,
             big_delta=big,
             te=checks.seconds_to_ms("te", rows[:, 6]),
-            b0_threshold=b0_threshold / 1000,
+            b0_threshold=b0_threshold / MS_PER_UM2,
         )
 
     @classmethod
@@ -248,7 +258,7 @@ class Acquisition(SharedTimes):
     def from_waveforms(
         gradients_T_per_m, dt_s, te=None, *, refocusing_s=None, storage_s=None, gtab=None,
         b0_threshold=50,
-    ) -> Acquisition:  # fmt: skip
+    ) -> WaveformAcquisition:  # fmt: skip
         """A `WaveformAcquisition`: measurements with any gradient waveform.
 
         Parameters
@@ -291,13 +301,17 @@ class Acquisition(SharedTimes):
     @classmethod
     def _from_dipy_units(cls, bvals, bvecs, big_delta, small_delta, te, b0_threshold):
         return cls(
-            b=checks.weighting(bvals, b0_threshold) / 1000,
+            b=checks.weighting(bvals, b0_threshold) / MS_PER_UM2,
             directions=bvecs,
             small_delta=checks.seconds_to_ms("small_delta", small_delta),
             big_delta=checks.seconds_to_ms("big_delta", big_delta),
             te=None if te is None else checks.seconds_to_ms("te", te),
-            b0_threshold=b0_threshold / 1000,
+            b0_threshold=b0_threshold / MS_PER_UM2,
         )
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        per_measurement = {name: getattr(self, name) for name in _PER_MEASUREMENT}
+        return {**per_measurement, "b0_threshold": np.array(self.b0_threshold)}
 
     def to_gtab(self) -> GradientTable:
         """Hand the acquisition to a DIPY model.
@@ -308,55 +322,31 @@ class Acquisition(SharedTimes):
             With arrays of `big_delta` and `small_delta` (M,) in seconds; b is 0 where
             `b0_mask`. A gradient table has no echo time.
         """
-        return gradient_table(
-            np.where(self.b0_mask, 0.0, self.b) * 1000,
-            bvecs=self.directions,
-            big_delta=self.big_delta / 1000,
-            small_delta=self.small_delta / 1000,
-            b0_threshold=self.b0_threshold * 1000,
-        )
+        return self._gradient_table(big_delta=self.big_delta / S, small_delta=self.small_delta / S)
 
     def subset(self, index) -> Acquisition:
-        """Some of the measurements.
-
-        Parameters
-        ----------
-        index : int, slice, integer or boolean array
-            As for a NumPy array of length M.
-
-        Examples
-        --------
-        >>> acquisition = Acquisition(b=[0, 1], directions=[[0, 0, 0], [1, 0, 0]],
-        ...                           small_delta=10, big_delta=20)
-        >>> acquisition.subset(~acquisition.b0_mask).b
-        array([1.])
-        """
-        chosen = np.atleast_1d(np.arange(len(self))[index])
+        chosen = self._chosen(index)
         return replace(self, **{name: getattr(self, name)[chosen] for name in _PER_MEASUREMENT})
 
-    def __len__(self) -> int:
-        return self.b.size
-
-    def __repr__(self) -> str:
-        shells = np.unique(self.b[~self.b0_mask].round(1)).size
-        counts = (
-            _count(len(self), "measurement"),
-            f"{self.b0_mask.sum()} b0",
-            f"{_count(shells, 'shell')}, b <= {self.b.max():.4g} ms/um^2",
-            _count(len(self.timings), "timing"),
-            _count(self.echo_times.size, "echo time"),
-        )
-        return f"Acquisition({', '.join(counts)})"
+    @cached_property
+    def mixing_time(self) -> np.ndarray:
+        """(M,) zeros: a spin echo stores no magnetisation."""
+        return read_only(np.zeros_like(self.te))
 
     @property
-    def n_measurements(self) -> int:
-        """M."""
-        return len(self)
+    def timings(self) -> np.ndarray:
+        """(T, 3) the distinct (delta, Delta, TE) in ms, sorted."""
+        return self._distinct_timings[0]
+
+    @property
+    def timing_index(self) -> np.ndarray:
+        """(M,) row of `timings` of each measurement."""
+        return self._distinct_timings[1]
 
     @cached_property
-    def b0_mask(self) -> np.ndarray:
-        """(M,) bool: without diffusion weighting."""
-        return read_only(self.b <= self.b0_threshold)
+    def b0_per_timing(self) -> np.ndarray:
+        """(T, M) bool: the b0 measurements of each of `timings`."""
+        return self._b0_of_each(self.timing_index)
 
     @cached_property
     def diffusion_time(self) -> np.ndarray:
@@ -393,6 +383,15 @@ class Acquisition(SharedTimes):
         """(M,) gradient strength q / (gamma delta) in T/m."""
         return read_only(self.q * 1e9 / (GYROMAGNETIC_RATIO * self.small_delta))
 
+    @cached_property
+    def _distinct_timings(self):
+        return distinct_times(np.stack([self.small_delta, self.big_delta, self.te], axis=1))
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+    def _summary(self):
+        shells = np.unique(self.b[~self.b0_mask].round(1)).size
+        return (
+            counted(shells, "shell"),
+            f"b <= {self.b.max():.4g} ms/um^2",
+            counted(len(self.timings), "timing"),
+            counted(self.echo_times.size, "echo time"),
+        )

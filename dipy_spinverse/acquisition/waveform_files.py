@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from numpy.typing import ArrayLike
 from dipy_spinverse.acquisition import checks
 from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 from dipy_spinverse.acquisition.waveforms import Waveforms, joined
+from dipy_spinverse.units import S
+
+_ROTATION_TOLERANCE = 1e-3  # of R R^T; three digits in a file
+_JUMP_MS = 1e-7  # where a gradient jumps, Pulseq gives two knots closer than this
 
 
 def read_text_waveforms(
@@ -73,7 +78,7 @@ def read_text_waveforms(
             f"and {pause} ms; give positive times, and a pause of at least 0."
         )
     half = (max(2 * max(durations) + pause, te or 0)) / 2
-    if te is not None and te < 2 * half - 5e-3:
+    if te is not None and te < 2 * half - checks.TE_SLACK_MS:
         raise ValueError(
             f"te is {te:g} ms; the longer part and half of the pause take {half:g} ms, so give at "
             f"least {2 * half:g} ms."
@@ -84,11 +89,10 @@ def read_text_waveforms(
         pieces.append([(duration / len(ends), end[:, None], False) for end in ends])
     first, last = (half - pause / 2 - duration for duration in durations)
     row = [(first, off, False), *pieces[0], (pause, off, False), *pieces[1], (last, off, False)]
-    times, rates, stored = joined(row)
-    unit = WaveformAcquisition([Waveforms(np.arange(1), times, rates, stored)])
-    turned = np.einsum("mij,kej->kemi", _checked_rotations(rotations, len(b)), rates[:, :, 0])
-    scaled = turned * np.sqrt(b / unit.b[0])[:, None]
-    return WaveformAcquisition([Waveforms(np.arange(len(b)), times, scaled, stored)])
+    unit = Waveforms(np.arange(1), *joined(row))
+    turned = np.einsum("mij,kej->kemi", _checked_rotations(rotations, len(b)), unit.rates[:, :, 0])
+    scaled = turned * np.sqrt(b / WaveformAcquisition([unit]).b[0])[:, None]
+    return WaveformAcquisition([replace(unit, rows=np.arange(len(b)), rates=scaled)])
 
 
 def read_pulseq(path: str | PathLike, *, te: float | None = None) -> WaveformAcquisition:
@@ -145,7 +149,7 @@ def _spin_echoes(path, excitations, refocusings, readout, te):
     for start, stop in zip(excitations, ends, strict=True):
         if not ((readout > start) & (readout < stop)).any():
             continue  # a preparation
-        turns = 1000 * (refocusings[(refocusings > start) & (refocusings < stop)] - start)
+        turns = S * (refocusings[(refocusings > start) & (refocusings < stop)] - start)
         if not len(turns):
             raise ValueError(
                 f"path {path}: the excitation at {start:g} s has no refocusing pulse before its "
@@ -170,17 +174,16 @@ def _since_excitation(rows, starts, duration, turns, gradients):
     knots = [np.array([0.0, duration]), *turns]
     for start in starts:
         for times, _ in gradients:
-            knots.append(1000 * (times - start))
+            knots.append(S * (times - start))
     knots = np.unique(np.concatenate(knots).clip(0, duration).round(7))
     rates = np.zeros((len(knots) - 1, 2, len(rows), 3))
-    inside = 1e-7  # ms; where a gradient jumps, Pulseq gives two knots closer than this
     for m, (start, flips) in enumerate(zip(starts, turns, strict=True)):
-        sign = (-1.0) ** (knots[:-1, None] >= flips - inside).sum(axis=1)
+        sign = (-1.0) ** (knots[:-1, None] >= flips - _JUMP_MS).sum(axis=1)
         for axis, (times, hertz_per_m) in enumerate(gradients):
             if not len(times):
                 continue
-            for end, t in enumerate((knots[:-1] + inside, knots[1:] - inside)):
-                g = np.interp(t / 1000 + start, times, hertz_per_m, left=0, right=0)
+            for end, t in enumerate((knots[:-1] + _JUMP_MS, knots[1:] - _JUMP_MS)):
+                g = np.interp(t / S + start, times, hertz_per_m, left=0, right=0)
                 rates[:, end, m, axis] = 2e-9 * np.pi * sign * g
     return Waveforms(rows, knots, rates, np.zeros(len(rates), dtype=bool))
 
@@ -211,8 +214,7 @@ def _checked_rotations(rotations, n):
     if rotations.shape != (n, 3, 3):
         raise ValueError(f"rotations has shape {rotations.shape}; give ({n}, 3, 3).")
     apart = np.abs(rotations @ np.swapaxes(rotations, 1, 2) - np.eye(3)).max(axis=(1, 2))
-    if not (apart <= 1e-3).all():
-        raise ValueError(
-            f"rotations is not orthogonal at measurement {np.argmax(~(apart <= 1e-3))}."
-        )
+    bad = ~(apart <= _ROTATION_TOLERANCE)
+    if bad.any():
+        raise ValueError(f"rotations is not orthogonal at measurement {np.argmax(bad)}.")
     return rotations

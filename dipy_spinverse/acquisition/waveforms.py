@@ -13,10 +13,10 @@ import numpy as np
 # rad/(s T), proton in water as Camino has it; CODATA 2018 (doi:10.1103/RevModPhys.93.025010)
 # gives 2.675153151e8 for the shielded proton, 2.4e-7 more
 GYROMAGNETIC_RATIO = 2.6751525e8
-# q left at the echo, and difference of q(t) and q(TE - t), that pass for none: relative to the
-# largest q. Text files of waveforms have four digits or more.
-_REFOCUSED, _SYMMETRIC = 1e-3, 1e-6
-_SHORTEST_MS = 1e-9
+_REFOCUSED = 1e-3  # of the largest q, left at the echo; text files have four digits or more
+_SYMMETRIC = 1e-6  # of the largest q, between q(t) and q(TE - t)
+_SHORTEST_MS = 1e-9  # pieces that are shorter come from rounding
+# of three points, exact for polynomials up to t^5; q q^T is of fourth degree
 _GAUSS_POINTS = 0.5 + np.array([-1, 0, 1]) * np.sqrt(0.15)
 _GAUSS_WEIGHTS = np.array([5, 8, 5]) / 18
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.acquisition.measurements import Measurements
 from dipy_spinverse.bloch_torrey.finite_volumes.operator import (
     face_resistance,
     relative_transmissibility,
@@ -16,7 +16,7 @@ from dipy_spinverse.grid import TetrahedralGrid
 
 
 def simulate(
-    acquisition: Acquisition,
+    acquisition: Measurements,
     grid: TetrahedralGrid,
     permeability,
     *,
@@ -35,7 +35,7 @@ def simulate(
 
     Parameters
     ----------
-    acquisition : Acquisition
+    acquisition : Measurements
         M measurements.
     grid : TetrahedralGrid
     permeability : array-like or torch.Tensor, (F,) or (V, F)
@@ -119,7 +119,7 @@ def simulate(
 
 
 def simulate_with_jacobian(
-    acquisition: Acquisition,
+    acquisition: Measurements,
     grid: TetrahedralGrid,
     permeability,
     *,

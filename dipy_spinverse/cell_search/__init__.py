@@ -5,6 +5,7 @@ partly, which makes the signals smooth in their shape. What counts is a misfit t
 tetrahedra, not signal.
 """
 
+from dipy_spinverse.cell_search.effort import SearchEffort
 from dipy_spinverse.cell_search.voxel_inversion import CellInversion
 
-__all__ = ["CellInversion"]
+__all__ = ["CellInversion", "SearchEffort"]

@@ -1,7 +1,6 @@
 """Smooth bodies: tubes along splines, open or closed to a ring, of varying radius.
 
-A body of k control points has 4 k parameters, the rows (x, y, z, log radius) of its points, um.
-One point is a sphere, two are a capsule or cone, more are bent tubes; a ring is a torus.
+One control point is a sphere, two are a capsule or cone, more are bent tubes; a ring is a torus.
 """
 
 from __future__ import annotations
@@ -15,41 +14,27 @@ from scipy.spatial.distance import cdist
 
 from dipy_spinverse.grid import TetrahedralGrid
 
-# Least and largest radius, um.
-_RADII = (1.0, 14.0)
+# Chosen to contain cells of many forms, as do the numbers in `_random_body`.
+_RADII = (1.0, 14.0)  # least and largest, um
+_ALL_BELOW = 0.03  # share of the volume up to which single cells are as they are drawn
+_BRANCHING = 0.5  # share of further bodies that branch off
+_RADIUS_SPREAD = 0.25  # standard deviation of the logarithm of uneven radii
+# Of the line, between two control points.
 _POINTS_PER_SEGMENT = 8
-# Share of the volume up to which single cells are as they are drawn.
-_ALL_BELOW = 0.03
-# Share of further bodies that branch off, and spread of the logarithm of uneven radii.
-_BRANCHING, _RADIUS_SPREAD = 0.5, 0.25
 
 
-@dataclass(frozen=True)
-class Bodies:
-    """One or several bodies.
+@dataclass(frozen=True, eq=False)
+class Body:
+    """A tube around control points (k, 4): rows x, y, z, log radius, um; closed if a ring."""
 
-    Attributes
-    ----------
-    shapes : tuple of (int, bool)
-        Number of control points of each body, and whether it is a ring.
-    parameters : ndarray (P,)
-        Rows (x, y, z, log radius) of all control points, one after the other.
-    """
-
-    shapes: tuple[tuple[int, bool], ...]
-    parameters: np.ndarray
+    control: np.ndarray
+    ring: bool
 
     def inside(self, points: np.ndarray) -> np.ndarray:
-        """Which points (N, 3), um, are inside of any body."""
-        result = np.zeros(len(points), dtype=bool)
-        first = 0
-        for n_points, ring in self.shapes:
-            control = self.parameters[first : first + 4 * n_points].reshape(n_points, 4)
-            first += 4 * n_points
-            line = _spline(n_points, ring) @ control
-            radius = np.exp(line[:, 3]).clip(*_RADII)
-            result |= (cdist(points, line[:, :3]) < radius).any(axis=1)
-        return result
+        """Which points (N, 3), um, are inside."""
+        line = _spline(len(self.control), self.ring) @ self.control
+        radius = np.exp(line[:, 3]).clip(*_RADII)
+        return (cdist(points, line[:, :3]) < radius).any(axis=1)
 
 
 @lru_cache(maxsize=32)
@@ -68,53 +53,52 @@ def _spline(n_points, ring):
     return spline(np.linspace(0, n_points - 1, n_line))
 
 
-def random_bodies(rng: np.random.Generator, grid: TetrahedralGrid) -> Bodies:
-    """One to three bodies in or through the box of a grid, of 4 to 40 % of its volume.
+def random_bodies(rng: np.random.Generator, grid: TetrahedralGrid) -> np.ndarray:
+    """Labels (T,) of one to three bodies in or through the box, of 4 to 40 % of its volume.
 
     Sizes scale with the box: radii are 0.13 to 0.3 of its half width.
     """
     while True:
         number = rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15])
-        bodies = _drawn(rng, grid, number, number)
-        if 0.04 < _share(bodies, grid) < 0.4:
-            return bodies
+        labels = _drawn(rng, grid, number, number)
+        if 0.04 < _share(labels, grid) < 0.4:
+            return labels
 
 
-def random_cell(rng: np.random.Generator, grid: TetrahedralGrid) -> Bodies:
-    """A body that leaves space for one or two others: of 1 to 25 % of the volume.
+def random_cell(rng: np.random.Generator, grid: TetrahedralGrid) -> np.ndarray:
+    """Labels (T,) of a body that leaves space for others: of 1 to 25 % of the volume.
 
     The larger ones are rarer: they can be told from fewer of them.
     """
     while True:
-        body = _drawn(rng, grid, 1, rng.choice([2, 3]))
-        share = _share(body, grid)
+        labels = _drawn(rng, grid, 1, rng.choice([2, 3]))
+        share = _share(labels, grid)
         if 0.01 < share < 0.25 and rng.random() < _ALL_BELOW / share:
-            return body
+            return labels
 
 
 def _drawn(rng, grid, number, number_in_box):
     corners = grid.points_um.min(axis=0), grid.points_um.max(axis=0)
     centre, half = np.mean(corners, axis=0), np.subtract(*corners[::-1]) / 2
-    shapes, parts = [], []
+    bodies: list[Body] = []
     for _ in range(number):
-        shape, points = _random_body(rng, number_in_box)
-        if parts and rng.random() < _BRANCHING:
+        points, ring = _random_body(rng, number_in_box)
+        if bodies and rng.random() < _BRANCHING:
             # A branch: from a point of the body before.
-            before = parts[-1].reshape(-1, 4)
-            points[:, :3] += (rng.choice(before[:, :3]) - centre) / half - points[0, :3]
+            before = rng.choice(bodies[-1].control[:, :3])
+            points[:, :3] += (before - centre) / half - points[0, :3]
         points[:, :3] = centre + half * points[:, :3]
         points[:, 3] += np.log(half.mean())
-        shapes.append(shape)
-        parts.append(points.ravel())
-    return Bodies(tuple(shapes), np.concatenate(parts))
+        bodies.append(Body(points, ring))
+    return np.any([body.inside(grid.centroids) for body in bodies], axis=0)
 
 
-def _share(bodies, grid):
-    return bodies.inside(grid.centroids) @ grid.volumes / grid.volume_um3
+def _share(labels, grid):
+    return labels @ grid.volumes / grid.volume_um3
 
 
 def _random_body(rng, n_bodies):
-    """Shape and control points of a body in the box from -1 to 1."""
+    """Control points of a body in the box from -1 to 1, and whether it is a ring."""
     kind = rng.random()
     radius = rng.uniform(0.26, 0.6 if n_bodies == 1 else 0.48)
     if kind < 0.12:
@@ -123,20 +107,20 @@ def _random_body(rng, n_bodies):
         angle = 2 * np.pi * np.arange(n_points)[:, None] / n_points
         ring = np.cos(angle) * plane[0] + np.sin(angle) * plane[1]
         line = rng.uniform(-0.3, 0.3, 3) + rng.uniform(0.38, 0.75) * ring
-        return (n_points, True), _with_radius(line, radius, rng)
+        return _with_radius(line, radius, rng), True
     if kind < 0.5 and n_bodies < 3:
         n_points, axis = 4, rng.integers(3)
         line = rng.normal(0, rng.uniform(0, 0.38), (n_points, 3)) + rng.normal(0, 0.23, 3)
         line = line.clip(-0.75, 0.75)
         line[:, axis] = np.linspace(-1.3, 1.3, n_points)
-        return (n_points, False), _with_radius(line, radius, rng)
+        return _with_radius(line, radius, rng), False
     n_points, direction = rng.integers(1, 5), rng.standard_normal(3)
     length, line = rng.uniform(0.22, 0.7), [np.zeros(3)]
     for _ in range(n_points - 1):
         direction = direction / np.linalg.norm(direction) + 0.5 * rng.standard_normal(3)
         line.append(line[-1] + length * direction / np.linalg.norm(direction))
     line = np.array(line) - np.mean(line, axis=0) + rng.uniform(-0.6, 0.6, 3)
-    return (int(n_points), False), _with_radius(line, radius, rng)
+    return _with_radius(line, radius, rng), False
 
 
 def _with_radius(line, radius, rng):

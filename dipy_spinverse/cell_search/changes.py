@@ -10,14 +10,19 @@ from scipy.spatial.transform import Rotation
 
 from dipy_spinverse.grid import TetrahedralGrid
 
-# Standard deviations of moves, in steps between tetrahedra, and of turns, rad.
-_MOVE, _TURN = 1.0, 0.3
-# How often a cell is mirrored at its own centre; and, where it moves alone, at the centre of the
-# box, and moves far, by so much more.
-_MIRRORED, _ACROSS, _FAR, _FARTHER = 0.3, 0.3, 0.3, 4.0
+# Chosen on the shapes of benchmarks/shapes.py.
+_MOVE = 1.0  # standard deviation, in distances of neighbouring tetrahedra
+_TURN = 0.3  # standard deviation, rad
+_MIRRORED = 0.3  # how often a cell is mirrored at its own centre
+_ACROSS = 0.3  # how often one that moves alone is mirrored at the centre of the box
+_FAR = 0.3  # how often one that moves alone moves farther
+_FARTHER = 4.0  # so many times
+_LEAST_CELL = 2  # tetrahedra
 # Shares of the kinds of changes, one added to the other; the rest takes a cell from others.
-_MOVE_ONE, _MOVE_ALL, _REMOVE, _JOIN = 0.3, 0.5, 0.6, 0.8
-_LEAST_CELL = 2
+_MOVE_ONE = 0.3
+_MOVE_ALL = 0.5
+_REMOVE = 0.6
+_JOIN = 0.8
 
 
 class Changes:
@@ -45,7 +50,7 @@ class Changes:
 
     def that_differ(self, labels, least: int, number: int) -> list[int]:
         """Indices of the first of labels (N, T) that differ in so many tetrahedra, or more."""
-        kept = []
+        kept: list[int] = []
         for k, some in enumerate(labels):
             if len(kept) == number:
                 break

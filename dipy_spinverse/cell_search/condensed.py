@@ -10,11 +10,10 @@ from scipy.linalg import qr
 
 from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import PartialVolumeSimulator
 from dipy_spinverse.cell_search.labelled import Cells, Target
-from dipy_spinverse.voxels.noise import rician_mean
+from dipy_spinverse.voxels.rician import rician_mean
 
-# Error of the regression, in units of the noise, that it need not explain.
-_RIDGE = 0.05
-_LIFT_ROUNDS = 3
+_RIDGE = 0.05  # error of the regression that it need not explain, in units of the noise
+_LIFT_ROUNDS = 3  # until what noise lifts the mean of magnitudes changes no more
 
 
 class CondensedTarget(Target):

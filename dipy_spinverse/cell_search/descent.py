@@ -7,22 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
+from dipy_spinverse.cell_search.effort import StepPrior
 from dipy_spinverse.cell_search.labelled import LEAK_SD, Target
 from dipy_spinverse.grid import TetrahedralGrid
 
-# Lengths, in steps between tetrahedra: over which cells are blurred to start from, and over which
-# changes of their shape are smooth.
-_BLUR, _SMOOTH_LENGTHS = 1.06, (0.85, 1.06, 1.27)
-# Prior standard deviation of a change of share at walls; relative to it, that of tetrahedra
-# whose neighbourhood has no walls.
-_SHARE_SD, _FAR_FROM_WALLS = 0.3, 0.1
-_INDEPENDENT = 0.02
-# Error of the linear model relative to the residual, step after step.
-_LINEAR_ERRORS = (1.0, 0.5, 0.3, 0.3, 0.2, 0.1)
-_SHORTER = 0.4
-# Growth per step of the force away from shares between 0 and 1.
-_FORCE_PER_STEP = 0.15
-_MOST_ON_BOUNDS = 5
+# Chosen on the shapes of benchmarks/shapes.py.
+_BLUR = 1.06  # of cells to start from, in distances of neighbouring tetrahedra
+_SHARE_SD = 0.3  # prior standard deviation of a change of share at walls
+_FAR_FROM_WALLS = 0.1  # that of tetrahedra without walls around, relative to it
+_LINEAR_ERRORS = (1.0, 0.5, 0.3, 0.3, 0.2, 0.1)  # of steps, relative to the residual
+_SHORTER = 0.4  # of a step that goes too far
+_FORCE_PER_STEP = 0.15  # growth of the force away from shares between 0 and 1
+_MOST_ON_BOUNDS = 5  # times that shares which leave 0 to 1 are held there
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +37,8 @@ class PartialCells:
 class Descent:
     """Steps that bring cells of a grid closer to data."""
 
-    def __init__(self, grid: TetrahedralGrid):
-        self._points = grid.centroids
+    def __init__(self, grid: TetrahedralGrid, prior: StepPrior):
+        self._points, self._prior = grid.centroids, prior
         self._step = np.linalg.norm(grid.displacements, axis=1).mean()
         tree, width = cKDTree(self._points), _BLUR * self._step
         near = tree.sparse_distance_matrix(tree, 3.5 * width, output_type="coo_matrix").tocsr()
@@ -50,9 +46,9 @@ class Descent:
         near.setdiag(1.0)
         self._blur = near.multiply(1 / near.sum(axis=1)).tocsr()
 
-    def blurred(self, labels: np.ndarray) -> np.ndarray:
-        """Shares from which steps may start, of labels (T,)."""
-        return self._blur @ labels.astype(float)
+    def blurred(self, labels: np.ndarray, leaks: np.ndarray) -> PartialCells:
+        """Cells from which steps may start, of labels (T,)."""
+        return PartialCells(self._blur @ labels.astype(float), leaks)
 
     def __call__(
         self,
@@ -109,10 +105,10 @@ class Descent:
         share = here.cells.share
         walls = np.minimum(8 * (self._blur @ (share * (1 - share))), 1)[here.active]
         sd = _SHARE_SD * (_FAR_FROM_WALLS + (1 - _FAR_FROM_WALLS) * walls)
-        points = self._points[here.active] / (self._step * rng.choice(_SMOOTH_LENGTHS))
+        points = self._points[here.active] / (self._step * rng.choice(self._prior.lengths))
         squares = (points**2).sum(axis=1)
         apart = squares[:, None] + squares - 2 * points @ points.T
-        covariance = np.exp(-0.5 * apart) + _INDEPENDENT * np.eye(len(sd))
+        covariance = np.exp(-0.5 * apart) + self._prior.independent * np.eye(len(sd))
         root = np.zeros((len(sd) + 2,) * 2)
         root[:-2, :-2] = sd[:, None] * np.linalg.cholesky(covariance)
         root[[-2, -1], [-2, -1]] = LEAK_SD

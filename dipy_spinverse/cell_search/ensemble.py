@@ -4,38 +4,32 @@ from __future__ import annotations
 
 import numpy as np
 
-from dipy_spinverse.cell_search.descent import Descent, PartialCells
+from dipy_spinverse.cell_search.descent import Descent
+from dipy_spinverse.cell_search.effort import DrawEffort
 from dipy_spinverse.cell_search.labelled import Cells, Target
-from dipy_spinverse.cell_search.probability import Posterior
+from dipy_spinverse.cell_search.probability import LogProbability
 from dipy_spinverse.threads import in_threads
 
-# How often each finalist is found again, in how many steps, and how far it is disturbed before.
-_N_AGAIN, _N_STEPS, _DISTURBANCE = 3, 7, 1.0
-# How probable each is found depends on how far the search got, too.
+# How far finalists are disturbed, in prior standard deviations of a step.
+_DISTURBANCE = 1.0
+# Of the log probability: how probable each is found depends on how far the search got, too. For
+# the calibration of benchmarks/noisy_cells.py.
 _TEMPERATURE = 30.0
 
 
 def ensemble(
-    posterior: Posterior,
+    probability: LogProbability,
     descend: Descent,
     finalists: list[tuple[Target, Cells]],
-    n_samples: int,
+    n_draws: int,
     rng: np.random.Generator,
+    effort: DrawEffort,
 ) -> list[Cells]:
     """Draws of cells, by randomized maximum likelihood [1]_.
 
     Finalists are disturbed and descend to data with further noise. They end in other cells, as
     far as the data do not tell these apart. All are drawn, the more often the more probable they
     are, given the data as measured.
-
-    Parameters
-    ----------
-    posterior : Posterior
-    descend : Descent
-    finalists : list of (Target, Cells)
-        Of populations that evolved apart.
-    n_samples : int
-    rng : Generator
 
     References
     ----------
@@ -45,15 +39,15 @@ def ensemble(
     def found_again(finalist, own_rng):
         target, cells = finalist
         other = target.noisier(own_rng)
-        blurred = PartialCells(descend.blurred(cells.labels), cells.leaks)
-        partial = descend(other, blurred, own_rng, _N_STEPS, _DISTURBANCE)
+        start = descend.blurred(cells.labels, cells.leaks)
+        partial = descend(other, start, own_rng, effort.n_steps, _DISTURBANCE)
         start = other.cells(partial.labels[None], partial.leaks)[0]
-        found = posterior.annealed(other, start, own_rng)
+        found = probability.annealed(other, start, own_rng)
         return target.exact_at(found), found
 
-    starts = finalists * _N_AGAIN
+    starts = finalists * effort.n_again
     finalists = finalists + in_threads(found_again, starts, rng.spawn(len(starts)))
-    values = np.array([posterior(target, cells) for target, cells in finalists])
+    values = np.array([probability(target, cells) for target, cells in finalists])
     weights = np.exp((values - values.max()) / _TEMPERATURE)
-    chosen = rng.choice(len(finalists), n_samples, p=weights / weights.sum())
+    chosen = rng.choice(len(finalists), n_draws, p=weights / weights.sum())
     return [finalists[k][1] for k in chosen]

@@ -2,100 +2,115 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
+from dipy_spinverse.cell_search.effort import FlipEffort, PopulationPlan
 from dipy_spinverse.cell_search.interacting import perfected
-from dipy_spinverse.cell_search.labelled import Cells, Misfit, Target, flips_of
+from dipy_spinverse.cell_search.labelled import (
+    N_TYPICAL,
+    Cells,
+    Misfit,
+    Simulated,
+    Target,
+    flips_of,
+)
 from dipy_spinverse.cell_search.polish import polished
+from dipy_spinverse.cell_search.protocols import Member, Tools
 
-# Error of random bodies as a description of cells, relative to the initial magnetisation.
-_BODY_ERROR = 1e-4
-# Error of what flips of single tetrahedra do not explain, relative to the residual, and the
-# number of cells whose flips stand for those of all.
-_NOT_EXPLAINED, _N_TYPICAL = 0.3, 3
-# Tetrahedra in which the members of a population differ: as long as its best has a misfit per
-# measurement above this, and then.
-_NEAR, _FAR_APART, _APART = 1 / 64, 12, 3
-_N_FINALISTS = 3
-# Of the mean squared residual, relative to it, that a round should bring.
-_LEAST_GAIN = 0.1
+# Chosen on the shapes of benchmarks/shapes.py.
+_BODY_ERROR = 1e-4  # of random bodies as descriptions of cells, over the initial magnetisation
+_NOT_EXPLAINED = 0.3  # error of what single flips do not explain, relative to the residual
+_NEAR = 1 / 64  # misfit per measurement up to which cells are nearly right
+_APART = 3  # tetrahedra in which members differ, where the best are nearly right
+_FAR_APART = 12  # elsewhere
+_LEAST_GAIN = 0.1  # that a round should bring, of the mean squared residual, relative to it
 
 
+@dataclass(frozen=True, eq=False)
 class ExactData:
-    """Data of which some measurements serve the search, and all its end.
+    """Data of which some measurements serve the search, and all its end."""
 
-    Parameters
-    ----------
-    complete, target : Target
-        With all measurements, and with those that serve the search.
-    library : ndarray (N, T) of bool
-        Labels of random bodies.
-    signals : ndarray (N, m)
-        Of the library, as `target` measures.
-    leaks : ndarray (2,)
-    """
+    complete: Target
+    target: Target  # the same of the measurements that serve the search
+    library: Simulated  # random bodies, as this target measures them
+    tools: Tools
 
-    # What populations start from, and after how many rounds in vain each ends: random bodies
-    # alone, which find most single cells soon; also cells put together; the best of those before.
-    populations = (("random", 2), *[("put together", 2)] * 3, ("joined", 4)) * 2
+    @property
+    def populations(self) -> tuple[PopulationPlan, ...]:
+        """Those that evolve, one after the other."""
+        return self.tools.effort.exact_populations
 
-    def __init__(self, complete: Target, target: Target, library, signals, leaks):
-        self._complete, self.target = complete, target
-        self._leaks = leaks
-        misfit = self._misfit(target, library[:_N_TYPICAL], _BODY_ERROR)
-        values = misfit(target.data / target.sigma - target.expected(signals))
-        self.ranked_library = np.argsort(values)
+    @property
+    def ranked_library(self) -> np.ndarray:
+        """Indices of random bodies, the best first."""
+        misfit = self._misfit(self.target, self.library.labels[:N_TYPICAL], _BODY_ERROR)
+        expected = self.target.expected(self.library.signals)
+        return np.argsort(misfit(self.target.data / self.target.sigma - expected))
 
     def judge(self, cells: list[Cells]) -> WrongLabels:
         """A judge of cells like some, the first of which are the best."""
-        typical = cells[:_N_TYPICAL]
+        typical = cells[:N_TYPICAL]
         size = np.sqrt(min(self.target.chi_square(state) for state in typical))
         error = _NOT_EXPLAINED * size * np.median(self.target.sigma)
         return self.judge_with_error([state.labels for state in typical], error)
 
-    def perfected(self, target: Target, cells: Cells, rng: np.random.Generator) -> Cells:
-        """Cells that are nearly right, after flips of several tetrahedra at once."""
-        return perfected(target, cells, lambda there: self.judge([there]).misfit, rng)
-
     def judge_with_error(self, labels, error: float) -> WrongLabels:
         """A judge of cells like the first of labels (N, T), whose signals have an error."""
-        return WrongLabels(self._misfit(self.target, labels[:_N_TYPICAL], error))
+        misfit = self._misfit(self.target, labels[:N_TYPICAL], error)
+        return WrongLabels(misfit, self.tools.effort.flips)
 
-    def solved_by(self, population) -> bool:
+    def perfected(self, member: Member, rng: np.random.Generator) -> Cells | None:
+        """Cells that are nearly right, after flips of several tetrahedra at once; or None."""
+        if not _nearly_right(member.misfit, len(self.target.data)):
+            return None
+
+        def misfit_at(cells):
+            return self.judge([cells]).misfit
+
+        return perfected(member.target, member.cells, misfit_at, rng, self.tools.effort.flips)
+
+    def solved_by(self, population: list[Member]) -> bool:
         """Whether the best residual is no more than errors of the data."""
         return any(self.target.explained_by(member.cells) for member in population)
 
-    def distance(self, population) -> float:
-        """How far the best are from the data, in steps that count as progress."""
+    def distance(self, population: list[Member]) -> float:
+        """Logarithm of the least residual, in steps that count as progress."""
         least = min(self.target.chi_square(member.cells) for member in population)
         return np.log(least) / _LEAST_GAIN
 
-    def conclusion(self, populations, n_samples: int, rng) -> tuple[Cells, list[Cells]]:
+    def conclusion(
+        self, populations: list[list[Member]], n_draws: int, rng: np.random.Generator
+    ) -> tuple[Cells, list[Cells]]:
         """The best cells, by all measurements, and others that explain the data."""
         found = [member.cells for population in populations for member in population]
         judge = self.judge(sorted(found, key=self.target.chi_square))
         # The same labels may come with other leaks, which the judge does not see.
         found = [x for x in found if self.target.explained_by(x)] or found
         found.sort(key=lambda x: judge(self.target, x))
-        finished = [self._finished(cells) for cells in found[:_N_FINALISTS]]
-        equals = [x for x in finished if self._complete.explained_by(x)] or finished
-        return equals[0], [equals[k] for k in rng.integers(len(equals), size=n_samples)]
+        finished = [self._finished(cells) for cells in found[: self.tools.effort.flips.n_finished]]
+        equals = [x for x in finished if self.complete.explained_by(x)] or finished
+        return equals[0], [equals[k] for k in rng.integers(len(equals), size=n_draws)]
 
     def _finished(self, cells):
         """Cells after flips by all measurements."""
-        cells = self._complete.cells(cells.labels[None], cells.leaks)[0]
-        return polished(self._complete, cells, self._misfit(self._complete, [cells.labels], 0.0))
+        cells = self.complete.cells(cells.labels[None], cells.leaks)[0]
+        misfit = self._misfit(self.complete, [cells.labels], 0.0)
+        return polished(self.complete, cells, misfit, self.tools.effort.flips)
 
     def _misfit(self, target, some_labels, error):
         scale = max(error / np.median(target.sigma), 1.0)
-        return Misfit([flips_of(target, labels, self._leaks) for labels in some_labels], scale)
+        flips = [flips_of(target, labels, self.tools.leaks) for labels in some_labels]
+        return Misfit(flips, scale, self.tools.effort.wrong_labels)
 
 
+@dataclass(frozen=True, eq=False)
 class WrongLabels:
     """Judges cells by the misfit that counts wrong labels."""
 
-    def __init__(self, misfit: Misfit):
-        self.misfit = misfit
+    misfit: Misfit
+    effort: FlipEffort
 
     def __call__(self, target: Target, cells: Cells) -> float:
         """How far cells are off."""
@@ -103,12 +118,12 @@ class WrongLabels:
 
     def improved(self, target: Target, cells: Cells, rng: np.random.Generator) -> Cells:
         """Cells after flips that bring them closer to the data."""
-        return polished(target, cells, self.misfit)
+        return polished(target, cells, self.misfit, self.effort)
 
     def least_apart(self, best: float) -> int:
-        """Tetrahedra in which the members of a population differ at least."""
-        return _APART if self.nearly_right(best) else _FAR_APART
+        """Tetrahedra in which members differ at least: fewer, the fewer are wrong."""
+        return _APART if _nearly_right(best, len(self.misfit.root)) else _FAR_APART
 
-    def nearly_right(self, misfit: float) -> bool:
-        """Whether cells with this misfit may be perfected."""
-        return misfit <= _NEAR * len(self.misfit.root)
+
+def _nearly_right(misfit, n_measurements):
+    return misfit <= _NEAR * n_measurements

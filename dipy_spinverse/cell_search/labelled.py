@@ -11,32 +11,32 @@ from scipy.linalg import solve_triangular
 
 from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import PartialVolumeSimulator
 from dipy_spinverse.grid import TetrahedralGrid
-from dipy_spinverse.voxels.noise import rician_mean
+from dipy_spinverse.voxels.rician import rician_mean
 
-# Prior standard deviations of the relative transmissibilities of walls and of open faces.
+# Prior standard deviations of the relative transmissibilities of walls and of open faces; chosen
+# on the shapes of benchmarks/shapes.py, as is the number of cells whose flips stand for all.
 LEAK_SD = np.array([0.01, 0.01])
+N_TYPICAL = 3
 # Relative to the trace of a covariance, which it keeps positive definite.
 _ROUNDING = 1e-13
-# Step of a signal to see how much the mean of its magnitude changes.
+# Step of a signal, over the initial magnetisation, to see how the mean of its magnitude changes.
 _STEP = 1e-6
-# Flips of a typical state count as this many independent wrong labels.
-_WRONG_LABELS = 100.0
 
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """Which tetrahedra are inside of cells, and what that predicts.
+    """Which tetrahedra are inside of cells, and what that predicts."""
 
-    Attributes
-    ----------
-    labels : ndarray (T,) of bool
-    leaks : ndarray (2,)
-        Relative transmissibility of the walls, and of the other faces.
-    signals : ndarray (M,)
-    """
+    labels: np.ndarray  # (T,) of bool
+    leaks: np.ndarray  # (2,) relative transmissibility of the walls, and of the other faces
+    signals: np.ndarray  # (M,) mean of the data, in units of their errors
+
+
+@dataclass(frozen=True, eq=False)
+class Simulated:
+    """Labels (N, T) of cells whose signals (N, M) are known."""
 
     labels: np.ndarray
-    leaks: np.ndarray
     signals: np.ndarray
 
 
@@ -138,20 +138,11 @@ def at_walls(grid: TetrahedralGrid, labels: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Flips:
-    """What changes, nearly, when single tetrahedra at the walls change sides.
+    """What changes, nearly, when single tetrahedra at the walls change sides."""
 
-    Attributes
-    ----------
-    tetrahedra : ndarray (m,)
-    changes : ndarray (m, M)
-        Of the expected data: the derivatives by shares, times the change of share.
-    leak_slopes : ndarray (2, M)
-        Derivatives by the leaks.
-    """
-
-    tetrahedra: np.ndarray
-    changes: np.ndarray
-    leak_slopes: np.ndarray
+    tetrahedra: np.ndarray  # (m,)
+    changes: np.ndarray  # (m, M) of the expected data: derivatives by shares, times the change
+    leak_slopes: np.ndarray  # (2, M) derivatives by the leaks
 
 
 def flips_of(target: Target, labels: np.ndarray, leaks: np.ndarray) -> Flips:
@@ -175,12 +166,14 @@ class Misfit:
         Of typical cells.
     scale : float or ndarray (M,)
         Error s of what flips cannot explain, in units of the errors of the data.
+    wrong_labels : float
+        Weight c.
     """
 
-    def __init__(self, flips: list[Flips], scale):
+    def __init__(self, flips: list[Flips], scale, wrong_labels: float):
         changes = np.concatenate([flip.changes for flip in flips])
         by_leaks = np.mean([flip.leak_slopes for flip in flips], axis=0) * LEAK_SD[:, None]
-        covariance = _WRONG_LABELS / max(len(changes), 1) * changes.T @ changes
+        covariance = wrong_labels / max(len(changes), 1) * changes.T @ changes
         covariance += by_leaks.T @ by_leaks
         n_measurements = len(covariance)
         covariance[np.diag_indices(n_measurements)] += scale**2

@@ -2,40 +2,52 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
 
+class Moves(NamedTuple):
+    """Moves that are tried, each the flip of one tetrahedron."""
+
+    chosen: np.ndarray  # (n,) indices of flips
+    thresholds: np.ndarray  # (n,) of the gain, above which each is accepted
+    most: int  # flips
+
+
+class LogOdds(NamedTuple):
+    """Log odds that a tetrahedron is inside of a cell, as its neighbours tell."""
+
+    first: np.ndarray  # (T + 1,) where the neighbours of each begin
+    neighbours: np.ndarray  # (p,)
+    weights: np.ndarray  # (p,) added for a neighbour inside, subtracted for one outside
+    even: float  # where the neighbours do not tell
+
+
+class Interactions(NamedTuple):
+    """What flips of two tetrahedra add to the changes by each alone."""
+
+    first: np.ndarray  # (n + 1,) where the neighbours of each flip begin
+    neighbours: np.ndarray  # (p,)
+    changes: np.ndarray  # (p, M)
+
+
+def random_moves(rng: np.random.Generator, n_flips: int, temperatures, most: int) -> Moves:
+    """Metropolis moves, at a temperature (n,) each."""
+    chosen = rng.integers(n_flips, size=len(temperatures))
+    return Moves(chosen, temperatures * np.log(rng.random(len(temperatures))), most)
+
+
 @njit(cache=True, nogil=True)
-def walk(
-    labels, rest, changes, tetrahedra, first, neighbours, weights, even, chosen, thresholds, most,
-):  # fmt: skip
-    """Flips of tetrahedra at the walls where moves end, from none.
+def walk(labels, rest, changes, tetrahedra, log_odds_of, moves):
+    """Which tetrahedra (m,) at the walls are flipped where moves end, which gain log probability.
 
-    Parameters
-    ----------
-    labels : ndarray (T,) of bool
-        Those with the flips replace them.
-    rest : ndarray (M,)
-        The residual, in units of its errors; what the flips leave of it replaces it.
-    changes : ndarray (m, M)
-        Of the data, by each flip.
-    tetrahedra : ndarray (m,)
-    first, neighbours, weights : ndarray
-        Of a prior, as of `Smoothness.neighbours`.
-    even : float
-        Log odds of being inside where the neighbours do not tell.
-    chosen : ndarray (n,)
-        The flip that each move tries.
-    thresholds : ndarray (n,)
-        Gain of the log probability above which it is accepted.
-    most : int
-        Number of flips that moves may not exceed.
-
-    Returns
-    -------
-    flipped : ndarray (m,) of bool
+    Labels (T,), and the rest (M,) of the residual in units of its errors, become those with the
+    flips, which change the data by `changes` (m, M).
     """
+    first, neighbours, weights, even = log_odds_of
+    chosen, thresholds, most = moves
     flipped = np.zeros(len(changes), dtype=np.bool_)
     number = 0
     for move in range(len(chosen)):
@@ -61,30 +73,14 @@ def walk(
 
 
 @njit(cache=True, nogil=True)
-def anneal(rest, changes, first, neighbours, interactions, chosen, thresholds, most):
-    """Flips that leave least of a residual, where those of neighbours interact.
+def anneal(rest, changes, interactions, moves):
+    """Which flips (n,) leave least of a residual (M,), where those of neighbours interact.
 
-    Parameters
-    ----------
-    rest : ndarray (M,)
-        The residual; what the last flips leave of it replaces it.
-    changes : ndarray (n, M)
-        Of the data, by each flip alone.
-    first, neighbours : ndarray
-        Of flip k: those from `first[k]` to `first[k + 1]`.
-    interactions : ndarray (p, M)
-        What flips of both add to the changes.
-    chosen : ndarray (n,)
-        The flip that each move tries.
-    thresholds : ndarray (n,)
-        Gain above which it is accepted: half of that in the squared residual.
-    most : int
-        Number of flips that moves may not exceed.
-
-    Returns
-    -------
-    flipped : ndarray (n,) of bool
+    Each alone changes the data by `changes` (n, M); moves gain half of the squared residual. What
+    the last of them leave becomes the rest.
     """
+    first, neighbours, added = interactions
+    chosen, thresholds, most = moves
     flipped = np.zeros(len(changes), dtype=np.bool_)
     best = flipped.copy()
     number, gained, most_gained = 0, 0.0, 0.0
@@ -96,7 +92,7 @@ def anneal(rest, changes, first, neighbours, interactions, chosen, thresholds, m
         change[:] = changes[k]
         for entry in range(first[k], first[k + 1]):
             if flipped[neighbours[entry]]:
-                change += interactions[entry]
+                change += added[entry]
         if flipped[k]:
             change *= -1.0
         gain = 0.0

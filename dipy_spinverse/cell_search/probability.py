@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
+from dipy_spinverse.cell_search.effort import AnnealingEffort
 from dipy_spinverse.cell_search.labelled import LEAK_SD, Cells, Target, flips_of
-from dipy_spinverse.cell_search.metropolis import walk
+from dipy_spinverse.cell_search.metropolis import random_moves, walk
 from dipy_spinverse.cell_search.smoothness import Smoothness
 
-# Most flips of a candidate, until the linear model is made anew.
-_MOST_FLIPS = (1, 2, 4, 8, 16)
-# Leaks, too, are found by linear steps, as long as the mean squared residual gains this.
-_MOST_LEAK_STEPS, _LEAST_LEAK_GAIN = 3, 0.1
-_SWEEPS, _HOTTEST, _COLDEST, _MOST_ROUNDS, _LEAST_GAIN = 60, 3.0, 0.05, 4, 0.01
+# Temperatures and gains of the log probability, chosen on the shapes of benchmarks/shapes.py.
+_HOTTEST = 3.0
+_COLDEST = 0.05
+_LEAST_GAIN = 0.01  # of a round
+# Steps to the likeliest leaks, as long as the mean squared residual gains this.
+_MOST_LEAK_STEPS = 3
+_LEAST_LEAK_GAIN = 0.1
 
 
-class Posterior:
+class LogProbability:
     """Log probability of cells: of their residual, whatever their leaks, and of their shape.
 
     Parameters
@@ -24,10 +27,17 @@ class Posterior:
     target : Target
     typical : list of Cells
         Whose sensitivities to the leaks stand for those of all.
+    effort : AnnealingEffort
     """
 
-    def __init__(self, smoothness: Smoothness, target: Target, typical: list[Cells]):
-        self._smoothness = smoothness
+    def __init__(
+        self,
+        smoothness: Smoothness,
+        target: Target,
+        typical: list[Cells],
+        effort: AnnealingEffort,
+    ):
+        self._smoothness, self._effort = smoothness, effort
         slopes = [flips_of(target, cells.labels, cells.leaks).leak_slopes for cells in typical]
         by_leak = np.mean(slopes, axis=0) * LEAK_SD[:, None]
         covariance = np.eye(by_leak.shape[1]) + by_leak.T @ by_leak
@@ -48,12 +58,12 @@ class Posterior:
     ) -> Cells:
         """More probable cells: flips of tetrahedra at the walls, and the likeliest leaks."""
         value = self(target, cells)
-        for _ in range(_MOST_ROUNDS):
+        for _ in range(self._effort.most_rounds):
             linear = _LinearFlips(self, target, cells)
-            n_moves = _SWEEPS * len(linear.tetrahedra)
+            n_moves = self._effort.n_sweeps * len(linear.tetrahedra)
             temperatures = np.geomspace(hottest, _COLDEST, n_moves)
-            candidates = [linear.annealed(rng, temperatures, most) for most in _MOST_FLIPS]
-            candidates = [flipped for flipped in candidates if linear.labels(flipped).any()]
+            flips = [linear.annealed(rng, temperatures, n) for n in self._effort.numbers]
+            candidates = [flipped for flipped in flips if linear.labels(flipped).any()]
             if not candidates:
                 break
             states = target.cells(
@@ -90,13 +100,13 @@ def _likeliest_leaks(leaks, slopes, residual):
 class _LinearFlips:
     """Flips of the tetrahedra at the walls of cells, whose changes of the signals add up."""
 
-    def __init__(self, posterior, target, cells):
-        self._posterior, self._cells = posterior, cells
+    def __init__(self, probability, target, cells):
+        self._probability, self._cells = probability, cells
         flips = flips_of(target, cells.labels, cells.leaks)
         self.tetrahedra = flips.tetrahedra
         self._residual, self._exact_changes = target.residual(cells), flips.changes
-        self._rest = posterior._rest(target, cells)
-        self._changes = flips.changes @ posterior._whitening
+        self._rest = probability._rest(target, cells)
+        self._changes = flips.changes @ probability._whitening
         self._leak_slopes = flips.leak_slopes
 
     def labels(self, flipped):
@@ -111,10 +121,6 @@ class _LinearFlips:
 
     def annealed(self, rng, temperatures, most):
         """Which flip, at most so many, after Metropolis moves at some temperatures."""
-        n_moves, smoothness = len(temperatures), self._posterior._smoothness
-        return walk(
-            self._cells.labels.copy(), self._rest.copy(), self._changes, self.tetrahedra,
-            *smoothness.neighbours, smoothness.even,
-            rng.integers(len(self.tetrahedra), size=n_moves),
-            temperatures * np.log(rng.random(n_moves)), most,
-        )  # fmt: skip
+        moves = random_moves(rng, len(self.tetrahedra), temperatures, most)
+        labels, odds = self._cells.labels.copy(), self._probability._smoothness.log_odds
+        return walk(labels, self._rest.copy(), self._changes, self.tetrahedra, odds, moves)

@@ -10,8 +10,10 @@ probability (`noisy_data`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 
 import numpy as np
 from scipy.linalg import qr
@@ -23,26 +25,22 @@ from dipy_spinverse.cell_search.bodies import random_bodies, random_cell
 from dipy_spinverse.cell_search.changes import Changes
 from dipy_spinverse.cell_search.condensed import CondensedTarget
 from dipy_spinverse.cell_search.descent import Descent, PartialCells
+from dipy_spinverse.cell_search.effort import DEFAULT_EFFORT, Origin, SearchEffort
 from dipy_spinverse.cell_search.evolution import Evolution
 from dipy_spinverse.cell_search.exact_data import ExactData
-from dipy_spinverse.cell_search.labelled import Cells, Target, flips_of
+from dipy_spinverse.cell_search.labelled import Cells, Simulated, Target, flips_of
 from dipy_spinverse.cell_search.noisy_data import NoisyData
+from dipy_spinverse.cell_search.protocols import Member, SearchTask, Tools
 from dipy_spinverse.cell_search.separate_cells import SeparateCells
 from dipy_spinverse.grid import TetrahedralGrid
 
-# Permeabilities (um/ms) of walls and of other faces from which the search starts; both are fitted.
+# Where the search starts; permeabilities of walls and of other faces, um/ms. Both are fitted.
 _START_PERMEABILITIES = (0.01, 100.0)
-# Measurements that are simulated in the search, where there is noise and where there is none:
-# multiples of a register of the compiled sweep. 64 determine half of the flips at walls, 128 most
-# of them. And the random bodies whose sensitivities choose them.
-_N_CONDENSED, _N_SEARCHED, _N_BODIES_TO_CHOOSE = 64, 128, 6
-_STEPS = 4
-# Random bodies, and those of which all measurements are simulated where there is noise.
-_N_LIBRARY, _N_EXAMPLES = 1500, 400
-# Single cells that are put together.
-_N_SINGLE = 3000
-# Noise relative to the largest signal from which single tetrahedra are left to chance.
+# Noise, relative to the largest signal, from which single tetrahedra are left to chance; chosen
+# on the shapes of benchmarks/shapes.py.
 _NOISY = 1 / 300
+# Time intervals per gradient pulse; half of the simulators' default.
+_STEPS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +48,7 @@ class Found:
     """The cells found in a voxel, others that explain it, and whether they reach its errors."""
 
     best: Cells
-    samples: list[Cells]
+    draws: list[Cells]
     solved: bool
     n_rounds: int
 
@@ -66,23 +64,29 @@ class CellSearch:
     diffusivity : float
         um^2/ms.
     seed : int
+    effort : SearchEffort
     """
 
     def __init__(
-        self, acquisition: Acquisition, grid: TetrahedralGrid, *, diffusivity: float, seed: int
+        self,
+        acquisition: Acquisition,
+        grid: TetrahedralGrid,
+        *,
+        diffusivity: float,
+        seed: int,
+        effort: SearchEffort = DEFAULT_EFFORT,
     ):
-        self.grid, self._acquisition = grid, acquisition
+        self.grid, self._acquisition, self._seed = grid, acquisition, seed
+        self._diffusivity = diffusivity
         tau = relative_transmissibility(
             grid, np.array(_START_PERMEABILITIES)[:, None], diffusivity
         )
-        self._leaks = np.median(tau, axis=1)
-        self._settings = {"diffusivity": diffusivity, "dtype": "float32", "steps": _STEPS}
-        self._full = PartialVolumeSimulator(acquisition, grid, **self._settings)
-        self._descend, self._changes = Descent(grid), Changes(grid)
-        self._seed = seed
+        leaks, descend = np.median(tau, axis=1), Descent(grid, effort.steps)
+        self.tools = Tools(descend, Changes(grid), leaks, effort)
+        self.simulator = self._simulator_of(np.arange(len(acquisition)))
         rng = np.random.default_rng(seed)
-        bodies = [random_bodies(rng, grid) for _ in range(_N_LIBRARY)]
-        self._library = np.array([body.inside(grid.centroids) for body in bodies])
+        number = effort.library.n_bodies
+        self._bodies = np.array([random_bodies(rng, grid) for _ in range(number)])
 
     def run(
         self,
@@ -90,7 +94,7 @@ class CellSearch:
         sigma: np.ndarray,
         rician: np.ndarray,
         freedom: float,
-        n_samples: int,
+        n_draws: int,
     ) -> Found:
         """Find the cells of a voxel.
 
@@ -104,86 +108,101 @@ class CellSearch:
             Noise that lifts the mean of each; 0 for none.
         freedom : float
             Degrees of freedom of the errors.
-        n_samples : int
-            Number of further states that explain the data.
+        n_draws : int
+            Number of further cells that explain the data.
         """
         rng = np.random.default_rng(self._seed)
-        complete = Target(self._full, data, sigma, rician, freedom)
-        task = self._task(complete)
+        complete = Target(self.simulator, data, sigma, rician, freedom)
+        task: SearchTask
+        together: Iterator[list[PartialCells]] = repeat([])
+        if np.median(rician) > _NOISY * data.max():
+            task = self._noisy_data(complete)
+        else:
+            task = self.exact_data(complete)
+            together = self._put_together(task, rng)
         bodies = self._without_end(task.ranked_library)
-        evolution = Evolution(task, self._descend, self._changes, bodies, rng)
-        together, populations = self._put_together(task, rng), []
-        for kind, patience in task.populations:
-            if kind == "joined":
-                populations.append(evolution.joined(populations, patience))
+        evolution = Evolution(task, self.tools, bodies, rng)
+        populations: list[list[Member]] = []
+        for plan in task.populations:
+            if plan.origin is Origin.JOINED:
+                populations.append(evolution.joined(populations, plan.patience))
             else:
-                starts = next(together) if kind == "put together" else []
-                populations.append(evolution.new_population(starts, patience))
+                starts = next(together) if plan.origin is Origin.PUT_TOGETHER else []
+                populations.append(evolution.new_population(starts, plan.patience))
             if task.solved_by(populations[-1]):
                 break
-        best, samples = task.conclusion(populations, n_samples, rng)
-        return Found(best, samples, complete.explained_by(best), evolution.n_rounds)
+        best, draws = task.conclusion(populations, n_draws, rng)
+        return Found(best, draws, complete.explained_by(best), evolution.n_rounds)
 
-    def _task(self, complete):
-        if np.median(complete.rician) > _NOISY * complete.data.max():
-            target = CondensedTarget(complete, self._simulator_of, self._examples, _N_CONDENSED)
-            mirrored = self._changes.mirrored
-            return NoisyData(complete, target, self._examples, self._descend, mirrored)
-        target = complete.of_measurements(*self._part)
-        signals = self._library_signals
-        return ExactData(complete, target, self._library, signals, self._leaks)
+    def exact_data(self, complete: Target) -> ExactData:
+        """The task of finding cells in data without noise."""
+        target = complete.of_measurements(*self.searched)
+        return ExactData(complete, target, self._library, self.tools)
+
+    def _noisy_data(self, complete):
+        number = self.tools.effort.n_condensed
+        target = CondensedTarget(complete, self._simulator_of, self._examples, number)
+        return NoisyData(complete, target, self._examples, self.tools)
+
+    def separate_cells(self, task: ExactData) -> SeparateCells:
+        """Cells put together that explain exact data nearly."""
+        return SeparateCells(task, self._single_cells)
 
     def _put_together(self, task, rng):
-        """Cells that together explain the data nearly, the likeliest number of them first."""
-        cells = SeparateCells(
-            task, self._descend, self._changes, *self._single_cells, self._leaks
-        )
+        """Starts of cells that together explain the data nearly, the likeliest number first."""
+        cells = self.separate_cells(task)
         while True:
             for _, several in cells.in_likely_numbers(rng):
-                blurred = (self._descend.blurred(labels) for labels in several)
-                yield [PartialCells(share, self._leaks) for share in blurred]
+                yield [self._blurred(labels) for labels in several]
+
+    def _blurred(self, labels):
+        return self.tools.descend.blurred(labels, self.tools.leaks)
 
     def _simulator_of(self, rows):
-        part = self._acquisition.subset(rows)
-        return PartialVolumeSimulator(part, self.grid, **self._settings)
+        part, D = self._acquisition.subset(rows), self._diffusivity
+        return PartialVolumeSimulator(
+            part, self.grid, diffusivity=D, steps=_STEPS, dtype="float32"
+        )
 
     @cached_property
-    def _part(self):
+    def searched(self) -> tuple[np.ndarray, PartialVolumeSimulator]:
         """Rows and simulator of the measurements that tell most about walls."""
-        plain = _plain_target(self._full, len(self._acquisition))
-        some = [flips_of(plain, x, self._leaks) for x in self._library[:_N_BODIES_TO_CHOOSE]]
-        changes = np.concatenate([flips.changes for flips in some])
+        plain = _plain_target(self.simulator, len(self._acquisition))
+        some = self._bodies[: self.tools.effort.library.n_choosing]
+        flips = [flips_of(plain, labels, self.tools.leaks) for labels in some]
+        changes = np.concatenate([x.changes for x in flips])
         order = qr(changes.T @ changes, mode="r", pivoting=True)[1]
-        rows = self._full.in_full_registers(order, _N_SEARCHED)
+        rows = self.simulator.in_full_registers(order, self.tools.effort.n_searched)
         return rows, self._simulator_of(rows)
 
     @cached_property
-    def _library_signals(self):
-        return self._simulated(self._library)
+    def _library(self):
+        return self._simulated(self._bodies)
 
     @cached_property
     def _single_cells(self):
-        """Single cells, and what the search would measure of each alone."""
         rng = np.random.default_rng((self._seed, 1))
-        cells = [random_cell(rng, self.grid) for _ in range(_N_SINGLE)]
-        labels = np.array([cell.inside(self.grid.centroids) for cell in cells])
-        return labels, self._simulated(labels)
+        number = self.tools.effort.library.n_single_cells
+        return self._simulated(np.array([random_cell(rng, self.grid) for _ in range(number)]))
 
     def _simulated(self, labels):
-        rows, simulator = self._part
-        return _plain_target(simulator, len(rows)).simulate(labels, self._leaks)
+        """Cells, and what the search would measure of each."""
+        rows, simulator = self.searched
+        target = _plain_target(simulator, len(rows))
+        return Simulated(labels, target.simulate(labels, self.tools.leaks))
 
     @cached_property
     def _examples(self):
         """All signals of the first bodies of the library."""
-        plain = _plain_target(self._full, len(self._acquisition))
-        return plain.simulate(self._library[:_N_EXAMPLES], self._leaks)
+        plain = _plain_target(self.simulator, len(self._acquisition))
+        some = self._bodies[: self.tools.effort.library.n_examples]
+        return plain.simulate(some, self.tools.leaks)
 
     def _without_end(self, numbers):
         """Bodies of the library, as descents start from them, again and again."""
         while True:
             for k in numbers:
-                yield PartialCells(self._descend.blurred(self._library[k]), self._leaks)
+                yield self._blurred(self._bodies[k])
 
 
 def _plain_target(simulator, n_measurements):

@@ -8,24 +8,14 @@ from itertools import combinations, product
 
 import numpy as np
 
-from dipy_spinverse.cell_search.changes import Changes
-from dipy_spinverse.cell_search.descent import Descent, PartialCells
 from dipy_spinverse.cell_search.exact_data import ExactData
+from dipy_spinverse.cell_search.labelled import Simulated
 from dipy_spinverse.threads import in_threads
 
-# What one cell more makes the misfit of the best combination smaller, where it is not there.
-_ONE_MORE = 1.3
-# Random combinations of single cells, how often each cell of them is exchanged, and how many of
-# the best combinations are simulated.
-_N_COMBINED, _N_EXCHANGES, _N_SIMULATED = 2000, 3, 200
-# Combinations that descend at first, by so many steps; those of which all cells are moved then,
-# once for pairs and twice for triples; and those that descend after that.
-_N_LINES, _N_STEPS, _N_MOVED, _N_FOUND = 12, 8, 4, 6
-# Tetrahedra in which they differ.
-_APART = 8
-# Places that are tried for a cell, moves of all together that are simulated, and how much of a
-# cell the box may cut off.
-_N_PLACES, _N_MOVES, _LEAST_LEFT = 200, 25, 0.6
+# Chosen on the shapes of benchmarks/shapes.py.
+_ONE_MORE = 1.3  # times that one cell more makes the misfit smaller, where it is not there
+_APART = 8  # tetrahedra in which combinations differ
+_LEAST_LEFT = 0.6  # of a cell that the box cuts off
 
 
 class SeparateCells:
@@ -38,33 +28,22 @@ class SeparateCells:
     Parameters
     ----------
     task : ExactData
-    descend : Descent
-    changes : Changes
-    cells : ndarray (N, T) of bool
-        Single cells.
-    signals : ndarray (N, m)
-        Of each alone.
-    leaks : ndarray (2,)
+    single : Simulated
+        Single cells, each alone, as the task's target measures them.
     """
 
-    def __init__(
-        self,
-        task: ExactData,
-        descend: Descent,
-        changes: Changes,
-        cells: np.ndarray,
-        signals: np.ndarray,
-        leaks: np.ndarray,
-    ):
-        self._task, self._target, self._leaks = task, task.target, leaks
-        self._descend, self._changes = descend, changes
+    def __init__(self, task: ExactData, single: Simulated):
+        self._task, self._target, tools = task, task.target, task.tools
+        self._descend, self._changes, self._leaks = tools.descend, tools.changes, tools.leaks
+        self._effort = tools.effort.together
         grid = self._target.grid
         nothing = np.zeros((1, grid.n_tetrahedra), dtype=bool)
-        self._nothing = self._target.simulate(nothing, leaks)[0]
+        self._nothing = self._target.simulate(nothing, self._leaks)[0]
         self._error = ((self._target.data - self._nothing) ** 2).mean()
         # No signal tells a cell from its reflection, but for others: all are on the same side.
         self._side = (grid.centroids - grid.centroids.mean(axis=0)) @ [1.0, 0.7, 0.4]
-        self._cells, self._effects = self._on_one_side(cells), signals - self._nothing
+        self._cells = self._on_one_side(single.labels)
+        self._effects = single.signals - self._nothing
 
     def in_likely_numbers(self, rng: np.random.Generator) -> Iterator[tuple[int, np.ndarray]]:
         """Numbers of cells, the likeliest first, and labels (n, T) of so many together.
@@ -90,18 +69,19 @@ class SeparateCells:
         for _ in range(number - 1):
             lines = np.concatenate([best, self._descended(best, rng)])
             judge = self._task.judge_with_error(lines, self._error)
-            best = self._best(lines, judge, _N_MOVED)
+            best = self._best(lines, judge, self._effort.n_moved)
             judge = self._task.judge_with_error(best, self._error)
             moved = [self._moved(number, labels, judge, rng) for labels in best]
-            best = self._best(np.concatenate(moved), judge, _N_FOUND)
-        return self._best(np.concatenate([best, self._descended(best, rng)]), judge, _N_FOUND)
+            best = self._best(np.concatenate(moved), judge, self._effort.n_found)
+        lines = np.concatenate([best, self._descended(best, rng)])
+        return self._best(lines, judge, self._effort.n_found)
 
     def _combined(self, number, judge, rng):
         """Labels of the best combinations, which no exchange of one cell makes better."""
         cells, (effects, rest) = self._cells, self._weighted(self._effects, judge)
         squares, apart = (effects**2).sum(axis=1), self._cells_apart
-        chosen = rng.integers(len(cells), size=(_N_COMBINED, number))
-        for k in list(range(number)) * _N_EXCHANGES:
+        chosen = rng.integers(len(cells), size=(self._effort.n_combined, number))
+        for k in list(range(number)) * self._effort.n_exchanges:
             others = np.delete(chosen, k, axis=1)
             rests = rest - effects[others].sum(axis=1)
             misfits = squares - 2 * rests @ effects.T
@@ -110,7 +90,7 @@ class SeparateCells:
             values = misfits.min(axis=1) + (rests**2).sum(axis=1)
         chosen, first = np.unique(np.sort(chosen, axis=1), axis=0, return_index=True)
         labels = self._placed(cells[some] for some in chosen[np.argsort(values[first])])
-        return self._best(labels, judge, _N_LINES) if len(labels) else labels
+        return self._best(labels, judge, self._effort.n_lines) if len(labels) else labels
 
     def _moved(self, number, labels, judge, rng):
         """The same labels, and those after the best moves of all their cells at once."""
@@ -120,12 +100,12 @@ class SeparateCells:
         effects, rest = self._weighted(effects, judge)
         effects = np.split(effects, np.cumsum([len(some) for some in places])[:-1])
         gains = [(some**2).sum(axis=1) - 2 * some @ rest for some in effects]
-        misfits = sum(np.ix_(*gains))
+        misfits = sum(np.ix_(*gains), np.zeros(()))
         for j, k in combinations(range(len(cells)), 2):
             both = np.where(self._apart(places[j], places[k]), effects[j] @ effects[k].T, np.inf)
             others = [axis for axis in range(len(cells)) if axis not in (j, k)]
             misfits = misfits + 2 * np.expand_dims(both, others)
-        n_moves = min(np.isfinite(misfits).sum(), _N_MOVES)
+        n_moves = min(np.isfinite(misfits).sum(), self._effort.n_moves)
         order = np.argsort(misfits, axis=None)[:n_moves]
         arrangements = np.column_stack(np.unravel_index(order, misfits.shape))
         placed = self._placed(
@@ -141,7 +121,7 @@ class SeparateCells:
             sides = ((cell, cell[self._changes.mirrored]) for cell in cells[1:])
             sets = np.array([[cells[0], *others] for others in product(*sides)])
             placed.append(sets[sets.sum(axis=1).max(axis=1) == 1].any(axis=1))
-            if len(placed) > _N_SIMULATED:
+            if len(placed) > self._effort.n_simulated:
                 break
         return np.concatenate(placed)
 
@@ -153,8 +133,8 @@ class SeparateCells:
 
     def _descended(self, several, rng):
         def descend(labels, own_rng):
-            cells = PartialCells(self._descend.blurred(labels), self._leaks)
-            return self._descend(self._target, cells, own_rng, _N_STEPS).labels
+            start = self._descend.blurred(labels, self._leaks)
+            return self._descend(self._target, start, own_rng, self._effort.n_steps).labels
 
         return np.array(in_threads(descend, several, rng.spawn(len(several))))
 
@@ -165,7 +145,7 @@ class SeparateCells:
 
     def _places(self, cell, rng):
         """Labels of a cell where it is and where points of the grid are, on one side of it."""
-        points = rng.permutation(self._target.grid.points_um)[:_N_PLACES]
+        points = rng.permutation(self._target.grid.points_um)[: self._effort.n_places]
         moved = np.array([cell, *self._changes.moved_to(points, cell)])
         left = moved.sum(axis=1) >= _LEAST_LEFT * cell.sum()
         return np.unique(self._on_one_side(moved[left]), axis=0)

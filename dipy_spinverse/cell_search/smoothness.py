@@ -7,28 +7,23 @@ from functools import cached_property
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from dipy_spinverse.cell_search.metropolis import LogOdds
 from dipy_spinverse.grid import TetrahedralGrid
 
-# How much the log odds that a tetrahedron is inside of a cell grow with each neighbour inside
-# instead of outside, one that shares a face and one that shares an edge, and these odds where as
-# many are inside as outside. A logistic regression over random bodies finds twice as much, but
-# what neighbours tell they do not tell independently.
-_BY_FACE, _BY_EDGE, _EVEN = 0.65, 0.15, 0.24
+# Log odds that a tetrahedron is inside of a cell, instead of outside. A logistic regression over
+# random bodies finds twice as much of the first two (tests/test_cell_search.py), but what
+# neighbours tell they do not tell independently.
+BY_FACE = 0.65  # for each neighbour inside instead of outside that shares a face
+BY_EDGE = 0.15  # for each that shares an edge
+EVEN = 0.24  # where as many neighbours are inside as outside
 
 
 class Smoothness:
-    """Log probability of labels, and its change when a tetrahedron changes sides.
-
-    Parameters
-    ----------
-    grid : TetrahedralGrid
-    """
-
-    even = _EVEN
+    """Log probability of labels, and its change when a tetrahedron changes sides."""
 
     def __init__(self, grid: TetrahedralGrid):
         common = shared_points(grid)
-        common.data = np.choose(common.data - 1, [0.0, _BY_EDGE, _BY_FACE])
+        common.data = np.choose(common.data - 1, [0.0, BY_EDGE, BY_FACE])
         common.eliminate_zeros()
         self._weights = common
 
@@ -37,16 +32,16 @@ class Smoothness:
         return self._value(2.0 * labels - 1) - self._nothing
 
     def _value(self, side):
-        return 0.25 * side @ (self._weights @ side) + 0.5 * self.even * side.sum()
+        return 0.25 * side @ (self._weights @ side) + 0.5 * EVEN * side.sum()
 
     @cached_property
     def _nothing(self):
         return self._value(-np.ones(self._weights.shape[0]))
 
     @property
-    def neighbours(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """First entry of each tetrahedron (T + 1,); its neighbours, and their weights."""
-        return self._weights.indptr, self._weights.indices, self._weights.data
+    def log_odds(self) -> LogOdds:
+        """What a flip changes."""
+        return LogOdds(self._weights.indptr, self._weights.indices, self._weights.data, EVEN)
 
 
 def shared_points(grid: TetrahedralGrid) -> csr_matrix:

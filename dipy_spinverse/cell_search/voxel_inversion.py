@@ -8,15 +8,17 @@ from threadpoolctl import threadpool_limits
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import unique_encodings
+from dipy_spinverse.cell_search.effort import DEFAULT_EFFORT, SearchEffort
 from dipy_spinverse.cell_search.labelled import Cells, face_transmissibility
 from dipy_spinverse.cell_search.search import CellSearch
 from dipy_spinverse.grid import TetrahedralGrid
-from dipy_spinverse.inversion.inversion import Reconstruction
+from dipy_spinverse.inversion.reconstruction import Reconstruction
 from dipy_spinverse.inversion.unknowns import openness
 from dipy_spinverse.voxels.noise import noise_of_each_te
 from dipy_spinverse.walls.patterns import aligned
 
-# Simulated signals of the search are not more exact than this.
+# Error of simulated signals in the search, over the initial magnetisation: that of float32 and of
+# its steps in time.
 _LEAST_SIGMA = 1.5e-5
 
 
@@ -29,7 +31,11 @@ class CellInversion:
     grid : TetrahedralGrid
     diffusivity : float
         um^2/ms.
-    n_samples, seed : int
+    n_fields : int
+        Number of further wall fields of a voxel.
+    seed : int
+    effort : SearchEffort, optional
+        What the search may spend.
     """
 
     def __init__(
@@ -38,16 +44,17 @@ class CellInversion:
         grid: TetrahedralGrid,
         *,
         diffusivity: float,
-        n_samples: int,
+        n_fields: int,
         seed: int,
+        effort: SearchEffort = DEFAULT_EFFORT,
     ):
         self._acquisition, self._grid = acquisition, grid
         representatives, self._encoding = unique_encodings(acquisition)
         self._repeats = np.bincount(self._encoding)
         self._te_index = acquisition.te_index[representatives]
         part = acquisition.subset(representatives)
-        self._search = CellSearch(part, grid, diffusivity=diffusivity, seed=seed)
-        self._n_samples = n_samples
+        self._search = CellSearch(part, grid, diffusivity=diffusivity, seed=seed, effort=effort)
+        self._n_fields = n_fields
 
     n_stages = 1
     # Of each echo time, where it is not given.
@@ -66,7 +73,7 @@ class CellInversion:
         with threadpool_limits(1, user_api="blas"):
             voxels = [self._of_voxel(*voxel, freedom) for voxel in zip(data, noise, strict=True)]
         stacked = {
-            name: np.stack([voxel[name] for voxel in voxels], axis=1 if "samples" in name else 0)
+            name: np.stack([voxel[name] for voxel in voxels], axis=1 if "fields" in name else 0)
             for name in voxels[0]
         }
         known = np.sqrt((noise**2).mean(axis=1)) if sigma is None else sigma
@@ -76,7 +83,7 @@ class CellInversion:
             **stacked,
             amplitudes=np.ones_like(noise),
             free_water=nothing,
-            free_water_samples=np.zeros((self._n_samples, len(data))),
+            free_water_fields=np.zeros((self._n_fields, len(data))),
             sigma=np.where(known > 0, known, np.maximum(residual, _LEAST_SIGMA)),
         )
 
@@ -86,12 +93,12 @@ class CellInversion:
         sigma = np.hypot(rician / np.sqrt(self._repeats), _LEAST_SIGMA)
         if not rician.any():
             freedom = np.inf  # the errors of the simulation are known
-        found = self._search.run(averaged, sigma, rician, freedom, self._n_samples)
-        fields = self._openness([found.best, *found.samples])
+        found = self._search.run(averaged, sigma, rician, freedom, self._n_fields)
+        fields = self._openness([found.best, *found.draws])
         fields[1:] = 1 - aligned(self._grid, 1 - fields[1:], 1 - fields[0])
         return {
             "openness": fields[0],
-            "openness_samples": fields[1:],
+            "openness_fields": fields[1:],
             "wall_probability": (fields < 0.5).mean(axis=0),
             "predicted": (found.best.signals * sigma)[self._encoding],
             "converged": found.solved,

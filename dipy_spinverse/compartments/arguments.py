@@ -7,7 +7,8 @@ import warnings
 import numpy as np
 import torch
 
-from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.acquisition import Acquisition, Measurements, measurements_of, pulsed_only
+from dipy_spinverse.acquisition.checks import linear_encoding
 from dipy_spinverse.compartments.fitting.chunk import MOST_FIBRES
 from dipy_spinverse.compartments.posterior.degeneracy import undetermined
 
@@ -15,14 +16,12 @@ from dipy_spinverse.compartments.posterior.degeneracy import undetermined
 _ANY_TIMING = {"big_delta": 0.03, "small_delta": 0.01}
 
 
-def acquisition_for(gtab, definition, te=None) -> Acquisition:
+def acquisition_for(gtab, definition, te=None) -> Measurements:
     """Acquisition of a gradient table; without timings where the model does not need them."""
-    if isinstance(gtab, Acquisition):
-        if te is not None:
-            raise ValueError("te is given beside an Acquisition, which has its own; drop te.")
-        return gtab
-    if definition.timed or (gtab.big_delta is not None and gtab.small_delta is not None):
-        return Acquisition.from_gtab(gtab, te=te)
+    timed = definition.timed or isinstance(gtab, Measurements)
+    if timed or (gtab.big_delta is not None and gtab.small_delta is not None):
+        return pulsed_only(measurements_of(gtab, te))
+    linear_encoding(gtab)
     return Acquisition.from_files(
         gtab.bvals, gtab.bvecs, **_ANY_TIMING, te=te, b0_threshold=gtab.b0_threshold
     )
@@ -57,11 +56,14 @@ def check_acquisition(definition, acquisition) -> None:
         )
 
 
-def populations(peaks, shape):
-    """Number of fibres (V,) and their axes (V, 3, 3), rows beyond the number arbitrary."""
+def populations(peaks, shape) -> dict[str, np.ndarray]:
+    """Number of fibres "n_fibres" (V,) and, of peaks, their "axes" (V, 3, 3).
+
+    Rows of the axes beyond the number are arbitrary.
+    """
     n_voxels = int(np.prod(shape))
     if peaks is None:
-        return np.ones(n_voxels, dtype=int), None
+        return {"n_fibres": np.ones(n_voxels, dtype=int)}
     directions = np.asarray(peaks.peak_dirs, dtype=float)
     if directions.shape[:-2] != shape:
         raise ValueError(
@@ -70,26 +72,11 @@ def populations(peaks, shape):
         )
     directions = directions.reshape(n_voxels, -1, 3)[:, :MOST_FIBRES]
     there = np.linalg.norm(directions, axis=2) > 0.5
-    count = there.sum(axis=1)
     axes = np.tile(np.eye(3), (n_voxels, 1, 1))
     for k in range(directions.shape[1]):
-        rank = there[:, :k].sum(axis=1)
-        use = there[:, k]
+        rank, use = there[:, :k].sum(axis=1), there[:, k]
         axes[use, rank[use]] = directions[use, k]
-    return count, axes
-
-
-def places_of(echo_times, known):
-    """Index (K,) of echo times among the known ones."""
-    if len(known) == 1:
-        return np.zeros(len(echo_times), dtype=int)
-    apart = np.abs(echo_times[:, None] - known)
-    if apart.min(axis=1).max() > 1e-3:
-        raise ValueError(
-            f"gtab has the echo times {echo_times.tolist()} ms, S0 is known at {known.tolist()}; "
-            "predict at these."
-        )
-    return apart.argmin(axis=1)
+    return {"n_fibres": there.sum(axis=1), "axes": axes}
 
 
 def complete(definition, parameters):

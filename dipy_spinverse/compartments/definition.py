@@ -142,6 +142,8 @@ class Definition:
         The model with one fibre population, where this is one of several or none.
     n_fibres : int
         Fibre populations.
+    arguments : mapping
+        Of the named model that it is of, in DIPY's units; a fit's file keeps them.
     """
 
     name: str
@@ -153,6 +155,7 @@ class Definition:
     least_shells: int = 1
     single: Definition | None = None
     n_fibres: int = 1
+    arguments: Mapping[str, float | str | bool] = field(default_factory=dict)
 
     def __post_init__(self):
         if not self.compartments:
@@ -216,16 +219,31 @@ def tortuosity(parallel: float | str, share: str) -> Callable[[Values], Tensor]:
     Szafer, Zhong and Gore, Magn. Reson. Med. 33 (1995) 697,
     https://doi.org/10.1002/mrm.1910330516, in the form that NODDI uses.
     """
-
-    def perpendicular(values):
-        return (1 - values[share]) * (values[parallel] if isinstance(parallel, str) else parallel)
-
-    return perpendicular
+    return _Tortuosity(parallel, share)
 
 
 def rest(*names: str) -> Callable[[Values], Tensor]:
     """One minus the values named."""
-    return lambda values: 1 - sum(values[name] for name in names)
+    return _Rest(names)
+
+
+# Links that can be pickled, unlike functions inside of functions.
+@dataclass(frozen=True)
+class _Tortuosity:
+    parallel: float | str
+    share: str
+
+    def __call__(self, values):
+        known = not isinstance(self.parallel, str)
+        return (1 - values[self.share]) * (self.parallel if known else values[self.parallel])
+
+
+@dataclass(frozen=True)
+class _Rest:
+    names: tuple[str, ...]
+
+    def __call__(self, values):
+        return 1 - sum(values[name] for name in self.names)
 
 
 def evaluate(expression: Expression, values: Values) -> Tensor:

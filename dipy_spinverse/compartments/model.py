@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
+from dataclasses import replace
 
 import numpy as np
 import torch
 from dipy.core.gradients import GradientTable
 from dipy.direction.peaks import PeaksAndMetrics
-from dipy.utils.parallel import paramap
 
-from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.acquisition import Measurements
 from dipy_spinverse.compartments.arguments import (
     acquisition_for,
     check_acquisition,
     complete,
     populations,
 )
-from dipy_spinverse.compartments.definition import (
-    Definition,
-    maps_of,
-    with_fibres,
-)
-from dipy_spinverse.compartments.fit import CompartmentFit, empty_arrays, fit_of
-from dipy_spinverse.compartments.fitting.chunk import Chunk, Settings, fit_chunk, voxels_per_chunk
+from dipy_spinverse.compartments.definition import Definition, maps_of, with_fibres
+from dipy_spinverse.compartments.fit import CompartmentFit
+from dipy_spinverse.compartments.fitting.chunk import FitChunk, Settings, layout, voxels_per_chunk
 from dipy_spinverse.compartments.fitting.coordinates import Place, values_of
+from dipy_spinverse.compartments.fitting.variable_projection import combined
 from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.pools import pool_signals
+from dipy_spinverse.voxels.chunks import Engine, fit_image
 from dipy_spinverse.voxels.image import image_of
+from dipy_spinverse.voxels.model import VoxelModel
 from dipy_spinverse.voxels.noise import noise_from_b0
 
 LIKELIHOODS = ("rician", "gaussian")
@@ -35,7 +35,7 @@ SOLVERS = ("variable-projection", "mix", "interior-point")
 _N_DRAWS = 256
 
 
-class CompartmentModel:
+class CompartmentModel(VoxelModel):
     """Signals as a sum of compartments; see :func:`compose` for own ones.
 
     Parameters
@@ -68,9 +68,11 @@ class CompartmentModel:
     .. [1] Farooq et al., Sci. Rep. 6 (2016) 38927, https://doi.org/10.1038/srep38927
     """
 
+    Fit = CompartmentFit
+
     def __init__(
         self,
-        gtab: GradientTable | Acquisition,
+        gtab: GradientTable | Measurements,
         definition: Definition,
         *,
         te=None,
@@ -87,7 +89,7 @@ class CompartmentModel:
             if value not in known:
                 raise ValueError(f"{name} is {value!r}; use one of {', '.join(map(repr, known))}.")
         self.definition = definition
-        self.acquisition = acquisition_for(gtab, definition, te)
+        super().__init__(gtab, te)
         check_acquisition(definition, self.acquisition)
         self.likelihood, self.solver, self.seed = likelihood, solver, int(seed)
         self.dtype = dtype
@@ -124,65 +126,80 @@ class CompartmentModel:
             All parameters and axes to begin with, for instance from a learner, instead of the
             dictionary; for one population.
         n_draws : int, optional
-            Draws from the posterior of each voxel, for means, standard deviations and intervals;
-            0 for the likeliest values only, which is faster.
-        engine : {"serial", "joblib", "dask", "ray"}, optional
-            How chunks of voxels are spread over processes.
-        n_jobs : int, optional
-            Number of processes of the other engines; -1 for all but one core.
-        vox_per_chunk : int, optional
-            Voxels fitted together; by default as many as fit into some hundred MiB.
-        verbose : bool, optional
-            Show a progress bar.
+            Draws from the posterior of each voxel, for medians, standard deviations and
+            intervals; 0 for the likeliest values only, which is faster.
+        engine, n_jobs, vox_per_chunk, verbose
+            How it is computed: see :class:`dipy_spinverse.voxels.chunks.Engine`.
 
         Raises
         ------
         ValueError
             Arguments of wrong shape or range.
         """
-        size = vox_per_chunk
-        if size is None:
-            size = voxels_per_chunk(self.definition, self.acquisition, n_draws)
-        if n_draws < 0 or size < 1:
-            raise ValueError(
-                f"n_draws is {n_draws} and vox_per_chunk {size}; give at least 0 and 1."
-            )
-        image = image_of(data, mask, sigma, self.acquisition)
-        noise, S0, shape = image.noise, image.S0, image.shape
-        if noise is None:
-            noise = _noise_of(image, self.acquisition)
-        count, axes = populations(peaks, shape)
-        starts = self._starts(start, shape)
+        if n_draws < 0:
+            raise ValueError(f"n_draws is {n_draws}; give at least 0.")
+        how = Engine(engine, n_jobs, vox_per_chunk, verbose)
+        shape = np.shape(data)[:-1]
+        own = self._starts(start, shape) | populations(peaks, shape)
+        image = image_of(data, mask, sigma, self.acquisition, own=own)
+        if sigma is None:
+            noise = noise_from_b0(image.voxels.signals, self.acquisition)[0]
+            image = replace(image, voxels=replace(image.voxels, sigma=noise))
         settings = Settings(
             self.likelihood, self.solver, n_draws, self.seed, getattr(torch, self.dtype)
         )
+        count = image.voxels.own["n_fibres"]
+        status, values = fit_image(
+            image,
+            FitChunk(self.definition, self.acquisition, settings, refine_sigma=sigma is None),
+            layout(self.definition, len(self.acquisition.echo_times), posterior=n_draws > 0),
+            how,
+            most=voxels_per_chunk(self.definition, self.acquisition, n_draws),
+            groups=[np.flatnonzero(count == n) for n in np.unique(count)],
+        )
+        return CompartmentFit(self, status, values)
 
-        def chunk_of(part):
-            return Chunk(
-                data=image.signals[part] / S0[part, None],
-                scale=image.scale[part][:, self.acquisition.te_index],
-                sigma=None if noise is None else noise[part] / S0[part],
-                refine_sigma=sigma is None,
-                axes=None if axes is None else axes[part],
-                start=None if starts is None else {k: v[part] for k, v in starts.items()},
-            )
+    def signals_of_fit(self, values, acquisition: Measurements) -> np.ndarray:
+        """Signals (V, M) of the likeliest parameters."""
+        encoding = encoding_of(acquisition, torch.float64, timed=self.definition.timed)
+        result, count = np.zeros((len(values["S0"]), len(acquisition))), values["n_fibres"]
+        size = voxels_per_chunk(self.definition, acquisition)
+        for n in np.unique(count):
+            definition = with_fibres(self.definition, int(n))
+            pools, n_axes = pool_signals(definition, encoding), len(definition.axes)
+            all_rows = np.flatnonzero(count == n)
+            for rows in (all_rows[k : k + size] for k in range(0, len(all_rows), size)):
+                place = Place(
+                    torch.tensor(values["_unit"][rows, : len(definition.parameters)]),
+                    torch.tensor(values["_frames"][rows, : 9 * n_axes]).reshape(
+                        len(rows), n_axes, 3, 3
+                    ),
+                )
+                fractions = torch.tensor(values["_fractions"][rows, : len(definition.pools)])
+                columns = pools(values_of(definition, place))
+                result[rows] = combined(columns, fractions).numpy()
+        return result
 
-        arrays = empty_arrays(self.definition, len(S0), posterior=n_draws > 0)
-        for n in np.unique(count[image.rows]):
-            rows = image.rows[count[image.rows] == n]
-            parts = [rows[k : k + size] for k in range(0, len(rows), size)]
-            results = paramap(
-                fit_chunk,
-                [chunk_of(part) for part in parts],
-                func_args=[with_fibres(self.definition, int(n)), self.acquisition, settings],
-                engine=engine,
-                n_jobs=n_jobs,
-                verbose=verbose,
-            )
-            for part, result in zip(parts, results, strict=True):
-                for name, value in result.items():
-                    arrays[name][(part, *map(slice, value.shape[1:]))] = value
-        return fit_of(self, arrays, image, noise, count)
+    def acquisition_of(self, gtab: GradientTable | Measurements, te=None) -> Measurements:
+        """Pulsed gradients; without timings where the model does not need them."""
+        return acquisition_for(gtab, self.definition, te)
+
+    def of_acquisition(self, gtab: GradientTable | Measurements) -> CompartmentModel:
+        """The same model of other measurements."""
+        other = copy(self)
+        other.acquisition = self.acquisition_of(gtab)
+        check_acquisition(self.definition, other.acquisition)
+        return other
+
+    def settings(self) -> tuple[dict, dict[str, np.ndarray]]:
+        """Arguments of a named model; what is known of one with functions of one's own."""
+        names = ("likelihood", "solver", "dtype", "seed")
+        options, definition = {name: getattr(self, name) for name in names}, self.definition
+        if type(self) is not CompartmentModel:
+            return {**definition.arguments, **options}, {}
+        parameters = [[p.name, p.low, p.high] for p in definition.parameters]
+        described = {"parameters": parameters, "pools": list(definition.pools)}
+        return {"name": definition.name, **described, **options}, {}
 
     def signals(self, parameters: Mapping[str, np.ndarray], gtab=None) -> np.ndarray:
         """Noise-free signals of given parameters.
@@ -205,9 +222,7 @@ class CompartmentModel:
         ValueError
             Missing or unknown parameters.
         """
-        acquisition = self.acquisition
-        if gtab is not None:
-            acquisition = acquisition_for(gtab, self.definition, None)
+        acquisition = self.acquisition if gtab is None else self.acquisition_of(gtab)
         differentiable = any(isinstance(v, torch.Tensor) for v in parameters.values())
         values, shape = complete(self.definition, parameters)
         encoding = encoding_of(acquisition, torch.float64, timed=self.definition.timed)
@@ -244,8 +259,7 @@ class CompartmentModel:
 
     def _starts(self, start, shape):
         if start is None:
-            return None
-        n_voxels = int(np.prod(shape))
+            return {}
         names = {p.name: () for p in self.definition.parameters}
         names |= {name: (3,) for name in self.definition.axes}
         names |= {f"{name}_fan": (3,) for name in self.definition.fans}
@@ -253,17 +267,6 @@ class CompartmentModel:
         if missing:
             raise ValueError(f"start lacks {missing}; give all of {sorted(names)}.")
         return {
-            name: np.broadcast_to(start[name], (*shape, *width)).reshape(n_voxels, *width)
+            f"start {name}": np.broadcast_to(start[name], (*shape, *width)).reshape(-1, *width)
             for name, width in names.items()
         }
-
-
-def _noise_of(image, acquisition):
-    """Noise (V,) from repeated b0 of the voxels to fit, or None."""
-    rows = image.rows
-    found = noise_from_b0(image.signals[rows], acquisition)[0] if len(rows) else None
-    if found is None:
-        return None
-    noise = np.ones(len(image.signals))
-    noise[rows] = found
-    return noise

@@ -10,8 +10,8 @@ from dipy_spinverse.compartments.definition import (
     tortuosity,
 )
 from dipy_spinverse.compartments.model import CompartmentModel
+from dipy_spinverse.units import diffusivity_um2_per_ms
 
-_MM2_PER_S = 1e3  # um^2/ms
 _LARGEST_DIAMETER, _LEAST_DIAMETER = 20.0, 0.2
 _ODI = Parameter("odi", 0.01, 1.0, per_fibre=True)
 
@@ -66,8 +66,8 @@ class NODDIModel(CompartmentModel):
     ):
         if dispersion not in ("watson", "bingham"):
             raise ValueError(f'dispersion is {dispersion!r}; use "watson" or "bingham".')
-        along = _diffusivity("parallel_diffusivity", parallel_diffusivity)
-        free = _diffusivity("isotropic_diffusivity", isotropic_diffusivity)
+        along = diffusivity_um2_per_ms("parallel_diffusivity", parallel_diffusivity)
+        free = diffusivity_um2_per_ms("isotropic_diffusivity", isotropic_diffusivity)
         bingham = dispersion == "bingham"
         dispersed = {"dispersion": dispersion, "odi": "odi"}
         dispersed |= {"fanning": "fanning"} if bingham else {}
@@ -88,6 +88,11 @@ class NODDIModel(CompartmentModel):
             ),
             maps=("ndi", "odi", "fwf", *(p.name for p in fanning)),
             least_shells=2,
+            arguments={
+                "parallel_diffusivity": parallel_diffusivity,
+                "isotropic_diffusivity": isotropic_diffusivity,
+                "dispersion": dispersion,
+            },
         )
         super().__init__(gtab, definition, **kwargs)
 
@@ -131,8 +136,8 @@ class ActiveAxModel(CompartmentModel):
         dot: bool = True,
         **kwargs,
     ):
-        along = _diffusivity("parallel_diffusivity", parallel_diffusivity)
-        free = _diffusivity("isotropic_diffusivity", isotropic_diffusivity)
+        along = diffusivity_um2_per_ms("parallel_diffusivity", parallel_diffusivity)
+        free = diffusivity_um2_per_ms("isotropic_diffusivity", isotropic_diffusivity)
         tissue = (
             Compartment(
                 "cylinder",
@@ -164,6 +169,11 @@ class ActiveAxModel(CompartmentModel):
                 *(c.pool for c in still),
             ),
             least_shells=2,
+            arguments={
+                "parallel_diffusivity": parallel_diffusivity,
+                "isotropic_diffusivity": isotropic_diffusivity,
+                "dot": dot,
+            },
         )
         super().__init__(gtab, definition, **kwargs)
 
@@ -279,12 +289,3 @@ def _restricted(values):
 
 def _across(values):
     return values["perpendicular_share"] * values["parallel_diffusivity"]
-
-
-def _diffusivity(name, value):
-    """mm^2/s as um^2/ms."""
-    if not 0 < value < 0.1:
-        raise ValueError(
-            f"{name} is {value!r}; give it in mm^2/s (water at body temperature has 3e-3)."
-        )
-    return float(value) * _MM2_PER_S

@@ -25,11 +25,12 @@ def bcc_grid(
     Parameters
     ----------
     cells : int or sequence of 3 ints, optional
-        Cubic cells along x, y, z; at least 3 where the grid is periodic.
+        Lattice cubes along x, y, z; at least 3 where the grid is periodic.
     cell_size_um : float, optional
-        Edge of a cubic cell, um.
+        Edge of a lattice cube, um.
     boundary : {"periodic", "absorbing", "reflecting"}, optional
-        A periodic grid has 12 tetrahedra per cell; the others lack those that would stick out.
+        A periodic grid has 12 tetrahedra per lattice cube; the others lack those that would
+        stick out.
 
     Returns
     -------
@@ -38,7 +39,7 @@ def bcc_grid(
     Raises
     ------
     ValueError
-        Too few cells, a cell size that is not positive, an unknown boundary.
+        Too few lattice cubes, an edge that is not positive, an unknown boundary.
 
     References
     ----------
@@ -57,24 +58,24 @@ def bcc_grid(
     least = 3 if periodic else 2
     if not np.issubdtype(counts.dtype, np.integer) or counts.min() < least:
         raise ValueError(
-            f"cells is {cells!r}; a {boundary} grid takes an integer of at least {least}, or "
-            "three of them."
+            f"cells is {cells!r}; a {boundary} grid takes an integer of at least {least} "
+            "lattice cubes, or three of them."
         )
     if not np.isfinite(cell_size_um) or cell_size_um <= 0:
         raise ValueError(f"cell_size_um is {cell_size_um!r}; give a positive length in um.")
 
-    # Lattice coordinates in half cells: corners are even, body centres odd.
+    # Lattice coordinates in half cubes: corners are even, body centres odd.
     tetrahedra = np.concatenate([_tetrahedra_along(axis, counts, periodic) for axis in range(3)])
-    # Neighbours next to each other in memory: sort by the cell of the first body centre.
+    # Neighbours next to each other in memory: sort by the cube of the first body centre.
     tetrahedra = tetrahedra[np.lexsort(tetrahedra[:, 0, ::-1].T)]
-    half_cell = cell_size_um / 2
-    offset = counts * half_cell
+    half_cube = cell_size_um / 2
+    offset = counts * half_cube
     wrapped = tetrahedra % (2 * counts) if periodic else tetrahedra
     lattice, index = np.unique(wrapped.reshape(-1, 3), axis=0, return_inverse=True)
     return build_grid(
-        lattice * half_cell - offset,
+        lattice * half_cube - offset,
         index.reshape(-1, 4),
-        tetrahedra * half_cell - offset,
+        tetrahedra * half_cube - offset,
         boundary,
         2 * offset if periodic else None,
     )

@@ -10,22 +10,22 @@ from dipy_spinverse.grid.tetrahedral_grid import TetrahedralGrid, build_grid
 
 _LEAST_SIDES = 16  # of the polygon that stands for a circle
 _LAYERS = 3  # along the axis: with fewer, a vertex would be its neighbour's neighbour twice
-_RING = 0.87  # height of an equilateral triangle
-_SMOOTHINGS = 8
+_RING = 0.87  # height of an equilateral triangle, in edges
+_SMOOTHINGS = 8  # of the points that are not on circles
 
 
 def packed_cylinders_grid(
     side_um: ArrayLike, centres_um: ArrayLike, radii_um: ArrayLike, edge_um: float
 ) -> tuple[TetrahedralGrid, np.ndarray]:
-    """Periodic cell of parallel cylinders along z, with faces on their membranes.
+    """Periodic packing of parallel cylinders along z, with faces on their membranes.
 
     A periodic Delaunay triangulation of the plane, extruded. Circles are polygons of the circles'
-    area. Cylinders may cross the sides of the cell.
+    area. Cylinders may cross the sides of the packing.
 
     Parameters
     ----------
     side_um : float or array-like (2,)
-        Sides of the cell along x and y, um; it is centred on the origin.
+        Sides of the packing along x and y, um; it is centred on the origin.
     centres_um : array-like (n, 2)
     radii_um : float or array-like (n,)
     edge_um : float
@@ -41,7 +41,7 @@ def packed_cylinders_grid(
     Raises
     ------
     ValueError
-        Cylinders that overlap or do not fit the cell; lengths that are not positive.
+        Cylinders that overlap or do not fit the packing; lengths that are not positive.
 
     Examples
     --------
@@ -139,13 +139,13 @@ def _points(side, centres, radii, spacing, edge):
         add(new[far], -1, False)
         taken = np.concatenate(points)
     points, on_circle = np.concatenate(points), np.concatenate(on_circle)
-    # no four points on one circle, where copies of the cell could be triangulated differently
+    # no four points on one circle, where copies of the packing could be triangulated differently
     jitter = np.random.default_rng(0).uniform(-1, 1, points.shape) * 0.01 * spacing.min()
     return points + jitter * ~on_circle[:, None], np.concatenate(owner), on_circle
 
 
 def _lattice(side, edge):
-    """Triangular lattice that fits the cell."""
+    """Triangular lattice that fits the packing."""
     n = np.maximum(np.round(side / edge / [1, _RING]).astype(int), 3)
     n[1] += n[1] % 2
     x, y = np.meshgrid(np.arange(n[0]), np.arange(n[1]), indexing="ij")
@@ -161,12 +161,12 @@ def _periodic_triangles(points, side):
     simplices = Delaunay(tiled).simplices
     order = np.argsort(simplices % n, axis=1)
     simplices = np.take_along_axis(simplices, order, axis=1)
-    # of all copies of a triangle, the one whose first vertex is in the cell
+    # of all copies of a triangle, the one whose first vertex is in the packing
     simplices = simplices[simplices[:, 0] < n]
     triangles = simplices % n
     if (np.diff(triangles, axis=1) == 0).any() or len(triangles) != 2 * n:
         raise ValueError(
-            "edge_um is too large for the cell; give at most a fourth of its shorter side."
+            "edge_um is too large for the packing; give at most a fourth of its shorter side."
         )
     return triangles, tiled[simplices]
 

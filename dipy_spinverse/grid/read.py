@@ -9,6 +9,7 @@ import numpy as np
 
 from dipy_spinverse.grid.tetrahedral_grid import TetrahedralGrid
 
+# the first that a file has; meshio's names of what Gmsh and Medit write, and a plain one
 _REGION_NAMES = ("gmsh:physical", "medit:ref", "region", "gmsh:geometrical")
 
 
@@ -62,7 +63,7 @@ def read_regions(path: str | Path) -> np.ndarray:
     Parameters
     ----------
     path : str or Path
-        A file whose cells carry one of ``gmsh:physical``, ``medit:ref``, ``region`` or
+        A file whose tetrahedra carry one of ``gmsh:physical``, ``medit:ref``, ``region`` or
         ``gmsh:geometrical``, in this order.
 
     Returns

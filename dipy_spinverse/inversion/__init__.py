@@ -6,8 +6,9 @@ from dipy_spinverse.inversion.curriculum import (
     DEFAULT_CURRICULUM,
     Stage,
 )
-from dipy_spinverse.inversion.inversion import Inversion, Reconstruction
+from dipy_spinverse.inversion.inversion import Inversion, InversionSettings
 from dipy_spinverse.inversion.priors import Binarisation, Continuity, Manifoldness, WallArea
+from dipy_spinverse.inversion.reconstruction import Reconstruction
 from dipy_spinverse.inversion.unknowns import WALL_THRESHOLD, openness, transmissibility
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Binarisation",
     "Continuity",
     "Inversion",
+    "InversionSettings",
     "Manifoldness",
     "Reconstruction",
     "Stage",

@@ -11,7 +11,10 @@ from dipy_spinverse.inversion.curriculum import Progress, Stage
 from dipy_spinverse.inversion.priors import evaluate
 from dipy_spinverse.inversion.unknowns import SignalModel, openness, transmissibility
 
-_LOWEST, _HIGHEST = 0.01, 100.0  # um/ms
+# Permeabilities in um/ms, as published.
+_LOWEST = 0.01
+_HIGHEST = 100.0
+# Of theta, per iteration.
 _LEARNING_RATE = 0.6
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import torch
 
 from dipy_spinverse.inversion.curriculum import Progress, Stage
-from dipy_spinverse.inversion.priors import evaluate
-from dipy_spinverse.inversion.unknowns import SignalModel
+from dipy_spinverse.inversion.levenberg_marquardt import Damping, levenberg_marquardt
+from dipy_spinverse.inversion.protocols import ForwardModel
 
+# Of projected Newton steps for one linearisation.
 _PASSES = 6
+# Relative to the Newton step.
 _STEP_LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01)
 # A pass that adds less than this share of the decrease so far is the last.
 _LEAST_SHARE = 1e-3
-_FIRST_DAMPING, _LARGEST_DAMPING = 1.0, 1e8
+# In units of the unknowns' curvature, with misfits over the noise; doubling as in [1] below.
+_DAMPING = Damping(first=1.0, least=0.0, largest=1e8, growth=2.0, acceleration=2.0)
 
 
 def data_space_step(
@@ -88,7 +91,7 @@ def data_space_step(
 
 
 def gauss_newton(
-    model: SignalModel,
+    model: ForwardModel,
     data: torch.Tensor,
     sigma: torch.Tensor,
     start: torch.Tensor,
@@ -98,7 +101,8 @@ def gauss_newton(
 
     Parameters
     ----------
-    model : SignalModel
+    model : ForwardModel
+        Whatever its unknowns stand for.
     data : tensor (V, M)
     sigma : tensor (V, M)
         Standard deviation of the noise.
@@ -120,56 +124,40 @@ def gauss_newton(
     """
     x = start.clone()
     lower, upper = model.bounds(x)
-    converged = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    iterations = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    damping, growth = x.new_full((len(x),), _FIRST_DAMPING), x.new_full((len(x),), 2.0)
-    signals, jacobian, prior = _linearise(model, x, stage)
-    reached = ((signals - data) / sigma).square().mean(dim=1)
-    for _ in range(stage.max_iterations):
-        active = torch.nonzero(~converged)[:, 0]
-        if len(active) == 0:
-            break
-        here, noise = x[active], sigma[active]
-        residual = (signals[active] - data[active]) / noise
-        weighted = jacobian[active] / noise[..., None]
-        value, gradient, precision = (part[active] for part in prior)
-        precision = precision + damping[active, None]
+    signals, jacobian = model.sensitivities(x)
+    prior = model.penalty(x, stage.priors)
+    misfit = ((signals - data) / sigma).square().sum(dim=1) / 2
+    moved = torch.zeros_like(misfit, dtype=torch.bool)
+
+    def linearise(rows):
+        signals[rows], jacobian[rows] = model.sensitivities(x[rows])
+        for part, new in zip(prior, model.penalty(x[rows], stage.priors), strict=True):
+            part[rows] = new
+        moved[rows] = False
+
+    def advance(rows, damping):
+        if moved[rows].any():
+            linearise(rows[moved[rows]])
+        here, noise = x[rows], sigma[rows]
+        residual = (signals[rows] - data[rows]) / noise
+        weighted = jacobian[rows] / noise[..., None]
+        value, gradient, precision = (part[rows] for part in prior)
+        precision = precision + damping[:, None]
         step = data_space_step(weighted, residual, gradient, precision, lower - here, upper - here)
         trial = (here + step).clamp(lower, upper)
         linear = torch.einsum("vmn,vn->vm", weighted, step)
         predicted = -(residual * linear + linear**2 / 2).sum(dim=1)
         predicted -= (gradient * step + precision * step**2 / 2).sum(dim=1)
         objective = (residual**2).sum(dim=1) / 2 + value
-        misfit = ((model.signals(trial) - data[active]) / noise).square().sum(dim=1) / 2
-        decrease = objective - misfit - _priors(model, trial, stage)[0]
+        reached = ((model.signals(trial) - data[rows]) / noise).square().sum(dim=1) / 2
+        decrease = objective - reached - model.penalty(trial, stage.priors)[0]
         gain = decrease / predicted.clamp_min(torch.finfo(x.dtype).tiny)
 
         better = (decrease > 0) & (predicted > 0)  # false where anything is NaN
-        x[active[better]] = trial[better]
-        reached[active[better]] = 2 * misfit[better] / data.shape[1]
-        iterations[active] += 1
+        accepted = rows[better]
+        x[accepted], misfit[accepted], moved[accepted] = trial[better], reached[better], True
         shrink = (1 - (2 * gain - 1) ** 3).clamp(1 / 3, 2)
-        damping[active] *= torch.where(better, shrink, growth[active])
-        growth[active] = torch.where(better, 2.0, 2 * growth[active])
-        small = better & (decrease < stage.tolerance * objective)
-        converged[active] = small | (damping[active] > _LARGEST_DAMPING)
-        moved = active[better & ~converged[active]]
-        if len(moved):
-            signals[moved], jacobian[moved], fresh = _linearise(model, x[moved], stage)
-            for part, new in zip(prior, fresh, strict=True):
-                part[moved] = new
-    return x, Progress(converged, iterations, reached)
+        return better, better & (decrease < stage.tolerance * objective), shrink
 
-
-def _linearise(model, unknowns, stage):
-    return *model.sensitivities(unknowns), _priors(model, unknowns, stage)
-
-
-def _priors(model, unknowns, stage):
-    """Value (V,), gradient and Gauss-Newton weight (V, N) of the stage's priors."""
-    value, gradient, weight = evaluate(
-        stage.priors, model.simulator.grid, unknowns[:, : model.n_faces]
-    )
-    others = unknowns.shape[1] - model.n_faces
-    pad = torch.nn.functional.pad
-    return value, pad(gradient, (0, others)), pad(weight, (0, others))
+    stopped, steps = levenberg_marquardt(advance, misfit, _DAMPING, stage.max_iterations)
+    return x, Progress(stopped, steps, 2 * misfit / data.shape[1])

@@ -14,19 +14,23 @@ from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.inversion.adam import adam
 from dipy_spinverse.inversion.curriculum import Progress, Stage, default_curriculum
 from dipy_spinverse.inversion.gauss_newton import gauss_newton
+from dipy_spinverse.inversion.protocols import Optimiser, Prior
+from dipy_spinverse.inversion.reconstruction import Reconstruction
 from dipy_spinverse.inversion.uncertainty import Laplace, probability_below
 from dipy_spinverse.inversion.unknowns import WALL_THRESHOLD, SignalModel
 from dipy_spinverse.voxels.noise import noise_from_residual
 from dipy_spinverse.walls.patterns import aligned
 
-OPTIMIZERS = {"gauss-newton": gauss_newton, "adam": adam}
+OPTIMIZERS: dict[str, Optimiser[SignalModel]] = {"gauss-newton": gauss_newton, "adam": adam}
 
-# Random part of a start, the same in all voxels. A uniform start is symmetric under point
-# reflection and so are all its iterates, whatever the data.
+# Standard deviation of the openness of a start, the same in all voxels. A uniform start is
+# symmetric under point reflection and so are all its iterates, whatever the data.
 _START_SPREAD = 0.05
+# Fraction.
 _START_FREE_WATER = 0.05
-# The search goes on at a signal-to-noise ratio of 50 where there is less noise, or it is unknown;
-# only its end is at the true level. Too sharp a misfit is full of minima.
+# Of the initial magnetisation: the search goes on at a signal-to-noise ratio of 50 where there is
+# less noise, or it is unknown; only its end is at the true level. Too sharp a misfit is full of
+# minima.
 _SEARCH_SIGMA = 0.02
 # Simulated signals are not more exact than this.
 _LEAST_SIGMA = 1e-4
@@ -34,41 +38,41 @@ _LEAST_SIGMA = 1e-4
 _STEPS = 6
 
 
-@dataclass(frozen=True, eq=False)
-class Reconstruction:
-    """Wall fields of V voxels, in units of the initial magnetisation that the data came in.
+@dataclass(frozen=True)
+class InversionSettings:
+    """What an inversion is to know and to find.
 
     Attributes
     ----------
-    openness : ndarray (V, F)
-        Estimate, 0 wall to 1 no membrane.
-    openness_samples : ndarray (n, V, F)
-        Other fields, moved to where they agree most with the estimate (see `wall_patterns`).
-    wall_probability : ndarray (V, F)
-    amplitudes : ndarray (V, K)
-        Initial magnetisation for each echo time.
-    free_water, free_water_samples : ndarray (V,), (n, V)
-        Fraction of free water outside the grid.
-    sigma : ndarray (V,)
-        Standard deviation of the noise, given or estimated.
-    predicted : ndarray (V, M)
-    converged : ndarray (V,) of bool
-    iterations, misfit : ndarray (V, S)
-        Of each of the stages: number of iterations, and mean squared residual over the noise
-        that the stage went by.
+    diffusivity : float
+        um^2/ms.
+    optimizer : {"gauss-newton", "adam"}
+    curriculum : sequence of Stage or None
+        The optimiser's own where None.
+    priors : sequence of Prior or None
+        Take the place of those of every stage, where given.
+    amplitudes : bool
+        Whether the initial magnetisation is unknown.
+    free_water : bool
+        Whether to fit a fraction of free water.
+    free_diffusivity : float
+        Of that water, um^2/ms.
+    n_fields : int
+        Number of further fields, each from a random start and with noise of its own.
+    seed : int
+    device : str
     """
 
-    openness: np.ndarray
-    openness_samples: np.ndarray
-    wall_probability: np.ndarray
-    amplitudes: np.ndarray
-    free_water: np.ndarray
-    free_water_samples: np.ndarray
-    sigma: np.ndarray
-    predicted: np.ndarray
-    converged: np.ndarray
-    iterations: np.ndarray
-    misfit: np.ndarray
+    diffusivity: float
+    optimizer: str = "gauss-newton"
+    curriculum: Sequence[Stage] | None = None
+    priors: Sequence[Prior] | None = None
+    amplitudes: bool = True
+    free_water: bool = False
+    free_diffusivity: float = 3.0
+    n_fields: int = 0
+    seed: int = 0
+    device: str = "cpu"
 
 
 class Inversion:
@@ -78,81 +82,57 @@ class Inversion:
     ----------
     acquisition : Acquisition
     grid : TetrahedralGrid
-    diffusivity : float
-        um^2/ms.
-    optimizer : {"gauss-newton", "adam"}
-    curriculum : sequence of Stage or None
-        The optimiser's own where None.
-    priors : sequence or None
-        Take the place of those of every stage, where given.
-    amplitudes : bool
-        Whether the initial magnetisation is unknown.
-    free_water : bool
-        Whether to fit a fraction of free water.
-    free_diffusivity : float
-        Of that water, um^2/ms.
-    n_samples : int
-        Number of further fields, each from a random start and with noise of its own.
-    seed : int
-    device : str
+    settings : InversionSettings
     """
 
     # It takes one noise level of a voxel, and only uses the residual where there is none.
     estimates_noise = False
 
     def __init__(
-        self,
-        acquisition: Acquisition,
-        grid: TetrahedralGrid,
-        *,
-        diffusivity: float,
-        optimizer: str,
-        curriculum: Sequence[Stage] | None,
-        priors: Sequence | None,
-        amplitudes: bool,
-        free_water: bool,
-        free_diffusivity: float,
-        n_samples: int,
-        seed: int,
-        device: str,
+        self, acquisition: Acquisition, grid: TetrahedralGrid, settings: InversionSettings
     ):
-        self._optimise = OPTIMIZERS[optimizer]
+        self._optimise = OPTIMIZERS[settings.optimizer]
         representatives, self._encoding = unique_encodings(acquisition)
         self._repeats = np.bincount(self._encoding)
-        self._acquisition = acquisition.subset(representatives)
-        self._settings = {
-            "diffusivity": diffusivity,
-            "steps": _STEPS,
-            "dtype": "float32",
-            "device": device,
-        }
-        self._grid = grid
-        simulator = Simulator(self._acquisition, grid, **self._settings)
+        self._acquisition, self._grid = acquisition.subset(representatives), grid
+        self._settings = settings
         self._model = SignalModel(
-            simulator,
+            self._simulator(self._acquisition),
             self._acquisition,
-            amplitudes=amplitudes,
-            free_water=free_water,
-            free_diffusivity=free_diffusivity,
+            amplitudes=settings.amplitudes,
+            free_water=settings.free_water,
+            free_diffusivity=settings.free_diffusivity,
         )
+        curriculum = settings.curriculum
         if curriculum is None:
-            curriculum = default_curriculum(optimizer, grid.boundary)
-        self._stages = [self._prepared(stage, priors) for stage in curriculum]
-        last = replace(curriculum[-1], diffusion_times=None, start=None)
-        self._last_stage = self._prepared(last, priors)
+            curriculum = default_curriculum(settings.optimizer, grid.boundary)
+        self._stages = [self._prepared(stage) for stage in curriculum]
+        self._last_stage = self._prepared(
+            replace(curriculum[-1], diffusion_times=None, start=None)
+        )
         # Of each field, the estimate first: the random part of its start, and noise.
-        rng = np.random.default_rng(seed)
-        shape = (n_samples + 1, self._model.n_faces + len(self._acquisition))
-        self._random = torch.as_tensor(rng.standard_normal(shape), device=device)
+        rng = np.random.default_rng(settings.seed)
+        shape = (settings.n_fields + 1, self._model.n_faces + len(self._acquisition))
+        self._random = torch.as_tensor(rng.standard_normal(shape), device=settings.device)
 
-    def _prepared(self, stage, priors):
+    def _simulator(self, acquisition):
+        return Simulator(
+            acquisition,
+            self._grid,
+            diffusivity=self._settings.diffusivity,
+            steps=_STEPS,
+            dtype="float32",
+            device=self._settings.device,
+        )
+
+    def _prepared(self, stage):
         """(stage, mask of its measurements, signal model of them)."""
-        if priors is not None:
-            stage = replace(stage, priors=tuple(priors))
+        if self._settings.priors is not None:
+            stage = replace(stage, priors=tuple(self._settings.priors))
         mask = stage.measurements(self._acquisition)
         if mask.all():
             return stage, mask, self._model
-        simulator = Simulator(self._acquisition.subset(mask), self._grid, **self._settings)
+        simulator = self._simulator(self._acquisition.subset(mask))
         return stage, mask, self._model.restricted_to(simulator, torch.as_tensor(mask))
 
     @property
@@ -173,7 +153,7 @@ class Inversion:
         """
         averaged = np.zeros((len(data), len(self._repeats)))
         np.add.at(averaged.T, self._encoding, data.T)
-        signals = torch.as_tensor(averaged / self._repeats, device=self._settings["device"])
+        signals = torch.as_tensor(averaged / self._repeats, device=self._settings.device)
         starts, unit_noise = self._random.split((self._model.n_faces, len(self._acquisition)), 1)
         searched = np.full(len(data), _SEARCH_SIGMA)
         if sigma is not None:
@@ -187,14 +167,14 @@ class Inversion:
         noise = np.maximum(sigma, _LEAST_SIGMA)
         unknowns, history = self._sharpened(signals, noise, unknowns, history)
 
-        samples = []
+        fields = [unknowns]
         searched = np.maximum(noise, _SEARCH_SIGMA)
         for start, drawn in zip(starts[1:], unit_noise[1:], strict=True):
             noisy = signals + self._noise_of_encodings(noise) * drawn
             field, no_history = self._searched(noisy, searched, start)
-            samples.append(self._sharpened(noisy, noise, field, no_history)[0])
+            fields.append(self._sharpened(noisy, noise, field, no_history)[0])
         laplace = self._laplace(signals, noise, unknowns)
-        return self._reconstruction(unknowns, samples, laplace, noise, history)
+        return self._reconstruction(fields, laplace, noise, history)
 
     def _searched(self, signals, noise, random_start):
         """Unknowns (V, N) after all stages, from a start of its own, and what each stage did."""
@@ -235,7 +215,7 @@ class Inversion:
 
     def _noise_of_encodings(self, noise):
         sigma = noise[:, None] / np.sqrt(self._repeats)
-        return torch.as_tensor(sigma, device=self._settings["device"])
+        return torch.as_tensor(sigma, device=self._settings.device)
 
     def _run_stage(self, prepared, signals, noise, unknowns):
         stage, mask, model = prepared
@@ -255,27 +235,27 @@ class Inversion:
     def _predicted(self, unknowns):
         return self._model.signals(unknowns).cpu().numpy()[:, self._encoding]
 
-    def _reconstruction(self, unknowns, samples, laplace, noise, history):
-        model, n_faces = self._model, self._model.n_faces
+    def _reconstruction(self, fields, laplace, noise, history):
+        model, n_faces, unknowns = self._model, self._model.n_faces, fields[0]
         sd = laplace.standard_deviation()[:, :n_faces].cpu().numpy()
-        openness = torch.stack([field[:, :n_faces] for field in (unknowns, *samples)])
+        openness = torch.stack([field[:, :n_faces] for field in fields])
         openness = openness.cpu().numpy()
         for voxel in range(openness.shape[1]):
             walls = 1 - openness[:, voxel]
             openness[1:, voxel] = 1 - aligned(self._grid, walls[1:], walls[0])
         probability = probability_below(WALL_THRESHOLD, openness, sd)
-        free_water = [model.split(field)[2][:, 0].cpu().numpy() for field in (unknowns, *samples)]
+        free_water = [model.split(field)[2][:, 0].cpu().numpy() for field in fields]
         columns = slice(n_faces, n_faces + model.n_amplitudes)
         amplitudes = unknowns[:, columns].cpu().numpy()
         if not model.n_amplitudes:
             amplitudes = np.ones((len(unknowns), len(self._acquisition.echo_times)))
         return Reconstruction(
             openness=openness[0],
-            openness_samples=openness[1:],
+            openness_fields=openness[1:],
             wall_probability=probability.mean(axis=0),
             amplitudes=amplitudes,
             free_water=free_water[0],
-            free_water_samples=np.stack(free_water)[1:],
+            free_water_fields=np.stack(free_water)[1:],
             sigma=noise,
             predicted=self._predicted(unknowns),
             converged=history[-1].converged.cpu().numpy(),

@@ -1,4 +1,4 @@
-"""How well the data determine the unknowns: Laplace approximation and perturbed restarts."""
+"""How well the data determine the unknowns: the Laplace approximation."""
 
 from __future__ import annotations
 
@@ -62,21 +62,6 @@ class Laplace:
             self.factor, identity.expand_as(self.factor), upper=False
         )
         return n_signals - inverse.square().sum(dim=(1, 2))
-
-    def sample(self, unit_normal: torch.Tensor, unit_noise: torch.Tensor) -> torch.Tensor:
-        """Deviation (V, N) from the estimate, drawn from the posterior (Matheron's rule).
-
-        Parameters
-        ----------
-        unit_normal : tensor (N,)
-            Independent standard normal numbers, and
-        unit_noise : tensor (M,)
-            the same for the measurements: the sample fits data from which it is taken.
-        """
-        drawn = unit_normal * self.variance.sqrt()
-        mismatch = torch.einsum("vmn,vn->vm", self.weighted_jacobian, drawn) + unit_noise
-        solved = torch.cholesky_solve(mismatch[..., None], self.factor)[..., 0]
-        return drawn - self.variance * torch.einsum("vmn,vm->vn", self.weighted_jacobian, solved)
 
 
 def probability_below(threshold: float, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:

@@ -11,17 +11,21 @@ tau = c / (1 + 2 c), where signals change most.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import Simulator, relative_transmissibility
 from dipy_spinverse.grid import TetrahedralGrid
+from dipy_spinverse.inversion.priors import evaluate
 
 # The openness below which a face counts as a wall: half way between wall and open.
 WALL_THRESHOLD = 0.5
+# c above.
 _C = 0.4
 
 
@@ -164,3 +168,12 @@ class SignalModel:
         if self.free_water:
             jacobian[..., -1] = amplitude * (self._free_signals - in_grid)
         return amplitude * relative, jacobian
+
+    def penalty(
+        self, unknowns: torch.Tensor, priors: Sequence
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Value (V,), gradient and Gauss-Newton weight (V, N) of priors on the walls."""
+        face_part = unknowns[:, : self.n_faces]
+        value, gradient, weight = evaluate(priors, self.simulator.grid, face_part)
+        others = (0, self.n_unknowns - self.n_faces)
+        return value, pad(gradient, others), pad(weight, others)

@@ -15,13 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-from dipy_spinverse.voxels.noise import rician_mean
-
-_TABLE_END, _TABLE_STEP = 12.0, 0.01
-
-
-_AMPLITUDES = np.arange(0, _TABLE_END + 2 * _TABLE_STEP, _TABLE_STEP)
-_EXCESS = rician_mean(_AMPLITUDES, 1.0) - _AMPLITUDES
+from dipy_spinverse.voxels.rician import EXCESSES, compiled_excess, rician_excess
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,13 +78,6 @@ def refined_likelihood(
     )  # fmt: skip
 
 
-def rician_excess(amplitude: np.ndarray) -> np.ndarray:
-    """Mean of a magnitude minus its noise-free amplitude, both over sigma."""
-    inside = np.interp(amplitude, _AMPLITUDES, _EXCESS)
-    large = np.maximum(amplitude, 1)
-    return np.where(amplitude < _TABLE_END, inside, 1 / (2 * large) + 1 / (8 * large**3))
-
-
 def residuals(likelihood: Likelihood, signals: np.ndarray, voxel: np.ndarray):
     """Whitened residuals of signals with the best amplitude of each echo time.
 
@@ -114,7 +101,7 @@ def residuals(likelihood: Likelihood, signals: np.ndarray, voxel: np.ndarray):
     return _residuals(
         likelihood.data, likelihood.sigma, likelihood.inverse_sd, likelihood.modes,
         likelihood.damping, likelihood.te_index, int(likelihood.te_index.max()) + 1,
-        np.ascontiguousarray(signals), voxel, _EXCESS,
+        np.ascontiguousarray(signals), voxel, EXCESSES,
     )  # fmt: skip
 
 
@@ -124,15 +111,6 @@ def whiten(likelihood: Likelihood, changes: np.ndarray, voxel: np.ndarray) -> np
     modes = likelihood.modes[voxel]
     along = modes @ white
     return white - np.swapaxes(modes, 1, 2) @ (likelihood.damping[voxel][..., None] * along)
-
-
-@njit(cache=True, nogil=True)
-def _excess(amplitude, table):
-    if amplitude >= _TABLE_END:
-        return 0.5 / amplitude + 0.125 / amplitude**3
-    position = amplitude / _TABLE_STEP
-    k = int(position)
-    return table[k] + (position - k) * (table[k + 1] - table[k])
 
 
 @njit(cache=True, nogil=True, fastmath=True)
@@ -155,7 +133,7 @@ def _residuals(
                 k, s = te_index[m], signals[row, m]
                 y = data[v, m]
                 if repeat > 0:
-                    y -= sigma[v] * _excess(abs(amplitude[k] * s) / sigma[v], table)
+                    y -= sigma[v] * compiled_excess(abs(amplitude[k] * s) / sigma[v], table)
                 w = inverse_sd[v, m] ** 2 * s
                 cross[k] += w * y
                 power[k] += w * s
@@ -165,7 +143,7 @@ def _residuals(
             information[row] += 0.5 * np.log(max(power[k], 1e-12))
         for m in range(n):
             mean = amplitude[te_index[m]] * signals[row, m]
-            mean += sigma[v] * _excess(abs(mean) / sigma[v], table)
+            mean += sigma[v] * compiled_excess(abs(mean) / sigma[v], table)
             result[row, m] = (data[v, m] - mean) * inverse_sd[v, m]
         for k in range(modes.shape[1]):
             if damping[v, k] == 0:

@@ -2,22 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from dipy.core.gradients import GradientTable
-from scipy.stats import chi2
 
-from dipy_spinverse.acquisition.pulsed import Acquisition
-from dipy_spinverse.packed_cells.posterior import PackedCellsPosterior, packed_cells_posterior
-from dipy_spinverse.voxels.statistics import of_axes, of_draws
-from dipy_spinverse.voxels.status import Status, screened, voxels_of
+from dipy_spinverse.acquisition import Measurements, pulsed_only
+from dipy_spinverse.packed_cells.parameter_maps import PARAMETERS
+from dipy_spinverse.packed_cells.posterior import packed_cells_posterior
+from dipy_spinverse.packed_cells.tables.cache import cached_table, prepare_tables
+from dipy_spinverse.packed_cells.tissue_classes import CLASSES, shapes_of, signals_of
+from dipy_spinverse.packed_cells.tissue_model import tissue_model
+from dipy_spinverse.units import diffusivity_um2_per_ms
+from dipy_spinverse.voxels.chunks import Engine, fit_image
+from dipy_spinverse.voxels.fit import VoxelFit
+from dipy_spinverse.voxels.image import Voxels, image_of
+from dipy_spinverse.voxels.model import VoxelModel
+from dipy_spinverse.voxels.statistics import ENDINGS, of_axes, summary
 
-_MM2_PER_S = 1e3  # um^2/ms
-_N_SAMPLES = 200
-# Probability below which the model counts as refuted.
-_REFUTED = 1e-3
+_N_DRAWS = 200
+_VOX_PER_CHUNK = 16
 
 
-class PackedCellsModel:
+class PackedCellsFit(VoxelFit):
+    """What :meth:`PackedCellsModel.fit` found; see :class:`VoxelFit` for what a map has.
+
+    Attributes
+    ----------
+    wall_orientation : ndarray (..., 3)
+        Dominant axis of the draws, and
+    wall_orientation_angle : ndarray (...)
+        the angle to it that 95 % of them keep within, degrees.
+    class_probabilities : ndarray (..., 4)
+        Of cylinders, spheres, both, and no cells at all (0 where free water is fitted).
+    """
+
+    MAPS = (
+        "surface_to_volume",
+        "restricted_fraction",
+        "wall_permeability",
+        "exchange_time",
+        "pore_diameter",
+        "wall_anisotropy",
+        "orientation_dispersion",
+        "free_water_fraction",
+    )
+
+
+class PackedCellsModel(VoxelModel):
     """Packed permeable cylinders and spheres: the posterior of what a voxel's tissue is like.
 
     A numerically exact ActiveAx with exchange: the signals of parallel or dispersed permeable
@@ -50,24 +82,23 @@ class PackedCellsModel:
     >>> fit.pore_diameter, fit.pore_diameter_low, fit.pore_diameter_high  # doctest: +SKIP
     """
 
+    Fit = PackedCellsFit
+
     def __init__(
         self,
-        gtab: GradientTable | Acquisition,
+        gtab: GradientTable | Measurements,
         *,
         diffusivity: float = 2e-3,
         free_diffusivity: float = 3e-3,
         te=None,
         seed: int = 0,
     ):
-        given = isinstance(gtab, Acquisition)
-        if given and te is not None:
-            raise ValueError("te is given beside an Acquisition, which has its own; drop te.")
-        self.acquisition = gtab if given else Acquisition.from_gtab(gtab, te=te)
-        for name, value in (("diffusivity", diffusivity), ("free_diffusivity", free_diffusivity)):
-            if not 0 < value < 0.1:
-                raise ValueError(
-                    f"{name} is {value!r}; give it in mm^2/s (water at body temperature has 3e-3)."
-                )
+        super().__init__(gtab, te)
+        self.acquisition = pulsed_only(self.acquisition)
+        self.diffusivity_um2_per_ms = diffusivity_um2_per_ms("diffusivity", diffusivity)
+        self.free_diffusivity_um2_per_ms = diffusivity_um2_per_ms(
+            "free_diffusivity", free_diffusivity
+        )
         self.diffusivity, self.free_diffusivity = float(diffusivity), float(free_diffusivity)
         self.seed = int(seed)
 
@@ -78,7 +109,11 @@ class PackedCellsModel:
         *,
         sigma: float | np.ndarray | None = None,
         free_water: bool = False,
-        n_samples: int = _N_SAMPLES,
+        n_draws: int = _N_DRAWS,
+        engine: str = "serial",
+        n_jobs: int = -1,
+        vox_per_chunk: int | None = None,
+        verbose: bool = False,
     ) -> PackedCellsFit:
         """Posterior of every voxel.
 
@@ -92,88 +127,103 @@ class PackedCellsModel:
             Standard deviation of the noise; estimated from the residual where not given.
         free_water : bool, optional
             Also fit a fraction of free water.
-        n_samples : int, optional
-            Draws from the posterior of each voxel.
+        n_draws : int, optional
+            Draws from the posterior of each voxel; 0 for the likeliest values only.
+        engine, n_jobs, vox_per_chunk, verbose
+            How it is computed: see :class:`dipy_spinverse.voxels.chunks.Engine`.
 
         Raises
         ------
         ValueError
             Arguments of wrong shape or range.
         """
-        flat, wanted, noise, shape = voxels_of(data, mask, sigma, len(self.acquisition))
-        status = screened(flat, wanted)
-        chosen = np.flatnonzero(status == Status.CONVERGED)
-        posterior = None
-        if len(chosen):
-            posterior = packed_cells_posterior(
-                self.acquisition,
-                flat[chosen],
-                None if noise is None else noise[chosen],
-                diffusivity=self.diffusivity * _MM2_PER_S,
-                free_water=free_water,
-                free_diffusivity=self.free_diffusivity * _MM2_PER_S,
-                n_samples=n_samples,
-                seed=self.seed,
-            )
-            if noise is not None:
-                refuted = chi2.sf(posterior.chi_square, posterior.degrees_of_freedom) < _REFUTED
-                status[chosen[refuted]] = Status.MISFIT
-        return PackedCellsFit(self, posterior, chosen, status.reshape(shape))
+        if n_draws < 0:
+            raise ValueError(f"n_draws is {n_draws}; give at least 0.")
+        how = Engine(engine, n_jobs, vox_per_chunk, verbose)
+        image = image_of(data, mask, sigma, self.acquisition)
+        if len(image.voxels):
+            prepare_tables(self.acquisition, self.diffusivity_um2_per_ms)
+        status, values = fit_image(
+            image,
+            _FitChunk(self, free_water, n_draws),
+            _layout(self, n_draws),
+            how,
+            most=_VOX_PER_CHUNK,
+        )
+        return PackedCellsFit(self, status, values)
+
+    def signals_of_fit(self, values, acquisition: Measurements) -> np.ndarray:
+        """Signals (V, M) of the likeliest tissue."""
+        acquisition = pulsed_only(acquisition)
+        tables = {
+            shape: cached_table(shape, acquisition, self.diffusivity_um2_per_ms)
+            for shape in shapes_of(CLASSES)
+        }
+        model = tissue_model(
+            acquisition, tables, self.diffusivity_um2_per_ms, self.free_diffusivity_um2_per_ms
+        )
+        parameters = dict(zip(PARAMETERS, values["_parameters"].T, strict=True))
+        return signals_of(model, acquisition, parameters, values["_axis"])
+
+    def settings(self) -> tuple[dict, dict[str, np.ndarray]]:
+        """Its arguments."""
+        names = ("diffusivity", "free_diffusivity", "seed")
+        return {name: getattr(self, name) for name in names}, {}
 
 
-class PackedCellsFit:
-    """What :meth:`PackedCellsModel.fit` found.
-
-    For each NAME in `MAPS` there are the posterior mean ``NAME``, the standard deviation
-    ``NAME_std``, and the ends ``NAME_low`` and ``NAME_high`` of the central 95 % interval, all of
-    shape (...); they are zero where nothing was fitted.
-
-    Attributes
-    ----------
-    status : ndarray (...) of int
-        See :class:`dipy_spinverse.spinverse.Status`.
-    wall_orientation : ndarray (..., 3)
-        Dominant axis of the draws, and
-    wall_orientation_angle : ndarray (...)
-        the angle to it that 95 % of them keep within, degrees.
-    posterior : PackedCellsPosterior or None
-        The draws themselves, for the fitted voxels in order.
-    """
-
-    MAPS = (
-        "surface_to_volume",
-        "restricted_fraction",
-        "wall_permeability",
-        "exchange_time",
-        "pore_diameter",
-        "wall_anisotropy",
-        "orientation_dispersion",
-        "free_water_fraction",
-    )
-
-    def __init__(self, model, posterior: PackedCellsPosterior | None, chosen, status):
-        self.model, self.posterior, self.status = model, posterior, status
-        for name in self.MAPS:
-            values = dict.fromkeys(("", "_std", "_low", "_high"), 0)
-            if posterior is not None:
-                values = of_draws(posterior.maps[name])
-            for suffix, value in values.items():
-                setattr(self, name + suffix, _filled(status.shape, chosen, value))
-        axes, angles = (0, 0) if posterior is None else of_axes(posterior.maps["wall_orientation"])
-        self.wall_orientation = _filled((*status.shape, 3), chosen, axes)
-        self.wall_orientation_angle = _filled(status.shape, chosen, angles)
-        n_signals = len(model.acquisition)
-        predicted = 0 if posterior is None else posterior.predicted
-        self._predicted = _filled((*status.shape, n_signals), chosen, predicted)
-
-    def predict(self) -> np.ndarray:
-        """Expected magnitudes (..., M) at the likeliest parameters, with the noise floor."""
-        return self._predicted
+def _layout(model, n_draws):
+    endings = (*ENDINGS, "_likeliest") if n_draws else ("", "_likeliest")
+    return {
+        "wall_orientation": (float, (3,)),
+        "wall_orientation_angle": float,
+        "class_probabilities": (float, (len(CLASSES) + 1,)),
+        "S0_per_te": (float, (len(model.acquisition.echo_times),)),
+        "_parameters": (float, (len(PARAMETERS),)),
+        "_axis": (float, (3,)),
+    } | {name + end: float for name in PackedCellsFit.MAPS for end in endings}
 
 
-def _filled(shape, chosen, values):
-    result = np.zeros(shape)
-    rows = result.reshape(-1, shape[-1]) if np.ndim(values) == 2 else result.reshape(-1)
-    if len(chosen):
-        rows[chosen] = values
-    return result
+@dataclass(frozen=True, eq=False)
+class _FitChunk:
+    """The fit of a chunk of voxels."""
+
+    model: PackedCellsModel
+    free_water: bool
+    n_draws: int
+
+    def __call__(self, voxels: Voxels) -> dict[str, np.ndarray]:
+        model = self.model
+        posterior = packed_cells_posterior(
+            model.acquisition,
+            voxels.signals,
+            voxels.sigma,
+            diffusivity=model.diffusivity_um2_per_ms,
+            free_water=self.free_water,
+            free_diffusivity=model.free_diffusivity_um2_per_ms,
+            n_draws=self.n_draws,
+            seed=model.seed,
+        )
+        names = PackedCellsFit.MAPS
+        likeliest = {name: posterior.best[name] for name in names}
+        values = {f"{name}_likeliest": value for name, value in likeliest.items()}
+        if self.n_draws:
+            values |= summary({name: posterior.maps[name] for name in names})
+            axis, angle = of_axes(posterior.maps["wall_orientation"])
+        else:
+            values |= likeliest
+            axis, angle = of_axes(posterior.best["wall_orientation"][None])
+        rest = voxels.signals - posterior.predicted
+        probabilities = [*posterior.class_probabilities.values()]
+        return values | {
+            "wall_orientation": axis,
+            "wall_orientation_angle": angle,
+            "class_probabilities": np.stack(probabilities, axis=1),
+            "S0_per_te": posterior.s0,
+            "_parameters": np.stack([posterior.best_parameters[n] for n in PARAMETERS], axis=1),
+            "_axis": posterior.best["wall_orientation"],
+            "converged": np.ones(len(voxels), dtype=bool),
+            "sigma": posterior.sigma,
+            "residual_rms": np.sqrt((rest**2).mean(axis=1)),
+            "n_unknowns": voxels.signals.shape[1] - posterior.degrees_of_freedom,
+            "excess": posterior.chi_square / np.maximum(posterior.degrees_of_freedom, 1),
+        }

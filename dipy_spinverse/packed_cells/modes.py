@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.special import expit
 from scipy.stats import qmc
 
-from dipy_spinverse.packed_cells.likelihood import Likelihood, residuals, rician_excess, whiten
+from dipy_spinverse.inversion.levenberg_marquardt import Damping, levenberg_marquardt
+from dipy_spinverse.packed_cells.likelihood import Likelihood, residuals, whiten
 from dipy_spinverse.packed_cells.tissue_classes import (
     HEMISPHERE,
     TissueClass,
@@ -16,15 +18,74 @@ from dipy_spinverse.packed_cells.tissue_classes import (
     log_prior,
 )
 from dipy_spinverse.packed_cells.tissue_model import TissueModel
+from dipy_spinverse.voxels.rician import rician_excess
 
+# Entries of the dictionary, a power of two.
 _N_DICTIONARY = 512
-_RADIUS_BINS, _STARTS_PER_BIN = 4, 2
-_ITERATIONS = 25
-_CHUNK = 1024
+# The best entries of each interval of the radius are starts: minima differ most in it.
+_RADIUS_BINS = 4
+_STARTS_PER_BIN = 2
+# Relative to the curvature along each parameter, with costs of half a chi-square.
+_DAMPING = Damping(first=1e-2, least=1e-8, largest=1e6, growth=8.0)
+_SHRINK = 0.2
+_MOST_STEPS = 25
+# Of the cost: a search that gains less ends.
+_LEAST_GAIN = 1e-3
+# Of z, in one step.
 _LARGEST_STEP = 2.0
+# Of z: 0.03 % of a parameter's range from its end.
 _LARGEST_Z = 8.0
+# Of the cost above the best minimum's, e^-12 of its density: others are dropped.
+_LARGEST_EXCESS = 12
+# Places that are computed at once.
+_CHUNK = 1024
 # Of the derivative of the mean magnitude, in amplitudes over sigma.
 _DIFFERENCE = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class ClassProblem:
+    """Voxels that one class of tissue is to explain.
+
+    Attributes
+    ----------
+    model : TissueModel
+    tissue : TissueClass
+    likelihood : Likelihood
+        Of V voxels.
+    frames : ndarray (V, 3, 3)
+        Rows; the last is the direction where the search for an axis starts.
+    """
+
+    model: TissueModel
+    tissue: TissueClass
+    likelihood: Likelihood
+    frames: np.ndarray
+
+    def signals(self, z: np.ndarray, voxel: np.ndarray, slopes: bool = False):
+        """Signals (N, M) at places (N, P) of voxels (N,); see :func:`class_signals`."""
+        return class_signals(self.model, self.tissue, z, self.frames[voxel], slopes)
+
+    def log_posterior(
+        self, z: np.ndarray, voxel: np.ndarray, noise_unknown: bool = False
+    ) -> np.ndarray:
+        """Logarithms (N,) of prior times likelihood, the amplitudes integrated out.
+
+        Unknown noise is integrated out too, with a prior uniform in its logarithm.
+        """
+        likelihood = self.likelihood
+        n_te = int(likelihood.te_index.max()) + 1
+        degrees = likelihood.data.shape[1] - n_te
+        result = log_prior(self.tissue, z)
+        for first in range(0, len(z), _CHUNK):
+            part = slice(first, first + _CHUNK)
+            signals = self.signals(z[part], voxel[part])
+            white, _, information = residuals(likelihood, signals, voxel[part])
+            chi_square = np.einsum("nm,nm->n", white, white)
+            if noise_unknown:
+                chi_square = degrees * np.log(chi_square + 1e-300)
+            result[part] -= 0.5 * chi_square + information
+        return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,52 +106,22 @@ class Modes:
     costs: np.ndarray
 
 
-def log_posterior(model, tissue, likelihood, z, frames, voxel, noise_unknown=False):
-    """Logarithms (N,) of prior times likelihood, the amplitudes integrated out.
-
-    Unknown noise is integrated out too, with a prior uniform in its logarithm.
-    """
-    n_te = int(likelihood.te_index.max()) + 1
-    degrees = likelihood.data.shape[1] - n_te
-    result = log_prior(tissue, z)
-    for first in range(0, len(z), _CHUNK):
-        part = slice(first, first + _CHUNK)
-        signals = class_signals(model, tissue, z[part], frames[voxel[part]])
-        white, _, information = residuals(likelihood, signals, voxel[part])
-        chi_square = np.einsum("nm,nm->n", white, white)
-        if noise_unknown:
-            chi_square = degrees * np.log(chi_square + 1e-300)
-        result[part] -= 0.5 * chi_square + information
-    return result
-
-
-def find_modes(
-    model: TissueModel,
-    tissue: TissueClass,
-    likelihood: Likelihood,
-    frames: np.ndarray,
-    n_modes: int,
-    starts: np.ndarray | None = None,
-) -> Modes:
+def find_modes(problem: ClassProblem, n_modes: int, starts: np.ndarray | None = None) -> Modes:
     """Minima of the voxels, from the entries of a dictionary that fit best.
 
     Parameters
     ----------
-    model, tissue, likelihood
-    frames : ndarray (V, 3, 3)
-        Rows; the last is the direction where the search for an axis starts.
+    problem : ClassProblem
     n_modes : int
         K, the most minima kept.
     starts : ndarray (V, K, P), optional
         Instead of the dictionary.
     """
     if starts is None:
-        starts = _dictionary_starts(model, tissue, likelihood, frames)
+        starts = _dictionary_starts(problem)
     n_voxels, n_starts, n_parameters = starts.shape
     voxel = np.repeat(np.arange(n_voxels), n_starts)
-    places, covariances, costs = _levenberg_marquardt(
-        model, tissue, likelihood, frames, starts.reshape(-1, n_parameters), voxel
-    )
+    places, covariances, costs = _minima(problem, starts.reshape(-1, n_parameters), voxel)
     return _distinct(
         places.reshape(starts.shape),
         covariances.reshape(n_voxels, n_starts, n_parameters, n_parameters),
@@ -99,8 +130,8 @@ def find_modes(
     )
 
 
-def _dictionary_starts(model, tissue, likelihood, frames):
-    n_voxels = len(frames)
+def _dictionary_starts(problem):
+    tissue, n_voxels = problem.tissue, len(problem.frames)
     p = tissue.n_parameters
     u = qmc.Sobol(p, seed=0).random(_N_DICTIONARY)
     u = 0.05 + 0.9 * u
@@ -117,9 +148,7 @@ def _dictionary_starts(model, tissue, likelihood, frames):
         part = np.arange(v, min(v + max(1, _CHUNK // _N_DICTIONARY), n_voxels))
         voxel = np.repeat(part, _N_DICTIONARY)
         entries = np.tile(z, (len(part), 1))
-        cost[part] = -log_posterior(model, tissue, likelihood, entries, frames, voxel).reshape(
-            len(part), -1
-        )
+        cost[part] = -problem.log_posterior(entries, voxel).reshape(len(part), -1)
     starts = []
     for k in range(_RADIUS_BINS):
         members = np.flatnonzero(bins == k)
@@ -128,31 +157,27 @@ def _dictionary_starts(model, tissue, likelihood, frames):
     return np.concatenate(starts, axis=1)
 
 
-def _levenberg_marquardt(model, tissue, likelihood, frames, z, voxel):
+def _minima(problem, z, voxel):
+    """Places (N, P), covariances (N, P, P) and costs (N,) where the searches from z end."""
     z = z.copy()
-    cost, gradient, hessian = _expansion(model, tissue, likelihood, frames, z, voxel)
-    damping = np.full(len(z), 1e-2)
-    active = np.ones(len(z), dtype=bool)
+    cost, gradient, hessian = _expansion(problem, z, voxel)
     identity = np.eye(z.shape[1])
-    for _ in range(_ITERATIONS):
-        rows = np.flatnonzero(active)
-        if len(rows) == 0:
-            break
+
+    def advance(rows, damping):
+        rows, damping = rows.numpy(), damping.numpy()
         diagonal = np.einsum("npp->np", hessian[rows])
-        damped = hessian[rows] + (damping[rows, None] * (diagonal + 1e-3))[..., None] * identity
+        damped = hessian[rows] + (damping[:, None] * (diagonal + 1e-3))[..., None] * identity
         step = -np.linalg.solve(damped, gradient[rows][..., None])[..., 0]
         step = np.clip(step, -_LARGEST_STEP, _LARGEST_STEP)
-        moved = _within(tissue, z[rows] + step)
-        new = _expansion(model, tissue, likelihood, frames, moved, voxel[rows])
+        moved = _within(problem.tissue, z[rows] + step)
+        new = _expansion(problem, moved, voxel[rows])
         better = new[0] < cost[rows]
-        gain = cost[rows] - new[0]
-        accepted = rows[better]
-        z[accepted], cost[accepted] = moved[better], new[0][better]
-        gradient[accepted], hessian[accepted] = new[1][better], new[2][better]
-        damping[rows] *= np.where(better, 0.2, 8.0)
-        damping[rows] = np.clip(damping[rows], 1e-8, None)
-        done = (better & (gain < 1e-3)) | (damping[rows] > 1e6)
-        active[rows[done]] = False
+        small = better & (cost[rows] - new[0] < _LEAST_GAIN)
+        for kept, found in zip((z, cost, gradient, hessian), (moved, *new), strict=True):
+            kept[rows[better]] = found[better]
+        return torch.from_numpy(better), torch.from_numpy(small), _SHRINK
+
+    levenberg_marquardt(advance, torch.from_numpy(cost), _DAMPING, _MOST_STEPS)
     return z, np.linalg.inv(hessian + 1e-9 * identity), cost
 
 
@@ -169,14 +194,15 @@ def _within(tissue, z):
     return moved
 
 
-def _expansion(model, tissue, likelihood, frames, z, voxel):
+def _expansion(problem, z, voxel):
     """Cost (N,), gradient (N, P) and Gauss-Newton Hessian (N, P, P)."""
+    tissue, likelihood = problem.tissue, problem.likelihood
     n, p = z.shape
     cost, gradient, hessian = np.empty(n), np.empty((n, p)), np.empty((n, p, p))
     for first in range(0, n, _CHUNK // 4):
         part = slice(first, first + _CHUNK // 4)
         v = voxel[part]
-        signals, slopes = class_signals(model, tissue, z[part], frames[v], slopes=True)
+        signals, slopes = problem.signals(z[part], v, slopes=True)
         white, amplitude, _ = residuals(likelihood, signals, v)
         scale = amplitude[:, likelihood.te_index]
         relative = np.maximum(scale * signals, 0) / likelihood.sigma[v][:, None]
@@ -221,7 +247,9 @@ def _distinct(places, covariances, costs, n_modes):
     kept = np.zeros((n_voxels, n_starts), dtype=bool)
     for k in range(n_starts):
         near = (kept[:, :k] & (distance[:, k, :k] < places.shape[2])).any(axis=1)
-        kept[:, k] = ~near & (costs[:, k] < costs[:, 0] + 12) & (kept.sum(axis=1) < n_modes)
+        kept[:, k] = (
+            ~near & (costs[:, k] < costs[:, 0] + _LARGEST_EXCESS) & (kept.sum(axis=1) < n_modes)
+        )
     rank = np.argsort(~kept, axis=1, kind="stable")[:, :n_modes]
     costs = np.where(kept, costs, np.inf)
     return Modes(

@@ -13,23 +13,24 @@ from dipy_spinverse.packed_cells.likelihood import (
     gaussian_likelihood,
     refined_likelihood,
     residuals,
-    rician_excess,
 )
-from dipy_spinverse.packed_cells.modes import find_modes, log_posterior
+from dipy_spinverse.packed_cells.modes import ClassProblem, Modes, find_modes
 from dipy_spinverse.packed_cells.parameter_maps import PARAMETERS, tissue_maps, tissue_parameters
 from dipy_spinverse.packed_cells.posterior_checks import checked_input
-from dipy_spinverse.packed_cells.sampling import importance_samples, spread_by_chains
+from dipy_spinverse.packed_cells.sampling import importance_draws, spread_by_chains
 from dipy_spinverse.packed_cells.tables.cache import cached_table
 from dipy_spinverse.packed_cells.tables.signal_table import FRACTION_RANGE
-from dipy_spinverse.packed_cells.tensor_frames import tensor_frames
 from dipy_spinverse.packed_cells.tissue_classes import (
     CLASSES,
+    TissueClass,
     class_signals,
     shapes_of,
     tissue_class,
 )
-from dipy_spinverse.packed_cells.tissue_model import packing_spread, tissue_model
+from dipy_spinverse.packed_cells.tissue_model import TissueModel, packing_spread, tissue_model
+from dipy_spinverse.voxels.rician import rician_excess
 from dipy_spinverse.voxels.statistics import of_axes
+from dipy_spinverse.voxels.tensor_frames import tensor_frames
 
 _N_MODES = 5
 _DRAWS_PER_ROUND, _ROUNDS = 500, 6
@@ -111,7 +112,7 @@ def packed_cells_posterior(
     diffusivity: float = 2.0,
     free_water: bool = False,
     free_diffusivity: float = 3.0,
-    n_samples: int = 200,
+    n_draws: int = 200,
     seed: int = 0,
     classes: tuple[str, ...] = CLASSES,
 ) -> PackedCellsPosterior:
@@ -136,8 +137,8 @@ def packed_cells_posterior(
         Whether a part of the water may diffuse freely.
     free_diffusivity : float, optional
         Of that part, um^2/ms.
-    n_samples : int, optional
-        Draws returned.
+    n_draws : int, optional
+        Draws returned; with 0 the likeliest places are searched for, and nothing else.
     seed : int, optional
     classes : tuple of str, optional
         Classes of tissue that are considered: some of those, or "aligned cylinders", parallel to
@@ -160,7 +161,7 @@ def packed_cells_posterior(
     >>> posterior.mean("surface_to_volume"), posterior.interval("pore_diameter")  # doctest: +SKIP
     """
     data, sigma = checked_input(
-        acquisition, data, sigma, diffusivity, free_diffusivity, n_samples, classes
+        acquisition, data, sigma, diffusivity, free_diffusivity, n_draws, classes
     )
     tables = {s: cached_table(s, acquisition, diffusivity) for s in shapes_of(classes)}
     model = tissue_model(acquisition, tables, diffusivity, free_diffusivity)
@@ -170,72 +171,131 @@ def packed_cells_posterior(
         voxels = slice(first, first + _BATCH)
         given = None if sigma is None else sigma[voxels]
         parts.append(
-            _posterior_of(model, tissues, acquisition, data[voxels], given, n_samples, seed)
+            _posterior_of(model, tissues, acquisition, data[voxels], given, n_draws, seed)
         )
     return _joined(parts)
 
 
-def _posterior_of(model, tissues, acquisition, data, sigma, n_samples, seed):
-    frames = tensor_frames(acquisition, data, model.diffusivity)
+def _posterior_of(model, tissues, acquisition, data, sigma, n_draws, seed):
+    frames = tensor_frames(acquisition, data)
     te_index = acquisition.te_index
     known = sigma is not None
     # A first idea of the noise: a fiftieth of the largest signal.
     start_sigma = sigma if known else 0.02 * np.abs(data).max(axis=1)
     likelihood = gaussian_likelihood(data, start_sigma, te_index)
-    modes = [find_modes(model, t, likelihood, frames, _N_MODES) for t in tissues]
+    modes = [find_modes(ClassProblem(model, t, likelihood, frames), _N_MODES) for t in tissues]
     for _ in range(1 if known else 2):
         likelihood = _refined(model, tissues, likelihood, frames, modes, known)
         modes = [
-            find_modes(model, t, likelihood, frames, _N_MODES, starts=each.places)
+            find_modes(ClassProblem(model, t, likelihood, frames), _N_MODES, each.places)
             for t, each in zip(tissues, modes, strict=True)
         ]
-    everywhere = np.arange(len(data))
-    draws = []
+    # Membranes of no volume: the classes' fractions start above zero.
+    without_cells = np.exp(-np.where(acquisition.b0_mask, 0, acquisition.b) * model.diffusivity)
+    best_class, best_z = _best(modes)
+    case = _Case(model, tissues, likelihood, frames, modes, known, without_cells)
+    found = _drawn(case, n_draws, seed) if n_draws else _not_drawn(case, best_class)
+    probabilities = found.pop("probabilities")
+    if len(probabilities) > len(tissues):
+        best_class[probabilities[-1] > 0.5] = len(tissues)
+    names = [*(tissue.name for tissue in tissues), "no cells"]
+    return {
+        **found,
+        **_at_best(case, best_class, best_z),
+        "sigma": likelihood.sigma,
+        "class_probabilities": dict(zip(names, probabilities, strict=False)),
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class _Case:
+    """Voxels, the classes of tissue that are considered, and the modes of each.
+
+    Attributes
+    ----------
+    known : bool
+        Whether the noise is.
+    without_cells : ndarray (M,)
+        Signals without any membrane.
+    """
+
+    model: TissueModel
+    tissues: list[TissueClass]
+    likelihood: Likelihood
+    frames: np.ndarray
+    modes: list[Modes]
+    known: bool
+    without_cells: np.ndarray
+
+    def target(self, tissue: TissueClass, voxels: np.ndarray):
+        """Log posterior (len(voxels), n) of places (len(voxels), n, P) of some of the voxels."""
+
+        problem = ClassProblem(self.model, tissue, self.likelihood, self.frames)
+
+        def log_target(z):
+            voxel = np.repeat(voxels, z.shape[1])
+            value = problem.log_posterior(z.reshape(-1, z.shape[2]), voxel, not self.known)
+            return value.reshape(len(voxels), -1)
+
+        return log_target
+
+
+def _not_drawn(case, best_class):
+    """As `_drawn`, with no draws and the class of the likeliest place."""
+    n_voxels = len(case.frames)
+    parameters = {name: np.zeros((0, n_voxels)) for name in PARAMETERS}
+    return {
+        "parameters": parameters,
+        "maps": tissue_maps(parameters, np.zeros((0, n_voxels, 3))),
+        "probabilities": np.eye(len(case.tissues))[best_class].T,
+        "effective_sample_size": np.zeros(n_voxels),
+    }
+
+
+def _drawn(case, n_draws, seed):
+    """Draws of parameters and maps, and the probability (C, V) of each class."""
+    tissues, n_voxels = case.tissues, len(case.frames)
+    weighted = []
     # Each step has numbers of its own: a voxel's draws are the same whatever others need.
     steps = np.random.SeedSequence(seed).spawn(2 * len(tissues) + 1)
-    for tissue, each, step in zip(tissues, modes, steps, strict=False):
-        target = _target(model, tissue, likelihood, frames, known, everywhere)
-        draws.append(
-            importance_samples(
-                target, each.places, each.covariances, each.costs,
+    for tissue, modes, step in zip(tissues, case.modes, steps, strict=False):
+        weighted.append(
+            importance_draws(
+                case.target(tissue, np.arange(n_voxels)), modes,
                 draws_per_round=_DRAWS_PER_ROUND, rounds=_ROUNDS, rng=np.random.default_rng(step),
             )
         )  # fmt: skip
-    # Membranes of no volume: the classes' fractions start above zero.
-    without_cells = np.exp(-np.where(acquisition.b0_mask, 0, acquisition.b) * model.diffusivity)
-    log_evidence = [each.log_evidence for each in draws]
-    if not any("free_water" in tissue.parameters for tissue in tissues):
-        log_evidence.append(_log_evidence_without_cells(likelihood, without_cells, known))
-    log_evidence = np.stack(log_evidence)
-    probabilities = np.exp(log_evidence - logsumexp(log_evidence, axis=0))
-    probabilities[probabilities < _LEAST_PROBABILITY] = 0
-    probabilities /= probabilities.sum(axis=0)
+    probabilities = _class_probabilities(case, weighted)
     places = []
     for k, tissue in enumerate(tissues):
         needed = np.flatnonzero(probabilities[k])
-        places.append(np.zeros((len(data), _N_CHAINS, tissue.n_parameters)))
+        places.append(np.zeros((n_voxels, _N_CHAINS, tissue.n_parameters)))
         if len(needed):
-            target = _target(model, tissue, likelihood, frames, known, needed)
-            weighted = draws[k].of_voxels(needed)
-            rng = np.random.default_rng(steps[len(tissues) + k])
             places[k][needed] = spread_by_chains(
-                weighted, target, n_chains=_N_CHAINS, steps=_CHAIN_STEPS, rng=rng
-            )
-    sampled = _resampled(tissues, places, probabilities, frames, n_samples, steps[-1])
-    best_class, best_z = _best(modes)
-    if len(probabilities) > len(tissues):
-        best_class[probabilities[-1] > 0.5] = len(tissues)
-    best = _at_best(model, tissues, likelihood, frames, best_class, best_z, without_cells)
-    names = [*(tissue.name for tissue in tissues), "no cells"]
-    size = np.stack([each.effective_size for each in draws])
+                weighted[k].of_voxels(needed), case.target(tissue, needed),
+                n_chains=_N_CHAINS, steps=_CHAIN_STEPS,
+                rng=np.random.default_rng(steps[len(tissues) + k]),
+            )  # fmt: skip
+    size = np.stack([each.effective_size for each in weighted])
     share = probabilities[: len(tissues)] ** 2 / size
     return {
-        **sampled,
-        **best,
-        "sigma": likelihood.sigma,
-        "class_probabilities": dict(zip(names, probabilities, strict=False)),
+        **_resampled(tissues, places, probabilities, case.frames, n_draws, steps[-1]),
+        "probabilities": probabilities,
         "effective_sample_size": 1 / np.maximum(share.sum(axis=0), 1 / size.max(axis=0)),
     }
+
+
+def _class_probabilities(case, weighted):
+    """Probabilities (C, V) of the classes, and of no cells unless free water is fitted."""
+    log_evidence = [each.log_evidence for each in weighted]
+    if not any("free_water" in tissue.parameters for tissue in case.tissues):
+        log_evidence.append(
+            _log_evidence_without_cells(case.likelihood, case.without_cells, case.known)
+        )
+    log_evidence = np.stack(log_evidence)
+    probabilities = np.exp(log_evidence - logsumexp(log_evidence, axis=0))
+    probabilities[probabilities < _LEAST_PROBABILITY] = 0
+    return probabilities / probabilities.sum(axis=0)
 
 
 def _log_evidence_without_cells(likelihood, signals, known):
@@ -249,19 +309,6 @@ def _log_evidence_without_cells(likelihood, signals, known):
         degrees = likelihood.data.shape[1] - amplitudes.shape[1]
         chi_square = degrees * np.log(chi_square + 1e-300)
     return -0.5 * chi_square - information
-
-
-def _target(model, tissue, likelihood, frames, known, voxels):
-    """Log posterior (len(voxels), n) of draws (len(voxels), n, P) for some of the voxels."""
-
-    def log_target(z):
-        n = z.shape[1]
-        voxel = np.repeat(voxels, n)
-        flat = z.reshape(-1, z.shape[2])
-        value = log_posterior(model, tissue, likelihood, flat, frames, voxel, not known)
-        return value.reshape(len(voxels), n)
-
-    return log_target
 
 
 def _best(modes):
@@ -314,15 +361,15 @@ def model_errors(model, tissue, z, frame):
     return np.concatenate(parts)
 
 
-def _resampled(tissues, places, probabilities, frames, n_samples, seed):
+def _resampled(tissues, places, probabilities, frames, n_draws, seed):
     """Draws of parameters and maps from all classes, by their probabilities, in random order."""
     n_voxels = len(frames)
-    parameters = {name: np.zeros((n_samples, n_voxels)) for name in PARAMETERS}
+    parameters = {name: np.zeros((n_draws, n_voxels)) for name in PARAMETERS}
     parameters["dispersion"] += 1
-    axes = np.zeros((n_samples, n_voxels, 3))
+    axes = np.zeros((n_draws, n_voxels, 3))
     for v in range(n_voxels):
         rng = np.random.default_rng(seed)
-        position = rng.permutation((np.arange(n_samples) + rng.random()) / n_samples)
+        position = rng.permutation((np.arange(n_draws) + rng.random()) / n_draws)
         total = np.cumsum(probabilities[:, v])
         of_class = np.searchsorted(total / total[-1], position).clip(0, len(total) - 1)
         for k, tissue in enumerate(tissues):
@@ -350,7 +397,8 @@ def _spread(values, rng):
     return values
 
 
-def _at_best(model, tissues, likelihood, frames, best_class, best_z, without_cells):
+def _at_best(case, best_class, best_z):
+    model, tissues, likelihood = case.model, case.tissues, case.likelihood
     n_voxels, m = likelihood.data.shape
     parameters = {name: np.zeros(n_voxels) for name in PARAMETERS}
     parameters["dispersion"] += 1
@@ -359,9 +407,9 @@ def _at_best(model, tissues, likelihood, frames, best_class, best_z, without_cel
     chi_square, dof = np.empty(n_voxels), np.empty(n_voxels)
     s0 = np.empty((n_voxels, int(likelihood.te_index.max()) + 1))
     for v, k in enumerate(best_class):
-        signals, n_parameters = without_cells[None], 0
+        signals, n_parameters = case.without_cells[None], 0
         if k < len(tissues):
-            tissue, z, frame = tissues[k], best_z[k][v : v + 1], frames[v : v + 1]
+            tissue, z, frame = tissues[k], best_z[k][v : v + 1], case.frames[v : v + 1]
             signals, n_parameters = class_signals(model, tissue, z, frame), tissue.n_parameters
             for name, value in tissue_parameters(tissue, z).items():
                 parameters[name][v] = value[0]

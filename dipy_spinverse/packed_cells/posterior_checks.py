@@ -9,7 +9,7 @@ from dipy_spinverse.packed_cells.tissue_classes import ALIGNED, CLASSES
 
 
 def checked_input(
-    acquisition: Acquisition, data, sigma, diffusivity, free_diffusivity, n_samples, classes
+    acquisition: Acquisition, data, sigma, diffusivity, free_diffusivity, n_draws, classes
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Data (V, M) and noise (V,) or None, as floats."""
     data = np.ascontiguousarray(data, dtype=float)
@@ -44,8 +44,8 @@ def checked_input(
     for name, value in (("diffusivity", diffusivity), ("free_diffusivity", free_diffusivity)):
         if np.ndim(value) or not np.isfinite(value) or value <= 0:
             raise ValueError(f"{name} is {value!r}; give a positive number in um^2/ms.")
-    if int(n_samples) != n_samples or n_samples < 1:
-        raise ValueError(f"n_samples is {n_samples!r}; give a positive whole number.")
+    if int(n_draws) != n_draws or n_draws < 0:
+        raise ValueError(f"n_draws is {n_draws!r}; give a whole number of at least 0.")
     if not classes or not set(classes) <= {*CLASSES, ALIGNED}:
         known = ", ".join((*CLASSES, ALIGNED))
         raise ValueError(f"classes is {classes!r}; give some of {known}.")

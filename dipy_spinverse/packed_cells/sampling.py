@@ -21,10 +21,20 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import gammaln, logsumexp
 
+from dipy_spinverse.packed_cells.modes import Modes
+
+# Of the Student t distributions.
 _DEGREES_OF_FREEDOM = 5.0
 # Initial widths relative to those of the modes.
 _INFLATION = 1.5
-_DEFENSIVE_WEIGHT, _DEFENSIVE_VARIANCE = 0.05, 4.0
+# Share of the wide component in each mixture, which bounds the weights, and
+_DEFENSIVE_WEIGHT = 0.05
+# its variance: that of z = ln(u / (1 - u)) for uniform u is 3.3.
+_DEFENSIVE_VARIANCE = 4.0
+# Relative lengths of the chains' steps; the longest is the best one of a Gaussian target [3]_.
+_STEP_LENGTHS = (1.0, 0.5, 0.2)
+# Of the chains' steps, relative to the scatter of all.
+_STEP_NOISE = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,32 +55,29 @@ class WeightedDraws:
         return WeightedDraws(self.places[index], self.log_weights[index], self.log_evidence[index])
 
 
-def importance_samples(
+def importance_draws(
     log_target: Callable[[np.ndarray], np.ndarray],
-    places: np.ndarray,
-    covariances: np.ndarray,
-    costs: np.ndarray,
+    modes: Modes,
     *,
     draws_per_round: int,
     rounds: int,
     rng: np.random.Generator,
 ) -> WeightedDraws:
-    """Sample targets of V voxels from their modes.
+    """Weighted draws from targets of V voxels, found from their modes.
 
     Parameters
     ----------
     log_target : callable
         Of draws (V, n, P), to (V, n).
-    places, covariances, costs : ndarray (V, K, P), (V, K, P, P), (V, K)
-        Modes; infinite costs mark missing ones.
+    modes : Modes
     draws_per_round, rounds : int
     rng : numpy Generator
     """
-    n_voxels, _, p = places.shape
-    volume = 0.5 * np.linalg.slogdet(covariances)[1]
-    log_share = np.where(np.isfinite(costs), -0.5 * costs + 0.5 * volume, -np.inf)
+    p = modes.places.shape[2]
+    volume = 0.5 * np.linalg.slogdet(modes.covariances)[1]
+    log_share = np.where(np.isfinite(modes.costs), -0.5 * modes.costs + 0.5 * volume, -np.inf)
     log_share -= logsumexp(log_share, axis=1, keepdims=True)
-    mixture = _with_defence(np.exp(log_share), places, covariances * _INFLATION**2)
+    mixture = _with_defence(np.exp(log_share), modes.places, modes.covariances * _INFLATION**2)
     history, draws, targets, densities = [], [], [], []
     for _ in range(rounds):
         new = _draw(mixture, draws_per_round, rng)
@@ -119,8 +126,8 @@ def spread_by_chains(
     for step in range(2 * steps):
         moving, others = halves if step % 2 == 0 else halves[::-1]
         a, b = (state[:, rng.choice(others, half)] for _ in range(2))
-        length = 2.38 / np.sqrt(2 * p) * rng.choice([1.0, 0.5, 0.2], (half, 1))
-        noise = 0.05 * rng.standard_normal((half, p)) * scatter
+        length = 2.38 / np.sqrt(2 * p) * rng.choice(_STEP_LENGTHS, (half, 1))
+        noise = _STEP_NOISE * rng.standard_normal((half, p)) * scatter
         moved = state[:, moving] + length * (a - b) + noise
         new = log_target(moved)
         accepted = np.log(rng.random(half)) < new - level[:, moving]

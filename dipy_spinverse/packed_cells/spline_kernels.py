@@ -9,8 +9,8 @@ from numba import njit
 @njit(cache=True, nogil=True)
 def _cubic(position, n, weight, slope):
     """First index, weights and slopes (4,) of the cubic B-splines at a position in 0..n-1."""
-    cell = min(max(int(np.floor(position)), 0), n - 2)
-    t = position - cell
+    first = min(max(int(np.floor(position)), 0), n - 2)
+    t = position - first
     s = 1 - t
     weight[0] = s * s * s / 6
     weight[1] = (4 - 6 * t * t + 3 * t * t * t) / 6
@@ -20,7 +20,7 @@ def _cubic(position, n, weight, slope):
     slope[1] = (-4 * t + 3 * t * t) / 2
     slope[2] = (4 * s - 3 * s * s) / 2
     slope[3] = t * t / 2
-    return cell
+    return first
 
 
 @njit(cache=True, nogil=True, fastmath=True)

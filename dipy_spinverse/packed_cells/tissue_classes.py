@@ -16,11 +16,13 @@ direction.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import expit
 
+from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.packed_cells.tables.signal_table import (
     FRACTION_RANGE,
     LEAKLESS,
@@ -214,6 +216,41 @@ def class_signals(
             jacobian[..., k] = (model.free - signals) * _du(u[:, [k]])
         signals = (1 - share) * signals + share * model.free
     return (signals, jacobian) if slopes else signals
+
+
+def signals_of(
+    model: TissueModel,
+    acquisition: Acquisition,
+    values: Mapping[str, np.ndarray],
+    axes: np.ndarray,
+) -> np.ndarray:
+    """Signals (N, M) relative to b = 0 of tissue of any class.
+
+    Parameters
+    ----------
+    model : TissueModel
+        Of the acquisition.
+    acquisition : Acquisition
+    values : dict of ndarray (N,)
+        All parameters in their units, 0 where the class lacks one; without cells all are 0.
+    axes : ndarray (N, 3)
+    """
+    b = np.where(acquisition.b0_mask, 0, acquisition.b)
+    signals = np.repeat(np.exp(-b * model.diffusivity)[None], len(axes), axis=0)
+    share = values["sphere_share"]
+    cylinders = np.flatnonzero((values["fraction"] > 0) & (share < 1))
+    spheres = np.flatnonzero((values["sphere_fraction"] > 0) & (share > 0))
+    signals[np.union1d(cylinders, spheres)] = 0
+    if len(cylinders):
+        of = {name: value[cylinders] for name, value in values.items()}
+        place = _coordinates(of, *_CYLINDER)
+        parallel = model.cylinders(place, axes[cylinders], of["dispersion"])
+        signals[cylinders] += (1 - share)[cylinders, None] * parallel
+    if len(spheres):
+        of = {name: value[spheres] for name, value in values.items()}
+        signals[spheres] += share[spheres, None] * model.spheres(_coordinates(of, *_SPHERE))
+    free = values["free_water"][:, None]
+    return (1 - free) * signals + free * model.free
 
 
 def _coordinates(values, radius, fraction, permeability):

@@ -24,23 +24,27 @@ from dipy_spinverse.packed_cells.spline_kernels import (
     tensor_spline,
 )
 from dipy_spinverse.packed_cells.tables.signal_table import SignalTable
-from dipy_spinverse.packed_cells.tables.two_pools import two_pool_signal
+from dipy_spinverse.packed_cells.tables.two_pools import Pulses, two_pool_signal
 
 # Even degrees 0 to 20: exp(-10 cos^2), an axis at b = 5 ms/um^2, is then right to 1e-4.
 _N_LEGENDRE = 11
+# Gauss-Legendre nodes: between gradient and axis, and across Watson distributions.
 _N_COSINES = 14
 _N_WATSON_NODES = 48
 # q within a thousandth belong to one shell: an error of S below 0.1 %.
 _Q_DECIMALS = 3
-# How far tissue is from the table, beyond the errors that the table knows of: its cells hold 2 to
-# 4 bodies, and its lattice closes narrow gaps. Standard deviations of the logarithms of radius,
+# How far tissue is from the table, beyond the errors that the table knows of: its packings hold 2
+# to 4 bodies, and its lattice closes narrow gaps. Standard deviations of the logarithms of radius,
 # fraction, permeability and diffusivity between bodies, at a fraction of 0.4, and the slopes of
 # their logarithms over the fraction: the likeliest ones for independent Monte Carlo signals of 40
 # random packings of 100 bodies at their true parameters.
 _SPREAD = {"cylinder": (0.008, 0.020, 0.15, 0.011), "sphere": (0.06, 0.05, 0.15, 0.04)}
 _SPREAD_GROWTH = {"cylinder": (8.6, 4.3, 3.3, 8.1), "sphere": (0.0, 0.0, 0.0, 0.0)}
+# Of the logarithm of the diffusivity between bodies, for differences.
 _LOG_STEP = 0.01
-LEAST_DISPERSION, LARGEST_DISPERSION = 0.0005, 0.95
+# Orientation dispersion index: within 2 degrees, to almost isotropic.
+LEAST_DISPERSION = 0.0005
+LARGEST_DISPERSION = 0.95
 
 
 def _even_legendre(x):
@@ -95,7 +99,7 @@ class TissueModel:
     diffusivity: float
     _to_chebyshev: np.ndarray = field(default_factory=_chebyshev_of_legendre)
 
-    def packing(self, shape: str, coordinates: np.ndarray, slopes: bool = False) -> np.ndarray:
+    def log_signals(self, shape: str, coordinates: np.ndarray, slopes: bool = False) -> np.ndarray:
         """log S (C, N, T * 8) of a table at coordinates (N, 3), and its three derivatives."""
         table = self.tables[shape]
         last = np.array(table.coefficients.shape[:3]) - 3
@@ -108,7 +112,7 @@ class TissueModel:
 
     def spheres(self, coordinates: np.ndarray, slopes: bool = False):
         """Signals (N, M) of packed spheres; with `slopes` also derivatives (N, M, 3)."""
-        values = self.packing("sphere", coordinates, slopes) @ self.q_weights["sphere"]
+        values = self.log_signals("sphere", coordinates, slopes) @ self.q_weights["sphere"]
         signals = np.exp(values[0])
         expanded = signals[:, self.shells]
         if not slopes:
@@ -136,7 +140,7 @@ class TissueModel:
         slopes : bool, optional
             Also return derivatives (N, M, 7) by coordinates, dispersion and axis.
         """
-        values = self.packing("cylinder", coordinates, slopes) @ self.q_weights["cylinder"]
+        values = self.log_signals("cylinder", coordinates, slopes) @ self.q_weights["cylinder"]
         values[0] += self.axial
         values[0] = np.exp(values[0])
         values[1:] *= values[0]
@@ -180,8 +184,9 @@ class TissueModel:
         small, big = table.timings[timing].T
         along = np.exp(-self.diffusivity * (big - small / 3) * (q * cosine) ** 2)
         weights = table.q_interpolation(timing, across).T
+        pulses = Pulses(across, small, big)
         either = [
-            two_pool_signal(shape, parameters[None], across, small, big, self.diffusivity, factor)
+            two_pool_signal(shape, parameters[None], pulses, self.diffusivity, factor)
             for factor in np.exp([_LOG_STEP, -_LOG_STEP])
         ]
         by_outside = (either[0] - either[1]) / (2 * _LOG_STEP)

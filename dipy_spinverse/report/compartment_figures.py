@@ -79,7 +79,7 @@ def plot_posterior(
     Parameters
     ----------
     draws : mapping of ndarray (n,), or mapping of such mappings
-        From :func:`posterior_draws` or :meth:`LearnedFit.draws`; several by name are laid over
+        From :func:`posterior_draws` or :meth:`LearnedModel.draws`; several by name are laid over
         each other.
     names : iterable of str, optional
         All but S0 where not given.

@@ -93,7 +93,7 @@ def save_meshes(fit, voxels: list[tuple[int, ...]], stem: Path) -> None:
 
     for voxel in voxels:
         one_of_many = fit[voxel].pattern_agreement < SAME_PATTERN
-        mesh = fit.interface(voxel, sample=0 if one_of_many else None)
+        mesh = fit.interface(voxel, field=0 if one_of_many else None)
         if len(mesh.triangles) == 0:
             logger.warning("Voxel %s has no walls; no mesh is written for it.", voxel)
             continue
@@ -122,7 +122,7 @@ def save_settings(path: Path, inputs: dict, settings: dict, fit, seconds: float)
     seconds : float
         Wall time of the fit.
     """
-    from dipy_spinverse.spinverse.model import Status
+    from dipy_spinverse.voxels import Status
 
     found, counts = np.unique(fit.status, return_counts=True)
     voxels = dict(zip(found.tolist(), counts.tolist(), strict=True))

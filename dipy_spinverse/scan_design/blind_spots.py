@@ -6,18 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dipy_spinverse.acquisition.pulsed import GYROMAGNETIC_RATIO, Acquisition
+from dipy_spinverse.acquisition.kinds import pulsed_only
+from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO
 
-# Diffusion times within a factor of this are one; b-values too.
-_SAME_TIME, _SAME_B = 1.3, 1.05
-# Hindered water keeps more than exp(-3), 5 % of its signal: the rest is not yet told apart.
-_LEAST_WEIGHTING = 3.0
-# Almost all axons of the brain are thinner.
-_THIN_PORE_UM = 4.0
-# Coefficients of a signal on the sphere up to order 2, a tensor, and 4.
-_TENSOR_DIRECTIONS, _ENOUGH_DIRECTIONS = 6, 15
-_SAME_AXIS = 0.999
-_RESTRICTED_SHARE = 0.5
+_SAME_TIME = 1.3  # factor within which diffusion times are one
+_SAME_B = 1.05  # factor within which b-values are one
+_LEAST_WEIGHTING = 3.0  # b D; below, hindered water keeps more than 5 %, exp(-3), of its signal
+_THIN_PORE_UM = 4.0  # almost all axons of the brain are thinner
+_TENSOR_DIRECTIONS = 6  # coefficients of a signal on the sphere up to order 2, a tensor
+_ENOUGH_DIRECTIONS = 15  # coefficients up to order 4
+_SAME_AXIS = 0.999  # cosine; 2.6 degrees
+_RESTRICTED_SHARE = 0.5  # of the signal, in the cylinders
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def blind_spots(acquisition: Acquisition, sigma: float, diffusivity: float) -> l
     >>> [spot.name for spot in blind_spots(acquisition, 0.02, 2.0)]
     ['one diffusion time', 'low b', 'long pulses', 'one shell', 'few directions']
     """
+    acquisition = pulsed_only(acquisition)
     found = [
         _one_diffusion_time(acquisition),
         _low_b(acquisition, diffusivity),
@@ -86,7 +87,7 @@ def resolution_limit_um(acquisition: Acquisition, sigma: float, diffusivity: flo
     ----------
     .. [1] Nilsson et al., NMR Biomed. 30 (2017) e3711, https://doi.org/10.1002/nbm.3711
     """
-    gradient, pulse, count = _strongest(acquisition)
+    gradient, pulse, count = _strongest(pulsed_only(acquisition))
     noise = 1.64 * sigma / (_RESTRICTED_SHARE * np.sqrt(count))
     per_um = GYROMAGNETIC_RATIO * gradient * 1e-9
     return float((768 / 7 * diffusivity * noise / (per_um**2 * pulse)) ** 0.25)

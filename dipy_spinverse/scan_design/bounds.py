@@ -25,27 +25,24 @@ import numpy as np
 import torch
 from scipy.special import logit
 
+from dipy_spinverse.acquisition.kinds import pulsed_only
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import Simulator, relative_transmissibility
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.packed_cells.likelihood import (
     gaussian_likelihood,
     refined_likelihood,
-    rician_excess,
     whiten,
 )
 from dipy_spinverse.packed_cells.parameter_maps import tissue_maps, tissue_parameters
 from dipy_spinverse.packed_cells.posterior import model_errors
 from dipy_spinverse.packed_cells.tables.cache import encoding_range
 from dipy_spinverse.packed_cells.tables.signal_table import (
-    LEAKLESS,
-    N_Q,
     SignalTable,
+    TableSetting,
     coordinate_range,
-    relative_q,
     table_of_simulations,
 )
-from dipy_spinverse.packed_cells.tables.two_pools import two_pool_signal
 from dipy_spinverse.packed_cells.tissue_classes import (
     TissueClass,
     class_signals,
@@ -54,6 +51,7 @@ from dipy_spinverse.packed_cells.tissue_classes import (
 )
 from dipy_spinverse.packed_cells.tissue_model import TissueModel, tissue_model
 from dipy_spinverse.substrates.walls_of_bodies import from_inside
+from dipy_spinverse.voxels.rician import rician_excess
 
 LOG_MAPS = ("surface_to_volume", "wall_permeability", "exchange_time", "pore_diameter")
 ORIENTATION = "wall_orientation"
@@ -61,17 +59,17 @@ MAPS = (
     "surface_to_volume", "restricted_fraction", "wall_permeability", "exchange_time",
     "pore_diameter", ORIENTATION, "orientation_dispersion", "free_water_fraction",
 )  # fmt: skip
-# Of a uniform parameter between 0 and 1, and of each coordinate of the map of axes.
-_PRIOR_PRECISION, _AXIS_PRECISION = 12.0, 2.0
-# Derivatives by u are those by its logit over u (1 - u).
-_LEAST_U = 0.01
-_STEP = 1e-4
-_AMPLITUDE_STEP = 0.01
-_N_CLOSED_FORM = 64
-_CHUNK = 64
-# Spread of a relative transmissibility that is uniform between 0 and 1.
-_TRANSMISSIBILITY_SD = 12**-0.5
-_TYPICAL_PERMEABILITY, _N_BODIES, _BODY_SHARE = 0.02, 4, 0.22
+_PRIOR_PRECISION = 12.0  # of a uniform parameter between 0 and 1
+_AXIS_PRECISION = 2.0  # of each coordinate of the map of axes
+_LEAST_U = 0.01  # derivatives by u are those by its logit over u (1 - u)
+_STEP = 1e-4  # of u, for derivatives of maps
+_AMPLITUDE_STEP = 0.01  # of the signal over the noise, for the derivative of the Rician mean
+_N_CLOSED_FORM = 64  # packings of a closed-form table
+_CHUNK = 64  # tissues at once
+_TRANSMISSIBILITY_SD = 12**-0.5  # of what is uniform between 0 and 1
+_TYPICAL_PERMEABILITY = 0.02  # um/ms
+_N_BODIES = 4  # spheres in the grid whose determined numbers are counted
+_BODY_SHARE = 0.22  # their radius over the grid's cube root of volume
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +130,7 @@ def map_bounds(
     dict of MapBounds
         Of those of `MAPS` that any of the classes has.
     """
+    acquisition = pulsed_only(acquisition)
     tables = {shape: table(shape, acquisition, diffusivity) for shape in shapes_of(classes)}
     model = tissue_model(acquisition, tables, diffusivity, free_diffusivity)
     rng = np.random.default_rng(seed)
@@ -158,18 +157,12 @@ def map_bounds(
 
 def closed_form_table(shape: str, acquisition: Acquisition, diffusivity: float) -> SignalTable:
     """Table of the closed form for two exchanging pools: no simulation, a tenth of a second."""
-    timings, q_max = encoding_range(acquisition)
+    setting = TableSetting(shape, *encoding_range(acquisition), diffusivity)
     lower, upper = coordinate_range(shape)
     draws = _stratified(_N_CLOSED_FORM, 3, np.random.default_rng(0))
     coordinates = lower + (upper - lower) * draws
-    q = (q_max[:, None] * relative_q()).ravel()
-    parameters = coordinates.copy()
-    parameters[:, 0] = np.exp(coordinates[:, 0])
-    parameters[:, 2] = np.exp(coordinates[:, 2]) - LEAKLESS
-    pulses = np.repeat(timings, N_Q, axis=0).T
-    signals = two_pool_signal(shape, parameters, q, *pulses, diffusivity)
-    setting = (shape, timings, q_max, diffusivity)
-    return table_of_simulations(*setting, coordinates, np.stack([signals, signals]))
+    signals = setting.closed_form(coordinates)
+    return table_of_simulations(setting, coordinates, np.stack([signals, signals]))
 
 
 def _drawn(tissue, n, rng):

@@ -9,6 +9,7 @@ from dipy.core.gradients import GradientTable
 from dipy.utils.optpkg import optional_package
 from scipy.ndimage import median_filter
 
+from dipy_spinverse.acquisition.kinds import measurements_of, pulsed_only
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.packed_cells.tables.cache import cached_table
@@ -22,12 +23,13 @@ from dipy_spinverse.scan_design.bounds import (
     determined_directions,
     map_bounds,
 )
+from dipy_spinverse.units import diffusivity_um2_per_ms
 
-MM2_PER_S = 1e3  # um^2/ms
-# Spread left of the prior's. A fifth: 0.04 of a fraction, 20 % of a diameter, a factor of 1.5 of
-# a permeability.
-_DETERMINED, _ROUGHLY = 0.2, 0.5
-_WINDOWS = 8
+# Share of the prior's spread that is left; 0.2 is 0.04 of a fraction, 20 % of a diameter, a
+# factor of 1.5 of a permeability.
+_DETERMINED = 0.2
+_ROUGHLY = 0.5
+_WINDOWS = 8  # running medians take this part of all tissues
 _UNITS = {"pore_diameter": "um", "wall_permeability": "um/ms", "exchange_time": "ms",
           "surface_to_volume": "1/um"}  # fmt: skip
 _PHRASES = {
@@ -238,12 +240,12 @@ def identifiability(
     >>> row["map"], row["verdict"]
     ('restricted_fraction', 'determined')
     """
-    acquisition = checked_plan(
-        acquisition, sigma, (diffusivity, free_diffusivity), classes, n_draws
-    )
-    everything, d = np.ones((1, len(acquisition)), dtype=bool), diffusivity * MM2_PER_S
+    acquisition = checked_plan(acquisition, sigma, classes, n_draws)
+    d = diffusivity_um2_per_ms("diffusivity", diffusivity)
+    free = diffusivity_um2_per_ms("free_diffusivity", free_diffusivity)
+    everything = np.ones((1, len(acquisition)), dtype=bool)
     bounds = map_bounds(
-        acquisition, everything, sigma, d, free_diffusivity=free_diffusivity * MM2_PER_S,
+        acquisition, everything, sigma, d, free_diffusivity=free,
         free_water=free_water, classes=classes, n_draws=n_draws, seed=seed,
         table=cached_table if simulated else closed_form_table,
     )  # fmt: skip
@@ -256,15 +258,9 @@ def identifiability(
     )  # fmt: skip
 
 
-def checked_plan(acquisition, sigma, diffusivities, classes, n_draws) -> Acquisition:
+def checked_plan(acquisition, sigma, classes, n_draws) -> Acquisition:
     """The acquisition, after a check of all that describes the plan."""
-    if isinstance(acquisition, GradientTable):
-        acquisition = Acquisition.from_gtab(acquisition)
-    if not isinstance(acquisition, Acquisition):
-        raise ValueError(
-            f"acquisition is a {type(acquisition).__name__}; give an Acquisition or a "
-            "GradientTable with big_delta and small_delta."
-        )
+    acquisition = pulsed_only(measurements_of(acquisition, name="acquisition"))
     if acquisition.b0_mask.all():
         raise ValueError(
             "acquisition has no measurement with diffusion weighting; give some above its "
@@ -274,11 +270,6 @@ def checked_plan(acquisition, sigma, diffusivities, classes, n_draws) -> Acquisi
         raise ValueError(
             f"sigma is {sigma!r}; give the noise over the signal at b = 0, between 0 and 1."
         )
-    for name, value in zip(("diffusivity", "free_diffusivity"), diffusivities, strict=True):
-        if np.ndim(value) or not 0 < value < 0.1:
-            raise ValueError(
-                f"{name} is {value!r}; give it in mm^2/s (water at body temperature has 3e-3)."
-            )
     if isinstance(classes, str) or not classes or not set(classes) <= set(CLASSES):
         raise ValueError(f"classes is {classes!r}; give some of {', '.join(CLASSES)} in a tuple.")
     if int(n_draws) != n_draws or n_draws < 30:

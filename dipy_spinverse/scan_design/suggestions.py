@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 from dipy.core.gradients import GradientTable
 
-from dipy_spinverse.acquisition.pulsed import GYROMAGNETIC_RATIO, Acquisition
+from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO
 from dipy_spinverse.packed_cells.tables.cache import cached_table
 from dipy_spinverse.packed_cells.tissue_classes import CLASSES
 from dipy_spinverse.scan_design.bounds import closed_form_table, map_bounds
-from dipy_spinverse.scan_design.identifiability import MM2_PER_S, checked_plan
+from dipy_spinverse.scan_design.identifiability import checked_plan
+from dipy_spinverse.units import diffusivity_um2_per_ms
 
-# b = 0 per direction where a shell has an echo time of its own.
-_B0_SHARE = 0.1
-# A pause between the pulses for the refocusing pulse, ms.
-_LEAST_GAP_MS = 3.0
-_WORTHWHILE = 1.15
+_B0_SHARE = 0.1  # b = 0 per direction where a shell has an echo time of its own
+_LEAST_GAP_MS = 3.0  # between the pulses, for the refocusing pulse
+_WORTHWHILE = 1.15  # factor of b or Delta below which a shell would be much the same
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +103,7 @@ def suggest(
     >>> best["big_delta"]
     80.0
     """
-    acquisition = checked_plan(
-        acquisition, sigma, (diffusivity, free_diffusivity), classes, n_draws
-    )
+    acquisition = checked_plan(acquisition, sigma, classes, n_draws)
     if candidates is None:
         candidates = _candidates(acquisition)
     shells = [_shell(acquisition, candidate) for candidate in candidates]
@@ -118,8 +116,8 @@ def suggest(
         everything,
         selections,
         sigma,
-        diffusivity * MM2_PER_S,
-        free_diffusivity=free_diffusivity * MM2_PER_S,
+        diffusivity_um2_per_ms("diffusivity", diffusivity),
+        free_diffusivity=diffusivity_um2_per_ms("free_diffusivity", free_diffusivity),
         free_water=free_water,
         classes=classes,
         n_draws=n_draws,

@@ -1,7 +1,8 @@
 """Microscopic walls from diffusion MRI, as a DIPY model."""
 
-from dipy_spinverse.spinverse.fit import SpinverseFit, load_fit
+from dipy_spinverse.spinverse.fit import SpinverseFit
 from dipy_spinverse.spinverse.model import SpinverseModel
+from dipy_spinverse.voxels.load import load_fit
 from dipy_spinverse.voxels.status import Status
 
 __all__ = [

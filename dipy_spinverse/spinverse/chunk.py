@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,110 +19,120 @@ from dipy_spinverse.inversion import (
 )
 from dipy_spinverse.packed_cells import PackedCellsPosterior
 from dipy_spinverse.spinverse.fit import SpinverseFit
+from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.voxels.noise import KNOWN
-from dipy_spinverse.voxels.statistics import of_axes, of_draws, of_fields
+from dipy_spinverse.voxels.statistics import ENDINGS, of_axes, of_fields, summary
+from dipy_spinverse.voxels.status import REFUTED
 from dipy_spinverse.walls.maps import LONGEST_EXCHANGE_TIME_MS, wall_maps
 from dipy_spinverse.walls.patterns import agreement
 
 if TYPE_CHECKING:
     from dipy_spinverse.spinverse.model import SpinverseModel
 
-_SUFFIXES = ("", "_std", "_low", "_high")
 _LARGEST = {
     "restricted_fraction": 1.0,
     "wall_anisotropy": 1.0,
     "free_water_fraction": 1.0,
     "exchange_time": LONGEST_EXCHANGE_TIME_MS,
 }
-# Probability below which packed cells count as refuted by the residual.
-_REFUTED = 1e-3
 
 
-def empty_values(
-    model: SpinverseModel, n: int, n_samples: int, n_stages: int
-) -> dict[str, np.ndarray]:
-    """Zeros for everything that a fit holds of n voxels."""
+def layout(model: SpinverseModel, n_fields: int, n_stages: int) -> dict[str, object]:
+    """Type and shape of everything that a fit holds of a voxel."""
     n_faces, n_te = model.grid.n_faces, len(model.acquisition.echo_times)
-    values = {
-        "permeability": np.zeros((n, n_faces), np.float32),
-        "permeability_samples": np.zeros((n, n_samples, n_faces), np.float32),
-        "wall_probability": np.zeros((n, n_faces), np.float32),
-        "pattern_agreement": np.zeros(n),
-        "S0": np.zeros((n, n_te)),
-        "sigma": np.zeros(n),
-        "field_free_water": np.zeros(n),
-        "residual_rms": np.zeros(n),
-        "converged": np.zeros(n, bool),
-        "packed_cells": np.zeros(n, bool),
-        "history_iterations": np.zeros((n, n_stages), int),
-        "history_misfit": np.zeros((n, n_stages)),
-        "wall_orientation": np.zeros((n, 3)),
-        "wall_orientation_angle": np.zeros(n),
-    }
-    return values | {name + end: np.zeros(n) for name in SpinverseFit.MAPS for end in _SUFFIXES}
+    return {
+        "permeability": ("f4", (n_faces,)),
+        "permeability_fields": ("f4", (n_fields, n_faces)),
+        "wall_probability": ("f4", (n_faces,)),
+        "pattern_agreement": float,
+        "S0_per_te": (float, (n_te,)),
+        "field_free_water": float,
+        "packed_cells": bool,
+        "history_iterations": (int, (n_stages,)),
+        "history_misfit": (float, (n_stages,)),
+        "wall_orientation": (float, (3,)),
+        "wall_orientation_angle": float,
+    } | {name + end: float for name in SpinverseFit.MAPS for end in ENDINGS}
 
 
-def fit_chunk(
-    chunk: tuple[np.ndarray, np.ndarray | None],
-    inversion: Inversion,
-    model: SpinverseModel,
-    posterior_of: Callable[..., PackedCellsPosterior] | None,
-    noise_freedom: int,
-    in_worker: bool,
-) -> dict[str, np.ndarray]:
-    """Values of each voxel of a chunk, the names and shapes as in `empty_values`.
+@dataclass(frozen=True, eq=False)
+class FitChunk:
+    """The fit of a chunk of voxels.
 
-    Parameters
+    Attributes
     ----------
-    chunk : tuple of ndarray (V, M), and ndarray (V,) or None
-        Signals over the initial magnetisation, and noise.
-    inversion : Inversion
     model : SpinverseModel
+    inversion : Inversion or CellInversion
     posterior_of : callable or None
         Posterior of packed cells of signals (V, M) and noise (V,), for the maps of the voxels
         that packed cells explain.
     noise_freedom : int
-        Degrees of freedom of the noise level.
-    in_worker : bool
-        Whether this is one of several workers, which get one thread each.
+        Degrees of freedom of the noise level of the voxels.
     """
-    signals, noise = chunk
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1 if in_worker else n_threads)
-    try:
-        result = inversion.run(signals, noise)
-    finally:  # a worker may be a thread of this process
-        torch.set_num_threads(n_threads)
-    fields = np.concatenate([result.openness[None], result.openness_samples])
-    tau = transmissibility(torch.as_tensor(fields))
-    permeability = permeability_of(model.grid, tau.numpy(), model.diffusivity_um2_per_ms)
-    walls = (fields < WALL_THRESHOLD).astype(float)
-    values = {
-        "permeability": permeability[0],
-        "permeability_samples": np.swapaxes(permeability[1:], 0, 1),
-        "wall_probability": result.wall_probability,
-        "pattern_agreement": [agreement(walls[:, voxel]) for voxel in range(len(signals))],
-        "S0": result.amplitudes,
-        "sigma": result.sigma,
-        "field_free_water": result.free_water,
-        "residual_rms": np.sqrt(((result.predicted - signals) ** 2).mean(axis=1)),
-        "converged": result.converged,
-        "history_iterations": result.iterations,
-        "history_misfit": result.misfit,
-    }
-    values |= _maps_of_walls(model, result, tau)
-    if posterior_of is not None:
-        # The packed cells' own residual tells more than a few b0 do.
-        posterior = posterior_of(signals, result.sigma if noise_freedom == KNOWN else None)
-        explained = _explained(posterior, result.sigma, noise_freedom)
-        better = _maps_of_packed_cells(posterior)
+
+    model: SpinverseModel
+    inversion: Inversion
+    posterior_of: Callable[..., PackedCellsPosterior] | None
+    noise_freedom: int
+
+    def __call__(self, voxels: Voxels) -> dict[str, np.ndarray]:
+        """Values of each voxel, with the names of `layout`."""
+        scale = voxels.S0[:, 0]
+        signals = voxels.signals / scale[:, None]
+        result = self.inversion.run(
+            signals, None if voxels.sigma is None else voxels.sigma / scale
+        )
+        values = self._fields(result, len(signals))
+        rms = np.sqrt(((result.predicted - signals) ** 2).mean(axis=1))
+        values |= {
+            "S0_per_te": result.amplitudes * scale[:, None],
+            "sigma": result.sigma * scale,
+            "residual_rms": rms * scale,
+            "excess": (rms / result.sigma) ** 2,
+            "n_unknowns": np.zeros(len(signals)),
+        }
+        if self.posterior_of is not None:
+            self._prefer_packed_cells(values, signals, result.sigma)
+        return values
+
+    def _fields(self, result: Reconstruction, n_voxels):
+        """Wall fields, how far they agree, and their maps."""
+        grid, diffusivity = self.model.grid, self.model.diffusivity_um2_per_ms
+        fields = np.concatenate([result.openness[None], result.openness_fields])
+        tau = transmissibility(torch.as_tensor(fields))
+        permeability = permeability_of(grid, tau.numpy(), diffusivity)
+        walls = (fields < WALL_THRESHOLD).astype(float)
+        values = {
+            "permeability": permeability[0],
+            "permeability_fields": np.swapaxes(permeability[1:], 0, 1),
+            "wall_probability": result.wall_probability,
+            "pattern_agreement": [agreement(walls[:, voxel]) for voxel in range(n_voxels)],
+            "field_free_water": result.free_water,
+            "converged": result.converged,
+            "history_iterations": result.iterations,
+            "history_misfit": result.misfit,
+        }
+        return values | _maps_of_fields(self.model, result, tau)
+
+    def _prefer_packed_cells(self, values, signals, sigma):
+        """Put in the maps, and the residual, of packed cells where they explain the signals."""
+        # Their own residual tells more of the noise than a few b0 do.
+        posterior = self.posterior_of(signals, sigma if self.noise_freedom == KNOWN else None)
+        freedom = np.maximum(posterior.degrees_of_freedom, 1)
+        excess = posterior.chi_square / freedom * (posterior.sigma / sigma) ** 2
+        explained = excess <= f_distribution.isf(REFUTED, freedom, self.noise_freedom)
+        maps = summary({name: posterior.maps[name] for name in SpinverseFit.MAPS})
+        axis, angle = of_axes(posterior.maps["wall_orientation"])
+        better = maps | {
+            "wall_orientation": axis, "wall_orientation_angle": angle, "excess": excess,
+            "n_unknowns": signals.shape[1] - freedom,
+        }  # fmt: skip
         values["packed_cells"] = explained
         for name, value in better.items():
             values[name][explained] = value[explained]
-    return values
 
 
-def _maps_of_walls(model, result: Reconstruction, tau):
+def _maps_of_fields(model, result: Reconstruction, tau):
     """Maps of the wall fields (n, V, F) of transmissibilities, and their statistics."""
     n, n_voxels, n_faces = tau.shape
     maps = wall_maps(
@@ -131,35 +142,15 @@ def _maps_of_walls(model, result: Reconstruction, tau):
         diffusion_time=float(model.acquisition.diffusion_time.max()),
     )
     maps = {name: value.reshape(n, n_voxels, *value.shape[1:]) for name, value in maps.items()}
-    free_water = np.concatenate([result.free_water[None], result.free_water_samples])
+    free_water = np.concatenate([result.free_water[None], result.free_water_fields])
     maps["free_water_fraction"] = free_water
     # The grid is the part of the voxel that is not free water.
     for name in ("surface_to_volume", "restricted_fraction"):
         maps[name] = maps[name] * (1 - free_water)
     errors = SpinverseFit.WALL_ERRORS if model.grid.boundary == "periodic" else {}
-    values = {}
-    values["wall_orientation"], values["wall_orientation_angle"] = of_axes(
-        maps.pop("wall_orientation")
-    )
+    axis, angle = of_axes(maps.pop("wall_orientation"))
+    values = {"wall_orientation": axis, "wall_orientation_angle": angle}
     for name, value in maps.items():
         found = of_fields(value, errors.get(name, 0.0), _LARGEST.get(name, np.inf))
         values |= {name + end: part for end, part in found.items()}
-    return values
-
-
-def _explained(posterior: PackedCellsPosterior, sigma, noise_freedom):
-    """Which voxels (V,) packed cells explain, with noise sigma (V,) of so many degrees."""
-    freedom = np.maximum(posterior.degrees_of_freedom, 1)
-    variance = posterior.chi_square / freedom * (posterior.sigma / sigma) ** 2
-    return variance <= f_distribution.ppf(1 - _REFUTED, freedom, noise_freedom)
-
-
-def _maps_of_packed_cells(posterior: PackedCellsPosterior):
-    """Statistics of the maps of packed cells."""
-    values = {}
-    values["wall_orientation"], values["wall_orientation_angle"] = of_axes(
-        posterior.maps["wall_orientation"]
-    )
-    for name in SpinverseFit.MAPS:
-        values |= {name + end: part for end, part in of_draws(posterior.maps[name]).items()}
     return values

@@ -4,40 +4,50 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
 from dipy.core.gradients import GradientTable
-from dipy.utils.multiproc import determine_num_processes
-from dipy.utils.parallel import paramap
-from scipy.stats import f as f_distribution
 
-from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.acquisition import Measurements, pulsed_only
 from dipy_spinverse.bloch_torrey import simulate
 from dipy_spinverse.cell_search import CellInversion
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
-from dipy_spinverse.inversion import Inversion, Stage
+from dipy_spinverse.grid.tetrahedral_grid import build_grid
+from dipy_spinverse.inversion import (
+    Binarisation,
+    Continuity,
+    Inversion,
+    InversionSettings,
+    Manifoldness,
+    Stage,
+    WallArea,
+)
 from dipy_spinverse.inversion.curriculum import check_curriculum
 from dipy_spinverse.inversion.inversion import OPTIMIZERS
+from dipy_spinverse.inversion.unknowns import free_water_signals
 from dipy_spinverse.packed_cells import packed_cells_posterior, prepare_tables
-from dipy_spinverse.spinverse.chunk import empty_values, fit_chunk
-from dipy_spinverse.spinverse.fit import SAME_PATTERN, SpinverseFit, Status, load_fit
+from dipy_spinverse.spinverse.chunk import FitChunk, layout
+from dipy_spinverse.spinverse.fit import SAME_PATTERN, SpinverseFit
+from dipy_spinverse.units import diffusivity_um2_per_ms
+from dipy_spinverse.voxels.chunks import Engine, fit_image
+from dipy_spinverse.voxels.image import image_of
+from dipy_spinverse.voxels.model import VoxelModel
 from dipy_spinverse.voxels.noise import KNOWN, noise_from_b0
-from dipy_spinverse.voxels.status import per_voxel, screened
-
-__all__ = ["SpinverseFit", "SpinverseModel", "Status", "load_fit"]
+from dipy_spinverse.voxels.status import Status
 
 _CELL_SEARCH = "cell-search"
-_MM2_PER_S = 1e3  # um^2/ms
-# Phase between neighbouring tetrahedra above which a grid is too coarse for an encoding.
+# Phase between neighbouring tetrahedra, rad, above which a grid is too coarse for an encoding.
 _LARGEST_LINK_PHASE = np.pi / 2
-_N_SAMPLES = 4
-_MISFIT = 1.5
-_N_DRAWS = 200
+_N_FIELDS, _N_DRAWS = 4, 200
 _BYTES_PER_CHUNK = 2**30
+_MOST_PER_CHUNK = 64
+_PRIORS = {prior.__name__: prior for prior in (Binarisation, Continuity, Manifoldness, WallArea)}
+_GRID_ARRAYS = ("points_um", "tetrahedra", "tetrahedron_points")
 
 
-class SpinverseModel:
+class SpinverseModel(VoxelModel):
     """Find the walls (membranes) in voxels from their diffusion-weighted signals.
 
     The permeability of every face of a fixed tetrahedral grid is an unknown; the Bloch-Torrey
@@ -51,7 +61,7 @@ class SpinverseModel:
     gtab : GradientTable or Acquisition
         With pulse timings (`big_delta`, `small_delta`).
     grid : TetrahedralGrid, optional
-        A periodic lattice of 4 x 4 x 4 cells of 5 um where not given.
+        A periodic lattice of 4 x 4 x 4 cubes of 5 um where not given.
     diffusivity : float, optional
         Of the water between the walls, mm^2/s.
     free_diffusivity : float, optional
@@ -74,7 +84,7 @@ class SpinverseModel:
         "cpu", or an accelerator that torch knows, as "cuda".
     seed : int, optional
         Of the random part of the start, which breaks the symmetry of a uniform one, and of the
-        samples. It is the same in all voxels: a voxel's fit depends on others only through the
+        fields. It is the same in all voxels: a voxel's fit depends on others only through the
         noise level, where that comes from their b0 too.
 
     Raises
@@ -94,14 +104,16 @@ class SpinverseModel:
     ...     b=[0, 1, 1, 1], directions=np.vstack([np.zeros(3), np.eye(3)]),
     ...     small_delta=10, big_delta=30)
     >>> model = SpinverseModel(acquisition, grid=bcc_grid(3, 5.0))
-    >>> fit = model.fit(100 * np.exp(-2 * acquisition.b), sigma=1.0, n_samples=0)
+    >>> fit = model.fit(100 * np.exp(-2 * acquisition.b), sigma=1.0, n_fields=0, n_draws=0)
     >>> bool(fit.surface_to_volume < 0.05), float(fit.S0_hat.round())
     (True, 100.0)
     """
 
+    Fit = SpinverseFit
+
     def __init__(
         self,
-        gtab: GradientTable | Acquisition,
+        gtab: GradientTable | Measurements,
         *,
         grid: TetrahedralGrid | None = None,
         diffusivity: float = 2e-3,
@@ -113,22 +125,17 @@ class SpinverseModel:
         device: str = "cpu",
         seed: int = 0,
     ):
-        if isinstance(gtab, Acquisition):
-            if te is not None:
-                raise ValueError("te is given beside an Acquisition, which has its own; drop te.")
-            self.acquisition = gtab
-        else:
-            self.acquisition = Acquisition.from_gtab(gtab, te=te)
+        super().__init__(gtab, te)
+        self.acquisition = pulsed_only(self.acquisition)
         known = (_CELL_SEARCH, *OPTIMIZERS)
         if optimizer is not None and optimizer not in known:
             raise ValueError(
                 f"optimizer is {optimizer!r}; use one of {', '.join(map(repr, known))}."
             )
-        for name, value in (("diffusivity", diffusivity), ("free_diffusivity", free_diffusivity)):
-            if not 0 < value < 0.1:
-                raise ValueError(
-                    f"{name} is {value!r}; give it in mm^2/s (water at body temperature has 3e-3)."
-                )
+        self.diffusivity_um2_per_ms = diffusivity_um2_per_ms("diffusivity", diffusivity)
+        self.free_diffusivity_um2_per_ms = diffusivity_um2_per_ms(
+            "free_diffusivity", free_diffusivity
+        )
         if self.acquisition.b0_mask.all():
             raise ValueError("gtab has b0 measurements only; walls show in weighted ones.")
         if curriculum is not None:
@@ -145,21 +152,11 @@ class SpinverseModel:
         if coarse.any():
             warnings.warn(
                 f"The grid is too coarse for {coarse.sum()} of {len(coarse)} measurements: the "
-                f"phase between neighbouring tetrahedra reaches {phase.max():.1f} rad. Use cells "
-                f"smaller by a factor of {phase.max() / _LARGEST_LINK_PHASE:.1f}, or leave these "
-                "measurements out.",
+                f"phase between neighbouring tetrahedra reaches {phase.max():.1f} rad. Use "
+                f"lattice cubes smaller by a factor of {phase.max() / _LARGEST_LINK_PHASE:.1f}, "
+                "or leave these measurements out.",
                 stacklevel=3,
             )
-
-    @property
-    def diffusivity_um2_per_ms(self) -> float:
-        """Diffusivity of the water between the walls in the package's units."""
-        return self.diffusivity * _MM2_PER_S
-
-    @property
-    def free_diffusivity_um2_per_ms(self) -> float:
-        """Diffusivity of free water in the package's units."""
-        return self.free_diffusivity * _MM2_PER_S
 
     def fit(
         self,
@@ -169,7 +166,8 @@ class SpinverseModel:
         *,
         sigma: float | np.ndarray | None = None,
         free_water: bool = False,
-        n_samples: int = _N_SAMPLES,
+        n_fields: int = _N_FIELDS,
+        n_draws: int = _N_DRAWS,
         engine: str = "serial",
         n_jobs: int = -1,
         vox_per_chunk: int | None = None,
@@ -192,10 +190,11 @@ class SpinverseModel:
             residual.
         free_water : bool, optional
             Also fit a fraction of free water outside the grid.
-        n_samples : int, optional
-            Number of further wall fields per voxel, each from a start and noise of its own. With
-            0 there are none, packed cells are not asked either, and the intervals contain
-            `SpinverseFit.WALL_ERRORS` only.
+        n_fields : int, optional
+            Number of further wall fields per voxel, each from a start and noise of its own.
+            Without, intervals read off wall fields contain `SpinverseFit.WALL_ERRORS` only.
+        n_draws : int, optional
+            Draws from the posterior of packed cells; with 0 they are not asked.
         engine : {"serial", "joblib", "dask", "ray"}, optional
             How chunks of voxels are spread over processes.
         n_jobs : int, optional
@@ -216,53 +215,31 @@ class SpinverseModel:
         ValueError
             Arguments of wrong shapes or range.
         """
-        data = np.asarray(data)
-        self._check_data(data)
-        shape = data.shape[:-1]
-        flat = data.reshape(-1, data.shape[-1]).astype(float)
-        wanted = per_voxel("mask", True if mask is None else mask, shape).astype(bool)
-        known = None if S0 is None else per_voxel("S0", S0, shape).astype(float)
-        noise = None if sigma is None else per_voxel("sigma", sigma, shape).astype(float)
-        if noise is not None and not (noise[wanted] > 0).all():
-            raise ValueError("sigma has values that are not positive; give the noise's sd > 0.")
-        status, scale = self._screen(flat, wanted, known)
-        chosen = np.flatnonzero(status == Status.CONVERGED)
-
-        signals = flat[chosen] / scale[chosen, None]
-        freedom = KNOWN
-        if noise is None:
-            noise, freedom = noise_from_b0(flat[chosen], self.acquisition)
-        else:
-            noise = noise[chosen]
-        if noise is not None:
-            noise = noise / scale[chosen]
-        inversion = self._inversion(S0 is None, free_water, n_samples)
-        posterior_of = self._posterior_of_packed_cells(free_water) if n_samples else None
+        for name, number in (("n_fields", n_fields), ("n_draws", n_draws)):
+            if number < 0:
+                raise ValueError(f"{name} is {number}; give at least 0.")
+        how = Engine(engine, n_jobs, vox_per_chunk, verbose)
+        image = image_of(data, mask, sigma, self.acquisition, S0)
+        noise, freedom = image.voxels.sigma, KNOWN
+        if sigma is None:
+            noise, freedom = noise_from_b0(image.voxels.signals, self.acquisition)
+        inversion = self._inversion(S0 is None, free_water, n_fields)
+        if sigma is not None or not inversion.estimates_noise:
+            image = replace(image, voxels=replace(image.voxels, sigma=noise))
         # Noise from the residual of a wall field that may follow it is less sure than it seems.
         noise_freedom = freedom if noise is not None else max(len(self.acquisition) // 4, 1)
-        n_workers = 1 if engine == "serial" else determine_num_processes(n_jobs)
-        size = self._chunk_size(vox_per_chunk, len(chosen), n_workers)
-        parts = [slice(first, first + size) for first in range(0, len(chosen), size)]
-        told = None if sigma is None and inversion.estimates_noise else noise
-        results = paramap(
-            fit_chunk,
-            [(signals[part], None if told is None else told[part]) for part in parts],
-            func_args=[inversion, self, posterior_of, noise_freedom, engine != "serial"],
-            engine=engine,
-            n_jobs=n_jobs,
-            verbose=verbose,
+        posterior_of = self._posterior_of_packed_cells(free_water, n_draws) if n_draws else None
+        status, values = fit_image(
+            image,
+            FitChunk(self, inversion, posterior_of, noise_freedom),
+            layout(self, n_fields, inversion.n_stages),
+            how,
+            most=self._voxels_per_chunk(),
         )
-        values = empty_values(self, len(flat), n_samples, inversion.n_stages)
-        for part, chunk in zip(parts, results, strict=True):
-            rows = chosen[part]
-            for name, value in chunk.items():
-                values[name][rows] = value
-        for name in ("S0", "sigma", "residual_rms"):
-            values[name] *= scale.reshape(-1, *(1,) * (values[name].ndim - 1))
-        self._set_status(status, chosen, values, freedom)
-        values["status"] = status
-        values = {name: value.reshape(shape + value.shape[1:]) for name, value in values.items()}
-        return SpinverseFit(self, values)
+        fit = SpinverseFit(self, status, values)
+        unsure = (fit.status == Status.CONVERGED) & (fit.pattern_agreement < SAME_PATTERN)
+        fit.status = np.where(unsure, Status.PATTERN_NOT_DETERMINED, fit.status)
+        return fit
 
     def predict(
         self, permeability: np.ndarray, S0: float | np.ndarray = 1.0, gtab=None
@@ -282,7 +259,7 @@ class SpinverseModel:
         -------
         ndarray (..., M)
         """
-        acquisition = self._acquisition_of(gtab)
+        acquisition = self.acquisition if gtab is None else self.acquisition_of(gtab)
         permeability, S0 = np.asarray(permeability), np.asarray(S0)
         shape = permeability.shape[:-1]
         if permeability.shape[-1:] != (self.grid.n_faces,):
@@ -306,44 +283,15 @@ class SpinverseModel:
         ).reshape(*shape, len(acquisition))
         return signals * (S0 if S0.shape == signals.shape else S0[..., None])
 
-    def _acquisition_of(self, gtab):
-        if gtab is None:
-            return self.acquisition
-        return gtab if isinstance(gtab, Acquisition) else Acquisition.from_gtab(gtab)
+    def signals_of_fit(self, values, acquisition: Measurements) -> np.ndarray:
+        """Signals (V, M) of the walls and of the free water beside them."""
+        # The field's own free water: the map may be that of packed cells.
+        fraction = values["field_free_water"][:, None]
+        free = free_water_signals(acquisition, self.free_diffusivity_um2_per_ms)
+        in_grid = self.predict(values["permeability"], gtab=acquisition)
+        return (1 - fraction) * in_grid + fraction * free
 
-    def _check_data(self, data):
-        if not 1 <= data.ndim <= 4:
-            raise ValueError(f"data has {data.ndim} dimensions; give 1 (a voxel) to 4 (a volume).")
-        if data.shape[-1] != len(self.acquisition):
-            raise ValueError(
-                f"data has {data.shape[-1]} measurements along its last axis, the acquisition has "
-                f"{len(self.acquisition)}; give data and gradients of the same scan."
-            )
-
-    def _screen(self, flat, wanted, known_S0):
-        """Status (V,) before the fit, and a guess of the initial magnetisation (V,)."""
-        least_b = self.acquisition.b == self.acquisition.b.min()
-        low = self.acquisition.b0_mask if self.acquisition.b0_mask.any() else least_b
-        with np.errstate(invalid="ignore", over="ignore"):
-            scale = flat[:, low].mean(axis=1) if known_S0 is None else known_S0.copy()
-        status = screened(flat, wanted, scale, stacklevel=4)
-        scale[status != Status.CONVERGED] = 1.0
-        return status, scale
-
-    def _set_status(self, status, chosen, values, freedom):
-        """Status of the voxels that were fitted; the noise has so many degrees of freedom."""
-        stopped = values.pop("converged")
-        ratio = values["residual_rms"] / np.where(values["sigma"] > 0, values["sigma"], 1)
-        by_chance = np.sqrt(f_distribution.ppf((0.95, 0.99), len(self.acquisition), freedom or 1))
-        noise_reached = (freedom > 0) & (ratio <= by_chance[0])
-        misfit = (ratio > max(_MISFIT, by_chance[1])) & ~values["packed_cells"]
-        agree = values["pattern_agreement"] >= SAME_PATTERN
-        outcome = np.where(agree, Status.CONVERGED, Status.PATTERN_NOT_DETERMINED)
-        outcome = np.where(stopped | noise_reached, outcome, Status.NOT_CONVERGED)
-        outcome = np.where(misfit, Status.MISFIT, outcome)
-        status[chosen] = outcome[chosen]
-
-    def _inversion(self, amplitudes, free_water, n_samples):
+    def _inversion(self, amplitudes, free_water, n_fields):
         faces_only = amplitudes or free_water or self.priors or self.curriculum
         on_cpu = self.device == "cpu"
         possible = self.grid.boundary == "absorbing" and on_cpu and not faces_only
@@ -357,12 +305,10 @@ class SpinverseModel:
                 self.acquisition,
                 self.grid,
                 diffusivity=self.diffusivity_um2_per_ms,
-                n_samples=n_samples,
+                n_fields=n_fields,
                 seed=self.seed,
             )
-        return Inversion(
-            self.acquisition,
-            self.grid,
+        settings = InversionSettings(
             diffusivity=self.diffusivity_um2_per_ms,
             optimizer=self.optimizer or "gauss-newton",
             curriculum=self.curriculum,
@@ -370,12 +316,13 @@ class SpinverseModel:
             amplitudes=amplitudes,
             free_water=free_water,
             free_diffusivity=self.free_diffusivity_um2_per_ms,
-            n_samples=n_samples,
+            n_fields=n_fields,
             seed=self.seed,
             device=self.device,
         )
+        return Inversion(self.acquisition, self.grid, settings)
 
-    def _posterior_of_packed_cells(self, free_water):
+    def _posterior_of_packed_cells(self, free_water, n_draws):
         """Posterior of signals and noise, where the fit is that of tissue by default; or None."""
         own = self.optimizer in (None, "gauss-newton") and not (self.priors or self.curriculum)
         if self.grid.boundary != "periodic" or not own:
@@ -387,16 +334,62 @@ class SpinverseModel:
             diffusivity=self.diffusivity_um2_per_ms,
             free_water=free_water,
             free_diffusivity=self.free_diffusivity_um2_per_ms,
-            n_samples=_N_DRAWS,
+            n_draws=n_draws,
             seed=self.seed,
         )
 
-    def _chunk_size(self, vox_per_chunk, n_voxels, n_workers):
-        if vox_per_chunk is None:
-            # Jacobian, its weighted copy and the temporaries of a step.
-            bytes_per_voxel = 4 * 8 * len(self.acquisition) * self.grid.n_faces
-            share = -(-n_voxels // n_workers)
-            return max(1, min(64, _BYTES_PER_CHUNK // bytes_per_voxel, share))
-        if vox_per_chunk < 1:
-            raise ValueError(f"vox_per_chunk is {vox_per_chunk}; give at least 1.")
-        return vox_per_chunk
+    def _voxels_per_chunk(self):
+        # Jacobian, its weighted copy and the temporaries of a step.
+        bytes_per_voxel = 4 * 8 * len(self.acquisition) * self.grid.n_faces
+        return max(1, min(_MOST_PER_CHUNK, _BYTES_PER_CHUNK // bytes_per_voxel))
+
+    def settings(self) -> tuple[dict, dict[str, np.ndarray]]:
+        """Settings, and the arrays of the grid."""
+        curriculum, priors = self.curriculum, self.priors
+        settings = {
+            "diffusivity": self.diffusivity,
+            "free_diffusivity": self.free_diffusivity,
+            "optimizer": self.optimizer,
+            "seed": self.seed,
+            "priors": None if priors is None else _priors_to_json(priors),
+            "curriculum": None if curriculum is None else [*map(_stage_to_json, curriculum)],
+            "boundary": self.grid.boundary,
+        }
+        arrays = {name: getattr(self.grid, name) for name in _GRID_ARRAYS}
+        if self.grid.period_um is not None:
+            arrays["period_um"] = self.grid.period_um
+        return settings, arrays
+
+    @classmethod
+    def from_settings(cls, acquisition, settings, arrays) -> SpinverseModel:
+        """The model of :meth:`settings`, on the CPU."""
+        settings = dict(settings)
+        points, tetrahedra, tetrahedron_points = (arrays[name] for name in _GRID_ARRAYS)
+        boundary, period = settings.pop("boundary"), arrays.get("period_um")
+        grid = build_grid(points, tetrahedra, tetrahedron_points, boundary, period)
+        if settings["priors"] is not None:
+            settings["priors"] = _priors_from_json(settings["priors"])
+        if settings["curriculum"] is not None:
+            settings["curriculum"] = [*map(_stage_from_json, settings["curriculum"])]
+        return cls(acquisition, grid=grid, **settings)
+
+
+def _priors_to_json(priors):
+    for prior in priors:
+        if type(prior) not in _PRIORS.values():
+            raise ValueError(f"priors has {prior!r}, which cannot be saved; use {list(_PRIORS)}.")
+    return [[type(prior).__name__, asdict(prior)] for prior in priors]
+
+
+def _priors_from_json(pairs):
+    return tuple(_PRIORS[name](**parameters) for name, parameters in pairs)
+
+
+def _stage_to_json(stage):
+    return {**vars(stage), "priors": _priors_to_json(stage.priors)}
+
+
+def _stage_from_json(stage):
+    times, priors = stage["diffusion_times"], _priors_from_json(stage["priors"])
+    times = None if times is None else tuple(times)
+    return Stage(**{**stage, "diffusion_times": times, "priors": priors})

@@ -10,10 +10,8 @@ import numpy as np
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.grid.nearest import nearest
 
-# A cylinder may wind around the periodic box this often before it closes.
-_MOST_WINDINGS = 4
-# A bent line is replaced by points this close, in radii of the tube around it: its volume is then
-# right to 2e-4.
+_MOST_WINDINGS = 4  # of a cylinder around the periodic box before it closes
+# of points that stand for a bent line, in radii of the tube: its volume is right to 2e-4
 _POINT_SPACING = 0.05
 
 

@@ -14,16 +14,14 @@ from dipy_spinverse.substrates.bodies import Body
 
 logger = logging.getLogger("dipy_spinverse")
 
-_SAMPLES = 256
-# Tetrahedra sampled at once.
-_CHUNK = 2_000
-# Weight of the shares against the area: 2 rounds bodies into facets of the lattice, 8 leaves a
-# third more roughness.
+_SAMPLES = 256  # points in each tetrahedron that a surface may cut
+_CHUNK = 2_000  # tetrahedra sampled at once
+# of the shares against the area: 2 rounds bodies into facets of the lattice, 8 leaves a third
+# more roughness
 _FIDELITY = 4.0
-_STRONGEST_PRESSURE = 1.5
-_BISECTIONS = 14
-# Capacities of the minimum cut are integers.
-_UNITS_PER_FACE = 1000
+_STRONGEST_PRESSURE = 1.5  # of either sign; takes nothing or all of the rim
+_BISECTIONS = 14  # of the pressure, to 2e-4
+_UNITS_PER_FACE = 1000  # capacities of the minimum cut are integers
 
 
 def _sample_weights():

@@ -8,6 +8,17 @@ refined. Each wall therefore carries the projected permeability::
 
 with ``n_f`` the normal of the face and ``n`` that of the membrane: the sum of ``kappa_f A_f`` is
 then the membrane's permeability times its area.
+
+In all functions here
+
+- `grid` is the grid that gets the walls; a body that crosses the side of a periodic grid enters
+  at the other side;
+- positions and radii are in um, an `axis` may have any length;
+- `permeability` is that of the membranes, um/ms: 0 or more, and finite;
+- the result is the permeability (F,) of each face, um/ms: infinite where there is no membrane,
+  and that of both membranes in series where two bodies share a face;
+- a ValueError tells of wrong shapes, radii that are not positive, bodies that overlap each other
+  or their own periodic images, and bodies that no tetrahedron of the grid stands for.
 """
 
 from __future__ import annotations
@@ -55,29 +66,21 @@ def cylinders(
 
     Parameters
     ----------
-    grid : TetrahedralGrid
-        The grid.
+    grid, permeability
+        As in all of :mod:`dipy_spinverse.substrates.walls_of_bodies`; one permeability, or one
+        per cylinder (N,).
     centers_um : array-like (3,) or (N, 3)
         A point on the axis of each cylinder, um.
     radii_um : float or array-like (N,)
-        Radii, um.
+        um.
     axis : array-like (3,), optional
-        Direction of all cylinders, of any length.
-    permeability : float or array-like (N,), optional
-        Permeability of the membranes, um/ms.
-
-    Returns
-    -------
-    ndarray (F,)
-        Permeability of each face, um/ms; infinite where there is no membrane. Where two cylinders
-        share a face, it stands for both membranes in series.
+        Direction of all cylinders.
 
     Raises
     ------
     ValueError
-        Wrong shapes, radii that are not positive, a negative permeability, an axis that does not
-        close on the periodic box (the message names the nearest that does), cylinders that
-        overlap each other or their own periodic images, or none of whose volume is on the grid.
+        Also where the axis does not close on the periodic box; the message names the nearest
+        that does.
 
     Examples
     --------
@@ -113,26 +116,13 @@ def spheres(
 
     Parameters
     ----------
-    grid : TetrahedralGrid
-        The grid.
+    grid, permeability
+        As in all of :mod:`dipy_spinverse.substrates.walls_of_bodies`; one permeability, or one
+        per sphere (N,).
     centers_um : array-like (3,) or (N, 3)
-        Centres, um; a sphere that crosses the side of a periodic box enters at the other side.
+        um.
     radii_um : float or array-like (N,)
-        Radii, um.
-    permeability : float or array-like (N,), optional
-        Permeability of the membranes, um/ms.
-
-    Returns
-    -------
-    ndarray (F,)
-        Permeability of each face, um/ms; infinite where there is no membrane. Where two spheres
-        share a face, it stands for both membranes in series.
-
-    Raises
-    ------
-    ValueError
-        Wrong shapes, radii that are not positive, a negative permeability, spheres that overlap
-        each other or their own periodic images, or none of whose volume is on the grid.
+        um.
 
     Examples
     --------
@@ -162,27 +152,19 @@ def torus(
 
     Parameters
     ----------
-    grid : TetrahedralGrid
-        The grid.
+    grid, permeability
+        As in all of :mod:`dipy_spinverse.substrates.walls_of_bodies`.
     center_um : array-like (3,)
-        Centre, um.
+        um.
     radius_um, tube_radius_um : float
         Radius of the circle in the middle of the tube, and of the tube around it, um.
     axis : array-like (3,), optional
-        Axis of symmetry, of any length.
-    permeability : float, optional
-        Permeability of the membrane, um/ms.
-
-    Returns
-    -------
-    ndarray (F,)
-        Permeability of each face, um/ms; infinite where there is no membrane.
+        Axis of symmetry.
 
     Raises
     ------
     ValueError
-        Wrong shapes, radii that are not positive, a tube that is wider than the hole, a negative
-        permeability, a torus that does not fit into the periodic box.
+        Also where the tube is wider than the hole.
 
     Examples
     --------
@@ -226,26 +208,13 @@ def bent_tube(
 
     Parameters
     ----------
-    grid : TetrahedralGrid
-        The grid.
+    grid, permeability
+        As in all of :mod:`dipy_spinverse.substrates.walls_of_bodies`.
     centerline_um : array-like (N, 3)
-        Points along the line, um, joined by straight segments. A tube that shall pass through
-        the outside of the grid needs a line that ends beyond it.
+        At least two points along the line, um, joined by straight segments. A tube that shall
+        pass through the outside of the grid needs a line that ends beyond it.
     radius_um : float
-        Radius, um.
-    permeability : float, optional
-        Permeability of the membrane, um/ms.
-
-    Returns
-    -------
-    ndarray (F,)
-        Permeability of each face, um/ms; infinite where there is no membrane.
-
-    Raises
-    ------
-    ValueError
-        A line of fewer than two points, a radius that is not positive or that exceeds half of the
-        periodic box, a negative permeability.
+        um.
 
     Examples
     --------
@@ -280,8 +249,9 @@ def from_inside(
 
     Parameters
     ----------
-    grid : TetrahedralGrid
-        The grid.
+    grid, permeability
+        As in all of :mod:`dipy_spinverse.substrates.walls_of_bodies`; each face between two
+        labels is one membrane.
     inside : callable or array-like (T,)
         Function of points (K, 3), um, that returns (K,) booleans, or integers where there are
         several regions (0: outside); on a periodic grid it has to be periodic and may see points
@@ -289,13 +259,6 @@ def from_inside(
     normal : callable, optional
         Function of points (K, 3), um, that returns vectors (K, 3) along the membrane's normal, of
         any length and sign. Default: estimated by smoothing the normals of the walls.
-    permeability : float, optional
-        Permeability of the membranes, um/ms. Each face between two labels is one membrane.
-
-    Returns
-    -------
-    ndarray (F,)
-        Permeability of each face, um/ms; infinite where there is no membrane.
 
     Raises
     ------

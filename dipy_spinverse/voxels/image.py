@@ -1,59 +1,156 @@
-"""Signals of an image, as compartment models and learners take them up."""
+"""The voxels of an image that a model fits: shapes, mask, screening, signal without diffusion."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from dipy_spinverse.acquisition.pulsed import Acquisition
-from dipy_spinverse.voxels.status import Status, screened, voxels_of
+from dipy_spinverse.acquisition import Measurements
+from dipy_spinverse.voxels.noise import KNOWN, independent_noise
+from dipy_spinverse.voxels.status import Status, screened
+
+
+@dataclass(frozen=True, eq=False)
+class Voxels:
+    """Voxels that are fitted together.
+
+    Attributes
+    ----------
+    signals : ndarray (V, M)
+        Magnitudes, in the unit of the data.
+    S0 : ndarray (V, K)
+        Signal without diffusion at each echo time, as measured or given.
+    sigma : ndarray (V,) or None
+        Standard deviation of the noise in each channel, where it is given.
+    own : mapping of ndarray (V, ...)
+        What a model knows of its voxels beside the signals.
+    """
+
+    signals: np.ndarray
+    S0: np.ndarray
+    sigma: np.ndarray | None
+    own: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.signals)
+
+    def __getitem__(self, rows) -> Voxels:
+        sigma = None if self.sigma is None else self.sigma[rows]
+        own = {name: value[rows] for name, value in self.own.items()}
+        return Voxels(self.signals[rows], self.S0[rows], sigma, own)
 
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """Voxels of an image.
+    """An image, screened.
 
     Attributes
     ----------
-    shape : tuple of int
-        Of the image.
-    signals : ndarray (V, M)
-    noise : ndarray (V,) or None
-        Standard deviation in each channel, where it was given.
-    status : ndarray (V,)
+    status : ndarray (...)
         CONVERGED where a fit is possible.
-    rows : ndarray (F,)
-        Voxels where it is.
-    S0 : ndarray (V,)
-        Signal without diffusion at the first echo time; 1 where no fit is possible.
-    scale : ndarray (V, K)
-        That of each echo time over the first.
+    voxels : Voxels
+        Those, in order.
+    noise : ndarray (V,)
+        Standard deviation of the noise that does not rest on the model: the one given, else from
+        repeated b0 and from what is beyond the harmonics of shells.
+    freedom : int or ndarray (V,)
+        Its degrees of freedom; 0 where it is not known.
     """
 
-    shape: tuple[int, ...]
-    signals: np.ndarray
-    noise: np.ndarray | None
     status: np.ndarray
-    rows: np.ndarray
-    S0: np.ndarray
-    scale: np.ndarray
+    voxels: Voxels
+    noise: np.ndarray
+    freedom: np.ndarray | int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the image."""
+        return self.status.shape
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Places (V,) of the voxels in the flattened image."""
+        return np.flatnonzero(self.status == Status.CONVERGED)
 
 
-def image_of(data, mask, sigma, acquisition: Acquisition) -> Image:
-    """Arguments of a fit, checked; warns of voxels that cannot be fitted."""
-    signals, wanted, noise, shape = voxels_of(data, mask, sigma, len(acquisition))
-    S0_te = signal_without_diffusion(signals, acquisition)
-    status = screened(signals, wanted, S0_te.min(axis=1), stacklevel=4)
-    fittable = status == Status.CONVERGED
-    S0 = np.where(fittable, S0_te[:, 0], 1)
-    return Image(shape, signals, noise, status, np.flatnonzero(fittable), S0, S0_te / S0[:, None])
+def image_of(data, mask, sigma, acquisition: Measurements, S0=None, own=None) -> Image:
+    """Arguments of a fit, checked; warns of voxels that cannot be fitted.
+
+    Parameters
+    ----------
+    data : array-like (..., M)
+        Of one voxel or of an image of up to three dimensions.
+    mask : array-like (...) or None
+    sigma : float, array-like (...) or None
+    acquisition : Measurements
+    S0 : float, array-like (...) or None
+        Signal without diffusion, where it is known.
+    own : mapping of ndarray (prod(...), ...) or None
+        What the model knows of the voxels, flattened.
+
+    Raises
+    ------
+    ValueError
+        Wrong shapes, complex data, noise that is not positive in a voxel that is wanted.
+    """
+    data = np.asarray(data)
+    if np.iscomplexobj(data):
+        raise ValueError(
+            "data has complex values; give magnitudes, np.abs(data), or the real part after the "
+            "phase is removed."
+        )
+    if not 1 <= data.ndim <= 4 or data.shape[-1] != len(acquisition):
+        raise ValueError(
+            f"data has shape {data.shape}, the acquisition {len(acquisition)} measurements; give "
+            "them along the last axis, of 1 to 4."
+        )
+    shape = data.shape[:-1]
+    wanted = per_voxel("mask", True if mask is None else mask, shape).astype(bool)
+    noise = None if sigma is None else per_voxel("sigma", sigma, shape).astype(float)
+    if noise is not None and not (noise[wanted] > 0).all():
+        raise ValueError("sigma has values that are not positive; give the noise's sd > 0.")
+    flat = data.reshape(-1, data.shape[-1])
+    signals = flat[wanted].astype(float)
+    without = signal_without_diffusion(signals, acquisition)
+    least = without.min(axis=1)
+    if S0 is not None:
+        known = per_voxel("S0", S0, shape).astype(float)[wanted]
+        least, without = np.minimum(least, known), np.broadcast_to(known[:, None], without.shape)
+    status = np.full(len(flat), int(Status.NOT_FITTED))
+    status[wanted] = screened(signals, least)
+    fittable = status[wanted] == Status.CONVERGED
+    rows = np.flatnonzero(wanted)[fittable]
+    voxels = Voxels(
+        signals[fittable], without[fittable], None if noise is None else noise[rows],
+        {name: value[rows] for name, value in (own or {}).items()},
+    )  # fmt: skip
+    if noise is None:
+        level, freedom = independent_noise(voxels.signals, acquisition)
+    else:
+        level, freedom = voxels.sigma, KNOWN
+    return Image(status.reshape(shape), voxels, level, freedom)
 
 
-def signal_without_diffusion(signals: np.ndarray, acquisition: Acquisition) -> np.ndarray:
-    """Mean b0 (V, K) of each echo time, or where there is none, of the measurements of least b."""
-    masks = acquisition.b0_per_te
-    if not masks.any():
-        masks = (acquisition.b == acquisition.b.min())[None]
-    with np.errstate(invalid="ignore", over="ignore"):
-        return np.stack([signals[:, mask].mean(axis=1) for mask in masks], axis=1)
+def per_voxel(name: str, value, shape: tuple[int, ...]) -> np.ndarray:
+    """Value of each voxel (V,), from one for all or an array of the data's shape."""
+    value = np.asarray(value)
+    if value.shape not in ((), shape):
+        raise ValueError(
+            f"{name} has shape {value.shape}, the data have voxels {shape}; give one value for "
+            "all, or one for each voxel."
+        )
+    return np.broadcast_to(value, shape).reshape(-1)
+
+
+def signal_without_diffusion(signals: np.ndarray, acquisition: Measurements) -> np.ndarray:
+    """Mean b0 (V, K) of each echo time, or where it has none, of its measurements of least b."""
+    columns = []
+    for k, b0 in enumerate(acquisition.b0_per_te):
+        if not b0.any():
+            b = np.where(acquisition.te_index == k, acquisition.b, np.inf)
+            b0 = b == b.min()
+        with np.errstate(invalid="ignore", over="ignore"):
+            columns.append(signals[:, b0].mean(axis=1))
+    return np.stack(columns, axis=1)

@@ -1,12 +1,12 @@
-"""The noise level of each voxel."""
+"""The noise level of each voxel: from repeats, from beyond the harmonics, from a residual."""
 
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import ive
 from scipy.stats import chi2
 
-from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.acquisition import Acquisition, Measurements
+from dipy_spinverse.voxels.shells import shells_of
 
 # Degrees of freedom of a noise level that is given.
 KNOWN = 10**9
@@ -17,9 +17,74 @@ _LEAST_SPREAD = 1e-6
 # How many degrees of freedom the typical noise of the other voxels is worth: noise changes
 # slowly over a volume.
 _SHARED_FREEDOM = 20
+# Shells up to this b (ms/um^2) have hardly any signal beyond the harmonics that their directions
+# determine; and signal over noise above which Rician noise is normal.
+_SMOOTH_B = 1.6
+_CLEAR = 4.0
 
 
-def noise_from_b0(data: np.ndarray, acquisition: Acquisition) -> tuple[np.ndarray | None, int]:
+def independent_noise(
+    signals: np.ndarray, acquisition: Measurements
+) -> tuple[np.ndarray, np.ndarray]:
+    """Noise that rests on no model of tissue, to judge any model by.
+
+    From repeated b0 measurements of one echo time, and from what is beyond the spherical
+    harmonics of shells of low b. Where a voxel has few of them, its variance is drawn towards the
+    median of all.
+
+    Parameters
+    ----------
+    signals : ndarray (V, M)
+        As measured.
+    acquisition : Measurements
+
+    Returns
+    -------
+    sigma : ndarray (V,)
+        Standard deviation in each channel; 1 where nothing tells.
+    freedom : ndarray (V,) of int
+        Its degrees of freedom; 0 where nothing tells.
+    """
+    squares, n_b0 = _repeated_b0(signals, acquisition)
+    freedom = np.full(len(signals), n_b0)
+    for shell in _smooth_shells(acquisition):
+        on_shell = signals[:, shell.rows]
+        rest = ((on_shell @ shell.rest.T) ** 2).sum(axis=1)
+        clear = on_shell.mean(axis=1) > _CLEAR * np.sqrt(rest / shell.freedom)
+        squares = squares + np.where(clear, rest, 0)
+        freedom = freedom + np.where(clear, shell.freedom, 0)
+    size = np.abs(signals).max(axis=1, initial=0)
+    told = (freedom >= _LEAST_FREEDOM) & (squares > freedom * (_LEAST_SPREAD * size) ** 2)
+    variance = np.where(told, squares / np.maximum(freedom, 1), 1.0)
+    if told.sum() > 1:
+        typical = np.median(squares[told] / chi2.median(freedom[told]))
+        lacking = np.maximum(_SHARED_FREEDOM - freedom, 0)
+        squares, freedom = squares + lacking * typical, freedom + lacking
+        variance = np.where(told, squares / freedom, 1.0)
+    return np.sqrt(variance), np.where(told, freedom, 0)
+
+
+def _smooth_shells(acquisition):
+    """Shells whose measurements are more than the harmonics of their signals."""
+    if not isinstance(acquisition, Acquisition):
+        return
+    for shell in shells_of(acquisition):
+        if shell.b <= _SMOOTH_B and shell.order >= 2 and shell.freedom >= _LEAST_FREEDOM:
+            yield shell
+
+
+def _repeated_b0(data, acquisition):
+    """Sum of squares (V,) of b0 about their mean at each echo time; its degrees of freedom."""
+    squares, freedom = np.zeros(len(data)), 0
+    for same_te in acquisition.b0_per_te:
+        repeats = data[:, same_te]
+        if repeats.shape[1] > 1:
+            squares += repeats.var(axis=1) * repeats.shape[1]
+            freedom += repeats.shape[1] - 1
+    return squares, freedom
+
+
+def noise_from_b0(data: np.ndarray, acquisition: Measurements) -> tuple[np.ndarray | None, int]:
     """Standard deviation of the noise from repeated b0 measurements.
 
     Pooled over echo times; within one, all b0 are repeats of the same signal. Each voxel's
@@ -28,7 +93,7 @@ def noise_from_b0(data: np.ndarray, acquisition: Acquisition) -> tuple[np.ndarra
     Parameters
     ----------
     data : ndarray (V, M)
-    acquisition : Acquisition
+    acquisition : Measurements
 
     Returns
     -------
@@ -37,12 +102,7 @@ def noise_from_b0(data: np.ndarray, acquisition: Acquisition) -> tuple[np.ndarra
     freedom : int
         Degrees of freedom of each.
     """
-    squares, freedom = np.zeros(len(data)), 0
-    for same_te in acquisition.b0_per_te:
-        repeats = data[:, same_te]
-        if repeats.shape[1] > 1:
-            squares += repeats.var(axis=1) * repeats.shape[1]
-            freedom += repeats.shape[1] - 1
+    squares, freedom = _repeated_b0(data, acquisition)
     if len(data) == 0 or freedom < _LEAST_FREEDOM:
         return None, 0
     if np.median(squares) <= freedom * (_LEAST_SPREAD * np.median(np.abs(data))) ** 2:
@@ -54,7 +114,7 @@ def noise_from_b0(data: np.ndarray, acquisition: Acquisition) -> tuple[np.ndarra
     return np.sqrt((squares + _SHARED_FREEDOM * typical) / shared), shared
 
 
-def noise_of_each_te(data: np.ndarray, acquisition: Acquisition) -> np.ndarray | None:
+def noise_of_each_te(data: np.ndarray, acquisition: Measurements) -> np.ndarray | None:
     """Standard deviation (V, K) of the noise at each echo time from its repeated b0.
 
     None where an echo time has too few repeats.
@@ -77,17 +137,3 @@ def noise_from_residual(residual: np.ndarray, n_determined: np.ndarray) -> np.nd
     n_measurements = residual.shape[1]
     freedom = np.maximum(n_measurements - n_determined, n_measurements / 10)
     return np.sqrt((residual**2).sum(axis=1) / freedom)
-
-
-def rician_mean(signals: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """Mean of the magnitude of signals with complex noise of standard deviation sigma.
-
-    References
-    ----------
-    Rice, Bell Syst. Tech. J. 23 (1944), https://doi.org/10.1002/j.1538-7305.1944.tb00874.x
-    """
-    variance = np.maximum(np.asarray(sigma, dtype=float) ** 2, np.finfo(float).tiny)
-    x = np.minimum(np.asarray(signals) ** 2 / (4 * variance), 1e6)
-    laguerre = (1 + 2 * x) * ive(0, x) + 2 * x * ive(1, x)
-    # Far above the noise the mean is the signal itself, to its relative precision.
-    return np.where(x < 1e4, np.sqrt(np.pi / 2 * variance) * laguerre, signals)

@@ -10,9 +10,45 @@ from numba import njit, vectorize
 from scipy.special import ive
 from torch import Tensor
 
+_TABLE_END, _TABLE_STEP = 12.0, 0.01  # of amplitudes over the noise
 _LEAST_INFORMATION = 0.05
 _NOISE_STEPS = 5
 LEAST_NOISE = 1e-6  # of the signal without diffusion
+
+
+def rician_mean(signals: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    """Mean of the magnitude of signals with complex noise of standard deviation sigma.
+
+    References
+    ----------
+    Rice, Bell Syst. Tech. J. 23 (1944), https://doi.org/10.1002/j.1538-7305.1944.tb00874.x
+    """
+    variance = np.maximum(np.asarray(sigma, dtype=float) ** 2, np.finfo(float).tiny)
+    x = np.minimum(np.asarray(signals) ** 2 / (4 * variance), 1e6)
+    laguerre = (1 + 2 * x) * ive(0, x) + 2 * x * ive(1, x)
+    # Far above the noise the mean is the signal itself, to its relative precision.
+    return np.where(x < 1e4, np.sqrt(np.pi / 2 * variance) * laguerre, signals)
+
+
+_AMPLITUDES = np.arange(0, _TABLE_END + 2 * _TABLE_STEP, _TABLE_STEP)
+EXCESSES = rician_mean(_AMPLITUDES, 1.0) - _AMPLITUDES
+
+
+def rician_excess(amplitude: np.ndarray) -> np.ndarray:
+    """Mean of a magnitude minus its noise-free amplitude, both over sigma."""
+    inside = np.interp(amplitude, _AMPLITUDES, EXCESSES)
+    large = np.maximum(amplitude, 1)
+    return np.where(amplitude < _TABLE_END, inside, 1 / (2 * large) + 1 / (8 * large**3))
+
+
+@njit(cache=True, nogil=True)
+def compiled_excess(amplitude, table):
+    """`rician_excess` of a number, for compiled loops, which are given `EXCESSES`."""
+    if amplitude >= _TABLE_END:
+        return 0.5 / amplitude + 0.125 / amplitude**3
+    position = amplitude / _TABLE_STEP
+    k = int(position)
+    return table[k] + (position - k) * (table[k + 1] - table[k])
 
 
 def rician_target(data: Tensor, predicted: Tensor, sigma: Tensor | None) -> Tensor:

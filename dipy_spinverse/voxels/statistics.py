@@ -1,28 +1,47 @@
-"""Means, standard deviations and 95 % intervals of maps, from draws or from a few wall fields."""
+"""What a fit says of a map: centre, standard deviation and 95 % interval.
+
+The centre is the posterior median, the estimate of least expected absolute error; it is always
+inside the interval, and that of 1/x is one over that of x. `benchmarks/estimators.py` compares it
+with the mean and the likeliest value.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 from scipy.stats import t as student
 
 _LEVEL = 0.95
+ENDINGS = ("", "_std", "_low", "_high")
 
 
-def of_draws(draws: np.ndarray) -> dict[str, np.ndarray]:
+def of_draws(draws: np.ndarray, axis: int = 0) -> dict[str, np.ndarray]:
     """Statistics of many draws of a map.
 
     Parameters
     ----------
-    draws : ndarray (n, V)
+    draws : ndarray (n, V), or (V, n) with ``axis=1``
+    axis : int, optional
+        That of the draws.
 
     Returns
     -------
     dict of ndarray (V,)
-        Keys "" (mean), "_std", "_low" and "_high" (central 95 % interval).
+        Keys "" (median), "_std", "_low" and "_high" (central 95 % interval).
     """
     tail = (1 - _LEVEL) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
-    return {"": draws.mean(axis=0), "_std": draws.std(axis=0), "_low": low, "_high": high}
+    # Below the k-th of n draws in order is k / (n + 1) of the distribution on average.
+    low, median, high = np.quantile(draws, [tail, 0.5, 1 - tail], axis=axis, method="weibull")
+    return {"": median, "_std": draws.std(axis=axis), "_low": low, "_high": high}
+
+
+def summary(maps: Mapping[str, np.ndarray], axis: int = 0) -> dict[str, np.ndarray]:
+    """Statistics of the draws of several maps, named NAME, NAME_std, NAME_low and NAME_high."""
+    return {
+        name + end: part for name, draws in maps.items() for end, part in
+        of_draws(draws, axis).items()
+    }  # fmt: skip
 
 
 def of_fields(values: np.ndarray, error: float, largest: float) -> dict[str, np.ndarray]:
@@ -40,8 +59,8 @@ def of_fields(values: np.ndarray, error: float, largest: float) -> dict[str, np.
     Returns
     -------
     dict of ndarray (V,)
-        Keys as in :func:`of_draws`; the interval is that of Student's distribution, because
-        fields are few, within the map's range.
+        Keys as in :func:`of_draws`; the distribution is Student's, because fields are few,
+        around their mean, cut off at the map's range.
     """
     n, mean = len(values), values.mean(axis=0)
     # Of the next field: their scatter, and what their own mean is uncertain by.

@@ -1,4 +1,4 @@
-"""Voxels of an image: which can be fitted, and arguments that each may have its own of."""
+"""What came of a voxel: whether it can be fitted, and whether the fit explains its signals."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import warnings
 from enum import IntEnum
 
 import numpy as np
+from scipy.stats import f as f_distribution
 
 
 class Status(IntEnum):
-    """What came of a voxel."""
+    """What came of a voxel; the same in every model."""
 
     NOT_FITTED = 0
     """Outside of the mask."""
@@ -18,12 +19,12 @@ class Status(IntEnum):
     NOT_CONVERGED = 2
     """The iterations came to their end above the noise level."""
     MISFIT = 3
-    """The residual is above 1.5 times the noise, and more than by chance: the model does not
-    explain the signals."""
+    """The model does not explain the signals: the residual is larger than noise makes it in one
+    of 1000 voxels, or where the noise is not known, as large as without diffusion."""
     BAD_SAMPLES = 4
-    """NaN, infinite or negative samples."""
+    """NaN, infinite or negative measurements."""
     NO_SIGNAL = 5
-    """All samples are zero."""
+    """All measurements are zero."""
     NO_B0 = 6
     """The b0 signal, or the S0 given, is not positive."""
     PATTERN_NOT_DETERMINED = 7
@@ -31,83 +32,90 @@ class Status(IntEnum):
     (`pattern_agreement` is below 0.8): the maps hold, a mesh shows one of many patterns."""
 
 
-def per_voxel(name: str, value, shape: tuple[int, ...]) -> np.ndarray:
-    """Value of each voxel (V,), from one for all or an array of the data's shape."""
-    value = np.asarray(value)
-    if value.shape not in ((), shape):
-        raise ValueError(
-            f"{name} has shape {value.shape}, the data have voxels {shape}; give one value for "
-            "all, or one for each voxel."
-        )
-    return np.broadcast_to(value, shape).reshape(-1)
+FITTED = (
+    Status.CONVERGED,
+    Status.NOT_CONVERGED,
+    Status.MISFIT,
+    Status.PATTERN_NOT_DETERMINED,
+)
+# Probability of a residual by chance below which a model counts as refuted: with it one voxel
+# of a thousand that the model does explain is lost.
+REFUTED = 1e-3
+# The noise level counts as reached below the residual that chance exceeds this seldom.
+_REACHED = 0.05
+# Residual over the scatter of the signals about their mean from which a model explains nothing,
+# and the least residual, relative to S0, that is one: simulations are not more exact.
+_EXPLAINS_NOTHING = 0.9
+_LEAST_RESIDUAL = 1e-3
 
 
-def voxels_of(
-    data: np.ndarray, mask: np.ndarray | None, sigma, n_measurements: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, tuple[int, ...]]:
-    """Arguments of a fit, checked, voxel by voxel.
-
-    Parameters
-    ----------
-    data : array-like (..., M)
-    mask : array-like (...) or None
-    sigma : float, array-like (...) or None
-    n_measurements : int
-
-    Returns
-    -------
-    flat : ndarray (V, M)
-    wanted : ndarray (V,) of bool
-    noise : ndarray (V,) or None
-    shape : tuple of int
-        Of the image.
-
-    Raises
-    ------
-    ValueError
-        Wrong shapes, noise that is not positive in a voxel that is wanted.
-    """
-    data = np.asarray(data)
-    if not 1 <= data.ndim <= 4 or data.shape[-1] != n_measurements:
-        raise ValueError(
-            f"data has shape {data.shape}, the acquisition {n_measurements} measurements; give "
-            "them along the last axis, of 1 to 4."
-        )
-    shape = data.shape[:-1]
-    wanted = per_voxel("mask", True if mask is None else mask, shape).astype(bool)
-    noise = None if sigma is None else per_voxel("sigma", sigma, shape).astype(float)
-    if noise is not None and not (noise[wanted] > 0).all():
-        raise ValueError("sigma has values that are not positive; give the noise's sd > 0.")
-    return data.reshape(-1, data.shape[-1]).astype(float), wanted, noise, shape
-
-
-def screened(
-    flat: np.ndarray, wanted: np.ndarray, S0: np.ndarray | None = None, stacklevel: int = 3
-) -> np.ndarray:
+def screened(signals: np.ndarray, S0: np.ndarray) -> np.ndarray:
     """Status (V,) before a fit, CONVERGED where one is possible; warns of what is not.
 
     Parameters
     ----------
-    flat : ndarray (V, M)
+    signals : ndarray (V, M)
         Magnitudes.
-    wanted : ndarray (V,) of bool
-    S0 : ndarray (V,), optional
+    S0 : ndarray (V,)
         Signal without diffusion, which must be positive.
-    stacklevel : int, optional
-        Of the warning.
     """
-    status = np.full(len(flat), int(Status.CONVERGED))
-    if S0 is not None:
-        with np.errstate(invalid="ignore"):
-            status[~((S0 > 0) & np.isfinite(S0))] = Status.NO_B0
-    status[~(np.isfinite(flat) & (flat >= 0)).all(axis=1)] = Status.BAD_SAMPLES
-    status[(flat == 0).all(axis=1)] = Status.NO_SIGNAL
-    status[~wanted] = Status.NOT_FITTED
-    bad = wanted & (status != Status.CONVERGED)
+    status = np.full(len(signals), int(Status.CONVERGED))
+    with np.errstate(invalid="ignore"):
+        status[~((S0 > 0) & np.isfinite(S0))] = Status.NO_B0
+        status[~(np.isfinite(signals) & (signals >= 0)).all(axis=1)] = Status.BAD_SAMPLES
+    status[(signals == 0).all(axis=1)] = Status.NO_SIGNAL
+    bad = status != Status.CONVERGED
     if bad.any():
         warnings.warn(
-            f"{bad.sum()} of {wanted.sum()} voxels cannot be fitted (NaN, infinite or negative "
+            f"{bad.sum()} of {len(bad)} voxels cannot be fitted (NaN, infinite or negative "
             "samples, or no signal); their status says why, their maps are zero.",
-            stacklevel=stacklevel,
+            stacklevel=4,
         )
     return status
+
+
+def outcome(
+    converged: np.ndarray,
+    excess: np.ndarray,
+    n_unknowns: np.ndarray | int,
+    freedom: np.ndarray | int,
+    n_measurements: int,
+) -> np.ndarray:
+    """Status (V,) of voxels whose residual can be compared with the noise.
+
+    The one rule of all models: an F-test of the residual against the noise.
+
+    Parameters
+    ----------
+    converged : ndarray (V,) of bool
+        Whether the optimiser stopped by its own rule.
+    excess : ndarray (V,)
+        Sum of squared residuals over the variances that noise, and known errors of the model,
+        give them, per degree of freedom.
+    n_unknowns : int or ndarray (V,)
+        Degrees of freedom that the fit took.
+    freedom : int or ndarray (V,)
+        Degrees of freedom of the noise level.
+    n_measurements : int
+    """
+    left = np.maximum(n_measurements - np.asarray(n_unknowns), 1)
+    refuted = excess > f_distribution.isf(REFUTED, left, freedom)
+    reached = excess <= f_distribution.isf(_REACHED, left, freedom)
+    status = np.where(converged | reached, Status.CONVERGED, Status.NOT_CONVERGED)
+    return np.where(refuted, Status.MISFIT, status)
+
+
+def explains_nothing(residual_rms: np.ndarray, scatter: np.ndarray, S0: np.ndarray) -> np.ndarray:
+    """Whether (V,) a residual is as large as the scatter of the signals about their means.
+
+    What is left to say where neither noise nor repeats are known.
+
+    Parameters
+    ----------
+    residual_rms : ndarray (V,)
+    scatter : ndarray (V,)
+        Standard deviation of the signals about the mean of each echo time.
+    S0 : ndarray (V,)
+        Signal without diffusion.
+    """
+    return (residual_rms > _EXPLAINS_NOTHING * scatter) & (residual_rms > _LEAST_RESIDUAL * S0)

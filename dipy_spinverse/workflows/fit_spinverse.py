@@ -39,7 +39,8 @@ class SpinverseFlow(Workflow):
         cell_size=5.0,
         sigma=None,
         free_water=False,
-        n_samples=4,
+        n_fields=4,
+        n_draws=200,
         optimizer="gauss-newton",
         seed=0,
         device="cpu",
@@ -106,17 +107,19 @@ class SpinverseFlow(Workflow):
         free_diffusivity : float, optional
             Diffusivity of free water, mm^2/s, for --free_water.
         cells : int, optional
-            Cubic cells of the grid along each axis (12 tetrahedra per cell).
+            Lattice cubes of the grid along each axis (12 tetrahedra in each).
         cell_size : float, optional
-            Edge of a cubic cell, um. Walls closer to each other than this are not resolved.
+            Edge of a lattice cube, um. Walls closer to each other than this are not resolved.
         sigma : float, optional
             Standard deviation of the noise in the units of the data. Without it, it is
             estimated from repeated b0 volumes, or else from the residual.
         free_water : bool, optional
             Also fit a fraction of free water beside the grid.
-        n_samples : int, optional
+        n_fields : int, optional
             Further wall fields per voxel, from starts and noise of their own; 0 for a quick look
-            without them and without packed cells.
+            without them.
+        n_draws : int, optional
+            Draws from the posterior of packed cells; 0 for a quick look without them.
         optimizer : string, optional
             'gauss-newton' or 'adam' (the published method; slow).
         seed : int, optional
@@ -221,7 +224,8 @@ def _fit_one(inputs: dict, settings: dict, paths: dict[str, Path]) -> None:
     fit_options = (
         "sigma",
         "free_water",
-        "n_samples",
+        "n_fields",
+        "n_draws",
         "engine",
         "n_jobs",
         "vox_per_chunk",

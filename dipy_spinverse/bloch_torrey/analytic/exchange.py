@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from dipy_spinverse.acquisition.kinds import pulsed_only
+from dipy_spinverse.acquisition.measurements import Measurements
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey.analytic.bodies import DIMENSIONS, checked_body, positive
 from dipy_spinverse.bloch_torrey.propagators import schedule_of
@@ -14,7 +16,7 @@ _POLYNOMIALS, _PULSE_STEPS = 32, 48
 
 
 def permeable_planes_signal(
-    acquisition: Acquisition,
+    acquisition: Measurements,
     spacing: float,
     permeability: float,
     *,
@@ -30,7 +32,7 @@ def permeable_planes_signal(
 
     Parameters
     ----------
-    acquisition : Acquisition
+    acquisition : Measurements
         M measurements.
     spacing : float
         Distance of the planes, um.
@@ -158,6 +160,7 @@ def karger_signal(
     >>> karger_signal(acquisition, 0.4, (0.1, 1.5), exchange_time=30.0).round(4)
     array([0.4663, 0.1614])
     """
+    acquisition = pulsed_only(acquisition)
     if not 0 < fraction < 1:
         raise ValueError(f"fraction is {fraction}; give the share of the first site, in (0, 1).")
     inside, outside = map(float, diffusivities)

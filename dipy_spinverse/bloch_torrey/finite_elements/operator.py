@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.acquisition.measurements import Measurements
 from dipy_spinverse.bloch_torrey.finite_elements.sweep import Network, Stepper
 from dipy_spinverse.bloch_torrey.propagators import schedule_of
 from dipy_spinverse.bloch_torrey.time_parts import alike_in_time, unique_encodings
@@ -144,7 +144,7 @@ def finite_elements(grid: TetrahedralGrid, permeability: ArrayLike) -> FiniteEle
 
 
 def simulate_finite_elements(
-    acquisition: Acquisition,
+    acquisition: Measurements,
     grid: TetrahedralGrid,
     permeability,
     *,
@@ -158,7 +158,7 @@ def simulate_finite_elements(
 
     Parameters
     ----------
-    acquisition : Acquisition
+    acquisition : Measurements
         M measurements.
     grid : TetrahedralGrid
     permeability : array-like or torch.Tensor (F,)
@@ -184,6 +184,7 @@ def simulate_finite_elements(
     Examples
     --------
     >>> from dipy_spinverse.grid import bcc_grid
+    >>> from dipy_spinverse.acquisition import Acquisition
     >>> acquisition = Acquisition(b=[0, 1], directions=[[0, 0, 0], [1, 0, 0]],
     ...                           small_delta=10, big_delta=30)
     >>> grid = bcc_grid(4, 1.0)

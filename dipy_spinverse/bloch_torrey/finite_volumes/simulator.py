@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.acquisition.measurements import Measurements
 from dipy_spinverse.acquisition.waveforms import Waveforms
 from dipy_spinverse.bloch_torrey.finite_volumes import sweep_kernels
 from dipy_spinverse.bloch_torrey.finite_volumes.operator import (
@@ -87,7 +87,7 @@ class Simulator:
 
     def __init__(
         self,
-        acquisition: Acquisition,
+        acquisition: Measurements,
         grid: TetrahedralGrid,
         *,
         steps: int = 8,

@@ -9,18 +9,20 @@ import torch
 from torch import Tensor
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
-from dipy_spinverse.compartments.definition import Definition, maps_of
+from dipy_spinverse.compartments.definition import Definition, maps_of, with_fibres
 from dipy_spinverse.compartments.fitting.coordinates import Place, frame_of, place_of, values_of
 from dipy_spinverse.compartments.fitting.interior_point import interior_point
 from dipy_spinverse.compartments.fitting.mix import evolved
-from dipy_spinverse.compartments.fitting.starts import dictionary_start, tensor_frames
+from dipy_spinverse.compartments.fitting.starts import dictionary_start
 from dipy_spinverse.compartments.fitting.variable_projection import Problem, combined, fit_all
 from dipy_spinverse.compartments.posterior.sample import sample_posterior
 from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.pools import pool_signals
+from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.voxels.noise import noise_from_residual
 from dipy_spinverse.voxels.rician import LEAST_NOISE, rician_sigma
-from dipy_spinverse.voxels.summary import summary
+from dipy_spinverse.voxels.statistics import ENDINGS, summary
+from dipy_spinverse.voxels.tensor_frames import tensor_frames
 
 MOST_FIBRES = 3
 _SAMPLES_PER_CHUNK, _DRAWS_PER_CHUNK = 300_000, 100_000
@@ -74,23 +76,119 @@ def voxels_per_chunk(definition: Definition, acquisition: Acquisition, n_draws: 
     return max(1, min(most, _SAMPLES_PER_CHUNK // per_voxel))
 
 
+def layout(definition: Definition, n_te: int, *, posterior: bool) -> dict[str, object]:
+    """Type and shape of everything that a fit holds of a voxel, with the most populations.
+
+    Parameters
+    ----------
+    definition : Definition
+    n_te : int
+        Echo times.
+    posterior : bool
+        Whether the fit has standard deviations and intervals.
+    """
+    most = with_fibres(definition, MOST_FIBRES)
+    endings = (*ENDINGS, "_likeliest") if posterior else ("", "_likeliest")
+    maps = {name + end: float for name in (*definition.maps, "S0") for end in endings}
+    return (
+        maps
+        | ({"effective_draws": float} if posterior else {})
+        | {
+            "n_fibres": int,
+            "axis": (float, (3,)),
+            "axes": (float, (MOST_FIBRES, 3)),
+            "fibre_fractions": (float, (MOST_FIBRES,)),
+            "S0_per_te": (float, (n_te,)),
+            "_unit": (float, (len(most.parameters),)),
+            "_fractions": (float, (len(most.pools),)),
+            "_frames": (float, (9 * len(most.axes),)),
+        }
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class FitChunk:
+    """The fit of a chunk of voxels, all with as many fibres.
+
+    Attributes
+    ----------
+    definition : Definition
+        Of one population.
+    acquisition : Acquisition
+    settings : Settings
+    refine_sigma : bool
+        Whether the noise is not given: it is taken from the residual, from a first idea on.
+    """
+
+    definition: Definition
+    acquisition: Acquisition
+    settings: Settings
+    refine_sigma: bool
+
+    def __call__(self, voxels: Voxels) -> dict[str, np.ndarray]:
+        """Values of each voxel, with the names of `layout`."""
+        n_fibres = int(voxels.own["n_fibres"][0])
+        S0, relative = voxels.S0[:, 0], voxels.S0 / voxels.S0[:, :1]
+        starts = {k.removeprefix("start "): v for k, v in voxels.own.items() if k[:5] == "start"}
+        chunk = Chunk(
+            data=voxels.signals / S0[:, None],
+            scale=relative[:, self.acquisition.te_index],
+            sigma=None if voxels.sigma is None else voxels.sigma / S0,
+            refine_sigma=self.refine_sigma,
+            axes=voxels.own.get("axes"),
+            start=starts or None,
+        )
+        definition = with_fibres(self.definition, n_fibres)
+        result = fit_chunk(chunk, definition, self.acquisition, self.settings)
+        result["n_fibres"] = np.full(len(voxels), n_fibres)
+        return in_units(result, S0, relative, definition.n_unknowns)
+
+
+def in_units(
+    result: dict[str, np.ndarray], S0: np.ndarray, relative: np.ndarray, n_unknowns: int
+) -> dict[str, np.ndarray]:
+    """Values of voxels in the unit of their signals, with what the status is judged by.
+
+    Parameters
+    ----------
+    result : dict of ndarray (V, ...)
+        Over the measured signal without diffusion `S0` (V,) at the first echo time.
+    relative : ndarray (V, K)
+        That of each echo time over the first.
+    n_unknowns : int
+        Degrees of freedom that the fit took.
+    """
+    n = result.pop("n_compared")
+    left = np.maximum(n - n_unknowns, 1)
+    result["excess"] = n * (result["residual_rms"] / result["sigma"]) ** 2 / left
+    for name in result:
+        if name.split("_")[0] == "S0" or name in ("sigma", "residual_rms"):
+            result[name] = result[name] * S0
+    result["S0_per_te"] = relative * result["S0_likeliest"][:, None]
+    return result
+
+
 def fit_chunk(
     chunk: Chunk, definition: Definition, acquisition: Acquisition, settings: Settings
 ) -> dict[str, np.ndarray]:
-    """Everything that a fit holds of the voxels, first axis V."""
+    """Everything that a fit holds of the voxels, first axis V, over their S0."""
     dtype = settings.dtype
     encoding = encoding_of(acquisition, dtype, timed=definition.timed)
     data, scale = (torch.tensor(each, dtype=dtype) for each in (chunk.data, chunk.scale))
     problem = Problem(definition, pool_signals(definition, encoding), data, scale, None)
     found, place, amplitudes, sigma, converged = _fitted(chunk, problem, acquisition, settings)
-    result = _likeliest(definition, found, place, amplitudes)
+    likeliest = _maps(definition, place, amplitudes)
+    result = likeliest | {f"{name}_likeliest": value for name, value in likeliest.items()}
+    result |= _places(definition, found, place, amplitudes)
     result |= {"converged": converged.numpy(), "sigma": sigma.numpy()}
+    result |= {"n_unknowns": np.full(len(data), definition.n_unknowns)}
+    result["n_compared"] = data.shape[1]
     if settings.n_draws:
         draws = sample_posterior(found, place, amplitudes, sigma, settings.n_draws, settings.seed)
         maps = _maps(definition, draws.place, draws.amplitudes)
-        result |= summary({k: v.reshape(settings.n_draws, -1).T for k, v in maps.items()})
+        result |= summary({k: v.reshape(settings.n_draws, -1) for k, v in maps.items()})
         result["effective_draws"] = draws.effective.numpy()
-    return {name: np.asarray(value, dtype=float) for name, value in result.items()}
+    return result
 
 
 def _fitted(chunk, problem, acquisition, settings):
@@ -126,7 +224,8 @@ def _start(chunk, problem, acquisition, settings):
         return place_of(definition, given)
     n_axes = len(definition.axes)
     if chunk.axes is None:
-        frames = tensor_frames(acquisition, problem.data)[:, None].expand(-1, n_axes, -1, -1)
+        frames = torch.tensor(tensor_frames(acquisition, problem.data.numpy()), dtype=dtype)
+        frames = frame_of(frames[:, 2], frames[:, 1])[:, None].expand(-1, n_axes, -1, -1)
     else:
         axes = torch.tensor(chunk.axes, dtype=dtype)[:, :n_axes]
         frames = frame_of(axes.reshape(-1, 3)).reshape(len(axes), n_axes, 3, 3)
@@ -148,8 +247,9 @@ def _maps(definition, place, amplitudes):
     return {name: value.numpy() for name, value in maps.items()}
 
 
-def _likeliest(definition, problem, place, amplitudes):
-    result = _maps(definition, place, amplitudes)
+def _places(definition, problem, place, amplitudes):
+    """Where the likeliest parameters are, and what they leave of the data."""
+    result = {}
     values = {k: v.numpy() for k, v in all_values(definition, place, amplitudes).items()}
     predicted = combined(problem.columns(place), amplitudes)
     if problem.sigma is not None:
@@ -166,6 +266,7 @@ def _likeliest(definition, problem, place, amplitudes):
     result["axes"] = np.take_along_axis(axes, order, axis=1)
     result["axis"] = result["axes"][:, 0]
     result["fibre_fractions"] = np.take_along_axis(fractions, order[..., 0], axis=1)
-    result["_unit"], result["_amplitudes"] = place.unit.numpy(), amplitudes.numpy()
+    result["_unit"] = place.unit.numpy()
+    result["_fractions"] = np.stack([values[name] for name in definition.pools], axis=1)
     result["_frames"] = place.frames.flatten(1).numpy()
     return result

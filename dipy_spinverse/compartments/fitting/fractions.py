@@ -8,7 +8,9 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+# All sets of columns are tried, 255 of eight.
 MOST_POOLS = 8
+# Relative to the squares of the columns.
 _RIDGE = 1e-6
 
 

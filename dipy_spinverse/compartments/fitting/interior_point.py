@@ -19,6 +19,7 @@ from dipy_spinverse.compartments.fitting.variable_projection import (
 )
 from dipy_spinverse.voxels.rician import log_likelihoods
 
+# Of the start from its bounds: of a scalar's range, and of S0.
 _MARGIN = 1e-6
 _MOST_STEPS = 300
 

@@ -17,8 +17,11 @@ from torch import Tensor
 from dipy_spinverse.compartments.fitting.coordinates import Place, moved, n_steps
 from dipy_spinverse.compartments.fitting.variable_projection import Problem, amplitudes_of
 
-_MEMBERS_PER_UNKNOWN, _GENERATIONS = 6, 30
+_MEMBERS_PER_UNKNOWN = 6
+_LEAST_MEMBERS = 8
+_GENERATIONS = 30
 _WIDTH_OF_TURNS = 0.3  # rad, of the first axes about the start's
+# Probability that an unknown is the mutant's.
 _CROSSOVER = 0.7
 
 
@@ -36,7 +39,7 @@ def evolved(problem: Problem, start: Place, seed: int) -> Place:
     n, n_scalars = n_steps(problem.definition), start.unit.shape[1]
     if n == 0:
         return start
-    n_members, n_voxels = max(8, _MEMBERS_PER_UNKNOWN * n), len(start.unit)
+    n_members, n_voxels = max(_LEAST_MEMBERS, _MEMBERS_PER_UNKNOWN * n), len(start.unit)
     like = {"dtype": start.unit.dtype}
 
     def random(*shape):

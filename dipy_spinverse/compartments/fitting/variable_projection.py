@@ -23,10 +23,19 @@ from torch.func import jvp, vmap
 from dipy_spinverse.compartments.definition import Definition
 from dipy_spinverse.compartments.fitting.coordinates import Place, moved, n_steps, values_of
 from dipy_spinverse.compartments.fitting.fractions import nonnegative_amplitudes
+from dipy_spinverse.inversion.levenberg_marquardt import Damping, levenberg_marquardt
 from dipy_spinverse.voxels.rician import rician_target
 
-_FIRST_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 1e-2, 1e-7, 1e6
-_SMALL_STEP, _SMALL_GAIN = 1e-3, 1e-5
+# Relative to the curvature of each direction.
+_DAMPING = Damping(first=1e-2, least=1e-7, largest=1e6, growth=8.0)
+_SHRINK = 0.1
+_MOST_STEPS = 40
+# Of the range of a scalar, and rad.
+_SMALL_STEP = 1e-3
+# Of the sum of squares.
+_SMALL_GAIN = 1e-5
+# rad, of one step.
+_LARGEST_TURN = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,14 +88,13 @@ def combined(columns: Tensor, amplitudes: Tensor) -> Tensor:
     return (amplitudes[:, None] @ columns)[:, 0]
 
 
-def fit_all(problem: Problem, start: Place, max_steps: int = 40):
+def fit_all(problem: Problem, start: Place):
     """Search from a start until no voxel gains.
 
     Parameters
     ----------
     problem : Problem
     start : Place
-    max_steps : int, optional
 
     Returns
     -------
@@ -95,19 +103,15 @@ def fit_all(problem: Problem, start: Place, max_steps: int = 40):
     converged : Tensor (V,) of bool
     """
     place = Place(start.unit.clone(), start.frames.clone())
-    columns = problem.columns(place)
-    amplitudes, _ = amplitudes_of(columns, problem.data)
-    damping = torch.full_like(problem.data[:, 0], _FIRST_DAMPING)
-    converged = torch.zeros_like(damping, dtype=torch.bool)
-    active = torch.arange(len(damping))
-    for _ in range(max_steps):
-        part, at = problem.of_voxels(active), place.of_voxels(active)
-        new, amount, damp, done = _step(part, at, amplitudes[active], damping[active])
-        place.put(active, new)
-        amplitudes[active], damping[active], converged[active] = amount, damp, done
-        active = active[~done]
-        if len(active) == 0:
-            break
+    amplitudes, _ = amplitudes_of(problem.columns(place), problem.data)
+
+    def advance(rows, damping):
+        part, at = problem.of_voxels(rows), place.of_voxels(rows)
+        new, amplitudes[rows], better, small = _step(part, at, amplitudes[rows], damping)
+        place.put(rows, new)
+        return better, small, _SHRINK
+
+    converged, _ = levenberg_marquardt(advance, problem.data[:, 0], _DAMPING, _MOST_STEPS)
     return place, amplitudes, converged
 
 
@@ -132,7 +136,7 @@ def _step(problem, place, amplitudes, damping):
     damped = curvature + torch.diag_embed(damping[:, None] * diagonal + floor + (1 - free))
     factor, _ = torch.linalg.cholesky_ex(damped)
     step = torch.cholesky_solve((gradient * free)[..., None], factor)[..., 0].nan_to_num()
-    step[:, n:] = step[:, n:].clamp(-0.5, 0.5)
+    step[:, n:] = step[:, n:].clamp(-_LARGEST_TURN, _LARGEST_TURN)
     step[:, :n] = (place.unit + step[:, :n]).clamp(0, 1) - place.unit
     trial = moved(problem.definition, place, step)
     trial_amplitudes, trial_cost = amplitudes_of(problem.columns(trial), target)
@@ -145,9 +149,7 @@ def _step(problem, place, amplitudes, damping):
         torch.where(keep, trial.unit, place.unit),
         torch.where(keep[..., None, None], trial.frames, place.frames),
     )
-    damping = torch.where(better, damping * 0.1, damping * 8).clamp(_LEAST_DAMPING, None)
-    done = small | (damping > _MOST_DAMPING)
-    return new, torch.where(keep, trial_amplitudes, amplitudes), damping, done
+    return new, torch.where(keep, trial_amplitudes, amplitudes), better, small
 
 
 def linearised(problem: Problem, place: Place, amplitudes: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from dipy_spinverse.compartments.learned.learned_fit import LearnedFit
+from dipy_spinverse.compartments.learned.learned_model import LearnedModel
 
-__all__ = ["LearnedFit"]
+LearnedFit = LearnedModel  # its name before it was called what it is, a model
+
+__all__ = ["LearnedFit", "LearnedModel"]

@@ -14,44 +14,13 @@ from itertools import combinations_with_replacement
 import numpy as np
 from dipy.reconst.dki import DiffusionKurtosisModel
 from dipy.reconst.dti import TensorModel
-from dipy.reconst.shm import real_sh_descoteaux
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.compartments.definition import Definition
+from dipy_spinverse.voxels.shells import LARGEST_ORDER, Shell, harmonics, shells_of
 
 FEATURES = ("zonal", "power", "dti", "dki", "signals")
-_LARGEST_ORDER = 6
-_LARGEST_CONDITION = 5.0
-_LEAST_FREEDOM = 4
-_CLEAR = 4.0  # signal over noise above which Rician noise is normal
-_SAME_SHELL = 1.04  # ratio of b
 _TENSOR_B, _KURTOSIS_B = 1.6, 3.1  # ms/um^2, largest for the cumulants
-
-
-@dataclass(frozen=True, eq=False)
-class Shell:
-    """Measurements of nearly equal encoding.
-
-    Attributes
-    ----------
-    rows : ndarray (N,) of int
-    b : float
-    order : int
-        Of the harmonics that its directions determine.
-    fit : ndarray (C, N)
-        From signals to their coefficients.
-    rest : ndarray (N, N)
-        From signals to what is beyond the harmonics that half of its measurements determine.
-    freedom : int
-        Degrees of freedom of the rest.
-    """
-
-    rows: np.ndarray
-    b: float
-    order: int
-    fit: np.ndarray
-    rest: np.ndarray
-    freedom: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,23 +69,6 @@ class Encoder:
         fan, axis = vectors[:, :, 1], vectors[:, :, 0]
         return np.stack([fan, np.cross(axis, fan), axis], axis=1)
 
-    def noise(self, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Sum of squares (V,) of what is beyond the harmonics, and its degrees of freedom (V,).
-
-        Of shells of low b, whose harmonics end soon, where signals are so far above the noise
-        that it is normal; `data` (V, M) are as measured.
-        """
-        squares, freedom = np.zeros(len(data)), np.zeros(len(data), dtype=int)
-        for shell in self.shells:
-            if shell.freedom < _LEAST_FREEDOM or shell.b > _TENSOR_B:
-                continue
-            signals = data[:, shell.rows]
-            rest = ((signals @ shell.rest.T) ** 2).sum(axis=1)
-            clear = signals.mean(axis=1) > _CLEAR * np.sqrt(rest / shell.freedom)
-            squares += np.where(clear, rest, 0)
-            freedom += np.where(clear, shell.freedom, 0)
-        return squares, freedom
-
 
 def encoder_for(
     acquisition: Acquisition, definition: Definition, kinds: Iterable[str] = ("zonal",)
@@ -153,7 +105,7 @@ def encoder_for(
             f"{definition.name} has the axes {list(definition.axes)}; learning works for models "
             "with one at most. Fit this model instead."
         )
-    shells = tuple(_shells(acquisition))
+    shells = tuple(shells_of(acquisition))
     if definition.axes and not any(shell.order >= 2 for shell in shells):
         raise ValueError(
             "No shell of the acquisition has directions enough to determine an axis (six that "
@@ -166,52 +118,9 @@ def encoder_for(
     return Encoder(acquisition, kinds, shells, n_axes, bool(definition.fans))
 
 
-def _shells(acquisition):
-    weighted = np.flatnonzero(~acquisition.b0_mask)
-    timing = acquisition.timing_index[weighted]
-    order = weighted[np.lexsort((acquisition.b[weighted], timing))]
-    first, group = None, []
-    for row in order:
-        same = first is not None and (
-            acquisition.timing_index[row] == acquisition.timing_index[first]
-            and acquisition.b[row] <= _SAME_SHELL * acquisition.b[first]
-        )
-        if not same and group:
-            yield _shell(acquisition, group)
-            group = []
-        first = first if same else row
-        group.append(row)
-    yield _shell(acquisition, group)
-
-
-def _shell(acquisition, rows):
-    rows = np.array(rows)
-    directions = acquisition.directions[rows]
-    order = _order(directions, len(rows))
-    smooth = _harmonics(_order(directions, len(rows) / 2), directions)
-    rest = np.eye(len(rows)) - smooth @ np.linalg.pinv(smooth)
-    fit = np.linalg.pinv(_harmonics(order, directions))
-    return Shell(rows, acquisition.b[rows].max(), order, fit, rest, len(rows) - smooth.shape[1])
-
-
-def _order(directions, most):
-    """Largest order of harmonics, at most so many, that directions determine."""
-    for order in range(_LARGEST_ORDER, 0, -2):
-        design = _harmonics(order, directions)
-        if design.shape[1] <= most and np.linalg.cond(design) < _LARGEST_CONDITION:
-            return order
-    return 0
-
-
-def _harmonics(order, directions):
-    theta = np.arccos(directions[:, 2].clip(-1, 1))
-    phi = np.arctan2(directions[:, 1], directions[:, 0])
-    return real_sh_descoteaux(order, theta, phi, legacy=False)[0]
-
-
 def _monomials(directions):
-    """Products (V, C) of `_LARGEST_ORDER` components; they span all harmonics up to it."""
-    columns = combinations_with_replacement(directions.T, _LARGEST_ORDER)
+    """Products (V, C) of `LARGEST_ORDER` components; they span all harmonics up to it."""
+    columns = combinations_with_replacement(directions.T, LARGEST_ORDER)
     return np.stack([np.prod(column, axis=0) for column in columns], axis=1)
 
 
@@ -219,15 +128,13 @@ def _tables():
     """From monomials to harmonics, from second-order harmonics to tensors, order of each."""
     directions = np.random.default_rng(0).standard_normal((200, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    harmonics = _harmonics(_LARGEST_ORDER, directions)
-    to_harmonics = np.linalg.lstsq(_monomials(directions), harmonics, rcond=None)[0]
+    known = harmonics(LARGEST_ORDER, directions)
+    to_harmonics = np.linalg.lstsq(_monomials(directions), known, rcond=None)[0]
     x, y, z = directions.T
     squares = np.stack([x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z], axis=1)
-    six = np.linalg.lstsq(squares, harmonics[:, 1:6], rcond=None)[0]
+    six = np.linalg.lstsq(squares, known[:, 1:6], rcond=None)[0]
     tensors = six[[0, 3, 4, 3, 1, 5, 4, 5, 2]].T.reshape(5, 3, 3)
-    orders = np.repeat(
-        np.arange(0, _LARGEST_ORDER + 1, 2), np.arange(1, 2 * _LARGEST_ORDER + 2, 4)
-    )
+    orders = np.repeat(np.arange(0, LARGEST_ORDER + 1, 2), np.arange(1, 2 * LARGEST_ORDER + 2, 4))
     return to_harmonics, tensors, orders
 
 

@@ -51,20 +51,20 @@ def posterior_draws(
             f"fit has voxels {fit.shape} and data the shape {data.shape}; give one voxel, as "
             "fit[i, j, k] and data[i, j, k]."
         )
-    if not fit.S0 > 0:
+    if not fit.S0_likeliest > 0:
         raise ValueError(f"The voxel was not fitted (status {int(fit.status)}).")
     definition = with_fibres(model.definition, int(fit.n_fibres))
     encoding = encoding_of(model.acquisition, torch.float64, timed=definition.timed)
-    scale = torch.tensor(fit._scale[model.acquisition.te_index])[None]
+    scale = torch.tensor((fit.S0_per_te / fit.S0_likeliest)[model.acquisition.te_index])[None]
     n_axes, n_pools = len(definition.axes), len(definition.pools)
     unit = torch.tensor(fit._unit[None, : len(definition.parameters)])
     frames = torch.tensor(fit._frames[: 9 * n_axes]).reshape(1, n_axes, 3, 3)
-    S0 = float(fit.S0)
+    S0 = float(fit.S0_likeliest)
     sigma = torch.tensor([float(fit.sigma) / S0])
     noise = sigma if model.likelihood == "rician" else None
     pools = pool_signals(definition, encoding)
     problem = Problem(definition, pools, torch.tensor(data / S0)[None], scale, noise)
-    amplitudes = torch.tensor(fit._amplitudes[None, :n_pools] / S0)
+    amplitudes = torch.tensor(fit._fractions[None, :n_pools])
     place = Place(unit, frames)
     found = sample_posterior(problem, place, amplitudes, sigma, n_draws, seed)
     values = all_values(definition, found.place, found.amplitudes)

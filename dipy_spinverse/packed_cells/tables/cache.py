@@ -12,12 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
-from dipy_spinverse.packed_cells.tables.signal_table import SignalTable, build_signal_table
+from dipy_spinverse.packed_cells.tables.signal_table import (
+    SignalTable,
+    TableSetting,
+    build_signal_table,
+)
 
 logger = logging.getLogger("dipy_spinverse")
 
 # Change with anything that changes the content of a table.
 _VERSION = 1
+# Tables that are kept there.
 _IN_MEMORY = 16
 _ARRAYS = ("timings", "q_max", "coefficients", "error_modes", "error_growth")
 _recent: OrderedDict[str, SignalTable] = OrderedDict()
@@ -40,8 +45,8 @@ def cached_table(shape: str, acquisition: Acquisition, diffusivity: float) -> Si
     -------
     SignalTable
     """
-    timings, q_max = encoding_range(acquisition)
-    key = _key(shape, timings, q_max, diffusivity)
+    setting = TableSetting(shape, *encoding_range(acquisition), diffusivity)
+    key = _key(setting)
     if key not in _recent:
         path = cache_folder() / f"signal_table_{key}.npz"
         table = _read(path, shape)
@@ -49,9 +54,9 @@ def cached_table(shape: str, acquisition: Acquisition, diffusivity: float) -> Si
             # A warning, to be seen by default: the first fit would seem to hang.
             logger.warning(
                 "Simulating packed %ss for %d new timings, about a minute for each; kept in %s.",
-                shape, len(timings), path.parent,
+                shape, len(setting.timings), path.parent,
             )  # fmt: skip
-            table = build_signal_table(shape, timings, q_max, diffusivity)
+            table = build_signal_table(setting)
             _write(path, table)
         _recent[key] = table
         if len(_recent) > _IN_MEMORY:
@@ -83,9 +88,10 @@ def cache_folder() -> Path:
     return Path(base) / "dipy_spinverse"
 
 
-def _key(shape, timings, q_max, diffusivity):
-    content = np.concatenate([timings.ravel(), q_max, [diffusivity, _VERSION]]).round(6)
-    return hashlib.sha256(shape.encode() + content.astype("<f8").tobytes()).hexdigest()[:24]
+def _key(setting):
+    numbers = setting.timings.ravel(), setting.q_max, [setting.diffusivity, _VERSION]
+    content = np.concatenate(numbers).round(6).astype("<f8").tobytes()
+    return hashlib.sha256(setting.shape.encode() + content).hexdigest()[:24]
 
 
 def _read(path, shape):

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
+# Of the variance, which keeps the covariance positive.
 _JITTER = 1e-7
 
 

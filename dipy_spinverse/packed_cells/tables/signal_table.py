@@ -17,31 +17,76 @@ from scipy.stats import qmc
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey.finite_volumes.operator import relative_transmissibility
 from dipy_spinverse.bloch_torrey.finite_volumes.simulator import Simulator
+from dipy_spinverse.packed_cells.tables.packing import random_packing
 from dipy_spinverse.packed_cells.tables.regression import regress
-from dipy_spinverse.packed_cells.tables.two_pools import two_pool_signal
-from dipy_spinverse.packed_cells.tables.unit_cell import unit_cell
+from dipy_spinverse.packed_cells.tables.two_pools import Pulses, two_pool_signal
 
+# um.
 RADIUS_RANGE_UM = (0.5, 10.0)
+# Volume fractions of the bodies; the upper ones can still be packed at random.
 FRACTION_RANGE = {"cylinder": (0.08, 0.8), "sphere": (0.08, 0.66)}
+# um/ms.
 PERMEABILITY_RANGE = (0.0005, 0.5)
 # um/ms; below it a membrane counts as impermeable, and the table's coordinate turns linear.
 LEAKLESS = 3e-4
+# Values of q for each timing.
 N_Q = 8
+# Packings in a table.
 _N_SIMULATIONS = {"cylinder": 112, "sphere": 88}
+# Of the spline along log radius, fraction and log permeability.
 _NODES = (25, 17, 19)
 # Parameters (logarithm of radius) are scattered more densely towards the top, where the signal
 # changes more and a simulation costs less: density at the bottom relative to the mean.
 _LEAST_DENSITY = 0.4
 # um; on the lattices of smaller bodies float32 is wrong by up to 1 % of S0.
 _DOUBLE_BELOW_UM = 0.8
+# Time steps per pulse.
 _STEPS = 12
+# Of the signal, added before its ratio to the closed form is regressed.
 _FLOOR = 0.03
+# Principal components of the errors that are kept.
 _N_MODES = 4
-# Errors of the lattice grow with this power of the cell's size (measured).
-_ORDER, _COARSENING = 1.6, 1.5
+# Errors of the lattice grow with this power of its cubes' size (measured), and
+_ORDER = 1.6
+# the coarser lattice's cubes are so much larger.
+_COARSENING = 1.5
 # Above, gaps close on the coarser lattice, and the change says nothing about the limit.
 _LOOSE_FRACTION = {"cylinder": 0.6, "sphere": 0.5}
+# Volume fraction that the errors are kept for.
 _MIDDLE_FRACTION = 0.4
+
+
+@dataclass(frozen=True, eq=False)
+class TableSetting:
+    """What a table is for.
+
+    Attributes
+    ----------
+    shape : {"cylinder", "sphere"}
+    timings : ndarray (T, 2)
+        delta and Delta, ms.
+    q_max : ndarray (T,)
+        Largest q of each timing, rad/um.
+    diffusivity : float
+        um^2/ms.
+    """
+
+    shape: str
+    timings: np.ndarray
+    q_max: np.ndarray
+    diffusivity: float
+
+    @property
+    def pulses(self) -> Pulses:
+        """The tabulated q of each timing (T * 8,)."""
+        q = (self.q_max[:, None] * relative_q()).ravel()
+        return Pulses(q, *np.repeat(self.timings, N_Q, axis=0).T)
+
+    def closed_form(self, coordinates: np.ndarray) -> np.ndarray:
+        """Signals (N, T * 8) of two exchanging pools at coordinates (N, 3)."""
+        log_radius, fraction, log_kappa = coordinates.T
+        parameters = np.stack([np.exp(log_radius), fraction, np.exp(log_kappa) - LEAKLESS], axis=1)
+        return two_pool_signal(self.shape, parameters, self.pulses, self.diffusivity)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,64 +167,50 @@ def relative_q() -> np.ndarray:
     return np.cos(np.pi * np.arange(N_Q) / (2 * N_Q))[::-1]
 
 
-def build_signal_table(
-    shape: str, timings: np.ndarray, q_max: np.ndarray, diffusivity: float, seed: int = 0
-) -> SignalTable:
+def build_signal_table(setting: TableSetting, seed: int = 0) -> SignalTable:
     """Simulate and regress: 1 (spheres) to 3 (cylinders) CPU-minutes for four timings.
 
     Parameters
     ----------
-    shape : {"cylinder", "sphere"}
-    timings : ndarray (T, 2)
-        delta and Delta, ms.
-    q_max : ndarray (T,)
-        rad/um.
-    diffusivity : float
-        um^2/ms.
+    setting : TableSetting
     seed : int, optional
 
     Returns
     -------
     SignalTable
     """
-    setting = (shape, timings, q_max, diffusivity)
-    simulations = simulate_packings(*setting, _N_SIMULATIONS[shape], seed)
-    return table_of_simulations(*setting, *simulations)
+    simulations = simulate_packings(setting, _N_SIMULATIONS[setting.shape], seed)
+    return table_of_simulations(setting, *simulations)
 
 
 def simulate_packings(
-    shape: str,
-    timings: np.ndarray,
-    q_max: np.ndarray,
-    diffusivity: float,
-    n_simulations: int,
-    seed: int,
-    refinement: float = 1.0,
+    setting: TableSetting, n_simulations: int, seed: int, refinement: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates (N, 3) and signals (2, N, T * 8) of random packings at scattered parameters.
 
-    Every packing is simulated on two lattices, the second with cells 1.5 times as large.
+    Every packing is simulated on two lattices, the second with cubes 1.5 times as large.
     """
+    shape, diffusivity = setting.shape, setting.diffusivity
     lower, upper = coordinate_range(shape)
     coordinates = lower + (upper - lower) * _scattered(n_simulations, seed)
-    acquisition = _table_acquisition(shape, timings, q_max)
-    signals = np.empty((2, n_simulations, len(timings) * N_Q))
+    acquisition = _table_acquisition(setting)
+    signals = np.empty((2, n_simulations, len(setting.timings) * N_Q))
     for row, (log_radius, fraction, log_kappa) in enumerate(coordinates):
         radius, kappa = np.exp(log_radius), np.exp(log_kappa) - LEAKLESS
         dtype = "float64" if radius < _DOUBLE_BELOW_UM else "float32"
-        cells = refinement * _cells_per_radius(shape, fraction)
+        cubes = refinement * _cubes_per_radius(shape, fraction)
         for level in (1, 0):
             rng = np.random.default_rng([seed, row])
-            cell = unit_cell(shape, fraction, cells, rng, coarse=level == 1)
-            grid = cell.scaled_grid(radius)
+            packing = random_packing(shape, fraction, cubes, rng, coarse=level == 1)
+            grid = packing.scaled_grid(radius)
             simulator = Simulator(
                 acquisition, grid, diffusivity=diffusivity, steps=_STEPS, dtype=dtype
             )
-            permeability = cell.face_permeability(kappa)[None]
+            permeability = packing.face_permeability(kappa)[None]
             tau = torch.from_numpy(relative_transmissibility(grid, permeability, diffusivity))
             both = simulator.signals(tau)[0].double().numpy().reshape(-1, 2)
             signals[level, row] = both.mean(axis=1)
-        coordinates[row, 1] = cell.fraction
+        coordinates[row, 1] = packing.fraction
     return coordinates, signals
 
 
@@ -193,32 +224,21 @@ def _scattered(n, seed):
 
 
 def table_of_simulations(
-    shape: str,
-    timings: np.ndarray,
-    q_max: np.ndarray,
-    diffusivity: float,
-    coordinates: np.ndarray,
-    signals: np.ndarray,
+    setting: TableSetting, coordinates: np.ndarray, signals: np.ndarray
 ) -> SignalTable:
-    """Regress simulated signals (2, N, T * 8) and tabulate them.
+    """Regress simulated signals (2, N, T * 8) at coordinates (N, 3) and tabulate them.
 
     Their change between the two lattices is regressed on a quadratic polynomial of the
-    parameters, and extrapolated to cells of no size.
+    parameters, and extrapolated to cubes of no size.
     """
-    q = (q_max[:, None] * relative_q()).ravel()
-    small, big = np.repeat(timings, N_Q, axis=0).T
+    shape = setting.shape
     lower, upper = coordinate_range(shape)
     scale = np.array([3.0, 1.0, 4.0]) / (upper - lower)
-
-    def rough(x):
-        parameters = np.stack([np.exp(x[:, 0]), x[:, 1], np.exp(x[:, 2]) - LEAKLESS], axis=1)
-        return two_pool_signal(shape, parameters, q, small, big, diffusivity)
-
-    expected = rough(coordinates) + _FLOOR
+    expected = setting.closed_form(coordinates) + _FLOOR
     regression = regress(coordinates * scale, (signals[0] + _FLOOR) / expected - 1)
     axes = [np.linspace(lower[k], upper[k], n) for k, n in enumerate(_NODES)]
     nodes = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-    expected_at_nodes = rough(nodes) + _FLOOR
+    expected_at_nodes = setting.closed_form(nodes) + _FLOOR
     change = (signals[0] - signals[1]) / expected / (_COARSENING**_ORDER - 1)
     centre = (lower + upper) / 2
     loose = coordinates[:, 1] < _LOOSE_FRACTION[shape]
@@ -240,7 +260,7 @@ def table_of_simulations(
     errors = errors * np.exp(-growth * excess)[:, None]
     _, strength, components = np.linalg.svd(errors, full_matrices=False)
     modes = components[:_N_MODES] * strength[:_N_MODES, None] / np.sqrt(len(errors))
-    return SignalTable(shape, timings, q_max, log_signals, modes, np.array(growth))
+    return SignalTable(shape, setting.timings, setting.q_max, log_signals, modes, np.array(growth))
 
 
 def _spline_coefficients(values, axis):
@@ -279,20 +299,20 @@ def _robust_fit(design, outputs):
     return coefficients
 
 
-def _cells_per_radius(shape, fraction):
+def _cubes_per_radius(shape, fraction):
     """Resolution at which the gaps between neighbours stay open."""
     return 2.9 + 4.0 * fraction**2 if shape == "cylinder" else 2.2 + 2.2 * fraction**2
 
 
-def _table_acquisition(shape, timings, q_max):
+def _table_acquisition(setting):
     """8 q times 2 directions per timing, a full vector register of the simulator."""
-    pair = np.array([[1, 0, 0], [0, 1, 0] if shape == "cylinder" else [1, 1, 1]], dtype=float)
+    second = [0, 1, 0] if setting.shape == "cylinder" else [1, 1, 1]
+    pair = np.array([[1, 0, 0], second], dtype=float)
     pair /= np.linalg.norm(pair, axis=1, keepdims=True)
-    q = (q_max[:, None] * relative_q()).ravel().repeat(2)
-    small, big = np.repeat(timings, 2 * N_Q, axis=0).T
+    q, small, big = (np.repeat(each, 2) for each in setting.pulses)
     return Acquisition(
         b=q**2 * (big - small / 3),
-        directions=np.tile(pair, (len(timings) * N_Q, 1)),
+        directions=np.tile(pair, (len(q) // 2, 1)),
         small_delta=small,
         big_delta=big,
         b0_threshold=0,

@@ -5,18 +5,26 @@ The signal table is regressed on what this form leaves unexplained.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from dipy_spinverse.bloch_torrey.analytic.bodies import DIMENSIONS, gaussian_phase_attenuation
 from dipy_spinverse.bloch_torrey.analytic.exchange import two_site_signal
 
 
+class Pulses(NamedTuple):
+    """Pairs of gradient pulses: q (M,) in rad/um, delta (M,) and Delta (M,) in ms."""
+
+    q: np.ndarray
+    small_delta: np.ndarray
+    big_delta: np.ndarray
+
+
 def two_pool_signal(
     shape: str,
     parameters: np.ndarray,
-    q: np.ndarray,
-    small_delta: np.ndarray,
-    big_delta: np.ndarray,
+    pulses: Pulses,
     diffusivity: float,
     outside: float = 1.0,
 ) -> np.ndarray:
@@ -30,8 +38,7 @@ def two_pool_signal(
     shape : {"cylinder", "sphere"}
     parameters : ndarray (N, 3)
         Radius in um, volume fraction, permeability in um/ms.
-    q, small_delta, big_delta : ndarray (M,)
-        rad/um and ms.
+    pulses : Pulses
     diffusivity : float
         um^2/ms.
     outside : float, optional
@@ -49,12 +56,12 @@ def two_pool_signal(
     """
     radius, fraction, permeability = np.moveaxis(parameters[:, :, None], 1, 0)
     dimension = DIMENSIONS[shape]
-    within = gaussian_phase_attenuation(shape, radius, q, small_delta, big_delta, diffusivity)
-    time = big_delta - small_delta / 3
+    within = gaussian_phase_attenuation(shape, radius, *pulses, diffusivity)
+    time = pulses.big_delta - pulses.small_delta / 3
     tortuosity = 1 / (1 + fraction / (dimension - 1))
     free_share = 1 / (1 + 2 * diffusivity * time / radius**2)
     hindered = diffusivity * (tortuosity + (1 - tortuosity) * free_share)
-    between = outside * q**2 * hindered * time
+    between = outside * pulses.q**2 * hindered * time
     through_membrane = radius / (dimension * np.maximum(permeability, 1e-12))
     to_membrane = radius**2 / (4 * (dimension + 2) * diffusivity)
     leaving = time / (through_membrane + to_membrane)

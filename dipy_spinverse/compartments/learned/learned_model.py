@@ -1,42 +1,43 @@
-"""LearnedFit: learning to fit a compartment model from its own simulations."""
+"""LearnedModel: learning to fit a compartment model from its own simulations."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from dipy.core.gradients import GradientTable
 
-from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.acquisition import Measurements
 from dipy_spinverse.compartments.definition import maps_of
-from dipy_spinverse.compartments.fit import CompartmentFit, empty_arrays, fit_of
-from dipy_spinverse.compartments.fitting.chunk import MOST_FIBRES
+from dipy_spinverse.compartments.fit import CompartmentFit
+from dipy_spinverse.compartments.fitting.chunk import MOST_FIBRES, in_units, layout
 from dipy_spinverse.compartments.fitting.coordinates import Place, values_of
 from dipy_spinverse.compartments.fitting.variable_projection import combined
 from dipy_spinverse.compartments.learned import learner_file, networks
 from dipy_spinverse.compartments.learned.features import encoder_for
 from dipy_spinverse.compartments.learned.learner import Learner
 from dipy_spinverse.compartments.learned.methods import check_options, predict, train
-from dipy_spinverse.compartments.learned.noise import (
-    estimated_noise,
-    warn_of_noise,
-)
 from dipy_spinverse.compartments.learned.targets import from_latent, latent, values_from
 from dipy_spinverse.compartments.learned.training import training_set
 from dipy_spinverse.compartments.model import CompartmentModel
 from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.pools import pool_signals
-from dipy_spinverse.voxels.image import image_of, signal_without_diffusion
-from dipy_spinverse.voxels.summary import summary
+from dipy_spinverse.voxels.chunks import Engine, fit_image
+from dipy_spinverse.voxels.image import Voxels, image_of, signal_without_diffusion
+from dipy_spinverse.voxels.model import VoxelModel
+from dipy_spinverse.voxels.statistics import summary
 
 _N_DRAWS = 128
 _VOX_PER_CHUNK = 2000
 _N_CHECKED = 48  # measurements that tell whether the model explains a voxel
 
 
-class LearnedFit:
+class LearnedModel(VoxelModel):
     """Learns to fit a compartment model, once; then a voxel costs a fraction of a fit.
 
     The model and its prior simulate the training set, with noise of all levels in `snr`. What
@@ -49,7 +50,7 @@ class LearnedFit:
     gtab : GradientTable or Acquisition, optional
         That of the model where not given.
     method : {"mixture-density", "deep", "wide-and-deep", "trees", "ridge"}, optional
-        "mixture-density" [1]_ gives a posterior: means, standard deviations and 95 % intervals.
+        "mixture-density" [1]_ gives a posterior: medians, standard deviations and 95 % intervals.
         The others give the mean alone: networks, boosted trees, and polynomial ridge regression
         (the last two need scikit-learn).
     features : iterable of {"zonal", "power", "dti", "dki", "signals"}, optional
@@ -72,6 +73,7 @@ class LearnedFit:
     model : CompartmentModel
         With the acquisition that was learned.
     learner : Learner
+    acquisition : Measurements
 
     Raises
     ------
@@ -89,12 +91,12 @@ class LearnedFit:
 
     >>> import numpy as np
     >>> from dipy.core.gradients import gradient_table
-    >>> from dipy_spinverse import LearnedFit, NODDIModel
+    >>> from dipy_spinverse import LearnedModel, NODDIModel
     >>> directions = np.random.default_rng(0).standard_normal((60, 3))
     >>> directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     >>> gtab = gradient_table(np.repeat([0, 1000, 2500], 20), bvecs=directions)
     >>> model = NODDIModel(gtab)
-    >>> learned = LearnedFit(model, snr=(20, 40), n_train=500, max_epochs=2)
+    >>> learned = LearnedModel(model, snr=(20, 40), n_train=500, max_epochs=2)
     >>> data = model.signals({"ndi": 0.6, "odi": 0.2, "fwf": 0.1, "axis": [0, 0, 1]})
     >>> fit = learned.fit(data, sigma=0.03)  # model.fit(data, sigma=0.03) fits instead
     >>> bool(fit.ndi_low < fit.ndi < fit.ndi_high)
@@ -104,7 +106,7 @@ class LearnedFit:
     def __init__(
         self,
         model: CompartmentModel,
-        gtab: GradientTable | Acquisition | None = None,
+        gtab: GradientTable | Measurements | None = None,
         *,
         method: str = "mixture-density",
         features: Iterable[str] = ("zonal",),
@@ -117,10 +119,7 @@ class LearnedFit:
         if not 0 < snr[0] < snr[1]:
             raise ValueError(f"snr is {snr}; give a range, as (10, 100).")
         if gtab is not None:
-            model = CompartmentModel(
-                gtab, model.definition, likelihood=model.likelihood, solver=model.solver,
-                dtype=model.dtype, seed=model.seed,
-            )  # fmt: skip
+            model = model.of_acquisition(gtab)
         self._assemble(model, method, features, snr, seed)
         samples = training_set(model, self.encoder, n_train, self.snr, self.seed)
         x, y = samples.features, self._targets(samples)
@@ -141,7 +140,10 @@ class LearnedFit:
         sigma: float | np.ndarray | None = None,
         n_draws: int = _N_DRAWS,
         refine: bool = False,
-        vox_per_chunk: int = _VOX_PER_CHUNK,
+        engine: str = "serial",
+        n_jobs: int = -1,
+        vox_per_chunk: int | None = None,
+        verbose: bool = False,
     ) -> CompartmentFit:
         """Maps of voxels, as :meth:`CompartmentModel.fit` gives them.
 
@@ -155,17 +157,17 @@ class LearnedFit:
             Standard deviation of the noise in each channel. Where not given, from repeated b0, or
             from what is beyond the harmonics of a shell.
         n_draws : int, optional
-            Draws from the posterior of "mixture-density".
+            Draws from the posterior of "mixture-density"; 0 for means alone.
         refine : bool, optional
             Fit the model, beginning from what was learned.
-        vox_per_chunk : int, optional
-            Voxels held in memory together.
+        engine, n_jobs, vox_per_chunk, verbose
+            How it is computed: see :class:`dipy_spinverse.voxels.chunks.Engine`.
 
         Returns
         -------
         CompartmentFit
-            Its values are posterior means; standard deviations and intervals only by
-            "mixture-density". `status` is MISFIT where the model does not explain the signals;
+            Of the model that was learned. Standard deviations and intervals only by
+            "mixture-density"; ``NAME_likeliest`` is the map at the mean of the parameters.
             `residual_rms` is over 48 measurements, as all would cost more than learning.
 
         Raises
@@ -178,35 +180,43 @@ class LearnedFit:
         UserWarning
             Noise outside of the range that was learned.
         """
-        model, acquisition = self.model, self.model.acquisition
-        if n_draws < 2 or vox_per_chunk < 1:
+        if n_draws < 0 or n_draws == 1:
+            raise ValueError(f"n_draws is {n_draws}; give 0, or at least 2.")
+        how = Engine(engine, n_jobs, vox_per_chunk, verbose)
+        image = image_of(data, mask, sigma, self.acquisition)
+        untold = np.flatnonzero(np.broadcast_to(image.freedom, len(image.voxels)) == 0)
+        if len(untold):
             raise ValueError(
-                f"n_draws is {n_draws} and vox_per_chunk {vox_per_chunk}; give at least 2 and 1."
+                "sigma is needed: there are too few repeated b0 measurements to estimate the "
+                f"noise, and too few directions at low b in {len(untold)} voxels."
             )
-        image = image_of(data, mask, sigma, acquisition)
-        rows, S0_te = image.rows, image.S0[:, None] * image.scale
-        noise = np.zeros(len(S0_te))
-        if image.noise is None:
-            noise[rows] = estimated_noise(image.signals[rows], self.encoder)
-        else:
-            noise[rows] = image.noise[rows]
-        warn_of_noise(noise[rows] / image.S0[rows], self.snr)
-        posterior = self.method == "mixture-density"
-        arrays = empty_arrays(model.definition, len(noise), posterior=posterior)
-        for first in range(0, len(rows), vox_per_chunk):
-            part = rows[first : first + vox_per_chunk]
-            relative = noise[part, None] / S0_te[part]
-            found = self._voxels(
-                image.signals[part] / S0_te[part][:, acquisition.te_index], relative, n_draws
-            )
-            for name, value in found.items():
-                arrays[name][(part, *map(slice, value.shape[1:]))] = value
-        arrays["sigma"][rows] = noise[rows] / image.S0[rows]
-        fit = fit_of(model, arrays, image, noise, np.ones(len(noise), dtype=int))
+        image = replace(image, voxels=replace(image.voxels, sigma=image.noise))
+        self._warn_of_noise(image.noise / image.voxels.S0[:, 0])
+        posterior = self.method == "mixture-density" and n_draws > 0
+        status, values = fit_image(
+            image,
+            partial(self._fit_chunk, n_draws=n_draws),
+            layout(self.model.definition, image.voxels.S0.shape[1], posterior=posterior),
+            how,
+            most=_VOX_PER_CHUNK,
+        )
+        fit = CompartmentFit(self.model, status, values)
         if refine:
             sigma = np.where(fit.sigma > 0, fit.sigma, 1)
-            return model.fit(data, mask, sigma=sigma, start=self.start(fit))
+            return self.model.fit(data, mask, sigma=sigma, start=self.start(fit), n_draws=n_draws)
         return fit
+
+    def _warn_of_noise(self, noise):
+        """Warn of noise (V,), over the signal without diffusion, that was not learned."""
+        low, high = self.snr
+        outside = (noise > 1.1 / low) | (noise < 0.9 / high)
+        if outside.any():
+            warnings.warn(
+                f"{outside.sum()} of {len(noise)} voxels have a signal-to-noise ratio outside of "
+                f"{low:g} to {high:g}, for which this learner was trained; train one with a "
+                "wider snr, or fit these voxels.",
+                stacklevel=3,
+            )
 
     def draws(
         self, data: np.ndarray, *, sigma: float | None = None, n_draws: int = 1024
@@ -226,7 +236,7 @@ class LearnedFit:
             A method without a posterior, or other than one voxel that can be fitted.
         """
         data = np.asarray(data, dtype=float)
-        fit = self.fit(data, sigma=sigma)
+        fit = self.fit(data, sigma=sigma, n_draws=0)
         if self.method != "mixture-density" or fit.shape != () or not fit.S0 > 0:
             raise ValueError(
                 f"draws has the method {self.method!r} and voxels {fit.shape}; give the signals "
@@ -253,7 +263,7 @@ class LearnedFit:
         learner_file.write(path, header, arrays, self.model)
 
     @classmethod
-    def load(cls, path: Path | str, model: CompartmentModel) -> LearnedFit:
+    def load(cls, path: Path | str, model: CompartmentModel) -> LearnedModel:
         """Read what :meth:`save` wrote.
 
         Parameters
@@ -279,7 +289,8 @@ class LearnedFit:
         return learned
 
     def _assemble(self, model, method, features, snr, seed):
-        self.model, self.method, self.snr, self.seed = model, method, tuple(snr), int(seed)
+        self.model, self.acquisition = model, model.acquisition
+        self.method, self.snr, self.seed = method, tuple(snr), int(seed)
         self.encoder = encoder_for(model.acquisition, model.definition, features)
 
     def start(self, fit: CompartmentFit) -> dict[str, np.ndarray]:
@@ -308,17 +319,29 @@ class LearnedFit:
         # Beyond what was seen in training, polynomials and networks would extrapolate.
         return (features.clip(s["x_low"], s["x_high"]) - s["x_mean"]) / s["x_sd"]
 
-    def _voxels(self, data, noise, n_draws):
-        """What a fit holds of voxels, over their measured signal without diffusion."""
+    def _fit_chunk(self, voxels: Voxels, n_draws: int) -> dict[str, np.ndarray]:
+        """What a fit holds of voxels."""
+        relative = voxels.S0 / voxels.S0[:, :1]
+        noise = voxels.sigma[:, None] / voxels.S0
+        data = voxels.signals / voxels.S0[:, self.acquisition.te_index]
+        n = len(voxels)
+        result = self._estimated(data, noise, n_draws) | {
+            "converged": np.ones(n, dtype=bool),
+            "sigma": noise[:, 0],
+            "n_unknowns": np.full(n, len(self.acquisition) - len(self._checked)),
+            "n_compared": len(self._checked),
+            "n_fibres": np.ones(n, dtype=int),
+        }  # fmt: skip
+        return in_units(result, voxels.S0[:, 0], relative, 0)
+
+    def _estimated(self, data, noise, n_draws):
+        """Maps, places and residual of signals over those without diffusion."""
         definition, s = self.model.definition, self.scaling
         features, frames = self.encoder(data, noise)
         n = len(definition.parameters) + len(definition.pools)
         if self.method == "mixture-density":
-            maps, targets = self._drawn(features, noise, n_draws)
-            result = summary({name: draws.numpy() for name, draws in maps.items()})
-            result |= {name: result[f"{name}_mean"] for name in maps}
-            result["effective_draws"] = np.full(len(data), float(n_draws))
-            targets, S0 = targets.mean(dim=2).T.double().numpy(), result["S0"]
+            maps, targets = self._drawn(features, noise, max(n_draws, _N_DRAWS))
+            targets, S0 = targets.mean(dim=2).T.double().numpy(), maps["S0"].mean(dim=1).numpy()
         else:
             x = self._standard(features)
             y = predict(self.learner, x) * s["y_sd"] + s["y_mean"]
@@ -326,12 +349,17 @@ class LearnedFit:
             targets, S0 = y[:, :n].clip(0, 1), 1 + y[:, n] * noise[:, 0]
             pools = slice(len(definition.parameters), n)
             targets[:, pools] /= targets[:, pools].sum(axis=1, keepdims=True).clip(1e-12)
-            values = values_from(definition, torch.tensor(targets.T))
-            result = {k: v.numpy() for k, v in maps_of(definition, values).items()}
+        values = values_from(definition, torch.tensor(targets.T))
+        result = {k: v.numpy() for k, v in maps_of(definition, values).items()} | {"S0": S0}
+        if self.method != "mixture-density":
             derived = [name for name in definition.derived if name in result]
-            result |= {"S0": S0} | dict(zip(derived, y[:, n + 1 :].T, strict=True))
-        places = self._places(targets, S0, frames)
-        return result | places | {"residual_rms": self._residual(places, data, noise)}
+            result |= dict(zip(derived, y[:, n + 1 :].T, strict=True))
+        result |= {f"{name}_likeliest": value for name, value in result.items()}
+        if self.method == "mixture-density" and n_draws:
+            result |= summary({name: draws.numpy() for name, draws in maps.items()}, axis=1)
+            result["effective_draws"] = np.full(len(data), float(n_draws))
+        places = self._places(targets, frames)
+        return result | places | {"residual_rms": self._residual(places, S0, data, noise)}
 
     def _drawn(self, features, noise, n_draws):
         """Draws (V, n) of maps, and targets (P + K, V, n)."""
@@ -345,30 +373,35 @@ class LearnedFit:
         S0 = 1 + y[-1] * torch.tensor(noise[:, :1]).float()
         return maps_of(definition, values_from(definition, targets)) | {"S0": S0}, targets
 
-    def _residual(self, places, data, noise):
+    @property
+    def _checked(self):
+        """Measurements whose residual is computed."""
+        return np.unique(np.linspace(0, len(self.acquisition) - 1, _N_CHECKED).round().astype(int))
+
+    def _residual(self, places, S0, data, noise):
         """Root mean square (V,) of what is left of some of the measurements."""
-        definition, acquisition = self.model.definition, self.model.acquisition
-        rows = np.unique(np.linspace(0, len(acquisition) - 1, _N_CHECKED).round().astype(int))
-        encoding = encoding_of(acquisition.subset(rows), torch.float32, timed=definition.timed)
-        unit, frames, amplitudes = (
-            torch.tensor(places[k]).float() for k in ("_unit", "_frames", "_amplitudes")
+        definition, rows = self.model.definition, self._checked
+        encoding = encoding_of(
+            self.acquisition.subset(rows), torch.float32, timed=definition.timed
+        )
+        unit, frames, fractions = (
+            torch.tensor(places[k]).float() for k in ("_unit", "_frames", "_fractions")
         )
         place = Place(unit, frames.reshape(len(unit), len(definition.axes), 3, 3))
         columns = pool_signals(definition, encoding)(values_of(definition, place))
-        expected = combined(columns, amplitudes).numpy()
+        expected = S0[:, None] * combined(columns, fractions).numpy()
         if self.model.likelihood == "rician":
             # The mean of a magnitude to 0.25 of its noise, which is enough to see a misfit.
-            expected = np.hypot(expected, noise[:, acquisition.te_index[rows]])
+            expected = np.hypot(expected, noise[:, self.acquisition.te_index[rows]])
         return np.sqrt(((data[:, rows] - expected) ** 2).mean(axis=1))
 
-    def _places(self, targets, S0, frames):
+    def _places(self, targets, frames):
         definition, n_voxels = self.model.definition, len(targets)
         fractions = targets[:, len(definition.parameters) :]
         result = {
             "_unit": targets[:, : len(definition.parameters)],
-            "_amplitudes": fractions * S0[:, None],
+            "_fractions": fractions,
             "_frames": frames.reshape(n_voxels, -1),
-            "converged": np.ones(n_voxels),
         }
         if definition.axes:
             fibres = {c.pool for c in definition.compartments if c.has_axis}

@@ -1,6 +1,6 @@
-"""Periodic cells of tissue: random packings of equal cylinders or spheres on a lattice.
+"""Periodic pieces of tissue: random packings of equal cylinders or spheres on a lattice.
 
-The cells are in units of the bodies' radius. Cylinders along z repeat with every layer of the
+They are in units of the bodies' radius. Cylinders along z repeat with every layer of the
 lattice, so that one layer stands for all: tetrahedra that a translation of the tissue maps onto
 each other carry the same magnetisation in the frame that turns with the local phase.
 """
@@ -18,22 +18,24 @@ from dipy_spinverse.substrates.bodies import Body
 from dipy_spinverse.substrates.voxelise import share_inside, voxelise
 
 SHAPES = ("cylinder", "sphere")
-# Volume fractions at which neighbours in the densest order that fits the cell touch: hexagonal
+# Volume fractions at which neighbours in the densest order that fits the box touch: hexagonal
 # for four cylinders, body-centred cubic for two spheres.
 TOUCHING_FRACTION = {"cylinder": np.pi / np.sqrt(12), "sphere": np.pi * np.sqrt(3) / 8}
-# Bodies per cell, positions in the densest order, and the shape of the cell.
+# Positions of the bodies in the densest order, relative to the box.
 _ORDERED = {
     "cylinder": np.array([[0, 0], [0.5, 0], [0.25, 0.5], [0.75, 0.5]]),
     "sphere": np.array([[0, 0, 0], [0.5, 0.5, 0.5]]),
 }
+# Relative edges of the box.
 _ASPECT = {"cylinder": np.array([2, np.sqrt(3)]), "sphere": np.ones(3)}
+# Of moves of all bodies.
 _SWEEPS = 200
 # Between bodies, in radii, where the fraction allows: narrower gaps would close on the lattice.
 _LEAST_GAP = 0.06
 
 
 @dataclass(frozen=True, eq=False)
-class UnitCell:
+class Packing:
     """A periodic packing of bodies of radius 1.
 
     Attributes
@@ -45,14 +47,14 @@ class UnitCell:
         projected areas; 0 where there is no membrane.
     fraction : float
         Volume fraction of the bodies on the grid.
-    cell_size : float
-        Edge of a cubic cell of the lattice, in radii.
+    cube_edge : float
+        Of the lattice cubes, in radii.
     """
 
     grid: TetrahedralGrid
     resistance: np.ndarray
     fraction: float
-    cell_size: float
+    cube_edge: float
 
     def face_permeability(self, permeability: float) -> np.ndarray:
         """Permeability (F,) of the faces; infinite where there is no membrane."""
@@ -72,13 +74,13 @@ class UnitCell:
         )
 
 
-def unit_cell(
+def random_packing(
     shape: str,
     fraction: float,
-    cells_per_radius: float,
+    cubes_per_radius: float,
     rng: np.random.Generator,
     coarse: bool = False,
-) -> UnitCell:
+) -> Packing:
     """A random packing, from the equilibrium of hard bodies that move freely.
 
     Parameters
@@ -87,15 +89,15 @@ def unit_cell(
         Four cylinders along z, or two spheres.
     fraction : float
         Volume fraction of the bodies.
-    cells_per_radius : float
-        Resolution (about): cubic cells of the lattice per radius.
+    cubes_per_radius : float
+        Resolution (about): lattice cubes per radius.
     rng : numpy Generator
     coarse : bool, optional
-        The packing that the same generator gives otherwise, with cells 1.5 times as large.
+        The packing that the same generator gives otherwise, on cubes 1.5 times as large.
 
     Returns
     -------
-    UnitCell
+    Packing
 
     Raises
     ------
@@ -113,21 +115,21 @@ def unit_cell(
     n_bodies, n_axes = _ORDERED[shape].shape
     measure = n_bodies * (np.pi if shape == "cylinder" else 4 / 3 * np.pi) / fraction
     side = _ASPECT[shape] * (measure / _ASPECT[shape].prod()) ** (1 / n_axes)
-    thirds = np.maximum(np.round(side * cells_per_radius / 3).astype(int), 2)
+    thirds = np.maximum(np.round(side * cubes_per_radius / 3).astype(int), 2)
     box = 3 * thirds * (measure / (3 * thirds).prod()) ** (1 / n_axes)
     counts = (2 if coarse else 3) * thirds
-    cell_size = (measure / counts.prod()) ** (1 / n_axes)
+    cube_edge = (measure / counts.prod()) ** (1 / n_axes)
     centres = _hard_bodies(_ORDERED[shape] * box, box, rng)
     # A packing in any position on the lattice.
     centres = centres + rng.uniform(size=n_axes) * box
     if shape == "cylinder":
-        grid = _one_layer(bcc_grid((*counts, 3), cell_size), cell_size)
+        grid = _one_layer(bcc_grid((*counts, 3), cube_edge), cube_edge)
     else:
-        grid = bcc_grid(tuple(counts), cell_size)
+        grid = bcc_grid(tuple(counts), cube_edge)
     bodies = [Body(_offset(centre, box), 1.0) for centre in centres]
     labels = voxelise(grid, [share_inside(grid, body) for body in bodies])
     inside = grid.volumes[labels > 0].sum() / grid.volumes.sum()
-    return UnitCell(grid, _resistance(grid, bodies, labels), inside, cell_size)
+    return Packing(grid, _resistance(grid, bodies, labels), inside, cube_edge)
 
 
 def _hard_bodies(positions, box, rng):
@@ -185,9 +187,9 @@ def _resistance(grid, bodies, labels):
     return resistance
 
 
-def _one_layer(grid, cell_size):
-    """A periodic grid with tetrahedra merged that lie above each other by whole cells."""
-    step = np.array([0, 0, cell_size])
+def _one_layer(grid, cube_edge):
+    """A periodic grid with tetrahedra merged that lie above each other by whole cubes."""
+    step = np.array([0, 0, cube_edge])
     of_tetrahedron, kept = _orbits(grid.centroids, step, grid.period_um)
     _, kept_faces = _orbits(grid.face_centroids, step, grid.period_um)
     per_face = ("faces", "face_points", "face_areas", "face_normals", "face_distances",

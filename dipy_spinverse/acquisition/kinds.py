@@ -1,0 +1,84 @@
+"""Measurements of whatever is given: gradient tables, saved arrays, either kind of gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+
+import numpy as np
+from dipy.core.gradients import GradientTable
+
+from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
+from dipy_spinverse.acquisition.measurements import Measurements
+from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.acquisition.waveforms import Waveforms
+
+
+def measurements_of(
+    gtab: GradientTable | Measurements, te=None, *, name: str = "gtab"
+) -> Measurements:
+    """Measurements as they are, or of a DIPY gradient table.
+
+    Parameters
+    ----------
+    gtab : GradientTable or Measurements
+        A gradient table with `big_delta` and `small_delta`.
+    te : float or array_like (M,), optional
+        Echo times of a gradient table, as in :meth:`Acquisition.from_gtab`, seconds.
+    name : str, optional
+        Of the argument, for the error.
+
+    Raises
+    ------
+    ValueError
+        If `te` is given beside measurements, which have their own, or `gtab` is neither; and as
+        `Acquisition.from_gtab`.
+    """
+    if isinstance(gtab, Measurements):
+        if te is not None:
+            kind = type(gtab).__name__
+            raise ValueError(f"te is given beside the {kind}, which has its own; drop te.")
+        return gtab
+    if not isinstance(gtab, GradientTable):
+        raise ValueError(
+            f"{name} is a {type(gtab).__name__}; give an Acquisition, or a GradientTable with "
+            "big_delta and small_delta."
+        )
+    return Acquisition.from_gtab(gtab, te=te)
+
+
+def pulsed_only(acquisition: Measurements) -> Acquisition:
+    """The acquisition itself, for what needs the timing of a pair of pulses.
+
+    Raises
+    ------
+    ValueError
+        If it has free gradient waveforms.
+    """
+    if isinstance(acquisition, Acquisition):
+        return acquisition
+    raise ValueError(
+        "acquisition has free gradient waveforms, and no small_delta and big_delta, which only a "
+        "pair of rectangular pulses has; give an Acquisition(b, directions, small_delta, "
+        "big_delta) here. Waveforms can be simulated: simulate, simulate_with_jacobian."
+    )
+
+
+def measurements_from_arrays(arrays: Mapping[str, np.ndarray]) -> Measurements:
+    """The measurements that :meth:`Measurements.arrays` took apart.
+
+    Examples
+    --------
+    >>> acquisition = Acquisition(b=[0, 1], directions=[[0, 0, 0], [1, 0, 0]],
+    ...                           small_delta=10, big_delta=20)
+    >>> measurements_from_arrays(acquisition.arrays())
+    Acquisition(2 measurements, 1 b0, 1 shell, b <= 1 ms/um^2, 1 timing, 1 echo time)
+    """
+    if "small_delta" in arrays:
+        return Acquisition(**arrays)
+    n_parts = sum(name.startswith("rows_") for name in arrays)
+    parts = [
+        Waveforms(*(arrays[f"{field.name}_{k}"] for field in fields(Waveforms)))
+        for k in range(n_parts)
+    ]
+    return WaveformAcquisition(parts, arrays["b0_threshold"])

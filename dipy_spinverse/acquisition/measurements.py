@@ -1,0 +1,141 @@
+"""What measurements with any gradient waveform have, in ms and ms/um^2."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+
+import numpy as np
+from dipy.core.gradients import GradientTable, gradient_table
+
+from dipy_spinverse.acquisition.waveforms import Waveforms
+from dipy_spinverse.units import MS_PER_UM2
+
+_TIME_DECIMALS = 6  # ms; closer times are one: seconds times 1000 is not exact
+
+
+class Measurements(ABC):
+    """M measurements: of pulsed gradients (`Acquisition`) or free ones (`WaveformAcquisition`).
+
+    Attributes
+    ----------
+    b : ndarray (M,)
+        Trace of the b-tensor, ms/um^2.
+    b_tensors : ndarray (M, 3, 3)
+        ms/um^2.
+    directions : ndarray (M, 3)
+        The axis of largest b; zeros where `b0_mask`.
+    te : ndarray (M,)
+        Time during which the magnetisation is transverse, ms.
+    mixing_time : ndarray (M,)
+        Time during which it is stored (stimulated echo), ms.
+    waveforms : tuple of Waveforms
+        q(t) of all measurements; their rows together are 0 ... M-1.
+    b0_threshold : float
+        Measurements with b at or below this (ms/um^2) are b0.
+    """
+
+    b: np.ndarray
+    b_tensors: np.ndarray
+    directions: np.ndarray
+    te: np.ndarray
+    mixing_time: np.ndarray
+    waveforms: tuple[Waveforms, ...]
+    b0_threshold: float
+
+    @abstractmethod
+    def subset(self, index) -> Measurements:
+        """Some of the measurements.
+
+        Parameters
+        ----------
+        index : int, slice, integer or boolean array
+            As for a NumPy array of length M.
+
+        Examples
+        --------
+        >>> from dipy_spinverse.acquisition import Acquisition
+        >>> acquisition = Acquisition(b=[0, 1], directions=[[0, 0, 0], [1, 0, 0]],
+        ...                           small_delta=10, big_delta=20)
+        >>> acquisition.subset(~acquisition.b0_mask).b
+        array([1.])
+        """
+
+    @abstractmethod
+    def to_gtab(self) -> GradientTable:
+        """Hand the measurements to a DIPY model; b is 0 where `b0_mask`."""
+
+    @abstractmethod
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Named arrays, of which `measurements_from_arrays` makes the measurements again."""
+
+    def __len__(self) -> int:
+        return self.b.size
+
+    def __repr__(self) -> str:
+        said = counted(len(self), "measurement"), f"{self.b0_mask.sum()} b0", *self._summary()
+        return f"{type(self).__name__}({', '.join(said)})"
+
+    @property
+    def n_measurements(self) -> int:
+        """M."""
+        return len(self)
+
+    @cached_property
+    def b0_mask(self) -> np.ndarray:
+        """(M,) bool: without diffusion weighting."""
+        return read_only(self.b <= self.b0_threshold)
+
+    @property
+    def echo_times(self) -> np.ndarray:
+        """(K,) the distinct TE in ms, ascending."""
+        return self._distinct_echo_times[0]
+
+    @property
+    def te_index(self) -> np.ndarray:
+        """(M,) place in `echo_times` of each measurement."""
+        return self._distinct_echo_times[1]
+
+    @cached_property
+    def b0_per_te(self) -> np.ndarray:
+        """(K, M) bool: the b0 measurements of each of `echo_times`."""
+        return self._b0_of_each(self.te_index)
+
+    @cached_property
+    def _distinct_echo_times(self):
+        return distinct_times(self.te)
+
+    @abstractmethod
+    def _summary(self) -> tuple[str, ...]:
+        """What `repr` says beside the counts."""
+
+    def _b0_of_each(self, index):
+        return read_only(self.b0_mask & (index == np.arange(index.max() + 1)[:, None]))
+
+    def _gradient_table(self, **more):
+        return gradient_table(
+            np.where(self.b0_mask, 0.0, self.b) * MS_PER_UM2,
+            bvecs=self.directions,
+            b0_threshold=self.b0_threshold * MS_PER_UM2,
+            **more,
+        )
+
+    def _chosen(self, index):
+        return np.atleast_1d(np.arange(len(self))[index])
+
+
+def distinct_times(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct times (ms), or rows of them, sorted; and the place of each among them."""
+    values, index = np.unique(times.round(_TIME_DECIMALS), axis=0, return_inverse=True)
+    return read_only(values), read_only(index.reshape(-1))
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """The array itself, which can no longer be written to."""
+    array.flags.writeable = False
+    return array
+
+
+def counted(number: int, noun: str) -> str:
+    """For instance "1 shell", "2 shells"."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -1,0 +1,44 @@
+"""What an inversion finds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """Wall fields of V voxels, in units of the initial magnetisation that the data came in.
+
+    Attributes
+    ----------
+    openness : ndarray (V, F)
+        Estimate, 0 wall to 1 no membrane.
+    openness_fields : ndarray (n, V, F)
+        Other fields, moved to where they agree most with the estimate (see `walls.patterns`).
+    wall_probability : ndarray (V, F)
+    amplitudes : ndarray (V, K)
+        Initial magnetisation for each echo time.
+    free_water, free_water_fields : ndarray (V,), (n, V)
+        Fraction of free water outside the grid.
+    sigma : ndarray (V,)
+        Standard deviation of the noise, given or estimated.
+    predicted : ndarray (V, M)
+    converged : ndarray (V,) of bool
+    iterations, misfit : ndarray (V, S)
+        Of each of the stages: number of iterations, and mean squared residual over the noise
+        that the stage went by.
+    """
+
+    openness: np.ndarray
+    openness_fields: np.ndarray
+    wall_probability: np.ndarray
+    amplitudes: np.ndarray
+    free_water: np.ndarray
+    free_water_fields: np.ndarray
+    sigma: np.ndarray
+    predicted: np.ndarray
+    converged: np.ndarray
+    iterations: np.ndarray
+    misfit: np.ndarray

@@ -1,0 +1,162 @@
+"""What every fit has: maps, indexing, prediction, and a file."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+from dipy.reconst.base import ReconstFit
+
+from dipy_spinverse.acquisition import Measurements
+from dipy_spinverse.voxels import storage
+from dipy_spinverse.voxels.status import FITTED
+
+
+class VoxelFit(ReconstFit):
+    """Maps of voxels, and how sure they are.
+
+    For each NAME in `MAPS` there are ``NAME``, the posterior median; its standard deviation
+    ``NAME_std``; the ends ``NAME_low`` and ``NAME_high`` of the central 95 % interval; and, in
+    models that search for it, the likeliest value ``NAME_likeliest``. Where no draws were asked
+    for (``n_draws=0``), ``NAME`` is the likeliest value, and there are no intervals.
+
+    All arrays have the leading shape `shape` of the data and are zero where nothing was fitted.
+    ``fit[i, j, k]`` and slices give the fit of these voxels.
+
+    Parameters
+    ----------
+    model : VoxelModel
+    status : ndarray (...) of int
+    values : dict of ndarray (V, ...)
+        Of the voxels that were fitted, in order. Names with an underscore in front are the
+        model's own.
+
+    Attributes
+    ----------
+    status : ndarray (...) of int
+        See :class:`Status`.
+    sigma : ndarray (...)
+        Standard deviation of the noise, given or estimated, in the unit of the data.
+    residual_rms : ndarray (...)
+        Root mean square of what the fit leaves of the data.
+    """
+
+    MAPS: tuple[str, ...] = ()
+
+    def __init__(self, model, status: np.ndarray, values: dict[str, np.ndarray]):
+        self.model, self.status, self._values = model, np.asarray(status), values
+
+    def __getattr__(self, name: str):
+        # Only what no class defines; `_values` itself is missing while a fit is unpickled.
+        values = self.__dict__.get("_values", {})
+        if name in values:
+            return self._dense(values[name])
+        known = [n for n in values if n[0] != "_"]
+        like = get_close_matches(name, known, n=3, cutoff=0.5) or known
+        raise AttributeError(
+            f"{type(self).__name__} has no {name!r}; it has {', '.join(like[:5])} ..."
+        )
+
+    def __dir__(self):
+        return [*super().__dir__(), *(name for name in self._values if name[0] != "_")]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(shape={self.shape}, {self._rows.size} voxels fitted)"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the voxels."""
+        return self.status.shape
+
+    @property
+    def S0_hat(self) -> np.ndarray:
+        """Signal without diffusion (...), or (..., K) of K > 1 echo times in ascending order."""
+        S0 = self.S0_per_te
+        return S0[..., 0] if S0.shape[-1] == 1 else S0
+
+    @property
+    def _rows(self):
+        """Places (V,) of the fitted voxels in the flattened image."""
+        return np.flatnonzero(np.isin(self.status, FITTED))
+
+    def _dense(self, values):
+        dense = np.zeros((self.status.size, *values.shape[1:]), values.dtype)
+        dense[self._rows] = values
+        return dense.reshape(self.shape + values.shape[1:])[()]
+
+    def __getitem__(self, index):
+        place = np.full(self.status.size, -1)
+        place[self._rows] = np.arange(self._rows.size)
+        chosen = np.asarray(place.reshape(self.shape)[index])
+        kept = chosen[chosen >= 0]
+        values = {name: value[kept] for name, value in self._values.items()}
+        return type(self)(self.model, self.status[index], values)
+
+    def predict(self, gtab=None, S0=None) -> np.ndarray:
+        """Noise-free signals (..., M) of the likeliest parameters.
+
+        Parameters
+        ----------
+        gtab : GradientTable or Acquisition, optional
+            Of what to predict; of the fitted data where not given.
+        S0 : float or array-like (...), optional
+            Signal without diffusion; the fitted one of each echo time where not given.
+
+        Raises
+        ------
+        ValueError
+            Echo times of which no S0 is known, an S0 of the wrong shape.
+        """
+        own = self.model.acquisition
+        acquisition = own if gtab is None else self.model.acquisition_of(gtab)
+        if S0 is None:
+            at = _known_echo_times(acquisition, own)
+            scale = self._values["S0_per_te"][:, at]
+        else:
+            S0 = np.asarray(S0, dtype=float)
+            if S0.shape not in ((), self.shape):
+                raise ValueError(
+                    f"S0 has shape {S0.shape}, the fit has voxels {self.shape}; give one value "
+                    "for all, or one for each voxel."
+                )
+            scale = np.broadcast_to(S0, self.shape).reshape(-1)[self._rows, None]
+        if self._rows.size == 0:
+            return np.zeros((*self.shape, len(acquisition)))
+        return self._dense(scale * self.model.signals_of_fit(self._values, acquisition))
+
+    def save(self, path: str | Path) -> None:
+        """Write the fit, its model and acquisition to one file of arrays and JSON (``.npz``).
+
+        :func:`dipy_spinverse.load_fit` reads it.
+
+        Parameters
+        ----------
+        path : str or Path
+
+        Raises
+        ------
+        ValueError
+            A model that no file can hold, such as one with priors of one's own.
+        """
+        settings, arrays = self.model.settings()
+        header = {"kind": "a fit", "model": type(self.model).__name__, "settings": settings}
+        parts = {
+            "model": arrays, "acquisition": self.model.acquisition.arrays(),
+            "value": self._values, "of": {"status": self.status},
+        }  # fmt: skip
+        named = {f"{part}/{name}": v for part, some in parts.items() for name, v in some.items()}
+        storage.write(path, header, named)
+
+
+def _known_echo_times(acquisition: Measurements, own: Measurements) -> np.ndarray:
+    """Place (M,) in the echo times of a fit of each measurement's."""
+    if len(own.echo_times) == 1:
+        return np.zeros(len(acquisition), dtype=int)
+    apart = np.abs(acquisition.echo_times[:, None] - own.echo_times)
+    if apart.min(axis=1).max() > 1e-3:
+        raise ValueError(
+            f"gtab has the echo times {acquisition.echo_times.tolist()} ms, S0 is known at "
+            f"{own.echo_times.tolist()}; predict at these, or give S0."
+        )
+    return apart.argmin(axis=1)[acquisition.te_index]

@@ -1,0 +1,69 @@
+"""Fits from files."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+
+from dipy_spinverse.acquisition import Measurements, measurements_from_arrays
+from dipy_spinverse.voxels import storage
+from dipy_spinverse.voxels.fit import VoxelFit
+from dipy_spinverse.voxels.model import VoxelModel
+
+
+def load_fit(path: str | Path, model: VoxelModel | None = None) -> VoxelFit:
+    """Read a fit that its :meth:`save` wrote.
+
+    Parameters
+    ----------
+    path : str or Path
+    model : VoxelModel, optional
+        The one that was fitted. Needed for models with functions of one's own (`compose`), which
+        no file holds; checked by its name and acquisition.
+
+    Returns
+    -------
+    VoxelFit
+        Of the class of the fit that was saved. Its model computes on the CPU, whatever device
+        the fit was made on.
+
+    Raises
+    ------
+    ValueError
+        The file was not written by `save`, or for another model.
+    """
+    header, arrays = storage.read(path, "a fit")
+    parts: dict[str, dict] = {"model": {}, "acquisition": {}, "value": {}, "of": {}}
+    for key, value in arrays.items():
+        part, name = key.split("/", 1)
+        parts[part][name] = value
+    acquisition, name = measurements_from_arrays(parts["acquisition"]), header["model"]
+    if model is None:
+        package = import_module("dipy_spinverse")  # models go by their public names
+        kind = getattr(package, name, None) if name in package.__all__ else None
+        if not (isinstance(kind, type) and issubclass(kind, VoxelModel)):
+            raise ValueError(
+                f"path: {path} is a fit of a {name}, which no file holds; give model=, the one "
+                "that was fitted."
+            )
+        model = kind.from_settings(acquisition, header["settings"], parts["model"])
+    elif not (
+        name == type(model).__name__
+        and header["settings"] == storage.as_read(model.settings()[0])
+        and _same(acquisition, model.acquisition)
+    ):
+        raise ValueError(
+            f"model is not the one of {path}, a {name} of {header['settings']} and "
+            f"{acquisition}; give that."
+        )
+    return model.Fit(model, parts["of"]["status"], parts["value"])
+
+
+def _same(one: Measurements, other: Measurements) -> bool:
+    first, second = one.arrays(), other.arrays()
+    return first.keys() == second.keys() and all(
+        first[name].shape == second[name].shape and np.allclose(first[name], second[name])
+        for name in first
+    )

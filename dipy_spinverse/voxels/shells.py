@@ -1,0 +1,88 @@
+"""Shells of an acquisition, and the spherical harmonics that describe signals on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from dipy.reconst.shm import real_sh_descoteaux
+
+from dipy_spinverse.acquisition import Acquisition
+
+LARGEST_ORDER = 6
+_LARGEST_CONDITION = 5.0
+_SAME_SHELL = 1.04  # ratio of b
+
+
+@dataclass(frozen=True, eq=False)
+class Shell:
+    """Measurements of nearly equal encoding.
+
+    Attributes
+    ----------
+    rows : ndarray (N,) of int
+    b : float
+        ms/um^2.
+    order : int
+        Of the harmonics that its directions determine.
+    fit : ndarray (C, N)
+        From signals to their coefficients.
+    rest : ndarray (N, N)
+        From signals to what is beyond the harmonics that half of its measurements determine.
+    freedom : int
+        Degrees of freedom of the rest.
+    """
+
+    rows: np.ndarray
+    b: float
+    order: int
+    fit: np.ndarray
+    rest: np.ndarray
+    freedom: int
+
+
+def shells_of(acquisition: Acquisition) -> Iterator[Shell]:
+    """Shells of one timing and nearly one b each; b0 is none."""
+    weighted = np.flatnonzero(~acquisition.b0_mask)
+    timing = acquisition.timing_index[weighted]
+    order = weighted[np.lexsort((acquisition.b[weighted], timing))]
+    first, group = None, []
+    for row in order:
+        same = first is not None and (
+            acquisition.timing_index[row] == acquisition.timing_index[first]
+            and acquisition.b[row] <= _SAME_SHELL * acquisition.b[first]
+        )
+        if not same and group:
+            yield _shell(acquisition, group)
+            group = []
+        first = first if same else row
+        group.append(row)
+    if group:
+        yield _shell(acquisition, group)
+
+
+def _shell(acquisition, rows):
+    rows = np.array(rows)
+    directions = acquisition.directions[rows]
+    order = _order(directions, len(rows))
+    smooth = harmonics(_order(directions, len(rows) / 2), directions)
+    rest = np.eye(len(rows)) - smooth @ np.linalg.pinv(smooth)
+    fit = np.linalg.pinv(harmonics(order, directions))
+    return Shell(rows, acquisition.b[rows].max(), order, fit, rest, len(rows) - smooth.shape[1])
+
+
+def _order(directions, most):
+    """Largest order of harmonics, at most so many, that directions determine."""
+    for order in range(LARGEST_ORDER, 0, -2):
+        design = harmonics(order, directions)
+        if design.shape[1] <= most and np.linalg.cond(design) < _LARGEST_CONDITION:
+            return order
+    return 0
+
+
+def harmonics(order: int, directions: np.ndarray) -> np.ndarray:
+    """Real harmonics (N, C) of even order up to `order` at unit vectors (N, 3)."""
+    theta = np.arccos(directions[:, 2].clip(-1, 1))
+    phi = np.arctan2(directions[:, 1], directions[:, 0])
+    return real_sh_descoteaux(order, theta, phi, legacy=False)[0]
