@@ -4,6 +4,7 @@
 
 reads signals and encodings, and writes estimates and the seconds that they took to OUT. Only NumPy
 and the peer are imported. `benchmarks.compartments` makes the environments and calls this.
+Duration: seconds to minutes, by the task. Writes OUT only.
 """
 
 from __future__ import annotations

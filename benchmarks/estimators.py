@@ -5,7 +5,7 @@ errors of the three estimates are compared for every map. Mean and median are th
 
     DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.estimators
 
-Duration: about 8 min on 2 cores (--quick: 1 min). Writes results/estimators.md.
+Duration: about 6 min on 2 cores (--quick: 30 s). Writes results/estimators.md.
 """
 
 from __future__ import annotations

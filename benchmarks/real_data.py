@@ -5,7 +5,7 @@
 fits 24 white-matter voxels of a cat spinal cord and the 12 voxels of the ISBI 2015 challenge.
 `datasets` says how voxels are chosen and signals prepared, `baselines` what the other models fit.
 
-Duration: about 40 min on 2 cores (--quick: 2 min). Writes results/real_data.md, and every fitted
+Duration: about 40 min on 2 cores (--quick: 1 min). Writes results/real_data.md, and every fitted
 voxel to a .jsonl file beside it: an interrupted run goes on from there (delete it after a change
 of the package).
 """
@@ -281,7 +281,7 @@ def report(data: dict, results: dict) -> str:
 
 def main():
     """Print the report and write it to results/."""
-    parser = command(__doc__, "the first voxel of the cat and of the genu")
+    parser = command(__doc__, "the first voxel of the cat")
     parser.add_argument(
         "--out", type=Path, default=RESULTS / "real_data.md", help="Markdown file to write"
     )
@@ -290,7 +290,7 @@ def main():
     arguments = parser.parse_args()
     if arguments.quick:
         with tempfile.TemporaryDirectory() as folder:
-            fit_all({"cat": 1, "genu": 1}, MODELS, Path(folder) / "voxels.jsonl")
+            fit_all({"cat": 1}, MODELS, Path(folder) / "voxels.jsonl")
         return
     data, results = fit_all(
         dict.fromkeys(arguments.datasets), arguments.models, arguments.out.with_suffix(".jsonl")

@@ -1,4 +1,6 @@
-"""Sphinx configuration: python -m sphinx doc doc/_build."""
+"""Sphinx configuration: `make docs`."""
+
+import re
 
 project = "dipy_spinverse"
 copyright = "2026, the dipy_spinverse developers"
@@ -7,3 +9,12 @@ myst_enable_extensions = ["dollarmath"]
 numpydoc_show_class_members = False
 exclude_patterns = ["_build"]
 html_theme = "alabaster"
+
+
+def setup(app):
+    app.connect("source-read", _downloads)
+
+
+def _downloads(app, name, source):
+    """Files beside doc/ are no pages of the site: links to them are downloads."""
+    source[0] = re.sub(r"\]\((\.\./[^)#]+)[^)]*\)", r"](path:\1)", source[0])

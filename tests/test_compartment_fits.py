@@ -162,25 +162,6 @@ def test_intervals_hold_the_truth_also_near_bounds():
         assert (high - low).mean() < 0.9 and (getattr(fit, name + "_std") > 0).all()
 
 
-def test_bad_voxels_stop_nothing_and_say_why():
-    model = NODDIModel(two_shells())
-    data = np.tile(100 * model.signals(NODDI)[1], (2, 3, 1))
-    data[0, 0, 5], data[0, 1], data[0, 2, :6] = np.nan, 0, 0
-    mask = np.ones((2, 3), dtype=int)
-    mask[1, 0] = 0
-    with pytest.warns(UserWarning, match="3 of 5 voxels"):
-        fit = model.fit(data, mask, sigma=1.0, n_draws=30)
-    expected = [Status.BAD_SAMPLES, Status.NO_SIGNAL, Status.NO_B0, Status.NOT_FITTED]
-    assert [*fit.status[0], fit.status[1, 0]] == expected
-    for name in fit.MAPS:
-        for end in ("", "_likeliest", "_std", "_low", "_high"):
-            values = getattr(fit, name + end)
-            assert np.isfinite(values).all() and (values[fit.n_fibres == 0] == 0).all()
-    assert abs(fit[1, 1].ndi - 0.6) < 0.01 and fit[1].shape == (3,)
-    with pytest.raises(AttributeError, match="has no 'kappa'"):
-        fit.kappa  # noqa: B018
-
-
 def test_signals_that_the_model_cannot_make_are_called_misfit():
     model = NODDIModel(two_shells())
     data = np.exp(-0.1 * model.acquisition.b)  # far less diffusion than the model knows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 
+import model_cases
 import numpy as np
 import pytest
 import torch
@@ -101,6 +102,7 @@ def test_bad_voxels_say_why_and_leave_others_alone(case, fit):
         found = case.fit(data, mask)
     told = [w for w in caught if "voxels cannot be fitted" in str(w.message)]
     assert [str(w.message).split(" voxels")[0] for w in told] == ["5 of 6"]
+    assert told[0].filename == model_cases.__file__  # where fit was called
     assert found.status[1:].tolist() == [*expected, Status.NOT_FITTED]
     for name, value in values_of(found).items():
         assert not np.isnan(value).any(), name

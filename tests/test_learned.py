@@ -172,17 +172,6 @@ def test_the_same_seed_gives_the_same_learner(learners, noddi):
         np.testing.assert_array_equal(again.learner.arrays[name], value)
 
 
-def test_voxels_that_cannot_be_fitted_are_told_and_stop_no_others(learners, voxels):
-    data = voxels[1][:4].copy()
-    data[1, 3], data[2] = np.nan, 0
-    alone = learners["mixture-density"].fit(data[3])
-    with pytest.warns(UserWarning, match="cannot be fitted"):
-        fit = learners["mixture-density"].fit(data, mask=[0, 1, 1, 1], sigma=alone.sigma)
-    expected = [Status.NOT_FITTED, Status.BAD_SAMPLES, Status.NO_SIGNAL, Status.CONVERGED]
-    assert fit.status.tolist() == expected
-    assert not fit.ndi[:3].any() and fit.ndi[3] == pytest.approx(float(alone.ndi))
-
-
 def test_signals_that_the_model_cannot_explain_are_told(learners, noddi, voxels):
     b = noddi.acquisition.b
     still = np.where(b > 0, 0.4 + 0.3 * (b > 2), 1.0)  # rises with b

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import warnings
 
 import numpy as np
@@ -234,36 +233,6 @@ def test_fit_has_the_shape_of_the_data(volume_fit):
     assert "SpinverseFit(shape=(2, 2, 1)" in repr(volume_fit)
 
 
-def test_all_dimensions_of_data_give_the_same_fit(model, volume, volume_fit):
-    one = model.fit(volume[0, 1, 0], sigma=SIGMA, n_fields=1)
-    assert one.shape == ()
-    assert_nearly_same_fit(one, volume_fit[0, 1, 0])
-    row = model.fit(volume[0, :, 0], sigma=SIGMA, n_fields=1)
-    assert row.shape == (2,)
-    assert_nearly_same_fit(row, volume_fit[0, :, 0])
-    image = model.fit(volume[:, :, 0], sigma=SIGMA, n_fields=1)
-    assert image.shape == (2, 2)
-    assert_nearly_same_fit(image, volume_fit[:, :, 0])
-
-
-def test_mask_may_be_boolean_or_of_integers(model, volume, volume_fit):
-    mask = np.array([[[1], [0]], [[0], [3]]])
-    fit = model.fit(volume, mask=mask, sigma=SIGMA, n_fields=1)
-    assert_same_fit(model.fit(volume, mask.astype(bool), sigma=SIGMA, n_fields=1), fit)
-    np.testing.assert_array_equal(fit.status == Status.NOT_FITTED, mask == 0)
-    for name in EVERYTHING:
-        assert (getattr(fit, name)[mask == 0] == 0).all(), name
-    assert_nearly_same_fit(fit[mask > 0], volume_fit[mask > 0])
-
-
-def test_empty_mask_gives_an_empty_fit(model, volume):
-    fit = model.fit(volume, mask=np.zeros((2, 2, 1)), sigma=SIGMA)
-    assert (fit.status == Status.NOT_FITTED).all()
-    assert all((getattr(fit, name) == 0).all() for name in EVERYTHING)
-    assert (fit.predict() == 0).all()
-    assert fit.predict().shape == volume.shape
-
-
 def test_gtab_gives_the_same_fit_as_an_acquisition(volume, volume_fit):
     gtab = gradient_table(
         1000 * ACQUISITION.b,
@@ -336,31 +305,6 @@ def test_one_echo_time_has_one_S0(volume):
 # ---------------------------------------------------------------- voxels that cannot be fitted
 
 
-def test_bad_voxels_get_a_status_one_warning_and_leave_others_alone(model, volume):
-    good = volume[0, 0, 0]
-    b0 = ACQUISITION.b0_mask
-    bad = {
-        "nan": (np.where(np.arange(len(good)) == 5, np.nan, good), Status.BAD_SAMPLES),
-        "infinite": (np.where(np.arange(len(good)) == 5, np.inf, good), Status.BAD_SAMPLES),
-        "negative": (np.where(np.arange(len(good)) == 5, -1, good), Status.BAD_SAMPLES),
-        "nan b0": (np.where(b0, np.nan, good), Status.BAD_SAMPLES),
-        "zeros": (np.zeros_like(good), Status.NO_SIGNAL),
-        "no b0": (np.where(b0, 0, good), Status.NO_B0),
-    }
-    data = np.array([good, *(samples for samples, _ in bad.values()), good])
-    mask = np.ones(len(data), bool)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        fit = model.fit(data, mask, sigma=SIGMA, n_fields=1)
-    assert [str(w.message).split(" voxels")[0] for w in caught] == ["6 of 8"]
-    assert caught[0].filename == __file__
-    assert fit.status[1:-1].tolist() == [status for _, status in bad.values()]
-    for name in EVERYTHING:
-        assert (getattr(fit, name)[1:-1] == 0).all(), name
-    assert (fit.predict()[1:-1] == 0).all()
-    assert_nearly_same_fit(fit[[0, -1]], model.fit(data[[0, -1]], sigma=SIGMA, n_fields=1))
-
-
 def test_bad_voxels_outside_the_mask_are_not_mentioned(model, volume):
     data = np.vstack([volume[0, 0, 0], np.full(len(ACQUISITION), np.nan)])
     with warnings.catch_warnings():
@@ -416,11 +360,6 @@ def test_data_that_determine_little_get_intervals_that_say_so(case, sigma):
     else:
         # The tables of the tests are a closed form, some ten percent off.
         assert low / 1.3 < 9.0 < 1.3 * high
-
-
-def test_signals_far_above_their_b0_are_a_misfit(model):
-    data = np.where(ACQUISITION.b0_mask, 100.0, 150.0)
-    assert model.fit(data, sigma=SIGMA, n_fields=0, n_draws=0).status == Status.MISFIT
 
 
 # ---------------------------------------------------------------- arguments
@@ -609,13 +548,6 @@ def test_saved_fit_is_loaded_as_it_was(tmp_path, volume, boundary):
         assert all(array.dtype != object for array in arrays.values())
 
 
-def test_single_voxel_of_a_fit_can_be_saved(tmp_path, volume_fit):
-    volume_fit[0, 1, 0].save(tmp_path / "voxel.npz")
-    loaded = load_fit(tmp_path / "voxel.npz")
-    assert loaded.shape == ()
-    assert_same_fit(loaded, volume_fit[0, 1, 0])
-
-
 def test_files_that_are_no_fit_are_refused(tmp_path, volume_fit):
     whole = tmp_path / "fit.npz"
     volume_fit.save(whole)
@@ -642,12 +574,6 @@ def test_priors_of_one_s_own_cannot_be_saved(tmp_path, volume_fit):
     assert not (tmp_path / "fit.npz").exists()
 
 
-def test_model_and_fit_can_be_pickled(model, volume, volume_fit):
-    assert_same_fit(pickle.loads(pickle.dumps(volume_fit)), volume_fit)
-    copy = pickle.loads(pickle.dumps(model))
-    assert_nearly_same_fit(copy.fit(volume[0], sigma=SIGMA, n_fields=1), volume_fit[0])
-
-
 # ---------------------------------------------------------------- repeats and chunks
 
 
@@ -658,35 +584,12 @@ def test_same_seed_gives_the_same_fit_and_another_seed_another(model, volume, vo
     assert difference.max() > 0.01
 
 
-@pytest.mark.parametrize("vox_per_chunk", [1, 3])
-def test_chunks_do_not_change_the_fit(model, volume, volume_fit, vox_per_chunk):
-    fit = model.fit(volume, sigma=SIGMA, n_fields=1, vox_per_chunk=vox_per_chunk)
-    assert_nearly_same_fit(fit, volume_fit)
-
-
 def test_chunks_do_not_change_the_fit_of_voxels_of_different_noise(model, volume):
     sigma = np.array([[0.5], [2.0], [4.0], [1.0]]).reshape(2, 2, 1)
     whole = model.fit(volume, sigma=sigma, n_fields=0, n_draws=0)
     assert_nearly_same_fit(
         model.fit(volume, sigma=sigma, n_fields=0, n_draws=0, vox_per_chunk=1), whole
     )
-
-
-@pytest.mark.parametrize("n_jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_joblib_gives_the_same_fit(model, volume, volume_fit, n_jobs):
-    pytest.importorskip("joblib")
-    n_threads = torch.get_num_threads()
-    settings = {"sigma": SIGMA, "n_fields": 1, "engine": "joblib"}
-    fit = model.fit(volume, vox_per_chunk=2, n_jobs=n_jobs, **settings)
-    assert_nearly_same_fit(fit, volume_fit)
-    assert torch.get_num_threads() == n_threads  # a single job runs in this process
-
-
-def test_progress_is_only_shown_on_request(model, volume, capsys):
-    model.fit(volume[0, 0, 0], sigma=SIGMA, n_fields=0, n_draws=0)
-    assert capsys.readouterr() == ("", "")
-    model.fit(volume[0, 0, 0], sigma=SIGMA, n_fields=0, n_draws=0, verbose=True)
-    assert "1/1" in capsys.readouterr().err
 
 
 def test_directions_of_the_test_acquisitions_are_unit():

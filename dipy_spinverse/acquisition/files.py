@@ -116,14 +116,15 @@ def read_bids(json_path) -> dict:
             f"field in seconds, or use Acquisition.from_files(bvals, bvecs, big_delta=..., "
             f"small_delta=...)."
         )
+    beside = {}
     for name, suffix in (("bvals", ".bval"), ("bvecs", ".bvec")):
-        arguments[name] = path.with_suffix(suffix)
-        if not arguments[name].is_file():
+        beside[name] = path.with_suffix(suffix)
+        if not beside[name].is_file():
             raise ValueError(
-                f"json_path {path} has no {arguments[name].name} beside it. Put it there, or "
+                f"json_path {path} has no {beside[name].name} beside it. Put it there, or "
                 "use Acquisition.from_files."
             )
-    return arguments
+    return arguments | beside
 
 
 def _is_path(value) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
 from dipy.core.gradients import GradientTable
+from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import checks
 from dipy_spinverse.acquisition.measurements import Measurements, read_only
@@ -18,7 +20,7 @@ _LONGEST_MS = 3000.0  # T1 of water: a longer encoding leaves no signal
 _GTAB_TOLERANCE = 0.05  # of b; b-values are rounded, and often leave out the imaging gradients
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, init=False)
 class WaveformAcquisition(Measurements):
     """An acquisition whose gradients are given as waveforms, made by `Acquisition.from_waveforms`.
 
@@ -47,15 +49,15 @@ class WaveformAcquisition(Measurements):
     """
 
     waveforms: tuple[Waveforms, ...]
-    b0_threshold: float = 0.05
+    b0_threshold: float
 
-    def __post_init__(self):
-        if not len(self.waveforms):
+    def __init__(self, waveforms: Sequence[Waveforms], b0_threshold: float = 0.05):
+        if not len(waveforms):
             raise ValueError("waveforms is empty; give at least one measurement.")
-        for part in self.waveforms:
+        for part in waveforms:
             _check_refocused(part)
-        object.__setattr__(self, "waveforms", tuple(self.waveforms))
-        object.__setattr__(self, "b0_threshold", float(self.b0_threshold))
+        object.__setattr__(self, "waveforms", tuple(waveforms))
+        object.__setattr__(self, "b0_threshold", float(b0_threshold))
 
     def arrays(self) -> dict[str, np.ndarray]:
         found = {"b0_threshold": np.array(self.b0_threshold)}
@@ -73,7 +75,7 @@ class WaveformAcquisition(Measurements):
         """
         return self._gradient_table(btens=self.b_tensors * MS_PER_UM2)
 
-    def subset(self, index) -> WaveformAcquisition:
+    def subset(self, index: ArrayLike | slice) -> WaveformAcquisition:
         chosen = self._chosen(index)
         parts = []
         for part in self.waveforms:

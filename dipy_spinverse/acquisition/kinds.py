@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from typing import Any
 
-import numpy as np
 from dipy.core.gradients import GradientTable
+from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 from dipy_spinverse.acquisition.measurements import Measurements
@@ -15,7 +16,7 @@ from dipy_spinverse.acquisition.waveforms import Waveforms
 
 
 def measurements_of(
-    gtab: GradientTable | Measurements, te=None, *, name: str = "gtab"
+    gtab: GradientTable | Measurements, te: ArrayLike | None = None, *, name: str = "gtab"
 ) -> Measurements:
     """Measurements as they are, or of a DIPY gradient table.
 
@@ -64,7 +65,7 @@ def pulsed_only(acquisition: Measurements) -> Acquisition:
     )
 
 
-def measurements_from_arrays(arrays: Mapping[str, np.ndarray]) -> Measurements:
+def measurements_from_arrays(arrays: Mapping[str, Any]) -> Measurements:
     """The measurements that :meth:`Measurements.arrays` took apart.
 
     Examples

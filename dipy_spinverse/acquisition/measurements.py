@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 from dipy.core.gradients import GradientTable, gradient_table
+from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition.waveforms import Waveforms
 from dipy_spinverse.units import MS_PER_UM2
@@ -44,7 +45,7 @@ class Measurements(ABC):
     b0_threshold: float
 
     @abstractmethod
-    def subset(self, index) -> Measurements:
+    def subset(self, index: ArrayLike | slice) -> Measurements:
         """Some of the measurements.
 
         Parameters

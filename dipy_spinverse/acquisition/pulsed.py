@@ -5,12 +5,15 @@ The only place where units change: seconds and s/mm^2 outside, ms and ms/um^2 in
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from os import PathLike
 from typing import TYPE_CHECKING
 
 import numpy as np
 from dipy.core.gradients import GradientTable
+from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import checks, files
 from dipy_spinverse.acquisition.measurements import (
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 _PER_MEASUREMENT = ("b", "directions", "small_delta", "big_delta", "te")
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, init=False)
 class Acquisition(Measurements):
     """Measurements of a pulsed-gradient spin echo (two equal rectangular pulses).
 
@@ -82,19 +85,27 @@ class Acquisition(Measurements):
     directions: np.ndarray
     small_delta: np.ndarray
     big_delta: np.ndarray
-    te: np.ndarray | None = None
-    b0_threshold: float = 0.05
+    te: np.ndarray
+    b0_threshold: float
 
-    def __post_init__(self):
-        b, directions = checks.gradients(self.b, self.directions)
-        threshold = checks.numeric("b0_threshold", self.b0_threshold)
+    def __init__(
+        self,
+        b: ArrayLike,
+        directions: ArrayLike,
+        small_delta: ArrayLike,
+        big_delta: ArrayLike,
+        te: ArrayLike | None = None,
+        b0_threshold: float = 0.05,
+    ):
+        b, directions = checks.gradients(b, directions)
+        threshold = checks.numeric("b0_threshold", b0_threshold)
         if threshold.ndim or not 0 <= threshold < np.inf:
-            raise ValueError(f"b0_threshold is {self.b0_threshold}; it must be one finite b >= 0.")
+            raise ValueError(f"b0_threshold is {b0_threshold}; it must be one finite b >= 0.")
         b0 = b <= threshold
         directions = checks.unit_directions(directions, b, b0)
-        small = checks.per_measurement("small_delta", self.small_delta, b.size)
-        big = checks.per_measurement("big_delta", self.big_delta, b.size)
-        te = None if self.te is None else checks.per_measurement("te", self.te, b.size)
+        small = checks.per_measurement("small_delta", small_delta, b.size)
+        big = checks.per_measurement("big_delta", big_delta, b.size)
+        te = None if te is None else checks.per_measurement("te", te, b.size)
         small, big = checks.lend_timing(small, big, te, b0)
         te = checks.echo_time(small, big, te)
         for name, value in zip(_PER_MEASUREMENT, (b, directions, small, big, te), strict=True):
@@ -102,7 +113,7 @@ class Acquisition(Measurements):
         object.__setattr__(self, "b0_threshold", float(threshold))
 
     @classmethod
-    def from_gtab(cls, gtab: GradientTable, te=None) -> Acquisition:
+    def from_gtab(cls, gtab: GradientTable, te: ArrayLike | None = None) -> Acquisition:
         """Take over a DIPY gradient table that knows its timing.
 
         Parameters
@@ -133,7 +144,14 @@ class Acquisition(Measurements):
 
     @classmethod
     def from_files(
-        cls, bvals, bvecs, *, big_delta, small_delta, te=None, b0_threshold=50
+        cls,
+        bvals: str | PathLike | ArrayLike,
+        bvecs: str | PathLike | ArrayLike,
+        *,
+        big_delta: str | PathLike | ArrayLike,
+        small_delta: str | PathLike | ArrayLike,
+        te: str | PathLike | ArrayLike | None = None,
+        b0_threshold: float = 50,
     ) -> Acquisition:
         """Read b-values and b-vectors, with the timing beside them.
 
@@ -173,7 +191,7 @@ class Acquisition(Measurements):
         )
 
     @classmethod
-    def from_scheme(cls, path, *, b0_threshold=0) -> Acquisition:
+    def from_scheme(cls, path: str | PathLike, *, b0_threshold: float = 0) -> Acquisition:
         """Read a Camino scheme file, version 1 (STEJSKALTANNER).
 
         Each row is x y z, gradient strength in T/m, Delta, delta and TE in seconds. Lines that
@@ -216,7 +234,7 @@ class Acquisition(Measurements):
         )
 
     @classmethod
-    def from_bids(cls, json_path, *, b0_threshold=50) -> Acquisition:
+    def from_bids(cls, json_path: str | PathLike, *, b0_threshold: float = 50) -> Acquisition:
         """Read a BIDS sidecar with the .bval and .bvec files of the same stem beside it.
 
         The timing is read, in seconds and as one number or one per volume, from
@@ -256,9 +274,15 @@ class Acquisition(Measurements):
 
     @staticmethod
     def from_waveforms(
-        gradients_T_per_m, dt_s, te=None, *, refocusing_s=None, storage_s=None, gtab=None,
-        b0_threshold=50,
-    ) -> WaveformAcquisition:  # fmt: skip
+        gradients_T_per_m: Iterable[ArrayLike],
+        dt_s: ArrayLike,
+        te: ArrayLike | None = None,
+        *,
+        refocusing_s: ArrayLike | None = None,
+        storage_s: tuple[float, float] | None = None,
+        gtab: GradientTable | None = None,
+        b0_threshold: float = 50,
+    ) -> WaveformAcquisition:
         """A `WaveformAcquisition`: measurements with any gradient waveform.
 
         Parameters
@@ -324,7 +348,7 @@ class Acquisition(Measurements):
         """
         return self._gradient_table(big_delta=self.big_delta / S, small_delta=self.small_delta / S)
 
-    def subset(self, index) -> Acquisition:
+    def subset(self, index: ArrayLike | slice) -> Acquisition:
         chosen = self._chosen(index)
         return replace(self, **{name: getattr(self, name)[chosen] for name in _PER_MEASUREMENT})
 

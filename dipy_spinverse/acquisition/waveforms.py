@@ -89,10 +89,10 @@ class Waveforms:
     def b_tensors(self) -> np.ndarray:
         """(m, 3, 3) integral of q q^T, ms/um^2; the quadrature is exact."""
         spans = np.diff(self.times)
-        total = 0
+        total = np.zeros((len(self.rows), 3, 3))
         for point, weight in zip(_GAUSS_POINTS, _GAUSS_WEIGHTS, strict=True):
             q = self.q(self.times[:-1] + point * spans)
-            total = total + np.einsum("k,kmi,kmj->mij", weight * spans, q, q)
+            total += np.einsum("k,kmi,kmj->mij", weight * spans, q, q)
         return total
 
     def select(self, chosen: np.ndarray) -> Waveforms:

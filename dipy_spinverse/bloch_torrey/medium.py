@@ -8,7 +8,8 @@ import numpy as np
 
 from dipy_spinverse.grid import TetrahedralGrid
 
-_TINY, _HUGE = np.finfo(float).tiny, np.finfo(float).max
+_TINY = np.finfo(float).tiny
+_HUGE = np.finfo(float).max
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
@@ -14,11 +16,13 @@ from dipy_spinverse.bloch_torrey.finite_volumes.operator import (
 from dipy_spinverse.bloch_torrey.finite_volumes.simulator import Simulator
 from dipy_spinverse.grid import TetrahedralGrid
 
+_Field = TypeVar("_Field", np.ndarray, torch.Tensor)
+
 
 def simulate(
     acquisition: Measurements,
     grid: TetrahedralGrid,
-    permeability,
+    permeability: _Field,
     *,
     diffusivity: ArrayLike = 2.0,
     initial_density: ArrayLike = 1.0,
@@ -28,7 +32,7 @@ def simulate(
     steps: int = 8,
     dtype: str = "float64",
     device: str = "cpu",
-):
+) -> _Field:
     """Signals of an acquisition in a grid with permeable faces.
 
     S = Re sum_i w_i u_i(TE) of the Bloch-Torrey equation, relative to the initial magnetisation.
@@ -97,31 +101,30 @@ def simulate(
     >>> simulate(acquisition, grid, np.full(grid.n_faces, np.inf)).round(3)
     array([1.   , 0.135])
     """
-    given = permeability
-    if not isinstance(given, torch.Tensor):
-        permeability = torch.as_tensor(np.asarray(given, dtype=float))
-    elif not given.is_floating_point():
-        permeability = given.double()
-    _check_permeability(permeability, grid)
+    if not isinstance(permeability, torch.Tensor):
+        kappa = torch.as_tensor(np.asarray(permeability, dtype=float))
+    else:
+        kappa = permeability if permeability.is_floating_point() else permeability.double()
+    _check_permeability(kappa, grid)
     simulator = Simulator(
         acquisition, grid, diffusivity=diffusivity, initial_density=initial_density, t2_ms=t2_ms,
         t1_ms=t1_ms, outer_permeability=outer_permeability, steps=steps, dtype=dtype,
         device=device,
     )  # fmt: skip
     medium = simulator.medium
-    resistance = face_resistance(grid, medium.diffusivity, medium.density)
-    resistance = torch.as_tensor(resistance).to(permeability)
+    between = face_resistance(grid, medium.diffusivity, medium.density)
+    resistance = torch.as_tensor(between).to(kappa)
     # Of the equal forms, the one whose derivative is finite where kappa is 0 or infinite.
-    tau = 1 - 1 / (1 + permeability * resistance)
+    tau = 1 - 1 / (1 + kappa * resistance)
     signals = _Signals.apply(torch.atleast_2d(tau), simulator)
-    signals = signals.reshape(*permeability.shape[:-1], len(acquisition))
-    return signals if isinstance(given, torch.Tensor) else signals.numpy()
+    signals = signals.reshape(*kappa.shape[:-1], len(acquisition))
+    return signals if isinstance(permeability, torch.Tensor) else signals.numpy()
 
 
 def simulate_with_jacobian(
     acquisition: Measurements,
     grid: TetrahedralGrid,
-    permeability,
+    permeability: ArrayLike,
     *,
     diffusivity: ArrayLike = 2.0,
     initial_density: ArrayLike = 1.0,

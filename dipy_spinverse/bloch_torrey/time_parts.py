@@ -27,13 +27,14 @@ def unique_encodings(acquisition: Measurements) -> tuple[np.ndarray, np.ndarray]
     encoding : ndarray (M,)
         The kind of each measurement.
     """
-    representatives, encoding = [], np.empty(len(acquisition), dtype=int)
+    representatives: list[int] = []
+    encoding = np.empty(len(acquisition), dtype=int)
     for waveforms in acquisition.waveforms:
         rates = np.moveaxis(waveforms.rates, 2, 0).reshape(len(waveforms.rows), -1)
         rates = rates.round(9) + 0.0
         first_nonzero = np.argmax(rates != 0, axis=1)
         rates *= np.sign(np.take_along_axis(rates, first_nonzero[:, None], axis=1))
-        kinds = {}
+        kinds: dict[bytes, list[int]] = {}
         for row, key in zip(waveforms.rows, rates + 0.0, strict=True):
             kinds.setdefault(key.tobytes(), []).append(row)
         for rows in kinds.values():

@@ -16,7 +16,7 @@ from dipy_spinverse.compartments.posterior.degeneracy import undetermined
 _ANY_TIMING = {"big_delta": 0.03, "small_delta": 0.01}
 
 
-def acquisition_for(gtab, definition, te=None) -> Measurements:
+def acquisition_for(gtab, definition, te=None) -> Acquisition:
     """Acquisition of a gradient table; without timings where the model does not need them."""
     timed = definition.timed or isinstance(gtab, Measurements)
     if timed or (gtab.big_delta is not None and gtab.small_delta is not None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from dipy.core.gradients import GradientTable
 
@@ -19,7 +20,7 @@ def compose(
     name: str = "own model",
     derived: Mapping[str, Callable] | None = None,
     maps: Iterable[str] = (),
-    **kwargs,
+    **kwargs: Any,
 ) -> CompartmentModel:
     """A model of one's own.
 

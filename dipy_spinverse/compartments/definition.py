@@ -285,16 +285,14 @@ def with_fibres(definition: Definition, n: int) -> Definition:
             [replace(p, name=f"{p.name}_{k}") for k in range(1, n + 1)] if p.per_fibre else [p]
         )
     )
-    parts = []
-    for c in definition.compartments:
-        for k in range(1, n + 1) if c.has_axis else ():
-            parts.append(_of_fibre(c, k, own))
-        if not c.has_axis:
-            parts.append(c)
     return replace(
         definition,
         parameters=parameters,
-        compartments=tuple(parts),
+        compartments=tuple(
+            part
+            for c in definition.compartments
+            for part in ([_of_fibre(c, k, own) for k in range(1, n + 1)] if c.has_axis else [c])
+        ),
         single=definition,
         n_fibres=n,
     )

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import numpy as np
+
 from dipy_spinverse.voxels.fit import VoxelFit
+
+if TYPE_CHECKING:
+    from dipy_spinverse.compartments.model import CompartmentModel
 
 
 class CompartmentFit(VoxelFit):
@@ -26,7 +33,6 @@ class CompartmentFit(VoxelFit):
         Effective number of posterior draws; intervals with less than 20 are rough.
     """
 
-    @property
-    def MAPS(self) -> tuple[str, ...]:  # noqa: N802 - as in every fit
-        """Maps of the model, and S0."""
-        return (*self.model.definition.maps, "S0")
+    def __init__(self, model: CompartmentModel, status: np.ndarray, values: dict[str, np.ndarray]):
+        super().__init__(model, status, values)
+        self.MAPS = (*model.definition.maps, "S0")

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from dipy.core.gradients import GradientTable
 from dipy.direction.peaks import PeaksAndMetrics
+from numpy.typing import ArrayLike
 
-from dipy_spinverse.acquisition import Measurements
+from dipy_spinverse.acquisition import Acquisition, Measurements, pulsed_only
 from dipy_spinverse.compartments.arguments import (
     acquisition_for,
     check_acquisition,
@@ -69,13 +70,14 @@ class CompartmentModel(VoxelModel):
     """
 
     Fit = CompartmentFit
+    acquisition: Acquisition
 
     def __init__(
         self,
         gtab: GradientTable | Measurements,
         definition: Definition,
         *,
-        te=None,
+        te: ArrayLike | None = None,
         likelihood: str = "rician",
         solver: str = "variable-projection",
         dtype: str = "float64",
@@ -159,8 +161,11 @@ class CompartmentModel(VoxelModel):
         )
         return CompartmentFit(self, status, values)
 
-    def signals_of_fit(self, values, acquisition: Measurements) -> np.ndarray:
+    def signals_of_fit(
+        self, values: Mapping[str, np.ndarray], acquisition: Measurements
+    ) -> np.ndarray:
         """Signals (V, M) of the likeliest parameters."""
+        acquisition = pulsed_only(acquisition)
         encoding = encoding_of(acquisition, torch.float64, timed=self.definition.timed)
         result, count = np.zeros((len(values["S0"]), len(acquisition))), values["n_fibres"]
         size = voxels_per_chunk(self.definition, acquisition)
@@ -180,7 +185,9 @@ class CompartmentModel(VoxelModel):
                 result[rows] = combined(columns, fractions).numpy()
         return result
 
-    def acquisition_of(self, gtab: GradientTable | Measurements, te=None) -> Measurements:
+    def acquisition_of(
+        self, gtab: GradientTable | Measurements, te: ArrayLike | None = None
+    ) -> Acquisition:
         """Pulsed gradients; without timings where the model does not need them."""
         return acquisition_for(gtab, self.definition, te)
 
@@ -201,7 +208,11 @@ class CompartmentModel(VoxelModel):
         described = {"parameters": parameters, "pools": list(definition.pools)}
         return {"name": definition.name, **described, **options}, {}
 
-    def signals(self, parameters: Mapping[str, np.ndarray], gtab=None) -> np.ndarray:
+    def signals(
+        self,
+        parameters: Mapping[str, ArrayLike],
+        gtab: GradientTable | Measurements | None = None,
+    ) -> np.ndarray:
         """Noise-free signals of given parameters.
 
         Parameters
@@ -244,8 +255,8 @@ class CompartmentModel(VoxelModel):
         frames = np.linalg.qr(rng.standard_normal((n, len(definition.axes), 3, 3)))[0]
         values = values_of(definition, Place(unit, torch.tensor(frames)))
         fractions = rng.dirichlet(np.ones(len(definition.pools)), n).T
-        values = {name: value.numpy() for name, value in values.items() if name != "_"}
-        return values | dict(zip(definition.pools, fractions, strict=True)) | {"S0": np.ones(n)}
+        drawn = {name: value.numpy() for name, value in values.items() if name != "_"}
+        return drawn | dict(zip(definition.pools, fractions, strict=True)) | {"S0": np.ones(n)}
 
     def maps(self, parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Maps of a fit (...), in their units, from parameters as `signals` takes them."""
@@ -253,7 +264,12 @@ class CompartmentModel(VoxelModel):
         maps = maps_of(self.definition, values) | {"S0": values["S0"]}
         return {name: value.reshape(shape).numpy() for name, value in maps.items()}
 
-    def predict(self, parameters, gtab=None, S0=1.0) -> np.ndarray:
+    def predict(
+        self,
+        parameters: Mapping[str, ArrayLike],
+        gtab: GradientTable | Measurements | None = None,
+        S0: ArrayLike = 1.0,
+    ) -> np.ndarray:
         """As `signals`, with S0 (...) beside the parameters."""
         return self.signals({**parameters, "S0": S0}, gtab)
 

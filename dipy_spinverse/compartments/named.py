@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from dipy.core.gradients import GradientTable
+
+from dipy_spinverse.acquisition import Measurements
 from dipy_spinverse.compartments.definition import (
     Compartment,
     Definition,
@@ -12,7 +17,8 @@ from dipy_spinverse.compartments.definition import (
 from dipy_spinverse.compartments.model import CompartmentModel
 from dipy_spinverse.units import diffusivity_um2_per_ms
 
-_LARGEST_DIAMETER, _LEAST_DIAMETER = 20.0, 0.2
+_LARGEST_DIAMETER = 20.0  # um
+_LEAST_DIAMETER = 0.2  # um
 _ODI = Parameter("odi", 0.01, 1.0, per_fibre=True)
 
 
@@ -57,12 +63,12 @@ class NODDIModel(CompartmentModel):
 
     def __init__(
         self,
-        gtab,
+        gtab: GradientTable | Measurements,
         *,
         parallel_diffusivity: float = 1.7e-3,
         isotropic_diffusivity: float = 3e-3,
         dispersion: str = "watson",
-        **kwargs,
+        **kwargs: Any,
     ):
         if dispersion not in ("watson", "bingham"):
             raise ValueError(f'dispersion is {dispersion!r}; use "watson" or "bingham".')
@@ -129,12 +135,12 @@ class ActiveAxModel(CompartmentModel):
 
     def __init__(
         self,
-        gtab,
+        gtab: GradientTable | Measurements,
         *,
         parallel_diffusivity: float = 1.7e-3,
         isotropic_diffusivity: float = 3e-3,
         dot: bool = True,
-        **kwargs,
+        **kwargs: Any,
     ):
         along = diffusivity_um2_per_ms("parallel_diffusivity", parallel_diffusivity)
         free = diffusivity_um2_per_ms("isotropic_diffusivity", isotropic_diffusivity)
@@ -203,7 +209,7 @@ class ZCDModel(CompartmentModel):
     >>> fit = ZCDModel(gtab).fit(data)  # doctest: +SKIP
     """
 
-    def __init__(self, gtab, **kwargs):
+    def __init__(self, gtab: GradientTable | Measurements, **kwargs: Any):
         definition = Definition(
             "ZCD",
             (
@@ -269,7 +275,7 @@ class IVIMModel(CompartmentModel):
     True
     """
 
-    def __init__(self, gtab, **kwargs):
+    def __init__(self, gtab: GradientTable | Measurements, **kwargs: Any):
         definition = Definition(
             "IVIM",
             (Parameter("D", 0.05, 4.0, "mm^2/s"), Parameter("D_star", 4.0, 100.0, "mm^2/s")),

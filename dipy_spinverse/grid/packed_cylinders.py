@@ -55,8 +55,8 @@ def packed_cylinders_grid(
     lengths = np.concatenate([side, radii, [edge_um]])
     if not (np.isfinite(lengths) & (lengths > 0)).all() or centres.shape[1] != 2:
         raise ValueError(
-            f"side_um is {side_um}, radii_um {radii_um}, edge_um {edge_um}; give positive lengths "
-            "in um, and centres_um of shape (n, 2)."
+            f"side_um is {side_um!r}, radii_um {radii_um!r}, edge_um {edge_um}; give positive "
+            "lengths in um, and centres_um of shape (n, 2)."
         )
     spacing = _spacing_around(side, centres, radii, edge_um)
     points, owner, on_circle = _points(side, centres, radii, spacing, edge_um)

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch.nn.functional import pad
 
+from dipy_spinverse.acquisition.measurements import Measurements
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import Simulator, relative_transmissibility
 from dipy_spinverse.grid import TetrahedralGrid
@@ -27,10 +29,11 @@ from dipy_spinverse.inversion.priors import evaluate
 WALL_THRESHOLD = 0.5
 # c above.
 _C = 0.4
+_Values = TypeVar("_Values", np.ndarray, torch.Tensor)
 
 
-def openness(transmissibility: torch.Tensor) -> torch.Tensor:
-    """Openness s in [0, 1] of relative transmissibilities in [0, 1], same shape."""
+def openness(transmissibility: _Values) -> _Values:
+    """Openness s in [0, 1] of relative transmissibilities in [0, 1], same shape and kind."""
     return (1 + _C) * transmissibility / (transmissibility + _C)
 
 
@@ -49,7 +52,7 @@ def wall_faces(grid: TetrahedralGrid, permeability: np.ndarray, diffusivity: flo
     return openness(tau) < WALL_THRESHOLD
 
 
-def free_water_signals(acquisition: Acquisition, free_diffusivity: float) -> np.ndarray:
+def free_water_signals(acquisition: Measurements, free_diffusivity: float) -> np.ndarray:
     """Signals (M,) of water that nothing hinders, with a diffusivity in um^2/ms."""
     return np.exp(-np.where(acquisition.b0_mask, 0.0, acquisition.b) * free_diffusivity)
 

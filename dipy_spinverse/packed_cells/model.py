@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from dipy.core.gradients import GradientTable
+from numpy.typing import ArrayLike
 
-from dipy_spinverse.acquisition import Measurements, pulsed_only
+from dipy_spinverse.acquisition import Acquisition, Measurements, pulsed_only
 from dipy_spinverse.packed_cells.parameter_maps import PARAMETERS
 from dipy_spinverse.packed_cells.posterior import packed_cells_posterior
 from dipy_spinverse.packed_cells.tables.cache import cached_table, prepare_tables
@@ -83,6 +85,7 @@ class PackedCellsModel(VoxelModel):
     """
 
     Fit = PackedCellsFit
+    acquisition: Acquisition
 
     def __init__(
         self,
@@ -90,7 +93,7 @@ class PackedCellsModel(VoxelModel):
         *,
         diffusivity: float = 2e-3,
         free_diffusivity: float = 3e-3,
-        te=None,
+        te: ArrayLike | None = None,
         seed: int = 0,
     ):
         super().__init__(gtab, te)
@@ -152,7 +155,9 @@ class PackedCellsModel(VoxelModel):
         )
         return PackedCellsFit(self, status, values)
 
-    def signals_of_fit(self, values, acquisition: Measurements) -> np.ndarray:
+    def signals_of_fit(
+        self, values: Mapping[str, np.ndarray], acquisition: Measurements
+    ) -> np.ndarray:
         """Signals (V, M) of the likeliest tissue."""
         acquisition = pulsed_only(acquisition)
         tables = {

@@ -33,12 +33,13 @@ from dipy_spinverse.voxels.statistics import of_axes
 from dipy_spinverse.voxels.tensor_frames import tensor_frames
 
 _N_MODES = 5
-_DRAWS_PER_ROUND, _ROUNDS = 500, 6
-_N_CHAINS, _CHAIN_STEPS = 120, 120
-# Less likely classes are dropped, and their chains saved.
-_LEAST_PROBABILITY = 0.005
-_LEAST_SIGMA = 1e-3
-_BATCH = 16
+_DRAWS_PER_ROUND = 500
+_ROUNDS = 6
+_N_CHAINS = 120
+_CHAIN_STEPS = 120
+_LEAST_PROBABILITY = 0.005  # of a class; less likely ones are dropped, and their chains saved
+_LEAST_SIGMA = 1e-3  # over the largest signal: tables are not more exact
+_BATCH = 16  # voxels
 
 
 @dataclass(frozen=True, eq=False)

@@ -78,7 +78,9 @@ def importance_draws(
     log_share = np.where(np.isfinite(modes.costs), -0.5 * modes.costs + 0.5 * volume, -np.inf)
     log_share -= logsumexp(log_share, axis=1, keepdims=True)
     mixture = _with_defence(np.exp(log_share), modes.places, modes.covariances * _INFLATION**2)
-    history, draws, targets, densities = [], [], [], []
+    history, targets = [], []
+    draws: list[np.ndarray] = []
+    densities: list[np.ndarray] = []
     for _ in range(rounds):
         new = _draw(mixture, draws_per_round, rng)
         targets.append(log_target(new))

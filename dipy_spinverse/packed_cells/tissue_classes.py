@@ -84,7 +84,7 @@ class TissueClass:
 
 def tissue_class(name: str, free_water: bool) -> TissueClass:
     """One of `CLASSES` or `ALIGNED`, with or without free water."""
-    parameters = ()
+    parameters: tuple[str, ...] = ()
     if name != "spheres":
         parameters += _CYLINDER
     if name not in ("spheres", ALIGNED):
@@ -170,7 +170,7 @@ def class_signals(
     values = physical(tissue, z)
     u = expit(z)
     n, m = len(z), len(model.shells)
-    jacobian = np.zeros((n, m, tissue.n_parameters)) if slopes else None
+    jacobian = np.zeros((n, m, tissue.n_parameters if slopes else 0))
     parts = {}
     if tissue.has_cylinders:
         place = _coordinates(values, *_CYLINDER)

@@ -6,18 +6,24 @@ from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dipy_spinverse.compartments.fit import CompartmentFit
 from dipy_spinverse.report.glyphs import superquadrics
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _UNITS = {"mm^2/s": "mm$^2$/s", "um": "um", "1": ""}
 _VIEWS = {"z": [0, 1, 2], "y": [0, 2, 1], "x": [1, 2, 0]}  # right, up, towards the eye
 _LIGHT = np.array([0.3, -0.5, 0.8]) / np.linalg.norm([0.3, -0.5, 0.8])
 
 
-def plot_maps(fit: CompartmentFit, names: Iterable[str] | None = None, slice_index: int = 0):
+def plot_maps(
+    fit: CompartmentFit, names: Iterable[str] | None = None, slice_index: int = 0
+) -> Figure:
     """Maps of a slice, and where the fit has draws, the widths of their 95 % intervals below.
 
     Parameters
@@ -73,7 +79,7 @@ def plot_posterior(
     draws: Mapping[str, np.ndarray] | Mapping[str, Mapping[str, np.ndarray]],
     names: Iterable[str] | None = None,
     truth: Mapping[str, float] | None = None,
-):
+) -> Figure:
     """Marginal distributions of one voxel, and how each pair of parameters goes together.
 
     Parameters
@@ -92,7 +98,7 @@ def plot_posterior(
     """
     plt = _matplotlib()
     several = isinstance(next(iter(draws.values())), Mapping)
-    sets = draws if several else {"posterior": draws}
+    sets: Mapping[str, Any] = draws if several else {"posterior": draws}
     names = list(names or (n for n in next(iter(sets.values())) if n != "S0"))
     n = len(names)
     figure, axes = plt.subplots(

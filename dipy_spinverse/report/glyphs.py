@@ -15,7 +15,8 @@ from dipy_spinverse.compartments.fit import CompartmentFit
 _SHARPNESS = 3.0
 _B = 1.0  # ms/um^2
 _N_DIRECTIONS = 30
-_N_AROUND, _N_ALONG = 24, 13
+_N_AROUND = 24
+_N_ALONG = 13
 _FILL = 0.48  # of the distance of voxels
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING
 
 import numpy as np
 from dipy.core.gradients import GradientTable
@@ -24,6 +26,9 @@ from dipy_spinverse.scan_design.bounds import (
     map_bounds,
 )
 from dipy_spinverse.units import diffusivity_um2_per_ms
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Share of the prior's spread that is left; 0.2 is 0.04 of a fraction, 20 % of a diameter, a
 # factor of 1.5 of a permeability.
@@ -143,7 +148,7 @@ class Identifiability:
             )
         return "\n".join([*lines, "", *(f"- {sentence}" for sentence in self.sentences())])
 
-    def figure(self, target=None):
+    def figure(self, target: str | PathLike | Axes | None = None) -> Axes:
         """Draw the spread of each map after the scan over that before.
 
         Parameters
@@ -163,13 +168,14 @@ class Identifiability:
         pyplot, have_matplotlib, _ = optional_package("matplotlib.pyplot")
         if not have_matplotlib:
             raise ImportError("figure needs matplotlib: pip install dipy_spinverse[viz].")
-        axes = target if hasattr(target, "barh") else None
-        if axes is None:
-            _, axes = pyplot.subplots(figsize=(8, 0.55 * len(self.bounds) + 1.4))
+        if target is not None and not isinstance(target, str | PathLike):
+            _draw(target, self)
+            return target
+        figure, axes = pyplot.subplots(figsize=(8, 0.55 * len(self.bounds) + 1.4))
         _draw(axes, self)
-        if axes is not target and target is not None:
-            axes.figure.savefig(target, dpi=150, bbox_inches="tight")
-            pyplot.close(axes.figure)
+        if target is not None:
+            figure.savefig(target, dpi=150, bbox_inches="tight")
+            pyplot.close(figure)
         return axes
 
 
@@ -249,7 +255,7 @@ def identifiability(
         free_water=free_water, classes=classes, n_draws=n_draws, seed=seed,
         table=cached_table if simulated else closed_form_table,
     )  # fmt: skip
-    of_grid = (None, None)
+    of_grid: tuple[int, ...] = ()
     if grid is not None:
         of_grid = grid.n_faces, determined_directions(acquisition, grid, sigma, d, seed)
     return Identifiability(

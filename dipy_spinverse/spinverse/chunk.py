@@ -77,17 +77,14 @@ class FitChunk:
 
     def __call__(self, voxels: Voxels) -> dict[str, np.ndarray]:
         """Values of each voxel, with the names of `layout`."""
-        scale = voxels.S0[:, 0]
-        signals = voxels.signals / scale[:, None]
-        result = self.inversion.run(
-            signals, None if voxels.sigma is None else voxels.sigma / scale
-        )
+        signals = voxels.signals
+        result = self.inversion.run(signals, voxels.sigma)
         values = self._fields(result, len(signals))
         rms = np.sqrt(((result.predicted - signals) ** 2).mean(axis=1))
         values |= {
-            "S0_per_te": result.amplitudes * scale[:, None],
-            "sigma": result.sigma * scale,
-            "residual_rms": rms * scale,
+            "S0_per_te": result.amplitudes,
+            "sigma": result.sigma,
+            "residual_rms": rms,
             "excess": (rms / result.sigma) ** 2,
             "n_unknowns": np.zeros(len(signals)),
         }

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
 from dipy.core.gradients import GradientTable
+from numpy.typing import ArrayLike
 
-from dipy_spinverse.acquisition import Measurements, pulsed_only
+from dipy_spinverse.acquisition import Acquisition, Measurements, pulsed_only
 from dipy_spinverse.bloch_torrey import simulate
 from dipy_spinverse.cell_search import CellInversion
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
@@ -40,7 +41,8 @@ from dipy_spinverse.voxels.status import Status
 _CELL_SEARCH = "cell-search"
 # Phase between neighbouring tetrahedra, rad, above which a grid is too coarse for an encoding.
 _LARGEST_LINK_PHASE = np.pi / 2
-_N_FIELDS, _N_DRAWS = 4, 200
+_N_FIELDS = 4
+_N_DRAWS = 200
 _BYTES_PER_CHUNK = 2**30
 _MOST_PER_CHUNK = 64
 _PRIORS = {prior.__name__: prior for prior in (Binarisation, Continuity, Manifoldness, WallArea)}
@@ -110,6 +112,7 @@ class SpinverseModel(VoxelModel):
     """
 
     Fit = SpinverseFit
+    acquisition: Acquisition
 
     def __init__(
         self,
@@ -118,7 +121,7 @@ class SpinverseModel(VoxelModel):
         grid: TetrahedralGrid | None = None,
         diffusivity: float = 2e-3,
         free_diffusivity: float = 3e-3,
-        te=None,
+        te: ArrayLike | None = None,
         priors: Sequence | None = None,
         curriculum: Sequence[Stage] | None = None,
         optimizer: str | None = None,
@@ -242,7 +245,10 @@ class SpinverseModel(VoxelModel):
         return fit
 
     def predict(
-        self, permeability: np.ndarray, S0: float | np.ndarray = 1.0, gtab=None
+        self,
+        permeability: ArrayLike,
+        S0: ArrayLike = 1.0,
+        gtab: GradientTable | Measurements | None = None,
     ) -> np.ndarray:
         """Signals of given permeabilities.
 
@@ -283,7 +289,9 @@ class SpinverseModel(VoxelModel):
         ).reshape(*shape, len(acquisition))
         return signals * (S0 if S0.shape == signals.shape else S0[..., None])
 
-    def signals_of_fit(self, values, acquisition: Measurements) -> np.ndarray:
+    def signals_of_fit(
+        self, values: Mapping[str, np.ndarray], acquisition: Measurements
+    ) -> np.ndarray:
         """Signals (V, M) of the walls and of the free water beside them."""
         # The field's own free water: the map may be that of packed cells.
         fraction = values["field_free_water"][:, None]
@@ -361,7 +369,9 @@ class SpinverseModel(VoxelModel):
         return settings, arrays
 
     @classmethod
-    def from_settings(cls, acquisition, settings, arrays) -> SpinverseModel:
+    def from_settings(
+        cls, acquisition: Measurements, settings: dict, arrays: Mapping[str, np.ndarray]
+    ) -> SpinverseModel:
         """The model of :meth:`settings`, on the CPU."""
         settings = dict(settings)
         points, tetrahedra, tetrahedron_points = (arrays[name] for name in _GRID_ARRAYS)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.grid.nearest import nearest
@@ -27,7 +28,7 @@ class Body:
     radius: float
 
 
-def vectors(name: str, value: np.ndarray, single: bool = False) -> np.ndarray:
+def vectors(name: str, value: ArrayLike, single: bool = False) -> np.ndarray:
     """Check positions and return them with shape (N, 3)."""
     array = np.asarray(value, dtype=float)
     wanted = "(3,)" if single else "(N, 3)"
@@ -46,7 +47,7 @@ def positive(name: str, value: float) -> float:
     return float(value)
 
 
-def permeabilities(permeability: float | np.ndarray, n_bodies: int) -> np.ndarray:
+def permeabilities(permeability: ArrayLike, n_bodies: int) -> np.ndarray:
     """Check permeabilities and return one per body."""
     kappas = np.asarray(permeability, dtype=float)
     if kappas.shape not in ((), (n_bodies,)):
@@ -56,16 +57,16 @@ def permeabilities(permeability: float | np.ndarray, n_bodies: int) -> np.ndarra
         )
     if not (kappas >= 0).all() or np.isinf(kappas).any():
         raise ValueError(
-            f"permeability is {permeability}; give finite values of at least 0, um/ms."
+            f"permeability is {permeability!r}; give finite values of at least 0, um/ms."
         )
     return np.broadcast_to(kappas, n_bodies)
 
 
-def unit_axis(axis: np.ndarray) -> np.ndarray:
+def unit_axis(axis: ArrayLike) -> np.ndarray:
     """Check a direction and give it length 1."""
     array = np.asarray(axis, dtype=float)
     if array.shape != (3,) or not np.isfinite(array).all() or not array.any():
-        raise ValueError(f"axis is {axis}; give three numbers that are not all zero.")
+        raise ValueError(f"axis is {axis!r}; give three numbers that are not all zero.")
     return array / np.linalg.norm(array)
 
 

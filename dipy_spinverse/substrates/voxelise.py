@@ -57,7 +57,7 @@ def label_by_samples(
 ) -> np.ndarray:
     """Labels (T,) of the tetrahedra of regions that a function of points (K, 3) gives."""
     weights = _sample_weights()
-    found = {}
+    found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
     for start in range(0, grid.n_tetrahedra, _CHUNK):
         points = (weights @ grid.tetrahedron_points[start : start + _CHUNK]).reshape(-1, 3)
         labels = np.asarray(inside(points))
@@ -72,7 +72,8 @@ def label_by_samples(
             touched = np.flatnonzero(share)
             found.setdefault(int(name), []).append((touched + start, share[touched]))
     names = sorted(found)
-    shares = [tuple(map(np.concatenate, zip(*found[name], strict=True))) for name in names]
+    columns = [zip(*found[name], strict=True) for name in names]
+    shares = [(np.concatenate(touched), np.concatenate(share)) for touched, share in columns]
     return np.array([0, *names])[voxelise(grid, shares)]
 
 

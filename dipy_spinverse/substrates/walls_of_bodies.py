@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.substrates.bodies import (
@@ -53,10 +54,10 @@ from dipy_spinverse.walls.normals import wall_normals
 
 def cylinders(
     grid: TetrahedralGrid,
-    centers_um: np.ndarray,
-    radii_um: np.ndarray,
-    axis: np.ndarray = (0.0, 0.0, 1.0),
-    permeability: float | np.ndarray = 0.0,
+    centers_um: ArrayLike,
+    radii_um: ArrayLike,
+    axis: ArrayLike = (0.0, 0.0, 1.0),
+    permeability: ArrayLike = 0.0,
 ) -> np.ndarray:
     """Parallel cylinders without ends.
 
@@ -142,10 +143,10 @@ def spheres(
 
 def torus(
     grid: TetrahedralGrid,
-    center_um: np.ndarray,
+    center_um: ArrayLike,
     radius_um: float,
     tube_radius_um: float,
-    axis: np.ndarray = (0.0, 0.0, 1.0),
+    axis: ArrayLike = (0.0, 0.0, 1.0),
     permeability: float = 0.0,
 ) -> np.ndarray:
     """A torus.
@@ -197,7 +198,7 @@ def torus(
 
 def bent_tube(
     grid: TetrahedralGrid,
-    centerline_um: np.ndarray,
+    centerline_um: ArrayLike,
     radius_um: float,
     permeability: float = 0.0,
 ) -> np.ndarray:

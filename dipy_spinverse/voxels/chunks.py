@@ -122,10 +122,12 @@ def fit_image(
     ----------
     image : Image
     fit_chunk : callable
-        From :class:`Voxels` to an array (V, ...) for each name in `layout`, in the unit of the
-        data. For the status it also gives "converged", "sigma" (the noise that it used or found),
-        "residual_rms", "n_unknowns", and "excess": the sum of squared residuals over their
-        variances, if the noise were sigma, per degree of freedom. It can be pickled.
+        From :class:`Voxels`, over their S0, to an array (V, ...) for each name in `layout`. What
+        is a signal ("sigma", "residual_rms", names that begin with "S0") comes over S0, too, and
+        is kept in the unit of the data. For the status it also gives "converged", "sigma" (the
+        noise that it used or found), "residual_rms", "n_unknowns", and "excess": the sum of
+        squared residuals over their variances, if the noise were sigma, per degree of freedom.
+        It can be pickled.
     layout : mapping
         Type, or type and shape, of what is kept of a voxel, as ``("f4", (n_faces,))``. An array
         may be narrower; the rest is zero.
@@ -144,10 +146,13 @@ def fit_image(
     voxels, n = image.voxels, len(image.voxels)
     values = {name: _zeros(n, kind) for name, kind in (_JUDGED | dict(layout)).items()}
     parts = engine.chunks([np.arange(n)] if groups is None else groups, most)
-    results = engine.map(fit_chunk, [voxels[rows] for rows in parts])
+    results = engine.map(fit_chunk, [voxels[rows].over_S0() for rows in parts])
     for rows, result in zip(parts, results, strict=True):
         for name, value in result.items():
             values[name][(rows, *map(slice, np.shape(value)[1:]))] = value
+    for name, value in values.items():
+        if name in ("sigma", "residual_rms") or name.split("_")[0] == "S0":
+            value *= voxels.S0[:, 0].reshape(-1, *(1,) * (value.ndim - 1))
     status = image.status.copy()
     status.reshape(-1)[image.rows] = _judged(image, values)
     for name in ("converged", "n_unknowns", "excess"):

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from dipy.core.gradients import GradientTable
 from dipy.reconst.base import ReconstFit
+from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import Measurements
 from dipy_spinverse.voxels import storage
 from dipy_spinverse.voxels.status import FITTED
+
+if TYPE_CHECKING:
+    from dipy_spinverse.voxels.model import VoxelModel
 
 
 class VoxelFit(ReconstFit):
@@ -44,7 +50,7 @@ class VoxelFit(ReconstFit):
 
     MAPS: tuple[str, ...] = ()
 
-    def __init__(self, model, status: np.ndarray, values: dict[str, np.ndarray]):
+    def __init__(self, model: VoxelModel, status: np.ndarray, values: dict[str, np.ndarray]):
         self.model, self.status, self._values = model, np.asarray(status), values
 
     def __getattr__(self, name: str):
@@ -93,7 +99,9 @@ class VoxelFit(ReconstFit):
         values = {name: value[kept] for name, value in self._values.items()}
         return type(self)(self.model, self.status[index], values)
 
-    def predict(self, gtab=None, S0=None) -> np.ndarray:
+    def predict(
+        self, gtab: GradientTable | Measurements | None = None, S0: ArrayLike | None = None
+    ) -> np.ndarray:
         """Noise-free signals (..., M) of the likeliest parameters.
 
         Parameters

@@ -41,6 +41,12 @@ class Voxels:
         own = {name: value[rows] for name, value in self.own.items()}
         return Voxels(self.signals[rows], self.S0[rows], sigma, own)
 
+    def over_S0(self) -> Voxels:
+        """The same, over the signal without diffusion at the first echo time."""
+        S0 = self.S0[:, :1]
+        sigma = None if self.sigma is None else self.sigma / S0[:, 0]
+        return Voxels(self.signals / S0, self.S0 / S0, sigma, self.own)
+
 
 @dataclass(frozen=True, eq=False)
 class Image:
@@ -122,14 +128,12 @@ def image_of(data, mask, sigma, acquisition: Measurements, S0=None, own=None) ->
     status[wanted] = screened(signals, least)
     fittable = status[wanted] == Status.CONVERGED
     rows = np.flatnonzero(wanted)[fittable]
-    voxels = Voxels(
-        signals[fittable], without[fittable], None if noise is None else noise[rows],
-        {name: value[rows] for name, value in (own or {}).items()},
-    )  # fmt: skip
-    if noise is None:
-        level, freedom = independent_noise(voxels.signals, acquisition)
-    else:
-        level, freedom = voxels.sigma, KNOWN
+    known_noise = None if noise is None else noise[rows]
+    own = {name: value[rows] for name, value in (own or {}).items()}
+    voxels = Voxels(signals[fittable], without[fittable], known_noise, own)
+    if known_noise is not None:
+        return Image(status.reshape(shape), voxels, known_noise, KNOWN)
+    level, freedom = independent_noise(voxels.signals, acquisition)
     return Image(status.reshape(shape), voxels, level, freedom)
 
 

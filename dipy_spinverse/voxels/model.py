@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 from dipy.core.gradients import GradientTable
 from dipy.reconst.base import ReconstModel
+from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import Measurements, measurements_of
 from dipy_spinverse.voxels.fit import VoxelFit
@@ -35,8 +36,9 @@ class VoxelModel(ReconstModel):
     """
 
     Fit: ClassVar[type[VoxelFit]] = VoxelFit
+    acquisition: Measurements
 
-    def __init__(self, gtab: GradientTable | Measurements, te=None):
+    def __init__(self, gtab: GradientTable | Measurements, te: ArrayLike | None = None):
         self.acquisition = self.acquisition_of(gtab, te)
 
     @property
@@ -44,7 +46,9 @@ class VoxelModel(ReconstModel):
         """The acquisition as DIPY has it."""
         return self.acquisition.to_gtab()
 
-    def acquisition_of(self, gtab: GradientTable | Measurements, te=None) -> Measurements:
+    def acquisition_of(
+        self, gtab: GradientTable | Measurements, te: ArrayLike | None = None
+    ) -> Measurements:
         """What `gtab` says of measurements, as far as the model needs it."""
         return measurements_of(gtab, te)
 

@@ -7,16 +7,19 @@ from functools import lru_cache
 import numpy as np
 import torch
 from numba import njit, vectorize
+from numpy.typing import ArrayLike
 from scipy.special import ive
 from torch import Tensor
 
-_TABLE_END, _TABLE_STEP = 12.0, 0.01  # of amplitudes over the noise
+# Of a table of amplitudes over the noise.
+_TABLE_END = 12.0
+_TABLE_STEP = 0.01
 _LEAST_INFORMATION = 0.05
 _NOISE_STEPS = 5
 LEAST_NOISE = 1e-6  # of the signal without diffusion
 
 
-def rician_mean(signals: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+def rician_mean(signals: ArrayLike, sigma: ArrayLike) -> np.ndarray:
     """Mean of the magnitude of signals with complex noise of standard deviation sigma.
 
     References

@@ -47,16 +47,14 @@ def shells_of(acquisition: Acquisition) -> Iterator[Shell]:
     weighted = np.flatnonzero(~acquisition.b0_mask)
     timing = acquisition.timing_index[weighted]
     order = weighted[np.lexsort((acquisition.b[weighted], timing))]
-    first, group = None, []
+    group: list[int] = []
     for row in order:
-        same = first is not None and (
-            acquisition.timing_index[row] == acquisition.timing_index[first]
-            and acquisition.b[row] <= _SAME_SHELL * acquisition.b[first]
-        )
-        if not same and group:
+        if group and (
+            acquisition.timing_index[row] != acquisition.timing_index[group[0]]
+            or acquisition.b[row] > _SAME_SHELL * acquisition.b[group[0]]
+        ):
             yield _shell(acquisition, group)
             group = []
-        first = first if same else row
         group.append(row)
     if group:
         yield _shell(acquisition, group)

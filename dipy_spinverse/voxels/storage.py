@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -20,9 +21,9 @@ def write(path: Path | str, header: dict, arrays: dict[str, np.ndarray]) -> None
         Of what JSON holds.
     arrays : dict of ndarray
     """
-    text = _text_of(header)
+    stored: dict[str, Any] = {"header": np.array(_text_of(header)), **arrays}
     with open(path, "wb") as file:
-        np.savez_compressed(file, header=np.array(text), **arrays)
+        np.savez_compressed(file, **stored)
 
 
 def as_read(header: dict) -> dict:

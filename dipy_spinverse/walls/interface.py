@@ -8,6 +8,7 @@ from pathlib import Path
 import meshio
 import nibabel as nib
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.sparse.csgraph import connected_components
 
 from dipy_spinverse.grid import TetrahedralGrid
@@ -101,7 +102,7 @@ class InterfaceMesh:
         vector_areas = np.cross(b - a, c - a) / 2
         return float(np.abs(np.einsum("tk,tk->t", vector_areas, self.normals)).sum())
 
-    def save(self, path: str | Path, origin_mm: np.ndarray = (0.0, 0.0, 0.0)) -> None:
+    def save(self, path: str | Path, origin_mm: ArrayLike = (0.0, 0.0, 0.0)) -> None:
         """Write the mesh; the suffix of the path says in which format.
 
         ``.vtu`` and ``.vtk`` (ParaView) are in um and hold permeability, wall probability and

@@ -20,7 +20,8 @@ LONGEST_EXCHANGE_TIME_MS = 1e4
 # A spin counts as restricted where its least mean squared displacement is this part of a free
 # spin's, with a soft step of this width. Inside of impermeable cylinders, sqrt(D t) above their
 # radius, it is below 0.2; between cylinders of volume fraction 0.65 it is 0.4 to 0.5.
-_RESTRICTED_RATIO, _RESTRICTED_WIDTH = 0.30, 0.04
+_RESTRICTED_RATIO = 0.30
+_RESTRICTED_WIDTH = 0.04
 # Relative length over which the drift of spins tells the normal of a rough wall: root mean
 # squared displacement over the distance between centroids. From 3 to 6, areas of spheres,
 # cylinders and planes change by about 1 %.
@@ -28,8 +29,9 @@ _DRIFT_LENGTH = 4.0
 # Share of the face's own normal, for walls where nothing can move.
 _OWN_NORMAL = 0.2
 _SMOOTHING_ROUNDS = 2
-# 1/um and a fraction: below, there is no wall and nothing restricted to speak of.
-_LEAST_SURFACE, _LEAST_RESTRICTED = 1e-3, 1e-3
+# Below, there is no wall and nothing restricted to speak of.
+_LEAST_SURFACE = 1e-3  # 1/um
+_LEAST_RESTRICTED = 1e-3  # fraction
 _CHUNK = 32
 
 

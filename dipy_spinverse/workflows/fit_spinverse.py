@@ -263,7 +263,7 @@ def _read_acquisition(inputs: dict, settings: dict):
     )
 
 
-def _number_or_path(value: str | float | None) -> float | str | None:
+def _number_or_path(value):
     if value is None:
         return None
     try:

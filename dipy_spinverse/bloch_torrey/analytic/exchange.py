@@ -12,7 +12,8 @@ from dipy_spinverse.bloch_torrey.analytic.bodies import DIMENSIONS, checked_body
 from dipy_spinverse.bloch_torrey.propagators import schedule_of
 from dipy_spinverse.bloch_torrey.time_parts import alike_in_time, unique_encodings
 
-_POLYNOMIALS, _PULSE_STEPS = 32, 48
+_POLYNOMIALS = 32  # between two planes
+_PULSE_STEPS = 48
 
 
 def permeable_planes_signal(
@@ -73,15 +74,15 @@ def permeable_planes_signal(
             f"permeability is {permeability}; give a finite number of at least 0, in um/ms "
             "(without membranes the signal is that of free water)."
         )
-    normal = np.asarray(normal, dtype=float) / length
+    unit = np.asarray(normal, dtype=float) / length
     operators = _periodic_operators(spacing, permeability, diffusivity)
     representatives, encoding = unique_encodings(acquisition)
     signals = np.empty(len(representatives))
     for waveforms, symmetric in alike_in_time(acquisition, representatives):
         schedule = schedule_of(waveforms, symmetric, _PULSE_STEPS, False, lossless=True)
         along = waveforms.b_tensors()
-        along = np.trace(along, axis1=1, axis2=2) - np.einsum("mij,i,j->m", along, normal, normal)
-        across = np.moveaxis(schedule.q, -1, 0) @ normal
+        along = np.trace(along, axis1=1, axis2=2) - np.einsum("mij,i,j->m", along, unit, unit)
+        across = np.moveaxis(schedule.q, -1, 0) @ unit
         found = [_planes_signal(operators, schedule, q) for q in across]
         signals[waveforms.rows] = np.array(found) * np.exp(-diffusivity * along)
     return signals[encoding]
@@ -195,6 +196,7 @@ def two_site_signal(
     ndarray
         As the arguments broadcast.
     """
+    within, between, leaving, fraction = map(np.asarray, (within, between, leaving, fraction))
     entering = leaving * fraction / (1 - fraction)
     a, b = within + leaving, between + entering
     spread = np.sqrt((a - b) ** 2 + 4 * leaving * entering + 1e-12)

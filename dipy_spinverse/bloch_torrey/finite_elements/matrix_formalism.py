@@ -28,7 +28,8 @@ from dipy_spinverse.bloch_torrey.time_parts import unique_encodings
 from dipy_spinverse.grid import TetrahedralGrid
 
 _COARSER = 2.0  # length scale of the modes whose signals the error is estimated from
-_STEP_NORM, _TAYLOR_TOLERANCE = 8.0, 1e-10
+_STEP_NORM = 8.0  # of the exponent of one step
+_TAYLOR_TOLERANCE = 1e-10
 _LEAST_MODES = 32  # also where a body is smaller than the length scale
 
 

@@ -146,12 +146,12 @@ def finite_elements(grid: TetrahedralGrid, permeability: ArrayLike) -> FiniteEle
 def simulate_finite_elements(
     acquisition: Measurements,
     grid: TetrahedralGrid,
-    permeability,
+    permeability: ArrayLike | torch.Tensor,
     *,
-    points_um=None,
-    diffusivity=2.0,
+    points_um: torch.Tensor | None = None,
+    diffusivity: ArrayLike = 2.0,
     steps: int = 16,
-):
+) -> np.ndarray | torch.Tensor:
     """Signals of an acquisition in a grid with membranes, by linear finite elements.
 
     Other than the finite volumes these need no lattice: the grid may follow curved membranes.

@@ -20,6 +20,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from dipy_spinverse.bloch_torrey.medium import Medium
 from dipy_spinverse.grid import TetrahedralGrid
@@ -87,18 +88,20 @@ def _undirected(displacements):
     return vectors, np.where(sign[:, 0] > 0, index.ravel(), index.ravel() + len(vectors))
 
 
-def face_resistance(grid: TetrahedralGrid, diffusivity=2.0, initial_density=1.0) -> np.ndarray:
+def face_resistance(
+    grid: TetrahedralGrid, diffusivity: ArrayLike = 2.0, initial_density: ArrayLike = 1.0
+) -> np.ndarray:
     """Resistance of the water on both sides of each face, ms/um, shape (F,).
 
     rho_f (d_i / (D_i rho_i) + d_j / (D_j rho_j)), rho_f the harmonic mean of the spin densities;
     d_i/D_i + d_j/D_j where these are equal. Diffusivity (um^2/ms) and density are numbers or (T,).
     """
-    diffusivity, density = (
+    diffusivities, density = (
         np.broadcast_to(x, grid.n_tetrahedra)[grid.face_tetrahedra]
         for x in (diffusivity, initial_density)
     )
     relative = 2 * density[:, ::-1] / density.sum(axis=1, keepdims=True)  # rho_f / rho_i
-    return (grid.face_distances / diffusivity * relative).sum(axis=1)
+    return (grid.face_distances / diffusivities * relative).sum(axis=1)
 
 
 def open_conductance(grid: TetrahedralGrid, medium: Medium) -> np.ndarray:
@@ -110,7 +113,10 @@ def open_conductance(grid: TetrahedralGrid, medium: Medium) -> np.ndarray:
 
 
 def relative_transmissibility(
-    grid: TetrahedralGrid, permeability: np.ndarray, diffusivity=2.0, initial_density=1.0
+    grid: TetrahedralGrid,
+    permeability: ArrayLike,
+    diffusivity: ArrayLike = 2.0,
+    initial_density: ArrayLike = 1.0,
 ) -> np.ndarray:
     """Transmissibility of faces relative to the same face without a membrane.
 
@@ -144,7 +150,10 @@ def relative_transmissibility(
 
 
 def permeability_of(
-    grid: TetrahedralGrid, transmissibility: np.ndarray, diffusivity=2.0, initial_density=1.0
+    grid: TetrahedralGrid,
+    transmissibility: ArrayLike,
+    diffusivity: ArrayLike = 2.0,
+    initial_density: ArrayLike = 1.0,
 ) -> np.ndarray:
     """Permeability (..., F), um/ms, of relative transmissibilities in [0, 1]; their inverse."""
     tau = np.asarray(transmissibility)
@@ -172,17 +181,17 @@ def symmetrised_operator(
         For transverse and for stored magnetisation.
     """
     links = links_of(grid)
-    like = {"dtype": transmissibility.dtype, "device": transmissibility.device}
-    conductance = transmissibility * torch.as_tensor(open_conductance(grid, medium), **like)
+    like = transmissibility.new_tensor
+    conductance = transmissibility * like(open_conductance(grid, medium))
     # Outer faces, the slots that lead back to their own tetrahedron, exchange with nobody.
     conductance = torch.nn.functional.pad(conductance, (0, 1))
-    per_slot = conductance[:, torch.as_tensor(links.slot_faces, device=like["device"])]
+    per_slot = conductance[:, torch.as_tensor(links.slot_faces, device=conductance.device)]
     weights = medium.density * grid.volumes
-    diagonal = -per_slot.sum(dim=-1) / torch.as_tensor(weights, **like)
+    diagonal = -per_slot.sum(dim=-1) / like(weights)
     mean_weight = np.sqrt(weights[:, None] * weights[links.neighbours])
     return (
-        per_slot / torch.as_tensor(mean_weight, **like),
-        diagonal[:, None] - torch.as_tensor(medium.loss, **like),
+        per_slot / like(mean_weight),
+        diagonal[:, None] - like(medium.loss),
     )
 
 

@@ -31,8 +31,8 @@ from dipy_spinverse.bloch_torrey.finite_volumes.simulator import (
 )
 from dipy_spinverse.threads import in_equal_parts
 
-# Pools of a smaller share are left out; pools without water that may get some have the least.
-_LEFT_OUT, _LEAST = 1e-3, 1e-6
+_LEFT_OUT = 1e-3  # share of a pool below which it is left out
+_LEAST = 1e-6  # share of pools without water that may get some
 
 
 class PartialVolumeSimulator(Simulator):

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition.measurements import Measurements
 from dipy_spinverse.acquisition.waveforms import Waveforms
@@ -93,7 +94,7 @@ class Simulator:
         steps: int = 8,
         dtype: str = "float64",
         device: str = "cpu",
-        **medium,
+        **medium: ArrayLike | None,
     ):
         _check_settings(steps, dtype)
         self.grid, self.medium = grid, medium_of(grid, **medium)
@@ -137,9 +138,9 @@ class Simulator:
         per_encoding = self._empty(len(weighted), self.n_encodings).zero_()
         index = torch.as_tensor(self._encoding, device=self.device)
         per_encoding.index_add_(1, index, weighted)
-        total = 0
+        total = self._empty(len(weighted), self.grid.n_faces).zero_()
         for columns, _, part in self._sensitivity_parts(transmissibility):
-            total = total + torch.einsum("vm,vmf->vf", per_encoding[:, columns], part)
+            total += torch.einsum("vm,vmf->vf", per_encoding[:, columns], part)
         return total
 
     def _empty(self, *shape):

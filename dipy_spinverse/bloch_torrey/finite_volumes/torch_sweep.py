@@ -85,7 +85,7 @@ class TorchSweep:
             state = self._exponential(state, e)
             if schedule.node_after[e] >= 0:
                 stored.append(state)
-        signals, total = self._project(state), 0
+        signals, total = self._project(state), torch.zeros(())
         # Backwards, the adjoint state: in a symmetric encoding, the second half's in reverse.
         state = state if schedule.symmetric else self.start
         for e in range(len(self.q) - 1, -2, -1):

@@ -25,7 +25,8 @@ from dipy_spinverse.voxels.statistics import ENDINGS, summary
 from dipy_spinverse.voxels.tensor_frames import tensor_frames
 
 MOST_FIBRES = 3
-_SAMPLES_PER_CHUNK, _DRAWS_PER_CHUNK = 300_000, 100_000
+_NUMBERS_PER_CHUNK = 300_000  # measurements x voxels
+_DRAWS_PER_CHUNK = 100_000
 _MANY = 10  # measurements per unknown above which their residual tells the noise
 
 
@@ -40,40 +41,12 @@ class Settings:
     dtype: torch.dtype
 
 
-@dataclass(frozen=True, eq=False)
-class Chunk:
-    """Voxels to fit together.
-
-    Attributes
-    ----------
-    data : ndarray (V, M)
-        Over the signal without diffusion.
-    scale : ndarray (V, M)
-        Signal without diffusion at the echo time of each measurement, relative to the first.
-    sigma : ndarray (V,) or None
-        Noise of `data`; from the residual of a first fit where not given.
-    refine_sigma : bool
-        Whether the noise is taken from the residual of the fit, from `sigma` on.
-    axes : ndarray (V, n_fibres, 3) or None
-        Where the search for the axes begins.
-    start : dict of ndarray or None
-        Where the search for all values begins.
-    """
-
-    data: np.ndarray
-    scale: np.ndarray
-    sigma: np.ndarray | None
-    refine_sigma: bool
-    axes: np.ndarray | None
-    start: dict[str, np.ndarray] | None
-
-
 def voxels_per_chunk(definition: Definition, acquisition: Acquisition, n_draws: int = 0) -> int:
     """As many voxels as fit into some hundred MiB."""
     # Sums over the modes of pores are the largest arrays, as long as signals 20 times.
     per_voxel = len(acquisition) * (20 if definition.timed else 1)
     most = _DRAWS_PER_CHUNK // max(n_draws, 100)
-    return max(1, min(most, _SAMPLES_PER_CHUNK // per_voxel))
+    return max(1, min(most, _NUMBERS_PER_CHUNK // per_voxel))
 
 
 def layout(definition: Definition, n_te: int, *, posterior: bool) -> dict[str, object]:
@@ -127,110 +100,75 @@ class FitChunk:
 
     def __call__(self, voxels: Voxels) -> dict[str, np.ndarray]:
         """Values of each voxel, with the names of `layout`."""
-        n_fibres = int(voxels.own["n_fibres"][0])
-        S0, relative = voxels.S0[:, 0], voxels.S0 / voxels.S0[:, :1]
-        starts = {k.removeprefix("start "): v for k, v in voxels.own.items() if k[:5] == "start"}
-        chunk = Chunk(
-            data=voxels.signals / S0[:, None],
-            scale=relative[:, self.acquisition.te_index],
-            sigma=None if voxels.sigma is None else voxels.sigma / S0,
-            refine_sigma=self.refine_sigma,
-            axes=voxels.own.get("axes"),
-            start=starts or None,
-        )
+        settings, n_fibres = self.settings, int(voxels.own["n_fibres"][0])
         definition = with_fibres(self.definition, n_fibres)
-        result = fit_chunk(chunk, definition, self.acquisition, self.settings)
-        result["n_fibres"] = np.full(len(voxels), n_fibres)
-        return in_units(result, S0, relative, definition.n_unknowns)
+        encoding = encoding_of(self.acquisition, settings.dtype, timed=definition.timed)
+        scale = voxels.S0[:, self.acquisition.te_index]
+        data, scale = (torch.tensor(x, dtype=settings.dtype) for x in (voxels.signals, scale))
+        problem = Problem(definition, pool_signals(definition, encoding), data, scale, None)
+        found, place, amplitudes, sigma, converged = self._fitted(voxels, problem)
+        likeliest = _maps(definition, place, amplitudes)
+        result = likeliest | {f"{name}_likeliest": value for name, value in likeliest.items()}
+        result |= _places(definition, found, place, amplitudes)
+        if settings.n_draws:
+            n, seed = settings.n_draws, settings.seed
+            draws = sample_posterior(found, place, amplitudes, sigma, n, seed)
+            maps = _maps(definition, draws.place, draws.amplitudes)
+            result |= summary({name: value.reshape(n, -1) for name, value in maps.items()})
+            result["effective_draws"] = draws.effective.numpy()
+        n_voxels, n_measurements = data.shape
+        left = max(n_measurements - definition.n_unknowns, 1)
+        return result | {
+            "n_fibres": np.full(n_voxels, n_fibres),
+            "S0_per_te": voxels.S0 * likeliest["S0"][:, None],
+            "converged": converged.numpy(),
+            "sigma": sigma.numpy(),
+            "n_unknowns": np.full(n_voxels, definition.n_unknowns),
+            "excess": n_measurements / left * (result["residual_rms"] / sigma.numpy()) ** 2,
+        }
 
-
-def in_units(
-    result: dict[str, np.ndarray], S0: np.ndarray, relative: np.ndarray, n_unknowns: int
-) -> dict[str, np.ndarray]:
-    """Values of voxels in the unit of their signals, with what the status is judged by.
-
-    Parameters
-    ----------
-    result : dict of ndarray (V, ...)
-        Over the measured signal without diffusion `S0` (V,) at the first echo time.
-    relative : ndarray (V, K)
-        That of each echo time over the first.
-    n_unknowns : int
-        Degrees of freedom that the fit took.
-    """
-    n = result.pop("n_compared")
-    left = np.maximum(n - n_unknowns, 1)
-    result["excess"] = n * (result["residual_rms"] / result["sigma"]) ** 2 / left
-    for name in result:
-        if name.split("_")[0] == "S0" or name in ("sigma", "residual_rms"):
-            result[name] = result[name] * S0
-    result["S0_per_te"] = relative * result["S0_likeliest"][:, None]
-    return result
-
-
-def fit_chunk(
-    chunk: Chunk, definition: Definition, acquisition: Acquisition, settings: Settings
-) -> dict[str, np.ndarray]:
-    """Everything that a fit holds of the voxels, first axis V, over their S0."""
-    dtype = settings.dtype
-    encoding = encoding_of(acquisition, dtype, timed=definition.timed)
-    data, scale = (torch.tensor(each, dtype=dtype) for each in (chunk.data, chunk.scale))
-    problem = Problem(definition, pool_signals(definition, encoding), data, scale, None)
-    found, place, amplitudes, sigma, converged = _fitted(chunk, problem, acquisition, settings)
-    likeliest = _maps(definition, place, amplitudes)
-    result = likeliest | {f"{name}_likeliest": value for name, value in likeliest.items()}
-    result |= _places(definition, found, place, amplitudes)
-    result |= {"converged": converged.numpy(), "sigma": sigma.numpy()}
-    result |= {"n_unknowns": np.full(len(data), definition.n_unknowns)}
-    result["n_compared"] = data.shape[1]
-    if settings.n_draws:
-        draws = sample_posterior(found, place, amplitudes, sigma, settings.n_draws, settings.seed)
-        maps = _maps(definition, draws.place, draws.amplitudes)
-        result |= summary({k: v.reshape(settings.n_draws, -1) for k, v in maps.items()})
-        result["effective_draws"] = draws.effective.numpy()
-    return result
-
-
-def _fitted(chunk, problem, acquisition, settings):
-    """Problem with its likelihood, place, amplitudes, noise, and whether the search converged."""
-    definition, data = problem.definition, problem.data
-    sigma = None if chunk.sigma is None else torch.tensor(chunk.sigma, dtype=data.dtype)
-    start = _start(chunk, problem, acquisition, settings)
-    fit = interior_point if settings.solver == "interior-point" else fit_all
-    if sigma is None or settings.likelihood == "gaussian":
-        place, amplitudes, converged = fit(problem, start)
-        if sigma is None:
-            residual = data - combined(problem.columns(place), amplitudes)
-            n_unknowns = np.full(len(data), definition.n_unknowns)
-            sigma = torch.tensor(
-                noise_from_residual(residual.numpy(), n_unknowns), dtype=data.dtype
-            )
-            sigma, start = sigma.clamp_min(LEAST_NOISE), place
-    if settings.likelihood == "rician":
-        problem = replace(problem, sigma=sigma)
-        place, amplitudes, converged = fit(problem, start)
-        if chunk.refine_sigma and data.shape[1] >= _MANY * definition.n_unknowns:
-            predicted = combined(problem.columns(place), amplitudes)
-            sigma = rician_sigma(data, predicted, sigma, definition.n_unknowns)
+    def _fitted(self, voxels, problem):
+        """Problem with its likelihood, place, amplitudes, noise; whether the search converged."""
+        definition, data, settings = problem.definition, problem.data, self.settings
+        sigma = None if voxels.sigma is None else torch.tensor(voxels.sigma, dtype=data.dtype)
+        start = self._start(voxels, problem)
+        fit = interior_point if settings.solver == "interior-point" else fit_all
+        if sigma is None or settings.likelihood == "gaussian":
+            place, amplitudes, converged = fit(problem, start)
+            if sigma is None:
+                residual = data - combined(problem.columns(place), amplitudes)
+                n_unknowns = np.full(len(data), definition.n_unknowns)
+                sigma = torch.tensor(
+                    noise_from_residual(residual.numpy(), n_unknowns), dtype=data.dtype
+                )
+                sigma, start = sigma.clamp_min(LEAST_NOISE), place
+        if settings.likelihood == "rician":
             problem = replace(problem, sigma=sigma)
-            place, amplitudes, converged = fit(problem, place)
-    return problem, place, amplitudes, sigma, converged
+            place, amplitudes, converged = fit(problem, start)
+            if self.refine_sigma and data.shape[1] >= _MANY * definition.n_unknowns:
+                predicted = combined(problem.columns(place), amplitudes)
+                sigma = rician_sigma(data, predicted, sigma, definition.n_unknowns)
+                problem = replace(problem, sigma=sigma)
+                place, amplitudes, converged = fit(problem, place)
+        return problem, place, amplitudes, sigma, converged
 
-
-def _start(chunk, problem, acquisition, settings):
-    definition, dtype = problem.definition, settings.dtype
-    if chunk.start is not None:
-        given = {k: torch.tensor(v, dtype=dtype) for k, v in chunk.start.items()}
-        return place_of(definition, given)
-    n_axes = len(definition.axes)
-    if chunk.axes is None:
-        frames = torch.tensor(tensor_frames(acquisition, problem.data.numpy()), dtype=dtype)
-        frames = frame_of(frames[:, 2], frames[:, 1])[:, None].expand(-1, n_axes, -1, -1)
-    else:
-        axes = torch.tensor(chunk.axes, dtype=dtype)[:, :n_axes]
-        frames = frame_of(axes.reshape(-1, 3)).reshape(len(axes), n_axes, 3, 3)
-    start = dictionary_start(problem, frames)
-    return evolved(problem, start, settings.seed) if settings.solver == "mix" else start
+    def _start(self, voxels, problem):
+        """Where the search begins: at values given, at peaks, or at the axis of a tensor."""
+        definition, settings = problem.definition, self.settings
+        own = {name: torch.tensor(x, dtype=settings.dtype) for name, x in voxels.own.items()}
+        given = {k.removeprefix("start "): v for k, v in own.items() if k.startswith("start ")}
+        if given:
+            return place_of(definition, given)
+        n_axes = len(definition.axes)
+        if "axes" in own:
+            axes = own["axes"][:, :n_axes]
+            frames = frame_of(axes.reshape(-1, 3)).reshape(len(axes), n_axes, 3, 3)
+        else:
+            rows = tensor_frames(self.acquisition, problem.data.numpy())
+            frames = torch.tensor(rows, dtype=settings.dtype)
+            frames = frame_of(frames[:, 2], frames[:, 1])[:, None].expand(-1, n_axes, -1, -1)
+        start = dictionary_start(problem, frames)
+        return evolved(problem, start, settings.seed) if settings.solver == "mix" else start
 
 
 def all_values(definition: Definition, place: Place, amplitudes: Tensor) -> dict[str, Tensor]:

@@ -168,7 +168,9 @@ def linearised(problem: Problem, place: Place, amplitudes: Tensor) -> tuple[Tens
         (_, columns), (slope, _) = jvp(predicted, (zero,), (direction.expand_as(zero),))
         return columns, slope
 
-    columns, slopes = vmap(along, out_dims=(None, 1))(torch.eye(n, dtype=zero.dtype))
+    # torch's own annotation leaves out that None is possible.
+    every = vmap(along, out_dims=(None, 1))  # type: ignore[arg-type]
+    columns, slopes = every(torch.eye(n, dtype=zero.dtype))
     return columns, slopes
 
 

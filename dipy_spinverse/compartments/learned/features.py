@@ -20,7 +20,9 @@ from dipy_spinverse.compartments.definition import Definition
 from dipy_spinverse.voxels.shells import LARGEST_ORDER, Shell, harmonics, shells_of
 
 FEATURES = ("zonal", "power", "dti", "dki", "signals")
-_TENSOR_B, _KURTOSIS_B = 1.6, 3.1  # ms/um^2, largest for the cumulants
+# Largest b (ms/um^2) for the cumulants.
+_TENSOR_B = 1.6
+_KURTOSIS_B = 3.1
 
 
 @dataclass(frozen=True, eq=False)

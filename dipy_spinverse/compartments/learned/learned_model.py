@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from dipy.core.gradients import GradientTable
 from dipy_spinverse.acquisition import Measurements
 from dipy_spinverse.compartments.definition import maps_of
 from dipy_spinverse.compartments.fit import CompartmentFit
-from dipy_spinverse.compartments.fitting.chunk import MOST_FIBRES, in_units, layout
+from dipy_spinverse.compartments.fitting.chunk import MOST_FIBRES, layout
 from dipy_spinverse.compartments.fitting.coordinates import Place, values_of
 from dipy_spinverse.compartments.fitting.variable_projection import combined
 from dipy_spinverse.compartments.learned import learner_file, networks
@@ -113,7 +114,7 @@ class LearnedModel(VoxelModel):
         snr: tuple[float, float] = (10.0, 100.0),
         n_train: int = 120_000,
         seed: int = 0,
-        **training,
+        **training: Any,
     ):
         check_options(method, training)
         if not 0 < snr[0] < snr[1]:
@@ -280,7 +281,7 @@ class LearnedModel(VoxelModel):
         header, arrays = learner_file.read(path, model)
         learned = cls.__new__(cls)
         learned._assemble(model, *(header[k] for k in ("method", "features", "snr", "seed")))
-        parts = {"scaling": {}, "learner": {}}
+        parts: dict[str, dict] = {"scaling": {}, "learner": {}}
         for key, value in arrays.items():
             part, name = key.split("/", 1)
             parts[part][name] = value
@@ -321,18 +322,18 @@ class LearnedModel(VoxelModel):
 
     def _fit_chunk(self, voxels: Voxels, n_draws: int) -> dict[str, np.ndarray]:
         """What a fit holds of voxels."""
-        relative = voxels.S0 / voxels.S0[:, :1]
         noise = voxels.sigma[:, None] / voxels.S0
         data = voxels.signals / voxels.S0[:, self.acquisition.te_index]
-        n = len(voxels)
-        result = self._estimated(data, noise, n_draws) | {
-            "converged": np.ones(n, dtype=bool),
-            "sigma": noise[:, 0],
-            "n_unknowns": np.full(n, len(self.acquisition) - len(self._checked)),
-            "n_compared": len(self._checked),
+        n, n_checked = len(voxels), len(self._checked)
+        result = self._estimated(data, noise, n_draws)
+        return result | {
             "n_fibres": np.ones(n, dtype=int),
-        }  # fmt: skip
-        return in_units(result, voxels.S0[:, 0], relative, 0)
+            "S0_per_te": voxels.S0 * result["S0_likeliest"][:, None],
+            "converged": np.ones(n, dtype=bool),
+            "sigma": voxels.sigma,
+            "n_unknowns": np.full(n, len(self.acquisition) - n_checked),
+            "excess": (result["residual_rms"] / voxels.sigma) ** 2,
+        }
 
     def _estimated(self, data, noise, n_draws):
         """Maps, places and residual of signals over those without diffusion."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ _SAME = 1e-6
 def write(path: Path | str, header: dict, arrays: dict[str, np.ndarray], model: CompartmentModel):
     """Store arrays and header, and some signals by which the model is known again."""
     probe = model.draw(_N_PROBES, seed=0)
-    stored = {f"probe/{name}": value for name, value in probe.items()}
+    stored: dict[str, Any] = {f"probe/{name}": value for name, value in probe.items()}
     stored |= {**arrays, "probe_signals": model.signals(probe)}
     header = {"format": FORMAT, "definition": _described(model), **header}
     with open(path, "wb") as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -177,7 +178,7 @@ def _network(method, settings):
     return deep(n_in, n_out, *shape)
 
 
-def optimizer_named(name: str) -> type[torch.optim.Optimizer]:
+def optimizer_named(name: str) -> Callable[..., torch.optim.Optimizer]:
     """An optimiser of torch.
 
     Raises

@@ -67,7 +67,8 @@ def simulated_voxels(
     if len(acquisition.echo_times) > 1:
         longer = acquisition.te - acquisition.echo_times.min()
         signals = signals * np.exp(-longer / rng.uniform(*_T2, (n, 1)))
-    sigma = 1 / np.exp(rng.uniform(*np.log(snr), n))
+    lowest, highest = np.log(snr)
+    sigma = 1 / np.exp(rng.uniform(lowest, highest, n))
     real = signals + sigma[:, None] * rng.standard_normal(signals.shape)
     if model.likelihood == "gaussian":
         return values, real, sigma

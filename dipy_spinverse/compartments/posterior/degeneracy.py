@@ -12,7 +12,8 @@ from dipy_spinverse.compartments.fitting.variable_projection import Problem, lin
 from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.pools import pool_signals
 
-_SNR, _N_DRAWS = 100.0, 32
+_SNR = 100.0
+_N_DRAWS = 32
 _PRIOR_PRECISION = 12.0  # of a uniform value between 0 and 1
 # Standard deviation of the posterior over that of the prior.
 _UNDETERMINED = 0.7

@@ -31,7 +31,8 @@ _N_MEMBERS = 128
 _EFFECTIVE = 0.5
 _MOST_STEPS = 80
 _DEGREES = 8.0  # of freedom of the kernels, Student t distributions
-_SETTLING, _APART = 4, 2  # moves before the first and between draws that are kept
+_SETTLING = 4  # moves before the first draw that is kept
+_APART = 2  # moves between draws that are kept
 
 
 @dataclass(frozen=True, eq=False)

@@ -120,7 +120,7 @@ def bingham_signals(
     # Real and imaginary parts of (x + iy)^m.
     real, imaginary = torch.ones_like(x), torch.zeros_like(x)
     twice_real, twice_imaginary = x**2 - y**2, 2 * x * y
-    total = 0
+    total = torch.zeros_like(x)
     for m, *arrays in bingham_harmonics(order):
         moments, powers = _tensors(arrays, x.dtype)
         weights = _bingham_moments(odi, fanning, moments)

@@ -52,13 +52,13 @@ def encoding_of(acquisition: Acquisition, dtype=torch.float64, timed: bool = Tru
     timed : bool, optional
         Whether signals depend on the pulse timing; without it, fewer shells are distinct.
     """
-    b = np.where(acquisition.b0_mask, 0, acquisition.b)
+    weighting = np.where(acquisition.b0_mask, 0, acquisition.b)
     columns = np.stack(
-        [b, acquisition.q, acquisition.small_delta, acquisition.big_delta], axis=1
+        [weighting, acquisition.q, acquisition.small_delta, acquisition.big_delta], axis=1
     ).round(9)
     _, first, shell = np.unique(
         columns if timed else columns[:, :1], axis=0, return_index=True, return_inverse=True
     )
-    shells = torch.tensor(columns[first].T, dtype=dtype)
+    b, q, small, big = torch.tensor(columns[first].T, dtype=dtype)
     directions = torch.tensor(acquisition.directions, dtype=dtype)
-    return Encoding(*shells, torch.tensor(shell.reshape(-1)), directions)
+    return Encoding(b, q, small, big, torch.tensor(shell.reshape(-1)), directions)

@@ -12,6 +12,7 @@ in the gradient too. `across` is the logarithm of the attenuation perpendicular 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,7 +145,7 @@ def _sphere_roots():
 _CYLINDER_ROOTS = list(jnp_zeros(1, _N_ROOTS))
 _SPHERE_ROOTS = _sphere_roots()
 
-KERNELS = {
+KERNELS: dict[str, Callable[..., Kernel]] = {
     "stick": stick,
     "zeppelin": zeppelin,
     "cylinder": cylinder,

@@ -156,10 +156,9 @@ class SignalTable:
 
 def coordinate_range(shape: str) -> tuple[np.ndarray, np.ndarray]:
     """Ends of (log radius, fraction, log(kappa + 0.0003)) in the table, from kappa = 0."""
-    return tuple(
-        np.array([np.log(RADIUS_RANGE_UM[k]), FRACTION_RANGE[shape][k], np.log(kappa + LEAKLESS)])
-        for k, kappa in ((0, 0.0), (1, PERMEABILITY_RANGE[1]))
-    )
+    permeability = np.log(np.array([0.0, PERMEABILITY_RANGE[1]]) + LEAKLESS)
+    low, high = np.array([np.log(RADIUS_RANGE_UM), FRACTION_RANGE[shape], permeability]).T
+    return low, high
 
 
 def relative_q() -> np.ndarray:
