@@ -1,33 +1,51 @@
-# make demo    set up .venv, then simulate, fit and plot a small volume (demo_output/)
-# make test    set up .venv, then run the tests
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+DEMO_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS)
 
-.PHONY: demo test test-all lint venv clean
+.PHONY: demo test test-all lint types docs benchmark venv clean help
 
-demo: $(STAMP)
-	$(BIN)/python examples/demo.py demo_output
+demo: $(STAMP)  ## simulate, fit and plot a small volume (demo_output/); DEMO_ARGS=--quick for two voxels
+	$(BIN)/python examples/demo.py demo_output $(DEMO_ARGS)
 
-test: $(STAMP)
+test: $(STAMP)  ## run the tests but the slow ones
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-all: $(STAMP)
+test-all: $(STAMP)  ## run all tests
 	$(BIN)/python -m pytest -m "" $(PYTEST_ARGS)
 
-lint: $(STAMP)
+lint: $(STAMP)  ## check style and format
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
-venv: $(STAMP)
+types: $(STAMP)  ## check types
+	$(BIN)/mypy
+
+docs: $(DOCS_STAMP)  ## build the pages of doc/ (doc/_build/)
+	$(BIN)/python -m sphinx -q -W --keep-going doc doc/_build
+
+benchmark: $(STAMP)  ## run a benchmark: NAME=recovery [ARGS=--quick]
+	$(BIN)/python -m benchmarks.$(NAME) $(ARGS)
+
+venv: $(STAMP)  ## set up .venv, as all of these do
+
+clean:  ## remove what these made
+	rm -rf $(VENV) demo_output doc/_build build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## list these
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 $(STAMP): pyproject.toml setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable ".[test]"
+	$(PIP_INSTALL) --editable ".[test]"
 	touch $@
 
-clean:
-	rm -rf $(VENV) demo_output build dist *.egg-info .pytest_cache .ruff_cache
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+$(DOCS_STAMP): $(STAMP)
+	$(PIP_INSTALL) --editable ".[docs]"
+	touch $@

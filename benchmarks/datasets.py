@@ -93,7 +93,7 @@ def data_file(name: str) -> Path:
     dataset, _, file = name.partition("/")
     known = _manifest()[dataset]
     size, checksum = known["files"][file].values()
-    asked = f"{name} ({size} bytes; {known['what']}; from {known['source']})"
+    asked = f"{name} ({size} bytes; {known['what']}; source: {known['source']})"
     if not data_at_hand():
         raise SystemExit(
             f"{ENVIRONMENT_VARIABLE} is {os.environ.get(ENVIRONMENT_VARIABLE)!r}; set it to the "

@@ -8,7 +8,7 @@ signal unchanged.
 
     DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.noisy_cells [--shapes 000 018 ...]
 
-Duration: about an hour on 2 cores (--quick: 3 min). Writes results/noisy_cells.md and
+Duration: about an hour on 2 cores (--quick: 5 min). Writes results/noisy_cells.md and
 doc/figures/wall_probability.png.
 """
 

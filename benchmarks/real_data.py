@@ -5,7 +5,7 @@
 fits 24 white-matter voxels of a cat spinal cord and the 12 voxels of the ISBI 2015 challenge.
 `datasets` says how voxels are chosen and signals prepared, `baselines` what the other models fit.
 
-Duration: about 40 min on 2 cores (--quick: 1 min). Writes results/real_data.md, and every fitted
+Duration: about 2 hours on 2 cores (--quick: 3 min). Writes results/real_data.md, and every fitted
 voxel to a .jsonl file beside it: an interrupted run goes on from there (delete it after a change
 of the package).
 """

@@ -6,6 +6,7 @@ project = "dipy_spinverse"
 copyright = "2026, the dipy_spinverse developers"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "numpydoc"]
 myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3  # as links within the repository have them
 numpydoc_show_class_members = False
 exclude_patterns = ["_build"]
 html_theme = "alabaster"

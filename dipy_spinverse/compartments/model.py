@@ -98,10 +98,10 @@ class CompartmentModel(VoxelModel):
 
     def fit(
         self,
-        data: np.ndarray,
-        mask: np.ndarray | None = None,
+        data: ArrayLike,
+        mask: ArrayLike | None = None,
         *,
-        sigma: float | np.ndarray | None = None,
+        sigma: ArrayLike | None = None,
         peaks: PeaksAndMetrics | None = None,
         start: Mapping[str, np.ndarray] | None = None,
         n_draws: int = _N_DRAWS,

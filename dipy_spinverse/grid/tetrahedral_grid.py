@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
 
@@ -128,7 +129,7 @@ class TetrahedralGrid:
 
     @classmethod
     def from_tetrahedra(
-        cls, points_um: np.ndarray, tetrahedra: np.ndarray, boundary: str = "absorbing"
+        cls, points_um: ArrayLike, tetrahedra: ArrayLike, boundary: str = "absorbing"
     ) -> TetrahedralGrid:
         """Grid of a given tetrahedral mesh.
 

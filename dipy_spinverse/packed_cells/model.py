@@ -107,10 +107,10 @@ class PackedCellsModel(VoxelModel):
 
     def fit(
         self,
-        data: np.ndarray,
-        mask: np.ndarray | None = None,
+        data: ArrayLike,
+        mask: ArrayLike | None = None,
         *,
-        sigma: float | np.ndarray | None = None,
+        sigma: ArrayLike | None = None,
         free_water: bool = False,
         n_draws: int = _N_DRAWS,
         engine: str = "serial",
@@ -226,7 +226,7 @@ class _FitChunk:
             "S0_per_te": posterior.s0,
             "_parameters": np.stack([posterior.best_parameters[n] for n in PARAMETERS], axis=1),
             "_axis": posterior.best["wall_orientation"],
-            "converged": np.ones(len(voxels), dtype=bool),
+            "converged": True,
             "sigma": posterior.sigma,
             "residual_rms": np.sqrt((rest**2).mean(axis=1)),
             "n_unknowns": voxels.signals.shape[1] - posterior.degrees_of_freedom,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
@@ -107,8 +108,8 @@ class PackedCellsPosterior:
 
 def packed_cells_posterior(
     acquisition: Acquisition,
-    data: np.ndarray,
-    sigma: np.ndarray | float | None = None,
+    data: ArrayLike,
+    sigma: ArrayLike | None = None,
     *,
     diffusivity: float = 2.0,
     free_water: bool = False,

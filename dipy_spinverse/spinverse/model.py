@@ -163,11 +163,11 @@ class SpinverseModel(VoxelModel):
 
     def fit(
         self,
-        data: np.ndarray,
-        mask: np.ndarray | None = None,
-        S0: float | np.ndarray | None = None,
+        data: ArrayLike,
+        mask: ArrayLike | None = None,
+        S0: ArrayLike | None = None,
         *,
-        sigma: float | np.ndarray | None = None,
+        sigma: ArrayLike | None = None,
         free_water: bool = False,
         n_fields: int = _N_FIELDS,
         n_draws: int = _N_DRAWS,

@@ -109,9 +109,9 @@ def cylinders(
 
 def spheres(
     grid: TetrahedralGrid,
-    centers_um: np.ndarray,
-    radii_um: np.ndarray,
-    permeability: float | np.ndarray = 0.0,
+    centers_um: ArrayLike,
+    radii_um: ArrayLike,
+    permeability: ArrayLike = 0.0,
 ) -> np.ndarray:
     """Spheres.
 

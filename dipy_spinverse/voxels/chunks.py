@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from dipy.utils.multiproc import determine_num_processes
 from dipy.utils.parallel import paramap
+from numpy.typing import ArrayLike
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
@@ -19,7 +20,7 @@ from dipy_spinverse.voxels.status import Status, explains_nothing, outcome
 ENGINES = ("serial", "joblib", "dask", "ray")
 # Threads would share the state of torch's forward differentiation.
 _PROCESSES = {"dask": "multiprocessing"}
-ChunkFit = Callable[[Voxels], Mapping[str, np.ndarray]]
+ChunkFit = Callable[[Voxels], Mapping[str, ArrayLike]]
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Engine:
             parts += [rows[k : k + size] for k in range(0, len(rows), max(size, 1))]
         return parts
 
-    def map(self, function: ChunkFit, chunks: list[Voxels]) -> Iterable[Mapping[str, np.ndarray]]:
+    def map(self, function: ChunkFit, chunks: list[Voxels]) -> Iterable[Mapping[str, ArrayLike]]:
         """Results of a function of each chunk, in order."""
         if self.name == "serial":
             n_voxels = sum(map(len, chunks))
@@ -125,9 +126,9 @@ def fit_image(
         From :class:`Voxels`, over their S0, to an array (V, ...) for each name in `layout`. What
         is a signal ("sigma", "residual_rms", names that begin with "S0") comes over S0, too, and
         is kept in the unit of the data. For the status it also gives "converged", "sigma" (the
-        noise that it used or found), "residual_rms", "n_unknowns", and "excess": the sum of
-        squared residuals over their variances, if the noise were sigma, per degree of freedom.
-        It can be pickled.
+        noise that it used or found), "residual_rms", "n_unknowns", and, where their variances
+        are not sigma^2 alone, "excess": the sum of squared residuals over these, per degree of
+        freedom. A number holds for all voxels. The function can be pickled.
     layout : mapping
         Type, or type and shape, of what is kept of a voxel, as ``("f4", (n_faces,))``. An array
         may be narrower; the rest is zero.
@@ -148,7 +149,7 @@ def fit_image(
     parts = engine.chunks([np.arange(n)] if groups is None else groups, most)
     results = engine.map(fit_chunk, [voxels[rows].over_S0() for rows in parts])
     for rows, result in zip(parts, results, strict=True):
-        for name, value in result.items():
+        for name, value in (_excess(result, voxels.signals.shape[1]) | dict(result)).items():
             values[name][(rows, *map(slice, np.shape(value)[1:]))] = value
     for name, value in values.items():
         if name in ("sigma", "residual_rms") or name.split("_")[0] == "S0":
@@ -158,6 +159,12 @@ def fit_image(
     for name in ("converged", "n_unknowns", "excess"):
         del values[name]
     return status, values
+
+
+def _excess(result, n_measurements):
+    freedom = np.maximum(n_measurements - result["n_unknowns"], 1)
+    squares = n_measurements * (result["residual_rms"] / result["sigma"]) ** 2
+    return {"excess": squares / freedom}
 
 
 def _zeros(n, kind):

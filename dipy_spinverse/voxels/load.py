@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 
-from dipy_spinverse.acquisition import Measurements, measurements_from_arrays
 from dipy_spinverse.voxels import storage
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.model import VoxelModel
@@ -39,7 +39,7 @@ def load_fit(path: str | Path, model: VoxelModel | None = None) -> VoxelFit:
     for key, value in arrays.items():
         part, name = key.split("/", 1)
         parts[part][name] = value
-    acquisition, name = measurements_from_arrays(parts["acquisition"]), header["model"]
+    name = header["model"]
     if model is None:
         package = import_module("dipy_spinverse")  # models go by their public names
         kind = getattr(package, name, None) if name in package.__all__ else None
@@ -48,22 +48,22 @@ def load_fit(path: str | Path, model: VoxelModel | None = None) -> VoxelFit:
                 f"path: {path} is a fit of a {name}, which no file holds; give model=, the one "
                 "that was fitted."
             )
+        acquisition = kind.acquisition_from(parts["acquisition"])
         model = kind.from_settings(acquisition, header["settings"], parts["model"])
     elif not (
         name == type(model).__name__
         and header["settings"] == storage.as_read(model.settings()[0])
-        and _same(acquisition, model.acquisition)
+        and _same(parts["acquisition"], model.acquisition.arrays())
     ):
         raise ValueError(
-            f"model is not the one of {path}, a {name} of {header['settings']} and "
-            f"{acquisition}; give that."
+            f"model is not the one of {path}, a {name} of {header['settings']} and other "
+            "measurements; give that."
         )
     return model.Fit(model, parts["of"]["status"], parts["value"])
 
 
-def _same(one: Measurements, other: Measurements) -> bool:
-    first, second = one.arrays(), other.arrays()
-    return first.keys() == second.keys() and all(
-        first[name].shape == second[name].shape and np.allclose(first[name], second[name])
-        for name in first
+def _same(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all(
+        one[name].shape == np.shape(other[name]) and np.allclose(one[name], other[name])
+        for name in one
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -10,19 +11,27 @@ from dipy.core.gradients import GradientTable
 from dipy.reconst.base import ReconstModel
 from numpy.typing import ArrayLike
 
-from dipy_spinverse.acquisition import Measurements, measurements_of
+from dipy_spinverse.acquisition import Measurements, measurements_from_arrays, measurements_of
+from dipy_spinverse.voxels.chunks import Engine, fit_image
 from dipy_spinverse.voxels.fit import VoxelFit
+from dipy_spinverse.voxels.image import Voxels, image_of
+from dipy_spinverse.voxels.statistics import ENDINGS
+
+_VOX_PER_CHUNK = 1000
 
 
 class VoxelModel(ReconstModel):
     """A model of the signals of voxels.
 
-    A subclass fits by :func:`dipy_spinverse.voxels.chunks.fit_image`, to which it gives a
-    function from a chunk of voxels to named arrays, and says
+    A subclass says
 
-    - `Fit`, the class of its fits,
+    - `Fit`, the class of its fits, with the names of its maps,
+    - `fit_chunk`, a function from a chunk of voxels to named arrays,
     - `signals_of_fit`, the signals (V, M) of the values of a fit over those without diffusion,
     - `settings`, the arguments by which `from_settings` makes it again.
+
+    One that asks for more than :meth:`fit` does has its own, by
+    :func:`dipy_spinverse.voxels.chunks.fit_image`.
 
     Parameters
     ----------
@@ -52,6 +61,65 @@ class VoxelModel(ReconstModel):
         """What `gtab` says of measurements, as far as the model needs it."""
         return measurements_of(gtab, te)
 
+    def fit(
+        self,
+        data: ArrayLike,
+        mask: ArrayLike | None = None,
+        *,
+        sigma: ArrayLike | None = None,
+        n_draws: int = 200,
+        engine: str = "serial",
+        n_jobs: int = -1,
+        vox_per_chunk: int | None = None,
+        verbose: bool = False,
+    ) -> VoxelFit:
+        """Fit voxels.
+
+        Parameters
+        ----------
+        data : array-like (..., M)
+            Magnitudes.
+        mask : array-like (...), optional
+            Voxels to fit; all where not given.
+        sigma : float or array-like (...), optional
+            Standard deviation of the noise in each channel.
+        n_draws : int, optional
+            Draws from the posterior of each voxel; 0 for the likeliest values only.
+        engine, n_jobs, vox_per_chunk, verbose
+            How it is computed: see :class:`dipy_spinverse.voxels.chunks.Engine`.
+
+        Raises
+        ------
+        ValueError
+            Arguments of wrong shape or range.
+        """
+        if n_draws < 0:
+            raise ValueError(f"n_draws is {n_draws}; give at least 0.")
+        how = Engine(engine, n_jobs, vox_per_chunk, verbose)
+        image = image_of(data, mask, sigma, self.acquisition)
+        fit_chunk = partial(self.fit_chunk, n_draws=n_draws)
+        status, values = fit_image(
+            image, fit_chunk, self.layout(n_draws), how, most=_VOX_PER_CHUNK
+        )
+        return self.Fit(self, status, values)
+
+    def fit_chunk(self, voxels: Voxels, n_draws: int) -> Mapping[str, ArrayLike]:
+        """Values of each voxel, with the names of `layout` and those that the status needs.
+
+        See :func:`dipy_spinverse.voxels.chunks.fit_image`.
+        """
+        raise NotImplementedError
+
+    def layout(self, n_draws: int) -> dict:
+        """What a fit holds of a voxel: S0 of each echo time, and maps with their statistics."""
+        maps = {
+            f"{name}{end}": float
+            for name in self.Fit.MAPS
+            for end in ENDINGS
+            if n_draws or not end
+        }
+        return {"S0_per_te": (float, (len(self.acquisition.echo_times),))} | maps
+
     def signals_of_fit(
         self, values: Mapping[str, np.ndarray], acquisition: Measurements
     ) -> np.ndarray:
@@ -67,6 +135,11 @@ class VoxelModel(ReconstModel):
             A model with parts of one's own, which no file can hold.
         """
         raise NotImplementedError
+
+    @classmethod
+    def acquisition_from(cls, arrays: Mapping[str, np.ndarray]) -> Measurements:
+        """The acquisition of its :meth:`Measurements.arrays`."""
+        return measurements_from_arrays(arrays)
 
     @classmethod
     def from_settings(

@@ -30,6 +30,9 @@ class Status(IntEnum):
     PATTERN_NOT_DETERMINED = 7
     """Converged, but other wall fields that explain the same signals have their walls elsewhere
     (`pattern_agreement` is below 0.8): the maps hold, a mesh shows one of many patterns."""
+    TISSUES_NOT_SEPARATED = 8
+    """Converged, but the contrasts say nothing about some mixture of the tissues: their fractions
+    rest on what other voxels are."""
 
 
 FITTED = (
@@ -37,6 +40,7 @@ FITTED = (
     Status.NOT_CONVERGED,
     Status.MISFIT,
     Status.PATTERN_NOT_DETERMINED,
+    Status.TISSUES_NOT_SEPARATED,
 )
 # Probability of a residual by chance below which a model counts as refuted: with it one voxel
 # of a thousand that the model does explain is lost.

@@ -156,11 +156,11 @@ class InterfaceMesh:
 
 def interface_mesh(
     grid: TetrahedralGrid,
-    permeability: np.ndarray,
-    wall_probability: np.ndarray,
+    permeability: ArrayLike,
+    wall_probability: ArrayLike,
     threshold: float = 0.5,
     closed_only: bool = False,
-    walls: np.ndarray | None = None,
+    walls: ArrayLike | None = None,
 ) -> InterfaceMesh:
     """Triangles of the faces that are walls.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.spatial import cKDTree
 
 from dipy_spinverse.grid import TetrahedralGrid
@@ -50,7 +51,7 @@ class WallComparison:
 
 
 def compare_walls(
-    found: np.ndarray, true: np.ndarray, grid: TetrahedralGrid, point_reflection: bool = False
+    found: ArrayLike, true: ArrayLike, grid: TetrahedralGrid, point_reflection: bool = False
 ) -> WallComparison:
     """Compare found with true walls.
 
@@ -88,11 +89,11 @@ def compare_walls(
     >>> compare_walls(true, true, grid).f1
     1.0
     """
-    found, true = (_check_mask(grid, *item) for item in (("found", found), ("true", true)))
-    comparison = _compare(found, true, grid, reflected=False)
+    walls, truth = (_check_mask(grid, *item) for item in (("found", found), ("true", true)))
+    comparison = _compare(walls, truth, grid, reflected=False)
     if not point_reflection:
         return comparison
-    mirrored = _compare(found, true[reflected_faces(grid)], grid, reflected=True)
+    mirrored = _compare(walls, truth[reflected_faces(grid)], grid, reflected=True)
     return min(comparison, mirrored, key=lambda c: (-c.f1, c.chamfer_um2))
 
 

@@ -103,8 +103,8 @@ class FitChunk:
         settings, n_fibres = self.settings, int(voxels.own["n_fibres"][0])
         definition = with_fibres(self.definition, n_fibres)
         encoding = encoding_of(self.acquisition, settings.dtype, timed=definition.timed)
-        scale = voxels.S0[:, self.acquisition.te_index]
-        data, scale = (torch.tensor(x, dtype=settings.dtype) for x in (voxels.signals, scale))
+        S0 = voxels.S0[:, self.acquisition.te_index]
+        data, scale = (torch.tensor(x, dtype=settings.dtype) for x in (voxels.signals, S0))
         problem = Problem(definition, pool_signals(definition, encoding), data, scale, None)
         found, place, amplitudes, sigma, converged = self._fitted(voxels, problem)
         likeliest = _maps(definition, place, amplitudes)
@@ -116,15 +116,12 @@ class FitChunk:
             maps = _maps(definition, draws.place, draws.amplitudes)
             result |= summary({name: value.reshape(n, -1) for name, value in maps.items()})
             result["effective_draws"] = draws.effective.numpy()
-        n_voxels, n_measurements = data.shape
-        left = max(n_measurements - definition.n_unknowns, 1)
         return result | {
-            "n_fibres": np.full(n_voxels, n_fibres),
+            "n_fibres": n_fibres,
             "S0_per_te": voxels.S0 * likeliest["S0"][:, None],
             "converged": converged.numpy(),
             "sigma": sigma.numpy(),
-            "n_unknowns": np.full(n_voxels, definition.n_unknowns),
-            "excess": n_measurements / left * (result["residual_rms"] / sigma.numpy()) ** 2,
+            "n_unknowns": definition.n_unknowns,
         }
 
     def _fitted(self, voxels, problem):

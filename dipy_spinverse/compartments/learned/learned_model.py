@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from dipy.core.gradients import GradientTable
+from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import Measurements
 from dipy_spinverse.compartments.definition import maps_of
@@ -135,10 +136,10 @@ class LearnedModel(VoxelModel):
 
     def fit(
         self,
-        data: np.ndarray,
-        mask: np.ndarray | None = None,
+        data: ArrayLike,
+        mask: ArrayLike | None = None,
         *,
-        sigma: float | np.ndarray | None = None,
+        sigma: ArrayLike | None = None,
         n_draws: int = _N_DRAWS,
         refine: bool = False,
         engine: str = "serial",
@@ -220,7 +221,7 @@ class LearnedModel(VoxelModel):
             )
 
     def draws(
-        self, data: np.ndarray, *, sigma: float | None = None, n_draws: int = 1024
+        self, data: ArrayLike, *, sigma: float | None = None, n_draws: int = 1024
     ) -> dict[str, np.ndarray]:
         """Draws (n_draws,) of all maps of one voxel.
 
@@ -322,17 +323,18 @@ class LearnedModel(VoxelModel):
 
     def _fit_chunk(self, voxels: Voxels, n_draws: int) -> dict[str, np.ndarray]:
         """What a fit holds of voxels."""
-        noise = voxels.sigma[:, None] / voxels.S0
+        sigma = np.asarray(voxels.sigma)
+        noise = sigma[:, None] / voxels.S0
         data = voxels.signals / voxels.S0[:, self.acquisition.te_index]
-        n, n_checked = len(voxels), len(self._checked)
+        n_checked = len(self._checked)
         result = self._estimated(data, noise, n_draws)
         return result | {
-            "n_fibres": np.ones(n, dtype=int),
+            "n_fibres": 1,
             "S0_per_te": voxels.S0 * result["S0_likeliest"][:, None],
-            "converged": np.ones(n, dtype=bool),
-            "sigma": voxels.sigma,
-            "n_unknowns": np.full(n, len(self.acquisition) - n_checked),
-            "excess": (result["residual_rms"] / voxels.sigma) ** 2,
+            "converged": True,
+            "sigma": sigma,
+            "n_unknowns": len(self.acquisition) - n_checked,
+            "excess": (result["residual_rms"] / sigma) ** 2,
         }
 
     def _estimated(self, data, noise, n_draws):

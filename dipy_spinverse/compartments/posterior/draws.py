@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from dipy_spinverse.compartments.definition import maps_of, with_fibres
 from dipy_spinverse.compartments.fit import CompartmentFit
@@ -16,7 +17,7 @@ from dipy_spinverse.compartments.signals.pools import pool_signals
 
 
 def posterior_draws(
-    fit: CompartmentFit, data: np.ndarray, n_draws: int = 1000, seed: int = 0
+    fit: CompartmentFit, data: ArrayLike, n_draws: int = 1000, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """Draws of all maps of one voxel.
 
