@@ -1,8 +1,9 @@
-"""The demo and the README's example run as they stand."""
+"""The demo, the README's example and those of CONTRIBUTING run as they stand."""
 
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+CONTRIBUTING = ROOT / "examples" / "contributing"
+
+
+@pytest.mark.filterwarnings("ignore:The acquisition tells nearly nothing")
+@pytest.mark.parametrize("path", sorted(CONTRIBUTING.glob("*.py")), ids=lambda path: path.stem)
+def test_examples_of_contributing_find_what_they_assert(path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(path)])
+    runpy.run_path(str(path), run_name="__main__")
 
 
 @pytest.mark.slow

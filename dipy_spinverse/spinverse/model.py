@@ -11,7 +11,7 @@ import numpy as np
 from dipy.core.gradients import GradientTable
 from numpy.typing import ArrayLike
 
-from dipy_spinverse.acquisition import Acquisition, Measurements, pulsed_only
+from dipy_spinverse.acquisition import Acquisition, Measurements, measurements_of, pulsed_only
 from dipy_spinverse.bloch_torrey import simulate
 from dipy_spinverse.cell_search import CellInversion
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
@@ -265,7 +265,7 @@ class SpinverseModel(VoxelModel):
         -------
         ndarray (..., M)
         """
-        acquisition = self.acquisition if gtab is None else self.acquisition_of(gtab)
+        acquisition = self.acquisition if gtab is None else measurements_of(gtab)
         permeability, S0 = np.asarray(permeability), np.asarray(S0)
         shape = permeability.shape[:-1]
         if permeability.shape[-1:] != (self.grid.n_faces,):

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import Measurements
 from dipy_spinverse.voxels import storage
+from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.status import FITTED
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ class VoxelFit(ReconstFit):
         storage.write(path, header, named)
 
 
-def _known_echo_times(acquisition: Measurements, own: Measurements) -> np.ndarray:
+def _known_echo_times(acquisition: Acquired, own: Acquired) -> np.ndarray:
     """Place (M,) in the echo times of a fit of each measurement's."""
     if len(own.echo_times) == 1:
         return np.zeros(len(acquisition), dtype=int)

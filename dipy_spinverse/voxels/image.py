@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dipy_spinverse.acquisition import Measurements
+from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.noise import KNOWN, independent_noise
 from dipy_spinverse.voxels.status import Status, screened
 
@@ -81,7 +81,7 @@ class Image:
         return np.flatnonzero(self.status == Status.CONVERGED)
 
 
-def image_of(data, mask, sigma, acquisition: Measurements, S0=None, own=None) -> Image:
+def image_of(data, mask, sigma, acquisition: Acquired, S0=None, own=None) -> Image:
     """Arguments of a fit, checked; warns of voxels that cannot be fitted.
 
     Parameters
@@ -90,7 +90,7 @@ def image_of(data, mask, sigma, acquisition: Measurements, S0=None, own=None) ->
         Of one voxel or of an image of up to three dimensions.
     mask : array-like (...) or None
     sigma : float, array-like (...) or None
-    acquisition : Measurements
+    acquisition : Acquired
     S0 : float, array-like (...) or None
         Signal without diffusion, where it is known.
     own : mapping of ndarray (prod(...), ...) or None
@@ -123,7 +123,8 @@ def image_of(data, mask, sigma, acquisition: Measurements, S0=None, own=None) ->
     least = without.min(axis=1)
     if S0 is not None:
         known = per_voxel("S0", S0, shape).astype(float)[wanted]
-        least, without = np.minimum(least, known), np.broadcast_to(known[:, None], without.shape)
+        least = np.where(np.isfinite(known), np.minimum(least, known), np.nan)
+        without = np.broadcast_to(known[:, None], without.shape)
     status = np.full(len(flat), int(Status.NOT_FITTED))
     status[wanted] = screened(signals, least)
     fittable = status[wanted] == Status.CONVERGED
@@ -148,7 +149,7 @@ def per_voxel(name: str, value, shape: tuple[int, ...]) -> np.ndarray:
     return np.broadcast_to(value, shape).reshape(-1)
 
 
-def signal_without_diffusion(signals: np.ndarray, acquisition: Measurements) -> np.ndarray:
+def signal_without_diffusion(signals: np.ndarray, acquisition: Acquired) -> np.ndarray:
     """Mean b0 (V, K) of each echo time, or where it has none, of its measurements of least b."""
     columns = []
     for k, b0 in enumerate(acquisition.b0_per_te):

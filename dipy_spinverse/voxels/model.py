@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from dipy.core.gradients import GradientTable
@@ -12,6 +12,7 @@ from dipy.reconst.base import ReconstModel
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import Measurements, measurements_from_arrays, measurements_of
+from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.chunks import Engine, fit_image
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.image import Voxels, image_of
@@ -41,11 +42,12 @@ class VoxelModel(ReconstModel):
 
     Attributes
     ----------
-    acquisition : Measurements
+    acquisition : Acquired
+        Measurements of diffusion, unless a subclass says otherwise.
     """
 
     Fit: ClassVar[type[VoxelFit]] = VoxelFit
-    acquisition: Measurements
+    acquisition: Acquired
 
     def __init__(self, gtab: GradientTable | Measurements, te: ArrayLike | None = None):
         self.acquisition = self.acquisition_of(gtab, te)
@@ -57,7 +59,7 @@ class VoxelModel(ReconstModel):
 
     def acquisition_of(
         self, gtab: GradientTable | Measurements, te: ArrayLike | None = None
-    ) -> Measurements:
+    ) -> Acquired:
         """What `gtab` says of measurements, as far as the model needs it."""
         return measurements_of(gtab, te)
 
@@ -120,9 +122,7 @@ class VoxelModel(ReconstModel):
         }
         return {"S0_per_te": (float, (len(self.acquisition.echo_times),))} | maps
 
-    def signals_of_fit(
-        self, values: Mapping[str, np.ndarray], acquisition: Measurements
-    ) -> np.ndarray:
+    def signals_of_fit(self, values: Mapping[str, np.ndarray], acquisition: Any) -> np.ndarray:
         """Signals (V, M) of the likeliest parameters over those without diffusion."""
         raise NotImplementedError
 
@@ -137,13 +137,13 @@ class VoxelModel(ReconstModel):
         raise NotImplementedError
 
     @classmethod
-    def acquisition_from(cls, arrays: Mapping[str, np.ndarray]) -> Measurements:
-        """The acquisition of its :meth:`Measurements.arrays`."""
+    def acquisition_from(cls, arrays: Mapping[str, np.ndarray]) -> Acquired:
+        """The acquisition of its :meth:`Acquired.arrays`."""
         return measurements_from_arrays(arrays)
 
     @classmethod
     def from_settings(
-        cls, acquisition: Measurements, settings: dict, arrays: Mapping[str, np.ndarray]
+        cls, acquisition: Any, settings: dict, arrays: Mapping[str, np.ndarray]
     ) -> VoxelModel:
         """The model of :meth:`settings`."""
         return cls(acquisition, **settings)

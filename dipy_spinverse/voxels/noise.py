@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import chi2
 
-from dipy_spinverse.acquisition import Acquisition, Measurements
+from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.shells import shells_of
 
 # Degrees of freedom of a noise level that is given.
@@ -23,9 +24,7 @@ _SMOOTH_B = 1.6
 _CLEAR = 4.0
 
 
-def independent_noise(
-    signals: np.ndarray, acquisition: Measurements
-) -> tuple[np.ndarray, np.ndarray]:
+def independent_noise(signals: np.ndarray, acquisition: Acquired) -> tuple[np.ndarray, np.ndarray]:
     """Noise that rests on no model of tissue, to judge any model by.
 
     From repeated b0 measurements of one echo time, and from what is beyond the spherical
@@ -36,7 +35,7 @@ def independent_noise(
     ----------
     signals : ndarray (V, M)
         As measured.
-    acquisition : Measurements
+    acquisition : Acquired
 
     Returns
     -------
@@ -84,7 +83,7 @@ def _repeated_b0(data, acquisition):
     return squares, freedom
 
 
-def noise_from_b0(data: np.ndarray, acquisition: Measurements) -> tuple[np.ndarray | None, int]:
+def noise_from_b0(data: np.ndarray, acquisition: Acquired) -> tuple[np.ndarray | None, int]:
     """Standard deviation of the noise from repeated b0 measurements.
 
     Pooled over echo times; within one, all b0 are repeats of the same signal. Each voxel's
@@ -93,7 +92,7 @@ def noise_from_b0(data: np.ndarray, acquisition: Measurements) -> tuple[np.ndarr
     Parameters
     ----------
     data : ndarray (V, M)
-    acquisition : Measurements
+    acquisition : Acquired
 
     Returns
     -------
@@ -114,7 +113,7 @@ def noise_from_b0(data: np.ndarray, acquisition: Measurements) -> tuple[np.ndarr
     return np.sqrt((squares + _SHARED_FREEDOM * typical) / shared), shared
 
 
-def noise_of_each_te(data: np.ndarray, acquisition: Measurements) -> np.ndarray | None:
+def noise_of_each_te(data: np.ndarray, acquisition: Acquired) -> np.ndarray | None:
     """Standard deviation (V, K) of the noise at each echo time from its repeated b0.
 
     None where an echo time has too few repeats.
