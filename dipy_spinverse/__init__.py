@@ -32,6 +32,7 @@ _HOME = {
     "SpinverseFit": "spinverse",
     "SpinverseModel": "spinverse",
     "Status": "voxels",
+    "TissueFractionModel": "tissue_fractions",
     "load_fit": "voxels.load",
 }
 __all__ = [*_HOME, "__version__"]

@@ -1,0 +1,145 @@
+"""From the images of a chunk of voxels to what a fit holds of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dipy_spinverse.tissue_fractions.mixtures import draws_of_fractions
+from dipy_spinverse.tissue_fractions.signal_table import SignalTable
+from dipy_spinverse.tissue_fractions.voxel_solver import Normal, Problem, likeliest_errors, solve
+from dipy_spinverse.voxels.image import Voxels
+from dipy_spinverse.voxels.statistics import ENDINGS, summary
+
+MOST_VOXELS = 2000
+_ROUNDS = 3
+# Of an error of the columns that is worth keeping, relative.
+_LEAST_VARIANCE = 1e-12
+
+
+def layout(names: tuple[str, ...], *, posterior: bool) -> dict[str, object]:
+    """Type of everything that a fit holds of a voxel."""
+    endings = (*ENDINGS, "_likeliest") if posterior else ("", "_likeliest")
+    maps = {name + end: float for name in names for end in endings}
+    return maps | {
+        "S0": float, "S0_per_te": (float, (1,)), "b1": float, "b0": float, "widest_std": float,
+    }  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class FitFractions:
+    """The fit of a chunk of voxels.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Of tissues, and of the background.
+    table : SignalTable
+    by_constants : Tensor (K, T, C, 4)
+        Slopes of the table by logarithms of constants.
+    errors : Tensor (4 T + N, P)
+        Independent errors of constants and of the polynomials of B1.
+    share : ndarray (F,) or None
+        Prior probabilities of the faces of the simplex.
+    n_draws : int
+    rician : bool
+    """
+
+    names: tuple[str, ...]
+    table: SignalTable
+    by_constants: Tensor
+    errors: Tensor
+    share: np.ndarray | None
+    n_draws: int
+    rician: bool
+
+    def solved(self, voxels: Voxels) -> tuple[Problem, np.ndarray, Tensor, Normal, Tensor]:
+        """Problem, B1, and what `solve` says; linear in errors where these are likeliest.
+
+        Parameters
+        ----------
+        voxels : Voxels
+            Over S0, with their own `b1`, `b0`, `scale` (over S0), `given_b1` and `basis`.
+        """
+        errors = torch.zeros((len(voxels), self.errors.shape[1]), dtype=torch.float64)
+        problem, b1 = self._problem(voxels, errors)
+        if errors.shape[1]:
+            for _ in range(_ROUNDS):
+                errors = likeliest_errors(problem, solve(problem)[0])
+                problem, b1 = self._problem(voxels, errors)
+        return problem, b1, *solve(problem)
+
+    def _problem(self, voxels, errors):
+        """With columns that have errors (V, P)."""
+        own, table = voxels.own, self.table
+        scale, given = torch.tensor(own["scale"])[:, None, None], torch.tensor(own["given_b1"])
+        data, sigma = torch.tensor(voxels.signals), torch.tensor(voxels.sigma)
+        n_constants = self.by_constants.shape[1] * self.by_constants.shape[3]
+        of_b1 = given[:, None] * (torch.tensor(own["basis"]) @ self.errors[n_constants:])
+        b1 = own["b1"] + (of_b1 * errors).sum(dim=1).numpy()
+        b1 = np.clip(b1, table.b1.low, table.b1.high)
+        columns = table.columns(b1, own["b0"]) * scale
+        if errors.shape[1] == 0:
+            return Problem(data, columns, sigma, rician=self.rician), b1
+        slopes = table.slopes(b1, own["b0"]) * scale
+        of_tissues = (table.weights(b1, own["b0"]) @ self.by_constants.flatten(1)).reshape(
+            len(data), *self.by_constants.shape[1:]
+        )
+        of_tissues = of_tissues * scale[..., None]
+        of_constants = (errors @ self.errors[:n_constants].T).reshape(
+            len(data), -1, self.by_constants.shape[3]
+        )
+        columns = columns + torch.einsum("vtcp,vtp->vtc", of_tissues, of_constants)
+
+        def wrong(fractions, rows):
+            mixed = fractions[:, :, None, None] * of_tissues[rows]
+            mixed = mixed.permute(0, 2, 1, 3).flatten(2) @ self.errors[:n_constants]
+            by_b1 = torch.einsum("vt,vtc->vc", fractions, slopes[rows])
+            return mixed + by_b1[..., None] * of_b1[rows][:, None]
+
+        return Problem(data, columns, sigma, wrong, errors, self.rician), b1
+
+    def __call__(self, voxels: Voxels) -> dict[str, np.ndarray]:
+        """Values of each voxel, with the names of `layout`."""
+        problem, b1, fractions, normal, settled = self.solved(voxels)
+        with_rest = torch.cat([fractions, 1 - fractions.sum(dim=1, keepdim=True)], dim=1)
+        values = with_rest.clamp_min(0).numpy()
+        result = {name: values[:, k] for k, name in enumerate(self.names)}
+        result |= {f"{name}_likeliest": value for name, value in list(result.items())}
+        if self.n_draws and self.share is not None:
+            draws = draws_of_fractions(*as_arrays(normal), self.share, self.n_draws)
+            maps = {name: draws[..., k].astype(float) for k, name in enumerate(self.names)}
+            result |= summary(maps, axis=1)
+        size = torch.einsum("vt,vtc->vc", fractions, problem.columns).abs()
+        if self.rician:
+            size = torch.sqrt(size**2 + torch.tensor(voxels.sigma)[:, None] ** 2)
+        n_contrasts, own = problem.data.shape[1], voxels.own
+        n_unknowns = (fractions > 0).sum(dim=1).numpy().astype(float)
+        least = torch.linalg.eigvalsh(normal.gram)[:, 0].clamp_min(1e-12)
+        return result | {
+            "S0": own["scale"],
+            "S0_per_te": own["scale"][:, None],
+            "b1": b1,
+            "b0": own["b0"],
+            "widest_std": (1 / least.sqrt()).numpy(),
+            "converged": settled.numpy(),
+            "sigma": voxels.sigma,
+            "residual_rms": (problem.data - size).square().mean(dim=1).sqrt().numpy(),
+            "n_unknowns": n_unknowns,
+            "excess": normal.excess.numpy() / np.maximum(n_contrasts - n_unknowns, 1),
+        }
+
+
+def independent_errors(covariance: Tensor) -> Tensor:
+    """Columns (M, P) whose squares sum to a covariance (M, M)."""
+    values, vectors = torch.linalg.eigh(covariance)
+    kept = values > _LEAST_VARIANCE
+    return vectors[:, kept] * values[kept].sqrt()
+
+
+def as_arrays(normal: Normal) -> tuple[np.ndarray, np.ndarray]:
+    """Gram matrices and projections."""
+    return normal.gram.numpy(), normal.projection.numpy()

@@ -1,0 +1,277 @@
+"""Sequences that make images, in seconds and degrees."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+def _positive(sequence, *names):
+    for name in names:
+        value = getattr(sequence, name)
+        if not value > 0:
+            raise ValueError(
+                f"{name} of {type(sequence).__name__} is {value}; give a value above 0, in "
+                "seconds or degrees."
+            )
+
+
+def _lasts(preparation):
+    match preparation:
+        case Inversion(ti=time) | DoubleInversion(ti1=time) | T2Preparation(duration=time):
+            return time
+    return 0.0
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """Inversion before a readout, as in FLAIR.
+
+    Attributes
+    ----------
+    ti : float
+        From the inversion to the first excitation after it, s.
+    adiabatic : bool
+        Whether it inverts whatever the transmit field is.
+    """
+
+    ti: float
+    adiabatic: bool = False
+
+    def __post_init__(self):
+        _positive(self, "ti")
+
+
+@dataclass(frozen=True)
+class DoubleInversion:
+    """Two inversions before a readout.
+
+    Attributes
+    ----------
+    ti1, ti2 : float
+        From the first and from the second inversion to the first excitation, s.
+    adiabatic : bool
+        Whether they invert whatever the transmit field is.
+    """
+
+    ti1: float
+    ti2: float
+    adiabatic: bool = False
+
+    def __post_init__(self):
+        _positive(self, "ti1", "ti2")
+        if not self.ti1 > self.ti2:
+            raise ValueError(
+                f"ti1 is {self.ti1} s, ti2 is {self.ti2} s; both end at the excitation, give "
+                "ti1 > ti2."
+            )
+
+
+@dataclass(frozen=True)
+class T2Preparation:
+    """Tip down by 90 degrees, refocus, tip up, spoil; the readout follows at once.
+
+    Attributes
+    ----------
+    duration : float
+        Between the two tips, s.
+    adiabatic : bool
+        Whether its pulses are right whatever the transmit field is.
+    """
+
+    duration: float
+    adiabatic: bool = False
+
+    def __post_init__(self):
+        _positive(self, "duration")
+
+
+Preparation = Inversion | DoubleInversion | T2Preparation
+
+
+@dataclass(frozen=True)
+class SpoiledGradientEcho:
+    """Spoiled gradient echoes (FLASH): in their steady state, or a shot after a preparation.
+
+    Attributes
+    ----------
+    tr : float
+        Between excitations, s.
+    te : float
+        From excitation to echo, s.
+    flip_angle : float
+        Of excitations, degrees.
+    preparation : Preparation or None
+        What begins each shot.
+    n_pulses : int
+        Excitations in a shot. One, without a preparation, is that of the steady state.
+    centre : int
+        Which of them, from 0, is the centre of k-space.
+    shot_interval : float
+        From the beginning of a shot to that of the next, s; infinite if all is relaxed before.
+    pulse_duration : float
+        Of each rectangular pulse, s. Off-resonance acts through it; at 0 there is none.
+    name : str
+        Of the image, for messages and reports.
+
+    Examples
+    --------
+    >>> SpoiledGradientEcho(tr=0.0056, te=0.0025, flip_angle=5, preparation=Inversion(0.5),
+    ...                     n_pulses=64, centre=32).preparation.ti
+    0.5
+    """
+
+    tr: float
+    te: float
+    flip_angle: float
+    preparation: Preparation | None = None
+    n_pulses: int = 1
+    centre: int = 0
+    shot_interval: float = math.inf
+    pulse_duration: float = 0.0
+    name: str = ""
+
+    def __post_init__(self):
+        _positive(self, "tr", "te", "flip_angle", "n_pulses", "shot_interval")
+        if not self.te < self.tr:
+            raise ValueError(f"te is {self.te} s, tr is {self.tr} s; give te < tr.")
+        if not 0 <= self.centre < self.n_pulses:
+            raise ValueError(
+                f"centre is {self.centre}; give one of the n_pulses = {self.n_pulses} "
+                "excitations, from 0."
+            )
+        if self.shot_interval < self.duration:
+            raise ValueError(
+                f"shot_interval is {self.shot_interval} s, shorter than its preparation and its "
+                f"n_pulses = {self.n_pulses} excitations; give the time between preparations."
+            )
+
+    @property
+    def duration(self) -> float:
+        """Of a shot without its rest, s."""
+        return _lasts(self.preparation) + self.n_pulses * self.tr
+
+
+@dataclass(frozen=True)
+class MPRAGE:
+    """Inversion, a train of spoiled gradient echoes, recovery; in its periodic steady state.
+
+    Attributes
+    ----------
+    tr : float
+        Between inversions, s.
+    ti : float
+        From the inversion to the excitation at the centre of k-space, s.
+    te : float
+        From excitation to echo, s.
+    flip_angle : float
+        Degrees.
+    echo_spacing : float
+        Between excitations, s.
+    n_pulses : int
+        Excitations after each inversion; the centre of k-space is in the middle of them.
+    adiabatic : bool
+        Whether the inversion inverts whatever the transmit field is, as it mostly does.
+    pulse_duration : float
+        See :class:`SpoiledGradientEcho`.
+    name : str
+    """
+
+    tr: float
+    ti: float
+    te: float
+    flip_angle: float
+    echo_spacing: float
+    n_pulses: int
+    adiabatic: bool = True
+    pulse_duration: float = 0.0
+    name: str = ""
+
+    def __post_init__(self):
+        _positive(self, "tr", "ti", "te", "flip_angle", "echo_spacing", "n_pulses")
+        if not self.ti > self.n_pulses // 2 * self.echo_spacing:
+            raise ValueError(
+                f"ti is {self.ti} s, shorter than the first half of n_pulses = {self.n_pulses} "
+                f"excitations of echo_spacing = {self.echo_spacing} s; give the time to the "
+                "centre of k-space, and the excitations between two inversions."
+            )
+        self.as_gradient_echo()
+
+    def as_gradient_echo(self) -> SpoiledGradientEcho:
+        """The same as a prepared shot of gradient echoes."""
+        centre = self.n_pulses // 2
+        return SpoiledGradientEcho(
+            self.echo_spacing, self.te, self.flip_angle,
+            Inversion(self.ti - centre * self.echo_spacing, self.adiabatic),
+            self.n_pulses, centre, self.tr, self.pulse_duration, self.name,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TurboSpinEcho:
+    """A train of spin echoes (TSE, FSE, RARE; of one echo, a spin echo), with its stimulated ones.
+
+    Attributes
+    ----------
+    tr : float
+        From one preparation or excitation to the next, s; infinite if all is relaxed before.
+    echo_spacing : float
+        Between echoes, s.
+    echo_train_length : int
+        Echoes after each excitation.
+    effective_te : float
+        Of the echo at the centre of k-space, s; the nearest multiple of `echo_spacing` is taken.
+    refocusing_angle : float
+        Of all refocusing pulses, degrees.
+    excitation_angle : float
+        Degrees.
+    preparation : Preparation or None
+        As the inversion of FLAIR.
+    pulse_duration : float
+        See :class:`SpoiledGradientEcho`.
+    name : str
+
+    Examples
+    --------
+    >>> TurboSpinEcho(tr=4.0, echo_spacing=0.01, echo_train_length=15, effective_te=0.08).echo
+    8
+    """
+
+    tr: float
+    echo_spacing: float
+    echo_train_length: int
+    effective_te: float
+    refocusing_angle: float = 180.0
+    excitation_angle: float = 90.0
+    preparation: Preparation | None = None
+    pulse_duration: float = 0.0
+    name: str = ""
+
+    def __post_init__(self):
+        _positive(
+            self, "tr", "echo_spacing", "echo_train_length", "effective_te", "refocusing_angle",
+            "excitation_angle",
+        )  # fmt: skip
+        if not 1 <= self.echo <= self.echo_train_length:
+            raise ValueError(
+                f"effective_te is {self.effective_te} s; give the time of one of the "
+                f"{self.echo_train_length} echoes, {self.echo_spacing} s apart."
+            )
+        if self.tr < self.duration:
+            raise ValueError(
+                f"tr is {self.tr} s, shorter than the preparation and the "
+                f"{self.echo_train_length} echoes; give the time between excitations."
+            )
+
+    @property
+    def duration(self) -> float:
+        """Of the preparation and the echoes, s."""
+        return _lasts(self.preparation) + self.echo_train_length * self.echo_spacing
+
+    @property
+    def echo(self) -> int:
+        """Which echo, from 1, is the centre of k-space."""
+        return round(self.effective_te / self.echo_spacing)
+
+
+Sequence = SpoiledGradientEcho | MPRAGE | TurboSpinEcho

@@ -1,0 +1,136 @@
+"""Tissues of the brain and what MR images see of them, from the literature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """A pure tissue.
+
+    Attributes
+    ----------
+    name : str
+        Of its map.
+    proton_density : float
+        Relative to water.
+    t1_s, t2_s, t2_prime_s : float
+        Relaxation times, s; ``1 / T2* = 1 / T2 + 1 / T2'``.
+    diffusivity : float
+        Mean, um^2/ms.
+
+    Raises
+    ------
+    ValueError
+        A value that is not positive.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> csf, gm, wm = tissues_at(3)
+    >>> gm.t1_s
+    1.607
+    >>> replace(gm, t1_s=1.4).name
+    'gm'
+    """
+
+    name: str
+    proton_density: float
+    t1_s: float
+    t2_s: float
+    t2_prime_s: float
+    diffusivity: float
+
+    def __post_init__(self):
+        for quantity in CONSTANTS:
+            value = getattr(self, quantity)
+            if not value > 0:
+                raise ValueError(f"{quantity} of {self.name} is {value}; give a value above 0.")
+
+    @property
+    def t2_star_s(self) -> float:
+        """T2* of gradient echoes, s."""
+        return 1 / (1 / self.t2_s + 1 / self.t2_prime_s)
+
+
+# Columns of the array of constants.
+CONSTANTS = ("proton_density", "t1_s", "t2_s", "t2_prime_s", "diffusivity")
+assert CONSTANTS == tuple(each.name for each in fields(Tissue))[1:]
+
+SOURCES = {
+    "t1_s of gm, wm": "10.1007/s10334-008-0104-8",  # MPRAGE, at 1.5, 3 and 7 T
+    "t1_s of csf": "10.1002/mrm.21122",  # at 7 T; it hardly depends on the field
+    "t2_s of gm, wm at 1.5 and 3 T": "10.1002/mrm.20605",
+    "t2_s of gm, wm at 7 T": "10.1002/mrm.10433",
+    "t2_s of csf at 1.5 T": "10.1002/mrm.21897",
+    "t2_s of csf at 3 and 7 T": "10.1007/s10334-017-0659-3",
+    "t2_prime_s of gm, wm": "10.1016/j.mri.2007.02.014",  # from its T2* and the T2 above
+    "t2_prime_s of csf": "10.48550/arXiv.2404.14739",  # at 3 T; inversely to the field elsewhere
+    "proton_density": "10.3389/fneur.2019.01333",  # relative to CSF
+    "diffusivity of wm": "10.1148/radiology.201.3.8939209",
+    "diffusivity of gm": "10.48550/arXiv.2404.14739",
+    "diffusivity of csf": "10.1021/j100624a025",  # free water at 37 C
+}
+"""DOI of each value of :func:`tissues_at`.
+
+Compared with abstracts or tables of the papers: T1 and T2* of GM and WM, proton densities, and the
+diffusivity of WM. Not yet compared: T2 of GM and WM, all of CSF, and the diffusivity of free water.
+Give your own `Tissue` where it matters.
+"""
+
+# Field (T): T1 of GM and WM, T2 of GM and WM, T2* of GM and WM, T2 of CSF; ms.
+_TIMES_MS = {
+    1.5: (1197, 646, 95, 72, 84.0, 66.2, 2000),
+    3.0: (1607, 838, 99, 69, 66.0, 53.2, 1790),
+    7.0: (1939, 1126, 55.0, 45.9, 33.2, 26.8, 1050),
+}
+FIELDS = tuple(_TIMES_MS)
+
+
+def tissues_at(field: float) -> tuple[Tissue, Tissue, Tissue]:
+    """CSF, grey and white matter of the literature (`SOURCES`).
+
+    Parameters
+    ----------
+    field : {1.5, 3, 7}
+        Tesla.
+
+    Raises
+    ------
+    ValueError
+        Another field.
+    """
+    if field not in _TIMES_MS:
+        raise ValueError(f"field is {field} T; the literature here is of {FIELDS} T.")
+    t1_gm, t1_wm, t2_gm, t2_wm, star_gm, star_wm, t2_csf = (t / 1e3 for t in _TIMES_MS[field])
+    return (
+        Tissue("csf", 1.0, 4.43, t2_csf, 0.0591 * 3 / field, 3.05),
+        Tissue("gm", 0.837, t1_gm, t2_gm, _t2_prime(star_gm, t2_gm), 0.83),
+        Tissue("wm", 0.691, t1_wm, t2_wm, _t2_prime(star_wm, t2_wm), 0.70),
+    )
+
+
+def _t2_prime(t2_star, t2):
+    return 1 / (1 / t2_star - 1 / t2)
+
+
+PUBLISHED = (
+    Tissue("csf", 1.0, 4.16, 1.65, 0.0591, 3.05),
+    Tissue("gm", 0.8, 1.55, 0.09, 0.322, 0.83),
+    Tissue("wm", 0.7, 0.83, 0.07, 0.183, 0.70),
+)
+"""Constants of the published way, 3 T [1]_, to compare with.
+
+.. [1] Gupta et al. (2024), https://doi.org/10.48550/arXiv.2404.14739
+"""
+
+
+def constants_of(tissues: Sequence[Tissue]) -> Tensor:
+    """Constants (T, 5) of tissues, in the order of `CONSTANTS`."""
+    values = [[getattr(tissue, name) for name in CONSTANTS] for tissue in tissues]
+    return torch.tensor(values, dtype=torch.float64)

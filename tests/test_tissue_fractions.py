@@ -1,0 +1,410 @@
+"""Tissue fractions: signals of sequences, and what images say of voxels that mix tissues."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from dipy_spinverse import Status, TissueFractionModel, load_fit
+from dipy_spinverse.tissue_fractions import (
+    MPRAGE,
+    DoubleInversion,
+    Inversion,
+    SignalEquations,
+    SpoiledGradientEcho,
+    T2Preparation,
+    Tissue,
+    TurboSpinEcho,
+    constants_of,
+    description_of,
+    sequence_from,
+    stacked,
+    tissues_at,
+)
+from dipy_spinverse.tissue_fractions.mixtures import draws_of_fractions
+from dipy_spinverse.tissue_fractions.signal_table import axes_of, table_of
+from dipy_spinverse.tissue_fractions.simplex import on_simplex
+
+ONE = torch.ones((), dtype=torch.float64)
+TISSUES = tissues_at(3)
+
+
+def shot(preparation):
+    return SpoiledGradientEcho(0.0056, 0.0025, 5, preparation, n_pulses=64, centre=32)
+
+
+SEQUENCES = (
+    *(shot(Inversion(ti)) for ti in (0.1, 0.5, 1.0, 2.7)),
+    *(shot(T2Preparation(time)) for time in (0.05, 0.1, 0.3)),
+    shot(DoubleInversion(3.0, 0.4)),
+    *(SpoiledGradientEcho(0.02, 0.004, angle) for angle in (3, 20)),
+    TurboSpinEcho(5.0, 0.01, 12, 0.09, refocusing_angle=150),
+    MPRAGE(tr=2.3, ti=0.9, te=0.003, flip_angle=9, echo_spacing=0.007, n_pulses=176),
+)
+
+
+def signals(sequence, tissues=TISSUES, b1=1.0, b0=0.0):
+    """Signals (T,)."""
+    return SignalEquations().signals([sequence], constants_of(tissues), b1 * ONE, b0 * ONE)[:, 0]
+
+
+def mixtures(n, seed=0):
+    """Fractions of CSF, grey, white matter and background, alike over the simplex."""
+    return np.random.default_rng(seed).dirichlet(np.ones(4), n)
+
+
+def named(fractions):
+    return {name: fractions[..., k] for k, name in enumerate(("csf", "gm", "wm"))}
+
+
+def noisy(clean, sigma, seed=1):
+    noise = sigma * np.random.default_rng(seed).standard_normal((2, *clean.shape))
+    return np.hypot(clean + noise[0], noise[1])
+
+
+def bloch(times, tissue):
+    """Longitudinal magnetisation after a list of waits (s) and ideal tips (degrees), spoiled."""
+    m = 1.0
+    for kind, value in times:
+        if kind == "tip":
+            m *= math.cos(math.radians(value))
+        else:  # small explicit steps of the Bloch equation
+            n = 4000
+            for _ in range(n):
+                m += value / n * (1 - m) / tissue.t1_s
+    return m
+
+
+def test_steady_gradient_echoes_are_those_of_ernst():
+    sequence, tissue = SpoiledGradientEcho(0.02, 0.005, 25), TISSUES[1]
+    e1, angle = math.exp(-0.02 / tissue.t1_s), math.radians(25)
+    ernst = math.sin(angle) * (1 - e1) / (1 - math.cos(angle) * e1)
+    expected = tissue.proton_density * ernst * math.exp(-0.005 / tissue.t2_star_s)
+    assert float(signals(sequence)[1]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_long_train_without_preparation_comes_to_the_steady_state():
+    train = SpoiledGradientEcho(0.02, 0.005, 25, n_pulses=2001, centre=2000)
+    np.testing.assert_allclose(
+        signals(train), signals(replace(train, n_pulses=1, centre=0)), rtol=1e-9
+    )
+
+
+@pytest.mark.parametrize("preparation", [Inversion(0.7), DoubleInversion(1.5, 0.4)])
+def test_prepared_shots_follow_the_bloch_equation(preparation):
+    sequence, tissue = SpoiledGradientEcho(0.01, 0.004, 12, preparation, 3, 2), TISSUES[2]
+    if isinstance(preparation, Inversion):
+        times = [("tip", 180), ("wait", 0.7)]
+    else:
+        times = [("tip", 180), ("wait", 1.1), ("tip", 180), ("wait", 0.4)]
+    m = bloch(times + [("tip", 12), ("wait", 0.01)] * 2, tissue)
+    expected = m * math.sin(math.radians(12)) * math.exp(-0.004 / tissue.t2_star_s)
+    # Explicit steps of 1/4000 are right to about as much.
+    found = float(signals(sequence)[2]) / tissue.proton_density
+    assert found == pytest.approx(expected, abs=2e-4)
+
+
+def test_t2_preparation_leaves_what_t2_leaves():
+    """With ideal pulses, and to a little recovery in it, exp(-t / T2)."""
+    before = SpoiledGradientEcho(0.01, 0.004, 12, n_pulses=2)
+    after = replace(before, preparation=T2Preparation(0.08, adiabatic=True))
+    ratio = (signals(after) / signals(before)).numpy()
+    np.testing.assert_allclose(ratio, [math.exp(-0.08 / t.t2_s) for t in TISSUES], rtol=1e-12)
+    hard = replace(before, preparation=T2Preparation(0.08))
+    np.testing.assert_allclose(signals(hard), signals(after), rtol=1e-12)
+    assert (signals(hard, b1=0.7) != signals(hard)).all()
+
+
+def test_mprage_repeats_itself():
+    """Its steady state is that of many shots, one after the other, from rest."""
+    sequence = MPRAGE(2.0, 0.9, 0.003, 9, 0.008, 100, adiabatic=False)
+    tissue, m = TISSUES[1], 1.0
+
+    def recovered(m, time):
+        return 1 + (m - 1) * math.exp(-time / tissue.t1_s)
+
+    for _ in range(20):
+        m = recovered(-m, 0.9 - 50 * 0.008)
+        for n in range(100):
+            if n == 50:
+                centre = m
+            m = recovered(m * math.cos(math.radians(9)), 0.008)
+        m = recovered(m, 2.0 - (0.9 - 50 * 0.008) - 100 * 0.008)
+    expected = centre * math.sin(math.radians(9)) * math.exp(-0.003 / tissue.t2_star_s)
+    found = float(signals(sequence)[1]) / tissue.proton_density
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_ideal_spin_echoes_decay_by_t2_and_do_not_see_t2_prime():
+    train = TurboSpinEcho(math.inf, 0.01, 10, 0.07)
+    expected = [t.proton_density * math.exp(-0.07 / t.t2_s) for t in TISSUES]
+    np.testing.assert_allclose(signals(train), expected, rtol=1e-12)
+
+
+def test_refocusing_pulses_that_are_not_ideal_make_the_first_echo_smaller():
+    """sin^2(angle / 2) of it, and stimulated echoes then make the second larger than the first
+    over again."""
+    still = [Tissue("slow", 1.0, 1e6, 1e6, 1e6, 1.0)]
+    first, second = (
+        float(signals(TurboSpinEcho(math.inf, 0.01, 4, te, refocusing_angle=120), still)[0])
+        for te in (0.01, 0.02)
+    )
+    assert first == pytest.approx(math.sin(math.radians(60)) ** 2, rel=1e-6)
+    # Hennig: sin^4 of half of the angle, and half of the squared sine of the angle.
+    expected = math.sin(math.radians(60)) ** 4 + 0.5 * math.sin(math.radians(120)) ** 2
+    assert second == pytest.approx(expected, rel=1e-6)
+
+
+def test_off_resonance_tips_less_through_long_pulses_only():
+    sequence = SpoiledGradientEcho(math.inf, 0.004, 90)
+    np.testing.assert_array_equal(signals(sequence, b0=300.0), signals(sequence))
+    long = replace(sequence, pulse_duration=0.001)
+    np.testing.assert_allclose(signals(long), signals(sequence), rtol=1e-9)
+    # 300 Hz turn by 0.6 pi in a ms, while the pulse turns by 0.5 pi.
+    off, pulse = 0.6 * math.pi, 0.5 * math.pi
+    turn = math.hypot(off, pulse)
+    cosine = (off**2 + pulse**2 * math.cos(turn)) / turn**2
+    expected = math.sqrt(1 - cosine**2) * signals(long)
+    np.testing.assert_allclose(signals(long, b0=300.0), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("sequence", SEQUENCES, ids=lambda s: type(s).__name__)
+def test_slopes_of_signals_are_those_of_differences(sequence):
+    sequence = replace(sequence, pulse_duration=0.0005)
+    constants = constants_of(TISSUES).requires_grad_()
+    fields = torch.tensor([0.93, 40.0], dtype=torch.float64, requires_grad=True)
+
+    def of(constants, fields):
+        return SignalEquations().signals([sequence], constants, *fields)
+
+    assert torch.autograd.gradcheck(of, (constants, fields), eps=1e-7, atol=1e-5)
+
+
+def test_a_table_of_b1_is_the_simulator():
+    b1 = np.linspace(0.6, 1.4, 31)
+    table = table_of(SignalEquations(), SEQUENCES, constants_of(TISSUES), axes_of(b1, 0 * b1, 0.0))
+    fields = torch.tensor(b1), torch.zeros(31, dtype=torch.float64)
+    exact = SignalEquations().signals(SEQUENCES, constants_of(TISSUES), *fields)
+    # Of signals up to 1: far below the noise; the last of twelve echoes of CSF is the worst.
+    assert (table.columns(b1, 0 * b1) - exact).abs().max() < 3e-5
+    step = 1e-5
+    slopes = (table.columns(b1 + step, 0 * b1) - table.columns(b1 - step, 0 * b1)) / (2 * step)
+    np.testing.assert_allclose(table.slopes(b1, 0 * b1), slopes, atol=1e-7)
+
+
+def test_least_squares_on_the_simplex_are_the_best_of_many():
+    rng = np.random.default_rng(0)
+    columns, data = rng.random((20, 3, 5)), rng.random((20, 5))
+    gram, projection = columns @ columns.mT, (columns @ data[..., None])[..., 0]
+    tried = rng.dirichlet(np.full(4, 0.4), 20_000)[:, :3]
+    for full, some in ((False, tried), (True, tried / tried.sum(axis=1, keepdims=True))):
+        found = on_simplex(torch.tensor(gram), torch.tensor(projection), full=full).numpy()
+        assert (found >= 0).all() and (found.sum(axis=1) <= 1 + 1e-9).all()
+        squares = ((np.einsum("vt,vtc->vc", found, columns) - data) ** 2).sum(axis=1)
+        others = ((np.einsum("nt,vtc->nvc", some, columns) - data) ** 2).sum(axis=2)
+        assert (squares <= others.min(axis=0) + 1e-12).all()
+
+
+def test_draws_have_the_moments_of_the_density():
+    """Against importance weights of many points; a wide density that is cut off on all sides."""
+    rng = np.random.default_rng(3)
+    columns = rng.random((3, 4)) / 0.3
+    data = rng.dirichlet(np.ones(4))[:3] @ columns + rng.standard_normal(4)
+    gram, projection = columns @ columns.T, columns @ data
+    share = np.r_[np.full(14, 1e-12), 1.0]  # of mixtures of everything
+    draws = draws_of_fractions(gram[None], projection[None], share, 20_000)[0]
+    points = rng.dirichlet(np.ones(4), 400_000)
+    inside = points[:, :3]
+    weights = np.exp(inside @ projection - 0.5 * np.einsum("ni,ij,nj->n", inside, gram, inside))
+    mean = weights @ points / weights.sum()
+    covariance = (weights * (points - mean).T) @ (points - mean) / weights.sum()
+    # Of cells of 1/20 of the range, and of the weights.
+    np.testing.assert_allclose(draws.mean(axis=0), mean, atol=3e-3)
+    np.testing.assert_allclose(np.cov(draws.T), covariance, atol=1e-3)
+
+
+def test_images_without_noise_give_back_the_fractions():
+    truth = mixtures(200)
+    model = TissueFractionModel(SEQUENCES, unknown=())
+    fit = model.fit(model.signals(named(truth)), sigma=1e-7)
+    for k, name in enumerate(fit.MAPS):
+        # The noise that is said, over the contrast between tissues.
+        np.testing.assert_allclose(getattr(fit, f"{name}_likeliest"), truth[:, k], atol=1e-4)
+    assert (fit.status == Status.CONVERGED).all()
+    np.testing.assert_allclose(fit.predict(), model.signals(named(truth)), atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", ["noise", "B1", "constants"])
+def test_intervals_hold_95_percent_of_mixtures(wrong):
+    truth, rng = mixtures(1500, seed=4), np.random.default_rng(5)
+    options, b1, constants = {}, np.ones(1500), constants_of(TISSUES).repeat(1500, 1, 1)
+    if wrong == "B1":
+        b1, options = 1 + 0.08 * rng.standard_normal(1500), {"b1_error": 0.08}
+    if wrong == "constants":
+        constants[..., :4] *= torch.exp(0.05 * torch.tensor(rng.standard_normal((1500, 3, 4))))
+        options = {"constants_error": 0.05}
+    pure = SignalEquations().signals(SEQUENCES, constants, torch.tensor(b1), torch.tensor(0 * b1))
+    clean = np.abs(np.einsum("vt,vtc->vc", truth[:, :3], pure.numpy()))
+    sigma = clean.mean() / 30
+    model = TissueFractionModel(SEQUENCES, unknown=(), **options)
+    fit = model.fit(noisy(clean, sigma), sigma=sigma)
+    low, high = (
+        np.stack([getattr(fit, name + end) for name in fit.MAPS], axis=1)
+        for end in ("_low", "_high")
+    )
+    inside = (low <= truth) & (truth <= high)
+    # 6000 intervals, four of a voxel: two in a hundred either way.
+    assert 0.93 < np.mean(inside) < 0.975
+
+
+def head(n=24):
+    """Fractions (n, n, 4) of a round head: CSF around grey around white matter, partly mixed."""
+    x = np.linspace(-1, 1, n)
+    radius = np.hypot(x[:, None], x)
+    wm = np.clip((0.55 - radius) / 0.12, 0, 1)
+    brain = np.clip((0.8 - radius) / 0.12, 0, 1)
+    skull = np.clip((0.95 - radius) / 0.06, 0, 1)
+    return np.stack([skull - brain, brain - wm, wm, 1 - skull], axis=-1)
+
+
+def test_scale_bias_and_b1_fields_are_found():
+    truth, x = head(), np.linspace(-1, 1, 24)
+    b1 = 1.05 + 0.1 * x[:, None] - 0.06 * x**2
+    S0 = 700 * np.exp(0.2 * x[:, None] * x + 0.1 * x)
+    clean = TissueFractionModel(SEQUENCES).signals(named(truth), S0=S0, b1=b1)
+    sigma = clean[truth[..., 3] == 0].mean() / 50
+    model = TissueFractionModel(SEQUENCES, unknown=("scale", "bias", "b1"), b1_error=0.1)
+    fit = model.fit(noisy(clean, sigma), truth[..., 3] < 0.5)
+    inside = truth[..., 3] == 0
+    # 400 voxels of 12 images of SNR 50 for 20 coefficients: about 1 % each.
+    assert np.abs(fit.b1 / b1 - 1)[inside].max() < 0.02
+    assert np.abs(fit.S0 / S0 - 1)[inside].max() < 0.03
+    assert fit.sigma[inside].mean() == pytest.approx(sigma, rel=0.1)
+    assert np.abs(fit.gm - truth[..., 1])[inside].mean() < 0.02
+
+
+def test_constants_that_are_off_are_found():
+    truth = head()
+    off = [replace(t, t1_s=f * t.t1_s) for t, f in zip(TISSUES, (1, 0.9, 1.08), strict=True)]
+    clean = TissueFractionModel(SEQUENCES, off).signals(named(truth), S0=300.0)
+    model = TissueFractionModel(SEQUENCES, unknown=("scale", "constants"), constants_error=0.1)
+    fit = model.fit(noisy(clean, clean.mean() / 50), truth[..., 3] < 0.5)
+    for found, tissue in zip(fit.model.tissues[1:], off[1:], strict=True):
+        assert found.t1_s == pytest.approx(tissue.t1_s, rel=0.02)
+
+
+def test_one_contrast_does_not_separate_three_tissues():
+    truth = head(12)
+    model = TissueFractionModel(SEQUENCES[:1], unknown=())
+    clean = model.signals(named(truth))
+    with pytest.warns(UserWarning, match="do not separate .* take each other's place .* help"):
+        fit = model.fit(clean, truth[..., 3] < 0.5, sigma=clean.max() / 50)
+    assert (fit.status[truth[..., 3] < 0.5] == Status.TISSUES_NOT_SEPARATED).all()
+    assert (fit.widest_std[truth[..., 3] < 0.5] > 0.29).all()
+
+
+def test_separation_says_which_image_is_missing():
+    """Without weighting by T1 or T2, grey and white matter differ by their density alone."""
+    density = TissueFractionModel([SpoiledGradientEcho(0.02, 0.004, angle) for angle in (2, 3)])
+    both = TissueFractionModel([*density.sequences, *SEQUENCES[:4], SEQUENCES[-2]])
+    poor, good = density.separation(snr=30), both.separation(snr=30)
+    assert poor.std > 5 * good.std and poor.condition > good.condition
+    assert good.tissues and poor.helps in str(poor)
+
+
+def test_bad_voxels_say_why_and_leave_others_alone():
+    model = TissueFractionModel(SEQUENCES, unknown=())
+    good = model.signals(named(mixtures(4)))
+    data = good.copy()
+    data[1, 2], data[2] = np.nan, 0
+    with pytest.warns(UserWarning, match="2 of 4 voxels cannot be fitted"):
+        fit = model.fit(data, sigma=1e-4)
+    assert fit.status[1] == Status.BAD_SAMPLES and fit.status[2] == Status.NO_SIGNAL
+    assert fit.gm_likeliest[3] == pytest.approx(model.fit(good, sigma=1e-4).gm_likeliest[3])
+    nothing = model.fit(good, np.zeros(4), sigma=1e-4)
+    assert (nothing.status == Status.NOT_FITTED).all() and not nothing.gm.any()
+
+
+def test_fits_are_indexed_saved_pickled_and_spread_over_processes(tmp_path):
+    truth = head(8)
+    model = TissueFractionModel(SEQUENCES)
+    clean = model.signals(named(truth), S0=50.0)
+    data = noisy(clean, 0.02)
+    fit = model.fit(data, truth[..., 3] < 0.5, sigma=0.02)
+    fit.save(tmp_path / "fit.npz")
+    again = load_fit(tmp_path / "fit.npz")
+    spread = model.fit(
+        data, truth[..., 3] < 0.5, sigma=0.02, engine="joblib", n_jobs=2, vox_per_chunk=9
+    )
+    for other in (again, pickle.loads(pickle.dumps(fit)), spread):
+        np.testing.assert_allclose(other.gm, fit.gm, atol=1e-6)
+        np.testing.assert_allclose(other.predict(), fit.predict(), rtol=1e-6)
+    assert fit[4].gm.shape == (8,) and fit[4, 4].wm == fit.wm[4, 4]
+    assert load_fit(tmp_path / "fit.npz", fit.model).model is fit.model
+    with pytest.raises(ValueError, match="^model is not"):
+        load_fit(tmp_path / "fit.npz", TissueFractionModel(SEQUENCES[:3]))
+    assert fit.predict(SEQUENCES[:3]).shape == (8, 8, 3)
+    assert not hasattr(model.fit(data, n_draws=0), "gm_low")
+
+
+@pytest.mark.parametrize("sequence", SEQUENCES, ids=lambda s: type(s).__name__)
+def test_a_description_makes_the_sequence_again(sequence):
+    assert sequence_from(json.loads(json.dumps(description_of(sequence)))) == sequence
+
+
+def test_sidecars_of_bids_are_read():
+    mprage = {
+        "ScanningSequence": "GR\\IR", "RepetitionTime": 2.3, "InversionTime": 0.9,
+        "EchoTime": 0.003, "FlipAngle": 9, "RepetitionTimeExcitation": 0.007, "NumberShots": 176,
+    }  # fmt: skip
+    assert replace(sequence_from(mprage), name="") == SEQUENCES[-1]
+    with pytest.raises(ValueError, match=r"MPRAGE lacks \['n_pulses'\]"):
+        sequence_from({k: v for k, v in mprage.items() if k != "NumberShots"})
+    with pytest.raises(ValueError, match="^te of the sidecar"):
+        sequence_from({**mprage, "EchoTime": "long"})
+
+
+def test_bad_arguments_are_named():
+    flash = SpoiledGradientEcho(0.02, 0.004, 20)
+    model, data = TissueFractionModel([flash] * 3), np.ones((2, 3))
+    calls = {
+        "data has shape": lambda: model.fit(np.ones((2, 4))),
+        "n_draws is": lambda: model.fit(data, n_draws=-1),
+        "b1 has values": lambda: model.fit(data, b1=0.0),
+        "b1 has shape": lambda: model.fit(data, b1=np.ones(5)),
+        "sequences has": lambda: TissueFractionModel([]),
+        "tissues has the names": lambda: TissueFractionModel([flash], TISSUES[:1] * 2),
+        "unknown has": lambda: TissueFractionModel([flash], unknown=("noise",)),
+        "b1_error is": lambda: TissueFractionModel([flash], unknown=("b1",)),
+        "likelihood is": lambda: TissueFractionModel([flash], likelihood="poisson"),
+        "fractions lack": lambda: model.signals({"gm": 1.0}),
+        "field is": lambda: tissues_at(2),
+        "t1_s of gm": lambda: replace(TISSUES[1], t1_s=0),
+        "te is": lambda: SpoiledGradientEcho(0.02, 0.03, 20),
+        "ti1 is": lambda: DoubleInversion(0.4, 3.0),
+        "centre is": lambda: SpoiledGradientEcho(0.02, 0.01, 20, centre=1),
+        "effective_te is": lambda: TurboSpinEcho(3.0, 0.01, 5, 0.09),
+        "ti is": lambda: MPRAGE(2.3, 0.3, 0.003, 9, 0.007, 176),
+        "type of": lambda: sequence_from({"type": "EPI"}),
+        "MPRAGE has no": lambda: sequence_from({"type": "MPRAGE", "speed": 1}),
+    }
+    for start, call in calls.items():
+        with pytest.raises(ValueError, match=f"^{start}"):
+            call()
+
+
+def test_images_of_other_grids_are_refused():
+    first = nib.Nifti1Image(np.ones((3, 3, 2)), np.eye(4))
+    data, affine = stacked([first, nib.Nifti1Image(np.ones((3, 3, 2, 2)), np.eye(4))])
+    assert data.shape == (3, 3, 2, 3) and (affine == np.eye(4)).all()
+    with pytest.raises(ValueError, match="^image 1 has shape"):
+        stacked([first, nib.Nifti1Image(np.ones((3, 2, 2)), np.eye(4))])
+    with pytest.raises(ValueError, match="^image 1 has an affine"):
+        stacked([first, nib.Nifti1Image(np.ones((3, 3, 2)), 2 * np.eye(4))])
