@@ -79,7 +79,7 @@ SOURCES = {
 """DOI of each value of :func:`tissues_at`.
 
 Compared with abstracts or tables of the papers: T1 and T2* of GM and WM, proton densities, and the
-diffusivity of WM. Not yet compared: T2 of GM and WM, all of CSF, and the diffusivity of free water.
+diffusivity of WM. Not yet compared: T2 of GM and WM, all of CSF, the diffusivity of free water.
 Give your own `Tissue` where it matters.
 """
 
