@@ -241,7 +241,9 @@ def test_images_without_noise_give_back_the_fractions():
     np.testing.assert_allclose(fit.predict(), model.signals(named(truth)), atol=1e-6)
 
 
-@pytest.mark.parametrize("wrong", ["noise", "B1", "constants"])
+@pytest.mark.parametrize(
+    "wrong", ["noise", *(pytest.param(w, marks=pytest.mark.slow) for w in ("B1", "constants"))]
+)
 def test_intervals_hold_95_percent_of_mixtures(wrong):
     truth, rng = mixtures(1500, seed=4), np.random.default_rng(5)
     options, b1, constants = {}, np.ones(1500), constants_of(TISSUES).repeat(1500, 1, 1)
@@ -290,6 +292,7 @@ def test_scale_bias_and_b1_fields_are_found():
     assert np.abs(fit.gm - truth[..., 1])[inside].mean() < 0.02
 
 
+@pytest.mark.slow
 def test_constants_that_are_off_are_found():
     truth = head()
     off = [replace(t, t1_s=f * t.t1_s) for t, f in zip(TISSUES, (1, 0.9, 1.08), strict=True)]

@@ -62,14 +62,30 @@ def save_maps(fit, paths: dict[str, Path], affine: np.ndarray, *, free_water: bo
     for name in MAP_UNITS:
         if name == "free_water_fraction" and not free_water:
             continue
-        for suffix in MAP_SUFFIXES:
-            values = getattr(fit, name + suffix).astype(np.float32)
-            save_nifti(_with_suffix(paths[f"out_{name}"], suffix), values, affine)
+        save_map(fit, name, paths[f"out_{name}"], affine, interval=True)
     for name in OTHER_UNITS:
-        save_nifti(paths[f"out_{name}"], getattr(fit, name).astype(np.float32), affine)
+        save_map(fit, name, paths[f"out_{name}"], affine, interval=False)
     save_nifti(paths["out_S0"], fit.S0_hat.astype(np.float32), affine)
     save_nifti(paths["out_residual_rms"], fit.residual_rms.astype(np.float32), affine)
     save_nifti(paths["out_status"], fit.status.astype(np.int16), affine)
+
+
+def save_map(fit, name: str, path: Path, affine: np.ndarray, *, interval: bool) -> None:
+    """Write a map of a fit as float32 NIfTI.
+
+    Parameters
+    ----------
+    fit : VoxelFit
+    name : str
+    path : Path
+    affine : ndarray, shape (4, 4)
+    interval : bool
+        Whether its standard deviation and the ends of its interval go beside it, with ``_std``,
+        ``_low`` and ``_high`` in their names.
+    """
+    for suffix in MAP_SUFFIXES if interval else ("",):
+        values = getattr(fit, name + suffix).astype(np.float32)
+        save_nifti(_with_suffix(path, suffix), values, affine)
 
 
 def _with_suffix(path: Path, suffix: str) -> Path:
@@ -108,7 +124,9 @@ def save_meshes(fit, voxels: list[tuple[int, ...]], stem: Path) -> None:
             mesh.save(stem.with_name(name + suffix))
 
 
-def save_settings(path: Path, inputs: dict, settings: dict, fit, seconds: float) -> None:
+def save_settings(
+    path: Path, inputs: dict, settings: dict, fit, seconds: float, *, units: dict[str, str]
+) -> None:
     """Write what was run on what, with which versions, and what the codes mean, as JSON.
 
     Parameters
@@ -118,9 +136,11 @@ def save_settings(path: Path, inputs: dict, settings: dict, fit, seconds: float)
         Input files by the names of the command line's arguments.
     settings : dict
         All other arguments of the command line.
-    fit : SpinverseFit
+    fit : VoxelFit
     seconds : float
         Wall time of the fit.
+    units : dict
+        Unit of each map.
     """
     from dipy_spinverse.voxels import Status
 
@@ -129,7 +149,7 @@ def save_settings(path: Path, inputs: dict, settings: dict, fit, seconds: float)
     report = {
         "inputs": {name: str(value) for name, value in inputs.items()},
         "settings": settings,
-        "map_units": MAP_UNITS | OTHER_UNITS,
+        "map_units": units,
         "status": {
             status.name.lower(): {"code": int(status), "voxels": voxels.get(int(status), 0)}
             for status in Status

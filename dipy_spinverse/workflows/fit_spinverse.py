@@ -10,7 +10,13 @@ import numpy as np
 from dipy.io.image import load_nifti, load_nifti_data, save_nifti
 from dipy.workflows.workflow import Workflow
 
-from dipy_spinverse.report.files import save_maps, save_meshes, save_settings
+from dipy_spinverse.report.files import (
+    MAP_UNITS,
+    OTHER_UNITS,
+    save_maps,
+    save_meshes,
+    save_settings,
+)
 
 logger = logging.getLogger("dipy_spinverse")
 
@@ -239,7 +245,8 @@ def _fit_one(inputs: dict, settings: dict, paths: dict[str, Path]) -> None:
     save_nifti(paths["out_predicted"], fit.predict().astype(np.float32), affine)
     fit.save(paths["out_fit"])
     save_meshes(fit, voxels, paths["out_interface"])
-    save_settings(paths["out_settings"], inputs, settings, fit, seconds)
+    units = MAP_UNITS | OTHER_UNITS
+    save_settings(paths["out_settings"], inputs, settings, fit, seconds, units=units)
     logger.info("Walls fitted in %.1f s, saved in %s", seconds, paths["out_fit"].parent.resolve())
 
 
