@@ -92,7 +92,7 @@ def test_steady_states_differ_by_the_stimulated_echoes_that_equations_leave_out(
     ]
     found, expected = signals(MRzeroSimulator(), sequences), signals(SignalEquations(), sequences)
     largest = expected.abs().amax(dim=(0, 1))
-    # Up to 2 % of the largest signal in the benchmark's table.
+    # 1 to 2 %, of CSF, whose T2 is many repetitions.
     assert ((found - expected).abs() / largest).max() < 0.03
 
 
