@@ -1,0 +1,137 @@
+"""Signals of packed permeable cylinders and spheres for any pulses, radii and diffusivities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import NamedTuple
+
+import numpy as np
+
+from dipy_spinverse.packed_cells.emulator.closed_form import Numbers, closed_form
+
+# um, volume fractions, um/ms.
+RANGES = {
+    "radius": (0.1, 60.0),
+    "fraction": {"cylinder": (0.05, 0.8), "sphere": (0.05, 0.66)},
+    "permeability": (0.0005, 0.5),
+}
+_LARGEST_OUTPUT = 4.0
+_ROWS = 1 << 14
+
+
+class Encodings(NamedTuple):
+    """Pulses: q across and along the cylinders' axis, rad/um, and timings, ms; each (E,)."""
+
+    q_across: np.ndarray
+    q_along: np.ndarray
+    small_delta: np.ndarray
+    big_delta: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """Weights (inputs, outputs) and biases of the layers, the last one linear.
+
+    Attributes
+    ----------
+    error_scale : ndarray (K,)
+        Coefficients of the logarithm of its error, see `emulator_error`.
+    """
+
+    weights: tuple[np.ndarray, ...]
+    biases: tuple[np.ndarray, ...]
+    error_scale: np.ndarray
+
+    def __call__(self, inputs: np.ndarray) -> np.ndarray:
+        """Outputs (n,) of inputs (n, K)."""
+        x = inputs.astype(np.float32)
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            x = x @ weight + bias
+            x /= 1 + np.exp(-np.maximum(x, -80))
+        x = x @ self.weights[-1] + self.biases[-1]
+        return np.clip(x[:, 0], -_LARGEST_OUTPUT, _LARGEST_OUTPUT).astype(float)
+
+
+@cache
+def network_of(shape: str) -> Network:
+    """The network of packed cylinders or spheres that comes with the package."""
+    path = files("dipy_spinverse.packed_cells.emulator") / "networks.npz"
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        n_layers = int(file[f"{shape}_layers"])
+        return Network(
+            tuple(file[f"{shape}_weight_{k}"] for k in range(n_layers)),
+            tuple(file[f"{shape}_bias_{k}"] for k in range(n_layers)),
+            file[f"{shape}_error"],
+        )
+
+
+def emulated_signals(shape: str, tissue: np.ndarray, encodings: Encodings) -> np.ndarray:
+    """Signals of packed cells relative to b = 0.
+
+    A network that was fitted to finite elements (cylinders) and finite volumes (spheres) of
+    random packings; ``benchmarks/make_emulator.py`` makes it, ``benchmarks/emulator.py`` checks
+    it. Beyond its ranges it is an extrapolation of a closed form.
+
+    Parameters
+    ----------
+    shape : {"cylinder", "sphere"}
+    tissue : ndarray (N, 5)
+        Radius in um, volume fraction, permeability in um/ms, and the diffusivities inside and
+        outside the bodies in um^2/ms.
+    encodings : Encodings
+        Of E measurements.
+
+    Returns
+    -------
+    ndarray (N, E)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> tissue = np.array([[2.0, 0.5, 0.01, 2.0, 2.0]])
+    >>> across = Encodings(*np.array([[0.0], [0.0], [10.0], [40.0]]))
+    >>> emulated_signals("cylinder", tissue, across)
+    array([[1.]])
+    """
+    tissue = np.asarray(tissue, dtype=float)
+    signals = np.empty((len(tissue), len(encodings.small_delta)))
+    step = max(1, _ROWS // max(signals.shape[1], 1))
+    network = network_of(shape)
+    for first in range(0, len(tissue), step):
+        rows = slice(first, first + step)
+        form = closed_form(shape, numbers_of(tissue[rows], encodings))
+        residual = network(form.inputs.reshape(-1, form.inputs.shape[-1]))
+        signals[rows] = form.signals(residual.reshape(form.pools.shape))
+    return signals
+
+
+def numbers_of(tissue: np.ndarray, encodings: Encodings) -> Numbers:
+    """Dimensionless numbers (N, E) of tissues (N, 5)."""
+    radius, fraction, permeability, inside, outside = np.moveaxis(tissue[:, :, None], 1, 0)
+    q_across, q_along, small, big = encodings
+    return Numbers(
+        fraction, permeability * radius / outside, inside / outside, outside * big / radius**2,
+        small / big, q_across * radius, q_along * radius,
+    )  # fmt: skip
+
+
+def emulator_error(shape: str, tissue: np.ndarray, encodings: Encodings) -> np.ndarray:
+    """One standard deviation (N, E) of what parts the signals of a packing from the emulator's.
+
+    Its own error and the scatter between packings of a few cells, as a function of fraction,
+    permeability and attenuation that was fitted to packings it had not seen.
+    """
+    numbers = numbers_of(np.asarray(tissue, dtype=float), encodings)
+    form = closed_form(shape, numbers)
+    return form.gain * np.exp(error_terms(numbers) @ network_of(shape).error_scale)
+
+
+def error_terms(numbers: Numbers) -> np.ndarray:
+    """Terms (..., 5) of the logarithm of the error."""
+    f, k, _, time, *_ = np.broadcast_arrays(*numbers)
+    tight = 1 / (1 + 10 * k)
+    return np.stack(
+        [np.ones_like(f), f, f**2, f * tight, np.log(np.clip(time, 0.05, 100))], axis=-1
+    )

@@ -1,0 +1,114 @@
+"""The emulator of packed cells is right where exact answers are known."""
+
+import numpy as np
+import pytest
+
+from benchmarks.periodic_cylinders import (
+    matrices_of,
+    modes_of,
+    pulse_signals,
+    random_mesh,
+)
+from dipy_spinverse.bloch_torrey.analytic.bodies import gaussian_phase_attenuation
+from dipy_spinverse.packed_cells.emulator import Encodings, emulated_signals, emulator_error
+
+SHAPES = ("cylinder", "sphere")
+
+
+def encodings(across, along=0.0, small=5.0, big=30.0):
+    parts = np.broadcast_arrays(np.atleast_1d(across), along, small, big)
+    return Encodings(*(part.astype(float) for part in parts))
+
+
+def tissues(shape, n=200, seed=0):
+    rng = np.random.default_rng(seed)
+    high = 0.8 if shape == "cylinder" else 0.66
+    return np.stack([
+        np.exp(rng.uniform(np.log(0.3), np.log(12), n)),
+        rng.uniform(0.05, high, n),
+        np.exp(rng.uniform(np.log(5e-4), np.log(0.5), n)),
+        rng.uniform(0.5, 2.5, n),
+        rng.uniform(0.8, 2.5, n),
+    ], axis=1)  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_signals_are_one_without_a_gradient_and_never_leave_their_range(shape):
+    signals = emulated_signals(shape, tissues(shape), encodings([0.0, 0.05, 0.3, 1.0]))
+    np.testing.assert_allclose(signals[:, 0], 1, rtol=1e-12)
+    # The offset of the logarithm lets what has decayed fall a little below zero.
+    assert signals.min() > -0.02 and signals.max() <= 1.001
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_signals_fall_as_the_gradient_rises(shape):
+    # To a bD of 3, where nothing has come back to a maximum of diffraction.
+    q = np.linspace(0, np.sqrt(3 / 2 / 28), 12)
+    signals = emulated_signals(shape, tissues(shape), encodings(q))
+    assert (np.diff(signals, axis=1) < 1e-4).all()
+
+
+def test_water_along_cylinders_is_free():
+    tissue = tissues("cylinder")
+    tissue[:, 4] = tissue[:, 3]
+    along = np.array([0.05, 0.1, 0.2])
+    signals = emulated_signals("cylinder", tissue, encodings(0.0, along))
+    b = along**2 * (30 - 5 / 3)
+    np.testing.assert_allclose(signals, np.exp(-b * tissue[:, 3:4]), rtol=1e-10)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_only_dimensionless_numbers_matter(shape):
+    tissue, scan = tissues(shape), encodings([0.1, 0.4])
+    # Twice as large, in half the diffusivity, for eight times as long.
+    larger = tissue * np.array([2, 1, 0.25, 0.5, 0.5])
+    slower = Encodings(scan.q_across / 2, scan.q_along, scan.small_delta * 8, scan.big_delta * 8)
+    np.testing.assert_allclose(
+        emulated_signals(shape, larger, slower), emulated_signals(shape, tissue, scan), atol=1e-5
+    )  # networks are in single precision
+
+
+def test_what_is_left_at_strong_gradients_is_the_impermeable_fraction():
+    radius, fraction = 1.0, np.array([0.2, 0.4, 0.6])
+    tissue = np.stack([0 * fraction + radius, fraction, 0 * fraction, 0 * fraction + 1.5,
+                       0 * fraction + 1.5], axis=1)  # fmt: skip
+    q = np.array([0.8])  # b of 25 ms/um^2: between the cylinders nothing is left
+    signals = emulated_signals("cylinder", tissue, encodings(q, big=40.0))[:, 0]
+    inside = np.exp(-gaussian_phase_attenuation("cylinder", radius, q, 5.0, 40.0, 1.5))
+    # The closed form is right here to 1e-3, and the network almost without a say.
+    np.testing.assert_allclose(signals, fraction * inside, atol=0.003)
+
+
+def test_membranes_without_resistance_leave_free_water():
+    scan = encodings([0.1, 0.2])
+    tissue = np.array([[6.0, 0.5, 5.0, 2.0, 2.0]])  # kappa R / D of 15
+    free = np.exp(-2 * scan.q_across**2 * (30 - 5 / 3))
+    # Fifteen, not infinite: the membranes still cost a few percent of D.
+    np.testing.assert_allclose(emulated_signals("cylinder", tissue, scan)[0], free, atol=0.03)
+
+
+@pytest.mark.parametrize(("fraction", "permeability", "inside"),
+                         [(0.3, 0.1, 1.0), (0.45, 0.02, 0.6), (0.55, 0.3, 1.4)])  # fmt: skip
+def test_a_packing_it_has_not_seen_lies_within_its_stated_error(fraction, permeability, inside):
+    rng, time, pulse = np.random.default_rng(99), 4.0, 0.3
+    mesh = random_mesh(4, fraction, rng)
+    modes = modes_of(matrices_of(mesh), permeability, inside, 40, 40)
+    direction = np.array([0.96, 0.0, 0.28])
+    q, signals = pulse_signals(modes, direction, 1.2, np.array([pulse * time]), np.array([time]))
+    # R = 3 um, D = 2 um^2/ms outside: D Delta / R^2 = 4 for 18 ms.
+    radius, outside, big = 3.0, 2.0, 18.0
+    scan = encodings(q * 0.96 / radius, q * 0.28 / radius, pulse * big, big)
+    tissue = np.array(
+        [[radius, fraction, permeability * outside / radius, inside * outside, outside]]
+    )
+    error = emulator_error("cylinder", tissue, scan)[0]
+    difference = emulated_signals("cylinder", tissue, scan)[0] - signals[:, 0]
+    assert (np.abs(difference) < 3 * error + 1e-3).all()  # 1e-3: of the finite elements
+    assert error.max() < 0.02
+
+
+def test_the_stated_error_grows_where_cylinders_are_dense():
+    scan = encodings([0.2])
+    loose, dense = ([[3.0, fraction, 0.01, 2.0, 2.0]] for fraction in (0.2, 0.7))
+    errors = [emulator_error("cylinder", np.array(tissue), scan) for tissue in (loose, dense)]
+    assert errors[1] > 1.5 * errors[0]  # packings differ by two to four times as much
