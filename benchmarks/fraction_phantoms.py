@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import nibabel
 import numpy as np
@@ -21,6 +22,7 @@ from dipy_spinverse.tissue_fractions import (
     TurboSpinEcho,
     constants_of,
 )
+from dipy_spinverse.tissue_fractions.tissues import CONSTANTS
 
 TISSUES = ("csf", "gm", "wm")
 FOV_MM, SIZE = 200.0, 64
@@ -167,8 +169,12 @@ class Truth:
         level for all images: that of the first four, weighted by T1.
     b1 : float
         Largest error of the transmit field, smooth.
+    b0 : float
+        Largest off-resonance, Hz, smooth.
     constants : float
         Largest error of each tissue constant, a smooth field of its own plus a constant half.
+    shifted : dict
+        By how much constants are larger in grey matter and smaller in white matter, relative.
     encoded : bool
         Whether images are made line by line of k-space, the tissue relaxing between the lines,
         from the fine phantom. If not, a voxel is the mean of its part of the fine phantom.
@@ -176,17 +182,20 @@ class Truth:
 
     snr: float = math.inf
     b1: float = 0.0
+    b0: float = 0.0
     constants: float = 0.0
+    shifted: Mapping[str, float] = field(default_factory=dict)
     encoded: bool = False
 
 
 @dataclass(frozen=True)
 class Scan:
-    """Magnitudes (X, Y, C) of a phantom, the head (X, Y), and the noise in each channel."""
+    """Magnitudes (X, Y, C) of a phantom, the head (X, Y), noise in each channel, B0 (X, Y)."""
 
     images: np.ndarray
     head: np.ndarray
     sigma: float
+    b0: np.ndarray
 
 
 def scanned(phantom: Phantom, sequences, truth: Truth, simulator, seed: int) -> Scan:
@@ -207,12 +216,15 @@ def scanned(phantom: Phantom, sequences, truth: Truth, simulator, seed: int) -> 
     constants = constants_of(PUBLISHED).numpy()
     constants = np.broadcast_to(constants, (inside.sum(), *constants.shape)).copy()
     for t, p in np.ndindex(constants.shape[1:]):
-        field = 0.5 * smooth_field(shape, truth.constants, rng)[inside]
-        constants[:, t, p] *= 1 + field + rng.choice([-0.5, 0.5]) * truth.constants
+        error = 0.5 * smooth_field(shape, truth.constants, rng)[inside]
+        constants[:, t, p] *= 1 + error + rng.choice([-0.5, 0.5]) * truth.constants
+    for name, size in truth.shifted.items():
+        constants[:, 1:, CONSTANTS.index(name)] *= (1 + size, 1 - size)
+    b0 = smooth_field(shape, truth.b0, rng) if truth.b0 else np.zeros(shape)
 
     def pure(some):
         """Signals (N, C) of the mixture at each fine place."""
-        fields = torch.tensor(b1), torch.zeros(len(b1), dtype=torch.float64)
+        fields = torch.tensor(b1), torch.tensor(b0[inside])
         signals = simulator.signals(some, torch.tensor(constants), *fields).numpy()
         return np.einsum("nt,ntc->nc", phantom.fine[inside], signals)
 
@@ -222,7 +234,8 @@ def scanned(phantom: Phantom, sequences, truth: Truth, simulator, seed: int) -> 
     t1_weighted = np.abs(images[..., : len(SEQUENCES["T1"])])
     sigma = t1_weighted[phantom.fractions.sum(axis=-1) > 0.5].mean() / truth.snr
     noise = sigma * rng.normal(size=(2, *images.shape))
-    return Scan(np.abs(images + noise[0] + 1j * noise[1]), head, sigma)
+    magnitudes = np.abs(images + noise[0] + 1j * noise[1])
+    return Scan(magnitudes, head, sigma, averaged(b0, phantom.finer))
 
 
 def _voxel_means(sequence, pure, inside, finer):

@@ -30,7 +30,8 @@ from dipy_spinverse.tissue_fractions import (
 )
 from dipy_spinverse.tissue_fractions.mixtures import draws_of_fractions
 from dipy_spinverse.tissue_fractions.signal_table import axes_of, table_of
-from dipy_spinverse.tissue_fractions.simplex import on_simplex
+from dipy_spinverse.tissue_fractions.simplex import faces_of, on_simplex
+from dipy_spinverse.tissue_fractions.smoothness import Neighbours, draws_of_field
 
 ONE = torch.ones((), dtype=torch.float64)
 TISSUES = tissues_at(3)
@@ -276,6 +277,108 @@ def head(n=24):
     return np.stack([skull - brain, brain - wm, wm, 1 - skull], axis=-1)
 
 
+def test_neighbours_are_side_by_side_and_fitted():
+    """A grid of 2 x 3 without its voxel 4."""
+    found = Neighbours.on_grid(np.array([0, 1, 2, 3, 5]), (2, 3))
+    sides = [{0: {1, 3}, 1: {0, 2}, 2: {1, 4}, 3: {0}, 4: {2}}[v] for v in range(5)]
+    assert [set(of[of >= 0]) for of in found.of] == sides
+    for half in found.halves:
+        assert not np.isin(found.of[half], half).any()
+
+
+def log_density(fractions, gram, projection):
+    inside = fractions[:, :3]
+    return inside @ projection - 0.5 * np.einsum("ni,ij,nj->n", inside, gram, inside)
+
+
+def test_draws_of_neighbours_have_the_moments_of_their_density():
+    """Two voxels, against importance weights of many pairs from what is thought of each alone."""
+    rng, smoothness, n, n_pairs = np.random.default_rng(3), 3.0, 400_000, 200
+    columns, data = rng.random((3, 2)) / 0.3, rng.random((2, 2)) / 0.3
+    gram, projections = columns @ columns.T, data @ columns.T
+    faces, dims = faces_of(4, 4)
+    share = rng.dirichlet(np.ones(len(faces)))
+    pairs = np.zeros((2, n, 4))
+    for one in pairs:
+        which = rng.choice(len(faces), n, p=share)
+        for k, (face, dim) in enumerate(zip(faces, dims, strict=True)):
+            rows = np.flatnonzero(which == k)
+            one[np.ix_(rows, face[: dim + 1])] = rng.dirichlet(np.ones(dim + 1), len(rows))
+    apart = np.linalg.norm(pairs[0] - pairs[1], axis=1) / math.sqrt(2)
+    of_data = [log_density(one, gram, p) for one, p in zip(pairs, projections, strict=True)]
+    weights = np.exp(sum(of_data) - smoothness * apart)
+    weights /= weights.sum()
+
+    sides = np.array([[k + 1, -1] if k % 2 == 0 else [k - 1, -1] for k in range(2 * n_pairs)])
+    neighbours = Neighbours(sides, (np.arange(0, 2 * n_pairs, 2), np.arange(1, 2 * n_pairs, 2)))
+    grams = np.repeat(gram[None], 2 * n_pairs, axis=0)
+    draws = draws_of_field(grams, np.tile(projections, (n_pairs, 1)), share, neighbours,
+                           smoothness, 150).astype(float)  # fmt: skip
+    first, second = (draws[:, k::2].reshape(-1, 4) for k in (0, 1))
+    # 30,000 draws that are not independent, and weights of as many: 0.005 of a fraction.
+    for found, one in ((first, pairs[0]), (second, pairs[1])):
+        np.testing.assert_allclose(found.mean(axis=0), weights @ one, atol=0.01)
+        pure = weights @ ((one > 0).sum(axis=1) == 1)
+        assert ((found > 0).sum(axis=1) == 1).mean() == pytest.approx(pure, abs=0.015)
+    found = np.linalg.norm(first - second, axis=1).mean() / math.sqrt(2)
+    assert found == pytest.approx(weights @ apart, abs=0.01)
+
+
+def test_intervals_of_smooth_images_hold_95_percent():
+    """Of an image that is drawn from what is thought beforehand, seen in one noisy contrast."""
+    n, smoothness, rng = 40, 1.5, np.random.default_rng(0)
+    share = np.full(15, 1 / 15)
+    neighbours = Neighbours.on_grid(np.arange(n * n), (n, n))
+    nothing = np.zeros((n * n, 3, 3)), np.zeros((n * n, 3))
+    truth = draws_of_field(*nothing, share, neighbours, smoothness, 10)[-1]
+    column, sigma = np.array([1.0, 0.7, 0.4]), 0.1
+    data = truth[:, :3] @ column + sigma * rng.standard_normal(n * n)
+    gram = np.tile(np.outer(column, column) / sigma**2, (n * n, 1, 1))
+    draws = draws_of_field(
+        gram, data[:, None] * column / sigma**2, share, neighbours, smoothness, 200
+    )
+    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+    # At least: what is not in a voxel is often an end of the interval itself.
+    assert np.mean((low <= truth) & (truth <= high)) > 0.94
+    squares = np.mean((draws.mean(axis=0) - truth) ** 2)
+    # 1600 voxels, with tails: a tenth.
+    assert squares == pytest.approx(draws.var(axis=0).mean(), rel=0.1)
+
+
+def test_what_neighbours_are_helps_where_one_contrast_does_not_separate():
+    truth = head()
+    inside = truth[..., 3] < 0.5
+    clean = TissueFractionModel(SEQUENCES[:1]).signals(named(truth))
+    sigma = clean[inside].mean() / 30
+    errors = []
+    for smoothness in (0.0, 2.0):
+        model = TissueFractionModel(SEQUENCES[:1], unknown=(), smoothness=smoothness)
+        with pytest.warns(UserWarning, match="do not separate"):
+            fit = model.fit(noisy(clean, sigma), inside, sigma=sigma)
+        errors.append(np.abs(fit.gm - truth[..., 1])[inside].mean())
+        held = (fit.gm_low <= truth[..., 1]) & (truth[..., 1] <= fit.gm_high)
+        assert held[inside].mean() > 0.9 and not fit.gm[~inside].any()
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_a_fourth_tissue_is_found_by_its_name():
+    tissues = (*TISSUES, Tissue("lesion", 0.9, 1.3, 0.15, 0.5, 1.2))
+    truth = np.random.default_rng(2).dirichlet(np.ones(4), 200)
+    truth[50:, 1] += truth[50:, 3]
+    truth[50:, 3] = 0  # a lesion in a quarter of the voxels
+    model = TissueFractionModel(SEQUENCES, tissues, unknown=())
+    fractions = dict(zip(("csf", "gm", "wm", "lesion"), truth.T, strict=True))
+    clean = model.signals(fractions)
+    assert model.maps == ("csf", "gm", "wm", "lesion", "background")
+    exact = model.fit(clean, sigma=1e-7, n_draws=0)
+    fit = model.fit(noisy(clean, clean.mean() / 300), sigma=clean.mean() / 300)
+    for k, name in enumerate(fractions):
+        np.testing.assert_allclose(getattr(exact, name), truth[:, k], atol=1e-3)
+        low, high = getattr(fit, f"{name}_low"), getattr(fit, f"{name}_high")
+        # 200 voxels: 95 % by three standard deviations.
+        assert np.mean((low - 1e-6 <= truth[:, k]) & (truth[:, k] <= high + 1e-6)) > 0.9
+
+
 def test_scale_bias_and_b1_fields_are_found():
     truth, x = head(), np.linspace(-1, 1, 24)
     b1 = 1.05 + 0.1 * x[:, None] - 0.06 * x**2
@@ -386,6 +489,10 @@ def test_bad_arguments_are_named():
         "tissues has the names": lambda: TissueFractionModel([flash], TISSUES[:1] * 2),
         "unknown has": lambda: TissueFractionModel([flash], unknown=("noise",)),
         "b1_error is": lambda: TissueFractionModel([flash], unknown=("b1",)),
+        "smoothness is": lambda: TissueFractionModel([flash], smoothness=-1),
+        "n_draws is 0": lambda: TissueFractionModel([flash] * 3, smoothness=1).fit(
+            data, n_draws=0
+        ),
         "likelihood is": lambda: TissueFractionModel([flash], likelihood="poisson"),
         "fractions lack": lambda: model.signals({"gm": 1.0}),
         "field is": lambda: tissues_at(2),

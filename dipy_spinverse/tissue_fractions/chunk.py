@@ -20,10 +20,13 @@ _ROUNDS = 3
 _LEAST_VARIANCE = 1e-12
 
 
-def layout(names: tuple[str, ...], *, posterior: bool) -> dict[str, object]:
-    """Type of everything that a fit holds of a voxel."""
+def layout(names: tuple[str, ...], *, posterior: bool, together: bool) -> dict[str, object]:
+    """Type of everything that a fit holds of a voxel, or the voxels together ask for."""
     endings = (*ENDINGS, "_likeliest") if posterior else ("", "_likeliest")
-    maps = {name + end: float for name in names for end in endings}
+    maps: dict[str, object] = {name + end: float for name in names for end in endings}
+    if together:
+        n = len(names) - 1
+        maps |= {"gram": (float, (n, n)), "projection": (float, (n,))}
     return maps | {
         "S0": float, "S0_per_te": (float, (1,)), "b1": float, "b0": float, "widest_std": float,
     }  # fmt: skip
@@ -46,6 +49,8 @@ class FitFractions:
         Prior probabilities of the faces of the simplex.
     n_draws : int
     rician : bool
+    together : bool
+        Whether fractions are to be found of all voxels together: their likelihood is kept.
     """
 
     names: tuple[str, ...]
@@ -55,6 +60,7 @@ class FitFractions:
     share: np.ndarray | None
     n_draws: int
     rician: bool
+    together: bool
 
     def solved(self, voxels: Voxels) -> tuple[Problem, np.ndarray, Tensor, Normal, Tensor]:
         """Problem, B1, and what `solve` says; linear in errors where these are likeliest.
@@ -109,7 +115,9 @@ class FitFractions:
         values = with_rest.clamp_min(0).numpy()
         result = {name: values[:, k] for k, name in enumerate(self.names)}
         result |= {f"{name}_likeliest": value for name, value in list(result.items())}
-        if self.n_draws and self.share is not None:
+        if self.together:
+            result |= dict(zip(("gram", "projection"), as_arrays(normal), strict=True))
+        elif self.n_draws and self.share is not None:
             draws = draws_of_fractions(*as_arrays(normal), self.share, self.n_draws)
             maps = {name: draws[..., k].astype(float) for k, name in enumerate(self.names)}
             result |= summary(maps, axis=1)

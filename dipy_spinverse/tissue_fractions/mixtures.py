@@ -1,7 +1,7 @@
 """Posterior of fractions: normal densities on the faces of the simplex, by quadrature.
 
-A voxel is a mixture of some of the classes: a face of the simplex, on which fractions are alike
-beforehand. The density of face and fractions after the data is integrated coordinate by
+A voxel is a mixture of up to four of the classes: a face of the simplex, on which fractions are
+alike beforehand. The density of face and fractions after the data is integrated coordinate by
 coordinate, the last one exactly, and drawn from in the same order with points of low discrepancy:
 draws need no seed and no burn-in, and do not depend on other voxels.
 """
@@ -15,7 +15,8 @@ from numba import njit, prange
 
 from dipy_spinverse.tissue_fractions.simplex import density_on_face, faces_of, with_background
 
-MOST_TISSUES = 3
+MOST_TISSUES = 5
+MOST_MIXED = 4  # classes in one voxel: the quadrature is of at most three coordinates
 _NODES, _NARROWINGS = 20, 12  # of a coordinate: of a grid over it, and of its range
 _COUNTS = 14.0  # in logarithms of density below the largest
 _FAR = 5.0  # standard deviations
@@ -68,10 +69,10 @@ def _quantile(p):
 
 
 @njit(cache=True, nogil=True)
-def _between(a, b, u):
+def between(a, b, u):
     """The u-quantile of a standard normal variable that is between a < b."""
     if a + b > 0:
-        return -_between(-b, -a, 1 - u)
+        return -between(-b, -a, 1 - u)
     if b < -_FAR:  # nearly exponential, rising to b
         rate = -b
         whole = 1 - exp(max(rate * (a - b), -700.0))
@@ -81,7 +82,7 @@ def _between(a, b, u):
 
 
 @njit(cache=True, nogil=True)
-def _log_line(g, b, end):
+def log_line(g, b, end):
     """Logarithm of the integral of exp(b x - g x^2 / 2) from 0 to end."""
     if end <= 0:
         return -inf
@@ -156,7 +157,7 @@ def _triangle(g, b, total, masses):
         for k in range(_NODES):
             x = low + (k + 0.5) * step
             here = b[0] * x - 0.5 * g[0, 0] * x * x
-            masses[k] = here + _log_line(g[1, 1], b[1] - g[0, 1] * x, total - x)
+            masses[k] = here + log_line(g[1, 1], b[1] - g[0, 1] * x, total - x)
             largest = max(largest, masses[k])
         start, end = _counting(masses, largest, low, step, total)
         if end - start > _WORTH * width:
@@ -241,7 +242,7 @@ def _log_evidence(gram, projection, face, dim, g, b, masses, spare):
     if dim == 0:
         return 0.0, 0.0, constant
     if dim == 1:
-        return 0.0, 0.0, constant + _log_line(g[0, 0], b[0], 1.0)
+        return 0.0, 0.0, constant + log_line(g[0, 0], b[0], 1.0)
     low, step, whole = _grid(g, b, dim, masses, spare)
     return low, step, constant + whole + log(2.0 if dim == 2 else 6.0)
 
@@ -331,7 +332,7 @@ def _on_line(g, b, end, u):
     if end <= 0:
         return 0.0
     mean, root = b / g, sqrt(g)
-    return min(max(mean + _between(-mean * root, (end - mean) * root, u) / root, 0.0), end)
+    return min(max(mean + between(-mean * root, (end - mean) * root, u) / root, 0.0), end)
 
 
 @njit(cache=True, nogil=True)
@@ -360,7 +361,7 @@ def share_of_faces(gram: np.ndarray, projection: np.ndarray) -> np.ndarray:
         Probabilities of the faces of `faces_of`, the background being the last class.
     """
     gram, projection = with_background(gram, projection)
-    faces, dims = faces_of(projection.shape[1])
+    faces, dims = faces_of(projection.shape[1], MOST_MIXED)
     share = np.full(len(faces), 1 / len(faces))
     logs = _log_evidences(gram, projection, faces, dims)
     likelihood = np.exp(logs - logs.max(axis=1, keepdims=True))
@@ -385,5 +386,5 @@ def draws_of_fractions(
     n : int
     """
     gram, projection = with_background(gram, projection)
-    faces, dims = faces_of(projection.shape[1])
+    faces, dims = faces_of(projection.shape[1], MOST_MIXED)
     return _draws(gram, projection, faces, dims, np.log(share), n, np.array(_STEPS))

@@ -27,6 +27,7 @@ from dipy_spinverse.tissue_fractions.mr_simulator import MRSimulator, SignalEqua
 from dipy_spinverse.tissue_fractions.separation import Separation, separation
 from dipy_spinverse.tissue_fractions.sequences import Sequence
 from dipy_spinverse.tissue_fractions.signal_table import axes_of, table_of
+from dipy_spinverse.tissue_fractions.smoothness import Neighbours, draws_of_field
 from dipy_spinverse.tissue_fractions.tissues import CONSTANTS, Tissue, constants_of, tissues_at
 from dipy_spinverse.tissue_fractions.unknowns import (
     UNKNOWNS,
@@ -38,11 +39,15 @@ from dipy_spinverse.tissue_fractions.unknowns import (
 from dipy_spinverse.voxels.chunks import Engine, fit_image
 from dipy_spinverse.voxels.image import Image, Voxels, image_of, per_voxel
 from dipy_spinverse.voxels.model import VoxelModel
+from dipy_spinverse.voxels.statistics import summary
 from dipy_spinverse.voxels.status import Status
 
 _N_DRAWS = 256
 _B1_MARGIN = 3.0  # standard deviations
 _LIKE_NOTHING_KNOWN = 0.29  # standard deviation of a uniform fraction
+_TOO_NARROW = (
+    " Intervals are too narrow: voxels are taken to err in B1 and constants on their own."
+)
 
 
 class TissueFractionModel(VoxelModel):
@@ -57,7 +62,8 @@ class TissueFractionModel(VoxelModel):
     sequences : sequence of Sequence, of their descriptions, or Contrasts
         Of the C images; see :func:`sequence_from`.
     tissues : sequence of Tissue, optional
-        Up to three; CSF, grey and white matter at 3 T where not given.
+        Up to five, of which up to three and background, or four, mix in a voxel; CSF, grey and
+        white matter at 3 T where not given.
     simulator : MRSimulator, optional
         :class:`SignalEquations` where not given.
     unknown : sequence of {"scale", "bias", "b1", "constants"}, optional
@@ -71,11 +77,16 @@ class TissueFractionModel(VoxelModel):
         Of the polynomials of smooth fields.
     likelihood : {"rician", "gaussian"}, optional
         Of magnitudes.
+    smoothness : float, optional
+        How alike neighbouring voxels are thought to be, for one or few contrasts: the logarithm
+        of how much less probable two neighbours are that have no tissue in common than two that
+        are alike; 2 suits brains at 2 to 3 mm. Errors of B1 and constants count as each voxel's
+        own, and neighbours that err alike confirm each other: one contrast needs a known B1.
 
     Raises
     ------
     ValueError
-        No sequences, more than three tissues, tissues of one name, unknown options.
+        No sequences, more than five tissues, tissues of one name, unknown options.
 
     References
     ----------
@@ -108,13 +119,14 @@ class TissueFractionModel(VoxelModel):
         b1_error: float = 0.0,
         order: int = 3,
         likelihood: str = "rician",
+        smoothness: float = 0.0,
     ):
         self.tissues = tuple(tissues_at(3) if tissues is None else tissues)
         names = [tissue.name for tissue in self.tissues]
         if not 1 <= len(names) <= MOST_TISSUES or len({*names, "background"}) <= len(names):
             raise ValueError(
-                f"tissues has the names {names}; give one to three, each with its own name, "
-                "none of them background."
+                f"tissues has the names {names}; give one to {MOST_TISSUES}, each with its own "
+                "name, none of them background."
             )
         wrong = sorted(set(unknown) - set(UNKNOWNS))
         if wrong:
@@ -128,10 +140,13 @@ class TissueFractionModel(VoxelModel):
                     f"{name} is {error}; give a standard deviation, above 0 where {part} is "
                     "unknown."
                 )
+        if not 0 <= smoothness < np.inf:
+            raise ValueError(f"smoothness is {smoothness}; give 0 or a number above.")
         self.acquisition = contrasts_of(sequences)
         self.simulator = SignalEquations() if simulator is None else simulator
         self.unknown, self.likelihood, self.order = tuple(unknown), likelihood, int(order)
         self.constants_error, self.b1_error = float(constants_error), float(b1_error)
+        self.smoothness = float(smoothness)
 
     @property
     def sequences(self) -> tuple[Sequence, ...]:
@@ -143,7 +158,7 @@ class TissueFractionModel(VoxelModel):
         """Names of the tissues, and "background"."""
         return (*(tissue.name for tissue in self.tissues), "background")
 
-    def acquisition_of(self, gtab: Any, te: ArrayLike | None = None) -> Contrasts:
+    def acquisition_of(self, gtab: Any, te: Any = None, **_: Any) -> Contrasts:
         """Contrasts of sequences, which stand in the place of a gradient table."""
         return contrasts_of(gtab)
 
@@ -189,6 +204,11 @@ class TissueFractionModel(VoxelModel):
         """
         if n_draws < 0:
             raise ValueError(f"n_draws is {n_draws}; give at least 0.")
+        if n_draws == 0 and self.smoothness:
+            raise ValueError(
+                f"n_draws is 0, smoothness {self.smoothness}; neighbours are in the draws only: "
+                "give more draws, or no smoothness."
+            )
         how = Engine(engine, n_jobs, vox_per_chunk, verbose)
         shape = np.shape(data)[:-1]
         given = {"b1": b1, "b0": b0, "sensitivity": sensitivity}
@@ -198,18 +218,26 @@ class TissueFractionModel(VoxelModel):
                 raise ValueError(f"{name} has values that are not positive; give them above 0.")
         image = image_of(data, mask, sigma, self.acquisition, own=own)
         model, image, fit_chunk = self._calibrated(image, n_draws)
-        status, values = fit_image(
-            image, fit_chunk, layout(self.maps, posterior=n_draws > 0), how, most=MOST_VOXELS
-        )
+        kept = layout(self.maps, posterior=n_draws > 0, together=fit_chunk.together)
+        status, values = fit_image(image, fit_chunk, kept, how, most=MOST_VOXELS)
+        if fit_chunk.together:
+            likelihood = values.pop("gram"), values.pop("projection")
+            neighbours = Neighbours.on_grid(image.rows, image.shape)
+            draws = draws_of_field(
+                *likelihood, fit_chunk.share, neighbours, self.smoothness, n_draws
+            )
+            for k, name in enumerate(self.maps):
+                values |= summary({name: draws[..., k]})
         open_ = np.zeros(status.shape, dtype=bool)
         open_.reshape(-1)[image.rows] = values["widest_std"] > _LIKE_NOTHING_KNOWN
         open_ &= status == Status.CONVERGED
         status[open_] = Status.TISSUES_NOT_SEPARATED
         if open_.any():
             snr = float(np.median(image.voxels.S0[:, 0] / values["sigma"]))
+            narrow = self.smoothness > 0 and max(self.b1_error, self.constants_error) > 0
             warnings.warn(
                 f"images do not separate the tissues in {open_.sum()} voxels: "
-                f"{model.separation(snr)}.",
+                f"{model.separation(snr)}." + narrow * _TOO_NARROW,
                 stacklevel=2,
             )
         return TissueFractionFit(model, status, values)
@@ -257,7 +285,7 @@ class TissueFractionModel(VoxelModel):
         table, by_constants = tables(shared.constants)
         fit_chunk = FitFractions(
             self.maps, table, by_constants, independent_errors(shared.covariance), None, n_draws,
-            self.likelihood == "rician",
+            self.likelihood == "rician", self.smoothness > 0,
         )  # fmt: skip
         if n_draws and len(voxels):
             fit_chunk = replace(fit_chunk, share=_shares(fit_chunk, image.voxels))
@@ -330,7 +358,7 @@ class TissueFractionModel(VoxelModel):
                 f"simulator is a {type(self.simulator).__name__}, which no file holds; a fit with "
                 "the SignalEquations can be saved."
             )
-        names = ("unknown", "constants_error", "b1_error", "order", "likelihood")
+        names = ("unknown", "constants_error", "b1_error", "order", "likelihood", "smoothness")
         tissues = [asdict(tissue) for tissue in self.tissues]
         return {"tissues": tissues, **{name: getattr(self, name) for name in names}}, {}
 

@@ -98,21 +98,15 @@ def table_of(simulator, sequences, constants: Tensor, axes: tuple[Axis, Axis]) -
 
 
 def slopes_by_constants(simulator, sequences, constants: Tensor, axes) -> Tensor:
-    """Derivatives (K, T, C, P) of a table's signals by the logarithms of constants.
-
-    A tissue's signals depend on its own P constants only.
-    """
-
-    def signals(logarithms):
-        return _simulated(simulator, sequences, torch.exp(logarithms), axes)
-
-    # One direction moves one constant of all tissues.
-    logarithms, slopes = torch.log(constants), []
-    for p in range(constants.shape[1]):
-        direction = torch.zeros_like(constants)
-        direction[:, p] = 1
-        slopes.append(torch.func.jvp(signals, (logarithms,), (direction,))[1])
-    return torch.stack(slopes, dim=-1)
+    """Derivatives (K, T, C, P) of a table's signals by the logarithms of constants."""
+    n_nodes = axes[0].n_nodes * axes[1].n_nodes
+    logarithms = torch.log(constants).expand(n_nodes, *constants.shape).clone().requires_grad_()
+    slopes: list[Tensor] = []
+    for sequence in sequences:
+        signals = _simulated(simulator, [sequence], torch.exp(logarithms), axes)
+        # They depend on the constants of their own tissue and node only: sums do not mix them.
+        slopes += torch.autograd.grad(signals.sum(), logarithms)
+    return torch.stack(slopes, dim=-2)
 
 
 def _simulated(simulator, sequences, constants, axes):

@@ -16,18 +16,19 @@ _ROUNDING = 1e-12
 
 
 @lru_cache
-def faces_of(n_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sets of classes that a voxel may be a mixture of, smallest first.
+def faces_of(n_classes: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sets of at most so many classes that a voxel may be a mixture of, smallest first.
 
     Returns
     -------
-    faces : ndarray (F, n_classes) of int
+    faces : ndarray (F, most) of int
         Classes of each, filled up with zeros.
     dims : ndarray (F,) of int
         Their numbers less one.
     """
-    sets = [s for size in range(n_classes) for s in combinations(range(n_classes), size + 1)]
-    faces = np.array([[*chosen, *[0] * (n_classes - len(chosen))] for chosen in sets])
+    most = min(most, n_classes)
+    sets = [s for size in range(most) for s in combinations(range(n_classes), size + 1)]
+    faces = np.array([[*chosen, *[0] * (most - len(chosen))] for chosen in sets])
     return faces, np.array([len(chosen) - 1 for chosen in sets])
 
 
@@ -59,7 +60,8 @@ def on_simplex(gram: Tensor, projection: Tensor, *, full: bool = False) -> Tenso
     arrays = gram.numpy(), projection.numpy()
     if not full:
         arrays = with_background(*arrays)
-    return torch.from_numpy(_best_of_faces(*arrays, *faces_of(arrays[1].shape[1])))[:, :n]
+    n_classes = arrays[1].shape[1]
+    return torch.from_numpy(_best_of_faces(*arrays, *faces_of(n_classes, n_classes)))[:, :n]
 
 
 @njit(cache=True, nogil=True)

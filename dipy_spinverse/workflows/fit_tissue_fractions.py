@@ -34,12 +34,14 @@ class TissueFractionsFlow(Workflow):
         input_files,
         sequences_file=None,
         field=3.0,
+        tissues_file=None,
         mask_file=None,
         b1_file=None,
         sigma=None,
         unknown=None,
         b1_error=0.0,
         constants_error=0.0,
+        smoothness=0.0,
         n_draws=256,
         engine="serial",
         n_jobs=-1,
@@ -76,6 +78,11 @@ class TissueFractionsFlow(Workflow):
             arguments of that class in seconds and degrees, or the fields of a BIDS sidecar.
         field : float, optional
             Field strength in tesla, for the relaxation times: 1.5, 3 or 7.
+        tissues_file : string or Path, optional
+            JSON or YAML file with a list of tissues beside CSF, grey and white matter (csf, gm,
+            wm), or in their place where they have the same name. Each has a "name",
+            "proton_density" (of water: 1), "t1_s", "t2_s", "t2_prime_s" (1/T2* = 1/T2 + 1/T2')
+            and "diffusivity" (um^2/ms). At most five in all. Maps of others are NAME.nii.gz.
         mask_file : string or Path, optional
             Path of the mask of voxels to fit: the brain or the head. Without it, all.
         b1_file : string or Path, optional
@@ -92,6 +99,9 @@ class TissueFractionsFlow(Workflow):
         constants_error : float, optional
             Relative standard deviation of the relaxation times and proton densities about the
             literature's. Needed where constants are unknown.
+        smoothness : float, optional
+            How alike neighbouring voxels are thought to be, for one or few contrasts; 2 suits
+            brains at 2 to 3 mm. One contrast needs a known transmit field, too.
         n_draws : int, optional
             Draws from the posterior of each voxel; 0 for likeliest values only, without intervals.
         engine : string, optional
@@ -142,7 +152,7 @@ class TissueFractionsFlow(Workflow):
 def _fit_images(files: list[Path], settings: dict, paths: dict[str, Path]) -> None:
     """Fit the images of one examination and write all outputs."""
     # Imported here: torch takes seconds, which `-h` must not.
-    from dipy_spinverse.tissue_fractions import TissueFractionModel, stacked, tissues_at
+    from dipy_spinverse.tissue_fractions import TissueFractionModel, stacked
 
     images = [nibabel.load(path) for path in files]
     try:
@@ -160,10 +170,11 @@ def _fit_images(files: list[Path], settings: dict, paths: dict[str, Path]) -> No
     mask, b1 = (_volume(settings, name, data.shape[:3]) for name in ("mask_file", "b1_file"))
     model = TissueFractionModel(
         sequences,
-        tissues_at(settings["field"]),
+        _tissues(settings),
         unknown=settings["unknown"] or ("scale", "bias"),
         b1_error=settings["b1_error"],
         constants_error=settings["constants_error"],
+        smoothness=settings["smoothness"],
     )
     fit_options = ("sigma", "n_draws", "engine", "n_jobs", "vox_per_chunk", "verbose")
     start = time.perf_counter()
@@ -175,8 +186,10 @@ def _fit_images(files: list[Path], settings: dict, paths: dict[str, Path]) -> No
     )
     seconds = time.perf_counter() - start
 
-    for name in FRACTIONS:
-        save_map(fit, name, paths[f"out_{name}"], affine, interval=settings["n_draws"] > 0)
+    beside = paths["out_background"].parent
+    for name in fit.MAPS:
+        path = paths.get(f"out_{name}", beside / f"{name}.nii.gz")
+        save_map(fit, name, path, affine, interval=settings["n_draws"] > 0)
     for name in OTHERS:
         save_map(fit, name, paths[f"out_{name}"], affine, interval=False)
     save_nifti(paths["out_status"], fit.status.astype(np.int16), affine)
@@ -192,9 +205,7 @@ def _sequences(files, images, sequences_file):
     from dipy_spinverse.tissue_fractions import sequence_from
 
     if sequences_file is not None:
-        listed = _read(Path(sequences_file))
-        if not isinstance(listed, list):
-            raise ValueError(f"sequences_file: {sequences_file} has no list; write one.")
+        listed = _list("sequences_file", sequences_file)
         return [_named(sequence_from, each, sequences_file) for each in listed]
     found = []
     for path, image in zip(files, images, strict=True):
@@ -213,6 +224,29 @@ def _sequences(files, images, sequences_file):
     return found
 
 
+def _tissues(settings):
+    """Those of the literature, and those of the file beside them or in their place."""
+    from dipy_spinverse.tissue_fractions import Tissue, tissues_at
+
+    path = settings["tissues_file"]
+    tissues = {tissue.name: tissue for tissue in tissues_at(settings["field"])}
+    for each in [] if path is None else _list("tissues_file", path):
+        try:
+            tissue = Tissue(**each)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"tissues_file: {path} has {each}: {error}") from None
+        tissues[tissue.name] = tissue
+    return [*tissues.values()]
+
+
+def _list(name, path):
+    """What a file lists."""
+    listed = _read(Path(path))
+    if not isinstance(listed, list):
+        raise ValueError(f"{name}: {path} has no list; write one.")
+    return listed
+
+
 def _named(sequence_from, description, path):
     try:
         return sequence_from(description)
@@ -226,9 +260,7 @@ def _read(path: Path):
     try:
         import yaml
     except ImportError:
-        raise ValueError(
-            f"sequences_file: {path} needs PyYAML; install it, or use JSON."
-        ) from None
+        raise ValueError(f"{path} needs PyYAML; install it, or use JSON.") from None
     return yaml.safe_load(path.read_text())
 
 
