@@ -225,6 +225,7 @@ def three_timings(n_measurements: int, largest_b: float = 5.0) -> Acquisition:
         directions=np.tile(np.where(b[:, None] > 0.05, directions, 0), (len(TIMINGS), 1)),
         small_delta=small_delta,
         big_delta=big_delta,
+        te=small_delta + big_delta,
     )
 
 

@@ -63,6 +63,7 @@ def published_protocol() -> Acquisition:
         directions=np.tile(directions, (b.size // N_DIRECTIONS, 1)),
         small_delta=delta.ravel(),
         big_delta=separation.ravel(),
+        te=(delta + separation).ravel(),
     )
 
 

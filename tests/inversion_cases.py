@@ -21,7 +21,7 @@ def spread_directions(n):
 
 
 def shells(timings, b, n_directions, n_b0=1):
-    """For each timing (delta, Delta) some b0 and the same directions at each b."""
+    """For each timing (delta, Delta), of its own TE, some b0 and the same directions at each b."""
     directions = spread_directions(n_directions)
     bs, vectors = [0.0] * n_b0, [np.zeros((n_b0, 3))]
     for value in b:
@@ -33,6 +33,7 @@ def shells(timings, b, n_directions, n_b0=1):
         directions=np.tile(np.vstack(vectors), (len(timings), 1)),
         small_delta=small,
         big_delta=big,
+        te=small + big,
     )
 
 

@@ -121,7 +121,7 @@ _IN_BOX = _FIELDS | {"S0": S0}
 CASES = {
     "Spinverse, periodic": Case(lambda: _walls("periodic"), _tissue, _FIELDS, True),
     "Spinverse, absorbing": Case(lambda: _walls("absorbing"), _in_box, _IN_BOX),
-    "packed cells": Case(lambda: PackedCellsModel(_PULSED), _tissue),
+    "packed cells": Case(lambda: PackedCellsModel(_PULSED), _tissue, _QUICK_DRAWS, True),
     "NODDI": Case(lambda: NODDIModel(_PULSED), _drawn),
     "ActiveAx": Case(lambda: ActiveAxModel(_STRONG), _drawn, _QUICK_DRAWS, True),
     "ZCD": Case(lambda: ZCDModel(_STRONG), _drawn, _QUICK_DRAWS, True),

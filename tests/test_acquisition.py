@@ -29,6 +29,7 @@ GOOD = {
     "big_delta": 40.0,
     "te": 80.0,
 }
+STIMULATED = {"te": 36.0, "mixing_time": [20.0, 20, 20, 15, 20]}
 # One rounding of a product or quotient in float64
 ROUNDING = 1e-12
 
@@ -92,6 +93,12 @@ def test_echo_time_defaults_to_the_end_of_the_second_pulse():
     np.testing.assert_array_equal(acquisition(te=None).te, 50.0)
 
 
+def test_without_echo_times_timings_share_one_and_its_signal_without_diffusion():
+    shared = acquisition(te=None, big_delta=[0, 20, 40, 40, 60], small_delta=[0, 10, 10, 10, 10])
+    assert shared.echo_times.tolist() == [70] and len(shared.timings) == 3
+    assert shared.b0_per_te.sum() == 1
+
+
 def test_echo_time_short_by_rounding_is_the_end_of_the_second_pulse():
     np.testing.assert_array_equal(acquisition(te=49.999).te, 50.0)
 
@@ -148,6 +155,61 @@ def test_b0_without_pulses_get_the_timing_of_their_echo_time():
     )
     np.testing.assert_array_equal(a.timings, [[5, 20, 60], [10, 40, 80]])
     np.testing.assert_array_equal(a.timing_index, [0, 0, 1, 1, 1])
+
+
+def test_a_stimulated_echo_is_transverse_for_its_echo_time_and_stored_for_its_mixing_time():
+    echo = acquisition(te=36.0, mixing_time=20.0)
+    (waveforms,) = echo.waveforms
+    assert waveforms.echo_time == pytest.approx(36) and waveforms.mixing_time == pytest.approx(20)
+    # One diffusion weighting, whether the magnetisation is stored between the pulses or not.
+    np.testing.assert_allclose(waveforms.b_tensors(), echo.b_tensors, atol=1e-9)
+    assert waveforms.symmetric().all() and waveforms.refocused().all()
+    assert acquisition(te=None, mixing_time=30).te.tolist() == [20] * 5
+
+
+def test_each_mixing_time_has_its_own_signal_without_diffusion():
+    echo = acquisition(b=[0, 0, 1, 2, 3], te=36.0, mixing_time=[15, 20, 20, 15, 15])
+    assert echo.echo_times.tolist() == [36, 36] and echo.mixing_times.tolist() == [15, 20]
+    assert echo.b0_per_te.tolist() == [[True, *[False] * 4], [False, True, *[False] * 3]]
+    assert len(echo.timings) == 2 and echo.te_index.tolist() == [0, 1, 1, 0, 0]
+
+
+def test_seconds_of_a_stimulated_echo_are_those_of_dipy():
+    echo = Acquisition.from_gtab(gtab(), te=0.036, mixing_time=0.02)
+    assert echo.te[0] == pytest.approx(36) and echo.mixing_time[0] == pytest.approx(20)
+    with pytest.raises(ValueError, match="mixing_time is 20 s, which looks like milliseconds"):
+        Acquisition.from_gtab(gtab(), te=0.036, mixing_time=20)
+
+
+def test_averages_over_directions_need_none_and_turn_with_nothing():
+    powder = acquisition(directions=np.zeros(3), isotropic=True)
+    assert powder.isotropic.tolist() == [False, True, True, True, True]  # not at b0
+    # The average of b n n^T over the sphere.
+    np.testing.assert_allclose(powder.b_tensors[4], np.eye(3))
+    made_up = acquisition(isotropic=[0, 1, 0, 0, 0])
+    assert not made_up.directions[1].any() and made_up.directions[2].any()
+    assert "4 averages over directions" in repr(powder)
+    assert powder.subset([0, 1]).isotropic.tolist() == [False, True]
+
+
+def test_averages_over_directions_are_read_without_bvecs(tmp_path):
+    np.savetxt(tmp_path / "bval", BVALS[None])
+    np.savetxt(tmp_path / "isotropic", [0, 1, 1, 1, 1])
+    timing = {"big_delta": 0.04, "small_delta": 0.01}
+    for said in (True, tmp_path / "isotropic"):
+        read = Acquisition.from_files(tmp_path / "bval", isotropic=said, **timing)
+        assert read.isotropic.sum() == 4 and not read.directions.any()
+    with pytest.raises(ValueError, match="zero vector; .*isotropic=True"):
+        Acquisition.from_files(tmp_path / "bval", **timing)
+
+
+def test_an_average_is_not_taken_for_a_measurement_of_one_direction():
+    powder = acquisition(isotropic=True)
+    for what in (lambda: powder.q_vectors, lambda: powder.waveforms):
+        with pytest.raises(ValueError, match="averages over directions.*PackedCellsModel"):
+            what()
+    with pytest.raises(ValueError, match="no gradient table"):
+        powder.to_gtab()
 
 
 def test_arrays_are_read_only_copies():
@@ -387,7 +449,7 @@ def test_other_scheme_versions_are_named(tmp_path, version):
         ("1 0 0 -0.05 0.04 0.01 0.08", r"line 5: \|G\| is -0.05"),
         ("1 0 0 0.05 0.04 0 0.08", r"line 5: Delta and delta are 0.04 and 0 s with \|G\| = 0.05"),
         ("1 0 0 0.05 0.001 0.01 0.08", "big_delta - small_delta is -9 ms at measurement 3"),
-        ("1 0 0 0.05 0.04 0.01 0.04", r"te - \(big_delta \+ small_delta\) is -10 ms"),
+        ("1 0 0 0.05 0.04 0.01 0.04", r"te - \(big_delta .* is -10 ms"),
         ("1 0 0 0.05 40 10 80", "big_delta is 40 s, which looks like milliseconds"),
         ("0 0 0 0.05 0.04 0.01 0.08", "directions has a zero vector"),
         ("1 0 0 nan 0.04 0.01 0.08", "b is nan"),
@@ -485,16 +547,17 @@ def test_bids_needs_its_neighbours(tmp_path, suffix):
         ({"te": np.nan}, "te is nan ms"),
         ({"small_delta": [10, 0, 10, 10, 10]}, "small_delta is 0 ms at measurement 1.*> 0"),
         ({"small_delta": 40, "big_delta": 10}, "big_delta - small_delta is -30 ms.*swapped"),
-        ({"te": 49.9}, r"te - \(big_delta \+ small_delta\) is -0.1 ms"),
-        ({"te": 0.08}, "check the three times and their units"),
+        ({"te": 49.9}, r"te - \(big_delta \+ small_delta - mixing_time\) is -0.1 ms"),
+        ({"te": 0.08}, "check the times and their units.*stimulated echo.*mixing_time"),
+        ({"mixing_time": 31}, r"mixing_time - \(big_delta - small_delta\) is 1 ms.*spin echo"),
+        ({"mixing_time": -1}, "mixing_time is -1 ms"),
+        ({"te": 29, "mixing_time": 20}, "te - .* is -1 ms"),
+        ({"isotropic": [True, False]}, r"isotropic has shape \(2,\) for 5 measurements"),
+        ({"isotropic": [0, 1, 2, 0, 0]}, "isotropic has .*other values than True and False"),
         ({"small_delta": 0.01, "big_delta": 0.04, "te": 0.08}, "big_delta .*looks like seconds"),
         ({"b0_threshold": -1}, "b0_threshold is -1"),
         ({"b0_threshold": np.nan}, "b0_threshold is nan"),
         ({"small_delta": 0, "big_delta": 0, "b": 0}, "b0 measurement 0, and no other"),
-        (
-            {"small_delta": [0, 9, 9, 9, 8], "big_delta": [0, 40, 40, 40, 40], "te": None},
-            "te is None, .*several timings",
-        ),
     ],
 )
 def test_what_cannot_be_is_refused(changes, message):
@@ -524,7 +587,11 @@ def stimulated_and_double():
     return combined(stimulated, double_diffusion([1], [0, 1, 0], [0, 0, 1], 5, 20, 25))
 
 
-BOTH = pytest.mark.parametrize("make", [acquisition, stimulated_and_double])
+def stimulated():
+    return acquisition(**STIMULATED)
+
+
+BOTH = pytest.mark.parametrize("make", [acquisition, stimulated, stimulated_and_double])
 
 
 @BOTH
@@ -546,6 +613,14 @@ def test_arrays_in_a_file_are_enough_to_make_the_measurements_again(make, tmp_pa
         np.testing.assert_array_equal(one.stored, other.stored)
 
 
+def test_averages_over_directions_are_kept_in_arrays_and_only_there():
+    powder = acquisition(isotropic=[0, 0, 1, 0, 0])
+    again = measurements_from_arrays(powder.arrays())
+    np.testing.assert_array_equal(again.isotropic, powder.isotropic)
+    # Files from before there were any have none.
+    assert "isotropic" not in acquisition().arrays()
+
+
 @BOTH
 def test_measurements_are_taken_as_they_are_and_keep_their_echo_times(make):
     given = make()
@@ -553,6 +628,8 @@ def test_measurements_are_taken_as_they_are_and_keep_their_echo_times(make):
     assert measurements_of(given) is given
     with pytest.raises(ValueError, match="te is given beside"):
         measurements_of(given, te=0.08)
+    with pytest.raises(ValueError, match="isotropic is given beside"):
+        measurements_of(given, isotropic=True)
 
 
 def test_a_gradient_table_becomes_a_pulsed_acquisition():

@@ -63,7 +63,7 @@ def acquisition_of(n_directions, n_b0=1):
     return Acquisition(
         b=np.tile(b, 3), directions=np.tile(directions, (3, 1)),
         small_delta=np.repeat([5.0, 10.0, 10.0], len(b)),
-        big_delta=np.repeat([6.0, 20.0, 60.0], len(b)),
+        big_delta=np.repeat([6.0, 20.0, 60.0], len(b)), te=np.repeat([11.0, 30.0, 70.0], len(b)),
     )  # fmt: skip
 
 

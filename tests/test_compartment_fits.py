@@ -75,6 +75,34 @@ def test_rician_likelihood_takes_out_the_noise_floor():
     assert abs(means["rician"] - 0.7) < 0.03 and means["gaussian"] > 0.8
 
 
+def test_voxels_with_negative_samples_have_gaussian_noise_and_leave_others_alone():
+    """Real parts scatter about signals near zero; magnitudes never do."""
+    truth = {"ndi": np.full(200, 0.7), "odi": 0.1, "fwf": 0.3, "axis": [0, 0, 1]}
+    clean = NODDIModel(two_shells()).signals(truth)
+    real = clean + 0.1 * np.random.default_rng(1).standard_normal(clean.shape)
+    assert (real.min(axis=1) < 0).mean() > 0.9
+    fit = NODDIModel(two_shells(), dtype="float32").fit(real, sigma=0.1, n_draws=0)
+    assert (fit.status == Status.CONVERGED).mean() > 0.98  # one of 1000 is a misfit by chance
+    # The standard error of the mean is 0.008.
+    assert abs(fit.ndi.mean() - 0.7) < 0.03
+    magnitude = np.abs(real[:1])
+    both = NODDIModel(two_shells(), dtype="float32").fit(
+        np.vstack([magnitude, real[:1]]), sigma=0.1, n_draws=0
+    )
+    alone = NODDIModel(two_shells(), dtype="float32").fit(magnitude, sigma=0.1, n_draws=0)
+    assert both.ndi[0] == pytest.approx(alone.ndi[0], abs=1e-4)  # single precision
+
+
+@pytest.mark.filterwarnings("ignore:The acquisition tells nearly nothing about odi")
+def test_noddi_of_averages_over_directions_tells_its_fractions():
+    b = np.r_[np.zeros(3), np.tile([0.7, 1.5, 2.5, 5.0], 3)]
+    gtab = gradient_table(1000 * b, bvecs=directions(len(b)))
+    model = NODDIModel(gtab, isotropic=True)
+    fit = model.fit(model.signals(NODDI), sigma=1e-4, n_draws=0)
+    for name in ("ndi", "fwf"):
+        assert np.allclose(getattr(fit, name), NODDI[name], atol=0.01)  # steps end at 1e-3
+
+
 def test_diameters_are_recovered_without_noise():
     truth = {
         "axon_diameter": np.array([4.0, 8.0]), "axon_share": np.array([0.6, 0.7]),

@@ -105,6 +105,34 @@ def test_dispersed_signals_are_the_average_over_the_sphere(kernel, dispersion):
         assert np.allclose(found[v], average, atol=2e-6)  # the series is cut off at 2e-6
 
 
+@pytest.mark.parametrize("dispersion", [None, "watson", "bingham", "isotropic"])
+@pytest.mark.parametrize("kernel", list(ARGUMENTS))
+def test_averages_over_directions_are_those_of_single_directions(kernel, dispersion):
+    z, weights = roots_legendre(24)
+    azimuth = np.tile((np.arange(24) + 0.5) * 2 * np.pi / 24, 24)
+    z, weights = np.repeat(z, 24), np.repeat(weights, 24) / 48
+    sine = np.sqrt(1 - z**2)
+    sphere = np.stack([sine * np.cos(azimuth), sine * np.sin(azimuth), z], axis=1)
+    timing = {"small_delta": 10, "big_delta": 30}
+    single = Acquisition(b=2.5, directions=sphere, **timing)
+    # One measurement of them all, between two of single directions.
+    mixed = Acquisition(
+        b=2.5, directions=[[1, 0, 0], [0, 1, 0], [0, 0, 1]], isotropic=[0, 1, 0], **timing
+    )
+    odi, fanning = np.array([0.3]), np.array([0.5])
+    compartment = Compartment(
+        kernel, "all", ARGUMENTS[kernel], dispersion=dispersion, odi="odi", fanning="fanning"
+    )
+    axis, fan = np.array([[0.6, 0, 0.8]]), np.array([[0.8, 0, -0.6]])
+    values = {"odi": odi, "fanning": fanning, "axis": axis, "axis_fan": fan}
+    found = signals_of(compartment, mixed, **values)[0]
+    assert found[1] == pytest.approx(
+        weights @ signals_of(compartment, single, **values)[0], abs=2e-6
+    )  # the series is cut off at 2e-6
+    alone = signals_of(compartment, mixed.subset([0, 2]), **values)[0]
+    np.testing.assert_allclose(found[[0, 2]], alone, rtol=1e-12)
+
+
 def test_series_has_derivatives_forward_and_backward():
     coefficients = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
     t = (torch.rand(2, 7, dtype=torch.float64) * 2 - 1).requires_grad_()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from benchmarks.lattice_spheres import sphere_packing
 from benchmarks.periodic_cylinders import (
     matrices_of,
     modes_of,
@@ -18,6 +19,23 @@ SHAPES = ("cylinder", "sphere")
 def encodings(across, along=0.0, small=5.0, big=30.0):
     parts = np.broadcast_arrays(np.atleast_1d(across), along, small, big)
     return Encodings(*(part.astype(float) for part in parts))
+
+
+def test_meshes_have_the_area_and_the_outline_of_their_circles():
+    mesh = random_mesh(6, 0.6, np.random.default_rng(4))
+    inside = mesh.areas[mesh.inside].sum()
+    # Polygons of circles' area but for the fourth order of their edges.
+    np.testing.assert_allclose([inside, inside / mesh.areas.sum()], [6 * np.pi, 0.6], rtol=1e-3)
+    np.testing.assert_allclose(mesh.lengths.sum(), 6 * 2 * np.pi, rtol=1e-10)
+
+
+def test_sphere_packings_have_the_volume_and_the_area_of_their_bodies():
+    packing = sphere_packing(0.5, 3.0, np.random.default_rng(0), coarse=False)
+    np.testing.assert_allclose(packing.fraction, 0.5, atol=0.005)
+    walls = packing.resistance > 0
+    area = (packing.grid.face_areas[walls] / packing.resistance[walls]).sum()
+    # 3 %, as of single bodies on cubes of a third of the radius.
+    np.testing.assert_allclose(area / packing.grid.volumes.sum(), 3 * 0.5 / 3.0, rtol=0.05)
 
 
 def tissues(shape, n=200, seed=0):

@@ -7,6 +7,7 @@ import pytest
 from bloch_torrey_cases import DIRECTIONS, distorted_grid, encodings, random_permeability
 from scipy.linalg import expm
 
+from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.acquisition.encodings import combined, double_diffusion, pulsed_gradients
 from dipy_spinverse.bloch_torrey import simulate, simulate_with_jacobian
 from dipy_spinverse.grid import bcc_grid
@@ -177,11 +178,20 @@ def test_outer_permeability_goes_from_reflecting_to_absorbing():
 # ---------------------------------------------------------------- stimulated echo
 
 
-def test_stimulated_echo_is_the_spin_echo_of_the_same_pulses_but_for_relaxation():
+def stimulated_by_waveforms(spin):
+    return pulsed_gradients(spin.b, spin.directions, 8, 120, mixing_time=100)
+
+
+def stimulated_by_timing(spin):
+    return Acquisition(spin.b, spin.directions, 8, 120, mixing_time=100)
+
+
+@pytest.mark.parametrize("stimulate", [stimulated_by_waveforms, stimulated_by_timing])
+def test_stimulated_echo_is_the_spin_echo_of_the_same_pulses_but_for_relaxation(stimulate):
     grid = bcc_grid(3, 5.0)
     field = random_permeability(grid)
     spin = encodings([1.0, 2.0], DIRECTIONS[:3], 8.0, 120.0)
-    stimulated = pulsed_gradients(spin.b, spin.directions, 8, 120, mixing_time=100)
+    stimulated = stimulate(spin)
     expected = simulate(spin, grid, field)
     np.testing.assert_allclose(simulate(stimulated, grid, field), expected, atol=1e-7)
     np.testing.assert_allclose(stimulated.te, 28.0)

@@ -19,6 +19,7 @@ def pulses():
     return Acquisition(
         b=np.array([0.0, 1.0, 2.0, 1.0]), directions=np.array([[0, 0, 0], *np.eye(3)]),
         small_delta=np.array([5.0, 5.0, 5.0, 3.0]), big_delta=np.array([20.0, 20.0, 20.0, 12.0]),
+        te=np.array([25.0, 25.0, 25.0, 15.0]),
     )  # fmt: skip
 
 

@@ -161,7 +161,6 @@ def test_free_water_outside_the_grid_is_told_from_walls():
     assert fit.free_water_fraction[0] == pytest.approx(0.4, abs=0.2)
     # With packed cells, whose free-water fraction is another than the wall field's.
     both = model.fit(noisy(mixed, 100, 1), sigma=0.01, free_water=True, n_fields=1)
-    assert both.packed_cells[0] and both.free_water_fraction[0] != both.field_free_water[0]
     residual = np.sqrt(((both.predict() - noisy(mixed, 100, 1)) ** 2).mean())
     # The inversion takes fewer time steps than the prediction: 1e-4.
     assert residual == pytest.approx(both.residual_rms[0], abs=5e-4)
@@ -240,7 +239,8 @@ def test_gtab_gives_the_same_fit_as_an_acquisition(volume, volume_fit):
         small_delta=ACQUISITION.small_delta / 1000,
         big_delta=ACQUISITION.big_delta / 1000,
     )
-    fit = quick_model(gtab).fit(volume[0, 0, 0], sigma=SIGMA, n_fields=1)
+    model = quick_model(gtab, te=ACQUISITION.te / 1000)
+    fit = model.fit(volume[0, 0, 0], sigma=SIGMA, n_fields=1)
     assert_nearly_same_fit(fit, volume_fit[0, 0, 0])
     assert fit.predict(gtab).shape == fit.predict().shape
 
@@ -362,6 +362,118 @@ def test_data_that_determine_little_get_intervals_that_say_so(case, sigma):
         assert low / 1.3 < 9.0 < 1.3 * high
 
 
+# ---------------------------------------------------------------- walls where they are asked for
+
+
+@pytest.fixture(scope="module")
+def slab():
+    """Model, and noisy signals (2, 2, M) with S0 100: three times cylinders, once free water."""
+    acquisition = shells([(8, 15), (8, 45)], (1.0, 3.0), 12, n_b0=3)
+    signals = np.stack([*[tissue_signals(acquisition)] * 3, np.exp(-2 * acquisition.b)])
+    noise = SIGMA * np.random.default_rng(2).standard_normal(signals.shape)
+    data = np.abs(100 * signals + noise).reshape(2, 2, -1)
+    return SpinverseModel(acquisition, grid=GRID), data
+
+
+@pytest.fixture(scope="module")
+def slab_fit(slab):
+    model, data = slab
+    return model.fit(data, sigma=SIGMA, walls=[[True, False], [False, False]], n_fields=1)
+
+
+def test_walls_are_sought_and_stored_where_they_are_asked_for(slab_fit):
+    assert slab_fit.has_walls.tolist() == [[True, False], [False, False]]
+    assert slab_fit._values["permeability_fields"].shape == (1, 1, GRID.n_faces)
+    assert slab_fit.permeability.shape == (2, 2, GRID.n_faces)
+    assert not slab_fit.permeability[0, 1].any()
+    assert len(slab_fit.interface((0, 0), field=0).triangles) > 0
+    part = slab_fit[:, 0]
+    assert part.has_walls.tolist() == [True, False]
+    np.testing.assert_array_equal(part.permeability[0], slab_fit.permeability[0, 0])
+    with pytest.raises(
+        ValueError, match=r"^index is \(1, 0\), a voxel without wall fields; .*walls="
+    ):
+        slab_fit.interface((1, 0))
+
+
+def test_maps_do_not_depend_on_whether_walls_are_sought_beside(slab, slab_fit):
+    model, data = slab
+    maps = model.fit(data, sigma=SIGMA, walls=False)
+    assert maps.packed_cells.all() and slab_fit.packed_cells.all()
+    for name in (*SpinverseFit.MAPS, "wall_orientation", "sigma", "residual_rms", "S0_hat"):
+        np.testing.assert_array_equal(getattr(maps, name), getattr(slab_fit, name), err_msg=name)
+    np.testing.assert_allclose(maps.predict(), slab_fit.predict(), rtol=1e-12)
+    # 44 degrees of freedom and more: 11 % of the noise.
+    np.testing.assert_allclose(maps.residual_rms, SIGMA, rtol=0.4)
+    assert (np.isin(maps.status, (Status.CONVERGED, Status.NOT_CONVERGED))).all()
+
+
+def test_voxels_that_cannot_be_fitted_say_why_without_walls_too(slab):
+    model, data = slab
+    bad = data.copy()
+    bad[0, 1, 3], bad[1, 0] = np.nan, 0
+    with pytest.warns(UserWarning, match="2 of 3 voxels cannot be fitted") as caught:
+        fit = model.fit(bad, [[1, 1], [1, 0]], sigma=SIGMA, walls=False, n_draws=0)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert fit.status.tolist() == [
+        [Status.CONVERGED, Status.BAD_SAMPLES], [Status.NO_SIGNAL, Status.NOT_FITTED],
+    ]  # fmt: skip
+    assert fit.surface_to_volume[0, 0] > 0 and not fit.surface_to_volume[1].any()
+
+
+def test_without_walls_their_fields_say_how_to_ask_for_them(slab):
+    model, data = slab
+    fit = model.fit(data[0, 0], sigma=SIGMA, walls=False, n_draws=0)
+    assert not hasattr(fit, "surface_to_volume_low")
+    for name in SpinverseFit.WALLS:
+        with pytest.raises(AttributeError, match=f"^{name} is of wall fields.*walls=True"):
+            getattr(fit, name)
+    with pytest.raises(ValueError, match="without wall fields; fit with walls=True"):
+        fit.interface()
+
+
+def test_packed_cells_have_more_to_say_than_the_maps_of_walls(slab_fit):
+    tissue = slab_fit.tissue
+    assert tissue.shape == (2, 2)
+    for name in SpinverseFit.MAPS:
+        np.testing.assert_array_equal(getattr(tissue, name), getattr(slab_fit, name))
+    np.testing.assert_allclose(tissue.predict(), slab_fit.predict(), rtol=1e-12)
+    with pytest.raises(ValueError, match="tissue is that of packed cells"):
+        SpinverseFit(slab_fit.model, np.zeros(()), {}).tissue  # noqa: B018
+
+
+def test_fit_with_few_walls_is_loaded_as_it_was(tmp_path, slab_fit):
+    slab_fit.save(tmp_path / "fit.npz")
+    loaded = load_fit(tmp_path / "fit.npz")
+    assert_same_fit(loaded, slab_fit)
+    np.testing.assert_allclose(loaded.predict(), slab_fit.predict(), rtol=1e-12)
+    np.testing.assert_array_equal(loaded.tissue.pore_diameter, slab_fit.tissue.pore_diameter)
+
+
+def test_what_has_walls_alone_cannot_do_without_them(model, volume):
+    with pytest.raises(ValueError, match="^walls is False, but .*curriculum"):
+        model.fit(volume, walls=False)
+    one = np.zeros((2, 2, 1), bool)
+    one[0, 1] = True
+    fit = model.fit(volume, sigma=SIGMA, walls=one, n_fields=0)
+    assert ((fit.status != Status.NOT_FITTED) == one).all()
+
+
+def test_averages_over_directions_give_maps_but_no_walls():
+    b = np.tile([0, 1, 2, 4], 3)
+    powder = Acquisition(
+        b=b, directions=np.zeros(3), small_delta=10, big_delta=np.repeat([20, 40, 60], 4),
+        isotropic=True,
+    )  # fmt: skip
+    model, water = SpinverseModel(powder), np.exp(-2 * b)
+    with pytest.raises(ValueError, match="^walls is asked for.*walls=False.*PackedCellsModel"):
+        model.fit(water)
+    fit = model.fit(water, sigma=0.01, walls=False, n_draws=0)
+    assert fit.status == Status.CONVERGED
+    # Free water is explained to a fifth of the noise.
+    np.testing.assert_allclose(fit.predict(), water, atol=0.01)
+
+
 # ---------------------------------------------------------------- arguments
 
 
@@ -371,6 +483,7 @@ def test_wrong_shapes_name_the_argument(model, volume, volume_fit):
         ("data", lambda: model.fit(volume[None])),
         ("data", lambda: model.fit(np.float64(3))),
         ("mask", lambda: model.fit(volume, mask=np.ones((2, 2)))),
+        ("walls", lambda: model.fit(volume, walls=np.ones((2, 2)))),
         ("S0", lambda: model.fit(volume, S0=np.ones(3))),
         ("sigma", lambda: model.fit(volume, sigma=np.ones((2, 2)))),
         ("permeability", lambda: model.predict(np.ones(3))),
@@ -403,8 +516,9 @@ def test_values_out_of_range_name_the_argument(model, volume):
 
 def test_grid_that_is_too_coarse_warns():
     strong = shells([(8, 15)], (20.0,), 3)
+    model = quick_model(strong)
     with pytest.warns(UserWarning, match="too coarse for 3 of 4 measurements") as caught:
-        SpinverseModel(strong, grid=GRID)
+        model.fit([1.0, 0.1, 0.1, 0.1], sigma=0.1, n_fields=0)
     assert caught[0].filename == __file__
 
 

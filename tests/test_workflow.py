@@ -17,7 +17,7 @@ from dipy_spinverse import Acquisition, SpinverseModel, bcc_grid, load_fit, simu
 from dipy_spinverse.report.files import MAP_UNITS
 from dipy_spinverse.substrates.walls_of_bodies import cylinders
 from dipy_spinverse.workflows.cli import main
-from dipy_spinverse.workflows.fit_spinverse import SpinverseFlow
+from dipy_spinverse.workflows.fit_spinverse import SpinverseFlow, read_acquisition
 
 AFFINE = np.array([[-2.0, 0, 0, 10], [0, 2.0, 0, -5], [0, 0, 3.0, 1], [0, 0, 0, 1]])
 SHAPE = (2, 1, 2)
@@ -86,6 +86,7 @@ def test_every_option_of_the_command_line_is_parsed_and_defaults_to_the_workflow
         "bvalues_files": "d.bval",
         "bvectors_files": "d.bvec",
         "te": "0.08",
+        "walls": False,
         "free_water": False,
         "verbose": False,
     }
@@ -133,14 +134,13 @@ def test_volume_without_a_measurement_axis_is_refused(volume, tmp_path):
 
 
 def test_maps_and_standard_deviations_are_float32_in_the_input_s_space(fitted):
-    for name in set(MAP_UNITS) - {"free_water_fraction"}:
+    for name in MAP_UNITS:
         for suffix in ("", "_std"):
             image = nib.load(fitted / f"{name}{suffix}.nii.gz")
             assert image.shape[:3] == SHAPE
             assert image.get_data_dtype() == np.float32
             np.testing.assert_array_equal(image.affine, AFFINE)
             assert np.isfinite(image.get_fdata()).all()
-    assert not (fitted / "free_water_fraction.nii.gz").exists()
 
 
 def test_voxels_outside_the_mask_are_zero_everywhere(fitted):
@@ -159,7 +159,7 @@ def test_predicted_signals_explain_the_data(fitted, volume):
 def test_settings_file_tells_settings_versions_and_what_status_codes_mean(fitted):
     report = json.loads((fitted / "settings.json").read_text())
     assert report["settings"]["cells"] == 3
-    assert report["settings"]["diffusivity"] == 2e-3
+    assert report["settings"]["free_diffusivity"] == 3e-3
     assert {"dipy_spinverse", "dipy", "torch", "python"} <= set(report["versions"])
     codes = {entry["code"]: entry["voxels"] for entry in report["status"].values()}
     found, counts = np.unique(load(fitted / "status.nii.gz"), return_counts=True)
@@ -177,6 +177,37 @@ def test_requested_voxel_gets_a_mesh_for_paraview_and_one_for_horizon(fitted):
     for suffix in (".ply", ".vtu", ".surf.gii"):
         assert (fitted / f"interface_0_0_0{suffix}").stat().st_size > 0
     assert not list(fitted.glob("interface_1_*"))
+
+
+def test_walls_are_sought_in_the_voxels_of_meshes_alone_unless_asked_for(fitted):
+    fit = load_fit(fitted / "fit.npz")
+    assert np.argwhere(fit.has_walls).tolist() == [[0, 0, 0]]
+    # Of the voxel outside the mask there is nothing.
+    assert (fit.surface_to_volume_high > 0).sum() == 3
+
+
+def test_mesh_of_a_voxel_outside_the_mask_is_left_out(volume, tmp_path, caplog):
+    masked = {"mask_file": str(volume / "mask.nii.gz"), "mesh_voxels": ["1,0,1"]}
+    run(volume, out_dir=str(tmp_path), n_draws=0, **masked, **TIMING, **SMALL_GRID)
+    assert "(1, 0, 1) has no walls" in caplog.text
+    assert not list(tmp_path.glob("interface*"))
+
+
+def test_averages_over_directions_and_stimulated_echoes_are_read_from_options(volume):
+    given = dict.fromkeys(("te", "mixing_time", "isotropic"), None)
+    given |= {"big_delta": str(volume / "big_delta.txt"), "small_delta": "0.01"}
+    given |= {"b0_threshold": 50.0}
+    # The file of the bvectors is not read.
+    bvalues = str(volume / "dwi.bval")
+    inputs = {"bvalues_files": bvalues, "bvectors_files": bvalues}
+    powder = read_acquisition(inputs, given | {"isotropic": "all"})
+    assert powder.isotropic.sum() == (~powder.b0_mask).sum() > 0
+    inputs["bvectors_files"] = str(volume / "dwi.bvec")
+    np.savetxt(volume / "isotropic.txt", [0, 0, 1, 1, 1, 1, 0, 0, 0, 0])
+    some = read_acquisition(inputs, given | {"isotropic": str(volume / "isotropic.txt")})
+    assert some.isotropic.sum() == 4
+    stored = read_acquisition(inputs, given | {"te": "0.025", "mixing_time": "0.016"})
+    assert stored.te[0] == pytest.approx(25) and stored.mixing_time[0] == pytest.approx(16)
 
 
 def test_existing_outputs_are_kept_unless_forced(fitted, volume):

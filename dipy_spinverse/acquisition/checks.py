@@ -12,7 +12,7 @@ _TENSOR_TOLERANCE = 1e-6  # of a b-tensor's largest element; float32 has 7 digit
 _LARGEST_B = 500.0  # ms/um^2; no tissue signal is left there, so it is a b in s/mm^2
 _SMALLEST_BIG_DELTA_MS = 0.5  # less than gradient coils can do, more than a few ms in seconds
 # s; no encoding lasts longer (T1 of water is 3 s), so larger numbers are ms
-_LONGEST_SECONDS = {"small_delta": 1.0, "big_delta": 3.0, "te": 3.0}
+_LONGEST_SECONDS = {"small_delta": 1.0, "big_delta": 3.0, "te": 3.0, "mixing_time": 3.0}
 
 
 def numeric(name: str, value) -> np.ndarray:
@@ -106,28 +106,51 @@ def gradients(b, directions) -> tuple[np.ndarray, np.ndarray]:
     return b, directions
 
 
-def unit_directions(directions, b: np.ndarray, b0: np.ndarray) -> np.ndarray:
-    """Exact unit vectors (M, 3), zeros at b0."""
+def flags(name: str, value, size: int) -> np.ndarray:
+    """Bool (size,) from one or one per measurement, as bool or as 0 and 1."""
+    numbers = numeric(name, value)
+    if numbers.shape not in ((), (1,), (size,)) or not np.isin(numbers, (0, 1)).all():
+        raise ValueError(
+            f"{name} has shape {numbers.shape} for {size} measurements, or other values than "
+            "True and False; give one for all, or one per measurement."
+        )
+    return np.broadcast_to(numbers, (size,)).astype(bool)
+
+
+def single_directions(isotropic: np.ndarray) -> None:
+    """Refuses averages over directions."""
+    if isotropic.any():
+        raise ValueError(
+            f"acquisition has averages over directions (isotropic) at {isotropic.sum()} of "
+            f"{len(isotropic)} measurements, which have no wave vector of their own: walls on a "
+            "grid need measurements of single directions. PackedCellsModel and compartment models "
+            "take averages."
+        )
+
+
+def unit_directions(directions, b: np.ndarray, without: np.ndarray) -> np.ndarray:
+    """Exact unit vectors (M, 3), zeros where `without` a direction."""
     directions = directions.copy()
-    directions[b0] = 0
+    directions[without] = 0
     norm = np.linalg.norm(directions, axis=1)
     _raise_where(
-        ~b0 & (norm == 0),
+        ~without & (norm == 0),
         "directions has a zero vector; b",
         b,
         "ms/um^2",
         "be 0 without a direction",
-        "Give the direction, or raise b0_threshold if this is a b0.",
+        "Give the direction, or isotropic=True if this is an average over directions, or raise "
+        "b0_threshold if it is a b0.",
     )
     _raise_where(
-        ~b0 & ~(np.abs(norm - 1) <= _DIRECTION_TOLERANCE),
+        ~without & ~(np.abs(norm - 1) <= _DIRECTION_TOLERANCE),
         "directions has a vector that is not unit; its length",
         norm,
         "",
         f"be 1 to {_DIRECTION_TOLERANCE:g}",
         "Normalise it: b already holds the strength.",
     )
-    return directions / np.where(b0, 1, norm)[:, None]
+    return directions / np.where(without, 1, norm)[:, None]
 
 
 def per_measurement(name: str, value, size: int) -> np.ndarray:
@@ -148,35 +171,33 @@ def per_measurement(name: str, value, size: int) -> np.ndarray:
     return times
 
 
-def lend_timing(small, big, te, b0) -> tuple[np.ndarray, np.ndarray]:
-    """Pulse timings with those of b0 measurements without pulses taken from the same TE.
+def lend_timing(small, big, te, mixing, b0) -> tuple[np.ndarray, np.ndarray]:
+    """Pulse timings with those of b0 measurements without pulses taken from the same echo.
 
-    Only the TE matters for the signal without a gradient, so any measurement with it will do.
+    Only TE and TM matter for the signal without a gradient, so any measurement with them will do.
     """
     idle = b0 & ((small == 0) | (big == 0))
     if not idle.any():
         return small, big
-    if te is None and len(np.unique(np.stack([small, big])[:, ~idle], axis=1).T) > 1:
-        raise ValueError(
-            "te is None, big_delta and small_delta are 0 for b0 measurements, and there are "
-            "several timings: which one these b0 belong to is not known. Give te, or their deltas."
-        )
     small, big = small.copy(), big.copy()
     for m in np.flatnonzero(idle):
-        same_te = ~idle if te is None else ~idle & np.isclose(te, te[m], rtol=0, atol=TE_SLACK_MS)
-        if not same_te.any():
+        same = ~idle & (np.abs(mixing - mixing[m]) <= TE_SLACK_MS)
+        if te is not None:
+            same &= np.abs(te - te[m]) <= TE_SLACK_MS
+        if not same.any():
             at = "" if te is None else f" with its te of {te[m]:g} ms"
+            at += f" and mixing_time of {mixing[m]:g} ms" if mixing.any() else ""
             raise ValueError(
                 f"big_delta and small_delta are {big[m]:g} and {small[m]:g} ms at b0 measurement "
                 f"{m}, and no other measurement{at} has the timing to use. Give its deltas."
             )
-        lender = np.argmax(same_te)
+        lender = np.argmax(same)
         small[m], big[m] = small[lender], big[lender]
     return small, big
 
 
-def echo_time(small, big, te) -> np.ndarray:
-    """TE (M,) in ms, after checks that the pulses fit into it and each other."""
+def echo_time(small, big, te, mixing) -> np.ndarray:
+    """TE (M,) in ms, after checks that pulses and storage fit into it and each other."""
     for name, times in (("small_delta", small), ("big_delta", big)):
         _raise_where(times <= 0, name, times, "ms", "be > 0", "Give the timing of the pulses.")
     if big.max() < _SMALLEST_BIG_DELTA_MS:
@@ -192,16 +213,28 @@ def echo_time(small, big, te) -> np.ndarray:
         "be >= 0",
         "big_delta runs from the start of one pulse to the start of the next; are they swapped?",
     )
-    shortest = big + small
+    _raise_where(
+        mixing > big - small + TE_SLACK_MS,
+        "mixing_time - (big_delta - small_delta)",
+        mixing - (big - small),
+        "ms",
+        "be <= 0",
+        "The magnetisation is stored between the two pulses; check the three times and their "
+        "units. A spin echo has no mixing_time.",
+    )
+    shortest = big + small - mixing
     if te is None:
-        return shortest
+        # A TE of each timing's own would be a guess, on which its signal without diffusion rests.
+        return np.full_like(shortest, shortest.max())
     _raise_where(
         te < shortest - TE_SLACK_MS,
-        "te - (big_delta + small_delta)",
+        "te - (big_delta + small_delta - mixing_time)",
         te - shortest,
         "ms",
         "be >= 0",
-        "Both pulses must end before the echo; check the three times and their units.",
+        "Both pulses must end before the echo; check the times and their units. te is the time "
+        "during which the magnetisation is transverse: for a stimulated echo, give the time "
+        "during which it is stored as mixing_time (TM).",
     )
     return np.maximum(te, shortest)
 

@@ -16,11 +16,12 @@ _BIDS_FIELDS = {
     "big_delta": ("BigDelta", "LargeDelta", "DiffusionGradientSeparation"),
     "small_delta": ("SmallDelta", "DiffusionGradientDuration"),
     "te": ("EchoTime",),
+    "mixing_time": ("MixingTime",),
 }
 
 
 def read_table(bvals, bvecs) -> tuple[np.ndarray, np.ndarray]:
-    """b-values (M,) and b-vectors (M, 3) from paths or arrays, in any mixture."""
+    """b-values (M,) and b-vectors (M, 3), zeros where None, from paths or arrays."""
     paths = [value if _is_path(value) else None for value in (bvals, bvecs)]
     try:
         from_file = read_bvals_bvecs(*paths)
@@ -33,7 +34,8 @@ def read_table(bvals, bvecs) -> tuple[np.ndarray, np.ndarray]:
         ) from error
     bvals = from_file[0] if _is_path(bvals) else bvals
     bvecs = from_file[1] if _is_path(bvecs) else bvecs
-    bvals, bvecs = np.atleast_1d(numeric("bvals", bvals)), numeric("bvecs", bvecs)
+    bvals = np.atleast_1d(numeric("bvals", bvals))
+    bvecs = np.zeros((bvals.size, 3)) if bvecs is None else numeric("bvecs", bvecs)
     if bvecs.ndim == 2 and bvecs.shape[0] == 3 and bvecs.shape[1] != 3:
         bvecs = bvecs.T
     if bvals.ndim != 1 or bvecs.shape != (bvals.size, 3):
@@ -44,8 +46,8 @@ def read_table(bvals, bvecs) -> tuple[np.ndarray, np.ndarray]:
     return bvals, bvecs
 
 
-def read_times(name: str, value):
-    """A time as given, or the numbers of the text file that a path names."""
+def read_numbers(name: str, value):
+    """A number as given, or the numbers of the text file that a path names."""
     if not _is_path(value):
         return value
     try:
@@ -57,8 +59,8 @@ def read_times(name: str, value):
         return np.array(text.split(), dtype=float)
     except ValueError as error:
         raise ValueError(
-            f"{name}: {value} is not a text file of numbers ({error}). Give a number of seconds, "
-            "or a file with one per volume."
+            f"{name}: {value} is not a text file of numbers ({error}). Give a number, or a file "
+            "with one per volume (times in seconds)."
         ) from error
 
 

@@ -115,6 +115,11 @@ class WaveformAcquisition(Measurements):
         return self._in_order([np.full(len(w.rows), w.mixing_time) for w in self.waveforms])
 
     @cached_property
+    def isotropic(self) -> np.ndarray:
+        """(M,) False: each waveform is played along its own directions."""
+        return read_only(np.zeros(len(self), dtype=bool))
+
+    @cached_property
     def b_anisotropy(self) -> np.ndarray:
         """(M,) shape b_Delta of axially symmetric b-tensors: 1 linear (LTE), -0.5 planar (PTE),
         0 spherical (STE); 0 where b is 0."""

@@ -16,7 +16,12 @@ from dipy_spinverse.acquisition.waveforms import Waveforms
 
 
 def measurements_of(
-    gtab: GradientTable | Measurements, te: ArrayLike | None = None, *, name: str = "gtab"
+    gtab: GradientTable | Measurements,
+    te: ArrayLike | None = None,
+    *,
+    mixing_time: ArrayLike | None = None,
+    isotropic: ArrayLike | None = None,
+    name: str = "gtab",
 ) -> Measurements:
     """Measurements as they are, or of a DIPY gradient table.
 
@@ -24,28 +29,29 @@ def measurements_of(
     ----------
     gtab : GradientTable or Measurements
         A gradient table with `big_delta` and `small_delta`.
-    te : float or array_like (M,), optional
-        Echo times of a gradient table, as in :meth:`Acquisition.from_gtab`, seconds.
+    te, mixing_time, isotropic : optional
+        Of a gradient table, as in :meth:`Acquisition.from_gtab`.
     name : str, optional
         Of the argument, for the error.
 
     Raises
     ------
     ValueError
-        If `te` is given beside measurements, which have their own, or `gtab` is neither; and as
-        `Acquisition.from_gtab`.
+        If one of these is given beside measurements, which have their own, or `gtab` is neither;
+        and as `Acquisition.from_gtab`.
     """
+    more = {"te": te, "mixing_time": mixing_time, "isotropic": isotropic}
     if isinstance(gtab, Measurements):
-        if te is not None:
+        for said in (argument for argument, value in more.items() if value is not None):
             kind = type(gtab).__name__
-            raise ValueError(f"te is given beside the {kind}, which has its own; drop te.")
+            raise ValueError(f"{said} is given beside the {kind}, which has its own; drop {said}.")
         return gtab
     if not isinstance(gtab, GradientTable):
         raise ValueError(
             f"{name} is a {type(gtab).__name__}; give an Acquisition, or a GradientTable with "
             "big_delta and small_delta."
         )
-    return Acquisition.from_gtab(gtab, te=te)
+    return Acquisition.from_gtab(gtab, **more)
 
 
 def pulsed_only(acquisition: Measurements) -> Acquisition:

@@ -30,6 +30,8 @@ class Measurements(ABC):
         Time during which the magnetisation is transverse, ms.
     mixing_time : ndarray (M,)
         Time during which it is stored (stimulated echo), ms.
+    isotropic : ndarray (M,) of bool
+        Averages over all directions of the gradient.
     waveforms : tuple of Waveforms
         q(t) of all measurements; their rows together are 0 ... M-1.
     b0_threshold : float
@@ -41,6 +43,7 @@ class Measurements(ABC):
     directions: np.ndarray
     te: np.ndarray
     mixing_time: np.ndarray
+    isotropic: np.ndarray
     waveforms: tuple[Waveforms, ...]
     b0_threshold: float
 
@@ -89,13 +92,18 @@ class Measurements(ABC):
 
     @property
     def echo_times(self) -> np.ndarray:
-        """(K,) the distinct TE in ms, ascending."""
-        return self._distinct_echo_times[0]
+        """(K,) TE in ms of the distinct pairs of TE and mixing time, ascending."""
+        return self._distinct_echoes[0][:, 0]
+
+    @property
+    def mixing_times(self) -> np.ndarray:
+        """(K,) mixing time in ms that belongs to each of `echo_times`."""
+        return self._distinct_echoes[0][:, 1]
 
     @property
     def te_index(self) -> np.ndarray:
         """(M,) place in `echo_times` of each measurement."""
-        return self._distinct_echo_times[1]
+        return self._distinct_echoes[1]
 
     @cached_property
     def b0_per_te(self) -> np.ndarray:
@@ -103,8 +111,8 @@ class Measurements(ABC):
         return self._b0_of_each(self.te_index)
 
     @cached_property
-    def _distinct_echo_times(self):
-        return distinct_times(self.te)
+    def _distinct_echoes(self):
+        return distinct_times(np.stack([self.te, self.mixing_time], axis=1))
 
     @abstractmethod
     def _summary(self) -> tuple[str, ...]:
@@ -114,6 +122,11 @@ class Measurements(ABC):
         return read_only(self.b0_mask & (index == np.arange(index.max() + 1)[:, None]))
 
     def _gradient_table(self, **more):
+        if self.isotropic.any():
+            raise ValueError(
+                "acquisition has averages over directions (isotropic), which no gradient table "
+                "can tell; give the Acquisition itself."
+            )
         return gradient_table(
             np.where(self.b0_mask, 0.0, self.b) * MS_PER_UM2,
             bvecs=self.directions,
@@ -126,7 +139,7 @@ class Measurements(ABC):
 
 
 def distinct_times(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct times (ms), or rows of them, sorted; and the place of each among them."""
+    """Distinct rows of times (ms), sorted; and the place of each among them."""
     values, index = np.unique(times.round(_TIME_DECIMALS), axis=0, return_inverse=True)
     return read_only(values), read_only(index.reshape(-1))
 

@@ -28,12 +28,13 @@ from dipy_spinverse.units import MS_PER_UM2, S
 if TYPE_CHECKING:
     from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 
-_PER_MEASUREMENT = ("b", "directions", "small_delta", "big_delta", "te")
+_RARE = ("mixing_time", "isotropic")
+_PER_MEASUREMENT = ("b", "directions", "small_delta", "big_delta", "te", *_RARE)
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
 class Acquisition(Measurements):
-    """Measurements of a pulsed-gradient spin echo (two equal rectangular pulses).
+    """Measurements of a spin or stimulated echo with two equal rectangular gradient pulses.
 
     A number (for `directions`, one vector) holds for all measurements. The arrays are read-only
     copies.
@@ -43,28 +44,35 @@ class Acquisition(Measurements):
     b : float or array_like (M,)
         Diffusion weighting in ms/um^2 (1 is 1000 s/mm^2).
     directions : array_like (M, 3)
-        Gradient directions, unit to 1e-2 and then normalised exactly; zeros where `b0_mask`.
+        Gradient directions, unit to 1e-2 and then normalised exactly; zeros where `b0_mask` or
+        `isotropic`, whatever is given there.
     small_delta : float or array_like (M,)
         Duration delta of a pulse in ms.
     big_delta : float or array_like (M,)
         Separation Delta of the leading edges of the two pulses in ms.
     te : float or array_like (M,), optional
-        Echo time in ms; Delta + delta where not given.
+        Echo time in ms, without the mixing time. Where not given, one for all: the least that
+        leaves room for all pulses, the largest Delta + delta - TM.
     b0_threshold : float, optional
         Measurements with b at or below this (ms/um^2) are b0: taken to have no gradient at all,
         whatever their nominal `b`.
+    mixing_time : float or array_like (M,), optional
+        TM of a stimulated echo in ms: how long the magnetisation is stored between the pulses.
+    isotropic : bool or array_like (M,), optional
+        Averages over all directions (powder averages). They need no direction.
 
     Raises
     ------
     ValueError
         If a value is missing, negative, not finite or of the wrong length; where Delta < delta,
-        TE < Delta + delta, or a weighted measurement has no unit direction; or where the
-        numbers can only be of another unit.
+        TM > Delta - delta, TE < Delta + delta - TM, or a weighted measurement has no unit
+        direction; or where the numbers can only be of another unit.
 
     Notes
     -----
     b0 measurements may have zero `big_delta` and `small_delta` (no pulse was played); they get
-    those of another measurement with the same TE.
+    those of another measurement with the same TE and TM. Each pair of TE and TM has its own
+    signal without diffusion.
 
     Examples
     --------
@@ -87,6 +95,8 @@ class Acquisition(Measurements):
     big_delta: np.ndarray
     te: np.ndarray
     b0_threshold: float
+    mixing_time: np.ndarray
+    isotropic: np.ndarray
 
     def __init__(
         self,
@@ -96,24 +106,36 @@ class Acquisition(Measurements):
         big_delta: ArrayLike,
         te: ArrayLike | None = None,
         b0_threshold: float = 0.05,
+        mixing_time: ArrayLike = 0.0,
+        isotropic: ArrayLike = False,
     ):
         b, directions = checks.gradients(b, directions)
         threshold = checks.numeric("b0_threshold", b0_threshold)
         if threshold.ndim or not 0 <= threshold < np.inf:
             raise ValueError(f"b0_threshold is {b0_threshold}; it must be one finite b >= 0.")
         b0 = b <= threshold
-        directions = checks.unit_directions(directions, b, b0)
+        isotropic = checks.flags("isotropic", isotropic, b.size) & ~b0
+        directions = checks.unit_directions(directions, b, b0 | isotropic)
         small = checks.per_measurement("small_delta", small_delta, b.size)
         big = checks.per_measurement("big_delta", big_delta, b.size)
         te = None if te is None else checks.per_measurement("te", te, b.size)
-        small, big = checks.lend_timing(small, big, te, b0)
-        te = checks.echo_time(small, big, te)
-        for name, value in zip(_PER_MEASUREMENT, (b, directions, small, big, te), strict=True):
+        mixing = checks.per_measurement("mixing_time", mixing_time, b.size)
+        small, big = checks.lend_timing(small, big, te, mixing, b0)
+        te = checks.echo_time(small, big, te, mixing)
+        values = b, directions, small, big, te, np.minimum(mixing, big - small), isotropic
+        for name, value in zip(_PER_MEASUREMENT, values, strict=True):
             object.__setattr__(self, name, read_only(value))
         object.__setattr__(self, "b0_threshold", float(threshold))
 
     @classmethod
-    def from_gtab(cls, gtab: GradientTable, te: ArrayLike | None = None) -> Acquisition:
+    def from_gtab(
+        cls,
+        gtab: GradientTable,
+        te: ArrayLike | None = None,
+        *,
+        mixing_time: ArrayLike | None = None,
+        isotropic: ArrayLike | None = None,
+    ) -> Acquisition:
         """Take over a DIPY gradient table that knows its timing.
 
         Parameters
@@ -121,8 +143,10 @@ class Acquisition(Measurements):
         gtab : GradientTable
             With `big_delta` and `small_delta` in seconds, numbers or one per measurement.
             Its `b0_threshold` is kept.
-        te : float or array_like (M,), optional
-            Echo time in seconds; Delta + delta where not given.
+        te, mixing_time : float or array_like (M,), optional
+            Echo time, and mixing time of a stimulated echo, in seconds, as in `Acquisition`.
+        isotropic : bool or array_like (M,), optional
+            Averages over all directions, whatever direction `gtab` has for them.
 
         Raises
         ------
@@ -138,19 +162,21 @@ class Acquisition(Measurements):
         array([39.567, 39.567])
         """
         checks.linear_encoding(gtab)
-        return cls._from_dipy_units(
-            gtab.bvals, gtab.bvecs, gtab.big_delta, gtab.small_delta, te, gtab.b0_threshold
-        )
+        times = {"big_delta": gtab.big_delta, "small_delta": gtab.small_delta}
+        times |= {"te": te, "mixing_time": mixing_time}
+        return cls._from_dipy_units(gtab.bvals, gtab.bvecs, times, gtab.b0_threshold, isotropic)
 
     @classmethod
     def from_files(
         cls,
         bvals: str | PathLike | ArrayLike,
-        bvecs: str | PathLike | ArrayLike,
+        bvecs: str | PathLike | ArrayLike | None = None,
         *,
         big_delta: str | PathLike | ArrayLike,
         small_delta: str | PathLike | ArrayLike,
         te: str | PathLike | ArrayLike | None = None,
+        mixing_time: str | PathLike | ArrayLike | None = None,
+        isotropic: str | PathLike | ArrayLike | None = None,
         b0_threshold: float = 50,
     ) -> Acquisition:
         """Read b-values and b-vectors, with the timing beside them.
@@ -159,13 +185,16 @@ class Acquisition(Measurements):
         ----------
         bvals : path or array_like (M,)
             b-values in s/mm^2.
-        bvecs : path or array_like (M, 3) or (3, M)
-            b-vectors; a 3 x 3 array holds one measurement per row, as DIPY reads it.
+        bvecs : path or array_like (M, 3) or (3, M), optional
+            b-vectors; a 3 x 3 array holds one measurement per row, as DIPY reads it. Not needed
+            where all weighted volumes are `isotropic`.
         big_delta, small_delta : float, array_like (M,) or path
             Separation and duration of the pulses in seconds; a path names a text file with
             one number per volume (or one for all).
-        te : float, array_like (M,) or path, optional
-            Echo time in seconds; Delta + delta where not given.
+        te, mixing_time : float, array_like (M,) or path, optional
+            Echo time, and mixing time of a stimulated echo, in seconds, as in `Acquisition`.
+        isotropic : bool, array_like (M,) or path, optional
+            Volumes that are averages over all directions; in a file 1 for these and 0 for others.
         b0_threshold : float, optional
             Volumes with b at or below this (s/mm^2) count as b0.
 
@@ -181,14 +210,11 @@ class Acquisition(Measurements):
         array([40., 40.])
         """
         bvals, bvecs = files.read_table(bvals, bvecs)
-        return cls._from_dipy_units(
-            bvals,
-            bvecs,
-            files.read_times("big_delta", big_delta),
-            files.read_times("small_delta", small_delta),
-            files.read_times("te", te),
-            b0_threshold,
-        )
+        given = {"big_delta": big_delta, "small_delta": small_delta, "te": te}
+        given |= {"mixing_time": mixing_time, "isotropic": isotropic}
+        read = {name: files.read_numbers(name, value) for name, value in given.items()}
+        averages = read.pop("isotropic")
+        return cls._from_dipy_units(bvals, bvecs, read, b0_threshold, averages)
 
     @classmethod
     def from_scheme(cls, path: str | PathLike, *, b0_threshold: float = 0) -> Acquisition:
@@ -241,7 +267,8 @@ class Acquisition(Measurements):
 
         - Delta: ``BigDelta``; if absent ``LargeDelta`` or ``DiffusionGradientSeparation``
         - delta: ``SmallDelta``; if absent ``DiffusionGradientDuration``
-        - TE: ``EchoTime``; Delta + delta if absent
+        - TE: ``EchoTime``; if absent, the least that leaves room for all pulses
+        - TM of a stimulated echo: ``MixingTime``; 0 if absent
 
         ``BigDelta`` and ``SmallDelta`` are BIDS since 1.11.2 and only recommended there; the
         other names are not BIDS but in use. Converters do not write any of them as a rule, and
@@ -323,18 +350,21 @@ class Acquisition(Measurements):
         return sampled_acquisition(*played, gtab, b0_threshold)
 
     @classmethod
-    def _from_dipy_units(cls, bvals, bvecs, big_delta, small_delta, te, b0_threshold):
+    def _from_dipy_units(cls, bvals, bvecs, times, b0_threshold, isotropic):
+        needed = ("small_delta", "big_delta")
+        said = {name: t for name, t in times.items() if t is not None or name in needed}
         return cls(
             b=checks.weighting(bvals, b0_threshold) / MS_PER_UM2,
             directions=bvecs,
-            small_delta=checks.seconds_to_ms("small_delta", small_delta),
-            big_delta=checks.seconds_to_ms("big_delta", big_delta),
-            te=None if te is None else checks.seconds_to_ms("te", te),
             b0_threshold=b0_threshold / MS_PER_UM2,
+            isotropic=False if isotropic is None else isotropic,
+            **{name: checks.seconds_to_ms(name, t) for name, t in said.items()},
         )
 
     def arrays(self) -> dict[str, np.ndarray]:
-        per_measurement = {name: getattr(self, name) for name in _PER_MEASUREMENT}
+        # Most acquisitions have nothing rare, and files from before there was any are theirs.
+        names = [n for n in _PER_MEASUREMENT if n not in _RARE or getattr(self, n).any()]
+        per_measurement = {name: getattr(self, name) for name in names}
         return {**per_measurement, "b0_threshold": np.array(self.b0_threshold)}
 
     def to_gtab(self) -> GradientTable:
@@ -344,7 +374,12 @@ class Acquisition(Measurements):
         -------
         GradientTable
             With arrays of `big_delta` and `small_delta` (M,) in seconds; b is 0 where
-            `b0_mask`. A gradient table has no echo time.
+            `b0_mask`. A gradient table has no echo and mixing time.
+
+        Raises
+        ------
+        ValueError
+            Averages over directions, of which a gradient table cannot tell.
         """
         return self._gradient_table(big_delta=self.big_delta / S, small_delta=self.small_delta / S)
 
@@ -352,15 +387,10 @@ class Acquisition(Measurements):
         chosen = self._chosen(index)
         return replace(self, **{name: getattr(self, name)[chosen] for name in _PER_MEASUREMENT})
 
-    @cached_property
-    def mixing_time(self) -> np.ndarray:
-        """(M,) zeros: a spin echo stores no magnetisation."""
-        return read_only(np.zeros_like(self.te))
-
     @property
     def timings(self) -> np.ndarray:
-        """(T, 3) the distinct (delta, Delta, TE) in ms, sorted."""
-        return self._distinct_timings[0]
+        """(T, 3) delta, Delta and TE in ms of the distinct timings, sorted."""
+        return self._distinct_timings[0][:, :3]
 
     @property
     def timing_index(self) -> np.ndarray:
@@ -385,13 +415,17 @@ class Acquisition(Measurements):
 
     @cached_property
     def q_vectors(self) -> np.ndarray:
-        """(M, 3) q times direction in rad/um."""
+        """(M, 3) q times direction in rad/um; refused where there are averages over directions."""
+        checks.single_directions(self.isotropic)
         return read_only(self.q[:, None] * self.directions)
 
     @cached_property
     def b_tensors(self) -> np.ndarray:
-        """(M, 3, 3) b times n n^T of the direction n, ms/um^2; 0 where `b0_mask`."""
-        return read_only(self.b[:, None, None] * np.einsum("mi,mj->mij", *[self.directions] * 2))
+        """(M, 3, 3) b times n n^T of the direction n, ms/um^2, or its average over directions,
+        b / 3 times the unit matrix; 0 where `b0_mask`."""
+        along = np.einsum("mi,mj->mij", self.directions, self.directions)
+        along[self.isotropic] = np.eye(3) / 3
+        return read_only(self.b[:, None, None] * along)
 
     @cached_property
     def waveforms(self) -> tuple[Waveforms, ...]:
@@ -399,7 +433,7 @@ class Acquisition(Measurements):
         rows = [np.flatnonzero(self.timing_index == k) for k in range(len(self.timings))]
         return tuple(
             pulsed_waveforms(m, self.q_vectors[m], *timing)
-            for m, timing in zip(rows, self.timings, strict=True)
+            for m, timing in zip(rows, self._distinct_timings[0], strict=True)
         )
 
     @cached_property
@@ -409,13 +443,19 @@ class Acquisition(Measurements):
 
     @cached_property
     def _distinct_timings(self):
-        return distinct_times(np.stack([self.small_delta, self.big_delta, self.te], axis=1))
+        times = self.small_delta, self.big_delta, self.te, self.mixing_time
+        return distinct_times(np.stack(times, axis=1))
 
     def _summary(self):
         shells = np.unique(self.b[~self.b0_mask].round(1)).size
-        return (
+        said = [
             counted(shells, "shell"),
             f"b <= {self.b.max():.4g} ms/um^2",
             counted(len(self.timings), "timing"),
-            counted(self.echo_times.size, "echo time"),
-        )
+            counted(np.unique(self.te.round(3)).size, "echo time"),
+        ]
+        if self.mixing_time.any():
+            said.append(counted(np.unique(self.mixing_time.round(3)).size, "mixing time"))
+        if self.isotropic.any():
+            said.append(f"{self.isotropic.sum()} averages over directions")
+        return tuple(said)

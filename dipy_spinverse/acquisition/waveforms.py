@@ -168,19 +168,22 @@ def joined(pieces) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return times, np.stack(rates), np.array(stored, dtype=bool)
 
 
-def pulsed_waveforms(rows, q_vectors, small_delta, big_delta, te) -> Waveforms:
-    """Two equal rectangular pulses in the middle of TE.
+def pulsed_waveforms(rows, q_vectors, small_delta, big_delta, te, mixing_time=0.0) -> Waveforms:
+    """Two equal rectangular pulses in the middle of TE, storage in the middle between them.
 
     Parameters
     ----------
     rows : ndarray (m,)
     q_vectors : ndarray (m, 3)
         Between the pulses, rad/um.
-    small_delta, big_delta, te : float
+    small_delta, big_delta, te, mixing_time : float
         ms.
     """
     on = np.broadcast_to(q_vectors / small_delta, (2, *q_vectors.shape))
-    off, dead = np.zeros_like(on), (te - big_delta - small_delta) / 2
-    durations = (dead, small_delta, big_delta - small_delta, small_delta, dead)
-    pieces = zip(durations, (off, on, off, -on, off), [False] * 5, strict=True)
-    return Waveforms(rows, *joined(pieces))
+    off, dead = np.zeros_like(on), (te + mixing_time - big_delta - small_delta) / 2
+    between = [(big_delta - small_delta, off, False)]
+    if mixing_time:
+        wait = ((big_delta - small_delta - mixing_time) / 2, off, False)
+        between = [wait, (mixing_time, off, True), wait]
+    first, second = [(dead, off, False), (small_delta, on, False)], (small_delta, -on, False)
+    return Waveforms(rows, *joined([*first, *between, second, first[0]]))

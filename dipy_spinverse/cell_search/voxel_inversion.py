@@ -89,10 +89,12 @@ class CellInversion:
 
     def _of_voxel(self, data, noise, freedom):
         averaged = np.bincount(self._encoding, data) / self._repeats
-        rician = noise[self._te_index]
-        sigma = np.hypot(rician / np.sqrt(self._repeats), _LEAST_SIGMA)
-        if not rician.any():
+        level = noise[self._te_index]
+        sigma = np.hypot(level / np.sqrt(self._repeats), _LEAST_SIGMA)
+        if not level.any():
             freedom = np.inf  # the errors of the simulation are known
+        # Negative samples are of real parts, which noise does not lift.
+        rician = np.zeros_like(level) if (data < 0).any() else level
         found = self._search.run(averaged, sigma, rician, freedom, self._n_fields)
         fields = self._openness([found.best, *found.draws])
         fields[1:] = 1 - aligned(self._grid, 1 - fields[1:], 1 - fields[0])

@@ -12,19 +12,22 @@ from dipy_spinverse.acquisition.checks import linear_encoding
 from dipy_spinverse.compartments.fitting.chunk import MOST_FIBRES
 from dipy_spinverse.compartments.posterior.degeneracy import undetermined
 
-# Timing for models that do not depend on it, where a gradient table has none; s.
-_ANY_TIMING = {"big_delta": 0.03, "small_delta": 0.01}
+# Pulses for models that do not depend on them, where a gradient table has none; s. They are short,
+# so that any echo time leaves room for them.
+_BIG_DELTA, _SMALL_DELTA = 0.002, 0.001
 
 
-def acquisition_for(gtab, definition, te=None) -> Acquisition:
+def acquisition_for(gtab, definition, te=None, mixing_time=None, isotropic=None) -> Acquisition:
     """Acquisition of a gradient table; without timings where the model does not need them."""
     timed = definition.timed or isinstance(gtab, Measurements)
     if timed or (gtab.big_delta is not None and gtab.small_delta is not None):
-        return pulsed_only(measurements_of(gtab, te))
+        return pulsed_only(measurements_of(gtab, te, mixing_time=mixing_time, isotropic=isotropic))
     linear_encoding(gtab)
+    stored = 0.0 if mixing_time is None else np.asarray(mixing_time)
     return Acquisition.from_files(
-        gtab.bvals, gtab.bvecs, **_ANY_TIMING, te=te, b0_threshold=gtab.b0_threshold
-    )
+        gtab.bvals, gtab.bvecs, big_delta=_BIG_DELTA + stored, small_delta=_SMALL_DELTA, te=te,
+        mixing_time=mixing_time, isotropic=isotropic, b0_threshold=gtab.b0_threshold,
+    )  # fmt: skip
 
 
 def check_acquisition(definition, acquisition) -> None:

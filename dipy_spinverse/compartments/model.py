@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,8 +46,12 @@ class CompartmentModel(VoxelModel):
         With pulse timings where the model has cylinders or spheres.
     definition : Definition
         Its compartments.
-    te : float or array-like (M,), optional
-        Echo times, s, where `gtab` is a GradientTable. Each has its own S0, from its b0.
+    te, mixing_time : float or array-like (M,), optional
+        Echo times, and mixing times of stimulated echoes, s, where `gtab` is a GradientTable. Each
+        pair has its own S0, from its b0.
+    isotropic : bool or array-like (M,), optional
+        Averages over all directions, where `gtab` is a GradientTable. Without other measurements
+        axes and their dispersion are not determined.
     likelihood : {"rician", "gaussian"}, optional
         Of magnitudes. "rician" is right for one coil, and for many combined with their
         sensitivities.
@@ -78,6 +83,8 @@ class CompartmentModel(VoxelModel):
         definition: Definition,
         *,
         te: ArrayLike | None = None,
+        mixing_time: ArrayLike | None = None,
+        isotropic: ArrayLike | None = None,
         likelihood: str = "rician",
         solver: str = "variable-projection",
         dtype: str = "float64",
@@ -91,7 +98,7 @@ class CompartmentModel(VoxelModel):
             if value not in known:
                 raise ValueError(f"{name} is {value!r}; use one of {', '.join(map(repr, known))}.")
         self.definition = definition
-        super().__init__(gtab, te)
+        super().__init__(gtab, te, mixing_time, isotropic)
         check_acquisition(definition, self.acquisition)
         self.likelihood, self.solver, self.seed = likelihood, solver, int(seed)
         self.dtype = dtype
@@ -115,7 +122,8 @@ class CompartmentModel(VoxelModel):
         Parameters
         ----------
         data : array-like (..., M)
-            Magnitudes.
+            Magnitudes, or real parts after the phase is removed. A voxel with negative samples
+            has real parts, and its likelihood is Gaussian.
         mask : array-like (...), optional
             Voxels to fit; all where not given.
         sigma : float or array-like (...), optional
@@ -150,14 +158,14 @@ class CompartmentModel(VoxelModel):
         settings = Settings(
             self.likelihood, self.solver, n_draws, self.seed, getattr(torch, self.dtype)
         )
-        count = image.voxels.own["n_fibres"]
+        kinds = 2 * image.voxels.own["n_fibres"] + image.voxels.signed
         status, values = fit_image(
             image,
             FitChunk(self.definition, self.acquisition, settings, refine_sigma=sigma is None),
             layout(self.definition, len(self.acquisition.echo_times), posterior=n_draws > 0),
             how,
             most=voxels_per_chunk(self.definition, self.acquisition, n_draws),
-            groups=[np.flatnonzero(count == n) for n in np.unique(count)],
+            groups=[np.flatnonzero(kinds == kind) for kind in np.unique(kinds)],
         )
         return CompartmentFit(self, status, values)
 
@@ -186,10 +194,13 @@ class CompartmentModel(VoxelModel):
         return result
 
     def acquisition_of(
-        self, gtab: GradientTable | Measurements, te: ArrayLike | None = None
+        self,
+        gtab: GradientTable | Measurements,
+        te: ArrayLike | None = None,
+        **more: Any,
     ) -> Acquisition:
         """Pulsed gradients; without timings where the model does not need them."""
-        return acquisition_for(gtab, self.definition, te)
+        return acquisition_for(gtab, self.definition, te, **more)
 
     def of_acquisition(self, gtab: GradientTable | Measurements) -> CompartmentModel:
         """The same model of other measurements."""

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dipy_spinverse.packed_cells.model import PackedCellsFit, PackedCellsModel
 from dipy_spinverse.packed_cells.posterior import PackedCellsPosterior, packed_cells_posterior
-from dipy_spinverse.packed_cells.tables.cache import cached_table, prepare_tables
 
 __all__ = [
     "PackedCellsFit",
     "PackedCellsModel",
     "PackedCellsPosterior",
-    "cached_table",
     "packed_cells_posterior",
-    "prepare_tables",
 ]

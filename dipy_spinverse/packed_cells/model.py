@@ -1,20 +1,22 @@
-"""PackedCellsModel: packed cylinders and spheres as a DIPY model."""
+"""PackedCellsModel: tissue with packed cylinders and spheres as a DIPY model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from dipy.core.gradients import GradientTable
 from numpy.typing import ArrayLike
 
-from dipy_spinverse.acquisition import Acquisition, Measurements, pulsed_only
-from dipy_spinverse.packed_cells.parameter_maps import PARAMETERS
+from dipy_spinverse.acquisition import Acquisition, Measurements, measurements_of, pulsed_only
+from dipy_spinverse.packed_cells.classes import CLASSES, tissue_class
+from dipy_spinverse.packed_cells.maps import PARAMETERS
+from dipy_spinverse.packed_cells.nuisance import labels_of, odd_factors
 from dipy_spinverse.packed_cells.posterior import packed_cells_posterior
-from dipy_spinverse.packed_cells.tables.cache import cached_table, prepare_tables
-from dipy_spinverse.packed_cells.tissue_classes import CLASSES, shapes_of, signals_of
-from dipy_spinverse.packed_cells.tissue_model import tissue_model
+from dipy_spinverse.packed_cells.residual_groups import in_words, residual_groups
+from dipy_spinverse.packed_cells.tissue_signals import tissue_signals
 from dipy_spinverse.units import diffusivity_um2_per_ms
 from dipy_spinverse.voxels.chunks import Engine, fit_image
 from dipy_spinverse.voxels.fit import VoxelFit
@@ -22,12 +24,15 @@ from dipy_spinverse.voxels.image import Voxels, image_of
 from dipy_spinverse.voxels.model import VoxelModel
 from dipy_spinverse.voxels.statistics import ENDINGS, of_axes, summary
 
-_N_DRAWS = 200
-_VOX_PER_CHUNK = 16
+_N_DRAWS = 100
+_VOX_PER_CHUNK = 64
 
 
 class PackedCellsFit(VoxelFit):
     """What :meth:`PackedCellsModel.fit` found; see :class:`VoxelFit` for what a map has.
+
+    Where `status` is MISFIT, intervals are those with so much more noise that the residual would
+    be typical.
 
     Attributes
     ----------
@@ -35,8 +40,10 @@ class PackedCellsFit(VoxelFit):
         Dominant axis of the draws, and
     wall_orientation_angle : ndarray (...)
         the angle to it that 95 % of them keep within, degrees.
-    class_probabilities : ndarray (..., 4)
-        Of cylinders, spheres, both, and no cells at all (0 where free water is fitted).
+    class_probabilities : ndarray (..., 5)
+        Of cylinders, crossing cylinders, spheres, both side by side, and no cells at all.
+    systematic_floor : ndarray (...)
+        Share of every signal that the scanner seems to add to the noise.
     """
 
     MAPS = (
@@ -48,40 +55,107 @@ class PackedCellsFit(VoxelFit):
         "wall_anisotropy",
         "orientation_dispersion",
         "free_water_fraction",
+        "dot_fraction",
+        "hindered_fraction",
+        "diffusivity_inside",
+        "diffusivity_outside",
     )
+    model: PackedCellsModel
+
+    @property
+    def explained_by(self) -> np.ndarray:
+        """Class of tissue (...) of the likeliest parameters; "" where nothing was fitted."""
+        names = np.array(["", *CLASSES])
+        return names[self._dense(self._values["_class"] + 1)]
+
+    def residual_structure(self, index: tuple[int, ...] | int = ()) -> str:
+        """What the likeliest tissue leaves of a voxel, in words.
+
+        By shell, timing and direction to the axis: sums of squares over what noise, and known
+        errors of the emulator, make them. Only what chance makes in less than one of 1000 voxels
+        is named.
+
+        Parameters
+        ----------
+        index : tuple of int, optional
+            Of the voxel.
+        """
+        voxel = self[index]
+        if voxel.shape or not len(voxel._rows):
+            raise ValueError(
+                f"index is {index!r}; give that of one voxel that was fitted, within shape "
+                f"{self.shape}."
+            )
+        groups = residual_groups(self.model.acquisition, self.model.used)
+        squares, freedom = (voxel._values[name][0] for name in ("_squares", "_freedom"))
+        return in_words(groups.names, squares, freedom)
+
+    def predict(
+        self, gtab: GradientTable | Measurements | None = None, S0: ArrayLike | None = None
+    ) -> np.ndarray:
+        """Noise-free signals (..., M) of the likeliest parameters.
+
+        Parameters
+        ----------
+        gtab : GradientTable or Acquisition, optional
+            Of what to predict; of the fitted data where not given.
+        S0 : float or array-like (...), optional
+            Signal without diffusion; the fitted amplitudes where not given.
+
+        Raises
+        ------
+        ValueError
+            Measurements of which no amplitude is known, an S0 of the wrong shape.
+        """
+        if S0 is not None or not len(self._rows):
+            return super().predict(gtab, S0)
+        own = self.model.acquisition
+        acquisition = own if gtab is None else pulsed_only(measurements_of(gtab))
+        scale = self._values["S0_per_label"][:, self.model.labels_at(acquisition)]
+        return self._dense(scale * self.model.signals_of_fit(self._values, acquisition))
 
 
 class PackedCellsModel(VoxelModel):
-    """Packed permeable cylinders and spheres: the posterior of what a voxel's tissue is like.
+    """Packed permeable cells, and the water beside them: the posterior of a voxel's tissue.
 
-    A numerically exact ActiveAx with exchange: the signals of parallel or dispersed permeable
-    cylinders, of permeable spheres, or of both side by side, are those of the package's own
-    simulation. Where tissue is of this kind, its maps are less free than those of
-    :class:`SpinverseModel`, and their intervals narrower; where it is not, `status` says MISFIT.
+    Dispersed or crossing cylinders, spheres, or both side by side, whose membranes water passes,
+    with their signals from simulations of packings; beside them free water, water that does not
+    move, and a hindered pool with a tensor of its own. These compete by evidence: `explained_by`
+    says which. Diffusivities inside and outside are unknown unless given: their prior, about 1.1
+    um^2/ms by a factor of 1.8 and nearly equal, holds tissue in vivo and fixed. Where the data say
+    little of them, as of spheres, which cannot determine both, the prior speaks.
 
     Parameters
     ----------
     gtab : GradientTable or Acquisition
-        With pulse timings. The first fit with new timings simulates tables of signals, which
-        takes about a minute for each timing and is kept in the user's cache folder.
-    diffusivity : float, optional
-        Of the water in the tissue, mm^2/s; known, not fitted.
+        With pulse timings. The first fit with new timings takes some seconds more.
+    diffusivity : float or (inside, outside), optional
+        Of the water in the tissue, mm^2/s, where known.
     free_diffusivity : float, optional
-        Of free water, mm^2/s, where :meth:`fit` is asked for it.
-    te : float or array-like (M,), optional
-        Echo times, s, where `gtab` is a GradientTable.
+        Of free water, mm^2/s.
+    amplitudes : {"te", "timing"} or array-like (M,), optional
+        Measurements that share a signal without diffusion: those of one echo time, of one timing,
+        or of one label, as where b0 or a sweep has its own.
+    cross_terms : bool, optional
+        Whether opposite directions may differ, by a constant gradient of each timing.
+    least_b : float, optional
+        Weighted measurements below it, s/mm^2, do not count; b0 does.
+    te, mixing_time, isotropic : optional
+        Of a GradientTable, as in :meth:`dipy_spinverse.Acquisition.from_gtab`.
     seed : int, optional
         Of the draws.
 
     Raises
     ------
     ValueError
-        Missing or inconsistent timings, a diffusivity that is not in mm^2/s.
+        Missing or inconsistent timings, a diffusivity that is not in mm^2/s, labels of the wrong
+        number.
 
     Examples
     --------
     >>> fit = PackedCellsModel(gtab).fit(data, sigma=20.0)  # doctest: +SKIP
     >>> fit.pore_diameter, fit.pore_diameter_low, fit.pore_diameter_high  # doctest: +SKIP
+    >>> fit.explained_by[0], fit.residual_structure(0)  # doctest: +SKIP
     """
 
     Fit = PackedCellsFit
@@ -91,19 +165,38 @@ class PackedCellsModel(VoxelModel):
         self,
         gtab: GradientTable | Measurements,
         *,
-        diffusivity: float = 2e-3,
+        diffusivity: float | tuple[float, float] | None = None,
         free_diffusivity: float = 3e-3,
+        amplitudes: str | ArrayLike = "te",
+        cross_terms: bool = False,
+        least_b: float = 0.0,
         te: ArrayLike | None = None,
+        mixing_time: ArrayLike | None = None,
+        isotropic: ArrayLike | None = None,
         seed: int = 0,
     ):
-        super().__init__(gtab, te)
+        super().__init__(gtab, te, mixing_time, isotropic)
         self.acquisition = pulsed_only(self.acquisition)
-        self.diffusivity_um2_per_ms = diffusivity_um2_per_ms("diffusivity", diffusivity)
-        self.free_diffusivity_um2_per_ms = diffusivity_um2_per_ms(
-            "free_diffusivity", free_diffusivity
-        )
-        self.diffusivity, self.free_diffusivity = float(diffusivity), float(free_diffusivity)
+        self.diffusivity = None
+        if diffusivity is not None:
+            self.diffusivity = tuple(np.broadcast_to(diffusivity, 2).astype(float).tolist())
+        self.free_diffusivity = float(free_diffusivity)
+        self._free = diffusivity_um2_per_ms("free_diffusivity", free_diffusivity)
+        self._known = None
+        if self.diffusivity is not None:
+            inside, outside = (
+                diffusivity_um2_per_ms("diffusivity", each) for each in self.diffusivity
+            )
+            self._known = inside, outside
+        self.amplitudes = amplitudes if isinstance(amplitudes, str) else np.asarray(amplitudes)
+        self.labels = labels_of(self.acquisition, amplitudes)
+        self.cross_terms, self.least_b = bool(cross_terms), float(least_b)
         self.seed = int(seed)
+
+    @property
+    def used(self) -> np.ndarray:
+        """(M,) bool: the measurements that count."""
+        return self.acquisition.b0_mask | (self.acquisition.b >= 1e-3 * self.least_b)
 
     def fit(
         self,
@@ -111,7 +204,6 @@ class PackedCellsModel(VoxelModel):
         mask: ArrayLike | None = None,
         *,
         sigma: ArrayLike | None = None,
-        free_water: bool = False,
         n_draws: int = _N_DRAWS,
         engine: str = "serial",
         n_jobs: int = -1,
@@ -123,13 +215,11 @@ class PackedCellsModel(VoxelModel):
         Parameters
         ----------
         data : array-like (..., M)
-            Magnitudes.
+            Magnitudes, or real parts, which can be negative.
         mask : array-like (...), optional
             Voxels to fit; all where not given.
         sigma : float or array-like (...), optional
             Standard deviation of the noise; estimated from the residual where not given.
-        free_water : bool, optional
-            Also fit a fraction of free water.
         n_draws : int, optional
             Draws from the posterior of each voxel; 0 for the likeliest values only.
         engine, n_jobs, vox_per_chunk, verbose
@@ -144,47 +234,96 @@ class PackedCellsModel(VoxelModel):
             raise ValueError(f"n_draws is {n_draws}; give at least 0.")
         how = Engine(engine, n_jobs, vox_per_chunk, verbose)
         image = image_of(data, mask, sigma, self.acquisition)
-        if len(image.voxels):
-            prepare_tables(self.acquisition, self.diffusivity_um2_per_ms)
         status, values = fit_image(
-            image,
-            _FitChunk(self, free_water, n_draws),
-            _layout(self, n_draws),
-            how,
-            most=_VOX_PER_CHUNK,
+            image, _FitChunk(self, n_draws), _layout(self, n_draws), how, most=_VOX_PER_CHUNK
         )
         return PackedCellsFit(self, status, values)
+
+    def labels_at(self, acquisition: Acquisition) -> np.ndarray:
+        """Label (M,) of other measurements: that of the same echo time or timing.
+
+        Raises
+        ------
+        ValueError
+            Measurements without a label of the fit.
+        """
+        if acquisition is self.acquisition:
+            return self.labels
+        own, others = (self._keys(each) for each in (self.acquisition, acquisition))
+        if not isinstance(self.amplitudes, str):
+            # A label stands for its measurements alone, unless all of a timing have the same.
+            pairs = np.unique(np.column_stack([own, self.labels]), axis=0)
+            unclear = len(np.unique(own, axis=0)) < len(pairs)
+        known, first = np.unique(own, axis=0, return_index=True)
+        apart = np.abs(others[:, None] - known).max(axis=2)
+        if apart.min(axis=1).max() > 1e-3 or (not isinstance(self.amplitudes, str) and unclear):
+            raise ValueError(
+                "gtab has measurements whose amplitude the fit does not tell; predict at the "
+                "timings that were fitted, or give S0."
+            )
+        return self.labels[first][apart.argmin(axis=1)]
+
+    def _keys(self, acquisition):
+        echo = acquisition.te, acquisition.mixing_time
+        pulses = acquisition.small_delta, acquisition.big_delta
+        return np.column_stack(echo if _is(self.amplitudes, "te") else (*echo, *pulses))
 
     def signals_of_fit(
         self, values: Mapping[str, np.ndarray], acquisition: Measurements
     ) -> np.ndarray:
         """Signals (V, M) of the likeliest tissue."""
         acquisition = pulsed_only(acquisition)
-        tables = {
-            shape: cached_table(shape, acquisition, self.diffusivity_um2_per_ms)
-            for shape in shapes_of(CLASSES)
-        }
-        model = tissue_model(
-            acquisition, tables, self.diffusivity_um2_per_ms, self.free_diffusivity_um2_per_ms
-        )
+        model = tissue_signals(acquisition, self._known, self._free, compiled=False)
         parameters = dict(zip(PARAMETERS, values["_parameters"].T, strict=True))
-        return signals_of(model, acquisition, parameters, values["_axis"])
+        signals = np.empty((len(values["_class"]), len(acquisition)))
+        for k, name in enumerate(CLASSES):
+            rows = np.flatnonzero(values["_class"] == k)
+            if len(rows):
+                own = {each: value[rows] for each, value in parameters.items()}
+                tissue = tissue_class(name, self._known is not None)
+                found = model.of_values(tissue, own, values["_frame"][rows])[0]
+                signals[np.ix_(rows, model.shells.order)] = found
+        if self.cross_terms:
+            signals *= odd_factors(self.acquisition, acquisition, values["_odd"])
+        return signals
 
     def settings(self) -> tuple[dict, dict[str, np.ndarray]]:
         """Its arguments."""
-        names = ("diffusivity", "free_diffusivity", "seed")
-        return {name: getattr(self, name) for name in names}, {}
+        names = ("diffusivity", "free_diffusivity", "cross_terms", "least_b", "seed")
+        settings = {name: getattr(self, name) for name in names}
+        if isinstance(self.amplitudes, str):
+            return settings | {"amplitudes": self.amplitudes}, {}
+        return settings, {"amplitudes": self.amplitudes}
+
+    @classmethod
+    def from_settings(
+        cls, acquisition: Any, settings: dict, arrays: Mapping[str, np.ndarray]
+    ) -> PackedCellsModel:
+        """The model of :meth:`settings`."""
+        return cls(acquisition, **settings, **dict[str, Any](arrays))
+
+
+def _is(amplitudes, name):
+    return isinstance(amplitudes, str) and amplitudes == name
 
 
 def _layout(model, n_draws):
     endings = (*ENDINGS, "_likeliest") if n_draws else ("", "_likeliest")
+    n_groups = len(residual_groups(model.acquisition, model.used).names) + 3
+    n_timings = len(model.acquisition.timings)
     return {
         "wall_orientation": (float, (3,)),
         "wall_orientation_angle": float,
-        "class_probabilities": (float, (len(CLASSES) + 1,)),
+        "class_probabilities": (float, (len(CLASSES),)),
+        "systematic_floor": float,
         "S0_per_te": (float, (len(model.acquisition.echo_times),)),
+        "S0_per_label": (float, (int(model.labels.max()) + 1,)),
+        "_class": int,
         "_parameters": (float, (len(PARAMETERS),)),
-        "_axis": (float, (3,)),
+        "_frame": (float, (3, 3)),
+        "_odd": (float, (3 * n_timings,)),
+        "_squares": (float, (n_groups,)),
+        "_freedom": (float, (n_groups,)),
     } | {name + end: float for name in PackedCellsFit.MAPS for end in endings}
 
 
@@ -193,7 +332,6 @@ class _FitChunk:
     """The fit of a chunk of voxels."""
 
     model: PackedCellsModel
-    free_water: bool
     n_draws: int
 
     def __call__(self, voxels: Voxels) -> dict[str, np.ndarray]:
@@ -202,11 +340,13 @@ class _FitChunk:
             model.acquisition,
             voxels.signals,
             voxels.sigma,
-            diffusivity=model.diffusivity_um2_per_ms,
-            free_water=self.free_water,
-            free_diffusivity=model.free_diffusivity_um2_per_ms,
+            diffusivity=model._known,
+            free_diffusivity=model._free,
             n_draws=self.n_draws,
             seed=model.seed,
+            amplitudes=model.labels,
+            cross_terms=model.cross_terms,
+            least_b=1e-3 * model.least_b,
         )
         names = PackedCellsFit.MAPS
         likeliest = {name: posterior.best[name] for name in names}
@@ -217,18 +357,33 @@ class _FitChunk:
         else:
             values |= likeliest
             axis, angle = of_axes(posterior.best["wall_orientation"][None])
-        rest = voxels.signals - posterior.predicted
-        probabilities = [*posterior.class_probabilities.values()]
+        rest = (voxels.signals - posterior.predicted)[:, model.used]
+        n_unknowns = model.used.sum() - posterior.degrees_of_freedom
         return values | {
             "wall_orientation": axis,
             "wall_orientation_angle": angle,
-            "class_probabilities": np.stack(probabilities, axis=1),
-            "S0_per_te": posterior.s0,
+            "class_probabilities": np.stack([*posterior.class_probabilities.values()], axis=1),
+            "systematic_floor": posterior.floor,
+            "S0_per_te": _per_te(model, posterior.amplitudes),
+            "S0_per_label": posterior.amplitudes,
+            "_class": posterior.best_class,
             "_parameters": np.stack([posterior.best_parameters[n] for n in PARAMETERS], axis=1),
-            "_axis": posterior.best["wall_orientation"],
+            "_frame": posterior.frames,
+            "_odd": posterior.odd,
+            "_squares": posterior.group_squares,
+            "_freedom": posterior.group_freedom,
             "converged": True,
             "sigma": posterior.sigma,
             "residual_rms": np.sqrt((rest**2).mean(axis=1)),
-            "n_unknowns": voxels.signals.shape[1] - posterior.degrees_of_freedom,
-            "excess": posterior.chi_square / np.maximum(posterior.degrees_of_freedom, 1),
+            "n_unknowns": n_unknowns + (~model.used).sum(),
+            "excess": posterior.chi_square / posterior.degrees_of_freedom,
+            "worst_excess": posterior.worst_excess,
+            "worst_freedom": posterior.worst_freedom,
+            "n_groups": posterior.group_squares.shape[1],
         }
+
+
+def _per_te(model, amplitudes):
+    """Mean amplitude (V, K) of the measurements of each echo time."""
+    at = model.acquisition.te_index == np.arange(len(model.acquisition.echo_times))[:, None]
+    return amplitudes[:, model.labels] @ at.T / at.sum(axis=1)

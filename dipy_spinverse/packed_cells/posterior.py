@@ -1,46 +1,61 @@
-"""Posterior distributions of packed cylinders and spheres, given signals."""
+"""Posterior distributions of tissue with packed cylinders and spheres, given signals."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
+from scipy.stats import chi2
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
-from dipy_spinverse.packed_cells.likelihood import (
-    Likelihood,
-    gaussian_likelihood,
-    refined_likelihood,
-    residuals,
-)
-from dipy_spinverse.packed_cells.modes import ClassProblem, Modes, find_modes
-from dipy_spinverse.packed_cells.parameter_maps import PARAMETERS, tissue_maps, tissue_parameters
-from dipy_spinverse.packed_cells.posterior_checks import checked_input
-from dipy_spinverse.packed_cells.sampling import importance_draws, spread_by_chains
-from dipy_spinverse.packed_cells.tables.cache import cached_table
-from dipy_spinverse.packed_cells.tables.signal_table import FRACTION_RANGE
-from dipy_spinverse.packed_cells.tissue_classes import (
+from dipy_spinverse.packed_cells.classes import (
     CLASSES,
+    ROTATION,
     TissueClass,
-    class_signals,
-    shapes_of,
     tissue_class,
 )
-from dipy_spinverse.packed_cells.tissue_model import TissueModel, packing_spread, tissue_model
-from dipy_spinverse.voxels.rician import rician_excess
+from dipy_spinverse.packed_cells.maps import PARAMETERS, tissue_maps, tissue_parameters
+from dipy_spinverse.packed_cells.measured import (
+    Measured,
+    expected,
+    measured,
+    refined,
+    residuals,
+    systematic_floor,
+)
+from dipy_spinverse.packed_cells.nuisance import labels_of, odd_factors, odd_terms
+from dipy_spinverse.packed_cells.orientations import rotation_of
+from dipy_spinverse.packed_cells.posterior_checks import checked_diffusivity, checked_input
+from dipy_spinverse.packed_cells.randomised import randomised_draws
+from dipy_spinverse.packed_cells.residual_groups import (
+    ResidualGroups,
+    by_direction,
+    residual_groups,
+    worst_group,
+)
+from dipy_spinverse.packed_cells.search import (
+    ClassProblem,
+    Modes,
+    dictionary_starts,
+    find_modes,
+)
+from dipy_spinverse.packed_cells.tissue_signals import TissueSignals, tissue_signals
 from dipy_spinverse.voxels.statistics import of_axes
+from dipy_spinverse.voxels.status import REFUTED
 from dipy_spinverse.voxels.tensor_frames import tensor_frames
 
-_N_MODES = 5
-_DRAWS_PER_ROUND = 500
-_ROUNDS = 6
-_N_CHAINS = 120
-_CHAIN_STEPS = 120
-_LEAST_PROBABILITY = 0.005  # of a class; less likely ones are dropped, and their chains saved
-_LEAST_SIGMA = 1e-3  # over the largest signal: tables are not more exact
-_BATCH = 16  # voxels
+_N_MODES = 6
+_FIRST_STEPS, _LAST_STEPS = 16, 10
+# Classes whose evidence is e^-10, after the noise is refined e^-6, of the best are dropped.
+_FIRST_SCREEN, _LAST_SCREEN = 10.0, 6.0
+_LEAST_PROBABILITY = 0.005  # of a class; less likely ones are dropped
+_LEAST_SIGMA = 1e-3  # over the largest signal: the emulator is not more exact
+_BATCH = 64  # voxels
+# Of the noise's variance, for draws: those of randomised likelihoods are too narrow otherwise.
+# Chosen for 40 tissues of Monte Carlo.
+_MORE_NOISE = 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,48 +65,64 @@ class PackedCellsPosterior:
     Attributes
     ----------
     parameters : dict of ndarray (n, V)
-        Draws of "radius" and "sphere_radius" (um), "fraction" and "sphere_fraction" (of the
-        bodies within their own tissue), "permeability" and "sphere_permeability" (um/ms),
-        "dispersion", "sphere_share" and "free_water"; 0 where the class of a draw lacks one
-        (without cylinders: dispersion 1).
+        Draws of ``maps.PARAMETERS``; 0 where the class of a draw lacks one.
     maps : dict of ndarray (n, V), orientations (n, V, 3)
         Draws of "surface_to_volume" (1/um), "restricted_fraction", "wall_permeability" (um/ms,
         mean over the area), "exchange_time" (ms), "pore_diameter" (um, 4 V / S as in
         ``wall_maps``: 2 R of cylinders, 4 R / 3 of spheres), "body_diameter" (um, 2 R, mean
         over the volume), "wall_orientation" (z >= 0; 0 for spheres), "wall_anisotropy" (as in
         ``wall_maps``), "orientation_dispersion" (0.0005 to 0.95, spheres 1),
-        "free_water_fraction".
+        "free_water_fraction", "dot_fraction", "hindered_fraction", "diffusivity_inside" and
+        "diffusivity_outside" (um^2/ms).
     best : dict of ndarray (V, ...)
-        The same maps at the likeliest draw or mode.
+        The same maps at the likeliest place.
     best_parameters : dict of ndarray (V,)
+    best_class : ndarray (V,) of int
+        Place in `classes`.
+    frames : ndarray (V, 3, 3)
+        Of the likeliest place; the axis is the last row.
     predicted : ndarray (V, M)
-        Expected magnitudes at the best parameters, with the noise floor.
-    s0 : ndarray (V, K)
-        Signal at b = 0 of each of ``acquisition.echo_times``.
+        Expected measurements at the best parameters, with the noise floor.
+    amplitudes : ndarray (V, K)
+        Signal at b = 0 of each label.
+    odd : ndarray (V, T * 3)
+        Of gradient cross-terms; see ``nuisance.odd_factors``.
+    floor : ndarray (V,)
+        Share of the signal that the scanner adds to the noise.
     chi_square : ndarray (V,)
         Of the best parameters.
     degrees_of_freedom : ndarray (V,)
         Measurements less parameters of the best class and amplitudes.
+    group_squares : ndarray (V, G)
+        Sums of squares of `groups` of measurements, then along, oblique to and across the axis.
+    group_freedom : ndarray (V, G)
+        Of each, that the fit left.
+    worst_excess, worst_freedom : ndarray (V,)
+        Of the shell or timing that chance explains least.
     sigma : ndarray (V,)
         Noise given or estimated.
     class_probabilities : dict of ndarray (V,)
-        Of "cylinders", "spheres", "mixture" and, unless free water is fitted, "no cells" (water
-        of the tissue's diffusivity, all maps 0), equally likely a priori.
-    effective_sample_size : ndarray (V,)
-        Of the weighted draws that the chains of the equally weighted start from.
+        Of each class, equally likely a priori.
     """
 
     parameters: dict[str, np.ndarray]
     maps: dict[str, np.ndarray]
     best: dict[str, np.ndarray]
     best_parameters: dict[str, np.ndarray]
+    best_class: np.ndarray
+    frames: np.ndarray
     predicted: np.ndarray
-    s0: np.ndarray
+    amplitudes: np.ndarray
+    odd: np.ndarray
+    floor: np.ndarray
     chi_square: np.ndarray
     degrees_of_freedom: np.ndarray
+    group_squares: np.ndarray
+    group_freedom: np.ndarray
+    worst_excess: np.ndarray
+    worst_freedom: np.ndarray
     sigma: np.ndarray
     class_probabilities: dict[str, np.ndarray]
-    effective_sample_size: np.ndarray
 
     def mean(self, name: str) -> np.ndarray:
         """Posterior means (V,) of a map; of orientations the dominant axis (V, 3)."""
@@ -111,41 +142,48 @@ def packed_cells_posterior(
     data: ArrayLike,
     sigma: ArrayLike | None = None,
     *,
-    diffusivity: float = 2.0,
-    free_water: bool = False,
+    diffusivity: float | tuple[float, float] | None = None,
     free_diffusivity: float = 3.0,
     n_draws: int = 200,
     seed: int = 0,
     classes: tuple[str, ...] = CLASSES,
+    amplitudes: str | ArrayLike = "te",
+    cross_terms: bool = False,
+    least_b: float = 0.0,
 ) -> PackedCellsPosterior:
-    """Which packed cylinders and spheres explain the signals of voxels, and how surely.
+    """Which tissue explains the signals of voxels, and how surely.
 
-    The prior is that of `tissue_classes`; amplitudes are integrated out with a flat prior. The
-    first call for an acquisition simulates its signal tables, which takes minutes and is kept in
-    the user's cache folder. Tissue beyond the tables' ranges is fitted by their ends. Draws are
-    spread by what parts real packings from the tables' (see ``tissue_model.packing_spread``).
+    The prior is that of ``classes``; amplitudes are integrated out with a flat prior. The first
+    call for an acquisition takes some seconds to compile the emulator for it. Where the best class
+    leaves more than noise does in one of 1000 voxels, draws are made with so much more noise that
+    it would be typical: intervals of a refuted model are wider by the square root of the excess.
 
     Parameters
     ----------
     acquisition : Acquisition
     data : array-like (V, M)
-        Magnitudes, in any unit.
+        Magnitudes, or real parts, which can be negative.
     sigma : float or array-like (V,), optional
-        Standard deviation of the noise in each channel, in the unit of the data. By default
-        estimated from the residuals of the best fit, and integrated out.
-    diffusivity : float, optional
-        Of water in tissue, um^2/ms; known, not fitted.
-    free_water : bool, optional
-        Whether a part of the water may diffuse freely.
+        Standard deviation of the noise in each channel; found from the residual where not given.
+    diffusivity : float, (inside, outside) or None, optional
+        Of the water in the tissue, um^2/ms; one number for both. Unknown where not given, with
+        the prior of ``classes``.
     free_diffusivity : float, optional
-        Of that part, um^2/ms.
+        Of free water, um^2/ms.
     n_draws : int, optional
-        Draws returned; with 0 the likeliest places are searched for, and nothing else.
+        0 for the likeliest values only.
     seed : int, optional
     classes : tuple of str, optional
-        Classes of tissue that are considered: some of those, or "aligned cylinders", parallel to
-        the direction of largest diffusion (which is across the gradients where there is only one
-        direction) without dispersion.
+        Of ``classes.CLASSES``, and "aligned cylinders": parallel ones along the first
+        eigenvector of a tensor.
+    amplitudes : {"te", "timing"} or array-like (M,), optional
+        Measurements that share a signal at b = 0: of one echo time, of one (delta, Delta, TE), or
+        of one label.
+    cross_terms : bool, optional
+        Whether opposite directions may differ, by gradients that are not the scan's own: a
+        constant one for each timing.
+    least_b : float, optional
+        Weighted measurements below it, ms/um^2, do not count; b = 0 does.
 
     Returns
     -------
@@ -154,59 +192,43 @@ def packed_cells_posterior(
     Raises
     ------
     ValueError
-        Arrays of the wrong shape, values that are not finite, noise or diffusivities that are
-        not positive, an unknown class, an acquisition without diffusion weighting.
-
-    Examples
-    --------
-    >>> posterior = packed_cells_posterior(acquisition, data, sigma=0.02)  # doctest: +SKIP
-    >>> posterior.mean("surface_to_volume"), posterior.interval("pore_diameter")  # doctest: +SKIP
+        Arguments of the wrong shape or range.
     """
+    diffusivity = checked_diffusivity(diffusivity)
     data, sigma = checked_input(
-        acquisition, data, sigma, diffusivity, free_diffusivity, n_draws, classes
+        acquisition, data, sigma, free_diffusivity, n_draws, classes, least_b
     )
-    tables = {s: cached_table(s, acquisition, diffusivity) for s in shapes_of(classes)}
-    model = tissue_model(acquisition, tables, diffusivity, free_diffusivity)
-    tissues = [tissue_class(name, free_water) for name in classes]
+    tissues = [tissue_class(name, diffusivity is not None) for name in classes]
+    shapes = {
+        "cylinder": any(tissue.has_cylinders for tissue in tissues),
+        "sphere": any(tissue.has_spheres for tissue in tissues),
+    }
+    needed = tuple(shape for shape, is_needed in shapes.items() if is_needed)
+    model = tissue_signals(acquisition, diffusivity, free_diffusivity, needed)
+    used = acquisition.b0_mask | (acquisition.b >= least_b)
+    scan = _Scan(
+        acquisition, model, tissues, labels_of(acquisition, amplitudes), used,
+        residual_groups(acquisition, used), cross_terms,
+    )  # fmt: skip
     parts = []
     for first in range(0, len(data), _BATCH):
         voxels = slice(first, first + _BATCH)
         given = None if sigma is None else sigma[voxels]
-        parts.append(
-            _posterior_of(model, tissues, acquisition, data[voxels], given, n_draws, seed)
-        )
+        parts.append(_posterior_of(scan, data[voxels], given, n_draws, seed))
     return _joined(parts)
 
 
-def _posterior_of(model, tissues, acquisition, data, sigma, n_draws, seed):
-    frames = tensor_frames(acquisition, data)
-    te_index = acquisition.te_index
-    known = sigma is not None
-    # A first idea of the noise: a fiftieth of the largest signal.
-    start_sigma = sigma if known else 0.02 * np.abs(data).max(axis=1)
-    likelihood = gaussian_likelihood(data, start_sigma, te_index)
-    modes = [find_modes(ClassProblem(model, t, likelihood, frames), _N_MODES) for t in tissues]
-    for _ in range(1 if known else 2):
-        likelihood = _refined(model, tissues, likelihood, frames, modes, known)
-        modes = [
-            find_modes(ClassProblem(model, t, likelihood, frames), _N_MODES, each.places)
-            for t, each in zip(tissues, modes, strict=True)
-        ]
-    # Membranes of no volume: the classes' fractions start above zero.
-    without_cells = np.exp(-np.where(acquisition.b0_mask, 0, acquisition.b) * model.diffusivity)
-    best_class, best_z = _best(modes)
-    case = _Case(model, tissues, likelihood, frames, modes, known, without_cells)
-    found = _drawn(case, n_draws, seed) if n_draws else _not_drawn(case, best_class)
-    probabilities = found.pop("probabilities")
-    if len(probabilities) > len(tissues):
-        best_class[probabilities[-1] > 0.5] = len(tissues)
-    names = [*(tissue.name for tissue in tissues), "no cells"]
-    return {
-        **found,
-        **_at_best(case, best_class, best_z),
-        "sigma": likelihood.sigma,
-        "class_probabilities": dict(zip(names, probabilities, strict=False)),
-    }
+@dataclass(frozen=True, eq=False)
+class _Scan:
+    """What all voxels share; measurements in the order of the acquisition."""
+
+    acquisition: Acquisition
+    model: TissueSignals
+    tissues: list[TissueClass]
+    labels: np.ndarray
+    used: np.ndarray
+    groups: ResidualGroups
+    cross_terms: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,222 +237,280 @@ class _Case:
 
     Attributes
     ----------
-    known : bool
-        Whether the noise is.
-    without_cells : ndarray (M,)
-        Signals without any membrane.
+    noise_known : bool
+    modes : list of Modes
+        Of those voxels alone that `kept` says.
+    kept : ndarray (C, V) of bool
+        Voxels for which a class is considered.
     """
 
-    model: TissueModel
+    model: TissueSignals
     tissues: list[TissueClass]
-    likelihood: Likelihood
-    frames: np.ndarray
+    known: Measured
+    noise_known: bool
     modes: list[Modes]
-    known: bool
-    without_cells: np.ndarray
+    kept: np.ndarray
 
-    def target(self, tissue: TissueClass, voxels: np.ndarray):
-        """Log posterior (len(voxels), n) of places (len(voxels), n, P) of some of the voxels."""
+    def log_evidence(self) -> np.ndarray:
+        """Laplace's (C, V); -inf where a class is not considered."""
+        found = np.full(self.kept.shape, -np.inf)
+        for k, modes in enumerate(self.modes):
+            found[k, self.kept[k]] = modes.log_evidence
+        return found
 
-        problem = ClassProblem(self.model, tissue, self.likelihood, self.frames)
+    def best(self):
+        """Class (V,) of the largest evidence; its places (V, 1, P) and frames, voxel by voxel."""
+        best = self.log_evidence().argmax(axis=0)
+        found = []
+        for v, k in enumerate(best):
+            row = self.kept[k, :v].sum()
+            modes = self.modes[k]
+            found.append((modes.places[row, :1], modes.frames[row : row + 1]))
+        return best, found
 
-        def log_target(z):
-            voxel = np.repeat(voxels, z.shape[1])
-            value = problem.log_posterior(z.reshape(-1, z.shape[2]), voxel, not self.known)
-            return value.reshape(len(voxels), -1)
 
-        return log_target
+def _posterior_of(scan, data, sigma, n_draws, seed):
+    order = scan.model.shells.order
+    known_noise = sigma is not None
+    # A first idea of the noise: a fiftieth of the largest signal.
+    first_sigma = sigma if known_noise else 0.02 * np.abs(data).max(axis=1)
+    odd = np.zeros((len(data), 3 * len(scan.acquisition.timings)))
+    if scan.cross_terms:
+        odd = odd_terms(scan.acquisition, data, first_sigma)
+        data = data / odd_factors(scan.acquisition, scan.acquisition, odd)
+    frames = tensor_frames(scan.acquisition, data)
+    known = measured(
+        np.ascontiguousarray(data[:, order]), first_sigma, scan.labels[order], scan.used[order]
+    )
+    case = _searched(scan, known, frames, known_noise)
+    floor = np.zeros(len(data))
+    for _ in range(1 if known_noise else 2):
+        case, floor = _refined(case)
+    best_class, places = case.best()
+    at_best = _at_best(case, best_class, places, scan)
+    excess = np.full(len(data), _MORE_NOISE)
+    if known_noise:
+        refuted = _refuted(at_best, len(scan.groups.names))
+        of_fit = at_best["chi_square"] / at_best["degrees_of_freedom"]
+        excess *= np.where(refuted, np.maximum(of_fit, 1), 1)
+    case = replace(case, known=case.known.with_less_weight(excess))
+    found = _drawn(case, n_draws, seed) if n_draws else _not_drawn(case, best_class)
+    probabilities = found.pop("probabilities")
+    predicted = at_best.pop("predicted")
+    everywhere = np.empty_like(predicted)
+    everywhere[:, order] = predicted
+    return {
+        **found,
+        **at_best,
+        "predicted": everywhere * odd_factors(scan.acquisition, scan.acquisition, odd),
+        "odd": odd,
+        "floor": floor,
+        "sigma": case.known.sigma,
+        "class_probabilities": {
+            tissue.name: each for tissue, each in zip(case.tissues, probabilities, strict=True)
+        },
+    }
+
+
+def _searched(scan, known, frames, noise_known):
+    """Modes of every class, without model errors."""
+    n_voxels = len(known.data)
+    modes = {}
+    for tissue in scan.tissues:
+        problem = ClassProblem(scan.model, tissue, known)
+        if tissue.name == "crossing" and "cylinders" in modes:
+            starts = _crossing_starts(tissue, modes["cylinders"], problem)
+        elif tissue.name == "no cells":
+            starts = np.zeros((n_voxels, 1, tissue.n_parameters))
+        else:
+            starts = dictionary_starts(scan.model, tissue, known, frames)
+        modes[tissue.name] = find_modes(problem, starts, frames, _N_MODES, _FIRST_STEPS)
+    kept = np.ones((len(scan.tissues), n_voxels), dtype=bool)
+    case = _Case(scan.model, scan.tissues, known, noise_known, list(modes.values()), kept)
+    return _screened(case, _FIRST_SCREEN)
+
+
+def _crossing_starts(tissue, cylinders, problem):
+    """Places (V, 2, P) like the best cylinders', crossing in either plane of their frame."""
+    alone = tissue_class("cylinders", problem.model.diffusivity is not None)
+    starts = np.zeros((len(cylinders.places), 2, tissue.n_parameters))
+    for k, name in enumerate(tissue.parameters):
+        if name in alone.parameters and name not in ROTATION:
+            starts[..., k] = cylinders.places[:, :1, alone.parameters.index(name)]
+    # What dispersion stood for are now angles.
+    starts[..., tissue.columns("dispersion_1")] = -1.0
+    starts[:, 1, -1] = np.pi / 2
+    return starts
+
+
+def _screened(case, most):
+    """The case without classes of little evidence, voxel by voxel."""
+    evidence = case.log_evidence()
+    kept = evidence > evidence.max(axis=0) - most
+    modes = [
+        modes.of_voxels(kept[k, case.kept[k]]) for k, modes in enumerate(case.modes)
+    ]  # fmt: skip
+    return replace(case, modes=modes, kept=kept)
+
+
+def _refined(case):
+    """The case with the noise, the floor and the model's errors around the best fit so far."""
+    best_class, places = case.best()
+    known = case.known
+    n_voxels, n = known.data.shape
+    noise_free, sigma = np.empty((n_voxels, n)), known.sigma.copy()
+    n_unknowns = np.empty(n_voxels)
+    errors = []
+    for v, k in enumerate(best_class):
+        tissue, (z, frame) = case.tissues[k], places[v]
+        signals = case.model(tissue, z, frame)
+        white, amplitude, _ = residuals(known, signals, np.array([v]))
+        scale = amplitude[0][known.labels]
+        noise_free[v] = scale * np.maximum(signals[0], 0)
+        errors.append(scale * model_errors(case.model, tissue, z, frame))
+        n_unknowns[v] = tissue.n_parameters + known.n_labels
+        if not case.noise_known:
+            dof = max(known.n_used - n_unknowns[v], 1)
+            # Few measurements may be fitted exactly.
+            least = _LEAST_SIGMA * np.abs(known.data[v]).max()
+            sigma[v] = max(sigma[v] * np.sqrt((white**2).sum() / dof), least)
+    known = replace(known, sigma=sigma)
+    floor = np.zeros(n_voxels)
+    if case.noise_known:
+        floor = systematic_floor(known, noise_free, n_unknowns)
+    width = max(len(each) for each in errors)
+    padded = np.stack([np.pad(each, ((0, width - len(each)), (0, 0))) for each in errors])
+    case = replace(case, known=refined(known, noise_free, padded, floor))
+    modes = []
+    for k, (tissue, each) in enumerate(zip(case.tissues, case.modes, strict=True)):
+        if len(each.frames):
+            problem = ClassProblem(case.model, tissue, case.known.of_voxels(case.kept[k]))
+            starts = each.places
+            each = find_modes(problem, starts, each.frames, _N_MODES, _LAST_STEPS)
+        modes.append(each)
+    return _screened(replace(case, modes=modes), _LAST_SCREEN), floor
+
+
+def model_errors(
+    model: TissueSignals, tissue: TissueClass, z: np.ndarray, frame: np.ndarray
+) -> np.ndarray:
+    """One standard deviation of the emulator's errors (K, M), shared by a timing's shells."""
+    values = tissue_parameters(tissue, z, model.diffusivity)
+    cells = (1 - values["free_water"]) * (1 - values["dot"]) * (1 - values["hindered"])
+    shells = model.shells
+    pulses = np.stack([shells.small_delta, shells.big_delta])
+    timings, index = np.unique(pulses, axis=1, return_inverse=True)
+    of_timing = index.reshape(-1) == np.arange(timings.shape[1])[:, None]
+    shell = shells.of_measurement
+    parts = []
+    if tissue.has_cylinders:
+        if tissue.turns:
+            frame = rotation_of(z[:, -3:]) @ frame
+        along = (model.directions @ frame[0, 2]) ** 2
+        # Errors across the axis: the decay along it is free of them.
+        decay = np.exp(-model.b * values["diffusivity_inside"][0] * along)
+        share = cells * (1 - values["sphere_share"])
+        error = share * model.model_error("cylinder", values)[0][shell] * decay
+        parts.append(of_timing[:, shell] * error)
+    if tissue.has_spheres:
+        share = cells * values["sphere_share"]
+        parts.append(of_timing[:, shell] * share * model.model_error("sphere", values)[0][shell])
+    return np.concatenate(parts) if parts else np.zeros((1, len(shell)))
+
+
+def _refuted(at_best, n_groups):
+    total = chi2.sf(at_best["chi_square"], at_best["degrees_of_freedom"])
+    freedom = at_best["worst_freedom"]
+    worst = chi2.sf(at_best["worst_excess"] * freedom, freedom) * n_groups
+    return np.minimum(total, worst) < REFUTED
 
 
 def _not_drawn(case, best_class):
     """As `_drawn`, with no draws and the class of the likeliest place."""
-    n_voxels = len(case.frames)
+    n_voxels = len(best_class)
     parameters = {name: np.zeros((0, n_voxels)) for name in PARAMETERS}
     return {
         "parameters": parameters,
-        "maps": tissue_maps(parameters, np.zeros((0, n_voxels, 3))),
+        "maps": tissue_maps(parameters, np.zeros((0, n_voxels, 3, 3))),
         "probabilities": np.eye(len(case.tissues))[best_class].T,
-        "effective_sample_size": np.zeros(n_voxels),
     }
 
 
 def _drawn(case, n_draws, seed):
     """Draws of parameters and maps, and the probability (C, V) of each class."""
-    tissues, n_voxels = case.tissues, len(case.frames)
-    weighted = []
-    # Each step has numbers of its own: a voxel's draws are the same whatever others need.
-    steps = np.random.SeedSequence(seed).spawn(2 * len(tissues) + 1)
-    for tissue, modes, step in zip(tissues, case.modes, steps, strict=False):
-        weighted.append(
-            importance_draws(
-                case.target(tissue, np.arange(n_voxels)), modes,
-                draws_per_round=_DRAWS_PER_ROUND, rounds=_ROUNDS, rng=np.random.default_rng(step),
-            )
+    log_evidence = case.log_evidence()
+    probabilities = np.exp(log_evidence - logsumexp(log_evidence, axis=0))
+    probabilities[probabilities < _LEAST_PROBABILITY] = 0
+    probabilities /= probabilities.sum(axis=0)
+    n_voxels = probabilities.shape[1]
+    parameters = {name: np.zeros((n_draws, n_voxels)) for name in PARAMETERS}
+    frames = np.zeros((n_draws, n_voxels, 3, 3))
+    rng = np.random.default_rng(seed)
+    # In random order, as each class has the share of the draws that is its probability.
+    position = rng.permutation((np.arange(n_draws) + rng.random()) / n_draws)
+    of_class = (position[:, None] > np.cumsum(probabilities, axis=0)[:, None]).sum(axis=0)
+    of_class = np.minimum(of_class, len(probabilities) - 1)
+    seeds = np.random.SeedSequence(seed).spawn(len(case.tissues))
+    for k, (tissue, modes) in enumerate(zip(case.tissues, case.modes, strict=True)):
+        number, voxel = np.nonzero(of_class == k)
+        if not len(number):
+            continue
+        problem = ClassProblem(case.model, tissue, case.known.of_voxels(case.kept[k]))
+        row = np.cumsum(case.kept[k]) - 1
+        found = randomised_draws(
+            problem, modes, row[voxel], number, not case.noise_known,
+            n_draws, np.random.default_rng(seeds[k]),
         )  # fmt: skip
-    probabilities = _class_probabilities(case, weighted)
-    places = []
-    for k, tissue in enumerate(tissues):
-        needed = np.flatnonzero(probabilities[k])
-        places.append(np.zeros((n_voxels, _N_CHAINS, tissue.n_parameters)))
-        if len(needed):
-            places[k][needed] = spread_by_chains(
-                weighted[k].of_voxels(needed), case.target(tissue, needed),
-                n_chains=_N_CHAINS, steps=_CHAIN_STEPS,
-                rng=np.random.default_rng(steps[len(tissues) + k]),
-            )  # fmt: skip
-    size = np.stack([each.effective_size for each in weighted])
-    share = probabilities[: len(tissues)] ** 2 / size
+        frames[number, voxel] = found[1]
+        for name, value in tissue_parameters(tissue, found[0], case.model.diffusivity).items():
+            parameters[name][number, voxel] = value
     return {
-        **_resampled(tissues, places, probabilities, case.frames, n_draws, steps[-1]),
+        "parameters": parameters,
+        "maps": tissue_maps(parameters, frames),
         "probabilities": probabilities,
-        "effective_sample_size": 1 / np.maximum(share.sum(axis=0), 1 / size.max(axis=0)),
     }
 
 
-def _class_probabilities(case, weighted):
-    """Probabilities (C, V) of the classes, and of no cells unless free water is fitted."""
-    log_evidence = [each.log_evidence for each in weighted]
-    if not any("free_water" in tissue.parameters for tissue in case.tissues):
-        log_evidence.append(
-            _log_evidence_without_cells(case.likelihood, case.without_cells, case.known)
-        )
-    log_evidence = np.stack(log_evidence)
-    probabilities = np.exp(log_evidence - logsumexp(log_evidence, axis=0))
-    probabilities[probabilities < _LEAST_PROBABILITY] = 0
-    return probabilities / probabilities.sum(axis=0)
-
-
-def _log_evidence_without_cells(likelihood, signals, known):
-    """Logarithms (V,) of the evidence for signals (M,) without parameters."""
-    n_voxels = len(likelihood.data)
-    white, amplitudes, information = residuals(
-        likelihood, np.tile(signals, (n_voxels, 1)), np.arange(n_voxels)
-    )
-    chi_square = (white**2).sum(axis=1)
-    if not known:
-        degrees = likelihood.data.shape[1] - amplitudes.shape[1]
-        chi_square = degrees * np.log(chi_square + 1e-300)
-    return -0.5 * chi_square - information
-
-
-def _best(modes):
-    costs = np.stack([each.costs[:, 0] for each in modes])
-    return costs.argmin(axis=0), [each.places[:, 0] for each in modes]
-
-
-def _refined(model, tissues, likelihood, frames, modes, known):
-    """The likelihood with the noise and the model errors around the best fit so far."""
-    best_class, best_z = _best(modes)
-    amplitude, errors = np.empty_like(likelihood.data), []
-    sigma = likelihood.sigma.copy()
-    for v, k in enumerate(best_class):
-        z = best_z[k][v : v + 1]
-        signals = class_signals(model, tissues[k], z, frames[v : v + 1])
-        voxel = np.array([v])
-        white, s0, _ = residuals(likelihood, signals, voxel)
-        scale = s0[0][likelihood.te_index]
-        amplitude[v] = scale * signals[0]
-        errors.append(scale * model_errors(model, tissues[k], z, frames[v : v + 1]))
-        if not known:
-            n_unknown = tissues[k].n_parameters + s0.shape[1]
-            dof = max(white.shape[1] - n_unknown, 1)
-            # Few measurements may be fitted exactly; tables are not more exact than this.
-            least = _LEAST_SIGMA * np.abs(likelihood.data[v]).max()
-            sigma[v] = max(sigma[v] * np.sqrt((white**2).sum() / dof), least)
-    width = max(len(each) for each in errors)
-    padded = np.stack([np.pad(each, ((0, width - len(each)), (0, 0))) for each in errors])
-    scaled = Likelihood(
-        likelihood.data, sigma, likelihood.inverse_sd, likelihood.modes, likelihood.damping,
-        likelihood.te_index,
-    )  # fmt: skip
-    return refined_likelihood(scaled, amplitude, padded)
-
-
-def model_errors(model, tissue, z, frame):
-    """One standard deviation of the model's errors (K, M), weighted by the tissues' shares."""
-    values = tissue_parameters(tissue, z)
-    tissue_share = 1 - values["free_water"][0]
-    parts = []
-    if tissue.has_cylinders:
-        axis = tissue.axes(z, frame)[0]
-        share = tissue_share * (1 - values["sphere_share"][0])
-        place = np.array([values[name][0] for name in PARAMETERS[:3]])
-        parts.append(share * model.error_modes("cylinder", place, axis))
-    if tissue.has_spheres:
-        share = tissue_share * values["sphere_share"][0]
-        place = np.array([values[name][0] for name in PARAMETERS[4:7]])
-        parts.append(share * model.error_modes("sphere", place, None))
-    return np.concatenate(parts)
-
-
-def _resampled(tissues, places, probabilities, frames, n_draws, seed):
-    """Draws of parameters and maps from all classes, by their probabilities, in random order."""
-    n_voxels = len(frames)
-    parameters = {name: np.zeros((n_draws, n_voxels)) for name in PARAMETERS}
-    parameters["dispersion"] += 1
-    axes = np.zeros((n_draws, n_voxels, 3))
-    for v in range(n_voxels):
-        rng = np.random.default_rng(seed)
-        position = rng.permutation((np.arange(n_draws) + rng.random()) / n_draws)
-        total = np.cumsum(probabilities[:, v])
-        of_class = np.searchsorted(total / total[-1], position).clip(0, len(total) - 1)
-        for k, tissue in enumerate(tissues):
-            own = of_class == k
-            # Every chain once before any comes again.
-            order = np.resize(rng.permutation(places[k].shape[1]), own.sum())
-            z = places[k][v, order]
-            for name, value in _spread(tissue_parameters(tissue, z), rng).items():
-                parameters[name][own, v] = value
-            if tissue.has_cylinders:
-                axes[own, v] = tissue.axes(z, np.repeat(frames[v : v + 1], len(z), axis=0))
-    return {"parameters": parameters, "maps": tissue_maps(parameters, axes)}
-
-
-def _spread(values, rng):
-    """Parameters (n,) of tissue that signals like the table does at the values given."""
-    values = dict(values)
-    for shape, prefix in (("cylinder", ""), ("sphere", "sphere_")):
-        fraction = prefix + "fraction"
-        spread = packing_spread(shape, values[fraction])
-        for name, width in zip(PARAMETERS[:3], spread, strict=False):
-            factor = np.exp(width * rng.standard_normal(len(width)))
-            values[prefix + name] = values[prefix + name] * factor
-        values[fraction] = np.minimum(values[fraction], FRACTION_RANGE[shape][1])
-    return values
-
-
-def _at_best(case, best_class, best_z):
-    model, tissues, likelihood = case.model, case.tissues, case.likelihood
-    n_voxels, m = likelihood.data.shape
+def _at_best(case, best_class, places, scan):
+    model, known, order = case.model, case.known, scan.model.shells.order
+    n_voxels, n = known.data.shape
     parameters = {name: np.zeros(n_voxels) for name in PARAMETERS}
-    parameters["dispersion"] += 1
-    axes = np.zeros((n_voxels, 3))
-    predicted = np.empty((n_voxels, m))
-    chi_square, dof = np.empty(n_voxels), np.empty(n_voxels)
-    s0 = np.empty((n_voxels, int(likelihood.te_index.max()) + 1))
+    frames, signals = np.zeros((n_voxels, 3, 3)), np.empty((n_voxels, n))
+    n_parameters = np.empty(n_voxels)
     for v, k in enumerate(best_class):
-        signals, n_parameters = case.without_cells[None], 0
-        if k < len(tissues):
-            tissue, z, frame = tissues[k], best_z[k][v : v + 1], case.frames[v : v + 1]
-            signals, n_parameters = class_signals(model, tissue, z, frame), tissue.n_parameters
-            for name, value in tissue_parameters(tissue, z).items():
-                parameters[name][v] = value[0]
-            if tissue.has_cylinders:
-                axes[v] = tissue.axes(z, frame)[0]
-        white, amplitude, _ = residuals(likelihood, signals, np.array([v]))
-        s0[v] = amplitude[0]
-        noise_free = amplitude[0][likelihood.te_index] * np.maximum(signals[0], 0)
-        sigma = likelihood.sigma[v]
-        predicted[v] = noise_free + sigma * rician_excess(noise_free / sigma)
-        chi_square[v] = (white**2).sum()
-        dof[v] = m - n_parameters - s0.shape[1]
+        tissue, (z, frame) = case.tissues[k], places[v]
+        signals[v] = model(tissue, z, frame)[0]
+        frames[v] = frame[0]
+        n_parameters[v] = tissue.n_parameters
+        for name, value in tissue_parameters(tissue, z, model.diffusivity).items():
+            parameters[name][v] = value[0]
+    white, amplitudes, _ = residuals(known, signals, np.arange(n_voxels))
+    unordered = np.empty_like(white)
+    unordered[:, order] = white
+    chi_square = (white**2).sum(axis=1)
+    freedom = np.maximum(known.n_used - n_parameters - known.n_labels, 1)
+    noise_free = amplitudes[:, known.labels] * np.maximum(signals, 0)
+    groups, left = scan.groups, freedom / known.n_used
+    squares = groups.squares(unordered)
+    _, worst_excess, worst_freedom = worst_group(squares, groups.sizes, left)
+    maps = tissue_maps(parameters, frames)
+    of_direction = by_direction(
+        unordered, scan.acquisition.directions * scan.used[:, None], maps["wall_orientation"]
+    )
+    sizes = np.broadcast_to(groups.sizes, squares.shape)
     return {
-        "best": tissue_maps(parameters, axes),
+        "best": maps,
         "best_parameters": parameters,
-        "predicted": predicted,
-        "s0": s0,
+        "best_class": best_class,
+        "frames": frames,
+        "predicted": expected(known, noise_free),
+        "amplitudes": amplitudes,
         "chi_square": chi_square,
-        "degrees_of_freedom": dof,
+        "degrees_of_freedom": freedom,
+        "group_squares": np.concatenate([squares, of_direction[0]], axis=1),
+        "group_freedom": np.concatenate([sizes, of_direction[1]], axis=1) * left[:, None],
+        "worst_excess": worst_excess,
+        "worst_freedom": worst_freedom,
     }
 
 

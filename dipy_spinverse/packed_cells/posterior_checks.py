@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
-from dipy_spinverse.packed_cells.tissue_classes import ALIGNED, CLASSES
+from dipy_spinverse.packed_cells.classes import ALIGNED, CLASSES
 
 
 def checked_input(
-    acquisition: Acquisition, data, sigma, diffusivity, free_diffusivity, n_draws, classes
+    acquisition: Acquisition, data, sigma, free_diffusivity, n_draws, classes, least_b
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Data (V, M) and noise (V,) or None, as floats."""
     data = np.ascontiguousarray(data, dtype=float)
@@ -41,12 +41,31 @@ def checked_input(
                 f"sigma is between {sigma.min():g} and {sigma.max():g}; give positive numbers in "
                 "the unit of the data, or None."
             )
-    for name, value in (("diffusivity", diffusivity), ("free_diffusivity", free_diffusivity)):
-        if np.ndim(value) or not np.isfinite(value) or value <= 0:
-            raise ValueError(f"{name} is {value!r}; give a positive number in um^2/ms.")
+    if np.ndim(free_diffusivity) or not 0 < free_diffusivity < np.inf:
+        raise ValueError(
+            f"free_diffusivity is {free_diffusivity!r}; give a positive number in um^2/ms."
+        )
+    if not 0 <= least_b <= acquisition.b.max():
+        raise ValueError(
+            f"least_b is {least_b!r}; give a number from 0 to the largest b, "
+            f"{acquisition.b.max():.4g} ms/um^2."
+        )
     if int(n_draws) != n_draws or n_draws < 0:
         raise ValueError(f"n_draws is {n_draws!r}; give a whole number of at least 0.")
     if not classes or not set(classes) <= {*CLASSES, ALIGNED}:
         known = ", ".join((*CLASSES, ALIGNED))
         raise ValueError(f"classes is {classes!r}; give some of {known}.")
     return data, sigma
+
+
+def checked_diffusivity(diffusivity) -> tuple[float, float] | None:
+    """(inside, outside) of one number, two, or None."""
+    if diffusivity is None:
+        return None
+    both = np.atleast_1d(np.asarray(diffusivity, dtype=float))
+    if both.shape not in ((1,), (2,)) or not (np.isfinite(both) & (both > 0)).all():
+        raise ValueError(
+            f"diffusivity is {diffusivity!r}; give a positive number in um^2/ms, one for inside "
+            "and one for outside, or None where it is unknown."
+        )
+    return float(both[0]), float(both[-1])

@@ -27,7 +27,7 @@ OTHER_UNITS = {
     "wall_orientation": "1",
     "wall_orientation_angle": "degrees",
     "packed_cells": "1",
-    "pattern_agreement": "1",
+    "pattern_agreement": "1",  # only where walls were sought
 }
 MAP_SUFFIXES = ("", "_std", "_low", "_high")
 MESH_SUFFIXES = (".ply", ".vtu", ".surf.gii")
@@ -44,7 +44,7 @@ PACKAGES = (
 )
 
 
-def save_maps(fit, paths: dict[str, Path], affine: np.ndarray, *, free_water: bool) -> None:
+def save_maps(fit, paths: dict[str, Path], affine: np.ndarray) -> None:
     """Write the maps of a fit, their standard deviations and intervals as float32 NIfTI.
 
     Parameters
@@ -56,14 +56,10 @@ def save_maps(fit, paths: dict[str, Path], affine: np.ndarray, *, free_water: bo
         names.
     affine : ndarray, shape (4, 4)
         Affine of the input volume.
-    free_water : bool
-        Whether a free-water fraction was fitted; its map is left out if not.
     """
     for name in MAP_UNITS:
-        if name == "free_water_fraction" and not free_water:
-            continue
-        save_map(fit, name, paths[f"out_{name}"], affine, interval=True)
-    for name in OTHER_UNITS:
+        save_map(fit, name, paths[f"out_{name}"], affine, interval=hasattr(fit, f"{name}_std"))
+    for name in (name for name in OTHER_UNITS if hasattr(fit, name)):
         save_map(fit, name, paths[f"out_{name}"], affine, interval=False)
     save_nifti(paths["out_S0"], fit.S0_hat.astype(np.float32), affine)
     save_nifti(paths["out_residual_rms"], fit.residual_rms.astype(np.float32), affine)
@@ -109,10 +105,11 @@ def save_meshes(fit, voxels: list[tuple[int, ...]], stem: Path) -> None:
 
     for voxel in voxels:
         one_of_many = fit[voxel].pattern_agreement < SAME_PATTERN
-        mesh = fit.interface(voxel, field=0 if one_of_many else None)
-        if len(mesh.triangles) == 0:
+        field = 0 if one_of_many else None
+        if not fit[voxel].has_walls or len(fit.interface(voxel, field=field).triangles) == 0:
             logger.warning("Voxel %s has no walls; no mesh is written for it.", voxel)
             continue
+        mesh = fit.interface(voxel, field=field)
         name = "_".join([stem.name, *map(str, voxel)])
         if one_of_many:
             name += "_one_of_many"

@@ -157,7 +157,7 @@ def _one_shell(acquisition):
 
 
 def _few_directions(acquisition):
-    n = _n_axes(acquisition.directions[~acquisition.b0_mask])
+    n = _n_axes(acquisition.directions[~acquisition.b0_mask & ~acquisition.isotropic])
     if n >= _ENOUGH_DIRECTIONS:
         return None
     hidden = (

@@ -8,8 +8,8 @@ as the true one,
 
 bounds the variance v of a map with gradient g by the parameters and variance V under the prior
 (Bayesian Cramer-Rao bound [1]_, linearised at each tissue). Signals at b = 0 are unknown, and
-errors of the tables and of the diffusivity between bodies are part of the noise. What else parts
-real packings from the tables, which fits add to their intervals, is not in the bounds.
+errors of the emulator and differences between packings are part of the noise. Diffusivities, and
+that there is no water beside the cells but free water, are taken as known.
 
 References
 ----------
@@ -18,40 +18,22 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import logit
+from scipy.special import ndtri
 
 from dipy_spinverse.acquisition.kinds import pulsed_only
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import Simulator, relative_transmissibility
 from dipy_spinverse.grid import TetrahedralGrid
-from dipy_spinverse.packed_cells.likelihood import (
-    gaussian_likelihood,
-    refined_likelihood,
-    whiten,
-)
-from dipy_spinverse.packed_cells.parameter_maps import tissue_maps, tissue_parameters
+from dipy_spinverse.packed_cells.classes import LARGEST_Z, ROTATION, TissueClass, tissue_class
+from dipy_spinverse.packed_cells.maps import tissue_maps, tissue_parameters
+from dipy_spinverse.packed_cells.measured import measured, refined, whitened_slopes
 from dipy_spinverse.packed_cells.posterior import model_errors
-from dipy_spinverse.packed_cells.tables.cache import encoding_range
-from dipy_spinverse.packed_cells.tables.signal_table import (
-    SignalTable,
-    TableSetting,
-    coordinate_range,
-    table_of_simulations,
-)
-from dipy_spinverse.packed_cells.tissue_classes import (
-    TissueClass,
-    class_signals,
-    shapes_of,
-    tissue_class,
-)
-from dipy_spinverse.packed_cells.tissue_model import TissueModel, tissue_model
+from dipy_spinverse.packed_cells.tissue_signals import TissueSignals, tissue_signals
 from dipy_spinverse.substrates.walls_of_bodies import from_inside
-from dipy_spinverse.voxels.rician import rician_excess
 
 LOG_MAPS = ("surface_to_volume", "wall_permeability", "exchange_time", "pore_diameter")
 ORIENTATION = "wall_orientation"
@@ -59,12 +41,10 @@ MAPS = (
     "surface_to_volume", "restricted_fraction", "wall_permeability", "exchange_time",
     "pore_diameter", ORIENTATION, "orientation_dispersion", "free_water_fraction",
 )  # fmt: skip
-_PRIOR_PRECISION = 12.0  # of a uniform parameter between 0 and 1
-_AXIS_PRECISION = 2.0  # of each coordinate of the map of axes
-_LEAST_U = 0.01  # derivatives by u are those by its logit over u (1 - u)
-_STEP = 1e-4  # of u, for derivatives of maps
-_AMPLITUDE_STEP = 0.01  # of the signal over the noise, for the derivative of the Rician mean
-_N_CLOSED_FORM = 64  # packings of a closed-form table
+CLASSES = ("cylinders", "spheres", "mixture")
+_ROTATION_PRECISION = 2.0  # of each component
+_LEAST_U = 0.01  # of the probability of a parameter under the prior
+_STEP = 1e-4  # of z, for derivatives of maps
 _CHUNK = 64  # tissues at once
 _TRANSMISSIBILITY_SD = 12**-0.5  # of what is uniform between 0 and 1
 _TYPICAL_PERMEABILITY = 0.02  # um/ms
@@ -101,7 +81,6 @@ def map_bounds(
     classes: tuple[str, ...],
     n_draws: int,
     seed: int,
-    table: Callable[[str, Acquisition, float], SignalTable],
 ) -> dict[str, MapBounds]:
     """Bounds of the maps for parts of an acquisition.
 
@@ -121,9 +100,6 @@ def map_bounds(
     n_draws : int
         N over all classes.
     seed : int
-    table : callable
-        Makes the signal table of a shape, an acquisition and a diffusivity: `closed_form_table`
-        or `cached_table`.
 
     Returns
     -------
@@ -131,17 +107,20 @@ def map_bounds(
         Of those of `MAPS` that any of the classes has.
     """
     acquisition = pulsed_only(acquisition)
-    tables = {shape: table(shape, acquisition, diffusivity) for shape in shapes_of(classes)}
-    model = tissue_model(acquisition, tables, diffusivity, free_diffusivity)
+    model = tissue_signals(
+        acquisition, (diffusivity, diffusivity), free_diffusivity, compiled=False
+    )
     rng = np.random.default_rng(seed)
     parts = []
     for k, name in enumerate(classes):
-        tissue = tissue_class(name, free_water)
+        tissue = tissue_class(name, True)
         n = len(range(k, n_draws, len(classes)))
         if n:
-            u = _drawn(tissue, n, rng)
+            z = _drawn(tissue, n, rng, free_water)
             frames = np.linalg.qr(rng.normal(size=(n, 3, 3)))[0]
-            parts.append(class_bounds(model, tissue, u, frames, acquisition, selections, sigma))
+            parts.append(
+                class_bounds(model, tissue, z, frames, acquisition, selections, sigma, free_water)
+            )
     result = {}
     for name in MAPS:
         known = [part[name] for part in parts if name in part]
@@ -155,21 +134,22 @@ def map_bounds(
     return result
 
 
-def closed_form_table(shape: str, acquisition: Acquisition, diffusivity: float) -> SignalTable:
-    """Table of the closed form for two exchanging pools: no simulation, a tenth of a second."""
-    setting = TableSetting(shape, *encoding_range(acquisition), diffusivity)
-    lower, upper = coordinate_range(shape)
-    draws = _stratified(_N_CLOSED_FORM, 3, np.random.default_rng(0))
-    coordinates = lower + (upper - lower) * draws
-    signals = setting.closed_form(coordinates)
-    return table_of_simulations(setting, coordinates, np.stack([signals, signals]))
-
-
-def _drawn(tissue, n, rng):
-    """Draws (n, P) of the uniform parameters; the axes are those of the frames."""
+def _drawn(tissue, n, rng, free_water):
+    """Places (n, P), without water beside the cells that is taken as known to be absent."""
     u = np.clip(_stratified(n, tissue.n_parameters, rng), _LEAST_U, 1 - _LEAST_U)
-    u[:, ~tissue.bounded] = 0
-    return u
+    z = ndtri(u)
+    z[:, ~_unknown(tissue, free_water)] = -LARGEST_Z
+    z[:, -3:] = 0
+    return z
+
+
+def _unknown(tissue, free_water):
+    """(P,) bool: what the bounds are about."""
+    absent = ("dot", "hindered", "hindered_1", "hindered_2", "hindered_along")
+    absent += () if free_water else ("free_water",)
+    # The rotation about the axis of spheres, or of cylinders that disperse equally, is nothing.
+    absent += ROTATION if tissue.name == "spheres" else ROTATION[2:]
+    return ~np.isin(tissue.parameters, absent)
 
 
 def _stratified(n, n_parameters, rng):
@@ -179,25 +159,26 @@ def _stratified(n, n_parameters, rng):
 
 
 def class_bounds(
-    model: TissueModel,
+    model: TissueSignals,
     tissue: TissueClass,
-    u: np.ndarray,
+    z: np.ndarray,
     frames: np.ndarray,
     acquisition: Acquisition,
     selections: np.ndarray,
     sigma: float,
+    free_water: bool,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """How well given tissues of a class are determined.
 
     Parameters
     ----------
-    model : TissueModel
+    model : TissueSignals
     tissue : TissueClass
-    u : ndarray (n, P)
-        Parameters, uniform between 0 and 1 under the prior; 0 for those of the axis.
+    z : ndarray (n, P)
+        Parameters, standard normal under the prior; 0 for the rotation.
     frames : ndarray (n, 3, 3)
         Rows; the last is the axis.
-    acquisition, selections, sigma
+    acquisition, selections, sigma, free_water
         As in :func:`map_bounds`.
 
     Returns
@@ -205,82 +186,72 @@ def class_bounds(
     dict of (ndarray (n,), ndarray (A, n))
         Values of each map on its scale, and the precisions that the data add.
     """
+    unknown = _unknown(tissue, free_water)
     information = np.concatenate(
         [
-            _information(model, tissue, u[rows], frames[rows], acquisition, selections, sigma)
-            for rows in np.split(np.arange(len(u)), range(_CHUNK, len(u), _CHUNK))
+            _information(model, tissue, z[rows], frames[rows], acquisition, selections, sigma)
+            for rows in np.split(np.arange(len(z)), range(_CHUNK, len(z), _CHUNK))
         ],
         axis=1,
-    )
-    prior = np.where(tissue.bounded, _PRIOR_PRECISION, _AXIS_PRECISION)
+    )[:, :, unknown][..., unknown]
+    turns = np.isin(tissue.parameters, ROTATION)[unknown]
+    prior = np.where(turns, _ROTATION_PRECISION, 1.0)
     covariance = np.linalg.inv(information + np.diag(prior))
-    values, gradients = _map_gradients(tissue, u)
+    values, gradients = _map_gradients(model, tissue, z, frames, free_water)
     result = {}
     for name, gradient in gradients.items():
+        gradient = gradient[:, unknown]
         before = (gradient**2 / prior).sum(axis=1)
         after = np.einsum("np,anpq,nq->an", gradient, covariance, gradient)
         # A map that no parameter moves is known only as well as before.
         precision = 1 / np.maximum(after, 1e-30) - 1 / np.maximum(before, 1e-30)
         result[name] = values[name], np.maximum(precision, 0)
-    if not tissue.bounded.all():
-        at = np.flatnonzero(~tissue.bounded)
+    if turns.any():
+        at = np.flatnonzero(turns)
         angle = covariance[:, :, at, at].sum(axis=2)
-        result[ORIENTATION] = np.zeros(len(u)), np.maximum(1 / angle - 1, 0)
+        result[ORIENTATION] = np.zeros(len(z)), np.maximum(1 / angle - 1, 0)
     return result
 
 
-def _information(model, tissue, u, frames, acquisition, selections, sigma):
+def _information(model, tissue, z, frames, acquisition, selections, sigma):
     """Fisher information (A, n, P, P) on the parameters, the amplitudes eliminated."""
-    z = _places(tissue, u)
-    signals, slopes = class_signals(model, tissue, z, frames, slopes=True)
+    signals, slopes = model(tissue, z, frames, slopes=True)
     signals = np.maximum(signals, 0)
-    slopes = slopes / np.where(tissue.bounded, u * (1 - u), 1)[:, None]
-    relative = signals / sigma
-    gain = 1 + (
-        rician_excess(relative + _AMPLITUDE_STEP) - rician_excess(relative)
-    ) / _AMPLITUDE_STEP  # fmt: skip
-    slopes *= gain[..., None]
-    errors = np.stack([model_errors(model, tissue, z[[n]], frames[[n]]) for n in range(len(z))])
+    errors = [model_errors(model, tissue, z[[n]], frames[[n]]) for n in range(len(z))]
+    order = model.shells.order
     everywhere, noise = np.arange(len(z)), np.full(len(z), sigma)
     result = []
-    for chosen in selections:
-        te_index = np.unique(acquisition.te_index[chosen], return_inverse=True)[1]
-        part = signals[:, chosen]
-        likelihood = refined_likelihood(
-            gaussian_likelihood(part, noise, te_index), part, errors[..., chosen]
-        )
-        changes = whiten(likelihood, slopes[:, chosen], everywhere)
-        per_echo = te_index[:, None] == np.arange(te_index.max() + 1)
-        of_amplitude = (part * gain[:, chosen])[..., None] * per_echo
-        basis = np.linalg.qr(whiten(likelihood, of_amplitude, everywhere))[0]
-        changes -= basis @ (np.swapaxes(basis, 1, 2) @ changes)
-        result.append(np.swapaxes(changes, 1, 2) @ changes)
+    for selected in selections:
+        chosen = selected[order]
+        labels = np.unique(acquisition.te_index[order][chosen], return_inverse=True)[1]
+        part = np.ascontiguousarray(signals[:, chosen])
+        known = measured(part, noise, labels, np.ones(chosen.sum(), dtype=bool))
+        own = np.stack([error[:, chosen] for error in errors])
+        known = refined(known, part, own, np.zeros(len(z)))
+        ones = np.ones((len(z), known.n_labels))
+        changes = whitened_slopes(known, part, ones, slopes[..., chosen], everywhere)
+        result.append(changes @ np.swapaxes(changes, 1, 2))
     return np.stack(result)
 
 
-def _places(tissue, u):
-    return np.where(tissue.bounded, logit(np.where(tissue.bounded, u, 0.5)), u)
-
-
-def _map_gradients(tissue: TissueClass, u: np.ndarray):
-    """Scalar maps (n,) of a class on their scales, and gradients (n, P) by u."""
-    values = _scaled_maps(tissue, u)
-    gradients = {name: np.zeros(u.shape) for name in values}
-    for k in np.flatnonzero(tissue.bounded):
-        step = _STEP * (np.arange(u.shape[1]) == k)
-        ahead, behind = _scaled_maps(tissue, u + step), _scaled_maps(tissue, u - step)
+def _map_gradients(model, tissue, z, frames, free_water):
+    """Scalar maps (n,) of a class on their scales, and gradients (n, P) by z."""
+    values = _scaled_maps(model, tissue, z, frames, free_water)
+    gradients = {name: np.zeros(z.shape) for name in values}
+    for k in range(tissue.n_parameters - 3):
+        step = _STEP * (np.arange(z.shape[1]) == k)
+        ends = [_scaled_maps(model, tissue, z + s * step, frames, free_water) for s in (1, -1)]
         for name, gradient in gradients.items():
-            gradient[:, k] = (ahead[name] - behind[name]) / (2 * _STEP)
+            gradient[:, k] = (ends[0][name] - ends[1][name]) / (2 * _STEP)
     return values, gradients
 
 
-def _scaled_maps(tissue, u):
-    parameters = tissue_parameters(tissue, _places(tissue, u))
-    maps = tissue_maps(parameters, np.zeros((len(u), 3)))
+def _scaled_maps(model, tissue, z, frames, free_water):
+    maps = tissue_maps(tissue_parameters(tissue, z, model.diffusivity), frames)
     left_out = {ORIENTATION}
     if tissue.name == "spheres":
         left_out.add("orientation_dispersion")
-    if "free_water" not in tissue.parameters:
+    if not free_water:
         left_out.add("free_water_fraction")
     return {
         name: np.log(maps[name]) if name in LOG_MAPS else maps[name]

@@ -14,14 +14,12 @@ from scipy.ndimage import median_filter
 from dipy_spinverse.acquisition.kinds import measurements_of, pulsed_only
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.grid import TetrahedralGrid
-from dipy_spinverse.packed_cells.tables.cache import cached_table
-from dipy_spinverse.packed_cells.tissue_classes import CLASSES
 from dipy_spinverse.scan_design.blind_spots import BlindSpot, blind_spots, resolution_limit_um
 from dipy_spinverse.scan_design.bounds import (
+    CLASSES,
     LOG_MAPS,
     ORIENTATION,
     MapBounds,
-    closed_form_table,
     determined_directions,
     map_bounds,
 )
@@ -188,7 +186,6 @@ def identifiability(
     free_water: bool = False,
     grid: TetrahedralGrid | None = None,
     classes: tuple[str, ...] = CLASSES,
-    simulated: bool = False,
     n_draws: int = 300,
     seed: int = 0,
 ) -> Identifiability:
@@ -212,11 +209,6 @@ def identifiability(
         Also count the numbers about this grid's faces that the measurements determine.
     classes : tuple of str, optional
         Classes of tissue: some of "cylinders", "spheres", "mixture".
-    simulated : bool, optional
-        Take the signals from the tables of simulated packings that a fit uses, instead of a closed
-        form for two exchanging pools (a second). The first call for an acquisition then takes
-        minutes. Bounds agree within about a third, but for thin pores: there the change of a
-        table with the radius is its own error, and bounds on diameters come out too low.
     n_draws : int, optional
         Tissues drawn.
     seed : int, optional
@@ -244,7 +236,7 @@ def identifiability(
     ['one diffusion time']
     >>> row = result.table()[1]
     >>> row["map"], row["verdict"]
-    ('restricted_fraction', 'determined')
+    ('restricted_fraction', 'roughly')
     """
     acquisition = checked_plan(acquisition, sigma, classes, n_draws)
     d = diffusivity_um2_per_ms("diffusivity", diffusivity)
@@ -253,8 +245,7 @@ def identifiability(
     bounds = map_bounds(
         acquisition, everything, sigma, d, free_diffusivity=free,
         free_water=free_water, classes=classes, n_draws=n_draws, seed=seed,
-        table=cached_table if simulated else closed_form_table,
-    )  # fmt: skip
+        )  # fmt: skip
     of_grid: tuple[int, ...] = ()
     if grid is not None:
         of_grid = grid.n_faces, determined_directions(acquisition, grid, sigma, d, seed)

@@ -10,9 +10,7 @@ from dipy.core.gradients import GradientTable
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO
-from dipy_spinverse.packed_cells.tables.cache import cached_table
-from dipy_spinverse.packed_cells.tissue_classes import CLASSES
-from dipy_spinverse.scan_design.bounds import closed_form_table, map_bounds
+from dipy_spinverse.scan_design.bounds import CLASSES, map_bounds
 from dipy_spinverse.scan_design.identifiability import checked_plan
 from dipy_spinverse.units import diffusivity_um2_per_ms
 
@@ -60,7 +58,6 @@ def suggest(
     free_diffusivity: float = 3e-3,
     free_water: bool = False,
     classes: tuple[str, ...] = CLASSES,
-    simulated: bool = False,
     n_draws: int = 150,
     seed: int = 0,
 ) -> Suggestions:
@@ -77,9 +74,8 @@ def suggest(
         In ms/um^2 and ms. By default, with no more gradient than the acquisition has: its
         strongest shell again, as the gain of scanning longer; a longer and a shorter Delta;
         shorter pulses; a higher b and half of the largest.
-    sigma, diffusivity, free_diffusivity, free_water, classes, simulated, n_draws, seed
-        As in :func:`dipy_spinverse.identifiability`. With `simulated`, tables are
-        made for the timings of all candidates together: about a minute each, once.
+    sigma, diffusivity, free_diffusivity, free_water, classes, n_draws, seed
+        As in :func:`dipy_spinverse.identifiability`.
 
     Returns
     -------
@@ -122,7 +118,6 @@ def suggest(
         classes=classes,
         n_draws=n_draws,
         seed=seed,
-        table=cached_table if simulated else closed_form_table,
     )
     return Suggestions(_ranked(shells, bounds))
 

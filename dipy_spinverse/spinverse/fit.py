@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -10,18 +11,24 @@ from dipy_spinverse.inversion.unknowns import wall_faces
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.walls.interface import InterfaceMesh, interface_mesh
 
+if TYPE_CHECKING:
+    from dipy_spinverse.packed_cells import PackedCellsFit
+
 # Mean F1 between the walls of fields below which their pattern does not count as determined.
 SAME_PATTERN = 0.8
+# In front of the names of what is kept of the packed cells.
+TISSUE = "_tissue/"
 
 
 class SpinverseFit(VoxelFit):
-    """Walls of voxels, from :meth:`SpinverseModel.fit` or :func:`load_fit`.
+    """Tissue and walls of voxels, from :meth:`SpinverseModel.fit` or :func:`load_fit`.
 
     Each map named in `MAPS` comes with its standard deviation and 95 % interval, as in every
-    :class:`VoxelFit`. Where packed cylinders and spheres explain the signals (`packed_cells`),
-    the maps are those of their posterior, see :class:`dipy_spinverse.PackedCellsModel`. Elsewhere
-    they are read off the ensemble of wall fields; the intervals then contain the scatter between
-    fields, from starts and noise of their own, and the errors `WALL_ERRORS` that all fields share.
+    :class:`VoxelFit`. Maps and predicted signals are those of packed cylinders and spheres, see
+    :class:`dipy_spinverse.PackedCellsModel`, whose other maps are in `tissue`. In voxels with
+    walls whose signals these do not explain, they are read off the ensemble of wall fields; the
+    intervals then contain the scatter between fields, from starts and noise of their own, and the
+    errors `WALL_ERRORS` that all fields share.
 
     Attributes
     ----------
@@ -38,13 +45,15 @@ class SpinverseFit(VoxelFit):
     wall_anisotropy : ndarray (...)
         How well the walls determine their axis, 0 to 1.
     free_water_fraction : ndarray (...)
-        Zero unless it was fitted.
     wall_orientation : ndarray (..., 3)
         Unit vector along which walls are crossed least, and
     wall_orientation_angle : ndarray (...)
         the angle to it that 95 % of the draws or fields keep within, degrees.
     packed_cells : ndarray (...) of bool
         Whether the maps are those of packed cells.
+    has_walls : ndarray (...) of bool
+        Whether there are wall fields. What follows is of these voxels, and only there if fields
+        were asked for at all.
     permeability : ndarray (..., F)
         Of each face, um/ms; infinite where there is no membrane at all. One wall field of many.
     field_free_water : ndarray (...)
@@ -76,6 +85,54 @@ class SpinverseFit(VoxelFit):
         "exchange_time": 4.0,
         "pore_diameter": 0.4,
     }
+
+    WALLS = (
+        "permeability",
+        "permeability_fields",
+        "wall_probability",
+        "pattern_agreement",
+        "field_free_water",
+        "history_iterations",
+        "history_misfit",
+    )
+
+    def __getattr__(self, name: str):
+        if name not in self.WALLS:
+            return super().__getattr__(name)
+        values = self.__dict__.get("_values", {})
+        if name not in values:
+            raise AttributeError(
+                f"{name} is of wall fields, which were not asked for; fit with walls=True, or "
+                "with walls= a mask of the voxels that are to have them."
+            )
+        return self._dense(values[name], self._rows[values["has_walls"]])
+
+    def _of_voxels(self, chosen):
+        has_walls = self._values["has_walls"]
+        place = np.cumsum(has_walls) - 1
+        walls = place[chosen][has_walls[chosen]]
+        return {
+            name: value[walls if name in self.WALLS else chosen]
+            for name, value in self._values.items()
+        }
+
+    @property
+    def tissue(self) -> PackedCellsFit:
+        """The packed cells of all voxels, also of those that they do not explain.
+
+        Raises
+        ------
+        ValueError
+            A fit of walls alone.
+        """
+        values = tissue_of(self._values)
+        if not values:
+            raise ValueError(
+                "tissue is that of packed cells, which were not fitted beside these walls; see "
+                "n_draws and walls of SpinverseModel.fit, or use PackedCellsModel."
+            )
+        status = self._dense(self._values["_tissue_status"])
+        return self.model.tissue_model.Fit(self.model.tissue_model, status, values)
 
     @property
     def history(self) -> dict[str, np.ndarray]:
@@ -113,13 +170,18 @@ class SpinverseFit(VoxelFit):
         Raises
         ------
         ValueError
-            An index of several voxels, a field that there is not.
+            An index of several voxels, a voxel without walls, a field that there is not.
         """
         voxel = self[index]
         if voxel.shape != ():
             raise ValueError(
                 f"index is {index!r}, which selects {voxel.shape} voxels; give one index for each "
                 f"of the axes of {self.shape}."
+            )
+        if not voxel.has_walls:
+            raise ValueError(
+                f"index is {index!r}, a voxel without wall fields; fit with walls=True, or with "
+                "walls= a mask that has it."
             )
         grid, permeability, walls = self.model.grid, voxel.permeability, None
         if field is not None:
@@ -132,3 +194,8 @@ class SpinverseFit(VoxelFit):
             grid, permeability, voxel.wall_probability,
             threshold=threshold, closed_only=closed_only, walls=walls,
         )  # fmt: skip
+
+
+def tissue_of(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Values of the packed cells among those of a fit; empty where there are none."""
+    return {n.removeprefix(TISSUE): v for n, v in values.items() if n.startswith(TISSUE)}

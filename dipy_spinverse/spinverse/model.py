@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 from dipy.core.gradients import GradientTable
@@ -16,47 +16,48 @@ from dipy_spinverse.bloch_torrey import simulate
 from dipy_spinverse.cell_search import CellInversion
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
 from dipy_spinverse.grid.tetrahedral_grid import build_grid
-from dipy_spinverse.inversion import (
-    Binarisation,
-    Continuity,
-    Inversion,
-    InversionSettings,
-    Manifoldness,
-    Stage,
-    WallArea,
-)
+from dipy_spinverse.inversion import Inversion, InversionSettings, Stage
 from dipy_spinverse.inversion.curriculum import check_curriculum
 from dipy_spinverse.inversion.inversion import OPTIMIZERS
 from dipy_spinverse.inversion.unknowns import free_water_signals
-from dipy_spinverse.packed_cells import packed_cells_posterior, prepare_tables
+from dipy_spinverse.packed_cells import PackedCellsModel
 from dipy_spinverse.spinverse.chunk import FitChunk, layout
-from dipy_spinverse.spinverse.fit import SAME_PATTERN, SpinverseFit
+from dipy_spinverse.spinverse.fit import SpinverseFit, tissue_of
+from dipy_spinverse.spinverse.merged import tissue_with_walls, walls_alone
+from dipy_spinverse.spinverse.saved import (
+    priors_from_json,
+    priors_to_json,
+    stage_from_json,
+    stage_to_json,
+)
 from dipy_spinverse.units import diffusivity_um2_per_ms
 from dipy_spinverse.voxels.chunks import Engine, fit_image
-from dipy_spinverse.voxels.image import image_of
+from dipy_spinverse.voxels.image import Image, image_of, per_voxel
 from dipy_spinverse.voxels.model import VoxelModel
-from dipy_spinverse.voxels.noise import KNOWN, noise_from_b0
+from dipy_spinverse.voxels.noise import noise_from_b0
 from dipy_spinverse.voxels.status import Status
 
 _CELL_SEARCH = "cell-search"
 # Phase between neighbouring tetrahedra, rad, above which a grid is too coarse for an encoding.
 _LARGEST_LINK_PHASE = np.pi / 2
+# mm^2/s, of the water between walls where it is not given.
+_DIFFUSIVITY = 2e-3
 _N_FIELDS = 4
 _N_DRAWS = 200
 _BYTES_PER_CHUNK = 2**30
 _MOST_PER_CHUNK = 64
-_PRIORS = {prior.__name__: prior for prior in (Binarisation, Continuity, Manifoldness, WallArea)}
 _GRID_ARRAYS = ("points_um", "tetrahedra", "tetrahedron_points")
 
 
 class SpinverseModel(VoxelModel):
-    """Find the walls (membranes) in voxels from their diffusion-weighted signals.
+    """Find what the tissue of voxels is like, and their walls (membranes), from their signals.
 
-    The permeability of every face of a fixed tetrahedral grid is an unknown; the Bloch-Torrey
-    equation predicts the signals [1]_. On a periodic grid, with neither `priors` nor a
-    `curriculum`, packed cylinders and spheres are fitted beside, and give the maps of the voxels
-    that they explain (see :class:`dipy_spinverse.PackedCellsModel`: the first fit with new
-    timings simulates tables, about a minute for each).
+    The maps are those of packed permeable cylinders and spheres (see
+    :class:`dipy_spinverse.PackedCellsModel`). Where walls are asked for, the permeability of every
+    face of a fixed tetrahedral grid is an unknown, and the Bloch-Torrey equation predicts the
+    signals [1]_; the maps of voxels whose signals packed cells do not explain are read off these
+    walls. On a grid with an absorbing outside, or with `priors`, a `curriculum` or the optimiser
+    "adam", there are walls alone.
 
     Parameters
     ----------
@@ -65,13 +66,17 @@ class SpinverseModel(VoxelModel):
     grid : TetrahedralGrid, optional
         A periodic lattice of 4 x 4 x 4 cubes of 5 um where not given.
     diffusivity : float, optional
-        Of the water between the walls, mm^2/s.
+        Of the water in tissue, mm^2/s, where it is known. Otherwise packed cells find it, and
+        between walls it is 2e-3 mm^2/s.
     free_diffusivity : float, optional
         Of free water outside of the grid, mm^2/s, where :meth:`fit` is asked for it. By default at
         body temperature; give that of the medium for tissue ex vivo.
-    te : float or array-like (M,), optional
-        Echo times, s, where `gtab` is a GradientTable. Each echo time has its own initial
-        magnetisation.
+    te, mixing_time : float or array-like (M,), optional
+        Echo times, and mixing times of stimulated echoes, s, where `gtab` is a GradientTable. Each
+        pair has its own initial magnetisation.
+    isotropic : bool or array-like (M,), optional
+        Averages over all directions, where `gtab` is a GradientTable. They give maps, but no
+        walls.
     priors : sequence, optional
         Priors in all stages, instead of the curriculum's own.
     curriculum : sequence of Stage, optional
@@ -119,23 +124,27 @@ class SpinverseModel(VoxelModel):
         gtab: GradientTable | Measurements,
         *,
         grid: TetrahedralGrid | None = None,
-        diffusivity: float = 2e-3,
+        diffusivity: float | None = None,
         free_diffusivity: float = 3e-3,
         te: ArrayLike | None = None,
+        mixing_time: ArrayLike | None = None,
+        isotropic: ArrayLike | None = None,
         priors: Sequence | None = None,
         curriculum: Sequence[Stage] | None = None,
         optimizer: str | None = None,
         device: str = "cpu",
         seed: int = 0,
     ):
-        super().__init__(gtab, te)
+        super().__init__(gtab, te, mixing_time, isotropic)
         self.acquisition = pulsed_only(self.acquisition)
         known = (_CELL_SEARCH, *OPTIMIZERS)
         if optimizer is not None and optimizer not in known:
             raise ValueError(
                 f"optimizer is {optimizer!r}; use one of {', '.join(map(repr, known))}."
             )
-        self.diffusivity_um2_per_ms = diffusivity_um2_per_ms("diffusivity", diffusivity)
+        self.diffusivity_um2_per_ms = diffusivity_um2_per_ms(
+            "diffusivity", _DIFFUSIVITY if diffusivity is None else diffusivity
+        )
         self.free_diffusivity_um2_per_ms = diffusivity_um2_per_ms(
             "free_diffusivity", free_diffusivity
         )
@@ -144,12 +153,32 @@ class SpinverseModel(VoxelModel):
         if curriculum is not None:
             check_curriculum(curriculum)
         self.grid = bcc_grid() if grid is None else grid
-        self.diffusivity, self.free_diffusivity = float(diffusivity), float(free_diffusivity)
+        self.diffusivity = None if diffusivity is None else float(diffusivity)
+        self.free_diffusivity = float(free_diffusivity)
         self.priors, self.curriculum, self.optimizer = priors, curriculum, optimizer
         self.device, self.seed = device, int(seed)
-        self._warn_if_too_coarse()
 
-    def _warn_if_too_coarse(self):
+    @cached_property
+    def tissue_model(self) -> PackedCellsModel:
+        """The model of the packed cells."""
+        return PackedCellsModel(
+            self.acquisition, diffusivity=self.diffusivity,
+            free_diffusivity=self.free_diffusivity, seed=self.seed,
+        )  # fmt: skip
+
+    @property
+    def _has_tissue(self):
+        """Whether walls are those of tissue by default, which packed cells describe too."""
+        own = self.optimizer in (None, "gauss-newton") and not (self.priors or self.curriculum)
+        return own and self.grid.boundary == "periodic"
+
+    def _check_walls(self):
+        if self.acquisition.isotropic.any():
+            raise ValueError(
+                "walls is asked for, but the acquisition has averages over directions "
+                "(isotropic), which no wall field has. Give walls=False for the maps of packed "
+                "cells, as PackedCellsModel gives them."
+            )
         phase = np.abs(self.grid.displacements @ self.acquisition.q_vectors.T).max(axis=0)
         coarse = phase > _LARGEST_LINK_PHASE
         if coarse.any():
@@ -168,6 +197,7 @@ class SpinverseModel(VoxelModel):
         S0: ArrayLike | None = None,
         *,
         sigma: ArrayLike | None = None,
+        walls: ArrayLike = True,
         free_water: bool = False,
         n_fields: int = _N_FIELDS,
         n_draws: int = _N_DRAWS,
@@ -176,42 +206,47 @@ class SpinverseModel(VoxelModel):
         vox_per_chunk: int | None = None,
         verbose: bool = False,
     ) -> SpinverseFit:
-        """Fit walls to the signals of voxels.
+        """Fit voxels.
 
         Parameters
         ----------
         data : array-like (..., M)
-            Signals, of one voxel or of an image of up to three dimensions.
+            Magnitudes, or real parts after the phase is removed (which may be negative), of one
+            voxel or of an image of up to three dimensions.
         mask : array-like (...), optional
             Voxels to fit; all where not given.
         S0 : float or array-like (...), optional
-            Initial magnetisation, where it is known; otherwise it is fitted, one for each echo
-            time.
+            Initial magnetisation of walls, where it is known; otherwise it is fitted, one for each
+            echo time.
         sigma : float or array-like (...), optional
             Standard deviation of the noise. Where not given, from repeated b0 measurements (if
             there are enough; of each echo time alone in a search for cells), or else from the
             residual.
+        walls : bool or array-like (...) of bool, optional
+            Voxels whose walls are sought, some seconds for each; only these are stored. The maps
+            of packed cells come for all voxels, in a fraction of the time.
         free_water : bool, optional
-            Also fit a fraction of free water outside the grid.
+            Also fit a fraction of free water outside the grid of the walls.
         n_fields : int, optional
             Number of further wall fields per voxel, each from a start and noise of its own.
             Without, intervals read off wall fields contain `SpinverseFit.WALL_ERRORS` only.
         n_draws : int, optional
-            Draws from the posterior of packed cells; with 0 they are not asked.
+            Draws from the posterior of packed cells; with 0 only the likeliest are sought, or none
+            where all voxels have walls.
         engine : {"serial", "joblib", "dask", "ray"}, optional
             How chunks of voxels are spread over processes.
         n_jobs : int, optional
             Number of processes of the other engines; -1 for all but one core.
         vox_per_chunk : int, optional
-            Voxels fitted together; by default as many as fit into about 1 GiB.
+            Voxels fitted together; by default, as many with walls as fit into about 1 GiB.
         verbose : bool, optional
             Show a progress bar.
 
         Returns
         -------
         SpinverseFit
-            Voxels that cannot be fitted (NaN, infinite or negative samples, no signal) have a
-            `status` that says so, and zeros elsewhere.
+            Voxels that cannot be fitted (NaN or infinite samples, no signal) have a `status` that
+            says so, and zeros elsewhere.
 
         Raises
         ------
@@ -222,27 +257,45 @@ class SpinverseModel(VoxelModel):
             if number < 0:
                 raise ValueError(f"{name} is {number}; give at least 0.")
         how = Engine(engine, n_jobs, vox_per_chunk, verbose)
+        shape = np.shape(data)[:-1]
+        asked = per_voxel("walls", walls, shape).astype(bool).reshape(shape)
+        if not self._has_tissue:
+            if not asked.any():
+                raise ValueError(
+                    "walls is False, but on an absorbing grid, or with priors, a curriculum or "
+                    "another optimizer, maps are those of walls alone; leave walls=True, or use "
+                    "PackedCellsModel."
+                )
+            wanted = per_voxel("mask", True if mask is None else mask, shape).astype(bool)
+            mask = asked & wanted.reshape(shape)
         image = image_of(data, mask, sigma, self.acquisition, S0)
-        noise, freedom = image.voxels.sigma, KNOWN
-        if sigma is None:
-            noise, freedom = noise_from_b0(image.voxels.signals, self.acquisition)
-        inversion = self._inversion(S0 is None, free_water, n_fields)
-        if sigma is not None or not inversion.estimates_noise:
+        found: tuple = image.status, {}
+        if asked.any():
+            self._check_walls()
+            inversion = self._inversion(S0 is None, free_water, n_fields)
+            found = self._fit_walls(image, asked, sigma is not None, inversion, n_fields, how)
+        if not self._has_tissue or (asked.all() and not n_draws):
+            return SpinverseFit(self, *walls_alone(*found))
+        tissue = self.tissue_model.fit(
+            data, image.status == Status.CONVERGED, sigma=sigma, n_draws=n_draws, engine=engine,
+            n_jobs=n_jobs, vox_per_chunk=vox_per_chunk, verbose=verbose,
+        )  # fmt: skip
+        has_walls = asked.reshape(-1)[image.rows]
+        merged = tissue_with_walls(image.status, tissue, has_walls, *found)
+        return SpinverseFit(self, *merged)
+
+    def _fit_walls(self, image: Image, asked, known_noise, inversion, n_fields, how):
+        """Status (...) and values of walls in the voxels where they are asked for."""
+        if not (known_noise or inversion.estimates_noise):
+            noise = noise_from_b0(image.voxels.signals, self.acquisition)[0]
             image = replace(image, voxels=replace(image.voxels, sigma=noise))
-        # Noise from the residual of a wall field that may follow it is less sure than it seems.
-        noise_freedom = freedom if noise is not None else max(len(self.acquisition) // 4, 1)
-        posterior_of = self._posterior_of_packed_cells(free_water, n_draws) if n_draws else None
-        status, values = fit_image(
-            image,
-            FitChunk(self, inversion, posterior_of, noise_freedom),
+        return fit_image(
+            image.within(asked),
+            FitChunk(self, inversion),
             layout(self, n_fields, inversion.n_stages),
             how,
             most=self._voxels_per_chunk(),
         )
-        fit = SpinverseFit(self, status, values)
-        unsure = (fit.status == Status.CONVERGED) & (fit.pattern_agreement < SAME_PATTERN)
-        fit.status = np.where(unsure, Status.PATTERN_NOT_DETERMINED, fit.status)
-        return fit
 
     def predict(
         self,
@@ -292,12 +345,21 @@ class SpinverseModel(VoxelModel):
     def signals_of_fit(
         self, values: Mapping[str, np.ndarray], acquisition: Measurements
     ) -> np.ndarray:
-        """Signals (V, M) of the walls and of the free water beside them."""
-        # The field's own free water: the map may be that of packed cells.
-        fraction = values["field_free_water"][:, None]
-        free = free_water_signals(acquisition, self.free_diffusivity_um2_per_ms)
-        in_grid = self.predict(values["permeability"], gtab=acquisition)
-        return (1 - fraction) * in_grid + fraction * free
+        """Signals (V, M) of packed cells, or of the walls and the free water beside them."""
+        packed, has_walls = values["packed_cells"], values["has_walls"]
+        if not isinstance(acquisition, Acquisition):
+            packed = packed & ~has_walls  # walls have signals of waveforms, too
+        signals = np.empty((len(packed), len(acquisition)))
+        if packed.any():
+            tissue = {name: value[packed] for name, value in tissue_of(values).items()}
+            signals[packed] = self.tissue_model.signals_of_fit(tissue, acquisition)
+        if not packed.all():
+            rows = ~packed[has_walls]
+            fraction = values["field_free_water"][rows][:, None]
+            free = free_water_signals(acquisition, self.free_diffusivity_um2_per_ms)
+            in_grid = self.predict(values["permeability"][rows], gtab=acquisition)
+            signals[~packed] = (1 - fraction) * in_grid + fraction * free
+        return signals
 
     def _inversion(self, amplitudes, free_water, n_fields):
         faces_only = amplitudes or free_water or self.priors or self.curriculum
@@ -330,22 +392,6 @@ class SpinverseModel(VoxelModel):
         )
         return Inversion(self.acquisition, self.grid, settings)
 
-    def _posterior_of_packed_cells(self, free_water, n_draws):
-        """Posterior of signals and noise, where the fit is that of tissue by default; or None."""
-        own = self.optimizer in (None, "gauss-newton") and not (self.priors or self.curriculum)
-        if self.grid.boundary != "periodic" or not own:
-            return None
-        prepare_tables(self.acquisition, self.diffusivity_um2_per_ms)
-        return partial(
-            packed_cells_posterior,
-            self.acquisition,
-            diffusivity=self.diffusivity_um2_per_ms,
-            free_water=free_water,
-            free_diffusivity=self.free_diffusivity_um2_per_ms,
-            n_draws=n_draws,
-            seed=self.seed,
-        )
-
     def _voxels_per_chunk(self):
         # Jacobian, its weighted copy and the temporaries of a step.
         bytes_per_voxel = 4 * 8 * len(self.acquisition) * self.grid.n_faces
@@ -359,8 +405,8 @@ class SpinverseModel(VoxelModel):
             "free_diffusivity": self.free_diffusivity,
             "optimizer": self.optimizer,
             "seed": self.seed,
-            "priors": None if priors is None else _priors_to_json(priors),
-            "curriculum": None if curriculum is None else [*map(_stage_to_json, curriculum)],
+            "priors": None if priors is None else priors_to_json(priors),
+            "curriculum": None if curriculum is None else [*map(stage_to_json, curriculum)],
             "boundary": self.grid.boundary,
         }
         arrays = {name: getattr(self.grid, name) for name in _GRID_ARRAYS}
@@ -378,28 +424,7 @@ class SpinverseModel(VoxelModel):
         boundary, period = settings.pop("boundary"), arrays.get("period_um")
         grid = build_grid(points, tetrahedra, tetrahedron_points, boundary, period)
         if settings["priors"] is not None:
-            settings["priors"] = _priors_from_json(settings["priors"])
+            settings["priors"] = priors_from_json(settings["priors"])
         if settings["curriculum"] is not None:
-            settings["curriculum"] = [*map(_stage_from_json, settings["curriculum"])]
+            settings["curriculum"] = [*map(stage_from_json, settings["curriculum"])]
         return cls(acquisition, grid=grid, **settings)
-
-
-def _priors_to_json(priors):
-    for prior in priors:
-        if type(prior) not in _PRIORS.values():
-            raise ValueError(f"priors has {prior!r}, which cannot be saved; use {list(_PRIORS)}.")
-    return [[type(prior).__name__, asdict(prior)] for prior in priors]
-
-
-def _priors_from_json(pairs):
-    return tuple(_PRIORS[name](**parameters) for name, parameters in pairs)
-
-
-def _stage_to_json(stage):
-    return {**vars(stage), "priors": _priors_to_json(stage.priors)}
-
-
-def _stage_from_json(stage):
-    times, priors = stage["diffusion_times"], _priors_from_json(stage["priors"])
-    times = None if times is None else tuple(times)
-    return Stage(**{**stage, "diffusion_times": times, "priors": priors})

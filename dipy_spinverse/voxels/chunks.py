@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from dipy_spinverse.voxels.image import Image, Voxels
-from dipy_spinverse.voxels.status import Status, explains_nothing, outcome
+from dipy_spinverse.voxels.status import Status, explains_nothing, outcome, worst_refutes
 
 ENGINES = ("serial", "joblib", "dask", "ray")
 # Threads would share the state of torch's forward differentiation.
@@ -104,7 +104,7 @@ def _in_worker(chunk, function):
 # What the function of a chunk tells of each voxel for the status, beside what is kept.
 _JUDGED = {
     "converged": bool, "sigma": float, "residual_rms": float, "n_unknowns": float,
-    "excess": float,
+    "excess": float, "worst_excess": float, "worst_freedom": float, "n_groups": float,
 }  # fmt: skip
 
 
@@ -128,7 +128,8 @@ def fit_image(
         is kept in the unit of the data. For the status it also gives "converged", "sigma" (the
         noise that it used or found), "residual_rms", "n_unknowns", and, where their variances
         are not sigma^2 alone, "excess": the sum of squared residuals over these, per degree of
-        freedom. A number holds for all voxels. The function can be pickled.
+        freedom. What judges groups of measurements by the worst also gives "worst_excess",
+        "worst_freedom" and "n_groups". A number holds for all voxels. The function can be pickled.
     layout : mapping
         Type, or type and shape, of what is kept of a voxel, as ``("f4", (n_faces,))``. An array
         may be narrower; the rest is zero.
@@ -156,7 +157,7 @@ def fit_image(
             value *= voxels.S0[:, 0].reshape(-1, *(1,) * (value.ndim - 1))
     status = image.status.copy()
     status.reshape(-1)[image.rows] = _judged(image, values)
-    for name in ("converged", "n_unknowns", "excess"):
+    for name in _JUDGED.keys() - {"sigma", "residual_rms"}:
         del values[name]
     return status, values
 
@@ -177,9 +178,12 @@ def _judged(image, values):
     voxels, converged = image.voxels, values["converged"]
     freedom = np.broadcast_to(image.freedom, len(voxels))
     n_measurements = voxels.signals.shape[1]
-    excess = values["excess"] * (values["sigma"] / image.noise) ** 2
+    by_noise = (values["sigma"] / image.noise) ** 2
+    excess, worst = values["excess"] * by_noise, values["worst_excess"] * by_noise
     told = np.maximum(freedom, 1)
     by_noise = outcome(converged, excess, values["n_unknowns"], told, n_measurements)
+    refuted = worst_refutes(worst, values["worst_freedom"], values["n_groups"], told)
+    by_noise = np.where(refuted, Status.MISFIT, by_noise)
     scatter = voxels.signals.std(axis=1)
     nothing = explains_nothing(values["residual_rms"], scatter, voxels.S0[:, 0])
     without = np.where(converged, Status.CONVERGED, Status.NOT_CONVERGED)

@@ -87,9 +87,9 @@ class VoxelFit(ReconstFit):
         """Places (V,) of the fitted voxels in the flattened image."""
         return np.flatnonzero(np.isin(self.status, FITTED))
 
-    def _dense(self, values):
+    def _dense(self, values, rows=None):
         dense = np.zeros((self.status.size, *values.shape[1:]), values.dtype)
-        dense[self._rows] = values
+        dense[self._rows if rows is None else rows] = values
         return dense.reshape(self.shape + values.shape[1:])[()]
 
     def __getitem__(self, index):
@@ -97,8 +97,11 @@ class VoxelFit(ReconstFit):
         place[self._rows] = np.arange(self._rows.size)
         chosen = np.asarray(place.reshape(self.shape)[index])
         kept = chosen[chosen >= 0]
-        values = {name: value[kept] for name, value in self._values.items()}
-        return type(self)(self.model, self.status[index], values)
+        return type(self)(self.model, self.status[index], self._of_voxels(kept))
+
+    def _of_voxels(self, chosen):
+        """Values of some of the fitted voxels."""
+        return {name: value[chosen] for name, value in self._values.items()}
 
     def predict(
         self, gtab: GradientTable | Measurements | None = None, S0: ArrayLike | None = None
@@ -159,13 +162,20 @@ class VoxelFit(ReconstFit):
 
 
 def _known_echo_times(acquisition: Acquired, own: Acquired) -> np.ndarray:
-    """Place (M,) in the echo times of a fit of each measurement's."""
+    """Place (M,) of each measurement's echo among those of a fit."""
     if len(own.echo_times) == 1:
         return np.zeros(len(acquisition), dtype=int)
-    apart = np.abs(acquisition.echo_times[:, None] - own.echo_times)
+    apart = np.abs(_echoes(acquisition)[:, None] - _echoes(own)).max(axis=2)
     if apart.min(axis=1).max() > 1e-3:
         raise ValueError(
             f"gtab has the echo times {acquisition.echo_times.tolist()} ms, S0 is known at "
-            f"{own.echo_times.tolist()}; predict at these, or give S0."
+            f"{own.echo_times.tolist()} (of these mixing times, if there are any); predict at "
+            "these, or give S0."
         )
     return apart.argmin(axis=1)[acquisition.te_index]
+
+
+def _echoes(acquisition):
+    """Echo and mixing time (K, 2) of each S0; only stimulated echoes have a mixing time."""
+    stored = getattr(acquisition, "mixing_times", np.zeros_like(acquisition.echo_times))
+    return np.stack([acquisition.echo_times, stored], axis=1)

@@ -19,7 +19,7 @@ class Voxels:
     Attributes
     ----------
     signals : ndarray (V, M)
-        Magnitudes, in the unit of the data.
+        In the unit of the data.
     S0 : ndarray (V, K)
         Signal without diffusion at each echo time, as measured or given.
     sigma : ndarray (V,) or None
@@ -40,6 +40,11 @@ class Voxels:
         sigma = None if self.sigma is None else self.sigma[rows]
         own = {name: value[rows] for name, value in self.own.items()}
         return Voxels(self.signals[rows], self.S0[rows], sigma, own)
+
+    @property
+    def signed(self) -> np.ndarray:
+        """(V,) bool: with negative samples, which real parts have and magnitudes have not."""
+        return self.signals.min(axis=1) < 0
 
     def over_S0(self) -> Voxels:
         """The same, over the signal without diffusion at the first echo time."""
@@ -80,6 +85,13 @@ class Image:
         """Places (V,) of the voxels in the flattened image."""
         return np.flatnonzero(self.status == Status.CONVERGED)
 
+    def within(self, mask: np.ndarray) -> Image:
+        """The same image with its voxels (...) in a mask alone."""
+        chosen = mask.reshape(-1)[self.rows]
+        freedom = np.broadcast_to(self.freedom, len(self.voxels))[chosen]
+        status = np.where(mask, self.status, Status.NOT_FITTED)
+        return Image(status, self.voxels[chosen], self.noise[chosen], freedom)
+
 
 def image_of(data, mask, sigma, acquisition: Acquired, S0=None, own=None) -> Image:
     """Arguments of a fit, checked; warns of voxels that cannot be fitted.
@@ -104,8 +116,8 @@ def image_of(data, mask, sigma, acquisition: Acquired, S0=None, own=None) -> Ima
     data = np.asarray(data)
     if np.iscomplexobj(data):
         raise ValueError(
-            "data has complex values; give magnitudes, np.abs(data), or the real part after the "
-            "phase is removed."
+            "data has complex values; give magnitudes, np.abs(data), or real parts without phase, "
+            "np.real(data * np.exp(-1j * phase)) with the smooth phase of each volume."
         )
     if not 1 <= data.ndim <= 4 or data.shape[-1] != len(acquisition):
         raise ValueError(

@@ -37,8 +37,8 @@ class VoxelModel(ReconstModel):
     Parameters
     ----------
     gtab : GradientTable or Measurements
-    te : float or array-like (M,), optional
-        Echo times, s, where `gtab` is a GradientTable.
+    te, mixing_time, isotropic : optional
+        Of a GradientTable, as in :meth:`dipy_spinverse.Acquisition.from_gtab`.
 
     Attributes
     ----------
@@ -49,8 +49,16 @@ class VoxelModel(ReconstModel):
     Fit: ClassVar[type[VoxelFit]] = VoxelFit
     acquisition: Acquired
 
-    def __init__(self, gtab: GradientTable | Measurements, te: ArrayLike | None = None):
-        self.acquisition = self.acquisition_of(gtab, te)
+    def __init__(
+        self,
+        gtab: GradientTable | Measurements,
+        te: ArrayLike | None = None,
+        mixing_time: ArrayLike | None = None,
+        isotropic: ArrayLike | None = None,
+    ):
+        self.acquisition = self.acquisition_of(
+            gtab, te, mixing_time=mixing_time, isotropic=isotropic
+        )
 
     @property
     def gtab(self) -> GradientTable:
@@ -58,10 +66,13 @@ class VoxelModel(ReconstModel):
         return self.acquisition.to_gtab()
 
     def acquisition_of(
-        self, gtab: GradientTable | Measurements, te: ArrayLike | None = None
+        self,
+        gtab: GradientTable | Measurements,
+        te: ArrayLike | None = None,
+        **more: Any,
     ) -> Acquired:
-        """What `gtab` says of measurements, as far as the model needs it."""
-        return measurements_of(gtab, te)
+        """What `gtab`, and what is said of it, tell of measurements, as the model needs it."""
+        return measurements_of(gtab, te, **more)
 
     def fit(
         self,
@@ -80,7 +91,8 @@ class VoxelModel(ReconstModel):
         Parameters
         ----------
         data : array-like (..., M)
-            Magnitudes.
+            Magnitudes, or real parts after the phase is removed. A voxel with negative samples
+            has real parts, and noise as normal as theirs.
         mask : array-like (...), optional
             Voxels to fit; all where not given.
         sigma : float or array-like (...), optional

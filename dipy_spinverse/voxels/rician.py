@@ -63,12 +63,14 @@ def rician_target(data: Tensor, predicted: Tensor, sigma: Tensor | None) -> Tens
     ----------
     data, predicted : Tensor (V, M)
     sigma : Tensor (V,) or None
-        None for Gaussian noise, which leaves the data as they are.
+        None for Gaussian noise, which leaves the data as they are. So do negative data, which are
+        no magnitudes.
     """
     if sigma is None:
         return data
-    z = data * predicted / sigma[:, None] ** 2
-    return data * torch.from_numpy(_bessel_ratio(z.numpy()))
+    z = data.clamp_min(0) * predicted / sigma[:, None] ** 2
+    target = data * torch.from_numpy(_bessel_ratio(z.numpy()))
+    return torch.where((data < 0).any(dim=1, keepdim=True), data, target)
 
 
 def log_likelihoods(data: Tensor, predicted: Tensor, sigma: Tensor, rician: bool) -> Tensor:

@@ -43,14 +43,17 @@ class Shell:
 
 
 def shells_of(acquisition: Acquisition) -> Iterator[Shell]:
-    """Shells of one timing and nearly one b each; b0 is none."""
+    """Shells of one timing and nearly one b each; b0 is none.
+
+    Averages over directions are shells of their own, of order 0.
+    """
     weighted = np.flatnonzero(~acquisition.b0_mask)
-    timing = acquisition.timing_index[weighted]
-    order = weighted[np.lexsort((acquisition.b[weighted], timing))]
+    kind = 2 * acquisition.timing_index + acquisition.isotropic
+    order = weighted[np.lexsort((acquisition.b[weighted], kind[weighted]))]
     group: list[int] = []
     for row in order:
         if group and (
-            acquisition.timing_index[row] != acquisition.timing_index[group[0]]
+            kind[row] != kind[group[0]]
             or acquisition.b[row] > _SAME_SHELL * acquisition.b[group[0]]
         ):
             yield _shell(acquisition, group)

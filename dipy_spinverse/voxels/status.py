@@ -22,7 +22,7 @@ class Status(IntEnum):
     """The model does not explain the signals: the residual is larger than noise makes it in one
     of 1000 voxels, or where the noise is not known, as large as without diffusion."""
     BAD_SAMPLES = 4
-    """NaN, infinite or negative measurements."""
+    """NaN or infinite measurements."""
     NO_SIGNAL = 5
     """All measurements are zero."""
     NO_B0 = 6
@@ -59,20 +59,19 @@ def screened(signals: np.ndarray, S0: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     signals : ndarray (V, M)
-        Magnitudes.
     S0 : ndarray (V,)
         Signal without diffusion, which must be positive.
     """
     status = np.full(len(signals), int(Status.CONVERGED))
     with np.errstate(invalid="ignore"):
         status[~((S0 > 0) & np.isfinite(S0))] = Status.NO_B0
-        status[~(np.isfinite(signals) & (signals >= 0)).all(axis=1)] = Status.BAD_SAMPLES
+        status[~np.isfinite(signals).all(axis=1)] = Status.BAD_SAMPLES
     status[(signals == 0).all(axis=1)] = Status.NO_SIGNAL
     bad = status != Status.CONVERGED
     if bad.any():
         warnings.warn(
-            f"{bad.sum()} of {len(bad)} voxels cannot be fitted (NaN, infinite or negative "
-            "samples, or no signal); their status says why, their maps are zero.",
+            f"{bad.sum()} of {len(bad)} voxels cannot be fitted (NaN or infinite samples, or no "
+            "signal); their status says why, their maps are zero.",
             stacklevel=4,
         )
     return status
@@ -107,6 +106,24 @@ def outcome(
     reached = excess <= f_distribution.isf(_REACHED, left, freedom)
     status = np.where(converged | reached, Status.CONVERGED, Status.NOT_CONVERGED)
     return np.where(refuted, Status.MISFIT, status)
+
+
+def worst_refutes(
+    excess: np.ndarray, left: np.ndarray, n_groups: np.ndarray, freedom: np.ndarray
+) -> np.ndarray:
+    """Whether (V,) the worst of groups of measurements, such as shells, refutes a model.
+
+    Parameters
+    ----------
+    excess, left : ndarray (V,)
+        As in :func:`outcome`, of the worst group; `left` are its degrees of freedom.
+    n_groups : ndarray (V,)
+        Of which it is the worst (Bonferroni); 0 where a model tells of none.
+    freedom : ndarray (V,)
+        Degrees of freedom of the noise level.
+    """
+    chance = f_distribution.sf(excess, np.maximum(left, 1), freedom)
+    return (n_groups > 0) & (chance * n_groups < REFUTED)
 
 
 def explains_nothing(residual_rms: np.ndarray, scatter: np.ndarray, S0: np.ndarray) -> np.ndarray:

@@ -1,10 +1,11 @@
-"""The workflow behind ``dipy_fit_spinverse``: NIfTI in, maps and meshes of walls out."""
+"""The workflow behind ``dipy_fit_spinverse``: NIfTI in, maps of tissue and meshes of walls out."""
 
 from __future__ import annotations
 
 import logging
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from dipy.io.image import load_nifti, load_nifti_data, save_nifti
@@ -18,11 +19,14 @@ from dipy_spinverse.report.files import (
     save_settings,
 )
 
+if TYPE_CHECKING:
+    from dipy_spinverse.acquisition import Acquisition
+
 logger = logging.getLogger("dipy_spinverse")
 
 
 class SpinverseFlow(Workflow):
-    """Fit microscopic walls to the diffusion-weighted signals of a volume."""
+    """Fit tissue, and its microscopic walls, to the diffusion-weighted signals of a volume."""
 
     @classmethod
     def get_short_name(cls) -> str:
@@ -37,13 +41,16 @@ class SpinverseFlow(Workflow):
         big_delta=None,
         small_delta=None,
         te=None,
+        mixing_time=None,
+        isotropic=None,
         mask_file=None,
         b0_threshold=50.0,
-        diffusivity=2e-3,
+        diffusivity=None,
         free_diffusivity=3e-3,
         cells=4,
         cell_size=5.0,
         sigma=None,
+        walls=False,
         free_water=False,
         n_fields=4,
         n_draws=200,
@@ -75,14 +82,13 @@ class SpinverseFlow(Workflow):
         out_fit="fit.npz",
         out_settings="settings.json",
     ):
-        """Find the microscopic walls (membranes) that explain diffusion-weighted signals.
+        """Find the tissue and the walls (membranes) that explain diffusion-weighted signals.
 
-        Solves the inverse problem of the Bloch-Torrey equation in each voxel: the permeability
-        of every face of a periodic tetrahedral grid; beside it fits packed cylinders and spheres.
-        Writes maps with standard deviations and 95 % intervals, interface meshes and predicted
-        signals. The first fit with new pulse timings simulates tables of packed cells, about a
-        minute for each timing, and keeps them. The pulse timings are needed: give --big_delta
-        and --small_delta.
+        Fits packed permeable cylinders and spheres to each voxel, and writes maps with standard
+        deviations and 95 % intervals, and predicted signals. With --walls, or in the voxels of
+        --mesh_voxels, solves the inverse problem of the Bloch-Torrey equation too: the
+        permeability of every face of a periodic tetrahedral grid. The pulse timings are needed:
+        give --big_delta and --small_delta.
 
         Parameters
         ----------
@@ -103,15 +109,24 @@ class SpinverseFlow(Workflow):
             one number per volume. Required.
         te : string, optional
             Echo time in seconds: a number, or the path of a text file with one number per
-            volume. Without it, big_delta + small_delta.
+            volume. Without it, one for all that leaves room for all pulses. Of a stimulated
+            echo, the time during which the magnetisation is transverse.
+        mixing_time : string, optional
+            Mixing time of a stimulated echo in seconds, during which the magnetisation is stored:
+            a number, or the path of a text file with one number per volume.
+        isotropic : string, optional
+            Which volumes are averages over directions (powder averages): 'all' (but b0), or the
+            path of a text file with 1 for each that is and 0 for others. With 'all' the bvectors
+            file is not read; any file will do, for instance that of the bvalues again.
         mask_file : string, optional
             Path to the mask of the voxels to fit. Without it, all voxels are fitted.
         b0_threshold : float, optional
             Volumes with a b-value up to this one (s/mm^2) count as b0 volumes.
         diffusivity : float, optional
-            Diffusivity of the water between the walls, mm^2/s.
+            Diffusivity of the water in tissue, mm^2/s, if it is known. Without it, packed cells
+            find it, and between walls it is 2e-3.
         free_diffusivity : float, optional
-            Diffusivity of free water, mm^2/s, for --free_water.
+            Diffusivity of free water, mm^2/s.
         cells : int, optional
             Lattice cubes of the grid along each axis (12 tetrahedra in each).
         cell_size : float, optional
@@ -119,13 +134,17 @@ class SpinverseFlow(Workflow):
         sigma : float, optional
             Standard deviation of the noise in the units of the data. Without it, it is
             estimated from repeated b0 volumes, or else from the residual.
+        walls : bool, optional
+            Seek walls in all voxels, which takes some seconds for each. Without it, in those of
+            --mesh_voxels alone.
         free_water : bool, optional
-            Also fit a fraction of free water beside the grid.
+            Also fit a fraction of free water beside the grid of the walls.
         n_fields : int, optional
-            Further wall fields per voxel, from starts and noise of their own; 0 for a quick look
-            without them.
+            Further wall fields per voxel with walls, from starts and noise of their own; 0 for a
+            quick look without them.
         n_draws : int, optional
-            Draws from the posterior of packed cells; 0 for a quick look without them.
+            Draws from the posterior of packed cells; 0 for the likeliest values without
+            intervals, and with --walls for a quick look without packed cells.
         optimizer : string, optional
             'gauss-newton' or 'adam' (the published method; slow).
         seed : int, optional
@@ -160,18 +179,18 @@ class SpinverseFlow(Workflow):
         out_wall_anisotropy : string, optional
             Name of the map of wall anisotropy.
         out_free_water_fraction : string, optional
-            Name of the map of the free-water fraction; only written with --free_water.
+            Name of the map of the free-water fraction.
         out_wall_orientation : string, optional
             Name of the map of wall orientation (unit vectors in the frame of the bvectors).
         out_wall_orientation_angle : string, optional
             Name of the map of the angle (degrees) to that axis that 95 % of the posterior keep
             within.
         out_packed_cells : string, optional
-            Name of the mask of voxels whose maps are those of packed cylinders and spheres,
-            which explain their signals; the others' are read off the wall fields.
+            Name of the mask of voxels whose maps are those of packed cylinders and spheres;
+            those of voxels with walls which these do not explain are read off the wall fields.
         out_pattern_agreement : string, optional
-            Name of the map of the agreement (mean F1) of the wall fields' walls. Below 0.8 a
-            mesh shows one of many patterns.
+            Name of the map of the agreement (mean F1) of the wall fields' walls, where walls were
+            sought. Below 0.8 a mesh shows one of many patterns.
         out_S0 : string, optional
             Name of the map of the signal without diffusion weighting.
         out_predicted : string, optional
@@ -207,7 +226,7 @@ def _fit_one(inputs: dict, settings: dict, paths: dict[str, Path]) -> None:
     from dipy_spinverse.grid import bcc_grid
     from dipy_spinverse.spinverse.model import SpinverseModel
 
-    acquisition = _read_acquisition(inputs, settings)
+    acquisition = read_acquisition(inputs, settings)
     data, affine = load_nifti(str(inputs["input_files"]))
     if data.ndim != 4:
         raise ValueError(
@@ -227,6 +246,7 @@ def _fit_one(inputs: dict, settings: dict, paths: dict[str, Path]) -> None:
         device=settings["device"],
         seed=settings["seed"],
     )
+    walls = settings["walls"] or _mask_of(voxels, data.shape[:3])
     fit_options = (
         "sigma",
         "free_water",
@@ -238,19 +258,20 @@ def _fit_one(inputs: dict, settings: dict, paths: dict[str, Path]) -> None:
         "verbose",
     )
     start = time.perf_counter()
-    fit = model.fit(data, mask=mask, **{name: settings[name] for name in fit_options})
+    options = {name: settings[name] for name in fit_options}
+    fit = model.fit(data, mask=mask, walls=walls, **options)
     seconds = time.perf_counter() - start
 
-    save_maps(fit, paths, affine, free_water=settings["free_water"])
+    save_maps(fit, paths, affine)
     save_nifti(paths["out_predicted"], fit.predict().astype(np.float32), affine)
     fit.save(paths["out_fit"])
     save_meshes(fit, voxels, paths["out_interface"])
     units = MAP_UNITS | OTHER_UNITS
     save_settings(paths["out_settings"], inputs, settings, fit, seconds, units=units)
-    logger.info("Walls fitted in %.1f s, saved in %s", seconds, paths["out_fit"].parent.resolve())
+    logger.info("Fitted in %.1f s, saved in %s", seconds, paths["out_fit"].parent.resolve())
 
 
-def _read_acquisition(inputs: dict, settings: dict):
+def read_acquisition(inputs: dict, settings: dict) -> Acquisition:
     """Gradient files and timings of the command line as an Acquisition."""
     from dipy_spinverse.acquisition.pulsed import Acquisition
 
@@ -260,12 +281,13 @@ def _read_acquisition(inputs: dict, settings: dict):
                 f"{name} is missing; give --{name} in seconds, as a number (--{name} 0.03) or "
                 "as the path of a text file with one number per volume."
             )
+    all_averages = settings["isotropic"] == "all"
+    times = ("big_delta", "small_delta", "te", "mixing_time")
     return Acquisition.from_files(
         inputs["bvalues_files"],
-        inputs["bvectors_files"],
-        big_delta=_number_or_path(settings["big_delta"]),
-        small_delta=_number_or_path(settings["small_delta"]),
-        te=_number_or_path(settings["te"]),
+        None if all_averages else inputs["bvectors_files"],
+        **{name: _number_or_path(settings[name]) for name in times},
+        isotropic=True if all_averages else settings["isotropic"],
         b0_threshold=settings["b0_threshold"],
     )
 
@@ -277,6 +299,14 @@ def _number_or_path(value):
         return float(value)
     except ValueError:
         return str(value)
+
+
+def _mask_of(voxels: list[tuple[int, ...]], shape: tuple[int, ...]) -> np.ndarray:
+    """Mask of an image in which these voxels alone are."""
+    mask = np.zeros(shape, dtype=bool)
+    for voxel in voxels:
+        mask[voxel] = True
+    return mask
 
 
 def _voxel(text: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -81,7 +81,7 @@ def layout(definition: Definition, n_te: int, *, posterior: bool) -> dict[str, o
 
 @dataclass(frozen=True, eq=False)
 class FitChunk:
-    """The fit of a chunk of voxels, all with as many fibres.
+    """The fit of a chunk of voxels, all with as many fibres, all magnitudes or all real parts.
 
     Attributes
     ----------
@@ -127,10 +127,11 @@ class FitChunk:
     def _fitted(self, voxels, problem):
         """Problem with its likelihood, place, amplitudes, noise; whether the search converged."""
         definition, data, settings = problem.definition, problem.data, self.settings
+        likelihood = "gaussian" if voxels.signed.any() else settings.likelihood
         sigma = None if voxels.sigma is None else torch.tensor(voxels.sigma, dtype=data.dtype)
         start = self._start(voxels, problem)
         fit = interior_point if settings.solver == "interior-point" else fit_all
-        if sigma is None or settings.likelihood == "gaussian":
+        if sigma is None or likelihood == "gaussian":
             place, amplitudes, converged = fit(problem, start)
             if sigma is None:
                 residual = data - combined(problem.columns(place), amplitudes)
@@ -139,7 +140,7 @@ class FitChunk:
                     noise_from_residual(residual.numpy(), n_unknowns), dtype=data.dtype
                 )
                 sigma, start = sigma.clamp_min(LEAST_NOISE), place
-        if settings.likelihood == "rician":
+        if likelihood == "rician":
             problem = replace(problem, sigma=sigma)
             place, amplitudes, converged = fit(problem, start)
             if self.refine_sigma and data.shape[1] >= _MANY * definition.n_unknowns:

@@ -24,6 +24,8 @@ class Encoding:
     shell : Tensor (M,) of int
         Shell of each measurement.
     directions : Tensor (M, 3)
+    isotropic : Tensor (M,) of bool, or None
+        Averages over all directions; None where there are none.
     """
 
     b: Tensor
@@ -32,6 +34,7 @@ class Encoding:
     big_delta: Tensor
     shell: Tensor
     directions: Tensor
+    isotropic: Tensor | None = None
 
     def spread(self, of_shells: Tensor) -> Tensor:
         """Values (..., S) of shells as values (..., M) of measurements."""
@@ -61,4 +64,5 @@ def encoding_of(acquisition: Acquisition, dtype=torch.float64, timed: bool = Tru
     )
     b, q, small, big = torch.tensor(columns[first].T, dtype=dtype)
     directions = torch.tensor(acquisition.directions, dtype=dtype)
-    return Encoding(b, q, small, big, torch.tensor(shell.reshape(-1)), directions)
+    isotropic = torch.tensor(acquisition.isotropic) if acquisition.isotropic.any() else None
+    return Encoding(b, q, small, big, torch.tensor(shell.reshape(-1)), directions, isotropic)

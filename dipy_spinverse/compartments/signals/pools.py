@@ -52,9 +52,18 @@ def _groups(definition):
 
 
 def _group(encoding, order, group, values):
-    first = group[0]
+    """Signals (V, M) of compartments with the same axis and dispersion."""
     kernels = [_kernel(encoding, c, values) for c in group]
     shares = [evaluate(c.share, values) for c in group]
+    directed = _directed(encoding, order, group[0], kernels, shares, values)
+    if encoding.isotropic is None or not group[0].oriented:
+        return directed
+    averages = [dispersion.isotropic(encoding, kernel) for kernel in kernels]
+    average = sum(share[:, None] * a for share, a in zip(shares, averages, strict=True))
+    return torch.where(encoding.isotropic, average, directed)
+
+
+def _directed(encoding, order, first, kernels, shares, values):
     if first.dispersion in ("watson", "bingham"):
         moments = sum(
             share[:, None, None] * dispersion.kernel_moments(kernel, order)

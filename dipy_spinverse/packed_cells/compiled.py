@@ -1,0 +1,359 @@
+"""The emulator of packed cells, compiled for one acquisition.
+
+The emulator answers for any pulses, some microseconds for each signal. A fit asks for all signals
+of one acquisition, again and again. So tissues are scattered over the prior, their signals
+emulated once, and interpolated by multiquadrics [1]_: from five numbers of a tissue to the
+Legendre coefficients of its signals on every shell.
+
+References
+----------
+.. [1] Hardy, J. Geophys. Res. 76 (1971), https://doi.org/10.1029/JB076i008p01905
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from scipy.interpolate import CubicSpline
+from scipy.linalg import eigh, solve
+from scipy.stats import qmc
+
+from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.packed_cells.emulator import RANGES, Encodings, emulated_signals
+from dipy_spinverse.packed_cells.orientations import even_legendre
+
+# Diffusivities that are known, um^2/ms: of fixed tissue in the cold, to free water.
+DIFFUSIVITY_RANGE = (0.15, 3.2)
+# Inside over outside, likewise.
+RATIO_RANGE = (0.4, 2.0)
+# Steps of q by less than a thousandth are within one shell: an error of S below 0.1 %.
+_SAME_Q = 1e-3
+# More values of q of one timing than this are interpolated between so many.
+_MOST_Q = 12
+# Of the logarithm that is interpolated.
+_LEAST_SIGNAL = 1e-4
+# Axial decay exp(-10) at this diffusivity: beyond, nothing is left.
+_SLOWEST = 0.25
+# Emulated signals, and the least and most tissues.
+_N_SIGNALS, _N_TISSUES = 1_000_000, (3000, 10_000)
+_HELD_OUT = 0.1
+# Principal components of the coefficients that are interpolated.
+_COMPONENTS = 28
+# Tissues that multiquadrics are centred on, and how fast the signal changes with logarithm of the
+# radius, fraction, logarithms of permeability and of either diffusivity, over half their ranges:
+# of several tried, those of least error. Ridge relative to the number of tissues.
+_CENTRES = 1500
+_RATES = np.array([3.0, 0.95, 1.6, 0.85, 1.05])
+_RIDGE = 1e-10
+# Of coordinates, for slopes of what is not compiled.
+_STEP = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Shells:
+    """Measurements that differ in direction only.
+
+    Attributes
+    ----------
+    order : ndarray (M,) of int
+        Measurements, shell by shell.
+    first : ndarray (S + 1,) of int
+        Where each shell begins in `order`.
+    q, small_delta, big_delta : ndarray (S,)
+    """
+
+    order: np.ndarray
+    first: np.ndarray
+    q: np.ndarray
+    small_delta: np.ndarray
+    big_delta: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.q)
+
+    @property
+    def of_measurement(self) -> np.ndarray:
+        """Shell (M,) of each measurement, as ordered."""
+        return np.repeat(np.arange(len(self)), np.diff(self.first))
+
+    @property
+    def b(self) -> np.ndarray:
+        """ms/um^2."""
+        return self.q**2 * (self.big_delta - self.small_delta / 3)
+
+
+def shells_of(acquisition: Acquisition) -> Shells:
+    """Shells of one pair of pulses and one q each."""
+    q, timing = acquisition.q, acquisition.timing_index
+    order = np.lexsort((q, timing))
+    apart = np.diff(timing[order]) > 0
+    apart |= np.diff(q[order]) > _SAME_Q * q[order][1:]
+    first = np.r_[0, np.flatnonzero(apart) + 1, len(q)]
+    count = np.diff(first)
+    mean_q = np.add.reduceat(q[order], first[:-1]) / count
+    at = order[first[:-1]]
+    return Shells(order, first, mean_q, acquisition.small_delta[at], acquisition.big_delta[at])
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledSignals:
+    """Legendre coefficients of the signals of one shape on the shells of an acquisition.
+
+    Attributes
+    ----------
+    shape : {"cylinder", "sphere"}
+    centre, scale : ndarray (5,)
+        Of a tissue's coordinates: logarithm of the radius, fraction, logarithms of permeability
+        and of the diffusivities inside and outside.
+    places : ndarray (C, 5)
+        Of the multiquadrics, scaled.
+    weights : ndarray (C, 6, K)
+        Of the components, and times the places.
+    basis : ndarray (K, S * L)
+    mean : ndarray (S * L,)
+    n_degrees : int
+        L.
+    error : ndarray (S,)
+        Root mean square error of the signals of each shell at tissues held out, relative to b = 0.
+    """
+
+    shape: str
+    centre: np.ndarray
+    scale: np.ndarray
+    places: np.ndarray
+    weights: np.ndarray
+    basis: np.ndarray
+    mean: np.ndarray
+    n_degrees: int
+    error: np.ndarray
+
+    def __call__(self, coordinates: np.ndarray, slopes: bool = False) -> np.ndarray:
+        """Coefficients (N, S, L, 1) at coordinates (N, 5); with `slopes` (N, S, L, 6).
+
+        The further ones are derivatives by the coordinates.
+        """
+        n = len(coordinates)
+        at = (coordinates - self.centre) * self.scale
+        value = _multiquadrics(at, self.places)
+        components = (value @ self.weights[:, 0])[:, None]
+        if slopes:
+            parts = (1 / value) @ self.weights.reshape(len(self.places), -1)
+            parts = parts.reshape(n, 6, -1)
+            change = at[:, :, None] * parts[:, :1] - parts[:, 1:]
+            change *= self.scale[:, None]
+            components = np.concatenate([components, change], axis=1)
+        found = components @ self.basis
+        found[:, 0] += self.mean
+        found = found.reshape(n, components.shape[1], -1, self.n_degrees)
+        return np.ascontiguousarray(np.moveaxis(found, 1, -1))
+
+
+def _multiquadrics(at, places):
+    """(N, C) of places (N, 5) and (C, 5)."""
+    square = (at**2).sum(axis=1)[:, None] + (1 + (places**2).sum(axis=1)) - 2 * at @ places.T
+    return np.sqrt(np.maximum(square, 1))
+
+
+def compiled_signals(
+    shape: str, shells: Shells, diffusivity: tuple[float, float] | None
+) -> CompiledSignals:
+    """Emulate and interpolate the signals of a shape: some seconds, kept in memory.
+
+    Parameters
+    ----------
+    shape : {"cylinder", "sphere"}
+    shells : Shells
+    diffusivity : (inside, outside) or None
+        um^2/ms, where known.
+    """
+    key = np.stack([shells.q, shells.small_delta, shells.big_delta])
+    return _compiled(shape, key.tobytes(), diffusivity)
+
+
+@lru_cache(maxsize=16)
+def _compiled(shape, key, diffusivity):
+    q, small, big = np.frombuffer(key).reshape(3, -1)
+    plan = _Plan.of(shape, q, small, big, diffusivity)
+    n_tissues = int(np.clip(_N_SIGNALS // plan.n_encodings, *_N_TISSUES))
+    coordinates = _scattered(shape, n_tissues, diffusivity)
+    coefficients = plan.coefficients(coordinates)
+    return _interpolated(shape, coordinates, coefficients)
+
+
+def tissue_of(coordinates: np.ndarray) -> np.ndarray:
+    """Tissues (N, 5) in units, as the emulator takes them, of coordinates."""
+    tissue = np.exp(coordinates)
+    tissue[:, 1] = coordinates[:, 1]
+    return tissue
+
+
+def _scattered(shape, n, diffusivity):
+    """Coordinates (n, 5) over the prior."""
+    u = qmc.Sobol(5, seed=0).random(2 ** int(np.ceil(np.log2(n))))[:n]
+    low = [*np.log(RANGES["radius"]), *RANGES["fraction"][shape], *np.log(RANGES["permeability"])]
+    low, width = np.array(low[::2]), np.diff(np.reshape(low, (3, 2)), axis=1)[:, 0]
+    found = np.empty((n, 5))
+    found[:, :3] = low + width * u[:, :3]
+    if diffusivity is not None:
+        found[:, 3:] = np.log(diffusivity)
+        return found
+    outside, ratio = np.log(DIFFUSIVITY_RANGE), np.log(RATIO_RANGE)
+    found[:, 4] = outside[0] + (outside[1] - outside[0]) * u[:, 4]
+    inside = found[:, 4] + ratio[0] + (ratio[1] - ratio[0]) * u[:, 3]
+    found[:, 3] = np.clip(inside, *outside)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """Which encodings are emulated, and how coefficients follow from their signals.
+
+    `groups` has for each timing its encodings, the values of q that they are for, and for each
+    shell of the timing its number, its weights over these values (or None where the shell is one
+    of them) and its nodes of the cosine.
+    """
+
+    shape: str
+    groups: list
+    n_shells: int
+    n_degrees: int
+
+    @classmethod
+    def of(cls, shape, q, small, big, diffusivity, most_q=_MOST_Q):
+        b = q**2 * (big - small / 3)
+        fastest = max(diffusivity) if diffusivity else 2.5
+        n_degrees = 1
+        if shape == "cylinder":
+            n_degrees = int(6 + 1.3 * np.sqrt(b.max() * fastest))
+        groups = []
+        for timing in np.unique(np.stack([small, big]), axis=1).T:
+            rows = np.flatnonzero((small == timing[0]) & (big == timing[1]) & (q > 0))
+            if not len(rows):
+                continue
+            if len(rows) <= most_q:
+                nodes = [_cosines(shape, [b[r]], fastest) for r in rows]
+                groups += [
+                    (_encodings(q[[r]], x, timing), None, [r], x, w)
+                    for r, (x, w) in zip(rows, nodes, strict=True)
+                ]
+                continue
+            known = np.linspace(0, q[rows].max(), _MOST_Q + 1)
+            spline = CubicSpline(known, np.eye(len(known)), bc_type=("clamped", "not-a-knot"))
+            x, w = _cosines(shape, b[rows], fastest)
+            groups.append((_encodings(known[1:], x, timing), spline(q[rows])[:, 1:], rows, x, w))
+        return cls(shape, groups, len(q), n_degrees)
+
+    @property
+    def n_encodings(self):
+        return sum(len(group[0].q_across) for group in self.groups)
+
+    def coefficients(self, coordinates):
+        """(N, S, L)."""
+        result = np.zeros((len(coordinates), self.n_shells, self.n_degrees))
+        result[..., 0] = 1.0
+        tissue = tissue_of(coordinates)
+        for encodings, interpolation, rows, x, w in self.groups:
+            signals = emulated_signals(self.shape, tissue, encodings)
+            signals = signals.reshape(len(tissue), -1, len(x))
+            if interpolation is not None:
+                logs = np.log(np.maximum(signals, _LEAST_SIGNAL))
+                signals = np.exp(np.einsum("rk,nkx->nrx", interpolation, logs, optimize=True))
+            result[:, rows] = signals @ self.projection(x, w)
+        return result
+
+    def projection(self, x, w):
+        """From signals at cosines (X,) with weights of quadrature to coefficients, (X, L)."""
+        degrees = 4 * np.arange(self.n_degrees) + 1
+        return even_legendre(x, self.n_degrees) * degrees * w[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class EmulatedSignals:
+    """As `CompiledSignals`, straight from the emulator: for a few tissues."""
+
+    plan: _Plan
+    error: np.ndarray
+
+    def __call__(self, coordinates: np.ndarray, slopes: bool = False) -> np.ndarray:
+        """Coefficients (N, S, L, 1) at coordinates (N, 5); with `slopes` (N, S, L, 6)."""
+        found = [self.plan.coefficients(coordinates)]
+        for step in _STEP * np.eye(5) if slopes else ():
+            ahead, behind = (self.plan.coefficients(coordinates + s * step) for s in (1, -1))
+            found.append((ahead - behind) / (2 * _STEP))
+        return np.stack(found, axis=-1)
+
+
+def emulated_shells(
+    shape: str, shells: Shells, diffusivity: tuple[float, float] | None
+) -> EmulatedSignals:
+    """Signals of a shape without preparation; see :func:`compiled_signals`."""
+    plan = _Plan.of(
+        shape, shells.q, shells.small_delta, shells.big_delta, diffusivity, most_q=len(shells)
+    )
+    return EmulatedSignals(plan, np.zeros(len(shells)))
+
+
+def _cosines(shape, b, fastest):
+    """Nodes and weights of integrals over the cosine, from 0 to where the axial decay ends."""
+    if shape == "sphere":
+        return np.zeros(1), np.ones(1)
+    n = int(np.clip(5 + 3 * np.sqrt(max(b) * fastest / 1.5), 7, 22))
+    x, w = np.polynomial.legendre.leggauss(n)
+    reach = min(1.0, np.sqrt(10 / (max(b) * _SLOWEST)))
+    return reach * (x + 1) / 2, reach * w / 2
+
+
+def _encodings(q, x, timing):
+    across = np.outer(q, np.sqrt(1 - x**2)).ravel()
+    small, big = (np.full(len(across), each) for each in timing)
+    return Encodings(across, np.outer(q, x).ravel(), small, big)
+
+
+def _interpolated(shape, coordinates, coefficients):
+    n, n_shells, n_degrees = coefficients.shape
+    # In these units a square is the mean square of the signal over directions.
+    norm = np.tile(np.sqrt(4 * np.arange(n_degrees) + 1), n_shells)
+    values = coefficients.reshape(n, -1) / norm
+    mean = values.mean(axis=0)
+    values = values - mean
+    basis = _principal(values)
+    half = np.maximum(np.ptp(coordinates, axis=0) / 2, 1e-9)
+    centre = (coordinates.max(axis=0) + coordinates.min(axis=0)) / 2
+    # What does not vary is no coordinate.
+    scale = np.where(half > 1e-8, _RATES / half, 0.0)
+    # The last of a Sobol sequence are spread as all of it.
+    held_out = int(_HELD_OUT * n)
+    at = (coordinates - centre) * scale
+    places = at[:_CENTRES]
+    design = _multiquadrics(at, places).astype(float)
+    known = design[:-held_out]
+    normal = known.T @ known
+    normal[np.diag_indices_from(normal)] += _RIDGE * len(known)
+    weights = solve(normal, known.T @ (values[:-held_out] @ basis), assume_a="pos")
+    error = design[-held_out:] @ weights @ basis.T - values[-held_out:]
+    error = (error**2).reshape(held_out, n_shells, n_degrees).sum(axis=2)
+    both = np.concatenate([np.ones((len(places), 1)), places], axis=1)[..., None]
+    return CompiledSignals(
+        shape,
+        centre,
+        scale,
+        places,
+        (both * weights[:, None]),
+        (basis.T * norm),
+        (mean * norm),
+        n_degrees,
+        np.sqrt(error.mean(axis=0)),
+    )
+
+
+def _principal(values):
+    """Principal components (P, K) of values (N, P)."""
+    n, p = values.shape
+    k = min(_COMPONENTS, n, p)
+    few = values[: min(n, 2000)]
+    if p <= len(few):
+        return eigh(values.T @ values, subset_by_index=[p - k, p - 1])[1]
+    rows = eigh(few @ few.T, subset_by_index=[len(few) - k, len(few) - 1])[1]
+    return np.linalg.qr(few.T @ rows)[0]

@@ -1,0 +1,91 @@
+"""Maps of tissue from the parameters of packed cells."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dipy_spinverse.packed_cells.classes import TissueClass, dispersion_of, values_of
+from dipy_spinverse.walls.maps import LONGEST_EXCHANGE_TIME_MS
+
+PARAMETERS = (
+    "radius", "fraction", "permeability", "dispersion_1", "dispersion_2", "half_angle",
+    "crossing_share", "sphere_radius", "sphere_fraction", "sphere_permeability", "sphere_share",
+    "free_water", "dot", "hindered", "hindered_1", "hindered_2", "hindered_along",
+    "diffusivity_outside", "diffusivity_inside",
+)  # fmt: skip
+
+
+def tissue_parameters(
+    tissue: TissueClass, z: np.ndarray, diffusivity: tuple[float, float] | None
+) -> dict[str, np.ndarray]:
+    """All of `PARAMETERS` (N,) in their units, 0 where the class lacks one (spheres: share 1)."""
+    values = {name: np.zeros(len(z)) for name in PARAMETERS} | values_of(tissue, z)
+    if diffusivity is not None:
+        for name, known in zip(("inside", "outside"), diffusivity, strict=True):
+            values[f"diffusivity_{name}"] = np.full(len(z), known)
+    if tissue.name == "no cells":
+        values["diffusivity_inside"] = values["diffusivity_outside"]
+    if tissue.name == "spheres":
+        values["sphere_share"] = np.ones(len(z))
+    if tissue.name == "mixture":
+        values["sphere_permeability"] = values["permeability"]
+    if tissue.name == "crossing":
+        values["dispersion_2"] = values["dispersion_1"]
+    return values
+
+
+def tissue_maps(parameters: dict[str, np.ndarray], frames: np.ndarray) -> dict[str, np.ndarray]:
+    """Maps (...,) of parameters (...,) and frames (..., 3, 3).
+
+    Surface, fractions and exchange are per total volume; surface is the membranes', 2 f / R of
+    cylinders and 3 f / R of spheres.
+    """
+    free, dot = parameters["free_water"], parameters["dot"]
+    tissue = (1 - free) * (1 - dot)
+    cells = tissue * (1 - parameters["hindered"])
+    share = parameters["sphere_share"]
+    cylinders = cells * (1 - share) * parameters["fraction"]
+    spheres = cells * share * parameters["sphere_fraction"]
+    surface_c = 2 * cylinders / np.maximum(parameters["radius"], 1e-9)
+    surface_s = 3 * spheres / np.maximum(parameters["sphere_radius"], 1e-9)
+    surface = surface_c + surface_s
+    restricted = cylinders + spheres
+    exchange = surface_c * parameters["permeability"]
+    exchange = exchange + surface_s * parameters["sphere_permeability"]
+    diameter = cylinders * parameters["radius"] + spheres * parameters["sphere_radius"]
+    little = 1e-12
+    spread = (parameters["dispersion_1"] + parameters["dispersion_2"]) / 2
+    has_axis = cylinders > 0
+    axis, aligned = _main_axis(parameters, frames)
+    axis = np.where(has_axis[..., None], axis, 0.0)
+    return {
+        "surface_to_volume": surface,
+        "restricted_fraction": restricted,
+        "wall_permeability": exchange / np.maximum(surface, little),
+        "exchange_time": np.minimum(
+            restricted / np.maximum(exchange, little), LONGEST_EXCHANGE_TIME_MS
+        ),
+        "pore_diameter": 4 * restricted / np.maximum(surface, little),
+        "body_diameter": 2 * diameter / np.maximum(restricted, little),
+        "wall_orientation": axis * np.where(axis[..., 2:] < 0, -1, 1),
+        # P_2 of the axes: of normals across an axis with mean square cosine m, 2 (l_2 - l_3) of
+        # wall_maps is (3 m - 1) / 2.
+        "wall_anisotropy": aligned * np.exp(-6 * spread) * surface_c / np.maximum(surface, little),
+        "orientation_dispersion": np.where(has_axis, dispersion_of(spread), 1.0),
+        "free_water_fraction": free,
+        "dot_fraction": (1 - free) * dot,
+        "hindered_fraction": tissue * parameters["hindered"],
+        "diffusivity_inside": parameters["diffusivity_inside"],
+        "diffusivity_outside": parameters["diffusivity_outside"],
+    }
+
+
+def _main_axis(parameters, frames):
+    """Axis (..., 3) of the larger population, and P_2 (...) of both axes without dispersion."""
+    angle, share = parameters["half_angle"], parameters["crossing_share"]
+    side = np.where(share > 0.5, -1, 1) * np.sin(angle)
+    axis = np.cos(angle)[..., None] * frames[..., 2, :] + side[..., None] * frames[..., 0, :]
+    # Largest eigenvalue of the mean of the axes' squares.
+    overlap = np.cos(2 * angle) ** 2
+    largest = 0.5 + 0.5 * np.sqrt(1 - 4 * share * (1 - share) * (1 - overlap))
+    return axis, (3 * largest - 1) / 2

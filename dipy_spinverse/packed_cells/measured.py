@@ -1,0 +1,260 @@
+"""How well signals explain measured magnitudes, with the amplitudes eliminated.
+
+Magnitudes are compared with the mean of their Rice distribution, in units of its standard
+deviation [1]_; measurements that can be negative have normal noise. Errors of the emulator are
+part of the noise, as one that the shells of a timing share; so is a share of every signal, the
+floor, that stands for what a scanner adds to noise.
+
+References
+----------
+.. [1] Gudbjartsson and Patz, Magn. Reson. Med. 34 (1995), https://doi.org/10.1002/mrm.1910340618
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numba import njit
+
+from dipy_spinverse.voxels.rician import EXCESSES, compiled_excess, rician_excess
+
+# A priori the floor is half-normal with this standard deviation, of the signal.
+_FLOOR_SPREAD = 0.004
+_FLOORS = np.linspace(0, 0.016, 17)
+# Of the derivative of the mean magnitude, in amplitudes over sigma.
+_DIFFERENCE = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Measurements of voxels and their noise.
+
+    Attributes
+    ----------
+    data : ndarray (V, M)
+    sigma : ndarray (V,)
+        Standard deviation of the noise in each channel.
+    magnitude : ndarray (V,) of bool
+        Whether the noise is Rician.
+    inverse_sd : ndarray (V, M)
+        One over the standard deviations of the measurements; 0 for those left out.
+    modes : ndarray (V, K, M)
+        Orthonormal directions of whitened data along which model errors add to the noise.
+    damping : ndarray (V, K)
+        1 - 1/sqrt(1 + variance of the model error) along `modes`.
+    labels : ndarray (M,) of int
+        Measurements of one label share an amplitude.
+    """
+
+    data: np.ndarray
+    sigma: np.ndarray
+    magnitude: np.ndarray
+    inverse_sd: np.ndarray
+    modes: np.ndarray
+    damping: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def n_labels(self) -> int:
+        """Number of amplitudes, K."""
+        return int(self.labels.max()) + 1
+
+    @property
+    def n_used(self) -> int:
+        """Measurements that are not left out."""
+        return int((self.inverse_sd[0] > 0).sum())
+
+    def of_voxels(self, index: np.ndarray) -> Measured:
+        """Some of the voxels."""
+        own = {
+            name: getattr(self, name)[index]
+            for name in ("data", "sigma", "magnitude", "inverse_sd", "modes", "damping")
+        }
+        return Measured(**own, labels=self.labels)
+
+    def with_less_weight(self, excess: np.ndarray) -> Measured:
+        """The same with variances (V,) times as large."""
+        scale = np.sqrt(excess)[:, None]
+        return replace(self, inverse_sd=self.inverse_sd / scale)
+
+
+def measured(
+    data: np.ndarray, sigma: np.ndarray, labels: np.ndarray, used: np.ndarray
+) -> Measured:
+    """Noise of the same standard deviation everywhere, and a model without errors."""
+    n_voxels, n = data.shape
+    inverse_sd = used / sigma[:, None]
+    none = np.zeros((n_voxels, 1, n))
+    return Measured(
+        data, sigma, data.min(axis=1) >= 0, inverse_sd, none, none[..., 0], labels
+    )  # fmt: skip
+
+
+def refined(
+    known: Measured, noise_free: np.ndarray, model_errors: np.ndarray, floor: np.ndarray
+) -> Measured:
+    """Variances of the measurements around a first fit, and the model's errors there.
+
+    Parameters
+    ----------
+    known : Measured
+    noise_free : ndarray (V, M)
+        Signals of the first fit, in the units of the data.
+    model_errors : ndarray (V, K, M)
+        Errors with one standard deviation, in the units of the data.
+    floor : ndarray (V,)
+        Share of the signal.
+    """
+    inverse_sd = (known.inverse_sd > 0) / np.sqrt(
+        _variances(known, noise_free) + (floor[:, None] * noise_free) ** 2
+    )
+    whitened = model_errors * inverse_sd[:, None]
+    _, strength, modes = np.linalg.svd(whitened, full_matrices=False)
+    return replace(
+        known,
+        inverse_sd=inverse_sd,
+        modes=np.ascontiguousarray(modes),
+        damping=1 - 1 / np.sqrt(1 + strength**2),
+    )
+
+
+def _variances(known, noise_free):
+    sigma = known.sigma[:, None]
+    amplitude = noise_free / sigma
+    mean = amplitude + rician_excess(amplitude)
+    of_magnitude = np.maximum(2 + amplitude**2 - mean**2, 0.3)
+    return sigma**2 * np.where(known.magnitude[:, None], of_magnitude, 1.0)
+
+
+def systematic_floor(known: Measured, noise_free: np.ndarray, n_unknowns: int) -> np.ndarray:
+    """Likeliest share (V,) of the signal that adds to the noise, from what a fit leaves."""
+    mean = noise_free + known.sigma[:, None] * _excess(known, noise_free)
+    used = known.inverse_sd > 0
+    # What the fit took from the residual.
+    left = used.sum(axis=1) / np.maximum(used.sum(axis=1) - n_unknowns, 1)
+    square = (known.data - mean) ** 2 * left[:, None]
+    noise = _variances(known, noise_free)
+    costs = []
+    for floor in _FLOORS:
+        variance = noise + (floor * noise_free) ** 2
+        each = used * (square / variance + np.log(variance))
+        costs.append(0.5 * each.sum(axis=1) + 0.5 * (floor / _FLOOR_SPREAD) ** 2)
+    return _FLOORS[np.argmin(costs, axis=0)]
+
+
+def _excess(known, noise_free):
+    relative = np.maximum(noise_free, 0) / known.sigma[:, None]
+    return known.magnitude[:, None] * rician_excess(relative)
+
+
+def expected(known: Measured, noise_free: np.ndarray) -> np.ndarray:
+    """Mean measurements (V, M) of signals."""
+    return noise_free + known.sigma[:, None] * _excess(known, noise_free)
+
+
+def residuals(known: Measured, signals: np.ndarray, voxel: np.ndarray):
+    """Whitened residuals of signals with the best amplitude of each label.
+
+    Parameters
+    ----------
+    known : Measured
+    signals : ndarray (N, M)
+        Relative to b = 0.
+    voxel : ndarray (N,) of int
+        Voxel that each row explains.
+
+    Returns
+    -------
+    residual : ndarray (N, M)
+        (data - mean measurement), whitened.
+    amplitude : ndarray (N, K)
+        Signal at b = 0 of each label.
+    information : ndarray (N,)
+        Half the logarithm of the determinant of the amplitudes' precision.
+    """
+    return _residuals(
+        known.data, known.sigma * known.magnitude, known.sigma, known.inverse_sd, known.modes,
+        known.damping, known.labels, known.n_labels, np.ascontiguousarray(signals), voxel,
+        EXCESSES,
+    )  # fmt: skip
+
+
+def whitened_slopes(
+    known: Measured, signals: np.ndarray, amplitude: np.ndarray, slopes: np.ndarray,
+    voxel: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """Changes (N, P, M) of whitened data with signals (N, M), the amplitudes following.
+
+    Parameters
+    ----------
+    amplitude : ndarray (N, K)
+    slopes : ndarray (N, P, M)
+        Derivatives of the signals.
+    """
+    scale = amplitude[:, known.labels]
+    relative = np.maximum(scale * signals, 0) / known.sigma[voxel, None]
+    gain = 1 + known.magnitude[voxel, None] * (
+        (rician_excess(relative + _DIFFERENCE) - rician_excess(relative)) / _DIFFERENCE
+    )
+    weight = gain * known.inverse_sd[voxel]
+    changes = slopes * (scale * weight)[:, None]
+    # Only what the amplitudes cannot explain counts.
+    labels = known.labels == np.arange(known.n_labels)[:, None]
+    of_amplitude = (signals * weight)[:, None] * labels
+    changes, of_amplitude = (_damped(known, each, voxel) for each in (changes, of_amplitude))
+    basis = np.linalg.qr(np.swapaxes(of_amplitude, 1, 2))[0]
+    return changes - (changes @ basis) @ np.swapaxes(basis, 1, 2)
+
+
+def _damped(known, white, voxel):
+    if not known.damping.any():
+        return white
+    modes = known.modes[voxel]
+    along = white @ np.swapaxes(modes, 1, 2)
+    return white - (along * known.damping[voxel][:, None]) @ modes
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _residuals(
+    data, rician, sigma, inverse_sd, modes, damping, labels, n_labels, signals, voxel, table
+):  # fmt: skip
+    n_rows, n = signals.shape
+    result = np.empty((n_rows, n))
+    amplitudes = np.empty((n_rows, n_labels))
+    information = np.zeros(n_rows)
+    cross, power = np.empty(n_labels), np.empty(n_labels)
+    for row in range(n_rows):
+        v = voxel[row]
+        amplitude = amplitudes[row]
+        # Linear, then twice with the excess at the amplitude so far.
+        for repeat in range(3 if rician[v] > 0 else 1):
+            cross[:] = 0
+            power[:] = 0
+            for m in range(n):
+                k, s = labels[m], signals[row, m]
+                y = data[v, m]
+                if repeat > 0:
+                    y -= rician[v] * compiled_excess(abs(amplitude[k] * s) / rician[v], table)
+                w = inverse_sd[v, m] ** 2 * s
+                cross[k] += w * y
+                power[k] += w * s
+            for k in range(n_labels):
+                amplitude[k] = max(cross[k] / max(power[k], 1e-12), 1e-6 * sigma[v])
+        for k in range(n_labels):
+            information[row] += 0.5 * np.log(max(power[k], 1e-12))
+        for m in range(n):
+            mean = amplitude[labels[m]] * signals[row, m]
+            if rician[v] > 0:
+                mean += rician[v] * compiled_excess(abs(mean) / rician[v], table)
+            result[row, m] = (data[v, m] - mean) * inverse_sd[v, m]
+        for k in range(modes.shape[1]):
+            if damping[v, k] == 0:
+                continue
+            along = 0.0
+            for m in range(n):
+                along += modes[v, k, m] * result[row, m]
+            along *= damping[v, k]
+            for m in range(n):
+                result[row, m] -= along * modes[v, k, m]
+    return result, amplitudes, information

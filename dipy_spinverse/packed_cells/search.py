@@ -1,0 +1,276 @@
+"""The best parameters of a class of tissue: a dictionary, then Levenberg-Marquardt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.special import logsumexp, ndtri
+from scipy.stats import qmc
+
+from dipy_spinverse.inversion.levenberg_marquardt import Damping, levenberg_marquardt
+from dipy_spinverse.packed_cells.classes import LARGEST_Z, TissueClass, log_prior
+from dipy_spinverse.packed_cells.measured import Measured, residuals, whitened_slopes
+from dipy_spinverse.packed_cells.orientations import vector_of
+from dipy_spinverse.packed_cells.tissue_signals import TissueSignals
+
+# Entries of the dictionary, a power of two.
+_N_DICTIONARY = 2048
+# Intervals of the squared cosine between gradient and axis, in which measurements are averaged.
+_N_PROFILE = 4
+# The best entries of each interval of the radius, with and without much of a hindered pool, are
+# starts: minima differ most in these.
+_RADIUS_BINS = 4
+# Relative to the curvature along each parameter, with costs of half a chi-square.
+_DAMPING = Damping(first=1e-2, least=1e-8, largest=1e6, growth=8.0)
+_SHRINK = 0.2
+# Of the cost: a search that gains less ends.
+_LEAST_GAIN = 1e-2
+# Of z, in one step.
+_LARGEST_STEP = 1.5
+# Of the cost above the best minimum's, e^-12 of its density: others are dropped.
+_LARGEST_EXCESS = 12
+# Places that are computed at once: that many fit into the processor's cache.
+_CHUNK, _CHUNK_WITH_SLOPES = 512, 96
+
+
+@dataclass(frozen=True, eq=False)
+class ClassProblem:
+    """Voxels that one class of tissue is to explain.
+
+    Attributes
+    ----------
+    model : TissueSignals
+    tissue : TissueClass
+    known : Measured
+        Of V voxels.
+    centre : ndarray (V, P) or float
+        Of the prior.
+    """
+
+    model: TissueSignals
+    tissue: TissueClass
+    known: Measured
+    centre: np.ndarray | float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Modes:
+    """Local minima of the voxels, best first.
+
+    Attributes
+    ----------
+    places : ndarray (V, K, P)
+        Rotations are relative to `frames`.
+    frames : ndarray (V, 3, 3)
+        Those of the best minima.
+    covariances : ndarray (V, K, P, P)
+        Inverse of half the Gauss-Newton Hessian of the cost.
+    costs : ndarray (V, K)
+        Minus the logarithm of the posterior; infinite where a voxel has fewer minima.
+    """
+
+    places: np.ndarray
+    frames: np.ndarray
+    covariances: np.ndarray
+    costs: np.ndarray
+
+    @property
+    def log_evidence(self) -> np.ndarray:
+        """Logarithms (V,) of the integral of the posterior around the minima (Laplace)."""
+        p = self.places.shape[2]
+        volume = 0.5 * np.linalg.slogdet(self.covariances)[1]
+        return logsumexp(volume - self.costs, axis=1) + 0.5 * p * np.log(2 * np.pi)
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Of the posterior (V, K), by Laplace's approximation around each minimum.
+
+        Roots of them, as curved valleys are larger than the approximation knows.
+        """
+        log_share = 0.5 * (0.5 * np.linalg.slogdet(self.covariances)[1] - self.costs)
+        share = np.exp(log_share - log_share.max(axis=1, keepdims=True))
+        return share / share.sum(axis=1, keepdims=True)
+
+    def at(self, tissue: TissueClass, voxel: np.ndarray, mode: np.ndarray):
+        """Places (N, P) and frames of minima, their rotations in the frames."""
+        places = self.places[voxel, mode]
+        return tissue.moved(np.zeros_like(places), self.frames[voxel], places)
+
+    def of_voxels(self, index: np.ndarray) -> Modes:
+        """Some of the voxels."""
+        return Modes(
+            self.places[index], self.frames[index], self.covariances[index], self.costs[index]
+        )  # fmt: skip
+
+
+def find_modes(
+    problem: ClassProblem, starts: np.ndarray, frames: np.ndarray, n_modes: int, most_steps: int
+) -> Modes:
+    """Minima of the voxels.
+
+    Parameters
+    ----------
+    problem : ClassProblem
+    starts : ndarray (V, K, P)
+    frames : ndarray (V, 3, 3)
+    n_modes, most_steps : int
+    """
+    n_voxels, n_starts, p = starts.shape
+    voxel = np.repeat(np.arange(n_voxels), n_starts)
+    # Rotations go into the frames: slopes by them hold where they are 0.
+    places = starts.reshape(-1, p)
+    at, turned = problem.tissue.moved(np.zeros_like(places), frames[voxel], places)
+    found = minima(problem, at, turned, voxel, most_steps)
+    z, frames, covariances, costs = (
+        each.reshape(n_voxels, n_starts, *each.shape[1:]) for each in found
+    )
+    return _distinct(problem.tissue, z, frames, covariances, costs, n_modes)
+
+
+def dictionary_starts(
+    model: TissueSignals, tissue: TissueClass, known: Measured, frames: np.ndarray
+) -> np.ndarray:
+    """Starts (V, K, P): the entries of a dictionary that fit best along the tensor's frame.
+
+    Signals are averaged over intervals of the squared cosine to the axis.
+    """
+    places, profiles, bins = _dictionary(model, tissue)
+    label_of_shell = np.zeros(len(model.shells), int)
+    label_of_shell[model.shells.of_measurement] = known.labels
+    shell = model.shells.of_measurement
+    square = np.einsum("vk,mk->vm", frames[:, 2], model.directions) ** 2
+    cell = shell * _N_PROFILE + np.minimum((square * _N_PROFILE).astype(int), _N_PROFILE - 1)
+    n_cells = len(model.shells) * _N_PROFILE
+    n_voxels = len(frames)
+    flat = (cell + np.arange(n_voxels)[:, None] * n_cells).ravel()
+    weights = known.inverse_sd**2
+    weight, product = (
+        np.bincount(flat, x.ravel(), n_voxels * n_cells).reshape(n_voxels, n_cells)
+        for x in (weights, weights * known.data)
+    )
+    explained = np.zeros((n_voxels, len(places)))
+    of_cell = np.repeat(label_of_shell, _N_PROFILE)
+    for label in range(known.n_labels):
+        own = of_cell == label
+        cross = product[:, own] @ profiles[:, own].T
+        power = weight[:, own] @ (profiles[:, own] ** 2).T
+        explained += cross**2 / np.maximum(power, 1e-12)
+    starts = []
+    for k in range(bins.max() + 1):
+        members = np.flatnonzero(bins == k)
+        starts.append(places[members[explained[:, members].argmax(axis=1)]])
+    return np.stack(starts, axis=1)
+
+
+def _dictionary(model, tissue):
+    """Places (N, P), signals (N, S * 4) in each interval, and group (N,)."""
+    p = tissue.n_parameters
+    u = 0.03 + 0.94 * qmc.Sobol(p, seed=0).random(_N_DICTIONARY)
+    for name in ("free_water", "dot", "hindered"):
+        if name in tissue.parameters:
+            # Most of them with little of either.
+            u[:, tissue.columns(name)] *= 0.8
+    places = ndtri(u)
+    if tissue.turns:
+        places[:, -3:] = 0
+    square = (np.arange(_N_PROFILE) + 0.5) / _N_PROFILE
+    axis, across = np.sqrt(square), np.sqrt((1 - square) / 2)
+    directions = np.stack([across, across, axis], axis=1)
+    shells = model.shells
+    first = np.arange(len(shells) + 1) * _N_PROFILE
+    profile = replace(
+        model,
+        shells=replace(shells, order=np.arange(first[-1]), first=first),
+        directions=np.tile(directions, (len(shells), 1)),
+        isotropic=np.zeros(first[-1], dtype=bool),
+    )
+    frames = np.repeat(np.eye(3)[None], _N_DICTIONARY, axis=0)
+    parts = np.arange(0, _N_DICTIONARY, _CHUNK)
+    signals = [
+        profile(tissue, places[k : k + _CHUNK], frames[k : k + _CHUNK]) for k in parts
+    ]  # fmt: skip
+    bins = np.minimum((u[:, 0] * _RADIUS_BINS).astype(int), _RADIUS_BINS - 1)
+    if "hindered" in tissue.parameters:
+        bins = 2 * bins + (u[:, tissue.columns("hindered")[0]] > 0.55)
+    return places, np.concatenate(signals), bins
+
+
+def minima(
+    problem: ClassProblem, z: np.ndarray, frames: np.ndarray, voxel: np.ndarray, most_steps: int
+):
+    """Places (N, P), frames, covariances (N, P, P) and costs (N,) where searches end."""
+    tissue = problem.tissue
+    z, frames = z.copy(), frames.copy()
+    cost, gradient, hessian = _expansion(problem, z, frames, voxel)
+    identity = np.eye(z.shape[1])
+
+    def advance(rows, damping):
+        rows, damping = rows.numpy(), damping.numpy()
+        diagonal = np.einsum("npp->np", hessian[rows])
+        damped = hessian[rows] + (damping[:, None] * (diagonal + 1e-3))[..., None] * identity
+        step = -np.linalg.solve(damped, gradient[rows][..., None])[..., 0]
+        step = np.clip(step, -_LARGEST_STEP, _LARGEST_STEP)
+        moved, turned = tissue.moved(z[rows], frames[rows], step)
+        moved = np.clip(moved, -LARGEST_Z, LARGEST_Z)
+        new = _expansion(problem, moved, turned, voxel[rows])
+        better = new[0] < cost[rows]
+        small = better & (cost[rows] - new[0] < _LEAST_GAIN)
+        kept = (z, frames, cost, gradient, hessian)
+        for each, found in zip(kept, (moved, turned, *new), strict=True):
+            each[rows[better]] = found[better]
+        return torch.from_numpy(better), torch.from_numpy(small), _SHRINK
+
+    levenberg_marquardt(advance, torch.from_numpy(cost), _DAMPING, most_steps)
+    return z, frames, np.linalg.inv(hessian), cost
+
+
+def _expansion(problem, z, frames, voxel):
+    """Cost (N,), gradient (N, P) and Gauss-Newton Hessian (N, P, P)."""
+    tissue, known = problem.tissue, problem.known
+    n, p = z.shape
+    cost, gradient, hessian = np.empty(n), np.empty((n, p)), np.empty((n, p, p))
+    for first in range(0, n, _CHUNK_WITH_SLOPES):
+        part = slice(first, first + _CHUNK_WITH_SLOPES)
+        v = voxel[part]
+        signals, slopes = problem.model(tissue, z[part], frames[part], slopes=True)
+        white, amplitude, information = residuals(known, signals, v)
+        changes = whitened_slopes(known, signals, amplitude, slopes, v)
+        cost[part] = 0.5 * np.einsum("nm,nm->n", white, white) + information
+        gradient[part] = -(changes @ white[..., None])[..., 0]
+        hessian[part] = changes @ np.swapaxes(changes, 1, 2)
+    scalar = tissue.scalar
+    apart = z.copy()
+    if np.ndim(problem.centre):
+        apart[:, scalar] -= problem.centre[voxel, scalar]
+    cost -= log_prior(tissue, apart)
+    gradient[:, scalar] += apart[:, scalar]
+    # A rotation that the data leave open still ends at pi.
+    hessian[:, np.arange(p), np.arange(p)] += 1.0
+    return cost, gradient, hessian
+
+
+def _distinct(tissue, places, frames, covariances, costs, n_modes):
+    """Minima that are not within each other's error ellipsoid, best first."""
+    order = np.argsort(costs, axis=1)
+    row = np.arange(len(order))[:, None]
+    places, frames, covariances, costs = (
+        each[row, order] for each in (places, frames, covariances, costs)
+    )
+    n_voxels, n_starts = costs.shape
+    if tissue.turns:
+        turned = frames @ np.swapaxes(frames[:, :1], 2, 3)
+        places[..., -3:] = vector_of(turned.reshape(-1, 3, 3)).reshape(n_voxels, -1, 3)
+    precision = np.linalg.inv(covariances)
+    apart = places[:, :, None] - places[:, None]
+    distance = np.einsum("vijp,vjpq,vijq->vij", apart, precision, apart, optimize=True)
+    kept = np.zeros((n_voxels, n_starts), dtype=bool)
+    for k in range(n_starts):
+        near = (kept[:, :k] & (distance[:, k, :k] < places.shape[2])).any(axis=1)
+        kept[:, k] = (
+            ~near & (costs[:, k] < costs[:, 0] + _LARGEST_EXCESS) & (kept.sum(axis=1) < n_modes)
+        )
+    rank = np.argsort(~kept, axis=1, kind="stable")[:, :n_modes]
+    costs = np.where(kept, costs, np.inf)
+    return Modes(places[row, rank], frames[:, 0], covariances[row, rank], costs[row, rank])

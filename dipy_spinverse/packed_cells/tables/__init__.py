@@ -1,1 +1,0 @@
-"""Signals of packed cells on a table of radius, fraction and permeability."""
