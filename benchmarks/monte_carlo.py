@@ -28,6 +28,8 @@ References
 # ruff: noqa: NPY002  (compiled loops draw from the compiler's own generator)
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numba import njit
 from scipy.optimize import brentq
@@ -306,20 +308,23 @@ def restricted_square(dimension, radius, small_delta, big_delta, diffusivity=DIF
 
     .. [1] Murday and Cotts, J. Chem. Phys. 48 (1968), https://doi.org/10.1063/1.1668160
     """
-    if dimension == 2:
-        mu = jnp_zeros(1, 60)
-        weight = 1 / (mu**2 * (mu**2 - 1))
-    else:
-        guess = np.pi * (np.arange(60) + 0.7)
-        mu = np.array(
-            [brentq(lambda x: spherical_jn(1, x, True), g - 1.0, g + 1.0) for g in guess]
-        )
-        weight = 1 / (mu**2 * (mu**2 - 2))
-    weight *= 4 * radius**2
+    mu, weight = _modes(dimension)
+    weight = 4 * radius**2 * weight
     rate = diffusivity * (mu / radius) ** 2
     lags = np.array([small_delta, big_delta, big_delta - small_delta, big_delta + small_delta])
     decay = 2 * rate * small_delta - 2 + [2, 2, -1, -1] @ np.exp(-lags[:, None] * rate)
     return (weight * decay / (rate * small_delta) ** 2).sum()
+
+
+@cache
+def _modes(dimension):
+    """Roots and weights of the modes of a disc or ball."""
+    if dimension == 2:
+        mu = jnp_zeros(1, 60)
+        return mu, 1 / (mu**2 * (mu**2 - 1))
+    guess = np.pi * (np.arange(60) + 0.7)
+    mu = np.array([brentq(lambda x: spherical_jn(1, x, True), g - 1.0, g + 1.0) for g in guess])
+    return mu, 1 / (mu**2 * (mu**2 - 2))
 
 
 def check_free(dimension):

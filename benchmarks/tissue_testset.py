@@ -147,7 +147,7 @@ def load_testset(path, system: str = "300", snr: float | None = None, seed: int 
 def acquisition(system: str) -> Acquisition:
     """The measurements on a gradient system, "300" or "80" mT/m."""
     b, directions, small, big = [], [], [], []
-    spread = _directions()
+    spread = spread_directions()
     rows = zip(_SMALL_DELTA[system], _BIG_DELTA, _SHELLS[system], strict=True)
     for small_delta, big_delta, shells in rows:
         b += [np.zeros(_N_B0), np.repeat(shells, _N_DIRECTIONS)]
@@ -164,12 +164,14 @@ def acquisition(system: str) -> Acquisition:
     )
 
 
-def _directions():
-    start = HemiSphere(xyz=_isotropic(np.random.default_rng(0), _N_DIRECTIONS))
+def spread_directions():
+    """The 30 directions of a shell, spread evenly over the half sphere."""
+    start = HemiSphere(xyz=isotropic(np.random.default_rng(0), _N_DIRECTIONS))
     return disperse_charges(start, 2000)[0].vertices
 
 
-def _isotropic(rng, n):
+def isotropic(rng, n):
+    """Random directions (n, 3)."""
     vectors = rng.standard_normal((n, 3))
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
@@ -181,7 +183,7 @@ def substrate(number: int) -> dict[str, float | np.ndarray]:
     radius = float(np.exp(rng.uniform(0, np.log(8))))
     cylinders, spheres = rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.6)
     kappa = float(np.exp(rng.uniform(np.log(0.001), np.log(0.2))))
-    axis = _isotropic(rng, 1)[0]
+    axis = isotropic(rng, 1)[0]
     share = (0.0, 1.0, rng.uniform(0.25, 0.75))[shape]
     fraction = (1 - share) * cylinders + share * spheres
     surface = ((1 - share) * 2 * cylinders + share * 3 * spheres) / radius
@@ -239,7 +241,7 @@ def _signals_of(a, integrals, inside, times, axis):
     angles = np.pi * np.arange(_N_ANGLES) / _N_ANGLES
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     if dimension == 3:
-        vectors = _directions()[::2]
+        vectors = spread_directions()[::2]
     signal, error = np.ones(len(a)), np.zeros(len(a))
     for timing, (small_delta, big_delta, _) in enumerate(a.timings):
         rows = a.timing_index == timing
