@@ -19,6 +19,7 @@ from dipy_spinverse.packed_cells.classes import (
 )
 from dipy_spinverse.packed_cells.compiled import compiled_signals, emulated_shells, shells_of
 from dipy_spinverse.packed_cells.maps import tissue_maps, tissue_parameters
+from dipy_spinverse.packed_cells.measured import measured, refined
 from dipy_spinverse.packed_cells.nuisance import odd_factors, odd_terms
 from dipy_spinverse.packed_cells.orientations import (
     dispersed_signals,
@@ -462,3 +463,16 @@ def test_model_with_labels_comes_back_from_its_settings():
     assert again.diffusivity == (1e-3, 2e-3) and (again.labels == labels).all()
     with pytest.raises(ValueError, match="amplitude the fit does not tell"):
         model.labels_at(replace(protocol()))
+
+
+def test_rounding_does_not_turn_the_directions_that_errors_are_drawn_along():
+    rng = np.random.default_rng(0)
+    scan, n = protocol(), len(protocol())
+    known = measured(np.ones((1, n)), np.array([SIGMA]), scan.te_index, np.ones(n, dtype=bool))
+    errors = 0.01 * rng.random((1, 2, n)) * (scan.timing_index == np.arange(2)[:, None])
+    floor = np.zeros(1)
+    # As a sum in another order would.
+    nearly = errors * (1 + 1e-15 * rng.standard_normal(errors.shape))
+    one, other = (refined(known, np.ones((1, n)), each, floor).modes for each in (errors, nearly))
+    np.testing.assert_allclose(one, other, atol=1e-12)
+    assert (one.max(axis=2) >= -one.min(axis=2)).all()

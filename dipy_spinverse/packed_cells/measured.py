@@ -111,6 +111,9 @@ def refined(
     )
     whitened = model_errors * inverse_sd[:, None]
     _, strength, modes = np.linalg.svd(whitened, full_matrices=False)
+    # Rounding decides their sign otherwise, and with it what is drawn along them.
+    largest = np.abs(modes).argmax(axis=2)[..., None]
+    modes = modes * np.sign(np.take_along_axis(modes, largest, axis=2))
     return replace(
         known,
         inverse_sd=inverse_sd,
