@@ -65,17 +65,14 @@ def odd_terms(acquisition: Acquisition, data: np.ndarray, sigma: np.ndarray) -> 
     one, other = _opposite_pairs(acquisition)
     weights = _odd_weights(acquisition, acquisition)
     design = weights[one] - weights[other]
-    result = np.zeros((len(data), design.shape[1]))
-    for v, (signals, noise) in enumerate(zip(data, sigma, strict=True)):
-        first, second = signals[one], signals[other]
-        clear = np.minimum(first, second) > _CLEAR * noise
-        # Variances of logarithms.
-        weight = clear / (noise**2 * (1 / first**2 + 1 / second**2))
-        ratio = np.log(np.where(clear, first / second, 1.0))
-        normal = (design.T * weight) @ design
-        normal[np.diag_indices_from(normal)] += _ODD_SPREAD**-2
-        result[v] = np.linalg.solve(normal, design.T @ (weight * ratio))
-    return result
+    first, second, noise = data[:, one], data[:, other], sigma[:, None]
+    clear = np.minimum(first, second) > _CLEAR * noise
+    first, second = np.where(clear, first, 1.0), np.where(clear, second, 1.0)
+    # Variances of logarithms.
+    weight = clear / (noise**2 * (1 / first**2 + 1 / second**2))
+    normal = (design.T * weight[:, None]) @ design + np.eye(design.shape[1]) / _ODD_SPREAD**2
+    right = (weight * np.log(first / second)) @ design
+    return np.linalg.solve(normal, right[..., None])[..., 0]
 
 
 def _opposite_pairs(acquisition):

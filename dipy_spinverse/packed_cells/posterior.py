@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -258,15 +259,26 @@ class _Case:
             found[k, self.kept[k]] = modes.log_evidence
         return found
 
-    def best(self):
-        """Class (V,) of the largest evidence; its places (V, 1, P) and frames, voxel by voxel."""
+    def best(self) -> tuple[np.ndarray, list[_Best]]:
+        """Class (V,) of the largest evidence, and the likeliest places, class by class."""
         best = self.log_evidence().argmax(axis=0)
-        found = []
-        for v, k in enumerate(best):
-            row = self.kept[k, :v].sum()
-            modes = self.modes[k]
-            found.append((modes.places[row, :1], modes.frames[row : row + 1]))
-        return best, found
+        groups = []
+        for k, modes in enumerate(self.modes):
+            voxels = np.flatnonzero(best == k)
+            if len(voxels):
+                rows = (np.cumsum(self.kept[k]) - 1)[voxels]
+                place = modes.places[rows, 0]
+                groups.append(_Best(self.tissues[k], voxels, place, modes.frames[rows]))
+        return best, groups
+
+
+class _Best(NamedTuple):
+    """Voxels (n,) that a class explains best, their places (n, P) and frames (n, 3, 3)."""
+
+    tissue: TissueClass
+    voxels: np.ndarray
+    places: np.ndarray
+    frames: np.ndarray
 
 
 def _posterior_of(scan, data, sigma, n_draws, seed):
@@ -286,8 +298,8 @@ def _posterior_of(scan, data, sigma, n_draws, seed):
     floor = np.zeros(len(data))
     for _ in range(1 if known_noise else 2):
         case, floor = _refined(case)
-    best_class, places = case.best()
-    at_best = _at_best(case, best_class, places, scan)
+    best_class, groups_of_class = case.best()
+    at_best = _at_best(case, best_class, groups_of_class, scan)
     excess = np.full(len(data), _MORE_NOISE)
     if known_noise:
         refuted = _refuted(at_best, len(scan.groups.names))
@@ -355,32 +367,33 @@ def _screened(case, most):
 
 def _refined(case):
     """The case with the noise, the floor and the model's errors around the best fit so far."""
-    best_class, places = case.best()
+    _, groups = case.best()
     known = case.known
     n_voxels, n = known.data.shape
     noise_free, sigma = np.empty((n_voxels, n)), known.sigma.copy()
     n_unknowns = np.empty(n_voxels)
     errors = []
-    for v, k in enumerate(best_class):
-        tissue, (z, frame) = case.tissues[k], places[v]
-        signals = case.model(tissue, z, frame)
-        white, amplitude, _ = residuals(known, signals, np.array([v]))
-        scale = amplitude[0][known.labels]
-        noise_free[v] = scale * np.maximum(signals[0], 0)
-        errors.append(scale * model_errors(case.model, tissue, z, frame))
-        n_unknowns[v] = tissue.n_parameters + known.n_labels
+    for tissue, voxels, places, frames in groups:
+        signals = case.model(tissue, places, frames)
+        white, amplitude, _ = residuals(known, signals, voxels)
+        scale = amplitude[:, known.labels]
+        noise_free[voxels] = scale * np.maximum(signals, 0)
+        errors.append(scale[:, None] * model_errors(case.model, tissue, places, frames))
+        n_unknowns[voxels] = tissue.n_parameters + known.n_labels
         if not case.noise_known:
-            dof = max(known.n_used - n_unknowns[v], 1)
+            dof = np.maximum(known.n_used - n_unknowns[voxels], 1)
             # Few measurements may be fitted exactly.
-            least = _LEAST_SIGMA * np.abs(known.data[v]).max()
-            sigma[v] = max(sigma[v] * np.sqrt((white**2).sum() / dof), least)
+            least = _LEAST_SIGMA * np.abs(known.data[voxels]).max(axis=1)
+            found = sigma[voxels] * np.sqrt((white**2).sum(axis=1) / dof)
+            sigma[voxels] = np.maximum(found, least)
     known = replace(known, sigma=sigma)
     floor = np.zeros(n_voxels)
     if case.noise_known:
         floor = systematic_floor(known, noise_free, n_unknowns)
-    width = max(len(each) for each in errors)
-    padded = np.stack([np.pad(each, ((0, width - len(each)), (0, 0))) for each in errors])
-    case = replace(case, known=refined(known, noise_free, padded, floor))
+    of_model = np.zeros((n_voxels, max(each.shape[1] for each in errors), n))
+    for group, each in zip(groups, errors, strict=True):
+        of_model[group.voxels, : each.shape[1]] = each
+    case = replace(case, known=refined(known, noise_free, of_model, floor))
     modes = []
     for k, (tissue, each) in enumerate(zip(case.tissues, case.modes, strict=True)):
         if len(each.frames):
@@ -392,9 +405,9 @@ def _refined(case):
 
 
 def model_errors(
-    model: TissueSignals, tissue: TissueClass, z: np.ndarray, frame: np.ndarray
+    model: TissueSignals, tissue: TissueClass, z: np.ndarray, frames: np.ndarray
 ) -> np.ndarray:
-    """One standard deviation of the emulator's errors (K, M), shared by a timing's shells."""
+    """One standard deviation of the emulator's errors (N, K, M), shared by a timing's shells."""
     values = tissue_parameters(tissue, z, model.diffusivity)
     cells = (1 - values["free_water"]) * (1 - values["dot"]) * (1 - values["hindered"])
     shells = model.shells
@@ -405,17 +418,18 @@ def model_errors(
     parts = []
     if tissue.has_cylinders:
         if tissue.turns:
-            frame = rotation_of(z[:, -3:]) @ frame
-        along = (model.directions @ frame[0, 2]) ** 2
+            frames = rotation_of(z[:, -3:]) @ frames
+        along = (frames[:, 2] @ model.directions.T) ** 2
         # Errors across the axis: the decay along it is free of them.
-        decay = np.exp(-model.b * values["diffusivity_inside"][0] * along)
+        decay = np.exp(-model.b * values["diffusivity_inside"][:, None] * along)
         share = cells * (1 - values["sphere_share"])
-        error = share * model.model_error("cylinder", values)[0][shell] * decay
-        parts.append(of_timing[:, shell] * error)
+        parts.append(share[:, None] * model.model_error("cylinder", values)[:, shell] * decay)
     if tissue.has_spheres:
         share = cells * values["sphere_share"]
-        parts.append(of_timing[:, shell] * share * model.model_error("sphere", values)[0][shell])
-    return np.concatenate(parts) if parts else np.zeros((1, len(shell)))
+        parts.append(share[:, None] * model.model_error("sphere", values)[:, shell])
+    if not parts:
+        return np.zeros((len(z), 1, len(shell)))
+    return np.concatenate([of_timing[:, shell] * part[:, None] for part in parts], axis=1)
 
 
 def _refuted(at_best, n_groups):
@@ -471,19 +485,18 @@ def _drawn(case, n_draws, seed):
     }
 
 
-def _at_best(case, best_class, places, scan):
+def _at_best(case, best_class, groups_of_class, scan):
     model, known, order = case.model, case.known, scan.model.shells.order
     n_voxels, n = known.data.shape
     parameters = {name: np.zeros(n_voxels) for name in PARAMETERS}
     frames, signals = np.zeros((n_voxels, 3, 3)), np.empty((n_voxels, n))
     n_parameters = np.empty(n_voxels)
-    for v, k in enumerate(best_class):
-        tissue, (z, frame) = case.tissues[k], places[v]
-        signals[v] = model(tissue, z, frame)[0]
-        frames[v] = frame[0]
-        n_parameters[v] = tissue.n_parameters
-        for name, value in tissue_parameters(tissue, z, model.diffusivity).items():
-            parameters[name][v] = value[0]
+    for tissue, voxels, places, own_frames in groups_of_class:
+        signals[voxels] = model(tissue, places, own_frames)
+        frames[voxels] = own_frames
+        n_parameters[voxels] = tissue.n_parameters
+        for name, value in tissue_parameters(tissue, places, model.diffusivity).items():
+            parameters[name][voxels] = value
     white, amplitudes, _ = residuals(known, signals, np.arange(n_voxels))
     unordered = np.empty_like(white)
     unordered[:, order] = white
