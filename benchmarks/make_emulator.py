@@ -35,7 +35,6 @@ from dipy_spinverse.packed_cells.emulator.closed_form import OFFSET, Numbers, cl
 from dipy_spinverse.packed_cells.emulator.signals import error_terms
 
 NETWORKS = Path(__file__).parent.parent / "dipy_spinverse/packed_cells/emulator/networks.npz"
-COLUMNS = ("draw", "fraction", "permeability", "inside", "time", "pulse", "q", "cosine", "signal")
 _N_TIMINGS = 8
 _MOST_MODES = 90
 _N_Q = 8  # of a sphere draw
@@ -55,7 +54,11 @@ def between(u, low, high):
 
 
 def cylinder_draw(u: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Rows (n, 8) of one tissue under several timings, q and directions; see `COLUMNS`."""
+    """Rows (n, 8) of one tissue under several timings, q and directions.
+
+    Fraction, kappa R / D, D inside over D, D Delta / R^2, delta / Delta, q R, the cosine between
+    gradient and cylinders, and the signal.
+    """
     fraction = 0.05 + 0.75 * u[0] ** 0.8
     permeability = 0.0 if u[1] < 0.08 else between((u[1] - 0.08) / 0.92, 1e-4, 20)
     inside = 1.0 if u[2] < 0.2 else between((u[2] - 0.2) / 0.8, 0.2, 2.5)
@@ -85,7 +88,7 @@ def cylinder_draw(u: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def sphere_draw(u: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Rows (n, 9) of one tissue, one timing, several q; the last is the lattice's error."""
+    """Rows (n, 9) as of `cylinder_draw`, of one timing; last what a finer lattice would add."""
     fraction = 0.05 + 0.61 * u[0] ** 0.8
     permeability = 0.0 if u[1] < 0.08 else between((u[1] - 0.08) / 0.92, 1e-4, 20)
     inside = 1.0 if u[2] < 0.2 else between((u[2] - 0.2) / 0.8, 0.2, 2.5)

@@ -266,7 +266,8 @@ class PackedCellsModel(VoxelModel):
     def _keys(self, acquisition):
         echo = acquisition.te, acquisition.mixing_time
         pulses = acquisition.small_delta, acquisition.big_delta
-        return np.column_stack(echo if _is(self.amplitudes, "te") else (*echo, *pulses))
+        by_echo = isinstance(self.amplitudes, str) and self.amplitudes == "te"
+        return np.column_stack(echo if by_echo else (*echo, *pulses))
 
     def signals_of_fit(
         self, values: Mapping[str, np.ndarray], acquisition: Measurements
@@ -301,10 +302,6 @@ class PackedCellsModel(VoxelModel):
     ) -> PackedCellsModel:
         """The model of :meth:`settings`."""
         return cls(acquisition, **settings, **dict[str, Any](arrays))
-
-
-def _is(amplitudes, name):
-    return isinstance(amplitudes, str) and amplitudes == name
 
 
 def _layout(model, n_draws):
