@@ -145,6 +145,21 @@ def _look_up_table(packing, reach):
     return n, first, _in_space(images)[members], index[members]
 
 
+@njit(cache=True, fastmath=True, inline="always")
+def random_direction(flat):
+    """Unit vector, even on the circle or (Marsaglia) on the sphere."""
+    while True:
+        x, y = 2 * np.random.random() - 1, 2 * np.random.random() - 1
+        norm = x * x + y * y
+        if 1e-12 < norm <= 1:
+            break
+    if flat:
+        scale = 1 / np.sqrt(norm)
+        return x * scale, y * scale, 0.0
+    scale = 2 * np.sqrt(1 - norm)
+    return x * scale, y * scale, 1 - 2 * norm
+
+
 @njit(cache=True, fastmath=True)
 def _walk_among(
     centers, radius, side, flat, n, first, images, index, starts, body, ticks, dt, length,
@@ -160,18 +175,7 @@ def _walk_among(
         for k in range(len(ticks)):
             while step < ticks[k]:
                 step += 1
-                while True:
-                    ux, uy = 2 * np.random.random() - 1, 2 * np.random.random() - 1
-                    norm = ux * ux + uy * uy
-                    if 1e-12 < norm <= 1:
-                        break
-                if flat:
-                    norm = 1 / np.sqrt(norm)
-                    uz = 0.0
-                else:  # Marsaglia: even on the sphere
-                    uz = 1 - 2 * norm
-                    norm = 2 * np.sqrt(1 - norm)
-                ux, uy = ux * norm, uy * norm
+                ux, uy, uz = random_direction(flat)
                 px, py, pz, rest = x, y, z, length
                 cell = min(int(x / side * n), n - 1) * n + min(int(y / side * n), n - 1)
                 if not flat:

@@ -29,6 +29,7 @@ from benchmarks.monte_carlo import (
     DIFFUSIVITY,
     mean_displacements,
     pulse_times,
+    random_direction,
     restricted_square,
     signals,
     walk,
@@ -335,18 +336,7 @@ def _walk(
         for k in range(len(ticks)):
             while step < ticks[k]:
                 step += 1
-                while True:
-                    ux, uy = 2 * np.random.random() - 1, 2 * np.random.random() - 1
-                    norm = ux * ux + uy * uy
-                    if 1e-12 < norm <= 1:
-                        break
-                if flat:
-                    norm = 1 / np.sqrt(norm)
-                    uz = 0.0
-                else:  # Marsaglia: even on the sphere
-                    uz = 1 - 2 * norm
-                    norm = 2 * np.sqrt(1 - norm)
-                ux, uy = ux * norm, uy * norm
+                ux, uy, uz = random_direction(flat)
                 px, py, pz, rest = x, y, z, 1.0
                 for _ in range(_MOST_HITS):
                     side = 1 if here >= 0 else 0

@@ -217,7 +217,7 @@ def _information(model, tissue, z, frames, acquisition, selections, sigma):
     """Fisher information (A, n, P, P) on the parameters, the amplitudes eliminated."""
     signals, slopes = model(tissue, z, frames, slopes=True)
     signals = np.maximum(signals, 0)
-    errors = [model_errors(model, tissue, z[[n]], frames[[n]]) for n in range(len(z))]
+    errors = model_errors(model, tissue, z, frames)
     order = model.shells.order
     everywhere, noise = np.arange(len(z)), np.full(len(z), sigma)
     result = []
@@ -226,8 +226,7 @@ def _information(model, tissue, z, frames, acquisition, selections, sigma):
         labels = np.unique(acquisition.te_index[order][chosen], return_inverse=True)[1]
         part = np.ascontiguousarray(signals[:, chosen])
         known = measured(part, noise, labels, np.ones(chosen.sum(), dtype=bool))
-        own = np.stack([error[:, chosen] for error in errors])
-        known = refined(known, part, own, np.zeros(len(z)))
+        known = refined(known, part, errors[..., chosen], np.zeros(len(z)))
         ones = np.ones((len(z), known.n_labels))
         changes = whitened_slopes(known, part, ones, slopes[..., chosen], everywhere)
         result.append(changes @ np.swapaxes(changes, 1, 2))
