@@ -132,7 +132,8 @@ def test_dispersion_is_diffusion_of_axes_over_the_sphere():
     cosines = np.array([[0.0, 0.4, 1.0]])
     gradients = np.stack([np.sqrt(1 - cosines[0] ** 2), 0 * cosines[0], cosines[0]], axis=1)
     found = dispersed_signals(
-        kernel[None, None, :, None], cosines, np.full((1, 3), t), np.array([0, 3]), 1
+        kernel[None, None, :, None], np.array([8]), cosines, np.full((1, 3), t),
+        np.array([0, 3]), 1,
     )[0, 0]
     walked = np.exp(-3 * (axes @ gradients.T) ** 2).mean(axis=0)
     # Standard error of 20,000 walks 0.002, and 60 steps.

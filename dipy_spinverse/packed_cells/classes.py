@@ -14,6 +14,8 @@ uniform between 0 and 1:
   a log-normal factor about 0.95 by 1.3. Spheres cannot determine both: there the prior speaks.
 - free water, the dot (water that does not move), and the hindered pool: shares of what those
   before leave, u^5, u^6 / 2 and u^10, most of which are close to 0
+- where there are several echo times, how much faster the water in tissue relaxes than free water:
+  log-normal about 0.015 / ms by a factor of 2
 - diffusivities of the hindered pool in the three directions of the frame: log-normal about 0.8
   um^2/ms by a factor of 1.8
 
@@ -40,6 +42,7 @@ _RADIUS, _RADIUS_SPREAD = np.log(2.0), np.log(3.0)
 _OUTSIDE, _OUTSIDE_SPREAD = np.log(1.1), np.log(1.8)
 _RATIO, _RATIO_SPREAD = np.log(0.95), np.log(1.3)
 _HINDERED, _HINDERED_SPREAD = np.log(0.8), np.log(1.8)
+_RELAXATION, _RELAXATION_SPREAD = np.log(0.015), np.log(2.0)
 # Of shares: the largest, and the power of u.
 _SHARES = {"free_water": (1.0, 5), "dot": (0.5, 6), "hindered": (1.0, 10)}
 
@@ -105,9 +108,13 @@ class TissueClass:
         return slice(0, self.n_parameters - 3 * self.turns)
 
 
-def tissue_class(name: str, diffusivity_known: bool) -> TissueClass:
-    """One of `CLASSES` or `ALIGNED`, with diffusivities that are known or not."""
+def tissue_class(name: str, diffusivity_known: bool, relaxes: bool = False) -> TissueClass:
+    """One of `CLASSES` or `ALIGNED`, with diffusivities that are known or not.
+
+    `relaxes`: whether the share of free water depends on the echo time.
+    """
     parameters = _OWN[name] + ("free_water", "dot")
+    parameters += ("relaxation",) if relaxes else ()
     if not diffusivity_known:
         parameters += _DIFFUSIVITIES[:1] if name == "no cells" else _DIFFUSIVITIES
     if name != "no cells":
@@ -158,8 +165,12 @@ def _transformed(tissue, z):
         elif name == "diffusivity_inside":
             ratio = np.exp(_RATIO + _RATIO_SPREAD * z[:, k])
             ratio, slope = _within(ratio, RATIO_RANGE, _RATIO_SPREAD)
-            outside = found["diffusivity_outside"][0]
-            found[name] = outside * ratio, outside * slope
+            inside = found["diffusivity_outside"][0] * ratio
+            limited, by_z = _within(inside, DIFFUSIVITY_RANGE, 1.0)
+            found[name] = limited, by_z * slope / ratio
+        elif name == "relaxation":
+            value = np.exp(_RELAXATION + _RELAXATION_SPREAD * z[:, k])
+            found[name] = value, _RELAXATION_SPREAD * value
         else:
             value = np.exp(_HINDERED + _HINDERED_SPREAD * z[:, k])
             found[name] = value, _HINDERED_SPREAD * value

@@ -34,8 +34,6 @@ _SAME_Q = 1e-3
 _MOST_Q = 12
 # Of the logarithm that is interpolated.
 _LEAST_SIGNAL = 1e-4
-# Axial decay exp(-10) at this diffusivity: beyond, nothing is left.
-_SLOWEST = 0.25
 # Emulated signals, and the least and most tissues.
 _N_SIGNALS, _N_TISSUES = 1_000_000, (3000, 10_000)
 _HELD_OUT = 0.1
@@ -113,8 +111,8 @@ class CompiledSignals:
         Of the components, and times the places.
     basis : ndarray (K, S * L)
     mean : ndarray (S * L,)
-    n_degrees : int
-        L.
+    degrees : ndarray (S,) of int
+        Coefficients that each shell has; the others, up to L, are 0.
     error : ndarray (S,)
         Root mean square error of the signals of each shell at tissues held out, relative to b = 0.
     """
@@ -126,7 +124,7 @@ class CompiledSignals:
     weights: np.ndarray
     basis: np.ndarray
     mean: np.ndarray
-    n_degrees: int
+    degrees: np.ndarray
     error: np.ndarray
 
     def __call__(self, coordinates: np.ndarray, slopes: bool = False) -> np.ndarray:
@@ -146,7 +144,7 @@ class CompiledSignals:
             components = np.concatenate([components, change], axis=1)
         found = components @ self.basis
         found[:, 0] += self.mean
-        found = found.reshape(n, components.shape[1], -1, self.n_degrees)
+        found = found.reshape(n, components.shape[1], len(self.degrees), -1)
         return np.ascontiguousarray(np.moveaxis(found, 1, -1))
 
 
@@ -179,7 +177,7 @@ def _compiled(shape, key, diffusivity):
     n_tissues = int(np.clip(_N_SIGNALS // plan.n_encodings, *_N_TISSUES))
     coordinates = _scattered(shape, n_tissues, diffusivity)
     coefficients = plan.coefficients(coordinates)
-    return _interpolated(shape, coordinates, coefficients)
+    return _interpolated(plan, coordinates, coefficients)
 
 
 def tissue_of(coordinates: np.ndarray) -> np.ndarray:
@@ -190,8 +188,9 @@ def tissue_of(coordinates: np.ndarray) -> np.ndarray:
 
 
 def _scattered(shape, n, diffusivity):
-    """Coordinates (n, 5) over the prior."""
+    """Coordinates (n, 5) over the prior, denser at its edges, where interpolation is worst."""
     u = qmc.Sobol(5, seed=0).random(2 ** int(np.ceil(np.log2(n))))[:n]
+    u = (1 - np.cos(np.pi * u)) / 2
     low = [*np.log(RANGES["radius"]), *RANGES["fraction"][shape], *np.log(RANGES["permeability"])]
     low, width = np.array(low[::2]), np.diff(np.reshape(low, (3, 2)), axis=1)[:, 0]
     found = np.empty((n, 5))
@@ -217,33 +216,34 @@ class _Plan:
 
     shape: str
     groups: list
-    n_shells: int
-    n_degrees: int
+    degrees: np.ndarray
 
     @classmethod
-    def of(cls, shape, q, small, big, diffusivity, most_q=_MOST_Q):
+    def of(cls, shape, q, small, big, diffusivity):
         b = q**2 * (big - small / 3)
-        fastest = max(diffusivity) if diffusivity else 2.5
-        n_degrees = 1
+        fastest = max(diffusivity) if diffusivity else DIFFUSIVITY_RANGE[1]
+        degrees = np.ones(len(q), dtype=int)
         if shape == "cylinder":
-            n_degrees = int(6 + 1.3 * np.sqrt(b.max() * fastest))
+            # Then exp(-b D cos^2) is exact to 0.0005.
+            degrees = np.ceil(3 + 2.3 * np.sqrt(b * fastest)).astype(int)
         groups = []
         for timing in np.unique(np.stack([small, big]), axis=1).T:
             rows = np.flatnonzero((small == timing[0]) & (big == timing[1]) & (q > 0))
             if not len(rows):
                 continue
-            if len(rows) <= most_q:
-                nodes = [_cosines(shape, [b[r]], fastest) for r in rows]
+            if len(rows) <= _MOST_Q:
+                nodes = [_cosines(shape, degrees[r]) for r in rows]
                 groups += [
                     (_encodings(q[[r]], x, timing), None, [r], x, w)
                     for r, (x, w) in zip(rows, nodes, strict=True)
                 ]
                 continue
-            known = np.linspace(0, q[rows].max(), _MOST_Q + 1)
+            # Closer at small q, where the logarithm of the signal bends.
+            known = q[rows].max() * np.linspace(0, 1, _MOST_Q + 1) ** 1.5
             spline = CubicSpline(known, np.eye(len(known)), bc_type=("clamped", "not-a-knot"))
-            x, w = _cosines(shape, b[rows], fastest)
+            x, w = _cosines(shape, degrees[rows].max())
             groups.append((_encodings(known[1:], x, timing), spline(q[rows])[:, 1:], rows, x, w))
-        return cls(shape, groups, len(q), n_degrees)
+        return cls(shape, groups, degrees)
 
     @property
     def n_encodings(self):
@@ -251,7 +251,7 @@ class _Plan:
 
     def coefficients(self, coordinates):
         """(N, S, L)."""
-        result = np.zeros((len(coordinates), self.n_shells, self.n_degrees))
+        result = np.zeros((len(coordinates), len(self.degrees), self.degrees.max()))
         result[..., 0] = 1.0
         tissue = tissue_of(coordinates)
         for encodings, interpolation, rows, x, w in self.groups:
@@ -260,13 +260,11 @@ class _Plan:
             if interpolation is not None:
                 logs = np.log(np.maximum(signals, _LEAST_SIGNAL))
                 signals = np.exp(np.einsum("rk,nkx->nrx", interpolation, logs, optimize=True))
-            result[:, rows] = signals @ self.projection(x, w)
+            n = len(x)
+            # From signals at cosines with weights of quadrature to coefficients.
+            projection = even_legendre(x, n) * (4 * np.arange(n) + 1) * w[:, None]
+            result[:, rows, :n] = signals @ projection
         return result
-
-    def projection(self, x, w):
-        """From signals at cosines (X,) with weights of quadrature to coefficients, (X, L)."""
-        degrees = 4 * np.arange(self.n_degrees) + 1
-        return even_legendre(x, self.n_degrees) * degrees * w[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,6 +273,11 @@ class EmulatedSignals:
 
     plan: _Plan
     error: np.ndarray
+
+    @property
+    def degrees(self) -> np.ndarray:
+        """(S,): coefficients that each shell has."""
+        return self.plan.degrees
 
     def __call__(self, coordinates: np.ndarray, slopes: bool = False) -> np.ndarray:
         """Coefficients (N, S, L, 1) at coordinates (N, 5); with `slopes` (N, S, L, 6)."""
@@ -289,20 +292,16 @@ def emulated_shells(
     shape: str, shells: Shells, diffusivity: tuple[float, float] | None
 ) -> EmulatedSignals:
     """Signals of a shape without preparation; see :func:`compiled_signals`."""
-    plan = _Plan.of(
-        shape, shells.q, shells.small_delta, shells.big_delta, diffusivity, most_q=len(shells)
-    )
+    plan = _Plan.of(shape, shells.q, shells.small_delta, shells.big_delta, diffusivity)
     return EmulatedSignals(plan, np.zeros(len(shells)))
 
 
-def _cosines(shape, b, fastest):
-    """Nodes and weights of integrals over the cosine, from 0 to where the axial decay ends."""
+def _cosines(shape, n):
+    """Nodes and weights that make n even Legendre polynomials orthogonal: half of 2 n of Gauss."""
     if shape == "sphere":
         return np.zeros(1), np.ones(1)
-    n = int(np.clip(5 + 3 * np.sqrt(max(b) * fastest / 1.5), 7, 22))
-    x, w = np.polynomial.legendre.leggauss(n)
-    reach = min(1.0, np.sqrt(10 / (max(b) * _SLOWEST)))
-    return reach * (x + 1) / 2, reach * w / 2
+    x, w = np.polynomial.legendre.leggauss(2 * n)
+    return x[n:], w[n:]
 
 
 def _encodings(q, x, timing):
@@ -311,7 +310,7 @@ def _encodings(q, x, timing):
     return Encodings(across, np.outer(q, x).ravel(), small, big)
 
 
-def _interpolated(shape, coordinates, coefficients):
+def _interpolated(plan, coordinates, coefficients):
     n, n_shells, n_degrees = coefficients.shape
     # In these units a square is the mean square of the signal over directions.
     norm = np.tile(np.sqrt(4 * np.arange(n_degrees) + 1), n_shells)
@@ -336,14 +335,14 @@ def _interpolated(shape, coordinates, coefficients):
     error = (error**2).reshape(held_out, n_shells, n_degrees).sum(axis=2)
     both = np.concatenate([np.ones((len(places), 1)), places], axis=1)[..., None]
     return CompiledSignals(
-        shape,
+        plan.shape,
         centre,
         scale,
         places,
         (both * weights[:, None]),
         (basis.T * norm),
         (mean * norm),
-        n_degrees,
+        plan.degrees,
         np.sqrt(error.mean(axis=0)),
     )
 

@@ -10,7 +10,7 @@ from dipy_spinverse.walls.maps import LONGEST_EXCHANGE_TIME_MS
 PARAMETERS = (
     "radius", "fraction", "permeability", "dispersion_1", "dispersion_2", "half_angle",
     "crossing_share", "sphere_radius", "sphere_fraction", "sphere_permeability", "sphere_share",
-    "free_water", "dot", "hindered", "hindered_1", "hindered_2", "hindered_along",
+    "free_water", "relaxation", "dot", "hindered", "hindered_1", "hindered_2", "hindered_along",
     "diffusivity_outside", "diffusivity_inside",
 )  # fmt: skip
 

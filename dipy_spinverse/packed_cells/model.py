@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,10 @@ from dipy_spinverse.packed_cells.posterior import packed_cells_posterior
 from dipy_spinverse.packed_cells.residual_groups import in_words, residual_groups
 from dipy_spinverse.packed_cells.tissue_signals import tissue_signals
 from dipy_spinverse.units import diffusivity_um2_per_ms
-from dipy_spinverse.voxels.chunks import Engine, fit_image
 from dipy_spinverse.voxels.fit import VoxelFit
-from dipy_spinverse.voxels.image import Voxels, image_of
+from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.voxels.model import VoxelModel
 from dipy_spinverse.voxels.statistics import ENDINGS, of_axes, summary
-
-_N_DRAWS = 100
-_VOX_PER_CHUNK = 64
 
 
 class PackedCellsFit(VoxelFit):
@@ -159,6 +154,7 @@ class PackedCellsModel(VoxelModel):
     """
 
     Fit = PackedCellsFit
+    VOX_PER_CHUNK = 64
     acquisition: Acquisition
 
     def __init__(
@@ -198,46 +194,73 @@ class PackedCellsModel(VoxelModel):
         """(M,) bool: the measurements that count."""
         return self.acquisition.b0_mask | (self.acquisition.b >= 1e-3 * self.least_b)
 
-    def fit(
-        self,
-        data: ArrayLike,
-        mask: ArrayLike | None = None,
-        *,
-        sigma: ArrayLike | None = None,
-        n_draws: int = _N_DRAWS,
-        engine: str = "serial",
-        n_jobs: int = -1,
-        vox_per_chunk: int | None = None,
-        verbose: bool = False,
-    ) -> PackedCellsFit:
-        """Posterior of every voxel.
+    def layout(self, n_draws: int) -> dict:
+        """Names, types and shapes of what a fit holds of a voxel."""
+        endings = (*ENDINGS, "_likeliest") if n_draws else ("", "_likeliest")
+        n_groups = len(residual_groups(self.acquisition, self.used).names) + 3
+        n_timings = len(self.acquisition.timings)
+        return {
+            "wall_orientation": (float, (3,)),
+            "wall_orientation_angle": float,
+            "class_probabilities": (float, (len(CLASSES),)),
+            "systematic_floor": float,
+            "S0_per_te": (float, (len(self.acquisition.echo_times),)),
+            "S0_per_label": (float, (int(self.labels.max()) + 1,)),
+            "_class": int,
+            "_parameters": (float, (len(PARAMETERS),)),
+            "_frame": (float, (3, 3)),
+            "_odd": (float, (3 * n_timings,)),
+            "_squares": (float, (n_groups,)),
+            "_freedom": (float, (n_groups,)),
+        } | {name + end: float for name in PackedCellsFit.MAPS for end in endings}
 
-        Parameters
-        ----------
-        data : array-like (..., M)
-            Magnitudes, or real parts, which can be negative.
-        mask : array-like (...), optional
-            Voxels to fit; all where not given.
-        sigma : float or array-like (...), optional
-            Standard deviation of the noise; estimated from the residual where not given.
-        n_draws : int, optional
-            Draws from the posterior of each voxel; 0 for the likeliest values only.
-        engine, n_jobs, vox_per_chunk, verbose
-            How it is computed: see :class:`dipy_spinverse.voxels.chunks.Engine`.
-
-        Raises
-        ------
-        ValueError
-            Arguments of wrong shape or range.
-        """
-        if n_draws < 0:
-            raise ValueError(f"n_draws is {n_draws}; give at least 0.")
-        how = Engine(engine, n_jobs, vox_per_chunk, verbose)
-        image = image_of(data, mask, sigma, self.acquisition)
-        status, values = fit_image(
-            image, _FitChunk(self, n_draws), _layout(self, n_draws), how, most=_VOX_PER_CHUNK
+    def fit_chunk(self, voxels: Voxels, n_draws: int) -> dict[str, np.ndarray]:
+        """Posterior of a chunk of voxels."""
+        posterior = packed_cells_posterior(
+            self.acquisition,
+            voxels.signals,
+            voxels.sigma,
+            diffusivity=self._known,
+            free_diffusivity=self._free,
+            n_draws=n_draws,
+            seed=self.seed,
+            amplitudes=self.labels,
+            cross_terms=self.cross_terms,
+            least_b=1e-3 * self.least_b,
         )
-        return PackedCellsFit(self, status, values)
+        names = PackedCellsFit.MAPS
+        likeliest = {name: posterior.best[name] for name in names}
+        values = {f"{name}_likeliest": value for name, value in likeliest.items()}
+        if n_draws:
+            values |= summary({name: posterior.maps[name] for name in names})
+            axis, angle = of_axes(posterior.maps["wall_orientation"])
+        else:
+            values |= likeliest
+            axis, angle = of_axes(posterior.best["wall_orientation"][None])
+        rest = (voxels.signals - posterior.predicted)[:, self.used]
+        n_unknowns = self.used.sum() - posterior.degrees_of_freedom
+        return values | {
+            "wall_orientation": axis,
+            "wall_orientation_angle": angle,
+            "class_probabilities": np.stack([*posterior.class_probabilities.values()], axis=1),
+            "systematic_floor": posterior.floor,
+            "S0_per_te": _per_te(self, posterior.amplitudes),
+            "S0_per_label": posterior.amplitudes,
+            "_class": posterior.best_class,
+            "_parameters": np.stack([posterior.best_parameters[n] for n in PARAMETERS], axis=1),
+            "_frame": posterior.frames,
+            "_odd": posterior.odd,
+            "_squares": posterior.group_squares,
+            "_freedom": posterior.group_freedom,
+            "converged": True,
+            "sigma": posterior.sigma,
+            "residual_rms": np.sqrt((rest**2).mean(axis=1)),
+            "n_unknowns": n_unknowns + (~self.used).sum(),
+            "excess": posterior.chi_square / posterior.degrees_of_freedom,
+            "worst_excess": posterior.worst_excess,
+            "worst_freedom": posterior.worst_freedom,
+            "n_groups": posterior.group_squares.shape[1],
+        }
 
     def labels_at(self, acquisition: Acquisition) -> np.ndarray:
         """Label (M,) of other measurements: that of the same echo time or timing.
@@ -274,7 +297,10 @@ class PackedCellsModel(VoxelModel):
     ) -> np.ndarray:
         """Signals (V, M) of the likeliest tissue."""
         acquisition = pulsed_only(acquisition)
-        model = tissue_signals(acquisition, self._known, self._free, compiled=False)
+        model = tissue_signals(
+            acquisition, self._known, self._free, compiled=False,
+            shortest_te=self.acquisition.te.min(),
+        )  # fmt: skip
         parameters = dict(zip(PARAMETERS, values["_parameters"].T, strict=True))
         signals = np.empty((len(values["_class"]), len(acquisition)))
         for k, name in enumerate(CLASSES):
@@ -302,82 +328,6 @@ class PackedCellsModel(VoxelModel):
     ) -> PackedCellsModel:
         """The model of :meth:`settings`."""
         return cls(acquisition, **settings, **dict[str, Any](arrays))
-
-
-def _layout(model, n_draws):
-    endings = (*ENDINGS, "_likeliest") if n_draws else ("", "_likeliest")
-    n_groups = len(residual_groups(model.acquisition, model.used).names) + 3
-    n_timings = len(model.acquisition.timings)
-    return {
-        "wall_orientation": (float, (3,)),
-        "wall_orientation_angle": float,
-        "class_probabilities": (float, (len(CLASSES),)),
-        "systematic_floor": float,
-        "S0_per_te": (float, (len(model.acquisition.echo_times),)),
-        "S0_per_label": (float, (int(model.labels.max()) + 1,)),
-        "_class": int,
-        "_parameters": (float, (len(PARAMETERS),)),
-        "_frame": (float, (3, 3)),
-        "_odd": (float, (3 * n_timings,)),
-        "_squares": (float, (n_groups,)),
-        "_freedom": (float, (n_groups,)),
-    } | {name + end: float for name in PackedCellsFit.MAPS for end in endings}
-
-
-@dataclass(frozen=True, eq=False)
-class _FitChunk:
-    """The fit of a chunk of voxels."""
-
-    model: PackedCellsModel
-    n_draws: int
-
-    def __call__(self, voxels: Voxels) -> dict[str, np.ndarray]:
-        model = self.model
-        posterior = packed_cells_posterior(
-            model.acquisition,
-            voxels.signals,
-            voxels.sigma,
-            diffusivity=model._known,
-            free_diffusivity=model._free,
-            n_draws=self.n_draws,
-            seed=model.seed,
-            amplitudes=model.labels,
-            cross_terms=model.cross_terms,
-            least_b=1e-3 * model.least_b,
-        )
-        names = PackedCellsFit.MAPS
-        likeliest = {name: posterior.best[name] for name in names}
-        values = {f"{name}_likeliest": value for name, value in likeliest.items()}
-        if self.n_draws:
-            values |= summary({name: posterior.maps[name] for name in names})
-            axis, angle = of_axes(posterior.maps["wall_orientation"])
-        else:
-            values |= likeliest
-            axis, angle = of_axes(posterior.best["wall_orientation"][None])
-        rest = (voxels.signals - posterior.predicted)[:, model.used]
-        n_unknowns = model.used.sum() - posterior.degrees_of_freedom
-        return values | {
-            "wall_orientation": axis,
-            "wall_orientation_angle": angle,
-            "class_probabilities": np.stack([*posterior.class_probabilities.values()], axis=1),
-            "systematic_floor": posterior.floor,
-            "S0_per_te": _per_te(model, posterior.amplitudes),
-            "S0_per_label": posterior.amplitudes,
-            "_class": posterior.best_class,
-            "_parameters": np.stack([posterior.best_parameters[n] for n in PARAMETERS], axis=1),
-            "_frame": posterior.frames,
-            "_odd": posterior.odd,
-            "_squares": posterior.group_squares,
-            "_freedom": posterior.group_freedom,
-            "converged": True,
-            "sigma": posterior.sigma,
-            "residual_rms": np.sqrt((rest**2).mean(axis=1)),
-            "n_unknowns": n_unknowns + (~model.used).sum(),
-            "excess": posterior.chi_square / posterior.degrees_of_freedom,
-            "worst_excess": posterior.worst_excess,
-            "worst_freedom": posterior.worst_freedom,
-            "n_groups": posterior.group_squares.shape[1],
-        }
 
 
 def _per_te(model, amplitudes):

@@ -21,13 +21,15 @@ from numba import njit
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def dispersed_signals(coefficients, cosines, spread, first, n_sets):
+def dispersed_signals(coefficients, degrees, cosines, spread, first, n_sets):
     """Sums (N, J, M) of `n_sets` kernels, and of the first one's derivatives by cos^2 and spread.
 
     Parameters
     ----------
     coefficients : ndarray (N, S, L, n_sets)
-        Of the even polynomials of each shell.
+        Of the even polynomials of each shell,
+    degrees : ndarray (S,) of int
+        of which the others are 0.
     cosines : ndarray (N, M)
     spread : ndarray (N, M)
         t of each measurement.
@@ -57,7 +59,7 @@ def dispersed_signals(coefficients, cosines, spread, first, n_sets):
                 damping, ratio, growth = 1.0, np.exp(-6 * t), np.exp(-8 * t)
                 by_square, by_spread = 0.0, 0.0
                 sums[:] = 0
-                for k in range(n_degrees):
+                for k in range(degrees[s]):
                     damped = damping * now
                     for j in range(n_sets):
                         sums[j] += row[k, j] * damped
@@ -70,6 +72,8 @@ def dispersed_signals(coefficients, cosines, spread, first, n_sets):
                     before, now = now, following
                     damping *= ratio
                     ratio *= growth
+                    if damping < 1e-9:
+                        break
                 for j in range(n_sets):
                     result[n, j, i] = sums[j]
                 if slopes:

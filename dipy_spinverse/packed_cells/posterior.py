@@ -41,6 +41,7 @@ from dipy_spinverse.packed_cells.search import (
     Modes,
     dictionary_starts,
     find_modes,
+    minima,
 )
 from dipy_spinverse.packed_cells.tissue_signals import TissueSignals, tissue_signals
 from dipy_spinverse.voxels.statistics import of_axes
@@ -48,11 +49,16 @@ from dipy_spinverse.voxels.status import REFUTED
 from dipy_spinverse.voxels.tensor_frames import tensor_frames
 
 _N_MODES = 6
-_FIRST_STEPS, _LAST_STEPS = 16, 10
+_FIRST_STEPS, _LAST_STEPS, _POLISHING_STEPS = 16, 40, 15
+# Of the chi-square: interpolated signals that are wrong by more are not good enough.
+_TELLING = 4.0
 # Classes whose evidence is e^-10, after the noise is refined e^-6, of the best are dropped.
 _FIRST_SCREEN, _LAST_SCREEN = 10.0, 6.0
 _LEAST_PROBABILITY = 0.005  # of a class; less likely ones are dropped
 _LEAST_SIGMA = 1e-3  # over the largest signal: the emulator is not more exact
+# Over the largest signal: a first idea of the noise where it is not given, and what interpolated
+# signals may be wrong by.
+_FIRST_SIGMA, _INTERPOLATION_ERROR = 0.02, 0.01
 _BATCH = 64  # voxels
 # Of the noise's variance, for draws: those of randomised likelihoods are too narrow otherwise.
 # Chosen for 40 tissues of Monte Carlo.
@@ -199,16 +205,20 @@ def packed_cells_posterior(
     data, sigma = checked_input(
         acquisition, data, sigma, free_diffusivity, n_draws, classes, least_b
     )
-    tissues = [tissue_class(name, diffusivity is not None) for name in classes]
+    known, relaxes = diffusivity is not None, np.ptp(acquisition.te) > 0
+    tissues = [tissue_class(name, known, relaxes) for name in classes]
     shapes = {
         "cylinder": any(tissue.has_cylinders for tissue in tissues),
         "sphere": any(tissue.has_spheres for tissue in tissues),
     }
     needed = tuple(shape for shape, is_needed in shapes.items() if is_needed)
-    model = tissue_signals(acquisition, diffusivity, free_diffusivity, needed)
+    model, emulated = (
+        tissue_signals(acquisition, diffusivity, free_diffusivity, needed, compiled)
+        for compiled in (True, False)
+    )
     used = acquisition.b0_mask | (acquisition.b >= least_b)
     scan = _Scan(
-        acquisition, model, tissues, labels_of(acquisition, amplitudes), used,
+        acquisition, model, emulated, tissues, labels_of(acquisition, amplitudes), used,
         residual_groups(acquisition, used), cross_terms,
     )  # fmt: skip
     parts = []
@@ -225,6 +235,7 @@ class _Scan:
 
     acquisition: Acquisition
     model: TissueSignals
+    emulated: TissueSignals
     tissues: list[TissueClass]
     labels: np.ndarray
     used: np.ndarray
@@ -241,16 +252,25 @@ class _Case:
     noise_known : bool
     modes : list of Modes
         Of those voxels alone that `kept` says.
+    offsets : list of ndarray
+        What `emulated` gives beyond the signals of `model` at the best of the modes so far.
     kept : ndarray (C, V) of bool
         Voxels for which a class is considered.
     """
 
     model: TissueSignals
+    emulated: TissueSignals
     tissues: list[TissueClass]
     known: Measured
     noise_known: bool
     modes: list[Modes]
+    offsets: list[np.ndarray]
     kept: np.ndarray
+
+    def problem(self, k: int) -> ClassProblem:
+        """That of one class and the voxels for which it is considered."""
+        known = self.known.of_voxels(self.kept[k])
+        return ClassProblem(self.model, self.tissues[k], known, self.offsets[k])
 
     def log_evidence(self) -> np.ndarray:
         """Laplace's (C, V); -inf where a class is not considered."""
@@ -267,25 +287,30 @@ class _Case:
             voxels = np.flatnonzero(best == k)
             if len(voxels):
                 rows = (np.cumsum(self.kept[k]) - 1)[voxels]
-                place = modes.places[rows, 0]
-                groups.append(_Best(self.tissues[k], voxels, place, modes.frames[rows]))
+                tissue, place, frames = self.tissues[k], modes.places[rows, 0], modes.frames[rows]
+                signals = self.model(tissue, place, frames) + self.offsets[k][rows]
+                groups.append(_Best(tissue, voxels, place, frames, signals))
         return best, groups
 
 
 class _Best(NamedTuple):
-    """Voxels (n,) that a class explains best, their places (n, P) and frames (n, 3, 3)."""
+    """Voxels (n,) that a class explains best, and how.
+
+    Places (n, P), frames (n, 3, 3) and signals (n, M) over those at b = 0.
+    """
 
     tissue: TissueClass
     voxels: np.ndarray
     places: np.ndarray
     frames: np.ndarray
+    signals: np.ndarray
 
 
 def _posterior_of(scan, data, sigma, n_draws, seed):
     order = scan.model.shells.order
     known_noise = sigma is not None
-    # A first idea of the noise: a fiftieth of the largest signal.
-    first_sigma = sigma if known_noise else 0.02 * np.abs(data).max(axis=1)
+    largest = np.abs(data).max(axis=1)
+    first_sigma = sigma if known_noise else _FIRST_SIGMA * largest
     odd = np.zeros((len(data), 3 * len(scan.acquisition.timings)))
     if scan.cross_terms:
         odd = odd_terms(scan.acquisition, data, first_sigma)
@@ -294,9 +319,12 @@ def _posterior_of(scan, data, sigma, n_draws, seed):
     known = measured(
         np.ascontiguousarray(data[:, order]), first_sigma, scan.labels[order], scan.used[order]
     )
-    case = _searched(scan, known, frames, known_noise)
+    # Less noise than the interpolated signals have errors makes a search follow these.
+    excess = np.maximum(_INTERPOLATION_ERROR * largest / first_sigma, 1) ** 2
+    case = _searched(scan, known.with_less_weight(excess), frames, known_noise)
+    case = replace(case, known=known)
     floor = np.zeros(len(data))
-    for _ in range(1 if known_noise else 2):
+    for _ in range(2):
         case, floor = _refined(case)
     best_class, groups_of_class = case.best()
     at_best = _at_best(case, best_class, groups_of_class, scan)
@@ -328,8 +356,9 @@ def _searched(scan, known, frames, noise_known):
     """Modes of every class, without model errors."""
     n_voxels = len(known.data)
     modes = {}
+    none = np.zeros_like(known.data)
     for tissue in scan.tissues:
-        problem = ClassProblem(scan.model, tissue, known)
+        problem = ClassProblem(scan.model, tissue, known, none)
         if tissue.name == "crossing" and "cylinders" in modes:
             starts = _crossing_starts(tissue, modes["cylinders"], problem)
         elif tissue.name == "no cells":
@@ -338,13 +367,18 @@ def _searched(scan, known, frames, noise_known):
             starts = dictionary_starts(scan.model, tissue, known, frames)
         modes[tissue.name] = find_modes(problem, starts, frames, _N_MODES, _FIRST_STEPS)
     kept = np.ones((len(scan.tissues), n_voxels), dtype=bool)
-    case = _Case(scan.model, scan.tissues, known, noise_known, list(modes.values()), kept)
+    offsets = [none] * len(scan.tissues)
+    case = _Case(
+        scan.model, scan.emulated, scan.tissues, known, noise_known, list(modes.values()),
+        offsets, kept,
+    )  # fmt: skip
     return _screened(case, _FIRST_SCREEN)
 
 
 def _crossing_starts(tissue, cylinders, problem):
     """Places (V, 2, P) like the best cylinders', crossing in either plane of their frame."""
-    alone = tissue_class("cylinders", problem.model.diffusivity is not None)
+    model = problem.model
+    alone = tissue_class("cylinders", model.diffusivity is not None, model.echo.any())
     starts = np.zeros((len(cylinders.places), 2, tissue.n_parameters))
     for k, name in enumerate(tissue.parameters):
         if name in alone.parameters and name not in ROTATION:
@@ -359,10 +393,10 @@ def _screened(case, most):
     """The case without classes of little evidence, voxel by voxel."""
     evidence = case.log_evidence()
     kept = evidence > evidence.max(axis=0) - most
-    modes = [
-        modes.of_voxels(kept[k, case.kept[k]]) for k, modes in enumerate(case.modes)
-    ]  # fmt: skip
-    return replace(case, modes=modes, kept=kept)
+    still = [kept[k, case.kept[k]] for k in range(len(kept))]
+    modes = [each.of_voxels(rows) for each, rows in zip(case.modes, still, strict=True)]
+    offsets = [each[rows] for each, rows in zip(case.offsets, still, strict=True)]
+    return replace(case, modes=modes, offsets=offsets, kept=kept)
 
 
 def _refined(case):
@@ -373,12 +407,11 @@ def _refined(case):
     noise_free, sigma = np.empty((n_voxels, n)), known.sigma.copy()
     n_unknowns = np.empty(n_voxels)
     errors = []
-    for tissue, voxels, places, frames in groups:
-        signals = case.model(tissue, places, frames)
+    for tissue, voxels, places, frames, signals in groups:
         white, amplitude, _ = residuals(known, signals, voxels)
         scale = amplitude[:, known.labels]
         noise_free[voxels] = scale * np.maximum(signals, 0)
-        errors.append(scale[:, None] * model_errors(case.model, tissue, places, frames))
+        errors.append(scale[:, None] * model_errors(case.emulated, tissue, places, frames))
         n_unknowns[voxels] = tissue.n_parameters + known.n_labels
         if not case.noise_known:
             dof = np.maximum(known.n_used - n_unknowns[voxels], 1)
@@ -394,14 +427,42 @@ def _refined(case):
     for group, each in zip(groups, errors, strict=True):
         of_model[group.voxels, : each.shape[1]] = each
     case = replace(case, known=refined(known, noise_free, of_model, floor))
-    modes = []
-    for k, (tissue, each) in enumerate(zip(case.tissues, case.modes, strict=True)):
+    modes, offsets = list(case.modes), list(case.offsets)
+    for k, each in enumerate(case.modes):
         if len(each.frames):
-            problem = ClassProblem(case.model, tissue, case.known.of_voxels(case.kept[k]))
-            starts = each.places
-            each = find_modes(problem, starts, each.frames, _N_MODES, _LAST_STEPS)
-        modes.append(each)
-    return _screened(replace(case, modes=modes), _LAST_SCREEN), floor
+            problem = replace(case.problem(k), offset=_beyond(case, k, each))
+            found = find_modes(problem, each.places, each.frames, _N_MODES, _LAST_STEPS)
+            modes[k] = _polished(problem, case.emulated, found)
+            offsets[k] = _beyond(case, k, modes[k])
+    return _screened(replace(case, modes=modes, offsets=offsets), _LAST_SCREEN), floor
+
+
+def _beyond(case, k, modes):
+    """What the emulator gives at the best places beyond the signals of the model, (V, M)."""
+    place = case.tissues[k], modes.places[:, 0], modes.frames
+    return case.emulated(*place) - case.model(*place)
+
+
+def _polished(problem, emulated, modes):
+    """Modes, the best of which is found with the emulator itself where the data tell."""
+    tissue, everywhere = problem.tissue, np.arange(len(modes.frames))
+    z, frames = modes.places[:, 0], modes.frames
+    known = problem.known
+    interpolated = problem.model(tissue, z, frames) + problem.offset
+    apart = residuals(known, emulated(tissue, z, frames), everywhere)[0]
+    apart -= residuals(known, interpolated, everywhere)[0]
+    rows = np.flatnonzero((apart**2).sum(axis=1) > _TELLING)
+    if not len(rows):
+        return modes
+    known = known.of_voxels(rows)
+    own = ClassProblem(emulated, tissue, known, np.zeros_like(known.data))
+    found = minima(own, z[rows], frames[rows], np.arange(len(rows)), _POLISHING_STEPS)
+    places, frames, covariances, costs = (
+        each.copy() for each in (modes.places, modes.frames, modes.covariances, modes.costs)
+    )
+    costs[rows] = np.inf
+    places[rows, 0], frames[rows], covariances[rows, 0], costs[rows, 0] = found
+    return Modes(places, frames, covariances, costs)
 
 
 def model_errors(
@@ -469,10 +530,9 @@ def _drawn(case, n_draws, seed):
         number, voxel = np.nonzero(of_class == k)
         if not len(number):
             continue
-        problem = ClassProblem(case.model, tissue, case.known.of_voxels(case.kept[k]))
         row = np.cumsum(case.kept[k]) - 1
         found = randomised_draws(
-            problem, modes, row[voxel], number, not case.noise_known,
+            case.problem(k), modes, row[voxel], number, not case.noise_known,
             n_draws, np.random.default_rng(seeds[k]),
         )  # fmt: skip
         frames[number, voxel] = found[1]
@@ -491,8 +551,8 @@ def _at_best(case, best_class, groups_of_class, scan):
     parameters = {name: np.zeros(n_voxels) for name in PARAMETERS}
     frames, signals = np.zeros((n_voxels, 3, 3)), np.empty((n_voxels, n))
     n_parameters = np.empty(n_voxels)
-    for tissue, voxels, places, own_frames in groups_of_class:
-        signals[voxels] = model(tissue, places, own_frames)
+    for tissue, voxels, places, own_frames, own_signals in groups_of_class:
+        signals[voxels] = own_signals
         frames[voxels] = own_frames
         n_parameters[voxels] = tissue.n_parameters
         for name, value in tissue_parameters(tissue, places, model.diffusivity).items():

@@ -69,7 +69,7 @@ def randomised_draws(
         part = slice(first, first + _ROWS)
         v, k = voxel[part], number[part]
         again = _randomised(known, v, noise[k], along[k], size[k])
-        own = ClassProblem(problem.model, problem.tissue, again, prior[k])
+        own = replace(problem, known=again, centre=prior[k], offset=problem.offset[v])
         z, frames = modes.at(problem.tissue, v, chosen[part])
         found = minima(own, z, frames, np.arange(len(v)), _MOST_STEPS)
         parts.append(found[:2])

@@ -22,13 +22,18 @@ _N_PROFILE = 4
 # The best entries of each interval of the radius, with and without much of a hindered pool, are
 # starts: minima differ most in these.
 _RADIUS_BINS = 4
-# Relative to the curvature along each parameter, with costs of half a chi-square.
-_DAMPING = Damping(first=1e-2, least=1e-8, largest=1e6, growth=8.0)
-_SHRINK = 0.2
+# Relative to the mean curvature, the same for all parameters, whose scale is that of the prior:
+# valleys of good data are narrow and bent, and damping by each parameter's own curvature crawls.
+_DAMPING = Damping(first=1e-4, least=1e-12, largest=1e6, growth=4.0)
+# Of the gain that was expected, and how the damping changes where a step has less.
+_GOOD, _POOR = 0.75, 0.25
+_SHRINK, _HOLD, _GROW = 0.25, 0.7, 2.0
 # Of the cost: a search that gains less ends.
 _LEAST_GAIN = 1e-2
 # Of z, in one step.
 _LARGEST_STEP = 1.5
+# Steps after which the better half of many starts goes on.
+_SHORT, _FEW = 8, 4
 # Of the cost above the best minimum's, e^-12 of its density: others are dropped.
 _LARGEST_EXCESS = 12
 # Places that are computed at once: that many fit into the processor's cache.
@@ -45,6 +50,8 @@ class ClassProblem:
     tissue : TissueClass
     known : Measured
         Of V voxels.
+    offset : ndarray (V, M)
+        What the emulator gives beyond the signals of `model`, where it was asked.
     centre : ndarray (V, P) or float
         Of the prior.
     """
@@ -52,6 +59,7 @@ class ClassProblem:
     model: TissueSignals
     tissue: TissueClass
     known: Measured
+    offset: np.ndarray
     centre: np.ndarray | float = 0.0
 
 
@@ -122,10 +130,13 @@ def find_modes(
     # Rotations go into the frames: slopes by them hold where they are 0.
     places = starts.reshape(-1, p)
     at, turned = problem.tissue.moved(np.zeros_like(places), frames[voxel], places)
+    if n_starts > _FEW:
+        at, turned, _, costs = minima(problem, at, turned, voxel, _SHORT)
+        rank = np.argsort(costs.reshape(n_voxels, n_starts), axis=1)[:, : n_starts // 2]
+        better = (rank + n_starts * np.arange(n_voxels)[:, None]).ravel()
+        at, turned, voxel = at[better], turned[better], voxel[better]
     found = minima(problem, at, turned, voxel, most_steps)
-    z, frames, covariances, costs = (
-        each.reshape(n_voxels, n_starts, *each.shape[1:]) for each in found
-    )
+    z, frames, covariances, costs = (each.reshape(n_voxels, -1, *each.shape[1:]) for each in found)
     return _distinct(problem.tissue, z, frames, covariances, costs, n_modes)
 
 
@@ -185,6 +196,7 @@ def _dictionary(model, tissue):
         shells=replace(shells, order=np.arange(first[-1]), first=first),
         directions=np.tile(directions, (len(shells), 1)),
         isotropic=np.zeros(first[-1], dtype=bool),
+        echo=np.repeat(model.echo[shells.first[:-1]], _N_PROFILE),
     )
     frames = np.repeat(np.eye(3)[None], _N_DICTIONARY, axis=0)
     parts = np.arange(0, _N_DICTIONARY, _CHUNK)
@@ -208,19 +220,24 @@ def minima(
 
     def advance(rows, damping):
         rows, damping = rows.numpy(), damping.numpy()
-        diagonal = np.einsum("npp->np", hessian[rows])
-        damped = hessian[rows] + (damping[:, None] * (diagonal + 1e-3))[..., None] * identity
-        step = -np.linalg.solve(damped, gradient[rows][..., None])[..., 0]
-        step = np.clip(step, -_LARGEST_STEP, _LARGEST_STEP)
+        slope, curvature = gradient[rows], hessian[rows]
+        scale = damping * np.einsum("npp->n", curvature) / len(identity)
+        step = -np.linalg.solve(curvature + scale[:, None, None] * identity, slope[..., None])
+        step *= np.minimum(1, _LARGEST_STEP / np.abs(step).max(axis=1, keepdims=True))
+        expected = -(slope * step[..., 0]).sum(axis=1)
+        expected -= 0.5 * (step * (curvature @ step)).sum(axis=(1, 2))
+        step = step[..., 0]
         moved, turned = tissue.moved(z[rows], frames[rows], step)
         moved = np.clip(moved, -LARGEST_Z, LARGEST_Z)
         new = _expansion(problem, moved, turned, voxel[rows])
-        better = new[0] < cost[rows]
-        small = better & (cost[rows] - new[0] < _LEAST_GAIN)
+        gain = cost[rows] - new[0]
+        better, ratio = gain > 0, gain / np.maximum(expected, 1e-300)
+        small = better & (gain < _LEAST_GAIN) & (ratio > _POOR)
+        change = np.where(ratio > _GOOD, _SHRINK, np.where(ratio > _POOR, _HOLD, _GROW))
         kept = (z, frames, cost, gradient, hessian)
         for each, found in zip(kept, (moved, turned, *new), strict=True):
             each[rows[better]] = found[better]
-        return torch.from_numpy(better), torch.from_numpy(small), _SHRINK
+        return tuple(torch.from_numpy(each) for each in (better, small, change))
 
     levenberg_marquardt(advance, torch.from_numpy(cost), _DAMPING, most_steps)
     return z, frames, np.linalg.inv(hessian), cost
@@ -235,6 +252,7 @@ def _expansion(problem, z, frames, voxel):
         part = slice(first, first + _CHUNK_WITH_SLOPES)
         v = voxel[part]
         signals, slopes = problem.model(tissue, z[part], frames[part], slopes=True)
+        signals += problem.offset[v]
         white, amplitude, information = residuals(known, signals, v)
         changes = whitened_slopes(known, signals, amplitude, slopes, v)
         cost[part] = 0.5 * np.einsum("nm,nm->n", white, white) + information

@@ -2,6 +2,10 @@
 
     S = w_free exp(-b D_free) + w_dot + w_hindered exp(-b g^T H g) + w_cells S_cells
 
+w_free grows with the echo time where free water relaxes more slowly than the rest, by
+
+    w_free / (1 - w_free) = f / (1 - f) exp(r (TE - shortest TE))
+
 S_cells is that of dispersed packed cylinders, of two such populations that cross, of packed
 spheres, or of cylinders and spheres side by side. H, the dispersion and the plane of crossing
 share one frame.
@@ -21,6 +25,7 @@ from dipy_spinverse.packed_cells.classes import (
     diffusion_of,
 )
 from dipy_spinverse.packed_cells.compiled import (
+    DIFFUSIVITY_RANGE,
     CompiledSignals,
     EmulatedSignals,
     Shells,
@@ -48,6 +53,8 @@ class TissueSignals:
     directions : ndarray (M, 3)
     isotropic : ndarray (M,) of bool
         Averages over all directions.
+    echo : ndarray (M,)
+        Echo times less the shortest, ms.
     cells : dict of CompiledSignals or EmulatedSignals
         Keys "cylinder" and "sphere".
     free_diffusivity : float
@@ -58,6 +65,7 @@ class TissueSignals:
     shells: Shells
     directions: np.ndarray
     isotropic: np.ndarray
+    echo: np.ndarray
     cells: dict[str, CompiledSignals | EmulatedSignals]
     free_diffusivity: float
     diffusivity: tuple[float, float] | None
@@ -86,8 +94,10 @@ class TissueSignals:
         for k, (name, (value, slope)) in enumerate(found.items()):
             jacobian[:, k] = by_value[name] * slope[:, None]
             if name == "diffusivity_outside" and "diffusivity_inside" in found:
-                # The diffusivity inside is relative to it.
-                share = found["diffusivity_inside"][0] / value * slope
+                # The diffusivity inside is relative to it, within limits.
+                inside = found["diffusivity_inside"][0]
+                low, high = DIFFUSIVITY_RANGE
+                share = np.where((low < inside) & (inside < high), inside / value * slope, 0)
                 jacobian[:, k] += by_value["diffusivity_inside"] * share[:, None]
         if tissue.turns:
             jacobian[:, -3:] = by_value["rotation"]
@@ -103,7 +113,8 @@ class TissueSignals:
         b, by = self.b, {}
         cells, hindered = self._cells(tissue, values, along, squares, by, slopes)
         free = np.exp(-b * self.free_diffusivity)
-        first, second = values["free_water"][:, None], values["dot"][:, None]
+        first, by_first, by_relaxation = self._free_water(values)
+        second = values["dot"][:, None]
         third = values.get("hindered", np.zeros(len(frames)))[:, None]
         rest = (1 - first) * (1 - second)
         tissue_signals = cells
@@ -115,12 +126,24 @@ class TissueSignals:
             return signals, by
         for name, each in by.items():
             each *= rest * (1 - third) if name != "rotation" else (rest * (1 - third))[:, None]
-        by["free_water"] = free - water
+        by["free_water"] = (free - water) * by_first
+        if "relaxation" in values:
+            by["relaxation"] = (free - water) * by_relaxation
         by["dot"] = (1 - first) * (1 - tissue_signals)
         if hindered is not None:
             by["hindered"] = rest * (hindered - cells)
             self._hindered_slopes(values, along, squares, hindered, rest * third, by)
         return signals, by
+
+    def _free_water(self, values):
+        """Share (N, M) of free water at each echo time, and its derivatives."""
+        share = values["free_water"][:, None]
+        if "relaxation" not in values:
+            return share, 1.0, None
+        growth = np.exp(values["relaxation"][:, None] * self.echo)
+        total = 1 - share + share * growth
+        found = share * growth / total
+        return found, growth / total**2, self.echo * found * (1 - found)
 
     def _hindered_slopes(self, values, along, squares, hindered, weight, by):
         names = ("hindered_1", "hindered_2", "hindered_along")
@@ -218,8 +241,8 @@ class TissueSignals:
     def _dispersed(self, coefficients, cosines, spread):
         spread = np.where(self.isotropic, _ISOTROPIC, spread)
         return dispersed_signals(
-            coefficients, np.ascontiguousarray(cosines), spread, self.shells.first,
-            coefficients.shape[-1],
+            coefficients, self.cells["cylinder"].degrees, np.ascontiguousarray(cosines), spread,
+            self.shells.first, coefficients.shape[-1],
         )  # fmt: skip
 
     def _cylinders(self, tissue, values, along, squares, by, slopes):
@@ -304,6 +327,7 @@ def tissue_signals(
     free_diffusivity: float,
     shapes: tuple[str, ...] = ("cylinder", "sphere"),
     compiled: bool = True,
+    shortest_te: float | None = None,
 ) -> TissueSignals:
     """Prepare an acquisition; the first time this takes some seconds for each shape.
 
@@ -317,13 +341,18 @@ def tissue_signals(
     shapes : tuple of str, optional
     compiled : bool, optional
         Whether to prepare for many tissues; a few take no preparation.
+    shortest_te : float, optional
+        ms, at which the share of free water is meant; that of the acquisition where not given.
     """
+    if shortest_te is None:
+        shortest_te = acquisition.te.min()
     shells = shells_of(acquisition)
     make = compiled_signals if compiled else emulated_shells
     return TissueSignals(
         shells,
         acquisition.directions[shells.order],
         acquisition.isotropic[shells.order],
+        (acquisition.te - shortest_te)[shells.order],
         {shape: make(shape, shells, diffusivity) for shape in shapes},
         free_diffusivity,
         diffusivity,

@@ -59,6 +59,9 @@ def network_of(shape: str) -> Network:
     """The network of packed cylinders or spheres that comes with the package."""
     path = files("dipy_spinverse.packed_cells.emulator") / "networks.npz"
     with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files if name.startswith(shape)}
+        if not all(np.isfinite(each).all() for each in arrays.values()):
+            raise ValueError(f"{path} has NaN or infinite weights; install the package again.")
         n_layers = int(file[f"{shape}_layers"])
         return Network(
             tuple(file[f"{shape}_weight_{k}"] for k in range(n_layers)),
