@@ -30,7 +30,7 @@ from dipy_spinverse.bloch_torrey.time_parts import alike_in_time, unique_encodin
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.grid.regions import faces_as_corners
 
-_EDGES = np.array([[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]])
+EDGES = np.array([[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]])
 _CHUNK_BYTES = 2**28
 _KEPT_STATES = 400  # of a backward sweep: those between exponentials, and those of one series
 
@@ -113,7 +113,7 @@ def finite_elements(grid: TetrahedralGrid, permeability: ArrayLike) -> FiniteEle
     wrap = np.round(offset / period).astype(int).reshape(-1, 3)
 
     corners = np.arange(n_corners).reshape(-1, 4)
-    edges = corners[:, _EDGES].reshape(-1, 2)
+    edges = corners[:, EDGES].reshape(-1, 2)
     shift = wrap[edges[:, 1]] - wrap[edges[:, 0]]
     pairs = np.concatenate(
         [node[edges], node[np.stack([first, second], -1)[membranes]].reshape(-1, 2)]
@@ -155,6 +155,7 @@ def simulate_finite_elements(
     """Signals of an acquisition in a grid with membranes, by linear finite elements.
 
     Other than the finite volumes these need no lattice: the grid may follow curved membranes.
+    Spins that leave an absorbing grid are lost at its outer faces, also on a lattice.
 
     Parameters
     ----------
@@ -214,23 +215,25 @@ def coefficients(
     """Conductances (L,) of links, um^3/ms; masses (N,), um^3, and positions (N, 3), um, of nodes.
 
     Differentiable with respect to everything.
+
+    Raises
+    ------
+    ValueError
+        Points at which tetrahedra are inverted.
     """
+    inverted = inverted_tetrahedra(elements.grid, points.detach().numpy())
+    if inverted.any():
+        raise ValueError(
+            "points_um: vertices were moved so far that tetrahedra are inverted (first: "
+            f"{int(np.argmax(inverted))}); move them less, or mesh anew."
+        )
     grid = elements.grid
     corners = points[grid.tetrahedra] + _wrapped(grid)
     edges = corners[:, 1:] - corners[:, :1]
-    volumes = torch.linalg.det(edges) / 6
-    # the tetrahedra of a grid may have either orientation; which one must not change
-    given = np.linalg.det(grid.tetrahedron_points[:, 1:] - grid.tetrahedron_points[:, :1])
-    if (volumes.detach().numpy() * given <= 0).any():
-        raise ValueError(
-            "points_um: vertices were moved so far that tetrahedra are inverted (first: "
-            f"{int(np.argmax(volumes.detach().numpy() * given <= 0))}); move them less, or mesh "
-            "anew."
-        )
-    volumes = volumes.abs()
+    volumes = (torch.linalg.det(edges) / 6).abs()
     slopes = torch.linalg.inv(edges).transpose(1, 2)  # (T, 3 vertices, 3)
     slopes = torch.cat([-slopes.sum(dim=1, keepdim=True), slopes], dim=1)
-    products = (slopes[:, _EDGES[:, 0]] * slopes[:, _EDGES[:, 1]]).sum(dim=2)
+    products = (slopes[:, EDGES[:, 0]] * slopes[:, EDGES[:, 1]]).sum(dim=2)
     per_edge = -(diffusivity * volumes)[:, None] * products
     n_links, n_nodes = len(elements.ends), len(elements.vertices)
     conductance = _scatter(n_links, elements.tetrahedron_links, per_edge)
@@ -240,6 +243,18 @@ def coefficients(
     conductance = conductance + _scatter(n_links, elements.membrane_links, through)
     masses = _scatter(n_nodes, elements.nodes, (volumes / 4)[:, None].expand(-1, 4))
     return conductance, masses, _positions(elements, points, corners, volumes, masses)
+
+
+def inverted_tetrahedra(grid: TetrahedralGrid, points: np.ndarray) -> np.ndarray:
+    """Whether (T,) tetrahedra with their vertices at other points (P, 3) are turned inside out.
+
+    The tetrahedra of a grid may have either orientation; which one must not change.
+    """
+    corners = points[grid.tetrahedra] + _wrapped(grid).numpy()
+    now, given = (
+        np.linalg.det(each[:, 1:] - each[:, :1]) for each in (corners, grid.tetrahedron_points)
+    )
+    return now * given <= 0
 
 
 def _positions(elements, points, corners, volumes, masses):

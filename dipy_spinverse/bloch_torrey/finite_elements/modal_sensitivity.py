@@ -1,0 +1,410 @@
+"""Signals of closed bodies by their slowest Laplace modes, and derivatives by vertex positions.
+
+The matrix formalism made differentiable. Of n modes Phi with rates L the signals depend through
+
+    Phi^T A Phi,   Phi^T x_d Phi  (d = x, y, z),   Phi^T s,
+
+with A the symmetrised operator, x the positions and s the start. Modes follow A. What a change of
+A moves them within their span changes no signal; beyond it, mode k moves by
+-(A - L_k)^+ P dA phi_k, P the projection on all that is not kept. Without this response of the
+modes derivatives by single vertices are off by some percent, with it by the truncation alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from scipy.sparse import csr_matrix, eye_array
+from scipy.sparse.linalg import LinearOperator, SuperLU, eigsh, splu
+
+from dipy_spinverse.acquisition.kinds import pulsed_only
+from dipy_spinverse.acquisition.measurements import Measurements
+from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.bloch_torrey.finite_elements.coefficient_derivatives import (
+    coefficient_derivatives,
+)
+from dipy_spinverse.bloch_torrey.finite_elements.matrix_formalism import length_scale_for
+from dipy_spinverse.bloch_torrey.finite_elements.operator import (
+    FiniteElements,
+    checked_coefficients,
+    coefficients,
+    finite_elements,
+    network_of,
+)
+from dipy_spinverse.bloch_torrey.finite_elements.pulses_in_modes import PulseStates, pulse_groups
+from dipy_spinverse.bloch_torrey.finite_elements.sweep import Network, symmetrised_matrix
+from dipy_spinverse.bloch_torrey.time_parts import unique_encodings
+from dipy_spinverse.grid import TetrahedralGrid
+
+_FINER = 1.4  # modes are kept to a length scale so many times shorter than signals need
+_LEAST_MODES = 24
+_MORE_MODES = 0.3  # of those wanted, among which the largest gap is looked for
+_DENSE_NODES = 1200  # up to which all modes are found at once
+_FIELDS_TOGETHER = 40  # of which derivatives are taken at once: memory
+_RESPONSE_TOLERANCE = 1e-4  # of the response of modes beyond those that are known
+
+
+@dataclass(frozen=True, eq=False)
+class ModalSensitivities:
+    """Signals of an acquisition in a closed grid whose vertices move, and their derivatives.
+
+    Parameters
+    ----------
+    acquisition : Acquisition
+        M measurements of pulsed gradients, of any number of timings.
+    grid : TetrahedralGrid
+        Of reflecting boundary.
+    permeability : array-like (F,), optional
+        um/ms, of membranes inside; no membranes where not given.
+    diffusivity : float or array-like (T,), optional
+        um^2/ms.
+    length_scale_um : float, optional
+        Modes that vary over shorter lengths are left out; `length_scale_of_derivatives` where not
+        given. 0 keeps all of them.
+    steps : int, optional
+        Of a pulse, a multiple of 4.
+
+    Raises
+    ------
+    ValueError
+        A grid that is not closed, free waveforms, arguments of wrong shape or range.
+
+    Examples
+    --------
+    >>> from dipy_spinverse.grid import bcc_grid
+    >>> grid = bcc_grid(4, 1.5, boundary="reflecting")
+    >>> acquisition = Acquisition(b=[0, 1], directions=[[0, 0, 0], [1, 0, 0]],
+    ...                           small_delta=10, big_delta=30)
+    >>> body = ModalSensitivities(acquisition, grid).at(grid.points_um)
+    >>> wider = grid.points_um * [1, 0, 0]  # how points move as the body widens
+    >>> change = body.jacobian(wider[None])[:, 0]
+    >>> bool(body.signals[0] == 1 and change[1] < 0)
+    True
+    >>> bool(np.isclose((body.gradient([0, 1]) * wider).sum(), change[1]))
+    True
+    """
+
+    acquisition: Acquisition
+    grid: TetrahedralGrid
+    permeability: np.ndarray
+    diffusivity: torch.Tensor
+    length_scale_um: float
+    steps: int
+    elements: FiniteElements
+
+    def __init__(
+        self,
+        acquisition: Measurements,
+        grid: TetrahedralGrid,
+        permeability: ArrayLike | None = None,
+        *,
+        diffusivity: ArrayLike = 2.0,
+        length_scale_um: float | None = None,
+        steps: int = 8,
+    ):
+        if grid.boundary != "reflecting":
+            raise ValueError(
+                f"grid is {grid.boundary}; modes need a closed one. Give boundary='reflecting', "
+                "or step in time with simulate_finite_elements."
+            )
+        if steps < 4 or steps % 4:
+            raise ValueError(f"steps is {steps!r}; give a multiple of 4.")
+        if length_scale_um is not None and not length_scale_um >= 0:
+            raise ValueError(f"length_scale_um is {length_scale_um}; give 0 or a length above.")
+        kappa = np.full(grid.n_faces, np.inf) if permeability is None else permeability
+        kappa = np.asarray(kappa, dtype=float)
+        points = torch.as_tensor(grid.points_um)
+        given = checked_coefficients(grid, torch.as_tensor(kappa), points, diffusivity)
+        acquisition = pulsed_only(acquisition)
+        if length_scale_um is None:
+            length_scale_um = length_scale_of_derivatives(acquisition, float(given.max()))
+        for name, value in {
+            "acquisition": acquisition, "grid": grid, "permeability": kappa,
+            "diffusivity": given, "length_scale_um": float(length_scale_um), "steps": int(steps),
+            "elements": finite_elements(grid, kappa),
+        }.items():  # fmt: skip
+            object.__setattr__(self, name, value)
+
+    def at(self, points_um: ArrayLike) -> ModalSignals:
+        """Signals with the vertices at points (N, 3), um, and what derivatives need.
+
+        Raises
+        ------
+        ValueError
+            Points at which tetrahedra are inverted.
+        """
+        points = torch.as_tensor(points_um, dtype=torch.float64).detach()
+        kappa = torch.as_tensor(self.permeability)
+        values = coefficients(self.elements, points, kappa, self.diffusivity)
+        network = network_of(self.elements, *(x.numpy() for x in values))
+        return ModalSignals(self, points.numpy(), network, _modes_of(network, self._highest))
+
+    @cached_property
+    def unique(self) -> tuple[Acquisition, np.ndarray]:
+        """Measurements that differ in more than sign, and which of them each measurement is."""
+        representatives, encoding = unique_encodings(self.acquisition)
+        return self.acquisition.subset(representatives), encoding
+
+    @property
+    def _highest(self):
+        """The highest rate of interest, 1/ms."""
+        if self.length_scale_um == 0:
+            return np.inf
+        return float(self.diffusivity.max()) * (np.pi / self.length_scale_um) ** 2
+
+
+@dataclass(frozen=True, eq=False)
+class ModalSignals:
+    """Signals at one set of points, and their derivatives by these.
+
+    Build one with :meth:`ModalSensitivities.at`.
+
+    Attributes
+    ----------
+    sensitivities : ModalSensitivities
+    points : ndarray (N, 3)
+        um.
+    network : Network
+    modes : Modes
+    """
+
+    sensitivities: ModalSensitivities
+    points: np.ndarray
+    network: Network
+    modes: Modes
+
+    def __repr__(self) -> str:
+        return f"ModalSignals({len(self.signals)} signals, {len(self.modes.rates)} modes)"
+
+    @cached_property
+    def signals(self) -> np.ndarray:
+        """(M,), relative to the initial magnetisation."""
+        acquisition, encoding = self.sensitivities.unique
+        signals = np.ones(len(acquisition))
+        for part in self._parts:
+            signals[part.group.rows] = part.signals()
+        return signals[encoding]
+
+    def gradient(self, weights: ArrayLike) -> np.ndarray:
+        """Derivatives (N, 3) of weights (M,) times signals by points, 1/um."""
+        acquisition, encoding = self.sensitivities.unique
+        weights = np.bincount(encoding, np.asarray(weights, float), len(acquisition))
+        modes, network = self.modes, self.network
+        n = len(modes.rates)
+        by_rates, by_moments, by_start = np.zeros((n, n)), np.zeros((3, n, n)), np.zeros(n)
+        for part in self._parts:
+            of_part = part.pulled_back(weights[part.group.rows])
+            for total, more in zip((by_rates, by_moments, by_start), of_part, strict=True):
+                total += more
+        by_rates, by_moments = _symmetric(by_rates), _symmetric(by_moments)
+        phi, x = modes.shapes, self._centred
+        by_position = np.stack([((phi @ by) * phi).sum(axis=1) for by in by_moments], axis=1)
+        pushed = 2 * sum(x[:, [d]] * (phi @ by_moments[d]) for d in range(3))
+        across = phi @ by_rates - modes.respond(pushed)
+
+        root = np.sqrt(network.masses)[:, None]
+        i, j = network.ends.T
+        one, other = across / root, phi / root
+        by_conductance = ((one[i] - one[j]) * (other[i] - other[j])).sum(axis=1)
+        flow = across * (phi * modes.rates) + phi * (modes.matrix @ across)
+        by_mass = -flow.sum(axis=1) / (2 * network.masses)
+        of_start = (phi @ by_start) * network.start / 2
+        by_mass += of_start / network.masses - of_start.sum() / network.masses.sum()
+
+        return self._derivatives.pulled_back(by_conductance, by_mass, by_position)
+
+    def jacobian(self, fields: ArrayLike) -> np.ndarray:
+        """Derivatives (M, P) of signals as the points move along fields (P, N, 3).
+
+        For fields in um per unit of a parameter, derivatives by the parameters.
+        """
+        acquisition, encoding = self.sensitivities.unique
+        fields = np.asarray(fields, dtype=float)
+        jacobian = np.zeros((len(acquisition), len(fields)))
+        for first in range(0, len(fields), _FIELDS_TOGETHER):
+            some = slice(first, first + _FIELDS_TOGETHER)
+            changes = self._changes_of_modes(fields[some])
+            for part in self._parts:
+                jacobian[part.group.rows, some] = part.changes(*changes)
+        return jacobian[encoding]
+
+    @cached_property
+    def _derivatives(self):
+        """Of coefficients by points."""
+        own = self.sensitivities
+        return coefficient_derivatives(
+            own.elements, self.points, own.permeability, own.diffusivity.numpy(), self.network
+        )
+
+    @cached_property
+    def _centred(self):
+        """Positions (n, 3) from the middle of the masses, so that phases stay small."""
+        masses, positions = self.network.masses, self.network.positions
+        return positions - masses @ positions / masses.sum()
+
+    @cached_property
+    def _moments(self):
+        phi = self.modes.shapes
+        return np.array([phi.T @ (x[:, None] * phi) for x in self._centred.T])
+
+    @cached_property
+    def _parts(self):
+        """States of all measurements that are weighted, in parts of limited size."""
+        extent = 2 * np.linalg.norm(self._centred, axis=1).max()
+        modes, start = self.modes, self.network.start @ self.modes.shapes
+        acquisition, _ = self.sensitivities.unique
+        return [
+            PulseStates.after(part, modes.rates, self._moments, start, self.sensitivities.steps)
+            for group in pulse_groups(acquisition, extent)
+            for part in group.parts(len(modes.rates))
+        ]
+
+    def _changes_of_modes(self, fields):
+        """Of Phi^T A Phi (P, n, n), Phi^T x Phi (P, 3, n, n) and Phi^T s (P, n) along fields."""
+        modes, network, x = self.modes, self.network, self._centred
+        phi, rates, start = modes.shapes, modes.rates, network.start
+        n, n_modes = phi.shape
+        root = np.sqrt(network.masses)[:, None]
+        differences = csr_matrix(
+            (np.tile([1.0, -1.0], len(network.ends)), network.ends.ravel(),
+             np.arange(0, 2 * len(network.ends) + 1, 2)), (len(network.ends), n),
+        )  # fmt: skip
+        jumps, back = differences @ (phi / root), differences.T.tocsr()
+        of_conductance, of_mass, of_position = self._derivatives.along(fields)
+        relative = of_mass / network.masses
+        pushed = np.empty((len(fields), n, n_modes))
+        for p, (g, m) in enumerate(zip(of_conductance, relative / 2, strict=True)):
+            drift = m[:, None] * phi
+            pushed[p] = (back @ (g[:, None] * jumps)) / root
+            pushed[p] -= drift * rates + modes.matrix @ drift
+        of_rates = phi.T @ pushed
+        of_moments = np.empty((len(fields), 3, n_modes, n_modes))
+        for d in range(3):
+            of_moments[:, d] = phi.T @ (of_position[:, :, d, None] * phi)
+        of_moments -= 2 * modes.moments_of_response(x, pushed)
+        lost = of_mass.sum(axis=1) / network.masses.sum()
+        of_start = (start / 2 * (relative - lost[:, None])) @ phi
+        return of_rates, _symmetric(of_moments), of_start
+
+
+@dataclass(frozen=True, eq=False)
+class Modes:
+    """The slowest modes of a network, and how they respond to a change of its operator.
+
+    Attributes
+    ----------
+    matrix : csr_matrix (N, N)
+        The symmetrised operator A, 1/ms.
+    rates, shapes : ndarray (n,), (N, n)
+        That are kept.
+    others, beyond : ndarray (k,), (N, k)
+        Rates and shapes of further ones that are known.
+    factors : SuperLU or None
+        Of A, shifted to be positive, where there are more than these.
+    """
+
+    matrix: csr_matrix
+    rates: np.ndarray
+    shapes: np.ndarray
+    others: np.ndarray
+    beyond: np.ndarray
+    factors: SuperLU | None
+
+    def respond(self, pushed: np.ndarray) -> np.ndarray:
+        """(A - L_k)^+ P pushed_k of each mode: (N, n)."""
+        apart = self.others[:, None] - self.rates
+        known = self.beyond @ ((self.beyond.T @ pushed) / apart)
+        return known if self.factors is None else known + self._rest(pushed, self.rates)
+
+    def moments_of_response(self, x: np.ndarray, pushed: np.ndarray) -> np.ndarray:
+        """Phi^T x_d respond(pushed_p): (P, 3, n, n) of positions (N, 3) and pushed (P, N, n)."""
+        weighted = [x[:, [d]] * self.shapes for d in range(3)]
+        apart = self.others[:, None] - self.rates
+        inside = (self.beyond.T @ pushed) / apart
+        moments = np.stack([(self.beyond.T @ w).T @ inside for w in weighted], axis=1)
+        if self.factors is not None:
+            for p, each in enumerate(pushed):
+                rest = self._rest(each, self.rates)
+                moments[p] += np.array([w.T @ rest for w in weighted])
+        return moments
+
+    def _rest(self, pushed, shifts):
+        """The response beyond all known modes, by conjugate gradients with the factors."""
+        factors = self.factors
+        assert factors is not None
+        known = np.hstack([self.shapes, self.beyond])
+
+        def beyond(v):
+            return v - known @ (known.T @ v)
+
+        residual = beyond(pushed)
+        size = (residual**2).sum(axis=0)
+        solved = np.zeros_like(residual)
+        direction, before = 0.0, 1.0
+        while ((residual**2).sum(axis=0) > _RESPONSE_TOLERANCE**2 * size).any():
+            smooth = beyond(factors.solve(residual))
+            along = (residual * smooth).sum(axis=0)
+            direction = smooth + along / before * direction
+            image = beyond(self.matrix @ direction - shifts * direction)
+            length = along / np.maximum((direction * image).sum(axis=0), np.finfo(float).tiny)
+            solved += length * direction
+            residual = residual - length * image
+            before = np.maximum(along, np.finfo(float).tiny)
+        return solved
+
+
+def length_scale_of_derivatives(acquisition: Acquisition, diffusivity: float = 2.0) -> float:
+    """Length scale of modes (um) for derivatives by vertices, good to some 1e-3.
+
+    Examples
+    --------
+    >>> acquisition = Acquisition(b=[1], directions=[1, 0, 0], small_delta=10, big_delta=30)
+    >>> round(length_scale_of_derivatives(acquisition), 2)
+    4.69
+    """
+    return length_scale_for(acquisition, diffusivity) / _FINER
+
+
+def _modes_of(network: Network, highest: float) -> Modes:
+    """Modes up to about a highest rate, cut where the gap between rates is largest."""
+    matrix, n_nodes = symmetrised_matrix(network), len(network.masses)
+    if n_nodes <= _DENSE_NODES or not np.isfinite(highest):
+        rates, shapes = np.linalg.eigh(matrix.toarray())
+        factors = None
+    else:
+        rates, shapes, factors = _slowest(matrix, highest)
+    rates = np.maximum(rates, 0)
+    wanted = max(int((rates <= highest).sum()), _LEAST_MODES)
+    most = wanted + max(int(_MORE_MODES * wanted), 4)
+    n = n_nodes
+    if most < len(rates):
+        # within a group of alike rates the response would be large
+        n = wanted + int(np.argmax(rates[wanted:most] / rates[wanted - 1 : most - 1]))
+    return Modes(matrix, rates[:n], shapes[:, :n], rates[n:], shapes[:, n:], factors)
+
+
+def _slowest(matrix, highest):
+    """Rates, modes and factors of the shifted matrix: enough modes to cut them somewhere."""
+    n_nodes = matrix.shape[0]
+    shift = -1e-2 * highest
+    factors = splu((matrix - shift * eye_array(n_nodes)).tocsc())
+    inverse = LinearOperator(matrix.shape, factors.solve)
+    start = np.random.default_rng(0).normal(size=n_nodes)
+    n = 2 * _LEAST_MODES
+    while True:
+        n = min(n, n_nodes - 2)  # the most that shift and invert can tell
+        rates, shapes = eigsh(matrix, n, sigma=shift, OPinv=inverse, v0=start)
+        order = np.argsort(rates)
+        rates, shapes = rates[order], shapes[:, order]
+        wanted = max(int((rates <= highest).sum()), _LEAST_MODES)
+        if n == n_nodes - 2 or n > wanted + max(int(2 * _MORE_MODES * wanted), 8):
+            return rates, shapes, factors
+        n *= 2
+
+
+def _symmetric(matrices):
+    return (matrices + np.swapaxes(matrices, -1, -2)) / 2

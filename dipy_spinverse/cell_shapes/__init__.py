@@ -1,0 +1,7 @@
+"""Shapes of closed cells from their diffusion signals: meshes whose vertices move."""
+
+from dipy_spinverse.cell_shapes.fit import CellShapeFit
+from dipy_spinverse.cell_shapes.model import CellShapeModel
+from dipy_spinverse.cell_shapes.shape_spaces import ShapeSpace, TubeSpace, tube_space
+
+__all__ = ["CellShapeFit", "CellShapeModel", "ShapeSpace", "TubeSpace", "tube_space"]

@@ -1,0 +1,192 @@
+"""From the signals of voxels to cells, and to what a fit holds of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from dipy_spinverse.cell_shapes.geometry import MAPS, sizes
+from dipy_spinverse.cell_shapes.posterior import ensemble
+from dipy_spinverse.cell_shapes.search import Objective, lowered, posed_starts
+from dipy_spinverse.cell_shapes.unknowns import CellShape, Simulated
+from dipy_spinverse.voxels.image import Voxels
+from dipy_spinverse.voxels.noise import independent_noise
+from dipy_spinverse.voxels.rician import rician_mean, rician_sigma
+from dipy_spinverse.voxels.statistics import ENDINGS, summary
+from dipy_spinverse.voxels.tensor_frames import tensor_frames
+
+if TYPE_CHECKING:
+    from dipy_spinverse.cell_shapes.model import CellShapeModel
+
+STAGES = ("start", "coarse", "likeliest")
+MOST_MESHES = 3  # after the first
+_FIRST_STEPS, _COARSE_STEPS, _FINE_STEPS = 6, 25, 15
+_GO_ON = 2  # starts, after the first steps
+_NOISE = 0.03  # of S0, to begin with where nothing tells
+_LEAST_NOISE = 1e-4
+_POOR = 0.1  # quality of a tetrahedron; 1 is regular
+_AT_BOUND = 1e-6  # of the range
+
+
+def layout(model: CellShapeModel, n_draws: int) -> dict[str, object]:
+    """Type of everything that a fit holds of a voxel."""
+    n = model.shape_space.n_parameters
+    endings = (*ENDINGS, "_likeliest") if n_draws else ("", "_likeliest")
+    maps: dict[str, object] = {name + end: float for name in MAPS for end in endings}
+    if n_draws:
+        maps["_draws"] = (float, (n_draws, n + 4))
+    return maps | {
+        "S0_per_te": (float, (len(model.acquisition.echo_times),)),
+        "at_bounds": bool,
+        "_stages": (float, (len(STAGES), n + 4)),
+        "_stage_meshes": (int, (len(STAGES),)),
+        "_meshed": (float, (MOST_MESHES, n)),
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A cell at some stage of a fit.
+
+    Attributes
+    ----------
+    shape : CellShape
+    n_meshes : int
+        How often it was meshed anew before.
+    """
+
+    shape: CellShape
+    n_meshes: int
+
+
+@dataclass(frozen=True, eq=False)
+class FitShapes:
+    """The fit of a chunk of voxels.
+
+    Attributes
+    ----------
+    model : CellShapeModel
+    n_draws : int
+    """
+
+    model: CellShapeModel
+    n_draws: int
+
+    def __call__(self, voxels: Voxels) -> dict[str, np.ndarray]:
+        """Values of each voxel, with the names of `layout`."""
+        acquisition = self.model.acquisition
+        frames = tensor_frames(acquisition, voxels.signals)
+        noise, freedom = independent_noise(voxels.signals, acquisition)
+        noise = np.where(freedom > 0, noise, _NOISE)
+        given = voxels.sigma is not None
+        levels = voxels.sigma if voxels.sigma is not None else noise
+        found = [
+            self._voxel(
+                Objective(self.model.coarse, signals, max(level, _LEAST_NOISE), not signed),
+                frame, np.log(S0), given,
+            )
+            for signals, S0, level, signed, frame in zip(
+                voxels.signals, voxels.S0, levels, voxels.signed, frames, strict=True
+            )
+        ]  # fmt: skip
+        return {name: np.array([each[name] for each in found]) for name in found[0]}
+
+    def _voxel(self, objective, frame, log_S0, noise_given):
+        starts = posed_starts(objective, frame, log_S0)
+        cells, values, _ = lowered(objective, starts, _FIRST_STEPS)
+        order = np.argsort(values)[:_GO_ON]
+        if not noise_given:
+            objective = _with_noise(objective, cells[order[0]])
+        best, values, stopped = lowered(objective, [cells[k] for k in order], _COARSE_STEPS)
+        first = int(np.argmin(values))
+        cell, converged = best[first], bool(stopped[first])
+        stages = [Stage(starts[order[first]].shape, 0), Stage(cell.shape, 0)]
+        meshed = []
+        while len(meshed) < MOST_MESHES and (not meshed or poorest(objective, cell) < _POOR):
+            finer = _meshed_anew(self.model, objective, cell)
+            if finer is None:
+                break
+            meshed.append(cell.shape.theta)
+            objective, cell = finer
+            if not noise_given:
+                objective = _with_noise(objective, cell)
+            (cell,), _, (converged,) = lowered(objective, [cell], _FINE_STEPS)
+        if not noise_given:
+            objective = _with_noise(objective, cell)
+            (cell,), _, (converged,) = lowered(objective, [cell], _FIRST_STEPS)
+        stages.append(Stage(cell.shape, len(meshed)))
+        return self._values(objective, cell, stages, meshed) | {"converged": bool(converged)}
+
+    def _values(self, objective, cell, stages, meshed):
+        near, forward = objective.linearised(cell), objective.forward
+        rest = residual(objective, cell)
+        low, high = np.asarray(forward.space.bounds).T
+        margin = _AT_BOUND * (high - low)
+        theta = cell.shape.theta
+        padded = np.zeros((MOST_MESHES, len(theta)))
+        padded[: len(meshed)] = np.array(meshed).reshape(-1, len(theta))
+        values = {
+            "S0_per_te": np.exp(cell.shape.log_S0),
+            "at_bounds": bool(((theta <= low + margin) | (theta >= high - margin)).any()),
+            "_stages": np.array([stage.shape.pack() for stage in stages]),
+            "_stage_meshes": np.array([stage.n_meshes for stage in stages]),
+            "_meshed": padded,
+            "sigma": objective.sigma,
+            "residual_rms": np.sqrt((rest**2).mean()),
+            "n_unknowns": near.determined,
+            "excess": (rest**2).sum() / objective.spread**2 / max(len(rest) - near.determined, 1),
+        }
+        likeliest = sizes(forward.grid, cell.points, cell.body)
+        values |= {name + end: value for name, value in likeliest.items()
+                   for end in ("", "_likeliest")}  # fmt: skip
+        if self.n_draws:
+            rng = np.random.default_rng(self.model.seed)
+            draws = ensemble(forward, cell, near, self.n_draws, rng)
+            values["_draws"] = np.array([draw.shape.pack() for draw in draws])
+            each = [sizes(forward.grid, draw.points, draw.body) for draw in draws]
+            values |= summary({name: np.array([own[name] for own in each]) for name in MAPS})
+        return values
+
+
+def residual(objective: Objective, cell: Simulated) -> np.ndarray:
+    """What a cell leaves of the data (M,)."""
+    expected = cell.signals
+    if objective.rician:
+        expected = rician_mean(expected, objective.sigma)
+    return objective.data - expected
+
+
+def poorest(objective: Objective, cell: Simulated) -> float:
+    """Least quality of a cell's tetrahedra, 0 to 1: volume over that of a regular one."""
+    corners = cell.points[objective.forward.grid.tetrahedra]
+    volumes = np.abs(np.linalg.det(corners[:, 1:] - corners[:, :1])) / 6
+    first, second = np.triu_indices(4, 1)
+    squares = ((corners[:, first] - corners[:, second]) ** 2).sum(axis=(1, 2))
+    return float((12 * (3 * volumes) ** (2 / 3) / squares).min())
+
+
+def _meshed_anew(model, objective, cell):
+    """Objective and cell on a mesh that suits it; None where the space has no other."""
+    forward = objective.forward
+    space, theta = forward.space.remeshed(cell.shape.theta)
+    if space is forward.space:
+        return None
+    finer = model.signals_in(space)
+    moved = finer.at(replace(cell.shape, theta=np.asarray(theta, dtype=float)))
+    return None if moved is None else (replace(objective, forward=finer), moved)
+
+
+def _with_noise(objective, cell):
+    """The objective with the noise that a cell leaves of the data, beside the mesh's error."""
+    n_unknowns = min(len(objective.prior(cell.shape)[0]), len(objective.data) // 2)
+    if objective.rician:
+        arrays = objective.data[None], cell.signals[None], np.array([objective.spread])
+        level = float(rician_sigma(*(torch.as_tensor(x) for x in arrays), n_unknowns)[0])
+    else:
+        squares = (objective.data - cell.signals) ** 2
+        level = float(np.sqrt(squares.sum() / (len(squares) - n_unknowns)))
+    noise = np.sqrt(max(level**2 - objective.forward.mesh_error**2, _LEAST_NOISE**2))
+    return replace(objective, sigma=float(noise))

@@ -1,0 +1,177 @@
+"""Made-up axons: bent and twisted, beaded, fanning, and all of it together.
+
+Each is a cylinder that is deformed by closed formulas. None of the shape spaces contains them
+exactly: their centre line is a helix, their beads are Gaussian.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+FAMILIES = ("bent", "beaded", "fanning", "combined")
+RADIUS, LENGTH = 3.0, 9.0  # um
+# Of shapes to learn from, and of shapes to test with: these reach beyond the first at both ends.
+_TRAINING = {
+    "curvature": (0.02, 0.10),  # 1/um
+    "torsion": (0.0, 0.15),  # rad/um
+    "height": (0.10, 0.40),  # of a bead, in radii
+    "width": (0.9, 1.6),  # of a bead, um
+    "growth": (0.15, 0.80),  # of the wider axis from end to end, in radii
+    "scale": (0.85, 1.20),
+}
+_TEST = {
+    "curvature": (0.01, 0.12),
+    "torsion": (0.0, 0.18),
+    "height": (0.06, 0.45),
+    "width": (0.8, 1.8),
+    "growth": (0.10, 0.90),
+    "scale": (0.80, 1.25),
+}
+
+
+@dataclass(frozen=True)
+class Axon:
+    """A deformed cylinder.
+
+    Attributes
+    ----------
+    curvature, torsion : float
+        Of its centre line, 1/um and rad/um.
+    heading : float
+        Direction in which it bends at its middle, rad.
+    beads : tuple of (float, float, float)
+        Place along the axon (-1 to 1), height in radii and width (standard deviation, um).
+    growth : tuple of (float, float)
+        By how many radii the two half axes of the cross-section are larger at the wide end.
+    wide_end : float
+        -1 or 1.
+    facing, twist : float
+        Direction of the first half axis at the middle, and how far it turns from end to end, rad.
+    scale : float
+    rotation : tuple of float
+        Rotation vector of its pose, rad.
+
+    Examples
+    --------
+    >>> from dipy_spinverse.cell_shapes.templates import cylinder
+    >>> straight = Axon().positions(cylinder(3, 10).points)
+    >>> straight.max(axis=0).round(1)
+    array([3. , 3. , 4.5])
+    """
+
+    curvature: float = 0.0
+    torsion: float = 0.0
+    heading: float = 0.0
+    beads: tuple[tuple[float, float, float], ...] = ()
+    growth: tuple[float, float] = (0.0, 0.0)
+    wide_end: float = 1.0
+    facing: float = 0.0
+    twist: float = 0.0
+    scale: float = 1.0
+    rotation: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def positions(self, cylinder: np.ndarray) -> np.ndarray:
+        """Positions (K, 3), um, of points (K, 3) of a cylinder of radius 1, -1 <= z <= 1."""
+        along = LENGTH / 2 * cylinder[:, 2]
+        line, tangent, normal = self._centre_line(along)
+        across = self._across(cylinder)
+        binormal = np.cross(tangent, normal)
+        places = line + across[:, :1] * normal + across[:, 1:] * binormal
+        return self.scale * Rotation.from_rotvec(self.rotation).apply(places)
+
+    def half_axes(self, t: np.ndarray) -> np.ndarray:
+        """Half axes (K, 2), um, of the cross-section at places -1 <= t <= 1, before scaling."""
+        axes = 1 + (1 + self.wide_end * t[:, None]) / 2 * np.array(self.growth)
+        for place, height, width in self.beads:
+            axes = axes + height * np.exp(-(((t - place) * LENGTH / 2 / width) ** 2) / 2)[:, None]
+        return RADIUS * axes
+
+    def _across(self, cylinder):
+        """Places (K, 2) in the cross-section, um: an ellipse turns, the points in it do not."""
+        t = cylinder[:, 2]
+        turn = np.exp(1j * (self.facing + self.twist * t / 2))
+        unturned = (cylinder[:, 0] + 1j * cylinder[:, 1]) / turn
+        stretched = np.column_stack([unturned.real, unturned.imag]) * self.half_axes(t)
+        turned = (stretched[:, 0] + 1j * stretched[:, 1]) * turn
+        return np.column_stack([turned.real, turned.imag])
+
+    def _centre_line(self, along):
+        """Points, tangents and normals (K, 3) of a helix; the normals do not turn about it."""
+        start = np.array([0, 0, 1.0])
+        bend = np.array([np.cos(self.heading), np.sin(self.heading), 0])
+        darboux = self.torsion * start + self.curvature * np.cross(start, bend)
+        turn = max(np.linalg.norm(darboux), 1e-9)
+        axis, angle = darboux / turn, turn * along[:, None]
+        frames = Rotation.from_rotvec(angle * axis)
+        rise = (start @ axis) * axis
+        round_it = np.sin(angle) * (start - rise) + (1 - np.cos(angle)) * np.cross(axis, start)
+        tangent, towards = frames.apply(start), frames.apply(bend)
+        unwound = self.heading + self.torsion * along[:, None]
+        aside = np.cross(tangent, towards)
+        normal = np.cos(unwound) * towards - np.sin(unwound) * aside
+        return along[:, None] * rise + round_it / turn, tangent, normal
+
+
+def draw_axons(
+    family: str, n: int, rng: np.random.Generator, *, test: bool = False, posed: bool = False
+) -> list[Axon]:
+    """Axons of a family, drawn at random.
+
+    Parameters
+    ----------
+    family : {"bent", "beaded", "fanning", "combined"}
+    n : int
+    rng : numpy.random.Generator
+    test : bool, optional
+        From the wider ranges of shapes to test with.
+    posed : bool, optional
+        Turned at random; otherwise they point along z at their middle.
+
+    Returns
+    -------
+    list of Axon
+
+    Raises
+    ------
+    ValueError
+        An unknown family.
+
+    Examples
+    --------
+    >>> axons = draw_axons("beaded", 3, np.random.default_rng(0))
+    >>> [len(axon.beads) for axon in axons]
+    [1, 1, 2]
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"family is {family!r}; give one of {', '.join(FAMILIES)}.")
+    axons = [_drawn(family, rng, _TEST if test else _TRAINING) for _ in range(n)]
+    if not posed:
+        return axons
+    poses = Rotation.random(n, random_state=rng).as_rotvec()
+    return [replace(axon, rotation=tuple(pose)) for axon, pose in zip(axons, poses, strict=True)]
+
+
+def _drawn(family, rng, ranges):
+    less = rng.uniform(0.3, 0.8, 3) if family == "combined" else np.ones(3)
+    parts = {"heading": rng.uniform(0, 2 * np.pi), "scale": rng.uniform(*ranges["scale"])}
+    if family in ("bent", "combined"):
+        parts["curvature"] = less[0] * rng.uniform(*ranges["curvature"])
+        parts["torsion"] = rng.choice([-1, 1]) * rng.uniform(*ranges["torsion"])
+    if family in ("beaded", "combined"):
+        pair = rng.uniform(0.25, 0.7, 2) * [-1, 1]
+        places = pair if rng.random() < 0.5 else rng.uniform(-0.7, 0.7, 1)
+        parts["beads"] = tuple(
+            (place, less[1] * rng.uniform(*ranges["height"]), rng.uniform(*ranges["width"]))
+            for place in places
+        )
+    if family in ("fanning", "combined"):
+        growth = less[2] * rng.uniform(*ranges["growth"])
+        growth = np.array([growth, rng.uniform(0, 0.5) * growth])
+        parts["growth"] = tuple(growth)
+        parts["wide_end"] = rng.choice([-1.0, 1.0])
+        parts["facing"] = rng.uniform(0, np.pi)
+        parts["twist"] = rng.uniform(-1, 1) * np.pi / 4
+    return Axon(**parts)

@@ -1,0 +1,307 @@
+"""CellShapeModel: the shape of a closed cell from its diffusion signals."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from dipy.core.gradients import GradientTable
+from numpy.typing import ArrayLike
+from scipy.spatial.transform import Rotation
+
+from dipy_spinverse.acquisition import (
+    Acquisition,
+    Measurements,
+    measurements_of,
+    pulsed_only,
+)
+from dipy_spinverse.bloch_torrey.finite_elements.modal_sensitivity import (
+    length_scale_of_derivatives,
+)
+from dipy_spinverse.cell_shapes import shape_spaces
+from dipy_spinverse.cell_shapes.chunk import FitShapes, layout
+from dipy_spinverse.cell_shapes.fit import CellShapeFit
+from dipy_spinverse.cell_shapes.shape_spaces.protocol import ShapeSpace
+from dipy_spinverse.cell_shapes.shape_spaces.tube import tube_space
+from dipy_spinverse.cell_shapes.templates import Template
+from dipy_spinverse.cell_shapes.unknowns import CellShape, ShapeSignals
+from dipy_spinverse.units import diffusivity_um2_per_ms
+from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
+from dipy_spinverse.voxels.image import image_of
+from dipy_spinverse.voxels.model import VoxelModel
+
+_N_DRAWS = 40
+
+
+class CellShapeModel(VoxelModel):
+    """The shape of a closed cell, whose water alone gives the signals.
+
+    Vertices of a tetrahedral mesh move within a shape space until the signals of water that
+    diffuses inside are those measured [1]_. How the cell is turned is found with its shape; where
+    it is and which of its two point reflections, signals do not tell.
+
+    Parameters
+    ----------
+    gtab : GradientTable or Acquisition
+        Pulsed gradients, with b0 at each echo time.
+    shape_space : ShapeSpace, optional
+        What shapes a cell may have; tubes around a curved centre line where not given.
+    diffusivity : float, optional
+        Of the water inside, mm^2/s.
+    te : optional
+        Of a GradientTable, as in :meth:`dipy_spinverse.Acquisition.from_gtab`.
+    seed : int, optional
+        Of the draws.
+
+    Raises
+    ------
+    ValueError
+        Free waveforms, an echo time without b0, a diffusivity that is not in mm^2/s, a template
+        with inverted tetrahedra, a start outside the bounds of its space.
+
+    Attributes
+    ----------
+    shape_space : ShapeSpace
+    coarse : ShapeSignals
+        Signals on the template of the space.
+
+    References
+    ----------
+    .. [1] Khole et al. (2025), https://doi.org/10.48550/arXiv.2502.01988
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dipy_spinverse import Acquisition
+    >>> directions = np.vstack([np.zeros(3), np.eye(3)])
+    >>> acquisition = Acquisition([0, 2, 2, 2], directions, small_delta=5, big_delta=20)
+    >>> model = CellShapeModel(acquisition)
+    >>> straight = model.shape_space.prior_mean
+    >>> signals = model.signals(straight)
+    >>> bool(signals[0] == 1 and signals[3] < signals[1])  # more is lost along the cell
+    True
+    """
+
+    Fit = CellShapeFit
+    acquisition: Acquisition
+
+    def __init__(
+        self,
+        gtab: GradientTable | Measurements,
+        shape_space: ShapeSpace | None = None,
+        *,
+        diffusivity: float = 2e-3,
+        te: ArrayLike | None = None,
+        seed: int = 0,
+    ):
+        super().__init__(gtab, te)
+        self.acquisition = pulsed_only(self.acquisition)
+        without = ~self.acquisition.b0_per_te.any(axis=1)
+        if without.any():
+            raise ValueError(
+                f"gtab has no b0 at echo time {self.acquisition.echo_times[without][0]:g} ms: the "
+                "shape rests on how much of it is lost. Measure b0 at each echo time, or give the "
+                "te that the measurements share."
+            )
+        self.shape_space = tube_space() if shape_space is None else shape_space
+        self.diffusivity = float(diffusivity)
+        self._diffusivity = diffusivity_um2_per_ms("diffusivity", diffusivity)
+        self.seed = int(seed)
+        self.coarse = self.signals_in(self.shape_space)
+        for theta in np.asarray(self.shape_space.starts(), dtype=float):
+            self._unfolded(self.coarse, theta)
+
+    def signals_in(
+        self, space: ShapeSpace, acquisition: Acquisition | None = None
+    ) -> ShapeSignals:
+        """Signals in a space, of the model's measurements or of others."""
+        own = self.acquisition
+        length = length_scale_of_derivatives(own, self._diffusivity)
+        if acquisition is not None:
+            other = length_scale_of_derivatives(acquisition, self._diffusivity)
+            length = min(length, other)
+        return ShapeSignals.of(
+            space, own if acquisition is None else acquisition, self._diffusivity, length
+        )
+
+    def meshed(
+        self, thetas: Sequence[np.ndarray], acquisition: Acquisition | None = None
+    ) -> ShapeSignals:
+        """Signals after the space was meshed anew for each of some shapes, one after another."""
+        if len(thetas) == 0 and acquisition is None:
+            return self.coarse
+        space = self.shape_space
+        for theta in thetas:
+            space, _ = space.remeshed(theta)
+        return self.signals_in(space, acquisition)
+
+    def fit(
+        self,
+        data: ArrayLike,
+        mask: ArrayLike | None = None,
+        *,
+        sigma: ArrayLike | None = None,
+        n_draws: int = _N_DRAWS,
+        engine: str = "serial",
+        n_jobs: int = -1,
+        vox_per_chunk: int | None = None,
+        verbose: bool = False,
+        journal: str | Path | None = None,
+        max_memory: float | None = None,
+    ) -> CellShapeFit:
+        """Fit voxels, each with one cell.
+
+        Parameters
+        ----------
+        data : array-like (..., M)
+            Magnitudes, or real parts after the phase is removed.
+        mask : array-like (...), optional
+            Voxels to fit; all where not given.
+        sigma : float or array-like (...), optional
+            Standard deviation of the noise in each channel; from repeats and the residual where
+            not given.
+        n_draws : int, optional
+            Draws from the posterior of each cell, for medians, intervals and the uncertainty of
+            vertices; 0 for the likeliest shape only, which is faster.
+        engine, n_jobs, vox_per_chunk, verbose, journal, max_memory
+            How it is computed: see :class:`dipy_spinverse.voxels.chunks.Engine`.
+
+        Raises
+        ------
+        ValueError
+            Arguments of wrong shape or range.
+        """
+        check_number("n_draws", n_draws, 0)
+        how = Engine(engine, n_jobs, vox_per_chunk, verbose, journal, max_memory)
+        image = image_of(data, mask, sigma, self.acquisition, max_memory=max_memory)
+        status, values = fit_image(
+            image, FitShapes(self, n_draws), layout(self, n_draws), how, most=1, model=self,
+            options={"n_draws": n_draws, "sigma": sigma},
+        )  # fmt: skip
+        ended = int(values["at_bounds"].sum())
+        if ended:
+            warnings.warn(
+                f"{ended} of {len(image.voxels)} cells are at the bounds of their shape space "
+                "(fit.at_bounds); give a space with wider bounds, or one that suits them.",
+                stacklevel=2,
+            )
+        return CellShapeFit(self, status, values)
+
+    def signals(
+        self,
+        theta: ArrayLike,
+        rotation: ArrayLike = (0.0, 0.0, 0.0),
+        gtab: GradientTable | Measurements | None = None,
+    ) -> np.ndarray:
+        """Noise-free signals (M,) of a shape, over those without diffusion.
+
+        Parameters
+        ----------
+        theta : array-like (P,)
+            In the shape space.
+        rotation : array-like (3,), optional
+            Rotation vector from the space to the scanner, rad.
+        gtab : GradientTable or Acquisition, optional
+            Of what to predict; the model's own where not given.
+
+        Raises
+        ------
+        ValueError
+            A shape outside the bounds of its space, or one that turns tetrahedra inside out.
+        """
+        forward = self.coarse
+        if gtab is not None:
+            forward = self.meshed((), pulsed_only(measurements_of(gtab)))
+        points = self._unfolded(forward, theta, rotation)
+        return forward.sensitivities.at(points).signals
+
+    def signals_of_fit(
+        self, values: Mapping[str, np.ndarray], acquisition: Measurements
+    ) -> np.ndarray:
+        """Signals (V, M) of the likeliest shapes."""
+        acquisition = pulsed_only(acquisition)
+        rows = zip(
+            values["_stages"][:, -1], values["_meshed"], values["_stage_meshes"][:, -1],
+            strict=True,
+        )  # fmt: skip
+        signals = []
+        for packed, meshed, n_meshes in rows:
+            forward = self.meshed(meshed[:n_meshes], acquisition)
+            points = forward.points(CellShape.unpack(packed))
+            signals.append(forward.sensitivities.at(points).signals)
+        return np.array(signals)
+
+    def settings(self) -> tuple[dict, dict[str, np.ndarray]]:
+        """Arguments of the model, with the parts of its shape space."""
+        space, arrays = self.shape_space, dict[str, np.ndarray]()
+        if not is_dataclass(space):
+            raise ValueError(
+                f"shape_space is a {type(space).__name__}, which no file holds; fits in those of "
+                "dipy_spinverse.cell_shapes can be saved."
+            )
+        for field in fields(space):
+            value = getattr(space, field.name)
+            if isinstance(value, Template):
+                arrays[f"{field.name}.points"] = value.points
+                arrays[f"{field.name}.tetrahedra"] = value.tetrahedra
+            elif isinstance(value, tuple):
+                arrays |= {f"{field.name}.{k}": np.asarray(x) for k, x in enumerate(value)}
+            else:
+                arrays[field.name] = np.asarray(value)
+        settings = {"diffusivity": self.diffusivity, "seed": self.seed}
+        return settings | {"shape_space": type(space).__name__}, arrays
+
+    @classmethod
+    def from_settings(
+        cls, acquisition: Any, settings: dict, arrays: Mapping[str, np.ndarray]
+    ) -> CellShapeModel:
+        """The model of :meth:`settings`."""
+        settings = dict(settings)
+        name = settings.pop("shape_space")
+        kind = getattr(shape_spaces, name, None) if name in shape_spaces.__all__ else None
+        if kind is None:
+            raise ValueError(
+                f"the fit is in a shape space of one's own, {name}, which no file holds; give "
+                "model=, the one that was fitted."
+            )
+        space = kind(**{field.name: _stored(arrays, field.name) for field in fields(kind)})
+        return cls(acquisition, space, **settings)
+
+    def _unfolded(self, forward, theta, rotation=(0.0, 0.0, 0.0)):
+        """Vertices (N, 3) of a shape within the bounds of the space and with no tetrahedron
+        turned inside out."""
+        theta, bounds = np.asarray(theta, dtype=float), np.asarray(self.shape_space.bounds)
+        if theta.shape != (len(bounds),):
+            raise ValueError(
+                f"theta has shape {theta.shape}; the shape space has {len(bounds)} parameters."
+            )
+        outside = ~((theta >= bounds[:, 0]) & (theta <= bounds[:, 1]))
+        if outside.any():
+            k = int(np.argmax(outside))
+            raise ValueError(
+                f"theta[{k}] is {theta[k]:.4g}, outside of what the shape space holds; give "
+                f"{bounds[k, 0]:.4g} to {bounds[k, 1]:.4g}."
+            )
+        turned = Rotation.from_rotvec(np.asarray(rotation, dtype=float))
+        points = forward.points(CellShape(theta, turned, 0.0, np.zeros(1)))
+        if forward.poor(points):
+            raise ValueError(
+                f"theta {theta.round(2).tolist()} makes a shape with inverted tetrahedra; give "
+                "one nearer to the template."
+            )
+        return points
+
+
+def _stored(arrays, name):
+    """A part of a shape space: an array, a number, a template or a tuple of arrays."""
+    if f"{name}.points" in arrays:
+        return Template(arrays[f"{name}.points"], arrays[f"{name}.tetrahedra"])
+    if name in arrays:
+        value = np.asarray(arrays[name])
+        return value if value.ndim else value.item()
+    n = sum(key.startswith(f"{name}.") for key in arrays)
+    return tuple(arrays[f"{name}.{k}"] for k in range(n))

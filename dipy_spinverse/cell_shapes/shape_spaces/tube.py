@@ -1,0 +1,266 @@
+"""Tubes around a centre line: curvatures, radius and cross-section are B-splines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+
+import numpy as np
+import torch
+from scipy.interpolate import BSpline
+
+from dipy_spinverse.cell_shapes.generators import FAMILIES, LENGTH, Axon, draw_axons
+from dipy_spinverse.cell_shapes.templates import Template, cylinder
+
+# Kinds of parameters in their order: how many, bounds, and what the prior allows beyond the
+# made-up axons (standard deviation).
+_KINDS = {
+    "bend_x": (4, (-2.5, 2.5), 0.05),
+    "bend_y": (4, (-2.5, 2.5), 0.05),
+    "log_radius": (8, (np.log(0.2), np.log(20.0)), 0.03),
+    "oblong": (3, (-0.8, 0.8), 0.02),
+    "oblique": (3, (-0.8, 0.8), 0.02),
+    "log_length": (1, (np.log(1.0), np.log(100.0)), 0.1),
+    "bulge": (1, (-0.3, 0.9), 0.1),
+}
+_N_AXONS = 150  # of each family, for the prior
+_RINGS = (3, 4)  # of a coarse and of a fine template
+_GAUSS = 4  # points between two layers
+_NO_ANGLE = 1e-16  # squared; keeps derivatives where nothing is bent
+
+
+@dataclass(frozen=True, eq=False)
+class TubeSpace:
+    """Tubes around a curved centre line, with ends that are flat or bulge.
+
+    At places -1 <= t <= 1 of the centre line, with B-splines b, r, e::
+
+        tilt w(t) = integral of b from 0 to t;  frame R(t) turns z towards w by the angle |w|
+        centre c(t) = length / 2 * integral of R z
+        cross-section exp(r(t)) expm([[e_1, e_2], [e_2, -e_1]](t)) of the unit disc
+
+    Build one with `tube_space`.
+
+    Attributes
+    ----------
+    reference : Template
+        Straight cylinder of radius 1, -1 <= z <= 1.
+    prior_mean, prior_covariance : ndarray (P,), (P, P)
+        Of bends (rad), logarithms of radii and length (um), shapes of the cross-section, and how
+        far the ends bulge (in radii).
+
+    Examples
+    --------
+    >>> space = tube_space()
+    >>> space
+    TubeSpace(24 parameters, 370 vertices)
+    >>> space.vertices(torch.as_tensor(space.prior_mean)).shape
+    torch.Size([370, 3])
+    """
+
+    reference: Template
+    prior_mean: np.ndarray
+    prior_covariance: np.ndarray
+
+    has_scale = True
+
+    def __repr__(self) -> str:
+        return f"TubeSpace({self.n_parameters} parameters, {len(self.reference.points)} vertices)"
+
+    @property
+    def n_parameters(self) -> int:
+        return len(self.prior_mean)
+
+    @property
+    def bounds(self) -> np.ndarray:
+        return np.array([bounds for n, bounds, _ in _KINDS.values() for _ in range(n)])
+
+    @cached_property
+    def prior_precision(self) -> np.ndarray:
+        return np.linalg.inv(self.prior_covariance)
+
+    @cached_property
+    def template(self) -> Template:
+        points = self.vertices(torch.as_tensor(self.prior_mean))
+        return Template(points.numpy(), self.reference.tetrahedra)
+
+    def starts(self) -> np.ndarray:
+        """Bent like a C, an S and a screw, beaded, and fanning (5, P)."""
+        starts = np.repeat(self.prior_mean[None], 5, axis=0)
+        changes = [
+            {"bend_x": 0.3},
+            {"bend_x": np.linspace(-0.5, 0.5, 4)},
+            {"bend_x": 0.3, "bend_y": np.linspace(-0.3, 0.3, 4)},
+            {"bend_x": 0.15, "log_radius": 0.2 * np.sin(np.linspace(0, np.pi, 8))},
+            {"bend_x": 0.1, "log_radius": np.linspace(-0.2, 0.2, 8), "oblong": 0.1},
+        ]
+        for start, change in zip(starts, changes, strict=True):
+            for kind, value in change.items():
+                start[_places()[kind]] += value
+        return starts
+
+    def vertices(self, theta: torch.Tensor) -> torch.Tensor:
+        """Positions (N, 3), um, around their mean; differentiable by theta (P,)."""
+        place = _places()
+        layer, disc, to_end, dome = self._at_nodes
+        bends = torch.stack([theta[place["bend_x"]], theta[place["bend_y"]]], dim=1)
+        half_length = torch.exp(theta[place["log_length"]]) / 2
+        centre = half_length * (self._integral @ _frames(self._tilt_between @ bends)[:, :, 2])
+        radius = torch.exp(self._radius @ theta[place["log_radius"]])
+        shape = _shapes(
+            self._section @ theta[place["oblong"]], self._section @ theta[place["oblique"]]
+        )
+        across = torch.einsum("kij,kj->ki", (radius[:, None, None] * shape)[layer], disc)
+        along = theta[place["bulge"]] * radius[layer] * to_end * dome
+        local = torch.cat([across, along[:, None]], dim=1)
+        turned = torch.einsum("kij,kj->ki", _frames(self._tilt @ bends)[layer], local)
+        vertices = centre[layer] + turned
+        return vertices - vertices.mean(dim=0)
+
+    def remeshed(self, theta: np.ndarray) -> tuple[TubeSpace, np.ndarray]:
+        """On the fine template, with layers as far apart as rings; parameters are the same."""
+        theta = np.asarray(theta, dtype=float)
+        place = _places()
+        across = np.exp(theta[place["log_radius"]].mean()) / _RINGS[1]
+        n_layers = int(np.clip(np.exp(theta[place["log_length"]][0]) / across, 6, 40)) + 1
+        return replace(self, reference=cylinder(_RINGS[1], n_layers)), theta
+
+    @cached_property
+    def _at_nodes(self):
+        """Layer, place in the disc, way to the nearer end, and height of the bulge there."""
+        x, y, t = self.reference.points.T
+        squared = x**2 + y**2
+        dome = np.sqrt(np.maximum(1 - squared / squared.max(), 0))
+        layer = torch.as_tensor(np.searchsorted(self._layers, t))
+        return layer, *map(torch.as_tensor, (np.column_stack([x, y]), t, dome))
+
+    @cached_property
+    def _layers(self):
+        return np.unique(self.reference.points[:, 2])
+
+    @cached_property
+    def _integral(self):
+        """Weights (layers, Gauss points) of integrals from the first layer on."""
+        _, weights = np.polynomial.legendre.leggauss(_GAUSS)
+        each = np.diff(self._layers)[:, None] / 2 * weights
+        until = np.tril(np.ones((len(self._layers), len(each))), -1)
+        return torch.as_tensor(np.repeat(until, _GAUSS, axis=1) * each.ravel())
+
+    @cached_property
+    def _tilt_between(self):
+        nodes, _ = np.polynomial.legendre.leggauss(_GAUSS)
+        middle = (self._layers[1:] + self._layers[:-1])[:, None] / 2
+        between = middle + np.diff(self._layers)[:, None] / 2 * nodes
+        return torch.as_tensor(_tilt(between.ravel()))
+
+    @cached_property
+    def _tilt(self):
+        return torch.as_tensor(_tilt(self._layers))
+
+    @cached_property
+    def _radius(self):
+        return torch.as_tensor(_splines(8)(self._layers))
+
+    @cached_property
+    def _section(self):
+        return torch.as_tensor(_splines(3)(self._layers))
+
+
+def tube_space(fine: bool = False) -> TubeSpace:
+    """Tubes whose prior is that of made-up axons, and somewhat wider.
+
+    Parameters
+    ----------
+    fine : bool, optional
+        With 793 vertices instead of 370.
+
+    Examples
+    --------
+    >>> tube_space(fine=True)
+    TubeSpace(24 parameters, 793 vertices)
+    """
+    mean, covariance = _prior()
+    reference = cylinder(_RINGS[1], 13) if fine else cylinder(_RINGS[0], 10)
+    return TubeSpace(reference, mean, covariance)
+
+
+def tube_like(axon: Axon) -> np.ndarray:
+    """Parameters (P,) of the tube like an axon: splines fitted to its bends and radii.
+
+    Examples
+    --------
+    >>> tube_like(Axon()).round(2)[8:16]
+    array([1.1, 1.1, 1.1, 1.1, 1.1, 1.1, 1.1, 1.1])
+    """
+    t = np.linspace(-1, 1, 101)
+    turned = axon.heading + axon.torsion * LENGTH / 2 * t
+    bend = axon.curvature * LENGTH / 2
+    first, second = np.log(axon.half_axes(t)).T
+    angle = 2 * axon.facing + axon.twist * t
+    oblong = (first - second) / 2
+    curves = {
+        "bend_x": bend * np.cos(turned),
+        "bend_y": bend * np.sin(turned),
+        "log_radius": (first + second) / 2 + np.log(axon.scale),
+        "oblong": oblong * np.cos(angle),
+        "oblique": oblong * np.sin(angle),
+    }
+    fitted = [
+        np.linalg.lstsq(_splines(_KINDS[kind][0])(t), curve)[0] for kind, curve in curves.items()
+    ]
+    return np.concatenate([*fitted, [np.log(LENGTH * axon.scale), 0.0]])
+
+
+@cache
+def _prior():
+    """Mean and covariance of tubes like made-up axons."""
+    rng = np.random.default_rng(0)
+    axons = [axon for family in FAMILIES for axon in draw_axons(family, _N_AXONS, rng)]
+    thetas = np.array([tube_like(axon) for axon in axons])
+    place = _places()
+    # Nothing tells left from right.
+    mean = thetas.mean(axis=0)
+    mean[np.r_[place["bend_x"], place["bend_y"], place["oblong"], place["oblique"]]] = 0
+    beyond = np.concatenate([np.full(n, sd) for n, _, sd in _KINDS.values()])
+    return mean, np.cov(thetas.T) + np.diag(beyond**2)
+
+
+@cache
+def _places():
+    """Where in theta each kind of parameter is."""
+    ends = np.cumsum([n for n, _, _ in _KINDS.values()])
+    return {
+        kind: slice(end - n, end)
+        for (kind, (n, _, _)), end in zip(_KINDS.items(), ends, strict=True)
+    }
+
+
+def _splines(n):
+    """The n B-splines on -1 <= t <= 1, together."""
+    degree = min(3, n - 1)
+    knots = np.r_[[-1] * degree, np.linspace(-1, 1, n - degree + 1), [1] * degree]
+    return BSpline(knots.astype(float), np.eye(n), degree)
+
+
+def _tilt(t):
+    """Integrals (K, 4) of the splines of bends, from 0 on."""
+    integral = _splines(4).antiderivative()
+    return integral(t) - integral(0.0)
+
+
+def _frames(tilt):
+    """Rotations (K, 3, 3) that turn z towards tilts (K, 2) by their size, rad."""
+    angle = torch.sqrt((tilt**2).sum(dim=1) + _NO_ANGLE)
+    x, y = (tilt * (torch.sin(angle) / angle)[:, None]).T
+    outer = tilt[:, :, None] * tilt[:, None, :]
+    across = torch.eye(2) - (2 * (torch.sin(angle / 2) / angle) ** 2)[:, None, None] * outer
+    top = torch.cat([across, torch.stack([x, y], dim=1)[:, :, None]], dim=2)
+    return torch.cat([top, torch.stack([-x, -y, torch.cos(angle)], dim=1)[:, None]], dim=1)
+
+
+def _shapes(oblong, oblique):
+    """Matrices (K, 2, 2) of determinant 1 that stretch a disc into ellipses."""
+    size = torch.sqrt(oblong**2 + oblique**2 + _NO_ANGLE)
+    stretch = torch.stack([oblong, oblique, oblique, -oblong], dim=1).reshape(-1, 2, 2)
+    growth = (torch.sinh(size) / size)[:, None, None] * stretch
+    return torch.cosh(size)[:, None, None] * torch.eye(2) + growth
