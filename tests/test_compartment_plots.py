@@ -12,7 +12,8 @@ from dipy.core.sphere import HemiSphere, disperse_charges
 from dipy_spinverse import Acquisition
 from dipy_spinverse.compartments import NODDIModel
 from dipy_spinverse.compartments.posterior.draws import posterior_draws
-from dipy_spinverse.report.compartment_figures import plot_maps, plot_posterior, save_glyphs
+from dipy_spinverse.report.compartment_figures import plot_posterior, save_glyphs
+from dipy_spinverse.report.figures import plot_maps, plot_signals
 from dipy_spinverse.report.glyphs import superquadrics
 
 matplotlib.use("agg")
@@ -91,8 +92,14 @@ def test_draws_of_several_voxels_are_refused(fit, data):
 
 def test_figures_show_what_was_asked_for(fit, data, tmp_path):
     figure = plot_maps(fit, ["ndi", "fwf"])
-    titles = [axis.get_title() for axis in figure.axes]
-    assert titles.count("width of 95 % interval") == 2 and "ndi " in titles
+    assert {"ndi", "fwf"} <= {axis.get_title() for axis in figure.axes}
+    low, middle, high = (figure.axes[2 * k].images[0].get_array() for k in range(3))
+    assert (low <= middle).all() and (middle <= high).all() and middle.mask[1, 1]
+    signals = plot_signals(fit, data, (0, 1))
+    (line,) = signals.axes[0].lines[-1:]
+    # Means over 30 directions with noise of 2 %.
+    points = signals.axes[0].containers[0].lines[0].get_ydata()
+    np.testing.assert_allclose(points, line.get_ydata(), atol=0.02)
     draws = posterior_draws(fit[0, 1], data[0, 1], n_draws=50)
     corner = plot_posterior(draws, truth={"ndi": 0.6, "odi": 0.1, "fwf": 0.1})
     assert sum(axis.get_visible() for axis in corner.axes) == 6
@@ -106,5 +113,7 @@ def test_figures_show_what_was_asked_for(fit, data, tmp_path):
 def test_unknown_maps_are_refused(fit, tmp_path):
     with pytest.raises(ValueError, match="no map"):
         plot_maps(fit, ["fa"])
+    with pytest.raises(ValueError, match="one that was fitted"):
+        plot_signals(fit, np.zeros((2, 2, 66)), (1, 1))
     with pytest.raises(ValueError, match="colour is 'fa'"):
         save_glyphs(fit, tmp_path / "glyphs.png", colour="fa")

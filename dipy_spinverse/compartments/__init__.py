@@ -13,16 +13,34 @@ from dipy_spinverse.compartments.definition import (
 from dipy_spinverse.compartments.fit import CompartmentFit
 from dipy_spinverse.compartments.model import CompartmentModel
 from dipy_spinverse.compartments.named import ActiveAxModel, IVIMModel, NODDIModel, ZCDModel
+from dipy_spinverse.compartments.ready_made import (
+    MTENODDIModel,
+    NEXIModel,
+    SANDIModel,
+    StandardModel,
+    VERDICTModel,
+)
+from dipy_spinverse.compartments.signals.exchange import TWO_SITES
+from dipy_spinverse.compartments.signals.kernels import OwnKernel
+from dipy_spinverse.compartments.signals.sizes import GAMMA_CYLINDERS
 
 __all__ = [
+    "GAMMA_CYLINDERS",
+    "TWO_SITES",
     "ActiveAxModel",
     "Compartment",
     "CompartmentFit",
     "CompartmentModel",
     "Definition",
     "IVIMModel",
+    "MTENODDIModel",
+    "NEXIModel",
     "NODDIModel",
+    "OwnKernel",
     "Parameter",
+    "SANDIModel",
+    "StandardModel",
+    "VERDICTModel",
     "ZCDModel",
     "compose",
     "rest",

@@ -3,26 +3,48 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import torch
+from dipy.core.gradients import GradientTable
 
-from dipy_spinverse.acquisition import Acquisition, Measurements, measurements_of, pulsed_only
-from dipy_spinverse.acquisition.checks import linear_encoding
+from dipy_spinverse.acquisition import (
+    Acquisition,
+    Measurements,
+    TensorAcquisition,
+    measurements_of,
+)
+from dipy_spinverse.acquisition.b_tensors import b_anisotropy
+from dipy_spinverse.acquisition.checks import seconds_to_ms, symmetric_tensors
 from dipy_spinverse.compartments.fitting.chunk import MOST_FIBRES
 from dipy_spinverse.compartments.posterior.degeneracy import undetermined
+from dipy_spinverse.compartments.signals.kernels import OwnKernel
+from dipy_spinverse.units import MS_PER_UM2
+from dipy_spinverse.voxels.image import Image
+from dipy_spinverse.voxels.status import Status, only_noise
 
 # Pulses for models that do not depend on them, where a gradient table has none; s. They are short,
 # so that any echo time leaves room for them.
 _BIG_DELTA, _SMALL_DELTA = 0.002, 0.001
+# Of b: what a b-tensor may differ from an axially symmetric one.
+_ASYMMETRY = 0.02
 
 
-def acquisition_for(gtab, definition, te=None, mixing_time=None, isotropic=None) -> Acquisition:
-    """Acquisition of a gradient table; without timings where the model does not need them."""
-    timed = definition.timed or isinstance(gtab, Measurements)
-    if timed or (gtab.big_delta is not None and gtab.small_delta is not None):
-        return pulsed_only(measurements_of(gtab, te, mixing_time=mixing_time, isotropic=isotropic))
-    linear_encoding(gtab)
+def acquisition_for(gtab, definition, te=None, mixing_time=None, isotropic=None) -> Measurements:
+    """What a model needs of the measurements: pulses, or b-tensors where it is Gaussian."""
+    more = {"mixing_time": mixing_time, "isotropic": isotropic}
+    if isinstance(gtab, GradientTable) and gtab.btens is not None and not _linear(gtab):
+        _only_gaussian(definition)
+        return _tensors_of(gtab, te, **more)
+    known = not isinstance(gtab, GradientTable)
+    timed = definition.timed or known or None not in (gtab.big_delta, gtab.small_delta)
+    if timed:
+        measured = measurements_of(gtab, te, **more)
+        if isinstance(measured, Acquisition):
+            return measured
+        _only_gaussian(definition)
+        return TensorAcquisition.from_measurements(measured)
     stored = 0.0 if mixing_time is None else np.asarray(mixing_time)
     return Acquisition.from_files(
         gtab.bvals, gtab.bvecs, big_delta=_BIG_DELTA + stored, small_delta=_SMALL_DELTA, te=te,
@@ -30,8 +52,58 @@ def acquisition_for(gtab, definition, te=None, mixing_time=None, isotropic=None)
     )  # fmt: skip
 
 
+def _linear(gtab):
+    """Whether all b-tensors of a gradient table are along one direction."""
+    largest, b = np.linalg.eigvalsh(gtab.btens)[:, -1], np.trace(gtab.btens, axis1=1, axis2=2)
+    return bool(((largest > (1 - _ASYMMETRY) * b) | gtab.b0s_mask).all())
+
+
+def _only_gaussian(definition):
+    """Refuses models whose signals b-tensors do not tell."""
+    for c in definition.compartments:
+        if c.timed or isinstance(c.kernel, OwnKernel):
+            reason = "has restricted diffusion" if c.timed else "is known for linear encoding"
+            raise ValueError(
+                f"gtab has b-tensors that are not linear, or free waveforms, but the "
+                f"{c.kernel_name} of {definition.name} {reason}: give pulsed gradients "
+                "(b, directions, small_delta, big_delta), or a model of stick, zeppelin, ball and "
+                "dot."
+            )
+
+
+def _tensors_of(gtab, te, mixing_time, isotropic):
+    times = {"te": te, "mixing_time": mixing_time}
+    times = {name: seconds_to_ms(name, t) for name, t in times.items() if t is not None}
+    symmetric_tensors("gtab.btens", gtab.btens)
+    return TensorAcquisition(
+        gtab.btens / MS_PER_UM2, **times, b0_threshold=gtab.b0_threshold / MS_PER_UM2,
+        isotropic=False if isotropic is None else isotropic,
+    )  # fmt: skip
+
+
+def _check_symmetric(acquisition):
+    """Refuses b-tensors without a symmetry axis."""
+    if isinstance(acquisition, Acquisition):
+        return
+    b, (shape, axes) = acquisition.b, b_anisotropy(acquisition.b_tensors)
+    along = np.einsum("mi,mj->mij", axes, axes)
+    axial = b[:, None, None] * (
+        (1 - shape)[:, None, None] / 3 * np.eye(3) + shape[:, None, None] * along
+    )
+    off = np.abs(acquisition.b_tensors - axial).max(axis=(1, 2)) / np.maximum(b, 1e-12)
+    off[acquisition.b0_mask] = 0
+    if off.max() > _ASYMMETRY:
+        m = int(off.argmax())
+        raise ValueError(
+            f"The b-tensor of measurement {m} has no symmetry axis (off by {off[m]:.2g} of b, "
+            f"{_ASYMMETRY} is allowed); compartment models take linear, planar, spherical and "
+            "other axially symmetric ones. Leave it out."
+        )
+
+
 def check_acquisition(definition, acquisition) -> None:
     """Refuse acquisitions that cannot determine the model, warn of what they leave open."""
+    _check_symmetric(acquisition)
     name, n = definition.name, len(acquisition)
     if n < definition.n_unknowns:
         raise ValueError(
@@ -57,6 +129,29 @@ def check_acquisition(definition, acquisition) -> None:
             "are arbitrary, their intervals wide. Know these parameters, or measure otherwise.",
             stacklevel=4,
         )
+
+
+def without_noise_alone(image: Image, acquisition: Measurements) -> Image:
+    """An image without the voxels that are noise alone, which its status says."""
+    voxels = image.voxels
+    empty = only_noise(voxels.signals, acquisition.b0_mask, image.noise, image.freedom)
+    if not empty.any():
+        return image
+    there = np.asarray(image.status == Status.CONVERGED)
+    kept = np.zeros(there.shape, dtype=bool)
+    kept[there] = ~empty
+    rest = image.within(kept)
+    status = np.where(there & ~kept, Status.NO_SIGNAL, image.status)
+    return replace(rest, status=status)
+
+
+def with_noise(image: Image) -> Image:
+    """An image with the noise that a fit begins with: as given, or as it tells itself."""
+    told = np.broadcast_to(image.freedom, len(image.voxels)) > 0
+    if image.voxels.sigma is not None or not told.any():
+        return image
+    sigma = np.where(told, image.noise, np.median(image.noise[told]))
+    return replace(image, voxels=replace(image.voxels, sigma=sigma))
 
 
 def populations(peaks, shape) -> dict[str, np.ndarray]:
@@ -104,6 +199,7 @@ def complete(definition, parameters):
     }
     ones = torch.ones(int(np.prod(shape)), dtype=torch.float64)
     values.setdefault("S0", ones)
+    values |= {name: value * ones for name, value in definition.known.items()}
     if left_out:
         values[left_out[0]] = ones - sum(values[n] for n in definition.pools if n in values)
     return values, tuple(shape)

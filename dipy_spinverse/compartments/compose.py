@@ -18,6 +18,7 @@ def compose(
     parameters: Iterable[Parameter] = (),
     *,
     name: str = "own model",
+    known: Mapping[str, float] | None = None,
     derived: Mapping[str, Callable] | None = None,
     maps: Iterable[str] = (),
     **kwargs: Any,
@@ -32,6 +33,8 @@ def compose(
         (known), or a function of all values (linked).
     parameters : iterable of Parameter
     name : str, optional
+    known : mapping of float, optional
+        Values that arguments may name, which a fit takes as given and asks the data about.
     derived : mapping, optional
         Further maps, functions of all values and fractions.
     maps : iterable of str, optional
@@ -60,6 +63,6 @@ def compose(
     (0.002, 0.7)
     """
     definition = Definition(
-        name, tuple(parameters), tuple(compartments), derived or {}, maps=tuple(maps)
+        name, tuple(parameters), tuple(compartments), known or {}, derived or {}, maps=tuple(maps)
     )
     return CompartmentModel(gtab, definition, **kwargs)

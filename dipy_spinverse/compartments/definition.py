@@ -11,16 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dipy_spinverse.compartments.signals.kernels import ARGUMENTS, ORIENTED, TIMED
+from dipy_spinverse.compartments.signals.kernels import ARGUMENTS, ORIENTED, TIMED, OwnKernel
 
 Values = Mapping[str, Tensor]
 Expression = str | float | Callable[[Values], Tensor]
 DISPERSIONS = (None, "watson", "bingham", "isotropic")
-UNITS = {"1": 1.0, "um": 1.0, "mm^2/s": 1e-3}
+UNITS = {"1": 1.0, "um": 1.0, "ms": 1.0, "mm^2/s": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Parameter:
     low, high : float
         Bounds, inside of which all values are equally likely a priori. Diffusivities are in
         um^2/ms here and in `signals`; maps of a fit are in mm^2/s.
-    unit : {"1", "um", "mm^2/s"}
+    unit : {"1", "um", "ms", "mm^2/s"}
         Of the map.
     per_fibre : bool
         Whether each fibre population of a crossing has its own.
@@ -61,8 +62,8 @@ class Compartment:
 
     Attributes
     ----------
-    kernel : str
-        "stick", "cylinder", "zeppelin", "ball", "dot" or "sphere".
+    kernel : str or OwnKernel
+        "stick", "cylinder", "zeppelin", "ball", "dot" or "sphere", or one of your own.
     pool : str
         Its linear fraction. Compartments of the same pool need a `share`.
     arguments : mapping
@@ -79,9 +80,17 @@ class Compartment:
         From 0 (as "watson") to 1 (all directions of the fan's plane alike).
     axis : str
         Name of the axis; compartments with the same one are parallel.
+    average : {"signals", "tensor"}
+        Over the dispersed axes: of the signals, as water that keeps its own fibre's direction
+        has them, or of the diffusion tensor of a stick or zeppelin, as water has that meets all
+        directions (outside of fibres in published NODDI).
+    T2, T1 : str, float or callable
+        Relaxation times, ms, during the echo time and the mixing time of a stimulated echo. With
+        one of them fractions are those without relaxation, and S0 is that at no echo time;
+        without, each echo time has its own S0.
     """
 
-    kernel: str
+    kernel: str | OwnKernel
     pool: str
     arguments: Mapping[str, Expression] = field(default_factory=dict)
     share: Expression = 1.0
@@ -89,19 +98,35 @@ class Compartment:
     odi: Expression | None = None
     fanning: Expression | None = None
     axis: str = "axis"
+    average: str = "signals"
+    T2: Expression | None = None
+    T1: Expression | None = None
 
     def __post_init__(self):
-        if self.kernel not in ARGUMENTS:
-            raise ValueError(f"kernel is {self.kernel!r}; use one of {', '.join(ARGUMENTS)}.")
-        needed = ARGUMENTS[self.kernel]
+        own = isinstance(self.kernel, OwnKernel)
+        if not own and self.kernel not in ARGUMENTS:
+            raise ValueError(
+                f"kernel is {self.kernel!r}; use one of {', '.join(ARGUMENTS)}, or an OwnKernel."
+            )
+        needed = self.kernel.arguments if own else ARGUMENTS[self.kernel]
         if set(self.arguments) != set(needed):
             raise ValueError(
-                f"A {self.kernel} needs the arguments {list(needed)}, not {list(self.arguments)}."
+                f"A {self.kernel_name} needs the arguments {list(needed)}, not "
+                f"{list(self.arguments)}."
             )
         if self.dispersion not in DISPERSIONS:
             raise ValueError(f"dispersion is {self.dispersion!r}; use one of {DISPERSIONS}.")
         if self.dispersion is not None and not self.oriented:
-            raise ValueError(f"A {self.kernel} has no axis: drop dispersion={self.dispersion!r}.")
+            raise ValueError(
+                f"A {self.kernel_name} has no axis: drop dispersion={self.dispersion!r}."
+            )
+        averages = ("signals", "tensor")
+        tensor = self.kernel in ("stick", "zeppelin") and self.dispersion is not None
+        if self.average not in averages or (self.average == "tensor" and not tensor):
+            raise ValueError(
+                f"average is {self.average!r}; use one of {averages}, the second for a stick or "
+                "zeppelin with dispersion."
+            )
         missing = [
             name
             for name, kinds in (("odi", ("watson", "bingham")), ("fanning", ("bingham",)))
@@ -111,9 +136,21 @@ class Compartment:
             raise ValueError(f"dispersion={self.dispersion!r} needs {' and '.join(missing)}.")
 
     @property
+    def kernel_name(self) -> str:
+        """In words."""
+        return self.kernel.name if isinstance(self.kernel, OwnKernel) else self.kernel
+
+    @property
     def oriented(self) -> bool:
         """Whether the kernel has an axis at all."""
-        return self.kernel in ORIENTED
+        own = isinstance(self.kernel, OwnKernel)
+        return self.kernel.oriented if own else self.kernel in ORIENTED
+
+    @property
+    def timed(self) -> bool:
+        """Whether the kernel depends on the pulse timing beyond b."""
+        own = isinstance(self.kernel, OwnKernel)
+        return self.kernel.timed if own else self.kernel in TIMED
 
     @property
     def has_axis(self) -> bool:
@@ -130,10 +167,12 @@ class Definition:
     name : str
     parameters : tuple of Parameter
     compartments : tuple of Compartment
+    known : mapping of float
+        Values by name that are not searched for. The data are asked whether they are right.
     derived : mapping
         Further maps as functions of all values, the fractions among them.
     units : mapping
-        Of derived maps, "1" where not given.
+        Of derived maps and known values, "1" where not given.
     maps : tuple of str
         Names of the maps of a fit; all parameters, pools and derived ones where empty.
     least_shells : int
@@ -149,29 +188,30 @@ class Definition:
     name: str
     parameters: tuple[Parameter, ...]
     compartments: tuple[Compartment, ...]
+    known: Mapping[str, float] = field(default_factory=dict)
     derived: Mapping[str, Callable[[Values], Tensor]] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)
     maps: tuple[str, ...] = ()
     least_shells: int = 1
     single: Definition | None = None
     n_fibres: int = 1
-    arguments: Mapping[str, float | str | bool] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         if not self.compartments:
             raise ValueError(f"Model {self.name!r} has no compartments; give at least one.")
         names = [p.name for p in self.parameters]
-        taken = [*names, *self.pools, *self.axes, *self.derived, "S0"]
+        taken = [*names, *self.known, *self.pools, *self.axes, *self.derived, "S0"]
         twice = sorted({name for name in taken if taken.count(name) > 1})
         if twice:
             raise ValueError(f"Model {self.name!r} uses {twice} for two things; rename one.")
         used = {
             value
             for c in self.compartments
-            for value in (*c.arguments.values(), c.share, c.odi, c.fanning)
+            for value in (*c.arguments.values(), c.share, c.odi, c.fanning, c.T2, c.T1)
             if isinstance(value, str)
         }
-        unknown = sorted(used - set(names))
+        unknown = sorted(used - set(names) - set(self.known))
         if unknown:
             raise ValueError(
                 f"Compartments of {self.name!r} refer to {unknown}, which are no parameters; the "
@@ -200,7 +240,12 @@ class Definition:
     @property
     def timed(self) -> bool:
         """Whether signals depend on the pulse timing beyond b."""
-        return any(c.kernel in TIMED for c in self.compartments)
+        return any(c.timed for c in self.compartments)
+
+    @property
+    def relaxes(self) -> bool:
+        """Whether compartments have relaxation times of their own."""
+        return any((c.T2, c.T1) != (None, None) for c in self.compartments)
 
     @property
     def n_unknowns(self) -> int:
@@ -331,6 +376,9 @@ def _merged(definition, single, values):
     return merged
 
 
+_LINKED = ("share", "odi", "fanning", "T2", "T1")
+
+
 def _of_fibre(compartment, k, own):
     def renamed(expression):
         if isinstance(expression, str):
@@ -344,7 +392,7 @@ def _of_fibre(compartment, k, own):
         pool=f"{compartment.pool}_{k}",
         axis=f"{compartment.axis}_{k}",
         arguments={name: renamed(value) for name, value in compartment.arguments.items()},
-        **{name: renamed(getattr(compartment, name)) for name in ("share", "odi", "fanning")},
+        **{name: renamed(getattr(compartment, name)) for name in _LINKED},
     )
 
 

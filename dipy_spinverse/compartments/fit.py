@@ -26,7 +26,10 @@ class CompartmentFit(VoxelFit):
     axes : ndarray (..., 3, 3)
         Of up to three populations, as rows, largest first; zero beyond `n_fibres`.
     fibre_fractions : ndarray (..., 3)
-        Their shares of the signal.
+        Their shares of the signal, likeliest; with draws also `fibre_fractions_std`, `_low` and
+        `_high`.
+    axes_cone : ndarray (..., 3)
+        Angle about each axis that holds 95 % of its draws, degrees.
     S0_per_te : ndarray (..., K)
         Signal without diffusion at each echo time.
     effective_draws : ndarray (...)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,24 +14,27 @@ from dipy.core.gradients import GradientTable
 from dipy.direction.peaks import PeaksAndMetrics
 from numpy.typing import ArrayLike
 
-from dipy_spinverse.acquisition import Acquisition, Measurements, pulsed_only
+from dipy_spinverse.acquisition import Measurements
 from dipy_spinverse.compartments.arguments import (
     acquisition_for,
     check_acquisition,
     complete,
     populations,
+    with_noise,
+    without_noise_alone,
 )
-from dipy_spinverse.compartments.definition import Definition, maps_of, with_fibres
+from dipy_spinverse.compartments.definition import UNITS, Definition, maps_of, with_fibres
 from dipy_spinverse.compartments.fit import CompartmentFit
 from dipy_spinverse.compartments.fitting.chunk import FitChunk, Settings, layout, voxels_per_chunk
 from dipy_spinverse.compartments.fitting.coordinates import Place, values_of
+from dipy_spinverse.compartments.fitting.refutation import shifts
 from dipy_spinverse.compartments.fitting.variable_projection import combined
 from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.pools import pool_signals
-from dipy_spinverse.voxels.chunks import Engine, fit_image
+from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
 from dipy_spinverse.voxels.image import image_of
 from dipy_spinverse.voxels.model import VoxelModel
-from dipy_spinverse.voxels.noise import noise_from_b0
+from dipy_spinverse.voxels.status import Status
 
 LIKELIHOODS = ("rician", "gaussian")
 SOLVERS = ("variable-projection", "mix", "interior-point")
@@ -75,7 +79,7 @@ class CompartmentModel(VoxelModel):
     """
 
     Fit = CompartmentFit
-    acquisition: Acquisition
+    acquisition: Measurements
 
     def __init__(
         self,
@@ -110,12 +114,15 @@ class CompartmentModel(VoxelModel):
         *,
         sigma: ArrayLike | None = None,
         peaks: PeaksAndMetrics | None = None,
+        crossings: bool = False,
         start: Mapping[str, np.ndarray] | None = None,
         n_draws: int = _N_DRAWS,
         engine: str = "serial",
         n_jobs: int = -1,
         vox_per_chunk: int | None = None,
         verbose: bool = False,
+        journal: str | Path | None = None,
+        max_memory: float | None = None,
     ) -> CompartmentFit:
         """Fit voxels.
 
@@ -132,13 +139,16 @@ class CompartmentModel(VoxelModel):
         peaks : PeaksAndMetrics, optional
             Number (0 to 3) and first directions of the fibre populations of each voxel. One
             population along the first eigenvector of a diffusion tensor where not given.
+        crossings : bool, optional
+            Fit 0 to 3 fibre populations, as many as have the most evidence, in directions that
+            are found without peaks.
         start : mapping of ndarray (...) or (..., 3), optional
             All parameters and axes to begin with, for instance from a learner, instead of the
             dictionary; for one population.
         n_draws : int, optional
             Draws from the posterior of each voxel, for medians, standard deviations and
             intervals; 0 for the likeliest values only, which is faster.
-        engine, n_jobs, vox_per_chunk, verbose
+        engine, n_jobs, vox_per_chunk, verbose, journal, max_memory
             How it is computed: see :class:`dipy_spinverse.voxels.chunks.Engine`.
 
         Raises
@@ -146,17 +156,19 @@ class CompartmentModel(VoxelModel):
         ValueError
             Arguments of wrong shape or range.
         """
-        if n_draws < 0:
-            raise ValueError(f"n_draws is {n_draws}; give at least 0.")
-        how = Engine(engine, n_jobs, vox_per_chunk, verbose)
+        check_number("n_draws", n_draws, 0)
+        if crossings and (peaks is not None or start is not None or not self.definition.axes):
+            raise ValueError(
+                f"crossings=True finds the fibre populations of {self.definition.name} itself; "
+                "leave it out where peaks or a start say them, or the model has no axis."
+            )
+        how = Engine(engine, n_jobs, vox_per_chunk, verbose, journal, max_memory)
         shape = np.shape(data)[:-1]
         own = self._starts(start, shape) | populations(peaks, shape)
-        image = image_of(data, mask, sigma, self.acquisition, own=own)
-        if sigma is None:
-            noise = noise_from_b0(image.voxels.signals, self.acquisition)[0]
-            image = replace(image, voxels=replace(image.voxels, sigma=noise))
+        image = image_of(data, mask, sigma, self.acquisition, own=own, max_memory=max_memory)
+        image = with_noise(without_noise_alone(image, self.acquisition))
         settings = Settings(
-            self.likelihood, self.solver, n_draws, self.seed, getattr(torch, self.dtype)
+            self.likelihood, self.solver, n_draws, self.seed, getattr(torch, self.dtype), crossings
         )
         kinds = 2 * image.voxels.own["n_fibres"] + image.voxels.signed
         status, values = fit_image(
@@ -165,21 +177,41 @@ class CompartmentModel(VoxelModel):
             layout(self.definition, len(self.acquisition.echo_times), posterior=n_draws > 0),
             how,
             most=voxels_per_chunk(self.definition, self.acquisition, n_draws),
+            model=self,
+            options={"n_draws": n_draws, "sigma": sigma, "crossings": crossings, **own},
             groups=[np.flatnonzero(kinds == kind) for kind in np.unique(kinds)],
         )
+        explained = status[image.status == Status.CONVERGED] != Status.MISFIT
+        tests = (values[name][explained] for name in ("_score", "_information"))
+        where = (image.status == Status.CONVERGED) & (status != Status.MISFIT)
+        refuted, better = shifts(self.definition.known, *tests, where)
+        status[where] = np.where(refuted, Status.MISFIT, status[where])
+        self._warn_of_values(better, refuted.sum())
         return CompartmentFit(self, status, values)
+
+    def _warn_of_values(self, better, n_voxels):
+        """Warn of known values that are not those of the data."""
+        for name, value in better.items():
+            scale = UNITS[self.definition.unit_of(name)]
+            warnings.warn(
+                f"{name} is known as {scale * self.definition.known[name]:.3g} to "
+                f"{self.definition.name}, the data as a whole would have about "
+                f"{scale * value:.2g}: the maps are biased ({n_voxels} voxels are MISFIT). Give "
+                "another value, or have it fitted.",
+                stacklevel=3,
+            )
 
     def signals_of_fit(
         self, values: Mapping[str, np.ndarray], acquisition: Measurements
     ) -> np.ndarray:
         """Signals (V, M) of the likeliest parameters."""
-        acquisition = pulsed_only(acquisition)
         encoding = encoding_of(acquisition, torch.float64, timed=self.definition.timed)
         result, count = np.zeros((len(values["S0"]), len(acquisition))), values["n_fibres"]
         size = voxels_per_chunk(self.definition, acquisition)
         for n in np.unique(count):
             definition = with_fibres(self.definition, int(n))
             pools, n_axes = pool_signals(definition, encoding), len(definition.axes)
+            without = pool_signals(definition, encoding.without_diffusion())
             all_rows = np.flatnonzero(count == n)
             for rows in (all_rows[k : k + size] for k in range(0, len(all_rows), size)):
                 place = Place(
@@ -190,7 +222,10 @@ class CompartmentModel(VoxelModel):
                 )
                 fractions = torch.tensor(values["_fractions"][rows, : len(definition.pools)])
                 columns = pools(values_of(definition, place))
-                result[rows] = combined(columns, fractions).numpy()
+                signals = combined(columns, fractions)
+                if definition.relaxes:
+                    signals = signals / combined(without(values_of(definition, place)), fractions)
+                result[rows] = signals.numpy()
         return result
 
     def acquisition_of(
@@ -198,8 +233,8 @@ class CompartmentModel(VoxelModel):
         gtab: GradientTable | Measurements,
         te: ArrayLike | None = None,
         **more: Any,
-    ) -> Acquisition:
-        """Pulsed gradients; without timings where the model does not need them."""
+    ) -> Measurements:
+        """Pulsed gradients, without timings where the model does not need them, or b-tensors."""
         return acquisition_for(gtab, self.definition, te, **more)
 
     def of_acquisition(self, gtab: GradientTable | Measurements) -> CompartmentModel:
@@ -266,7 +301,8 @@ class CompartmentModel(VoxelModel):
         frames = np.linalg.qr(rng.standard_normal((n, len(definition.axes), 3, 3)))[0]
         values = values_of(definition, Place(unit, torch.tensor(frames)))
         fractions = rng.dirichlet(np.ones(len(definition.pools)), n).T
-        drawn = {name: value.numpy() for name, value in values.items() if name != "_"}
+        left_out = {"_", *definition.known}
+        drawn = {name: value.numpy() for name, value in values.items() if name not in left_out}
         return drawn | dict(zip(definition.pools, fractions, strict=True)) | {"S0": np.ones(n)}
 
     def maps(self, parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from dipy.core.gradients import GradientTable
 
 from dipy_spinverse.acquisition import Measurements
@@ -19,23 +20,30 @@ from dipy_spinverse.units import diffusivity_um2_per_ms
 
 _LARGEST_DIAMETER = 20.0  # um
 _LEAST_DIAMETER = 0.2  # um
+_FREE = (0.1e-3, 3.2e-3)  # mm^2/s
+Diffusivity = float | tuple[float, float] | str
 _ODI = Parameter("odi", 0.01, 1.0, per_fibre=True)
 
 
 class NODDIModel(CompartmentModel):
     """Neurite orientation dispersion and density imaging [1]_, with Bingham dispersion [2]_.
 
-    Sticks and zeppelins with tortuosity, dispersed about one axis, and free water. Maps: `ndi`
-    (share of sticks in tissue), `odi`, `fwf` (free water), `S0`, and `axis`; with
-    ``dispersion="bingham"`` also `fanning`.
+    Sticks that are dispersed about one axis, hindered water around them with tortuosity, and free
+    water. Maps: `ndi` (share of sticks in tissue), `odi`, `fwf` (free water), `S0`, and `axis`;
+    with ``dispersion="bingham"`` also `fanning`, and diffusivities that are fitted.
 
     Parameters
     ----------
     gtab : GradientTable or Acquisition
         With at least two shells. Pulse timings are not needed.
-    parallel_diffusivity, isotropic_diffusivity : float, optional
-        Of tissue along its axis and of free water, mm^2/s; known, not fitted.
+    parallel_diffusivity, isotropic_diffusivity : float, (low, high) or "free", optional
+        Of tissue along its axis and of free water, mm^2/s: known, or fitted inside of bounds
+        ("free": 0.1e-3 to 3.2e-3), which then is a map. Ex vivo about 0.6e-3 and 2e-3.
     dispersion : {"watson", "bingham"}, optional
+    extra_cellular : {"averaged", "dispersed"}, optional
+        Water outside of neurites: "averaged", as published, has one tensor, the average over all
+        directions of the neurites; "dispersed" keeps the direction of those beside it, so that
+        its signals are averaged.
     **kwargs
         As :class:`CompartmentModel`.
 
@@ -65,22 +73,29 @@ class NODDIModel(CompartmentModel):
         self,
         gtab: GradientTable | Measurements,
         *,
-        parallel_diffusivity: float = 1.7e-3,
-        isotropic_diffusivity: float = 3e-3,
+        parallel_diffusivity: Diffusivity = 1.7e-3,
+        isotropic_diffusivity: Diffusivity = 3e-3,
         dispersion: str = "watson",
+        extra_cellular: str = "averaged",
         **kwargs: Any,
     ):
         if dispersion not in ("watson", "bingham"):
             raise ValueError(f'dispersion is {dispersion!r}; use "watson" or "bingham".')
-        along = diffusivity_um2_per_ms("parallel_diffusivity", parallel_diffusivity)
-        free = diffusivity_um2_per_ms("isotropic_diffusivity", isotropic_diffusivity)
+        if extra_cellular not in ("averaged", "dispersed"):
+            raise ValueError(
+                f'extra_cellular is {extra_cellular!r}; use "averaged" or "dispersed".'
+            )
+        known, fitted = diffusivities(
+            parallel_diffusivity=parallel_diffusivity, isotropic_diffusivity=isotropic_diffusivity
+        )
+        along = "parallel_diffusivity"
         bingham = dispersion == "bingham"
         dispersed = {"dispersion": dispersion, "odi": "odi"}
         dispersed |= {"fanning": "fanning"} if bingham else {}
         fanning = (Parameter("fanning", 0.0, 1.0, per_fibre=True),) if bingham else ()
         definition = Definition(
             "NODDI",
-            (Parameter("ndi", 0.0, 1.0), _ODI, *fanning),
+            (Parameter("ndi", 0.0, 1.0), _ODI, *fanning, *fitted),
             (
                 Compartment("stick", "tissue", {"diffusivity": along}, share="ndi", **dispersed),
                 Compartment(
@@ -88,16 +103,20 @@ class NODDIModel(CompartmentModel):
                     "tissue",
                     {"parallel": along, "perpendicular": tortuosity(along, "ndi")},
                     share=rest("ndi"),
+                    average="tensor" if extra_cellular == "averaged" else "signals",
                     **dispersed,
                 ),
-                Compartment("ball", "fwf", {"diffusivity": free}),
+                Compartment("ball", "fwf", {"diffusivity": "isotropic_diffusivity"}),
             ),
-            maps=("ndi", "odi", "fwf", *(p.name for p in fanning)),
+            known=known,
+            units=dict.fromkeys(known, "mm^2/s"),
+            maps=("ndi", "odi", "fwf", *(p.name for p in (*fanning, *fitted))),
             least_shells=2,
             arguments={
                 "parallel_diffusivity": parallel_diffusivity,
                 "isotropic_diffusivity": isotropic_diffusivity,
                 "dispersion": dispersion,
+                "extra_cellular": extra_cellular,
             },
         )
         super().__init__(gtab, definition, **kwargs)
@@ -114,9 +133,8 @@ class ActiveAxModel(CompartmentModel):
     ----------
     gtab : GradientTable or Acquisition
         With pulse timings and at least two shells.
-    parallel_diffusivity, isotropic_diffusivity : float, optional
-        Of tissue along its axis and of free water, mm^2/s; known, not fitted. About 0.6e-3 and
-        2e-3 in fixed tissue.
+    parallel_diffusivity, isotropic_diffusivity : float, (low, high) or "free", optional
+        As for :class:`NODDIModel`.
     dot : bool, optional
         Whether there is still water (fixed tissue).
     **kwargs
@@ -137,13 +155,15 @@ class ActiveAxModel(CompartmentModel):
         self,
         gtab: GradientTable | Measurements,
         *,
-        parallel_diffusivity: float = 1.7e-3,
-        isotropic_diffusivity: float = 3e-3,
+        parallel_diffusivity: Diffusivity = 1.7e-3,
+        isotropic_diffusivity: Diffusivity = 3e-3,
         dot: bool = True,
         **kwargs: Any,
     ):
-        along = diffusivity_um2_per_ms("parallel_diffusivity", parallel_diffusivity)
-        free = diffusivity_um2_per_ms("isotropic_diffusivity", isotropic_diffusivity)
+        known, fitted = diffusivities(
+            parallel_diffusivity=parallel_diffusivity, isotropic_diffusivity=isotropic_diffusivity
+        )
+        along = "parallel_diffusivity"
         tissue = (
             Compartment(
                 "cylinder",
@@ -157,7 +177,7 @@ class ActiveAxModel(CompartmentModel):
                 {"parallel": along, "perpendicular": tortuosity(along, "axon_share")},
                 share=rest("axon_share"),
             ),
-            Compartment("ball", "free_water_fraction", {"diffusivity": free}),
+            Compartment("ball", "free_water_fraction", {"diffusivity": "isotropic_diffusivity"}),
         )
         still = (Compartment("dot", "dot_fraction"),) if dot else ()
         definition = Definition(
@@ -165,14 +185,18 @@ class ActiveAxModel(CompartmentModel):
             (
                 Parameter("axon_diameter", _LEAST_DIAMETER, _LARGEST_DIAMETER, "um"),
                 Parameter("axon_share", 0.0, 1.0),
+                *fitted,
             ),
             (*tissue, *still),
+            known=known,
+            units=dict.fromkeys(known, "mm^2/s"),
             derived={"restricted_fraction": _restricted},
             maps=(
                 "axon_diameter",
                 "restricted_fraction",
                 "free_water_fraction",
                 *(c.pool for c in still),
+                *(p.name for p in fitted),
             ),
             least_shells=2,
             arguments={
@@ -287,6 +311,23 @@ class IVIMModel(CompartmentModel):
             least_shells=3,
         )
         super().__init__(gtab, definition, **kwargs)
+
+
+def diffusivities(**values) -> tuple[dict[str, float], tuple[Parameter, ...]]:
+    """Those that are known, um^2/ms, and parameters of those that are fitted."""
+    known, fitted = {}, []
+    for name, value in values.items():
+        bounds = _FREE if isinstance(value, str) and value == "free" else value
+        if np.ndim(bounds) == 0:
+            known[name] = diffusivity_um2_per_ms(name, bounds)
+            continue
+        if len(bounds) != 2:
+            raise ValueError(
+                f'{name} is {value!r}; give a number, bounds (low, high), or "free", in mm^2/s.'
+            )
+        low, high = (diffusivity_um2_per_ms(name, bound) for bound in bounds)
+        fitted.append(Parameter(name, low, high, "mm^2/s"))
+    return known, tuple(fitted)
 
 
 def _restricted(values):

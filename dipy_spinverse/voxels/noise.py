@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import chi2
+from scipy.ndimage import uniform_filter
 
-from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.acquisition import Acquisition, TensorAcquisition
 from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.shells import shells_of
 
@@ -15,27 +15,43 @@ KNOWN = 10**9
 _LEAST_FREEDOM = 4
 # Repeats that differ less, relative to their mean, are without noise and say nothing about it.
 _LEAST_SPREAD = 1e-6
-# How many degrees of freedom the typical noise of the other voxels is worth: noise changes
-# slowly over a volume.
+# How many degrees of freedom the noise of the other voxels is worth at most: it changes slowly
+# over a volume, but it does.
 _SHARED_FREEDOM = 20
+# Levels of variance that an image may have: their ratio, how many, and how they are found.
+_LEVEL_RATIO = 1.12
+_MOST_LEVELS = 80
+_LEVEL_STEPS = 40
+_VOXELS_FOR_LEVELS = 5000
+# Share, and number, of voxels that make a level; share of those whose level no other has.
+_FREQUENT, _FEW = 0.02, 3.0
+_RARE = 1e-3
+# Voxels that a neighbourhood has, and how much it counts beside the whole image.
+_NEIGHBOURS = 27
+_LOCAL = 0.8
+_LOCAL_STEPS = 4
 # Shells up to this b (ms/um^2) have hardly any signal beyond the harmonics that their directions
 # determine; and signal over noise above which Rician noise is normal.
 _SMOOTH_B = 1.6
 _CLEAR = 4.0
 
 
-def independent_noise(signals: np.ndarray, acquisition: Acquired) -> tuple[np.ndarray, np.ndarray]:
+def independent_noise(
+    signals: np.ndarray, acquisition: Acquired, wanted: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Noise that rests on no model of tissue, to judge any model by.
 
     From repeated b0 measurements of one echo time, and from what is beyond the spherical
-    harmonics of shells of low b. Where a voxel has few of them, its variance is drawn towards the
-    median of all.
+    harmonics of shells of low b. Where a voxel has few of them, its variance is drawn towards
+    the levels that the image has, and first to those of its neighbours: there may be several.
 
     Parameters
     ----------
     signals : ndarray (V, M)
         As measured.
     acquisition : Acquired
+    wanted : ndarray (...) of bool, optional
+        Which voxels of an image these are, for their neighbours.
 
     Returns
     -------
@@ -55,17 +71,66 @@ def independent_noise(signals: np.ndarray, acquisition: Acquired) -> tuple[np.nd
     size = np.abs(signals).max(axis=1, initial=0)
     told = (freedom >= _LEAST_FREEDOM) & (squares > freedom * (_LEAST_SPREAD * size) ** 2)
     variance = np.where(told, squares / np.maximum(freedom, 1), 1.0)
-    if told.sum() > 1:
-        typical = np.median(squares[told] / chi2.median(freedom[told]))
-        lacking = np.maximum(_SHARED_FREEDOM - freedom, 0)
-        squares, freedom = squares + lacking * typical, freedom + lacking
-        variance = np.where(told, squares / freedom, 1.0)
+    # Magnitudes of noise alone scatter less than noise does.
+    b0 = np.asarray(acquisition.b0_per_te).any(axis=0)
+    alike = told & (signals[:, b0].mean(axis=1) > _CLEAR * np.sqrt(variance) if b0.any() else told)
+    if alike.sum() > 1:
+        where = None
+        if wanted is not None:
+            where = np.zeros(wanted.shape, dtype=bool)
+            where[wanted] = alike
+        variance[alike], freedom[alike] = _with_levels(squares[alike], freedom[alike], where)
     return np.sqrt(variance), np.where(told, freedom, 0)
+
+
+def _with_levels(squares, freedom, where=None):
+    """Variances (V,) of sums of squares (V,), with the image's own distribution of variances.
+
+    The distribution over a ladder of levels is the likeliest (expectation maximisation); that of
+    a voxel is mostly its neighbours' mean. Their degrees of freedom are those of an inverse gamma
+    distribution as wide as what is left.
+    """
+    raw = squares / freedom
+    low, high = np.log([raw.min(), raw.max()])
+    n_levels = int(np.clip((high - low) / np.log(_LEVEL_RATIO) + 2, 5, _MOST_LEVELS))
+    levels = np.exp(np.linspace(low, high, n_levels))
+    log_chance = -0.5 * (freedom[:, None] * np.log(levels) + squares[:, None] / levels)
+    chance = np.exp(log_chance - log_chance.max(axis=1, keepdims=True))
+    some = chance[:: -(-len(chance) // _VOXELS_FOR_LEVELS)]
+    share = np.full(n_levels, 1 / n_levels)
+    for _ in range(_LEVEL_STEPS):
+        posterior = share * some
+        share = (posterior / posterior.sum(axis=1, keepdims=True)).mean(axis=0)
+    # A level is one of several voxels: the few that scatter least have none of their own.
+    frequent = np.convolve(share, np.ones(5), "same") > _FREQUENT + _FEW / len(some)
+    share = np.where(frequent, share, 0)
+    if not share.any():
+        share[np.abs(levels - squares.sum() / freedom.sum()).argmin()] = 1.0
+    share = share / share.sum() + _RARE / n_levels
+    posterior = share * chance
+    posterior /= posterior.sum(axis=1, keepdims=True)
+    for _ in range(0 if where is None else _LOCAL_STEPS):
+        posterior = chance * (_LOCAL * _neighbours(posterior, where) + (1 - _LOCAL) * share)
+        posterior /= posterior.sum(axis=1, keepdims=True)
+    variance = posterior @ levels
+    left = np.maximum(posterior @ levels**2 - variance**2, 1e-12 * variance**2)
+    return variance, np.clip(2 * variance**2 / left, freedom / 2, freedom + _SHARED_FREEDOM)
+
+
+def _neighbours(values, where):
+    """Mean (V, K) of values (V, K) of an image's voxels over their neighbourhoods."""
+    size = round(_NEIGHBOURS ** (1 / max(where.ndim, 1)))
+    dense, near = np.zeros(where.shape), np.empty_like(values)
+    count = uniform_filter(where.astype(float), size, mode="constant")[where]
+    for k, column in enumerate(values.T):
+        dense[where] = column
+        near[:, k] = uniform_filter(dense, size, mode="constant")[where] / count
+    return near
 
 
 def _smooth_shells(acquisition):
     """Shells whose measurements are more than the harmonics of their signals."""
-    if not isinstance(acquisition, Acquisition):
+    if not isinstance(acquisition, Acquisition | TensorAcquisition):
         return
     for shell in shells_of(acquisition):
         if shell.b <= _SMOOTH_B and shell.order >= 2 and shell.freedom >= _LEAST_FREEDOM:
@@ -87,7 +152,7 @@ def noise_from_b0(data: np.ndarray, acquisition: Acquired) -> tuple[np.ndarray |
     """Standard deviation of the noise from repeated b0 measurements.
 
     Pooled over echo times; within one, all b0 are repeats of the same signal. Each voxel's
-    variance is drawn towards the median of all, as their scatter is mostly chance.
+    variance is drawn towards the levels of the image, as its scatter is mostly chance.
 
     Parameters
     ----------
@@ -99,7 +164,7 @@ def noise_from_b0(data: np.ndarray, acquisition: Acquired) -> tuple[np.ndarray |
     sigma : ndarray (V,) or None
         None where there are too few repeats, or most voxels have none but equal ones.
     freedom : int
-        Degrees of freedom of each.
+        Degrees of freedom of each, less what other voxels tell.
     """
     squares, freedom = _repeated_b0(data, acquisition)
     if len(data) == 0 or freedom < _LEAST_FREEDOM:
@@ -108,9 +173,9 @@ def noise_from_b0(data: np.ndarray, acquisition: Acquired) -> tuple[np.ndarray |
         return None, 0
     if len(data) == 1:
         return np.sqrt(squares / freedom), freedom
-    typical = np.median(squares) / chi2.median(freedom)
-    shared = _SHARED_FREEDOM + freedom
-    return np.sqrt((squares + _SHARED_FREEDOM * typical) / shared), shared
+    floor = freedom * (_LEAST_SPREAD * np.median(np.abs(data))) ** 2
+    variance, _ = _with_levels(np.maximum(squares, floor), np.full(len(data), freedom))
+    return np.sqrt(variance), freedom
 
 
 def noise_of_each_te(data: np.ndarray, acquisition: Acquired) -> np.ndarray | None:

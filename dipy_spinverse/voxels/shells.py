@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from dipy.reconst.shm import real_sh_descoteaux
 
-from dipy_spinverse.acquisition import Acquisition
+from dipy_spinverse.acquisition import Acquisition, Measurements
 
 LARGEST_ORDER = 6
 _LARGEST_CONDITION = 5.0
@@ -42,13 +42,18 @@ class Shell:
     freedom: int
 
 
-def shells_of(acquisition: Acquisition) -> Iterator[Shell]:
-    """Shells of one timing and nearly one b each; b0 is none.
+def shells_of(acquisition: Measurements) -> Iterator[Shell]:
+    """Shells of one timing, or shape of b-tensors, and nearly one b each; b0 is none.
 
     Averages over directions are shells of their own, of order 0.
     """
     weighted = np.flatnonzero(~acquisition.b0_mask)
-    kind = 2 * acquisition.timing_index + acquisition.isotropic
+    if isinstance(acquisition, Acquisition):
+        encoding = acquisition.timing_index
+    else:
+        shape = (10 * acquisition.b_anisotropy).round()
+        encoding = np.unique(shape, return_inverse=True)[1] * 1000 + acquisition.te_index
+    kind = 2 * encoding + acquisition.isotropic
     order = weighted[np.lexsort((acquisition.b[weighted], kind[weighted]))]
     group: list[int] = []
     for row in order:

@@ -24,7 +24,7 @@ class Status(IntEnum):
     BAD_SAMPLES = 4
     """NaN or infinite measurements."""
     NO_SIGNAL = 5
-    """All measurements are zero."""
+    """All measurements are zero, or noise alone."""
     NO_B0 = 6
     """The b0 signal, or the S0 given, is not positive."""
     PATTERN_NOT_DETERMINED = 7
@@ -51,6 +51,10 @@ _REACHED = 0.05
 # and the least residual, relative to S0, that is one: simulations are not more exact.
 _EXPLAINS_NOTHING = 0.9
 _LEAST_RESIDUAL = 1e-3
+# Over the noise: a mean b0 that may be noise (magnitudes of noise are 1.25 of it, and 1.9 of their
+# own scatter), and a difference from other measurements that is not by chance.
+_LEAST_SIGNAL = 3.0
+_SURELY = 3.0
 
 
 def screened(signals: np.ndarray, S0: np.ndarray) -> np.ndarray:
@@ -75,6 +79,29 @@ def screened(signals: np.ndarray, S0: np.ndarray) -> np.ndarray:
             stacklevel=4,
         )
     return status
+
+
+def only_noise(
+    signals: np.ndarray, b0: np.ndarray, sigma: np.ndarray, freedom: np.ndarray | int
+) -> np.ndarray:
+    """Whether (V,) there is nothing but noise: b0 is within it, and no larger than the rest.
+
+    Parameters
+    ----------
+    signals : ndarray (V, M)
+    b0 : ndarray (M,) of bool
+    sigma : ndarray (V,)
+        Noise, which where it is estimated from magnitudes may be theirs.
+    freedom : int or ndarray (V,)
+        Its degrees of freedom; nothing is said where it is 0.
+    """
+    if not b0.any() or b0.all():
+        return np.zeros(len(signals), dtype=bool)
+    without, rest = signals[:, b0].mean(axis=1), signals[:, ~b0].mean(axis=1)
+    error = sigma * np.sqrt(1 / b0.sum() + 1 / (~b0).sum())
+    alike = without - rest < _SURELY * error
+    scatter = np.maximum(sigma, signals.std(axis=1))
+    return (freedom > 0) & alike & (without < _LEAST_SIGNAL * scatter)
 
 
 def outcome(

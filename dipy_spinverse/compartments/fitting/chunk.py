@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.acquisition import Measurements
 from dipy_spinverse.compartments.definition import Definition, maps_of, with_fibres
 from dipy_spinverse.compartments.fitting.coordinates import Place, frame_of, place_of, values_of
+from dipy_spinverse.compartments.fitting.crossings import MOST_FIBRES, chosen_populations
 from dipy_spinverse.compartments.fitting.interior_point import interior_point
 from dipy_spinverse.compartments.fitting.mix import evolved
+from dipy_spinverse.compartments.fitting.refutation import scores, worst_shell
 from dipy_spinverse.compartments.fitting.starts import dictionary_start
 from dipy_spinverse.compartments.fitting.variable_projection import Problem, combined, fit_all
 from dipy_spinverse.compartments.posterior.sample import sample_posterior
@@ -21,10 +23,9 @@ from dipy_spinverse.compartments.signals.pools import pool_signals
 from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.voxels.noise import noise_from_residual
 from dipy_spinverse.voxels.rician import LEAST_NOISE, rician_sigma
-from dipy_spinverse.voxels.statistics import ENDINGS, summary
+from dipy_spinverse.voxels.statistics import ENDINGS, of_draws, summary
 from dipy_spinverse.voxels.tensor_frames import tensor_frames
 
-MOST_FIBRES = 3
 _NUMBERS_PER_CHUNK = 300_000  # measurements x voxels
 _DRAWS_PER_CHUNK = 100_000
 _MANY = 10  # measurements per unknown above which their residual tells the noise
@@ -39,9 +40,10 @@ class Settings:
     n_draws: int
     seed: int
     dtype: torch.dtype
+    crossings: bool = False
 
 
-def voxels_per_chunk(definition: Definition, acquisition: Acquisition, n_draws: int = 0) -> int:
+def voxels_per_chunk(definition: Definition, acquisition: Measurements, n_draws: int = 0) -> int:
     """As many voxels as fit into some hundred MiB."""
     # Sums over the modes of pores are the largest arrays, as long as signals 20 times.
     per_voxel = len(acquisition) * (20 if definition.timed else 1)
@@ -63,9 +65,11 @@ def layout(definition: Definition, n_te: int, *, posterior: bool) -> dict[str, o
     most = with_fibres(definition, MOST_FIBRES)
     endings = (*ENDINGS, "_likeliest") if posterior else ("", "_likeliest")
     maps = {name + end: float for name in (*definition.maps, "S0") for end in endings}
+    of_fibres = {f"fibre_fractions{end}": (float, (MOST_FIBRES,)) for end in ENDINGS[1:]}
+    of_fibres |= {"axes_cone": (float, (MOST_FIBRES,))}
     return (
         maps
-        | ({"effective_draws": float} if posterior else {})
+        | ({"effective_draws": float} | of_fibres if posterior else {})
         | {
             "n_fibres": int,
             "axis": (float, (3,)),
@@ -75,54 +79,120 @@ def layout(definition: Definition, n_te: int, *, posterior: bool) -> dict[str, o
             "_unit": (float, (len(most.parameters),)),
             "_fractions": (float, (len(most.pools),)),
             "_frames": (float, (9 * len(most.axes),)),
+            "_score": (float, (len(definition.known),)),
+            "_information": (float, (len(definition.known),)),
         }
     )
 
 
 @dataclass(frozen=True, eq=False)
 class FitChunk:
-    """The fit of a chunk of voxels, all with as many fibres, all magnitudes or all real parts.
+    """The fit of a chunk of voxels, all magnitudes or all real parts.
 
     Attributes
     ----------
     definition : Definition
         Of one population.
-    acquisition : Acquisition
+    acquisition : Measurements
     settings : Settings
     refine_sigma : bool
         Whether the noise is not given: it is taken from the residual, from a first idea on.
     """
 
     definition: Definition
-    acquisition: Acquisition
+    acquisition: Measurements
     settings: Settings
     refine_sigma: bool
 
     def __call__(self, voxels: Voxels) -> dict[str, np.ndarray]:
         """Values of each voxel, with the names of `layout`."""
-        settings, n_fibres = self.settings, int(voxels.own["n_fibres"][0])
-        definition = with_fibres(self.definition, n_fibres)
-        encoding = encoding_of(self.acquisition, settings.dtype, timed=definition.timed)
+        if self.settings.crossings:
+            n_fibres, axes = self._populations(voxels)
+            own = {**voxels.own, "n_fibres": n_fibres, "axes": axes}
+            voxels = replace(voxels, own=own)
+        result: dict[str, np.ndarray] = {}
+        for n in np.unique(voxels.own["n_fibres"]):
+            rows = np.flatnonzero(voxels.own["n_fibres"] == n)
+            for name, value in self._of_population(voxels[rows], int(n)).items():
+                value = np.broadcast_to(value, (len(rows), *np.shape(value)[1:]))
+                wide = result.setdefault(name, np.zeros((len(voxels), *value.shape[1:])))
+                if value.shape[1:] > wide.shape[1:]:
+                    wide = np.pad(wide, ((0, 0), (0, value.shape[1] - wide.shape[1])))
+                    result[name] = wide
+                wide[(rows, *map(slice, value.shape[1:]))] = value
+        return result
+
+    def _problem(self, voxels, definition):
+        """Of least squares."""
+        encoding = encoding_of(self.acquisition, self.settings.dtype, timed=definition.timed)
         S0 = voxels.S0[:, self.acquisition.te_index]
-        data, scale = (torch.tensor(x, dtype=settings.dtype) for x in (voxels.signals, S0))
-        problem = Problem(definition, pool_signals(definition, encoding), data, scale, None)
+        S0 = np.ones_like(S0) if definition.relaxes else S0
+        data, scale = (torch.tensor(x, dtype=self.settings.dtype) for x in (voxels.signals, S0))
+        return Problem(definition, pool_signals(definition, encoding), data, scale, None)
+
+    def _populations(self, voxels):
+        """Number and axes of fibre populations by evidence."""
+        problem = self._problem(voxels, self.definition)
+        rows = tensor_frames(self.acquisition, voxels.signals)
+        frames = torch.tensor(rows, dtype=self.settings.dtype)
+        frames = frame_of(frames[:, 2], frames[:, 1])
+        sigma = voxels.sigma
+        if sigma is None:
+            start = dictionary_start(problem, frames[:, None])
+            residual = problem.data - combined(problem.columns(start), fit_all(problem, start)[1])
+            n_unknowns = np.full(len(residual), self.definition.n_unknowns)
+            sigma = noise_from_residual(residual.numpy(), n_unknowns)
+        sigma = torch.tensor(sigma, dtype=self.settings.dtype).clamp_min(LEAST_NOISE)
+        return chosen_populations(
+            lambda definition: self._problem(voxels, definition), self.definition, frames, sigma
+        )
+
+    def _of_population(self, voxels, n_fibres):
+        """Values of voxels that all have as many fibres."""
+        settings = self.settings
+        definition = with_fibres(self.definition, n_fibres)
+        problem = self._problem(voxels, definition)
         found, place, amplitudes, sigma, converged = self._fitted(voxels, problem)
         likeliest = _maps(definition, place, amplitudes)
         result = likeliest | {f"{name}_likeliest": value for name, value in likeliest.items()}
-        result |= _places(definition, found, place, amplitudes)
+        places, order = _places(definition, found, place, amplitudes)
+        result |= places | self._against(found, place, amplitudes, sigma)
         if settings.n_draws:
             n, seed = settings.n_draws, settings.seed
             draws = sample_posterior(found, place, amplitudes, sigma, n, seed)
             maps = _maps(definition, draws.place, draws.amplitudes)
             result |= summary({name: value.reshape(n, -1) for name, value in maps.items()})
+            result |= _fibre_statistics(definition, draws, n, order, place)
             result["effective_draws"] = draws.effective.numpy()
         return result | {
             "n_fibres": n_fibres,
-            "S0_per_te": voxels.S0 * likeliest["S0"][:, None],
+            "S0_per_te": self._without_diffusion(voxels, definition, place, amplitudes),
             "converged": converged.numpy(),
             "sigma": sigma.numpy(),
             "n_unknowns": definition.n_unknowns,
         }
+
+    def _without_diffusion(self, voxels, definition, place, amplitudes):
+        """Signals (V, K) at the echo times."""
+        if not definition.relaxes:
+            return voxels.S0 * amplitudes.sum(dim=1, keepdim=True).numpy()
+        first = np.unique(self.acquisition.te_index, return_index=True)[1]
+        encoding = encoding_of(self.acquisition, self.settings.dtype, timed=definition.timed)
+        pools = pool_signals(definition, encoding.without_diffusion())
+        return combined(pools(values_of(definition, place)), amplitudes)[:, first].numpy()
+
+    def _against(self, problem, place, amplitudes, sigma):
+        """What the residual says against the model."""
+        predicted = combined(problem.columns(place), amplitudes).numpy()
+        n_unknowns = problem.definition.n_unknowns
+        result = worst_shell(
+            self.acquisition, problem.data.numpy(), predicted, sigma.numpy(), n_unknowns,
+            rician=problem.sigma is not None,
+        )  # fmt: skip
+        if problem.definition.known:
+            found = scores(problem, place, amplitudes, sigma)
+            result |= dict(zip(("_score", "_information"), found, strict=True))
+        return result
 
     def _fitted(self, voxels, problem):
         """Problem with its likelihood, place, amplitudes, noise; whether the search converged."""
@@ -192,17 +262,45 @@ def _places(definition, problem, place, amplitudes):
         # The mean of magnitudes is near this, noise floor included.
         predicted = torch.sqrt(predicted**2 + problem.sigma[:, None] ** 2)
     result["residual_rms"] = ((problem.data - predicted) ** 2).mean(dim=1).sqrt().numpy()
-    n_voxels = len(amplitudes)
-    axes, fractions = np.zeros((n_voxels, MOST_FIBRES, 3)), np.zeros((n_voxels, MOST_FIBRES))
-    for k, name in enumerate(definition.axes):
-        axes[:, k] = values[name]
-        owned = {c.pool for c in definition.compartments if c.has_axis and c.axis == name}
-        fractions[:, k] = sum(values[pool] for pool in owned)
-    order = np.argsort(-fractions, axis=1, kind="stable")[..., None]
-    result["axes"] = np.take_along_axis(axes, order, axis=1)
+    axes, fractions = _fibres(definition, values)
+    order = np.argsort(-fractions, axis=1, kind="stable")
+    result["axes"] = np.take_along_axis(axes, order[..., None], axis=1)
     result["axis"] = result["axes"][:, 0]
-    result["fibre_fractions"] = np.take_along_axis(fractions, order[..., 0], axis=1)
+    result["fibre_fractions"] = np.take_along_axis(fractions, order, axis=1)
     result["_unit"] = place.unit.numpy()
     result["_fractions"] = np.stack([values[name] for name in definition.pools], axis=1)
     result["_frames"] = place.frames.flatten(1).numpy()
-    return result
+    return result, order
+
+
+def _fibres(definition, values):
+    """Axes (V, 3, 3) of up to three populations, and their shares (V, 3) of the signal."""
+    n_voxels = len(next(iter(values.values())))
+    axes, fractions = np.zeros((n_voxels, MOST_FIBRES, 3)), np.zeros((n_voxels, MOST_FIBRES))
+    for k, name in enumerate(definition.axes[:MOST_FIBRES]):
+        axes[:, k] = values[name]
+        owned = {c.pool for c in definition.compartments if c.has_axis and c.axis == name}
+        fractions[:, k] = sum(values[pool] for pool in owned)
+    return axes, fractions
+
+
+def _fibre_statistics(definition, draws, n, order, place):
+    """How sure axes and shares of populations are, in their order by share."""
+    likeliest, n_voxels = place.frames[:, :, 2].numpy(), len(order)
+    values = all_values(definition, draws.place, draws.amplitudes)
+    axes, fractions = _fibres(definition, {k: v.numpy() for k, v in values.items()})
+    axes, fractions = (each.reshape(n, -1, *each.shape[1:]) for each in (axes, fractions))
+    found = {f"fibre_fractions{end}": [] for end in ENDINGS[1:]} | {"axes_cone": []}
+    for k in range(MOST_FIBRES):
+        for end, value in of_draws(fractions[..., k]).items():
+            if end:
+                found[f"fibre_fractions{end}"].append(value)
+        angle = np.zeros((n, n_voxels))
+        if k < len(definition.axes):
+            cosine = np.abs(np.einsum("nvi,vi->nv", axes[:, :, k], likeliest[:, k]))
+            angle = np.degrees(np.arccos(cosine.clip(max=1)))
+        found["axes_cone"].append(np.quantile(angle, 0.95, axis=0))
+    return {
+        name: np.take_along_axis(np.stack(columns, axis=1), order, axis=1)
+        for name, columns in found.items()
+    }

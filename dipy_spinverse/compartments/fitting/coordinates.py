@@ -67,6 +67,8 @@ def values_of(definition: Definition, place: Place) -> dict[str, Tensor]:
         p.name: p.low + (p.high - p.low) * place.unit[:, k]
         for k, p in enumerate(definition.parameters)
     }
+    for name, value in definition.known.items():
+        values[name] = place.unit.new_full((len(place.unit),), value)
     for k, name in enumerate(definition.axes):
         values[name] = place.frames[:, k, 2]
         if name in definition.fans:

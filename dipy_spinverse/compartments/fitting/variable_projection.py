@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vmap
 
 from dipy_spinverse.compartments.definition import Definition
 from dipy_spinverse.compartments.fitting.coordinates import Place, moved, n_steps, values_of
@@ -34,6 +33,8 @@ _MOST_STEPS = 40
 _SMALL_STEP = 1e-3
 # Of the sum of squares.
 _SMALL_GAIN = 1e-5
+# Of differences: noise of arithmetic and curvature change slopes by less than 1e-3.
+_DIFFERENCE = {torch.float32: 1e-3, torch.float64: 1e-5}
 # rad, of one step.
 _LARGEST_TURN = 0.5
 
@@ -153,25 +154,22 @@ def _step(problem, place, amplitudes, damping):
 
 
 def linearised(problem: Problem, place: Place, amplitudes: Tensor) -> tuple[Tensor, Tensor]:
-    """Signals of the pools (V, K, M), and slopes (V, N, M) of the signals with amplitudes."""
-    n = n_steps(problem.definition)
-    zero = place.unit.new_zeros(len(place.unit), n)
-    if n == 0:
-        columns = problem.columns(place)
-        return columns, columns[:, :0]
+    """Signals of the pools (V, K, M), and slopes (V, N, M) of the signals with amplitudes.
 
-    def predicted(step):
-        columns = problem.columns(moved(problem.definition, place, step))
-        return (columns * amplitudes[..., None]).sum(dim=1), columns
-
-    def along(direction):
-        (_, columns), (slope, _) = jvp(predicted, (zero,), (direction.expand_as(zero),))
-        return columns, slope
-
-    # torch's own annotation leaves out that None is possible.
-    every = vmap(along, out_dims=(None, 1))  # type: ignore[arg-type]
-    columns, slopes = every(torch.eye(n, dtype=zero.dtype))
-    return columns, slopes
+    By differences towards the middle of the bounds, all at once: forward derivatives of the same
+    accuracy cost several times as much.
+    """
+    n, n_voxels = n_steps(problem.definition), len(place.unit)
+    length = _DIFFERENCE[place.unit.dtype]
+    step = length * torch.eye(n + 1, n, dtype=place.unit.dtype)[:, None].repeat(1, n_voxels, 1)
+    n_scalars = place.unit.shape[1]
+    step[..., :n_scalars] *= torch.where(place.unit > 0.5, -1, 1)
+    voxels = torch.arange(n_voxels).repeat(n + 1)
+    moved_to = moved(problem.definition, place.of_voxels(voxels), step.flatten(0, 1))
+    every = problem.of_voxels(voxels).columns(moved_to).unflatten(0, (n + 1, n_voxels))
+    signals = (every * amplitudes[..., None]).sum(dim=2)
+    slopes = (signals[:n] - signals[n]) / torch.diagonal(step[:n], dim1=0, dim2=2).T[..., None]
+    return every[n], slopes.movedim(0, 1)
 
 
 def without_amplitudes(columns: Tensor, amplitudes: Tensor, slopes: Tensor) -> Tensor:

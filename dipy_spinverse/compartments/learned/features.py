@@ -15,7 +15,7 @@ import numpy as np
 from dipy.reconst.dki import DiffusionKurtosisModel
 from dipy.reconst.dti import TensorModel
 
-from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.acquisition import Measurements
 from dipy_spinverse.compartments.definition import Definition
 from dipy_spinverse.voxels.shells import LARGEST_ORDER, Shell, harmonics, shells_of
 
@@ -29,7 +29,7 @@ _KURTOSIS_B = 3.1
 class Encoder:
     """From signals to features; see :func:`encoder_for`."""
 
-    acquisition: Acquisition
+    acquisition: Measurements
     kinds: tuple[str, ...]
     shells: tuple[Shell, ...]
     n_axes: int
@@ -73,13 +73,13 @@ class Encoder:
 
 
 def encoder_for(
-    acquisition: Acquisition, definition: Definition, kinds: Iterable[str] = ("zonal",)
+    acquisition: Measurements, definition: Definition, kinds: Iterable[str] = ("zonal",)
 ) -> Encoder:
     """Features of an acquisition.
 
     Parameters
     ----------
-    acquisition : Acquisition
+    acquisition : Measurements
     definition : Definition
         With one axis at most.
     kinds : iterable of str
@@ -96,12 +96,16 @@ def encoder_for(
     Raises
     ------
     ValueError
-        Unknown features, or an acquisition that determines no axis.
+        Unknown features, a model with relaxation times, an acquisition that determines no axis.
     """
     kinds = tuple(kinds)
     unknown = sorted(set(kinds) - set(FEATURES))
     if unknown:
         raise ValueError(f"features has {unknown}; choose from {', '.join(FEATURES)}.")
+    if definition.relaxes:
+        raise ValueError(
+            f"{definition.name} has relaxation times, which features do not show; fit it instead."
+        )
     if len(definition.axes) > 1:
         raise ValueError(
             f"{definition.name} has the axes {list(definition.axes)}; learning works for models "

@@ -15,6 +15,7 @@ from dipy.core.gradients import GradientTable
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import Measurements
+from dipy_spinverse.compartments.arguments import without_noise_alone
 from dipy_spinverse.compartments.definition import maps_of
 from dipy_spinverse.compartments.fit import CompartmentFit
 from dipy_spinverse.compartments.fitting.chunk import MOST_FIBRES, layout
@@ -29,13 +30,17 @@ from dipy_spinverse.compartments.learned.training import training_set
 from dipy_spinverse.compartments.model import CompartmentModel
 from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.pools import pool_signals
-from dipy_spinverse.voxels.chunks import Engine, fit_image
+from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
 from dipy_spinverse.voxels.image import Voxels, image_of, signal_without_diffusion
 from dipy_spinverse.voxels.model import VoxelModel
 from dipy_spinverse.voxels.statistics import summary
+from dipy_spinverse.voxels.status import Status
 
 _N_DRAWS = 128
 _VOX_PER_CHUNK = 2000
+_N_LOOKED_AT = 2000  # voxels that tell whether an image is like the training
+_MARGIN = 0.05  # of the range of the training
+_MANY = 0.05  # of the voxels
 _N_CHECKED = 48  # measurements that tell whether the model explains a voxel
 
 
@@ -146,6 +151,8 @@ class LearnedModel(VoxelModel):
         n_jobs: int = -1,
         vox_per_chunk: int | None = None,
         verbose: bool = False,
+        journal: str | Path | None = None,
+        max_memory: float | None = None,
     ) -> CompartmentFit:
         """Maps of voxels, as :meth:`CompartmentModel.fit` gives them.
 
@@ -162,7 +169,7 @@ class LearnedModel(VoxelModel):
             Draws from the posterior of "mixture-density"; 0 for means alone.
         refine : bool, optional
             Fit the model, beginning from what was learned.
-        engine, n_jobs, vox_per_chunk, verbose
+        engine, n_jobs, vox_per_chunk, verbose, journal, max_memory
             How it is computed: see :class:`dipy_spinverse.voxels.chunks.Engine`.
 
         Returns
@@ -180,18 +187,21 @@ class LearnedModel(VoxelModel):
         Warns
         -----
         UserWarning
-            Noise outside of the range that was learned.
+            Noise outside of the range that was learned; signals unlike all of the training, or
+            many that it does not explain.
         """
-        if n_draws < 0 or n_draws == 1:
+        check_number("n_draws", n_draws, 0)
+        if n_draws == 1:
             raise ValueError(f"n_draws is {n_draws}; give 0, or at least 2.")
-        how = Engine(engine, n_jobs, vox_per_chunk, verbose)
-        image = image_of(data, mask, sigma, self.acquisition)
+        how = Engine(engine, n_jobs, vox_per_chunk, verbose, journal, max_memory)
+        image = image_of(data, mask, sigma, self.acquisition, max_memory=max_memory)
         untold = np.flatnonzero(np.broadcast_to(image.freedom, len(image.voxels)) == 0)
         if len(untold):
             raise ValueError(
                 "sigma is needed: there are too few repeated b0 measurements to estimate the "
                 f"noise, and too few directions at low b in {len(untold)} voxels."
             )
+        image = without_noise_alone(image, self.acquisition)
         image = replace(image, voxels=replace(image.voxels, sigma=image.noise))
         self._warn_of_noise(image.noise / image.voxels.S0[:, 0])
         posterior = self.method == "mixture-density" and n_draws > 0
@@ -199,13 +209,21 @@ class LearnedModel(VoxelModel):
             image,
             partial(self._fit_chunk, n_draws=n_draws),
             layout(self.model.definition, image.voxels.S0.shape[1], posterior=posterior),
-            how,
+            how if journal is None else replace(how, journal=Path(journal) / "learned"),
             most=_VOX_PER_CHUNK,
+            model=self.model,
+            options={"n_draws": n_draws, "sigma": sigma, **self.scaling, **self.learner.arrays},
         )
+        self._warn_of_strangers(image, status)
         fit = CompartmentFit(self.model, status, values)
         if refine:
             sigma = np.where(fit.sigma > 0, fit.sigma, 1)
-            return self.model.fit(data, mask, sigma=sigma, start=self.start(fit), n_draws=n_draws)
+            return self.model.fit(
+                data, mask, sigma=sigma, start=self.start(fit), n_draws=n_draws, engine=engine,
+                n_jobs=n_jobs, vox_per_chunk=vox_per_chunk, verbose=verbose,
+                journal=None if journal is None else Path(journal) / "refined",
+                max_memory=max_memory,
+            )  # fmt: skip
         return fit
 
     def _warn_of_noise(self, noise):
@@ -217,6 +235,26 @@ class LearnedModel(VoxelModel):
                 f"{outside.sum()} of {len(noise)} voxels have a signal-to-noise ratio outside of "
                 f"{low:g} to {high:g}, for which this learner was trained; train one with a "
                 "wider snr, or fit these voxels.",
+                stacklevel=3,
+            )
+
+    def _warn_of_strangers(self, image, status):
+        """Warn of signals that are not like any of the training, or that it does not explain."""
+        there = image.status == Status.CONVERGED
+        s, voxels = self.scaling, image.voxels.over_S0()
+        chosen = voxels[:: -(-len(voxels) // _N_LOOKED_AT)] if len(voxels) else voxels
+        if not len(chosen):
+            return
+        noise = np.asarray(chosen.sigma)[:, None] / chosen.S0
+        features, _ = self.encoder(chosen.signals / chosen.S0[:, self.acquisition.te_index], noise)
+        margin = _MARGIN * (s["x_high"] - s["x_low"])
+        strange = (features < s["x_low"] - margin) | (features > s["x_high"] + margin)
+        outside, misfit = strange.any(axis=1).mean(), (status[there] == Status.MISFIT).mean()
+        if max(outside, misfit) > _MANY:
+            warnings.warn(
+                f"About {100 * outside:.0f} % of the voxels are unlike all that this learner has "
+                f"seen, {100 * misfit:.0f} % are MISFIT: b-values, noise or tissue differ from "
+                "those of its training. Fit these voxels, or train for this acquisition.",
                 stacklevel=3,
             )
 

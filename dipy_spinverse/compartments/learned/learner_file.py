@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dipy_spinverse.compartments.model import CompartmentModel
+from dipy_spinverse.voxels import storage
 
-FORMAT = "dipy_spinverse learner 1"
+KIND = "a learner"
 _N_PROBES = 8
 _SAME = 1e-6
 
@@ -20,9 +20,7 @@ def write(path: Path | str, header: dict, arrays: dict[str, np.ndarray], model: 
     probe = model.draw(_N_PROBES, seed=0)
     stored: dict[str, Any] = {f"probe/{name}": value for name, value in probe.items()}
     stored |= {**arrays, "probe_signals": model.signals(probe)}
-    header = {"format": FORMAT, "definition": _described(model), **header}
-    with open(path, "wb") as file:
-        np.savez_compressed(file, header=np.array(json.dumps(header)), **stored)
+    storage.write(path, {"kind": KIND, "definition": _described(model), **header}, stored)
 
 
 def read(path: Path | str, model: CompartmentModel) -> tuple[dict, dict[str, np.ndarray]]:
@@ -31,18 +29,13 @@ def read(path: Path | str, model: CompartmentModel) -> tuple[dict, dict[str, np.
     Raises
     ------
     ValueError
-        A file of another kind, or a learner of another model or acquisition.
+        A file of another kind or with NaN, or a learner of another model or acquisition.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        header = json.loads(str(arrays.pop("header")))
-        known = header["format"] == FORMAT
-    except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} holds no learner; write one with LearnedFit.save.") from error
-    if not known:
-        raise ValueError(f"{path} has the format {header['format']!r}; this reads {FORMAT!r}.")
-    if header["definition"] != _described(model):
+    header, arrays = storage.read(path, KIND)
+    unusable = sorted(name for name, value in arrays.items() if np.isnan(value).any())
+    if unusable:
+        raise ValueError(f"{path} has NaN in {', '.join(unusable)}; train the learner again.")
+    if header["definition"] != storage.as_read(_described(model)):
         raise ValueError(
             f"{path} learned the model {header['definition']}, this one is {_described(model)}; "
             "give the same."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.acquisition import Measurements
 from dipy_spinverse.compartments.definition import Definition
 from dipy_spinverse.compartments.fitting.coordinates import Place
 from dipy_spinverse.compartments.fitting.variable_projection import Problem, linearised
@@ -19,7 +19,7 @@ _PRIOR_PRECISION = 12.0  # of a uniform value between 0 and 1
 _UNDETERMINED = 0.7
 
 
-def undetermined(definition: Definition, acquisition: Acquisition) -> list[str]:
+def undetermined(definition: Definition, acquisition: Measurements) -> list[str]:
     """Parameters and fractions on which the signals, at an SNR of 100, tell nearly nothing.
 
     By the information at 32 draws from the prior: named is what keeps, in half of them, at least

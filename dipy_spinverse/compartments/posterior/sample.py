@@ -5,7 +5,8 @@ Scalars are sampled in z with u = Phi(z), where this prior is a standard normal 
 bounds are infinitely far; axes in the plane that touches the sphere at the fit; amplitudes are
 drawn with each point. The population that `tempering` leads to the posterior starts from the
 prior of the scalars, as a fit may have found one of several modes, and from around the fit in the
-axes.
+axes; of several fibre populations, which are too many unknowns to start anywhere, from around the
+fit in all.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _DEGREES = 4.0  # of freedom of the Student t distribution of axes
 _INFLATION = 1.5
 _PRIOR_OF_TURNS = 3.0  # precision
 _SAMPLES_PER_BLOCK = 200_000
+_INSIDE = 0.02  # of the range of a scalar: where it starts at least from its bounds
 _NEVER = -1e30  # logarithm of the chance of what cannot be computed
 
 
@@ -66,7 +68,7 @@ def sample_posterior(
     rng = np.random.default_rng(seed)
     columns, slopes = linearised(problem, place, amplitudes)
     normal = normal_data(problem, combined(columns, amplitudes), sigma)
-    factor = _factor_of_turns(normal, columns, amplitudes, slopes[:, place.unit.shape[1] :])
+    centre, factor = _around(problem.definition, place, normal, columns, amplitudes, slopes)
     n_pools = columns.shape[1]
     block = max(1, _SAMPLES_PER_BLOCK // problem.data.shape[1])
 
@@ -88,10 +90,10 @@ def sample_posterior(
             points,
             torch.cat(drawn).unflatten(0, (n, n_voxels)),
             torch.cat(values).reshape(n, n_voxels) + _log_prior(problem.definition, points),
-            _log_start(points, factor[voxels]),
+            _log_start(points, centre[voxels], factor[voxels]),
         )
 
-    first = _first(factor, place.unit.shape[1], rng)
+    first = _first(centre, factor, slopes.shape[1] - factor.shape[1], rng)
     draws, effective = tempered_draws(first, evaluate, n_draws, rng)
     everywhere = Place(place.unit.repeat(n_draws, 1), place.frames.repeat(n_draws, 1, 1, 1))
     return Draws(
@@ -120,32 +122,43 @@ def _log_prior(definition, points):
     return result - torch.log1p(points[..., n_scalars + 2 * n_axes :] ** 2).sum(dim=2)
 
 
-def _factor_of_turns(normal, columns, amplitudes, slopes):
-    """Cholesky factor (V, T, T) of the covariance that turns start with."""
+def _around(definition, place, normal, columns, amplitudes, slopes):
+    """Centre (V, T) and Cholesky factor (V, T, T) of what starts around the fit."""
+    n_scalars = place.unit.shape[1]
+    centre = slopes.new_zeros(len(slopes), slopes.shape[1]).double()
+    size = torch.ones_like(centre)
+    if len(definition.axes) > 1:
+        unit = place.unit.double().clamp(_INSIDE, 1 - _INSIDE)
+        centre[:, :n_scalars] = torch.special.ndtri(unit)
+        # Of a normal coordinate over its value between 0 and 1.
+        size[:, :n_scalars] = torch.exp(-0.5 * centre[:, :n_scalars] ** 2) / np.sqrt(2 * np.pi)
+    else:
+        slopes, centre, size = (each[:, n_scalars:] for each in (slopes, centre, size))
     white = without_amplitudes(
         columns * normal.inverse_sd[:, None], amplitudes, slopes * normal.inverse_sd[:, None]
     ).double()
+    white = white * size[..., None]
     precision = white @ white.mT + _PRIOR_OF_TURNS * torch.eye(slopes.shape[1])
-    return _INFLATION * torch.linalg.cholesky_ex(torch.linalg.inv(precision))[0]
+    return centre, _INFLATION * torch.linalg.cholesky_ex(torch.linalg.inv(precision))[0]
 
 
-def _first(factor, n_scalars, rng):
-    """Quasi-random draws (N, V, D) of the start: the prior of scalars, Student t of turns."""
-    n_turns = factor.shape[1]
-    cube = qmc.Sobol(n_scalars + n_turns + 1, rng=rng).random(N_FIRST).clip(1e-6, 1 - 1e-6)
+def _first(centre, factor, n_scalars, rng):
+    """Quasi-random draws (N, V, D) of the start: the prior of scalars, Student t of the rest."""
+    n_around = factor.shape[1]
+    cube = qmc.Sobol(n_scalars + n_around + 1, rng=rng).random(N_FIRST).clip(1e-6, 1 - 1e-6)
     normal = ndtri(cube[:, :-1])
     scale = np.sqrt(_DEGREES / chi2.ppf(cube[:, -1:], _DEGREES))
     scalars = torch.tensor(normal[:, None, :n_scalars]).expand(-1, len(factor), -1)
     turns = torch.einsum("vpq,nq->nvp", factor, torch.tensor(scale * normal[:, n_scalars:]))
-    return torch.cat([scalars, turns], dim=2)
+    return torch.cat([scalars, centre + turns], dim=2)
 
 
-def _log_start(points, factor):
+def _log_start(points, centre, factor):
     """Logarithm (N, V) of the density of the start, up to a constant."""
-    n_turns = factor.shape[1]
-    n_scalars = points.shape[2] - n_turns
-    turns = points[..., n_scalars:].permute(1, 2, 0)
-    white = torch.linalg.solve_triangular(factor, turns, upper=False)
+    n_around = factor.shape[1]
+    n_scalars = points.shape[2] - n_around
+    around = (points[..., n_scalars:] - centre).permute(1, 2, 0)
+    white = torch.linalg.solve_triangular(factor, around, upper=False)
     square = (white**2).sum(dim=1).T
     scalars = -0.5 * (points[..., :n_scalars] ** 2).sum(dim=2)
-    return scalars - 0.5 * (_DEGREES + n_turns) * torch.log1p(square / _DEGREES)
+    return scalars - 0.5 * (_DEGREES + n_around) * torch.log1p(square / _DEGREES)

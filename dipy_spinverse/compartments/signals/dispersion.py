@@ -1,6 +1,6 @@
 """Signals of kernels with one axis, or with axes dispersed about one.
 
-A kernel K(cos) = exp(-across - excess cos^2) convolved with a distribution of axes on the sphere
+A kernel K(cos), as exp(-across - excess cos^2), convolved with a distribution of axes on a sphere
 is a product of expansion coefficients (Funk-Hecke): in Legendre polynomials for Watson's
 distribution [1]_, which is symmetric about its axis, in spherical harmonics for Bingham's [2]_.
 
@@ -17,16 +17,17 @@ import torch
 from torch import Tensor
 
 from dipy_spinverse.compartments.signals.encoding import Encoding
-from dipy_spinverse.compartments.signals.kernels import Kernel
+from dipy_spinverse.compartments.signals.kernels import Kernel, OwnSignal
 from dipy_spinverse.compartments.signals.quadrature import (
     bingham_grid,
     bingham_harmonics,
     chebyshev_of_legendre,
     legendre_moments,
+    octant,
 )
 from dipy_spinverse.compartments.signals.series import chebyshev_series
 
-_MAX_ORDER = 24
+MAX_ORDER = 24
 # Legendre coefficients below this share of the signal are left out.
 _TRUNCATION = 2e-6
 
@@ -44,16 +45,15 @@ def directional(encoding: Encoding, kernel: Kernel, axis: Tensor) -> Tensor:
     return torch.exp(-across - excess * square)
 
 
-def isotropic(encoding: Encoding, kernel: Kernel) -> Tensor:
+def isotropic(encoding: Encoding, kernel: Kernel | OwnSignal) -> Tensor:
     """Signals (V, M) of a kernel (V, S) averaged over all directions of its axis."""
-    return encoding.spread(kernel_moments(kernel, 0)[..., 0])
+    return encoding.spread(kernel_moments(kernel, 0, encoding.b.dtype)[..., 0])
 
 
-def kernel_moments(kernel: Kernel, order: int) -> Tensor:
+def kernel_moments(kernel: Kernel | OwnSignal, order: int, dtype: torch.dtype) -> Tensor:
     """(2 l + 1) int_0^1 K(x) P_l(x) dx for even l up to `order`, (V, S, L)."""
-    nodes, moments, _ = _tensors(legendre_moments(order), kernel.excess.dtype)
-    values = torch.exp(-kernel.across[..., None] - kernel.excess[..., None] * nodes**2)
-    return values @ moments
+    nodes, moments, _ = _tensors(legendre_moments(order), dtype)
+    return kernel.at(nodes**2) @ moments
 
 
 def watson_moments(odi: Tensor, order: int) -> Tensor:
@@ -64,7 +64,12 @@ def watson_moments(odi: Tensor, order: int) -> Tensor:
     return coefficients / coefficients[:, :1]
 
 
-def watson_signals(encoding: Encoding, coefficients: Tensor, axis: Tensor) -> Tensor:
+def watson_order(odi: Tensor) -> Tensor:
+    """<P_2> (V, 1) of Watson's distribution."""
+    return watson_moments(odi, 2)[:, 1:]
+
+
+def zonal_signals(encoding: Encoding, coefficients: Tensor, axis: Tensor) -> Tensor:
     """sum_l c_l P_l(cos) for each measurement.
 
     Parameters
@@ -83,6 +88,39 @@ def watson_signals(encoding: Encoding, coefficients: Tensor, axis: Tensor) -> Te
     (to_chebyshev,) = _tensors([chebyshev_of_legendre(coefficients.shape[2])], t.dtype)
     series = to_chebyshev.T @ coefficients.mT
     return chebyshev_series(series, t, encoding.shell)
+
+
+def bingham_tensor(
+    encoding: Encoding,
+    kernel: Kernel,
+    odi: Tensor,
+    fanning: Tensor,
+    axis: Tensor,
+    fan_axis: Tensor,
+) -> Tensor:
+    """Signals (V, M) of kernels whose tensor is averaged over Bingham's distribution.
+
+    Parameters
+    ----------
+    encoding : Encoding
+    kernel : Kernel
+    odi, fanning, axis, fan_axis : Tensor
+        As in `bingham_signals`.
+    """
+    z, cosine, area = _tensors(bingham_grid(), odi.dtype)
+    fan, third = (1 - z**2) * cosine**2, (1 - z**2) * (1 - cosine**2)
+    squares = torch.stack([fan, third, z**2], dim=1)
+    tensor = _bingham_moments(odi, fanning, squares * area[:, None])  # (V, 3) in its own frame
+    frame = torch.stack([fan_axis, torch.linalg.cross(axis, fan_axis), axis], dim=1)
+    square = (tensor[:, None] @ (frame @ encoding.directions.T) ** 2)[:, 0]
+    across, excess = encoding.spread(kernel.across), encoding.spread(kernel.excess)
+    directed = torch.exp(-across - excess * square)
+    if encoding.isotropic is None:
+        return directed
+    corners, weights = _tensors(octant(), odi.dtype)
+    values = torch.exp(-kernel.excess[..., None] * (tensor @ corners.T)[:, None])
+    average = torch.exp(-kernel.across) * (values @ weights)
+    return torch.where(encoding.isotropic, encoding.spread(average), directed)
 
 
 def bingham_signals(
@@ -146,9 +184,11 @@ def _bingham_moments(odi, fanning, moments):
     return (density @ moments) / (density @ area)[:, None]
 
 
-def legendre_order(largest_excess: float) -> int:
-    """Even order up to which a kernel with this excess is expanded."""
-    nodes, moments, _ = _tensors(legendre_moments(_MAX_ORDER), torch.float64)
+def legendre_order(largest_excess: float | None) -> int:
+    """Even order up to which a kernel with this excess is expanded; the most where not known."""
+    if largest_excess is None:
+        return MAX_ORDER
+    nodes, moments, _ = _tensors(legendre_moments(MAX_ORDER), torch.float64)
     values = torch.exp(-abs(largest_excess) * nodes**2)
     size = (values @ moments).abs().numpy()
     needed = np.flatnonzero(size > _TRUNCATION * size[0])

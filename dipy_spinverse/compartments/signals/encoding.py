@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.acquisition import Acquisition, Measurements
 
 _MOST_BY_PRODUCT = 64  # shells
+# Of b (ms/um^2) and shape of b-tensors: turned waveforms are not exactly alike.
+_TENSOR_DECIMALS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,21 +23,39 @@ class Encoding:
     Attributes
     ----------
     b, q, small_delta, big_delta : Tensor (S,)
-        Of each shell, in ms/um^2, rad/um and ms; b and q are 0 for b0.
+        Of each shell, in ms/um^2, rad/um and ms; b and q are 0 for b0. Without pulses only b is
+        known, the rest is 0.
+    anisotropy : Tensor (S,)
+        Of the b-tensors: 1 linear, -0.5 planar, 0 spherical.
     shell : Tensor (M,) of int
         Shell of each measurement.
     directions : Tensor (M, 3)
+        Symmetry axes of the b-tensors.
     isotropic : Tensor (M,) of bool, or None
         Averages over all directions; None where there are none.
+    te, mixing_time : Tensor (M,)
+        Times of relaxation, ms.
     """
 
     b: Tensor
     q: Tensor
     small_delta: Tensor
     big_delta: Tensor
+    anisotropy: Tensor
     shell: Tensor
     directions: Tensor
-    isotropic: Tensor | None = None
+    isotropic: Tensor | None
+    te: Tensor
+    mixing_time: Tensor
+
+    def without_diffusion(self) -> Encoding:
+        """The same with b = 0."""
+        return replace(self, b=0 * self.b, q=0 * self.q)
+
+    @cached_property
+    def linear(self) -> bool:
+        """Whether all b-tensors are."""
+        return bool((self.anisotropy == 1).all())
 
     def spread(self, of_shells: Tensor) -> Tensor:
         """Values (..., S) of shells as values (..., M) of measurements."""
@@ -45,24 +66,31 @@ class Encoding:
         return of_shells @ chosen.to(of_shells.dtype)
 
 
-def encoding_of(acquisition: Acquisition, dtype=torch.float64, timed: bool = True) -> Encoding:
+def encoding_of(acquisition: Measurements, dtype=torch.float64, timed: bool = True) -> Encoding:
     """Shells and directions of an acquisition.
 
     Parameters
     ----------
-    acquisition : Acquisition
+    acquisition : Measurements
     dtype : torch.dtype, optional
     timed : bool, optional
         Whether signals depend on the pulse timing; without it, fewer shells are distinct.
     """
-    weighting = np.where(acquisition.b0_mask, 0, acquisition.b)
-    columns = np.stack(
-        [weighting, acquisition.q, acquisition.small_delta, acquisition.big_delta], axis=1
-    ).round(9)
+    b = np.where(acquisition.b0_mask, 0, acquisition.b)
+    if isinstance(acquisition, Acquisition):
+        shape, times = np.ones_like(b), (acquisition.small_delta, acquisition.big_delta)
+        pulses = np.stack([acquisition.q, *times], axis=1)
+    else:
+        b = b.round(_TENSOR_DECIMALS)
+        shape = np.where(b > 0, acquisition.b_anisotropy, 1).round(_TENSOR_DECIMALS)
+        pulses = np.zeros((len(b), 3))
+    columns = np.column_stack([b, shape, pulses]).round(9)
     _, first, shell = np.unique(
-        columns if timed else columns[:, :1], axis=0, return_index=True, return_inverse=True
+        columns if timed else columns[:, :2], axis=0, return_index=True, return_inverse=True
     )
-    b, q, small, big = torch.tensor(columns[first].T, dtype=dtype)
+    b, anisotropy, q, small, big = torch.tensor(columns[first].T, dtype=dtype)
     directions = torch.tensor(acquisition.directions, dtype=dtype)
     isotropic = torch.tensor(acquisition.isotropic) if acquisition.isotropic.any() else None
-    return Encoding(b, q, small, big, torch.tensor(shell.reshape(-1)), directions, isotropic)
+    shell = torch.tensor(shell.reshape(-1))
+    te, stored = (torch.tensor(t, dtype=dtype) for t in (acquisition.te, acquisition.mixing_time))
+    return Encoding(b, q, small, big, anisotropy, shell, directions, isotropic, te, stored)

@@ -1,18 +1,19 @@
-"""Signals of compartments along and across their axis.
+"""Signals of compartments by the angle between the gradient and their axis.
 
-Every compartment here attenuates the signal as
+Those here attenuate the signal as
 
     E = exp(-across - excess cos^2)
 
-with the cosine between the gradient and its axis: diffusion is Gaussian, or in the Gaussian
+with the cosine between the gradient and the axis: diffusion is Gaussian, or in the Gaussian
 phase approximation (GPA) of restricted diffusion with finite pulses, whose logarithm is quadratic
 in the gradient too. `across` is the logarithm of the attenuation perpendicular to the axis,
-`excess` what comes to it along the axis.
+`excess` what comes to it along the axis. A kernel of one's own is any function of cos^2:
+:class:`OwnKernel`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,72 @@ class Kernel:
 
     across: Tensor
     excess: Tensor
+
+    def at(self, square: Tensor) -> Tensor:
+        """Attenuation (V, S, Q) at cos^2 (Q,)."""
+        return torch.exp(-self.across[..., None] - self.excess[..., None] * square)
+
+    def averaged(self, order: Tensor) -> Kernel:
+        """With the exponent averaged over directions of order <P_2(cos)>, (V, 1) or (S,).
+
+        So a tensor is averaged over axes, and so a b-tensor of shape b_Delta = `order` over the
+        directions of linear ones.
+        """
+        return Kernel(self.across + self.excess * (1 - order) / 3, self.excess * order)
+
+
+@dataclass(frozen=True, eq=False)
+class OwnKernel:
+    """A kernel of one's own, with its own parameters, for :class:`Compartment`.
+
+    Attributes
+    ----------
+    name : str
+    arguments : tuple of str
+    signal : callable
+        ``signal(encoding, square, **arguments)``: attenuation (V, S, Q), 1 without diffusion, of
+        linear encoding with cos^2 `square` (Q,) between gradient and axis; of a kernel without
+        axis (V, S, 1). `encoding` has `b`, `q`, `small_delta` and `big_delta` of each shell (S,)
+        in ms/um^2, rad/um and ms; arguments are tensors (V,). Of torch operations, so that fits
+        have its derivatives.
+    oriented : bool
+        Whether it depends on its axis.
+    timed : bool
+        Whether it depends on the pulses beyond b.
+
+    Examples
+    --------
+    Diffusion along an axis with kurtosis:
+
+    >>> import torch
+    >>> def curved(encoding, square, *, diffusivity, kurtosis):
+    ...     bd = encoding.b[:, None] * diffusivity[:, None, None] * square
+    ...     return torch.exp(-bd + kurtosis[:, None, None] * bd**2 / 6)
+    >>> kernel = OwnKernel("curved stick", ("diffusivity", "kurtosis"), curved)
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    signal: Callable[..., Tensor]
+    oriented: bool = True
+    timed: bool = False
+
+    def __call__(self, encoding: Encoding, **arguments: Tensor) -> OwnSignal:
+        """With the values of its arguments."""
+        return OwnSignal(self, encoding, arguments)
+
+
+@dataclass(frozen=True, eq=False)
+class OwnSignal:
+    """An `OwnKernel` with its arguments; as `Kernel`."""
+
+    kernel: OwnKernel
+    encoding: Encoding
+    arguments: Mapping[str, Tensor]
+
+    def at(self, square: Tensor) -> Tensor:
+        """Attenuation (V, S, Q) at cos^2 (Q,)."""
+        return self.kernel.signal(self.encoding, square, **self.arguments)
 
 
 def stick(encoding: Encoding, diffusivity: Tensor) -> Kernel:

@@ -10,7 +10,7 @@ from torch import Tensor
 from dipy_spinverse.compartments.definition import Compartment, Definition, Values, evaluate
 from dipy_spinverse.compartments.signals import dispersion
 from dipy_spinverse.compartments.signals.encoding import Encoding
-from dipy_spinverse.compartments.signals.kernels import KERNELS, Kernel
+from dipy_spinverse.compartments.signals.kernels import KERNELS, OwnKernel
 
 _FREE_DIFFUSIVITY = 3.0  # um^2/ms, where a linked value has no bound of its own
 
@@ -35,8 +35,11 @@ def pool_signals(definition: Definition, encoding: Encoding) -> Callable[[Values
     def signals(values: Values) -> Tensor:
         columns = []
         for pool in definition.pools:
-            total = sum(_group(encoding, order, group, values) for group in groups[pool])
-            columns.append(total)
+            parts = []
+            for group in groups[pool]:
+                part = _group(encoding, order, group, values)
+                parts.append(part * _relaxed(encoding, group[0], values))
+            columns.append(sum(parts))
         return torch.stack(columns, dim=1)
 
     return signals
@@ -46,7 +49,8 @@ def _groups(definition):
     """Compartments of each pool that have the same axis and dispersion: they are added first."""
     groups = {}
     for c in definition.compartments:
-        key = (c.oriented, c.dispersion, c.has_axis and c.axis, c.odi, c.fanning)
+        alike = (c.oriented, c.dispersion, c.average, c.has_axis and c.axis, c.odi, c.fanning)
+        key = (*alike, c.T2, c.T1)
         groups.setdefault(c.pool, {}).setdefault(key, []).append(c)
     return {pool: list(parts.values()) for pool, parts in groups.items()}
 
@@ -55,6 +59,9 @@ def _group(encoding, order, group, values):
     """Signals (V, M) of compartments with the same axis and dispersion."""
     kernels = [_kernel(encoding, c, values) for c in group]
     shares = [evaluate(c.share, values) for c in group]
+    if group[0].average == "tensor":
+        parts = [_of_tensor(encoding, group[0], kernel, values) for kernel in kernels]
+        return sum(share[:, None] * part for share, part in zip(shares, parts, strict=True))
     directed = _directed(encoding, order, group[0], kernels, shares, values)
     if encoding.isotropic is None or not group[0].oriented:
         return directed
@@ -63,22 +70,50 @@ def _group(encoding, order, group, values):
     return torch.where(encoding.isotropic, average, directed)
 
 
+def _relaxed(encoding, compartment, values):
+    """What relaxation leaves (V, M); 1 where the model does not know of it."""
+    left = 1.0
+    for time, constant in ((encoding.te, compartment.T2), (encoding.mixing_time, compartment.T1)):
+        if constant is not None:
+            left = left * torch.exp(-time / evaluate(constant, values)[:, None])
+    return left
+
+
+def _of_tensor(encoding, compartment, kernel, values):
+    """Signals (V, M) where the tensor is averaged over the axes."""
+    if compartment.dispersion == "isotropic":
+        return encoding.spread(torch.exp(-kernel.averaged(0.0).across))
+    odi, axis = evaluate(compartment.odi, values), values[compartment.axis]
+    if compartment.dispersion == "bingham":
+        fanning, fan = evaluate(compartment.fanning, values), values[f"{compartment.axis}_fan"]
+        return dispersion.bingham_tensor(encoding, kernel, odi, fanning, axis, fan)
+    kernel = kernel.averaged(dispersion.watson_order(odi))
+    directed = dispersion.directional(encoding, kernel, axis)
+    if encoding.isotropic is None:
+        return directed
+    return torch.where(encoding.isotropic, dispersion.isotropic(encoding, kernel), directed)
+
+
 def _directed(encoding, order, first, kernels, shares, values):
-    if first.dispersion in ("watson", "bingham"):
+    own = isinstance(first.kernel, OwnKernel) and first.dispersion is None and first.oriented
+    if first.dispersion in ("watson", "bingham") or own:
         moments = sum(
-            share[:, None, None] * dispersion.kernel_moments(kernel, order)
+            share[:, None, None] * dispersion.kernel_moments(kernel, order, share.dtype)
             for share, kernel in zip(shares, kernels, strict=True)
         )
-        odi, axis = evaluate(first.odi, values), values[first.axis]
+        axis = values[first.axis]
+        if own:
+            return dispersion.zonal_signals(encoding, moments, axis)
+        odi = evaluate(first.odi, values)
         if first.dispersion == "watson":
             moments = moments * dispersion.watson_moments(odi, order)[:, None]
-            return dispersion.watson_signals(encoding, moments, axis)
+            return dispersion.zonal_signals(encoding, moments, axis)
         fanning, fan = evaluate(first.fanning, values), values[f"{first.axis}_fan"]
         return dispersion.bingham_signals(encoding, moments, odi, fanning, axis, fan)
     total = 0
     for share, kernel in zip(shares, kernels, strict=True):
         if not first.oriented:
-            part = encoding.spread(torch.exp(-kernel.across))
+            part = encoding.spread(kernel.at(share.new_zeros(1))[..., 0])
         elif first.dispersion == "isotropic":
             part = dispersion.isotropic(encoding, kernel)
         else:
@@ -87,18 +122,22 @@ def _directed(encoding, order, first, kernels, shares, values):
     return total
 
 
-def _kernel(encoding: Encoding, compartment: Compartment, values: Values) -> Kernel:
+def _kernel(encoding: Encoding, compartment: Compartment, values: Values):
     arguments = {k: evaluate(e, values) for k, e in compartment.arguments.items()}
-    return KERNELS[compartment.kernel](encoding, **arguments)
+    if isinstance(compartment.kernel, OwnKernel):
+        return compartment.kernel(encoding, **arguments)
+    kernel = KERNELS[compartment.kernel](encoding, **arguments)
+    return kernel if encoding.linear else kernel.averaged(encoding.anisotropy)
 
 
 def _largest_excess(definition, encoding):
-    """b times the largest diffusivity along an axis with dispersion."""
-    largest = {p.name: p.high for p in definition.parameters}
-    along = [
-        c.arguments["parallel" if c.kernel == "zeppelin" else "diffusivity"]
-        for c in definition.compartments
-        if c.dispersion in ("watson", "bingham")
-    ]
+    """b times the largest diffusivity along an axis that is dispersed; None of own kernels."""
+    largest = {p.name: p.high for p in definition.parameters} | dict(definition.known)
+    along = []
+    for c in definition.compartments:
+        if isinstance(c.kernel, OwnKernel) and c.oriented:
+            return None
+        if c.dispersion in ("watson", "bingham") and c.average == "signals":
+            along.append(c.arguments["parallel" if c.kernel == "zeppelin" else "diffusivity"])
     values = [largest.get(e, _FREE_DIFFUSIVITY) if not isinstance(e, float) else e for e in along]
     return float(encoding.b.max()) * max(values, default=0.0)

@@ -41,6 +41,17 @@ def bingham_grid():
 
 
 @lru_cache
+def octant():
+    """Squares (Q, 3) of unit vectors all over an octant, and weights (Q,) of an average."""
+    x, w = roots_legendre(12)
+    azimuth = 0.25 * np.pi * (x + 1)
+    z, phi = (each.ravel() for each in np.meshgrid(0.5 * (x + 1), azimuth, indexing="ij"))
+    across = 1 - z**2
+    squares = np.stack([across * np.cos(phi) ** 2, across * np.sin(phi) ** 2, z**2], axis=1)
+    return squares, 0.25 * np.outer(w, w).ravel()
+
+
+@lru_cache
 def bingham_harmonics(order):
     """For each even m: m, what to integrate the distribution with (Q, L), and polynomials (L, J).
 

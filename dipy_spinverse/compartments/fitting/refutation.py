@@ -1,0 +1,152 @@
+"""What the residual of a fit says against its model: shell by shell, and of each known value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from scipy.ndimage import uniform_filter
+from scipy.stats import chi2, norm
+from torch import Tensor
+
+from dipy_spinverse.acquisition import Measurements
+from dipy_spinverse.compartments.fitting.coordinates import Place, values_of
+from dipy_spinverse.compartments.fitting.variable_projection import (
+    Problem,
+    combined,
+    linearised,
+)
+from dipy_spinverse.compartments.posterior.amplitude_draws import normal_data
+from dipy_spinverse.voxels.rician import rician_excess
+from dipy_spinverse.voxels.shells import harmonics, shells_of
+from dipy_spinverse.voxels.status import REFUTED
+
+_LEAST_VARIANCE = 0.4  # of magnitudes, over that of a channel: that of noise alone is 0.43
+_ORDER = 4  # of the harmonics of a shell that a wrong model is looked for in
+# Voxels of a neighbourhood, and the shift of a known value below which it may be as it is.
+_NEIGHBOURS = 125
+_LEAST_SHIFT = 0.05
+_DIFFERENCE = 1e-2  # of a known value
+
+
+def worst_shell(
+    acquisition: Measurements,
+    data: np.ndarray,
+    predicted: np.ndarray,
+    sigma: np.ndarray,
+    n_unknowns: int,
+    *,
+    rician: bool,
+) -> dict[str, np.ndarray | float]:
+    """Excess of the worst shell's residual in its low harmonics, for the common status.
+
+    Noise is spread over all harmonics, what a model misses over the low ones.
+
+    Parameters
+    ----------
+    acquisition : Measurements
+    data, predicted : ndarray (V, M)
+    sigma : ndarray (V,)
+    n_unknowns : int
+        That the fit took.
+    rician : bool
+        Whether the data are magnitudes, whose mean is above the signal and whose scatter below
+        the noise of a channel.
+    """
+    white = (data - predicted) / sigma[:, None]
+    if rician:
+        amplitude = predicted / sigma[:, None]
+        excess = rician_excess(amplitude)
+        variance = 2 - 2 * amplitude * excess - excess**2
+        white = (white - excess) / np.sqrt(variance.clip(_LEAST_VARIANCE, 1))
+    bases = list(_low_harmonics(acquisition))
+    if not bases:
+        return {}
+    squares = np.stack([((white[:, r] @ q) ** 2).sum(axis=1) for r, q in bases], axis=1)
+    sizes = np.array([q.shape[1] for _, q in bases])
+    left = sizes * max(1 - n_unknowns / sizes.sum(), 1 / sizes.sum())
+    worst = chi2.logsf(squares, left).argmin(axis=1)
+    square = squares[np.arange(len(worst)), worst]
+    return {"worst_excess": square / left[worst], "worst_freedom": left[worst],
+            "n_groups": float(len(sizes))}  # fmt: skip
+
+
+def _low_harmonics(acquisition):
+    """Of each shell its rows, and an orthonormal basis (N, C) of low harmonics."""
+    for shell in shells_of(acquisition):
+        directions = acquisition.directions[shell.rows]
+        yield shell.rows, np.linalg.qr(harmonics(min(shell.order, _ORDER), directions))[0]
+
+
+def scores(
+    problem: Problem, place: Place, amplitudes: Tensor, sigma: Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Slope and curvature (V, K) of the log-likelihood in each known value of the definition.
+
+    With all that is fitted free to follow: the score test of Rao.
+    """
+    known = list(problem.definition.known)
+    columns, slopes = linearised(problem, place, amplitudes)
+    normal = normal_data(problem, combined(columns, amplitudes), sigma)
+    values = values_of(problem.definition, place)
+
+    before = combined(columns, amplitudes)
+    wanted = []
+    for name in known:
+        step = _DIFFERENCE * values[name]
+        shifted = problem.scale[:, None] * problem.pools(values | {name: values[name] + step})
+        wanted.append((combined(shifted, amplitudes) - before) / step[:, None])
+    weight = normal.inverse_sd[:, None]
+    slope = (torch.stack(wanted, dim=1) * weight).double()
+    nuisance = (torch.cat([slopes, columns], dim=1) * weight).double()
+    gram = nuisance @ nuisance.mT
+    diagonal = torch.diagonal(gram, dim1=1, dim2=2)
+    gram = gram + torch.diag_embed(1e-8 * diagonal + 1e-12)
+    factor, _ = torch.linalg.cholesky_ex(gram)
+    slope = slope - torch.cholesky_solve(nuisance @ slope.mT, factor).mT @ nuisance
+    residual = ((normal.values - combined(columns, amplitudes)) * normal.inverse_sd).double()
+    score = (slope @ residual[..., None])[..., 0]
+    return score.nan_to_num().numpy(), (slope**2).sum(dim=2).nan_to_num().numpy()
+
+
+def shifts(
+    known: Mapping[str, float], score: np.ndarray, information: np.ndarray, where: np.ndarray
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Voxels whose neighbourhoods refute a known value, and what all together would have it.
+
+    Parameters
+    ----------
+    known : mapping of float
+    score, information : ndarray (V, K)
+        Of `scores`, of voxels that the model explains otherwise.
+    where : ndarray (...) of bool
+        These voxels in their image.
+
+    Returns
+    -------
+    refuted : ndarray (V,) of bool
+    better : dict of float
+        The value that the image refutes most, if it does in most voxels; others may follow it.
+    """
+    refuted, better, most = np.zeros(len(score), dtype=bool), {}, 0.0
+    threshold = norm.isf(0.5 * REFUTED / max(len(known), 1))
+    size = round(_NEIGHBOURS ** (1 / max(where.ndim, 1)))
+    for k, (name, value) in enumerate(known.items()):
+        total, weight = (_window_sum(each[:, k], where, size) for each in (score, information))
+        certain = np.abs(total) > threshold * np.sqrt(np.maximum(weight, 0))
+        there = certain & (np.abs(total) > _LEAST_SHIFT * value * weight)
+        refuted |= there
+        every = score[:, k].sum() / np.sqrt(max(information[:, k].sum(), 1e-30))
+        if there.any() and there.mean() > 0.5 and abs(every) > most:
+            most = abs(every)
+            better = {name: value + score[:, k].sum() / information[:, k].sum()}
+    return refuted, better
+
+
+def _window_sum(values, where, size):
+    dense = np.zeros(where.shape)
+    dense[where] = values
+    if where.ndim == 0:
+        return np.array([values.sum()])
+    return uniform_filter(dense, size, mode="constant")[where] * size**where.ndim
