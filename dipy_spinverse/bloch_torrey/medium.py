@@ -25,17 +25,20 @@ class Medium:
         between tetrahedra: to the outside, and by relaxation.
     relaxation : ndarray (2,)
         Rates 1/T2 and 1/T1 that are the same everywhere, 1/ms, not in `loss`.
+    kept : float
+        Share of the spins that are not lost at once, beside the sides of an absorbing lattice.
     """
 
     diffusivity: np.ndarray
     density: np.ndarray
     loss: np.ndarray
     relaxation: np.ndarray
+    kept: float
 
     def start(self, grid: TetrahedralGrid) -> np.ndarray:
-        """The symmetrised equilibrium magnetisation (T,), of norm 1."""
+        """The symmetrised equilibrium magnetisation (T,); the sum of squares is `kept`."""
         weights = self.density * grid.volumes
-        return np.sqrt(weights / weights.sum())
+        return np.sqrt(self.kept * weights / weights.sum())
 
 
 def medium_of(
@@ -59,14 +62,18 @@ def medium_of(
             loss[k] += rate
         else:
             relaxation[k] = rate
-    return Medium(diffusivity, density, loss, np.array(relaxation, dtype=float))
+    # A membrane given for the outside lies on the outer faces, and nothing is beyond it.
+    kept = grid.volume_um3 / grid.box_volume_um3 if outer_permeability is None else 1.0
+    return Medium(diffusivity, density, loss, np.array(relaxation, dtype=float), kept)
 
 
 def _outer_loss(grid, diffusivity, outer_permeability):
     """Rate (T,), 1/ms, at which each tetrahedron loses spins to the outside of the grid."""
     loss = np.zeros(grid.n_tetrahedra)
+    distance = grid.outer_distances
     if outer_permeability is None:
         outer_permeability = np.inf if grid.boundary == "absorbing" else 0.0
+        distance = grid.lost_after_um
     elif grid.boundary != "absorbing":
         raise ValueError(
             f"outer_permeability is given, but spins cannot leave a {grid.boundary} grid; use a "
@@ -76,7 +83,7 @@ def _outer_loss(grid, diffusivity, outer_permeability):
     kappa = _checked("outer_permeability", outer_permeability, shape, "um/ms", least=0.0)
     outside = grid.outer_tetrahedra
     with np.errstate(divide="ignore"):
-        resistance = grid.outer_distances / diffusivity[outside] + 1 / kappa
+        resistance = distance / diffusivity[outside] + 1 / kappa
     np.add.at(loss, outside, grid.outer_areas / resistance / grid.volumes[outside])
     return loss
 

@@ -54,14 +54,15 @@ def simulate(
     t1_ms : float or array-like (T,), optional
         Longitudinal relaxation time, of the magnetisation that a stimulated echo stores.
     outer_permeability : float or array-like (B,), optional
-        um/ms, of the outer faces of an absorbing grid, beyond which there are no spins; infinite
-        where not given.
+        um/ms, of the outer faces of an absorbing grid, beyond which there are no spins. Where not
+        given, spins are lost at the sides of the box (:attr:`TetrahedralGrid.box_um`), and
+        signals are relative to the initial magnetisation of the whole box.
     steps : int, optional
         Time intervals per gradient pulse, or per smooth part of another waveform (even).
     dtype : {"float64", "float32"}, optional
         Precision of the computation.
     device : str, optional
-        "cpu", or an accelerator that torch knows, as "cuda".
+        "cpu", or an accelerator that torch knows, as "cuda" (UNTESTED on a GPU).
 
     Returns
     -------

@@ -30,11 +30,11 @@ class Body:
     control: np.ndarray
     ring: bool
 
-    def inside(self, points: np.ndarray) -> np.ndarray:
-        """Which points (N, 3), um, are inside."""
+    def depth(self, points: np.ndarray) -> np.ndarray:
+        """How far points (N, 3), um, are inside: negative outside."""
         line = _spline(len(self.control), self.ring) @ self.control
         radius = np.exp(line[:, 3]).clip(*_RADII)
-        return (cdist(points, line[:, :3]) < radius).any(axis=1)
+        return (radius - cdist(points, line[:, :3])).max(axis=1)
 
 
 @lru_cache(maxsize=32)
@@ -58,11 +58,17 @@ def random_bodies(rng: np.random.Generator, grid: TetrahedralGrid) -> np.ndarray
 
     Sizes scale with the box: radii are 0.13 to 0.3 of its half width.
     """
+    corners = grid.points_um.min(axis=0), grid.points_um.max(axis=0)
     while True:
-        number = rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15])
-        labels = _drawn(rng, grid, number, number)
+        labels = random_depth(rng, grid.centroids, corners) > 0
         if 0.04 < _share(labels, grid) < 0.4:
             return labels
+
+
+def random_depth(rng: np.random.Generator, points: np.ndarray, corners) -> np.ndarray:
+    """How far points (N, 3) are inside of one to three bodies, in a box of two corners (3,)."""
+    number = rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15])
+    return _drawn(rng, points, corners, number, number)
 
 
 def random_cell(rng: np.random.Generator, grid: TetrahedralGrid) -> np.ndarray:
@@ -70,15 +76,15 @@ def random_cell(rng: np.random.Generator, grid: TetrahedralGrid) -> np.ndarray:
 
     The larger ones are rarer: they can be told from fewer of them.
     """
+    corners = grid.points_um.min(axis=0), grid.points_um.max(axis=0)
     while True:
-        labels = _drawn(rng, grid, 1, rng.choice([2, 3]))
+        labels = _drawn(rng, grid.centroids, corners, 1, rng.choice([2, 3])) > 0
         share = _share(labels, grid)
         if 0.01 < share < 0.25 and rng.random() < _ALL_BELOW / share:
             return labels
 
 
-def _drawn(rng, grid, number, number_in_box):
-    corners = grid.points_um.min(axis=0), grid.points_um.max(axis=0)
+def _drawn(rng, points_um, corners, number, number_in_box):
     centre, half = np.mean(corners, axis=0), np.subtract(*corners[::-1]) / 2
     bodies: list[Body] = []
     for _ in range(number):
@@ -90,7 +96,7 @@ def _drawn(rng, grid, number, number_in_box):
         points[:, :3] = centre + half * points[:, :3]
         points[:, 3] += np.log(half.mean())
         bodies.append(Body(points, ring))
-    return np.any([body.inside(grid.centroids) for body in bodies], axis=0)
+    return np.max([body.depth(points_um) for body in bodies], axis=0)
 
 
 def _share(labels, grid):

@@ -32,6 +32,8 @@ class CondensedTarget(Target):
         Signals of random cells, over which the function is fitted.
     number : int
         Of measurements to be simulated, about.
+    ridge : float, optional
+        Error of the function that it need not explain, in units of the noise.
     """
 
     def __init__(
@@ -40,14 +42,15 @@ class CondensedTarget(Target):
         simulator_of: Callable[[np.ndarray], PartialVolumeSimulator],
         examples: np.ndarray,
         number: int,
+        ridge: float = _RIDGE,
     ):
-        self._complete = complete
+        self.complete = complete
         mean = examples.mean(axis=0)
         scaled = (examples - mean) / complete.sigma
         order = qr(scaled, mode="r", pivoting=True)[1]
-        self._rows = rows = complete.simulator.in_full_registers(order, number)
+        self.rows = rows = complete.simulator.in_full_registers(order, number)
         part = scaled[:, rows]
-        system = part.T @ part + len(part) * _RIDGE**2 * np.eye(len(rows))
+        system = part.T @ part + len(part) * ridge**2 * np.eye(len(rows))
         # In units of the noise, from signals.
         self._slopes = np.linalg.solve(system, part.T @ scaled) / complete.sigma[rows, None]
         self._constant = mean / complete.sigma - mean[rows] @ self._slopes
@@ -66,15 +69,22 @@ class CondensedTarget(Target):
 
     def _condensed(self, error):
         """The data, after an error (M,) of their prediction in units of the noise is removed."""
-        rest = self._complete.data / self._complete.sigma - error - self._constant
+        rest = self.complete.data / self.complete.sigma - error - self._constant
         return np.linalg.solve(self._root, self._slopes @ rest)
 
     def exact_at(self, cells: Cells) -> CondensedTarget:
         """The same, but exact for these cells and the more so for those like them."""
-        signals = self._complete.simulate(cells.labels[None], cells.leaks[None])[0]
-        exact = self._complete.expected(signals)
+        signals = self.complete.simulate(cells.labels[None], cells.leaks[None])[0]
+        return self.exact_for(signals, signals[self.rows])
+
+    def exact_for(self, signals: np.ndarray, simulated: np.ndarray) -> CondensedTarget:
+        """The same, but exact for cells of these signals (M,), and the more so for their like.
+
+        What is simulated (n,) of them may differ from them, too, as that on a coarser grid.
+        """
+        exact = self.complete.expected(signals)
         result = copy(self)
-        result.data = self._condensed(exact - self._predicted(signals[self._rows]))
+        result.data = self._condensed(exact - self._predicted(simulated))
         return result
 
     def linear(self, share: np.ndarray, leaks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

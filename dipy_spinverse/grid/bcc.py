@@ -30,7 +30,8 @@ def bcc_grid(
         Edge of a lattice cube, um.
     boundary : {"periodic", "absorbing", "reflecting"}, optional
         A periodic grid has 12 tetrahedra per lattice cube; the others lack those that would
-        stick out.
+        stick out. An absorbing grid stands for its whole box, however fine it is: spins are lost
+        at the sides of the box, and those of the tetrahedra left out at once.
 
     Returns
     -------
@@ -78,6 +79,7 @@ def bcc_grid(
         tetrahedra * half_cube - offset,
         boundary,
         2 * offset if periodic else None,
+        2 * offset if boundary == "absorbing" else None,
     )
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import warnings
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from threading import current_thread, main_thread
 
 import meshio
 import numpy as np
@@ -11,6 +16,8 @@ from dipy_spinverse.grid.tetrahedral_grid import TetrahedralGrid
 
 # the first that a file has; meshio's names of what Gmsh and Medit write, and a plain one
 _REGION_NAMES = ("gmsh:physical", "medit:ref", "region", "gmsh:geometrical")
+# In proportion to the file, and at least: readers of damaged text never come to an end.
+_LONGEST_S, _S_PER_BYTE = 10.0, 1e-5
 
 
 def read_grid(
@@ -34,7 +41,7 @@ def read_grid(
     Raises
     ------
     ValueError
-        The file holds no tetrahedra, or they do not form a grid.
+        The file is damaged or of no known format, holds no tetrahedra, or they do not form a grid.
 
     Examples
     --------
@@ -45,7 +52,9 @@ def read_grid(
     >>> read_grid(path).n_tetrahedra
     2
     """
-    mesh = meshio.read(path)
+    if not 0 < um_per_unit < np.inf:
+        raise ValueError(f"um_per_unit is {um_per_unit!r}; give a length in um above 0.")
+    mesh = _read_mesh(path)
     tetrahedra = mesh.get_cells_type("tetra")
     if len(tetrahedra) == 0:
         kinds = ", ".join(sorted({block.type for block in mesh.cells})) or "no cells"
@@ -53,8 +62,61 @@ def read_grid(
             f"path: {path} holds no tetrahedra (it has {kinds}); mesh the volume with tetrahedra."
         )
     used, tetrahedra = np.unique(tetrahedra, return_inverse=True)
-    points = mesh.points[used] * um_per_unit
+    stored = np.asarray(mesh.points)
+    whole = stored.ndim == 2 and stored.shape[1] == 3 and stored.dtype.kind in "iuf"
+    if not whole or used.dtype.kind not in "iu" or not 0 <= used[0] <= used[-1] < len(stored):
+        raise ValueError(
+            f"path: {path} has points of shape {stored.shape} and tetrahedra of points "
+            f"{used[0]} to {used[-1]}; it is damaged, mesh the volume again."
+        )
+    points = stored[used].astype(float) * um_per_unit
+    if not np.isfinite(points).all():
+        raise ValueError(f"path: {path} has points that are not finite; mesh the volume again.")
     return TetrahedralGrid.from_tetrahedra(points, tetrahedra.reshape(-1, 4), boundary)
+
+
+def _read_mesh(path):
+    """What meshio reads; it ends damaged files in many ways, some not at all."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"path: there is no file {path}.")
+    most = _LONGEST_S + _S_PER_BYTE * Path(path).stat().st_size
+    try:
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(StringIO()),
+            redirect_stderr(StringIO()),
+            _limited(most),
+        ):
+            warnings.simplefilter("ignore")
+            mesh = meshio.read(path)
+            mesh.get_cells_type("tetra")
+            return mesh
+    except (Exception, SystemExit) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(
+            f"path: {path} is no mesh that can be read ({reason}); give a complete file of VTU, "
+            "VTK, Gmsh or another format that meshio reads."
+        ) from error
+
+
+@contextmanager
+def _limited(seconds):
+    """Stop what takes longer, where signals can: in the main thread, not on Windows."""
+    possible = hasattr(signal, "setitimer") and current_thread() is main_thread()
+    if not possible or signal.getitimer(signal.ITIMER_REAL)[0] > 0:
+        yield
+        return
+
+    def stop(*_):
+        raise TimeoutError(f"it took more than {seconds:.0f} s")
+
+    usual = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, usual)
 
 
 def read_regions(path: str | Path) -> np.ndarray:
@@ -85,10 +147,13 @@ def read_regions(path: str | Path) -> np.ndarray:
     >>> read_regions(path)
     array([1, 2])
     """
-    data = meshio.read(path).cell_data_dict
+    data = _read_mesh(path).cell_data_dict
     for name in _REGION_NAMES:
         if "tetra" in data.get(name, {}):
-            return np.asarray(data[name]["tetra"]).astype(int)
+            regions = np.asarray(data[name]["tetra"])
+            if regions.ndim != 1 or not np.array_equal(regions, regions.astype(int)):
+                raise ValueError(f"path: {name!r} of {path} is no integer of each tetrahedron.")
+            return regions.astype(int)
     raise ValueError(
         f"path: the tetrahedra of {path} carry {sorted(data) or 'no data'}; regions are read from "
         f"{', '.join(_REGION_NAMES)}. Save one integer per tetrahedron under one of these names."

@@ -32,6 +32,9 @@ class TetrahedralGrid:
         What happens at the outside of the grid.
     period_um : ndarray (3,) or None
         Size of the periodic box, um.
+    box_um : ndarray (3,) or None
+        Size of the box that an absorbing lattice stands for, um. Spins are lost at its sides,
+        where the tetrahedra that would stick out have their centroids.
     tetrahedron_points : ndarray (T, 4, 3)
         Vertex positions of each tetrahedron, um, not wrapped at periodic boundaries.
     volumes : ndarray (T,)
@@ -73,6 +76,7 @@ class TetrahedralGrid:
     tetrahedra: np.ndarray
     boundary: str
     period_um: np.ndarray | None
+    box_um: np.ndarray | None
     tetrahedron_points: np.ndarray
     volumes: np.ndarray
     centroids: np.ndarray
@@ -115,6 +119,20 @@ class TetrahedralGrid:
     def volume_um3(self) -> float:
         """Total volume, um^3."""
         return float(self.volumes.sum())
+
+    @property
+    def box_volume_um3(self) -> float:
+        """Volume inside of where spins are lost or turn back, um^3."""
+        return self.volume_um3 if self.box_um is None else float(self.box_um.prod())
+
+    @property
+    def lost_after_um(self) -> np.ndarray:
+        """Distance (B,), um, from outer tetrahedra to where spins of an absorbing grid are lost.
+
+        At right angles to the outer face: to the face itself or, on a lattice, to the side of the
+        box beyond it.
+        """
+        return self.outer_distances * (1 if self.box_um is None else 2)
 
     @property
     def face_centroids(self) -> np.ndarray:
@@ -191,6 +209,7 @@ def build_grid(
     tetrahedron_points: np.ndarray,
     boundary: str,
     period: np.ndarray | None,
+    box: np.ndarray | None = None,
 ) -> TetrahedralGrid:
     """Find the faces and edges of tetrahedra, compute their geometry and check both."""
     volumes = _volumes(tetrahedron_points)
@@ -244,6 +263,7 @@ def build_grid(
         tetrahedra=tetrahedra,
         boundary=boundary,
         period_um=period,
+        box_um=box,
         tetrahedron_points=tetrahedron_points,
         volumes=np.abs(volumes),
         centroids=centroids,

@@ -4,7 +4,7 @@ A tetrahedron i holds two pools of water, inside of cells (share p_i of its volu
 them (1 - p_i). Pools of neighbours i, j exchange through
 
     t_f p_i p_j (inside), t_f (1 - p_i) (1 - p_j) (around),
-    leak t_f p_i (1 - p_j) and leak t_f (1 - p_i) p_j (across walls),
+    leak t_f p_i (1 - p_j) and leak t_f (1 - p_i) p_j (across the walls of the cell inside),
 
 t_f being the conductance of the open face. Where all shares are 0 or 1 these are the finite
 volumes of `finite_volume`, with walls between the tetrahedra inside and those around. In between,
@@ -38,24 +38,29 @@ _LEAST = 1e-6  # share of pools without water that may get some
 class PartialVolumeSimulator(Simulator):
     """As :class:`Simulator`, on the CPU, for cells that fill tetrahedra partly.
 
-    Leaks are the relative transmissibilities of walls, and of the faces between tetrahedra on the
-    same side.
+    Leaks are the relative transmissibilities of the walls of each of C cells, or of all of them
+    (C = 1), and, the last one, of the faces between tetrahedra on the same side.
     """
 
-    def partial_signals(self, shares: np.ndarray, leaks: np.ndarray) -> np.ndarray:
+    def partial_signals(
+        self, shares: np.ndarray, leaks: np.ndarray, cells: np.ndarray | int = 0
+    ) -> np.ndarray:
         """Signals (V, M) of cells.
 
         Parameters
         ----------
         shares : ndarray (V, T)
             Share of each tetrahedron inside of cells, 0 to 1.
-        leaks : ndarray (2,) or (V, 2)
+        leaks : ndarray (C + 1,) or (V, C + 1)
+        cells : ndarray (T,) or (V, T) of int, optional
+            To which of the cells the water inside of each tetrahedron belongs.
         """
-        leaks = np.broadcast_to(leaks, (len(shares), 2))
+        leaks = np.broadcast_to(leaks, (len(shares), np.shape(leaks)[-1]))
+        cells = np.broadcast_to(cells, shares.shape)
         signals = np.empty((self.n_encodings, len(shares)))
 
         def simulate(v):
-            pools = self._pools(shares[v], leaks[v], halo=False)
+            pools = self._pools(shares[v], leaks[v], cells[v], halo=False)
             for timing in self.timings:
                 args, n_blocks = self._arguments(timing, timing.signals, pools)
                 part = np.empty((n_blocks, self._lanes), pools.start.dtype)
@@ -67,15 +72,15 @@ class PartialVolumeSimulator(Simulator):
         return self._measured(signals).T
 
     def partial_sensitivities(
-        self, share: np.ndarray, leaks: np.ndarray
+        self, share: np.ndarray, leaks: np.ndarray, cells: np.ndarray | int = 0
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Signals (M,), and their derivatives by the shares (M, T) and by the leaks (M, 2).
+        """Signals (M,), and their derivatives by the shares (M, T) and by the leaks (M, C + 1).
 
         Derivatives by shares that are 0 or 1, as those of all neighbours, are not computed: 0.
         """
-        pools = self._pools(share, leaks, halo=True)
+        pools = self._pools(share, leaks, np.broadcast_to(cells, share.shape), halo=True)
         signals = np.empty(self.n_encodings)
-        jacobian = np.empty((self.n_encodings, len(share) + 2))
+        jacobian = np.empty((self.n_encodings, len(share) + len(leaks)))
         for timing in self.timings:
             schedule = timing.sensitivities[0]
             args, n_blocks = self._arguments(timing, timing.sensitivities, pools)
@@ -97,7 +102,7 @@ class PartialVolumeSimulator(Simulator):
                 )
             )
         jacobian = self._measured(jacobian)
-        return self._measured(signals), jacobian[:, :-2], jacobian[:, -2:]
+        return self._measured(signals), *np.split(jacobian, [len(share)], axis=1)
 
     def in_full_registers(self, order: np.ndarray, number: int) -> np.ndarray:
         """Of measurements in some order, about the first ones, which fill registers.
@@ -149,7 +154,7 @@ class PartialVolumeSimulator(Simulator):
         vectors = links_of(self.grid).link_vectors
         return (pools.entries, pools.start, vectors, q, plan, schedule.symmetric), len(q)
 
-    def _pools(self, share, leaks, halo):
+    def _pools(self, share, leaks, cells, halo):
         """The pools of some shares; with those that may get water from neighbours (`halo`)."""
         links = links_of(self.grid)
         water = np.stack([share, 1 - share])
@@ -162,20 +167,21 @@ class PartialVolumeSimulator(Simulator):
         place = np.zeros(used.shape, dtype=np.int32)
         place[used] = np.arange(len(layer))
         here, weights = water[layer, tetrahedron], self._weights[tetrahedron]
-        start = np.sqrt(here * weights / self._weights.sum())
+        start = np.sqrt(here) * self.medium.start(self.grid)[tetrahedron]
 
         # Slots: the exchange of each pool with those of its own layer, and of the other.
         neighbours = links.neighbours[tetrahedron]
         conductance = np.append(self._conductance, 0.0)
         per_slot = conductance[links.slot_faces[tetrahedron]]
         mean_weight = np.sqrt(weights[:, None] * self._weights[neighbours])
+        cell = cells[np.where(layer[:, None] == 0, tetrahedron[:, None], neighbours)]
         slots, exchange = [], []
-        for other, leak in ((layer, leaks[1]), (1 - layer, leaks[0])):
+        for other, leak in ((layer, leaks[-1]), (1 - layer, leaks[cell])):
             there = water[other[:, None], neighbours]
             slots.append(leak * per_slot / mean_weight * np.sqrt(here[:, None] * there))
             slots.append(place[other[:, None], neighbours])
-            exchange.append((per_slot * there).sum(axis=1) / weights)
-        rate = leaks[1] * exchange[0] + leaks[0] * exchange[1]
+            exchange.append(per_slot * there / weights[:, None])
+        rate = (leaks[-1] * exchange[0] + leaks[cell] * exchange[1]).sum(axis=1)
         coupling, own_places, crossing, other_places = slots
         real = torch.empty(0, dtype=self.dtype).numpy().dtype
         entries = (
@@ -186,27 +192,27 @@ class PartialVolumeSimulator(Simulator):
         if not halo:
             return _Pools(entries, start.astype(real))
 
-        pairs, pair_links, coupling_slopes = self._pairs(water, place, used, leaks)
+        pairs, pair_links, coupling_slopes = self._pairs(water, place, used, leaks, cells)
         sign = np.where(layer == 0, 1.0, -1.0)
         n_pools, n = len(start), len(share)
-        pool = np.repeat(np.arange(n_pools), 4)
-        by_share = -(leaks[1] - leaks[0]) * sign[:, None] * per_slot / weights[:, None]
+        shape, pool = (n_pools, n + len(leaks)), np.repeat(np.arange(n_pools), 4)
+        by_share = -(leaks[-1] - leaks[cell]) * sign[:, None] * per_slot / weights[:, None]
         diagonal_slopes = _sparse(
             (pool, neighbours.ravel(), by_share.ravel()),
-            (np.arange(n_pools), np.full(n_pools, n), -exchange[1]),
-            (np.arange(n_pools), np.full(n_pools, n + 1), -exchange[0]),
-            shape=(n_pools, n + 2),
+            (pool, n + cell.ravel(), -exchange[1].ravel()),
+            (pool, np.full(len(pool), shape[1] - 1), -exchange[0].ravel()),
+            shape=shape,
         )
         start_slopes = _sparse(
-            (np.arange(n_pools), tetrahedron, sign * start / (2 * here)), shape=(n_pools, n + 2)
+            (np.arange(n_pools), tetrahedron, sign * start / (2 * here)), shape=shape
         )
         slopes = coupling_slopes, diagonal_slopes, start_slopes
         return _Pools(entries, start.astype(real), pairs, pair_links, slopes)
 
-    def _pairs(self, water, place, used, leaks):
+    def _pairs(self, water, place, used, leaks, cells):
         """Pairs of exchanging pools (P, 2), their links, and derivatives of the exchange."""
         pairs, pair_links, slopes, n_pairs = [], [], [], 0
-        n = water.shape[1]
+        n, is_open = water.shape[1], len(leaks) - 1
         face_links = links_of(self.grid).face_links
         for a, b in ((0, 0), (1, 1), (0, 1), (1, 0)):
             first, second = self.grid.face_tetrahedra.T
@@ -215,17 +221,18 @@ class PartialVolumeSimulator(Simulator):
             exchange = self._conductance[chosen] * np.sqrt(
                 water[a, first] * water[b, second] / (self._weights[first] * self._weights[second])
             )
-            index, across = n_pairs + np.arange(len(first)), int(a == b)
-            half = leaks[across] * exchange / 2
+            index = n_pairs + np.arange(len(first))
+            leak = is_open if a == b else cells[first if a == 0 else second]
+            half = leaks[leak] * exchange / 2
             slopes += [
                 (index, first, (1 - 2 * a) * half / water[a, first]),
                 (index, second, (1 - 2 * b) * half / water[b, second]),
-                (index, np.full(len(index), n + across), exchange),
+                (index, n + np.broadcast_to(leak, len(index)), exchange),
             ]
             pairs.append(np.stack([place[a, first], place[b, second]], axis=1))
             pair_links.append(face_links[chosen])
             n_pairs += len(index)
-        slopes = _sparse(*slopes, shape=(n_pairs, n + 2))
+        slopes = _sparse(*slopes, shape=(n_pairs, n + len(leaks)))
         return np.concatenate(pairs), np.concatenate(pair_links), slopes
 
 
@@ -241,7 +248,7 @@ class _Pools:
     start : ndarray (n,)
     pairs, pair_links : ndarray (P, 2), (P,)
         Pools that exchange, and the link from one to the other.
-    slopes : tuple of sparse (P, T + 2), (n, T + 2), (n, T + 2)
+    slopes : tuple of sparse (P, T + C + 1), (n, T + C + 1), (n, T + C + 1)
         Derivatives by shares and leaks of the exchange, of the diagonals and of the start.
     """
 

@@ -1,0 +1,179 @@
+"""Signals of smooth cells on a grid, and their derivatives by what describes the cells."""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import ndimage
+
+from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.bloch_torrey.finite_volumes.operator import face_resistance
+from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import PartialVolumeSimulator
+from dipy_spinverse.cell_search.smooth.level_set import FieldPrior, Filled, Filling
+from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
+
+# Prior of permeabilities: um/ms, and the standard deviation of their logarithm.
+TYPICAL_PERMEABILITY = 0.02
+LOG_SPREAD = 1.2
+_LEAST_PART = 0.05  # of the volume of all cells that a cell of its own permeability has
+_LEAST_AREA = 1e-9  # um^2
+_STEPS = 4  # time intervals per gradient pulse
+
+
+@dataclass(frozen=True, eq=False)
+class SmoothCells:
+    """Smooth cells in a box.
+
+    Attributes
+    ----------
+    z : ndarray (n,)
+        Of their field.
+    leaks : ndarray (C,)
+        Logarithms of the permeabilities of the walls of each cell, over their prior's.
+    parts : ndarray (R, R, R) of int
+        To which cell the points of the raster belong.
+    """
+
+    z: np.ndarray
+    leaks: np.ndarray
+    parts: np.ndarray
+
+    @property
+    def unknowns(self) -> np.ndarray:
+        """All numbers (n + C,), each of prior variance 1."""
+        return np.concatenate([self.z, self.leaks])
+
+    @property
+    def permeability(self) -> np.ndarray:
+        """Of the walls of each cell (C,), um/ms."""
+        return TYPICAL_PERMEABILITY * np.exp(LOG_SPREAD * self.leaks)
+
+    def moved(self, step: np.ndarray) -> SmoothCells:
+        """Cells with changed unknowns."""
+        z, leaks = np.split(step, [len(self.z)])
+        return replace(self, z=self.z + z, leaks=self.leaks + leaks)
+
+
+def as_one(z: np.ndarray) -> SmoothCells:
+    """Cells of one permeability, the typical one."""
+    return SmoothCells(z, np.zeros(1), np.zeros((1, 1, 1), dtype=int))
+
+
+def taken_apart(cells: SmoothCells, prior: FieldPrior) -> SmoothCells:
+    """The same, with a permeability for each connected cell that is large enough to show."""
+    points, basis = prior.raster
+    n = round(len(points) ** (1 / 3))
+    inside = (basis @ cells.z + prior.mean > 0).reshape(n, n, n)
+    labels, number = ndimage.label(inside)
+    sizes = np.bincount(labels.ravel(), minlength=number + 1)[1:]
+    large = np.flatnonzero(sizes >= _LEAST_PART * sizes.sum()) + 1
+    if len(large) < 2:
+        return replace(cells, leaks=cells.leaks[:1], parts=np.zeros((1, 1, 1), dtype=int))
+    place = ndimage.distance_transform_edt(
+        ~np.isin(labels, large), return_distances=False, return_indices=True
+    )
+    parts = np.searchsorted(large, labels[tuple(place)])
+    return SmoothCells(cells.z, np.full(len(large), cells.leaks.mean()), parts)
+
+
+class SmoothShape:
+    """What smooth cells are like on a lattice.
+
+    Parameters
+    ----------
+    grid : TetrahedralGrid
+        A lattice with an absorbing outside.
+    prior : FieldPrior
+    """
+
+    def __init__(self, grid: TetrahedralGrid, prior: FieldPrior):
+        self.grid, self._prior, self.filled = grid, prior, Filling(grid, prior)
+
+    def share(self, cells: SmoothCells) -> np.ndarray:
+        """Shares (T,) of tetrahedra inside of cells."""
+        return self.filled(cells.z).share
+
+    def part(self, cells: SmoothCells) -> np.ndarray:
+        """To which cell each tetrahedron (T,) belongs."""
+        n = len(cells.parts)
+        place = (self.grid.centroids / self._prior.box_um + 0.5) * n
+        return cells.parts[tuple(place.astype(int).clip(0, n - 1).T)]
+
+    def geometry(self, cells: SmoothCells) -> tuple[np.ndarray, np.ndarray]:
+        """Volume and area (C,), um^3 and um^2, of each cell."""
+        filled, part = self.filled(cells.z), self.part(cells)
+        inside, number = filled.share * self.grid.volumes, len(cells.leaks)
+        return np.bincount(part, inside, number), np.bincount(part, filled.area, number)
+
+    def projected_permeability(self, cells: SmoothCells, filled: Filled) -> np.ndarray:
+        """Permeability (C,), um/ms, of the lattice's faces at the walls of each cell.
+
+        Permeability times area is that of the smooth walls, whatever the area of the faces is.
+        """
+        part, number = self.part(cells), len(cells.leaks)
+        first, second = self.grid.face_tetrahedra.T
+        a, b = filled.share[first], filled.share[second]
+        lattice = np.bincount(part[first], self.grid.face_areas * a * (1 - b), number)
+        lattice += np.bincount(part[second], self.grid.face_areas * b * (1 - a), number)
+        smooth = np.bincount(part, filled.area, number)
+        return cells.permeability * smooth / np.maximum(lattice, _LEAST_AREA)
+
+
+class SmoothModel:
+    """Signals of smooth cells, of some measurements on a lattice of some cubes along an axis.
+
+    Parameters
+    ----------
+    acquisition : Acquisition
+    prior : FieldPrior
+    cubes : int
+        Along the shortest side of the box.
+    diffusivity : float
+        um^2/ms.
+    """
+
+    def __init__(
+        self, acquisition: Acquisition, prior: FieldPrior, cubes: int, diffusivity: float
+    ):
+        edge = prior.box_um.min() / cubes
+        grid = bcc_grid(np.round(prior.box_um / edge).astype(int), edge, "absorbing")
+        self.shape = SmoothShape(grid, prior)
+        self._acquisition, self._diffusivity = acquisition, diffusivity
+        self._resistance = float(np.median(face_resistance(grid, diffusivity)))
+        self.simulator = self._simulator_of(acquisition)
+
+    def _simulator_of(self, acquisition):
+        grid, D = self.shape.grid, self._diffusivity
+        return PartialVolumeSimulator(
+            acquisition, grid, diffusivity=D, steps=_STEPS, dtype="float32"
+        )
+
+    def of_measurements(self, rows: np.ndarray) -> SmoothModel:
+        """The same model of some of the measurements."""
+        part = copy(self)
+        part.simulator = self._simulator_of(self._acquisition.subset(rows))
+        return part
+
+    def signals(self, cells: SmoothCells) -> np.ndarray:
+        """Signals (M,) over the initial magnetisation of the box."""
+        filled = self.shape.filled(cells.z)
+        leaks, part = self._leaks(cells, filled), self.shape.part(cells)
+        return self.simulator.partial_signals(filled.share[None], leaks, part)[0]
+
+    def linear(self, cells: SmoothCells) -> tuple[np.ndarray, np.ndarray]:
+        """Signals (M,), and their derivatives (M, n + C) by the unknowns of cells."""
+        filled = self.shape.filled(cells.z)
+        leaks, part = self._leaks(cells, filled), self.shape.part(cells)
+        signals, by_share, by_leak = self.simulator.partial_sensitivities(
+            filled.share, leaks, part
+        )
+        # tau = 1 / (1 + 1 / (kappa r)), so d tau / d ln kappa = tau (1 - tau)
+        by_leak = by_leak[:, :-1] * (LOG_SPREAD * leaks * (1 - leaks))[:-1]
+        return signals, np.hstack([filled.slopes(by_share), by_leak])
+
+    def _leaks(self, cells, filled):
+        """Leaks (C + 1,) of the lattice's faces."""
+        permeability = self.shape.projected_permeability(cells, filled)
+        return np.append(1 / (1 + 1 / (permeability * self._resistance)), 1.0)

@@ -1,0 +1,131 @@
+"""The search for smooth cells as an inversion: voxels in, reconstructions out."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+
+from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.bloch_torrey import relative_transmissibility, unique_encodings
+from dipy_spinverse.cell_search.smooth.forward import SmoothCells, SmoothShape
+from dipy_spinverse.cell_search.smooth.search import DEFAULT_EFFORT, SmoothEffort, SmoothSearch
+from dipy_spinverse.cell_search.smooth.stored import STORED, stored
+from dipy_spinverse.grid import TetrahedralGrid
+from dipy_spinverse.inversion.reconstruction import Reconstruction
+from dipy_spinverse.inversion.unknowns import openness
+from dipy_spinverse.voxels.noise import noise_of_each_te
+from dipy_spinverse.voxels.rician import rician_mean
+
+_MAPS = ("surface_to_volume", "wall_permeability")
+
+
+class SmoothCellInversion:
+    """As :class:`dipy_spinverse.cell_search.CellInversion`, for cells whose walls lie anywhere.
+
+    Parameters
+    ----------
+    acquisition : Acquisition
+    grid : TetrahedralGrid
+        A lattice with an absorbing outside: its box is the domain, and its faces show the walls.
+        Signals are simulated on lattices of its own.
+    diffusivity : float
+        um^2/ms.
+    n_fields : int
+        Number of draws from the posterior.
+    seed : int
+    effort : SmoothEffort, optional
+        What the search may spend.
+    """
+
+    n_stages = 1
+    estimates_noise = True
+
+    def __init__(
+        self,
+        acquisition: Acquisition,
+        grid: TetrahedralGrid,
+        *,
+        diffusivity: float,
+        n_fields: int,
+        seed: int,
+        effort: SmoothEffort = DEFAULT_EFFORT,
+    ):
+        if grid.box_um is None:
+            raise ValueError(
+                'optimizer="smooth-cells" needs the box of an absorbing lattice; build the grid '
+                'with bcc_grid(..., boundary="absorbing").'
+            )
+        self._acquisition, self._grid, self._diffusivity = acquisition, grid, diffusivity
+        representatives, self._encoding = unique_encodings(acquisition)
+        self._repeats = np.bincount(self._encoding)
+        self._te_index = acquisition.te_index[representatives]
+        part = acquisition.subset(representatives)
+        self._search = SmoothSearch(
+            part, grid.box_um, diffusivity=diffusivity, seed=seed, effort=effort
+        )
+        self._shape, self._n_fields = SmoothShape(grid, self._search.prior), n_fields
+
+    def run(self, data: np.ndarray, sigma: np.ndarray | None) -> Reconstruction:
+        """Find the cells of V voxels; arguments as :meth:`Inversion.run`."""
+        noise = np.zeros((len(data), len(self._acquisition.echo_times)))
+        estimated = None if sigma is not None else noise_of_each_te(data, self._acquisition)
+        if sigma is None and estimated is None:
+            raise ValueError(
+                'optimizer="smooth-cells" needs the noise level: give sigma, or measure at least '
+                "two images without diffusion weighting at each echo time."
+            )
+        noise += estimated if sigma is None else sigma[:, None]
+        with threadpool_limits(1, user_api="blas"):
+            voxels = [self._of_voxel(*voxel) for voxel in zip(data, noise, strict=True)]
+        stacked = {
+            name: np.stack([voxel[name] for voxel in voxels], axis=1 if "fields" in name else 0)
+            for name in voxels[0]
+        }
+        maps = {name: stacked.pop(f"fields of {name}") for name in _MAPS}
+        cells = {name: stacked.pop(name) for name in STORED}
+        return Reconstruction(
+            **stacked,
+            cells=cells,
+            maps=maps,
+            amplitudes=np.ones_like(noise),
+            free_water=np.zeros(len(data)),
+            free_water_fields=np.zeros((self._n_fields, len(data))),
+            sigma=np.sqrt((noise**2).mean(axis=1)),
+        )
+
+    def _of_voxel(self, data, noise):
+        averaged = np.bincount(self._encoding, data) / self._repeats
+        level = noise[self._te_index]
+        sigma = level / np.sqrt(self._repeats)
+        # Negative samples are of real parts, which noise does not lift.
+        rician = np.zeros_like(level) if (data < 0).any() else level
+        found = self._search.run(averaged, sigma, rician, self._n_fields)
+        expected = rician_mean(found.signals, rician)[self._encoding]
+        residual = (data - expected) / noise[self._acquisition.te_index]
+        every = [found.best, *found.draws]
+        fields = np.array([self._openness(cells) for cells in every])
+        area = np.array([self._search.fine.shape.geometry(cells)[1] for cells in every])
+        permeability = np.array([cells.permeability for cells in every])
+        mean = (permeability * area).sum(axis=1) / area.sum(axis=1).clip(1e-9)
+        return {
+            **stored(every),
+            "fields of surface_to_volume": area.sum(axis=1) / self._grid.box_um.prod(),
+            "fields of wall_permeability": mean,
+            "openness": fields[0],
+            "openness_fields": fields[1:],
+            "wall_probability": (fields < 0.5).mean(axis=0),
+            "predicted": expected,
+            "converged": True,
+            "iterations": np.array([found.n_steps]),
+            "misfit": np.array([(residual**2).mean()]),
+        }
+
+    def _openness(self, cells: SmoothCells):
+        """Openness (F,) of the faces of the grid, walls where most of a tetrahedron is inside."""
+        inside, part = self._shape.share(cells) > 0.5, self._shape.part(cells)
+        first, second = self._grid.face_tetrahedra.T
+        of_face = cells.permeability[np.where(inside[first], part[first], part[second])]
+        permeability = np.where(inside[first] != inside[second], of_face, np.inf)
+        tau = relative_transmissibility(self._grid, permeability, self._diffusivity)
+        return openness(torch.as_tensor(tau)).numpy()

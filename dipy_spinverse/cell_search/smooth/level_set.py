@@ -1,0 +1,208 @@
+"""Smooth cells as level sets: a random field, positive inside of cells, of Gaussian prior.
+
+The field is MEAN + SD sum_k z_k f_k(x) with independent z of variance 1 and the leading
+eigenfunctions f of a squared exponential covariance, so |z|^2 says how unlikely a shape is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from dipy_spinverse.grid import TetrahedralGrid
+
+# Of the field, relative to the mean side of the box, but for the mean, which is over its standard
+# deviation: a fifth of the box is inside. With equal length and deviation slopes are about 1.
+_LENGTH = 0.15
+_MEAN = -0.75
+_N_NODES = 64  # along an axis, on which the covariance is diagonalised
+_LEAST_VARIANCE = 1e-3  # of a mode, relative to the first
+_CLIP = 1.5  # lengths from walls up to which a body is described
+_LEAST_SLOPE = 0.3  # of the field, where a distance is made of it
+_STEEPEST = 1.2  # slope of a field, where tetrahedra near walls are told from others
+_WIDTH = 0.6  # of the change from inside to outside, in distances of the points
+_RIDGE = 1e-4
+RASTER = 20  # points along an axis
+
+
+@dataclass(frozen=True, eq=False)
+class FieldPrior:
+    """Modes of the random field in a box of given sides (3,), um, centred on the origin."""
+
+    box_um: np.ndarray
+
+    @property
+    def length(self) -> float:
+        """Correlation length and standard deviation of the field, um."""
+        return _LENGTH * float(np.mean(self.box_um))
+
+    @property
+    def n_modes(self) -> int:
+        """Number of unknowns z."""
+        return len(self._modes[1])
+
+    def basis(self, points: np.ndarray) -> np.ndarray:
+        """Matrix (P, n) from z to the field minus its mean, um, at points (P, 3)."""
+        return self.product(self.factors(points))
+
+    def factors(self, points: np.ndarray) -> list[np.ndarray]:
+        """The functions (P, k) along each axis of which `basis` consists."""
+        nodes = np.linspace(-0.5, 0.5, _N_NODES)[:, None] * self.box_um
+        return [
+            (self._covariance(points[:, k, None] - nodes[:, k]) @ factor).astype(np.float32)
+            for k, factor in enumerate(self._modes[0])
+        ]
+
+    def product(self, factors: list[np.ndarray]) -> np.ndarray:
+        """Basis (..., n) of factors (..., k)."""
+        first, second, third = (x[..., k] for x, k in zip(factors, self._modes[1].T, strict=True))
+        first *= np.float32(self.length)
+        first *= second
+        first *= third
+        return first
+
+    def on_axes(self, z: np.ndarray, axes: list[np.ndarray]) -> np.ndarray:
+        """Field (A, B, C), um, at all points of three axes, of unknowns z (n,)."""
+        points = [np.repeat(axis[:, None], 3, axis=1) for axis in axes]
+        along = [self.factors(x)[k] for k, x in enumerate(points)]
+        modes = np.zeros([x.shape[1] for x in along])
+        modes[tuple(self._modes[1].T)] = self.length * z
+        field = np.einsum("ijk,ck->ijc", modes, along[2])
+        return np.einsum("ai,bj,ijc->abc", along[0], along[1], field, optimize=True) + self.mean
+
+    @property
+    def mean(self) -> float:
+        """Mean of the field, um."""
+        return _MEAN * self.length
+
+    @cached_property
+    def raster(self) -> tuple[np.ndarray, np.ndarray]:
+        """Points (R^3, 3), um, that sample the box, and `basis` there."""
+        axis = (np.arange(RASTER) + 0.5) / RASTER - 0.5
+        points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
+        points = points * self.box_um
+        return points, self.basis(points)
+
+    def field_of(self, distance: np.ndarray) -> np.ndarray:
+        """Unknowns z (n,) of a body from its distance (R^3,), um, on the raster, + inside."""
+        wanted = distance.clip(-_CLIP * self.length, _CLIP * self.length) - self.mean
+        return self._raster_inverse @ wanted
+
+    @cached_property
+    def _raster_inverse(self):
+        basis = self.raster[1].astype(float)
+        square = basis.T @ basis
+        square[np.diag_indices_from(square)] += _RIDGE * np.trace(square) / len(square)
+        return np.linalg.solve(square, basis.T)
+
+    def _covariance(self, apart):
+        return np.exp(-0.5 * (apart / self.length) ** 2)
+
+    @cached_property
+    def _modes(self):
+        nodes = np.linspace(-0.5, 0.5, _N_NODES)[:, None] * self.box_um
+        values, factors = [], []
+        for along in nodes.T:
+            value, vector = np.linalg.eigh(self._covariance(along[:, None] - along))
+            keep = value > _LEAST_VARIANCE * value[-1]
+            values.append(value[keep][::-1])
+            factors.append((vector[:, keep] / np.sqrt(value[keep]))[:, ::-1])
+        variance = values[0][:, None, None] * values[1][:, None] * values[2]
+        index = np.argwhere(variance > _LEAST_VARIANCE * variance.max())
+        return factors, index
+
+
+@dataclass(frozen=True, eq=False)
+class Filled:
+    """How a field fills the tetrahedra of a grid.
+
+    Attributes
+    ----------
+    share : ndarray (T,)
+        Inside of cells.
+    near : ndarray (N,)
+        Tetrahedra near walls.
+    basis : ndarray (N, Q, n)
+        From unknowns to the field at points in these.
+    by_field : ndarray (N, Q)
+        Derivatives of their shares by it, 1/um.
+    area : ndarray (T,)
+        Of the walls in each, um^2.
+    """
+
+    share: np.ndarray
+    near: np.ndarray
+    basis: np.ndarray
+    by_field: np.ndarray
+    area: np.ndarray
+
+    def slopes(self, by_share: np.ndarray) -> np.ndarray:
+        """Derivatives (M, n) by the unknowns, of those (M, T) by shares."""
+        at_walls = self.by_field > 0
+        weighted = (by_share[:, self.near, None] * self.by_field)[:, at_walls]
+        return weighted.astype(np.float32) @ self.basis[at_walls]
+
+
+class Filling:
+    """Shares of the tetrahedra of a grid inside of smooth cells.
+
+    Parameters
+    ----------
+    grid : TetrahedralGrid
+        A lattice.
+    prior : FieldPrior
+    """
+
+    def __init__(self, grid: TetrahedralGrid, prior: FieldPrior):
+        self._volumes, self._prior = grid.volumes, prior
+        weights = _barycentric()
+        points = np.einsum("qv,tvk->tqk", weights, grid.tetrahedron_points)
+        # A share changes over this distance, as of one point: wider walls would leak.
+        self._width = _WIDTH * np.cbrt(grid.volumes[0] / len(weights))
+        self._reach = (
+            _STEEPEST
+            * np.linalg.norm(grid.tetrahedron_points - grid.centroids[:, None], axis=2).max()
+        )
+        self._of_centroids = prior.basis(grid.centroids)
+        self._factors = [
+            x.reshape(*points.shape[:2], -1) for x in prior.factors(points.reshape(-1, 3))
+        ]
+        # Least squares of the field's slope in each tetrahedron.
+        self._to_slope = np.linalg.pinv(points - points.mean(axis=1, keepdims=True))
+
+    def __call__(self, z: np.ndarray) -> Filled:
+        """How the field of unknowns z (n,) fills the tetrahedra."""
+        z, mean = z.astype(np.float32), self._prior.mean
+        middle = self._of_centroids @ z + mean
+        near = np.flatnonzero(np.abs(middle) < self._reach)
+        basis = self._prior.product([x[near] for x in self._factors])
+        field = basis @ z + mean
+        slope = np.linalg.norm(np.einsum("tkq,tq->tk", self._to_slope[near], field), axis=1)
+        slope = slope.clip(_LEAST_SLOPE)[:, None]
+        inside = 0.5 + field / slope / (2 * self._width)
+        at_wall = (inside > 0) & (inside < 1)
+        share, area = (middle > 0).astype(float), np.zeros(len(middle))
+        share[near] = inside.clip(0, 1).mean(axis=1)
+        area[near] = at_wall.mean(axis=1) / (2 * self._width) * self._volumes[near]
+        by_field = at_wall / slope / (2 * self._width * field.shape[1])
+        return Filled(share, near, basis, by_field, area)
+
+
+def _barycentric():
+    """Points (32, 4) that sample a tetrahedron evenly, four in each eighth of it."""
+    inner, outer = 0.58541020, 0.13819660
+    rule = np.full((4, 4), outer) + (inner - outer) * np.eye(4)
+    return np.einsum("qv,pvk->pqk", rule, _eighths(np.eye(4))).reshape(-1, 4)
+
+
+def _eighths(corner):
+    """The eight tetrahedra (8, 4, 4) in which halved edges cut one."""
+    a, b, c, d = corner
+    ab, ac, ad, bc, bd, cd = ((x + y) / 2 for x, y in
+                              ((a, b), (a, c), (a, d), (b, c), (b, d), (c, d)))  # fmt: skip
+    return np.array([
+        [a, ab, ac, ad], [b, ab, bc, bd], [c, ac, bc, cd], [d, ad, bd, cd],
+        [ab, cd, ac, bc], [ab, cd, bc, bd], [ab, cd, bd, ad], [ab, cd, ad, ac],
+    ])  # fmt: skip

@@ -1,0 +1,75 @@
+"""Walls of smooth cells as closed meshes of triangles, and where walls are likely."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from skimage.measure import marching_cubes
+
+from dipy_spinverse.cell_search.smooth.forward import SmoothCells
+from dipy_spinverse.cell_search.smooth.level_set import FieldPrior
+from dipy_spinverse.walls.interface import InterfaceMesh
+
+_POINTS = 48  # along a side of the box, between which walls are interpolated
+_STEP = 1e-3  # of differences, over the length of the prior
+_WITHIN = 0.04  # of the side of the box: how near a wall counts
+
+
+def smooth_mesh(
+    prior: FieldPrior, cells: SmoothCells, draws: Sequence[SmoothCells]
+) -> InterfaceMesh:
+    """Mesh of the walls of smooth cells, closed also where the box cuts them off.
+
+    The wall probability of a triangle is that of a wall within 4 % of the box's side, over the
+    draws.
+    """
+    axes = [((np.arange(_POINTS) + 0.5) / _POINTS - 0.5) * side for side in prior.box_um]
+    # Outside of the box there are no cells.
+    field = np.pad(prior.on_axes(cells.z, axes), 1, constant_values=-1e-3 * prior.length)
+    spacing = prior.box_um / _POINTS
+    if not (field > 0).any():
+        nothing = np.zeros((0, 3))
+        return InterfaceMesh(
+            nothing, nothing.astype(int), *np.zeros((2, 0)), nothing, np.zeros(0, dtype=int)
+        )
+    vertices, triangles, *_ = marching_cubes(field, 0.0, spacing=tuple(spacing))
+    vertices = vertices - (prior.box_um + spacing) / 2
+    a, b, c = np.moveaxis(vertices[triangles], 1, 0)
+    normals, centres = np.cross(b - a, c - a), (a + b + c) / 3
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-12)
+    n = len(cells.parts)
+    place = ((centres / prior.box_um + 0.5) * n).astype(int).clip(0, n - 1)
+    return InterfaceMesh(
+        vertices_um=vertices,
+        triangles=triangles,
+        permeability=cells.permeability[cells.parts[tuple(place.T)]],
+        wall_probability=wall_probability(prior, draws, centres, _WITHIN * prior.box_um.mean()),
+        normals=normals,
+        components=_components(triangles, len(vertices)),
+    )
+
+
+def wall_probability(
+    prior: FieldPrior, cells: Sequence[SmoothCells], points: np.ndarray, within_um: float
+) -> np.ndarray:
+    """Probability (P,) that a wall is within a distance of points (P, 3), over draws of cells."""
+    step, z = _STEP * prior.length, np.array([x.z for x in cells]).T
+    here = prior.basis(points) @ z + prior.mean
+    slopes = [(prior.basis(points + step * e) @ z + prior.mean - here) / step for e in np.eye(3)]
+    distance = np.abs(here) / np.linalg.norm(slopes, axis=0).clip(1e-6)
+    return (distance < within_um).mean(axis=1)
+
+
+def _components(triangles, n_vertices):
+    """Number of the connected component of each triangle, 0 the largest."""
+    ends = triangles[:, [0, 1]], triangles[:, [1, 2]]
+    row, column = np.concatenate(ends).T
+    graph = coo_matrix((np.ones(len(row)), (row, column)), (n_vertices,) * 2)
+    label = connected_components(graph, directed=False)[1][triangles[:, 0]]
+    order = np.argsort(-np.bincount(label), kind="stable")
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return rank[label]

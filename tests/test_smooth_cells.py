@@ -1,0 +1,189 @@
+"""Cells whose walls lie on no lattice: level sets, their signals, steps, meshes and fits."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from dipy_spinverse import Acquisition, SpinverseModel, bcc_grid, load_fit
+from dipy_spinverse.cell_search.condensed import CondensedTarget
+from dipy_spinverse.cell_search.labelled import Target
+from dipy_spinverse.cell_search.smooth import (
+    FieldPrior,
+    SmoothCellInversion,
+    SmoothEffort,
+    smooth_mesh,
+    wall_probability,
+)
+from dipy_spinverse.cell_search.smooth.descent import SmoothDescent
+from dipy_spinverse.cell_search.smooth.forward import (
+    SmoothModel,
+    SmoothShape,
+    as_one,
+    taken_apart,
+)
+from dipy_spinverse.spinverse import model as spinverse_model
+from dipy_spinverse.spinverse.model import Status
+
+SIDE, RADIUS, CENTRE = 20.0, 5.5, np.array([1.0, -0.5, 0.7])
+PRIOR = FieldPrior(np.full(3, SIDE))
+# Too short to find anything, but it goes through all parts of a search.
+SHORT = SmoothEffort(
+    coarse=4, middle=4, fine=4, finest=5, n_bodies=40, n_condensed=32, n_starts=2,
+    n_steps_coarse=2, n_steps_middle=1, n_lines=1, n_steps_fine=1, n_steps_last=2,
+)  # fmt: skip
+pytestmark = pytest.mark.filterwarnings("ignore:The grid is too coarse")
+
+
+def pulses(n_directions=8):
+    rng = np.random.default_rng(3)
+    directions = rng.standard_normal((n_directions, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    b = np.repeat([0.0, 0.0, 1.0, 3.0], n_directions)
+    return Acquisition(
+        b=np.tile(b, 2), directions=np.tile(directions, (8, 1)),
+        small_delta=np.repeat([5.0, 10.0], len(b)), big_delta=np.repeat([6.0, 40.0], len(b)),
+    )  # fmt: skip
+
+
+def ball(centre=CENTRE, radius=RADIUS):
+    return as_one(PRIOR.field_of(radius - np.linalg.norm(PRIOR.raster[0] - centre, axis=1)))
+
+
+def overlap(one, other):
+    inside = [PRIOR.raster[1] @ x.z + PRIOR.mean > 0 for x in (one, other)]
+    return 2 * (inside[0] & inside[1]).sum() / (inside[0].sum() + inside[1].sum())
+
+
+def test_the_prior_has_the_variance_that_it_says():
+    points = np.random.default_rng(0).uniform(-SIDE / 2, SIDE / 2, (200, 3))
+    deviation = np.linalg.norm(PRIOR.basis(points), axis=1)
+    # The modes left out have 1e-3 of the first one's variance, and are many at the sides.
+    np.testing.assert_allclose(deviation, PRIOR.length, rtol=0.1)
+    axes = [np.linspace(-9, 9, 4)] * 3
+    points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+    z = ball().z
+    on_axes = PRIOR.on_axes(z, axes).ravel()
+    np.testing.assert_allclose(on_axes, PRIOR.basis(points) @ z + PRIOR.mean, atol=1e-4)
+
+
+@pytest.mark.parametrize("cubes", [4, 6])
+def test_a_ball_has_its_volume_and_area_on_coarse_lattices(cubes):
+    shape = SmoothShape(bcc_grid(cubes, SIDE / cubes, "absorbing"), PRIOR)
+    volume, area = shape.geometry(ball())
+    # Of the prior's smoothing and the points' spacing; lattice labels scatter by 10 %.
+    assert volume == pytest.approx(4 / 3 * np.pi * RADIUS**3, rel=0.05)
+    assert area == pytest.approx(4 * np.pi * RADIUS**2, rel=0.05)
+
+
+def test_signals_depend_little_on_the_lattice():
+    coarse, fine = (SmoothModel(pulses(2), PRIOR, n, 2.0).signals(ball()) for n in (5, 8))
+    # Measured 0.004; labels of tetrahedra differ by 0.02.
+    assert np.abs(coarse - fine).max() < 0.008
+
+
+def test_derivatives_agree_with_differences():
+    model, cells = SmoothModel(pulses(3), PRIOR, 5, 2.0), ball()
+    _, jacobian = model.linear(cells)
+    wider, step = ball(radius=RADIUS + 1).z - cells.z, 0.1
+    for way in (np.append(wider, 0), np.append(0 * wider, 1)):
+        ahead, behind = (model.signals(cells.moved(s * step * way)) for s in (1, -1))
+        differences = (ahead - behind) / (2 * step)
+        # The slope of the field counts as fixed, and there are 32 points in a tetrahedron.
+        worst = np.abs(jacobian @ way - differences).max()
+        assert worst < 0.1 * np.abs(differences).max()
+
+
+def test_steps_by_the_slopes_of_a_coarse_grid_reach_the_data_of_a_fine_one():
+    acquisition, truth = pulses(), ball()
+    fine, coarse = (SmoothModel(acquisition, PRIOR, n, 2.0) for n in (6, 4))
+    rng, sigma = np.random.default_rng(0), 0.002
+    clean = fine.signals(truth)
+    sigma, nothing = np.full(len(clean), sigma), np.zeros(len(clean))
+    complete = Target(coarse.simulator, clean + sigma * rng.standard_normal(len(clean)), sigma,
+                      nothing)  # fmt: skip
+    examples = np.array([coarse.signals(ball(radius=r)) for r in np.linspace(3, 7, 40)])
+    examples += 0.01 * rng.standard_normal(examples.shape)
+    target = CondensedTarget(complete, lambda rows: coarse.simulator, examples, 32)
+    fine, coarse = (model.of_measurements(target.rows) for model in (fine, coarse))
+    descend = SmoothDescent(target, fine, coarse, PRIOR)
+    start = ball(CENTRE + [1.2, 0, -1], RADIUS - 1)
+    found = descend(descend.fitted(start), 8, 1)
+    before = (descend.fitted(start).residual ** 2).mean()
+    assert before > 20
+    assert (found.residual**2).mean() < 1.5
+    # By point reflection no signal tells on which side the ball is.
+    there = max(overlap(found.cells, truth), overlap(found.cells, ball(-CENTRE)))
+    assert there > max(overlap(start, truth), 0.85)
+
+
+def test_cells_apart_have_permeabilities_of_their_own():
+    points = PRIOR.raster[0]
+    apart = [np.linalg.norm(points - side * np.array([5.0, 0, 0]), axis=1) for side in (-1, 1)]
+    depth = np.max(np.array([[4.0], [3.2]]) - apart, axis=0)
+    cells = taken_apart(as_one(PRIOR.field_of(depth)), PRIOR)
+    assert len(cells.leaks) == 2
+    shape = SmoothShape(bcc_grid(6, SIDE / 6, "absorbing"), PRIOR)
+    volume, _ = shape.geometry(cells)
+    assert volume[0] == pytest.approx(volume[1] * (4 / 3.2) ** 3, rel=0.15)
+    model = SmoothModel(pulses(2), PRIOR, 5, 2.0)
+    both = [model.signals(cells.moved(np.append(0 * cells.z, s))) for s in ([1, -1], [-1, 1])]
+    assert np.abs(both[0] - both[1]).max() > 1e-4
+    assert len(taken_apart(ball(), PRIOR).leaks) == 1
+
+
+def test_the_mesh_of_a_ball_is_closed_and_round():
+    mesh = smooth_mesh(PRIOR, ball(), [ball(), ball(CENTRE + [3.0, 0, 0])])
+    edges = np.sort(mesh.triangles[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), axis=1)
+    assert (np.unique(edges, axis=0, return_counts=True)[1] == 2).all()
+    away = np.linalg.norm(mesh.vertices_um - CENTRE, axis=1)
+    np.testing.assert_allclose(away, RADIUS, atol=0.15)  # the prior's smoothing
+    assert mesh.area_um2 == pytest.approx(4 * np.pi * RADIUS**2, rel=0.03)
+    assert mesh.n_components == 1
+    assert set(mesh.wall_probability) == {0.5, 1.0}
+
+
+def test_walls_are_likely_where_draws_have_them():
+    at_wall = CENTRE + np.outer([RADIUS, 0.0, RADIUS + 2.5], [0, 0, 1.0])
+    draws = [ball(), ball(), ball(radius=RADIUS + 2.5), ball(radius=RADIUS + 2.5)]
+    found = wall_probability(PRIOR, draws, at_wall, within_um=0.8)
+    np.testing.assert_array_equal(found, [0.5, 0, 0.5])
+
+
+@pytest.fixture(scope="module")
+def fit():
+    acquisition, grid = pulses(), bcc_grid(4, SIDE / 4, "absorbing")
+    clean = SmoothModel(acquisition, PRIOR, 5, 2.0).signals(ball())
+    data = clean + 0.004 * np.random.default_rng(1).standard_normal(len(clean))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            spinverse_model, "SmoothCellInversion", partial(SmoothCellInversion, effort=SHORT)
+        )
+        model = SpinverseModel(acquisition, grid=grid, optimizer="smooth-cells")
+        return model.fit(np.abs(data), S0=1.0, sigma=0.004, n_fields=3)
+
+
+@pytest.mark.filterwarnings("ignore:Voxel")
+def test_a_fit_has_smooth_meshes_intervals_and_draws(fit, tmp_path):
+    mesh = fit.interface()
+    edges = np.sort(mesh.triangles[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), axis=1)
+    assert (np.unique(edges, axis=0, return_counts=True)[1] == 2).all()
+    assert fit.surface_to_volume_likeliest * SIDE**3 == pytest.approx(mesh.area_um2, rel=0.15)
+    assert fit.surface_to_volume_low <= fit.surface_to_volume <= fit.surface_to_volume_high
+    assert fit.wall_permeability_low < fit.wall_permeability_high
+    assert len(fit.interface(field=2).triangles) > 0
+    assert fit.status in (Status.MISFIT, Status.CONVERGED, Status.PATTERN_NOT_DETERMINED)
+    fit.save(tmp_path / "fit.npz")
+    again = load_fit(tmp_path / "fit.npz").interface()
+    np.testing.assert_allclose(again.vertices_um, mesh.vertices_um, atol=1e-4)
+
+
+def test_smooth_cells_say_what_they_need():
+    acquisition, grid = pulses(), bcc_grid(4, SIDE / 4, "absorbing")
+    data = np.linspace(1, 0.1, len(acquisition))
+    with pytest.raises(ValueError, match="absorbing"):
+        SpinverseModel(acquisition, optimizer="smooth-cells").fit(data, S0=1.0, sigma=0.01)
+    with pytest.raises(ValueError, match="S0 given"):
+        SpinverseModel(acquisition, grid=grid, optimizer="smooth-cells").fit(data, sigma=0.01)
