@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -29,6 +29,10 @@ class Reconstruction:
     iterations, misfit : ndarray (V, S)
         Of each of the stages: number of iterations, and mean squared residual over the noise
         that the stage went by.
+    cells : dict of ndarray (V, ...)
+        Smooth cells, where these were sought; see `cell_search.smooth`.
+    maps : dict of ndarray (n + 1, V)
+        Maps of the estimate and the other fields that do not come from the faces of the grid.
     """
 
     openness: np.ndarray
@@ -42,3 +46,5 @@ class Reconstruction:
     converged: np.ndarray
     iterations: np.ndarray
     misfit: np.ndarray
+    cells: dict[str, np.ndarray] = field(default_factory=dict)
+    maps: dict[str, np.ndarray] = field(default_factory=dict)

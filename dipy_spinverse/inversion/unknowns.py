@@ -42,7 +42,7 @@ def transmissibility(openness: torch.Tensor) -> torch.Tensor:
     return openness / (1 + (1 - openness) / _C)
 
 
-def _transmissibility_slope(openness):
+def transmissibility_slope(openness):
     return (1 + 1 / _C) / (1 + (1 - openness) / _C) ** 2
 
 
@@ -163,7 +163,7 @@ class SignalModel:
         relative = (1 - fraction) * in_grid + fraction * self._free_signals
         n_voxels, n_signals = relative.shape
         jacobian = unknowns.new_zeros(n_voxels, n_signals, self.n_unknowns)
-        by_face = by_tau.to(unknowns) * _transmissibility_slope(face_part)[:, None]
+        by_face = by_tau.to(unknowns) * transmissibility_slope(face_part)[:, None]
         jacobian[..., : self.n_faces] = by_face * ((1 - fraction) * amplitude)[..., None]
         if self.n_amplitudes:
             columns = self.n_faces + self._te_index

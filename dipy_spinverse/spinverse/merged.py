@@ -28,9 +28,9 @@ def walls_alone(status: np.ndarray, walls: Values) -> tuple[np.ndarray, dict[str
         Of the voxels that were fitted.
     """
     everywhere = np.ones(len(walls["sigma"]), dtype=bool)
-    kinds = {"has_walls": everywhere, "packed_cells": ~everywhere}
-    found = _with_doubt(status[np.isin(status, FITTED)], everywhere, walls)
-    return _spread(status, found), {**walls, **kinds}
+    own = status[np.isin(status, FITTED)]
+    kinds = {"has_walls": everywhere, "packed_cells": ~everywhere, "wall_status": own}
+    return _spread(status, _with_doubt(own, everywhere, walls)), {**walls, **kinds}
 
 
 def tissue_with_walls(
@@ -60,7 +60,9 @@ def tissue_with_walls(
     values = {name: v.copy() for name, v in tissue._values.items() if name in _OF_BOTH}
     for name in values if walls else ():
         values[name][refuted] = walls[name][refuted[has_walls]]
-    values |= {name: value for name, value in walls.items() if name in SpinverseFit.WALLS}
+    if walls:
+        values |= {name: value for name, value in walls.items() if name in SpinverseFit.WALLS}
+        values["wall_status"] = wall_status[fitted][has_walls]
     values |= {"has_walls": has_walls, "packed_cells": ~refuted, "_tissue_status": found}
     values |= {TISSUE + name: value for name, value in tissue._values.items()}
     found = _with_doubt(np.where(refuted, wall_status[fitted], found), has_walls, walls)

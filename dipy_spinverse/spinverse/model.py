@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from dipy.core.gradients import GradientTable
@@ -14,6 +15,7 @@ from numpy.typing import ArrayLike
 from dipy_spinverse.acquisition import Acquisition, Measurements, measurements_of, pulsed_only
 from dipy_spinverse.bloch_torrey import simulate
 from dipy_spinverse.cell_search import CellInversion
+from dipy_spinverse.cell_search.smooth import SmoothCellInversion, signals_of_cells
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
 from dipy_spinverse.grid.tetrahedral_grid import build_grid
 from dipy_spinverse.inversion import Inversion, InversionSettings, Stage
@@ -21,7 +23,8 @@ from dipy_spinverse.inversion.curriculum import check_curriculum
 from dipy_spinverse.inversion.inversion import OPTIMIZERS
 from dipy_spinverse.inversion.unknowns import free_water_signals
 from dipy_spinverse.packed_cells import PackedCellsModel
-from dipy_spinverse.spinverse.chunk import FitChunk, layout
+from dipy_spinverse.spinverse.chunk import SMOOTH_CELLS, FitChunk, layout
+from dipy_spinverse.spinverse.departures import LARGEST_LINK_PHASE
 from dipy_spinverse.spinverse.fit import SpinverseFit, tissue_of
 from dipy_spinverse.spinverse.merged import tissue_with_walls, walls_alone
 from dipy_spinverse.spinverse.saved import (
@@ -30,16 +33,19 @@ from dipy_spinverse.spinverse.saved import (
     stage_from_json,
     stage_to_json,
 )
+from dipy_spinverse.spinverse.tissue_walls import (
+    TissueWalls,
+    change_of_signals,
+    signals_of_walls,
+)
 from dipy_spinverse.units import diffusivity_um2_per_ms
-from dipy_spinverse.voxels.chunks import Engine, fit_image
-from dipy_spinverse.voxels.image import Image, image_of, per_voxel
+from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
+from dipy_spinverse.voxels.image import Image, image_of, wanted_voxels
 from dipy_spinverse.voxels.model import VoxelModel
 from dipy_spinverse.voxels.noise import noise_from_b0
 from dipy_spinverse.voxels.status import Status
 
 _CELL_SEARCH = "cell-search"
-# Phase between neighbouring tetrahedra, rad, above which a grid is too coarse for an encoding.
-_LARGEST_LINK_PHASE = np.pi / 2
 # mm^2/s, of the water between walls where it is not given.
 _DIFFUSIVITY = 2e-3
 _N_FIELDS = 4
@@ -47,27 +53,30 @@ _N_DRAWS = 200
 _BYTES_PER_CHUNK = 2**30
 _MOST_PER_CHUNK = 64
 _GRID_ARRAYS = ("points_um", "tetrahedra", "tetrahedron_points")
+_GRID_SIZES = ("period_um", "box_um")
 
 
 class SpinverseModel(VoxelModel):
     """Find what the tissue of voxels is like, and their walls (membranes), from their signals.
 
     The maps are those of packed permeable cylinders and spheres (see
-    :class:`dipy_spinverse.PackedCellsModel`). Where walls are asked for, the permeability of every
-    face of a fixed tetrahedral grid is an unknown, and the Bloch-Torrey equation predicts the
-    signals [1]_; the maps of voxels whose signals packed cells do not explain are read off these
-    walls. On a grid with an absorbing outside, or with `priors`, a `curriculum` or the optimiser
-    "adam", there are walls alone.
+    :class:`dipy_spinverse.PackedCellsModel`). Where walls are asked for, packings of such bodies
+    are put on a tetrahedral lattice, and the permeabilities of its faces leave them where the
+    signals ask for it, as the Bloch-Torrey equation predicts; the maps of voxels whose signals
+    packed cells do not explain are read off these walls. On a grid with an absorbing outside, or
+    with `priors`, a `curriculum` or the optimiser "adam", there are walls alone, and all faces of
+    the grid are unknown [1]_.
 
     Parameters
     ----------
     gtab : GradientTable or Acquisition
         With pulse timings (`big_delta`, `small_delta`).
     grid : TetrahedralGrid, optional
-        A periodic lattice of 4 x 4 x 4 cubes of 5 um where not given.
+        A periodic lattice of 4 x 4 x 4 cubes of 5 um where not given. Packings have a length of
+        their own, by which they scale it (`SpinverseFit.field_scale`).
     diffusivity : float, optional
-        Of the water in tissue, mm^2/s, where it is known. Otherwise packed cells find it, and
-        between walls it is 2e-3 mm^2/s.
+        Of the water in tissue, mm^2/s, where it is known. Otherwise packed cells find it; for
+        walls alone it is 2e-3 mm^2/s.
     free_diffusivity : float, optional
         Of free water outside of the grid, mm^2/s, where :meth:`fit` is asked for it. By default at
         body temperature; give that of the medium for tissue ex vivo.
@@ -82,13 +91,16 @@ class SpinverseModel(VoxelModel):
     curriculum : sequence of Stage, optional
         The stages of the inversion. By default `dipy_spinverse.inversion.DEFAULT_CURRICULUM`, on
         a grid with absorbing outside `CARVING_CURRICULUM`, and for "adam" `ADAM_CURRICULUM`.
-    optimizer : {"cell-search", "gauss-newton", "adam"}, optional
-        "cell-search" looks for separate closed cells in a box with an absorbing outside;
+    optimizer : {"cell-search", "smooth-cells", "gauss-newton", "adam"}, optional
+        "cell-search" looks for separate closed cells in a box with an absorbing outside, made of
+        tetrahedra of the grid; "smooth-cells" for cells in this box whose walls need not lie on
+        the grid, of a known noise level;
         "gauss-newton" is Levenberg-Marquardt in data space over all faces, "adam" the published
         method. By default "cell-search" on an absorbing grid if S0 is known, without `priors`
         and `curriculum`, else "gauss-newton".
     device : str, optional
-        "cpu", or an accelerator that torch knows, as "cuda".
+        "cpu", or an accelerator that torch knows, as "cuda" (UNTESTED on a GPU; see
+        ``benchmarks/gpu.py``).
     seed : int, optional
         Of the random part of the start, which breaks the symmetry of a uniform one, and of the
         fields. It is the same in all voxels: a voxel's fit depends on others only through the
@@ -137,7 +149,7 @@ class SpinverseModel(VoxelModel):
     ):
         super().__init__(gtab, te, mixing_time, isotropic)
         self.acquisition = pulsed_only(self.acquisition)
-        known = (_CELL_SEARCH, *OPTIMIZERS)
+        known = (_CELL_SEARCH, SMOOTH_CELLS, *OPTIMIZERS)
         if optimizer is not None and optimizer not in known:
             raise ValueError(
                 f"optimizer is {optimizer!r}; use one of {', '.join(map(repr, known))}."
@@ -179,13 +191,15 @@ class SpinverseModel(VoxelModel):
                 "(isotropic), which no wall field has. Give walls=False for the maps of packed "
                 "cells, as PackedCellsModel gives them."
             )
+
+    def _warn_if_coarse(self):
         phase = np.abs(self.grid.displacements @ self.acquisition.q_vectors.T).max(axis=0)
-        coarse = phase > _LARGEST_LINK_PHASE
+        coarse = phase > LARGEST_LINK_PHASE
         if coarse.any():
             warnings.warn(
                 f"The grid is too coarse for {coarse.sum()} of {len(coarse)} measurements: the "
                 f"phase between neighbouring tetrahedra reaches {phase.max():.1f} rad. Use "
-                f"lattice cubes smaller by a factor of {phase.max() / _LARGEST_LINK_PHASE:.1f}, "
+                f"lattice cubes smaller by a factor of {phase.max() / LARGEST_LINK_PHASE:.1f}, "
                 "or leave these measurements out.",
                 stacklevel=3,
             )
@@ -205,6 +219,8 @@ class SpinverseModel(VoxelModel):
         n_jobs: int = -1,
         vox_per_chunk: int | None = None,
         verbose: bool = False,
+        journal: str | Path | None = None,
+        max_memory: float | None = None,
     ) -> SpinverseFit:
         """Fit voxels.
 
@@ -216,8 +232,8 @@ class SpinverseModel(VoxelModel):
         mask : array-like (...), optional
             Voxels to fit; all where not given.
         S0 : float or array-like (...), optional
-            Initial magnetisation of walls, where it is known; otherwise it is fitted, one for each
-            echo time.
+            Initial magnetisation of walls alone, where it is known; otherwise it is fitted, one
+            for each echo time, as it always is of packed cells.
         sigma : float or array-like (...), optional
             Standard deviation of the noise. Where not given, from repeated b0 measurements (if
             there are enough; of each echo time alone in a search for cells), or else from the
@@ -226,13 +242,13 @@ class SpinverseModel(VoxelModel):
             Voxels whose walls are sought, some seconds for each; only these are stored. The maps
             of packed cells come for all voxels, in a fraction of the time.
         free_water : bool, optional
-            Also fit a fraction of free water outside the grid of the walls.
+            Also fit a fraction of free water outside the grid of walls alone; packed cells
+            always have one.
         n_fields : int, optional
-            Number of further wall fields per voxel, each from a start and noise of its own.
-            Without, intervals read off wall fields contain `SpinverseFit.WALL_ERRORS` only.
+            Number of further wall fields per voxel, each from a draw of its own; of walls alone,
+            from a start and noise of its own.
         n_draws : int, optional
-            Draws from the posterior of packed cells; with 0 only the likeliest are sought, or none
-            where all voxels have walls.
+            Draws from the posterior of packed cells; with 0 only the likeliest are sought.
         engine : {"serial", "joblib", "dask", "ray"}, optional
             How chunks of voxels are spread over processes.
         n_jobs : int, optional
@@ -241,6 +257,11 @@ class SpinverseModel(VoxelModel):
             Voxels fitted together; by default, as many with walls as fit into about 1 GiB.
         verbose : bool, optional
             Show a progress bar.
+        journal : path, optional
+            Folder in which finished voxels are kept, from which the same fit goes on after an
+            interruption; see :class:`dipy_spinverse.voxels.chunks.Engine`.
+        max_memory : float, optional
+            Bytes that data and results may take; half of what is free where not given.
 
         Returns
         -------
@@ -254,11 +275,13 @@ class SpinverseModel(VoxelModel):
             Arguments of wrong shapes or range.
         """
         for name, number in (("n_fields", n_fields), ("n_draws", n_draws)):
-            if number < 0:
-                raise ValueError(f"{name} is {number}; give at least 0.")
-        how = Engine(engine, n_jobs, vox_per_chunk, verbose)
+            check_number(name, number, 0)
+        of_walls, of_tissue = (
+            None if journal is None else Path(journal) / part for part in ("walls", "tissue")
+        )
+        how = Engine(engine, n_jobs, vox_per_chunk, verbose, of_walls, max_memory)
         shape = np.shape(data)[:-1]
-        asked = per_voxel("walls", walls, shape).astype(bool).reshape(shape)
+        asked = wanted_voxels("walls", walls, shape).reshape(shape)
         if not self._has_tissue:
             if not asked.any():
                 raise ValueError(
@@ -266,35 +289,46 @@ class SpinverseModel(VoxelModel):
                     "another optimizer, maps are those of walls alone; leave walls=True, or use "
                     "PackedCellsModel."
                 )
-            wanted = per_voxel("mask", True if mask is None else mask, shape).astype(bool)
+            wanted = wanted_voxels("mask", True if mask is None else mask, shape)
             mask = asked & wanted.reshape(shape)
-        image = image_of(data, mask, sigma, self.acquisition, S0)
+        image = image_of(data, mask, sigma, self.acquisition, S0, max_memory=max_memory)
         found: tuple = image.status, {}
-        if asked.any():
+        if asked.any() and self._has_tissue:
             self._check_walls()
+            walls_of_tissue = TissueWalls(self, n_fields)
+            found = fit_image(
+                image.within(asked), walls_of_tissue, layout(self, n_fields, 1), how,
+                most=_MOST_PER_CHUNK, model=self, options={"sigma": sigma, "n_fields": n_fields},
+            )  # fmt: skip
+        if not self._has_tissue:
+            self._check_walls()
+            self._warn_if_coarse()
             inversion = self._inversion(S0 is None, free_water, n_fields)
-            found = self._fit_walls(image, asked, sigma is not None, inversion, n_fields, how)
-        if not self._has_tissue or (asked.all() and not n_draws):
+            options = {"sigma": sigma, "S0": S0, "free_water": free_water, "n_fields": n_fields}
+            found = self._fit_walls(image, asked, inversion, options, how)
             return SpinverseFit(self, *walls_alone(*found))
         tissue = self.tissue_model.fit(
             data, image.status == Status.CONVERGED, sigma=sigma, n_draws=n_draws, engine=engine,
-            n_jobs=n_jobs, vox_per_chunk=vox_per_chunk, verbose=verbose,
+            n_jobs=n_jobs, vox_per_chunk=vox_per_chunk, verbose=verbose, journal=of_tissue,
+            max_memory=max_memory,
         )  # fmt: skip
         has_walls = asked.reshape(-1)[image.rows]
         merged = tissue_with_walls(image.status, tissue, has_walls, *found)
         return SpinverseFit(self, *merged)
 
-    def _fit_walls(self, image: Image, asked, known_noise, inversion, n_fields, how):
+    def _fit_walls(self, image: Image, asked, inversion, options, how):
         """Status (...) and values of walls in the voxels where they are asked for."""
-        if not (known_noise or inversion.estimates_noise):
+        if options["sigma"] is None and not inversion.estimates_noise:
             noise = noise_from_b0(image.voxels.signals, self.acquisition)[0]
             image = replace(image, voxels=replace(image.voxels, sigma=noise))
         return fit_image(
             image.within(asked),
-            FitChunk(self, inversion),
-            layout(self, n_fields, inversion.n_stages),
+            FitChunk(self, inversion, options["sigma"] is not None),
+            layout(self, options["n_fields"], inversion.n_stages),
             how,
             most=self._voxels_per_chunk(),
+            model=self,
+            options=options,
         )
 
     def predict(
@@ -346,32 +380,41 @@ class SpinverseModel(VoxelModel):
         self, values: Mapping[str, np.ndarray], acquisition: Measurements
     ) -> np.ndarray:
         """Signals (V, M) of packed cells, or of the walls and the free water beside them."""
-        packed, has_walls = values["packed_cells"], values["has_walls"]
-        if not isinstance(acquisition, Acquisition):
-            packed = packed & ~has_walls  # walls have signals of waveforms, too
-        signals = np.empty((len(packed), len(acquisition)))
-        if packed.any():
-            tissue = {name: value[packed] for name, value in tissue_of(values).items()}
-            signals[packed] = self.tissue_model.signals_of_fit(tissue, acquisition)
-        if not packed.all():
-            rows = ~packed[has_walls]
-            fraction = values["field_free_water"][rows][:, None]
+        if "cell_field" in values:
+            return signals_of_cells(values, acquisition, self.grid, self.diffusivity_um2_per_ms)
+        has_walls, tissue = values["has_walls"], tissue_of(values)
+        walls = {name: value for name, value in values.items() if name in SpinverseFit.WALLS}
+        signals = np.empty((len(has_walls), len(acquisition)))
+        # Packed cells have no signals of waveforms; walls alone have.
+        pulsed = isinstance(acquisition, Acquisition)
+        alone = has_walls if not (tissue and pulsed) else np.zeros_like(has_walls)
+        if alone.any():
+            fraction = walls["field_free_water"][:, None]
             free = free_water_signals(acquisition, self.free_diffusivity_um2_per_ms)
-            in_grid = self.predict(values["permeability"][rows], gtab=acquisition)
-            signals[~packed] = (1 - fraction) * in_grid + fraction * free
+            in_grid = signals_of_walls(self, walls, acquisition)
+            signals[alone] = (1 - fraction) * in_grid + fraction * free
+        if not alone.all():
+            part = {name: value[~alone] for name, value in tissue.items()}
+            signals[~alone] = self.tissue_model.signals_of_fit(part, acquisition)
+            refuted = ~values["packed_cells"]
+            if refuted.any() and pulsed:
+                left = {name: value[refuted[has_walls]] for name, value in walls.items()}
+                signals[refuted] += change_of_signals(self, left, acquisition)
         return signals
 
     def _inversion(self, amplitudes, free_water, n_fields):
         faces_only = amplitudes or free_water or self.priors or self.curriculum
         on_cpu = self.device == "cpu"
         possible = self.grid.boundary == "absorbing" and on_cpu and not faces_only
-        if self.optimizer == _CELL_SEARCH and not possible:
+        for_cells = self.optimizer in (_CELL_SEARCH, SMOOTH_CELLS)
+        if for_cells and not possible:
             raise ValueError(
-                'optimizer="cell-search" needs a grid with boundary="absorbing", device="cpu", S0 '
-                "given to fit(), and neither free_water, priors nor a curriculum."
+                f'optimizer="{self.optimizer}" needs a grid with boundary="absorbing", '
+                'device="cpu", S0 given to fit(), and neither free_water, priors nor a curriculum.'
             )
-        if self.optimizer == _CELL_SEARCH or (self.optimizer is None and possible):
-            return CellInversion(
+        if for_cells or (self.optimizer is None and possible):
+            search = SmoothCellInversion if self.optimizer == SMOOTH_CELLS else CellInversion
+            return search(
                 self.acquisition,
                 self.grid,
                 diffusivity=self.diffusivity_um2_per_ms,
@@ -410,8 +453,9 @@ class SpinverseModel(VoxelModel):
             "boundary": self.grid.boundary,
         }
         arrays = {name: getattr(self.grid, name) for name in _GRID_ARRAYS}
-        if self.grid.period_um is not None:
-            arrays["period_um"] = self.grid.period_um
+        for name in _GRID_SIZES:
+            if getattr(self.grid, name) is not None:
+                arrays[name] = getattr(self.grid, name)
         return settings, arrays
 
     @classmethod
@@ -421,8 +465,8 @@ class SpinverseModel(VoxelModel):
         """The model of :meth:`settings`, on the CPU."""
         settings = dict(settings)
         points, tetrahedra, tetrahedron_points = (arrays[name] for name in _GRID_ARRAYS)
-        boundary, period = settings.pop("boundary"), arrays.get("period_um")
-        grid = build_grid(points, tetrahedra, tetrahedron_points, boundary, period)
+        boundary, sizes = settings.pop("boundary"), (arrays.get(name) for name in _GRID_SIZES)
+        grid = build_grid(points, tetrahedra, tetrahedron_points, boundary, *sizes)
         if settings["priors"] is not None:
             settings["priors"] = priors_from_json(settings["priors"])
         if settings["curriculum"] is not None:

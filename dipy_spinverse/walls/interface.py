@@ -32,6 +32,8 @@ __all__ = [
 ]
 
 _MM_PER_UM = 1e-3
+_STD = "vertex_std_um"
+_VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 _POINTSET = nib.nifti1.intent_codes["NIFTI_INTENT_POINTSET"]
 _TRIANGLE = nib.nifti1.intent_codes["NIFTI_INTENT_TRIANGLE"]
 _SHAPE = nib.nifti1.intent_codes["NIFTI_INTENT_SHAPE"]
@@ -59,6 +61,8 @@ class InterfaceMesh:
     components : ndarray (Nt,) of int
         Number of the connected component, 0 is the largest; triangles are connected through
         edges, across periodic boundaries too.
+    vertex_std_um : ndarray (Nv,) or None
+        Standard deviation of each vertex' position, um, where the surface is free to move.
 
     Examples
     --------
@@ -79,6 +83,7 @@ class InterfaceMesh:
     wall_probability: np.ndarray
     normals: np.ndarray
     components: np.ndarray
+    vertex_std_um: np.ndarray | None = None
 
     def __repr__(self) -> str:
         return (
@@ -107,7 +112,7 @@ class InterfaceMesh:
 
         ``.vtu`` and ``.vtk`` (ParaView) are in um and hold permeability, wall probability and
         component of each triangle; ``.ply`` is in um and holds permeability and wall probability
-        of each vertex, the mean over its triangles. ``.gii`` (dipy_horizon, Connectome Workbench)
+        of each vertex, the mean over its triangles. All hold `vertex_std_um` where there is one. ``.gii`` (dipy_horizon, Connectome Workbench)
         is in mm, and the values of each vertex go into a second file: ``name.shape.gii`` beside
         ``name.surf.gii`` or ``name.gii``.
 
@@ -115,9 +120,9 @@ class InterfaceMesh:
         ----------
         path : str or Path
             The file.
-        origin_mm : array-like (3,), optional
-            Only for ``.gii``: where the grid's centre is put, for instance the position of the
-            voxel, ``affine[:3, :3] @ voxel + affine[:3, 3]``, mm.
+        origin_mm : array-like (3,) or (4, 4), optional
+            Only for ``.gii``: where the grid's centre is put, mm, or an affine from um to mm, as
+            :func:`dipy_spinverse.report.files.in_voxel` gives it.
 
         Raises
         ------
@@ -146,11 +151,14 @@ class InterfaceMesh:
             raise ValueError(f"path is {path.name}; its suffix must be .ply, .vtu, .vtk or .gii.")
         cells = [("triangle", self.triangles.astype(np.int32))]
         if path.suffix.lower() == ".ply":
-            mesh = meshio.Mesh(self.vertices_um, cells, point_data=_per_vertex(self))
+            values = _per_vertex(self)
+            values |= _colours(values["wall_probability"])
+            mesh = meshio.Mesh(self.vertices_um, cells, point_data=values)
         else:
             values = {name: [value.astype(np.float32)] for name, value in _per_triangle(self)}
             values["component"] = [self.components.astype(np.int32)]
-            mesh = meshio.Mesh(self.vertices_um, cells, cell_data=values)
+            own = {} if self.vertex_std_um is None else {_STD: self.vertex_std_um}
+            mesh = meshio.Mesh(self.vertices_um, cells, cell_data=values, point_data=own)
         mesh.write(path)
 
 
@@ -260,9 +268,15 @@ def _components(grid, walls):
 
 def _save_gifti(mesh, path, origin_mm):
     origin = np.asarray(origin_mm, dtype=float)
-    if origin.shape != (3,):
-        raise ValueError(f"origin_mm has shape {origin.shape}; give a position of shape (3,), mm.")
-    vertices = mesh.vertices_um * _MM_PER_UM + origin
+    if origin.shape not in ((3,), (4, 4)):
+        raise ValueError(
+            f"origin_mm has shape {origin.shape}; give a position of shape (3,), mm, or an affine "
+            "of shape (4, 4)."
+        )
+    if origin.ndim == 1:
+        vertices = mesh.vertices_um * _MM_PER_UM + origin
+    else:
+        vertices = mesh.vertices_um @ origin[:3, :3].T + origin[:3, 3]
     scanner = nib.nifti1.xform_codes["NIFTI_XFORM_SCANNER_ANAT"]
     frame = nib.gifti.GiftiCoordSystem(scanner, scanner, np.eye(4))
     surface = [
@@ -279,6 +293,13 @@ def _save_gifti(mesh, path, origin_mm):
     nib.save(nib.gifti.GiftiImage(darrays=arrays), path.with_name(f"{stem}.shape.gii"))
 
 
+def _colours(share):
+    """Red, green and blue of values between 0 and 1, from violet over green to yellow."""
+    stops = np.linspace(0, 1, len(_VIRIDIS))
+    columns = zip(("red", "green", "blue"), np.transpose(_VIRIDIS), strict=True)
+    return {name: np.interp(share, stops, c).round().astype(np.uint8) for name, c in columns}
+
+
 def _per_triangle(mesh):
     yield "wall_probability", mesh.wall_probability
     yield "permeability_um_per_ms", mesh.permeability
@@ -287,7 +308,10 @@ def _per_triangle(mesh):
 def _per_vertex(mesh):
     corners = mesh.triangles.ravel()
     counts = np.bincount(corners)
-    return {
+    means = {
         name: (np.bincount(corners, np.repeat(values, 3)) / counts).astype(np.float32)
         for name, values in _per_triangle(mesh)
     }
+    if mesh.vertex_std_um is not None:
+        means[_STD] = mesh.vertex_std_um.astype(np.float32)
+    return means
