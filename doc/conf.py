@@ -1,19 +1,57 @@
 """Sphinx configuration: `make docs`."""
 
 import re
+import sys
+from pathlib import Path
+
+DOC = Path(__file__).parent
+sys.path.insert(0, str(DOC))
+
+from command_reference import reference  # noqa: E402
 
 project = "dipy_spinverse"
 copyright = "2026, the dipy_spinverse developers"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "numpydoc"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "numpydoc",
+    "sphinx_gallery.gen_gallery",
+]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3  # as links within the repository have them
 numpydoc_show_class_members = False
 exclude_patterns = ["_build"]
-html_theme = "alabaster"
+html_theme = "pydata_sphinx_theme"
+html_theme_options = {"navigation_with_keys": False, "show_toc_level": 2, "logo": {
+    "text": "dipy_spinverse"}}  # fmt: skip
+html_show_sourcelink = False
+html_sidebars = {"*": []}  # but in the gallery
+html_static_path = ["static"]
+html_css_files = ["wide.css"]
+smartquotes = False  # options begin with two dashes
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "auto_examples",
+    "filename_pattern": "/plot_",
+    "ignore_pattern": "^(?!plot_)",
+    "within_subsection_order": "FileNameSortKey",
+    "download_all_examples": False,
+    "show_memory": False,
+    "remove_config_comments": True,
+}
 
 
 def setup(app):
+    app.connect("builder-inited", _commands)
     app.connect("source-read", _downloads)
+
+
+def _commands(app):
+    """The pages of commands, from the workflows."""
+    text, path = reference(), DOC / "commands.md"
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
 
 
 def _downloads(app, name, source):

@@ -1,4 +1,4 @@
-"""Pictures of fits: maps with their uncertainty, posteriors, and glyphs of voxels."""
+"""Pictures of compartment fits: posteriors, and glyphs of voxels."""
 
 from __future__ import annotations
 
@@ -16,63 +16,8 @@ from dipy_spinverse.report.glyphs import superquadrics
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_UNITS = {"mm^2/s": "mm$^2$/s", "um": "um", "1": ""}
 _VIEWS = {"z": [0, 1, 2], "y": [0, 2, 1], "x": [1, 2, 0]}  # right, up, towards the eye
 _LIGHT = np.array([0.3, -0.5, 0.8]) / np.linalg.norm([0.3, -0.5, 0.8])
-
-
-def plot_maps(
-    fit: CompartmentFit, names: Iterable[str] | None = None, slice_index: int = 0
-) -> Figure:
-    """Maps of a slice, and where the fit has draws, the widths of their 95 % intervals below.
-
-    Parameters
-    ----------
-    fit : CompartmentFit
-        Of an image, two- or three-dimensional.
-    names : iterable of str, optional
-        Of `fit.MAPS`; all where not given.
-    slice_index : int, optional
-        Along the last axis of a three-dimensional image.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    ValueError
-        Unknown maps, or a fit that is no image; matplotlib is missing.
-    """
-    plt = _matplotlib()
-    names = list(fit.MAPS if names is None else names)
-    unknown = sorted(set(names) - set(fit.MAPS))
-    if unknown or len(fit.shape) not in (2, 3):
-        raise ValueError(
-            f"There is no map {unknown} in a fit of the voxels {fit.shape}; choose from "
-            f"{list(fit.MAPS)} of a two- or three-dimensional image."
-        )
-    part = fit if len(fit.shape) == 2 else fit[:, :, slice_index]
-    spread = hasattr(fit, f"{names[0]}_low")
-    figure, axes = plt.subplots(
-        1 + spread,
-        len(names),
-        figsize=(3 * len(names), 3 * (1 + spread)),
-        layout="constrained",
-        squeeze=False,
-    )
-    outside = part.S0 == 0
-    for column, name in zip(axes.T, names, strict=True):
-        images = [getattr(part, name)]
-        if spread:
-            images.append(getattr(part, f"{name}_high") - getattr(part, f"{name}_low"))
-        unit = _UNITS.get(fit.model.definition.unit_of(name), "")
-        titles = (f"{name} {unit}", "width of 95 % interval")
-        for axis, image, title in zip(column, images, titles, strict=False):
-            shown = axis.imshow(np.ma.array(image, mask=outside).T, origin="lower", vmin=0)
-            figure.colorbar(shown, ax=axis, shrink=0.8)
-            axis.set(title=title, xticks=[], yticks=[])
-    return figure
 
 
 def plot_posterior(

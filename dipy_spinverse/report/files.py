@@ -1,4 +1,4 @@
-"""Files that a workflow writes about a fit: maps, meshes, settings."""
+"""Files that a command writes about a fit: maps, meshes, settings."""
 
 from __future__ import annotations
 
@@ -7,30 +7,24 @@ import logging
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import nibabel as nib
 import numpy as np
-from dipy.io.image import save_nifti
 from dipy.io.utils import split_filename_extension
+
+from dipy_spinverse.report.words import TRUSTED
+
+if TYPE_CHECKING:
+    from dipy_spinverse.spinverse import SpinverseFit
+    from dipy_spinverse.voxels.fit import VoxelFit
 
 logger = logging.getLogger("dipy_spinverse")
 
-MAP_UNITS = {
-    "surface_to_volume": "1/um",
-    "wall_permeability": "um/ms",
-    "exchange_time": "ms",
-    "restricted_fraction": "1",
-    "pore_diameter": "um",
-    "wall_anisotropy": "1",
-    "free_water_fraction": "1",
-}
-OTHER_UNITS = {
-    "wall_orientation": "1",
-    "wall_orientation_angle": "degrees",
-    "packed_cells": "1",
-    "pattern_agreement": "1",  # only where walls were sought
-}
 MAP_SUFFIXES = ("", "_std", "_low", "_high")
 MESH_SUFFIXES = (".ply", ".vtu", ".surf.gii")
+_FILL = 0.9  # of the voxel, by its enlarged grid
+_DESCRIPTION = 79  # characters of a NIfTI header
 PACKAGES = (
     "dipy_spinverse",
     "dipy",
@@ -44,72 +38,96 @@ PACKAGES = (
 )
 
 
-def save_maps(fit, paths: dict[str, Path], affine: np.ndarray) -> None:
-    """Write the maps of a fit, their standard deviations and intervals as float32 NIfTI.
+def save_image(path: Path, values: np.ndarray, affine: np.ndarray, description: str = "") -> None:
+    """Write NIfTI in mm, integers as int16 and others as float32.
 
     Parameters
     ----------
-    fit : SpinverseFit
-    paths : dict
-        Path of each output by its name, ``out_surface_to_volume`` and so on; standard
-        deviations and intervals go beside them with ``_std``, ``_low`` and ``_high`` in their
-        names.
+    path : Path
+    values : ndarray (..., )
+        Of up to four dimensions.
     affine : ndarray, shape (4, 4)
-        Affine of the input volume.
+    description : str, optional
+        For the header, which holds 79 characters.
     """
-    for name in MAP_UNITS:
-        save_map(fit, name, paths[f"out_{name}"], affine, interval=hasattr(fit, f"{name}_std"))
-    for name in (name for name in OTHER_UNITS if hasattr(fit, name)):
-        save_map(fit, name, paths[f"out_{name}"], affine, interval=False)
-    save_nifti(paths["out_S0"], fit.S0_hat.astype(np.float32), affine)
-    save_nifti(paths["out_residual_rms"], fit.residual_rms.astype(np.float32), affine)
-    save_nifti(paths["out_status"], fit.status.astype(np.int16), affine)
+    whole = values.dtype.kind in "biu"
+    image = nib.Nifti1Image(values.astype(np.int16 if whole else np.float32), affine)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description[:_DESCRIPTION]
+    nib.save(image, path)
 
 
-def save_map(fit, name: str, path: Path, affine: np.ndarray, *, interval: bool) -> None:
-    """Write a map of a fit as float32 NIfTI.
+def save_map(
+    fit: VoxelFit, name: str, path: Path, affine: np.ndarray, description: str = ""
+) -> None:
+    """Write a map of a fit, and where there are any, its standard deviation and interval.
 
     Parameters
     ----------
     fit : VoxelFit
     name : str
     path : Path
+        Of the map; the others get ``_std``, ``_low`` and ``_high`` in their names.
     affine : ndarray, shape (4, 4)
-    interval : bool
-        Whether its standard deviation and the ends of its interval go beside it, with ``_std``,
-        ``_low`` and ``_high`` in their names.
+    description : str, optional
     """
-    for suffix in MAP_SUFFIXES if interval else ("",):
-        values = getattr(fit, name + suffix).astype(np.float32)
-        save_nifti(_with_suffix(path, suffix), values, affine)
+    for suffix, target in zip(MAP_SUFFIXES, with_suffixes(path), strict=True):
+        values = getattr(fit, name + suffix, None)
+        if values is not None:
+            save_image(target, values, affine, description)
 
 
-def _with_suffix(path: Path, suffix: str) -> Path:
+def with_suffixes(path: Path) -> list[Path]:
+    """Paths of a map, its standard deviation and the ends of its interval."""
     stem, extension = split_filename_extension(path)
-    return path.with_name(f"{stem}{suffix}{extension}")
+    return [path.with_name(f"{stem}{suffix}{extension}") for suffix in MAP_SUFFIXES]
 
 
-def save_meshes(fit, voxels: list[tuple[int, ...]], stem: Path) -> None:
-    """Write the interface mesh of each voxel as PLY, VTU (um) and GIFTI (mm).
+def in_voxel(affine: np.ndarray, voxel: tuple[int, ...], box_um: float) -> np.ndarray:
+    """Affine (4, 4) from um on a grid to mm in a voxel, enlarged so that the grid fills it.
+
+    A grid is a hundredth of a voxel: in its true size nobody would see it beside the image. The
+    axes of the grid are those of the b-vectors, which are taken along the axes of the image.
+
+    Parameters
+    ----------
+    affine : ndarray (4, 4)
+        Of the image.
+    voxel : tuple of int
+        Index of up to three axes.
+    box_um : float
+        Edge of the grid, um.
+    """
+    size = np.linalg.norm(affine[:3, :3], axis=0)
+    index = np.pad(np.asarray(voxel, dtype=float), (0, 3 - len(voxel)))
+    placed = np.eye(4)
+    placed[:3, :3] = affine[:3, :3] / size * (_FILL * size.min() / box_um)
+    placed[:3, 3] = affine[:3, :3] @ index + affine[:3, 3]
+    return placed
+
+
+def save_meshes(
+    fit: SpinverseFit, voxels: list[tuple[int, ...]], stem: Path, affine: np.ndarray
+) -> None:
+    """Write the interface meshes of voxels.
 
     Parameters
     ----------
     fit : SpinverseFit
     voxels : list of tuple of int
     stem : Path
-        Voxel (i, j, k) gives ``STEM_i_j_k.ply``, ``.vtu`` and ``.surf.gii``. Where the pattern of
-        the walls is not determined, one wall field is drawn instead, in
-        ``STEM_i_j_k_one_of_many.ply`` and so on.
+        Voxel (i, j, k) gives ``STEM_i_j_k.ply`` and ``.vtu`` (um), and ``.surf.gii`` (mm, enlarged
+        to fill its voxel, see :func:`in_voxel`). Where the pattern of the walls is not determined,
+        one wall field is drawn instead, in ``STEM_i_j_k_one_of_many.ply`` and so on. All together
+        are in ``STEM.vtu`` (mm), with the index of the voxel of each triangle. Voxels that were
+        not fitted, and those whose walls do not explain their signals, are left out; the log says
+        so.
+    affine : ndarray, shape (4, 4)
+        Of the image.
     """
-    from dipy_spinverse.spinverse.fit import SAME_PATTERN
-
-    for voxel in voxels:
-        one_of_many = fit[voxel].pattern_agreement < SAME_PATTERN
-        field = 0 if one_of_many else None
-        if not fit[voxel].has_walls or len(fit.interface(voxel, field=field).triangles) == 0:
-            logger.warning("Voxel %s has no walls; no mesh is written for it.", voxel)
-            continue
-        mesh = fit.interface(voxel, field=field)
+    drawn = [(voxel, *found) for voxel in voxels if (found := _mesh_of(fit, voxel)) is not None]
+    placed = []
+    for voxel, mesh, one_of_many in drawn:
         name = "_".join([stem.name, *map(str, voxel)])
         if one_of_many:
             name += "_one_of_many"
@@ -117,18 +135,58 @@ def save_meshes(fit, voxels: list[tuple[int, ...]], stem: Path) -> None:
                 "The pattern of the walls of voxel %s is not determined; %s shows one of many "
                 "that explain its signals.", voxel, name,
             )  # fmt: skip
+        to_mm = in_voxel(affine, voxel, float(np.ptp(fit.model.grid.points_um, axis=0).max()))
         for suffix in MESH_SUFFIXES:
-            mesh.save(stem.with_name(name + suffix))
+            mesh.save(stem.with_name(name + suffix), to_mm)
+        placed.append((voxel, mesh, to_mm))
+    if placed:
+        _save_together(placed, stem.with_name(f"{stem.name}.vtu"))
 
 
-def save_settings(
-    path: Path, inputs: dict, settings: dict, fit, seconds: float, *, units: dict[str, str]
-) -> None:
-    """Write what was run on what, with which versions, and what the codes mean, as JSON.
+def _mesh_of(fit, voxel):
+    """Mesh of a voxel, and whether it is one of many; None, and a word, where there is none."""
+    from dipy_spinverse.spinverse.fit import SAME_PATTERN
+    from dipy_spinverse.voxels import Status
+
+    one = fit[voxel]
+    status = Status(int(one.wall_status if one.has_walls else one.status))
+    if status.name not in TRUSTED:
+        logger.warning("Voxel %s is %s; no mesh is written for it.", voxel, status.name)
+        return None
+    one_of_many = bool(one.has_walls and one.pattern_agreement < SAME_PATTERN)
+    mesh = fit.interface(voxel, field=0 if one_of_many else None) if one.has_walls else None
+    if mesh is None or len(mesh.triangles) == 0:
+        logger.warning("Voxel %s has no walls; no mesh is written for it.", voxel)
+        return None
+    return mesh, one_of_many
+
+
+def _save_together(placed, path):
+    """One file for ParaView of the meshes of all voxels, in mm."""
+    import meshio
+
+    points = [mesh.vertices_um @ to_mm[:3, :3].T + to_mm[:3, 3] for _, mesh, to_mm in placed]
+    first = np.cumsum([0, *map(len, points)])
+    meshes = [mesh for _, mesh, _ in placed]
+    triangles = [mesh.triangles + start for mesh, start in zip(meshes, first, strict=False)]
+    index = [np.tile(voxel, (len(mesh.triangles), 1)) for voxel, mesh, _ in placed]
+    values = {
+        "permeability_um_per_ms": np.concatenate([mesh.permeability for mesh in meshes]),
+        "wall_probability": np.concatenate([mesh.wall_probability for mesh in meshes]),
+        "voxel": np.concatenate(index).astype(np.int32),
+    }
+    cells = [("triangle", np.concatenate(triangles).astype(np.int32))]
+    data = {name: [value] for name, value in values.items()}
+    meshio.Mesh(np.concatenate(points), cells, cell_data=data).write(path)
+
+
+def settings_of(
+    inputs: dict, settings: dict, fit: VoxelFit, seconds: float, units: dict[str, str]
+) -> dict:
+    """What was run on what, with which versions, and what the codes mean, for JSON.
 
     Parameters
     ----------
-    path : Path
     inputs : dict
         Input files by the names of the command line's arguments.
     settings : dict
@@ -143,7 +201,7 @@ def save_settings(
 
     found, counts = np.unique(fit.status, return_counts=True)
     voxels = dict(zip(found.tolist(), counts.tolist(), strict=True))
-    report = {
+    return {
         "inputs": {name: str(value) for name, value in inputs.items()},
         "settings": settings,
         "map_units": units,
@@ -157,4 +215,8 @@ def save_settings(
             **{package: version(package) for package in PACKAGES},
         },
     }
-    path.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def save_settings(path: Path, report: dict) -> None:
+    """Write :func:`settings_of` as JSON."""
+    path.write_text(json.dumps(report, indent=2, default=str) + "\n")

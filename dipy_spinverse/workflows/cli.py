@@ -1,35 +1,46 @@
-"""The console scripts."""
+"""The console scripts; each ends with 0, with 1 and one line that says what to change, or with 2
+where an option is not known."""
 
 from __future__ import annotations
 
 import sys
+import warnings
+from importlib import import_module
+from pathlib import Path
 
-from dipy.workflows.flow_runner import run_flow
-from dipy.workflows.workflow import Workflow
+# Module and class of each; imported on use, so that each starts at once.
+COMMANDS = {
+    "dipy_fit_spinverse": ("fit_spinverse", "SpinverseFlow"),
+    "dipy_fit_packed_cells": ("fit_packed_cells", "PackedCellsFlow"),
+    "dipy_fit_noddi": ("fit_compartments", "NODDIFlow"),
+    "dipy_fit_activeax": ("fit_compartments", "ActiveAxFlow"),
+    "dipy_fit_zcd": ("fit_compartments", "ZCDFlow"),
+    "dipy_fit_ivim_varpro": ("fit_compartments", "IVIMFlow"),
+    "dipy_fit_cell_shapes": ("fit_cell_shapes", "CellShapesFlow"),
+    "dipy_fit_tissue_fractions": ("fit_tissue_fractions", "TissueFractionsFlow"),
+    "dipy_simulate_spinverse": ("simulate_spinverse", "SimulateFlow"),
+    "dipy_check_acquisition": ("check_acquisition", "CheckAcquisitionFlow"),
+}
 
-from dipy_spinverse import __version__
-from dipy_spinverse.workflows.fit_spinverse import SpinverseFlow
-from dipy_spinverse.workflows.fit_tissue_fractions import TissueFractionsFlow
+
+def command(name: str) -> type:
+    """The workflow of a console script."""
+    module, kind = COMMANDS[name]
+    return getattr(import_module(f"dipy_spinverse.workflows.{module}"), kind)
 
 
 def main() -> None:
-    """``dipy_fit_spinverse``."""
-    _run("dipy_fit_spinverse", SpinverseFlow())
+    """Run the workflow of the script that was called on the arguments of the command line."""
+    program = Path(sys.argv[0]).stem
+    if program not in COMMANDS:
+        sys.exit(f"{program} is no command of dipy_spinverse; these are: {', '.join(COMMANDS)}.")
+    from dipy.workflows.flow_runner import run_flow
 
+    from dipy_spinverse import __version__
 
-def tissue_fractions() -> None:
-    """``dipy_fit_tissue_fractions``."""
-    _run("dipy_fit_tissue_fractions", TissueFractionsFlow())
-
-
-def _run(program: str, flow: Workflow) -> None:
-    """Run a workflow on the arguments of the command line.
-
-    A bad argument or file ends the program with one line that says what to change, not with a
-    traceback.
-    """
+    warnings.formatwarning = lambda message, *_, **__: f"WARNING: {message}\n"
     version = {"action": "version", "version": f"dipy_spinverse {__version__}"}
     try:
-        run_flow(flow, extra_args={"version": version})
-    except (ValueError, OSError) as error:
+        run_flow(command(program)(), extra_args={"version": version})
+    except (ValueError, OSError, ImportError, MemoryError) as error:
         sys.exit(f"{program}: {error}")

@@ -1,0 +1,180 @@
+"""A command: one class, the keyword arguments of whose steps are its options.
+
+DIPY makes a command line of the signature and the docstring of a workflow's `run`. Here both are
+put together from the steps that a command goes through, so that what commands share is written
+once, and each step documents what it asks for.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dipy.workflows.docstring_parser import NumpyDocString
+from dipy.workflows.multi_io import io_iterator
+from dipy.workflows.workflow import Workflow
+
+from dipy_spinverse.workflows.outputs import check_inputs_kept, check_names
+
+_OUT_DIR = ("out_dir", "string or Path, optional", ["Output directory."])
+
+
+class Command(Workflow):
+    """A workflow whose options are the keyword-only arguments of its steps.
+
+    A subclass names its `steps`, each a method with numpydoc; arguments without a default are
+    inputs. `outputs` are its files by name, each with its usual file name and what it holds.
+    :meth:`process` goes through the steps for one set of inputs and writes to the paths that it is
+    given, which are put into place together when it has come to its end.
+    """
+
+    steps: ClassVar[tuple[str, ...]] = ()
+    outputs: ClassVar[dict[str, tuple[str, str]]] = {}
+    # Whether several input files are one set; else each is processed by itself.
+    joint_inputs: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        signature, docstring = _command_line(cls)
+
+        def run(self, *args, **kwargs):
+            given = signature.bind(self, *args, **kwargs)
+            given.apply_defaults()
+            del given.arguments["self"]
+            self._run(given.arguments)
+
+        run.__signature__, run.__doc__ = signature, docstring  # type: ignore[attr-defined]
+        cls.run = run  # type: ignore[method-assign]
+
+    @classmethod
+    def get_short_name(cls) -> str:
+        """Prefix of this workflow's options inside a combined workflow."""
+        return cls.__name__.removesuffix("Flow").lower()
+
+    def process(self, given: dict[str, Any], paths: dict[str, Path]) -> None:
+        """Go through the steps.
+
+        Parameters
+        ----------
+        given : dict
+            Inputs and options by name.
+        paths : dict of Path
+            Where each of `outputs` goes.
+        """
+        raise NotImplementedError
+
+    def takes(self, step: str, given: dict[str, Any]) -> dict[str, Any]:
+        """Those of the inputs and options that a step asks for."""
+        return {name: given[name] for name in _keywords(getattr(self, step))}
+
+    def more_paths(self, given: dict[str, Any], paths: dict[str, Path]) -> dict[str, Path]:
+        """Files that are only written where an option asks for them."""
+        return {}
+
+    def written(self, paths: dict[str, Path]) -> Iterator[Path]:
+        """Files that will be there afterwards, as far as they are known before."""
+        yield from paths.values()
+
+    def _run(self, arguments: dict[str, Any]) -> None:
+        out_dir = arguments.pop("out_dir")
+        names = {name: arguments.pop(f"out_{name}") for name in self.outputs}
+        check_names({f"out_{name}": file for name, file in names.items()})
+        inputs = [
+            name for name, p in inspect.signature(self.run).parameters.items()
+            if p.default is p.empty
+        ]  # fmt: skip
+        rows = list(
+            io_iterator(
+                [arguments[name] for name in inputs],
+                out_dir,
+                [*names.values()],
+                output_strategy=self._output_strategy,
+                mix_names=self._mix_names,
+            )  # fmt: skip
+        )
+        if self.joint_inputs:
+            rows = [[[row[0] for row in rows], *rows[0][1:]]]
+        sets = [
+            (
+                arguments | dict(zip(inputs, row[: len(inputs)], strict=True)),
+                dict(zip(names, map(Path, row[len(inputs) :]), strict=True)),
+            )
+            for row in rows
+        ]
+        sets = [(given, paths | self.more_paths(given, paths)) for given, paths in sets]
+        for given, paths in sets:
+            check_inputs_kept(given, self.written(paths))
+        self._refuse_to_overwrite([paths for _, paths in sets])
+        for given, paths in sets:
+            with put_together(paths) as staged:
+                self.process(given, staged)
+
+    def _refuse_to_overwrite(self, sets: list[dict[str, Path]]) -> None:
+        files = [path for paths in sets for path in self.written(paths)]
+        twice = [path for path in files if files.count(path) > 1] if len(sets) > 1 else []
+        if twice:
+            raise ValueError(
+                f"out_dir: {len(sets)} inputs would all be written to {twice[0]}; add "
+                "--mix_names, or --out_strat append to write beside each input."
+            )
+        there = [path for path in files if path.exists()]
+        if there and not self._force_overwrite:
+            more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
+            raise FileExistsError(
+                f"{there[0]} exists{more}; add --force to overwrite, or give another --out_dir."
+            )
+
+
+@contextmanager
+def put_together(paths: dict[str, Path]) -> Iterator[dict[str, Path]]:
+    """Paths in hidden folders beside the true ones, where the files are moved to at the end.
+
+    Where an error comes before, nothing was written.
+    """
+    hidden: dict[Path, Path] = {}
+    try:
+        for folder in {path.parent for path in paths.values()}:
+            hidden[folder] = Path(tempfile.mkdtemp(prefix=".unfinished_", dir=folder))
+        yield {name: hidden[path.parent] / path.name for name, path in paths.items()}
+        for folder, staged in hidden.items():
+            for file in staged.iterdir():
+                os.replace(file, folder / file.name)
+    finally:
+        for staged in hidden.values():
+            shutil.rmtree(staged, ignore_errors=True)
+
+
+def _keywords(function: Callable) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(function).parameters
+    return {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+
+def _command_line(cls: type[Command]) -> tuple[inspect.Signature, str]:
+    """Signature and docstring of `run`: inputs, options, outputs."""
+    asked: dict[str, inspect.Parameter] = {}
+    described: dict[str, tuple] = {}
+    for step in cls.steps:
+        function = getattr(cls, step)
+        documented = NumpyDocString(inspect.getdoc(function) or "")["Parameters"]
+        keywords = _keywords(function)
+        asked |= keywords
+        described |= {name: (name, kind, text) for name, kind, text in documented}
+    ordered = sorted(asked, key=lambda name: asked[name].default is not inspect.Parameter.empty)
+    rows = [described[name] for name in ordered] + [_OUT_DIR]
+    rows += [(f"out_{name}", "string, optional", [text]) for name, (_, text) in
+             cls.outputs.items()]  # fmt: skip
+    usual = {name: asked[name].default for name in ordered} | {"out_dir": ""}
+    usual |= {f"out_{name}": file for name, (file, _) in cls.outputs.items()}
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter("self", kind)]
+    parameters += [inspect.Parameter(name, kind, default=value) for name, value in usual.items()]
+    lines = [inspect.getdoc(cls) or "", "", "Parameters", "----------"]
+    for name, type_, text in rows:
+        lines += [f"{name} : {type_}", *(f"    {line}" for line in text)]
+    return inspect.Signature(parameters), "\n".join(lines)

@@ -1,0 +1,152 @@
+"""Commands that read diffusion-weighted volumes: data, gradients, timings, mask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dipy_spinverse.workflows.fit_command import FitCommand, Images
+
+if TYPE_CHECKING:
+    from dipy.core.gradients import GradientTable
+
+    from dipy_spinverse.acquisition import Acquisition
+
+
+def read_acquisition(
+    *,
+    bvalues_files: str,
+    bvectors_files: str,
+    big_delta: str | None = None,
+    small_delta: str | None = None,
+    te: str | None = None,
+    mixing_time: str | None = None,
+    isotropic: str | None = None,
+    b0_threshold: float = 50.0,
+) -> Acquisition | GradientTable:
+    """Gradients and timings.
+
+    Parameters
+    ----------
+    bvalues_files : string or Path
+        Path to the bvalues files (s/mm^2). This path may contain wildcards to use multiple
+        bvalues files at once.
+    bvectors_files : string or Path
+        Path to the bvectors files. This path may contain wildcards to use multiple bvectors
+        files at once.
+    big_delta : string, optional
+        Time between the onsets of the two gradient pulses, in seconds: a number, or the path of
+        a text file with one number per volume. Without it, that of the BIDS sidecar beside the
+        bvalues, if there is one.
+    small_delta : string, optional
+        Duration of a gradient pulse, in seconds: a number, or the path of a text file with one
+        number per volume. Without it, that of the sidecar.
+    te : string, optional
+        Echo time in seconds: a number, or the path of a text file with one number per volume.
+        Without it, that of the sidecar, or one for all that leaves room for all pulses. Of a
+        stimulated echo, the time during which the magnetisation is transverse.
+    mixing_time : string, optional
+        Mixing time of a stimulated echo in seconds, during which the magnetisation is stored: a
+        number, or the path of a text file with one number per volume.
+    isotropic : string, optional
+        Which volumes are averages over directions (powder averages): 'all' (but b0), or the path
+        of a text file with 1 for each that is and 0 for others. With 'all' the bvectors file is
+        not read; any file will do, for instance that of the bvalues again.
+    b0_threshold : float, optional
+        Volumes with a b-value up to this one (s/mm^2) count as b0 volumes.
+
+    Returns
+    -------
+    Acquisition or GradientTable
+        The latter where nothing is known of the pulses.
+    """
+    from dipy.core.gradients import gradient_table
+
+    from dipy_spinverse.acquisition.files import read_table
+    from dipy_spinverse.acquisition.pulsed import Acquisition
+
+    times: dict[str, Any] = {
+        "big_delta": big_delta, "small_delta": small_delta, "te": te, "mixing_time": mixing_time
+    }  # fmt: skip
+    times = _sidecar_times(Path(bvalues_files)) | {
+        name: value for name, value in times.items() if value is not None
+    }
+    all_averages = isotropic == "all"
+    bvectors = None if all_averages else bvectors_files
+    if "big_delta" not in times and "small_delta" not in times and isotropic is None:
+        bvals, bvecs = read_table(bvalues_files, bvectors)
+        return gradient_table(bvals, bvecs=bvecs, b0_threshold=b0_threshold)
+    check_pulses(times)
+    return Acquisition.from_files(
+        bvalues_files, bvectors, **times,
+        isotropic=True if all_averages else isotropic, b0_threshold=b0_threshold,
+    )  # fmt: skip
+
+
+def check_pulses(times: dict[str, Any]) -> None:
+    """Say how to give the timing of the pulses where it is not known."""
+    for name in ("big_delta", "small_delta"):
+        if times.get(name) is None:
+            raise ValueError(
+                f"{name} is missing; give --{name} in seconds, as a number (--{name} 0.03) or as "
+                "the path of a text file with one number per volume."
+            )
+
+
+def _sidecar_times(bvalues: Path) -> dict[str, Any]:
+    """Timings of the BIDS sidecar beside the b-values."""
+    from dipy_spinverse.acquisition.files import BIDS_FIELDS, read_json
+
+    path = bvalues.with_suffix(".json")
+    if not path.is_file():
+        return {}
+    sidecar = read_json("bvalues_files", path)
+    said = sidecar if isinstance(sidecar, dict) else {}
+    return {
+        name: next(said[field] for field in fields if said.get(field) is not None)
+        for name, fields in BIDS_FIELDS.items()
+        if any(said.get(field) is not None for field in fields)
+    }
+
+
+class DiffusionCommand(FitCommand):
+    """A command that fits a model to diffusion-weighted volumes."""
+
+    steps = ("read_volume", "read_acquisition", *FitCommand.steps)
+    # Whether the model needs the timing of the pulses.
+    timed: ClassVar[bool] = True
+
+    read_acquisition = staticmethod(read_acquisition)
+
+    def read(self, given: dict[str, Any]) -> Images:
+        """The volume and its acquisition."""
+        acquired = self.read_acquisition(**self.takes("read_acquisition", given))
+        if self.timed and not hasattr(acquired, "timings"):
+            check_pulses({})
+        return self.read_volume(acquired, **self.takes("read_volume", given))
+
+    def read_volume(
+        self, acquired: Any, *, input_files: str, mask_file: str | None = None
+    ) -> Images:
+        """Volumes, and the voxels that are wanted.
+
+        Parameters
+        ----------
+        input_files : string or Path
+            Path to the input volumes. This path may contain wildcards to process multiple inputs
+            at once.
+        mask_file : string, optional
+            Path to the mask of the voxels to fit. Without it, all voxels are fitted.
+        """
+        from dipy_spinverse.voxels.image_files import StoredImage, mask_of
+
+        data = StoredImage(input_files, "input_files")
+        data.check_real()
+        if data.ndim != 4:
+            raise ValueError(
+                f"input_files: {input_files} has shape {data.shape}; needs a 4-D volume with the "
+                "measurements along its last axis."
+            )
+        place = data.shape[:3], data.affine
+        mask = None if mask_file is None else mask_of(mask_file, place, "mask_file")
+        return Images(data, data.affine, mask, acquired)

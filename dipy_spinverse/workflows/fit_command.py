@@ -1,0 +1,249 @@
+"""What every command that fits a model has: read, make the model, fit, write."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from dipy_spinverse.report.files import (
+    save_image,
+    save_map,
+    save_settings,
+    settings_of,
+    with_suffixes,
+)
+from dipy_spinverse.report.words import OF_MAPS, OF_STATUS, words_of
+from dipy_spinverse.workflows.command import Command
+
+if TYPE_CHECKING:
+    from dipy_spinverse.voxels.fit import VoxelFit
+    from dipy_spinverse.voxels.model import VoxelModel
+
+logger = logging.getLogger("dipy_spinverse")
+
+_ENDINGS = "; with its standard deviation (_std) and the ends of its 95 % interval (_low, _high)"
+_COMMON = {
+    "S0": ("S0.nii.gz", "Name of the map of the signal without diffusion weighting."),
+    "predicted": ("predicted.nii.gz", "Name of the volumes of predicted signals."),
+    "residual_rms": (
+        "residual_rms.nii.gz",
+        "Name of the map of the root mean square of the residuals.",
+    ),
+    "status": (
+        "status.nii.gz",
+        "Name of the map of status codes; the settings file says what they mean.",
+    ),
+    "fit": ("fit.npz", "Name of the file that dipy_spinverse.load_fit reads."),
+    "settings": (
+        "settings.json",
+        "Name of the JSON file with all settings, versions and the meaning of the codes.",
+    ),
+}
+
+
+def outputs_of(maps: tuple[str, ...], others: tuple[str, ...] = ()) -> dict[str, tuple[str, str]]:
+    """Output files of a fit: its maps with intervals, other arrays, and what all fits write."""
+    intervals = {name: _map_output(name, _ENDINGS) for name in maps if name != "S0"}
+    return intervals | {name: _map_output(name, "") for name in others} | _COMMON
+
+
+def _map_output(name, more):
+    unit, means = OF_MAPS[name].unit, OF_MAPS[name].means
+    unit = "" if unit == "1" else f" ({unit})"
+    return f"{name}.nii.gz", f"Name of the map of {name}{unit}: {means}{more}."
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """What a command reads.
+
+    Attributes
+    ----------
+    data : ndarray or StoredImage (..., M)
+    affine : ndarray (4, 4)
+    mask : ndarray (...) of bool or None
+    acquired : object
+        Of what a model is made: measurements, or the sequences of contrasts.
+    """
+
+    data: Any
+    affine: np.ndarray
+    mask: np.ndarray | None
+    acquired: Any
+
+
+class FitCommand(Command):
+    """A command that fits a model; subclasses say how to `read` and to `make_model`."""
+
+    steps = ("make_model", "fit_options", "fit", "page")
+    # Of the model's fits: maps with intervals, and other arrays; and files beside these.
+    maps: ClassVar[tuple[str, ...]] = ()
+    others: ClassVar[tuple[str, ...]] = ()
+    more_outputs: ClassVar[dict[str, tuple[str, str]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any):
+        cls.outputs = outputs_of(cls.maps, cls.others) | cls.more_outputs
+        super().__init_subclass__(**kwargs)
+
+    def read(self, given: dict[str, Any]) -> Images:
+        """Images, and what is known of how they were acquired."""
+        raise NotImplementedError
+
+    def make_model(self, acquired: Any) -> VoxelModel:
+        """The model of an acquisition."""
+        raise NotImplementedError
+
+    def fit_options(self, images: Images) -> dict[str, Any]:
+        """What this model's `fit` takes beside what all take."""
+        return {}
+
+    def fit(
+        self,
+        model: VoxelModel,
+        images: Images,
+        own: dict[str, Any],
+        *,
+        sigma: float | None = None,
+        n_draws: int | None = None,
+        engine: str = "serial",
+        n_jobs: int = -1,
+        vox_per_chunk: int | None = None,
+        verbose: bool = False,
+        journal: str | None = None,
+    ) -> VoxelFit:
+        """Fit all voxels of the mask.
+
+        Parameters
+        ----------
+        sigma : float, optional
+            Standard deviation of the noise in the units of the data. Without it, it is estimated
+            from repeated b0 volumes, or else from the residual.
+        n_draws : int, optional
+            Draws from the posterior of each voxel; 0 for the likeliest values only, without
+            intervals, which is faster. Without it, as many as the model usually takes.
+        engine : string, optional
+            How to spread voxels over processes: 'serial', 'joblib', 'dask' or 'ray'.
+        n_jobs : int, optional
+            Number of processes for an engine other than 'serial'; -1 for all but one core.
+        vox_per_chunk : int, optional
+            Voxels handed to a process at once.
+        verbose : bool, optional
+            Show a progress bar also where the output is no terminal.
+        journal : string, optional
+            Folder in which finished voxels are kept. The same command, started again after
+            whatever ended it, goes on from there. Delete it when the maps are there.
+        """
+        if n_draws is not None:
+            own = own | {"n_draws": n_draws}
+        return model.fit(
+            images.data, images.mask, sigma=sigma, engine=engine, n_jobs=n_jobs,
+            vox_per_chunk=vox_per_chunk, verbose=verbose or sys.stderr.isatty(),
+            journal=journal, **own,
+        )  # fmt: skip
+
+    def write(self, fit: VoxelFit, images: Images, settings: dict, paths: dict[str, Path]) -> None:
+        """Write maps, predictions, the fit itself and the settings."""
+        written = [*fit.MAPS, *(name for name in self.others if hasattr(fit, name))]
+        for name in written:
+            path = paths.get(name, paths["status"].with_name(f"{name}.nii.gz"))
+            save_map(fit, name, path, images.affine, _description(name, fit))
+        for name, values in (
+            ("S0", getattr(fit, "S0", fit.S0_hat)),
+            ("residual_rms", fit.residual_rms),
+            ("status", fit.status),
+            ("predicted", fit.predict()),
+        ):
+            save_image(paths[name], values, images.affine, _description(name))
+        fit.save(paths["fit"])
+        save_settings(paths["settings"], settings)
+
+    def page(
+        self,
+        fit: VoxelFit,
+        images: Images,
+        settings: dict,
+        paths: dict[str, Path],
+        *,
+        report: str | None = None,
+    ) -> None:
+        """Write a page about the fit.
+
+        Parameters
+        ----------
+        report : string, optional
+            Name of a page for the browser, such as report.html: maps with their intervals, what
+            can be trusted, residuals, signals, and a methods paragraph.
+        """
+        if report is None:
+            return
+        from dipy_spinverse.report.page import save_page
+
+        save_page(
+            fit, paths["report"], images.data, affine=images.affine, settings=settings,
+            title=(type(self).__doc__ or "").splitlines()[0].rstrip("."),
+            mesh_voxels=self.mesh_voxels(settings["settings"], fit.shape),
+        )  # fmt: skip
+
+    def mesh_voxels(
+        self, settings: dict[str, Any], shape: tuple[int, ...]
+    ) -> list[tuple[int, ...]]:
+        """Voxels whose walls were asked for."""
+        return []
+
+    def more_paths(self, given: dict[str, Any], paths: dict[str, Path]) -> dict[str, Path]:
+        """The page, where one is asked for."""
+        report = given["report"]
+        if report is None:
+            return {}
+        from dipy_spinverse.report.page import check_packages
+
+        check_packages()
+        path = paths["settings"].parent / report
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return {"report": path}
+
+    def process(self, given: dict[str, Any], paths: dict[str, Path]) -> None:
+        """Read, make the model, fit, write."""
+        images = self.read(given)
+        model = self.make_model(images.acquired, **self.takes("make_model", given))
+        own = self.fit_options(images, **self.takes("fit_options", given))
+        start = time.perf_counter()
+        fit = self.fit(model, images, own, **self.takes("fit", given))
+        seconds = time.perf_counter() - start
+        inputs = {name: value for name, value in given.items() if name.endswith("_files")}
+        settings = {name: value for name, value in given.items() if name not in inputs}
+        units = {name: words_of(name, fit).unit for name in (*fit.MAPS, *self.others)}
+        about = settings_of(inputs, settings, fit, seconds, units)
+        self.write(fit, images, about, paths)
+        self.page(fit, images, about, paths, **self.takes("page", given))
+        logger.info("%s", summary(fit, seconds))
+
+    def written(self, paths: dict[str, Path]) -> Iterator[Path]:
+        """Files of all outputs, with those beside a map."""
+        for name, path in paths.items():
+            yield from with_suffixes(path) if name in self.maps else (path,)
+
+
+def _description(name, fit=None):
+    words = words_of(name, fit)
+    return f"{name} ({words.unit}), dipy_spinverse"
+
+
+def summary(fit: VoxelFit, seconds: float) -> str:
+    """How many voxels came to which status, in words."""
+    from dipy_spinverse.voxels import Status
+
+    wanted = fit.status[fit.status != Status.NOT_FITTED]
+    lines = [f"{wanted.size} voxels in {seconds:.1f} s:"]
+    for name, words in OF_STATUS.items():
+        count = int((wanted == Status[name]).sum())
+        if count:
+            lines.append(f"{count:>8} {name}: {words}")
+    return "\n".join(lines)
