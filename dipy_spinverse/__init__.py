@@ -5,6 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 
 from dipy_spinverse import _former_places  # noqa: F401
+from dipy_spinverse._compiled_cache import ensure_cache
+
+ensure_cache()
 
 __version__ = "0.1.0"
 
@@ -21,6 +24,7 @@ _HOME = {
     "compare_walls": "walls.metrics",
     "interface_mesh": "walls.interface",
     "PackedCellsModel": "packed_cells",
+    "CellShapeModel": "cell_shapes",
     "ActiveAxModel": "compartments",
     "IVIMModel": "compartments",
     "LearnedFit": "compartments.learned",

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+from cell_shape_cases import lozenges
 from inversion_cases import GRID, multi_shell, shells, tissue_signals
 
 from dipy_spinverse import (
     Acquisition,
     ActiveAxModel,
+    CellShapeModel,
     IVIMModel,
     LearnedModel,
     NODDIModel,
@@ -56,12 +58,15 @@ class Case:
         Of a fit, so that it is quick.
     explains_still_water : bool
         Whether signals that do not decay are those of some parameters, nearly.
+    needs_model : bool
+        Whether no file holds the model, so that `load_fit` must be given it.
     """
 
     make: Callable[[], VoxelModel]
     signals: Callable[[VoxelModel], np.ndarray]
     options: dict = field(default_factory=lambda: dict(_QUICK_DRAWS))
     explains_still_water: bool = False
+    needs_model: bool = False
 
     @cached_property
     def model(self) -> VoxelModel:
@@ -111,6 +116,14 @@ def _composed():
     )
 
 
+def _cells(model):
+    prior = model.shape_space.prior_mean
+    return np.stack([
+        model.signals(prior + [0.3, -0.2, 0.2, 0.03], [0.3, 0.8, 0.1]),
+        model.signals(prior + [0.1, 0.2, 0.2, 0.0], [0.0, 1.0, 0.4]),
+    ])  # fmt: skip
+
+
 def _learned():
     training = {"n_train": 12_000, "max_epochs": 16, "width": 48, "depth": 2, "batch_size": 100}
     return LearnedModel(NODDIModel(_PULSED), snr=(20, 100), **training)
@@ -126,6 +139,9 @@ CASES = {
     "ActiveAx": Case(lambda: ActiveAxModel(_STRONG), _drawn, _QUICK_DRAWS, True),
     "ZCD": Case(lambda: ZCDModel(_STRONG), _drawn, _QUICK_DRAWS, True),
     "IVIM": Case(lambda: IVIMModel(_IVIM), _drawn, _QUICK_DRAWS, True),
-    "composed": Case(_composed, _drawn),
+    "composed": Case(_composed, _drawn, needs_model=True),
+    "cell shapes": Case(
+        lambda: CellShapeModel(_PULSED, lozenges()), _cells, {"n_draws": 3}, True, True
+    ),
     "learned": Case(_learned, _drawn),
 }

@@ -51,3 +51,15 @@ def test_tissue_fractions_of_a_small_slice_are_drawn(tmp_path, monkeypatch, caps
     # Noise alone leaves 0.01.
     assert len(errors) == 3 and max(errors) < 0.03
     assert (tmp_path / "tissue_fractions.png").stat().st_size > 0
+
+
+def test_the_shape_of_a_cell_is_found_from_its_signals(tmp_path, monkeypatch, capsys):
+    script = str(ROOT / "examples" / "cell_shapes.py")
+    monkeypatch.setattr(sys, "argv", [script, str(tmp_path), "--quick"])
+    runpy.run_path(script, run_name="__main__")
+    printed = capsys.readouterr().out
+    start, coarse, found = (float(x) for x in re.findall(r"vertices (\d+\.\d+) um", printed))
+    # 150 measurements leave 0.23; a straight cylinder is 0.8 off
+    assert found < 0.35 and found < start / 2
+    for name in ("cell_shapes.png", "cell.ply"):
+        assert (tmp_path / name).stat().st_size > 0

@@ -181,6 +181,8 @@ def test_finite_elements_and_volumes_converge_to_each_other(boundary):
     differences = []
     for cells in (4, 8):
         grid = bcc_grid(cells, 12.0 / cells, boundary=boundary)
+        if boundary == "absorbing":  # of the same domain: elements know no box beyond them
+            grid = TetrahedralGrid.from_tetrahedra(grid.points_um, grid.tetrahedra, boundary)
         # a wall across (1, 1, 0) through the middle, on faces of both lattices
         normal = np.array([1, 1, 0]) / np.sqrt(2)
         wall = np.abs(grid.face_normals @ normal) > 1 - 1e-9

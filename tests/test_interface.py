@@ -159,6 +159,8 @@ def test_ply_files_hold_the_mean_values_at_the_vertices(tmp_path):
     np.testing.assert_array_equal(read.cells_dict["triangle"], mesh.triangles)
     np.testing.assert_allclose(read.point_data["wall_probability"], 0.9, rtol=1e-6)
     np.testing.assert_allclose(read.point_data["permeability_um_per_ms"], 0.3, rtol=1e-6)
+    red, green, blue = (read.point_data[name] for name in ("red", "green", "blue"))
+    assert (green > red).all() and (red > blue).all()  # 0.9 is nearly yellow
 
 
 @pytest.mark.parametrize("name", ["walls.surf.gii", "walls.gii"])

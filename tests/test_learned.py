@@ -162,7 +162,7 @@ def test_a_learner_of_another_model_or_acquisition_is_refused(learners, noddi, t
     with pytest.raises(ValueError, match="learned the model"):
         LearnedModel.load(tmp_path / "learner.npz", ActiveAxModel(noddi.acquisition))
     np.savez(tmp_path / "other.npz", a=1)
-    with pytest.raises(ValueError, match="holds no learner"):
+    with pytest.raises(ValueError, match="is not a learner"):
         LearnedModel.load(tmp_path / "other.npz", noddi)
 
 

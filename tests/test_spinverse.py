@@ -11,7 +11,14 @@ from dipy.core.gradients import gradient_table
 from inversion_cases import GRID, multi_shell, shells, spread_directions, tissue_signals
 
 from dipy_spinverse import Acquisition, SpinverseModel, bcc_grid, load_fit, simulate
-from dipy_spinverse.inversion import Binarisation, Continuity, Manifoldness, Stage, WallArea
+from dipy_spinverse.inversion import (
+    DEFAULT_CURRICULUM,
+    Binarisation,
+    Continuity,
+    Manifoldness,
+    Stage,
+    WallArea,
+)
 from dipy_spinverse.inversion.curriculum import Progress
 from dipy_spinverse.inversion.unknowns import wall_faces
 from dipy_spinverse.spinverse.model import SpinverseFit, Status
@@ -156,15 +163,10 @@ def test_free_water_outside_the_grid_is_told_from_walls():
     acquisition = shells([(8, 15), (8, 45)], (0.5, 2.0), 6, n_b0=3)
     tissue = tissue_signals(acquisition, permeability=0.0, radius_um=6.0)
     mixed = 0.6 * tissue + 0.4 * np.exp(-3 * acquisition.b)
-    model = SpinverseModel(acquisition, grid=GRID)
-    fit = model.fit(noisy(mixed, 100, 1), sigma=0.01, free_water=True, n_fields=0, n_draws=0)
+    model = SpinverseModel(acquisition, grid=GRID, curriculum=DEFAULT_CURRICULUM)
+    fit = model.fit(noisy(mixed, 100, 1), sigma=0.01, free_water=True, n_fields=0)
     assert fit.free_water_fraction[0] == pytest.approx(0.4, abs=0.2)
-    # With packed cells, whose free-water fraction is another than the wall field's.
-    both = model.fit(noisy(mixed, 100, 1), sigma=0.01, free_water=True, n_fields=1)
-    residual = np.sqrt(((both.predict() - noisy(mixed, 100, 1)) ** 2).mean())
-    # The inversion takes fewer time steps than the prediction: 1e-4.
-    assert residual == pytest.approx(both.residual_rms[0], abs=5e-4)
-    none = model.fit(noisy(tissue, 100, 1), sigma=0.01, free_water=True, n_fields=0, n_draws=0)
+    none = model.fit(noisy(tissue, 100, 1), sigma=0.01, free_water=True, n_fields=0)
     assert none.free_water_fraction[0] < fit.free_water_fraction[0] - 0.2
 
 
@@ -172,7 +174,8 @@ def test_data_without_any_noise_do_not_break_the_noise_estimate():
     acquisition = shells([(8, 45)], (1.0, 3.0), 10, n_b0=8)
     signals = tissue_signals(acquisition)
     fit = SpinverseModel(acquisition, grid=GRID).fit(signals, n_fields=0, n_draws=0)
-    assert fit.status in (Status.CONVERGED, Status.NOT_CONVERGED)
+    # Where bodies are in a packing no signal tells.
+    assert fit.status == Status.PATTERN_NOT_DETERMINED
     assert 0 < fit.residual_rms < 0.01
 
 
@@ -587,6 +590,7 @@ def test_fit_is_indexed_as_its_arrays(volume_fit):
         getattr(volume_fit, "surface")  # noqa: B009
 
 
+@pytest.mark.filterwarnings("ignore:Voxel .* is MISFIT")  # of a few iterations
 def test_interface_is_the_mesh_of_one_voxel(volume_fit):
     mesh = volume_fit.interface((0, 1, 0), threshold=0.4)
     assert isinstance(mesh, InterfaceMesh)
@@ -595,6 +599,7 @@ def test_interface_is_the_mesh_of_one_voxel(volume_fit):
     np.testing.assert_array_equal(alone.triangles, mesh.triangles)
 
 
+@pytest.mark.filterwarnings("ignore:Voxel .* is MISFIT")  # of a few iterations
 def test_one_wall_field_is_drawn_on_request_with_its_doubts(volume_fit):
     voxel = volume_fit[0, 1, 0]
     closed = [
@@ -608,6 +613,25 @@ def test_one_wall_field_is_drawn_on_request_with_its_doubts(volume_fit):
     assert voxel.interface(threshold=0.9).triangles.shape[0] < closed[0].sum()
     with pytest.raises(ValueError, match="^field is 2; the fit has fields 0 to 1"):
         voxel.interface(field=2)
+
+
+def test_walls_are_drawn_of_voxels_that_they_explain_and_of_no_others(model, volume):
+    data = np.repeat(volume[0, 0, 0][None], 5, axis=0)
+    data[1] = np.random.default_rng(0).uniform(50, 100, len(ACQUISITION))  # nobody's tissue
+    data[2, 3], data[3] = np.nan, 0
+    with pytest.warns(UserWarning, match="2 of 4 voxels cannot be fitted"):
+        fit = model.fit(data, mask=[1, 1, 1, 1, 0], sigma=4.0, n_fields=0)
+    refused = {2: "NaN or infinite.*BAD_SAMPLES", 3: "signal.*NO_SIGNAL", 4: "mask.*NOT_FITTED"}
+    for voxel, reason in refused.items():
+        for field in (None, 0):
+            with pytest.raises(ValueError, match=f"^index is {voxel}, a voxel .*{reason}"):
+                fit.interface(voxel, field=field)
+    with pytest.warns(UserWarning, match="^Voxel 1 is MISFIT: .*do not explain") as caught:
+        fit.interface(1)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit.interface(0)
 
 
 def test_pattern_that_samples_do_not_agree_on_is_not_determined(model, volume):

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from importlib.metadata import entry_points
 
 import nibabel as nib
 import numpy as np
@@ -13,8 +10,7 @@ import pytest
 
 from dipy_spinverse import TissueFractionModel, load_fit
 from dipy_spinverse.tissue_fractions import sequence_from
-from dipy_spinverse.workflows.cli import tissue_fractions
-from dipy_spinverse.workflows.fit_tissue_fractions import FRACTIONS, TissueFractionsFlow
+from dipy_spinverse.workflows.fit_tissue_fractions import TissueFractionsFlow
 
 AFFINE = np.diag([-2.0, 2.0, 3.0, 1.0])
 SHAPE = (6, 5, 2)
@@ -88,7 +84,7 @@ def test_maps_of_the_sidecars_sequences_are_the_true_fractions(examination, fitt
 
 
 def test_maps_deviations_and_ends_of_intervals_are_float32_in_the_place_of_the_images(fitted):
-    for name in FRACTIONS:
+    for name in TissueFractionsFlow.maps:
         parts = [nib.load(fitted / f"{name}{end}.nii.gz") for end in ("_low", "", "_high", "_std")]
         for image in parts:
             assert image.get_data_dtype() == np.float32
@@ -182,17 +178,3 @@ def test_what_a_description_lacks_is_said_with_the_name_of_its_file(examination,
     (tmp_path / "t1.json").write_text(json.dumps({"RepetitionTime": 0.02, "FlipAngle": 9}))
     with pytest.raises(ValueError, match=r"t1.json: SpoiledGradientEcho lacks \['te'\]"):
         run(tmp_path, ["t1"], out_dir=str(tmp_path))
-
-
-def test_console_script_answers_and_help_does_not_wait_for_torch():
-    (script,) = entry_points(group="console_scripts", name="dipy_fit_tissue_fractions")
-    assert script.load() is tissue_fractions
-    code = (
-        "import sys; from dipy_spinverse.workflows.cli import tissue_fractions\n"
-        "sys.argv[1:] = ['-h']\n"
-        "try: tissue_fractions()\n"
-        "except SystemExit: assert not {'torch', 'numba'} & set(sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "--sequences_file" in done.stdout

@@ -1,5 +1,6 @@
 """What was measured: directions, b, and the gradient waveforms of each measurement."""
 
+from dipy_spinverse.acquisition.b_tensors import TensorAcquisition
 from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 from dipy_spinverse.acquisition.kinds import (
     measurements_from_arrays,
@@ -12,6 +13,7 @@ from dipy_spinverse.acquisition.pulsed import Acquisition
 __all__ = [
     "Acquisition",
     "Measurements",
+    "TensorAcquisition",
     "WaveformAcquisition",
     "measurements_from_arrays",
     "measurements_of",

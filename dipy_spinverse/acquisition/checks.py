@@ -10,6 +10,8 @@ TE_SLACK_MS = 5e-3  # TE, Delta and delta are often written with microsecond dig
 _DIRECTION_TOLERANCE = 1e-2  # of the length; DIPY's `atol` for unit vectors
 _TENSOR_TOLERANCE = 1e-6  # of a b-tensor's largest element; float32 has 7 digits
 _LARGEST_B = 500.0  # ms/um^2; no tissue signal is left there, so it is a b in s/mm^2
+_SHORTEST_PULSE_MS = 1e-3  # no amplifier switches faster
+LONGEST_MS = 1e4  # no encoding lasts longer: T1 of water is 3 s
 _SMALLEST_BIG_DELTA_MS = 0.5  # less than gradient coils can do, more than a few ms in seconds
 # s; no encoding lasts longer (T1 of water is 3 s), so larger numbers are ms
 _LONGEST_SECONDS = {"small_delta": 1.0, "big_delta": 3.0, "te": 3.0, "mixing_time": 3.0}
@@ -18,11 +20,22 @@ _LONGEST_SECONDS = {"small_delta": 1.0, "big_delta": 3.0, "te": 3.0, "mixing_tim
 def numeric(name: str, value) -> np.ndarray:
     """`value` as float64, or a ValueError that names the argument."""
     try:
+        if np.iscomplexobj(value):
+            raise TypeError("complex")
         return np.array(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(
-            f"{name} is {value!r}; it must be a number or an array of numbers."
+            f"{name} is {shortened(value)}; it must be a number or an array of numbers."
         ) from error
+
+
+def shortened(value, width: int = 60) -> str:
+    """What a value looks like, on one line of a message."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an integer of thousands of digits
+        text = f"a huge {type(value).__name__}"
+    return text if len(text) <= width else f"{text[:width]} ..."
 
 
 def seconds_to_ms(name: str, value) -> np.ndarray:
@@ -58,9 +71,15 @@ def linear_encoding(gtab) -> None:
     """Refuses a DIPY gradient table whose b-tensors are not along one direction."""
     if gtab.btens is None:
         return
-    symmetric_tensors("gtab.btens", gtab.btens)
-    largest = np.linalg.eigvalsh(gtab.btens)[:, -1]
-    trace = np.trace(gtab.btens, axis1=1, axis2=2)
+    tensors = numeric("gtab.btens", gtab.btens)
+    if tensors.shape != (len(gtab.bvals), 3, 3) or not np.isfinite(tensors).all():
+        raise ValueError(
+            f"gtab.btens has shape {tensors.shape}, or values that are not finite; give "
+            f"({len(gtab.bvals)}, 3, 3), or None."
+        )
+    symmetric_tensors("gtab.btens", tensors)
+    largest = np.linalg.eigvalsh(tensors)[:, -1]
+    trace = np.trace(tensors, axis1=1, axis2=2)
     _raise_where(
         (largest < 0.99 * trace) & ~gtab.b0s_mask,
         "gtab.btens has a b-tensor with trace / largest eigenvalue which",
@@ -166,8 +185,9 @@ def per_measurement(name: str, value, size: int) -> np.ndarray:
             "from the whole gtab and use Acquisition.subset.)"
         )
     times = np.broadcast_to(times, (size,)).copy()
-    bad = ~np.isfinite(times) | (times < 0)
-    _raise_where(bad, name, times, "ms", "be finite and >= 0", "Correct it.")
+    bad = ~np.isfinite(times) | (times < 0) | (times > LONGEST_MS)
+    need = f"be at least 0 and at most {LONGEST_MS:g}"
+    _raise_where(bad, name, times, "ms", need, "Correct it, or its unit.")
     return times
 
 
@@ -200,6 +220,15 @@ def echo_time(small, big, te, mixing) -> np.ndarray:
     """TE (M,) in ms, after checks that pulses and storage fit into it and each other."""
     for name, times in (("small_delta", small), ("big_delta", big)):
         _raise_where(times <= 0, name, times, "ms", "be > 0", "Give the timing of the pulses.")
+    _raise_where(
+        small < _SHORTEST_PULSE_MS,
+        "small_delta",
+        small,
+        "ms",
+        f"be at least {_SHORTEST_PULSE_MS:g}",
+        "Give the duration of a pulse in ms for Acquisition(small_delta=...), in seconds in "
+        "gradient tables and files.",
+    )
     if big.max() < _SMALLEST_BIG_DELTA_MS:
         raise ValueError(
             f"big_delta is {big.max():g} ms at most, which looks like seconds. Multiply seconds "

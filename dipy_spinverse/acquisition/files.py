@@ -11,8 +11,9 @@ from dipy.io import read_bvals_bvecs
 
 from dipy_spinverse.acquisition.checks import numeric
 
+_LONGEST_TEXT = 10**8  # bytes: a line of numbers for each of a million measurements
 _STEJSKALTANNER = ("STEJSKALTANNER", "1")
-_BIDS_FIELDS = {
+BIDS_FIELDS = {
     "big_delta": ("BigDelta", "LargeDelta", "DiffusionGradientSeparation"),
     "small_delta": ("SmallDelta", "DiffusionGradientDuration"),
     "te": ("EchoTime",),
@@ -23,11 +24,14 @@ _BIDS_FIELDS = {
 def read_table(bvals, bvecs) -> tuple[np.ndarray, np.ndarray]:
     """b-values (M,) and b-vectors (M, 3), zeros where None, from paths or arrays."""
     paths = [value if _is_path(value) else None for value in (bvals, bvecs)]
+    for name, path in zip(("bvals", "bvecs"), paths, strict=True):
+        if path is not None and not str(path).endswith(".npy"):
+            read_text(name, path)
     try:
         from_file = read_bvals_bvecs(*paths)
     except FileNotFoundError:
         raise
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise ValueError(
             f"bvals, bvecs: cannot read {' and '.join(str(path) for path in paths if path)} "
             f"({error}). They must be text files of M numbers and of 3 x M or M x 3 numbers."
@@ -46,6 +50,47 @@ def read_table(bvals, bvecs) -> tuple[np.ndarray, np.ndarray]:
     return bvals, bvecs
 
 
+def read_json(name: str, path: Path):
+    """What a JSON file of some kilobytes holds.
+
+    Parameters
+    ----------
+    name : str
+        Argument of which messages speak.
+    path : Path
+
+    Raises
+    ------
+    ValueError
+        No JSON, or more than a sidecar can be: nested too deeply, or too long.
+    """
+    try:
+        return json.loads(read_text(name, path))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} {path} is not JSON: {error}.") from error
+
+
+def read_text(name: str, path) -> str:
+    """Text of a small file.
+
+    Raises
+    ------
+    ValueError
+        A file that is too long for a list of measurements, or no text.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    if size > _LONGEST_TEXT:
+        raise ValueError(
+            f"{name}: {path} has {size} bytes, too many for a text file of measurements; is it "
+            "an image?"
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: {path} is no text file ({error}).") from error
+
+
 def read_numbers(name: str, value):
     """A number as given, or the numbers of the text file that a path names."""
     if not _is_path(value):
@@ -54,7 +99,7 @@ def read_numbers(name: str, value):
         return float(value)
     except (TypeError, ValueError):
         pass
-    text = Path(value).read_text(encoding="utf-8").replace(",", " ")
+    text = read_text(name, value).replace(",", " ")
     try:
         return np.array(text.split(), dtype=float)
     except ValueError as error:
@@ -67,7 +112,7 @@ def read_numbers(name: str, value):
 def read_scheme_rows(path) -> np.ndarray:
     """The rows (M, 7) x y z |G| Delta delta TE of a Camino scheme of version 1, as written."""
     rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text("path", path).splitlines(), start=1):
         line = line.strip()
         if not line or line[0] in "#%":
             continue
@@ -99,20 +144,17 @@ def read_scheme_rows(path) -> np.ndarray:
 def read_bids(json_path) -> dict:
     """The arguments of `Acquisition.from_files` that a BIDS sidecar stands for."""
     path = Path(json_path)
-    try:
-        sidecar = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"json_path {path} is not JSON: {error}.") from error
+    sidecar = read_json("json_path", path)
     if not isinstance(sidecar, dict):
         raise ValueError(f"json_path {path} must hold a JSON object of named fields.")
     arguments = {}
-    for name, fields in _BIDS_FIELDS.items():
+    for name, fields in BIDS_FIELDS.items():
         found = [field for field in fields if sidecar.get(field) is not None]
         if found:
             arguments[name] = numeric(f"{name} ({found[0]} in {path.name})", sidecar[found[0]])
     absent = [name for name in ("big_delta", "small_delta") if name not in arguments]
     if absent:
-        looked_for = "; ".join(f"{name}: {' or '.join(_BIDS_FIELDS[name])}" for name in absent)
+        looked_for = "; ".join(f"{name}: {' or '.join(BIDS_FIELDS[name])}" for name in absent)
         raise ValueError(
             f"json_path {path} lacks the timing of the pulses ({looked_for}). Add the first-named "
             f"field in seconds, or use Acquisition.from_files(bvals, bvecs, big_delta=..., "

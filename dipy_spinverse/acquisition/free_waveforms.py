@@ -11,6 +11,7 @@ from dipy.core.gradients import GradientTable
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import checks
+from dipy_spinverse.acquisition.b_tensors import b_anisotropy
 from dipy_spinverse.acquisition.measurements import Measurements, read_only
 from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO, Waveforms, joined
 from dipy_spinverse.units import MS_PER_UM2, S
@@ -123,11 +124,7 @@ class WaveformAcquisition(Measurements):
     def b_anisotropy(self) -> np.ndarray:
         """(M,) shape b_Delta of axially symmetric b-tensors: 1 linear (LTE), -0.5 planar (PTE),
         0 spherical (STE); 0 where b is 0."""
-        values = np.linalg.eigvalsh(self.b_tensors)
-        alone = np.where(values[:, 2] - values[:, 1] >= values[:, 1] - values[:, 0], 2, 0)
-        axial = np.take_along_axis(values, alone[:, None], axis=1)[:, 0]
-        trace = values.sum(axis=1)
-        return (3 * axial - trace) / (2 * np.where(trace > 0, trace, 1))
+        return read_only(b_anisotropy(self.b_tensors)[0])
 
     def _in_order(self, parts):
         rows = np.concatenate([part.rows for part in self.waveforms])

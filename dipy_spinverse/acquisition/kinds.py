@@ -9,6 +9,7 @@ from typing import Any
 from dipy.core.gradients import GradientTable
 from numpy.typing import ArrayLike
 
+from dipy_spinverse.acquisition.b_tensors import TensorAcquisition
 from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 from dipy_spinverse.acquisition.measurements import Measurements
 from dipy_spinverse.acquisition.pulsed import Acquisition
@@ -83,6 +84,8 @@ def measurements_from_arrays(arrays: Mapping[str, Any]) -> Measurements:
     """
     if "small_delta" in arrays:
         return Acquisition(**arrays)
+    if "b_tensors" in arrays:
+        return TensorAcquisition(**arrays)
     n_parts = sum(name.startswith("rows_") for name in arrays)
     parts = [
         Waveforms(*(arrays[f"{field.name}_{k}"] for field in fields(Waveforms)))

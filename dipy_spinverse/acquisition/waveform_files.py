@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import checks
+from dipy_spinverse.acquisition.files import read_text
 from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 from dipy_spinverse.acquisition.waveforms import Waveforms, joined
 from dipy_spinverse.units import S
@@ -72,11 +72,15 @@ def read_text_waveforms(
         raise ValueError(f"b is {b!r}; give finite numbers of at least 0 (M,), ms/um^2.")
     parts = [_read_samples(before), -_read_samples(after)]
     durations = duration_before, duration_after
-    if not min(durations) > 0 or not pause >= 0:
+    times = checks.numeric("duration_before, duration_after and pause", (*durations, pause))
+    if not ((times[:2] > 0).all() and times[2] >= 0 and times.max() <= checks.LONGEST_MS):
         raise ValueError(
             f"duration_before, duration_after and pause are {duration_before}, {duration_after} "
-            f"and {pause} ms; give positive times, and a pause of at least 0."
+            f"and {pause} ms; give positive times, and a pause of at least 0, of at most "
+            f"{checks.LONGEST_MS:g} ms."
         )
+    if te is not None:
+        checks.per_measurement("te", te, 1)
     half = (max(2 * max(durations) + pause, te or 0)) / 2
     if te is not None and te < 2 * half - checks.TE_SLACK_MS:
         raise ValueError(
@@ -130,8 +134,12 @@ def read_pulseq(path: str | PathLike, *, te: float | None = None) -> WaveformAcq
             f"path {path} needs pypulseq; install it with: pip install dipy_spinverse[pulseq]"
         ) from error
     sequence = Sequence()
-    sequence.read(str(path), detect_rf_use=None)  # from flip angles, in files before 1.5
-    gradients, excitations, refocusings, readout, _ = sequence.waveforms_and_times()
+    read_text("path", path)
+    try:
+        sequence.read(str(path), detect_rf_use=None)  # from flip angles, in files before 1.5
+        gradients, excitations, refocusings, readout, _ = sequence.waveforms_and_times()
+    except Exception as error:  # of any kind: the library does not check what it reads
+        raise ValueError(f"path {path} is no Pulseq sequence that can be read: {error}") from error
     encodings = _spin_echoes(path, excitations[0], refocusings[0], readout, te)
     parts = []
     for duration in sorted({e[1] for e in encodings}):
@@ -190,7 +198,7 @@ def _since_excitation(rows, starts, duration, turns, gradients):
 
 def _read_samples(path):
     rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text("path", path).splitlines(), start=1):
         words = line.replace(",", " ").split()
         try:
             row = [float(word) for word in words]

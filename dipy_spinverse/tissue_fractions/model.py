@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Sequences
 from copy import copy
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from dipy_spinverse.tissue_fractions.unknowns import (
     Tables,
     polynomials,
 )
-from dipy_spinverse.voxels.chunks import Engine, fit_image
+from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
 from dipy_spinverse.voxels.image import Image, Voxels, image_of, per_voxel
 from dipy_spinverse.voxels.model import VoxelModel
 from dipy_spinverse.voxels.statistics import summary
@@ -176,6 +177,8 @@ class TissueFractionModel(VoxelModel):
         n_jobs: int = -1,
         vox_per_chunk: int | None = None,
         verbose: bool = False,
+        journal: str | Path | None = None,
+        max_memory: float | None = None,
     ) -> TissueFractionFit:
         """Fit voxels.
 
@@ -194,7 +197,7 @@ class TissueFractionModel(VoxelModel):
         n_draws : int, optional
             Draws from the posterior of each voxel, for medians, standard deviations and
             intervals; 0 for the likeliest values only, which is faster.
-        engine, n_jobs, vox_per_chunk, verbose
+        engine, n_jobs, vox_per_chunk, verbose, journal, max_memory
             How it is computed: see :class:`dipy_spinverse.voxels.chunks.Engine`.
 
         Raises
@@ -202,24 +205,26 @@ class TissueFractionModel(VoxelModel):
         ValueError
             Arguments of wrong shape or range.
         """
-        if n_draws < 0:
-            raise ValueError(f"n_draws is {n_draws}; give at least 0.")
+        check_number("n_draws", n_draws, 0)
         if n_draws == 0 and self.smoothness:
             raise ValueError(
                 f"n_draws is 0, smoothness {self.smoothness}; neighbours are in the draws only: "
                 "give more draws, or no smoothness."
             )
-        how = Engine(engine, n_jobs, vox_per_chunk, verbose)
+        how = Engine(engine, n_jobs, vox_per_chunk, verbose, journal, max_memory)
         shape = np.shape(data)[:-1]
         given = {"b1": b1, "b0": b0, "sensitivity": sensitivity}
-        own = {name: per_voxel(name, x, shape).astype(float) for name, x in given.items()}
+        own = {name: per_voxel(name, x, shape) for name, x in given.items()}
         for name in ("b1", "sensitivity"):
             if not (own[name] > 0).all():
                 raise ValueError(f"{name} has values that are not positive; give them above 0.")
-        image = image_of(data, mask, sigma, self.acquisition, own=own)
+        image = image_of(data, mask, sigma, self.acquisition, own=own, max_memory=max_memory)
         model, image, fit_chunk = self._calibrated(image, n_draws)
         kept = layout(self.maps, posterior=n_draws > 0, together=fit_chunk.together)
-        status, values = fit_image(image, fit_chunk, kept, how, most=MOST_VOXELS)
+        status, values = fit_image(
+            image, fit_chunk, kept, how, most=MOST_VOXELS, model=self,
+            options={"n_draws": n_draws, "sigma": sigma, **given},
+        )  # fmt: skip
         if fit_chunk.together:
             likelihood = values.pop("gram"), values.pop("projection")
             neighbours = Neighbours.on_grid(image.rows, image.shape)

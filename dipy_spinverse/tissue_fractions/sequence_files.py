@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
+from dipy_spinverse.acquisition.checks import shortened
 from dipy_spinverse.tissue_fractions.sequences import (
     MPRAGE,
     DoubleInversion,
@@ -51,6 +52,15 @@ def sequence_from(description: Mapping[str, Any], **more: Any) -> Sequence:
     >>> sequence_from(sidecar, echo_spacing=0.01).echo
     8
     """
+    if not isinstance(description, Mapping):
+        raise ValueError(f"description is {shortened(description)}; give a mapping of names.")
+    try:
+        return _described(description, more)
+    except (TypeError, OverflowError, AttributeError) as error:
+        raise ValueError(f"description is {shortened(description)}: {error}.") from error
+
+
+def _described(description, more):
     if "type" in description:
         given = {**description, **more}
         if isinstance(given.get("preparation"), Mapping):
@@ -115,5 +125,5 @@ def _of_sidecar(sidecar):
         if name not in ("type", "name", "preparation") and not (
             isinstance(value, int | float) and math.isfinite(value)
         ):
-            raise ValueError(f"{name} of the sidecar is {value!r}; give a number.")
+            raise ValueError(f"{name} of the sidecar is {shortened(value)}; give a number.")
     return given

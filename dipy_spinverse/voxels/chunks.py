@@ -2,40 +2,63 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from dipy.utils.multiproc import determine_num_processes
-from dipy.utils.parallel import paramap
 from numpy.typing import ArrayLike
-from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from dipy_spinverse import __version__
+from dipy_spinverse.acquisition.checks import shortened
+from dipy_spinverse.voxels import storage
+from dipy_spinverse.voxels.engines import each_computed
 from dipy_spinverse.voxels.image import Image, Voxels
+from dipy_spinverse.voxels.journal import Journal, open_journal
+from dipy_spinverse.voxels.memory import check_memory
 from dipy_spinverse.voxels.status import Status, explains_nothing, outcome, worst_refutes
 
+if TYPE_CHECKING:
+    from dipy_spinverse.voxels.model import VoxelModel
+
 ENGINES = ("serial", "joblib", "dask", "ray")
-# Threads would share the state of torch's forward differentiation.
-_PROCESSES = {"dask": "multiprocessing"}
+# What is imported for each of the others.
+_NEEDED = {
+    "joblib": ("joblib", "cloudpickle"), "dask": ("dask", "distributed"), "ray": ("ray",)
+}  # fmt: skip
+# Chunks of an image that is spread over processes, at least: how many these are must not change
+# the chunks, whose rounding is their own.
+_LEAST_CHUNKS = 16
+_LARGEST_NUMBER = 10**9
 ChunkFit = Callable[[Voxels], Mapping[str, ArrayLike]]
 
 
 @dataclass(frozen=True)
 class Engine:
-    """How voxels are spread over processes.
+    """How a fit is computed.
 
     Attributes
     ----------
     name : {"serial", "joblib", "dask", "ray"}
+        Where: here, in processes of this machine, or on the cluster of the present client of
+        dask or ray (local processes where there is none).
     n_jobs : int
-        Processes of the other engines; -1 for all but one core.
+        Processes on this machine of the other engines; -1 for all but one core.
     vox_per_chunk : int or None
         Voxels fitted together; the model's own number where None.
     verbose : bool
         Whether to show a progress bar.
+    journal : path or None
+        Folder in which finished chunks are kept. The same fit, started again after whatever ended
+        it, goes on from there, and comes to the same result, with any engine. It can be deleted
+        when the fit is saved.
+    max_memory : float or None
+        Bytes that data and results may take; half of what is free where None.
 
     Raises
     ------
@@ -49,56 +72,54 @@ class Engine:
     n_jobs: int = -1
     vox_per_chunk: int | None = None
     verbose: bool = False
+    journal: str | Path | None = None
+    max_memory: float | None = None
 
     def __post_init__(self):
-        if self.name not in ENGINES:
+        if not (isinstance(self.name, str) and self.name in ENGINES):
             raise ValueError(
-                f"engine is {self.name!r}; use one of {', '.join(map(repr, ENGINES))}."
+                f"engine is {shortened(self.name)}; use one of {', '.join(map(repr, ENGINES))}."
             )
-        if self.vox_per_chunk is not None and self.vox_per_chunk < 1:
-            raise ValueError(f"vox_per_chunk is {self.vox_per_chunk}; give at least 1.")
-        if self.name != "serial" and find_spec(self.name) is None:
+        if self.vox_per_chunk is not None:
+            check_number("vox_per_chunk", self.vox_per_chunk, 1)
+        if self.n_jobs != -1:
+            check_number("n_jobs", self.n_jobs, 1)
+        if self.max_memory is not None and not (
+            isinstance(self.max_memory, (int, float)) and self.max_memory > 0
+        ):
+            raise ValueError(
+                f"max_memory is {shortened(self.max_memory)}; give bytes, as 8e9 for 8 GB."
+            )
+        if not isinstance(self.journal, (str, os.PathLike, NoneType)):
+            raise ValueError(f"journal is {shortened(self.journal)}; give the path of a folder.")
+        missing = [each for each in _NEEDED.get(self.name, ()) if find_spec(each) is None]
+        if missing:
             raise ImportError(
-                f"engine is {self.name!r}, which is not installed; install the extra "
+                f"engine is {self.name!r}, which needs {' and '.join(missing)}; install the extra "
                 '"distributed" of dipy_spinverse, or use engine="serial".'
             )
 
-    def chunks(self, groups: Iterable[np.ndarray], most: int) -> list[np.ndarray]:
-        """Rows of each chunk: of one group, at most so many, and some for each process."""
+    def size_of_chunks(self, n_voxels: int, most: int) -> int:
+        """Voxels fitted together, whatever the number of processes."""
         if self.vox_per_chunk is not None:
-            most = self.vox_per_chunk
-        parts = []
-        for rows in groups:
-            size = most
-            if self.name != "serial" and self.vox_per_chunk is None:
-                size = min(most, -(-len(rows) // determine_num_processes(self.n_jobs)))
-            parts += [rows[k : k + size] for k in range(0, len(rows), max(size, 1))]
-        return parts
-
-    def map(self, function: ChunkFit, chunks: list[Voxels]) -> Iterable[Mapping[str, ArrayLike]]:
-        """Results of a function of each chunk, in order."""
+            return int(self.vox_per_chunk)
         if self.name == "serial":
-            n_voxels = sum(map(len, chunks))
-            with tqdm(total=n_voxels, unit="voxel", disable=not self.verbose) as bar:
-                for chunk in chunks:
-                    yield function(chunk)
-                    bar.update(len(chunk))
-        else:
-            yield from paramap(
-                _in_worker, chunks, func_args=[function], engine=self.name, n_jobs=self.n_jobs,
-                backend=_PROCESSES.get(self.name), verbose=self.verbose,
-            )  # fmt: skip
+            return max(most, 1)
+        return max(min(most, -(-n_voxels // _LEAST_CHUNKS)), 1)
 
 
-def _in_worker(chunk, function):
-    """A chunk on one thread, as other workers have the other cores."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            return function(chunk)
-    finally:  # a worker may be a thread of this process
-        torch.set_num_threads(n_threads)
+def check_number(name: str, number: Any, least: int) -> None:
+    """Refuse what is no whole number of at least so much.
+
+    Raises
+    ------
+    ValueError
+    """
+    whole = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+    if not (whole and least <= number <= _LARGEST_NUMBER):
+        raise ValueError(
+            f"{name} is {shortened(number)}; give a whole number of at least {least}."
+        )
 
 
 # What the function of a chunk tells of each voxel for the status, beside what is kept.
@@ -115,6 +136,8 @@ def fit_image(
     engine: Engine,
     *,
     most: int,
+    model: VoxelModel,
+    options: Mapping[str, Any],
     groups: Iterable[np.ndarray] | None = None,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Fit the voxels of an image.
@@ -136,6 +159,10 @@ def fit_image(
     engine : Engine
     most : int
         Voxels fitted together at most.
+    model : VoxelModel
+    options : mapping
+        What the result depends on beside the image and the model; numbers, texts and arrays. A
+        journal is known by these.
     groups : iterable of ndarray of int, optional
         Rows of the voxels that may be fitted together; all where not given.
 
@@ -146,20 +173,68 @@ def fit_image(
         Of the voxels that could be fitted, in order: "sigma", "residual_rms" and `layout`.
     """
     voxels, n = image.voxels, len(image.voxels)
-    values = {name: _zeros(n, kind) for name, kind in (_JUDGED | dict(layout)).items()}
-    parts = engine.chunks([np.arange(n)] if groups is None else groups, most)
-    results = engine.map(fit_chunk, [voxels[rows].over_S0() for rows in parts])
-    for rows, result in zip(parts, results, strict=True):
-        for name, value in (_excess(result, voxels.signals.shape[1]) | dict(result)).items():
-            values[name][(rows, *map(slice, np.shape(value)[1:]))] = value
+    kinds = _JUDGED | dict(layout)
+    needed = 2 * voxels.signals.nbytes + n * sum(map(_n_bytes, kinds.values()))
+    check_memory(f"A fit of {n} voxels", needed, engine.max_memory)
+    values = {name: _zeros(n, kind) for name, kind in kinds.items()}
+    size, journal = engine.size_of_chunks(n, most), None
+    if engine.journal is not None:
+        journal = open_journal(engine.journal, _identity(model, image, options), size)
+        size = journal.vox_per_chunk
+    groups = [np.arange(n)] if groups is None else groups
+    parts = [rows[k : k + size] for rows in groups for k in range(0, len(rows), size)]
+    scatter = np.zeros(n)
+    with tqdm(total=n, unit="voxel", disable=not engine.verbose) as bar:
+        for k, result in _computed(voxels, fit_chunk, parts, engine, journal):
+            rows = parts[k]
+            for name, value in (_excess(result, voxels.signals.shape[1]) | dict(result)).items():
+                values[name][(rows, *map(slice, np.shape(value)[1:]))] = value
+            scatter[rows] = voxels.signals[rows].std(axis=1)
+            bar.update(len(rows))
     for name, value in values.items():
         if name in ("sigma", "residual_rms") or name.split("_")[0] == "S0":
             value *= voxels.S0[:, 0].reshape(-1, *(1,) * (value.ndim - 1))
     status = image.status.copy()
-    status.reshape(-1)[image.rows] = _judged(image, values)
+    status.reshape(-1)[image.rows] = _judged(image, values, scatter)
     for name in _JUDGED.keys() - {"sigma", "residual_rms"}:
         del values[name]
     return status, values
+
+
+def _computed(voxels, fit_chunk, parts, engine, journal: Journal | None):
+    """Numbers and results of all chunks: those of the journal, then those that are computed."""
+    missing = []
+    for k, rows in enumerate(parts):
+        found = None if journal is None else journal.find(k, rows)
+        if found is None:
+            missing.append(k)
+        else:
+            yield k, found
+    chunks = ((k, voxels[parts[k]].over_S0()) for k in missing)
+    for k, result in each_computed(fit_chunk, chunks, engine.name, engine.n_jobs):
+        if journal is not None:
+            journal.keep(k, parts[k], result)
+        yield k, result
+
+
+def _identity(model, image, options) -> dict[str, str]:
+    """What a journal must have in common with a fit."""
+    try:
+        settings, arrays = model.settings()
+    except ValueError as error:
+        raise ValueError(f"journal: no file can say what this model is: {error}") from error
+    told = {name: x for name, x in options.items() if np.ndim(x) == 0}
+    arrays = {f"model {name}": x for name, x in arrays.items()}
+    arrays |= {f"scan {name}": x for name, x in model.acquisition.arrays().items()}
+    arrays |= {f"option {name}": x for name, x in options.items() if name not in told}
+    voxels = image.voxels
+    data = {"signals": voxels.signals, "S0": voxels.S0, "rows": image.rows}
+    return {
+        "version": __version__,
+        "model": type(model).__name__,
+        "settings": storage.digest([settings, told], arrays),
+        "data": storage.digest([*image.shape], data),
+    }
 
 
 def _excess(result, n_measurements):
@@ -173,7 +248,11 @@ def _zeros(n, kind):
     return np.zeros((n, *shape), dtype)
 
 
-def _judged(image, values):
+def _n_bytes(kind):
+    return _zeros(1, kind).nbytes
+
+
+def _judged(image, values, scatter):
     """Status (V,) by the one rule, with noise that does not rest on the model."""
     voxels, converged = image.voxels, values["converged"]
     freedom = np.broadcast_to(image.freedom, len(voxels))
@@ -184,7 +263,6 @@ def _judged(image, values):
     by_noise = outcome(converged, excess, values["n_unknowns"], told, n_measurements)
     refuted = worst_refutes(worst, values["worst_freedom"], values["n_groups"], told)
     by_noise = np.where(refuted, Status.MISFIT, by_noise)
-    scatter = voxels.signals.std(axis=1)
     nothing = explains_nothing(values["residual_rms"], scatter, voxels.S0[:, 0])
     without = np.where(converged, Status.CONVERGED, Status.NOT_CONVERGED)
     without = np.where(nothing, Status.MISFIT, without)

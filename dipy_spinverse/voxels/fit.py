@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from dipy_spinverse.acquisition import Measurements
 from dipy_spinverse.voxels import storage
 from dipy_spinverse.voxels.acquired import Acquired
-from dipy_spinverse.voxels.status import FITTED
+from dipy_spinverse.voxels.status import FITTED, Status
 
 if TYPE_CHECKING:
     from dipy_spinverse.voxels.model import VoxelModel
@@ -102,6 +102,35 @@ class VoxelFit(ReconstFit):
     def _of_voxels(self, chosen):
         """Values of some of the fitted voxels."""
         return {name: value[chosen] for name, value in self._values.items()}
+
+    def check(self) -> None:
+        """Refuse what is no fit: unknown status codes, missing arrays, such of other lengths.
+
+        Raises
+        ------
+        ValueError
+        """
+        codes = self.status
+        if codes.dtype.kind not in "iu" or not np.isin(codes, [*Status]).all() or codes.ndim > 3:
+            raise ValueError(f"status has type {codes.dtype} and shape {codes.shape}, or codes "
+                             "that there are not.")  # fmt: skip
+        needed = {"sigma", "residual_rms", "S0_per_te", *self.MAPS}
+        missing = sorted(needed - self._values.keys())
+        if missing:
+            raise ValueError(f"{', '.join(missing)} is not there.")
+        for name, value in self._values.items():
+            rows = self._n_rows(name)
+            if value.dtype.kind not in "biuf" or value.shape[:1] != (rows,):
+                raise ValueError(
+                    f"{name} has type {value.dtype} and shape {value.shape}, there are {rows} "
+                    "voxels."
+                )
+            if np.isnan(value).any():
+                raise ValueError(f"{name} has NaN.")
+
+    def _n_rows(self, name):
+        """Length of a named array."""
+        return self._rows.size
 
     def predict(
         self, gtab: GradientTable | Measurements | None = None, S0: ArrayLike | None = None

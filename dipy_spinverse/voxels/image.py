@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dipy_spinverse.voxels.acquired import Acquired
+from dipy_spinverse.voxels.memory import check_memory
 from dipy_spinverse.voxels.noise import KNOWN, independent_noise
 from dipy_spinverse.voxels.status import Status, screened
+
+_REAL = "biuf"  # kinds of NumPy's types
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,72 +96,138 @@ class Image:
         return Image(status, self.voxels[chosen], self.noise[chosen], freedom)
 
 
-def image_of(data, mask, sigma, acquisition: Acquired, S0=None, own=None) -> Image:
+def image_of(
+    data, mask, sigma, acquisition: Acquired, S0=None, own=None, max_memory: float | None = None
+) -> Image:
     """Arguments of a fit, checked; warns of voxels that cannot be fitted.
 
     Parameters
     ----------
     data : array-like (..., M)
-        Of one voxel or of an image of up to three dimensions.
+        Of one voxel or of an image of up to three dimensions. What is no array but has a shape
+        and can be indexed, as the `dataobj` of a NIfTI image, is read volume by volume.
     mask : array-like (...) or None
+        Outside where 0 or NaN.
     sigma : float, array-like (...) or None
     acquisition : Acquired
     S0 : float, array-like (...) or None
         Signal without diffusion, where it is known.
     own : mapping of ndarray (prod(...), ...) or None
         What the model knows of the voxels, flattened.
+    max_memory : float or None
+        Bytes that they may take; half of what is free where None.
 
     Raises
     ------
     ValueError
-        Wrong shapes, complex data, noise that is not positive in a voxel that is wanted.
+        Wrong shapes, data that are no real numbers, masks of fractions, noise that is not
+        positive and finite in a voxel that is wanted.
+    MemoryError
+        More voxels than fit into memory.
     """
-    data = np.asarray(data)
-    if np.iscomplexobj(data):
+    data = _checked(data, len(acquisition))
+    shape = data.shape[:-1]
+    wanted = wanted_voxels("mask", True if mask is None else mask, shape)
+    noise = None if sigma is None else per_voxel("sigma", sigma, shape)
+    if noise is not None and not ((noise[wanted] > 0) & np.isfinite(noise[wanted])).all():
+        raise ValueError(
+            "sigma has values that are not positive and finite; give the noise's sd > 0, in the "
+            "unit of the data."
+        )
+    n_bytes = np.count_nonzero(wanted) * data.shape[-1] * 8
+    # Once more for what is made of them.
+    check_memory(f"data of {np.count_nonzero(wanted)} voxels", 2 * n_bytes, max_memory)
+    signals = _samples(data, wanted.reshape(shape))
+    without = signal_without_diffusion(signals, acquisition)
+    least = without.min(axis=1)
+    if S0 is not None:
+        known = per_voxel("S0", S0, shape)[wanted]
+        least = np.where(np.isfinite(known), np.minimum(least, known), np.nan)
+        without = np.broadcast_to(known[:, None], without.shape)
+    status = np.full(len(wanted), int(Status.NOT_FITTED))
+    status[wanted] = screened(signals, least)
+    fittable = status[wanted] == Status.CONVERGED
+    rows = np.flatnonzero(wanted)[fittable]
+    if not fittable.all():
+        signals, without = signals[fittable], without[fittable]
+    known_noise = None if noise is None else noise[rows]
+    own = {name: value[rows] for name, value in (own or {}).items()}
+    voxels = Voxels(signals, without, known_noise, own)
+    if known_noise is not None:
+        return Image(status.reshape(shape), voxels, known_noise, KNOWN)
+    status = status.reshape(shape)
+    level, freedom = independent_noise(voxels.signals, acquisition, status == Status.CONVERGED)
+    return Image(status, voxels, level, freedom)
+
+
+def _checked(data, n_measurements):
+    """Data as they are, also such as are still in a file."""
+    if isinstance(data, np.ma.MaskedArray):
+        data = data.astype(float).filled(np.nan)
+    if not isinstance(getattr(data, "dtype", None), np.dtype):
+        data = _array("data", data)
+    if data.dtype.kind == "c":
         raise ValueError(
             "data has complex values; give magnitudes, np.abs(data), or real parts without phase, "
             "np.real(data * np.exp(-1j * phase)) with the smooth phase of each volume."
         )
-    if not 1 <= data.ndim <= 4 or data.shape[-1] != len(acquisition):
+    if not 1 <= data.ndim <= 4 or data.shape[-1] != n_measurements:
         raise ValueError(
-            f"data has shape {data.shape}, the acquisition {len(acquisition)} measurements; give "
+            f"data has shape {data.shape}, the acquisition {n_measurements} measurements; give "
             "them along the last axis, of 1 to 4."
         )
-    shape = data.shape[:-1]
-    wanted = per_voxel("mask", True if mask is None else mask, shape).astype(bool)
-    noise = None if sigma is None else per_voxel("sigma", sigma, shape).astype(float)
-    if noise is not None and not (noise[wanted] > 0).all():
-        raise ValueError("sigma has values that are not positive; give the noise's sd > 0.")
-    flat = data.reshape(-1, data.shape[-1])
-    signals = flat[wanted].astype(float)
-    without = signal_without_diffusion(signals, acquisition)
-    least = without.min(axis=1)
-    if S0 is not None:
-        known = per_voxel("S0", S0, shape).astype(float)[wanted]
-        least = np.where(np.isfinite(known), np.minimum(least, known), np.nan)
-        without = np.broadcast_to(known[:, None], without.shape)
-    status = np.full(len(flat), int(Status.NOT_FITTED))
-    status[wanted] = screened(signals, least)
-    fittable = status[wanted] == Status.CONVERGED
-    rows = np.flatnonzero(wanted)[fittable]
-    known_noise = None if noise is None else noise[rows]
-    own = {name: value[rows] for name, value in (own or {}).items()}
-    voxels = Voxels(signals[fittable], without[fittable], known_noise, own)
-    if known_noise is not None:
-        return Image(status.reshape(shape), voxels, known_noise, KNOWN)
-    level, freedom = independent_noise(voxels.signals, acquisition)
-    return Image(status.reshape(shape), voxels, level, freedom)
+    if data.dtype.kind not in _REAL:
+        raise ValueError(f"data has values of type {data.dtype}; give numbers.")
+    return data
+
+
+def _samples(data, wanted):
+    """Signals (V, M) of the voxels of a mask (...), read volume by volume from a file."""
+    if isinstance(data, np.ndarray):
+        return data[wanted].astype(float, copy=False)
+    signals = np.empty((np.count_nonzero(wanted), data.shape[-1]))
+    for m in range(data.shape[-1]):
+        signals[:, m] = np.asarray(data[..., m])[wanted]
+    return signals
+
+
+def wanted_voxels(name: str, mask, shape: tuple[int, ...]) -> np.ndarray:
+    """Voxels (V,) of a mask, flattened: those that are neither 0 nor NaN.
+
+    Raises
+    ------
+    ValueError
+        A mask of fractions, or of values below 0: which voxels are inside is then a choice.
+    """
+    values = per_voxel(name, mask, shape)
+    inside = (values != 0) & ~np.isnan(values)
+    bad = inside & ~((values > 0) & (values == np.round(values)) & np.isfinite(values))
+    if bad.any():
+        raise ValueError(
+            f"{name} has the value {values[bad][0]:g}, in {bad.sum()} voxels neither in nor out; "
+            "give 0 and 1, as mask > 0.5 of fractions."
+        )
+    return inside
 
 
 def per_voxel(name: str, value, shape: tuple[int, ...]) -> np.ndarray:
-    """Value of each voxel (V,), from one for all or an array of the data's shape."""
-    value = np.asarray(value)
+    """Number of each voxel (V,), from one for all or an array of the data's shape."""
+    value = _array(name, value)
+    if value.dtype.kind not in _REAL:
+        raise ValueError(f"{name} has values of type {value.dtype}; give real numbers.")
     if value.shape not in ((), shape):
         raise ValueError(
             f"{name} has shape {value.shape}, the data have voxels {shape}; give one value for "
             "all, or one for each voxel."
         )
-    return np.broadcast_to(value, shape).reshape(-1)
+    return np.broadcast_to(value.astype(float, copy=False), shape).reshape(-1)
+
+
+def _array(name, value):
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"{name} is no array of numbers ({error}); give one.") from None
 
 
 def signal_without_diffusion(signals: np.ndarray, acquisition: Acquired) -> np.ndarray:

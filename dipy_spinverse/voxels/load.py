@@ -12,6 +12,9 @@ from dipy_spinverse.voxels import storage
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.model import VoxelModel
 
+# What settings and arrays raise that are not those of a model.
+_WRONG = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError)
+
 
 def load_fit(path: str | Path, model: VoxelModel | None = None) -> VoxelFit:
     """Read a fit that its :meth:`save` wrote.
@@ -32,14 +35,14 @@ def load_fit(path: str | Path, model: VoxelModel | None = None) -> VoxelFit:
     Raises
     ------
     ValueError
-        The file was not written by `save`, or for another model.
+        The file was not written by `save`, or changed since, or is of another model.
     """
     header, arrays = storage.read(path, "a fit")
     parts: dict[str, dict] = {"model": {}, "acquisition": {}, "value": {}, "of": {}}
     for key, value in arrays.items():
-        part, name = key.split("/", 1)
-        parts[part][name] = value
-    name = header["model"]
+        part, _, name = key.partition("/")
+        parts.setdefault(part, {})[name] = value
+    name = str(header.get("model"))
     if model is None:
         package = import_module("dipy_spinverse")  # models go by their public names
         kind = getattr(package, name, None) if name in package.__all__ else None
@@ -48,8 +51,11 @@ def load_fit(path: str | Path, model: VoxelModel | None = None) -> VoxelFit:
                 f"path: {path} is a fit of a {name}, which no file holds; give model=, the one "
                 "that was fitted."
             )
-        acquisition = kind.acquisition_from(parts["acquisition"])
-        model = kind.from_settings(acquisition, header["settings"], parts["model"])
+        try:
+            acquisition = kind.acquisition_from(parts["acquisition"])
+            model = kind.from_settings(acquisition, header["settings"], parts["model"])
+        except _WRONG as error:
+            raise ValueError(f"path: {path} makes no {name}: {error}") from error
     elif not (
         name == type(model).__name__
         and header["settings"] == storage.as_read(model.settings()[0])
@@ -59,7 +65,12 @@ def load_fit(path: str | Path, model: VoxelModel | None = None) -> VoxelFit:
             f"model is not the one of {path}, a {name} of {header['settings']} and other "
             "measurements; give that."
         )
-    return model.Fit(model, parts["of"]["status"], parts["value"])
+    try:
+        fit = model.Fit(model, parts["of"]["status"], parts["value"])
+        fit.check()
+    except _WRONG as error:
+        raise ValueError(f"path: {path} holds no {name}'s fit: {error}") from error
+    return fit
 
 
 def _same(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,12 +14,10 @@ from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import Measurements, measurements_from_arrays, measurements_of
 from dipy_spinverse.voxels.acquired import Acquired
-from dipy_spinverse.voxels.chunks import Engine, fit_image
+from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.image import Voxels, image_of
 from dipy_spinverse.voxels.statistics import ENDINGS
-
-_VOX_PER_CHUNK = 1000
 
 
 class VoxelModel(ReconstModel):
@@ -42,11 +41,14 @@ class VoxelModel(ReconstModel):
 
     Attributes
     ----------
+    VOX_PER_CHUNK : int
+        Where :meth:`fit` is not told.
     acquisition : Acquired
         Measurements of diffusion, unless a subclass says otherwise.
     """
 
     Fit: ClassVar[type[VoxelFit]] = VoxelFit
+    VOX_PER_CHUNK: ClassVar[int] = 1000
     acquisition: Acquired
 
     def __init__(
@@ -80,11 +82,13 @@ class VoxelModel(ReconstModel):
         mask: ArrayLike | None = None,
         *,
         sigma: ArrayLike | None = None,
-        n_draws: int = 200,
+        n_draws: int = 100,
         engine: str = "serial",
         n_jobs: int = -1,
         vox_per_chunk: int | None = None,
         verbose: bool = False,
+        journal: str | Path | None = None,
+        max_memory: float | None = None,
     ) -> VoxelFit:
         """Fit voxels.
 
@@ -99,7 +103,7 @@ class VoxelModel(ReconstModel):
             Standard deviation of the noise in each channel.
         n_draws : int, optional
             Draws from the posterior of each voxel; 0 for the likeliest values only.
-        engine, n_jobs, vox_per_chunk, verbose
+        engine, n_jobs, vox_per_chunk, verbose, journal, max_memory
             How it is computed: see :class:`dipy_spinverse.voxels.chunks.Engine`.
 
         Raises
@@ -107,14 +111,14 @@ class VoxelModel(ReconstModel):
         ValueError
             Arguments of wrong shape or range.
         """
-        if n_draws < 0:
-            raise ValueError(f"n_draws is {n_draws}; give at least 0.")
-        how = Engine(engine, n_jobs, vox_per_chunk, verbose)
-        image = image_of(data, mask, sigma, self.acquisition)
+        check_number("n_draws", n_draws, 0)
+        how = Engine(engine, n_jobs, vox_per_chunk, verbose, journal, max_memory)
+        image = image_of(data, mask, sigma, self.acquisition, max_memory=max_memory)
         fit_chunk = partial(self.fit_chunk, n_draws=n_draws)
         status, values = fit_image(
-            image, fit_chunk, self.layout(n_draws), how, most=_VOX_PER_CHUNK
-        )
+            image, fit_chunk, self.layout(n_draws), how, most=self.VOX_PER_CHUNK, model=self,
+            options={"n_draws": n_draws, "sigma": sigma},
+        )  # fmt: skip
         return self.Fit(self, status, values)
 
     def fit_chunk(self, voxels: Voxels, n_draws: int) -> Mapping[str, ArrayLike]:

@@ -3,27 +3,76 @@
 from __future__ import annotations
 
 import json
+import os
+import struct
+import tempfile
 import zlib
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
+from typing import Any, BinaryIO
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
+from dipy_spinverse.voxels.memory import check_memory
 
-def write(path: Path | str, header: dict, arrays: dict[str, np.ndarray]) -> None:
-    """Store a header and arrays, compressed.
+# What damaged archives, arrays and headers raise.
+_DAMAGED = (
+    BadZipFile, zlib.error, struct.error, KeyError, TypeError, ValueError, EOFError, OSError,
+    RuntimeError, SyntaxError, AttributeError, OverflowError,
+)  # fmt: skip
+
+
+def write(path: Path | str, header: dict, arrays: Mapping[str, np.ndarray]) -> None:
+    """Store a header and arrays, compressed, with a checksum of both.
 
     Parameters
     ----------
     path : path
     header : dict
         Of what JSON holds.
-    arrays : dict of ndarray
+    arrays : mapping of ndarray
     """
+    header = header | {"checksum": digest(header, arrays)}
     stored: dict[str, Any] = {"header": np.array(_text_of(header)), **arrays}
-    with open(path, "wb") as file:
-        np.savez_compressed(file, **stored)
+    whole(path, lambda file: np.savez_compressed(file, **stored))
+
+
+def whole(path: Path | str, fill: Callable[[BinaryIO], Any]) -> None:
+    """Write a file that appears under its name when it is complete, or not at all.
+
+    Parameters
+    ----------
+    path : path
+    fill : callable
+        Writes to the open file.
+    """
+    path = Path(path)
+    handle, name = tempfile.mkstemp(prefix=".unfinished_", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)  # temporary files are for their owner alone
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def digest(header: Any, arrays: Mapping[str, Any]) -> str:
+    """Checksum of what JSON holds and of named arrays, the same in every process."""
+    total = blake2b(_text_of(header).encode(), digest_size=16)
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name])
+        total.update(f"{name} {array.dtype.newbyteorder('=').str} {array.shape}".encode())
+        total.update(np.ascontiguousarray(array, array.dtype.newbyteorder("=")).data.cast("B")
+                     if array.size else b"")  # fmt: skip
+    return total.hexdigest()
 
 
 def as_read(header: dict) -> dict:
@@ -32,7 +81,7 @@ def as_read(header: dict) -> dict:
 
 
 def _text_of(header):
-    return json.dumps(header, default=np.generic.item)
+    return json.dumps(header, default=np.generic.item, sort_keys=True)
 
 
 def read(path: Path | str, kind: str) -> tuple[dict, dict[str, np.ndarray]]:
@@ -47,17 +96,28 @@ def read(path: Path | str, kind: str) -> tuple[dict, dict[str, np.ndarray]]:
     Raises
     ------
     ValueError
-        A file of another kind, or a damaged one.
+        A file of another kind, or one that is not as it was written.
     """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"path: there is no file {path}.")
     try:
+        with ZipFile(path) as archive:
+            check_memory(str(path), sum(each.file_size for each in archive.infolist()))
         with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as stored:
             arrays = dict(stored)
         header = json.loads(str(arrays.pop("header")))
-        found = header["kind"]
-    except (BadZipFile, zlib.error, KeyError, TypeError, ValueError, EOFError) as error:
+        found, checksum = header["kind"], header.pop("checksum", None)
+    except _DAMAGED as error:
+        reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"path: {path} is not {kind} ({error}); give a file of save()."
+            f"path: {path} is not {kind} ({reason}); give a file of save()."
         ) from error
     if found != kind:
         raise ValueError(f"path: {path} holds {found}, not {kind}.")
+    if checksum != digest(header, arrays):
+        raise ValueError(
+            f"path: {path} is not as save() wrote it: its checksum is wrong. It was changed or "
+            "damaged, or is of a version before there were checksums; fit and save again."
+        )
     return header, arrays

@@ -1,0 +1,89 @@
+"""Figures of the start page, from the files that `make demo` writes.
+
+python -m benchmarks.doc_figures [demo_output]
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import shutil
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from dipy.io.image import load_nifti
+from PIL import Image
+
+from dipy_spinverse import load_fit
+from dipy_spinverse.report.figures import plot_maps, plot_walls
+from dipy_spinverse.report.page import save_page
+
+matplotlib.use("agg")
+FIGURES = Path(__file__).parents[1] / "doc" / "figures"
+MAPS = ("surface_to_volume", "restricted_fraction", "wall_permeability", "pore_diameter")
+COLOURS = 96
+WIDTH = 860
+
+
+def picture(figure):
+    """A figure as an image."""
+    stored = io.BytesIO()
+    figure.savefig(stored, dpi=90)
+    return Image.open(stored).convert("RGB")
+
+
+def save(image, name):
+    """Write an image, small."""
+    height = round(image.height * WIDTH / image.width)
+    small = image.resize((WIDTH, height), Image.Resampling.LANCZOS)
+    small.quantize(COLOURS).save(FIGURES / name, optimize=True)
+
+
+def stacked(images):
+    """Images one above the other, as wide as the first."""
+    first = images[0]
+    parts = [image.resize((first.width, round(image.height * first.width / image.width)))
+             for image in images]  # fmt: skip
+    return Image.fromarray(np.concatenate([np.asarray(part) for part in parts]))
+
+
+def screenshot(path):
+    """Maps of a page as a browser shows them."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as browsers:
+        browser = browsers.chromium.launch(
+            executable_path=shutil.which("chromium"),
+            args=["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"],
+        )
+        tab = browser.new_page(viewport={"width": 1240, "height": 1050})
+        tab.set_default_timeout(300_000)
+        tab.goto(path.resolve().as_uri())
+        tab.wait_for_selector("#walls canvas")
+        shots = []
+        for place in ("#verdict", "#maps", "#walls"):
+            tab.locator(place).scroll_into_view_if_needed()
+            tab.evaluate(f"document.querySelector('{place}').scrollIntoView()")
+            tab.wait_for_timeout(1500)
+            shots.append(Image.open(io.BytesIO(tab.screenshot())).convert("RGB"))
+        browser.close()
+    return shots
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path, default="demo_output")
+    folder = parser.parse_args().folder
+    fit = load_fit(folder / "fit" / "fit.npz")
+    data, affine = load_nifti(folder / "dwi.nii.gz")
+    walls = plot_walls(fit, tuple(np.argwhere(fit.has_walls)[0]))
+    save(stacked([picture(plot_maps(fit, MAPS)), picture(walls)]), "start.png")
+    page = folder / "report.html"
+    save_page(fit, page, data, affine=affine)
+    shots = screenshot(page)
+    save(stacked([shots[1], shots[2]]), "report.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""Inputs from which nothing right can come are refused, before anything is computed or written."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from benchmarks.decay_model import ACQUISITION, DecayModel, decays
+from dipy_spinverse import Acquisition, IVIMModel, Status, load_fit
+from dipy_spinverse.acquisition.waveform_files import read_text_waveforms
+from dipy_spinverse.packed_cells.emulator import signals as emulator
+from dipy_spinverse.voxels import storage
+from dipy_spinverse.voxels.image_files import StoredImage, mask_of
+from dipy_spinverse.workflows.outputs import check_inputs_kept, check_names
+
+AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
+SHAPE = (3, 2, 1)
+DATA = decays(SHAPE)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return DecayModel(ACQUISITION)
+
+
+@pytest.fixture(scope="module")
+def fit():
+    return IVIMModel(ACQUISITION).fit(DATA[:1], sigma=1.0, n_draws=0)
+
+
+def saved(values, path, affine=AFFINE):
+    nib.save(nib.Nifti1Image(values, affine), path)
+    return path
+
+
+def test_nan_in_a_mask_is_outside_and_fractions_are_neither(model):
+    mask = np.full(SHAPE, np.nan)
+    mask[0] = 1
+    status = model.fit(DATA, mask, sigma=1.0, n_draws=0).status
+    assert (status[0] != Status.NOT_FITTED).all() and (status[1:] == Status.NOT_FITTED).all()
+    for wrong in (0.3, -1.0, np.inf):
+        with pytest.raises(ValueError, match="^mask has the value"):
+            model.fit(DATA, np.full(SHAPE, wrong))
+
+
+@pytest.mark.parametrize("sigma", [np.inf, -1.0, np.nan, 1j, "one", 10**400])
+def test_noise_is_a_finite_number(model, sigma):
+    with pytest.raises(ValueError, match="^sigma has"):
+        model.fit(DATA, sigma=sigma)
+
+
+@pytest.mark.parametrize("data", [DATA + 0j, DATA.astype(str), DATA.astype(object)])
+def test_data_are_real_numbers(model, data):
+    with pytest.raises(ValueError, match="^data has"):
+        model.fit(data)
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<f4", "f2", ">i2", "u1", "i8"])
+def test_the_type_and_order_of_data_do_not_matter(model, dtype):
+    data = DATA.astype(dtype)
+    expected = model.fit(data.astype(float), sigma=1.0, n_draws=0)
+    for same in (data, np.asfortranarray(data), np.repeat(data, 2, axis=-1)[..., ::2]):
+        found = model.fit(same, sigma=1.0, n_draws=0)
+        np.testing.assert_array_equal(found.diffusivity, expected.diffusivity)
+
+
+def test_masked_samples_are_bad_samples(model):
+    data = np.ma.masked_greater(DATA, DATA[0, 0].max())
+    data[0, 0, 0, 3] = np.ma.masked
+    assert model.fit(data, sigma=1.0, n_draws=0).status[0, 0, 0] == Status.BAD_SAMPLES
+
+
+def test_an_image_is_read_from_its_file_volume_by_volume(model, tmp_path):
+    expected = model.fit(DATA, sigma=1.0, n_draws=0)
+    for name in ("dwi.nii", "dwi.nii.gz"):
+        stored = StoredImage(saved(DATA.astype("f8"), tmp_path / name), "input_files")
+        found = model.fit(stored, np.ones(SHAPE), sigma=1.0, n_draws=0)
+        np.testing.assert_array_equal(found.diffusivity, expected.diffusivity)
+
+
+def test_a_mask_that_lies_elsewhere_is_refused(tmp_path):
+    moved = AFFINE.copy()
+    moved[0, 3] = 50
+    mask = np.ones(SHAPE, dtype=np.uint8)
+    with pytest.raises(ValueError, match="mask_file: .* lies elsewhere: .* 50 mm"):
+        mask_of(saved(mask, tmp_path / "far.nii.gz", moved), (SHAPE, AFFINE), "mask_file")
+    # What other software makes of the same affine in single precision.
+    nearly = AFFINE + 1e-4
+    nearly[3] = AFFINE[3]
+    near = mask_of(saved(mask, tmp_path / "near.nii.gz", nearly), (SHAPE, AFFINE), "mask_file")
+    assert near.all()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.zeros(SHAPE), "has no voxel inside"),
+        (np.full(SHAPE, np.nan), "has no voxel inside"),
+        (np.full(SHAPE, 0.4), "neither in nor out"),
+        (np.ones((*SHAPE, 2)), "has shape"),
+        (np.ones(SHAPE) + 1j, "complex values"),
+    ],
+)
+def test_a_mask_file_without_voxels_or_of_fractions_is_refused(tmp_path, values, message):
+    with pytest.raises(ValueError, match=message):
+        mask_of(saved(values, tmp_path / "mask.nii.gz"), (SHAPE, AFFINE), "mask_file")
+
+
+def test_complex_images_are_refused_instead_of_losing_their_imaginary_part(tmp_path):
+    stored = StoredImage(saved(DATA + 1j, tmp_path / "dwi.nii.gz"), "input_files")
+    with pytest.raises(ValueError, match="input_files: .* has complex values"):
+        stored.check_real()
+
+
+@pytest.mark.parametrize("name", ["dwi.nii", "dwi.nii.gz"])
+def test_truncated_foreign_and_boasting_images_are_refused(model, tmp_path, name):
+    whole = saved(DATA.astype("f4"), tmp_path / name).read_bytes()
+
+    def broken(content):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=r"input_files: .*dwi.nii"):
+            model.fit(StoredImage(tmp_path / name, "input_files"), sigma=1.0, n_draws=0)
+
+    for size in (0, 10, 300, len(whole) // 2, len(whole) - 40):
+        broken(whole[:size])
+    broken(b"a photograph of a brain" * 100)
+    if name == "dwi.nii":
+        header = bytearray(whole)
+        header[48:50] = np.int16(32767).tobytes()  # dim[4], the number of volumes
+        broken(bytes(header))
+
+
+@pytest.mark.parametrize("name", ["../../x.nii.gz", "/tmp/x.nii.gz", "maps/../../x", "", "."])
+def test_output_names_stay_inside_of_out_dir(name):
+    with pytest.raises(ValueError, match="^out_status is .* no file inside of out_dir"):
+        check_names({"out_S0": "S0.nii.gz", "out_status": name})
+
+
+def test_outputs_have_names_of_their_own_and_spare_the_inputs(tmp_path):
+    check_names({"out_S0": "S0.nii.gz", "out_status": "maps/S0.nii.gz"})
+    with pytest.raises(ValueError, match="out_b and out_a are both"):
+        check_names({"out_a": "x.nii.gz", "out_b": "x.nii.gz"})
+    dwi = tmp_path / "dwi.nii.gz"
+    with pytest.raises(ValueError, match="input_files: .* would be overwritten"):
+        check_inputs_kept({"sigma": 1.0, "input_files": str(dwi)}, [tmp_path / "." / "dwi.nii.gz"])
+    check_inputs_kept({"input_files": [str(dwi)], "engine": "serial"}, [tmp_path / "S0.nii.gz"])
+
+
+def rewritten(path, change):
+    """The file of a fit with other arrays, by what `change` makes of them."""
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    header = json.loads(str(arrays.pop("header")))
+    change(header, arrays)
+    np.savez(path, header=np.array(json.dumps(header)), **arrays)
+
+
+def _shorter(header, arrays):
+    arrays["value/S0"] = arrays["value/S0"][:-1]
+
+
+def _missing(header, arrays):
+    del arrays["value/sigma"]
+
+
+def _unknown_status(header, arrays):
+    arrays["of/status"] = arrays["of/status"] + 40
+
+
+def _fewer_voxels(header, arrays):
+    arrays["of/status"][0] = 0
+
+
+def _not_numbers(header, arrays):
+    arrays["value/S0"] = arrays["value/S0"].astype(str)
+
+
+def _nan(header, arrays):
+    arrays["value/S0"][:] = np.nan
+
+
+def _other_settings(header, arrays):
+    header["settings"]["likelihood"] = "guessed"
+
+
+def _more_settings(header, arrays):
+    header["settings"]["colour"] = "blue"
+
+
+def _other_measurements(header, arrays):
+    arrays["acquisition/b"] = arrays["acquisition/b"][:-1]
+
+
+CHANGES = [
+    _shorter, _missing, _unknown_status, _fewer_voxels, _not_numbers, _nan, _other_settings,
+    _more_settings, _other_measurements,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("with_checksum", [False, True])
+def test_a_fit_that_was_tampered_with_is_refused(fit, tmp_path, change, with_checksum):
+    path = tmp_path / "fit.npz"
+    fit.save(path)
+
+    def altered(header, arrays):
+        change(header, arrays)
+        if with_checksum:
+            del header["checksum"]
+            header["checksum"] = storage.digest(header, arrays)
+
+    rewritten(path, altered)
+    with pytest.raises(ValueError, match="^path: .*fit.npz"):
+        load_fit(path)
+
+
+def test_damaged_and_bursting_files_of_fits_are_refused(fit, tmp_path):
+    path = tmp_path / "fit.npz"
+    fit.save(path)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(40):
+        content = bytearray(whole)
+        content[rng.integers(len(content))] ^= int(rng.integers(1, 256))
+        path.write_bytes(content[: rng.integers(1, 2 * len(content))])
+        try:
+            found = load_fit(path)
+        except ValueError as error:
+            assert "fit.npz" in str(error)
+        else:  # bits that no reader looks at
+            np.testing.assert_array_equal(found.S0, fit.S0)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("header.npy", b"\0" * 10**6)
+        archive.infolist()[0].file_size = 2**62
+    with pytest.raises((ValueError, MemoryError), match=r"fit.npz"):
+        load_fit(path)
+
+
+@pytest.mark.parametrize(
+    "timing",
+    [
+        {"small_delta": 1e-9}, {"te": 1e300}, {"big_delta": 1e6}, {"small_delta": 10**400},
+        {"small_delta": 1j}, {"te": np.inf}, {"big_delta": [10**5000]}, {"mixing_time": 1e12},
+    ],
+)  # fmt: skip
+def test_timings_that_no_scanner_plays_are_refused(timing):
+    usual = {"small_delta": 10.0, "big_delta": 30.0}
+    with pytest.raises(ValueError, match=f"^{next(iter(timing))} is|^mixing_time"):
+        Acquisition(b=[0, 1], directions=np.eye(3)[:2], **usual | timing)
+
+
+def test_waveforms_that_last_for_ages_are_refused(tmp_path):
+    path = tmp_path / "lobe.txt"
+    path.write_text("4\n0 0 0\n1 0 0\n1 0 0\n0 0 0\n")
+    times = {"duration_before": 9.0, "duration_after": 9.0, "pause": 8.0}
+    for name in times:
+        with pytest.raises(ValueError, match="give positive times"):
+            read_text_waveforms(path, path, b=[1.0], **times | {name: 1e300})
+
+
+def test_an_emulator_with_nan_is_refused(tmp_path, monkeypatch):
+    with (emulator.files("dipy_spinverse.packed_cells.emulator") / "networks.npz").open("rb") as f:
+        arrays = dict(np.load(f))
+    name = next(name for name in arrays if name.startswith("sphere_weight"))
+    arrays[name] = np.full_like(arrays[name], np.nan)
+    np.savez(tmp_path / "networks.npz", **arrays)
+    monkeypatch.setattr(emulator, "files", lambda _: tmp_path)
+    with pytest.raises(ValueError, match=r"networks.npz has NaN"):
+        emulator.network_of.__wrapped__("sphere")

@@ -1,0 +1,221 @@
+"""What all commands have in common: help, arguments, outputs, refusals, exit codes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import warnings
+from importlib.metadata import entry_points
+
+import nibabel as nib
+import numpy as np
+import pytest
+from dipy.workflows.base import IntrospectiveArgumentParser
+
+import dipy_spinverse
+from dipy_spinverse import load_fit
+from dipy_spinverse.report.words import OF_STATUS
+from dipy_spinverse.voxels import Status
+from dipy_spinverse.workflows import cli
+from dipy_spinverse.workflows.diffusion import read_acquisition
+from dipy_spinverse.workflows.fit_command import FitCommand
+from dipy_spinverse.workflows.simulate_spinverse import SimulateFlow
+
+INPUTS = ("dwi.nii.gz", "dwi.bval", "dwi.bvec")
+TIMING = {"small_delta": "0.01", "te": "0.08"}
+MODELS = {
+    "dipy_fit_packed_cells": "PackedCellsModel",
+    "dipy_fit_noddi": "NODDIModel",
+    "dipy_fit_activeax": "ActiveAxModel",
+    "dipy_fit_zcd": "ZCDModel",
+    "dipy_fit_ivim_varpro": "IVIMModel",
+}
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    """Folder of a simulated scan: three shells at two diffusion times, noise of 2 %."""
+    folder = tmp_path_factory.mktemp("scan")
+    directions = np.random.default_rng(1).normal(size=(6, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    once = np.vstack([np.zeros((2, 3)), *[directions] * 3])
+    np.savetxt(
+        folder / "dwi.bval", np.tile(np.repeat([0, 500, 1000, 2500], [2, 6, 6, 6]), 2)[None]
+    )
+    np.savetxt(folder / "dwi.bvec", np.tile(once, (2, 1)).T)
+    np.savetxt(folder / "big_delta.txt", np.repeat([0.02, 0.05], 20))
+    SimulateFlow().run(
+        *(str(folder / name) for name in INPUTS[1:]), big_delta=str(folder / "big_delta.txt"),
+        **TIMING, radius=[4.0], permeability=[0.0], repeats=2, cells=6, cell_size=2.0,
+        out_dir=str(folder),
+    )  # fmt: skip
+    return folder
+
+
+def run(program, scan, **options):
+    """A command in this process, on the scan."""
+    files = [str(scan / name) for name in INPUTS]
+    timing = TIMING | {"big_delta": str(scan / "big_delta.txt")}
+    cli.command(program)().run(*files, **{**timing, **options})
+
+
+def test_every_command_is_a_console_script():
+    installed = {e.name: e.value for e in entry_points(group="console_scripts")}
+    for program in cli.COMMANDS:
+        assert installed[program] == "dipy_spinverse.workflows.cli:main", program
+
+
+@pytest.mark.parametrize("program", cli.COMMANDS)
+def test_every_option_has_words_and_is_off_or_usual_by_default(program):
+    parser = IntrospectiveArgumentParser()
+    parser.add_workflow(cli.command(program)())
+    for action in parser._actions:
+        assert len(action.help) > 10, action.dest
+        if action.nargs == 0 and action.dest != "help":
+            assert action.default is False  # DIPY makes every bool a flag
+
+
+def test_help_does_not_wait_for_torch_or_the_kernels():
+    code = (
+        "import sys; from dipy_spinverse.workflows import cli; sys.argv[1:] = ['-h']\n"
+        "for name in cli.COMMANDS:\n"
+        "    sys.argv[0] = '/somewhere/' + name\n"
+        "    try: cli.main()\n"
+        "    except SystemExit as end: assert end.code == 0\n"
+        "assert not {'torch', 'numba', 'meshio', 'plotly'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("--big_delta") >= 2 * (len(cli.COMMANDS) - 1)
+
+
+@pytest.mark.filterwarnings("ignore:The acquisition tells nearly nothing")
+@pytest.mark.parametrize(
+    "program", [*MODELS, pytest.param("dipy_fit_cell_shapes", marks=pytest.mark.slow)]
+)
+def test_every_fit_writes_its_maps_with_units_and_what_became_of_each_voxel(
+    program, scan, tmp_path, caplog
+):
+    caplog.set_level(logging.INFO)
+    draws = 0 if "packed" in program else 20  # which take long
+    run(program, scan, n_draws=draws, report="report.html", out_dir=str(tmp_path))
+    assert (tmp_path / "report.html").stat().st_size > 1e6
+    fit, flow = load_fit(tmp_path / "fit.npz"), cli.command(program)
+    assert type(fit.model).__name__ == MODELS.get(program, "CellShapeModel")
+    assert set(flow.maps) == set(fit.MAPS) - {"S0"}
+    said = json.loads((tmp_path / "settings.json").read_text())
+    for name in (*flow.maps, *(name for name in flow.others if hasattr(fit, name))):
+        image = nib.load(tmp_path / f"{name}.nii.gz")
+        np.testing.assert_allclose(image.get_fdata(), getattr(fit, name), rtol=1e-5, atol=1e-7)
+        assert said["map_units"][name] in image.header["descrip"].item().decode()
+        assert image.header.get_xyzt_units()[0] == "mm"
+    for name in flow.maps if draws else ():
+        low, high = (tmp_path / f"{name}_{end}.nii.gz" for end in ("low", "high"))
+        assert (nib.load(low).get_fdata() <= nib.load(high).get_fdata()).all()
+    assert "2 voxels" in caplog.text
+    assert OF_STATUS[Status(fit.status.flat[0]).name] in caplog.text
+
+
+def test_every_status_has_plain_words():
+    assert set(OF_STATUS) == {status.name for status in Status}
+
+
+def test_what_exists_is_named_and_kept_and_the_program_ends_with_one(
+    scan, tmp_path, monkeypatch, capsys
+):
+    run("dipy_fit_ivim_varpro", scan, n_draws=0, out_dir=str(tmp_path))
+    before = (tmp_path / "fit.npz").stat().st_mtime_ns
+    call = ["/bin/dipy_fit_ivim_varpro", *(str(scan / name) for name in INPUTS)]
+    call += ["--n_draws", "0", "--out_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", call)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back at the end
+    with pytest.raises(SystemExit, match="D.nii.gz exists|D_star.nii.gz exists|fraction.nii.gz"):
+        cli.main()
+    assert (tmp_path / "fit.npz").stat().st_mtime_ns == before
+    monkeypatch.setattr(sys, "argv", [*call, "--force"])
+    cli.main()
+    assert (tmp_path / "fit.npz").stat().st_mtime_ns > before
+
+
+def test_a_command_that_fails_leaves_no_files(scan, tmp_path, monkeypatch):
+    def broken(self, *arguments, **options):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("dipy_spinverse.voxels.fit.VoxelFit.save", broken)
+    with pytest.raises(OSError, match="No space left"):
+        run("dipy_fit_ivim_varpro", scan, n_draws=0, out_dir=str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_scans_that_would_be_written_to_one_file_are_refused(scan, tmp_path):
+    for name in INPUTS:
+        for k in range(2):
+            (tmp_path / f"{k}_{name}").symlink_to(scan / name)
+    files = [str(tmp_path / f"*_{name}") for name in INPUTS]
+    with pytest.raises(ValueError, match="2 inputs would all be written to .*--mix_names"):
+        cli.command("dipy_fit_noddi")().run(*files, out_dir=str(tmp_path / "fit"))
+
+
+def test_timings_of_the_sidecar_are_used_where_none_are_given(scan, tmp_path):
+    for name in INPUTS[1:]:
+        (tmp_path / name).symlink_to(scan / name)
+    files = {"bvalues_files": tmp_path / "dwi.bval", "bvectors_files": tmp_path / "dwi.bvec"}
+    assert not hasattr(read_acquisition(**files), "timings")
+    sidecar = {"BigDelta": 0.03, "SmallDelta": 0.01, "EchoTime": 0.07}
+    (tmp_path / "dwi.json").write_text(json.dumps(sidecar))
+    assert read_acquisition(**files).timings.tolist() == [[10, 30, 70]]
+    assert read_acquisition(**files, big_delta="0.04").timings.tolist() == [[10, 40, 70]]
+
+
+@pytest.mark.parametrize("program", ["dipy_fit_packed_cells", "dipy_fit_zcd"])
+def test_a_model_that_needs_timings_says_how_to_give_them(program, scan, tmp_path):
+    files = [str(scan / name) for name in INPUTS]
+    with pytest.raises(ValueError, match="give --big_delta in seconds"):
+        cli.command(program)().run(*files, out_dir=str(tmp_path))
+
+
+def test_mask_of_another_shape_is_refused(scan, tmp_path):
+    nib.save(nib.Nifti1Image(np.ones((3, 3, 3), np.uint8), np.eye(4)), tmp_path / "mask.nii.gz")
+    with pytest.raises(ValueError, match=r"mask_file: .* \(3, 3, 3\), the images \(1, 1, 2\)"):
+        run("dipy_fit_noddi", scan, mask_file=str(tmp_path / "mask.nii.gz"), out_dir=str(tmp_path))
+
+
+def test_simulated_signals_are_those_of_the_solver_and_the_truth_is_written(scan):
+    truth = json.loads((scan / "truth.json").read_text())["voxels"]
+    assert [voxel["pore_diameter"] for voxel in truth] == [8.0]
+    data = nib.load(scan / "dwi.nii.gz").get_fdata()
+    assert data.shape == (1, 1, 2, 40)
+    b0 = np.loadtxt(scan / "dwi.bval") == 0
+    # Eight samples with noise of 2 %.
+    assert abs(data[..., b0].mean() / 1000 - 1) < 0.03
+    assert data[..., ~b0].max() < 0.8 * 1000
+    assert float((scan / "sigma.txt").read_text()) == 20
+
+
+def test_a_check_says_what_the_scan_cannot_tell(scan, tmp_path, capsys):
+    files = [str(scan / name) for name in INPUTS[1:]]
+    timing = TIMING | {"big_delta": str(scan / "big_delta.txt")}
+    flow = cli.command("dipy_check_acquisition")()
+    flow.run(*files, **timing, n_draws=30, out_dir=str(tmp_path))
+    printed = capsys.readouterr().out
+    assert printed.strip() == (tmp_path / "acquisition.txt").read_text().strip()
+    rows = {row["map"]: row for row in json.loads((tmp_path / "acquisition.json").read_text())
+            ["maps"]}  # fmt: skip
+    assert "pore_diameter" in rows and "verdict" in rows["pore_diameter"]
+    assert (tmp_path / "acquisition.png").stat().st_size > 0
+
+
+def test_a_program_that_is_none_says_which_there_are(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["dipy_fit_everything"])
+    with pytest.raises(SystemExit, match="dipy_fit_noddi"):
+        cli.main()
+
+
+def test_fit_commands_declare_their_outputs():
+    for program in cli.COMMANDS:
+        flow = cli.command(program)
+        if issubclass(flow, FitCommand):
+            assert {"status", "fit", "settings"} <= set(flow.outputs)
+    assert dipy_spinverse.__version__

@@ -1,0 +1,262 @@
+"""A fit of an image that is interrupted goes on where it was, and comes to the same result."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.decay_model import ACQUISITION, DecayModel, decays
+from dipy_spinverse.voxels import chunks, engines
+
+DATA = decays((5, 4, 3))
+MASK = np.arange(60).reshape(5, 4, 3) % 4 > 0
+OPTIONS = {"n_draws": 2, "vox_per_chunk": 7}
+
+
+class Interrupted(DecayModel):
+    """Ends with an error at one of its chunks, as when a machine is switched off."""
+
+    def fit_chunk(self, voxels, n_draws):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return super().fit_chunk(voxels, n_draws)
+
+
+class Dying(DecayModel):
+    """Takes the process of its first chunk with it."""
+
+    def fit_chunk(self, voxels, n_draws):
+        if not self.once or not Path(self.scar).exists():
+            Path(self.scar).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().fit_chunk(voxels, n_draws)
+
+
+def assert_equal(found, expected):
+    np.testing.assert_array_equal(found.status, expected.status)
+    assert found._values.keys() == expected._values.keys()
+    for name, value in expected._values.items():
+        np.testing.assert_array_equal(found._values[name], value, err_msg=name)
+
+
+def begun(folder, n_chunks, data=DATA, **options):
+    """A journal of some chunks."""
+    model = Interrupted(ACQUISITION)
+    model.left, model.__class__.__name__ = n_chunks, "DecayModel"
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(data, MASK, **OPTIONS | options, journal=folder)
+
+
+@pytest.fixture
+def expected():
+    return DecayModel(ACQUISITION).fit(DATA, MASK, **OPTIONS)
+
+
+def computed_chunks(monkeypatch):
+    """Numbers of voxels of the chunks that are computed from now on."""
+    sizes, fit_chunk = [], DecayModel.fit_chunk
+
+    def counted(self, voxels, n_draws):
+        sizes.append(len(voxels))
+        return fit_chunk(self, voxels, n_draws)
+
+    monkeypatch.setattr(DecayModel, "fit_chunk", counted)
+    return sizes
+
+
+@pytest.mark.parametrize("n_chunks", [0, 1, 6])
+def test_an_interrupted_fit_goes_on_to_the_same_result(tmp_path, monkeypatch, expected, n_chunks):
+    begun(tmp_path / "journal", n_chunks)
+    sizes = computed_chunks(monkeypatch)
+    # Chunks stay those of the fit that began: their rounding is their own.
+    again = {**OPTIONS, "vox_per_chunk": 5}
+    found = DecayModel(ACQUISITION).fit(DATA, MASK, **again, journal=tmp_path / "journal")
+    assert_equal(found, expected)
+    assert sum(sizes) == MASK.sum() - 7 * n_chunks
+    del sizes[:]
+    again = DecayModel(ACQUISITION).fit(DATA, MASK, **OPTIONS, journal=tmp_path / "journal")
+    assert_equal(again, expected)
+    assert not sizes
+
+
+def test_other_engines_and_numbers_of_workers_go_on_with_a_journal(tmp_path, expected):
+    begun(tmp_path, 2)
+    workers = {"engine": "joblib", "n_jobs": 2, "journal": tmp_path}
+    assert_equal(DecayModel(ACQUISITION).fit(DATA, MASK, **OPTIONS, **workers), expected)
+
+
+def test_chunks_do_not_hang_on_the_number_of_workers():
+    sizes = {chunks.Engine("joblib", n).size_of_chunks(1000, 400) for n in (1, 2, 7, -1)}
+    assert len(sizes) == 1
+
+
+def test_a_journal_of_anything_else_is_refused(tmp_path, monkeypatch):
+    begun(tmp_path / "journal", 2)
+
+    def refused(message, model=None, data=DATA, mask=MASK, **more):
+        with pytest.raises(ValueError, match=f"^journal: .* {message}"):
+            (model or DecayModel(ACQUISITION)).fit(
+                data, mask, **{**OPTIONS, **more}, journal=tmp_path / "journal"
+            )
+
+    refused("of other data, or of another mask", data=DATA * (1 + 1e-12))
+    refused("of other data, or of another mask", mask=~MASK)
+    refused("with other settings", n_draws=3)
+    refused("with other settings", sigma=1.0)
+    refused("with other settings", model=DecayModel(ACQUISITION, shift=0.1))
+    refused("with other settings", model=DecayModel(ACQUISITION.subset(np.arange(12)[::-1])))
+    monkeypatch.setattr(chunks, "__version__", "99.0")
+    refused("version .* this is 99.0")
+
+
+def test_a_folder_of_other_files_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match=r"^journal: .* no journal.json of a fit"):
+        DecayModel(ACQUISITION).fit(DATA, journal=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "bit", "empty", "gone"])
+def test_a_damaged_chunk_is_computed_again(tmp_path, monkeypatch, expected, damage):
+    begun(tmp_path, 3)
+    path = sorted(tmp_path.glob("*.h5"))[1]
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        changed = bytearray(content)
+        changed[len(content) // 2] ^= 1
+        path.write_bytes({"truncated": content[:-100], "bit": changed, "empty": b""}[damage])
+    sizes = computed_chunks(monkeypatch)
+    found = DecayModel(ACQUISITION).fit(DATA, MASK, **OPTIONS, journal=tmp_path)
+    assert_equal(found, expected)
+    assert len(sizes) == 7 - 2
+
+
+def test_a_full_disk_is_said_and_costs_nothing_that_was_finished(tmp_path, expected):
+    begun(tmp_path, 2)
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    usual = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="journal: cannot write to .* start again") as caught:
+            DecayModel(ACQUISITION).fit(DATA, MASK, **OPTIONS, journal=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, usual)
+    assert caught.value.errno == errno.EFBIG
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
+    assert_equal(DecayModel(ACQUISITION).fit(DATA, MASK, **OPTIONS, journal=tmp_path), expected)
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_before_anything_is_computed(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "file").touch()
+    sizes = computed_chunks(monkeypatch)
+    with pytest.raises(OSError, match="^.*journal: cannot write to"):
+        DecayModel(ACQUISITION).fit(DATA, journal=tmp_path / "file" / "journal")
+    assert not sizes
+
+
+def test_a_fit_that_is_killed_goes_on(tmp_path, expected):
+    code = f"""
+import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_journal as t
+fit_chunk = t.DecayModel.fit_chunk
+t.DecayModel.fit_chunk = lambda *args, **more: (time.sleep(0.3), fit_chunk(*args, **more))[1]
+t.DecayModel(t.ACQUISITION).fit(t.DATA, t.MASK, **t.OPTIONS, journal={str(tmp_path)!r})
+"""
+    process = subprocess.Popen([sys.executable, "-c", code])
+    until = time.monotonic() + 100
+    while len(list(tmp_path.glob("*.h5"))) < 2 and time.monotonic() < until:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert 2 <= len(list(tmp_path.glob("*.h5"))) < 7
+    assert_equal(DecayModel(ACQUISITION).fit(DATA, MASK, **OPTIONS, journal=tmp_path), expected)
+
+
+@pytest.mark.slow  # starts processes of its own
+@pytest.mark.parametrize("once", [True, False])
+def test_the_chunk_of_a_process_that_dies_is_computed_again(tmp_path, expected, once):
+    model = Dying(ACQUISITION)
+    model.once, model.scar = once, str(tmp_path / "scar")
+    workers = {"engine": "joblib", "n_jobs": 2}
+    if once:
+        assert_equal(model.fit(DATA, MASK, **OPTIONS, **workers), expected)
+    else:
+        with pytest.raises(RuntimeError, match="^engine: a process died 4 times"):
+            model.fit(DATA, MASK, **OPTIONS, **workers)
+
+
+@contextmanager
+def pool_of_threads(function, deaths=0):
+    """Two workers, of which some chunks are the death."""
+    left = [deaths]
+
+    def compute(chunk):
+        if left[0] > 0:
+            left[0] -= 1
+            raise BrokenExecutor
+        return function(chunk)
+
+    with ThreadPoolExecutor(2) as threads:
+        yield engines._Pool(lambda chunk: threads.submit(compute, chunk), lambda: 2)
+
+
+@pytest.mark.parametrize("deaths", [0, 1, 3])
+def test_each_chunk_comes_once_whatever_workers_die(deaths):
+    with pool_of_threads(lambda chunk: 2 * chunk, deaths) as pool:
+        found = list(engines._as_finished(pool, iter(enumerate(range(20)))))
+    assert sorted(found) == [(k, 2 * k) for k in range(20)]
+
+
+def test_a_chunk_that_is_always_the_death_of_its_worker_is_given_up():
+    with (
+        pool_of_threads(abs, deaths=1000) as pool,
+        pytest.raises(RuntimeError, match="a process died 4 times at the same voxels"),
+    ):
+        list(engines._as_finished(pool, iter([(0, 1)])))
+
+
+def test_what_is_under_way_is_not_the_whole_image():
+    taken = []
+
+    def taking():
+        for k in range(100):
+            taken.append(k)
+            yield k, k
+
+    with pool_of_threads(lambda chunk: time.sleep(0.01)) as pool:
+        results = engines._as_finished(pool, taking())
+        for n_finished in range(1, 5):
+            next(results)
+            assert len(taken) <= n_finished + 3 + 2  # two for each worker
+
+
+def test_more_voxels_than_fit_into_memory_are_refused_with_a_cure():
+    with pytest.raises(MemoryError, match=r"data of 60 voxels takes .* give a mask"):
+        DecayModel(ACQUISITION).fit(DATA, max_memory=5e3)
+    with pytest.raises(MemoryError, match=r"A fit of 60 voxels takes .* give a mask"):
+        DecayModel(ACQUISITION).fit(DATA, n_draws=2, max_memory=1.5e4)
+
+
+def test_the_journal_says_what_it_is_of(tmp_path):
+    begun(tmp_path, 1)
+    about = json.loads((tmp_path / "journal.json").read_text())
+    assert about["model"] == "DecayModel" and about["vox_per_chunk"] == 7

@@ -1,0 +1,54 @@
+"""What an installed package promises: it imports anywhere, and its files are all there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import requires
+from pathlib import Path
+
+import dipy_spinverse
+
+PACKAGE = Path(dipy_spinverse.__file__).parent
+ROOT = PACKAGE.parent
+
+
+def test_it_imports_where_neither_package_nor_home_can_be_written(tmp_path):
+    copy = tmp_path / "site" / "dipy_spinverse"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in [copy, *(path for path in copy.rglob("*") if path.is_dir())]:
+        (folder / "__pycache__").touch()  # a file: no folder can be made, not even by root
+    environment = {**os.environ, "PYTHONPATH": str(copy.parent), "HOME": "/dev/null",
+                   "TMPDIR": str(tmp_path)}  # fmt: skip
+    for name in ("XDG_CACHE_HOME", "NUMBA_CACHE_DIR"):
+        environment.pop(name, None)
+    code = (
+        "import dipy_spinverse, numpy; print(dipy_spinverse.__file__)\n"
+        "from dipy_spinverse.bloch_torrey.finite_elements.element_kernels import link_products"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd="/"
+    )
+    assert done.returncode == 0, done.stderr
+    assert str(copy) in done.stdout
+    (kept,) = tmp_path.glob("dipy_spinverse_*")
+    assert kept.stat().st_mode & 0o077 == 0  # what is in it is run
+
+
+def test_files_that_are_no_code_are_named_for_the_wheel():
+    named = (ROOT / "setup.cfg").read_text().split("[options.package_data]")[1].split("[")[0]
+    others = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc", ".nbc", ".nbi")
+    }
+    missing = {path for path in others if path not in named}
+    assert not missing
+
+
+def test_what_a_report_needs_is_an_extra():
+    assert {"plotly", "jinja2"} <= {
+        line.split(";")[0].strip() for line in requires("dipy_spinverse") if "report" in line
+    }

@@ -1,0 +1,183 @@
+"""The page about a fit: what is on it, that it needs no network, and that a browser shows it."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+
+import matplotlib
+import matplotlib.pyplot
+import numpy as np
+import pytest
+from model_cases import CASES
+
+from dipy_spinverse import bcc_grid
+from dipy_spinverse.report import page_figures as draw
+from dipy_spinverse.report.figures import _cut, plot_walls
+from dipy_spinverse.report.methods import methods_paragraph
+from dipy_spinverse.report.page import check_packages, save_page
+from dipy_spinverse.substrates import cylinders
+from dipy_spinverse.voxels import Status
+from dipy_spinverse.walls.interface import interface_mesh
+
+pytest.importorskip("plotly")
+matplotlib.use("agg")
+AFFINE = np.diag([-2.0, 2.0, 2.5, 1.0])
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """IVIM of a volume of 2 x 1 x 3 voxels, one of them empty, with draws; and its data."""
+    case = CASES["IVIM"]
+    data = np.tile(case.data[:, None, None], (1, 1, 3, 1))
+    data[1, 0, 2] = 0
+    with pytest.warns(UserWarning, match="1 of 6 voxels cannot be fitted"):
+        return case.fit(data), data
+
+
+@pytest.fixture(scope="module")
+def page(fitted, tmp_path_factory):
+    """Path of the page of that fit."""
+    fit, data = fitted
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    settings = {"settings": {"n_draws": 20, "name": "<b>"}, "versions": {"numpy": "2"}}
+    save_page(fit, path, data, affine=AFFINE, settings=settings, title="A fit")
+    return path
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    """Walls of a cylinder, half of them unsure."""
+    grid = bcc_grid(cells=4, cell_size_um=2.0)
+    permeability = cylinders(grid, [[0.0, 0, 0]], [2.5], permeability=0.02)
+    walls = np.isfinite(permeability)
+    probability = np.where(np.arange(grid.n_faces) % 2, 0.9, 0.3) * walls
+    return interface_mesh(grid, np.where(walls, permeability, 100.0), probability, walls=walls)
+
+
+def test_page_holds_all_it_needs_and_is_below_15_mb(page):
+    text = page.read_text()
+    assert page.stat().st_size < 15e6
+    own = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    assert not re.findall(r"""(?:src|href)=["'](?!#|data:)""", own)
+    assert "&lt;b&gt;" in own  # settings are text, not markup
+
+
+def test_page_says_units_meanings_status_and_whom_to_cite(page, fitted):
+    fit, text = fitted[0], page.read_text()
+    for said in ("mm^2/s", "share of blood", "NO_SIGNAL", "10.1148/radiology.168.2.3393671"):
+        assert said in text
+    for name in fit.MAPS:
+        assert name in text
+
+
+def test_a_fit_that_explains_little_is_called_so(fitted, tmp_path):
+    fit, data = fitted
+    refuted = fit[:, :, :2]
+    refuted.status[:] = Status.MISFIT
+    save_page(refuted, tmp_path / "bad.html", data[:, :, :2])
+    text = (tmp_path / "bad.html").read_text()
+    assert "It does not explain 4" in text and 'class="verdict bad"' in text
+
+
+@pytest.mark.parametrize("name", ["NODDI", "Spinverse, periodic"])
+def test_every_kind_of_model_has_a_page(name, tmp_path):
+    case = CASES[name]
+    fit = case.fit(case.data, n_draws=0)
+    save_page(fit, tmp_path / "report.html", case.data)
+    assert "can be trusted" in (tmp_path / "report.html").read_text()
+    if "Spinverse" in name:
+        drawn = plot_walls(fit, (0,), n_slices=2).axes[0].collections[0]
+        assert len(drawn.get_segments()) == len(drawn.get_array()) > 0
+        matplotlib.pyplot.close("all")
+
+
+def test_a_slice_through_a_triangle_is_a_segment():
+    triangle = np.array([[[0.0, 0, 0], [2, 0, 0], [0, 2, 2]], [[0, 0, 3.0], [1, 0, 3], [0, 1, 4]]])
+    segments, cut = _cut(triangle, 1.0)
+    assert cut.tolist() == [True, False]
+    assert sorted(segments[0].tolist()) == [[0, 1], [1, 1]]
+
+
+def test_a_fit_of_nothing_has_a_page(fitted, tmp_path):
+    fit, data = fitted
+    save_page(fit.model.fit(data, np.zeros(fit.shape)), tmp_path / "none.html", data)
+    assert "No voxel was asked for" in (tmp_path / "none.html").read_text()
+
+
+def test_slices_are_left_out_of_large_volumes_and_axes_are_named(fitted):
+    large = fitted[0][0, 0]
+    large.status = np.ones((100, 100, 60), dtype=int)
+    slices = draw.Slices(large, AFFINE)
+    assert 10 <= len(slices.shown) <= 12  # 120 000 values
+    assert slices.axes[0] == "i (to L)"
+
+
+def test_methods_paragraph_says_what_was_measured(fitted):
+    paragraph, references = methods_paragraph(fitted[0])
+    assert "16 measurements" in paragraph and "b up to 800 s/mm^2" in paragraph
+    assert len(references) == 2
+
+
+def test_residuals_of_noise_are_one_in_every_group(fitted):
+    acquisition = CASES["NODDI"].model.acquisition
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(2000, len(acquisition)))
+    figure = draw.residual_figure(acquisition, data, np.zeros_like(data), np.ones(2000))
+    bars = np.array([bar.y[0] for bar in figure.data])
+    # Medians of the root mean square of 2 to 12 samples.
+    assert ((bars > 0.8) & (bars < 1.05)).all()
+
+
+def test_unsure_walls_are_faded(mesh):
+    figure = draw.mesh_figure(mesh)
+    drawn = {trace.name: (trace.opacity, len(trace.i)) for trace in figure.data}
+    assert sum(n for _, n in drawn.values()) == len(mesh.triangles)
+    assert drawn["unsure (below 0.5)"][0] < 0.3 and len(drawn) == 2
+
+
+def test_missing_packages_are_named(monkeypatch):
+    monkeypatch.setattr("dipy_spinverse.report.page.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"plotly and jinja2: pip install dipy_spinverse\[rep"):
+        check_packages()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
+def test_a_browser_shows_the_page_without_errors_and_its_sliders_move(page, mesh, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api")
+    image = pytest.importorskip("PIL.Image")
+    walls = draw.mesh_figure(mesh).to_html(full_html=False, include_plotlyjs=False, div_id="w3d")
+    path = tmp_path / "with_walls.html"
+    path.write_text(page.read_text().replace("</main>", f"{walls}</main>"))
+    said, asked = [], []
+    with playwright.sync_playwright() as browsers:
+        browser = browsers.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"],
+        )
+        tab = browser.new_page()
+        tab.set_default_timeout(180_000)  # of a loaded machine
+        tab.on("console", lambda message: said.append((message.type, message.text)))
+        tab.on("pageerror", lambda error: said.append(("error", str(error))))
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.goto(path.as_uri())
+        tab.wait_for_selector("#w3d canvas")
+        shown = "document.querySelector('#maps .js-plotly-plot').data.map(t => t.visible)"
+        before = tab.evaluate(shown)
+        rail = tab.locator("#maps .slider-rail-touch-rect").first
+        rail.scroll_into_view_if_needed()
+        size = rail.bounding_box()
+        rail.click(position={"x": 0.98 * size["width"], "y": size["height"] / 2})
+        tab.wait_for_function(f"JSON.stringify({shown}) != JSON.stringify({before!r})".replace(
+            "True", "true").replace("False", "false"))  # fmt: skip
+        after = tab.evaluate(shown)
+        picture = tab.locator("#w3d").screenshot()
+        browser.close()
+    assert before.index(True) < after.index(True)
+    assert [text for kind, text in said if kind == "error"] == []
+    assert asked == [path.as_uri()]
+    # Walls in colour on white.
+    colours = np.asarray(image.open(io.BytesIO(picture)).convert("HSV"))[80:-80, 80:-180, 1]
+    assert (colours > 60).mean() > 0.02

@@ -1,0 +1,173 @@
+"""Wall fields of tissue: packings as drawn, and walls that leave them where the data ask."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from inversion_cases import shells, spread_directions
+
+from dipy_spinverse import Acquisition, SpinverseModel, Status, bcc_grid
+from dipy_spinverse.acquisition.encodings import pulsed_gradients
+from dipy_spinverse.bloch_torrey import relative_transmissibility
+from dipy_spinverse.packed_cells.maps import PARAMETERS
+from dipy_spinverse.spinverse.departures import Patch, departure
+from dipy_spinverse.spinverse.packings import packing_of, scaled
+from dipy_spinverse.walls.maps import wall_maps
+
+LATTICE = bcc_grid(4, 5.0)
+AXIS = np.array([2.0, 1.0, -2.0]) / 3
+ACQUISITION = shells([(8, 15), (8, 45)], (1.0, 3.0), 15, n_b0=2)
+
+
+def tissue(radius=2.0, fraction=0.4, permeability=0.02, spheres=False):
+    """Parameters of a draw."""
+    own = {"radius": radius, "fraction": fraction, "permeability": permeability}
+    values = dict.fromkeys(PARAMETERS, 0.0) | own
+    values |= {f"sphere_{name}": value for name, value in own.items()}
+    return values | {
+        "sphere_share": float(spheres), "diffusivity_inside": 2.0, "diffusivity_outside": 2.0,
+    }  # fmt: skip
+
+
+def packing(seed=0, **numbers):
+    return packing_of(LATTICE, tissue(**numbers), AXIS, np.random.default_rng(seed))
+
+
+def maps_of(found):
+    tau = relative_transmissibility(found.grid, found.permeability, found.diffusivity)
+    time = (found.grid.period_um.max()) ** 2 / found.diffusivity
+    maps = wall_maps(
+        found.grid, torch.as_tensor(tau)[None], diffusivity=found.diffusivity, diffusion_time=time
+    )
+    return {name: value[0] for name, value in maps.items()}
+
+
+# Of cylinders 2 f / R, of spheres 3 f / R; small bodies get a short lattice and large ones a long.
+@pytest.mark.parametrize("radius", [0.5, 6.0])
+@pytest.mark.parametrize(("spheres", "fraction"), [(False, 0.5), (True, 0.4)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_packing_has_the_surface_fraction_and_permeability_of_its_draw(
+    radius, spheres, fraction, seed
+):
+    maps = maps_of(packing(seed, radius=radius, fraction=fraction, spheres=spheres))
+    surface = (3 if spheres else 2) * fraction / radius
+    # Staircases of about one lattice cube per radius: 1 to 7 %.
+    assert maps["surface_to_volume"] == pytest.approx(surface, rel=0.1)
+    assert maps["restricted_fraction"] == pytest.approx(fraction, rel=0.05)
+    assert maps["wall_permeability"] == pytest.approx(0.02, rel=0.1)
+
+
+def test_packing_that_the_lattice_cannot_hold_is_less_dense_with_as_much_surface():
+    maps = maps_of(packing(radius=2.0, fraction=0.78))
+    assert 0.5 < maps["restricted_fraction"] < 0.7  # water gets around the bodies
+    assert maps["surface_to_volume"] == pytest.approx(2 * 0.78 / 2.0, rel=0.1)
+    sparse = maps_of(packing(radius=2.0, fraction=0.01))
+    assert sparse["surface_to_volume"] == pytest.approx(2 * 0.01 / 2.0, rel=0.2)
+
+
+def test_packing_lies_along_the_axis_of_its_draw():
+    found = packing(permeability=0.0)
+    along, across = AXIS, np.cross(AXIS, [1.0, 0, 0])
+    both = Acquisition(
+        b=[0, 2, 2], directions=[[0, 0, 0], along, across / np.linalg.norm(across)],
+        small_delta=8, big_delta=45,
+    )  # fmt: skip
+    signals = Patch(found, both).signals(found.openness)
+    assert signals[1] == pytest.approx(np.exp(-2 * 2.0), abs=0.02)  # free along cylinders
+    assert signals[2] > 0.3
+    # The same with waveforms.
+    pulses = pulsed_gradients(both.b, both.directions, 8, 45, ramp=1e-3)
+    np.testing.assert_allclose(Patch(found, pulses).signals(found.openness), signals, atol=2e-3)
+
+
+def test_lattice_of_another_length_has_the_signals_of_a_scaled_world():
+    fine, coarse = (bcc_grid(4, size) for size in (2.0, 5.0))
+    for name in ("volumes", "face_areas", "face_distances", "displacements", "period_um"):
+        np.testing.assert_allclose(getattr(scaled(coarse, 0.4), name), getattr(fine, name))
+
+
+NOISE = 0.004
+
+
+def changed(found):
+    """Walls with a partition: the faces across one plane of the lattice are half closed."""
+    across = np.abs(found.grid.face_normals[:, 2]) > 0.5
+    openness = found.openness.copy()
+    low = np.abs(found.grid.face_points.mean(axis=1)[:, 2]) < 0.26 * found.grid.period_um[2]
+    openness[across & low] *= 0.3
+    return openness
+
+
+def test_walls_leave_the_packing_where_the_data_ask_for_it():
+    found = packing()
+    patch = Patch(found, ACQUISITION)
+    other = Acquisition(
+        b=np.full(20, 2.0), directions=spread_directions(20), small_delta=8, big_delta=30
+    )
+    weight = np.full(len(ACQUISITION), 1 / NOISE)
+    noise = np.random.default_rng(0).standard_normal(len(ACQUISITION))
+    residual = weight * patch.change(changed(found)) + noise
+    assert (residual**2).mean() > 10
+    left = departure(patch, weight, residual)
+    assert left is not None and left.n_determined > 1
+    assert ((0 <= left.openness) & (left.openness <= 1)).all()
+    # The evidence takes for noise what is not linear in so large a change.
+    assert ((residual - left.change) ** 2).mean() < 0.01 * (residual**2).mean()
+    # And it foretells measurements of another time and other directions.
+    unseen = Patch(found, other)
+    expected, foretold = unseen.change(changed(found)), unseen.change(left.openness)
+    assert ((expected - foretold) ** 2).mean() < 0.1 * (expected**2).mean()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_walls_stay_in_the_packing_where_there_is_only_noise(seed):
+    patch = Patch(packing(), ACQUISITION)
+    noise = np.random.default_rng(seed).standard_normal(len(ACQUISITION))
+    weight = np.full(len(ACQUISITION), 1 / NOISE)
+    assert departure(patch, weight, noise) is None
+    # Nor where the noise is larger than was said: that is not a reason for walls.
+    assert departure(patch, weight, 3 * noise) is None
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """Fit of cylinders along the axis, from the packed cells themselves."""
+    model = SpinverseModel(ACQUISITION, diffusivity=2e-3)
+    start = np.stack([np.cross(AXIS, [0, 0, 1.0]), np.zeros(3), AXIS])
+    start[0] /= np.linalg.norm(start[0])
+    start[1] = np.cross(AXIS, start[0])
+    values = {name: np.array([value]) for name, value in tissue(3.0, 0.5).items()}
+    values |= {"dispersion_1": np.array([1e-3]), "dispersion_2": np.array([1e-3])}
+    stored = {
+        "_parameters": np.stack([values[name] for name in PARAMETERS], axis=1),
+        "_class": np.zeros(1, int), "_frame": start[None],
+    }  # fmt: skip
+    signals = model.tissue_model.signals_of_fit(stored, ACQUISITION)[0]
+    noise = 0.01 * np.random.default_rng(3).standard_normal((2, len(ACQUISITION)))
+    data = 100 * np.hypot(signals + noise[0], noise[1])
+    return model.fit(data, sigma=1.0, n_fields=2, n_draws=60), data
+
+
+def test_fields_explain_the_signals_as_packed_cells_do_and_say_that_places_are_unknown(fitted):
+    fit, data = fitted
+    assert fit.wall_status == Status.CONVERGED
+    assert fit.status == Status.PATTERN_NOT_DETERMINED
+    # Seven unknowns of 64 measurements: 9 % each.
+    assert np.sqrt(((fit.predict() - data) ** 2).mean()) == pytest.approx(1.0, abs=0.3)
+    # Every place of the lattice is alike: no face is surely a wall.
+    assert 0 < fit.wall_probability.max() < 0.6
+    assert fit.pattern_agreement < 0.5
+
+
+def test_mesh_of_a_field_is_in_um_and_in_the_frame_of_the_gradients(fitted):
+    fit, _ = fitted
+    mesh = fit.interface(field=0)
+    # Normals of cylinders are across their axis, but for the staircase.
+    along = np.abs(mesh.normals @ fit.wall_orientation)
+    assert np.median(along) < 0.1
+    volume = LATTICE.volume_um3 * fit.field_scale[0] ** 3
+    assert mesh.area_um2 / volume == pytest.approx(fit.tissue.surface_to_volume_likeliest, rel=0.1)
+    low, high = fit.tissue.surface_to_volume_low, fit.tissue.surface_to_volume_high
+    other = fit.interface(field=1).area_um2 / (LATTICE.volume_um3 * fit.field_scale[1] ** 3)
+    assert 0.8 * low < other < 1.2 * high

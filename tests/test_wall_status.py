@@ -1,0 +1,132 @@
+"""What is said of walls alone: their status by the worst timing, their maps, their diffusivity."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from inversion_cases import shells
+
+from dipy_spinverse import SpinverseModel, Status, bcc_grid
+from dipy_spinverse.bloch_torrey import relative_transmissibility
+from dipy_spinverse.inversion import Inversion, InversionSettings, Reconstruction, openness
+from dipy_spinverse.inversion.curriculum import Progress
+from dipy_spinverse.inversion.inversion import OPTIMIZERS
+from dipy_spinverse.inversion.protocols import VoxelInversion
+from dipy_spinverse.spinverse.chunk import FitChunk
+from dipy_spinverse.substrates import spheres
+from dipy_spinverse.voxels.image import Voxels
+from dipy_spinverse.walls.maps import wall_maps
+
+GRID = bcc_grid(4, 3.0)
+# Two echo times of 42 measurements.
+ACQUISITION = shells([(8, 15), (8, 45)], (1.0, 3.0), 15, n_b0=12)
+LATE = ACQUISITION.te_index == 1
+SIGNALS = np.exp(-1.2 * ACQUISITION.b)
+SPHERE = spheres(GRID, [0, 0, 0], 3.5, permeability=0.02)
+
+
+class Found:
+    """An inversion that has found its walls, and what they predict."""
+
+    n_stages, estimates_noise = 1, False
+
+    def __init__(self, sigma=0.01, free_water=0.0, open_transmissibility=1.0):
+        self.sigma, self.free_water = sigma, free_water
+        tau = relative_transmissibility(GRID, SPHERE, 2.0) * open_transmissibility
+        self.openness = openness(tau)
+
+    def run(self, data, sigma):
+        n = len(data)
+        return Reconstruction(
+            openness=np.repeat(self.openness[None], n, axis=0),
+            openness_fields=np.zeros((0, n, GRID.n_faces)),
+            wall_probability=np.repeat(self.openness[None] < 0.5, n, axis=0).astype(float),
+            amplitudes=np.ones((n, 2)), free_water=np.full(n, self.free_water),
+            free_water_fields=np.zeros((0, n)),
+            sigma=np.full(n, self.sigma) if sigma is None else sigma,
+            predicted=np.repeat(SIGNALS[None], n, axis=0), converged=np.ones(n, bool),
+            iterations=np.zeros((n, 1)), misfit=np.ones((n, 1)),
+        )  # fmt: skip
+
+
+def fit(monkeypatch, noise, sigma=None, **found):
+    """A fit of data that are off by the noise of each measurement, to walls with `SIGNALS`."""
+    assert isinstance(Found(), VoxelInversion)
+    monkeypatch.setattr(SpinverseModel, "_inversion", lambda *_: Found(**found))
+    model = SpinverseModel(ACQUISITION, grid=GRID, optimizer="adam")
+    signs = np.random.default_rng(1).choice([-1, 1], len(SIGNALS))
+    return model.fit(SIGNALS + noise * signs, S0=1.0, sigma=sigma, n_fields=0)
+
+
+def test_residual_of_one_timing_is_judged_by_itself(monkeypatch):
+    quiet = fit(monkeypatch, 0.01, sigma=0.01)
+    assert quiet.status == Status.CONVERGED
+    # 1.6 times the noise in one of the two, a third of it in the other: 1.15 times in all.
+    assert fit(monkeypatch, np.where(LATE, 0.019, 0.004), sigma=0.012).status == Status.MISFIT
+
+
+def test_noise_that_differs_between_echo_times_is_no_misfit_and_hides_none(monkeypatch):
+    unequal = np.where(LATE, 0.04, 0.01)
+    b0 = ACQUISITION.b0_mask
+    assert fit(monkeypatch, unequal).status == Status.CONVERGED
+    # Four times the noise, where it is the smaller: no more than the noise of the other.
+    hidden = np.where(LATE | b0, unequal, 0.04)
+    assert fit(monkeypatch, hidden).status == Status.MISFIT
+
+
+def test_free_water_beside_the_grid_has_no_walls(monkeypatch):
+    tau = relative_transmissibility(GRID, SPHERE, 2.0)
+    time = float(ACQUISITION.diffusion_time.max())
+    maps = wall_maps(GRID, tau[None], diffusivity=2.0, diffusion_time=time)
+    found = fit(monkeypatch, 0.01, sigma=0.01, free_water=0.3)
+    # Of a sphere: 4 pi R^2 of the grid's volume, and of the voxel 0.7 of that.
+    formula = 0.7 * 4 * np.pi * 3.5**2 / GRID.volume_um3
+    assert found.surface_to_volume == pytest.approx(0.7 * maps["surface_to_volume"][0])
+    assert found.surface_to_volume == pytest.approx(formula, rel=0.08)  # of a staircase
+    inside = 0.7 * 4 / 3 * np.pi * 3.5**3 / GRID.volume_um3
+    assert found.restricted_fraction == pytest.approx(inside, rel=0.08)
+    assert found.wall_permeability == pytest.approx(0.02, rel=0.08)
+    assert found.free_water_fraction == pytest.approx(0.3)
+
+
+def test_open_faces_that_stand_for_less_diffusivity_are_said(monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(monkeypatch, 0.01, sigma=0.01).interface()
+    slower = fit(monkeypatch, 0.01, sigma=0.01, open_transmissibility=0.93)
+    with pytest.warns(UserWarning, match=r"diffusivity were 1\.86, not 2\.00 um\^2/ms") as caught:
+        slower.interface()
+    assert caught[0].filename == __file__
+
+
+def test_each_field_is_of_data_with_noise_of_its_own_added(monkeypatch):
+    seen = []
+
+    def counting(model, data, sigma, start, stage):
+        seen.append(data.numpy().copy())
+        ones = torch.ones(len(start), dtype=torch.bool)
+        return start, Progress(ones, 1 * ones, 1.0 * ones)
+
+    monkeypatch.setitem(OPTIMIZERS, "adam", counting)
+    settings = InversionSettings(diffusivity=2.0, optimizer="adam", n_fields=2)
+    inversion = Inversion(ACQUISITION, GRID, settings)
+    found = inversion.run(np.stack([SIGNALS, SIGNALS]), np.array([0.02, 0.05]))
+    assert found.openness_fields.shape[0] == 2
+    estimate, *fields = seen[1::2]  # each has two stages
+    added = np.array([field - estimate for field in fields])
+    repeats = np.where(estimate == 1, 12, 1)[0]
+    relative = added * np.sqrt(repeats) / np.array([0.02, 0.05])[:, None]
+    # 15 different encodings of each of four shells, and b0: 8 % for one standard deviation.
+    assert relative.std() == pytest.approx(1, abs=0.25)
+    assert abs(np.corrcoef(relative[0, 0], relative[1, 0])[0, 1]) < 0.6
+
+
+def test_data_in_chunks_have_what_the_status_needs():
+    model = SpinverseModel(ACQUISITION, grid=GRID, optimizer="adam")
+    voxels = Voxels(np.stack([SIGNALS, SIGNALS + 0.1 * LATE]), np.ones((2, 2)), np.full(2, 0.01))
+    values = FitChunk(model, Found(), True)(voxels)
+    np.testing.assert_allclose(values["worst_excess"], [0, 100], atol=1e-9)
+    assert values["worst_freedom"].tolist() == [42, 42] and values["n_groups"] == 2
