@@ -1,6 +1,6 @@
 """Shapes of cells from signals, beside the published table of ReMiDi (arXiv 2502.01988).
 
-    python -m benchmarks.cell_shapes [--parts PART ...] [--shapes N] [--seed SEED]
+    python -m benchmarks.cell_shapes [--parts PART ...] [--shapes N] [--tables]
 
 True cells are axons of the test ranges, at random poses, and shapes of no family. Their signals
 are simulated on Gmsh meshes of their own (``pip install dipy_spinverse[mesh]``), by Taylor series
@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import resource
 import time
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -90,15 +91,25 @@ def fitted(truth: Truth, protocol_name: str, snr: float, space: str) -> dict:
     }
 
 
-def fits(truths: list[Truth], protocol_name: str, snr: float, space: str = "tube") -> list[dict]:
+@dataclass(frozen=True)
+class Run:
+    """How many shapes of each family or kind, drawn from which seed, and whether to fit more."""
+
+    shapes: int
+    seed: int
+    fit_more: bool
+
+
+def fits(
+    run: Run, truths: list[Truth], protocol_name: str, snr: float, space: str = "tube"
+) -> list[dict]:
     """Fits of these cells, those that were done before from the file."""
     lines = FITS.read_text().splitlines() if FITS.exists() else []
     names = ("name", "protocol", "snr", "space")
     done = {tuple(each[name] for name in names): each for each in map(json.loads, lines)}
-    found = []
-    for truth in truths:
-        key = truth.name, protocol_name, _written(snr), space
-        if key not in done:
+    keys = [(truth.name, protocol_name, _written(snr), space) for truth in truths]
+    for truth, key in zip(truths, keys, strict=True):
+        if key not in done and run.fit_more:
             done[key] = dict(zip(names, key, strict=True)) | fitted(
                 truth, protocol_name, snr, space
             )
@@ -106,8 +117,7 @@ def fits(truths: list[Truth], protocol_name: str, snr: float, space: str = "tube
             with FITS.open("a") as file:
                 file.write(json.dumps(done[key]) + "\n")
             print(json.dumps(done[key]), flush=True)
-        found.append(done[key])
-    return found
+    return [done[key] for key in keys if key in done]
 
 
 def _written(snr):
@@ -116,6 +126,8 @@ def _written(snr):
 
 def summary(some: list[dict]) -> list:
     """Cells of a table that sum up fits."""
+    if not some:
+        return [0, *["-"] * (len(_HEADER) - 1)]
     values = {name: np.array([each[name] for each in some]) for name in some[0]}
     off = np.abs(values["volume_found"] / values["volume"] - 1)
     inside, expected = "-", "-"
@@ -152,22 +164,22 @@ _NOTE = (
 )
 
 
-def published(shapes: int, seed: int) -> str:
+def published(run: Run) -> str:
     """Families with the published protocol, noise-free and at SNR 50."""
     rows = []
     for snr in (np.inf, 50.0):
         for family in FAMILIES:
-            some = fits(axon_truths(family, shapes, seed), "published", snr)
+            some = fits(run, axon_truths(family, run.shapes, run.seed), "published", snr)
             rows.append([family, _written(snr), PUBLISHED.get(family, ""), *summary(some)])
     header = ["family", "SNR", "published Chamfer, noise-free, own mesh", *_HEADER]
     return f"# Axons\n\n{_NOTE}\n\n" + table(header, rows)
 
 
-def scanner(shapes: int, seed: int) -> str:
+def scanner(run: Run) -> str:
     """Families with a protocol of 450 measurements that a scanner can run."""
     rows = []
     for family in FAMILIES:
-        some = fits(axon_truths(family, shapes, seed), "scanner", 50.0)
+        some = fits(run, axon_truths(family, run.shapes, run.seed), "scanner", 50.0)
         rows.append([family, *summary(some)])
     return (
         "# Axons, protocol of a scanner\n\n4 b-values to 5 ms/um^2, delta 8, Delta 16, 30, 50 ms, "
@@ -175,39 +187,39 @@ def scanner(shapes: int, seed: int) -> str:
     )
 
 
-def outside(shapes: int, seed: int) -> str:
+def outside(run: Run) -> str:
     """Shapes of no family."""
     rows = []
-    for kind, truths in outside_truths(shapes, seed).items():
-        rows.append([kind, *summary(fits(truths, "published", 50.0))])
+    for kind, truths in outside_truths(run.shapes, run.seed).items():
+        rows.append([kind, *summary(fits(run, truths, "published", 50.0))])
     return f"# Shapes of no family\n\nSNR 50. {_NOTE}\n\n" + table(["shape", *_HEADER], rows)
 
 
-def other_spaces(shapes: int, seed: int) -> str:
+def other_spaces(run: Run) -> str:
     """The same signals in other shape spaces."""
     rows = []
     for space in SPACES:
         for family in FAMILIES:
-            some = fits(axon_truths(family, shapes, seed), "published", 50.0, space)
+            some = fits(run, axon_truths(family, run.shapes, run.seed), "published", 50.0, space)
             rows.append([space, family, *summary(some)])
     return f"# Shape spaces\n\nSNR 50. {_NOTE}\n\n" + table(["space", "family", *_HEADER], rows)
 
 
-def representation(shapes: int, seed: int) -> str:
+def representation(run: Run) -> str:
     """How closely each space comes to test shapes when their vertices are known."""
     rows = []
     for name, make in SPACES.items():
         cells = []
         for family in FAMILIES:
-            rng = np.random.default_rng([seed, 9])
-            axons = draw_axons(family, shapes, rng, test=True)
+            rng = np.random.default_rng([run.seed, 9])
+            axons = draw_axons(family, run.shapes, rng, test=True)
             apart = [_closest(make(), axon) for axon in axons]
             cells.append(f"{np.mean(apart):.3f} ({np.max(apart):.3f})")
         rows.append([name, make().n_parameters, *cells])
         print(*rows[-1], sep=" | ", flush=True)
     return (
         "# What the spaces hold\n\nMean distance of vertices on the surface after a least-squares "
-        f"fit to those of {shapes} axons of the test ranges, um (worst).\n\n"
+        f"fit to those of {run.shapes} axons of the test ranges, um (worst).\n\n"
         + table(["space", "parameters", *FAMILIES], rows)
     )
 
@@ -250,10 +262,12 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
     parser.add_argument("--shapes", type=int, default=10, help="of each family or kind")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--tables", action="store_true", help="of fits that were done, no more")
     given = parser.parse_args()
+    run = Run(1 if given.quick else given.shapes, given.seed, not given.tables)
     torch.set_num_threads(1)
     for name in given.parts:
-        text = PARTS[name](1 if given.quick else given.shapes, given.seed)
+        text = PARTS[name](run)
         print(text, flush=True)
         keep(f"cell_shapes/{name}.md", f"{text}\n\n{machine()}.", complete=not given.quick)
 

@@ -79,10 +79,11 @@ def main():
     arguments = parser.parse_args()
     left = KILLS_QUICK if arguments.quick else arguments.kills
     rng = np.random.default_rng(0)
+    share = -(-left // len(SIZES))
     totals = {size: np.zeros(5, dtype=int) for size in SIZES}
     while left > 0:
         for size in SIZES:
-            result = until_finished(size, rng, left)
+            result = until_finished(size, rng, min(left, share))
             totals[size] += np.array([1, *result])
             left -= result[0]
     rows = [(size, -(-DATA[..., 0].size // size), *total) for size, total in totals.items()]

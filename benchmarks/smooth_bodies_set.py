@@ -101,8 +101,8 @@ def _arc(rng, length, bend, centre=2.5):
 
 def bent_tube(rng):
     """A bent tube with round ends."""
-    return [TrueCell(tube(_arc(rng, rng.uniform(14, 20), rng.uniform(2, 4)), rng.uniform(3.6, 4.8)),
-                     0.01)]  # fmt: skip
+    line = _arc(rng, rng.uniform(14, 20), rng.uniform(2, 4))
+    return [TrueCell(tube(line, rng.uniform(3.6, 4.8)), 0.01)]
 
 
 def capsule(rng):
@@ -152,7 +152,9 @@ def unequal_y(rng):
     """A branching tube of three unequal arms."""
     centre, axes = rng.uniform(-2, 2, 3), _rotation(rng)
     ends = [10.5 * axes[0], -6.5 * axes[0] + 6 * axes[1], -5 * axes[0] - 8 * axes[1]]
-    arms = [tube([centre, centre + end], [4.6, r]) for end, r in zip(ends, (3.4, 3, 4), strict=True)]
+    arms = [
+        tube([centre, centre + end], [4.6, r]) for end, r in zip(ends, (3.4, 3, 4), strict=True)
+    ]
     return [TrueCell(joined(*arms), 0.02)]
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib import cm, colors
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
 
 from dipy_spinverse import Acquisition
 from dipy_spinverse.bloch_torrey.finite_elements.matrix_formalism import (
@@ -63,7 +64,7 @@ def centre_of(points, triangles):
 
 
 class Truth:
-    """The true surface: how far points are from it, and its axes."""
+    """The true surface, and how far points are from it."""
 
     def __init__(self, template):
         points = template.points[template.surface]
@@ -74,7 +75,6 @@ class Truth:
         for corner in self.triangles.T:
             np.add.at(normals, corner, np.cross(b - a, c - a))
         self.normals = normals / np.linalg.norm(normals, axis=1, keepdims=True)
-        self.axes = np.linalg.svd(self.points, full_matrices=False)[2]
 
     def apart(self, points):
         """Distances of points, um, along the normal of the nearest place."""
@@ -87,12 +87,13 @@ class Truth:
         return min((points, -points), key=lambda each: self.apart(each).mean())
 
 
-def draw(path, truth, panels):
-    """Surfaces seen from the side, coloured by values of their vertices."""
+def draw(path, panels):
+    """Surfaces seen across their bend, coloured by values of their vertices."""
+    unturned = Rotation.from_rotvec(AXON.rotation).inv()
     figure = plt.figure(figsize=(12, 3.6), layout="constrained")
     for k, (title, points, triangles, values, top) in enumerate(panels):
         axis = figure.add_subplot(1, len(panels), k + 1, projection="3d")
-        corners = (points @ truth.axes[[1, 2, 0]].T)[triangles]
+        corners = unturned.apply(points)[triangles]
         normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
         light = 0.55 + 0.45 * np.abs(normals @ [0.5, -0.7, 0.5]) / np.linalg.norm(normals, axis=1)
         colour = np.full((len(triangles), 4), colors.to_rgba("lightsteelblue"))
@@ -103,8 +104,8 @@ def draw(path, truth, panels):
         colour[:, :3] *= light[:, None]
         axis.add_collection3d(Poly3DCollection(corners, facecolors=colour))
         axis.set(xlim=(-5, 5), ylim=(-5, 5), zlim=(-6, 6))
-        axis.set_box_aspect((10, 10, 12), zoom=1.7)
-        axis.view_init(elev=10, azim=-80)
+        axis.set_box_aspect((10, 10, 12), zoom=1.6)
+        axis.view_init(elev=8, azim=-90)
         axis.set_axis_off()
         axis.set_title(title, fontsize="medium")
     figure.savefig(path, dpi=80)
@@ -143,7 +144,7 @@ def main():
         f"{fit.volume_high:.0f}, truth {np.linalg.det(edges).sum() / 6:.0f}"
     )
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    draw(arguments.folder / "cell_shapes.png", truth, panels)
+    draw(arguments.folder / "cell_shapes.png", panels)
     fit.mesh().save(arguments.folder / "cell.ply")
 
 

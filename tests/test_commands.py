@@ -207,6 +207,30 @@ def test_a_check_says_what_the_scan_cannot_tell(scan, tmp_path, capsys):
     assert (tmp_path / "acquisition.png").stat().st_size > 0
 
 
+def test_maps_go_into_a_bids_derivative_with_units_and_meanings(scan, tmp_path):
+    for name in INPUTS:
+        (tmp_path / f"sub-01_ses-2_{name}").symlink_to(scan / name)
+    files = [str(tmp_path / f"sub-01_ses-2_{name}") for name in INPUTS]
+    options = {"n_draws": 5, "bids": str(tmp_path / "maps")}
+    flow = cli.command("dipy_fit_ivim_varpro")
+    with pytest.warns(UserWarning, match="nearly nothing"):
+        flow().run(*files, out_dir=str(tmp_path / "one"), **options)
+    folder = tmp_path / "maps" / "sub-01" / "ses-2" / "dwi"
+    stem = "sub-01_ses-2_model-IVIM_param-perfusionFraction"
+    np.testing.assert_array_equal(
+        nib.load(folder / f"{stem}_desc-low_dwimap.nii.gz").get_fdata(),
+        nib.load(tmp_path / "one" / "perfusion_fraction_low.nii.gz").get_fdata(),
+    )
+    sidecar = json.loads((folder / "sub-01_ses-2_model-IVIM_param-D_dwimap.json").read_text())
+    assert sidecar["Units"] == "mm^2/s" and "diffusivity" in sidecar["Description"]
+    described = json.loads((tmp_path / "maps" / "dataset_description.json").read_text())
+    assert described["DatasetType"] == "derivative" and described["BIDSVersion"]
+    with pytest.raises(FileExistsError, match="dwimap.nii.gz exists"):
+        flow().run(*files, out_dir=str(tmp_path / "two"), **options)
+    with pytest.raises(ValueError, match="dwi.nii.gz is no name of BIDS"):
+        run("dipy_fit_ivim_varpro", scan, out_dir=str(tmp_path / "three"), **options)
+
+
 def test_a_program_that_is_none_says_which_there_are(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["dipy_fit_everything"])
     with pytest.raises(SystemExit, match="dipy_fit_noddi"):

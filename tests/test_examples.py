@@ -63,3 +63,13 @@ def test_the_shape_of_a_cell_is_found_from_its_signals(tmp_path, monkeypatch, ca
     assert found < 0.35 and found < start / 2
     for name in ("cell_shapes.png", "cell.ply"):
         assert (tmp_path / name).stat().st_size > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "examples").glob("plot_*.py")), ids=lambda p: p.stem
+)
+def test_tutorials_run(path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

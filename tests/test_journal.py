@@ -14,11 +14,13 @@ from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from benchmarks.decay_model import ACQUISITION, DecayModel, decays
 from dipy_spinverse.voxels import chunks, engines
+from dipy_spinverse.workflows.cli import command
 
 DATA = decays((5, 4, 3))
 MASK = np.arange(60).reshape(5, 4, 3) % 4 > 0
@@ -58,6 +60,19 @@ def begun(folder, n_chunks, data=DATA, **options):
     model.left, model.__class__.__name__ = n_chunks, "DecayModel"
     with pytest.raises(KeyboardInterrupt):
         model.fit(data, MASK, **OPTIONS | options, journal=folder)
+
+
+@contextmanager
+def full_disk():
+    """No file can become longer than 1000 bytes."""
+    usual = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, usual)
 
 
 @pytest.fixture
@@ -149,18 +164,29 @@ def test_a_damaged_chunk_is_computed_again(tmp_path, monkeypatch, expected, dama
 def test_a_full_disk_is_said_and_costs_nothing_that_was_finished(tmp_path, expected):
     begun(tmp_path, 2)
     kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    usual = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(OSError, match="journal: cannot write to .* start again") as caught:
-            DecayModel(ACQUISITION).fit(DATA, MASK, **OPTIONS, journal=tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, usual)
+    with full_disk(), pytest.raises(OSError, match="journal: cannot write .* start") as caught:
+        DecayModel(ACQUISITION).fit(DATA, MASK, **OPTIONS, journal=tmp_path)
     assert caught.value.errno == errno.EFBIG
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
     assert_equal(DecayModel(ACQUISITION).fit(DATA, MASK, **OPTIONS, journal=tmp_path), expected)
+
+
+def test_a_full_disk_leaves_no_maps_and_keeps_those_of_before(tmp_path):
+    np.savetxt(tmp_path / "dwi.bval", ACQUISITION.b[None] * 1000)
+    np.savetxt(tmp_path / "dwi.bvec", ACQUISITION.directions.T)
+    nib.save(nib.Nifti1Image(DATA[:2, :2, :1], np.eye(4)), tmp_path / "dwi.nii.gz")
+    files = [str(tmp_path / f"dwi.{end}") for end in ("nii.gz", "bval", "bvec")]
+    options = {"b0_threshold": 0.0, "n_draws": 0, "sigma": 1.0, "out_dir": str(tmp_path / "out")}
+    flow = command("dipy_fit_ivim_varpro")
+    with full_disk(), pytest.raises(OSError, match="File too large"):
+        flow().run(*files, **options)
+    assert not list((tmp_path / "out").iterdir())
+    flow().run(*files, **options)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert len(before) > 5
+    with full_disk(), pytest.raises(OSError, match="File too large"):
+        flow(force=True).run(*files, **options)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 def test_a_folder_that_cannot_be_written_to_is_said_before_anything_is_computed(

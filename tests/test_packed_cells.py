@@ -18,6 +18,7 @@ from dipy_spinverse.packed_cells.classes import (
     tissue_class,
 )
 from dipy_spinverse.packed_cells.compiled import compiled_signals, emulated_shells, shells_of
+from dipy_spinverse.packed_cells.emulator import Encodings, emulated_signals
 from dipy_spinverse.packed_cells.maps import tissue_maps, tissue_parameters
 from dipy_spinverse.packed_cells.measured import measured, refined
 from dipy_spinverse.packed_cells.nuisance import odd_factors, odd_terms
@@ -35,7 +36,7 @@ SIGMA = 0.02
 KNOWN = (2.0, 2.0)
 
 
-def protocol(rotation=None, shells=(1.0, 2.5, 4.5)):
+def protocol(rotation=None, shells=(1.0, 2.5, 4.5), te=(60, 60)):
     rng = np.random.default_rng(3)
     directions = rng.normal(size=(16, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -46,7 +47,8 @@ def protocol(rotation=None, shells=(1.0, 2.5, 4.5)):
         rows += [(0.0, np.zeros(3), small, big)] * 3
         rows += [(b, g, small, big) for b in shells for g in directions]
     b, g, small, big = (np.array(column) for column in zip(*rows, strict=True))
-    return Acquisition(b=b, directions=g, small_delta=small, big_delta=big, te=60)
+    te = np.where(big > 20, te[1], te[0])
+    return Acquisition(b=b, directions=g, small_delta=small, big_delta=big, te=te)
 
 
 def magnitudes(signals, rng, sigma=SIGMA):
@@ -99,11 +101,55 @@ def test_compiled_signals_are_those_of_the_emulator(shape):
     assert np.sqrt((error**2).mean()) < 1.5 * np.sqrt((compiled.error**2).mean())
 
 
+def test_signals_of_wide_protocols_are_those_of_the_emulator():
+    # 16 values of q, more than are emulated one by one, from next to nothing to b = 60.
+    b = np.tile(60 * np.linspace(0.03, 1, 16) ** 2, 2)
+    x = np.repeat([0.0, 0.4], 16)
+    directions = np.stack([np.sqrt(1 - x**2), 0 * x, x], axis=1)
+    acquisition = Acquisition(b=b, directions=directions, small_delta=8, big_delta=20, te=60)
+    tissue = tissue_class("cylinders", True)
+    z = place_of(tissue, free_water=-5, dot=-5, hindered=-5, dispersion_1=-5, dispersion_2=-5)
+    model = tissue_signals(acquisition, KNOWN, 3.0, compiled=False)
+    found = np.empty(len(b))
+    found[model.shells.order] = model(tissue, z, np.eye(3)[None])[0]
+    parameters = tissue_parameters(tissue, z, KNOWN)
+    names = ("radius", "fraction", "permeability", "diffusivity_inside", "diffusivity_outside")
+    q = acquisition.q
+    encodings = Encodings(
+        q * np.sqrt(1 - x**2), q * x, acquisition.small_delta, acquisition.big_delta
+    )
+    exact = emulated_signals(
+        "cylinder", np.array([[*(parameters[n][0] for n in names)]]), encodings
+    )
+    # The least fan of axes, 2 degrees, takes 0.007 at b = 60; interpolation over q 0.001.
+    np.testing.assert_allclose(found, exact[0], atol=0.008)
+
+
+def test_free_water_outlasts_tissue_at_long_echo_times():
+    acquisition = protocol(te=(60, 90))
+    tissue = tissue_class("cylinders", True, relaxes=True)
+    model = tissue_signals(acquisition, KNOWN, 3.0, compiled=False)
+    z = place_of(tissue, free_water=0.5, relaxation=0.0)
+    found, parameters = np.empty(len(acquisition)), tissue_parameters(tissue, z, KNOWN)
+    found[model.shells.order] = model(tissue, z, np.eye(3)[None])[0]
+    ends = []
+    for free_water in (-5.0, 5.0):  # none, and all
+        z[:, tissue.columns("free_water")] = free_water
+        ends.append(np.empty(len(acquisition)))
+        ends[-1][model.shells.order] = model(tissue, z, np.eye(3)[None])[0]
+    share, rate = parameters["free_water"][0], parameters["relaxation"][0]
+    odds = share / (1 - share) * np.exp(rate * (acquisition.te - 60))
+    expected = (ends[0] + odds * ends[1]) / (1 + odds)
+    # "All" and "none" are shares of 1e-6.
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("name", [*CLASSES, ALIGNED])
 def test_derivatives_are_those_of_the_signals(name, known):
-    tissue = tissue_class(name, known)
-    model = tissue_signals(protocol(), KNOWN if known else None, 3.0)
+    tissue = tissue_class(name, known, relaxes=not known)
+    acquisition = protocol(te=(60, 60 if known else 90))
+    model = tissue_signals(acquisition, KNOWN if known else None, 3.0)
     rng = np.random.default_rng(0)
     z = rng.uniform(-1, 1, size=(6, tissue.n_parameters))
     if tissue.turns:
@@ -132,8 +178,12 @@ def test_dispersion_is_diffusion_of_axes_over_the_sphere():
     cosines = np.array([[0.0, 0.4, 1.0]])
     gradients = np.stack([np.sqrt(1 - cosines[0] ** 2), 0 * cosines[0], cosines[0]], axis=1)
     found = dispersed_signals(
-        kernel[None, None, :, None], np.array([8]), cosines, np.full((1, 3), t),
-        np.array([0, 3]), 1,
+        kernel[None, None, :, None],
+        np.array([8]),
+        cosines,
+        np.full((1, 3), t),
+        np.array([0, 3]),
+        1,
     )[0, 0]
     walked = np.exp(-3 * (axes @ gradients.T) ** 2).mean(axis=0)
     # Standard error of 20,000 walks 0.002, and 60 steps.

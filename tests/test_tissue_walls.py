@@ -11,7 +11,7 @@ from dipy_spinverse import Acquisition, SpinverseModel, Status, bcc_grid
 from dipy_spinverse.acquisition.encodings import pulsed_gradients
 from dipy_spinverse.bloch_torrey import relative_transmissibility
 from dipy_spinverse.packed_cells.maps import PARAMETERS
-from dipy_spinverse.spinverse.departures import Patch, departure
+from dipy_spinverse.spinverse.departures import Patch, _evidence, _foretold, departure
 from dipy_spinverse.spinverse.packings import packing_of, scaled
 from dipy_spinverse.walls.maps import wall_maps
 
@@ -128,6 +128,24 @@ def test_walls_stay_in_the_packing_where_there_is_only_noise(seed):
     assert departure(patch, weight, noise) is None
     # Nor where the noise is larger than was said: that is not a reason for walls.
     assert departure(patch, weight, 3 * noise) is None
+
+
+def test_noise_seldom_looks_like_changes_of_walls():
+    rng = np.random.default_rng(5)
+    basis = np.linalg.qr(rng.standard_normal((120, 20)))[0]
+    strength = np.geomspace(1e-3, 1.0, 20)
+    folds = [np.arange(120) % 4 == k for k in range(4)]
+    asked = foretold = 0
+    for _ in range(300):
+        noise = 1.5 * rng.standard_normal(120)
+        asked += _evidence(strength, basis.T @ noise, 120, noise @ noise)[1] > 0
+        foretold += _foretold(basis, noise, folds)
+    # One of 1000, and two standard errors: 2 %. Three times as often is chance in 300 draws.
+    assert asked <= 3 and foretold <= 20
+    changed = basis @ (10 * np.sqrt(strength) * rng.standard_normal(20)) + rng.standard_normal(120)
+    variance, prior = _evidence(strength, basis.T @ changed, 120, changed @ changed)
+    assert variance == pytest.approx(1, abs=0.3) and prior == pytest.approx(100, rel=0.8)
+    assert _foretold(basis * np.sqrt(strength * prior / variance), changed, folds)
 
 
 @pytest.fixture(scope="module")

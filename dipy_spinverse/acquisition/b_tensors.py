@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import checks
 from dipy_spinverse.acquisition.measurements import Measurements, read_only
+from dipy_spinverse.acquisition.waveforms import Waveforms
 from dipy_spinverse.units import MS_PER_UM2
 
 _SPHERICAL = 0.01  # b_Delta below which directions do not matter
@@ -110,8 +111,8 @@ class TensorAcquisition(Measurements):
     @classmethod
     def from_measurements(cls, measured: Measurements) -> TensorAcquisition:
         """Of measurements with any waveforms, the b-tensors alone."""
-        columns = (getattr(measured, name) for name in _PER_MEASUREMENT)
-        return cls(*columns, b0_threshold=measured.b0_threshold)
+        columns = {name: getattr(measured, name) for name in _PER_MEASUREMENT}
+        return cls(**columns, b0_threshold=measured.b0_threshold)
 
     def arrays(self) -> dict[str, np.ndarray]:
         columns = {name: getattr(self, name) for name in _PER_MEASUREMENT}
@@ -119,8 +120,8 @@ class TensorAcquisition(Measurements):
 
     def subset(self, index: ArrayLike | slice) -> TensorAcquisition:
         chosen = self._chosen(index)
-        columns = (getattr(self, name)[chosen] for name in _PER_MEASUREMENT)
-        return TensorAcquisition(*columns, b0_threshold=self.b0_threshold)
+        columns = {name: getattr(self, name)[chosen] for name in _PER_MEASUREMENT}
+        return TensorAcquisition(**columns, b0_threshold=self.b0_threshold)
 
     def to_gtab(self) -> GradientTable:
         """Hand the acquisition to a DIPY model: a gradient table with `btens`."""
@@ -144,8 +145,8 @@ class TensorAcquisition(Measurements):
         axes[self.b0_mask | (np.abs(shape) < _SPHERICAL)] = 0
         return read_only(axes)
 
-    @property
-    def waveforms(self):
+    @cached_property
+    def waveforms(self) -> tuple[Waveforms, ...]:
         raise ValueError(
             "acquisition is a TensorAcquisition, which has no waveforms: only diffusion that is "
             "Gaussian is known by its b-tensors. Give the waveforms: Acquisition.from_waveforms."

@@ -21,6 +21,7 @@ from dipy_spinverse.compartments.fitting.chunk import MOST_FIBRES
 from dipy_spinverse.compartments.posterior.degeneracy import undetermined
 from dipy_spinverse.compartments.signals.kernels import OwnKernel
 from dipy_spinverse.units import MS_PER_UM2
+from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.image import Image
 from dipy_spinverse.voxels.status import Status, only_noise
 
@@ -131,10 +132,11 @@ def check_acquisition(definition, acquisition) -> None:
         )
 
 
-def without_noise_alone(image: Image, acquisition: Measurements) -> Image:
+def without_noise_alone(image: Image, acquisition: Acquired) -> Image:
     """An image without the voxels that are noise alone, which its status says."""
     voxels = image.voxels
-    empty = only_noise(voxels.signals, acquisition.b0_mask, image.noise, image.freedom)
+    b0 = np.asarray(acquisition.b0_per_te).any(axis=0)
+    empty = only_noise(voxels.signals, np.atleast_1d(b0), image.noise, image.freedom)
     if not empty.any():
         return image
     there = np.asarray(image.status == Status.CONVERGED)

@@ -143,14 +143,16 @@ class Compartment:
     @property
     def oriented(self) -> bool:
         """Whether the kernel has an axis at all."""
-        own = isinstance(self.kernel, OwnKernel)
-        return self.kernel.oriented if own else self.kernel in ORIENTED
+        if isinstance(self.kernel, OwnKernel):
+            return self.kernel.oriented
+        return self.kernel in ORIENTED
 
     @property
     def timed(self) -> bool:
         """Whether the kernel depends on the pulse timing beyond b."""
-        own = isinstance(self.kernel, OwnKernel)
-        return self.kernel.timed if own else self.kernel in TIMED
+        if isinstance(self.kernel, OwnKernel):
+            return self.kernel.timed
+        return self.kernel in TIMED
 
     @property
     def has_axis(self) -> bool:

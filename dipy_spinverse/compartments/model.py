@@ -182,9 +182,9 @@ class CompartmentModel(VoxelModel):
             groups=[np.flatnonzero(kinds == kind) for kind in np.unique(kinds)],
         )
         explained = status[image.status == Status.CONVERGED] != Status.MISFIT
-        tests = (values[name][explained] for name in ("_score", "_information"))
+        score, information = (values[name][explained] for name in ("_score", "_information"))
         where = (image.status == Status.CONVERGED) & (status != Status.MISFIT)
-        refuted, better = shifts(self.definition.known, *tests, where)
+        refuted, better = shifts(self.definition.known, score, information, where)
         status[where] = np.where(refuted, Status.MISFIT, status[where])
         self._warn_of_values(better, refuted.sum())
         return CompartmentFit(self, status, values)

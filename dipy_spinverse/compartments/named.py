@@ -317,7 +317,7 @@ def diffusivities(**values) -> tuple[dict[str, float], tuple[Parameter, ...]]:
     """Those that are known, um^2/ms, and parameters of those that are fitted."""
     known, fitted = {}, []
     for name, value in values.items():
-        bounds = _FREE if isinstance(value, str) and value == "free" else value
+        bounds: Any = _FREE if isinstance(value, str) and value == "free" else value
         if np.ndim(bounds) == 0:
             known[name] = diffusivity_um2_per_ms(name, bounds)
             continue

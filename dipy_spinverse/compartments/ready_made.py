@@ -10,6 +10,7 @@ from dipy_spinverse.acquisition import Measurements
 from dipy_spinverse.compartments.definition import (
     Compartment,
     Definition,
+    Expression,
     Parameter,
     rest,
     tortuosity,
@@ -284,8 +285,12 @@ class MTENODDIModel(CompartmentModel):
             "isotropic_diffusivity": isotropic_diffusivity,
         }
         known, fitted = diffusivities(**arguments)
-        along, dispersed = "parallel_diffusivity", {"dispersion": "watson", "odi": "odi"}
-        hindered = {"parallel": along, "perpendicular": tortuosity(along, "ndi")}
+        along = "parallel_diffusivity"
+        dispersed: dict[str, Any] = {"dispersion": "watson", "odi": "odi"}
+        hindered: dict[str, Expression] = {
+            "parallel": along,
+            "perpendicular": tortuosity(along, "ndi"),
+        }
         definition = Definition(
             "MTE-NODDI",
             (

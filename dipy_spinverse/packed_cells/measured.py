@@ -130,7 +130,9 @@ def _variances(known, noise_free):
     return sigma**2 * np.where(known.magnitude[:, None], of_magnitude, 1.0)
 
 
-def systematic_floor(known: Measured, noise_free: np.ndarray, n_unknowns: int) -> np.ndarray:
+def systematic_floor(
+    known: Measured, noise_free: np.ndarray, n_unknowns: np.ndarray
+) -> np.ndarray:
     """Likeliest share (V,) of the signal that adds to the noise, from what a fit leaves."""
     mean = noise_free + known.sigma[:, None] * _excess(known, noise_free)
     used = known.inverse_sd > 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,21 +12,17 @@ from scipy.stats import chi2
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.packed_cells.classes import (
     CLASSES,
-    ROTATION,
     TissueClass,
     tissue_class,
 )
+from dipy_spinverse.packed_cells.likeliest import improved, searched
 from dipy_spinverse.packed_cells.maps import PARAMETERS, tissue_maps, tissue_parameters
 from dipy_spinverse.packed_cells.measured import (
-    Measured,
     expected,
     measured,
-    refined,
     residuals,
-    systematic_floor,
 )
 from dipy_spinverse.packed_cells.nuisance import labels_of, odd_factors, odd_terms
-from dipy_spinverse.packed_cells.orientations import rotation_of
 from dipy_spinverse.packed_cells.posterior_checks import checked_diffusivity, checked_input
 from dipy_spinverse.packed_cells.randomised import randomised_draws
 from dipy_spinverse.packed_cells.residual_groups import (
@@ -36,26 +31,12 @@ from dipy_spinverse.packed_cells.residual_groups import (
     residual_groups,
     worst_group,
 )
-from dipy_spinverse.packed_cells.search import (
-    ClassProblem,
-    Modes,
-    dictionary_starts,
-    find_modes,
-    minima,
-)
 from dipy_spinverse.packed_cells.tissue_signals import TissueSignals, tissue_signals
 from dipy_spinverse.voxels.statistics import of_axes
 from dipy_spinverse.voxels.status import REFUTED
 from dipy_spinverse.voxels.tensor_frames import tensor_frames
 
-_N_MODES = 6
-_FIRST_STEPS, _LAST_STEPS, _POLISHING_STEPS = 16, 40, 15
-# Of the chi-square: interpolated signals that are wrong by more are not good enough.
-_TELLING = 4.0
-# Classes whose evidence is e^-10, after the noise is refined e^-6, of the best are dropped.
-_FIRST_SCREEN, _LAST_SCREEN = 10.0, 6.0
 _LEAST_PROBABILITY = 0.005  # of a class; less likely ones are dropped
-_LEAST_SIGMA = 1e-3  # over the largest signal: the emulator is not more exact
 # Over the largest signal: a first idea of the noise where it is not given, and what interpolated
 # signals may be wrong by.
 _FIRST_SIGMA, _INTERPOLATION_ERROR = 0.02, 0.01
@@ -243,69 +224,6 @@ class _Scan:
     cross_terms: bool
 
 
-@dataclass(frozen=True, eq=False)
-class _Case:
-    """Voxels, the classes of tissue that are considered, and the modes of each.
-
-    Attributes
-    ----------
-    noise_known : bool
-    modes : list of Modes
-        Of those voxels alone that `kept` says.
-    offsets : list of ndarray
-        What `emulated` gives beyond the signals of `model` at the best of the modes so far.
-    kept : ndarray (C, V) of bool
-        Voxels for which a class is considered.
-    """
-
-    model: TissueSignals
-    emulated: TissueSignals
-    tissues: list[TissueClass]
-    known: Measured
-    noise_known: bool
-    modes: list[Modes]
-    offsets: list[np.ndarray]
-    kept: np.ndarray
-
-    def problem(self, k: int) -> ClassProblem:
-        """That of one class and the voxels for which it is considered."""
-        known = self.known.of_voxels(self.kept[k])
-        return ClassProblem(self.model, self.tissues[k], known, self.offsets[k])
-
-    def log_evidence(self) -> np.ndarray:
-        """Laplace's (C, V); -inf where a class is not considered."""
-        found = np.full(self.kept.shape, -np.inf)
-        for k, modes in enumerate(self.modes):
-            found[k, self.kept[k]] = modes.log_evidence
-        return found
-
-    def best(self) -> tuple[np.ndarray, list[_Best]]:
-        """Class (V,) of the largest evidence, and the likeliest places, class by class."""
-        best = self.log_evidence().argmax(axis=0)
-        groups = []
-        for k, modes in enumerate(self.modes):
-            voxels = np.flatnonzero(best == k)
-            if len(voxels):
-                rows = (np.cumsum(self.kept[k]) - 1)[voxels]
-                tissue, place, frames = self.tissues[k], modes.places[rows, 0], modes.frames[rows]
-                signals = self.model(tissue, place, frames) + self.offsets[k][rows]
-                groups.append(_Best(tissue, voxels, place, frames, signals))
-        return best, groups
-
-
-class _Best(NamedTuple):
-    """Voxels (n,) that a class explains best, and how.
-
-    Places (n, P), frames (n, 3, 3) and signals (n, M) over those at b = 0.
-    """
-
-    tissue: TissueClass
-    voxels: np.ndarray
-    places: np.ndarray
-    frames: np.ndarray
-    signals: np.ndarray
-
-
 def _posterior_of(scan, data, sigma, n_draws, seed):
     order = scan.model.shells.order
     known_noise = sigma is not None
@@ -321,11 +239,12 @@ def _posterior_of(scan, data, sigma, n_draws, seed):
     )
     # Less noise than the interpolated signals have errors makes a search follow these.
     excess = np.maximum(_INTERPOLATION_ERROR * largest / first_sigma, 1) ** 2
-    case = _searched(scan, known.with_less_weight(excess), frames, known_noise)
+    weak = known.with_less_weight(excess)
+    case = searched(scan.model, scan.emulated, scan.tissues, weak, frames, known_noise)
     case = replace(case, known=known)
     floor = np.zeros(len(data))
     for _ in range(2):
-        case, floor = _refined(case)
+        case, floor = improved(case)
     best_class, groups_of_class = case.best()
     at_best = _at_best(case, best_class, groups_of_class, scan)
     excess = np.full(len(data), _MORE_NOISE)
@@ -350,147 +269,6 @@ def _posterior_of(scan, data, sigma, n_draws, seed):
             tissue.name: each for tissue, each in zip(case.tissues, probabilities, strict=True)
         },
     }
-
-
-def _searched(scan, known, frames, noise_known):
-    """Modes of every class, without model errors."""
-    n_voxels = len(known.data)
-    modes = {}
-    none = np.zeros_like(known.data)
-    for tissue in scan.tissues:
-        problem = ClassProblem(scan.model, tissue, known, none)
-        if tissue.name == "crossing" and "cylinders" in modes:
-            starts = _crossing_starts(tissue, modes["cylinders"], problem)
-        elif tissue.name == "no cells":
-            starts = np.zeros((n_voxels, 1, tissue.n_parameters))
-        else:
-            starts = dictionary_starts(scan.model, tissue, known, frames)
-        modes[tissue.name] = find_modes(problem, starts, frames, _N_MODES, _FIRST_STEPS)
-    kept = np.ones((len(scan.tissues), n_voxels), dtype=bool)
-    offsets = [none] * len(scan.tissues)
-    case = _Case(
-        scan.model, scan.emulated, scan.tissues, known, noise_known, list(modes.values()),
-        offsets, kept,
-    )  # fmt: skip
-    return _screened(case, _FIRST_SCREEN)
-
-
-def _crossing_starts(tissue, cylinders, problem):
-    """Places (V, 2, P) like the best cylinders', crossing in either plane of their frame."""
-    model = problem.model
-    alone = tissue_class("cylinders", model.diffusivity is not None, model.echo.any())
-    starts = np.zeros((len(cylinders.places), 2, tissue.n_parameters))
-    for k, name in enumerate(tissue.parameters):
-        if name in alone.parameters and name not in ROTATION:
-            starts[..., k] = cylinders.places[:, :1, alone.parameters.index(name)]
-    # What dispersion stood for are now angles.
-    starts[..., tissue.columns("dispersion_1")] = -1.0
-    starts[:, 1, -1] = np.pi / 2
-    return starts
-
-
-def _screened(case, most):
-    """The case without classes of little evidence, voxel by voxel."""
-    evidence = case.log_evidence()
-    kept = evidence > evidence.max(axis=0) - most
-    still = [kept[k, case.kept[k]] for k in range(len(kept))]
-    modes = [each.of_voxels(rows) for each, rows in zip(case.modes, still, strict=True)]
-    offsets = [each[rows] for each, rows in zip(case.offsets, still, strict=True)]
-    return replace(case, modes=modes, offsets=offsets, kept=kept)
-
-
-def _refined(case):
-    """The case with the noise, the floor and the model's errors around the best fit so far."""
-    _, groups = case.best()
-    known = case.known
-    n_voxels, n = known.data.shape
-    noise_free, sigma = np.empty((n_voxels, n)), known.sigma.copy()
-    n_unknowns = np.empty(n_voxels)
-    errors = []
-    for tissue, voxels, places, frames, signals in groups:
-        white, amplitude, _ = residuals(known, signals, voxels)
-        scale = amplitude[:, known.labels]
-        noise_free[voxels] = scale * np.maximum(signals, 0)
-        errors.append(scale[:, None] * model_errors(case.emulated, tissue, places, frames))
-        n_unknowns[voxels] = tissue.n_parameters + known.n_labels
-        if not case.noise_known:
-            dof = np.maximum(known.n_used - n_unknowns[voxels], 1)
-            # Few measurements may be fitted exactly.
-            least = _LEAST_SIGMA * np.abs(known.data[voxels]).max(axis=1)
-            found = sigma[voxels] * np.sqrt((white**2).sum(axis=1) / dof)
-            sigma[voxels] = np.maximum(found, least)
-    known = replace(known, sigma=sigma)
-    floor = np.zeros(n_voxels)
-    if case.noise_known:
-        floor = systematic_floor(known, noise_free, n_unknowns)
-    of_model = np.zeros((n_voxels, max(each.shape[1] for each in errors), n))
-    for group, each in zip(groups, errors, strict=True):
-        of_model[group.voxels, : each.shape[1]] = each
-    case = replace(case, known=refined(known, noise_free, of_model, floor))
-    modes, offsets = list(case.modes), list(case.offsets)
-    for k, each in enumerate(case.modes):
-        if len(each.frames):
-            problem = replace(case.problem(k), offset=_beyond(case, k, each))
-            found = find_modes(problem, each.places, each.frames, _N_MODES, _LAST_STEPS)
-            modes[k] = _polished(problem, case.emulated, found)
-            offsets[k] = _beyond(case, k, modes[k])
-    return _screened(replace(case, modes=modes, offsets=offsets), _LAST_SCREEN), floor
-
-
-def _beyond(case, k, modes):
-    """What the emulator gives at the best places beyond the signals of the model, (V, M)."""
-    place = case.tissues[k], modes.places[:, 0], modes.frames
-    return case.emulated(*place) - case.model(*place)
-
-
-def _polished(problem, emulated, modes):
-    """Modes, the best of which is found with the emulator itself where the data tell."""
-    tissue, everywhere = problem.tissue, np.arange(len(modes.frames))
-    z, frames = modes.places[:, 0], modes.frames
-    known = problem.known
-    interpolated = problem.model(tissue, z, frames) + problem.offset
-    apart = residuals(known, emulated(tissue, z, frames), everywhere)[0]
-    apart -= residuals(known, interpolated, everywhere)[0]
-    rows = np.flatnonzero((apart**2).sum(axis=1) > _TELLING)
-    if not len(rows):
-        return modes
-    known = known.of_voxels(rows)
-    own = ClassProblem(emulated, tissue, known, np.zeros_like(known.data))
-    found = minima(own, z[rows], frames[rows], np.arange(len(rows)), _POLISHING_STEPS)
-    places, frames, covariances, costs = (
-        each.copy() for each in (modes.places, modes.frames, modes.covariances, modes.costs)
-    )
-    costs[rows] = np.inf
-    places[rows, 0], frames[rows], covariances[rows, 0], costs[rows, 0] = found
-    return Modes(places, frames, covariances, costs)
-
-
-def model_errors(
-    model: TissueSignals, tissue: TissueClass, z: np.ndarray, frames: np.ndarray
-) -> np.ndarray:
-    """One standard deviation of the emulator's errors (N, K, M), shared by a timing's shells."""
-    values = tissue_parameters(tissue, z, model.diffusivity)
-    cells = (1 - values["free_water"]) * (1 - values["dot"]) * (1 - values["hindered"])
-    shells = model.shells
-    pulses = np.stack([shells.small_delta, shells.big_delta])
-    timings, index = np.unique(pulses, axis=1, return_inverse=True)
-    of_timing = index.reshape(-1) == np.arange(timings.shape[1])[:, None]
-    shell = shells.of_measurement
-    parts = []
-    if tissue.has_cylinders:
-        if tissue.turns:
-            frames = rotation_of(z[:, -3:]) @ frames
-        along = (frames[:, 2] @ model.directions.T) ** 2
-        # Errors across the axis: the decay along it is free of them.
-        decay = np.exp(-model.b * values["diffusivity_inside"][:, None] * along)
-        share = cells * (1 - values["sphere_share"])
-        parts.append(share[:, None] * model.model_error("cylinder", values)[:, shell] * decay)
-    if tissue.has_spheres:
-        share = cells * values["sphere_share"]
-        parts.append(share[:, None] * model.model_error("sphere", values)[:, shell])
-    if not parts:
-        return np.zeros((len(z), 1, len(shell)))
-    return np.concatenate([of_timing[:, shell] * part[:, None] for part in parts], axis=1)
 
 
 def _refuted(at_best, n_groups):

@@ -22,8 +22,9 @@ _TIMING_COLORS = (
     "#0d3b66", "#d1495b", "#2a9d8f", "#e09f3e", "#6d597a", "#118ab2", "#7f5539", "#588157",
 )  # fmt: skip
 _FONT = {"family": "system-ui, -apple-system, 'Segoe UI', sans-serif", "size": 13}
-# Values of one map in a page; beyond, slices are left out, so that pages stay below 15 MB.
-_MOST_VALUES = 120_000
+# Values of all maps in a page, of 5.4 characters each: beyond, slices are left out, so that pages
+# stay below 15 MB.
+_MOST_VALUES = 1_200_000
 _HEIGHT = 330
 # Least wall probability of what is drawn, how opaque it is, and what the legend says.
 _BANDS = (
@@ -61,7 +62,8 @@ class Slices:
         self.fitted = np.isin(status, FITTED)
         depth = np.arange(first[2], last[2] + 1)
         area = np.prod(last[:2] - first[:2] + 1)
-        step = int(np.ceil(len(depth) * area / _MOST_VALUES))
+        values = 3 * max(len(fit.MAPS), 1) * len(depth) * area
+        step = int(np.ceil(values / _MOST_VALUES))
         self.shown = depth[:: max(step, 1)]
         self.size = np.linalg.norm(affine[:3, :3], axis=0)
         self.axes = [

@@ -29,9 +29,9 @@ from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import Simulator, relative_transmissibility
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.packed_cells.classes import LARGEST_Z, ROTATION, TissueClass, tissue_class
+from dipy_spinverse.packed_cells.likeliest import model_errors
 from dipy_spinverse.packed_cells.maps import tissue_maps, tissue_parameters
 from dipy_spinverse.packed_cells.measured import measured, refined, whitened_slopes
-from dipy_spinverse.packed_cells.posterior import model_errors
 from dipy_spinverse.packed_cells.tissue_signals import TissueSignals, tissue_signals
 from dipy_spinverse.substrates.walls_of_bodies import from_inside
 

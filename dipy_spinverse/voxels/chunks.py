@@ -221,7 +221,7 @@ def _identity(model, image, options) -> dict[str, str]:
     """What a journal must have in common with a fit."""
     try:
         settings, arrays = model.settings()
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
         raise ValueError(f"journal: no file can say what this model is: {error}") from error
     told = {name: x for name, x in options.items() if np.ndim(x) == 0}
     arrays = {f"model {name}": x for name, x in arrays.items()}

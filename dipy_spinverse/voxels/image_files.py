@@ -49,6 +49,15 @@ class StoredImage:
     ------
     ValueError
         No image, a truncated one, one without a place in space.
+
+    Examples
+    --------
+    >>> import tempfile, nibabel, numpy as np
+    >>> path = tempfile.mkdtemp() + "/dwi.nii.gz"
+    >>> nibabel.save(nibabel.Nifti1Image(np.ones((2, 2, 1, 30), np.float32), np.eye(4)), path)
+    >>> image = StoredImage(path, "data")
+    >>> image.shape, image[..., 29].mean()
+    ((2, 2, 1, 30), np.float32(1.0))
     """
 
     def __init__(self, path: str | Path, name: str):

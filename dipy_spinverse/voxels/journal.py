@@ -104,8 +104,8 @@ def open_journal(folder: str | Path, identity: Mapping[str, str], vox_per_chunk:
         found = {path.name for path in folder.iterdir()}
         if not found:
             about = {**identity, "vox_per_chunk": vox_per_chunk}
-            text = json.dumps(about, indent=2).encode()
-            storage.whole(folder / _ABOUT, lambda file: file.write(text))
+            content = json.dumps(about, indent=2).encode()
+            storage.whole(folder / _ABOUT, lambda file: file.write(content))
         elif not os.access(folder, os.W_OK):
             raise PermissionError("no permission to write")
     except OSError as error:

@@ -9,6 +9,7 @@ import numpy as np
 from dipy.reconst.shm import real_sh_descoteaux
 
 from dipy_spinverse.acquisition import Acquisition, Measurements
+from dipy_spinverse.acquisition.b_tensors import b_anisotropy
 
 LARGEST_ORDER = 6
 _LARGEST_CONDITION = 5.0
@@ -51,7 +52,7 @@ def shells_of(acquisition: Measurements) -> Iterator[Shell]:
     if isinstance(acquisition, Acquisition):
         encoding = acquisition.timing_index
     else:
-        shape = (10 * acquisition.b_anisotropy).round()
+        shape = (10 * b_anisotropy(acquisition.b_tensors)[0]).round()
         encoding = np.unique(shape, return_inverse=True)[1] * 1000 + acquisition.te_index
     kind = 2 * encoding + acquisition.isotropic
     order = weighted[np.lexsort((acquisition.b[weighted], kind[weighted]))]

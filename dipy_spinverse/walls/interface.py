@@ -112,9 +112,9 @@ class InterfaceMesh:
 
         ``.vtu`` and ``.vtk`` (ParaView) are in um and hold permeability, wall probability and
         component of each triangle; ``.ply`` is in um and holds permeability and wall probability
-        of each vertex, the mean over its triangles. All hold `vertex_std_um` where there is one. ``.gii`` (dipy_horizon, Connectome Workbench)
+        of each vertex, the mean over its triangles. ``.gii`` (dipy_horizon, Connectome Workbench)
         is in mm, and the values of each vertex go into a second file: ``name.shape.gii`` beside
-        ``name.surf.gii`` or ``name.gii``.
+        ``name.surf.gii`` or ``name.gii``. All hold `vertex_std_um` where there is one.
 
         Parameters
         ----------

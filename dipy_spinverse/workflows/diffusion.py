@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dipy.core.gradients import GradientTable
 
     from dipy_spinverse.acquisition import Acquisition
+    from dipy_spinverse.voxels.fit import VoxelFit
 
 
 def read_acquisition(
@@ -112,7 +113,7 @@ def _sidecar_times(bvalues: Path) -> dict[str, Any]:
 class DiffusionCommand(FitCommand):
     """A command that fits a model to diffusion-weighted volumes."""
 
-    steps = ("read_volume", "read_acquisition", *FitCommand.steps)
+    steps = ("read_volume", "read_acquisition", *FitCommand.steps, "derivatives")
     # Whether the model needs the timing of the pulses.
     timed: ClassVar[bool] = True
 
@@ -123,7 +124,44 @@ class DiffusionCommand(FitCommand):
         acquired = self.read_acquisition(**self.takes("read_acquisition", given))
         if self.timed and not hasattr(acquired, "timings"):
             check_pulses({})
+        self.derivatives(given["input_files"], **self.takes("derivatives", given))
         return self.read_volume(acquired, **self.takes("read_volume", given))
+
+    def derivatives(self, input_files: str, *, bids: str | None = None) -> None:
+        """Check that maps can be written into a BIDS data set.
+
+        Parameters
+        ----------
+        bids : string, optional
+            Folder of a BIDS derivative data set, into which maps are written, too, each with a
+            sidecar of its unit and meaning. The images must have a name of BIDS, such as
+            sub-01_dwi.nii.gz.
+        """
+        if bids is None:
+            return
+        from dipy_spinverse.report.bids import derivative_files
+
+        names = [*self.maps, *self.others]
+        files = derivative_files(names, Path(bids), input_files, self.model_name)
+        there = [file for file in files if file.exists()]
+        if there and not self._force_overwrite:
+            raise FileExistsError(f"{there[0]} exists; add --force to overwrite.")
+
+    @property
+    def model_name(self) -> str:
+        """Of the class of models, without "Model"."""
+        return type(self).__name__.removesuffix("Flow")
+
+    def write(self, fit: VoxelFit, images: Images, settings: dict, paths: dict[str, Path]) -> None:
+        """Write maps, the fit and the settings, and the derivative where one is asked for."""
+        super().write(fit, images, settings, paths)
+        root = settings["settings"]["bids"]
+        if root is not None:
+            from dipy_spinverse.report.bids import save_derivatives
+
+            names = [*self.maps, *(name for name in self.others if hasattr(fit, name))]
+            source = settings["inputs"]["input_files"]
+            save_derivatives(fit, names, Path(root), source, images.affine, self.model_name)
 
     def read_volume(
         self, acquired: Any, *, input_files: str, mask_file: str | None = None

@@ -61,10 +61,10 @@ class SmoothCellInversion:
         self._repeats = np.bincount(self._encoding)
         self._te_index = acquisition.te_index[representatives]
         part = acquisition.subset(representatives)
-        self._search = SmoothSearch(
+        self.search = SmoothSearch(
             part, grid.box_um, diffusivity=diffusivity, seed=seed, effort=effort
         )
-        self._shape, self._n_fields = SmoothShape(grid, self._search.prior), n_fields
+        self._shape, self._n_fields = SmoothShape(grid, self.search.prior), n_fields
 
     def run(self, data: np.ndarray, sigma: np.ndarray | None) -> Reconstruction:
         """Find the cells of V voxels; arguments as :meth:`Inversion.run`."""
@@ -95,17 +95,13 @@ class SmoothCellInversion:
         )
 
     def _of_voxel(self, data, noise):
-        averaged = np.bincount(self._encoding, data) / self._repeats
-        level = noise[self._te_index]
-        sigma = level / np.sqrt(self._repeats)
-        # Negative samples are of real parts, which noise does not lift.
-        rician = np.zeros_like(level) if (data < 0).any() else level
-        found = self._search.run(averaged, sigma, rician, self._n_fields)
+        averaged, sigma, rician = self._for_search(data, noise)
+        found = self.search.run(averaged, sigma, rician, self._n_fields)
         expected = rician_mean(found.signals, rician)[self._encoding]
         residual = (data - expected) / noise[self._acquisition.te_index]
         every = [found.best, *found.draws]
         fields = np.array([self._openness(cells) for cells in every])
-        area = np.array([self._search.fine.shape.geometry(cells)[1] for cells in every])
+        area = np.array([self.search.fine.shape.geometry(cells)[1] for cells in every])
         permeability = np.array([cells.permeability for cells in every])
         mean = (permeability * area).sum(axis=1) / area.sum(axis=1).clip(1e-9)
         return {
@@ -120,6 +116,19 @@ class SmoothCellInversion:
             "iterations": np.array([found.n_steps]),
             "misfit": np.array([(residual**2).mean()]),
         }
+
+    def _for_search(self, data, noise):
+        """Data of the different encodings, their errors, and the noise that lifts them."""
+        level = noise[self._te_index]
+        # Negative samples are of real parts, which noise does not lift.
+        rician = np.zeros_like(level) if (data < 0).any() else level
+        averaged = np.bincount(self._encoding, data) / self._repeats
+        return averaged, level / np.sqrt(self._repeats), rician
+
+    def refined(self, data: np.ndarray, cells: SmoothCells) -> SmoothCells:
+        """The cells in which the last steps of a search end that start from some cells."""
+        noise = noise_of_each_te(data[None], self._acquisition)[0]
+        return self.search.refined(*self._for_search(data, noise), cells).cells
 
     def _openness(self, cells: SmoothCells):
         """Openness (F,) of the faces of the grid, walls where most of a tetrahedron is inside."""

@@ -113,7 +113,7 @@ class SmoothSearch:
             for models in ((coarse, coarse), (middle, middle), (fine, middle))
         )
         lines = [
-            roughly(roughly.fitted(as_one(self._library[0][k])), effort.n_steps_coarse)
+            roughly(roughly.fitted(as_one(self.library[0][k])), effort.n_steps_coarse)
             for k in self._starts(target, data, sigma)
         ]
         lines = [better(better.fitted(x.cells), effort.n_steps_middle, 3) for x in lines]
@@ -147,11 +147,11 @@ class SmoothSearch:
         def simulator_of(rows):
             return self.coarse.of_measurements(rows).simulator
 
-        examples, number = self._library[1], self.effort.n_condensed
+        examples, number = self.library[1], self.effort.n_condensed
         return CondensedTarget(complete, simulator_of, examples, number, _RIDGE)
 
     @cached_property
-    def _library(self):
+    def library(self):
         """Unknowns (N, n) of random bodies, and their signals (N, M) on the coarse grid."""
         rng, points = np.random.default_rng(self._seed), self.prior.raster[0]
         corners = -self.prior.box_um / 2, self.prior.box_um / 2
@@ -165,7 +165,7 @@ class SmoothSearch:
 
     def _starts(self, target, data, sigma):
         """Indices of the random bodies that agree best with the data."""
-        signals = self._library[1]
+        signals = self.library[1]
         residual = (target.complete.expected(signals)) - data / sigma
         return np.argsort((residual**2).sum(axis=1))[: self.effort.n_starts]
 

@@ -29,7 +29,7 @@ def smooth_layout(grid: TetrahedralGrid, n_fields: int) -> dict[str, object]:
 
 def stored(cells: Sequence[SmoothCells]) -> dict[str, np.ndarray]:
     """Arrays of the best cells and of draws like them."""
-    leaks = np.full((len(cells), _MOST_CELLS), np.nan)
+    leaks = np.zeros((len(cells), _MOST_CELLS))
     leaks[:, : len(cells[0].leaks)] = [x.leaks for x in cells]
     return {
         "cell_field": np.array([x.z for x in cells]),
@@ -40,8 +40,8 @@ def stored(cells: Sequence[SmoothCells]) -> dict[str, np.ndarray]:
 
 def cells_of(voxel: Any) -> list[SmoothCells]:
     """The best cells and the draws of the fit of one voxel."""
-    known = np.isfinite(voxel.cell_leaks[0])
-    pairs = zip(voxel.cell_field, voxel.cell_leaks[:, known], strict=True)
+    number = voxel.cell_parts.max() + 1
+    pairs = zip(voxel.cell_field, voxel.cell_leaks[:, :number], strict=True)
     return [SmoothCells(z, leaks, voxel.cell_parts) for z, leaks in pairs]
 
 
@@ -55,6 +55,6 @@ def signals_of_cells(
     model = SmoothModel(acquisition, FieldPrior(grid.box_um), DEFAULT_EFFORT.finest, diffusivity)
     signals = []
     for z, leaks, parts in zip(*(values[name] for name in STORED), strict=True):
-        known = np.isfinite(leaks[0])
-        signals.append(model.signals(SmoothCells(z[0], leaks[0, known], parts)))
+        cells = SmoothCells(z[0], leaks[0, : parts.max() + 1], parts)
+        signals.append(model.signals(cells))
     return np.array(signals).reshape(-1, len(acquisition))

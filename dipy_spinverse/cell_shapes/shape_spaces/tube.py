@@ -87,7 +87,7 @@ class TubeSpace:
     def starts(self) -> np.ndarray:
         """Bent like a C, an S and a screw, beaded, and fanning (5, P)."""
         starts = np.repeat(self.prior_mean[None], 5, axis=0)
-        changes = [
+        changes: list[dict[str, float | np.ndarray]] = [
             {"bend_x": 0.3},
             {"bend_x": np.linspace(-0.5, 0.5, 4)},
             {"bend_x": 0.3, "bend_y": np.linspace(-0.3, 0.3, 4)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -119,7 +120,8 @@ class FitChunk:
                 if value.shape[1:] > wide.shape[1:]:
                     wide = np.pad(wide, ((0, 0), (0, value.shape[1] - wide.shape[1])))
                     result[name] = wide
-                wide[(rows, *map(slice, value.shape[1:]))] = value
+                columns: Any = (rows, *map(slice, value.shape[1:]))
+                wide[columns] = value
         return result
 
     def _problem(self, voxels, definition):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dipy_spinverse.acquisition import Acquisition, Measurements
+from dipy_spinverse.acquisition.b_tensors import b_anisotropy
 
 _MOST_BY_PRODUCT = 64  # shells
 # Of b (ms/um^2) and shape of b-tensors: turned waveforms are not exactly alike.
@@ -82,15 +83,16 @@ def encoding_of(acquisition: Measurements, dtype=torch.float64, timed: bool = Tr
         pulses = np.stack([acquisition.q, *times], axis=1)
     else:
         b = b.round(_TENSOR_DECIMALS)
-        shape = np.where(b > 0, acquisition.b_anisotropy, 1).round(_TENSOR_DECIMALS)
+        shape = b_anisotropy(acquisition.b_tensors)[0]
+        shape = np.where(b > 0, shape, 1).round(_TENSOR_DECIMALS)
         pulses = np.zeros((len(b), 3))
     columns = np.column_stack([b, shape, pulses]).round(9)
-    _, first, shell = np.unique(
+    _, first, places = np.unique(
         columns if timed else columns[:, :2], axis=0, return_index=True, return_inverse=True
     )
     b, anisotropy, q, small, big = torch.tensor(columns[first].T, dtype=dtype)
     directions = torch.tensor(acquisition.directions, dtype=dtype)
     isotropic = torch.tensor(acquisition.isotropic) if acquisition.isotropic.any() else None
-    shell = torch.tensor(shell.reshape(-1))
+    shell = torch.tensor(places.reshape(-1))
     te, stored = (torch.tensor(t, dtype=dtype) for t in (acquisition.te, acquisition.mixing_time))
     return Encoding(b, q, small, big, anisotropy, shell, directions, isotropic, te, stored)

@@ -1,0 +1,123 @@
+"""Maps as a BIDS derivative: names, sidecars with units and meaning, a description of the set."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from dipy_spinverse.report.files import MAP_SUFFIXES, save_image
+from dipy_spinverse.report.words import words_of
+from dipy_spinverse.voxels.fit import VoxelFit
+
+_BIDS_VERSION = "1.10.0"
+_ENTITIES = re.compile(r"(?P<all>(?P<subject>sub-[A-Za-z0-9]+)(_[a-z]+-[A-Za-z0-9]+)*)_dwi\.nii")
+_PART = {
+    "": "posterior median, or the likeliest value where there are no draws",
+    "_std": "standard deviation of the posterior",
+    "_low": "lower end of the central 95 % interval",
+    "_high": "upper end of the central 95 % interval",
+}
+
+
+def entities_of(path: str | Path) -> tuple[str, Path]:
+    """Entities of a BIDS file of diffusion images, and the folder of its derivatives.
+
+    Raises
+    ------
+    ValueError
+        A name that is not BIDS.
+
+    Examples
+    --------
+    >>> entities_of("sub-01_ses-2_dir-AP_dwi.nii.gz")[0]
+    'sub-01_ses-2_dir-AP'
+    """
+    found = _ENTITIES.match(Path(path).name)
+    if found is None:
+        raise ValueError(
+            f"input_files: {Path(path).name} is no name of BIDS, as sub-01_dwi.nii.gz is; rename "
+            "it, or leave --bids out."
+        )
+    session = re.search(r"_(ses-[A-Za-z0-9]+)", found["all"])
+    folder = Path(found["subject"], *([session[1]] if session else []), "dwi")
+    return found["all"], folder
+
+
+def derivative_files(names: list[str], root: Path, path: str | Path, model: str) -> list[Path]:
+    """Files of maps below `root`, in the order of `names` and of the parts of each."""
+    entities, folder = entities_of(path)
+    parts = [f"_desc-{suffix[1:]}" if suffix else "" for suffix in MAP_SUFFIXES]
+    return [
+        root / folder / f"{entities}_model-{model}_param-{_label(name)}{part}_dwimap.nii.gz"
+        for name in names
+        for part in parts
+    ]
+
+
+def save_derivatives(
+    fit: VoxelFit,
+    names: list[str],
+    root: Path,
+    path: str | Path,
+    affine: np.ndarray,
+    model: str,
+) -> None:
+    """Write maps of a fit into a BIDS derivative data set.
+
+    Parameters
+    ----------
+    fit : VoxelFit
+    names : list of str
+        Of maps.
+    root : Path
+        Folder of the data set.
+    path : path
+        Of the images that were fitted, for the subject and other entities.
+    affine : ndarray (4, 4)
+    model : str
+        Label of the model.
+
+    Raises
+    ------
+    ValueError
+        A name of images that is not BIDS.
+    """
+    files = iter(derivative_files(names, root, path, model))
+    for name in names:
+        words = words_of(name, fit)
+        for suffix, file in zip(MAP_SUFFIXES, files, strict=False):
+            values = getattr(fit, name + suffix, None)
+            if values is None:
+                continue
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_image(file, values, affine, f"{name}{suffix} ({words.unit}), dipy_spinverse")
+            sidecar = {
+                "Description": f"{words.means}; {_PART[suffix]}",
+                "Units": words.unit,
+                "Model": {"Name": model},
+                "Sources": [f"bids:raw:{Path(path).name}"],
+            }
+            about = file.with_name(file.name.removesuffix(".nii.gz") + ".json")
+            about.write_text(json.dumps(sidecar, indent=2) + "\n")
+    described = root / "dataset_description.json"
+    if not described.exists():
+        described.write_text(json.dumps(_description(), indent=2) + "\n")
+
+
+def _description():
+    return {
+        "Name": "Maps of dipy_spinverse",
+        "BIDSVersion": _BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "dipy_spinverse", "Version": version("dipy_spinverse")}],
+    }
+
+
+def _label(name):
+    """A label of BIDS has letters and digits only."""
+    first, *rest = name.split("_")
+    return first + "".join(part[:1].upper() + part[1:] for part in rest)
