@@ -43,6 +43,7 @@ from dipy_spinverse.workflows import cli
 
 N, N_QUICK = 10_000, 300
 LONGEST_S = 20.0
+_COMMAND_EACH = 100  # inputs of which one is a command line, which takes as long as all others
 SHAPE, AFFINE = (3, 2, 2), np.diag([2.0, 2.0, 2.0, 1.0])
 DATA = decays(SHAPE)
 MODEL = DecayModel(ACQUISITION)
@@ -333,13 +334,15 @@ def fuzz(n: int, seed: int, kinds=None):
         wanted = [name for name in inputs.kinds if kinds is None or name in kinds]
         for k in range(n):
             rng = np.random.default_rng([seed, k])
-            last = (k % 20 == 19 or not wanted) and (kinds is None or "command line" in kinds)
+            last = (k % _COMMAND_EACH == 0 or not wanted) and (kinds is None or "command line" in kinds)
             name = "command line" if last else wanted[k % len(wanted)]
             make = commands.kinds[name] if last else inputs.kinds[name]
             counts[name] += 1
             wrong = judged(lambda make=make, rng=rng: make(rng))
             if wrong:
                 failures[name, wrong] += 1
+            if k % 500 == 499:
+                print(f"{k + 1} inputs, {sum(failures.values())} failures", flush=True)
     return counts, failures
 
 

@@ -79,10 +79,10 @@ class FitShapes:
         """Values of each voxel, with the names of `layout`."""
         acquisition = self.model.acquisition
         frames = tensor_frames(acquisition, voxels.signals)
-        noise, freedom = independent_noise(voxels.signals, acquisition)
-        noise = np.where(freedom > 0, noise, _NOISE)
-        given = voxels.sigma is not None
-        levels = voxels.sigma if voxels.sigma is not None else noise
+        given, levels = voxels.sigma is not None, voxels.sigma
+        if levels is None:
+            noise, freedom = independent_noise(voxels.signals, acquisition)
+            levels = np.where(freedom > 0, noise, _NOISE)
         found = [
             self._voxel(
                 Objective(self.model.coarse, signals, max(level, _LEAST_NOISE), not signed),

@@ -168,7 +168,7 @@ def _maps_of_fields(model, result: Reconstruction, tau):
 
 def statistics_of(maps: dict[str, np.ndarray], errors: dict[str, float]) -> dict[str, np.ndarray]:
     """Statistics (V,) of maps (n, V) of fields, with errors that all fields share."""
-    values = {}
+    values: dict[str, np.ndarray] = {}
     for name, value in maps.items():
         found = of_fields(value, errors.get(name, 0.0), _LARGEST.get(name, np.inf))
         values |= {name + end: part for end, part in found.items()}

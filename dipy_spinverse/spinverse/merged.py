@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dipy_spinverse.packed_cells import PackedCellsFit
 from dipy_spinverse.spinverse.fit import SAME_PATTERN, TISSUE, SpinverseFit
+from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.statistics import ENDINGS
 from dipy_spinverse.voxels.status import FITTED, Status
 
@@ -35,7 +35,7 @@ def walls_alone(status: np.ndarray, walls: Values) -> tuple[np.ndarray, dict[str
 
 def tissue_with_walls(
     screened: np.ndarray,
-    tissue: PackedCellsFit,
+    tissue: VoxelFit,
     has_walls: np.ndarray,
     wall_status: np.ndarray,
     walls: Values,
@@ -46,8 +46,8 @@ def tissue_with_walls(
     ----------
     screened : ndarray (...)
         Status before any fit, which says why a voxel could not be fitted.
-    tissue : PackedCellsFit
-        Of V voxels.
+    tissue : VoxelFit
+        Of V voxels, from packed cells.
     has_walls : ndarray (V,) of bool
         Which W of them have walls.
     wall_status : ndarray (...)

@@ -8,7 +8,7 @@ size; and its own frame, whose third axis is that of the bodies.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -31,7 +31,7 @@ _ARRANGEMENTS = {
         4: np.array([[0, 0, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0]]) / 2,
     },
 }
-_WALLS = {"cylinders": cylinders, "spheres": spheres}
+_WALLS: dict[str, Callable[..., np.ndarray]] = {"cylinders": cylinders, "spheres": spheres}
 # Of a body, in lattice cubes: below, its walls are no more than a few faces.
 _LEAST_RADIUS = 0.5
 _TRIES = 3
