@@ -334,7 +334,9 @@ def fuzz(n: int, seed: int, kinds=None):
         wanted = [name for name in inputs.kinds if kinds is None or name in kinds]
         for k in range(n):
             rng = np.random.default_rng([seed, k])
-            last = (k % _COMMAND_EACH == 0 or not wanted) and (kinds is None or "command line" in kinds)
+            last = (k % _COMMAND_EACH == 0 or not wanted) and (
+                kinds is None or "command line" in kinds
+            )
             name = "command line" if last else wanted[k % len(wanted)]
             make = commands.kinds[name] if last else inputs.kinds[name]
             counts[name] += 1

@@ -363,7 +363,7 @@ def test_smoothness_changes_by_the_odds_of_a_flip():
 
 @pytest.fixture(scope="module")
 def condensed():
-    """Noisy data of an L, the same condensed to half as many numbers, and cells like it."""
+    """Noisy data of an L, the same condensed to two thirds as many numbers, and cells like it."""
     acquisition = acquisition_of(10)
     labels, rng = letter_l(GRID), np.random.default_rng(0)
     noise = rng.standard_normal(len(acquisition))
@@ -374,7 +374,7 @@ def condensed():
         return PartialVolumeSimulator(acquisition.subset(rows), GRID, steps=4)
 
     examples = complete.simulate(library, LEAKS[None])
-    target = CondensedTarget(complete, simulator_of, examples, len(acquisition) // 2)
+    target = CondensedTarget(complete, simulator_of, examples, 2 * len(acquisition) // 3)
     similar = np.repeat(labels[None], 12, axis=0)
     for row in similar[1:]:
         row[rng.choice(at_walls(GRID, labels), 6, replace=False)] ^= True

@@ -6,7 +6,6 @@ import json
 import logging
 import subprocess
 import sys
-import warnings
 from importlib.metadata import entry_points
 
 import nibabel as nib
@@ -130,7 +129,6 @@ def test_what_exists_is_named_and_kept_and_the_program_ends_with_one(
     call = ["/bin/dipy_fit_ivim_varpro", *(str(scan / name) for name in INPUTS)]
     call += ["--n_draws", "0", "--out_dir", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", call)
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back at the end
     with pytest.raises(SystemExit, match="D.nii.gz exists|D_star.nii.gz exists|fraction.nii.gz"):
         cli.main()
     assert (tmp_path / "fit.npz").stat().st_mtime_ns == before

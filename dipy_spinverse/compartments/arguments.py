@@ -38,9 +38,10 @@ def acquisition_for(gtab, definition, te=None, mixing_time=None, isotropic=None)
     if isinstance(gtab, GradientTable) and gtab.btens is not None and not _linear(gtab):
         _only_gaussian(definition)
         return _tensors_of(gtab, te, **more)
-    known = not isinstance(gtab, GradientTable)
-    timed = definition.timed or known or None not in (gtab.big_delta, gtab.small_delta)
-    if timed:
+    untimed = isinstance(gtab, GradientTable) and (
+        gtab.big_delta is None or gtab.small_delta is None
+    )
+    if definition.timed or not untimed:
         measured = measurements_of(gtab, te, **more)
         if isinstance(measured, Acquisition):
             return measured

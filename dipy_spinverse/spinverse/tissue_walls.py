@@ -88,7 +88,8 @@ class TissueWalls:
         fields = self._fields(data, posterior, v)
         first = fields[0]
         rest = (signals - posterior.predicted[v]) - first.change * data.sd
-        lower = (((data.residual - first.change) ** 2).sum()) / (data.residual**2).sum()
+        squares, before = ((data.residual - first.change) ** 2).sum(), (data.residual**2).sum()
+        lower = squares / before if before else 1.0
         freedom = posterior.degrees_of_freedom[v]
         left = max(freedom - first.n_determined, 1)
         closed = np.stack([field.openness < WALL_THRESHOLD for field in fields])

@@ -99,7 +99,7 @@ def only_noise(
         return np.zeros(len(signals), dtype=bool)
     without, rest = signals[:, b0].mean(axis=1), signals[:, ~b0].mean(axis=1)
     error = sigma * np.sqrt(1 / b0.sum() + 1 / (~b0).sum())
-    alike = without - rest < _SURELY * error
+    alike = np.abs(without - rest) < _SURELY * error
     scatter = np.maximum(sigma, signals.std(axis=1))
     return (freedom > 0) & alike & (without < _LEAST_SIGNAL * scatter)
 

@@ -38,9 +38,14 @@ def main() -> None:
 
     from dipy_spinverse import __version__
 
-    warnings.formatwarning = lambda message, *_, **__: f"WARNING: {message}\n"
     version = {"action": "version", "version": f"dipy_spinverse {__version__}"}
     try:
-        run_flow(command(program)(), extra_args={"version": version})
+        with warnings.catch_warnings():
+            warnings.showwarning = _in_one_line
+            run_flow(command(program)(), extra_args={"version": version})
     except (ValueError, OSError, ImportError, MemoryError) as error:
         sys.exit(f"{program}: {error}")
+
+
+def _in_one_line(message, *_, **__):
+    print(f"WARNING: {message}", file=sys.stderr)

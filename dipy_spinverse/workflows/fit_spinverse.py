@@ -101,10 +101,11 @@ class SpinverseFlow(DiffusionCommand):
             Voxels whose walls are saved as meshes, each as three indices with commas between
             them and no spaces, for instance 0,0,0 2,1,0.
         free_water : bool, optional
-            Also fit a fraction of free water beside the grid of the walls.
+            Also fit a fraction of free water beside walls alone (of the optimiser 'adam'); packed
+            cells always have one.
         n_fields : int, optional
-            Further wall fields per voxel with walls, from starts and noise of their own; 0 for a
-            quick look without them.
+            Further wall fields per voxel with walls, from draws of their own; 0 for a quick look
+            without them.
         """
         asked = np.full(images.data.shape[:3], walls)
         for voxel in voxels_of(mesh_voxels, asked.shape):
