@@ -203,7 +203,7 @@ class Inputs:
 
     def arrays(self, rng):
         data = one_of(rng, [DATA, DATA[0, 0, 0], DATA[:, 0, 0], one_of(rng, NUMBERS)])
-        if isinstance(data, np.ndarray) and data.ndim:
+        if isinstance(data, np.ndarray) and data.ndim and data.size:
             data = np.array(data, dtype=one_of(rng, ["f8", ">f4", "f2", "i2", "c8", "U9", "O"]))
             if data.dtype.kind == "f" and rng.random() < 0.5:
                 data.flat[rng.integers(data.size)] = one_of(rng, [np.nan, np.inf, -1e4, 0, 6e4])

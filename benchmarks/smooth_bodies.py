@@ -130,7 +130,7 @@ def _figures(inside, points, cells):
     off = points[inside].mean(axis=0) - points[true].mean(axis=0) if inside.any() else np.inf
     return {
         "Dice": round(float(dice(inside, true)), 3),
-        "volume %": round(100 * (inside.sum() / true.sum() - 1), 1),
+        "volume %": round(float(100 * (inside.sum() / true.sum() - 1)), 1),
         "centre um": round(float(np.linalg.norm(off)), 2),
     }
 

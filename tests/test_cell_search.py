@@ -117,7 +117,9 @@ def test_bodies_are_tubes_around_their_points(ring):
         away = np.linalg.norm(points - points[:, :1].clip(-5, 5) * [1, 0, 0], axis=1)
     # The line is cut into points 0.6 um apart, which makes dents of 0.02 um.
     clear = abs(away - 3.0) > 0.03
-    np.testing.assert_array_equal(Body(control, ring).depth(points)[clear] > 0, (away < 3.0)[clear])
+    np.testing.assert_array_equal(
+        Body(control, ring).depth(points)[clear] > 0, (away < 3.0)[clear]
+    )
 
 
 def test_random_bodies_fit_into_the_box_and_repeat_by_seed():

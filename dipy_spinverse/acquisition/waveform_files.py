@@ -153,7 +153,7 @@ def read_pulseq(path: str | PathLike, *, te: float | None = None) -> WaveformAcq
 def _spin_echoes(path, excitations, refocusings, readout, te):
     """(excitation in s, echo time in ms, refocusings in ms after it) of each measurement."""
     encodings = []
-    ends = np.append(excitations[1:], np.inf)
+    ends = np.append(excitations, np.inf)[1:]
     for start, stop in zip(excitations, ends, strict=True):
         if not ((readout > start) & (readout < stop)).any():
             continue  # a preparation

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from dipy_spinverse.bloch_torrey import relative_transmissibility
-from dipy_spinverse.cell_search.smooth import STORED, FieldPrior, cells_of, smooth_mesh
+from dipy_spinverse.cell_search.smooth import STORED, cells_of, prior_of, smooth_mesh
 from dipy_spinverse.inversion.unknowns import WALL_THRESHOLD, openness, wall_faces
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.status import FITTED, Status
@@ -235,7 +235,7 @@ class SpinverseFit(VoxelFit):
             raise ValueError(f"field is {field!r}; the fit has fields 0 to {len(fields) - 1}.")
         if "cell_field" in voxel._values:
             cells = cells_of(voxel)
-            return smooth_mesh(FieldPrior(grid.box_um), cells[field or 0], cells)
+            return smooth_mesh(prior_of(grid), cells[field or 0], cells)
         scale, frame = voxel.field_scale[field or 0], voxel.field_frame[field or 0]
         if field is not None:
             permeability = fields[field]

@@ -82,7 +82,7 @@ class Engine:
             )
         if self.vox_per_chunk is not None:
             check_number("vox_per_chunk", self.vox_per_chunk, 1)
-        if self.n_jobs != -1:
+        if not (isinstance(self.n_jobs, (int, np.integer)) and self.n_jobs == -1):
             check_number("n_jobs", self.n_jobs, 1)
         if self.max_memory is not None and not (
             isinstance(self.max_memory, (int, float)) and self.max_memory > 0

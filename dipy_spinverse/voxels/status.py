@@ -54,7 +54,7 @@ _LEAST_RESIDUAL = 1e-3
 # Over the noise: a mean b0 that may be noise (magnitudes of noise are 1.25 of it, and 1.9 of their
 # own scatter), and a difference from other measurements that is not by chance.
 _LEAST_SIGNAL = 3.0
-_SURELY = 3.0
+_SURELY = 4.0
 
 
 def screened(signals: np.ndarray, S0: np.ndarray) -> np.ndarray:

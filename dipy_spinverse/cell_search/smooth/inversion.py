@@ -9,6 +9,7 @@ from threadpoolctl import threadpool_limits
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import relative_transmissibility, unique_encodings
 from dipy_spinverse.cell_search.smooth.forward import SmoothCells, SmoothShape
+from dipy_spinverse.cell_search.smooth.level_set import prior_of
 from dipy_spinverse.cell_search.smooth.search import DEFAULT_EFFORT, SmoothEffort, SmoothSearch
 from dipy_spinverse.cell_search.smooth.stored import STORED, stored
 from dipy_spinverse.grid import TetrahedralGrid
@@ -51,31 +52,21 @@ class SmoothCellInversion:
         seed: int,
         effort: SmoothEffort = DEFAULT_EFFORT,
     ):
-        if grid.box_um is None:
-            raise ValueError(
-                'optimizer="smooth-cells" needs the box of an absorbing lattice; build the grid '
-                'with bcc_grid(..., boundary="absorbing").'
-            )
+        prior = prior_of(grid)
         self._acquisition, self._grid, self._diffusivity = acquisition, grid, diffusivity
         representatives, self._encoding = unique_encodings(acquisition)
         self._repeats = np.bincount(self._encoding)
         self._te_index = acquisition.te_index[representatives]
         part = acquisition.subset(representatives)
         self.search = SmoothSearch(
-            part, grid.box_um, diffusivity=diffusivity, seed=seed, effort=effort
+            part, prior.box_um, diffusivity=diffusivity, seed=seed, effort=effort
         )
         self._shape, self._n_fields = SmoothShape(grid, self.search.prior), n_fields
 
     def run(self, data: np.ndarray, sigma: np.ndarray | None) -> Reconstruction:
         """Find the cells of V voxels; arguments as :meth:`Inversion.run`."""
-        noise = np.zeros((len(data), len(self._acquisition.echo_times)))
-        estimated = None if sigma is not None else noise_of_each_te(data, self._acquisition)
-        if sigma is None and estimated is None:
-            raise ValueError(
-                'optimizer="smooth-cells" needs the noise level: give sigma, or measure at least '
-                "two images without diffusion weighting at each echo time."
-            )
-        noise += estimated if sigma is None else sigma[:, None]
+        n_te = len(self._acquisition.echo_times)
+        noise = self._noise(data) if sigma is None else np.repeat(sigma[:, None], n_te, axis=1)
         with threadpool_limits(1, user_api="blas"):
             voxels = [self._of_voxel(*voxel) for voxel in zip(data, noise, strict=True)]
         stacked = {
@@ -106,7 +97,7 @@ class SmoothCellInversion:
         mean = (permeability * area).sum(axis=1) / area.sum(axis=1).clip(1e-9)
         return {
             **stored(every),
-            "fields of surface_to_volume": area.sum(axis=1) / self._grid.box_um.prod(),
+            "fields of surface_to_volume": area.sum(axis=1) / self._grid.box_volume_um3,
             "fields of wall_permeability": mean,
             "openness": fields[0],
             "openness_fields": fields[1:],
@@ -127,8 +118,18 @@ class SmoothCellInversion:
 
     def refined(self, data: np.ndarray, cells: SmoothCells) -> SmoothCells:
         """The cells in which the last steps of a search end that start from some cells."""
-        noise = noise_of_each_te(data[None], self._acquisition)[0]
-        return self.search.refined(*self._for_search(data, noise), cells).cells
+        averaged, sigma, rician = self._for_search(data, self._noise(data[None])[0])
+        return self.search.refined(averaged, sigma, rician, cells).cells
+
+    def _noise(self, data):
+        """Noise (V, K) of each echo time."""
+        estimated = noise_of_each_te(data, self._acquisition)
+        if estimated is None:
+            raise ValueError(
+                'optimizer="smooth-cells" needs the noise level: give sigma, or measure at least '
+                "two images without diffusion weighting at each echo time."
+            )
+        return estimated
 
     def _openness(self, cells: SmoothCells):
         """Openness (F,) of the faces of the grid, walls where most of a tetrahedron is inside."""

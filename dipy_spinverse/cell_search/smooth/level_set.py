@@ -114,6 +114,16 @@ class FieldPrior:
         return factors, index
 
 
+def prior_of(grid: TetrahedralGrid) -> FieldPrior:
+    """The prior in the box of an absorbing lattice."""
+    if grid.box_um is None:
+        raise ValueError(
+            'optimizer="smooth-cells" needs the box of an absorbing lattice; build the grid with '
+            'bcc_grid(..., boundary="absorbing").'
+        )
+    return FieldPrior(grid.box_um)
+
+
 @dataclass(frozen=True, eq=False)
 class Filled:
     """How a field fills the tetrahedra of a grid.

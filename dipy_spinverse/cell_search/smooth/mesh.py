@@ -31,10 +31,8 @@ def smooth_mesh(
     field = np.pad(prior.on_axes(cells.z, axes), 1, constant_values=-1e-3 * prior.length)
     spacing = prior.box_um / _POINTS
     if not (field > 0).any():
-        nothing = np.zeros((0, 3))
-        return InterfaceMesh(
-            nothing, nothing.astype(int), *np.zeros((2, 0)), nothing, np.zeros(0, dtype=int)
-        )
+        nothing, none = np.zeros((0, 3)), np.zeros(0)
+        return InterfaceMesh(nothing, nothing.astype(int), none, none, nothing, none.astype(int))
     vertices, triangles, *_ = marching_cubes(field, 0.0, spacing=tuple(spacing))
     vertices = vertices - (prior.box_um + spacing) / 2
     a, b, c = np.moveaxis(vertices[triangles], 1, 0)

@@ -9,7 +9,7 @@ import numpy as np
 
 from dipy_spinverse.acquisition.measurements import Measurements
 from dipy_spinverse.cell_search.smooth.forward import SmoothCells, SmoothModel
-from dipy_spinverse.cell_search.smooth.level_set import RASTER, FieldPrior
+from dipy_spinverse.cell_search.smooth.level_set import RASTER, prior_of
 from dipy_spinverse.cell_search.smooth.search import DEFAULT_EFFORT
 from dipy_spinverse.grid import TetrahedralGrid
 
@@ -21,7 +21,7 @@ _MOST_CELLS = 19
 def smooth_layout(grid: TetrahedralGrid, n_fields: int) -> dict[str, object]:
     """Type and shape of what a fit holds of the smooth cells of a voxel."""
     return {
-        "cell_field": ("f4", (n_fields + 1, FieldPrior(grid.box_um).n_modes)),
+        "cell_field": ("f4", (n_fields + 1, prior_of(grid).n_modes)),
         "cell_leaks": ("f4", (n_fields + 1, _MOST_CELLS)),
         "cell_parts": ("i1", (RASTER,) * 3),
     }
@@ -52,7 +52,7 @@ def signals_of_cells(
     diffusivity: float,
 ) -> np.ndarray:
     """Signals (V, M) of the best cells of each voxel."""
-    model = SmoothModel(acquisition, FieldPrior(grid.box_um), DEFAULT_EFFORT.finest, diffusivity)
+    model = SmoothModel(acquisition, prior_of(grid), DEFAULT_EFFORT.finest, diffusivity)
     signals = []
     for z, leaks, parts in zip(*(values[name] for name in STORED), strict=True):
         cells = SmoothCells(z[0], leaks[0, : parts.max() + 1], parts)
