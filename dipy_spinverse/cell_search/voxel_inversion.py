@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
@@ -72,7 +74,7 @@ class CellInversion:
         # The matrices are small: more threads for each would only wait for each other.
         with threadpool_limits(1, user_api="blas"):
             voxels = [self._of_voxel(*voxel, freedom) for voxel in zip(data, noise, strict=True)]
-        stacked = {
+        stacked: dict[str, Any] = {
             name: np.stack([voxel[name] for voxel in voxels], axis=1 if "fields" in name else 0)
             for name in voxels[0]
         }

@@ -94,7 +94,7 @@ class SpinverseModel(VoxelModel):
     optimizer : {"cell-search", "smooth-cells", "gauss-newton", "adam"}, optional
         "cell-search" looks for separate closed cells in a box with an absorbing outside, made of
         tetrahedra of the grid; "smooth-cells" for cells in this box whose walls need not lie on
-        the grid, of a known noise level;
+        the grid, of a known noise level (on trial: it may find another shape that fits);
         "gauss-newton" is Levenberg-Marquardt in data space over all faces, "adam" the published
         method. By default "cell-search" on an absorbing grid if S0 is known, without `priors`
         and `curriculum`, else "gauss-newton".
@@ -414,6 +414,13 @@ class SpinverseModel(VoxelModel):
             )
         if for_cells or (self.optimizer is None and possible):
             search = SmoothCellInversion if self.optimizer == SMOOTH_CELLS else CellInversion
+            if self.optimizer == SMOOTH_CELLS:
+                warnings.warn(
+                    "smooth cells are on trial: the search may end in a shape that is wrong but "
+                    "explains the data about as well, and intervals do not show it. Fit with "
+                    "other seeds, and trust what these agree on.",
+                    stacklevel=3,
+                )
             return search(
                 self.acquisition,
                 self.grid,
