@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dipy_spinverse.packed_cells.classes import ROTATION, TissueClass, tissue_class
+from dipy_spinverse.packed_cells.classes import NO_CELLS, ROTATION, TissueClass, tissue_class
 from dipy_spinverse.packed_cells.maps import tissue_parameters
 from dipy_spinverse.packed_cells.measured import Measured, refined, residuals, systematic_floor
 from dipy_spinverse.packed_cells.orientations import rotation_of
@@ -26,7 +26,9 @@ _FIRST_STEPS, _LAST_STEPS, _POLISHING_STEPS = 16, 40, 15
 _TELLING = 4.0
 # Classes whose evidence is e^-10, after the noise is refined e^-6, of the best are dropped.
 _FIRST_SCREEN, _LAST_SCREEN = 10.0, 6.0
-_LEAST_SIGMA = 1e-3  # over the largest signal: the emulator is not more exact
+# Over the largest signal: a first idea of the noise where it is not given. It counts as one
+# measurement more, as few measurements may be fitted exactly.
+FIRST_SIGMA = 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +61,11 @@ class Case:
         return ClassProblem(self.model, self.tissues[k], known, self.offsets[k])
 
     def log_evidence(self) -> np.ndarray:
-        """Laplace's (C, V); -inf where a class is not considered."""
+        """Laplace's (C, V), with the prior of classes; -inf where one is not considered."""
         found = np.full(self.kept.shape, -np.inf)
         for k, modes in enumerate(self.modes):
-            found[k, self.kept[k]] = modes.log_evidence
+            prior = np.log(NO_CELLS) if self.tissues[k].name == "no cells" else 0.0
+            found[k, self.kept[k]] = modes.log_evidence + prior
         return found
 
     def best(self) -> tuple[np.ndarray, list[Best]]:
@@ -157,11 +160,10 @@ def improved(case: Case) -> tuple[Case, np.ndarray]:
         errors.append(scale[:, None] * model_errors(case.emulated, tissue, places, frames))
         n_unknowns[voxels] = tissue.n_parameters + known.n_labels
         if not case.noise_known:
-            dof = np.maximum(known.n_used - n_unknowns[voxels], 1)
-            # Few measurements may be fitted exactly.
-            least = _LEAST_SIGMA * np.abs(known.data[voxels]).max(axis=1)
-            found = sigma[voxels] * np.sqrt((white**2).sum(axis=1) / dof)
-            sigma[voxels] = np.maximum(found, least)
+            dof = np.maximum(known.n_used - n_unknowns[voxels], 0)
+            square = sigma[voxels] ** 2 * (white**2).sum(axis=1)
+            square += (FIRST_SIGMA * np.abs(known.data[voxels]).max(axis=1)) ** 2
+            sigma[voxels] = np.sqrt(square / (dof + 1))
     known = replace(known, sigma=sigma)
     floor = np.zeros(n_voxels)
     if case.noise_known:

@@ -15,7 +15,7 @@ from dipy_spinverse.packed_cells.classes import (
     TissueClass,
     tissue_class,
 )
-from dipy_spinverse.packed_cells.likeliest import improved, searched
+from dipy_spinverse.packed_cells.likeliest import FIRST_SIGMA, improved, searched
 from dipy_spinverse.packed_cells.maps import PARAMETERS, tissue_maps, tissue_parameters
 from dipy_spinverse.packed_cells.measured import (
     expected,
@@ -37,9 +37,8 @@ from dipy_spinverse.voxels.status import REFUTED
 from dipy_spinverse.voxels.tensor_frames import tensor_frames
 
 _LEAST_PROBABILITY = 0.005  # of a class; less likely ones are dropped
-# Over the largest signal: a first idea of the noise where it is not given, and what interpolated
-# signals may be wrong by.
-_FIRST_SIGMA, _INTERPOLATION_ERROR = 0.02, 0.01
+# Over the largest signal: what interpolated signals may be wrong by.
+_INTERPOLATION_ERROR = 0.01
 _BATCH = 64  # voxels
 # Of the noise's variance, for draws: those of randomised likelihoods are too narrow otherwise.
 # Chosen for 40 tissues of Monte Carlo.
@@ -90,7 +89,7 @@ class PackedCellsPosterior:
     sigma : ndarray (V,)
         Noise given or estimated.
     class_probabilities : dict of ndarray (V,)
-        Of each class, equally likely a priori.
+        Of each class; a priori equally likely, but for no cells at all, a twentieth of that.
     """
 
     parameters: dict[str, np.ndarray]
@@ -228,7 +227,7 @@ def _posterior_of(scan, data, sigma, n_draws, seed):
     order = scan.model.shells.order
     known_noise = sigma is not None
     largest = np.abs(data).max(axis=1)
-    first_sigma = sigma if known_noise else _FIRST_SIGMA * largest
+    first_sigma = sigma if known_noise else FIRST_SIGMA * largest
     odd = np.zeros((len(data), 3 * len(scan.acquisition.timings)))
     if scan.cross_terms:
         odd = odd_terms(scan.acquisition, data, first_sigma)

@@ -210,7 +210,12 @@ def _dictionary(model, tissue):
 
 
 def minima(
-    problem: ClassProblem, z: np.ndarray, frames: np.ndarray, voxel: np.ndarray, most_steps: int
+    problem: ClassProblem,
+    z: np.ndarray,
+    frames: np.ndarray,
+    voxel: np.ndarray,
+    most_steps: int,
+    damping: Damping = _DAMPING,
 ):
     """Places (N, P), frames, covariances (N, P, P) and costs (N,) where searches end."""
     tissue = problem.tissue
@@ -218,10 +223,10 @@ def minima(
     cost, gradient, hessian = _expansion(problem, z, frames, voxel)
     identity = np.eye(z.shape[1])
 
-    def advance(rows, damping):
-        rows, damping = rows.numpy(), damping.numpy()
+    def advance(rows, level):
+        rows, level = rows.numpy(), level.numpy()
         slope, curvature = gradient[rows], hessian[rows]
-        scale = damping * np.einsum("npp->n", curvature) / len(identity)
+        scale = level * np.einsum("npp->n", curvature) / len(identity)
         step = -np.linalg.solve(curvature + scale[:, None, None] * identity, slope[..., None])
         step *= np.minimum(1, _LARGEST_STEP / np.abs(step).max(axis=1, keepdims=True))
         expected = -(slope * step[..., 0]).sum(axis=1)
@@ -239,7 +244,7 @@ def minima(
             each[rows[better]] = found[better]
         return tuple(torch.from_numpy(each) for each in (better, small, change))
 
-    levenberg_marquardt(advance, torch.from_numpy(cost), _DAMPING, most_steps)
+    levenberg_marquardt(advance, torch.from_numpy(cost), damping, most_steps)
     return z, frames, np.linalg.inv(hessian), cost
 
 
