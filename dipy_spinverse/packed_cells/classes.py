@@ -34,8 +34,8 @@ from dipy_spinverse.packed_cells.emulator import RANGES
 from dipy_spinverse.packed_cells.orientations import log_haar, rotation_of
 
 CLASSES = ("cylinders", "crossing", "spheres", "mixture", "no cells")
-# Of the prior probability of each other class: few data would always say that there are none.
-NO_CELLS = 0.05
+# Of the prior probability of each other class: with few data there would always be none.
+NO_CELLS = 0.3
 # On request: parallel cylinders along the voxel's own direction, which is not fitted.
 ALIGNED = "aligned cylinders"
 LEAST_DISPERSION, LARGEST_DISPERSION = 0.0005, 0.95

@@ -89,7 +89,7 @@ class PackedCellsPosterior:
     sigma : ndarray (V,)
         Noise given or estimated.
     class_probabilities : dict of ndarray (V,)
-        Of each class; a priori equally likely, but for no cells at all, a twentieth of that.
+        Of each class; a priori equally likely, but for no cells at all (``NO_CELLS``).
     """
 
     parameters: dict[str, np.ndarray]
