@@ -16,7 +16,7 @@ from dipy.io.image import load_nifti
 from PIL import Image
 
 from dipy_spinverse import load_fit
-from dipy_spinverse.report.figures import plot_maps, plot_walls
+from dipy_spinverse.report.figures import plot_maps
 from dipy_spinverse.report.page import save_page
 
 matplotlib.use("agg")
@@ -77,8 +77,9 @@ def main():
     folder = parser.parse_args().folder
     fit = load_fit(folder / "fit" / "fit.npz")
     data, affine = load_nifti(folder / "dwi.nii.gz")
-    walls = plot_walls(fit, tuple(np.argwhere(fit.has_walls)[0]))
-    save(stacked([picture(plot_maps(fit, MAPS)), picture(walls)]), "start.png")
+    demo = Image.open(folder / "demo.png").convert("RGB")
+    walls = demo.crop((0, round(0.595 * demo.height), demo.width, demo.height))
+    save(stacked([picture(plot_maps(fit, MAPS)), walls]), "start.png")
     page = folder / "report.html"
     save_page(fit, page, data, affine=affine)
     shots = screenshot(page)
