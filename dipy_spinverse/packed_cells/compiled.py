@@ -272,7 +272,6 @@ class EmulatedSignals:
     """As `CompiledSignals`, straight from the emulator: for a few tissues."""
 
     plan: _Plan
-    error: np.ndarray
 
     @property
     def degrees(self) -> np.ndarray:
@@ -293,7 +292,7 @@ def emulated_shells(
 ) -> EmulatedSignals:
     """Signals of a shape without preparation; see :func:`compiled_signals`."""
     plan = _Plan.of(shape, shells.q, shells.small_delta, shells.big_delta, diffusivity)
-    return EmulatedSignals(plan, np.zeros(len(shells)))
+    return EmulatedSignals(plan)
 
 
 def _cosines(shape, n):

@@ -290,8 +290,8 @@ class TissueSignals:
         return total[:, 0]
 
     def model_error(self, shape, values) -> np.ndarray:
-        """Standard deviations (N, S) of signals across the cells: of the emulator, between
-        packings, and of what is compiled."""
+        """Standard deviations (N, S) of signals across the cells: of the emulator, and between
+        packings."""
         prefix = "sphere_" if shape == "sphere" else ""
         kappa = values.get(prefix + "permeability", values.get("permeability"))
         tissue = np.stack(
@@ -300,8 +300,7 @@ class TissueSignals:
         )  # fmt: skip
         shells = self.shells
         encodings = Encodings(shells.q, 0 * shells.q, shells.small_delta, shells.big_delta)
-        found = emulator_error(shape, tissue, encodings)
-        return np.hypot(found, self.cells[shape].error) * (shells.q > 0)
+        return emulator_error(shape, tissue, encodings) * (shells.q > 0)
 
 
 def _turned(along, slopes):
