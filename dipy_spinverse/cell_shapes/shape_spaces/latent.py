@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -11,15 +11,15 @@ import numpy as np
 import torch
 
 from dipy_spinverse.cell_shapes.generators import LENGTH, RADIUS
+from dipy_spinverse.cell_shapes.shape_spaces.gaussian import GaussianSpace
 from dipy_spinverse.cell_shapes.templates import Template, cylinder
 
 SIZE = (4, 13)  # rings and layers of the template that the network was fitted to
 N_MODES = 100
-_FARTHEST = 5.0  # standard deviations
 
 
-@dataclass(frozen=True, eq=False)
-class LatentSpace:
+@dataclass(frozen=True, eq=False, repr=False)
+class LatentSpace(GaussianSpace):
     """Shapes of the volume of the template, decoded by a network from a latent vector.
 
     The network gives spectral coefficients of the template's surface; vertices inside follow by
@@ -55,22 +55,7 @@ class LatentSpace:
     likely: np.ndarray
 
     has_scale = False
-
-    def __repr__(self) -> str:
-        return f"LatentSpace({self.n_parameters} parameters, {len(self.template.points)} vertices)"
-
-    @property
-    def n_parameters(self) -> int:
-        return len(self.prior_mean)
-
-    @property
-    def bounds(self) -> np.ndarray:
-        reach = _FARTHEST * np.sqrt(np.diag(self.prior_covariance))
-        return self.prior_mean[:, None] + reach[:, None] * [-1, 1]
-
-    @cached_property
-    def prior_precision(self) -> np.ndarray:
-        return np.linalg.inv(self.prior_covariance)
+    FARTHEST = 5.0
 
     def starts(self) -> np.ndarray:
         """Shapes (S, 16) that are typical of those that the network was fitted to."""

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 
 import numpy as np
 import torch
 
 from dipy_spinverse.cell_shapes.generators import FAMILIES, LENGTH, RADIUS, draw_axons
+from dipy_spinverse.cell_shapes.shape_spaces.gaussian import GaussianSpace
 from dipy_spinverse.cell_shapes.templates import Template, cylinder
 
 _N_MODES = 30
 _N_AXONS = 150  # of each family, for the prior
 _BEYOND_UM = 0.15  # what the prior allows beyond the made-up axons, of the smoothest mode
-_FARTHEST = 8.0  # standard deviations
 
 
-@dataclass(frozen=True, eq=False)
-class SpectralSpace:
+@dataclass(frozen=True, eq=False, repr=False)
+class SpectralSpace(GaussianSpace):
     """Displacements of a template by eigenfunctions of its cotangent Laplacian.
 
     Vertices inside follow those on the surface by harmonic functions. Build one with
@@ -47,24 +47,7 @@ class SpectralSpace:
     prior_covariance: np.ndarray
 
     has_scale = True
-
-    def __repr__(self) -> str:
-        return (
-            f"SpectralSpace({self.n_parameters} parameters, {len(self.template.points)} vertices)"
-        )
-
-    @property
-    def n_parameters(self) -> int:
-        return len(self.prior_mean)
-
-    @property
-    def bounds(self) -> np.ndarray:
-        reach = _FARTHEST * np.sqrt(np.diag(self.prior_covariance))
-        return self.prior_mean[:, None] + reach[:, None] * [-1, 1]
-
-    @cached_property
-    def prior_precision(self) -> np.ndarray:
-        return np.linalg.inv(self.prior_covariance)
+    FARTHEST = 8.0
 
     def starts(self) -> np.ndarray:
         """Either way along the likeliest three changes (6, P)."""
