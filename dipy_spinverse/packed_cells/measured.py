@@ -17,7 +17,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numba import njit
 
-from dipy_spinverse.voxels.rician import EXCESSES, compiled_excess, rician_excess
+from dipy_spinverse.voxels.rician import (
+    EXCESSES,
+    compiled_excess,
+    rician_excess,
+    rician_variance,
+)
 
 # A priori the floor is half-normal with this standard deviation, of the signal.
 _FLOOR_SPREAD = 0.004
@@ -124,9 +129,7 @@ def refined(
 
 def _variances(known, noise_free):
     sigma = known.sigma[:, None]
-    amplitude = noise_free / sigma
-    mean = amplitude + rician_excess(amplitude)
-    of_magnitude = np.maximum(2 + amplitude**2 - mean**2, 0.3)
+    of_magnitude = np.maximum(rician_variance(noise_free / sigma), 0.3)
     return sigma**2 * np.where(known.magnitude[:, None], of_magnitude, 1.0)
 
 

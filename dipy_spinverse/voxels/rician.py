@@ -44,6 +44,12 @@ def rician_excess(amplitude: np.ndarray) -> np.ndarray:
     return np.where(amplitude < _TABLE_END, inside, 1 / (2 * large) + 1 / (8 * large**3))
 
 
+def rician_variance(amplitude: np.ndarray) -> np.ndarray:
+    """Variance of a magnitude over that of a channel, at an amplitude over sigma."""
+    excess = rician_excess(amplitude)
+    return 2 - 2 * amplitude * excess - excess**2
+
+
 @njit(cache=True, nogil=True)
 def compiled_excess(amplitude, table):
     """`rician_excess` of a number, for compiled loops, which are given `EXCESSES`."""

@@ -18,7 +18,7 @@ from dipy_spinverse.compartments.fitting.variable_projection import (
     linearised,
 )
 from dipy_spinverse.compartments.posterior.amplitude_draws import normal_data
-from dipy_spinverse.voxels.rician import rician_excess
+from dipy_spinverse.voxels.rician import rician_excess, rician_variance
 from dipy_spinverse.voxels.shells import harmonics, shells_of
 from dipy_spinverse.voxels.status import REFUTED
 
@@ -57,9 +57,8 @@ def worst_shell(
     white = (data - predicted) / sigma[:, None]
     if rician:
         amplitude = predicted / sigma[:, None]
-        excess = rician_excess(amplitude)
-        variance = 2 - 2 * amplitude * excess - excess**2
-        white = (white - excess) / np.sqrt(variance.clip(_LEAST_VARIANCE, 1))
+        variance = rician_variance(amplitude).clip(_LEAST_VARIANCE, 1)
+        white = (white - rician_excess(amplitude)) / np.sqrt(variance)
     bases = list(_low_harmonics(acquisition))
     if not bases:
         return {}
@@ -88,10 +87,9 @@ def scores(
     """
     known = list(problem.definition.known)
     columns, slopes = linearised(problem, place, amplitudes)
-    normal = normal_data(problem, combined(columns, amplitudes), sigma)
-    values = values_of(problem.definition, place)
-
     before = combined(columns, amplitudes)
+    normal = normal_data(problem, before, sigma)
+    values = values_of(problem.definition, place)
     wanted = []
     for name in known:
         step = _DIFFERENCE * values[name]
@@ -105,7 +103,7 @@ def scores(
     gram = gram + torch.diag_embed(1e-8 * diagonal + 1e-12)
     factor, _ = torch.linalg.cholesky_ex(gram)
     slope = slope - torch.cholesky_solve(nuisance @ slope.mT, factor).mT @ nuisance
-    residual = ((normal.values - combined(columns, amplitudes)) * normal.inverse_sd).double()
+    residual = ((normal.values - before) * normal.inverse_sd).double()
     score = (slope @ residual[..., None])[..., 0]
     return score.nan_to_num().numpy(), (slope**2).sum(dim=2).nan_to_num().numpy()
 
