@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing import get_context
 
 import numpy as np
 from dipy.core.sphere import HemiSphere, disperse_charges
@@ -16,7 +18,9 @@ from dipy_spinverse.bloch_torrey.finite_elements.matrix_formalism import (
     laplace_modes,
     simulate_modes,
 )
+from dipy_spinverse.bloch_torrey.finite_elements.modal_sensitivity import ModalSensitivities
 from dipy_spinverse.cell_shapes.generators import FAMILIES, draw_axons
+from dipy_spinverse.cell_shapes.geometry import sizes
 from dipy_spinverse.cell_shapes.templates import cylinder
 from dipy_spinverse.grid import mesh_surfaces
 
@@ -141,13 +145,21 @@ def _outward(sphere):
     return faces
 
 
-def signals_of(truth: Truth, acquisition: Acquisition) -> np.ndarray:
-    """Signals (M,) on a Gmsh mesh of some 3000 vertices inside the true surface."""
+def measured(truth: Truth, acquisition: Acquisition) -> tuple[np.ndarray, dict[str, float]]:
+    """Signals (M,) and sizes on a Gmsh mesh of some 3000 vertices inside the true surface."""
     surface = truth.vertices, truth.triangles
     grid, _ = mesh_surfaces([surface], _EDGE_UM, boundary="reflecting")
     open_ = np.full(grid.n_faces, np.inf)
     modes = laplace_modes(grid, open_, _LENGTH_SCALE, diffusivity=DIFFUSIVITY)
-    return simulate_modes(acquisition, modes)[0]
+    slowest = ModalSensitivities(acquisition, grid, diffusivity=DIFFUSIVITY, length_scale_um=9.0)
+    own = sizes(grid, grid.points_um, slowest.at(grid.points_um))
+    return simulate_modes(acquisition, modes)[0], {name: float(x) for name, x in own.items()}
+
+
+def in_own_process(function, *arguments):
+    """What a function gives, computed in a process of its own: its memory is not ours."""
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as process:
+        return process.submit(function, *arguments).result()
 
 
 def volume_inside(vertices, triangles) -> float:

@@ -29,14 +29,16 @@ from benchmarks.cell_shape_targets import (
     Truth,
     axon_truths,
     distances,
+    in_own_process,
+    measured,
     outside_truths,
     protocol,
-    signals_of,
 )
 from benchmarks.command import RESULTS, command, keep
 from benchmarks.tables import machine, table
 from dipy_spinverse.cell_shapes import CellShapeModel
 from dipy_spinverse.cell_shapes.generators import FAMILIES, draw_axons
+from dipy_spinverse.cell_shapes.geometry import MAPS
 from dipy_spinverse.cell_shapes.shape_spaces import (
     latent_space,
     spectral_space,
@@ -58,7 +60,7 @@ _DRAWS, _COMPARED = 40, 4  # of each posterior; whose distance to the likeliest 
 def fitted(truth: Truth, protocol_name: str, snr: float, space: str) -> dict:
     """One reconstruction, and what is to be known of it."""
     acquisition = protocol(protocol_name)
-    data = signals_of(truth, acquisition)
+    data, true_sizes = in_own_process(measured, truth, acquisition)
     if np.isfinite(snr):
         noise = np.random.default_rng(7).normal(scale=1 / snr, size=(2, len(data)))
         data = np.hypot(data + noise[0], noise[1])
@@ -67,27 +69,30 @@ def fitted(truth: Truth, protocol_name: str, snr: float, space: str) -> dict:
     noisy = np.isfinite(snr)
     fit = model.fit(data, sigma=1 / snr if noisy else None, n_draws=_DRAWS if noisy else 0)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     found, start = fit.mesh(), fit.mesh(stage="start")
     surface = found.vertices_um, found.triangles
     target = truth.vertices, truth.triangles
-    chamfer, apart = distances(surface, target)
+    chamfer, aside = distances(surface, target)
     draws = fit.draws()[:_COMPARED] if noisy else []
     outer = Template(*fit.tetrahedra()).surface
+    endings = ("", "_std", "_low", "_high") if noisy else ("",)
     expected = [distances((draw[outer], found.triangles), surface)[1] for draw in draws]
     return {
         "chamfer": chamfer,
-        "surface": apart,
+        "surface": aside,
         "start": distances((start.vertices_um, start.triangles), target)[1],
         "expected": float(np.mean(expected)) if noisy else np.nan,
-        "volume": truth.volume,
-        "volume_low": float(fit.volume_low) if noisy else np.nan,
-        "volume_high": float(fit.volume_high) if noisy else np.nan,
-        "volume_found": float(fit.volume),
+        "sizes": {
+            name: [size, *(float(getattr(fit, name + end)) for end in endings)]
+            for name, size in true_sizes.items()
+        },
         "status": int(fit.status),
+        "at_bounds": bool(fit.at_bounds),
         "residual": float(fit.residual_rms),
         "cpu": cpu,
         "wall": wall,
-        "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "gib": gib,
     }
 
 
@@ -128,14 +133,12 @@ def summary(some: list[dict]) -> list:
     """Cells of a table that sum up fits."""
     if not some:
         return [0, *["-"] * (len(_HEADER) - 1)]
-    values = {name: np.array([each[name] for each in some]) for name in some[0]}
-    off = np.abs(values["volume_found"] / values["volume"] - 1)
+    values = {name: np.array([each[name] for each in some]) for name in some[0] if name != "sizes"}
+    off = [abs(each["sizes"]["volume"][1] / each["sizes"]["volume"][0] - 1) for each in some]
     inside, expected = "-", "-"
     if np.isfinite(values["expected"]).all():
-        held = (values["volume_low"] <= values["volume"]) & (
-            values["volume"] <= values["volume_high"]
-        )
-        inside, expected = f"{held.sum()}", f"{values['expected'].mean():.3f}"
+        inside = f"{sum(_held(each['sizes']['volume']) for each in some)}"
+        expected = f"{values['expected'].mean():.3f}"
     return [
         len(some),
         f"{values['chamfer'].mean():.3f} +- {values['chamfer'].std():.3f}",
@@ -143,12 +146,17 @@ def summary(some: list[dict]) -> list:
         f"{values['surface'].max():.3f}",
         f"{values['start'].mean():.2f}",
         expected,
-        f"{100 * off.mean():.1f}",
+        f"{100 * np.mean(off):.1f}",
         inside,
         f"{(values['status'] != int(Status.CONVERGED)).sum()}",
         f"{values['cpu'].mean():.0f}",
         f"{values['gib'].max():.2f}",
     ]
+
+
+def _held(size):
+    true, _, _, low, high = size
+    return low <= true <= high
 
 
 _HEADER = [
@@ -193,6 +201,35 @@ def outside(run: Run) -> str:
     for kind, truths in outside_truths(run.shapes, run.seed).items():
         rows.append([kind, *summary(fits(run, truths, "published", 50.0))])
     return f"# Shapes of no family\n\nSNR 50. {_NOTE}\n\n" + table(["shape", *_HEADER], rows)
+
+
+def intervals(run: Run) -> str:
+    """How often intervals of all noisy fits that were done hold the truth, and how wide."""
+    done = [json.loads(line) for line in FITS.read_text().splitlines()]
+    groups = {
+        "axons, published protocol": lambda fit: fit["protocol"] == "published" and _axon(fit),
+        "axons, protocol of a scanner": lambda fit: fit["protocol"] == "scanner",
+        "shapes of no family": lambda fit: not _axon(fit),
+    }
+    rows = []
+    for group, belongs in groups.items():
+        some = [f for f in done if f["snr"] == "50" and f["space"] == "tube" and belongs(f)]
+        for name in MAPS if some else ():
+            sizes = np.array([fit["sizes"][name] for fit in some])
+            true, found, std = sizes[:, :3].T
+            held = np.mean([_held(size) for size in sizes])
+            cells = [np.mean(found / true - 1), np.median(np.abs(found / true - 1)),
+                     np.median(std / true)]  # fmt: skip
+            rows.append([group, len(some), name, f"{100 * held:.0f}",
+                         f"{np.sqrt(np.mean(((found - true) / std) ** 2)):.2f}",
+                         *(f"{100 * x:.1f}" for x in cells)])  # fmt: skip
+    header = ["cells", "shapes", "size", "in the 95 % interval, %", "error over std, rms",
+              "mean error, %", "median error, %", "median std, %"]  # fmt: skip
+    return "# Intervals\n\nSNR 50, tubes. Errors of medians.\n\n" + table(header, rows)
+
+
+def _axon(fit):
+    return fit["name"].split()[0] in FAMILIES
 
 
 def other_spaces(run: Run) -> str:
@@ -252,7 +289,8 @@ def _closest(space, axon):
 
 
 PARTS = {
-    part.__name__: part for part in (representation, published, scanner, outside, other_spaces)
+    part.__name__: part
+    for part in (representation, published, scanner, outside, other_spaces, intervals)
 }
 
 

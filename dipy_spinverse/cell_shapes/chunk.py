@@ -14,6 +14,7 @@ from dipy_spinverse.cell_shapes.search import Objective, lowered, posed_starts
 from dipy_spinverse.cell_shapes.unknowns import CellShape, Simulated
 from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.voxels.noise import independent_noise
+from dipy_spinverse.voxels.progress import stepwise, tell
 from dipy_spinverse.voxels.rician import rician_mean, rician_sigma
 from dipy_spinverse.voxels.statistics import ENDINGS, summary
 from dipy_spinverse.voxels.tensor_frames import tensor_frames
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 STAGES = ("start", "coarse", "likeliest")
 MOST_MESHES = 3  # after the first
+_STARTED, _COARSE, _FINE = 0.2, 0.4, 0.8  # of a voxel's time
 _FIRST_STEPS, _COARSE_STEPS, _FINE_STEPS = 6, 25, 15
 _GO_ON = 2  # starts, after the first steps
 _NOISE = 0.03  # of S0, to begin with where nothing tells
@@ -86,21 +88,23 @@ class FitShapes:
         found = [
             self._voxel(
                 Objective(self.model.coarse, signals, max(level, _LEAST_NOISE), not signed),
-                frame, np.log(S0), given,
+                frame, np.log(S0), level, given,
             )
-            for signals, S0, level, signed, frame in zip(
+            for signals, S0, level, signed, frame in stepwise([*zip(
                 voxels.signals, voxels.S0, levels, voxels.signed, frames, strict=True
-            )
+            )])
         ]  # fmt: skip
         return {name: np.array([each[name] for each in found]) for name in found[0]}
 
-    def _voxel(self, objective, frame, log_S0, noise_given):
+    def _voxel(self, objective, frame, log_S0, noise, noise_given):
         starts = posed_starts(objective, frame, log_S0)
         cells, values, _ = lowered(objective, starts, _FIRST_STEPS)
         order = np.argsort(values)[:_GO_ON]
         if not noise_given:
             objective = _with_noise(objective, cells[order[0]])
+        tell(_STARTED)
         best, values, stopped = lowered(objective, [cells[k] for k in order], _COARSE_STEPS)
+        tell(_COARSE)
         first = int(np.argmin(values))
         cell, converged = best[first], bool(stopped[first])
         stages = [Stage(starts[order[first]].shape, 0), Stage(cell.shape, 0)]
@@ -118,7 +122,13 @@ class FitShapes:
             objective = _with_noise(objective, cell)
             (cell,), _, (converged,) = lowered(objective, [cell], _FIRST_STEPS)
         stages.append(Stage(cell.shape, len(meshed)))
-        return self._values(objective, cell, stages, meshed) | {"converged": bool(converged)}
+        tell(_FINE)
+        values = self._values(objective, cell, stages, meshed)
+        # beside the noise, which rests on no shape, meshes are not exact; over sigma, as asked for
+        judged = values["residual_rms"] ** 2 / (noise**2 + objective.forward.mesh_error**2)
+        freedom = max(len(objective.data) - values["n_unknowns"], 1)
+        values["excess"] = len(objective.data) / freedom * judged * (noise / objective.sigma) ** 2
+        return values | {"converged": bool(converged)}
 
     def _values(self, objective, cell, stages, meshed):
         near, forward = objective.linearised(cell), objective.forward
@@ -137,17 +147,18 @@ class FitShapes:
             "sigma": objective.sigma,
             "residual_rms": np.sqrt((rest**2).mean()),
             "n_unknowns": near.determined,
-            "excess": (rest**2).sum() / objective.spread**2 / max(len(rest) - near.determined, 1),
         }
         likeliest = sizes(forward.grid, cell.points, cell.body)
         values |= {name + end: value for name, value in likeliest.items()
                    for end in ("", "_likeliest")}  # fmt: skip
         if self.n_draws:
             rng = np.random.default_rng(self.model.seed)
-            draws = ensemble(forward, cell, near, self.n_draws, rng)
-            values["_draws"] = np.array([draw.shape.pack() for draw in draws])
-            each = [sizes(forward.grid, draw.points, draw.body) for draw in draws]
-            values |= summary({name: np.array([own[name] for own in each]) for name in MAPS})
+            drawn = [
+                (draw.shape.pack(), sizes(forward.grid, draw.points, draw.body))
+                for draw in ensemble(forward, cell, near, self.n_draws, rng)
+            ]
+            values["_draws"] = np.array([packed for packed, _ in drawn])
+            values |= summary({name: np.array([own[name] for _, own in drawn]) for name in MAPS})
         return values
 
 

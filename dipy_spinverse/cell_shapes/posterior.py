@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from dipy_spinverse.cell_shapes.search import Linearised
@@ -17,11 +19,11 @@ def ensemble(
     near: Linearised,
     n_draws: int,
     rng: np.random.Generator,
-) -> list[Simulated]:
+) -> Iterator[Simulated]:
     """Draws: the likeliest cells for data and a prior mean to which noise is added [1]_.
 
     Each by one Gauss-Newton step, which is a draw of the Laplace approximation, and a second one
-    with the signals found there.
+    with the signals found there. One after another: a cell holds tens of megabytes.
 
     References
     ----------
@@ -32,7 +34,6 @@ def ensemble(
     covariance = np.linalg.inv(near.curvature)
     # of rotations and S0 the prior knows next to nothing
     root = np.linalg.cholesky(prior + _NOTHING_KNOWN * np.trace(prior) * np.eye(len(prior)))
-    draws = []
     for _ in range(n_draws):
         data = near.target + rng.standard_normal(len(near.target)) / np.sqrt(near.weights)
         pull = near.pull + root @ rng.standard_normal(len(prior))
@@ -48,8 +49,7 @@ def ensemble(
         further = step + step_from(step, cell.signals)
         further, other = _feasible(forward, likeliest.shape, further)
         better = misfit(further, other.signals) < misfit(step, cell.signals)
-        draws.append(other if better else cell)
-    return draws
+        yield other if better else cell
 
 
 def _feasible(forward, shape, step):

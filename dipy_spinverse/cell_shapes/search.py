@@ -21,7 +21,7 @@ from dipy_spinverse.voxels.rician import (
 _DAMPING = Damping(first=1e-2, least=1e-9, largest=1e5, growth=4.0, acceleration=2.0)
 _EASIER = 0.2  # damping after a step that helps
 # A step that gains less, in -ln(probability), or this share of it, is the last.
-_LEAST_GAIN, _LEAST_SHARE = 0.02, 1e-4
+_LEAST_GAIN, _LEAST_SHARE = 0.1, 1e-3
 _SCALE_SD = 0.5  # of the logarithm of sizes beforehand
 _TURNED = 0.1  # precision of rotations, 1/rad^2: any
 _MIRRORED = np.array([[1, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1]])
@@ -66,7 +66,7 @@ class Linearised:
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """-ln(probability) of cells, given the signals of a voxel.
+    """-ln(probability) of cells, given the signals of a voxel, over that of the data themselves.
 
     Attributes
     ----------
@@ -94,7 +94,8 @@ class Objective:
         theta, scale = self._from_prior(cell.shape)
         data, signals, spread = self._tensors(cell)
         prior = theta @ self.forward.space.prior_precision @ theta + (scale / _SCALE_SD) ** 2
-        return prior / 2 - float(log_likelihoods(data, signals, spread, self.rician)[0])
+        likelihood = log_likelihoods(data, signals, spread, self.rician)
+        return prior / 2 + float(log_likelihoods(data, data, spread, self.rician) - likelihood)
 
     def target(self, cell: Simulated) -> tuple[np.ndarray, np.ndarray]:
         """What a linear model near a cell is to be fitted to (M,), and its weights (M,)."""
@@ -181,8 +182,8 @@ def lowered(
 def posed_starts(objective: Objective, frame: np.ndarray, log_S0: np.ndarray) -> list[Simulated]:
     """Each start of the shape space, turned into the axes of a diffusion tensor.
 
-    Of the four ways that differ by more than the point reflection, which signals cannot tell, the
-    likeliest one.
+    Of the four ways that differ by more than the point reflection, which signals cannot tell, and
+    of the start as it is, which may be a shape that was found before, the likeliest one.
 
     Parameters
     ----------
@@ -193,11 +194,11 @@ def posed_starts(objective: Objective, frame: np.ndarray, log_S0: np.ndarray) ->
     for theta in np.asarray(forward.space.starts(), dtype=float):
         straight = CellShape(theta, Rotation.identity(), 0.0, log_S0)
         own = np.linalg.eigh(np.cov(forward.points(straight).T))[1].T
+        turned = [np.eye(3), *(frame.T @ (signs[:, None] * own) for signs in _MIRRORED)]
         ways = []
-        for signs in _MIRRORED:
-            turned = frame.T @ (signs[:, None] * own)
-            turned *= np.sign(np.linalg.det(turned))
-            cell = forward.at(replace(straight, rotation=Rotation.from_matrix(turned)))
+        for matrix in turned:
+            rotation = Rotation.from_matrix(matrix * np.sign(np.linalg.det(matrix)))
+            cell = forward.at(replace(straight, rotation=rotation))
             if cell is not None:
                 ways.append((objective(cell), cell))
         if ways:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dipy_spinverse.tissue_fractions.mixtures import draws_of_fractions
 from dipy_spinverse.tissue_fractions.signal_table import SignalTable
+from dipy_spinverse.tissue_fractions.unknowns import Shared
 from dipy_spinverse.tissue_fractions.voxel_solver import Normal, Problem, likeliest_errors, solve
 from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.voxels.statistics import ENDINGS, summary
@@ -33,6 +34,53 @@ def layout(names: tuple[str, ...], *, posterior: bool, together: bool) -> dict[s
 
 
 @dataclass(frozen=True, eq=False)
+class Errors:
+    """What may be wrong of constants and of B1, as independent errors of standard deviation 1.
+
+    The first P are of constants, and of what of B1 follows them; one more is of the rest of B1,
+    a single number in a voxel whatever the field is made of.
+
+    Attributes
+    ----------
+    of_constants : Tensor (4 T, P)
+        Of their logarithms.
+    of_b1 : Tensor (N, P)
+        Of the polynomials of B1.
+    rest_of_b1 : Tensor (N, N)
+        Covariance of the polynomials of B1 beside these.
+    b1_about : float
+        Standard deviation of B1 about its polynomials.
+    """
+
+    of_constants: Tensor
+    of_b1: Tensor
+    rest_of_b1: Tensor
+    b1_about: float
+
+    @classmethod
+    def of(cls, shared: Shared) -> Errors:
+        """Of what voxels share, as far as it is known."""
+        covariance, n_constants = shared.covariance, len(shared.covariance) - len(shared.b1)
+        values, vectors = torch.linalg.eigh(covariance[:n_constants, :n_constants])
+        kept = values > _LEAST_VARIANCE
+        root = values[kept].sqrt()
+        of_b1 = covariance[n_constants:, :n_constants] @ vectors[:, kept] / root
+        rest = covariance[n_constants:, n_constants:] - of_b1 @ of_b1.T
+        return cls(vectors[:, kept] * root, of_b1, rest, shared.b1_about)
+
+    @property
+    def number(self) -> int:
+        errs = self.b1_about > 0 or bool((self.rest_of_b1 != 0).any())
+        return self.of_constants.shape[1] + errs
+
+    def of_b1_in(self, basis: Tensor) -> Tensor:
+        """What they are of B1 in voxels (V, number), given the polynomials there (V, N)."""
+        variance = torch.einsum("vi,ij,vj->v", basis, self.rest_of_b1, basis).clamp_min(0)
+        rest = torch.sqrt(variance + self.b1_about**2)
+        return torch.cat([basis @ self.of_b1, rest[:, None]], dim=1)[:, : self.number]
+
+
+@dataclass(frozen=True, eq=False)
 class FitFractions:
     """The fit of a chunk of voxels.
 
@@ -43,8 +91,7 @@ class FitFractions:
     table : SignalTable
     by_constants : Tensor (K, T, C, 4)
         Slopes of the table by logarithms of constants.
-    errors : Tensor (4 T + N, P)
-        Independent errors of constants and of the polynomials of B1.
+    errors : Errors
     share : ndarray (F,) or None
         Prior probabilities of the faces of the simplex.
     n_draws : int
@@ -56,7 +103,7 @@ class FitFractions:
     names: tuple[str, ...]
     table: SignalTable
     by_constants: Tensor
-    errors: Tensor
+    errors: Errors
     share: np.ndarray | None
     n_draws: int
     rician: bool
@@ -70,9 +117,9 @@ class FitFractions:
         voxels : Voxels
             Over S0, with their own `b1`, `b0`, `scale` (over S0), `given_b1` and `basis`.
         """
-        errors = torch.zeros((len(voxels), self.errors.shape[1]), dtype=torch.float64)
+        errors = torch.zeros((len(voxels), self.errors.number), dtype=torch.float64)
         problem, b1 = self._problem(voxels, errors)
-        if errors.shape[1]:
+        if self.errors.number:
             for _ in range(_ROUNDS):
                 errors = likeliest_errors(problem, solve(problem)[0])
                 problem, b1 = self._problem(voxels, errors)
@@ -83,30 +130,33 @@ class FitFractions:
         own, table = voxels.own, self.table
         scale, given = torch.tensor(own["scale"])[:, None, None], torch.tensor(own["given_b1"])
         data, sigma = torch.tensor(voxels.signals), torch.tensor(voxels.sigma)
-        n_constants = self.by_constants.shape[1] * self.by_constants.shape[3]
-        of_b1 = given[:, None] * (torch.tensor(own["basis"]) @ self.errors[n_constants:])
+        of_b1 = given[:, None] * self.errors.of_b1_in(torch.tensor(own["basis"]))
         b1 = own["b1"] + (of_b1 * errors).sum(dim=1).numpy()
         b1 = np.clip(b1, table.b1.low, table.b1.high)
         columns = table.columns(b1, own["b0"]) * scale
-        if errors.shape[1] == 0:
+        if self.errors.number == 0:
             return Problem(data, columns, sigma, rician=self.rician), b1
         slopes = table.slopes(b1, own["b0"]) * scale
-        of_tissues = (table.weights(b1, own["b0"]) @ self.by_constants.flatten(1)).reshape(
-            len(data), *self.by_constants.shape[1:]
-        )
-        of_tissues = of_tissues * scale[..., None]
-        of_constants = (errors @ self.errors[:n_constants].T).reshape(
-            len(data), -1, self.by_constants.shape[3]
-        )
-        columns = columns + torch.einsum("vtcp,vtp->vtc", of_tissues, of_constants)
+        of_tissues = self._of_tissues(table.weights(b1, own["b0"]), scale)
+        n_constants = of_tissues.shape[-1]
+        columns = columns + (of_tissues @ errors[:, None, :n_constants, None])[..., 0]
 
         def wrong(fractions, rows):
-            mixed = fractions[:, :, None, None] * of_tissues[rows]
-            mixed = mixed.permute(0, 2, 1, 3).flatten(2) @ self.errors[:n_constants]
             by_b1 = torch.einsum("vt,vtc->vc", fractions, slopes[rows])
-            return mixed + by_b1[..., None] * of_b1[rows][:, None]
+            signals = by_b1[..., None] * of_b1[rows][:, None]
+            signals[..., :n_constants] += torch.einsum("vt,vtcp->vcp", fractions, of_tissues[rows])
+            return signals
 
         return Problem(data, columns, sigma, wrong, errors, self.rician), b1
+
+    def _of_tissues(self, weights, scale):
+        """Errors (V, T, C, P) of pure signals by those of constants."""
+        by_errors = torch.einsum(
+            "ktcq,tqp->ktcp", self.by_constants,
+            self.errors.of_constants.reshape(*self.by_constants.shape[1::2], -1),
+        )  # fmt: skip
+        of_voxels = weights @ by_errors.flatten(1)
+        return of_voxels.reshape(len(weights), *by_errors.shape[1:]) * scale[..., None]
 
     def __call__(self, voxels: Voxels) -> dict[str, np.ndarray]:
         """Values of each voxel, with the names of `layout`."""
@@ -139,13 +189,6 @@ class FitFractions:
             "n_unknowns": n_unknowns,
             "excess": normal.excess.numpy() / np.maximum(n_contrasts - n_unknowns, 1),
         }
-
-
-def independent_errors(covariance: Tensor) -> Tensor:
-    """Columns (M, P) whose squares sum to a covariance (M, M)."""
-    values, vectors = torch.linalg.eigh(covariance)
-    kept = values > _LEAST_VARIANCE
-    return vectors[:, kept] * values[kept].sqrt()
 
 
 def as_arrays(normal: Normal) -> tuple[np.ndarray, np.ndarray]:

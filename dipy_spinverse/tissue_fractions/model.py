@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike
 
 from dipy_spinverse.tissue_fractions.chunk import (
     MOST_VOXELS,
+    Errors,
     FitFractions,
     as_arrays,
-    independent_errors,
     layout,
 )
 from dipy_spinverse.tissue_fractions.contrasts import Contrasts, contrasts_of
@@ -118,7 +118,7 @@ class TissueFractionModel(VoxelModel):
         unknown: Sequences[str] = ("scale", "bias"),
         constants_error: float = 0.0,
         b1_error: float = 0.0,
-        order: int = 3,
+        order: int = 4,
         likelihood: str = "rician",
         smoothness: float = 0.0,
     ):
@@ -136,7 +136,7 @@ class TissueFractionModel(VoxelModel):
             raise ValueError(f"likelihood is {likelihood!r}; use 'rician' or 'gaussian'.")
         for name, error in (("constants_error", constants_error), ("b1_error", b1_error)):
             part = name.removesuffix("_error")
-            if error < 0 or (error == 0 and part in unknown):
+            if not 0 <= error < np.inf or (error == 0 and part in unknown):
                 raise ValueError(
                     f"{name} is {error}; give a standard deviation, above 0 where {part} is "
                     "unknown."
@@ -289,7 +289,7 @@ class TissueFractionModel(VoxelModel):
         image = replace(image, voxels=replace(voxels, own=own))
         table, by_constants = tables(shared.constants)
         fit_chunk = FitFractions(
-            self.maps, table, by_constants, independent_errors(shared.covariance), None, n_draws,
+            self.maps, table, by_constants, Errors.of(shared), None, n_draws,
             self.likelihood == "rician", self.smoothness > 0,
         )  # fmt: skip
         if n_draws and len(voxels):

@@ -71,12 +71,15 @@ class Shared:
         B1 over the given one, less 1.
     covariance : Tensor (4 T + N, 4 T + N)
         Of errors of the logarithms of constants, and of `b1`.
+    b1_about : float
+        Standard deviation of B1 about its polynomials.
     """
 
     constants: Tensor
     log_scale: Tensor
     b1: Tensor
     covariance: Tensor
+    b1_about: float = 0.0
 
     def scale(self, fields: Fields) -> np.ndarray:
         """Signal (V,) of water of unit magnetisation."""
@@ -183,7 +186,7 @@ class Estimation:
 
     def _descended(self, data, sigma, fields, shared):
         """Gauss-Newton steps, damped, with outlying voxels weighed down."""
-        chosen = self._chosen(shared)
+        chosen = self._chosen(shared, data.shape[1])
         prior = torch.cat([
             torch.diagonal(shared.covariance)[: -len(shared.b1)],
             torch.full_like(shared.log_scale, _BIAS_SD**2),
@@ -222,7 +225,11 @@ class Estimation:
             if gain < _LEAST_GAIN * cost:
                 break
         square = square + torch.diag(precision)
-        return replace(shared, covariance=self._left_open(shared, chosen, square))
+        shared = replace(shared, covariance=self._left_open(shared, chosen, square))
+        if "b1" not in self.unknown:
+            return shared
+        own = slopes[..., chosen == _N_CONSTANTS * len(shared.constants) + len(shared.b1)]
+        return replace(shared, b1_about=_spread_about(residual, own[..., 0], weight))
 
     def _weight(self, residual, sigma, data):
         """Weights (V,) of squared residuals, small for outliers (Geman and McClure)."""
@@ -231,12 +238,16 @@ class Estimation:
         noise = typical if sigma is None else sigma
         return 1 / (noise * (1 + (size / (_OUTLIER * typical)) ** 2)) ** 2
 
-    def _chosen(self, shared):
-        """Places of the unknowns among constants, logarithm of scale and B1."""
+    def _chosen(self, shared, n_contrasts):
+        """Places of the unknowns among constants, logarithm of scale and B1.
+
+        One image tells no field from tissue: its B1 is a constant.
+        """
         n_constants, n_poly = _N_CONSTANTS * len(shared.constants), len(shared.b1)
         bounds = {"constants": (0, n_constants), "scale": (n_constants, n_constants + 1)}
         bounds["bias"] = (n_constants + 1, n_constants + n_poly)
-        bounds["b1"] = (n_constants + n_poly, n_constants + 2 * n_poly)
+        n_of_b1 = n_poly if n_contrasts > 1 else 1
+        bounds["b1"] = (n_constants + n_poly, n_constants + n_poly + n_of_b1)
         return torch.tensor([k for name in UNKNOWNS for k in range(*bounds[name])
                              if name in self.unknown])  # fmt: skip
 
@@ -304,6 +315,18 @@ def _followed(slopes, columns, fractions):
     size = reference.square().sum(dim=1).clamp_min(1e-300)
     gram = gram + 1e-10 * size[:, None, None] * torch.eye(gram.shape[1])
     return free.mT @ torch.linalg.solve(gram, free @ slopes)
+
+
+def _spread_about(residual, slopes, weight):
+    """Standard deviation of voxels' own errors, by the moments of their scores.
+
+    Slopes (V, C) are by an error, with fractions following; residuals of noise alone have scores
+    whose variance is the information.
+    """
+    score = weight * (slopes * residual).sum(dim=1)
+    information = weight * (slopes**2).sum(dim=1)
+    excess = (score**2 - information).sum() / (information**2).sum().clamp_min(1e-300)
+    return float(excess.clamp_min(0).sqrt())
 
 
 def _cost(residual, weight, moved, precision):
