@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from benchmarks.decay_model import ACQUISITION, DecayModel
-from benchmarks.fuzz import Commands, Inputs, judged
+from benchmarks.fuzz import judged
+from benchmarks.hostile import Inputs
+from benchmarks.hostile_commands import Commands
 from dipy_spinverse import Acquisition, Status
 from dipy_spinverse.voxels import storage
 from dipy_spinverse.voxels.image import wanted_voxels
@@ -122,7 +124,7 @@ def hostile(request, tmp_path_factory):
 
 def test_damaged_and_hostile_inputs_are_refused_by_the_package_itself(hostile, monkeypatch):
     monkeypatch.setattr("sys.argv", [])
-    n_each = 12 if isinstance(hostile, Inputs) and not isinstance(hostile, Commands) else 20
+    n_each = 12 if isinstance(hostile, Inputs) else 20
     for name, make in hostile.kinds.items():
         for seed in range(n_each):
             wrong = judged(lambda make=make, seed=seed: make(np.random.default_rng([9, seed])))

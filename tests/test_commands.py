@@ -15,6 +15,7 @@ from dipy.workflows.base import IntrospectiveArgumentParser
 
 import dipy_spinverse
 from dipy_spinverse import load_fit
+from dipy_spinverse.report import bids
 from dipy_spinverse.report.words import OF_STATUS
 from dipy_spinverse.voxels import Status
 from dipy_spinverse.workflows import cli
@@ -227,6 +228,23 @@ def test_maps_go_into_a_bids_derivative_with_units_and_meanings(scan, tmp_path):
         flow().run(*files, out_dir=str(tmp_path / "two"), **options)
     with pytest.raises(ValueError, match="dwi.nii.gz is no name of BIDS"):
         run("dipy_fit_ivim_varpro", scan, out_dir=str(tmp_path / "three"), **options)
+
+
+@pytest.mark.filterwarnings("ignore:The acquisition tells nearly nothing")
+def test_bids_derivatives_appear_when_all_are_complete_or_not_at_all(scan, tmp_path, monkeypatch):
+    for name in INPUTS:
+        (tmp_path / f"sub-01_{name}").symlink_to(scan / name)
+    files = [str(tmp_path / f"sub-01_{name}") for name in INPUTS]
+
+    def disk_full(path):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(bids, "save_description", disk_full)
+    flow = cli.command("dipy_fit_ivim_varpro")
+    with pytest.raises(OSError, match="No space left"):
+        flow().run(*files, out_dir=str(tmp_path / "one"), n_draws=5, bids=str(tmp_path / "maps"))
+    left = [path for path in (tmp_path / "maps").rglob("*") if path.is_file()]
+    assert left == [] and not list((tmp_path / "one").glob("*.nii.gz"))
 
 
 def test_a_program_that_is_none_says_which_there_are(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from pathlib import Path
 
 import model_cases
 import numpy as np
@@ -225,8 +226,23 @@ def test_chunks_do_not_change_a_fit(case, fit, vox_per_chunk):
     assert_same(case.fit(case.data, vox_per_chunk=vox_per_chunk), fit, NEARLY)
 
 
+@pytest.fixture(scope="module", params=["dask", "ray"])
+def cluster(request):
+    """Two workers, which stay for all models."""
+    if request.param == "dask":
+        distributed = pytest.importorskip("distributed")
+        with distributed.Client(n_workers=2, threads_per_worker=1, dashboard_address=None):
+            yield "dask"
+    else:
+        ray = pytest.importorskip("ray")
+        # Modules of the tests, of which some models have parts.
+        here = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}}
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=here)
+        yield "ray"
+        ray.shutdown()
+
+
 def check_engine(case, fit, engine):
-    pytest.importorskip("distributed" if engine == "dask" else engine)
     n_threads = torch.get_num_threads()
     found = case.fit(case.data, engine=engine, n_jobs=2, vox_per_chunk=1)
     assert_same(found, fit, NEARLY)
@@ -234,13 +250,13 @@ def check_engine(case, fit, engine):
 
 
 def test_workers_of_joblib_give_the_serial_fit(case, fit):
+    pytest.importorskip("joblib")
     check_engine(case, fit, "joblib")
 
 
-@pytest.mark.slow  # each starts processes of its own
-@pytest.mark.parametrize("engine", ["dask", "ray"])
-def test_every_engine_gives_the_serial_fit(case, fit, engine):
-    check_engine(case, fit, engine)
+@pytest.mark.slow  # starts processes, which read the package anew
+def test_every_engine_gives_the_serial_fit(cluster, case, fit):
+    check_engine(case, fit, cluster)
 
 
 def test_progress_is_shown_by_voxel_and_only_on_request(case, capsys):

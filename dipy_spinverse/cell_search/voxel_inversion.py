@@ -17,6 +17,7 @@ from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.inversion.reconstruction import Reconstruction
 from dipy_spinverse.inversion.unknowns import openness
 from dipy_spinverse.voxels.noise import noise_of_each_te
+from dipy_spinverse.voxels.progress import stepwise
 from dipy_spinverse.walls.patterns import aligned
 
 # Error of simulated signals in the search, over the initial magnetisation: that of float32 and of
@@ -73,7 +74,8 @@ class CellInversion:
             freedom = (self._acquisition.b0_per_te.sum(axis=1) - 1).sum()
         # The matrices are small: more threads for each would only wait for each other.
         with threadpool_limits(1, user_api="blas"):
-            voxels = [self._of_voxel(*voxel, freedom) for voxel in zip(data, noise, strict=True)]
+            each = stepwise([*zip(data, noise, strict=True)])
+            voxels = [self._of_voxel(*voxel, freedom) for voxel in each]
         stacked: dict[str, Any] = {
             name: np.stack([voxel[name] for voxel in voxels], axis=1 if "fields" in name else 0)
             for name in voxels[0]

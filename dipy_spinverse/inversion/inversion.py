@@ -19,6 +19,7 @@ from dipy_spinverse.inversion.reconstruction import Reconstruction
 from dipy_spinverse.inversion.uncertainty import Laplace, probability_below
 from dipy_spinverse.inversion.unknowns import WALL_THRESHOLD, SignalModel
 from dipy_spinverse.voxels.noise import noise_from_residual
+from dipy_spinverse.voxels.progress import tell
 from dipy_spinverse.walls.patterns import aligned
 
 OPTIMIZERS: dict[str, Optimiser[SignalModel]] = {"gauss-newton": gauss_newton, "adam": adam}
@@ -169,10 +170,12 @@ class Inversion:
 
         fields = [unknowns]
         searched = np.maximum(noise, _SEARCH_SIGMA)
-        for start, drawn in zip(starts[1:], unit_noise[1:], strict=True):
+        tell(1 / len(starts))
+        for k, (start, drawn) in enumerate(zip(starts[1:], unit_noise[1:], strict=True)):
             noisy = signals + self._noise_of_encodings(noise) * drawn
             field, no_history = self._searched(noisy, searched, start)
             fields.append(self._sharpened(noisy, noise, field, no_history)[0])
+            tell((k + 2) / len(starts))
         laplace = self._laplace(signals, noise, unknowns)
         return self._reconstruction(fields, laplace, noise, history)
 

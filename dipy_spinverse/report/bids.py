@@ -47,65 +47,67 @@ def entities_of(path: str | Path) -> tuple[str, Path]:
     return found["all"], folder
 
 
-def derivative_files(names: list[str], root: Path, path: str | Path, model: str) -> list[Path]:
-    """Files of maps below `root`, in the order of `names` and of the parts of each."""
-    entities, folder = entities_of(path)
+def derivative_files(names: list[str], stem: Path) -> list[Path]:
+    """Files of maps, in the order of `names` and of the parts of each.
+
+    Parameters
+    ----------
+    names : list of str
+    stem : Path
+        Folder, and what all names begin with: entities and model.
+
+    Examples
+    --------
+    >>> str(derivative_files(["pore_diameter"], Path("dwi/sub-01_model-PackedCells"))[0])
+    'dwi/sub-01_model-PackedCells_param-poreDiameter_dwimap.nii.gz'
+    """
     parts = [f"_desc-{suffix[1:]}" if suffix else "" for suffix in MAP_SUFFIXES]
     return [
-        root / folder / f"{entities}_model-{model}_param-{_label(name)}{part}_dwimap.nii.gz"
+        stem.with_name(f"{stem.name}_param-{_label(name)}{part}_dwimap.nii.gz")
         for name in names
         for part in parts
     ]
 
 
 def save_derivatives(
-    fit: VoxelFit,
-    names: list[str],
-    root: Path,
-    path: str | Path,
-    affine: np.ndarray,
-    model: str,
+    fit: VoxelFit, names: list[str], stem: Path, source: str | Path, affine: np.ndarray, model: str
 ) -> None:
-    """Write maps of a fit into a BIDS derivative data set.
+    """Write maps of a fit as BIDS derivatives, each with a sidecar.
 
     Parameters
     ----------
     fit : VoxelFit
     names : list of str
         Of maps.
-    root : Path
-        Folder of the data set.
-    path : path
-        Of the images that were fitted, for the subject and other entities.
+    stem : Path
+        As of :func:`derivative_files`.
+    source : path
+        Of the images that were fitted.
     affine : ndarray (4, 4)
     model : str
         Label of the model.
-
-    Raises
-    ------
-    ValueError
-        A name of images that is not BIDS.
     """
-    files = iter(derivative_files(names, root, path, model))
+    files = iter(derivative_files(names, stem))
     for name in names:
         words = words_of(name, fit)
         for suffix, file in zip(MAP_SUFFIXES, files, strict=False):
             values = getattr(fit, name + suffix, None)
             if values is None:
                 continue
-            file.parent.mkdir(parents=True, exist_ok=True)
             save_image(file, values, affine, f"{name}{suffix} ({words.unit}), dipy_spinverse")
             sidecar = {
                 "Description": f"{words.means}; {_PART[suffix]}",
                 "Units": words.unit,
                 "Model": {"Name": model},
-                "Sources": [f"bids:raw:{Path(path).name}"],
+                "Sources": [f"bids:raw:{Path(source).name}"],
             }
             about = file.with_name(file.name.removesuffix(".nii.gz") + ".json")
             about.write_text(json.dumps(sidecar, indent=2) + "\n")
-    described = root / "dataset_description.json"
-    if not described.exists():
-        described.write_text(json.dumps(_description(), indent=2) + "\n")
+
+
+def save_description(path: Path) -> None:
+    """Write ``dataset_description.json``."""
+    path.write_text(json.dumps(_description(), indent=2) + "\n")
 
 
 def _description():

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dipy_spinverse.spinverse import SpinverseFit
 
 _SIZE = 2.6  # inches of a panel
+_MOST_LINES = 8
 _ROWS = (("_low", "low end (2.5 %)"), ("", "posterior median"), ("_high", "high end (97.5 %)"))
 
 
@@ -85,7 +86,7 @@ def plot_signals(fit: VoxelFit, data: Any, voxel: tuple[int, ...] = ()) -> Figur
     """Signals of a voxel against b, and against diffusion time, with the fit.
 
     Points are means over the directions of a shell of one timing, lines are those of the fit;
-    bars are one standard error of the noise.
+    bars are one standard error of the noise. Of many shells or timings some are shown.
 
     Parameters
     ----------
@@ -121,7 +122,7 @@ def plot_signals(fit: VoxelFit, data: Any, voxel: tuple[int, ...] = ()) -> Figur
         (left, shells, times, "Delta", "ms"),
         (right, times, shells, "b", "ms/um^2"),
     ):
-        for k, other in enumerate(np.unique(others)):
+        for k, other in enumerate(_some(np.unique(others))):
             at = np.unique(along[others == other])
             groups = [(along == x) & (others == other) for x in at]
             mean, fitted = (
@@ -136,6 +137,12 @@ def plot_signals(fit: VoxelFit, data: Any, voxel: tuple[int, ...] = ()) -> Figur
     left.set(xlabel="b (ms/um^2)", ylabel="mean signal / S0")
     right.set(xlabel="Delta (ms)")
     return figure
+
+
+def _some(values):
+    """As many as a legend can hold, from the least to the largest."""
+    shown = np.linspace(0, len(values) - 1, min(len(values), _MOST_LINES)).round().astype(int)
+    return values[shown]
 
 
 def plot_walls(fit: SpinverseFit, voxel: tuple[int, ...] = (), n_slices: int = 4) -> Figure:

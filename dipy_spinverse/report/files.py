@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,18 +13,22 @@ from typing import TYPE_CHECKING
 import nibabel as nib
 import numpy as np
 from dipy.io.utils import split_filename_extension
+from nibabel.openers import ImageOpener
 
 from dipy_spinverse.report.words import TRUSTED
+from dipy_spinverse.voxels.status import FITTED
 
 if TYPE_CHECKING:
     from dipy_spinverse.spinverse import SpinverseFit
     from dipy_spinverse.voxels.fit import VoxelFit
+    from dipy_spinverse.walls.interface import InterfaceMesh
 
 logger = logging.getLogger("dipy_spinverse")
 
 MAP_SUFFIXES = ("", "_std", "_low", "_high")
 MESH_SUFFIXES = (".ply", ".vtu", ".surf.gii")
 _FILL = 0.9  # of the voxel, by its enlarged grid
+_PREDICTED_TOGETHER = 5000  # voxels
 _DESCRIPTION = 79  # characters of a NIfTI header
 PACKAGES = (
     "dipy_spinverse",
@@ -51,10 +56,40 @@ def save_image(path: Path, values: np.ndarray, affine: np.ndarray, description: 
         For the header, which holds 79 characters.
     """
     whole = values.dtype.kind in "biu"
-    image = nib.Nifti1Image(values.astype(np.int16 if whole else np.float32), affine)
+    nib.save(_image(values.astype(np.int16 if whole else np.float32), affine, description), path)
+
+
+def _image(values, affine, description):
+    image = nib.Nifti1Image(values, affine)
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = description[:_DESCRIPTION]
-    nib.save(image, path)
+    return image
+
+
+def save_predictions(fit: VoxelFit, path: Path, affine: np.ndarray, description: str = "") -> None:
+    """Write the signals that a fit predicts, volume by volume: never are all in memory at once.
+
+    Parameters
+    ----------
+    fit : VoxelFit
+        Of an image of three dimensions.
+    path : Path
+    affine : ndarray, shape (4, 4)
+    description : str, optional
+    """
+    rows = np.flatnonzero(np.isin(fit.status, FITTED))
+    signals = np.empty((len(fit.model.acquisition), len(rows)), dtype=np.float32)
+    for k in range(0, len(rows), _PREDICTED_TOGETHER):
+        part = rows[k : k + _PREDICTED_TOGETHER]
+        signals[:, k : k + len(part)] = fit[np.unravel_index(part, fit.shape)].predict().T
+    shape = (*fit.shape, len(signals))
+    header = _image(np.broadcast_to(np.float32(0), shape), affine, description).header
+    with ImageOpener(path, "wb") as file:
+        header.write_to(file)
+        for measurement in signals:
+            volume = np.zeros(fit.status.size, dtype=np.float32)
+            volume[rows] = measurement
+            file.write(volume.reshape(fit.shape).tobytes(order="F"))
 
 
 def save_map(
@@ -125,22 +160,64 @@ def save_meshes(
     affine : ndarray, shape (4, 4)
         Of the image.
     """
-    drawn = [(voxel, *found) for voxel in voxels if (found := _mesh_of(fit, voxel)) is not None]
-    placed = []
-    for voxel, mesh, one_of_many in drawn:
-        name = "_".join([stem.name, *map(str, voxel)])
-        if one_of_many:
+    placed = placed_meshes(fit, voxels, affine)
+    for each in placed:
+        name = "_".join([stem.name, *map(str, each.voxel)])
+        if each.one_of_many:
             name += "_one_of_many"
             logger.warning(
                 "The pattern of the walls of voxel %s is not determined; %s shows one of many "
-                "that explain its signals.", voxel, name,
+                "that explain its signals.", each.voxel, name,
             )  # fmt: skip
-        to_mm = in_voxel(affine, voxel, float(np.ptp(fit.model.grid.points_um, axis=0).max()))
         for suffix in MESH_SUFFIXES:
-            mesh.save(stem.with_name(name + suffix), to_mm)
-        placed.append((voxel, mesh, to_mm))
+            each.mesh.save(stem.with_name(name + suffix), each.to_mm)
     if placed:
         _save_together(placed, stem.with_name(f"{stem.name}.vtu"))
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedMesh:
+    """The walls of a voxel, and where they are.
+
+    Attributes
+    ----------
+    voxel : tuple of int
+    mesh : InterfaceMesh
+    one_of_many : bool
+        Whether many others explain the signals as well.
+    to_mm : ndarray (4, 4)
+        See :func:`in_voxel`.
+    """
+
+    voxel: tuple[int, ...]
+    mesh: InterfaceMesh
+    one_of_many: bool
+    to_mm: np.ndarray
+
+    @property
+    def vertices_mm(self) -> np.ndarray:
+        """Vertices (N, 3) in the space of the image."""
+        return self.mesh.vertices_um @ self.to_mm[:3, :3].T + self.to_mm[:3, 3]
+
+
+def placed_meshes(
+    fit: SpinverseFit, voxels: list[tuple[int, ...]], affine: np.ndarray
+) -> list[PlacedMesh]:
+    """Meshes of those voxels whose walls can be trusted; the log says which cannot.
+
+    Parameters
+    ----------
+    fit : SpinverseFit
+    voxels : list of tuple of int
+    affine : ndarray (4, 4)
+        Of the image.
+    """
+    box = float(np.ptp(fit.model.grid.points_um, axis=0).max())
+    return [
+        PlacedMesh(voxel, *found, in_voxel(affine, voxel, box))
+        for voxel in voxels
+        if (found := _mesh_of(fit, voxel)) is not None
+    ]
 
 
 def _mesh_of(fit, voxel):
@@ -165,11 +242,11 @@ def _save_together(placed, path):
     """One file for ParaView of the meshes of all voxels, in mm."""
     import meshio
 
-    points = [mesh.vertices_um @ to_mm[:3, :3].T + to_mm[:3, 3] for _, mesh, to_mm in placed]
+    points = [each.vertices_mm for each in placed]
     first = np.cumsum([0, *map(len, points)])
-    meshes = [mesh for _, mesh, _ in placed]
+    meshes = [each.mesh for each in placed]
     triangles = [mesh.triangles + start for mesh, start in zip(meshes, first, strict=False)]
-    index = [np.tile(voxel, (len(mesh.triangles), 1)) for voxel, mesh, _ in placed]
+    index = [np.tile(each.voxel, (len(each.mesh.triangles), 1)) for each in placed]
     values = {
         "permeability_um_per_ms": np.concatenate([mesh.permeability for mesh in meshes]),
         "wall_probability": np.concatenate([mesh.wall_probability for mesh in meshes]),

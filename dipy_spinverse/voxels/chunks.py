@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from tqdm import tqdm
 
 from dipy_spinverse import __version__
 from dipy_spinverse.acquisition.checks import shortened
@@ -21,6 +21,7 @@ from dipy_spinverse.voxels.engines import each_computed
 from dipy_spinverse.voxels.image import Image, Voxels
 from dipy_spinverse.voxels.journal import Journal, open_journal
 from dipy_spinverse.voxels.memory import check_memory
+from dipy_spinverse.voxels.progress import Bar
 from dipy_spinverse.voxels.status import Status, explains_nothing, outcome, worst_refutes
 
 if TYPE_CHECKING:
@@ -177,20 +178,20 @@ def fit_image(
     needed = 2 * voxels.signals.nbytes + n * sum(map(_n_bytes, kinds.values()))
     check_memory(f"A fit of {n} voxels", needed, engine.max_memory)
     values = {name: _zeros(n, kind) for name, kind in kinds.items()}
-    size, journal = engine.size_of_chunks(n, most), None
+    size, scatter = engine.size_of_chunks(n, most), np.zeros(n)
+    kept: AbstractContextManager[Journal | None] = nullcontext()
     if engine.journal is not None:
-        journal = open_journal(engine.journal, _identity(model, image, options), size)
-        size = journal.vox_per_chunk
-    groups = [np.arange(n)] if groups is None else groups
-    parts = [rows[k : k + size] for rows in groups for k in range(0, len(rows), size)]
-    scatter = np.zeros(n)
-    with tqdm(total=n, unit="voxel", disable=not engine.verbose) as bar:
-        for k, result in _computed(voxels, fit_chunk, parts, engine, journal):
+        kept = open_journal(engine.journal, _identity(model, image, options), size)
+    with kept as journal, Bar(n, engine.verbose) as bar:
+        size = size if journal is None else journal.vox_per_chunk
+        parts = [rows[k : k + size] for rows in groups or [np.arange(n)]
+                 for k in range(0, len(rows), size)]  # fmt: skip
+        told = bar.fed_by(fit_chunk)
+        for k, result in _computed(voxels, told, parts, engine, journal, bar):
             rows = parts[k]
             for name, value in (_excess(result, voxels.signals.shape[1]) | dict(result)).items():
                 values[name][(rows, *map(slice, np.shape(value)[1:]))] = value
             scatter[rows] = voxels.signals[rows].std(axis=1)
-            bar.update(len(rows))
     for name, value in values.items():
         if name in ("sigma", "residual_rms") or name.split("_")[0] == "S0":
             value *= voxels.S0[:, 0].reshape(-1, *(1,) * (value.ndim - 1))
@@ -201,7 +202,7 @@ def fit_image(
     return status, values
 
 
-def _computed(voxels, fit_chunk, parts, engine, journal: Journal | None):
+def _computed(voxels, fit_chunk, parts, engine, journal: Journal | None, bar: Bar):
     """Numbers and results of all chunks: those of the journal, then those that are computed."""
     missing = []
     for k, rows in enumerate(parts):
@@ -209,11 +210,13 @@ def _computed(voxels, fit_chunk, parts, engine, journal: Journal | None):
         if found is None:
             missing.append(k)
         else:
+            bar.found(len(rows))
             yield k, found
     chunks = ((k, voxels[parts[k]].over_S0()) for k in missing)
     for k, result in each_computed(fit_chunk, chunks, engine.name, engine.n_jobs):
         if journal is not None:
             journal.keep(k, parts[k], result)
+        bar.finished(len(parts[k]))
         yield k, result
 
 

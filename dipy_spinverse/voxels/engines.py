@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from dipy.utils.multiproc import determine_num_processes
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 # How often a chunk is begun again that took its process with it.
 _REPEATS = 3
@@ -52,9 +52,10 @@ def each_computed(
         A chunk that takes each process with it.
     """
     if engine == "serial":
+        libraries = ThreadpoolController()
         for k, chunk in chunks:
             # Sums of BLAS are rounded differently by each number of threads.
-            with threadpool_limits(1, user_api="blas"):
+            with libraries.limit(limits=1, user_api="blas"):
                 result = function(chunk)
             yield k, result
         return
@@ -98,12 +99,18 @@ def _as_finished(pool, chunks):
             future.cancel()
 
 
+@lru_cache(maxsize=1)
+def _libraries():
+    """Those that have threads; to find them takes as long as to fit some voxels."""
+    return ThreadpoolController()
+
+
 def _on_one_thread(function, chunk):
     """A chunk on one thread, as other workers have the other cores."""
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with threadpool_limits(1):
+        with _libraries().limit(limits=1):
             return function(chunk)
     finally:  # a worker may be a thread of this process
         torch.set_num_threads(n_threads)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from io import BytesIO
@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from dipy_spinverse.voxels import storage
+from dipy_spinverse.voxels.unfinished import PREFIX, alone_in, visible
 
 _ABOUT = "journal.json"
 _DIFFERS = {
@@ -78,8 +79,11 @@ class Journal:
             raise _unwritable(self.folder, error) from error
 
 
-def open_journal(folder: str | Path, identity: Mapping[str, str], vox_per_chunk: int) -> Journal:
-    """The journal of a fit, new or begun before.
+@contextmanager
+def open_journal(
+    folder: str | Path, identity: Mapping[str, str], vox_per_chunk: int
+) -> Iterator[Journal]:
+    """The journal of a fit, new or begun before, kept from other runs.
 
     Parameters
     ----------
@@ -94,23 +98,26 @@ def open_journal(folder: str | Path, identity: Mapping[str, str], vox_per_chunk:
     ValueError
         A folder with other files, or the journal of another fit.
     OSError
-        A folder that cannot be written to.
+        A folder that cannot be written to, or that another run writes to.
     """
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for left_over in folder.glob(".unfinished_*"):
-            left_over.unlink(missing_ok=True)
-        found = {path.name for path in folder.iterdir()}
-        if not found:
-            about = {**identity, "vox_per_chunk": vox_per_chunk}
-            content = json.dumps(about, indent=2).encode()
-            storage.whole(folder / _ABOUT, lambda file: file.write(content))
-        elif not os.access(folder, os.W_OK):
-            raise PermissionError("no permission to write")
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    about = _read(folder)
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if visible(folder):
+                _read(folder)
+            stack.enter_context(alone_in(folder))
+            journal = _opened(folder, identity, vox_per_chunk)
+        except BlockingIOError as error:
+            raise OSError(error.errno, f"journal: {error.strerror}") from None
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        yield journal
+
+
+def _opened(folder, identity, vox_per_chunk):
+    """A journal in a folder of one's own, without what a killed run left unfinished."""
+    about = _read(folder) if visible(folder) else {**identity, "vox_per_chunk": vox_per_chunk}
     for name, text in _DIFFERS.items():
         if about[name] != identity[name]:
             said = text.format(old=about[name], new=identity[name])
@@ -118,6 +125,11 @@ def open_journal(folder: str | Path, identity: Mapping[str, str], vox_per_chunk:
                 f"journal: {folder} {said}. Start the same fit again, or give another folder for "
                 "this one."
             )
+    for left_over in folder.glob(f"{PREFIX}*"):
+        left_over.unlink()
+    content = json.dumps(about, indent=2).encode()
+    # Also where it is there: a folder that cannot be written to is found out now.
+    storage.whole(folder / _ABOUT, lambda file: file.write(content))
     files = {int(path.name[:8]): path for path in sorted(folder.glob("[0-9]*-*.h5"))}
     return Journal(folder, about["vox_per_chunk"], files)
 

@@ -64,7 +64,7 @@ def independent_noise(
     freedom = np.full(len(signals), n_b0)
     for shell in _smooth_shells(acquisition):
         on_shell = signals[:, shell.rows]
-        rest = ((on_shell @ shell.rest.T) ** 2).sum(axis=1)
+        rest = (shell.beyond_smooth(on_shell) ** 2).sum(axis=1)
         clear = on_shell.mean(axis=1) > _CLEAR * np.sqrt(rest / shell.freedom)
         squares = squares + np.where(clear, rest, 0)
         freedom = freedom + np.where(clear, shell.freedom, 0)

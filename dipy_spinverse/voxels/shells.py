@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from dipy.reconst.shm import real_sh_descoteaux
@@ -29,25 +30,36 @@ class Shell:
         Of the harmonics that its directions determine.
     fit : ndarray (C, N)
         From signals to their coefficients.
-    rest : ndarray (N, N)
-        From signals to what is beyond the harmonics that half of its measurements determine.
-    freedom : int
-        Degrees of freedom of the rest.
+    smooth : ndarray (N, S)
+        Orthonormal columns that span the harmonics which half of its measurements determine.
     """
 
     rows: np.ndarray
     b: float
     order: int
     fit: np.ndarray
-    rest: np.ndarray
-    freedom: int
+    smooth: np.ndarray
+
+    @property
+    def freedom(self) -> int:
+        """Degrees of freedom of what is beyond the smooth."""
+        return len(self.rows) - self.smooth.shape[1]
+
+    def beyond_smooth(self, signals: np.ndarray) -> np.ndarray:
+        """What smooth columns leave of signals (V, N)."""
+        return signals - (signals @ self.smooth) @ self.smooth.T
 
 
-def shells_of(acquisition: Measurements) -> Iterator[Shell]:
+@lru_cache(maxsize=8)
+def shells_of(acquisition: Measurements) -> tuple[Shell, ...]:
     """Shells of one timing, or shape of b-tensors, and nearly one b each; b0 is none.
 
     Averages over directions are shells of their own, of order 0.
     """
+    return tuple(_shell(acquisition, group) for group in _groups(acquisition))
+
+
+def _groups(acquisition) -> Iterator[list[int]]:
     weighted = np.flatnonzero(~acquisition.b0_mask)
     if isinstance(acquisition, Acquisition):
         encoding = acquisition.timing_index
@@ -62,28 +74,28 @@ def shells_of(acquisition: Measurements) -> Iterator[Shell]:
             kind[row] != kind[group[0]]
             or acquisition.b[row] > _SAME_SHELL * acquisition.b[group[0]]
         ):
-            yield _shell(acquisition, group)
+            yield group
             group = []
         group.append(row)
     if group:
-        yield _shell(acquisition, group)
+        yield group
 
 
 def _shell(acquisition, rows):
     rows = np.array(rows)
     directions = acquisition.directions[rows]
     order = _order(directions, len(rows))
-    smooth = harmonics(_order(directions, len(rows) / 2), directions)
-    rest = np.eye(len(rows)) - smooth @ np.linalg.pinv(smooth)
+    smooth = np.linalg.qr(harmonics(_order(directions, len(rows) / 2), directions))[0]
     fit = np.linalg.pinv(harmonics(order, directions))
-    return Shell(rows, acquisition.b[rows].max(), order, fit, rest, len(rows) - smooth.shape[1])
+    return Shell(rows, acquisition.b[rows].max(), order, fit, smooth)
 
 
 def _order(directions, most):
     """Largest order of harmonics, at most so many, that directions determine."""
     for order in range(LARGEST_ORDER, 0, -2):
-        design = harmonics(order, directions)
-        if design.shape[1] <= most and np.linalg.cond(design) < _LARGEST_CONDITION:
+        if (order + 1) * (order + 2) // 2 > most:
+            continue
+        if np.linalg.cond(harmonics(order, directions)) < _LARGEST_CONDITION:
             return order
     return 0
 

@@ -16,6 +16,7 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 
 from dipy_spinverse.voxels.memory import check_memory
+from dipy_spinverse.voxels.unfinished import PREFIX, staging
 
 # What damaged archives, arrays and headers raise.
 _DAMAGED = (
@@ -36,7 +37,10 @@ def write(path: Path | str, header: dict, arrays: Mapping[str, np.ndarray]) -> N
     """
     header = header | {"checksum": digest(header, arrays)}
     stored: dict[str, Any] = {"header": np.array(_text_of(header)), **arrays}
-    whole(path, lambda file: np.savez_compressed(file, **stored))
+    path = Path(path)
+    with staging(path.parent) as hidden:
+        whole(hidden / path.name, lambda file: np.savez_compressed(file, **stored))
+        os.replace(hidden / path.name, path)
 
 
 def whole(path: Path | str, fill: Callable[[BinaryIO], Any]) -> None:
@@ -49,7 +53,7 @@ def whole(path: Path | str, fill: Callable[[BinaryIO], Any]) -> None:
         Writes to the open file.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(prefix=".unfinished_", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=PREFIX, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             fill(file)

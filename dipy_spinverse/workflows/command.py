@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import inspect
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +18,7 @@ from dipy.workflows.docstring_parser import NumpyDocString
 from dipy.workflows.multi_io import io_iterator
 from dipy.workflows.workflow import Workflow
 
+from dipy_spinverse.voxels.unfinished import staging, visible
 from dipy_spinverse.workflows.outputs import check_inputs_kept, check_names
 
 _OUT_DIR = ("out_dir", "string or Path, optional", ["Output directory."])
@@ -137,17 +136,13 @@ def put_together(paths: dict[str, Path]) -> Iterator[dict[str, Path]]:
 
     Where an error comes before, nothing was written.
     """
-    hidden: dict[Path, Path] = {}
-    try:
-        for folder in {path.parent for path in paths.values()}:
-            hidden[folder] = Path(tempfile.mkdtemp(prefix=".unfinished_", dir=folder))
+    with ExitStack() as stack:
+        folders = {path.parent for path in paths.values()}
+        hidden = {folder: stack.enter_context(staging(folder)) for folder in folders}
         yield {name: hidden[path.parent] / path.name for name, path in paths.items()}
         for folder, staged in hidden.items():
-            for file in staged.iterdir():
+            for file in visible(staged):
                 os.replace(file, folder / file.name)
-    finally:
-        for staged in hidden.values():
-            shutil.rmtree(staged, ignore_errors=True)
 
 
 def _keywords(function: Callable) -> dict[str, inspect.Parameter]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
     from dipy_spinverse.acquisition import Acquisition
     from dipy_spinverse.voxels.fit import VoxelFit
+
+_OF_BIDS = ("derivatives", "dataset_description")
 
 
 def read_acquisition(
@@ -113,7 +116,7 @@ def _sidecar_times(bvalues: Path) -> dict[str, Any]:
 class DiffusionCommand(FitCommand):
     """A command that fits a model to diffusion-weighted volumes."""
 
-    steps = ("read_volume", "read_acquisition", *FitCommand.steps, "derivatives")
+    steps = ("read_volume", "read_acquisition", *FitCommand.steps, "derivative_paths")
     # Whether the model needs the timing of the pulses.
     timed: ClassVar[bool] = True
 
@@ -124,11 +127,10 @@ class DiffusionCommand(FitCommand):
         acquired = self.read_acquisition(**self.takes("read_acquisition", given))
         if self.timed and not hasattr(acquired, "timings"):
             check_pulses({})
-        self.derivatives(given["input_files"], **self.takes("derivatives", given))
         return self.read_volume(acquired, **self.takes("read_volume", given))
 
-    def derivatives(self, input_files: str, *, bids: str | None = None) -> None:
-        """Check that maps can be written into a BIDS data set.
+    def derivative_paths(self, input_files: str, *, bids: str | None = None) -> dict[str, Path]:
+        """Where maps go in a BIDS data set.
 
         Parameters
         ----------
@@ -138,14 +140,30 @@ class DiffusionCommand(FitCommand):
             sub-01_dwi.nii.gz.
         """
         if bids is None:
-            return
-        from dipy_spinverse.report.bids import derivative_files
+            return {}
+        from dipy_spinverse.report.bids import entities_of
 
-        names = [*self.maps, *self.others]
-        files = derivative_files(names, Path(bids), input_files, self.model_name)
-        there = [file for file in files if file.exists()]
-        if there and not self._force_overwrite:
-            raise FileExistsError(f"{there[0]} exists; add --force to overwrite.")
+        entities, folder = entities_of(input_files)
+        inside, described = Path(bids) / folder, Path(bids) / "dataset_description.json"
+        inside.mkdir(parents=True, exist_ok=True)
+        paths = {"derivatives": inside / f"{entities}_model-{self.model_name}"}
+        return paths if described.exists() else paths | {"dataset_description": described}
+
+    def more_paths(self, given: dict[str, Any], paths: dict[str, Path]) -> dict[str, Path]:
+        """The page and the BIDS derivatives, where they are asked for."""
+        derivatives = self.takes("derivative_paths", given)
+        return super().more_paths(given, paths) | self.derivative_paths(
+            given["input_files"], **derivatives
+        )
+
+    def written(self, paths: dict[str, Path]) -> Iterator[Path]:
+        """Files of all outputs, with those of each derivative."""
+        plain = {name: path for name, path in paths.items() if name not in _OF_BIDS}
+        yield from super().written(plain)
+        if "derivatives" in paths:
+            from dipy_spinverse.report.bids import derivative_files
+
+            yield from derivative_files([*self.maps, *self.others], paths["derivatives"])
 
     @property
     def model_name(self) -> str:
@@ -155,13 +173,17 @@ class DiffusionCommand(FitCommand):
     def write(self, fit: VoxelFit, images: Images, settings: dict, paths: dict[str, Path]) -> None:
         """Write maps, the fit and the settings, and the derivative where one is asked for."""
         super().write(fit, images, settings, paths)
-        root = settings["settings"]["bids"]
-        if root is not None:
+        if "derivatives" in paths:
             from dipy_spinverse.report.bids import save_derivatives
 
             names = [*self.maps, *(name for name in self.others if hasattr(fit, name))]
             source = settings["inputs"]["input_files"]
-            save_derivatives(fit, names, Path(root), source, images.affine, self.model_name)
+            stem = paths["derivatives"]
+            save_derivatives(fit, names, stem, source, images.affine, self.model_name)
+        if "dataset_description" in paths:
+            from dipy_spinverse.report.bids import save_description
+
+            save_description(paths["dataset_description"])
 
     def read_volume(
         self, acquired: Any, *, input_files: str, mask_file: str | None = None

@@ -15,6 +15,7 @@ import numpy as np
 from dipy_spinverse.report.files import (
     save_image,
     save_map,
+    save_predictions,
     save_settings,
     settings_of,
     with_suffixes,
@@ -158,9 +159,9 @@ class FitCommand(Command):
             ("S0", getattr(fit, "S0", fit.S0_hat)),
             ("residual_rms", fit.residual_rms),
             ("status", fit.status),
-            ("predicted", fit.predict()),
         ):
             save_image(paths[name], values, images.affine, _description(name))
+        save_predictions(fit, paths["predicted"], images.affine, _description("predicted"))
         fit.save(paths["fit"])
         save_settings(paths["settings"], settings)
 

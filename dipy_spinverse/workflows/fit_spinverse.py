@@ -71,7 +71,7 @@ class SpinverseFlow(DiffusionCommand):
         seed : int, optional
             Seed of the random start.
         device : string, optional
-            Torch device that computes, for instance 'cpu' or 'cuda'.
+            Torch device that computes walls, for instance 'cpu' or 'cuda' (UNTESTED on a GPU).
         """
         from dipy_spinverse.grid import bcc_grid
         from dipy_spinverse.spinverse.model import SpinverseModel

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dipy_spinverse.acquisition.checks import shortened
 from dipy_spinverse.acquisition.files import read_json
 from dipy_spinverse.workflows.fit_command import FitCommand, Images
 
@@ -158,7 +159,7 @@ def _tissues(field, path):
         try:
             tissue = Tissue(**each)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"tissues_file: {path} has {each}: {error}") from None
+            raise ValueError(f"tissues_file: {path} has {shortened(each)}: {error}") from None
         tissues[tissue.name] = tissue
     return [*tissues.values()]
 
@@ -185,4 +186,8 @@ def _read(path: Path):
         import yaml
     except ImportError:
         raise ValueError(f"{path} needs PyYAML; install it, or use JSON.") from None
-    return yaml.safe_load(path.read_text())
+    try:
+        return yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is no YAML that can be read: {reason}") from None

@@ -16,6 +16,7 @@ from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.inversion.reconstruction import Reconstruction
 from dipy_spinverse.inversion.unknowns import openness
 from dipy_spinverse.voxels.noise import noise_of_each_te
+from dipy_spinverse.voxels.progress import stepwise
 from dipy_spinverse.voxels.rician import rician_mean
 
 _MAPS = ("surface_to_volume", "wall_permeability")
@@ -68,7 +69,8 @@ class SmoothCellInversion:
         n_te = len(self._acquisition.echo_times)
         noise = self._noise(data) if sigma is None else np.repeat(sigma[:, None], n_te, axis=1)
         with threadpool_limits(1, user_api="blas"):
-            voxels = [self._of_voxel(*voxel) for voxel in zip(data, noise, strict=True)]
+            each = stepwise([*zip(data, noise, strict=True)])
+            voxels = [self._of_voxel(*voxel) for voxel in each]
         stacked = {
             name: np.stack([voxel[name] for voxel in voxels], axis=1 if "fields" in name else 0)
             for name in voxels[0]

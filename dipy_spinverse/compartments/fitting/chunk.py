@@ -23,12 +23,14 @@ from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.pools import pool_signals
 from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.voxels.noise import noise_from_residual
+from dipy_spinverse.voxels.progress import part, stepwise
 from dipy_spinverse.voxels.rician import LEAST_NOISE, rician_sigma
 from dipy_spinverse.voxels.statistics import ENDINGS, of_draws, summary
 from dipy_spinverse.voxels.tensor_frames import tensor_frames
 
 _NUMBERS_PER_CHUNK = 300_000  # measurements x voxels
 _DRAWS_PER_CHUNK = 100_000
+_FITTED = 0.05  # of the time that a chunk takes
 _MANY = 10  # measurements per unknown above which their residual tells the noise
 
 
@@ -112,7 +114,7 @@ class FitChunk:
             own = {**voxels.own, "n_fibres": n_fibres, "axes": axes}
             voxels = replace(voxels, own=own)
         result: dict[str, np.ndarray] = {}
-        for n in np.unique(voxels.own["n_fibres"]):
+        for n in stepwise(np.unique(voxels.own["n_fibres"])):
             rows = np.flatnonzero(voxels.own["n_fibres"] == n)
             for name, value in self._of_population(voxels[rows], int(n)).items():
                 value = np.broadcast_to(value, (len(rows), *np.shape(value)[1:]))
@@ -154,14 +156,16 @@ class FitChunk:
         settings = self.settings
         definition = with_fibres(self.definition, n_fibres)
         problem = self._problem(voxels, definition)
-        found, place, amplitudes, sigma, converged = self._fitted(voxels, problem)
+        with part(0.0, _FITTED):
+            found, place, amplitudes, sigma, converged = self._fitted(voxels, problem)
         likeliest = _maps(definition, place, amplitudes)
         result = likeliest | {f"{name}_likeliest": value for name, value in likeliest.items()}
         places, order = _places(definition, found, place, amplitudes)
         result |= places | self._against(found, place, amplitudes, sigma)
         if settings.n_draws:
             n, seed = settings.n_draws, settings.seed
-            draws = sample_posterior(found, place, amplitudes, sigma, n, seed)
+            with part(_FITTED, 1.0):
+                draws = sample_posterior(found, place, amplitudes, sigma, n, seed)
             maps = _maps(definition, draws.place, draws.amplitudes)
             result |= summary({name: value.reshape(n, -1) for name, value in maps.items()})
             result |= _fibre_statistics(definition, draws, n, order, place)

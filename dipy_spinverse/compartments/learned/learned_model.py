@@ -37,6 +37,8 @@ from dipy_spinverse.voxels.statistics import summary
 from dipy_spinverse.voxels.status import Status
 
 _N_DRAWS = 128
+# What settings and arrays raise that are not those of a learner.
+_WRONG = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError)
 _VOX_PER_CHUNK = 2000
 _N_LOOKED_AT = 2000  # voxels that tell whether an image is like the training
 _MARGIN = 0.05  # of the range of the training
@@ -319,13 +321,22 @@ class LearnedModel(VoxelModel):
         """
         header, arrays = learner_file.read(path, model)
         learned = cls.__new__(cls)
-        learned._assemble(model, *(header[k] for k in ("method", "features", "snr", "seed")))
-        parts: dict[str, dict] = {"scaling": {}, "learner": {}}
-        for key, value in arrays.items():
-            part, name = key.split("/", 1)
-            parts[part][name] = value
-        learned.scaling = parts["scaling"]
-        learned.learner = Learner(header["method"], parts["learner"], header["settings"])
+        try:
+            learned._assemble(model, *(header[k] for k in ("method", "features", "snr", "seed")))
+            parts: dict[str, dict] = {"scaling": {}, "learner": {}}
+            for key, value in arrays.items():
+                part, name = key.split("/", 1)
+                parts[part][name] = value
+            learned.scaling = parts["scaling"]
+            learned.learner = Learner(header["method"], parts["learner"], header["settings"])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                signals = model.signals(model.draw(1, seed=0))
+                learned.fit(signals, sigma=1 / learned.snr[1], n_draws=2)
+        except _WRONG as error:
+            raise ValueError(
+                f"{path} makes no learner ({type(error).__name__}: {error}); train one again."
+            ) from error
         return learned
 
     def _assemble(self, model, method, features, snr, seed):

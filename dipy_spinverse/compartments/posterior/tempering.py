@@ -26,6 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dipy_spinverse.voxels.progress import part, stepwise, tell
+
 N_FIRST = 512
 _N_MEMBERS = 128
 _EFFECTIVE = 0.5
@@ -33,6 +35,8 @@ _MOST_STEPS = 80
 _DEGREES = 8.0  # of freedom of the kernels, Student t distributions
 _SETTLING = 4  # moves before the first draw that is kept
 _APART = 2  # moves between draws that are kept
+_BEGUN, _COOLED = 0.25, 0.6  # of the time that all take
+_DECADES = 4.0  # of the power, in about equal times
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,12 +95,15 @@ def tempered_draws(
     """
     cooling, moving = rng.spawn(2)
     voxels = torch.arange(first.shape[1])
-    population = _cooled(evaluate(first, voxels, cooling), evaluate, cooling)
+    population = evaluate(first, voxels, cooling)
+    with part(_BEGUN, _COOLED):
+        population = _cooled(population, evaluate, cooling)
     power, kept = torch.ones(len(voxels), dtype=torch.float64), []
-    for move in range(_SETTLING + _APART * -(-n_draws // _N_MEMBERS)):
-        _move(population, power, evaluate, voxels, moving)
-        if move >= _SETTLING and (move - _SETTLING) % _APART == _APART - 1:
-            kept.append(population.copy())
+    with part(_COOLED, 1.0):
+        for move in stepwise(range(_SETTLING + _APART * -(-n_draws // _N_MEMBERS))):
+            _move(population, power, evaluate, voxels, moving)
+            if move >= _SETTLING and (move - _SETTLING) % _APART == _APART - 1:
+                kept.append(population.copy())
     columns = zip(*(vars(each).values() for each in kept), strict=True)
     draws = Population(*(torch.cat(column)[:n_draws] for column in columns))
     return draws, _effective(draws.target)
@@ -117,6 +124,9 @@ def _cooled(population, evaluate, rng):
         _move(population, power, evaluate, active, rng)
         result.put((slice(None), active), population)
         going_on = rise < left
+        # The power grows by factors.
+        way = (1 + torch.log10(power) / _DECADES).clamp(0, 1).sum() + n_voxels - len(active)
+        tell(float(way / n_voxels))
         active, power, population = active[going_on], power[going_on], population[:, going_on]
         if len(active) == 0:
             break

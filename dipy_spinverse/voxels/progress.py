@@ -1,0 +1,163 @@
+"""How far a fit is, voxel by voxel: told by what computes a chunk, shown by a bar.
+
+What computes says with :func:`tell` which share of its chunk is done, and with :func:`part` and
+:func:`stepwise` which share a step is of those around it. Each worker writes to a file how many
+voxels it has done, of which the bar shows the sum; where it cannot see them it shows finished
+chunks.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+_EVERY = 0.5  # s
+_Item = TypeVar("_Item")
+
+
+def _nobody(share: float) -> None:
+    """Where nobody listens."""
+
+
+_listener: ContextVar[Callable[[float], None]] = ContextVar("_listener", default=_nobody)
+
+
+def tell(share: float) -> None:
+    """Say which share of the present step is done, 0 to 1."""
+    _listener.get()(share)
+
+
+@contextmanager
+def _heard_by(listener: Callable[[float], None]) -> Iterator[None]:
+    before = _listener.get()
+    _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.set(before)
+
+
+@contextmanager
+def part(first: float, last: float) -> Iterator[None]:
+    """A step that leads from one share of those around it to another.
+
+    Examples
+    --------
+    >>> with _heard_by(print), part(0.5, 1.0):
+    ...     tell(0.5)
+    0.75
+    1.0
+    """
+    outer = _listener.get()
+    with _heard_by(lambda share: outer(first + share * (last - first))):
+        yield
+    outer(last)
+
+
+def stepwise(items: Collection[_Item]) -> Iterator[_Item]:
+    """Items, each of which is as large a step."""
+    for k, item in enumerate(items):
+        with part(k / len(items), (k + 1) / len(items)):
+            yield item
+
+
+@dataclass(frozen=True)
+class _Told:
+    """The fit of a chunk that writes how many voxels this worker has done.
+
+    Attributes
+    ----------
+    function : callable
+    folder : str
+        With a file for each worker.
+    """
+
+    function: Callable
+    folder: str
+
+    def __call__(self, voxels: Any) -> Any:
+        path = Path(self.folder) / f"{os.getpid()}-{threading.get_ident()}"
+        before = _number_in(path)
+
+        def write(share):
+            try:
+                path.write_text(f"{before + share * len(voxels):.3f}")
+            except OSError:
+                _listener.set(_nobody)  # a machine without this folder
+
+        with _heard_by(write):
+            result = self.function(voxels)
+            write(1.0)
+        return result
+
+
+def _number_in(path):
+    try:
+        return float(path.read_text() or 0)
+    except (OSError, ValueError):  # not there yet, or just being written
+        return 0.0
+
+
+class Bar:
+    """A bar of voxels with the time that is left, or none: a context.
+
+    Parameters
+    ----------
+    n_voxels : int
+    verbose : bool
+        Whether there is one.
+    """
+
+    def __init__(self, n_voxels: int, verbose: bool):
+        self._verbose, self._found, self._finished = verbose, 0, 0
+        self._bar = tqdm(total=n_voxels, unit="voxel", disable=not verbose)
+
+    def __enter__(self) -> Bar:
+        if self._verbose:
+            self._folder = tempfile.TemporaryDirectory()
+            self._ended = threading.Event()
+            self._thread = threading.Thread(target=self._watch, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._verbose:
+            self._ended.set()
+            self._thread.join()
+            self._folder.cleanup()
+            self._show(self._found + self._finished)
+        self._bar.close()
+
+    def fed_by(self, function: Callable) -> Callable:
+        """The fit of a chunk, which tells how far it is where there is a bar."""
+        return _Told(function, self._folder.name) if self._verbose else function
+
+    def found(self, n: int) -> None:
+        """Voxels that a journal had."""
+        self._found += n
+
+    def finished(self, n: int) -> None:
+        """Voxels whose chunk is there."""
+        self._finished += n
+
+    def _watch(self):
+        on_screen = sys.stderr.isatty()
+        while not self._ended.wait(_EVERY):
+            told = sum(_number_in(path) for path in Path(self._folder.name).iterdir())
+            n = int(self._found + max(self._finished, told))
+            if on_screen or n > self._bar.n:
+                self._show(n)
+
+    def _show(self, n):
+        self._bar.n = min(max(n, self._bar.n), self._bar.total)
+        self._bar.refresh()
