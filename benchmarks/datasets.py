@@ -19,8 +19,8 @@ import numpy as np
 from dipy.reconst.dti import TensorModel
 
 from dipy_spinverse import Acquisition
+from dipy_spinverse.datasets import ENVIRONMENT_VARIABLE, manifest
 
-ENVIRONMENT_VARIABLE = "DIPY_SPINVERSE_DATA"
 # ms/um^2; above it a diffusion tensor does not describe tissue.
 TENSOR_B = 1.5
 # um^2/ms, body temperature.
@@ -119,7 +119,7 @@ def data_files(dataset: str, ending: str) -> list[Path]:
 
 @cache
 def _manifest():
-    return tomllib.loads(Path(__file__).with_name("data.toml").read_text())
+    return manifest() | tomllib.loads(Path(__file__).with_name("data.toml").read_text())
 
 
 def load_duval_cat(voxels_per_stratum: int = 3, seed: int = 0) -> Voxels:

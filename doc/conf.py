@@ -8,6 +8,7 @@ DOC = Path(__file__).parent
 sys.path.insert(0, str(DOC))
 
 from command_reference import reference  # noqa: E402
+from gallery import run_pattern  # noqa: E402
 
 project = "dipy_spinverse"
 copyright = "2026, the dipy_spinverse developers"
@@ -17,10 +18,13 @@ extensions = [
     "sphinx.ext.mathjax",
     "numpydoc",
     "sphinx_gallery.gen_gallery",
+    "sphinxcontrib.bibtex",
 ]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3  # as links within the repository have them
 numpydoc_show_class_members = False
+bibtex_bibfiles = ["references.bib"]
+bibtex_reference_style = "author_year"
 exclude_patterns = ["_build"]
 html_theme = "pydata_sphinx_theme"
 html_theme_options = {"navigation_with_keys": False, "show_toc_level": 2, "logo": {
@@ -33,9 +37,9 @@ smartquotes = False  # options begin with two dashes
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
-    "filename_pattern": "/plot_",
+    "filename_pattern": run_pattern(),
     "ignore_pattern": "^(?!plot_)",
-    "within_subsection_order": "FileNameSortKey",
+    "within_subsection_order": "gallery.InOrder",
     "download_all_examples": False,
     "show_memory": False,
     "remove_config_comments": True,

@@ -1,0 +1,190 @@
+"""Measured data for tutorials, fetched on first use and kept.
+
+They lie in the folder that the environment variable DIPY_SPINVERSE_DATA names, or else in that of
+DIPY's own data (``~/.dipy``). `datasets.toml` says what each file is and where it comes from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import nibabel as nib
+import numpy as np
+from dipy.data.fetcher import dipy_home
+
+from dipy_spinverse.acquisition.pulsed import Acquisition
+
+ENVIRONMENT_VARIABLE = "DIPY_SPINVERSE_DATA"
+REGIONS = ("genu", "fornix")
+_TIMEOUT = 30  # s
+_CAT = ("tanguy_spinal_cord_2D.nii.gz", "2D_qspace.scheme")
+_HISTOLOGY = {
+    "axon_diameter": "1_axonEquivDiameter.nii",
+    "restricted_fraction": "4_fr.nii",
+    "g_ratio": "6_gRatio.nii",
+    "n_axons": "7_Number_axons.nii",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class CatCord:
+    """A slice of a cat's spinal cord, ex vivo, with histology of the same slice.
+
+    Attributes
+    ----------
+    data : ndarray (64, 64, 1791)
+    acquisition : Acquisition
+        All directions in the plane across the cord, eight diffusion times.
+    histology : dict of ndarray (64, 64)
+        "axon_diameter" (um), "restricted_fraction", "g_ratio" and "n_axons" in white matter, 0
+        elsewhere.
+    """
+
+    data: np.ndarray
+    acquisition: Acquisition
+    histology: dict[str, np.ndarray]
+
+    @property
+    def white_matter(self) -> np.ndarray:
+        """Mask (64, 64) of the voxels with histology."""
+        return self.histology["restricted_fraction"] > 0
+
+
+def fetch_cat_cord() -> tuple[dict[str, Path], Path]:
+    """Fetch the cat's spinal cord [1]_: 13 MB.
+
+    Returns
+    -------
+    files : dict of Path
+    folder : Path
+
+    Raises
+    ------
+    OSError
+        Files that are not there and cannot be downloaded; the message says from where and where
+        to.
+    ValueError
+        A file that is another one.
+
+    References
+    ----------
+    .. [1] Duval et al., ISMRM 2016; White Matter Microscopy Database,
+       https://doi.org/10.17605/OSF.IO/YP4QG
+    """
+    return _fetched("duval_cat", [*_CAT, *_HISTOLOGY.values()])
+
+
+def read_cat_cord() -> CatCord:
+    """The cat's spinal cord, fetched where it is not there.
+
+    Examples
+    --------
+    >>> cord = read_cat_cord()  # doctest: +SKIP
+    >>> cord.data[cord.white_matter].shape  # doctest: +SKIP
+    (968, 1791)
+    """
+    files, _ = fetch_cat_cord()
+    image, scheme = (files[name] for name in _CAT)
+    return CatCord(
+        _squeezed(image),
+        Acquisition.from_scheme(scheme),
+        {name: _squeezed(files[file]) for name, file in _HISTOLOGY.items()},
+    )
+
+
+def fetch_isbi2015() -> tuple[dict[str, Path], Path]:
+    """Fetch the data of the ISBI 2015 white-matter challenge [1]_: 0.6 MB.
+
+    Returns and raises as :func:`fetch_cat_cord`.
+
+    References
+    ----------
+    .. [1] Ferizi et al., NMR Biomed. 30 (2017) e3734, https://doi.org/10.1002/nbm.3734
+    """
+    return _fetched("isbi2015", ["isbi_schemefile.txt", *(f"{each}.txt" for each in REGIONS)])
+
+
+def read_isbi2015(region: str) -> tuple[np.ndarray, Acquisition]:
+    """Signals of six voxels of a human brain in vivo, at 300 mT/m.
+
+    Parameters
+    ----------
+    region : {"genu", "fornix"}
+
+    Returns
+    -------
+    signals : ndarray (6, 3612)
+    acquisition : Acquisition
+
+    Raises
+    ------
+    ValueError
+        An unknown region.
+
+    Examples
+    --------
+    >>> signals, acquisition = read_isbi2015("genu")  # doctest: +SKIP
+    """
+    if region not in REGIONS:
+        raise ValueError(f"region is {region!r}; use one of {', '.join(map(repr, REGIONS))}.")
+    files, _ = fetch_isbi2015()
+    signals = np.loadtxt(files[f"{region}.txt"], comments="%").T
+    return signals, Acquisition.from_scheme(files["isbi_schemefile.txt"])
+
+
+def _fetched(dataset: str, names: Iterable[str]):
+    """Paths of files of a data set by name, and their folder."""
+    named = os.environ.get(ENVIRONMENT_VARIABLE)
+    folder = (Path(named) if named else Path(dipy_home) / "dipy_spinverse") / dataset
+    return {name: _file(dataset, name, folder / name) for name in names}, folder
+
+
+@cache
+def manifest() -> dict[str, Any]:
+    """What `datasets.toml` says of each data set."""
+    return tomllib.loads(Path(__file__).with_name("datasets.toml").read_text())
+
+
+def _file(dataset, name, path):
+    known = manifest()[dataset]
+    size, expected = known["files"][name].values()
+    if not path.is_file():
+        url = f"{known['url']}/{name}"
+        try:
+            with urlopen(url, timeout=_TIMEOUT) as response:
+                content = response.read()
+            _check(content, expected, url)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_name(f".unfinished_{os.getpid()}_{name}")
+            unfinished.write_bytes(content)
+            os.replace(unfinished, path)
+        except OSError as error:
+            raise OSError(
+                f"{path} ({size / 1e6:.1f} MB; {known['what']}) is not there, and cannot be "
+                f"fetched from {url} ({error}). With a network, try again; without one, copy the "
+                f"file there, or set {ENVIRONMENT_VARIABLE} to a folder with {dataset}/{name}."
+            ) from error
+    else:
+        _check(path.read_bytes(), expected, path)
+    return path
+
+
+def _check(content, expected, source):
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise ValueError(
+            f"{source} is another file than the one expected (sha256 {found} instead of "
+            f"{expected}); remove it, and try again."
+        )
+
+
+def _squeezed(path):
+    return np.squeeze(nib.load(path).get_fdata(dtype=np.float32))
