@@ -197,9 +197,34 @@ def bowl(rng):
     return [TrueCell(depth, 0.01)]
 
 
+def hollow_ball(rng):
+    """A thick shell: water in its hole is that outside."""
+    centre, outer = rng.uniform(-2, 2, 3), rng.uniform(8.5, 9.5)
+    hole = rng.uniform(3.5, 4.5)
+
+    def depth(points):
+        away = np.linalg.norm(points - centre, axis=1)
+        return np.minimum(outer - away, away - hole)
+
+    return [TrueCell(depth, 0.02)]
+
+
+def five_cells(rng):
+    """Five balls, of different sizes and permeabilities."""
+    corners = [[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1], [0, 0, 0]]
+    places = np.array(corners) @ _rotation(rng)
+    return [
+        TrueCell(ellipsoid(4.6 * place, np.full(3, rng.uniform(2.8, 3.6)), np.eye(3)), kappa)
+        for place, kappa in zip(places, (0.01, 0.01, 0.02, 0.02, 0.04), strict=True)
+    ]
+
+
 # Those on which the fit was chosen, and others that it is reported on.
 CHOOSING = (bent_tube, capsule, two_rods, bulging_tube)
-REPORTED = (helix, star, unequal_y, two_unequal, ring, three_balls, bowl, flat_ellipsoid)
+REPORTED = (
+    helix, star, unequal_y, two_unequal, ring, three_balls, bowl, flat_ellipsoid, hollow_ball,
+    five_cells,
+)  # fmt: skip
 
 
 def bodies(kinds, seed: int) -> list[tuple[str, list[TrueCell]]]:

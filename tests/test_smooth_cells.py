@@ -24,6 +24,9 @@ from dipy_spinverse.cell_search.smooth.forward import (
     as_one,
     taken_apart,
 )
+from dipy_spinverse.cell_search.smooth.proposals import Examples, Proposals
+from dipy_spinverse.cell_search.smooth.random_cells import random_cells
+from dipy_spinverse.cell_search.smooth.rotations import Rotations
 from dipy_spinverse.spinverse import model as spinverse_model
 from dipy_spinverse.spinverse.model import Status
 
@@ -31,8 +34,9 @@ SIDE, RADIUS, CENTRE = 20.0, 5.5, np.array([1.0, -0.5, 0.7])
 PRIOR = FieldPrior(np.full(3, SIDE))
 # Too short to find anything, but it goes through all parts of a search.
 SHORT = SmoothEffort(
-    coarse=4, middle=4, fine=4, finest=5, n_bodies=40, n_condensed=16, n_starts=2,
-    n_steps_coarse=2, n_steps_middle=1, n_lines=1, n_steps_fine=1, n_steps_last=2,
+    coarse=4, middle=4, fine=4, finest=5, n_examples=50, n_complete=30, n_condensed=16,
+    n_nearest=1, n_pairs=1, n_steps_coarse=2, n_better=2, n_steps_middle=1, n_good=2,
+    n_steps_fine=1, n_lines=2, n_steps_last=2, n_rounds_of_draws=1,
 )  # fmt: skip
 pytestmark = pytest.mark.filterwarnings("ignore:The grid is too coarse")
 
@@ -110,13 +114,60 @@ def test_steps_by_the_slopes_of_a_coarse_grid_reach_the_data_of_a_fine_one():
     fine, coarse = (model.of_measurements(target.rows) for model in (fine, coarse))
     descend = SmoothDescent(target, fine, coarse, PRIOR)
     start = ball(CENTRE + [1.2, 0, -1], RADIUS - 1)
-    found = descend(descend.fitted(start), 12, 1)
+    found = descend(descend.fitted(start), 12, damping=1.0)
     before = (descend.fitted(start).residual ** 2).mean()
     assert before > 20
     assert (found.residual**2).mean() < 4  # they end before the last bit is explained
     # By point reflection no signal tells on which side the ball is.
     there = max(overlap(found.cells, truth), overlap(found.cells, ball(-CENTRE)))
     assert there > 0.7  # the start has 0.67; noise leaves this open
+
+
+def test_harmonics_tell_the_signals_of_turned_cells():
+    acquisition = pulses(24)
+    model, rotations = (
+        SmoothModel(acquisition, PRIOR, 4, 2.0),
+        Rotations(acquisition, PRIOR.box_um),
+    )
+    assert len(rotations) == 24
+    rod = np.abs(PRIOR.raster[0] - CENTRE) - [3.0, 4.0, 7.0]
+    field = -rod.max(axis=1)[None]
+    signals = model.signals(as_one(PRIOR.field_of(field[0])))
+    turned = 0
+    for k in (5, 13, 22):
+        there = model.signals(as_one(PRIOR.field_of(rotations.fields(k, field)[0])))
+        # The lattice has not quite the symmetry of the box: 0.002, which harmonics do not add to.
+        np.testing.assert_allclose(rotations.signals(k, signals[None])[0], there, atol=0.003)
+        turned += np.abs(there - signals).max() > 0.02
+    assert turned >= 2
+    # Six directions a shell do not tell what others would measure.
+    assert len(Rotations(pulses(6), PRIOR.box_um)) == 1
+    assert len(Rotations(acquisition, np.array([20.0, 20.0, 25.0]))) == 8
+
+
+def test_two_cells_apart_are_proposed_from_examples_of_one():
+    acquisition, rng = pulses(24), np.random.default_rng(2)
+    model, rotations = (
+        SmoothModel(acquisition, PRIOR, 4, 2.0),
+        Rotations(acquisition, PRIOR.box_um),
+    )
+    points, basis = PRIOR.raster
+    sides = [np.linalg.norm(points - side, axis=1) for side in ([6.0, 0, 0], [-6.0, 0, 0])]
+    single = [2.8 - sides[0], 3.6 - sides[1], 5.0 - np.linalg.norm(points, axis=1)]
+    z = [PRIOR.field_of(depth) for depth in single]
+    z += [random_cells(rng, PRIOR) for _ in range(5)]
+    signals = np.array([model.signals(as_one(x)) for x in z])
+    nothing = as_one(PRIOR.field_of(np.full(len(points), -PRIOR.length)))
+    examples = Examples(z @ basis.T + PRIOR.mean, np.zeros(8), signals, model.signals(nothing))
+    assert (0.02 < (examples.fields[3:] > 0).mean(axis=1)).all()
+    both = as_one(PRIOR.field_of(np.max(single[:2], axis=0)))
+    data, sigma = model.signals(both), np.full(len(acquisition), 0.002)
+    proposals = Proposals(examples, rotations, PRIOR)
+    (pair,) = proposals.pairs(data, sigma, 1)
+    misfit = [((model.signals(x) - data) ** 2).sum() for x in (
+        pair, *proposals.nearest(data, sigma, 1))]  # fmt: skip
+    assert misfit[0] < 0.1 * misfit[1]
+    assert len(taken_apart(pair, PRIOR).leaks) == 2
 
 
 def test_cells_apart_have_permeabilities_of_their_own():

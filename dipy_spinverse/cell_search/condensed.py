@@ -16,6 +16,39 @@ _RIDGE = 0.05  # error of the regression that it need not explain, in units of t
 _LIFT_ROUNDS = 3  # until what noise lifts the mean of magnitudes changes no more
 
 
+class Foretold:
+    """All measurements, in units of the noise, as linear functions of a few.
+
+    Parameters
+    ----------
+    simulator : PartialVolumeSimulator
+        Of all measurements.
+    examples : ndarray (N, M)
+        Signals of random cells, over which the function is fitted.
+    sigma : ndarray (M,)
+    number : int
+        Of the few, about.
+    ridge : float, optional
+        Error that need not be explained, in units of the noise.
+
+    Attributes
+    ----------
+    rows : ndarray (n,)
+        The few.
+    slopes, constant : ndarray (n, M), (M,)
+    """
+
+    def __init__(self, simulator, examples, sigma, number, ridge=_RIDGE):
+        mean = examples.mean(axis=0)
+        scaled = (examples - mean) / sigma
+        order = qr(scaled, mode="r", pivoting=True)[1]
+        self.rows = rows = simulator.in_full_registers(order, number)
+        part = scaled[:, rows]
+        system = part.T @ part + len(part) * ridge**2 * np.eye(len(rows))
+        self.slopes = np.linalg.solve(system, part.T @ scaled) / sigma[rows, None]
+        self.constant = mean / sigma - mean[rows] @ self.slopes
+
+
 class CondensedTarget(Target):
     """Noisy data of which only a few measurements are simulated.
 
@@ -45,15 +78,10 @@ class CondensedTarget(Target):
         ridge: float = _RIDGE,
     ):
         self.complete = complete
-        mean = examples.mean(axis=0)
-        scaled = (examples - mean) / complete.sigma
-        order = qr(scaled, mode="r", pivoting=True)[1]
-        self.rows = rows = complete.simulator.in_full_registers(order, number)
-        part = scaled[:, rows]
-        system = part.T @ part + len(part) * ridge**2 * np.eye(len(rows))
+        foretold = Foretold(complete.simulator, examples, complete.sigma, number, ridge)
+        self.rows = rows = foretold.rows
         # In units of the noise, from signals.
-        self._slopes = np.linalg.solve(system, part.T @ scaled) / complete.sigma[rows, None]
-        self._constant = mean / complete.sigma - mean[rows] @ self._slopes
+        self._slopes, self._constant = foretold.slopes, foretold.constant
         self._root = np.linalg.cholesky(self._slopes @ self._slopes.T)
         nothing = np.zeros(len(rows))
         super().__init__(simulator_of(rows), nothing, nothing + 1, nothing)

@@ -417,8 +417,9 @@ class SpinverseModel(VoxelModel):
             if self.optimizer == SMOOTH_CELLS:
                 warnings.warn(
                     "smooth cells are on trial: the search may end in a shape that is wrong but "
-                    "explains the data about as well, and intervals do not show it. Fit with "
-                    "other seeds, and trust what these agree on.",
+                    "explains the data about as well, most of all the places of several cells, "
+                    "and intervals may not show it. Fit with other seeds, and trust what these "
+                    "agree on.",
                     stacklevel=3,
                 )
             return search(

@@ -14,11 +14,11 @@ from dipy_spinverse.cell_search.condensed import CondensedTarget
 from dipy_spinverse.cell_search.smooth.forward import SmoothCells, SmoothModel
 from dipy_spinverse.cell_search.smooth.level_set import FieldPrior
 
-# Errors of the linear model of a step, relative to the residual before it.
-_LINEAR_ERRORS = (0.7, 0.5, 0.4, 0.3, 0.2, 0.1)
-_FARTHEST = 0.3  # that a step may move the walls, in lengths of the prior
-_DAMPING = 5.0  # of steps, over the prior's precision
-_SHORTER = 0.4  # of a step that goes too far
+_FARTHEST = 0.5  # that a step may move the walls, in lengths of the prior
+_MODEL_ERROR = 0.5  # of the residual that a step cannot foretell: it shrinks with the misfit
+# Damping of steps, over the prior's precision, and how it follows what was gained of the foretold.
+_LEAST_DAMPING, _MOST_DAMPING = 0.03, 1e4
+_GOOD, _BAD, _FACTOR = 0.6, 0.25, 3.0
 _ENOUGH = 0.02  # gain of the log probability, per measurement, below which steps end
 
 
@@ -64,34 +64,32 @@ class SmoothDescent:
         """Derivatives (m, n + C) of the condensed data."""
         return self._target.expected(self._slopes.linear(cells)[1].T).T
 
-    def __call__(self, here: Fitted, n_steps: int, first: int = 0) -> Fitted:
-        """Cells after some steps; those from the `first` on are bolder."""
-        for k in range(first, first + n_steps):
-            relative = _LINEAR_ERRORS[min(k, len(_LINEAR_ERRORS) - 1)]
-            size = np.sqrt((here.residual**2).mean())
-            error = max(relative * size, 1.0)
-            step = self._bounded(here.cells, self._step(here, error))
+    def __call__(self, here: Fitted, n_steps: int, damping: float) -> Fitted:
+        """Cells after some steps of Levenberg and Marquardt, in units of the prior.
+
+        While the misfit is large, half of it counts as error of the model: cells stay probable
+        as long as the data do not need others.
+        """
+        jacobian = None
+        for _ in range(n_steps):
+            error = max(_MODEL_ERROR * np.sqrt((here.residual**2).mean()), 1.0)
+            jacobian = self.jacobian(here.cells) if jacobian is None else jacobian
+            step = self._bounded(here.cells, _step(here, jacobian, error, damping))
             there = self.fitted(here.cells.moved(step))
-            if there._of(error) > here._of(error):
-                there = self.fitted(here.cells.moved(_SHORTER * step))
-            if there._of(error) > here._of(error):
-                if relative == _LINEAR_ERRORS[-1] or error == 1.0:
-                    break
-                continue
-            gain, here = here._of(error) - there._of(error), there
-            if error == 1.0 and gain < _ENOUGH * len(here.residual):
+            gain = here._of(error) - there._of(error)
+            foretold = Fitted(there.cells, here.residual - jacobian @ step)
+            hoped = max(here._of(error) - foretold._of(error), 1e-9)
+            if gain > _GOOD * hoped:
+                damping = max(damping / _FACTOR, _LEAST_DAMPING)
+            elif gain < _BAD * hoped:
+                damping *= _FACTOR
+            if gain > 0:
+                here, jacobian = there, None
+            if damping > _MOST_DAMPING or (
+                error == 1.0 and 0 < gain < _ENOUGH * len(here.residual)
+            ):
                 break
         return here
-
-    def _step(self, here, error):
-        """A damped step to the most probable cells of the linear model.
-
-        What the data do not tell goes to the prior's mean slowly: at once, walls would move.
-        """
-        jacobian, held = self.jacobian(here.cells), 1 + _DAMPING
-        uphill = jacobian.T @ here.residual / error**2 - here.cells.unknowns
-        system = jacobian @ jacobian.T + held * error**2 * np.eye(len(jacobian))
-        return (uphill - jacobian.T @ np.linalg.solve(system, jacobian @ uphill)) / held
 
     def _bounded(self, cells, step):
         """A step that moves no wall too far."""
@@ -103,3 +101,11 @@ class SmoothDescent:
             return step
         farthest = np.quantile(change[near], 0.9) / (_FARTHEST * self._prior.length)
         return step / max(farthest, 1.0)
+
+
+def _step(here, jacobian, error, damping):
+    """A step to the most probable cells of the linear model, held back everywhere alike."""
+    held = 1 + damping
+    uphill = jacobian.T @ here.residual / error**2 - here.cells.unknowns
+    system = jacobian @ jacobian.T + held * error**2 * np.eye(len(jacobian))
+    return (uphill - jacobian.T @ np.linalg.solve(system, jacobian @ uphill)) / held

@@ -56,9 +56,9 @@ class SmoothCells:
         return replace(self, z=self.z + z, leaks=self.leaks + leaks)
 
 
-def as_one(z: np.ndarray) -> SmoothCells:
-    """Cells of one permeability, the typical one."""
-    return SmoothCells(z, np.zeros(1), np.zeros((1, 1, 1), dtype=int))
+def as_one(z: np.ndarray, leak: float = 0.0) -> SmoothCells:
+    """Cells of one permeability, by default the typical one."""
+    return SmoothCells(z, np.array([leak]), np.zeros((1, 1, 1), dtype=int))
 
 
 def taken_apart(cells: SmoothCells, prior: FieldPrior) -> SmoothCells:
@@ -176,4 +176,5 @@ class SmoothModel:
     def _leaks(self, cells, filled):
         """Leaks (C + 1,) of the lattice's faces."""
         permeability = self.shape.projected_permeability(cells, filled)
-        return np.append(1 / (1 + 1 / (permeability * self._resistance)), 1.0)
+        passed = permeability * self._resistance
+        return np.append(passed / (1 + passed), 1.0)

@@ -94,12 +94,13 @@ class SmoothCellInversion:
         residual = (data - expected) / noise[self._acquisition.te_index]
         every = [found.best, *found.draws]
         fields = np.array([self._openness(cells) for cells in every])
-        area = np.array([self.search.fine.shape.geometry(cells)[1] for cells in every])
-        permeability = np.array([cells.permeability for cells in every])
-        mean = (permeability * area).sum(axis=1) / area.sum(axis=1).clip(1e-9)
+        of_each = [self.search.fine.shape.geometry(cells)[1] for cells in every]
+        area = np.array([of_one.sum() for of_one in of_each])
+        leaks = [a @ cells.permeability for a, cells in zip(of_each, every, strict=True)]
+        mean = np.array(leaks) / area.clip(1e-9)
         return {
             **stored(every),
-            "fields of surface_to_volume": area.sum(axis=1) / self._grid.box_volume_um3,
+            "fields of surface_to_volume": area / self._grid.box_volume_um3,
             "fields of wall_permeability": mean,
             "openness": fields[0],
             "openness_fields": fields[1:],
@@ -121,7 +122,12 @@ class SmoothCellInversion:
     def refined(self, data: np.ndarray, cells: SmoothCells) -> SmoothCells:
         """The cells in which the last steps of a search end that start from some cells."""
         averaged, sigma, rician = self._for_search(data, self._noise(data[None])[0])
-        return self.search.refined(averaged, sigma, rician, cells).cells
+        return self.search.refined(averaged, sigma, rician, cells)
+
+    def improbability(self, data: np.ndarray, cells: SmoothCells) -> float:
+        """Minus twice the log probability of cells, given data (M,), but for a constant."""
+        averaged, sigma, rician = self._for_search(data, self._noise(data[None])[0])
+        return self.search.improbability(averaged, sigma, rician, cells)
 
     def _noise(self, data):
         """Noise (V, K) of each echo time."""

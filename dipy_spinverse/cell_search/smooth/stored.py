@@ -23,26 +23,26 @@ def smooth_layout(grid: TetrahedralGrid, n_fields: int) -> dict[str, object]:
     return {
         "cell_field": ("f4", (n_fields + 1, prior_of(grid).n_modes)),
         "cell_leaks": ("f4", (n_fields + 1, _MOST_CELLS)),
-        "cell_parts": ("i1", (RASTER,) * 3),
+        "cell_parts": ("i1", (n_fields + 1, *(RASTER,) * 3)),
     }
 
 
 def stored(cells: Sequence[SmoothCells]) -> dict[str, np.ndarray]:
     """Arrays of the best cells and of draws like them."""
     leaks = np.zeros((len(cells), _MOST_CELLS))
-    leaks[:, : len(cells[0].leaks)] = [x.leaks for x in cells]
+    for of_one, x in zip(leaks, cells, strict=True):
+        of_one[: len(x.leaks)] = x.leaks
     return {
         "cell_field": np.array([x.z for x in cells]),
         "cell_leaks": leaks,
-        "cell_parts": np.broadcast_to(cells[0].parts, (RASTER,) * 3),
+        "cell_parts": np.array([np.broadcast_to(x.parts, (RASTER,) * 3) for x in cells]),
     }
 
 
 def cells_of(voxel: Any) -> list[SmoothCells]:
     """The best cells and the draws of the fit of one voxel."""
-    number = voxel.cell_parts.max() + 1
-    pairs = zip(voxel.cell_field, voxel.cell_leaks[:, :number], strict=True)
-    return [SmoothCells(z, leaks, voxel.cell_parts) for z, leaks in pairs]
+    values = zip(voxel.cell_field, voxel.cell_leaks, voxel.cell_parts, strict=True)
+    return [SmoothCells(z, leaks[: parts.max() + 1], parts) for z, leaks, parts in values]
 
 
 def signals_of_cells(
@@ -55,6 +55,6 @@ def signals_of_cells(
     model = SmoothModel(acquisition, prior_of(grid), DEFAULT_EFFORT.finest, diffusivity)
     signals = []
     for z, leaks, parts in zip(*(values[name] for name in STORED), strict=True):
-        cells = SmoothCells(z[0], leaks[0, : parts.max() + 1], parts)
+        cells = SmoothCells(z[0], leaks[0, : parts[0].max() + 1], parts[0])
         signals.append(model.signals(cells))
     return np.array(signals).reshape(-1, len(acquisition))

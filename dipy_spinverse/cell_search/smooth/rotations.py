@@ -1,0 +1,69 @@
+"""Rotations of a box onto itself: of fields in it, and of signals without a simulation."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from itertools import permutations, product
+
+import numpy as np
+
+from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.voxels.shells import harmonics, shells_of
+
+# Of harmonics, below which the directions of a shell do not tell what others would measure.
+_LEAST_ORDER = 4
+
+
+class Rotations:
+    """Rotations of a box with sides (3,) onto itself, as an acquisition can follow them.
+
+    Cells turned by R have along a direction g the signals of the cells along R^T g, which the
+    harmonics of a shell tell. With a shell too poor for that, there is no rotation but none.
+    """
+
+    def __init__(self, acquisition: Acquisition, box_um: np.ndarray):
+        self._acquisition, self._shells = acquisition, list(shells_of(acquisition))
+        can_turn = all(shell.order >= _LEAST_ORDER for shell in self._shells)
+        self.matrices = [
+            matrix
+            for matrix in _signed_permutations()
+            if np.allclose(np.abs(matrix) @ box_um, box_um)
+            and (can_turn or np.array_equal(matrix, np.eye(3)))
+        ]
+
+    def __len__(self) -> int:
+        return len(self.matrices)
+
+    def fields(self, k: int, fields: np.ndarray) -> np.ndarray:
+        """Fields (N, R^3) on a raster after the rotation `k`."""
+        n = round(fields.shape[1] ** (1 / 3))
+        axis = np.arange(n) - (n - 1) / 2
+        places = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
+        before = np.rint(places @ self.matrices[k] + (n - 1) / 2).astype(int)
+        return fields[:, np.ravel_multi_index(tuple(before.T), (n, n, n))]
+
+    def signals(self, k: int, signals: np.ndarray) -> np.ndarray:
+        """Signals (N, M) after the rotation `k`."""
+        return signals @ self._of_signals[k].T
+
+    @cached_property
+    def _of_signals(self):
+        directions, number = self._acquisition.directions, len(self._acquisition)
+        turned = []
+        for matrix in self.matrices:
+            change = np.eye(number)
+            if not np.array_equal(matrix, np.eye(3)):
+                for shell in self._shells:
+                    there = harmonics(shell.order, directions[shell.rows] @ matrix)
+                    change[np.ix_(shell.rows, shell.rows)] = there @ shell.fit
+            turned.append(change)
+        return turned
+
+
+def _signed_permutations():
+    for order in permutations(range(3)):
+        for signs in product((1, -1), repeat=3):
+            matrix = np.zeros((3, 3))
+            matrix[range(3), order] = signs
+            if np.linalg.det(matrix) > 0:
+                yield matrix
