@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS)
 
-.PHONY: demo test test-all lint types docs benchmark venv clean help
+.PHONY: demo test test-all lint types docs linkcheck benchmark venv clean help
 
 demo: $(STAMP)  ## simulate, fit and plot a small volume (demo_output/); DEMO_ARGS=--quick for two voxels
 	$(BIN)/python examples/demo.py demo_output $(DEMO_ARGS)
@@ -28,6 +28,9 @@ types: $(STAMP)  ## check types
 
 docs: $(DOCS_STAMP)  ## build the pages of doc/ (doc/_build/)
 	$(BIN)/python -m sphinx -q -W --keep-going doc doc/_build
+
+linkcheck: $(DOCS_STAMP)  ## check the links of the pages to other sites (needs a network)
+	$(BIN)/python -m sphinx -q -b linkcheck -D plot_gallery=0 doc doc/_build/links
 
 benchmark: $(STAMP)  ## run a benchmark: NAME=recovery [ARGS=--quick]
 	$(BIN)/python -m benchmarks.$(NAME) $(ARGS)

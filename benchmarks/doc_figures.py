@@ -1,4 +1,4 @@
-"""Figures of the start page, from the files that `make demo` writes.
+"""Figures of the first pages, from the files that `make demo` writes.
 
 python -m benchmarks.doc_figures [demo_output]
 """
@@ -18,6 +18,7 @@ from PIL import Image
 from dipy_spinverse import load_fit
 from dipy_spinverse.report.figures import plot_maps
 from dipy_spinverse.report.page import save_page
+from dipy_spinverse.report.scenes import plot_scene
 
 matplotlib.use("agg")
 FIGURES = Path(__file__).parents[1] / "doc" / "figures"
@@ -71,6 +72,14 @@ def screenshot(path):
     return shots
 
 
+def scene(fit, image, affine):
+    """Meshes of all voxels that have some, over the first slice."""
+    voxels = [tuple(map(int, voxel)) for voxel in np.argwhere(fit.has_walls)]
+    plotter = plot_scene(fit, voxels, image=image, affine=affine, colour="permeability",
+                         off_screen=True)  # fmt: skip
+    return Image.fromarray(plotter.screenshot(return_img=True))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default="demo_output")
@@ -80,6 +89,7 @@ def main():
     demo = Image.open(folder / "demo.png").convert("RGB")
     walls = demo.crop((0, round(0.595 * demo.height), demo.width, demo.height))
     save(stacked([picture(plot_maps(fit, MAPS)), walls]), "start.png")
+    save(scene(fit, data[..., 0], affine), "scene.png")
     page = folder / "report.html"
     save_page(fit, page, data, affine=affine)
     shots = screenshot(page)

@@ -117,11 +117,11 @@ def built(seed: int, finer: int) -> Phantom:
     return Phantom(tissue.astype(np.float32), finer)
 
 
-def smooth_field(shape: tuple[int, ...], amplitude: float, rng) -> np.ndarray:
+def smooth_field(shape: tuple[int, ...], amplitude: float, rng, waves: int = 3) -> np.ndarray:
     """A random field of low cosines with the mean 0 and the largest size `amplitude`."""
     axes = [np.pi * (np.arange(n) + 0.5) / n for n in shape]
     field = np.zeros(shape)
-    for order in np.ndindex(*[3] * len(shape)):
+    for order in np.ndindex(*[waves] * len(shape)):
         waves = [np.cos(k * axis) for k, axis in zip(order, axes, strict=True)]
         term = waves[0]
         for wave in waves[1:]:
@@ -169,6 +169,8 @@ class Truth:
         level for all images: that of the first four, weighted by T1.
     b1 : float
         Largest error of the transmit field, smooth.
+    b1_waves : int
+        Number of cosines along each axis that this error is made of, the constant one included.
     b0 : float
         Largest off-resonance, Hz, smooth.
     constants : float
@@ -182,6 +184,7 @@ class Truth:
 
     snr: float = math.inf
     b1: float = 0.0
+    b1_waves: int = 3
     b0: float = 0.0
     constants: float = 0.0
     shifted: Mapping[str, float] = field(default_factory=dict)
@@ -212,7 +215,7 @@ def scanned(phantom: Phantom, sequences, truth: Truth, simulator, seed: int) -> 
     rng = np.random.default_rng(seed)
     inside = phantom.fine.any(axis=-1)
     shape = inside.shape
-    b1 = 1 + smooth_field(shape, truth.b1, rng)[inside]
+    b1 = 1 + smooth_field(shape, truth.b1, rng, truth.b1_waves)[inside]
     constants = constants_of(PUBLISHED).numpy()
     constants = np.broadcast_to(constants, (inside.sum(), *constants.shape)).copy()
     for t, p in np.ndindex(constants.shape[1:]):

@@ -2,7 +2,7 @@
 
     python -m benchmarks.fuzz [-n 10000] [--seed 0] [--checkpoint FILE]
 
-Duration: about 2 CPU-minutes for 10,000 inputs (--quick: 300 inputs, 20 s). Writes
+Duration: about 3 CPU-minutes for 10,000 inputs (--quick: 300 inputs, 20 s). Writes
 results/fuzz.md.
 
 An input is refused when the package itself raises ValueError, OSError or MemoryError with a

@@ -7,7 +7,8 @@ Duration: about 1 min (--quick: 10 kills). Writes results/kills.md.
 A process fits an image with a journal and saves the fit; it is ended by SIGKILL at a random
 moment and started again with the same arguments, until it comes to its end. After each kill, all
 chunks that were finished before must still be there, whole, and the saved fit must be there
-completely or not at all. The result must be that of a fit which nothing interrupted, bit by bit.
+completely or not at all. The result must be that of a fit which nothing interrupted, bit by bit,
+and no unfinished file may be left.
 """
 
 from __future__ import annotations
@@ -66,10 +67,11 @@ def until_finished(vox_per_chunk: int, rng, left: int):
             if (folder / "fit.npz").exists():
                 load_fit(folder / "fit.npz", MODEL)
         found = MODEL.fit(DATA, n_draws=2, vox_per_chunk=vox_per_chunk, journal=folder / "journal")
+        found.save(folder / "fit.npz")
         n_wrong += not all(
             np.array_equal(found._values[name], value) for name, value in expected._values.items()
         )
-        left_over = len(list(folder.glob("journal/.unfinished_*")))
+        left_over = len(list(folder.rglob(".unfinished_*")))
     return n_kills, n_lost, n_wrong, left_over
 
 

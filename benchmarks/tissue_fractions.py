@@ -188,6 +188,8 @@ def degradation(slices, quick):
     """All contrasts against noise, fields, constants and encoding; what is told, what flagged."""
     told, untold = {"told": partial(fitted, n_draws=128)}, {"not told": fitted_untold}
     cases = [(f"SNR {snr}, B1 15 %", Truth(snr=snr, b1=0.15), told) for snr in (50, 30, 20)]
+    rough = Truth(snr=50, b1=0.15, b1_waves=5)
+    cases += [("SNR 50, B1 15 %, waves half as long", rough, told)]
     cases += [("SNR 30", Truth(snr=30), told)]
     cases += [("no noise, image encoded by lines", Truth(encoded=True), told)]
     cases += [(f"B1 {100 * b1:g} %", Truth(snr=30, b1=b1), untold) for b1 in (0.05, 0.15, 0.25)]

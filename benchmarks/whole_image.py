@@ -1,39 +1,51 @@
-"""A whole image: time from file to maps, and memory against voxels.
+"""A whole image: time from file to maps, memory against voxels, batches, two workers.
 
-    python -m benchmarks.whole_image [-n 10000]
+    python -m benchmarks.whole_image [-n 10000] [--packed 300] [--no-walls]
 
-Duration: about 2 CPU-minutes (--quick: 500 voxels, 20 s). Writes results/whole_image.md.
+Duration: about 5 CPU-minutes (--quick: 500 voxels, without walls, 30 s). Writes
+results/whole_image.md.
 
 An image of NODDI voxels (Rician, SNR 30, 97 measurements) is written to NIfTI, read volume by
-volume, fitted with a journal, saved and written as maps: CPU time of one process with one thread,
-scaled to 100,000 voxels. Resident memory is sampled while it is fitted; growth is that from the
-first tenth of the time to the last. Peaks of memory are those of fresh processes, with a model
-whose own memory does not count. Speed-up by two workers is of wall time, and means something on
-an idle machine alone.
+volume, fitted with a journal, saved, and written as maps and predicted signals: CPU time of one
+process with one thread, scaled to 100,000 voxels; so are packed cells. Resident memory is sampled
+while it is fitted; growth is that from the first tenth of the time to the last. Peaks of memory
+are those of fresh processes, with a model whose own memory does not count. Of batches, CPU time of
+one voxel fitted by itself, and of one among 64, is compared. Of two workers, the CPU time of all
+processes over that of a serial fit says what they cost, and the wall time, which means something
+on an idle machine alone, what they are worth.
 """
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import psutil
 from dipy.core.gradients import gradient_table
 
 from benchmarks.command import command, keep
 from benchmarks.decay_model import ACQUISITION, DecayModel
+from benchmarks.fit_cost import protocol
 from benchmarks.tables import machine, table
-from dipy_spinverse import NODDIModel
-from dipy_spinverse.report.files import save_map
+from dipy_spinverse import NODDIModel, PackedCellsModel, SpinverseModel, bcc_grid, simulate
+from dipy_spinverse.report.files import save_map, save_predictions
+from dipy_spinverse.substrates.walls_of_bodies import cylinders
 from dipy_spinverse.voxels.image_files import StoredImage, mask_of
 
 N, N_QUICK = 10_000, 500
+N_INTERVALS = 1000
+PACKED, PACKED_QUICK = 300, 30
+BATCH = 64
+N_WORKERS, N_WORKERS_QUICK, WORKERS_CHUNK = 400, 60, 25
 WHOLE = 100_000
 SNR = 30.0
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -112,6 +124,7 @@ def from_file_to_maps(n_voxels: int, n_draws: int):
         fit.save(folder / "fit.npz")
         for each in fit.MAPS:
             save_map(fit, each, folder / f"{each}.nii.gz", AFFINE)
+        save_predictions(fit, folder / "predicted.nii.gz", AFFINE)
         seconds.append(time.process_time() - start - seconds[0])
     return (*seconds, memory.growth, max(memory.values, default=resident()))
 
@@ -146,43 +159,128 @@ def peaks():
         yield " x ".join(map(str, shape)), n_wanted, f"{needed:.1f}", f"{peak:.1f}"
 
 
-def speed_up(n_voxels: int) -> float:
-    """Wall time of one worker over that of two."""
+def packed_cells(n_voxels: int) -> float:
+    """CPU seconds of maps with intervals of voxels of packed cylinders."""
+    acquisition, _, signals = tissue()
+    data = noisy(np.tile(signals, (n_voxels, 1)))
+    model = PackedCellsModel(acquisition)
+    model.fit(data[:2], sigma=1 / SNR)
+    start = time.process_time()
+    model.fit(data, sigma=1 / SNR)
+    return time.process_time() - start
+
+
+def tissue():
+    """Three timings, and the signals of permeable cylinders on their grid."""
+    acquisition, grid = protocol(), bcc_grid(8, 2.5)
+    walls = cylinders(grid, [0, 0, 0], 6.0, permeability=0.02)
+    return acquisition, grid, simulate(acquisition, grid, walls)
+
+
+def noisy(signals: np.ndarray) -> np.ndarray:
+    noise = np.random.default_rng(3).standard_normal((2, *signals.shape)) / SNR
+    return np.hypot(signals + noise[0], noise[1])
+
+
+def batches(walls: bool):
+    """Rows: model, CPU-ms of a voxel by itself and among 64, and their ratio."""
     model = noddi()
-    data = 1000 * model.signals(model.draw(n_voxels, seed=2))
-    times = []
-    for n_jobs in (1, 2):
-        options = {"sigma": 30.0, "n_draws": 0, "engine": "joblib", "n_jobs": n_jobs}
-        model.fit(data[:32], vox_per_chunk=1, **options)  # starts them
-        start = time.perf_counter()
-        model.fit(data, **options)
-        times.append(time.perf_counter() - start)
-    return times[0] / times[1]
+    data = noisy(model.signals(model.draw(BATCH, seed=2)))
+    acquisition, _, signals = tissue()
+    of_tissue = noisy(np.tile(signals, (BATCH, 1)))
+    packed = PackedCellsModel(acquisition)
+    # Of slow models some voxels alone are fitted by themselves; the others will cost as much.
+    kinds = [
+        ("NODDI, likeliest", partial(model.fit, sigma=1 / SNR, n_draws=0), data, BATCH),
+        ("NODDI, with intervals", partial(model.fit, sigma=1 / SNR), data, 16),
+        ("packed cells, with intervals", partial(packed.fit, sigma=1 / SNR), of_tissue, 8),
+    ]
+    if walls:
+        fields = SpinverseModel(acquisition, grid=bcc_grid(4, 5.0))
+        options = {"sigma": 1 / SNR, "n_fields": 0}
+        kinds.append(("wall fields", partial(fields.fit, **options), of_tissue, 4))
+    for name, fit, voxels, n_alone in kinds:
+        fit(voxels[:1])
+        start = time.process_time()
+        for k in range(n_alone):
+            fit(voxels[k])
+        alone = (time.process_time() - start) / n_alone
+        start = time.process_time()
+        fit(voxels)
+        together = (time.process_time() - start) / len(voxels)
+        yield (
+            name,
+            n_alone,
+            f"{1e3 * alone:.3g}",
+            f"{1e3 * together:.3g}",
+            f"{alone / together:.1f}",
+        )
+
+
+def cpu_seconds() -> float:
+    """Of this process and its children."""
+    own = psutil.Process()
+    times = [each.cpu_times() for each in (own, *own.children(recursive=True))]
+    return sum(each.user + each.system for each in times)
+
+
+def workers(n_voxels: int) -> tuple[float, float]:
+    """CPU time of two workers over that of a serial fit, and wall time of one worker over two."""
+    model = noddi()
+    data = noisy(model.signals(model.draw(n_voxels, seed=2)))
+    options = {"sigma": 1 / SNR, "n_draws": 64}
+    spent, taken = {}, {}
+    for engine, n_jobs in (("serial", 1), ("joblib", 1), ("joblib", 2)):
+        how = options | {"engine": engine, "n_jobs": n_jobs}
+        model.fit(data[:32], vox_per_chunk=1, **how)  # starts them
+        cpu, wall = cpu_seconds(), time.perf_counter()
+        model.fit(data, vox_per_chunk=WORKERS_CHUNK, **how)
+        spent[engine, n_jobs] = cpu_seconds() - cpu
+        taken[engine, n_jobs] = time.perf_counter() - wall
+    overhead = spent["joblib", 2] / spent["serial", 1]
+    return overhead, taken["joblib", 1] / taken["joblib", 2]
 
 
 def main():
     parser = command(__doc__, quick=f"{N_QUICK} voxels")
     parser.add_argument("-n", type=int, default=N, help=f"voxels ({N})")
-    parser.add_argument("--no-workers", action="store_true", help="without the speed-up")
+    parser.add_argument(
+        "--packed", type=int, default=PACKED, help=f"voxels of packed cells ({PACKED})"
+    )
+    parser.add_argument("--no-walls", action="store_true", help="without batches of wall fields")
     arguments = parser.parse_args()
     n = N_QUICK if arguments.quick else arguments.n
+    n_packed = PACKED_QUICK if arguments.quick else arguments.packed
+    lines = [f"# Whole images\n\n{machine()}. {__doc__.strip()}\n"]
+
+    def say(*more):
+        lines.extend([*more, ""])
+        print(*more, "", sep="\n", flush=True)
+
     rows = []
-    for n_draws in (0, 64):
-        fitting, writing, growth, peak = from_file_to_maps(n, n_draws)
-        whole = (fitting + writing) * WHOLE / n / 60
-        rows.append((n, n_draws, f"{fitting:.1f}", f"{writing:.1f}", f"{whole:.1f}",
+    for n_draws, n_voxels in ((0, n), (64, min(n, N_INTERVALS))):
+        fitting, writing, growth, peak = from_file_to_maps(n_voxels, n_draws)
+        whole = (fitting + writing) * WHOLE / n_voxels / 60
+        rows.append((n_voxels, n_draws, f"{fitting:.1f}", f"{writing:.1f}", f"{whole:.1f}",
                      f"{100 * growth:.1f}", f"{peak:.2f}"))  # fmt: skip
     header = (
         "voxels", "draws", "read and fit, CPU-s", "save and write, CPU-s",
         f"{WHOLE:,} voxels, CPU-min", "memory growth %", "resident GiB",
     )  # fmt: skip
+    say(table(header, rows))
+    seconds = packed_cells(n_packed)
+    say(f"Packed cells with intervals, {n_packed} voxels of 300 measurements: "
+        f"{1e3 * seconds / n_packed:.0f} CPU-ms per voxel, "
+        f"{seconds / n_packed * WHOLE / 3600:.1f} CPU-h for {WHOLE:,} voxels.")  # fmt: skip
+    overhead, speed_up = workers(N_WORKERS_QUICK if arguments.quick else N_WORKERS)
+    say(f"Two workers of joblib take {overhead:.2f} times the CPU time of a serial fit; two are "
+        f"{speed_up:.2f} times as fast as one (load of the machine {os.getloadavg()[0]:.1f})."
+        )  # fmt: skip
+    columns = ("fit", "by themselves", "CPU-ms by itself", "CPU-ms among 64", "ratio")
+    say(table(columns, batches(not (arguments.quick or arguments.no_walls))))
     columns = ("volume", "voxels of the mask", "data and results, MiB", "peak beyond, MiB")
-    lines = [table(header, rows), "", table(columns, peaks())]
-    if not arguments.no_workers:
-        lines += ["", f"Two workers of joblib are {speed_up(n):.2f} times as fast as one."]
-    text = "\n".join([f"# Whole images\n\n{machine()}. {__doc__.strip()}\n", *lines])
-    print(*lines, sep="\n")
-    keep("whole_image.md", text, complete=not arguments.quick)
+    say(table(columns, peaks()))
+    keep("whole_image.md", "\n".join(lines), complete=not arguments.quick)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,20 @@ import numpy as np
 import pytest
 
 from benchmarks.decay_model import ACQUISITION, DecayModel, decays
-from dipy_spinverse import Acquisition, IVIMModel, Status, load_fit
+from benchmarks.hostile import TWO_SHELLS
+from dipy_spinverse import (
+    Acquisition,
+    IVIMModel,
+    LearnedModel,
+    NODDIModel,
+    Status,
+    load_fit,
+)
 from dipy_spinverse.acquisition.waveform_files import read_text_waveforms
 from dipy_spinverse.packed_cells.emulator import signals as emulator
 from dipy_spinverse.voxels import storage
 from dipy_spinverse.voxels.image_files import StoredImage, mask_of
+from dipy_spinverse.workflows.cli import command
 from dipy_spinverse.workflows.outputs import check_inputs_kept, check_names
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -259,6 +268,51 @@ def test_waveforms_that_last_for_ages_are_refused(tmp_path):
     for name in times:
         with pytest.raises(ValueError, match="give positive times"):
             read_text_waveforms(path, path, b=[1.0], **times | {name: 1e300})
+
+
+def _short_weights(header, arrays):
+    name = next(name for name in arrays if name.startswith("learner/"))
+    arrays[name] = arrays[name][..., :-1]
+
+
+def _infinite_scaling(header, arrays):
+    arrays["scaling/x_mean"][:] = np.inf
+
+
+def _no_probe(header, arrays):
+    del arrays["probe_signals"]
+
+
+def _no_seed(header, arrays):
+    header["seed"] = None
+
+
+@pytest.mark.parametrize("change", [_short_weights, _infinite_scaling, _no_probe, _no_seed])
+def test_a_learner_that_was_tampered_with_is_refused(tmp_path, change):
+    training = {"n_train": 100, "max_epochs": 1, "width": 4, "depth": 1}
+    path, model = tmp_path / "learner.npz", NODDIModel(TWO_SHELLS)
+    LearnedModel(model, snr=(20, 50), **training).save(path)
+
+    def altered(header, arrays):
+        change(header, arrays)
+        del header["checksum"]
+        header["checksum"] = storage.digest(header, arrays)
+
+    rewritten(path, altered)
+    with pytest.raises(ValueError, match=r"learner\.npz"):
+        LearnedModel.load(path, model)
+
+
+def test_a_damaged_list_of_sequences_is_refused(tmp_path):
+    pytest.importorskip("yaml")
+    saved(DATA[..., :2], tmp_path / "images.nii")
+    for text in ("[1, 'two", "!!python/object/apply:os.system ['true']", "[" * 10_000, "\0"):
+        (tmp_path / "sequences.yaml").write_text(text)
+        with pytest.raises(ValueError, match=r"sequences.yaml"):
+            command("dipy_fit_tissue_fractions")().run(
+                [str(tmp_path / "images.nii")], sequences_file=str(tmp_path / "sequences.yaml"),
+                out_dir=str(tmp_path),
+            )  # fmt: skip
 
 
 def test_an_emulator_with_nan_is_refused(tmp_path, monkeypatch):

@@ -153,7 +153,7 @@ def test_a_space_with_a_finer_template_is_fitted_on_it():
 @pytest.fixture(scope="module")
 def waisted():
     """A cell with a waist that lozenges do not have: true vertices, and signals of its mesh."""
-    template = lozenges(rings=3, layers=6).template
+    template = lozenges(rings=2, layers=6).template
     x, y, z = template.points.T
     waist = 1 - 0.12 * np.exp(-((z / 1.5) ** 2))
     points = Rotation.from_rotvec(TURNED).apply(np.column_stack([x * waist, y * waist, z]))
@@ -170,7 +170,7 @@ def off(true, mesh):
 def test_free_vertices_refine_a_shape_that_its_space_does_not_hold(waisted, monkeypatch):
     monkeypatch.setattr(unknowns, "_MESH_ERROR", 0.01)  # data are of the same mesh
     true, signals = waisted
-    found = CellShapeModel(ACQUISITION, lozenges(rings=3, layers=6)).fit(
+    found = CellShapeModel(ACQUISITION, lozenges(rings=2, layers=6)).fit(
         signals, sigma=3e-4, n_draws=0
     )
     space = FreeVertices(Template(*found.tetrahedra()), spread_um=0.2)
@@ -189,7 +189,7 @@ def test_free_vertices_refine_a_shape_that_its_space_does_not_hold(waisted, monk
 def test_spectral_coefficients_are_found_from_signals(waisted, monkeypatch):
     monkeypatch.setattr(unknowns, "_MESH_ERROR", 0.01)  # data are of the same mesh
     true, signals = waisted
-    template = lozenges(rings=3, layers=6).template
+    template = lozenges(rings=2, layers=6).template
     rates, modes = template.surface_modes(12)
     spread = np.repeat(0.6 * rates[0] / rates, 3)
     space = SpectralSpace(

@@ -230,6 +230,14 @@ def test_the_chunk_of_a_process_that_dies_is_computed_again(tmp_path, expected, 
             model.fit(DATA, MASK, **OPTIONS, **workers)
 
 
+@pytest.mark.slow  # starts processes of its own
+@pytest.mark.parametrize("engine", ["dask", "ray"])
+def test_without_a_cluster_an_engine_starts_workers_of_its_own(expected, engine):
+    pytest.importorskip("distributed" if engine == "dask" else engine)
+    workers = {"engine": engine, "n_jobs": 2}
+    assert_equal(DecayModel(ACQUISITION).fit(DATA, MASK, **OPTIONS, **workers), expected)
+
+
 @contextmanager
 def pool_of_threads(function, deaths=0):
     """Two workers, of which some chunks are the death."""

@@ -122,7 +122,7 @@ def plot_signals(fit: VoxelFit, data: Any, voxel: tuple[int, ...] = ()) -> Figur
         (left, shells, times, "Delta", "ms"),
         (right, times, shells, "b", "ms/um^2"),
     ):
-        for k, other in enumerate(_some(np.unique(others))):
+        for k, other in enumerate(_some(others, along)):
             at = np.unique(along[others == other])
             groups = [(along == x) & (others == other) for x in at]
             mean, fitted = (
@@ -139,8 +139,12 @@ def plot_signals(fit: VoxelFit, data: Any, voxel: tuple[int, ...] = ()) -> Figur
     return figure
 
 
-def _some(values):
-    """As many as a legend can hold, from the least to the largest."""
+def _some(others, along):
+    """As many values as a legend can hold, of those that are there for most others along."""
+    values = np.unique(others)
+    if len(values) > _MOST_LINES:
+        often = np.array([len(np.unique(along[others == value])) for value in values])
+        values = values[often > often.max() / 2]
     shown = np.linspace(0, len(values) - 1, min(len(values), _MOST_LINES)).round().astype(int)
     return values[shown]
 

@@ -84,7 +84,7 @@ def save_predictions(fit: VoxelFit, path: Path, affine: np.ndarray, description:
         signals[:, k : k + len(part)] = fit[np.unravel_index(part, fit.shape)].predict().T
     shape = (*fit.shape, len(signals))
     header = _image(np.broadcast_to(np.float32(0), shape), affine, description).header
-    with ImageOpener(path, "wb") as file:
+    with ImageOpener(str(path), "wb") as file:
         header.write_to(file)
         for measurement in signals:
             volume = np.zeros(fit.status.size, dtype=np.float32)

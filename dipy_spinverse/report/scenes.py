@@ -76,7 +76,7 @@ def plot_scene(
     if limits is None:
         limits = 0.0, max(float(getattr(each.mesh, colour).max()) for each in placed)
     plotter = pyvista.Plotter(off_screen=off_screen, window_size=(1000, 700))
-    plotter.set_background("white")
+    plotter.set_background("lightsteelblue", top="white")
     for each in placed:
         surface = pyvista.PolyData.from_regular_faces(each.vertices_mm, each.mesh.triangles)
         surface.cell_data[label] = getattr(each.mesh, colour)
@@ -86,21 +86,23 @@ def plot_scene(
             ambient=0.5,
         )  # fmt: skip
     if image is not None:
-        voxel = np.pad(placed[0].voxel, (0, 3 - len(placed[0].voxel)))
+        below = _slice(pyvista, np.asarray(image), affine, placed[0])
         plotter.add_mesh(
-            _slice(pyvista, np.asarray(image), affine, int(voxel[2])), scalars="image",
-            cmap="gray", show_scalar_bar=False, lighting=False,
-        )  # fmt: skip
+            below, scalars="image", cmap="gray", show_scalar_bar=False, lighting=False
+        )
     plotter.add_axes(color="black")
     plotter.camera_position = "iso"
     plotter.camera.zoom(1.15)
     return plotter
 
 
-def _slice(pyvista, image, affine, k):
-    """A slice of an image on the lower side of its voxels."""
+def _slice(pyvista, image, affine, placed):
+    """The slice of an image in which a mesh is, at its lower end."""
+    k = (*placed.voxel, 0, 0)[2]
+    back = np.linalg.inv(affine)
+    height = placed.vertices_mm @ back[2, :3] + back[2, 3]
     i, j = np.meshgrid(*(np.arange(n + 1) - 0.5 for n in image.shape[:2]), indexing="ij")
-    corners = np.stack([i, j, np.full_like(i, k - 0.5)], axis=-1)
+    corners = np.stack([i, j, np.full_like(i, height.min())], axis=-1)
     points = corners @ affine[:3, :3].T + affine[:3, 3]
     grid = pyvista.StructuredGrid(*(points[..., axis, None] for axis in range(3)))
     grid.cell_data["image"] = image[:, :, k].ravel(order="F")

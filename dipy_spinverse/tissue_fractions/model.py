@@ -69,7 +69,8 @@ class TissueFractionModel(VoxelModel):
         :class:`SignalEquations` where not given.
     unknown : sequence of {"scale", "bias", "b1", "constants"}, optional
         What is found from the images: the scale of the data, a smooth receive sensitivity, a
-        smooth transmit field, the proton densities and relaxation times of tissues.
+        smooth transmit field (of one image: a constant one), the proton densities and relaxation
+        times of tissues.
     constants_error : float, optional
         Relative standard deviation of tissue constants about the given ones. Intervals hold it.
     b1_error : float, optional

@@ -44,7 +44,7 @@ class Proposals:
 
     def nearest(self, data: np.ndarray, sigma: np.ndarray, number: int) -> list[SmoothCells]:
         """Examples whose signals are nearest to data (M,) with errors (M,), each once."""
-        misfit = (((self._turned - data) / sigma) ** 2).sum(axis=-1)
+        misfit = np.array([(((x - data) / sigma) ** 2).sum(axis=1) for x in self._turned])
         turn, chosen = misfit.argmin(axis=0), misfit.min(axis=0).argsort()[:number]
         return [self._cells([self._field(turn[n], n)], [n]) for n in chosen]
 
@@ -56,10 +56,9 @@ class Proposals:
         """
         examples, empty = self._examples, self._examples.empty
         small = np.flatnonzero((examples.fields > 0).mean(axis=1) < _LARGEST)
-        change = ((self._turned[:, small] - empty) / sigma).reshape(-1, len(data))
+        change = np.concatenate([((x[small] - empty) / sigma).astype("f4") for x in self._turned])
         basis = np.linalg.eigh(change.T @ change)[1][:, -_N_COMPONENTS:]
-        change, wanted = change @ basis, (data - empty) / sigma @ basis
-        change, wanted = change.astype(np.float32), wanted.astype(np.float32)
+        change, wanted = change @ basis, ((data - empty) / sigma).astype("f4") @ basis
         alone = ((wanted - change) ** 2).sum(axis=1)
         second_alone = (change**2).sum(axis=1) - 2 * change @ wanted
         pairs: list[tuple[float, int, int]] = []

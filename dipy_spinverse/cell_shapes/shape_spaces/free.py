@@ -81,5 +81,5 @@ class FreeVertices:
         return points + torch.as_tensor(self.template.harmonic_extension) @ theta.reshape(-1, 3)
 
     def remeshed(self, theta: np.ndarray) -> tuple[FreeVertices, np.ndarray]:
-        """The same."""
+        """The same: its template is the shape to refine, whose vertices inside follow."""
         return self, theta

@@ -61,7 +61,7 @@ class SpectralSpace(GaussianSpace):
         return points + torch.as_tensor(self.moves) @ theta.reshape(-1, 3)
 
     def remeshed(self, theta: np.ndarray) -> tuple[SpectralSpace, np.ndarray]:
-        """The same: other templates have other modes."""
+        """The same: other templates have other modes; give `spectral_space(fine=True)`."""
         return self, theta
 
 

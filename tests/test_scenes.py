@@ -1,0 +1,63 @@
+"""Scenes of walls: where meshes lie, and what is said where there is nothing to show."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dipy_spinverse.report import scenes
+from dipy_spinverse.report.files import PlacedMesh, in_voxel
+from dipy_spinverse.walls.interface import InterfaceMesh
+
+AFFINE = np.array([[-2.0, 0, 0, 10], [0, 2, 0, -20], [0, 0, 3, 5], [0, 0, 0, 1]])
+VOXELS = [(1, 2, 0), (3, 0, 0)]
+
+
+@pytest.fixture
+def placed(monkeypatch):
+    """An octahedron of 8 um in a box of 20 um, in each voxel, instead of those of a fit."""
+    corners = 4.0 * np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]])
+    triangles = np.array([[a, b, c] for a in (0, 1) for b in (2, 3) for c in (4, 5)])
+    values = np.linspace(0, 1, len(triangles))
+    mesh = InterfaceMesh(corners, triangles, values, values, np.zeros((8, 3)), np.zeros(8, int))
+    found = [PlacedMesh(v, mesh, False, in_voxel(AFFINE, v, 20.0)) for v in VOXELS]
+    monkeypatch.setattr(scenes, "placed_meshes", lambda fit, voxels, affine: found)
+    return found
+
+
+def test_meshes_lie_in_their_voxels_on_a_slice_of_the_image(placed):
+    pytest.importorskip("pyvista")
+    image = np.arange(24.0).reshape(4, 3, 2)
+    plotter = scenes.plot_scene(None, VOXELS, image=image, affine=AFFINE, off_screen=True)
+    drawn = plotter.renderer.actors.values()
+    mappers = [getattr(each, "mapper", None) for each in drawn]
+    *meshes, below = [mapper.dataset for mapper in mappers if mapper is not None]
+    for mesh, voxel in zip(meshes, VOXELS, strict=True):
+        centre = AFFINE[:3, :3] @ voxel + AFFINE[:3, 3]
+        np.testing.assert_allclose(mesh.center, centre, atol=1e-6)
+        assert (np.abs(np.asarray(mesh.points) - centre).max(axis=0) <= [1.0, 1.0, 1.5]).all()
+    # the cell below the first mesh has the value of its voxel
+    assert below.n_cells == 12
+    cell = below.find_closest_cell(np.array([*meshes[0].center[:2], below.center[2]]))
+    assert below.cell_data["image"][cell] == image[VOXELS[0]]
+    assert below.bounds[4] == pytest.approx(meshes[0].bounds[4])
+    plotter.close()
+
+
+def test_an_unknown_colour_is_named(placed):
+    pytest.importorskip("pyvista")
+    with pytest.raises(ValueError, match="colour is 'red'"):
+        scenes.plot_scene(None, VOXELS, colour="red")
+
+
+def test_without_walls_to_be_trusted_there_is_no_scene(monkeypatch):
+    pytest.importorskip("pyvista")
+    monkeypatch.setattr(scenes, "placed_meshes", lambda *_: [])
+    with pytest.raises(ValueError, match="none has walls to be trusted"):
+        scenes.plot_scene(None, VOXELS)
+
+
+def test_without_pyvista_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(scenes, "optional_package", lambda name: (None, False, None))
+    with pytest.raises(ImportError, match=r"dipy_spinverse\[scenes\]"):
+        scenes.plot_scene(None, VOXELS)
