@@ -31,7 +31,7 @@ def test_meshes_lie_in_their_voxels_on_a_slice_of_the_image(placed):
     plotter = scenes.plot_scene(None, VOXELS, image=image, affine=AFFINE, off_screen=True)
     drawn = plotter.renderer.actors.values()
     mappers = [getattr(each, "mapper", None) for each in drawn]
-    *meshes, below = [mapper.dataset for mapper in mappers if mapper is not None]
+    *meshes, below = [each.dataset for each in mappers if hasattr(each, "dataset")]
     for mesh, voxel in zip(meshes, VOXELS, strict=True):
         centre = AFFINE[:3, :3] @ voxel + AFFINE[:3, 3]
         np.testing.assert_allclose(mesh.center, centre, atol=1e-6)

@@ -35,13 +35,8 @@ def ensemble(
     # of rotations and S0 the prior knows next to nothing
     root = np.linalg.cholesky(prior + _NOTHING_KNOWN * np.trace(prior) * np.eye(len(prior)))
     for _ in range(n_draws):
-        of_data = rng.standard_normal(len(near.target)) / np.sqrt(near.weights)
-        of_prior = root @ rng.standard_normal(len(prior))
-        step = covariance @ (weighted.T @ of_data - of_prior)
-        # where tetrahedra would be inverted, the opposite noise, which is as likely
-        if forward.poor(forward.points(forward.moved(likeliest.shape, step))):
-            of_data, of_prior = -of_data, -of_prior
-        data, pull = near.target + of_data, near.pull + of_prior
+        data = near.target + rng.standard_normal(len(near.target)) / np.sqrt(near.weights)
+        pull = near.pull + root @ rng.standard_normal(len(prior))
 
         def step_from(moved, signals, data=data, pull=pull):
             return covariance @ (weighted.T @ (data - signals) - pull - prior @ moved)
