@@ -112,6 +112,22 @@ def test_float32_is_close_to_float64():
     np.testing.assert_allclose(single[1], double[1], atol=1e-4 * np.abs(double[1]).max())
 
 
+def test_what_a_gpu_computes_in_float32_agrees_with_float64(monkeypatch):
+    grid, acquisition = bcc_grid(4, 5.0), mixed_acquisition()
+    fields = random_permeability(grid, shape=(2,))
+    double = simulate_with_jacobian(acquisition, grid, fields)
+    # The sweep of other devices, here on the CPU.
+    monkeypatch.setattr(Simulator, "_compiled_sweep", Simulator._torch_sweep)
+    single = simulate_with_jacobian(acquisition, grid, fields, dtype="float32")
+    assert single[0].dtype == single[1].dtype == np.float32
+    # What is promised of a GPU.
+    np.testing.assert_allclose(single[0], double[0], atol=1e-3)
+    np.testing.assert_allclose(single[1], double[1], atol=1e-3 * np.abs(double[1]).max())
+    kappa = torch.tensor(fields, dtype=torch.float32, requires_grad=True)
+    simulate(acquisition, grid, kappa, dtype="float32").sum().backward()
+    assert torch.isfinite(kappa.grad).all()
+
+
 def test_the_number_of_threads_does_not_change_the_signals():
     grid, acquisition = bcc_grid(3, 5.0), encodings([1.0, 2.0], DIRECTIONS)
     fields = random_permeability(grid, shape=(3,))

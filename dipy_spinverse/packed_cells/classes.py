@@ -127,15 +127,15 @@ def tissue_class(name: str, diffusivity_known: bool, relaxes: bool = False) -> T
 
 def values_of(tissue: TissueClass, z: np.ndarray) -> dict[str, np.ndarray]:
     """Values (N,) of the parameters but the rotation at places (N, P)."""
-    return {name: found[0] for name, found in _transformed(tissue, z).items()}
+    return {name: found[0] for name, found in transformed(tissue, z).items()}
 
 
-def _transformed(tissue, z):
-    """Values (N,) and their slopes by the own z."""
+def transformed(tissue: TissueClass, z: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The same, each with its slopes (N,) by the own z."""
     z = np.clip(z, -LARGEST_Z, LARGEST_Z)
     u = ndtr(z)
     density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
-    found = {}
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for k, name in enumerate(tissue.parameters[tissue.scalar]):
         kind = name.removeprefix("sphere_")
         shape = "sphere" if name.startswith("sphere") else "cylinder"
@@ -148,7 +148,8 @@ def _transformed(tissue, z):
             value = low * (high / low) ** x
             found[name] = value, value * np.log(high / low) * dx
         elif kind == "fraction":
-            found[name] = _uniform(*RANGES["fraction"][shape], x, dx)
+            low, high = RANGES["fraction"][shape]
+            found[name] = _uniform(low, high, x, dx)
         elif kind in ("share", "crossing_share"):
             found[name] = x, dx
         elif kind == "half_angle":

@@ -12,6 +12,7 @@ References
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -45,6 +46,8 @@ _COMPONENTS = 28
 _CENTRES = 1500
 _RATES = np.array([3.0, 0.95, 1.6, 0.85, 1.05])
 _RIDGE = 1e-10
+# Tissues that are emulated at once.
+_AT_ONCE = 64
 # Of coordinates, for slopes of what is not compiled.
 _STEP = 1e-3
 
@@ -127,25 +130,23 @@ class CompiledSignals:
     degrees: np.ndarray
     error: np.ndarray
 
-    def __call__(self, coordinates: np.ndarray, slopes: bool = False) -> np.ndarray:
-        """Coefficients (N, S, L, 1) at coordinates (N, 5); with `slopes` (N, S, L, 6).
+    def __call__(self, coordinates: np.ndarray, changes: Sequence[np.ndarray] = ()) -> np.ndarray:
+        """Coefficients (N, 1 + Q, S, L) at coordinates (N, 5), and derivatives.
 
-        The further ones are derivatives by the coordinates.
+        These are by Q parameters, with which the coordinates change as `changes` (Q, N, 5) say.
         """
-        n = len(coordinates)
         at = (coordinates - self.centre) * self.scale
         value = _multiquadrics(at, self.places)
         components = (value @ self.weights[:, 0])[:, None]
-        if slopes:
+        if len(changes):
             parts = (1 / value) @ self.weights.reshape(len(self.places), -1)
-            parts = parts.reshape(n, 6, -1)
-            change = at[:, :, None] * parts[:, :1] - parts[:, 1:]
-            change *= self.scale[:, None]
-            components = np.concatenate([components, change], axis=1)
+            parts = parts.reshape(len(at), 6, -1)
+            slopes = at[:, :, None] * parts[:, :1] - parts[:, 1:]
+            by = np.swapaxes(changes, 0, 1) * self.scale
+            components = np.concatenate([components, by @ slopes], axis=1)
         found = components @ self.basis
         found[:, 0] += self.mean
-        found = found.reshape(n, components.shape[1], len(self.degrees), -1)
-        return np.ascontiguousarray(np.moveaxis(found, 1, -1))
+        return found.reshape(*found.shape[:2], len(self.degrees), -1)
 
 
 def _multiquadrics(at, places):
@@ -209,9 +210,9 @@ def _scattered(shape, n, diffusivity):
 class _Plan:
     """Which encodings are emulated, and how coefficients follow from their signals.
 
-    `groups` has for each timing its encodings, the values of q that they are for, and for each
-    shell of the timing its number, its weights over these values (or None where the shell is one
-    of them) and its nodes of the cosine.
+    `groups` has the encodings of a shell, at nodes of the cosine, or of a timing, at some values
+    of q; weights of its shells over these values, or None; the shells; and a matrix (X, L) from
+    signals at the nodes to coefficients.
     """
 
     shape: str
@@ -234,15 +235,16 @@ class _Plan:
             if len(rows) <= _MOST_Q:
                 nodes = [_cosines(shape, degrees[r]) for r in rows]
                 groups += [
-                    (_encodings(q[[r]], x, timing), None, [r], x, w)
-                    for r, (x, w) in zip(rows, nodes, strict=True)
+                    (_encodings(q[[r]], x, timing), None, [r], projection)
+                    for r, (x, projection) in zip(rows, nodes, strict=True)
                 ]
                 continue
             # Closer at small q, where the logarithm of the signal bends.
             known = q[rows].max() * np.linspace(0, 1, _MOST_Q + 1) ** 1.5
             spline = CubicSpline(known, np.eye(len(known)), bc_type=("clamped", "not-a-knot"))
-            x, w = _cosines(shape, degrees[rows].max())
-            groups.append((_encodings(known[1:], x, timing), spline(q[rows])[:, 1:], rows, x, w))
+            x, projection = _cosines(shape, degrees[rows].max())
+            weights = spline(q[rows])[:, 1:]
+            groups.append((_encodings(known[1:], x, timing), weights, rows, projection))
         return cls(shape, groups, degrees)
 
     @property
@@ -254,53 +256,81 @@ class _Plan:
         result = np.zeros((len(coordinates), len(self.degrees), self.degrees.max()))
         result[..., 0] = 1.0
         tissue = tissue_of(coordinates)
-        for encodings, interpolation, rows, x, w in self.groups:
-            signals = emulated_signals(self.shape, tissue, encodings)
-            signals = signals.reshape(len(tissue), -1, len(x))
+        for first in range(0, len(tissue), _AT_ONCE):
+            part = slice(first, first + _AT_ONCE)
+            self._add_coefficients(tissue[part], result[part])
+        return result
+
+    def _add_coefficients(self, tissue, result):
+        if not self.groups:
+            return
+        every = Encodings(
+            *map(np.concatenate, zip(*(group[0] for group in self.groups), strict=True))
+        )
+        emulated = emulated_signals(self.shape, tissue, every)
+        ends = np.cumsum([len(group[0].q_across) for group in self.groups])[:-1]
+        parts = np.split(emulated, ends, axis=1)
+        for (_, interpolation, rows, projection), signals in zip(self.groups, parts, strict=True):
+            n = len(projection)
+            signals = signals.reshape(len(tissue), -1, n)
             if interpolation is not None:
                 logs = np.log(np.maximum(signals, _LEAST_SIGNAL))
                 signals = np.exp(np.einsum("rk,nkx->nrx", interpolation, logs, optimize=True))
-            n = len(x)
-            # From signals at cosines with weights of quadrature to coefficients.
-            projection = even_legendre(x, n) * (4 * np.arange(n) + 1) * w[:, None]
             result[:, rows, :n] = signals @ projection
-        return result
 
 
 @dataclass(frozen=True, eq=False)
 class EmulatedSignals:
-    """As `CompiledSignals`, straight from the emulator: for a few tissues."""
+    """As `CompiledSignals`, straight from the emulator: for a few tissues.
+
+    Attributes
+    ----------
+    plan : _Plan
+    compiled : CompiledSignals, optional
+        For derivatives; differences of emulated signals where not given.
+    """
 
     plan: _Plan
+    compiled: CompiledSignals | None = None
 
     @property
     def degrees(self) -> np.ndarray:
         """(S,): coefficients that each shell has."""
         return self.plan.degrees
 
-    def __call__(self, coordinates: np.ndarray, slopes: bool = False) -> np.ndarray:
-        """Coefficients (N, S, L, 1) at coordinates (N, 5); with `slopes` (N, S, L, 6)."""
+    def __call__(self, coordinates: np.ndarray, changes: Sequence[np.ndarray] = ()) -> np.ndarray:
+        """Coefficients and derivatives as of `CompiledSignals`."""
         found = [self.plan.coefficients(coordinates)]
-        for step in _STEP * np.eye(5) if slopes else ():
-            ahead, behind = (self.plan.coefficients(coordinates + s * step) for s in (1, -1))
-            found.append((ahead - behind) / (2 * _STEP))
-        return np.stack(found, axis=-1)
+        if self.compiled is not None and len(changes):
+            slopes = self.compiled(coordinates, changes)[:, 1:]
+            return np.concatenate([found[0][:, None], slopes], axis=1)
+        for change in changes:
+            ahead = self.plan.coefficients(coordinates + _STEP * change)
+            found.append((ahead - found[0]) / _STEP)
+        return np.stack(found, axis=1)
 
 
 def emulated_shells(
-    shape: str, shells: Shells, diffusivity: tuple[float, float] | None
+    shape: str,
+    shells: Shells,
+    diffusivity: tuple[float, float] | None,
+    compiled: CompiledSignals | None = None,
 ) -> EmulatedSignals:
     """Signals of a shape without preparation; see :func:`compiled_signals`."""
     plan = _Plan.of(shape, shells.q, shells.small_delta, shells.big_delta, diffusivity)
-    return EmulatedSignals(plan)
+    return EmulatedSignals(plan, compiled)
 
 
 def _cosines(shape, n):
-    """Nodes and weights that make n even Legendre polynomials orthogonal: half of 2 n of Gauss."""
+    """Cosines (X,) at which signals give n even Legendre coefficients, by a matrix (X, n).
+
+    Half of the nodes of Gauss make the polynomials orthogonal.
+    """
     if shape == "sphere":
-        return np.zeros(1), np.ones(1)
+        return np.zeros(1), np.ones((1, 1))
     x, w = np.polynomial.legendre.leggauss(2 * n)
-    return x[n:], w[n:]
+    x, w = x[n:], w[n:]
+    return x, even_legendre(x, n) * (4 * np.arange(n) + 1) * w[:, None]
 
 
 def _encodings(q, x, timing):

@@ -19,9 +19,11 @@ from dipy_spinverse.packed_cells.search import (
     minima,
 )
 from dipy_spinverse.packed_cells.tissue_signals import TissueSignals
+from dipy_spinverse.voxels.progress import stepwise
 
 _N_MODES = 6
-_FIRST_STEPS, _LAST_STEPS, _POLISHING_STEPS = 16, 40, 15
+_FIRST_STEPS, _LAST_STEPS = 16, 40
+_POLISHING_STEPS = 15
 # Of the chi-square: interpolated signals that are wrong by more are not good enough.
 _TELLING = 4.0
 # Classes whose evidence is e^-10, after the noise is refined e^-6, of the best are dropped.
@@ -41,13 +43,12 @@ class Case:
     modes : list of Modes
         Of those voxels alone that `kept` says.
     offsets : list of ndarray
-        What `emulated` gives beyond the signals of `model` at the best of the modes so far.
+        What the emulator itself gives beyond `model` at the best of the modes so far.
     kept : ndarray (C, V) of bool
         Voxels for which a class is considered.
     """
 
     model: TissueSignals
-    emulated: TissueSignals
     tissues: list[TissueClass]
     known: Measured
     noise_known: bool
@@ -96,14 +97,14 @@ class Best(NamedTuple):
 
 
 def searched(
-    model: TissueSignals, emulated: TissueSignals, tissues: list[TissueClass], known: Measured,
-    frames: np.ndarray, noise_known: bool,
+    model: TissueSignals, tissues: list[TissueClass], known: Measured, frames: np.ndarray,
+    noise_known: bool,
 ) -> Case:  # fmt: skip
     """Modes of every class, without model errors; frames (V, 3, 3) are those of the tensor."""
     n_voxels = len(known.data)
     modes: dict[str, Modes] = {}
     none = np.zeros_like(known.data)
-    for tissue in tissues:
+    for tissue in stepwise(tissues):
         problem = ClassProblem(model, tissue, known, none)
         if tissue.name == "crossing" and "cylinders" in modes:
             starts = _crossing_starts(tissue, modes["cylinders"], problem)
@@ -115,8 +116,7 @@ def searched(
     kept = np.ones((len(tissues), n_voxels), dtype=bool)
     offsets = [none] * len(tissues)
     case = Case(
-        model, emulated, tissues, known, noise_known, list(modes.values()),
-        offsets, kept,
+        model, tissues, known, noise_known, list(modes.values()), offsets, kept,
     )  # fmt: skip
     return _screened(case, _FIRST_SCREEN)
 
@@ -157,7 +157,7 @@ def improved(case: Case) -> tuple[Case, np.ndarray]:
         white, amplitude, _ = residuals(known, signals, voxels)
         scale = amplitude[:, known.labels]
         noise_free[voxels] = scale * np.maximum(signals, 0)
-        errors.append(scale[:, None] * model_errors(case.emulated, tissue, places, frames))
+        errors.append(scale[:, None] * model_errors(case.model, tissue, places, frames))
         n_unknowns[voxels] = tissue.n_parameters + known.n_labels
         if not case.noise_known:
             dof = np.maximum(known.n_used - n_unknowns[voxels], 0)
@@ -173,11 +173,11 @@ def improved(case: Case) -> tuple[Case, np.ndarray]:
         of_model[group.voxels, : each.shape[1]] = each
     case = replace(case, known=refined(known, noise_free, of_model, floor))
     modes, offsets = list(case.modes), list(case.offsets)
-    for k, each in enumerate(case.modes):
+    for k, each in stepwise([*enumerate(case.modes)]):
         if len(each.frames):
             problem = replace(case.problem(k), offset=_beyond(case, k, each))
             found = find_modes(problem, each.places, each.frames, _N_MODES, _LAST_STEPS)
-            modes[k] = _polished(problem, case.emulated, found)
+            modes[k] = _polished(problem, found)
             offsets[k] = _beyond(case, k, modes[k])
     return _screened(replace(case, modes=modes, offsets=offsets), _LAST_SCREEN), floor
 
@@ -185,23 +185,29 @@ def improved(case: Case) -> tuple[Case, np.ndarray]:
 def _beyond(case, k, modes):
     """What the emulator gives at the best places beyond the signals of the model, (V, M)."""
     place = case.tissues[k], modes.places[:, 0], modes.frames
-    return case.emulated(*place) - case.model(*place)
+    return case.model.exact(*place) - case.model(*place)
 
 
-def _polished(problem, emulated, modes):
+def _polished(problem, modes):
     """Modes, the best of which is found with the emulator itself where the data tell."""
+    model = problem.model
     tissue, everywhere = problem.tissue, np.arange(len(modes.frames))
     z, frames = modes.places[:, 0], modes.frames
     known = problem.known
-    interpolated = problem.model(tissue, z, frames) + problem.offset
-    apart = residuals(known, emulated(tissue, z, frames), everywhere)[0]
+    interpolated = model(tissue, z, frames) + problem.offset
+    apart = residuals(known, model.exact(tissue, z, frames), everywhere)[0]
     apart -= residuals(known, interpolated, everywhere)[0]
     rows = np.flatnonzero((apart**2).sum(axis=1) > _TELLING)
     if not len(rows):
         return modes
     known = known.of_voxels(rows)
-    own = ClassProblem(emulated, tissue, known, np.zeros_like(known.data))
-    found = minima(own, z[rows], frames[rows], np.arange(len(rows)), _POLISHING_STEPS)
+    none, number = np.zeros_like(known.data), np.arange(len(rows))
+    # Derivatives of the interpolation cost a tenth, and lead almost there.
+    quick, exact = (
+        ClassProblem(each, tissue, known, none) for each in (model.exact, model.exact_with_slopes)
+    )
+    near = minima(quick, z[rows], frames[rows], number, _POLISHING_STEPS)
+    found = minima(exact, *near[:2], number, _POLISHING_STEPS)
     places, frames, covariances, costs = (
         each.copy() for each in (modes.places, modes.frames, modes.covariances, modes.costs)
     )

@@ -29,6 +29,7 @@ _FLOOR_SPREAD = 0.004
 _FLOORS = np.linspace(0, 0.016, 17)
 # Of the derivative of the mean magnitude, in amplitudes over sigma.
 _DIFFERENCE = 0.01
+_TINY = 1e-200
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,39 +189,69 @@ def residuals(known: Measured, signals: np.ndarray, voxel: np.ndarray):
     )  # fmt: skip
 
 
-def whitened_slopes(
+def normal_equations(
     known: Measured, signals: np.ndarray, amplitude: np.ndarray, slopes: np.ndarray,
-    voxel: np.ndarray,
-) -> np.ndarray:  # fmt: skip
-    """Changes (N, P, M) of whitened data with signals (N, M), the amplitudes following.
+    residual: np.ndarray, voxel: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Gradient (N, P) and Gauss-Newton Hessian (N, P, P) of half the sum of squared residuals.
+
+    The amplitudes follow: only what they cannot explain counts.
 
     Parameters
     ----------
+    signals : ndarray (N, M)
     amplitude : ndarray (N, K)
     slopes : ndarray (N, P, M)
         Derivatives of the signals.
+    residual : ndarray (N, M)
+        As :func:`residuals` gives it.
     """
     scale = amplitude[:, known.labels]
-    relative = np.maximum(scale * signals, 0) / known.sigma[voxel, None]
-    gain = 1 + known.magnitude[voxel, None] * (
-        (rician_excess(relative + _DIFFERENCE) - rician_excess(relative)) / _DIFFERENCE
+    weight = _weights(
+        scale * signals, known.sigma, known.magnitude, known.inverse_sd, voxel, EXCESSES
     )
-    weight = gain * known.inverse_sd[voxel]
     changes = slopes * (scale * weight)[:, None]
-    # Only what the amplitudes cannot explain counts.
     labels = known.labels == np.arange(known.n_labels)[:, None]
     of_amplitude = (signals * weight)[:, None] * labels
-    changes, of_amplitude = (_damped(known, each, voxel) for each in (changes, of_amplitude))
-    basis = np.linalg.qr(np.swapaxes(of_amplitude, 1, 2))[0]
-    return changes - (changes @ basis) @ np.swapaxes(basis, 1, 2)
+    hessian = changes @ np.swapaxes(changes, 1, 2)
+    mixed = changes @ np.swapaxes(of_amplitude, 1, 2)
+    of_amplitudes = of_amplitude @ np.swapaxes(of_amplitude, 1, 2)
+    if known.damping.any():
+        modes, damping = known.modes[voxel], known.damping[voxel]
+        along, along_amplitude = (
+            each @ np.swapaxes(modes, 1, 2) for each in (changes, of_amplitude)
+        )
+        # 1 - (1 - damping)^2 of what lies along the modes is not seen.
+        unseen = (damping * (2 - damping))[:, None]
+        hessian -= (along * unseen) @ np.swapaxes(along, 1, 2)
+        mixed -= (along * unseen) @ np.swapaxes(along_amplitude, 1, 2)
+        of_amplitudes -= (along_amplitude * unseen) @ np.swapaxes(along_amplitude, 1, 2)
+        within = (modes @ residual[..., None])[..., 0] * damping
+        residual = residual - (within[:, None] @ modes)[:, 0]
+    gradient = -(changes @ residual[..., None])
+    # Labels of which nothing is used have no amplitude to follow with.
+    of_amplitudes += _TINY * np.eye(known.n_labels)
+    follow = np.linalg.solve(of_amplitudes, np.swapaxes(mixed, 1, 2))
+    gradient += np.swapaxes(follow, 1, 2) @ (of_amplitude @ residual[..., None])
+    return gradient[..., 0], hessian - mixed @ follow
 
 
-def _damped(known, white, voxel):
-    if not known.damping.any():
-        return white
-    modes = known.modes[voxel]
-    along = white @ np.swapaxes(modes, 1, 2)
-    return white - (along * known.damping[voxel][:, None]) @ modes
+@njit(cache=True, nogil=True, fastmath=True)
+def _weights(means, sigma, magnitude, inverse_sd, voxel, table):
+    """Change (N, M) of whitened mean measurements with noise-free ones."""
+    weights = np.empty_like(means)
+    for row in range(len(means)):
+        v = voxel[row]
+        for m in range(means.shape[1]):
+            weights[row, m] = inverse_sd[v, m]
+            if magnitude[v]:
+                relative = max(means[row, m], 0) / sigma[v]
+                ahead, here = (
+                    compiled_excess(relative + _DIFFERENCE, table),
+                    compiled_excess(relative, table),
+                )
+                weights[row, m] *= 1 + (ahead - here) / _DIFFERENCE
+    return weights
 
 
 @njit(cache=True, nogil=True, fastmath=True)

@@ -307,8 +307,8 @@ class PackedCellsModel(VoxelModel):
             rows = np.flatnonzero(values["_class"] == k)
             if len(rows):
                 own = {each: value[rows] for each, value in parameters.items()}
-                tissue = tissue_class(name, self._known is not None)
-                found = model.of_values(tissue, own, values["_frame"][rows])[0]
+                tissue = tissue_class(name, self._known is not None, relaxes=True)
+                found = model.of_values(tissue, own, values["_frame"][rows])
                 signals[np.ix_(rows, model.shells.order)] = found
         if self.cross_terms:
             signals *= odd_factors(self.acquisition, acquisition, values["_odd"])

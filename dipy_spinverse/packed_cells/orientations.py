@@ -19,67 +19,64 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+# Of a coefficient that dispersion leaves.
+_NOTHING = 1e-9
+
 
 @njit(cache=True, nogil=True, fastmath=True)
-def dispersed_signals(coefficients, degrees, cosines, spread, first, n_sets):
-    """Sums (N, J, M) of `n_sets` kernels, and of the first one's derivatives by cos^2 and spread.
+def add_dispersed(kernels, weight, squares, spread, sums, by_square, by_spread, work):
+    """Add dispersed kernels (J, L), times a weight, to sums (J, M).
 
     Parameters
     ----------
-    coefficients : ndarray (N, S, L, n_sets)
-        Of the even polynomials of each shell,
-    degrees : ndarray (S,) of int
-        of which the others are 0.
-    cosines : ndarray (N, M)
-    spread : ndarray (N, M)
+    kernels : ndarray (J, L)
+        Coefficients of the even polynomials.
+    weight : float
+    squares : ndarray (M,)
+        Squared cosines between gradient and axis.
+    spread : ndarray (M,)
         t of each measurement.
-    first : ndarray (S + 1,) of int
-        Where the measurements of each shell begin.
-    n_sets : int
-        J is 1 for one kernel; n_sets + 2 for more.
+    sums : ndarray (J, >= M)
+    by_square, by_spread : ndarray (>= M,)
+        Become the first one's derivatives, where there is more than one.
+    work : ndarray (8, >= M)
     """
-    n_points, m = cosines.shape
-    n_shells, n_degrees = coefficients.shape[1], coefficients.shape[2]
-    slopes = n_sets > 1
-    result = np.zeros((n_points, n_sets + 2 if slopes else 1, m), coefficients.dtype)
-    # x P_l = a P_{l+2} + b P_l + c P_{l-2} with x = cos^2
-    a, b, c = np.empty(n_degrees), np.empty(n_degrees), np.empty(n_degrees)
+    n, (n_sets, n_degrees) = len(squares), kernels.shape
+    before, now, slope_before, slope = work[0], work[1], work[2], work[3]
+    damping, ratio, growth, damped = work[4], work[5], work[6], work[7]
+    for i in range(n):
+        before[i], now[i], slope_before[i], slope[i], damping[i] = 0.0, 1.0, 0.0, 0.0, weight
+        by_square[i], by_spread[i] = 0.0, 0.0
+        once = np.exp(-2 * spread[i])
+        ratio[i], growth[i] = once**3, once**4
     for k in range(n_degrees):
+        largest = 0.0
+        for i in range(n):
+            damped[i] = damping[i] * now[i]
+            largest = max(largest, damping[i])
+        if largest < _NOTHING:
+            break
+        for j in range(n_sets):
+            coefficient = kernels[j, k]
+            for i in range(n):
+                sums[j, i] += coefficient * damped[i]
+        # x P_l = a P_{l+2} + b P_l + c P_{l-2} with x = cos^2
         degree = 2.0 * k
-        a[k] = (2 * degree + 1) * (2 * degree + 3) / ((degree + 1) * (degree + 2))
-        b[k] = (2 * degree**2 + 2 * degree - 1) / ((2 * degree - 1) * (2 * degree + 3))
-        c[k] = degree * (degree - 1) / ((2 * degree + 1) * (2 * degree - 1))
-    sums = np.empty(n_sets)
-    for n in range(n_points):
-        for s in range(n_shells):
-            row = coefficients[n, s]
-            for i in range(first[s], first[s + 1]):
-                x, t = cosines[n, i] ** 2, spread[n, i]
-                before, now, slope_before, slope = 0.0, 1.0, 0.0, 0.0
-                damping, ratio, growth = 1.0, np.exp(-6 * t), np.exp(-8 * t)
-                by_square, by_spread = 0.0, 0.0
-                sums[:] = 0
-                for k in range(degrees[s]):
-                    damped = damping * now
-                    for j in range(n_sets):
-                        sums[j] += row[k, j] * damped
-                    if slopes:
-                        by_square += row[k, 0] * damping * slope
-                        by_spread -= row[k, 0] * damped * (2 * k * (2 * k + 1))
-                        following = a[k] * ((x - b[k]) * slope + now - c[k] * slope_before)
-                        slope_before, slope = slope, following
-                    following = a[k] * ((x - b[k]) * now - c[k] * before)
-                    before, now = now, following
-                    damping *= ratio
-                    ratio *= growth
-                    if damping < 1e-9:
-                        break
-                for j in range(n_sets):
-                    result[n, j, i] = sums[j]
-                if slopes:
-                    result[n, n_sets, i] = by_square
-                    result[n, n_sets + 1, i] = by_spread
-    return result
+        a = (2 * degree + 1) * (2 * degree + 3) / ((degree + 1) * (degree + 2))
+        b = (2 * degree**2 + 2 * degree - 1) / ((2 * degree - 1) * (2 * degree + 3))
+        c = degree * (degree - 1) / ((2 * degree + 1) * (2 * degree - 1))
+        if n_sets > 1:
+            coefficient, eigenvalue = kernels[0, k], degree * (degree + 1)
+            for i in range(n):
+                by_square[i] += coefficient * damping[i] * slope[i]
+                by_spread[i] -= coefficient * damped[i] * eigenvalue
+                following = a * ((squares[i] - b) * slope[i] + now[i] - c * slope_before[i])
+                slope_before[i], slope[i] = slope[i], following
+        for i in range(n):
+            following = a * ((squares[i] - b) * now[i] - c * before[i])
+            before[i], now[i] = now[i], following
+            damping[i] *= ratio[i]
+            ratio[i] *= growth[i]
 
 
 def even_legendre(x: np.ndarray, n: int) -> np.ndarray:

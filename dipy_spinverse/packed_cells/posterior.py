@@ -32,6 +32,7 @@ from dipy_spinverse.packed_cells.residual_groups import (
     worst_group,
 )
 from dipy_spinverse.packed_cells.tissue_signals import TissueSignals, tissue_signals
+from dipy_spinverse.voxels.progress import part, stepwise
 from dipy_spinverse.voxels.statistics import of_axes
 from dipy_spinverse.voxels.status import REFUTED
 from dipy_spinverse.voxels.tensor_frames import tensor_frames
@@ -43,6 +44,8 @@ _BATCH = 64  # voxels
 # Of the noise's variance, for draws: those of randomised likelihoods are too narrow otherwise.
 # Chosen for 40 tissues of Monte Carlo.
 _MORE_NOISE = 3.0
+# Of the time that a batch takes.
+_SEARCHED, _IMPROVED, _DRAWN = (0.0, 0.3), (0.3, 0.55), (0.55, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,17 +195,14 @@ def packed_cells_posterior(
         "sphere": any(tissue.has_spheres for tissue in tissues),
     }
     needed = tuple(shape for shape, is_needed in shapes.items() if is_needed)
-    model, emulated = (
-        tissue_signals(acquisition, diffusivity, free_diffusivity, needed, compiled)
-        for compiled in (True, False)
-    )
+    model = tissue_signals(acquisition, diffusivity, free_diffusivity, needed)
     used = acquisition.b0_mask | (acquisition.b >= least_b)
     scan = _Scan(
-        acquisition, model, emulated, tissues, labels_of(acquisition, amplitudes), used,
+        acquisition, model, tissues, labels_of(acquisition, amplitudes), used,
         residual_groups(acquisition, used), cross_terms,
     )  # fmt: skip
     parts = []
-    for first in range(0, len(data), _BATCH):
+    for first in stepwise(range(0, len(data), _BATCH)):
         voxels = slice(first, first + _BATCH)
         given = None if sigma is None else sigma[voxels]
         parts.append(_posterior_of(scan, data[voxels], given, n_draws, seed))
@@ -215,7 +215,6 @@ class _Scan:
 
     acquisition: Acquisition
     model: TissueSignals
-    emulated: TissueSignals
     tissues: list[TissueClass]
     labels: np.ndarray
     used: np.ndarray
@@ -239,11 +238,13 @@ def _posterior_of(scan, data, sigma, n_draws, seed):
     # Less noise than the interpolated signals have errors makes a search follow these.
     excess = np.maximum(_INTERPOLATION_ERROR * largest / first_sigma, 1) ** 2
     weak = known.with_less_weight(excess)
-    case = searched(scan.model, scan.emulated, scan.tissues, weak, frames, known_noise)
+    with part(*_SEARCHED):
+        case = searched(scan.model, scan.tissues, weak, frames, known_noise)
     case = replace(case, known=known)
     floor = np.zeros(len(data))
-    for _ in range(2):
-        case, floor = improved(case)
+    with part(*_IMPROVED):
+        for _ in stepwise(range(2)):
+            case, floor = improved(case)
     best_class, groups_of_class = case.best()
     at_best = _at_best(case, best_class, groups_of_class, scan)
     excess = np.full(len(data), _MORE_NOISE)
@@ -252,7 +253,8 @@ def _posterior_of(scan, data, sigma, n_draws, seed):
         of_fit = at_best["chi_square"] / at_best["degrees_of_freedom"]
         excess *= np.where(refuted, np.maximum(of_fit, 1), 1)
     case = replace(case, known=case.known.with_less_weight(excess))
-    found = _drawn(case, n_draws, seed) if n_draws else _not_drawn(case, best_class)
+    with part(*_DRAWN):
+        found = _drawn(case, n_draws, seed) if n_draws else _not_drawn(case, best_class)
     probabilities = found.pop("probabilities")
     predicted = at_best.pop("predicted")
     everywhere = np.empty_like(predicted)
@@ -308,10 +310,11 @@ def _drawn(case, n_draws, seed):
         if not len(number):
             continue
         row = np.cumsum(case.kept[k]) - 1
-        found = randomised_draws(
-            case.problem(k), modes, row[voxel], number, not case.noise_known,
-            n_draws, np.random.default_rng(seeds[k]),
-        )  # fmt: skip
+        with part((of_class < k).mean(), (of_class <= k).mean()):
+            found = randomised_draws(
+                case.problem(k), modes, row[voxel], number, not case.noise_known,
+                n_draws, np.random.default_rng(seeds[k]),
+            )  # fmt: skip
         frames[number, voxel] = found[1]
         for name, value in tissue_parameters(tissue, found[0], case.model.diffusivity).items():
             parameters[name][number, voxel] = value

@@ -20,10 +20,12 @@ import numpy as np
 from dipy_spinverse.inversion.levenberg_marquardt import Damping
 from dipy_spinverse.packed_cells.measured import Measured
 from dipy_spinverse.packed_cells.search import ClassProblem, Modes, minima
+from dipy_spinverse.voxels.progress import stepwise
 
-_MOST_STEPS = 8
-# What the data do not tell follows the prior's draw at once, which damping would prevent.
-_DAMPING = Damping(first=1e-8, least=1e-12, largest=1e6, growth=10.0, acceleration=10.0)
+# With damping, in units of the prior's curvature, five steps lead further than eight without: the
+# first would be too long. What the data do not tell still follows the prior's draw.
+_MOST_STEPS = 5
+_DAMPING = Damping(first=3.0, least=1e-3, largest=1e6, growth=8.0)
 # Draws at once.
 _ROWS = 4096
 
@@ -68,13 +70,13 @@ def randomised_draws(
     # Last, mode by mode: voxels that are fitted together may have more of them.
     along = rng.standard_normal((n_modes, n_draws)).T
     parts = []
-    for first in range(0, len(voxel), _ROWS):
+    for first in stepwise(range(0, len(voxel), _ROWS)):
         part = slice(first, first + _ROWS)
         v, k = voxel[part], number[part]
         again = _randomised(known, v, noise[k], along[k], size[k])
         own = replace(problem, known=again, centre=prior[k], offset=problem.offset[v])
         z, frames = modes.at(problem.tissue, v, chosen[part])
-        found = minima(own, z, frames, np.arange(len(v)), _MOST_STEPS, _DAMPING)
+        found = minima(own, z, frames, np.arange(len(v)), _MOST_STEPS, _DAMPING, relative=False)
         parts.append(found[:2])
     places, frames = (np.concatenate(each) for each in zip(*parts, strict=True))
     return places, frames

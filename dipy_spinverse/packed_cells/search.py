@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from scipy.stats import qmc
 
 from dipy_spinverse.inversion.levenberg_marquardt import Damping, levenberg_marquardt
 from dipy_spinverse.packed_cells.classes import LARGEST_Z, TissueClass, log_prior
-from dipy_spinverse.packed_cells.measured import Measured, residuals, whitened_slopes
+from dipy_spinverse.packed_cells.measured import Measured, normal_equations, residuals
 from dipy_spinverse.packed_cells.orientations import vector_of
 from dipy_spinverse.packed_cells.tissue_signals import TissueSignals
 
@@ -175,6 +176,7 @@ def dictionary_starts(
     return np.stack(starts, axis=1)
 
 
+@lru_cache(maxsize=8)
 def _dictionary(model, tissue):
     """Places (N, P), signals (N, S * 4) in each interval, and group (N,)."""
     p = tissue.n_parameters
@@ -206,7 +208,7 @@ def _dictionary(model, tissue):
     bins = np.minimum((u[:, 0] * _RADIUS_BINS).astype(int), _RADIUS_BINS - 1)
     if "hindered" in tissue.parameters:
         bins = 2 * bins + (u[:, tissue.columns("hindered")[0]] > 0.55)
-    return places, np.concatenate(signals), bins
+    return places, np.concatenate(signals).astype(np.float32), bins
 
 
 def minima(
@@ -216,8 +218,12 @@ def minima(
     voxel: np.ndarray,
     most_steps: int,
     damping: Damping = _DAMPING,
+    relative: bool = True,
 ):
-    """Places (N, P), frames, covariances (N, P, P) and costs (N,) where searches end."""
+    """Places (N, P), frames, covariances (N, P, P) and costs (N,) where searches end.
+
+    Damping is relative to the mean curvature, or to the prior's.
+    """
     tissue = problem.tissue
     z, frames = z.copy(), frames.copy()
     cost, gradient, hessian = _expansion(problem, z, frames, voxel)
@@ -226,7 +232,7 @@ def minima(
     def advance(rows, level):
         rows, level = rows.numpy(), level.numpy()
         slope, curvature = gradient[rows], hessian[rows]
-        scale = level * np.einsum("npp->n", curvature) / len(identity)
+        scale = level * np.einsum("npp->n", curvature) / len(identity) if relative else level
         step = -np.linalg.solve(curvature + scale[:, None, None] * identity, slope[..., None])
         step *= np.minimum(1, _LARGEST_STEP / np.abs(step).max(axis=1, keepdims=True))
         expected = -(slope * step[..., 0]).sum(axis=1)
@@ -259,10 +265,10 @@ def _expansion(problem, z, frames, voxel):
         signals, slopes = problem.model(tissue, z[part], frames[part], slopes=True)
         signals += problem.offset[v]
         white, amplitude, information = residuals(known, signals, v)
-        changes = whitened_slopes(known, signals, amplitude, slopes, v)
         cost[part] = 0.5 * np.einsum("nm,nm->n", white, white) + information
-        gradient[part] = -(changes @ white[..., None])[..., 0]
-        hessian[part] = changes @ np.swapaxes(changes, 1, 2)
+        gradient[part], hessian[part] = normal_equations(
+            known, signals, amplitude, slopes, white, v
+        )
     scalar = tissue.scalar
     apart = z.copy()
     if np.ndim(problem.centre):

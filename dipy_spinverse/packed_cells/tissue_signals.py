@@ -1,28 +1,22 @@
 """Signals of tissue: free, still and hindered water, and water in and around packed cells.
 
-    S = w_free exp(-b D_free) + w_dot + w_hindered exp(-b g^T H g) + w_cells S_cells
-
-w_free grows with the echo time where free water relaxes more slowly than the rest, by
-
-    w_free / (1 - w_free) = f / (1 - f) exp(r (TE - shortest TE))
-
-S_cells is that of dispersed packed cylinders, of two such populations that cross, of packed
-spheres, or of cylinders and spheres side by side. H, the dispersion and the plane of crossing
-share one frame.
+The cells are dispersed packed cylinders, two such populations that cross, packed spheres, or
+cylinders and spheres side by side; ``pools`` says how their signals add up.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.packed_cells.classes import (
-    ALIGNED,
+    LEAST_DISPERSION,
     TissueClass,
-    _transformed,
     diffusion_of,
+    transformed,
 )
 from dipy_spinverse.packed_cells.compiled import (
     DIFFUSIVITY_RANGE,
@@ -34,13 +28,10 @@ from dipy_spinverse.packed_cells.compiled import (
     shells_of,
 )
 from dipy_spinverse.packed_cells.emulator import Encodings, emulator_error
-from dipy_spinverse.packed_cells.orientations import dispersed_signals, rotation_of
+from dipy_spinverse.packed_cells.orientations import rotation_of
+from dipy_spinverse.packed_cells.pools import POOLS, Cells, Scan, pooled_signals
 
-# t at which no direction is left.
-_ISOTROPIC = 50.0
 _COORDINATES = ("radius", "fraction", "permeability", "diffusivity_inside", "diffusivity_outside")
-# Directions, golden spiral, that the hindered pool of a powder average is averaged over.
-_N_POWDER = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,241 +76,119 @@ class TissueSignals:
         """
         if tissue.turns and not slopes:
             frames = rotation_of(z[:, -3:]) @ frames
-        found = _transformed(tissue, z)
-        values = {name: each[0] for name, each in found.items()}
-        signals, by_value = self.of_values(tissue, values, frames, slopes)
-        if not slopes:
-            return signals
-        jacobian = np.empty((len(z), tissue.n_parameters, len(self.directions)))
-        for k, (name, (value, slope)) in enumerate(found.items()):
-            jacobian[:, k] = by_value[name] * slope[:, None]
-            if name == "diffusivity_outside" and "diffusivity_inside" in found:
-                # The diffusivity inside is relative to it, within limits.
-                inside = found["diffusivity_inside"][0]
-                low, high = DIFFUSIVITY_RANGE
-                share = np.where((low < inside) & (inside < high), inside / value * slope, 0)
-                jacobian[:, k] += by_value["diffusivity_inside"] * share[:, None]
-        if tissue.turns:
-            jacobian[:, -3:] = by_value["rotation"]
-        return signals, jacobian
+        jacobian = np.empty((len(z), slopes * tissue.n_parameters, len(self.directions)))
+        signals = self._signals(tissue, transformed(tissue, z), frames, jacobian)
+        return (signals, jacobian) if slopes else signals
 
-    def of_values(self, tissue, values, frames, slopes=False):
-        """Signals (N, M) of values (N,) of the parameters; with `slopes` a dict by name.
+    @cached_property
+    def exact(self) -> TissueSignals:
+        """Signals of the emulator itself, slower, and derivatives of its interpolation."""
+        return self._emulated(self.cells)
 
-        A dict of derivatives (N, M) by the values, and "rotation" (N, 3, M).
-        """
-        along = np.moveaxis(frames @ self.directions.T, 1, 0)  # (3, N, M)
-        squares = along**2
-        b, by = self.b, {}
-        cells, hindered = self._cells(tissue, values, along, squares, by, slopes)
-        free = np.exp(-b * self.free_diffusivity)
-        first, by_first, by_relaxation = self._free_water(values)
-        second = values["dot"][:, None]
-        third = values.get("hindered", np.zeros(len(frames)))[:, None]
-        rest = (1 - first) * (1 - second)
-        tissue_signals = cells
-        if hindered is not None:
-            tissue_signals = (1 - third) * cells + third * hindered
-        water = (1 - second) * tissue_signals + second
-        signals = first * free + (1 - first) * water
-        if not slopes:
-            return signals, by
-        for name, each in by.items():
-            each *= rest * (1 - third) if name != "rotation" else (rest * (1 - third))[:, None]
-        by["free_water"] = (free - water) * by_first
-        if "relaxation" in values:
-            by["relaxation"] = (free - water) * by_relaxation
-        by["dot"] = (1 - first) * (1 - tissue_signals)
-        if hindered is not None:
-            by["hindered"] = rest * (hindered - cells)
-            self._hindered_slopes(values, along, squares, hindered, rest * third, by)
-        return signals, by
+    @cached_property
+    def exact_with_slopes(self) -> TissueSignals:
+        """Signals and derivatives of the emulator itself."""
+        return self._emulated(dict.fromkeys(self.cells))
 
-    def _free_water(self, values):
-        """Share (N, M) of free water at each echo time, and its derivatives."""
-        share = values["free_water"][:, None]
-        if "relaxation" not in values:
-            return share, 1.0, None
-        growth = np.exp(values["relaxation"][:, None] * self.echo)
-        total = 1 - share + share * growth
-        found = share * growth / total
-        return found, growth / total**2, self.echo * found * (1 - found)
+    def _emulated(self, slopes_of):
+        cells = {
+            shape: emulated_shells(shape, self.shells, self.diffusivity, compiled)
+            for shape, compiled in slopes_of.items()
+        }
+        return replace(self, cells=cells)
 
-    def _hindered_slopes(self, values, along, squares, hindered, weight, by):
-        names = ("hindered_1", "hindered_2", "hindered_along")
-        decay = weight * hindered * -self.b
-        if self.isotropic.any():
-            mean = self._powder_squares(values)[1]
-            squares = squares.copy()
-            squares[:, :, self.isotropic] = mean
-        for name, square in zip(names, squares, strict=True):
-            by[name] = decay * square
-        slopes = [2 * values[name][:, None] * x for name, x in zip(names, along, strict=True)]
-        decay = np.where(self.isotropic, 0, decay)
-        by["rotation"] = by.get("rotation", 0) + decay[:, None] * _turned(along, slopes)
+    def of_values(
+        self, tissue: TissueClass, values: dict[str, np.ndarray], frames: np.ndarray
+    ) -> np.ndarray:
+        """Signals (N, M) of values (N,) of the parameters."""
+        found = {name: (values[name], 0.0) for name in tissue.parameters[tissue.scalar]}
+        jacobian = np.empty((len(frames), 0, len(self.directions)))
+        return self._signals(tissue, found, frames, jacobian)
 
-    def _hindered(self, values, squares):
-        exponent = sum(
-            values[name][:, None] * square
-            for name, square in zip(
-                ("hindered_1", "hindered_2", "hindered_along"), squares, strict=True
-            )
+    def _signals(self, tissue, found, frames, jacobian):
+        """Signals of parameters, each of which `found` has with its derivative by z."""
+        shells, slopes = self.shells, jacobian.shape[1] > 0
+        scan = Scan(
+            self.directions, self.isotropic, self.echo, shells.first, shells.b,
+            self.free_diffusivity,
+        )  # fmt: skip
+        cylinders, spheres = (
+            self._cells(shape, tissue, found, len(frames), slopes)
+            for shape in ("cylinder", "sphere")
         )
-        signals = np.exp(-self.b * exponent)
-        if self.isotropic.any():
-            signals[:, self.isotropic] = self._powder_squares(values)[0]
-        return signals
+        n_axes = tissue.has_cylinders * (1 + ("crossing_share" in found))
+        pools, by_z, columns = self._pools(tissue, found, len(frames))
+        return pooled_signals(
+            scan, pools, np.ascontiguousarray(frames), cylinders, spheres, n_axes, by_z, columns,
+            jacobian,
+        )  # fmt: skip
 
-    def _powder_squares(self, values):
-        """Averages over directions of the hindered signal (N, m), and of squares in it."""
-        squares = _POWDER**2
-        tensor = np.stack([values[n] for n in ("hindered_1", "hindered_2", "hindered_along")], 1)
-        decay = np.exp(-(tensor @ squares.T)[:, None] * self.b[self.isotropic, None])
-        mean = decay.mean(axis=2)
-        return mean, np.moveaxis((decay @ squares) / len(squares) / mean[..., None], 2, 0)
-
-    def _cells(self, tissue, values, along, squares, by, slopes):
-        """Signals (N, M) of the cells and of the hindered pool, with slopes put into `by`."""
-        if tissue.name == "no cells":
-            outside = self._diffusivity(values, 1)[:, None]
-            signals = np.exp(-self.b * outside)
-            if slopes:
-                by["diffusivity_outside"] = -self.b * signals
-            return signals, None
-        hindered = self._hindered(values, squares)
-        if tissue.name == "spheres":
-            return self._spheres(tissue, values, by, slopes), hindered
+    def _pools(self, tissue, found, n):
+        """Values and slopes (n, K) of `POOLS`, and columns (K + 1,), as loops take them."""
+        parts = {name: (*found[name], tissue.parameters.index(name)) for name in found}
         if tissue.name == "crossing":
-            return self._crossing(values, along, by, slopes), hindered
-        cells = self._cylinders(tissue, values, along, squares, by, slopes)
-        if tissue.name != "mixture":
-            return cells, hindered
-        share = values["sphere_share"][:, None]
-        for name, each in by.items():
-            each *= 1 - share if name != "rotation" else (1 - share)[:, None]
-        spheres = self._spheres(tissue, values, by, slopes, share)
-        if slopes:
-            by["sphere_share"] = spheres - cells
-        return (1 - share) * cells + share * spheres, hindered
+            parts["dispersion_2"] = parts["dispersion_1"]
+        elif "dispersion_1" not in parts:
+            least = diffusion_of(LEAST_DISPERSION)
+            parts |= {"dispersion_1": (least, 0.0, -1), "dispersion_2": (least, 0.0, -1)}
+        if not tissue.has_cylinders:
+            parts["sphere_share"] = 1.0, 0.0, -1
+        if tissue.name == "no cells":
+            known = None if self.diffusivity is None else (self.diffusivity[1], 0.0, -1)
+            every = parts.get("diffusivity_outside", known)
+            parts |= {name: every for name in ("hindered_1", "hindered_2", "hindered_along")}
+            parts["hindered"] = 1.0, 0.0, -1
+        values, by_z = np.zeros((n, len(POOLS))), np.zeros((n, len(POOLS)))
+        columns = np.full(len(POOLS) + 1, -1)
+        for k, name in enumerate(POOLS):
+            if name in parts:
+                values[:, k], by_z[:, k], columns[k] = parts[name]
+        if tissue.turns:
+            columns[-1] = tissue.n_parameters - 3
+        return values, by_z, columns
 
-    def _diffusivity(self, values, k):
-        name = _COORDINATES[3 + k]
-        if self.diffusivity is None:
-            return values[name]
-        return np.full(len(next(iter(values.values()))), self.diffusivity[k])
-
-    def _coefficients(self, shape, values, slopes):
+    def _cells(self, shape, tissue, found, n, slopes):
+        """Cells of a shape in n tissues; none where the class has no such cells."""
+        if not (tissue.has_cylinders if shape == "cylinder" else tissue.has_spheres):
+            none = np.zeros((0, 1, len(self.shells), 1))
+            return Cells(none, np.ones(len(self.shells), int), np.zeros(0, int))
         prefix = "sphere_" if shape == "sphere" else ""
-        kappa = values.get(prefix + "permeability", values.get("permeability"))
-        coordinates = np.stack(
-            [
-                np.log(values[prefix + "radius"]), values[prefix + "fraction"], np.log(kappa),
-                np.log(self._diffusivity(values, 0)), np.log(self._diffusivity(values, 1)),
-            ],
-            axis=1,
+        own = dict(zip(_COORDINATES, _names(prefix, found), strict=True))
+        coordinates, by_z = np.empty((n, 5)), np.zeros((5, n, 5))
+        for k, (coordinate, name) in enumerate(own.items()):
+            value, slope = found.get(name) or (self.diffusivity[k - 3], 0.0)
+            coordinates[:, k] = value if coordinate == "fraction" else np.log(value)
+            by_z[k, :, k] = slope if coordinate == "fraction" else slope / value
+        if "diffusivity_inside" in found:
+            # That inside is relative to that outside, within limits.
+            low, high = np.log(DIFFUSIVITY_RANGE)
+            free = (low < coordinates[:, 3]) & (coordinates[:, 3] < high)
+            by_z[4, :, 3] = by_z[4, :, 4] * free
+        wanted = [k for k, name in enumerate(own.values()) if slopes and name in found]
+        columns = [tissue.parameters.index(name) for name in own.values() if name in found]
+        emulated = self.cells[shape]
+        return Cells(
+            emulated(coordinates, by_z[wanted]), emulated.degrees,
+            np.array(columns[: len(wanted)], int),
         )  # fmt: skip
-        return self.cells[shape](coordinates, slopes)
-
-    def _by_coordinates(self, prefix, values, slopes):
-        """Derivatives by the values of the five coordinates, from those by the coordinates."""
-        for k, name in enumerate(_COORDINATES):
-            own = name if name.startswith("diff") else prefix + name
-            if own == "sphere_permeability" and own not in values:
-                own = "permeability"
-            if own not in values:
-                continue
-            yield own, slopes[k] / (1 if name == "fraction" else values[own][:, None])
-
-    def _spheres(self, tissue, values, by, slopes, share=1.0):
-        found = self._coefficients("sphere", values, slopes)[:, self.shells.of_measurement, 0]
-        if slopes:
-            parts = np.moveaxis(found[..., 1:], -1, 0)
-            for name, each in self._by_coordinates("sphere_", values, parts):
-                by[name] = by.get(name, 0) + share * each
-        return found[..., 0].astype(float)
-
-    def _dispersed(self, coefficients, cosines, spread):
-        spread = np.where(self.isotropic, _ISOTROPIC, spread)
-        return dispersed_signals(
-            coefficients, self.cells["cylinder"].degrees, np.ascontiguousarray(cosines), spread,
-            self.shells.first, coefficients.shape[-1],
-        )  # fmt: skip
-
-    def _cylinders(self, tissue, values, along, squares, by, slopes):
-        zero = np.full(len(along[0]), diffusion_of(0.0005))
-        one, two = (values.get(f"dispersion_{k}", zero)[:, None] for k in (1, 2))
-        spread = one * squares[0] + two * squares[1] + (one + two) / 2 * squares[2]
-        coefficients = self._coefficients("cylinder", values, slopes)
-        parts = self._dispersed(coefficients, along[2], spread)
-        if slopes:
-            parts = parts.astype(float)
-            by |= dict(self._by_coordinates("", values, np.moveaxis(parts[:, 1:6], 1, 0)))
-            by_square, by_spread = parts[:, 6], np.where(self.isotropic, 0, parts[:, 7])
-            if tissue.name != ALIGNED:
-                by["dispersion_1"] = by_spread * (squares[0] + squares[2] / 2)
-                by["dispersion_2"] = by_spread * (squares[1] + squares[2] / 2)
-                change = [
-                    2 * one * along[0] * by_spread, 2 * two * along[1] * by_spread,
-                    along[2] * (2 * by_square + (one + two) * by_spread),
-                ]  # fmt: skip
-                by["rotation"] = _turned(along, change)
-        return parts[:, 0].astype(float)
-
-    def _crossing(self, values, along, by, slopes):
-        coefficients = self._coefficients("cylinder", values, slopes)
-        spread = np.repeat(values["dispersion_1"][:, None], along.shape[2], axis=1)
-        angle, share = values["half_angle"][:, None], values["crossing_share"][:, None]
-        sine, cosine = np.sin(angle), np.cos(angle)
-        total, change, by_angle = 0.0, np.zeros_like(along), 0.0
-        each = []
-        for sign, weight in ((1, 1 - share), (-1, share)):
-            cosines = cosine * along[2] + sign * sine * along[0]
-            parts = self._dispersed(coefficients, cosines, spread).astype(float)
-            total = total + weight[..., None].swapaxes(1, 2) * parts
-            each.append(parts[:, 0])
-            if slopes:
-                by_cosine = 2 * cosines * parts[:, 6] * weight
-                change[0] += sign * sine * by_cosine
-                change[2] += cosine * by_cosine
-                by_angle = by_angle + by_cosine * (sign * cosine * along[0] - sine * along[2])
-        if slopes:
-            by |= dict(self._by_coordinates("", values, np.moveaxis(total[:, 1:6], 1, 0)))
-            by["dispersion_1"] = np.where(self.isotropic, 0, total[:, 7])
-            by["half_angle"], by["crossing_share"] = by_angle, each[1] - each[0]
-            by["rotation"] = _turned(along, change)
-        return total[:, 0]
 
     def model_error(self, shape, values) -> np.ndarray:
         """Standard deviations (N, S) of signals across the cells: of the emulator, and between
         packings."""
-        prefix = "sphere_" if shape == "sphere" else ""
-        kappa = values.get(prefix + "permeability", values.get("permeability"))
-        tissue = np.stack(
-            [values[prefix + "radius"], values[prefix + "fraction"], kappa,
-             self._diffusivity(values, 0), self._diffusivity(values, 1)], axis=1,
-        )  # fmt: skip
+        names = _names("sphere_" if shape == "sphere" else "", values)
+        tissue = np.stack([values[name] for name in names], axis=1)
         shells = self.shells
         encodings = Encodings(shells.q, 0 * shells.q, shells.small_delta, shells.big_delta)
         return emulator_error(shape, tissue, encodings) * (shells.q > 0)
 
 
-def _turned(along, slopes):
-    """Derivatives (N, 3, M) by a rotation, from those by the components of directions."""
-    (x, y, z), (by_x, by_y, by_z) = along, slopes
-    turned = (y * by_z - z * by_y, z * by_x - x * by_z, x * by_y - y * by_x)
-    return np.stack(turned, axis=1)
+def _names(prefix, found):
+    """Parameters that are the coordinates of a shape; all membranes of a mixture are alike."""
+    kappa = prefix + "permeability" if prefix + "permeability" in found else "permeability"
+    return prefix + "radius", prefix + "fraction", kappa, *_COORDINATES[3:]
 
 
-def _spiral(n):
-    z = 1 - (2 * np.arange(n) + 1) / n
-    angle = np.pi * (1 + np.sqrt(5)) * np.arange(n)
-    across = np.sqrt(1 - z**2)
-    return np.stack([across * np.cos(angle), across * np.sin(angle), z], axis=1)
-
-
-_POWDER = _spiral(_N_POWDER)
-
-
+@lru_cache(maxsize=4)
 def tissue_signals(
     acquisition: Acquisition,
     diffusivity: tuple[float, float] | None,
@@ -329,6 +198,8 @@ def tissue_signals(
     shortest_te: float | None = None,
 ) -> TissueSignals:
     """Prepare an acquisition; the first time this takes some seconds for each shape.
+
+    The same acquisition has the same, and with it what else is kept of it.
 
     Parameters
     ----------

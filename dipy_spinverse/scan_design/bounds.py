@@ -31,7 +31,7 @@ from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.packed_cells.classes import LARGEST_Z, ROTATION, TissueClass, tissue_class
 from dipy_spinverse.packed_cells.likeliest import model_errors
 from dipy_spinverse.packed_cells.maps import tissue_maps, tissue_parameters
-from dipy_spinverse.packed_cells.measured import measured, refined, whitened_slopes
+from dipy_spinverse.packed_cells.measured import measured, normal_equations, refined
 from dipy_spinverse.packed_cells.tissue_signals import TissueSignals, tissue_signals
 from dipy_spinverse.substrates.walls_of_bodies import from_inside
 
@@ -228,8 +228,9 @@ def _information(model, tissue, z, frames, acquisition, selections, sigma):
         known = measured(part, noise, labels, np.ones(chosen.sum(), dtype=bool))
         known = refined(known, part, errors[..., chosen], np.zeros(len(z)))
         ones = np.ones((len(z), known.n_labels))
-        changes = whitened_slopes(known, part, ones, slopes[..., chosen], everywhere)
-        result.append(changes @ np.swapaxes(changes, 1, 2))
+        result.append(
+            normal_equations(known, part, ones, slopes[..., chosen], 0 * part, everywhere)[1]
+        )
     return np.stack(result)
 
 

@@ -24,6 +24,7 @@ from dipy_spinverse.spinverse.departures import Patch, departure
 from dipy_spinverse.spinverse.fit import SpinverseFit
 from dipy_spinverse.spinverse.packings import Packing, packing_of, scaled
 from dipy_spinverse.voxels.image import Voxels
+from dipy_spinverse.voxels.progress import part, stepwise
 from dipy_spinverse.voxels.statistics import of_axes
 from dipy_spinverse.walls.maps import LONGEST_EXCHANGE_TIME_MS, wall_maps
 from dipy_spinverse.walls.patterns import symmetries
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 # um: water crosses smaller lattice cubes many times in a pulse, and no face can be told.
 _LEAST_CUBE = 0.4
+# Of the time that a chunk takes.
+_TISSUE = 0.15
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +66,17 @@ class TissueWalls:
         """Values of each voxel, with the names of `chunk.layout` and those for the status."""
         model = self.model
         known = None if model.diffusivity is None else model.diffusivity_um2_per_ms
-        posterior = packed_cells_posterior(
-            model.acquisition, voxels.signals, voxels.sigma, diffusivity=known,
-            free_diffusivity=model.free_diffusivity_um2_per_ms, n_draws=self.n_fields,
-            seed=model.seed,
-        )  # fmt: skip
-        parts = [self._of_voxel(voxels.signals[v], posterior, v) for v in range(len(voxels))]
+        with part(0.0, _TISSUE):
+            posterior = packed_cells_posterior(
+                model.acquisition, voxels.signals, voxels.sigma, diffusivity=known,
+                free_diffusivity=model.free_diffusivity_um2_per_ms, n_draws=self.n_fields,
+                seed=model.seed,
+            )  # fmt: skip
+        with part(_TISSUE, 1.0):
+            parts = [
+                self._of_voxel(voxels.signals[v], posterior, v)
+                for v in stepwise(range(len(voxels)))
+            ]
         values = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
         maps = {name: values.pop(name).T for name in SpinverseFit.MAPS}
         values |= statistics_of(maps, {})

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dipy_spinverse.packed_cells.emulator.closed_form import Numbers, closed_form
 
 # um, volume fractions, um/ms.
-RANGES = {
+RANGES: dict[str, Any] = {
     "radius": (0.1, 60.0),
     "fraction": {"cylinder": (0.05, 0.8), "sphere": (0.05, 0.66)},
     "permeability": (0.0005, 0.5),
