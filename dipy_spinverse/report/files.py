@@ -214,7 +214,7 @@ def placed_meshes(
     """
     box = float(np.ptp(fit.model.grid.points_um, axis=0).max())
     return [
-        PlacedMesh(voxel, *found, in_voxel(affine, voxel, box))
+        PlacedMesh(voxel, found[0], found[1], in_voxel(affine, voxel, box))
         for voxel in voxels
         if (found := _mesh_of(fit, voxel)) is not None
     ]
