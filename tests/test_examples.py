@@ -56,8 +56,8 @@ def test_the_shape_of_a_cell_is_found_from_its_signals(tmp_path, monkeypatch, ca
     runpy.run_path(script, run_name="__main__")
     printed = capsys.readouterr().out
     start, coarse, found = (float(x) for x in re.findall(r"vertices (\d+\.\d+) um", printed))
-    # 150 measurements leave 0.23; a straight cylinder is 0.8 off
-    assert found < 0.35 and found < start / 2
+    # 150 measurements leave 0.23; the best start is 0.43 off, a straight cylinder 0.8
+    assert found < 0.35 and found < 0.7 * start
     for name in ("cell_shapes.png", "cell.ply"):
         assert (tmp_path / name).stat().st_size > 0
 
