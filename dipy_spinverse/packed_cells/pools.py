@@ -91,7 +91,7 @@ class Cells(NamedTuple):
     columns: np.ndarray
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 def pooled_signals(scan, pools, frames, cylinders, spheres, n_axes, by_z, columns, jacobian):
     """Signals (N, M) of N tissues; derivatives go into `jacobian`.
 
@@ -116,7 +116,8 @@ def pooled_signals(scan, pools, frames, cylinders, spheres, n_axes, by_z, column
     slopes = jacobian.shape[1] > 0
     width = np.diff(scan.first).max()
     signals = np.empty((len(pools), len(scan.directions)))
-    along, squares, bends = np.empty((3, width)), np.empty((3, width)), np.empty((_BENDS, width))
+    # Without cylinders nothing bends: what is left of other arrays may not be a number.
+    along, squares, bends = np.empty((3, width)), np.empty((3, width)), np.zeros((_BENDS, width))
     cells = np.zeros((max(cylinders.coefficients.shape[1], 1), width))
     hindered, inside, share, work = (
         np.empty(width), np.empty(width), np.empty(width), np.empty((13, width))
@@ -176,7 +177,7 @@ def pooled_signals(scan, pools, frames, cylinders, spheres, n_axes, by_z, column
     return signals
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 def _add(rows, column, weight, shares, change):
     if column >= 0:
         row = rows[column]
@@ -184,7 +185,7 @@ def _add(rows, column, weight, shares, change):
             row[i] += weight * shares[i] * change[i]
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 def _components(frame, directions, isotropic, count, along):
     """Components (3, count) of directions in a frame; none of averages over all directions."""
     for i in range(count):
@@ -193,14 +194,14 @@ def _components(frame, directions, isotropic, count, along):
             along[k, i] = here * (frame[k, 0] * g[0] + frame[k, 1] * g[1] + frame[k, 2] * g[2])
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 def _free_share(v, echo):
     """Share of free water at an echo time."""
     growth = np.exp(v[_RELAXATION] * echo)
     return v[_FREE] * growth / (1 + v[_FREE] * (growth - 1))
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 def _hindered(b, v, along, isotropic, count, signals, squares):
     """Signals of the hindered pool, and the squared components that they decay by."""
     for i in range(count):
@@ -221,7 +222,7 @@ def _hindered(b, v, along, isotropic, count, signals, squares):
         signals[i] = np.exp(-b * tensor)
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 def _cylinders(kernel, v, n_axes, along, isotropic, count, cells, bends, work):
     """Signals (1 + Q, count) of cylinders about one axis or two, and what they bend with."""
     one, two, share = v[_ONE], v[_TWO], v[_CROSSING]
@@ -257,7 +258,7 @@ def _cylinders(kernel, v, n_axes, along, isotropic, count, cells, bends, work):
             bends[_BY_Z, i] += by_aligned * cosine + (one + two) * z * by_spread[i]
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 def _of_water(v, scale, columns, free, hindered, inside, share, echo, rows, work):
     """Puts derivatives by the shares of free and still water, and by relaxation."""
     ones, apart, change = work[2], work[3], work[4]
@@ -276,7 +277,7 @@ def _of_water(v, scale, columns, free, hindered, inside, share, echo, rows, work
     _add(rows, columns[_RELAXATION], scale[_RELAXATION], apart, change)
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 def _of_rotation(b, v, along, hindered, bends, rest, rows):
     """Puts derivatives by a rotation: of its vector and the directions' gradient, the product."""
     cells = (1 - v[_HINDERED]) * (1 - v[_SPHERES])
