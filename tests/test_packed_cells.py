@@ -144,6 +144,17 @@ def test_free_water_outlasts_tissue_at_long_echo_times():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_a_voxel_that_is_not_a_number_stops_no_other():
+    model, tissue = tissue_signals(protocol(), KNOWN, 3.0), tissue_class("spheres", True)
+    z, frames = np.zeros((3, tissue.n_parameters)), np.repeat(np.eye(3)[None], 3, axis=0)
+    alone = model(tissue, z[:1], frames[:1], slopes=True)
+    z[1] = np.nan
+    frames[1] = np.nan
+    for found, expected in zip(model(tissue, z, frames, slopes=True), alone, strict=True):
+        # Sums of a batch round otherwise.
+        np.testing.assert_allclose(found[[0, 2]], np.repeat(expected, 2, axis=0), atol=1e-10)
+
+
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("name", [*CLASSES, ALIGNED])
 def test_derivatives_are_those_of_the_signals(name, known):
