@@ -57,7 +57,7 @@ sigma = clean[fractions.sum(axis=-1) > 0.5, 0].mean() / 10
 noise = np.random.default_rng(0).normal(scale=sigma, size=(2, *clean.shape))
 images = np.hypot(clean + noise[0], noise[1])
 
-figure, axes = plt.subplots(1, 6, figsize=(10, 2), layout="constrained")
+figure, axes = plt.subplots(1, 6, figsize=(10, 1.9), layout="constrained")
 for k, (name, axis) in enumerate(zip(sequences, axes, strict=True)):
     axis.imshow(images[..., k].T, cmap="gray", origin="lower")
     axis.set_title(name, fontsize="medium")
@@ -93,8 +93,8 @@ for k, (name, row) in enumerate(zip(names, grid, strict=True)):
     shown = {
         "true": (true, 0, 1, "viridis"),
         "found": (found, 0, 1, "viridis"),
-        "found - true": (found - true, -0.1, 0.1, "RdBu"),
-        "standard deviation": (getattr(fit, f"{name}_std"), 0, 0.1, "magma"),
+        "found - true": (found - true, -0.05, 0.05, "RdBu"),
+        "standard deviation": (getattr(fit, f"{name}_std"), 0, 0.05, "magma"),
     }
     for axis, (label, (values, low, high, colours)) in zip(row, shown.items(), strict=True):
         drawn = axis.imshow(values.T, vmin=low, vmax=high, cmap=colours, origin="lower")

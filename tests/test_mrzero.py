@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from dipy_spinverse import load_fit
 from dipy_spinverse.tissue_fractions import (
     MPRAGE,
     DoubleInversion,
     Inversion,
+    PulseqFile,
     SignalEquations,
     SpoiledGradientEcho,
     T2Preparation,
+    TissueFractionModel,
     TurboSpinEcho,
     constants_of,
     mrzero,
@@ -124,6 +127,124 @@ def test_derivatives_by_constants_are_those_of_the_equations():
         slopes.append(torch.func.jvp(by_logarithms, (logarithms,), (direction,))[1])
     # float32.
     torch.testing.assert_close(*slopes, rtol=0, atol=1e-4)
+
+
+N, FIELD_OF_VIEW = 8, 0.2  # samples and lines of k-space; m
+
+
+def pulseq_file(path, ti, n_echoes=1):
+    """A file of gradient echoes after an inversion, centre first; TR, and times of its echoes."""
+    pp = pytest.importorskip("pypulseq")
+    system = pp.Opts(
+        max_grad=80, grad_unit="mT/m", max_slew=200, slew_unit="T/m/s", rf_dead_time=0,
+        adc_dead_time=1e-5,
+    )  # fmt: skip
+    sequence, pulse_s, step_s, turn = pp.Sequence(system), 1e-4, 1e-3, N / FIELD_OF_VIEW
+    read = pp.make_trapezoid("x", flat_area=turn, flat_time=6.4e-4, system=system)
+
+    def tip(degrees, phase, use):
+        angle, phase = math.radians(degrees), math.radians(phase)
+        sequence.add_block(
+            pp.make_block_pulse(
+                angle, duration=pulse_s, phase_offset=phase, system=system, use=use
+            )
+        )
+
+    def move(**areas):
+        steps = [
+            pp.make_trapezoid(axis, area=area, duration=step_s, system=system)
+            for axis, area in areas.items()
+        ]
+        sequence.add_block(*steps)
+
+    tip(180, 0, "inversion")
+    move(z=4 * turn)
+    sequence.add_block(pp.make_delay(ti - pulse_s - step_s))
+    prepared = sequence.duration()[0]
+    for k, line in enumerate(sorted(range(-N // 2, N // 2), key=abs)):
+        phase = 50 * k * (k + 1) / 2 % 360
+        sampling = pp.make_adc(
+            N, duration=6.4e-4, delay=read.rise_time, phase_offset=math.radians(phase),
+            system=system,
+        )  # fmt: skip
+        start = sequence.duration()[0] + pulse_s / 2
+        tip(5, phase, "excitation")
+        move(x=-read.area / 2, y=line / FIELD_OF_VIEW)
+        echoes = []
+        for _ in range(n_echoes):
+            echoes.append(sequence.duration()[0] + pp.calc_duration(read) / 2 - start)
+            sequence.add_block(read, sampling)
+            move(x=-read.area)
+        move(x=2 * turn, y=-line / FIELD_OF_VIEW)
+    sequence.write(str(path))
+    return (sequence.duration()[0] - prepared) / N, echoes
+
+
+@needs_mrzero
+def test_a_pulseq_file_has_the_contrast_of_the_centre_of_its_k_space(tmp_path):
+    path = str(tmp_path / "flash.seq")
+    tr, (te,) = pulseq_file(path, ti=0.5)
+    found = signals(MRzeroSimulator(), [PulseqFile(path, 1e3 * FIELD_OF_VIEW / N)])
+    expected = signals(SignalEquations(), [flash_after(0.5, tr, te)])
+    # Half a sample from the centre, .04 ms, T2* takes .1 %; diffusion between spoilers .2 %.
+    off = (found.abs() - expected.abs()).abs().max()
+    assert off < 0.006 * expected.abs().max()
+    assert (torch.sign(found * expected)[0] == torch.sign(found * expected)[0, 0]).all()
+
+
+def flash_after(ti, tr, te):
+    return SpoiledGradientEcho(tr, te, 5, Inversion(ti), n_pulses=N)
+
+
+@needs_mrzero
+def test_each_pass_through_the_centre_of_k_space_is_an_image(tmp_path):
+    path = str(tmp_path / "echoes.seq")
+    _, (first, second) = pulseq_file(path, ti=1.0, n_echoes=2)
+    files = [PulseqFile(path, 25.0, echo) for echo in (1, 2)]
+    found = signals(MRzeroSimulator(), files)[0]
+    decay = [math.exp((first - second) / tissue.t2_star_s) for tissue in TISSUES]
+    np.testing.assert_allclose(found[:, 1] / found[:, 0], decay, rtol=2e-3)  # diffusion
+    with pytest.raises(ValueError, match=r"echo is 17, .* passes the centre of k-space 2 times"):
+        signals(MRzeroSimulator(), [PulseqFile(path, 25.0, 17)])
+
+
+@needs_mrzero
+def test_fractions_are_found_from_images_of_pulseq_files(tmp_path):
+    described = []
+    for ti in (0.1, 0.6, 1.5, 3.0):
+        path = tmp_path / f"{ti}.seq"
+        pulseq_file(path, ti)
+        described.append({"type": "PulseqFile", "path": str(path), "voxel_mm": 25.0})
+    model = TissueFractionModel(described, unknown=())
+    truth = {"csf": [0.1, 0.0], "gm": [0.6, 0.2], "wm": [0.3, 0.5]}
+    fit = model.fit(model.signals(truth), sigma=1e-6, n_draws=0)
+    for name, fractions in truth.items():
+        np.testing.assert_allclose(getattr(fit, name), fractions, atol=1e-3)  # float32
+    fit.save(tmp_path / "fit.npz")
+    again = load_fit(tmp_path / "fit.npz")
+    np.testing.assert_allclose(again.predict(), fit.predict(), rtol=1e-6)
+
+
+@needs_mrzero
+def test_what_is_no_pulseq_file_is_named(tmp_path):
+    path = tmp_path / "notes.seq"
+    path.write_text("not a sequence")
+    for each in (path, tmp_path / "nowhere.seq"):
+        with pytest.raises(ValueError, match=rf"path is .*{each.name}, no Pulseq file"):
+            signals(MRzeroSimulator(), [PulseqFile(str(each), 2.0)])
+
+
+def test_equations_know_no_pulseq_file():
+    with pytest.raises(ValueError, match="a PulseqFile, of which there is no equation"):
+        signals(SignalEquations(), [PulseqFile("scan.seq", 2.0)])
+    with pytest.raises(ValueError, match="voxel_mm of PulseqFile is 0"):
+        PulseqFile("scan.seq", 0)
+
+
+@needs_mrzero
+def test_simulations_print_nothing(capfd):
+    signals(MRzeroSimulator(), [flash(None)])
+    assert capfd.readouterr().out == ""
 
 
 @needs_mrzero

@@ -85,8 +85,8 @@ def contrasts_of(sequences: Contrasts | Sequences[Sequence | Mapping]) -> Contra
     wrong = [type(each).__name__ for each in made if not isinstance(each, Sequence)]
     if wrong or not made:
         raise ValueError(
-            f"sequences has {wrong or 'nothing'}; give a SpoiledGradientEcho, MPRAGE or "
-            "TurboSpinEcho, or its description, for each image."
+            f"sequences has {wrong or 'nothing'}; give a SpoiledGradientEcho, MPRAGE, "
+            "TurboSpinEcho or PulseqFile, or its description, for each image."
         )
     return Contrasts(tuple(made))
 

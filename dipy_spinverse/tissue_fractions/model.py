@@ -24,7 +24,7 @@ from dipy_spinverse.tissue_fractions.chunk import (
 from dipy_spinverse.tissue_fractions.contrasts import Contrasts, contrasts_of
 from dipy_spinverse.tissue_fractions.fit import TissueFractionFit
 from dipy_spinverse.tissue_fractions.mixtures import MOST_TISSUES, share_of_faces
-from dipy_spinverse.tissue_fractions.mr_simulator import MRSimulator, SignalEquations
+from dipy_spinverse.tissue_fractions.mr_simulator import MRSimulator, simulator_of
 from dipy_spinverse.tissue_fractions.separation import Separation, separation
 from dipy_spinverse.tissue_fractions.sequences import Sequence
 from dipy_spinverse.tissue_fractions.signal_table import axes_of, table_of
@@ -66,7 +66,7 @@ class TissueFractionModel(VoxelModel):
         Up to five, of which up to three and background, or four, mix in a voxel; CSF, grey and
         white matter at 3 T where not given.
     simulator : MRSimulator, optional
-        :class:`SignalEquations` where not given.
+        Where not given, :class:`SignalEquations`; of Pulseq files, `MRzeroSimulator`.
     unknown : sequence of {"scale", "bias", "b1", "constants"}, optional
         What is found from the images: the scale of the data, a smooth receive sensitivity, a
         smooth transmit field (of one image: a constant one), the proton densities and relaxation
@@ -145,7 +145,7 @@ class TissueFractionModel(VoxelModel):
         if not 0 <= smoothness < np.inf:
             raise ValueError(f"smoothness is {smoothness}; give 0 or a number above.")
         self.acquisition = contrasts_of(sequences)
-        self.simulator = SignalEquations() if simulator is None else simulator
+        self.simulator = simulator_of(self.sequences) if simulator is None else simulator
         self.unknown, self.likelihood, self.order = tuple(unknown), likelihood, int(order)
         self.constants_error, self.b1_error = float(constants_error), float(b1_error)
         self.smoothness = float(smoothness)
@@ -359,10 +359,10 @@ class TissueFractionModel(VoxelModel):
 
     def settings(self) -> tuple[dict, dict[str, np.ndarray]]:
         """Arguments of the model."""
-        if type(self.simulator) is not SignalEquations:
+        if type(self.simulator) is not type(simulator_of(self.sequences)):
             raise ValueError(
                 f"simulator is a {type(self.simulator).__name__}, which no file holds; a fit with "
-                "the SignalEquations can be saved."
+                "the one that is taken where none is given can be saved."
             )
         names = ("unknown", "constants_error", "b1_error", "order", "likelihood", "smoothness")
         tissues = [asdict(tissue) for tissue in self.tissues]

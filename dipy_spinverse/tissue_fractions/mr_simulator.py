@@ -16,6 +16,7 @@ from dipy_spinverse.tissue_fractions.sequences import (
     MPRAGE,
     DoubleInversion,
     Inversion,
+    PulseqFile,
     Sequence,
     SpoiledGradientEcho,
     T2Preparation,
@@ -74,7 +75,19 @@ class SignalEquations:
     def signals(
         self, sequences: Sequences[Sequence], constants: Tensor, b1: Tensor, b0: Tensor
     ) -> Tensor:
-        """See :class:`MRSimulator`."""
+        """See :class:`MRSimulator`.
+
+        Raises
+        ------
+        ValueError
+            A sequence that they have no equation of.
+        """
+        for each in sequences:
+            if type(each) not in _SIGNALS:
+                raise ValueError(
+                    f"sequences has a {type(each).__name__}, of which there is no equation; use "
+                    "MRzeroSimulator."
+                )
         density, t1, t2, t2_prime, _ = constants.unbind(dim=-1)
         matter = _Matter(t1, t2, 1 / (1 / t2 + 1 / t2_prime), b1[..., None], b0[..., None])
         shape = torch.broadcast_shapes(density.shape, matter.b1.shape)
@@ -204,3 +217,12 @@ def _spin_echoes(sequence: TurboSpinEcho, matter: _Matter) -> Tensor:
 _SIGNALS: dict[type, Callable[..., Tensor]] = {
     SpoiledGradientEcho: _gradient_echo, MPRAGE: _mprage, TurboSpinEcho: _spin_echoes,
 }  # fmt: skip
+
+
+def simulator_of(sequences: Sequences[Sequence]) -> MRSimulator:
+    """The fastest that knows all of them."""
+    if any(isinstance(each, PulseqFile) for each in sequences):
+        from dipy_spinverse.tissue_fractions.mrzero import MRzeroSimulator
+
+        return MRzeroSimulator()
+    return SignalEquations()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import cmath
 import math
+import os
+import sys
 from collections.abc import Sequence as Sequences
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +19,13 @@ from dipy_spinverse.tissue_fractions.sequences import (
     MPRAGE,
     DoubleInversion,
     Inversion,
+    PulseqFile,
     Sequence,
     SpoiledGradientEcho,
     T2Preparation,
     TurboSpinEcho,
 )
+from dipy_spinverse.tissue_fractions.tissues import PUBLISHED, constants_of
 
 try:
     import MRzeroCore as mr0
@@ -34,6 +39,7 @@ _SETTLING = 100  # excitations until transverse magnetisation is periodic
 _GRAPH_B1 = 0.87
 _MOST = 64  # configurations at a time
 _LEAST = 1e-4  # magnetisation of a configuration that is followed
+_PLAYS_FIRST = torch.tensor([[1.0, 0.0], [0.0, 0.0]])  # of two transmitters
 
 
 @dataclass(frozen=True)
@@ -87,29 +93,33 @@ class MRzeroSimulator:
         Raises
         ------
         ValueError
-            A sequence whose pulses take time.
+            A sequence whose pulses take time, a file that is no Pulseq file.
         """
         shape = torch.broadcast_shapes(constants.shape[:-1], (*b1.shape, 1))
         each = [part.expand(shape).reshape(-1) for part in constants.unbind(dim=-1)]
         fields = [field[..., None].expand(shape).reshape(-1) for field in (b1, b0)]
-        matter = _matter(*each, *fields)
-        parts = [_signal(sequence, matter) for sequence in sequences]
+        parts = [
+            _of_file(sequence, *each, *fields)
+            if isinstance(sequence, PulseqFile)
+            else _signal(sequence, _matter(*each, *fields))
+            for sequence in sequences
+        ]
         return torch.stack(parts, dim=-1).reshape(*shape, len(sequences)).to(constants.dtype)
 
 
-def _matter(density, t1, t2, t2_prime, diffusivity, b1, b0):
-    """A voxel of MRzero for each tissue and place."""
+def _rephased(turns, nyquist):
+    return (turns.abs().amax(dim=-1) < 0.01 * _SPOILER).to(torch.float32)
+
+
+def _matter(density, t1, t2, t2_prime, diffusivity, b1, b0, left=_rephased):
+    """A voxel of MRzero for each tissue and place, and what gradients leave of its signal."""
     values = [each.to(torch.float32) for each in (density, t1, t2, t2_prime, diffusivity, b0, b1)]
     # A second transmitter without errors plays the adiabatic pulses.
     transmit = torch.stack([values[-1], torch.ones_like(values[-1])])
     return SimData(
         *values[:-1], transmit, torch.ones_like(transmit[:1]), torch.ones(3), torch.eye(3, 4),
-        torch.zeros(len(transmit[0]), 3), torch.full((3,), torch.inf), _rephased,
+        torch.zeros(len(transmit[0]), 3), torch.full((3,), torch.inf), left,
     )  # fmt: skip
-
-
-def _rephased(turns, nyquist):
-    return (turns.abs().amax(dim=-1) < 0.01 * _SPOILER).to(torch.float32)
 
 
 def _signal(sequence, matter):
@@ -190,15 +200,63 @@ def _spin_echoes(sequence: TurboSpinEcho):
     return [*_preparation(sequence.preparation), excitation, *echoes], rest
 
 
+def _of_file(file: PulseqFile, *values):
+    """Signals (N,) of a whole scan that begins with relaxed tissue."""
+    sequence, time = _outside(_played, file)
+    graph = _outside(_graph, sequence)
+
+    def left(turns, nyquist):
+        return torch.sinc(turns * file.voxel_mm / 1e3).prod(dim=-1)
+
+    def signals(*values):
+        matter = _matter(*values, left)
+        transverse = sum(_magnetisation(sequence, graph, matter)[-1])[0]
+        return transverse * torch.exp(2j * math.pi * time * matter.B0)
+
+    # Tissues differ by a sign: the brightest of these is positive, and has the others' axis.
+    *known, b1, b0 = *constants_of(PUBLISHED).T, torch.ones(3), torch.zeros(3)
+    reference = signals(*known, b1, b0)
+    axis = reference[reference.abs().argmax()]
+    return (signals(*values) * axis.conj() / axis.abs()).real
+
+
+def _played(file: PulseqFile):
+    """MRzero's sequence up to the centre of k-space, and for how long B0 acts there, s."""
+    try:
+        sequence = mr0.Sequence.import_file(
+            file.path, exact_trajectories=False, default_shim=_PLAYS_FIRST.clone()
+        )
+    except Exception as error:  # of its parser, which has no class for them
+        raise ValueError(f"path is {file.path}, no Pulseq file that MRzero reads: {error}") from (
+            error
+        )
+    radius = sequence.get_kspace()[:, :3].norm(dim=1).numpy()
+    if len(radius) == 0:
+        raise ValueError(f"path is {file.path}, which samples no signal; give the file of a scan.")
+    between = np.median(np.abs(np.diff(radius))) if len(radius) > 1 else 0.0
+    near = radius <= radius.min() + between / 4
+    passes = np.flatnonzero(near & ~np.append(False, near[:-1]))
+    if file.echo > len(passes):
+        raise ValueError(
+            f"echo is {file.echo}, {file.path} passes the centre of k-space {len(passes)} times; "
+            "give one of these passes, from 1."
+        )
+    sample = passes[file.echo - 1]
+    samples = [(r, int(e)) for r, part in enumerate(sequence) for e in part.adc_usage.nonzero()]
+    repetition, event = samples[sample]
+    time = float(sequence.get_kspace()[sample, 3])
+    del sequence[repetition + 1 :]
+    for part in sequence:
+        part.adc_usage[:] = 0
+    sequence[-1].adc_usage[event] = 1
+    return sequence, time
+
+
 def _run(steps, matter, start, demodulation):
     """Signals (N,) of each echo of the steps, from this longitudinal magnetisation."""
-    # In a thread of its own, tensors are plain ones inside of transforms of torch.func too.
-    with ThreadPoolExecutor(1) as outside:
-        sequence, graph = outside.submit(_followed, steps).result()
-    _, magnetisation = mr0.execute_graph(
-        graph, sequence, matter, min_emitted_signal=0, min_latent_signal=_LEAST,
-        print_progress=False, return_mag_adc=True, intitial_mag=start.to(torch.complex64),
-    )  # fmt: skip
+    sequence = _outside(_sequence, steps)
+    graph = _outside(_graph, sequence)
+    magnetisation = _magnetisation(sequence, graph, matter, start)
     return [
         (sum(parts)[0] * demodulation * cmath.exp(-1j * math.radians(step.receiver))).real
         for step, parts in zip(steps, magnetisation, strict=True)
@@ -206,25 +264,59 @@ def _run(steps, matter, start, demodulation):
     ]
 
 
-def _followed(steps):
-    """The sequence as MRzero has it, and the graph of configurations that matter in it."""
+def _outside(function, argument):
+    """Result in a thread of its own: plain tensors, inside of transforms of torch.func too."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(function, argument).result()
+
+
+def _magnetisation(sequence, graph, matter, start=None):
+    """Transverse magnetisation of the samples of each repetition."""
+    return mr0.execute_graph(
+        graph, sequence, matter, min_emitted_signal=0, min_latent_signal=_LEAST,
+        print_progress=False, return_mag_adc=True,
+        intitial_mag=None if start is None else start.to(torch.complex64),
+    )[1]  # fmt: skip
+
+
+def _sequence(steps):
+    """Steps as MRzero has them."""
     sequence = mr0.Sequence(normalized_grads=False)
     for step in steps:
         repetition = sequence.new_rep(len(step.intervals))
         repetition.pulse.angle = torch.tensor(math.radians(step.degrees))
         repetition.pulse.phase = torch.tensor(math.radians(step.phase))
-        plays = [[0.0, 0.0], [1.0, 0.0]] if step.adiabatic else [[1.0, 0.0], [0.0, 0.0]]
-        repetition.pulse.shim_array = torch.tensor(plays)
+        repetition.pulse.shim_array = _PLAYS_FIRST.flip(0) if step.adiabatic else _PLAYS_FIRST
         times, turns = zip(*step.intervals, strict=True)
         repetition.event_time[:] = torch.tensor(times)
         repetition.gradm[:, 2] = torch.tensor(turns)
         if step.echo is not None:
             repetition.adc_usage[step.echo] = 1
+    return sequence
+
+
+def _graph(sequence):
+    """Of the configurations that matter."""
     # They hardly depend on the tissue: those of one that lasts, in a transmit field with an
     # error, so that what ideal pulses do not make is not left out.
     field = torch.tensor([_GRAPH_B1])
-    graph = mr0.compute_graph_ext(
-        sequence, T1=1.0, T2=1.0, T2dash=1.0, D=0.0, max_state_count=_MOST, min_state_mag=_LEAST,
-        avg_b1_trig=calc_avg_B1_trig(field[None], torch.ones_like(field)),
-    )  # fmt: skip
-    return sequence, graph
+    tipped = calc_avg_B1_trig(field[None], torch.ones_like(field))
+    with _without_chatter():
+        return mr0.compute_graph_ext(
+            sequence, T1=1.0, T2=1.0, T2dash=1.0, D=0.0, max_state_count=_MOST,
+            min_state_mag=_LEAST, avg_b1_trig=tipped,
+        )  # fmt: skip
+
+
+@contextmanager
+def _without_chatter():
+    """Leave out what compiled code prints, past Python's own output, of each graph."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)

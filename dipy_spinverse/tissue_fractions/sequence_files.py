@@ -12,13 +12,16 @@ from dipy_spinverse.tissue_fractions.sequences import (
     MPRAGE,
     DoubleInversion,
     Inversion,
+    PulseqFile,
     Sequence,
     SpoiledGradientEcho,
     T2Preparation,
     TurboSpinEcho,
 )
 
-_SEQUENCES = {kind.__name__: kind for kind in (SpoiledGradientEcho, MPRAGE, TurboSpinEcho)}
+_SEQUENCES = {
+    kind.__name__: kind for kind in (SpoiledGradientEcho, MPRAGE, TurboSpinEcho, PulseqFile)
+}
 _PREPARATIONS = {kind.__name__: kind for kind in (Inversion, DoubleInversion, T2Preparation)}
 
 
@@ -28,9 +31,9 @@ def sequence_from(description: Mapping[str, Any], **more: Any) -> Sequence:
     Parameters
     ----------
     description : mapping
-        Either "type" (`SpoiledGradientEcho`, `MPRAGE` or `TurboSpinEcho`) and the arguments of
-        the class, "preparation" being such a dictionary too; or the fields of BIDS, of which
-        `RepetitionTime`, `EchoTime`, `FlipAngle`, `InversionTime`, `EchoTrainLength`,
+        Either "type" (`SpoiledGradientEcho`, `MPRAGE`, `TurboSpinEcho` or `PulseqFile`) and the
+        arguments of the class, "preparation" being such a dictionary too; or the fields of BIDS,
+        of which `RepetitionTime`, `EchoTime`, `FlipAngle`, `InversionTime`, `EchoTrainLength`,
         `ScanningSequence`, `RepetitionTimePreparation`, `RepetitionTimeExcitation` and
         `NumberShots` are read.
     **more

@@ -12,7 +12,7 @@ def _positive(sequence, *names):
         if not value > 0:
             raise ValueError(
                 f"{name} of {type(sequence).__name__} is {value}; give a value above 0, in "
-                "seconds or degrees."
+                "seconds, degrees or mm."
             )
 
 
@@ -274,4 +274,39 @@ class TurboSpinEcho:
         return round(self.effective_te / self.echo_spacing)
 
 
-Sequence = SpoiledGradientEcho | MPRAGE | TurboSpinEcho
+@dataclass(frozen=True)
+class PulseqFile:
+    """A whole scan as a Pulseq file (.seq) plays it, which :class:`MRzeroSimulator` follows.
+
+    Its image has the contrast of the sample that is nearest to the centre of k-space. Pulses turn
+    by their integral, so that adiabatic ones are not known; preparatory scans are those of the
+    file.
+
+    Attributes
+    ----------
+    path : str
+    voxel_mm : float
+        Edge of a voxel, across which gradients spoil.
+    echo : int
+        Which of the passes through the centre of k-space, from 1, where a file has several
+        images.
+    name : str
+
+    Examples
+    --------
+    >>> PulseqFile("t1_weighted.seq", voxel_mm=2.0).echo
+    1
+    """
+
+    path: str
+    voxel_mm: float
+    echo: int = 1
+    name: str = ""
+
+    def __post_init__(self):
+        _positive(self, "voxel_mm", "echo")
+        if self.echo != int(self.echo):
+            raise ValueError(f"echo of PulseqFile is {self.echo}; give a whole number from 1.")
+
+
+Sequence = SpoiledGradientEcho | MPRAGE | TurboSpinEcho | PulseqFile

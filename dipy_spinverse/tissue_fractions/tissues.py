@@ -66,7 +66,7 @@ SOURCES = {
     "t1_s of gm, wm": "10.1007/s10334-008-0104-8",  # MPRAGE, at 1.5, 3 and 7 T
     "t2_s of gm, wm": "PubMed 20593370",  # frontal grey matter, at 1.5, 3 and 7 T
     "t1_s, and t2_s at 3 T, of csf": "PMC10696635",  # around the brain
-    "t2_s of csf at 1.5 T": "10.1002/mrm.21897",
+    "t2_s of csf at 1.5 T": "PubMed 28782676",  # of CSF outside the body
     "t2_s of csf at 7 T": "10.1007/s10334-017-0659-3",
     "t2_prime_s of gm, wm": "10.1016/j.mri.2007.02.014",  # from its T2* and the T2 above
     "t2_prime_s of csf": "10.48550/arXiv.2404.14739",  # at 3 T; inversely to the field elsewhere
@@ -77,10 +77,12 @@ SOURCES = {
 }
 """DOI, or the entry in PubMed, of each value of :func:`tissues_at`.
 
-All but two were compared with abstracts, tables or formulas of the papers: T2 of CSF at 1.5 and
-7 T could not be, but that it is shorter at 7 T. T2 differs more between methods than between
-tissues (grey matter at 3 T: 68 to 76 ms in vivo, 99 ms in vitro, 10.1002/mrm.20605), and T1 by a
-fifth. Give your own `Tissue`, or let constants be unknown, where it matters.
+All but two were compared with abstracts, tables or formulas of the papers. T2 of CSF at 7 T is
+what others quote of its source; PubMed 28782676 has 0.9 s. No measurement in vivo at 1.5 T was
+found: 2.0 s is that of CSF outside the body, and in vivo at 3 T, in PubMed 28782676. T2 differs
+more between methods than between tissues (grey matter at 3 T: 68 to 76 ms in vivo, 99 ms in vitro,
+10.1002/mrm.20605), and T1 by a fifth. Give your own `Tissue`, or let constants be unknown, where
+it matters.
 """
 
 # Field (T): T1 of GM and WM, T2 of GM and WM, T2* of GM and WM, T2 of CSF; ms.

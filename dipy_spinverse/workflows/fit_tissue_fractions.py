@@ -45,7 +45,8 @@ class TissueFractionsFlow(FitCommand):
         sequences_file : string or Path, optional
             JSON or YAML file with a list of sequences, one for each contrast in the order of the
             images. Each has a "type" (SpoiledGradientEcho, MPRAGE or TurboSpinEcho) and the
-            arguments of that class in seconds and degrees, or the fields of a BIDS sidecar.
+            arguments of that class in seconds and degrees, or the fields of a BIDS sidecar; or
+            the type PulseqFile, the "path" of a .seq file and "voxel_mm".
         mask_file : string or Path, optional
             Path of the mask of voxels to fit: the brain or the head. Without it, all.
         """
