@@ -6,7 +6,6 @@ its checksum.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tomllib
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ import numpy as np
 from dipy.reconst.dti import TensorModel
 
 from dipy_spinverse import Acquisition
-from dipy_spinverse.datasets import ENVIRONMENT_VARIABLE, manifest
+from dipy_spinverse.datasets import ENVIRONMENT_VARIABLE, check, manifest
 
 # ms/um^2; above it a diffusion tensor does not describe tissue.
 TENSOR_B = 1.5
@@ -102,12 +101,10 @@ def data_file(name: str) -> Path:
     path = Path(os.environ[ENVIRONMENT_VARIABLE]) / name
     if not path.is_file():
         raise SystemExit(f"{path} is missing. Needed is {asked}; see benchmarks/data.toml.")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != checksum:
-        raise SystemExit(
-            f"{path} is another file: its sha256 is {found} instead of {checksum}. Needed is "
-            f"{asked}; see benchmarks/data.toml."
-        )
+    try:
+        check(path.read_bytes(), checksum, path)
+    except ValueError as error:
+        raise SystemExit(f"{error} Needed is {asked}; see benchmarks/data.toml.") from None
     return path
 
 

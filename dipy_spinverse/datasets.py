@@ -21,6 +21,7 @@ import numpy as np
 from dipy.data.fetcher import dipy_home
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.voxels.storage import whole
 
 ENVIRONMENT_VARIABLE = "DIPY_SPINVERSE_DATA"
 REGIONS = ("genu", "fornix")
@@ -69,8 +70,8 @@ def fetch_cat_cord() -> tuple[dict[str, Path], Path]:
     Raises
     ------
     OSError
-        Files that are not there and cannot be downloaded; the message says from where and where
-        to.
+        Files that are not there and cannot be downloaded, or not be written; the message says
+        from where and where to.
     ValueError
         A file that is another one.
 
@@ -153,37 +154,53 @@ def manifest() -> dict[str, Any]:
     return tomllib.loads(Path(__file__).with_name("datasets.toml").read_text())
 
 
-def _file(dataset, name, path):
-    known = manifest()[dataset]
-    size, expected = known["files"][name].values()
-    if not path.is_file():
-        url = f"{known['url']}/{name}"
-        try:
-            with urlopen(url, timeout=_TIMEOUT) as response:
-                content = response.read()
-            _check(content, expected, url)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_name(f".unfinished_{os.getpid()}_{name}")
-            unfinished.write_bytes(content)
-            os.replace(unfinished, path)
-        except OSError as error:
-            raise OSError(
-                f"{path} ({size / 1e6:.1f} MB; {known['what']}) is not there, and cannot be "
-                f"fetched from {url} ({error}). With a network, try again; without one, copy the "
-                f"file there, or set {ENVIRONMENT_VARIABLE} to a folder with {dataset}/{name}."
-            ) from error
-    else:
-        _check(path.read_bytes(), expected, path)
-    return path
+def check(content: bytes, sha256: str, source: Any) -> None:
+    """Compare the content of a file with its checksum.
 
+    Raises
+    ------
+    ValueError
+        Another file, of which `source` is where it came from.
 
-def _check(content, expected, source):
+    Examples
+    --------
+    >>> check(b"", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "empty.txt")
+    """
     found = hashlib.sha256(content).hexdigest()
-    if found != expected:
+    if found != sha256:
         raise ValueError(
             f"{source} is another file than the one expected (sha256 {found} instead of "
-            f"{expected}); remove it, and try again."
+            f"{sha256}); remove it, and try again."
         )
+
+
+def _file(dataset, name, path):
+    known = manifest()[dataset]
+    size, sha256 = known["files"][name].values()
+    if path.is_file():
+        check(path.read_bytes(), sha256, path)
+        return path
+    url, here = f"{known['url']}/{name}", f"{path} ({size / 1e6:.1f} MB; {known['what']})"
+    try:
+        with urlopen(url, timeout=_TIMEOUT) as response:
+            content = response.read()
+    except OSError as error:
+        raise OSError(
+            f"{here} is not there, and cannot be fetched from {url} ({error}). With a network, "
+            f"try again; without one, copy the file there, or set {ENVIRONMENT_VARIABLE} to a "
+            f"folder with {dataset}/{name}."
+        ) from error
+    check(content, sha256, url)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole(path, lambda file: file.write(content))
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{here} was fetched, but cannot be written ({error.strerror}); make room there, or "
+            f"set {ENVIRONMENT_VARIABLE} to another folder",
+        ) from error
+    return path
 
 
 def _squeezed(path):

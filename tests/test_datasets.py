@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,26 @@ def test_another_file_is_refused_and_not_kept(source, tmp_path, where):
     with pytest.raises(ValueError, match="another file"):
         fetched()
     assert where == "kept" or not list(kept.parent.glob("*"))
+
+
+def test_a_full_disk_is_not_a_missing_network(source, tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="was fetched, but cannot be written .No space") as error:
+        fetched()
+    assert error.value.errno == errno.ENOSPC and "cannot be fetched" not in str(error.value)
+    assert list((tmp_path / "kept" / "numbers").iterdir()) == []
+
+
+def test_benchmarks_refuse_another_file(tmp_path, monkeypatch):
+    benchmarks = pytest.importorskip("benchmarks.datasets")
+    monkeypatch.setenv(datasets.ENVIRONMENT_VARIABLE, str(tmp_path))
+    (tmp_path / "isbi2015").mkdir()
+    (tmp_path / "isbi2015" / "genu.txt").write_bytes(b"other")
+    with pytest.raises(SystemExit, match=r"genu.txt is another file .* in vivo human genu"):
+        benchmarks.data_file("isbi2015/genu.txt")
 
 
 def test_without_a_folder_of_its_own_data_lie_beside_those_of_dipy(source, tmp_path, monkeypatch):

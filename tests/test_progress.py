@@ -60,5 +60,8 @@ def test_steps_within_steps_add_up_to_the_whole():
 
 
 def test_what_computes_may_tell_where_nobody_listens():
-    for _ in stepwise([1, 2]):
+    seen = []
+    for item in stepwise([1, 2]):
         tell(0.5)
+        seen.append(item)
+    assert seen == [1, 2]
