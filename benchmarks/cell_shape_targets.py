@@ -205,3 +205,12 @@ def distances(found: tuple, truth: tuple) -> tuple[float, float]:
         )
         for n in (_SAMPLES, _DENSE)
     )
+
+
+def distances_of_vertices(found: tuple, truth: tuple) -> np.ndarray:
+    """Distances (N,) of a surface's vertices from the true surface, um, for the point reflection
+    that comes nearer; both as in :func:`distances`."""
+    vertices = found[0] - centre_of(*found)
+    points = points_on(truth[0] - centre_of(*truth), truth[1], _DENSE, np.random.default_rng(0))
+    near = cKDTree(points)
+    return min((near.query(sign * vertices)[0] for sign in (1, -1)), key=np.mean)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import meshio
 import numpy as np
 import pytest
+import torch
 from cell_shape_cases import Lozenges, lozenges
 from inversion_cases import shells
 from scipy.spatial import cKDTree
@@ -14,7 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from dipy_spinverse import Acquisition, CellShapeModel, Status
 from dipy_spinverse.bloch_torrey.finite_elements.modal_sensitivity import ModalSensitivities
-from dipy_spinverse.cell_shapes import chunk, geometry, unknowns
+from dipy_spinverse.cell_shapes import chunk, geometry, posterior, unknowns
 from dipy_spinverse.cell_shapes.generators import draw_axons
 from dipy_spinverse.cell_shapes.search import Objective, lowered
 from dipy_spinverse.cell_shapes.shape_spaces import FreeVertices, SpectralSpace, tube_space
@@ -234,6 +235,84 @@ def test_no_step_turns_tetrahedra_inside_out():
     objective = Objective(forward, np.linspace(1, 0.1, len(CLEAN)), 0.01, True)
     (cell,), _, _ = lowered(objective, [start], 5)
     assert not forward.poor(cell.points)
+
+
+def test_a_barrier_rises_where_tetrahedra_become_flat():
+    forward = MODEL.coarse
+    cell = forward.at(CellShape(THETA, Rotation.identity(), 0.0, np.zeros(2)))
+    assert len(forward.thinned(cell.points)[0]) == 0
+    # a corner that moves towards the opposite side of its tetrahedra
+    corner, *side = forward.grid.tetrahedra[0]
+    inwards = cell.points[side].mean(axis=0) - cell.points[corner]
+    moves = np.zeros_like(cell.points)
+    moves[corner] = inwards
+    heights = []
+    for share in (0.97, 0.98, 0.99):
+        thin, flatness = forward.thinned(cell.points + share * moves)
+        assert 0 in thin
+        heights.append(flatness @ flatness)
+    assert heights[0] < heights[1] < heights[2]
+    flat = replace(cell, points=cell.points + 0.98 * moves)
+    step = 1e-6
+    _, after = forward.thinned(flat.points + step * moves)
+    _, before = forward.thinned(flat.points - step * moves)
+    slope = forward.thinning(flat, moves[None])[:, 0]
+    # the mean volume, which moves a little, is taken for a constant
+    np.testing.assert_allclose((after - before) / (2 * step), slope, rtol=0.02)
+
+
+@pytest.fixture(scope="module")
+def surprised():
+    """A fit with a prior from which the cell is 5 standard deviations away."""
+    model = CellShapeModel(ACQUISITION, lozenges(spread=0.05))
+    with pytest.warns(UserWarning, match="widened"):
+        return model.fit(noisy(50), sigma=0.02, n_draws=20)
+
+
+def test_intervals_are_wider_where_the_prior_is_refuted(fit, surprised):
+    assert fit.widened == 1
+    assert surprised.status == Status.CONVERGED  # signals are explained
+    assert surprised.widened > 2
+    tetrahedra = MODEL.coarse.grid.tetrahedra
+    corners = surprised.draws()[:, tetrahedra]
+    volumes = np.abs(np.linalg.det(corners[:, :, 1:] - corners[:, :, :1])).sum(axis=1) / 6
+    low, high = np.quantile(volumes, [0.025, 0.975])
+    truth = 2 * np.pi * np.exp(THETA[:3].sum())
+    assert surprised.volume_low < truth < surprised.volume_high
+    # quantiles lie between two of 20 draws, of volumes or of their logarithms
+    width = np.log(surprised.volume_high / surprised.volume_low)
+    assert np.isclose(width, surprised.widened * np.log(high / low), rtol=0.15)
+
+
+@dataclass(frozen=True, eq=False)
+class Pressed(Lozenges):
+    """Cells that get shorter by their last layer alone, until it is flat."""
+
+    bounds = np.array([[-1.0, 3.0]] * 3 + [[-9.0, 9.0]])
+
+    def vertices(self, theta):
+        points = torch.as_tensor(self.template.points)
+        z = points[:, 2] - theta[3] * (points[:, 2] > 4.4)
+        return torch.stack(
+            [points[:, k] * torch.exp(theta[k] - self.prior_mean[k]) for k in (0, 1)] + [z], dim=1
+        )
+
+
+def test_draws_of_a_cell_that_is_pressed_flat_have_a_width():
+    template, mean = lozenges().template, lozenges().prior_mean
+    space = Pressed(template, mean, np.diag([0.2, 0.2, 0.2, 5.0]) ** 2)
+    forward = CellShapeModel(ACQUISITION, space).coarse
+    short = MODEL.signals(mean + [0, 0, np.log(0.4), 0])
+    objective = Objective(forward, short, 0.01, True)
+    start = forward.at(CellShape(mean, Rotation.identity(), 0.0, np.zeros(2)))
+    (cell,), _, _ = lowered(objective, [start], 20)
+    assert len(forward.thinned(cell.points)[0])  # the last layer is all but flat
+    near = objective.linearised(cell)
+    draws = [*posterior.ensemble(forward, cell, near, 20, np.random.default_rng(0))]
+    spread = np.std([draw.shape.theta[:2] for draw in draws], axis=0)
+    expected = np.sqrt(np.diag(np.linalg.inv(near.curvature))[:2])
+    # of 20 draws, by two steps instead of one
+    np.testing.assert_allclose(spread, expected, rtol=0.5)
 
 
 def test_a_fit_that_ends_early_keeps_its_best_shape_and_says_so(monkeypatch):

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.stats import chi2
 
 from dipy_spinverse.cell_shapes.geometry import MAPS, sizes
 from dipy_spinverse.cell_shapes.posterior import ensemble
-from dipy_spinverse.cell_shapes.search import Objective, lowered, posed_starts
+from dipy_spinverse.cell_shapes.search import Linearised, Objective, lowered, posed_starts
 from dipy_spinverse.cell_shapes.unknowns import CellShape, Simulated
 from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.voxels.noise import independent_noise
 from dipy_spinverse.voxels.progress import stepwise, tell
 from dipy_spinverse.voxels.rician import rician_mean, rician_sigma
 from dipy_spinverse.voxels.statistics import ENDINGS, summary
+from dipy_spinverse.voxels.status import REFUTED
 from dipy_spinverse.voxels.tensor_frames import tensor_frames
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ def layout(model: CellShapeModel, n_draws: int) -> dict[str, object]:
     return maps | {
         "S0_per_te": (float, (len(model.acquisition.echo_times),)),
         "at_bounds": bool,
+        "widened": float,
         "_stages": (float, (len(STAGES), n + 4)),
         "_stage_meshes": (int, (len(STAGES),)),
         "_meshed": (float, (MOST_MESHES, n)),
@@ -141,12 +144,13 @@ class FitShapes:
         values = {
             "S0_per_te": np.exp(cell.shape.log_S0),
             "at_bounds": bool(((theta <= low + margin) | (theta >= high - margin)).any()),
+            "widened": widening(objective, cell, near),
             "_stages": np.array([stage.shape.pack() for stage in stages]),
             "_stage_meshes": np.array([stage.n_meshes for stage in stages]),
             "_meshed": padded,
             "sigma": objective.sigma,
             "residual_rms": np.sqrt((rest**2).mean()),
-            "n_unknowns": near.determined,
+            "n_unknowns": near.determined.sum(),
         }
         likeliest = sizes(forward.grid, cell.points, cell.body)
         values |= {name + end: value for name, value in likeliest.items()
@@ -158,7 +162,10 @@ class FitShapes:
                 for draw in ensemble(forward, cell, near, self.n_draws, rng)
             ]
             values["_draws"] = np.array([packed for packed, _ in drawn])
-            values |= summary({name: np.array([own[name] for _, own in drawn]) for name in MAPS})
+            values |= summary({
+                name: about_median(np.array([own[name] for _, own in drawn]), values["widened"])
+                for name in MAPS
+            })  # fmt: skip
         return values
 
 
@@ -168,6 +175,35 @@ def residual(objective: Objective, cell: Simulated) -> np.ndarray:
     if objective.rician:
         expected = rician_mean(expected, objective.sigma)
     return objective.data - expected
+
+
+def widening(objective: Objective, cell: Simulated, near: Linearised) -> float:
+    """How many times wider intervals are than those of draws, since data or prior refute a cell.
+
+    As in means of measurements that disagree [1]_: by the root of chi-square over its degrees of
+    freedom where chance makes it larger in less than one of 1000 cells. Once for the residual,
+    once for the distance of the shape from those that the prior knows.
+
+    References
+    ----------
+    .. [1] Birge, "The calculation of errors by the method of least squares", Phys. Rev. 40
+       (1932), https://doi.org/10.1103/PhysRev.40.207
+    """
+    determined = near.determined
+    of_residual = ((residual(objective, cell) / objective.spread) ** 2).sum()
+    of_shape = objective.beyond(cell.shape)
+    square = np.array([of_residual, of_shape])
+    freedom = np.array([
+        max(len(objective.data) - determined.sum(), 1), determined[: len(cell.shape.theta)].sum()
+    ])  # fmt: skip
+    refuted = chi2.sf(square, freedom) < REFUTED
+    return float(np.sqrt(np.prod(np.where(refuted, square / freedom, 1.0))))
+
+
+def about_median(draws: np.ndarray, times: float) -> np.ndarray:
+    """Positive draws (n,) whose logarithms are so many times as far from their median."""
+    median = np.median(draws)
+    return median * (draws / median) ** times
 
 
 def poorest(objective: Objective, cell: Simulated) -> float:
@@ -192,7 +228,9 @@ def _meshed_anew(model, objective, cell):
 
 def _with_noise(objective, cell):
     """The objective with the noise that a cell leaves of the data, beside the mesh's error."""
-    n_unknowns = min(len(objective.prior(cell.shape)[0]), len(objective.data) // 2)
+    shape, has_scale = cell.shape, objective.forward.space.has_scale
+    n_unknowns = len(shape.pack()) - has_scale + len(shape.log_S0)
+    n_unknowns = min(n_unknowns, len(objective.data) // 2)
     if objective.rician:
         arrays = objective.data[None], cell.signals[None], np.array([objective.spread])
         level = float(rician_sigma(*(torch.as_tensor(x) for x in arrays), n_unknowns)[0])

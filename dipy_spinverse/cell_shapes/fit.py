@@ -33,6 +33,9 @@ class CellShapeFit(VoxelFit):
         Length over the distance of its ends.
     at_bounds : ndarray (...) of bool
         Whether the shape is at the end of what its space holds: others may fit better.
+    widened : ndarray (...)
+        How many times wider than those of the draws intervals and standard deviations are, since
+        the signals, or what is known of shapes beforehand, refute the shape; 1 elsewhere.
     """
 
     MAPS = geometry.MAPS
@@ -58,7 +61,7 @@ class CellShapeFit(VoxelFit):
         -------
         InterfaceMesh
             With `vertex_std_um` of the likeliest shape where there are draws: how far the
-            surfaces of draws are from each vertex, root mean square.
+            surfaces of draws are from each vertex, root mean square, times `widened`.
 
         Raises
         ------
@@ -73,10 +76,13 @@ class CellShapeFit(VoxelFit):
         spread = None
         if stage == "likeliest" and "_draws" in voxel._values:
             spread = geometry.surface_std(forward.grid, points, _drawn(voxel, forward))
+            spread = spread * voxel._values["widened"][0]
         return _surface(forward.grid, points, spread)
 
     def draws(self, index: tuple[int, ...] | int = ()) -> np.ndarray:
         """Vertices (n_draws, N, 3) of draws of a cell, um, around their means.
+
+        Where `widened` is above 1 they are too near to each other by that factor.
 
         Raises
         ------

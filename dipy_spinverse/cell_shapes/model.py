@@ -189,6 +189,14 @@ class CellShapeModel(VoxelModel):
                 "(fit.at_bounds); give a space with wider bounds, or one that suits them.",
                 stacklevel=2,
             )
+        refuted = int((values["widened"] > 1).sum())
+        if refuted:
+            warnings.warn(
+                f"{refuted} of {len(image.voxels)} cells have shapes that their signals, or what "
+                "the shape space knows of cells, refute (fit.widened > 1): the true ones may be "
+                "others. Give a space that suits them.",
+                stacklevel=2,
+            )
         return CellShapeFit(self, status, values)
 
     def signals(

@@ -59,9 +59,10 @@ class Linearised:
         return self.prior + self.jacobian.T @ (self.weights[:, None] * self.jacobian)
 
     @property
-    def determined(self) -> float:
-        """Degrees of freedom that the data determine."""
-        return float(np.trace(np.linalg.solve(self.curvature, self.curvature - self.prior)))
+    def determined(self) -> np.ndarray:
+        """How far (U,) the data, not the prior, determine each unknown, 0 to 1; the sum are
+        degrees of freedom."""
+        return 1 - np.diag(np.linalg.solve(self.curvature, self.prior))
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,9 +92,10 @@ class Objective:
     def __call__(self, cell: Simulated | None) -> float:
         if cell is None:
             return np.inf
-        theta, scale = self._from_prior(cell.shape)
         data, signals, spread = self._tensors(cell)
-        prior = theta @ self.forward.space.prior_precision @ theta + (scale / _SCALE_SD) ** 2
+        _, flatness = self.forward.thinned(cell.points)
+        scale = cell.shape.log_scale
+        prior = self.beyond(cell.shape) + (scale / _SCALE_SD) ** 2 + flatness @ flatness
         likelihood = log_likelihoods(data, signals, spread, self.rician)
         return prior / 2 + float(log_likelihoods(data, data, spread, self.rician) - likelihood)
 
@@ -107,12 +109,19 @@ class Objective:
             data = signals + score / information
         return data[0].numpy(), information[0].numpy() / self.spread**2
 
-    def prior(self, shape: CellShape) -> tuple[np.ndarray, np.ndarray]:
-        """Gradient (U,) and curvature (U, U) of what is known of shapes beforehand."""
-        theta, scale = self._from_prior(shape)
+    def beyond(self, shape: CellShape) -> float:
+        """Squared distance from the prior mean, in standard deviations of the prior."""
+        theta = shape.theta - self.forward.space.prior_mean
+        return float(theta @ self.forward.space.prior_precision @ theta)
+
+    def prior(self, cell: Simulated, fields: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Gradient (U,) and curvature (U, U) of what is known of shapes beforehand, and of the
+        barrier against flat tetrahedra; fields (F, N, 3) are displacements by the unknowns."""
+        shape, k = cell.shape, len(fields)
+        theta, scale = shape.theta - self.forward.space.prior_mean, shape.log_scale
         n = len(theta)
         first, scaled = n + 3, not self.forward.space.has_scale
-        curvature = np.zeros((first + scaled + len(shape.log_S0),) * 2)
+        curvature = np.zeros((k + len(shape.log_S0),) * 2)
         curvature[:n, :n] = self.forward.space.prior_precision
         curvature[range(n, first), range(n, first)] = _TURNED
         gradient = np.zeros(len(curvature))
@@ -120,15 +129,18 @@ class Objective:
         if scaled:
             curvature[first, first] = 1 / _SCALE_SD**2
             gradient[first] = scale / _SCALE_SD**2
+        _, flatness = self.forward.thinned(cell.points)
+        flatter = self.forward.thinning(cell, fields)
+        gradient[:k] += flatter.T @ flatness
+        curvature[:k, :k] += flatter.T @ flatter
         return gradient, curvature
 
     def linearised(self, cell: Simulated) -> Linearised:
         """Near a cell."""
-        jacobian = self.forward.jacobian(cell)
-        return Linearised(jacobian, cell.signals, *self.target(cell), *self.prior(cell.shape))
-
-    def _from_prior(self, shape):
-        return shape.theta - self.forward.space.prior_mean, shape.log_scale
+        fields = self.forward.fields(cell)
+        jacobian = self.forward.jacobian(cell, fields)
+        target, prior = self.target(cell), self.prior(cell, fields)
+        return Linearised(jacobian, cell.signals, *target, *prior)
 
     def _tensors(self, cell):
         arrays = self.data[None], cell.signals[None], np.array([self.spread])

@@ -21,7 +21,8 @@ from dipy_spinverse.grid import TetrahedralGrid
 # Of signals at n nodes, over S0, is this over n: root mean square of tubes of 3 um radius at b up
 # to 10 ms/um^2 against 5642 nodes, with 370 to 1638 nodes (benchmarks/modal_sensitivity).
 _MESH_ERROR = 1.1
-_THINNEST = 1e-3  # volume of a tetrahedron over their mean
+# Volumes of tetrahedra over their mean: from here on a barrier rises, and what is no mesh.
+_THIN, _THINNEST = 0.05, 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,8 +155,27 @@ class ShapeSignals:
         thin = volumes.min() < _THINNEST * volumes.mean()
         return bool(thin or inverted_tetrahedra(self.grid, points).any())
 
-    def jacobian(self, cell: Simulated) -> np.ndarray:
-        """Derivatives (M, U) by the steps of :meth:`moved`."""
+    def thinned(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tetrahedra (K,) that are nearly flat, and how nearly (K,): from 0 to infinite."""
+        edges = points[self.grid.tetrahedra[:, 1:]] - points[self.grid.tetrahedra[:, :1]]
+        volumes = np.abs(np.linalg.det(edges))
+        flatness = _THIN * volumes.mean() / np.maximum(volumes, np.finfo(float).tiny) - 1
+        (thin,) = np.nonzero(flatness > 0)
+        return thin, flatness[thin]
+
+    def thinning(self, cell: Simulated, fields: np.ndarray) -> np.ndarray:
+        """Derivatives (K, F) of :meth:`thinned` by the fields, of the same tetrahedra."""
+        thin, flatness = self.thinned(cell.points)
+        first, *others = self.grid.tetrahedra[thin].T
+        edges, moves = (
+            np.stack([x[..., other, :] - x[..., first, :] for other in others], axis=-2)
+            for x in (cell.points, fields)
+        )
+        growth = np.einsum("kij,fkji->kf", np.linalg.inv(edges), moves)
+        return -(flatness + 1)[:, None] * growth
+
+    def fields(self, cell: Simulated) -> np.ndarray:
+        """Displacements (F, N, 3) by theta, rotations and, where it is unknown, the size."""
         shape = cell.shape
         axes = np.eye(3)[:, None]
         fields = [shape.rotation.apply(field) * np.exp(shape.log_scale)
@@ -163,9 +183,13 @@ class ShapeSignals:
         fields += list(np.cross(axes, cell.points))
         if not self.space.has_scale:
             fields.append(cell.points)
-        S0 = np.exp(shape.log_S0)[self.te_index]
-        by_shape = S0[:, None] * cell.body.jacobian(np.array(fields))
-        own = self.te_index[:, None] == np.arange(len(shape.log_S0))
+        return np.array(fields)
+
+    def jacobian(self, cell: Simulated, fields: np.ndarray) -> np.ndarray:
+        """Derivatives (M, U) of signals by the steps of :meth:`moved`."""
+        S0 = np.exp(cell.shape.log_S0)[self.te_index]
+        by_shape = S0[:, None] * cell.body.jacobian(fields)
+        own = self.te_index[:, None] == np.arange(len(cell.shape.log_S0))
         return np.hstack([by_shape, cell.signals[:, None] * own])
 
     def moved(self, shape: CellShape, step: np.ndarray) -> CellShape:

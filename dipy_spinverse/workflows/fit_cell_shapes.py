@@ -21,7 +21,7 @@ class CellShapesFlow(DiffusionCommand):
     """
 
     maps = ("volume", "surface", "length", "mean_radius", "tortuosity")
-    others = ("at_bounds",)
+    others = ("at_bounds", "widened")
     more_outputs: ClassVar[dict[str, tuple[str, str]]] = {
         "cell": (
             "cell",
