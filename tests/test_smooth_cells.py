@@ -14,11 +14,14 @@ from dipy_spinverse.cell_search.smooth import (
     FieldPrior,
     SmoothCellInversion,
     SmoothEffort,
+    cells_of,
     smooth_mesh,
     wall_probability,
 )
 from dipy_spinverse.cell_search.smooth.descent import SmoothDescent
+from dipy_spinverse.cell_search.smooth.elsewhere import elsewhere
 from dipy_spinverse.cell_search.smooth.forward import (
+    LimitModel,
     SmoothModel,
     SmoothShape,
     as_one,
@@ -35,8 +38,8 @@ PRIOR = FieldPrior(np.full(3, SIDE))
 # Too short to find anything, but it goes through all parts of a search.
 SHORT = SmoothEffort(
     coarse=4, middle=4, fine=4, finest=5, n_examples=50, n_complete=30, n_condensed=16,
-    n_nearest=1, n_pairs=1, n_steps_coarse=2, n_better=2, n_steps_middle=1, n_good=2,
-    n_steps_fine=1, n_lines=2, n_steps_last=2, n_rounds_of_draws=1,
+    n_nearest=1, n_pairs=1, n_steps_coarse=2, n_better=2, n_steps_middle=1, n_moved=1, n_moves=1,
+    n_good=2, n_steps_fine=1, n_lines=2, n_steps_last=2, n_steps_of_draws=2,
 )  # fmt: skip
 pytestmark = pytest.mark.filterwarnings("ignore:The grid is too coarse")
 
@@ -86,6 +89,36 @@ def test_signals_depend_little_on_the_lattice():
     coarse, fine = (SmoothModel(pulses(2), PRIOR, n, 2.0).signals(ball()) for n in (5, 7))
     # Measured 0.004; labels of tetrahedra differ by 0.02.
     assert np.abs(coarse - fine).max() < 0.008
+
+
+def test_two_lattices_tell_what_finer_ones_tend_to():
+    models = [SmoothModel(pulses(1), PRIOR, n, 2.0) for n in (5, 7, 12)]
+    _, second, finer = (model.signals(ball()) for model in models)
+    limit = LimitModel(*models[:2]).signals(ball())
+    # Measured 0.42; the finer one has a third of the error of the second itself.
+    assert np.abs(limit - finer).mean() < 0.6 * np.abs(second - finer).mean()
+
+
+def test_cells_elsewhere_are_the_same_cells_at_mirrored_places():
+    points, basis = PRIOR.raster
+    places = np.array([[4.5, 2.0, -3.0], [-4.5, -3.5, 2.0]])
+    away = np.linalg.norm(points - places[:, None], axis=2)
+    one, two = (PRIOR.field_of(x) for x in (4.0 - away[0], np.max([[4.0], [3.2]] - away, axis=0)))
+
+    def inside(cells):
+        return basis @ cells.z + PRIOR.mean > 0
+
+    moved = elsewhere(as_one(one), PRIOR)
+    assert len(moved) == 7
+    centres = np.array([points[inside(x)].mean(axis=0) for x in moved])
+    # The raster's spacing is 1 um, and the ball keeps 8 % of the box clear of its sides.
+    np.testing.assert_allclose(np.abs(centres), np.abs(places[0]) + np.zeros((7, 1)), atol=0.4)
+    assert len(np.unique(np.sign(centres), axis=0)) == 7
+    volumes = [taken_apart(x, PRIOR) for x in elsewhere(as_one(two), PRIOR)]
+    assert len(volumes) > 8  # reflected or not, or exchanged; fewer where they would touch
+    sizes = np.array([[inside(x)[x.parts.ravel() == k].sum() for k in range(2)] for x in volumes])
+    here = inside(as_one(two)).sum()
+    np.testing.assert_allclose(sizes.sum(axis=1), here, rtol=0.1)
 
 
 def test_derivatives_agree_with_differences():
@@ -223,6 +256,10 @@ def test_a_fit_has_smooth_meshes_intervals_and_draws(fit, tmp_path):
     assert (np.unique(edges, axis=0, return_counts=True)[1] == 2).all()
     assert fit.surface_to_volume_low <= fit.surface_to_volume <= fit.surface_to_volume_high
     assert fit.wall_permeability_low < fit.wall_permeability_high
+    model = SmoothModel(pulses(), PRIOR, 4, 2.0)
+    best, *draws = (model.signals(cells) for cells in cells_of(fit))
+    # Shapes that a Gaussian around the best would draw are ten times as far off.
+    assert all((((draw - best) / 0.004) ** 2).mean() < 1.5 for draw in draws)
     assert len(fit.interface(field=2).triangles) > 0
     assert fit.status in (Status.MISFIT, Status.CONVERGED, Status.PATTERN_NOT_DETERMINED)
     fit.save(tmp_path / "fit.npz")

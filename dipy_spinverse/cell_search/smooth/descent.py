@@ -24,7 +24,7 @@ _ENOUGH = 0.02  # gain of the log probability, per measurement, below which step
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """Cells, and what they leave of condensed data (m,), in units of the errors."""
+    """Cells, and what they leave of data (m,), in units of the errors."""
 
     cells: SmoothCells
     residual: np.ndarray

@@ -139,7 +139,7 @@ class SmoothModel:
     ):
         edge = prior.box_um.min() / cubes
         grid = bcc_grid(np.round(prior.box_um / edge).astype(int), edge, "absorbing")
-        self.shape = SmoothShape(grid, prior)
+        self.shape, self.cubes = SmoothShape(grid, prior), cubes
         self._acquisition, self._diffusivity = acquisition, diffusivity
         self._resistance = float(np.median(face_resistance(grid, diffusivity)))
         self.simulator = self._simulator_of(acquisition)
@@ -178,3 +178,25 @@ class SmoothModel:
         permeability = self.shape.projected_permeability(cells, filled)
         passed = permeability * self._resistance
         return np.append(passed / (1 + passed), 1.0)
+
+
+class LimitModel:
+    """Signals that those of two lattices tend to: their errors fall with the square of the edge.
+
+    Parameters
+    ----------
+    coarse, fine : SmoothModel
+    """
+
+    def __init__(self, coarse: SmoothModel, fine: SmoothModel):
+        self._coarse, self._fine = coarse, fine
+        self._more = 1 / ((fine.cubes / coarse.cubes) ** 2 - 1)
+
+    def of_measurements(self, rows: np.ndarray) -> LimitModel:
+        """The same model of some of the measurements."""
+        return LimitModel(self._coarse.of_measurements(rows), self._fine.of_measurements(rows))
+
+    def signals(self, cells: SmoothCells) -> np.ndarray:
+        """Signals (M,) over the initial magnetisation of the box."""
+        fine = self._fine.signals(cells)
+        return fine + self._more * (fine - self._coarse.signals(cells))

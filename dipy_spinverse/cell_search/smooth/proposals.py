@@ -54,24 +54,10 @@ class Proposals:
         Cells that do not touch hardly know of each other, so what each changes of the signals
         of the empty box adds up.
         """
-        examples, empty = self._examples, self._examples.empty
-        small = np.flatnonzero((examples.fields > 0).mean(axis=1) < _LARGEST)
-        change = np.concatenate([((x[small] - empty) / sigma).astype("f4") for x in self._turned])
-        basis = np.linalg.eigh(change.T @ change)[1][:, -_N_COMPONENTS:]
-        change, wanted = change @ basis, ((data - empty) / sigma).astype("f4") @ basis
-        alone = ((wanted - change) ** 2).sum(axis=1)
-        second_alone = (change**2).sum(axis=1) - 2 * change @ wanted
-        pairs: list[tuple[float, int, int]] = []
-        for start in range(0, len(change), _AT_ONCE):
-            first = np.arange(start, min(start + _AT_ONCE, len(change)))
-            misfit = second_alone + 2 * change[first] @ change.T
-            second = misfit.argmin(axis=1)
-            least = alone[first] + misfit[first - start, second]
-            pairs += zip(least.tolist(), first.tolist(), second.tolist(), strict=True)
-
+        small = np.flatnonzero((self._examples.fields > 0).mean(axis=1) < _LARGEST)
         found: list[SmoothCells] = []
         used: set[int] = set()
-        for _, *pair in sorted(pairs)[:_MOST_PAIRS]:
+        for pair in self._adding_up(small, data, sigma):
             turns, places = np.divmod(pair, len(small))
             fields = [self._field(k, small[n]) for k, n in zip(turns, places, strict=True)]
             overlap = (np.min(fields, axis=0) > -_GAP).any()
@@ -79,6 +65,23 @@ class Proposals:
                 found.append(self._cells(fields, small[places]))
                 used.update(places.tolist())
         return found
+
+    def _adding_up(self, small, data, sigma):
+        """Pairs of turned small examples, the best first: of each first one the best second."""
+        empty = self._examples.empty
+        change = np.concatenate([((x[small] - empty) / sigma).astype("f4") for x in self._turned])
+        basis = np.linalg.eigh(change.T @ change)[1][:, -_N_COMPONENTS:]
+        change, wanted = change @ basis, ((data - empty) / sigma).astype("f4") @ basis
+        alone = ((wanted - change) ** 2).sum(axis=1)
+        second_alone = (change**2).sum(axis=1) - 2 * change @ wanted
+        every = np.arange(len(change))
+        seconds, misfits = [], []
+        for first in np.split(every, every[_AT_ONCE::_AT_ONCE]):
+            misfit = second_alone + 2 * change[first] @ change.T
+            seconds.append(misfit.argmin(axis=1))
+            misfits.append(alone[first] + misfit.min(axis=1))
+        best = np.concatenate(misfits).argsort()[:_MOST_PAIRS]
+        return np.stack([every, np.concatenate(seconds)], axis=1)[best]
 
     def _field(self, turn, n):
         return self._rotations.fields(turn, self._examples.fields[n : n + 1])[0]

@@ -15,14 +15,20 @@ _LEAST_ORDER = 4
 
 
 class Rotations:
-    """Rotations of a box with sides (3,) onto itself, as an acquisition can follow them.
+    """Rotations of a box onto itself, as an acquisition can follow them.
 
     Cells turned by R have along a direction g the signals of the cells along R^T g, which the
     harmonics of a shell tell. With a shell too poor for that, there is no rotation but none.
+
+    Parameters
+    ----------
+    acquisition : Acquisition
+    box_um : ndarray (3,)
+        Sides of the box.
     """
 
     def __init__(self, acquisition: Acquisition, box_um: np.ndarray):
-        self._acquisition, self._shells = acquisition, list(shells_of(acquisition))
+        self._acquisition, self._shells = acquisition, shells_of(acquisition)
         can_turn = all(shell.order >= _LEAST_ORDER for shell in self._shells)
         self.matrices = [
             matrix

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 
 import numpy as np
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.cell_search.condensed import CondensedTarget, Foretold
 from dipy_spinverse.cell_search.labelled import Target
-from dipy_spinverse.cell_search.smooth.descent import SmoothDescent
+from dipy_spinverse.cell_search.smooth.descent import Fitted, SmoothDescent
+from dipy_spinverse.cell_search.smooth.draws import drawn
+from dipy_spinverse.cell_search.smooth.elsewhere import elsewhere
 from dipy_spinverse.cell_search.smooth.forward import (
+    LimitModel,
     SmoothCells,
     SmoothModel,
     as_one,
@@ -26,12 +30,9 @@ from dipy_spinverse.voxels.rician import rician_mean
 # Error of condensed data, in units of the noise, on the coarse grid: on a fine one it is more.
 _RIDGE = 0.02
 # Of the difference of two ends that descents which go on for long still take back.
-_UNFINISHED = 10.0
-_HELD = 0.3  # deviation of a field far from walls in draws, in lengths of the prior
+_UNFINISHED = 4.0
 _FIRST_DAMPING, _LATER_DAMPING = 10.0, 1.0
-
-
-# Of noise at which shapes are learned, over the signal without diffusion weighting.
+# Over the signal without diffusion weighting: to how much of it examples are foretold.
 _TYPICAL_NOISE = 1 / 50
 
 
@@ -46,16 +47,18 @@ class SmoothEffort:
     n_examples: int = 2000  # random cells, simulated once for all voxels
     n_complete: int = 200  # of these with all measurements
     n_condensed: int = 96  # measurements that are simulated
-    n_nearest: int = 4  # starts that are examples
+    n_nearest: int = 6  # starts that are examples
     n_pairs: int = 12  # starts that are two of them beside each other
     n_steps_coarse: int = 15
     n_better: int = 8  # starts that go on to the middle grid
     n_steps_middle: int = 6
-    n_good: int = 5  # that go on with the signals of the fine grid
+    n_moved: int = 1  # of their ends whose cells are put elsewhere
+    n_moves: int = 3  # of these that descend
+    n_good: int = 4  # lines that go on with the signals of the fine grid
     n_steps_fine: int = 10
-    n_lines: int = 3  # that the finest grid corrects
-    n_steps_last: int = 6
-    n_rounds_of_draws: int = 3
+    n_lines: int = 3  # that the limit of fine grids corrects
+    n_steps_last: int = 5  # after each of two corrections
+    n_steps_of_draws: int = 6
 
 
 DEFAULT_EFFORT = SmoothEffort()
@@ -72,7 +75,7 @@ class SmoothFound:
     signals : ndarray (M,)
         Of the best, on the finest grid.
     n_steps : int
-        Steps on the fine grid.
+        Steps of a line.
     """
 
     best: SmoothCells
@@ -105,10 +108,11 @@ class SmoothSearch:
         effort: SmoothEffort = DEFAULT_EFFORT,
     ):
         self.prior, self.effort, self._seed = FieldPrior(box_um), effort, seed
-        self.coarse, self.middle, self.fine, self.finest = (
+        self.coarse, self.middle, self.fine, finest = (
             SmoothModel(acquisition, self.prior, cubes, diffusivity)
             for cubes in (effort.coarse, effort.middle, effort.fine, effort.finest)
         )
+        self.limit = LimitModel(self.fine, finest)
         self._acquisition = acquisition
 
     def run(
@@ -117,50 +121,65 @@ class SmoothSearch:
         """Find the smooth cells of a voxel; arguments as :meth:`CellSearch.run`."""
         rng, effort = np.random.default_rng(self._seed), self.effort
         target = self._target(data, sigma, rician)
-        coarse, middle, fine = (
-            model.of_measurements(target.rows) for model in (self.coarse, self.middle, self.fine)
-        )
+        coarse, middle, fine = self._descents(target)
         unlifted = np.sqrt((data**2 - rician**2).clip(0))
         starts = self.proposals.nearest(unlifted, sigma, effort.n_nearest)
         starts += self.proposals.pairs(unlifted, sigma, effort.n_pairs)
-        stages = (
-            (coarse, coarse, effort.n_steps_coarse, effort.n_better, _FIRST_DAMPING),
-            (middle, middle, effort.n_steps_middle, effort.n_good, _LATER_DAMPING),
-            (fine, middle, effort.n_steps_fine, effort.n_lines, _LATER_DAMPING),
-        )
-        cells = starts
-        for exact, slopes, n_steps, n_left, damping in stages:
-            descend = SmoothDescent(target, exact, slopes, self.prior)
-            lines = [descend(descend.fitted(start), n_steps, damping) for start in cells]
-            cells = [line.cells for line in sorted(lines, key=_improbability)[:n_left]]
-        ends = [self._finished(target, line, middle, fine) for line in cells]
-        ends.sort(key=lambda end: end.improbability)
-        draws = self._draws(ends, target, middle, n_draws, rng)
+        lines = _descended(coarse, starts, effort.n_steps_coarse, _FIRST_DAMPING)
+        starts = [line.cells for line in lines[: effort.n_better]]
+        lines = _descended(middle, starts, effort.n_steps_middle, _LATER_DAMPING)
+        starts = [line.cells for line in self._with_others(middle, lines)[: effort.n_good]]
+        lines = _descended(fine, starts, effort.n_steps_fine, _LATER_DAMPING)
+        ends = [self._finished(target, line.cells) for line in lines[: effort.n_lines]]
+        ends.sort(key=attrgetter("fitted.improbability"))
+        draws = self._draws(ends, target, n_draws, rng)
         n_steps = effort.n_steps_coarse + effort.n_steps_middle + effort.n_steps_fine
-        return SmoothFound(ends[0].cells, draws, ends[0].signals, n_steps + effort.n_steps_last)
+        n_steps += 2 * effort.n_steps_last
+        return SmoothFound(ends[0].fitted.cells, draws, ends[0].signals, n_steps)
 
     def refined(self, data, sigma, rician, cells: SmoothCells) -> SmoothCells:
         """Cells after the last steps of a search that would have found them."""
         target = self._target(data, sigma, rician)
-        middle, fine = (x.of_measurements(target.rows) for x in (self.middle, self.fine))
-        descend = SmoothDescent(target, fine, middle, self.prior)
-        cells = descend(descend.fitted(cells), self.effort.n_steps_fine, _LATER_DAMPING).cells
-        return self._finished(target, cells, middle, fine).cells
+        fine = self._descents(target)[-1]
+        (line,) = _descended(fine, [cells], self.effort.n_steps_fine, _LATER_DAMPING)
+        return self._finished(target, line.cells).fitted.cells
 
     def improbability(self, data, sigma, rician, cells: SmoothCells) -> float:
         """Minus twice the log probability of cells, but for a constant, on the finest grid."""
-        residual = (data - rician_mean(self.finest.signals(cells), rician)) / sigma
-        return float(residual @ residual + cells.unknowns @ cells.unknowns)
+        expected = rician_mean(self.limit.signals(cells), rician)
+        return Fitted(cells, (data - expected) / sigma).improbability
 
-    def _finished(self, target, cells, middle, fine):
-        """The end of a line: after the last steps, corrected by the finest grid."""
-        target = target.exact_for(self.finest.signals(cells), fine.signals(cells))
-        descend = SmoothDescent(target, fine, middle, self.prior)
-        start = descend.fitted(taken_apart(cells, self.prior))
-        cells = descend(start, self.effort.n_steps_last, _LATER_DAMPING).cells
-        signals, complete = self.finest.signals(cells), target.complete
+    def _descents(self, target):
+        """On the coarse grid, the middle one, and the fine one with derivatives of the middle."""
+        coarse, middle, fine = (
+            model.of_measurements(target.rows) for model in (self.coarse, self.middle, self.fine)
+        )
+        pairs = (coarse, coarse), (middle, middle), (fine, middle)
+        return [SmoothDescent(target, *models, self.prior) for models in pairs]
+
+    def _with_others(self, descend, lines):
+        """Lines, and those from their cells at other places, the most probable first."""
+        best = [line.cells for line in lines[: self.effort.n_moved]]
+        cells = [moved for x in best for moved in elsewhere(x, self.prior)]
+        moved = sorted((descend.fitted(x) for x in cells), key=_improbability)
+        starts = [line.cells for line in moved[: self.effort.n_moves]]
+        moved = _descended(descend, starts, self.effort.n_steps_middle, _LATER_DAMPING)
+        return sorted([*lines, *moved], key=_improbability)
+
+    def _finished(self, target, cells):
+        """The end of a line: after the last steps, corrected by the limit of fine grids."""
+        cells, n_steps = taken_apart(cells, self.prior), self.effort.n_steps_last
+        fine, limit = (x.of_measurements(target.rows) for x in (self.fine, self.limit))
+        corrected = target.less(limit.signals(cells) - fine.signals(cells))
+        descend = self._descents(corrected)[-1]
+        cells = descend(descend.fitted(cells), n_steps, _LATER_DAMPING).cells
+        # Once more, with all measurements.
+        corrected = target.exact_for(self.limit.signals(cells), fine.signals(cells))
+        descend = self._descents(corrected)[-1]
+        cells = descend(descend.fitted(cells), n_steps, _LATER_DAMPING).cells
+        signals, complete = self.limit.signals(cells), target.complete
         residual = complete.data / complete.sigma - complete.expected(signals)
-        return _End(cells, signals, residual, descend.jacobian(cells))
+        return _End(Fitted(cells, residual), signals)
 
     def _target(self, data, sigma, rician):
         complete = Target(self.coarse.simulator, data, sigma, rician)
@@ -185,13 +204,12 @@ class SmoothSearch:
         leaks = rng.standard_normal(len(z))
         cells = [as_one(*one) for one in zip(z, leaks, strict=True)]
         complete = np.array([self.coarse.signals(x) for x in cells[: effort.n_complete]])
-        foretold = Foretold(
-            self.coarse.simulator, complete, self._noise_of(complete), effort.n_condensed, _RIDGE
-        )
+        noise, simulator = self._noise_of(complete), self.coarse.simulator
+        foretold = Foretold(simulator, complete, noise, effort.n_condensed, _RIDGE)
         part = self.coarse.of_measurements(foretold.rows)
         rest = np.array([part.signals(x) for x in cells[effort.n_complete :]])
         rest = rest.reshape(-1, len(foretold.rows)) @ foretold.slopes + foretold.constant
-        signals = np.concatenate([complete, rest * self._noise_of(complete)])
+        signals = np.concatenate([complete, rest * noise])
         nothing = self.prior.field_of(np.full(len(basis), -self.prior.length))
         empty = self.coarse.signals(as_one(nothing))
         return Examples(z @ basis.T + self.prior.mean, leaks, signals, empty)
@@ -202,39 +220,25 @@ class SmoothSearch:
         largest = np.array([mean[timing == k].max() for k in range(timing.max() + 1)])
         return _TYPICAL_NOISE * largest[timing]
 
-    def _draws(self, ends, target, middle, number, rng):
+    def _draws(self, ends, target, number, rng):
         """Cells drawn from the posterior: of the ends by their probability."""
-        apart = np.array([end.improbability for end in ends])
+        apart = np.array([end.fitted.improbability for end in ends])
         chance = np.exp((apart.min() - apart) / (2 * _UNFINISHED))
         of_each = rng.multinomial(number, chance / chance.sum())
-        return [
-            draw
-            for end, n in zip(ends, of_each, strict=True)
-            for draw in self._like(end, target, middle, n, rng)
+        centres = [
+            end.fitted.cells for end, n in zip(ends, of_each, strict=True) for _ in range(n)
         ]
+        given = target, self.middle.of_measurements(target.rows), self.prior
+        return [drawn(rng, cells, *given, self.effort.n_steps_of_draws) for cells in centres]
 
-    def _like(self, end, target, middle, number, rng):
-        """Cells drawn from the posterior around an end.
 
-        Walls move, none appear: there derivatives would not know of them. What the middle grid
-        says of a draw beyond its derivatives is made good.
-        """
-        cells, basis = end.cells, self.prior.raster[1]
-        far = np.abs(basis @ cells.z + self.prior.mean) > self.prior.length / 2
-        held = np.zeros((far.sum(), len(cells.unknowns)))
-        held[:, : len(cells.z)] = basis[far] / (_HELD * self.prior.length)
-        jacobian = end.jacobian
-        precision = np.eye(len(cells.unknowns)) + jacobian.T @ jacobian + held.T @ held
-        root = np.linalg.cholesky(precision)
-        gain = np.linalg.solve(precision, jacobian.T)
-        at_end = target.expected(middle.signals(cells))
-        for _ in range(number):
-            change = np.linalg.solve(root.T, rng.standard_normal(len(root)))
-            state = cells.moved(change)
-            for _ in range(self.effort.n_rounds_of_draws):
-                found = target.expected(middle.signals(state)) - at_end
-                state = state.moved(gain @ (jacobian @ change - found))
-            yield state
+def _descended(descend, starts, n_steps, damping):
+    """Where descents end, the most probable first."""
+    lines = [descend(descend.fitted(start), n_steps, damping) for start in starts]
+    return sorted(lines, key=_improbability)
+
+
+_improbability = attrgetter("improbability")
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,24 +247,11 @@ class _End:
 
     Attributes
     ----------
-    cells : SmoothCells
-    signals, residual : ndarray (M,)
-        On the finest grid; what they leave of the data, over its errors.
-    jacobian : ndarray (m, n + C)
-        Derivatives of the condensed data.
+    fitted : Fitted
+        To all data, on the finest grid.
+    signals : ndarray (M,)
+        There.
     """
 
-    cells: SmoothCells
+    fitted: Fitted
     signals: np.ndarray
-    residual: np.ndarray
-    jacobian: np.ndarray
-
-    @property
-    def improbability(self) -> float:
-        """Minus twice the log probability, but for a constant."""
-        unknowns = self.cells.unknowns
-        return float(self.residual @ self.residual + unknowns @ unknowns)
-
-
-def _improbability(fitted):
-    return fitted.improbability

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dipy_spinverse.acquisition.measurements import Measurements
-from dipy_spinverse.cell_search.smooth.forward import SmoothCells, SmoothModel
+from dipy_spinverse.cell_search.smooth.forward import LimitModel, SmoothCells, SmoothModel
 from dipy_spinverse.cell_search.smooth.level_set import RASTER, prior_of
 from dipy_spinverse.cell_search.smooth.search import DEFAULT_EFFORT
 from dipy_spinverse.grid import TetrahedralGrid
@@ -52,7 +52,12 @@ def signals_of_cells(
     diffusivity: float,
 ) -> np.ndarray:
     """Signals (V, M) of the best cells of each voxel."""
-    model = SmoothModel(acquisition, prior_of(grid), DEFAULT_EFFORT.finest, diffusivity)
+    model = LimitModel(
+        *(
+            SmoothModel(acquisition, prior_of(grid), cubes, diffusivity)
+            for cubes in (DEFAULT_EFFORT.fine, DEFAULT_EFFORT.finest)
+        )
+    )
     signals = []
     for z, leaks, parts in zip(*(values[name] for name in STORED), strict=True):
         cells = SmoothCells(z[0], leaks[0, : parts[0].max() + 1], parts[0])
