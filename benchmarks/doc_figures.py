@@ -1,4 +1,4 @@
-"""Figures of the first pages, from the files that `make demo` writes.
+"""Figures of the first pages, from the files that `make demo` writes, and of tutorials.
 
 python -m benchmarks.doc_figures [demo_output]
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import io
+import runpy
 import shutil
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from dipy.io.image import load_nifti
+from matplotlib import pyplot
 from PIL import Image
 
 from dipy_spinverse import load_fit
@@ -21,9 +23,9 @@ from dipy_spinverse.report.page import save_page
 from dipy_spinverse.report.scenes import plot_scene
 
 matplotlib.use("agg")
+EXAMPLES = Path(__file__).parents[1] / "examples"
 FIGURES = Path(__file__).parents[1] / "doc" / "figures"
 MAPS = ("surface_to_volume", "restricted_fraction", "wall_permeability", "pore_diameter")
-COLOURS = 96
 WIDTH = 860
 
 
@@ -38,7 +40,7 @@ def save(image, name):
     """Write an image, small."""
     height = round(image.height * WIDTH / image.width)
     small = image.resize((WIDTH, height), Image.Resampling.LANCZOS)
-    small.quantize(COLOURS).save(FIGURES / name, optimize=True)
+    small.save(FIGURES / name, optimize=True)
 
 
 def stacked(images):
@@ -80,6 +82,19 @@ def scene(fit, image, affine):
     return Image.fromarray(plotter.screenshot(return_img=True))
 
 
+def tutorial(name):
+    """Figures of a tutorial, one above the other."""
+    shown = []
+
+    def show():
+        shown.extend(picture(pyplot.figure(number)) for number in pyplot.get_fignums())
+        pyplot.close("all")
+
+    pyplot.show = show
+    runpy.run_path(str(EXAMPLES / f"{name}.py"))
+    return stacked(shown)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default="demo_output")
@@ -94,6 +109,7 @@ def main():
     save_page(fit, page, data, affine=affine)
     shots = screenshot(page)
     save(stacked([shots[1], shots[2]]), "report.png")
+    save(tutorial("plot_tissue_fractions"), "tissue_fractions.png")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from pathlib import Path
 from dipy_spinverse.datasets import fetch_cat_cord, fetch_isbi2015
 
 _ORDER = (
-    "first_fit", "acquisition", "same_voxels", "cat_cord", "noddi_slice", "many_voxels",
-    "tissue_fractions", "cell_shapes",
+    "first_fit", "acquisition", "known_cell", "same_voxels", "cat_cord", "noddi_slice",
+    "many_voxels", "tissue_fractions", "cell_shapes",
 )  # fmt: skip
 _MEASURED = ("same_voxels", "cat_cord")
 

@@ -164,18 +164,27 @@ MODELS = {
     "DIPY MSDKI": mean_kurtosis,
     "DIPY FORCE": force,
 }
+# Maps, whose intervals are drawn, or what is made of several.
 RESTRICTED = {
-    "Spinverse": lambda fit: fit.restricted_fraction,
+    "Spinverse": "restricted_fraction",
     "NODDI": lambda fit: fit.ndi * (1 - fit.fwf),
-    "ActiveAx": lambda fit: fit.restricted_fraction,
-    "ZCD": lambda fit: fit.restricted_fraction,
+    "ActiveAx": "restricted_fraction",
+    "ZCD": "restricted_fraction",
     "DIPY FORCE": lambda fit: np.asarray(fit.nd, dtype=float),
 }
 DIAMETER = {
-    "Spinverse": lambda fit: fit.pore_diameter,
-    "ActiveAx": lambda fit: fit.axon_diameter,
-    "ZCD": lambda fit: fit.axon_diameter,
+    "Spinverse": "pore_diameter",
+    "ActiveAx": "axon_diameter",
+    "ZCD": "axon_diameter",
 }
+
+
+def with_interval(fit, what):
+    """Values (V,), and how far the ends of their 95 % intervals are below and above (2, V)."""
+    if callable(what):
+        return what(fit), None
+    values, low, high = (getattr(fit, what + end) for end in ("", "_low", "_high"))
+    return values, np.stack([values - low, high - values])
 
 
 def error(predicted, signals):
@@ -203,7 +212,7 @@ def table(title, rows, number):
 
 
 def draw(path, errors, restricted, diameters, example):
-    """Left-out error, maps against the truth, and predictions of one voxel."""
+    """Left-out error, predictions of one voxel, maps with 95 % intervals against the truth."""
     figure, axes = plt.subplots(2, 2, figsize=(14, 9), layout="constrained")
     place, width = np.arange(len(VOXELS)), 0.8 / len(errors)
     colours = {name: f"C{k}" for k, name in enumerate(errors)}
@@ -218,22 +227,26 @@ def draw(path, errors, restricted, diameters, example):
     axes[0, 1].plot(signals[order], "ko", markersize=4, label="left out")
     for name, values in predictions.items():
         style = "-" if name == "Spinverse" else "--"
-        axes[0, 1].plot(values[order], style, color=colours[name], linewidth=1)
+        if name in known:
+            axes[0, 1].plot(values[order], style, color=colours[name], linewidth=1, label=name)
     axes[0, 1].set(
         ylabel="signal", xlabel=f"left-out measurement, by b and angle ({list(labels())[2]})"
     )
     axes[0, 1].set_ylim(0, 1.1)
+    axes[0, 1].legend(fontsize=8, ncols=2)
     for axis, rows, label in (
         (axes[1, 0], restricted, "fraction inside of cylinders"),
         (axes[1, 1], diameters, "diameter (um)"),
     ):
-        for name, values in rows.items():
-            style = {"marker": "o", "color": colours.get(name, "k")}
+        for k, (name, (values, interval)) in enumerate(rows.items()):
+            style = {"fmt": "o", "color": colours.get(name, "k")}
             if name == "truth":
-                style |= {"marker": "_", "ms": 30}
-            axis.plot(place, values, linestyle="", label=name, **style)
+                style = {"fmt": "_", "color": "k", "ms": 60}
+            beside = 0.13 * (k - len(rows) / 2) if name != "truth" else 0
+            axis.errorbar(place + beside, values, interval, label=name, capsize=2, **style)
         axis.set_ylabel(label)
         axis.legend(fontsize=8, markerscale=0.5)
+    axes[1, 1].set_ylim(0, 20)
     for axis in (axes[0, 0], axes[1, 0], axes[1, 1]):
         axis.set_xticks(place, [label.replace(", ", "\n") for label in labels()], fontsize=8)
     figure.savefig(path, dpi=90)
@@ -257,8 +270,10 @@ def main():
         print(f"{name}: {seconds[name]:.3g} CPU-s per voxel", flush=True)
     radius, _, free = np.array(VOXELS).T
     inside = (1 - free) * 4 * np.pi * radius**2 / BOX_UM**2
-    restricted = {"truth": inside} | {k: f(fits[k]) for k, f in RESTRICTED.items()}
-    diameters = {"truth": 2 * radius} | {k: f(fits[k]) for k, f in DIAMETER.items()}
+    restricted, diameters = (
+        {"truth": (true, None)} | {k: with_interval(fits[k], what) for k, what in maps.items()}
+        for true, maps in ((inside, RESTRICTED), (2 * radius, DIAMETER))
+    )
     fitted, errors = (
         {name: error(p[:, part], data[:, part]) for name, p in predictions.items()}
         for part in (seen, unseen)
@@ -273,8 +288,14 @@ def main():
         f"{os.environ.get('OMP_NUM_THREADS', 'not set')}.",
         *table("Root mean square error of left-out signals, over the noise", errors, ".2f"),
         *table("The same of the signals that were fitted", fitted, ".2f"),
-        *table("Fraction of the signal inside of cylinders", restricted, ".2f"),
-        *table("Diameter, um", diameters, ".1f"),
+        *(
+            line
+            for title, rows, number in (
+                ("Fraction of the signal inside of cylinders", restricted, ".2f"),
+                ("Diameter, um", diameters, ".1f"),
+            )
+            for line in table(title, {name: row[0] for name, row in rows.items()}, number)
+        ),
         "\nCPU seconds per voxel\n",
         "| " + " | ".join(seconds) + " |",
         "| --- " * len(seconds) + "|",

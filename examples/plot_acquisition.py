@@ -44,7 +44,7 @@ print(reports[0])
 figure, axes = plt.subplots(2, 1, figsize=(8, 9), layout="constrained")
 for axis, report, title in zip(axes, reports, ("one time", "three times"), strict=True):
     report.figure(axis)
-    axis.set_title(title, loc="right")
+    axis.set_title(title, loc="left", pad=24)
 plt.show()
 
 # %%

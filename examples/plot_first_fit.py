@@ -69,7 +69,9 @@ for name, row in zip(tissues, fit.status, strict=True):
 # Maps, and how sure they are
 # ---------------------------
 #
-# Rows are the low end of the 95 % interval, the median and the high end.
+# Rows are the low end of the 95 % interval, the median and the high end. In each map the three
+# columns are cylinder, leaky cylinder and sphere, three voxels of each. Where the ends look
+# alike a map is determined.
 
 plot_maps(fit, ["restricted_fraction", "pore_diameter", "wall_permeability"])
 plt.show()

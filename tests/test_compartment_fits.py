@@ -54,11 +54,10 @@ def test_bingham_noddi_is_recovered_without_noise():
         assert abs(getattr(fit, name) - truth[name]) < 5e-3
 
 
-@pytest.mark.parametrize("solver", ["mix", "interior-point"])
-def test_other_solvers_find_the_same(solver):
+def test_differential_evolution_finds_the_same():
     data = magnitudes(NODDIModel(two_shells()).signals(NODDI)[1:2], 0.02)
     first = NODDIModel(two_shells()).fit(data, sigma=0.02, n_draws=0)
-    other = NODDIModel(two_shells(), solver=solver).fit(data, sigma=0.02, n_draws=0)
+    other = NODDIModel(two_shells(), solver="mix").fit(data, sigma=0.02, n_draws=0)
     for name in ("ndi", "odi", "fwf"):
         # A tenth of what the noise does to them.
         assert np.allclose(getattr(other, name), getattr(first, name), atol=5e-3)

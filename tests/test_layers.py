@@ -13,7 +13,7 @@ ROOT = Path(dipy_spinverse.__file__).parent
 LAYERS = (
     "workflows", "report", "spinverse", "scan_design", "cell_shapes", "tissue_fractions",
     "cell_search", "packed_cells", "compartments", "inversion", "substrates", "walls",
-    "bloch_torrey", "voxels", "datasets", "acquisition", "grid", "threads", "units",
+    "bloch_torrey", "datasets", "voxels", "acquisition", "grid", "threads", "units",
 )  # fmt: skip
 
 

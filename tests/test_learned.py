@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +24,7 @@ from dipy_spinverse.compartments.learned.targets import (
     units_and_fractions,
 )
 from dipy_spinverse.compartments.learned.training import simulated_voxels
+from dipy_spinverse.voxels import progress
 from dipy_spinverse.voxels.status import Status
 
 SNR = (20.0, 50.0)
@@ -204,6 +206,15 @@ def test_learned_values_seed_the_fit(learners, noddi, voxels):
     # The same optimum of most voxels: differences of maps are far below their uncertainty.
     apart = np.abs(refined.odi - fitted.odi) / fitted.odi_std
     assert np.median(apart) < 0.1
+
+
+def test_a_bar_shows_how_far_a_training_is(noddi, capfd, monkeypatch):
+    monkeypatch.setattr(progress, "_EVERY", 0.01)
+    LearnedModel(noddi, method="deep", snr=SNR, n_train=4000, max_epochs=4, verbose=True)
+    shown = [int(n) for n in re.findall(r"(\d+)/4000", capfd.readouterr().err)]
+    # Simulated to three tenths, then an epoch after the other.
+    assert shown[-1] == 4000 and any(0 < n <= 1200 for n in shown)
+    assert any(1200 < n < 4000 for n in shown)
 
 
 def test_models_without_an_axis_are_learned_from_means():

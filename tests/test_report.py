@@ -16,7 +16,7 @@ from dipy_spinverse import bcc_grid
 from dipy_spinverse.report import page_figures as draw
 from dipy_spinverse.report.figures import _cut, plot_walls
 from dipy_spinverse.report.methods import methods_paragraph
-from dipy_spinverse.report.page import check_packages, save_page
+from dipy_spinverse.report.page import _as_exact_as_the_largest, check_packages, save_page
 from dipy_spinverse.substrates import cylinders
 from dipy_spinverse.voxels import Status
 from dipy_spinverse.walls.interface import interface_mesh
@@ -55,6 +55,22 @@ def mesh():
     walls = np.isfinite(permeability)
     probability = np.where(np.arange(grid.n_faces) % 2, 0.9, 0.3) * walls
     return interface_mesh(grid, np.where(walls, permeability, 100.0), probability, walls=walls)
+
+
+def test_numbers_of_a_row_have_the_decimals_of_the_largest():
+    assert _as_exact_as_the_largest([163.2, 40.1, 3213.4]) == ["163", "40", "3213"]
+    assert _as_exact_as_the_largest([0.02, 4.3e-7, 0.185]) == ["0.020", "0.000", "0.185"]
+    assert _as_exact_as_the_largest([0.0]) == ["0"]
+
+
+def test_slices_cut_a_closed_cell_in_closed_lines():
+    grid = bcc_grid(4, 5.0, boundary="absorbing")
+    inside = (abs(grid.centroids) < [4, 7, 4]).all(axis=1)
+    first, second = grid.face_tetrahedra.T
+    faces = grid.face_points[inside[first] != inside[second]]
+    # In the lattice's own planes, z = 2.5 um, walls lie within the slice and would be lost.
+    ends = _cut(faces, 2.6)[0].reshape(-1, 2).round(6)
+    assert (np.unique(ends, axis=0, return_counts=True)[1] % 2 == 0).all() and len(ends) > 8
 
 
 def test_page_holds_all_it_needs_and_is_below_15_mb(page):

@@ -179,6 +179,8 @@ class Definition:
         Names of the maps of a fit; all parameters, pools and derived ones where empty.
     least_shells : int
         Distinct b > 0 below which the parameters are not determined.
+    n_starts : int
+        Places from which a search begins; 1 where signals are known to have one best fit.
     single : Definition or None
         The model with one fibre population, where this is one of several or none.
     n_fibres : int
@@ -195,6 +197,7 @@ class Definition:
     units: Mapping[str, str] = field(default_factory=dict)
     maps: tuple[str, ...] = ()
     least_shells: int = 1
+    n_starts: int = 4
     single: Definition | None = None
     n_fibres: int = 1
     arguments: Mapping[str, Any] = field(default_factory=dict)

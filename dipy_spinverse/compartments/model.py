@@ -37,7 +37,7 @@ from dipy_spinverse.voxels.model import VoxelModel
 from dipy_spinverse.voxels.status import Status
 
 LIKELIHOODS = ("rician", "gaussian")
-SOLVERS = ("variable-projection", "mix", "interior-point")
+SOLVERS = ("variable-projection", "mix")
 _N_DRAWS = 256
 
 
@@ -59,11 +59,10 @@ class CompartmentModel(VoxelModel):
     likelihood : {"rician", "gaussian"}, optional
         Of magnitudes. "rician" is right for one coil, and for many combined with their
         sensitivities.
-    solver : {"variable-projection", "mix", "interior-point"}, optional
-        "variable-projection": best of a dictionary, then Levenberg-Marquardt with the fractions
-        eliminated. "mix": differential evolution instead of the dictionary [1]_. Both do all
-        voxels at once. "interior-point": `scipy.optimize.minimize` (trust-constr) over all
-        parameters, voxel by voxel, from the dictionary; slow, to compare with.
+    solver : {"variable-projection", "mix"}, optional
+        "variable-projection": Levenberg-Marquardt with the fractions eliminated, from the best
+        of a dictionary, or from several of it where the model may have several good fits. "mix":
+        differential evolution instead of the dictionary [1]_. Both do all voxels at once.
     dtype : {"float64", "float32"}, optional
     seed : int, optional
         Of the draws, and of differential evolution.

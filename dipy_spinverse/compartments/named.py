@@ -112,6 +112,7 @@ class NODDIModel(CompartmentModel):
             units=dict.fromkeys(known, "mm^2/s"),
             maps=("ndi", "odi", "fwf", *(p.name for p in (*fanning, *fitted))),
             least_shells=2,
+            n_starts=4 if fitted else 1,
             arguments={
                 "parallel_diffusivity": parallel_diffusivity,
                 "isotropic_diffusivity": isotropic_diffusivity,
@@ -309,6 +310,7 @@ class IVIMModel(CompartmentModel):
             ),
             maps=("perfusion_fraction", "D_star", "D"),
             least_shells=3,
+            n_starts=1,
         )
         super().__init__(gtab, definition, **kwargs)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _SIZE = 2.6  # inches of a panel
 _MOST_LINES = 8
+_WIDE = 10.0  # ms/um^2, from which b is drawn as logarithms
 _ROWS = (("_low", "low end (2.5 %)"), ("", "posterior median"), ("_high", "high end (97.5 %)"))
 
 
@@ -134,17 +135,20 @@ def plot_signals(fit: VoxelFit, data: Any, voxel: tuple[int, ...] = ()) -> Figur
             axis.plot(at, fitted, color=color, label=f"{label} {other:.3g} {unit}")
         axis.set_ylim(bottom=0)
         axis.legend(fontsize=8, frameon=False)
+    if shells.max() > _WIDE:
+        left.set_xscale("symlog", linthresh=1.0)
+        left.set_xlim(left=-0.1)
     left.set(xlabel="b (ms/um^2)", ylabel="mean signal / S0")
     right.set(xlabel="Delta (ms)")
     return figure
 
 
 def _some(others, along):
-    """As many values as a legend can hold, of those that are there for most others along."""
+    """As many values as a legend can hold, of those that make a line."""
     values = np.unique(others)
-    if len(values) > _MOST_LINES:
-        often = np.array([len(np.unique(along[others == value])) for value in values])
-        values = values[often > often.max() / 2]
+    often = np.array([len(np.unique(along[others == value])) for value in values])
+    if often.max() > 1:
+        values = values[often > 1]
     shown = np.linspace(0, len(values) - 1, min(len(values), _MOST_LINES)).round().astype(int)
     return values[shown]
 
@@ -181,7 +185,8 @@ def plot_walls(fit: SpinverseFit, voxel: tuple[int, ...] = (), n_slices: int = 4
         raise ValueError(f"voxel is {voxel!r}; give the index of one with walls.")
     grid, probability = fit.model.grid, one.wall_probability
     low, high = (end(grid.face_points.reshape(-1, 3), axis=0) for end in (np.min, np.max))
-    heights = np.linspace(low[2], high[2], n_slices + 1)[:-1] + (high - low)[2] / (2 * n_slices)
+    # A little above the middle of each slab, where a lattice may have walls in the very plane.
+    heights = low[2] + (np.arange(n_slices) + 0.52) / n_slices * (high - low)[2]
     figure, axes = pyplot.subplots(
         1, n_slices, figsize=(2.8 * n_slices, 3), squeeze=False, layout="constrained"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -169,14 +170,19 @@ def _map_rows(fit):
         row = {"name": name, "unit": words.unit, "means": words.means, "median": "-",
                "interval": "-"}  # fmt: skip
         if fitted.any():
-            row["median"] = f"{np.median(getattr(fit, name)[fitted]):.3g}"
-            if hasattr(fit, f"{name}_low"):
-                low, high = (
-                    np.median(getattr(fit, name + end)[fitted]) for end in ("_low", "_high")
-                )
-                row["interval"] = f"{low:.3g} to {high:.3g}"
+            ends = [end for end in ("", "_low", "_high") if hasattr(fit, name + end)]
+            medians = [float(np.median(getattr(fit, name + end)[fitted])) for end in ends]
+            row["median"], *interval = _as_exact_as_the_largest(medians)
+            row["interval"] = " to ".join(interval) or "-"
         rows.append(row)
     return rows
+
+
+def _as_exact_as_the_largest(values):
+    """Numbers with the decimals that give the largest three digits: none is written as 1e-07."""
+    largest = max(map(abs, values))
+    decimals = max(0, 2 - math.floor(math.log10(largest))) if 0 < largest < math.inf else 0
+    return [f"{value:.{decimals}f}" for value in values]
 
 
 def _signals(fit, data, draw):

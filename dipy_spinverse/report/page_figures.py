@@ -26,11 +26,12 @@ _FONT = {"family": "system-ui, -apple-system, 'Segoe UI', sans-serif", "size": 1
 # stay below 15 MB.
 _MOST_VALUES = 1_200_000
 _HEIGHT = 330
+_MOST_TICKS = 8
 # Least wall probability of what is drawn, how opaque it is, and what the legend says.
 _BANDS = (
     (0.8, 1.0, "nearly sure (0.8 or more)"),
     (0.5, 0.55, "likely (0.5 to 0.8)"),
-    (0.0, 0.15, "unsure (below 0.5)"),
+    (0.0, 0.25, "unsure (below 0.5)"),
 )
 
 
@@ -100,8 +101,10 @@ class Slices:
                 row=1, col=place,
             )  # fmt: skip
         figure.update_yaxes(title=self.axes[1], row=1, col=1)
-        figure.update_xaxes(showgrid=False, zeroline=False)
-        figure.update_yaxes(showgrid=False, zeroline=False)
+        # Few ticks, at voxels.
+        for update, along in ((figure.update_xaxes, x), (figure.update_yaxes, y)):
+            step = max(1, -(-len(along) // _MOST_TICKS))
+            update(showgrid=False, zeroline=False, tick0=int(along[0]), dtick=step)
         _styled(figure, **style)
         if len(self.shown) > 1:
             steps = [
@@ -132,7 +135,7 @@ def map_figure(fit: VoxelFit, name: str, slices: Slices) -> go.Figure:
         columns = {"low end (2.5 %)": low, "median": middle, "high end (97.5 %)": high}
     least, most = _range(middle, 0.01, 0.99)
     if len(columns) > 1:  # room for the high end, but not for what is nearly unbounded
-        most = min(max(most, _range(high, 0.5, 0.9)[1]), 2 * most)
+        most = min(max(most, _range(high, 0.5, 0.9)[1]), 2 * most if unit else 1.0)
     low_end = min(least, 0)
     coloraxis = {
         "colorscale": "Viridis", "cmin": low_end, "cmax": most if most > low_end else low_end + 1,
@@ -195,7 +198,8 @@ def residual_figure(
         figure.add_bar(
             x=[b], y=[middle], name=timing, legendgroup=timing, marker_color=color,
             showlegend=timing not in {t.name for t in figure.data}, offsetgroup=timing,
-            error_y={"array": [high - middle], "arrayminus": [middle - low], "thickness": 1.2},
+            error_y={"array": [high - middle], "arrayminus": [middle - low], "thickness": 1.2,
+                     "color": "#222"}, opacity=0.75,
             hovertemplate=f"b {b} s/mm^2, {timing}<br>{len(rows)} volumes<br>"
             "%{y:.2f} of the noise<extra></extra>",
         )  # fmt: skip
@@ -288,7 +292,7 @@ def mesh_figure(mesh: InterfaceMesh) -> go.Figure:
         }
         for label, shown, low, high, title in by
     ]  # fmt: skip
-    axis = {"backgroundcolor": "white", "gridcolor": "#ddd"}
+    axis = {"backgroundcolor": "white", "gridcolor": "#ddd", "nticks": 5}
     _styled(
         figure, 520,
         coloraxis={"colorscale": "Viridis", "cmin": 0, "cmax": 1,
@@ -296,7 +300,7 @@ def mesh_figure(mesh: InterfaceMesh) -> go.Figure:
         scene={
             "xaxis": axis | {"title": "x (um)"}, "yaxis": axis | {"title": "y (um)"},
             "zaxis": axis | {"title": "z (um)"}, "aspectmode": "data",
-            "camera": {"eye": {"x": 1.7, "y": 1.5, "z": 0.9}},
+            "camera": {"eye": {"x": 1.9, "y": 1.7, "z": 1.0}},
         },
         legend={"orientation": "h", "y": -0.05},
         updatemenus=[{"buttons": buttons, "type": "buttons", "direction": "right", "x": 0,

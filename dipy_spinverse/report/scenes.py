@@ -80,7 +80,10 @@ def plot_scene(
     for each in placed:
         surface = pyvista.PolyData.from_regular_faces(each.vertices_mm, each.mesh.triangles)
         surface.cell_data[label] = getattr(each.mesh, colour)
-        bar = {"color": "black", "title": label}
+        bar = {
+            "color": "black", "title": f"{label}\n", "n_labels": 3, "fmt": "%.3g", "width": 0.4,
+            "position_x": 0.55,
+        }  # fmt: skip
         plotter.add_mesh(
             surface, scalars=label, clim=limits, cmap="viridis_r", scalar_bar_args=bar,
             ambient=0.5,

@@ -332,11 +332,10 @@ def _draw(axes, result):
         axes.barh(place, 1, color="0.92", height=0.72, zorder=0)
         axes.barh(place, middle, color=color, height=0.5)
         axes.plot([low, high], [place, place], color="0.2", linewidth=1.2)
-        for column, key in ((1.03, "prior"), (1.19, "posterior")):
-            axes.annotate(_amount(row["scale"], row[key]), (column, place), va="center",
-                          annotation_clip=False)  # fmt: skip
-    for column, head in ((1.03, "before"), (1.19, "after")):
-        axes.annotate(head, (column, -0.75), va="center", color="0.35", annotation_clip=False)
+        for column, key in enumerate(("prior", "posterior")):
+            _beside(axes, column, place, _amount(row["scale"], row[key]))
+    for column, head in enumerate(("before", "after")):
+        _beside(axes, column, -0.75, head, color="0.35")
     axes.set_yticks(range(len(rows)), [row["map"].replace("_", " ") for row in rows])
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
@@ -351,3 +350,11 @@ def _draw(axes, result):
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.tick_params(axis="y", length=0)
+
+
+def _beside(axes, column, place, text, **style):
+    # In points: layouts leave room for what does not grow with the axes.
+    axes.annotate(
+        text, (1, place), xytext=(10 + 65 * column, 0), xycoords=axes.get_yaxis_transform(),
+        textcoords="offset points", va="center", annotation_clip=False, **style,
+    )  # fmt: skip

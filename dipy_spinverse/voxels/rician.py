@@ -123,20 +123,21 @@ def _information_table():
 
 
 _SWITCH = 3.75
+_FACTORS = 16
 
 
 # Abramowitz and Stegun 9.8.1 to 9.8.4: I0(z) and I1(z) / z below the switch, above it both times
 # sqrt(z) exp(-z).
-@njit(cache=True, nogil=True, fastmath=True)
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 def _zero(z):
-    if z < _SWITCH:
-        q = (z / _SWITCH) ** 2
-        q4 = 0.2659732 + q * (0.0360768 + q * 0.0045813)
-        return 1 + q * (3.5156229 + q * (3.0899424 + q * (1.2067492 + q * q4)))
-    q = _SWITCH / z
+    q = (min(z, _SWITCH) / _SWITCH) ** 2
+    q4 = 0.2659732 + q * (0.0360768 + q * 0.0045813)
+    below = 1 + q * (3.5156229 + q * (3.0899424 + q * (1.2067492 + q * q4)))
+    q = _SWITCH / max(z, _SWITCH)
     q5 = -0.02057706 + q * (0.02635537 + q * (-0.01647633 + q * 0.00392377))
     q2 = 0.00225319 + q * (-0.00157565 + q * (0.00916281 + q * q5))
-    return 0.39894228 + q * (0.01328592 + q * q2)
+    # Both are computed: without a branch the compiler does several z at once.
+    return below if z < _SWITCH else 0.39894228 + q * (0.01328592 + q * q2)
 
 
 @njit(cache=True, nogil=True, fastmath=True)
@@ -159,21 +160,30 @@ def _bessel_ratio(z):
 
 @njit(cache=True, nogil=True, fastmath=True)
 def _log_likelihoods(data, predicted, sigma):
-    result = np.empty(len(data), data.dtype)
+    result, work = np.empty(len(data), data.dtype), np.empty(data.shape[1], data.dtype)
     for v in range(len(data)):
-        total, squared = 0.0, 1.0
-        scale = 1 / sigma[v] ** 2
-        for m in range(data.shape[1]):
-            z = data[v, m] * predicted[v, m] * scale
-            factor = _zero(z) ** 2
-            if z >= _SWITCH:
-                total += z
-                factor /= z
-            total -= 0.5 * predicted[v, m] ** 2 * scale
-            squared *= factor
-            # Logarithms are slow: one for the product of several factors.
-            if squared < 1e-100 or squared > 1e100:
-                total += 0.5 * np.log(squared)
-                squared = 1.0
-        result[v] = total + 0.5 * np.log(squared)
+        magnitude = compiled_log_likelihood(data[v], predicted[v], sigma[v], work)
+        result[v] = magnitude + 0.5 * (data[v] ** 2).sum() / sigma[v] ** 2
     return result
+
+
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def compiled_log_likelihood(data, predicted, sigma, work):
+    """Logarithm of I0(y S / sigma^2) exp(-(y^2 + S^2) / (2 sigma^2)) of one voxel's magnitudes.
+
+    `work` (M,) is overwritten.
+    """
+    squares, scale = 0.0, 1 / sigma**2
+    for m in range(len(data)):
+        z = data[m] * predicted[m] * scale
+        above = z >= _SWITCH
+        work[m] = _zero(z) ** 2 / (z if above else 1.0)
+        squares += (data[m] - predicted[m]) ** 2 * scale + (0.0 if above else 2 * z)
+    # Logarithms are slow: one for the product of several factors.
+    total = 0.0
+    for first in range(0, len(data), _FACTORS):
+        product = 1.0
+        for m in range(first, min(first + _FACTORS, len(data))):
+            product *= work[m]
+        total += np.log(product)
+    return 0.5 * (total - squares)

@@ -8,6 +8,7 @@ once, and each step documents what it asks for.
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,7 @@ from dipy.workflows.workflow import Workflow
 from dipy_spinverse.voxels.unfinished import staging, visible
 from dipy_spinverse.workflows.outputs import check_inputs_kept, check_names
 
+logger = logging.getLogger("dipy_spinverse")
 _OUT_DIR = ("out_dir", "string or Path, optional", ["Output directory."])
 
 
@@ -113,6 +115,7 @@ class Command(Workflow):
         for given, paths in sets:
             with put_together(paths) as staged:
                 self.process(given, staged)
+            _say_where(paths)
 
     def _refuse_to_overwrite(self, sets: list[dict[str, Path]]) -> None:
         files = [path for paths in sets for path in self.written(paths)]
@@ -143,6 +146,15 @@ def put_together(paths: dict[str, Path]) -> Iterator[dict[str, Path]]:
         for folder, staged in hidden.items():
             for file in visible(staged):
                 os.replace(file, folder / file.name)
+
+
+def _say_where(paths: dict[str, Path]) -> None:
+    """What to look at now."""
+    pages = [path for path in paths.values() if path.suffix == ".html" and path.exists()]
+    folders = {path.parent.resolve() for path in paths.values()}
+    where = ", ".join(str(folder) for folder in sorted(folders))
+    page = f"; open {pages[0]} in a browser" if pages else ""
+    logger.info("Files are in %s%s.", where, page)
 
 
 def _keywords(function: Callable) -> dict[str, inspect.Parameter]:

@@ -13,10 +13,9 @@ from dipy_spinverse.acquisition import Measurements
 from dipy_spinverse.compartments.definition import Definition, maps_of, with_fibres
 from dipy_spinverse.compartments.fitting.coordinates import Place, frame_of, place_of, values_of
 from dipy_spinverse.compartments.fitting.crossings import MOST_FIBRES, chosen_populations
-from dipy_spinverse.compartments.fitting.interior_point import interior_point
 from dipy_spinverse.compartments.fitting.mix import evolved
 from dipy_spinverse.compartments.fitting.refutation import scores, worst_shell
-from dipy_spinverse.compartments.fitting.starts import dictionary_start
+from dipy_spinverse.compartments.fitting.starts import best_of, dictionary_starts
 from dipy_spinverse.compartments.fitting.variable_projection import Problem, combined, fit_all
 from dipy_spinverse.compartments.posterior.sample import sample_posterior
 from dipy_spinverse.compartments.signals.encoding import encoding_of
@@ -30,7 +29,7 @@ from dipy_spinverse.voxels.tensor_frames import tensor_frames
 
 _NUMBERS_PER_CHUNK = 300_000  # measurements x voxels
 _DRAWS_PER_CHUNK = 100_000
-_FITTED = 0.05  # of the time that a chunk takes
+_FITTED = 0.3  # of the time that a chunk takes
 _MANY = 10  # measurements per unknown above which their residual tells the noise
 
 
@@ -142,7 +141,7 @@ class FitChunk:
         frames = frame_of(frames[:, 2], frames[:, 1])
         sigma = voxels.sigma
         if sigma is None:
-            start = dictionary_start(problem, frames[:, None])
+            start = dictionary_starts(problem, frames[:, None])[0]
             residual = problem.data - combined(problem.columns(start), fit_all(problem, start)[1])
             n_unknowns = np.full(len(residual), self.definition.n_unknowns)
             sigma = noise_from_residual(residual.numpy(), n_unknowns)
@@ -157,7 +156,8 @@ class FitChunk:
         definition = with_fibres(self.definition, n_fibres)
         problem = self._problem(voxels, definition)
         with part(0.0, _FITTED):
-            found, place, amplitudes, sigma, converged = self._fitted(voxels, problem)
+            found, ends, amplitudes, sigma, converged = self._fitted(voxels, problem)
+        place = ends[0]
         likeliest = _maps(definition, place, amplitudes)
         result = likeliest | {f"{name}_likeliest": value for name, value in likeliest.items()}
         places, order = _places(definition, found, place, amplitudes)
@@ -165,7 +165,7 @@ class FitChunk:
         if settings.n_draws:
             n, seed = settings.n_draws, settings.seed
             with part(_FITTED, 1.0):
-                draws = sample_posterior(found, place, amplitudes, sigma, n, seed)
+                draws = sample_posterior(found, ends, amplitudes, sigma, n, seed)
             maps = _maps(definition, draws.place, draws.amplitudes)
             result |= summary({name: value.reshape(n, -1) for name, value in maps.items()})
             result |= _fibre_statistics(definition, draws, n, order, place)
@@ -201,38 +201,38 @@ class FitChunk:
         return result
 
     def _fitted(self, voxels, problem):
-        """Problem with its likelihood, place, amplitudes, noise; whether the search converged."""
-        definition, data, settings = problem.definition, problem.data, self.settings
-        likelihood = "gaussian" if voxels.signed.any() else settings.likelihood
+        """Problem with its likelihood, places (the best first), amplitudes, noise; whether the
+        search converged."""
+        definition, data = problem.definition, problem.data
+        likelihood = "gaussian" if voxels.signed.any() else self.settings.likelihood
         sigma = None if voxels.sigma is None else torch.tensor(voxels.sigma, dtype=data.dtype)
-        start = self._start(voxels, problem)
-        fit = interior_point if settings.solver == "interior-point" else fit_all
+        starts = self._starts(voxels, problem)
         if sigma is None or likelihood == "gaussian":
-            place, amplitudes, converged = fit(problem, start)
+            place, amplitudes, converged, ends = best_of(problem, starts)
             if sigma is None:
                 residual = data - combined(problem.columns(place), amplitudes)
                 n_unknowns = np.full(len(data), definition.n_unknowns)
                 sigma = torch.tensor(
                     noise_from_residual(residual.numpy(), n_unknowns), dtype=data.dtype
                 )
-                sigma, start = sigma.clamp_min(LEAST_NOISE), place
+                sigma, starts = sigma.clamp_min(LEAST_NOISE), ends
         if likelihood == "rician":
             problem = replace(problem, sigma=sigma)
-            place, amplitudes, converged = fit(problem, start)
+            place, amplitudes, converged, ends = best_of(problem, starts)
             if self.refine_sigma and data.shape[1] >= _MANY * definition.n_unknowns:
                 predicted = combined(problem.columns(place), amplitudes)
                 sigma = rician_sigma(data, predicted, sigma, definition.n_unknowns)
                 problem = replace(problem, sigma=sigma)
-                place, amplitudes, converged = fit(problem, place)
-        return problem, place, amplitudes, sigma, converged
+                place, amplitudes, converged = fit_all(problem, place)
+        return problem, [place, *ends[1:]], amplitudes, sigma, converged
 
-    def _start(self, voxels, problem):
-        """Where the search begins: at values given, at peaks, or at the axis of a tensor."""
+    def _starts(self, voxels, problem):
+        """Where searches begin: at values given, at peaks, or at the axis of a tensor."""
         definition, settings = problem.definition, self.settings
         own = {name: torch.tensor(x, dtype=settings.dtype) for name, x in voxels.own.items()}
         given = {k.removeprefix("start "): v for k, v in own.items() if k.startswith("start ")}
         if given:
-            return place_of(definition, given)
+            return [place_of(definition, given)]
         n_axes = len(definition.axes)
         if "axes" in own:
             axes = own["axes"][:, :n_axes]
@@ -241,8 +241,12 @@ class FitChunk:
             rows = tensor_frames(self.acquisition, problem.data.numpy())
             frames = torch.tensor(rows, dtype=settings.dtype)
             frames = frame_of(frames[:, 2], frames[:, 1])[:, None].expand(-1, n_axes, -1, -1)
-        start = dictionary_start(problem, frames)
-        return evolved(problem, start, settings.seed) if settings.solver == "mix" else start
+        if settings.solver == "mix":
+            (start,) = dictionary_starts(problem, frames)
+            return [evolved(problem, start, settings.seed)]
+        # Of several populations the unknowns are too many for the few starts that there are.
+        n_starts = definition.n_starts if definition.n_fibres < 2 else 1
+        return dictionary_starts(problem, frames, n_starts)
 
 
 def all_values(definition: Definition, place: Place, amplitudes: Tensor) -> dict[str, Tensor]:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from dipy_spinverse.compartments.definition import Definition
 
+_LEAST_COSINE = 0.1
+
 
 @dataclass(frozen=True, eq=False)
 class Place:
@@ -29,6 +31,12 @@ class Place:
     def of_voxels(self, index) -> Place:
         """Some of the voxels."""
         return Place(self.unit[index], self.frames[index])
+
+    def with_voxels(self, index, other: Place) -> Place:
+        """A copy with some of the voxels from another place."""
+        result = Place(self.unit.clone(), self.frames.clone())
+        result.put(index, other.of_voxels(index))
+        return result
 
     def put(self, index, other: Place) -> None:
         """Overwrite some of the voxels."""
@@ -59,6 +67,20 @@ def moved(definition: Definition, place: Place, step: Tensor) -> Place:
         new_third = torch.linalg.cross(new_axis, new_fan)
         frames.append(torch.stack([new_fan, new_third, new_axis], dim=1))
     return Place(unit, torch.stack(frames, dim=1) if frames else place.frames)
+
+
+def turns_to(definition: Definition, place: Place, other: Place) -> Tensor:
+    """Turns (V, T) that lead from the frames of a place to those of another, about."""
+    components = other.frames @ place.frames.mT
+    axis = components[:, :, 2]
+    tangents = (axis[..., :2] / _away_from_zero(axis[..., 2:])).flatten(1)
+    with_fan = [definition.axes.index(name) for name in definition.fans]
+    fan = components[:, with_fan, 0]
+    return torch.cat([tangents, fan[..., 1] / _away_from_zero(fan[..., 0])], dim=1)
+
+
+def _away_from_zero(x):
+    return torch.where(x < 0, -1.0, 1.0) * x.abs().clamp_min(_LEAST_COSINE)
 
 
 def values_of(definition: Definition, place: Place) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from dipy_spinverse.compartments.definition import Definition, with_fibres
 from dipy_spinverse.compartments.fitting.coordinates import Place, frame_of, values_of
-from dipy_spinverse.compartments.fitting.starts import dictionary_start
+from dipy_spinverse.compartments.fitting.starts import dictionary_starts
 from dipy_spinverse.compartments.fitting.variable_projection import (
     Problem,
     combined,
@@ -75,7 +75,7 @@ def chosen_populations(
         else:
             found = starts[n - 2]
             turned = frame_of(found.reshape(-1, 3)).reshape(n_voxels, n, 3, 3)
-        place, amplitudes, _ = fit_all(problem, dictionary_start(problem, turned))
+        place, amplitudes, _ = fit_all(problem, dictionary_starts(problem, turned)[0])
         evidence = _evidence(problem, place, amplitudes, sigma) + lgamma(n + 1)
         better = (evidence > best).numpy()
         best = torch.maximum(best, evidence)

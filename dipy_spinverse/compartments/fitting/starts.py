@@ -1,4 +1,4 @@
-"""Where searches begin: scalars from a dictionary."""
+"""Where searches begin: scalars from a dictionary; and where several of them end."""
 
 from __future__ import annotations
 
@@ -7,23 +7,58 @@ from scipy.stats import qmc
 from torch import Tensor
 
 from dipy_spinverse.compartments.fitting.coordinates import Place
-from dipy_spinverse.compartments.fitting.variable_projection import Problem, amplitudes_of
+from dipy_spinverse.compartments.fitting.variable_projection import (
+    Problem,
+    amplitudes_of,
+    fit_all,
+)
 
 _DICTIONARY_SIZE = 16
+_APART = 0.35  # of starts, in ranges
 
 
-def dictionary_start(problem: Problem, frames: Tensor) -> Place:
-    """The best of 16 quasi-random scalars in every voxel, with given frames (V, A, 3, 3)."""
+def dictionary_starts(problem: Problem, frames: Tensor, n_starts: int = 1) -> list[Place]:
+    """The best of 16 quasi-random scalars in every voxel, with given frames (V, A, 3, 3).
+
+    Further starts are the best of those that lie apart from the former ones.
+    """
     n_voxels, n = len(problem.data), len(problem.definition.parameters)
-    best = Place(frames.new_full((n_voxels, n), 0.5), frames)
     if n == 0:
-        return best
+        return [Place(frames.new_zeros(n_voxels, 0), frames)]
     points = qmc.Halton(n, scramble=False).random(_DICTIONARY_SIZE + 1)[1:]
-    lowest = torch.full_like(problem.data[:, 0], torch.inf)
-    for point in torch.tensor(points, dtype=frames.dtype):
-        place = Place(point.expand(n_voxels, n), frames)
-        _, cost = amplitudes_of(problem.columns(place), problem.data)
-        better = cost < lowest
-        lowest = torch.where(better, cost, lowest)
-        best.unit[better] = point
-    return best
+    points = torch.tensor(points, dtype=frames.dtype)
+    places = (Place(point.expand(n_voxels, n), frames) for point in points)
+    costs = torch.stack([amplitudes_of(problem.columns(p), problem.data)[1] for p in places], 1)
+    near = torch.cdist(points, points) < _APART
+    starts = []
+    for _ in range(n_starts):
+        best = costs.argmin(dim=1)
+        starts.append(Place(points[best], frames))
+        costs = torch.where(near[best], torch.inf, costs)
+    return starts
+
+
+def best_of(problem: Problem, starts: list[Place]):
+    """Search from all starts.
+
+    Returns
+    -------
+    place : Place
+    amplitudes : Tensor (V, K)
+    converged : Tensor (V,) of bool
+        Of the best end.
+    ends : list of Place
+        All, the best first.
+    """
+    found = [fit_all(problem, start) for start in starts]
+    place, amplitudes, converged = found[0]
+    ends = [end for end, *_ in found]
+    least = problem.misfit(place, amplitudes)
+    for k, (end, amount, done) in enumerate(found[1:], start=1):
+        cost = problem.misfit(end, amount)
+        better = torch.nonzero(cost < least)[:, 0]
+        ends[k] = end.with_voxels(better, place)
+        place = place.with_voxels(better, end)
+        amplitudes[better], converged[better] = amount[better], done[better]
+        least = torch.minimum(least, cost)
+    return place, amplitudes, converged, [place, *ends[1:]]

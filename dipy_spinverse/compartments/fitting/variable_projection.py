@@ -23,7 +23,7 @@ from dipy_spinverse.compartments.definition import Definition
 from dipy_spinverse.compartments.fitting.coordinates import Place, moved, n_steps, values_of
 from dipy_spinverse.compartments.fitting.fractions import nonnegative_amplitudes
 from dipy_spinverse.inversion.levenberg_marquardt import Damping, levenberg_marquardt
-from dipy_spinverse.voxels.rician import rician_target
+from dipy_spinverse.voxels.rician import log_likelihoods, rician_target
 
 # Relative to the curvature of each direction.
 _DAMPING = Damping(first=1e-2, least=1e-7, largest=1e6, growth=8.0)
@@ -71,9 +71,17 @@ class Problem:
             None if self.sigma is None else self.sigma[index],
         )
 
-    def columns(self, place: Place) -> Tensor:
-        """Signals of the pools (V, K, M)."""
-        return self.scale[:, None] * self.pools(values_of(self.definition, place))
+    def columns(self, place: Place, voxels=slice(None)) -> Tensor:
+        """Signals of the pools (R, K, M) at places of the voxels (R,), all where not given."""
+        scale = self.scale[voxels] if len(self.scale) > 1 else self.scale
+        return scale[:, None] * self.pools(values_of(self.definition, place))
+
+    def misfit(self, place: Place, amplitudes: Tensor) -> Tensor:
+        """Sum of squares, or minus twice the logarithm of the likelihood, (V,)."""
+        predicted = combined(self.columns(place), amplitudes)
+        if self.sigma is None:
+            return ((self.data - predicted) ** 2).sum(dim=1)
+        return -2 * log_likelihoods(self.data, predicted, self.sigma, rician=True)
 
 
 def amplitudes_of(columns: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,6 +33,7 @@ from dipy_spinverse.compartments.signals.pools import pool_signals
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
 from dipy_spinverse.voxels.image import Voxels, image_of, signal_without_diffusion
 from dipy_spinverse.voxels.model import VoxelModel
+from dipy_spinverse.voxels.progress import Bar, part
 from dipy_spinverse.voxels.statistics import summary
 from dipy_spinverse.voxels.status import Status
 
@@ -43,6 +44,7 @@ _VOX_PER_CHUNK = 2000
 _N_LOOKED_AT = 2000  # voxels that tell whether an image is like the training
 _MARGIN = 0.05  # of the range of the training
 _MANY = 0.05  # of the voxels
+_SIMULATED = 0.3  # of the time, before there is something to learn from
 _N_CHECKED = 48  # measurements that tell whether the model explains a voxel
 
 
@@ -71,6 +73,8 @@ class LearnedModel(VoxelModel):
         Simulated voxels.
     seed : int, optional
         With the same one, the same learner results on the same machine.
+    verbose : bool, optional
+        Show a bar of the voxels that are learned, with the time that is left.
     **training
         Of the method: `optimizer` (any name in `torch.optim`), `learning_rate`, `width`,
         `depth`, `n_components`, `batch_size`, `max_epochs`, `patience` of networks;
@@ -122,6 +126,7 @@ class LearnedModel(VoxelModel):
         snr: tuple[float, float] = (10.0, 100.0),
         n_train: int = 120_000,
         seed: int = 0,
+        verbose: bool = False,
         **training: Any,
     ):
         check_options(method, training)
@@ -130,7 +135,15 @@ class LearnedModel(VoxelModel):
         if gtab is not None:
             model = model.of_acquisition(gtab)
         self._assemble(model, method, features, snr, seed)
-        samples = training_set(model, self.encoder, n_train, self.snr, self.seed)
+        with Bar(n_train, verbose) as bar:
+            learn = bar.fed_by(partial(self._learn, training=training))
+            self.learner = learn(range(n_train))
+            bar.finished(n_train)
+
+    def _learn(self, voxels: range, training: dict[str, Any]):
+        """The learner of as many simulated voxels, and its scaling."""
+        with part(0.0, _SIMULATED):
+            samples = training_set(self.model, self.encoder, len(voxels), self.snr, self.seed)
         x, y = samples.features, self._targets(samples)
         self.scaling = {
             "x_mean": x.mean(axis=0, dtype=float), "x_sd": _spread(x),
@@ -139,7 +152,8 @@ class LearnedModel(VoxelModel):
             "y_low": y.min(axis=0), "y_high": y.max(axis=0),
         }  # fmt: skip
         y = (y - self.scaling["y_mean"]) / self.scaling["y_sd"]
-        self.learner = train(method, self._standard(x), y, self.seed, **training)
+        with part(_SIMULATED, 1.0):
+            return train(self.method, self._standard(x), y, self.seed, **training)
 
     def fit(
         self,
@@ -325,8 +339,8 @@ class LearnedModel(VoxelModel):
             learned._assemble(model, *(header[k] for k in ("method", "features", "snr", "seed")))
             parts: dict[str, dict] = {"scaling": {}, "learner": {}}
             for key, value in arrays.items():
-                part, name = key.split("/", 1)
-                parts[part][name] = value
+                kind, name = key.split("/", 1)
+                parts[kind][name] = value
             learned.scaling = parts["scaling"]
             learned.learner = Learner(header["method"], parts["learner"], header["settings"])
             with warnings.catch_warnings():

@@ -12,6 +12,7 @@ from scipy.stats import qmc
 from torch import Tensor, nn
 
 from dipy_spinverse.compartments.learned.learner import Learner
+from dipy_spinverse.voxels.progress import tell
 
 _VALIDATION = 0.1
 _BATCH = 4096  # voxels predicted together
@@ -118,6 +119,7 @@ def train(
         waited += 1
         if score < best:
             best, kept, waited = score, copy.deepcopy(network.state_dict()), 0
+        tell(epochs / max_epochs)
     if kept is None:
         raise ValueError(
             f"Training diverged with optimizer={optimizer!r} and learning_rate={learning_rate}; "

@@ -10,6 +10,7 @@ from dipy_spinverse.compartments.learned.features import Encoder
 from dipy_spinverse.compartments.learned.targets import units_and_fractions
 from dipy_spinverse.compartments.model import CompartmentModel
 from dipy_spinverse.voxels.image import signal_without_diffusion
+from dipy_spinverse.voxels.progress import stepwise
 
 _CHUNK = 2000
 _T2 = (30.0, 150.0)  # ms, of the voxels where there are several echo times
@@ -53,7 +54,7 @@ def training_set(
     """
     rng = np.random.default_rng(seed)
     sizes = [min(_CHUNK, n - first) for first in range(0, n, _CHUNK)]
-    parts = [_part(model, encoder, size, snr, rng) for size in sizes]
+    parts = [_part(model, encoder, size, snr, rng) for size in stepwise(sizes)]
     return TrainingSet(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 from dipy_spinverse.compartments.learned.learner import Learner
+from dipy_spinverse.voxels.progress import stepwise
 
 _FIELDS = ("feature_idx", "num_threshold", "left", "right", "is_leaf", "value")
 
@@ -27,7 +28,7 @@ def train(
 
     trees, first, of_target, base = [], [], [0], []
     n_nodes = 0
-    for target in y.T:
+    for target in stepwise(y.T):
         booster = HistGradientBoostingRegressor(
             learning_rate=learning_rate,
             max_iter=max_iter,

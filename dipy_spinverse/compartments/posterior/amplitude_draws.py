@@ -16,11 +16,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numba import njit
 from torch import Tensor
 
-from dipy_spinverse.compartments.fitting.variable_projection import Problem, combined
+from dipy_spinverse.compartments.fitting.variable_projection import Problem
 from dipy_spinverse.voxels.rician import (
-    log_likelihoods,
+    compiled_log_likelihood,
     rician_information,
     rician_target,
 )
@@ -37,10 +38,6 @@ class NormalData:
     values: Tensor
     inverse_sd: Tensor
 
-    def of_voxels(self, index) -> NormalData:
-        """Some of the voxels."""
-        return NormalData(self.values[index], self.inverse_sd[index])
-
 
 def normal_data(problem: Problem, predicted: Tensor, sigma: Tensor) -> NormalData:
     """Normal data with the score and the information that magnitudes have at `predicted`."""
@@ -52,33 +49,85 @@ def normal_data(problem: Problem, predicted: Tensor, sigma: Tensor) -> NormalDat
 
 
 def draw_amplitudes(
-    problem: Problem, columns: Tensor, normal: NormalData, sigma: Tensor, uniform: Tensor
+    problem: Problem,
+    columns: Tensor,
+    normal: NormalData,
+    sigma: Tensor,
+    uniform: Tensor,
+    voxels: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Amplitudes (V, K) and logarithms (V,) of their weights.
+    """Amplitudes (R, K) and logarithms (R,) of their weights.
 
     Parameters
     ----------
     problem : Problem
-    columns : Tensor (V, K, M)
+    columns : Tensor (R, K, M)
         Signals of the pools.
     normal : NormalData
     sigma : Tensor (V,)
         Noise.
-    uniform : Tensor (V, K)
+    uniform : Tensor (R, K)
         Random numbers.
+    voxels : Tensor (R,) of int
+        Which of the V voxels each row is of.
     """
-    white = columns * normal.inverse_sd[:, None]
-    data = (normal.values * normal.inverse_sd)[..., None]
+    weight = normal.inverse_sd**2
+    arrays = (columns, weight, weight * normal.values, voxels)
+    gram, projection = _normal_equations(*(each.contiguous().numpy() for each in arrays))
     n_pools = columns.shape[1]
-    gram = (white @ white.mT).double() + _LEAST_PRECISION * torch.eye(n_pools)
-    factor, _ = torch.linalg.cholesky_ex(gram)
-    mean = torch.cholesky_solve((white @ data).double(), factor)[..., 0]
+    precision = torch.from_numpy(gram) + _LEAST_PRECISION * torch.eye(n_pools)
+    factor, _ = torch.linalg.cholesky_ex(precision)
+    mean = torch.cholesky_solve(torch.from_numpy(projection)[..., None], factor)[..., 0]
     amplitudes, log_density = _positive(mean, factor, uniform)
     # Alike are S0 and fractions, not amplitudes: they have the density S0^(1 - K).
     log_prior = (1 - n_pools) * torch.log(amplitudes.sum(dim=1).clamp_min(1e-12))
-    predicted = combined(columns, amplitudes.to(columns.dtype))
-    likelihood = log_likelihoods(problem.data, predicted, sigma, problem.sigma is not None)
-    return amplitudes, likelihood.double() + log_prior - log_density
+    arrays = (problem.data, columns, amplitudes, sigma, voxels)
+    likelihood = _log_likelihoods(
+        *(each.contiguous().numpy() for each in arrays), problem.sigma is not None
+    )
+    return amplitudes, torch.from_numpy(likelihood) + log_prior - log_density
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _normal_equations(columns, weight, weighted, voxels):
+    """A^T W A (R, K, K) and A^T W y (R, K)."""
+    n_rows, n_pools, n = columns.shape
+    gram, projection = np.empty((n_rows, n_pools, n_pools)), np.empty((n_rows, n_pools))
+    for r in range(n_rows):
+        w, y = weight[voxels[r]], weighted[voxels[r]]
+        for k in range(n_pools):
+            own = columns[r, k]
+            total = own.dtype.type(0)
+            for m in range(n):
+                total += own[m] * y[m]
+            projection[r, k] = total
+            for j in range(k + 1):
+                other = columns[r, j]
+                total = own.dtype.type(0)
+                for m in range(n):
+                    total += own[m] * other[m] * w[m]
+                gram[r, k, j] = gram[r, j, k] = total
+    return gram, projection
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _log_likelihoods(data, columns, amplitudes, sigma, voxels, rician):
+    """Of rows (R,), each with its own columns (K, M) and amplitudes (K,)."""
+    n_rows, n_pools, n = columns.shape
+    result = np.empty(n_rows)
+    predicted, work = np.empty(n, columns.dtype), np.empty(n, columns.dtype)
+    for r in range(n_rows):
+        v = voxels[r]
+        predicted[:] = 0
+        for k in range(n_pools):
+            own, amount = columns[r, k], columns.dtype.type(amplitudes[r, k])
+            for m in range(n):
+                predicted[m] += amount * own[m]
+        if rician:
+            result[r] = compiled_log_likelihood(data[v], predicted, sigma[v], work)
+        else:
+            result[r] = -0.5 * ((data[v] - predicted) ** 2).sum() / sigma[v] ** 2
+    return result
 
 
 def _positive(mean, factor, uniform):

@@ -10,7 +10,8 @@ from dipy_spinverse.compartments.definition import maps_of, with_fibres
 from dipy_spinverse.compartments.fit import CompartmentFit
 from dipy_spinverse.compartments.fitting.chunk import all_values
 from dipy_spinverse.compartments.fitting.coordinates import Place
-from dipy_spinverse.compartments.fitting.variable_projection import Problem
+from dipy_spinverse.compartments.fitting.starts import dictionary_starts
+from dipy_spinverse.compartments.fitting.variable_projection import Problem, fit_all
 from dipy_spinverse.compartments.posterior.sample import sample_posterior
 from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.pools import pool_signals
@@ -70,7 +71,9 @@ def posterior_draws(
     problem = Problem(definition, pools, torch.tensor(data / S0)[None], scale, noise)
     amplitudes = torch.tensor(fit._fractions[None, :n_pools])
     place = Place(unit, frames)
-    found = sample_posterior(problem, place, amplitudes, sigma, n_draws, seed)
+    starts = dictionary_starts(problem, place.frames, definition.n_starts)
+    ends = [place, *(fit_all(problem, start)[0] for start in starts[1:])]
+    found = sample_posterior(problem, ends, amplitudes, sigma, n_draws, seed)
     values = all_values(definition, found.place, found.amplitudes)
     maps = maps_of(definition, values) | {"S0": S0 * values["S0"]}
     return {name: value.numpy() for name, value in maps.items()}

@@ -3,10 +3,11 @@
 All values inside the bounds, all fractions and all directions are equally likely a priori.
 Scalars are sampled in z with u = Phi(z), where this prior is a standard normal distribution and
 bounds are infinitely far; axes in the plane that touches the sphere at the fit; amplitudes are
-drawn with each point. The population that `tempering` leads to the posterior starts from the
-prior of the scalars, as a fit may have found one of several modes, and from around the fit in the
-axes; of several fibre populations, which are too many unknowns to start anywhere, from around the
-fit in all.
+drawn with each point. Samples around the fit and, as it may have found one of several modes, from
+the prior of the scalars are weighted (`importance`). Where few carry the weight, a population is
+led to the posterior (`tempering`) from the prior of the scalars and around the fit in the axes;
+of several fibre populations, which are too many unknowns to start anywhere, from around the fit
+in all.
 """
 
 from __future__ import annotations
@@ -15,25 +16,30 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import ndtri
-from scipy.stats import chi2, qmc
 from torch import Tensor
 
-from dipy_spinverse.compartments.fitting.coordinates import Place, moved
+from dipy_spinverse.compartments.fitting.coordinates import Place, moved, turns_to
 from dipy_spinverse.compartments.fitting.variable_projection import (
     Problem,
+    amplitudes_of,
     combined,
     linearised,
     without_amplitudes,
 )
 from dipy_spinverse.compartments.posterior.amplitude_draws import draw_amplitudes, normal_data
-from dipy_spinverse.compartments.posterior.tempering import N_FIRST, Population, tempered_draws
+from dipy_spinverse.compartments.posterior.importance import weighted_draws
+from dipy_spinverse.compartments.posterior.population import Population
+from dipy_spinverse.compartments.posterior.proposal import Proposal
+from dipy_spinverse.compartments.posterior.tempering import tempered_draws
+from dipy_spinverse.voxels.progress import part
 
-_DEGREES = 4.0  # of freedom of the Student t distribution of axes
-_INFLATION = 1.5
+_NEAR, _BROAD = 1.1, 1.5  # times the spread around the fit
+_SHARE_OF_PRIOR = 0.25
+_LEAST_EFFECTIVE = 0.2  # of the draws
 _PRIOR_OF_TURNS = 3.0  # precision
 _SAMPLES_PER_BLOCK = 200_000
 _INSIDE = 0.02  # of the range of a scalar: where it starts at least from its bounds
+_WEIGHED = 0.8  # of the time that all take
 _NEVER = -1e30  # logarithm of the chance of what cannot be computed
 
 
@@ -50,26 +56,32 @@ class Draws:
 
 
 def sample_posterior(
-    problem: Problem, place: Place, amplitudes: Tensor, sigma: Tensor, n_draws: int, seed: int
+    problem: Problem,
+    ends: list[Place],
+    amplitudes: Tensor,
+    sigma: Tensor,
+    n_draws: int,
+    seed: int,
 ) -> Draws:
     """Draw scalars, axes and amplitudes from their posterior.
 
     Parameters
     ----------
     problem : Problem
-    place : Place
-        Of the fit.
+    ends : list of Place
+        Of the fit, and of searches from elsewhere.
     amplitudes : Tensor (V, K)
+        Of the fit.
     sigma : Tensor (V,)
         Standard deviation of the noise.
     n_draws : int
     seed : int
     """
-    rng = np.random.default_rng(seed)
-    columns, slopes = linearised(problem, place, amplitudes)
-    normal = normal_data(problem, combined(columns, amplitudes), sigma)
-    centre, factor = _around(problem.definition, place, normal, columns, amplitudes, slopes)
-    n_pools = columns.shape[1]
+    weighing, tempering = np.random.default_rng(seed).spawn(2)
+    place, n_pools = ends[0], amplitudes.shape[1]
+    normal = normal_data(problem, combined(problem.columns(place), amplitudes), sigma)
+    near = [_around(problem, end, place, normal) for end in ends]
+    broad = _broad(problem.definition, near[0])
     block = max(1, _SAMPLES_PER_BLOCK // problem.data.shape[1])
 
     def evaluate(points, voxels, generator):
@@ -78,28 +90,38 @@ def sample_posterior(
         flat, uniform, rows = points.flatten(0, 1), uniform.flatten(0, 1), voxels.repeat(n)
         drawn, values = [], []
         for k in range(0, len(flat), block):
-            part, here = rows[k : k + block], slice(k, k + block)
-            of_part = problem.of_voxels(part)
-            columns = of_part.columns(_at(problem.definition, place.of_voxels(part), flat[here]))
+            some, here = rows[k : k + block], slice(k, k + block)
+            at = _at(problem.definition, place.of_voxels(some), flat[here])
+            columns = problem.columns(at, some)
             amounts, weights = draw_amplitudes(
-                of_part, columns, normal.of_voxels(part), sigma[part], uniform[here]
+                problem, columns, normal, sigma, uniform[here], some
             )
             drawn.append(amounts)
             values.append(weights.nan_to_num(nan=_NEVER, neginf=_NEVER))
+        target = torch.cat(values).reshape(n, n_voxels) + _log_prior(problem.definition, points)
         return Population(
-            points,
-            torch.cat(drawn).unflatten(0, (n, n_voxels)),
-            torch.cat(values).reshape(n, n_voxels) + _log_prior(problem.definition, points),
-            _log_start(points, centre[voxels], factor[voxels]),
+            points, torch.cat(drawn).unflatten(0, (n, n_voxels)), target, torch.zeros_like(target)
         )
 
-    first = _first(centre, factor, slopes.shape[1] - factor.shape[1], rng)
-    draws, effective = tempered_draws(first, evaluate, n_draws, rng)
+    first = [(each, (1 - _SHARE_OF_PRIOR) / len(near)) for each in near]
+    first.append((broad, _SHARE_OF_PRIOR))
+    with part(0.0, _WEIGHED):
+        draws, effective = weighted_draws(first, evaluate, n_draws, weighing)
+    poor = torch.nonzero(effective < _LEAST_EFFECTIVE * n_draws)[:, 0]
+    if len(poor):
+
+        def of_poor(points, voxels, generator):
+            return evaluate(points, poor[voxels], generator)
+
+        with part(_WEIGHED, 1.0):
+            led, count = tempered_draws(broad.of_voxels(poor), of_poor, n_draws, tempering)
+        draws.put((slice(None), poor), led)
+        effective[poor] = count.double()
     everywhere = Place(place.unit.repeat(n_draws, 1), place.frames.repeat(n_draws, 1, 1, 1))
     return Draws(
         _at(problem.definition, everywhere, draws.points.flatten(0, 1)),
         draws.amplitudes.flatten(0, 1).to(place.unit.dtype),
-        effective,
+        effective.clamp(max=n_draws),
     )
 
 
@@ -122,43 +144,35 @@ def _log_prior(definition, points):
     return result - torch.log1p(points[..., n_scalars + 2 * n_axes :] ** 2).sum(dim=2)
 
 
-def _around(definition, place, normal, columns, amplitudes, slopes):
-    """Centre (V, T) and Cholesky factor (V, T, T) of what starts around the fit."""
-    n_scalars = place.unit.shape[1]
-    centre = slopes.new_zeros(len(slopes), slopes.shape[1]).double()
-    size = torch.ones_like(centre)
-    if len(definition.axes) > 1:
-        unit = place.unit.double().clamp(_INSIDE, 1 - _INSIDE)
-        centre[:, :n_scalars] = torch.special.ndtri(unit)
-        # Of a normal coordinate over its value between 0 and 1.
-        size[:, :n_scalars] = torch.exp(-0.5 * centre[:, :n_scalars] ** 2) / np.sqrt(2 * np.pi)
-    else:
-        slopes, centre, size = (each[:, n_scalars:] for each in (slopes, centre, size))
+def _around(problem, end, place, normal):
+    """Around an end of a search, in turns from the fit's place."""
+    n_scalars = end.unit.shape[1]
+    target = normal.values
+    amplitudes, _ = amplitudes_of(problem.columns(end), target)
+    columns, slopes = linearised(problem, end, amplitudes)
     white = without_amplitudes(
         columns * normal.inverse_sd[:, None], amplitudes, slopes * normal.inverse_sd[:, None]
     ).double()
+    scalars = torch.special.ndtri(end.unit.double().clamp(_INSIDE, 1 - _INSIDE))
+    turns = turns_to(problem.definition, place, end).double()
+    size, prior = torch.ones_like(white[..., 0]), torch.ones_like(white[0, :, 0])
+    # Of a normal coordinate over its value between 0 and 1.
+    size[:, :n_scalars] = torch.exp(-0.5 * scalars**2) / np.sqrt(2 * np.pi)
+    prior[n_scalars:] = _PRIOR_OF_TURNS
     white = white * size[..., None]
-    precision = white @ white.mT + _PRIOR_OF_TURNS * torch.eye(slopes.shape[1])
-    return centre, _INFLATION * torch.linalg.cholesky_ex(torch.linalg.inv(precision))[0]
+    covariance = torch.linalg.inv(white @ white.mT + torch.diag(prior))
+    factor, _ = torch.linalg.cholesky_ex(covariance)
+    return Proposal(torch.cat([scalars, turns], dim=1)[None], _NEAR * factor)
 
 
-def _first(centre, factor, n_scalars, rng):
-    """Quasi-random draws (N, V, D) of the start: the prior of scalars, Student t of the rest."""
-    n_around = factor.shape[1]
-    cube = qmc.Sobol(n_scalars + n_around + 1, rng=rng).random(N_FIRST).clip(1e-6, 1 - 1e-6)
-    normal = ndtri(cube[:, :-1])
-    scale = np.sqrt(_DEGREES / chi2.ppf(cube[:, -1:], _DEGREES))
-    scalars = torch.tensor(normal[:, None, :n_scalars]).expand(-1, len(factor), -1)
-    turns = torch.einsum("vpq,nq->nvp", factor, torch.tensor(scale * normal[:, n_scalars:]))
-    return torch.cat([scalars, centre + turns], dim=2)
-
-
-def _log_start(points, centre, factor):
-    """Logarithm (N, V) of the density of the start, up to a constant."""
-    n_around = factor.shape[1]
-    n_scalars = points.shape[2] - n_around
-    around = (points[..., n_scalars:] - centre).permute(1, 2, 0)
-    white = torch.linalg.solve_triangular(factor, around, upper=False)
-    square = (white**2).sum(dim=1).T
-    scalars = -0.5 * (points[..., :n_scalars] ** 2).sum(dim=2)
-    return scalars - 0.5 * (_DEGREES + n_around) * torch.log1p(square / _DEGREES)
+def _broad(definition, near):
+    """Around the fit, with the prior of the scalars where there is one axis at most."""
+    n, scale = len(definition.parameters), _BROAD / _NEAR
+    if len(definition.axes) > 1:
+        return Proposal(near.centres, scale * near.factor)
+    centres, factor = near.centres.clone(), torch.zeros_like(near.factor)
+    centres[..., :n] = 0
+    factor[:, range(n), range(n)] = 1
+    turns = near.factor[:, n:]
+    factor[:, n:, n:] = scale * torch.linalg.cholesky_ex(turns @ turns.mT)[0]
+    return Proposal(centres, factor)

@@ -20,15 +20,22 @@ References
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dipy_spinverse.compartments.posterior.population import (
+    Population,
+    chosen,
+    kernel_factor,
+    largest_power,
+)
+from dipy_spinverse.compartments.posterior.proposal import Proposal, uniform_cube
 from dipy_spinverse.voxels.progress import part, stepwise, tell
 
-N_FIRST = 512
+_N_FIRST = 512
 _N_MEMBERS = 128
 _EFFECTIVE = 0.5
 _MOST_STEPS = 80
@@ -39,39 +46,8 @@ _BEGUN, _COOLED = 0.25, 0.6  # of the time that all take
 _DECADES = 4.0  # of the power, in about equal times
 
 
-@dataclass(frozen=True, eq=False)
-class Population:
-    """Members of V voxels.
-
-    Attributes
-    ----------
-    points : Tensor (N, V, D)
-    amplitudes : Tensor (N, V, K)
-        What was drawn with each point.
-    target, start : Tensor (N, V)
-        Logarithms of the densities.
-    """
-
-    points: Tensor
-    amplitudes: Tensor
-    target: Tensor
-    start: Tensor
-
-    def __getitem__(self, index) -> Population:
-        return Population(*(each[index] for each in vars(self).values()))
-
-    def copy(self) -> Population:
-        """Members that do not change with these."""
-        return Population(*(each.clone() for each in vars(self).values()))
-
-    def put(self, index, other: Population) -> None:
-        """Overwrite members."""
-        for own, new in zip(vars(self).values(), vars(other).values(), strict=True):
-            own[index] = new
-
-
 def tempered_draws(
-    first: Tensor,
+    start: Proposal,
     evaluate: Callable[[Tensor, Tensor, np.random.Generator], Population],
     n_draws: int,
     rng: np.random.Generator,
@@ -80,8 +56,7 @@ def tempered_draws(
 
     Parameters
     ----------
-    first : Tensor (N_FIRST, V, D)
-        Draws from the start distribution.
+    start : Proposal
     evaluate : callable
         Population of points (N, V, D) in the voxels of given numbers (V,).
     n_draws : int
@@ -94,14 +69,20 @@ def tempered_draws(
         Number of draws, less for copies: n^2 / sum of squared numbers of copies.
     """
     cooling, moving = rng.spawn(2)
-    voxels = torch.arange(first.shape[1])
-    population = evaluate(first, voxels, cooling)
+    voxels = torch.arange(len(start.factor))
+
+    def from_start(points, voxels, generator):
+        found = evaluate(points, voxels, generator)
+        return replace(found, start=start.of_voxels(voxels).log_density(points))
+
+    first = start.samples(uniform_cube(_N_FIRST, start.factor.shape[1], rng))
+    population = from_start(first, voxels, cooling)
     with part(_BEGUN, _COOLED):
-        population = _cooled(population, evaluate, cooling)
+        population = _cooled(population, from_start, cooling)
     power, kept = torch.ones(len(voxels), dtype=torch.float64), []
     with part(_COOLED, 1.0):
         for move in stepwise(range(_SETTLING + _APART * -(-n_draws // _N_MEMBERS))):
-            _move(population, power, evaluate, voxels, moving)
+            _move(population, power, from_start, voxels, moving)
             if move >= _SETTLING and (move - _SETTLING) % _APART == _APART - 1:
                 kept.append(population.copy())
     columns = zip(*(vars(each).values() for each in kept), strict=True)
@@ -118,9 +99,12 @@ def _cooled(population, evaluate, rng):
     for step in range(_MOST_STEPS):
         log_ratio = population.target - population.start
         left = 1 - power
-        rise = left if step == _MOST_STEPS - 1 else _rise(log_ratio, left)
+        rise = left
+        if step < _MOST_STEPS - 1:
+            rise = largest_power(log_ratio, _EFFECTIVE * _N_MEMBERS, left)
         power = power + rise
-        population = population[_chosen(rise * log_ratio, rng), torch.arange(len(active))]
+        rows = chosen(rise * log_ratio, _N_MEMBERS, rng)
+        population = population[rows, torch.arange(len(active))]
         _move(population, power, evaluate, active, rng)
         result.put((slice(None), active), population)
         going_on = rise < left
@@ -133,36 +117,15 @@ def _cooled(population, evaluate, rng):
     return result
 
 
-def _rise(log_ratio, left):
-    """Largest power (V,) up to `left` that leaves half of the members effective."""
-
-    def leaves_enough(power):
-        share = torch.softmax(power * log_ratio, dim=0)
-        return 1 / (share**2).sum(dim=0) >= _EFFECTIVE * _N_MEMBERS
-
-    low, high = torch.zeros_like(left), left
-    for _ in range(50):
-        middle = 0.5 * (low + high)
-        enough = leaves_enough(middle)
-        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
-    return torch.where(leaves_enough(left), left, low)
-
-
-def _chosen(log_weights, rng):
-    """Rows (N, V) of members, in proportion to their weights and in random order."""
-    position = torch.tensor((np.arange(_N_MEMBERS) + rng.random()) / _N_MEMBERS)
-    total = torch.cumsum(torch.softmax(log_weights, dim=0), dim=0).T.contiguous()
-    rows = torch.searchsorted(total, position.expand(len(total), -1).contiguous())
-    return rows.clamp(max=len(log_weights) - 1).T[rng.permutation(_N_MEMBERS)]
-
-
 def _move(population, power, evaluate, voxels, rng):
     """Offer each half draws from a kernel density of the other."""
     n, _, n_dimensions = population.points.shape
     halves = torch.tensor(rng.permutation(n).reshape(2, -1))
     for moving, others in (halves, halves.flip(0)):
         old, centres = population[moving], population.points[others]
-        factor = _kernel_factor(centres)
+        apart = centres - centres.mean(dim=0)
+        covariance = torch.einsum("nvp,nvq->vpq", apart, apart) / len(centres)
+        factor = kernel_factor(covariance, len(centres))
         normal = rng.standard_normal((n // 2, n_dimensions))
         scale = np.sqrt(_DEGREES / rng.chisquare(_DEGREES, (n // 2, 1)))
         step = torch.einsum("vpq,nq->nvp", factor, torch.tensor(normal * scale))
@@ -173,18 +136,6 @@ def _move(population, power, evaluate, voxels, rng):
         accepted = torch.tensor(np.log(rng.random((n // 2, 1)))) < gain
         rows, columns = torch.nonzero(accepted, as_tuple=True)
         population.put((moving[rows], columns), new[rows, columns])
-
-
-def _kernel_factor(centres):
-    """Cholesky factor (V, D, D) of the kernels: Silverman's share of the covariance."""
-    n, _, n_dimensions = centres.shape
-    apart = centres - centres.mean(dim=0)
-    covariance = torch.einsum("nvp,nvq->vpq", apart, apart) / n
-    # Few distinct members may lie in a plane.
-    spread = torch.diagonal(covariance, dim1=1, dim2=2)
-    covariance = covariance + torch.diag_embed(1e-4 * spread + 1e-20)
-    width = (4 / (n_dimensions + 2) / n) ** (1 / (n_dimensions + 4))
-    return width * torch.linalg.cholesky_ex(covariance)[0]
 
 
 def _log_density(points, centres, factor):

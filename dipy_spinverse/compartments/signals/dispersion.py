@@ -21,6 +21,7 @@ from dipy_spinverse.compartments.signals.kernels import Kernel, OwnSignal
 from dipy_spinverse.compartments.signals.quadrature import (
     bingham_grid,
     bingham_harmonics,
+    chebyshev_nodes,
     chebyshev_of_legendre,
     legendre_moments,
     octant,
@@ -69,24 +70,24 @@ def watson_order(odi: Tensor) -> Tensor:
     return watson_moments(odi, 2)[:, 1:]
 
 
-def zonal_signals(encoding: Encoding, coefficients: Tensor, axis: Tensor) -> Tensor:
-    """sum_l c_l P_l(cos) for each measurement.
+def legendre_series(coefficients: Tensor) -> Tensor:
+    """Chebyshev series (V, L, S) in 2 cos^2 - 1 from coefficients (V, S, L) of even P_l(cos).
 
-    Parameters
-    ----------
-    encoding : Encoding
-    coefficients : Tensor (V, S, L)
-        Of even l.
-    axis : Tensor (V, 3)
-
-    Returns
-    -------
-    Tensor (V, M)
+    As many Chebyshev polynomials are their stable form.
     """
+    (matrix,) = _tensors([chebyshev_of_legendre(coefficients.shape[2])], coefficients.dtype)
+    return matrix.T @ coefficients.mT
+
+
+def kernel_series(kernel: Kernel, order: int) -> Tensor:
+    """Chebyshev series (V, L, S) in 2 cos^2 - 1 of a kernel (V, S) that is not dispersed."""
+    square, matrix = _tensors(chebyshev_nodes(order // 2 + 1), kernel.excess.dtype)
+    return (kernel.at(square) @ matrix).mT
+
+
+def zonal_signals(encoding: Encoding, series: Tensor, axis: Tensor) -> Tensor:
+    """Signals (V, M) of Chebyshev series (V, L, S) of each shell about an axis (V, 3)."""
     t = 2 * (axis @ encoding.directions.T) ** 2 - 1
-    # As many Chebyshev polynomials of 2 cos^2 - 1 are their stable form.
-    (to_chebyshev,) = _tensors([chebyshev_of_legendre(coefficients.shape[2])], t.dtype)
-    series = to_chebyshev.T @ coefficients.mT
     return chebyshev_series(series, t, encoding.shell)
 
 

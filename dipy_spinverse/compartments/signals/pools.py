@@ -35,11 +35,18 @@ def pool_signals(definition: Definition, encoding: Encoding) -> Callable[[Values
     def signals(values: Values) -> Tensor:
         columns = []
         for pool in definition.pools:
-            parts = []
+            total, series = 0, {}
             for group in groups[pool]:
-                part = _group(encoding, order, group, values)
-                parts.append(part * _relaxed(encoding, group[0], values))
-            columns.append(sum(parts))
+                about = group[0].axis
+                if _zonal(encoding, order, group[0]):
+                    series[about] = series.get(about, 0) + _series(encoding, order, group, values)
+                else:
+                    part = _group(encoding, order, group, values)
+                    total = total + part * _relaxed(encoding, group[0], values)
+            for axis, coefficients in series.items():
+                zonal = dispersion.zonal_signals(encoding, coefficients, values[axis])
+                total = total + zonal
+            columns.append(total)
         return torch.stack(columns, dim=1)
 
     return signals
@@ -53,6 +60,33 @@ def _groups(definition):
         key = (*alike, c.T2, c.T1)
         groups.setdefault(c.pool, {}).setdefault(key, []).append(c)
     return {pool: list(parts.values()) for pool, parts in groups.items()}
+
+
+def _zonal(encoding, order, c):
+    """Whether signals are sums of few polynomials of the cosine to an axis, of each shell."""
+    if encoding.isotropic is not None or not c.has_axis or (c.T2, c.T1) != (None, None):
+        return False
+    if c.dispersion == "watson" and c.average == "signals":
+        return True
+    return c.dispersion in (None, "watson") and order < dispersion.MAX_ORDER
+
+
+def _series(encoding, order, group, values):
+    """Chebyshev series (V, L, S) of compartments with the same axis and dispersion."""
+    first, total = group[0], 0
+    for c in group:
+        kernel, share = _kernel(encoding, c, values), evaluate(c.share, values)[:, None, None]
+        if first.average == "tensor":
+            kernel = kernel.averaged(dispersion.watson_order(evaluate(first.odi, values)))
+        if first.dispersion is None or first.average == "tensor":
+            total = total + share * dispersion.kernel_series(kernel, order)
+        else:
+            moments = dispersion.kernel_moments(kernel, order, share.dtype)
+            total = total + share * moments
+    if first.dispersion == "watson" and first.average == "signals":
+        spread = dispersion.watson_moments(evaluate(first.odi, values), order)
+        total = dispersion.legendre_series(total * spread[:, None])
+    return total
 
 
 def _group(encoding, order, group, values):
@@ -103,11 +137,13 @@ def _directed(encoding, order, first, kernels, shares, values):
         )
         axis = values[first.axis]
         if own:
-            return dispersion.zonal_signals(encoding, moments, axis)
+            series = dispersion.legendre_series(moments)
+            return dispersion.zonal_signals(encoding, series, axis)
         odi = evaluate(first.odi, values)
         if first.dispersion == "watson":
             moments = moments * dispersion.watson_moments(odi, order)[:, None]
-            return dispersion.zonal_signals(encoding, moments, axis)
+            series = dispersion.legendre_series(moments)
+            return dispersion.zonal_signals(encoding, series, axis)
         fanning, fan = evaluate(first.fanning, values), values[f"{first.axis}_fan"]
         return dispersion.bingham_signals(encoding, moments, odi, fanning, axis, fan)
     total = 0
@@ -131,13 +167,15 @@ def _kernel(encoding: Encoding, compartment: Compartment, values: Values):
 
 
 def _largest_excess(definition, encoding):
-    """b times the largest diffusivity along an axis that is dispersed; None of own kernels."""
+    """b times the largest diffusivity that depends on an axis; None of own kernels."""
     largest = {p.name: p.high for p in definition.parameters} | dict(definition.known)
     along = []
     for c in definition.compartments:
         if isinstance(c.kernel, OwnKernel) and c.oriented:
             return None
-        if c.dispersion in ("watson", "bingham") and c.average == "signals":
+        if c.has_axis:
             along.append(c.arguments["parallel" if c.kernel == "zeppelin" else "diffusivity"])
+            across = c.arguments.get("perpendicular", 0.0)
+            along += [] if callable(across) else [across]
     values = [largest.get(e, _FREE_DIFFUSIVITY) if not isinstance(e, float) else e for e in along]
     return float(encoding.b.max()) * max(values, default=0.0)

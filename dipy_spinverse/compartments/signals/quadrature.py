@@ -32,6 +32,15 @@ def chebyshev_of_legendre(n):
 
 
 @lru_cache
+def chebyshev_nodes(n):
+    """cos^2 (n,) at the nodes of T_n(2 cos^2 - 1), and (n, n) from values there to a series."""
+    angle = (np.arange(n) + 0.5) * np.pi / n
+    matrix = 2 / n * np.cos(np.arange(n) * angle[:, None])
+    matrix[:, 0] /= 2
+    return 0.5 * (np.cos(angle) + 1), matrix
+
+
+@lru_cache
 def bingham_grid():
     """Cosines to the axis (Q,), of the azimuth from the fan (Q,), and weights (Q,)."""
     x, w = roots_legendre(40)

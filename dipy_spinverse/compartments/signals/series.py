@@ -115,16 +115,25 @@ def _clenshaw(coefficients, t, order, ends):
 
 @njit(cache=True, nogil=True, fastmath=True)
 def _clenshaw_block(c, x, upper, lower):
-    """Series with the same coefficients (L,) at all of x, in `upper`."""
+    """Series with the same coefficients (L,) at all of x, in `upper`.
+
+    Two steps at once: memory is what takes the time.
+    """
     for m in range(len(x)):
         upper[m] = c[-1]
         lower[m] = 0
-    for k in range(len(c) - 2, 0, -1):
-        constant = c[k]
+    k = len(c) - 2
+    if k % 2 == 1:
         for m in range(len(x)):
-            step = constant + 2 * x[m] * upper[m] - lower[m]
-            lower[m] = upper[m]
-            upper[m] = step
+            upper[m], lower[m] = c[k] + 2 * x[m] * upper[m], upper[m]
+        k -= 1
+    while k > 0:
+        first, second = c[k], c[k - 1]
+        for m in range(len(x)):
+            twice = 2 * x[m]
+            lower[m] = first + twice * upper[m] - lower[m]
+            upper[m] = second + twice * lower[m] - upper[m]
+        k -= 2
     if len(c) > 1:
         for m in range(len(x)):
             upper[m] = c[0] + x[m] * upper[m] - lower[m]
