@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dipy_spinverse.packed_cells.classes import NO_CELLS, ROTATION, TissueClass, tissue_class
+from dipy_spinverse.packed_cells.compiled import Shells
 from dipy_spinverse.packed_cells.maps import tissue_parameters
 from dipy_spinverse.packed_cells.measured import Measured, refined, residuals, systematic_floor
 from dipy_spinverse.packed_cells.orientations import rotation_of
@@ -28,6 +29,11 @@ _POLISHING_STEPS = 15
 _TELLING = 4.0
 # Classes whose evidence is e^-10, after the noise is refined e^-6, of the best are dropped.
 _FIRST_SCREEN, _LAST_SCREEN = 10.0, 6.0
+# Errors of two shells correlate as exp(-|x| / reach), x the logarithm of the ratio of their Delta,
+# and of their b: so they do in packings that the emulator was not fitted to (results/emulator.md).
+TIME_REACH, B_REACH = 1.5, 1.2
+# Of the variance of the errors, in patterns that are left out.
+_NEGLECTED = 0.03
 # Over the largest signal: a first idea of the noise where it is not given. It counts as one
 # measurement more, as few measurements may be fitted exactly.
 FIRST_SIGMA = 0.02
@@ -219,14 +225,12 @@ def _polished(problem, modes):
 def model_errors(
     model: TissueSignals, tissue: TissueClass, z: np.ndarray, frames: np.ndarray
 ) -> np.ndarray:
-    """One standard deviation of the emulator's errors (N, K, M), shared by a timing's shells."""
+    """Patterns (N, K, M) that errors of the emulator are made of, each with standard deviation 1
+    of its own."""
     values = tissue_parameters(tissue, z, model.diffusivity)
     cells = (1 - values["free_water"]) * (1 - values["dot"]) * (1 - values["hindered"])
-    shells = model.shells
-    pulses = np.stack([shells.small_delta, shells.big_delta])
-    timings, index = np.unique(pulses, axis=1, return_inverse=True)
-    of_timing = index.reshape(-1) == np.arange(timings.shape[1])[:, None]
-    shell = shells.of_measurement
+    shell = model.shells.of_measurement
+    patterns = error_patterns(model.shells)[:, shell]
     parts = []
     if tissue.has_cylinders:
         if tissue.turns:
@@ -241,4 +245,14 @@ def model_errors(
         parts.append(share[:, None] * model.model_error("sphere", values)[:, shell])
     if not parts:
         return np.zeros((len(z), 1, len(shell)))
-    return np.concatenate([of_timing[:, shell] * part[:, None] for part in parts], axis=1)
+    return np.concatenate([patterns * part[:, None] for part in parts], axis=1)
+
+
+def error_patterns(shells: Shells) -> np.ndarray:
+    """Patterns (K, S) over the shells, whose sum with normal weights correlates as errors do."""
+    weighted = shells.b > 0
+    time, b = np.log(shells.big_delta), np.log(np.where(weighted, shells.b, 1))
+    apart = np.abs(time[:, None] - time) / TIME_REACH + np.abs(b[:, None] - b) / B_REACH
+    variance, patterns = np.linalg.eigh(np.exp(-apart) * np.outer(weighted, weighted))
+    kept = np.cumsum(variance) > _NEGLECTED * variance.sum()
+    return (patterns * np.sqrt(np.maximum(variance, 0))).T[kept]

@@ -2,8 +2,8 @@
 
 Magnitudes are compared with the mean of their Rice distribution, in units of its standard
 deviation [1]_; measurements that can be negative have normal noise. Errors of the emulator are
-part of the noise, as one that the shells of a timing share; so is a share of every signal, the
-floor, that stands for what a scanner adds to noise.
+part of the noise, and shells share them the more the closer they are. So is a share of every
+signal, the floor, that stands for what a scanner adds to noise.
 
 References
 ----------
@@ -30,6 +30,8 @@ _FLOORS = np.linspace(0, 0.016, 17)
 # Of the derivative of the mean magnitude, in amplitudes over sigma.
 _DIFFERENCE = 0.01
 _TINY = 1e-200
+# Of a model error over the noise: weaker ones add less than 2 % to it.
+_LEAST_STRENGTH = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +122,8 @@ def refined(
     # Rounding decides their sign otherwise, and with it what is drawn along them.
     largest = np.abs(modes).argmax(axis=2)[..., None]
     modes = modes * np.sign(np.take_along_axis(modes, largest, axis=2))
+    felt = max(int((strength > _LEAST_STRENGTH).any(axis=0).sum()), 1)
+    strength, modes = strength[:, :felt], modes[:, :felt]
     return replace(
         known,
         inverse_sd=inverse_sd,

@@ -1,9 +1,10 @@
 """Draws from posteriors: the likeliest places of randomised data and prior [1]_.
 
 Data with their noise added once more, and a place of the prior instead of its centre, have a
-likeliest place, which is found from that of the data within a few steps. In a linear model such
-places are draws from the posterior; where it is curved they follow it, as no Gaussian around its
-mode does. All voxels share their random numbers: a voxel's draws do not depend on the others.
+likeliest place. In a linear model such places are draws from the posterior; where it is curved
+they follow it, as no Gaussian around its mode does, if each search starts from a place of its own:
+searches from the mode end too close to it. Those that get stuck are left out. All voxels share
+their random numbers: a voxel's draws do not depend on the others.
 
 References
 ----------
@@ -16,15 +17,22 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from scipy.stats import chi2
 
 from dipy_spinverse.inversion.levenberg_marquardt import Damping
+from dipy_spinverse.packed_cells.classes import LARGEST_Z
 from dipy_spinverse.packed_cells.measured import Measured
-from dipy_spinverse.packed_cells.search import ClassProblem, Modes, minima
+from dipy_spinverse.packed_cells.search import ClassProblem, Modes, costs, minima
 from dipy_spinverse.voxels.progress import stepwise
 
 # With damping, in units of the prior's curvature, five steps lead further than eight without: the
 # first would be too long. What the data do not tell still follows the prior's draw.
 _MOST_STEPS = 5
+# Starts are draws from a linear model around the mode, with that times the variance of the noise.
+_LESS_TOLD = 50.0
+_LARGEST_START = 3.0
+# Of the posterior: draws that are less likely than that part of it are stuck.
+_LIKELY = 0.99
 _DAMPING = Damping(first=3.0, least=1e-3, largest=1e6, growth=8.0)
 # Draws at once.
 _ROWS = 4096
@@ -58,7 +66,7 @@ def randomised_draws(
     known, p = problem.known, problem.tissue.n_parameters
     n_modes = known.damping.shape[1]
     noise = rng.standard_normal((n_draws, known.data.shape[1]))
-    prior = rng.standard_normal((n_draws, p))
+    prior, start = rng.standard_normal((2, n_draws, p))
     freedom = max(known.n_used - p, 4)
     size = np.ones(n_draws)
     if noise_unknown:
@@ -75,11 +83,46 @@ def randomised_draws(
         v, k = voxel[part], number[part]
         again = _randomised(known, v, noise[k], along[k], size[k])
         own = replace(problem, known=again, centre=prior[k], offset=problem.offset[v])
-        z, frames = modes.at(problem.tissue, v, chosen[part])
+        z, frames = _starts(problem.tissue, modes, v, chosen[part], prior[k], start[k])
         found = minima(own, z, frames, np.arange(len(v)), _MOST_STEPS, _DAMPING, relative=False)
         parts.append(found[:2])
     places, frames = (np.concatenate(each) for each in zip(*parts, strict=True))
-    return places, frames
+    row = _not_stuck(problem, modes, places, frames, voxel)
+    return places[row], frames[row]
+
+
+def _starts(tissue, modes, voxel, mode, prior, noise):
+    """Places (N, P) and frames of draws from a linear model around minima, widened."""
+    told = np.linalg.inv(modes.covariances[voxel, mode]) - np.eye(prior.shape[1])
+    precision, axes = np.linalg.eigh(told)
+    precision = np.maximum(precision, 0) / _LESS_TOLD
+    apart = np.einsum("npq,np->nq", axes, prior - modes.places[voxel, mode])
+    step = np.einsum(
+        "npq,nq->np", axes, (apart + np.sqrt(precision) * noise) / (precision + 1)
+    )  # fmt: skip
+    step = np.clip(step, -_LARGEST_START, _LARGEST_START)
+    z, frames = tissue.moved(*modes.at(tissue, voxel, mode), step)
+    return np.clip(z, -LARGEST_Z, LARGEST_Z), frames
+
+
+def _not_stuck(problem, modes, places, frames, voxel):
+    """Row (N,) that stands for each draw: its own, or another of its voxel.
+
+    Costs of draws exceed the least by about half a chi-square of as many degrees of freedom as
+    there are parameters.
+    """
+    cost = costs(problem, places, frames, voxel)
+    every, best = np.arange(len(modes.frames)), np.zeros(len(modes.frames), int)
+    least = costs(problem, *modes.at(problem.tissue, every, best), every)
+    np.minimum.at(least, voxel, cost)
+    stuck = cost - least[voxel] > 0.5 * chi2.ppf(_LIKELY, places.shape[1])
+    order = np.lexsort((stuck, voxel))
+    ranked = voxel[order]
+    first = np.searchsorted(ranked, ranked)
+    n_left = np.maximum(np.bincount(voxel, ~stuck), 1).astype(int)[ranked]
+    row = np.empty(len(voxel), int)
+    row[order] = order[first + (np.arange(len(voxel)) - first) % n_left]
+    return row
 
 
 def _randomised(known: Measured, voxel, noise, along, size):

@@ -254,6 +254,20 @@ def minima(
     return z, frames, np.linalg.inv(hessian), cost
 
 
+def costs(
+    problem: ClassProblem, z: np.ndarray, frames: np.ndarray, voxel: np.ndarray
+) -> np.ndarray:
+    """Minus the logarithm (N,) of the posterior at places (N, P)."""
+    cost = -log_prior(problem.tissue, z)
+    for first in range(0, len(z), _CHUNK):
+        part = slice(first, first + _CHUNK)
+        v = voxel[part]
+        signals = problem.model(problem.tissue, z[part], frames[part]) + problem.offset[v]
+        white, _, information = residuals(problem.known, signals, v)
+        cost[part] += 0.5 * np.einsum("nm,nm->n", white, white) + information
+    return cost
+
+
 def _expansion(problem, z, frames, voxel):
     """Cost (N,), gradient (N, P) and Gauss-Newton Hessian (N, P, P)."""
     tissue, known = problem.tissue, problem.known
