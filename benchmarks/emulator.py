@@ -3,6 +3,7 @@
 - packings left out: the draws of `benchmarks.make_emulator` in FOLDER that no network has seen;
   each is a single packing of a few bodies, so that the scatter between packings is part of the
   difference
+- correlation: of their errors at two encodings, which the likelihood takes into account
 - own error: the mean of 16 packings of eight cylinders at the same numbers, where scatter averages
   out, at 24 tissues
 - Monte Carlo: the cylinders and spheres of `benchmarks.tissue_testset` in TESTSET, random packings
@@ -15,6 +16,7 @@ Duration: 12 CPU-min (--quick: 1 min). Writes results/emulator.md.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +33,13 @@ from benchmarks.tables import machine, table
 from benchmarks.tissue_testset import acquisition
 from dipy_spinverse.packed_cells.emulator import Encodings, emulated_signals, emulator_error
 from dipy_spinverse.packed_cells.emulator.closed_form import Numbers, closed_form
-from dipy_spinverse.packed_cells.emulator.signals import network_of
+from dipy_spinverse.packed_cells.emulator.signals import error_terms, network_of
+from dipy_spinverse.packed_cells.likeliest import B_REACH, TIME_REACH
 
 _FRACTIONS = (0.05, 0.3, 0.5, 0.65, 0.81)
 _PERMEABILITIES = (-1, 0.01, 0.1, 1, 30)
+_TIME_APART, _B_APART = (0, 0.15, 0.4, 0.8, 1.4), (0, 0.1, 0.4, 0.8, 1.5, 3)
+_N_PAIRS, _ALONG, _LEAST_B, _LEAST_ERROR = 600, 0.25, 0.05, 5e-4
 _N_TISSUES, _N_PACKINGS = 24, 16
 _DIFFUSIVITY = 2.0  # of the test set
 
@@ -70,6 +75,39 @@ def left_out_table(shape: str, folder: Path) -> str:
         f"{shape}: {count} left out, all: {size(errors)}; the closed form alone {size(pools)}.\n\n"
         + table(head, rows)
     )
+
+
+def correlation_table(folder: Path) -> str:
+    """Of the errors of two encodings of one left-out packing, by how far these are apart."""
+    draws, numbers, signals = read_draws("cylinder", folder)
+    form = closed_form("cylinder", numbers)
+    deviation = form.gain * np.exp(error_terms(numbers) @ network_of("cylinder").error_scale)
+    free = numbers.across**2 * numbers.time * (1 - numbers.pulse / 3)
+    along = numbers.along**2 / np.maximum(numbers.across**2 + numbers.along**2, 1e-12)
+    # Where there is something to see: gradients mostly across, and neither too weak nor too small.
+    seen = held_out(draws) & (along < _ALONG) & (free > _LEAST_B) & (deviation > _LEAST_ERROR)
+    errors = form.signals(network_of("cylinder")(form.inputs)) - signals
+    rng, pairs = np.random.default_rng(0), []
+    for number in np.unique(draws[seen]):
+        rows = np.flatnonzero(seen & (draws == number))
+        white = errors[rows] / deviation[rows]
+        # Packings count alike, however large their errors are.
+        white /= np.sqrt((white**2).mean())
+        one, other = rng.integers(len(rows), size=(2, _N_PAIRS))
+        apart = [np.abs(np.log(x[rows][one] / x[rows][other])) for x in (numbers.time, free)]
+        power = (white[one] ** 2 + white[other] ** 2) / 2
+        pairs.append(np.stack([*apart, white[one] * white[other], power]))
+    time_apart, b_apart, product, power = np.concatenate(pairs, axis=1)
+    lines = []
+    for low, high in pairwise(_TIME_APART):
+        line = [f"{low:g} to {high:g}"]
+        for least, most in pairwise(_B_APART):
+            own = (time_apart >= low) & (time_apart < high) & (b_apart >= least) & (b_apart < most)
+            assumed = np.exp(-time_apart[own] / TIME_REACH - b_apart[own] / B_REACH).mean()
+            line.append(f"{product[own].sum() / power[own].sum():.2f} ({assumed:.2f})")
+        lines.append(line)
+    head = [f"b apart {least:g} to {most:g}" for least, most in pairwise(_B_APART)]
+    return table(["Delta apart", *head], lines)
 
 
 def own_error_rows(n_tissues: int) -> list[tuple]:
@@ -171,6 +209,10 @@ def main() -> None:
         "percentile, % of S0.",
         "## Packings left out",
         *(left_out_table(shape, given.folder) for shape in ("cylinder", "sphere")),
+        "## Correlation of errors",
+        "Of cylinders left out, by the logarithm of the ratios of Delta and b; in brackets what "
+        "the likelihood assumes.",
+        correlation_table(given.folder),
         "## Own error",
         own_error_table(n_tissues),
         "## Monte Carlo",

@@ -56,8 +56,8 @@ class Estimate:
 
     Attributes
     ----------
-    mean, median, low, high : ndarray (V, 5)
-        Of `MAPS`: posterior mean and median, ends of the 95 % interval.
+    median, low, high : ndarray (V, 5)
+        Of `MAPS`: posterior median, ends of the 95 % interval.
     axis : ndarray (V, 3)
         Of cylinders.
     chi_square : ndarray (V,)
@@ -66,7 +66,6 @@ class Estimate:
         CPU time per voxel.
     """
 
-    mean: np.ndarray
     median: np.ndarray
     low: np.ndarray
     high: np.ndarray
@@ -90,7 +89,6 @@ def packed_cells(
     draws = np.stack([posterior.maps[name] for name in MAPS], axis=-1)
     low, median, high = np.quantile(draws, [0.025, 0.5, 0.975], axis=0)
     return Estimate(
-        draws.mean(axis=0),
         median,
         low,
         high,
@@ -148,8 +146,8 @@ def estimates(path: Path, tissue: TissueSet, label: str, fit, again: bool) -> Es
 def summary(tissue: TissueSet, estimate: Estimate, snr: float, use: np.ndarray) -> dict[str, str]:
     """Figures over the substrates `use` (N,) of bool, as text."""
     truth = np.stack([tissue.truths[name] for name in MAPS], axis=1)[use].astype(float)
-    mean, median = estimate.mean[use], estimate.median[use]
-    relative = np.abs(mean / truth - 1)
+    median = estimate.median[use]
+    relative = np.abs(median / truth - 1)
     factor = np.exp(np.median(np.abs(np.log(np.maximum(median, 1e-9) / truth)), axis=0))
     fraction = tissue.truths["restricted_fraction"]
     limit = resolution_limit(tissue.acquisition, snr, fraction)[use]
@@ -162,7 +160,7 @@ def summary(tissue: TissueSet, estimate: Estimate, snr: float, use: np.ndarray) 
     return {
         "substrates": f"{use.sum()}",
         "S/V, %": f"{100 * np.median(relative[:, 0]):.1f}",
-        "fraction": f"{np.median(np.abs(mean - truth)[:, 1]):.3f}",
+        "fraction": f"{np.median(np.abs(median - truth)[:, 1]):.3f}",
         "diameter above the limit, % (n)": _percent(relative[wide, 2]) + f" ({wide.sum()})",
         "diameter, all, %": _percent(relative[:, 2]),
         "permeability, factor": f"{factor[3]:.2f}",
@@ -200,7 +198,7 @@ def report(path: Path, methods, systems, snrs=SNRS, again: bool = False) -> str:
         f"`python -m benchmarks.tissue FILE --systems {' '.join(systems)}`, with the set of "
         "`python -m benchmarks.tissue_testset FILE`: Monte Carlo signals that share nothing with "
         "the package. Medians of errors "
-        "(posterior mean; factors: posterior median), and in how many substrates the 95 % "
+        "of posterior medians, and in how many substrates the 95 % "
         "interval holds the truth. Goals hold at 300 mT/m, SNR 50. The resolution limit is that "
         "of Nilsson et al. 2017 (see `resolution_limit`) at the substrate's own fraction.",
         "",
