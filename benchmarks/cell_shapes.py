@@ -34,6 +34,7 @@ from benchmarks.cell_shape_targets import (
     measured,
     outside_truths,
     protocol,
+    roughly_apart,
 )
 from benchmarks.command import RESULTS, command, keep
 from benchmarks.tables import machine, table
@@ -79,11 +80,11 @@ def fitted(truth: Truth, protocol_name: str, snr: float, space: str) -> dict:
     draws = fit.draws()[:_COMPARED] if noisy else []
     outer = Template(*fit.tetrahedra()).surface
     endings = ("", "_std", "_low", "_high") if noisy else ("",)
-    expected = [distances((draw[outer], found.triangles), surface)[1] for draw in draws]
+    expected = [roughly_apart((draw[outer], found.triangles), surface) for draw in draws]
     return {
         "chamfer": chamfer,
         "surface": aside,
-        "start": distances((start.vertices_um, start.triangles), target)[1],
+        "start": roughly_apart((start.vertices_um, start.triangles), target),
         "expected": widened * float(np.mean(expected)) if noisy else np.nan,
         "vertices": of_vertices(surface, found.vertex_std_um, target) if noisy else None,
         "sizes": {

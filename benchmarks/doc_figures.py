@@ -90,6 +90,7 @@ def tutorial(name):
         shown.extend(picture(pyplot.figure(number)) for number in pyplot.get_fignums())
         pyplot.close("all")
 
+    pyplot.close("all")
     pyplot.show = show
     runpy.run_path(str(EXAMPLES / f"{name}.py"))
     return stacked(shown)

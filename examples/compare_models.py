@@ -239,13 +239,15 @@ def draw(path, errors, restricted, diameters, example):
         (axes[1, 1], diameters, "diameter (um)"),
     ):
         for k, (name, (values, interval)) in enumerate(rows.items()):
-            style = {"fmt": "o", "color": colours.get(name, "k")}
             if name == "truth":
-                style = {"fmt": "_", "color": "k", "ms": 60}
-            beside = 0.13 * (k - len(rows) / 2) if name != "truth" else 0
-            axis.errorbar(place + beside, values, interval, label=name, capsize=2, **style)
+                axis.hlines(values, place - 0.36, place + 0.36, color="k", label=name)
+                continue
+            beside, colour = 0.13 * (k - len(rows) / 2), colours.get(name, "k")
+            axis.errorbar(
+                place + beside, values, interval, fmt="o", capsize=2, color=colour, label=name
+            )
         axis.set_ylabel(label)
-        axis.legend(fontsize=8, markerscale=0.5)
+        axis.legend(fontsize=8)
     axes[1, 1].set_ylim(0, 20)
     for axis in (axes[0, 0], axes[1, 0], axes[1, 1]):
         axis.set_xticks(place, [label.replace(", ", "\n") for label in labels()], fontsize=8)

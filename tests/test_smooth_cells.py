@@ -147,7 +147,7 @@ def test_steps_by_the_slopes_of_a_coarse_grid_reach_the_data_of_a_fine_one():
     fine, coarse = (model.of_measurements(target.rows) for model in (fine, coarse))
     descend = SmoothDescent(target, fine, coarse, PRIOR)
     start = ball(CENTRE + [1.2, 0, -1], RADIUS - 1)
-    found = descend(descend.fitted(start), 12, damping=1.0)
+    found = descend(descend.fitted(start), 12)
     before = (descend.fitted(start).residual ** 2).mean()
     assert before > 20
     assert (found.residual**2).mean() < 4  # they end before the last bit is explained

@@ -17,9 +17,10 @@ from dipy_spinverse.cell_search.smooth.level_set import FieldPrior
 _FARTHEST = 0.5  # that a step may move the walls, in lengths of the prior
 _MODEL_ERROR = 0.5  # of the residual that a step cannot foretell: it shrinks with the misfit
 # Damping of steps, over the prior's precision, and how it follows what was gained of the foretold.
-_LEAST_DAMPING, _MOST_DAMPING = 0.03, 1e4
-_GOOD, _BAD, _FACTOR = 0.6, 0.25, 3.0
-_ENOUGH = 0.02  # gain of the log probability, per measurement, below which steps end
+# With less at first, steps make islands, of which the derivatives know nothing.
+_FIRST_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 100.0, 0.03, 1e4
+_GOOD, _BAD, _LESS, _MORE = 0.6, 0.25, 3.0, 5.0
+_ENOUGH = 0.01  # gain of the log probability, per measurement, below which steps end
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,15 +65,15 @@ class SmoothDescent:
         """Derivatives (m, n + C) of the condensed data."""
         return self._target.expected(self._slopes.linear(cells)[1].T).T
 
-    def __call__(self, here: Fitted, n_steps: int, damping: float) -> Fitted:
+    def __call__(self, here: Fitted, n_steps: int) -> Fitted:
         """Cells after some steps of Levenberg and Marquardt, in units of the prior.
 
         While the misfit is large, half of it counts as error of the model: cells stay probable
         as long as the data do not need others.
         """
-        jacobian = None
+        jacobian, damping = None, _FIRST_DAMPING / _error(here) ** 2
         for _ in range(n_steps):
-            error = max(_MODEL_ERROR * np.sqrt((here.residual**2).mean()), 1.0)
+            error = _error(here)
             jacobian = self.jacobian(here.cells) if jacobian is None else jacobian
             step = self._bounded(here.cells, _step(here, jacobian, error, damping))
             there = self.fitted(here.cells.moved(step))
@@ -80,14 +81,13 @@ class SmoothDescent:
             foretold = Fitted(there.cells, here.residual - jacobian @ step)
             hoped = max(here._of(error) - foretold._of(error), 1e-9)
             if gain > _GOOD * hoped:
-                damping = max(damping / _FACTOR, _LEAST_DAMPING)
+                damping = max(damping / _LESS, _LEAST_DAMPING)
             elif gain < _BAD * hoped:
-                damping *= _FACTOR
+                damping *= _MORE
             if gain > 0:
                 here, jacobian = there, None
-            if damping > _MOST_DAMPING or (
-                error == 1.0 and 0 < gain < _ENOUGH * len(here.residual)
-            ):
+            ended = error == 1.0 and 0 < gain < _ENOUGH * len(here.residual)
+            if ended or damping > _MOST_DAMPING:
                 break
         return here
 
@@ -101,6 +101,11 @@ class SmoothDescent:
             return step
         farthest = np.quantile(change[near], 0.9) / (_FARTHEST * self._prior.length)
         return step / max(farthest, 1.0)
+
+
+def _error(here):
+    """Of data and model, in units of that of the data."""
+    return max(_MODEL_ERROR * np.sqrt((here.residual**2).mean()), 1.0)
 
 
 def _step(here, jacobian, error, damping):

@@ -31,7 +31,6 @@ from dipy_spinverse.voxels.rician import rician_mean
 _RIDGE = 0.02
 # Of the difference of two ends that descents which go on for long still take back.
 _UNFINISHED = 4.0
-_FIRST_DAMPING, _LATER_DAMPING = 10.0, 1.0
 # Over the signal without diffusion weighting: to how much of it examples are foretold.
 _TYPICAL_NOISE = 1 / 50
 
@@ -43,7 +42,7 @@ class SmoothEffort:
     coarse: int = 5  # cubes along the box, for the starts
     middle: int = 6  # for derivatives
     fine: int = 9  # for signals
-    finest: int = 12  # that corrects these, and judges what is found
+    finest: int = 12  # beside it, for the limit, which corrects signals and judges ends
     n_examples: int = 2000  # random cells, simulated once for all voxels
     n_complete: int = 200  # of these with all measurements
     n_condensed: int = 96  # measurements that are simulated
@@ -51,7 +50,7 @@ class SmoothEffort:
     n_pairs: int = 12  # starts that are two of them beside each other
     n_steps_coarse: int = 15
     n_better: int = 8  # starts that go on to the middle grid
-    n_steps_middle: int = 6
+    n_steps_middle: int = 10
     n_moved: int = 1  # of their ends whose cells are put elsewhere
     n_moves: int = 3  # of these that descend
     n_good: int = 4  # lines that go on with the signals of the fine grid
@@ -73,7 +72,7 @@ class SmoothFound:
     best : SmoothCells
     draws : list of SmoothCells
     signals : ndarray (M,)
-        Of the best, on the finest grid.
+        Of the best, in the limit of fine grids.
     n_steps : int
         Steps of a line.
     """
@@ -125,11 +124,11 @@ class SmoothSearch:
         unlifted = np.sqrt((data**2 - rician**2).clip(0))
         starts = self.proposals.nearest(unlifted, sigma, effort.n_nearest)
         starts += self.proposals.pairs(unlifted, sigma, effort.n_pairs)
-        lines = _descended(coarse, starts, effort.n_steps_coarse, _FIRST_DAMPING)
+        lines = _descended(coarse, starts, effort.n_steps_coarse)
         starts = [line.cells for line in lines[: effort.n_better]]
-        lines = _descended(middle, starts, effort.n_steps_middle, _LATER_DAMPING)
+        lines = _descended(middle, starts, effort.n_steps_middle)
         starts = [line.cells for line in self._with_others(middle, lines)[: effort.n_good]]
-        lines = _descended(fine, starts, effort.n_steps_fine, _LATER_DAMPING)
+        lines = _descended(fine, starts, effort.n_steps_fine)
         ends = [self._finished(target, line.cells) for line in lines[: effort.n_lines]]
         ends.sort(key=attrgetter("fitted.improbability"))
         draws = self._draws(ends, target, n_draws, rng)
@@ -141,11 +140,11 @@ class SmoothSearch:
         """Cells after the last steps of a search that would have found them."""
         target = self._target(data, sigma, rician)
         fine = self._descents(target)[-1]
-        (line,) = _descended(fine, [cells], self.effort.n_steps_fine, _LATER_DAMPING)
+        (line,) = _descended(fine, [cells], self.effort.n_steps_fine)
         return self._finished(target, line.cells).fitted.cells
 
     def improbability(self, data, sigma, rician, cells: SmoothCells) -> float:
-        """Minus twice the log probability of cells, but for a constant, on the finest grid."""
+        """Minus twice the log probability of cells, but for a constant, in the limit."""
         expected = rician_mean(self.limit.signals(cells), rician)
         return Fitted(cells, (data - expected) / sigma).improbability
 
@@ -163,7 +162,7 @@ class SmoothSearch:
         cells = [moved for x in best for moved in elsewhere(x, self.prior)]
         moved = sorted((descend.fitted(x) for x in cells), key=_improbability)
         starts = [line.cells for line in moved[: self.effort.n_moves]]
-        moved = _descended(descend, starts, self.effort.n_steps_middle, _LATER_DAMPING)
+        moved = _descended(descend, starts, self.effort.n_steps_middle)
         return sorted([*lines, *moved], key=_improbability)
 
     def _finished(self, target, cells):
@@ -172,11 +171,11 @@ class SmoothSearch:
         fine, limit = (x.of_measurements(target.rows) for x in (self.fine, self.limit))
         corrected = target.less(limit.signals(cells) - fine.signals(cells))
         descend = self._descents(corrected)[-1]
-        cells = descend(descend.fitted(cells), n_steps, _LATER_DAMPING).cells
+        cells = descend(descend.fitted(cells), n_steps).cells
         # Once more, with all measurements.
         corrected = target.exact_for(self.limit.signals(cells), fine.signals(cells))
         descend = self._descents(corrected)[-1]
-        cells = descend(descend.fitted(cells), n_steps, _LATER_DAMPING).cells
+        cells = descend(descend.fitted(cells), n_steps).cells
         signals, complete = self.limit.signals(cells), target.complete
         residual = complete.data / complete.sigma - complete.expected(signals)
         return _End(Fitted(cells, residual), signals)
@@ -232,9 +231,9 @@ class SmoothSearch:
         return [drawn(rng, cells, *given, self.effort.n_steps_of_draws) for cells in centres]
 
 
-def _descended(descend, starts, n_steps, damping):
+def _descended(descend, starts, n_steps):
     """Where descents end, the most probable first."""
-    lines = [descend(descend.fitted(start), n_steps, damping) for start in starts]
+    lines = [descend(descend.fitted(start), n_steps) for start in starts]
     return sorted(lines, key=_improbability)
 
 
@@ -248,7 +247,7 @@ class _End:
     Attributes
     ----------
     fitted : Fitted
-        To all data, on the finest grid.
+        To all data, in the limit of fine grids.
     signals : ndarray (M,)
         There.
     """

@@ -47,10 +47,8 @@ class Settings:
 
 def voxels_per_chunk(definition: Definition, acquisition: Measurements, n_draws: int = 0) -> int:
     """As many voxels as fit into some hundred MiB."""
-    # Sums over the modes of pores are the largest arrays, as long as signals 20 times.
-    per_voxel = len(acquisition) * (20 if definition.timed else 1)
     most = _DRAWS_PER_CHUNK // max(n_draws, 100)
-    return max(1, min(most, _NUMBERS_PER_CHUNK // per_voxel))
+    return max(1, min(most, _NUMBERS_PER_CHUNK // len(acquisition)))
 
 
 def layout(definition: Definition, n_te: int, *, posterior: bool) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,15 +32,14 @@ class Place:
         """Some of the voxels."""
         return Place(self.unit[index], self.frames[index])
 
-    def with_voxels(self, index, other: Place) -> Place:
-        """A copy with some of the voxels from another place."""
-        result = Place(self.unit.clone(), self.frames.clone())
-        result.put(index, other.of_voxels(index))
-        return result
-
     def put(self, index, other: Place) -> None:
         """Overwrite some of the voxels."""
         self.unit[index], self.frames[index] = other.unit, other.frames
+
+
+def joined(places: Sequence[Place]) -> Place:
+    """Places one after the other."""
+    return Place(torch.cat([p.unit for p in places]), torch.cat([p.frames for p in places]))
 
 
 def n_steps(definition: Definition) -> int:

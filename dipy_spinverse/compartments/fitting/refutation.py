@@ -27,6 +27,10 @@ _ORDER = 4  # of the harmonics of a shell that a wrong model is looked for in
 # Voxels of a neighbourhood, and the shift of a known value below which it may be as it is.
 _NEIGHBOURS = 125
 _LEAST_SHIFT = 0.05
+# What curvature of the signals moves the score of every voxel by, over its standard deviation.
+_BIAS = 0.2
+# Of the value known: beyond them the slope does not lead.
+_LEAST, _MOST = 0.5, 2.0
 _DIFFERENCE = 1e-2  # of a known value
 
 
@@ -96,14 +100,15 @@ def scores(
         shifted = problem.scale[:, None] * problem.pools(values | {name: values[name] + step})
         wanted.append((combined(shifted, amplitudes) - before) / step[:, None])
     weight = normal.inverse_sd[:, None]
-    slope = (torch.stack(wanted, dim=1) * weight).double()
-    nuisance = (torch.cat([slopes, columns], dim=1) * weight).double()
-    gram = nuisance @ nuisance.mT
+    slope = torch.stack(wanted, dim=1) * weight
+    nuisance = torch.cat([slopes, columns], dim=1) * weight
+    gram = (nuisance @ nuisance.mT).double()
     diagonal = torch.diagonal(gram, dim1=1, dim2=2)
-    gram = gram + torch.diag_embed(1e-8 * diagonal + 1e-12)
+    gram = gram + torch.diag_embed(1e-6 * diagonal + 1e-12)
     factor, _ = torch.linalg.cholesky_ex(gram)
-    slope = slope - torch.cholesky_solve(nuisance @ slope.mT, factor).mT @ nuisance
-    residual = ((normal.values - before) * normal.inverse_sd).double()
+    follows = torch.cholesky_solve((nuisance @ slope.mT).double(), factor).to(slope.dtype)
+    slope = slope - follows.mT @ nuisance
+    residual = (normal.values - before) * normal.inverse_sd
     score = (slope @ residual[..., None])[..., 0]
     return score.nan_to_num().numpy(), (slope**2).sum(dim=2).nan_to_num().numpy()
 
@@ -131,14 +136,16 @@ def shifts(
     threshold = norm.isf(0.5 * REFUTED / max(len(known), 1))
     size = round(_NEIGHBOURS ** (1 / max(where.ndim, 1)))
     for k, (name, value) in enumerate(known.items()):
-        total, weight = (_window_sum(each[:, k], where, size) for each in (score, information))
-        certain = np.abs(total) > threshold * np.sqrt(np.maximum(weight, 0))
+        parts = score[:, k], information[:, k], np.sqrt(information[:, k])
+        total, weight, spread = (_window_sum(each, where, size) for each in parts)
+        certain = np.abs(total) > threshold * np.sqrt(np.maximum(weight, 0)) + _BIAS * spread
         there = certain & (np.abs(total) > _LEAST_SHIFT * value * weight)
         refuted |= there
         every = score[:, k].sum() / np.sqrt(max(information[:, k].sum(), 1e-30))
         if there.any() and there.mean() > 0.5 and abs(every) > most:
             most = abs(every)
-            better = {name: value + score[:, k].sum() / information[:, k].sum()}
+            shift = score[:, k].sum() / information[:, k].sum()
+            better = {name: float(np.clip(value + shift, _LEAST * value, _MOST * value))}
     return refuted, better
 
 

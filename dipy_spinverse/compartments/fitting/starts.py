@@ -6,7 +6,7 @@ import torch
 from scipy.stats import qmc
 from torch import Tensor
 
-from dipy_spinverse.compartments.fitting.coordinates import Place
+from dipy_spinverse.compartments.fitting.coordinates import Place, joined
 from dipy_spinverse.compartments.fitting.variable_projection import (
     Problem,
     amplitudes_of,
@@ -27,7 +27,8 @@ def dictionary_starts(problem: Problem, frames: Tensor, n_starts: int = 1) -> li
         return [Place(frames.new_zeros(n_voxels, 0), frames)]
     points = qmc.Halton(n, scramble=False).random(_DICTIONARY_SIZE + 1)[1:]
     points = torch.tensor(points, dtype=frames.dtype)
-    places = (Place(point.expand(n_voxels, n), frames) for point in points)
+    # Scalars of one voxel are those of all.
+    places = (Place(point[None], frames) for point in points)
     costs = torch.stack([amplitudes_of(problem.columns(p), problem.data)[1] for p in places], 1)
     near = torch.cdist(points, points) < _APART
     starts = []
@@ -50,15 +51,14 @@ def best_of(problem: Problem, starts: list[Place]):
     ends : list of Place
         All, the best first.
     """
-    found = [fit_all(problem, start) for start in starts]
-    place, amplitudes, converged = found[0]
-    ends = [end for end, *_ in found]
-    least = problem.misfit(place, amplitudes)
-    for k, (end, amount, done) in enumerate(found[1:], start=1):
-        cost = problem.misfit(end, amount)
-        better = torch.nonzero(cost < least)[:, 0]
-        ends[k] = end.with_voxels(better, place)
-        place = place.with_voxels(better, end)
-        amplitudes[better], converged[better] = amount[better], done[better]
-        least = torch.minimum(least, cost)
-    return place, amplitudes, converged, [place, *ends[1:]]
+    if len(starts) == 1:
+        place, amplitudes, converged = fit_all(problem, starts[0])
+        return place, amplitudes, converged, [place]
+    n_voxels, n = len(problem.data), len(starts)
+    every = problem.of_voxels(torch.arange(n_voxels).repeat(n))
+    place, amplitudes, converged = fit_all(every, joined(starts))
+    best = every.misfit(place, amplitudes).reshape(n, n_voxels).argmin(dim=0)
+    voxels = torch.arange(n_voxels)
+    ends = [place.of_voxels((best + k) % n * n_voxels + voxels) for k in range(n)]
+    rows = best * n_voxels + voxels
+    return ends[0], amplitudes[rows], converged[rows], ends

@@ -145,14 +145,14 @@ def _step(problem, place, amplitudes, damping):
     damped = curvature + torch.diag_embed(damping[:, None] * diagonal + floor + (1 - free))
     factor, _ = torch.linalg.cholesky_ex(damped)
     step = torch.cholesky_solve((gradient * free)[..., None], factor)[..., 0].nan_to_num()
+    expected = (step * gradient * free).sum(dim=1)
     step[:, n:] = step[:, n:].clamp(-_LARGEST_TURN, _LARGEST_TURN)
     step[:, :n] = (place.unit + step[:, :n]).clamp(0, 1) - place.unit
     trial = moved(problem.definition, place, step)
     trial_amplitudes, trial_cost = amplitudes_of(problem.columns(trial), target)
     better = trial_cost < cost
-    small = (step.abs() < _SMALL_STEP).all(dim=1) | (
-        better & (cost - trial_cost < _SMALL_GAIN * cost)
-    )
+    small = (step.abs() < _SMALL_STEP).all(dim=1) | (expected < _SMALL_GAIN * cost)
+    small |= better & (cost - trial_cost < _SMALL_GAIN * cost)
     keep = better[:, None]
     new = Place(
         torch.where(keep, trial.unit, place.unit),

@@ -81,9 +81,9 @@ def draw_amplitudes(
     amplitudes, log_density = _positive(mean, factor, uniform)
     # Alike are S0 and fractions, not amplitudes: they have the density S0^(1 - K).
     log_prior = (1 - n_pools) * torch.log(amplitudes.sum(dim=1).clamp_min(1e-12))
-    arrays = (problem.data, columns, amplitudes, sigma, voxels)
+    of_rows = (problem.data, columns, amplitudes, sigma, voxels)
     likelihood = _log_likelihoods(
-        *(each.contiguous().numpy() for each in arrays), problem.sigma is not None
+        *(each.contiguous().numpy() for each in of_rows), problem.sigma is not None
     )
     return amplitudes, torch.from_numpy(likelihood) + log_prior - log_density
 

@@ -34,7 +34,7 @@ _N_CENTRES = 32
 _LEAST_SAMPLES = 128
 _ENOUGH = 0.45  # effective samples per draw
 _TEMPERED = 24.0  # effective samples from which kernels are made
-_MOST_ROUNDS = 5
+_MOST_ROUNDS = 6
 
 
 def weighted_draws(

@@ -3,11 +3,11 @@
 All values inside the bounds, all fractions and all directions are equally likely a priori.
 Scalars are sampled in z with u = Phi(z), where this prior is a standard normal distribution and
 bounds are infinitely far; axes in the plane that touches the sphere at the fit; amplitudes are
-drawn with each point. Samples around the fit and, as it may have found one of several modes, from
-the prior of the scalars are weighted (`importance`). Where few carry the weight, a population is
-led to the posterior (`tempering`) from the prior of the scalars and around the fit in the axes;
-of several fibre populations, which are too many unknowns to start anywhere, from around the fit
-in all.
+drawn with each point. Samples around the ends of searches, some of them with the prior of one
+scalar or of all, are weighted (`importance`). Where few carry the weight, a population is led to
+the posterior (`tempering`) from the prior of the scalars and around the fit in the axes; of
+several fibre populations, which are too many unknowns to start anywhere, from around the fit in
+all.
 """
 
 from __future__ import annotations
@@ -33,8 +33,12 @@ from dipy_spinverse.compartments.posterior.proposal import Proposal
 from dipy_spinverse.compartments.posterior.tempering import tempered_draws
 from dipy_spinverse.voxels.progress import part
 
-_NEAR, _BROAD = 1.1, 1.5  # times the spread around the fit
-_SHARE_OF_PRIOR = 0.25
+_NEAR, _BROAD = 1.1, 1.4  # times the spread around the fit
+_WIDE = 2.0
+# Of the samples: near the fit, in its wider surroundings, with the prior of one scalar, of all;
+# where searches end in one place, in several, and of several fibre populations.
+_ONE, _SEVERAL = (0.65, 0.15, 0.1, 0.1), (0.4, 0.15, 0.25, 0.2)
+_FIBRES = (0.7, 0.3, 0.0, 0.0)
 _LEAST_EFFECTIVE = 0.2  # of the draws
 _PRIOR_OF_TURNS = 3.0  # precision
 _SAMPLES_PER_BLOCK = 200_000
@@ -81,7 +85,9 @@ def sample_posterior(
     place, n_pools = ends[0], amplitudes.shape[1]
     normal = normal_data(problem, combined(problem.columns(place), amplitudes), sigma)
     near = [_around(problem, end, place, normal) for end in ends]
-    broad = _broad(problem.definition, near[0])
+    one_axis, scalars = len(problem.definition.axes) < 2, range(place.unit.shape[1])
+    broad = _with_prior(near[0], scalars if one_axis else ())
+    shelves = [_with_prior(near[0], (k,)) for k in scalars]
     block = max(1, _SAMPLES_PER_BLOCK // problem.data.shape[1])
 
     def evaluate(points, voxels, generator):
@@ -103,8 +109,14 @@ def sample_posterior(
             points, torch.cat(drawn).unflatten(0, (n, n_voxels)), target, torch.zeros_like(target)
         )
 
-    first = [(each, (1 - _SHARE_OF_PRIOR) / len(near)) for each in near]
-    first.append((broad, _SHARE_OF_PRIOR))
+    wide = [Proposal(each.centres, _WIDE * each.factor) for each in near]
+    shares = (_ONE if len(ends) == 1 else _SEVERAL) if one_axis else _FIBRES
+    first = [
+        (proposal, share / len(proposals))
+        for share, proposals in zip(shares, (near, wide, shelves, [broad]), strict=True)
+        for proposal in proposals
+        if share
+    ]
     with part(0.0, _WEIGHED):
         draws, effective = weighted_draws(first, evaluate, n_draws, weighing)
     poor = torch.nonzero(effective < _LEAST_EFFECTIVE * n_draws)[:, 0]
@@ -165,14 +177,13 @@ def _around(problem, end, place, normal):
     return Proposal(torch.cat([scalars, turns], dim=1)[None], _NEAR * factor)
 
 
-def _broad(definition, near):
-    """Around the fit, with the prior of the scalars where there is one axis at most."""
-    n, scale = len(definition.parameters), _BROAD / _NEAR
-    if len(definition.axes) > 1:
-        return Proposal(near.centres, scale * near.factor)
+def _with_prior(near, free):
+    """With the prior of some of the scalars, broader in the others."""
+    free = torch.tensor(list(free), dtype=torch.long)
+    every = torch.arange(near.factor.shape[1])
+    rest = every[~torch.isin(every, free)]
     centres, factor = near.centres.clone(), torch.zeros_like(near.factor)
-    centres[..., :n] = 0
-    factor[:, range(n), range(n)] = 1
-    turns = near.factor[:, n:]
-    factor[:, n:, n:] = scale * torch.linalg.cholesky_ex(turns @ turns.mT)[0]
+    centres[..., free], factor[:, free, free] = 0, 1
+    part = near.factor[:, rest]
+    factor[:, rest[:, None], rest] = _BROAD * torch.linalg.cholesky_ex(part @ part.mT)[0]
     return Proposal(centres, factor)

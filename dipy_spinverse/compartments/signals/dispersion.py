@@ -88,7 +88,7 @@ def kernel_series(kernel: Kernel, order: int) -> Tensor:
 def zonal_signals(encoding: Encoding, series: Tensor, axis: Tensor) -> Tensor:
     """Signals (V, M) of Chebyshev series (V, L, S) of each shell about an axis (V, 3)."""
     t = 2 * (axis @ encoding.directions.T) ** 2 - 1
-    return chebyshev_series(series, t, encoding.shell)
+    return chebyshev_series(series.expand(len(t), -1, -1), t, encoding.shell)
 
 
 def bingham_tensor(

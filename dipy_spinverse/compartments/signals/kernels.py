@@ -16,15 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from scipy.optimize import brentq
-from scipy.special import jnp_zeros, spherical_jn
 from torch import Tensor
 
 from dipy_spinverse.compartments.signals.encoding import Encoding
-
-_N_ROOTS = 20
+from dipy_spinverse.compartments.signals.restricted import CYLINDER, SPHERE, restricted
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +141,7 @@ def cylinder(encoding: Encoding, diffusivity: Tensor, diameter: Tensor) -> Kerne
     .. [1] van Gelderen, DesPres, van Zijl and Moonen, J. Magn. Reson. B 103 (1994) 255,
        https://doi.org/10.1006/jmrb.1994.1038
     """
-    across = _restricted(encoding, diffusivity, diameter, _CYLINDER_ROOTS, 1.0)
+    across = restricted(encoding, diffusivity, diameter, CYLINDER)
     return Kernel(across, _gaussian(encoding, diffusivity) - across)
 
 
@@ -176,41 +172,13 @@ def sphere(encoding: Encoding, diffusivity: Tensor, diameter: Tensor) -> Kernel:
     ----------
     .. [1] Murday and Cotts, J. Chem. Phys. 48 (1968) 4938, https://doi.org/10.1063/1.1668160
     """
-    across = _restricted(encoding, diffusivity, diameter, _SPHERE_ROOTS, 2.0)
+    across = restricted(encoding, diffusivity, diameter, SPHERE)
     return Kernel(across, torch.zeros_like(across))
 
 
 def _gaussian(encoding, diffusivity):
     return encoding.b * diffusivity[:, None]
 
-
-def _restricted(encoding, diffusivity, diameter, roots, shape):
-    """2 (q/delta)^2 sum_n (2 D a^2 delta - 2 + ...) / (D^2 a^6 (a^2 R^2 - shape)), a = root / R.
-
-    (V, S). The sum in the numerator runs over the overlaps of the two pulses.
-    """
-    radius = 0.5 * diameter[:, None, None]
-    root = torch.tensor(roots, dtype=encoding.b.dtype, device=encoding.b.device)
-    small, big = encoding.small_delta[:, None], encoding.big_delta[:, None]
-    rate = diffusivity[:, None, None] * root**2 / radius**2
-    one, apart = torch.exp(-rate * small), torch.exp(-rate * big)
-    pulses = (
-        2 * (rate * small - 1) + 2 * (one + apart) - torch.exp(-rate * (big - small)) - one * apart
-    )
-    total = (pulses / (rate**2 * root**2 * (root**2 - shape))).sum(dim=2)
-    strength = torch.where(encoding.q > 0, encoding.q / encoding.small_delta, 0)
-    return 2 * (strength * radius[..., 0]) ** 2 * total
-
-
-def _sphere_roots():
-    def slope(x):
-        return spherical_jn(1, x, derivative=True)
-
-    return [brentq(slope, (k + 0.5) * np.pi, (k + 1) * np.pi) for k in range(_N_ROOTS)]
-
-
-_CYLINDER_ROOTS = list(jnp_zeros(1, _N_ROOTS))
-_SPHERE_ROOTS = _sphere_roots()
 
 KERNELS: dict[str, Callable[..., Kernel]] = {
     "stick": stick,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ def pool_signals(definition: Definition, encoding: Encoding) -> Callable[[Values
     Returns
     -------
     callable
-        From a mapping of values, tensors (V,) for scalars and (V, 3) for axes, to signals
+        From a mapping of values, tensors (V,) or (1,) for scalars and (V, 3) for axes, to signals
         (V, K, M), each pool's own relative to b = 0. Differentiable, and batched by `torch.func`.
     """
     order = dispersion.legendre_order(_largest_excess(definition, encoding))
@@ -35,7 +36,8 @@ def pool_signals(definition: Definition, encoding: Encoding) -> Callable[[Values
     def signals(values: Values) -> Tensor:
         columns = []
         for pool in definition.pools:
-            total, series = 0, {}
+            total: Any = 0
+            series: dict[str, Any] = {}
             for group in groups[pool]:
                 about = group[0].axis
                 if _zonal(encoding, order, group[0]):
@@ -47,7 +49,7 @@ def pool_signals(definition: Definition, encoding: Encoding) -> Callable[[Values
                 zonal = dispersion.zonal_signals(encoding, coefficients, values[axis])
                 total = total + zonal
             columns.append(total)
-        return torch.stack(columns, dim=1)
+        return torch.stack(torch.broadcast_tensors(*columns), dim=1)
 
     return signals
 

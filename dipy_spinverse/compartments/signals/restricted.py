@@ -1,0 +1,77 @@
+"""Attenuation by diffusion between walls, in the Gaussian phase approximation.
+
+    -log E = 2 (q/delta)^2 sum_n (2 D a^2 delta - 2 + ...) / (D^2 a^6 (a^2 R^2 - shape))
+
+with a = root / R. The sum in the numerator runs over the overlaps of the two pulses. Over R^2 the
+sum over roots depends on diffusivity and radius by D / R^2 alone, and is interpolated: it would
+take most of the time of a fit.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from scipy.interpolate import CubicSpline
+from scipy.optimize import brentq
+from scipy.special import jnp_zeros, spherical_jn
+from torch import Tensor
+
+from dipy_spinverse.compartments.signals.encoding import Encoding
+
+_N_ROOTS = 20
+# Logarithms of D / R^2 (1/ms): outside of them the sum is a power of it.
+_FIRST, _LAST, _N_NODES = np.log(1e-6), np.log(1e6), 400
+
+
+def _sphere_roots():
+    def slope(x):
+        return spherical_jn(1, x, derivative=True)
+
+    return [brentq(slope, (k + 0.5) * np.pi, (k + 1) * np.pi) for k in range(_N_ROOTS)]
+
+
+# Roots, and the shape: 1 of a cylinder, 2 of a sphere.
+CYLINDER = tuple(jnp_zeros(1, _N_ROOTS)), 1.0
+SPHERE = tuple(_sphere_roots()), 2.0
+
+
+def restricted(
+    encoding: Encoding, diffusivity: Tensor, diameter: Tensor, pore: tuple[tuple, float]
+) -> Tensor:
+    """Logarithm (V, S) of the attenuation across a pore, with the sign changed.
+
+    Parameters
+    ----------
+    encoding : Encoding
+    diffusivity, diameter : Tensor (V,)
+        um^2/ms, um.
+    pore : CYLINDER or SPHERE
+    """
+    radius = 0.5 * diameter[:, None]
+    place = (torch.log(diffusivity) - 2 * torch.log(radius[:, 0])).clamp(_FIRST, _LAST)
+    step, polynomials = _sums(encoding, *pore)
+    position = (place - _FIRST) / step
+    k = position.detach().long().clamp(0, _N_NODES - 2)
+    beyond = step * (position - k)[:, None]
+    third, second, first, constant = polynomials.to(position.dtype)[:, k]
+    logarithm = constant + beyond * (first + beyond * (second + beyond * third))
+    strength = torch.where(encoding.q > 0, encoding.q / encoding.small_delta, 0)
+    return 2 * (strength * radius) ** 2 * torch.exp(logarithm)
+
+
+@lru_cache(maxsize=8)
+def _sums(encoding, roots, shape):
+    """Step of the nodes, and polynomials (4, N - 1, S) between them of the sum's logarithm."""
+    nodes = np.linspace(_FIRST, _LAST, _N_NODES)
+    times = (each.double().numpy()[:, None] for each in (encoding.small_delta, encoding.big_delta))
+    small, big = (np.where(time > 0, time, 1.0) for time in times)
+    square = np.array(roots) ** 2
+    rate = np.exp(nodes)[:, None, None] * square
+    # 2 (x - 1) + 2 (e^-x + e^-y) - e^(x-y) - e^(-x-y) without differences of large numbers.
+    decay = np.expm1(-rate * small)
+    pulses = 2 * (decay + rate * small) - np.exp(-rate * (big - small)) * decay**2
+    total = (pulses / (rate**2 * square * (square - shape))).sum(axis=2)
+    spline = CubicSpline(nodes, np.log(total))
+    return nodes[1] - nodes[0], torch.tensor(spline.c)
