@@ -22,7 +22,7 @@ from benchmarks.tables import machine, table
 from benchmarks.tissue import MAPS
 from benchmarks.tissue_testset import acquisition
 from dipy_spinverse.packed_cells.classes import tissue_class
-from dipy_spinverse.packed_cells.likeliest import model_errors
+from dipy_spinverse.packed_cells.likeliest import error_patterns, model_errors
 from dipy_spinverse.packed_cells.maps import tissue_maps, tissue_parameters
 from dipy_spinverse.packed_cells.posterior import packed_cells_posterior
 from dipy_spinverse.packed_cells.tissue_signals import tissue_signals
@@ -40,7 +40,7 @@ def drawn(name: str, n: int, snr: float, seed: int) -> tuple[np.ndarray, np.ndar
     z = rng.standard_normal((n, tissue.n_parameters))
     z[:, -3:] = 0
     frames = Rotation.random(n, random_state=seed).as_matrix()
-    patterns = model_errors(model, tissue, z, frames)
+    patterns = model_errors(model, tissue, z, frames, error_patterns(model.shells))
     clean = model(tissue, z, frames)
     clean += np.einsum("nk,nkm->nm", rng.standard_normal(patterns.shape[:2]), patterns)
     noise = rng.standard_normal((2, *clean.shape)) / snr

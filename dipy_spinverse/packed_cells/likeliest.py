@@ -152,7 +152,29 @@ def _screened(case, most):
 
 
 def improved(case: Case) -> tuple[Case, np.ndarray]:
-    """The case with the noise, the floor and the model's errors around the best fit so far."""
+    """The case with the noise, the floor and the model's errors around the best fit so far.
+
+    What may be wrong is one number for each timing: were it one for each shell, as it is, a model
+    that the data refute would leave to it what parameters can explain, and predict worse.
+    """
+    case, floor = _around_best(case, timing_patterns(case.model.shells))
+    modes, offsets = list(case.modes), list(case.offsets)
+    for k, each in stepwise([*enumerate(case.modes)]):
+        if len(each.frames):
+            problem = replace(case.problem(k), offset=_beyond(case, k, each))
+            found = find_modes(problem, each.places, each.frames, _N_MODES, _LAST_STEPS)
+            modes[k] = _polished(problem, found)
+            offsets[k] = _beyond(case, k, modes[k])
+    return _screened(replace(case, modes=modes, offsets=offsets), _LAST_SCREEN), floor
+
+
+def with_errors_by_shell(case: Case) -> Case:
+    """The case with the model's errors as they are: those that draws need."""
+    return _around_best(case, error_patterns(case.model.shells))[0]
+
+
+def _around_best(case, patterns):
+    """The case with noise, floor (V,) and errors at its best fits, and the floor."""
     _, groups = case.best()
     known = case.known
     n_voxels, n = known.data.shape
@@ -163,7 +185,7 @@ def improved(case: Case) -> tuple[Case, np.ndarray]:
         white, amplitude, _ = residuals(known, signals, voxels)
         scale = amplitude[:, known.labels]
         noise_free[voxels] = scale * np.maximum(signals, 0)
-        errors.append(scale[:, None] * model_errors(case.model, tissue, places, frames))
+        errors.append(scale[:, None] * model_errors(case.model, tissue, places, frames, patterns))
         n_unknowns[voxels] = tissue.n_parameters + known.n_labels
         if not case.noise_known:
             dof = np.maximum(known.n_used - n_unknowns[voxels], 0)
@@ -177,15 +199,7 @@ def improved(case: Case) -> tuple[Case, np.ndarray]:
     of_model = np.zeros((n_voxels, max(each.shape[1] for each in errors), n))
     for group, each in zip(groups, errors, strict=True):
         of_model[group.voxels, : each.shape[1]] = each
-    case = replace(case, known=refined(known, noise_free, of_model, floor))
-    modes, offsets = list(case.modes), list(case.offsets)
-    for k, each in stepwise([*enumerate(case.modes)]):
-        if len(each.frames):
-            problem = replace(case.problem(k), offset=_beyond(case, k, each))
-            found = find_modes(problem, each.places, each.frames, _N_MODES, _LAST_STEPS)
-            modes[k] = _polished(problem, found)
-            offsets[k] = _beyond(case, k, modes[k])
-    return _screened(replace(case, modes=modes, offsets=offsets), _LAST_SCREEN), floor
+    return replace(case, known=refined(known, noise_free, of_model, floor)), floor
 
 
 def _beyond(case, k, modes):
@@ -223,14 +237,14 @@ def _polished(problem, modes):
 
 
 def model_errors(
-    model: TissueSignals, tissue: TissueClass, z: np.ndarray, frames: np.ndarray
-) -> np.ndarray:
-    """Patterns (N, K, M) that errors of the emulator are made of, each with standard deviation 1
-    of its own."""
+    model: TissueSignals, tissue: TissueClass, z: np.ndarray, frames: np.ndarray,
+    patterns: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """Errors (N, K, M) of the emulator with one standard deviation, of each pattern (K, S)."""
     values = tissue_parameters(tissue, z, model.diffusivity)
     cells = (1 - values["free_water"]) * (1 - values["dot"]) * (1 - values["hindered"])
     shell = model.shells.of_measurement
-    patterns = error_patterns(model.shells)[:, shell]
+    patterns = patterns[:, shell]
     parts = []
     if tissue.has_cylinders:
         if tissue.turns:
@@ -246,6 +260,13 @@ def model_errors(
     if not parts:
         return np.zeros((len(z), 1, len(shell)))
     return np.concatenate([patterns * part[:, None] for part in parts], axis=1)
+
+
+def timing_patterns(shells: Shells) -> np.ndarray:
+    """Patterns (K, S) of errors that all shells of a timing share."""
+    pulses = np.stack([shells.small_delta, shells.big_delta])
+    timings, index = np.unique(pulses, axis=1, return_inverse=True)
+    return np.where(index.reshape(-1) == np.arange(timings.shape[1])[:, None], 1.0, 0.0)
 
 
 def error_patterns(shells: Shells) -> np.ndarray:

@@ -15,7 +15,12 @@ from dipy_spinverse.packed_cells.classes import (
     TissueClass,
     tissue_class,
 )
-from dipy_spinverse.packed_cells.likeliest import FIRST_SIGMA, improved, searched
+from dipy_spinverse.packed_cells.likeliest import (
+    FIRST_SIGMA,
+    improved,
+    searched,
+    with_errors_by_shell,
+)
 from dipy_spinverse.packed_cells.maps import PARAMETERS, tissue_maps, tissue_parameters
 from dipy_spinverse.packed_cells.measured import (
     expected,
@@ -252,9 +257,13 @@ def _posterior_of(scan, data, sigma, n_draws, seed):
         refuted = _refuted(at_best, len(scan.groups.names))
         of_fit = at_best["chi_square"] / at_best["degrees_of_freedom"]
         excess *= np.where(refuted, np.maximum(of_fit, 1), 1)
-    case = replace(case, known=case.known.with_less_weight(excess))
     with part(*_DRAWN):
-        found = _drawn(case, n_draws, seed) if n_draws else _not_drawn(case, best_class)
+        if n_draws:
+            erring = with_errors_by_shell(case)
+            noisier = replace(erring, known=erring.known.with_less_weight(excess))
+            found = _drawn(noisier, n_draws, seed)
+        else:
+            found = _not_drawn(case, best_class)
     probabilities = found.pop("probabilities")
     predicted = at_best.pop("predicted")
     everywhere = np.empty_like(predicted)

@@ -29,7 +29,7 @@ from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import Simulator, relative_transmissibility
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.packed_cells.classes import LARGEST_Z, ROTATION, TissueClass, tissue_class
-from dipy_spinverse.packed_cells.likeliest import model_errors
+from dipy_spinverse.packed_cells.likeliest import error_patterns, model_errors
 from dipy_spinverse.packed_cells.maps import tissue_maps, tissue_parameters
 from dipy_spinverse.packed_cells.measured import measured, normal_equations, refined
 from dipy_spinverse.packed_cells.tissue_signals import TissueSignals, tissue_signals
@@ -217,7 +217,7 @@ def _information(model, tissue, z, frames, acquisition, selections, sigma):
     """Fisher information (A, n, P, P) on the parameters, the amplitudes eliminated."""
     signals, slopes = model(tissue, z, frames, slopes=True)
     signals = np.maximum(signals, 0)
-    errors = model_errors(model, tissue, z, frames)
+    errors = model_errors(model, tissue, z, frames, error_patterns(model.shells))
     order = model.shells.order
     everywhere, noise = np.arange(len(z)), np.full(len(z), sigma)
     result = []
