@@ -3,7 +3,7 @@
 A body is a function from points to depths (um, positive inside), a permeability, and nothing else.
 Signals come from plain finite volumes with 18 cubes along the box: a tetrahedron is inside or not,
 and the walls have the permeability of the smooth surface, projected (doc/physics.md). The fit has
-6 and 12 cubes, and tetrahedra that are partly inside.
+6, 9 and 12 cubes, and tetrahedra that are partly inside.
 """
 
 from __future__ import annotations

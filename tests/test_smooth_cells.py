@@ -39,7 +39,7 @@ PRIOR = FieldPrior(np.full(3, SIDE))
 SHORT = SmoothEffort(
     coarse=4, middle=4, fine=4, finest=5, n_examples=50, n_complete=30, n_condensed=16,
     n_nearest=1, n_pairs=1, n_steps_coarse=2, n_better=2, n_steps_middle=1, n_moved=1, n_moves=1,
-    n_good=2, n_steps_fine=1, n_lines=2, n_steps_last=2, n_steps_of_draws=2,
+    n_good=2, n_steps_fine=1, n_lines=2, n_corrections=1, n_steps_last=2, n_steps_of_draws=5,
 )  # fmt: skip
 pytestmark = pytest.mark.filterwarnings("ignore:The grid is too coarse")
 
@@ -258,8 +258,8 @@ def test_a_fit_has_smooth_meshes_intervals_and_draws(fit, tmp_path):
     assert fit.wall_permeability_low < fit.wall_permeability_high
     model = SmoothModel(pulses(), PRIOR, 4, 2.0)
     best, *draws = (model.signals(cells) for cells in cells_of(fit))
-    # Shapes that a Gaussian around the best would draw are ten times as far off.
-    assert all((((draw - best) / 0.004) ** 2).mean() < 1.5 for draw in draws)
+    # What noise allows is less than 1; shapes drawn from the Gaussian alone are at 3 to 30.
+    assert max((((draw - best) / 0.004) ** 2).mean() for draw in draws) < 2
     assert len(fit.interface(field=2).triangles) > 0
     assert fit.status in (Status.MISFIT, Status.CONVERGED, Status.PATTERN_NOT_DETERMINED)
     fit.save(tmp_path / "fit.npz")

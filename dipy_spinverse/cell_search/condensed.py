@@ -115,12 +115,6 @@ class CondensedTarget(Target):
         result.data = self._condensed(exact - self._predicted(simulated))
         return result
 
-    def less(self, error: np.ndarray) -> CondensedTarget:
-        """The same, for simulations whose signals (n,) lack this error."""
-        result = copy(self)
-        result.data = self.data - self.expected(error)
-        return result
-
     def linear(self, share: np.ndarray, leaks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean of the data (n,), and its derivatives (n, T + 2)."""
         signals, *jacobian = self.simulator.partial_sensitivities(share, leaks)

@@ -56,7 +56,8 @@ class SmoothEffort:
     n_good: int = 4  # lines that go on with the signals of the fine grid
     n_steps_fine: int = 10
     n_lines: int = 3  # that the limit of fine grids corrects
-    n_steps_last: int = 5  # after each of two corrections
+    n_corrections: int = 3
+    n_steps_last: int = 5  # after each
     n_steps_of_draws: int = 6
 
 
@@ -130,10 +131,10 @@ class SmoothSearch:
         starts = [line.cells for line in self._with_others(middle, lines)[: effort.n_good]]
         lines = _descended(fine, starts, effort.n_steps_fine)
         ends = [self._finished(target, line.cells) for line in lines[: effort.n_lines]]
-        ends.sort(key=attrgetter("fitted.improbability"))
+        ends.sort(key=_end_improbability)
         draws = self._draws(ends, target, n_draws, rng)
         n_steps = effort.n_steps_coarse + effort.n_steps_middle + effort.n_steps_fine
-        n_steps += 2 * effort.n_steps_last
+        n_steps += effort.n_corrections * effort.n_steps_last
         return SmoothFound(ends[0].fitted.cells, draws, ends[0].signals, n_steps)
 
     def refined(self, data, sigma, rician, cells: SmoothCells) -> SmoothCells:
@@ -166,19 +167,21 @@ class SmoothSearch:
         return sorted([*lines, *moved], key=_improbability)
 
     def _finished(self, target, cells):
-        """The end of a line: after the last steps, corrected by the limit of fine grids."""
-        cells, n_steps = taken_apart(cells, self.prior), self.effort.n_steps_last
-        fine, limit = (x.of_measurements(target.rows) for x in (self.fine, self.limit))
-        corrected = target.less(limit.signals(cells) - fine.signals(cells))
-        descend = self._descents(corrected)[-1]
-        cells = descend(descend.fitted(cells), n_steps).cells
-        # Once more, with all measurements.
-        corrected = target.exact_for(self.limit.signals(cells), fine.signals(cells))
-        descend = self._descents(corrected)[-1]
-        cells = descend(descend.fitted(cells), n_steps).cells
-        signals, complete = self.limit.signals(cells), target.complete
-        residual = complete.data / complete.sigma - complete.expected(signals)
-        return _End(Fitted(cells, residual), signals)
+        """The best end of a line after some steps, corrected by the limit of fine grids each time.
+
+        A correction belongs to one shape, so steps far from it can lead away from the data.
+        """
+        complete, ends = target.complete, []
+        fine = self.fine.of_measurements(target.rows)
+        cells = taken_apart(cells, self.prior)
+        signals = self.limit.signals(cells)
+        for _ in range(self.effort.n_corrections):
+            descend = self._descents(target.exact_for(signals, fine.signals(cells)))[-1]
+            cells = descend(descend.fitted(cells), self.effort.n_steps_last).cells
+            signals = self.limit.signals(cells)
+            residual = complete.data / complete.sigma - complete.expected(signals)
+            ends.append(_End(Fitted(cells, residual), signals))
+        return min(ends, key=_end_improbability)
 
     def _target(self, data, sigma, rician):
         complete = Target(self.coarse.simulator, data, sigma, rician)
@@ -238,6 +241,7 @@ def _descended(descend, starts, n_steps):
 
 
 _improbability = attrgetter("improbability")
+_end_improbability = attrgetter("fitted.improbability")
 
 
 @dataclass(frozen=True, eq=False)
