@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from compartment_cases import directions, strong, two_shells
+from numpy.polynomial.chebyshev import chebval
 from scipy.optimize import nnls
 from scipy.special import roots_legendre
 from scipy.stats import rice
@@ -140,6 +141,16 @@ def test_series_has_derivatives_forward_and_backward():
     assert torch.autograd.gradcheck(
         lambda c, x: chebyshev_series(c, x, shell), (coefficients, t), check_forward_ad=True
     )
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 7])
+def test_series_are_those_of_numpy(length):
+    coefficients, t = torch.randn(2, length, 3), 2 * torch.rand(2, 7) - 1
+    shell = torch.tensor([0, 2, 1, 1, 0, 2, 2])
+    found = chebyshev_series(coefficients.double(), t.double(), shell).numpy()
+    for v, m in np.ndindex(2, 7):
+        expected = chebval(float(t[v, m]), coefficients[v, :, shell[m]].double().numpy())
+        assert abs(found[v, m] - expected) < 1e-12
 
 
 def test_amplitudes_are_those_of_scipys_nnls():

@@ -16,6 +16,7 @@ from dipy_spinverse.compartments.definition import (
     tortuosity,
 )
 from dipy_spinverse.compartments.model import CompartmentModel
+from dipy_spinverse.compartments.signals.sizes import GAMMA_CYLINDERS
 from dipy_spinverse.units import diffusivity_um2_per_ms
 
 _LARGEST_DIAMETER = 20.0  # um
@@ -138,6 +139,10 @@ class ActiveAxModel(CompartmentModel):
         As for :class:`NODDIModel`.
     dot : bool, optional
         Whether there is still water (fixed tissue).
+    diameters : {"one", "gamma"}, optional
+        "gamma": cylinders have a gamma distribution of diameters, of which `axon_diameter` is the
+        mean and the map `diameter_spread` the standard deviation over the mean. The diameter of
+        "one" is weighted with the volumes, and its intervals do not hold the mean.
     **kwargs
         As :class:`CompartmentModel`.
 
@@ -159,18 +164,22 @@ class ActiveAxModel(CompartmentModel):
         parallel_diffusivity: Diffusivity = 1.7e-3,
         isotropic_diffusivity: Diffusivity = 3e-3,
         dot: bool = True,
+        diameters: str = "one",
         **kwargs: Any,
     ):
+        if diameters not in ("one", "gamma"):
+            raise ValueError(f'diameters is {diameters!r}; use "one" or "gamma".')
         known, fitted = diffusivities(
             parallel_diffusivity=parallel_diffusivity, isotropic_diffusivity=isotropic_diffusivity
         )
         along = "parallel_diffusivity"
+        gamma = diameters == "gamma"
+        spread = (Parameter("diameter_spread", 0.05, 0.8),) if gamma else ()
+        inside: dict[str, Any] = {"diffusivity": along, "diameter": "axon_diameter"}
+        inside |= {"spread": "diameter_spread"} if gamma else {}
         tissue = (
             Compartment(
-                "cylinder",
-                "tissue",
-                {"diffusivity": along, "diameter": "axon_diameter"},
-                share="axon_share",
+                GAMMA_CYLINDERS if gamma else "cylinder", "tissue", inside, share="axon_share"
             ),
             Compartment(
                 "zeppelin",
@@ -186,6 +195,7 @@ class ActiveAxModel(CompartmentModel):
             (
                 Parameter("axon_diameter", _LEAST_DIAMETER, _LARGEST_DIAMETER, "um"),
                 Parameter("axon_share", 0.0, 1.0),
+                *spread,
                 *fitted,
             ),
             (*tissue, *still),
@@ -197,13 +207,14 @@ class ActiveAxModel(CompartmentModel):
                 "restricted_fraction",
                 "free_water_fraction",
                 *(c.pool for c in still),
-                *(p.name for p in fitted),
+                *(p.name for p in (*spread, *fitted)),
             ),
             least_shells=2,
             arguments={
                 "parallel_diffusivity": parallel_diffusivity,
                 "isotropic_diffusivity": isotropic_diffusivity,
                 "dot": dot,
+                "diameters": diameters,
             },
         )
         super().__init__(gtab, definition, **kwargs)

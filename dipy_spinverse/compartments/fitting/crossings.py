@@ -3,10 +3,10 @@
 Models of 0 to 3 populations are fitted from the directions whose narrow populations explain the
 signals best, all pairs tried. The evidence of each is Laplace's approximation [1]_,
 
-    log Z = log L - 1/2 log |1 + H / P| + log n!
+    log Z = log L - 1/2 log |1 + H / P| + log n! - (n - 1) log 2
 
 with the information H at the fit, the precision P of a normal prior of the same spread as the
-uniform one, and the n! ways to number the populations.
+uniform one, the n! ways to number the populations, and each further one half as likely a priori.
 
 References
 ----------
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import lgamma
+from math import lgamma, log
 
 import numpy as np
 import torch
@@ -76,7 +76,8 @@ def chosen_populations(
             found = starts[n - 2]
             turned = frame_of(found.reshape(-1, 3)).reshape(n_voxels, n, 3, 3)
         place, amplitudes, _ = fit_all(problem, dictionary_starts(problem, turned)[0])
-        evidence = _evidence(problem, place, amplitudes, sigma) + lgamma(n + 1)
+        prior = lgamma(n + 1) - max(n - 1, 0) * log(2)
+        evidence = _evidence(problem, place, amplitudes, sigma) + prior
         better = (evidence > best).numpy()
         best = torch.maximum(best, evidence)
         number[better] = n

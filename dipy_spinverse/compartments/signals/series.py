@@ -123,7 +123,7 @@ def _clenshaw_block(c, x, upper, lower):
         upper[m] = c[-1]
         lower[m] = 0
     k = len(c) - 2
-    if k % 2 == 1:
+    if k > 0 and k % 2 == 1:
         for m in range(len(x)):
             upper[m], lower[m] = c[k] + 2 * x[m] * upper[m], upper[m]
         k -= 1
