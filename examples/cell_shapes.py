@@ -104,7 +104,7 @@ def draw(path, panels):
         colour[:, :3] *= light[:, None]
         axis.add_collection3d(Poly3DCollection(corners, facecolors=colour))
         axis.set(xlim=(-5, 5), ylim=(-5, 5), zlim=(-6, 6))
-        axis.set_box_aspect((10, 10, 12), zoom=1.6)
+        axis.set_box_aspect((10, 10, 12), zoom=1.35)
         axis.view_init(elev=8, azim=-90)
         axis.set_axis_off()
         axis.set_title(title, fontsize="medium")
