@@ -514,6 +514,15 @@ def test_intervals_hold_tissues_of_the_prior():
     assert np.mean(inside) >= 0.86
 
 
+def test_draws_of_tissue_that_no_class_explains_differ():
+    rng = np.random.default_rng(5)
+    acquisition = protocol()
+    rough = np.exp(-0.5 * acquisition.b) + 0.1 * rng.standard_normal(len(acquisition))
+    result = packed_cells_posterior(acquisition, np.abs(rough)[None], 0.002, n_draws=40)
+    # The better half of 40 draws is of 20 searches, each from a place of its own.
+    assert len(np.unique(result.maps["free_water_fraction"])) >= 20
+
+
 def test_errors_of_shells_are_alike_the_closer_they_are():
     shells = shells_of(protocol())
     patterns = error_patterns(shells)

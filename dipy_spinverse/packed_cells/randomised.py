@@ -109,19 +109,23 @@ def _not_stuck(problem, modes, places, frames, voxel):
     """Row (N,) that stands for each draw: its own, or another of its voxel.
 
     Costs of draws exceed the least by about half a chi-square of as many degrees of freedom as
-    there are parameters.
+    there are parameters. The better half of a voxel's draws always counts.
     """
     cost = costs(problem, places, frames, voxel)
     every, best = np.arange(len(modes.frames)), np.zeros(len(modes.frames), int)
     least = costs(problem, *modes.at(problem.tissue, every, best), every)
     np.minimum.at(least, voxel, cost)
-    stuck = cost - least[voxel] > 0.5 * chi2.ppf(_LIKELY, places.shape[1])
-    order = np.lexsort((stuck, voxel))
+    order = np.lexsort((cost, voxel))
     ranked = voxel[order]
     first = np.searchsorted(ranked, ranked)
-    n_left = np.maximum(np.bincount(voxel, ~stuck), 1).astype(int)[ranked]
+    rank = np.arange(len(voxel)) - first
+    excess = cost[order] - least[ranked]
+    counts = (excess < 0.5 * chi2.ppf(_LIKELY, places.shape[1])) | (
+        2 * rank < np.bincount(voxel)[ranked]
+    )
+    n_left = np.bincount(ranked, counts).astype(int)[ranked]
     row = np.empty(len(voxel), int)
-    row[order] = order[first + (np.arange(len(voxel)) - first) % n_left]
+    row[order] = order[first + rank % n_left]
     return row
 
 
