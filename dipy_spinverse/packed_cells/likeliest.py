@@ -30,7 +30,8 @@ _TELLING = 4.0
 # Classes whose evidence is e^-10, after the noise is refined e^-6, of the best are dropped.
 _FIRST_SCREEN, _LAST_SCREEN = 10.0, 6.0
 # Errors of two shells correlate as exp(-|x| / reach), x the logarithm of the ratio of their Delta,
-# and of their b: so they do in packings that the emulator was not fitted to (results/emulator.md).
+# and of their b: so they do in packings that the emulator was not fitted to
+# (benchmarks/emulator.py).
 TIME_REACH, B_REACH = 1.5, 1.2
 # Of the variance of the errors, in patterns that are left out.
 _NEGLECTED = 0.03
