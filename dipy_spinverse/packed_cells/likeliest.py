@@ -31,7 +31,7 @@ _TELLING = 4.0
 _FIRST_SCREEN, _LAST_SCREEN = 10.0, 6.0
 # Errors of two shells correlate as exp(-|x| / reach), x the logarithm of the ratio of their Delta,
 # and of their b: so they do in packings that the emulator was not fitted to
-# (benchmarks/emulator.py).
+# (results/emulator.md).
 TIME_REACH, B_REACH = 1.5, 1.2
 # Of the variance of the errors, in patterns that are left out.
 _NEGLECTED = 0.03
