@@ -93,8 +93,9 @@ def randomised_draws(
 
 def _starts(tissue, modes, voxel, mode, prior, noise):
     """Places (N, P) and frames of draws from a linear model around minima, widened."""
-    told = np.linalg.inv(modes.covariances[voxel, mode]) - np.eye(prior.shape[1])
-    precision, axes = np.linalg.eigh(told)
+    pair, which = np.unique([voxel, mode], axis=1, return_inverse=True)
+    told = np.linalg.inv(modes.covariances[*pair]) - np.eye(prior.shape[1])
+    precision, axes = (each[which.reshape(-1)] for each in np.linalg.eigh(told))
     precision = np.maximum(precision, 0) / _LESS_TOLD
     apart = np.einsum("npq,np->nq", axes, prior - modes.places[voxel, mode])
     step = np.einsum(
