@@ -30,8 +30,8 @@ from dipy_spinverse.voxels.status import Status, only_noise
 # so that any echo time leaves room for them.
 _BIG_DELTA, _SMALL_DELTA = 0.002, 0.001
 # Of b: what a b-tensor may differ from an axially symmetric one.
-_LOGGER = logging.getLogger("dipy_spinverse")
 _ASYMMETRY = 0.02
+_LOGGER = logging.getLogger("dipy_spinverse")
 
 
 def acquisition_for(gtab, definition, te=None, mixing_time=None, isotropic=None) -> Measurements:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dipy_spinverse.compartments.definition import Definition
 
-_LEAST_COSINE = 0.1
+_LEAST_COSINE = 0.1  # between axes that a plane which touches the sphere at one still holds
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,8 @@ from dipy_spinverse.compartments.signals.pools import pool_signals
 
 _SNR = 100.0
 _USUAL_SNR, _TOLD = 30.0, 2.0  # of the signal without diffusion; standard deviations
-_MOST, _N_DIAMETERS = 0.8, 100
+_MOST = 0.8  # of the signal, of the cylinders whose diameter is looked at
+_N_DIAMETERS = 100
 _N_DRAWS = 32
 _PRIOR_PRECISION = 12.0  # of a uniform value between 0 and 1
 # Standard deviation of the posterior over that of the prior.
@@ -55,32 +56,31 @@ def undetermined(definition: Definition, acquisition: Measurements) -> list[str]
 
 
 def unresolved_diameters(definition: Definition, acquisition: Measurements) -> dict[str, float]:
-    """Of each diameter of a cylinder, the value (um) below which all look alike at an SNR of 30.
+    """Of each diameter of cylinders, the value (um) below which all look alike at an SNR of 30.
 
     The pool of the cylinders has most of the signal, other scalars are in the middle of their
     range; the fractions may change to hide what the diameter does.
     """
-    found, pools = {}, {}
-    for c in definition.compartments:
-        diameter = c.arguments.get("diameter")
-        if c.kernel == "cylinder" and isinstance(diameter, str):
-            pools[diameter] = c.pool
-    for name, pool in pools.items():
-        places = [k for k, p in enumerate(definition.parameters) if p.name == name]
-        if not places:
+    encoding = encoding_of(acquisition, torch.float64, timed=definition.timed)
+    signals_of = pool_signals(definition, encoding)
+    frames = torch.eye(3, dtype=torch.float64).expand(_N_DIAMETERS, len(definition.axes), 3, 3)
+    of_cylinders = {c.arguments["diameter"]: c.pool for c in definition.compartments
+                    if c.kernel == "cylinder"}  # fmt: skip
+    found = {}
+    for k, parameter in enumerate(definition.parameters):
+        if parameter.name not in of_cylinders:
             continue
         unit = torch.full((_N_DIAMETERS, len(definition.parameters)), 0.5, dtype=torch.float64)
-        unit[:, places[0]] = torch.linspace(0, 1, _N_DIAMETERS)
-        frames = torch.eye(3, dtype=torch.float64).expand(_N_DIAMETERS, len(definition.axes), 3, 3)
-        encoding = encoding_of(acquisition, torch.float64, timed=definition.timed)
+        unit[:, k] = torch.linspace(0, 1, _N_DIAMETERS)
         values = values_of(definition, Place(unit, frames))
-        columns = pool_signals(definition, encoding)(values)
-        others = max(len(definition.pools) - 1, 1)
-        shares = [_MOST if k == pool else (1 - _MOST) / others for k in definition.pools]
+        columns = signals_of(values)
+        rest = (1 - _MOST) / max(len(definition.pools) - 1, 1)
+        largest = of_cylinders[parameter.name]
+        shares = [_MOST if pool == largest else rest for pool in definition.pools]
         amounts = torch.tensor(shares, dtype=torch.float64).expand(_N_DIAMETERS, -1)
         signals = combined(columns, amounts)
         _, squares = amplitudes_of(columns[:1].expand_as(columns), signals)
         told = torch.nonzero(squares * _USUAL_SNR**2 > _TOLD**2)
         least = int(told[0]) if len(told) else _N_DIAMETERS - 1
-        found[name] = float(values[name][least])
+        found[parameter.name] = float(values[parameter.name][least])
     return found

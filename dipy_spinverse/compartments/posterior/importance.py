@@ -14,7 +14,7 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import log
 
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from dipy_spinverse.compartments.posterior.population import (
+    Evaluate,
     Population,
     chosen,
     kernel_factor,
@@ -39,7 +40,7 @@ _MOST_ROUNDS = 6
 
 def weighted_draws(
     first: Sequence[tuple[Proposal, float]],
-    evaluate: Callable[[Tensor, Tensor, np.random.Generator], Population],
+    evaluate: Evaluate,
     n_draws: int,
     rng: np.random.Generator,
 ) -> tuple[Population, Tensor]:
@@ -49,8 +50,7 @@ def weighted_draws(
     ----------
     first : sequence
         Proposals to begin with, and their shares of the samples.
-    evaluate : callable
-        Population of points (N, V, D) in the voxels of given numbers (V,).
+    evaluate : Evaluate
     n_draws : int
     rng : numpy Generator
 

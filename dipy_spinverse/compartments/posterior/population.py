@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +44,10 @@ class Population:
         """With the members of another one."""
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         return Population(*(torch.cat(pair) for pair in pairs))
+
+
+Evaluate = Callable[[Tensor, Tensor, np.random.Generator], Population]
+"""Population of points (N, V, D) in the voxels of given numbers (V,)."""
 
 
 def chosen(log_weights: Tensor, n: int, rng: np.random.Generator) -> Tensor:

@@ -19,7 +19,6 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from dipy_spinverse.compartments.posterior.population import (
+    Evaluate,
     Population,
     chosen,
     kernel_factor,
@@ -48,7 +48,7 @@ _DECADES = 4.0  # of the power, in about equal times
 
 def tempered_draws(
     start: Proposal,
-    evaluate: Callable[[Tensor, Tensor, np.random.Generator], Population],
+    evaluate: Evaluate,
     n_draws: int,
     rng: np.random.Generator,
 ) -> tuple[Population, Tensor]:
@@ -57,8 +57,7 @@ def tempered_draws(
     Parameters
     ----------
     start : Proposal
-    evaluate : callable
-        Population of points (N, V, D) in the voxels of given numbers (V,).
+    evaluate : Evaluate
     n_draws : int
     rng : numpy Generator
 
