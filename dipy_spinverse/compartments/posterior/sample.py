@@ -26,7 +26,11 @@ from dipy_spinverse.compartments.fitting.variable_projection import (
     linearised,
     without_amplitudes,
 )
-from dipy_spinverse.compartments.posterior.amplitude_draws import draw_amplitudes, normal_data
+from dipy_spinverse.compartments.posterior.amplitude_draws import (
+    NormalData,
+    draw_amplitudes,
+    normal_data,
+)
 from dipy_spinverse.compartments.posterior.importance import weighted_draws
 from dipy_spinverse.compartments.posterior.population import Population
 from dipy_spinverse.compartments.posterior.proposal import Proposal
@@ -82,48 +86,17 @@ def sample_posterior(
     seed : int
     """
     weighing, tempering = np.random.default_rng(seed).spawn(2)
-    place, n_pools = ends[0], amplitudes.shape[1]
+    place = ends[0]
     normal = normal_data(problem, combined(problem.columns(place), amplitudes), sigma)
-    near = [_around(problem, end, place, normal) for end in ends]
-    one_axis, scalars = len(problem.definition.axes) < 2, range(place.unit.shape[1])
-    broad = _with_prior(near[0], scalars if one_axis else ())
-    shelves = [_with_prior(near[0], (k,)) for k in scalars]
-    block = max(1, _SAMPLES_PER_BLOCK // problem.data.shape[1])
-
-    def evaluate(points, voxels, generator):
-        n, n_voxels, _ = points.shape
-        uniform = torch.tensor(generator.random((n, 1, n_pools))).expand(-1, n_voxels, -1)
-        flat, uniform, rows = points.flatten(0, 1), uniform.flatten(0, 1), voxels.repeat(n)
-        drawn, values = [], []
-        for k in range(0, len(flat), block):
-            some, here = rows[k : k + block], slice(k, k + block)
-            at = _at(problem.definition, place.of_voxels(some), flat[here])
-            columns = problem.columns(at, some)
-            amounts, weights = draw_amplitudes(
-                problem, columns, normal, sigma, uniform[here], some
-            )
-            drawn.append(amounts)
-            values.append(weights.nan_to_num(nan=_NEVER, neginf=_NEVER))
-        target = torch.cat(values).reshape(n, n_voxels) + _log_prior(problem.definition, points)
-        return Population(
-            points, torch.cat(drawn).unflatten(0, (n, n_voxels)), target, torch.zeros_like(target)
-        )
-
-    wide = [Proposal(each.centres, _WIDE * each.factor) for each in near]
-    shares = (_ONE if len(ends) == 1 else _SEVERAL) if one_axis else _FIBRES
-    first = [
-        (proposal, share / len(proposals))
-        for share, proposals in zip(shares, (near, wide, shelves, [broad]), strict=True)
-        for proposal in proposals
-        if share
-    ]
+    target = _Target(problem, place, normal, sigma)
+    first, broad = _proposals(problem, ends, normal)
     with part(0.0, _WEIGHED):
-        draws, effective = weighted_draws(first, evaluate, n_draws, weighing)
+        draws, effective = weighted_draws(first, target, n_draws, weighing)
     poor = torch.nonzero(effective < _LEAST_EFFECTIVE * n_draws)[:, 0]
     if len(poor):
 
         def of_poor(points, voxels, generator):
-            return evaluate(points, poor[voxels], generator)
+            return target(points, poor[voxels], generator)
 
         with part(_WEIGHED, 1.0):
             led, count = tempered_draws(broad.of_voxels(poor), of_poor, n_draws, tempering)
@@ -135,6 +108,54 @@ def sample_posterior(
         draws.amplitudes.flatten(0, 1).to(place.unit.dtype),
         effective.clamp(max=n_draws),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Target:
+    """The posterior, as proposals are weighted with it."""
+
+    problem: Problem
+    place: Place
+    normal: NormalData
+    sigma: Tensor
+
+    def __call__(self, points: Tensor, voxels: Tensor, rng: np.random.Generator) -> Population:
+        problem, definition = self.problem, self.problem.definition
+        n, n_voxels, _ = points.shape
+        uniform = torch.tensor(rng.random((n, 1, len(definition.pools))))
+        uniform = uniform.expand(-1, n_voxels, -1).flatten(0, 1)
+        flat, rows = points.flatten(0, 1), voxels.repeat(n)
+        drawn, values = [], []
+        for some in torch.arange(len(flat)).split(
+            max(1, _SAMPLES_PER_BLOCK // problem.data.shape[1])
+        ):
+            own = rows[some]
+            columns = problem.columns(_at(definition, self.place.of_voxels(own), flat[some]), own)
+            amounts, weights = draw_amplitudes(
+                problem, columns, self.normal, self.sigma, uniform[some], own
+            )
+            drawn.append(amounts)
+            values.append(weights.nan_to_num(nan=_NEVER, neginf=_NEVER))
+        density = torch.cat(values).reshape(n, n_voxels) + _log_prior(definition, points)
+        amplitudes = torch.cat(drawn).unflatten(0, (n, n_voxels))
+        return Population(points, amplitudes, density, torch.zeros_like(density))
+
+
+def _proposals(problem, ends, normal):
+    """Proposals with their shares of the samples, and the broadest one."""
+    near = [_around(problem, end, ends[0], normal) for end in ends]
+    wide = [Proposal(each.centres, _WIDE * each.factor) for each in near]
+    one_axis, scalars = len(problem.definition.axes) < 2, range(ends[0].unit.shape[1])
+    broad = _with_prior(near[0], scalars if one_axis else ())
+    shelves = [_with_prior(near[0], (k,)) for k in scalars]
+    shares = (_ONE if len(ends) == 1 else _SEVERAL) if one_axis else _FIBRES
+    first = [
+        (proposal, share / len(proposals))
+        for share, proposals in zip(shares, (near, wide, shelves, [broad]), strict=True)
+        for proposal in proposals
+        if share
+    ]
+    return first, broad
 
 
 def _at(definition, place, points):
