@@ -157,6 +157,15 @@ def manifest() -> dict[str, Any]:
 def check(content: bytes, sha256: str, source: Any) -> None:
     """Compare the content of a file with its checksum.
 
+    Parameters
+    ----------
+    content : bytes
+        The whole file.
+    sha256 : str
+        The checksum expected, 64 hexadecimal digits.
+    source : str or path
+        Where the content came from, for the message.
+
     Raises
     ------
     ValueError

@@ -40,6 +40,7 @@ class Fitted:
         return float(self.residual @ self.residual / error**2 + unknowns @ unknowns)
 
 
+@dataclass(frozen=True, eq=False)
 class SmoothDescent:
     """Steps that make smooth cells more probable.
 
@@ -51,19 +52,19 @@ class SmoothDescent:
     prior : FieldPrior
     """
 
-    def __init__(
-        self, target: CondensedTarget, exact: SmoothModel, slopes: SmoothModel, prior: FieldPrior
-    ):
-        self._target, self._exact, self._slopes, self._prior = target, exact, slopes, prior
+    target: CondensedTarget
+    exact: SmoothModel
+    slopes: SmoothModel
+    prior: FieldPrior
 
     def fitted(self, cells: SmoothCells) -> Fitted:
         """Cells and their residual on the exact grid."""
-        expected = self._target.expected(self._exact.signals(cells))
-        return Fitted(cells, self._target.data - expected)
+        expected = self.target.expected(self.exact.signals(cells))
+        return Fitted(cells, self.target.data - expected)
 
     def jacobian(self, cells: SmoothCells) -> np.ndarray:
         """Derivatives (m, n + C) of the condensed data."""
-        return self._target.expected(self._slopes.linear(cells)[1].T).T
+        return self.target.expected(self.slopes.linear(cells)[1].T).T
 
     def __call__(self, here: Fitted, n_steps: int) -> Fitted:
         """Cells after some steps of Levenberg and Marquardt, in units of the prior.
@@ -93,13 +94,13 @@ class SmoothDescent:
 
     def _bounded(self, cells, step):
         """A step that moves no wall too far."""
-        basis = self._prior.raster[1]
-        field = basis @ cells.z + self._prior.mean
+        basis = self.prior.raster[1]
+        field = basis @ cells.z + self.prior.mean
         change = np.abs(basis @ step[: len(cells.z)])
-        near = np.abs(field) < self._prior.length / 2
+        near = np.abs(field) < self.prior.length / 2
         if not near.any():
             return step
-        farthest = np.quantile(change[near], 0.9) / (_FARTHEST * self._prior.length)
+        farthest = np.quantile(change[near], 0.9) / (_FARTHEST * self.prior.length)
         return step / max(farthest, 1.0)
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dipy_spinverse.cell_search.condensed import CondensedTarget
-from dipy_spinverse.cell_search.smooth.forward import SmoothCells, SmoothModel
-from dipy_spinverse.cell_search.smooth.level_set import FieldPrior
+from dipy_spinverse.cell_search.smooth.descent import SmoothDescent
+from dipy_spinverse.cell_search.smooth.forward import SmoothCells
 
 # Deviation of a field far from walls, over the field: walls move, few appear. Cells of the prior
 # alone have islands everywhere, of which derivatives at the walls know nothing.
@@ -19,14 +18,20 @@ _SHORTER = 1 / 3  # of a step in vain
 
 
 def drawn(
-    rng: np.random.Generator,
-    cells: SmoothCells,
-    target: CondensedTarget,
-    model: SmoothModel,
-    prior: FieldPrior,
-    n_steps: int,
+    rng: np.random.Generator, cells: SmoothCells, descend: SmoothDescent, n_steps: int
 ) -> SmoothCells:
-    """Cells like the most probable ones, by some steps with the condensed measurements' model."""
+    """Cells like the most probable ones.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    cells : SmoothCells
+        The most probable ones; data are what they foretell, with noise once more.
+    descend : SmoothDescent
+        Its model of derivatives gives the signals, too.
+    n_steps : int
+    """
+    target, model, prior = descend.target, descend.slopes, descend.prior
     precision, expected = _precision(cells, prior), target.expected(model.signals(cells))
     around = np.linalg.solve(np.linalg.cholesky(precision).T, rng.standard_normal(len(precision)))
     wanted = expected + rng.standard_normal(len(expected))

@@ -21,7 +21,18 @@ _CLEAR = 0.08  # sides of the box, by which cells stay inside, unless they did n
 
 
 def elsewhere(cells: SmoothCells, prior: FieldPrior) -> list[SmoothCells]:
-    """Cells of which one stands at another place, or is reflected, or two have changed places."""
+    """Cells of which one stands at another place, or is reflected, or two have changed places.
+
+    Parameters
+    ----------
+    cells : SmoothCells
+    prior : FieldPrior
+
+    Returns
+    -------
+    list of SmoothCells
+        Without those whose cells would touch.
+    """
     points, basis = prior.raster
     field = basis @ cells.z + prior.mean
     parts = np.broadcast_to(taken_apart(cells, prior).parts, (RASTER,) * 3).ravel()

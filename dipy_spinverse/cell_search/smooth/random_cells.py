@@ -33,16 +33,7 @@ def _depth(rng, points, half):
         return _shell(rng, points, half.mean())
     bodies: list[Body] = []
     for _ in range(min(rng.geometric(0.5), _MOST_BODIES)):
-        kind = rng.random()
-        ring = kind < _RING
-        if ring:
-            lines = [_ring(rng)]
-        elif kind < _RING + _COIL:
-            lines = [_coil(rng)]
-        elif kind < _RING + _COIL + _STAR:
-            lines = _star(rng)
-        else:
-            lines = [_walk(rng)]
+        lines, ring = _lines(rng)
         if bodies and rng.random() < _BRANCH:
             # From a point of the first one, so that arms can meet.
             shift = rng.choice(bodies[0].control[:, :3]) / half - lines[0][0, :3]
@@ -53,6 +44,18 @@ def _depth(rng, points, half):
             line[:, 3] += np.log(half.mean())
             bodies.append(Body(line, ring))
     return np.max([body.depth(points) for body in bodies], axis=0)
+
+
+def _lines(rng):
+    """Lines of control points of a body, and whether they are closed."""
+    kind = rng.random()
+    if kind < _RING:
+        return [_ring(rng)], True
+    if kind < _RING + _COIL:
+        return [_coil(rng)], False
+    if kind < _RING + _COIL + _STAR:
+        return _star(rng), False
+    return [_walk(rng)], False
 
 
 def _shell(rng, points, half):

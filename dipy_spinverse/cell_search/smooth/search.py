@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
 
@@ -121,7 +121,9 @@ class SmoothSearch:
         """Find the smooth cells of a voxel; arguments as :meth:`CellSearch.run`."""
         rng, effort = np.random.default_rng(self._seed), self.effort
         target = self._target(data, sigma, rician)
-        coarse, middle, fine = self._descents(target)
+        coarse = self._descent(target, self.coarse, self.coarse)
+        middle = self._descent(target, self.middle, self.middle)
+        fine = self._descent(target, self.fine, self.middle)
         unlifted = np.sqrt((data**2 - rician**2).clip(0))
         starts = self.proposals.nearest(unlifted, sigma, effort.n_nearest)
         starts += self.proposals.pairs(unlifted, sigma, effort.n_pairs)
@@ -130,32 +132,28 @@ class SmoothSearch:
         lines = _descended(middle, starts, effort.n_steps_middle)
         starts = [line.cells for line in self._with_others(middle, lines)[: effort.n_good]]
         lines = _descended(fine, starts, effort.n_steps_fine)
-        ends = [self._finished(target, line.cells) for line in lines[: effort.n_lines]]
+        ends = [self._finished(fine, line.cells) for line in lines[: effort.n_lines]]
         ends.sort(key=_end_improbability)
-        draws = self._draws(ends, target, n_draws, rng)
+        draws = self._draws(ends, middle, n_draws, rng)
         n_steps = effort.n_steps_coarse + effort.n_steps_middle + effort.n_steps_fine
         n_steps += effort.n_corrections * effort.n_steps_last
         return SmoothFound(ends[0].fitted.cells, draws, ends[0].signals, n_steps)
 
     def refined(self, data, sigma, rician, cells: SmoothCells) -> SmoothCells:
         """Cells after the last steps of a search that would have found them."""
-        target = self._target(data, sigma, rician)
-        fine = self._descents(target)[-1]
-        (line,) = _descended(fine, [cells], self.effort.n_steps_fine)
-        return self._finished(target, line.cells).fitted.cells
+        fine = self._descent(self._target(data, sigma, rician), self.fine, self.middle)
+        line = fine(fine.fitted(cells), self.effort.n_steps_fine)
+        return self._finished(fine, line.cells).fitted.cells
 
     def improbability(self, data, sigma, rician, cells: SmoothCells) -> float:
         """Minus twice the log probability of cells, but for a constant, in the limit."""
         expected = rician_mean(self.limit.signals(cells), rician)
         return Fitted(cells, (data - expected) / sigma).improbability
 
-    def _descents(self, target):
-        """On the coarse grid, the middle one, and the fine one with derivatives of the middle."""
-        coarse, middle, fine = (
-            model.of_measurements(target.rows) for model in (self.coarse, self.middle, self.fine)
-        )
-        pairs = (coarse, coarse), (middle, middle), (fine, middle)
-        return [SmoothDescent(target, *models, self.prior) for models in pairs]
+    def _descent(self, target, exact, slopes):
+        """Steps by the signals of one grid and their derivatives on another."""
+        models = (model.of_measurements(target.rows) for model in (exact, slopes))
+        return SmoothDescent(target, *models, self.prior)
 
     def _with_others(self, descend, lines):
         """Lines, and those from their cells at other places, the most probable first."""
@@ -166,17 +164,17 @@ class SmoothSearch:
         moved = _descended(descend, starts, self.effort.n_steps_middle)
         return sorted([*lines, *moved], key=_improbability)
 
-    def _finished(self, target, cells):
+    def _finished(self, descend, cells):
         """The best end of a line after some steps, corrected by the limit of fine grids each time.
 
         A correction belongs to one shape, so steps far from it can lead away from the data.
         """
-        complete, ends = target.complete, []
-        fine = self.fine.of_measurements(target.rows)
+        target, complete, ends = descend.target, descend.target.complete, []
         cells = taken_apart(cells, self.prior)
         signals = self.limit.signals(cells)
         for _ in range(self.effort.n_corrections):
-            descend = self._descents(target.exact_for(signals, fine.signals(cells)))[-1]
+            corrected = target.exact_for(signals, descend.exact.signals(cells))
+            descend = replace(descend, target=corrected)
             cells = descend(descend.fitted(cells), self.effort.n_steps_last).cells
             signals = self.limit.signals(cells)
             residual = complete.data / complete.sigma - complete.expected(signals)
@@ -222,7 +220,7 @@ class SmoothSearch:
         largest = np.array([mean[timing == k].max() for k in range(timing.max() + 1)])
         return _TYPICAL_NOISE * largest[timing]
 
-    def _draws(self, ends, target, number, rng):
+    def _draws(self, ends, descend, number, rng):
         """Cells drawn from the posterior: of the ends by their probability."""
         apart = np.array([end.fitted.improbability for end in ends])
         chance = np.exp((apart.min() - apart) / (2 * _UNFINISHED))
@@ -230,8 +228,7 @@ class SmoothSearch:
         centres = [
             end.fitted.cells for end, n in zip(ends, of_each, strict=True) for _ in range(n)
         ]
-        given = target, self.middle.of_measurements(target.rows), self.prior
-        return [drawn(rng, cells, *given, self.effort.n_steps_of_draws) for cells in centres]
+        return [drawn(rng, cells, descend, self.effort.n_steps_of_draws) for cells in centres]
 
 
 def _descended(descend, starts, n_steps):
