@@ -68,6 +68,8 @@ def test_sandi_and_verdict_are_sticks_spheres_and_water():
     model = SANDIModel(acquisition)
     exact = exact + 0.25 * np.exp(-0.9 * b)
     np.testing.assert_allclose(model.signals(truth), exact, atol=2e-6)  # 20 of all roots
+    with pytest.raises(ValueError, match="extra_diffusivity is 0.0009; here it is in um"):
+        model.signals(truth | {"extra_diffusivity": 0.9e-3})
     fit = model.fit(exact, sigma=1e-5, n_draws=0)
     # A valley: steps end where they gain no more.
     assert abs(fit.soma_diameter - 12) < 1.0 and abs(fit.neurite_fraction - 0.4) < 0.03

@@ -19,7 +19,11 @@ from dipy_spinverse.acquisition import (
 from dipy_spinverse.acquisition.b_tensors import b_anisotropy
 from dipy_spinverse.acquisition.checks import seconds_to_ms, symmetric_tensors
 from dipy_spinverse.compartments.fitting.chunk import MOST_FIBRES
-from dipy_spinverse.compartments.posterior.degeneracy import undetermined, unresolved_diameters
+from dipy_spinverse.compartments.posterior.degeneracy import (
+    SNR,
+    undetermined,
+    unresolved_diameters,
+)
 from dipy_spinverse.compartments.signals.kernels import OwnKernel
 from dipy_spinverse.units import MS_PER_UM2
 from dipy_spinverse.voxels.acquired import Acquired
@@ -29,6 +33,8 @@ from dipy_spinverse.voxels.status import Status, only_noise
 # Pulses for models that do not depend on them, where a gradient table has none; s. They are short,
 # so that any echo time leaves room for them.
 _BIG_DELTA, _SMALL_DELTA = 0.002, 0.001
+# Nothing that is modelled is as slow, and a value in mm^2/s is never larger.
+_LEAST_UM2_PER_MS = 0.005
 # Of b: what a b-tensor may differ from an axially symmetric one.
 _ASYMMETRY = 0.02
 _LOGGER = logging.getLogger("dipy_spinverse")
@@ -129,8 +135,9 @@ def check_acquisition(definition, acquisition) -> None:
     names = undetermined(definition, acquisition)
     if names:
         warnings.warn(
-            f"The acquisition tells nearly nothing about {', '.join(names)} of {name}: the maps "
-            "are arbitrary, their intervals wide. Know these parameters, or measure otherwise.",
+            f"The acquisition tells nearly nothing, at an SNR of {SNR:g}, about "
+            f"{', '.join(names)} of {name}: the maps are arbitrary, their intervals wide. Know "
+            "these parameters, or measure otherwise. (Less noise, as averages have, can do, too.)",
             stacklevel=4,
         )
     for diameter, least in unresolved_diameters(definition, acquisition).items():
@@ -187,6 +194,17 @@ def populations(peaks, shape) -> dict[str, np.ndarray]:
     return {"n_fibres": there.sum(axis=1), "axes": axes}
 
 
+def _check_units(definition, tensors):
+    """Refuses diffusivities in the unit of maps: signals of nothing that diffuses."""
+    for name in (p.name for p in definition.parameters if p.unit == "mm^2/s"):
+        low = tensors[name][(tensors[name] > 0) & (tensors[name] < _LEAST_UM2_PER_MS)]
+        if low.numel():
+            raise ValueError(
+                f"{name} is {float(low.flatten()[0]):g}; here it is in um^2/ms, of which water at "
+                "body temperature has 3: multiply values in mm^2/s, as maps have them, by 1000."
+            )
+
+
 def complete(definition, parameters):
     """Values (V,) and (V, 3) as tensors, with S0 and all fractions, and the voxels' shape."""
     axes = {*definition.axes, *(f"{name}_fan" for name in definition.fans)}
@@ -201,6 +219,7 @@ def complete(definition, parameters):
             f"{sorted(unknown)}, missing {[*missing, *left_out[1:]]}."
         )
     tensors = {k: torch.as_tensor(v, dtype=torch.float64) for k, v in parameters.items()}
+    _check_units(definition, tensors)
     shapes = [t.shape[:-1] if name in axes else t.shape for name, t in tensors.items()]
     shape = torch.broadcast_shapes(*shapes)
     values = {

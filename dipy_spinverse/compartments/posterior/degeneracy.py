@@ -17,7 +17,7 @@ from dipy_spinverse.compartments.fitting.variable_projection import (
 from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.pools import pool_signals
 
-_SNR = 100.0
+SNR = 100.0
 _USUAL_SNR, _TOLD = 30.0, 2.0  # of the signal without diffusion; standard deviations
 _MOST = 0.8  # of the signal, of the cylinders whose diameter is looked at
 _N_DIAMETERS = 100
@@ -44,7 +44,7 @@ def undetermined(definition: Definition, acquisition: Measurements) -> list[str]
         definition, pool_signals(definition, encoding), ones.expand(_N_DRAWS, -1), ones, None
     )
     columns, slopes = linearised(problem, place, amplitudes)
-    changes = _SNR * torch.cat([slopes, columns], dim=1)
+    changes = SNR * torch.cat([slopes, columns], dim=1)
     precision = changes @ changes.mT + _PRIOR_PRECISION * torch.eye(changes.shape[1])
     variance = torch.diagonal(torch.linalg.inv(precision), dim1=1, dim2=2)
     kept = torch.sqrt(_PRIOR_PRECISION * variance).median(dim=0).values
