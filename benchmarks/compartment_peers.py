@@ -3,7 +3,7 @@
     python compartment_peers.py TASK IN.npz OUT.npz
 
 reads signals and encodings, and writes estimates and the seconds that they took to OUT. Only NumPy
-and the peer are imported. `benchmarks.compartments` makes the environments and calls this.
+and the peer are imported. `benchmarks.peers` makes the environments and calls this.
 Duration: seconds to minutes, by the task. Writes OUT only.
 """
 
@@ -117,6 +117,32 @@ def dmipy_axcaliber(given):
     }
 
 
+def swissknife_exchange(given):
+    """graymatter_swissknife: NEXI or SMEX, its grid search and then L-BFGS-B, in given bounds."""
+    import joblib
+    from graymatter_swissknife.models.NEXI.nexi import Nexi
+    from graymatter_swissknife.models.NEXI.smex import Smex
+    from graymatter_swissknife.models.parameters.acq_parameters import AcquisitionParameters
+    from graymatter_swissknife.nls.gridsearch import find_nls_initialization
+    from graymatter_swissknife.nls.nls import nls_parallel
+
+    np.random.seed(0)  # noqa: NPY002 -- the peer draws from it
+    bounds, signals = given["bounds"], given["signals"]
+    model = {"NEXI": Nexi, "SMEX": Smex}[str(given["model"])](bounds)
+    pulses = given["b"], given["big_delta"], float(given["small_delta"])
+    n, acquisition = len(signals), AcquisitionParameters(*pulses)
+    with joblib.parallel_config(backend="sequential"):
+        start, once = _timed(
+            lambda: find_nls_initialization(
+                signals, None, n, acquisition, model, bounds, model.grid_search_nb_points
+            )
+        )
+        (found, _), seconds = _timed(
+            lambda: nls_parallel(signals, n, model, acquisition, bounds, 1, start, n_cores=1)
+        )
+    return {"found": found, "once": once["cpu"], **seconds}
+
+
 def _dmipy_fit(models, fixed, given):
     from dmipy.core.modeling_framework import MultiCompartmentModel
 
@@ -146,9 +172,9 @@ def _timed(function):
 
 
 if __name__ == "__main__":
-    tasks = {
-        f.__name__: f for f in (amico_noddi, dmipy_noddi, dmipy_stick_zeppelin, dmipy_axcaliber)
-    }
+    functions = (amico_noddi, dmipy_noddi, dmipy_stick_zeppelin, dmipy_axcaliber,
+                 swissknife_exchange)  # fmt: skip
+    tasks = {f.__name__: f for f in functions}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=tasks)
     parser.add_argument("source", type=lambda name: Path(name).resolve())

@@ -3,7 +3,7 @@
     DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.compartment_truths [published told ...]
 
 Signals come from direct quadrature in NumPy (`benchmarks.published_noddi`), with Rician noise of
-SNR 30, in the HCP scheme. Those of exchange come from a general solver of differential equations.
+SNR 30, in the HCP scheme.
 
 Duration: about 6 min on 1 core (--quick: 1 min). Writes
 results/compartment_truths_NAME.md for each table.
@@ -16,17 +16,15 @@ import warnings
 
 import numpy as np
 import torch
-from scipy.integrate import solve_ivp
 
 from benchmarks.command import command, keep
 from benchmarks.prior_voxels import hcp_scheme
 from benchmarks.published_noddi import published_signals, tissue
 from benchmarks.tables import table
-from dipy_spinverse import Acquisition, NEXIModel, NODDIModel, Status
+from dipy_spinverse import NODDIModel, Status
 
 SNR = 30
 MAPS = ("ndi", "odi", "fwf")
-NEXI_MAPS = ("neurite_fraction", "exchange_time", "neurite_diffusivity", "extra_diffusivity")
 
 
 def magnitudes(clean, snr=SNR, seed=1):
@@ -178,55 +176,8 @@ def crossings(n: int) -> str:
     return table(heads, rows)
 
 
-def exchange(n: int) -> str:
-    """NEXI with finite pulses (SMEX) on powder averages, noise of 0.5 % of S0."""
-    b = np.tile([0, 1.0, 2.0, 3.5, 5.0, 7.0], 4)
-    big = np.repeat([16.0, 25.0, 35.0, 45.0], 6)
-    acquisition = Acquisition(b, np.tile([1.0, 0, 0], (24, 1)), small_delta=9.0, big_delta=big,
-                              te=80.0, isotropic=True)  # fmt: skip
-    rng = np.random.default_rng(0)
-    truth = {"neurite_fraction": rng.uniform(0.2, 0.7, n), "exchange_time": rng.uniform(5, 60, n),
-             "neurite_diffusivity": rng.uniform(1.5, 3.0, n),
-             "extra_diffusivity": rng.uniform(0.4, 1.2, n)}  # fmt: skip
-    model = NEXIModel(acquisition)
-    clean = model.signals(truth)
-    exact = [_by_steps(b[m], big[m], *(truth[k][0] for k in NEXI_MAPS)) for m in range(2, 24, 4)]
-    off = np.abs(clean[0, 2:24:4] - exact).max()
-    data = clean + 0.005 * rng.standard_normal(clean.shape)
-    started = time.process_time()
-    model.fit(data, sigma=0.005, n_draws=0)
-    cost = 1e3 * (time.process_time() - started) / n
-    fit = model.fit(data, sigma=0.005)
-    rows = []
-    for name in NEXI_MAPS:
-        scale = 1e3 if "diffusivity" in name else 1
-        values = truth[name] / scale
-        rows.append([name, f"{scale * np.abs(getattr(fit, name) - values).mean():.3f}",
-                     f"{100 * held(fit, name, values):.1f}"])  # fmt: skip
-    return (
-        f"Signals differ by at most {off:.1e} of S0 from those of an ODE solver; "
-        f"{cost:.0f} CPU ms per voxel (n_draws=0), {n} voxels, 24 averages.\n\n"
-        + table(["map (um2/ms, ms)", "MAE of the median", "held, %"], rows)
-    )
-
-
-def _by_steps(b, big, fraction, exchange_time, inside, outside, small=9.0):
-    nodes, weights = np.polynomial.legendre.leggauss(20)
-    q0, total = np.sqrt(b / (big - small / 3)), 0.0
-    for x, w in zip(0.5 * (nodes + 1), 0.5 * weights, strict=True):
-
-        def rates(t, m, x=x):
-            q = (q0 * np.interp(t, [0, small, big, big + small], [0, 1, 1, 0])) ** 2
-            flow = ((1 - fraction) * m[0] - fraction * m[1]) / exchange_time
-            return [-q * inside * x**2 * m[0] - flow, -q * outside * m[1] + flow]
-
-        span, start = (0, big + small), [fraction, 1 - fraction]
-        total += w * solve_ivp(rates, span, start, rtol=1e-7, max_step=small / 4).y[:, -1].sum()
-    return total
-
-
 TABLES = {
-    published: (1000, 40), told: (200, 40), crossings: (40, 10), exchange: (60, 20),
+    published: (1000, 40), told: (200, 40), crossings: (40, 10),
     otherwise: (240, 40),
 }  # fmt: skip
 

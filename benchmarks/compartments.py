@@ -10,9 +10,6 @@ results/compartments_NAME.md for each table.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 import warnings
 from dataclasses import dataclass
@@ -26,25 +23,14 @@ from scipy.stats import spearmanr
 
 from benchmarks.command import command, keep
 from benchmarks.datasets import data_file, load_duval_cat
+from benchmarks.peers import FOLDER, peer_result
 from benchmarks.prior_voxels import hcp_scheme, models, simulated
 from benchmarks.tables import table
 from dipy_spinverse import ActiveAxModel, IVIMModel, NODDIModel, ZCDModel
 from dipy_spinverse.compartments import Compartment, compose, rest, tortuosity
 from dipy_spinverse.compartments.definition import Parameter
 
-_PEER_SCRIPT = Path(__file__).with_name("compartment_peers.py")
 _SNR = 30
-_LONGEST = 1800  # s, for a peer's task
-# Peer: what pip installs, then without its dependencies, and a line to change in a file.
-_PEERS = {
-    "amico": (["dmri-amico==2.1.1"], [], None),
-    "dmipy": (
-        ["numpy==1.26.4", "scipy==1.12.0", "dipy==1.9.0", "setuptools<80", "numba", "cvxpy",
-         "boto", "future", "matplotlib"],
-        ["dmipy==1.0.5"],
-        ("dmipy/core/acquisition_scheme.py", "if deltas == []:", "if len(deltas) == 0:"),
-    ),
-}  # fmt: skip
 _NODDI_MAPS = ("ndi", "odi", "fwf")
 
 
@@ -66,53 +52,6 @@ class Run:
     def some(self, n: int) -> int:
         """This part of `n` voxels."""
         return max(int(self.part * n), 1)
-
-
-def environment(folder: Path, peer: str) -> Path | None:
-    """Python of a peer's environment, which is made where it is not there; None if it cannot."""
-    python = folder / peer / "bin" / "python"
-    done = folder / peer / "complete"
-    if done.exists():
-        return python
-    packages, alone, patch = _PEERS[peer]
-    try:
-        subprocess.run([sys.executable, "-m", "venv", str(folder / peer)], check=True)
-        pip = [str(python), "-m", "pip", "install", "-q"]
-        subprocess.run([*pip, *packages], check=True)
-        if alone:
-            subprocess.run([*pip, "--no-deps", *alone], check=True)
-        if patch:
-            path = next((folder / peer / "lib").glob(f"*/site-packages/{patch[0]}"))
-            path.write_text(path.read_text().replace(*patch[1:]))
-    except (subprocess.CalledProcessError, StopIteration) as error:
-        print(f"{peer} cannot be installed here: {error}")
-        return None
-    done.touch()
-    return python
-
-
-def peer_result(folder: Path | None, peer: str, task: str, **given) -> dict | None:
-    """What a peer's task of `compartment_peers` makes of arrays; None where it does not run."""
-    if folder is None:
-        return None
-    python = environment(folder, peer)
-    if python is None:
-        return None
-    source, target = folder / f"{task}_in.npz", folder / f"{task}_out.npz"
-    np.savez(source, **given)
-    command = [str(python), str(_PEER_SCRIPT), task, str(source), str(target)]
-    try:
-        run = subprocess.run(
-            command, capture_output=True, text=True, env=_one_thread(), timeout=_LONGEST
-        )
-    except subprocess.TimeoutExpired:
-        print(f"{peer} does not end {task} in {_LONGEST} s")
-        return None
-    if run.returncode:
-        print(f"{peer} does not run {task}: {run.stderr.strip().splitlines()[-1]}")
-        return None
-    with np.load(target) as file:
-        return {name: np.squeeze(file[name]) for name in file}
 
 
 def noddi(run: Run) -> str:
@@ -374,10 +313,6 @@ def _ivim_errors(found, truth):
     ]
 
 
-def _one_thread():
-    return os.environ | {"OMP_NUM_THREADS": "1"}
-
-
 TABLES = {f.__name__: f for f in (noddi, camino, activeax, ivim, intervals)}
 
 
@@ -385,17 +320,14 @@ def main():
     """Print the tables and write them to results/."""
     parser = command(__doc__, "noddi and intervals, a tenth of the voxels")
     parser.add_argument("tables", nargs="*", default=list(TABLES), metavar="TABLE")
-    parser.add_argument(
-        "--peers", type=Path, default=Path.home() / ".cache" / "dipy_spinverse_peers"
-    )
+    parser.add_argument("--peers", type=Path, default=FOLDER)
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", DeprecationWarning)
     if options.quick:
         chosen, run = ("noddi", "intervals"), Run(None, part=0.1)
     else:
-        options.peers.mkdir(parents=True, exist_ok=True)
-        chosen, run = options.tables, Run(options.peers.resolve())
+        chosen, run = options.tables, Run(options.peers)
     for name in chosen:
         text = f"# Compartment models: {name}\n\n{TABLES[name].__doc__.splitlines()[0]}\n\n"
         text += TABLES[name](run)

@@ -87,7 +87,7 @@ def main():
     """Print the figures and write them to results/."""
     quick = command(__doc__, "small batches, without walls").parse_args().quick
     if not torch.cuda.is_available():
-        print("There is no GPU here: nothing is measured.")
+        print("There is no GPU here: nothing is measured, and walls on a GPU stay UNTESTED.")
         return
     bandwidth = card_bandwidth()
     rows = [

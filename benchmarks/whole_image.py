@@ -1,9 +1,9 @@
 """A whole image: time from file to maps, memory against voxels, batches, two workers.
 
-    python -m benchmarks.whole_image [-n 10000] [--packed 300] [--no-walls]
+    python -m benchmarks.whole_image [-n 10000] [--packed 300] [--parts workers peaks ...]
 
-Duration: about 5 CPU-minutes (--quick: 500 voxels, without walls, 30 s). Writes
-results/whole_image.md.
+Duration: about 6 CPU-minutes (--quick: 500 voxels, 30 s; --parts workers: 40 s). Writes
+results/whole_image.md, where all parts were run.
 
 An image of NODDI voxels (Rician, SNR 30, 97 measurements) is written to NIfTI, read volume by
 volume, fitted with a journal, saved, and written as maps and predicted signals: CPU time of one
@@ -13,6 +13,10 @@ are those of fresh processes, with a model whose own memory does not count. Of b
 one voxel fitted by itself, and of one among 64, is compared. Of two workers, the CPU time of all
 processes over that of a serial fit says what they cost, and the wall time, which means something
 on an idle machine alone, what they are worth.
+
+A fit is refused before it begins where data and results would take more than `max_memory`: what it
+counted is beside the peaks. Voxels that are computed together take more, which does not grow with
+the image: the table of working memory.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import nibabel as nib
 import numpy as np
@@ -39,19 +44,27 @@ from benchmarks.tables import machine, table
 from dipy_spinverse import NODDIModel, PackedCellsModel, SpinverseModel, bcc_grid, simulate
 from dipy_spinverse.report.files import save_map, save_predictions
 from dipy_spinverse.substrates.walls_of_bodies import cylinders
+from dipy_spinverse.voxels import chunks
 from dipy_spinverse.voxels.image_files import StoredImage, mask_of
+from dipy_spinverse.voxels.memory import check_memory
 
 N, N_QUICK = 10_000, 500
 N_INTERVALS = 1000
 PACKED, PACKED_QUICK = 300, 30
 BATCH = 64
-N_WORKERS, N_WORKERS_QUICK, WORKERS_CHUNK = 400, 60, 25
+N_WORKERS, N_WORKERS_QUICK = 1280, 256
 WHOLE = 100_000
+PARTS = ["images", "packed", "workers", "batches", "peaks", "memory"]
 SNR = 30.0
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 # Shape of the volume and number of voxels in the mask.
 VOLUMES = [((1, 1, 1), 1), ((10, 10, 1), 100), ((10, 10, 10), 1000), ((50, 50, 40), 100_000),
            ((100, 100, 60), 100)]  # fmt: skip
+# Voxels that fit as one or a few blocks.
+WORKING = [
+    ("NODDI, likeliest", 1000, {"n_draws": 0}), ("NODDI, with intervals", 256, {"n_draws": 64}),
+    ("packed cells, with intervals", 64, {}), ("wall fields", 16, {}),
+]  # fmt: skip
 
 
 def noddi() -> NODDIModel:
@@ -85,7 +98,16 @@ def resident() -> float:
 
 
 class Sampled:
-    """Resident memory over time."""
+    """Resident memory over time.
+
+    Parameters
+    ----------
+    every : float
+        s.
+    """
+
+    def __init__(self, every: float = 0.2):
+        self._every = every
 
     def __enter__(self):
         self.values, self._over = [], threading.Event()
@@ -94,7 +116,7 @@ class Sampled:
         return self
 
     def _sample(self):
-        while not self._over.wait(0.2):
+        while not self._over.wait(self._every):
             self.values.append(resident())
 
     def __exit__(self, *_):
@@ -129,8 +151,23 @@ def from_file_to_maps(n_voxels: int, n_draws: int):
     return (*seconds, memory.growth, max(memory.values, default=resident()))
 
 
+def printed_peak(fit, n_voxels: int) -> None:
+    """Print MiB that a fit counted before it began, and that it added to this process."""
+    counted, before = [], resident()
+
+    def noted(what, n_bytes, most=None):
+        counted.append(n_bytes)
+        check_memory(what, n_bytes, most)
+
+    with patch.object(chunks, "check_memory", noted), Sampled(0.01) as memory:
+        kept = fit()
+        time.sleep(0.1)
+    assert kept.status.size >= n_voxels
+    print(counted[0] / 2**20, (max(memory.values) - before) * 1024)
+
+
 def peak_of(index: int) -> None:
-    """Print MiB that a fit of a volume adds to a fresh process, and bytes that it must hold."""
+    """Of a volume that is read from a file."""
     shape, n_wanted = VOLUMES[index]
     mask = np.zeros(int(np.prod(shape)), dtype=bool)
     mask[:n_wanted] = True
@@ -142,21 +179,43 @@ def peak_of(index: int) -> None:
         del volume
         model = DecayModel(ACQUISITION)
         model.fit(np.exp(-ACQUISITION.b), n_draws=0)
-        before = resident()
-        with Sampled() as memory:
-            fit = model.fit(StoredImage(path, "data"), mask.reshape(shape), n_draws=2)
-            time.sleep(0.5)
-        needed = mask.sum() * 8 * len(ACQUISITION) + sum(v.nbytes for v in fit._values.values())
-        print((max(memory.values) - before) * 1024, needed / 2**20)
+        data = StoredImage(path, "data")
+        printed_peak(lambda: model.fit(data, mask.reshape(shape), n_draws=2), n_wanted)
+
+
+def working_memory_of(index: int) -> None:
+    """Of the model of a row of `WORKING`."""
+    name, n_voxels, options = WORKING[index]
+    if "NODDI" in name:
+        model = noddi()
+        data = noisy(model.signals(model.draw(n_voxels, seed=2)))
+    else:
+        acquisition, grid, signals = tissue()
+        of_walls = partial(SpinverseModel, grid=bcc_grid(4, 5.0))
+        model = (of_walls if "wall" in name else PackedCellsModel)(acquisition)
+        data = noisy(np.tile(signals, (n_voxels, 1)))
+    options = {"sigma": 1 / SNR, **options}
+    model.fit(data[:1], **options)
+    printed_peak(lambda: model.fit(data, **options), n_voxels)
+
+
+def printed_by(call: str) -> list[str]:
+    """What a function of this module says in a process of its own, MiB."""
+    code = f"from benchmarks import whole_image; whole_image.{call}"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    return [f"{float(number):.1f}" for number in said.stdout.split()]
 
 
 def peaks():
     """Rows of the table of peaks."""
     for k, (shape, n_wanted) in enumerate(VOLUMES):
-        code = f"from benchmarks.whole_image import peak_of; peak_of({k})"
-        said = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-        peak, needed = map(float, said.stdout.split())
-        yield " x ".join(map(str, shape)), n_wanted, f"{needed:.1f}", f"{peak:.1f}"
+        yield " x ".join(map(str, shape)), n_wanted, *printed_by(f"peak_of({k})")
+
+
+def working_memory():
+    """Rows of the table of working memory."""
+    for k, (name, n_voxels, _) in enumerate(WORKING):
+        yield name, n_voxels, *printed_by(f"working_memory_of({k})")
 
 
 def packed_cells(n_voxels: int) -> float:
@@ -182,23 +241,21 @@ def noisy(signals: np.ndarray) -> np.ndarray:
     return np.hypot(signals + noise[0], noise[1])
 
 
-def batches(walls: bool):
+def batches():
     """Rows: model, CPU-ms of a voxel by itself and among 64, and their ratio."""
     model = noddi()
     data = noisy(model.signals(model.draw(BATCH, seed=2)))
     acquisition, _, signals = tissue()
     of_tissue = noisy(np.tile(signals, (BATCH, 1)))
     packed = PackedCellsModel(acquisition)
+    fields = SpinverseModel(acquisition, grid=bcc_grid(4, 5.0))
     # Of slow models some voxels alone are fitted by themselves; the others will cost as much.
     kinds = [
         ("NODDI, likeliest", partial(model.fit, sigma=1 / SNR, n_draws=0), data, BATCH),
         ("NODDI, with intervals", partial(model.fit, sigma=1 / SNR), data, 16),
         ("packed cells, with intervals", partial(packed.fit, sigma=1 / SNR), of_tissue, 8),
+        ("wall fields", partial(fields.fit, sigma=1 / SNR, n_fields=0), of_tissue, 4),
     ]
-    if walls:
-        fields = SpinverseModel(acquisition, grid=bcc_grid(4, 5.0))
-        options = {"sigma": 1 / SNR, "n_fields": 0}
-        kinds.append(("wall fields", partial(fields.fit, **options), of_tissue, 4))
     for name, fit, voxels, n_alone in kinds:
         fit(voxels[:1])
         start = time.process_time()
@@ -232,31 +289,17 @@ def workers(n_voxels: int) -> tuple[float, float]:
     spent, taken = {}, {}
     for engine, n_jobs in (("serial", 1), ("joblib", 1), ("joblib", 2)):
         how = options | {"engine": engine, "n_jobs": n_jobs}
-        model.fit(data[:32], vox_per_chunk=1, **how)  # starts them
+        model.fit(data[:256], **how)  # starts them
         cpu, wall = cpu_seconds(), time.perf_counter()
-        model.fit(data, vox_per_chunk=WORKERS_CHUNK, **how)
+        model.fit(data, **how)
         spent[engine, n_jobs] = cpu_seconds() - cpu
         taken[engine, n_jobs] = time.perf_counter() - wall
     overhead = spent["joblib", 2] / spent["serial", 1]
     return overhead, taken["joblib", 1] / taken["joblib", 2]
 
 
-def main():
-    parser = command(__doc__, quick=f"{N_QUICK} voxels")
-    parser.add_argument("-n", type=int, default=N, help=f"voxels ({N})")
-    parser.add_argument(
-        "--packed", type=int, default=PACKED, help=f"voxels of packed cells ({PACKED})"
-    )
-    parser.add_argument("--no-walls", action="store_true", help="without batches of wall fields")
-    arguments = parser.parse_args()
-    n = N_QUICK if arguments.quick else arguments.n
-    n_packed = PACKED_QUICK if arguments.quick else arguments.packed
-    lines = [f"# Whole images\n\n{machine()}. {__doc__.strip()}\n"]
-
-    def say(*more):
-        lines.extend([*more, ""])
-        print(*more, "", sep="\n", flush=True)
-
+def of_images(n: int) -> str:
+    """Table of images of NODDI."""
     rows = []
     for n_draws, n_voxels in ((0, n), (64, min(n, N_INTERVALS))):
         fitting, writing, growth, peak = from_file_to_maps(n_voxels, n_draws)
@@ -267,20 +310,61 @@ def main():
         "voxels", "draws", "read and fit, CPU-s", "save and write, CPU-s",
         f"{WHOLE:,} voxels, CPU-min", "memory growth %", "resident GiB",
     )  # fmt: skip
-    say(table(header, rows))
-    seconds = packed_cells(n_packed)
-    say(f"Packed cells with intervals, {n_packed} voxels of 300 measurements: "
-        f"{1e3 * seconds / n_packed:.0f} CPU-ms per voxel, "
-        f"{seconds / n_packed * WHOLE / 3600:.1f} CPU-h for {WHOLE:,} voxels.")  # fmt: skip
-    overhead, speed_up = workers(N_WORKERS_QUICK if arguments.quick else N_WORKERS)
-    say(f"Two workers of joblib take {overhead:.2f} times the CPU time of a serial fit; two are "
-        f"{speed_up:.2f} times as fast as one (load of the machine {os.getloadavg()[0]:.1f})."
-        )  # fmt: skip
+    return table(header, rows)
+
+
+def of_packed_cells(n: int) -> str:
+    seconds = packed_cells(n)
+    return (
+        f"Packed cells with intervals, {n} voxels of 300 measurements: "
+        f"{1e3 * seconds / n:.0f} CPU-ms per voxel, "
+        f"{seconds / n * WHOLE / 3600:.1f} CPU-h for {WHOLE:,} voxels."
+    )
+
+
+def of_workers(n: int) -> str:
+    overhead, speed_up = workers(n)
+    return (
+        f"Two workers of joblib, {n} voxels, take {overhead:.2f} times the CPU time of a serial "
+        f"fit; two are {speed_up:.2f} times as fast as one (load of the machine "
+        f"{os.getloadavg()[0]:.1f})."
+    )
+
+
+def of_batches() -> str:
     columns = ("fit", "by themselves", "CPU-ms by itself", "CPU-ms among 64", "ratio")
-    say(table(columns, batches(not (arguments.quick or arguments.no_walls))))
-    columns = ("volume", "voxels of the mask", "data and results, MiB", "peak beyond, MiB")
-    say(table(columns, peaks()))
-    keep("whole_image.md", "\n".join(lines), complete=not arguments.quick)
+    return table(columns, batches())
+
+
+def of_peaks() -> str:
+    return table(("volume", "voxels of the mask", "counted, MiB", "peak beyond, MiB"), peaks())
+
+
+def of_working_memory() -> str:
+    return table(("fit", "voxels", "counted, MiB", "peak beyond, MiB"), working_memory())
+
+
+def main():
+    parser = command(__doc__, quick=f"{N_QUICK} voxels, of the first three parts")
+    parser.add_argument("-n", type=int, default=N, help=f"voxels ({N})")
+    parser.add_argument(
+        "--packed", type=int, default=PACKED, help=f"voxels of packed cells ({PACKED})"
+    )
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
+    arguments = parser.parse_args()
+    quick = arguments.quick
+    lines = [f"# Whole images\n\n{machine()}. {__doc__.strip()}\n"]
+    makers = {
+        "images": lambda: of_images(N_QUICK if quick else arguments.n),
+        "packed": lambda: of_packed_cells(PACKED_QUICK if quick else arguments.packed),
+        "workers": lambda: of_workers(N_WORKERS_QUICK if quick else N_WORKERS),
+        "batches": of_batches, "peaks": of_peaks, "memory": of_working_memory,
+    }  # fmt: skip
+    for part in arguments.parts[: 3 if quick else None]:
+        lines.extend([makers[part](), ""])
+        print(*lines[-2:], sep="\n", flush=True)
+    complete = not quick and len(arguments.parts) == len(PARTS)
+    keep("whole_image.md", "\n".join(lines), complete=complete)
 
 
 if __name__ == "__main__":

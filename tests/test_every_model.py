@@ -16,6 +16,7 @@ from model_cases import CASES, S0, SNR
 
 from dipy_spinverse import Status, load_fit
 from dipy_spinverse.acquisition import measurements_of
+from dipy_spinverse.voxels import blocks
 from dipy_spinverse.voxels.status import FITTED
 
 pytestmark = [
@@ -221,9 +222,44 @@ def test_seeds_give_the_same_fit(case, fit):
     assert_same(case.fit(case.data), fit)
 
 
-@pytest.mark.parametrize("vox_per_chunk", [1, 5])
-def test_chunks_do_not_change_a_fit(case, fit, vox_per_chunk):
-    assert_same(case.fit(case.data, vox_per_chunk=vox_per_chunk), fit, NEARLY)
+@pytest.fixture
+def in_pairs(monkeypatch):
+    """Two voxels are computed together, as hundreds are of an image."""
+    monkeypatch.setattr(blocks, "_LEAST_VOXELS", 2)
+
+
+@pytest.fixture(scope="module")
+def five(case):
+    """Data of five voxels."""
+    return case.data[[0, 1, 1, 0, 1]]
+
+
+@pytest.fixture(scope="module")
+def fit_of_five(case, five):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(blocks, "_LEAST_VOXELS", 2)
+        return case.fit(five, vox_per_chunk=1)
+
+
+@pytest.fixture
+def threads():
+    """Sets their number, for a test."""
+    usual = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(usual)
+
+
+@pytest.mark.parametrize(("vox_per_chunk", "n_threads"), [(3, 1), (100, 2)])
+def test_chunks_and_threads_do_not_change_a_bit_of_a_fit(
+    case, five, fit_of_five, in_pairs, threads, vox_per_chunk, n_threads
+):
+    threads(n_threads)
+    assert_same(case.fit(five, vox_per_chunk=vox_per_chunk), fit_of_five)
+
+
+def test_blocks_hardly_change_a_fit(fit, fit_of_five):
+    assert_same(fit_of_five[:2], fit, NEARLY)
+    assert_same(fit_of_five[-1], fit[1], NEARLY)  # a block of its own
 
 
 @pytest.fixture(scope="module", params=["dask", "ray"])
@@ -242,21 +278,21 @@ def cluster(request):
         ray.shutdown()
 
 
-def check_engine(case, fit, engine):
+def check_engine(case, five, fit_of_five, engine):
     n_threads = torch.get_num_threads()
-    found = case.fit(case.data, engine=engine, n_jobs=2, vox_per_chunk=1)
-    assert_same(found, fit, NEARLY)
+    found = case.fit(five, engine=engine, n_jobs=2)
+    assert_same(found, fit_of_five)
     assert torch.get_num_threads() == n_threads
 
 
-def test_workers_of_joblib_give_the_serial_fit(case, fit):
+def test_workers_of_joblib_give_the_serial_fit(case, five, fit_of_five, in_pairs):
     pytest.importorskip("joblib")
-    check_engine(case, fit, "joblib")
+    check_engine(case, five, fit_of_five, "joblib")
 
 
 @pytest.mark.slow  # starts processes, which read the package anew
-def test_every_engine_gives_the_serial_fit(cluster, case, fit):
-    check_engine(case, fit, cluster)
+def test_every_engine_gives_the_serial_fit(cluster, case, five, fit_of_five, in_pairs):
+    check_engine(case, five, fit_of_five, cluster)
 
 
 def test_progress_is_shown_by_voxel_and_only_on_request(case, capsys):

@@ -18,13 +18,22 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from benchmarks.decay_model import ACQUISITION, DecayModel, decays
+from benchmarks import decay_model
+from benchmarks.decay_model import ACQUISITION, decays
 from dipy_spinverse.voxels import chunks, engines
+from dipy_spinverse.voxels.blocks import InBlocks, voxels_per_block
+from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.workflows.cli import command
 
 DATA = decays((5, 4, 3))
 MASK = np.arange(60).reshape(5, 4, 3) % 4 > 0
 OPTIONS = {"n_draws": 2, "vox_per_chunk": 7}
+
+
+class DecayModel(decay_model.DecayModel):
+    """Of which seven voxels are computed together."""
+
+    VOX_PER_CHUNK = 7
 
 
 class Interrupted(DecayModel):
@@ -96,8 +105,8 @@ def computed_chunks(monkeypatch):
 def test_an_interrupted_fit_goes_on_to_the_same_result(tmp_path, monkeypatch, expected, n_chunks):
     begun(tmp_path / "journal", n_chunks)
     sizes = computed_chunks(monkeypatch)
-    # Chunks stay those of the fit that began: their rounding is their own.
-    again = {**OPTIONS, "vox_per_chunk": 5}
+    # Chunks stay those of the fit that began.
+    again = {**OPTIONS, "vox_per_chunk": 14}
     found = DecayModel(ACQUISITION).fit(DATA, MASK, **again, journal=tmp_path / "journal")
     assert_equal(found, expected)
     assert sum(sizes) == MASK.sum() - 7 * n_chunks
@@ -113,9 +122,33 @@ def test_other_engines_and_numbers_of_workers_go_on_with_a_journal(tmp_path, exp
     assert_equal(DecayModel(ACQUISITION).fit(DATA, MASK, **OPTIONS, **workers), expected)
 
 
-def test_chunks_do_not_hang_on_the_number_of_workers():
-    sizes = {chunks.Engine("joblib", n).size_of_chunks(1000, 400) for n in (1, 2, 7, -1)}
-    assert len(sizes) == 1
+@pytest.mark.parametrize("vox_per_chunk", [1, 7, 8, 20, 1000])
+def test_what_is_computed_together_does_not_hang_on_chunks(monkeypatch, expected, vox_per_chunk):
+    sizes = computed_chunks(monkeypatch)
+    found = DecayModel(ACQUISITION).fit(DATA, MASK, n_draws=2, vox_per_chunk=vox_per_chunk)
+    assert sizes == [7] * 6 + [3]
+    assert_equal(found, expected)
+
+
+def test_a_large_image_has_work_for_several_processes_and_a_small_one_is_computed_at_once():
+    assert voxels_per_block(100_000, most=1000) == 1000
+    assert voxels_per_block(8000, most=1000) == 500
+    assert voxels_per_block(64, most=64) == 64
+    assert voxels_per_block(0, most=0) == 1
+
+
+def widening(voxels):
+    """Values of as many columns as the first sample of a block says, and numbers for all."""
+    width, ones = int(voxels.signals[0, 0]), [1] * len(voxels)
+    return {"values": np.outer(ones, np.ones(width)), "list": ones, "number": width, "same": 7}
+
+
+def test_blocks_of_narrower_values_are_filled_with_zeros():
+    signals = np.array([[1.0], [1.0], [3.0], [3.0], [2.0]])
+    found = InBlocks(widening, 2)(Voxels(signals, signals, None))
+    np.testing.assert_array_equal(found["values"].sum(axis=1), signals[:, 0])
+    assert found["number"].tolist() == [1, 1, 3, 3, 2] and found["list"].tolist() == [1] * 5
+    assert found["same"] == 7
 
 
 def test_a_journal_of_anything_else_is_refused(tmp_path, monkeypatch):
@@ -285,9 +318,9 @@ def test_what_is_under_way_is_not_the_whole_image():
 
 def test_more_voxels_than_fit_into_memory_are_refused_with_a_cure():
     with pytest.raises(MemoryError, match=r"data of 60 voxels takes .* give a mask"):
-        DecayModel(ACQUISITION).fit(DATA, max_memory=5e3)
+        DecayModel(ACQUISITION).fit(DATA, sigma=1.0, max_memory=5e3)
     with pytest.raises(MemoryError, match=r"A fit of 60 voxels takes .* give a mask"):
-        DecayModel(ACQUISITION).fit(DATA, n_draws=2, max_memory=1.5e4)
+        DecayModel(ACQUISITION).fit(DATA, sigma=1.0, n_draws=2, max_memory=1.5e4)
 
 
 def test_the_journal_says_what_it_is_of(tmp_path):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from compartment_cases import directions, magnitudes
 from scipy.integrate import solve_ivp
 from scipy.optimize import brentq
 from scipy.special import erf, spherical_jn
 from scipy.stats import gamma
 
+from benchmarks.neurite_exchange import layers
 from benchmarks.published_noddi import sphere
 from dipy_spinverse import Acquisition, NODDIModel, load_fit
 from dipy_spinverse.compartments import (
@@ -113,6 +115,34 @@ def test_nexi_solves_its_equations_with_finite_pulses_and_is_recovered(tmp_path)
     np.testing.assert_allclose(slow, apart, atol=1e-4)
     fit.save(tmp_path / "fit.npz")
     np.testing.assert_allclose(load_fit(tmp_path / "fit.npz").predict(), fit.predict())
+
+
+def test_nexi_is_the_bloch_torrey_solution_of_thin_layers_with_permeable_walls():
+    """Two sites of which each is mixed at once: Karger's limit."""
+    acquisition = Acquisition(
+        [1.0, 3.0, 7.0] * 2, np.zeros((6, 3)), small_delta=9.0,
+        big_delta=np.repeat([16.0, 40.0], 3), te=80.0, isotropic=True,
+    )  # fmt: skip
+    truth = {"neurite_fraction": 0.35, "exchange_time": 20.0, "neurite_diffusivity": 2.4,
+             "extra_diffusivity": 0.8}  # fmt: skip
+    signals = NEXIModel(acquisition).signals(truth)
+    # What mixing within layers of 0.14 um takes is still seen; it goes with their thickness.
+    np.testing.assert_allclose(layers(acquisition, truth, 0.14), signals, atol=6e-4)
+    other = NEXIModel(acquisition).signals({**truth, "exchange_time": 40.0})
+    assert np.abs(other - signals).max() > 6e-3
+
+
+def test_exchange_can_be_differentiated_through():
+    model = NEXIModel(averages((16.0, 45.0)))
+    truth = {"neurite_fraction": 0.45, "exchange_time": 12.0, "neurite_diffusivity": 2.2,
+             "extra_diffusivity": 0.8}  # fmt: skip
+    tensors = {k: torch.tensor(v, dtype=torch.float64, requires_grad=True)
+               for k, v in truth.items()}  # fmt: skip
+    signals = model.signals(tensors)
+    np.testing.assert_allclose(signals.detach(), model.signals(truth), atol=1e-10)
+    (slope,) = torch.autograd.grad(signals[-1], tensors["exchange_time"])
+    ends = [model.signals({**truth, "exchange_time": t})[-1] for t in (11.999, 12.001)]
+    assert slope.item() == pytest.approx((ends[1] - ends[0]) / 0.002, rel=1e-4)
 
 
 def test_the_standard_model_has_no_constraints():

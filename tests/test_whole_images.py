@@ -44,6 +44,33 @@ def test_memory_of_written_predictions_follows_the_mask_and_not_the_volume(tmp_p
     assert peak < 0.5 * data.astype(float).nbytes
 
 
+def least_memory(data, sigma):
+    """Bytes with which a fit is accepted, within two percent."""
+    refused, enough = data.nbytes, 64 * data.nbytes
+    while enough > 1.02 * refused:
+        middle = (refused + enough) / 2
+        try:
+            MODEL.fit(data, sigma=sigma, n_draws=2, max_memory=middle)
+            enough = middle
+        except MemoryError:
+            refused = middle
+    return enough
+
+
+# Without it, the levels of noise that an image may have are counted, of which there may be fewer.
+@pytest.mark.parametrize(("sigma", "most_of_data"), [(1.0, 6), (None, 40)])
+def test_a_fit_takes_no_more_than_the_memory_that_it_is_given(sigma, most_of_data):
+    data = decays((20_000,))
+    enough = least_memory(data, sigma)
+    assert enough < most_of_data * data.nbytes
+    tracemalloc.start()
+    MODEL.fit(data, sigma=sigma, n_draws=2, max_memory=enough)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # A tenth for the thousand voxels that are computed together.
+    assert peak < 1.1 * enough
+
+
 def killed_within(folder):
     """A run that was ended while it wrote a file."""
     code = f"""

@@ -52,6 +52,8 @@ _N_FIELDS = 4
 _N_DRAWS = 200
 _BYTES_PER_CHUNK = 2**30
 _MOST_PER_CHUNK = 64
+# Each has a lattice of its own: more together would hardly cost less.
+_MOST_WITH_PACKINGS = 16
 _GRID_ARRAYS = ("points_um", "tetrahedra", "tetrahedron_points")
 _GRID_SIZES = ("period_um", "box_um")
 
@@ -254,7 +256,8 @@ class SpinverseModel(VoxelModel):
         n_jobs : int, optional
             Number of processes of the other engines; -1 for all but one core.
         vox_per_chunk : int, optional
-            Voxels fitted together; by default, as many with walls as fit into about 1 GiB.
+            Voxels handed to a process, and kept in a journal, together; see
+            :class:`dipy_spinverse.voxels.chunks.Engine`.
         verbose : bool, optional
             Show a progress bar.
         journal : path, optional
@@ -298,7 +301,8 @@ class SpinverseModel(VoxelModel):
             walls_of_tissue = TissueWalls(self, n_fields)
             found = fit_image(
                 image.within(asked), walls_of_tissue, layout(self, n_fields, 1), how,
-                most=_MOST_PER_CHUNK, model=self, options={"sigma": sigma, "n_fields": n_fields},
+                most=_MOST_WITH_PACKINGS, model=self,
+                options={"sigma": sigma, "n_fields": n_fields},
             )  # fmt: skip
         if not self._has_tissue:
             self._check_walls()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -12,13 +12,13 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from dipy_spinverse import __version__
 from dipy_spinverse.acquisition.checks import shortened
 from dipy_spinverse.voxels import storage
+from dipy_spinverse.voxels.blocks import ChunkFit, InBlocks, voxels_per_block
 from dipy_spinverse.voxels.engines import each_computed
-from dipy_spinverse.voxels.image import Image, Voxels
+from dipy_spinverse.voxels.image import Image
 from dipy_spinverse.voxels.journal import Journal, open_journal
 from dipy_spinverse.voxels.memory import check_memory
 from dipy_spinverse.voxels.progress import Bar
@@ -32,11 +32,9 @@ ENGINES = ("serial", "joblib", "dask", "ray")
 _NEEDED = {
     "joblib": ("joblib", "cloudpickle"), "dask": ("dask", "distributed"), "ray": ("ray",)
 }  # fmt: skip
-# Chunks of an image that is spread over processes, at least: how many these are must not change
-# the chunks, whose rounding is their own.
-_LEAST_CHUNKS = 16
 _LARGEST_NUMBER = 10**9
-ChunkFit = Callable[[Voxels], Mapping[str, ArrayLike]]
+# Of each voxel, for its status and place.
+_NUMBERS_BESIDE = 16
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,8 @@ class Engine:
     n_jobs : int
         Processes on this machine of the other engines; -1 for all but one core.
     vox_per_chunk : int or None
-        Voxels fitted together; the model's own number where None.
+        Voxels handed to a process, and kept in a journal, together: a whole number of the model's
+        blocks, at least so many voxels; one block where None. No result hangs on it.
     verbose : bool
         Whether to show a progress bar.
     journal : path or None
@@ -59,7 +58,8 @@ class Engine:
         it, goes on from there, and comes to the same result, with any engine. It can be deleted
         when the fit is saved.
     max_memory : float or None
-        Bytes that data and results may take; half of what is free where None.
+        Bytes that data and results may take; half of what is free where None. The voxels that are
+        computed together take more in each process, which does not grow with the image.
 
     Raises
     ------
@@ -100,13 +100,9 @@ class Engine:
                 '"distributed" of dipy_spinverse, or use engine="serial".'
             )
 
-    def size_of_chunks(self, n_voxels: int, most: int) -> int:
-        """Voxels fitted together, whatever the number of processes."""
-        if self.vox_per_chunk is not None:
-            return int(self.vox_per_chunk)
-        if self.name == "serial":
-            return max(most, 1)
-        return max(min(most, -(-n_voxels // _LEAST_CHUNKS)), 1)
+    def size_of_chunks(self, block: int) -> int:
+        """Voxels of a chunk of whole blocks."""
+        return block * -(-int(self.vox_per_chunk or 1) // block)
 
 
 def check_number(name: str, number: Any, least: int) -> None:
@@ -159,7 +155,7 @@ def fit_image(
         may be narrower; the rest is zero.
     engine : Engine
     most : int
-        Voxels fitted together at most.
+        Voxels computed together at most.
     model : VoxelModel
     options : mapping
         What the result depends on beside the image and the model; numbers, texts and arrays. A
@@ -175,10 +171,12 @@ def fit_image(
     """
     voxels, n = image.voxels, len(image.voxels)
     kinds = _JUDGED | dict(layout)
-    needed = 2 * voxels.signals.nbytes + n * sum(map(_n_bytes, kinds.values()))
+    kept_of_each = 8 * _NUMBERS_BESIDE + sum(map(_n_bytes, kinds.values()))
+    needed = 2 * voxels.signals.nbytes + n * kept_of_each
     check_memory(f"A fit of {n} voxels", needed, engine.max_memory)
     values = {name: _zeros(n, kind) for name, kind in kinds.items()}
-    size, scatter = engine.size_of_chunks(n, most), np.zeros(n)
+    block, scatter = voxels_per_block(n, most), np.zeros(n)
+    size = engine.size_of_chunks(block)
     kept: AbstractContextManager[Journal | None] = nullcontext()
     if engine.journal is not None:
         kept = open_journal(engine.journal, _identity(model, image, options), size)
@@ -186,7 +184,7 @@ def fit_image(
         size = size if journal is None else journal.vox_per_chunk
         parts = [rows[k : k + size] for rows in groups or [np.arange(n)]
                  for k in range(0, len(rows), size)]  # fmt: skip
-        told = bar.fed_by(fit_chunk)
+        told = bar.fed_by(InBlocks(fit_chunk, block))
         for k, result in _computed(voxels, told, parts, engine, journal, bar):
             rows = parts[k]
             for name, value in (_excess(result, voxels.signals.shape[1]) | dict(result)).items():

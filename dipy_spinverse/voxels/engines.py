@@ -17,6 +17,8 @@ import torch
 from dipy.utils.multiproc import determine_num_processes
 from threadpoolctl import ThreadpoolController
 
+from dipy_spinverse.threads import torch_on_one_thread
+
 # How often a chunk is begun again that took its process with it.
 _REPEATS = 3
 # Chunks under way for each process: one that it computes, one that it can begin with at once.
@@ -54,8 +56,8 @@ def each_computed(
     if engine == "serial":
         libraries = ThreadpoolController()
         for k, chunk in chunks:
-            # Sums of BLAS are rounded differently by each number of threads.
-            with libraries.limit(limits=1, user_api="blas"):
+            # Sums of BLAS and torch are rounded differently by each number of threads.
+            with libraries.limit(limits=1, user_api="blas"), torch_on_one_thread():
                 result = function(chunk)
             yield k, result
         return
@@ -88,8 +90,7 @@ def _as_finished(pool, chunks):
                     if begun[k] > _REPEATS:
                         raise RuntimeError(
                             f"engine: a process died {begun[k]} times at the same voxels, most "
-                            "likely for want of memory; give fewer n_jobs, or a smaller "
-                            "vox_per_chunk."
+                            "likely for want of memory; give fewer n_jobs."
                         ) from error
                     begin(k, chunk)
                 else:

@@ -9,7 +9,7 @@ import numpy as np
 
 from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.memory import check_memory
-from dipy_spinverse.voxels.noise import KNOWN, independent_noise
+from dipy_spinverse.voxels.noise import KNOWN, NUMBERS_BESIDE, independent_noise
 from dipy_spinverse.voxels.status import Status, screened
 
 _REAL = "biuf"  # kinds of NumPy's types
@@ -134,9 +134,10 @@ def image_of(
             "sigma has values that are not positive and finite; give the noise's sd > 0, in the "
             "unit of the data."
         )
-    n_bytes = np.count_nonzero(wanted) * data.shape[-1] * 8
     # Once more for what is made of them.
-    check_memory(f"data of {np.count_nonzero(wanted)} voxels", 2 * n_bytes, max_memory)
+    beside = max(data.shape[-1], NUMBERS_BESIDE if noise is None else 0)
+    n_bytes = np.count_nonzero(wanted) * 8 * (data.shape[-1] + beside)
+    check_memory(f"data of {np.count_nonzero(wanted)} voxels", n_bytes, max_memory)
     signals = _samples(data, wanted.reshape(shape))
     without = signal_without_diffusion(signals, acquisition)
     least = without.min(axis=1)

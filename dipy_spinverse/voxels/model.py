@@ -42,7 +42,7 @@ class VoxelModel(ReconstModel):
     Attributes
     ----------
     VOX_PER_CHUNK : int
-        Where :meth:`fit` is not told.
+        Voxels that :meth:`fit_chunk` gets at most.
     acquisition : Acquired
         Measurements of diffusion, unless a subclass says otherwise.
     """

@@ -30,6 +30,9 @@ _RARE = 1e-3
 _NEIGHBOURS = 27
 _LOCAL = 0.8
 _LOCAL_STEPS = 4
+# Numbers for each voxel beside its signals, at most, while noise is looked for: chances of levels.
+NUMBERS_BESIDE = 4 * _MOST_LEVELS + 20
+_VOXELS_AT_ONCE = 10_000
 # Shells up to this b (ms/um^2) have hardly any signal beyond the harmonics that their directions
 # determine; and signal over noise above which Rician noise is normal.
 _SMOOTH_B = 1.6
@@ -60,6 +63,23 @@ def independent_noise(
     freedom : ndarray (V,) of int
         Its degrees of freedom; 0 where nothing tells.
     """
+    parts = [
+        _of_each(signals[first : first + _VOXELS_AT_ONCE], acquisition)
+        for first in range(0, max(len(signals), 1), _VOXELS_AT_ONCE)
+    ]
+    squares, freedom, told, alike = map(np.concatenate, zip(*parts, strict=True))
+    variance = np.where(told, squares / np.maximum(freedom, 1), 1.0)
+    if alike.sum() > 1:
+        where = None
+        if wanted is not None:
+            where = np.zeros(wanted.shape, dtype=bool)
+            where[wanted] = alike
+        variance[alike], freedom[alike] = _with_levels(squares[alike], freedom[alike], where)
+    return np.sqrt(variance), np.where(told, freedom, 0)
+
+
+def _of_each(signals, acquisition):
+    """Sum of squares (V,), its degrees of freedom, whether it tells, and as those of others."""
     squares, n_b0 = _repeated_b0(signals, acquisition)
     freedom = np.full(len(signals), n_b0)
     for shell in _smooth_shells(acquisition):
@@ -74,13 +94,7 @@ def independent_noise(
     # Magnitudes of noise alone scatter less than noise does.
     b0 = np.asarray(acquisition.b0_per_te).any(axis=0)
     alike = told & (signals[:, b0].mean(axis=1) > _CLEAR * np.sqrt(variance) if b0.any() else told)
-    if alike.sum() > 1:
-        where = None
-        if wanted is not None:
-            where = np.zeros(wanted.shape, dtype=bool)
-            where[wanted] = alike
-        variance[alike], freedom[alike] = _with_levels(squares[alike], freedom[alike], where)
-    return np.sqrt(variance), np.where(told, freedom, 0)
+    return squares, freedom, told, alike
 
 
 def _with_levels(squares, freedom, where=None):

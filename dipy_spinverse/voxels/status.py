@@ -45,6 +45,7 @@ FITTED = (
 # Probability of a residual by chance below which a model counts as refuted: with it one voxel
 # of a thousand that the model does explain is lost.
 REFUTED = 1e-3
+_EACH = REFUTED / 2  # of the whole residual, and of its worst group
 # The noise level counts as reached below the residual that chance exceeds this seldom.
 _REACHED = 0.05
 # Residual over the scatter of the signals about their mean from which a model explains nothing,
@@ -129,7 +130,7 @@ def outcome(
     n_measurements : int
     """
     left = np.maximum(n_measurements - np.asarray(n_unknowns), 1)
-    refuted = excess > f_distribution.isf(REFUTED, left, freedom)
+    refuted = excess > f_distribution.isf(_EACH, left, freedom)
     reached = excess <= f_distribution.isf(_REACHED, left, freedom)
     status = np.where(converged | reached, Status.CONVERGED, Status.NOT_CONVERGED)
     return np.where(refuted, Status.MISFIT, status)
@@ -150,7 +151,7 @@ def worst_refutes(
         Degrees of freedom of the noise level.
     """
     chance = f_distribution.sf(excess, np.maximum(left, 1), freedom)
-    return (n_groups > 0) & (chance * n_groups < REFUTED)
+    return (n_groups > 0) & (chance * n_groups < _EACH)
 
 
 def explains_nothing(residual_rms: np.ndarray, scatter: np.ndarray, S0: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ from dipy_spinverse.bloch_torrey.finite_volumes.simulator import (
     compiled_nodes,
     compiled_plan,
 )
-from dipy_spinverse.threads import in_equal_parts
+from dipy_spinverse.threads import in_equal_parts, n_threads
 
 _LEFT_OUT = 1e-3  # share of a pool below which it is left out
 _LEAST = 1e-6  # share of pools without water that may get some
@@ -67,7 +67,7 @@ class PartialVolumeSimulator(Simulator):
                 partial_volume_kernels.sweep_signals(0, n_blocks, *args, part)
                 signals[timing.columns, v] = part.ravel()[: len(timing.columns)]
 
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        with ThreadPoolExecutor(n_threads()) as threads:
             list(threads.map(simulate, range(len(shares))))
         return self._measured(signals).T
 

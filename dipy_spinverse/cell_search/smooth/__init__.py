@@ -1,9 +1,9 @@
 """Smooth cells in a box: bodies of any form whose walls need not lie on a lattice."""
 
+from dipy_spinverse.cell_search.smooth.effort import SmoothEffort
 from dipy_spinverse.cell_search.smooth.inversion import SmoothCellInversion
 from dipy_spinverse.cell_search.smooth.level_set import FieldPrior, prior_of
 from dipy_spinverse.cell_search.smooth.mesh import smooth_mesh, wall_probability
-from dipy_spinverse.cell_search.smooth.search import SmoothEffort
 from dipy_spinverse.cell_search.smooth.stored import (
     STORED,
     cells_of,

@@ -34,8 +34,8 @@ def elsewhere(cells: SmoothCells, prior: FieldPrior) -> list[SmoothCells]:
         Without those whose cells would touch.
     """
     points, basis = prior.raster
-    field = basis @ cells.z + prior.mean
-    parts = np.broadcast_to(taken_apart(cells, prior).parts, (RASTER,) * 3).ravel()
+    field, cells = basis @ cells.z + prior.mean, taken_apart(cells, prior)
+    parts = np.broadcast_to(cells.parts, (RASTER,) * 3).ravel()
     outside = np.minimum(field, -_BESIDE * prior.length)
     single = [np.where(parts == k, field, outside) for k in range(parts.max() + 1)]
     centres = [points[one > 0].mean(axis=0) for one in single]
@@ -52,7 +52,14 @@ def elsewhere(cells: SmoothCells, prior: FieldPrior) -> list[SmoothCells]:
         exchanged[n] = _moved(single[n], centres[n], centres[k], 1, prior)
         found.append(exchanged)
     apart = [x for x in found if (np.sort(x, axis=0)[-2:-1] < -_GAP * prior.length).all()]
-    return [replace(cells, z=prior.field_of(np.max(x, axis=0))) for x in apart]
+    return [
+        replace(
+            cells,
+            z=prior.field_of(np.max(x, axis=0)),
+            parts=np.argmax(x, axis=0).reshape((RASTER,) * 3),
+        )
+        for x in apart
+    ]
 
 
 def _moved(field, centre, there, sign, prior):

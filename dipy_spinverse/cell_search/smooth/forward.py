@@ -62,7 +62,10 @@ def as_one(z: np.ndarray, leak: float = 0.0) -> SmoothCells:
 
 
 def taken_apart(cells: SmoothCells, prior: FieldPrior) -> SmoothCells:
-    """The same, with a permeability for each connected cell that is large enough to show."""
+    """The same, with a permeability for each connected cell that is large enough to show.
+
+    It begins as the mean of those that the cell consisted of.
+    """
     points, basis = prior.raster
     n = round(len(points) ** (1 / 3))
     inside = (basis @ cells.z + prior.mean > 0).reshape(n, n, n)
@@ -75,7 +78,9 @@ def taken_apart(cells: SmoothCells, prior: FieldPrior) -> SmoothCells:
         ~np.isin(labels, large), return_distances=False, return_indices=True
     )
     parts = np.searchsorted(large, labels[tuple(place)])
-    return SmoothCells(cells.z, np.full(len(large), cells.leaks.mean()), parts)
+    before = cells.leaks[np.broadcast_to(cells.parts, parts.shape)]
+    leaks = [before[inside & (parts == k)].mean() for k in range(len(large))]
+    return SmoothCells(cells.z, np.array(leaks), parts)
 
 
 class SmoothShape:

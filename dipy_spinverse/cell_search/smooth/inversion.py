@@ -8,9 +8,10 @@ from threadpoolctl import threadpool_limits
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import relative_transmissibility, unique_encodings
+from dipy_spinverse.cell_search.smooth.effort import DEFAULT_EFFORT, SmoothEffort
 from dipy_spinverse.cell_search.smooth.forward import SmoothCells, SmoothShape
 from dipy_spinverse.cell_search.smooth.level_set import prior_of
-from dipy_spinverse.cell_search.smooth.search import DEFAULT_EFFORT, SmoothEffort, SmoothSearch
+from dipy_spinverse.cell_search.smooth.search import SmoothSearch
 from dipy_spinverse.cell_search.smooth.stored import STORED, stored
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.inversion.reconstruction import Reconstruction

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 
@@ -13,13 +13,14 @@ from dipy_spinverse.cell_search.condensed import CondensedTarget, Foretold
 from dipy_spinverse.cell_search.labelled import Target
 from dipy_spinverse.cell_search.smooth.descent import Fitted, SmoothDescent
 from dipy_spinverse.cell_search.smooth.draws import drawn
+from dipy_spinverse.cell_search.smooth.effort import DEFAULT_EFFORT, SmoothEffort
 from dipy_spinverse.cell_search.smooth.elsewhere import elsewhere
+from dipy_spinverse.cell_search.smooth.ends import Ending
 from dipy_spinverse.cell_search.smooth.forward import (
     LimitModel,
     SmoothCells,
     SmoothModel,
     as_one,
-    taken_apart,
 )
 from dipy_spinverse.cell_search.smooth.level_set import FieldPrior
 from dipy_spinverse.cell_search.smooth.proposals import Examples, Proposals
@@ -33,35 +34,6 @@ _RIDGE = 0.02
 _UNFINISHED = 4.0
 # Over the signal without diffusion weighting: to how much of it examples are foretold.
 _TYPICAL_NOISE = 1 / 50
-
-
-@dataclass(frozen=True)
-class SmoothEffort:
-    """How much a search for smooth cells does."""
-
-    coarse: int = 5  # cubes along the box, for the starts
-    middle: int = 6  # for derivatives
-    fine: int = 9  # for signals
-    finest: int = 12  # beside it, for the limit, which corrects signals and judges ends
-    n_examples: int = 2000  # random cells, simulated once for all voxels
-    n_complete: int = 200  # of these with all measurements
-    n_condensed: int = 96  # measurements that are simulated
-    n_nearest: int = 6  # starts that are examples
-    n_pairs: int = 12  # starts that are two of them beside each other
-    n_steps_coarse: int = 15
-    n_better: int = 8  # starts that go on to the middle grid
-    n_steps_middle: int = 10
-    n_moved: int = 1  # of their ends whose cells are put elsewhere
-    n_moves: int = 3  # of these that descend
-    n_good: int = 4  # lines that go on with the signals of the fine grid
-    n_steps_fine: int = 10
-    n_lines: int = 3  # that the limit of fine grids corrects
-    n_corrections: int = 3
-    n_steps_last: int = 5  # after each
-    n_steps_of_draws: int = 6
-
-
-DEFAULT_EFFORT = SmoothEffort()
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,8 +104,8 @@ class SmoothSearch:
         lines = _descended(middle, starts, effort.n_steps_middle)
         starts = [line.cells for line in self._with_others(middle, lines)[: effort.n_good]]
         lines = _descended(fine, starts, effort.n_steps_fine)
-        ends = [self._finished(fine, line.cells) for line in lines[: effort.n_lines]]
-        ends.sort(key=_end_improbability)
+        end = Ending(self.limit, fine, effort)
+        ends = end.elsewhere([end(line.cells) for line in lines[: effort.n_lines]])
         draws = self._draws(ends, middle, n_draws, rng)
         n_steps = effort.n_steps_coarse + effort.n_steps_middle + effort.n_steps_fine
         n_steps += effort.n_corrections * effort.n_steps_last
@@ -143,7 +115,7 @@ class SmoothSearch:
         """Cells after the last steps of a search that would have found them."""
         fine = self._descent(self._target(data, sigma, rician), self.fine, self.middle)
         line = fine(fine.fitted(cells), self.effort.n_steps_fine)
-        return self._finished(fine, line.cells).fitted.cells
+        return Ending(self.limit, fine, self.effort)(line.cells).fitted.cells
 
     def improbability(self, data, sigma, rician, cells: SmoothCells) -> float:
         """Minus twice the log probability of cells, but for a constant, in the limit."""
@@ -163,23 +135,6 @@ class SmoothSearch:
         starts = [line.cells for line in moved[: self.effort.n_moves]]
         moved = _descended(descend, starts, self.effort.n_steps_middle)
         return sorted([*lines, *moved], key=_improbability)
-
-    def _finished(self, descend, cells):
-        """The best end of a line after some steps, corrected by the limit of fine grids each time.
-
-        A correction belongs to one shape, so steps far from it can lead away from the data.
-        """
-        target, complete, ends = descend.target, descend.target.complete, []
-        cells = taken_apart(cells, self.prior)
-        signals = self.limit.signals(cells)
-        for _ in range(self.effort.n_corrections):
-            corrected = target.exact_for(signals, descend.exact.signals(cells))
-            descend = replace(descend, target=corrected)
-            cells = descend(descend.fitted(cells), self.effort.n_steps_last).cells
-            signals = self.limit.signals(cells)
-            residual = complete.data / complete.sigma - complete.expected(signals)
-            ends.append(_End(Fitted(cells, residual), signals))
-        return min(ends, key=_end_improbability)
 
     def _target(self, data, sigma, rician):
         complete = Target(self.coarse.simulator, data, sigma, rician)
@@ -222,7 +177,7 @@ class SmoothSearch:
 
     def _draws(self, ends, descend, number, rng):
         """Cells drawn from the posterior: of the ends by their probability."""
-        apart = np.array([end.fitted.improbability for end in ends])
+        apart = np.array([end.improbability for end in ends])
         chance = np.exp((apart.min() - apart) / (2 * _UNFINISHED))
         of_each = rng.multinomial(number, chance / chance.sum())
         centres = [
@@ -238,20 +193,3 @@ def _descended(descend, starts, n_steps):
 
 
 _improbability = attrgetter("improbability")
-_end_improbability = attrgetter("fitted.improbability")
-
-
-@dataclass(frozen=True, eq=False)
-class _End:
-    """Where a line of the search ends.
-
-    Attributes
-    ----------
-    fitted : Fitted
-        To all data, in the limit of fine grids.
-    signals : ndarray (M,)
-        There.
-    """
-
-    fitted: Fitted
-    signals: np.ndarray

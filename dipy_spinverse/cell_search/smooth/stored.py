@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from dipy_spinverse.acquisition.measurements import Measurements
+from dipy_spinverse.cell_search.smooth.effort import DEFAULT_EFFORT
 from dipy_spinverse.cell_search.smooth.forward import LimitModel, SmoothCells, SmoothModel
 from dipy_spinverse.cell_search.smooth.level_set import RASTER, prior_of
-from dipy_spinverse.cell_search.smooth.search import DEFAULT_EFFORT
 from dipy_spinverse.grid import TetrahedralGrid
 
 STORED = ("cell_field", "cell_leaks", "cell_parts")

@@ -14,7 +14,7 @@ from dipy_spinverse.compartments.definition import Definition, maps_of, with_fib
 from dipy_spinverse.compartments.fitting.coordinates import Place, frame_of, place_of, values_of
 from dipy_spinverse.compartments.fitting.crossings import MOST_FIBRES, chosen_populations
 from dipy_spinverse.compartments.fitting.mix import evolved
-from dipy_spinverse.compartments.fitting.refutation import scores, worst_shell
+from dipy_spinverse.compartments.fitting.refutation import linearised_fit, scores, worst_shell
 from dipy_spinverse.compartments.fitting.starts import best_of, dictionary_starts
 from dipy_spinverse.compartments.fitting.variable_projection import Problem, combined, fit_all
 from dipy_spinverse.compartments.posterior.sample import sample_posterior
@@ -187,14 +187,12 @@ class FitChunk:
 
     def _against(self, problem, place, amplitudes, sigma):
         """What the residual says against the model."""
-        predicted = combined(problem.columns(place), amplitudes).numpy()
-        n_unknowns = problem.definition.n_unknowns
+        fit = linearised_fit(problem, place, amplitudes, sigma)
         result = worst_shell(
-            self.acquisition, problem.data.numpy(), predicted, sigma.numpy(), n_unknowns,
-            rician=problem.sigma is not None,
-        )  # fmt: skip
+            self.acquisition, problem.data, sigma, fit, rician=problem.sigma is not None
+        )
         if problem.definition.known:
-            found = scores(problem, place, amplitudes, sigma)
+            found = scores(problem, place, amplitudes, fit)
             result |= dict(zip(("_score", "_information"), found, strict=True))
         return result
 

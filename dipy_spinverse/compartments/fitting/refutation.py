@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,62 +18,95 @@ from dipy_spinverse.compartments.fitting.variable_projection import (
     combined,
     linearised,
 )
-from dipy_spinverse.compartments.posterior.amplitude_draws import normal_data
+from dipy_spinverse.compartments.posterior.amplitude_draws import NormalData, normal_data
 from dipy_spinverse.voxels.rician import rician_excess, rician_variance
 from dipy_spinverse.voxels.shells import harmonics, shells_of
 from dipy_spinverse.voxels.status import REFUTED
 
 _LEAST_VARIANCE = 0.4  # of magnitudes, over that of a channel: that of noise alone is 0.43
 _ORDER = 4  # of the harmonics of a shell that a wrong model is looked for in
+_LEAST_LEFT = 0.5  # degrees of freedom of a shell
 # Voxels of a neighbourhood, and the shift of a known value below which it may be as it is.
 _NEIGHBOURS = 125
 _LEAST_SHIFT = 0.05
-# What curvature of the signals moves the score of every voxel by, over its standard deviation.
-_BIAS = 0.2
+# What curvature of the signals moves the score of every voxel by, times the value: 0 to 1.
+_BIAS = 1.0
 # Of the value known: beyond them the slope does not lead.
 _LEAST, _MOST = 0.5, 2.0
 _DIFFERENCE = 1e-2  # of a known value
 
 
+@dataclass(frozen=True, eq=False)
+class Linearised:
+    """Signals near a fit, over the noise.
+
+    Attributes
+    ----------
+    predicted : Tensor (V, M)
+        In the units of the data.
+    normal : NormalData
+    taken : Tensor (V, P, M)
+        Orthonormal rows, or zeros: what the parameters that are free to move change.
+    """
+
+    predicted: Tensor
+    normal: NormalData
+    taken: Tensor
+
+
+def linearised_fit(
+    problem: Problem, place: Place, amplitudes: Tensor, sigma: Tensor
+) -> Linearised:
+    """Scalars at their bounds and pools that are empty do not move."""
+    columns, slopes = linearised(problem, place, amplitudes)
+    predicted = combined(columns, amplitudes)
+    normal = normal_data(problem, predicted, sigma)
+    free = torch.ones_like(slopes[..., :1])
+    free[:, : place.unit.shape[1], 0] = ((place.unit > 0) & (place.unit < 1)).to(free.dtype)
+    changes = torch.cat([free * slopes, (amplitudes > 0)[..., None] * columns], dim=1)
+    changes = changes * normal.inverse_sd[:, None]
+    gram = (changes @ changes.mT).double()
+    diagonal = torch.diagonal(gram, dim1=1, dim2=2)
+    gram = gram + torch.diag_embed(1e-6 * diagonal + 1e-12)
+    factor, _ = torch.linalg.cholesky_ex(gram)
+    inverse = torch.linalg.inv(factor).nan_to_num().to(changes.dtype)
+    return Linearised(predicted, normal, inverse @ changes)
+
+
 def worst_shell(
-    acquisition: Measurements,
-    data: np.ndarray,
-    predicted: np.ndarray,
-    sigma: np.ndarray,
-    n_unknowns: int,
-    *,
-    rician: bool,
+    acquisition: Measurements, data: Tensor, sigma: Tensor, fit: Linearised, *, rician: bool
 ) -> dict[str, np.ndarray | float]:
     """Excess of the worst shell's residual in its low harmonics, for the common status.
 
-    Noise is spread over all harmonics, what a model misses over the low ones.
+    Noise is spread over all harmonics, what a model misses over the low ones, less what the fit
+    took of them.
 
     Parameters
     ----------
     acquisition : Measurements
-    data, predicted : ndarray (V, M)
-    sigma : ndarray (V,)
-    n_unknowns : int
-        That the fit took.
+    data : Tensor (V, M)
+    sigma : Tensor (V,)
+    fit : Linearised
     rician : bool
         Whether the data are magnitudes, whose mean is above the signal and whose scatter below
         the noise of a channel.
     """
-    white = (data - predicted) / sigma[:, None]
+    amplitude = (fit.predicted / sigma[:, None]).numpy()
+    white = (data / sigma[:, None]).numpy() - amplitude
     if rician:
-        amplitude = predicted / sigma[:, None]
         variance = rician_variance(amplitude).clip(_LEAST_VARIANCE, 1)
         white = (white - rician_excess(amplitude)) / np.sqrt(variance)
-    bases = list(_low_harmonics(acquisition))
-    if not bases:
+    taken, squares, left = fit.taken.numpy(), [], []
+    for rows, basis in _low_harmonics(acquisition):
+        squares.append(((white[:, rows] @ basis) ** 2).sum(axis=1))
+        lost = ((taken[:, :, rows] @ basis.astype(taken.dtype)) ** 2).sum(axis=(1, 2))
+        left.append(np.maximum(basis.shape[1] - lost, _LEAST_LEFT))
+    if not squares:
         return {}
-    squares = np.stack([((white[:, r] @ q) ** 2).sum(axis=1) for r, q in bases], axis=1)
-    sizes = np.array([q.shape[1] for _, q in bases])
-    left = sizes * max(1 - n_unknowns / sizes.sum(), 1 / sizes.sum())
-    worst = chi2.logsf(squares, left).argmin(axis=1)
-    square = squares[np.arange(len(worst)), worst]
-    return {"worst_excess": square / left[worst], "worst_freedom": left[worst],
-            "n_groups": float(len(sizes))}  # fmt: skip
+    square, freedom = np.stack(squares), np.stack(left)
+    worst = chi2.logsf(square, freedom).argmin(axis=0), np.arange(len(white))
+    return {"worst_excess": square[worst] / freedom[worst], "worst_freedom": freedom[worst],
+            "n_groups": float(len(squares))}  # fmt: skip
 
 
 def _low_harmonics(acquisition):
@@ -83,32 +117,20 @@ def _low_harmonics(acquisition):
 
 
 def scores(
-    problem: Problem, place: Place, amplitudes: Tensor, sigma: Tensor
+    problem: Problem, place: Place, amplitudes: Tensor, fit: Linearised
 ) -> tuple[np.ndarray, np.ndarray]:
     """Slope and curvature (V, K) of the log-likelihood in each known value of the definition.
 
     With all that is fitted free to follow: the score test of Rao.
     """
-    known = list(problem.definition.known)
-    columns, slopes = linearised(problem, place, amplitudes)
-    before = combined(columns, amplitudes)
-    normal = normal_data(problem, before, sigma)
-    values = values_of(problem.definition, place)
-    wanted = []
-    for name in known:
+    values, slopes = values_of(problem.definition, place), []
+    for name in problem.definition.known:
         step = _DIFFERENCE * values[name]
         shifted = problem.scale[:, None] * problem.pools(values | {name: values[name] + step})
-        wanted.append((combined(shifted, amplitudes) - before) / step[:, None])
-    weight = normal.inverse_sd[:, None]
-    slope = torch.stack(wanted, dim=1) * weight
-    nuisance = torch.cat([slopes, columns], dim=1) * weight
-    gram = (nuisance @ nuisance.mT).double()
-    diagonal = torch.diagonal(gram, dim1=1, dim2=2)
-    gram = gram + torch.diag_embed(1e-6 * diagonal + 1e-12)
-    factor, _ = torch.linalg.cholesky_ex(gram)
-    follows = torch.cholesky_solve((nuisance @ slope.mT).double(), factor).to(slope.dtype)
-    slope = slope - follows.mT @ nuisance
-    residual = (normal.values - before) * normal.inverse_sd
+        slopes.append((combined(shifted, amplitudes) - fit.predicted) / step[:, None])
+    slope = torch.stack(slopes, dim=1) * fit.normal.inverse_sd[:, None]
+    slope = slope - slope @ fit.taken.mT @ fit.taken
+    residual = (fit.normal.values - fit.predicted) * fit.normal.inverse_sd
     score = (slope @ residual[..., None])[..., 0]
     return score.nan_to_num().numpy(), (slope**2).sum(dim=2).nan_to_num().numpy()
 
@@ -135,10 +157,11 @@ def shifts(
     refuted, better, most = np.zeros(len(score), dtype=bool), {}, 0.0
     threshold = norm.isf(0.5 * REFUTED / max(len(known), 1))
     size = round(_NEIGHBOURS ** (1 / max(where.ndim, 1)))
+    bias = _BIAS * _window_sum(np.ones(len(score)), where, size)
     for k, (name, value) in enumerate(known.items()):
-        parts = score[:, k], information[:, k], np.sqrt(information[:, k])
-        total, weight, spread = (_window_sum(each, where, size) for each in parts)
-        certain = np.abs(total) > threshold * np.sqrt(np.maximum(weight, 0)) + _BIAS * spread
+        parts = score[:, k], information[:, k]
+        total, weight = (_window_sum(each, where, size) for each in parts)
+        certain = np.abs(total) > threshold * np.sqrt(np.maximum(weight, 0)) + bias / value
         there = certain & (np.abs(total) > _LEAST_SHIFT * value * weight)
         refuted |= there
         every = score[:, k].sum() / np.sqrt(max(information[:, k].sum(), 1e-30))
