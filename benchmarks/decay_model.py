@@ -39,6 +39,12 @@ class DecayModel(VoxelModel):
         return {"shift": self.shift}, {}
 
 
+class InSmallBlocks(DecayModel):
+    """Of which few voxels are computed together, so that a small image has many chunks."""
+
+    VOX_PER_CHUNK = 5
+
+
 B = np.r_[np.zeros(4), 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0]
 ACQUISITION = Acquisition(
     b=B, directions=np.tile([1.0, 0, 0], (len(B), 1)), small_delta=10, big_delta=30,

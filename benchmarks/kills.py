@@ -22,16 +22,16 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.command import command, keep
-from benchmarks.decay_model import ACQUISITION, DecayModel, decays
+from benchmarks.decay_model import ACQUISITION, InSmallBlocks, decays
 from benchmarks.tables import machine, table
 from dipy_spinverse import load_fit
 
 KILLS, KILLS_QUICK = 100, 10
 DATA = decays((12, 10, 10))
 # Chunks of various sizes, all of which are written in a fraction of a second.
-SIZES = (3, 10, 50)
+SIZES = (5, 10, 50)
 LONGEST_S = 0.3
-MODEL = DecayModel(ACQUISITION)
+MODEL = InSmallBlocks(ACQUISITION)
 
 
 def killed(folder: Path, vox_per_chunk: int, after: float) -> bool:

@@ -90,8 +90,8 @@ plt.show()
 # How far off, and how often within the interval
 # ----------------------------------------------
 #
-# Intervals hold 95 % of what training drew. Nearly all of this tissue has 2 % of fluid, the edge of
-# it: there they hold less.
+# Intervals hold 95 % of what training drew. Nearly all of this tissue has 2 % of fluid, the edge
+# of it: there they hold less.
 
 tissue = head & (truth["fwf"] < 0.5)
 for name in names:

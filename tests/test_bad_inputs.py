@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import zipfile
+from itertools import repeat
 
+import meshio
 import nibabel as nib
 import numpy as np
 import pytest
@@ -18,8 +21,10 @@ from dipy_spinverse import (
     NODDIModel,
     Status,
     load_fit,
+    read_grid,
 )
 from dipy_spinverse.acquisition.waveform_files import read_text_waveforms
+from dipy_spinverse.grid import read
 from dipy_spinverse.packed_cells.emulator import signals as emulator
 from dipy_spinverse.voxels import storage
 from dipy_spinverse.voxels.image_files import StoredImage, mask_of
@@ -60,6 +65,12 @@ def test_nan_in_a_mask_is_outside_and_fractions_are_neither(model):
 def test_noise_is_a_finite_number(model, sigma):
     with pytest.raises(ValueError, match="^sigma has"):
         model.fit(DATA, sigma=sigma)
+
+
+@pytest.mark.parametrize("S0", ["one", 1j, [1.0, 2.0]])
+def test_signal_without_diffusion_is_a_number_of_each_voxel(model, S0):
+    with pytest.raises(ValueError, match="^S0 has (values of type|shape)"):
+        model.fit(DATA, n_draws=0).predict(S0=S0)
 
 
 @pytest.mark.parametrize("data", [DATA + 0j, DATA.astype(str), DATA.astype(object)])
@@ -324,3 +335,36 @@ def test_an_emulator_with_nan_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(emulator, "files", lambda _: tmp_path)
     with pytest.raises(ValueError, match=r"networks.npz has NaN"):
         emulator.network_of.__wrapped__("sphere")
+
+
+@pytest.mark.parametrize("text", ["", "[" * 100_000, '{"a":' * 50_000, "9" * 5000, "null"])
+def test_empty_and_endlessly_nested_texts_are_no_fit_and_no_journal(model, tmp_path, text):
+    np.savez(tmp_path / "fit.npz", header=np.array(text))
+    with pytest.raises(ValueError, match=r"^path: .*fit.npz"):
+        load_fit(tmp_path / "fit.npz")
+    (tmp_path / "fit.npz").write_text(text)
+    with pytest.raises(ValueError, match=r"^path: .*fit.npz"):
+        load_fit(tmp_path / "fit.npz")
+    (tmp_path / "journal").mkdir()
+    (tmp_path / "journal" / "journal.json").write_text(text)
+    with pytest.raises(ValueError, match=r"^journal: .* no journal.json of a fit"):
+        model.fit(DATA, journal=tmp_path / "journal")
+
+
+def _endless(path):
+    for _ in repeat(None):
+        pass
+
+
+def _broken(path):
+    raise AssertionError
+
+
+@pytest.mark.parametrize("reader", [_endless, _broken, sys.exit])
+def test_a_mesh_whose_reader_hangs_or_ends_the_program_is_refused(tmp_path, monkeypatch, reader):
+    path = tmp_path / "mesh.msh"
+    path.touch()
+    monkeypatch.setattr(meshio, "read", reader)
+    monkeypatch.setattr(read, "_LONGEST_S", 0.2)
+    with pytest.raises(ValueError, match=r"^path: .*mesh.msh is no mesh that can be read"):
+        read_grid(path)

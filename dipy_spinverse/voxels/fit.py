@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from dipy_spinverse.acquisition import Measurements
 from dipy_spinverse.voxels import storage
 from dipy_spinverse.voxels.acquired import Acquired
+from dipy_spinverse.voxels.image import per_voxel
 from dipy_spinverse.voxels.status import FITTED, Status
 
 if TYPE_CHECKING:
@@ -155,13 +156,7 @@ class VoxelFit(ReconstFit):
             at = _known_echo_times(acquisition, own)
             scale = self._values["S0_per_te"][:, at]
         else:
-            S0 = np.asarray(S0, dtype=float)
-            if S0.shape not in ((), self.shape):
-                raise ValueError(
-                    f"S0 has shape {S0.shape}, the fit has voxels {self.shape}; give one value "
-                    "for all, or one for each voxel."
-                )
-            scale = np.broadcast_to(S0, self.shape).reshape(-1)[self._rows, None]
+            scale = per_voxel("S0", S0, self.shape)[self._rows, None]
         if self._rows.size == 0:
             return np.zeros((*self.shape, len(acquisition)))
         return self._dense(scale * self.model.signals_of_fit(self._values, acquisition))
