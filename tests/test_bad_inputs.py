@@ -160,6 +160,13 @@ def test_output_names_stay_inside_of_out_dir(name):
         check_names({"out_S0": "S0.nii.gz", "out_status": name})
 
 
+@pytest.mark.parametrize("name", ["S0", "S0.txt", "S0.nii.txt", "predicted.mgz"])
+def test_the_name_of_an_image_that_is_none_is_refused_before_anything_is_read(tmp_path, name):
+    files = [str(tmp_path / f"none.{end}") for end in ("nii.gz", "bval", "bvec")]
+    with pytest.raises(ValueError, match=f"^out_S0 is '{name}', .* end with .nii or .nii.gz"):
+        command("dipy_fit_ivim_varpro")().run(*files, out_S0=name, out_dir=str(tmp_path))
+
+
 def test_outputs_have_names_of_their_own_and_spare_the_inputs(tmp_path):
     check_names({"out_S0": "S0.nii.gz", "out_status": "maps/S0.nii.gz"})
     with pytest.raises(ValueError, match="out_b and out_a are both"):

@@ -46,8 +46,9 @@ def assert_same(found, expected, rtol=0.0):
     found, expected = values_of(found), values_of(expected)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        # Relative to the largest: the order of sums differs, and what is 0 up to rounding.
-        size = np.abs(np.asarray(value)[np.isfinite(value)]).max(initial=0)
+        # Relative to the largest: the order of sums differs, and what is 0 up to rounding. Shares
+        # of 1e-6, the sixth power of a probability, are nothing.
+        size = np.abs(np.asarray(value)[np.isfinite(value)]).max(initial=1e-6)
         np.testing.assert_allclose(
             found[name], value, rtol=rtol, atol=rtol * size, err_msg=name, equal_nan=False
         )
@@ -242,19 +243,18 @@ def fit_of_five(case, five):
 
 
 @pytest.fixture
-def threads():
-    """Sets their number, for a test."""
+def two_threads():
     usual = torch.get_num_threads()
-    yield torch.set_num_threads
+    torch.set_num_threads(2)
+    yield
     torch.set_num_threads(usual)
 
 
-@pytest.mark.parametrize(("vox_per_chunk", "n_threads"), [(3, 1), (100, 2)])
 def test_chunks_and_threads_do_not_change_a_bit_of_a_fit(
-    case, five, fit_of_five, in_pairs, threads, vox_per_chunk, n_threads
+    case, five, fit_of_five, in_pairs, two_threads
 ):
-    threads(n_threads)
-    assert_same(case.fit(five, vox_per_chunk=vox_per_chunk), fit_of_five)
+    # Four voxels and one, instead of two, two and one.
+    assert_same(case.fit(five, vox_per_chunk=3), fit_of_five)
 
 
 def test_blocks_hardly_change_a_fit(fit, fit_of_five):

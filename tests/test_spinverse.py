@@ -506,6 +506,7 @@ def test_values_out_of_range_name_the_argument(model, volume):
         ("sigma has", lambda: model.fit(data, sigma=np.nan)),
         ("vox_per_chunk is", lambda: model.fit(data, vox_per_chunk=-5)),
         ("vox_per_chunk is", lambda: model.fit(data, vox_per_chunk=0)),
+        ("n_fields is", lambda: model.fit(data, n_fields=-1)),
         ("optimizer is", lambda: SpinverseModel(ACQUISITION, optimizer="sgd")),
         ("diffusivity is", lambda: SpinverseModel(ACQUISITION, diffusivity=2.0)),
         ("te is", lambda: SpinverseModel(ACQUISITION, te=0.06)),

@@ -36,7 +36,8 @@ _LEAST_OPEN = 0.97
 _DOUBTFUL = {
     Status.MISFIT: "its walls do not explain its signals (see residual_rms); a diffusivity a few "
     "percent too low, an S0 that is off and bodies off the grid do this, too",
-    Status.NOT_CONVERGED: "the search for its walls ended above the noise; see history",
+    Status.NOT_CONVERGED: "the search for its walls ended above the noise, as for bodies off the "
+    "grid; see history",
 }
 
 

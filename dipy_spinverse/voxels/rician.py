@@ -39,9 +39,7 @@ EXCESSES = rician_mean(_AMPLITUDES, 1.0) - _AMPLITUDES
 
 def rician_excess(amplitude: np.ndarray) -> np.ndarray:
     """Mean of a magnitude minus its noise-free amplitude, both over sigma."""
-    inside = np.interp(amplitude, _AMPLITUDES, EXCESSES)
-    large = np.maximum(amplitude, 1)
-    return np.where(amplitude < _TABLE_END, inside, 1 / (2 * large) + 1 / (8 * large**3))
+    return _excesses(np.ravel(amplitude), EXCESSES).reshape(np.shape(amplitude))
 
 
 def rician_variance(amplitude: np.ndarray) -> np.ndarray:
@@ -58,6 +56,16 @@ def compiled_excess(amplitude, table):
     position = amplitude / _TABLE_STEP
     k = int(position)
     return table[k] + (position - k) * (table[k + 1] - table[k])
+
+
+@njit(cache=True, nogil=True)
+def _excesses(amplitude, table):
+    result = np.empty_like(amplitude)
+    for k in range(len(amplitude)):
+        # What is not a number stays what it is.
+        known = amplitude[k] >= 0
+        result[k] = compiled_excess(amplitude[k], table) if known else amplitude[k]
+    return result
 
 
 def rician_target(data: Tensor, predicted: Tensor, sigma: Tensor | None) -> Tensor:

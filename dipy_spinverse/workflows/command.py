@@ -20,7 +20,7 @@ from dipy.workflows.multi_io import io_iterator
 from dipy.workflows.workflow import Workflow
 
 from dipy_spinverse.voxels.unfinished import staging, visible
-from dipy_spinverse.workflows.outputs import check_inputs_kept, check_names
+from dipy_spinverse.workflows.outputs import check_images, check_inputs_kept, check_names
 
 logger = logging.getLogger("dipy_spinverse")
 _OUT_DIR = ("out_dir", "string or Path, optional", ["Output directory."])
@@ -85,7 +85,9 @@ class Command(Workflow):
     def _run(self, arguments: dict[str, Any]) -> None:
         out_dir = arguments.pop("out_dir")
         names = {name: arguments.pop(f"out_{name}") for name in self.outputs}
-        check_names({f"out_{name}": file for name, file in names.items()})
+        said = {f"out_{name}": file for name, file in names.items()}
+        check_names(said)
+        check_images(said, {f"out_{name}": usual for name, (usual, _) in self.outputs.items()})
         inputs = [
             name for name, p in inspect.signature(self.run).parameters.items()
             if p.default is p.empty

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+_OF_IMAGES = (".nii", ".nii.gz")
+
 
 def check_names(names: Mapping[str, str]) -> None:
     """Refuse names of output files that leave the output directory, or are the same.
@@ -32,6 +34,27 @@ def check_names(names: Mapping[str, str]) -> None:
                 f"{argument} and {seen[path]} are both {str(name)!r}; give each a name of its own."
             )
         seen[path] = argument
+
+
+def check_images(names: Mapping[str, str], usual: Mapping[str, str]) -> None:
+    """Refuse names of images that are no NIfTI files, before there is anything to write to them.
+
+    Parameters
+    ----------
+    names, usual : mapping of str
+        File names, given and by default, by the names of their arguments.
+
+    Raises
+    ------
+    ValueError
+    """
+    for argument, name in names.items():
+        is_image = usual[argument].endswith(_OF_IMAGES)
+        if is_image and not str(name).endswith(_OF_IMAGES):
+            raise ValueError(
+                f"{argument} is {str(name)!r}, but it is the name of an image; let it end with "
+                f"{' or '.join(_OF_IMAGES)}."
+            )
 
 
 def check_inputs_kept(arguments: Mapping[str, Any], outputs: Iterable[Path]) -> None:
