@@ -14,7 +14,7 @@ less, the search missed a better shape, else the data do not tell the two.
     python -m benchmarks.smooth_bodies [--kinds helix star] [--set reported] [--before]
 
 What is done is kept in --folder, and goes on from there. Duration: 1 min a body for its signals
-and 4 min for both fits, one core (--quick: one body). Writes results/smooth_bodies.md.
+and 7 min for both fits, one core (--quick: one body). Writes results/smooth_bodies.md.
 """
 
 from __future__ import annotations

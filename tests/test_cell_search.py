@@ -19,6 +19,7 @@ from dipy_spinverse.cell_search.condensed import CondensedTarget
 from dipy_spinverse.cell_search.descent import Descent
 from dipy_spinverse.cell_search.effort import DEFAULT_EFFORT, TogetherEffort
 from dipy_spinverse.cell_search.ensemble import ensemble
+from dipy_spinverse.cell_search.evolution import Evolution
 from dipy_spinverse.cell_search.exact_data import ExactData
 from dipy_spinverse.cell_search.interacting import perfected
 from dipy_spinverse.cell_search.labelled import (
@@ -32,7 +33,7 @@ from dipy_spinverse.cell_search.labelled import (
 from dipy_spinverse.cell_search.noisy_data import most_typical
 from dipy_spinverse.cell_search.polish import polished
 from dipy_spinverse.cell_search.probability import LogProbability
-from dipy_spinverse.cell_search.protocols import Tools
+from dipy_spinverse.cell_search.protocols import Member, Tools
 from dipy_spinverse.cell_search.search import CellSearch, Found
 from dipy_spinverse.cell_search.separate_cells import SeparateCells
 from dipy_spinverse.cell_search.smoothness import BY_EDGE, BY_FACE, Smoothness, shared_points
@@ -520,6 +521,7 @@ def test_reflected_fields_count_for_the_same_walls(monkeypatch):
 
 
 @pytest.mark.parametrize("case", ["noise only", "one", "above one"])
+@pytest.mark.filterwarnings("ignore:1 of 1 voxels. the search ended early")
 def test_search_survives_data_that_no_cells_explain(case):
     acquisition, rng = acquisition_of(6, n_b0=6), np.random.default_rng(0)
     data = {
@@ -529,6 +531,35 @@ def test_search_survives_data_that_no_cells_explain(case):
     }[case]
     found = inversion_of(acquisition, 2).run(data[None], None)
     assert not found.converged[0] and np.isfinite(found.openness).all()
+
+
+def test_search_ends_early_and_says_so_where_no_cells_come_near_the_data(monkeypatch):
+    twice = replace(SHORT, exact_populations=2 * SHORT.exact_populations)
+    acquisition, joined = acquisition_of(6), []
+    inversion = CellInversion(
+        acquisition, GRID, diffusivity=2.0, n_fields=0, seed=0, effort=twice
+    )  # fmt: skip
+    before = Evolution.joined
+    monkeypatch.setattr(Evolution, "joined", lambda *x: joined.append(1) or before(*x))
+    with pytest.warns(UserWarning, match="1 of 1 voxels: the search ended early"):
+        found = inversion.run(np.ones((1, len(acquisition))), None)
+    assert len(joined) == 1 and not found.converged[0]
+
+
+def test_cells_are_given_up_where_they_are_far_off_not_for_some_wrong_tetrahedra():
+    labels, acquisition, rng = letter_l(GRID), acquisition_of(6), np.random.default_rng(0)
+    target = target_of(acquisition, labels, sigma=1.5e-5)
+    task = ExactData(target, target, None, Tools(None, None, LEAKS, SHORT))
+    some = np.repeat(labels[None], 4, axis=0)
+    for row in some:
+        row[rng.choice(at_walls(GRID, labels), 3, replace=False)] ^= True
+    apart = rng.permutation(labels)[None]
+    near, far = (
+        [Member(target, None, state, 0.0) for state in target.cells(x, LEAKS)]
+        for x in (some, apart)
+    )
+    # Residuals of 0.3 to 1 of a tetrahedron's magnetisation, and of 6; 3 is the bound.
+    assert task.hopeless(far) and not task.hopeless([*far, *near])
 
 
 @pytest.mark.slow

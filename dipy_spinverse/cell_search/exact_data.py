@@ -25,6 +25,10 @@ _NOT_EXPLAINED = 0.3  # error of what single flips do not explain, relative to t
 _NEAR = 1 / 64  # misfit per measurement up to which cells are nearly right
 _APART = 3  # tetrahedra in which members differ, where the best are nearly right
 _FAR_APART = 12  # elsewhere
+# Residual, over the initial magnetisation of a tetrahedron, beyond which no cells of the lattice
+# explain the data. Measured after a first population: 1.2 for three balls of the lattice that are
+# found late, 4.8 for a ring off the lattice.
+_FAR_OFF = 3.0
 _LEAST_GAIN = 0.1  # that a round should bring, of the mean squared residual, relative to it
 
 
@@ -74,6 +78,12 @@ class ExactData:
     def solved_by(self, population: list[Member]) -> bool:
         """Whether the best residual is no more than errors of the data."""
         return any(self.target.explained_by(member.cells) for member in population)
+
+    def hopeless(self, population: list[Member]) -> bool:
+        """Whether the best are so far off that no cells of the lattice explain the data."""
+        least = min(self.target.chi_square(member.cells) for member in population)
+        beyond = (least - 1) * np.median(self.target.sigma) ** 2
+        return beyond > (_FAR_OFF / len(self.target.grid.volumes)) ** 2
 
     def distance(self, population: list[Member]) -> float:
         """Logarithm of the least residual, in steps that count as progress."""

@@ -61,6 +61,10 @@ class NoisyData:
         """Never: other populations may find cells that are as probable."""
         return False
 
+    def hopeless(self, population: list[Member]) -> bool:
+        """Never: its few populations are the ensemble."""
+        return False
+
     def distance(self, population: list[Member]) -> float:
         """How improbable the best are, in steps that count as progress."""
         return population[0].misfit / _LEAST_GAIN

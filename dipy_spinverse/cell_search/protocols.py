@@ -70,6 +70,9 @@ class SearchTask(Protocol):
     def solved_by(self, population: list[Member]) -> bool:
         """Whether nothing better needs to be looked for."""
 
+    def hopeless(self, population: list[Member]) -> bool:
+        """Whether nothing that explains the data is to be found, given the best of all."""
+
     def distance(self, population: list[Member]) -> float:
         """How far the best are from the data, in steps that count as progress."""
 

@@ -45,12 +45,16 @@ _STEPS = 4
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """The cells found in a voxel, others that explain it, and whether they reach its errors."""
+    """The cells found in a voxel, others that explain it, and whether they reach its errors.
+
+    It was hopeless where the search ended early, as none come near the data.
+    """
 
     best: Cells
     draws: list[Cells]
     solved: bool
     n_rounds: int
+    hopeless: bool = False
 
 
 class CellSearch:
@@ -123,16 +127,19 @@ class CellSearch:
         bodies = self._without_end(task.ranked_library)
         evolution = Evolution(task, self.tools, bodies, rng)
         populations: list[list[Member]] = []
+        hopeless = False
         for plan in task.populations:
             if plan.origin is Origin.JOINED:
                 populations.append(evolution.joined(populations, plan.patience))
             else:
                 starts = next(together) if plan.origin is Origin.PUT_TOGETHER else []
                 populations.append(evolution.new_population(starts, plan.patience))
-            if task.solved_by(populations[-1]):
+            hopeless = plan.origin is Origin.JOINED and task.hopeless(populations[-1])
+            if hopeless or task.solved_by(populations[-1]):
                 break
         best, draws = task.conclusion(populations, n_draws, rng)
-        return Found(best, draws, complete.explained_by(best), evolution.n_rounds)
+        solved = complete.explained_by(best)
+        return Found(best, draws, solved, evolution.n_rounds, hopeless)
 
     def exact_data(self, complete: Target) -> ExactData:
         """The task of finding cells in data without noise."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,13 @@ class CellInversion:
             name: np.stack([voxel[name] for voxel in voxels], axis=1 if "fields" in name else 0)
             for name in voxels[0]
         }
+        if (n_hopeless := stacked.pop("hopeless").sum()) > 0:
+            warnings.warn(
+                f"{n_hopeless} of {len(data)} voxels: the search ended early, as no cells made of "
+                "the grid's tetrahedra come near their signals. Their walls may lie off the grid "
+                '(optimizer="smooth-cells" looks for such), or S0 or the diffusivity be off.',
+                stacklevel=2,
+            )
         known = np.sqrt((noise**2).mean(axis=1)) if sigma is None else sigma
         residual = np.sqrt(((stacked["predicted"] - data) ** 2).mean(axis=1))
         nothing = np.zeros(len(data))
@@ -108,6 +116,7 @@ class CellInversion:
             "wall_probability": (fields < 0.5).mean(axis=0),
             "predicted": (found.best.signals * sigma)[self._encoding],
             "converged": found.solved,
+            "hopeless": found.hopeless,
             "iterations": np.array([found.n_rounds]),
             "misfit": np.array([((found.best.signals - averaged / sigma) ** 2).mean()]),
         }
