@@ -3,7 +3,7 @@
     DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.compartment_truths [published told ...]
 
 Signals come from direct quadrature in NumPy (`benchmarks.published_noddi`), with Rician noise of
-SNR 30, in the HCP scheme.
+SNR 30, in the HCP scheme; AMICO beside them in the same run where it can be installed.
 
 Duration: about 6 min on 1 core (--quick: 1 min). Writes
 results/compartment_truths_NAME.md for each table.
@@ -13,15 +13,22 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 from benchmarks.command import command, keep
+from benchmarks.peers import FOLDER, peer_result
 from benchmarks.prior_voxels import hcp_scheme
 from benchmarks.published_noddi import published_signals, tissue
 from benchmarks.tables import table
 from dipy_spinverse import NODDIModel, Status
+from dipy_spinverse.compartments import CompartmentModel
+from dipy_spinverse.compartments.definition import with_fibres
 
 SNR = 30
 MAPS = ("ndi", "odi", "fwf")
@@ -48,51 +55,114 @@ def held(fit, name, truth):
     ).mean()
 
 
-def published(n: int) -> str:
+@dataclass(frozen=True)
+class Case:
+    """Voxels of published NODDI, and what they are fitted with.
+
+    Attributes
+    ----------
+    word : str
+    options : mapping
+        Of `NODDIModel`; noise is given unless "sigma" says None.
+    diffusivity : float
+        Of the truth, um^2/ms.
+    fanning : bool
+        Whether the truth has Bingham's distribution.
+    snr : float
+    amico : bool
+        Whether AMICO fits the same voxels.
+    """
+
+    word: str
+    options: Mapping[str, object] = field(default_factory=dict)
+    diffusivity: float = 1.7
+    fanning: bool = False
+    snr: float = SNR
+    amico: bool = False
+
+
+def published(n: int, peers: Path | None) -> str:
     """Published NODDI: errors of the median, and 95 % intervals that hold the truth."""
+    dispersed = {"extra_cellular": "dispersed"}
     return _noddi(
         n,
-        ("published", SNR, {}, 1.7, False),
-        ("the same, noise not given", SNR, {}, 1.7, False),
-        ("the same", 15, {}, 1.7, False),
-        ("the same", 60, {}, 1.7, False),
-        ("published, water outside dispersed", SNR, {"extra_cellular": "dispersed"}, 1.7, False),
+        peers,
+        Case("published", amico=True),
+        Case("the same, noise not given", {"sigma": None}),
+        Case("the same", snr=15, amico=True),
+        Case("the same", snr=60, amico=True),
+        Case("published, water outside dispersed", dispersed),
     )
 
 
-def otherwise(n: int) -> str:
-    """Tissue that is not that of published NODDI, with models that know it and do not."""
-    return _noddi(
-        n,
-        ("truth 1.9 um2/ms, parallel diffusivity free", SNR,
-         {"parallel_diffusivity": "free"}, 1.9, False),
-        ("Bingham truth", SNR, {}, 1.7, True),
-        ("Bingham truth and model", SNR, {"dispersion": "bingham"}, 1.7, True),
-    )  # fmt: skip
+def otherwise(n: int, peers: Path | None) -> str:
+    """Tissue that is not that of published NODDI, with models that know it and do not.
+
+    odi of Bingham's distribution is the total one, 2/pi arctan(1 / sqrt(kappa (kappa - beta))).
+    """
+    cases = []
+    for snr in (SNR, 15):
+        free, bingham = {"parallel_diffusivity": "free"}, {"dispersion": "bingham"}
+        cases += [
+            Case("truth 1.9 um2/ms", diffusivity=1.9, snr=snr, amico=True),
+            Case("the same, diffusivity free", free, diffusivity=1.9, snr=snr),
+            Case("Bingham truth", fanning=True, snr=snr, amico=True),
+            Case("the same, Bingham model", bingham, fanning=True, snr=snr),
+        ]
+    return otherwise.__doc__.splitlines()[2].strip() + "\n\n" + _noddi(n, peers, *cases)
 
 
-def _noddi(n, *cases):
+def _total_odi(odi, fanning):
+    kappa = 1 / np.tan(0.5 * np.pi * odi)
+    return 2 / np.pi * np.arctan2(1, kappa * np.sqrt(1 - fanning))
+
+
+def _noddi(n, peers, *cases):
     acquisition, b, directions = scheme()
     rows = []
-    for word, snr, options, diffusivity, fanning in cases:
-        truth = tissue(n, fanning=fanning)
-        clean = published_signals(b, directions, truth, parallel=diffusivity)
+    for case in cases:
+        truth = tissue(n, fanning=case.fanning)
+        clean = published_signals(b, directions, truth, parallel=case.diffusivity)
+        if case.fanning:
+            truth["total"] = _total_odi(truth["odi"], truth["fanning"])
+        sought = {name: truth["total" if case.fanning and name == "odi" else name]
+                  for name in MAPS}  # fmt: skip
+        options = {"sigma": 1 / case.snr} | dict(case.options)
+        sigma = options.pop("sigma")
         model = NODDIModel(acquisition, dtype="float32", **options)
-        data, sigma = magnitudes(clean, snr), None if "not given" in word else 1 / snr
-        model.fit(data[:5], n_draws=0)
-        started = time.process_time()
-        fit = model.fit(data, sigma=sigma)
-        cost = 1e3 * (time.process_time() - started) / n
-        errors = [f"{np.abs(getattr(fit, name) - truth[name]).mean():.4f}" for name in MAPS]
-        shares = [f"{100 * held(fit, name, truth[name]):.1f}" for name in MAPS]
-        rows.append([word, snr, *errors, *shares, f"{cost:.0f}"])
+        data = magnitudes(clean, case.snr)
+        model.fit(data[:5])
+        costs = []
+        for n_draws in (0, 256):
+            started = time.process_time()
+            fit = model.fit(data, sigma=sigma, n_draws=n_draws)
+            costs.append(f"{1e3 * (time.process_time() - started) / n:.1f}")
+        found = {name: getattr(fit, name) for name in MAPS}
+        if "dispersion" in options:
+            found["odi"] = _total_odi(fit.odi, fit.fanning)
+        own = truth if "dispersion" in options else sought
+        shares = [f"{100 * held(fit, name, own[name]).mean():.1f}" for name in MAPS]
+        rows.append([case.word, case.snr, *_errors(found, sought), *shares, *costs])
         print(rows[-1], flush=True)
+        if case.amico:
+            found = peer_result(peers, "amico", "amico_noddi", signals=data, bvals=1e3 * b,
+                                bvecs=directions)  # fmt: skip
+        if case.amico and found is not None:
+            cost = 1e3 * float(found["cpu"]) / n
+            rows.append(
+                ["AMICO", case.snr, *_errors(found, sought), "", "", "", f"{cost:.1f}", ""]
+            )
+            print(rows[-1], flush=True)
     heads = ["", "SNR", *(f"MAE {name}" for name in MAPS), *(f"held {name}, %" for name in MAPS),
-             "CPU ms per voxel"]  # fmt: skip
+             "CPU ms per voxel, likeliest", "with intervals"]  # fmt: skip
     return table(heads, rows)
 
 
-def told(n: int) -> str:
+def _errors(found, truth):
+    return [f"{np.abs(found[name] - truth[name]).mean():.4f}" for name in MAPS]
+
+
+def told(n: int, _: Path | None) -> str:
     """How often a wrong model is told: status of voxels, noise not given."""
     acquisition, b, directions = scheme()
     model, truth = NODDIModel(acquisition, dtype="float32"), tissue(n)
@@ -126,7 +196,7 @@ def told(n: int) -> str:
     return table(heads, rows)
 
 
-def crossings(n: int) -> str:
+def crossings(n: int, _: Path | None) -> str:
     """Fibre populations by evidence (crossings=True), noise given."""
     acquisition, b, directions = scheme()
     model, rng, rows = NODDIModel(acquisition, dtype="float32"), np.random.default_rng(3), []
@@ -173,12 +243,33 @@ def crossings(n: int) -> str:
     heads = ["fibres", "angle", "number right, %", "axes off by, deg", "MAE of shares",
              "held shares, %", "axes in their cone, %", "held odi, %",
              "CPU ms per voxel (n_draws=0)"]  # fmt: skip
-    return table(heads, rows)
+    return table(heads, rows) + "\n\n" + _three_of_prior(model, 5 * n)
+
+
+def _three_of_prior(model, n):
+    """What intervals hold of three populations with all parameters from the prior, or narrow."""
+    several, rows = CompartmentModel(model.acquisition, with_fibres(model.definition, 3)), []
+    for word, most in (("from the prior", 1.0), ("the same, each odi below 0.3", 0.3)):
+        truth = several.draw(n, seed=4)
+        truth |= {name: most * x for name, x in truth.items() if name.startswith("odi")}
+        directions = np.stack([truth[name] for name in several.definition.axes], axis=1)
+        fit = model.fit(magnitudes(several.signals(truth)), sigma=1 / SNR,
+                        peaks=SimpleNamespace(peak_dirs=directions))  # fmt: skip
+        maps = several.maps(truth)
+        shares = [f"{100 * held(fit, name, maps[name]):.1f}" for name in MAPS]
+        above = f"{100 * (fit.odi_low > maps['odi']).mean():.1f}"
+        rows.append([word, *shares, above])
+        print(rows[-1], flush=True)
+    heads = ["three populations", *(f"held {name}, %" for name in MAPS), "odi: interval above, %"]
+    return (
+        f"{n} voxels of three populations, directions given as peaks. Intervals of parameters "
+        "that come from the prior are to hold 95 %:\n\n" + table(heads, rows)
+    )
 
 
 TABLES = {
     published: (1000, 40), told: (200, 40), crossings: (40, 10),
-    otherwise: (240, 40),
+    otherwise: (150, 40),
 }  # fmt: skip
 
 
@@ -187,13 +278,15 @@ def main():
     parser = command(__doc__, "a sixth of the voxels")
     names = [function.__name__ for function in TABLES]
     parser.add_argument("tables", nargs="*", default=names, metavar="TABLE")
+    parser.add_argument("--peers", type=Path, default=FOLDER)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    peers = None if options.quick else options.peers
     for function, (n, few) in TABLES.items():
         if function.__name__ in options.tables:
             count = few if options.quick else n
             head = f"# {function.__doc__.splitlines()[0]}\n\n{count} voxels each.\n\n"
-            text = head + function(count) + "\n"
+            text = head + function(count, peers) + "\n"
             print(text, flush=True)
             keep(f"compartment_truths_{function.__name__}.md", text, complete=not options.quick)
 

@@ -176,7 +176,7 @@ def main():
     warnings.filterwarnings("ignore", "The acquisition tells nearly nothing")
     peers = None if options.quick else options.peers
     signals, rows, notes = against_layers(), [], []
-    for word, small, n, few in (("NEXI", _SHORT, 100, 10), ("SMEX", 9.0, 20, 5)):
+    for word, small, n, few in (("NEXI", _SHORT, 60, 10), ("SMEX", 9.0, 16, 5)):
         more, note = beside_peer(word, small, few if options.quick else n, peers)
         rows += more
         notes.append(note)

@@ -126,9 +126,10 @@ class FitChunk:
     def _problem(self, voxels, definition):
         """Of least squares."""
         encoding = encoding_of(self.acquisition, self.settings.dtype, timed=definition.timed)
-        S0 = voxels.S0[:, self.acquisition.te_index]
-        S0 = np.ones_like(S0) if definition.relaxes else S0
-        data, scale = (torch.tensor(x, dtype=self.settings.dtype) for x in (voxels.signals, S0))
+        data, scale = torch.tensor(voxels.signals, dtype=self.settings.dtype), None
+        if not definition.relaxes and voxels.S0.shape[1] > 1:
+            S0 = voxels.S0[:, self.acquisition.te_index]
+            scale = torch.tensor(S0, dtype=self.settings.dtype)
         return Problem(definition, pool_signals(definition, encoding), data, scale, None)
 
     def _populations(self, voxels):

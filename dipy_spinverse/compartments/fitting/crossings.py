@@ -113,9 +113,8 @@ def _directions(problem: Problem, frames: Tensor) -> list[Tensor]:
     with_axis = {c.pool for c in definition.compartments if c.has_axis}
     fibres = pools[:, [name in with_axis for name in definition.pools]].mean(dim=1)
     others = pools[0, [name not in with_axis for name in definition.pools]]
-    scale = problem.scale if len(problem.scale) > 1 else problem.scale.expand(len(data), -1)
     # The echo times' own levels differ little from voxel to voxel.
-    scale = scale.mean(dim=0)
+    scale = torch.ones_like(data[0]) if problem.scale is None else problem.scale.mean(dim=0)
     basis = torch.linalg.qr((others * scale).T)[0]
     fibres = fibres * scale - (fibres * scale) @ basis @ basis.T
     gram, projection = fibres @ fibres.T, data @ fibres.T

@@ -126,7 +126,7 @@ def scores(
     values, slopes = values_of(problem.definition, place), []
     for name in problem.definition.known:
         step = _DIFFERENCE * values[name]
-        shifted = problem.scale[:, None] * problem.pools(values | {name: values[name] + step})
+        shifted = problem.columns_of(values | {name: values[name] + step})
         slopes.append((combined(shifted, amplitudes) - fit.predicted) / step[:, None])
     slope = torch.stack(slopes, dim=1) * fit.normal.inverse_sd[:, None]
     slope = slope - slope @ fit.taken.mT @ fit.taken

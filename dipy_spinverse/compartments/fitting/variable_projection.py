@@ -16,7 +16,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numba import njit
 from torch import Tensor
 
 from dipy_spinverse.compartments.definition import Definition
@@ -49,8 +51,9 @@ class Problem:
     pools : callable
         From values to signals (V, K, M), as `signals.pool_signals` makes.
     data : Tensor (V, M)
-    scale : Tensor (V, M) or (1, M)
-        Signal of each measurement without diffusion, over S0 (it differs by echo time).
+    scale : Tensor (V, M) or (1, M), or None
+        Signal of each measurement without diffusion, over S0 (it differs by echo time); None
+        where it is 1.
     sigma : Tensor (V,) or None
         Noise in each channel for the Rician likelihood, None for the Gaussian one.
     """
@@ -58,23 +61,23 @@ class Problem:
     definition: Definition
     pools: Callable[[dict[str, Tensor]], Tensor]
     data: Tensor
-    scale: Tensor
+    scale: Tensor | None
     sigma: Tensor | None
 
     def of_voxels(self, index) -> Problem:
         """Some of the voxels."""
-        return Problem(
-            self.definition,
-            self.pools,
-            self.data[index],
-            self.scale[index] if len(self.scale) > 1 else self.scale,
-            None if self.sigma is None else self.sigma[index],
-        )
+        sigma = None if self.sigma is None else self.sigma[index]
+        scale = self._scale_of(index)
+        return Problem(self.definition, self.pools, self.data[index], scale, sigma)
 
     def columns(self, place: Place, voxels=slice(None)) -> Tensor:
         """Signals of the pools (R, K, M) at places of the voxels (R,), all where not given."""
-        scale = self.scale[voxels] if len(self.scale) > 1 else self.scale
-        return scale[:, None] * self.pools(values_of(self.definition, place))
+        return self.columns_of(values_of(self.definition, place), voxels)
+
+    def columns_of(self, values: dict[str, Tensor], voxels=slice(None)) -> Tensor:
+        """As `columns`, of values."""
+        signals, scale = self.pools(values), self._scale_of(voxels)
+        return signals if scale is None else scale[:, None] * signals
 
     def misfit(self, place: Place, amplitudes: Tensor) -> Tensor:
         """Sum of squares, or minus twice the logarithm of the likelihood, (V,)."""
@@ -83,13 +86,54 @@ class Problem:
             return ((self.data - predicted) ** 2).sum(dim=1)
         return -2 * log_likelihoods(self.data, predicted, self.sigma, rician=True)
 
+    def _scale_of(self, voxels):
+        whole = self.scale is None or len(self.scale) == 1
+        return self.scale if whole else self.scale[voxels]
+
 
 def amplitudes_of(columns: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Best amplitudes (V, K) and sum of squares (V,)."""
-    amplitudes = nonnegative_amplitudes(
-        columns @ columns.mT, (columns @ target[..., None])[..., 0]
-    )
-    return amplitudes, ((target - combined(columns, amplitudes)) ** 2).sum(dim=1)
+    """Best amplitudes (V, K) and sum of squares (V,) of columns (V or 1, K, M)."""
+    arrays = columns.contiguous().numpy(), target.contiguous().numpy()
+    gram, projection = (torch.from_numpy(each) for each in _normal_equations(*arrays))
+    amplitudes = nonnegative_amplitudes(gram, projection)
+    return amplitudes, torch.from_numpy(_squares(*arrays, amplitudes.numpy()))
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _normal_equations(columns, target):
+    """A^T A (V, K, K) and A^T y (V, K)."""
+    n_voxels, n_pools = len(target), columns.shape[1]
+    gram = np.empty((n_voxels, n_pools, n_pools), columns.dtype)
+    projection = np.empty((n_voxels, n_pools), columns.dtype)
+    for v in range(n_voxels):
+        own, y = columns[min(v, len(columns) - 1)], target[v]
+        for k in range(n_pools):
+            projection[v, k] = _product(own[k], y)
+            for j in range(k + 1):
+                gram[v, k, j] = gram[v, j, k] = _product(own[k], own[j])
+    return gram, projection
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _product(first, second):
+    total = first.dtype.type(0)
+    for m in range(len(first)):
+        total += first[m] * second[m]
+    return total
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _squares(columns, target, amplitudes):
+    """|y - A w|^2 (V,)."""
+    result, rest = np.empty(len(target), target.dtype), np.empty(target.shape[1], target.dtype)
+    for v in range(len(target)):
+        rest[:] = target[v]
+        for k in range(columns.shape[1]):
+            own, amount = columns[min(v, len(columns) - 1), k], amplitudes[v, k]
+            for m in range(len(rest)):
+                rest[m] -= amount * own[m]
+        result[v] = _product(rest, rest)
+    return result
 
 
 def combined(columns: Tensor, amplitudes: Tensor) -> Tensor:
@@ -174,10 +218,10 @@ def linearised(problem: Problem, place: Place, amplitudes: Tensor) -> tuple[Tens
     step[..., :n_scalars] *= torch.where(place.unit > 0.5, -1, 1)
     voxels = torch.arange(n_voxels).repeat(n + 1)
     moved_to = moved(problem.definition, place.of_voxels(voxels), step.flatten(0, 1))
-    every = problem.of_voxels(voxels).columns(moved_to).unflatten(0, (n + 1, n_voxels))
-    signals = (every * amplitudes[..., None]).sum(dim=2)
+    every = problem.columns(moved_to, voxels)
+    signals = combined(every, amplitudes.repeat(n + 1, 1)).unflatten(0, (n + 1, n_voxels))
     slopes = (signals[:n] - signals[n]) / torch.diagonal(step[:n], dim1=0, dim2=2).T[..., None]
-    return every[n], slopes.movedim(0, 1)
+    return every[n * n_voxels :], slopes.movedim(0, 1)
 
 
 def without_amplitudes(columns: Tensor, amplitudes: Tensor, slopes: Tensor) -> Tensor:

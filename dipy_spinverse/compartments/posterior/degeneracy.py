@@ -39,10 +39,8 @@ def undetermined(definition: Definition, acquisition: Measurements) -> list[str]
     place = Place(torch.tensor(rng.random((_N_DRAWS, n_scalars))), torch.tensor(frames))
     amplitudes = torch.tensor(rng.dirichlet(np.ones(len(definition.pools)), _N_DRAWS))
     encoding = encoding_of(acquisition, torch.float64, timed=definition.timed)
-    ones = torch.ones(1, len(acquisition), dtype=torch.float64)
-    problem = Problem(
-        definition, pool_signals(definition, encoding), ones.expand(_N_DRAWS, -1), ones, None
-    )
+    ones = torch.ones(_N_DRAWS, len(acquisition), dtype=torch.float64)
+    problem = Problem(definition, pool_signals(definition, encoding), ones, None, None)
     columns, slopes = linearised(problem, place, amplitudes)
     changes = SNR * torch.cat([slopes, columns], dim=1)
     precision = changes @ changes.mT + _PRIOR_PRECISION * torch.eye(changes.shape[1])

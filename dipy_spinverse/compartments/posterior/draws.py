@@ -57,9 +57,8 @@ def posterior_draws(
         raise ValueError(f"The voxel was not fitted (status {int(fit.status)}).")
     definition = with_fibres(model.definition, int(fit.n_fibres))
     encoding = encoding_of(model.acquisition, torch.float64, timed=definition.timed)
-    if definition.relaxes:
-        scale = torch.ones(1, len(model.acquisition), dtype=torch.float64)
-    else:
+    scale = None
+    if not definition.relaxes:
         scale = torch.tensor((fit.S0_per_te / fit.S0_likeliest)[model.acquisition.te_index])[None]
     n_axes, n_pools = len(definition.axes), len(definition.pools)
     unit = torch.tensor(fit._unit[None, : len(definition.parameters)])

@@ -160,14 +160,15 @@ def bingham_signals(
     real, imaginary = torch.ones_like(x), torch.zeros_like(x)
     twice_real, twice_imaginary = x**2 - y**2, 2 * x * y
     total = torch.zeros_like(x)
-    for m, *arrays in bingham_harmonics(order):
-        moments, powers = _tensors(arrays, x.dtype)
-        weights = _bingham_moments(odi, fanning, moments)
-        c = ((coefficients[..., m // 2 :] * weights[:, None]) @ powers).movedim(2, 0)
+    integrands, all_powers = bingham_harmonics(order)
+    sizes = [len(powers) for powers in all_powers]
+    weights = _bingham_moments(odi, fanning, *_tensors([integrands], x.dtype)).split(sizes, dim=1)
+    for k, powers in enumerate(_tensors(all_powers, x.dtype)):
+        c = ((coefficients[..., k:] * weights[k][:, None]) @ powers).movedim(2, 0)
         c = encoding.spread(c)
         polynomial = c[-1]
-        for lower in c[:-1].flip(0):
-            polynomial = torch.addcmul(lower, square, polynomial)
+        for j in range(len(c) - 2, -1, -1):
+            polynomial = torch.addcmul(c[j], square, polynomial)
         total = total + real * polynomial
         real, imaginary = (
             real * twice_real - imaginary * twice_imaginary,

@@ -151,12 +151,13 @@ def _directed(encoding, order, first, kernels, shares, values):
     total = 0
     for share, kernel in zip(shares, kernels, strict=True):
         if not first.oriented:
-            part = encoding.spread(kernel.at(share.new_zeros(1))[..., 0])
+            of_shells = kernel.at(share.new_zeros(1))[..., 0]
+            part = encoding.spread(share[:, None] * of_shells)
         elif first.dispersion == "isotropic":
-            part = dispersion.isotropic(encoding, kernel)
+            part = share[:, None] * dispersion.isotropic(encoding, kernel)
         else:
-            part = dispersion.directional(encoding, kernel, values[first.axis])
-        total = total + share[:, None] * part
+            part = share[:, None] * dispersion.directional(encoding, kernel, values[first.axis])
+        total = total + part
     return total
 
 

@@ -63,21 +63,21 @@ def octant():
 
 @lru_cache
 def bingham_harmonics(order):
-    """For each even m: m, what to integrate the distribution with (Q, L), and polynomials (L, J).
+    """What to integrate the distribution with (Q, all L), and polynomials (L, J) of each even m.
 
     The function of degree l is P_l^m(z) / (1 - z^2)^(m/2) Re (x + iy)^m; its polynomial in z^2 is
     scaled so that sum_l kernel_l integral_l function_l is the convolution.
     """
     z, cosine, weights = bingham_grid()
     azimuth = np.arccos(np.clip(cosine, -1, 1))
-    result = []
+    integrands, polynomials = [], []
     for m in range(0, order + 1, 2):
         degrees = range(m, order + 1, 2)
-        integrand, powers = [], []
+        powers = []
         for degree in degrees:
-            integrand.append(lpmv(m, degree, z) * np.cos(m * azimuth) * weights)
+            integrands.append(lpmv(m, degree, z) * np.cos(m * azimuth) * weights)
             derivative = Legendre.basis(degree).deriv(m).convert(kind=Polynomial).coef[::2]
             factor = (2.0 if m else 1.0) / poch(degree - m + 1, 2 * m)
             powers.append(np.pad(factor * derivative, (0, (order - degree) // 2)))
-        result.append((m, np.transpose(integrand), np.array(powers)))
-    return result
+        polynomials.append(np.array(powers))
+    return np.transpose(integrands), polynomials
