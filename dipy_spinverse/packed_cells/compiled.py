@@ -144,7 +144,8 @@ class CompiledSignals:
             slopes = at[:, :, None] * parts[:, :1] - parts[:, 1:]
             by = np.swapaxes(changes, 0, 1) * self.scale
             components = np.concatenate([components, by @ slopes], axis=1)
-        found = components @ self.basis
+        found = components.reshape(-1, len(self.basis)) @ self.basis
+        found = found.reshape(len(at), -1, len(self.mean))
         found[:, 0] += self.mean
         return found.reshape(*found.shape[:2], len(self.degrees), -1)
 

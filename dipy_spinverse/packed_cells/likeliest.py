@@ -14,6 +14,7 @@ from dipy_spinverse.packed_cells.measured import Measured, refined, residuals, s
 from dipy_spinverse.packed_cells.orientations import rotation_of
 from dipy_spinverse.packed_cells.search import (
     ClassProblem,
+    Effort,
     Modes,
     dictionary_starts,
     find_modes,
@@ -23,8 +24,7 @@ from dipy_spinverse.packed_cells.tissue_signals import TissueSignals
 from dipy_spinverse.voxels.progress import stepwise
 
 _N_MODES = 6
-_FIRST_STEPS, _LAST_STEPS = 16, 40
-_POLISHING_STEPS = 15
+_FIRST, _LAST, _POLISHING = Effort(16, 0.3), Effort(40, 0.1), Effort(15, 0.1)
 # Of the chi-square: interpolated signals that are wrong by more are not good enough.
 _TELLING = 4.0
 # Classes whose evidence is e^-10, after the noise is refined e^-6, of the best are dropped.
@@ -119,7 +119,7 @@ def searched(
             starts = np.zeros((n_voxels, 1, tissue.n_parameters))
         else:
             starts = dictionary_starts(model, tissue, known, frames)
-        modes[tissue.name] = find_modes(problem, starts, frames, _N_MODES, _FIRST_STEPS)
+        modes[tissue.name] = find_modes(problem, starts, frames, _N_MODES, _FIRST)
     kept = np.ones((len(tissues), n_voxels), dtype=bool)
     offsets = [none] * len(tissues)
     case = Case(
@@ -163,7 +163,7 @@ def improved(case: Case) -> tuple[Case, np.ndarray]:
     for k, each in stepwise([*enumerate(case.modes)]):
         if len(each.frames):
             problem = replace(case.problem(k), offset=_beyond(case, k, each))
-            found = find_modes(problem, each.places, each.frames, _N_MODES, _LAST_STEPS)
+            found = find_modes(problem, each.places, each.frames, _N_MODES, _LAST)
             modes[k] = _polished(problem, found)
             offsets[k] = _beyond(case, k, modes[k])
     return _screened(replace(case, modes=modes, offsets=offsets), _LAST_SCREEN), floor
@@ -227,8 +227,8 @@ def _polished(problem, modes):
     quick, exact = (
         ClassProblem(each, tissue, known, none) for each in (model.exact, model.exact_with_slopes)
     )
-    near = minima(quick, z[rows], frames[rows], number, _POLISHING_STEPS)
-    found = minima(exact, *near[:2], number, _POLISHING_STEPS)
+    near = minima(quick, z[rows], frames[rows], number, _POLISHING)
+    found = minima(exact, *near[:2], number, _POLISHING)
     places, frames, covariances, costs = (
         each.copy() for each in (modes.places, modes.frames, modes.covariances, modes.costs)
     )

@@ -210,52 +210,81 @@ def normal_equations(
     residual : ndarray (N, M)
         As :func:`residuals` gives it.
     """
-    scale = amplitude[:, known.labels]
-    weight = _weights(
-        scale * signals, known.sigma, known.magnitude, known.inverse_sd, voxel, EXCESSES
-    )
-    changes = slopes * (scale * weight)[:, None]
-    labels = known.labels == np.arange(known.n_labels)[:, None]
-    of_amplitude = (signals * weight)[:, None] * labels
-    hessian = changes @ np.swapaxes(changes, 1, 2)
-    mixed = changes @ np.swapaxes(of_amplitude, 1, 2)
-    of_amplitudes = of_amplitude @ np.swapaxes(of_amplitude, 1, 2)
-    if known.damping.any():
-        modes, damping = known.modes[voxel], known.damping[voxel]
-        along, along_amplitude = (
-            each @ np.swapaxes(modes, 1, 2) for each in (changes, of_amplitude)
-        )
-        # 1 - (1 - damping)^2 of what lies along the modes is not seen.
-        unseen = (damping * (2 - damping))[:, None]
-        hessian -= (along * unseen) @ np.swapaxes(along, 1, 2)
-        mixed -= (along * unseen) @ np.swapaxes(along_amplitude, 1, 2)
-        of_amplitudes -= (along_amplitude * unseen) @ np.swapaxes(along_amplitude, 1, 2)
-        within = (modes @ residual[..., None])[..., 0] * damping
-        residual = residual - (within[:, None] @ modes)[:, 0]
-    gradient = -(changes @ residual[..., None])
+    products, against = _products(
+        known.sigma, known.magnitude, known.inverse_sd, known.modes, known.damping, known.labels,
+        signals, amplitude, slopes, residual, voxel, EXCESSES,
+    )  # fmt: skip
+    p = slopes.shape[1]
     # Labels of which nothing is used have no amplitude to follow with.
-    of_amplitudes += _TINY * np.eye(known.n_labels)
-    follow = np.linalg.solve(of_amplitudes, np.swapaxes(mixed, 1, 2))
-    gradient += np.swapaxes(follow, 1, 2) @ (of_amplitude @ residual[..., None])
-    return gradient[..., 0], hessian - mixed @ follow
+    products[:, p:, p:] += _TINY * np.eye(known.n_labels)
+    follow = np.linalg.solve(products[:, p:, p:], products[:, p:, :p])
+    mixed = np.swapaxes(follow, 1, 2)
+    gradient = (mixed @ against[:, p:, None])[..., 0] - against[:, :p]
+    return gradient, products[:, :p, :p] - mixed @ products[:, p:, :p]
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _weights(means, sigma, magnitude, inverse_sd, voxel, table):
-    """Change (N, M) of whitened mean measurements with noise-free ones."""
-    weights = np.empty_like(means)
-    for row in range(len(means)):
+def _products(
+    sigma, magnitude, inverse_sd, modes, damping, labels, signals, amplitude, slopes, residual,
+    voxel, table,
+):  # fmt: skip
+    """Products (N, P + K, P + K) of whitened derivatives by places and by amplitudes.
+
+    And those (N, P + K) with the residual.
+    """
+    n_rows, p, n = slopes.shape
+    n_modes, n_own = modes.shape[1], p + amplitude.shape[1]
+    products, against = np.empty((n_rows, n_own, n_own)), np.empty((n_rows, n_own))
+    own, weight, along = np.empty((n_own, n)), np.empty(n), np.empty((n_modes, n_own))
+    seen = np.empty(n)
+    for row in range(n_rows):
         v = voxel[row]
-        for m in range(means.shape[1]):
-            weights[row, m] = inverse_sd[v, m]
+        for m in range(n):
+            mean = amplitude[row, labels[m]] * signals[row, m]
+            weight[m] = inverse_sd[v, m]
             if magnitude[v]:
-                relative = max(means[row, m], 0) / sigma[v]
-                ahead, here = (
-                    compiled_excess(relative + _DIFFERENCE, table),
-                    compiled_excess(relative, table),
-                )
-                weights[row, m] *= 1 + (ahead - here) / _DIFFERENCE
-    return weights
+                relative = max(mean, 0) / sigma[v]
+                ahead = compiled_excess(relative + _DIFFERENCE, table)
+                weight[m] *= 1 + (ahead - compiled_excess(relative, table)) / _DIFFERENCE
+            seen[m] = residual[row, m]
+        own[p:] = 0
+        for m in range(n):
+            own[p + labels[m], m] = signals[row, m] * weight[m]
+            weight[m] *= amplitude[row, labels[m]]
+        for i in range(p):
+            for m in range(n):
+                own[i, m] = slopes[row, i, m] * weight[m]
+        for k in range(n_modes):
+            if damping[v, k] > 0:
+                mode = modes[v, k]
+                _subtract(seen, mode, damping[v, k] * _dot(mode, residual[row]))
+                for i in range(n_own):
+                    along[k, i] = _dot(mode, own[i])
+        for i in range(n_own):
+            against[row, i] = _dot(own[i], seen)
+            for j in range(i + 1):
+                both = _dot(own[i], own[j])
+                for k in range(n_modes):
+                    if damping[v, k] > 0:
+                        # 1 - (1 - damping)^2 of what lies along the modes is not seen.
+                        unseen = damping[v, k] * (2 - damping[v, k])
+                        both -= unseen * along[k, i] * along[k, j]
+                products[row, i, j] = products[row, j, i] = both
+    return products, against
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _dot(one, other):
+    total = 0.0
+    for m in range(len(one)):
+        total += one[m] * other[m]
+    return total
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _subtract(values, other, weight):
+    for m in range(len(values)):
+        values[m] -= weight * other[m]
 
 
 @njit(cache=True, nogil=True, fastmath=True)

@@ -147,41 +147,45 @@ def pooled_signals(scan, pools, frames, cylinders, spheres, n_axes, by_z, column
                 signals[n, start + i] = share[i] * free + (1 - share[i]) * water
             if not slopes:
                 continue
-            rows, scale = jacobian[n, :, start : start + count], by_z[n]
+            rows, scale = jacobian[n], by_z[n]
             rest, change = work[0, :count], work[1, :count]
             for i in range(count):
                 rest[i] = (1 - share[i]) * (1 - v[_DOT])
             for q in range(len(cylinders.columns)):
                 weight = (1 - v[_HINDERED]) * (1 - v[_SPHERES])
-                _add(rows, cylinders.columns[q], weight, rest, cells[1 + q])
+                _add(rows, start, cylinders.columns[q], weight, rest, cells[1 + q])
             for k in range(_BY_X):
                 weight = (1 - v[_HINDERED]) * (1 - v[_SPHERES]) * scale[k]
-                _add(rows, columns[k], weight, rest, bends[k])
+                _add(rows, start, columns[k], weight, rest, bends[k])
             change[:] = 1.0
             for q in range(len(spheres.columns)):
                 weight = (1 - v[_HINDERED]) * v[_SPHERES] * spheres.coefficients[n, 1 + q, s, 0]
-                _add(rows, spheres.columns[q], weight, rest, change)
+                _add(rows, start, spheres.columns[q], weight, rest, change)
             for i in range(count):
                 change[i] = round_ones - cells[0, i]
-            _add(rows, columns[_SPHERES], (1 - v[_HINDERED]) * scale[_SPHERES], rest, change)
+            _add(
+                rows, start, columns[_SPHERES], (1 - v[_HINDERED]) * scale[_SPHERES], rest, change
+            )
             for i in range(count):
                 change[i] = hindered[i] - inside[i]
-            _add(rows, columns[_HINDERED], scale[_HINDERED], rest, change)
+            _add(rows, start, columns[_HINDERED], scale[_HINDERED], rest, change)
             for k in range(3):
                 for i in range(count):
                     change[i] = -b * hindered[i] * squares[k, i]
-                _add(rows, columns[_H_1 + k], v[_HINDERED] * scale[_H_1 + k], rest, change)
-            _of_water(v, scale, columns, free, hindered, inside, share, echo, rows, work)
+                _add(rows, start, columns[_H_1 + k], v[_HINDERED] * scale[_H_1 + k], rest, change)
+            _of_water(
+                v, scale, columns, free, hindered, inside, share[:count], echo, rows, start, work
+            )
             if columns[-1] >= 0:
-                _of_rotation(b, v, along, hindered, bends, rest, rows[columns[-1] :])
+                _of_rotation(b, v, along, hindered, bends, rest, rows[columns[-1] :], start)
     return signals
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def _add(rows, column, weight, shares, change):
+def _add(rows, start, column, weight, shares, change):
     if column >= 0:
-        row = rows[column]
-        for i in range(len(row)):
+        row = rows[column, start:]
+        for i in range(len(shares)):
             row[i] += weight * shares[i] * change[i]
 
 
@@ -197,6 +201,8 @@ def _components(frame, directions, isotropic, count, along):
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 def _free_share(v, echo):
     """Share of free water at an echo time."""
+    if v[_RELAXATION] == 0:
+        return v[_FREE]
     growth = np.exp(v[_RELAXATION] * echo)
     return v[_FREE] * growth / (1 + v[_FREE] * (growth - 1))
 
@@ -259,34 +265,36 @@ def _cylinders(kernel, v, n_axes, along, isotropic, count, cells, bends, work):
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def _of_water(v, scale, columns, free, hindered, inside, share, echo, rows, work):
+def _of_water(v, scale, columns, free, hindered, inside, share, echo, rows, start, work):
     """Puts derivatives by the shares of free and still water, and by relaxation."""
-    ones, apart, change = work[2], work[3], work[4]
-    for i in range(rows.shape[1]):
+    count = len(share)
+    ones, apart, change = work[2, :count], work[3, :count], work[4, :count]
+    relaxes = v[_RELAXATION] != 0
+    for i in range(count):
         tissue = (1 - v[_HINDERED]) * inside[i] + v[_HINDERED] * hindered[i]
         ones[i] = 1.0
         apart[i] = free - ((1 - v[_DOT]) * tissue + v[_DOT])
         change[i] = (1 - share[i]) * (1 - tissue)
-    _add(rows, columns[_DOT], scale[_DOT], ones, change)
-    for i in range(rows.shape[1]):
-        growth = np.exp(v[_RELAXATION] * echo[i])
+    _add(rows, start, columns[_DOT], scale[_DOT], ones, change)
+    for i in range(count):
+        growth = np.exp(v[_RELAXATION] * echo[i]) if relaxes else 1.0
         change[i] = growth / (1 + v[_FREE] * (growth - 1)) ** 2
-    _add(rows, columns[_FREE], scale[_FREE], apart, change)
-    for i in range(rows.shape[1]):
+    _add(rows, start, columns[_FREE], scale[_FREE], apart, change)
+    for i in range(count):
         change[i] = echo[i] * share[i] * (1 - share[i])
-    _add(rows, columns[_RELAXATION], scale[_RELAXATION], apart, change)
+    _add(rows, start, columns[_RELAXATION], scale[_RELAXATION], apart, change)
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def _of_rotation(b, v, along, hindered, bends, rest, rows):
+def _of_rotation(b, v, along, hindered, bends, rest, rows, start):
     """Puts derivatives by a rotation: of its vector and the directions' gradient, the product."""
     cells = (1 - v[_HINDERED]) * (1 - v[_SPHERES])
-    for i in range(rows.shape[1]):
+    for i in range(len(rest)):
         x, y, z = along[0, i], along[1, i], along[2, i]
         decay = -2 * b * v[_HINDERED] * hindered[i]
         by_x = rest[i] * (cells * bends[_BY_X, i] + decay * v[_H_1] * x)
         by_y = rest[i] * (cells * bends[_BY_Y, i] + decay * v[_H_2] * y)
         by_z = rest[i] * (cells * bends[_BY_Z, i] + decay * v[_H_3] * z)
-        rows[0, i] += y * by_z - z * by_y
-        rows[1, i] += z * by_x - x * by_z
-        rows[2, i] += x * by_y - y * by_x
+        rows[0, start + i] += y * by_z - z * by_y
+        rows[1, start + i] += z * by_x - x * by_z
+        rows[2, start + i] += x * by_y - y * by_x

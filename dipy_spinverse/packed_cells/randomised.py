@@ -3,8 +3,10 @@
 Data with their noise added once more, and a place of the prior instead of its centre, have a
 likeliest place. In a linear model such places are draws from the posterior; where it is curved
 they follow it, as no Gaussian around its mode does, if each search starts from a place of its own:
-searches from the mode end too close to it. Those that get stuck are left out. All voxels share
-their random numbers: a voxel's draws do not depend on the others.
+searches from the mode end too close to it. Around each such place a few more draws are made from
+the Gaussian of its curvature, which also widens what searches leave too narrow. Those that get
+stuck are left out. All voxels share their random numbers: a voxel's draws do not depend on the
+others.
 
 References
 ----------
@@ -22,17 +24,19 @@ from scipy.stats import chi2
 from dipy_spinverse.inversion.levenberg_marquardt import Damping
 from dipy_spinverse.packed_cells.classes import LARGEST_Z
 from dipy_spinverse.packed_cells.measured import Measured
-from dipy_spinverse.packed_cells.search import ClassProblem, Modes, costs, minima
+from dipy_spinverse.packed_cells.search import ClassProblem, Effort, Modes, costs, minima
 from dipy_spinverse.voxels.progress import stepwise
 
 # With damping, in units of the prior's curvature, five steps lead further than eight without: the
 # first would be too long. What the data do not tell still follows the prior's draw.
-_MOST_STEPS = 5
+_EFFORT = Effort(5, 0.01)
 # Starts are draws from a linear model around the mode, with that times the variance of the noise.
 _LESS_TOLD = 50.0
 _LARGEST_START = 3.0
 # Of the posterior: draws that are less likely than that part of it are stuck.
 _LIKELY = 0.99
+# Draws of which one is where a search ended, and the others are from the Gaussian there.
+_PER_SEARCH = 5
 _DAMPING = Damping(first=3.0, least=1e-3, largest=1e6, growth=8.0)
 # Draws at once.
 _ROWS = 4096
@@ -77,18 +81,36 @@ def randomised_draws(
     chosen = np.minimum(chosen, total.shape[1] - 1)
     # Last, mode by mode: voxels that are fitted together may have more of them.
     along = rng.standard_normal((n_modes, n_draws)).T
+    leads, search = np.unique(_first_of_each_search(voxel), return_inverse=True)
     parts = []
-    for first in stepwise(range(0, len(voxel), _ROWS)):
-        part = slice(first, first + _ROWS)
+    for first in stepwise(range(0, len(leads), _ROWS)):
+        part = leads[first : first + _ROWS]
         v, k = voxel[part], number[part]
         again = _randomised(known, v, noise[k], along[k], size[k])
         own = replace(problem, known=again, centre=prior[k], offset=problem.offset[v])
         z, frames = _starts(problem.tissue, modes, v, chosen[part], prior[k], start[k])
-        found = minima(own, z, frames, np.arange(len(v)), _MOST_STEPS, _DAMPING, relative=False)
-        parts.append(found[:2])
-    places, frames = (np.concatenate(each) for each in zip(*parts, strict=True))
+        found = minima(own, z, frames, np.arange(len(v)), _EFFORT, _DAMPING, relative=False)
+        parts.append(found[:3])
+    places, frames, covariances = (
+        np.concatenate(each)[search] for each in zip(*parts, strict=True)
+    )
+    step = np.einsum("npq,nq->np", np.linalg.cholesky(covariances), start[number])
+    step = np.clip(step, -_LARGEST_START, _LARGEST_START)
+    step[leads] = 0
+    places, frames = problem.tissue.moved(places, frames, step)
+    places = np.clip(places, -LARGEST_Z, LARGEST_Z)
     row = _not_stuck(problem, modes, places, frames, voxel)
     return places[row], frames[row]
+
+
+def _first_of_each_search(voxel):
+    """Of each draw, the one (N,) of its voxel whose search it shares."""
+    order = np.argsort(voxel, kind="stable")
+    place, ranked = np.arange(len(voxel)), voxel[order]
+    rank = place - np.searchsorted(ranked, ranked)
+    first = np.empty_like(voxel)
+    first[order] = order[place - rank % _PER_SEARCH]
+    return first
 
 
 def _starts(tissue, modes, voxel, mode, prior, noise):
@@ -98,6 +120,8 @@ def _starts(tissue, modes, voxel, mode, prior, noise):
     precision, axes = (each[which.reshape(-1)] for each in np.linalg.eigh(told))
     precision = np.maximum(precision, 0) / _LESS_TOLD
     apart = np.einsum("npq,np->nq", axes, prior - modes.places[voxel, mode])
+    # Turned into the axes and back, noise does not feel their signs, which rounding decides.
+    noise = np.einsum("npq,np->nq", axes, noise)
     step = np.einsum(
         "npq,nq->np", axes, (apart + np.sqrt(precision) * noise) / (precision + 1)
     )  # fmt: skip

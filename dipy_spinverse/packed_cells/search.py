@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,16 +30,24 @@ _DAMPING = Damping(first=1e-4, least=1e-12, largest=1e6, growth=4.0)
 # Of the gain that was expected, and how the damping changes where a step has less.
 _GOOD, _POOR = 0.75, 0.25
 _SHRINK, _HOLD, _GROW = 0.25, 0.7, 2.0
-# Of the cost: a search that gains less ends.
-_LEAST_GAIN = 1e-2
 # Of z, in one step.
 _LARGEST_STEP = 1.5
-# Steps after which the better half of many starts goes on.
-_SHORT, _FEW = 8, 4
+# Of more starts the better half goes on after a short search.
+_FEW = 4
 # Of the cost above the best minimum's, e^-12 of its density: others are dropped.
 _LARGEST_EXCESS = 12
 # Places that are computed at once: that many fit into the processor's cache.
 _CHUNK, _CHUNK_WITH_SLOPES = 512, 96
+
+
+class Effort(NamedTuple):
+    """Most steps of a search, and what it has to gain of the cost with each to go on."""
+
+    most_steps: int
+    least_gain: float
+
+
+_SHORT = Effort(6, 0.3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +124,7 @@ class Modes:
 
 
 def find_modes(
-    problem: ClassProblem, starts: np.ndarray, frames: np.ndarray, n_modes: int, most_steps: int
+    problem: ClassProblem, starts: np.ndarray, frames: np.ndarray, n_modes: int, effort: Effort
 ) -> Modes:
     """Minima of the voxels.
 
@@ -124,7 +133,8 @@ def find_modes(
     problem : ClassProblem
     starts : ndarray (V, K, P)
     frames : ndarray (V, 3, 3)
-    n_modes, most_steps : int
+    n_modes : int
+    effort : Effort
     """
     n_voxels, n_starts, p = starts.shape
     voxel = np.repeat(np.arange(n_voxels), n_starts)
@@ -136,7 +146,7 @@ def find_modes(
         rank = np.argsort(costs.reshape(n_voxels, n_starts), axis=1)[:, : n_starts // 2]
         better = (rank + n_starts * np.arange(n_voxels)[:, None]).ravel()
         at, turned, voxel = at[better], turned[better], voxel[better]
-    found = minima(problem, at, turned, voxel, most_steps)
+    found = minima(problem, at, turned, voxel, effort)
     z, frames, covariances, costs = (each.reshape(n_voxels, -1, *each.shape[1:]) for each in found)
     return _distinct(problem.tissue, z, frames, covariances, costs, n_modes)
 
@@ -216,7 +226,7 @@ def minima(
     z: np.ndarray,
     frames: np.ndarray,
     voxel: np.ndarray,
-    most_steps: int,
+    effort: Effort,
     damping: Damping = _DAMPING,
     relative: bool = True,
 ):
@@ -243,14 +253,14 @@ def minima(
         new = _expansion(problem, moved, turned, voxel[rows])
         gain = cost[rows] - new[0]
         better, ratio = gain > 0, gain / np.maximum(expected, 1e-300)
-        small = better & (gain < _LEAST_GAIN) & (ratio > _POOR)
+        small = better & (gain < effort.least_gain) & (ratio > _POOR)
         change = np.where(ratio > _GOOD, _SHRINK, np.where(ratio > _POOR, _HOLD, _GROW))
         kept = (z, frames, cost, gradient, hessian)
         for each, found in zip(kept, (moved, turned, *new), strict=True):
             each[rows[better]] = found[better]
         return tuple(torch.from_numpy(each) for each in (better, small, change))
 
-    levenberg_marquardt(advance, torch.from_numpy(cost), damping, most_steps)
+    levenberg_marquardt(advance, torch.from_numpy(cost), damping, effort.most_steps)
     return z, frames, np.linalg.inv(hessian), cost
 
 
