@@ -181,6 +181,9 @@ class Definition:
         Distinct b > 0 below which the parameters are not determined.
     n_starts : int
         Places from which a search begins; 1 where signals are known to have one best fit.
+    bent : bool
+        Whether likely values lie on long bent ridges, of which samples around fits miss the ends:
+        draws are then led from the prior, which takes several times as long.
     single : Definition or None
         The model with one fibre population, where this is one of several or none.
     n_fibres : int
@@ -198,6 +201,7 @@ class Definition:
     maps: tuple[str, ...] = ()
     least_shells: int = 1
     n_starts: int = 4
+    bent: bool = False
     single: Definition | None = None
     n_fibres: int = 1
     arguments: Mapping[str, Any] = field(default_factory=dict)

@@ -120,6 +120,7 @@ class NEXIModel(CompartmentModel):
             (Compartment(TWO_SITES, "neuropil", arguments, dispersion="isotropic"),),
             maps=tuple(p.name for p in parameters),
             least_shells=2,
+            bent=True,
         )
         super().__init__(gtab, definition, **kwargs)
 

@@ -29,8 +29,8 @@ _LEAST_LEFT = 0.5  # degrees of freedom of a shell
 # Voxels of a neighbourhood, and the shift of a known value below which it may be as it is.
 _NEIGHBOURS = 125
 _LEAST_SHIFT = 0.05
-# What curvature of the signals moves the score of every voxel by, times the value: 0 to 1.
-_BIAS = 1.0
+# What curvature of the signals moves the score of every voxel by, times the value, at most.
+_BIAS = 0.75
 # Of the value known: beyond them the slope does not lead.
 _LEAST, _MOST = 0.5, 2.0
 _DIFFERENCE = 1e-2  # of a known value

@@ -116,7 +116,7 @@ def _normal_equations(columns, target):
 
 @njit(cache=True, nogil=True, fastmath=True)
 def _product(first, second):
-    total = first.dtype.type(0)
+    total = 0.0  # in double precision: three fibres and water are nearly dependent
     for m in range(len(first)):
         total += first[m] * second[m]
     return total

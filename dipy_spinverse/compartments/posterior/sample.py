@@ -4,10 +4,10 @@ All values inside the bounds, all fractions and all directions are equally likel
 Scalars are sampled in z with u = Phi(z), where this prior is a standard normal distribution and
 bounds are infinitely far; axes in the plane that touches the sphere at the fit; amplitudes are
 drawn with each point. Samples around the ends of searches, some of them with the prior of one
-scalar or of all, are weighted (`importance`). Where few carry the weight, a population is led to
-the posterior (`tempering`) from the prior of the scalars and around the fit in the axes; of
-several fibre populations, which are too many unknowns to start anywhere, from around the fit in
-all.
+scalar or of all, are weighted (`importance`). Where few carry the weight, or the definition says
+that likely values lie on bent ridges, a population is led to the posterior (`tempering`) from the
+prior of the scalars and around the fit in the axes; of several fibre populations, which are too
+many unknowns to start anywhere, from around the fit in all.
 """
 
 from __future__ import annotations
@@ -90,6 +90,20 @@ def sample_posterior(
     normal = normal_data(problem, combined(problem.columns(place), amplitudes), sigma)
     target = _Target(problem, place, normal, sigma)
     first, broad = _proposals(problem, ends, normal)
+    if problem.definition.bent:
+        draws, effective = tempered_draws(broad, target, n_draws, tempering)
+    else:
+        draws, effective = _weighted(first, broad, target, n_draws, weighing, tempering)
+    everywhere = Place(place.unit.repeat(n_draws, 1), place.frames.repeat(n_draws, 1, 1, 1))
+    return Draws(
+        _at(problem.definition, everywhere, draws.points.flatten(0, 1)),
+        draws.amplitudes.flatten(0, 1).to(place.unit.dtype),
+        effective.clamp(max=n_draws),
+    )
+
+
+def _weighted(first, broad, target, n_draws, weighing, tempering):
+    """Draws by weights, of a population where these are poor; their effective number (V,)."""
     with part(0.0, _WEIGHED):
         draws, effective = weighted_draws(first, target, n_draws, weighing)
     poor = torch.nonzero(effective < _LEAST_EFFECTIVE * n_draws)[:, 0]
@@ -102,12 +116,7 @@ def sample_posterior(
             led, count = tempered_draws(broad.of_voxels(poor), of_poor, n_draws, tempering)
         draws.put((slice(None), poor), led)
         effective[poor] = count.double()
-    everywhere = Place(place.unit.repeat(n_draws, 1), place.frames.repeat(n_draws, 1, 1, 1))
-    return Draws(
-        _at(problem.definition, everywhere, draws.points.flatten(0, 1)),
-        draws.amplitudes.flatten(0, 1).to(place.unit.dtype),
-        effective.clamp(max=n_draws),
-    )
+    return draws, effective
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """Draws from a distribution by a population that is led to it from another one.
 
 Sequential Monte Carlo [1]_: members are drawn from a start distribution, then weighted and copied
-by a power of target over start that grows from 0 to 1, in steps after which half of them still
+by a power of target over start that grows from 0 to 1, in steps after which most of them still
 count, so that no part of the start is lost before it has been compared with the others.
 After each step they move: either half is offered draws from a kernel density of the other half,
 accepted by the Metropolis-Hastings rule. Such moves cross between parts that lie apart and follow
@@ -35,12 +35,12 @@ from dipy_spinverse.compartments.posterior.population import (
 from dipy_spinverse.compartments.posterior.proposal import Proposal, uniform_cube
 from dipy_spinverse.voxels.progress import part, stepwise, tell
 
-_N_FIRST = 512
+_N_FIRST = 2048
 _N_MEMBERS = 128
-_EFFECTIVE = 0.5
+_EFFECTIVE = 0.7
 _MOST_STEPS = 80
 _DEGREES = 8.0  # of freedom of the kernels, Student t distributions
-_SETTLING = 4  # moves before the first draw that is kept
+_SETTLING = 16  # moves before the first draw that is kept
 _APART = 2  # moves between draws that are kept
 _BEGUN, _COOLED = 0.25, 0.6  # of the time that all take
 _DECADES = 4.0  # of the power, in about equal times
