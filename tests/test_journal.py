@@ -132,7 +132,8 @@ def test_what_is_computed_together_does_not_hang_on_chunks(monkeypatch, expected
 
 def test_a_large_image_has_work_for_several_processes_and_a_small_one_is_computed_at_once():
     assert voxels_per_block(100_000, most=1000) == 1000
-    assert voxels_per_block(8000, most=1000) == 500
+    assert voxels_per_block(12_000, most=1000) == 750
+    assert voxels_per_block(600, most=1000) == 512
     assert voxels_per_block(64, most=64) == 64
     assert voxels_per_block(0, most=0) == 1
 

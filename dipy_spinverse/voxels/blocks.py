@@ -18,7 +18,7 @@ from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.voxels.progress import stepwise
 
 # So many voxels together cost hardly more for each than all of an image.
-_LEAST_VOXELS = 128
+_LEAST_VOXELS = 512
 # Of larger images, so that several processes have work.
 _LEAST_BLOCKS = 16
 ChunkFit = Callable[[Voxels], Mapping[str, ArrayLike]]
