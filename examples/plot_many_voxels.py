@@ -9,7 +9,7 @@ The same fit in one process, in several, and after an interruption.
 # A volume
 # --------
 #
-# 512 voxels of NODDI with noise; a brain has seven hundred times as many.
+# 1200 voxels of NODDI with noise; a brain has three hundred times as many.
 
 import tempfile
 import time
@@ -20,7 +20,7 @@ from dipy.core.gradients import gradient_table
 
 from dipy_spinverse import NODDIModel
 
-N_VOXELS = 512
+N_VOXELS = 1200
 rng = np.random.default_rng(0)
 directions = rng.normal(size=(66, 3))
 directions /= np.linalg.norm(directions, axis=1, keepdims=True)

@@ -84,7 +84,7 @@ QUICK = {
     ),
     "plot_known_cell": ({"CELLS = 4": "CELLS = 3"},
                         "walls found of the true ones: 100 %, false: 0 %"),
-    "plot_many_voxels": ({"N_VOXELS = 160": "N_VOXELS = 40", "sigma=20": "sigma=20, n_draws=0",
+    "plot_many_voxels": ({"N_VOXELS = 1200": "N_VOXELS = 600", "sigma=20": "sigma=20, n_draws=0",
                           "engine=engine, n_jobs=n_jobs": ""},
                          "1 of 2 chunks were there"),
     "plot_noddi_slice": (
