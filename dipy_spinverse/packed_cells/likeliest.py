@@ -25,6 +25,9 @@ from dipy_spinverse.voxels.progress import stepwise
 
 _N_MODES = 6
 _FIRST, _LAST, _POLISHING = Effort(16, 0.3), Effort(40, 0.1), Effort(15, 0.1)
+_THOROUGH = Effort(40, 0.01)
+# Of the mean squared residual over the noise; rms error of interpolated signals.
+_UNEXPLAINED, _INTERPOLATED = 1.3, 0.002
 # Of the chi-square: interpolated signals that are wrong by more are not good enough.
 _TELLING = 4.0
 # Classes whose evidence is e^-10, after the noise is refined e^-6, of the best are dropped.
@@ -107,25 +110,56 @@ def searched(
     model: TissueSignals, tissues: list[TissueClass], known: Measured, frames: np.ndarray,
     noise_known: bool,
 ) -> Case:  # fmt: skip
-    """Modes of every class, without model errors; frames (V, 3, 3) are those of the tensor."""
+    """Modes of every class, without model errors; frames (V, 3, 3) are those of the tensor.
+
+    Voxels that nothing explains have more minima, and are searched again, thoroughly.
+    """
     n_voxels = len(known.data)
+    none = np.zeros_like(known.data)
+    case = Case(
+        model, tissues, known, noise_known,
+        _modes_of_classes(model, stepwise(tissues), known, frames),
+        [none] * len(tissues), np.ones((len(tissues), n_voxels), dtype=bool),
+    )  # fmt: skip
+    left = np.flatnonzero(noise_known & _unexplained(case))
+    if len(left):
+        longer = _modes_of_classes(
+            model, tissues, known.of_voxels(left), frames[left], thorough=True
+        )
+        for modes, again in zip(case.modes, longer, strict=True):
+            modes.put(left, again)
+    return _screened(case, _FIRST_SCREEN)
+
+
+def _modes_of_classes(model, tissues, known, frames, thorough=False):
+    """Modes of each class; a thorough search follows all starts, and to the end."""
     modes: dict[str, Modes] = {}
     none = np.zeros_like(known.data)
-    for tissue in stepwise(tissues):
+    for tissue in tissues:
         problem = ClassProblem(model, tissue, known, none)
         if tissue.name == "crossing" and "cylinders" in modes:
             starts = _crossing_starts(tissue, modes["cylinders"], problem)
         elif tissue.name == "no cells":
-            starts = np.zeros((n_voxels, 1, tissue.n_parameters))
+            starts = np.zeros((len(known.data), 1, tissue.n_parameters))
         else:
             starts = dictionary_starts(model, tissue, known, frames)
-        modes[tissue.name] = find_modes(problem, starts, frames, _N_MODES, _FIRST)
-    kept = np.ones((len(tissues), n_voxels), dtype=bool)
-    offsets = [none] * len(tissues)
-    case = Case(
-        model, tissues, known, noise_known, list(modes.values()), offsets, kept,
-    )  # fmt: skip
-    return _screened(case, _FIRST_SCREEN)
+        effort = _THOROUGH if thorough else _FIRST
+        modes[tissue.name] = find_modes(
+            problem, starts, frames, _N_MODES, effort, all_starts=thorough
+        )
+    return list(modes.values())
+
+
+def _unexplained(case):
+    """Whether the best fit (V,) leaves more than the noise and what interpolation is wrong by."""
+    known = case.known
+    square = np.zeros(len(known.data))
+    for group in case.best()[1]:
+        white = residuals(known, group.signals, group.voxels)[0]
+        square[group.voxels] = (white**2).sum(axis=1) / known.n_used
+    square /= known.inverse_sd.max(axis=1) ** 2
+    error = _INTERPOLATED * np.abs(known.data).max(axis=1)
+    return square > _UNEXPLAINED * (known.sigma**2 + error**2)
 
 
 def _crossing_starts(tissue, cylinders, problem):

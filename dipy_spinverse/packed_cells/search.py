@@ -116,6 +116,15 @@ class Modes:
         places = self.places[voxel, mode]
         return tissue.moved(np.zeros_like(places), self.frames[voxel], places)
 
+    def put(self, index: np.ndarray, others: Modes) -> None:
+        """Put others in the place of those of some voxels."""
+        n = min(self.costs.shape[1], others.costs.shape[1])
+        self.costs[index] = np.inf
+        self.costs[index, :n] = others.costs[:, :n]
+        self.places[index, :n] = others.places[:, :n]
+        self.covariances[index, :n] = others.covariances[:, :n]
+        self.frames[index] = others.frames
+
     def of_voxels(self, index: np.ndarray) -> Modes:
         """Some of the voxels."""
         return Modes(
@@ -124,8 +133,9 @@ class Modes:
 
 
 def find_modes(
-    problem: ClassProblem, starts: np.ndarray, frames: np.ndarray, n_modes: int, effort: Effort
-) -> Modes:
+    problem: ClassProblem, starts: np.ndarray, frames: np.ndarray, n_modes: int, effort: Effort,
+    all_starts: bool = False,
+) -> Modes:  # fmt: skip
     """Minima of the voxels.
 
     Parameters
@@ -135,13 +145,15 @@ def find_modes(
     frames : ndarray (V, 3, 3)
     n_modes : int
     effort : Effort
+    all_starts : bool, optional
+        Whether all starts are followed to their end, not the better half of many.
     """
     n_voxels, n_starts, p = starts.shape
     voxel = np.repeat(np.arange(n_voxels), n_starts)
     # Rotations go into the frames: slopes by them hold where they are 0.
     places = starts.reshape(-1, p)
     at, turned = problem.tissue.moved(np.zeros_like(places), frames[voxel], places)
-    if n_starts > _FEW:
+    if n_starts > _FEW and not all_starts:
         at, turned, _, costs = minima(problem, at, turned, voxel, _SHORT)
         rank = np.argsort(costs.reshape(n_voxels, n_starts), axis=1)[:, : n_starts // 2]
         better = (rank + n_starts * np.arange(n_voxels)[:, None]).ravel()
