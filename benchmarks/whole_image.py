@@ -2,7 +2,7 @@
 
     python -m benchmarks.whole_image [-n 10000] [--packed 300] [--parts workers peaks ...]
 
-Duration: about 6 CPU-minutes (--quick: 500 voxels, 30 s; --parts workers: 40 s). Writes
+Duration: about 8 CPU-minutes (--quick: 500 voxels, 30 s; --parts workers: 2 min). Writes
 results/whole_image.md, where all parts were run.
 
 An image of NODDI voxels (Rician, SNR 30, 97 measurements) is written to NIfTI, read volume by
