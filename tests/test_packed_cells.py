@@ -519,7 +519,7 @@ def test_draws_of_tissue_that_no_class_explains_differ():
     acquisition = protocol()
     rough = np.exp(-0.5 * acquisition.b) + 0.1 * rng.standard_normal(len(acquisition))
     result = packed_cells_posterior(acquisition, np.abs(rough)[None], 0.002, n_draws=40)
-    # The better half of 40 draws is of 20 searches, each from a place of its own.
+    # The better half of 40 draws always counts, and no two are alike.
     assert len(np.unique(result.maps["free_water_fraction"])) >= 20
 
 

@@ -25,7 +25,7 @@ from dipy_spinverse.voxels.progress import stepwise
 
 _N_MODES = 6
 _FIRST, _LAST, _POLISHING = Effort(16, 0.3), Effort(40, 0.1), Effort(15, 0.1)
-_THOROUGH = Effort(40, 0.01)
+_THOROUGH = Effort(40, 0.01, all_starts=True)
 # Of the mean squared residual over the noise; rms error of interpolated signals.
 _UNEXPLAINED, _INTERPOLATED = 1.3, 0.002
 # Of the chi-square: interpolated signals that are wrong by more are not good enough.
@@ -114,25 +114,20 @@ def searched(
 
     Voxels that nothing explains have more minima, and are searched again, thoroughly.
     """
-    n_voxels = len(known.data)
-    none = np.zeros_like(known.data)
-    case = Case(
-        model, tissues, known, noise_known,
-        _modes_of_classes(model, stepwise(tissues), known, frames),
-        [none] * len(tissues), np.ones((len(tissues), n_voxels), dtype=bool),
-    )  # fmt: skip
+    modes = _modes_of_classes(model, stepwise(tissues), known, frames, _FIRST)
+    offsets = [np.zeros_like(known.data)] * len(tissues)
+    kept = np.ones((len(tissues), len(known.data)), dtype=bool)
+    case = Case(model, tissues, known, noise_known, modes, offsets, kept)
     left = np.flatnonzero(noise_known & _unexplained(case))
     if len(left):
-        longer = _modes_of_classes(
-            model, tissues, known.of_voxels(left), frames[left], thorough=True
-        )
-        for modes, again in zip(case.modes, longer, strict=True):
-            modes.put(left, again)
+        again = _modes_of_classes(model, tissues, known.of_voxels(left), frames[left], _THOROUGH)
+        both = zip(modes, again, strict=True)
+        case = replace(case, modes=[each.with_voxels(left, found) for each, found in both])
     return _screened(case, _FIRST_SCREEN)
 
 
-def _modes_of_classes(model, tissues, known, frames, thorough=False):
-    """Modes of each class; a thorough search follows all starts, and to the end."""
+def _modes_of_classes(model, tissues, known, frames, effort):
+    """Modes of each class."""
     modes: dict[str, Modes] = {}
     none = np.zeros_like(known.data)
     for tissue in tissues:
@@ -143,10 +138,7 @@ def _modes_of_classes(model, tissues, known, frames, thorough=False):
             starts = np.zeros((len(known.data), 1, tissue.n_parameters))
         else:
             starts = dictionary_starts(model, tissue, known, frames)
-        effort = _THOROUGH if thorough else _FIRST
-        modes[tissue.name] = find_modes(
-            problem, starts, frames, _N_MODES, effort, all_starts=thorough
-        )
+        modes[tissue.name] = find_modes(problem, starts, frames, _N_MODES, effort)
     return list(modes.values())
 
 

@@ -41,10 +41,14 @@ _CHUNK, _CHUNK_WITH_SLOPES = 512, 96
 
 
 class Effort(NamedTuple):
-    """Most steps of a search, and what it has to gain of the cost with each to go on."""
+    """Most steps of a search, and what it has to gain of the cost with each to go on.
+
+    Of many starts the better half goes on after a few steps, or all do.
+    """
 
     most_steps: int
     least_gain: float
+    all_starts: bool = False
 
 
 _SHORT = Effort(6, 0.3)
@@ -116,14 +120,16 @@ class Modes:
         places = self.places[voxel, mode]
         return tissue.moved(np.zeros_like(places), self.frames[voxel], places)
 
-    def put(self, index: np.ndarray, others: Modes) -> None:
-        """Put others in the place of those of some voxels."""
-        n = min(self.costs.shape[1], others.costs.shape[1])
-        self.costs[index] = np.inf
-        self.costs[index, :n] = others.costs[:, :n]
-        self.places[index, :n] = others.places[:, :n]
-        self.covariances[index, :n] = others.covariances[:, :n]
-        self.frames[index] = others.frames
+    def with_voxels(self, index: np.ndarray, others: Modes) -> Modes:
+        """The same with others for some of the voxels, the best of them where they have more."""
+        places, frames, covariances, costs = (
+            each.copy() for each in (self.places, self.frames, self.covariances, self.costs)
+        )
+        n = min(costs.shape[1], others.costs.shape[1])
+        costs[index] = np.inf
+        costs[index, :n], places[index, :n] = others.costs[:, :n], others.places[:, :n]
+        covariances[index, :n], frames[index] = others.covariances[:, :n], others.frames
+        return Modes(places, frames, covariances, costs)
 
     def of_voxels(self, index: np.ndarray) -> Modes:
         """Some of the voxels."""
@@ -133,9 +139,8 @@ class Modes:
 
 
 def find_modes(
-    problem: ClassProblem, starts: np.ndarray, frames: np.ndarray, n_modes: int, effort: Effort,
-    all_starts: bool = False,
-) -> Modes:  # fmt: skip
+    problem: ClassProblem, starts: np.ndarray, frames: np.ndarray, n_modes: int, effort: Effort
+) -> Modes:
     """Minima of the voxels.
 
     Parameters
@@ -145,15 +150,13 @@ def find_modes(
     frames : ndarray (V, 3, 3)
     n_modes : int
     effort : Effort
-    all_starts : bool, optional
-        Whether all starts are followed to their end, not the better half of many.
     """
     n_voxels, n_starts, p = starts.shape
     voxel = np.repeat(np.arange(n_voxels), n_starts)
     # Rotations go into the frames: slopes by them hold where they are 0.
     places = starts.reshape(-1, p)
     at, turned = problem.tissue.moved(np.zeros_like(places), frames[voxel], places)
-    if n_starts > _FEW and not all_starts:
+    if n_starts > _FEW and not effort.all_starts:
         at, turned, _, costs = minima(problem, at, turned, voxel, _SHORT)
         rank = np.argsort(costs.reshape(n_voxels, n_starts), axis=1)[:, : n_starts // 2]
         better = (rank + n_starts * np.arange(n_voxels)[:, None]).ravel()

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from dipy_spinverse.compartments.signals.encoding import Encoding
 from dipy_spinverse.compartments.signals.kernels import OwnKernel
+from dipy_spinverse.compartments.signals.series import is_wrapped
 
 _PULSE_STEPS = 2
 # All that does not assume that numbers are finite.
@@ -65,7 +66,7 @@ def two_site_signal(
     q_square, small = encoding.q[:, None] ** 2, encoding.small_delta[:, None]
     pause = 0.5 * (encoding.big_delta[:, None] - small)
     encoded = torch.broadcast_tensors(q_square * square, q_square, small, pause)
-    if parameters.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(parameters):
+    if parameters.requires_grad or is_wrapped(parameters):
         return _differentiable(*parameters[..., None, None], *encoded)
     arrays = (each.double().reshape(-1).numpy() for each in encoded)
     signals = _signals(parameters.T.double().numpy(), *arrays, _pulse_parts())

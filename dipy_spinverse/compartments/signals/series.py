@@ -61,14 +61,15 @@ class _Series(torch.autograd.Function):
             each[None] if dim is None else each.movedim(dim, 0)
             for each, dim in zip((coefficients, t), dims, strict=False)
         )
-        if _is_wrapped(coefficients) or _is_wrapped(t):
+        if is_wrapped(coefficients) or is_wrapped(t):
             size = info.batch_size
             parts = (e.expand(size, *e.shape[1:]).flatten(0, 1) for e in (coefficients, t))
             return _Series.apply(*parts, shell).unflatten(0, (size, -1)), 0
         return _evaluate(coefficients, t, shell), 0
 
 
-def _is_wrapped(tensor):
+def is_wrapped(tensor: Tensor) -> bool:
+    """Whether transforms of functions (torch.func) follow a tensor, which has no array then."""
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
