@@ -59,12 +59,16 @@ for name, (model, options) in models.items():
 # ------------------------------------
 #
 # The error is that of the unseen half over the noise of b0 repeated at once. All b0 of a timing
-# scatter by up to twice as much, and smooth curves through all of these data, without any model,
-# come to 2.4. On the right, what one voxel has more than was predicted, shell by shell.
+# scatter more than that, so no error can come down to 1: smooth curves through all of these data,
+# without any model, come to 2.4. On the right, what one voxel has more than was predicted, shell
+# by shell.
 
 repeats = acquisition.b0_per_timing
 steps = np.concatenate([np.diff(data[:, rows], axis=1) for rows in repeats], axis=1)
 sigma = 1.48 * np.median(np.abs(steps), axis=1) / np.sqrt(2)
+around = [data[:, rows] - data[:, rows].mean(axis=1, keepdims=True) for rows in repeats]
+scatter = np.concatenate(around, axis=1).std(axis=1)
+print("all b0 of a timing, over that noise:", (scatter / sigma).round(1))
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 place = np.arange(len(data))
 shells = np.unique(acquisition.b[unseen].round(1))

@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from dipy_spinverse import Acquisition, PackedCellsModel, Status
-from dipy_spinverse.packed_cells import packed_cells_posterior
+from dipy_spinverse.packed_cells import likeliest, packed_cells_posterior
 from dipy_spinverse.packed_cells.classes import (
     ALIGNED,
     CLASSES,
@@ -497,6 +497,17 @@ def test_a_refuted_model_has_wider_intervals():
         low, high = result.interval("free_water_fraction")
         widths.append((high - low)[0])
     assert widths[1] > widths[0]
+
+
+def test_only_voxels_that_nothing_explains_are_searched_again(monkeypatch):
+    *_, signals = drawn_tissue("spheres", 2, 3)
+    data = magnitudes(signals, np.random.default_rng(0))
+    data[1] *= np.where(protocol().big_delta == 40, 0.7, 1.0)
+    twice = packed_cells_posterior(protocol(), data, SIGMA, n_draws=0)
+    monkeypatch.setattr(likeliest, "_UNEXPLAINED", np.inf)
+    once = packed_cells_posterior(protocol(), data, SIGMA, n_draws=0)
+    np.testing.assert_array_equal(twice.predicted[0], once.predicted[0])
+    assert (twice.predicted[1] != once.predicted[1]).any()
 
 
 def test_intervals_hold_tissues_of_the_prior():
