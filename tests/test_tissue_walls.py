@@ -11,6 +11,7 @@ from dipy_spinverse import Acquisition, SpinverseModel, Status, bcc_grid
 from dipy_spinverse.acquisition.encodings import pulsed_gradients
 from dipy_spinverse.bloch_torrey import relative_transmissibility
 from dipy_spinverse.packed_cells.maps import PARAMETERS
+from dipy_spinverse.spinverse import departures
 from dipy_spinverse.spinverse.departures import Patch, _evidence, _foretold, departure
 from dipy_spinverse.spinverse.packings import packing_of, scaled
 from dipy_spinverse.walls.maps import wall_maps
@@ -97,6 +98,15 @@ def changed(found):
     low = np.abs(found.grid.face_points.mean(axis=1)[:, 2]) < 0.26 * found.grid.period_um[2]
     openness[across & low] *= 0.3
     return openness
+
+
+def test_changes_of_walls_hardly_hang_on_the_steps_in_time(monkeypatch):
+    found = packing()
+    few = Patch(found, ACQUISITION).change(changed(found))
+    monkeypatch.setattr(departures, "_STEPS", 32)
+    many = Patch(found, ACQUISITION).change(changed(found))
+    # 0.2 % here: much less than what noise leaves to be known of a change.
+    np.testing.assert_allclose(few, many, atol=0.005 * np.abs(many).max())
 
 
 def test_walls_leave_the_packing_where_the_data_ask_for_it():

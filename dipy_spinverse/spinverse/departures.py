@@ -47,7 +47,7 @@ _MOST_COMBINATIONS, _LEAST_STRENGTH = 100, 1e-6
 _FOLDS, _LEAST_SURENESS = 4, 2.0
 _RATIOS = np.geomspace(1e-6, 1e6, 121)  # of l to t^2, over the largest eigenvalue
 _MOST_STEPS, _STEP_LENGTHS = 5, (1.0, 0.5, 0.25, 0.1)
-_STEPS = 4  # in time, per pulse: signals are within 4e-5 of those of many, slopes within 1e-3
+_STEPS = 4  # in time, per pulse: changes of signals are within 0.5 % of those of many
 
 
 class Patch:
