@@ -22,12 +22,18 @@ from dipy_spinverse.packed_cells.emulator import Encodings, emulated_signals
 from dipy_spinverse.packed_cells.likeliest import error_patterns
 from dipy_spinverse.packed_cells.maps import tissue_maps, tissue_parameters
 from dipy_spinverse.packed_cells.measured import measured, normal_equations, refined, residuals
-from dipy_spinverse.packed_cells.nuisance import odd_factors, odd_terms
+from dipy_spinverse.packed_cells.nuisance import fleeting_signals, odd_factors, odd_terms
 from dipy_spinverse.packed_cells.orientations import (
     add_dispersed,
     even_legendre,
     rotation_of,
     vector_of,
+)
+from dipy_spinverse.packed_cells.search import (
+    ClassProblem,
+    Effort,
+    dictionary_starts,
+    find_modes,
 )
 from dipy_spinverse.packed_cells.tissue_signals import tissue_signals
 from dipy_spinverse.voxels.tensor_frames import tensor_frames
@@ -348,6 +354,7 @@ def test_wrong_input_is_named():
         ({"diffusivity": 0}, "diffusivity is 0"),
         ({"diffusivity": (1, 2, 3)}, "diffusivity is"),
         ({"free_diffusivity": -1}, "free_diffusivity is -1"),
+        ({"typical_radius": 0.05}, "typical_radius is 0.05"),
         ({"n_draws": -1}, "n_draws is -1"),
         ({"classes": ("cubes",)}, "classes is"),
         ({"amplitudes": "sweep"}, "amplitudes is 'sweep'"),
@@ -445,21 +452,50 @@ def test_amplitudes_of_their_own_are_found_and_predicted():
     )
 
 
-def test_cross_terms_are_what_opposite_directions_differ_by():
-    one = protocol().subset(~protocol().b0_mask)
-    both = Acquisition(
-        np.tile(one.b, 2), np.concatenate([one.directions, -one.directions]),
-        np.tile(one.small_delta, 2), np.tile(one.big_delta, 2), te=60,
+def in_both_directions(acquisition):
+    return Acquisition(
+        np.tile(acquisition.b, 2),
+        np.concatenate([acquisition.directions, -acquisition.directions]),
+        np.tile(acquisition.small_delta, 2), np.tile(acquisition.big_delta, 2), te=60,
     )  # fmt: skip
-    odd = np.array([[0.05, -0.02, 0.03, 0.0, 0.04, -0.05]])
-    even = np.exp(-0.7 * both.b)
-    data = even * odd_factors(both, both, odd) + 0.002 * np.random.default_rng(0).normal(
-        size=(1, len(both))
+
+
+def test_odd_terms_are_what_opposite_directions_differ_by():
+    both = in_both_directions(protocol().subset(~protocol().b0_mask))
+    odd = np.array([[0.05, -0.02, 0.03, 0.01, 0.0, -0.02, 0.0, 0.04, -0.05, 0.02, 0.0, 0.01]])
+    factors = odd_factors(both, both, odd)
+    noise = 0.002 * np.random.default_rng(0).normal(size=(1, len(both)))
+    data = np.exp(-0.7 * both.b) * factors + noise
+    found = odd_factors(both, both, odd_terms(both, data, np.full(1, 0.002)))
+    # 96 pairs with relative noise of 0.4 to 5 % have 12 unknowns.
+    np.testing.assert_allclose(found, factors, atol=0.01)
+
+
+def test_directions_that_have_no_opposite_or_differ_by_chance_are_left_as_they_are():
+    one = protocol().subset(~protocol().b0_mask)
+    both = in_both_directions(one)
+    data = np.exp(-0.7 * both.b) + 0.002 * np.random.default_rng(0).normal(size=(20, len(both)))
+    sigma = np.full(20, 0.002)
+    # One of 1000 by chance.
+    assert not odd_terms(both, data, sigma).any()
+    assert not odd_terms(one, data[:, : len(one)], sigma).any()
+
+
+def test_what_is_gone_at_weak_weighting_is_told_from_tissue():
+    acquisition = protocol(shells=(0.02, 0.06, 1.0, 2.5, 4.5))
+    *_, signals = drawn_tissue("spheres", 2, 3, acquisition)
+    gone = np.array([[0.04], [-0.05]]) * np.exp(-15 * acquisition.b)
+    data = signals + gone + 0.003 * np.random.default_rng(0).standard_normal(signals.shape)
+    found = packed_cells_posterior(
+        acquisition, data, 0.003, classes=("spheres",), amplitudes="timing", n_draws=0
     )
-    found = odd_terms(both, data, np.full(1, 0.002))
-    # Of 96 pairs with relative noise of 0.4 to 5 %; three standard errors.
-    np.testing.assert_allclose(found, odd, atol=0.006)
-    assert not odd_terms(one, data[:, : len(one)], np.full(1, 0.002)).any()
+    assert (found.chi_square < 1.3 * found.degrees_of_freedom).all()
+    # Three standard errors of single signals.
+    np.testing.assert_allclose(found.predicted, signals + gone, atol=0.009)
+    np.testing.assert_allclose(found.amplitudes, 1, atol=0.015)
+    np.testing.assert_allclose(
+        fleeting_signals(acquisition, acquisition, found.fleeting), gone, atol=0.009
+    )
 
 
 def test_weak_weightings_can_be_left_out():
@@ -510,6 +546,29 @@ def test_only_voxels_that_nothing_explains_are_searched_again(monkeypatch):
     assert (twice.predicted[1] != once.predicted[1]).any()
 
 
+def test_a_second_search_never_leads_uphill():
+    acquisition = protocol()
+    *_, signals = drawn_tissue("cylinders", 3, 3, acquisition)
+    data = magnitudes(signals, np.random.default_rng(0))
+    tissue = tissue_class("cylinders", False)
+    model = tissue_signals(acquisition, None, 3.0)
+    labels, used = acquisition.te_index[model.shells.order], np.ones(len(acquisition), bool)
+    known = measured(data[:, model.shells.order], np.full(3, SIGMA), labels, used)
+    problem = ClassProblem(model, tissue, known, np.zeros_like(data))
+    frames = tensor_frames(acquisition, data)
+    starts = dictionary_starts(model, tissue, known, frames)
+    first = find_modes(problem, starts, frames, 4, Effort(40, 0.01, all_starts=True))
+    # From far off alone a short search ends higher.
+    far = np.zeros((3, 1, tissue.n_parameters))
+    other = Rotation.random(3, random_state=1).as_matrix() @ frames
+    own = first.best_in(tissue, other)[:, None]
+    short = Effort(2, 0.01)
+    alone = find_modes(problem, far, other, 4, short)
+    both = find_modes(problem, np.concatenate([far, own], axis=1), other, 4, short)
+    assert (alone.costs[:, 0] > first.costs[:, 0] + 1).any()
+    assert (both.costs[:, 0] <= first.costs[:, 0] + 1e-9).all()
+
+
 def test_intervals_hold_tissues_of_the_prior():
     inside = []
     for name in ("cylinders", "spheres"):
@@ -523,6 +582,28 @@ def test_intervals_hold_tissues_of_the_prior():
     # 32 voxels, the intervals of each hold or fail together: standard error 4 %. Draws whose
     # searches all start from the mode hold 75 %.
     assert np.mean(inside) >= 0.86
+
+
+def test_classes_called_unlikely_are_rarely_the_right_ones():
+    unlikely = []
+    for name in ("cylinders", "crossing", "spheres", "mixture"):
+        *_, signals = drawn_tissue(name, 12, 11)
+        data = magnitudes(signals, np.random.default_rng(1))
+        result = packed_cells_posterior(protocol(), data, SIGMA, n_draws=20)
+        unlikely.append(result.class_probabilities[name] < 0.05)
+    # Of 48; about 1 where probabilities are right. All of Laplace's evidence calls 8 unlikely.
+    assert np.sum(unlikely) <= 3
+
+
+def test_typical_radius_speaks_where_the_data_do_not():
+    acquisition = protocol(shells=(0.5,))
+    data = np.exp(-0.8 * acquisition.b)[None]
+    thin, thick = (
+        PackedCellsModel(acquisition, diffusivity=2e-3, typical_radius=radius).fit(data, sigma=0.1)
+        for radius in (2.0, 25.0)
+    )
+    # Of the median by that of the prior; the noise lets the data say almost nothing.
+    assert thick.pore_diameter[0] > 3 * thin.pore_diameter[0] > 0
 
 
 def test_draws_of_tissue_that_no_class_explains_differ():

@@ -3,7 +3,7 @@
 Every parameter is a function of a z that is standard normal a priori; u is its normal probability,
 uniform between 0 and 1:
 
-- radius: log-normal about 2 um by a factor of 3, from 0.1 to 60 um
+- radius: log-normal about a typical one, 2 um unless said, by a factor of 3, from 0.1 to 60 um
 - fraction of the bodies within their own tissue: uniform from 0.05 to 0.8 (spheres 0.66)
 - permeability: log-uniform from 0.0005 to 0.5 um/ms
 - dispersion in either direction: its cube root uniform, 0.0005 (parallel to 2 degrees) to 0.95
@@ -34,13 +34,11 @@ from dipy_spinverse.packed_cells.emulator import RANGES
 from dipy_spinverse.packed_cells.orientations import log_haar, rotation_of
 
 CLASSES = ("cylinders", "crossing", "spheres", "mixture", "no cells")
-# Of the prior probability of each other class: with few data there would always be none.
-NO_CELLS = 0.3
 # On request: parallel cylinders along the voxel's own direction, which is not fitted.
 ALIGNED = "aligned cylinders"
 LEAST_DISPERSION, LARGEST_DISPERSION = 0.0005, 0.95
 LARGEST_Z = 5.0
-_RADIUS, _RADIUS_SPREAD = np.log(2.0), np.log(3.0)
+TYPICAL_RADIUS, _RADIUS_SPREAD = 2.0, np.log(3.0)
 _OUTSIDE, _OUTSIDE_SPREAD = np.log(1.1), np.log(1.8)
 _RATIO, _RATIO_SPREAD = np.log(0.95), np.log(1.3)
 _HINDERED, _HINDERED_SPREAD = np.log(0.8), np.log(1.8)
@@ -67,10 +65,14 @@ _OWN = {
 
 @dataclass(frozen=True)
 class TissueClass:
-    """Names of the parameters of a class, in order; the rotation of its frame is last."""
+    """Names of the parameters of a class, in order; the rotation of its frame is last.
+
+    `typical_radius` of its bodies, um, is the median of the prior.
+    """
 
     name: str
     parameters: tuple[str, ...]
+    typical_radius: float = TYPICAL_RADIUS
 
     @property
     def n_parameters(self) -> int:
@@ -110,7 +112,10 @@ class TissueClass:
         return slice(0, self.n_parameters - 3 * self.turns)
 
 
-def tissue_class(name: str, diffusivity_known: bool, relaxes: bool = False) -> TissueClass:
+def tissue_class(
+    name: str, diffusivity_known: bool, relaxes: bool = False,
+    typical_radius: float = TYPICAL_RADIUS,
+) -> TissueClass:  # fmt: skip
     """One of `CLASSES` or `ALIGNED`, with diffusivities that are known or not.
 
     `relaxes`: whether the share of free water depends on the echo time.
@@ -122,7 +127,7 @@ def tissue_class(name: str, diffusivity_known: bool, relaxes: bool = False) -> T
     if name != "no cells":
         parameters += ("hindered", *_HINDERED_TENSOR)
         parameters += () if name == ALIGNED else ROTATION
-    return TissueClass(name, parameters)
+    return TissueClass(name, parameters, typical_radius)
 
 
 def values_of(tissue: TissueClass, z: np.ndarray) -> dict[str, np.ndarray]:
@@ -141,7 +146,7 @@ def transformed(tissue: TissueClass, z: np.ndarray) -> dict[str, tuple[np.ndarra
         shape = "sphere" if name.startswith("sphere") else "cylinder"
         x, dx = u[:, k], density[:, k]
         if kind == "radius":
-            value = np.exp(_RADIUS + _RADIUS_SPREAD * z[:, k])
+            value = tissue.typical_radius * np.exp(_RADIUS_SPREAD * z[:, k])
             found[name] = _within(value, RANGES[kind], _RADIUS_SPREAD)
         elif kind == "permeability":
             low, high = RANGES[kind]

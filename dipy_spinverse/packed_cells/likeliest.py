@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
 
-from dipy_spinverse.packed_cells.classes import NO_CELLS, ROTATION, TissueClass, tissue_class
+from dipy_spinverse.packed_cells.classes import ROTATION, TissueClass, tissue_class
 from dipy_spinverse.packed_cells.compiled import Shells
 from dipy_spinverse.packed_cells.maps import tissue_parameters
-from dipy_spinverse.packed_cells.measured import Measured, refined, residuals, systematic_floor
+from dipy_spinverse.packed_cells.measured import (
+    Measured,
+    explained,
+    refined,
+    residuals,
+    systematic_floor,
+)
 from dipy_spinverse.packed_cells.orientations import rotation_of
 from dipy_spinverse.packed_cells.search import (
     ClassProblem,
@@ -30,8 +37,11 @@ _THOROUGH = Effort(40, 0.01, all_starts=True)
 _UNEXPLAINED, _INTERPOLATED = 1.3, 0.002
 # Of the chi-square: interpolated signals that are wrong by more are not good enough.
 _TELLING = 4.0
-# Classes whose evidence is e^-10, after the noise is refined e^-6, of the best are dropped.
-_FIRST_SCREEN, _LAST_SCREEN = 10.0, 6.0
+# Of the logarithm of Laplace's evidence, which errs by several units: with all of it, classes are
+# dropped that are the right ones.
+_TRUSTED = 0.3
+# Classes with less than e^-5 of the probability of the best are dropped.
+_SCREEN = 5.0
 # Errors of two shells correlate as exp(-|x| / reach), x the logarithm of the ratio of their Delta,
 # and of their b: so they do in packings that the emulator was not fitted to
 # (results/emulator.md).
@@ -72,11 +82,10 @@ class Case:
         return ClassProblem(self.model, self.tissues[k], known, self.offsets[k])
 
     def log_evidence(self) -> np.ndarray:
-        """Laplace's (C, V), with the prior of classes; -inf where one is not considered."""
+        """What is trusted of Laplace's (C, V); -inf where a class is not considered."""
         found = np.full(self.kept.shape, -np.inf)
         for k, modes in enumerate(self.modes):
-            prior = np.log(NO_CELLS) if self.tissues[k].name == "no cells" else 0.0
-            found[k, self.kept[k]] = modes.log_evidence + prior
+            found[k, self.kept[k]] = _TRUSTED * modes.log_evidence
         return found
 
     def best(self) -> tuple[np.ndarray, list[Best]]:
@@ -112,7 +121,8 @@ def searched(
 ) -> Case:  # fmt: skip
     """Modes of every class, without model errors; frames (V, 3, 3) are those of the tensor.
 
-    Voxels that nothing explains have more minima, and are searched again, thoroughly.
+    Voxels that nothing explains have more minima, and are searched again, thoroughly, and with
+    all fleeting terms.
     """
     modes = _modes_of_classes(model, stepwise(tissues), known, frames, _FIRST)
     offsets = [np.zeros_like(known.data)] * len(tissues)
@@ -120,17 +130,24 @@ def searched(
     case = Case(model, tissues, known, noise_known, modes, offsets, kept)
     left = np.flatnonzero(noise_known & _unexplained(case))
     if len(left):
-        again = _modes_of_classes(model, tissues, known.of_voxels(left), frames[left], _THOROUGH)
+        spread = known.fleeting_spread.copy()
+        spread[left] = known.widest_spread[left]
+        known = known.with_spread(spread)
+        before = [each.of_voxels(left) for each in modes]
+        again = _modes_of_classes(
+            model, tissues, known.of_voxels(left), frames[left], _THOROUGH, before
+        )
         both = zip(modes, again, strict=True)
-        case = replace(case, modes=[each.with_voxels(left, found) for each, found in both])
-    return _screened(case, _FIRST_SCREEN)
+        modes = [each.with_voxels(left, found) for each, found in both]
+        case = replace(case, known=known, modes=modes)
+    return _screened(case)
 
 
-def _modes_of_classes(model, tissues, known, frames, effort):
-    """Modes of each class."""
+def _modes_of_classes(model, tissues, known, frames, effort, before=()):
+    """Modes of each class; those found before are starts, too."""
     modes: dict[str, Modes] = {}
     none = np.zeros_like(known.data)
-    for tissue in tissues:
+    for tissue, found in zip_longest(tissues, before):
         problem = ClassProblem(model, tissue, known, none)
         if tissue.name == "crossing" and "cylinders" in modes:
             starts = _crossing_starts(tissue, modes["cylinders"], problem)
@@ -138,6 +155,8 @@ def _modes_of_classes(model, tissues, known, frames, effort):
             starts = np.zeros((len(known.data), 1, tissue.n_parameters))
         else:
             starts = dictionary_starts(model, tissue, known, frames)
+        if found is not None:
+            starts = np.concatenate([starts, found.best_in(tissue, frames)[:, None]], axis=1)
         modes[tissue.name] = find_modes(problem, starts, frames, _N_MODES, effort)
     return list(modes.values())
 
@@ -168,10 +187,10 @@ def _crossing_starts(tissue, cylinders, problem):
     return starts
 
 
-def _screened(case, most):
+def _screened(case):
     """The case without classes of little evidence, voxel by voxel."""
     evidence = case.log_evidence()
-    kept = evidence > evidence.max(axis=0) - most
+    kept = evidence > evidence.max(axis=0) - _SCREEN
     still = [kept[k, case.kept[k]] for k in range(len(kept))]
     modes = [each.of_voxels(rows) for each, rows in zip(case.modes, still, strict=True)]
     offsets = [each[rows] for each, rows in zip(case.offsets, still, strict=True)]
@@ -192,7 +211,7 @@ def improved(case: Case) -> tuple[Case, np.ndarray]:
             found = find_modes(problem, each.places, each.frames, _N_MODES, _LAST)
             modes[k] = _polished(problem, found)
             offsets[k] = _beyond(case, k, modes[k])
-    return _screened(replace(case, modes=modes, offsets=offsets), _LAST_SCREEN), floor
+    return _screened(replace(case, modes=modes, offsets=offsets)), floor
 
 
 def with_errors_by_shell(case: Case) -> Case:
@@ -211,9 +230,9 @@ def _around_best(case, patterns):
     for tissue, voxels, places, frames, signals in groups:
         white, amplitude, _ = residuals(known, signals, voxels)
         scale = amplitude[:, known.labels]
-        noise_free[voxels] = scale * np.maximum(signals, 0)
+        noise_free[voxels], _ = explained(known, signals, amplitude, voxels)
         errors.append(scale[:, None] * model_errors(case.model, tissue, places, frames, patterns))
-        n_unknowns[voxels] = tissue.n_parameters + known.n_labels
+        n_unknowns[voxels] = tissue.n_parameters + known.n_linear[voxels]
         if not case.noise_known:
             dof = np.maximum(known.n_used - n_unknowns[voxels], 0)
             square = sigma[voxels] ** 2 * (white**2).sum(axis=1)

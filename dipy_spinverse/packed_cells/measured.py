@@ -3,7 +3,8 @@
 Magnitudes are compared with the mean of their Rice distribution, in units of its standard
 deviation [1]_; measurements that can be negative have normal noise. Errors of the emulator are
 part of the noise, and shells share them the more the closer they are. So is a share of every
-signal, the floor, that stands for what a scanner adds to noise.
+signal, the floor, that stands for what a scanner adds to noise. Fleeting terms have a normal prior
+and are eliminated with the amplitudes.
 
 References
 ----------
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numba import njit
 
+from dipy_spinverse.packed_cells.nuisance import FLEETING_SPREAD, NO_FLEETING, Fleeting
 from dipy_spinverse.voxels.rician import (
     EXCESSES,
     compiled_excess,
@@ -30,6 +32,7 @@ _FLOORS = np.linspace(0, 0.016, 17)
 # Of the derivative of the mean magnitude, in amplitudes over sigma.
 _DIFFERENCE = 0.01
 _TINY = 1e-200
+_NO_TERM = 1e300
 # Of a model error over the noise: weaker ones add less than 2 % to it.
 _LEAST_STRENGTH = 0.2
 
@@ -53,6 +56,9 @@ class Measured:
         1 - 1/sqrt(1 + variance of the model error) along `modes`.
     labels : ndarray (M,) of int
         Measurements of one label share an amplitude.
+    fleeting : Fleeting
+    fleeting_spread : ndarray (V, G)
+        Standard deviations of its terms a priori; 0 where there are none.
     """
 
     data: np.ndarray
@@ -62,6 +68,8 @@ class Measured:
     modes: np.ndarray
     damping: np.ndarray
     labels: np.ndarray
+    fleeting: Fleeting
+    fleeting_spread: np.ndarray
 
     @property
     def n_labels(self) -> int:
@@ -75,11 +83,33 @@ class Measured:
 
     def of_voxels(self, index: np.ndarray) -> Measured:
         """Some of the voxels."""
-        own = {
-            name: getattr(self, name)[index]
-            for name in ("data", "sigma", "magnitude", "inverse_sd", "modes", "damping")
-        }
-        return Measured(**own, labels=self.labels)
+        names = (
+            "data", "sigma", "magnitude", "inverse_sd", "modes", "damping", "fleeting_spread",
+        )  # fmt: skip
+        own = {name: getattr(self, name)[index] for name in names}
+        return Measured(**own, labels=self.labels, fleeting=self.fleeting)
+
+    def with_spread(self, spread: np.ndarray) -> Measured:
+        """The same, without errors of the model, with fleeting terms of other spreads (V, G)."""
+        none = np.zeros((len(self.data), 1, self.data.shape[1]))
+        return _with_errors(replace(self, fleeting_spread=spread), none)
+
+    @property
+    def widest_spread(self) -> np.ndarray:
+        """Standard deviations (V, G) of all fleeting terms, told by weak weightings or not."""
+        largest = np.abs(self.data).max(axis=1)[:, None]
+        return FLEETING_SPREAD * largest * np.ones(len(self.fleeting.told))
+
+    @property
+    def fleeting_precision(self) -> np.ndarray:
+        """(V, G); huge where there is no term."""
+        there = self.fleeting_spread > 0
+        return np.where(there, 1 / np.where(there, self.fleeting_spread, 1.0) ** 2, _NO_TERM)
+
+    @property
+    def n_linear(self) -> np.ndarray:
+        """Amplitudes and fleeting terms (V,)."""
+        return self.n_labels + (self.fleeting_spread > 0).sum(axis=1)
 
     def with_less_weight(self, excess: np.ndarray) -> Measured:
         """The same with variances (V,) times as large."""
@@ -88,15 +118,18 @@ class Measured:
 
 
 def measured(
-    data: np.ndarray, sigma: np.ndarray, labels: np.ndarray, used: np.ndarray
-) -> Measured:
+    data: np.ndarray, sigma: np.ndarray, labels: np.ndarray, used: np.ndarray,
+    fleeting: Fleeting = NO_FLEETING,
+) -> Measured:  # fmt: skip
     """Noise of the same standard deviation everywhere, and a model without errors."""
     n_voxels, n = data.shape
     inverse_sd = used / sigma[:, None]
     none = np.zeros((n_voxels, 1, n))
-    return Measured(
-        data, sigma, data.min(axis=1) >= 0, inverse_sd, none, none[..., 0], labels
+    known = Measured(
+        data, sigma, data.min(axis=1) >= 0, inverse_sd, none, none[..., 0], labels, fleeting,
+        np.zeros((n_voxels, len(fleeting.told))),
     )  # fmt: skip
+    return known.with_spread(known.widest_spread * fleeting.told)
 
 
 def refined(
@@ -117,7 +150,16 @@ def refined(
     inverse_sd = (known.inverse_sd > 0) / np.sqrt(
         _variances(known, noise_free) + (floor[:, None] * noise_free) ** 2
     )
-    whitened = model_errors * inverse_sd[:, None]
+    return _with_errors(replace(known, inverse_sd=inverse_sd), model_errors)
+
+
+def _with_errors(known, model_errors):
+    """Measurements with errors (V, K, M) of the model, and with fleeting terms."""
+    rows, decay, term = known.fleeting[:3]
+    terms = np.zeros((*known.fleeting_spread.shape, model_errors.shape[2]))
+    terms[:, term, rows] = known.fleeting_spread[:, term] * decay
+    errors = np.concatenate([model_errors, terms], axis=1)
+    whitened = errors * known.inverse_sd[:, None]
     _, strength, modes = np.linalg.svd(whitened, full_matrices=False)
     # Rounding decides their sign otherwise, and with it what is drawn along them.
     largest = np.abs(modes).argmax(axis=2)[..., None]
@@ -126,7 +168,6 @@ def refined(
     strength, modes = strength[:, :felt], modes[:, :felt]
     return replace(
         known,
-        inverse_sd=inverse_sd,
         modes=np.ascontiguousarray(modes),
         damping=1 - 1 / np.sqrt(1 + strength**2),
     )
@@ -166,6 +207,21 @@ def expected(known: Measured, noise_free: np.ndarray) -> np.ndarray:
     return noise_free + known.sigma[:, None] * _excess(known, noise_free)
 
 
+def explained(
+    known: Measured, signals: np.ndarray, amplitude: np.ndarray, voxel: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Noise-free data (N, M) of signals, and the fleeting terms (N, G) that are part of them."""
+    noise_free = amplitude[:, known.labels] * np.maximum(signals, 0)
+    rows, decay, term = known.fleeting[:3]
+    of_term = (term[:, None] == np.arange(len(known.fleeting.label))).astype(float)
+    weight = known.inverse_sd[voxel][:, rows] ** 2 * decay
+    rest = known.data[voxel][:, rows] - noise_free[:, rows]
+    precision = (weight * decay) @ of_term + known.fleeting_precision[voxel]
+    terms = (weight * rest) @ of_term / precision
+    noise_free[:, rows] += terms[:, term] * decay
+    return noise_free, terms
+
+
 def residuals(known: Measured, signals: np.ndarray, voxel: np.ndarray):
     """Whitened residuals of signals with the best amplitude of each label.
 
@@ -189,7 +245,7 @@ def residuals(known: Measured, signals: np.ndarray, voxel: np.ndarray):
     return _residuals(
         known.data, known.sigma * known.magnitude, known.sigma, known.inverse_sd, known.modes,
         known.damping, known.labels, known.n_labels, np.ascontiguousarray(signals), voxel,
-        EXCESSES,
+        EXCESSES, known.fleeting, known.fleeting_precision,
     )  # fmt: skip
 
 
@@ -289,13 +345,16 @@ def _subtract(values, other, weight):
 
 @njit(cache=True, nogil=True, fastmath=True)
 def _residuals(
-    data, rician, sigma, inverse_sd, modes, damping, labels, n_labels, signals, voxel, table
+    data, rician, sigma, inverse_sd, modes, damping, labels, n_labels, signals, voxel, table,
+    fleeting, precision,
 ):  # fmt: skip
     n_rows, n = signals.shape
     result = np.empty((n_rows, n))
     amplitudes = np.empty((n_rows, n_labels))
     information = np.zeros(n_rows)
     cross, power = np.empty(n_labels), np.empty(n_labels)
+    n_terms = len(fleeting.label)
+    seen, mixed, own = np.empty(n_terms), np.empty(n_terms), np.empty(n_terms)
     for row in range(n_rows):
         v = voxel[row]
         amplitude = amplitudes[row]
@@ -311,6 +370,18 @@ def _residuals(
                 w = inverse_sd[v, m] ** 2 * s
                 cross[k] += w * y
                 power[k] += w * s
+            seen[:] = 0
+            mixed[:] = 0
+            own[:] = precision[v]
+            for i in range(len(fleeting.rows)):
+                m, g, decay = fleeting.rows[i], fleeting.term[i], fleeting.decay[i]
+                w = inverse_sd[v, m] ** 2 * decay
+                seen[g] += w * data[v, m]
+                mixed[g] += w * signals[row, m]
+                own[g] += w * decay
+            for g in range(n_terms):
+                cross[fleeting.label[g]] -= mixed[g] * seen[g] / own[g]
+                power[fleeting.label[g]] -= mixed[g] ** 2 / own[g]
             for k in range(n_labels):
                 amplitude[k] = max(cross[k] / max(power[k], 1e-12), 1e-6 * sigma[v])
         for k in range(n_labels):

@@ -10,9 +10,9 @@ from dipy.core.gradients import GradientTable
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import Acquisition, Measurements, measurements_of, pulsed_only
-from dipy_spinverse.packed_cells.classes import CLASSES, tissue_class
+from dipy_spinverse.packed_cells.classes import CLASSES, TYPICAL_RADIUS, tissue_class
 from dipy_spinverse.packed_cells.maps import PARAMETERS
-from dipy_spinverse.packed_cells.nuisance import labels_of, odd_factors
+from dipy_spinverse.packed_cells.nuisance import fleeting_signals, labels_of, odd_factors
 from dipy_spinverse.packed_cells.posterior import packed_cells_posterior
 from dipy_spinverse.packed_cells.residual_groups import in_words, residual_groups
 from dipy_spinverse.packed_cells.tissue_signals import tissue_signals
@@ -128,11 +128,12 @@ class PackedCellsModel(VoxelModel):
         Of the water in the tissue, mm^2/s, where known.
     free_diffusivity : float, optional
         Of free water, mm^2/s.
+    typical_radius : float, optional
+        Of the cells, um: where their radii are likely to be, within a factor of 3 or so. The
+        default is that of white and grey matter; of muscle fibres it is about 25.
     amplitudes : {"te", "timing"} or array-like (M,), optional
         Measurements that share a signal without diffusion: those of one echo time, of one timing,
         or of one label, as where b0 or a sweep has its own.
-    cross_terms : bool, optional
-        Whether opposite directions may differ, by a constant gradient of each timing.
     least_b : float, optional
         Weighted measurements below it, s/mm^2, do not count; b0 does.
     te, mixing_time, isotropic : optional
@@ -163,8 +164,8 @@ class PackedCellsModel(VoxelModel):
         *,
         diffusivity: float | tuple[float, float] | None = None,
         free_diffusivity: float = 3e-3,
+        typical_radius: float = TYPICAL_RADIUS,
         amplitudes: str | ArrayLike = "te",
-        cross_terms: bool = False,
         least_b: float = 0.0,
         te: ArrayLike | None = None,
         mixing_time: ArrayLike | None = None,
@@ -184,9 +185,10 @@ class PackedCellsModel(VoxelModel):
                 diffusivity_um2_per_ms("diffusivity", each) for each in self.diffusivity
             )
             self._known = inside, outside
+        self.typical_radius = float(typical_radius)
         self.amplitudes = amplitudes if isinstance(amplitudes, str) else np.asarray(amplitudes)
         self.labels = labels_of(self.acquisition, amplitudes)
-        self.cross_terms, self.least_b = bool(cross_terms), float(least_b)
+        self.least_b = float(least_b)
         self.seed = int(seed)
 
     @property
@@ -209,7 +211,8 @@ class PackedCellsModel(VoxelModel):
             "_class": int,
             "_parameters": (float, (len(PARAMETERS),)),
             "_frame": (float, (3, 3)),
-            "_odd": (float, (3 * n_timings,)),
+            "_odd": (float, (6 * n_timings,)),
+            "_fleeting": (float, (n_timings,)),
             "_squares": (float, (n_groups,)),
             "_freedom": (float, (n_groups,)),
         } | {name + end: float for name in PackedCellsFit.MAPS for end in endings}
@@ -222,10 +225,10 @@ class PackedCellsModel(VoxelModel):
             voxels.sigma,
             diffusivity=self._known,
             free_diffusivity=self._free,
+            typical_radius=self.typical_radius,
             n_draws=n_draws,
             seed=self.seed,
             amplitudes=self.labels,
-            cross_terms=self.cross_terms,
             least_b=1e-3 * self.least_b,
         )
         names = PackedCellsFit.MAPS
@@ -250,6 +253,7 @@ class PackedCellsModel(VoxelModel):
             "_parameters": np.stack([posterior.best_parameters[n] for n in PARAMETERS], axis=1),
             "_frame": posterior.frames,
             "_odd": posterior.odd,
+            "_fleeting": posterior.fleeting,
             "_squares": posterior.group_squares,
             "_freedom": posterior.group_freedom,
             "converged": True,
@@ -310,13 +314,12 @@ class PackedCellsModel(VoxelModel):
                 tissue = tissue_class(name, self._known is not None, relaxes=True)
                 found = model.of_values(tissue, own, values["_frame"][rows])
                 signals[np.ix_(rows, model.shells.order)] = found
-        if self.cross_terms:
-            signals *= odd_factors(self.acquisition, acquisition, values["_odd"])
-        return signals
+        signals += fleeting_signals(self.acquisition, acquisition, values["_fleeting"])
+        return signals * odd_factors(self.acquisition, acquisition, values["_odd"])
 
     def settings(self) -> tuple[dict, dict[str, np.ndarray]]:
         """Its arguments."""
-        names = ("diffusivity", "free_diffusivity", "cross_terms", "least_b", "seed")
+        names = ("diffusivity", "free_diffusivity", "typical_radius", "least_b", "seed")
         settings = {name: getattr(self, name) for name in names}
         if isinstance(self.amplitudes, str):
             return settings | {"amplitudes": self.amplitudes}, {}

@@ -1,15 +1,34 @@
-"""What a scan adds to the signals of tissue: amplitudes, and gradients other than its own."""
+"""What a scan adds to the signals of tissue.
+
+Amplitudes; what opposite directions differ by; and a fleeting term, a few percent of the signal
+that are gone at a b of 0.1 ms/um^2: blood that flows through capillaries, as in intravoxel
+incoherent motion [1]_, or, where it is negative, what flows or is not spoiled elsewhere and
+cancels signal.
+
+References
+----------
+.. [1] Le Bihan et al., Radiology 168 (1988), https://doi.org/10.1148/radiology.168.2.3393671
+"""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import f as variance_ratio
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.voxels.status import REFUTED
 
 AMPLITUDES = ("te", "timing")
 # Of the logarithm of the signal at the largest q; a priori.
 _ODD_SPREAD = 0.1
+# um^2/ms; of the signal, a priori; and ms/um^2 up to which measurements tell it.
+FLEETING_DIFFUSIVITY = 15.0
+FLEETING_SPREAD = 0.05
+_FLEETING_B = 0.1
+_LEAST_DECAY = 1e-3
 # Signals over noise from which their logarithm is taken.
 _CLEAR = 5.0
 
@@ -38,29 +57,101 @@ def labels_of(acquisition: Acquisition, amplitudes: str | ArrayLike) -> np.ndarr
     return np.unique(labels, return_inverse=True)[1].reshape(-1)
 
 
+class Fleeting(NamedTuple):
+    """G terms, one for the measurements of each timing and label.
+
+    Where there are no weak weightings, a term is what b0 has beyond the signals of tissue.
+
+    Attributes
+    ----------
+    rows : ndarray (R,) of int
+        Measurements that feel them, and
+    decay : ndarray (R,)
+        what is left of the term there.
+    term : ndarray (R,) of int
+        Which of the terms.
+    label, timing : ndarray (G,) of int
+        Of each term.
+    told : ndarray (G,) of bool
+        Whether there are weak weightings that tell it from an amplitude.
+    """
+
+    rows: np.ndarray
+    decay: np.ndarray
+    term: np.ndarray
+    label: np.ndarray
+    timing: np.ndarray
+    told: np.ndarray
+
+
+_NONE = np.zeros(0, dtype=int)
+NO_FLEETING = Fleeting(_NONE, np.zeros(0), _NONE, _NONE, _NONE, np.zeros(0, dtype=bool))
+
+
+def fleeting_terms(
+    acquisition: Acquisition, labels: np.ndarray, used: np.ndarray, order: np.ndarray
+) -> Fleeting:
+    """Those of an acquisition, its measurements in this order."""
+    decay = np.exp(-FLEETING_DIFFUSIVITY * acquisition.b)
+    parts = []
+    for timing, label in np.unique(np.stack([acquisition.timing_index, labels]), axis=1).T:
+        own = used & (acquisition.timing_index == timing) & (labels == label)
+        weighted = own & ~acquisition.b0_mask
+        rows = np.flatnonzero((own & (decay > _LEAST_DECAY))[order])
+        if len(rows) and weighted.any():
+            told = (weighted & (acquisition.b < _FLEETING_B)).any()
+            parts.append((rows, timing, label, told))
+    if not parts:
+        return NO_FLEETING
+    rows = np.concatenate([part[0] for part in parts])
+    return Fleeting(
+        rows,
+        decay[order][rows],
+        np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts]),
+        np.array([part[2] for part in parts]),
+        np.array([part[1] for part in parts]),
+        np.array([part[3] for part in parts]),
+    )
+
+
+def fleeting_signals(own: Acquisition, acquisition: Acquisition, shares: np.ndarray) -> np.ndarray:
+    """Fleeting signals (V, M) of an acquisition, of shares (V, T) of the timings of `own`."""
+    decay = np.exp(-FLEETING_DIFFUSIVITY * acquisition.b)
+    return shares @ _same_timing(own, acquisition).T * decay
+
+
 def odd_factors(own: Acquisition, acquisition: Acquisition, odd: np.ndarray) -> np.ndarray:
-    """Factors (V, M) of the signals of an acquisition, from coefficients (V, T * 3).
+    """Factors (V, M) of the signals of an acquisition, from coefficients (V, T * 6).
 
     They are those of the timings of `own`; other timings have none.
     """
     return np.exp(odd @ _odd_weights(own, acquisition).T)
 
 
-def _odd_weights(own, acquisition):
-    """Design (M, T * 3) of the logarithm of the signal, odd in the direction: q of each timing.
+def _same_timing(own, acquisition):
+    """Whether measurements have a timing (M, T) of `own`."""
+    apart = np.abs(acquisition.timings[:, None] - own.timings).max(axis=2)
+    return (apart < 1e-3)[acquisition.timing_index]
 
-    Cross-terms with a constant gradient are proportional to it.
+
+def _odd_weights(own, acquisition):
+    """Design (M, T * 6) of the logarithm of the signal, odd in the direction: two vectors each.
+
+    Cross-terms with a constant gradient are proportional to q; an amplitude of its own for each
+    direction, such as drift and eddy currents leave, shows once the gradient is on.
     """
-    timing = np.abs(acquisition.timings[:, None] - own.timings).max(axis=2)
-    same = (timing < 1e-3)[acquisition.timing_index]
-    vectors = acquisition.q[:, None] * acquisition.directions / max(own.q.max(), 1e-9)
-    return (same[..., None] * vectors[:, None]).reshape(len(acquisition), -1)
+    there = 1 - np.exp(-FLEETING_DIFFUSIVITY * acquisition.b)
+    sizes = np.stack([acquisition.q / max(own.q.max(), 1e-9), there], axis=1)
+    vectors = sizes[:, :, None] * acquisition.directions[:, None]
+    same = _same_timing(own, acquisition)
+    return (same[..., None] * vectors.reshape(-1, 1, 6)).reshape(len(acquisition), -1)
 
 
 def odd_terms(acquisition: Acquisition, data: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """Coefficients (V, T * 3) of :func:`odd_factors`, from measurements in opposite directions.
+    """Coefficients (V, T * 6) of :func:`odd_factors`, from measurements in opposite directions.
 
-    Tissue signals are even, so no model of tissue is needed; without such pairs they are 0.
+    Tissue signals are even, so no model of tissue is needed. Without such pairs, and where chance
+    alone makes opposite directions differ so in one of 1000 voxels, they are 0.
     """
     one, other = _opposite_pairs(acquisition)
     weights = _odd_weights(acquisition, acquisition)
@@ -70,9 +161,17 @@ def odd_terms(acquisition: Acquisition, data: np.ndarray, sigma: np.ndarray) -> 
     first, second = np.where(clear, first, 1.0), np.where(clear, second, 1.0)
     # Variances of logarithms.
     weight = clear / (noise**2 * (1 / first**2 + 1 / second**2))
+    differences = np.log(first / second)
     normal = (design.T * weight[:, None]) @ design + np.eye(design.shape[1]) / _ODD_SPREAD**2
-    right = (weight * np.log(first / second)) @ design
-    return np.linalg.solve(normal, right[..., None])[..., 0]
+    right = (weight * differences) @ design
+    odd = np.linalg.solve(normal, right[..., None])[..., 0]
+    n_terms = np.linalg.matrix_rank(design) if len(design) else 0
+    freedom = np.maximum(clear.sum(axis=1) - n_terms, 0)
+    left = (weight * (differences - odd @ design.T) ** 2).sum(axis=1)
+    gain = (weight * differences**2).sum(axis=1) - left
+    ratio = gain * freedom / np.maximum(left * n_terms, 1e-300)
+    chance = variance_ratio.sf(ratio, max(n_terms, 1), np.maximum(freedom, 1))
+    return np.where(((freedom > 0) & (chance < REFUTED))[:, None], odd, 0.0)
 
 
 def _opposite_pairs(acquisition):

@@ -12,6 +12,7 @@ from scipy.stats import chi2
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.packed_cells.classes import (
     CLASSES,
+    TYPICAL_RADIUS,
     TissueClass,
     tissue_class,
 )
@@ -24,10 +25,17 @@ from dipy_spinverse.packed_cells.likeliest import (
 from dipy_spinverse.packed_cells.maps import PARAMETERS, tissue_maps, tissue_parameters
 from dipy_spinverse.packed_cells.measured import (
     expected,
+    explained,
     measured,
     residuals,
 )
-from dipy_spinverse.packed_cells.nuisance import labels_of, odd_factors, odd_terms
+from dipy_spinverse.packed_cells.nuisance import (
+    Fleeting,
+    fleeting_terms,
+    labels_of,
+    odd_factors,
+    odd_terms,
+)
 from dipy_spinverse.packed_cells.posterior_checks import checked_diffusivity, checked_input
 from dipy_spinverse.packed_cells.randomised import randomised_draws
 from dipy_spinverse.packed_cells.residual_groups import (
@@ -80,8 +88,10 @@ class PackedCellsPosterior:
         Expected measurements at the best parameters, with the noise floor.
     amplitudes : ndarray (V, K)
         Signal at b = 0 of each label.
-    odd : ndarray (V, T * 3)
-        Of gradient cross-terms; see ``nuisance.odd_factors``.
+    odd : ndarray (V, T * 6)
+        What opposite directions differ by; see ``nuisance.odd_factors``.
+    fleeting : ndarray (V, T)
+        Over the amplitude, by timing; see ``nuisance.fleeting_signals``.
     floor : ndarray (V,)
         Share of the signal that the scanner adds to the noise.
     chi_square : ndarray (V,)
@@ -97,7 +107,7 @@ class PackedCellsPosterior:
     sigma : ndarray (V,)
         Noise given or estimated.
     class_probabilities : dict of ndarray (V,)
-        Of each class; a priori equally likely, but for no cells at all (``NO_CELLS``).
+        Of each class; a priori equally likely.
     """
 
     parameters: dict[str, np.ndarray]
@@ -109,6 +119,7 @@ class PackedCellsPosterior:
     predicted: np.ndarray
     amplitudes: np.ndarray
     odd: np.ndarray
+    fleeting: np.ndarray
     floor: np.ndarray
     chi_square: np.ndarray
     degrees_of_freedom: np.ndarray
@@ -139,11 +150,11 @@ def packed_cells_posterior(
     *,
     diffusivity: float | tuple[float, float] | None = None,
     free_diffusivity: float = 3.0,
+    typical_radius: float = TYPICAL_RADIUS,
     n_draws: int = 200,
     seed: int = 0,
     classes: tuple[str, ...] = CLASSES,
     amplitudes: str | ArrayLike = "te",
-    cross_terms: bool = False,
     least_b: float = 0.0,
 ) -> PackedCellsPosterior:
     """Which tissue explains the signals of voxels, and how surely.
@@ -165,6 +176,8 @@ def packed_cells_posterior(
         the prior of ``classes``.
     free_diffusivity : float, optional
         Of free water, um^2/ms.
+    typical_radius : float, optional
+        Median of the prior of radii, um.
     n_draws : int, optional
         0 for the likeliest values only.
     seed : int, optional
@@ -174,9 +187,6 @@ def packed_cells_posterior(
     amplitudes : {"te", "timing"} or array-like (M,), optional
         Measurements that share a signal at b = 0: of one echo time, of one (delta, Delta, TE), or
         of one label.
-    cross_terms : bool, optional
-        Whether opposite directions may differ, by gradients that are not the scan's own: a
-        constant one for each timing.
     least_b : float, optional
         Weighted measurements below it, ms/um^2, do not count; b = 0 does.
 
@@ -191,10 +201,10 @@ def packed_cells_posterior(
     """
     diffusivity = checked_diffusivity(diffusivity)
     data, sigma = checked_input(
-        acquisition, data, sigma, free_diffusivity, n_draws, classes, least_b
+        acquisition, data, sigma, free_diffusivity, typical_radius, n_draws, classes, least_b
     )
     known, relaxes = diffusivity is not None, np.ptp(acquisition.te) > 0
-    tissues = [tissue_class(name, known, relaxes) for name in classes]
+    tissues = [tissue_class(name, known, relaxes, float(typical_radius)) for name in classes]
     shapes = {
         "cylinder": any(tissue.has_cylinders for tissue in tissues),
         "sphere": any(tissue.has_spheres for tissue in tissues),
@@ -204,7 +214,7 @@ def packed_cells_posterior(
     used = acquisition.b0_mask | (acquisition.b >= least_b)
     scan = _Scan(
         acquisition, model, tissues, labels_of(acquisition, amplitudes), used,
-        residual_groups(acquisition, used), cross_terms,
+        residual_groups(acquisition, used),
     )  # fmt: skip
     parts = []
     for first in stepwise(range(0, len(data), _BATCH)):
@@ -224,7 +234,11 @@ class _Scan:
     labels: np.ndarray
     used: np.ndarray
     groups: ResidualGroups
-    cross_terms: bool
+
+    @property
+    def fleeting(self) -> Fleeting:
+        """Terms of the measurements in the order of the shells."""
+        return fleeting_terms(self.acquisition, self.labels, self.used, self.model.shells.order)
 
 
 def _posterior_of(scan, data, sigma, n_draws, seed):
@@ -232,20 +246,19 @@ def _posterior_of(scan, data, sigma, n_draws, seed):
     known_noise = sigma is not None
     largest = np.abs(data).max(axis=1)
     first_sigma = sigma if known_noise else FIRST_SIGMA * largest
-    odd = np.zeros((len(data), 3 * len(scan.acquisition.timings)))
-    if scan.cross_terms:
-        odd = odd_terms(scan.acquisition, data, first_sigma)
-        data = data / odd_factors(scan.acquisition, scan.acquisition, odd)
+    odd = odd_terms(scan.acquisition, data, first_sigma)
+    data = data / odd_factors(scan.acquisition, scan.acquisition, odd)
     frames = tensor_frames(scan.acquisition, data)
     known = measured(
-        np.ascontiguousarray(data[:, order]), first_sigma, scan.labels[order], scan.used[order]
-    )
+        np.ascontiguousarray(data[:, order]), first_sigma, scan.labels[order], scan.used[order],
+        scan.fleeting,
+    )  # fmt: skip
     # Less noise than the interpolated signals have errors makes a search follow these.
     excess = np.maximum(_INTERPOLATION_ERROR * largest / first_sigma, 1) ** 2
     weak = known.with_less_weight(excess)
     with part(*_SEARCHED):
         case = searched(scan.model, scan.tissues, weak, frames, known_noise)
-    case = replace(case, known=known)
+    case = replace(case, known=known.with_spread(case.known.fleeting_spread))
     floor = np.zeros(len(data))
     with part(*_IMPROVED):
         for _ in stepwise(range(2)):
@@ -350,8 +363,10 @@ def _at_best(case, best_class, groups_of_class, scan):
     unordered = np.empty_like(white)
     unordered[:, order] = white
     chi_square = (white**2).sum(axis=1)
-    freedom = np.maximum(known.n_used - n_parameters - known.n_labels, 1)
-    noise_free = amplitudes[:, known.labels] * np.maximum(signals, 0)
+    freedom = np.maximum(known.n_used - n_parameters - known.n_linear, 1)
+    noise_free, terms = explained(known, signals, amplitudes, np.arange(n_voxels))
+    fleeting = np.zeros((n_voxels, len(scan.acquisition.timings)))
+    fleeting[:, known.fleeting.timing] = terms / amplitudes[:, known.fleeting.label]
     groups, left = scan.groups, freedom / known.n_used
     squares = groups.squares(unordered)
     _, worst_excess, worst_freedom = worst_group(squares, groups.sizes, left)
@@ -367,6 +382,7 @@ def _at_best(case, best_class, groups_of_class, scan):
         "frames": frames,
         "predicted": expected(known, noise_free),
         "amplitudes": amplitudes,
+        "fleeting": fleeting,
         "chi_square": chi_square,
         "degrees_of_freedom": freedom,
         "group_squares": np.concatenate([squares, of_direction[0]], axis=1),

@@ -6,11 +6,13 @@ import numpy as np
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.packed_cells.classes import ALIGNED, CLASSES
+from dipy_spinverse.packed_cells.emulator import RANGES
 
 
 def checked_input(
-    acquisition: Acquisition, data, sigma, free_diffusivity, n_draws, classes, least_b
-) -> tuple[np.ndarray, np.ndarray | None]:
+    acquisition: Acquisition, data, sigma, free_diffusivity, typical_radius, n_draws, classes,
+    least_b,
+) -> tuple[np.ndarray, np.ndarray | None]:  # fmt: skip
     """Data (V, M) and noise (V,) or None, as floats."""
     data = np.ascontiguousarray(data, dtype=float)
     if data.ndim != 2 or data.shape[1] != len(acquisition) or len(data) == 0:
@@ -44,6 +46,12 @@ def checked_input(
     if np.ndim(free_diffusivity) or not 0 < free_diffusivity < np.inf:
         raise ValueError(
             f"free_diffusivity is {free_diffusivity!r}; give a positive number in um^2/ms."
+        )
+    low, high = RANGES["radius"]
+    if np.ndim(typical_radius) or not low <= typical_radius <= high:
+        raise ValueError(
+            f"typical_radius is {typical_radius!r}; give the radius of typical cells in um, from "
+            f"{low:g} to {high:g}."
         )
     if not 0 <= least_b <= acquisition.b.max():
         raise ValueError(

@@ -120,6 +120,14 @@ class Modes:
         places = self.places[voxel, mode]
         return tissue.moved(np.zeros_like(places), self.frames[voxel], places)
 
+    def best_in(self, tissue: TissueClass, frames: np.ndarray) -> np.ndarray:
+        """Places (V, P) of the best minima, their rotations relative to frames (V, 3, 3)."""
+        everywhere, best = np.arange(len(frames)), np.zeros(len(frames), dtype=int)
+        places, turned = self.at(tissue, everywhere, best)
+        if tissue.turns:
+            places[:, -3:] = vector_of(turned @ np.swapaxes(frames, 1, 2))
+        return places
+
     def with_voxels(self, index: np.ndarray, others: Modes) -> Modes:
         """The same with others for some of the voxels, the best of them where they have more."""
         places, frames, covariances, costs = (

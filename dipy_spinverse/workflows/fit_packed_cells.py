@@ -37,9 +37,9 @@ class PackedCellsFlow(DiffusionCommand):
         *,
         diffusivity: float | None = None,
         free_diffusivity: float = 3e-3,
+        typical_radius: float = 2.0,
         amplitudes: str = "te",
         least_b: float = 0.0,
-        cross_terms: bool = False,
         seed: int = 0,
     ) -> Any:
         """The model.
@@ -50,13 +50,14 @@ class PackedCellsFlow(DiffusionCommand):
             Diffusivity of the water in tissue, mm^2/s, if it is known. Without it, it is found.
         free_diffusivity : float, optional
             Diffusivity of free water, mm^2/s.
+        typical_radius : float, optional
+            Radius (um) that cells are likely to have, within a factor of 3 or so; of muscle
+            fibres about 25.
         amplitudes : string, optional
             Volumes that share a signal without diffusion: those of one echo time, 'te', or of one
             timing, 'timing'.
         least_b : float, optional
             Weighted volumes with smaller b (s/mm^2) do not count.
-        cross_terms : bool, optional
-            Let opposite gradient directions differ, by a constant gradient of each timing.
         seed : int, optional
             Seed of the draws.
         """
@@ -64,5 +65,5 @@ class PackedCellsFlow(DiffusionCommand):
 
         return PackedCellsModel(
             acquired, diffusivity=diffusivity, free_diffusivity=free_diffusivity,
-            amplitudes=amplitudes, least_b=least_b, cross_terms=cross_terms, seed=seed,
+            typical_radius=typical_radius, amplitudes=amplitudes, least_b=least_b, seed=seed,
         )  # fmt: skip
