@@ -24,6 +24,7 @@ from dipy_spinverse import (
     bcc_grid,
 )
 from dipy_spinverse.inversion import DEFAULT_CURRICULUM
+from dipy_spinverse.packed_cells.nuisance import odd_factors, odd_terms
 
 # ms/um^2: the cat's signals at smaller b leave any curve in the same way in all voxels.
 LEAST_B = 0.1
@@ -46,26 +47,13 @@ Fitted = tuple[np.ndarray, dict]
 
 
 def fit_packed_cells(voxels: Voxels, number: int, fitted: np.ndarray) -> Fitted:
-    """PackedCellsModel with `PACKED_CELLS`; the noise is that between opposite directions.
+    """PackedCellsModel with `PACKED_CELLS`; the noise is that of b0.
 
     Predicted shapes get their amplitudes from what was fitted, as those of all other models.
     """
-    labels = voxels.acquisition.timing_index
-    return _fit_packed_cells(voxels, number, fitted, labels, fitted)
-
-
-def fit_packed_cells_weighted(voxels: Voxels, number: int, fitted: np.ndarray) -> Fitted:
-    """The same without weak weightings, and with amplitudes of their own for b0."""
-    b0 = voxels.acquisition.b0_mask
-    labels = 2 * voxels.acquisition.timing_index + b0
-    weighted = fitted & (voxels.acquisition.b > LEAST_B)
-    return _fit_packed_cells(voxels, number, weighted | (fitted & b0), labels, weighted)
-
-
-def _fit_packed_cells(voxels, number, given, labels, fitted):
     signals = voxels.signals[number]
-    model = _packed_cells_model(voxels, given.tobytes(), tuple(labels[given]))
-    fit = model.fit(signals[given], sigma=voxels.repeatability[number])
+    model = _packed_cells_model(voxels, fitted.tobytes())
+    fit = model.fit(signals[fitted], sigma=voxels.sigma[number])
     estimates = {name + end: float(getattr(fit, name + end)) for end in ("", "_low", "_high")
                  for name in MAPS}  # fmt: skip
     estimates["status"] = Status(int(fit.status)).name
@@ -74,12 +62,12 @@ def _fit_packed_cells(voxels, number, given, labels, fitted):
 
 
 @lru_cache(maxsize=1)
-def _packed_cells_model(voxels, given, labels):
+def _packed_cells_model(voxels, fitted):
     """One model for all voxels of which the same measurements are fitted."""
     return PackedCellsModel(
-        voxels.acquisition.subset(np.frombuffer(given, bool)),
+        voxels.acquisition.subset(np.frombuffer(fitted, bool)),
         free_diffusivity=1e-3 * voxels.free_diffusivity,
-        amplitudes=np.array(labels),
+        amplitudes="timing",
         **PACKED_CELLS[voxels.name],
     )
 
@@ -157,6 +145,16 @@ def _described(describe, oriented):
     return fit
 
 
+def _with_terms_of_the_scan(voxels, number, fitted):
+    """Gaussians for each timing, and what packed cells tell beside tissue."""
+    own = voxels.acquisition.subset(fitted)
+    signals, axis = voxels.signals[number], voxels.orientation[number]
+    odd = odd_terms(own, signals[None, fitted], voxels.sigma[[number]])
+    factors = odd_factors(own, voxels.acquisition, odd)[0]
+    even = gaussians(voxels.acquisition, signals / factors, fitted, axis, fleeting=True)
+    return even * factors, {}
+
+
 def _weighted(describe):
     def fit(voxels, number, fitted):
         return describe(voxels, number, fitted & (voxels.acquisition.b > LEAST_B))
@@ -166,7 +164,6 @@ def _weighted(describe):
 
 MODELS: dict[str, Callable[[Voxels, int, np.ndarray], Fitted]] = {
     "packed cells": fit_packed_cells,
-    "packed cells, fitted to b > 0.1": fit_packed_cells_weighted,
     "wall fields": fit_wall_fields,
     "DTI": _dti,
     "MAP-MRI, each timing": _described(map_mri, False),
@@ -178,6 +175,7 @@ MODELS: dict[str, Callable[[Voxels, int, np.ndarray], Fitted]] = {
     "two-site exchange": _two_sites,
     "Gaussians, one mixture": _described(static_gaussians, True),
     "Gaussians, each timing": _described(gaussians, True),
+    "Gaussians, each timing, with terms of the scan": _with_terms_of_the_scan,
     "smooth curves (floor)": _described(floor, False),
     "Gaussians, each timing, fitted to b > 0.1": _weighted(_described(gaussians, True)),
     "smooth curves (floor), fitted to b > 0.1": _weighted(_described(floor, False)),

@@ -166,6 +166,7 @@ def test_a_voxel_that_is_not_a_number_stops_no_other():
 @pytest.mark.parametrize("name", [*CLASSES, ALIGNED])
 def test_derivatives_are_those_of_the_signals(name, known):
     tissue = tissue_class(name, known, relaxes=not known)
+    tissue = tissue if known else tissue.of_unknown_water
     acquisition = protocol(te=(60, 60 if known else 90))
     model = tissue_signals(acquisition, KNOWN if known else None, 3.0)
     rng = np.random.default_rng(0)
@@ -544,6 +545,18 @@ def test_only_voxels_that_nothing_explains_are_searched_again(monkeypatch):
     once = packed_cells_posterior(protocol(), data, SIGMA, n_draws=0)
     np.testing.assert_array_equal(twice.predicted[0], once.predicted[0])
     assert (twice.predicted[1] != once.predicted[1]).any()
+
+
+def test_free_water_has_the_diffusivity_given_but_where_nothing_explains_the_voxel():
+    *_, signals = drawn_tissue("spheres", 2, 3)
+    data = magnitudes(signals, np.random.default_rng(0), 0.002)
+    data[1] *= np.where(protocol().big_delta == 40, 0.7, 1.0)
+    fit = PackedCellsModel(protocol()).fit(data, sigma=0.002, n_draws=0)
+    assert fit.free_diffusivity[0] == 3.0
+    assert 0.5 < fit.free_diffusivity[1] < 12 and fit.free_diffusivity[1] != 3.0
+    found = packed_cells_posterior(protocol(), data, 0.002, n_draws=0)
+    # The noise floor adds sigma^2 / (2 S), with the smallest S of 0.05.
+    np.testing.assert_allclose(fit.predict(), found.predicted, atol=2e-4)
 
 
 def test_a_second_search_never_leads_uphill():

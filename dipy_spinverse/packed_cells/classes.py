@@ -14,6 +14,8 @@ uniform between 0 and 1:
   a log-normal factor about 0.95 by 1.3. Spheres cannot determine both: there the prior speaks.
 - free water, the dot (water that does not move), and the hindered pool: shares of what those
   before leave, u^5, u^6 / 2 and u^10, most of which are close to 0
+- diffusivity of free water, where nothing explains a voxel with that given: log-normal about it by
+  a factor of 1.3
 - where there are several echo times, how much faster the water in tissue relaxes than free water:
   log-normal about 0.015 / ms by a factor of 2
 - diffusivities of the hindered pool in the three directions of the frame: log-normal about 0.8
@@ -24,7 +26,7 @@ The frame is uniform over rotations: a vector of rotation from a voxel's own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import ndtr
@@ -43,6 +45,8 @@ _OUTSIDE, _OUTSIDE_SPREAD = np.log(1.1), np.log(1.8)
 _RATIO, _RATIO_SPREAD = np.log(0.95), np.log(1.3)
 _HINDERED, _HINDERED_SPREAD = np.log(0.8), np.log(1.8)
 _RELAXATION, _RELAXATION_SPREAD = np.log(0.015), np.log(2.0)
+# Logarithm of the diffusivity of free water over that given.
+FREE_EXCESS, _FREE_EXCESS_SPREAD = "free_excess", np.log(1.3)
 # Of shares: the largest, and the power of u.
 _SHARES = {"free_water": (1.0, 5), "dot": (0.5, 6), "hindered": (1.0, 10)}
 
@@ -105,6 +109,25 @@ class TissueClass:
             at[:, -3:] = 0
             frames = rotation_of(step[:, -3:]) @ frames
         return at, frames
+
+    @property
+    def of_unknown_water(self) -> TissueClass:
+        """The same where the diffusivity of free water is unknown, too."""
+        names, n = self.parameters, self.scalar.stop
+        return replace(self, parameters=(*names[:n], FREE_EXCESS, *names[n:]))
+
+    @property
+    def of_known_water(self) -> TissueClass:
+        """The same where that is known."""
+        names = tuple(name for name in self.parameters if name != FREE_EXCESS)
+        return replace(self, parameters=names)
+
+    def like(self, other: TissueClass, places: np.ndarray) -> np.ndarray:
+        """Places (..., P) with what they share with those of another class, and else 0."""
+        shared = [name for name in self.parameters if name in other.parameters]
+        found = np.zeros((*places.shape[:-1], self.n_parameters))
+        found[..., self.columns(*shared)] = places[..., other.columns(*shared)]
+        return found
 
     @property
     def scalar(self) -> slice:
@@ -176,6 +199,8 @@ def transformed(tissue: TissueClass, z: np.ndarray) -> dict[str, tuple[np.ndarra
             inside = found["diffusivity_outside"][0] * ratio
             limited, by_z = _within(inside, DIFFUSIVITY_RANGE, 1.0)
             found[name] = limited, by_z * slope / ratio
+        elif name == FREE_EXCESS:
+            found[name] = _FREE_EXCESS_SPREAD * z[:, k], np.full(len(z), _FREE_EXCESS_SPREAD)
         elif name == "relaxation":
             value = np.exp(_RELAXATION + _RELAXATION_SPREAD * z[:, k])
             found[name] = value, _RELAXATION_SPREAD * value

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dipy_spinverse.packed_cells.classes import ROTATION, TissueClass, tissue_class
+from dipy_spinverse.packed_cells.classes import ROTATION, TissueClass
 from dipy_spinverse.packed_cells.compiled import Shells
 from dipy_spinverse.packed_cells.maps import tissue_parameters
 from dipy_spinverse.packed_cells.measured import (
@@ -121,44 +121,56 @@ def searched(
 ) -> Case:  # fmt: skip
     """Modes of every class, without model errors; frames (V, 3, 3) are those of the tensor.
 
-    Voxels that nothing explains have more minima, and are searched again, thoroughly, and with
-    all fleeting terms.
+    Voxels that nothing explains are searched again, thoroughly, with all fleeting terms and a
+    diffusivity of free water that is unknown: these are classes of their own.
     """
     modes = _modes_of_classes(model, stepwise(tissues), known, frames, _FIRST)
     offsets = [np.zeros_like(known.data)] * len(tissues)
     kept = np.ones((len(tissues), len(known.data)), dtype=bool)
     case = Case(model, tissues, known, noise_known, modes, offsets, kept)
-    left = np.flatnonzero(noise_known & _unexplained(case))
-    if len(left):
-        spread = known.fleeting_spread.copy()
-        spread[left] = known.widest_spread[left]
-        known = known.with_spread(spread)
-        before = [each.of_voxels(left) for each in modes]
-        again = _modes_of_classes(
-            model, tissues, known.of_voxels(left), frames[left], _THOROUGH, before
-        )
-        both = zip(modes, again, strict=True)
-        modes = [each.with_voxels(left, found) for each, found in both]
-        case = replace(case, known=known, modes=modes)
-    return _screened(case)
+    left = noise_known & _unexplained(case)
+    return _screened(_searched_again(case, frames, left) if left.any() else case)
+
+
+def _searched_again(case, frames, left):
+    """The case with classes of unknown free water for some voxels (V,) of bool."""
+    known, data = case.known, case.known.data
+    spread = np.where(left[:, None], known.widest_spread, known.fleeting_spread)
+    known = known.with_spread(spread)
+    wider = [tissue.of_unknown_water for tissue in case.tissues]
+    before = [
+        each.like(tissue, modes.of_voxels(left).best_in(tissue, frames[left]))
+        for each, tissue, modes in zip(wider, case.tissues, case.modes, strict=True)
+    ]
+    again = _modes_of_classes(
+        case.model, wider, known.of_voxels(left), frames[left], _THOROUGH, before
+    )
+    return replace(
+        case,
+        tissues=[*case.tissues, *wider],
+        known=known,
+        modes=[each.of_voxels(~left) for each in case.modes] + again,
+        offsets=[np.zeros_like(data[rows]) for rows in (~left, left) for _ in wider],
+        kept=np.repeat([~left, left], len(wider), axis=0),
+    )
 
 
 def _modes_of_classes(model, tissues, known, frames, effort, before=()):
-    """Modes of each class; those found before are starts, too."""
-    modes: dict[str, Modes] = {}
+    """Modes of each class; places (V, P) that were found before are starts, too."""
+    modes: dict[str, tuple[TissueClass, Modes]] = {}
     none = np.zeros_like(known.data)
     for tissue, found in zip_longest(tissues, before):
         problem = ClassProblem(model, tissue, known, none)
         if tissue.name == "crossing" and "cylinders" in modes:
-            starts = _crossing_starts(tissue, modes["cylinders"], problem)
+            starts = _crossing_starts(tissue, *modes["cylinders"])
         elif tissue.name == "no cells":
             starts = np.zeros((len(known.data), 1, tissue.n_parameters))
         else:
             starts = dictionary_starts(model, tissue, known, frames)
         if found is not None:
-            starts = np.concatenate([starts, found.best_in(tissue, frames)[:, None]], axis=1)
-        modes[tissue.name] = find_modes(problem, starts, frames, _N_MODES, effort)
-    return list(modes.values())
+            starts = np.concatenate([starts, found[:, None]], axis=1)
+        modes[tissue.name] = tissue, find_modes(problem, starts, frames, _N_MODES, effort)
+    return [found for _, found in modes.values()]
 
 
 def _unexplained(case):
@@ -173,14 +185,10 @@ def _unexplained(case):
     return square > _UNEXPLAINED * (known.sigma**2 + error**2)
 
 
-def _crossing_starts(tissue, cylinders, problem):
+def _crossing_starts(tissue, alone, cylinders):
     """Places (V, 2, P) like the best cylinders', crossing in either plane of their frame."""
-    model = problem.model
-    alone = tissue_class("cylinders", model.diffusivity is not None, model.echo.any())
-    starts = np.zeros((len(cylinders.places), 2, tissue.n_parameters))
-    for k, name in enumerate(tissue.parameters):
-        if name in alone.parameters and name not in ROTATION:
-            starts[..., k] = cylinders.places[:, :1, alone.parameters.index(name)]
+    starts = np.repeat(tissue.like(alone, cylinders.places[:, :1]), 2, axis=1)
+    starts[..., tissue.columns(*ROTATION)] = 0
     # What dispersion stood for are now angles.
     starts[..., tissue.columns("dispersion_1")] = -1.0
     starts[:, 1, -1] = np.pi / 2

@@ -11,7 +11,7 @@ PARAMETERS = (
     "radius", "fraction", "permeability", "dispersion_1", "dispersion_2", "half_angle",
     "crossing_share", "sphere_radius", "sphere_fraction", "sphere_permeability", "sphere_share",
     "free_water", "relaxation", "dot", "hindered", "hindered_1", "hindered_2", "hindered_along",
-    "diffusivity_outside", "diffusivity_inside",
+    "diffusivity_outside", "diffusivity_inside", "free_excess",
 )  # fmt: skip
 
 

@@ -7,9 +7,10 @@ grows with the echo time where it relaxes more slowly than the rest, by
 
     w_free / (1 - w_free) = f / (1 - f) exp(r (TE - shortest TE))
 
-S_cells is that of spheres, a share of the cells, and of cylinders, dispersed about one axis or
-about two that cross (see ``orientations``). H, the dispersion and the plane of crossing share one
-frame, whose third axis is that of the cylinders.
+and D_free is that given times the exponential of an excess. S_cells is that of spheres, a share
+of the cells, and of cylinders, dispersed about one axis or about two that cross (see
+``orientations``). H, the dispersion and the plane of crossing share one frame, whose third axis is
+that of the cylinders.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from dipy_spinverse.packed_cells.orientations import add_dispersed
 POOLS = (
     "dispersion_1", "dispersion_2", "half_angle", "crossing_share", "sphere_share",
     "free_water", "relaxation", "dot", "hindered", "hindered_1", "hindered_2", "hindered_along",
+    "free_excess",
 )  # fmt: skip
 (
-    _ONE, _TWO, _ANGLE, _CROSSING, _SPHERES, _FREE, _RELAXATION, _DOT, _HINDERED, _H_1, _H_2, _H_3
+    _ONE, _TWO, _ANGLE, _CROSSING, _SPHERES, _FREE, _RELAXATION, _DOT, _HINDERED, _H_1, _H_2, _H_3,
+    _EXCESS,
 ) = range(len(POOLS))  # fmt: skip
 # What signals of cylinders bend with: the first four pools, and the directions in the frame.
 _BENDS = 7
@@ -138,7 +141,8 @@ def pooled_signals(scan, pools, frames, cylinders, spheres, n_axes, by_z, column
             round_ones = 0.0
             if len(spheres.coefficients):
                 round_ones = spheres.coefficients[n, 0, s, 0]
-            free = np.exp(-b * scan.free_diffusivity)
+            decay = b * scan.free_diffusivity * np.exp(v[_EXCESS])
+            free = np.exp(-decay)
             for i in range(count):
                 inside[i] = (1 - v[_SPHERES]) * cells[0, i] + v[_SPHERES] * round_ones
                 tissue = (1 - v[_HINDERED]) * inside[i] + v[_HINDERED] * hindered[i]
@@ -174,7 +178,7 @@ def pooled_signals(scan, pools, frames, cylinders, spheres, n_axes, by_z, column
                     change[i] = -b * hindered[i] * squares[k, i]
                 _add(rows, start, columns[_H_1 + k], v[_HINDERED] * scale[_H_1 + k], rest, change)
             _of_water(
-                v, scale, columns, free, hindered, inside, share[:count], echo, rows, start, work
+                v, scale, columns, decay, hindered, inside, share[:count], echo, rows, start, work
             )
             if columns[-1] >= 0:
                 _of_rotation(b, v, along, hindered, bends, rest, rows[columns[-1] :], start)
@@ -265,9 +269,9 @@ def _cylinders(kernel, v, n_axes, along, isotropic, count, cells, bends, work):
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def _of_water(v, scale, columns, free, hindered, inside, share, echo, rows, start, work):
-    """Puts derivatives by the shares of free and still water, and by relaxation."""
-    count = len(share)
+def _of_water(v, scale, columns, decay, hindered, inside, share, echo, rows, start, work):
+    """Puts derivatives by the shares of free and still water, by relaxation and D_free."""
+    count, free = len(share), np.exp(-decay)
     ones, apart, change = work[2, :count], work[3, :count], work[4, :count]
     relaxes = v[_RELAXATION] != 0
     for i in range(count):
@@ -283,6 +287,7 @@ def _of_water(v, scale, columns, free, hindered, inside, share, echo, rows, star
     for i in range(count):
         change[i] = echo[i] * share[i] * (1 - share[i])
     _add(rows, start, columns[_RELAXATION], scale[_RELAXATION], apart, change)
+    _add(rows, start, columns[_EXCESS], -decay * free * scale[_EXCESS], ones, share)
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")

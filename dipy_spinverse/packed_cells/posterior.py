@@ -159,7 +159,8 @@ def packed_cells_posterior(
 ) -> PackedCellsPosterior:
     """Which tissue explains the signals of voxels, and how surely.
 
-    The prior is that of ``classes``; amplitudes are integrated out with a flat prior. The first
+    The prior is that of ``classes``; amplitudes are integrated out with a flat prior, and what the
+    scan adds beside them is told apart (``nuisance``). The first
     call for an acquisition takes some seconds to compile the emulator for it. Where the best class
     leaves more than noise does in one of 1000 voxels, draws are made with so much more noise that
     it would be typical: intervals of a refuted model are wider by the square root of the excess.
@@ -277,7 +278,10 @@ def _posterior_of(scan, data, sigma, n_draws, seed):
             found = _drawn(noisier, n_draws, seed)
         else:
             found = _not_drawn(case, best_class)
-    probabilities = found.pop("probabilities")
+    # Classes of unknown free water follow the others.
+    n_classes = len(scan.tissues)
+    at_best["best_class"] = best_class % n_classes
+    probabilities = found.pop("probabilities").reshape(-1, n_classes, len(data)).sum(axis=0)
     predicted = at_best.pop("predicted")
     everywhere = np.empty_like(predicted)
     everywhere[:, order] = predicted
@@ -289,7 +293,7 @@ def _posterior_of(scan, data, sigma, n_draws, seed):
         "floor": floor,
         "sigma": case.known.sigma,
         "class_probabilities": {
-            tissue.name: each for tissue, each in zip(case.tissues, probabilities, strict=True)
+            tissue.name: each for tissue, each in zip(scan.tissues, probabilities, strict=True)
         },
     }
 
@@ -365,8 +369,9 @@ def _at_best(case, best_class, groups_of_class, scan):
     chi_square = (white**2).sum(axis=1)
     freedom = np.maximum(known.n_used - n_parameters - known.n_linear, 1)
     noise_free, terms = explained(known, signals, amplitudes, np.arange(n_voxels))
-    fleeting = np.zeros((n_voxels, len(scan.acquisition.timings)))
-    fleeting[:, known.fleeting.timing] = terms / amplitudes[:, known.fleeting.label]
+    of_timing = known.fleeting.timing[:, None] == np.arange(len(scan.acquisition.timings))
+    share = of_timing / np.maximum(of_timing.sum(axis=0), 1)
+    fleeting = (terms / amplitudes[:, known.fleeting.label]) @ share
     groups, left = scan.groups, freedom / known.n_used
     squares = groups.squares(unordered)
     _, worst_excess, worst_freedom = worst_group(squares, groups.sizes, left)

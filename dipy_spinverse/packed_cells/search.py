@@ -181,7 +181,8 @@ def dictionary_starts(
 
     Signals are averaged over intervals of the squared cosine to the axis.
     """
-    places, profiles, bins = _dictionary(model, tissue)
+    plain = tissue.of_known_water
+    places, profiles, bins = _dictionary(model, plain)
     label_of_shell = np.zeros(len(model.shells), int)
     label_of_shell[model.shells.of_measurement] = known.labels
     shell = model.shells.of_measurement
@@ -206,7 +207,7 @@ def dictionary_starts(
     for k in range(bins.max() + 1):
         members = np.flatnonzero(bins == k)
         starts.append(places[members[explained[:, members].argmax(axis=1)]])
-    return np.stack(starts, axis=1)
+    return tissue.like(plain, np.stack(starts, axis=1))
 
 
 @lru_cache(maxsize=8)
