@@ -53,12 +53,12 @@ plt.show()
 # -------
 #
 # Each timing has its own signal without diffusion weighting. Below 100 s/mm^2 all voxels of this
-# scan share deviations that no diffusion makes, so these measurements are left out.
+# scan share deviations that no diffusion makes: the model has a term for what a scan loses there.
 
 random = np.random.default_rng(0)
 part = cord.acquisition.b0_mask | (random.random(len(cord.acquisition)) < 1 / 3)
 data, acquisition = cord.data[chosen][:, part], cord.acquisition.subset(part)
-model = PackedCellsModel(acquisition, amplitudes="timing", least_b=100)
+model = PackedCellsModel(acquisition, amplitudes="timing")
 fit = model.fit(data)
 print([Status(code).name for code in fit.status])
 
@@ -68,8 +68,8 @@ print([Status(code).name for code in fit.status])
 #
 # The statuses are to be read first. ``MISFIT`` means that packed cells do not explain all of the
 # signals: what is found is then no more than an average size, and the true one may well lie
-# outside of its interval. Four voxels show nothing; over 24 (page "Real data") the correlation of
-# pores and axons was too weak to be sure of it.
+# outside of its interval. Four voxels show nothing; over 24 (page "Real data") pores and axons do
+# not go together.
 
 true = diameter[chosen]
 low, high = fit.pore_diameter - fit.pore_diameter_low, fit.pore_diameter_high - fit.pore_diameter

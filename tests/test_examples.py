@@ -67,8 +67,7 @@ QUICK = {
     "plot_acquisition": ({"n_draws=100": "n_draws=30"}, "exchange time"),
     "plot_cat_cord": (
         {"n_axons\"] > 100": "n_axons\"] > 0", "0.95 * np": "0 * np", "- 1, 4)": "- 1, 2)",
-         "< 1 / 3": "< 2", "least_b=100)\nfit = model.fit(data": "least_b=100)\nfit = "
-         "model.fit(data, n_draws=2"},
+         "< 1 / 3": "< 2", "fit = model.fit(data": "fit = model.fit(data, n_draws=2"},
         "CONVERGED",
     ),
     "plot_cell_shapes": (
