@@ -28,7 +28,7 @@ from benchmarks.published_noddi import published_signals, tissue
 from benchmarks.tables import table
 from dipy_spinverse import NODDIModel, Status
 from dipy_spinverse.compartments import CompartmentModel
-from dipy_spinverse.compartments.definition import with_fibres
+from dipy_spinverse.compartments.fibres import with_fibres
 
 SNR = 30
 MAPS = ("ndi", "odi", "fwf")

@@ -15,6 +15,7 @@ from scipy.optimize import nnls
 
 from benchmarks.datasets import TENSOR_B, shells
 from dipy_spinverse import Acquisition
+from dipy_spinverse.packed_cells.nuisance import FLEETING_DIFFUSIVITY
 
 # um^2/ms; along and across the axis of a tensor, 0 for water that does not move.
 _ALONG = np.concatenate([[0.0], np.geomspace(0.02, 4, 8)])
@@ -67,10 +68,16 @@ def lines(acquisition: Acquisition) -> np.ndarray:
     return label if len(found) <= _MOST_LINES else np.where(label < 0, -1, 0)
 
 
-def gaussians(acquisition, signals, fitted, orientation) -> np.ndarray:
-    """Non-negative mixture of Gaussians, one for each timing and line."""
+def gaussians(acquisition, signals, fitted, orientation, fleeting=False) -> np.ndarray:
+    """Non-negative mixture of Gaussians, one for each timing and line.
+
+    With `fleeting` also what is gone at a b of 0.1 ms/um^2, of either sign.
+    """
     predicted = np.empty(len(acquisition))
     line, atoms = lines(acquisition), _tensors(acquisition, orientation)
+    if fleeting:
+        gone = np.exp(-FLEETING_DIFFUSIVITY * acquisition.b)[:, None]
+        atoms = np.concatenate([atoms, gone, -gone], axis=1)
     for timing in range(len(acquisition.timings)):
         for number in range(line.max() + 1):
             own = (acquisition.timing_index == timing) & np.isin(line, (-1, number))

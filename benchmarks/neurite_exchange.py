@@ -11,10 +11,10 @@ finite ones, both with the narrower of the bounds of both.
 
     python -m benchmarks.neurite_exchange [--peers FOLDER]
 
-How often intervals hold truths that come from the prior is a table of its own.
+How often intervals hold truths that come from the prior is in `benchmarks.ready_made_intervals`.
 
 Duration: about 8 CPU-min, nearly all of it the peer's (--quick, without it: 30 s). Writes
-results/neurite_exchange.md and results/neurite_exchange_intervals.md.
+results/neurite_exchange.md.
 """
 
 from __future__ import annotations
@@ -169,22 +169,6 @@ def beside_peer(
     return rows, f"{note}. Intervals hold {shares} % in the order of the columns."
 
 
-def of_prior(n: int) -> str:
-    """How often 95 % intervals hold the truth: SMEX, parameters from the prior."""
-    model = NEXIModel(averages((0.0, *_B), 9.0, _BIG_DELTA))
-    truth = model.draw(n, seed=1)
-    clean = model.signals(truth)
-    data = clean + NOISE * np.random.default_rng(5).standard_normal(clean.shape)
-    fit, row = model.fit(data, sigma=NOISE), []
-    for name, values in model.maps(truth).items():
-        if name != "S0":
-            inside = (getattr(fit, f"{name}_low") <= values) & (
-                values <= getattr(fit, f"{name}_high")
-            )
-            row.append(f"{100 * inside.mean():.1f}")
-    return table([f"{name}, %" for name in model.definition.maps], [row])
-
-
 def main():
     """Print the tables and write them to results/."""
     parser = command(__doc__, "a few voxels without the peer")
@@ -208,10 +192,6 @@ def main():
     )
     print(text)
     keep("neurite_exchange.md", text, complete=not options.quick)
-    n = 20 if options.quick else 200
-    text = f"# {of_prior.__doc__}\n\n{n} voxels, noise {NOISE:g} of S0.\n\n{of_prior(n)}\n"
-    print(text)
-    keep("neurite_exchange_intervals.md", text, complete=not options.quick)
 
 
 if __name__ == "__main__":

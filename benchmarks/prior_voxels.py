@@ -41,9 +41,9 @@ def models(dtype: str = "float64") -> Iterator[tuple[str, object, int]]:
     yield "IVIM, 20 b-values", IVIMModel(ivim_table()), 50
 
 
-def simulated(model, n: int, snr: float) -> tuple[dict, np.ndarray]:
+def simulated(model, n: int, snr: float, seed: int = 11) -> tuple[dict, np.ndarray]:
     """Parameters of `n` voxels from the prior and their magnitudes (n, M); S0 is 1."""
-    truth = model.draw(n, seed=11)
+    truth = model.draw(n, seed=seed)
     clean = model.signals(truth)
-    noise = np.random.default_rng(12).standard_normal((2, *clean.shape)) / snr
+    noise = np.random.default_rng(seed + 1).standard_normal((2, *clean.shape)) / snr
     return truth, np.hypot(clean + noise[0], noise[1])

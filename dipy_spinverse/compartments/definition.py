@@ -10,7 +10,7 @@ tortuosity of the space outside of fibres).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -183,11 +183,13 @@ class Definition:
         Places from which a search begins; 1 where signals are known to have one best fit.
     bent : bool
         Whether likely values lie on long bent ridges, of which samples around fits miss the ends:
-        draws are then led from the prior, which takes several times as long.
+        draws for one population are then led from the prior, which takes several times as long.
     single : Definition or None
         The model with one fibre population, where this is one of several or none.
     n_fibres : int
         Fibre populations.
+    n_levels : int
+        Of the last parameters: levels of the echo times after the first, see `fibres`.
     arguments : mapping
         Of the named model that it is of, in DIPY's units; a fit's file keeps them.
     """
@@ -204,6 +206,7 @@ class Definition:
     bent: bool = False
     single: Definition | None = None
     n_fibres: int = 1
+    n_levels: int = 0
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -308,103 +311,3 @@ def evaluate(expression: Expression, values: Values) -> Tensor:
         return expression(values)
     like = next(iter(values.values()))
     return torch.full(like.shape[:1], float(expression), dtype=like.dtype, device=like.device)
-
-
-def with_fibres(definition: Definition, n: int) -> Definition:
-    """The model with n fibre populations (0 to 3).
-
-    Compartments with an axis get a copy, an axis and a pool for each, NAME_1 to NAME_n; parameters
-    marked `per_fibre` too, the others are shared. Without fibres, all directions of the axis are
-    equally likely.
-    """
-    if n == 1:
-        return definition
-    if n == 0:
-        parts = tuple(
-            replace(c, dispersion="isotropic", odi=None, fanning=None) if c.oriented else c
-            for c in definition.compartments
-        )
-        dispersions = {
-            e for c in definition.compartments for e in (c.odi, c.fanning) if e is not None
-        }
-        parameters = tuple(p for p in definition.parameters if p.name not in dispersions)
-        return replace(
-            definition, parameters=parameters, compartments=parts, single=definition, n_fibres=0
-        )
-    own = {p.name for p in definition.parameters if p.per_fibre}
-    parameters = tuple(
-        copy
-        for p in definition.parameters
-        for copy in (
-            [replace(p, name=f"{p.name}_{k}") for k in range(1, n + 1)] if p.per_fibre else [p]
-        )
-    )
-    return replace(
-        definition,
-        parameters=parameters,
-        compartments=tuple(
-            part
-            for c in definition.compartments
-            for part in ([_of_fibre(c, k, own) for k in range(1, n + 1)] if c.has_axis else [c])
-        ),
-        single=definition,
-        n_fibres=n,
-    )
-
-
-def maps_of(definition: Definition, values: Values) -> dict[str, Tensor]:
-    """Maps (V,) in the units of `unit_of`, from all values and fractions.
-
-    In crossings, fractions are summed over populations, and parameters of which each has its own
-    are averaged with the fractions; without populations, dispersion is complete.
-    """
-    single = definition.single or definition
-    merged = _merged(definition, single, values)
-    merged |= {name: function(merged) for name, function in single.derived.items()}
-    return {name: merged[name] * UNITS[single.unit_of(name)] for name in single.maps}
-
-
-def _merged(definition, single, values):
-    merged, n = dict(values), definition.n_fibres
-    if definition is single:
-        return merged
-    if n == 0:
-        any_value = next(iter(values.values()))
-        missing = [p for p in single.parameters if p.name not in values]
-        return merged | {p.name: 0 * any_value + p.high for p in missing}
-    names = [[f"{pool}_{k}" for k in range(1, n + 1)] for pool in single.pools]
-    fibres = [sum(values[row[k]] for row in names if row[k] in values) for k in range(n)]
-    total = sum(fibres) + 1e-12
-    for pool, row in zip(single.pools, names, strict=True):
-        if pool not in values:
-            merged[pool] = sum(values[name] for name in row)
-    for p in single.parameters:
-        if p.per_fibre:
-            own = [values[f"{p.name}_{k}"] for k in range(1, n + 1)]
-            merged[p.name] = sum(w * v for w, v in zip(fibres, own, strict=True)) / total
-    return merged
-
-
-_LINKED = ("share", "odi", "fanning", "T2", "T1")
-
-
-def _of_fibre(compartment, k, own):
-    def renamed(expression):
-        if isinstance(expression, str):
-            return f"{expression}_{k}" if expression in own else expression
-        if callable(expression):
-            return lambda values: expression(_view(values, own, k))
-        return expression
-
-    return replace(
-        compartment,
-        pool=f"{compartment.pool}_{k}",
-        axis=f"{compartment.axis}_{k}",
-        arguments={name: renamed(value) for name, value in compartment.arguments.items()},
-        **{name: renamed(getattr(compartment, name)) for name in _LINKED},
-    )
-
-
-def _view(values, own, k):
-    """Values as fibre k sees them."""
-    return {**values, **{name: values[f"{name}_{k}"] for name in own}}

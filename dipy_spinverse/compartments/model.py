@@ -23,7 +23,8 @@ from dipy_spinverse.compartments.arguments import (
     with_noise,
     without_noise_alone,
 )
-from dipy_spinverse.compartments.definition import UNITS, Definition, maps_of, with_fibres
+from dipy_spinverse.compartments.definition import UNITS, Definition
+from dipy_spinverse.compartments.fibres import maps_of, with_fibres, with_levels
 from dipy_spinverse.compartments.fit import CompartmentFit
 from dipy_spinverse.compartments.fitting.chunk import FitChunk, Settings, layout, voxels_per_chunk
 from dipy_spinverse.compartments.fitting.coordinates import Place, values_of
@@ -169,11 +170,13 @@ class CompartmentModel(VoxelModel):
         settings = Settings(
             self.likelihood, self.solver, n_draws, self.seed, getattr(torch, self.dtype), crossings
         )
+        n_echo_times = len(self.acquisition.echo_times)
+        definition = with_levels(self.definition, n_echo_times)
         kinds = 2 * image.voxels.own["n_fibres"] + image.voxels.signed
         status, values = fit_image(
             image,
-            FitChunk(self.definition, self.acquisition, settings, refine_sigma=sigma is None),
-            layout(self.definition, len(self.acquisition.echo_times), posterior=n_draws > 0),
+            FitChunk(definition, self.acquisition, settings, refine_sigma=sigma is None),
+            layout(definition, n_echo_times, posterior=n_draws > 0),
             how,
             most=voxels_per_chunk(self.definition, self.acquisition, n_draws),
             model=self,

@@ -114,6 +114,7 @@ class NODDIModel(CompartmentModel):
             maps=("ndi", "odi", "fwf", *(p.name for p in (*fanning, *fitted))),
             least_shells=2,
             n_starts=4 if fitted else 1,
+            bent=bool(fitted),
             arguments={
                 "parallel_diffusivity": parallel_diffusivity,
                 "isotropic_diffusivity": isotropic_diffusivity,
@@ -210,6 +211,7 @@ class ActiveAxModel(CompartmentModel):
                 *(p.name for p in (*spread, *fitted)),
             ),
             least_shells=2,
+            bent=gamma or bool(fitted),
             arguments={
                 "parallel_diffusivity": parallel_diffusivity,
                 "isotropic_diffusivity": isotropic_diffusivity,

@@ -240,6 +240,7 @@ class StandardModel(CompartmentModel):
             known=known,
             units=dict.fromkeys(known, "mm^2/s"),
             least_shells=2,
+            bent=True,
             arguments={"free_water_diffusivity": free_water_diffusivity},
         )  # fmt: skip
         super().__init__(gtab, definition, **kwargs)
@@ -313,6 +314,7 @@ class MTENODDIModel(CompartmentModel):
             units=dict.fromkeys(known, "mm^2/s"),
             maps=("ndi", "odi", "fwf", "neurite_t2", "extra_t2", *(p.name for p in fitted)),
             least_shells=2,
+            bent=bool(fitted),
             arguments={**arguments, "free_water_t2": free_water_t2},
         )  # fmt: skip
         super().__init__(gtab, definition, **kwargs)

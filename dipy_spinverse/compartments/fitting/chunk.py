@@ -10,13 +10,24 @@ import torch
 from torch import Tensor
 
 from dipy_spinverse.acquisition import Measurements
-from dipy_spinverse.compartments.definition import Definition, maps_of, with_fibres
+from dipy_spinverse.compartments.definition import UNITS, Definition
+from dipy_spinverse.compartments.fibres import levels_of, maps_of, with_fibres
 from dipy_spinverse.compartments.fitting.coordinates import Place, frame_of, place_of, values_of
 from dipy_spinverse.compartments.fitting.crossings import MOST_FIBRES, chosen_populations
 from dipy_spinverse.compartments.fitting.mix import evolved
 from dipy_spinverse.compartments.fitting.refutation import linearised_fit, scores, worst_shell
 from dipy_spinverse.compartments.fitting.starts import best_of, dictionary_starts
-from dipy_spinverse.compartments.fitting.variable_projection import Problem, combined, fit_all
+from dipy_spinverse.compartments.fitting.variable_projection import (
+    Problem,
+    Scale,
+    combined,
+    fit_all,
+)
+from dipy_spinverse.compartments.posterior.near_fit import (
+    MANY_FIBRES,
+    draws_near_fit,
+    unresolved,
+)
 from dipy_spinverse.compartments.posterior.sample import sample_posterior
 from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.pools import pool_signals
@@ -27,8 +38,9 @@ from dipy_spinverse.voxels.rician import LEAST_NOISE, rician_sigma
 from dipy_spinverse.voxels.statistics import ENDINGS, of_draws, summary
 from dipy_spinverse.voxels.tensor_frames import tensor_frames
 
-_NUMBERS_PER_CHUNK = 300_000  # measurements x voxels
+_NUMBERS_PER_CHUNK = 150_000  # measurements x voxels
 _DRAWS_PER_CHUNK = 100_000
+_LED = 1000  # draws that count for a voxel whose draws are led from the prior
 _FITTED = 0.3  # of the time that a chunk takes
 _MANY = 10  # measurements per unknown above which their residual tells the noise
 
@@ -47,7 +59,8 @@ class Settings:
 
 def voxels_per_chunk(definition: Definition, acquisition: Measurements, n_draws: int = 0) -> int:
     """As many voxels as fit into some hundred MiB."""
-    most = _DRAWS_PER_CHUNK // max(n_draws, 100)
+    led = definition.bent and n_draws > 0
+    most = _DRAWS_PER_CHUNK // max(n_draws, _LED if led else 100)
     return max(1, min(most, _NUMBERS_PER_CHUNK // len(acquisition)))
 
 
@@ -127,9 +140,9 @@ class FitChunk:
         """Of least squares."""
         encoding = encoding_of(self.acquisition, self.settings.dtype, timed=definition.timed)
         data, scale = torch.tensor(voxels.signals, dtype=self.settings.dtype), None
-        if not definition.relaxes and voxels.S0.shape[1] > 1:
-            S0 = voxels.S0[:, self.acquisition.te_index]
-            scale = torch.tensor(S0, dtype=self.settings.dtype)
+        if definition.n_levels:
+            S0 = torch.tensor(voxels.S0, dtype=self.settings.dtype)
+            scale = Scale(S0, torch.tensor(self.acquisition.te_index))
         return Problem(definition, pool_signals(definition, encoding), data, scale, None)
 
     def _populations(self, voxels):
@@ -141,7 +154,8 @@ class FitChunk:
         sigma = voxels.sigma
         if sigma is None:
             start = dictionary_starts(problem, frames[:, None])[0]
-            residual = problem.data - combined(problem.columns(start), fit_all(problem, start)[1])
+            _, columns, amplitudes, _ = fit_all(problem, start)
+            residual = problem.data - combined(columns, amplitudes)
             n_unknowns = np.full(len(residual), self.definition.n_unknowns)
             sigma = noise_from_residual(residual.numpy(), n_unknowns)
         sigma = torch.tensor(sigma, dtype=self.settings.dtype).clamp_min(LEAST_NOISE)
@@ -155,12 +169,12 @@ class FitChunk:
         definition = with_fibres(self.definition, n_fibres)
         problem = self._problem(voxels, definition)
         with part(0.0, _FITTED):
-            found, ends, amplitudes, sigma, converged = self._fitted(voxels, problem)
+            found, ends, columns, amplitudes, sigma, converged = self._fitted(voxels, problem)
         place = ends[0]
         likeliest = _maps(definition, place, amplitudes)
         result = likeliest | {f"{name}_likeliest": value for name, value in likeliest.items()}
-        places, order = _places(definition, found, place, amplitudes)
-        result |= places | self._against(found, place, amplitudes, sigma)
+        places, order = _places(definition, found, place, columns, amplitudes)
+        result |= places | self._against(found, place, columns, amplitudes, sigma)
         if settings.n_draws:
             n, seed = settings.n_draws, settings.seed
             with part(_FITTED, 1.0):
@@ -168,6 +182,9 @@ class FitChunk:
             maps = _maps(definition, draws.place, draws.amplitudes)
             result |= summary({name: value.reshape(n, -1) for name, value in maps.items()})
             result |= _fibre_statistics(definition, draws, n, order, place)
+            if n_fibres >= MANY_FIBRES:
+                near = draws_near_fit(found, place, columns, amplitudes, sigma, n, seed)
+                result |= self._widened(result, _maps(definition, *near), unresolved(place))
             result["effective_draws"] = draws.effective.numpy()
         return result | {
             "n_fibres": n_fibres,
@@ -177,18 +194,33 @@ class FitChunk:
             "n_unknowns": definition.n_unknowns,
         }
 
+    def _widened(self, result, near, unresolved):
+        """Lower ends of what each population has of its own: not above those near the fit, and
+        at the bound where the data tell none."""
+        ends = {}
+        for p in self.definition.parameters:
+            if p.per_fibre and p.name in near:
+                least = of_draws(near[p.name].reshape(-1, len(unresolved)))["_low"]
+                bound = p.low * UNITS[p.unit]
+                low = np.minimum(result[f"{p.name}_low"], least)
+                ends[f"{p.name}_low"] = np.where(unresolved, bound, low)
+        return ends
+
     def _without_diffusion(self, voxels, definition, place, amplitudes):
         """Signals (V, K) at the echo times."""
         if not definition.relaxes:
-            return voxels.S0 * amplitudes.sum(dim=1, keepdim=True).numpy()
+            total = amplitudes.sum(dim=1, keepdim=True)
+            if definition.n_levels:
+                total = total * levels_of(definition, values_of(definition, place))
+            return voxels.S0 * total.numpy()
         first = np.unique(self.acquisition.te_index, return_index=True)[1]
         encoding = encoding_of(self.acquisition, self.settings.dtype, timed=definition.timed)
         pools = pool_signals(definition, encoding.without_diffusion())
         return combined(pools(values_of(definition, place)), amplitudes)[:, first].numpy()
 
-    def _against(self, problem, place, amplitudes, sigma):
+    def _against(self, problem, place, columns, amplitudes, sigma):
         """What the residual says against the model."""
-        fit = linearised_fit(problem, place, amplitudes, sigma)
+        fit = linearised_fit(problem, place, columns, amplitudes, sigma)
         result = worst_shell(
             self.acquisition, problem.data, sigma, fit, rician=problem.sigma is not None
         )
@@ -198,16 +230,16 @@ class FitChunk:
         return result
 
     def _fitted(self, voxels, problem):
-        """Problem with its likelihood, places (the best first), amplitudes, noise; whether the
-        search converged."""
+        """Problem with its likelihood, places (the best first), signals of the pools and
+        amplitudes at the best, noise; whether the search converged."""
         definition, data = problem.definition, problem.data
         likelihood = "gaussian" if voxels.signed.any() else self.settings.likelihood
         sigma = None if voxels.sigma is None else torch.tensor(voxels.sigma, dtype=data.dtype)
         starts = self._starts(voxels, problem)
         if sigma is None or likelihood == "gaussian":
-            place, amplitudes, converged, ends = best_of(problem, starts)
+            place, columns, amplitudes, converged, ends = best_of(problem, starts)
             if sigma is None:
-                residual = data - combined(problem.columns(place), amplitudes)
+                residual = data - combined(columns, amplitudes)
                 n_unknowns = np.full(len(data), definition.n_unknowns)
                 sigma = torch.tensor(
                     noise_from_residual(residual.numpy(), n_unknowns), dtype=data.dtype
@@ -215,13 +247,13 @@ class FitChunk:
                 sigma, starts = sigma.clamp_min(LEAST_NOISE), ends
         if likelihood == "rician":
             problem = replace(problem, sigma=sigma)
-            place, amplitudes, converged, ends = best_of(problem, starts)
+            place, columns, amplitudes, converged, ends = best_of(problem, starts)
             if self.refine_sigma and data.shape[1] >= _MANY * definition.n_unknowns:
-                predicted = combined(problem.columns(place), amplitudes)
+                predicted = combined(columns, amplitudes)
                 sigma = rician_sigma(data, predicted, sigma, definition.n_unknowns)
                 problem = replace(problem, sigma=sigma)
-                place, amplitudes, converged = fit_all(problem, place)
-        return problem, [place, *ends[1:]], amplitudes, sigma, converged
+                place, columns, amplitudes, converged = fit_all(problem, place)
+        return problem, [place, *ends[1:]], columns, amplitudes, sigma, converged
 
     def _starts(self, voxels, problem):
         """Where searches begin: at values given, at peaks, or at the axis of a tensor."""
@@ -229,7 +261,9 @@ class FitChunk:
         own = {name: torch.tensor(x, dtype=settings.dtype) for name, x in voxels.own.items()}
         given = {k.removeprefix("start "): v for k, v in own.items() if k.startswith("start ")}
         if given:
-            return [place_of(definition, given)]
+            levels = definition.parameters[len(definition.parameters) - definition.n_levels :]
+            one = torch.ones(len(problem.data), dtype=settings.dtype)
+            return [place_of(definition, given | {p.name: one for p in levels})]
         n_axes = len(definition.axes)
         if "axes" in own:
             axes = own["axes"][:, :n_axes]
@@ -260,11 +294,11 @@ def _maps(definition, place, amplitudes):
     return {name: value.numpy() for name, value in maps.items()}
 
 
-def _places(definition, problem, place, amplitudes):
+def _places(definition, problem, place, columns, amplitudes):
     """Where the likeliest parameters are, and what they leave of the data."""
     result = {}
     values = {k: v.numpy() for k, v in all_values(definition, place, amplitudes).items()}
-    predicted = combined(problem.columns(place), amplitudes)
+    predicted = combined(columns, amplitudes)
     if problem.sigma is not None:
         # The mean of magnitudes is near this, noise floor included.
         predicted = torch.sqrt(predicted**2 + problem.sigma[:, None] ** 2)

@@ -24,14 +24,15 @@ import torch
 from dipy.core.sphere import unit_icosahedron
 from torch import Tensor
 
-from dipy_spinverse.compartments.definition import Definition, with_fibres
+from dipy_spinverse.compartments.definition import Definition
+from dipy_spinverse.compartments.fibres import with_fibres
 from dipy_spinverse.compartments.fitting.coordinates import Place, frame_of, values_of
 from dipy_spinverse.compartments.fitting.starts import dictionary_starts
 from dipy_spinverse.compartments.fitting.variable_projection import (
     Problem,
     combined,
     fit_all,
-    linearised,
+    slopes_at,
 )
 from dipy_spinverse.compartments.posterior.amplitude_draws import normal_data
 from dipy_spinverse.voxels.rician import log_likelihoods
@@ -75,9 +76,9 @@ def chosen_populations(
         else:
             found = starts[n - 2]
             turned = frame_of(found.reshape(-1, 3)).reshape(n_voxels, n, 3, 3)
-        place, amplitudes, _ = fit_all(problem, dictionary_starts(problem, turned)[0])
+        place, columns, amplitudes, _ = fit_all(problem, dictionary_starts(problem, turned)[0])
         prior = lgamma(n + 1) - max(n - 1, 0) * log(2)
-        evidence = _evidence(problem, place, amplitudes, sigma) + prior
+        evidence = _evidence(problem, place, columns, amplitudes, sigma) + prior
         better = (evidence > best).numpy()
         best = torch.maximum(best, evidence)
         number[better] = n
@@ -85,8 +86,8 @@ def chosen_populations(
     return number, axes
 
 
-def _evidence(problem, place, amplitudes, sigma):
-    columns, slopes = linearised(problem, place, amplitudes)
+def _evidence(problem, place, columns, amplitudes, sigma):
+    slopes = slopes_at(problem, place, columns, amplitudes)
     predicted = combined(columns, amplitudes)
     normal = normal_data(problem, predicted, sigma)
     white = (torch.cat([slopes, columns], dim=1) * normal.inverse_sd[:, None]).double()
@@ -113,8 +114,9 @@ def _directions(problem: Problem, frames: Tensor) -> list[Tensor]:
     with_axis = {c.pool for c in definition.compartments if c.has_axis}
     fibres = pools[:, [name in with_axis for name in definition.pools]].mean(dim=1)
     others = pools[0, [name not in with_axis for name in definition.pools]]
-    # The echo times' own levels differ little from voxel to voxel.
-    scale = torch.ones_like(data[0]) if problem.scale is None else problem.scale.mean(dim=0)
+    scale = torch.ones_like(data[0])
+    if problem.scale is not None:  # differs little from voxel to voxel
+        scale = problem.scale.S0.mean(dim=0)[problem.scale.index]
     basis = torch.linalg.qr((others * scale).T)[0]
     fibres = fibres * scale - (fibres * scale) @ basis @ basis.T
     gram, projection = fibres @ fibres.T, data @ fibres.T

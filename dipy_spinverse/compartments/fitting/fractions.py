@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from itertools import combinations
 
+import numpy as np
 import torch
+from numba import njit
 from torch import Tensor
 
-# All sets of columns are tried, 255 of eight.
-MOST_POOLS = 8
 # Relative to the squares of the columns.
 _RIDGE = 1e-6
 
@@ -17,8 +16,8 @@ _RIDGE = 1e-6
 def nonnegative_amplitudes(gram: Tensor, projection: Tensor) -> Tensor:
     """Minimise |y - A w|^2 over w >= 0.
 
-    The least-squares solution of every set of columns is tried; the best that is not negative is
-    the solution.
+    The least-squares solution of every set of columns is tried (255 of eight); the best that is
+    not negative is the solution.
 
     Parameters
     ----------
@@ -31,39 +30,56 @@ def nonnegative_amplitudes(gram: Tensor, projection: Tensor) -> Tensor:
     -------
     Tensor (V, K)
     """
-    n = projection.shape[1]
-    best = torch.zeros_like(projection)
-    lowest = torch.zeros_like(projection[:, 0])
-    ridge = _RIDGE * torch.diagonal(gram, dim1=1, dim2=2).clamp_min(1e-30)
-    for chosen in _subsets(n):
-        index = torch.tensor(chosen)
-        square = gram[:, index[:, None], index] + torch.diag_embed(ridge[:, index])
-        right = projection[:, index]
-        amplitudes = _solve(square, right)
-        # Half the change of the sum of squares against no columns at all.
-        cost = -0.5 * (amplitudes * right).sum(dim=1)
-        better = (amplitudes >= 0).all(dim=1) & (cost < lowest)
-        lowest = torch.where(better, cost, lowest)
-        full = torch.zeros_like(best)
-        full[:, index] = amplitudes
-        best = torch.where(better[:, None], full, best)
-    return best
+    arrays = gram.contiguous().numpy(), projection.contiguous().numpy()
+    return torch.from_numpy(_best_of_sets(*arrays, _sets(projection.shape[1])))
 
 
 @lru_cache
-def _subsets(n):
-    return [c for size in range(1, n + 1) for c in combinations(range(n), size)]
+def _sets(n):
+    """All sets of columns (2^n - 1, n) of bool but the empty one, the smaller ones first."""
+    number = np.arange(1, 2**n)
+    chosen = (number[:, None] >> np.arange(n)) % 2 == 1
+    return chosen[np.argsort(chosen.sum(axis=1), kind="stable")]
 
 
-def _solve(square, right):
-    """Closed form for one and two columns, the most frequent; factors else."""
-    if right.shape[1] == 1:
-        return right / square[:, 0]
-    if right.shape[1] == 2:
-        a, b, d = square[:, 0, 0], square[:, 0, 1], square[:, 1, 1]
-        determinant = a * d - b * b
-        first = d * right[:, 0] - b * right[:, 1]
-        second = a * right[:, 1] - b * right[:, 0]
-        return torch.stack([first, second], dim=1) / determinant[:, None].clamp_min(1e-30)
-    factor, _ = torch.linalg.cholesky_ex(square)
-    return torch.cholesky_solve(right[..., None], factor)[..., 0]
+@njit(cache=True, nogil=True, error_model="numpy")
+def _best_of_sets(gram, projection, sets):
+    n_voxels, n = projection.shape
+    result, lowest = np.zeros((n_voxels, n), gram.dtype), np.zeros(n_voxels)
+    factor, amplitudes = np.zeros((n, n)), np.zeros(n)
+    for chosen in sets:
+        columns = np.flatnonzero(chosen)
+        for v in range(n_voxels):
+            gain = _solve(gram[v], projection[v], columns, factor, amplitudes)
+            if gain > lowest[v] and (amplitudes[: len(columns)] >= 0).all():
+                lowest[v] = gain
+                result[v] = 0
+                for i, k in enumerate(columns):
+                    result[v, k] = amplitudes[i]
+    return result
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _solve(gram, projection, columns, factor, amplitudes):
+    """Amplitudes of some columns by Cholesky; by how much they lower the sum of squares."""
+    n = len(columns)
+    for i in range(n):
+        for j in range(i + 1):
+            value = float(gram[columns[i], columns[j]])
+            if i == j:
+                value += _RIDGE * max(value, 1e-30)
+            for k in range(j):
+                value -= factor[i, k] * factor[j, k]
+            factor[i, j] = np.sqrt(value) if i == j else value / factor[j, j]
+    gain = 0.0
+    for i in range(n):
+        value = float(projection[columns[i]])
+        for k in range(i):
+            value -= factor[i, k] * amplitudes[k]
+        amplitudes[i] = value / factor[i, i]
+        gain += amplitudes[i] ** 2
+    for i in range(n - 1, -1, -1):
+        for k in range(i + 1, n):
+            amplitudes[i] -= factor[k, i] * amplitudes[k]
+        amplitudes[i] /= factor[i, i]
+    return gain

@@ -16,7 +16,7 @@ from dipy_spinverse.compartments.fitting.coordinates import Place, values_of
 from dipy_spinverse.compartments.fitting.variable_projection import (
     Problem,
     combined,
-    linearised,
+    slopes_at,
 )
 from dipy_spinverse.compartments.posterior.amplitude_draws import NormalData, normal_data
 from dipy_spinverse.voxels.rician import rician_excess, rician_variance
@@ -55,10 +55,10 @@ class Linearised:
 
 
 def linearised_fit(
-    problem: Problem, place: Place, amplitudes: Tensor, sigma: Tensor
+    problem: Problem, place: Place, columns: Tensor, amplitudes: Tensor, sigma: Tensor
 ) -> Linearised:
     """Scalars at their bounds and pools that are empty do not move."""
-    columns, slopes = linearised(problem, place, amplitudes)
+    slopes = slopes_at(problem, place, columns, amplitudes)
     predicted = combined(columns, amplitudes)
     normal = normal_data(problem, predicted, sigma)
     free = torch.ones_like(slopes[..., :1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from scipy.stats import qmc
 from torch import Tensor
@@ -14,6 +15,7 @@ from dipy_spinverse.compartments.fitting.variable_projection import (
 )
 
 _DICTIONARY_SIZE = 16
+AS_TOLD = 0.5  # of levels: S0 of echo times is what the b0 say
 _APART = 0.35  # of starts, in ranges
 
 
@@ -22,10 +24,12 @@ def dictionary_starts(problem: Problem, frames: Tensor, n_starts: int = 1) -> li
 
     Further starts are the best of those that lie apart from the former ones.
     """
-    n_voxels, n = len(problem.data), len(problem.definition.parameters)
+    n_voxels, n_levels = len(problem.data), problem.definition.n_levels
+    n = len(problem.definition.parameters) - n_levels
     if n == 0:
-        return [Place(frames.new_zeros(n_voxels, 0), frames)]
+        return [Place(frames.new_full((n_voxels, n_levels), AS_TOLD), frames)]
     points = qmc.Halton(n, scramble=False).random(_DICTIONARY_SIZE + 1)[1:]
+    points = np.pad(points, ((0, 0), (0, n_levels)), constant_values=AS_TOLD)
     points = torch.tensor(points, dtype=frames.dtype)
     # Scalars of one voxel are those of all.
     places = (Place(point[None], frames) for point in points)
@@ -45,6 +49,7 @@ def best_of(problem: Problem, starts: list[Place]):
     Returns
     -------
     place : Place
+    columns : Tensor (V, K, M)
     amplitudes : Tensor (V, K)
     converged : Tensor (V,) of bool
         Of the best end.
@@ -52,13 +57,13 @@ def best_of(problem: Problem, starts: list[Place]):
         All, the best first.
     """
     if len(starts) == 1:
-        place, amplitudes, converged = fit_all(problem, starts[0])
-        return place, amplitudes, converged, [place]
+        place, columns, amplitudes, converged = fit_all(problem, starts[0])
+        return place, columns, amplitudes, converged, [place]
     n_voxels, n = len(problem.data), len(starts)
     every = problem.of_voxels(torch.arange(n_voxels).repeat(n))
-    place, amplitudes, converged = fit_all(every, joined(starts))
-    best = every.misfit(place, amplitudes).reshape(n, n_voxels).argmin(dim=0)
+    place, columns, amplitudes, converged = fit_all(every, joined(starts))
+    best = every.misfit(columns, amplitudes).reshape(n, n_voxels).argmin(dim=0)
     voxels = torch.arange(n_voxels)
     ends = [place.of_voxels((best + k) % n * n_voxels + voxels) for k in range(n)]
     rows = best * n_voxels + voxels
-    return ends[0], amplitudes[rows], converged[rows], ends
+    return ends[0], columns[rows], amplitudes[rows], converged[rows], ends

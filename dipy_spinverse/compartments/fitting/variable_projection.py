@@ -22,6 +22,7 @@ from numba import njit
 from torch import Tensor
 
 from dipy_spinverse.compartments.definition import Definition
+from dipy_spinverse.compartments.fibres import levels_of
 from dipy_spinverse.compartments.fitting.coordinates import Place, moved, n_steps, values_of
 from dipy_spinverse.compartments.fitting.fractions import nonnegative_amplitudes
 from dipy_spinverse.inversion.levenberg_marquardt import Damping, levenberg_marquardt
@@ -42,6 +43,26 @@ _LARGEST_TURN = 0.5
 
 
 @dataclass(frozen=True, eq=False)
+class Scale:
+    """What the b0 say of several echo times.
+
+    Attributes
+    ----------
+    S0 : Tensor (V, K) or (1, K)
+        Of each, over that of the first.
+    index : Tensor (M,) of int
+        Echo time of each measurement.
+    """
+
+    S0: Tensor
+    index: Tensor
+
+    def of_voxels(self, index) -> Scale:
+        """Some of the voxels."""
+        return self if len(self.S0) == 1 else Scale(self.S0[index], self.index)
+
+
+@dataclass(frozen=True, eq=False)
 class Problem:
     """Measurements of V voxels and what explains them.
 
@@ -51,9 +72,8 @@ class Problem:
     pools : callable
         From values to signals (V, K, M), as `signals.pool_signals` makes.
     data : Tensor (V, M)
-    scale : Tensor (V, M) or (1, M), or None
-        Signal of each measurement without diffusion, over S0 (it differs by echo time); None
-        where it is 1.
+    scale : Scale or None
+        None where all echo times have the same S0, or compartments relax.
     sigma : Tensor (V,) or None
         Noise in each channel for the Rician likelihood, None for the Gaussian one.
     """
@@ -61,13 +81,13 @@ class Problem:
     definition: Definition
     pools: Callable[[dict[str, Tensor]], Tensor]
     data: Tensor
-    scale: Tensor | None
+    scale: Scale | None
     sigma: Tensor | None
 
     def of_voxels(self, index) -> Problem:
         """Some of the voxels."""
         sigma = None if self.sigma is None else self.sigma[index]
-        scale = self._scale_of(index)
+        scale = None if self.scale is None else self.scale.of_voxels(index)
         return Problem(self.definition, self.pools, self.data[index], scale, sigma)
 
     def columns(self, place: Place, voxels=slice(None)) -> Tensor:
@@ -76,19 +96,18 @@ class Problem:
 
     def columns_of(self, values: dict[str, Tensor], voxels=slice(None)) -> Tensor:
         """As `columns`, of values."""
-        signals, scale = self.pools(values), self._scale_of(voxels)
-        return signals if scale is None else scale[:, None] * signals
+        signals = self.pools(values)
+        if self.scale is None:
+            return signals
+        S0 = self.scale.of_voxels(voxels).S0 * levels_of(self.definition, values)
+        return S0[:, None, self.scale.index] * signals
 
-    def misfit(self, place: Place, amplitudes: Tensor) -> Tensor:
+    def misfit(self, columns: Tensor, amplitudes: Tensor) -> Tensor:
         """Sum of squares, or minus twice the logarithm of the likelihood, (V,)."""
-        predicted = combined(self.columns(place), amplitudes)
+        predicted = combined(columns, amplitudes)
         if self.sigma is None:
             return ((self.data - predicted) ** 2).sum(dim=1)
         return -2 * log_likelihoods(self.data, predicted, self.sigma, rician=True)
-
-    def _scale_of(self, voxels):
-        whole = self.scale is None or len(self.scale) == 1
-        return self.scale if whole else self.scale[voxels]
 
 
 def amplitudes_of(columns: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,24 +171,28 @@ def fit_all(problem: Problem, start: Place):
     Returns
     -------
     place : Place
+    columns : Tensor (V, K, M)
+        Signals of the pools there.
     amplitudes : Tensor (V, K)
     converged : Tensor (V,) of bool
     """
     place = Place(start.unit.clone(), start.frames.clone())
-    amplitudes, _ = amplitudes_of(problem.columns(place), problem.data)
+    columns = problem.columns(place)
+    amplitudes, _ = amplitudes_of(columns, problem.data)
 
     def advance(rows, damping):
         part, at = problem.of_voxels(rows), place.of_voxels(rows)
-        new, amplitudes[rows], better, small = _step(part, at, amplitudes[rows], damping)
+        own = columns[rows], amplitudes[rows]
+        new, columns[rows], amplitudes[rows], better, small = _step(part, at, *own, damping)
         place.put(rows, new)
         return better, small, _SHRINK
 
     converged, _ = levenberg_marquardt(advance, problem.data[:, 0], _DAMPING, _MOST_STEPS)
-    return place, amplitudes, converged
+    return place, columns, amplitudes, converged
 
 
-def _step(problem, place, amplitudes, damping):
-    columns, slopes = linearised(problem, place, amplitudes)
+def _step(problem, place, columns, amplitudes, damping):
+    slopes = slopes_at(problem, place, columns, amplitudes)
     target = rician_target(problem.data, combined(columns, amplitudes), problem.sigma)
     amplitudes, cost = amplitudes_of(columns, target)
     residual = target - combined(columns, amplitudes)
@@ -193,7 +216,8 @@ def _step(problem, place, amplitudes, damping):
     step[:, n:] = step[:, n:].clamp(-_LARGEST_TURN, _LARGEST_TURN)
     step[:, :n] = (place.unit + step[:, :n]).clamp(0, 1) - place.unit
     trial = moved(problem.definition, place, step)
-    trial_amplitudes, trial_cost = amplitudes_of(problem.columns(trial), target)
+    trial_columns = problem.columns(trial)
+    trial_amplitudes, trial_cost = amplitudes_of(trial_columns, target)
     better = trial_cost < cost
     small = (step.abs() < _SMALL_STEP).all(dim=1) | (expected < _SMALL_GAIN * cost)
     small |= better & (cost - trial_cost < _SMALL_GAIN * cost)
@@ -202,26 +226,27 @@ def _step(problem, place, amplitudes, damping):
         torch.where(keep, trial.unit, place.unit),
         torch.where(keep[..., None, None], trial.frames, place.frames),
     )
-    return new, torch.where(keep, trial_amplitudes, amplitudes), better, small
+    columns = torch.where(keep[..., None], trial_columns, columns)
+    return new, columns, torch.where(keep, trial_amplitudes, amplitudes), better, small
 
 
-def linearised(problem: Problem, place: Place, amplitudes: Tensor) -> tuple[Tensor, Tensor]:
-    """Signals of the pools (V, K, M), and slopes (V, N, M) of the signals with amplitudes.
+def slopes_at(problem: Problem, place: Place, columns: Tensor, amplitudes: Tensor) -> Tensor:
+    """Slopes (V, N, M) of the signals, with amplitudes, at a place where pools are `columns`.
 
     By differences towards the middle of the bounds, all at once: forward derivatives of the same
     accuracy cost several times as much.
     """
     n, n_voxels = n_steps(problem.definition), len(place.unit)
     length = _DIFFERENCE[place.unit.dtype]
-    step = length * torch.eye(n + 1, n, dtype=place.unit.dtype)[:, None].repeat(1, n_voxels, 1)
+    step = length * torch.eye(n, dtype=place.unit.dtype)[:, None].repeat(1, n_voxels, 1)
     n_scalars = place.unit.shape[1]
     step[..., :n_scalars] *= torch.where(place.unit > 0.5, -1, 1)
-    voxels = torch.arange(n_voxels).repeat(n + 1)
+    voxels = torch.arange(n_voxels).repeat(n)
     moved_to = moved(problem.definition, place.of_voxels(voxels), step.flatten(0, 1))
-    every = problem.columns(moved_to, voxels)
-    signals = combined(every, amplitudes.repeat(n + 1, 1)).unflatten(0, (n + 1, n_voxels))
-    slopes = (signals[:n] - signals[n]) / torch.diagonal(step[:n], dim1=0, dim2=2).T[..., None]
-    return every[n * n_voxels :], slopes.movedim(0, 1)
+    signals = combined(problem.columns(moved_to, voxels), amplitudes.repeat(n, 1))
+    change = signals.unflatten(0, (n, n_voxels)) - combined(columns, amplitudes)
+    slopes = change / torch.diagonal(step, dim1=0, dim2=2).T[..., None]
+    return slopes.movedim(0, 1)
 
 
 def without_amplitudes(columns: Tensor, amplitudes: Tensor, slopes: Tensor) -> Tensor:

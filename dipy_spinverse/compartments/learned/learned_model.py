@@ -16,36 +16,29 @@ from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import Measurements
 from dipy_spinverse.compartments.arguments import without_noise_alone
-from dipy_spinverse.compartments.definition import maps_of
+from dipy_spinverse.compartments.fibres import maps_of
 from dipy_spinverse.compartments.fit import CompartmentFit
-from dipy_spinverse.compartments.fitting.chunk import MOST_FIBRES, layout
-from dipy_spinverse.compartments.fitting.coordinates import Place, values_of
-from dipy_spinverse.compartments.fitting.variable_projection import combined
+from dipy_spinverse.compartments.fitting.chunk import layout
 from dipy_spinverse.compartments.learned import learner_file, networks
 from dipy_spinverse.compartments.learned.features import encoder_for
 from dipy_spinverse.compartments.learned.learner import Learner
 from dipy_spinverse.compartments.learned.methods import check_options, predict, train
+from dipy_spinverse.compartments.learned.places import checked_rows, places_of, residual_of
 from dipy_spinverse.compartments.learned.targets import from_latent, latent, values_from
 from dipy_spinverse.compartments.learned.training import training_set
+from dipy_spinverse.compartments.learned.unlike import warn_of_noise, warn_of_strangers
 from dipy_spinverse.compartments.model import CompartmentModel
-from dipy_spinverse.compartments.signals.encoding import encoding_of
-from dipy_spinverse.compartments.signals.pools import pool_signals
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
 from dipy_spinverse.voxels.image import Voxels, image_of, signal_without_diffusion
 from dipy_spinverse.voxels.model import VoxelModel
 from dipy_spinverse.voxels.progress import Bar, part
 from dipy_spinverse.voxels.statistics import summary
-from dipy_spinverse.voxels.status import Status
 
 _N_DRAWS = 128
 # What settings and arrays raise that are not those of a learner.
 _WRONG = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError)
 _VOX_PER_CHUNK = 2000
-_N_LOOKED_AT = 2000  # voxels that tell whether an image is like the training
-_MARGIN = 0.05  # of the range of the training
-_MANY = 0.05  # of the voxels
 _SIMULATED = 0.3  # of the time, before there is something to learn from
-_N_CHECKED = 48  # measurements that tell whether the model explains a voxel
 
 
 class LearnedModel(VoxelModel):
@@ -219,7 +212,7 @@ class LearnedModel(VoxelModel):
             )
         image = without_noise_alone(image, self.acquisition)
         image = replace(image, voxels=replace(image.voxels, sigma=image.noise))
-        self._warn_of_noise(image.noise / image.voxels.S0[:, 0])
+        warn_of_noise(image.noise / image.voxels.S0[:, 0], self.snr)
         posterior = self.method == "mixture-density" and n_draws > 0
         status, values = fit_image(
             image,
@@ -230,7 +223,7 @@ class LearnedModel(VoxelModel):
             model=self.model,
             options={"n_draws": n_draws, "sigma": sigma, **self.scaling, **self.learner.arrays},
         )
-        self._warn_of_strangers(image, status)
+        warn_of_strangers(image, status, self.model.acquisition, self.encoder, self.scaling)
         fit = CompartmentFit(self.model, status, values)
         if refine:
             sigma = np.where(fit.sigma > 0, fit.sigma, 1)
@@ -241,38 +234,6 @@ class LearnedModel(VoxelModel):
                 max_memory=max_memory,
             )  # fmt: skip
         return fit
-
-    def _warn_of_noise(self, noise):
-        """Warn of noise (V,), over the signal without diffusion, that was not learned."""
-        low, high = self.snr
-        outside = (noise > 1.1 / low) | (noise < 0.9 / high)
-        if outside.any():
-            warnings.warn(
-                f"{outside.sum()} of {len(noise)} voxels have a signal-to-noise ratio outside of "
-                f"{low:g} to {high:g}, for which this learner was trained; train one with a "
-                "wider snr, or fit these voxels.",
-                stacklevel=3,
-            )
-
-    def _warn_of_strangers(self, image, status):
-        """Warn of signals that are not like any of the training, or that it does not explain."""
-        there = image.status == Status.CONVERGED
-        s, voxels = self.scaling, image.voxels.over_S0()
-        chosen = voxels[:: -(-len(voxels) // _N_LOOKED_AT)] if len(voxels) else voxels
-        if not len(chosen):
-            return
-        noise = np.asarray(chosen.sigma)[:, None] / chosen.S0
-        features, _ = self.encoder(chosen.signals / chosen.S0[:, self.acquisition.te_index], noise)
-        margin = _MARGIN * (s["x_high"] - s["x_low"])
-        strange = (features < s["x_low"] - margin) | (features > s["x_high"] + margin)
-        outside, misfit = strange.any(axis=1).mean(), (status[there] == Status.MISFIT).mean()
-        if max(outside, misfit) > _MANY:
-            warnings.warn(
-                f"About {100 * outside:.0f} % of the voxels are unlike all that this learner has "
-                f"seen, {100 * misfit:.0f} % are MISFIT: b-values, noise or tissue differ from "
-                "those of its training. Fit these voxels, or train for this acquisition.",
-                stacklevel=3,
-            )
 
     def draws(
         self, data: ArrayLike, *, sigma: float | None = None, n_draws: int = 1024
@@ -389,7 +350,7 @@ class LearnedModel(VoxelModel):
         sigma = np.asarray(voxels.sigma)
         noise = sigma[:, None] / voxels.S0
         data = voxels.signals / voxels.S0[:, self.acquisition.te_index]
-        n_checked = len(self._checked)
+        n_checked = len(checked_rows(self.model.acquisition))
         result = self._estimated(data, noise, n_draws)
         return result | {
             "n_fibres": 1,
@@ -424,8 +385,10 @@ class LearnedModel(VoxelModel):
         if self.method == "mixture-density" and n_draws:
             result |= summary({name: draws.numpy() for name, draws in maps.items()}, axis=1)
             result["effective_draws"] = np.full(len(data), float(n_draws))
-        places = self._places(targets, frames)
-        return result | places | {"residual_rms": self._residual(places, S0, data, noise)}
+        places = places_of(definition, targets, frames)
+        floor = noise if self.model.likelihood == "rician" else None
+        rms = residual_of(definition, self.model.acquisition, places, S0, data, floor)
+        return result | places | {"residual_rms": rms}
 
     def _drawn(self, features, noise, n_draws):
         """Draws (V, n) of maps, and targets (P + K, V, n)."""
@@ -438,44 +401,6 @@ class LearnedModel(VoxelModel):
         targets = from_latent(definition, y[:-1])
         S0 = 1 + y[-1] * torch.tensor(noise[:, :1]).float()
         return maps_of(definition, values_from(definition, targets)) | {"S0": S0}, targets
-
-    @property
-    def _checked(self):
-        """Measurements whose residual is computed."""
-        return np.unique(np.linspace(0, len(self.acquisition) - 1, _N_CHECKED).round().astype(int))
-
-    def _residual(self, places, S0, data, noise):
-        """Root mean square (V,) of what is left of some of the measurements."""
-        definition, rows = self.model.definition, self._checked
-        encoding = encoding_of(
-            self.acquisition.subset(rows), torch.float32, timed=definition.timed
-        )
-        unit, frames, fractions = (
-            torch.tensor(places[k]).float() for k in ("_unit", "_frames", "_fractions")
-        )
-        place = Place(unit, frames.reshape(len(unit), len(definition.axes), 3, 3))
-        columns = pool_signals(definition, encoding)(values_of(definition, place))
-        expected = S0[:, None] * combined(columns, fractions).numpy()
-        if self.model.likelihood == "rician":
-            # The mean of a magnitude to 0.25 of its noise, which is enough to see a misfit.
-            expected = np.hypot(expected, noise[:, self.acquisition.te_index[rows]])
-        return np.sqrt(((data[:, rows] - expected) ** 2).mean(axis=1))
-
-    def _places(self, targets, frames):
-        definition, n_voxels = self.model.definition, len(targets)
-        fractions = targets[:, len(definition.parameters) :]
-        result = {
-            "_unit": targets[:, : len(definition.parameters)],
-            "_fractions": fractions,
-            "_frames": frames.reshape(n_voxels, -1),
-        }
-        if definition.axes:
-            fibres = {c.pool for c in definition.compartments if c.has_axis}
-            owned = [name in fibres for name in definition.pools]
-            shares, axes = np.zeros((n_voxels, MOST_FIBRES)), np.zeros((n_voxels, MOST_FIBRES, 3))
-            shares[:, 0], axes[:, 0] = fractions[:, owned].sum(axis=1), frames[:, 0, 2]
-            result |= {"axis": axes[:, 0], "axes": axes, "fibre_fractions": shares}
-        return result
 
 
 def _spread(values):

@@ -12,7 +12,7 @@ from dipy_spinverse.compartments.fitting.variable_projection import (
     Problem,
     amplitudes_of,
     combined,
-    linearised,
+    slopes_at,
 )
 from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.pools import pool_signals
@@ -41,7 +41,8 @@ def undetermined(definition: Definition, acquisition: Measurements) -> list[str]
     encoding = encoding_of(acquisition, torch.float64, timed=definition.timed)
     ones = torch.ones(_N_DRAWS, len(acquisition), dtype=torch.float64)
     problem = Problem(definition, pool_signals(definition, encoding), ones, None, None)
-    columns, slopes = linearised(problem, place, amplitudes)
+    columns = problem.columns(place)
+    slopes = slopes_at(problem, place, columns, amplitudes)
     changes = SNR * torch.cat([slopes, columns], dim=1)
     precision = changes @ changes.mT + _PRIOR_PRECISION * torch.eye(changes.shape[1])
     variance = torch.diagonal(torch.linalg.inv(precision), dim1=1, dim2=2)

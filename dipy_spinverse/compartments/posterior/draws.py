@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from dipy_spinverse.compartments.definition import maps_of, with_fibres
+from dipy_spinverse.compartments.fibres import maps_of, with_fibres, with_levels
 from dipy_spinverse.compartments.fit import CompartmentFit
 from dipy_spinverse.compartments.fitting.chunk import all_values
 from dipy_spinverse.compartments.fitting.coordinates import Place
-from dipy_spinverse.compartments.fitting.starts import dictionary_starts
-from dipy_spinverse.compartments.fitting.variable_projection import Problem, fit_all
+from dipy_spinverse.compartments.fitting.starts import AS_TOLD, dictionary_starts
+from dipy_spinverse.compartments.fitting.variable_projection import Problem, Scale, fit_all
 from dipy_spinverse.compartments.posterior.sample import sample_posterior
 from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.pools import pool_signals
@@ -57,11 +57,14 @@ def posterior_draws(
         raise ValueError(f"The voxel was not fitted (status {int(fit.status)}).")
     definition = with_fibres(model.definition, int(fit.n_fibres))
     encoding = encoding_of(model.acquisition, torch.float64, timed=definition.timed)
-    scale = None
-    if not definition.relaxes:
-        scale = torch.tensor((fit.S0_per_te / fit.S0_likeliest)[model.acquisition.te_index])[None]
+    scale, n_scalars = None, len(definition.parameters)
+    definition = with_levels(definition, len(model.acquisition.echo_times))
+    if definition.n_levels:
+        told = torch.tensor(fit.S0_per_te / fit.S0_likeliest)[None]
+        scale = Scale(told, torch.tensor(model.acquisition.te_index))
     n_axes, n_pools = len(definition.axes), len(definition.pools)
-    unit = torch.tensor(fit._unit[None, : len(definition.parameters)])
+    told_levels = np.full(definition.n_levels, AS_TOLD)
+    unit = torch.tensor(np.append(fit._unit[:n_scalars], told_levels))[None]
     frames = torch.tensor(fit._frames[: 9 * n_axes]).reshape(1, n_axes, 3, 3)
     S0 = float(fit.S0_likeliest)
     sigma = torch.tensor([float(fit.sigma) / S0])

@@ -23,7 +23,7 @@ from dipy_spinverse.compartments.fitting.variable_projection import (
     Problem,
     amplitudes_of,
     combined,
-    linearised,
+    slopes_at,
     without_amplitudes,
 )
 from dipy_spinverse.compartments.posterior.amplitude_draws import (
@@ -90,7 +90,7 @@ def sample_posterior(
     normal = normal_data(problem, combined(problem.columns(place), amplitudes), sigma)
     target = _Target(problem, place, normal, sigma)
     first, broad = _proposals(problem, ends, normal)
-    if problem.definition.bent:
+    if problem.definition.bent and problem.definition.n_fibres < 2:
         draws, effective = tempered_draws(broad, target, n_draws, tempering)
     else:
         draws, effective = _weighted(first, broad, target, n_draws, weighing, tempering)
@@ -154,7 +154,8 @@ def _proposals(problem, ends, normal):
     """Proposals with their shares of the samples, and the broadest one."""
     near = [_around(problem, end, ends[0], normal) for end in ends]
     wide = [Proposal(each.centres, _WIDE * each.factor) for each in near]
-    one_axis, scalars = len(problem.definition.axes) < 2, range(ends[0].unit.shape[1])
+    one_axis = len(problem.definition.axes) < 2
+    scalars = range(ends[0].unit.shape[1] - problem.definition.n_levels)
     broad = _with_prior(near[0], scalars if one_axis else ())
     shelves = [_with_prior(near[0], (k,)) for k in scalars]
     shares = (_ONE if len(ends) == 1 else _SEVERAL) if one_axis else _FIBRES
@@ -190,8 +191,9 @@ def _around(problem, end, place, normal):
     """Around an end of a search, in turns from the fit's place."""
     n_scalars = end.unit.shape[1]
     target = normal.values
-    amplitudes, _ = amplitudes_of(problem.columns(end), target)
-    columns, slopes = linearised(problem, end, amplitudes)
+    columns = problem.columns(end)
+    amplitudes, _ = amplitudes_of(columns, target)
+    slopes = slopes_at(problem, end, columns, amplitudes)
     white = without_amplitudes(
         columns * normal.inverse_sd[:, None], amplitudes, slopes * normal.inverse_sd[:, None]
     ).double()

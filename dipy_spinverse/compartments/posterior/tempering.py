@@ -35,7 +35,7 @@ from dipy_spinverse.compartments.posterior.population import (
 from dipy_spinverse.compartments.posterior.proposal import Proposal, uniform_cube
 from dipy_spinverse.voxels.progress import part, stepwise, tell
 
-_N_FIRST = 2048
+_N_FIRST = 8192
 _N_MEMBERS = 128
 _EFFECTIVE = 0.7
 _MOST_STEPS = 80
