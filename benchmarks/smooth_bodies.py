@@ -8,8 +8,8 @@ seconds; beside them the same of a fit started at the truth, and Dice of the sea
 of tetrahedra (`--before`). All modulo point reflection, which leaves every signal unchanged.
 "Dice but for places" is that of each true cell and the found one that is put onto it by a
 translation, averaged by volume: signals hardly tell where in the box cells stand.
-"improbability" is minus twice the log probability: where that of the fit from the truth is much
-less, the search missed a better shape, else the data do not tell the two.
+"improbability" is minus twice the log probability of the cells and those around them: where that
+of the fit from the truth is much less, the search missed a better shape, else data do not tell.
 
     python -m benchmarks.smooth_bodies [--kinds helix star] [--set reported] [--before]
 

@@ -4,8 +4,8 @@ On the sets of `benchmarks.tissue_outside_set`, with Rician noise of SNR 50 that
 or not: `PackedCellsModel` with its defaults (powder averages: with an amplitude for each timing,
 which such data need; muscle: with a typical radius of 25 um, as its documentation says). A map is
 held where its 95 % interval holds the truth. Goals: in voxels without MISFIT each map is held in
-at least 90 %, and every kind of tissue whose maps are not held that often is flagged in at least 80 %
-of its voxels.
+at least 90 %, and every kind of tissue whose maps are not held that often is flagged in at least
+80 % of its voxels.
 
     python -m benchmarks.tissue_outside FILE
 

@@ -115,6 +115,10 @@ class CondensedTarget(Target):
         result.data = self._condensed(exact - self._predicted(simulated))
         return result
 
+    def foretold_change(self, change: np.ndarray) -> np.ndarray:
+        """Changes (M,) of all signals, of changes (n,) of those that are simulated."""
+        return change @ self._slopes * self.complete.sigma
+
     def linear(self, share: np.ndarray, leaks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean of the data (n,), and its derivatives (n, T + 2)."""
         signals, *jacobian = self.simulator.partial_sensitivities(share, leaks)

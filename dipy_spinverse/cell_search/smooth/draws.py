@@ -11,14 +11,19 @@ import numpy as np
 from dipy_spinverse.cell_search.smooth.descent import SmoothDescent
 from dipy_spinverse.cell_search.smooth.forward import SmoothCells
 
-# Deviation of a field far from walls, over the field: walls move, few appear. Cells of the prior
-# alone have islands everywhere, of which derivatives at the walls know nothing.
-_HELD = 0.03
+# Draws differ from the best cells by this power of the variance of a mode: by a field of twice the
+# prior's length and a third of its deviation. With the prior's own, islands grow, and walls become
+# rougher than those of cells, by up to a tenth of their area.
+_SMOOTHER = 1.5
 _SHORTER = 1 / 3  # of a step in vain
 
 
 def drawn(
-    rng: np.random.Generator, cells: SmoothCells, descend: SmoothDescent, n_steps: int
+    rng: np.random.Generator,
+    cells: SmoothCells,
+    descend: SmoothDescent,
+    n_steps: int,
+    error: float,
 ) -> SmoothCells:
     """Cells like the most probable ones.
 
@@ -30,34 +35,27 @@ def drawn(
     descend : SmoothDescent
         Its model of derivatives gives the signals, too.
     n_steps : int
+    error : float
+        Of the data, in units of their noise.
     """
-    target, model, prior = descend.target, descend.slopes, descend.prior
-    precision, expected = _precision(cells, prior), target.expected(model.signals(cells))
-    around = np.linalg.solve(np.linalg.cholesky(precision).T, rng.standard_normal(len(precision)))
-    wanted = expected + rng.standard_normal(len(expected))
+    target, model = descend.target, descend.slopes
+    spread = np.append(descend.prior.variances**_SMOOTHER, np.ones(len(cells.leaks)))
+    around = spread * rng.standard_normal(len(spread))
+    expected = target.expected(model.signals(cells))
+    wanted = expected + error * rng.standard_normal(len(expected))
     least, change, step = np.inf, np.zeros(len(around)), np.zeros(len(around))
     for _ in range(n_steps):
         signals, jacobian = model.linear(cells.moved(change + step))
-        residual, away = wanted - target.expected(signals), around - change - step
-        misfit = residual @ residual + away @ precision @ away
+        residual = (wanted - target.expected(signals)) / error
+        away = (around - change - step) / spread
+        misfit = residual @ residual + away @ away
         if misfit < least:
             least, change = misfit, change + step
-            slopes = target.expected(jacobian.T).T
-            uphill = slopes.T @ residual + precision @ away
-            step = np.linalg.solve(precision + slopes.T @ slopes, uphill)
+            slopes = spread * target.expected(jacobian.T).T / error
+            system = np.eye(len(slopes)) + slopes @ slopes.T
+            # What is foretold to be left, of the residual after steps back to the prior's.
+            left = np.linalg.solve(system, residual - slopes @ away)
+            step = spread * (away + slopes.T @ left)
         else:
             step = _SHORTER * step
     return cells.moved(change)
-
-
-def _precision(cells, prior):
-    """Inverse covariance (n + C, n + C) of the prior around cells whose walls may move."""
-    basis = prior.raster[1]
-    field = basis @ cells.z + prior.mean
-    far = np.abs(field) > prior.length / 2
-    # Points of the raster repeat each other within a length.
-    independent = np.prod(prior.box_um) / len(basis) / (np.sqrt(np.pi) * prior.length) ** 3
-    held = basis[far] / (_HELD * np.abs(field[far, None]))
-    precision, n = np.eye(len(cells.unknowns)), len(cells.z)
-    precision[:n, :n] += independent * held.T @ held
-    return precision

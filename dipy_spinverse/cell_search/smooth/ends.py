@@ -11,9 +11,16 @@ import numpy as np
 from dipy_spinverse.cell_search.smooth.descent import Fitted, SmoothDescent
 from dipy_spinverse.cell_search.smooth.effort import SmoothEffort
 from dipy_spinverse.cell_search.smooth.elsewhere import elsewhere
-from dipy_spinverse.cell_search.smooth.forward import LimitModel, SmoothCells, taken_apart
+from dipy_spinverse.cell_search.smooth.forward import (
+    LimitModel,
+    SmoothCells,
+    SmoothModel,
+    taken_apart,
+)
 
-_LEAST_GAIN = 1.0  # of minus twice the log probability, that another correction may bring
+# Of minus twice the log probability: what another correction may bring at least, and how far from
+# the best end a corrected line is given up.
+_LEAST_GAIN, _HOPELESS = 1.0, 100.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,15 +33,21 @@ class End:
         To all data, in the limit of fine grids.
     signals : ndarray (M,)
         There.
+    narrowing : float
+        Minus twice the log of how much of the prior's volume around the cells data leave.
     """
 
     fitted: Fitted
     signals: np.ndarray
+    narrowing: float
 
     @property
     def improbability(self) -> float:
-        """Minus twice the log probability, but for a constant."""
-        return self.fitted.improbability
+        """Minus twice the log probability of the cells and those around them, but for a constant.
+
+        Of two ends as probable, that with more room around it is the more likely one.
+        """
+        return self.fitted.improbability + self.narrowing
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,31 +56,37 @@ class Ending:
 
     Parameters
     ----------
+    fine : SmoothModel
+        Of all measurements.
     limit : LimitModel
+        Of those that the target wants.
     descend : SmoothDescent
-        On a fine grid.
+        On the fine grid.
     effort : SmoothEffort
     """
 
+    fine: SmoothModel
     limit: LimitModel
     descend: SmoothDescent
     effort: SmoothEffort
 
-    def __call__(self, cells: SmoothCells) -> End:
+    def __call__(self, cells: SmoothCells, best: float = np.inf) -> End:
         """The best end of a line after some steps, corrected by the limit each time.
 
         A correction belongs to one shape, so steps far from it can lead away from the data.
+        Lines that stay far above the improbability of the best one are given up.
         """
-        complete, ends = self.descend.target.complete, []
+        ends: list[End] = []
         cells = taken_apart(cells, self.descend.prior)
-        signals = self.limit.signals(cells)
+        signals = self._signals(cells)
         for _ in range(self.effort.n_corrections):
             descend = self._exact_for(cells, signals)
             cells = descend(descend.fitted(cells), self.effort.n_steps_last).cells
-            signals = self.limit.signals(cells)
-            residual = complete.data / complete.sigma - complete.expected(signals)
-            ends.append(End(Fitted(cells, residual), signals))
-            if len(ends) > 1 and ends[-1].improbability > ends[-2].improbability - _LEAST_GAIN:
+            signals = self._signals(cells)
+            ends.append(self._end(cells, signals))
+            before = ends[-2].improbability if len(ends) > 1 else np.inf
+            wanted = min(before - _LEAST_GAIN, best + _HOPELESS)
+            if ends[-1].improbability > wanted:
                 break
         return min(ends, key=_improbability)
 
@@ -82,10 +101,34 @@ class Ending:
             descend = self._exact_for(best.fitted.cells, best.signals)
             moved = [descend.fitted(cells) for cells in elsewhere(best.fitted.cells, prior)]
             moved = sorted(moved, key=_improbability)[: self.effort.n_places]
-            ends = sorted([*ends, *(self(x.cells) for x in moved)], key=_improbability)
+            ends += [self(x.cells, best.improbability) for x in moved]
+            ends = sorted(ends, key=_improbability)
             if ends[0] is best:
                 break
         return ends
+
+    def of_lines(self, lines: Sequence[SmoothCells]) -> list[End]:
+        """Where lines end, the best first."""
+        ends: list[End] = []
+        for cells in lines:
+            ends.append(self(cells, min(map(_improbability, ends), default=np.inf)))
+        return sorted(ends, key=_improbability)
+
+    def at(self, cells: SmoothCells) -> End:
+        """Cells as an end, without a step."""
+        return self._end(cells, self._signals(cells))
+
+    def _end(self, cells, signals):
+        complete, jacobian = self.descend.target.complete, self.descend.jacobian(cells)
+        residual = complete.data / complete.sigma - complete.expected(signals)
+        narrowing = np.linalg.slogdet(np.eye(len(jacobian)) + jacobian @ jacobian.T)[1]
+        return End(Fitted(cells, residual), signals, float(narrowing))
+
+    def _signals(self, cells):
+        """Signals (M,) in the limit: a few foretell what all differ by from the fine grid's."""
+        target, simulated = self.descend.target, self.descend.exact.signals(cells)
+        change = self.limit.signals(cells) - simulated
+        return self.fine.signals(cells) + target.foretold_change(change)
 
     def _exact_for(self, cells, signals):
         """Descents to data that are corrected for cells of these signals."""

@@ -144,7 +144,7 @@ class SmoothModel:
     ):
         edge = prior.box_um.min() / cubes
         grid = bcc_grid(np.round(prior.box_um / edge).astype(int), edge, "absorbing")
-        self.shape, self.cubes = SmoothShape(grid, prior), cubes
+        self.shape, self.cubes, self._prior = SmoothShape(grid, prior), cubes, prior
         self._acquisition, self._diffusivity = acquisition, diffusivity
         self._resistance = float(np.median(face_resistance(grid, diffusivity)))
         self.simulator = self._simulator_of(acquisition)
@@ -176,7 +176,7 @@ class SmoothModel:
         )
         # tau = 1 / (1 + 1 / (kappa r)), so d tau / d ln kappa = tau (1 - tau)
         by_leak = by_leak[:, :-1] * (LOG_SPREAD * leaks * (1 - leaks))[:-1]
-        return signals, np.hstack([filled.slopes(by_share), by_leak])
+        return signals, np.hstack([filled.slopes(by_share, self._prior), by_leak])
 
     def _leaks(self, cells, filled):
         """Leaks (C + 1,) of the lattice's faces."""

@@ -11,6 +11,7 @@ from dipy_spinverse.bloch_torrey import relative_transmissibility, unique_encodi
 from dipy_spinverse.cell_search.smooth.effort import DEFAULT_EFFORT, SmoothEffort
 from dipy_spinverse.cell_search.smooth.forward import SmoothCells, SmoothShape
 from dipy_spinverse.cell_search.smooth.level_set import prior_of
+from dipy_spinverse.cell_search.smooth.mesh import wall_area
 from dipy_spinverse.cell_search.smooth.search import SmoothSearch
 from dipy_spinverse.cell_search.smooth.stored import STORED, stored
 from dipy_spinverse.grid import TetrahedralGrid
@@ -22,6 +23,8 @@ from dipy_spinverse.voxels.rician import rician_mean
 
 # Of simulated signals, relative to them: of what lattices, points in tetrahedra and steps leave.
 _SIMULATION_ERROR = 0.003
+# Of areas of walls: what fits of bodies of known walls err by, of which draws know nothing.
+_AREA_ERROR = 0.03
 _MAPS = ("surface_to_volume", "wall_permeability")
 
 
@@ -65,7 +68,8 @@ class SmoothCellInversion:
         self.search = SmoothSearch(
             part, prior.box_um, diffusivity=diffusivity, seed=seed, effort=effort
         )
-        self._shape, self._n_fields = SmoothShape(grid, self.search.prior), n_fields
+        self._shape = SmoothShape(grid, self.search.prior)
+        self._n_fields, self._seed = n_fields, seed
 
     def run(self, data: np.ndarray, sigma: np.ndarray | None) -> Reconstruction:
         """Find the cells of V voxels; arguments as :meth:`Inversion.run`."""
@@ -97,9 +101,12 @@ class SmoothCellInversion:
         residual = (data - expected) / noise[self._acquisition.te_index]
         every = [found.best, *found.draws]
         fields = np.array([self._openness(cells) for cells in every])
-        of_each = [self.search.fine.shape.geometry(cells)[1] for cells in every]
-        area = np.array([of_one.sum() for of_one in of_each])
+        of_each = [wall_area(self.search.prior, cells) for cells in every]
+        rng = np.random.default_rng(self._seed)
+        off = np.append(1.0, np.exp(_AREA_ERROR * rng.standard_normal(len(found.draws))))
+        area = off * [of_one.sum() for of_one in of_each]
         leaks = [a @ cells.permeability for a, cells in zip(of_each, every, strict=True)]
+        # The exchange, permeability times area, is what signals tell.
         mean = np.array(leaks) / area.clip(1e-9)
         return {
             **stored(every),

@@ -6,16 +6,18 @@ eigenfunctions f of a squared exponential covariance, so |z|^2 says how unlikely
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy.ndimage import map_coordinates, spline_filter
 
 from dipy_spinverse.grid import TetrahedralGrid
 
 # Of the field, relative to the mean side of the box, but for the mean, which is over its standard
 # deviation: a fifth of the box is inside. With equal length and deviation slopes are about 1.
-_LENGTH = 0.15
+_LENGTH = 0.12
 _MEAN = -0.75
 _N_NODES = 64  # along an axis, on which the covariance is diagonalised
 _LEAST_VARIANCE = 1e-3  # of a mode, relative to the first
@@ -25,6 +27,7 @@ _STEEPEST = 1.2  # slope of a field, where tetrahedra near walls are told from o
 _WIDTH = 0.6  # of the change from inside to outside, in distances of the points
 _RIDGE = 1e-4
 RASTER = 20  # points along an axis
+_SPLINE, _BEYOND = 32, 4  # nodes of cubic splines along an axis, in the box and beyond each end
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +45,11 @@ class FieldPrior:
     def n_modes(self) -> int:
         """Number of unknowns z."""
         return len(self._modes[1])
+
+    @property
+    def variances(self) -> np.ndarray:
+        """Of the modes (n,), over the largest: the smaller, the rougher they are."""
+        return self._modes[2]
 
     def basis(self, points: np.ndarray) -> np.ndarray:
         """Matrix (P, n) from z to the field minus its mean, um, at points (P, 3)."""
@@ -71,6 +79,17 @@ class FieldPrior:
         modes[tuple(self._modes[1].T)] = self.length * z
         field = np.einsum("ijk,ck->ijc", modes, along[2])
         return np.einsum("ai,bj,ijc->abc", along[0], along[1], field, optimize=True) + self.mean
+
+    def interpolated(self, z: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """The field, um, of unknowns z (n,) as a function of points (..., 3) in the box."""
+        places = (np.arange(-_BEYOND, _SPLINE + _BEYOND) + 0.5) / _SPLINE - 0.5
+        nodes = spline_filter(self.on_axes(z, [places * side for side in self.box_um]))
+
+        def field(points):
+            place = (points / self.box_um + 0.5) * _SPLINE - 0.5 + _BEYOND
+            return map_coordinates(nodes, np.moveaxis(place, -1, 0), prefilter=False)
+
+        return field
 
     @property
     def mean(self) -> float:
@@ -111,7 +130,7 @@ class FieldPrior:
             factors.append((vector[:, keep] / np.sqrt(value[keep]))[:, ::-1])
         variance = values[0][:, None, None] * values[1][:, None] * values[2]
         index = np.argwhere(variance > _LEAST_VARIANCE * variance.max())
-        return factors, index
+        return factors, index, variance[tuple(index.T)] / variance.max()
 
 
 def prior_of(grid: TetrahedralGrid) -> FieldPrior:
@@ -132,27 +151,26 @@ class Filled:
     ----------
     share : ndarray (T,)
         Inside of cells.
-    near : ndarray (N,)
-        Tetrahedra near walls.
-    basis : ndarray (N, Q, n)
-        From unknowns to the field at points in these.
-    by_field : ndarray (N, Q)
-        Derivatives of their shares by it, 1/um.
     area : ndarray (T,)
         Of the walls in each, um^2.
+    points : ndarray (P, 3)
+        At walls, um, which tell the share of tetrahedra.
+    tetrahedra : ndarray (P,)
+        Where they are.
+    by_field : ndarray (P,)
+        Derivatives of the share by the field there, 1/um.
     """
 
     share: np.ndarray
-    near: np.ndarray
-    basis: np.ndarray
-    by_field: np.ndarray
     area: np.ndarray
+    points: np.ndarray
+    tetrahedra: np.ndarray
+    by_field: np.ndarray
 
-    def slopes(self, by_share: np.ndarray) -> np.ndarray:
+    def slopes(self, by_share: np.ndarray, prior: FieldPrior) -> np.ndarray:
         """Derivatives (M, n) by the unknowns, of those (M, T) by shares."""
-        at_walls = self.by_field > 0
-        weighted = (by_share[:, self.near, None] * self.by_field)[:, at_walls]
-        return weighted.astype(np.float32) @ self.basis[at_walls]
+        weighted = by_share[:, self.tetrahedra] * self.by_field
+        return weighted.astype(np.float32) @ prior.basis(self.points)
 
 
 class Filling:
@@ -167,28 +185,24 @@ class Filling:
 
     def __init__(self, grid: TetrahedralGrid, prior: FieldPrior):
         self._volumes, self._prior = grid.volumes, prior
-        weights = _barycentric()
-        points = np.einsum("qv,tvk->tqk", weights, grid.tetrahedron_points)
+        weights, self._centroids = _barycentric(), grid.centroids
+        self._points = np.einsum("qv,tvk->tqk", weights, grid.tetrahedron_points)
         # A share changes over this distance, as of one point: wider walls would leak.
         self._width = _WIDTH * np.cbrt(grid.volumes[0] / len(weights))
         self._reach = (
             _STEEPEST
             * np.linalg.norm(grid.tetrahedron_points - grid.centroids[:, None], axis=2).max()
         )
-        self._of_centroids = prior.basis(grid.centroids)
-        self._factors = [
-            x.reshape(*points.shape[:2], -1) for x in prior.factors(points.reshape(-1, 3))
-        ]
         # Least squares of the field's slope in each tetrahedron.
-        self._to_slope = np.linalg.pinv(points - points.mean(axis=1, keepdims=True))
+        centred = self._points - self._points.mean(axis=1, keepdims=True)
+        self._to_slope = np.linalg.pinv(centred)
 
     def __call__(self, z: np.ndarray) -> Filled:
         """How the field of unknowns z (n,) fills the tetrahedra."""
-        z, mean = z.astype(np.float32), self._prior.mean
-        middle = self._of_centroids @ z + mean
+        field_at = self._prior.interpolated(z)
+        middle = field_at(self._centroids)
         near = np.flatnonzero(np.abs(middle) < self._reach)
-        basis = self._prior.product([x[near] for x in self._factors])
-        field = basis @ z + mean
+        field = field_at(self._points[near])
         slope = np.linalg.norm(np.einsum("tkq,tq->tk", self._to_slope[near], field), axis=1)
         slope = slope.clip(_LEAST_SLOPE)[:, None]
         inside = 0.5 + field / slope / (2 * self._width)
@@ -197,7 +211,13 @@ class Filling:
         share[near] = inside.clip(0, 1).mean(axis=1)
         area[near] = at_wall.mean(axis=1) / (2 * self._width) * self._volumes[near]
         by_field = at_wall / slope / (2 * self._width * field.shape[1])
-        return Filled(share, near, basis, by_field, area)
+        return Filled(
+            share,
+            area,
+            points=self._points[near][at_wall],
+            tetrahedra=near[np.nonzero(at_wall)[0]],
+            by_field=by_field[at_wall],
+        )
 
 
 def _barycentric():

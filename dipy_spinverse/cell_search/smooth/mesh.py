@@ -26,28 +26,53 @@ def smooth_mesh(
     The wall probability of a triangle is that of a wall within 4 % of the box's side, over the
     draws.
     """
-    axes = [((np.arange(_POINTS) + 0.5) / _POINTS - 0.5) * side for side in prior.box_um]
-    # Outside of the box there are no cells.
-    field = np.pad(prior.on_axes(cells.z, axes), 1, constant_values=-1e-3 * prior.length)
-    spacing = prior.box_um / _POINTS
-    if not (field > 0).any():
+    vertices, triangles = _walls(prior, cells)
+    if not len(triangles):
         nothing, none = np.zeros((0, 3)), np.zeros(0)
         return InterfaceMesh(nothing, nothing.astype(int), none, none, nothing, none.astype(int))
-    vertices, triangles, *_ = marching_cubes(field, 0.0, spacing=tuple(spacing))
-    vertices = vertices - (prior.box_um + spacing) / 2
-    a, b, c = np.moveaxis(vertices[triangles], 1, 0)
-    normals, centres = np.cross(b - a, c - a), (a + b + c) / 3
+    normals, centres = _areas(vertices, triangles), vertices[triangles].mean(axis=1)
     normals /= np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-12)
-    n = len(cells.parts)
-    place = ((centres / prior.box_um + 0.5) * n).astype(int).clip(0, n - 1)
     return InterfaceMesh(
         vertices_um=vertices,
         triangles=triangles,
-        permeability=cells.permeability[cells.parts[tuple(place.T)]],
+        permeability=cells.permeability[_part(prior, cells, centres)],
         wall_probability=wall_probability(prior, draws, centres, _WITHIN * prior.box_um.mean()),
         normals=normals,
         components=_components(triangles, len(vertices)),
     )
+
+
+def wall_area(prior: FieldPrior, cells: SmoothCells) -> np.ndarray:
+    """Area (C,) of the walls of each cell, um^2."""
+    vertices, triangles = _walls(prior, cells)
+    area = np.linalg.norm(_areas(vertices, triangles), axis=1)
+    part = _part(prior, cells, vertices[triangles].mean(axis=1))
+    return np.bincount(part, area, minlength=len(cells.leaks))
+
+
+def _walls(prior, cells):
+    """Vertices (V, 3), um, and triangles (N, 3) of closed walls."""
+    axes = [((np.arange(_POINTS) + 0.5) / _POINTS - 0.5) * side for side in prior.box_um]
+    # Outside of the box there are no cells.
+    field = np.pad(prior.on_axes(cells.z, axes), 1, constant_values=-1e-3 * prior.length)
+    if not (field > 0).any():
+        return np.zeros((0, 3)), np.zeros((0, 3), dtype=int)
+    spacing = prior.box_um / _POINTS
+    vertices, triangles, *_ = marching_cubes(field, 0.0, spacing=tuple(spacing))
+    return vertices - (prior.box_um + spacing) / 2, triangles
+
+
+def _areas(vertices, triangles):
+    """Areas (N, 3) of triangles, um^2, along their normals."""
+    a, b, c = np.moveaxis(vertices[triangles], 1, 0)
+    return np.cross(b - a, c - a) / 2
+
+
+def _part(prior, cells, points):
+    """To which cell points (P, 3) belong."""
+    n = len(cells.parts)
+    place = ((points / prior.box_um + 0.5) * n).astype(int).clip(0, n - 1)
+    return cells.parts[tuple(place.T)]
 
 
 def wall_probability(

@@ -11,7 +11,7 @@ import numpy as np
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.cell_search.condensed import CondensedTarget, Foretold
 from dipy_spinverse.cell_search.labelled import Target
-from dipy_spinverse.cell_search.smooth.descent import Fitted, SmoothDescent
+from dipy_spinverse.cell_search.smooth.descent import SmoothDescent
 from dipy_spinverse.cell_search.smooth.draws import drawn
 from dipy_spinverse.cell_search.smooth.effort import DEFAULT_EFFORT, SmoothEffort
 from dipy_spinverse.cell_search.smooth.elsewhere import elsewhere
@@ -26,12 +26,12 @@ from dipy_spinverse.cell_search.smooth.level_set import FieldPrior
 from dipy_spinverse.cell_search.smooth.proposals import Examples, Proposals
 from dipy_spinverse.cell_search.smooth.random_cells import random_cells
 from dipy_spinverse.cell_search.smooth.rotations import Rotations
-from dipy_spinverse.voxels.rician import rician_mean
 
 # Error of condensed data, in units of the noise, on the coarse grid: on a fine one it is more.
 _RIDGE = 0.02
 # Of the difference of two ends that descents which go on for long still take back.
 _UNFINISHED = 4.0
+_THE_SAME = 0.95  # overlap of two lines of which one goes on
 # Over the signal without diffusion weighting: to how much of it examples are foretold.
 _TYPICAL_NOISE = 1 / 50
 
@@ -102,10 +102,11 @@ class SmoothSearch:
         lines = _descended(coarse, starts, effort.n_steps_coarse)
         starts = [line.cells for line in lines[: effort.n_better]]
         lines = _descended(middle, starts, effort.n_steps_middle)
-        starts = [line.cells for line in self._with_others(middle, lines)[: effort.n_good]]
+        lines = self._different(self._with_others(middle, lines))
+        starts = [line.cells for line in lines[: effort.n_good]]
         lines = _descended(fine, starts, effort.n_steps_fine)
-        end = Ending(self.limit, fine, effort)
-        ends = end.elsewhere([end(line.cells) for line in lines[: effort.n_lines]])
+        end = self._ending(fine)
+        ends = end.elsewhere(end.of_lines([line.cells for line in lines[: effort.n_lines]]))
         draws = self._draws(ends, middle, n_draws, rng)
         n_steps = effort.n_steps_coarse + effort.n_steps_middle + effort.n_steps_fine
         n_steps += effort.n_corrections * effort.n_steps_last
@@ -115,12 +116,15 @@ class SmoothSearch:
         """Cells after the last steps of a search that would have found them."""
         fine = self._descent(self._target(data, sigma, rician), self.fine, self.middle)
         line = fine(fine.fitted(cells), self.effort.n_steps_fine)
-        return Ending(self.limit, fine, self.effort)(line.cells).fitted.cells
+        return self._ending(fine)(line.cells).fitted.cells
 
     def improbability(self, data, sigma, rician, cells: SmoothCells) -> float:
-        """Minus twice the log probability of cells, but for a constant, in the limit."""
-        expected = rician_mean(self.limit.signals(cells), rician)
-        return Fitted(cells, (data - expected) / sigma).improbability
+        """Minus twice the log probability of cells and those around them, but for a constant."""
+        fine = self._descent(self._target(data, sigma, rician), self.fine, self.middle)
+        return self._ending(fine).at(cells).improbability
+
+    def _ending(self, fine):
+        return Ending(self.fine, self.limit.of_measurements(fine.target.rows), fine, self.effort)
 
     def _descent(self, target, exact, slopes):
         """Steps by the signals of one grid and their derivatives on another."""
@@ -135,6 +139,17 @@ class SmoothSearch:
         starts = [line.cells for line in moved[: self.effort.n_moves]]
         moved = _descended(descend, starts, self.effort.n_steps_middle)
         return sorted([*lines, *moved], key=_improbability)
+
+    def _different(self, lines):
+        """Lines without those that ended where a better one did, or at its point reflection."""
+        basis, mean = self.prior.raster[1], self.prior.mean
+        inside = [basis @ line.cells.z + mean > 0 for line in lines]
+        chosen: list[int] = []
+        for k, one in enumerate(inside):
+            alike = [max(_dice(one, inside[n]), _dice(one, inside[n][::-1])) for n in chosen]
+            if max(alike, default=0.0) < _THE_SAME:
+                chosen.append(k)
+        return [lines[k] for k in chosen]
 
     def _target(self, data, sigma, rician):
         complete = Target(self.coarse.simulator, data, sigma, rician)
@@ -176,20 +191,30 @@ class SmoothSearch:
         return _TYPICAL_NOISE * largest[timing]
 
     def _draws(self, ends, descend, number, rng):
-        """Cells drawn from the posterior: of the ends by their probability."""
+        """Cells drawn from the posterior: of the ends by their probability.
+
+        Errors count as large as what the best end leaves, should that be more than the noise.
+        """
+        error = max(float(np.sqrt((ends[0].fitted.residual ** 2).mean())), 1.0)
         apart = np.array([end.improbability for end in ends])
         chance = np.exp((apart.min() - apart) / (2 * _UNFINISHED))
         of_each = rng.multinomial(number, chance / chance.sum())
         centres = [
             end.fitted.cells for end, n in zip(ends, of_each, strict=True) for _ in range(n)
         ]
-        return [drawn(rng, cells, descend, self.effort.n_steps_of_draws) for cells in centres]
+        n_steps = self.effort.n_steps_of_draws
+        return [drawn(rng, cells, descend, n_steps, error) for cells in centres]
 
 
 def _descended(descend, starts, n_steps):
     """Where descents end, the most probable first."""
     lines = [descend(descend.fitted(start), n_steps) for start in starts]
     return sorted(lines, key=_improbability)
+
+
+def _dice(one, other):
+    """Overlap of two regions (P,)."""
+    return 2 * (one & other).sum() / max(one.sum() + other.sum(), 1)
 
 
 _improbability = attrgetter("improbability")
