@@ -103,7 +103,7 @@ def main():
     fit = load_fit(folder / "fit" / "fit.npz")
     data, affine = load_nifti(folder / "dwi.nii.gz")
     demo = Image.open(folder / "demo.png").convert("RGB")
-    walls = demo.crop((0, round(0.595 * demo.height), demo.width, demo.height))
+    walls = demo.crop((0, round(0.58 * demo.height), demo.width, demo.height))
     save(stacked([picture(plot_maps(fit, MAPS)), walls]), "start.png")
     save(scene(fit, data[..., 0], affine), "scene.png")
     page = folder / "report.html"

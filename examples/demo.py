@@ -241,14 +241,10 @@ def draw_agreement(axes, truths, maps):
                 # Substrates with one true value stand side by side.
                 getattr(truth, quantity) + 0.012 * limit * (index - 3.5),
                 maps[quantity][voxel],
-                # A mean may lie beyond the interval of a skewed posterior.
-                np.maximum(
-                    [
-                        [maps[quantity][voxel] - maps[f"{quantity}_low"][voxel]],
-                        [maps[f"{quantity}_high"][voxel] - maps[quantity][voxel]],
-                    ],
-                    0,
-                ),
+                [
+                    [maps[quantity][voxel] - maps[f"{quantity}_low"][voxel]],
+                    [maps[f"{quantity}_high"][voxel] - maps[quantity][voxel]],
+                ],
                 fmt="o",
                 markersize=4,
                 capsize=2,
@@ -257,7 +253,8 @@ def draw_agreement(axes, truths, maps):
             )
         axis.plot([0, limit], [0, limit], "k--", linewidth=0.8)
         axis.set(xlabel=f"true {label}", ylabel=f"estimated {label}")
-        axis.set_ylim(top=max(limit, min(axis.get_ylim()[1], 3 * limit)))
+        top = max(limit, min(axis.get_ylim()[1], 3 * limit))
+        axis.set_ylim(-0.02 * top, top)
 
 
 def draw_meshes(figure, positions, truths, folder):
@@ -290,8 +287,8 @@ def draw_meshes(figure, positions, truths, folder):
 
 def draw(folder, truths, maps):
     """Maps, agreement with the truth and meshes in one picture."""
-    figure = plt.figure(figsize=(18, 13), layout="constrained")
-    rows = figure.add_gridspec(3, 12, height_ratios=(0.5, 1, 1.2))
+    figure = plt.figure(figsize=(18, 12.5), layout="constrained")
+    rows = figure.add_gridspec(3, 12, height_ratios=(0.4, 1, 1.2))
     columns = [slice(3 * i, 3 * i + 3) for i in range(4)]
     draw_maps([figure.add_subplot(rows[0, c]) for c in columns], truths, maps)
     draw_agreement([figure.add_subplot(rows[1, c]) for c in columns], truths, maps)
