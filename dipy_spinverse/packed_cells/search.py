@@ -128,17 +128,6 @@ class Modes:
             places[:, -3:] = vector_of(turned @ np.swapaxes(frames, 1, 2))
         return places
 
-    def with_voxels(self, index: np.ndarray, others: Modes) -> Modes:
-        """The same with others for some of the voxels, the best of them where they have more."""
-        places, frames, covariances, costs = (
-            each.copy() for each in (self.places, self.frames, self.covariances, self.costs)
-        )
-        n = min(costs.shape[1], others.costs.shape[1])
-        costs[index] = np.inf
-        costs[index, :n], places[index, :n] = others.costs[:, :n], others.places[:, :n]
-        covariances[index, :n], frames[index] = others.covariances[:, :n], others.frames
-        return Modes(places, frames, covariances, costs)
-
     def of_voxels(self, index: np.ndarray) -> Modes:
         """Some of the voxels."""
         return Modes(
