@@ -160,10 +160,10 @@ def packed_cells_posterior(
     """Which tissue explains the signals of voxels, and how surely.
 
     The prior is that of ``classes``; amplitudes are integrated out with a flat prior, and what the
-    scan adds beside them is told apart (``nuisance``). The first call for an acquisition takes some
-    seconds to compile the emulator for it. Where the best class leaves more than noise does in one
-    of 1000 voxels, draws are made with so much more noise that it would be typical: intervals of a
-    refuted model are wider by the square root of the excess.
+    scan adds beside them is told apart (``nuisance``). The first call for an acquisition takes
+    some seconds to compile the emulator for it. Where the best class leaves more than noise does
+    in one of 1000 voxels, draws are made with so much more noise that it would be typical:
+    intervals of a refuted model are wider by the square root of the excess.
 
     Parameters
     ----------
