@@ -175,16 +175,18 @@ def odd_terms(acquisition: Acquisition, data: np.ndarray, sigma: np.ndarray) -> 
 
 
 def _opposite_pairs(acquisition):
-    """Rows of measurements of one timing and q in opposite directions."""
+    """Rows (2, P) of measurements of one timing and q in opposite directions."""
     weighted = np.flatnonzero(~acquisition.b0_mask & ~acquisition.isotropic)
     vectors = (acquisition.q[:, None] * acquisition.directions)[weighted].round(3)
-    vectors = np.concatenate([acquisition.timing_index[weighted, None], vectors], axis=1)
-    order: dict[tuple, list[int]] = {}
-    for row, vector in zip(weighted, vectors, strict=True):
-        order.setdefault(tuple(vector + 0.0), []).append(row)
-    pairs = []
-    for vector, rows in order.items():
-        opposite = (vector[0], *(-x + 0.0 for x in vector[1:]))
-        if vector > opposite and opposite in order:
-            pairs += zip(rows, order[opposite], strict=False)
-    return np.array(pairs, dtype=int).reshape(-1, 2).T
+    timing = acquisition.timing_index[weighted, None]
+    both = np.concatenate([np.hstack([timing, vectors]), np.hstack([timing, -vectors])]) + 0.0
+    own, opposite = np.unique(both, axis=0, return_inverse=True)[1].reshape(2, -1)
+    # The first of an encoding goes with the first of the opposite one, and so on.
+    order, place = np.argsort(own, kind="stable"), np.arange(len(own))
+    number = np.empty_like(own)
+    number[order] = place - np.searchsorted(own[order], own[order])
+    mine, wanted = (each * len(own) + number for each in (own, opposite))
+    order = np.argsort(mine)
+    partner = order[np.searchsorted(mine[order], wanted).clip(max=len(own) - 1)]
+    paired = (mine[partner] == wanted) & (own > opposite)
+    return weighted[np.stack([place[paired], partner[paired]])]
