@@ -23,7 +23,11 @@ from benchmarks.tissue import MAPS
 from benchmarks.tissue_testset import acquisition
 from dipy_spinverse.packed_cells.classes import tissue_class
 from dipy_spinverse.packed_cells.likeliest import error_patterns, model_errors
-from dipy_spinverse.packed_cells.maps import tissue_maps, tissue_parameters
+from dipy_spinverse.packed_cells.maps import (
+    tissue_maps,
+    tissue_parameters,
+    with_unequal_membranes,
+)
 from dipy_spinverse.packed_cells.posterior import packed_cells_posterior
 from dipy_spinverse.packed_cells.tissue_signals import tissue_signals
 
@@ -47,6 +51,8 @@ def drawn(name: str, n: int, snr: float, seed: int) -> tuple[np.ndarray, np.ndar
     signals = np.empty_like(clean)
     signals[:, model.shells.order] = np.hypot(clean + noise[0], noise[1])
     maps = tissue_maps(tissue_parameters(tissue, z, None), frames)
+    each = {key: value[:, None] for key, value in maps.items()}
+    maps = {key: value[:, 0] for key, value in with_unequal_membranes(each, rng).items()}
     return signals, np.stack([maps[key] for key in MAPS], axis=1)
 
 

@@ -597,6 +597,20 @@ def test_intervals_hold_tissues_of_the_prior():
     assert np.mean(inside) >= 0.86
 
 
+def test_permeability_allows_for_cells_that_differ_in_it():
+    *_, signals = drawn_tissue("cylinders", 4, 11)
+    found = packed_cells_posterior(protocol(), signals, SIGMA, classes=("cylinders",), n_draws=400)
+    alike = found.parameters["permeability"]
+    more = found.maps["wall_permeability"] / alike
+    assert (more >= 1).all()
+    # Quantile of 0.2 times the square of a normal number: 1.004; 400 draws know it to 20 %.
+    np.testing.assert_allclose(np.log(np.quantile(more, 0.975, axis=0)), 1.0, rtol=0.4)
+    radius, exchange = found.parameters["radius"], found.maps["exchange_time"]
+    own = radius / (2 * alike) < 9000  # above it is cut off
+    expected = radius / (2 * found.maps["wall_permeability"])
+    np.testing.assert_allclose(exchange[own], expected[own], rtol=1e-6)
+
+
 def test_classes_called_unlikely_are_rarely_the_right_ones():
     unlikely = []
     for name in ("cylinders", "crossing", "spheres", "mixture"):

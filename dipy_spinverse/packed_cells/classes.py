@@ -5,7 +5,8 @@ uniform between 0 and 1:
 
 - radius: log-normal about a typical one, 2 um unless said, by a factor of 3, from 0.1 to 60 um
 - fraction of the bodies within their own tissue: uniform from 0.05 to 0.8 (spheres 0.66)
-- permeability: log-uniform from 0.0005 to 0.5 um/ms
+- permeability: log-uniform from 0.0005 to 0.5 um/ms; cells of a voxel differ in it by a factor
+  that is log-normal about 1 by e (``maps.with_unequal_membranes``)
 - dispersion in either direction: its cube root uniform, 0.0005 (parallel to 2 degrees) to 0.95
 - half the angle between crossing axes: uniform from 10 to 45 degrees; their shares: uniform
 - share of sphere tissue in a mixture, whose membranes all have one permeability: uniform

@@ -7,6 +7,11 @@ import numpy as np
 from dipy_spinverse.packed_cells.classes import TissueClass, dispersion_of, values_of
 from dipy_spinverse.walls.maps import LONGEST_EXCHANGE_TIME_MS
 
+# ln of the mean permeability over that of cells that are all alike and have the same signals, by
+# the variance of its ln between the cells of a voxel: 0.12 where it is log-normal, 0.25 where half
+# of the cells leak 20 times as much as the rest, which then are like water outside.
+_MEAN_BY_VARIANCE = 0.2
+
 PARAMETERS = (
     "radius", "fraction", "permeability", "dispersion_1", "dispersion_2", "half_angle",
     "crossing_share", "sphere_radius", "sphere_fraction", "sphere_permeability", "sphere_share",
@@ -77,6 +82,22 @@ def tissue_maps(parameters: dict[str, np.ndarray], frames: np.ndarray) -> dict[s
         "hindered_fraction": tissue * parameters["hindered"],
         "diffusivity_inside": parameters["diffusivity_inside"],
         "diffusivity_outside": parameters["diffusivity_outside"],
+    }
+
+
+def with_unequal_membranes(
+    maps: dict[str, np.ndarray], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Draws (n, V) of maps where cells of a voxel differ in permeability, by a factor unknown.
+
+    Its logarithm is standard normal a priori: the data do not tell it.
+    """
+    n_draws = len(maps["wall_permeability"])
+    # The same for all voxels, so that a voxel's draws do not depend on the others.
+    more = np.exp(_MEAN_BY_VARIANCE * rng.standard_normal((n_draws, 1)) ** 2)
+    return maps | {
+        "wall_permeability": maps["wall_permeability"] * more,
+        "exchange_time": maps["exchange_time"] / more,
     }
 
 

@@ -22,7 +22,12 @@ from dipy_spinverse.packed_cells.likeliest import (
     searched,
     with_errors_by_shell,
 )
-from dipy_spinverse.packed_cells.maps import PARAMETERS, tissue_maps, tissue_parameters
+from dipy_spinverse.packed_cells.maps import (
+    PARAMETERS,
+    tissue_maps,
+    tissue_parameters,
+    with_unequal_membranes,
+)
 from dipy_spinverse.packed_cells.measured import (
     expected,
     explained,
@@ -346,7 +351,7 @@ def _drawn(case, n_draws, seed):
             parameters[name][number, voxel] = value
     return {
         "parameters": parameters,
-        "maps": tissue_maps(parameters, frames),
+        "maps": with_unequal_membranes(tissue_maps(parameters, frames), rng),
         "probabilities": probabilities,
     }
 
