@@ -17,7 +17,7 @@ from dipy_spinverse.packed_cells.classes import (
     dispersion_of,
     tissue_class,
 )
-from dipy_spinverse.packed_cells.compiled import compiled_signals, emulated_shells, shells_of
+from dipy_spinverse.packed_cells.compiled import compiled_signals, emulated_shells
 from dipy_spinverse.packed_cells.emulator import Encodings, emulated_signals
 from dipy_spinverse.packed_cells.likeliest import error_patterns
 from dipy_spinverse.packed_cells.maps import tissue_maps, tissue_parameters
@@ -35,6 +35,7 @@ from dipy_spinverse.packed_cells.search import (
     dictionary_starts,
     find_modes,
 )
+from dipy_spinverse.packed_cells.shells import shells_of
 from dipy_spinverse.packed_cells.tissue_signals import tissue_signals
 from dipy_spinverse.voxels.tensor_frames import tensor_frames
 

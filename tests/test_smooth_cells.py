@@ -33,6 +33,7 @@ from dipy_spinverse.cell_search.smooth.mesh import wall_area
 from dipy_spinverse.cell_search.smooth.proposals import Examples, Proposals
 from dipy_spinverse.cell_search.smooth.random_cells import random_cells
 from dipy_spinverse.cell_search.smooth.rotations import Rotations
+from dipy_spinverse.cell_search.smooth.voxel import SCALE_SD, VoxelData
 from dipy_spinverse.spinverse import model as spinverse_model
 from dipy_spinverse.spinverse.model import Status
 
@@ -48,14 +49,15 @@ SHORT = SmoothEffort(
 pytestmark = pytest.mark.filterwarnings("ignore:The grid is too coarse")
 
 
-def pulses(n_directions=6):
+def pulses(n_directions=6, te=False):
     rng = np.random.default_rng(3)
     directions = rng.standard_normal((n_directions, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     b = np.repeat([0.0, 0.0, 1.0, 3.0], n_directions)
+    delta, separation = (np.repeat(x, len(b)) for x in ([5.0, 10.0], [6.0, 40.0]))
     return Acquisition(
         b=np.tile(b, 2), directions=np.tile(directions, (8, 1)),
-        small_delta=np.repeat([5.0, 10.0], len(b)), big_delta=np.repeat([6.0, 40.0], len(b)),
+        small_delta=delta, big_delta=separation, te=delta + separation if te else None,
     )  # fmt: skip
 
 
@@ -244,6 +246,45 @@ def test_of_two_ends_as_near_to_the_data_that_with_more_room_is_more_probable():
     assert improbability[0] > improbability[1] + 10
 
 
+def test_an_unknown_S0_and_diffusivity_are_told_from_true_cells():
+    acquisition, rng, truth = pulses(te=True), np.random.default_rng(0), ball()
+    model, *off = (SmoothModel(acquisition, PRIOR, 4, d) for d in (2.0, 1.9, 2.1))
+    slower, faster = (x.signals(truth) for x in off)
+    scale = np.array([1.02, 0.98])[acquisition.te_index]  # S0 off by 2 %, D by 5 %
+    data = scale * faster + 0.0004 * rng.standard_normal(len(acquisition))
+    sigma = np.full(len(data), 0.0004)
+    examples = data + 0.05 * rng.standard_normal((60, len(data)))
+    voxel = VoxelData(data, sigma, 0 * data, acquisition.te_index == np.arange(2)[:, None])
+    complete, ends = Target(model.simulator, data, sigma, 0 * data), []
+    for shared in (None, np.vstack([voxel.scale_errors, (faster - slower) / 2])):
+        target = CondensedTarget(
+            complete, lambda rows: model.simulator, examples, len(data), shared=shared
+        )
+        part = model.of_measurements(target.rows)
+        descend = SmoothDescent(target, part, part, PRIOR)
+        ends.append(Ending(model, part, descend, SHORT).at(truth))
+        # A few measurements tell the same as all.
+        squares = (descend.fitted(truth).residual ** 2).sum()
+        assert squares == pytest.approx((ends[-1].fitted.residual ** 2).sum(), rel=0.1)
+    wrong, right = ((end.fitted.residual**2).mean() for end in ends)
+    assert wrong > 10
+    assert right < 1.5  # noise: 1, and 0.2 of scatter
+    # At the first timing a scale and a diffusivity act nearly alike: 0.009 and 0.2 too much.
+    np.testing.assert_allclose(1 + SCALE_SD * ends[1].shared[:2], [1.02, 0.98], atol=0.015)
+    assert ends[1].shared[2] == pytest.approx(1.0, abs=0.4)  # of 5 %
+
+
+@pytest.mark.filterwarnings("ignore:Voxel")
+def test_a_fit_tells_S0_and_diffusivity_where_they_are_not_given():
+    fit = noisy_ball(n_fields=0)
+    # With as few steps as here the shape is rough, and S0 follows its volume.
+    np.testing.assert_allclose(fit.S0_per_te, 1.0, atol=0.1)
+    assert fit.field_diffusivity[0] != 2.0
+    assert fit.field_diffusivity[0] == pytest.approx(2.0, rel=0.1)
+    data = fit.predict()
+    assert data.shape == fit.residual_rms.shape + (len(pulses()),)
+
+
 def test_harmonics_tell_the_signals_of_turned_cells():
     acquisition = pulses(24)
     model, rotations = (
@@ -324,8 +365,8 @@ def test_walls_are_likely_where_draws_have_them():
     np.testing.assert_array_equal(found, [0.5, 0, 0.5])
 
 
-@pytest.fixture(scope="module")
-def fit():
+def noisy_ball(**known):
+    """A fit of signals of a ball, with what of S0 and the diffusivity is known."""
     acquisition, grid = pulses(), bcc_grid(4, SIDE / 4, "absorbing")
     clean = SmoothModel(acquisition, PRIOR, 5, 2.0).signals(ball())
     data = clean + 0.004 * np.random.default_rng(1).standard_normal(len(clean))
@@ -333,8 +374,22 @@ def fit():
         patch.setattr(
             spinverse_model, "SmoothCellInversion", partial(SmoothCellInversion, effort=SHORT)
         )
-        model = SpinverseModel(acquisition, grid=grid, optimizer="smooth-cells")
-        return model.fit(np.abs(data), S0=1.0, sigma=0.004, n_fields=3)
+        diffusivity = known.pop("diffusivity", None)
+        model = SpinverseModel(
+            acquisition, grid=grid, diffusivity=diffusivity, optimizer="smooth-cells"
+        )
+        return model.fit(np.abs(data), sigma=0.004, **known)
+
+
+@pytest.fixture(scope="module")
+def fit():
+    return noisy_ball(S0=1.0, diffusivity=2e-3, n_fields=3)
+
+
+def wall_share(fit):
+    """Mean share of the box inside of the cells of a fit, on a finer lattice than it knows."""
+    shape = SmoothShape(bcc_grid(6, SIDE / 6, "absorbing"), PRIOR)
+    return np.mean([shape.geometry(cells)[0].sum() for cells in cells_of(fit)]) / SIDE**3
 
 
 @pytest.mark.filterwarnings("ignore:Voxel")
@@ -344,6 +399,15 @@ def test_a_fit_has_smooth_meshes_intervals_and_draws(fit, tmp_path):
     assert (np.unique(edges, axis=0, return_counts=True)[1] == 2).all()
     assert fit.surface_to_volume_low <= fit.surface_to_volume <= fit.surface_to_volume_high
     assert fit.wall_permeability_low < fit.wall_permeability_high
+    # What draws do not know of counts, too.
+    assert fit.surface_to_volume_std > 0.04 * fit.surface_to_volume
+    assert fit.wall_permeability_std > 0.25 * fit.wall_permeability
+    # Maps are those of the smooth cells, not of the lattice's faces; means over few draws.
+    share = wall_share(fit)
+    assert fit.restricted_fraction == pytest.approx(share, rel=0.02)
+    assert fit.pore_diameter == pytest.approx(4 * share / fit.surface_to_volume, rel=0.1)
+    exchange = fit.surface_to_volume * fit.wall_permeability
+    assert fit.exchange_time == pytest.approx(share / exchange, rel=0.3)
     model = SmoothModel(pulses(), PRIOR, 4, 2.0)
     best, *draws = (model.signals(cells) for cells in cells_of(fit))
     # What noise allows is less than 1; shapes drawn from the Gaussian alone are at 3 to 30.
@@ -363,5 +427,7 @@ def test_smooth_cells_say_what_they_need():
     data = np.linspace(1, 0.1, len(acquisition))
     with pytest.raises(ValueError, match="absorbing"):
         SpinverseModel(acquisition, optimizer="smooth-cells").fit(data, S0=1.0, sigma=0.01)
-    with pytest.raises(ValueError, match="S0 given"):
-        SpinverseModel(acquisition, grid=grid, optimizer="smooth-cells").fit(data, sigma=0.01)
+    with pytest.raises(ValueError, match="free_water"):
+        SpinverseModel(acquisition, grid=grid, optimizer="smooth-cells").fit(
+            data, sigma=0.01, free_water=True
+        )

@@ -10,6 +10,7 @@ from scipy.linalg import qr
 
 from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import PartialVolumeSimulator
 from dipy_spinverse.cell_search.labelled import Cells, Target
+from dipy_spinverse.cell_search.shared_errors import independent
 from dipy_spinverse.voxels.rician import rician_mean
 
 _RIDGE = 0.05  # error of the regression that it need not explain, in units of the noise
@@ -67,6 +68,8 @@ class CondensedTarget(Target):
         Of measurements to be simulated, about.
     ridge : float, optional
         Error of the function that it need not explain, in units of the noise.
+    shared : ndarray (k, M), optional
+        What errors that measurements share change by one standard deviation each.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class CondensedTarget(Target):
         examples: np.ndarray,
         number: int,
         ridge: float = _RIDGE,
+        shared: np.ndarray | None = None,
     ):
         self.complete = complete
         foretold = Foretold(complete.simulator, examples, complete.sigma, number, ridge)
@@ -83,6 +87,7 @@ class CondensedTarget(Target):
         # In units of the noise, from signals.
         self._slopes, self._constant = foretold.slopes, foretold.constant
         self._root = np.linalg.cholesky(self._slopes @ self._slopes.T)
+        self._whitening = np.eye(len(rows))
         nothing = np.zeros(len(rows))
         super().__init__(simulator_of(rows), nothing, nothing + 1, nothing)
         lift = 0.0
@@ -90,6 +95,10 @@ class CondensedTarget(Target):
             signals = np.linalg.solve(self._root.T, self._condensed(lift))
             signals = (self._predicted(signals) * complete.sigma).clip(0)
             lift = (rician_mean(signals, complete.rician) - signals) / complete.sigma
+        self.shared = np.zeros((0, len(complete.data))) if shared is None else shared
+        self.shared = self.shared / complete.sigma
+        condensed = np.linalg.solve(self._root, self._slopes @ self.shared.T).T
+        self._whitening = independent(condensed)
         self.data = self._condensed(lift)
 
     def _predicted(self, signals):
@@ -98,7 +107,7 @@ class CondensedTarget(Target):
     def _condensed(self, error):
         """The data, after an error (M,) of their prediction in units of the noise is removed."""
         rest = self.complete.data / self.complete.sigma - error - self._constant
-        return np.linalg.solve(self._root, self._slopes @ rest)
+        return self._whitening @ np.linalg.solve(self._root, self._slopes @ rest)
 
     def exact_at(self, cells: Cells) -> CondensedTarget:
         """The same, but exact for these cells and the more so for those like them."""
@@ -122,8 +131,8 @@ class CondensedTarget(Target):
     def linear(self, share: np.ndarray, leaks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean of the data (n,), and its derivatives (n, T + 2)."""
         signals, *jacobian = self.simulator.partial_sensitivities(share, leaks)
-        return self.expected(signals), self._root.T @ np.hstack(jacobian)
+        return self.expected(signals), self._whitening @ self._root.T @ np.hstack(jacobian)
 
     def expected(self, signals: np.ndarray) -> np.ndarray:
         """Mean of the condensed data, given signals (N, n) without noise."""
-        return signals @ self._root
+        return signals @ self._root @ self._whitening

@@ -90,6 +90,10 @@ class Target:
         """Data minus expectation, in units of the errors."""
         return self.data / self.sigma - cells.signals
 
+    def residual_of(self, signals: np.ndarray) -> np.ndarray:
+        """Data minus what signals (M,) without noise make expect, in units of the errors."""
+        return self.data / self.sigma - self.expected(signals)
+
     def chi_square(self, cells: Cells) -> float:
         """Mean squared residual in units of the errors: 1 for noise only."""
         return float((self.residual(cells) ** 2).mean())

@@ -33,6 +33,10 @@ class Reconstruction:
         Smooth cells, where these were sought; see `cell_search.smooth`.
     maps : dict of ndarray (n + 1, V)
         Maps of the estimate and the other fields that do not come from the faces of the grid.
+    errors : dict of float
+        Relative standard deviations of maps, of errors that all fields share.
+    diffusivity : ndarray (V,), optional
+        Of the water, um^2/ms, where it was found.
     """
 
     openness: np.ndarray
@@ -48,3 +52,5 @@ class Reconstruction:
     misfit: np.ndarray
     cells: dict[str, np.ndarray] = field(default_factory=dict)
     maps: dict[str, np.ndarray] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    diffusivity: np.ndarray | None = None

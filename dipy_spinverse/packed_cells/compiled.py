@@ -12,25 +12,25 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import NamedTuple
 
 import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.linalg import eigh, solve
 from scipy.stats import qmc
 
-from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.packed_cells.departures import departure
 from dipy_spinverse.packed_cells.emulator import RANGES, Encodings, emulated_signals
 from dipy_spinverse.packed_cells.orientations import even_legendre
+from dipy_spinverse.packed_cells.shells import Shells
 
 # Diffusivities that are known, um^2/ms: of fixed tissue in the cold, to free water.
 DIFFUSIVITY_RANGE = (0.15, 3.2)
 # Inside over outside, likewise.
 RATIO_RANGE = (0.4, 2.0)
-# Steps of q by less than a thousandth are within one shell: an error of S below 0.1 %.
-_SAME_Q = 1e-3
 # More values of q of one timing than this are interpolated between so many.
 _MOST_Q = 12
 # Of the logarithm that is interpolated.
@@ -50,52 +50,6 @@ _RIDGE = 1e-10
 _AT_ONCE = 64
 # Of coordinates, for slopes of what is not compiled.
 _STEP = 1e-3
-
-
-@dataclass(frozen=True, eq=False)
-class Shells:
-    """Measurements that differ in direction only.
-
-    Attributes
-    ----------
-    order : ndarray (M,) of int
-        Measurements, shell by shell.
-    first : ndarray (S + 1,) of int
-        Where each shell begins in `order`.
-    q, small_delta, big_delta : ndarray (S,)
-    """
-
-    order: np.ndarray
-    first: np.ndarray
-    q: np.ndarray
-    small_delta: np.ndarray
-    big_delta: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.q)
-
-    @property
-    def of_measurement(self) -> np.ndarray:
-        """Shell (M,) of each measurement, as ordered."""
-        return np.repeat(np.arange(len(self)), np.diff(self.first))
-
-    @property
-    def b(self) -> np.ndarray:
-        """ms/um^2."""
-        return self.q**2 * (self.big_delta - self.small_delta / 3)
-
-
-def shells_of(acquisition: Acquisition) -> Shells:
-    """Shells of one pair of pulses and one q each."""
-    q, timing = acquisition.q, acquisition.timing_index
-    order = np.lexsort((q, timing))
-    apart = np.diff(timing[order]) > 0
-    apart |= np.diff(q[order]) > _SAME_Q * q[order][1:]
-    first = np.r_[0, np.flatnonzero(apart) + 1, len(q)]
-    count = np.diff(first)
-    mean_q = np.add.reduceat(q[order], first[:-1]) / count
-    at = order[first[:-1]]
-    return Shells(order, first, mean_q, acquisition.small_delta[at], acquisition.big_delta[at])
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,14 +122,18 @@ def compiled_signals(
     diffusivity : (inside, outside) or None
         um^2/ms, where known.
     """
-    key = np.stack([shells.q, shells.small_delta, shells.big_delta])
-    return _compiled(shape, key.tobytes(), diffusivity)
+    return _compiled(shape, _encoded(shape, shells).tobytes(), shells.spectra, diffusivity)
+
+
+def _encoded(shape, shells):
+    """q, delta, Delta and shape of b-tensors; spheres know no direction."""
+    anisotropy = shells.b_anisotropy if shape == "cylinder" else np.ones(len(shells))
+    return np.stack([shells.q, shells.small_delta, shells.big_delta, anisotropy])
 
 
 @lru_cache(maxsize=16)
-def _compiled(shape, key, diffusivity):
-    q, small, big = np.frombuffer(key).reshape(3, -1)
-    plan = _Plan.of(shape, q, small, big, diffusivity)
+def _compiled(shape, key, spectra, diffusivity):
+    plan = _Plan.of(shape, np.frombuffer(key).reshape(4, -1), spectra, diffusivity)
     n_tissues = int(np.clip(_N_SIGNALS // plan.n_encodings, *_N_TISSUES))
     coordinates = _scattered(shape, n_tissues, diffusivity)
     coefficients = plan.coefficients(coordinates)
@@ -207,36 +165,57 @@ def _scattered(shape, n, diffusivity):
     return found
 
 
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """Which encodings are emulated, and how coefficients follow from their signals.
+class _Group(NamedTuple):
+    """Encodings of a shell, at nodes of the cosine, or of a timing, at some values of q.
 
-    `groups` has the encodings of a shell, at nodes of the cosine, or of a timing, at some values
-    of q; weights of its shells over these values, or None; the shells; and a matrix (X, L) from
-    signals at the nodes to coefficients.
+    Attributes
+    ----------
+    encodings : Encodings
+    departure : callable or None
+        Of tissues: what waveforms have beyond the pulses.
+    interpolation : ndarray (n, Q) or None
+        Weights of the shells over these values of q.
+    rows : sequence of int (n,)
+        The shells.
+    projection : ndarray (X, L)
+        From signals at the nodes to coefficients.
     """
 
+    encodings: Encodings
+    departure: Callable[[np.ndarray], np.ndarray] | None
+    interpolation: np.ndarray | None
+    rows: Sequence[int] | np.ndarray
+    projection: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """Which encodings are emulated, and how coefficients follow from their signals."""
+
     shape: str
-    groups: list
+    groups: list[_Group]
     degrees: np.ndarray
 
     @classmethod
-    def of(cls, shape, q, small, big, diffusivity):
-        b = q**2 * (big - small / 3)
+    def of(cls, shape, encoded, spectra, diffusivity):
+        q, small, big, anisotropy = encoded
+        b = q**2 * (big - small / 3) * np.abs(anisotropy)
         fastest = max(diffusivity) if diffusivity else DIFFUSIVITY_RANGE[1]
         degrees = np.ones(len(q), dtype=int)
         if shape == "cylinder":
             # Then exp(-b D cos^2) is exact to 0.0005.
             degrees = np.ceil(3 + 2.3 * np.sqrt(b * fastest)).astype(int)
         groups = []
-        for timing in np.unique(np.stack([small, big]), axis=1).T:
-            rows = np.flatnonzero((small == timing[0]) & (big == timing[1]) & (q > 0))
+        kinds = np.stack([small, big, anisotropy, [spectra.index(each) for each in spectra]])
+        for kind in np.unique(kinds, axis=1).T:
+            rows = np.flatnonzero((kinds == kind[:, None]).all(axis=0) & (q > 0))
             if not len(rows):
                 continue
+            spectrum = spectra[rows[0]]
             if len(rows) <= _MOST_Q:
                 nodes = [_cosines(shape, degrees[r]) for r in rows]
                 groups += [
-                    (_encodings(q[[r]], x, timing), None, [r], projection)
+                    _Group(*_encodings(shape, q[[r]], x, kind, spectrum), None, [r], projection)
                     for r, (x, projection) in zip(rows, nodes, strict=True)
                 ]
                 continue
@@ -244,13 +223,13 @@ class _Plan:
             known = q[rows].max() * np.linspace(0, 1, _MOST_Q + 1) ** 1.5
             spline = CubicSpline(known, np.eye(len(known)), bc_type=("clamped", "not-a-knot"))
             x, projection = _cosines(shape, degrees[rows].max())
-            weights = spline(q[rows])[:, 1:]
-            groups.append((_encodings(known[1:], x, timing), weights, rows, projection))
+            encoded = _encodings(shape, known[1:], x, kind, spectrum)
+            groups.append(_Group(*encoded, spline(q[rows])[:, 1:], rows, projection))
         return cls(shape, groups, degrees)
 
     @property
     def n_encodings(self):
-        return sum(len(group[0].q_across) for group in self.groups)
+        return sum(len(group.encodings.q_across) for group in self.groups)
 
     def coefficients(self, coordinates):
         """(N, S, L)."""
@@ -266,12 +245,15 @@ class _Plan:
         if not self.groups:
             return
         every = Encodings(
-            *map(np.concatenate, zip(*(group[0] for group in self.groups), strict=True))
+            *map(np.concatenate, zip(*(group.encodings for group in self.groups), strict=True))
         )
         emulated = emulated_signals(self.shape, tissue, every)
-        ends = np.cumsum([len(group[0].q_across) for group in self.groups])[:-1]
+        ends = np.cumsum([len(group.encodings.q_across) for group in self.groups])[:-1]
         parts = np.split(emulated, ends, axis=1)
-        for (_, interpolation, rows, projection), signals in zip(self.groups, parts, strict=True):
+        for group, signals in zip(self.groups, parts, strict=True):
+            _, departure, interpolation, rows, projection = group
+            if departure is not None:
+                signals = signals + departure(tissue)
             n = len(projection)
             signals = signals.reshape(len(tissue), -1, n)
             if interpolation is not None:
@@ -318,7 +300,7 @@ def emulated_shells(
     compiled: CompiledSignals | None = None,
 ) -> EmulatedSignals:
     """Signals of a shape without preparation; see :func:`compiled_signals`."""
-    plan = _Plan.of(shape, shells.q, shells.small_delta, shells.big_delta, diffusivity)
+    plan = _Plan.of(shape, _encoded(shape, shells), shells.spectra, diffusivity)
     return EmulatedSignals(plan, compiled)
 
 
@@ -334,10 +316,23 @@ def _cosines(shape, n):
     return x, even_legendre(x, n) * (4 * np.arange(n) + 1) * w[:, None]
 
 
-def _encodings(q, x, timing):
-    across = np.outer(q, np.sqrt(1 - x**2)).ravel()
-    small, big = (np.full(len(across), each) for each in timing)
-    return Encodings(across, np.outer(q, x).ravel(), small, big)
+def _encodings(shape, q, x, kind, spectrum):
+    """Encodings of each q at cosines x between the axes of cylinders and waveform.
+
+    And what the signals of the waveform have beyond these.
+    """
+    small, big, anisotropy, _ = kind
+    along, flat = (1 + 2 * anisotropy) / 3, (1 - anisotropy) / 3
+    across = np.outer(q, np.sqrt(flat * (1 + x**2) + along * (1 - x**2))).ravel()
+    axial = np.outer(q, np.sqrt(flat * (1 - x**2) + along * x**2)).ravel()
+    encodings = Encodings(across, axial, *(np.full(len(across), t) for t in (small, big)))
+    if spectrum is None:
+        return encodings, None
+    b = np.repeat(q**2 * (big - small / 3), len(x))
+    return encodings, partial(
+        departure, shape, spectrum=spectrum, pulses=(float(small), float(big)), b=b,
+        square=np.tile(x**2, len(q)),
+    )  # fmt: skip
 
 
 def _interpolated(plan, coordinates, coefficients):

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 
 from dipy_spinverse.packed_cells.classes import ROTATION, TissueClass
-from dipy_spinverse.packed_cells.compiled import Shells
 from dipy_spinverse.packed_cells.maps import tissue_parameters
 from dipy_spinverse.packed_cells.measured import (
     Measured,
@@ -27,6 +26,7 @@ from dipy_spinverse.packed_cells.search import (
     find_modes,
     minima,
 )
+from dipy_spinverse.packed_cells.shells import Shells
 from dipy_spinverse.packed_cells.tissue_signals import TissueSignals
 from dipy_spinverse.voxels.progress import stepwise
 
@@ -303,7 +303,7 @@ def model_errors(
     if tissue.has_cylinders:
         if tissue.turns:
             frames = rotation_of(z[:, -3:]) @ frames
-        along = (frames[:, 2] @ model.directions.T) ** 2
+        along = model.share_along(frames[:, 2])
         # Errors across the axis: the decay along it is free of them.
         decay = np.exp(-model.b * values["diffusivity_inside"][:, None] * along)
         share = cells * (1 - values["sphere_share"])

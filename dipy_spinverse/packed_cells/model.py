@@ -9,8 +9,9 @@ import numpy as np
 from dipy.core.gradients import GradientTable
 from numpy.typing import ArrayLike
 
-from dipy_spinverse.acquisition import Acquisition, Measurements, measurements_of, pulsed_only
+from dipy_spinverse.acquisition import Measurements, measurements_of
 from dipy_spinverse.packed_cells.classes import CLASSES, TYPICAL_RADIUS, tissue_class
+from dipy_spinverse.packed_cells.like_pulses import as_pulses
 from dipy_spinverse.packed_cells.maps import PARAMETERS
 from dipy_spinverse.packed_cells.nuisance import fleeting_signals, labels_of, odd_factors
 from dipy_spinverse.packed_cells.posterior import packed_cells_posterior
@@ -83,7 +84,7 @@ class PackedCellsFit(VoxelFit):
                 f"index is {index!r}; give that of one voxel that was fitted, within shape "
                 f"{self.shape}."
             )
-        groups = residual_groups(self.model.acquisition, self.model.used)
+        groups = residual_groups(self.model.pulses, self.model.used)
         squares, freedom = (voxel._values[name][0] for name in ("_squares", "_freedom"))
         return in_words(groups.names, squares, freedom)
 
@@ -94,7 +95,7 @@ class PackedCellsFit(VoxelFit):
 
         Parameters
         ----------
-        gtab : GradientTable or Acquisition, optional
+        gtab : GradientTable, Acquisition or WaveformAcquisition, optional
             Of what to predict; of the fitted data where not given.
         S0 : float or array-like (...), optional
             Signal without diffusion; the fitted amplitudes where not given.
@@ -107,7 +108,7 @@ class PackedCellsFit(VoxelFit):
         if S0 is not None or not len(self._rows):
             return super().predict(gtab, S0)
         own = self.model.acquisition
-        acquisition = own if gtab is None else pulsed_only(measurements_of(gtab))
+        acquisition = own if gtab is None else measurements_of(gtab)
         scale = self._values["S0_per_label"][:, self.model.labels_at(acquisition)]
         return self._dense(scale * self.model.signals_of_fit(self._values, acquisition))
 
@@ -127,10 +128,15 @@ class PackedCellsModel(VoxelModel):
     nothing explains have two more unknowns: what b0 has beyond the rest, and the diffusivity of
     free water, a priori that given within a factor of 1.3.
 
+    Free waveforms, such as oscillations and b-tensors, count as the pulses that are most like
+    them, and what a closed form with exchange adds; its error widens the intervals. Waveforms that
+    differ in all three directions are taken for symmetric about an axis.
+
     Parameters
     ----------
-    gtab : GradientTable or Acquisition
-        With pulse timings. The first fit with new timings takes some seconds more.
+    gtab : GradientTable, Acquisition or WaveformAcquisition
+        With the timings of pulses, or with waveforms. The first fit with new ones takes some
+        seconds more.
     diffusivity : float or (inside, outside), optional
         Of the water in the tissue, mm^2/s, where known.
     free_diffusivity : float, optional
@@ -151,8 +157,8 @@ class PackedCellsModel(VoxelModel):
     Raises
     ------
     ValueError
-        Missing or inconsistent timings, a diffusivity that is not in mm^2/s, labels of the wrong
-        number.
+        Missing or inconsistent timings, b-tensors without waveforms, a diffusivity that is not in
+        mm^2/s, labels of the wrong number.
 
     Examples
     --------
@@ -163,7 +169,7 @@ class PackedCellsModel(VoxelModel):
 
     Fit = PackedCellsFit
     VOX_PER_CHUNK = 64
-    acquisition: Acquisition
+    acquisition: Measurements
 
     def __init__(
         self,
@@ -180,7 +186,7 @@ class PackedCellsModel(VoxelModel):
         seed: int = 0,
     ):
         super().__init__(gtab, te, mixing_time, isotropic)
-        self.acquisition = pulsed_only(self.acquisition)
+        self.pulses = as_pulses(self.acquisition)
         self.diffusivity = None
         if diffusivity is not None:
             self.diffusivity = tuple(np.broadcast_to(diffusivity, 2).astype(float).tolist())
@@ -194,7 +200,7 @@ class PackedCellsModel(VoxelModel):
             self._known = inside, outside
         self.typical_radius = float(typical_radius)
         self.amplitudes = amplitudes if isinstance(amplitudes, str) else np.asarray(amplitudes)
-        self.labels = labels_of(self.acquisition, amplitudes)
+        self.labels = labels_of(self.pulses, amplitudes)
         self.least_b = float(least_b)
         self.seed = int(seed)
 
@@ -206,8 +212,8 @@ class PackedCellsModel(VoxelModel):
     def layout(self, n_draws: int) -> dict:
         """Names, types and shapes of what a fit holds of a voxel."""
         endings = (*ENDINGS, "_likeliest") if n_draws else ("", "_likeliest")
-        n_groups = len(residual_groups(self.acquisition, self.used).names) + 3
-        n_timings = len(self.acquisition.timings)
+        n_groups = len(residual_groups(self.pulses, self.used).names) + 3
+        n_timings = len(self.pulses.timings)
         return {
             "wall_orientation": (float, (3,)),
             "wall_orientation_angle": float,
@@ -228,7 +234,7 @@ class PackedCellsModel(VoxelModel):
     def fit_chunk(self, voxels: Voxels, n_draws: int) -> dict[str, np.ndarray]:
         """Posterior of a chunk of voxels."""
         posterior = packed_cells_posterior(
-            self.acquisition,
+            self.pulses,
             voxels.signals,
             voxels.sigma,
             diffusivity=self._known,
@@ -275,7 +281,7 @@ class PackedCellsModel(VoxelModel):
             "n_groups": posterior.group_squares.shape[1],
         }
 
-    def labels_at(self, acquisition: Acquisition) -> np.ndarray:
+    def labels_at(self, acquisition: Measurements) -> np.ndarray:
         """Label (M,) of other measurements: that of the same echo time or timing.
 
         Raises
@@ -285,7 +291,7 @@ class PackedCellsModel(VoxelModel):
         """
         if acquisition is self.acquisition:
             return self.labels
-        own, others = (self._keys(each) for each in (self.acquisition, acquisition))
+        own, others = (self._keys(as_pulses(each)) for each in (self.acquisition, acquisition))
         if not isinstance(self.amplitudes, str):
             # A label stands for its measurements alone, unless all of a timing have the same.
             pairs = np.unique(np.column_stack([own, self.labels]), axis=0)
@@ -309,13 +315,13 @@ class PackedCellsModel(VoxelModel):
         self, values: Mapping[str, np.ndarray], acquisition: Measurements
     ) -> np.ndarray:
         """Signals (V, M) of the likeliest tissue."""
-        acquisition = pulsed_only(acquisition)
+        pulses = as_pulses(acquisition)
         model = tissue_signals(
-            acquisition, self._known, self._free, compiled=False,
+            pulses, self._known, self._free, compiled=False,
             shortest_te=self.acquisition.te.min(),
         )  # fmt: skip
         parameters = dict(zip(PARAMETERS, values["_parameters"].T, strict=True))
-        signals = np.empty((len(values["_class"]), len(acquisition)))
+        signals = np.empty((len(values["_class"]), len(pulses)))
         for k, name in enumerate(CLASSES):
             rows = np.flatnonzero(values["_class"] == k)
             if len(rows):
@@ -324,8 +330,8 @@ class PackedCellsModel(VoxelModel):
                 tissue = tissue.of_unknown_water
                 found = model.of_values(tissue, own, values["_frame"][rows])
                 signals[np.ix_(rows, model.shells.order)] = found
-        signals += fleeting_signals(self.acquisition, acquisition, values["_fleeting"])
-        return signals * odd_factors(self.acquisition, acquisition, values["_odd"])
+        signals += fleeting_signals(self.pulses, pulses, values["_fleeting"])
+        return signals * odd_factors(self.pulses, pulses, values["_odd"])
 
     def settings(self) -> tuple[dict, dict[str, np.ndarray]]:
         """Its arguments."""

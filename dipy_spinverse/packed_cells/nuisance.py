@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import f as variance_ratio
 
-from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.packed_cells.like_pulses import Pulsed
 from dipy_spinverse.voxels.status import REFUTED
 
 AMPLITUDES = ("te", "timing")
@@ -33,7 +33,7 @@ _LEAST_DECAY = 1e-3
 _CLEAR = 5.0
 
 
-def labels_of(acquisition: Acquisition, amplitudes: str | ArrayLike) -> np.ndarray:
+def labels_of(acquisition: Pulsed, amplitudes: str | ArrayLike) -> np.ndarray:
     """Label (M,) of each measurement, 0 ... K-1; those of one label share their S0.
 
     Raises
@@ -89,7 +89,7 @@ NO_FLEETING = Fleeting(_NONE, np.zeros(0), _NONE, _NONE, _NONE, np.zeros(0, dtyp
 
 
 def fleeting_terms(
-    acquisition: Acquisition, labels: np.ndarray, used: np.ndarray, order: np.ndarray
+    acquisition: Pulsed, labels: np.ndarray, used: np.ndarray, order: np.ndarray
 ) -> Fleeting:
     """Those of an acquisition, its measurements in this order."""
     decay = np.exp(-FLEETING_DIFFUSIVITY * acquisition.b)
@@ -114,13 +114,13 @@ def fleeting_terms(
     )
 
 
-def fleeting_signals(own: Acquisition, acquisition: Acquisition, shares: np.ndarray) -> np.ndarray:
+def fleeting_signals(own: Pulsed, acquisition: Pulsed, shares: np.ndarray) -> np.ndarray:
     """Fleeting signals (V, M) of an acquisition, of shares (V, T) of the timings of `own`."""
     decay = np.exp(-FLEETING_DIFFUSIVITY * acquisition.b)
     return shares @ _same_timing(own, acquisition).T * decay
 
 
-def odd_factors(own: Acquisition, acquisition: Acquisition, odd: np.ndarray) -> np.ndarray:
+def odd_factors(own: Pulsed, acquisition: Pulsed, odd: np.ndarray) -> np.ndarray:
     """Factors (V, M) of the signals of an acquisition, from coefficients (V, T * 6).
 
     They are those of the timings of `own`; other timings have none.
@@ -147,7 +147,7 @@ def _odd_weights(own, acquisition):
     return (same[..., None] * vectors.reshape(-1, 1, 6)).reshape(len(acquisition), -1)
 
 
-def odd_terms(acquisition: Acquisition, data: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+def odd_terms(acquisition: Pulsed, data: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     """Coefficients (V, T * 6) of :func:`odd_factors`, from measurements in opposite directions.
 
     Tissue signals are even, so no model of tissue is needed. Without such pairs, and where chance

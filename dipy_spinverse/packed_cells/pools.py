@@ -1,6 +1,6 @@
 """Signals of the pools of water in tissue, and their slopes: compiled loops over its rows.
 
-    S = w_free exp(-b D_free) + w_dot + w_hindered exp(-b g^T H g) + w_cells S_cells
+    S = w_free exp(-b D_free) + w_dot + w_hindered exp(-B : H) + w_cells S_cells
 
 Shares are of what those before leave: free water, the dot, the hindered pool. That of free water
 grows with the echo time where it relaxes more slowly than the rest, by
@@ -64,6 +64,8 @@ class Scan(NamedTuple):
         Where the measurements of each shell begin.
     b : ndarray (S,)
         ms/um^2.
+    b_anisotropy : ndarray (S,)
+        Shape of the b-tensors, whose axes are the directions; 1 of gradients along these.
     free_diffusivity : float
         um^2/ms.
     """
@@ -73,6 +75,7 @@ class Scan(NamedTuple):
     echo: np.ndarray
     first: np.ndarray
     b: np.ndarray
+    b_anisotropy: np.ndarray
     free_diffusivity: float
 
 
@@ -130,11 +133,14 @@ def pooled_signals(scan, pools, frames, cylinders, spheres, n_axes, by_z, column
         if slopes:
             jacobian[n] = 0
         for s in range(len(scan.b)):
-            start, b = scan.first[s], scan.b[s]
+            start, b, linear = scan.first[s], scan.b[s], scan.b_anisotropy[s]
             count = scan.first[s + 1] - start
             isotropic, echo = scan.isotropic[start:], scan.echo[start:]
             _components(frames[n], scan.directions[start:], isotropic, count, along)
-            _hindered(b, v, along, isotropic, count, hindered, squares)
+            if linear == 1:
+                _hindered(b, v, along, isotropic, count, hindered, squares)
+            else:
+                _hindered_by_tensors(b, linear, v, along, count, hindered, squares)
             if n_axes:
                 kernel = cylinders.coefficients[n, :, s, : cylinders.degrees[s]]
                 _cylinders(kernel, v, n_axes, along, isotropic, count, cells, bends, work)
@@ -181,7 +187,8 @@ def pooled_signals(scan, pools, frames, cylinders, spheres, n_axes, by_z, column
                 v, scale, columns, decay, hindered, inside, share[:count], echo, rows, start, work
             )
             if columns[-1] >= 0:
-                _of_rotation(b, v, along, hindered, bends, rest, rows[columns[-1] :], start)
+                turned = rows[columns[-1] :]
+                _of_rotation(b * linear, v, along, hindered, bends, rest, turned, start)
     return signals
 
 
@@ -228,6 +235,16 @@ def _hindered(b, v, along, isotropic, count, signals, squares):
             continue
         for k in range(3):
             squares[k, i] = along[k, i] ** 2
+        tensor = v[_H_1] * squares[0, i] + v[_H_2] * squares[1, i] + v[_H_3] * squares[2, i]
+        signals[i] = np.exp(-b * tensor)
+
+
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def _hindered_by_tensors(b, linear, v, along, count, signals, squares):
+    """The same under b-tensors of a shape."""
+    for i in range(count):
+        for k in range(3):
+            squares[k, i] = (1 - linear) / 3 + linear * along[k, i] ** 2
         tensor = v[_H_1] * squares[0, i] + v[_H_2] * squares[1, i] + v[_H_3] * squares[2, i]
         signals[i] = np.exp(-b * tensor)
 

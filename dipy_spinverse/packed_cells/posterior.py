@@ -9,13 +9,13 @@ from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 from scipy.stats import chi2
 
-from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.packed_cells.classes import (
     CLASSES,
     TYPICAL_RADIUS,
     TissueClass,
     tissue_class,
 )
+from dipy_spinverse.packed_cells.like_pulses import Pulsed
 from dipy_spinverse.packed_cells.likeliest import (
     FIRST_SIGMA,
     improved,
@@ -46,6 +46,7 @@ from dipy_spinverse.packed_cells.randomised import randomised_draws
 from dipy_spinverse.packed_cells.residual_groups import (
     ResidualGroups,
     by_direction,
+    gradient_axes,
     residual_groups,
     worst_group,
 )
@@ -149,7 +150,7 @@ class PackedCellsPosterior:
 
 
 def packed_cells_posterior(
-    acquisition: Acquisition,
+    acquisition: Pulsed,
     data: ArrayLike,
     sigma: ArrayLike | None = None,
     *,
@@ -234,7 +235,7 @@ def packed_cells_posterior(
 class _Scan:
     """What all voxels share; measurements in the order of the acquisition."""
 
-    acquisition: Acquisition
+    acquisition: Pulsed
     model: TissueSignals
     tissues: list[TissueClass]
     labels: np.ndarray
@@ -382,7 +383,7 @@ def _at_best(case, best_class, groups_of_class, scan):
     _, worst_excess, worst_freedom = worst_group(squares, groups.sizes, left)
     maps = tissue_maps(parameters, frames)
     of_direction = by_direction(
-        unordered, scan.acquisition.directions * scan.used[:, None], maps["wall_orientation"]
+        unordered, gradient_axes(scan.acquisition) * scan.used[:, None], maps["wall_orientation"]
     )
     sizes = np.broadcast_to(groups.sizes, squares.shape)
     return {

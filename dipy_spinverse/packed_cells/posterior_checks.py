@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.packed_cells.classes import ALIGNED, CLASSES
 from dipy_spinverse.packed_cells.emulator import RANGES
+from dipy_spinverse.packed_cells.like_pulses import Pulsed
 
 
 def checked_input(
-    acquisition: Acquisition, data, sigma, free_diffusivity, typical_radius, n_draws, classes,
+    acquisition: Pulsed, data, sigma, free_diffusivity, typical_radius, n_draws, classes,
     least_b,
 ) -> tuple[np.ndarray, np.ndarray | None]:  # fmt: skip
     """Data (V, M) and noise (V,) or None, as floats."""

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import chi2
 
-from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.packed_cells.like_pulses import LikePulses, Pulsed
 
 # Shells of fewer measurements are judged together with the next.
 _LEAST_SIZE = 12
 # Squared cosines that part directions along the axis, oblique ones and those across.
 _ALONG, _ACROSS = 0.67, 0.33
+# Of the shape of b-tensors, above which they count as linear.
+_LINEAR = 0.5
 _DIRECTIONS = ("along the axis", "oblique to the axis", "across the axis")
 
 
@@ -39,7 +41,7 @@ class ResidualGroups:
         return self.members.sum(axis=1)
 
 
-def residual_groups(acquisition: Acquisition, used: np.ndarray) -> ResidualGroups:
+def residual_groups(acquisition: Pulsed, used: np.ndarray) -> ResidualGroups:
     """Groups of the measurements (M,) that are used."""
     names, members = [], []
     for k, (small, big, _) in enumerate(acquisition.timings):
@@ -78,6 +80,13 @@ def worst_group(squares: np.ndarray, sizes: np.ndarray, share_left: np.ndarray):
     worst = chi2.logsf(squares, freedom).argmin(axis=1)
     row = np.arange(len(squares))
     return worst, squares[row, worst] / freedom[row, worst], freedom[row, worst]
+
+
+def gradient_axes(acquisition: Pulsed) -> np.ndarray:
+    """Directions (M, 3) of gradients along one; zeros of planar and spherical b-tensors."""
+    if isinstance(acquisition, LikePulses):
+        return acquisition.directions * (acquisition.b_anisotropy > _LINEAR)[:, None]
+    return acquisition.directions
 
 
 def by_direction(white: np.ndarray, directions: np.ndarray, axes: np.ndarray):

@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.acquisition import Measurements
 from dipy_spinverse.packed_cells.classes import (
     LEAST_DISPERSION,
     TissueClass,
@@ -22,14 +22,15 @@ from dipy_spinverse.packed_cells.compiled import (
     DIFFUSIVITY_RANGE,
     CompiledSignals,
     EmulatedSignals,
-    Shells,
     compiled_signals,
     emulated_shells,
-    shells_of,
 )
+from dipy_spinverse.packed_cells.departures import DEPARTURE_ERROR, departure
 from dipy_spinverse.packed_cells.emulator import Encodings, emulator_error
+from dipy_spinverse.packed_cells.like_pulses import LikePulses, as_pulses
 from dipy_spinverse.packed_cells.orientations import rotation_of
 from dipy_spinverse.packed_cells.pools import POOLS, Cells, Scan, pooled_signals
+from dipy_spinverse.packed_cells.shells import Shells, shells_of
 
 _COORDINATES = ("radius", "fraction", "permeability", "diffusivity_inside", "diffusivity_outside")
 
@@ -65,6 +66,12 @@ class TissueSignals:
     def b(self) -> np.ndarray:
         """(M,) ms/um^2."""
         return self.shells.b[self.shells.of_measurement]
+
+    def share_along(self, axes: np.ndarray) -> np.ndarray:
+        """Share (N, M) of b along axes (N, 3)."""
+        linear = self.shells.b_anisotropy[self.shells.of_measurement]
+        square = (axes @ self.directions.T) ** 2
+        return (1 - linear) / 3 + linear * square
 
     def __call__(
         self, tissue: TissueClass, z: np.ndarray, frames: np.ndarray, slopes: bool = False
@@ -110,7 +117,7 @@ class TissueSignals:
         shells, slopes = self.shells, jacobian.shape[1] > 0
         scan = Scan(
             self.directions, self.isotropic, self.echo, shells.first, shells.b,
-            self.free_diffusivity,
+            shells.b_anisotropy, self.free_diffusivity,
         )  # fmt: skip
         cylinders, spheres = (
             self._cells(shape, tissue, found, len(frames), slopes)
@@ -173,13 +180,21 @@ class TissueSignals:
         )  # fmt: skip
 
     def model_error(self, shape, values) -> np.ndarray:
-        """Standard deviations (N, S) of signals across the cells: of the emulator, and between
-        packings."""
+        """Standard deviations (N, S) of signals across the cells: of the emulator, between
+        packings, and of what waveforms have beyond pulses."""
         names = _names("sphere_" if shape == "sphere" else "", values)
         tissue = np.stack([values[name] for name in names], axis=1)
         shells = self.shells
         encodings = Encodings(shells.q, 0 * shells.q, shells.small_delta, shells.big_delta)
-        return emulator_error(shape, tissue, encodings) * (shells.q > 0)
+        error = emulator_error(shape, tissue, encodings) * (shells.q > 0)
+        for s, spectrum in enumerate(shells.spectra):
+            if spectrum is not None and shells.q[s] > 0:
+                pulses = shells.small_delta[s], shells.big_delta[s]
+                # Where most of b is across the cells.
+                square = np.array([float(shells.b_anisotropy[s] < 0)])
+                beyond = departure(shape, tissue, spectrum, pulses, shells.b[[s]], square)[:, 0]
+                error[:, s] = np.hypot(error[:, s], DEPARTURE_ERROR * beyond)
+        return error
 
 
 def _names(prefix, found):
@@ -190,7 +205,7 @@ def _names(prefix, found):
 
 @lru_cache(maxsize=4)
 def tissue_signals(
-    acquisition: Acquisition,
+    acquisition: Measurements | LikePulses,
     diffusivity: tuple[float, float] | None,
     free_diffusivity: float,
     shapes: tuple[str, ...] = ("cylinder", "sphere"),
@@ -203,7 +218,7 @@ def tissue_signals(
 
     Parameters
     ----------
-    acquisition : Acquisition
+    acquisition : Acquisition, WaveformAcquisition or LikePulses
     diffusivity : (inside, outside) or None
         Of tissue, um^2/ms; unknown where None.
     free_diffusivity : float
@@ -214,15 +229,16 @@ def tissue_signals(
     shortest_te : float, optional
         ms, at which the share of free water is meant; that of the acquisition where not given.
     """
+    pulses = as_pulses(acquisition)
     if shortest_te is None:
-        shortest_te = acquisition.te.min()
-    shells = shells_of(acquisition)
+        shortest_te = pulses.te.min()
+    shells = shells_of(pulses)
     make = compiled_signals if compiled else emulated_shells
     return TissueSignals(
         shells,
-        acquisition.directions[shells.order],
-        acquisition.isotropic[shells.order],
-        (acquisition.te - shortest_te)[shells.order],
+        pulses.directions[shells.order],
+        pulses.isotropic[shells.order],
+        (pulses.te - shortest_te)[shells.order],
         {shape: make(shape, shells, diffusivity) for shape in shapes},
         free_diffusivity,
         diffusivity,

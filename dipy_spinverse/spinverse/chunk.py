@@ -101,13 +101,14 @@ class FitChunk:
         tau = transmissibility(torch.as_tensor(fields))
         permeability = permeability_of(grid, tau.numpy(), diffusivity)
         walls = (fields < WALL_THRESHOLD).astype(float)
+        found = result.diffusivity
         values = {
             "permeability": permeability[0],
             "permeability_fields": np.swapaxes(permeability[1:], 0, 1),
             "packing_permeability": permeability[0],
             "field_scale": 1.0,
             "field_frame": np.broadcast_to(np.eye(3), (n_voxels, len(fields), 3, 3)),
-            "field_diffusivity": diffusivity,
+            "field_diffusivity": diffusivity if found is None else found[:, None],
             "field_share": 1.0,
             "wall_probability": result.wall_probability,
             "pattern_agreement": [agreement(walls[:, voxel]) for voxel in range(n_voxels)],
@@ -160,10 +161,10 @@ def _maps_of_fields(model, result: Reconstruction, tau):
     # The grid is the part of the voxel that is not free water.
     for name in ("surface_to_volume", "restricted_fraction"):
         maps[name] = maps[name] * (1 - free_water)
-    errors = SpinverseFit.WALL_ERRORS if model.grid.boundary == "periodic" else {}
+    of_walls = SpinverseFit.WALL_ERRORS if model.grid.boundary == "periodic" else {}
     axis, angle = of_axes(maps.pop("wall_orientation"))
     axes = {"wall_orientation": axis, "wall_orientation_angle": angle}
-    return axes | statistics_of(maps, errors)
+    return axes | statistics_of(maps, result.errors or of_walls)
 
 
 def statistics_of(maps: dict[str, np.ndarray], errors: dict[str, float]) -> dict[str, np.ndarray]:

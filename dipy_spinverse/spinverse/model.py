@@ -77,8 +77,8 @@ class SpinverseModel(VoxelModel):
         A periodic lattice of 4 x 4 x 4 cubes of 5 um where not given. Packings have a length of
         their own, by which they scale it (`SpinverseFit.field_scale`).
     diffusivity : float, optional
-        Of the water in tissue, mm^2/s, where it is known. Otherwise packed cells find it; for
-        walls alone it is 2e-3 mm^2/s.
+        Of the water in tissue, mm^2/s, where it is known. Otherwise packed cells find it, smooth
+        cells within some 10 % of 2e-3 mm^2/s; for other walls alone it is 2e-3 mm^2/s.
     free_diffusivity : float, optional
         Of free water outside of the grid, mm^2/s, where :meth:`fit` is asked for it. By default at
         body temperature; give that of the medium for tissue ex vivo.
@@ -235,7 +235,8 @@ class SpinverseModel(VoxelModel):
             Voxels to fit; all where not given.
         S0 : float or array-like (...), optional
             Initial magnetisation of walls alone, where it is known; otherwise it is fitted, one
-            for each echo time, as it always is of packed cells.
+            for each echo time, as it always is of packed cells. `optimizer="cell-search"` needs
+            it.
         sigma : float or array-like (...), optional
             Standard deviation of the noise. Where not given, from repeated b0 measurements (if
             there are enough; of each echo time alone in a search for cells), or else from the
@@ -385,7 +386,7 @@ class SpinverseModel(VoxelModel):
     ) -> np.ndarray:
         """Signals (V, M) of packed cells, or of the walls and the free water beside them."""
         if "cell_field" in values:
-            return signals_of_cells(values, acquisition, self.grid, self.diffusivity_um2_per_ms)
+            return signals_of_cells(values, acquisition, self.grid)
         has_walls, tissue = values["has_walls"], tissue_of(values)
         walls = {name: value for name, value in values.items() if name in SpinverseFit.WALLS}
         signals = np.empty((len(has_walls), len(acquisition)))
@@ -407,26 +408,35 @@ class SpinverseModel(VoxelModel):
         return signals
 
     def _inversion(self, amplitudes, free_water, n_fields):
-        faces_only = amplitudes or free_water or self.priors or self.curriculum
+        smooth = self.optimizer == SMOOTH_CELLS
+        faces_only = (amplitudes and not smooth) or free_water or self.priors or self.curriculum
         on_cpu = self.device == "cpu"
         possible = self.grid.boundary == "absorbing" and on_cpu and not faces_only
-        for_cells = self.optimizer in (_CELL_SEARCH, SMOOTH_CELLS)
+        for_cells = smooth or self.optimizer == _CELL_SEARCH
         if for_cells and not possible:
             raise ValueError(
                 f'optimizer="{self.optimizer}" needs a grid with boundary="absorbing", '
-                'device="cpu", S0 given to fit(), and neither free_water, priors nor a curriculum.'
+                f'device="cpu", {"" if smooth else "S0 given to fit(), "}and neither free_water, '
+                "priors nor a curriculum."
+            )
+        if smooth:
+            warnings.warn(
+                "smooth cells are on trial: the search may end in a shape that is wrong but "
+                "explains the data about as well, most of all the places of several cells. Fit "
+                "with other seeds, and trust what these agree on.",
+                stacklevel=3,
+            )
+            return SmoothCellInversion(
+                self.acquisition,
+                self.grid,
+                diffusivity=self.diffusivity_um2_per_ms,
+                n_fields=n_fields,
+                seed=self.seed,
+                S0_known=not amplitudes,
+                diffusivity_known=self.diffusivity is not None,
             )
         if for_cells or (self.optimizer is None and possible):
-            search = SmoothCellInversion if self.optimizer == SMOOTH_CELLS else CellInversion
-            if self.optimizer == SMOOTH_CELLS:
-                warnings.warn(
-                    "smooth cells are on trial: the search may end in a shape that is wrong but "
-                    "explains the data about as well, most of all the places of several cells, "
-                    "and intervals may not show it. Fit with other seeds, and trust what these "
-                    "agree on.",
-                    stacklevel=3,
-                )
-            return search(
+            return CellInversion(
                 self.acquisition,
                 self.grid,
                 diffusivity=self.diffusivity_um2_per_ms,

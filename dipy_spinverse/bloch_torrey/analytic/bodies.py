@@ -242,7 +242,7 @@ def gaussian_phase_attenuation(
     radius, q, small, big = map(np.asarray, (radius, q, small_delta, big_delta))
     checked_body(shape, radius, diffusivity)
     total = 0
-    for root in _dipole_roots(shape):
+    for root in dipole_roots(shape):
         rate = diffusivity * (root / radius) ** 2
         phases = 2 * rate * small - 2 + 2 * np.exp(-rate * small) + 2 * np.exp(-rate * big)
         phases -= np.exp(-rate * (big - small)) + np.exp(-rate * (big + small))
@@ -327,7 +327,7 @@ def _roots(shape, order, highest):
 
 
 @lru_cache(maxsize=3)
-def _dipole_roots(shape):
+def dipole_roots(shape):
     """Zeros of the slope of the radial modes that a uniform gradient excites."""
     if shape == "slab":
         return tuple((np.arange(_GAUSSIAN_TERMS) + 0.5) * np.pi)

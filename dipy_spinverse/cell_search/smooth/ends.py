@@ -8,6 +8,7 @@ from operator import attrgetter
 
 import numpy as np
 
+from dipy_spinverse.cell_search.shared_errors import independent, most_probable
 from dipy_spinverse.cell_search.smooth.descent import Fitted, SmoothDescent
 from dipy_spinverse.cell_search.smooth.effort import SmoothEffort
 from dipy_spinverse.cell_search.smooth.elsewhere import elsewhere
@@ -35,11 +36,14 @@ class End:
         There.
     narrowing : float
         Minus twice the log of how much of the prior's volume around the cells data leave.
+    shared : ndarray (k,)
+        Errors that measurements share, in standard deviations.
     """
 
     fitted: Fitted
     signals: np.ndarray
     narrowing: float
+    shared: np.ndarray
 
     @property
     def improbability(self) -> float:
@@ -119,10 +123,11 @@ class Ending:
         return self._end(cells, self._signals(cells))
 
     def _end(self, cells, signals):
-        complete, jacobian = self.descend.target.complete, self.descend.jacobian(cells)
-        residual = complete.data / complete.sigma - complete.expected(signals)
+        target, jacobian = self.descend.target, self.descend.jacobian(cells)
+        residual = target.complete.residual_of(signals)
         narrowing = np.linalg.slogdet(np.eye(len(jacobian)) + jacobian @ jacobian.T)[1]
-        return End(Fitted(cells, residual), signals, float(narrowing))
+        fitted = Fitted(cells, independent(target.shared) @ residual)
+        return End(fitted, signals, float(narrowing), most_probable(target.shared, residual))
 
     def _signals(self, cells):
         """Signals (M,) in the limit: a few foretell what all differ by from the fine grid's."""

@@ -42,6 +42,16 @@ class Proposals:
     def __init__(self, examples: Examples, rotations: Rotations, prior: FieldPrior):
         self._examples, self._rotations, self._prior = examples, rotations, prior
 
+    def scales(self, data: np.ndarray, sigma: np.ndarray, scale_of: np.ndarray) -> np.ndarray:
+        """Scales (K,) of measurements, `scale_of` (K, M), of the example that is nearest then."""
+        best, found = np.inf, np.ones(len(scale_of))
+        for x in self._turned / sigma if len(scale_of) else ():
+            scales = ((x * data / sigma) @ scale_of.T) / (x**2 @ scale_of.T)
+            misfit = ((scales @ scale_of * x - data / sigma) ** 2).sum(axis=1)
+            if misfit.min() < best:
+                best, found = misfit.min(), scales[misfit.argmin()]
+        return found
+
     def nearest(self, data: np.ndarray, sigma: np.ndarray, number: int) -> list[SmoothCells]:
         """Examples whose signals are nearest to data (M,) with errors (M,), each once."""
         misfit = np.array([(((x - data) / sigma) ** 2).sum(axis=1) for x in self._turned])

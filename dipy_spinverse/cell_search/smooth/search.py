@@ -11,6 +11,7 @@ import numpy as np
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.cell_search.condensed import CondensedTarget, Foretold
 from dipy_spinverse.cell_search.labelled import Target
+from dipy_spinverse.cell_search.shared_errors import most_probable
 from dipy_spinverse.cell_search.smooth.descent import SmoothDescent
 from dipy_spinverse.cell_search.smooth.draws import drawn
 from dipy_spinverse.cell_search.smooth.effort import DEFAULT_EFFORT, SmoothEffort
@@ -26,6 +27,7 @@ from dipy_spinverse.cell_search.smooth.level_set import FieldPrior
 from dipy_spinverse.cell_search.smooth.proposals import Examples, Proposals
 from dipy_spinverse.cell_search.smooth.random_cells import random_cells
 from dipy_spinverse.cell_search.smooth.rotations import Rotations
+from dipy_spinverse.cell_search.smooth.voxel import SCALE_SD, VoxelData
 
 # Error of condensed data, in units of the noise, on the coarse grid: on a fine one it is more.
 _RIDGE = 0.02
@@ -34,6 +36,8 @@ _UNFINISHED = 4.0
 _THE_SAME = 0.95  # overlap of two lines of which one goes on
 # Over the signal without diffusion weighting: to how much of it examples are foretold.
 _TYPICAL_NOISE = 1 / 50
+# Relative standard deviation of a diffusivity that is not known.
+_DIFFUSIVITY_SD = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +49,11 @@ class SmoothFound:
     best : SmoothCells
     draws : list of SmoothCells
     signals : ndarray (M,)
-        Of the best, in the limit of fine grids.
+        Of the best, in the limit of fine grids, for the scales and the diffusivity found.
+    scales : ndarray (K,)
+        Those that were not known.
+    diffusivity : float
+        um^2/ms.
     n_steps : int
         Steps of a line.
     """
@@ -53,6 +61,8 @@ class SmoothFound:
     best: SmoothCells
     draws: list[SmoothCells]
     signals: np.ndarray
+    scales: np.ndarray
+    diffusivity: float
     n_steps: int
 
 
@@ -68,6 +78,8 @@ class SmoothSearch:
         um^2/ms.
     seed : int
     effort : SmoothEffort, optional
+    diffusivity_known : bool, optional
+        Otherwise it may be off by 5 %, as one standard deviation.
     """
 
     def __init__(
@@ -78,6 +90,7 @@ class SmoothSearch:
         diffusivity: float,
         seed: int,
         effort: SmoothEffort = DEFAULT_EFFORT,
+        diffusivity_known: bool = True,
     ):
         self.prior, self.effort, self._seed = FieldPrior(box_um), effort, seed
         self.coarse, self.middle, self.fine, finest = (
@@ -85,24 +98,35 @@ class SmoothSearch:
             for cubes in (effort.coarse, effort.middle, effort.fine, effort.finest)
         )
         self.limit = LimitModel(self.fine, finest)
-        self._acquisition = acquisition
+        self._acquisition, self._diffusivity = acquisition, diffusivity
+        self._slower_and_faster = [] if diffusivity_known else [
+            SmoothModel(acquisition, self.prior, effort.middle, off * diffusivity)
+            for off in (1 - _DIFFUSIVITY_SD, 1 + _DIFFUSIVITY_SD)
+        ]  # fmt: skip
 
-    def run(
-        self, data: np.ndarray, sigma: np.ndarray, rician: np.ndarray, n_draws: int
-    ) -> SmoothFound:
-        """Find the smooth cells of a voxel; arguments as :meth:`CellSearch.run`."""
+    def run(self, voxel: VoxelData, n_draws: int) -> SmoothFound:
+        """Find the smooth cells of a voxel."""
         rng, effort = np.random.default_rng(self._seed), self.effort
-        target = self._target(data, sigma, rician)
+        given = voxel
+        scales = self.proposals.scales(voxel.unlifted, voxel.sigma, voxel.scale_of)
+        voxel = given.over(scales)
+        starts = self.proposals.nearest(voxel.unlifted, voxel.sigma, effort.n_nearest)
+        starts += self.proposals.pairs(voxel.unlifted, voxel.sigma, effort.n_pairs)
+        target = self._target(voxel, starts[0])
         coarse = self._descent(target, self.coarse, self.coarse)
         middle = self._descent(target, self.middle, self.middle)
-        fine = self._descent(target, self.fine, self.middle)
-        unlifted = np.sqrt((data**2 - rician**2).clip(0))
-        starts = self.proposals.nearest(unlifted, sigma, effort.n_nearest)
-        starts += self.proposals.pairs(unlifted, sigma, effort.n_pairs)
         lines = _descended(coarse, starts, effort.n_steps_coarse)
         starts = [line.cells for line in lines[: effort.n_better]]
         lines = _descended(middle, starts, effort.n_steps_middle)
         lines = self._different(self._with_others(middle, lines))
+        if len(target.shared):
+            # They are linear in their errors about scales that are known better by now.
+            residual = target.complete.residual_of(self.middle.signals(lines[0].cells))
+            scales = _better(scales, most_probable(target.shared, residual))
+            voxel = given.over(scales)
+            target = self._target(voxel, lines[0].cells)
+        middle = self._descent(target, self.middle, self.middle)
+        fine = self._descent(target, self.fine, self.middle)
         starts = [line.cells for line in lines[: effort.n_good]]
         lines = _descended(fine, starts, effort.n_steps_fine)
         end = self._ending(fine)
@@ -110,17 +134,28 @@ class SmoothSearch:
         draws = self._draws(ends, middle, n_draws, rng)
         n_steps = effort.n_steps_coarse + effort.n_steps_middle + effort.n_steps_fine
         n_steps += effort.n_corrections * effort.n_steps_last
-        return SmoothFound(ends[0].fitted.cells, draws, ends[0].signals, n_steps)
+        best, known = ends[0], len(scales)
+        scales = _better(scales, best.shared)
+        signals = best.signals + best.shared[known:] @ (target.shared[known:] * voxel.sigma)
+        diffusivity = self._diffusivity * (1 + _DIFFUSIVITY_SD * best.shared[known:].sum())
+        return SmoothFound(
+            best=best.fitted.cells,
+            draws=draws,
+            signals=given.scale(scales) * signals,
+            scales=scales,
+            diffusivity=float(diffusivity),
+            n_steps=n_steps,
+        )
 
-    def refined(self, data, sigma, rician, cells: SmoothCells) -> SmoothCells:
+    def refined(self, voxel: VoxelData, cells: SmoothCells) -> SmoothCells:
         """Cells after the last steps of a search that would have found them."""
-        fine = self._descent(self._target(data, sigma, rician), self.fine, self.middle)
+        fine = self._descent(self._target(voxel, cells), self.fine, self.middle)
         line = fine(fine.fitted(cells), self.effort.n_steps_fine)
         return self._ending(fine)(line.cells).fitted.cells
 
-    def improbability(self, data, sigma, rician, cells: SmoothCells) -> float:
+    def improbability(self, voxel: VoxelData, cells: SmoothCells) -> float:
         """Minus twice the log probability of cells and those around them, but for a constant."""
-        fine = self._descent(self._target(data, sigma, rician), self.fine, self.middle)
+        fine = self._descent(self._target(voxel, cells), self.fine, self.middle)
         return self._ending(fine).at(cells).improbability
 
     def _ending(self, fine):
@@ -151,14 +186,19 @@ class SmoothSearch:
                 chosen.append(k)
         return [lines[k] for k in chosen]
 
-    def _target(self, data, sigma, rician):
-        complete = Target(self.coarse.simulator, data, sigma, rician)
+    def _target(self, voxel, cells):
+        """The data, whose shared errors are those of such cells."""
+        complete = Target(self.coarse.simulator, voxel.data, voxel.sigma, voxel.rician)
+        by_diffusivity = [model.signals(cells) for model in self._slower_and_faster]
+        shared = np.vstack([voxel.scale_errors, *np.diff(by_diffusivity, axis=0) / 2])
 
         def simulator_of(rows):
             return self.coarse.of_measurements(rows).simulator
 
         examples = self.examples.signals[: self.effort.n_complete]
-        return CondensedTarget(complete, simulator_of, examples, self.effort.n_condensed, _RIDGE)
+        return CondensedTarget(
+            complete, simulator_of, examples, self.effort.n_condensed, _RIDGE, shared
+        )
 
     @cached_property
     def proposals(self) -> Proposals:
@@ -210,6 +250,11 @@ def _descended(descend, starts, n_steps):
     """Where descents end, the most probable first."""
     lines = [descend(descend.fitted(start), n_steps) for start in starts]
     return sorted(lines, key=_improbability)
+
+
+def _better(scales, shared):
+    """Scales (K,), after the first of shared errors, in standard deviations."""
+    return scales * (1 + SCALE_SD * shared[: len(scales)])
 
 
 def _dice(one, other):

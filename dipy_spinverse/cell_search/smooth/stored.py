@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -49,17 +50,21 @@ def signals_of_cells(
     values: Mapping[str, np.ndarray],
     acquisition: Measurements,
     grid: TetrahedralGrid,
-    diffusivity: float,
 ) -> np.ndarray:
     """Signals (V, M) of the best cells of each voxel."""
-    model = LimitModel(
-        *(
-            SmoothModel(acquisition, prior_of(grid), cubes, diffusivity)
-            for cubes in (DEFAULT_EFFORT.fine, DEFAULT_EFFORT.finest)
+
+    @cache
+    def model(diffusivity):
+        return LimitModel(
+            *(
+                SmoothModel(acquisition, prior_of(grid), cubes, diffusivity)
+                for cubes in (DEFAULT_EFFORT.fine, DEFAULT_EFFORT.finest)
+            )
         )
-    )
+
     signals = []
-    for z, leaks, parts in zip(*(values[name] for name in STORED), strict=True):
+    of_voxels = (values[name] for name in (*STORED, "field_diffusivity"))
+    for z, leaks, parts, diffusivity in zip(*of_voxels, strict=True):
         cells = SmoothCells(z[0], leaks[0, : parts[0].max() + 1], parts[0])
-        signals.append(model.signals(cells))
+        signals.append(model(float(diffusivity[0])).signals(cells))
     return np.array(signals).reshape(-1, len(acquisition))
