@@ -1,9 +1,9 @@
 """Signals of parallel permeable cylinders in a periodic box, by body-fitted finite elements.
 
 Quadratic triangles that follow the circles, with their own nodes on either side of a membrane;
-the slowest modes of diffusion in the box; and exponentials of small matrices for q(t). Nothing is
-shared with the lattice of the package. Lengths are in radii, diffusivities in that between the
-cylinders: everything is a number.
+the space of states that pulses of one direction pass; and exponentials of small matrices for q(t).
+Nothing is shared with the lattice of the package. Lengths are in radii, diffusivities in that
+between the cylinders: everything is a number.
 
 The magnetisation u, in the frame that turns with the local phase, obeys
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import coo_matrix
-from scipy.sparse.linalg import LinearOperator, eigsh, splu
+from scipy.sparse.linalg import splu
 from scipy.spatial import Delaunay
 
 from benchmarks.packing import random_packing
@@ -36,7 +36,9 @@ _SWEEPS = 150  # of moves of all circles
 _HEXAGONAL_CELLS = {2: np.array([1, 1]), 4: np.array([2, 1])}
 _FEWEST_WITHOUT_ORDER, _DENSEST = 5, 0.8
 _TRIES = 200
-_SHIFT = 0.05  # of rates, which begin at 0
+# Of the space that states are sought in: levels of q, powers at each, their shift of rates, and
+# how little of a vector may be new.
+_KRYLOV_LEVELS, _KRYLOV_POWERS, _SHIFT_TIMES_TIME, _DEPENDENT = 3, 12, 5.0, 1e-10
 _LEVELS = 16  # of q, from 0 to the largest
 _FIRST_LEVEL = 5  # signals of smaller q than this level would be integrated too coarsely
 # Of a quadrature that is exact for quadratic q(t), at the ends of a ramp.
@@ -156,11 +158,11 @@ def mesh_of(
     return _with_unknowns(copies, triangles, inside, n, circle)
 
 
-def random_mesh(n: int, fraction: float, rng: np.random.Generator) -> Mesh:
+def random_mesh(n: int, fraction: float, rng: np.random.Generator, finer: float = 1) -> Mesh:
     """Mesh of a random packing; packings that some node is in the way of are drawn again."""
     for _ in range(_TRIES):
         try:
-            return mesh_of(*random_centres(n, fraction, rng), rng)
+            return mesh_of(*random_centres(n, fraction, rng), rng, finer)
         except RuntimeError:
             continue
         except ValueError:  # so dense, only an order is left
@@ -306,57 +308,90 @@ def matrices_of(mesh: Mesh) -> Matrices:
 
 
 @dataclass(frozen=True, eq=False)
-class Modes:
+class Reduced:
     """Small matrices of the decay at q = 0, of what is linear in q and of q^2; uniform start."""
 
     decay: np.ndarray
-    drift: np.ndarray
-    diffusivity: np.ndarray
+    linear: np.ndarray
+    quadratic: np.ndarray
     start: np.ndarray
 
 
-def modes_of(
+def reduced(
     matrices: Matrices,
     permeability: float,
     inside: float,
-    n_modes: int,
-    n_steered: int = 30,
-    order: int = 1,
-) -> Modes:
-    """Modes for kappa R / D_out and D_in / D_out."""
-    stiffness = matrices.stiffness[0] + inside * matrices.stiffness[1]
-    stiffness = stiffness + permeability * matrices.membrane
-    mass = matrices.mass[0] + matrices.mass[1]
-    size = mass.shape[0]
-    shifted = splu((stiffness + _SHIFT * mass).tocsc())
-    solve = LinearOperator(mass.shape, matvec=shifted.solve, dtype=float)
-    n_modes = min(n_modes, size // 3)
-    rates, vectors = eigsh(stiffness, n_modes, mass, sigma=-_SHIFT, OPinv=solve)
-    vectors = vectors[:, np.argsort(rates)]
-    drift = [matrices.drift[0][k] + inside * matrices.drift[1][k] for k in range(2)]
-    drift = [part - part.T for part in drift]
-    # A mode has no slope across membranes, the state at q has -i q: what is missing between.
-    basis = vectors
-    for _ in range(order):
-        basis = np.concatenate(
-            [basis] + [shifted.solve(part @ vectors[:, :n_steered]) for part in drift], axis=1
-        )
-    gram = basis.T @ (mass @ basis)
-    strength, mixing = np.linalg.eigh(gram / np.sqrt(np.outer(np.diag(gram), np.diag(gram))))
-    kept = strength > 1e-9 * strength[-1]
-    basis = (basis / np.sqrt(np.diag(gram))) @ (mixing[:, kept] / np.sqrt(strength[kept]))
-    ones = np.ones(size)
-    return Modes(
-        basis.T @ (stiffness @ basis),
-        np.array([basis.T @ (part @ basis) for part in drift]),
-        basis.T @ ((matrices.mass[0] + inside * matrices.mass[1]) @ basis),
-        basis.T @ (mass @ ones) / np.sqrt(ones @ (mass @ ones)),
+    direction: np.ndarray,
+    q_max: float,
+    time: float,
+    finer: int = 1,
+) -> Reduced:
+    """Small matrices for gradients along a direction, kappa R / D_out and D_in / D_out.
+
+    A pair of pulses passes few of the states that the elements can have: those that the generator
+    A(q), at some q on the way, makes of uniform magnetisation within about the diffusion time.
+    These lie in the span of (A(q) + s)^-k 1, a rational Krylov space [1]_.
+
+    Parameters
+    ----------
+    matrices : Matrices
+    permeability, inside : float
+    direction : ndarray (3,)
+        Unit vector; the third component is along the cylinders.
+    q_max, time : float
+        Largest q R, typical D Delta / R^2.
+    finer : int, optional
+        So many times as many q and powers k, to see what is missing.
+
+    References
+    ----------
+    .. [1] Guettel, GAMM-Mitteilungen 36 (2013), https://doi.org/10.1002/gamm.201310002
+    """
+    decay = matrices.stiffness[0] + inside * matrices.stiffness[1]
+    decay = decay + permeability * matrices.membrane
+    mass = (matrices.mass[0] + matrices.mass[1]).tocsr()
+    drift = sum(
+        direction[k] * (matrices.drift[0][k] + inside * matrices.drift[1][k]) for k in range(2)
     )
+    linear = 1j * (drift - drift.T)
+    quadratic = matrices.mass[0] + inside * matrices.mass[1]
+    uniform = np.ones(mass.shape[0], dtype=complex)
+    uniform /= np.sqrt((uniform @ (mass @ uniform)).real)
+    parts = [uniform[None]]
+    for q in q_max * np.arange(1, finer * _KRYLOV_LEVELS + 1) / (finer * _KRYLOV_LEVELS):
+        shifted = decay + q * linear + q**2 * quadratic + _SHIFT_TIMES_TIME / time * mass
+        solve = splu(
+            shifted.tocsc(), "MMD_AT_PLUS_A", diag_pivot_thresh=0, options={"SymmetricMode": True}
+        ).solve
+        parts.append(_krylov(solve, mass, uniform, finer * _KRYLOV_POWERS))
+    basis = np.concatenate(parts).T
+    strength, mixing = np.linalg.eigh(basis.conj().T @ (mass @ basis))
+    kept = strength > _DEPENDENT * strength[-1]
+    basis = basis @ (mixing[:, kept] / np.sqrt(strength[kept]))
+    left = basis.conj().T
+    return Reduced(
+        left @ (decay @ basis), left @ (linear @ basis), left @ (quadratic @ basis),
+        left @ (mass @ uniform),
+    )  # fmt: skip
+
+
+def _krylov(solve, mass, start, n):
+    """Orthonormal vectors (n, size) of the span of powers 1 to n of (solve mass) on the start."""
+    vectors = np.empty((n + 1, len(start)), dtype=complex)
+    weighted = np.empty_like(vectors)
+    vectors[0], weighted[0] = start, mass @ start
+    for k in range(1, n + 1):
+        vector = solve(weighted[k - 1])
+        for _ in range(2):  # once leaves rounding
+            vector -= (weighted[:k].conj() @ vector) @ vectors[:k]
+        product = mass @ vector
+        length = np.sqrt(np.vdot(vector, product).real)
+        vectors[k], weighted[k] = vector / length, product / length
+    return vectors[1:]
 
 
 def pulse_signals(
-    modes: Modes,
-    direction: np.ndarray,
+    reduced: Reduced,
     q_max: float,
     small_delta: np.ndarray,
     big_delta: np.ndarray,
@@ -366,11 +401,9 @@ def pulse_signals(
 
     Parameters
     ----------
-    modes : Modes
-    direction : ndarray (3,)
-        Unit vector; the third component is along the cylinders.
+    reduced : Reduced
     q_max : float
-        Times the radius.
+        Times the radius, as given to `reduced`.
     small_delta, big_delta : ndarray (T,)
         Times D_out / radius^2.
     levels : int, optional
@@ -382,12 +415,12 @@ def pulse_signals(
     signals : ndarray (n_q, T)
     """
     q = q_max * np.arange(levels + 1) / levels
-    along = 1j * np.tensordot(direction[:2], modes.drift, 1)
-    generators = modes.decay + q[:, None, None] * along + q[:, None, None] ** 2 * modes.diffusivity
+    level = q[:, None, None]
+    generators = reduced.decay + level * reduced.linear + level**2 * reduced.quadratic
     rates, vectors = np.linalg.eigh(generators)
     first = max(_FIRST_LEVEL * levels // _LEVELS, 4)
     chosen = np.arange(first, levels + 1)
-    n, n_q, n_t = len(modes.start), len(chosen), len(small_delta)
+    n, n_q, n_t = len(reduced.start), len(chosen), len(small_delta)
     weights = np.ones((n_q, levels + 1)) * (np.arange(levels + 1) <= chosen[:, None])
     weights[:, :2] = _END_WEIGHTS
     for row, top in enumerate(chosen):
@@ -395,7 +428,7 @@ def pulse_signals(
     times = (
         weights[:, None, :] * (small_delta / chosen[:, None])[..., None]
     )  # (n_q, T, levels + 1)
-    state = np.broadcast_to(modes.start[:, None, None], (n, n_q, n_t)).astype(complex)
+    state = np.broadcast_to(reduced.start[:, None, None], (n, n_q, n_t)).astype(complex)
     signals = np.empty((n_q, n_t))
     for level in range(levels + 1):
         active = np.flatnonzero(chosen >= level)

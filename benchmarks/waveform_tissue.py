@@ -174,7 +174,7 @@ def errors_of_draw(shape: str, path: Path) -> list[tuple]:
     rows = []
     for m, shell in zip(order, shells.of_measurement, strict=True):
         cosine = scan.directions[m, 2]
-        polynomials = even_legendre(np.abs(cosine), coefficients.shape[1])
+        polynomials = even_legendre(np.abs(cosine), coefficients.shape[1])[0]
         found = coefficients[shell] @ polynomials
         spectrum, square = shells.spectra[shell], np.array([cosine**2])
         pulses, b = (shells.small_delta[shell], shells.big_delta[shell]), shells.b[[shell]]

@@ -31,7 +31,9 @@ from dipy_spinverse.packed_cells.tissue_signals import TissueSignals
 from dipy_spinverse.voxels.progress import stepwise
 
 _N_MODES = 6
-_FIRST, _LAST, _POLISHING = Effort(16, 0.3), Effort(40, 0.1), Effort(15, 0.1)
+_FIRST, _POLISHING = Effort(16, 0.3), Effort(15, 0.1)
+# Refinements, each with errors of the model around the best fit so far.
+REFINEMENTS = Effort(8, 1.0), Effort(40, 0.1)
 _THOROUGH = Effort(40, 0.01, all_starts=True)
 # Of the mean squared residual over the noise; rms error of interpolated signals.
 _UNEXPLAINED, _INTERPOLATED = 1.3, 0.002
@@ -205,7 +207,7 @@ def _screened(case):
     return replace(case, modes=modes, offsets=offsets, kept=kept)
 
 
-def improved(case: Case) -> tuple[Case, np.ndarray]:
+def improved(case: Case, effort: Effort) -> tuple[Case, np.ndarray]:
     """The case with the noise, the floor and the model's errors around the best fit so far.
 
     What may be wrong is one number for each timing: were it one for each shell, as it is, a model
@@ -216,7 +218,7 @@ def improved(case: Case) -> tuple[Case, np.ndarray]:
     for k, each in stepwise([*enumerate(case.modes)]):
         if len(each.frames):
             problem = replace(case.problem(k), offset=_beyond(case, k, each))
-            found = find_modes(problem, each.places, each.frames, _N_MODES, _LAST)
+            found = find_modes(problem, each.places, each.frames, _N_MODES, effort)
             modes[k] = _polished(problem, found)
             offsets[k] = _beyond(case, k, modes[k])
     return _screened(replace(case, modes=modes, offsets=offsets)), floor

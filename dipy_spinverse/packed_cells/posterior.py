@@ -18,6 +18,7 @@ from dipy_spinverse.packed_cells.classes import (
 from dipy_spinverse.packed_cells.like_pulses import Pulsed
 from dipy_spinverse.packed_cells.likeliest import (
     FIRST_SIGMA,
+    REFINEMENTS,
     improved,
     searched,
     with_errors_by_shell,
@@ -268,8 +269,8 @@ def _posterior_of(scan, data, sigma, n_draws, seed):
     case = replace(case, known=known.with_spread(case.known.fleeting_spread))
     floor = np.zeros(len(data))
     with part(*_IMPROVED):
-        for _ in stepwise(range(2)):
-            case, floor = improved(case)
+        for effort in stepwise(REFINEMENTS):
+            case, floor = improved(case, effort)
     best_class, groups_of_class = case.best()
     at_best = _at_best(case, best_class, groups_of_class, scan)
     excess = np.full(len(data), _MORE_NOISE)

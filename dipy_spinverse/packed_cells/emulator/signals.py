@@ -32,7 +32,9 @@ class Encodings(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """Weights (inputs, outputs) and biases of the layers, the last one linear.
+    """Weights (N, inputs, outputs) and biases (N, 1, outputs) of the layers of N networks.
+
+    Their mean is taken: packings differ, and single networks fit some of that.
 
     Attributes
     ----------
@@ -51,7 +53,7 @@ class Network:
             x = x @ weight + bias
             x /= 1 + np.exp(-np.maximum(x, -80))
         x = x @ self.weights[-1] + self.biases[-1]
-        return np.clip(x[:, 0], -_LARGEST_OUTPUT, _LARGEST_OUTPUT).astype(float)
+        return np.clip(x[..., 0], -_LARGEST_OUTPUT, _LARGEST_OUTPUT).mean(axis=0).astype(float)
 
 
 @cache
