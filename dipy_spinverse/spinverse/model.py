@@ -422,8 +422,9 @@ class SpinverseModel(VoxelModel):
         if smooth:
             warnings.warn(
                 "smooth cells are on trial: the search may end in a shape that is wrong but "
-                "explains the data about as well, most of all the places of several cells. Fit "
-                "with other seeds, and trust what these agree on.",
+                "explains the data about as well, most of all the places of several cells; "
+                "intervals were checked for one and two cells only. Fit with other seeds, and "
+                "trust what these agree on.",
                 stacklevel=3,
             )
             return SmoothCellInversion(
