@@ -6,8 +6,8 @@ the same noisy signals:
 
 - two-site exchange: the Karger equations [1]_ with a restricted first site, see `two_site_signals`
 - packed cells: the package's posterior of packed permeable cylinders, told and not told that they
-  are parallel and across the gradient (which two-site exchange assumes), and with diffusivities
-  unknown as by default
+  are parallel and across the gradient (which two-site exchange assumes), with diffusivities
+  unknown as by default, and with the spread of their radii
 
     DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.exchange
 
@@ -40,6 +40,7 @@ from dipy_spinverse import Acquisition
 from dipy_spinverse.packed_cells.posterior import packed_cells_posterior
 
 DIFFUSIVITY = 2.3
+RADIUS_SPREAD = 0.5  # of the 1642 cylinders: standard deviation over mean
 SNR = 50.0
 _BIG_DELTA = (10, 15, 20, 30, 40, 50, 60, 80)
 _SMALL_DELTA, _TE = 2.5, 166.0
@@ -137,10 +138,16 @@ def packed_cells_fit(
     sigma: float,
     tissue: str = "cylinders",
     diffusivity: float | None = DIFFUSIVITY,
+    radius_spread: float = 0.0,
 ) -> np.ndarray:
     """Posterior medians (V,) of the wall permeability, um/ms, of packed cylinders."""
     posterior = packed_cells_posterior(
-        acquisition, data, sigma, diffusivity=diffusivity, classes=(tissue,)
+        acquisition,
+        data,
+        sigma,
+        diffusivity=diffusivity,
+        radius_spread=radius_spread,
+        classes=(tissue,),
     )
     return np.median(posterior.maps["wall_permeability"], axis=0)
 
@@ -154,6 +161,12 @@ METHODS = {
     "packed cells, diffusivities unknown": partial(packed_cells_fit, diffusivity=None),
     "packed cells, told, diffusivities unknown": partial(
         packed_cells_fit, tissue="aligned cylinders", diffusivity=None
+    ),
+    "packed cells, diffusivities unknown, spread of radii given": partial(
+        packed_cells_fit, diffusivity=None, radius_spread=RADIUS_SPREAD
+    ),
+    "packed cells, told, diffusivities unknown, spread of radii given": partial(
+        packed_cells_fit, tissue="aligned cylinders", diffusivity=None, radius_spread=RADIUS_SPREAD
     ),
 }
 GOAL = 0.98

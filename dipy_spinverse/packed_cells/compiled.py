@@ -25,6 +25,7 @@ from scipy.stats import qmc
 from dipy_spinverse.packed_cells.departures import departure
 from dipy_spinverse.packed_cells.emulator import RANGES, Encodings, emulated_signals
 from dipy_spinverse.packed_cells.orientations import even_legendre
+from dipy_spinverse.packed_cells.radii import radii_of
 from dipy_spinverse.packed_cells.shells import Shells
 
 # Diffusivities that are known, um^2/ms: of fixed tissue in the cold, to free water.
@@ -111,7 +112,7 @@ def _multiquadrics(at, places):
 
 
 def compiled_signals(
-    shape: str, shells: Shells, diffusivity: tuple[float, float] | None
+    shape: str, shells: Shells, diffusivity: tuple[float, float] | None, radius_spread: float = 0.0
 ) -> CompiledSignals:
     """Emulate and interpolate the signals of a shape: some seconds, kept in memory.
 
@@ -121,8 +122,11 @@ def compiled_signals(
     shells : Shells
     diffusivity : (inside, outside) or None
         um^2/ms, where known.
+    radius_spread : float, optional
+        Standard deviation of the cells' radii over their mean.
     """
-    return _compiled(shape, _encoded(shape, shells).tobytes(), shells.spectra, diffusivity)
+    key = _encoded(shape, shells).tobytes()
+    return _compiled(shape, key, shells.spectra, diffusivity, radius_spread)
 
 
 def _encoded(shape, shells):
@@ -132,8 +136,8 @@ def _encoded(shape, shells):
 
 
 @lru_cache(maxsize=16)
-def _compiled(shape, key, spectra, diffusivity):
-    plan = _Plan.of(shape, np.frombuffer(key).reshape(4, -1), spectra, diffusivity)
+def _compiled(shape, key, spectra, diffusivity, spread):
+    plan = _Plan.of(shape, np.frombuffer(key).reshape(4, -1), spectra, diffusivity, spread)
     n_tissues = int(np.clip(_N_SIGNALS // plan.n_encodings, *_N_TISSUES))
     coordinates = _scattered(shape, n_tissues, diffusivity)
     coefficients = plan.coefficients(coordinates)
@@ -195,9 +199,10 @@ class _Plan:
     shape: str
     groups: list[_Group]
     degrees: np.ndarray
+    radius_spread: float
 
     @classmethod
-    def of(cls, shape, encoded, spectra, diffusivity):
+    def of(cls, shape, encoded, spectra, diffusivity, radius_spread):
         q, small, big, anisotropy = encoded
         b = q**2 * (big - small / 3) * np.abs(anisotropy)
         fastest = max(diffusivity) if diffusivity else DIFFUSIVITY_RANGE[1]
@@ -225,7 +230,7 @@ class _Plan:
             x, projection = _cosines(shape, degrees[rows].max())
             encoded = _encodings(shape, known[1:], x, kind, spectrum)
             groups.append(_Group(*encoded, spline(q[rows])[:, 1:], rows, projection))
-        return cls(shape, groups, degrees)
+        return cls(shape, groups, degrees, radius_spread)
 
     @property
     def n_encodings(self):
@@ -247,19 +252,31 @@ class _Plan:
         every = Encodings(
             *map(np.concatenate, zip(*(group.encodings for group in self.groups), strict=True))
         )
-        emulated = emulated_signals(self.shape, tissue, every)
+        averaged = 0.0
+        for share, radius in radii_of(self.shape, tissue[:, 0], self.radius_spread):
+            averaged = averaged + share * self._signals(
+                np.column_stack([radius, tissue[:, 1:]]), every
+            )
         ends = np.cumsum([len(group.encodings.q_across) for group in self.groups])[:-1]
-        parts = np.split(emulated, ends, axis=1)
+        parts = np.split(averaged, ends, axis=1)
         for group, signals in zip(self.groups, parts, strict=True):
-            _, departure, interpolation, rows, projection = group
-            if departure is not None:
-                signals = signals + departure(tissue)
+            _, _, interpolation, rows, projection = group
             n = len(projection)
             signals = signals.reshape(len(tissue), -1, n)
             if interpolation is not None:
                 logs = np.log(np.maximum(signals, _LEAST_SIGNAL))
                 signals = np.exp(np.einsum("rk,nkx->nrx", interpolation, logs, optimize=True))
             result[:, rows, :n] = signals @ projection
+
+    def _signals(self, tissue, every):
+        """Signals (N, E) of cells of one radius."""
+        emulated, first = emulated_signals(self.shape, tissue, every), 0
+        for group in self.groups:
+            last = first + len(group.encodings.q_across)
+            if group.departure is not None:
+                emulated[:, first:last] += group.departure(tissue)
+            first = last
+        return emulated
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,10 +314,12 @@ def emulated_shells(
     shape: str,
     shells: Shells,
     diffusivity: tuple[float, float] | None,
+    radius_spread: float = 0.0,
     compiled: CompiledSignals | None = None,
 ) -> EmulatedSignals:
     """Signals of a shape without preparation; see :func:`compiled_signals`."""
-    plan = _Plan.of(shape, _encoded(shape, shells), shells.spectra, diffusivity)
+    encoded = _encoded(shape, shells)
+    plan = _Plan.of(shape, encoded, shells.spectra, diffusivity, radius_spread)
     return EmulatedSignals(plan, compiled)
 
 

@@ -144,6 +144,10 @@ class PackedCellsModel(VoxelModel):
     typical_radius : float, optional
         Of the cells, um: where their radii are likely to be, within a factor of 3 or so. The
         default is that of white and grey matter; of muscle fibres it is about 25.
+    radius_spread : float, optional
+        Standard deviation of the radii of a voxel's cells over their mean, where it is known, as
+        of axons from histology (0.4 to 0.6): radii are then gamma-distributed, and sizes those of
+        equal cells with as much surface. The default takes cells as equal.
     amplitudes : {"te", "timing"} or array-like (M,), optional
         Measurements that share a signal without diffusion: those of one echo time, of one timing,
         or of one label, as where b0 or a sweep has its own.
@@ -178,6 +182,7 @@ class PackedCellsModel(VoxelModel):
         diffusivity: float | tuple[float, float] | None = None,
         free_diffusivity: float = 3e-3,
         typical_radius: float = TYPICAL_RADIUS,
+        radius_spread: float = 0.0,
         amplitudes: str | ArrayLike = "te",
         least_b: float = 0.0,
         te: ArrayLike | None = None,
@@ -199,6 +204,7 @@ class PackedCellsModel(VoxelModel):
             )
             self._known = inside, outside
         self.typical_radius = float(typical_radius)
+        self.radius_spread = float(radius_spread)
         self.amplitudes = amplitudes if isinstance(amplitudes, str) else np.asarray(amplitudes)
         self.labels = labels_of(self.pulses, amplitudes)
         self.least_b = float(least_b)
@@ -240,6 +246,7 @@ class PackedCellsModel(VoxelModel):
             diffusivity=self._known,
             free_diffusivity=self._free,
             typical_radius=self.typical_radius,
+            radius_spread=self.radius_spread,
             n_draws=n_draws,
             seed=self.seed,
             amplitudes=self.labels,
@@ -318,7 +325,7 @@ class PackedCellsModel(VoxelModel):
         pulses = as_pulses(acquisition)
         model = tissue_signals(
             pulses, self._known, self._free, compiled=False,
-            shortest_te=self.acquisition.te.min(),
+            shortest_te=self.acquisition.te.min(), radius_spread=self.radius_spread,
         )  # fmt: skip
         parameters = dict(zip(PARAMETERS, values["_parameters"].T, strict=True))
         signals = np.empty((len(values["_class"]), len(pulses)))
@@ -335,8 +342,8 @@ class PackedCellsModel(VoxelModel):
 
     def settings(self) -> tuple[dict, dict[str, np.ndarray]]:
         """Its arguments."""
-        names = ("diffusivity", "free_diffusivity", "typical_radius", "least_b", "seed")
-        settings = {name: getattr(self, name) for name in names}
+        names = "diffusivity", "free_diffusivity", "typical_radius", "radius_spread", "least_b"
+        settings = {name: getattr(self, name) for name in (*names, "seed")}
         if isinstance(self.amplitudes, str):
             return settings | {"amplitudes": self.amplitudes}, {}
         return settings, {"amplitudes": self.amplitudes}

@@ -158,6 +158,7 @@ def packed_cells_posterior(
     diffusivity: float | tuple[float, float] | None = None,
     free_diffusivity: float = 3.0,
     typical_radius: float = TYPICAL_RADIUS,
+    radius_spread: float = 0.0,
     n_draws: int = 200,
     seed: int = 0,
     classes: tuple[str, ...] = CLASSES,
@@ -186,6 +187,8 @@ def packed_cells_posterior(
         Of free water, um^2/ms.
     typical_radius : float, optional
         Median of the prior of radii, um.
+    radius_spread : float, optional
+        Of the cells of a voxel, whose radii are gamma-distributed: standard deviation over mean.
     n_draws : int, optional
         0 for the likeliest values only.
     seed : int, optional
@@ -209,7 +212,15 @@ def packed_cells_posterior(
     """
     diffusivity = checked_diffusivity(diffusivity)
     data, sigma = checked_input(
-        acquisition, data, sigma, free_diffusivity, typical_radius, n_draws, classes, least_b
+        acquisition,
+        data,
+        sigma,
+        free_diffusivity,
+        typical_radius,
+        radius_spread,
+        n_draws,
+        classes,
+        least_b,
     )
     known, relaxes = diffusivity is not None, np.ptp(acquisition.te) > 0
     tissues = [tissue_class(name, known, relaxes, float(typical_radius)) for name in classes]
@@ -218,7 +229,9 @@ def packed_cells_posterior(
         "sphere": any(tissue.has_spheres for tissue in tissues),
     }
     needed = tuple(shape for shape, is_needed in shapes.items() if is_needed)
-    model = tissue_signals(acquisition, diffusivity, free_diffusivity, needed)
+    model = tissue_signals(
+        acquisition, diffusivity, free_diffusivity, needed, radius_spread=float(radius_spread)
+    )
     used = acquisition.b0_mask | (acquisition.b >= least_b)
     scan = _Scan(
         acquisition, model, tissues, labels_of(acquisition, amplitudes), used,

@@ -7,11 +7,12 @@ import numpy as np
 from dipy_spinverse.packed_cells.classes import ALIGNED, CLASSES
 from dipy_spinverse.packed_cells.emulator import RANGES
 from dipy_spinverse.packed_cells.like_pulses import Pulsed
+from dipy_spinverse.packed_cells.radii import LARGEST_SPREAD
 
 
 def checked_input(
-    acquisition: Pulsed, data, sigma, free_diffusivity, typical_radius, n_draws, classes,
-    least_b,
+    acquisition: Pulsed, data, sigma, free_diffusivity, typical_radius, radius_spread, n_draws,
+    classes, least_b,
 ) -> tuple[np.ndarray, np.ndarray | None]:  # fmt: skip
     """Data (V, M) and noise (V,) or None, as floats."""
     data = np.ascontiguousarray(data, dtype=float)
@@ -52,6 +53,11 @@ def checked_input(
         raise ValueError(
             f"typical_radius is {typical_radius!r}; give the radius of typical cells in um, from "
             f"{low:g} to {high:g}."
+        )
+    if np.ndim(radius_spread) or not 0 <= radius_spread <= LARGEST_SPREAD:
+        raise ValueError(
+            f"radius_spread is {radius_spread!r}; give the standard deviation of the radii of "
+            f"cells over their mean, from 0 to {LARGEST_SPREAD:g}."
         )
     if not 0 <= least_b <= acquisition.b.max():
         raise ValueError(

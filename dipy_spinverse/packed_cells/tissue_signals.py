@@ -52,6 +52,8 @@ class TissueSignals:
     free_diffusivity : float
     diffusivity : (inside, outside) or None
         um^2/ms, where known.
+    radius_spread : float
+        Standard deviation of the cells' radii over their mean.
     """
 
     shells: Shells
@@ -61,6 +63,7 @@ class TissueSignals:
     cells: dict[str, CompiledSignals | EmulatedSignals]
     free_diffusivity: float
     diffusivity: tuple[float, float] | None
+    radius_spread: float
 
     @property
     def b(self) -> np.ndarray:
@@ -99,7 +102,9 @@ class TissueSignals:
 
     def _emulated(self, slopes_of):
         cells = {
-            shape: emulated_shells(shape, self.shells, self.diffusivity, compiled)
+            shape: emulated_shells(
+                shape, self.shells, self.diffusivity, self.radius_spread, compiled
+            )
             for shape, compiled in slopes_of.items()
         }
         return replace(self, cells=cells)
@@ -211,6 +216,7 @@ def tissue_signals(
     shapes: tuple[str, ...] = ("cylinder", "sphere"),
     compiled: bool = True,
     shortest_te: float | None = None,
+    radius_spread: float = 0.0,
 ) -> TissueSignals:
     """Prepare an acquisition; the first time this takes some seconds for each shape.
 
@@ -228,6 +234,8 @@ def tissue_signals(
         Whether to prepare for many tissues; a few take no preparation.
     shortest_te : float, optional
         ms, at which the share of free water is meant; that of the acquisition where not given.
+    radius_spread : float, optional
+        Standard deviation of the cells' radii over their mean.
     """
     pulses = as_pulses(acquisition)
     if shortest_te is None:
@@ -239,7 +247,8 @@ def tissue_signals(
         pulses.directions[shells.order],
         pulses.isotropic[shells.order],
         (pulses.te - shortest_te)[shells.order],
-        {shape: make(shape, shells, diffusivity) for shape in shapes},
+        {shape: make(shape, shells, diffusivity, radius_spread) for shape in shapes},
         free_diffusivity,
         diffusivity,
+        radius_spread,
     )

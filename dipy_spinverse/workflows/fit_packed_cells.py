@@ -38,6 +38,7 @@ class PackedCellsFlow(DiffusionCommand):
         diffusivity: float | None = None,
         free_diffusivity: float = 3e-3,
         typical_radius: float = 2.0,
+        radius_spread: float = 0.0,
         amplitudes: str = "te",
         least_b: float = 0.0,
         seed: int = 0,
@@ -53,6 +54,9 @@ class PackedCellsFlow(DiffusionCommand):
         typical_radius : float, optional
             Radius (um) that cells are likely to have, within a factor of 3 or so; of muscle
             fibres about 25.
+        radius_spread : float, optional
+            Standard deviation of the radii of a voxel's cells over their mean, where it is known;
+            0 for equal cells.
         amplitudes : string, optional
             Volumes that share a signal without diffusion: those of one echo time, 'te', or of one
             timing, 'timing'.
@@ -65,5 +69,6 @@ class PackedCellsFlow(DiffusionCommand):
 
         return PackedCellsModel(
             acquired, diffusivity=diffusivity, free_diffusivity=free_diffusivity,
-            typical_radius=typical_radius, amplitudes=amplitudes, least_b=least_b, seed=seed,
+            typical_radius=typical_radius, radius_spread=radius_spread, amplitudes=amplitudes,
+            least_b=least_b, seed=seed,
         )  # fmt: skip
