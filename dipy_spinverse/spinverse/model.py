@@ -423,7 +423,7 @@ class SpinverseModel(VoxelModel):
             warnings.warn(
                 "smooth cells are on trial: the search may end in a shape that is wrong but "
                 "explains the data about as well, most of all the places of several cells; "
-                "intervals were checked for one and two cells only. Fit with other seeds, and "
+                "intervals held for one to three cells, not for five. Fit with other seeds, and "
                 "trust what these agree on.",
                 stacklevel=3,
             )
