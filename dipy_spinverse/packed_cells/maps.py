@@ -8,8 +8,8 @@ from dipy_spinverse.packed_cells.classes import TissueClass, dispersion_of, valu
 from dipy_spinverse.walls.maps import LONGEST_EXCHANGE_TIME_MS
 
 # ln of the mean permeability over that of cells that are all alike and have the same signals, by
-# the variance of its ln between the cells of a voxel: 0.12 where it is log-normal, 0.25 where half
-# of the cells leak 20 times as much as the rest, which then are like water outside.
+# the variance of its ln between the cells of a voxel: about 0.12 where it is log-normal, 0.3 where
+# half of them leak 10 to 30 times as much as the rest (benchmarks/notes/tissue.md).
 _MEAN_BY_VARIANCE = 0.2
 
 PARAMETERS = (
