@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from packed_cell_cases import assert_derivatives_are_differences
 from scipy.spatial.transform import Rotation
 
 from dipy_spinverse import Acquisition, PackedCellsModel, Status
@@ -171,18 +172,7 @@ def test_derivatives_are_those_of_the_signals(name, known):
     tissue = tissue if known else tissue.of_unknown_water
     acquisition = protocol(te=(60, 60 if known else 90))
     model = tissue_signals(acquisition, KNOWN if known else None, 3.0)
-    rng = np.random.default_rng(0)
-    z = rng.uniform(-1, 1, size=(6, tissue.n_parameters))
-    if tissue.turns:
-        z[:, -3:] = 0
-    frames = Rotation.random(6, random_state=0).as_matrix()
-    _, jacobian = model(tissue, z, frames, slopes=True)
-    step = 1e-5
-    for k in range(tissue.n_parameters):
-        change = step * (np.arange(tissue.n_parameters) == k)
-        ends = [model(tissue, z + s * change, frames) for s in (1, -1)]
-        # Central differences: rounding 1e-12 over the step, squares of the step.
-        np.testing.assert_allclose(jacobian[:, k], (ends[0] - ends[1]) / (2 * step), atol=1e-6)
+    assert_derivatives_are_differences(model, tissue, 6)
 
 
 def test_dispersion_is_diffusion_of_axes_over_the_sphere():

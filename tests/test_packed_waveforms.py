@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from bloch_torrey_cases import DIRECTIONS
+from packed_cell_cases import assert_derivatives_are_differences
 from scipy.spatial.transform import Rotation
 
 from dipy_spinverse import (
@@ -141,16 +142,7 @@ def test_turned_waveforms_give_the_signals_of_tissue_turned_back():
 
 def test_derivatives_under_b_tensors_are_those_of_the_signals():
     model, tissue = tissue_signals(protocol(), KNOWN, 3.0), tissue_class("mixture", True)
-    z = np.random.default_rng(0).uniform(-1, 1, size=(4, tissue.n_parameters))
-    z[:, -3:] = 0
-    frames = Rotation.random(4, random_state=0).as_matrix()
-    _, jacobian = model(tissue, z, frames, slopes=True)
-    step = 1e-5
-    for k in range(tissue.n_parameters):
-        change = step * (np.arange(tissue.n_parameters) == k)
-        ends = [model(tissue, z + s * change, frames) for s in (1, -1)]
-        # Central differences: rounding 1e-12 over the step, squares of the step.
-        np.testing.assert_allclose(jacobian[:, k], (ends[0] - ends[1]) / (2 * step), atol=1e-6)
+    assert_derivatives_are_differences(model, tissue, 4)
 
 
 def test_a_hindered_pool_decays_by_its_tensor_and_the_b_tensor():
