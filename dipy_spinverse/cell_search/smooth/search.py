@@ -104,11 +104,10 @@ class SmoothSearch:
             for off in (1 - _DIFFUSIVITY_SD, 1 + _DIFFUSIVITY_SD)
         ]  # fmt: skip
 
-    def run(self, voxel: VoxelData, n_draws: int) -> SmoothFound:
+    def run(self, given: VoxelData, n_draws: int) -> SmoothFound:
         """Find the smooth cells of a voxel."""
         rng, effort = np.random.default_rng(self._seed), self.effort
-        given = voxel
-        scales = self.proposals.scales(voxel.unlifted, voxel.sigma, voxel.scale_of)
+        scales = self.proposals.scales(given.unlifted, given.sigma, given.scale_of)
         voxel = given.over(scales)
         starts = self.proposals.nearest(voxel.unlifted, voxel.sigma, effort.n_nearest)
         starts += self.proposals.pairs(voxel.unlifted, voxel.sigma, effort.n_pairs)
@@ -125,7 +124,7 @@ class SmoothSearch:
             scales = _better(scales, most_probable(target.shared, residual))
             voxel = given.over(scales)
             target = self._target(voxel, lines[0].cells)
-        middle = self._descent(target, self.middle, self.middle)
+            middle = self._descent(target, self.middle, self.middle)
         fine = self._descent(target, self.fine, self.middle)
         starts = [line.cells for line in lines[: effort.n_good]]
         lines = _descended(fine, starts, effort.n_steps_fine)
