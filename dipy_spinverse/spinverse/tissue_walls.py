@@ -18,7 +18,8 @@ import torch
 from dipy_spinverse.acquisition import Measurements
 from dipy_spinverse.bloch_torrey import permeability_of, relative_transmissibility, simulate
 from dipy_spinverse.inversion import WALL_THRESHOLD, openness, transmissibility
-from dipy_spinverse.packed_cells.posterior import PackedCellsPosterior, packed_cells_posterior
+from dipy_spinverse.packed_cells.posterior import packed_cells_posterior
+from dipy_spinverse.packed_cells.posterior_draws import PackedCellsPosterior
 from dipy_spinverse.spinverse.chunk import statistics_of
 from dipy_spinverse.spinverse.departures import Patch, departure
 from dipy_spinverse.spinverse.fit import SpinverseFit
