@@ -39,7 +39,7 @@ from benchmarks.smooth_bodies_set import CHOOSING, REPORTED, SIDE, bodies, depth
 from dipy_spinverse import SpinverseModel
 from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.bloch_torrey import unique_encodings
-from dipy_spinverse.cell_search.smooth import SmoothCellInversion, cells_of
+from dipy_spinverse.cell_search.smooth import SmoothCellInversion, cells_of, smooth_mesh
 from dipy_spinverse.cell_search.smooth.forward import as_one
 from dipy_spinverse.spinverse.chunk import statistics_of
 
@@ -55,6 +55,8 @@ DIFFUSIVITY = 2.0
 _FINER = 40  # points along an axis on which cells are put onto others
 _FINEST = 120  # and between which true walls are interpolated
 _MOST_CELLS = 6  # that are
+_NEAR = 0.04 * SIDE  # um, within which a wall counts, as in `smooth_mesh`
+_BINS = np.linspace(0, 1, 6)  # of stated probabilities
 
 
 class Examination:
@@ -124,10 +126,20 @@ class Examination:
             "permeability": (np.sort(best.permeability)[::-1] / mean).round(2).tolist(),
             **{f"{name} interval": x.round(2).tolist() for name, x in intervals.items()},
             "held": [bool(low <= 1 <= high) for low, high in intervals.values()],
+            "wall bins": self._wall_bins(best, draws, cells),
             "noise": float(noise),
             "CPU-s": round(seconds),
             "once CPU-s": round(examples),
         }
+
+    def _wall_bins(self, best, draws, cells):
+        """Triangles, their stated probabilities, and those near true walls: sums (5, 3) by bin."""
+        mesh = smooth_mesh(self._prior, best, draws)
+        centres, stated = mesh.vertices_um[mesh.triangles].mean(axis=1), mesh.wall_probability
+        near = max((np.abs(depths(cells, x)) < _NEAR for x in (centres, -centres)), key=np.sum)
+        which = np.digitize(stated, _BINS[1:-1])
+        return [[float(x[which == k].sum()) for x in (stated >= 0, stated, near)]
+                for k in range(len(_BINS) - 1)]  # fmt: skip
 
     def _from_truth(self, data, cells):
         points = self._prior.raster[0]

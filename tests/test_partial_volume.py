@@ -59,10 +59,11 @@ def test_whole_tetrahedra_have_the_signals_of_walls_between_them(boundary):
     np.testing.assert_allclose(inside_out, signals, atol=1e-12)
 
 
+@pytest.mark.parametrize("n_sides", [0, len(GRID.outer_faces)], ids=["open sides", "sides"])
 @pytest.mark.parametrize("acquisition", [pulses(), asymmetric()], ids=["pulses", "asymmetric"])
-def test_derivatives_agree_with_differences(acquisition):
+def test_derivatives_agree_with_differences(acquisition, n_sides):
     rng = np.random.default_rng(0)
-    share = rng.uniform(0.1, 0.9, GRID.n_tetrahedra)
+    share = rng.uniform(0.1, 0.9, GRID.n_tetrahedra + n_sides)
     simulator = PartialVolumeSimulator(acquisition, GRID, steps=32)
     signals, by_share, by_leak = simulator.partial_sensitivities(share, leaks())
     step, way = 1e-5, rng.standard_normal(len(share))
@@ -77,6 +78,26 @@ def test_derivatives_agree_with_differences(acquisition):
         ahead, behind = simulator.partial_signals(np.repeat(share[None], 2, axis=0), moved)
         differences = (ahead - behind) / (2 * step)
         np.testing.assert_allclose(by_leak[:, k], differences, atol=1e-4 * abs(differences).max())
+
+
+def test_water_inside_is_lost_to_the_side_of_the_box_through_its_wall():
+    simulator = PartialVolumeSimulator(pulses(), GRID)
+    full, tight = np.ones(GRID.n_tetrahedra), np.array([0.0, 1.0])
+    sides = np.ones(len(GRID.outer_faces))
+    shares = np.stack([np.r_[full, sides], np.r_[full, 0 * sides]])
+    touching, apart = simulator.partial_signals(shares, tight)[:, 0]
+    # A cell that fills the box and its sides loses water as if there were no wall; one that ends
+    # before the sides, and whose wall is tight, keeps all but the water beside the lattice.
+    np.testing.assert_allclose(touching, simulator.partial_signals(full[None], tight)[0, 0])
+    np.testing.assert_allclose(apart, GRID.volume_um3 / GRID.box_volume_um3, rtol=1e-6)
+    leak = relative_transmissibility(GRID, np.full(GRID.n_faces, WALL))[0]
+    lost = simulator.partial_signals(shares[1:], np.array([leak, 1.0]))[0, 0]
+    # The wall is as far behind the outer faces as the centroids are in front of them.
+    resistance = 1 / WALL + GRID.outer_distances[0] / 2.0
+    everywhere = np.full(GRID.n_faces, np.inf)
+    walled = simulate(pulses(), GRID, everywhere, outer_permeability=1 / resistance)[0]
+    assert 0.1 < walled < 0.9
+    np.testing.assert_allclose(lost, walled * apart, rtol=1e-6)
 
 
 def test_a_share_changes_the_signals_as_much_as_a_whole_tetrahedron():

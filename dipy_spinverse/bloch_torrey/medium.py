@@ -23,6 +23,8 @@ class Medium:
     loss : ndarray (2, T)
         Rates, 1/ms, at which transverse and stored magnetisation is lost, where they differ
         between tetrahedra: to the outside, and by relaxation.
+    outer_conductance : ndarray (B,)
+        Of outer faces, um^3/ms, through which spins are lost to the outside.
     relaxation : ndarray (2,)
         Rates 1/T2 and 1/T1 that are the same everywhere, 1/ms, not in `loss`.
     kept : float
@@ -32,6 +34,7 @@ class Medium:
     diffusivity: np.ndarray
     density: np.ndarray
     loss: np.ndarray
+    outer_conductance: np.ndarray
     relaxation: np.ndarray
     kept: float
 
@@ -55,7 +58,9 @@ def medium_of(
     diffusivity = _checked("diffusivity", diffusivity, shape, "um^2/ms", least=_TINY, most=_HUGE)
     density = _checked("initial_density", initial_density, shape, "1", least=_TINY, most=_HUGE)
     diffusivity, density = np.broadcast_to(diffusivity, shape), np.broadcast_to(density, shape)
-    loss, relaxation = np.tile(_outer_loss(grid, diffusivity, outer_permeability), (2, 1)), [0, 0]
+    outer = _outer_conductance(grid, diffusivity, outer_permeability)
+    lost = np.bincount(grid.outer_tetrahedra, outer, len(density)) / grid.volumes
+    loss, relaxation = np.tile(lost, (2, 1)), [0, 0]
     for k, (name, value) in enumerate((("t2_ms", t2_ms), ("t1_ms", t1_ms))):
         rate = 1 / _checked(name, np.inf if value is None else value, shape, "ms", least=_TINY)
         if rate.ndim:
@@ -64,12 +69,11 @@ def medium_of(
             relaxation[k] = rate
     # A membrane given for the outside lies on the outer faces, and nothing is beyond it.
     kept = grid.volume_um3 / grid.box_volume_um3 if outer_permeability is None else 1.0
-    return Medium(diffusivity, density, loss, np.array(relaxation, dtype=float), kept)
+    return Medium(diffusivity, density, loss, outer, np.array(relaxation, dtype=float), kept)
 
 
-def _outer_loss(grid, diffusivity, outer_permeability):
-    """Rate (T,), 1/ms, at which each tetrahedron loses spins to the outside of the grid."""
-    loss = np.zeros(grid.n_tetrahedra)
+def _outer_conductance(grid, diffusivity, outer_permeability):
+    """Conductance (B,), um^3/ms, of the outer faces, through which spins leave the grid."""
     distance = grid.outer_distances
     if outer_permeability is None:
         outer_permeability = np.inf if grid.boundary == "absorbing" else 0.0
@@ -81,11 +85,9 @@ def _outer_loss(grid, diffusivity, outer_permeability):
         )
     shape = (len(grid.outer_faces),)
     kappa = _checked("outer_permeability", outer_permeability, shape, "um/ms", least=0.0)
-    outside = grid.outer_tetrahedra
     with np.errstate(divide="ignore"):
-        resistance = distance / diffusivity[outside] + 1 / kappa
-    np.add.at(loss, outside, grid.outer_areas / resistance / grid.volumes[outside])
-    return loss
+        resistance = distance / diffusivity[grid.outer_tetrahedra] + 1 / kappa
+    return grid.outer_areas / resistance
 
 
 def _checked(name, value, shape, unit, least, most=np.inf):

@@ -6,10 +6,12 @@ them (1 - p_i). Pools of neighbours i, j exchange through
     t_f p_i p_j (inside), t_f (1 - p_i) (1 - p_j) (around),
     leak t_f p_i (1 - p_j) and leak t_f (1 - p_i) p_j (across the walls of the cell inside),
 
-t_f being the conductance of the open face. Where all shares are 0 or 1 these are the finite
-volumes of `finite_volume`, with walls between the tetrahedra inside and those around. In between,
-the signals change with the shares nearly as much per share as when whole tetrahedra change sides,
-which the permeabilities of faces do not do: one cannot close a face a little.
+t_f being the conductance of the open face. At an absorbing side of the box, p_j is the share of
+the side that is inside: the rest of the water inside is lost through a wall only. Where all shares
+are 0 or 1 these are the finite volumes of `finite_volume`, with walls between the tetrahedra
+inside and those around. In between, the signals change with the shares nearly as much per share
+as when whole tetrahedra change sides, which the permeabilities of faces do not do: one cannot
+close a face a little.
 """
 
 from __future__ import annotations
@@ -49,18 +51,19 @@ class PartialVolumeSimulator(Simulator):
 
         Parameters
         ----------
-        shares : ndarray (V, T)
-            Share of each tetrahedron inside of cells, 0 to 1.
+        shares : ndarray (V, T) or (V, T + B)
+            Share of each tetrahedron inside of cells, 0 to 1, and of the side of the box behind
+            each outer face; without these, no wall is between a tetrahedron and the side.
         leaks : ndarray (C + 1,) or (V, C + 1)
-        cells : ndarray (T,) or (V, T) of int, optional
+        cells : ndarray (T,) of int, optional
             To which of the cells the water inside of each tetrahedron belongs.
         """
         leaks = np.broadcast_to(leaks, (len(shares), np.shape(leaks)[-1]))
-        cells = np.broadcast_to(cells, shares.shape)
+        cells = np.broadcast_to(cells, self.grid.n_tetrahedra)
         signals = np.empty((self.n_encodings, len(shares)))
 
         def simulate(v):
-            pools = self._pools(shares[v], leaks[v], cells[v], halo=False)
+            pools = self._pools(shares[v], leaks[v], cells, halo=False)
             for timing in self.timings:
                 args, n_blocks = self._arguments(timing, timing.signals, pools)
                 part = np.empty((n_blocks, self._lanes), pools.start.dtype)
@@ -76,9 +79,11 @@ class PartialVolumeSimulator(Simulator):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Signals (M,), and their derivatives by the shares (M, T) and by the leaks (M, C + 1).
 
-        Derivatives by shares that are 0 or 1, as those of all neighbours, are not computed: 0.
+        Shares are (T,) or (T + B,), and so are derivatives by them. Derivatives by shares that
+        are 0 or 1, as those of all neighbours, are not computed: 0.
         """
-        pools = self._pools(share, leaks, np.broadcast_to(cells, share.shape), halo=True)
+        cells = np.broadcast_to(cells, self.grid.n_tetrahedra)
+        pools = self._pools(share, leaks, cells, halo=True)
         signals = np.empty(self.n_encodings)
         jacobian = np.empty((self.n_encodings, len(share) + len(leaks)))
         for timing in self.timings:
@@ -156,7 +161,8 @@ class PartialVolumeSimulator(Simulator):
 
     def _pools(self, share, leaks, cells, halo):
         """The pools of some shares; with those that may get water from neighbours (`halo`)."""
-        links = links_of(self.grid)
+        links, n = links_of(self.grid), len(share)
+        share, side = np.split(share, [self.grid.n_tetrahedra])
         water = np.stack([share, 1 - share])
         water[water < _LEFT_OUT] = 0
         used = water > 0
@@ -182,6 +188,8 @@ class PartialVolumeSimulator(Simulator):
             slots.append(place[other[:, None], neighbours])
             exchange.append(per_slot * there / weights[:, None])
         rate = (leaks[-1] * exchange[0] + leaks[cell] * exchange[1]).sum(axis=1)
+        at_side, closed, side_slopes = self._sides(side, place, used, leaks, cells)
+        rate -= np.bincount(at_side, closed, len(rate))
         coupling, own_places, crossing, other_places = slots
         real = torch.empty(0, dtype=self.dtype).numpy().dtype
         entries = (
@@ -192,15 +200,16 @@ class PartialVolumeSimulator(Simulator):
         if not halo:
             return _Pools(entries, start.astype(real))
 
-        pairs, pair_links, coupling_slopes = self._pairs(water, place, used, leaks, cells)
+        pairs, pair_links, coupling_slopes = self._pairs(water, place, used, leaks, cells, n)
         sign = np.where(layer == 0, 1.0, -1.0)
-        n_pools, n = len(start), len(share)
+        n_pools = len(start)
         shape, pool = (n_pools, n + len(leaks)), np.repeat(np.arange(n_pools), 4)
         by_share = -(leaks[-1] - leaks[cell]) * sign[:, None] * per_slot / weights[:, None]
         diagonal_slopes = _sparse(
             (pool, neighbours.ravel(), by_share.ravel()),
             (pool, n + cell.ravel(), -exchange[1].ravel()),
             (pool, np.full(len(pool), shape[1] - 1), -exchange[0].ravel()),
+            *side_slopes,
             shape=shape,
         )
         start_slopes = _sparse(
@@ -209,10 +218,29 @@ class PartialVolumeSimulator(Simulator):
         slopes = coupling_slopes, diagonal_slopes, start_slopes
         return _Pools(entries, start.astype(real), pairs, pair_links, slopes)
 
-    def _pairs(self, water, place, used, leaks, cells):
-        """Pairs of exchanging pools (P, 2), their links, and derivatives of the exchange."""
+    def _sides(self, side, place, used, leaks, cells):
+        """What walls at the sides of the box take from the loss of pools (S,), and derivatives.
+
+        `side` are the shares (B,) behind outer faces, or none.
+        """
+        layer, face = np.nonzero(used[:, self.grid.outer_tetrahedra[: len(side)]])
+        tetrahedron = self.grid.outer_tetrahedra[face]
+        pool, cell = place[layer, tetrahedron], cells[tetrahedron]
+        lost = self.medium.outer_conductance[face] / self.grid.volumes[tetrahedron]
+        across = np.where(layer == 0, 1 - side[face], side[face])
+        closed = lost * (1 - leaks[cell])
+        n = self.grid.n_tetrahedra
+        by_side = (pool, n + face, np.where(layer == 0, -closed, closed))
+        by_leak = (pool, n + len(side) + cell, -lost * across)
+        return pool, closed * across, (by_side, by_leak)
+
+    def _pairs(self, water, place, used, leaks, cells, n):
+        """Pairs of exchanging pools (P, 2), their links, and derivatives of the exchange.
+
+        The derivatives by leaks stand in columns after the first `n`.
+        """
         pairs, pair_links, slopes, n_pairs = [], [], [], 0
-        n, is_open = water.shape[1], len(leaks) - 1
+        is_open = len(leaks) - 1
         face_links = links_of(self.grid).face_links
         for a, b in ((0, 0), (1, 1), (0, 1), (1, 0)):
             first, second = self.grid.face_tetrahedra.T

@@ -98,7 +98,7 @@ class SmoothShape:
 
     def share(self, cells: SmoothCells) -> np.ndarray:
         """Shares (T,) of tetrahedra inside of cells."""
-        return self.filled(cells.z).share
+        return self.filled(cells.z).share[: self.grid.n_tetrahedra]
 
     def part(self, cells: SmoothCells) -> np.ndarray:
         """To which cell each tetrahedron (T,) belongs."""
@@ -109,7 +109,8 @@ class SmoothShape:
     def geometry(self, cells: SmoothCells) -> tuple[np.ndarray, np.ndarray]:
         """Volume and area (C,), um^3 and um^2, of each cell."""
         filled, part = self.filled(cells.z), self.part(cells)
-        inside, number = filled.share * self.grid.volumes, len(cells.leaks)
+        inside = filled.share[: self.grid.n_tetrahedra] * self.grid.volumes
+        number = len(cells.leaks)
         return np.bincount(part, inside, number), np.bincount(part, filled.area, number)
 
     def projected_permeability(self, cells: SmoothCells, filled: Filled) -> np.ndarray:

@@ -26,6 +26,7 @@ _LEAST_SLOPE = 0.3  # of the field, where a distance is made of it
 _STEEPEST = 1.2  # slope of a field, where tetrahedra near walls are told from others
 _WIDTH = 0.6  # of the change from inside to outside, in distances of the points
 _RIDGE = 1e-4
+_FLAT = 1e-6  # extent across a piece of a plane, over that along it
 RASTER = 20  # points along an axis
 _SPLINE, _BEYOND = 32, 4  # nodes of cubic splines along an axis, in the box and beyond each end
 
@@ -145,18 +146,18 @@ def prior_of(grid: TetrahedralGrid) -> FieldPrior:
 
 @dataclass(frozen=True, eq=False)
 class Filled:
-    """How a field fills the tetrahedra of a grid.
+    """How a field fills the T tetrahedra of a grid, and the sides of the box at its B outer faces.
 
     Attributes
     ----------
-    share : ndarray (T,)
+    share : ndarray (T + B,)
         Inside of cells.
     area : ndarray (T,)
         Of the walls in each, um^2.
     points : ndarray (P, 3)
-        At walls, um, which tell the share of tetrahedra.
-    tetrahedra : ndarray (P,)
-        Where they are.
+        At walls, um, which tell the share of tetrahedra and sides.
+    places : ndarray (P,)
+        To which of these they belong.
     by_field : ndarray (P,)
         Derivatives of the share by the field there, 1/um.
     """
@@ -164,60 +165,92 @@ class Filled:
     share: np.ndarray
     area: np.ndarray
     points: np.ndarray
-    tetrahedra: np.ndarray
+    places: np.ndarray
     by_field: np.ndarray
 
     def slopes(self, by_share: np.ndarray, prior: FieldPrior) -> np.ndarray:
-        """Derivatives (M, n) by the unknowns, of those (M, T) by shares."""
-        weighted = by_share[:, self.tetrahedra] * self.by_field
+        """Derivatives (M, n) by the unknowns, of those (M, T + B) by shares."""
+        weighted = by_share[:, self.places] * self.by_field
         return weighted.astype(np.float32) @ prior.basis(self.points)
 
 
 class Filling:
-    """Shares of the tetrahedra of a grid inside of smooth cells.
+    """Shares of the tetrahedra of a grid, and of the sides of its box, inside of smooth cells.
 
     Parameters
     ----------
     grid : TetrahedralGrid
-        A lattice.
+        A lattice with an absorbing outside.
     prior : FieldPrior
     """
 
     def __init__(self, grid: TetrahedralGrid, prior: FieldPrior):
         self._volumes, self._prior = grid.volumes, prior
-        weights, self._centroids = _barycentric(), grid.centroids
-        self._points = np.einsum("qv,tvk->tqk", weights, grid.tetrahedron_points)
+        inner = np.einsum("qv,tvk->tqk", _barycentric(), grid.tetrahedron_points)
+        sides = _evenly_in(_on_sides(grid))
         # A share changes over this distance, as of one point: wider walls would leak.
-        self._width = _WIDTH * np.cbrt(grid.volumes[0] / len(weights))
-        self._reach = (
-            _STEEPEST
-            * np.linalg.norm(grid.tetrahedron_points - grid.centroids[:, None], axis=2).max()
+        self._pieces = (
+            _Pieces(inner, _WIDTH * np.cbrt(grid.volumes[0] / inner.shape[1])),
+            _Pieces(sides, _WIDTH * np.sqrt(grid.outer_areas[0] / sides.shape[1])),
         )
-        # Least squares of the field's slope in each tetrahedron.
-        centred = self._points - self._points.mean(axis=1, keepdims=True)
-        self._to_slope = np.linalg.pinv(centred)
 
     def __call__(self, z: np.ndarray) -> Filled:
         """How the field of unknowns z (n,) fills the tetrahedra."""
         field_at = self._prior.interpolated(z)
-        middle = field_at(self._centroids)
+        inner, sides = (pieces.filled(field_at) for pieces in self._pieces)
+        both = zip(inner, sides, strict=True)
+        share, per_um, points, places, by_field = (np.concatenate(x) for x in both)
+        n = len(self._volumes)
+        places[len(inner[3]) :] += n
+        return Filled(share, per_um[:n] * self._volumes, points, places, by_field)
+
+
+class _Pieces:
+    """Pieces of space, each sampled by points (N, Q, 3); shares change over a width, um."""
+
+    def __init__(self, points, width):
+        self._points, self._width = points, width
+        self._centres = points.mean(axis=1)
+        # Least squares of the field's slope in each piece.
+        self._to_slope = np.linalg.pinv(points - self._centres[:, None], rcond=_FLAT)
+        away = np.linalg.norm(points - self._centres[:, None], axis=2).max()
+        self._reach = _STEEPEST * (away + width / 2)
+
+    def filled(self, field_at):
+        """Shares (N,), walls in each (N,), 1/um, and points at walls as in `Filled`."""
+        middle = field_at(self._centres)
         near = np.flatnonzero(np.abs(middle) < self._reach)
         field = field_at(self._points[near])
         slope = np.linalg.norm(np.einsum("tkq,tq->tk", self._to_slope[near], field), axis=1)
         slope = slope.clip(_LEAST_SLOPE)[:, None]
         inside = 0.5 + field / slope / (2 * self._width)
         at_wall = (inside > 0) & (inside < 1)
-        share, area = (middle > 0).astype(float), np.zeros(len(middle))
+        share, per_um = (middle > 0).astype(float), np.zeros(len(middle))
         share[near] = inside.clip(0, 1).mean(axis=1)
-        area[near] = at_wall.mean(axis=1) / (2 * self._width) * self._volumes[near]
+        per_um[near] = at_wall.mean(axis=1) / (2 * self._width)
         by_field = at_wall / slope / (2 * self._width * field.shape[1])
-        return Filled(
-            share,
-            area,
-            points=self._points[near][at_wall],
-            tetrahedra=near[np.nonzero(at_wall)[0]],
-            by_field=by_field[at_wall],
-        )
+        places = near[np.nonzero(at_wall)[0]]
+        return share, per_um, self._points[near][at_wall], places, by_field[at_wall]
+
+
+def _on_sides(grid):
+    """Triangles (B, 3, 3), um, on the sides of the box behind the outer faces of a lattice."""
+    face, half = grid.points_um[grid.outer_faces], grid.box_um / 2
+    # Two corners of an outer face lie on a side of the box, the third one under it.
+    to_side = half - np.abs(face.mean(axis=1))
+    on_side = np.arange(3) == to_side.argmin(axis=1)[:, None]
+    return np.where(on_side[:, None], np.sign(face) * half, face)
+
+
+def _evenly_in(triangles):
+    """Points (B, 16, 3) that sample triangles (B, 3, 3) evenly."""
+    corner = np.eye(3)[None]
+    for _ in range(2):
+        a, b, c = np.moveaxis(corner, 1, 0)
+        ab, bc, ca = (a + b) / 2, (b + c) / 2, (c + a) / 2
+        quarters = [[a, ab, ca], [ab, b, bc], [ca, bc, c], [ab, bc, ca]]
+        corner = np.concatenate([np.stack(quarter, axis=1) for quarter in quarters])
+    return np.einsum("qv,bvk->bqk", corner.mean(axis=1), triangles)
 
 
 def _barycentric():
