@@ -42,9 +42,9 @@ PRIOR = FieldPrior(np.full(3, SIDE))
 # Too short to find anything, but it goes through all parts of a search.
 SHORT = SmoothEffort(
     coarse=4, middle=4, fine=4, finest=5, n_examples=50, n_complete=30, n_condensed=16,
-    n_nearest=1, n_pairs=1, n_steps_coarse=2, n_better=2, n_steps_middle=1, n_moved=1, n_moves=1,
-    n_good=2, n_steps_fine=1, n_lines=2, n_corrections=1, n_steps_last=2, n_rounds=1, n_places=1,
-    n_steps_of_draws=8,
+    n_nearest=1, n_beside=(1,), n_steps_coarse=2, n_better=2, n_steps_middle=1, n_moved=1,
+    n_moves=1, n_good=2, n_steps_fine=1, n_lines=2, n_corrections=1, n_steps_last=2, n_rounds=1,
+    n_places=1, n_steps_of_draws=8,
 )  # fmt: skip
 pytestmark = pytest.mark.filterwarnings("ignore:The grid is too coarse")
 
@@ -275,14 +275,23 @@ def test_an_unknown_S0_and_diffusivity_are_told_from_true_cells():
 
 
 @pytest.mark.filterwarnings("ignore:Voxel")
-def test_a_fit_tells_S0_and_diffusivity_where_they_are_not_given():
-    fit = noisy_ball(n_fields=0)
-    # With as few steps as here the shape is rough, and S0 follows its volume.
-    np.testing.assert_allclose(fit.S0_per_te, 1.0, atol=0.1)
+@pytest.mark.filterwarnings("ignore:smooth cells")
+def test_a_fit_without_S0_and_diffusivity_explains_the_data_and_says_what_is_not_told():
+    with pytest.warns(UserWarning, match="S0 .* hardly"):
+        fit = noisy_ball(n_fields=0)
+    # A larger S0 with more permeable walls explains these data as well.
+    assert fit.S0_per_te.shape == (1,) and fit.S0_per_te[0] > 0
     assert fit.field_diffusivity[0] != 2.0
     assert fit.field_diffusivity[0] == pytest.approx(2.0, rel=0.1)
-    data = fit.predict()
-    assert data.shape == fit.residual_rms.shape + (len(pulses()),)
+    assert fit.predict().shape == fit.residual_rms.shape + (len(pulses()),)
+    assert fit.residual_rms < 1.5 * 0.004  # of so short a search; the noise is 0.004
+
+
+def test_water_of_a_cell_beside_a_side_of_the_box_is_lost_through_its_wall_only():
+    beside = ball([SIDE / 2 - 5.3, 0.3, -0.4], 5.0)  # 0.3 um from the side
+    late = [SmoothModel(pulses(1), PRIOR, cubes, 2.0).signals(beside)[4] for cubes in (5, 6, 12)]
+    # Measured 1 % apart; without shares of the sides 5 and 6 cubes keep a third of this signal.
+    np.testing.assert_allclose(late[:2], late[2], rtol=0.02)
 
 
 def test_harmonics_tell_the_signals_of_turned_cells():
@@ -321,11 +330,11 @@ def test_two_cells_apart_are_proposed_from_examples_of_one():
     signals = np.array([model.signals(as_one(x)) for x in z])
     nothing = as_one(PRIOR.field_of(np.full(len(points), -PRIOR.length)))
     examples = Examples(z @ basis.T + PRIOR.mean, np.zeros(8), signals, model.signals(nothing))
-    assert (0.02 < (examples.fields[3:] > 0).mean(axis=1)).all()
+    assert (0.004 < (examples.fields[3:] > 0).mean(axis=1)).all()
     both = as_one(PRIOR.field_of(np.max(single[:2], axis=0)))
     data, sigma = model.signals(both), np.full(len(acquisition), 0.002)
     proposals = Proposals(examples, rotations, PRIOR)
-    (pair,) = proposals.pairs(data, sigma, 1)
+    (pair,) = proposals.beside(data, sigma, [1])
     misfit = [((model.signals(x) - data) ** 2).sum() for x in (
         pair, *proposals.nearest(data, sigma, 1))]  # fmt: skip
     assert misfit[0] < 0.1 * misfit[1]  # measured 0.002

@@ -422,11 +422,16 @@ class SpinverseModel(VoxelModel):
         if smooth:
             warnings.warn(
                 "smooth cells are on trial: the search may end in a shape that is wrong but "
-                "explains the data about as well, most of all the places of several cells; "
-                "intervals held for one to three cells, not for five. Fit with other seeds, and "
-                "trust what these agree on.",
+                "explains the data about as well, most of all in the places of cells. Fit with "
+                "other seeds, and trust what these agree on.",
                 stacklevel=3,
             )
+            if amplitudes:
+                warnings.warn(
+                    "S0 is not given: that of late echo times is hardly told apart from the "
+                    "permeability of walls, and no interval says so. Give S0 if you know it.",
+                    stacklevel=3,
+                )
             return SmoothCellInversion(
                 self.acquisition,
                 self.grid,

@@ -59,7 +59,6 @@ class PartialVolumeSimulator(Simulator):
             To which of the cells the water inside of each tetrahedron belongs.
         """
         leaks = np.broadcast_to(leaks, (len(shares), np.shape(leaks)[-1]))
-        cells = np.broadcast_to(cells, self.grid.n_tetrahedra)
         signals = np.empty((self.n_encodings, len(shares)))
 
         def simulate(v):
@@ -82,7 +81,6 @@ class PartialVolumeSimulator(Simulator):
         Shares are (T,) or (T + B,), and so are derivatives by them. Derivatives by shares that
         are 0 or 1, as those of all neighbours, are not computed: 0.
         """
-        cells = np.broadcast_to(cells, self.grid.n_tetrahedra)
         pools = self._pools(share, leaks, cells, halo=True)
         signals = np.empty(self.n_encodings)
         jacobian = np.empty((self.n_encodings, len(share) + len(leaks)))
@@ -162,6 +160,7 @@ class PartialVolumeSimulator(Simulator):
     def _pools(self, share, leaks, cells, halo):
         """The pools of some shares; with those that may get water from neighbours (`halo`)."""
         links, n = links_of(self.grid), len(share)
+        cells = np.broadcast_to(np.asarray(cells, dtype=int), self.grid.n_tetrahedra)
         share, side = np.split(share, [self.grid.n_tetrahedra])
         water = np.stack([share, 1 - share])
         water[water < _LEFT_OUT] = 0

@@ -17,7 +17,7 @@ class SmoothEffort:
     n_complete: int = 200  # of these with all measurements
     n_condensed: int = 96  # measurements that are simulated
     n_nearest: int = 6  # starts that are examples
-    n_pairs: int = 12  # starts that are two of them beside each other
+    n_beside: tuple[int, ...] = (10, 6, 4, 4)  # that are two of them beside each other, three, ...
     n_steps_coarse: int = 15
     n_better: int = 8  # starts that go on to the middle grid
     n_steps_middle: int = 10
@@ -26,7 +26,7 @@ class SmoothEffort:
     n_good: int = 4  # lines that go on with the signals of the fine grid
     n_steps_fine: int = 10
     n_lines: int = 3  # that the limit of fine grids corrects
-    n_corrections: int = 3
+    n_corrections: int = 5  # at most, while each makes cells more probable
     n_steps_last: int = 5  # after each
     n_rounds: int = 2  # in which the cells of the best end are put elsewhere
     n_places: int = 2  # from which lines go on to ends of their own

@@ -77,27 +77,27 @@ class Ending:
     def __call__(self, cells: SmoothCells, best: float = np.inf) -> End:
         """The best end of a line after some steps, corrected by the limit each time.
 
-        A correction belongs to one shape, so steps far from it can lead away from the data.
-        Lines that stay far above the improbability of the best one are given up.
+        A correction belongs to one shape, so steps far from it can lead away from the data: then
+        fewer are taken. Lines that stay far above the improbability of the best one are given up.
         """
-        ends: list[End] = []
         cells = taken_apart(cells, self.descend.prior)
-        signals = self._signals(cells)
+        end, n_steps = self.at(cells), self.effort.n_steps_last
         for _ in range(self.effort.n_corrections):
-            descend = self._exact_for(cells, signals)
-            cells = descend(descend.fitted(cells), self.effort.n_steps_last).cells
-            signals = self._signals(cells)
-            ends.append(self._end(cells, signals))
-            before = ends[-2].improbability if len(ends) > 1 else np.inf
-            wanted = min(before - _LEAST_GAIN, best + _HOPELESS)
-            if ends[-1].improbability > wanted:
+            descend = self._exact_for(end.fitted.cells, end.signals)
+            there = self.at(descend(descend.fitted(end.fitted.cells), n_steps).cells)
+            gain = end.improbability - there.improbability
+            end = min(end, there, key=_improbability)
+            if gain < _LEAST_GAIN:
+                n_steps //= 2
+            if n_steps == 0 or 0 < gain < _LEAST_GAIN or end.improbability > best + _HOPELESS:
                 break
-        return min(ends, key=_improbability)
+        return end
 
     def elsewhere(self, ends: Sequence[End]) -> list[End]:
         """Ends, and those of lines from the best one's cells at other places, the best first.
 
         What a place changes of the signals is less than what the lattices of the search err by.
+        The best line goes on at last.
         """
         ends = sorted(ends, key=_improbability)
         for _ in range(self.effort.n_rounds):
@@ -109,6 +109,7 @@ class Ending:
             ends = sorted(ends, key=_improbability)
             if ends[0] is best:
                 break
+        ends[0] = self(ends[0].fitted.cells)
         return ends
 
     def of_lines(self, lines: Sequence[SmoothCells]) -> list[End]:
@@ -120,10 +121,8 @@ class Ending:
 
     def at(self, cells: SmoothCells) -> End:
         """Cells as an end, without a step."""
-        return self._end(cells, self._signals(cells))
-
-    def _end(self, cells, signals):
         target, jacobian = self.descend.target, self.descend.jacobian(cells)
+        signals = self._signals(cells)
         residual = target.complete.residual_of(signals)
         narrowing = np.linalg.slogdet(np.eye(len(jacobian)) + jacobian @ jacobian.T)[1]
         fitted = Fitted(cells, independent(target.shared) @ residual)

@@ -8,11 +8,13 @@ from dipy_spinverse.cell_search.bodies import Body
 from dipy_spinverse.cell_search.smooth.level_set import FieldPrior
 
 # Wide enough to hold cells that no family was thought of for; none is fitted to data.
-_SHARES = (0.02, 0.45)  # least and largest part of the box inside
+_SHARES = (0.004, 0.45)  # least and largest part of the box inside
 _OF_THE_FIELD = 0.15  # part of draws that the prior of the field makes
+_SMALL = 0.15  # part that are single small bodies, of which several may stand in a box
 _RING, _COIL, _STAR, _SHELL, _BRANCH = 0.1, 0.06, 0.1, 0.06, 0.5  # parts of bodies
 _MOST_BODIES, _MOST_POINTS = 5, 9
 _RADII = (0.16, 0.6)  # over half the box
+_SMALL_RADII, _SMALL_POINTS = (0.18, 0.4), 3
 _CLEAR = 0.95  # half the box in which lines stay
 
 
@@ -29,6 +31,11 @@ def random_cells(rng: np.random.Generator, prior: FieldPrior) -> np.ndarray:
 
 
 def _depth(rng, points, half):
+    if rng.random() < _SMALL:
+        line = _walk(rng, _SMALL_RADII, _SMALL_POINTS)
+        line[:, :3] = line[:, :3].clip(-_CLEAR, _CLEAR) * half
+        line[:, 3] += np.log(half.mean())
+        return Body(line, False).depth(points)
     if rng.random() < _SHELL:
         return _shell(rng, points, half.mean())
     bodies: list[Body] = []
@@ -91,9 +98,9 @@ def _star(rng):
     return [_even(centre[None], radius), *arms]
 
 
-def _walk(rng):
+def _walk(rng, radii=_RADII, most_points=_MOST_POINTS):
     """Control points (k, 4) of a line that keeps or loses its way, of even or uneven radius."""
-    number, radius = rng.integers(1, _MOST_POINTS + 1), np.exp(rng.uniform(*np.log(_RADII)))
+    number, radius = rng.integers(1, most_points + 1), np.exp(rng.uniform(*np.log(radii)))
     length, wander = rng.uniform(0.15, 0.5), rng.uniform(0, 0.9)
     steps = np.zeros((number, 3))
     direction = rng.standard_normal(3)

@@ -110,7 +110,7 @@ class SmoothSearch:
         scales = self.proposals.scales(given.unlifted, given.sigma, given.scale_of)
         voxel = given.over(scales)
         starts = self.proposals.nearest(voxel.unlifted, voxel.sigma, effort.n_nearest)
-        starts += self.proposals.pairs(voxel.unlifted, voxel.sigma, effort.n_pairs)
+        starts += self.proposals.beside(voxel.unlifted, voxel.sigma, effort.n_beside)
         target = self._target(voxel, starts[0])
         coarse = self._descent(target, self.coarse, self.coarse)
         middle = self._descent(target, self.middle, self.middle)
