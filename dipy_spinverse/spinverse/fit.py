@@ -95,7 +95,8 @@ class SpinverseFit(VoxelFit):
         Fraction of the water that is in tissue as the field is.
     wall_probability : ndarray (..., F)
         Probability that a face is a wall, over all these fields. The signals do not tell where
-        in the lattice a packing is: over all places of it.
+        in the lattice a packing is: over all places of it. Of smooth cells, that a wall is within
+        4 % of the box's side of the face's centre.
     pattern_agreement : ndarray (...)
         Mean F1 between the walls of these fields, 0 to 1; of packings at independent places.
     wall_status : ndarray (...)

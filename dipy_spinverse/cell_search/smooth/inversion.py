@@ -11,7 +11,7 @@ from dipy_spinverse.bloch_torrey import relative_transmissibility, unique_encodi
 from dipy_spinverse.cell_search.smooth.effort import DEFAULT_EFFORT, SmoothEffort
 from dipy_spinverse.cell_search.smooth.forward import SmoothCells, SmoothShape
 from dipy_spinverse.cell_search.smooth.level_set import prior_of
-from dipy_spinverse.cell_search.smooth.mesh import wall_area
+from dipy_spinverse.cell_search.smooth.mesh import wall_area, wall_probability
 from dipy_spinverse.cell_search.smooth.search import SmoothSearch
 from dipy_spinverse.cell_search.smooth.stored import STORED, stored
 from dipy_spinverse.cell_search.smooth.voxel import VoxelData
@@ -127,7 +127,9 @@ class SmoothCellInversion:
             "diffusivity": found.diffusivity,
             "openness": fields[0],
             "openness_fields": fields[1:],
-            "wall_probability": (fields < 0.5).mean(axis=0),
+            "wall_probability": wall_probability(
+                self.search.prior, every, self._grid.face_centroids
+            ),
             "predicted": expected,
             "converged": True,
             "iterations": np.array([found.n_steps]),

@@ -14,8 +14,10 @@ from dipy_spinverse.cell_search.smooth.level_set import FieldPrior
 from dipy_spinverse.walls.interface import InterfaceMesh
 
 _POINTS = 48  # along a side of the box, between which walls are interpolated
-_STEP = 1e-3  # of differences, over the length of the prior
+_STEP = 1e-3  # of differences, over the side of the box
 _WITHIN = 0.04  # of the side of the box: how near a wall counts
+# Standard deviation of places along each axis, over the side of the box, beside that of draws.
+_PLACE_SD, _N_PLACES = 0.045, 16
 
 
 def smooth_mesh(
@@ -24,7 +26,7 @@ def smooth_mesh(
     """Mesh of the walls of smooth cells, closed also where the box cuts them off.
 
     The wall probability of a triangle is that of a wall within 4 % of the box's side, over the
-    draws.
+    draws and places around them.
     """
     vertices, triangles = _walls(prior, cells)
     if not len(triangles):
@@ -36,7 +38,7 @@ def smooth_mesh(
         vertices_um=vertices,
         triangles=triangles,
         permeability=cells.permeability[_part(prior, cells, centres)],
-        wall_probability=wall_probability(prior, draws, centres, _WITHIN * prior.box_um.mean()),
+        wall_probability=wall_probability(prior, draws, centres),
         normals=normals,
         components=_components(triangles, len(vertices)),
     )
@@ -76,14 +78,23 @@ def _part(prior, cells, points):
 
 
 def wall_probability(
-    prior: FieldPrior, cells: Sequence[SmoothCells], points: np.ndarray, within_um: float
+    prior: FieldPrior, cells: Sequence[SmoothCells], points: np.ndarray
 ) -> np.ndarray:
-    """Probability (P,) that a wall is within a distance of points (P, 3), over draws of cells."""
-    step, z = _STEP * prior.length, np.array([x.z for x in cells]).T
-    here = prior.basis(points) @ z + prior.mean
-    slopes = [(prior.basis(points + step * e) @ z + prior.mean - here) / step for e in np.eye(3)]
-    distance = np.abs(here) / np.linalg.norm(slopes, axis=0).clip(1e-6)
-    return (distance < within_um).mean(axis=1)
+    """Probability (P,) that a wall is within 4 % of the box's side of points (P, 3).
+
+    Over draws of cells, and over places around each: data hardly tell where cells stand, and
+    draws stay near the ends of a search.
+    """
+    rng, side = np.random.default_rng(0), prior.box_um.mean()
+    step, near = _STEP * side, np.zeros(len(points))
+    for draw in cells:
+        field = prior.interpolated(draw.z)
+        for shift in _PLACE_SD * side * rng.standard_normal((_N_PLACES, 3)):
+            there = (points - shift).clip(-prior.box_um / 2, prior.box_um / 2)
+            here = field(there)
+            slopes = [(field(there + step * e) - here) / step for e in np.eye(3)]
+            near += np.abs(here) < _WITHIN * side * np.linalg.norm(slopes, axis=0)
+    return near / max(len(cells) * _N_PLACES, 1)
 
 
 def _components(triangles, n_vertices):
