@@ -56,6 +56,8 @@ def assert_same(found, expected, rtol=0.0):
 
 # Fits of other sets of voxels: single precision, and directions of a search that rounding turns.
 NEARLY = 2e-3
+# Of other processes: on one kind of processor (AVX-512) S0 differed by 1e-15 from that of this one.
+LAST_DIGITS = 1e-12
 
 
 def test_model_and_fit_are_those_of_dipy(case, fit):
@@ -281,7 +283,7 @@ def cluster(request):
 def check_engine(case, five, fit_of_five, engine):
     n_threads = torch.get_num_threads()
     found = case.fit(five, engine=engine, n_jobs=2)
-    assert_same(found, fit_of_five)
+    assert_same(found, fit_of_five, LAST_DIGITS)
     assert torch.get_num_threads() == n_threads
 
 
