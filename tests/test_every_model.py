@@ -56,7 +56,7 @@ def assert_same(found, expected, rtol=0.0):
 
 # Fits of other sets of voxels: single precision, and directions of a search that rounding turns.
 NEARLY = 2e-3
-# Of other processes: on one kind of processor (AVX-512) S0 differed by 1e-15 from that of this one.
+# Of other processes: on one kind of processor (AVX-512) S0 differed by 1e-15 from that of here.
 LAST_DIGITS = 1e-12
 
 
