@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice, product
+
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
@@ -23,6 +25,7 @@ _MOVE_ONE = 0.3
 _MOVE_ALL = 0.5
 _REMOVE = 0.6
 _JOIN = 0.8
+_MOST_SIDES = 16  # of cells, in how many ways they are mirrored
 
 
 class Changes:
@@ -57,6 +60,15 @@ class Changes:
             if all(self.apart(some, labels[other]) >= least for other in kept):
                 kept.append(k)
         return kept
+
+    def mirrored_in_part(self, labels: np.ndarray) -> np.ndarray:
+        """Labels (N, T) in which some but not all of several cells are mirrored in the centre."""
+        cells = self.cells_of(labels)
+        turned = [cell[self.mirrored] for cell in cells]
+        choices = product(*zip(cells[1:], turned[1:], strict=True))
+        several = [np.sum([cells[0], *rest], axis=0) for rest in islice(choices, 1, _MOST_SIDES)]
+        apart = [x == 1 for x in several if x.max() == 1]
+        return np.array(apart).reshape(-1, len(labels))
 
     def drawn(self, labels: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Labels (T,) after one change, which may take a part of other labels (T,)."""

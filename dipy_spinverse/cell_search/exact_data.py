@@ -100,7 +100,11 @@ class ExactData:
         found = [x for x in found if self.target.explained_by(x)] or found
         found.sort(key=lambda x: judge(self.target, x))
         finished = [self._finished(cells) for cells in found[: self.tools.effort.flips.n_finished]]
-        equals = [x for x in finished if self.complete.explained_by(x)] or finished
+        # Cells that are far apart hardly tell on which side of the box the others are.
+        for labels in self.tools.changes.mirrored_in_part(finished[0].labels):
+            finished += self.complete.cells(labels[None], finished[0].leaks)
+        explained = [x for x in finished if self.complete.explained_by(x)]
+        equals = sorted(explained, key=self.complete.chi_square) or finished
         return equals[0], [equals[k] for k in rng.integers(len(equals), size=n_draws)]
 
     def _finished(self, cells):
