@@ -28,6 +28,7 @@ from dipy_spinverse.cell_search.smooth.forward import (
     SmoothShape,
     as_one,
     taken_apart,
+    without_islands,
 )
 from dipy_spinverse.cell_search.smooth.mesh import wall_area
 from dipy_spinverse.cell_search.smooth.proposals import Examples, Proposals
@@ -134,7 +135,7 @@ def test_a_few_measurements_foretell_by_what_lattices_differ():
     assert np.abs(error).mean() < 0.1 * np.abs(change).mean()
 
 
-def test_cells_elsewhere_are_the_same_cells_at_mirrored_places():
+def test_cells_elsewhere_are_the_same_cells_at_images_of_their_places():
     points, basis = PRIOR.raster
     places = np.array([[4.5, 2.0, -3.0], [-4.5, -3.5, 2.0]])
     away = np.linalg.norm(points - places[:, None], axis=2)
@@ -144,11 +145,12 @@ def test_cells_elsewhere_are_the_same_cells_at_mirrored_places():
         return basis @ cells.z + PRIOR.mean > 0
 
     moved = elsewhere(as_one(one), PRIOR)
-    assert len(moved) == 7
+    assert len(moved) == 47  # symmetries of a cube, but for one
     centres = np.array([points[inside(x)].mean(axis=0) for x in moved])
     # The raster's spacing is 1 um, and the ball keeps 8 % of the box clear of its sides.
-    np.testing.assert_allclose(np.abs(centres), np.abs(places[0]) + np.zeros((7, 1)), atol=0.4)
-    assert len(np.unique(np.sign(centres), axis=0)) == 7
+    images = np.sort(np.abs(places[0])) + np.zeros((47, 1))
+    np.testing.assert_allclose(np.sort(np.abs(centres), axis=1), images, atol=0.4)
+    assert len(np.unique(centres.round(), axis=0)) == 47
     volumes = [taken_apart(x, PRIOR) for x in elsewhere(as_one(two), PRIOR)]
     assert len(volumes) > 8  # reflected or not, or exchanged; fewer where they would touch
     sizes = np.array([[inside(x)[x.parts.ravel() == k].sum() for k in range(2)] for x in volumes])
@@ -161,6 +163,36 @@ def test_cells_elsewhere_are_the_same_cells_at_mirrored_places():
         sizes = [inside(x)[x.parts.ravel() == k].sum() for k in range(2)]
         leaks = leaky.leaks[np.argsort(before)]
         np.testing.assert_allclose(x.leaks[np.argsort(sizes)], leaks, atol=0.1)
+
+
+def test_islands_that_lattices_do_not_resolve_sink_and_cells_stay():
+    points = PRIOR.raster[0]
+    cell, speck = (
+        radius - np.linalg.norm(points - np.array(centre), axis=1)
+        for centre, radius in (((-4, -3, 2), 4.5), ((6, 6, -6), 1.3))
+    )
+    alone, both = (as_one(PRIOR.field_of(x)) for x in (cell, np.maximum(cell, speck)))
+    # Of 8000 points 0.25 %, 20, are a cell.
+    with_speck, left = (PRIOR.on_raster(x.z) > 0 for x in (both, without_islands(both, PRIOR)))
+    there = (points[:, 0] > 2).reshape(with_speck.shape)
+    assert 0 < with_speck[there].sum() < 20 and not left[there].any()
+    # The modes reach over the whole box.
+    assert (left != with_speck)[~there].sum() < 0.02 * with_speck.sum()
+    np.testing.assert_array_equal(without_islands(alone, PRIOR).z, alone.z)
+    # A speck alone may be all there is.
+    speck = as_one(PRIOR.field_of(speck))
+    np.testing.assert_array_equal(without_islands(speck, PRIOR).z, speck.z)
+
+
+def test_cells_that_grow_together_keep_their_permeabilities():
+    points, places = PRIOR.raster[0], np.array([[-3.5, 0, 0], [3.5, 0, 0]])
+    depth = -np.linalg.norm(points - places[:, None], axis=2)
+    apart, together = (PRIOR.field_of((radius + depth).max(axis=0)) for radius in (2.8, 4.5))
+    two = taken_apart(as_one(apart), PRIOR)
+    two = replace(two, leaks=np.array([1.0, -1.0]))
+    grown = taken_apart(replace(two, z=together), PRIOR)
+    np.testing.assert_array_equal(grown.leaks, two.leaks)
+    assert taken_apart(as_one(together), PRIOR).leaks.shape == (1,)
 
 
 def test_derivatives_agree_with_differences():

@@ -94,9 +94,8 @@ class SmoothDescent:
 
     def _bounded(self, cells, step):
         """A step that moves no wall too far."""
-        basis = self.prior.raster[1]
-        field = basis @ cells.z + self.prior.mean
-        change = np.abs(basis @ step[: len(cells.z)])
+        field = self.prior.on_raster(cells.z)
+        change = np.abs(self.prior.on_raster(cells.moved(step).z) - field)
         near = np.abs(field) < self.prior.length / 2
         if not near.any():
             return step

@@ -29,6 +29,7 @@ class SmoothEffort:
     n_corrections: int = 5  # at most, while each makes cells more probable
     n_steps_last: int = 5  # after each
     n_rounds: int = 2  # in which the cells of the best end are put elsewhere
+    n_places_ranked: int = 12  # by the fine grid, after the middle one
     n_places: int = 2  # from which lines go on to ends of their own
     n_steps_of_draws: int = 6
 

@@ -1,13 +1,14 @@
 """The same cells at other places, which signals of an absorbing box hardly tell.
 
 What a cell adds to the signals depends on how far it is from the sides of the box, so it is nearly
-the same at the mirror images of its place, and for the cell reflected in its centre.
+the same at the images of its place under the symmetries of the box, and for the cell reflected in
+its centre.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import combinations, product
+from itertools import combinations, permutations, product
 
 import numpy as np
 from scipy.ndimage import map_coordinates
@@ -18,6 +19,8 @@ from dipy_spinverse.cell_search.smooth.level_set import RASTER, FieldPrior
 _GAP = 0.1  # lengths of the prior, by which cells stand apart
 _BESIDE = 0.5  # lengths that the space of other cells is outside of a cell, at least
 _CLEAR = 0.08  # sides of the box, by which cells stay inside, unless they did not before
+_MIRRORS = np.array([*product((1, -1), repeat=3)])
+_NEAR = 0.05  # sides, within which an image of a place is the same one
 
 
 def elsewhere(cells: SmoothCells, prior: FieldPrior) -> list[SmoothCells]:
@@ -33,19 +36,20 @@ def elsewhere(cells: SmoothCells, prior: FieldPrior) -> list[SmoothCells]:
     list of SmoothCells
         Without those whose cells would touch.
     """
-    points, basis = prior.raster
-    field, cells = basis @ cells.z + prior.mean, taken_apart(cells, prior)
+    points, cells = prior.raster[0], taken_apart(cells, prior)
+    field = prior.on_raster(cells.z).ravel()
     parts = np.broadcast_to(cells.parts, (RASTER,) * 3).ravel()
     outside = np.minimum(field, -_BESIDE * prior.length)
     single = [np.where(parts == k, field, outside) for k in range(parts.max() + 1)]
     centres = [points[one > 0].mean(axis=0) for one in single]
     found = []
     for k, one in enumerate(single):
-        # All cells reflected in the centre of the box have the same signals.
-        for sign, *mirror in product((1, -1) if len(single) > 1 else (1,), *[(1, -1)] * 3):
-            if min(sign, *mirror) < 0:
-                moved = _moved(one, centres[k], mirror * centres[k], sign, prior)
-                found.append([*single[:k], moved, *single[k + 1 :]])
+        places = [(1, x) for x in _images(centres[k], prior.box_um)[1:]]
+        if len(single) > 1:  # one reflected in the centre of the box has the same signals
+            places += [(-1, mirror * centres[k]) for mirror in _MIRRORS]
+        for sign, there in places:
+            moved = _moved(one, centres[k], there, sign, prior)
+            found.append([*single[:k], moved, *single[k + 1 :]])
     for k, n in combinations(range(len(single)), 2):
         exchanged = list(single)
         exchanged[k] = _moved(single[k], centres[k], centres[n], 1, prior)
@@ -60,6 +64,17 @@ def elsewhere(cells: SmoothCells, prior: FieldPrior) -> list[SmoothCells]:
         )
         for x in apart
     ]
+
+
+def _images(place, box_um):
+    """Images (n, 3) of a place under the symmetries of a box, the place itself first."""
+    images = [place]
+    for order, mirror in product(permutations(range(3)), _MIRRORS):
+        image, same_box = mirror * place[list(order)], np.allclose(box_um[list(order)], box_um)
+        apart = np.linalg.norm((image - images) / box_um, axis=1).min()
+        if same_box and apart > _NEAR:
+            images.append(image)
+    return images
 
 
 def _moved(field, centre, there, sign, prior):

@@ -17,6 +17,7 @@ from dipy_spinverse.cell_search.smooth.forward import (
     SmoothCells,
     SmoothModel,
     taken_apart,
+    without_islands,
 )
 
 # Of minus twice the log probability: what another correction may bring at least, and how far from
@@ -80,11 +81,13 @@ class Ending:
         A correction belongs to one shape, so steps far from it can lead away from the data: then
         fewer are taken. Lines that stay far above the improbability of the best one are given up.
         """
-        cells = taken_apart(cells, self.descend.prior)
+        prior = self.descend.prior
+        cells = taken_apart(without_islands(cells, prior), prior)
         end, n_steps = self.at(cells), self.effort.n_steps_last
         for _ in range(self.effort.n_corrections):
-            descend = self._exact_for(end.fitted.cells, end.signals)
-            there = self.at(descend(descend.fitted(end.fitted.cells), n_steps).cells)
+            descend = self._exact_for(self.descend, end)
+            there = descend(descend.fitted(end.fitted.cells), n_steps).cells
+            there = self.at(without_islands(there, prior))
             gain = end.improbability - there.improbability
             end = min(end, there, key=_improbability)
             if gain < _LEAST_GAIN:
@@ -101,11 +104,14 @@ class Ending:
         """
         ends = sorted(ends, key=_improbability)
         for _ in range(self.effort.n_rounds):
-            best, prior = ends[0], self.descend.prior
-            descend = self._exact_for(best.fitted.cells, best.signals)
-            moved = [descend.fitted(cells) for cells in elsewhere(best.fitted.cells, prior)]
-            moved = sorted(moved, key=_improbability)[: self.effort.n_places]
-            ends += [self(x.cells, best.improbability) for x in moved]
+            best, rough = ends[0], replace(self.descend, exact=self.descend.slopes)
+            moved = elsewhere(best.fitted.cells, self.descend.prior)
+            for descend, number in (
+                (rough, self.effort.n_places_ranked),
+                (self.descend, self.effort.n_places),
+            ):
+                moved = _most_probable(moved, self._exact_for(descend, best))[:number]
+            ends += [self(cells, best.improbability) for cells in moved]
             ends = sorted(ends, key=_improbability)
             if ends[0] is best:
                 break
@@ -134,10 +140,16 @@ class Ending:
         change = self.limit.signals(cells) - simulated
         return self.fine.signals(cells) + target.foretold_change(change)
 
-    def _exact_for(self, cells, signals):
-        """Descents to data that are corrected for cells of these signals."""
-        simulated = self.descend.exact.signals(cells)
-        return replace(self.descend, target=self.descend.target.exact_for(signals, simulated))
+    def _exact_for(self, descend, end):
+        """Descents to data that are corrected for the cells of an end."""
+        simulated = descend.exact.signals(end.fitted.cells)
+        return replace(descend, target=descend.target.exact_for(end.signals, simulated))
+
+
+def _most_probable(some, descend):
+    """Cells in the order of their probability."""
+    fitted = sorted((descend.fitted(cells) for cells in some), key=_improbability)
+    return [one.cells for one in fitted]
 
 
 _improbability = attrgetter("improbability")

@@ -18,6 +18,8 @@ from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
 TYPICAL_PERMEABILITY = 0.02
 LOG_SPREAD = 1.2
 _LEAST_PART = 0.05  # of the volume of all cells that a cell of its own permeability has
+_LEAST_CELL = 0.0025  # of the box: lattices of the search do not resolve what is smaller
+_SUNK = 0.5  # lengths of the prior, to which the field of such islands falls
 _LEAST_AREA = 1e-9  # um^2
 _STEPS = 4  # time intervals per gradient pulse
 
@@ -61,26 +63,47 @@ def as_one(z: np.ndarray, leak: float = 0.0) -> SmoothCells:
     return SmoothCells(z, np.array([leak]), np.zeros((1, 1, 1), dtype=int))
 
 
+def without_islands(cells: SmoothCells, prior: FieldPrior) -> SmoothCells:
+    """The same without cells that are too small to be simulated well, unless all are.
+
+    Steps by the derivatives of a coarse lattice make such islands, and do not take them back.
+    """
+    field = prior.on_raster(cells.z)
+    labels, number = ndimage.label(field > 0)
+    sizes = np.bincount(labels.ravel(), minlength=number + 1)
+    small = sizes < _LEAST_CELL * labels.size
+    if not small.any() or small[1:].all():
+        return cells
+    around = ndimage.binary_dilation(small[labels]) & (small[labels] | (labels == 0))
+    change = np.where(around, np.minimum(-_SUNK * prior.length - field, 0.0), 0.0)
+    return replace(cells, z=cells.z + prior.change_of(change.ravel()))
+
+
 def taken_apart(cells: SmoothCells, prior: FieldPrior) -> SmoothCells:
     """The same, with a permeability for each connected cell that is large enough to show.
 
-    It begins as the mean of those that the cell consisted of.
+    It begins as the mean of those that the cell consisted of. Cells that have grown together keep
+    theirs.
     """
-    points, basis = prior.raster
-    n = round(len(points) ** (1 / 3))
-    inside = (basis @ cells.z + prior.mean > 0).reshape(n, n, n)
-    labels, number = ndimage.label(inside)
-    sizes = np.bincount(labels.ravel(), minlength=number + 1)[1:]
-    large = np.flatnonzero(sizes >= _LEAST_PART * sizes.sum()) + 1
-    if len(large) < 2:
-        return replace(cells, leaks=cells.leaks[:1], parts=np.zeros((1, 1, 1), dtype=int))
+    inside = prior.on_raster(cells.z) > 0
+    before = np.broadcast_to(cells.parts, inside.shape)
+    labels, large = max(
+        (_large(ndimage.label(inside)[0]), _large((before + 1) * inside)), key=lambda x: len(x[1])
+    )
+    if not len(large):
+        return as_one(cells.z)
     place = ndimage.distance_transform_edt(
         ~np.isin(labels, large), return_distances=False, return_indices=True
     )
     parts = np.searchsorted(large, labels[tuple(place)])
-    before = cells.leaks[np.broadcast_to(cells.parts, parts.shape)]
-    leaks = [before[inside & (parts == k)].mean() for k in range(len(large))]
+    leaks = [cells.leaks[before[inside & (parts == k)]].mean() for k in range(len(large))]
     return SmoothCells(cells.z, np.array(leaks), parts)
+
+
+def _large(labels):
+    """Labels of cells, 0 outside, and which of them are large enough to show."""
+    sizes = np.bincount(labels.ravel())[1:]
+    return labels, np.flatnonzero(sizes >= _LEAST_PART * sizes.sum().clip(1)) + 1
 
 
 class SmoothShape:

@@ -105,10 +105,17 @@ class FieldPrior:
         points = points * self.box_um
         return points, self.basis(points)
 
+    def on_raster(self, z: np.ndarray) -> np.ndarray:
+        """Field (R, R, R), um, of unknowns z (n,) on the raster."""
+        return (self.raster[1] @ z + self.mean).reshape((RASTER,) * 3)
+
     def field_of(self, distance: np.ndarray) -> np.ndarray:
         """Unknowns z (n,) of a body from its distance (R^3,), um, on the raster, + inside."""
-        wanted = distance.clip(-_CLIP * self.length, _CLIP * self.length) - self.mean
-        return self._raster_inverse @ wanted
+        return self.change_of(distance.clip(-_CLIP * self.length, _CLIP * self.length) - self.mean)
+
+    def change_of(self, change: np.ndarray) -> np.ndarray:
+        """Change of unknowns (n,) that changes the field by so much (R^3,), um, on the raster."""
+        return self._raster_inverse @ change
 
     @cached_property
     def _raster_inverse(self):

@@ -22,6 +22,7 @@ from dipy_spinverse.cell_search.smooth.forward import (
     SmoothCells,
     SmoothModel,
     as_one,
+    without_islands,
 )
 from dipy_spinverse.cell_search.smooth.level_set import FieldPrior
 from dipy_spinverse.cell_search.smooth.proposals import Examples, Proposals
@@ -176,11 +177,10 @@ class SmoothSearch:
 
     def _different(self, lines):
         """Lines without those that ended where a better one did, or at its point reflection."""
-        basis, mean = self.prior.raster[1], self.prior.mean
-        inside = [basis @ line.cells.z + mean > 0 for line in lines]
+        inside = [self.prior.on_raster(line.cells.z) > 0 for line in lines]
         chosen: list[int] = []
         for k, one in enumerate(inside):
-            alike = [max(_dice(one, inside[n]), _dice(one, inside[n][::-1])) for n in chosen]
+            alike = [max(_dice(one, inside[n]), _dice(one, np.flip(inside[n]))) for n in chosen]
             if max(alike, default=0.0) < _THE_SAME:
                 chosen.append(k)
         return [lines[k] for k in chosen]
@@ -247,6 +247,7 @@ class SmoothSearch:
 
 def _descended(descend, starts, n_steps):
     """Where descents end, the most probable first."""
+    starts = [without_islands(start, descend.prior) for start in starts]
     lines = [descend(descend.fitted(start), n_steps) for start in starts]
     return sorted(lines, key=_improbability)
 
@@ -257,7 +258,7 @@ def _better(scales, shared):
 
 
 def _dice(one, other):
-    """Overlap of two regions (P,)."""
+    """Overlap of two regions."""
     return 2 * (one & other).sum() / max(one.sum() + other.sum(), 1)
 
 
