@@ -48,7 +48,7 @@ SETS = {
     "choosing": (CHOOSING, (0,)),
     "seen": (REPORTED, (1, 3)),
     "tuning": (REPORTED, (2,)),
-    "reported": (REPORTED, (4, 5)),
+    "reported": (REPORTED, (4, 5, 6)),
 }
 N_DRAWS = 16
 DIFFUSIVITY = 2.0
