@@ -192,31 +192,38 @@ class Filling:
     """
 
     def __init__(self, grid: TetrahedralGrid, prior: FieldPrior):
-        self._volumes, self._prior = grid.volumes, prior
+        self._prior = prior
         inner = np.einsum("qv,tvk->tqk", _barycentric(), grid.tetrahedron_points)
         sides = _evenly_in(_on_sides(grid))
         # A share changes over this distance, as of one point: wider walls would leak.
         self._pieces = (
-            _Pieces(inner, _WIDTH * np.cbrt(grid.volumes[0] / inner.shape[1])),
-            _Pieces(sides, _WIDTH * np.sqrt(grid.outer_areas[0] / sides.shape[1])),
+            _Pieces(inner, grid.volumes, _WIDTH * np.cbrt(grid.volumes[0] / inner.shape[1])),
+            _Pieces(
+                sides, grid.outer_areas, _WIDTH * np.sqrt(grid.outer_areas[0] / sides.shape[1])
+            ),
         )
 
     def __call__(self, z: np.ndarray) -> Filled:
         """How the field of unknowns z (n,) fills the tetrahedra."""
         field_at = self._prior.interpolated(z)
         inner, sides = (pieces.filled(field_at) for pieces in self._pieces)
-        both = zip(inner, sides, strict=True)
-        share, per_um, points, places, by_field = (np.concatenate(x) for x in both)
-        n = len(self._volumes)
-        places[len(inner[3]) :] += n
-        return Filled(share, per_um[:n] * self._volumes, points, places, by_field)
+        return Filled(
+            share=np.concatenate([inner.share, sides.share]),
+            area=inner.area,
+            points=np.concatenate([inner.points, sides.points]),
+            places=np.concatenate([inner.places, sides.places + len(inner.share)]),
+            by_field=np.concatenate([inner.by_field, sides.by_field]),
+        )
 
 
 class _Pieces:
-    """Pieces of space, each sampled by points (N, Q, 3); shares change over a width, um."""
+    """Pieces of space of sizes (N,), each sampled by points (N, Q, 3).
 
-    def __init__(self, points, width):
-        self._points, self._width = points, width
+    Shares change over a width, um.
+    """
+
+    def __init__(self, points, sizes, width):
+        self._points, self._sizes, self._width = points, sizes, width
         self._centres = points.mean(axis=1)
         # Least squares of the field's slope in each piece.
         self._to_slope = np.linalg.pinv(points - self._centres[:, None], rcond=_FLAT)
@@ -224,7 +231,7 @@ class _Pieces:
         self._reach = _STEEPEST * (away + width / 2)
 
     def filled(self, field_at):
-        """Shares (N,), walls in each (N,), 1/um, and points at walls as in `Filled`."""
+        """How a field fills the pieces, numbered from 0."""
         middle = field_at(self._centres)
         near = np.flatnonzero(np.abs(middle) < self._reach)
         field = field_at(self._points[near])
@@ -237,7 +244,8 @@ class _Pieces:
         per_um[near] = at_wall.mean(axis=1) / (2 * self._width)
         by_field = at_wall / slope / (2 * self._width * field.shape[1])
         places = near[np.nonzero(at_wall)[0]]
-        return share, per_um, self._points[near][at_wall], places, by_field[at_wall]
+        points = self._points[near][at_wall]
+        return Filled(share, per_um * self._sizes, points, places, by_field[at_wall])
 
 
 def _on_sides(grid):
