@@ -12,7 +12,7 @@ ones ("adam with priors") or a hundredth of them ("adam with weak priors").
 With `--unseen`, the default on 30 shapes of seeds on which nothing was chosen, each with a wall
 permeability of its own, from 0.003 to 0.2 um/ms.
 
-Duration: some hours on 2 cores (--quick: 1 min; --unseen: half an hour). Writes
+Duration: some hours on 2 cores (--quick: 1 min; --unseen: one hour). Writes
 results/recovery.md or results/recovery_unseen.md.
 """
 
