@@ -6,12 +6,22 @@ them (1 - p_i). Pools of neighbours i, j exchange through
     t_f p_i p_j (inside), t_f (1 - p_i) (1 - p_j) (around),
     leak t_f p_i (1 - p_j) and leak t_f (1 - p_i) p_j (across the walls of the cell inside),
 
-t_f being the conductance of the open face. At an absorbing side of the box, p_j is the share of
-the side that is inside: the rest of the water inside is lost through a wall only. Where all shares
-are 0 or 1 these are the finite volumes of `finite_volume`, with walls between the tetrahedra
-inside and those around. In between, the signals change with the shares nearly as much per share
-as when whole tetrahedra change sides, which the permeabilities of faces do not do: one cannot
-close a face a little.
+t_f being the conductance of the open face, if pools meet by chance. Where a smooth wall passes
+through both tetrahedra, pools of the same side face each other more often, by an odds ratio: p_i
+p_j is the number that Plackett's distribution [1]_ has instead, and the others follow, as each
+pool has all of its share of a face. By chance, a wall within a layer of tetrahedra lets only half
+of the water along it move; with large odds all of it.
+
+At an absorbing side of the box, p_j is the share of the side that is inside: the rest of the water
+inside is lost through a wall only. Where all shares are 0 or 1 these are the finite volumes of
+`finite_volume`, with walls between the tetrahedra inside and those around. In between, the signals
+change with the shares nearly as much per share as when whole tetrahedra change sides, which the
+permeabilities of faces do not do: one cannot close a face a little.
+
+References
+----------
+.. [1] Plackett, "A class of bivariate distributions", J. Am. Stat. Assoc. 60 (1965),
+   https://doi.org/10.1080/01621459.1965.10480807
 """
 
 from __future__ import annotations
@@ -19,6 +29,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +53,16 @@ class PartialVolumeSimulator(Simulator):
 
     Leaks are the relative transmissibilities of the walls of each of C cells, or of all of them
     (C = 1), and, the last one, of the faces between tetrahedra on the same side.
+
+    Parameters
+    ----------
+    odds : float
+        Odds ratio of pools of the same side to face each other: 1 by chance.
     """
+
+    def __init__(self, *args: Any, odds: float = 1.0, **options: Any):
+        super().__init__(*args, **options)
+        self._odds = odds
 
     def partial_signals(
         self, shares: np.ndarray, leaks: np.ndarray, cells: np.ndarray | int = 0
@@ -180,12 +200,20 @@ class PartialVolumeSimulator(Simulator):
         per_slot = conductance[links.slot_faces[tetrahedron]]
         mean_weight = np.sqrt(weights[:, None] * self._weights[neighbours])
         cell = cells[np.where(layer[:, None] == 0, tetrahedron[:, None], neighbours)]
-        slots, exchange = [], []
-        for other, leak in ((layer, leaks[-1]), (1 - layer, leaks[cell])):
-            there = water[other[:, None], neighbours]
-            slots.append(leak * per_slot / mean_weight * np.sqrt(here[:, None] * there))
-            slots.append(place[other[:, None], neighbours])
-            exchange.append(per_slot * there / weights[:, None])
+        own, sign = here[:, None], np.where(layer == 0, 1.0, -1.0)[:, None]
+        slots, exchange, by_own, by_other = [], [], 0.0, 0.0
+        for same_side, leak in ((True, leaks[-1]), (False, leaks[cell])):
+            other = (layer if same_side else 1 - layer)[:, None]
+            there = water[other, neighbours]
+            met = meeting(own, there, self._odds if same_side else 1 / self._odds)
+            root = np.sqrt(own * there).clip(_LEAST**2)
+            slots.append(leak * per_slot / mean_weight * met.share / root)
+            slots.append(place[other, neighbours])
+            per_water = per_slot / (own * weights[:, None])
+            exchange.append(per_water * met.share)
+            # Of rates, by the shares inside of the tetrahedron and of its neighbours.
+            by_own += leak * per_water * sign * (met.by_here - met.share / own)
+            by_other += leak * per_water * (sign if same_side else -sign) * met.by_there
         rate = (leaks[-1] * exchange[0] + leaks[cell] * exchange[1]).sum(axis=1)
         at_side, closed, side_slopes = self._sides(side, place, used, leaks, cells)
         rate -= np.bincount(at_side, closed, len(rate))
@@ -200,19 +228,18 @@ class PartialVolumeSimulator(Simulator):
             return _Pools(entries, start.astype(real))
 
         pairs, pair_links, coupling_slopes = self._pairs(water, place, used, leaks, cells, n)
-        sign = np.where(layer == 0, 1.0, -1.0)
         n_pools = len(start)
         shape, pool = (n_pools, n + len(leaks)), np.repeat(np.arange(n_pools), 4)
-        by_share = -(leaks[-1] - leaks[cell]) * sign[:, None] * per_slot / weights[:, None]
         diagonal_slopes = _sparse(
-            (pool, neighbours.ravel(), by_share.ravel()),
+            (np.arange(n_pools), tetrahedron, -by_own.sum(axis=1)),
+            (pool, neighbours.ravel(), -by_other.ravel()),
             (pool, n + cell.ravel(), -exchange[1].ravel()),
             (pool, np.full(len(pool), shape[1] - 1), -exchange[0].ravel()),
             *side_slopes,
             shape=shape,
         )
         start_slopes = _sparse(
-            (np.arange(n_pools), tetrahedron, sign * start / (2 * here)), shape=shape
+            (np.arange(n_pools), tetrahedron, sign[:, 0] * start / (2 * here)), shape=shape
         )
         slopes = coupling_slopes, diagonal_slopes, start_slopes
         return _Pools(entries, start.astype(real), pairs, pair_links, slopes)
@@ -245,22 +272,46 @@ class PartialVolumeSimulator(Simulator):
             first, second = self.grid.face_tetrahedra.T
             chosen = used[a, first] & used[b, second]
             first, second = first[chosen], second[chosen]
-            exchange = self._conductance[chosen] * np.sqrt(
-                water[a, first] * water[b, second] / (self._weights[first] * self._weights[second])
-            )
+            here, there = water[a, first], water[b, second]
+            met = meeting(here, there, self._odds if a == b else 1 / self._odds)
+            mean_weight = np.sqrt(self._weights[first] * self._weights[second])
+            per_root = self._conductance[chosen] / (mean_weight * np.sqrt(here * there))
             index = n_pairs + np.arange(len(first))
             leak = is_open if a == b else cells[first if a == 0 else second]
-            half = leaks[leak] * exchange / 2
+            by_here, by_there = (
+                leaks[leak] * per_root * (slope - met.share / (2 * x))
+                for slope, x in ((met.by_here, here), (met.by_there, there))
+            )
             slopes += [
-                (index, first, (1 - 2 * a) * half / water[a, first]),
-                (index, second, (1 - 2 * b) * half / water[b, second]),
-                (index, n + np.broadcast_to(leak, len(index)), exchange),
+                (index, first, (1 - 2 * a) * by_here),
+                (index, second, (1 - 2 * b) * by_there),
+                (index, n + np.broadcast_to(leak, len(index)), per_root * met.share),
             ]
             pairs.append(np.stack([place[a, first], place[b, second]], axis=1))
             pair_links.append(face_links[chosen])
             n_pairs += len(index)
         slopes = _sparse(*slopes, shape=(n_pairs, n + len(leaks)))
         return np.concatenate(pairs), np.concatenate(pair_links), slopes
+
+
+@dataclass(frozen=True, eq=False)
+class Meeting:
+    """Share of a face at which two pools meet, and its derivatives by their own shares."""
+
+    share: np.ndarray
+    by_here: np.ndarray
+    by_there: np.ndarray
+
+
+def meeting(here: np.ndarray, there: np.ndarray, odds: float) -> Meeting:
+    """How two pools meet at a face, of which they have shares on its two sides."""
+    total = 1 + (here + there) * (odds - 1)
+    root = np.sqrt(total**2 - 4 * odds * (odds - 1) * here * there)
+    return Meeting(
+        share=2 * odds * here * there / (total + root),
+        by_here=(1 - (total - 2 * odds * there) / root) / 2,
+        by_there=(1 - (total - 2 * odds * here) / root) / 2,
+    )
 
 
 @dataclass(frozen=True, eq=False)

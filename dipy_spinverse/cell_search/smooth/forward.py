@@ -10,7 +10,10 @@ from scipy import ndimage
 
 from dipy_spinverse.acquisition.measurements import Measurements
 from dipy_spinverse.bloch_torrey.finite_volumes.operator import face_resistance
-from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import PartialVolumeSimulator
+from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import (
+    PartialVolumeSimulator,
+    meeting,
+)
 from dipy_spinverse.cell_search.smooth.level_set import FieldPrior, Filled, Filling
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
 
@@ -22,6 +25,7 @@ _LEAST_CELL = 0.0025  # of the box: lattices of the search do not resolve what i
 _SUNK = 0.5  # lengths of the prior, to which the field of such islands falls
 _LEAST_AREA = 1e-9  # um^2
 _STEPS = 4  # time intervals per gradient pulse
+_ODDS = 30.0  # of pools of the same side to face each other
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,8 +148,9 @@ class SmoothShape:
         part, number = self.part(cells), len(cells.leaks)
         first, second = self.grid.face_tetrahedra.T
         a, b = filled.share[first], filled.share[second]
-        lattice = np.bincount(part[first], self.grid.face_areas * a * (1 - b), number)
-        lattice += np.bincount(part[second], self.grid.face_areas * b * (1 - a), number)
+        met = self.grid.face_areas * meeting(a, b, _ODDS).share
+        lattice = np.bincount(part[first], self.grid.face_areas * a - met, number)
+        lattice += np.bincount(part[second], self.grid.face_areas * b - met, number)
         smooth = np.bincount(part, filled.area, number)
         return cells.permeability * smooth / np.maximum(lattice, _LEAST_AREA)
 
@@ -176,7 +181,7 @@ class SmoothModel:
     def _simulator_of(self, acquisition):
         grid, D = self.shape.grid, self._diffusivity
         return PartialVolumeSimulator(
-            acquisition, grid, diffusivity=D, steps=_STEPS, dtype="float32"
+            acquisition, grid, diffusivity=D, steps=_STEPS, dtype="float32", odds=_ODDS
         )
 
     def of_measurements(self, rows: np.ndarray) -> SmoothModel:
