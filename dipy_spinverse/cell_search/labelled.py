@@ -15,7 +15,7 @@ from dipy_spinverse.voxels.rician import rician_mean
 
 # Prior standard deviations of the relative transmissibilities of walls and of open faces; chosen
 # on the shapes of benchmarks/shapes.py, as is the number of cells whose flips stand for all.
-LEAK_SD = np.array([0.01, 0.01])
+LEAK_SD = np.array([0.05, 0.01])
 N_TYPICAL = 3
 # Relative to the trace of a covariance, which it keeps positive definite.
 _ROUNDING = 1e-13
