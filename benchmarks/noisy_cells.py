@@ -8,14 +8,18 @@ signal unchanged.
 
     DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.noisy_cells [--shapes 000 018 ...]
 
-Duration: about an hour on 2 cores (--quick: 5 min). Writes results/noisy_cells.md and
-doc/figures/wall_probability.png.
+With `--unseen`, twelve shapes of seeds on which nothing was chosen, and beside each fit the one of
+a search that has the true cells among those that it starts from.
+
+Duration: about an hour on 2 cores (--quick: 5 min; --unseen: an hour on one). Writes
+results/noisy_cells.md and doc/figures/wall_probability.png, or results/noisy_cells_unseen.md.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
+from itertools import chain, islice
 from pathlib import Path
 
 import matplotlib
@@ -26,13 +30,25 @@ from scipy.sparse.csgraph import connected_components, shortest_path
 from scipy.spatial import cKDTree
 
 from benchmarks.command import RESULTS, command, keep
-from benchmarks.recovery import OPEN, WALL, all_shapes, published_protocol
+from benchmarks.recovery import (
+    OPEN,
+    UNSEEN_FAMILIES,
+    UNSEEN_SEEDS,
+    WALL,
+    all_shapes,
+    published_protocol,
+)
+from benchmarks.shapes import published_grid
 from dipy_spinverse import SpinverseModel, simulate
+from dipy_spinverse.cell_search import CellInversion
+from dipy_spinverse.inversion import WALL_THRESHOLD
 from dipy_spinverse.voxels.rician import rician_mean
 
 matplotlib.use("Agg")
 FIGURE = Path(__file__).parents[1] / "doc" / "figures" / "wall_probability.png"
 SNR, N_FIELDS = 50, 16
+DIFFUSIVITY = 2.0  # um^2/ms
+N_UNSEEN = 6  # shapes of each family
 BINS = np.linspace(0, 1, 6)
 
 
@@ -47,11 +63,11 @@ def enclosed(grid, walls):
     return np.round(crossed).astype(int) % 2 == 1
 
 
-def noisy(acquisition, signals, seed):
-    """Magnitudes with noise of 1/SNR of the b0 of each timing, and its mean level."""
+def noisy(acquisition, signals, seed, snr=SNR):
+    """Magnitudes with noise of 1/snr of the b0 of each timing, and its mean level."""
     rng = np.random.default_rng(seed)
     b0 = np.array([signals[rows].mean() for rows in acquisition.b0_per_timing])
-    sigma = b0[acquisition.timing_index] / SNR
+    sigma = b0[acquisition.timing_index] / snr
     noise = sigma * rng.standard_normal((2, len(signals)))
     return np.hypot(signals + noise[0], noise[1]), sigma
 
@@ -111,6 +127,33 @@ def examine(acquisition, name, grid, true):
     return row, np.stack([probability, true])
 
 
+def unseen_row(acquisition, grid, true, seed):
+    """Row of figures of one shape: of the search, and of one that starts from the truth, too."""
+    region = enclosed(grid, true)
+    data, sigma = noisy(acquisition, simulate(acquisition, grid, np.where(true, WALL, OPEN)), seed)
+    mirror = cKDTree(grid.centroids).query(-grid.centroids)[1]
+    inversion = CellInversion(
+        acquisition, grid, diffusivity=DIFFUSIVITY, n_fields=N_FIELDS, seed=0
+    )
+    row = {}
+    for start in ("", " from truth"):
+        if start:
+            inversion.search.bodies[0] = region
+            del inversion.search.examples
+        seconds = time.process_time()
+        result = inversion.run(data[None], None)
+        seconds = time.process_time() - seconds
+        inside = enclosed(grid, result.openness[0] < WALL_THRESHOLD)
+        expected = rician_mean(result.predicted[0], sigma)
+        row |= {
+            f"Dice{start}": max(dice(x, region) for x in (inside, inside[mirror])),
+            f"volume %{start}": 100 * (inside.sum() / region.sum() - 1),
+            f"rms/noise{start}": np.sqrt((((data - expected) / sigma) ** 2).mean()),
+            f"CPU-s{start}": seconds,
+        }
+    return row
+
+
 def calibration(faces):
     """Table of stated against found frequencies of walls."""
     probability, true = faces
@@ -145,7 +188,11 @@ def main():
     """Print the tables, write them to results/, and draw the calibration of probabilities."""
     parser = command(__doc__, "shape 018")
     parser.add_argument("--shapes", nargs="+", default=None, help="numbers, as 018; default: all")
+    parser.add_argument("--unseen", action="store_true", help="twelve shapes of other seeds")
     args = parser.parse_args()
+    if args.unseen:
+        _unseen(args.quick)
+        return
     wanted = ["018"] if args.quick else args.shapes
     warnings.filterwarnings("ignore", message="The grid is too coarse")
     acquisition = published_protocol()
@@ -168,6 +215,29 @@ def main():
     keep("noisy_cells.md", text, complete=wanted is None)
     if wanted is None:
         draw_calibration()
+
+
+def _unseen(quick):
+    """Print the table of unseen shapes and write it to results/."""
+    acquisition, rows, lines = published_protocol(), [], []
+    of_each = [list(islice(draw(seed), 1 if quick else N_UNSEEN))
+               for draw, seed in zip(UNSEEN_FAMILIES, UNSEEN_SEEDS, strict=True)]  # fmt: skip
+    grid = published_grid()
+    first, second = grid.face_tetrahedra.T
+    for name, labels in chain(*of_each):
+        rows.append(
+            unseen_row(acquisition, grid, labels[first] != labels[second], [*name.encode()])
+        )
+        if not lines:
+            lines = ["| shape | " + " | ".join(rows[0]) + " |", "|---" * (len(rows[0]) + 1) + "|"]
+            print("\n".join(lines))
+        lines.append(_line(name, rows[-1]))
+        print(lines[-1], flush=True)
+    lines.append(_line("median of sizes", {k: np.median([abs(row[k]) for row in rows])
+                                           for k in rows[0]}))  # fmt: skip
+    print(lines[-1])
+    text = __doc__.split("\n\n")[3] + "\n\n" + "\n".join(lines)
+    keep("noisy_cells_unseen.md", text, complete=not quick)
 
 
 def _line(name, row):

@@ -90,7 +90,7 @@ class CellSearch:
         self.simulator = self._simulator_of(np.arange(len(acquisition)))
         rng = np.random.default_rng(seed)
         number = effort.library.n_bodies
-        self._bodies = np.array([random_bodies(rng, grid) for _ in range(number)])
+        self.bodies = np.array([random_bodies(rng, grid) for _ in range(number)])
 
     def run(
         self,
@@ -148,8 +148,8 @@ class CellSearch:
 
     def _noisy_data(self, complete):
         number = self.tools.effort.n_condensed
-        target = CondensedTarget(complete, self._simulator_of, self._examples, number)
-        return NoisyData(complete, target, self._examples, self.tools)
+        target = CondensedTarget(complete, self._simulator_of, self.examples, number)
+        return NoisyData(complete, target, self.examples, self.tools)
 
     def separate_cells(self, task: ExactData) -> SeparateCells:
         """Cells put together that explain exact data nearly."""
@@ -175,7 +175,7 @@ class CellSearch:
     def searched(self) -> tuple[np.ndarray, PartialVolumeSimulator]:
         """Rows and simulator of the measurements that tell most about walls."""
         plain = _plain_target(self.simulator, len(self._acquisition))
-        some = self._bodies[: self.tools.effort.library.n_choosing]
+        some = self.bodies[: self.tools.effort.library.n_choosing]
         flips = [flips_of(plain, labels, self.tools.leaks) for labels in some]
         changes = np.concatenate([x.changes for x in flips])
         order = qr(changes.T @ changes, mode="r", pivoting=True)[1]
@@ -184,7 +184,7 @@ class CellSearch:
 
     @cached_property
     def _library(self):
-        return self._simulated(self._bodies)
+        return self._simulated(self.bodies)
 
     @cached_property
     def _single_cells(self):
@@ -199,17 +199,17 @@ class CellSearch:
         return Simulated(labels, target.simulate(labels, self.tools.leaks))
 
     @cached_property
-    def _examples(self):
-        """All signals of the first bodies of the library."""
+    def examples(self):
+        """All signals (N, M) of the first bodies of the library."""
         plain = _plain_target(self.simulator, len(self._acquisition))
-        some = self._bodies[: self.tools.effort.library.n_examples]
+        some = self.bodies[: self.tools.effort.library.n_examples]
         return plain.simulate(some, self.tools.leaks)
 
     def _without_end(self, numbers):
         """Bodies of the library, as descents start from them, again and again."""
         while True:
             for k in numbers:
-                yield self._blurred(self._bodies[k])
+                yield self._blurred(self.bodies[k])
 
 
 def _plain_target(simulator, n_measurements):

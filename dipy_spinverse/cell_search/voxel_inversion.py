@@ -57,7 +57,7 @@ class CellInversion:
         self._repeats = np.bincount(self._encoding)
         self._te_index = acquisition.te_index[representatives]
         part = acquisition.subset(representatives)
-        self._search = CellSearch(part, grid, diffusivity=diffusivity, seed=seed, effort=effort)
+        self.search = CellSearch(part, grid, diffusivity=diffusivity, seed=seed, effort=effort)
         self._n_fields = n_fields
 
     n_stages = 1
@@ -107,7 +107,7 @@ class CellInversion:
             freedom = np.inf  # the errors of the simulation are known
         # Negative samples are of real parts, which noise does not lift.
         rician = np.zeros_like(level) if (data < 0).any() else level
-        found = self._search.run(averaged, sigma, rician, freedom, self._n_fields)
+        found = self.search.run(averaged, sigma, rician, freedom, self._n_fields)
         fields = self._openness([found.best, *found.draws])
         fields[1:] = 1 - aligned(self._grid, 1 - fields[1:], 1 - fields[0])
         return {
