@@ -14,7 +14,7 @@ of the fit from the truth is much less, the search missed a better shape, else d
 
     python -m benchmarks.smooth_bodies [--kinds helix star] [--set reported] [--before]
 
-What is done is kept in --folder, and goes on from there. Duration: 1 min a body for its signals
+What is done is kept in --folder, and goes on from there. Duration: 2 min a body for its signals
 and 7 min for both fits, one core (--quick: one body). Writes results/smooth_bodies.md.
 """
 
@@ -76,7 +76,8 @@ class Examination:
         kept = self._folder / f"{name}.json"
         row = json.loads(kept.read_text()) if kept.exists() else {}
         # The same noise for all bodies would shift the figures of all alike.
-        data = noisy(self._acquisition, self._signals(name, cells), [*name.encode()])[0]
+        signals = signals_in(self._folder, self._acquisition, name, cells)
+        data = noisy(self._acquisition, signals, [*name.encode()])[0]
         if "Dice" not in row:
             row |= self._found(data, cells)
             kept.write_text(json.dumps(row))
@@ -87,14 +88,6 @@ class Examination:
             row |= self._before(data, cells)
             kept.write_text(json.dumps(row))
         return row
-
-    def _signals(self, name, cells):
-        path = self._folder / f"{name}.npy"
-        representatives, encoding = unique_encodings(self._acquisition)
-        if not path.exists():
-            part: Acquisition = self._acquisition.subset(representatives)
-            np.save(path, signals_of(part, cells))
-        return np.load(path)[encoding]
 
     def _found(self, data, cells):
         start = time.process_time()
@@ -107,7 +100,7 @@ class Examination:
         level = np.array([data[rows].mean() for rows in self._acquisition.b0_per_timing]) / 50
         residual = (data - result.predicted[0]) / level[self._acquisition.timing_index]
         timings = [self._acquisition.timing_index == k for k in range(len(level))]
-        areas, volumes = np.transpose([_area_and_volume(cell) for cell in cells])
+        areas, volumes = np.transpose([area_and_volume(cell) for cell in cells])
         mean = areas @ [cell.permeability for cell in cells] / areas.sum()
         told = statistics_of(result.maps, result.errors)
 
@@ -160,13 +153,13 @@ class Examination:
         rng = np.random.default_rng(0)
         points = rng.uniform(-SIDE / 2, SIDE / 2, (20_000, 3))
         nearest = ((points[:, None] - grid.centroids) ** 2).sum(axis=2).argmin(axis=1)
-        found = _figures(inside[nearest], points, cells)
+        found = overlap_figures(inside[nearest], points, cells)
         found |= {"CPU-s": round(seconds), "status": int(fit.status)}
         return {f"{name} before": value for name, value in found.items()}
 
     def _compared(self, found, cells):
         points, basis = self._prior.raster
-        figures = _figures(basis @ found.z + self._prior.mean > 0, points, cells)
+        figures = overlap_figures(basis @ found.z + self._prior.mean > 0, points, cells)
         return figures | {"Dice but for places": round(self._but_for_places(found, cells), 3)}
 
     def _but_for_places(self, found, cells):
@@ -185,7 +178,15 @@ class Examination:
         return float(best)
 
 
-def _figures(inside, points, cells):
+def signals_in(folder: Path, acquisition: Acquisition, name, cells):
+    """Signals (M,) of a body, kept in a folder."""
+    path, (representatives, encoding) = folder / f"{name}.npy", unique_encodings(acquisition)
+    if not path.exists():
+        np.save(path, signals_of(acquisition.subset(representatives), cells))
+    return np.load(path)[encoding]
+
+
+def overlap_figures(inside, points, cells):
     """Dice, error of volume and of centre of points (P,) inside, modulo reflection."""
     sides = [depths(cells, sign * points) > 0 for sign in (1, -1)]
     true = max(sides, key=lambda side: dice(inside, side))
@@ -204,15 +205,26 @@ def _dice_shifted(one, other):
     return 2 * both.max() / (one.sum() + other.sum())
 
 
-def _area_and_volume(cell):
+def area_and_volume(cell):
     """Area of a cell's wall, um^2, and volume, um^3."""
-    axis = ((np.arange(_FINEST) + 0.5) / _FINEST - 0.5) * SIDE
-    points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
-    depth, step = cell.depth(points).reshape((_FINEST,) * 3), SIDE / _FINEST
+    depth, step = _finely(cell.depth), SIDE / _FINEST
     vertices, triangles, *_ = marching_cubes(depth, 0.0, spacing=(step,) * 3)
     a, b, c = np.moveaxis(vertices[triangles], 1, 0)
     area = np.linalg.norm(np.cross(b - a, c - a), axis=1).sum() / 2
     return area, (0.5 + depth / step).clip(0, 1).sum() * step**3
+
+
+def surface(depth):
+    """Points (P, 3), um, on the walls of a body, 0.2 um apart."""
+    step = SIDE / _FINEST
+    vertices, *_ = marching_cubes(_finely(depth), 0.0, spacing=(step,) * 3)
+    return vertices - (SIDE - step) / 2
+
+
+def _finely(depth):
+    axis = ((np.arange(_FINEST) + 0.5) / _FINEST - 0.5) * SIDE
+    points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
+    return depth(points).reshape((_FINEST,) * 3)
 
 
 def _summary(rows, bodies_cells):
@@ -224,7 +236,7 @@ def _summary(rows, bodies_cells):
                      f"{np.quantile(numbers, 0.1):.2f}.")  # fmt: skip
     volume, centre = (np.median([abs(row[x]) for row in rows]) for x in ("volume %", "centre um"))
     lines.append(f"Volume {volume:.1f} % and centre {centre:.1f} um off in the median.")
-    within = [_within_a_quarter(*one) for one in zip(rows, bodies_cells, strict=True)]
+    within = [within_a_quarter(*one) for one in zip(rows, bodies_cells, strict=True)]
     number = sum(len(cells) for cells in bodies_cells)
     lines.append(f"Permeability within 25 % in {sum(within)} of {number} cells.")
     missed = [row["improbability"] - row["improbability from truth"] > _CLEARLY for row in rows]
@@ -245,9 +257,9 @@ def _summary(rows, bodies_cells):
     return lines
 
 
-def _within_a_quarter(row, cells):
+def within_a_quarter(row, cells):
     """Cells of which the permeability is found within 25 %, the most permeable ones first."""
-    areas, _ = np.transpose([_area_and_volume(cell) for cell in cells])
+    areas, _ = np.transpose([area_and_volume(cell) for cell in cells])
     true = np.array([cell.permeability for cell in cells])
     true = np.sort(true / (areas @ true / areas.sum()))[::-1]
     n = min(len(true), len(row["permeability"]))
