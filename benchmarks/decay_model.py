@@ -40,7 +40,7 @@ class DecayModel(VoxelModel):
 
 
 class InSmallBlocks(DecayModel):
-    """Of which few voxels are computed together, so that a small image has many chunks."""
+    """With few voxels per chunk, so that a small image has many chunks."""
 
     VOX_PER_CHUNK = 5
 

@@ -325,7 +325,7 @@ class Inputs:
                 data.flat[rng.integers(data.size)] = one_of(rng, [np.nan, np.inf, -1e4, 0, 6e4])
             data = one_of(rng, [data, np.asfortranarray(data), data[::-1], data[..., :-1]])
         shape = np.shape(data)[:-1] if isinstance(data, np.ndarray) else ()
-        names = ("mask", "sigma", "n_draws", "vox_per_chunk", "n_jobs", "engine", "max_memory")
+        names = ("mask", "sigma", "n_draws", "n_jobs", "engine", "max_memory")
         options = {name: one_of(rng, NUMBERS) for name in rng.choice(names, rng.integers(3))}
         if rng.random() < 0.5:
             options["mask"] = rng.random(shape) > rng.random()
@@ -348,7 +348,7 @@ class Inputs:
         Acquisition.from_gtab(gtab, te=te, mixing_time=one_of(rng, [None, one_of(rng, NUMBERS)]))
 
     def journal(self, rng):
-        options = {"sigma": 1.0, "n_draws": 0, "vox_per_chunk": 5}
+        options = {"sigma": 1.0, "n_draws": 0}
         with tempfile.TemporaryDirectory(dir=self.folder) as name:
             options["journal"] = Path(name)
             model = InSmallBlocks(ACQUISITION)

@@ -103,7 +103,7 @@ class Commands:
             "--n_draws": [-1, 0, "x"], "--sigma": ["inf", "nan", -1, 0, 1], "--n_jobs": [0, "x"],
             "--out_S0": ["../../x.nii.gz", OUTSIDE, "status.nii.gz", "a/b.nii.gz"],
             "--out_dir": [inner, inner / "dwi.bval", inner / "out"],
-            "--engine": ["none", "serial"], "--vox_per_chunk": [0, -1, 1],
+            "--engine": ["none", "serial"],
             "--b0_threshold": ["nan", -5, 1e9], "--b1_error": ["nan", -1],
             "--constants_error": ["nan", -1, "inf"], "--smoothness": ["nan", "inf"],
             "--field": ["nan", 0, 7], "--parallel_diffusivity": ["nan", 0, -1, 1e300],

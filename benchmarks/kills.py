@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.command import command, keep
-from benchmarks.decay_model import ACQUISITION, InSmallBlocks, decays
+from benchmarks.decay_model import ACQUISITION, DecayModel, decays
 from benchmarks.tables import machine, table
 from dipy_spinverse import load_fit
 
@@ -31,14 +31,20 @@ DATA = decays((12, 10, 10))
 # Chunks of various sizes, all of which are written in a fraction of a second.
 SIZES = (5, 10, 50)
 LONGEST_S = 0.3
-MODEL = InSmallBlocks(ACQUISITION)
 
 
-def killed(folder: Path, vox_per_chunk: int, after: float) -> bool:
+def model_of(vox_per_chunk: int) -> DecayModel:
+    """The model with chunks of so many voxels."""
+    model = DecayModel(ACQUISITION)
+    model.VOX_PER_CHUNK = vox_per_chunk
+    return model
+
+
+def killed(folder: Path, model: DecayModel, after: float) -> bool:
     """Whether a fit was killed before its end."""
     child = os.fork()
     if child == 0:
-        fit = MODEL.fit(DATA, n_draws=2, vox_per_chunk=vox_per_chunk, journal=folder / "journal")
+        fit = model.fit(DATA, n_draws=2, journal=folder / "journal")
         fit.save(folder / "fit.npz")
         os._exit(0)
     time.sleep(after)
@@ -53,20 +59,21 @@ def chunks_of(folder: Path) -> dict[str, bytes]:
 
 def until_finished(vox_per_chunk: int, rng, left: int):
     """Kills of one fit, and the chunks that they cost, changed and left over, and wrong ends."""
-    expected = MODEL.fit(DATA, n_draws=2, vox_per_chunk=vox_per_chunk)
+    model = model_of(vox_per_chunk)
+    expected = model.fit(DATA, n_draws=2)
     n_kills = n_lost = n_wrong = 0
     with tempfile.TemporaryDirectory() as name:
         folder, before = Path(name), {}
         while n_kills < left:
-            if not killed(folder, vox_per_chunk, rng.uniform(0, LONGEST_S)):
+            if not killed(folder, model, rng.uniform(0, LONGEST_S)):
                 break
             n_kills += 1
             now = chunks_of(folder)
             n_lost += sum(now.get(name) != content for name, content in before.items())
             before = now
             if (folder / "fit.npz").exists():
-                load_fit(folder / "fit.npz", MODEL)
-        found = MODEL.fit(DATA, n_draws=2, vox_per_chunk=vox_per_chunk, journal=folder / "journal")
+                load_fit(folder / "fit.npz", model)
+        found = model.fit(DATA, n_draws=2, journal=folder / "journal")
         found.save(folder / "fit.npz")
         n_wrong += not all(
             np.array_equal(found._values[name], value) for name, value in expected._values.items()

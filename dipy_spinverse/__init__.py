@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from dipy_spinverse import _former_places  # noqa: F401
 from dipy_spinverse._compiled_cache import ensure_cache
 
 ensure_cache()
@@ -27,7 +26,6 @@ _HOME = {
     "CellShapeModel": "cell_shapes",
     "ActiveAxModel": "compartments",
     "IVIMModel": "compartments",
-    "LearnedFit": "compartments.learned",
     "LearnedModel": "compartments.learned",
     "MTENODDIModel": "compartments",
     "NEXIModel": "compartments",

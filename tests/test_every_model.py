@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
+import re
 import warnings
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from model_cases import CASES, S0, SNR
 
 from dipy_spinverse import Status, load_fit
 from dipy_spinverse.acquisition import measurements_of
-from dipy_spinverse.voxels import blocks
+from dipy_spinverse.voxels import chunks
 from dipy_spinverse.voxels.status import FITTED
 
 pytestmark = [
@@ -228,7 +230,7 @@ def test_seeds_give_the_same_fit(case, fit):
 @pytest.fixture
 def in_pairs(monkeypatch):
     """Two voxels are computed together, as hundreds are of an image."""
-    monkeypatch.setattr(blocks, "_LEAST_VOXELS", 2)
+    monkeypatch.setattr(chunks, "_LEAST_VOXELS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -240,8 +242,8 @@ def five(case):
 @pytest.fixture(scope="module")
 def fit_of_five(case, five):
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(blocks, "_LEAST_VOXELS", 2)
-        return case.fit(five, vox_per_chunk=1)
+        monkeypatch.setattr(chunks, "_LEAST_VOXELS", 2)
+        return case.fit(five)
 
 
 @pytest.fixture
@@ -252,11 +254,8 @@ def two_threads():
     torch.set_num_threads(usual)
 
 
-def test_chunks_and_threads_do_not_change_a_bit_of_a_fit(
-    case, five, fit_of_five, in_pairs, two_threads
-):
-    # Four voxels and one, instead of two, two and one.
-    assert_same(case.fit(five, vox_per_chunk=3), fit_of_five)
+def test_threads_do_not_change_a_bit_of_a_fit(case, five, fit_of_five, in_pairs, two_threads):
+    assert_same(case.fit(five), fit_of_five)
 
 
 def test_blocks_hardly_change_a_fit(fit, fit_of_five):
@@ -317,7 +316,6 @@ def test_bad_arguments_are_named(case):
             lambda: fit(data, sigma=np.nan),
         ],
         "n_draws is": [lambda: fit(data, n_draws=-1)],
-        "vox_per_chunk is": [lambda: fit(data, vox_per_chunk=0)],
         "n_jobs is": [lambda: fit(data, engine="joblib", n_jobs=0)],
         "engine is": [lambda: fit(data, engine="threads")],
     }  # fmt: skip
@@ -325,3 +323,10 @@ def test_bad_arguments_are_named(case):
         for call in some:
             with pytest.raises(ValueError, match=f"^{start}"):
                 call()
+
+
+def test_the_help_of_fit_describes_every_parameter(case):
+    documentation = inspect.getdoc(case.model.fit)
+    assert "%(" not in documentation
+    for name in set(inspect.signature(case.model.fit).parameters) - {"b0", "sensitivity"}:
+        assert re.search(rf"^{name}( :|, )", documentation, re.MULTILINE), name

@@ -21,13 +21,12 @@ import pytest
 from benchmarks import decay_model
 from benchmarks.decay_model import ACQUISITION, decays
 from dipy_spinverse.voxels import chunks, engines
-from dipy_spinverse.voxels.blocks import InBlocks, voxels_per_block
-from dipy_spinverse.voxels.image import Voxels
+from dipy_spinverse.voxels.chunks import voxels_per_block
 from dipy_spinverse.workflows.cli import command
 
 DATA = decays((5, 4, 3))
 MASK = np.arange(60).reshape(5, 4, 3) % 4 > 0
-OPTIONS = {"n_draws": 2, "vox_per_chunk": 7}
+OPTIONS = {"n_draws": 2}
 
 
 class DecayModel(decay_model.DecayModel):
@@ -105,9 +104,7 @@ def computed_chunks(monkeypatch):
 def test_an_interrupted_fit_goes_on_to_the_same_result(tmp_path, monkeypatch, expected, n_chunks):
     begun(tmp_path / "journal", n_chunks)
     sizes = computed_chunks(monkeypatch)
-    # Chunks stay those of the fit that began.
-    again = {**OPTIONS, "vox_per_chunk": 14}
-    found = DecayModel(ACQUISITION).fit(DATA, MASK, **again, journal=tmp_path / "journal")
+    found = DecayModel(ACQUISITION).fit(DATA, MASK, **OPTIONS, journal=tmp_path / "journal")
     assert_equal(found, expected)
     assert sum(sizes) == MASK.sum() - 7 * n_chunks
     del sizes[:]
@@ -122,34 +119,12 @@ def test_other_engines_and_numbers_of_workers_go_on_with_a_journal(tmp_path, exp
     assert_equal(DecayModel(ACQUISITION).fit(DATA, MASK, **OPTIONS, **workers), expected)
 
 
-@pytest.mark.parametrize("vox_per_chunk", [1, 7, 8, 20, 1000])
-def test_what_is_computed_together_does_not_hang_on_chunks(monkeypatch, expected, vox_per_chunk):
-    sizes = computed_chunks(monkeypatch)
-    found = DecayModel(ACQUISITION).fit(DATA, MASK, n_draws=2, vox_per_chunk=vox_per_chunk)
-    assert sizes == [7] * 6 + [3]
-    assert_equal(found, expected)
-
-
 def test_a_large_image_has_work_for_several_processes_and_a_small_one_is_computed_at_once():
     assert voxels_per_block(100_000, most=1000) == 1000
     assert voxels_per_block(12_000, most=1000) == 750
     assert voxels_per_block(600, most=1000) == 512
     assert voxels_per_block(64, most=64) == 64
     assert voxels_per_block(0, most=0) == 1
-
-
-def widening(voxels):
-    """Values of as many columns as the first sample of a block says, and numbers for all."""
-    width, ones = int(voxels.signals[0, 0]), [1] * len(voxels)
-    return {"values": np.outer(ones, np.ones(width)), "list": ones, "number": width, "same": 7}
-
-
-def test_blocks_of_narrower_values_are_filled_with_zeros():
-    signals = np.array([[1.0], [1.0], [3.0], [3.0], [2.0]])
-    found = InBlocks(widening, 2)(Voxels(signals, signals, None))
-    np.testing.assert_array_equal(found["values"].sum(axis=1), signals[:, 0])
-    assert found["number"].tolist() == [1, 1, 3, 3, 2] and found["list"].tolist() == [1] * 5
-    assert found["same"] == 7
 
 
 def test_a_journal_of_anything_else_is_refused(tmp_path, monkeypatch):
@@ -327,4 +302,4 @@ def test_more_voxels_than_fit_into_memory_are_refused_with_a_cure():
 def test_the_journal_says_what_it_is_of(tmp_path):
     begun(tmp_path, 1)
     about = json.loads((tmp_path / "journal.json").read_text())
-    assert about["model"] == "DecayModel" and about["vox_per_chunk"] == 7
+    assert about["model"] == "DecayModel"

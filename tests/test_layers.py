@@ -13,7 +13,7 @@ ROOT = Path(dipy_spinverse.__file__).parent
 LAYERS = (
     "workflows", "report", "spinverse", "scan_design", "cell_shapes", "tissue_fractions",
     "cell_search", "packed_cells", "compartments", "inversion", "substrates", "walls",
-    "bloch_torrey", "datasets", "voxels", "acquisition", "grid", "threads", "units",
+    "bloch_torrey", "datasets", "voxels", "acquisition", "grid", "threads", "units", "docstrings",
 )  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def test_folders_import_from_folders_below_them():
             above = {other for other in others if level[other] < level[own]}
             assert not above, f"{name} imports from above: {above}"
     folders = {name.split(".")[0] for name, _ in modules()}
-    assert folders - {"__init__", "_former_places", "_compiled_cache"} <= set(LAYERS)
+    assert folders - {"__init__", "_compiled_cache"} <= set(LAYERS)
 
 
 def test_no_module_imports_one_that_imports_it():

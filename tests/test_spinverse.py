@@ -505,8 +505,6 @@ def test_values_out_of_range_name_the_argument(model, volume):
     cases = [
         ("sigma has", lambda: model.fit(data, sigma=0.0)),
         ("sigma has", lambda: model.fit(data, sigma=np.nan)),
-        ("vox_per_chunk is", lambda: model.fit(data, vox_per_chunk=-5)),
-        ("vox_per_chunk is", lambda: model.fit(data, vox_per_chunk=0)),
         ("n_fields is", lambda: model.fit(data, n_fields=-1)),
         ("optimizer is", lambda: SpinverseModel(ACQUISITION, optimizer="sgd")),
         ("diffusivity is", lambda: SpinverseModel(ACQUISITION, diffusivity=2.0)),
@@ -722,14 +720,6 @@ def test_same_seed_gives_the_same_fit_and_another_seed_another(model, volume, vo
     other = quick_model(seed=1).fit(volume[0, 0, 0], sigma=SIGMA, n_fields=1)
     difference = np.abs(other.wall_probability - volume_fit[0, 0, 0].wall_probability)
     assert difference.max() > 0.01
-
-
-def test_chunks_do_not_change_the_fit_of_voxels_of_different_noise(model, volume):
-    sigma = np.array([[0.5], [2.0], [4.0], [1.0]]).reshape(2, 2, 1)
-    whole = model.fit(volume, sigma=sigma, n_fields=0, n_draws=0)
-    assert_nearly_same_fit(
-        model.fit(volume, sigma=sigma, n_fields=0, n_draws=0, vox_per_chunk=1), whole
-    )
 
 
 def test_directions_of_the_test_acquisitions_are_unit():

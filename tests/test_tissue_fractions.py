@@ -506,9 +506,7 @@ def test_fits_are_indexed_saved_pickled_and_spread_over_processes(tmp_path):
     fit = model.fit(data, truth[..., 3] < 0.5, sigma=0.02)
     fit.save(tmp_path / "fit.npz")
     again = load_fit(tmp_path / "fit.npz")
-    spread = model.fit(
-        data, truth[..., 3] < 0.5, sigma=0.02, engine="joblib", n_jobs=2, vox_per_chunk=9
-    )
+    spread = model.fit(data, truth[..., 3] < 0.5, sigma=0.02, engine="joblib", n_jobs=2)
     for other in (again, pickle.loads(pickle.dumps(fit)), spread):
         np.testing.assert_allclose(other.gm, fit.gm, atol=1e-6)
         np.testing.assert_allclose(other.predict(), fit.predict(), rtol=1e-6)

@@ -29,6 +29,7 @@ from dipy_spinverse.cell_shapes.shape_spaces.protocol import ShapeSpace
 from dipy_spinverse.cell_shapes.shape_spaces.tube import tube_space
 from dipy_spinverse.cell_shapes.templates import Template
 from dipy_spinverse.cell_shapes.unknowns import CellShape, ShapeSignals
+from dipy_spinverse.docstrings import fill_doc
 from dipy_spinverse.units import diffusivity_um2_per_ms
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
 from dipy_spinverse.voxels.image import image_of
@@ -139,6 +140,7 @@ class CellShapeModel(VoxelModel):
             space, _ = space.remeshed(theta)
         return self.signals_in(space, acquisition)
 
+    @fill_doc
     def fit(
         self,
         data: ArrayLike,
@@ -148,7 +150,6 @@ class CellShapeModel(VoxelModel):
         n_draws: int = _N_DRAWS,
         engine: str = "serial",
         n_jobs: int = -1,
-        vox_per_chunk: int | None = None,
         verbose: bool = False,
         journal: str | Path | None = None,
         max_memory: float | None = None,
@@ -157,18 +158,15 @@ class CellShapeModel(VoxelModel):
 
         Parameters
         ----------
-        data : array-like (..., M)
-            Magnitudes, or real parts after the phase is removed.
-        mask : array-like (...), optional
-            Voxels to fit; all where not given.
-        sigma : float or array-like (...), optional
-            Standard deviation of the noise in each channel; from repeats and the residual where
-            not given.
-        n_draws : int, optional
-            Draws from the posterior of each cell, for medians, intervals and the uncertainty of
-            vertices; 0 for the likeliest shape only, which is faster.
-        engine, n_jobs, vox_per_chunk, verbose, journal, max_memory
-            How it is computed: see :class:`dipy_spinverse.voxels.chunks.Engine`.
+        %(data)s
+        %(mask)s
+        %(sigma)s
+        %(n_draws)s
+        %(engine)s
+        %(n_jobs)s
+        %(verbose)s
+        %(journal)s
+        %(max_memory)s
 
         Raises
         ------
@@ -176,7 +174,7 @@ class CellShapeModel(VoxelModel):
             Arguments of wrong shape or range.
         """
         check_number("n_draws", n_draws, 0)
-        how = Engine(engine, n_jobs, vox_per_chunk, verbose, journal, max_memory)
+        how = Engine(engine, n_jobs, verbose, journal, max_memory)
         image = image_of(data, mask, sigma, self.acquisition, max_memory=max_memory)
         status, values = fit_image(
             image, FitShapes(self, n_draws), layout(self, n_draws), how, most=1, model=self,

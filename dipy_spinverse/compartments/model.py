@@ -32,6 +32,7 @@ from dipy_spinverse.compartments.fitting.refutation import shifts
 from dipy_spinverse.compartments.fitting.variable_projection import combined
 from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.pools import pool_signals
+from dipy_spinverse.docstrings import fill_doc
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
 from dipy_spinverse.voxels.image import image_of
 from dipy_spinverse.voxels.model import VoxelModel
@@ -107,6 +108,7 @@ class CompartmentModel(VoxelModel):
         self.likelihood, self.solver, self.seed = likelihood, solver, int(seed)
         self.dtype = dtype
 
+    @fill_doc
     def fit(
         self,
         data: ArrayLike,
@@ -119,7 +121,6 @@ class CompartmentModel(VoxelModel):
         n_draws: int = _N_DRAWS,
         engine: str = "serial",
         n_jobs: int = -1,
-        vox_per_chunk: int | None = None,
         verbose: bool = False,
         journal: str | Path | None = None,
         max_memory: float | None = None,
@@ -128,14 +129,9 @@ class CompartmentModel(VoxelModel):
 
         Parameters
         ----------
-        data : array-like (..., M)
-            Magnitudes, or real parts after the phase is removed. A voxel with negative samples
-            has real parts, and its likelihood is Gaussian.
-        mask : array-like (...), optional
-            Voxels to fit; all where not given.
-        sigma : float or array-like (...), optional
-            Standard deviation of the noise in each channel. Where not given, from repeated b0
-            measurements (if there are enough), or else from the residual.
+        %(data)s
+        %(mask)s
+        %(sigma)s
         peaks : PeaksAndMetrics, optional
             Number (0 to 3) and first directions of the fibre populations of each voxel. One
             population along the first eigenvector of a diffusion tensor where not given.
@@ -145,11 +141,12 @@ class CompartmentModel(VoxelModel):
         start : mapping of ndarray (...) or (..., 3), optional
             All parameters and axes to begin with, for instance from a learner, instead of the
             dictionary; for one population.
-        n_draws : int, optional
-            Draws from the posterior of each voxel, for medians, standard deviations and
-            intervals; 0 for the likeliest values only, which is faster.
-        engine, n_jobs, vox_per_chunk, verbose, journal, max_memory
-            How it is computed: see :class:`dipy_spinverse.voxels.chunks.Engine`.
+        %(n_draws)s
+        %(engine)s
+        %(n_jobs)s
+        %(verbose)s
+        %(journal)s
+        %(max_memory)s
 
         Raises
         ------
@@ -162,7 +159,7 @@ class CompartmentModel(VoxelModel):
                 f"crossings=True finds the fibre populations of {self.definition.name} itself; "
                 "leave it out where peaks or a start say them, or the model has no axis."
             )
-        how = Engine(engine, n_jobs, vox_per_chunk, verbose, journal, max_memory)
+        how = Engine(engine, n_jobs, verbose, journal, max_memory)
         shape = np.shape(data)[:-1]
         own = self._starts(start, shape) | populations(peaks, shape)
         image = image_of(data, mask, sigma, self.acquisition, own=own, max_memory=max_memory)

@@ -16,6 +16,7 @@ from dipy_spinverse.acquisition import Acquisition, Measurements, measurements_o
 from dipy_spinverse.bloch_torrey import simulate
 from dipy_spinverse.cell_search import CellInversion
 from dipy_spinverse.cell_search.smooth import SmoothCellInversion, signals_of_cells
+from dipy_spinverse.docstrings import fill_doc
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
 from dipy_spinverse.grid.tetrahedral_grid import build_grid
 from dipy_spinverse.inversion import Inversion, InversionSettings, Stage
@@ -206,6 +207,7 @@ class SpinverseModel(VoxelModel):
                 stacklevel=3,
             )
 
+    @fill_doc
     def fit(
         self,
         data: ArrayLike,
@@ -219,7 +221,6 @@ class SpinverseModel(VoxelModel):
         n_draws: int = _N_DRAWS,
         engine: str = "serial",
         n_jobs: int = -1,
-        vox_per_chunk: int | None = None,
         verbose: bool = False,
         journal: str | Path | None = None,
         max_memory: float | None = None,
@@ -228,11 +229,8 @@ class SpinverseModel(VoxelModel):
 
         Parameters
         ----------
-        data : array-like (..., M)
-            Magnitudes, or real parts after the phase is removed (which may be negative), of one
-            voxel or of an image of up to three dimensions.
-        mask : array-like (...), optional
-            Voxels to fit; all where not given.
+        %(data)s
+        %(mask)s
         S0 : float or array-like (...), optional
             Initial magnetisation of walls alone, where it is known; otherwise it is fitted, one
             for each echo time, as it always is of packed cells. `optimizer="cell-search"` needs
@@ -252,20 +250,11 @@ class SpinverseModel(VoxelModel):
             from a start and noise of its own.
         n_draws : int, optional
             Draws from the posterior of packed cells; with 0 only the likeliest are sought.
-        engine : {"serial", "joblib", "dask", "ray"}, optional
-            How chunks of voxels are spread over processes.
-        n_jobs : int, optional
-            Number of processes of the other engines; -1 for all but one core.
-        vox_per_chunk : int, optional
-            Voxels handed to a process, and kept in a journal, together; see
-            :class:`dipy_spinverse.voxels.chunks.Engine`.
-        verbose : bool, optional
-            Show a progress bar.
-        journal : path, optional
-            Folder in which finished voxels are kept, from which the same fit goes on after an
-            interruption; see :class:`dipy_spinverse.voxels.chunks.Engine`.
-        max_memory : float, optional
-            Bytes that data and results may take; half of what is free where not given.
+        %(engine)s
+        %(n_jobs)s
+        %(verbose)s
+        %(journal)s
+        %(max_memory)s
 
         Returns
         -------
@@ -283,7 +272,7 @@ class SpinverseModel(VoxelModel):
         of_walls, of_tissue = (
             None if journal is None else Path(journal) / part for part in ("walls", "tissue")
         )
-        how = Engine(engine, n_jobs, vox_per_chunk, verbose, of_walls, max_memory)
+        how = Engine(engine, n_jobs, verbose, of_walls, max_memory)
         shape = np.shape(data)[:-1]
         asked = wanted_voxels("walls", walls, shape).reshape(shape)
         if not self._has_tissue:
@@ -314,7 +303,7 @@ class SpinverseModel(VoxelModel):
             return SpinverseFit(self, *walls_alone(*found))
         tissue = self.tissue_model.fit(
             data, image.status == Status.CONVERGED, sigma=sigma, n_draws=n_draws, engine=engine,
-            n_jobs=n_jobs, vox_per_chunk=vox_per_chunk, verbose=verbose, journal=of_tissue,
+            n_jobs=n_jobs, verbose=verbose, journal=of_tissue,
             max_memory=max_memory,
         )  # fmt: skip
         has_walls = asked.reshape(-1)[image.rows]

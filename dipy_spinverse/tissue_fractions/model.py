@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from dipy_spinverse.docstrings import fill_doc
 from dipy_spinverse.tissue_fractions.chunk import (
     MOST_VOXELS,
     Errors,
@@ -164,6 +165,7 @@ class TissueFractionModel(VoxelModel):
         """Contrasts of sequences, which stand in the place of a gradient table."""
         return contrasts_of(gtab)
 
+    @fill_doc
     def fit(
         self,
         data: ArrayLike,
@@ -176,7 +178,6 @@ class TissueFractionModel(VoxelModel):
         n_draws: int = _N_DRAWS,
         engine: str = "serial",
         n_jobs: int = -1,
-        vox_per_chunk: int | None = None,
         verbose: bool = False,
         journal: str | Path | None = None,
         max_memory: float | None = None,
@@ -195,11 +196,12 @@ class TissueFractionModel(VoxelModel):
         b1, b0, sensitivity : float or array-like (...), optional
             Transmit field over the nominal one, off-resonance (Hz), and receive sensitivity. A
             smooth correction to b1 and sensitivity is found where they are `unknown`.
-        n_draws : int, optional
-            Draws from the posterior of each voxel, for medians, standard deviations and
-            intervals; 0 for the likeliest values only, which is faster.
-        engine, n_jobs, vox_per_chunk, verbose, journal, max_memory
-            How it is computed: see :class:`dipy_spinverse.voxels.chunks.Engine`.
+        %(n_draws)s
+        %(engine)s
+        %(n_jobs)s
+        %(verbose)s
+        %(journal)s
+        %(max_memory)s
 
         Raises
         ------
@@ -212,7 +214,7 @@ class TissueFractionModel(VoxelModel):
                 f"n_draws is 0, smoothness {self.smoothness}; neighbours are in the draws only: "
                 "give more draws, or no smoothness."
             )
-        how = Engine(engine, n_jobs, vox_per_chunk, verbose, journal, max_memory)
+        how = Engine(engine, n_jobs, verbose, journal, max_memory)
         shape = np.shape(data)[:-1]
         given = {"b1": b1, "b0": b0, "sensitivity": sensitivity}
         own = {name: per_voxel(name, x, shape) for name, x in given.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -12,13 +12,13 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dipy_spinverse import __version__
 from dipy_spinverse.acquisition.checks import shortened
 from dipy_spinverse.voxels import storage
-from dipy_spinverse.voxels.blocks import ChunkFit, InBlocks, voxels_per_block
 from dipy_spinverse.voxels.engines import each_computed
-from dipy_spinverse.voxels.image import Image
+from dipy_spinverse.voxels.image import Image, Voxels
 from dipy_spinverse.voxels.journal import Journal, open_journal
 from dipy_spinverse.voxels.memory import check_memory
 from dipy_spinverse.voxels.progress import Bar
@@ -33,6 +33,11 @@ _NEEDED = {
     "joblib": ("joblib", "cloudpickle"), "dask": ("dask", "distributed"), "ray": ("ray",)
 }  # fmt: skip
 _LARGEST_NUMBER = 10**9
+# So many voxels together cost hardly more for each than all of an image.
+_LEAST_VOXELS = 512
+# Of larger images, so that several processes have work.
+_LEAST_BLOCKS = 16
+ChunkFit = Callable[[Voxels], Mapping[str, ArrayLike]]
 # Of each voxel, for its status and place.
 _NUMBERS_BESIDE = 16
 
@@ -48,9 +53,6 @@ class Engine:
         dask or ray (local processes where there is none).
     n_jobs : int
         Processes on this machine of the other engines; -1 for all but one core.
-    vox_per_chunk : int or None
-        Voxels handed to a process, and kept in a journal, together: a whole number of the model's
-        blocks, at least so many voxels; one block where None. No result hangs on it.
     verbose : bool
         Whether to show a progress bar.
     journal : path or None
@@ -64,14 +66,13 @@ class Engine:
     Raises
     ------
     ValueError
-        An unknown engine, chunks of less than one voxel.
+        An unknown engine.
     ImportError
         An engine that is not installed.
     """
 
     name: str = "serial"
     n_jobs: int = -1
-    vox_per_chunk: int | None = None
     verbose: bool = False
     journal: str | Path | None = None
     max_memory: float | None = None
@@ -81,8 +82,6 @@ class Engine:
             raise ValueError(
                 f"engine is {shortened(self.name)}; use one of {', '.join(map(repr, ENGINES))}."
             )
-        if self.vox_per_chunk is not None:
-            check_number("vox_per_chunk", self.vox_per_chunk, 1)
         if not (isinstance(self.n_jobs, (int, np.integer)) and self.n_jobs == -1):
             check_number("n_jobs", self.n_jobs, 1)
         if self.max_memory is not None and not (
@@ -100,10 +99,6 @@ class Engine:
                 '"distributed" of dipy_spinverse, or use engine="serial".'
             )
 
-    def size_of_chunks(self, block: int) -> int:
-        """Voxels of a chunk of whole blocks."""
-        return block * -(-int(self.vox_per_chunk or 1) // block)
-
 
 def check_number(name: str, number: Any, least: int) -> None:
     """Refuse what is no whole number of at least so much.
@@ -117,6 +112,11 @@ def check_number(name: str, number: Any, least: int) -> None:
         raise ValueError(
             f"{name} is {shortened(number)}; give a whole number of at least {least}."
         )
+
+
+def voxels_per_block(n_voxels: int, most: int) -> int:
+    """Voxels of an image that are computed together, by a model that can have so many at most."""
+    return max(min(most, max(_LEAST_VOXELS, -(-n_voxels // _LEAST_BLOCKS))), 1)
 
 
 # What the function of a chunk tells of each voxel for the status, beside what is kept.
@@ -175,16 +175,14 @@ def fit_image(
     needed = 2 * voxels.signals.nbytes + n * kept_of_each
     check_memory(f"A fit of {n} voxels", needed, engine.max_memory)
     values = {name: _zeros(n, kind) for name, kind in kinds.items()}
-    block, scatter = voxels_per_block(n, most), np.zeros(n)
-    size = engine.size_of_chunks(block)
+    size, scatter = voxels_per_block(n, most), np.zeros(n)
     kept: AbstractContextManager[Journal | None] = nullcontext()
     if engine.journal is not None:
-        kept = open_journal(engine.journal, _identity(model, image, options), size)
+        kept = open_journal(engine.journal, _identity(model, image, options))
     with kept as journal, Bar(n, engine.verbose) as bar:
-        size = size if journal is None else journal.vox_per_chunk
         parts = [rows[k : k + size] for rows in groups or [np.arange(n)]
                  for k in range(0, len(rows), size)]  # fmt: skip
-        told = bar.fed_by(InBlocks(fit_chunk, block))
+        told = bar.fed_by(fit_chunk)
         for k, result in _computed(voxels, told, parts, engine, journal, bar):
             rows = parts[k]
             for name, value in (_excess(result, voxels.signals.shape[1]) | dict(result)).items():

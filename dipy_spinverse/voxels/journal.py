@@ -35,14 +35,11 @@ class Journal:
     Attributes
     ----------
     folder : Path
-    vox_per_chunk : int
-        Of the fit that began it, so that one that goes on has the same chunks.
     files : dict of Path
         Of the chunks that are there, by their numbers.
     """
 
     folder: Path
-    vox_per_chunk: int
     files: Mapping[int, Path]
 
     def find(self, k: int, rows: np.ndarray) -> dict[str, np.ndarray] | None:
@@ -80,9 +77,7 @@ class Journal:
 
 
 @contextmanager
-def open_journal(
-    folder: str | Path, identity: Mapping[str, str], vox_per_chunk: int
-) -> Iterator[Journal]:
+def open_journal(folder: str | Path, identity: Mapping[str, str]) -> Iterator[Journal]:
     """The journal of a fit, new or begun before, kept from other runs.
 
     Parameters
@@ -90,8 +85,6 @@ def open_journal(
     folder : path
     identity : mapping of str
         "version", "model", and checksums of "settings" and "data".
-    vox_per_chunk : int
-        For a new one.
 
     Raises
     ------
@@ -107,7 +100,7 @@ def open_journal(
             if visible(folder):
                 _read(folder)
             stack.enter_context(alone_in(folder))
-            journal = _opened(folder, identity, vox_per_chunk)
+            journal = _opened(folder, identity)
         except BlockingIOError as error:
             raise OSError(error.errno, f"journal: {error.strerror}") from None
         except OSError as error:
@@ -115,9 +108,9 @@ def open_journal(
         yield journal
 
 
-def _opened(folder, identity, vox_per_chunk):
+def _opened(folder, identity):
     """A journal in a folder of one's own, without what a killed run left unfinished."""
-    about = _read(folder) if visible(folder) else {**identity, "vox_per_chunk": vox_per_chunk}
+    about = _read(folder) if visible(folder) else dict(identity)
     for name, text in _DIFFERS.items():
         if about[name] != identity[name]:
             said = text.format(old=about[name], new=identity[name])
@@ -131,13 +124,13 @@ def _opened(folder, identity, vox_per_chunk):
     # Also where it is there: a folder that cannot be written to is found out now.
     storage.whole(folder / _ABOUT, lambda file: file.write(content))
     files = {int(path.name[:8]): path for path in sorted(folder.glob("[0-9]*-*.h5"))}
-    return Journal(folder, about["vox_per_chunk"], files)
+    return Journal(folder, files)
 
 
 def _read(folder):
     try:
         about = json.loads((folder / _ABOUT).read_text())
-        if about["vox_per_chunk"] >= 1 and _DIFFERS.keys() <= about.keys():
+        if _DIFFERS.keys() <= about.keys():
             return about
         reason = "it says not enough"
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -13,6 +13,7 @@ from dipy.reconst.base import ReconstModel
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import Measurements, measurements_from_arrays, measurements_of
+from dipy_spinverse.docstrings import fill_doc
 from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
 from dipy_spinverse.voxels.fit import VoxelFit
@@ -76,6 +77,7 @@ class VoxelModel(ReconstModel):
         """What `gtab`, and what is said of it, tell of measurements, as the model needs it."""
         return measurements_of(gtab, te, **more)
 
+    @fill_doc
     def fit(
         self,
         data: ArrayLike,
@@ -85,7 +87,6 @@ class VoxelModel(ReconstModel):
         n_draws: int = 100,
         engine: str = "serial",
         n_jobs: int = -1,
-        vox_per_chunk: int | None = None,
         verbose: bool = False,
         journal: str | Path | None = None,
         max_memory: float | None = None,
@@ -94,17 +95,15 @@ class VoxelModel(ReconstModel):
 
         Parameters
         ----------
-        data : array-like (..., M)
-            Magnitudes, or real parts after the phase is removed. A voxel with negative samples
-            has real parts, and noise as normal as theirs.
-        mask : array-like (...), optional
-            Voxels to fit; all where not given.
-        sigma : float or array-like (...), optional
-            Standard deviation of the noise in each channel.
-        n_draws : int, optional
-            Draws from the posterior of each voxel; 0 for the likeliest values only.
-        engine, n_jobs, vox_per_chunk, verbose, journal, max_memory
-            How it is computed: see :class:`dipy_spinverse.voxels.chunks.Engine`.
+        %(data)s
+        %(mask)s
+        %(sigma)s
+        %(n_draws)s
+        %(engine)s
+        %(n_jobs)s
+        %(verbose)s
+        %(journal)s
+        %(max_memory)s
 
         Raises
         ------
@@ -112,7 +111,7 @@ class VoxelModel(ReconstModel):
             Arguments of wrong shape or range.
         """
         check_number("n_draws", n_draws, 0)
-        how = Engine(engine, n_jobs, vox_per_chunk, verbose, journal, max_memory)
+        how = Engine(engine, n_jobs, verbose, journal, max_memory)
         image = image_of(data, mask, sigma, self.acquisition, max_memory=max_memory)
         fit_chunk = partial(self.fit_chunk, n_draws=n_draws)
         status, values = fit_image(

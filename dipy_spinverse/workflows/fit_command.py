@@ -115,7 +115,6 @@ class FitCommand(Command):
         n_draws: int | None = None,
         engine: str = "serial",
         n_jobs: int = -1,
-        vox_per_chunk: int | None = None,
         verbose: bool = False,
         journal: str | None = None,
     ) -> VoxelFit:
@@ -133,8 +132,6 @@ class FitCommand(Command):
             How to spread voxels over processes: 'serial', 'joblib', 'dask' or 'ray'.
         n_jobs : int, optional
             Number of processes for an engine other than 'serial'; -1 for all but one core.
-        vox_per_chunk : int, optional
-            Voxels handed to a process at once.
         verbose : bool, optional
             Show a progress bar also where the output is no terminal.
         journal : string, optional
@@ -145,7 +142,7 @@ class FitCommand(Command):
             own = own | {"n_draws": n_draws}
         return model.fit(
             images.data, images.mask, sigma=sigma, engine=engine, n_jobs=n_jobs,
-            vox_per_chunk=vox_per_chunk, verbose=verbose or sys.stderr.isatty(),
+            verbose=verbose or sys.stderr.isatty(),
             journal=journal, **own,
         )  # fmt: skip
 

@@ -4,6 +4,4 @@ from __future__ import annotations
 
 from dipy_spinverse.compartments.learned.learned_model import LearnedModel
 
-LearnedFit = LearnedModel  # its name before it was called what it is, a model
-
-__all__ = ["LearnedFit", "LearnedModel"]
+__all__ = ["LearnedModel"]

@@ -28,6 +28,7 @@ from dipy_spinverse.compartments.learned.targets import from_latent, latent, val
 from dipy_spinverse.compartments.learned.training import training_set
 from dipy_spinverse.compartments.learned.unlike import warn_of_noise, warn_of_strangers
 from dipy_spinverse.compartments.model import CompartmentModel
+from dipy_spinverse.docstrings import fill_doc
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
 from dipy_spinverse.voxels.image import Voxels, image_of, signal_without_diffusion
 from dipy_spinverse.voxels.model import VoxelModel
@@ -148,6 +149,7 @@ class LearnedModel(VoxelModel):
         with part(_SIMULATED, 1.0):
             return train(self.method, self._standard(x), y, self.seed, **training)
 
+    @fill_doc
     def fit(
         self,
         data: ArrayLike,
@@ -158,7 +160,6 @@ class LearnedModel(VoxelModel):
         refine: bool = False,
         engine: str = "serial",
         n_jobs: int = -1,
-        vox_per_chunk: int | None = None,
         verbose: bool = False,
         journal: str | Path | None = None,
         max_memory: float | None = None,
@@ -169,8 +170,7 @@ class LearnedModel(VoxelModel):
         ----------
         data : array-like (..., M)
             Magnitudes.
-        mask : array-like (...), optional
-            Voxels to fit; all where not given.
+        %(mask)s
         sigma : float or array-like (...), optional
             Standard deviation of the noise in each channel. Where not given, from repeated b0, or
             from what is beyond the harmonics of a shell.
@@ -178,8 +178,11 @@ class LearnedModel(VoxelModel):
             Draws from the posterior of "mixture-density"; 0 for means alone.
         refine : bool, optional
             Fit the model, beginning from what was learned.
-        engine, n_jobs, vox_per_chunk, verbose, journal, max_memory
-            How it is computed: see :class:`dipy_spinverse.voxels.chunks.Engine`.
+        %(engine)s
+        %(n_jobs)s
+        %(verbose)s
+        %(journal)s
+        %(max_memory)s
 
         Returns
         -------
@@ -202,7 +205,7 @@ class LearnedModel(VoxelModel):
         check_number("n_draws", n_draws, 0)
         if n_draws == 1:
             raise ValueError(f"n_draws is {n_draws}; give 0, or at least 2.")
-        how = Engine(engine, n_jobs, vox_per_chunk, verbose, journal, max_memory)
+        how = Engine(engine, n_jobs, verbose, journal, max_memory)
         image = image_of(data, mask, sigma, self.acquisition, max_memory=max_memory)
         untold = np.flatnonzero(np.broadcast_to(image.freedom, len(image.voxels)) == 0)
         if len(untold):
@@ -229,7 +232,7 @@ class LearnedModel(VoxelModel):
             sigma = np.where(fit.sigma > 0, fit.sigma, 1)
             return self.model.fit(
                 data, mask, sigma=sigma, start=self.start(fit), n_draws=n_draws, engine=engine,
-                n_jobs=n_jobs, vox_per_chunk=vox_per_chunk, verbose=verbose,
+                n_jobs=n_jobs, verbose=verbose,
                 journal=None if journal is None else Path(journal) / "refined",
                 max_memory=max_memory,
             )  # fmt: skip

@@ -15,7 +15,7 @@ class Learner:
     Attributes
     ----------
     method : str
-        Of `LearnedFit`.
+        Of `LearnedModel`.
     arrays : dict of ndarray
     settings : dict
         Of numbers and strings.

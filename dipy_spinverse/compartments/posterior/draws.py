@@ -26,7 +26,7 @@ def posterior_draws(
     ----------
     fit : CompartmentFit
         Of one voxel, such as ``fit[i, j, k]``, by :meth:`CompartmentModel.fit`; a learner of a
-        posterior has draws of its own (:meth:`LearnedFit.draws`).
+        posterior has draws of its own (:meth:`LearnedModel.draws`).
     data : array-like (M,)
         Signals that were fitted.
     n_draws : int, optional
