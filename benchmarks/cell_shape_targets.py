@@ -19,9 +19,9 @@ from dipy_spinverse.bloch_torrey.finite_elements.matrix_formalism import (
     simulate_modes,
 )
 from dipy_spinverse.bloch_torrey.finite_elements.modal_sensitivity import ModalSensitivities
-from dipy_spinverse.cell_shapes.generators import FAMILIES, draw_axons
-from dipy_spinverse.cell_shapes.geometry import sizes
-from dipy_spinverse.cell_shapes.templates import cylinder
+from dipy_spinverse.cell_shapes.geometry import size_measures
+from dipy_spinverse.cell_shapes.synthetic_axons import FAMILIES, draw_axons
+from dipy_spinverse.cell_shapes.templates import cylinder_mesh
 from dipy_spinverse.grid import mesh_surfaces
 
 DIFFUSIVITY = 2.0
@@ -67,7 +67,7 @@ def protocol(name: str) -> Acquisition:
 
 def axon_truths(family: str, n: int, seed: int) -> list[Truth]:
     """Axons of the test ranges, turned at random."""
-    fine = cylinder(*_SURFACE)
+    fine = cylinder_mesh(*_SURFACE)
     triangles = np.searchsorted(fine.surface, fine.triangles)
     axons = draw_axons(family, n, np.random.default_rng([seed, FAMILIES.index(family)]),
                        test=True, posed=True)  # fmt: skip
@@ -128,7 +128,7 @@ def _bumped(rng):
 
 def _undulating(rng):
     """A tube whose centre line is a wave, with three beads."""
-    fine = cylinder(*_SURFACE)
+    fine = cylinder_mesh(*_SURFACE)
     x, y, t = fine.points[fine.surface].T
     wave = rng.uniform(0.8, 1.3) * np.sin(np.pi * 1.5 * t + rng.uniform(0, 2 * np.pi))
     radius = 2.3 * (1 + rng.uniform(0.15, 0.3) * np.cos(3 * np.pi * t))
@@ -152,7 +152,7 @@ def measured(truth: Truth, acquisition: Acquisition) -> tuple[np.ndarray, dict[s
     open_ = np.full(grid.n_faces, np.inf)
     modes = laplace_modes(grid, open_, _LENGTH_SCALE, diffusivity=DIFFUSIVITY)
     slowest = ModalSensitivities(acquisition, grid, diffusivity=DIFFUSIVITY, length_scale_um=9.0)
-    own = sizes(grid, grid.points_um, slowest.at(grid.points_um))
+    own = size_measures(grid, grid.points_um, slowest.at(grid.points_um))
     return simulate_modes(acquisition, modes)[0], {name: float(x) for name, x in own.items()}
 
 

@@ -39,13 +39,13 @@ from benchmarks.cell_shape_targets import (
 from benchmarks.command import RESULTS, command, keep
 from benchmarks.tables import machine, table
 from dipy_spinverse.cell_shapes import CellShapeModel
-from dipy_spinverse.cell_shapes.generators import FAMILIES, draw_axons
 from dipy_spinverse.cell_shapes.geometry import MAPS
 from dipy_spinverse.cell_shapes.shape_spaces import (
     latent_space,
     spectral_space,
     tube_space,
 )
+from dipy_spinverse.cell_shapes.synthetic_axons import FAMILIES, draw_axons
 from dipy_spinverse.cell_shapes.templates import Template
 from dipy_spinverse.voxels.status import Status
 
@@ -74,7 +74,7 @@ def fitted(truth: Truth, protocol_name: str, snr: float, space: str) -> dict:
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     found, start = fit.mesh(), fit.mesh(stage="start")
-    surface, widened = (found.vertices_um, found.triangles), float(fit.widened)
+    surface, birge_ratio = (found.vertices_um, found.triangles), float(fit.birge_ratio)
     target = truth.vertices, truth.triangles
     chamfer, aside = distances(surface, target)
     draws = fit.draws()[:_COMPARED] if noisy else []
@@ -85,7 +85,7 @@ def fitted(truth: Truth, protocol_name: str, snr: float, space: str) -> dict:
         "chamfer": chamfer,
         "surface": aside,
         "start": roughly_apart((start.vertices_um, start.triangles), target),
-        "expected": widened * float(np.mean(expected)) if noisy else np.nan,
+        "expected": birge_ratio * float(np.mean(expected)) if noisy else np.nan,
         "vertices": of_vertices(surface, found.vertex_std_um, target) if noisy else None,
         "sizes": {
             name: [size, *(float(getattr(fit, name + end)) for end in endings)]
@@ -93,7 +93,7 @@ def fitted(truth: Truth, protocol_name: str, snr: float, space: str) -> dict:
         },
         "status": int(fit.status),
         "at_bounds": bool(fit.at_bounds),
-        "widened": widened,
+        "birge_ratio": birge_ratio,
         "residual": float(fit.residual_rms),
         "cpu": cpu,
         "wall": wall,
@@ -173,7 +173,7 @@ def summary(some: list[dict]) -> list:
 
 def _widened(fit):
     """Fits that were done before this was known have shapes within their prior."""
-    return fit.get("widened", 1.0)
+    return fit.get("birge_ratio", 1.0)
 
 
 def _held(size):
@@ -190,8 +190,8 @@ _NOTE = (
     "rotation forgiven: half the mean distance from the points of one surface to the nearest of "
     "the other, and half the mean the other way; the least over the point reflection. Surface: "
     "to the surface itself. Expected: mean surface distance of draws to the likeliest shape, "
-    "times fit.widened. Flagged: a status other than CONVERGED, or fit.widened above 1. Means +- "
-    "standard deviations over shapes."
+    "times fit.birge_ratio. Flagged: a status other than CONVERGED, or fit.birge_ratio above 1. "
+    "Means +- standard deviations over shapes."
 )
 
 

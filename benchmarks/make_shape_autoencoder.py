@@ -21,9 +21,9 @@ import torch
 from scipy.cluster.vq import kmeans2
 
 from benchmarks.command import command
-from dipy_spinverse.cell_shapes.generators import FAMILIES, draw_axons
 from dipy_spinverse.cell_shapes.shape_spaces.latent import SIZE, straight_template
-from dipy_spinverse.cell_shapes.templates import cylinder
+from dipy_spinverse.cell_shapes.synthetic_axons import FAMILIES, draw_axons
+from dipy_spinverse.cell_shapes.templates import cylinder_mesh
 
 CHECKPOINT = (
     Path(__file__).parent.parent / "dipy_spinverse/cell_shapes/shape_spaces/autoencoder.npz"
@@ -38,7 +38,7 @@ _N_STARTS = 8
 def coefficients(axons) -> np.ndarray:
     """Spectral coefficients (n, 3K) of axons of equal volume, um."""
     template, modes = straight_template()
-    places = cylinder(*SIZE).points[template.surface]
+    places = cylinder_mesh(*SIZE).points[template.surface]
     triangles = np.searchsorted(template.surface, template.triangles)
     straight = template.points[template.surface]
     _, areas = template.laplacian

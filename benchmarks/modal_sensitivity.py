@@ -19,8 +19,8 @@ from benchmarks.tables import machine, table
 from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.bloch_torrey.finite_elements.modal_sensitivity import ModalSensitivities
 from dipy_spinverse.bloch_torrey.finite_elements.operator import simulate_finite_elements
-from dipy_spinverse.cell_shapes.generators import FAMILIES, draw_axons
-from dipy_spinverse.cell_shapes.templates import cylinder
+from dipy_spinverse.cell_shapes.synthetic_axons import FAMILIES, draw_axons
+from dipy_spinverse.cell_shapes.templates import cylinder_mesh
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.grid.regions import membranes_between
 
@@ -40,7 +40,7 @@ def protocol(b_values, n_directions, seed=0):
 
 def axon_grids(rings, layers):
     """Name, grid and permeability of an axon of each family."""
-    template, rng = cylinder(rings, layers), np.random.default_rng(1)
+    template, rng = cylinder_mesh(rings, layers), np.random.default_rng(1)
     for family in FAMILIES:
         points = draw_axons(family, 1, rng, test=True, posed=True)[0].positions(template.points)
         grid = TetrahedralGrid.from_tetrahedra(points, template.tetrahedra, "reflecting")
@@ -49,7 +49,7 @@ def axon_grids(rings, layers):
 
 def parted_grid(rings, layers, permeability):
     """A cylinder with a membrane across it."""
-    template = cylinder(rings, layers)
+    template = cylinder_mesh(rings, layers)
     grid = TetrahedralGrid.from_tetrahedra(
         template.points * [3, 3, 4.5], template.tetrahedra, "reflecting"
     )
@@ -130,12 +130,15 @@ def mesh_errors(sizes, finest):
         axon = draw_axons(family, 1, np.random.default_rng(1), test=True, posed=True)[0]
         signals = []
         for size in (*sizes, finest):
-            template = cylinder(*size)
+            template = cylinder_mesh(*size)
             points = axon.positions(template.points)
             grid = TetrahedralGrid.from_tetrahedra(points, template.tetrahedra, "reflecting")
             signals.append(ModalSensitivities(acquisition, grid).at(points).signals)
         for size, each in zip(sizes, signals, strict=False):
-            rms, nodes = np.sqrt(((each - signals[-1]) ** 2).mean()), len(cylinder(*size).points)
+            rms, nodes = (
+                np.sqrt(((each - signals[-1]) ** 2).mean()),
+                len(cylinder_mesh(*size).points),
+            )
             rows.append([family, nodes, f"{rms:.2e}", f"{rms * nodes:.2f}"])
     return rows
 

@@ -24,8 +24,8 @@ from dipy_spinverse.bloch_torrey.finite_elements.matrix_formalism import (
     simulate_modes,
 )
 from dipy_spinverse.cell_shapes import CellShapeModel
-from dipy_spinverse.cell_shapes.generators import Axon
-from dipy_spinverse.cell_shapes.templates import Template, cylinder
+from dipy_spinverse.cell_shapes.synthetic_axons import Axon
+from dipy_spinverse.cell_shapes.templates import Template, cylinder_mesh
 from dipy_spinverse.grid import TetrahedralGrid
 
 AXON = Axon(curvature=0.11, torsion=0.08, rotation=(0.9, -0.4, 1.3))
@@ -120,7 +120,7 @@ def main():
 
     sigma = 1 / 500 if arguments.quick else 1 / 50
     acquisition = protocol(6, 10) if arguments.quick else protocol(21, 30)
-    finer = cylinder(n_rings=5, n_layers=16) if arguments.quick else cylinder(7, 22)
+    finer = cylinder_mesh(n_rings=5, n_layers=16) if arguments.quick else cylinder_mesh(7, 22)
     body = Template(AXON.positions(finer.points), finer.tetrahedra)
     truth = Truth(body)
     signals = scan(acquisition, body, sigma)

@@ -22,12 +22,12 @@ from dipy_spinverse.bloch_torrey.finite_elements.matrix_formalism import (
     simulate_modes,
 )
 from dipy_spinverse.cell_shapes import CellShapeModel
-from dipy_spinverse.cell_shapes.generators import Axon
-from dipy_spinverse.cell_shapes.templates import Template, cylinder
+from dipy_spinverse.cell_shapes.synthetic_axons import Axon
+from dipy_spinverse.cell_shapes.templates import Template, cylinder_mesh
 from dipy_spinverse.grid import TetrahedralGrid
 
 axon = Axon(curvature=0.03, beads=((-0.3, 0.4, 1.5),), rotation=(0.9, -0.4, 1.3))
-straight = cylinder(n_rings=5, n_layers=16)
+straight = cylinder_mesh(n_rings=5, n_layers=16)
 body = Template(axon.positions(straight.points), straight.tetrahedra)
 
 rng = np.random.default_rng(0)

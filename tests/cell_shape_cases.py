@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dipy_spinverse.cell_shapes.templates import Template, cylinder
+from dipy_spinverse.cell_shapes.templates import Template, cylinder_mesh
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class Lozenges:
     def prior_precision(self):
         return np.linalg.inv(self.prior_covariance)
 
-    def starts(self):
+    def initial_shapes(self):
         return self.prior_mean + [[0, 0, 0, 0.01], [0.2, 0, 0.3, 0.03]]
 
     def vertices(self, theta):
@@ -46,6 +46,6 @@ class Lozenges:
 
 def lozenges(rings=2, layers=4, spread=1.0):
     """Around half axes of 2.5, 2.5 and 4.5 um."""
-    template, mean = cylinder(rings, layers), np.log([2.5, 2.5, 4.5])
+    template, mean = cylinder_mesh(rings, layers), np.log([2.5, 2.5, 4.5])
     scaled = Template(template.points * np.exp(mean), template.tetrahedra)
     return Lozenges(scaled, np.append(mean, 0.0), np.diag([spread, spread, spread, 0.05]) ** 2)

@@ -16,10 +16,10 @@ from scipy.spatial.transform import Rotation
 from dipy_spinverse import Acquisition, CellShapeModel, Status
 from dipy_spinverse.bloch_torrey.finite_elements.modal_sensitivity import ModalSensitivities
 from dipy_spinverse.cell_shapes import chunk, geometry, posterior, unknowns
-from dipy_spinverse.cell_shapes.generators import draw_axons
-from dipy_spinverse.cell_shapes.search import Objective, lowered
+from dipy_spinverse.cell_shapes.search import Objective, minimise
 from dipy_spinverse.cell_shapes.shape_spaces import FreeVertices, SpectralSpace, tube_space
-from dipy_spinverse.cell_shapes.templates import Template, cylinder
+from dipy_spinverse.cell_shapes.synthetic_axons import draw_axons
+from dipy_spinverse.cell_shapes.templates import Template, cylinder_mesh
 from dipy_spinverse.cell_shapes.unknowns import CellShape
 from dipy_spinverse.grid import TetrahedralGrid
 
@@ -63,7 +63,7 @@ def test_sizes_of_a_straight_tube_are_those_of_geometry():
     cell = model.coarse.at(
         CellShape(np.append(np.log([1.0, 1.0, 6.0]), 0.0), Rotation.identity(), 0.0, np.zeros(2))
     )
-    sizes = geometry.sizes(model.coarse.grid, cell.points, cell.body)
+    sizes = geometry.size_measures(model.coarse.grid, cell.points, cell.body)
     # discs are polygons of the area of a circle: their rim is 0.5 % longer
     assert np.isclose(sizes["volume"], 12 * np.pi, rtol=1e-3)
     assert np.isclose(sizes["surface"], 24 * np.pi + 2 * np.pi, rtol=0.02)
@@ -86,7 +86,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     data = np.stack([noisy(50, seed) for seed in range(8)])
     found = MODEL.fit(data, sigma=0.02, n_draws=20)
     cell = MODEL.coarse.at(CellShape(THETA, Rotation.from_rotvec(TURNED), 0.0, np.zeros(2)))
-    truth = geometry.sizes(MODEL.coarse.grid, cell.points, cell.body)
+    truth = geometry.size_measures(MODEL.coarse.grid, cell.points, cell.body)
     outside = sum(
         ((truth[name] < getattr(found, name + "_low"))
          | (truth[name] > getattr(found, name + "_high"))).sum()
@@ -144,7 +144,7 @@ def test_a_space_with_a_finer_template_is_fitted_on_it():
         ACQUISITION, Refined(space.template, space.prior_mean, space.prior_covariance)
     )
     found = model.fit(noisy(50), sigma=0.02, n_draws=0)
-    assert len(found.tetrahedra()[0]) == len(cylinder(3, 6).points)
+    assert len(found.tetrahedra()[0]) == len(cylinder_mesh(3, 6).points)
     assert len(found.tetrahedra(stage="coarse")[0]) == len(space.template.points)
     assert np.isclose(found.predict()[0], found.S0_hat[0])
     residual = np.sqrt(((found.predict() - noisy(50)) ** 2).mean())
@@ -174,7 +174,7 @@ def test_free_vertices_refine_a_shape_that_its_space_does_not_hold(waisted, monk
     found = CellShapeModel(ACQUISITION, lozenges(rings=2, layers=6)).fit(
         signals, sigma=3e-4, n_draws=0
     )
-    space = FreeVertices(Template(*found.tetrahedra()), spread_um=0.2)
+    space = FreeVertices(Template(*found.tetrahedra()), prior_std_um=0.2)
     refined = CellShapeModel(ACQUISITION, space).fit(signals, sigma=3e-4, n_draws=3)
     # it goes on from what was found, as it is turned
     np.testing.assert_allclose(
@@ -228,13 +228,15 @@ def test_no_step_turns_tetrahedra_inside_out():
     start = forward.at(CellShape(THETA, Rotation.identity(), 0.0, np.zeros(2)))
     assert folded.at(CellShape(THETA * np.nan, Rotation.identity(), 0.0, np.zeros(2))) is None
     flat = start.points * [1, 1, 1e-6]
-    assert not forward.poor(start.points)
-    assert forward.poor(start.points * [1, 1, -1])
-    assert forward.poor(np.where(np.arange(len(flat))[:, None] == 0, 10 * flat[0] + 9, flat))
+    assert not forward.is_degenerate(start.points)
+    assert forward.is_degenerate(start.points * [1, 1, -1])
+    assert forward.is_degenerate(
+        np.where(np.arange(len(flat))[:, None] == 0, 10 * flat[0] + 9, flat)
+    )
     # signals of no cell push shapes as far as they go
     objective = Objective(forward, np.linspace(1, 0.1, len(CLEAN)), 0.01, True)
-    (cell,), _, _ = lowered(objective, [start], 5)
-    assert not forward.poor(cell.points)
+    (cell,), _, _ = minimise(objective, [start], 5)
+    assert not forward.is_degenerate(cell.points)
 
 
 def test_a_barrier_rises_where_tetrahedra_become_flat():
@@ -265,14 +267,14 @@ def test_a_barrier_rises_where_tetrahedra_become_flat():
 def surprised():
     """A fit with a prior from which the cell is 5 standard deviations away."""
     model = CellShapeModel(ACQUISITION, lozenges(spread=0.05))
-    with pytest.warns(UserWarning, match="widened"):
+    with pytest.warns(UserWarning, match="birge_ratio"):
         return model.fit(noisy(50), sigma=0.02, n_draws=20)
 
 
 def test_intervals_are_wider_where_the_prior_is_refuted(fit, surprised):
-    assert fit.widened == 1
+    assert fit.birge_ratio == 1
     assert surprised.status == Status.CONVERGED  # signals are explained
-    assert surprised.widened > 2
+    assert surprised.birge_ratio > 2
     tetrahedra = MODEL.coarse.grid.tetrahedra
     corners = surprised.draws()[:, tetrahedra]
     volumes = np.abs(np.linalg.det(corners[:, :, 1:] - corners[:, :, :1])).sum(axis=1) / 6
@@ -281,7 +283,7 @@ def test_intervals_are_wider_where_the_prior_is_refuted(fit, surprised):
     assert surprised.volume_low < truth < surprised.volume_high
     # quantiles lie between two of 20 draws, of volumes or of their logarithms
     width = np.log(surprised.volume_high / surprised.volume_low)
-    assert np.isclose(width, surprised.widened * np.log(high / low), rtol=0.15)
+    assert np.isclose(width, surprised.birge_ratio * np.log(high / low), rtol=0.15)
 
 
 @dataclass(frozen=True, eq=False)
@@ -305,10 +307,10 @@ def test_draws_of_a_cell_that_is_pressed_flat_have_a_width():
     short = MODEL.signals(mean + [0, 0, np.log(0.4), 0])
     objective = Objective(forward, short, 0.01, True)
     start = forward.at(CellShape(mean, Rotation.identity(), 0.0, np.zeros(2)))
-    (cell,), _, _ = lowered(objective, [start], 20)
+    (cell,), _, _ = minimise(objective, [start], 20)
     assert len(forward.thinned(cell.points)[0])  # the last layer is all but flat
     near = objective.linearised(cell)
-    draws = [*posterior.ensemble(forward, cell, near, 20, np.random.default_rng(0))]
+    draws = [*posterior.posterior_cells(forward, cell, near, 20, np.random.default_rng(0))]
     spread = np.std([draw.shape.theta[:2] for draw in draws], axis=0)
     expected = np.sqrt(np.diag(np.linalg.inv(near.curvature))[:2])
     # of 20 draws, by two steps instead of one
@@ -347,7 +349,7 @@ def test_a_model_of_tubes_is_made_again_from_what_a_file_holds():
     settings, arrays = model.settings()
     again = CellShapeModel.from_settings(ACQUISITION, settings, arrays)
     assert again.diffusivity == 1.5e-3 and again.seed == 3
-    theta = tube_space().starts()[0]
+    theta = tube_space().initial_shapes()[0]
     np.testing.assert_array_equal(again.signals(theta), model.signals(theta))
     with pytest.raises(ValueError, match="Lozenges, which no file holds"):
         CellShapeModel.from_settings(ACQUISITION, *MODEL.settings())
@@ -378,7 +380,7 @@ def test_what_is_no_model_is_refused():
 @pytest.mark.slow
 def test_a_tube_is_found_from_the_signals_of_an_axon_on_another_mesh():
     axon = draw_axons("bent", 1, np.random.default_rng(1), test=True, posed=True)[0]
-    template = cylinder(6, 20)
+    template = cylinder_mesh(6, 20)
     points = axon.positions(template.points)
     grid = TetrahedralGrid.from_tetrahedra(points, template.tetrahedra, "reflecting")
     acquisition = shells([(5, 10), (5, 25), (5, 50)], (1.0, 3.0, 5.0, 10.0), 15)

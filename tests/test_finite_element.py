@@ -24,7 +24,7 @@ from dipy_spinverse.bloch_torrey.finite_elements.matrix_formalism import (
 from dipy_spinverse.bloch_torrey.finite_elements.operator import (
     coefficients,
     finite_elements,
-    network_of,
+    lumped_network,
     simulate_finite_elements,
 )
 from dipy_spinverse.bloch_torrey.finite_elements.sweep import symmetrised_matrix
@@ -125,7 +125,7 @@ def test_packed_cylinders_reach_their_tortuosity_limit(kappa):
     elements = finite_elements(grid, permeability)
     diffusivity = torch.full((grid.n_tetrahedra,), D, dtype=torch.float64)
     points = torch.as_tensor(grid.points_um)
-    network = network_of(
+    network = lumped_network(
         elements, *(x.numpy() for x in coefficients(elements, points, permeability, diffusivity))
     )
     # homogenisation: the slowest rate at a small wave vector, of the water that takes part

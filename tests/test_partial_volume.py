@@ -42,9 +42,9 @@ def ball():
     return np.linalg.norm(GRID.centroids - [0.5, 0.2, 0], axis=1) < 4
 
 
-@pytest.mark.parametrize("odds", [1, 30])
+@pytest.mark.parametrize("odds_ratio", [1, 30])
 @pytest.mark.parametrize("boundary", ["absorbing", "periodic"])
-def test_whole_tetrahedra_have_the_signals_of_walls_between_them(boundary, odds):
+def test_whole_tetrahedra_have_the_signals_of_walls_between_them(boundary, odds_ratio):
     grid = bcc_grid(3, 4.0, boundary=boundary)
     inside = np.linalg.norm(grid.centroids - [0.5, 0.2, 0], axis=1) < 4
     first, second = grid.face_tetrahedra.T
@@ -52,7 +52,7 @@ def test_whole_tetrahedra_have_the_signals_of_walls_between_them(boundary, odds)
     expected = simulate(pulses(), grid, walls)
     tau = relative_transmissibility(grid, np.array([[WALL], [OPEN]]) + np.zeros(grid.n_faces))
     assert np.ptp(tau, axis=1).max() < 1e-12
-    simulator = PartialVolumeSimulator(pulses(), grid, odds=odds)
+    simulator = PartialVolumeSimulator(pulses(), grid, odds_ratio=odds_ratio)
     signals = simulator.partial_signals(inside[None].astype(float), tau[:, 0])
     np.testing.assert_allclose(signals[0], expected, atol=1e-7)  # of the series in time
     # Which side is called the inside makes no difference.
@@ -63,20 +63,22 @@ def test_whole_tetrahedra_have_the_signals_of_walls_between_them(boundary, odds)
 def test_walls_through_a_layer_do_not_hold_up_water_along_them():
     half, tight = np.full((1, GRID.n_tetrahedra), 0.5), np.array([0.0, 1.0])
     free = simulate(pulses(), GRID, np.full(GRID.n_faces, np.inf))
-    aligned = PartialVolumeSimulator(pulses(), GRID, odds=1e12).partial_signals(half, tight)[0]
-    np.testing.assert_allclose(aligned, free, atol=1e-6)  # by the odds
+    aligned = PartialVolumeSimulator(pulses(), GRID, odds_ratio=1e12).partial_signals(half, tight)[
+        0
+    ]
+    np.testing.assert_allclose(aligned, free, atol=1e-6)  # at large odds
     # By chance half of each face is a wall, and water diffuses half as fast: exp(-b D / 2).
     by_chance = PartialVolumeSimulator(pulses(), GRID).partial_signals(half, tight)[0]
     assert (by_chance > 5 * free)[pulses().b > 0].all()
 
 
-@pytest.mark.parametrize("odds", [1, 30])
+@pytest.mark.parametrize("odds_ratio", [1, 30])
 @pytest.mark.parametrize("n_sides", [0, len(GRID.outer_faces)], ids=["open sides", "sides"])
 @pytest.mark.parametrize("acquisition", [pulses(), asymmetric()], ids=["pulses", "asymmetric"])
-def test_derivatives_agree_with_differences(acquisition, n_sides, odds):
+def test_derivatives_agree_with_differences(acquisition, n_sides, odds_ratio):
     rng = np.random.default_rng(0)
     share = rng.uniform(0.1, 0.9, GRID.n_tetrahedra + n_sides)
-    simulator = PartialVolumeSimulator(acquisition, GRID, steps=32, odds=odds)
+    simulator = PartialVolumeSimulator(acquisition, GRID, steps=32, odds_ratio=odds_ratio)
     signals, by_share, by_leak = simulator.partial_sensitivities(share, leaks())
     step, way = 1e-5, rng.standard_normal(len(share))
     moved = np.stack([share + step * way, share - step * way, share])
@@ -112,12 +114,12 @@ def test_water_inside_is_lost_to_the_side_of_the_box_through_its_wall():
     np.testing.assert_allclose(lost, walled * apart, rtol=1e-6)
 
 
-@pytest.mark.parametrize("odds", [1, 30])
-def test_a_share_changes_the_signals_as_much_as_a_whole_tetrahedron(odds):
+@pytest.mark.parametrize("odds_ratio", [1, 30])
+def test_a_share_changes_the_signals_as_much_as_a_whole_tetrahedron(odds_ratio):
     inside = ball()
     first, second = GRID.face_tetrahedra.T
     at_walls = np.unique(GRID.face_tetrahedra[inside[first] != inside[second]])
-    simulator = PartialVolumeSimulator(pulses(), GRID, odds=odds)
+    simulator = PartialVolumeSimulator(pulses(), GRID, odds_ratio=odds_ratio)
     by_share = simulator.partial_sensitivities(inside.astype(float), leaks())[1]
     flipped = np.repeat(inside[None].astype(float), len(at_walls) + 1, axis=0)
     flipped[np.arange(len(at_walls)), at_walls] = ~inside[at_walls]
@@ -141,13 +143,13 @@ def test_chosen_measurements_fill_registers():
     simulator = PartialVolumeSimulator(acquisition, GRID, dtype="float32")
     order = np.random.default_rng(1).permutation(60)
     lanes = sweep_kernels.REGISTER_BYTES // 4
-    rows = simulator.in_full_registers(order, 2 * lanes)
+    rows = simulator.fill_registers(order, 2 * lanes)
     assert len(rows) == 2 * lanes
     assert np.bincount(rows // 30).tolist() in ([lanes, lanes], [2 * lanes, 0], [0, 2 * lanes])
     wanted = [set(order[order // 30 == k][:lanes]) for k in (0, 1)]
     assert set(rows) == wanted[0] | wanted[1]
-    np.testing.assert_array_equal(simulator.in_full_registers(order, 60), np.arange(60))
-    assert len(simulator.in_full_registers(order, 3)) == lanes
+    np.testing.assert_array_equal(simulator.fill_registers(order, 60), np.arange(60))
+    assert len(simulator.fill_registers(order, 3)) == lanes
 
 
 def test_each_cell_has_walls_of_its_own():

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from dipy_spinverse.cell_shapes.generators import FAMILIES, Axon, draw_axons
 from dipy_spinverse.cell_shapes.shape_spaces import (
     FreeVertices,
     latent_space,
     spectral_space,
     tube_space,
 )
-from dipy_spinverse.cell_shapes.shape_spaces.tube import tube_like
-from dipy_spinverse.cell_shapes.templates import Template, cylinder
+from dipy_spinverse.cell_shapes.shape_spaces.tube import tube_parameters
+from dipy_spinverse.cell_shapes.synthetic_axons import FAMILIES, Axon, draw_axons
+from dipy_spinverse.cell_shapes.templates import Template, cylinder_mesh
 
 SPACES = {
     "tube": tube_space,
@@ -42,7 +42,7 @@ def draws_of(space, n):
 
 
 def test_tetrahedra_fill_the_cylinder_and_are_not_flat():
-    template = cylinder(n_rings=3, n_layers=10)
+    template = cylinder_mesh(n_rings=3, n_layers=10)
     each = volumes(template.points, template)
     # the rim is a polygon of the circle's area
     assert each.sum() == pytest.approx(2 * np.pi, rel=1e-12)
@@ -53,7 +53,7 @@ def test_tetrahedra_fill_the_cylinder_and_are_not_flat():
 
 
 def test_the_surface_is_closed_and_looks_outward():
-    template = cylinder(n_rings=4, n_layers=13)
+    template = cylinder_mesh(n_rings=4, n_layers=13)
     edges = np.sort(template.triangles[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), axis=1)
     assert (np.unique(edges, axis=0, return_counts=True)[1] == 2).all()
     a, b, c = np.moveaxis(template.points[template.triangles], 1, 0)
@@ -62,14 +62,14 @@ def test_the_surface_is_closed_and_looks_outward():
 
 
 def test_the_inside_follows_a_linear_motion_of_the_surface_exactly():
-    template = cylinder(n_rings=3, n_layers=10)
+    template = cylinder_mesh(n_rings=3, n_layers=10)
     motion = template.points @ np.random.default_rng(0).normal(size=(3, 3)) + [1, 2, 3]
     followed = template.harmonic_extension @ motion[template.surface]
     np.testing.assert_allclose(followed, motion, atol=1e-12)
 
 
 def test_the_laplacian_of_the_surface_gives_the_rates_of_a_sphere():
-    ball = cylinder(n_rings=6, n_layers=16)
+    ball = cylinder_mesh(n_rings=6, n_layers=16)
     x, y, z = ball.points.T
     rim = np.hypot(x, y)
     # every ray from the centre reaches the cylinder and the sphere at the same share of its way
@@ -138,8 +138,8 @@ def test_shapes_of_the_prior_have_no_inverted_tetrahedra(space):
 
 def test_starts_are_different_shapes_within_bounds_without_inverted_tetrahedra(space):
     low, high = space.bounds.T
-    shapes = [space.vertices(torch.as_tensor(start)).numpy() for start in space.starts()]
-    for theta, points in zip(space.starts(), shapes, strict=True):
+    shapes = [space.vertices(torch.as_tensor(start)).numpy() for start in space.initial_shapes()]
+    for theta, points in zip(space.initial_shapes(), shapes, strict=True):
         assert ((low < theta) & (theta < high)).all()
         assert volumes(points, space.template).min() > 0
     for k, points in enumerate(shapes):
@@ -160,7 +160,9 @@ def test_tubes_are_like_axons_of_every_family(family):
     space = tube_space()
     for axon in draw_axons(family, 10, np.random.default_rng(1), test=True):
         truth = axon.positions(space.reference.points)[space.template.surface]
-        found = space.vertices(torch.as_tensor(tube_like(axon))).numpy()[space.template.surface]
+        found = space.vertices(torch.as_tensor(tube_parameters(axon))).numpy()[
+            space.template.surface
+        ]
         apart = np.linalg.norm(truth - truth.mean(0) - found + found.mean(0), axis=1)
         # Gaussian beads of 0.8 um between knots 1.8 um apart; all else is within 0.02 um
         assert apart.mean() < 0.15
@@ -168,7 +170,7 @@ def test_tubes_are_like_axons_of_every_family(family):
 
 def test_a_tube_keeps_its_shape_on_a_finer_template():
     space = tube_space()
-    theta = space.starts()[2]
+    theta = space.initial_shapes()[2]
     finer, same = space.remeshed(theta)
     assert len(finer.template.points) > 1.5 * len(space.template.points)
     coarse, fine = (
@@ -180,7 +182,7 @@ def test_a_tube_keeps_its_shape_on_a_finer_template():
 
 
 def test_free_vertices_are_as_spread_as_said_and_neighbours_move_together():
-    space = FreeVertices(spectral_space().template, spread_um=0.2, smooth_um=1.5)
+    space = FreeVertices(spectral_space().template, prior_std_um=0.2, correlation_length_um=1.5)
     sd = np.sqrt(np.diag(space.prior_covariance))
     # of the plane; the cell is closed and small, its rim is sharp
     np.testing.assert_allclose(sd, 0.2, rtol=0.25)
@@ -193,7 +195,7 @@ def test_free_vertices_are_as_spread_as_said_and_neighbours_move_together():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_network_decodes_axons_that_it_never_saw(family):
-    space, reference = latent_space(), cylinder(n_rings=4, n_layers=13)
+    space, reference = latent_space(), cylinder_mesh(n_rings=4, n_layers=13)
     volume = volumes(space.template.points, space.template).sum()
     for axon in draw_axons(family, 3, np.random.default_rng(9), test=True):
         points = axon.positions(reference.points)

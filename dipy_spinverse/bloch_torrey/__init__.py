@@ -1,5 +1,6 @@
 """Bloch-Torrey simulation: from permeabilities to signals, and the derivatives."""
 
+from dipy_spinverse.bloch_torrey.encoding_groups import unique_encodings
 from dipy_spinverse.bloch_torrey.finite_elements.matrix_formalism import (
     laplace_modes,
     simulate_modes,
@@ -11,7 +12,6 @@ from dipy_spinverse.bloch_torrey.finite_volumes.operator import (
 )
 from dipy_spinverse.bloch_torrey.finite_volumes.simulator import Simulator
 from dipy_spinverse.bloch_torrey.simulation import simulate, simulate_with_jacobian
-from dipy_spinverse.bloch_torrey.time_parts import unique_encodings
 
 __all__ = [
     "Simulator",

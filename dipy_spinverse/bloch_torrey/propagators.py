@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import eval_chebyt, ive
 
 from dipy_spinverse.acquisition.waveforms import Waveforms
-from dipy_spinverse.bloch_torrey.time_parts import parts_in_time
+from dipy_spinverse.bloch_torrey.encoding_groups import smooth_segments
 
 # Weights of the operators at the two Gauss points of a Magnus step; they sum to 1/2.
 _HEAVY, _LIGHT = 0.25 + np.sqrt(3) / 6, 0.25 - np.sqrt(3) / 6
@@ -81,7 +81,7 @@ def schedule_of(
     symmetric : bool
         Whether they are symmetric in time.
     steps : int
-        Largest number of intervals per part of the encoding; even. See `parts_in_time`.
+        Largest number of intervals per part of the encoding; even. See `smooth_segments`.
     nodes : bool
         Whether states while q rests are wanted for a quadrature in time.
     lossless : bool
@@ -89,7 +89,7 @@ def schedule_of(
     """
     if symmetric:
         waveforms = waveforms.until(waveforms.times[-1] / 2)
-    edges = parts_in_time(waveforms)
+    edges = smooth_segments(waveforms)
     largest = np.where(waveforms.largest_q > 0, waveforms.largest_q, 1)
     change = np.array(
         [(_change(waveforms, *edges[k : k + 2]) / largest).max() for k in range(len(edges) - 1)]
@@ -160,7 +160,7 @@ def _exponentials(waveforms, symmetric, times, weights, rests):
 
 
 @dataclass(frozen=True, eq=False)
-class ChebyshevSeries:
+class ExponentialSeries:
     """Series exp(A) = sum_k coefficients[k] T_k((A - centre) / radius), one per exponential."""
 
     centre: np.ndarray
@@ -169,12 +169,12 @@ class ChebyshevSeries:
     coefficients: np.ndarray
 
 
-def chebyshev_series(
+def exponential_series(
     schedule: Schedule,
     norm: float,
     longest_link: float,
     tolerance: float = CHEBYSHEV_TOLERANCE,
-) -> ChebyshevSeries:
+) -> ExponentialSeries:
     """Chebyshev series of the exponentials.
 
     Parameters
@@ -205,4 +205,4 @@ def chebyshev_series(
     # The equilibrium (eigenvalue 0) is kept exactly, so that b = 0 conserves the signal.
     at_equilibrium = eval_chebyt(k, (-centre / radius)[:, None])
     coefficients /= (coefficients * at_equilibrium).sum(axis=1, keepdims=True)
-    return ChebyshevSeries(centre, radius, degree, coefficients[:, : degree.max(initial=0) + 1])
+    return ExponentialSeries(centre, radius, degree, coefficients[:, : degree.max(initial=0) + 1])

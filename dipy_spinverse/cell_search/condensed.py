@@ -43,7 +43,7 @@ class Foretold:
         mean = examples.mean(axis=0)
         scaled = (examples - mean) / sigma
         order = qr(scaled, mode="r", pivoting=True)[1]
-        self.rows = rows = simulator.in_full_registers(order, number)
+        self.rows = rows = simulator.fill_registers(order, number)
         part = scaled[:, rows]
         system = part.T @ part + len(part) * ridge**2 * np.eye(len(rows))
         self.slopes = np.linalg.solve(system, part.T @ scaled) / sigma[rows, None]

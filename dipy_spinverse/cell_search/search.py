@@ -179,7 +179,7 @@ class CellSearch:
         flips = [flips_of(plain, labels, self.tools.leaks) for labels in some]
         changes = np.concatenate([x.changes for x in flips])
         order = qr(changes.T @ changes, mode="r", pivoting=True)[1]
-        rows = self.simulator.in_full_registers(order, self.tools.effort.n_searched)
+        rows = self.simulator.fill_registers(order, self.tools.effort.n_searched)
         return rows, self._simulator_of(rows)
 
     @cached_property

@@ -9,10 +9,15 @@ import numpy as np
 import torch
 from scipy.stats import chi2
 
-from dipy_spinverse.cell_shapes.geometry import MAPS, sizes
-from dipy_spinverse.cell_shapes.posterior import ensemble
-from dipy_spinverse.cell_shapes.search import Linearised, Objective, lowered, posed_starts
-from dipy_spinverse.cell_shapes.unknowns import CellShape, Simulated
+from dipy_spinverse.cell_shapes.geometry import MAPS, size_measures
+from dipy_spinverse.cell_shapes.posterior import posterior_cells
+from dipy_spinverse.cell_shapes.search import (
+    Objective,
+    ShapeLinearisation,
+    initial_cells,
+    minimise,
+)
+from dipy_spinverse.cell_shapes.unknowns import CellShape, SimulatedCell
 from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.voxels.noise import independent_noise
 from dipy_spinverse.voxels.progress import stepwise, tell
@@ -35,7 +40,7 @@ _POOR = 0.1  # quality of a tetrahedron; 1 is regular
 _AT_BOUND = 1e-6  # of the range
 
 
-def layout(model: CellShapeModel, n_draws: int) -> dict[str, object]:
+def cell_shape_layout(model: CellShapeModel, n_draws: int) -> dict[str, object]:
     """Type of everything that a fit holds of a voxel."""
     n = model.shape_space.n_parameters
     endings = (*ENDINGS, "_likeliest") if n_draws else ("", "_likeliest")
@@ -45,7 +50,7 @@ def layout(model: CellShapeModel, n_draws: int) -> dict[str, object]:
     return maps | {
         "S0_per_te": (float, (len(model.acquisition.echo_times),)),
         "at_bounds": bool,
-        "widened": float,
+        "birge_ratio": float,
         "_stages": (float, (len(STAGES), n + 4)),
         "_stage_meshes": (int, (len(STAGES),)),
         "_meshed": (float, (MOST_MESHES, n)),
@@ -53,7 +58,7 @@ def layout(model: CellShapeModel, n_draws: int) -> dict[str, object]:
 
 
 @dataclass(frozen=True, eq=False)
-class Stage:
+class FitStage:
     """A cell at some stage of a fit.
 
     Attributes
@@ -81,7 +86,7 @@ class FitShapes:
     n_draws: int
 
     def __call__(self, voxels: Voxels) -> dict[str, np.ndarray]:
-        """Values of each voxel, with the names of `layout`."""
+        """Values of each voxel, with the names of `cell_shape_layout`."""
         acquisition = self.model.acquisition
         frames = tensor_frames(acquisition, voxels.signals)
         given, levels = voxels.sigma is not None, voxels.sigma
@@ -100,17 +105,17 @@ class FitShapes:
         return {name: np.array([each[name] for each in found]) for name in found[0]}
 
     def _voxel(self, objective, frame, log_S0, noise, noise_given):
-        starts = posed_starts(objective, frame, log_S0)
-        cells, values, _ = lowered(objective, starts, _FIRST_STEPS)
+        starts = initial_cells(objective, frame, log_S0)
+        cells, values, _ = minimise(objective, starts, _FIRST_STEPS)
         order = np.argsort(values)[:_GO_ON]
         if not noise_given:
             objective = _with_noise(objective, cells[order[0]])
         tell(_STARTED)
-        best, values, stopped = lowered(objective, [cells[k] for k in order], _COARSE_STEPS)
+        best, values, stopped = minimise(objective, [cells[k] for k in order], _COARSE_STEPS)
         tell(_COARSE)
         first = int(np.argmin(values))
         cell, converged = best[first], bool(stopped[first])
-        stages = [Stage(starts[order[first]].shape, 0), Stage(cell.shape, 0)]
+        stages = [FitStage(starts[order[first]].shape, 0), FitStage(cell.shape, 0)]
         meshed = []
         while len(meshed) < MOST_MESHES and (not meshed or poorest(objective, cell) < _POOR):
             finer = _meshed_anew(self.model, objective, cell)
@@ -120,11 +125,11 @@ class FitShapes:
             objective, cell = finer
             if not noise_given:
                 objective = _with_noise(objective, cell)
-            (cell,), _, (converged,) = lowered(objective, [cell], _FINE_STEPS)
+            (cell,), _, (converged,) = minimise(objective, [cell], _FINE_STEPS)
         if not noise_given:
             objective = _with_noise(objective, cell)
-            (cell,), _, (converged,) = lowered(objective, [cell], _FIRST_STEPS)
-        stages.append(Stage(cell.shape, len(meshed)))
+            (cell,), _, (converged,) = minimise(objective, [cell], _FIRST_STEPS)
+        stages.append(FitStage(cell.shape, len(meshed)))
         tell(_FINE)
         values = self._values(objective, cell, stages, meshed)
         # beside the noise, which rests on no shape, meshes are not exact; over sigma, as asked for
@@ -144,7 +149,7 @@ class FitShapes:
         values = {
             "S0_per_te": np.exp(cell.shape.log_S0),
             "at_bounds": bool(((theta <= low + margin) | (theta >= high - margin)).any()),
-            "widened": widening(objective, cell, near),
+            "birge_ratio": birge_ratio_of(objective, cell, near),
             "_stages": np.array([stage.shape.pack() for stage in stages]),
             "_stage_meshes": np.array([stage.n_meshes for stage in stages]),
             "_meshed": padded,
@@ -152,24 +157,26 @@ class FitShapes:
             "residual_rms": np.sqrt((rest**2).mean()),
             "n_unknowns": near.determined.sum(),
         }
-        likeliest = sizes(forward.grid, cell.points, cell.body)
+        likeliest = size_measures(forward.grid, cell.points, cell.body)
         values |= {name + end: value for name, value in likeliest.items()
                    for end in ("", "_likeliest")}  # fmt: skip
         if self.n_draws:
             rng = np.random.default_rng(self.model.seed)
             drawn = [
-                (draw.shape.pack(), sizes(forward.grid, draw.points, draw.body))
-                for draw in ensemble(forward, cell, near, self.n_draws, rng)
+                (draw.shape.pack(), size_measures(forward.grid, draw.points, draw.body))
+                for draw in posterior_cells(forward, cell, near, self.n_draws, rng)
             ]
             values["_draws"] = np.array([packed for packed, _ in drawn])
             values |= summary({
-                name: about_median(np.array([own[name] for _, own in drawn]), values["widened"])
+                name: about_median(
+                    np.array([measures[name] for _, measures in drawn]), values["birge_ratio"]
+                )
                 for name in MAPS
             })  # fmt: skip
         return values
 
 
-def residual(objective: Objective, cell: Simulated) -> np.ndarray:
+def residual(objective: Objective, cell: SimulatedCell) -> np.ndarray:
     """What a cell leaves of the data (M,)."""
     expected = cell.signals
     if objective.rician:
@@ -177,7 +184,7 @@ def residual(objective: Objective, cell: Simulated) -> np.ndarray:
     return objective.data - expected
 
 
-def widening(objective: Objective, cell: Simulated, near: Linearised) -> float:
+def birge_ratio_of(objective: Objective, cell: SimulatedCell, near: ShapeLinearisation) -> float:
     """How many times wider intervals are than those of draws, since data or prior refute a cell.
 
     As in means of measurements that disagree [1]_: by the root of chi-square over its degrees of
@@ -206,7 +213,7 @@ def about_median(draws: np.ndarray, times: float) -> np.ndarray:
     return median * (draws / median) ** times
 
 
-def poorest(objective: Objective, cell: Simulated) -> float:
+def poorest(objective: Objective, cell: SimulatedCell) -> float:
     """Least quality of a cell's tetrahedra, 0 to 1: volume over that of a regular one."""
     corners = cell.points[objective.forward.grid.tetrahedra]
     volumes = np.abs(np.linalg.det(corners[:, 1:] - corners[:, :1])) / 6
@@ -221,7 +228,7 @@ def _meshed_anew(model, objective, cell):
     space, theta = forward.space.remeshed(cell.shape.theta)
     if space is forward.space:
         return None
-    finer = model.signals_in(space)
+    finer = model.forward_in(space)
     moved = finer.at(replace(cell.shape, theta=np.asarray(theta, dtype=float)))
     return None if moved is None else (replace(objective, forward=finer), moved)
 

@@ -33,7 +33,7 @@ class CellShapeFit(VoxelFit):
         Length over the distance of its ends.
     at_bounds : ndarray (...) of bool
         Whether the shape is at the end of what its space holds: others may fit better.
-    widened : ndarray (...)
+    birge_ratio : ndarray (...)
         How many times wider than those of the draws intervals and standard deviations are, since
         the signals, or what is known of shapes beforehand, refute the shape; 1 elsewhere.
     """
@@ -61,7 +61,7 @@ class CellShapeFit(VoxelFit):
         -------
         InterfaceMesh
             With `vertex_std_um` of the likeliest shape where there are draws: how far the
-            surfaces of draws are from each vertex, root mean square, times `widened`.
+            surfaces of draws are from each vertex, root mean square, times `birge_ratio`.
 
         Raises
         ------
@@ -76,13 +76,13 @@ class CellShapeFit(VoxelFit):
         spread = None
         if stage == "likeliest" and "_draws" in voxel._values:
             spread = geometry.surface_std(forward.grid, points, _drawn(voxel, forward))
-            spread = spread * voxel._values["widened"][0]
+            spread = spread * voxel._values["birge_ratio"][0]
         return _surface(forward.grid, points, spread)
 
     def draws(self, index: tuple[int, ...] | int = ()) -> np.ndarray:
         """Vertices (n_draws, N, 3) of draws of a cell, um, around their means.
 
-        Where `widened` is above 1 they are too near to each other by that factor.
+        Where `birge_ratio` is above 1 they are too near to each other by that factor.
 
         Raises
         ------
@@ -129,7 +129,7 @@ def _drawn(voxel, forward):
 
 def _surface(grid, points, spread):
     """The outside of a grid with its vertices at points (N, 3)."""
-    triangles, areas = geometry.outward(grid, points)
+    triangles, areas = geometry.outward_triangles(grid, points)
     used, corners = np.unique(triangles, return_inverse=True)
     n = len(triangles)
     return InterfaceMesh(

@@ -12,7 +12,9 @@ MAPS = ("volume", "surface", "length", "mean_radius", "tortuosity")
 _END = 0.1  # of the volume, that counts as an end
 
 
-def sizes(grid: TetrahedralGrid, points: np.ndarray, body: ModalSignals) -> dict[str, float]:
+def size_measures(
+    grid: TetrahedralGrid, points: np.ndarray, body: ModalSignals
+) -> dict[str, float]:
     """Volume (um^3), surface (um^2), length and mean radius (um), and tortuosity of a cell.
 
     The length is that of a straight tube with the same slowest rate of diffusion, pi (D / rate)^½:
@@ -42,7 +44,7 @@ def _end(body, order):
     return shares @ body.network.positions[order] / shares.sum()
 
 
-def outward(grid: TetrahedralGrid, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def outward_triangles(grid: TetrahedralGrid, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Triangles (F, 3) of the outside, seen anticlockwise, and their vector areas (F, 3), um^2."""
     triangles = grid.outer_faces.copy()
     areas = _vector_areas(points, triangles)
@@ -61,7 +63,7 @@ def surface_std(grid: TetrahedralGrid, points: np.ndarray, others: np.ndarray) -
     surface = np.unique(grid.outer_faces)
     squares = np.zeros(len(points))
     for other in others:
-        triangles, areas = outward(grid, other)
+        triangles, areas = outward_triangles(grid, other)
         normals = np.zeros_like(other)
         for k in range(3):
             np.add.at(normals, triangles[:, k], areas)

@@ -23,7 +23,7 @@ from dipy_spinverse.bloch_torrey.finite_elements.modal_sensitivity import (
     length_scale_of_derivatives,
 )
 from dipy_spinverse.cell_shapes import shape_spaces
-from dipy_spinverse.cell_shapes.chunk import FitShapes, layout
+from dipy_spinverse.cell_shapes.chunk import FitShapes, cell_shape_layout
 from dipy_spinverse.cell_shapes.fit import CellShapeFit
 from dipy_spinverse.cell_shapes.shape_spaces.protocol import ShapeSpace
 from dipy_spinverse.cell_shapes.shape_spaces.tube import tube_space
@@ -112,11 +112,11 @@ class CellShapeModel(VoxelModel):
         self.diffusivity = float(diffusivity)
         self._diffusivity = diffusivity_um2_per_ms("diffusivity", diffusivity)
         self.seed = int(seed)
-        self.coarse = self.signals_in(self.shape_space)
-        for theta in np.asarray(self.shape_space.starts(), dtype=float):
+        self.coarse = self.forward_in(self.shape_space)
+        for theta in np.asarray(self.shape_space.initial_shapes(), dtype=float):
             self._unfolded(self.coarse, theta)
 
-    def signals_in(
+    def forward_in(
         self, space: ShapeSpace, acquisition: Acquisition | None = None
     ) -> ShapeSignals:
         """Signals in a space, of the model's measurements or of others."""
@@ -138,7 +138,7 @@ class CellShapeModel(VoxelModel):
         space = self.shape_space
         for theta in thetas:
             space, _ = space.remeshed(theta)
-        return self.signals_in(space, acquisition)
+        return self.forward_in(space, acquisition)
 
     @fill_doc
     def fit(
@@ -177,22 +177,23 @@ class CellShapeModel(VoxelModel):
         how = Engine(engine, n_jobs, verbose, journal, max_memory)
         image = image_of(data, mask, sigma, self.acquisition, max_memory=max_memory)
         status, values = fit_image(
-            image, FitShapes(self, n_draws), layout(self, n_draws), how, most=1, model=self,
-            options={"n_draws": n_draws, "sigma": sigma},
+            image, FitShapes(self, n_draws), cell_shape_layout(self, n_draws), how, most=1,
+            model=self, options={"n_draws": n_draws, "sigma": sigma},
         )  # fmt: skip
         ended = int(values["at_bounds"].sum())
         if ended:
             warnings.warn(
                 f"{ended} of {len(image.voxels)} cells are at the bounds of their shape space "
-                "(fit.at_bounds); give a space with wider bounds, or one that suits them.",
+                "(fit.at_bounds). Give a shape_space with wider bounds, or one that contains the "
+                "cells.",
                 stacklevel=2,
             )
-        refuted = int((values["widened"] > 1).sum())
+        refuted = int((values["birge_ratio"] > 1).sum())
         if refuted:
             warnings.warn(
-                f"{refuted} of {len(image.voxels)} cells have shapes that their signals, or what "
-                "the shape space knows of cells, refute (fit.widened > 1): the true ones may be "
-                "others. Give a space that suits them.",
+                f"{refuted} of {len(image.voxels)} cells have shapes that their signals or the "
+                "prior of the shape space reject (fit.birge_ratio > 1), so the estimated shapes may "
+                "be wrong. Give a shape_space that contains the cells.",
                 stacklevel=2,
             )
         return CellShapeFit(self, status, values)
@@ -294,7 +295,7 @@ class CellShapeModel(VoxelModel):
             )
         turned = Rotation.from_rotvec(np.asarray(rotation, dtype=float))
         points = forward.points(CellShape(theta, turned, 0.0, np.zeros(1)))
-        if forward.poor(points):
+        if forward.is_degenerate(points):
             raise ValueError(
                 f"theta {theta.round(2).tolist()} makes a shape with inverted tetrahedra; give "
                 "one nearer to the template."

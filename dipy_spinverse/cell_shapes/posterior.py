@@ -6,20 +6,20 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dipy_spinverse.cell_shapes.search import Linearised
-from dipy_spinverse.cell_shapes.unknowns import ShapeSignals, Simulated
+from dipy_spinverse.cell_shapes.search import ShapeLinearisation
+from dipy_spinverse.cell_shapes.unknowns import ShapeSignals, SimulatedCell
 
 _NOTHING_KNOWN = 1e-14  # of the prior's trace
 _HALVED = 4  # steps into inverted tetrahedra, at most so many times
 
 
-def ensemble(
+def posterior_cells(
     forward: ShapeSignals,
-    likeliest: Simulated,
-    near: Linearised,
+    likeliest: SimulatedCell,
+    near: ShapeLinearisation,
     n_draws: int,
     rng: np.random.Generator,
-) -> Iterator[Simulated]:
+) -> Iterator[SimulatedCell]:
     """Draws: the likeliest cells for data and a prior mean to which noise is added [1]_.
 
     Each by one Gauss-Newton step, which is a draw of the Laplace approximation, and a second one
@@ -28,7 +28,7 @@ def ensemble(
     References
     ----------
     .. [1] Chen and Oliver, "Ensemble randomized maximum likelihood method as an iterative
-       ensemble smoother", Math. Geosci. 44 (2012), https://doi.org/10.1007/s11004-011-9376-z
+       posterior_cells smoother", Math. Geosci. 44 (2012), https://doi.org/10.1007/s11004-011-9376-z
     """
     prior, weighted = near.prior, near.weights[:, None] * near.jacobian
     covariance = np.linalg.inv(near.curvature)

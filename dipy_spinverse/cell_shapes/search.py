@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
-from dipy_spinverse.cell_shapes.unknowns import CellShape, ShapeSignals, Simulated
+from dipy_spinverse.cell_shapes.unknowns import CellShape, ShapeSignals, SimulatedCell
 from dipy_spinverse.inversion.levenberg_marquardt import Damping, levenberg_marquardt
 from dipy_spinverse.voxels.rician import (
     log_likelihoods,
@@ -28,7 +28,7 @@ _MIRRORED = np.array([[1, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1]])
 
 
 @dataclass(frozen=True, eq=False)
-class Linearised:
+class ShapeLinearisation:
     """A linear model of signals near a cell, what it is fitted to, and the prior there.
 
     Attributes
@@ -89,7 +89,7 @@ class Objective:
         """Standard deviation of noise and of what the mesh makes wrong, together."""
         return float(np.hypot(self.sigma, self.forward.mesh_error))
 
-    def __call__(self, cell: Simulated | None) -> float:
+    def __call__(self, cell: SimulatedCell | None) -> float:
         if cell is None:
             return np.inf
         data, signals, spread = self._tensors(cell)
@@ -99,7 +99,7 @@ class Objective:
         likelihood = log_likelihoods(data, signals, spread, self.rician)
         return prior / 2 + float(log_likelihoods(data, data, spread, self.rician) - likelihood)
 
-    def target(self, cell: Simulated) -> tuple[np.ndarray, np.ndarray]:
+    def target(self, cell: SimulatedCell) -> tuple[np.ndarray, np.ndarray]:
         """What a linear model near a cell is to be fitted to (M,), and its weights (M,)."""
         data, signals, spread = self._tensors(cell)
         information = torch.ones_like(signals)
@@ -114,7 +114,7 @@ class Objective:
         theta = shape.theta - self.forward.space.prior_mean
         return float(theta @ self.forward.space.prior_precision @ theta)
 
-    def prior(self, cell: Simulated, fields: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def prior(self, cell: SimulatedCell, fields: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Gradient (U,) and curvature (U, U) of what is known of shapes beforehand, and of the
         barrier against flat tetrahedra; fields (F, N, 3) are displacements by the unknowns."""
         shape, k = cell.shape, len(fields)
@@ -135,26 +135,26 @@ class Objective:
         curvature[:k, :k] += flatter.T @ flatter
         return gradient, curvature
 
-    def linearised(self, cell: Simulated) -> Linearised:
+    def linearised(self, cell: SimulatedCell) -> ShapeLinearisation:
         """Near a cell."""
         fields = self.forward.fields(cell)
         jacobian = self.forward.jacobian(cell, fields)
         target, prior = self.target(cell), self.prior(cell, fields)
-        return Linearised(jacobian, cell.signals, *target, *prior)
+        return ShapeLinearisation(jacobian, cell.signals, *target, *prior)
 
     def _tensors(self, cell):
         arrays = self.data[None], cell.signals[None], np.array([self.spread])
         return tuple(torch.as_tensor(x) for x in arrays)
 
 
-def lowered(
-    objective: Objective, starts: Sequence[Simulated], max_steps: int
-) -> tuple[list[Simulated], np.ndarray, np.ndarray]:
+def minimise(
+    objective: Objective, starts: Sequence[SimulatedCell], max_steps: int
+) -> tuple[list[SimulatedCell], np.ndarray, np.ndarray]:
     """Damped Gauss-Newton steps from each start; a step into inverted tetrahedra is not taken.
 
     Returns
     -------
-    cells : list of Simulated
+    cells : list of SimulatedCell
     values : ndarray (S,)
         Of the objective.
     stopped : ndarray (S,) of bool
@@ -162,7 +162,7 @@ def lowered(
     """
     cells = list(starts)
     values = torch.tensor([objective(cell) for cell in cells], dtype=torch.float64)
-    linearised: dict[int, Linearised] = {}
+    linearised: dict[int, ShapeLinearisation] = {}
 
     def advance(rows, damping):
         better, small = np.zeros((2, len(rows)), dtype=bool)
@@ -191,7 +191,9 @@ def lowered(
     return cells, values.numpy(), stopped.numpy()
 
 
-def posed_starts(objective: Objective, frame: np.ndarray, log_S0: np.ndarray) -> list[Simulated]:
+def initial_cells(
+    objective: Objective, frame: np.ndarray, log_S0: np.ndarray
+) -> list[SimulatedCell]:
     """Each start of the shape space, turned into the axes of a diffusion tensor.
 
     Of the four ways that differ by more than the point reflection, which signals cannot tell, and
@@ -203,7 +205,7 @@ def posed_starts(objective: Objective, frame: np.ndarray, log_S0: np.ndarray) ->
         Rows are axes, that of the largest diffusivity last.
     """
     forward, found = objective.forward, []
-    for theta in np.asarray(forward.space.starts(), dtype=float):
+    for theta in np.asarray(forward.space.initial_shapes(), dtype=float):
         straight = CellShape(theta, Rotation.identity(), 0.0, log_S0)
         own = np.linalg.eigh(np.cov(forward.points(straight).T))[1].T
         turned = [np.eye(3), *(frame.T @ (signs[:, None] * own) for signs in _MIRRORED)]

@@ -30,8 +30,8 @@ class Template:
 
     Examples
     --------
-    >>> from dipy_spinverse.cell_shapes.templates import cylinder
-    >>> cylinder(n_rings=3, n_layers=10)
+    >>> from dipy_spinverse.cell_shapes.templates import cylinder_mesh
+    >>> cylinder_mesh(n_rings=3, n_layers=10)
     Template(370 vertices, 1458 tetrahedra)
     """
 
@@ -94,7 +94,7 @@ class Template:
         return rates / areas.sum(), modes
 
 
-def cylinder(n_rings: int, n_layers: int) -> Template:
+def cylinder_mesh(n_rings: int, n_layers: int) -> Template:
     """Structured tetrahedra of a cylinder of radius 1 around z, -1 <= z <= 1.
 
     Discs of `n_rings` rings around their centre, one above the other. The rim of a disc is a
@@ -102,7 +102,7 @@ def cylinder(n_rings: int, n_layers: int) -> Template:
 
     Examples
     --------
-    >>> template = cylinder(n_rings=4, n_layers=13)
+    >>> template = cylinder_mesh(n_rings=4, n_layers=13)
     >>> len(template.points), len(template.surface)
     (793, 386)
     """

@@ -60,7 +60,7 @@ class CellShape:
 
 
 @dataclass(frozen=True, eq=False)
-class Simulated:
+class SimulatedCell:
     """A cell, where its vertices are, and its signals.
 
     Attributes
@@ -139,16 +139,16 @@ class ShapeSignals:
         turned = shape.rotation.apply(vertices) * np.exp(shape.log_scale)
         return turned - turned.mean(axis=0)
 
-    def at(self, shape: CellShape) -> Simulated | None:
+    def at(self, shape: CellShape) -> SimulatedCell | None:
         """Signals of a cell; None where tetrahedra are inverted or nearly so."""
         points = self.points(shape)
-        if not np.isfinite(points).all() or self.poor(points):
+        if not np.isfinite(points).all() or self.is_degenerate(points):
             return None
         body = self.sensitivities.at(points)
         S0 = np.exp(shape.log_S0)[self.te_index]
-        return Simulated(shape, points, body, S0 * body.signals)
+        return SimulatedCell(shape, points, body, S0 * body.signals)
 
-    def poor(self, points: np.ndarray) -> bool:
+    def is_degenerate(self, points: np.ndarray) -> bool:
         """Whether some tetrahedron is inverted, or has next to no volume."""
         edges = points[self.grid.tetrahedra[:, 1:]] - points[self.grid.tetrahedra[:, :1]]
         volumes = np.abs(np.linalg.det(edges))
@@ -163,7 +163,7 @@ class ShapeSignals:
         (thin,) = np.nonzero(flatness > 0)
         return thin, flatness[thin]
 
-    def thinning(self, cell: Simulated, fields: np.ndarray) -> np.ndarray:
+    def thinning(self, cell: SimulatedCell, fields: np.ndarray) -> np.ndarray:
         """Derivatives (K, F) of :meth:`thinned` by the fields, of the same tetrahedra."""
         thin, flatness = self.thinned(cell.points)
         first, *others = self.grid.tetrahedra[thin].T
@@ -174,7 +174,7 @@ class ShapeSignals:
         growth = np.einsum("kij,fkji->kf", np.linalg.inv(edges), moves)
         return -(flatness + 1)[:, None] * growth
 
-    def fields(self, cell: Simulated) -> np.ndarray:
+    def fields(self, cell: SimulatedCell) -> np.ndarray:
         """Displacements (F, N, 3) by theta, rotations and, where it is unknown, the size."""
         shape = cell.shape
         axes = np.eye(3)[:, None]
@@ -185,7 +185,7 @@ class ShapeSignals:
             fields.append(cell.points)
         return np.array(fields)
 
-    def jacobian(self, cell: Simulated, fields: np.ndarray) -> np.ndarray:
+    def jacobian(self, cell: SimulatedCell, fields: np.ndarray) -> np.ndarray:
         """Derivatives (M, U) of signals by the steps of :meth:`moved`."""
         S0 = np.exp(cell.shape.log_S0)[self.te_index]
         by_shape = S0[:, None] * cell.body.jacobian(fields)

@@ -24,7 +24,7 @@ from scipy.interpolate import CubicSpline
 
 from dipy_spinverse.acquisition.waveforms import Waveforms, pulsed_waveforms
 from dipy_spinverse.bloch_torrey.analytic.bodies import DIMENSIONS, dipole_roots
-from dipy_spinverse.bloch_torrey.analytic.exchange import two_site_signal
+from dipy_spinverse.bloch_torrey.analytic.exchange import karger_closed_form
 
 # Times the root mean square of q over that of g: beyond, beff is that of no walls, or goes as the
 # inverse square of the rate.
@@ -153,4 +153,4 @@ def two_pools(
     tortuosity = 1 / (1 + f / (dimension - 1))
     between = tortuosity * across(free) + (1 - tortuosity) * across(slowed) + axial
     to_leave = radius / (dimension * permeability) + radius**2 / (4 * (dimension + 2) * inside)
-    return two_site_signal(within, outside * b * between, time / to_leave, f)
+    return karger_closed_form(within, outside * b * between, time / to_leave, f)

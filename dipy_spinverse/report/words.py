@@ -62,7 +62,7 @@ OF_MAPS = {
     "mean_radius": MapWords("um", "radius of a cylinder of the same length and volume"),
     "tortuosity": MapWords("1", "length over the distance of the ends"),
     "at_bounds": MapWords("1", "whether the shape is at the end of what its space holds"),
-    "widened": MapWords("1", "by how much intervals are wider since signals or prior refute it"),
+    "birge_ratio": MapWords("1", "factor by which intervals are wider as the shape is rejected"),
     "csf": MapWords("1", "share of cerebrospinal fluid"),
     "gm": MapWords("1", "share of grey matter"),
     "wm": MapWords("1", "share of white matter"),

@@ -21,7 +21,7 @@ class CellShapesFlow(DiffusionCommand):
     """
 
     maps = ("volume", "surface", "length", "mean_radius", "tortuosity")
-    others = ("at_bounds", "widened")
+    others = ("at_bounds", "birge_ratio")
     more_outputs: ClassVar[dict[str, tuple[str, str]]] = {
         "cell": (
             "cell",

@@ -44,7 +44,7 @@ def free_signal(acquisition: Acquisition, diffusivity: float) -> np.ndarray:
     array([0.1353])
     """
     acquisition = pulsed_only(acquisition)
-    positive("diffusivity", diffusivity)
+    check_positive("diffusivity", diffusivity)
     return np.exp(-diffusivity * acquisition.q**2 * acquisition.diffusion_time)
 
 
@@ -94,14 +94,14 @@ def restricted_signal(
     """
     acquisition = pulsed_only(acquisition)
     length = np.linalg.norm(axis)
-    positive("axis", length)
+    check_positive("axis", length)
     along = acquisition.q_vectors @ np.asarray(axis, dtype=float) / length
     across = np.sqrt(np.maximum(acquisition.q**2 - along**2, 0))
     confined, free = {
         "slab": (along, across),
         "cylinder": (across, along),
         "sphere": (acquisition.q, 0.0),
-    }[checked_body(shape, radius, diffusivity)]
+    }[check_body(shape, radius, diffusivity)]
     pulses = acquisition.small_delta, acquisition.big_delta
     if gaussian_phase:
         signal = np.exp(-gaussian_phase_attenuation(shape, radius, confined, *pulses, diffusivity))
@@ -147,7 +147,7 @@ def exact_restricted_signal(
     >>> exact_restricted_signal("sphere", 4.0, [0.0, 0.5], [5.0, 5.0], [20.0, 20.0], 2.0).round(4)
     array([1.    , 0.6745])
     """
-    checked_body(shape, radius, diffusivity)
+    check_body(shape, radius, diffusivity)
     q, small, big = np.broadcast_arrays(*map(np.atleast_1d, (q, small_delta, big_delta)))
     pulse_time = diffusivity * small.min() / radius**2
     cut = 20 + 1.5 / np.sqrt(max(pulse_time, 1e-6)) + radius * np.abs(q).max()
@@ -240,7 +240,7 @@ def gaussian_phase_attenuation(
     array([0.    , 0.3836])
     """
     radius, q, small, big = map(np.asarray, (radius, q, small_delta, big_delta))
-    checked_body(shape, radius, diffusivity)
+    check_body(shape, radius, diffusivity)
     total = 0
     for root in dipole_roots(shape):
         rate = diffusivity * (root / radius) ** 2
@@ -250,19 +250,19 @@ def gaussian_phase_attenuation(
     return 2 * (q / small) ** 2 * total
 
 
-def positive(name: str, value: ArrayLike) -> None:
+def check_positive(name: str, value: ArrayLike) -> None:
     """Refuse a value that is not finite and above 0."""
     value = np.asarray(value, dtype=float)
     if not (np.isfinite(value) & (value > 0)).all():
         raise ValueError(f"{name} is {value}; give finite values above 0.")
 
 
-def checked_body(shape: str, radius: ArrayLike, diffusivity: float) -> str:
+def check_body(shape: str, radius: ArrayLike, diffusivity: float) -> str:
     """The shape, after refusing what is no body."""
     if shape not in DIMENSIONS:
         raise ValueError(f"shape is {shape!r}; it must be one of {', '.join(DIMENSIONS)}.")
-    positive("radius", radius)
-    positive("diffusivity", diffusivity)
+    check_positive("radius", radius)
+    check_positive("diffusivity", diffusivity)
     return shape
 
 

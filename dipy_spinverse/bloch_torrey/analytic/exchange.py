@@ -8,9 +8,9 @@ from numpy.typing import ArrayLike
 from dipy_spinverse.acquisition.kinds import pulsed_only
 from dipy_spinverse.acquisition.measurements import Measurements
 from dipy_spinverse.acquisition.pulsed import Acquisition
-from dipy_spinverse.bloch_torrey.analytic.bodies import DIMENSIONS, checked_body, positive
+from dipy_spinverse.bloch_torrey.analytic.bodies import DIMENSIONS, check_body, check_positive
+from dipy_spinverse.bloch_torrey.encoding_groups import timing_groups, unique_encodings
 from dipy_spinverse.bloch_torrey.propagators import schedule_of
-from dipy_spinverse.bloch_torrey.time_parts import alike_in_time, unique_encodings
 
 _POLYNOMIALS = 32  # between two planes
 _PULSE_STEPS = 48
@@ -52,7 +52,7 @@ def permeable_planes_signal(
     Raises
     ------
     ValueError
-        Spacing, diffusivity or normal that is not positive; permeability that is negative or
+        Spacing, diffusivity or normal that is not check_positive; permeability that is negative or
         infinite.
 
     References
@@ -65,10 +65,10 @@ def permeable_planes_signal(
     >>> permeable_planes_signal(acquisition, 6.0, 0.05).round(4)
     array([0.7476, 0.3606])
     """
-    positive("spacing", spacing)
-    positive("diffusivity", diffusivity)
+    check_positive("spacing", spacing)
+    check_positive("diffusivity", diffusivity)
     length = np.linalg.norm(normal)
-    positive("normal", length)
+    check_positive("normal", length)
     if not 0 <= permeability < np.inf:
         raise ValueError(
             f"permeability is {permeability}; give a finite number of at least 0, in um/ms "
@@ -78,7 +78,7 @@ def permeable_planes_signal(
     operators = _periodic_operators(spacing, permeability, diffusivity)
     representatives, encoding = unique_encodings(acquisition)
     signals = np.empty(len(representatives))
-    for waveforms, symmetric in alike_in_time(acquisition, representatives):
+    for waveforms, symmetric in timing_groups(acquisition, representatives):
         schedule = schedule_of(waveforms, symmetric, _PULSE_STEPS, False, lossless=True)
         along = waveforms.b_tensors()
         along = np.trace(along, axis1=1, axis2=2) - np.einsum("mij,i,j->m", along, unit, unit)
@@ -149,7 +149,7 @@ def karger_signal(
     Raises
     ------
     ValueError
-        Fraction outside of (0, 1), negative diffusivity, exchange time not positive.
+        Fraction outside of (0, 1), negative diffusivity, exchange time not check_positive.
 
     References
     ----------
@@ -171,10 +171,10 @@ def karger_signal(
         raise ValueError(f"exchange_time is {exchange_time}; give a time above 0 in ms.")
     time = acquisition.diffusion_time
     b = acquisition.q**2 * time
-    return two_site_signal(b * inside, b * outside, time / exchange_time, fraction)
+    return karger_closed_form(b * inside, b * outside, time / exchange_time, fraction)
 
 
-def two_site_signal(
+def karger_closed_form(
     within: ArrayLike, between: ArrayLike, leaving: ArrayLike, fraction: ArrayLike
 ) -> np.ndarray:
     """Signal of two exchanging sites in closed form.
@@ -246,7 +246,7 @@ def short_time_diffusivity(
     >>> round(float(short_time_diffusivity(3 / 5.0, 2.0, 0.0, 1.0)), 4)  # sphere of 5 um
     1.5743
     """
-    positive("diffusivity", diffusivity)
+    check_positive("diffusivity", diffusivity)
     small, big = np.asarray(small_delta, dtype=float), np.asarray(big_delta, dtype=float)
     pulses = np.maximum(small, 1e-3 * big)  # changes the mean by 1e-7
 
@@ -306,7 +306,7 @@ def long_time_diffusivity(
     >>> round(long_time_diffusivity("cylinder", 0.4, 3.0, 0.0, 2.0) / (1 - 0.4), 3)
     1.418
     """
-    checked_body(shape, radius, diffusivity)
+    check_body(shape, radius, diffusivity)
     if not 0 < fraction < 1:
         raise ValueError(f"fraction is {fraction}; give the share inside bodies, in (0, 1).")
     if not permeability >= 0:

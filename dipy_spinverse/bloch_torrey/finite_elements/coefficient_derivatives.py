@@ -17,7 +17,7 @@ import numpy as np
 from scipy.sparse import coo_matrix, csr_matrix
 
 from dipy_spinverse.bloch_torrey.finite_elements.operator import EDGES, FiniteElements
-from dipy_spinverse.bloch_torrey.finite_elements.sweep import Network
+from dipy_spinverse.bloch_torrey.finite_elements.sweep import LumpedNetwork
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ def coefficient_derivatives(
     points: np.ndarray,
     permeability: np.ndarray,
     diffusivity: np.ndarray,
-    network: Network,
+    network: LumpedNetwork,
 ) -> CoefficientDerivatives:
     """Derivatives of `coefficients` of a grid without period.
 
@@ -68,7 +68,7 @@ def coefficient_derivatives(
     points : ndarray (P, 3)
     permeability : ndarray (F,)
     diffusivity : ndarray (T,)
-    network : Network
+    network : LumpedNetwork
         Of the coefficients there.
     """
     grid, nodes = elements.grid, elements.nodes

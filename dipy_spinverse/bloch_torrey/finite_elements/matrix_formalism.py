@@ -16,15 +16,15 @@ from scipy.sparse.linalg import LinearOperator, eigsh, splu
 
 from dipy_spinverse.acquisition.kinds import pulsed_only
 from dipy_spinverse.acquisition.pulsed import Acquisition
-from dipy_spinverse.bloch_torrey.analytic.bodies import positive
+from dipy_spinverse.bloch_torrey.analytic.bodies import check_positive
+from dipy_spinverse.bloch_torrey.encoding_groups import unique_encodings
 from dipy_spinverse.bloch_torrey.finite_elements.operator import (
     checked_coefficients,
     coefficients,
     finite_elements,
-    network_of,
+    lumped_network,
 )
 from dipy_spinverse.bloch_torrey.finite_elements.sweep import real_product, symmetrised_matrix
-from dipy_spinverse.bloch_torrey.time_parts import unique_encodings
 from dipy_spinverse.grid import TetrahedralGrid
 
 _COARSER = 2.0  # length scale of the modes whose signals the error is estimated from
@@ -111,13 +111,13 @@ def laplace_modes(
             f"grid is {grid.boundary}; the matrix formalism needs a closed one. Give boundary="
             "'reflecting', or step in time with simulate_finite_elements."
         )
-    positive("length_scale_um", length_scale_um)
+    check_positive("length_scale_um", length_scale_um)
     kappa = torch.as_tensor(permeability, dtype=torch.float64)
     points = torch.as_tensor(grid.points_um)
     given = checked_coefficients(grid, kappa, points, diffusivity)
     elements = finite_elements(grid, kappa.numpy())
     values = coefficients(elements, points, kappa, given)
-    network = network_of(elements, *(x.numpy() for x in values))
+    network = lumped_network(elements, *(x.numpy() for x in values))
     fastest = float(given.max())
     highest = fastest * (np.pi / length_scale_um) ** 2
     rates, modes = _slowest(symmetrised_matrix(network), highest, grid.volume_um3, fastest)
@@ -176,7 +176,7 @@ def length_scale_for(acquisition: Acquisition, diffusivity: float = 2.0) -> floa
     6.57
     """
     acquisition = pulsed_only(acquisition)
-    positive("diffusivity", diffusivity)
+    check_positive("diffusivity", diffusivity)
     q = np.maximum(acquisition.q, 1e-9)
     dephasing = (diffusivity * acquisition.small_delta / q) ** (1 / 3)
     diffusing = np.sqrt(2 * diffusivity * acquisition.small_delta)

@@ -23,6 +23,7 @@ from scipy.sparse import csr_matrix
 from dipy_spinverse.acquisition.kinds import pulsed_only
 from dipy_spinverse.acquisition.measurements import Measurements
 from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.bloch_torrey.encoding_groups import unique_encodings
 from dipy_spinverse.bloch_torrey.finite_elements.coefficient_derivatives import (
     coefficient_derivatives,
 )
@@ -32,12 +33,11 @@ from dipy_spinverse.bloch_torrey.finite_elements.operator import (
     checked_coefficients,
     coefficients,
     finite_elements,
-    network_of,
+    lumped_network,
 )
 from dipy_spinverse.bloch_torrey.finite_elements.pulses_in_modes import PulseStates, pulse_groups
 from dipy_spinverse.bloch_torrey.finite_elements.responding_modes import Modes, modes_of
-from dipy_spinverse.bloch_torrey.finite_elements.sweep import Network
-from dipy_spinverse.bloch_torrey.time_parts import unique_encodings
+from dipy_spinverse.bloch_torrey.finite_elements.sweep import LumpedNetwork
 from dipy_spinverse.grid import TetrahedralGrid
 
 _FINER = 1.4  # modes are kept to a length scale so many times shorter than signals need
@@ -136,7 +136,7 @@ class ModalSensitivities:
         points = torch.as_tensor(points_um, dtype=torch.float64).detach()
         kappa = torch.as_tensor(self.permeability)
         values = coefficients(self.elements, points, kappa, self.diffusivity)
-        network = network_of(self.elements, *(x.numpy() for x in values))
+        network = lumped_network(self.elements, *(x.numpy() for x in values))
         return ModalSignals(self, points.numpy(), network, modes_of(network, self._highest))
 
     @cached_property
@@ -164,13 +164,13 @@ class ModalSignals:
     sensitivities : ModalSensitivities
     points : ndarray (N, 3)
         um.
-    network : Network
+    network : LumpedNetwork
     modes : Modes
     """
 
     sensitivities: ModalSensitivities
     points: np.ndarray
-    network: Network
+    network: LumpedNetwork
     modes: Modes
 
     def __repr__(self) -> str:

@@ -24,9 +24,9 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from dipy_spinverse.acquisition.measurements import Measurements
-from dipy_spinverse.bloch_torrey.finite_elements.sweep import Network, Stepper
+from dipy_spinverse.bloch_torrey.encoding_groups import timing_groups, unique_encodings
+from dipy_spinverse.bloch_torrey.finite_elements.sweep import LumpedNetwork, Stepper
 from dipy_spinverse.bloch_torrey.propagators import schedule_of
-from dipy_spinverse.bloch_torrey.time_parts import alike_in_time, unique_encodings
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.grid.regions import faces_as_corners
 
@@ -266,12 +266,12 @@ def _positions(elements, points, corners, volumes, masses):
     return points[elements.vertices] + offset / 2
 
 
-def network_of(
+def lumped_network(
     elements: FiniteElements, conductance: np.ndarray, masses: np.ndarray, positions: np.ndarray
-) -> Network:
+) -> LumpedNetwork:
     """The network of elements with these coefficients."""
     period = 0.0 if elements.grid.period_um is None else elements.grid.period_um
-    return Network(
+    return LumpedNetwork(
         home=elements.home,
         free=elements.free,
         ends=elements.ends,
@@ -313,7 +313,7 @@ class _Signals(torch.autograd.Function):
         ctx.save_for_backward(conductance, masses, positions)
         ctx.constants = elements, acquisition, steps
         values = (x.detach().numpy() for x in (conductance, masses, positions))
-        network = network_of(elements, *values)
+        network = lumped_network(elements, *values)
         representatives, encoding = unique_encodings(acquisition)
         signals = np.empty(len(representatives))
         for part, stepper in _steppers(network, acquisition, representatives, steps):
@@ -324,7 +324,7 @@ class _Signals(torch.autograd.Function):
     def backward(ctx, cotangent):
         elements, acquisition, steps = ctx.constants
         values = [x.detach().numpy() for x in ctx.saved_tensors]
-        network = network_of(elements, *values)
+        network = lumped_network(elements, *values)
         representatives, encoding = unique_encodings(acquisition)
         weights = np.bincount(encoding, cotangent.numpy(), len(representatives))
         by_conductance, by_mass, by_position = (np.zeros_like(x) for x in values)
@@ -342,7 +342,7 @@ class _Signals(torch.autograd.Function):
 def _steppers(network, acquisition, representatives, steps):
     """(places among the representatives, stepper) of encodings alike in time, in parts."""
     size = max(8, _CHUNK_BYTES // (_KEPT_STATES * 16 * len(network.masses)))
-    for waveforms, symmetric in alike_in_time(acquisition, representatives):
+    for waveforms, symmetric in timing_groups(acquisition, representatives):
         for first in range(0, len(waveforms.rows), size):
             part = np.arange(first, min(first + size, len(waveforms.rows)))
             chosen = waveforms.select(part)

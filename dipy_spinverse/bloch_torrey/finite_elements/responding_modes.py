@@ -8,7 +8,7 @@ import numpy as np
 from scipy.sparse import csr_matrix, eye_array
 from scipy.sparse.linalg import LinearOperator, SuperLU, eigsh, splu
 
-from dipy_spinverse.bloch_torrey.finite_elements.sweep import Network, symmetrised_matrix
+from dipy_spinverse.bloch_torrey.finite_elements.sweep import LumpedNetwork, symmetrised_matrix
 
 _LEAST_MODES = 24
 _MORE_MODES = 0.3  # of those wanted, among which the largest gap is looked for
@@ -82,7 +82,7 @@ class Modes:
         return solved
 
 
-def modes_of(network: Network, highest: float) -> Modes:
+def modes_of(network: LumpedNetwork, highest: float) -> Modes:
     """Modes up to about a highest rate, cut where the gap between rates is largest."""
     matrix, n_nodes = symmetrised_matrix(network), len(network.masses)
     if n_nodes <= _DENSE_NODES or not np.isfinite(highest):

@@ -21,7 +21,7 @@ from dipy_spinverse.bloch_torrey.propagators import CHEBYSHEV_TOLERANCE, Schedul
 
 
 @dataclass(frozen=True, eq=False)
-class Network:
+class LumpedNetwork:
     """Nodes and links of finite elements, and what flows between them.
 
     Periodic images of a node stand behind the nodes, so that phases belong to nodes and the
@@ -56,7 +56,7 @@ class Network:
         return np.sqrt(self.masses / self.masses.sum()) * self.free
 
 
-def symmetrised_matrix(network: Network) -> csr_matrix:
+def symmetrised_matrix(network: LumpedNetwork) -> csr_matrix:
     """K between nodes and images, divided by the roots of both masses, 1/ms."""
     scale = (network.free / np.sqrt(network.masses))[network.home]
     (i, j), g = network.ends.T, network.conductance
@@ -73,11 +73,11 @@ class Stepper:
 
     Parameters
     ----------
-    network : Network
+    network : LumpedNetwork
     schedule : Schedule
     """
 
-    def __init__(self, network: Network, schedule: Schedule):
+    def __init__(self, network: LumpedNetwork, schedule: Schedule):
         self.network, self.schedule = network, schedule
         self.matrix = symmetrised_matrix(network)
         n, images = len(network.masses), len(network.home) - len(network.masses)

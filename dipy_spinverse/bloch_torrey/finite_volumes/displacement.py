@@ -18,7 +18,7 @@ from dipy_spinverse.bloch_torrey.finite_volumes.operator import (
     symmetrised_operator,
 )
 from dipy_spinverse.bloch_torrey.medium import medium_of
-from dipy_spinverse.bloch_torrey.propagators import Schedule, chebyshev_series
+from dipy_spinverse.bloch_torrey.propagators import Schedule, exponential_series
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.threads import in_equal_parts
 
@@ -87,7 +87,7 @@ def displacement_moments(
         symmetric=False,
     )
     norm = largest_rate(grid, medium)
-    series = chebyshev_series(rest, norm, longest_link=0.0)
+    series = exponential_series(rest, norm, longest_link=0.0)
     plan = (
         rest.amplitude, rest.stored,
         series.centre, series.radius, series.degree, series.coefficients,

@@ -10,7 +10,7 @@ t_f being the conductance of the open face, if pools meet by chance. Where a smo
 through both tetrahedra, pools of the same side face each other more often, by an odds ratio: p_i
 p_j is the number that Plackett's distribution [1]_ has instead, and the others follow, as each
 pool has all of its share of a face. By chance, a wall within a layer of tetrahedra lets only half
-of the water along it move; with large odds all of it.
+of the water along it move; with a large odds ratio all of it.
 
 At an absorbing side of the box, p_j is the share of the side that is inside: the rest of the water
 inside is lost through a wall only. Where all shares are 0 or 1 these are the finite volumes of
@@ -56,13 +56,13 @@ class PartialVolumeSimulator(Simulator):
 
     Parameters
     ----------
-    odds : float
+    odds_ratio : float
         Odds ratio of pools of the same side to face each other: 1 by chance.
     """
 
-    def __init__(self, *args: Any, odds: float = 1.0, **options: Any):
+    def __init__(self, *args: Any, odds_ratio: float = 1.0, **options: Any):
         super().__init__(*args, **options)
-        self._odds = odds
+        self._odds = odds_ratio
 
     def partial_signals(
         self, shares: np.ndarray, leaks: np.ndarray, cells: np.ndarray | int = 0
@@ -127,7 +127,7 @@ class PartialVolumeSimulator(Simulator):
         jacobian = self._measured(jacobian)
         return self._measured(signals), *np.split(jacobian, [len(share)], axis=1)
 
-    def in_full_registers(self, order: np.ndarray, number: int) -> np.ndarray:
+    def fill_registers(self, order: np.ndarray, number: int) -> np.ndarray:
         """Of measurements in some order, about the first ones, which fill registers.
 
         A compiled sweep takes measurements of the same timing together, as many as a register
@@ -205,7 +205,7 @@ class PartialVolumeSimulator(Simulator):
         for same_side, leak in ((True, leaks[-1]), (False, leaks[cell])):
             other = (layer if same_side else 1 - layer)[:, None]
             there = water[other, neighbours]
-            met = meeting(own, there, self._odds if same_side else 1 / self._odds)
+            met = contact_fraction(own, there, self._odds if same_side else 1 / self._odds)
             root = np.sqrt(own * there).clip(_LEAST**2)
             slots.append(leak * per_slot / mean_weight * met.share / root)
             slots.append(place[other, neighbours])
@@ -273,7 +273,7 @@ class PartialVolumeSimulator(Simulator):
             chosen = used[a, first] & used[b, second]
             first, second = first[chosen], second[chosen]
             here, there = water[a, first], water[b, second]
-            met = meeting(here, there, self._odds if a == b else 1 / self._odds)
+            met = contact_fraction(here, there, self._odds if a == b else 1 / self._odds)
             mean_weight = np.sqrt(self._weights[first] * self._weights[second])
             per_root = self._conductance[chosen] / (mean_weight * np.sqrt(here * there))
             index = n_pairs + np.arange(len(first))
@@ -295,7 +295,7 @@ class PartialVolumeSimulator(Simulator):
 
 
 @dataclass(frozen=True, eq=False)
-class Meeting:
+class ContactFraction:
     """Share of a face at which two pools meet, and its derivatives by their own shares."""
 
     share: np.ndarray
@@ -303,14 +303,14 @@ class Meeting:
     by_there: np.ndarray
 
 
-def meeting(here: np.ndarray, there: np.ndarray, odds: float) -> Meeting:
+def contact_fraction(here: np.ndarray, there: np.ndarray, odds_ratio: float) -> ContactFraction:
     """How two pools meet at a face, of which they have shares on its two sides."""
-    total = 1 + (here + there) * (odds - 1)
-    root = np.sqrt(total**2 - 4 * odds * (odds - 1) * here * there)
-    return Meeting(
-        share=2 * odds * here * there / (total + root),
-        by_here=(1 - (total - 2 * odds * there) / root) / 2,
-        by_there=(1 - (total - 2 * odds * here) / root) / 2,
+    total = 1 + (here + there) * (odds_ratio - 1)
+    root = np.sqrt(total**2 - 4 * odds_ratio * (odds_ratio - 1) * here * there)
+    return ContactFraction(
+        share=2 * odds_ratio * here * there / (total + root),
+        by_here=(1 - (total - 2 * odds_ratio * there) / root) / 2,
+        by_there=(1 - (total - 2 * odds_ratio * here) / root) / 2,
     )
 
 

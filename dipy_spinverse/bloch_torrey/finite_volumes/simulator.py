@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition.measurements import Measurements
 from dipy_spinverse.acquisition.waveforms import Waveforms
+from dipy_spinverse.bloch_torrey.encoding_groups import timing_groups, unique_encodings
 from dipy_spinverse.bloch_torrey.finite_volumes import sweep_kernels
 from dipy_spinverse.bloch_torrey.finite_volumes.operator import (
     largest_rate,
@@ -22,12 +23,11 @@ from dipy_spinverse.bloch_torrey.finite_volumes.torch_sweep import TorchSweep
 from dipy_spinverse.bloch_torrey.medium import medium_of
 from dipy_spinverse.bloch_torrey.propagators import (
     CHEBYSHEV_TOLERANCE,
-    ChebyshevSeries,
+    ExponentialSeries,
     Schedule,
-    chebyshev_series,
+    exponential_series,
     schedule_of,
 )
-from dipy_spinverse.bloch_torrey.time_parts import alike_in_time, unique_encodings
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.threads import in_equal_parts
 
@@ -43,7 +43,7 @@ class _Timing:
 
     `columns` are their places among all different encodings, `signals` and `sensitivities` the
     plans of the two kinds of sweep, made on first use; `norm`, `longest_link` and `tolerance` as
-    `chebyshev_series` takes them.
+    `exponential_series` takes them.
     """
 
     waveforms: Waveforms
@@ -59,18 +59,18 @@ class _Timing:
         return self.waveforms.rows
 
     @cached_property
-    def signals(self) -> tuple[Schedule, ChebyshevSeries]:
+    def signals(self) -> tuple[Schedule, ExponentialSeries]:
         return self._plan(nodes=False)
 
     @cached_property
-    def sensitivities(self) -> tuple[Schedule, ChebyshevSeries]:
+    def sensitivities(self) -> tuple[Schedule, ExponentialSeries]:
         return self._plan(nodes=True)
 
     def _plan(self, nodes):
         schedule = schedule_of(
             self.waveforms, self.symmetric, self.steps, nodes, lossless=self.lossless
         )
-        return schedule, chebyshev_series(schedule, self.norm, self.longest_link, self.tolerance)
+        return schedule, exponential_series(schedule, self.norm, self.longest_link, self.tolerance)
 
 
 class Simulator:
@@ -109,7 +109,7 @@ class Simulator:
         lossless = not self.medium.loss.any()
         self.timings = [
             _Timing(*alike, steps, lossless, norm, longest_link, _TOLERANCES[dtype])
-            for alike in alike_in_time(acquisition, representatives)
+            for alike in timing_groups(acquisition, representatives)
         ]
 
     def signals(self, transmissibility: torch.Tensor) -> torch.Tensor:
@@ -217,7 +217,7 @@ class Simulator:
 
 
 def compiled_plan(
-    schedule: Schedule, series: ChebyshevSeries, lanes: int, part: slice = slice(None)
+    schedule: Schedule, series: ExponentialSeries, lanes: int, part: slice = slice(None)
 ) -> tuple[np.ndarray, tuple]:
     """Wave vectors (B, E, 2, 3, lanes) of some measurements, and the exponentials, for sweeps."""
     plan = (

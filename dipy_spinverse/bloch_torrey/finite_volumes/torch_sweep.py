@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dipy_spinverse.bloch_torrey.propagators import ChebyshevSeries, Schedule
+from dipy_spinverse.bloch_torrey.propagators import ExponentialSeries, Schedule
 
 
 class TorchSweep:
@@ -20,12 +20,12 @@ class TorchSweep:
     part : slice
         Which of the schedule's measurements.
     schedule : Schedule
-    series : ChebyshevSeries
+    series : ExponentialSeries
     """
 
     def __init__(self, coupling, diagonals, start, links, part, schedule, series):
         self.schedule: Schedule = schedule
-        self.series: ChebyshevSeries = series
+        self.series: ExponentialSeries = series
         device = coupling.device
         self.q = torch.as_tensor(schedule.q[..., part], device=device)
         self.node_q = torch.as_tensor(schedule.node_q[..., part], device=device)

@@ -12,7 +12,7 @@ from dipy_spinverse.acquisition.measurements import Measurements
 from dipy_spinverse.bloch_torrey.finite_volumes.operator import face_resistance
 from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import (
     PartialVolumeSimulator,
-    meeting,
+    contact_fraction,
 )
 from dipy_spinverse.cell_search.smooth.level_set import FieldPrior, Filled, Filling
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
@@ -148,7 +148,7 @@ class SmoothShape:
         part, number = self.part(cells), len(cells.leaks)
         first, second = self.grid.face_tetrahedra.T
         a, b = filled.share[first], filled.share[second]
-        met = self.grid.face_areas * meeting(a, b, _ODDS).share
+        met = self.grid.face_areas * contact_fraction(a, b, _ODDS).share
         lattice = np.bincount(part[first], self.grid.face_areas * a - met, number)
         lattice += np.bincount(part[second], self.grid.face_areas * b - met, number)
         smooth = np.bincount(part, filled.area, number)
@@ -181,7 +181,7 @@ class SmoothModel:
     def _simulator_of(self, acquisition):
         grid, D = self.shape.grid, self._diffusivity
         return PartialVolumeSimulator(
-            acquisition, grid, diffusivity=D, steps=_STEPS, dtype="float32", odds=_ODDS
+            acquisition, grid, diffusivity=D, steps=_STEPS, dtype="float32", odds_ratio=_ODDS
         )
 
     def of_measurements(self, rows: np.ndarray) -> SmoothModel:

@@ -15,28 +15,28 @@ from dipy_spinverse.cell_shapes.templates import Template
 class FreeVertices:
     """Displacements of every vertex on a surface, smooth beforehand.
 
-    To refine a shape that was found in a smaller space. The prior is a Matern field on the
-    surface, of covariance decaying over `smooth_um`; vertices inside follow by harmonic
-    functions.
+    To refine a shape that was estimated in a smaller space. The prior is a Matern field on the
+    surface with a covariance that decays over `correlation_length_um`; vertices inside follow by
+    harmonic functions.
 
     Attributes
     ----------
     template : Template
         The shape to refine.
-    spread_um, smooth_um : float
+    prior_std_um, correlation_length_um : float
         Standard deviation of the displacements beforehand, and the length over which they are
         alike.
 
     Examples
     --------
-    >>> from dipy_spinverse.cell_shapes.templates import cylinder
-    >>> FreeVertices(cylinder(3, 10), spread_um=0.1, smooth_um=0.5)
+    >>> from dipy_spinverse.cell_shapes.templates import cylinder_mesh
+    >>> FreeVertices(cylinder_mesh(3, 10), prior_std_um=0.1, correlation_length_um=0.5)
     FreeVertices(654 parameters, 370 vertices)
     """
 
     template: Template
-    spread_um: float = 0.2
-    smooth_um: float = 1.5
+    prior_std_um: float = 0.2
+    correlation_length_um: float = 1.5
 
     has_scale = True
 
@@ -51,7 +51,7 @@ class FreeVertices:
 
     @property
     def bounds(self) -> np.ndarray:
-        return np.tile([-5 * self.spread_um, 5 * self.spread_um], (self.n_parameters, 1))
+        return np.tile([-5 * self.prior_std_um, 5 * self.prior_std_um], (self.n_parameters, 1))
 
     @property
     def prior_mean(self) -> np.ndarray:
@@ -60,18 +60,18 @@ class FreeVertices:
     @cached_property
     def prior_precision(self) -> np.ndarray:
         laplacian, areas = self.template.laplacian
-        kappa = 1 / self.smooth_um
+        kappa = 1 / self.correlation_length_um
         operator = kappa**2 * np.diag(areas) + laplacian
         # variance of (kappa^2 - Laplacian)^-1 white noise in the plane
         variance = 1 / (4 * np.pi * kappa**2)
-        each = operator @ (operator / areas[:, None]) * variance / self.spread_um**2
+        each = operator @ (operator / areas[:, None]) * variance / self.prior_std_um**2
         return np.kron(each, np.eye(3))
 
     @cached_property
     def prior_covariance(self) -> np.ndarray:
         return np.linalg.inv(self.prior_precision)
 
-    def starts(self) -> np.ndarray:
+    def initial_shapes(self) -> np.ndarray:
         """The shape itself (1, P)."""
         return self.prior_mean[None]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dipy_spinverse.cell_shapes.generators import LENGTH, RADIUS
 from dipy_spinverse.cell_shapes.shape_spaces.gaussian import GaussianSpace
-from dipy_spinverse.cell_shapes.templates import Template, cylinder
+from dipy_spinverse.cell_shapes.synthetic_axons import LENGTH, RADIUS
+from dipy_spinverse.cell_shapes.templates import Template, cylinder_mesh
 
 SIZE = (4, 13)  # rings and layers of the template that the network was fitted to
 N_MODES = 100
@@ -57,7 +57,7 @@ class LatentSpace(GaussianSpace):
     has_scale = False
     FARTHEST = 5.0
 
-    def starts(self) -> np.ndarray:
+    def initial_shapes(self) -> np.ndarray:
         """Shapes (S, 16) that are typical of those that the network was fitted to."""
         return self.likely
 
@@ -116,7 +116,7 @@ def _latent_space(path):
 @cache
 def straight_template() -> tuple[Template, np.ndarray]:
     """Straight cylinder, and its surface's modes (S, K), of which shapes are made."""
-    reference = cylinder(*SIZE)
+    reference = cylinder_mesh(*SIZE)
     template = Template(reference.points * [RADIUS, RADIUS, LENGTH / 2], reference.tetrahedra)
     return template, template.surface_modes(N_MODES)[1]
 

@@ -41,7 +41,7 @@ class ShapeSpace(Protocol):
     @property
     def has_scale(self) -> bool: ...
 
-    def starts(self) -> np.ndarray:
+    def initial_shapes(self) -> np.ndarray:
         """Different shapes (S, P) to start a search from."""
         ...
 

@@ -8,9 +8,9 @@ from functools import cache
 import numpy as np
 import torch
 
-from dipy_spinverse.cell_shapes.generators import FAMILIES, LENGTH, RADIUS, draw_axons
 from dipy_spinverse.cell_shapes.shape_spaces.gaussian import GaussianSpace
-from dipy_spinverse.cell_shapes.templates import Template, cylinder
+from dipy_spinverse.cell_shapes.synthetic_axons import FAMILIES, LENGTH, RADIUS, draw_axons
+from dipy_spinverse.cell_shapes.templates import Template, cylinder_mesh
 
 _N_MODES = 30
 _N_AXONS = 150  # of each family, for the prior
@@ -49,7 +49,7 @@ class SpectralSpace(GaussianSpace):
     has_scale = True
     FARTHEST = 8.0
 
-    def starts(self) -> np.ndarray:
+    def initial_shapes(self) -> np.ndarray:
         """Either way along the likeliest three changes (6, P)."""
         variances, ways = np.linalg.eigh(self.prior_covariance)
         ways = (np.sqrt(variances) * ways)[:, :-4:-1].T
@@ -83,7 +83,7 @@ def spectral_space(fine: bool = False) -> SpectralSpace:
 
 @cache
 def _spectral_space(size):
-    reference = cylinder(*size)
+    reference = cylinder_mesh(*size)
     template = Template(reference.points * [RADIUS, RADIUS, LENGTH / 2], reference.tetrahedra)
     rates, modes = template.surface_modes(_N_MODES)
     rng = np.random.default_rng(0)

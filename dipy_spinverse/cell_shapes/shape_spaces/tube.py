@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from scipy.interpolate import BSpline
 
-from dipy_spinverse.cell_shapes.generators import FAMILIES, LENGTH, Axon, draw_axons
-from dipy_spinverse.cell_shapes.templates import Template, cylinder
+from dipy_spinverse.cell_shapes.synthetic_axons import FAMILIES, LENGTH, Axon, draw_axons
+from dipy_spinverse.cell_shapes.templates import Template, cylinder_mesh
 
 # Kinds of parameters in their order: how many, bounds, and what the prior allows beyond the
 # made-up axons (standard deviation).
@@ -84,7 +84,7 @@ class TubeSpace:
         points = self.vertices(torch.as_tensor(self.prior_mean))
         return Template(points.numpy(), self.reference.tetrahedra)
 
-    def starts(self) -> np.ndarray:
+    def initial_shapes(self) -> np.ndarray:
         """Bent like a C, an S and a screw, beaded, and fanning (5, P)."""
         starts = np.repeat(self.prior_mean[None], 5, axis=0)
         changes: list[dict[str, float | np.ndarray]] = [
@@ -123,7 +123,7 @@ class TubeSpace:
         place = _places()
         across = np.exp(theta[place["log_radius"]].mean()) / _RINGS[1]
         n_layers = int(np.clip(np.exp(theta[place["log_length"]][0]) / across, 6, 40)) + 1
-        return replace(self, reference=cylinder(_RINGS[1], n_layers)), theta
+        return replace(self, reference=cylinder_mesh(_RINGS[1], n_layers)), theta
 
     @cached_property
     def _at_nodes(self):
@@ -180,16 +180,16 @@ def tube_space(fine: bool = False) -> TubeSpace:
     TubeSpace(24 parameters, 793 vertices)
     """
     mean, covariance = _prior()
-    reference = cylinder(_RINGS[1], 13) if fine else cylinder(_RINGS[0], 10)
+    reference = cylinder_mesh(_RINGS[1], 13) if fine else cylinder_mesh(_RINGS[0], 10)
     return TubeSpace(reference, mean, covariance)
 
 
-def tube_like(axon: Axon) -> np.ndarray:
+def tube_parameters(axon: Axon) -> np.ndarray:
     """Parameters (P,) of the tube like an axon: splines fitted to its bends and radii.
 
     Examples
     --------
-    >>> tube_like(Axon()).round(2)[8:16]
+    >>> tube_parameters(Axon()).round(2)[8:16]
     array([1.1, 1.1, 1.1, 1.1, 1.1, 1.1, 1.1, 1.1])
     """
     t = np.linspace(-1, 1, 101)
@@ -216,7 +216,7 @@ def _prior():
     """Mean and covariance of tubes like made-up axons."""
     rng = np.random.default_rng(0)
     axons = [axon for family in FAMILIES for axon in draw_axons(family, _N_AXONS, rng)]
-    thetas = np.array([tube_like(axon) for axon in axons])
+    thetas = np.array([tube_parameters(axon) for axon in axons])
     place = _places()
     # Nothing tells left from right.
     mean = thetas.mean(axis=0)

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dipy_spinverse.bloch_torrey.analytic.bodies import DIMENSIONS, gaussian_phase_attenuation
-from dipy_spinverse.bloch_torrey.analytic.exchange import two_site_signal
+from dipy_spinverse.bloch_torrey.analytic.exchange import karger_closed_form
 
 OFFSET = 0.05
 _HALF_GAIN = 0.3
@@ -89,7 +89,7 @@ def closed_form(shape: str, numbers: Numbers) -> ClosedForm:
     to_membrane = 1 / (4 * (dimension + 2) * r)
     leaving = passed / (1 / (dimension * np.maximum(k, 1e-9)) + to_membrane)
     a, b = within + more_within, between + more_between
-    pools = two_site_signal(a, b, leaving, f)
+    pools = karger_closed_form(a, b, leaving, f)
     e = free + more_within + more_between
     # Coated bodies after a long time (Hasselman and Johnson 1987).
     body = r * k / (r + k)

@@ -56,8 +56,8 @@ class Axon:
 
     Examples
     --------
-    >>> from dipy_spinverse.cell_shapes.templates import cylinder
-    >>> straight = Axon().positions(cylinder(3, 10).points)
+    >>> from dipy_spinverse.cell_shapes.templates import cylinder_mesh
+    >>> straight = Axon().positions(cylinder_mesh(3, 10).points)
     >>> straight.max(axis=0).round(1)
     array([3. , 3. , 4.5])
     """

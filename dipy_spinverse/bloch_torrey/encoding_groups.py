@@ -43,7 +43,7 @@ def unique_encodings(acquisition: Measurements) -> tuple[np.ndarray, np.ndarray]
     return np.array(representatives), encoding
 
 
-def alike_in_time(
+def timing_groups(
     acquisition: Measurements, representatives: np.ndarray
 ) -> list[tuple[Waveforms, bool]]:
     """Waveforms of the same duration and symmetry, and whether they are symmetric in time.
@@ -63,7 +63,7 @@ def alike_in_time(
     return groups
 
 
-def parts_in_time(waveforms: Waveforms) -> np.ndarray:
+def smooth_segments(waveforms: Waveforms) -> np.ndarray:
     """Times (P + 1,) between which each q(t) is smooth, see `_PART_TOLERANCE`; some knots."""
     n_pieces = len(waveforms.stored)
     kept = np.arange(n_pieces) % -(-n_pieces // _MOST_PIECES) == 0
