@@ -192,8 +192,8 @@ class CellShapeModel(VoxelModel):
         if refuted:
             warnings.warn(
                 f"{refuted} of {len(image.voxels)} cells have shapes that their signals or the "
-                "prior of the shape space reject (fit.birge_ratio > 1); the estimated shapes may be "
-                "wrong. Give a shape_space that contains the cells.",
+                "prior of the shape space reject (fit.birge_ratio > 1); the estimated shapes may "
+                "be wrong. Give a shape_space that contains the cells.",
                 stacklevel=2,
             )
         return CellShapeFit(self, status, values)
