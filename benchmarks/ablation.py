@@ -57,7 +57,7 @@ def recovered(acquisition, grid, true, effort):
     inversion = CellInversion(
         acquisition, grid, diffusivity=DIFFUSIVITY, n_fields=0, seed=0, effort=effort
     )
-    found = inversion.run(signals[None], None).openness[0] < WALL_THRESHOLD
+    found = inversion.run(signals[None], None).scaled_transmissibility[0] < WALL_THRESHOLD
     seconds = time.process_time() - start
     return compare_walls(found, true, grid, point_reflection=True).f1, seconds
 

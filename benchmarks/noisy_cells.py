@@ -143,7 +143,7 @@ def unseen_row(acquisition, grid, true, seed):
         seconds = time.process_time()
         result = inversion.run(data[None], None)
         seconds = time.process_time() - seconds
-        inside = enclosed(grid, result.openness[0] < WALL_THRESHOLD)
+        inside = enclosed(grid, result.scaled_transmissibility[0] < WALL_THRESHOLD)
         expected = rician_mean(result.predicted[0], sigma)
         row |= {
             f"Dice{start}": max(dice(x, region) for x in (inside, inside[mirror])),

@@ -32,7 +32,12 @@ from benchmarks.datasets import data_files
 from benchmarks.shapes import outside_the_family, published_family, published_grid
 from dipy_spinverse import Acquisition, SpinverseModel, TetrahedralGrid, compare_walls, simulate
 from dipy_spinverse.bloch_torrey import relative_transmissibility
-from dipy_spinverse.inversion import WALL_THRESHOLD, Continuity, Manifoldness, openness
+from dipy_spinverse.inversion import (
+    WALL_THRESHOLD,
+    Continuity,
+    Manifoldness,
+    scaled_transmissibility,
+)
 
 QUICK = ("000", "018")
 TIMINGS = ((5, 6), (10, 20), (10, 60))
@@ -128,7 +133,7 @@ def recover(acquisition, grid, true, run, wall=WALL):
     fit = model.fit(signals, S0=1.0, n_fields=0, **FIT_OPTIONS.get(run, {}))
     seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
     tau = relative_transmissibility(grid, fit.permeability.astype(float))
-    found = (openness(torch.as_tensor(tau)) < WALL_THRESHOLD).numpy()
+    found = (scaled_transmissibility(torch.as_tensor(tau)) < WALL_THRESHOLD).numpy()
     match = compare_walls(found, true, grid, point_reflection=True)
     return {
         "F1": match.f1,

@@ -30,8 +30,8 @@ from benchmarks.tissue import NOISE_SEED
 from benchmarks.tissue_testset import load_testset, quick_testset
 from dipy_spinverse import SpinverseFit, SpinverseModel, Status, bcc_grid
 from dipy_spinverse.bloch_torrey import relative_transmissibility
-from dipy_spinverse.spinverse.packings import scaled
-from dipy_spinverse.spinverse.tissue_walls import change_of_signals
+from dipy_spinverse.spinverse.packings import rescaled_grid
+from dipy_spinverse.spinverse.tissue_walls import signal_correction
 from dipy_spinverse.walls.maps import wall_maps
 
 MAPS = ("surface_to_volume", "restricted_fraction", "wall_permeability")
@@ -54,7 +54,7 @@ def as_drawn(fit: SpinverseFit) -> dict[str, np.ndarray]:
     time_ms = float(fit.model.acquisition.diffusion_time.max())
     lattices = zip(fit.field_scale, fit.field_diffusivity, fit.field_share, strict=True)
     for walls, (scale, diffusivity, share) in zip(fields, lattices, strict=True):
-        grid = scaled(fit.model.grid, scale)
+        grid = rescaled_grid(fit.model.grid, scale)
         tau = torch.as_tensor(relative_transmissibility(grid, walls, diffusivity))[None]
         maps = wall_maps(grid, tau, diffusivity=diffusivity, diffusion_time=time_ms)
         for name in MAPS:
@@ -120,7 +120,7 @@ def measured() -> str:
             )
             seconds = time.process_time() - start
             walls = {n: v for n, v in fit._values.items() if n in fit.WALLS}
-            change = change_of_signals(model, walls, voxels.acquisition)[0]
+            change = signal_correction(model, walls, voxels.acquisition)[0]
             packed = fit.tissue.predict(gtab=voxels.acquisition, S0=1.0)
             errors = [
                 np.sqrt(np.mean((predicted - signals)[rows_] ** 2)) / voxels.sigma[number]

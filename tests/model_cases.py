@@ -33,7 +33,7 @@ S0, SNR = 100.0, 50.0
 _QUICK_DRAWS = {"n_draws": 20}
 # Enough to find something; what is promised of every fit does not depend on iterations.
 _QUICK = (
-    Stage(diffusion_times=(0,), priors=(WallArea(0.05),), max_iterations=2, start=0.8),
+    Stage(diffusion_times=(0,), priors=(WallArea(0.05),), max_iterations=2, initial_value=0.8),
     Stage(priors=(WallArea(0.1),), max_iterations=2),
 )
 _PULSED = multi_shell(12)

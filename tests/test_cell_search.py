@@ -473,7 +473,7 @@ def test_search_ends_with_further_fields_and_repeats_by_seed(noise):
     errors = noise * np.random.default_rng(0).standard_normal((2, len(signals)))
     data = np.hypot(signals + errors[0], errors[1])
     found, again = (inversion_of(acquisition, 3).run(data[None], None) for _ in range(2))
-    assert found.openness_fields.shape == (3, 1, GRID.n_faces)
+    assert found.scaled_transmissibility_fields.shape == (3, 1, GRID.n_faces)
     np.testing.assert_array_equal(found.wall_probability, again.wall_probability)
     assert 0 < found.iterations.sum() <= 4
     # Repeats that differ by rounding only are not noise of that size.
@@ -487,7 +487,9 @@ def test_search_ends_with_further_fields_and_repeats_by_seed(noise):
 def test_a_voxel_does_not_depend_on_those_before_it():
     acquisition = acquisition_of(6)
     found = inversion_of(acquisition).run(np.stack([signals_of_l(acquisition)] * 2), None)
-    np.testing.assert_array_equal(found.openness[0], found.openness[1])
+    np.testing.assert_array_equal(
+        found.scaled_transmissibility[0], found.scaled_transmissibility[1]
+    )
 
 
 def test_noise_that_is_not_given_is_that_of_each_echo_time(monkeypatch):
@@ -531,7 +533,7 @@ def test_search_survives_data_that_no_cells_explain(case):
         "above one": 1 + rng.random(len(acquisition)),
     }[case]
     found = inversion_of(acquisition, 2).run(data[None], None)
-    assert not found.converged[0] and np.isfinite(found.openness).all()
+    assert not found.converged[0] and np.isfinite(found.scaled_transmissibility).all()
 
 
 def test_search_ends_early_and_says_so_where_no_cells_come_near_the_data(monkeypatch):

@@ -282,11 +282,11 @@ def test_grids_without_point_symmetry_and_wrong_masks_are_refused():
     wall = np.ones(1, dtype=bool)
     with pytest.raises(ValueError, match="differs from its reflection"):
         compare_walls(wall, wall, grid, point_reflection=True)
-    with pytest.raises(ValueError, match="found has shape .* such as wall_mask"):
+    with pytest.raises(ValueError, match="estimated has shape .* such as wall_mask"):
         compare_walls(SPHERE, wall_mask(SPHERE), GRID)
     with pytest.raises(ValueError, match="true has shape"):
         compare_walls(NO_WALL, NO_WALL[:5], GRID)
 
 
 def test_wall_mask_takes_a_threshold():
-    assert wall_mask(np.array([0.0, 0.5, 100.0, np.inf]), below=1.0).tolist() == [1, 1, 0, 0]
+    assert wall_mask(np.array([0.0, 0.5, 100.0, np.inf]), threshold=1.0).tolist() == [1, 1, 0, 0]

@@ -17,27 +17,27 @@ from dipy_spinverse.inversion import (
     DEFAULT_CURRICULUM,
     Binarisation,
     Continuity,
-    Inversion,
+    FaceSolver,
     InversionSettings,
     Manifoldness,
     Stage,
     WallArea,
-    openness,
     priors,
+    scaled_transmissibility,
     transmissibility,
 )
 from dipy_spinverse.inversion.adam import adam
 from dipy_spinverse.inversion.curriculum import check_curriculum, default_curriculum
 from dipy_spinverse.inversion.gauss_newton import data_space_step, gauss_newton
-from dipy_spinverse.inversion.priors import evaluate
-from dipy_spinverse.inversion.protocols import ForwardModel, Prior, VoxelInversion
+from dipy_spinverse.inversion.priors import evaluate_priors
+from dipy_spinverse.inversion.protocols import ForwardModel, Prior, WallSolver
 from dipy_spinverse.inversion.uncertainty import Laplace, probability_below
 from dipy_spinverse.inversion.unknowns import SignalModel
 from dipy_spinverse.substrates.walls_of_bodies import from_inside
 from dipy_spinverse.voxels.noise import noise_from_b0, noise_from_residual
 
 PRIORS = [WallArea(0.3), Continuity(0.7), Manifoldness(0.4), Binarisation(1.1)]
-assert {type(prior).__name__ for prior in PRIORS} == set(priors.__all__) - {"evaluate"}
+assert {type(prior).__name__ for prior in PRIORS} == set(priors.__all__) - {"evaluate_priors"}
 
 
 def random_tensor(*shape, seed=0, low=0.0, high=1.0):
@@ -53,7 +53,7 @@ def closed_surface():
 
 
 def wall_value(prior, walls):
-    return float(evaluate([prior], GRID, 1 - walls)[0])
+    return float(evaluate_priors([prior], GRID, 1 - walls)[0])
 
 
 # ---------------------------------------------------------------- priors
@@ -65,13 +65,13 @@ def test_gradient_of_a_prior_matches_differences(prior, field):
     s = random_tensor(1, GRID.n_faces)
     if field == "closed and open":
         s = 1e-5 + (1 - 2e-5) * s.round()  # room for the differences within [0, 1]
-    _, gradient, _ = evaluate([prior], GRID, s)
+    _, gradient, _ = evaluate_priors([prior], GRID, s)
     faces = np.random.default_rng(1).choice(GRID.n_faces, 30, replace=False)
     change = 1e-5
     shifted = s.repeat(2 * len(faces), 1)
     shifted[np.arange(len(faces)), faces] += change
     shifted[np.arange(len(faces)) + len(faces), faces] -= change
-    up, down = evaluate([prior], GRID, shifted)[0].reshape(2, -1)
+    up, down = evaluate_priors([prior], GRID, shifted)[0].reshape(2, -1)
     expected = (up - down) / (2 * change)
     # Continuity is regularised by 1e-6 per face of an edge, relative.
     torch.testing.assert_close(gradient[0, faces], expected, rtol=1e-4, atol=1e-4)
@@ -80,18 +80,18 @@ def test_gradient_of_a_prior_matches_differences(prior, field):
 @pytest.mark.parametrize("prior", PRIORS, ids=lambda prior: type(prior).__name__)
 def test_gauss_newton_weight_is_not_negative_and_one_for_each_face(prior):
     assert isinstance(prior, Prior)
-    _, gradient, weight = evaluate([prior], GRID, random_tensor(3, GRID.n_faces))
+    _, gradient, weight = evaluate_priors([prior], GRID, random_tensor(3, GRID.n_faces))
     assert gradient.shape == weight.shape == (3, GRID.n_faces)
     assert (weight >= 0).all()
 
 
 def test_priors_add_up_and_no_prior_is_zero():
     s = random_tensor(2, GRID.n_faces)
-    together = evaluate(PRIORS, GRID, s)
-    single = [evaluate([prior], GRID, s) for prior in PRIORS]
+    together = evaluate_priors(PRIORS, GRID, s)
+    single = [evaluate_priors([prior], GRID, s) for prior in PRIORS]
     for part, parts in zip(together, zip(*single, strict=True), strict=True):
         torch.testing.assert_close(part, sum(parts))
-    assert all((part == 0).all() for part in evaluate([], GRID, s))
+    assert all((part == 0).all() for part in evaluate_priors([], GRID, s))
 
 
 def test_continuity_is_zero_on_closed_surfaces_and_counts_the_ends_of_a_sheet():
@@ -143,13 +143,13 @@ def test_binarisation_vanishes_at_walls_and_open_faces():
 # ---------------------------------------------------------------- unknowns
 
 
-def test_openness_and_transmissibility_are_inverses_with_exact_ends():
+def test_scaled_transmissibility_and_transmissibility_are_inverses_with_exact_ends():
     s = torch.linspace(0, 1, 101, dtype=torch.float64)
     tau = transmissibility(s)
     assert tau[0] == 0 and tau[-1] == 1
-    assert openness(tau)[0] == 0 and openness(tau)[-1] == 1
+    assert scaled_transmissibility(tau)[0] == 0 and scaled_transmissibility(tau)[-1] == 1
     assert (tau.diff() > 0).all()
-    torch.testing.assert_close(openness(tau), s)
+    torch.testing.assert_close(scaled_transmissibility(tau), s)
 
 
 def signal_model(acquisition, *, amplitudes=True, free_water=True):
@@ -302,7 +302,8 @@ def test_gauss_newton_lowers_the_objective_within_bounds():
 
     def objective(x):
         return (
-            misfit(model, data, sigma, x) + evaluate(stage.priors, GRID, x[:, : GRID.n_faces])[0]
+            misfit(model, data, sigma, x)
+            + evaluate_priors(stage.priors, GRID, x[:, : GRID.n_faces])[0]
         )
 
     assert (objective(found) < 0.2 * objective(start)).all()
@@ -325,8 +326,8 @@ def test_voxel_inversions_keep_the_same_promise():
     acquisition, grid = multi_shell(2), bcc_grid(2, 5.0, boundary="absorbing")
     settings = InversionSettings(diffusivity=2.0)
     cells = CellInversion(acquisition, grid, diffusivity=2.0, n_fields=0, seed=0)
-    for inversion in (Inversion(acquisition, grid, settings), cells):
-        assert isinstance(inversion, VoxelInversion)
+    for inversion in (FaceSolver(acquisition, grid, settings), cells):
+        assert isinstance(inversion, WallSolver)
 
 
 def test_each_voxel_is_fitted_as_if_alone_even_beside_nan():
@@ -460,8 +461,8 @@ def test_default_curriculum_follows_optimiser_and_boundary():
 
 
 @pytest.mark.parametrize("curriculum", [[], [Stage(max_iterations=3)]])
-def test_curriculum_without_a_start_is_refused(curriculum):
-    with pytest.raises(ValueError, match=r"curriculum has . stages; the first one needs a start"):
+def test_curriculum_without_an_initial_value_is_refused(curriculum):
+    with pytest.raises(ValueError, match=r"curriculum has . stages; the first one needs an initial_value"):
         check_curriculum(curriculum)
 
 
@@ -568,5 +569,5 @@ def test_probability_below_is_that_of_a_truncated_normal():
 def test_grids_without_shared_edges_of_walls_have_finite_priors():
     grid = bcc_grid(2, 5.0, boundary="absorbing")
     s = random_tensor(1, grid.n_faces)
-    for part in evaluate(PRIORS, grid, s):
+    for part in evaluate_priors(PRIORS, grid, s):
         assert torch.isfinite(part).all()

@@ -19,7 +19,7 @@ from dipy_spinverse.inversion import (
     Stage,
     WallArea,
 )
-from dipy_spinverse.inversion.curriculum import Progress
+from dipy_spinverse.inversion.curriculum import StageResult
 from dipy_spinverse.inversion.unknowns import wall_faces
 from dipy_spinverse.spinverse.model import SpinverseFit, Status
 from dipy_spinverse.substrates.walls_of_bodies import from_inside
@@ -28,7 +28,7 @@ from dipy_spinverse.walls.interface import InterfaceMesh, compare_walls
 # Enough to find something in under a second per voxel; what is promised of every fit does not
 # depend on the number of iterations.
 QUICK = (
-    Stage(diffusion_times=(0,), priors=(WallArea(0.05),), max_iterations=2, start=0.8),
+    Stage(diffusion_times=(0,), priors=(WallArea(0.05),), max_iterations=2, initial_value=0.8),
     Stage(priors=(WallArea(0.1),), max_iterations=2),
 )
 ACQUISITION = multi_shell()
@@ -105,7 +105,9 @@ def test_closed_body_in_an_absorbing_box_is_recovered_exactly(body_in_a_box):
     grid, walls, acquisition, signals = body_in_a_box
     # Its own curriculum, so that the default one can be tuned on harder bodies.
     curriculum = (
-        Stage(diffusion_times=(0,), priors=(WallArea(0.01),), max_iterations=15, start=0.15),
+        Stage(
+            diffusion_times=(0,), priors=(WallArea(0.01),), max_iterations=15, initial_value=0.15
+        ),
         Stage(priors=(WallArea(0.1),), max_iterations=15),
         Stage(priors=(WallArea(0.3), Manifoldness(0.1)), max_iterations=10),
         Stage(priors=(WallArea(0.1),), max_iterations=15),
@@ -186,7 +188,7 @@ def test_adam_baseline_explains_the_signals_within_its_permeabilities(body_in_a_
     few = acquisition.subset(np.arange(len(acquisition)) % 3 == 0)
     data = signals[::3]
     curriculum = (
-        Stage(diffusion_times=(0,), max_iterations=25, start=0.5),
+        Stage(diffusion_times=(0,), max_iterations=25, initial_value=0.5),
         Stage(diffusion_times=(1,), max_iterations=25),
     )
     model = SpinverseModel(few, grid=grid, optimizer="adam", curriculum=curriculum)
@@ -198,14 +200,14 @@ def test_adam_baseline_explains_the_signals_within_its_permeabilities(body_in_a_
 
 
 def test_adam_does_not_go_beyond_its_schedule(monkeypatch, volume):
-    import dipy_spinverse.inversion.inversion as inversion
+    import dipy_spinverse.inversion.face_solver as inversion
 
     counted = []
 
     def counting(model, data, sigma, start, stage):
         counted.append(stage.max_iterations)
         ones = torch.ones(len(start), dtype=torch.bool)
-        return start, Progress(ones, 1 * ones, 1.0 * ones)
+        return start, StageResult(ones, 1 * ones, 1.0 * ones)
 
     monkeypatch.setitem(inversion.OPTIMIZERS, "adam", counting)
     model = SpinverseModel(ACQUISITION, grid=GRID, optimizer="adam")
@@ -655,7 +657,7 @@ def test_history_tells_what_each_stage_did(model, volume):
 
 
 CURRICULUM = (
-    Stage((0, 1), priors=(WallArea(0.1), Continuity(0.1)), max_iterations=2, start=0.7),
+    Stage((0, 1), priors=(WallArea(0.1), Continuity(0.1)), max_iterations=2, initial_value=0.7),
     Stage(priors=(Manifoldness(0.1, temperature=0.3), Binarisation(0.2)), max_iterations=2),
 )
 

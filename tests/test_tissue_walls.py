@@ -11,9 +11,14 @@ from dipy_spinverse import Acquisition, SpinverseModel, Status, bcc_grid
 from dipy_spinverse.acquisition.encodings import pulsed_gradients
 from dipy_spinverse.bloch_torrey import relative_transmissibility
 from dipy_spinverse.packed_cells.maps import PARAMETERS
-from dipy_spinverse.spinverse import departures
-from dipy_spinverse.spinverse.departures import Patch, _evidence, _foretold, departure
-from dipy_spinverse.spinverse.packings import packing_of, scaled
+from dipy_spinverse.spinverse import wall_corrections
+from dipy_spinverse.spinverse.packings import packing_of, rescaled_grid
+from dipy_spinverse.spinverse.wall_corrections import (
+    Patch,
+    _evidence,
+    _predicts_held_out,
+    corrected_walls,
+)
 from dipy_spinverse.walls.maps import wall_maps
 
 LATTICE = bcc_grid(4, 5.0)
@@ -74,18 +79,20 @@ def test_packing_lies_along_the_axis_of_its_draw():
         b=[0, 2, 2], directions=[[0, 0, 0], along, across / np.linalg.norm(across)],
         small_delta=8, big_delta=45,
     )  # fmt: skip
-    signals = Patch(found, both).signals(found.openness)
+    signals = Patch(found, both).signals(found.scaled_transmissibility)
     assert signals[1] == pytest.approx(np.exp(-2 * 2.0), abs=0.02)  # free along cylinders
     assert signals[2] > 0.3
     # The same with waveforms.
     pulses = pulsed_gradients(both.b, both.directions, 8, 45, ramp=1e-3)
-    np.testing.assert_allclose(Patch(found, pulses).signals(found.openness), signals, atol=2e-3)
+    np.testing.assert_allclose(
+        Patch(found, pulses).signals(found.scaled_transmissibility), signals, atol=2e-3
+    )
 
 
 def test_lattice_of_another_length_has_the_signals_of_a_scaled_world():
     fine, coarse = (bcc_grid(4, size) for size in (2.0, 5.0))
     for name in ("volumes", "face_areas", "face_distances", "displacements", "period_um"):
-        np.testing.assert_allclose(getattr(scaled(coarse, 0.4), name), getattr(fine, name))
+        np.testing.assert_allclose(getattr(rescaled_grid(coarse, 0.4), name), getattr(fine, name))
 
 
 NOISE = 0.004
@@ -94,16 +101,16 @@ NOISE = 0.004
 def changed(found):
     """Walls with a partition: the faces across one plane of the lattice are half closed."""
     across = np.abs(found.grid.face_normals[:, 2]) > 0.5
-    openness = found.openness.copy()
+    scaled_transmissibility = found.scaled_transmissibility.copy()
     low = np.abs(found.grid.face_points.mean(axis=1)[:, 2]) < 0.26 * found.grid.period_um[2]
-    openness[across & low] *= 0.3
-    return openness
+    scaled_transmissibility[across & low] *= 0.3
+    return scaled_transmissibility
 
 
 def test_changes_of_walls_hardly_hang_on_the_steps_in_time(monkeypatch):
     found = packing()
     few = Patch(found, ACQUISITION).change(changed(found))
-    monkeypatch.setattr(departures, "_STEPS", 32)
+    monkeypatch.setattr(wall_corrections, "_STEPS", 32)
     many = Patch(found, ACQUISITION).change(changed(found))
     # 0.2 % here: much less than what noise leaves to be known of a change.
     np.testing.assert_allclose(few, many, atol=0.005 * np.abs(many).max())
@@ -119,14 +126,14 @@ def test_walls_leave_the_packing_where_the_data_ask_for_it():
     noise = np.random.default_rng(0).standard_normal(len(ACQUISITION))
     residual = weight * patch.change(changed(found)) + noise
     assert (residual**2).mean() > 10
-    left = departure(patch, weight, residual)
+    left = corrected_walls(patch, weight, residual)
     assert left is not None and left.n_determined > 1
-    assert ((0 <= left.openness) & (left.openness <= 1)).all()
+    assert ((0 <= left.scaled_transmissibility) & (left.scaled_transmissibility <= 1)).all()
     # The evidence takes for noise what is not linear in so large a change.
     assert ((residual - left.change) ** 2).mean() < 0.01 * (residual**2).mean()
     # And it foretells measurements of another time and other directions.
     unseen = Patch(found, other)
-    expected, foretold = unseen.change(changed(found)), unseen.change(left.openness)
+    expected, foretold = unseen.change(changed(found)), unseen.change(left.scaled_transmissibility)
     assert ((expected - foretold) ** 2).mean() < 0.1 * (expected**2).mean()
 
 
@@ -135,9 +142,9 @@ def test_walls_stay_in_the_packing_where_there_is_only_noise(seed):
     patch = Patch(packing(), ACQUISITION)
     noise = np.random.default_rng(seed).standard_normal(len(ACQUISITION))
     weight = np.full(len(ACQUISITION), 1 / NOISE)
-    assert departure(patch, weight, noise) is None
+    assert corrected_walls(patch, weight, noise) is None
     # Nor where the noise is larger than was said: that is not a reason for walls.
-    assert departure(patch, weight, 3 * noise) is None
+    assert corrected_walls(patch, weight, 3 * noise) is None
 
 
 def test_noise_seldom_looks_like_changes_of_walls():
@@ -149,13 +156,13 @@ def test_noise_seldom_looks_like_changes_of_walls():
     for _ in range(300):
         noise = 1.5 * rng.standard_normal(120)
         asked += _evidence(strength, basis.T @ noise, 120, noise @ noise)[1] > 0
-        foretold += _foretold(basis, noise, folds)
+        foretold += _predicts_held_out(basis, noise, folds)
     # One of 1000, and two standard errors: 2 %. Three times as often is chance in 300 draws.
     assert asked <= 3 and foretold <= 20
     changed = basis @ (10 * np.sqrt(strength) * rng.standard_normal(20)) + rng.standard_normal(120)
     variance, prior = _evidence(strength, basis.T @ changed, 120, changed @ changed)
     assert variance == pytest.approx(1, abs=0.3) and prior == pytest.approx(100, rel=0.8)
-    assert _foretold(basis * np.sqrt(strength * prior / variance), changed, folds)
+    assert _predicts_held_out(basis * np.sqrt(strength * prior / variance), changed, folds)
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,15 @@ from inversion_cases import shells
 
 from dipy_spinverse import SpinverseModel, Status, bcc_grid
 from dipy_spinverse.bloch_torrey import relative_transmissibility
-from dipy_spinverse.inversion import Inversion, InversionSettings, Reconstruction, openness
-from dipy_spinverse.inversion.curriculum import Progress
-from dipy_spinverse.inversion.inversion import OPTIMIZERS
-from dipy_spinverse.inversion.protocols import VoxelInversion
+from dipy_spinverse.inversion import (
+    FaceSolver,
+    InversionSettings,
+    Reconstruction,
+    scaled_transmissibility,
+)
+from dipy_spinverse.inversion.curriculum import StageResult
+from dipy_spinverse.inversion.face_solver import OPTIMIZERS
+from dipy_spinverse.inversion.protocols import WallSolver
 from dipy_spinverse.spinverse.chunk import FitChunk
 from dipy_spinverse.substrates import spheres
 from dipy_spinverse.voxels.image import Voxels
@@ -36,14 +41,14 @@ class Found:
     def __init__(self, sigma=0.01, free_water=0.0, open_transmissibility=1.0):
         self.sigma, self.free_water = sigma, free_water
         tau = relative_transmissibility(GRID, SPHERE, 2.0) * open_transmissibility
-        self.openness = openness(tau)
+        self.scaled_transmissibility = scaled_transmissibility(tau)
 
     def run(self, data, sigma):
         n = len(data)
         return Reconstruction(
-            openness=np.repeat(self.openness[None], n, axis=0),
-            openness_fields=np.zeros((0, n, GRID.n_faces)),
-            wall_probability=np.repeat(self.openness[None] < 0.5, n, axis=0).astype(float),
+            scaled_transmissibility=np.repeat(self.scaled_transmissibility[None], n, axis=0),
+            scaled_transmissibility_fields=np.zeros((0, n, GRID.n_faces)),
+            wall_probability=1.0 * np.repeat(self.scaled_transmissibility[None] < 0.5, n, axis=0),
             amplitudes=np.ones((n, 2)), free_water=np.full(n, self.free_water),
             free_water_fields=np.zeros((0, n)),
             sigma=np.full(n, self.sigma) if sigma is None else sigma,
@@ -54,7 +59,7 @@ class Found:
 
 def fit(monkeypatch, noise, sigma=None, **found):
     """A fit of data that are off by the noise of each measurement, to walls with `SIGNALS`."""
-    assert isinstance(Found(), VoxelInversion)
+    assert isinstance(Found(), WallSolver)
     monkeypatch.setattr(SpinverseModel, "_inversion", lambda *_: Found(**found))
     model = SpinverseModel(ACQUISITION, grid=GRID, optimizer="adam")
     signs = np.random.default_rng(1).choice([-1, 1], len(SIGNALS))
@@ -108,13 +113,13 @@ def test_each_field_is_of_data_with_noise_of_its_own_added(monkeypatch):
     def counting(model, data, sigma, start, stage):
         seen.append(data.numpy().copy())
         ones = torch.ones(len(start), dtype=torch.bool)
-        return start, Progress(ones, 1 * ones, 1.0 * ones)
+        return start, StageResult(ones, 1 * ones, 1.0 * ones)
 
     monkeypatch.setitem(OPTIMIZERS, "adam", counting)
     settings = InversionSettings(diffusivity=2.0, optimizer="adam", n_fields=2)
-    inversion = Inversion(ACQUISITION, GRID, settings)
+    inversion = FaceSolver(ACQUISITION, GRID, settings)
     found = inversion.run(np.stack([SIGNALS, SIGNALS]), np.array([0.02, 0.05]))
-    assert found.openness_fields.shape[0] == 2
+    assert found.scaled_transmissibility_fields.shape[0] == 2
     estimate, *fields = seen[1::2]  # each has two stages
     added = np.array([field - estimate for field in fields])
     repeats = np.where(estimate == 1, 12, 1)[0]

@@ -16,10 +16,10 @@ from dipy_spinverse.cell_search.labelled import Cells, face_transmissibility
 from dipy_spinverse.cell_search.search import CellSearch
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.inversion.reconstruction import Reconstruction
-from dipy_spinverse.inversion.unknowns import openness
+from dipy_spinverse.inversion.unknowns import scaled_transmissibility
 from dipy_spinverse.voxels.noise import noise_of_each_te
 from dipy_spinverse.voxels.progress import stepwise
-from dipy_spinverse.walls.patterns import aligned
+from dipy_spinverse.walls.patterns import align_fields
 
 # Error of simulated signals in the search, over the initial magnetisation: that of float32 and of
 # its steps in time.
@@ -27,7 +27,7 @@ _LEAST_SIGMA = 1.5e-5
 
 
 class CellInversion:
-    """As :class:`dipy_spinverse.inversion.Inversion`, for separate cells and a known S0.
+    """A :class:`dipy_spinverse.inversion.protocols.WallSolver`, for separate cells and a known S0.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class CellInversion:
     estimates_noise = True
 
     def run(self, data: np.ndarray, sigma: np.ndarray | None) -> Reconstruction:
-        """Find the cells of V voxels; arguments as :meth:`Inversion.run`."""
+        """Find the cells of V voxels; arguments as :meth:`WallSolver.run`."""
         noise, freedom = np.zeros((len(data), len(self._acquisition.echo_times))), np.inf
         if sigma is not None:
             noise += sigma[:, None]
@@ -108,11 +108,11 @@ class CellInversion:
         # Negative samples are of real parts, which noise does not lift.
         rician = np.zeros_like(level) if (data < 0).any() else level
         found = self.search.run(averaged, sigma, rician, freedom, self._n_fields)
-        fields = self._openness([found.best, *found.draws])
-        fields[1:] = 1 - aligned(self._grid, 1 - fields[1:], 1 - fields[0])
+        fields = self._scaled_transmissibility([found.best, *found.draws])
+        fields[1:] = 1 - align_fields(self._grid, 1 - fields[1:], 1 - fields[0])
         return {
-            "openness": fields[0],
-            "openness_fields": fields[1:],
+            "scaled_transmissibility": fields[0],
+            "scaled_transmissibility_fields": fields[1:],
             "wall_probability": (fields < 0.5).mean(axis=0),
             "predicted": (found.best.signals * sigma)[self._encoding],
             "converged": found.solved,
@@ -121,8 +121,8 @@ class CellInversion:
             "misfit": np.array([((found.best.signals - averaged / sigma) ** 2).mean()]),
         }
 
-    def _openness(self, states: list[Cells]):
+    def _scaled_transmissibility(self, states: list[Cells]):
         labels = np.array([state.labels for state in states])
         leaks = np.array([state.leaks for state in states])
         tau = face_transmissibility(self._grid, labels, leaks)
-        return openness(torch.as_tensor(tau)).numpy()
+        return scaled_transmissibility(torch.as_tensor(tau)).numpy()

@@ -18,7 +18,7 @@ from dipy_spinverse.voxels.rician import (
     rician_target,
 )
 
-_DAMPING = Damping(first=1e-2, least=1e-9, largest=1e5, growth=4.0, acceleration=2.0)
+_DAMPING = Damping(initial=1e-2, minimum=1e-9, maximum=1e5, growth=4.0, acceleration=2.0)
 _EASIER = 0.2  # damping after a step that helps
 # A step that gains less, in -ln(probability), or this share of it, is the last.
 _LEAST_GAIN, _LEAST_SHARE = 0.1, 1e-3

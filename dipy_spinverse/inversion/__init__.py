@@ -6,10 +6,14 @@ from dipy_spinverse.inversion.curriculum import (
     DEFAULT_CURRICULUM,
     Stage,
 )
-from dipy_spinverse.inversion.inversion import Inversion, InversionSettings
+from dipy_spinverse.inversion.face_solver import FaceSolver, InversionSettings
 from dipy_spinverse.inversion.priors import Binarisation, Continuity, Manifoldness, WallArea
 from dipy_spinverse.inversion.reconstruction import Reconstruction
-from dipy_spinverse.inversion.unknowns import WALL_THRESHOLD, openness, transmissibility
+from dipy_spinverse.inversion.unknowns import (
+    WALL_THRESHOLD,
+    scaled_transmissibility,
+    transmissibility,
+)
 
 __all__ = [
     "ADAM_CURRICULUM",
@@ -18,12 +22,12 @@ __all__ = [
     "WALL_THRESHOLD",
     "Binarisation",
     "Continuity",
-    "Inversion",
+    "FaceSolver",
     "InversionSettings",
     "Manifoldness",
     "Reconstruction",
     "Stage",
     "WallArea",
-    "openness",
+    "scaled_transmissibility",
     "transmissibility",
 ]

@@ -7,9 +7,13 @@ import math
 import torch
 
 from dipy_spinverse.bloch_torrey.finite_volumes.operator import face_resistance
-from dipy_spinverse.inversion.curriculum import Progress, Stage
-from dipy_spinverse.inversion.priors import evaluate
-from dipy_spinverse.inversion.unknowns import SignalModel, openness, transmissibility
+from dipy_spinverse.inversion.curriculum import Stage, StageResult
+from dipy_spinverse.inversion.priors import evaluate_priors
+from dipy_spinverse.inversion.unknowns import (
+    SignalModel,
+    scaled_transmissibility,
+    transmissibility,
+)
 
 # Permeabilities in um/ms, as published.
 _LOWEST = 0.01
@@ -24,7 +28,7 @@ def adam(
     sigma: torch.Tensor,
     start: torch.Tensor,
     stage: Stage,
-) -> tuple[torch.Tensor, Progress]:
+) -> tuple[torch.Tensor, StageResult]:
     """Minimise |(S(x) - data) / sigma|^2 / 2 + priors(x) with Adam [1]_.
 
     The variable of a face is theta with permeability 0.01 (100 / 0.01)^sigmoid(theta) um/ms.
@@ -67,7 +71,7 @@ def adam(
     def current():
         kappa = _LOWEST * (_HIGHEST / _LOWEST) ** torch.sigmoid(theta)
         tau = 1 / (1 + 1 / (kappa * resistance))
-        return tau, openness(tau)
+        return tau, scaled_transmissibility(tau)
 
     for _ in range(stage.max_iterations):
         optimiser.zero_grad()
@@ -77,10 +81,10 @@ def adam(
         _, amplitude, _ = model.split(unknowns)
         residual = (amplitude * in_grid - data) / sigma
         by_tau = simulator.pull_back(tau.detach(), residual * amplitude / sigma).to(data)
-        _, by_openness, _ = evaluate(stage.priors, grid, face_part.detach())
-        torch.autograd.backward([tau, face_part], [by_tau, by_openness])
+        _, gradient, _ = evaluate_priors(stage.priors, grid, face_part.detach())
+        torch.autograd.backward([tau, face_part], [by_tau, gradient])
         optimiser.step()
     unknowns[:, : model.n_faces] = current()[1].detach()
     iterations = torch.full((len(data),), stage.max_iterations, device=data.device)
     misfit = residual.square().mean(dim=1)
-    return unknowns, Progress(torch.ones_like(iterations, dtype=torch.bool), iterations, misfit)
+    return unknowns, StageResult(torch.ones_like(iterations, dtype=torch.bool), iterations, misfit)

@@ -28,23 +28,23 @@ class Stage:
     max_iterations : int
     tolerance : float
         The stage ends where an iteration lowers the objective by a smaller share than this.
-    start : float or None
-        Openness that all faces start from, about which they are spread at random; where None,
-        the stage goes on from the one before.
+    initial_value : float or None
+        Mean scaled transmissibility of the random initial values of all faces; where None, the
+        stage continues from the result of the one before.
 
     Examples
     --------
     >>> from dipy_spinverse.inversion.priors import WallArea
     >>> Stage(diffusion_times=(0,), priors=(WallArea(0.1),), max_iterations=10)
     Stage(diffusion_times=(0,), priors=(WallArea(weight=0.1),), max_iterations=10,
-          tolerance=0.001, start=None)
+          tolerance=0.001, initial_value=None)
     """
 
     diffusion_times: tuple[int, ...] | None = None
     priors: tuple = ()
     max_iterations: int = 10
     tolerance: float = 1e-3
-    start: float | None = None
+    initial_value: float | None = None
 
     def measurements(self, acquisition: Measurements) -> np.ndarray:
         """Mask (M,) of the measurements that take part."""
@@ -56,7 +56,7 @@ class Stage:
         return np.isin(times, weighted[ranks]) | acquisition.b0_mask
 
 
-class Progress(NamedTuple):
+class StageResult(NamedTuple):
     """What a stage did in V voxels: whether it met its stopping rule, iterations, and misfit.
 
     The misfit is the mean squared residual of the stage's measurements over their noise.
@@ -71,7 +71,7 @@ class Progress(NamedTuple):
 # walls, which carries the field out of minima with too many; then the prior at its proper
 # strength.
 DEFAULT_CURRICULUM = (
-    Stage(diffusion_times=(0, 1), priors=(WallArea(0.01),), max_iterations=8, start=0.8),
+    Stage(diffusion_times=(0, 1), priors=(WallArea(0.01),), max_iterations=8, initial_value=0.8),
     Stage(priors=(WallArea(0.2),), max_iterations=8),
     Stage(priors=(WallArea(0.1),), max_iterations=10),
 )
@@ -79,23 +79,23 @@ DEFAULT_CURRICULUM = (
 # A body in an absorbing box is carved out of an almost closed grid: the longest time opens the
 # outside, from which spins are lost, first.
 CARVING_CURRICULUM = (
-    Stage(diffusion_times=(0,), priors=(WallArea(0.1),), max_iterations=15, start=0.15),
+    Stage(diffusion_times=(0,), priors=(WallArea(0.1),), max_iterations=15, initial_value=0.15),
     Stage(priors=(WallArea(0.1),), max_iterations=20),
 )
 
 # As published: 200 iterations at the longest time, 200 at the next, no priors.
 ADAM_CURRICULUM = (
-    Stage(diffusion_times=(0,), max_iterations=200, start=0.5),
+    Stage(diffusion_times=(0,), max_iterations=200, initial_value=0.5),
     Stage(diffusion_times=(1,), max_iterations=200),
 )
 
 
 def check_curriculum(curriculum: Sequence[Stage]) -> None:
     """Raise a ValueError where a curriculum cannot be run."""
-    if len(curriculum) == 0 or curriculum[0].start is None:
+    if len(curriculum) == 0 or curriculum[0].initial_value is None:
         raise ValueError(
-            f"curriculum has {len(curriculum)} stages; the first one needs a start: the openness "
-            "in [0, 1] that all faces start from, such as Stage(start=0.8)."
+            f"curriculum has {len(curriculum)} stages; the first one needs an initial_value, the "
+            "scaled transmissibility in [0, 1] of all faces, such as Stage(initial_value=0.8)."
         )
 
 

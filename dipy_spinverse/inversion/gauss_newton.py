@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dipy_spinverse.inversion.curriculum import Progress, Stage
+from dipy_spinverse.inversion.curriculum import Stage, StageResult
 from dipy_spinverse.inversion.levenberg_marquardt import Damping, levenberg_marquardt
 from dipy_spinverse.inversion.protocols import ForwardModel
 
@@ -15,7 +15,7 @@ _STEP_LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01)
 # A pass that adds less than this share of the decrease so far is the last.
 _LEAST_SHARE = 1e-3
 # In units of the unknowns' curvature, with misfits over the noise; doubling as in [1] below.
-_DAMPING = Damping(first=1.0, least=0.0, largest=1e8, growth=2.0, acceleration=2.0)
+_DAMPING = Damping(initial=1.0, minimum=0.0, maximum=1e8, growth=2.0, acceleration=2.0)
 
 
 def data_space_step(
@@ -96,7 +96,7 @@ def gauss_newton(
     sigma: torch.Tensor,
     start: torch.Tensor,
     stage: Stage,
-) -> tuple[torch.Tensor, Progress]:
+) -> tuple[torch.Tensor, StageResult]:
     """Minimise |(S(x) - data) / sigma|^2 / 2 + priors(x), each voxel on its own.
 
     Parameters
@@ -160,4 +160,4 @@ def gauss_newton(
         return better, better & (decrease < stage.tolerance * objective), shrink
 
     stopped, steps = levenberg_marquardt(advance, misfit, _DAMPING, stage.max_iterations)
-    return x, Progress(stopped, steps, 2 * misfit / data.shape[1])
+    return x, StageResult(stopped, steps, 2 * misfit / data.shape[1])

@@ -1,4 +1,4 @@
-"""The loop of Levenberg-Marquardt for many problems at once: which go on, and how damped."""
+"""The loop of Levenberg-Marquardt over many problems at once: damping and termination."""
 
 from __future__ import annotations
 
@@ -11,58 +11,60 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Damping:
-    """How damping follows from success.
+    """How the damping parameter changes.
 
     Attributes
     ----------
-    first, least, largest : float
-        To begin with; not below; a problem stops above.
+    initial, minimum, maximum : float
+        A problem stops above the maximum.
     growth : float
-        Factor after a step that does not help, and
+        Factor after a rejected step.
     acceleration : float
-        factor of that factor after each further one.
+        Factor of `growth` after each further rejected step.
     """
 
-    first: float
-    least: float
-    largest: float
+    initial: float
+    minimum: float
+    maximum: float
     growth: float
     acceleration: float = 1.0
 
 
 def levenberg_marquardt(
-    advance: Callable, like: Tensor, damping: Damping, max_steps: int
+    advance: Callable, template: Tensor, damping: Damping, max_steps: int
 ) -> tuple[Tensor, Tensor]:
-    """Let V problems take damped steps until each stops.
+    """Damped steps of V problems until each stops.
 
     Parameters
     ----------
     advance : callable
-        ``advance(rows, level) -> better, small, shrink``: one step of the problems ``rows`` (k,)
-        damped by ``level`` (k,), taken where it is ``better`` (k,). There the level changes by
-        ``shrink`` (k,) or (). A problem stops where its step was ``small`` (k,).
-    like : tensor (V,)
-        Of the type and on the device of the levels.
+        ``advance(rows, level) -> accepted, converged, shrink``: one step of the problems ``rows``
+        (k,) with damping ``level`` (k,), applied where it is ``accepted`` (k,). There the damping
+        is multiplied by ``shrink`` (k,) or (). A problem stops where it has ``converged`` (k,).
+    template : tensor (V,)
+        Of the type and on the device of the damping parameters.
     damping : Damping
     max_steps : int
 
     Returns
     -------
     stopped : tensor (V,) of bool
-        By itself, not by `max_steps`.
+        By convergence or at the maximum damping, not by `max_steps`.
     steps : tensor (V,) of int
     """
-    level, growth = (torch.full_like(like, each) for each in (damping.first, damping.growth))
-    stopped = torch.zeros_like(like, dtype=torch.bool)
-    steps = torch.zeros_like(like, dtype=torch.int64)
+    level, growth = (
+        torch.full_like(template, value) for value in (damping.initial, damping.growth)
+    )
+    stopped = torch.zeros_like(template, dtype=torch.bool)
+    steps = torch.zeros_like(template, dtype=torch.int64)
     for _ in range(max_steps):
         rows = torch.nonzero(~stopped)[:, 0]
         if len(rows) == 0:
             break
-        better, small, shrink = advance(rows, level[rows])
-        changed = level[rows] * torch.where(better, shrink, growth[rows])
-        level[rows] = changed.clamp_min(damping.least)
-        growth[rows] = torch.where(better, damping.growth, damping.acceleration * growth[rows])
-        stopped[rows] = small | (level[rows] > damping.largest)
+        accepted, converged, shrink = advance(rows, level[rows])
+        changed = level[rows] * torch.where(accepted, shrink, growth[rows])
+        level[rows] = changed.clamp_min(damping.minimum)
+        growth[rows] = torch.where(accepted, damping.growth, damping.acceleration * growth[rows])
+        stopped[rows] = converged | (level[rows] > damping.maximum)
         steps[rows] += 1
     return stopped, steps

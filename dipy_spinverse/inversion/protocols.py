@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from dipy_spinverse.grid import TetrahedralGrid
-from dipy_spinverse.inversion.curriculum import Progress, Stage
+from dipy_spinverse.inversion.curriculum import Stage, StageResult
 from dipy_spinverse.inversion.reconstruction import Reconstruction
 
 
@@ -63,12 +63,12 @@ class Optimiser(Protocol[Model]):
 
     def __call__(
         self, model: Model, data: Tensor, sigma: Tensor, start: Tensor, stage: Stage, /
-    ) -> tuple[Tensor, Progress]:
+    ) -> tuple[Tensor, StageResult]:
         """Unknowns (V, N) for data and noise (V, M), from a start (V, N), and what was done."""
 
 
 @runtime_checkable
-class VoxelInversion(Protocol):
+class WallSolver(Protocol):
     """From the signals of voxels to wall fields."""
 
     @property

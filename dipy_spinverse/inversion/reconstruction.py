@@ -13,9 +13,9 @@ class Reconstruction:
 
     Attributes
     ----------
-    openness : ndarray (V, F)
+    scaled_transmissibility : ndarray (V, F)
         Estimate, 0 wall to 1 no membrane.
-    openness_fields : ndarray (n, V, F)
+    scaled_transmissibility_fields : ndarray (n, V, F)
         Other fields, moved to where they agree most with the estimate (see `walls.patterns`).
     wall_probability : ndarray (V, F)
     amplitudes : ndarray (V, K)
@@ -39,8 +39,8 @@ class Reconstruction:
         Of the water, um^2/ms, where it was found.
     """
 
-    openness: np.ndarray
-    openness_fields: np.ndarray
+    scaled_transmissibility: np.ndarray
+    scaled_transmissibility_fields: np.ndarray
     wall_probability: np.ndarray
     amplitudes: np.ndarray
     free_water: np.ndarray

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy.special import ndtr
 
-# Precision of a face about which nothing is known: openness uniform in [0, 1].
+# Precision of a face about which nothing is known: scaled transmissibility uniform in [0, 1].
 _UNIFORM_PRECISION = 12.0
 
 

@@ -1,7 +1,7 @@
 """The unknowns of an inversion, and the signals that they predict.
 
-A face carries the openness s in [0, 1] (0 wall, 1 no membrane), a monotonous function of its
-relative transmissibility tau,
+The unknown of a face is the scaled transmissibility s in [0, 1] (0 impermeable, 1 no membrane), a
+monotonic function of its relative transmissibility tau,
 
     s = (1 + c) tau / (tau + c),        tau = s / (1 + (1 - s) / c),
 
@@ -23,33 +23,33 @@ from dipy_spinverse.acquisition.measurements import Measurements
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import Simulator, relative_transmissibility
 from dipy_spinverse.grid import TetrahedralGrid
-from dipy_spinverse.inversion.priors import evaluate
+from dipy_spinverse.inversion.priors import evaluate_priors
 
-# The openness below which a face counts as a wall: half way between wall and open.
+# Scaled transmissibility below which a face counts as a wall: half way between the two.
 WALL_THRESHOLD = 0.5
 # c above.
 _C = 0.4
 _Values = TypeVar("_Values", np.ndarray, torch.Tensor)
 
 
-def openness(transmissibility: _Values) -> _Values:
-    """Openness s in [0, 1] of relative transmissibilities in [0, 1], same shape and kind."""
+def scaled_transmissibility(transmissibility: _Values) -> _Values:
+    """Scaled transmissibility s in [0, 1] of relative ones in [0, 1], same shape and kind."""
     return (1 + _C) * transmissibility / (transmissibility + _C)
 
 
-def transmissibility(openness: torch.Tensor) -> torch.Tensor:
-    """Relative transmissibility in [0, 1] of openness s in [0, 1], same shape."""
-    return openness / (1 + (1 - openness) / _C)
+def transmissibility(scaled: torch.Tensor) -> torch.Tensor:
+    """Relative transmissibility in [0, 1] of the scaled one s in [0, 1], same shape."""
+    return scaled / (1 + (1 - scaled) / _C)
 
 
-def transmissibility_slope(openness):
-    return (1 + 1 / _C) / (1 + (1 - openness) / _C) ** 2
+def transmissibility_slope(scaled):
+    return (1 + 1 / _C) / (1 + (1 - scaled) / _C) ** 2
 
 
 def wall_faces(grid: TetrahedralGrid, permeability: np.ndarray, diffusivity: float) -> np.ndarray:
     """Which faces (..., F) of a field of permeabilities, um/ms, count as walls."""
     tau = relative_transmissibility(grid, permeability, diffusivity)
-    return openness(tau) < WALL_THRESHOLD
+    return scaled_transmissibility(tau) < WALL_THRESHOLD
 
 
 def free_water_signals(acquisition: Measurements, free_diffusivity: float) -> np.ndarray:
@@ -104,7 +104,7 @@ class SignalModel:
         return part
 
     def split(self, unknowns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Openness (V, F), amplitude of each measurement (V, M), free-water fraction (V, 1)."""
+        """s (V, F), amplitude of each measurement (V, M), free-water fraction (V, 1)."""
         face_part = unknowns[:, : self.n_faces]
         if self.n_amplitudes:
             amplitudes = unknowns[:, self.n_faces : self.n_faces + self.n_amplitudes]
@@ -177,6 +177,6 @@ class SignalModel:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Value (V,), gradient and Gauss-Newton weight (V, N) of priors on the walls."""
         face_part = unknowns[:, : self.n_faces]
-        value, gradient, weight = evaluate(priors, self.simulator.grid, face_part)
+        value, gradient, weight = evaluate_priors(priors, self.simulator.grid, face_part)
         others = (0, self.n_unknowns - self.n_faces)
         return value, pad(gradient, others), pad(weight, others)

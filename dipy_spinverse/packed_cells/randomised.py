@@ -37,7 +37,7 @@ _LARGEST_START = 3.0
 _LIKELY = 0.99
 # Draws of which one is where a search ended, and the others are from the Gaussian there.
 _PER_SEARCH = 5
-_DAMPING = Damping(first=3.0, least=1e-3, largest=1e6, growth=8.0)
+_DAMPING = Damping(initial=3.0, minimum=1e-3, maximum=1e6, growth=8.0)
 # Draws at once.
 _ROWS = 4096
 

@@ -26,7 +26,7 @@ _N_PROFILE = 4
 _RADIUS_BINS = 4
 # Relative to the mean curvature, the same for all parameters, whose scale is that of the prior:
 # valleys of good data are narrow and bent, and damping by each parameter's own curvature crawls.
-_DAMPING = Damping(first=1e-4, least=1e-12, largest=1e6, growth=4.0)
+_DAMPING = Damping(initial=1e-4, minimum=1e-12, maximum=1e6, growth=4.0)
 # Of the gain that was expected, and how the damping changes where a step has less.
 _GOOD, _POOR = 0.75, 0.25
 _SHRINK, _HOLD, _GROW = 0.25, 0.7, 2.0

@@ -222,7 +222,7 @@ def placed_meshes(
 
 def _mesh_of(fit, voxel):
     """Mesh of a voxel, and whether it is one of many; None, and a word, where there is none."""
-    from dipy_spinverse.spinverse.fit import SAME_PATTERN
+    from dipy_spinverse.spinverse.fit import AGREEMENT_THRESHOLD
     from dipy_spinverse.voxels import Status
 
     one = fit[voxel]
@@ -230,7 +230,7 @@ def _mesh_of(fit, voxel):
     if status.name not in TRUSTED:
         logger.warning("Voxel %s is %s; no mesh is written for it.", voxel, status.name)
         return None
-    one_of_many = bool(one.has_walls and one.pattern_agreement < SAME_PATTERN)
+    one_of_many = bool(one.has_walls and one.pattern_agreement < AGREEMENT_THRESHOLD)
     mesh = fit.interface(voxel, field=0 if one_of_many else None) if one.has_walls else None
     if mesh is None or len(mesh.triangles) == 0:
         logger.warning("Voxel %s has no walls; no mesh is written for it.", voxel)

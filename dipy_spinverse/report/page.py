@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dipy_spinverse.report.words import TRUSTED, words_of
-from dipy_spinverse.spinverse.fit import SAME_PATTERN
+from dipy_spinverse.spinverse.fit import AGREEMENT_THRESHOLD
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.status import FITTED, Status
 
@@ -235,7 +235,7 @@ def _meshes(fit, voxels, draw):
             continue
         mesh = fit.interface(voxel, field=0)
         if len(mesh.triangles):
-            words = _PATTERN if one.pattern_agreement < SAME_PATTERN else _DETERMINED
+            words = _PATTERN if one.pattern_agreement < AGREEMENT_THRESHOLD else _DETERMINED
             said = words.format(float(one.pattern_agreement))
             found.append((voxel, said, _html(draw.mesh_figure(mesh))))
     return found

@@ -13,7 +13,7 @@ from dipy_spinverse.bloch_torrey import permeability_of
 from dipy_spinverse.cell_search.smooth import smooth_layout
 from dipy_spinverse.inversion import (
     WALL_THRESHOLD,
-    Inversion,
+    FaceSolver,
     Reconstruction,
     transmissibility,
 )
@@ -22,7 +22,7 @@ from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.voxels.noise import noise_of_each_te
 from dipy_spinverse.voxels.statistics import ENDINGS, of_axes, of_fields
 from dipy_spinverse.walls.maps import LONGEST_EXCHANGE_TIME_MS, wall_maps
-from dipy_spinverse.walls.patterns import agreement
+from dipy_spinverse.walls.patterns import mean_pairwise_f1
 
 if TYPE_CHECKING:
     from dipy_spinverse.spinverse.model import SpinverseModel
@@ -74,7 +74,7 @@ class FitChunk:
     """
 
     model: SpinverseModel
-    inversion: Inversion
+    inversion: FaceSolver
     noise_given: bool
 
     def __call__(self, voxels: Voxels) -> dict[str, np.ndarray]:
@@ -97,7 +97,9 @@ class FitChunk:
     def _fields(self, result: Reconstruction, n_voxels):
         """Wall fields, how far they agree, and their maps."""
         grid, diffusivity = self.model.grid, self.model.diffusivity_um2_per_ms
-        fields = np.concatenate([result.openness[None], result.openness_fields])
+        fields = np.concatenate(
+            [result.scaled_transmissibility[None], result.scaled_transmissibility_fields]
+        )
         tau = transmissibility(torch.as_tensor(fields))
         permeability = permeability_of(grid, tau.numpy(), diffusivity)
         walls = (fields < WALL_THRESHOLD).astype(float)
@@ -111,7 +113,7 @@ class FitChunk:
             "field_diffusivity": diffusivity if found is None else found[:, None],
             "field_share": 1.0,
             "wall_probability": result.wall_probability,
-            "pattern_agreement": [agreement(walls[:, voxel]) for voxel in range(n_voxels)],
+            "pattern_agreement": [mean_pairwise_f1(walls[:, voxel]) for voxel in range(n_voxels)],
             "field_free_water": result.free_water,
             "history_iterations": result.iterations,
             "history_misfit": result.misfit,

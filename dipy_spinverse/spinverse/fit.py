@@ -11,7 +11,7 @@ import numpy as np
 
 from dipy_spinverse.bloch_torrey import relative_transmissibility
 from dipy_spinverse.cell_search.smooth import STORED, cells_of, prior_of, smooth_mesh
-from dipy_spinverse.inversion.unknowns import WALL_THRESHOLD, openness, wall_faces
+from dipy_spinverse.inversion.unknowns import WALL_THRESHOLD, scaled_transmissibility, wall_faces
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.status import FITTED, Status
 from dipy_spinverse.walls.interface import InterfaceMesh, interface_mesh
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from dipy_spinverse.packed_cells import PackedCellsFit
 
 # Mean F1 between the walls of fields below which their pattern does not count as determined.
-SAME_PATTERN = 0.8
+AGREEMENT_THRESHOLD = 0.8
 # In front of the names of what is kept of the packed cells.
-TISSUE = "_tissue/"
+CELLS_PREFIX = "_tissue/"
 # What a voxel without a fit is, and what to do about it.
 _NOT_FITTED = {
     Status.NOT_FITTED: "outside of the mask; fit with a mask and walls= that have it",
@@ -172,7 +172,7 @@ class SpinverseFit(VoxelFit):
         ValueError
             A fit of walls alone.
         """
-        values = tissue_of(self._values)
+        values = packed_cells_values(self._values)
         if not values:
             raise ValueError(
                 "tissue is that of packed cells, which were not fitted beside these walls; see "
@@ -285,10 +285,12 @@ def open_transmissibility(voxel: SpinverseFit) -> float:
     """Median transmissibility, over that without a membrane, of a voxel's faces without walls."""
     diffusivity = voxel.field_diffusivity[0] / voxel.field_scale[0]
     tau = relative_transmissibility(voxel.model.grid, voxel.permeability, diffusivity)
-    is_open = openness(tau) >= WALL_THRESHOLD
+    is_open = scaled_transmissibility(tau) >= WALL_THRESHOLD
     return float(np.median(tau[is_open])) if is_open.any() else 1.0
 
 
-def tissue_of(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def packed_cells_values(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Values of the packed cells among those of a fit; empty where there are none."""
-    return {n.removeprefix(TISSUE): v for n, v in values.items() if n.startswith(TISSUE)}
+    return {
+        n.removeprefix(CELLS_PREFIX): v for n, v in values.items() if n.startswith(CELLS_PREFIX)
+    }

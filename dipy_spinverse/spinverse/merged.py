@@ -6,7 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dipy_spinverse.spinverse.fit import SAME_PATTERN, TISSUE, SpinverseFit
+from dipy_spinverse.spinverse.fit import (
+    AGREEMENT_THRESHOLD,
+    CELLS_PREFIX,
+    SpinverseFit,
+)
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.statistics import ENDINGS
 from dipy_spinverse.voxels.status import FITTED, Status
@@ -64,7 +68,7 @@ def tissue_with_walls(
         values |= {name: value for name, value in walls.items() if name in SpinverseFit.WALLS}
         values["wall_status"] = wall_status[fitted][has_walls]
     values |= {"has_walls": has_walls, "packed_cells": ~refuted, "_tissue_status": found}
-    values |= {TISSUE + name: value for name, value in tissue._values.items()}
+    values |= {CELLS_PREFIX + name: value for name, value in tissue._values.items()}
     found = _with_doubt(np.where(refuted, wall_status[fitted], found), has_walls, walls)
     return _spread(screened, found), values
 
@@ -74,7 +78,7 @@ def _with_doubt(status, has_walls, walls):
     agreement = np.ones(len(status))
     if walls:
         agreement[has_walls] = walls["pattern_agreement"]
-    unsure = (status == Status.CONVERGED) & (agreement < SAME_PATTERN)
+    unsure = (status == Status.CONVERGED) & (agreement < AGREEMENT_THRESHOLD)
     return np.where(unsure, Status.PATTERN_NOT_DETERMINED, status)
 
 

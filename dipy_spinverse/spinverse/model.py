@@ -19,14 +19,13 @@ from dipy_spinverse.cell_search.smooth import SmoothCellInversion, signals_of_ce
 from dipy_spinverse.docstrings import fill_doc
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
 from dipy_spinverse.grid.tetrahedral_grid import build_grid
-from dipy_spinverse.inversion import Inversion, InversionSettings, Stage
+from dipy_spinverse.inversion import FaceSolver, InversionSettings, Stage
 from dipy_spinverse.inversion.curriculum import check_curriculum
-from dipy_spinverse.inversion.inversion import OPTIMIZERS
+from dipy_spinverse.inversion.face_solver import OPTIMIZERS
 from dipy_spinverse.inversion.unknowns import free_water_signals
 from dipy_spinverse.packed_cells import PackedCellsModel
 from dipy_spinverse.spinverse.chunk import SMOOTH_CELLS, FitChunk, layout
-from dipy_spinverse.spinverse.departures import LARGEST_LINK_PHASE
-from dipy_spinverse.spinverse.fit import SpinverseFit, tissue_of
+from dipy_spinverse.spinverse.fit import SpinverseFit, packed_cells_values
 from dipy_spinverse.spinverse.merged import tissue_with_walls, walls_alone
 from dipy_spinverse.spinverse.saved import (
     priors_from_json,
@@ -36,9 +35,10 @@ from dipy_spinverse.spinverse.saved import (
 )
 from dipy_spinverse.spinverse.tissue_walls import (
     TissueWalls,
-    change_of_signals,
-    signals_of_walls,
+    permeability_field_signals,
+    signal_correction,
 )
+from dipy_spinverse.spinverse.wall_corrections import LARGEST_LINK_PHASE
 from dipy_spinverse.units import diffusivity_um2_per_ms
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
 from dipy_spinverse.voxels.image import Image, image_of, wanted_voxels
@@ -376,7 +376,7 @@ class SpinverseModel(VoxelModel):
         """Signals (V, M) of packed cells, or of the walls and the free water beside them."""
         if "cell_field" in values:
             return signals_of_cells(values, acquisition, self.grid)
-        has_walls, tissue = values["has_walls"], tissue_of(values)
+        has_walls, tissue = values["has_walls"], packed_cells_values(values)
         walls = {name: value for name, value in values.items() if name in SpinverseFit.WALLS}
         signals = np.empty((len(has_walls), len(acquisition)))
         # Packed cells have no signals of waveforms; walls alone have.
@@ -385,7 +385,7 @@ class SpinverseModel(VoxelModel):
         if alone.any():
             fraction = walls["field_free_water"][:, None]
             free = free_water_signals(acquisition, self.free_diffusivity_um2_per_ms)
-            in_grid = signals_of_walls(self, walls, acquisition)
+            in_grid = permeability_field_signals(self, walls, acquisition)
             signals[alone] = (1 - fraction) * in_grid + fraction * free
         if not alone.all():
             part = {name: value[~alone] for name, value in tissue.items()}
@@ -393,7 +393,7 @@ class SpinverseModel(VoxelModel):
             refuted = ~values["packed_cells"]
             if refuted.any() and pulsed:
                 left = {name: value[refuted[has_walls]] for name, value in walls.items()}
-                signals[refuted] += change_of_signals(self, left, acquisition)
+                signals[refuted] += signal_correction(self, left, acquisition)
         return signals
 
     def _inversion(self, amplitudes, free_water, n_fields):
@@ -450,7 +450,7 @@ class SpinverseModel(VoxelModel):
             seed=self.seed,
             device=self.device,
         )
-        return Inversion(self.acquisition, self.grid, settings)
+        return FaceSolver(self.acquisition, self.grid, settings)
 
     def _voxels_per_chunk(self):
         # Jacobian, its weighted copy and the temporaries of a step.

@@ -18,7 +18,7 @@ from dipy_spinverse.acquisition import Acquisition, Measurements
 from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 from dipy_spinverse.bloch_torrey import relative_transmissibility
 from dipy_spinverse.grid import TetrahedralGrid
-from dipy_spinverse.inversion import openness
+from dipy_spinverse.inversion import scaled_transmissibility
 from dipy_spinverse.substrates import cylinders, spheres
 from dipy_spinverse.walls.maps import wall_maps
 
@@ -69,9 +69,11 @@ class Packing:
     share: float
 
     @cached_property
-    def openness(self) -> np.ndarray:
+    def scaled_transmissibility(self) -> np.ndarray:
         """Openness (F,) of its faces."""
-        return openness(relative_transmissibility(self.grid, self.permeability, self.diffusivity))
+        return scaled_transmissibility(
+            relative_transmissibility(self.grid, self.permeability, self.diffusivity)
+        )
 
     def seen(self, acquisition: Measurements) -> Measurements:
         """Measurements in the frame of the lattice."""
@@ -81,7 +83,7 @@ class Packing:
         return WaveformAcquisition(turned, acquisition.b0_threshold)
 
 
-def scaled(grid: TetrahedralGrid, scale: float) -> TetrahedralGrid:
+def rescaled_grid(grid: TetrahedralGrid, scale: float) -> TetrahedralGrid:
     """The same periodic lattice with all its lengths so many times as large."""
     if scale == 1:
         return grid
@@ -131,7 +133,7 @@ def packing_of(
         for centres, relative in _bodies(grid, shape, size * fraction, rng):
             # As much surface, where the bodies are not as dense as the draw says.
             scale = size * radius / relative
-            lattice = scaled(grid, scale)
+            lattice = rescaled_grid(grid, scale)
             walls = _WALLS[shape](
                 lattice, scale * centres, size * radius, permeability=permeability
             )

@@ -17,18 +17,18 @@ import torch
 
 from dipy_spinverse.acquisition import Measurements
 from dipy_spinverse.bloch_torrey import permeability_of, relative_transmissibility, simulate
-from dipy_spinverse.inversion import WALL_THRESHOLD, openness, transmissibility
+from dipy_spinverse.inversion import WALL_THRESHOLD, scaled_transmissibility, transmissibility
 from dipy_spinverse.packed_cells.posterior import packed_cells_posterior
 from dipy_spinverse.packed_cells.posterior_draws import PackedCellsPosterior
 from dipy_spinverse.spinverse.chunk import statistics_of
-from dipy_spinverse.spinverse.departures import Patch, departure
 from dipy_spinverse.spinverse.fit import SpinverseFit
-from dipy_spinverse.spinverse.packings import Packing, packing_of, scaled
+from dipy_spinverse.spinverse.packings import Packing, packing_of, rescaled_grid
+from dipy_spinverse.spinverse.wall_corrections import Patch, corrected_walls
 from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.voxels.progress import part, stepwise
 from dipy_spinverse.voxels.statistics import of_axes
 from dipy_spinverse.walls.maps import LONGEST_EXCHANGE_TIME_MS, wall_maps
-from dipy_spinverse.walls.patterns import symmetries
+from dipy_spinverse.walls.patterns import face_symmetries
 
 if TYPE_CHECKING:
     from dipy_spinverse.spinverse.model import SpinverseModel
@@ -44,7 +44,7 @@ class _Field:
     """Walls on a lattice of their own length."""
 
     packing: Packing
-    openness: np.ndarray
+    scaled_transmissibility: np.ndarray
     change: np.ndarray
     n_determined: float = 0.0
 
@@ -101,9 +101,9 @@ class TissueWalls:
         lower = squares / before if before else 1.0
         freedom = posterior.degrees_of_freedom[v]
         left = max(freedom - first.n_determined, 1)
-        closed = np.stack([field.openness < WALL_THRESHOLD for field in fields])
+        closed = np.stack([field.scaled_transmissibility < WALL_THRESHOLD for field in fields])
         # Bodies may be anywhere: all places on the lattice are alike.
-        probability = closed[:, symmetries(self.model.grid)].mean(axis=(0, 1))
+        probability = closed[:, face_symmetries(self.model.grid)].mean(axis=(0, 1))
         permeability = np.stack([_permeability(field) for field in fields])
         return {
             "permeability": permeability[0],
@@ -139,12 +139,16 @@ class TissueWalls:
             tissue = {name: value[v] for name, value in parameters.items()}
             packing = packing_of(model.grid, tissue, maps["wall_orientation"][v], rng)
             noise = rng.standard_normal(len(data.residual)) if fields else None
-            found = data.departure(packing, noise) if asked else None
+            found = data.correction(packing, noise) if asked else None
             if found is None:
-                field = _Field(packing, packing.openness, np.zeros(len(data.residual)))
+                field = _Field(
+                    packing, packing.scaled_transmissibility, np.zeros(len(data.residual))
+                )
                 asked = bool(fields) and asked
             else:
-                field = _Field(packing, found.openness, found.change, found.n_determined)
+                field = _Field(
+                    packing, found.scaled_transmissibility, found.change, found.n_determined
+                )
             fields.append(field)
         return fields
 
@@ -161,7 +165,7 @@ class TissueWalls:
             if not field.n_determined:
                 continue
             packing = field.packing
-            both = np.stack([packing.openness, field.openness])
+            both = np.stack([packing.scaled_transmissibility, field.scaled_transmissibility])
             found = wall_maps(
                 packing.grid, transmissibility(torch.as_tensor(both)),
                 diffusivity=packing.diffusivity, diffusion_time=time,
@@ -198,13 +202,13 @@ class _Data:
         lifted = np.sqrt(np.maximum(1 - (noise / np.maximum(predicted, noise + 1e-12)) ** 2, 0))
         return cls(model, (signals - predicted) / sd, sd, amplitude * lifted)
 
-    def departure(self, packing, noise):
+    def corrected_walls(self, packing, noise):
         cube = np.cbrt(12 * packing.grid.volumes.mean())
         if cube < _LEAST_CUBE or not np.isfinite(packing.permeability).any():
             return None
         patch = Patch(packing, self.model.acquisition, self.model.device)
         weight = packing.share * self.slope / self.sd
-        return departure(patch, weight, self.residual, noise)
+        return corrected_walls(patch, weight, self.residual, noise)
 
 
 def _in_common(closed, probability):
@@ -216,11 +220,11 @@ def _in_common(closed, probability):
 def _permeability(field):
     if not field.n_determined:
         return field.packing.permeability
-    tau = transmissibility(torch.as_tensor(field.openness)).numpy()
+    tau = transmissibility(torch.as_tensor(field.scaled_transmissibility)).numpy()
     return permeability_of(field.packing.grid, tau, field.packing.diffusivity)
 
 
-def change_of_signals(
+def signal_correction(
     model: SpinverseModel, values: Mapping[str, np.ndarray], acquisition: Measurements
 ) -> np.ndarray:
     """Signals (V, M) of the first fields less those of the packings that they started from.
@@ -238,11 +242,11 @@ def change_of_signals(
             packing = _packing_of(model, values, v)
             patch = Patch(packing, acquisition, model.device)
             tau = relative_transmissibility(packing.grid, walls, packing.diffusivity)
-            changes[v] = packing.share * patch.change(openness(tau))
+            changes[v] = packing.share * patch.change(scaled_transmissibility(tau))
     return changes
 
 
-def signals_of_walls(
+def permeability_field_signals(
     model: SpinverseModel, values: Mapping[str, np.ndarray], acquisition: Measurements
 ) -> np.ndarray:
     """Signals (V, M) of the first fields alone, on their own lattices; arguments as above."""
@@ -262,4 +266,6 @@ def _packing_of(model, values, v):
         values[f"field_{name}"][v][0] for name in ("scale", "frame", "diffusivity", "share")
     )
     walls = values["packing_permeability"][v]
-    return Packing(scaled(model.grid, scale), scale, frame, walls, float(diffusivity), share)
+    return Packing(
+        rescaled_grid(model.grid, scale), scale, frame, walls, float(diffusivity), share
+    )

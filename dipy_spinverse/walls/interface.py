@@ -157,8 +157,8 @@ class InterfaceMesh:
         else:
             values = {name: [value.astype(np.float32)] for name, value in _per_triangle(self)}
             values["component"] = [self.components.astype(np.int32)]
-            own = {} if self.vertex_std_um is None else {_STD: self.vertex_std_um}
-            mesh = meshio.Mesh(self.vertices_um, cells, cell_data=values, point_data=own)
+            vertex_values = {} if self.vertex_std_um is None else {_STD: self.vertex_std_um}
+            mesh = meshio.Mesh(self.vertices_um, cells, cell_data=values, point_data=vertex_values)
         mesh.write(path)
 
 
@@ -221,11 +221,11 @@ def interface_mesh(
     # Vertices that coincide are one, but not the periodic images of one.
     points = grid.face_points[walls].reshape(-1, 3)
     step = np.cbrt(grid.volumes.min()) * 1e-6 if len(points) else 1.0
-    _, first, triangles = np.unique(
+    _, point_index, triangles = np.unique(
         np.round(points / step).astype(np.int64), axis=0, return_index=True, return_inverse=True
     )
     return InterfaceMesh(
-        vertices_um=points[first],
+        vertices_um=points[point_index],
         triangles=triangles.reshape(-1, 3),
         permeability=permeability[walls],
         wall_probability=wall_probability[walls],

@@ -111,8 +111,8 @@ def wall_maps(
     tau = _checked(grid, transmissibility, diffusivity, diffusion_time)
     free_square = _free_square(grid, diffusivity, diffusion_time)
     chunks = [
-        _maps_of(grid, tau[first : first + _CHUNK], diffusivity, diffusion_time, free_square)
-        for first in range(0, len(tau), _CHUNK)
+        _maps_of(grid, tau[start : start + _CHUNK], diffusivity, diffusion_time, free_square)
+        for start in range(0, len(tau), _CHUNK)
     ]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
@@ -151,8 +151,8 @@ def membrane_normals(
     step = np.linalg.norm(grid.displacements, axis=1).mean()
     time = (_DRIFT_LENGTH * step) ** 2 / (2 * diffusivity)
     drift, _ = displacement_moments(grid, _closed(transmissibility), time, diffusivity)
-    first, second = grid.face_tetrahedra.T
-    normals = drift[:, second] - drift[:, first] + _OWN_NORMAL * grid.displacements
+    origin, target = grid.face_tetrahedra.T
+    normals = drift[:, target] - drift[:, origin] + _OWN_NORMAL * grid.displacements
     normals /= step
     tensor = normals[..., :, None] * normals[..., None, :]
     tensor *= (wall_weights(transmissibility) * grid.face_areas)[..., None, None]
@@ -204,13 +204,13 @@ def _closed(tau):
 
 def _free_square(grid, diffusivity, time):
     """Mean squared displacement per axis without walls, um^2: 2 D t, or less in a closed box."""
-    _, second = displacement_moments(grid, torch.ones(1, grid.n_faces), time, diffusivity)
-    return np.trace(second[0], axis1=1, axis2=2) @ grid.volumes / (3 * grid.volume_um3)
+    _, second_moment = displacement_moments(grid, torch.ones(1, grid.n_faces), time, diffusivity)
+    return np.trace(second_moment[0], axis1=1, axis2=2) @ grid.volumes / (3 * grid.volume_um3)
 
 
 def _restricted_fraction(grid, tau, diffusivity, time, free_square):
-    _, second = displacement_moments(grid, _closed(tau), time, diffusivity)
-    ratio = _soft_least_eigenvalue(second / free_square)
+    _, second_moment = displacement_moments(grid, _closed(tau), time, diffusivity)
+    ratio = _soft_least_eigenvalue(second_moment / free_square)
     restricted = expit((_RESTRICTED_RATIO - ratio) / _RESTRICTED_WIDTH)
     return restricted @ grid.volumes / grid.volume_um3
 

@@ -1,4 +1,4 @@
-"""How well the walls that were found agree with the true ones."""
+"""How well estimated walls agree with the true ones."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from dipy_spinverse.grid.nearest import nearest
 
 @dataclass(frozen=True)
 class WallComparison:
-    """Agreement of found with true walls, and how well-formed the found ones are.
+    """Agreement of estimated with true walls, and topology of the estimated ones.
 
     Attributes
     ----------
     precision, recall, f1 : float
-        Share of the found walls that are true, of the true walls that were found, and their
+        Share of the estimated walls that are true, of the true walls that are detected, and their
         harmonic mean; 0 where there is nothing to share, all 1 where neither set has a wall.
     chamfer_um2 : float
-        Squared Chamfer distance of the walls' centroids, um^2: the mean squared distance from a
-        found wall to the nearest true one plus the mean from a true to the nearest found one.
-        Infinite if one of the sets is empty.
+        Squared Chamfer distance of the walls' centroids, um^2: the mean squared distance from an
+        estimated wall to the nearest true one plus that from a true wall to the nearest estimated
+        one. Infinite if one of the sets is empty.
     centred_chamfer_um2 : float
         The same after either set was shifted to mean zero. On a periodic grid, which has no
         mean, the shift is between the circular means, if that is an improvement.
     open_edges_percent, branching_edges_percent, bad_edges_percent : float
-        Share of the edges of found walls that belong to one wall, to more than two, and their
+        Share of the edges of estimated walls that belong to one wall, to more than two, and their
         sum. A surface that ends at the outside of an absorbing or reflecting grid has open edges
         there.
     inner_bad_edges_percent : float
@@ -51,13 +51,13 @@ class WallComparison:
 
 
 def compare_walls(
-    found: ArrayLike, true: ArrayLike, grid: TetrahedralGrid, point_reflection: bool = False
+    estimated: ArrayLike, true: ArrayLike, grid: TetrahedralGrid, point_reflection: bool = False
 ) -> WallComparison:
-    """Compare found with true walls.
+    """Compare estimated with true walls.
 
     Parameters
     ----------
-    found, true : array-like (F,) of bool
+    estimated, true : array-like (F,) of bool
         Which faces are walls; :func:`wall_mask` makes these of permeabilities.
     grid : TetrahedralGrid
         The grid.
@@ -89,7 +89,9 @@ def compare_walls(
     >>> compare_walls(true, true, grid).f1
     1.0
     """
-    walls, truth = (_check_mask(grid, *item) for item in (("found", found), ("true", true)))
+    walls, truth = (
+        _check_mask(grid, *item) for item in (("estimated", estimated), ("true", true))
+    )
     comparison = _compare(walls, truth, grid, reflected=False)
     if not point_reflection:
         return comparison
@@ -97,15 +99,15 @@ def compare_walls(
     return min(comparison, mirrored, key=lambda c: (-c.f1, c.chamfer_um2))
 
 
-def wall_mask(permeability: np.ndarray, below: float = np.inf) -> np.ndarray:
-    """Which faces (F,) of a substrate are walls: those less permeable than `below`, um/ms.
+def wall_mask(permeability: np.ndarray, threshold: float = np.inf) -> np.ndarray:
+    """Which faces (F,) of a substrate are walls: those less permeable than `threshold`, um/ms.
 
     Examples
     --------
     >>> wall_mask(np.array([0.0, 0.02, np.inf]))
     array([ True,  True, False])
     """
-    return np.asarray(permeability) < below
+    return np.asarray(permeability) < threshold
 
 
 def reflected_faces(grid: TetrahedralGrid) -> np.ndarray:
@@ -151,7 +153,8 @@ def outer_edges(grid: TetrahedralGrid) -> np.ndarray:
     """
     pairs = grid.outer_faces[:, [[0, 1], [0, 2], [1, 2]]].reshape(-1, 2)
     codes, outer_codes = (
-        ends[:, 0].astype(np.int64) * grid.n_points + ends[:, 1] for ends in (grid.edges, pairs)
+        vertex_pairs[:, 0].astype(np.int64) * grid.n_points + vertex_pairs[:, 1]
+        for vertex_pairs in (grid.edges, pairs)
     )
     return np.isin(codes, outer_codes)
 
@@ -166,19 +169,19 @@ def _check_mask(grid, name, value):
     return mask
 
 
-def _compare(found, true, grid, reflected):
-    hits = (found & true).sum()
-    both_empty = not found.any() and not true.any()
+def _compare(estimated, true, grid, reflected):
+    true_positives = (estimated & true).sum()
+    both_empty = not estimated.any() and not true.any()
     precision, recall, f1 = (
-        1.0 if both_empty else float(part / max(whole, 1))
-        for part, whole in (
-            (hits, found.sum()),
-            (hits, true.sum()),
-            (2 * hits, found.sum() + true.sum()),
+        1.0 if both_empty else float(numerator / max(denominator, 1))
+        for numerator, denominator in (
+            (true_positives, estimated.sum()),
+            (true_positives, true.sum()),
+            (2 * true_positives, estimated.sum() + true.sum()),
         )
     )
-    chamfer, centred = _chamfer(grid, grid.face_centroids[found], grid.face_centroids[true])
-    walls_at_edge = grid.edge_faces @ found.astype(float)
+    chamfer, centred = _chamfer(grid, grid.face_centroids[estimated], grid.face_centroids[true])
+    walls_at_edge = grid.edge_faces @ estimated.astype(float)
     inner = ~outer_edges(grid)
     return WallComparison(
         precision=precision,
@@ -196,28 +199,30 @@ def _compare(found, true, grid, reflected):
     )
 
 
-def _percent(part, whole):
-    return float(100 * part.sum() / max(whole.sum(), 1))
+def _percent(selected, total):
+    return float(100 * selected.sum() / max(total.sum(), 1))
 
 
-def _chamfer(grid, found, true):
+def _chamfer(grid, estimated, true):
     """Squared Chamfer distance as it is, and of the centred sets."""
-    if len(found) == 0 or len(true) == 0:
-        distance = 0.0 if len(found) == len(true) else np.inf
+    if len(estimated) == 0 or len(true) == 0:
+        distance = 0.0 if len(estimated) == len(true) else np.inf
         return distance, distance
-    absolute = _two_way(lambda a, b: nearest(grid, a, b)[0], found, true)
+    absolute = _two_way(lambda a, b: nearest(grid, a, b)[0], estimated, true)
     if grid.period_um is None:
         centred = _two_way(
-            lambda a, b: cKDTree(a).query(b)[0], found - found.mean(0), true - true.mean(0)
+            lambda a, b: cKDTree(a).query(b)[0], estimated - estimated.mean(0), true - true.mean(0)
         )
         return absolute, centred
-    shift = _circular_mean(true, grid.period_um) - _circular_mean(found, grid.period_um)
-    shifted = _two_way(lambda a, b: nearest(grid, a, b)[0], found + shift, true)
+    shift = _circular_mean(true, grid.period_um) - _circular_mean(estimated, grid.period_um)
+    shifted = _two_way(lambda a, b: nearest(grid, a, b)[0], estimated + shift, true)
     return absolute, min(absolute, shifted)
 
 
-def _two_way(distances, found, true):
-    return float((distances(true, found) ** 2).mean() + (distances(found, true) ** 2).mean())
+def _two_way(distances, estimated, true):
+    return float(
+        (distances(true, estimated) ** 2).mean() + (distances(estimated, true) ** 2).mean()
+    )
 
 
 def _circular_mean(points, period):

@@ -45,24 +45,27 @@ def wall_normals(grid: TetrahedralGrid, walls: np.ndarray) -> np.ndarray:
         return np.zeros((0, 3))
     incidence = grid.edge_faces[:, walls]
     step = (incidence.T @ incidence).astype(bool).astype(float)
-    around = step
+    neighbours = step
     for _ in range(_REACH - 1):
-        around = (around @ step).astype(bool).astype(float)
-    around = around.tocoo()
-    here, there = around.row, around.col
+        neighbours = (neighbours @ step).astype(bool).astype(float)
+    neighbours = neighbours.tocoo()
+    wall_index, neighbour_index = neighbours.row, neighbours.col
 
     areas = grid.face_areas[walls]
     centroids = grid.face_centroids[walls]
     corners = grid.face_points[walls] - centroids[:, None]
-    own = np.einsum("fvi,fvj->fij", corners, corners) / 12
-    weights = areas[there] / np.bincount(here, areas[there])[here]
-    offsets = grid.minimum_image(centroids[there] - centroids[here])
+    face_moments = np.einsum("fvi,fvj->fij", corners, corners) / 12
+    weights = areas[neighbour_index] / np.bincount(wall_index, areas[neighbour_index])[wall_index]
+    offsets = grid.minimum_image(centroids[neighbour_index] - centroids[wall_index])
 
     def average(values):
-        sums = [np.bincount(here, weights * v) for v in values.reshape(len(there), -1).T]
+        sums = [
+            np.bincount(wall_index, weights * v)
+            for v in values.reshape(len(neighbour_index), -1).T
+        ]
         return np.stack(sums, axis=1).reshape(-1, *values.shape[1:])
 
     mean = average(offsets)
-    moment = average(offsets[:, :, None] * offsets[:, None] + own[there])
+    moment = average(offsets[:, :, None] * offsets[:, None] + face_moments[neighbour_index])
     moment -= mean[:, :, None] * mean[:, None]
     return np.linalg.eigh(moment)[1][:, :, 0]

@@ -14,7 +14,7 @@ from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.grid.nearest import nearest
 
 
-def aligned(grid: TetrahedralGrid, fields: np.ndarray, reference: np.ndarray) -> np.ndarray:
+def align_fields(grid: TetrahedralGrid, fields: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Fields moved to where they overlap most with a reference.
 
     Parameters
@@ -39,14 +39,14 @@ def aligned(grid: TetrahedralGrid, fields: np.ndarray, reference: np.ndarray) ->
     True
     """
     result = np.empty_like(fields)
-    maps = symmetries(grid)
+    maps = face_symmetries(grid)
     for row, field in enumerate(fields):
-        best = (field[maps] @ reference).argmax()
-        result[row] = field[maps[best]]
+        closest = (field[maps] @ reference).argmax()
+        result[row] = field[maps[closest]]
     return result
 
 
-def agreement(walls: np.ndarray) -> float:
+def mean_pairwise_f1(walls: np.ndarray) -> float:
     """Mean F1 of all pairs of n wall patterns (n, F), 0 to 1; 1 of one alone.
 
     For walls of 0 or 1 this is twice the number of common walls over the sum of both; walls in
@@ -62,7 +62,7 @@ def agreement(walls: np.ndarray) -> float:
 
 
 @lru_cache(maxsize=4)
-def symmetries(grid: TetrahedralGrid) -> np.ndarray:
+def face_symmetries(grid: TetrahedralGrid) -> np.ndarray:
     """Maps of faces onto faces (S, F), the identity first, that leave all signals unchanged.
 
     Lattice shifts of a periodic grid, at most 128 of them, each with and without point
@@ -77,12 +77,12 @@ def symmetries(grid: TetrahedralGrid) -> np.ndarray:
     centre = np.zeros(3)
     if grid.period_um is None:
         centre = np.average(grid.centroids, axis=0, weights=grid.volumes)
-    places = grid.face_centroids - centre
+    offsets = grid.face_centroids - centre
     tolerance = 1e-4 * np.cbrt(grid.volumes.mean())
     maps = []
     for sign in signs:
         for shift in shifts:
-            distance, partner = nearest(grid, grid.face_centroids, centre + sign * places + shift)
+            distance, partner = nearest(grid, grid.face_centroids, centre + sign * offsets + shift)
             if distance.max() < tolerance:
                 maps.append(partner)
     return np.array(maps)

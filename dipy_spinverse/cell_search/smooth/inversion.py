@@ -17,7 +17,7 @@ from dipy_spinverse.cell_search.smooth.stored import STORED, stored
 from dipy_spinverse.cell_search.smooth.voxel import VoxelData
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.inversion.reconstruction import Reconstruction
-from dipy_spinverse.inversion.unknowns import openness
+from dipy_spinverse.inversion.unknowns import scaled_transmissibility
 from dipy_spinverse.voxels.noise import noise_of_each_te
 from dipy_spinverse.voxels.progress import stepwise
 from dipy_spinverse.voxels.rician import rician_mean
@@ -89,7 +89,7 @@ class SmoothCellInversion:
         self._n_fields = n_fields
 
     def run(self, data: np.ndarray, sigma: np.ndarray | None) -> Reconstruction:
-        """Find the cells of V voxels; arguments as :meth:`Inversion.run`."""
+        """Find the cells of V voxels; arguments as :meth:`WallSolver.run`."""
         n_te = len(self._acquisition.echo_times)
         noise = self._noise(data) if sigma is None else np.repeat(sigma[:, None], n_te, axis=1)
         with threadpool_limits(1, user_api="blas"):
@@ -117,7 +117,7 @@ class SmoothCellInversion:
         expected = rician_mean(found.signals, voxel.rician)[self._encoding]
         residual = (data - expected) / noise[self._acquisition.te_index]
         every = [found.best, *found.draws]
-        fields = np.array([self._openness(cells) for cells in every])
+        fields = np.array([self._scaled_transmissibility(cells) for cells in every])
         maps = self._maps(every)
         scales = found.scales if len(found.scales) else np.ones(len(noise))
         return {
@@ -125,8 +125,8 @@ class SmoothCellInversion:
             **{f"fields of {name}": value for name, value in maps.items()},
             "amplitudes": scales,
             "diffusivity": found.diffusivity,
-            "openness": fields[0],
-            "openness_fields": fields[1:],
+            "scaled_transmissibility": fields[0],
+            "scaled_transmissibility_fields": fields[1:],
             "wall_probability": wall_probability(
                 self.search.prior, every, self._grid.face_centroids
             ),
@@ -180,11 +180,11 @@ class SmoothCellInversion:
             )
         return estimated
 
-    def _openness(self, cells: SmoothCells):
-        """Openness (F,) of the faces of the grid, walls where most of a tetrahedron is inside."""
+    def _scaled_transmissibility(self, cells: SmoothCells):
+        """s (F,) of the faces of the grid, walls where most of a tetrahedron is inside."""
         inside, part = self._shape.share(cells) > 0.5, self._shape.part(cells)
         first, second = self._grid.face_tetrahedra.T
         of_face = cells.permeability[np.where(inside[first], part[first], part[second])]
         permeability = np.where(inside[first] != inside[second], of_face, np.inf)
         tau = relative_transmissibility(self._grid, permeability, self._diffusivity)
-        return openness(torch.as_tensor(tau)).numpy()
+        return scaled_transmissibility(torch.as_tensor(tau)).numpy()

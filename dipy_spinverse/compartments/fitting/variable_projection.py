@@ -29,7 +29,7 @@ from dipy_spinverse.inversion.levenberg_marquardt import Damping, levenberg_marq
 from dipy_spinverse.voxels.rician import log_likelihoods, rician_target
 
 # Relative to the curvature of each direction.
-_DAMPING = Damping(first=1e-2, least=1e-7, largest=1e6, growth=8.0)
+_DAMPING = Damping(initial=1e-2, minimum=1e-7, maximum=1e6, growth=8.0)
 _SHRINK = 0.1
 _MOST_STEPS = 40
 # Of the range of a scalar, and rad.

@@ -33,16 +33,16 @@ def on_edges(grid: TetrahedralGrid, walls: torch.Tensor) -> torch.Tensor:
     return walls[:, edge_incidence(grid, walls.device)[1]]
 
 
-def evaluate(
-    priors: Sequence, grid: TetrahedralGrid, openness: torch.Tensor
+def evaluate_priors(
+    priors: Sequence, grid: TetrahedralGrid, scaled: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Value (V,), gradient (V, F) by the openness, and Gauss-Newton weight (V, F) of priors."""
+    """Value (V,), gradient (V, F) with respect to s, and Gauss-Newton weight (V, F) of priors."""
     with torch.enable_grad():
-        walls = (1 - openness).detach().requires_grad_()
+        walls = (1 - scaled).detach().requires_grad_()
         value = sum((prior.value(grid, walls) for prior in priors), walls[:, 0] * 0)
         (gradient,) = torch.autograd.grad(value.sum(), walls)
     weight = sum(
         (prior.gauss_newton_weight(grid, walls.detach()) for prior in priors),
-        torch.zeros_like(openness),
+        torch.zeros_like(scaled),
     )
     return value.detach(), -gradient, weight

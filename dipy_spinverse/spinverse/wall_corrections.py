@@ -5,11 +5,11 @@ what small changes of all faces do to the signals,
 
     r ~ N(0, t^2 I + l J J^T),
 
-where J are the derivatives of the signals by the openness of the faces. The evidence finds t and
-l [1]_. The walls stay those of the packing unless chance makes the evidence gain as much in fewer
-than one of 1000 voxels, and changes that some of the measurements ask for also foretell the
-others, which errors that the measurements share do not. Else each face takes its likeliest
-openness, within bounds.
+where J is the Jacobian with respect to the scaled transmissibilities of the faces. t and l
+maximise the evidence [1]_. The walls of the packing are kept unless noise alone would increase the
+evidence as much in fewer than one of 1000 voxels, and changes estimated from some of the
+measurements predict the others (systematic errors of the measurements do not). Otherwise each face
+takes its maximum a posteriori scaled transmissibility, within bounds.
 
 References
 ----------
@@ -73,52 +73,52 @@ class Patch:
         longest_link = np.linalg.norm(packing.grid.displacements, axis=1).max()
         self.resolved = largest_q * longest_link <= LARGEST_LINK_PHASE
 
-    def signals(self, openness: np.ndarray) -> np.ndarray:
+    def signals(self, scaled: np.ndarray) -> np.ndarray:
         """Signals (M,) of other walls, relative to b = 0."""
-        tau = transmissibility(torch.as_tensor(openness))[None]
+        tau = transmissibility(torch.as_tensor(scaled))[None]
         return self._simulator.signals(tau)[0].cpu().numpy().astype(float)
 
-    def change(self, openness: np.ndarray) -> np.ndarray:
+    def change(self, scaled: np.ndarray) -> np.ndarray:
         """Signals (M,) of other walls less those of the packing; 0 where neither is resolved."""
-        return (self.signals(openness) - self._at_start) * self.resolved
+        return (self.signals(scaled) - self._at_start) * self.resolved
 
     @cached_property
     def _at_start(self):
-        return self.signals(self.packing.openness)
+        return self.signals(self.packing.scaled_transmissibility)
 
     def folds(self) -> list[np.ndarray]:
         """Masks (M,) that share the measurements out; those of equal signals together."""
         return [self._encoding % _FOLDS == k for k in range(_FOLDS)]
 
-    def slopes(self, openness: np.ndarray) -> np.ndarray:
+    def slopes(self, scaled: np.ndarray) -> np.ndarray:
         """Derivatives (M, F) of :meth:`change`."""
-        at = torch.as_tensor(openness)
+        at = torch.as_tensor(scaled)
         _, by_tau = self._simulator.sensitivities(transmissibility(at)[None])
         by_tau = by_tau[0].cpu().numpy() * transmissibility_slope(at).numpy()
         return by_tau * self.resolved[:, None]
 
 
 @dataclass(frozen=True)
-class Departure:
+class WallCorrection:
     """Walls that left a packing.
 
     Attributes
     ----------
-    openness : ndarray (F,)
+    scaled_transmissibility : ndarray (F,)
     change : ndarray (M,)
         Of the whitened data.
     n_determined : float
         Degrees of freedom that the change took from the data.
     """
 
-    openness: np.ndarray
+    scaled_transmissibility: np.ndarray
     change: np.ndarray
     n_determined: float
 
 
-def departure(
+def corrected_walls(
     patch: Patch, weight: np.ndarray, residual: np.ndarray, noise: np.ndarray | None = None
-) -> Departure | None:
+) -> WallCorrection | None:
     """Walls that explain what a packing leaves of the data; None where these do not ask for it.
 
     Parameters
@@ -131,12 +131,12 @@ def departure(
     noise : ndarray (M,), optional
         Of standard deviation 1, that is added to the data: for a draw.
     """
-    start = here = patch.packing.openness
+    start = here = patch.packing.scaled_transmissibility
     jacobian = weight[:, None] * patch.slopes(start)
     basis, strength = _combinations(jacobian)
     variance, prior = _evidence(strength, basis.T @ residual, len(residual), residual @ residual)
     signals = basis * np.sqrt(strength * prior / variance)
-    if not prior or not _foretold(signals, residual, patch.folds()):
+    if not prior or not _predicts_held_out(signals, residual, patch.folds()):
         return None
     n_determined = (prior * strength / (variance + prior * strength)).sum()
     sd = np.sqrt(variance)
@@ -162,7 +162,7 @@ def departure(
             break
         jacobian = weight[:, None] * patch.slopes(here)
         basis, strength = _combinations(jacobian)
-    return Departure(here, change, float(n_determined)) if (here != start).any() else None
+    return WallCorrection(here, change, float(n_determined)) if (here != start).any() else None
 
 
 def _combinations(jacobian):
@@ -177,7 +177,7 @@ def _combinations(jacobian):
     return vectors if few else jacobian @ vectors / np.sqrt(strength), strength
 
 
-def _foretold(signals, residual, folds):
+def _predicts_held_out(signals, residual, folds):
     """Whether combinations (M, K) of unit prior foretell a part of the data from the others."""
     better = np.empty(len(residual))
     for part in folds:
@@ -189,7 +189,7 @@ def _foretold(signals, residual, folds):
 
 
 def _evidence(strength, along, n_data, total):
-    """Variances of the noise and of the openness of faces, 0 where there is no reason for any."""
+    """Variances of the noise and of s, the latter 0 where the evidence gains too little."""
     if not len(strength):
         return 1.0, 0.0
     ratio = np.append(0, _RATIOS / strength[-1])

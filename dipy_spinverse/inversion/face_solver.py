@@ -12,7 +12,7 @@ from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import Simulator, unique_encodings
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.inversion.adam import adam
-from dipy_spinverse.inversion.curriculum import Progress, Stage, default_curriculum
+from dipy_spinverse.inversion.curriculum import Stage, StageResult, default_curriculum
 from dipy_spinverse.inversion.gauss_newton import gauss_newton
 from dipy_spinverse.inversion.protocols import Optimiser, Prior
 from dipy_spinverse.inversion.reconstruction import Reconstruction
@@ -20,12 +20,12 @@ from dipy_spinverse.inversion.uncertainty import Laplace, probability_below
 from dipy_spinverse.inversion.unknowns import WALL_THRESHOLD, SignalModel
 from dipy_spinverse.voxels.noise import noise_from_residual
 from dipy_spinverse.voxels.progress import tell
-from dipy_spinverse.walls.patterns import aligned
+from dipy_spinverse.walls.patterns import align_fields
 
 OPTIMIZERS: dict[str, Optimiser[SignalModel]] = {"gauss-newton": gauss_newton, "adam": adam}
 
-# Standard deviation of the openness of a start, the same in all voxels. A uniform start is
-# symmetric under point reflection and so are all its iterates, whatever the data.
+# Standard deviation of initial scaled transmissibilities, the same in all voxels. A uniform field
+# is symmetric under point reflection, and so are all its iterates, whatever the data.
 _START_SPREAD = 0.05
 # Fraction.
 _START_FREE_WATER = 0.05
@@ -76,7 +76,7 @@ class InversionSettings:
     device: str = "cpu"
 
 
-class Inversion:
+class FaceSolver:
     """An inversion prepared for many voxels of one acquisition on one grid.
 
     Parameters
@@ -109,7 +109,7 @@ class Inversion:
             curriculum = default_curriculum(settings.optimizer, grid.boundary)
         self._stages = [self._prepared(stage) for stage in curriculum]
         self._last_stage = self._prepared(
-            replace(curriculum[-1], diffusion_times=None, start=None)
+            replace(curriculum[-1], diffusion_times=None, initial_value=None)
         )
         # Of each field, the estimate first: the random part of its start, and noise.
         rng = np.random.default_rng(settings.seed)
@@ -183,8 +183,8 @@ class Inversion:
         """Unknowns (V, N) after all stages, from a start of its own, and what each stage did."""
         unknowns, history = signals.new_zeros(len(signals), self._model.n_unknowns), []
         for prepared in self._stages:
-            if prepared[0].start is not None:
-                unknowns = self._start(signals, prepared[0].start, random_start)
+            if prepared[0].initial_value is not None:
+                unknowns = self._start(signals, prepared[0].initial_value, random_start)
             unknowns, progress = self._run_stage(prepared, signals, noise, unknowns)
             history.append(progress)
         return unknowns, history
@@ -192,7 +192,7 @@ class Inversion:
     def _sharpened(self, signals, noise, unknowns, history):
         """After the last stage again, at the true noise, where the search took more."""
         last = history[-1]
-        last = Progress(last.converged.clone(), 0 * last.iterations, last.misfit.clone())
+        last = StageResult(last.converged.clone(), 0 * last.iterations, last.misfit.clone())
         # Voxel by voxel, so that no fit depends on the others. Adam's schedule ends before.
         sharper = torch.as_tensor(noise < _SEARCH_SIGMA, device=signals.device)
         if sharper.any() and self._optimise is gauss_newton:
@@ -202,11 +202,11 @@ class Inversion:
                 before[sharper] = after
         return unknowns, [*history, last]
 
-    def _start(self, signals, openness, random_start):
+    def _start(self, signals, initial_value, random_start):
         """Unknowns (V, N): a random field, and the amplitudes that go with it."""
         model = self._model
         unknowns = signals.new_full((len(signals), model.n_unknowns), _START_FREE_WATER)
-        face_part = openness + _START_SPREAD * random_start
+        face_part = initial_value + _START_SPREAD * random_start
         unknowns[:, : model.n_faces] = face_part.clamp(0, 1)
         # The least weighted measurements fix the amplitudes before anything else is known.
         acquisition = self._acquisition
@@ -241,20 +241,20 @@ class Inversion:
     def _reconstruction(self, fields, laplace, noise, history):
         model, n_faces, unknowns = self._model, self._model.n_faces, fields[0]
         sd = laplace.standard_deviation()[:, :n_faces].cpu().numpy()
-        openness = torch.stack([field[:, :n_faces] for field in fields])
-        openness = openness.cpu().numpy()
-        for voxel in range(openness.shape[1]):
-            walls = 1 - openness[:, voxel]
-            openness[1:, voxel] = 1 - aligned(self._grid, walls[1:], walls[0])
-        probability = probability_below(WALL_THRESHOLD, openness, sd)
+        scaled = torch.stack([field[:, :n_faces] for field in fields])
+        scaled = scaled.cpu().numpy()
+        for voxel in range(scaled.shape[1]):
+            walls = 1 - scaled[:, voxel]
+            scaled[1:, voxel] = 1 - align_fields(self._grid, walls[1:], walls[0])
+        probability = probability_below(WALL_THRESHOLD, scaled, sd)
         free_water = [model.split(field)[2][:, 0].cpu().numpy() for field in fields]
         columns = slice(n_faces, n_faces + model.n_amplitudes)
         amplitudes = unknowns[:, columns].cpu().numpy()
         if not model.n_amplitudes:
             amplitudes = np.ones((len(unknowns), len(self._acquisition.echo_times)))
         return Reconstruction(
-            openness=openness[0],
-            openness_fields=openness[1:],
+            scaled_transmissibility=scaled[0],
+            scaled_transmissibility_fields=scaled[1:],
             wall_probability=probability.mean(axis=0),
             amplitudes=amplitudes,
             free_water=free_water[0],
