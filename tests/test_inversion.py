@@ -462,7 +462,7 @@ def test_default_curriculum_follows_optimiser_and_boundary():
 
 @pytest.mark.parametrize("curriculum", [[], [Stage(max_iterations=3)]])
 def test_curriculum_without_an_initial_value_is_refused(curriculum):
-    with pytest.raises(ValueError, match=r"curriculum has . stages; the first one needs an initial_value"):
+    with pytest.raises(ValueError, match="curriculum has . stages.*initial_value"):
         check_curriculum(curriculum)
 
 
