@@ -192,7 +192,7 @@ def fit_image(
         if name in ("sigma", "residual_rms") or name.split("_")[0] == "S0":
             value *= voxels.S0[:, 0].reshape(-1, *(1,) * (value.ndim - 1))
     status = image.status.copy()
-    status.reshape(-1)[image.rows] = _judged(image, values, scatter)
+    status.reshape(-1)[image.rows] = fit_status(image, values, scatter)
     for name in _JUDGED.keys() - {"sigma", "residual_rms"}:
         del values[name]
     return status, values
@@ -251,8 +251,17 @@ def _n_bytes(kind):
     return _zeros(1, kind).nbytes
 
 
-def _judged(image, values, scatter):
-    """Status (V,) by the one rule, with noise that does not rest on the model."""
+def fit_status(image: Image, values: Mapping[str, np.ndarray], scatter: np.ndarray) -> np.ndarray:
+    """Status (V,) of a fit, from a noise level that does not depend on the model.
+
+    Parameters
+    ----------
+    image : Image
+    values : mapping of ndarray (V,)
+        What `fit_chunk` gives for the status, see :func:`fit_image`, in the unit of the data.
+    scatter : ndarray (V,)
+        Standard deviations of the signals of each voxel.
+    """
     voxels, converged = image.voxels, values["converged"]
     freedom = np.broadcast_to(image.freedom, len(voxels))
     n_measurements = voxels.signals.shape[1]
