@@ -26,7 +26,7 @@ from dipy_spinverse import simulate
 from dipy_spinverse.bloch_torrey import unique_encodings
 from dipy_spinverse.cell_search import SearchEffort
 from dipy_spinverse.cell_search.exact_data import ExactData
-from dipy_spinverse.cell_search.labelled import Simulated, Target, flips_of
+from dipy_spinverse.cell_search.labelled import SimulatedCells, Target, label_changes
 from dipy_spinverse.cell_search.search import CellSearch
 
 NUMBERS = (32, 64, 128, 256)
@@ -54,7 +54,7 @@ def searched(acquisition, grid, walls, number):
 
 def determined(tools, target, inside):
     """Share of the flips at the true walls."""
-    changes = ERROR * flips_of(target, inside, tools.leaks).changes
+    changes = ERROR * label_changes(target, inside, tools.leaks).changes
     return (np.linalg.svd(changes, compute_uv=False) > 2 * ERROR).sum() / len(changes)
 
 
@@ -63,11 +63,11 @@ def descended(tools, target, inside):
     changes, begin, wrong = tools.changes, time.process_time(), []
     for seed in range(N_STARTS):
         rng = np.random.default_rng(seed)
-        start = np.any([changes.moved(x, rng) for x in changes.cells_of(inside)], axis=0)
+        start = np.any([changes.moved(x, rng) for x in changes.connected_cells(inside)], axis=0)
         partial = tools.descend.blurred(start, tools.leaks)
         partial = tools.descend(target, partial, rng, N_STEPS)
         state = target.cells(partial.labels[None], partial.leaks)[0]
-        task = ExactData(target, target, Simulated(start[None], target.data[None]), tools)
+        task = ExactData(target, target, SimulatedCells(start[None], target.data[None]), tools)
         state = task.judge([state]).improved(target, state, rng)
         wrong.append([changes.apart(labels, inside) for labels in (start, state.labels)])
     return np.array(wrong).T, (time.process_time() - begin) / N_STARTS

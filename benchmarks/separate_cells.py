@@ -25,7 +25,7 @@ from benchmarks.noisy_cells import enclosed
 from benchmarks.recovery import OPEN, WALL, all_shapes
 from benchmarks.shapes import published_grid
 from dipy_spinverse import simulate
-from dipy_spinverse.cell_search.changes import Changes
+from dipy_spinverse.cell_search.cell_operations import CellOperations
 from dipy_spinverse.cell_search.labelled import Target
 from dipy_spinverse.cell_search.search import CellSearch
 
@@ -57,8 +57,8 @@ def main():
     for name, _, walls in all_shapes():
         if not name.startswith(QUICK if quick else SEVERAL):
             continue
-        changes, inside = Changes(grid), enclosed(grid, walls)
-        cells = changes.cells_of(inside)
+        changes, inside = CellOperations(grid), enclosed(grid, walls)
+        cells = changes.connected_cells(inside)
         first, second = grid.face_tetrahedra.T
         labels = np.array([np.zeros_like(inside), inside, *cells])
         faces = np.where(labels[:, first] != labels[:, second], WALL, OPEN)

@@ -39,8 +39,8 @@ from benchmarks.smooth_bodies_set import CHOOSING, REPORTED, SIDE, bodies, depth
 from dipy_spinverse import SpinverseModel
 from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.bloch_torrey import unique_encodings
-from dipy_spinverse.cell_search.smooth import SmoothCellInversion, cells_of, smooth_mesh
-from dipy_spinverse.cell_search.smooth.forward import as_one
+from dipy_spinverse.cell_search.smooth import SmoothCellInversion, smooth_mesh, stored_cells
+from dipy_spinverse.cell_search.smooth.forward import single_cell_field
 from dipy_spinverse.spinverse.chunk import statistics_of
 
 # Kinds and seeds. On the first three the search and the errors beside draws were chosen.
@@ -95,7 +95,7 @@ class Examination:
         examples, start = time.process_time() - start, time.process_time()
         result = self._inversion.run(data[None], None)
         seconds = time.process_time() - start
-        best, *draws = cells_of(SimpleNamespace(**{k: x[0] for k, x in result.cells.items()}))
+        best, *draws = stored_cells(SimpleNamespace(**{k: x[0] for k, x in result.cells.items()}))
         noise = result.sigma[0]
         level = np.array([data[rows].mean() for rows in self._acquisition.b0_per_timing]) / 50
         residual = (data - result.predicted[0]) / level[self._acquisition.timing_index]
@@ -137,7 +137,7 @@ class Examination:
 
     def _from_truth(self, data, cells):
         points = self._prior.raster[0]
-        start = as_one(self._prior.field_of(depths(cells, points)))
+        start = single_cell_field(self._prior.field_of(depths(cells, points)))
         found = self._inversion.refined(data, start)
         figures = self._compared(found, cells)
         figures["improbability"] = round(self._inversion.improbability(data, found))

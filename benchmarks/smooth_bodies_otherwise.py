@@ -40,7 +40,7 @@ from benchmarks.smooth_bodies import (
 )
 from benchmarks.smooth_bodies_set import REPORTED, SIDE, bodies, depths
 from dipy_spinverse import SpinverseModel
-from dipy_spinverse.cell_search.smooth import cells_of, prior_of
+from dipy_spinverse.cell_search.smooth import level_set_prior, stored_cells
 from dipy_spinverse.voxels.status import Status
 
 KINDS, SEED = ("ring", "two unequal"), 5
@@ -102,7 +102,7 @@ def fitted(acquisition, conditions: list[Condition], named, signals):
 
 
 def _row(fit, cells):
-    prior, best = prior_of(fit.model.grid), cells_of(fit)[0]
+    prior, best = level_set_prior(fit.model.grid), stored_cells(fit)[0]
     points, basis = prior.raster
     overlap = overlap_figures(basis @ best.z + prior.mean > 0, points, cells)
     areas, volumes = np.transpose([area_and_volume(cell) for cell in cells])

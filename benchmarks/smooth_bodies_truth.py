@@ -34,12 +34,12 @@ from benchmarks.smooth_bodies_set import (
     on_lattice,
 )
 from dipy_spinverse.bloch_torrey import simulate_finite_elements
-from dipy_spinverse.cell_search.smooth import prior_of
+from dipy_spinverse.cell_search.smooth import level_set_prior
 from dipy_spinverse.cell_search.smooth.forward import (
     LOG_SPREAD,
     TYPICAL_PERMEABILITY,
     SmoothModel,
-    as_one,
+    single_cell_field,
 )
 from dipy_spinverse.grid import mesh_surfaces
 
@@ -95,14 +95,14 @@ def _box(edge):
 
 def of_fits(acquisition, cells):
     """Signals that lattices of fits have, for cells of one permeability."""
-    prior = prior_of(published_grid())
+    prior = level_set_prior(published_grid())
     models = [SmoothModel(acquisition, prior, n, DIFFUSIVITY) for n in OF_FITS]
     volume = sum(area_and_volume(cell)[1] for cell in cells)
     depth = depths(cells, prior.raster[0])
     leak = np.log(cells[0].permeability / TYPICAL_PERMEABILITY) / LOG_SPREAD
 
     def near(offset):
-        return as_one(prior.field_of(depth + offset), leak)
+        return single_cell_field(prior.field_of(depth + offset), leak)
 
     found = brentq(
         lambda x: models[-1].shape.geometry(near(x))[0].sum() - volume, -1, 1, xtol=1e-3

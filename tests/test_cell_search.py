@@ -13,28 +13,28 @@ from scipy.special import expit
 from dipy_spinverse import Acquisition, SpinverseModel, bcc_grid, compare_walls, simulate
 from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import PartialVolumeSimulator
 from dipy_spinverse.cell_search import CellInversion, SearchEffort
-from dipy_spinverse.cell_search.bodies import Body, random_bodies, random_cell
-from dipy_spinverse.cell_search.changes import Changes
+from dipy_spinverse.cell_search.bodies import Tube, random_bodies, random_cell
+from dipy_spinverse.cell_search.cell_operations import CellOperations
 from dipy_spinverse.cell_search.condensed import CondensedTarget
 from dipy_spinverse.cell_search.descent import Descent
 from dipy_spinverse.cell_search.effort import DEFAULT_EFFORT, TogetherEffort
-from dipy_spinverse.cell_search.ensemble import ensemble
+from dipy_spinverse.cell_search.ensemble import posterior_ensemble
 from dipy_spinverse.cell_search.evolution import Evolution
 from dipy_spinverse.cell_search.exact_data import ExactData
-from dipy_spinverse.cell_search.interacting import perfected
+from dipy_spinverse.cell_search.joint_changes import jointly_improved
 from dipy_spinverse.cell_search.labelled import (
-    Cells,
+    LabelledCells,
     Misfit,
-    Simulated,
+    SimulatedCells,
     Target,
     at_walls,
-    flips_of,
+    label_changes,
 )
-from dipy_spinverse.cell_search.noisy_data import most_typical
-from dipy_spinverse.cell_search.polish import polished
+from dipy_spinverse.cell_search.local_search import locally_improved
+from dipy_spinverse.cell_search.noisy_data import medoid
 from dipy_spinverse.cell_search.probability import LogProbability
 from dipy_spinverse.cell_search.protocols import Member, Tools
-from dipy_spinverse.cell_search.search import CellSearch, Found
+from dipy_spinverse.cell_search.search import CellSearch, SearchResult
 from dipy_spinverse.cell_search.separate_cells import SeparateCells
 from dipy_spinverse.cell_search.smoothness import BY_EDGE, BY_FACE, Smoothness, shared_points
 from dipy_spinverse.spinverse.model import Status
@@ -119,7 +119,7 @@ def test_bodies_are_tubes_around_their_points(ring):
     # The line is cut into points 0.6 um apart, which makes dents of 0.02 um.
     clear = abs(away - 3.0) > 0.03
     np.testing.assert_array_equal(
-        Body(control, ring).depth(points)[clear] > 0, (away < 3.0)[clear]
+        Tube(control, ring).depth(points)[clear] > 0, (away < 3.0)[clear]
     )
 
 
@@ -133,7 +133,7 @@ def test_random_bodies_fit_into_the_box_and_repeat_by_seed():
 def test_flips_are_nearly_the_changes_when_a_tetrahedron_changes_sides():
     labels = letter_l(GRID)
     target = target_of(acquisition_of(4), labels, sigma=0.01)
-    flips = flips_of(target, labels, LEAKS)
+    flips = label_changes(target, labels, LEAKS)
     assert set(flips.tetrahedra) == set(at_walls(GRID, labels))
     changed = np.repeat(labels[None], len(flips.tetrahedra), axis=0)
     changed[np.arange(len(changed)), flips.tetrahedra] ^= True
@@ -152,7 +152,7 @@ def test_misfit_grows_with_the_number_of_wrong_tetrahedra():
     labels = letter_l(GRID)
     target = target_of(acquisition_of(10), labels, sigma=1e-4)
     state = target.cells(labels[None], LEAKS)[0]
-    flips = flips_of(target, labels, LEAKS)
+    flips = label_changes(target, labels, LEAKS)
     misfit = Misfit([flips], 10.0, DEFAULT_EFFORT.wrong_labels)
     rng = np.random.default_rng(0)
     medians = []
@@ -186,9 +186,9 @@ def test_polish_comes_closer_to_the_data_and_finds_single_wrong_tetrahedra():
         wrong, rng = labels.copy(), np.random.default_rng(seed)
         wrong[rng.choice(at_walls(GRID, labels), 2, replace=False)] ^= True
         start = target.cells(wrong[None], LEAKS + [0.001, 0.0])[0]
-        flips = flips_of(target, wrong, LEAKS)
+        flips = label_changes(target, wrong, LEAKS)
         misfit = Misfit([flips], 30.0, DEFAULT_EFFORT.wrong_labels)
-        found = polished(target, start, misfit, DEFAULT_EFFORT.flips)
+        found = locally_improved(target, start, misfit, DEFAULT_EFFORT.flips)
         before, after = (misfit(target.residual(state)[None])[0] for state in (start, found))
         assert after <= before
         if (found.labels == labels).all():
@@ -241,18 +241,18 @@ def perfected_from(target, labels, rng):
 
     def misfit_at(cells):
         scale = max(0.3 * np.sqrt(target.chi_square(cells)), 1.0)
-        flips = flips_of(target, cells.labels, cells.leaks)
+        flips = label_changes(target, cells.labels, cells.leaks)
         return Misfit([flips], scale, DEFAULT_EFFORT.wrong_labels)
 
-    return perfected(target, start, misfit_at, rng, DEFAULT_EFFORT.flips)
+    return jointly_improved(target, start, misfit_at, rng, DEFAULT_EFFORT.flips)
 
 
 def test_changes_move_whole_cells():
     grid = bcc_grid(5, 4.0, boundary="absorbing")
     x, y, z = grid.centroids.T
     one, two = ((np.hypot(x - c, y) < 2.5) & (abs(z) < 2.5) for c in (-5, 5))
-    changes = Changes(grid)
-    assert [cell.sum() for cell in changes.cells_of(one | two)] == [one.sum(), two.sum()]
+    changes = CellOperations(grid)
+    assert [cell.sum() for cell in changes.connected_cells(one | two)] == [one.sum(), two.sum()]
     np.testing.assert_array_equal(changes.mirrored[changes.mirrored], np.arange(len(x)))
     rng = np.random.default_rng(0)
     drawn = [changes.drawn(one | two, one | two, rng) for _ in range(40)]
@@ -266,14 +266,14 @@ def test_a_cell_may_change_to_the_other_side_of_the_box():
     grid = bcc_grid(5, 4.0, boundary="absorbing")
     x, y, z = grid.centroids.T
     cell = (np.hypot(x - 5, y - 3) < 2.5) & (abs(z + 4) < 2.5)
-    changes, rng = Changes(grid), np.random.default_rng(0)
+    changes, rng = CellOperations(grid), np.random.default_rng(0)
     drawn = [changes.drawn(cell, cell, rng) for _ in range(100)]
     across = [grid.centroids[labels].mean(axis=0) @ [1, 1, -1] < 0 for labels in drawn]
     assert 5 < sum(across) < 70
 
 
 def test_a_cell_keeps_its_shape_where_it_is_moved_on_the_lattice():
-    cell, changes = np.linalg.norm(GRID.centroids - [1.0, 2, -1], axis=1) < 4, Changes(GRID)
+    cell, changes = np.linalg.norm(GRID.centroids - [1.0, 2, -1], axis=1) < 4, CellOperations(GRID)
     inside = np.abs(GRID.points_um).max(axis=1) < 4
     moved = changes.moved_to(GRID.points_um[inside], cell)
     assert (moved.sum(axis=1) == cell.sum()).all()
@@ -300,7 +300,7 @@ def test_cells_apart_are_put_together_from_single_ones(number):
     cells, random = (
         np.array([draw(rng, GRID) for _ in range(300)]) for draw in (random_cell, random_bodies)
     )
-    single, changes = Simulated(cells, target.simulate(cells, LEAKS)), Changes(GRID)
+    single, changes = SimulatedCells(cells, target.simulate(cells, LEAKS)), CellOperations(GRID)
     effort = SearchEffort(together=TogetherEffort(n_combined=300))
     tools = Tools(Descent(GRID, effort.steps), changes, LEAKS, effort)
     task = ExactData(target, target, single, tools)
@@ -320,9 +320,9 @@ def test_the_most_typical_cells_overlap_most_with_the_others():
     mirrored = np.arange(10)[::-1]
     labels[0, :4] = labels[1, 1:5] = labels[2, 2:6] = True
     labels[3, 5:9] = True  # the reflection of the second
-    cells = [Cells(row, LEAKS, np.zeros(3)) for row in labels]
-    assert most_typical(cells, mirrored) in (cells[1], cells[3])
-    assert most_typical(cells[:3], np.arange(10)) is cells[1]
+    cells = [LabelledCells(row, LEAKS, np.zeros(3)) for row in labels]
+    assert medoid(cells, mirrored) in (cells[1], cells[3])
+    assert medoid(cells[:3], np.arange(10)) is cells[1]
 
 
 def test_rician_mean_agrees_with_draws():
@@ -420,15 +420,15 @@ def test_condensed_data_are_exact_where_they_should(condensed):
 
 def test_draws_differ_as_far_as_the_data_leave_open():
     labels, acquisition = letter_l(GRID), acquisition_of(10)
-    elsewhere = labels[np.random.default_rng(3).permutation(len(labels))]
+    scattered = labels[np.random.default_rng(3).permutation(len(labels))]
     overlap = []
     for sigma in (0.0005, 0.02):
         noise = np.random.default_rng(1).standard_normal(len(acquisition))
         target = target_of(acquisition, labels, sigma=sigma, noise=noise)
-        truth, other = target.cells(np.array([labels, elsewhere]), LEAKS)
+        truth, other = target.cells(np.array([labels, scattered]), LEAKS)
         finalists, rng = [(target, truth), (target, other)], np.random.default_rng(0)
         probability, descend = probability_of(target, truth), Descent(GRID, DEFAULT_EFFORT.steps)
-        draws = ensemble(probability, descend, finalists, 20, rng, DEFAULT_EFFORT.draws)
+        draws = posterior_ensemble(probability, descend, finalists, 20, rng, DEFAULT_EFFORT.draws)
         inside = np.array([cells.labels for cells in draws])
         overlap.append(2 * (inside & labels).sum(axis=1) / (inside.sum(axis=1) + labels.sum()))
     # All others are less probable by 300 or more in the logarithm: a weight of e^-10.
@@ -513,11 +513,11 @@ def test_noise_that_is_not_given_is_that_of_each_echo_time(monkeypatch):
 
 def test_reflected_fields_count_for_the_same_walls(monkeypatch):
     labels, acquisition = letter_l(GRID), acquisition_of(6)
-    turned = labels[Changes(GRID).mirrored]
+    turned = labels[CellOperations(GRID).mirrored]
     assert (labels != turned).any()
     target = target_of(acquisition, labels, sigma=0.001)
     best, other = target.cells(np.array([labels, turned]), LEAKS)
-    known = Found(best, [other] * 3, solved=True, n_rounds=1)
+    known = SearchResult(best, [other] * 3, solved=True, n_rounds=1)
     monkeypatch.setattr(CellSearch, "run", lambda *voxel: known)
     found = inversion_of(acquisition, 3).run(target.data[None], np.array([0.001]))
     np.testing.assert_array_equal(found.wall_probability[0], walls_of(labels))
@@ -568,9 +568,9 @@ def test_cells_are_given_up_where_they_are_far_off_not_for_some_wrong_tetrahedra
 def test_cells_on_another_side_of_the_box_that_explain_the_data_are_drawn_too():
     centres = np.array([[-5.5, -5, -4], [5.5, 5, -4]])
     balls = np.linalg.norm(GRID.centroids - centres[:, None], axis=2) < 4.2
-    changes = Changes(GRID)
+    changes = CellOperations(GRID)
     truth, wrong = balls.any(axis=0), balls[0] | balls[1][changes.mirrored]
-    assert len(changes.cells_of(truth)) == len(changes.cells_of(wrong)) == 2
+    assert len(changes.connected_cells(truth)) == len(changes.connected_cells(wrong)) == 2
     # Their signals differ by 0.001 of S0 (rms).
     target = target_of(acquisition_of(6), truth, sigma=0.002)
     tools = Tools(None, changes, LEAKS, SHORT)
@@ -614,8 +614,8 @@ def test_cell_search_says_what_it_needs():
     asked = SpinverseModel(acquisition, grid=GRID, optimizer="cell-search")
     with pytest.raises(ValueError, match="S0 given"):
         asked.fit(data)
-    elsewhere = SpinverseModel(acquisition, grid=GRID, optimizer="cell-search", device="meta")
+    other_device = SpinverseModel(acquisition, grid=GRID, optimizer="cell-search", device="meta")
     with pytest.raises(ValueError, match='device="cpu"'):
-        elsewhere.fit(data, S0=1.0)
+        other_device.fit(data, S0=1.0)
     with pytest.raises(ValueError, match="absorbing"):
         SpinverseModel(acquisition, optimizer="cell-search").fit(data, S0=1.0)

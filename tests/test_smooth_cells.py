@@ -15,26 +15,26 @@ from dipy_spinverse.cell_search.smooth import (
     FieldPrior,
     SmoothCellInversion,
     SmoothEffort,
-    cells_of,
     smooth_mesh,
+    stored_cells,
     wall_probability,
 )
 from dipy_spinverse.cell_search.smooth.descent import SmoothDescent
-from dipy_spinverse.cell_search.smooth.elsewhere import elsewhere
-from dipy_spinverse.cell_search.smooth.ends import Ending
 from dipy_spinverse.cell_search.smooth.forward import (
     LimitModel,
     SmoothModel,
     SmoothShape,
-    as_one,
-    taken_apart,
-    without_islands,
+    single_cell_field,
+    split_into_cells,
+    without_unresolved_cells,
 )
+from dipy_spinverse.cell_search.smooth.initial_cells import Examples, InitialCells
+from dipy_spinverse.cell_search.smooth.local_minima import LimitRefinement
 from dipy_spinverse.cell_search.smooth.mesh import wall_area
-from dipy_spinverse.cell_search.smooth.proposals import Examples, Proposals
 from dipy_spinverse.cell_search.smooth.random_cells import random_cells
 from dipy_spinverse.cell_search.smooth.rotations import Rotations
-from dipy_spinverse.cell_search.smooth.voxel import SCALE_SD, VoxelData
+from dipy_spinverse.cell_search.smooth.symmetry_images import symmetry_images
+from dipy_spinverse.cell_search.smooth.voxel_data import SCALE_SD, VoxelData
 from dipy_spinverse.spinverse import model as spinverse_model
 from dipy_spinverse.spinverse.model import Status
 
@@ -63,7 +63,9 @@ def pulses(n_directions=6, te=False):
 
 
 def ball(centre=CENTRE, radius=RADIUS):
-    return as_one(PRIOR.field_of(radius - np.linalg.norm(PRIOR.raster[0] - centre, axis=1)))
+    return single_cell_field(
+        PRIOR.field_of(radius - np.linalg.norm(PRIOR.raster[0] - centre, axis=1))
+    )
 
 
 def overlap(one, other):
@@ -120,7 +122,7 @@ def test_two_lattices_tell_what_finer_ones_tend_to():
 def test_a_few_measurements_foretell_by_what_lattices_differ():
     acquisition, rng = pulses(12), np.random.default_rng(0)
     models = [SmoothModel(acquisition, PRIOR, n, 2.0) for n in (4, 5, 6)]
-    cells = [as_one(random_cells(rng, PRIOR), rng.standard_normal()) for _ in range(40)]
+    cells = [single_cell_field(random_cells(rng, PRIOR), rng.standard_normal()) for _ in range(40)]
     examples = np.array([models[0].signals(x) for x in cells])
     sigma = np.full(len(acquisition), 0.001)
     complete = Target(models[0].simulator, examples[0], sigma, 0 * sigma)
@@ -144,22 +146,22 @@ def test_cells_elsewhere_are_the_same_cells_at_images_of_their_places():
     def inside(cells):
         return basis @ cells.z + PRIOR.mean > 0
 
-    moved = elsewhere(as_one(one), PRIOR)
+    moved = symmetry_images(single_cell_field(one), PRIOR)
     assert len(moved) == 47  # symmetries of a cube, but for one
     centres = np.array([points[inside(x)].mean(axis=0) for x in moved])
     # The raster's spacing is 1 um, and the ball keeps 8 % of the box clear of its sides.
     images = np.sort(np.abs(places[0])) + np.zeros((47, 1))
     np.testing.assert_allclose(np.sort(np.abs(centres), axis=1), images, atol=0.4)
     assert len(np.unique(centres.round(), axis=0)) == 47
-    volumes = [taken_apart(x, PRIOR) for x in elsewhere(as_one(two), PRIOR)]
+    volumes = [split_into_cells(x, PRIOR) for x in symmetry_images(single_cell_field(two), PRIOR)]
     assert len(volumes) > 8  # reflected or not, or exchanged; fewer where they would touch
     sizes = np.array([[inside(x)[x.parts.ravel() == k].sum() for k in range(2)] for x in volumes])
-    here = inside(as_one(two)).sum()
+    here = inside(single_cell_field(two)).sum()
     np.testing.assert_allclose(sizes.sum(axis=1), here, rtol=0.1)
     # Each keeps its permeability, wherever it stands.
-    leaky = replace(taken_apart(as_one(two), PRIOR), leaks=np.array([1.0, -1.0]))
+    leaky = replace(split_into_cells(single_cell_field(two), PRIOR), leaks=np.array([1.0, -1.0]))
     before = np.array([inside(leaky)[leaky.parts.ravel() == k].sum() for k in range(2)])
-    for x in (taken_apart(moved, PRIOR) for moved in elsewhere(leaky, PRIOR)):
+    for x in (split_into_cells(moved, PRIOR) for moved in symmetry_images(leaky, PRIOR)):
         sizes = [inside(x)[x.parts.ravel() == k].sum() for k in range(2)]
         leaks = leaky.leaks[np.argsort(before)]
         np.testing.assert_allclose(x.leaks[np.argsort(sizes)], leaks, atol=0.1)
@@ -171,28 +173,30 @@ def test_islands_that_lattices_do_not_resolve_sink_and_cells_stay():
         radius - np.linalg.norm(points - np.array(centre), axis=1)
         for centre, radius in (((-4, -3, 2), 4.5), ((6, 6, -6), 1.3))
     )
-    alone, both = (as_one(PRIOR.field_of(x)) for x in (cell, np.maximum(cell, speck)))
+    alone, both = (single_cell_field(PRIOR.field_of(x)) for x in (cell, np.maximum(cell, speck)))
     # Of 8000 points 0.25 %, 20, are a cell.
-    with_speck, left = (PRIOR.on_raster(x.z) > 0 for x in (both, without_islands(both, PRIOR)))
+    with_speck, left = (
+        PRIOR.on_raster(x.z) > 0 for x in (both, without_unresolved_cells(both, PRIOR))
+    )
     there = (points[:, 0] > 2).reshape(with_speck.shape)
     assert 0 < with_speck[there].sum() < 20 and not left[there].any()
     # The modes reach over the whole box.
     assert (left != with_speck)[~there].sum() < 0.02 * with_speck.sum()
-    np.testing.assert_array_equal(without_islands(alone, PRIOR).z, alone.z)
+    np.testing.assert_array_equal(without_unresolved_cells(alone, PRIOR).z, alone.z)
     # A speck alone may be all there is.
-    speck = as_one(PRIOR.field_of(speck))
-    np.testing.assert_array_equal(without_islands(speck, PRIOR).z, speck.z)
+    speck = single_cell_field(PRIOR.field_of(speck))
+    np.testing.assert_array_equal(without_unresolved_cells(speck, PRIOR).z, speck.z)
 
 
 def test_cells_that_grow_together_keep_their_permeabilities():
     points, places = PRIOR.raster[0], np.array([[-3.5, 0, 0], [3.5, 0, 0]])
     depth = -np.linalg.norm(points - places[:, None], axis=2)
     apart, together = (PRIOR.field_of((radius + depth).max(axis=0)) for radius in (2.8, 4.5))
-    two = taken_apart(as_one(apart), PRIOR)
+    two = split_into_cells(single_cell_field(apart), PRIOR)
     two = replace(two, leaks=np.array([1.0, -1.0]))
-    grown = taken_apart(replace(two, z=together), PRIOR)
+    grown = split_into_cells(replace(two, z=together), PRIOR)
     np.testing.assert_array_equal(grown.leaks, two.leaks)
-    assert taken_apart(as_one(together), PRIOR).leaks.shape == (1,)
+    assert split_into_cells(single_cell_field(together), PRIOR).leaks.shape == (1,)
 
 
 def test_derivatives_agree_with_differences():
@@ -235,12 +239,14 @@ def rod(centre, way, radius=3.2, half=3.0):
     away = PRIOR.raster[0] - centre
     along = away @ way
     across = np.linalg.norm(away - along[:, None] * way, axis=1)
-    return as_one(PRIOR.field_of(radius - np.hypot(across, (np.abs(along) - half).clip(0))))
+    return single_cell_field(
+        PRIOR.field_of(radius - np.hypot(across, (np.abs(along) - half).clip(0)))
+    )
 
 
 def test_lines_end_at_another_place_where_it_explains_more():
     truth = rod(np.array([3.0, 2.0, -2.5]), np.ones(3) / np.sqrt(3))
-    wrong = min(elsewhere(truth, PRIOR), key=lambda cells: overlap(cells, truth))
+    wrong = min(symmetry_images(truth, PRIOR), key=lambda cells: overlap(cells, truth))
     acquisition, rng = pulses(), np.random.default_rng(0)
     coarse, fine, finest = (SmoothModel(acquisition, PRIOR, n, 2.0) for n in (4, 5, 6))
     whole, limit = fine, LimitModel(fine, finest)
@@ -250,9 +256,9 @@ def test_lines_end_at_another_place_where_it_explains_more():
     target = CondensedTarget(complete, lambda rows: coarse.simulator, examples, 32)
     fine, coarse = (model.of_measurements(target.rows) for model in (fine, coarse))
     limit = limit.of_measurements(target.rows)
-    end = Ending(whole, limit, SmoothDescent(target, fine, coarse, PRIOR), SHORT)
+    end = LimitRefinement(whole, limit, SmoothDescent(target, fine, coarse, PRIOR), SHORT)
     there = end(wrong)
-    best, *others = end.elsewhere([there])
+    best, *others = end.with_symmetry_images([there])
     # Measured 41 and 318. Of others that explain as much no place is told.
     assert best.improbability < there.improbability - 100
     assert overlap(best.fitted.cells, there.fitted.cells) < 0.5
@@ -269,7 +275,9 @@ def test_of_two_ends_as_near_to_the_data_that_with_more_room_is_more_probable():
         examples = data + 0.05 * np.random.default_rng(0).standard_normal((60, len(data)))
         target = CondensedTarget(complete, lambda rows: model.simulator, examples, len(data))
         part = model.of_measurements(target.rows)
-        end = Ending(model, part, SmoothDescent(target, part, part, PRIOR), SHORT).at(cells)
+        end = LimitRefinement(model, part, SmoothDescent(target, part, part, PRIOR), SHORT).at(
+            cells
+        )
         jacobian = model.linear(cells)[1] / sigma
         # What data leave of the prior's volume, by the unknowns instead of the measurements.
         information = np.eye(jacobian.shape[1]) + jacobian.T @ jacobian
@@ -294,7 +302,7 @@ def test_an_unknown_S0_and_diffusivity_are_told_from_true_cells():
         )
         part = model.of_measurements(target.rows)
         descend = SmoothDescent(target, part, part, PRIOR)
-        ends.append(Ending(model, part, descend, SHORT).at(truth))
+        ends.append(LimitRefinement(model, part, descend, SHORT).at(truth))
         # A few measurements tell the same as all.
         squares = (descend.fitted(truth).residual ** 2).sum()
         assert squares == pytest.approx((ends[-1].fitted.residual ** 2).sum(), rel=0.1)
@@ -335,10 +343,10 @@ def test_harmonics_tell_the_signals_of_turned_cells():
     assert len(rotations) == 24
     rod = np.abs(PRIOR.raster[0] - CENTRE) - [3.0, 4.0, 7.0]
     field = -rod.max(axis=1)[None]
-    signals = model.signals(as_one(PRIOR.field_of(field[0])))
+    signals = model.signals(single_cell_field(PRIOR.field_of(field[0])))
     turned = 0
     for k in (5, 13, 22):
-        there = model.signals(as_one(PRIOR.field_of(rotations.fields(k, field)[0])))
+        there = model.signals(single_cell_field(PRIOR.field_of(rotations.fields(k, field)[0])))
         # The lattice has not quite the symmetry of the box: 0.002, which harmonics do not add to.
         np.testing.assert_allclose(rotations.signals(k, signals[None])[0], there, atol=0.003)
         turned += np.abs(there - signals).max() > 0.02
@@ -359,25 +367,25 @@ def test_two_cells_apart_are_proposed_from_examples_of_one():
     single = [3.4 - sides[0], 4.2 - sides[1], 5.0 - np.linalg.norm(points, axis=1)]
     z = [PRIOR.field_of(depth) for depth in single]
     z += [random_cells(rng, PRIOR) for _ in range(5)]
-    signals = np.array([model.signals(as_one(x)) for x in z])
-    nothing = as_one(PRIOR.field_of(np.full(len(points), -PRIOR.length)))
+    signals = np.array([model.signals(single_cell_field(x)) for x in z])
+    nothing = single_cell_field(PRIOR.field_of(np.full(len(points), -PRIOR.length)))
     examples = Examples(z @ basis.T + PRIOR.mean, np.zeros(8), signals, model.signals(nothing))
     assert (0.004 < (examples.fields[3:] > 0).mean(axis=1)).all()
-    both = as_one(PRIOR.field_of(np.max(single[:2], axis=0)))
+    both = single_cell_field(PRIOR.field_of(np.max(single[:2], axis=0)))
     data, sigma = model.signals(both), np.full(len(acquisition), 0.002)
-    proposals = Proposals(examples, rotations, PRIOR)
+    proposals = InitialCells(examples, rotations, PRIOR)
     (pair,) = proposals.beside(data, sigma, [1])
     misfit = [((model.signals(x) - data) ** 2).sum() for x in (
         pair, *proposals.nearest(data, sigma, 1))]  # fmt: skip
     assert misfit[0] < 0.1 * misfit[1]  # measured 0.002
-    assert len(taken_apart(pair, PRIOR).leaks) == 2
+    assert len(split_into_cells(pair, PRIOR).leaks) == 2
 
 
 def test_cells_apart_have_permeabilities_of_their_own():
     points = PRIOR.raster[0]
     apart = [np.linalg.norm(points - side * np.array([5.0, 0, 0]), axis=1) for side in (-1, 1)]
     depth = np.max(np.array([[4.0], [3.2]]) - apart, axis=0)
-    cells = taken_apart(as_one(PRIOR.field_of(depth)), PRIOR)
+    cells = split_into_cells(single_cell_field(PRIOR.field_of(depth)), PRIOR)
     assert len(cells.leaks) == 2
     shape = SmoothShape(bcc_grid(6, SIDE / 6, "absorbing"), PRIOR)
     volume, _ = shape.geometry(cells)
@@ -385,7 +393,7 @@ def test_cells_apart_have_permeabilities_of_their_own():
     model = SmoothModel(pulses(2), PRIOR, 5, 2.0)
     both = [model.signals(cells.moved(np.append(0 * cells.z, s))) for s in ([1, -1], [-1, 1])]
     assert np.abs(both[0] - both[1]).max() > 1e-4
-    assert len(taken_apart(ball(), PRIOR).leaks) == 1
+    assert len(split_into_cells(ball(), PRIOR).leaks) == 1
 
 
 def test_the_mesh_of_a_ball_is_closed_and_round():
@@ -436,7 +444,7 @@ def fit():
 def wall_share(fit):
     """Mean share of the box inside of the cells of a fit, on a finer lattice than it knows."""
     shape = SmoothShape(bcc_grid(6, SIDE / 6, "absorbing"), PRIOR)
-    return np.mean([shape.geometry(cells)[0].sum() for cells in cells_of(fit)]) / SIDE**3
+    return np.mean([shape.geometry(cells)[0].sum() for cells in stored_cells(fit)]) / SIDE**3
 
 
 @pytest.mark.filterwarnings("ignore:Voxel")
@@ -456,10 +464,10 @@ def test_a_fit_has_smooth_meshes_intervals_and_draws(fit, tmp_path):
     exchange = fit.surface_to_volume * fit.wall_permeability
     assert fit.exchange_time == pytest.approx(share / exchange, rel=0.3)
     model = SmoothModel(pulses(), PRIOR, 4, 2.0)
-    best, *draws = (model.signals(cells) for cells in cells_of(fit))
+    best, *draws = (model.signals(cells) for cells in stored_cells(fit))
     # What noise allows is less than 1; shapes drawn from the Gaussian alone are at 3 to 30.
     assert max((((draw - best) / 0.004) ** 2).mean() for draw in draws) < 2
-    area, *drawn = (wall_area(PRIOR, cells).sum() for cells in cells_of(fit))
+    area, *drawn = (wall_area(PRIOR, cells).sum() for cells in stored_cells(fit))
     # Measured 5 %, with as few steps as here.
     assert np.mean(drawn) == pytest.approx(area, rel=0.1)
     assert len(fit.interface(field=2).triangles) > 0

@@ -24,7 +24,7 @@ _POINTS_PER_SEGMENT = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Body:
+class Tube:
     """A tube around control points (k, 4): rows x, y, z, log radius, um; closed if a ring."""
 
     control: np.ndarray
@@ -86,7 +86,7 @@ def random_cell(rng: np.random.Generator, grid: TetrahedralGrid) -> np.ndarray:
 
 def _drawn(rng, points_um, corners, number, number_in_box):
     centre, half = np.mean(corners, axis=0), np.subtract(*corners[::-1]) / 2
-    bodies: list[Body] = []
+    bodies: list[Tube] = []
     for _ in range(number):
         points, ring = _random_body(rng, number_in_box)
         if bodies and rng.random() < _BRANCHING:
@@ -95,7 +95,7 @@ def _drawn(rng, points_um, corners, number, number_in_box):
             points[:, :3] += (before - centre) / half - points[0, :3]
         points[:, :3] = centre + half * points[:, :3]
         points[:, 3] += np.log(half.mean())
-        bodies.append(Body(points, ring))
+        bodies.append(Tube(points, ring))
     return np.max([body.depth(points_um) for body in bodies], axis=0)
 
 

@@ -9,15 +9,15 @@ import numpy as np
 from scipy.linalg import qr
 
 from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import PartialVolumeSimulator
-from dipy_spinverse.cell_search.labelled import Cells, Target
-from dipy_spinverse.cell_search.shared_errors import independent
+from dipy_spinverse.cell_search.labelled import LabelledCells, Target
+from dipy_spinverse.cell_search.shared_errors import whitening
 from dipy_spinverse.voxels.rician import rician_mean
 
 _RIDGE = 0.05  # error of the regression that it need not explain, in units of the noise
 _LIFT_ROUNDS = 3  # until what noise lifts the mean of magnitudes changes no more
 
 
-class Foretold:
+class LinearPrediction:
     """All measurements, in units of the noise, as linear functions of a few.
 
     Parameters
@@ -82,7 +82,7 @@ class CondensedTarget(Target):
         shared: np.ndarray | None = None,
     ):
         self.complete = complete
-        foretold = Foretold(complete.simulator, examples, complete.sigma, number, ridge)
+        foretold = LinearPrediction(complete.simulator, examples, complete.sigma, number, ridge)
         self.rows = rows = foretold.rows
         # In units of the noise, from signals.
         self._slopes, self._constant = foretold.slopes, foretold.constant
@@ -98,7 +98,7 @@ class CondensedTarget(Target):
         self.shared = np.zeros((0, len(complete.data))) if shared is None else shared
         self.shared = self.shared / complete.sigma
         condensed = np.linalg.solve(self._root, self._slopes @ self.shared.T).T
-        self._whitening = independent(condensed)
+        self._whitening = whitening(condensed)
         self.data = self._condensed(lift)
 
     def _predicted(self, signals):
@@ -109,7 +109,7 @@ class CondensedTarget(Target):
         rest = self.complete.data / self.complete.sigma - error - self._constant
         return self._whitening @ np.linalg.solve(self._root, self._slopes @ rest)
 
-    def exact_at(self, cells: Cells) -> CondensedTarget:
+    def exact_at(self, cells: LabelledCells) -> CondensedTarget:
         """The same, but exact for these cells and the more so for those like them."""
         signals = self.complete.simulate(cells.labels[None], cells.leaks[None])[0]
         return self.exact_for(signals, signals[self.rows])

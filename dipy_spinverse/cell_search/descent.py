@@ -8,7 +8,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from dipy_spinverse.cell_search.effort import StepPrior
-from dipy_spinverse.cell_search.labelled import LEAK_SD, Target
+from dipy_spinverse.cell_search.labelled import TRANSMISSIBILITY_SD, Target
 from dipy_spinverse.grid import TetrahedralGrid
 
 # Chosen on the shapes of benchmarks/shapes.py.
@@ -111,7 +111,7 @@ class Descent:
         covariance = np.exp(-0.5 * apart) + self._prior.independent * np.eye(len(sd))
         root = np.zeros((len(sd) + 2,) * 2)
         root[:-2, :-2] = sd[:, None] * np.linalg.cholesky(covariance)
-        root[[-2, -1], [-2, -1]] = LEAK_SD
+        root[[-2, -1], [-2, -1]] = TRANSMISSIBILITY_SD
         return root
 
 

@@ -98,7 +98,7 @@ class StepPrior:
     """How smooth the steps of a descent are."""
 
     lengths: tuple[float, ...] = (0.85, 1.06, 1.27)  # in distances of neighbouring tetrahedra
-    independent: float = 0.02  # part of the variance that is not smooth, relative to the rest
+    whitening: float = 0.02  # part of the variance that is not smooth, relative to the rest
 
 
 _PLANS = (

@@ -6,7 +6,7 @@ import numpy as np
 
 from dipy_spinverse.cell_search.descent import Descent
 from dipy_spinverse.cell_search.effort import DrawEffort
-from dipy_spinverse.cell_search.labelled import Cells, Target
+from dipy_spinverse.cell_search.labelled import LabelledCells, Target
 from dipy_spinverse.cell_search.probability import LogProbability
 from dipy_spinverse.threads import in_threads
 
@@ -17,14 +17,14 @@ _DISTURBANCE = 1.0
 _TEMPERATURE = 30.0
 
 
-def ensemble(
+def posterior_ensemble(
     probability: LogProbability,
     descend: Descent,
-    finalists: list[tuple[Target, Cells]],
+    finalists: list[tuple[Target, LabelledCells]],
     n_draws: int,
     rng: np.random.Generator,
     effort: DrawEffort,
-) -> list[Cells]:
+) -> list[LabelledCells]:
     """Draws of cells, by randomized maximum likelihood [1]_.
 
     Finalists are disturbed and descend to data with further noise. They end in other cells, as

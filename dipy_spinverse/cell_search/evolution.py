@@ -135,7 +135,7 @@ class Evolution:
         for member in best:
             if member not in new:
                 continue
-            cells = self.task.perfected(member, self.rng)
+            cells = self.task.jointly_improved(member, self.rng)
             if cells is not None:
                 members.append(_member(member.target, member.partial, cells, judge))
                 if self.task.solved_by(members[-1:]):

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from dipy_spinverse.cell_search.effort import FlipEffort, PopulationPlan
-from dipy_spinverse.cell_search.interacting import perfected
+from dipy_spinverse.cell_search.joint_changes import jointly_improved
 from dipy_spinverse.cell_search.labelled import (
     N_TYPICAL,
-    Cells,
+    LabelledCells,
     Misfit,
-    Simulated,
+    SimulatedCells,
     Target,
-    flips_of,
+    label_changes,
 )
-from dipy_spinverse.cell_search.polish import polished
+from dipy_spinverse.cell_search.local_search import locally_improved
 from dipy_spinverse.cell_search.protocols import Member, Tools
 
 # Chosen on the shapes of benchmarks/shapes.py.
@@ -38,7 +38,7 @@ class ExactData:
 
     complete: Target
     target: Target  # the same of the measurements that serve the search
-    library: Simulated  # random bodies, as this target measures them
+    library: SimulatedCells  # random bodies, as this target measures them
     tools: Tools
 
     @property
@@ -53,7 +53,7 @@ class ExactData:
         expected = self.target.expected(self.library.signals)
         return np.argsort(misfit(self.target.data / self.target.sigma - expected))
 
-    def judge(self, cells: list[Cells]) -> WrongLabels:
+    def judge(self, cells: list[LabelledCells]) -> WrongLabels:
         """A judge of cells like some, the first of which are the best."""
         typical = cells[:N_TYPICAL]
         size = np.sqrt(min(self.target.chi_square(state) for state in typical))
@@ -65,7 +65,7 @@ class ExactData:
         misfit = self._misfit(self.target, labels[:N_TYPICAL], error)
         return WrongLabels(misfit, self.tools.effort.flips)
 
-    def perfected(self, member: Member, rng: np.random.Generator) -> Cells | None:
+    def jointly_improved(self, member: Member, rng: np.random.Generator) -> LabelledCells | None:
         """Cells that are nearly right, after flips of several tetrahedra at once; or None."""
         if not _nearly_right(member.misfit, len(self.target.data)):
             return None
@@ -73,7 +73,9 @@ class ExactData:
         def misfit_at(cells):
             return self.judge([cells]).misfit
 
-        return perfected(member.target, member.cells, misfit_at, rng, self.tools.effort.flips)
+        return jointly_improved(
+            member.target, member.cells, misfit_at, rng, self.tools.effort.flips
+        )
 
     def solved_by(self, population: list[Member]) -> bool:
         """Whether the best residual is no more than errors of the data."""
@@ -92,7 +94,7 @@ class ExactData:
 
     def conclusion(
         self, populations: list[list[Member]], n_draws: int, rng: np.random.Generator
-    ) -> tuple[Cells, list[Cells]]:
+    ) -> tuple[LabelledCells, list[LabelledCells]]:
         """The best cells, by all measurements, and others that explain the data."""
         found = [member.cells for population in populations for member in population]
         judge = self.judge(sorted(found, key=self.target.chi_square))
@@ -111,11 +113,11 @@ class ExactData:
         """Cells after flips by all measurements."""
         cells = self.complete.cells(cells.labels[None], cells.leaks)[0]
         misfit = self._misfit(self.complete, [cells.labels], 0.0)
-        return polished(self.complete, cells, misfit, self.tools.effort.flips)
+        return locally_improved(self.complete, cells, misfit, self.tools.effort.flips)
 
     def _misfit(self, target, some_labels, error):
         scale = max(error / np.median(target.sigma), 1.0)
-        flips = [flips_of(target, labels, self.tools.leaks) for labels in some_labels]
+        flips = [label_changes(target, labels, self.tools.leaks) for labels in some_labels]
         return Misfit(flips, scale, self.tools.effort.wrong_labels)
 
 
@@ -126,13 +128,15 @@ class WrongLabels:
     misfit: Misfit
     effort: FlipEffort
 
-    def __call__(self, target: Target, cells: Cells) -> float:
+    def __call__(self, target: Target, cells: LabelledCells) -> float:
         """How far cells are off."""
         return self.misfit(target.residual(cells)[None])[0]
 
-    def improved(self, target: Target, cells: Cells, rng: np.random.Generator) -> Cells:
+    def improved(
+        self, target: Target, cells: LabelledCells, rng: np.random.Generator
+    ) -> LabelledCells:
         """Cells after flips that bring them closer to the data."""
-        return polished(target, cells, self.misfit, self.effort)
+        return locally_improved(target, cells, self.misfit, self.effort)
 
     def least_apart(self, best: float) -> int:
         """Tetrahedra in which members differ at least: fewer, the fewer are wrong."""

@@ -15,7 +15,7 @@ from dipy_spinverse.voxels.rician import rician_mean
 
 # Prior standard deviations of the relative transmissibilities of walls and of open faces; chosen
 # on the shapes of benchmarks/shapes.py, as is the number of cells whose flips stand for all.
-LEAK_SD = np.array([0.05, 0.01])
+TRANSMISSIBILITY_SD = np.array([0.05, 0.01])
 N_TYPICAL = 3
 # Relative to the trace of a covariance, which it keeps positive definite.
 _ROUNDING = 1e-13
@@ -24,7 +24,7 @@ _STEP = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
-class Cells:
+class LabelledCells:
     """Which tetrahedra are inside of cells, and what that predicts."""
 
     labels: np.ndarray  # (T,) of bool
@@ -33,7 +33,7 @@ class Cells:
 
 
 @dataclass(frozen=True, eq=False)
-class Simulated:
+class SimulatedCells:
     """Labels (N, T) of cells whose signals (N, M) are known."""
 
     labels: np.ndarray
@@ -65,11 +65,11 @@ class Target:
         part = self.data[rows], self.sigma[rows], self.rician[rows]
         return Target(simulator, *part, self.freedom)
 
-    def cells(self, labels: np.ndarray, leaks: np.ndarray) -> list[Cells]:
+    def cells(self, labels: np.ndarray, leaks: np.ndarray) -> list[LabelledCells]:
         """States of labels (N, T) with leaks (2,) or (N, 2)."""
         leaks = np.broadcast_to(leaks, (len(labels), 2))
         signals = self.expected(self.simulate(labels, leaks))
-        return [Cells(*state) for state in zip(labels, leaks, signals, strict=True)]
+        return [LabelledCells(*state) for state in zip(labels, leaks, signals, strict=True)]
 
     def simulate(self, labels: np.ndarray, leaks: np.ndarray) -> np.ndarray:
         """Signals (N, M) without noise."""
@@ -86,7 +86,7 @@ class Target:
         """Mean of the data, in units of their errors, given signals (N, M) without noise."""
         return rician_mean(signals, self.rician) / self.sigma
 
-    def residual(self, cells: Cells) -> np.ndarray:
+    def residual(self, cells: LabelledCells) -> np.ndarray:
         """Data minus expectation, in units of the errors."""
         return self.data / self.sigma - cells.signals
 
@@ -94,11 +94,11 @@ class Target:
         """Data minus what signals (M,) without noise make expect, in units of the errors."""
         return self.data / self.sigma - self.expected(signals)
 
-    def chi_square(self, cells: Cells) -> float:
+    def chi_square(self, cells: LabelledCells) -> float:
         """Mean squared residual in units of the errors: 1 for noise only."""
         return float((self.residual(cells) ** 2).mean())
 
-    def explained_by(self, cells: Cells) -> bool:
+    def explained_by(self, cells: LabelledCells) -> bool:
         """Whether the residual is no more than errors of the data."""
         return self.chi_square(cells) < 1 + self.chance
 
@@ -113,7 +113,7 @@ class Target:
         result.data = self.data + self.sigma * rng.standard_normal(len(self.data))
         return result
 
-    def exact_at(self, cells: Cells) -> Target:
+    def exact_at(self, cells: LabelledCells) -> Target:
         """The same, as exact as it can be for these cells and those like them."""
         return self
 
@@ -141,7 +141,7 @@ def at_walls(grid: TetrahedralGrid, labels: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Flips:
+class LabelChanges:
     """What changes, nearly, when single tetrahedra at the walls change sides."""
 
     tetrahedra: np.ndarray  # (m,)
@@ -149,12 +149,12 @@ class Flips:
     leak_slopes: np.ndarray  # (2, M) derivatives by the leaks
 
 
-def flips_of(target: Target, labels: np.ndarray, leaks: np.ndarray) -> Flips:
+def label_changes(target: Target, labels: np.ndarray, leaks: np.ndarray) -> LabelChanges:
     """Flips of all tetrahedra at the walls of labels (T,)."""
     share, tetrahedra = labels.astype(float), at_walls(target.grid, labels)
     slopes = target.linear(share, leaks)[1].T
     changes = slopes[tetrahedra] * (1 - 2 * share[tetrahedra])[:, None]
-    return Flips(tetrahedra, changes, slopes[-2:])
+    return LabelChanges(tetrahedra, changes, slopes[-2:])
 
 
 class Misfit:
@@ -174,9 +174,11 @@ class Misfit:
         Weight c.
     """
 
-    def __init__(self, flips: list[Flips], scale, wrong_labels: float):
+    def __init__(self, flips: list[LabelChanges], scale, wrong_labels: float):
         changes = np.concatenate([flip.changes for flip in flips])
-        by_leaks = np.mean([flip.leak_slopes for flip in flips], axis=0) * LEAK_SD[:, None]
+        by_leaks = (
+            np.mean([flip.leak_slopes for flip in flips], axis=0) * TRANSMISSIBILITY_SD[:, None]
+        )
         covariance = wrong_labels / max(len(changes), 1) * changes.T @ changes
         covariance += by_leaks.T @ by_leaks
         n_measurements = len(covariance)

@@ -9,8 +9,8 @@ import numpy as np
 
 from dipy_spinverse.cell_search.condensed import CondensedTarget
 from dipy_spinverse.cell_search.effort import PopulationPlan
-from dipy_spinverse.cell_search.ensemble import ensemble
-from dipy_spinverse.cell_search.labelled import N_TYPICAL, Cells, Target
+from dipy_spinverse.cell_search.ensemble import posterior_ensemble
+from dipy_spinverse.cell_search.labelled import N_TYPICAL, LabelledCells, Target
 from dipy_spinverse.cell_search.probability import LogProbability, with_likeliest_leaks
 from dipy_spinverse.cell_search.protocols import Member, Tools
 from dipy_spinverse.cell_search.smoothness import Smoothness
@@ -46,7 +46,7 @@ class NoisyData:
     def _smoothness(self):
         return Smoothness(self.target.grid)
 
-    def judge(self, cells: list[Cells]) -> Improbability:
+    def judge(self, cells: list[LabelledCells]) -> Improbability:
         """A judge of cells like some, the first of which are the best."""
         return Improbability(self._probability(cells))
 
@@ -54,7 +54,7 @@ class NoisyData:
         typical = cells[:N_TYPICAL]
         return LogProbability(self._smoothness, self.target, typical, self.tools.effort.annealing)
 
-    def perfected(self, member: Member, rng: np.random.Generator) -> None:
+    def jointly_improved(self, member: Member, rng: np.random.Generator) -> None:
         """Never: noise hides what more flips would tell."""
 
     def solved_by(self, population: list[Member]) -> bool:
@@ -71,7 +71,7 @@ class NoisyData:
 
     def conclusion(
         self, populations: list[list[Member]], n_draws: int, rng: np.random.Generator
-    ) -> tuple[Cells, list[Cells]]:
+    ) -> tuple[LabelledCells, list[LabelledCells]]:
         """The most typical of probable cells, and others in proportion to their probability."""
         effort = self.tools.effort.draws
         members = [member for some in populations for member in some[: effort.n_finalists]]
@@ -79,8 +79,8 @@ class NoisyData:
         probability = self._probability([member.cells for member in members])
         finalists = [(member.target, member.cells) for member in members]
         number = max(n_draws, effort.n_to_choose)
-        draws = ensemble(probability, self.tools.descend, finalists, number, rng, effort)
-        typical = most_typical(draws, self.tools.changes.mirrored)
+        draws = posterior_ensemble(probability, self.tools.descend, finalists, number, rng, effort)
+        typical = medoid(draws, self.tools.changes.mirrored)
         # What most draws share is closer to the truth, if it explains the data, too.
         shared = self._shared_by_most(draws, typical)
         shared = probability.annealed(self.target.exact_at(shared), shared, rng, _WARM)
@@ -102,7 +102,7 @@ class NoisyData:
         return self.target.cells(shared[None], reference.leaks)[0] if shared.any() else reference
 
 
-def most_typical(cells: list[Cells], mirrored: np.ndarray) -> Cells:
+def medoid(cells: list[LabelledCells], mirrored: np.ndarray) -> LabelledCells:
     """Those of some cells that overlap most with all others, as they are or mirrored (T,)."""
     labels = np.array([state.labels for state in cells]).astype(float)
     common = np.maximum(labels @ labels.T, labels @ labels[:, mirrored].T)
@@ -117,11 +117,13 @@ class Improbability:
 
     probability: LogProbability
 
-    def __call__(self, target: Target, cells: Cells) -> float:
+    def __call__(self, target: Target, cells: LabelledCells) -> float:
         """Minus the log probability of cells."""
         return -self.probability(target, cells)
 
-    def improved(self, target: Target, cells: Cells, rng: np.random.Generator) -> Cells:
+    def improved(
+        self, target: Target, cells: LabelledCells, rng: np.random.Generator
+    ) -> LabelledCells:
         """More probable cells."""
         return self.probability.annealed(target, cells, rng)
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from dipy_spinverse.cell_search.effort import AnnealingEffort
-from dipy_spinverse.cell_search.labelled import LEAK_SD, Cells, Target, flips_of
+from dipy_spinverse.cell_search.labelled import (
+    TRANSMISSIBILITY_SD,
+    LabelledCells,
+    Target,
+    label_changes,
+)
 from dipy_spinverse.cell_search.metropolis import random_moves, walk
 from dipy_spinverse.cell_search.smoothness import Smoothness
 
@@ -34,16 +39,18 @@ class LogProbability:
         self,
         smoothness: Smoothness,
         target: Target,
-        typical: list[Cells],
+        typical: list[LabelledCells],
         effort: AnnealingEffort,
     ):
         self._smoothness, self._effort = smoothness, effort
-        slopes = [flips_of(target, cells.labels, cells.leaks).leak_slopes for cells in typical]
-        by_leak = np.mean(slopes, axis=0) * LEAK_SD[:, None]
+        slopes = [
+            label_changes(target, cells.labels, cells.leaks).leak_slopes for cells in typical
+        ]
+        by_leak = np.mean(slopes, axis=0) * TRANSMISSIBILITY_SD[:, None]
         covariance = np.eye(by_leak.shape[1]) + by_leak.T @ by_leak
         self._whitening = np.linalg.inv(np.linalg.cholesky(covariance)).T
 
-    def __call__(self, target: Target, cells: Cells) -> float:
+    def __call__(self, target: Target, cells: LabelledCells) -> float:
         """Log probability, but for a constant."""
         return self._value(self._rest(target, cells), cells.labels)
 
@@ -54,8 +61,12 @@ class LogProbability:
         return -0.5 * rest @ rest + self._smoothness(labels)
 
     def annealed(
-        self, target: Target, cells: Cells, rng: np.random.Generator, hottest: float = _HOTTEST
-    ) -> Cells:
+        self,
+        target: Target,
+        cells: LabelledCells,
+        rng: np.random.Generator,
+        hottest: float = _HOTTEST,
+    ) -> LabelledCells:
         """More probable cells: flips of tetrahedra at the walls, and the likeliest leaks."""
         value = self(target, cells)
         for _ in range(self._effort.most_rounds):
@@ -77,10 +88,10 @@ class LogProbability:
         return with_likeliest_leaks(target, cells)
 
 
-def with_likeliest_leaks(target: Target, cells: Cells) -> Cells:
+def with_likeliest_leaks(target: Target, cells: LabelledCells) -> LabelledCells:
     """The same labels, with leaks that explain the residual best."""
     for _ in range(_MOST_LEAK_STEPS):
-        slopes = flips_of(target, cells.labels, cells.leaks).leak_slopes
+        slopes = label_changes(target, cells.labels, cells.leaks).leak_slopes
         leaks = _likeliest_leaks(cells.leaks, slopes, target.residual(cells))
         there = target.cells(cells.labels[None], leaks)[0]
         gain = target.chi_square(cells) - target.chi_square(there)
@@ -92,9 +103,9 @@ def with_likeliest_leaks(target: Target, cells: Cells) -> Cells:
 
 
 def _likeliest_leaks(leaks, slopes, residual):
-    by_leak = slopes * LEAK_SD[:, None]
+    by_leak = slopes * TRANSMISSIBILITY_SD[:, None]
     step = np.linalg.solve(by_leak @ by_leak.T + np.eye(2), by_leak @ residual)
-    return (leaks + LEAK_SD * step).clip(0, 1)
+    return (leaks + TRANSMISSIBILITY_SD * step).clip(0, 1)
 
 
 class _LinearFlips:
@@ -102,7 +113,7 @@ class _LinearFlips:
 
     def __init__(self, probability, target, cells):
         self._probability, self._cells = probability, cells
-        flips = flips_of(target, cells.labels, cells.leaks)
+        flips = label_changes(target, cells.labels, cells.leaks)
         self.tetrahedra = flips.tetrahedra
         self._residual, self._exact_changes = target.residual(cells), flips.changes
         self._rest = probability._rest(target, cells)

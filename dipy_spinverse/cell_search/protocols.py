@@ -7,19 +7,21 @@ from typing import Protocol
 
 import numpy as np
 
-from dipy_spinverse.cell_search.changes import Changes
+from dipy_spinverse.cell_search.cell_operations import CellOperations
 from dipy_spinverse.cell_search.descent import Descent, PartialCells
 from dipy_spinverse.cell_search.effort import PopulationPlan, SearchEffort
-from dipy_spinverse.cell_search.labelled import Cells, Target
+from dipy_spinverse.cell_search.labelled import LabelledCells, Target
 
 
-class Judge(Protocol):
+class Objective(Protocol):
     """Compares the members of a population."""
 
-    def __call__(self, target: Target, cells: Cells) -> float:
+    def __call__(self, target: Target, cells: LabelledCells) -> float:
         """How far cells are off."""
 
-    def improved(self, target: Target, cells: Cells, rng: np.random.Generator) -> Cells:
+    def improved(
+        self, target: Target, cells: LabelledCells, rng: np.random.Generator
+    ) -> LabelledCells:
         """Cells after flips that bring them closer to the data."""
 
     def least_apart(self, best: float) -> int:
@@ -32,7 +34,7 @@ class Member:
 
     target: Target  # exact for these cells
     partial: PartialCells
-    cells: Cells
+    cells: LabelledCells
     misfit: float
 
 
@@ -41,7 +43,7 @@ class Tools:
     """What all voxels of a search share."""
 
     descend: Descent
-    changes: Changes
+    changes: CellOperations
     leaks: np.ndarray  # (2,) from which the search starts
     effort: SearchEffort
 
@@ -61,10 +63,10 @@ class SearchTask(Protocol):
     def ranked_library(self) -> np.ndarray:
         """Indices of random bodies, the best first."""
 
-    def judge(self, cells: list[Cells]) -> Judge:
+    def judge(self, cells: list[LabelledCells]) -> Objective:
         """A judge of cells like some, the first of which are the best."""
 
-    def perfected(self, member: Member, rng: np.random.Generator) -> Cells | None:
+    def jointly_improved(self, member: Member, rng: np.random.Generator) -> LabelledCells | None:
         """Cells after flips of several tetrahedra at once, or None if that would be in vain."""
 
     def solved_by(self, population: list[Member]) -> bool:
@@ -78,5 +80,5 @@ class SearchTask(Protocol):
 
     def conclusion(
         self, populations: list[list[Member]], n_draws: int, rng: np.random.Generator
-    ) -> tuple[Cells, list[Cells]]:
+    ) -> tuple[LabelledCells, list[LabelledCells]]:
         """The best cells, and others that explain the data."""

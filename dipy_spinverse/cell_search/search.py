@@ -22,13 +22,18 @@ from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import relative_transmissibility
 from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import PartialVolumeSimulator
 from dipy_spinverse.cell_search.bodies import random_bodies, random_cell
-from dipy_spinverse.cell_search.changes import Changes
+from dipy_spinverse.cell_search.cell_operations import CellOperations
 from dipy_spinverse.cell_search.condensed import CondensedTarget
 from dipy_spinverse.cell_search.descent import Descent, PartialCells
 from dipy_spinverse.cell_search.effort import DEFAULT_EFFORT, Origin, SearchEffort
 from dipy_spinverse.cell_search.evolution import Evolution
 from dipy_spinverse.cell_search.exact_data import ExactData
-from dipy_spinverse.cell_search.labelled import Cells, Simulated, Target, flips_of
+from dipy_spinverse.cell_search.labelled import (
+    LabelledCells,
+    SimulatedCells,
+    Target,
+    label_changes,
+)
 from dipy_spinverse.cell_search.noisy_data import NoisyData
 from dipy_spinverse.cell_search.protocols import Member, SearchTask, Tools
 from dipy_spinverse.cell_search.separate_cells import SeparateCells
@@ -44,14 +49,14 @@ _STEPS = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class SearchResult:
     """The cells found in a voxel, others that explain it, and whether they reach its errors.
 
     It was hopeless where the search ended early, as none come near the data.
     """
 
-    best: Cells
-    draws: list[Cells]
+    best: LabelledCells
+    draws: list[LabelledCells]
     solved: bool
     n_rounds: int
     hopeless: bool = False
@@ -86,7 +91,7 @@ class CellSearch:
             grid, np.array(_START_PERMEABILITIES)[:, None], diffusivity
         )
         leaks, descend = np.median(tau, axis=1), Descent(grid, effort.steps)
-        self.tools = Tools(descend, Changes(grid), leaks, effort)
+        self.tools = Tools(descend, CellOperations(grid), leaks, effort)
         self.simulator = self._simulator_of(np.arange(len(acquisition)))
         rng = np.random.default_rng(seed)
         number = effort.library.n_bodies
@@ -99,7 +104,7 @@ class CellSearch:
         rician: np.ndarray,
         freedom: float,
         n_draws: int,
-    ) -> Found:
+    ) -> SearchResult:
         """Find the cells of a voxel.
 
         Parameters
@@ -139,7 +144,7 @@ class CellSearch:
                 break
         best, draws = task.conclusion(populations, n_draws, rng)
         solved = complete.explained_by(best)
-        return Found(best, draws, solved, evolution.n_rounds, hopeless)
+        return SearchResult(best, draws, solved, evolution.n_rounds, hopeless)
 
     def exact_data(self, complete: Target) -> ExactData:
         """The task of finding cells in data without noise."""
@@ -176,7 +181,7 @@ class CellSearch:
         """Rows and simulator of the measurements that tell most about walls."""
         plain = _plain_target(self.simulator, len(self._acquisition))
         some = self.bodies[: self.tools.effort.library.n_choosing]
-        flips = [flips_of(plain, labels, self.tools.leaks) for labels in some]
+        flips = [label_changes(plain, labels, self.tools.leaks) for labels in some]
         changes = np.concatenate([x.changes for x in flips])
         order = qr(changes.T @ changes, mode="r", pivoting=True)[1]
         rows = self.simulator.fill_registers(order, self.tools.effort.n_searched)
@@ -196,7 +201,7 @@ class CellSearch:
         """Cells, and what the search would measure of each."""
         rows, simulator = self.searched
         target = _plain_target(simulator, len(rows))
-        return Simulated(labels, target.simulate(labels, self.tools.leaks))
+        return SimulatedCells(labels, target.simulate(labels, self.tools.leaks))
 
     @cached_property
     def examples(self):

@@ -9,7 +9,7 @@ from itertools import combinations, product
 import numpy as np
 
 from dipy_spinverse.cell_search.exact_data import ExactData
-from dipy_spinverse.cell_search.labelled import Simulated
+from dipy_spinverse.cell_search.labelled import SimulatedCells
 from dipy_spinverse.threads import in_threads
 
 # Chosen on the shapes of benchmarks/shapes.py.
@@ -32,7 +32,7 @@ class SeparateCells:
         Single cells, each alone, as the task's target measures them.
     """
 
-    def __init__(self, task: ExactData, single: Simulated):
+    def __init__(self, task: ExactData, single: SimulatedCells):
         self._task, self._target, tools = task, task.target, task.tools
         self._descend, self._changes, self._leaks = tools.descend, tools.changes, tools.leaks
         self._effort = tools.effort.together
@@ -94,7 +94,7 @@ class SeparateCells:
 
     def _moved(self, number, labels, judge, rng):
         """The same labels, and those after the best moves of all their cells at once."""
-        cells = sorted(self._changes.cells_of(labels), key=np.sum)[-number:]
+        cells = sorted(self._changes.connected_cells(labels), key=np.sum)[-number:]
         places = [self._places(cell, rng) for cell in cells]
         effects = self._target.simulate(np.concatenate(places), self._leaks) - self._nothing
         effects, rest = self._weighted(effects, judge)

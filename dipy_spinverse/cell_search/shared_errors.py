@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def independent(errors: np.ndarray) -> np.ndarray:
+def whitening(errors: np.ndarray) -> np.ndarray:
     """Symmetric matrix (M, M) after which data have independent errors of variance 1.
 
     Parameters
@@ -19,6 +19,6 @@ def independent(errors: np.ndarray) -> np.ndarray:
     return np.eye(errors.shape[1]) - (directions * less) @ directions.T
 
 
-def most_probable(errors: np.ndarray, residual: np.ndarray) -> np.ndarray:
+def most_probable_errors(errors: np.ndarray, residual: np.ndarray) -> np.ndarray:
     """Shared errors (k,), in standard deviations, that a residual (M,) tells."""
     return np.linalg.solve(np.eye(len(errors)) + errors @ errors.T, errors @ residual)

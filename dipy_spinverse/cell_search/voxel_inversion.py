@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import unique_encodings
 from dipy_spinverse.cell_search.effort import DEFAULT_EFFORT, SearchEffort
-from dipy_spinverse.cell_search.labelled import Cells, face_transmissibility
+from dipy_spinverse.cell_search.labelled import LabelledCells, face_transmissibility
 from dipy_spinverse.cell_search.search import CellSearch
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.inversion.reconstruction import Reconstruction
@@ -121,7 +121,7 @@ class CellInversion:
             "misfit": np.array([((found.best.signals - averaged / sigma) ** 2).mean()]),
         }
 
-    def _scaled_transmissibility(self, states: list[Cells]):
+    def _scaled_transmissibility(self, states: list[LabelledCells]):
         labels = np.array([state.labels for state in states])
         leaks = np.array([state.leaks for state in states])
         tau = face_transmissibility(self._grid, labels, leaks)

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from dipy_spinverse.bloch_torrey import relative_transmissibility
-from dipy_spinverse.cell_search.smooth import STORED, cells_of, prior_of, smooth_mesh
+from dipy_spinverse.cell_search.smooth import (
+    CELL_ARRAYS,
+    level_set_prior,
+    smooth_mesh,
+    stored_cells,
+)
 from dipy_spinverse.inversion.unknowns import WALL_THRESHOLD, scaled_transmissibility, wall_faces
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.status import FITTED, Status
@@ -136,7 +141,7 @@ class SpinverseFit(VoxelFit):
         "field_share",
         "history_iterations",
         "history_misfit",
-        *STORED,
+        *CELL_ARRAYS,
     )
 
     def __getattr__(self, name: str):
@@ -236,8 +241,8 @@ class SpinverseFit(VoxelFit):
         if field is not None and field not in range(len(fields)):
             raise ValueError(f"field is {field!r}; the fit has fields 0 to {len(fields) - 1}.")
         if "cell_field" in voxel._values:
-            cells = cells_of(voxel)
-            return smooth_mesh(prior_of(grid), cells[field or 0], cells)
+            cells = stored_cells(voxel)
+            return smooth_mesh(level_set_prior(grid), cells[field or 0], cells)
         scale, frame = voxel.field_scale[field or 0], voxel.field_frame[field or 0]
         if field is not None:
             permeability = fields[field]

@@ -2,22 +2,22 @@
 
 from dipy_spinverse.cell_search.smooth.effort import SmoothEffort
 from dipy_spinverse.cell_search.smooth.inversion import SmoothCellInversion
-from dipy_spinverse.cell_search.smooth.level_set import FieldPrior, prior_of
+from dipy_spinverse.cell_search.smooth.level_set import FieldPrior, level_set_prior
 from dipy_spinverse.cell_search.smooth.mesh import smooth_mesh, wall_probability
-from dipy_spinverse.cell_search.smooth.stored import (
-    STORED,
-    cells_of,
+from dipy_spinverse.cell_search.smooth.storage import (
+    CELL_ARRAYS,
     signals_of_cells,
     smooth_layout,
+    stored_cells,
 )
 
 __all__ = [
-    "STORED",
+    "CELL_ARRAYS",
     "FieldPrior",
     "SmoothCellInversion",
     "SmoothEffort",
-    "cells_of",
-    "prior_of",
+    "stored_cells",
+    "level_set_prior",
     "signals_of_cells",
     "smooth_layout",
     "smooth_mesh",

@@ -14,7 +14,11 @@ from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import (
     PartialVolumeSimulator,
     contact_fraction,
 )
-from dipy_spinverse.cell_search.smooth.level_set import FieldPrior, Filled, Filling
+from dipy_spinverse.cell_search.smooth.level_set import (
+    FieldPrior,
+    VolumeFractionModel,
+    VolumeFractions,
+)
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
 
 # Prior of permeabilities: um/ms, and the standard deviation of their logarithm.
@@ -62,12 +66,12 @@ class SmoothCells:
         return replace(self, z=self.z + z, leaks=self.leaks + leaks)
 
 
-def as_one(z: np.ndarray, leak: float = 0.0) -> SmoothCells:
+def single_cell_field(z: np.ndarray, leak: float = 0.0) -> SmoothCells:
     """Cells of one permeability, by default the typical one."""
     return SmoothCells(z, np.array([leak]), np.zeros((1, 1, 1), dtype=int))
 
 
-def without_islands(cells: SmoothCells, prior: FieldPrior) -> SmoothCells:
+def without_unresolved_cells(cells: SmoothCells, prior: FieldPrior) -> SmoothCells:
     """The same without cells that are too small to be simulated well, unless all are.
 
     Steps by the derivatives of a coarse lattice make such islands, and do not take them back.
@@ -83,7 +87,7 @@ def without_islands(cells: SmoothCells, prior: FieldPrior) -> SmoothCells:
     return replace(cells, z=cells.z + prior.change_of(change.ravel()))
 
 
-def taken_apart(cells: SmoothCells, prior: FieldPrior) -> SmoothCells:
+def split_into_cells(cells: SmoothCells, prior: FieldPrior) -> SmoothCells:
     """The same, with a permeability for each connected cell that is large enough to show.
 
     It begins as the mean of those that the cell consisted of. Cells that have grown together keep
@@ -95,7 +99,7 @@ def taken_apart(cells: SmoothCells, prior: FieldPrior) -> SmoothCells:
         (_large(ndimage.label(inside)[0]), _large((before + 1) * inside)), key=lambda x: len(x[1])
     )
     if not len(large):
-        return as_one(cells.z)
+        return single_cell_field(cells.z)
     place = ndimage.distance_transform_edt(
         ~np.isin(labels, large), return_distances=False, return_indices=True
     )
@@ -121,7 +125,7 @@ class SmoothShape:
     """
 
     def __init__(self, grid: TetrahedralGrid, prior: FieldPrior):
-        self.grid, self._prior, self.filled = grid, prior, Filling(grid, prior)
+        self.grid, self._prior, self.filled = grid, prior, VolumeFractionModel(grid, prior)
 
     def share(self, cells: SmoothCells) -> np.ndarray:
         """Shares (T,) of tetrahedra inside of cells."""
@@ -140,7 +144,7 @@ class SmoothShape:
         number = len(cells.leaks)
         return np.bincount(part, inside, number), np.bincount(part, filled.area, number)
 
-    def projected_permeability(self, cells: SmoothCells, filled: Filled) -> np.ndarray:
+    def projected_permeability(self, cells: SmoothCells, filled: VolumeFractions) -> np.ndarray:
         """Permeability (C,), um/ms, of the lattice's faces at the walls of each cell.
 
         Permeability times area is that of the smooth walls, whatever the area of the faces is.

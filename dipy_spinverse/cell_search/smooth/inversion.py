@@ -10,11 +10,11 @@ from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import relative_transmissibility, unique_encodings
 from dipy_spinverse.cell_search.smooth.effort import DEFAULT_EFFORT, SmoothEffort
 from dipy_spinverse.cell_search.smooth.forward import SmoothCells, SmoothShape
-from dipy_spinverse.cell_search.smooth.level_set import prior_of
+from dipy_spinverse.cell_search.smooth.level_set import level_set_prior
 from dipy_spinverse.cell_search.smooth.mesh import wall_area, wall_probability
 from dipy_spinverse.cell_search.smooth.search import SmoothSearch
-from dipy_spinverse.cell_search.smooth.stored import STORED, stored
-from dipy_spinverse.cell_search.smooth.voxel import VoxelData
+from dipy_spinverse.cell_search.smooth.storage import CELL_ARRAYS, stored
+from dipy_spinverse.cell_search.smooth.voxel_data import VoxelData
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.inversion.reconstruction import Reconstruction
 from dipy_spinverse.inversion.unknowns import scaled_transmissibility
@@ -73,7 +73,7 @@ class SmoothCellInversion:
         S0_known: bool = True,
         diffusivity_known: bool = True,
     ):
-        prior = prior_of(grid)
+        prior = level_set_prior(grid)
         self._acquisition, self._grid, self._diffusivity = acquisition, grid, diffusivity
         representatives, self._encoding = unique_encodings(acquisition)
         self._repeats = np.bincount(self._encoding)
@@ -100,7 +100,7 @@ class SmoothCellInversion:
             for name in voxels[0]
         }
         maps = {name: stacked.pop(f"fields of {name}") for name in _ERRORS}
-        cells = {name: stacked.pop(name) for name in STORED}
+        cells = {name: stacked.pop(name) for name in CELL_ARRAYS}
         return Reconstruction(
             **stacked,
             cells=cells,

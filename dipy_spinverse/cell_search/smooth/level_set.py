@@ -141,7 +141,7 @@ class FieldPrior:
         return factors, index, variance[tuple(index.T)] / variance.max()
 
 
-def prior_of(grid: TetrahedralGrid) -> FieldPrior:
+def level_set_prior(grid: TetrahedralGrid) -> FieldPrior:
     """The prior in the box of an absorbing lattice."""
     if grid.box_um is None:
         raise ValueError(
@@ -152,7 +152,7 @@ def prior_of(grid: TetrahedralGrid) -> FieldPrior:
 
 
 @dataclass(frozen=True, eq=False)
-class Filled:
+class VolumeFractions:
     """How a field fills the T tetrahedra of a grid, and the sides of the box at its B outer faces.
 
     Attributes
@@ -181,7 +181,7 @@ class Filled:
         return weighted.astype(np.float32) @ prior.basis(self.points)
 
 
-class Filling:
+class VolumeFractionModel:
     """Shares of the tetrahedra of a grid, and of the sides of its box, inside of smooth cells.
 
     Parameters
@@ -203,11 +203,11 @@ class Filling:
             ),
         )
 
-    def __call__(self, z: np.ndarray) -> Filled:
+    def __call__(self, z: np.ndarray) -> VolumeFractions:
         """How the field of unknowns z (n,) fills the tetrahedra."""
         field_at = self._prior.interpolated(z)
         inner, sides = (pieces.filled(field_at) for pieces in self._pieces)
-        return Filled(
+        return VolumeFractions(
             share=np.concatenate([inner.share, sides.share]),
             area=inner.area,
             points=np.concatenate([inner.points, sides.points]),
@@ -245,7 +245,7 @@ class _Pieces:
         by_field = at_wall / slope / (2 * self._width * field.shape[1])
         places = near[np.nonzero(at_wall)[0]]
         points = self._points[near][at_wall]
-        return Filled(share, per_um * self._sizes, points, places, by_field[at_wall])
+        return VolumeFractions(share, per_um * self._sizes, points, places, by_field[at_wall])
 
 
 def _on_sides(grid):

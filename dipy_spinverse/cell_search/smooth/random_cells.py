@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dipy_spinverse.cell_search.bodies import Body
+from dipy_spinverse.cell_search.bodies import Tube
 from dipy_spinverse.cell_search.smooth.level_set import FieldPrior
 
 # Wide enough to hold cells that no family was thought of for; none is fitted to data.
@@ -35,10 +35,10 @@ def _depth(rng, points, half):
         line = _walk(rng, _SMALL_RADII, _SMALL_POINTS)
         line[:, :3] = line[:, :3].clip(-_CLEAR, _CLEAR) * half
         line[:, 3] += np.log(half.mean())
-        return Body(line, False).depth(points)
+        return Tube(line, False).depth(points)
     if rng.random() < _SHELL:
         return _shell(rng, points, half.mean())
-    bodies: list[Body] = []
+    bodies: list[Tube] = []
     for _ in range(min(rng.geometric(0.5), _MOST_BODIES)):
         lines, ring = _lines(rng)
         if bodies and rng.random() < _BRANCH:
@@ -49,7 +49,7 @@ def _depth(rng, points, half):
         for line in lines:
             line[:, :3] = line[:, :3].clip(-_CLEAR, _CLEAR) * half
             line[:, 3] += np.log(half.mean())
-            bodies.append(Body(line, ring))
+            bodies.append(Tube(line, ring))
     return np.max([body.depth(points) for body in bodies], axis=0)
 
 

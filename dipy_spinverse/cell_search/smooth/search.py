@@ -9,26 +9,26 @@ from operator import attrgetter
 import numpy as np
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
-from dipy_spinverse.cell_search.condensed import CondensedTarget, Foretold
+from dipy_spinverse.cell_search.condensed import CondensedTarget, LinearPrediction
 from dipy_spinverse.cell_search.labelled import Target
-from dipy_spinverse.cell_search.shared_errors import most_probable
+from dipy_spinverse.cell_search.shared_errors import most_probable_errors
 from dipy_spinverse.cell_search.smooth.descent import SmoothDescent
-from dipy_spinverse.cell_search.smooth.draws import drawn
 from dipy_spinverse.cell_search.smooth.effort import DEFAULT_EFFORT, SmoothEffort
-from dipy_spinverse.cell_search.smooth.elsewhere import elsewhere
-from dipy_spinverse.cell_search.smooth.ends import Ending
 from dipy_spinverse.cell_search.smooth.forward import (
     LimitModel,
     SmoothCells,
     SmoothModel,
-    as_one,
-    without_islands,
+    single_cell_field,
+    without_unresolved_cells,
 )
+from dipy_spinverse.cell_search.smooth.initial_cells import Examples, InitialCells
 from dipy_spinverse.cell_search.smooth.level_set import FieldPrior
-from dipy_spinverse.cell_search.smooth.proposals import Examples, Proposals
+from dipy_spinverse.cell_search.smooth.local_minima import LimitRefinement
+from dipy_spinverse.cell_search.smooth.posterior_samples import posterior_sample
 from dipy_spinverse.cell_search.smooth.random_cells import random_cells
 from dipy_spinverse.cell_search.smooth.rotations import Rotations
-from dipy_spinverse.cell_search.smooth.voxel import SCALE_SD, VoxelData
+from dipy_spinverse.cell_search.smooth.symmetry_images import symmetry_images
+from dipy_spinverse.cell_search.smooth.voxel_data import SCALE_SD, VoxelData
 
 # Error of condensed data, in units of the noise, on the coarse grid: on a fine one it is more.
 _RIDGE = 0.02
@@ -42,7 +42,7 @@ _DIFFUSIVITY_SD = 0.05
 
 
 @dataclass(frozen=True, eq=False)
-class SmoothFound:
+class SmoothSearchResult:
     """The most probable smooth cells of a voxel, others in proportion to their probability.
 
     Attributes
@@ -105,7 +105,7 @@ class SmoothSearch:
             for off in (1 - _DIFFUSIVITY_SD, 1 + _DIFFUSIVITY_SD)
         ]  # fmt: skip
 
-    def run(self, given: VoxelData, n_draws: int) -> SmoothFound:
+    def run(self, given: VoxelData, n_draws: int) -> SmoothSearchResult:
         """Find the smooth cells of a voxel."""
         rng, effort = np.random.default_rng(self._seed), self.effort
         scales = self.proposals.scales(given.unlifted, given.sigma, given.scale_of)
@@ -122,7 +122,7 @@ class SmoothSearch:
         if len(target.shared):
             # They are linear in their errors about scales that are known better by now.
             residual = target.complete.residual_of(self.middle.signals(lines[0].cells))
-            scales = _better(scales, most_probable(target.shared, residual))
+            scales = _better(scales, most_probable_errors(target.shared, residual))
             voxel = given.over(scales)
             target = self._target(voxel, lines[0].cells)
             middle = self._descent(target, self.middle, self.middle)
@@ -130,7 +130,9 @@ class SmoothSearch:
         starts = [line.cells for line in lines[: effort.n_good]]
         lines = _descended(fine, starts, effort.n_steps_fine)
         end = self._ending(fine)
-        ends = end.elsewhere(end.of_lines([line.cells for line in lines[: effort.n_lines]]))
+        ends = end.with_symmetry_images(
+            end.of_lines([line.cells for line in lines[: effort.n_lines]])
+        )
         draws = self._draws(ends, middle, n_draws, rng)
         n_steps = effort.n_steps_coarse + effort.n_steps_middle + effort.n_steps_fine
         n_steps += effort.n_corrections * effort.n_steps_last
@@ -138,7 +140,7 @@ class SmoothSearch:
         scales = _better(scales, best.shared)
         signals = best.signals + best.shared[known:] @ (target.shared[known:] * voxel.sigma)
         diffusivity = self._diffusivity * (1 + _DIFFUSIVITY_SD * best.shared[known:].sum())
-        return SmoothFound(
+        return SmoothSearchResult(
             best=best.fitted.cells,
             draws=draws,
             signals=given.scale(scales) * signals,
@@ -159,7 +161,9 @@ class SmoothSearch:
         return self._ending(fine).at(cells).improbability
 
     def _ending(self, fine):
-        return Ending(self.fine, self.limit.of_measurements(fine.target.rows), fine, self.effort)
+        return LimitRefinement(
+            self.fine, self.limit.of_measurements(fine.target.rows), fine, self.effort
+        )
 
     def _descent(self, target, exact, slopes):
         """Steps by the signals of one grid and their derivatives on another."""
@@ -169,7 +173,7 @@ class SmoothSearch:
     def _with_others(self, descend, lines):
         """Lines, and those from their cells at other places, the most probable first."""
         best = [line.cells for line in lines[: self.effort.n_moved]]
-        cells = [moved for x in best for moved in elsewhere(x, self.prior)]
+        cells = [moved for x in best for moved in symmetry_images(x, self.prior)]
         moved = sorted((descend.fitted(x) for x in cells), key=_improbability)
         starts = [line.cells for line in moved[: self.effort.n_moves]]
         moved = _descended(descend, starts, self.effort.n_steps_middle)
@@ -200,10 +204,10 @@ class SmoothSearch:
         )
 
     @cached_property
-    def proposals(self) -> Proposals:
+    def proposals(self) -> InitialCells:
         """Where searches start."""
         rotations = Rotations(self._acquisition, self.prior.box_um)
-        return Proposals(self.examples, rotations, self.prior)
+        return InitialCells(self.examples, rotations, self.prior)
 
     @cached_property
     def examples(self) -> Examples:
@@ -211,16 +215,16 @@ class SmoothSearch:
         rng, effort, basis = np.random.default_rng(self._seed), self.effort, self.prior.raster[1]
         z = np.array([random_cells(rng, self.prior) for _ in range(effort.n_examples)])
         leaks = rng.standard_normal(len(z))
-        cells = [as_one(*one) for one in zip(z, leaks, strict=True)]
+        cells = [single_cell_field(*one) for one in zip(z, leaks, strict=True)]
         complete = np.array([self.coarse.signals(x) for x in cells[: effort.n_complete]])
         noise, simulator = self._noise_of(complete), self.coarse.simulator
-        foretold = Foretold(simulator, complete, noise, effort.n_condensed, _RIDGE)
+        foretold = LinearPrediction(simulator, complete, noise, effort.n_condensed, _RIDGE)
         part = self.coarse.of_measurements(foretold.rows)
         rest = np.array([part.signals(x) for x in cells[effort.n_complete :]])
         rest = rest.reshape(-1, len(foretold.rows)) @ foretold.slopes + foretold.constant
         signals = np.concatenate([complete, rest * noise])
         nothing = self.prior.field_of(np.full(len(basis), -self.prior.length))
-        empty = self.coarse.signals(as_one(nothing))
+        empty = self.coarse.signals(single_cell_field(nothing))
         return Examples(z @ basis.T + self.prior.mean, leaks, signals, empty)
 
     def _noise_of(self, signals):
@@ -242,12 +246,12 @@ class SmoothSearch:
             end.fitted.cells for end, n in zip(ends, of_each, strict=True) for _ in range(n)
         ]
         n_steps = self.effort.n_steps_of_draws
-        return [drawn(rng, cells, descend, n_steps, error) for cells in centres]
+        return [posterior_sample(rng, cells, descend, n_steps, error) for cells in centres]
 
 
 def _descended(descend, starts, n_steps):
     """Where descents end, the most probable first."""
-    starts = [without_islands(start, descend.prior) for start in starts]
+    starts = [without_unresolved_cells(start, descend.prior) for start in starts]
     lines = [descend(descend.fitted(start), n_steps) for start in starts]
     return sorted(lines, key=_improbability)
 

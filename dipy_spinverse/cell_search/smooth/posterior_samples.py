@@ -18,7 +18,7 @@ _SMOOTHER = 1.5
 _SHORTER = 1 / 3  # of a step in vain
 
 
-def drawn(
+def posterior_sample(
     rng: np.random.Generator,
     cells: SmoothCells,
     descend: SmoothDescent,

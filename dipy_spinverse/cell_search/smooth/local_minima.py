@@ -8,17 +8,17 @@ from operator import attrgetter
 
 import numpy as np
 
-from dipy_spinverse.cell_search.shared_errors import independent, most_probable
+from dipy_spinverse.cell_search.shared_errors import most_probable_errors, whitening
 from dipy_spinverse.cell_search.smooth.descent import Fitted, SmoothDescent
 from dipy_spinverse.cell_search.smooth.effort import SmoothEffort
-from dipy_spinverse.cell_search.smooth.elsewhere import elsewhere
 from dipy_spinverse.cell_search.smooth.forward import (
     LimitModel,
     SmoothCells,
     SmoothModel,
-    taken_apart,
-    without_islands,
+    split_into_cells,
+    without_unresolved_cells,
 )
+from dipy_spinverse.cell_search.smooth.symmetry_images import symmetry_images
 
 # Of minus twice the log probability: what another correction may bring at least, and how far from
 # the best end a corrected line is given up.
@@ -26,7 +26,7 @@ _LEAST_GAIN, _HOPELESS = 1.0, 100.0
 
 
 @dataclass(frozen=True, eq=False)
-class End:
+class LocalMinimum:
     """Where a line of the search ends.
 
     Attributes
@@ -56,7 +56,7 @@ class End:
 
 
 @dataclass(frozen=True, eq=False)
-class Ending:
+class LimitRefinement:
     """The last steps of lines.
 
     Parameters
@@ -75,19 +75,19 @@ class Ending:
     descend: SmoothDescent
     effort: SmoothEffort
 
-    def __call__(self, cells: SmoothCells, best: float = np.inf) -> End:
+    def __call__(self, cells: SmoothCells, best: float = np.inf) -> LocalMinimum:
         """The best end of a line after some steps, corrected by the limit each time.
 
         A correction belongs to one shape, so steps far from it can lead away from the data: then
         fewer are taken. Lines that stay far above the improbability of the best one are given up.
         """
         prior = self.descend.prior
-        cells = taken_apart(without_islands(cells, prior), prior)
+        cells = split_into_cells(without_unresolved_cells(cells, prior), prior)
         end, n_steps = self.at(cells), self.effort.n_steps_last
         for _ in range(self.effort.n_corrections):
             descend = self._exact_for(self.descend, end)
             there = descend(descend.fitted(end.fitted.cells), n_steps).cells
-            there = self.at(without_islands(there, prior))
+            there = self.at(without_unresolved_cells(there, prior))
             gain = end.improbability - there.improbability
             end = min(end, there, key=_improbability)
             if gain < _LEAST_GAIN:
@@ -96,7 +96,7 @@ class Ending:
                 break
         return end
 
-    def elsewhere(self, ends: Sequence[End]) -> list[End]:
+    def with_symmetry_images(self, ends: Sequence[LocalMinimum]) -> list[LocalMinimum]:
         """Ends, and those of lines from the best one's cells at other places, the best first.
 
         What a place changes of the signals is less than what the lattices of the search err by.
@@ -105,7 +105,7 @@ class Ending:
         ends = sorted(ends, key=_improbability)
         for _ in range(self.effort.n_rounds):
             best, rough = ends[0], replace(self.descend, exact=self.descend.slopes)
-            moved = elsewhere(best.fitted.cells, self.descend.prior)
+            moved = symmetry_images(best.fitted.cells, self.descend.prior)
             for descend, number in (
                 (rough, self.effort.n_places_ranked),
                 (self.descend, self.effort.n_places),
@@ -118,21 +118,23 @@ class Ending:
         ends[0] = self(ends[0].fitted.cells)
         return ends
 
-    def of_lines(self, lines: Sequence[SmoothCells]) -> list[End]:
+    def of_lines(self, lines: Sequence[SmoothCells]) -> list[LocalMinimum]:
         """Where lines end, the best first."""
-        ends: list[End] = []
+        ends: list[LocalMinimum] = []
         for cells in lines:
             ends.append(self(cells, min(map(_improbability, ends), default=np.inf)))
         return sorted(ends, key=_improbability)
 
-    def at(self, cells: SmoothCells) -> End:
+    def at(self, cells: SmoothCells) -> LocalMinimum:
         """Cells as an end, without a step."""
         target, jacobian = self.descend.target, self.descend.jacobian(cells)
         signals = self._signals(cells)
         residual = target.complete.residual_of(signals)
         narrowing = np.linalg.slogdet(np.eye(len(jacobian)) + jacobian @ jacobian.T)[1]
-        fitted = Fitted(cells, independent(target.shared) @ residual)
-        return End(fitted, signals, float(narrowing), most_probable(target.shared, residual))
+        fitted = Fitted(cells, whitening(target.shared) @ residual)
+        return LocalMinimum(
+            fitted, signals, float(narrowing), most_probable_errors(target.shared, residual)
+        )
 
     def _signals(self, cells):
         """Signals (M,) in the limit: a few foretell what all differ by from the fine grid's."""

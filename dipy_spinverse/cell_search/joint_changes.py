@@ -9,9 +9,9 @@ import numpy as np
 from scipy.sparse import csr_array, triu
 
 from dipy_spinverse.cell_search.effort import FlipEffort
-from dipy_spinverse.cell_search.labelled import Cells, Misfit, Target, at_walls
+from dipy_spinverse.cell_search.labelled import LabelledCells, Misfit, Target, at_walls
+from dipy_spinverse.cell_search.local_search import locally_improved
 from dipy_spinverse.cell_search.metropolis import Interactions, anneal, random_moves
-from dipy_spinverse.cell_search.polish import polished
 from dipy_spinverse.cell_search.smoothness import shared_points
 
 # Chosen on the shapes of benchmarks/shapes.py.
@@ -23,13 +23,13 @@ _NEAR = 1 / 32  # misfit per measurement up to which any tetrahedra may flip
 _EDGE = 2
 
 
-def perfected(
+def jointly_improved(
     target: Target,
-    cells: Cells,
-    misfit_at: Callable[[Cells], Misfit],
+    cells: LabelledCells,
+    misfit_at: Callable[[LabelledCells], Misfit],
     rng: np.random.Generator,
     effort: FlipEffort,
-) -> Cells:
+) -> LabelledCells:
     """Cells that are nearly right, after flips of several tetrahedra at once.
 
     At first flips near the walls; where these do not help and the misfit is small, of any
@@ -40,7 +40,7 @@ def perfected(
     while not target.explained_by(cells) and in_vain < effort.patience:
         misfit = misfit_at(cells)
         there = _annealed(target, cells, misfit, _candidates(target, cells, thorough), rng, effort)
-        there = polished(target, there, misfit, effort)
+        there = locally_improved(target, there, misfit, effort)
         before, after = misfit(np.array([target.residual(state) for state in (cells, there)]))
         in_vain = in_vain + 1 if before > least else 0
         least = min(least, before)

@@ -6,7 +6,13 @@ import numpy as np
 from scipy.optimize import lsq_linear
 
 from dipy_spinverse.cell_search.effort import FlipEffort
-from dipy_spinverse.cell_search.labelled import LEAK_SD, Cells, Misfit, Target, flips_of
+from dipy_spinverse.cell_search.labelled import (
+    TRANSMISSIBILITY_SD,
+    LabelledCells,
+    Misfit,
+    Target,
+    label_changes,
+)
 
 # Chosen on the shapes of benchmarks/shapes.py.
 _FLIP_COST = 0.3  # root of what a flip costs, in units of the misfit
@@ -16,7 +22,9 @@ _LEAST_GAIN = 0.95  # misfit after a round, relative to that before
 _NO_WORSE = 1.01  # the same where the residual gains instead
 
 
-def polished(target: Target, cells: Cells, misfit: Misfit, effort: FlipEffort) -> Cells:
+def locally_improved(
+    target: Target, cells: LabelledCells, misfit: Misfit, effort: FlipEffort
+) -> LabelledCells:
     """Cells after flips of tetrahedra at their walls, and with the leaks that go with them."""
     value = misfit(target.residual(cells)[None])[0]
     for _ in range(effort.most_rounds):
@@ -35,8 +43,8 @@ def polished(target: Target, cells: Cells, misfit: Misfit, effort: FlipEffort) -
 
 def _flipped(target, cells, misfit, numbers):
     """Labels and leaks with the flips that explain the residual best, from none to many."""
-    flips, residual = flips_of(target, cells.labels, cells.leaks), target.residual(cells)
-    by_flip, by_leak = flips.changes.T, flips.leak_slopes.T * LEAK_SD
+    flips, residual = label_changes(target, cells.labels, cells.leaks), target.residual(cells)
+    by_flip, by_leak = flips.changes.T, flips.leak_slopes.T * TRANSMISSIBILITY_SD
     n = len(flips.tetrahedra)
     costs = np.append(np.full(n, _FLIP_COST), [_LEAK_COST] * 2)
     system = np.vstack([misfit.root.T @ np.hstack([by_flip, by_leak]), np.diag(costs)])
@@ -49,5 +57,7 @@ def _flipped(target, cells, misfit, numbers):
     for k, number in enumerate(numbers):
         labels[k, flips.tetrahedra[order[:number]]] ^= True
         rest = residual - by_flip[:, order[:number]].sum(axis=1)
-        leaks[k] = cells.leaks + LEAK_SD * np.linalg.lstsq(by_leak, rest, rcond=None)[0]
+        leaks[k] = (
+            cells.leaks + TRANSMISSIBILITY_SD * np.linalg.lstsq(by_leak, rest, rcond=None)[0]
+        )
     return labels, leaks.clip(0, 1)

@@ -28,7 +28,7 @@ _JOIN = 0.8
 _MOST_SIDES = 16  # of cells, in how many ways they are mirrored
 
 
-class Changes:
+class CellOperations:
     """Random changes of the cells of a grid."""
 
     def __init__(self, grid: TetrahedralGrid):
@@ -38,7 +38,7 @@ class Changes:
         self._centre = (grid.points_um.min(axis=0) + grid.points_um.max(axis=0)) / 2
         self.mirrored = self._tree.query(2 * self._centre - self._points)[1]
 
-    def cells_of(self, labels: np.ndarray) -> list[np.ndarray]:
+    def connected_cells(self, labels: np.ndarray) -> list[np.ndarray]:
         """Labels (T,) of each connected cell."""
         first, second = self._grid.face_tetrahedra.T
         both = labels[first] & labels[second]
@@ -63,7 +63,7 @@ class Changes:
 
     def mirrored_in_part(self, labels: np.ndarray) -> np.ndarray:
         """Labels (N, T) in which some but not all of several cells are mirrored in the centre."""
-        cells = self.cells_of(labels)
+        cells = self.connected_cells(labels)
         turned = [cell[self.mirrored] for cell in cells]
         choices = product(*zip(cells[1:], turned[1:], strict=True))
         several = [np.sum([cells[0], *rest], axis=0) for rest in islice(choices, 1, _MOST_SIDES)]
@@ -72,7 +72,7 @@ class Changes:
 
     def drawn(self, labels: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Labels (T,) after one change, which may take a part of other labels (T,)."""
-        cells = self.cells_of(labels)
+        cells = self.connected_cells(labels)
         if rng.random() < 0.5:
             other = other[self.mirrored]
         kind = rng.random()
@@ -94,7 +94,7 @@ class Changes:
             side = (self._points - self._centre) @ normal
             joined = np.where(side > 2 * self._step * rng.standard_normal(), labels, other)
             return joined if joined.any() else labels
-        others = self.cells_of(other)
+        others = self.connected_cells(other)
         cells[rng.integers(len(cells))] = others[rng.integers(len(others))]
         return np.any(cells, axis=0)
 

@@ -38,7 +38,7 @@ class Examples:
     empty: np.ndarray
 
 
-class Proposals:
+class InitialCells:
     """Cells like those behind signals, made of examples."""
 
     def __init__(self, examples: Examples, rotations: Rotations, prior: FieldPrior):

@@ -13,7 +13,7 @@ from itertools import combinations, permutations, product
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from dipy_spinverse.cell_search.smooth.forward import SmoothCells, taken_apart
+from dipy_spinverse.cell_search.smooth.forward import SmoothCells, split_into_cells
 from dipy_spinverse.cell_search.smooth.level_set import RASTER, FieldPrior
 
 _GAP = 0.1  # lengths of the prior, by which cells stand apart
@@ -23,7 +23,7 @@ _MIRRORS = np.array([*product((1, -1), repeat=3)])
 _NEAR = 0.05  # sides, within which an image of a place is the same one
 
 
-def elsewhere(cells: SmoothCells, prior: FieldPrior) -> list[SmoothCells]:
+def symmetry_images(cells: SmoothCells, prior: FieldPrior) -> list[SmoothCells]:
     """Cells of which one stands at another place, or is reflected, or two have changed places.
 
     Parameters
@@ -36,7 +36,7 @@ def elsewhere(cells: SmoothCells, prior: FieldPrior) -> list[SmoothCells]:
     list of SmoothCells
         Without those whose cells would touch.
     """
-    points, cells = prior.raster[0], taken_apart(cells, prior)
+    points, cells = prior.raster[0], split_into_cells(cells, prior)
     field = prior.on_raster(cells.z).ravel()
     parts = np.broadcast_to(cells.parts, (RASTER,) * 3).ravel()
     outside = np.minimum(field, -_BESIDE * prior.length)
