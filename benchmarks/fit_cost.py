@@ -21,7 +21,7 @@ from dipy.core.sphere import HemiSphere, disperse_charges
 
 from benchmarks.command import command, keep
 from dipy_spinverse import Acquisition, PackedCellsModel, SpinverseModel, bcc_grid, simulate
-from dipy_spinverse.substrates.walls_of_bodies import cylinders, spheres
+from dipy_spinverse.substrates.membranes import cylinders, spheres
 
 PUBLISHED_CPU_S = 451 * 400
 TIMINGS, B_VALUES, N_DIRECTIONS = ((10, 20), (10, 40), (10, 70)), (1, 2, 3.5), 33

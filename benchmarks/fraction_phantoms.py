@@ -14,9 +14,9 @@ from scipy.ndimage import binary_dilation, map_coordinates
 from benchmarks.datasets import data_file
 from dipy_spinverse.tissue_fractions import (
     MPRAGE,
-    PUBLISHED,
-    DoubleInversion,
-    Inversion,
+    PUBLISHED_TISSUES,
+    DoubleInversionPreparation,
+    InversionPreparation,
     SpoiledGradientEcho,
     T2Preparation,
     TurboSpinEcho,
@@ -144,12 +144,13 @@ def _flash(preparation, later=0.0):
 
 
 SEQUENCES = {
-    "T1": [_flash(Inversion(ti)) for ti in _INVERSIONS],
+    "T1": [_flash(InversionPreparation(ti)) for ti in _INVERSIONS],
     "T2": [_flash(T2Preparation(te)) for te in _ECHOES],
     "T2*": [_flash(None, later) for later in (0.005, 0.01, 0.03, 0.06)],
-    "DIR": [_flash(DoubleInversion(ti + 0.5, 0.5)) for ti in _INVERSIONS],
+    "DIR": [_flash(DoubleInversionPreparation(ti + 0.5, 0.5)) for ti in _INVERSIONS],
     "FLAIR": [
-        TurboSpinEcho(math.inf, te / 4, 4, te, preparation=Inversion(2.7)) for te in _ECHOES
+        TurboSpinEcho(math.inf, te / 4, 4, te, preparation=InversionPreparation(2.7))
+        for te in _ECHOES
     ],
     "MPRAGE": [MPRAGE(2.3, ti, 0.0025, 9, 0.0056, SIZE) for ti in (0.3, 0.6, 0.9, 1.2)],
 }
@@ -216,7 +217,7 @@ def scanned(phantom: Phantom, sequences, truth: Truth, simulator, seed: int) -> 
     inside = phantom.fine.any(axis=-1)
     shape = inside.shape
     b1 = 1 + smooth_field(shape, truth.b1, rng, truth.b1_waves)[inside]
-    constants = constants_of(PUBLISHED).numpy()
+    constants = constants_of(PUBLISHED_TISSUES).numpy()
     constants = np.broadcast_to(constants, (inside.sum(), *constants.shape)).copy()
     for t, p in np.ndindex(constants.shape[1:]):
         error = 0.5 * smooth_field(shape, truth.constants, rng)[inside]

@@ -11,8 +11,8 @@ from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey.finite_volumes.operator import relative_transmissibility
 from dipy_spinverse.bloch_torrey.finite_volumes.simulator import Simulator
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
-from dipy_spinverse.substrates.bodies import Body
-from dipy_spinverse.substrates.voxelise import share_inside, voxelise
+from dipy_spinverse.substrates.bodies import SweptSphere
+from dipy_spinverse.substrates.labelling import label_tetrahedra, volume_fractions
 
 # Two spheres in body-centred order, from which they move.
 _ORDERED = np.array([[0, 0, 0], [0.5, 0.5, 0.5]])
@@ -61,8 +61,8 @@ def sphere_packing(
     count = (2 if coarse else 3) * thirds
     grid = bcc_grid((count, count, count), radius * side / count)
     centres = _moved(_ORDERED * side, side, rng) + rng.uniform(size=3) * side
-    bodies = [Body(_offset(radius * centre, radius * side), radius) for centre in centres]
-    labels = voxelise(grid, [share_inside(grid, body) for body in bodies])
+    bodies = [SweptSphere(_offset(radius * centre, radius * side), radius) for centre in centres]
+    labels = label_tetrahedra(grid, [volume_fractions(grid, body) for body in bodies])
     return SpherePacking(grid, labels > 0, _resistance(grid, bodies, labels))
 
 

@@ -22,7 +22,7 @@ from benchmarks.tables import machine, percent, table, unit, verdict
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import simulate, simulate_with_jacobian
 from dipy_spinverse.grid import bcc_grid
-from dipy_spinverse.substrates.walls_of_bodies import cylinders, from_inside
+from dipy_spinverse.substrates.membranes import cylinders, from_inside
 
 DIFFUSIVITY = 2.0  # um^2/ms
 KAPPAS = (0.0, 0.02, 0.2, 1.0)  # um/ms

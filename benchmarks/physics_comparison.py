@@ -50,7 +50,7 @@ from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
 from dipy_spinverse.grid.packed_cylinders import packed_cylinders_grid
 from dipy_spinverse.grid.regions import membranes_between
 from dipy_spinverse.grid.surfaces import mesh_surfaces
-from dipy_spinverse.substrates.walls_of_bodies import cylinders
+from dipy_spinverse.substrates.membranes import cylinders
 
 FIGURES = Path(__file__).parents[1] / "doc" / "figures"
 D = 2.0  # um^2/ms

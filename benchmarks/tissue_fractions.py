@@ -41,8 +41,8 @@ from benchmarks.tables import machine, table
 from dipy_spinverse import Status
 from dipy_spinverse.tissue_fractions import (
     MPRAGE,
-    PUBLISHED,
-    Inversion,
+    PUBLISHED_TISSUES,
+    InversionPreparation,
     SignalEquations,
     SpoiledGradientEcho,
     TissueFractionModel,
@@ -81,7 +81,7 @@ def fitted(scan, sequences, truth: Truth, n_draws: int = 256, smoothness: float 
     # Constants that vary over the image are not to be found: intervals hold them.
     unknown = {"b1": truth.b1, "constants": truth.shifted}
     model = TissueFractionModel(
-        sequences, PUBLISHED, unknown=[name for name, wrong in unknown.items() if wrong],
+        sequences, PUBLISHED_TISSUES, unknown=[name for name, wrong in unknown.items() if wrong],
         b1_error=truth.b1 / 2, constants_error=constants_error, smoothness=smoothness,
     )  # fmt: skip
     with warnings.catch_warnings():
@@ -320,7 +320,7 @@ def _cost_of_volume(sequences):
     volume = brain_volume()
     rng = np.random.default_rng(0)
     head = volume.any(axis=-1)
-    one = TissueFractionModel(sequences, PUBLISHED, unknown=())
+    one = TissueFractionModel(sequences, PUBLISHED_TISSUES, unknown=())
     b1 = 1 + smooth_field(head.shape, NOISY.b1, rng)
     fractions = {name: volume[head][:, k].astype(float) for k, name in enumerate(TISSUES)}
     images = np.zeros((*head.shape, len(sequences)), dtype=np.float32)
@@ -331,7 +331,7 @@ def _cost_of_volume(sequences):
     del clean, noise
     for n_draws, smoothness in [(0, 0.0), (256, 0.0), (128, 2.0)]:
         model = TissueFractionModel(
-            sequences, PUBLISHED, unknown=("b1",), b1_error=0.075, smoothness=smoothness
+            sequences, PUBLISHED_TISSUES, unknown=("b1",), b1_error=0.075, smoothness=smoothness
         )
         wall, cpu = time.perf_counter(), time.process_time()
         fit = model.fit(images, head, sigma=sigma, n_draws=n_draws)
@@ -352,8 +352,10 @@ def agreement(slices, quick):
     kinds = {
         **{f"{name}, first": some[0] for name, some in SEQUENCES.items()},
         **{f"{name}, last": some[-1] for name, some in SEQUENCES.items()},
-        "inversion, centre after 32 pulses": flash(0.0056, 0.0025, 5, Inversion(0.5), 64, 32),
-        "the same every 2 s": flash(0.0056, 0.0025, 5, Inversion(0.5), 64, 32, 2.0),
+        "inversion, centre after 32 pulses": flash(
+            0.0056, 0.0025, 5, InversionPreparation(0.5), 64, 32
+        ),
+        "the same every 2 s": flash(0.0056, 0.0025, 5, InversionPreparation(0.5), 64, 32, 2.0),
         "FLASH, steady state, 20 degrees": flash(0.02, 0.004, 20),
         "MPRAGE, 160 pulses of 9 degrees": MPRAGE(2.3, 0.9, 0.003, 9, 0.007, 160),
         "15 spin echoes, 150 degrees": TurboSpinEcho(4.0, 0.01, 15, 0.08, 150),
@@ -361,7 +363,7 @@ def agreement(slices, quick):
     }
     b1 = torch.tensor([1.0, 0.85, 1.15, 1.0], dtype=torch.float64)
     b0 = torch.tensor([0.0, 0.0, 0.0, 20.0], dtype=torch.float64)
-    constants, rows = constants_of(PUBLISHED), []
+    constants, rows = constants_of(PUBLISHED_TISSUES), []
     for name, sequence in kinds.items():
         if quick and not isinstance(sequence, TurboSpinEcho):
             continue

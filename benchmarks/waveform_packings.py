@@ -12,7 +12,7 @@ from scipy.special import ive
 
 from benchmarks.lattice_spheres import sphere_packing
 from benchmarks.periodic_cylinders import Matrices, matrices_of, random_mesh
-from dipy_spinverse.acquisition import Measurements
+from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.bloch_torrey.finite_volumes.operator import relative_transmissibility
 from dipy_spinverse.bloch_torrey.finite_volumes.simulator import Simulator
 from dipy_spinverse.packed_cells.like_pulses import tensor_spectra
@@ -67,7 +67,7 @@ def modes_of(matrices: Matrices, permeability: float, inside: float, n_modes: in
 
 
 def cylinder_signals(
-    tissue: np.ndarray, frame: np.ndarray, acquisition: Measurements, rng: np.random.Generator,
+    tissue: np.ndarray, frame: np.ndarray, acquisition: BaseAcquisition, rng: np.random.Generator,
     finer: float = 1.0,
 ) -> np.ndarray:  # fmt: skip
     """Signals (M,) of parallel cylinders, mean of a packing and of itself turned about the axis.
@@ -80,7 +80,7 @@ def cylinder_signals(
         Radius, fraction, permeability, diffusivities inside and outside; um and ms.
     frame : ndarray (3, 3)
         Rows: two directions across, and the axis.
-    acquisition : Measurements
+    acquisition : BaseAcquisition
     rng : numpy Generator
         Of the packing.
     finer : float, optional
@@ -108,7 +108,7 @@ def cylinder_signals(
         n_steps = int(np.ceil(duration / step))
         edges = np.union1d(np.linspace(0, duration, n_steps + 1), _turns(part))
         edges = np.append(edges[:-1][np.diff(edges) > _SHORTEST_MS], duration)
-        mean, slope = part.linear_parts(edges)
+        mean, slope = part.linear_approximation(edges)
         spans = np.diff(edges)
         square = (mean**2 + (slope * spans[:, None, None]) ** 2 / 12).sum(axis=2)
         q = radius * np.einsum("ij,kmj->kmi", frame, mean)
@@ -181,7 +181,7 @@ def _chebyshev(operator, state, half):
 
 
 def sphere_signals(
-    tissue: np.ndarray, acquisition: Measurements, seed: list[int]
+    tissue: np.ndarray, acquisition: BaseAcquisition, seed: list[int]
 ) -> tuple[float, np.ndarray]:
     """Fraction on the grid, and signals (M,) extrapolated to cubes of no size."""
     radius, fraction, permeability, inside, outside = tissue

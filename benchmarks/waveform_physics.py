@@ -15,6 +15,7 @@ from dipy_spinverse.acquisition.encodings import (
     oscillating_gradients,
     pulsed_gradients,
 )
+from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import (
     Simulator,
@@ -35,9 +36,9 @@ def _free_waveforms(b):
     phase = np.linspace(0, np.pi, 4000)[:, None] * np.arange(1, 6)
     gradients = np.einsum("tk,mki->mti", np.sin(phase), rng.normal(size=(len(b), 5, 3)))
     gradients -= gradients.mean(axis=1, keepdims=True)
-    found = Acquisition.from_waveforms(0.01 * gradients / np.abs(gradients).max(), 1e-5).b
+    found = WaveformAcquisition.from_samples(0.01 * gradients / np.abs(gradients).max(), 1e-5).b
     gradients *= 0.01 / np.abs(gradients).max() * np.sqrt(b / found)[:, None, None]
-    return Acquisition.from_waveforms(gradients, 1e-5)
+    return WaveformAcquisition.from_samples(gradients, 1e-5)
 
 
 def _kinds(b, axes=AXES):
@@ -300,4 +301,4 @@ def _spoiled_pulses(pulsed):
     gradients[:, :100], gradients[:, 300:] = strength, -strength
     gradients[:, 50] *= 1.01
     gradients[:, 51] *= 0.99
-    return Acquisition.from_waveforms(gradients, 1e-4)
+    return WaveformAcquisition.from_samples(gradients, 1e-4)

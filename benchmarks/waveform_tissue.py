@@ -24,10 +24,10 @@ from benchmarks.make_emulator import between, scattered
 from benchmarks.tables import machine, table
 from benchmarks.waveform_packings import cylinder_signals, sphere_signals
 from dipy_spinverse import PackedCellsModel, Status
-from dipy_spinverse.acquisition import WaveformAcquisition, measurements_from_arrays
+from dipy_spinverse.acquisition import WaveformAcquisition, acquisition_from_arrays
 from dipy_spinverse.acquisition.encodings import (
     b_tensor_encoding,
-    combined,
+    concatenate,
     double_diffusion,
     oscillating_gradients,
     pulsed_gradients,
@@ -102,7 +102,7 @@ def draw(shape: str, folder: Path, count: int, seed: int) -> None:
             continue
         began, rng = time.process_time(), np.random.default_rng([seed, number, shape == "sphere"])
         chosen = rng.permutation(len(KINDS))[:_KINDS_OF_A_DRAW]
-        scan = combined(*(encoding(KINDS[k], rng) for k in chosen))
+        scan = concatenate(*(encoding(KINDS[k], rng) for k in chosen))
         tissue = tissue_of(shape, u)
         if shape == "sphere":
             tissue[1], signals = sphere_signals(tissue, scan, [seed, number])
@@ -124,7 +124,7 @@ def protocol() -> WaveformAcquisition:
     wide, flat, round_ = np.repeat([1.0, 2.0], 6), np.eye(3), np.repeat([0.7, 1.4, 2.0], 3)
     outer = linear[:, :, None] * linear[:, None]
     normal = planar[:, :, None] * planar[:, None]
-    return combined(
+    return concatenate(
         b_tensor_encoding(np.zeros((6, 3, 3)), 60, te=90),
         b_tensor_encoding(b[:, None, None] * outer, 60, te=90),
         b_tensor_encoding(wide[:, None, None] * (flat - normal) / 2, 60, te=90),
@@ -160,7 +160,7 @@ def errors_of_draw(shape: str, path: Path) -> list[tuple]:
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
     tissue, truth, kinds = (arrays.pop(name) for name in ("tissue", "signals", "kinds"))
-    scan = as_pulses(measurements_from_arrays(arrays))
+    scan = as_pulses(acquisition_from_arrays(arrays))
     known = float(tissue[3]), float(tissue[4])
     model = tissue_signals(scan, known, _FREE_DIFFUSIVITY, (shape,), compiled=False)
     shells, order = model.shells, model.shells.order

@@ -35,7 +35,7 @@ from dipy_spinverse import (
     simulate,
 )
 from dipy_spinverse.report.compartment_figures import save_glyphs
-from dipy_spinverse.substrates.walls_of_bodies import cylinders
+from dipy_spinverse.substrates.membranes import cylinders
 
 BOX_UM, FINE_CELLS = 20.0, 16
 DIFFUSIVITY, FREE = 2.0, 3.0  # um^2/ms

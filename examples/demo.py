@@ -28,7 +28,7 @@ from dipy_spinverse import Acquisition, bcc_grid, simulate
 from dipy_spinverse.bloch_torrey.finite_elements.operator import simulate_finite_elements
 from dipy_spinverse.grid.packed_cylinders import packed_cylinders_grid
 from dipy_spinverse.grid.regions import membranes_between
-from dipy_spinverse.substrates.walls_of_bodies import spheres
+from dipy_spinverse.substrates.membranes import spheres
 
 SHAPE = (4, 4, 2)
 BOX_UM = 20.0

@@ -17,7 +17,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from dipy_spinverse import TissueFractionModel
-from dipy_spinverse.tissue_fractions import MPRAGE, Inversion, SpoiledGradientEcho, TurboSpinEcho
+from dipy_spinverse.tissue_fractions import (
+    MPRAGE,
+    InversionPreparation,
+    SpoiledGradientEcho,
+    TurboSpinEcho,
+)
 
 SIZE, FINER = 64, 4
 n = SIZE * FINER
@@ -46,7 +51,9 @@ sequences = {
     "FLASH": SpoiledGradientEcho(0.025, 0.004, 25),
     "proton density": TurboSpinEcho(4.0, 0.01, 2, 0.01),
     "T2": TurboSpinEcho(4.0, 0.01, 10, 0.09, refocusing_angle=150),
-    "FLAIR": TurboSpinEcho(9.0, 0.01, 12, 0.1, preparation=Inversion(2.5, adiabatic=True)),
+    "FLAIR": TurboSpinEcho(
+        9.0, 0.01, 12, 0.1, preparation=InversionPreparation(2.5, adiabatic=True)
+    ),
 }
 model = TissueFractionModel([*sequences.values()], unknown=("scale", "b1"), b1_error=b1_error / 2)
 

@@ -7,7 +7,7 @@ import numpy as np
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import simulate
 from dipy_spinverse.grid import bcc_grid
-from dipy_spinverse.substrates.walls_of_bodies import cylinders
+from dipy_spinverse.substrates.membranes import cylinders
 
 GRID = bcc_grid(3, 5.0)
 

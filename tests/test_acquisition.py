@@ -11,12 +11,12 @@ import scipy.constants
 from dipy.core.gradients import gradient_table, unique_bvals_magnitude
 
 from dipy_spinverse.acquisition import (
-    Measurements,
-    measurements_from_arrays,
-    measurements_of,
-    pulsed_only,
+    BaseAcquisition,
+    acquisition_from_arrays,
+    as_acquisition,
+    require_pulsed,
 )
-from dipy_spinverse.acquisition.encodings import combined, double_diffusion, pulsed_gradients
+from dipy_spinverse.acquisition.encodings import concatenate, double_diffusion, pulsed_gradients
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO
 
@@ -584,7 +584,7 @@ def test_milliseconds_for_seconds_are_refused(times, name):
 def stimulated_and_double():
     """Waveforms of two durations, one with storage."""
     stimulated = pulsed_gradients([0, 1], [1, 0, 0], 8, 100, mixing_time=80)
-    return combined(stimulated, double_diffusion([1], [0, 1, 0], [0, 0, 1], 5, 20, 25))
+    return concatenate(stimulated, double_diffusion([1], [0, 1, 0], [0, 0, 1], 5, 20, 25))
 
 
 def stimulated():
@@ -598,7 +598,7 @@ BOTH = pytest.mark.parametrize("make", [acquisition, stimulated, stimulated_and_
 def test_arrays_in_a_file_are_enough_to_make_the_measurements_again(make, tmp_path):
     np.savez(tmp_path / "saved.npz", **make().arrays())
     with np.load(tmp_path / "saved.npz", allow_pickle=False) as arrays:
-        again = measurements_from_arrays(arrays)
+        again = acquisition_from_arrays(arrays)
     assert repr(again) == repr(make())
     assert again.b0_threshold == make().b0_threshold
     for name in ("b", "directions", "te", "mixing_time", "b_tensors"):
@@ -615,7 +615,7 @@ def test_arrays_in_a_file_are_enough_to_make_the_measurements_again(make, tmp_pa
 
 def test_averages_over_directions_are_kept_in_arrays_and_only_there():
     powder = acquisition(isotropic=[0, 0, 1, 0, 0])
-    again = measurements_from_arrays(powder.arrays())
+    again = acquisition_from_arrays(powder.arrays())
     np.testing.assert_array_equal(again.isotropic, powder.isotropic)
     # Files from before there were any have none.
     assert "isotropic" not in acquisition().arrays()
@@ -624,18 +624,18 @@ def test_averages_over_directions_are_kept_in_arrays_and_only_there():
 @BOTH
 def test_measurements_are_taken_as_they_are_and_keep_their_echo_times(make):
     given = make()
-    assert isinstance(given, Measurements)
-    assert measurements_of(given) is given
+    assert isinstance(given, BaseAcquisition)
+    assert as_acquisition(given) is given
     with pytest.raises(ValueError, match="te is given beside"):
-        measurements_of(given, te=0.08)
+        as_acquisition(given, te=0.08)
     with pytest.raises(ValueError, match="isotropic is given beside"):
-        measurements_of(given, isotropic=True)
+        as_acquisition(given, isotropic=True)
 
 
 def test_a_gradient_table_becomes_a_pulsed_acquisition():
-    np.testing.assert_array_equal(measurements_of(gtab(), te=0.08).te, 80)
+    np.testing.assert_array_equal(as_acquisition(gtab(), te=0.08).te, 80)
     with pytest.raises(ValueError, match="gtab is a list; give an Acquisition"):
-        measurements_of([0, 1000])
+        as_acquisition([0, 1000])
 
 
 def test_waveforms_have_no_pulses_and_what_needs_pulses_says_so():
@@ -643,9 +643,9 @@ def test_waveforms_have_no_pulses_and_what_needs_pulses_says_so():
     for name in ("small_delta", "big_delta", "timings", "q", "gradient_t_per_m"):
         assert hasattr(pulsed, name)
         assert not hasattr(free, name)
-    assert pulsed_only(pulsed) is pulsed
+    assert require_pulsed(pulsed) is pulsed
     with pytest.raises(ValueError, match="has free gradient waveforms, and no small_delta"):
-        pulsed_only(free)
+        require_pulsed(free)
 
 
 @BOTH

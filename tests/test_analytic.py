@@ -8,6 +8,7 @@ from dipy.sims.voxel import callaghan_perpendicular
 from scipy.linalg import expm
 from scipy.special import spherical_jn
 
+from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import simulate
 from dipy_spinverse.bloch_torrey.analytic import bodies
@@ -128,7 +129,7 @@ def test_planes_are_passed_in_the_same_way_under_any_waveform():
     pulse, rest = np.ones(20), np.zeros(40)
     shape = np.concatenate([pulse, rest, -pulse, rest])
     gradients = pulsed.gradient_t_per_m[:, None, None] * shape[:, None] * [1.0, 0, 0]
-    waveforms = Acquisition.from_waveforms(gradients, dt_s=1e-4)
+    waveforms = WaveformAcquisition.from_samples(gradients, dt_s=1e-4)
     np.testing.assert_allclose(
         permeable_planes_signal(waveforms, 6.0, 0.1),
         permeable_planes_signal(pulsed, 6.0, 0.1),

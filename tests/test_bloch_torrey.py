@@ -17,7 +17,7 @@ from scipy.linalg import expm
 from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.bloch_torrey import Simulator, simulate, simulate_with_jacobian
 from dipy_spinverse.grid import bcc_grid
-from dipy_spinverse.substrates.walls_of_bodies import from_inside
+from dipy_spinverse.substrates.membranes import from_inside
 
 D = 2.0  # um^2/ms, the default
 

@@ -10,6 +10,7 @@ from dipy.core.gradients import gradient_table
 from benchmarks.published_noddi import published_signals, sphere
 from dipy_spinverse import Acquisition, ActiveAxModel, IVIMModel, NODDIModel, load_fit
 from dipy_spinverse.acquisition import TensorAcquisition
+from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 from dipy_spinverse.compartments import Compartment, OwnKernel, Parameter, compose
 
 TRUTH = {
@@ -125,11 +126,11 @@ def test_waveforms_count_by_their_b_tensors():
     waveforms = [0.2 * shape @ np.linalg.qr(np.random.default_rng(k).standard_normal((3, 3)))[0]
                  for k in range(8)]  # fmt: skip
     waveforms = [scale * w for scale in (0, 0.6, 1) for w in waveforms]
-    measured = Acquisition.from_waveforms(waveforms, 2e-4)
+    measured = WaveformAcquisition.from_samples(waveforms, 2e-4)
     with pytest.raises(ValueError, match="no symmetry axis"):
         IVIMModel(measured)  # b along x is four times that along y
     one_way = [w[:, :1] * directions(1, seed=k) for k, w in enumerate(waveforms)]
-    measured = Acquisition.from_waveforms(one_way, 2e-4)
+    measured = WaveformAcquisition.from_samples(one_way, 2e-4)
     model = compose(measured, [Compartment("stick", "a", {"diffusivity": 2.0}),
                                Compartment("dot", "b")])  # fmt: skip
     axis = np.array([0.0, 0.6, 0.8])

@@ -17,7 +17,7 @@ from dipy.reconst.base import ReconstFit, ReconstModel
 from model_cases import CASES, S0, SNR
 
 from dipy_spinverse import Status, load_fit
-from dipy_spinverse.acquisition import measurements_of
+from dipy_spinverse.acquisition import as_acquisition
 from dipy_spinverse.voxels import chunks
 from dipy_spinverse.voxels.status import FITTED
 
@@ -185,7 +185,7 @@ def test_a_fit_predicts_its_data_and_other_measurements(case, fit):
     np.testing.assert_allclose(fit.predict(other), fit.predict()[:, some], rtol=1e-4, atol=1e-3)
     # A gradient table knows no echo times.
     gtab = other.to_gtab()
-    without_te = measurements_of(gtab)
+    without_te = as_acquisition(gtab)
     np.testing.assert_allclose(
         fit.predict(gtab, S0=1.0), fit.predict(without_te, S0=[1.0, 1.0]), rtol=1e-4
     )

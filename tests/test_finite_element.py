@@ -9,6 +9,7 @@ from body_fitted_cases import box, needs_gmsh, sphere_surface
 from scipy.sparse import coo_matrix, diags_array
 from scipy.sparse.linalg import eigsh
 
+from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import simulate
 from dipy_spinverse.bloch_torrey.analytic.bodies import free_signal, restricted_signal
@@ -267,7 +268,7 @@ def test_waveforms_that_are_not_symmetric_in_time_have_exact_derivatives_too():
     grid, kappa, _ = derivative_case("reflecting")
     shape = np.array([1, 1, 0, -2, 0, 0.5, 0.5, -1, 0.5, -0.5])  # of no symmetry, and refocused
     gradients = 0.4 * shape[:, None] * DIRECTIONS[4]
-    several = Acquisition.from_waveforms(gradients[None], dt_s=1e-3)
+    several = WaveformAcquisition.from_samples(gradients[None], dt_s=1e-3)
     permeability = torch.tensor(kappa, requires_grad=True)
     signal = simulate_finite_elements(several, grid, permeability)[0]
     signal.backward()

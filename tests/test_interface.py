@@ -8,7 +8,7 @@ from dipy.io.surface import load_gifti
 
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
 from dipy_spinverse.grid.nearest import nearest
-from dipy_spinverse.substrates.walls_of_bodies import bent_tube, cylinders, spheres
+from dipy_spinverse.substrates.membranes import bent_tube, cylinders, spheres
 from dipy_spinverse.walls.interface import (
     closed_walls,
     compare_walls,

@@ -33,7 +33,7 @@ from dipy_spinverse.inversion.priors import evaluate_priors
 from dipy_spinverse.inversion.protocols import ForwardModel, Prior, WallSolver
 from dipy_spinverse.inversion.uncertainty import Laplace, probability_below
 from dipy_spinverse.inversion.unknowns import SignalModel
-from dipy_spinverse.substrates.walls_of_bodies import from_inside
+from dipy_spinverse.substrates.membranes import from_inside
 from dipy_spinverse.voxels.noise import noise_from_b0, noise_from_residual
 
 PRIORS = [WallArea(0.3), Continuity(0.7), Manifoldness(0.4), Binarisation(1.1)]

@@ -8,7 +8,7 @@ from bloch_torrey_cases import DIRECTIONS, distorted_grid, encodings, random_per
 from scipy.linalg import expm
 
 from dipy_spinverse.acquisition import Acquisition
-from dipy_spinverse.acquisition.encodings import combined, double_diffusion, pulsed_gradients
+from dipy_spinverse.acquisition.encodings import concatenate, double_diffusion, pulsed_gradients
 from dipy_spinverse.bloch_torrey import simulate, simulate_with_jacobian
 from dipy_spinverse.grid import bcc_grid
 
@@ -125,7 +125,7 @@ def test_signals_depend_on_relative_densities_only():
 
 def test_jacobian_matches_central_differences_in_mixed_media():
     grid = distorted_grid("absorbing")
-    acquisition = combined(
+    acquisition = concatenate(
         encodings([1.0], DIRECTIONS[:3], 5.0, 10.0),
         double_diffusion([0.5], DIRECTIONS[:1], DIRECTIONS[5:6], 4, 8, 8),
         pulsed_gradients([1.0], DIRECTIONS[:1], 5, 20, mixing_time=10),

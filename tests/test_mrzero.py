@@ -11,8 +11,8 @@ import torch
 from dipy_spinverse import load_fit
 from dipy_spinverse.tissue_fractions import (
     MPRAGE,
-    DoubleInversion,
-    Inversion,
+    DoubleInversionPreparation,
+    InversionPreparation,
     PulseqFile,
     SignalEquations,
     SpoiledGradientEcho,
@@ -39,12 +39,12 @@ def relaxed_before():
     """Sequences in which nothing transverse lasts until the echo."""
     return [
         flash(None),
-        flash(Inversion(0.5)),
-        flash(Inversion(0.5, adiabatic=True)),
-        flash(DoubleInversion(3.2, 0.5)),
+        flash(InversionPreparation(0.5)),
+        flash(InversionPreparation(0.5, adiabatic=True)),
+        flash(DoubleInversionPreparation(3.2, 0.5)),
         flash(T2Preparation(0.1)),
         TurboSpinEcho(math.inf, 0.02, 4, 0.08, refocusing_angle=150),
-        TurboSpinEcho(math.inf, 0.02, 3, 0.06, preparation=Inversion(2.5)),
+        TurboSpinEcho(math.inf, 0.02, 3, 0.06, preparation=InversionPreparation(2.5)),
     ]
 
 
@@ -89,7 +89,7 @@ def test_equations_and_mrzero_agree_where_all_is_relaxed_before():
 @needs_mrzero
 def test_steady_states_differ_by_the_stimulated_echoes_that_equations_leave_out():
     sequences = [
-        flash(Inversion(0.5), centre=32, shot_interval=2.0),
+        flash(InversionPreparation(0.5), centre=32, shot_interval=2.0),
         TurboSpinEcho(0.5, 0.015, 1, 0.015),
         MPRAGE(2.3, 0.9, 0.003, 9, 0.007, 32),
     ]
@@ -114,7 +114,7 @@ def test_trains_of_spin_echoes_are_those_of_isochromats(simulator, b1):
 
 @needs_mrzero
 def test_derivatives_by_constants_are_those_of_the_equations():
-    sequences = [flash(Inversion(0.5)), flash(T2Preparation(0.1))]
+    sequences = [flash(InversionPreparation(0.5)), flash(T2Preparation(0.1))]
     logarithms = torch.log(constants_of(TISSUES))
     slopes = []
     for simulator in (MRzeroSimulator(), SignalEquations()):
@@ -193,7 +193,7 @@ def test_a_pulseq_file_has_the_contrast_of_the_centre_of_its_k_space(tmp_path):
 
 
 def flash_after(ti, tr, te):
-    return SpoiledGradientEcho(tr, te, 5, Inversion(ti), n_pulses=N)
+    return SpoiledGradientEcho(tr, te, 5, InversionPreparation(ti), n_pulses=N)
 
 
 @needs_mrzero

@@ -19,7 +19,7 @@ from dipy_spinverse import (
 from dipy_spinverse.acquisition import TensorAcquisition
 from dipy_spinverse.acquisition.encodings import (
     b_tensor_encoding,
-    combined,
+    concatenate,
     double_diffusion,
     oscillating_gradients,
     pulsed_gradients,
@@ -49,7 +49,7 @@ def tensors_of(b, shape, axes):
 
 def protocol():
     """Linear, planar and spherical b-tensors and a cosine, of 60 ms."""
-    return combined(
+    return concatenate(
         b_tensor_encoding(np.zeros((4, 3, 3)), 50, te=60),
         *(
             b_tensor_encoding(tensors_of(b, shape, DIRECTIONS), 50, te=60)
@@ -117,7 +117,7 @@ def test_pulses_given_as_waveforms_are_pulses(name):
     b, axes = np.repeat([0.0, 1.0, 3.0], len(DIRECTIONS)), np.tile(DIRECTIONS, (3, 1))
     pulses = Acquisition(b=b, directions=axes, small_delta=8, big_delta=20, te=40)
     tissue, z, frames, expected = drawn(pulses, name)
-    found = signals_of(combined(pulses), tissue, z, frames)
+    found = signals_of(concatenate(pulses), tissue, z, frames)
     # Times are rounded to 1e-3 ms.
     np.testing.assert_allclose(found, expected, atol=1e-4)
     ramped = pulsed_gradients(b, axes, 8, 20, ramp=1.0, te=40)
@@ -128,7 +128,7 @@ def test_pulses_given_as_waveforms_are_pulses(name):
 def test_turned_waveforms_give_the_signals_of_tissue_turned_back():
     turn = Rotation.random(random_state=3).as_matrix()
     scans = [
-        combined(
+        concatenate(
             b_tensor_encoding(tensors_of(1.5, -0.5, axes), 50),
             double_diffusion(np.full(len(axes), 0.7), axes, axes, 5, 15, 20),
         )
@@ -164,7 +164,7 @@ def test_oscillations_and_b_tensors_agree_with_simulated_spheres():
     side = (4 * 4 / 3 * np.pi * radius**3 / fraction) ** (1 / 3)
     grid = bcc_grid(10, side / 10)
     places = np.array([[0, 0, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0]]) * side / 2
-    scan = combined(
+    scan = concatenate(
         oscillating_gradients([1.0], [[1, 0, 0]], 10, 2, 25),
         double_diffusion([0.75], [[1, 0, 0]], [[0, 1, 0]], 5, 20, 10),
         b_tensor_encoding([1.5 * ROUND], 50),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dipy_spinverse import Acquisition, bcc_grid, simulate
+from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 from dipy_spinverse.bloch_torrey import relative_transmissibility
 from dipy_spinverse.bloch_torrey.finite_volumes import sweep_kernels
 from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import PartialVolumeSimulator
@@ -29,7 +30,7 @@ def asymmetric():
     lobes[0, :5, 0], lobes[0, 5:8, 1] = 0.08, 0.06
     lobes[0, 8:, 0] = -0.08 * 5 / 6
     lobes[0, 8:, 1] = -0.06 * 3 / 6
-    return Acquisition.from_waveforms(lobes, 1e-3)
+    return WaveformAcquisition.from_samples(lobes, 1e-3)
 
 
 def leaks():

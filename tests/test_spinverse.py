@@ -22,7 +22,7 @@ from dipy_spinverse.inversion import (
 from dipy_spinverse.inversion.curriculum import StageResult
 from dipy_spinverse.inversion.unknowns import wall_faces
 from dipy_spinverse.spinverse.model import SpinverseFit, Status
-from dipy_spinverse.substrates.walls_of_bodies import from_inside
+from dipy_spinverse.substrates.membranes import from_inside
 from dipy_spinverse.walls.interface import InterfaceMesh, compare_walls
 
 # Enough to find something in under a second per voxel; what is promised of every fit does not

@@ -9,7 +9,7 @@ from scipy.sparse.csgraph import connected_components
 
 from dipy_spinverse.grid import bcc_grid
 from dipy_spinverse.grid.nearest import nearest
-from dipy_spinverse.substrates.walls_of_bodies import (
+from dipy_spinverse.substrates.membranes import (
     bent_tube,
     cylinders,
     from_inside,

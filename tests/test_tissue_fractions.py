@@ -15,8 +15,8 @@ import torch
 from dipy_spinverse import Status, TissueFractionModel, load_fit
 from dipy_spinverse.tissue_fractions import (
     MPRAGE,
-    DoubleInversion,
-    Inversion,
+    DoubleInversionPreparation,
+    InversionPreparation,
     SignalEquations,
     SpoiledGradientEcho,
     T2Preparation,
@@ -25,21 +25,24 @@ from dipy_spinverse.tissue_fractions import (
     constants_of,
     description_of,
     sequence_from,
-    stacked,
+    stack_images,
     tissues_at,
 )
-from dipy_spinverse.tissue_fractions.chunk import Errors
-from dipy_spinverse.tissue_fractions.mixtures import draws_of_fractions
-from dipy_spinverse.tissue_fractions.signal_table import axes_of, table_of
-from dipy_spinverse.tissue_fractions.simplex import faces_of, on_simplex
-from dipy_spinverse.tissue_fractions.smoothness import Neighbours, draws_of_field
-from dipy_spinverse.tissue_fractions.unknowns import (
-    Estimation,
-    Fields,
-    Shared,
-    Tables,
+from dipy_spinverse.tissue_fractions.chunk import NuisanceErrors
+from dipy_spinverse.tissue_fractions.markov_random_field import (
+    NeighbourGraph,
+    markov_field_samples,
+)
+from dipy_spinverse.tissue_fractions.shared_parameters import (
+    FieldMaps,
+    SharedParameterEstimator,
+    SharedParameters,
+    SignalTables,
     polynomials,
 )
+from dipy_spinverse.tissue_fractions.signal_table import axes_of, table_of
+from dipy_spinverse.tissue_fractions.simplex_least_squares import faces_of, simplex_least_squares
+from dipy_spinverse.tissue_fractions.simplex_posterior import fraction_samples
 
 ONE = torch.ones((), dtype=torch.float64)
 TISSUES = tissues_at(3)
@@ -50,9 +53,9 @@ def shot(preparation):
 
 
 SEQUENCES = (
-    *(shot(Inversion(ti)) for ti in (0.1, 0.5, 1.0, 2.7)),
+    *(shot(InversionPreparation(ti)) for ti in (0.1, 0.5, 1.0, 2.7)),
     *(shot(T2Preparation(time)) for time in (0.05, 0.1, 0.3)),
-    shot(DoubleInversion(3.0, 0.4)),
+    shot(DoubleInversionPreparation(3.0, 0.4)),
     *(SpoiledGradientEcho(0.02, 0.004, angle) for angle in (3, 20)),
     TurboSpinEcho(5.0, 0.01, 12, 0.09, refocusing_angle=150),
     MPRAGE(tr=2.3, ti=0.9, te=0.003, flip_angle=9, echo_spacing=0.007, n_pulses=176),
@@ -106,10 +109,12 @@ def test_a_long_train_without_preparation_comes_to_the_steady_state():
     )
 
 
-@pytest.mark.parametrize("preparation", [Inversion(0.7), DoubleInversion(1.5, 0.4)])
+@pytest.mark.parametrize(
+    "preparation", [InversionPreparation(0.7), DoubleInversionPreparation(1.5, 0.4)]
+)
 def test_prepared_shots_follow_the_bloch_equation(preparation):
     sequence, tissue = SpoiledGradientEcho(0.01, 0.004, 12, preparation, 3, 2), TISSUES[2]
-    if isinstance(preparation, Inversion):
+    if isinstance(preparation, InversionPreparation):
         times = [("tip", 180), ("wait", 0.7)]
     else:
         times = [("tip", 180), ("wait", 1.1), ("tip", 180), ("wait", 0.4)]
@@ -214,7 +219,9 @@ def test_least_squares_on_the_simplex_are_the_best_of_many():
     gram, projection = columns @ columns.mT, (columns @ data[..., None])[..., 0]
     tried = rng.dirichlet(np.full(4, 0.4), 20_000)[:, :3]
     for full, some in ((False, tried), (True, tried / tried.sum(axis=1, keepdims=True))):
-        found = on_simplex(torch.tensor(gram), torch.tensor(projection), full=full).numpy()
+        found = simplex_least_squares(
+            torch.tensor(gram), torch.tensor(projection), full=full
+        ).numpy()
         assert (found >= 0).all() and (found.sum(axis=1) <= 1 + 1e-9).all()
         squares = ((np.einsum("vt,vtc->vc", found, columns) - data) ** 2).sum(axis=1)
         others = ((np.einsum("nt,vtc->nvc", some, columns) - data) ** 2).sum(axis=2)
@@ -228,7 +235,7 @@ def test_draws_have_the_moments_of_the_density():
     data = rng.dirichlet(np.ones(4))[:3] @ columns + rng.standard_normal(4)
     gram, projection = columns @ columns.T, columns @ data
     share = np.r_[np.full(14, 1e-12), 1.0]  # of mixtures of everything
-    draws = draws_of_fractions(gram[None], projection[None], share, 20_000)[0]
+    draws = fraction_samples(gram[None], projection[None], share, 20_000)[0]
     points = rng.dirichlet(np.ones(4), 400_000)
     inside = points[:, :3]
     weights = np.exp(inside @ projection - 0.5 * np.einsum("ni,ij,nj->n", inside, gram, inside))
@@ -287,7 +294,7 @@ def head(n=24):
 
 def test_neighbours_are_side_by_side_and_fitted():
     """A grid of 2 x 3 without its voxel 4."""
-    found = Neighbours.on_grid(np.array([0, 1, 2, 3, 5]), (2, 3))
+    found = NeighbourGraph.on_grid(np.array([0, 1, 2, 3, 5]), (2, 3))
     sides = [{0: {1, 3}, 1: {0, 2}, 2: {1, 4}, 3: {0}, 4: {2}}[v] for v in range(5)]
     assert [set(of[of >= 0]) for of in found.of] == sides
     for half in found.halves:
@@ -318,9 +325,11 @@ def test_draws_of_neighbours_have_the_moments_of_their_density():
     weights /= weights.sum()
 
     sides = np.array([[k + 1, -1] if k % 2 == 0 else [k - 1, -1] for k in range(2 * n_pairs)])
-    neighbours = Neighbours(sides, (np.arange(0, 2 * n_pairs, 2), np.arange(1, 2 * n_pairs, 2)))
+    neighbours = NeighbourGraph(
+        sides, (np.arange(0, 2 * n_pairs, 2), np.arange(1, 2 * n_pairs, 2))
+    )
     grams = np.repeat(gram[None], 2 * n_pairs, axis=0)
-    draws = draws_of_field(grams, np.tile(projections, (n_pairs, 1)), share, neighbours,
+    draws = markov_field_samples(grams, np.tile(projections, (n_pairs, 1)), share, neighbours,
                            smoothness, 150).astype(float)  # fmt: skip
     first, second = (draws[:, k::2].reshape(-1, 4) for k in (0, 1))
     # 30,000 draws that are not independent, and weights of as many: 0.005 of a fraction.
@@ -336,13 +345,13 @@ def test_intervals_of_smooth_images_hold_95_percent():
     """Of an image that is drawn from what is thought beforehand, seen in one noisy contrast."""
     n, smoothness, rng = 40, 1.5, np.random.default_rng(0)
     share = np.full(15, 1 / 15)
-    neighbours = Neighbours.on_grid(np.arange(n * n), (n, n))
+    neighbours = NeighbourGraph.on_grid(np.arange(n * n), (n, n))
     nothing = np.zeros((n * n, 3, 3)), np.zeros((n * n, 3))
-    truth = draws_of_field(*nothing, share, neighbours, smoothness, 10)[-1]
+    truth = markov_field_samples(*nothing, share, neighbours, smoothness, 10)[-1]
     column, sigma = np.array([1.0, 0.7, 0.4]), 0.1
     data = truth[:, :3] @ column + sigma * rng.standard_normal(n * n)
     gram = np.tile(np.outer(column, column) / sigma**2, (n * n, 1, 1))
-    draws = draws_of_field(
+    draws = markov_field_samples(
         gram, data[:, None] * column / sigma**2, share, neighbours, smoothness, 200
     )
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
@@ -408,7 +417,9 @@ def test_errors_of_a_voxel_have_the_covariance_of_constants_and_field():
     rng = np.random.default_rng(0)
     root = torch.tensor(rng.normal(size=(12 + 6, 18)))
     zero = torch.zeros(6, dtype=torch.float64)
-    errors = Errors.of(Shared(constants_of(TISSUES), zero, zero, root @ root.T, b1_about=0.5))
+    errors = NuisanceErrors.of(
+        SharedParameters(constants_of(TISSUES), zero, zero, root @ root.T, b1_about=0.5)
+    )
     basis = torch.tensor(rng.normal(size=(4, 6)))
     of_b1 = errors.of_b1_in(basis)
     assert errors.number == of_b1.shape[1] == 13
@@ -442,13 +453,13 @@ def test_one_image_bends_no_transmit_field():
     inside = truth[..., 3] < 0.5
     places = np.stack(np.meshgrid(x, x, indexing="ij"), axis=-1)[inside]
     one = np.ones(len(places))
-    fields = Fields(one, 0 * one, one, polynomials(places, 4))
+    fields = FieldMaps(one, 0 * one, one, polynomials(places, 4))
     bent = {}
     for n in (1, 4):
         model = TissueFractionModel(SEQUENCES[:n])
         clean = model.signals(named(truth), b1=1 + 0.1 * x[:, None] * np.ones(16))[inside]
-        tables = Tables.over(model.simulator, model.sequences, fields, 0.3, sloped=False)
-        estimation = Estimation(tables, ("b1",), 0.0, 0.1, True)
+        tables = SignalTables.over(model.simulator, model.sequences, fields, 0.3, sloped=False)
+        estimation = SharedParameterEstimator(tables, ("b1",), 0.0, 0.1, True)
         sigma = torch.tensor(0.01 * clean.mean() * one)
         shared, *_ = estimation(torch.tensor(clean), sigma, fields, constants_of(TISSUES))
         bent[n] = float(shared.b1[1:].abs().max())
@@ -480,7 +491,7 @@ def test_separation_says_which_image_is_missing():
     """Without weighting by T1 or T2, grey and white matter differ by their density alone."""
     density = TissueFractionModel([SpoiledGradientEcho(0.02, 0.004, angle) for angle in (2, 3)])
     both = TissueFractionModel([*density.sequences, *SEQUENCES[:4], SEQUENCES[-2]])
-    poor, good = density.separation(snr=30), both.separation(snr=30)
+    poor, good = density.separability(snr=30), both.separability(snr=30)
     assert poor.std > 5 * good.std and poor.condition > good.condition
     assert good.tissues and poor.helps in str(poor)
 
@@ -557,7 +568,7 @@ def test_bad_arguments_are_named():
         "field is": lambda: tissues_at(2),
         "t1_s of gm": lambda: replace(TISSUES[1], t1_s=0),
         "te is": lambda: SpoiledGradientEcho(0.02, 0.03, 20),
-        "ti1 is": lambda: DoubleInversion(0.4, 3.0),
+        "ti1 is": lambda: DoubleInversionPreparation(0.4, 3.0),
         "centre is": lambda: SpoiledGradientEcho(0.02, 0.01, 20, centre=1),
         "effective_te is": lambda: TurboSpinEcho(3.0, 0.01, 5, 0.09),
         "ti is": lambda: MPRAGE(2.3, 0.3, 0.003, 9, 0.007, 176),
@@ -571,9 +582,9 @@ def test_bad_arguments_are_named():
 
 def test_images_of_other_grids_are_refused():
     first = nib.Nifti1Image(np.ones((3, 3, 2)), np.eye(4))
-    data, affine = stacked([first, nib.Nifti1Image(np.ones((3, 3, 2, 2)), np.eye(4))])
+    data, affine = stack_images([first, nib.Nifti1Image(np.ones((3, 3, 2, 2)), np.eye(4))])
     assert data.shape == (3, 3, 2, 3) and (affine == np.eye(4)).all()
     with pytest.raises(ValueError, match="^image 1 has shape"):
-        stacked([first, nib.Nifti1Image(np.ones((3, 2, 2)), np.eye(4))])
+        stack_images([first, nib.Nifti1Image(np.ones((3, 2, 2)), np.eye(4))])
     with pytest.raises(ValueError, match="^image 1 has an affine"):
-        stacked([first, nib.Nifti1Image(np.ones((3, 3, 2)), 2 * np.eye(4))])
+        stack_images([first, nib.Nifti1Image(np.ones((3, 3, 2)), 2 * np.eye(4))])

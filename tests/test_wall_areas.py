@@ -8,7 +8,7 @@ from scipy.spatial import cKDTree
 
 from dipy_spinverse.bloch_torrey import relative_transmissibility
 from dipy_spinverse.grid import bcc_grid
-from dipy_spinverse.substrates.walls_of_bodies import cylinders, spheres
+from dipy_spinverse.substrates.membranes import cylinders, spheres
 from dipy_spinverse.walls.maps import membrane_normals, wall_maps, wall_weights
 
 DIFFUSIVITY = 2.0

@@ -9,7 +9,7 @@ import torch
 from dipy_spinverse.bloch_torrey import relative_transmissibility
 from dipy_spinverse.bloch_torrey.finite_volumes.displacement import displacement_moments
 from dipy_spinverse.grid import bcc_grid
-from dipy_spinverse.substrates.walls_of_bodies import cylinders, from_inside, spheres
+from dipy_spinverse.substrates.membranes import cylinders, from_inside, spheres
 from dipy_spinverse.walls.maps import LONGEST_EXCHANGE_TIME_MS, wall_maps
 
 DIFFUSIVITY = 2.0

@@ -11,7 +11,7 @@ from dipy_spinverse.acquisition.encodings import (
     oscillating_gradients,
     pulsed_gradients,
 )
-from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 from dipy_spinverse.acquisition.waveform_files import (
     _spin_echoes,
     read_pulseq,
@@ -202,19 +202,19 @@ LOBE[:10, 0], LOBE[30:, 0] = 0.05, -0.05
 )
 def test_bad_samples_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        Acquisition.from_waveforms(**{"gradients_T_per_m": [LOBE], "dt_s": 1e-3} | arguments)
+        WaveformAcquisition.from_samples(**{"gradients_T_per_m": [LOBE], "dt_s": 1e-3} | arguments)
 
 
 def test_waveforms_that_disagree_with_the_gradient_table_are_refused():
-    acquisition = Acquisition.from_waveforms([LOBE], 1e-3)
+    acquisition = WaveformAcquisition.from_samples([LOBE], 1e-3)
     gtab = acquisition.to_gtab()
     with pytest.raises(ValueError, match="gtab has b = .* differ by"):
-        Acquisition.from_waveforms([1.1 * LOBE], 1e-3, gtab=gtab)
+        WaveformAcquisition.from_samples([1.1 * LOBE], 1e-3, gtab=gtab)
     with pytest.raises(ValueError, match="gtab has 1 measurements"):
-        Acquisition.from_waveforms([LOBE, LOBE], 1e-3, gtab=gtab)
+        WaveformAcquisition.from_samples([LOBE, LOBE], 1e-3, gtab=gtab)
     gtab.btens[0, 0, 1] = 500
     with pytest.raises(ValueError, match="not symmetric"):
-        Acquisition.from_waveforms([LOBE], 1e-3, gtab=gtab)
+        WaveformAcquisition.from_samples([LOBE], 1e-3, gtab=gtab)
 
 
 @pytest.mark.parametrize(
@@ -241,6 +241,6 @@ def test_encodings_that_cannot_be_played_are_refused(make, message):
 
 
 def test_strength_of_samples_is_in_tesla_per_metre():
-    acquisition = Acquisition.from_waveforms([LOBE], 1e-3)
+    acquisition = WaveformAcquisition.from_samples([LOBE], 1e-3)
     q = GYROMAGNETIC_RATIO * 0.05 * 0.01 * 1e-6  # rad/um after 10 ms
     np.testing.assert_allclose(acquisition.b, q**2 * (30 - 10 / 3), rtol=1e-12)

@@ -10,12 +10,12 @@ from bloch_torrey_cases import DIRECTIONS, distorted_grid, encodings, random_per
 from dipy_spinverse import SpinverseModel, identifiability, suggest
 from dipy_spinverse.acquisition.encodings import (
     b_tensor_encoding,
-    combined,
+    concatenate,
     double_diffusion,
     oscillating_gradients,
     pulsed_gradients,
 )
-from dipy_spinverse.acquisition.pulsed import Acquisition
+from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO
 from dipy_spinverse.bloch_torrey import Simulator, simulate, simulate_with_jacobian
 from dipy_spinverse.grid import bcc_grid
@@ -47,7 +47,7 @@ KINDS = {
     "sine": lambda: oscillating_gradients([0.5, 1.0], DIRECTIONS[[2, 6]], 10, 2, 25, shape="sine"),
     "b-tensors": lambda: b_tensor_encoding(random_b_tensors(), 40),
     "spherical": lambda: b_tensor_encoding([np.eye(3) / 3], 40),
-    "free": lambda: Acquisition.from_waveforms(free_waveforms(), 5e-4),
+    "free": lambda: WaveformAcquisition.from_samples(free_waveforms(), 5e-4),
     "stimulated": lambda: pulsed_gradients([1.0], DIRECTIONS[5:6], 8, 100, mixing_time=80),
 }
 SYMMETRIC = {"ramps", "cosine", "stimulated"}
@@ -113,7 +113,7 @@ def test_free_waveforms_match_dense_matrix_exponentials():
     permeability = random_permeability(grid, seed=1)
     gradients = free_waveforms(4)
     expected = matrix_exponentials(gradients, 0.5, grid, permeability)
-    signals = simulate(Acquisition.from_waveforms(gradients, 5e-4), grid, permeability)
+    signals = simulate(WaveformAcquisition.from_samples(gradients, 5e-4), grid, permeability)
     # midpoint steps of 0.125 ms are exact to 1e-5 (twice as many change it by 3e-6)
     np.testing.assert_allclose(signals, expected, atol=5e-5)
 
@@ -125,7 +125,7 @@ def test_sampled_pulses_give_the_signals_of_the_pulsed_acquisition():
     gradients = np.zeros((len(pulsed), 280, 3))
     strength = pulsed.gradient_t_per_m[:, None, None] * pulsed.directions[:, None]
     gradients[:, :80] = gradients[:, 200:] = strength
-    sampled = Acquisition.from_waveforms(gradients, 1e-4, te=0.04, refocusing_s=0.014)
+    sampled = WaveformAcquisition.from_samples(gradients, 1e-4, te=0.04, refocusing_s=0.014)
     np.testing.assert_allclose(sampled.b, pulsed.b, rtol=1e-9)
     np.testing.assert_allclose(sampled.b_tensors, pulsed.b_tensors, atol=1e-9)
     # the same schedule, but for rounding; the series of exponentials are cut at 1e-8
@@ -168,7 +168,7 @@ def test_separate_adjoint_gives_the_sensitivities_of_the_one_sweep():
     gradients = np.zeros((2, 300, 3))
     gradients[:, :80], gradients[:, 220:] = 0.08, -0.08
     gradients[1, 10], gradients[1, 11] = 0.088, 0.072
-    acquisition = Acquisition.from_waveforms(gradients, 1e-4)
+    acquisition = WaveformAcquisition.from_samples(gradients, 1e-4)
     simulator = Simulator(acquisition, grid)
     assert sorted(timing.signals[0].symmetric for timing in simulator.timings) == [False, True]
     signals, jacobian = simulate_with_jacobian(acquisition, grid, permeability, steps=16)
@@ -178,7 +178,7 @@ def test_separate_adjoint_gives_the_sensitivities_of_the_one_sweep():
 
 def test_autograd_gives_the_numbers_of_the_jacobian_for_every_waveform():
     grid = bcc_grid(3, 5.0)
-    acquisition = combined(*(make() for make in KINDS.values()))
+    acquisition = concatenate(*(make() for make in KINDS.values()))
     field = np.random.default_rng(6).uniform(0.02, 1, grid.n_faces)
     weights = np.random.default_rng(8).normal(size=len(acquisition))
     _, jacobian = simulate_with_jacobian(acquisition, grid, field)
@@ -189,7 +189,7 @@ def test_autograd_gives_the_numbers_of_the_jacobian_for_every_waveform():
 
 def test_the_compiled_sweep_and_the_torch_sweep_agree_on_waveforms():
     grid = distorted_grid("absorbing")
-    acquisition = combined(KINDS["free"](), KINDS["stimulated"](), KINDS["ramps"]())
+    acquisition = concatenate(KINDS["free"](), KINDS["stimulated"](), KINDS["ramps"]())
     tau = torch.as_tensor(np.random.default_rng(1).uniform(size=(2, grid.n_faces)))
     simulator = Simulator(acquisition, grid)
     operator = simulator._operator(tau)
@@ -222,7 +222,7 @@ def test_b_of_trapezoids_is_that_of_the_textbook():
 
 def test_subset_and_combination_keep_the_measurements():
     free, double = KINDS["free"](), KINDS["double"]()
-    both = combined(free, double)
+    both = concatenate(free, double)
     np.testing.assert_array_equal(both.b, np.concatenate([free.b, double.b]))
     part = both.subset([4, 0])
     np.testing.assert_array_equal(part.b, both.b[[4, 0]])
@@ -235,10 +235,12 @@ def test_subset_and_combination_keep_the_measurements():
 
 
 def test_gradient_table_of_waveforms_has_their_b_tensors():
-    acquisition = combined(KINDS["free"](), pulsed_gradients([0.0], [[0, 0, 0]], 8, 20))
+    acquisition = concatenate(KINDS["free"](), pulsed_gradients([0.0], [[0, 0, 0]], 8, 20))
     gtab = acquisition.to_gtab()
     np.testing.assert_allclose(gtab.btens, 1000 * acquisition.b_tensors, atol=1e-6)
-    again = Acquisition.from_waveforms([*free_waveforms(), np.zeros((60, 3))], 5e-4, gtab=gtab)
+    again = WaveformAcquisition.from_samples(
+        [*free_waveforms(), np.zeros((60, 3))], 5e-4, gtab=gtab
+    )
     np.testing.assert_allclose(again.b, acquisition.b)
 
 

@@ -15,7 +15,7 @@ from dipy.workflows.base import IntrospectiveArgumentParser
 
 from dipy_spinverse import Acquisition, SpinverseModel, Status, bcc_grid, load_fit, simulate
 from dipy_spinverse.report.files import in_voxel, save_meshes
-from dipy_spinverse.substrates.walls_of_bodies import cylinders
+from dipy_spinverse.substrates.membranes import cylinders
 from dipy_spinverse.workflows.cli import main
 from dipy_spinverse.workflows.diffusion import read_acquisition
 from dipy_spinverse.workflows.fit_spinverse import SpinverseFlow

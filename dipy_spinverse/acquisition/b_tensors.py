@@ -10,7 +10,7 @@ from dipy.core.gradients import GradientTable
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import checks
-from dipy_spinverse.acquisition.measurements import Measurements, read_only
+from dipy_spinverse.acquisition.base import BaseAcquisition, read_only
 from dipy_spinverse.acquisition.waveforms import Waveforms
 from dipy_spinverse.units import MS_PER_UM2
 
@@ -42,10 +42,10 @@ def b_anisotropy(b_tensors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
-class TensorAcquisition(Measurements):
+class TensorAcquisition(BaseAcquisition):
     """An acquisition of b-tensors, for models of diffusion that is Gaussian.
 
-    It has what all `Measurements` have but waveforms.
+    It has what all `BaseAcquisition` have but waveforms.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ class TensorAcquisition(Measurements):
         object.__setattr__(self, "b0_threshold", float(b0_threshold))
 
     @classmethod
-    def from_measurements(cls, measured: Measurements) -> TensorAcquisition:
+    def from_measurements(cls, measured: BaseAcquisition) -> TensorAcquisition:
         """Of measurements with any waveforms, the b-tensors alone."""
         columns = {name: getattr(measured, name) for name in _PER_MEASUREMENT}
         return cls(**columns, b0_threshold=measured.b0_threshold)
@@ -149,7 +149,8 @@ class TensorAcquisition(Measurements):
     def waveforms(self) -> tuple[Waveforms, ...]:
         raise ValueError(
             "acquisition is a TensorAcquisition, which has no waveforms: only diffusion that is "
-            "Gaussian is known by its b-tensors. Give the waveforms: Acquisition.from_waveforms."
+            "Gaussian is known by its b-tensors. Give the waveforms: "
+            "WaveformAcquisition.from_samples."
         )
 
     def _summary(self):

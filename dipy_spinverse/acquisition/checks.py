@@ -87,7 +87,7 @@ def linear_encoding(gtab) -> None:
         "",
         "be 1, linear encoding (LTE)",
         "Leave these measurements out, or simulate them from their gradients: "
-        "Acquisition.from_waveforms.",
+        "WaveformAcquisition.from_samples.",
     )
 
 

@@ -1,6 +1,6 @@
 """Acquisitions of the usual gradient waveforms, in ms and ms/um^2.
 
-Each function takes one timing; :func:`combined` puts several acquisitions into one. In all of
+Each function takes one timing; :func:`concatenate` puts several acquisitions into one. In all of
 them
 
 - `b` (M,) are b-values, ms/um^2, one for each row of
@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import checks
+from dipy_spinverse.acquisition.base import BaseAcquisition
 from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
-from dipy_spinverse.acquisition.measurements import Measurements
-from dipy_spinverse.acquisition.waveforms import Waveforms, joined
+from dipy_spinverse.acquisition.waveforms import Waveforms, concatenate_pieces
 
 _SAMPLES_PER_PERIOD = 256  # of sines; linear in between
 
@@ -227,13 +227,13 @@ def _spinning(duration):
     return rates @ (axes / np.sqrt(values)) @ axes.T
 
 
-def combined(*acquisitions: Measurements) -> WaveformAcquisition:
+def concatenate(*acquisitions: BaseAcquisition) -> WaveformAcquisition:
     """One acquisition with all measurements of several, of any kind, in a row.
 
     Examples
     --------
     >>> short = pulsed_gradients([1.0], [[1, 0, 0]], 8, 20)
-    >>> len(combined(short, double_diffusion([0.5], [[1, 0, 0]], [[0, 1, 0]], 5, 20, 25)))
+    >>> len(concatenate(short, double_diffusion([0.5], [[1, 0, 0]], [[0, 1, 0]], 5, 20, 25)))
     2
     """
     starts = np.cumsum([0, *map(len, acquisitions)])
@@ -263,7 +263,9 @@ def _played(profiles, vectors, te):
         raise ValueError(f"te is {te:g} ms, but the encoding takes {lasting:g} ms; give more.")
     off = (dead, np.zeros_like(rates[0]), False)
     on = [(p.duration, rate, p.stored) for p, rate in zip(profiles[0], rates, strict=True)]
-    return WaveformAcquisition([Waveforms(np.arange(rates.shape[2]), *joined([off, *on, off]))])
+    return WaveformAcquisition(
+        [Waveforms(np.arange(rates.shape[2]), *concatenate_pieces([off, *on, off]))]
+    )
 
 
 def _b_of(profile):

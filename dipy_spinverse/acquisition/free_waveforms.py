@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import checks
 from dipy_spinverse.acquisition.b_tensors import b_anisotropy
-from dipy_spinverse.acquisition.measurements import Measurements, read_only
-from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO, Waveforms, joined
+from dipy_spinverse.acquisition.base import BaseAcquisition, read_only
+from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO, Waveforms, concatenate_pieces
 from dipy_spinverse.units import MS_PER_UM2, S
 
 _STRONGEST_T_PER_M = 10.0  # more than any scanner has, and 10 mT/m given as such
@@ -22,10 +22,10 @@ _GTAB_TOLERANCE = 0.05  # of b; b-values are rounded, and often leave out the im
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
-class WaveformAcquisition(Measurements):
-    """An acquisition whose gradients are given as waveforms, made by `Acquisition.from_waveforms`.
+class WaveformAcquisition(BaseAcquisition):
+    """An acquisition whose gradients are given as waveforms.
 
-    It has what all `Measurements` have.
+    It has what all `BaseAcquisition` have.
 
     Parameters
     ----------
@@ -59,6 +59,92 @@ class WaveformAcquisition(Measurements):
             _check_refocused(part)
         object.__setattr__(self, "waveforms", tuple(waveforms))
         object.__setattr__(self, "b0_threshold", float(b0_threshold))
+
+    @classmethod
+    def from_samples(
+        cls,
+        gradients_T_per_m: Iterable[ArrayLike],
+        dt_s: ArrayLike,
+        te: ArrayLike | None = None,
+        *,
+        refocusing_s: ArrayLike | None = None,
+        storage_s: tuple[float, float] | None = None,
+        gtab: GradientTable | None = None,
+        b0_threshold: float = 50,
+    ) -> WaveformAcquisition:
+        """Acquisition of sampled gradient waveforms.
+
+        Parameters
+        ----------
+        gradients_T_per_m : array_like (M, T, 3) or sequence of (T_m, 3)
+            Samples of the gradient, each held for `dt_s`: effective ones, whose sign refocusing
+            pulses have turned, unless `refocusing_s` is given.
+        dt_s : float or array_like (M,)
+            Raster of the samples in seconds.
+        te : float or array_like (M,), optional
+            Echo time in seconds, without storage; the waveform is in its middle, and as long
+            where it is not given.
+        refocusing_s : float or sequence of float, optional
+            When refocusing pulses turn the sign, seconds from the start of the waveform.
+        storage_s : (start, stop), optional
+            When the magnetisation is stored (mixing time of a stimulated echo), likewise.
+        gtab : GradientTable, optional
+            Must agree with the b-tensors of the waveforms within 5 % of b.
+        b0_threshold : float, optional
+            Measurements with b at or below this (s/mm^2) count as b0.
+
+        Raises
+        ------
+        ValueError
+            If waveforms do not refocus or disagree with `gtab`; bad samples or units.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> gradient = np.zeros((400, 3))
+        >>> gradient[:100, 0], gradient[300:, 0] = 0.08, 0.08
+        >>> WaveformAcquisition.from_samples([gradient], 1e-4, refocusing_s=0.02).b.round(3)
+        array([1.221])
+        """
+        gradients = [_checked_gradient(g, m) for m, g in enumerate(gradients_T_per_m)]
+        if not gradients:
+            raise ValueError(
+                "gradients_T_per_m is empty; give one waveform (T, 3) per measurement."
+            )
+        n = len(gradients)
+        dt = checks.per_measurement("dt_s", dt_s, n) * S
+        lasting = dt * [len(g) for g in gradients]
+        if (dt <= 0).any() or lasting.max() > _LONGEST_MS:
+            raise ValueError(
+                f"dt_s is {dt.min() / S:g} to {dt.max() / S:g} s, and the longest waveform "
+                f"lasts {lasting.max() / S:g} s; give the raster in seconds, for instance 1e-5."
+            )
+        storage = _checked_storage(storage_s, lasting.min())
+        needed = lasting - (storage[1] - storage[0])
+        te = (
+            needed
+            if te is None
+            else checks.per_measurement("te", checks.seconds_to_ms("te", te), n)
+        )
+        short = te < needed - checks.TE_SLACK_MS
+        if short.any():
+            m = int(np.argmax(short))
+            raise ValueError(
+                f"te is {te[m] / S:g} s at measurement {m}, whose waveform lasts "
+                f"{needed[m] / S:g} s; give a longer te, or none."
+            )
+        dead = np.maximum(te - needed, 0) / 2
+        keys = np.column_stack([[len(g) for g in gradients], dt, dead]).round(9)
+        _, alike = np.unique(keys, axis=0, return_inverse=True)
+        parts = []
+        for k in range(alike.max() + 1):
+            rows = np.flatnonzero(alike.ravel() == k)
+            samples = np.stack([gradients[m] for m in rows], axis=1)
+            parts.append(_held(rows, samples, dt[rows[0]], dead[rows[0]], refocusing_s, storage))
+        acquisition = cls(parts, b0_threshold / MS_PER_UM2)
+        if gtab is not None:
+            _check_agreement(acquisition, gtab)
+        return acquisition
 
     def arrays(self) -> dict[str, np.ndarray]:
         found = {"b0_threshold": np.array(self.b0_threshold)}
@@ -135,45 +221,6 @@ class WaveformAcquisition(Measurements):
         return f"b <= {self.b.max():.4g} ms/um^2", f"up to {longest:.4g} ms"
 
 
-def sampled_acquisition(
-    gradients_T_per_m, dt_s, te, refocusing_s, storage_s, gtab, b0_threshold
-) -> WaveformAcquisition:
-    """As :meth:`Acquisition.from_waveforms`, which describes the arguments."""
-    gradients = [_checked_gradient(g, m) for m, g in enumerate(gradients_T_per_m)]
-    if not gradients:
-        raise ValueError("gradients_T_per_m is empty; give one waveform (T, 3) per measurement.")
-    n = len(gradients)
-    dt = checks.per_measurement("dt_s", dt_s, n) * S
-    lasting = dt * [len(g) for g in gradients]
-    if (dt <= 0).any() or lasting.max() > _LONGEST_MS:
-        raise ValueError(
-            f"dt_s is {dt.min() / S:g} to {dt.max() / S:g} s, and the longest waveform "
-            f"lasts {lasting.max() / S:g} s; give the raster in seconds, for instance 1e-5."
-        )
-    storage = _checked_storage(storage_s, lasting.min())
-    needed = lasting - (storage[1] - storage[0])
-    te = needed if te is None else checks.per_measurement("te", checks.seconds_to_ms("te", te), n)
-    short = te < needed - checks.TE_SLACK_MS
-    if short.any():
-        m = int(np.argmax(short))
-        raise ValueError(
-            f"te is {te[m] / S:g} s at measurement {m}, whose waveform lasts "
-            f"{needed[m] / S:g} s; give a longer te, or none."
-        )
-    dead = np.maximum(te - needed, 0) / 2
-    keys = np.column_stack([[len(g) for g in gradients], dt, dead]).round(9)
-    _, alike = np.unique(keys, axis=0, return_inverse=True)
-    parts = []
-    for k in range(alike.max() + 1):
-        rows = np.flatnonzero(alike.ravel() == k)
-        samples = np.stack([gradients[m] for m in rows], axis=1)
-        parts.append(_held(rows, samples, dt[rows[0]], dead[rows[0]], refocusing_s, storage))
-    acquisition = WaveformAcquisition(parts, b0_threshold / MS_PER_UM2)
-    if gtab is not None:
-        _check_agreement(acquisition, gtab)
-    return acquisition
-
-
 def _held(rows, samples, dt, dead, refocusing_s, storage):
     """Waveforms of samples (T, m, 3), T/m, that are held for dt ms each, between dead times."""
     t = (np.arange(len(samples)) + 0.5) * dt
@@ -191,7 +238,7 @@ def _held(rows, samples, dt, dead, refocusing_s, storage):
     durations = dt * np.diff(np.append(first, len(t)))
     off = np.zeros((2, len(rows), 3))
     pieces = zip(durations, (np.stack([r, r]) for r in rates[first]), stored[first], strict=True)
-    return Waveforms(rows, *joined([(dead, off, False), *pieces, (dead, off, False)]))
+    return Waveforms(rows, *concatenate_pieces([(dead, off, False), *pieces, (dead, off, False)]))
 
 
 def _checked_gradient(gradient, m):

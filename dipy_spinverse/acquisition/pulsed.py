@@ -5,19 +5,17 @@ The only place where units change: seconds and s/mm^2 outside, ms and ms/um^2 in
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
-from typing import TYPE_CHECKING
 
 import numpy as np
 from dipy.core.gradients import GradientTable
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import checks, files
-from dipy_spinverse.acquisition.measurements import (
-    Measurements,
+from dipy_spinverse.acquisition.base import (
+    BaseAcquisition,
     counted,
     distinct_times,
     read_only,
@@ -25,15 +23,12 @@ from dipy_spinverse.acquisition.measurements import (
 from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO, Waveforms, pulsed_waveforms
 from dipy_spinverse.units import MS_PER_UM2, S
 
-if TYPE_CHECKING:
-    from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
-
 _RARE = ("mixing_time", "isotropic")
 _PER_MEASUREMENT = ("b", "directions", "small_delta", "big_delta", "te", *_RARE)
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
-class Acquisition(Measurements):
+class Acquisition(BaseAcquisition):
     """Measurements of a spin or stimulated echo with two equal rectangular gradient pulses.
 
     A number (for `directions`, one vector) holds for all measurements. The arrays are read-only
@@ -298,56 +293,6 @@ class Acquisition(Measurements):
         2
         """
         return cls.from_files(**files.read_bids(json_path), b0_threshold=b0_threshold)
-
-    @staticmethod
-    def from_waveforms(
-        gradients_T_per_m: Iterable[ArrayLike],
-        dt_s: ArrayLike,
-        te: ArrayLike | None = None,
-        *,
-        refocusing_s: ArrayLike | None = None,
-        storage_s: tuple[float, float] | None = None,
-        gtab: GradientTable | None = None,
-        b0_threshold: float = 50,
-    ) -> WaveformAcquisition:
-        """A `WaveformAcquisition`: measurements with any gradient waveform.
-
-        Parameters
-        ----------
-        gradients_T_per_m : array_like (M, T, 3) or sequence of (T_m, 3)
-            Samples of the gradient, each held for `dt_s`: effective ones, whose sign refocusing
-            pulses have turned, unless `refocusing_s` is given.
-        dt_s : float or array_like (M,)
-            Raster of the samples in seconds.
-        te : float or array_like (M,), optional
-            Echo time in seconds, without storage; the waveform is in its middle, and as long
-            where it is not given.
-        refocusing_s : float or sequence of float, optional
-            When refocusing pulses turn the sign, seconds from the start of the waveform.
-        storage_s : (start, stop), optional
-            When the magnetisation is stored (mixing time of a stimulated echo), likewise.
-        gtab : GradientTable, optional
-            Must agree with the b-tensors of the waveforms within 5 % of b.
-        b0_threshold : float, optional
-            Measurements with b at or below this (s/mm^2) count as b0.
-
-        Raises
-        ------
-        ValueError
-            If waveforms do not refocus or disagree with `gtab`; bad samples or units.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> gradient = np.zeros((400, 3))
-        >>> gradient[:100, 0], gradient[300:, 0] = 0.08, 0.08
-        >>> Acquisition.from_waveforms([gradient], 1e-4, refocusing_s=0.02).b.round(3)
-        array([1.221])
-        """
-        from dipy_spinverse.acquisition.free_waveforms import sampled_acquisition
-
-        played = gradients_T_per_m, dt_s, te, refocusing_s, storage_s
-        return sampled_acquisition(*played, gtab, b0_threshold)
 
     @classmethod
     def _from_dipy_units(cls, bvals, bvecs, times, b0_threshold, isotropic):

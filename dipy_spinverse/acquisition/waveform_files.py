@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from dipy_spinverse.acquisition import checks
 from dipy_spinverse.acquisition.files import read_text
 from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
-from dipy_spinverse.acquisition.waveforms import Waveforms, joined
+from dipy_spinverse.acquisition.waveforms import Waveforms, concatenate_pieces
 from dipy_spinverse.units import S
 
 _ROTATION_TOLERANCE = 1e-3  # of R R^T; three digits in a file
@@ -93,7 +93,7 @@ def read_text_waveforms(
         pieces.append([(duration / len(ends), end[:, None], False) for end in ends])
     first, last = (half - pause / 2 - duration for duration in durations)
     row = [(first, off, False), *pieces[0], (pause, off, False), *pieces[1], (last, off, False)]
-    unit = Waveforms(np.arange(1), *joined(row))
+    unit = Waveforms(np.arange(1), *concatenate_pieces(row))
     turned = np.einsum("mij,kej->kemi", _checked_rotations(rotations, len(b)), unit.rates[:, :, 0])
     scaled = turned * np.sqrt(b / WaveformAcquisition([unit]).b[0])[:, None]
     return WaveformAcquisition([replace(unit, rows=np.arange(len(b)), rates=scaled)])

@@ -71,7 +71,7 @@ class Waveforms:
         start, s, slope, bend = self._within(self._index(t), t)
         return start + s * (slope + s * bend / 2)
 
-    def linear_parts(self, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def linear_approximation(self, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Best linear approximation of q(t) between neighbouring edges.
 
         It has the same integral and first moment as q(t).
@@ -157,7 +157,7 @@ class Waveforms:
         return whole, self.times[piece][:, None, None] * whole + moment
 
 
-def joined(pieces) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def concatenate_pieces(pieces) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Knots, rates and storage of pieces (duration in ms, rates (2, m, 3), stored) in a row.
 
     Pieces without a duration are left out.
@@ -186,4 +186,4 @@ def pulsed_waveforms(rows, q_vectors, small_delta, big_delta, te, mixing_time=0.
         wait = ((big_delta - small_delta - mixing_time) / 2, off, False)
         between = [wait, (mixing_time, off, True), wait]
     first, second = [(dead, off, False), (small_delta, on, False)], (small_delta, -on, False)
-    return Waveforms(rows, *joined([*first, *between, second, first[0]]))
+    return Waveforms(rows, *concatenate_pieces([*first, *between, second, first[0]]))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.polynomial.legendre import legvander
 
-from dipy_spinverse.acquisition.measurements import Measurements
+from dipy_spinverse.acquisition.base import BaseAcquisition
 from dipy_spinverse.acquisition.waveforms import Waveforms
 
 # A part of an encoding is a stretch of time in which every q(t) is a cubic, up to this share of
@@ -17,7 +17,7 @@ _SAMPLES = np.linspace(0, 1, 4)  # of each piece
 _MOST_PIECES = 600  # of finely sampled waveforms, some knots are enough
 
 
-def unique_encodings(acquisition: Measurements) -> tuple[np.ndarray, np.ndarray]:
+def unique_encodings(acquisition: BaseAcquisition) -> tuple[np.ndarray, np.ndarray]:
     """Measurements that differ in q(t), up to its sign: the only ones to simulate.
 
     Returns
@@ -44,7 +44,7 @@ def unique_encodings(acquisition: Measurements) -> tuple[np.ndarray, np.ndarray]
 
 
 def timing_groups(
-    acquisition: Measurements, representatives: np.ndarray
+    acquisition: BaseAcquisition, representatives: np.ndarray
 ) -> list[tuple[Waveforms, bool]]:
     """Waveforms of the same duration and symmetry, and whether they are symmetric in time.
 

@@ -77,7 +77,7 @@ def _outer_conductance(grid, diffusivity, outer_permeability):
     distance = grid.outer_distances
     if outer_permeability is None:
         outer_permeability = np.inf if grid.boundary == "absorbing" else 0.0
-        distance = grid.lost_after_um
+        distance = grid.absorption_distances_um
     elif grid.boundary != "absorbing":
         raise ValueError(
             f"outer_permeability is given, but spins cannot leave a {grid.boundary} grid; use a "

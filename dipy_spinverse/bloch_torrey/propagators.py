@@ -140,7 +140,7 @@ def _intervals(change, steps, nodes):
 def _exponentials(waveforms, symmetric, times, weights, rests):
     """Two exponentials for each interval between times, one where q rests."""
     spans = np.diff(times)
-    mean, slope = waveforms.linear_parts(times)
+    mean, slope = waveforms.linear_approximation(times)
     apart = slope * (spans * np.sqrt(3) / 6 * ~rests)[:, None, None]
     gauss = np.moveaxis(np.stack([mean - apart, mean + apart], axis=1), -1, -2)
     of_interval = np.repeat(np.arange(len(spans)), np.where(rests, 1, 2))

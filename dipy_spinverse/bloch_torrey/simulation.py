@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from dipy_spinverse.acquisition.measurements import Measurements
+from dipy_spinverse.acquisition.base import BaseAcquisition
 from dipy_spinverse.bloch_torrey.finite_volumes.operator import (
     face_resistance,
     relative_transmissibility,
@@ -20,7 +20,7 @@ _Field = TypeVar("_Field", np.ndarray, torch.Tensor)
 
 
 def simulate(
-    acquisition: Measurements,
+    acquisition: BaseAcquisition,
     grid: TetrahedralGrid,
     permeability: _Field,
     *,
@@ -39,7 +39,7 @@ def simulate(
 
     Parameters
     ----------
-    acquisition : Measurements
+    acquisition : BaseAcquisition
         M measurements.
     grid : TetrahedralGrid
     permeability : array-like or torch.Tensor, (F,) or (V, F)
@@ -123,7 +123,7 @@ def simulate(
 
 
 def simulate_with_jacobian(
-    acquisition: Measurements,
+    acquisition: BaseAcquisition,
     grid: TetrahedralGrid,
     permeability: ArrayLike,
     *,

@@ -15,9 +15,9 @@ from scipy.spatial.transform import Rotation
 
 from dipy_spinverse.acquisition import (
     Acquisition,
-    Measurements,
-    measurements_of,
-    pulsed_only,
+    BaseAcquisition,
+    as_acquisition,
+    require_pulsed,
 )
 from dipy_spinverse.bloch_torrey.finite_elements.modal_sensitivity import (
     length_scale_of_derivatives,
@@ -92,7 +92,7 @@ class CellShapeModel(VoxelModel):
 
     def __init__(
         self,
-        gtab: GradientTable | Measurements,
+        gtab: GradientTable | BaseAcquisition,
         shape_space: ShapeSpace | None = None,
         *,
         diffusivity: float = 2e-3,
@@ -100,7 +100,7 @@ class CellShapeModel(VoxelModel):
         seed: int = 0,
     ):
         super().__init__(gtab, te)
-        self.acquisition = pulsed_only(self.acquisition)
+        self.acquisition = require_pulsed(self.acquisition)
         without = ~self.acquisition.b0_per_te.any(axis=1)
         if without.any():
             raise ValueError(
@@ -202,7 +202,7 @@ class CellShapeModel(VoxelModel):
         self,
         theta: ArrayLike,
         rotation: ArrayLike = (0.0, 0.0, 0.0),
-        gtab: GradientTable | Measurements | None = None,
+        gtab: GradientTable | BaseAcquisition | None = None,
     ) -> np.ndarray:
         """Noise-free signals (M,) of a shape, over those without diffusion.
 
@@ -222,15 +222,15 @@ class CellShapeModel(VoxelModel):
         """
         forward = self.coarse
         if gtab is not None:
-            forward = self.meshed((), pulsed_only(measurements_of(gtab)))
+            forward = self.meshed((), require_pulsed(as_acquisition(gtab)))
         points = self._unfolded(forward, theta, rotation)
         return forward.sensitivities.at(points).signals
 
     def signals_of_fit(
-        self, values: Mapping[str, np.ndarray], acquisition: Measurements
+        self, values: Mapping[str, np.ndarray], acquisition: BaseAcquisition
     ) -> np.ndarray:
         """Signals (V, M) of the likeliest shapes."""
-        acquisition = pulsed_only(acquisition)
+        acquisition = require_pulsed(acquisition)
         rows = zip(
             values["_stages"][:, -1], values["_meshed"], values["_stage_meshes"][:, -1],
             strict=True,

@@ -12,9 +12,9 @@ from dipy.core.gradients import GradientTable
 
 from dipy_spinverse.acquisition import (
     Acquisition,
-    Measurements,
+    BaseAcquisition,
     TensorAcquisition,
-    measurements_of,
+    as_acquisition,
 )
 from dipy_spinverse.acquisition.b_tensors import b_anisotropy
 from dipy_spinverse.acquisition.checks import seconds_to_ms, symmetric_tensors
@@ -40,7 +40,9 @@ _ASYMMETRY = 0.02
 _LOGGER = logging.getLogger("dipy_spinverse")
 
 
-def acquisition_for(gtab, definition, te=None, mixing_time=None, isotropic=None) -> Measurements:
+def acquisition_for(
+    gtab, definition, te=None, mixing_time=None, isotropic=None
+) -> BaseAcquisition:
     """What a model needs of the measurements: pulses, or b-tensors where it is Gaussian."""
     more = {"mixing_time": mixing_time, "isotropic": isotropic}
     if isinstance(gtab, GradientTable) and gtab.btens is not None and not _linear(gtab):
@@ -50,7 +52,7 @@ def acquisition_for(gtab, definition, te=None, mixing_time=None, isotropic=None)
         gtab.big_delta is None or gtab.small_delta is None
     )
     if definition.timed or not untimed:
-        measured = measurements_of(gtab, te, **more)
+        measured = as_acquisition(gtab, te, **more)
         if isinstance(measured, Acquisition):
             return measured
         _only_gaussian(definition)

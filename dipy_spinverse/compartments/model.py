@@ -14,7 +14,7 @@ from dipy.core.gradients import GradientTable
 from dipy.direction.peaks import PeaksAndMetrics
 from numpy.typing import ArrayLike
 
-from dipy_spinverse.acquisition import Measurements
+from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.compartments.arguments import (
     acquisition_for,
     check_acquisition,
@@ -80,11 +80,11 @@ class CompartmentModel(VoxelModel):
     """
 
     Fit = CompartmentFit
-    acquisition: Measurements
+    acquisition: BaseAcquisition
 
     def __init__(
         self,
-        gtab: GradientTable | Measurements,
+        gtab: GradientTable | BaseAcquisition,
         definition: Definition,
         *,
         te: ArrayLike | None = None,
@@ -201,7 +201,7 @@ class CompartmentModel(VoxelModel):
             )
 
     def signals_of_fit(
-        self, values: Mapping[str, np.ndarray], acquisition: Measurements
+        self, values: Mapping[str, np.ndarray], acquisition: BaseAcquisition
     ) -> np.ndarray:
         """Signals (V, M) of the likeliest parameters."""
         encoding = encoding_of(acquisition, torch.float64, timed=self.definition.timed)
@@ -229,14 +229,14 @@ class CompartmentModel(VoxelModel):
 
     def acquisition_of(
         self,
-        gtab: GradientTable | Measurements,
+        gtab: GradientTable | BaseAcquisition,
         te: ArrayLike | None = None,
         **more: Any,
-    ) -> Measurements:
+    ) -> BaseAcquisition:
         """Pulsed gradients, without timings where the model does not need them, or b-tensors."""
         return acquisition_for(gtab, self.definition, te, **more)
 
-    def of_acquisition(self, gtab: GradientTable | Measurements) -> CompartmentModel:
+    def of_acquisition(self, gtab: GradientTable | BaseAcquisition) -> CompartmentModel:
         """The same model of other measurements."""
         other = copy(self)
         other.acquisition = self.acquisition_of(gtab)
@@ -256,7 +256,7 @@ class CompartmentModel(VoxelModel):
     def signals(
         self,
         parameters: Mapping[str, ArrayLike],
-        gtab: GradientTable | Measurements | None = None,
+        gtab: GradientTable | BaseAcquisition | None = None,
     ) -> np.ndarray:
         """Noise-free signals of given parameters.
 
@@ -313,7 +313,7 @@ class CompartmentModel(VoxelModel):
     def predict(
         self,
         parameters: Mapping[str, ArrayLike],
-        gtab: GradientTable | Measurements | None = None,
+        gtab: GradientTable | BaseAcquisition | None = None,
         S0: ArrayLike = 1.0,
     ) -> np.ndarray:
         """As `signals`, with S0 (...) beside the parameters."""

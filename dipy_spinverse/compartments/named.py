@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from dipy.core.gradients import GradientTable
 
-from dipy_spinverse.acquisition import Measurements
+from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.compartments.definition import (
     Compartment,
     Definition,
@@ -72,7 +72,7 @@ class NODDIModel(CompartmentModel):
 
     def __init__(
         self,
-        gtab: GradientTable | Measurements,
+        gtab: GradientTable | BaseAcquisition,
         *,
         parallel_diffusivity: Diffusivity = 1.7e-3,
         isotropic_diffusivity: Diffusivity = 3e-3,
@@ -160,7 +160,7 @@ class ActiveAxModel(CompartmentModel):
 
     def __init__(
         self,
-        gtab: GradientTable | Measurements,
+        gtab: GradientTable | BaseAcquisition,
         *,
         parallel_diffusivity: Diffusivity = 1.7e-3,
         isotropic_diffusivity: Diffusivity = 3e-3,
@@ -247,7 +247,7 @@ class ZCDModel(CompartmentModel):
     >>> fit = ZCDModel(gtab).fit(data)  # doctest: +SKIP
     """
 
-    def __init__(self, gtab: GradientTable | Measurements, **kwargs: Any):
+    def __init__(self, gtab: GradientTable | BaseAcquisition, **kwargs: Any):
         definition = Definition(
             "ZCD",
             (
@@ -313,7 +313,7 @@ class IVIMModel(CompartmentModel):
     True
     """
 
-    def __init__(self, gtab: GradientTable | Measurements, **kwargs: Any):
+    def __init__(self, gtab: GradientTable | BaseAcquisition, **kwargs: Any):
         definition = Definition(
             "IVIM",
             (Parameter("D", 0.05, 4.0, "mm^2/s"), Parameter("D_star", 4.0, 100.0, "mm^2/s")),

@@ -6,7 +6,7 @@ from typing import Any
 
 from dipy.core.gradients import GradientTable
 
-from dipy_spinverse.acquisition import Measurements
+from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.compartments.definition import (
     Compartment,
     Definition,
@@ -48,7 +48,7 @@ class SANDIModel(CompartmentModel):
 
     def __init__(
         self,
-        gtab: GradientTable | Measurements,
+        gtab: GradientTable | BaseAcquisition,
         *,
         soma_diffusivity: Diffusivity = 3e-3,
         **kwargs: Any,
@@ -103,7 +103,7 @@ class NEXIModel(CompartmentModel):
     >>> fit.exchange_time, fit.exchange_time_low, fit.exchange_time_high  # doctest: +SKIP
     """
 
-    def __init__(self, gtab: GradientTable | Measurements, **kwargs: Any):
+    def __init__(self, gtab: GradientTable | BaseAcquisition, **kwargs: Any):
         arguments = {
             "inside": "neurite_diffusivity", "outside": "extra_diffusivity",
             "fraction": "neurite_fraction", "exchange_time": "exchange_time",
@@ -152,7 +152,7 @@ class VERDICTModel(CompartmentModel):
 
     def __init__(
         self,
-        gtab: GradientTable | Measurements,
+        gtab: GradientTable | BaseAcquisition,
         *,
         cell_diffusivity: Diffusivity = 2e-3,
         extracellular_diffusivity: Diffusivity = 2e-3,
@@ -213,7 +213,7 @@ class StandardModel(CompartmentModel):
 
     def __init__(
         self,
-        gtab: GradientTable | Measurements,
+        gtab: GradientTable | BaseAcquisition,
         *,
         free_water_diffusivity: Diffusivity = 3e-3,
         **kwargs: Any,
@@ -275,7 +275,7 @@ class MTENODDIModel(CompartmentModel):
 
     def __init__(
         self,
-        gtab: GradientTable | Measurements,
+        gtab: GradientTable | BaseAcquisition,
         *,
         parallel_diffusivity: Diffusivity = 1.7e-3,
         isotropic_diffusivity: Diffusivity = 3e-3,

@@ -126,7 +126,7 @@ class TetrahedralGrid:
         return self.volume_um3 if self.box_um is None else float(self.box_um.prod())
 
     @property
-    def lost_after_um(self) -> np.ndarray:
+    def absorption_distances_um(self) -> np.ndarray:
         """Distance (B,), um, from outer tetrahedra to where spins of an absorbing grid are lost.
 
         At right angles to the outer face: to the face itself or, on a lattice, to the side of the

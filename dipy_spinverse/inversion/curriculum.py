@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dipy_spinverse.acquisition.kinds import pulsed_only
-from dipy_spinverse.acquisition.measurements import Measurements
+from dipy_spinverse.acquisition.base import BaseAcquisition
+from dipy_spinverse.acquisition.conversion import require_pulsed
 from dipy_spinverse.inversion.priors import WallArea
 
 
@@ -46,11 +46,11 @@ class Stage:
     tolerance: float = 1e-3
     initial_value: float | None = None
 
-    def measurements(self, acquisition: Measurements) -> np.ndarray:
+    def measurements(self, acquisition: BaseAcquisition) -> np.ndarray:
         """Mask (M,) of the measurements that take part."""
         if self.diffusion_times is None:
             return np.ones(len(acquisition), dtype=bool)
-        times = pulsed_only(acquisition).diffusion_time.round(6)
+        times = require_pulsed(acquisition).diffusion_time.round(6)
         weighted = np.unique(times[~acquisition.b0_mask])[::-1]
         ranks = np.minimum(self.diffusion_times, len(weighted) - 1)
         return np.isin(times, weighted[ranks]) | acquisition.b0_mask

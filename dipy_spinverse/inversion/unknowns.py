@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from dipy_spinverse.acquisition.measurements import Measurements
+from dipy_spinverse.acquisition.base import BaseAcquisition
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import Simulator, relative_transmissibility
 from dipy_spinverse.grid import TetrahedralGrid
@@ -52,7 +52,7 @@ def wall_faces(grid: TetrahedralGrid, permeability: np.ndarray, diffusivity: flo
     return scaled_transmissibility(tau) < WALL_THRESHOLD
 
 
-def free_water_signals(acquisition: Measurements, free_diffusivity: float) -> np.ndarray:
+def free_water_signals(acquisition: BaseAcquisition, free_diffusivity: float) -> np.ndarray:
     """Signals (M,) of water that nothing hinders, with a diffusivity in um^2/ms."""
     return np.exp(-np.where(acquisition.b0_mask, 0.0, acquisition.b) * free_diffusivity)
 

@@ -28,12 +28,12 @@ from scipy.optimize import least_squares
 
 from dipy_spinverse.acquisition import (
     Acquisition,
-    Measurements,
+    BaseAcquisition,
     TensorAcquisition,
     WaveformAcquisition,
-    pulsed_only,
+    require_pulsed,
 )
-from dipy_spinverse.acquisition.measurements import distinct_times
+from dipy_spinverse.acquisition.base import distinct_times
 from dipy_spinverse.acquisition.waveforms import Waveforms
 from dipy_spinverse.packed_cells.departures import RATES, Spectrum, exchange_time, pulses_passing
 
@@ -137,7 +137,7 @@ class LikePulses:
 Pulsed = Acquisition | LikePulses
 
 
-def as_pulses(acquisition: Measurements | LikePulses) -> Pulsed:
+def as_pulses(acquisition: BaseAcquisition | LikePulses) -> Pulsed:
     """Pulsed measurements as they are, others as the pulses most like them.
 
     Raises
@@ -151,9 +151,9 @@ def as_pulses(acquisition: Measurements | LikePulses) -> Pulsed:
         raise ValueError(
             "acquisition is a TensorAcquisition, which does not say when water diffuses: sizes "
             "and exchange of packed cells need the timing. Give the waveforms, "
-            "Acquisition.from_waveforms, or fit a model of Gaussian diffusion."
+            "WaveformAcquisition.from_samples, or fit a model of Gaussian diffusion."
         )
-    return acquisition if isinstance(acquisition, LikePulses) else pulsed_only(acquisition)
+    return acquisition if isinstance(acquisition, LikePulses) else require_pulsed(acquisition)
 
 
 @lru_cache(maxsize=8)

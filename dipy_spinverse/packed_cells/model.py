@@ -9,7 +9,7 @@ import numpy as np
 from dipy.core.gradients import GradientTable
 from numpy.typing import ArrayLike
 
-from dipy_spinverse.acquisition import Measurements, measurements_of
+from dipy_spinverse.acquisition import BaseAcquisition, as_acquisition
 from dipy_spinverse.packed_cells.classes import CLASSES, TYPICAL_RADIUS, tissue_class
 from dipy_spinverse.packed_cells.like_pulses import as_pulses
 from dipy_spinverse.packed_cells.maps import PARAMETERS
@@ -89,7 +89,7 @@ class PackedCellsFit(VoxelFit):
         return in_words(groups.names, squares, freedom)
 
     def predict(
-        self, gtab: GradientTable | Measurements | None = None, S0: ArrayLike | None = None
+        self, gtab: GradientTable | BaseAcquisition | None = None, S0: ArrayLike | None = None
     ) -> np.ndarray:
         """Noise-free signals (..., M) of the likeliest parameters.
 
@@ -108,7 +108,7 @@ class PackedCellsFit(VoxelFit):
         if S0 is not None or not len(self._rows):
             return super().predict(gtab, S0)
         own = self.model.acquisition
-        acquisition = own if gtab is None else measurements_of(gtab)
+        acquisition = own if gtab is None else as_acquisition(gtab)
         scale = self._values["S0_per_label"][:, self.model.labels_at(acquisition)]
         return self._dense(scale * self.model.signals_of_fit(self._values, acquisition))
 
@@ -173,11 +173,11 @@ class PackedCellsModel(VoxelModel):
 
     Fit = PackedCellsFit
     VOX_PER_CHUNK = 64
-    acquisition: Measurements
+    acquisition: BaseAcquisition
 
     def __init__(
         self,
-        gtab: GradientTable | Measurements,
+        gtab: GradientTable | BaseAcquisition,
         *,
         diffusivity: float | tuple[float, float] | None = None,
         free_diffusivity: float = 3e-3,
@@ -288,7 +288,7 @@ class PackedCellsModel(VoxelModel):
             "n_groups": posterior.group_squares.shape[1],
         }
 
-    def labels_at(self, acquisition: Measurements) -> np.ndarray:
+    def labels_at(self, acquisition: BaseAcquisition) -> np.ndarray:
         """Label (M,) of other measurements: that of the same echo time or timing.
 
         Raises
@@ -319,7 +319,7 @@ class PackedCellsModel(VoxelModel):
         return np.column_stack(echo if by_echo else (*echo, *pulses))
 
     def signals_of_fit(
-        self, values: Mapping[str, np.ndarray], acquisition: Measurements
+        self, values: Mapping[str, np.ndarray], acquisition: BaseAcquisition
     ) -> np.ndarray:
         """Signals (V, M) of the likeliest tissue."""
         pulses = as_pulses(acquisition)

@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from dipy_spinverse.acquisition import Measurements
+from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.packed_cells.classes import (
     LEAST_DISPERSION,
     TissueClass,
@@ -210,7 +210,7 @@ def _names(prefix, found):
 
 @lru_cache(maxsize=4)
 def tissue_signals(
-    acquisition: Measurements | LikePulses,
+    acquisition: BaseAcquisition | LikePulses,
     diffusivity: tuple[float, float] | None,
     free_diffusivity: float,
     shapes: tuple[str, ...] = ("cylinder", "sphere"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dipy_spinverse.acquisition.kinds import pulsed_only
+from dipy_spinverse.acquisition.conversion import require_pulsed
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO
 
@@ -59,7 +59,7 @@ def blind_spots(acquisition: Acquisition, sigma: float, diffusivity: float) -> l
     >>> [spot.name for spot in blind_spots(acquisition, 0.02, 2.0)]
     ['one diffusion time', 'low b', 'long pulses', 'one shell', 'few directions']
     """
-    acquisition = pulsed_only(acquisition)
+    acquisition = require_pulsed(acquisition)
     found = [
         _one_diffusion_time(acquisition),
         _low_b(acquisition, diffusivity),
@@ -87,7 +87,7 @@ def resolution_limit_um(acquisition: Acquisition, sigma: float, diffusivity: flo
     ----------
     .. [1] Nilsson et al., NMR Biomed. 30 (2017) e3711, https://doi.org/10.1002/nbm.3711
     """
-    gradient, pulse, count = _strongest(pulsed_only(acquisition))
+    gradient, pulse, count = _strongest(require_pulsed(acquisition))
     noise = 1.64 * sigma / (_RESTRICTED_SHARE * np.sqrt(count))
     per_um = GYROMAGNETIC_RATIO * gradient * 1e-9
     return float((768 / 7 * diffusivity * noise / (per_um**2 * pulse)) ** 0.25)

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from scipy.special import ndtri
 
-from dipy_spinverse.acquisition.kinds import pulsed_only
+from dipy_spinverse.acquisition.conversion import require_pulsed
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import Simulator, relative_transmissibility
 from dipy_spinverse.grid import TetrahedralGrid
@@ -33,7 +33,7 @@ from dipy_spinverse.packed_cells.likeliest import error_patterns, model_errors
 from dipy_spinverse.packed_cells.maps import tissue_maps, tissue_parameters
 from dipy_spinverse.packed_cells.measured import measured, normal_equations, refined
 from dipy_spinverse.packed_cells.tissue_signals import TissueSignals, tissue_signals
-from dipy_spinverse.substrates.walls_of_bodies import from_inside
+from dipy_spinverse.substrates.membranes import from_inside
 
 LOG_MAPS = ("surface_to_volume", "wall_permeability", "exchange_time", "pore_diameter")
 ORIENTATION = "wall_orientation"
@@ -106,7 +106,7 @@ def map_bounds(
     dict of MapBounds
         Of those of `MAPS` that any of the classes has.
     """
-    acquisition = pulsed_only(acquisition)
+    acquisition = require_pulsed(acquisition)
     model = tissue_signals(
         acquisition, (diffusivity, diffusivity), free_diffusivity, compiled=False
     )

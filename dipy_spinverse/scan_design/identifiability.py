@@ -11,7 +11,7 @@ from dipy.core.gradients import GradientTable
 from dipy.utils.optpkg import optional_package
 from scipy.ndimage import median_filter
 
-from dipy_spinverse.acquisition.kinds import measurements_of, pulsed_only
+from dipy_spinverse.acquisition.conversion import as_acquisition, require_pulsed
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.scan_design.blind_spots import BlindSpot, blind_spots, resolution_limit_um
@@ -257,7 +257,7 @@ def identifiability(
 
 def checked_plan(acquisition, sigma, classes, n_draws) -> Acquisition:
     """The acquisition, after a check of all that describes the plan."""
-    acquisition = pulsed_only(measurements_of(acquisition, name="acquisition"))
+    acquisition = require_pulsed(as_acquisition(acquisition, name="acquisition"))
     if acquisition.b0_mask.all():
         raise ValueError(
             "acquisition has no measurement with diffusion weighting; give some above its "

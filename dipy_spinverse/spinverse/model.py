@@ -12,7 +12,7 @@ import numpy as np
 from dipy.core.gradients import GradientTable
 from numpy.typing import ArrayLike
 
-from dipy_spinverse.acquisition import Acquisition, Measurements, measurements_of, pulsed_only
+from dipy_spinverse.acquisition import Acquisition, BaseAcquisition, as_acquisition, require_pulsed
 from dipy_spinverse.bloch_torrey import simulate
 from dipy_spinverse.cell_search import CellInversion
 from dipy_spinverse.cell_search.smooth import SmoothCellInversion, signals_of_cells
@@ -136,7 +136,7 @@ class SpinverseModel(VoxelModel):
 
     def __init__(
         self,
-        gtab: GradientTable | Measurements,
+        gtab: GradientTable | BaseAcquisition,
         *,
         grid: TetrahedralGrid | None = None,
         diffusivity: float | None = None,
@@ -151,7 +151,7 @@ class SpinverseModel(VoxelModel):
         seed: int = 0,
     ):
         super().__init__(gtab, te, mixing_time, isotropic)
-        self.acquisition = pulsed_only(self.acquisition)
+        self.acquisition = require_pulsed(self.acquisition)
         known = (_CELL_SEARCH, SMOOTH_CELLS, *OPTIMIZERS)
         if optimizer is not None and optimizer not in known:
             raise ValueError(
@@ -329,7 +329,7 @@ class SpinverseModel(VoxelModel):
         self,
         permeability: ArrayLike,
         S0: ArrayLike = 1.0,
-        gtab: GradientTable | Measurements | None = None,
+        gtab: GradientTable | BaseAcquisition | None = None,
     ) -> np.ndarray:
         """Signals of given permeabilities.
 
@@ -346,7 +346,7 @@ class SpinverseModel(VoxelModel):
         -------
         ndarray (..., M)
         """
-        acquisition = self.acquisition if gtab is None else measurements_of(gtab)
+        acquisition = self.acquisition if gtab is None else as_acquisition(gtab)
         permeability, S0 = np.asarray(permeability), np.asarray(S0)
         shape = permeability.shape[:-1]
         if permeability.shape[-1:] != (self.grid.n_faces,):
@@ -371,7 +371,7 @@ class SpinverseModel(VoxelModel):
         return signals * (S0 if S0.shape == signals.shape else S0[..., None])
 
     def signals_of_fit(
-        self, values: Mapping[str, np.ndarray], acquisition: Measurements
+        self, values: Mapping[str, np.ndarray], acquisition: BaseAcquisition
     ) -> np.ndarray:
         """Signals (V, M) of packed cells, or of the walls and the free water beside them."""
         if "cell_field" in values:
@@ -477,7 +477,7 @@ class SpinverseModel(VoxelModel):
 
     @classmethod
     def from_settings(
-        cls, acquisition: Measurements, settings: dict, arrays: Mapping[str, np.ndarray]
+        cls, acquisition: BaseAcquisition, settings: dict, arrays: Mapping[str, np.ndarray]
     ) -> SpinverseModel:
         """The model of :meth:`settings`, on the CPU."""
         settings = dict(settings)

@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from dipy_spinverse.acquisition import Acquisition, Measurements
+from dipy_spinverse.acquisition import Acquisition, BaseAcquisition
 from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 from dipy_spinverse.bloch_torrey import relative_transmissibility
 from dipy_spinverse.grid import TetrahedralGrid
@@ -75,7 +75,7 @@ class Packing:
             relative_transmissibility(self.grid, self.permeability, self.diffusivity)
         )
 
-    def seen(self, acquisition: Measurements) -> Measurements:
+    def seen(self, acquisition: BaseAcquisition) -> BaseAcquisition:
         """Measurements in the frame of the lattice."""
         if isinstance(acquisition, Acquisition):
             return replace(acquisition, directions=acquisition.directions @ self.frame.T)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dipy_spinverse.acquisition import Measurements
+from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.bloch_torrey import permeability_of, relative_transmissibility, simulate
 from dipy_spinverse.inversion import WALL_THRESHOLD, scaled_transmissibility, transmissibility
 from dipy_spinverse.packed_cells.posterior import packed_cells_posterior
@@ -225,7 +225,7 @@ def _permeability(field):
 
 
 def signal_correction(
-    model: SpinverseModel, values: Mapping[str, np.ndarray], acquisition: Measurements
+    model: SpinverseModel, values: Mapping[str, np.ndarray], acquisition: BaseAcquisition
 ) -> np.ndarray:
     """Signals (V, M) of the first fields less those of the packings that they started from.
 
@@ -234,7 +234,7 @@ def signal_correction(
     model : SpinverseModel
     values : mapping of ndarray (V, ...)
         As in `chunk.layout`.
-    acquisition : Measurements
+    acquisition : BaseAcquisition
     """
     changes = np.zeros((len(values["permeability"]), len(acquisition)))
     for v, walls in enumerate(values["permeability"]):
@@ -247,7 +247,7 @@ def signal_correction(
 
 
 def permeability_field_signals(
-    model: SpinverseModel, values: Mapping[str, np.ndarray], acquisition: Measurements
+    model: SpinverseModel, values: Mapping[str, np.ndarray], acquisition: BaseAcquisition
 ) -> np.ndarray:
     """Signals (V, M) of the first fields alone, on their own lattices; arguments as above."""
     signals = np.empty((len(values["permeability"]), len(acquisition)))

@@ -27,7 +27,7 @@ import torch
 from scipy.linalg import eigh
 from scipy.stats import chi2
 
-from dipy_spinverse.acquisition import Measurements
+from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.bloch_torrey import Simulator, unique_encodings
 from dipy_spinverse.inversion import transmissibility
 from dipy_spinverse.inversion.gauss_newton import data_space_step
@@ -56,11 +56,11 @@ class Patch:
     Parameters
     ----------
     packing : Packing
-    acquisition : Measurements
+    acquisition : BaseAcquisition
     device : str
     """
 
-    def __init__(self, packing: Packing, acquisition: Measurements, device: str = "cpu"):
+    def __init__(self, packing: Packing, acquisition: BaseAcquisition, device: str = "cpu"):
         self.packing = packing
         self._simulator = Simulator(
             packing.seen(acquisition), packing.grid, diffusivity=packing.diffusivity,

@@ -1,6 +1,6 @@
 """Synthetic substrates: the face permeabilities of a grid that holds known membranes."""
 
-from dipy_spinverse.substrates.walls_of_bodies import (
+from dipy_spinverse.substrates.membranes import (
     bent_tube,
     cylinders,
     from_inside,

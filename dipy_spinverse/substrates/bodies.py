@@ -17,7 +17,7 @@ _POINT_SPACING = 0.05
 
 
 @dataclass(frozen=True)
-class Body:
+class SweptSphere:
     """All points closer than `radius` to a skeleton (a point, a line, a circle).
 
     `offset` maps points (K, 3) to their vectors (K, 3) from the nearest point of the skeleton,
@@ -40,7 +40,7 @@ def vectors(name: str, value: ArrayLike, single: bool = False) -> np.ndarray:
     return array.reshape(-1, 3)
 
 
-def positive(name: str, value: float) -> float:
+def positive_length(name: str, value: float) -> float:
     """Check a length."""
     if np.ndim(value) != 0 or not np.isfinite(value) or value <= 0:
         raise ValueError(f"{name} is {value}; give a positive length, um.")
@@ -158,7 +158,7 @@ def circle(center: np.ndarray, radius: float, axis: np.ndarray, tube_radius: flo
     return center + radius * (np.cos(angle) * across + np.sin(angle) * np.cross(axis, across))
 
 
-def check_apart(bodies: list[Body], centers: np.ndarray) -> None:
+def check_disjoint(bodies: list[SweptSphere], centers: np.ndarray) -> None:
     """Raise where two bodies around points or parallel lines overlap."""
     radii = np.array([body.radius for body in bodies])
     for index, body in enumerate(bodies[:-1]):

@@ -1,27 +1,32 @@
 """Fractions of tissues from ordinary MR images and the description of their sequences."""
 
-from dipy_spinverse.tissue_fractions.contrasts import Contrasts, stacked
+from dipy_spinverse.tissue_fractions.contrasts import Contrasts, stack_images
 from dipy_spinverse.tissue_fractions.fit import TissueFractionFit
 from dipy_spinverse.tissue_fractions.model import TissueFractionModel
 from dipy_spinverse.tissue_fractions.mr_simulator import MRSimulator, SignalEquations
 from dipy_spinverse.tissue_fractions.sequence_files import description_of, sequence_from
 from dipy_spinverse.tissue_fractions.sequences import (
     MPRAGE,
-    DoubleInversion,
-    Inversion,
+    DoubleInversionPreparation,
+    InversionPreparation,
     PulseqFile,
     SpoiledGradientEcho,
     T2Preparation,
     TurboSpinEcho,
 )
-from dipy_spinverse.tissue_fractions.tissues import PUBLISHED, Tissue, constants_of, tissues_at
+from dipy_spinverse.tissue_fractions.tissues import (
+    PUBLISHED_TISSUES,
+    Tissue,
+    constants_of,
+    tissues_at,
+)
 
 __all__ = [
     "MPRAGE",
-    "PUBLISHED",
+    "PUBLISHED_TISSUES",
     "Contrasts",
-    "DoubleInversion",
-    "Inversion",
+    "DoubleInversionPreparation",
+    "InversionPreparation",
     "MRSimulator",
     "PulseqFile",
     "SignalEquations",
@@ -34,6 +39,6 @@ __all__ = [
     "constants_of",
     "description_of",
     "sequence_from",
-    "stacked",
+    "stack_images",
     "tissues_at",
 ]

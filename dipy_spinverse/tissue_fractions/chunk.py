@@ -8,10 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dipy_spinverse.tissue_fractions.mixtures import draws_of_fractions
+from dipy_spinverse.tissue_fractions.fraction_estimation import (
+    MixtureLikelihood,
+    NormalEquations,
+    likeliest_errors,
+    solve,
+)
+from dipy_spinverse.tissue_fractions.shared_parameters import SharedParameters
 from dipy_spinverse.tissue_fractions.signal_table import SignalTable
-from dipy_spinverse.tissue_fractions.unknowns import Shared
-from dipy_spinverse.tissue_fractions.voxel_solver import Normal, Problem, likeliest_errors, solve
+from dipy_spinverse.tissue_fractions.simplex_posterior import fraction_samples
 from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.voxels.statistics import ENDINGS, summary
 
@@ -21,7 +26,9 @@ _ROUNDS = 3
 _LEAST_VARIANCE = 1e-12
 
 
-def layout(names: tuple[str, ...], *, posterior: bool, together: bool) -> dict[str, object]:
+def fraction_layout(
+    names: tuple[str, ...], *, posterior: bool, together: bool
+) -> dict[str, object]:
     """Type of everything that a fit holds of a voxel, or the voxels together ask for."""
     endings = (*ENDINGS, "_likeliest") if posterior else ("", "_likeliest")
     maps: dict[str, object] = {name + end: float for name in names for end in endings}
@@ -34,7 +41,7 @@ def layout(names: tuple[str, ...], *, posterior: bool, together: bool) -> dict[s
 
 
 @dataclass(frozen=True, eq=False)
-class Errors:
+class NuisanceErrors:
     """What may be wrong of constants and of B1, as independent errors of standard deviation 1.
 
     The first P are of constants, and of what of B1 follows them; one more is of the rest of B1,
@@ -58,7 +65,7 @@ class Errors:
     b1_about: float
 
     @classmethod
-    def of(cls, shared: Shared) -> Errors:
+    def of(cls, shared: SharedParameters) -> NuisanceErrors:
         """Of what voxels share, as far as it is known."""
         covariance, n_constants = shared.covariance, len(shared.covariance) - len(shared.b1)
         values, vectors = torch.linalg.eigh(covariance[:n_constants, :n_constants])
@@ -81,7 +88,7 @@ class Errors:
 
 
 @dataclass(frozen=True, eq=False)
-class FitFractions:
+class FractionFitChunk:
     """The fit of a chunk of voxels.
 
     Attributes
@@ -91,7 +98,7 @@ class FitFractions:
     table : SignalTable
     by_constants : Tensor (K, T, C, 4)
         Slopes of the table by logarithms of constants.
-    errors : Errors
+    errors : NuisanceErrors
     share : ndarray (F,) or None
         Prior probabilities of the faces of the simplex.
     n_draws : int
@@ -103,14 +110,16 @@ class FitFractions:
     names: tuple[str, ...]
     table: SignalTable
     by_constants: Tensor
-    errors: Errors
+    errors: NuisanceErrors
     share: np.ndarray | None
     n_draws: int
     rician: bool
     together: bool
 
-    def solved(self, voxels: Voxels) -> tuple[Problem, np.ndarray, Tensor, Normal, Tensor]:
-        """Problem, B1, and what `solve` says; linear in errors where these are likeliest.
+    def solved(
+        self, voxels: Voxels
+    ) -> tuple[MixtureLikelihood, np.ndarray, Tensor, NormalEquations, Tensor]:
+        """Likelihood, B1, and what `solve` says; linear in errors where these are likeliest.
 
         Parameters
         ----------
@@ -135,7 +144,7 @@ class FitFractions:
         b1 = np.clip(b1, table.b1.low, table.b1.high)
         columns = table.columns(b1, own["b0"]) * scale
         if self.errors.number == 0:
-            return Problem(data, columns, sigma, rician=self.rician), b1
+            return MixtureLikelihood(data, columns, sigma, rician=self.rician), b1
         slopes = table.slopes(b1, own["b0"]) * scale
         of_tissues = self._of_tissues(table.weights(b1, own["b0"]), scale)
         n_constants = of_tissues.shape[-1]
@@ -147,7 +156,7 @@ class FitFractions:
             signals[..., :n_constants] += torch.einsum("vt,vtcp->vcp", fractions, of_tissues[rows])
             return signals
 
-        return Problem(data, columns, sigma, wrong, errors, self.rician), b1
+        return MixtureLikelihood(data, columns, sigma, wrong, errors, self.rician), b1
 
     def _of_tissues(self, weights, scale):
         """Errors (V, T, C, P) of pure signals by those of constants."""
@@ -159,7 +168,7 @@ class FitFractions:
         return of_voxels.reshape(len(weights), *by_errors.shape[1:]) * scale[..., None]
 
     def __call__(self, voxels: Voxels) -> dict[str, np.ndarray]:
-        """Values of each voxel, with the names of `layout`."""
+        """Values of each voxel, with the names of `fraction_layout`."""
         problem, b1, fractions, normal, settled = self.solved(voxels)
         with_rest = torch.cat([fractions, 1 - fractions.sum(dim=1, keepdim=True)], dim=1)
         values = with_rest.clamp_min(0).numpy()
@@ -168,7 +177,7 @@ class FitFractions:
         if self.together:
             result |= dict(zip(("gram", "projection"), as_arrays(normal), strict=True))
         elif self.n_draws and self.share is not None:
-            draws = draws_of_fractions(*as_arrays(normal), self.share, self.n_draws)
+            draws = fraction_samples(*as_arrays(normal), self.share, self.n_draws)
             maps = {name: draws[..., k].astype(float) for k, name in enumerate(self.names)}
             result |= summary(maps, axis=1)
         size = torch.einsum("vt,vtc->vc", fractions, problem.columns).abs()
@@ -191,6 +200,6 @@ class FitFractions:
         }
 
 
-def as_arrays(normal: Normal) -> tuple[np.ndarray, np.ndarray]:
+def as_arrays(normal: NormalEquations) -> tuple[np.ndarray, np.ndarray]:
     """Gram matrices and projections."""
     return normal.gram.numpy(), normal.projection.numpy()

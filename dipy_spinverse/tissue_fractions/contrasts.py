@@ -91,7 +91,7 @@ def contrasts_of(sequences: Contrasts | Sequences[Sequence | Mapping]) -> Contra
     return Contrasts(tuple(made))
 
 
-def stacked(images: Sequences) -> tuple[np.ndarray, np.ndarray]:
+def stack_images(images: Sequences) -> tuple[np.ndarray, np.ndarray]:
     """Data (..., C) and affine (4, 4) of NIfTI images of one grid.
 
     Parameters

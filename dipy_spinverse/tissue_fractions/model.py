@@ -17,27 +17,33 @@ from numpy.typing import ArrayLike
 from dipy_spinverse.docstrings import fill_doc
 from dipy_spinverse.tissue_fractions.chunk import (
     MOST_VOXELS,
-    Errors,
-    FitFractions,
+    FractionFitChunk,
+    NuisanceErrors,
     as_arrays,
-    layout,
+    fraction_layout,
 )
 from dipy_spinverse.tissue_fractions.contrasts import Contrasts, contrasts_of
 from dipy_spinverse.tissue_fractions.fit import TissueFractionFit
-from dipy_spinverse.tissue_fractions.mixtures import MOST_TISSUES, share_of_faces
+from dipy_spinverse.tissue_fractions.markov_random_field import (
+    NeighbourGraph,
+    markov_field_samples,
+)
 from dipy_spinverse.tissue_fractions.mr_simulator import MRSimulator, simulator_of
-from dipy_spinverse.tissue_fractions.separation import Separation, separation
+from dipy_spinverse.tissue_fractions.separability import Separability, separability
 from dipy_spinverse.tissue_fractions.sequences import Sequence
-from dipy_spinverse.tissue_fractions.signal_table import axes_of, table_of
-from dipy_spinverse.tissue_fractions.smoothness import Neighbours, draws_of_field
-from dipy_spinverse.tissue_fractions.tissues import CONSTANTS, Tissue, constants_of, tissues_at
-from dipy_spinverse.tissue_fractions.unknowns import (
+from dipy_spinverse.tissue_fractions.shared_parameters import (
     UNKNOWNS,
-    Estimation,
-    Fields,
-    Tables,
+    FieldMaps,
+    SharedParameterEstimator,
+    SignalTables,
     polynomials,
 )
+from dipy_spinverse.tissue_fractions.signal_table import axes_of, table_of
+from dipy_spinverse.tissue_fractions.simplex_posterior import (
+    MOST_TISSUES,
+    face_prior_probabilities,
+)
+from dipy_spinverse.tissue_fractions.tissues import CONSTANTS, Tissue, constants_of, tissues_at
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
 from dipy_spinverse.voxels.image import Image, Voxels, image_of, per_voxel
 from dipy_spinverse.voxels.model import VoxelModel
@@ -98,8 +104,8 @@ class TissueFractionModel(VoxelModel):
     Examples
     --------
     >>> import numpy as np
-    >>> from dipy_spinverse.tissue_fractions import Inversion, SpoiledGradientEcho
-    >>> sequences = [SpoiledGradientEcho(0.0056, 0.0025, 5, Inversion(ti), 64, 32)
+    >>> from dipy_spinverse.tissue_fractions import InversionPreparation, SpoiledGradientEcho
+    >>> sequences = [SpoiledGradientEcho(0.0056, 0.0025, 5, InversionPreparation(ti), 64, 32)
     ...              for ti in (0.1, 0.5, 1.0, 2.7)]
     >>> model = TissueFractionModel(sequences, unknown=())
     >>> images = model.signals({"csf": 0.1, "gm": 0.6, "wm": 0.3})
@@ -223,15 +229,15 @@ class TissueFractionModel(VoxelModel):
                 raise ValueError(f"{name} has values that are not positive; give them above 0.")
         image = image_of(data, mask, sigma, self.acquisition, own=own, max_memory=max_memory)
         model, image, fit_chunk = self._calibrated(image, n_draws)
-        kept = layout(self.maps, posterior=n_draws > 0, together=fit_chunk.together)
+        kept = fraction_layout(self.maps, posterior=n_draws > 0, together=fit_chunk.together)
         status, values = fit_image(
             image, fit_chunk, kept, how, most=MOST_VOXELS, model=self,
             options={"n_draws": n_draws, "sigma": sigma, **given},
         )  # fmt: skip
         if fit_chunk.together:
             likelihood = values.pop("gram"), values.pop("projection")
-            neighbours = Neighbours.on_grid(image.rows, image.shape)
-            draws = draws_of_field(
+            neighbours = NeighbourGraph.on_grid(image.rows, image.shape)
+            draws = markov_field_samples(
                 *likelihood, fit_chunk.share, neighbours, self.smoothness, n_draws
             )
             for k, name in enumerate(self.maps):
@@ -245,12 +251,12 @@ class TissueFractionModel(VoxelModel):
             narrow = self.smoothness > 0 and max(self.b1_error, self.constants_error) > 0
             warnings.warn(
                 f"images do not separate the tissues in {open_.sum()} voxels: "
-                f"{model.separation(snr)}." + narrow * _TOO_NARROW,
+                f"{model.separability(snr)}." + narrow * _TOO_NARROW,
                 stacklevel=2,
             )
         return TissueFractionFit(model, status, values)
 
-    def separation(self, snr: float) -> Separation:
+    def separability(self, snr: float) -> Separability:
         """Which tissues the images separate least, and which further image would help.
 
         Parameters
@@ -258,19 +264,19 @@ class TissueFractionModel(VoxelModel):
         snr : float
             Mean signal of the images over the noise.
         """
-        return separation(self.sequences, self.tissues, self.simulator, snr)
+        return separability(self.sequences, self.tissues, self.simulator, snr)
 
     def _calibrated(self, image: Image, n_draws: int):
         """Model and image with what voxels share, and the fit of their chunks."""
         voxels = image.voxels
         basis = polynomials(_places(image), self.order)
         own = voxels.own
-        fields = Fields(own["b1"], own["b0"], own["sensitivity"], basis)
-        tables = Tables.over(
+        fields = FieldMaps(own["b1"], own["b0"], own["sensitivity"], basis)
+        tables = SignalTables.over(
             self.simulator, self.sequences, fields, _B1_MARGIN * self.b1_error,
             sloped=self.constants_error > 0,
         )  # fmt: skip
-        estimation = Estimation(
+        estimation = SharedParameterEstimator(
             tables, self.unknown, self.constants_error, self.b1_error,
             self.likelihood == "rician",
         )  # fmt: skip
@@ -291,8 +297,8 @@ class TissueFractionModel(VoxelModel):
         }  # fmt: skip
         image = replace(image, voxels=replace(voxels, own=own))
         table, by_constants = tables(shared.constants)
-        fit_chunk = FitFractions(
-            self.maps, table, by_constants, Errors.of(shared), None, n_draws,
+        fit_chunk = FractionFitChunk(
+            self.maps, table, by_constants, NuisanceErrors.of(shared), None, n_draws,
             self.likelihood == "rician", self.smoothness > 0,
         )  # fmt: skip
         if n_draws and len(voxels):
@@ -391,9 +397,9 @@ def _places(image: Image) -> np.ndarray:
     return np.stack(places, axis=1) if places else np.zeros((len(image.rows), 0))
 
 
-def _shares(fit_chunk: FitFractions, voxels: Voxels) -> np.ndarray:
+def _shares(fit_chunk: FractionFitChunk, voxels: Voxels) -> np.ndarray:
     """Prior probabilities of mixtures of which tissues, from voxels spread over the image."""
     n = len(voxels)
     rows = np.arange(n) if n <= MOST_VOXELS else np.linspace(0, n - 1, MOST_VOXELS).astype(int)
     normal = fit_chunk.solved(voxels[rows].over_S0())[3]
-    return share_of_faces(*as_arrays(normal))
+    return face_prior_probabilities(*as_arrays(normal))

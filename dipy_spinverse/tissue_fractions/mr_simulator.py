@@ -14,8 +14,8 @@ from torch import Tensor
 from dipy_spinverse.tissue_fractions.echo_trains import echo_train
 from dipy_spinverse.tissue_fractions.sequences import (
     MPRAGE,
-    DoubleInversion,
-    Inversion,
+    DoubleInversionPreparation,
+    InversionPreparation,
     PulseqFile,
     Sequence,
     SpoiledGradientEcho,
@@ -152,9 +152,9 @@ def _preparation(preparation, matter, duration):
     match preparation:
         case None:
             return _Affine()
-        case Inversion(ti, adiabatic):
+        case InversionPreparation(ti, adiabatic):
             return _inversion(matter, adiabatic, duration).then(_recovery(ti, matter))
-        case DoubleInversion(ti1, ti2, adiabatic):
+        case DoubleInversionPreparation(ti1, ti2, adiabatic):
             inversion = _inversion(matter, adiabatic, duration)
             first = inversion.then(_recovery(ti1 - ti2, matter))
             return first.then(inversion).then(_recovery(ti2, matter))

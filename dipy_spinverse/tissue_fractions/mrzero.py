@@ -17,15 +17,15 @@ from torch import Tensor
 
 from dipy_spinverse.tissue_fractions.sequences import (
     MPRAGE,
-    DoubleInversion,
-    Inversion,
+    DoubleInversionPreparation,
+    InversionPreparation,
     PulseqFile,
     Sequence,
     SpoiledGradientEcho,
     T2Preparation,
     TurboSpinEcho,
 )
-from dipy_spinverse.tissue_fractions.tissues import PUBLISHED, constants_of
+from dipy_spinverse.tissue_fractions.tissues import PUBLISHED_TISSUES, constants_of
 
 try:
     import MRzeroCore as mr0
@@ -150,9 +150,9 @@ def _preparation(preparation):
     match preparation:
         case None:
             return []
-        case Inversion(ti, adiabatic):
+        case InversionPreparation(ti, adiabatic):
             return [_Step(180, 0, adiabatic, ((ti, first),))]
-        case DoubleInversion(ti1, ti2, adiabatic):
+        case DoubleInversionPreparation(ti1, ti2, adiabatic):
             return [
                 _Step(180, 0, adiabatic, ((ti1 - ti2, first),)),
                 _Step(180, 0, adiabatic, ((ti2, second),)),
@@ -214,7 +214,7 @@ def _of_file(file: PulseqFile, *values):
         return transverse * torch.exp(2j * math.pi * time * matter.B0)
 
     # Tissues differ by a sign: the brightest of these is positive, and has the others' axis.
-    *known, b1, b0 = *constants_of(PUBLISHED).T, torch.ones(3), torch.zeros(3)
+    *known, b1, b0 = *constants_of(PUBLISHED_TISSUES).T, torch.ones(3), torch.zeros(3)
     reference = signals(*known, b1, b0)
     axis = reference[reference.abs().argmax()]
     return (signals(*values) * axis.conj() / axis.abs()).real

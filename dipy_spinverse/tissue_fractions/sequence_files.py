@@ -10,8 +10,8 @@ from typing import Any
 from dipy_spinverse.acquisition.checks import shortened
 from dipy_spinverse.tissue_fractions.sequences import (
     MPRAGE,
-    DoubleInversion,
-    Inversion,
+    DoubleInversionPreparation,
+    InversionPreparation,
     PulseqFile,
     Sequence,
     SpoiledGradientEcho,
@@ -22,7 +22,10 @@ from dipy_spinverse.tissue_fractions.sequences import (
 _SEQUENCES = {
     kind.__name__: kind for kind in (SpoiledGradientEcho, MPRAGE, TurboSpinEcho, PulseqFile)
 }
-_PREPARATIONS = {kind.__name__: kind for kind in (Inversion, DoubleInversion, T2Preparation)}
+_PREPARATIONS = {
+    kind.__name__: kind
+    for kind in (InversionPreparation, DoubleInversionPreparation, T2Preparation)
+}
 
 
 def sequence_from(description: Mapping[str, Any], **more: Any) -> Sequence:
@@ -48,7 +51,7 @@ def sequence_from(description: Mapping[str, Any], **more: Any) -> Sequence:
     Examples
     --------
     >>> sequence_from({"type": "SpoiledGradientEcho", "tr": 0.02, "te": 0.004, "flip_angle": 20,
-    ...                "preparation": {"type": "Inversion", "ti": 0.9}}).preparation.ti
+    ...                "preparation": {"type": "InversionPreparation", "ti": 0.9}}).preparation.ti
     0.9
     >>> sidecar = {"ScanningSequence": "SE", "RepetitionTime": 4.0, "EchoTime": 0.08,
     ...            "EchoTrainLength": 15, "FlipAngle": 150}
@@ -111,8 +114,9 @@ def _of_sidecar(sidecar):
             "echo_spacing": te if length == 1 else None,
             # Scanners say the refocusing angle.
             "refocusing_angle": sidecar.get("FlipAngle"),
-            "preparation": None if inversion is None else Inversion(inversion, adiabatic=True),
         }  # fmt: skip
+        if inversion is not None:
+            given["preparation"] = InversionPreparation(inversion, adiabatic=True)
     else:
         given |= {"te": te, "flip_angle": sidecar.get("FlipAngle")}
         if inversion is None:

@@ -18,13 +18,17 @@ def _positive(sequence, *names):
 
 def _lasts(preparation):
     match preparation:
-        case Inversion(ti=time) | DoubleInversion(ti1=time) | T2Preparation(duration=time):
+        case (
+            InversionPreparation(ti=time)
+            | DoubleInversionPreparation(ti1=time)
+            | T2Preparation(duration=time)
+        ):
             return time
     return 0.0
 
 
 @dataclass(frozen=True)
-class Inversion:
+class InversionPreparation:
     """Inversion before a readout, as in FLAIR.
 
     Attributes
@@ -43,7 +47,7 @@ class Inversion:
 
 
 @dataclass(frozen=True)
-class DoubleInversion:
+class DoubleInversionPreparation:
     """Two inversions before a readout.
 
     Attributes
@@ -86,7 +90,7 @@ class T2Preparation:
         _positive(self, "duration")
 
 
-Preparation = Inversion | DoubleInversion | T2Preparation
+Preparation = InversionPreparation | DoubleInversionPreparation | T2Preparation
 
 
 @dataclass(frozen=True)
@@ -116,8 +120,8 @@ class SpoiledGradientEcho:
 
     Examples
     --------
-    >>> SpoiledGradientEcho(tr=0.0056, te=0.0025, flip_angle=5, preparation=Inversion(0.5),
-    ...                     n_pulses=64, centre=32).preparation.ti
+    >>> SpoiledGradientEcho(tr=0.0056, te=0.0025, flip_angle=5, n_pulses=64, centre=32,
+    ...                     preparation=InversionPreparation(0.5)).preparation.ti
     0.5
     """
 
@@ -202,7 +206,7 @@ class MPRAGE:
         centre = self.n_pulses // 2
         return SpoiledGradientEcho(
             self.echo_spacing, self.te, self.flip_angle,
-            Inversion(self.ti - centre * self.echo_spacing, self.adiabatic),
+            InversionPreparation(self.ti - centre * self.echo_spacing, self.adiabatic),
             self.n_pulses, centre, self.tr, self.pulse_duration, self.name,
         )  # fmt: skip
 

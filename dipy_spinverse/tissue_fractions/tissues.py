@@ -121,7 +121,7 @@ def _t2_prime(t2_star, t2):
     return 1 / (1 / t2_star - 1 / t2)
 
 
-PUBLISHED = (
+PUBLISHED_TISSUES = (
     Tissue("csf", 1.0, 4.16, 1.65, 0.0591, 3.05),
     Tissue("gm", 0.8, 1.55, 0.09, 0.322, 0.83),
     Tissue("wm", 0.7, 0.83, 0.07, 0.183, 0.70),

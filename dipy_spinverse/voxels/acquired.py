@@ -11,7 +11,7 @@ from dipy.core.gradients import GradientTable
 class Acquired(Protocol):
     """What the voxel layer asks of an acquisition of M measurements at K echo times.
 
-    `Measurements` of diffusion have it, and what a model of other images puts in their place.
+    `BaseAcquisition` of diffusion have it, and what a model of other images puts in their place.
     """
 
     def __len__(self) -> int:

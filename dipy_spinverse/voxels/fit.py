@@ -11,7 +11,7 @@ from dipy.core.gradients import GradientTable
 from dipy.reconst.base import ReconstFit
 from numpy.typing import ArrayLike
 
-from dipy_spinverse.acquisition import Measurements
+from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.voxels import storage
 from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.image import per_voxel
@@ -134,7 +134,7 @@ class VoxelFit(ReconstFit):
         return self._rows.size
 
     def predict(
-        self, gtab: GradientTable | Measurements | None = None, S0: ArrayLike | None = None
+        self, gtab: GradientTable | BaseAcquisition | None = None, S0: ArrayLike | None = None
     ) -> np.ndarray:
         """Noise-free signals (..., M) of the likeliest parameters.
 

@@ -12,7 +12,7 @@ from dipy.core.gradients import GradientTable
 from dipy.reconst.base import ReconstModel
 from numpy.typing import ArrayLike
 
-from dipy_spinverse.acquisition import Measurements, measurements_from_arrays, measurements_of
+from dipy_spinverse.acquisition import BaseAcquisition, acquisition_from_arrays, as_acquisition
 from dipy_spinverse.docstrings import fill_doc
 from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
@@ -36,7 +36,7 @@ class VoxelModel(ReconstModel):
 
     Parameters
     ----------
-    gtab : GradientTable or Measurements
+    gtab : GradientTable or BaseAcquisition
     te, mixing_time, isotropic : optional
         Of a GradientTable, as in :meth:`dipy_spinverse.Acquisition.from_gtab`.
 
@@ -54,7 +54,7 @@ class VoxelModel(ReconstModel):
 
     def __init__(
         self,
-        gtab: GradientTable | Measurements,
+        gtab: GradientTable | BaseAcquisition,
         te: ArrayLike | None = None,
         mixing_time: ArrayLike | None = None,
         isotropic: ArrayLike | None = None,
@@ -70,12 +70,12 @@ class VoxelModel(ReconstModel):
 
     def acquisition_of(
         self,
-        gtab: GradientTable | Measurements,
+        gtab: GradientTable | BaseAcquisition,
         te: ArrayLike | None = None,
         **more: Any,
     ) -> Acquired:
         """What `gtab`, and what is said of it, tell of measurements, as the model needs it."""
-        return measurements_of(gtab, te, **more)
+        return as_acquisition(gtab, te, **more)
 
     @fill_doc
     def fit(
@@ -154,7 +154,7 @@ class VoxelModel(ReconstModel):
     @classmethod
     def acquisition_from(cls, arrays: Mapping[str, np.ndarray]) -> Acquired:
         """The acquisition of its :meth:`Acquired.arrays`."""
-        return measurements_from_arrays(arrays)
+        return acquisition_from_arrays(arrays)
 
     @classmethod
     def from_settings(

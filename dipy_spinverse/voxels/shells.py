@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from dipy.reconst.shm import real_sh_descoteaux
 
-from dipy_spinverse.acquisition import Acquisition, Measurements
+from dipy_spinverse.acquisition import Acquisition, BaseAcquisition
 from dipy_spinverse.acquisition.b_tensors import b_anisotropy
 
 LARGEST_ORDER = 6
@@ -51,7 +51,7 @@ class Shell:
 
 
 @lru_cache(maxsize=8)
-def shells_of(acquisition: Measurements) -> tuple[Shell, ...]:
+def shells_of(acquisition: BaseAcquisition) -> tuple[Shell, ...]:
     """Shells of one timing, or shape of b-tensors, and nearly one b each; b0 is none.
 
     Averages over directions are shells of their own, of order 0.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dipy_spinverse.acquisition.measurements import Measurements
+from dipy_spinverse.acquisition.base import BaseAcquisition
 
 # Of the measurements that the tensor is fitted to, ms/um^2.
 _TENSOR_B = 2.0
@@ -17,7 +17,7 @@ _RIDGE = 1e-8
 _UPPER = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
 
 
-def tensor_frames(acquisition: Measurements, data: np.ndarray) -> np.ndarray:
+def tensor_frames(acquisition: BaseAcquisition, data: np.ndarray) -> np.ndarray:
     """Rows (V, 3, 3): two directions across, and the largest axis of a diffusion tensor.
 
     Weighted least squares on the logarithms of signals (V, M) at low b, with an S0 for each echo

@@ -67,7 +67,7 @@ class InterfaceMesh:
     Examples
     --------
     >>> from dipy_spinverse.grid import bcc_grid
-    >>> from dipy_spinverse.substrates.walls_of_bodies import spheres
+    >>> from dipy_spinverse.substrates.membranes import spheres
     >>> grid = bcc_grid(cells=8, cell_size_um=1.0)
     >>> permeability = spheres(grid, [0, 0, 0], 3.0, permeability=0.02)
     >>> mesh = interface_mesh(grid, permeability, np.isfinite(permeability))

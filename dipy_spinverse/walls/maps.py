@@ -100,7 +100,7 @@ def wall_maps(
     --------
     >>> from dipy_spinverse.bloch_torrey import relative_transmissibility
     >>> from dipy_spinverse.grid import bcc_grid
-    >>> from dipy_spinverse.substrates.walls_of_bodies import cylinders
+    >>> from dipy_spinverse.substrates.membranes import cylinders
     >>> grid = bcc_grid(cells=6, cell_size_um=2.0)
     >>> walls = cylinders(grid, [0, 0, 0], radii_um=4.0)
     >>> tau = relative_transmissibility(grid, walls, diffusivity=2.0)

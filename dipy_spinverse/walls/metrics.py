@@ -83,7 +83,7 @@ def compare_walls(
     Examples
     --------
     >>> from dipy_spinverse.grid import bcc_grid
-    >>> from dipy_spinverse.substrates.walls_of_bodies import spheres
+    >>> from dipy_spinverse.substrates.membranes import spheres
     >>> grid = bcc_grid(cells=4, cell_size_um=5.0)
     >>> true = wall_mask(spheres(grid, [0, 0, 0], 7.0))
     >>> compare_walls(true, true, grid).f1

@@ -33,7 +33,7 @@ def wall_normals(grid: TetrahedralGrid, walls: np.ndarray) -> np.ndarray:
     Examples
     --------
     >>> from dipy_spinverse.grid import bcc_grid
-    >>> from dipy_spinverse.substrates.walls_of_bodies import spheres
+    >>> from dipy_spinverse.substrates.membranes import spheres
     >>> grid = bcc_grid(cells=8, cell_size_um=1.0)
     >>> walls = np.isfinite(spheres(grid, [0, 0, 0], 3.0))
     >>> projected = np.einsum("fk,fk->f", grid.face_normals[walls], wall_normals(grid, walls))

@@ -50,13 +50,13 @@ class TissueFractionsFlow(FitCommand):
         mask_file : string or Path, optional
             Path of the mask of voxels to fit: the brain or the head. Without it, all.
         """
-        from dipy_spinverse.tissue_fractions import stacked
+        from dipy_spinverse.tissue_fractions import stack_images
         from dipy_spinverse.voxels.image_files import StoredImage, mask_of
 
         files = [*map(Path, input_files)]
         images = [StoredImage(path, "input_files") for path in files]
         try:
-            data, affine = stacked(images)
+            data, affine = stack_images(images)
         except ValueError as error:
             names = ", ".join(f"{k}: {path}" for k, path in enumerate(files))
             raise ValueError(f"input_files: {error} Images are {names}.") from None

@@ -7,7 +7,7 @@ import torch
 
 from dipy_spinverse import Acquisition, SpinverseModel, TetrahedralGrid, bcc_grid, simulate
 from dipy_spinverse.inversion import WallArea
-from dipy_spinverse.substrates.walls_of_bodies import cylinders
+from dipy_spinverse.substrates.membranes import cylinders
 
 
 @dataclass(frozen=True)

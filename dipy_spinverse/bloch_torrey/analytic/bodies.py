@@ -16,7 +16,7 @@ from scipy.linalg import expm
 from scipy.optimize import brentq
 from scipy.special import jvp, spherical_jn
 
-from dipy_spinverse.acquisition.kinds import pulsed_only
+from dipy_spinverse.acquisition.conversion import require_pulsed
 from dipy_spinverse.acquisition.pulsed import Acquisition
 
 DIMENSIONS = {"slab": 1, "cylinder": 2, "sphere": 3}
@@ -43,7 +43,7 @@ def free_signal(acquisition: Acquisition, diffusivity: float) -> np.ndarray:
     >>> free_signal(acquisition, 2.0).round(4)
     array([0.1353])
     """
-    acquisition = pulsed_only(acquisition)
+    acquisition = require_pulsed(acquisition)
     check_positive("diffusivity", diffusivity)
     return np.exp(-diffusivity * acquisition.q**2 * acquisition.diffusion_time)
 
@@ -92,7 +92,7 @@ def restricted_signal(
     >>> restricted_signal(acquisition, "cylinder", 3.0).round(4)
     array([0.9532, 0.7846])
     """
-    acquisition = pulsed_only(acquisition)
+    acquisition = require_pulsed(acquisition)
     length = np.linalg.norm(axis)
     check_positive("axis", length)
     along = acquisition.q_vectors @ np.asarray(axis, dtype=float) / length

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dipy_spinverse.acquisition.kinds import pulsed_only
-from dipy_spinverse.acquisition.measurements import Measurements
+from dipy_spinverse.acquisition.base import BaseAcquisition
+from dipy_spinverse.acquisition.conversion import require_pulsed
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey.analytic.bodies import DIMENSIONS, check_body, check_positive
 from dipy_spinverse.bloch_torrey.encoding_groups import timing_groups, unique_encodings
@@ -17,7 +17,7 @@ _PULSE_STEPS = 48
 
 
 def permeable_planes_signal(
-    acquisition: Measurements,
+    acquisition: BaseAcquisition,
     spacing: float,
     permeability: float,
     *,
@@ -33,7 +33,7 @@ def permeable_planes_signal(
 
     Parameters
     ----------
-    acquisition : Measurements
+    acquisition : BaseAcquisition
         M measurements.
     spacing : float
         Distance of the planes, um.
@@ -161,7 +161,7 @@ def karger_signal(
     >>> karger_signal(acquisition, 0.4, (0.1, 1.5), exchange_time=30.0).round(4)
     array([0.4663, 0.1614])
     """
-    acquisition = pulsed_only(acquisition)
+    acquisition = require_pulsed(acquisition)
     if not 0 < fraction < 1:
         raise ValueError(f"fraction is {fraction}; give the share of the first site, in (0, 1).")
     inside, outside = map(float, diffusivities)

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse import eye_array
 from scipy.sparse.linalg import LinearOperator, eigsh, splu
 
-from dipy_spinverse.acquisition.kinds import pulsed_only
+from dipy_spinverse.acquisition.conversion import require_pulsed
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey.analytic.bodies import check_positive
 from dipy_spinverse.bloch_torrey.encoding_groups import unique_encodings
@@ -157,7 +157,7 @@ def simulate_modes(acquisition: Acquisition, modes: LaplaceModes) -> tuple[np.nd
     >>> bool(truncation < 1e-3)
     True
     """
-    representatives, encoding = unique_encodings(pulsed_only(acquisition))
+    representatives, encoding = unique_encodings(require_pulsed(acquisition))
     chosen = acquisition.subset(representatives)
     signals, coarse = (_signals(chosen, used) for used in (modes, modes.coarser()))
     return signals[encoding], np.abs(signals - coarse)[encoding]
@@ -175,7 +175,7 @@ def length_scale_for(acquisition: Acquisition, diffusivity: float = 2.0) -> floa
     >>> round(length_scale_for(acquisition), 2)
     6.57
     """
-    acquisition = pulsed_only(acquisition)
+    acquisition = require_pulsed(acquisition)
     check_positive("diffusivity", diffusivity)
     q = np.maximum(acquisition.q, 1e-9)
     dephasing = (diffusivity * acquisition.small_delta / q) ** (1 / 3)

@@ -20,8 +20,8 @@ import torch
 from numpy.typing import ArrayLike
 from scipy.sparse import csr_matrix
 
-from dipy_spinverse.acquisition.kinds import pulsed_only
-from dipy_spinverse.acquisition.measurements import Measurements
+from dipy_spinverse.acquisition.base import BaseAcquisition
+from dipy_spinverse.acquisition.conversion import require_pulsed
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey.encoding_groups import unique_encodings
 from dipy_spinverse.bloch_torrey.finite_elements.coefficient_derivatives import (
@@ -94,7 +94,7 @@ class ModalSensitivities:
 
     def __init__(
         self,
-        acquisition: Measurements,
+        acquisition: BaseAcquisition,
         grid: TetrahedralGrid,
         permeability: ArrayLike | None = None,
         *,
@@ -115,7 +115,7 @@ class ModalSensitivities:
         kappa = np.asarray(kappa, dtype=float)
         points = torch.as_tensor(grid.points_um)
         given = checked_coefficients(grid, torch.as_tensor(kappa), points, diffusivity)
-        acquisition = pulsed_only(acquisition)
+        acquisition = require_pulsed(acquisition)
         if length_scale_um is None:
             length_scale_um = length_scale_of_derivatives(acquisition, float(given.max()))
         for name, value in {

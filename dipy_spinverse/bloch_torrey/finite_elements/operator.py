@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from dipy_spinverse.acquisition.measurements import Measurements
+from dipy_spinverse.acquisition.base import BaseAcquisition
 from dipy_spinverse.bloch_torrey.encoding_groups import timing_groups, unique_encodings
 from dipy_spinverse.bloch_torrey.finite_elements.sweep import LumpedNetwork, Stepper
 from dipy_spinverse.bloch_torrey.propagators import schedule_of
@@ -144,7 +144,7 @@ def finite_elements(grid: TetrahedralGrid, permeability: ArrayLike) -> FiniteEle
 
 
 def simulate_finite_elements(
-    acquisition: Measurements,
+    acquisition: BaseAcquisition,
     grid: TetrahedralGrid,
     permeability: ArrayLike | torch.Tensor,
     *,
@@ -159,7 +159,7 @@ def simulate_finite_elements(
 
     Parameters
     ----------
-    acquisition : Measurements
+    acquisition : BaseAcquisition
         M measurements.
     grid : TetrahedralGrid
     permeability : array-like or torch.Tensor (F,)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from dipy_spinverse.acquisition.measurements import Measurements
+from dipy_spinverse.acquisition.base import BaseAcquisition
 from dipy_spinverse.acquisition.waveforms import Waveforms
 from dipy_spinverse.bloch_torrey.encoding_groups import timing_groups, unique_encodings
 from dipy_spinverse.bloch_torrey.finite_volumes import sweep_kernels
@@ -88,7 +88,7 @@ class Simulator:
 
     def __init__(
         self,
-        acquisition: Measurements,
+        acquisition: BaseAcquisition,
         grid: TetrahedralGrid,
         *,
         steps: int = 8,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
-from dipy_spinverse.acquisition.measurements import Measurements
+from dipy_spinverse.acquisition.base import BaseAcquisition
 from dipy_spinverse.bloch_torrey.finite_volumes.operator import face_resistance
 from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import (
     PartialVolumeSimulator,
@@ -164,7 +164,7 @@ class SmoothModel:
 
     Parameters
     ----------
-    acquisition : Measurements
+    acquisition : BaseAcquisition
     prior : FieldPrior
     cubes : int
         Along the shortest side of the box.
@@ -173,7 +173,7 @@ class SmoothModel:
     """
 
     def __init__(
-        self, acquisition: Measurements, prior: FieldPrior, cubes: int, diffusivity: float
+        self, acquisition: BaseAcquisition, prior: FieldPrior, cubes: int, diffusivity: float
     ):
         edge = prior.box_um.min() / cubes
         grid = bcc_grid(np.round(prior.box_um / edge).astype(int), edge, "absorbing")

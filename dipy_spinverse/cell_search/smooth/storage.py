@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dipy_spinverse.acquisition.measurements import Measurements
+from dipy_spinverse.acquisition.base import BaseAcquisition
 from dipy_spinverse.cell_search.smooth.effort import DEFAULT_EFFORT
 from dipy_spinverse.cell_search.smooth.forward import LimitModel, SmoothCells, SmoothModel
 from dipy_spinverse.cell_search.smooth.level_set import RASTER, level_set_prior
@@ -48,7 +48,7 @@ def stored_cells(voxel: Any) -> list[SmoothCells]:
 
 def signals_of_cells(
     values: Mapping[str, np.ndarray],
-    acquisition: Measurements,
+    acquisition: BaseAcquisition,
     grid: TetrahedralGrid,
 ) -> np.ndarray:
     """Signals (V, M) of the best cells of each voxel."""

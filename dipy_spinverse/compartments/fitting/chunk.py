@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dipy_spinverse.acquisition import Measurements
+from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.compartments.definition import UNITS, Definition
 from dipy_spinverse.compartments.fibres import levels_of, maps_of, with_fibres
 from dipy_spinverse.compartments.fitting.coordinates import Place, frame_of, place_of, values_of
@@ -57,7 +57,9 @@ class Settings:
     crossings: bool = False
 
 
-def voxels_per_chunk(definition: Definition, acquisition: Measurements, n_draws: int = 0) -> int:
+def voxels_per_chunk(
+    definition: Definition, acquisition: BaseAcquisition, n_draws: int = 0
+) -> int:
     """As many voxels as fit into some hundred MiB."""
     led = definition.bent and n_draws > 0
     most = _DRAWS_PER_CHUNK // max(n_draws, _LED if led else 100)
@@ -106,14 +108,14 @@ class FitChunk:
     ----------
     definition : Definition
         Of one population.
-    acquisition : Measurements
+    acquisition : BaseAcquisition
     settings : Settings
     refine_sigma : bool
         Whether the noise is not given: it is taken from the residual, from a first idea on.
     """
 
     definition: Definition
-    acquisition: Measurements
+    acquisition: BaseAcquisition
     settings: Settings
     refine_sigma: bool
 

@@ -11,7 +11,7 @@ from scipy.ndimage import uniform_filter
 from scipy.stats import chi2, norm
 from torch import Tensor
 
-from dipy_spinverse.acquisition import Measurements
+from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.compartments.fitting.coordinates import Place, values_of
 from dipy_spinverse.compartments.fitting.variable_projection import (
     Problem,
@@ -74,7 +74,7 @@ def linearised_fit(
 
 
 def worst_shell(
-    acquisition: Measurements, data: Tensor, sigma: Tensor, fit: Linearised, *, rician: bool
+    acquisition: BaseAcquisition, data: Tensor, sigma: Tensor, fit: Linearised, *, rician: bool
 ) -> dict[str, np.ndarray | float]:
     """Excess of the worst shell's residual in its low harmonics, for the common status.
 
@@ -83,7 +83,7 @@ def worst_shell(
 
     Parameters
     ----------
-    acquisition : Measurements
+    acquisition : BaseAcquisition
     data : Tensor (V, M)
     sigma : Tensor (V,)
     fit : Linearised

@@ -15,7 +15,7 @@ import numpy as np
 from dipy.reconst.dki import DiffusionKurtosisModel
 from dipy.reconst.dti import TensorModel
 
-from dipy_spinverse.acquisition import Measurements
+from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.compartments.definition import Definition
 from dipy_spinverse.voxels.shells import LARGEST_ORDER, Shell, harmonics, shells_of
 
@@ -29,7 +29,7 @@ _KURTOSIS_B = 3.1
 class Encoder:
     """From signals to features; see :func:`encoder_for`."""
 
-    acquisition: Measurements
+    acquisition: BaseAcquisition
     kinds: tuple[str, ...]
     shells: tuple[Shell, ...]
     n_axes: int
@@ -73,13 +73,13 @@ class Encoder:
 
 
 def encoder_for(
-    acquisition: Measurements, definition: Definition, kinds: Iterable[str] = ("zonal",)
+    acquisition: BaseAcquisition, definition: Definition, kinds: Iterable[str] = ("zonal",)
 ) -> Encoder:
     """Features of an acquisition.
 
     Parameters
     ----------
-    acquisition : Measurements
+    acquisition : BaseAcquisition
     definition : Definition
         With one axis at most.
     kinds : iterable of str

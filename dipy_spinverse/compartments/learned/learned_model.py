@@ -14,7 +14,7 @@ import torch
 from dipy.core.gradients import GradientTable
 from numpy.typing import ArrayLike
 
-from dipy_spinverse.acquisition import Measurements
+from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.compartments.arguments import without_noise_alone
 from dipy_spinverse.compartments.fibres import maps_of
 from dipy_spinverse.compartments.fit import CompartmentFit
@@ -80,7 +80,7 @@ class LearnedModel(VoxelModel):
     model : CompartmentModel
         With the acquisition that was learned.
     learner : Learner
-    acquisition : Measurements
+    acquisition : BaseAcquisition
 
     Raises
     ------
@@ -113,7 +113,7 @@ class LearnedModel(VoxelModel):
     def __init__(
         self,
         model: CompartmentModel,
-        gtab: GradientTable | Measurements | None = None,
+        gtab: GradientTable | BaseAcquisition | None = None,
         *,
         method: str = "mixture-density",
         features: Iterable[str] = ("zonal",),

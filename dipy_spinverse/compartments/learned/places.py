@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from dipy_spinverse.acquisition import Measurements
+from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.compartments.definition import Definition
 from dipy_spinverse.compartments.fitting.chunk import MOST_FIBRES
 from dipy_spinverse.compartments.fitting.coordinates import Place, values_of
@@ -37,14 +37,14 @@ def places_of(
     return result
 
 
-def checked_rows(acquisition: Measurements) -> np.ndarray:
+def checked_rows(acquisition: BaseAcquisition) -> np.ndarray:
     """Measurements whose residual is computed."""
     return np.unique(np.linspace(0, len(acquisition) - 1, _N_CHECKED).round().astype(int))
 
 
 def residual_of(
     definition: Definition,
-    acquisition: Measurements,
+    acquisition: BaseAcquisition,
     places: Mapping[str, np.ndarray],
     S0: np.ndarray,
     data: np.ndarray,
@@ -55,7 +55,7 @@ def residual_of(
     Parameters
     ----------
     definition : Definition
-    acquisition : Measurements
+    acquisition : BaseAcquisition
     places : mapping
         From `places_of`.
     S0 : ndarray (V,)

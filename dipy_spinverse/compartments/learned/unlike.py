@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from dipy_spinverse.acquisition import Measurements
+from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.voxels.image import Image
 from dipy_spinverse.voxels.status import Status
 
@@ -32,7 +32,7 @@ def warn_of_noise(noise: np.ndarray, snr: tuple[float, float]) -> None:
 def warn_of_strangers(
     image: Image,
     status: np.ndarray,
-    acquisition: Measurements,
+    acquisition: BaseAcquisition,
     encoder: Callable,
     scaling: Mapping[str, np.ndarray],
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from dipy_spinverse.acquisition import Measurements
+from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.compartments.definition import Definition
 from dipy_spinverse.compartments.fitting.coordinates import Place, values_of
 from dipy_spinverse.compartments.fitting.variable_projection import (
@@ -27,7 +27,7 @@ _PRIOR_PRECISION = 12.0  # of a uniform value between 0 and 1
 _UNDETERMINED = 0.7
 
 
-def undetermined(definition: Definition, acquisition: Measurements) -> list[str]:
+def undetermined(definition: Definition, acquisition: BaseAcquisition) -> list[str]:
     """Parameters and fractions on which the signals, at an SNR of 100, tell nearly nothing.
 
     By the information at 32 draws from the prior: named is what keeps, in half of them, at least
@@ -54,7 +54,7 @@ def undetermined(definition: Definition, acquisition: Measurements) -> list[str]
     ]
 
 
-def unresolved_diameters(definition: Definition, acquisition: Measurements) -> dict[str, float]:
+def unresolved_diameters(definition: Definition, acquisition: BaseAcquisition) -> dict[str, float]:
     """Of each diameter of cylinders, the value (um) below which all look alike at an SNR of 30.
 
     The pool of the cylinders has most of the signal, other scalars are in the middle of their

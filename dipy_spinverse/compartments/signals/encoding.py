@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dipy_spinverse.acquisition import Acquisition, Measurements
+from dipy_spinverse.acquisition import Acquisition, BaseAcquisition
 from dipy_spinverse.acquisition.b_tensors import b_anisotropy
 
 _MOST_BY_PRODUCT = 64  # shells
@@ -67,12 +67,12 @@ class Encoding:
         return of_shells @ chosen.to(of_shells.dtype)
 
 
-def encoding_of(acquisition: Measurements, dtype=torch.float64, timed: bool = True) -> Encoding:
+def encoding_of(acquisition: BaseAcquisition, dtype=torch.float64, timed: bool = True) -> Encoding:
     """Shells and directions of an acquisition.
 
     Parameters
     ----------
-    acquisition : Measurements
+    acquisition : BaseAcquisition
     dtype : torch.dtype, optional
     timed : bool, optional
         Whether signals depend on the pulse timing; without it, fewer shells are distinct.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dipy_spinverse.tissue_fractions.simplex import on_simplex
+from dipy_spinverse.tissue_fractions.simplex_least_squares import simplex_least_squares
 from dipy_spinverse.voxels.rician import rician_information, rician_target
 
 _STEPS = 12  # of the mixtures that signs are taken from, along an edge of the simplex
@@ -19,7 +19,7 @@ _SAME = 1e-4  # of a fraction, from round to round; what is left is a tenth
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class MixtureLikelihood:
     """Magnitudes of voxels and what may explain them.
 
     Attributes
@@ -44,17 +44,19 @@ class Problem:
     errors: Tensor | None = None
     rician: bool = True
 
-    def __getitem__(self, rows: Tensor) -> Problem:
+    def __getitem__(self, rows: Tensor) -> MixtureLikelihood:
         """Some of the voxels, of which no more are taken."""
         sigma = None if self.sigma is None else self.sigma[rows]
         of_all = self.wrong
         wrong = None if of_all is None else lambda fractions, _: of_all(fractions, rows)
         errors = None if self.errors is None else self.errors[rows]
-        return Problem(self.data[rows], self.columns[rows], sigma, wrong, errors, self.rician)
+        return MixtureLikelihood(
+            self.data[rows], self.columns[rows], sigma, wrong, errors, self.rician
+        )
 
 
 @dataclass(frozen=True, eq=False)
-class Normal:
+class NormalEquations:
     """The likelihood of fractions near a solution, as that of a linear model.
 
     Attributes
@@ -73,8 +75,8 @@ class Normal:
 
 
 def solve(
-    problem: Problem, *, full: bool = False, signs: Tensor | None = None
-) -> tuple[Tensor, Normal, Tensor]:
+    problem: MixtureLikelihood, *, full: bool = False, signs: Tensor | None = None
+) -> tuple[Tensor, NormalEquations, Tensor]:
     """The likeliest fractions.
 
     Magnitudes lose the sign of what was inverted. Signs and fractions are found in turns, each
@@ -83,7 +85,7 @@ def solve(
 
     Parameters
     ----------
-    problem : Problem
+    problem : MixtureLikelihood
     full : bool, optional
         Whether fractions sum to 1, without background.
     signs : Tensor (V, C), optional
@@ -92,7 +94,7 @@ def solve(
     Returns
     -------
     fractions : Tensor (V, T)
-    normal : Normal
+    normal : NormalEquations
         There.
     settled : Tensor (V,) of bool
         Whether the turns came to their end.
@@ -100,14 +102,14 @@ def solve(
     if signs is None:
         signs = _first_signs(problem, full)
     normal = _normal(problem, signs, None)
-    fractions = on_simplex(normal.gram, normal.projection, full=full)
+    fractions = simplex_least_squares(normal.gram, normal.projection, full=full)
     signs, rows = signs.clone(), torch.arange(len(signs))
     for _ in range(_ROUNDS):
         part, before = problem[rows], fractions[rows]
         predicted = torch.einsum("vt,vtc->vc", before, part.columns)
         turned = torch.where(predicted == 0, signs[rows], torch.sign(predicted))
         normal = _normal(part, turned, before)
-        after = on_simplex(normal.gram, normal.projection, full=full)
+        after = simplex_least_squares(normal.gram, normal.projection, full=full)
         moves = (after - before).abs().amax(dim=1) > _SAME
         moves |= (turned != signs[rows]).any(dim=1)
         fractions[rows], signs[rows] = after, turned
@@ -130,7 +132,7 @@ def _first_signs(problem, full):
     best, lowest = signs[order[:, 0]], None
     for trial in signs[order.T] if order.shape[1] > 1 else ():
         normal = _normal(problem, trial, None)
-        fractions = on_simplex(normal.gram, normal.projection, full=full)
+        fractions = simplex_least_squares(normal.gram, normal.projection, full=full)
         residual = problem.data - torch.einsum("vt,vtc->vc", fractions, problem.columns).abs()
         size = residual.square().sum(dim=1)
         if lowest is not None:
@@ -149,7 +151,7 @@ def _mixtures(n_tissues):
     return grid[grid.sum(axis=1) == _STEPS] / _STEPS
 
 
-def likeliest_errors(problem: Problem, fractions: Tensor) -> Tensor:
+def likeliest_errors(problem: MixtureLikelihood, fractions: Tensor) -> Tensor:
     """Errors (V, P) of the columns beside given fractions, from what these leave of the data."""
     predicted = torch.einsum("vt,vtc->vc", fractions, problem.columns)
     values, weight, wrong = _normal_data(problem, torch.sign(predicted), fractions)
@@ -201,4 +203,4 @@ def _linear(values, weight, wrong, columns, fractions):
     if fractions is not None:
         curved = torch.einsum("vi,vij,vj->v", fractions, gram, fractions)
         excess = squares - 2 * (fractions * projection).sum(dim=1) + curved
-    return Normal(gram, projection, excess.clamp_min(0))
+    return NormalEquations(gram, projection, excess.clamp_min(0))

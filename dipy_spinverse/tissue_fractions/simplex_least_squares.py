@@ -37,7 +37,7 @@ def with_background(gram: np.ndarray, projection: np.ndarray) -> tuple[np.ndarra
     return np.pad(gram, ((0, 0), (0, 1), (0, 1))), np.pad(projection, ((0, 0), (0, 1)))
 
 
-def on_simplex(gram: Tensor, projection: Tensor, *, full: bool = False) -> Tensor:
+def simplex_least_squares(gram: Tensor, projection: Tensor, *, full: bool = False) -> Tensor:
     """Minimise |y - A f|^2 over f >= 0 with sum at most 1, or exactly 1.
 
     The minimum over the affine hull of every face of the simplex is tried; the best that is

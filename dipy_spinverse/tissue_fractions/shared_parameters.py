@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dipy_spinverse.tissue_fractions.fraction_estimation import MixtureLikelihood, solve
 from dipy_spinverse.tissue_fractions.signal_table import (
     SignalTable,
     axes_of,
     slopes_by_constants,
     table_of,
 )
-from dipy_spinverse.tissue_fractions.voxel_solver import Problem, solve
 from dipy_spinverse.voxels.rician import rician_target
 
 UNKNOWNS = ("scale", "bias", "b1", "constants")
@@ -38,7 +38,7 @@ _LEAST_NOISE = 1e-6  # of the signals
 
 
 @dataclass(frozen=True, eq=False)
-class Fields:
+class FieldMaps:
     """What varies over an image, in V voxels.
 
     Attributes
@@ -54,19 +54,19 @@ class Fields:
     sensitivity: np.ndarray
     basis: np.ndarray
 
-    def __getitem__(self, rows) -> Fields:
-        return Fields(self.b1[rows], self.b0[rows], self.sensitivity[rows], self.basis[rows])
+    def __getitem__(self, rows) -> FieldMaps:
+        return FieldMaps(self.b1[rows], self.b0[rows], self.sensitivity[rows], self.basis[rows])
 
 
 @dataclass(frozen=True, eq=False)
-class Shared:
+class SharedParameters:
     """What voxels share, as far as it is known.
 
     Attributes
     ----------
     constants : Tensor (T, 5)
     log_scale : Tensor (N,)
-        Logarithm of the scale, in the polynomials of `Fields.basis`.
+        Logarithm of the scale, in the polynomials of `FieldMaps.basis`.
     b1 : Tensor (N,)
         B1 over the given one, less 1.
     covariance : Tensor (4 T + N, 4 T + N)
@@ -81,11 +81,11 @@ class Shared:
     covariance: Tensor
     b1_about: float = 0.0
 
-    def scale(self, fields: Fields) -> np.ndarray:
+    def scale(self, fields: FieldMaps) -> np.ndarray:
         """Signal (V,) of water of unit magnetisation."""
         return fields.sensitivity * np.exp(fields.basis @ self.log_scale.numpy())
 
-    def b1_of(self, fields: Fields) -> np.ndarray:
+    def b1_of(self, fields: FieldMaps) -> np.ndarray:
         """B1 (V,) as it is known now."""
         return fields.b1 * (1 + fields.basis @ self.b1.numpy())
 
@@ -109,7 +109,7 @@ def polynomials(places: np.ndarray, order: int) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Estimation:
+class SharedParameterEstimator:
     """How to find what is shared.
 
     Attributes
@@ -129,7 +129,7 @@ class Estimation:
     b1_error: float
     rician: bool
 
-    def __call__(self, data: Tensor, sigma: Tensor | None, fields: Fields, constants: Tensor):
+    def __call__(self, data: Tensor, sigma: Tensor | None, fields: FieldMaps, constants: Tensor):
         """What is shared; the noise, where it is not given, and its degrees of freedom."""
         shared = self.beforehand(constants, fields.basis)
         rows = _spread(len(data))
@@ -148,19 +148,19 @@ class Estimation:
             shared = self._descended(data, sigma, fields, shared)
         return shared, *(self._noise(data, fields, shared) if sigma is None else (None, 0))
 
-    def beforehand(self, constants: Tensor, basis: np.ndarray) -> Shared:
+    def beforehand(self, constants: Tensor, basis: np.ndarray) -> SharedParameters:
         """What is thought of what voxels share before their data."""
         n_poly = basis.shape[1]
         variances = torch.zeros(_N_CONSTANTS * len(constants) + n_poly, dtype=torch.float64)
         variances[:-n_poly] = self.constants_error**2
         variances[-n_poly] = self.b1_error**2
         zero = torch.zeros(n_poly, dtype=torch.float64)
-        return Shared(constants, zero, zero, torch.diag(variances))
+        return SharedParameters(constants, zero, zero, torch.diag(variances))
 
     def _problem(self, data, sigma, fields, shared, table):
         columns = table.columns(shared.b1_of(fields), fields.b0)
         columns = columns * torch.tensor(shared.scale(fields))[:, None, None]
-        return Problem(data, columns, sigma, rician=self.rician)
+        return MixtureLikelihood(data, columns, sigma, rician=self.rician)
 
     def _sizes(self, data, fields, shared):
         """Sum (V,) of fractions that may be any positive numbers."""
@@ -339,8 +339,8 @@ def _spread(n):
 
 
 @dataclass(frozen=True, eq=False)
-class Tables:
-    """Signals of tissues of given constants, and their slopes; see :class:`Estimation`."""
+class SignalTables:
+    """Signal tables of tissues with given constants, with their derivatives."""
 
     simulator: object
     sequences: tuple
@@ -348,7 +348,9 @@ class Tables:
     sloped: bool = True
 
     @classmethod
-    def over(cls, simulator, sequences, fields: Fields, margin: float, *, sloped=True) -> Tables:
+    def over(
+        cls, simulator, sequences, fields: FieldMaps, margin: float, *, sloped=True
+    ) -> SignalTables:
         """For all B1 and B0 of an image, with a margin of B1."""
         return cls(simulator, sequences, axes_of(fields.b1, fields.b0, margin), sloped)
 

@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from dipy_spinverse.grid import TetrahedralGrid
-from dipy_spinverse.substrates.bodies import Body
+from dipy_spinverse.substrates.bodies import SweptSphere
 
 logger = logging.getLogger("dipy_spinverse")
 
@@ -36,7 +36,7 @@ def _sample_weights():
     return np.diff(edges, axis=1)
 
 
-def share_inside(grid: TetrahedralGrid, body: Body) -> tuple[np.ndarray, np.ndarray]:
+def volume_fractions(grid: TetrahedralGrid, body: SweptSphere) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the tetrahedra that a body touches, and the share of their volume inside."""
     depth = body.radius - np.linalg.norm(body.offset(grid.centroids), axis=1)
     reach = np.linalg.norm(grid.tetrahedron_points - grid.centroids[:, None], axis=2).max(axis=1)
@@ -52,9 +52,7 @@ def share_inside(grid: TetrahedralGrid, body: Body) -> tuple[np.ndarray, np.ndar
     return touched, share[touched]
 
 
-def label_by_samples(
-    grid: TetrahedralGrid, inside: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
+def label_regions(grid: TetrahedralGrid, inside: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Labels (T,) of the tetrahedra of regions that a function of points (K, 3) gives."""
     weights = _sample_weights()
     found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
@@ -74,13 +72,15 @@ def label_by_samples(
     names = sorted(found)
     columns = [zip(*found[name], strict=True) for name in names]
     shares = [(np.concatenate(touched), np.concatenate(share)) for touched, share in columns]
-    return np.array([0, *names])[voxelise(grid, shares)]
+    return np.array([0, *names])[label_tetrahedra(grid, shares)]
 
 
-def voxelise(grid: TetrahedralGrid, shares: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+def label_tetrahedra(
+    grid: TetrahedralGrid, shares: list[tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
     """Label tetrahedra (T,) so that each body has its volume, and a surface without roughness.
 
-    `shares` holds what :func:`share_inside` returns for each body; the first gets label 1. A
+    `shares` holds what :func:`volume_fractions` returns for each body; the first gets label 1. A
     tetrahedron can only go to the body that has the largest share of it. Among these the set is
     chosen that minimises
 
@@ -170,7 +170,7 @@ def _minimum_cut(grid, core, rim, share):
     return cut
 
 
-def check_resolved(grid: TetrahedralGrid, bodies: list[Body], labels: np.ndarray) -> None:
+def check_resolved(grid: TetrahedralGrid, bodies: list[SweptSphere], labels: np.ndarray) -> None:
     """Raise where a body got no tetrahedron, warn where it is as narrow as one."""
     counts = np.bincount(labels, minlength=len(bodies) + 1)[1:]
     if not counts.all():

@@ -13,7 +13,11 @@ from math import erf, erfc, exp, inf, log, log1p, pi, sqrt
 import numpy as np
 from numba import njit, prange
 
-from dipy_spinverse.tissue_fractions.simplex import density_on_face, faces_of, with_background
+from dipy_spinverse.tissue_fractions.simplex_least_squares import (
+    density_on_face,
+    faces_of,
+    with_background,
+)
 
 MOST_TISSUES = 5
 MOST_MIXED = 4  # classes in one voxel: the quadrature is of at most three coordinates
@@ -345,7 +349,7 @@ def _in_cells(masses, low, step, u):
     return low
 
 
-def share_of_faces(gram: np.ndarray, projection: np.ndarray) -> np.ndarray:
+def face_prior_probabilities(gram: np.ndarray, projection: np.ndarray) -> np.ndarray:
     """How many of the voxels are mixtures of which classes, by expectation maximisation.
 
     Parameters
@@ -372,7 +376,7 @@ def share_of_faces(gram: np.ndarray, projection: np.ndarray) -> np.ndarray:
     return share
 
 
-def draws_of_fractions(
+def fraction_samples(
     gram: np.ndarray, projection: np.ndarray, share: np.ndarray, n: int
 ) -> np.ndarray:
     """Draws (V, n, T + 1) of fractions, the last of the background.
@@ -380,7 +384,7 @@ def draws_of_fractions(
     Parameters
     ----------
     gram, projection
-        As in :func:`share_of_faces`.
+        As in :func:`face_prior_probabilities`.
     share : ndarray (F,)
         Prior probabilities of the faces.
     n : int

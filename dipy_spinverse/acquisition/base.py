@@ -15,7 +15,7 @@ from dipy_spinverse.units import MS_PER_UM2
 _TIME_DECIMALS = 6  # ms; closer times are one: seconds times 1000 is not exact
 
 
-class Measurements(ABC):
+class BaseAcquisition(ABC):
     """M measurements: of pulsed gradients (`Acquisition`) or free ones (`WaveformAcquisition`).
 
     Attributes
@@ -48,7 +48,7 @@ class Measurements(ABC):
     b0_threshold: float
 
     @abstractmethod
-    def subset(self, index: ArrayLike | slice) -> Measurements:
+    def subset(self, index: ArrayLike | slice) -> BaseAcquisition:
         """Some of the measurements.
 
         Parameters
@@ -71,7 +71,7 @@ class Measurements(ABC):
 
     @abstractmethod
     def arrays(self) -> dict[str, np.ndarray]:
-        """Named arrays, of which `measurements_from_arrays` makes the measurements again."""
+        """Named arrays, of which `acquisition_from_arrays` makes the measurements again."""
 
     def __len__(self) -> int:
         return self.b.size

@@ -11,7 +11,7 @@ import torch
 
 from dipy_spinverse.tissue_fractions.mr_simulator import MRSimulator
 from dipy_spinverse.tissue_fractions.sequences import (
-    Inversion,
+    InversionPreparation,
     Sequence,
     SpoiledGradientEcho,
     TurboSpinEcho,
@@ -29,7 +29,7 @@ CANDIDATES: dict[str, Sequence] = {
     "a turbo spin echo weighted by proton density (TE 10 ms)": TurboSpinEcho(5.0, 0.01, 8, 0.01),
     **{
         f"an inversion recovery (TI {ti} s)": TurboSpinEcho(
-            math.inf, 0.01, 8, 0.01, preparation=Inversion(ti)
+            math.inf, 0.01, 8, 0.01, preparation=InversionPreparation(ti)
         )
         for ti in (0.3, 0.55, 1.1, 2.2)
     },
@@ -37,7 +37,7 @@ CANDIDATES: dict[str, Sequence] = {
 
 
 @dataclass(frozen=True)
-class Separation:
+class Separability:
     """What images tell of mixtures.
 
     Attributes
@@ -65,12 +65,12 @@ class Separation:
         )
 
 
-def separation(
+def separability(
     sequences: Sequences[Sequence],
     tissues: Sequences[Tissue],
     simulator: MRSimulator,
     snr: float,
-) -> Separation:
+) -> Separability:
     """Of tissues at nominal fields.
 
     Parameters
@@ -97,4 +97,4 @@ def separation(
     better = [least(signals[:, [*range(n), n + k]])[0][0] for k in range(len(CANDIDATES))]
     pair = names[int(moves.argmax())], names[int(moves.argmin())]
     helps = list(CANDIDATES)[int(np.argmax(better))]
-    return Separation(float(sizes[-1] / sizes[0]), float(1 / sizes[0]), pair, helps)
+    return Separability(float(sizes[-1] / sizes[0]), float(1 / sizes[0]), pair, helps)

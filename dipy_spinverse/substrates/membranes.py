@@ -30,8 +30,8 @@ from numpy.typing import ArrayLike
 
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.substrates.bodies import (
-    Body,
-    check_apart,
+    SweptSphere,
+    check_disjoint,
     circle,
     closing_direction,
     dense_line,
@@ -39,15 +39,15 @@ from dipy_spinverse.substrates.bodies import (
     offset_from_lines,
     offset_from_points,
     permeabilities,
-    positive,
+    positive_length,
     unit_axis,
     vectors,
 )
-from dipy_spinverse.substrates.voxelise import (
+from dipy_spinverse.substrates.labelling import (
     check_resolved,
-    label_by_samples,
-    share_inside,
-    voxelise,
+    label_regions,
+    label_tetrahedra,
+    volume_fractions,
 )
 from dipy_spinverse.walls.normals import wall_normals
 
@@ -68,7 +68,7 @@ def cylinders(
     Parameters
     ----------
     grid, permeability
-        As in all of :mod:`dipy_spinverse.substrates.walls_of_bodies`; one permeability, or one
+        As in all of :mod:`dipy_spinverse.substrates.membranes`; one permeability, or one
         per cylinder (N,).
     centers_um : array-like (3,) or (N, 3)
         A point on the axis of each cylinder, um.
@@ -118,7 +118,7 @@ def spheres(
     Parameters
     ----------
     grid, permeability
-        As in all of :mod:`dipy_spinverse.substrates.walls_of_bodies`; one permeability, or one
+        As in all of :mod:`dipy_spinverse.substrates.membranes`; one permeability, or one
         per sphere (N,).
     centers_um : array-like (3,) or (N, 3)
         um.
@@ -154,7 +154,7 @@ def torus(
     Parameters
     ----------
     grid, permeability
-        As in all of :mod:`dipy_spinverse.substrates.walls_of_bodies`.
+        As in all of :mod:`dipy_spinverse.substrates.membranes`.
     center_um : array-like (3,)
         um.
     radius_um, tube_radius_um : float
@@ -176,8 +176,8 @@ def torus(
     """
     center = vectors("center_um", center_um, single=True)[0]
     direction = unit_axis(axis)
-    radius = positive("radius_um", radius_um)
-    tube_radius = positive("tube_radius_um", tube_radius_um)
+    radius = positive_length("radius_um", radius_um)
+    tube_radius = positive_length("tube_radius_um", tube_radius_um)
     if tube_radius >= radius:
         raise ValueError(
             f"tube_radius_um is {tube_radius:g} but radius_um is {radius:g}: the torus has no "
@@ -192,7 +192,7 @@ def torus(
                 f"{grid.period_um} um. Use smaller radii or a larger box."
             )
     skeleton = circle(center, radius, direction, tube_radius)
-    body = Body(offset_from_points(grid, skeleton), tube_radius)
+    body = SweptSphere(offset_from_points(grid, skeleton), tube_radius)
     return _walls_of_bodies(grid, [body], permeabilities(permeability, 1))
 
 
@@ -210,7 +210,7 @@ def bent_tube(
     Parameters
     ----------
     grid, permeability
-        As in all of :mod:`dipy_spinverse.substrates.walls_of_bodies`.
+        As in all of :mod:`dipy_spinverse.substrates.membranes`.
     centerline_um : array-like (N, 3)
         At least two points along the line, um, joined by straight segments. A tube that shall
         pass through the outside of the grid needs a line that ends beyond it.
@@ -230,13 +230,13 @@ def bent_tube(
         raise ValueError(
             f"centerline_um has {len(line)} point; give at least two, shape (N, 3), um."
         )
-    radius = positive("radius_um", radius_um)
+    radius = positive_length("radius_um", radius_um)
     if grid.period_um is not None and 2 * radius > grid.period_um.min():
         raise ValueError(
             f"radius_um is {radius:g}: the tube overlaps its own image in the periodic box of "
             f"{grid.period_um} um. Use at most {grid.period_um.min() / 2:g} or a larger box."
         )
-    body = Body(offset_from_points(grid, dense_line(line, radius)), radius)
+    body = SweptSphere(offset_from_points(grid, dense_line(line, radius)), radius)
     return _walls_of_bodies(grid, [body], permeabilities(permeability, 1))
 
 
@@ -251,7 +251,7 @@ def from_inside(
     Parameters
     ----------
     grid, permeability
-        As in all of :mod:`dipy_spinverse.substrates.walls_of_bodies`; each face between two
+        As in all of :mod:`dipy_spinverse.substrates.membranes`; each face between two
         labels is one membrane.
     inside : callable or array-like (T,)
         Function of points (K, 3), um, that returns (K,) booleans, or integers where there are
@@ -278,7 +278,7 @@ def from_inside(
     """
     kappa = permeabilities(permeability, 1)[0]
     if callable(inside):
-        labels = label_by_samples(grid, inside)
+        labels = label_regions(grid, inside)
     else:
         labels = np.asarray(inside)
         if labels.shape != (grid.n_tetrahedra,) or labels.dtype.kind not in "bui":
@@ -314,15 +314,15 @@ def _permeability_of(grid, offset_from, centers, radii_um, permeability, spacing
         )
     radii = np.broadcast_to(radii, len(centers))
     for radius in radii:
-        positive("radii_um", radius)
+        positive_length("radii_um", radius)
         if 2 * radius > spacing * (1 + 1e-9):
             raise ValueError(
                 f"radii_um contains {radius:g}: the body overlaps its own periodic image, "
                 f"{spacing:g} um away. Use at most {spacing / 2:g} um or a larger box."
             )
     kappas = permeabilities(permeability, len(centers))
-    bodies = [Body(offset_from(c), r) for c, r in zip(centers, radii, strict=True)]
-    check_apart(bodies, centers)
+    bodies = [SweptSphere(offset_from(c), r) for c, r in zip(centers, radii, strict=True)]
+    check_disjoint(bodies, centers)
     return _walls_of_bodies(grid, bodies, kappas, convex_across=True)
 
 
@@ -332,7 +332,7 @@ def _walls_of_bodies(grid, bodies, kappas, convex_across=False):
     Bodies that are convex across their skeleton (spheres and cylinders) also keep the membranes
     between them and their own periodic images.
     """
-    labels = voxelise(grid, [share_inside(grid, body) for body in bodies])
+    labels = label_tetrahedra(grid, [volume_fractions(grid, body) for body in bodies])
     check_resolved(grid, bodies, labels)
     resistance = np.zeros(grid.n_faces)
     sides = labels[grid.face_tetrahedra]

@@ -25,20 +25,20 @@ from math import cos, exp, inf, log, pi, sqrt
 import numpy as np
 from numba import njit, prange
 
-from dipy_spinverse.tissue_fractions.mixtures import (
+from dipy_spinverse.tissue_fractions.simplex_least_squares import faces_of, with_background
+from dipy_spinverse.tissue_fractions.simplex_posterior import (
     MOST_MIXED,
     between,
-    draws_of_fractions,
+    fraction_samples,
     log_line,
 )
-from dipy_spinverse.tissue_fractions.simplex import faces_of, with_background
 
 _SETTLING = 50  # sweeps before the first draw
 _LEAST_CURVATURE, _LEAST_APART, _LEAST_MOVE = 1e-6, 1e-12, 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class Neighbours:
+class NeighbourGraph:
     """Which voxels of an image are side by side.
 
     Attributes
@@ -53,7 +53,7 @@ class Neighbours:
     halves: tuple[np.ndarray, np.ndarray]
 
     @classmethod
-    def on_grid(cls, rows: np.ndarray, shape: tuple[int, ...]) -> Neighbours:
+    def on_grid(cls, rows: np.ndarray, shape: tuple[int, ...]) -> NeighbourGraph:
         """Of voxels that are these places of a flattened image."""
         places = np.stack(np.unravel_index(rows, shape), axis=1) + 1
         at = np.full([n + 2 for n in shape], -1)
@@ -64,11 +64,11 @@ class Neighbours:
         return cls(np.stack(of, axis=1), (np.flatnonzero(~odd), np.flatnonzero(odd)))
 
 
-def draws_of_field(
+def markov_field_samples(
     gram: np.ndarray,
     projection: np.ndarray,
     share: np.ndarray,
-    neighbours: Neighbours,
+    neighbours: NeighbourGraph,
     smoothness: float,
     n: int,
 ) -> np.ndarray:
@@ -77,13 +77,13 @@ def draws_of_field(
     Parameters
     ----------
     gram, projection, share
-        As in :func:`mixtures.draws_of_fractions`.
-    neighbours : Neighbours
+        As in :func:`mixtures.fraction_samples`.
+    neighbours : NeighbourGraph
     smoothness : float
         Logarithm of how much less probable two neighbours are that have no tissue in common.
     n : int
     """
-    state = draws_of_fractions(gram, projection, share, 1)[:, 0].astype(float)
+    state = fraction_samples(gram, projection, share, 1)[:, 0].astype(float)
     state /= state.sum(axis=1, keepdims=True)
     gram, projection = with_background(gram, projection)
     classes = range(state.shape[1])

@@ -10,25 +10,25 @@ from dipy.core.gradients import GradientTable
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition.b_tensors import TensorAcquisition
+from dipy_spinverse.acquisition.base import BaseAcquisition
 from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
-from dipy_spinverse.acquisition.measurements import Measurements
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.acquisition.waveforms import Waveforms
 
 
-def measurements_of(
-    gtab: GradientTable | Measurements,
+def as_acquisition(
+    gtab: GradientTable | BaseAcquisition,
     te: ArrayLike | None = None,
     *,
     mixing_time: ArrayLike | None = None,
     isotropic: ArrayLike | None = None,
     name: str = "gtab",
-) -> Measurements:
+) -> BaseAcquisition:
     """Measurements as they are, or of a DIPY gradient table.
 
     Parameters
     ----------
-    gtab : GradientTable or Measurements
+    gtab : GradientTable or BaseAcquisition
         A gradient table with `big_delta` and `small_delta`.
     te, mixing_time, isotropic : optional
         Of a gradient table, as in :meth:`Acquisition.from_gtab`.
@@ -42,7 +42,7 @@ def measurements_of(
         and as `Acquisition.from_gtab`.
     """
     more = {"te": te, "mixing_time": mixing_time, "isotropic": isotropic}
-    if isinstance(gtab, Measurements):
+    if isinstance(gtab, BaseAcquisition):
         for said in (argument for argument, value in more.items() if value is not None):
             kind = type(gtab).__name__
             raise ValueError(f"{said} is given beside the {kind}, which has its own; drop {said}.")
@@ -55,7 +55,7 @@ def measurements_of(
     return Acquisition.from_gtab(gtab, **more)
 
 
-def pulsed_only(acquisition: Measurements) -> Acquisition:
+def require_pulsed(acquisition: BaseAcquisition) -> Acquisition:
     """The acquisition itself, for what needs the timing of a pair of pulses.
 
     Raises
@@ -72,14 +72,14 @@ def pulsed_only(acquisition: Measurements) -> Acquisition:
     )
 
 
-def measurements_from_arrays(arrays: Mapping[str, Any]) -> Measurements:
-    """The measurements that :meth:`Measurements.arrays` took apart.
+def acquisition_from_arrays(arrays: Mapping[str, Any]) -> BaseAcquisition:
+    """The measurements that :meth:`BaseAcquisition.arrays` took apart.
 
     Examples
     --------
     >>> acquisition = Acquisition(b=[0, 1], directions=[[0, 0, 0], [1, 0, 0]],
     ...                           small_delta=10, big_delta=20)
-    >>> measurements_from_arrays(acquisition.arrays())
+    >>> acquisition_from_arrays(acquisition.arrays())
     Acquisition(2 measurements, 1 b0, 1 shell, b <= 1 ms/um^2, 1 timing, 1 echo time)
     """
     if "small_delta" in arrays:
