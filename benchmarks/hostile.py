@@ -21,7 +21,7 @@ from dipy.core.gradients import gradient_table
 from benchmarks.decay_model import ACQUISITION, DecayModel, InSmallBlocks, decays
 from dipy_spinverse import Acquisition, IVIMModel, LearnedModel, NODDIModel, load_fit, read_grid
 from dipy_spinverse.acquisition.waveform_files import read_pulseq, read_text_waveforms
-from dipy_spinverse.grid import read
+from dipy_spinverse.grid import mesh_files
 from dipy_spinverse.tissue_fractions import sequence_from
 from dipy_spinverse.voxels import storage
 from dipy_spinverse.voxels.image_files import StoredImage, mask_of
@@ -284,7 +284,7 @@ class Inputs:
     def mesh(self, rng):
         end = one_of(rng, [*self.meshes])
         path = self._put(f"x.{end}", damaged(rng, self.meshes[end]))
-        with mock.patch.object(read, "_LONGEST_S", LONGEST_MESH_S):
+        with mock.patch.object(mesh_files, "_LONGEST_S", LONGEST_MESH_S):
             read_grid(path)
 
     def saved(self, rng):

@@ -24,7 +24,7 @@ from dipy_spinverse import (
     read_grid,
 )
 from dipy_spinverse.acquisition.waveform_files import read_text_waveforms
-from dipy_spinverse.grid import read
+from dipy_spinverse.grid import mesh_files
 from dipy_spinverse.packed_cells.emulator import signals as emulator
 from dipy_spinverse.voxels import storage
 from dipy_spinverse.voxels.image_files import StoredImage, mask_of
@@ -372,6 +372,6 @@ def test_a_mesh_whose_reader_hangs_or_ends_the_program_is_refused(tmp_path, monk
     path = tmp_path / "mesh.msh"
     path.touch()
     monkeypatch.setattr(meshio, "read", reader)
-    monkeypatch.setattr(read, "_LONGEST_S", 0.2)
+    monkeypatch.setattr(mesh_files, "_LONGEST_S", 0.2)
     with pytest.raises(ValueError, match=r"^path: .*mesh.msh is no mesh that can be read"):
         read_grid(path)
