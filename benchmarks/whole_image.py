@@ -42,7 +42,7 @@ from benchmarks.decay_model import ACQUISITION, DecayModel
 from benchmarks.fit_cost import protocol
 from benchmarks.tables import machine, table
 from dipy_spinverse import NODDIModel, PackedCellsModel, SpinverseModel, bcc_grid, simulate
-from dipy_spinverse.report.files import save_map, save_predictions
+from dipy_spinverse.report.images import save_map, save_predictions
 from dipy_spinverse.substrates.membranes import cylinders
 from dipy_spinverse.voxels import chunks
 from dipy_spinverse.voxels.image_files import StoredImage, mask_of

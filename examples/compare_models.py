@@ -34,7 +34,7 @@ from dipy_spinverse import (
     bcc_grid,
     simulate,
 )
-from dipy_spinverse.report.compartment_figures import save_glyphs
+from dipy_spinverse.report.scenes import plot_glyphs
 from dipy_spinverse.substrates.membranes import cylinders
 
 BOX_UM, FINE_CELLS = 20.0, 16
@@ -284,7 +284,8 @@ def main():
     of_voxel = {name: p[2, unseen] for name, p in predictions.items()}
     example = (measured.b[unseen], along, data[2, unseen], of_voxel)
     draw(folder / "comparison.png", errors, restricted, diameters, example)
-    save_glyphs(fits["ActiveAx"], folder / "glyphs.png", view="y", size=(900, 200))
+    glyphs = plot_glyphs(fits["ActiveAx"], view="xz", size=(900, 200), off_screen=True)
+    glyphs.screenshot(folder / "glyphs.png")
     lines = [
         f"{measured}; SNR {SNR:g}; {platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS="
         f"{os.environ.get('OMP_NUM_THREADS', 'not set')}.",

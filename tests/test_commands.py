@@ -16,7 +16,7 @@ from dipy.workflows.base import IntrospectiveArgumentParser
 import dipy_spinverse
 from dipy_spinverse import load_fit
 from dipy_spinverse.report import bids
-from dipy_spinverse.report.words import OF_STATUS
+from dipy_spinverse.report.descriptions import STATUS_DESCRIPTIONS
 from dipy_spinverse.voxels import Status
 from dipy_spinverse.workflows import cli
 from dipy_spinverse.workflows.command import _say_where
@@ -127,11 +127,11 @@ def test_every_fit_writes_its_maps_with_units_and_what_became_of_each_voxel(
         low, high = (tmp_path / f"{name}_{end}.nii.gz" for end in ("low", "high"))
         assert (nib.load(low).get_fdata() <= nib.load(high).get_fdata()).all()
     assert "2 voxels" in caplog.text
-    assert OF_STATUS[Status(fit.status.flat[0]).name] in caplog.text
+    assert STATUS_DESCRIPTIONS[Status(fit.status.flat[0]).name] in caplog.text
 
 
 def test_every_status_has_plain_words():
-    assert set(OF_STATUS) == {status.name for status in Status}
+    assert set(STATUS_DESCRIPTIONS) == {status.name for status in Status}
 
 
 def test_what_exists_is_named_and_kept_and_the_program_ends_with_one(

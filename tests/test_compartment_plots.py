@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import matplotlib
-import matplotlib.image
 import matplotlib.pyplot
 import numpy as np
 import pytest
@@ -12,9 +11,9 @@ from dipy.core.sphere import HemiSphere, disperse_charges
 from dipy_spinverse import Acquisition
 from dipy_spinverse.compartments import NODDIModel
 from dipy_spinverse.compartments.posterior.draws import posterior_draws
-from dipy_spinverse.report.compartment_figures import plot_posterior, save_glyphs
-from dipy_spinverse.report.figures import plot_maps, plot_signals
+from dipy_spinverse.report.figures import plot_maps, plot_posterior, plot_signals
 from dipy_spinverse.report.glyphs import superquadrics
+from dipy_spinverse.report.scenes import plot_glyphs
 
 matplotlib.use("agg")
 AXES = np.array([[1.0, 0, 0], [0, 0.6, 0.8]])
@@ -90,7 +89,7 @@ def test_draws_of_several_voxels_are_refused(fit, data):
         posterior_draws(fit[1, 1], data[1, 1])
 
 
-def test_figures_show_what_was_asked_for(fit, data, tmp_path):
+def test_figures_show_what_was_asked_for(fit, data):
     figure = plot_maps(fit, ["ndi", "fwf"])
     assert {"ndi", "fwf"} <= {axis.get_title() for axis in figure.axes}
     low, middle, high = (figure.axes[2 * k].images[0].get_array() for k in range(3))
@@ -103,17 +102,23 @@ def test_figures_show_what_was_asked_for(fit, data, tmp_path):
     draws = posterior_draws(fit[0, 1], data[0, 1], n_draws=50)
     corner = plot_posterior(draws, truth={"ndi": 0.6, "odi": 0.1, "fwf": 0.1})
     assert sum(axis.get_visible() for axis in corner.axes) == 6
-    save_glyphs(fit, tmp_path / "glyphs.png", size=(200, 200))
-    image = matplotlib.image.imread(tmp_path / "glyphs.png")
-    assert image.shape[:2] == (200, 200)
-    assert 0.02 < (image[..., :3].min(axis=2) < 0.95).mean() < 0.9  # not empty, not full
     matplotlib.pyplot.close("all")
 
 
-def test_unknown_maps_are_refused(fit, tmp_path):
+@pytest.mark.parametrize("colour", [None, "ndi"])
+def test_a_picture_of_glyphs_is_neither_empty_nor_full(fit, colour):
+    pytest.importorskip("pyvista")
+    plotter = plot_glyphs(fit, colour=colour, size=(200, 200), off_screen=True)
+    image = plotter.screenshot(return_img=True)
+    plotter.close()
+    assert image.shape == (200, 200, 3)
+    assert 0.02 < (image.min(axis=2) < 240).mean() < 0.9
+
+
+def test_unknown_maps_are_refused(fit):
     with pytest.raises(ValueError, match="no map"):
         plot_maps(fit, ["fa"])
     with pytest.raises(ValueError, match="one that was fitted"):
         plot_signals(fit, np.zeros((2, 2, 66)), (1, 1))
     with pytest.raises(ValueError, match="colour is 'fa'"):
-        save_glyphs(fit, tmp_path / "glyphs.png", colour="fa")
+        plot_glyphs(fit, colour="fa")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dipy_spinverse.report.words import OF_MAPS
+from dipy_spinverse.report.descriptions import MAP_DESCRIPTIONS
 from dipy_spinverse.workflows import cli
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +46,6 @@ def test_local_links_lead_to_files_and_headings(page):
 
 def test_every_map_and_every_command_is_explained():
     words, commands = (ROOT / "doc" / f"{name}.md" for name in ("words", "commands"))
-    assert {name for name in OF_MAPS if f"`{name}`" not in words.read_text()} == set()
+    assert {name for name in MAP_DESCRIPTIONS if f"`{name}`" not in words.read_text()} == set()
     for program in cli.COMMANDS:
         assert f"## {program}\n" in commands.read_text()

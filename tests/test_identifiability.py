@@ -12,9 +12,9 @@ from dipy_spinverse import Acquisition, bcc_grid
 from dipy_spinverse.packed_cells import packed_cells_posterior
 from dipy_spinverse.packed_cells.classes import tissue_class
 from dipy_spinverse.packed_cells.tissue_signals import tissue_signals
-from dipy_spinverse.scan_design.blind_spots import blind_spots, resolution_limit_um
 from dipy_spinverse.scan_design.bounds import class_bounds, map_bounds
 from dipy_spinverse.scan_design.identifiability import identifiability
+from dipy_spinverse.scan_design.limitations import limitations, resolution_limit_um
 from dipy_spinverse.scan_design.suggestions import suggest
 
 SIGMA = 0.02
@@ -75,7 +75,7 @@ def test_noise_raises_all_bounds_up_to_the_prior(rich):
         assert median_spread(rich, name) < median_spread(noisy, name)
         assert (noisy.bounds[name].posterior_sd <= bound.prior_sd * (1 + 1e-9)).all()
     row = next(r for r in blind.table() if r["map"] == "wall_permeability")
-    assert row["verdict"] == "not determined"
+    assert row["verdict"] == "not identifiable"
     # 98 measurements at SNR 1 say next to nothing.
     assert row["removed"] < 0.1
 
@@ -109,7 +109,7 @@ def test_resolution_limit_is_that_of_the_published_form():
 
 
 def test_rich_protocol_has_no_blind_spot(rich):
-    assert rich.blind_spots == ()
+    assert rich.limitations == ()
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_rich_protocol_has_no_blind_spot(rich):
     ],
 )
 def test_blind_spot_of_a_deficient_protocol_is_named(name, change):
-    found = blind_spots(protocol(**change), SIGMA, 2.0)
+    found = limitations(protocol(**change), SIGMA, 2.0)
     assert name in [spot.name for spot in found]
     others = {spot.name for spot in found} - {name}
     # Weak gradients of one deficiency bring the other.
@@ -139,8 +139,8 @@ def test_opposite_directions_count_once():
         b=acquisition.b, directions=np.tile([1.0, 0, 0], (len(half), 1)) * half,
         small_delta=acquisition.small_delta, big_delta=acquisition.big_delta, te=acquisition.te,
     )  # fmt: skip
-    (spot,) = blind_spots(flipped, SIGMA, 2.0)
-    assert spot.sentence.startswith("1 direction:")
+    (spot,) = limitations(flipped, SIGMA, 2.0)
+    assert spot.description.startswith("1 direction:")
 
 
 def test_blind_spots_show_in_the_bounds(rich):
@@ -153,12 +153,12 @@ def test_blind_spots_show_in_the_bounds(rich):
         assert median_spread(poor, name) > 1.2 * median_spread(rich, name)
 
 
-def test_printed_result_has_a_line_per_map_and_the_sentences():
+def test_printed_result_has_a_line_per_map_and_the_findings():
     result = identifiability(protocol(timings=((8, 40),)), n_draws=60, free_water=True)
     text = str(result)
     for row in result.table():
         assert row["map"] in text
-        assert row["verdict"] in ("determined", "roughly", "not determined")
+        assert row["verdict"] in ("identifiable", "weakly identifiable", "not identifiable")
         assert 0 <= row["removed"] <= 1
     assert "One diffusion time" in text
     assert "None" not in text and "nan" not in text

@@ -16,12 +16,12 @@ from scipy.stats import kstest
 from dipy_spinverse import Acquisition
 from dipy_spinverse.compartments import ActiveAxModel, IVIMModel, NODDIModel
 from dipy_spinverse.compartments.learned import LearnedModel
-from dipy_spinverse.compartments.learned.features import encoder_for
+from dipy_spinverse.compartments.learned.features import feature_encoder
 from dipy_spinverse.compartments.learned.methods import METHODS
 from dipy_spinverse.compartments.learned.targets import (
     from_latent,
     latent,
-    units_and_fractions,
+    scaled_targets,
 )
 from dipy_spinverse.compartments.learned.training import simulated_voxels
 from dipy_spinverse.voxels import progress
@@ -77,8 +77,8 @@ def test_features_do_not_change_when_tissue_and_gradients_are_turned_together(no
     data = noddi.signals(noddi.draw(20, seed=3))
     noise = np.full((20, 1), 0.02)
     kinds = ("zonal", "power", "dti", "dki")
-    plain, frames = encoder_for(measured, noddi.definition, kinds)(data, noise)
-    other, turned_frames = encoder_for(turned, noddi.definition, kinds)(data, noise)
+    plain, frames = feature_encoder(measured, noddi.definition, kinds)(data, noise)
+    other, turned_frames = feature_encoder(turned, noddi.definition, kinds)(data, noise)
     np.testing.assert_allclose(other, plain, atol=1e-5)  # rounding through pinv and eigh
     alignment = np.einsum("vi,ij,vj->v", turned_frames[:, 0, 2], turn, frames[:, 0, 2])
     np.testing.assert_allclose(np.abs(alignment), 1, atol=1e-6)
@@ -88,7 +88,7 @@ def test_features_hardly_change_when_only_the_tissue_is_turned(noddi):
     values = {"ndi": 0.6, "odi": 0.15, "fwf": 0.1}
     axes = np.random.default_rng(0).standard_normal((50, 3))
     axes /= np.linalg.norm(axes, axis=1, keepdims=True)
-    encode = encoder_for(noddi.acquisition, noddi.definition)
+    encode = feature_encoder(noddi.acquisition, noddi.definition)
     features, frames = encode(noddi.signals({**values, "axis": axes}), np.full((50, 1), 0.02))
     # 32 directions leave harmonics beyond the sixth order unresolved: far below noise of 1/30
     assert features.std(axis=0).max() < 5e-3
@@ -99,7 +99,7 @@ def test_features_hardly_change_when_only_the_tissue_is_turned(noddi):
 def test_the_prior_is_a_standard_normal_distribution_in_latent_coordinates():
     definition = ActiveAxModel(acquisition()).definition
     values = ActiveAxModel(acquisition()).draw(4000, seed=1)
-    targets = units_and_fractions(definition, values)
+    targets = scaled_targets(definition, values)
     coordinates = latent(definition, targets)
     for column in coordinates.T:
         assert kstest(column, "norm").pvalue > 1e-3

@@ -13,8 +13,8 @@ import pytest
 from model_cases import CASES
 
 from dipy_spinverse import bcc_grid
-from dipy_spinverse.report import page_figures as draw
-from dipy_spinverse.report.figures import _cut, plot_walls
+from dipy_spinverse.report import plotly_figures as draw
+from dipy_spinverse.report.figures import plane_intersection, plot_walls
 from dipy_spinverse.report.methods import methods_paragraph
 from dipy_spinverse.report.page import _as_exact_as_the_largest, check_packages, save_page
 from dipy_spinverse.substrates import cylinders
@@ -69,7 +69,7 @@ def test_slices_cut_a_closed_cell_in_closed_lines():
     first, second = grid.face_tetrahedra.T
     faces = grid.face_points[inside[first] != inside[second]]
     # In the lattice's own planes, z = 2.5 um, walls lie within the slice and would be lost.
-    ends = _cut(faces, 2.6)[0].reshape(-1, 2).round(6)
+    ends = plane_intersection(faces, 2.6)[0].reshape(-1, 2).round(6)
     assert (np.unique(ends, axis=0, return_counts=True)[1] % 2 == 0).all() and len(ends) > 8
 
 
@@ -83,7 +83,7 @@ def test_page_holds_all_it_needs_and_is_below_15_mb(page):
 
 def test_page_says_units_meanings_status_and_whom_to_cite(page, fitted):
     fit, text = fitted[0], page.read_text()
-    for said in ("mm^2/s", "share of blood", "NO_SIGNAL", "10.1148/radiology.168.2.3393671"):
+    for said in ("mm^2/s", "fraction of blood", "NO_SIGNAL", "10.1148/radiology.168.2.3393671"):
         assert said in text
     for name in fit.MAPS:
         assert name in text
@@ -112,7 +112,7 @@ def test_every_kind_of_model_has_a_page(name, tmp_path):
 
 def test_a_slice_through_a_triangle_is_a_segment():
     triangle = np.array([[[0.0, 0, 0], [2, 0, 0], [0, 2, 2]], [[0, 0, 3.0], [1, 0, 3], [0, 1, 4]]])
-    segments, cut = _cut(triangle, 1.0)
+    segments, cut = plane_intersection(triangle, 1.0)
     assert cut.tolist() == [True, False]
     assert sorted(segments[0].tolist()) == [[0, 1], [1, 1]]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dipy_spinverse.report import scenes
-from dipy_spinverse.report.files import PlacedMesh, in_voxel
+from dipy_spinverse.report.meshes import VoxelMesh, voxel_affine
 from dipy_spinverse.walls.interface import InterfaceMesh
 
 AFFINE = np.array([[-2.0, 0, 0, 10], [0, 2, 0, -20], [0, 0, 3, 5], [0, 0, 0, 1]])
@@ -20,9 +20,9 @@ def placed(monkeypatch):
     triangles = np.array([[a, b, c] for a in (0, 1) for b in (2, 3) for c in (4, 5)])
     values = np.linspace(0, 1, len(triangles))
     mesh = InterfaceMesh(corners, triangles, values, values, np.zeros((8, 3)), np.zeros(8, int))
-    found = [PlacedMesh(v, mesh, False, in_voxel(AFFINE, v, 20.0)) for v in VOXELS]
-    monkeypatch.setattr(scenes, "placed_meshes", lambda fit, voxels, affine: found)
-    return found
+    meshes = [VoxelMesh(v, mesh, False, voxel_affine(AFFINE, v, 20.0)) for v in VOXELS]
+    monkeypatch.setattr(scenes, "voxel_meshes", lambda fit, voxels, affine: meshes)
+    return meshes
 
 
 def test_meshes_lie_in_their_voxels_on_a_slice_of_the_image(placed):
@@ -50,10 +50,10 @@ def test_an_unknown_colour_is_named(placed):
         scenes.plot_scene(None, VOXELS, colour="red")
 
 
-def test_without_walls_to_be_trusted_there_is_no_scene(monkeypatch):
+def test_without_trusted_walls_there_is_no_scene(monkeypatch):
     pytest.importorskip("pyvista")
-    monkeypatch.setattr(scenes, "placed_meshes", lambda *_: [])
-    with pytest.raises(ValueError, match="none has walls to be trusted"):
+    monkeypatch.setattr(scenes, "voxel_meshes", lambda *_: [])
+    with pytest.raises(ValueError, match="none of which has trusted walls"):
         scenes.plot_scene(None, VOXELS)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.decay_model import ACQUISITION, DecayModel, decays
-from dipy_spinverse.report.files import save_image, save_predictions
+from dipy_spinverse.report.images import save_image, save_predictions
 from dipy_spinverse.voxels.unfinished import alone_in, staging, visible
 
 AFFINE = np.diag([2.0, 2.0, -2.0, 1.0])

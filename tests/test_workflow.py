@@ -14,7 +14,7 @@ from dipy.io.surface import load_gifti
 from dipy.workflows.base import IntrospectiveArgumentParser
 
 from dipy_spinverse import Acquisition, SpinverseModel, Status, bcc_grid, load_fit, simulate
-from dipy_spinverse.report.files import in_voxel, save_meshes
+from dipy_spinverse.report.meshes import save_meshes, voxel_affine
 from dipy_spinverse.substrates.membranes import cylinders
 from dipy_spinverse.workflows.cli import main
 from dipy_spinverse.workflows.diffusion import read_acquisition
@@ -168,7 +168,7 @@ def test_requested_voxel_gets_a_mesh_for_paraview_and_one_for_horizon(fitted):
 def test_meshes_lie_in_their_voxel_large_enough_to_be_seen(fitted):
     fit, voxel = load_fit(fitted / "fit.npz"), (0, 0, 0)
     mesh = fit.interface(voxel, field=0)
-    placed = in_voxel(AFFINE, (1, 0, 1), 15.0)
+    placed = voxel_affine(AFFINE, (1, 0, 1), 15.0)
     mesh.save(fitted / "other.surf.gii", placed)
     (path,) = fitted.glob("interface_0_0_0*.surf.gii")
     for file, home in ((path, voxel), (fitted / "other.surf.gii", (1, 0, 1))):

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dipy_spinverse.report.files import MAP_SUFFIXES, save_image
-from dipy_spinverse.report.words import words_of
+from dipy_spinverse.report.descriptions import map_description
+from dipy_spinverse.report.images import MAP_SUFFIXES, save_image
 from dipy_spinverse.voxels.fit import VoxelFit
 
 _BIDS_VERSION = "1.10.0"
 _ENTITIES = re.compile(r"(?P<all>(?P<subject>sub-[A-Za-z0-9]+)(_[a-z]+-[A-Za-z0-9]+)*)_dwi\.nii")
-_PART = {
+_STATISTIC = {
     "": "posterior median, or the likeliest value where there are no draws",
     "_std": "standard deviation of the posterior",
     "_low": "lower end of the central 95 % interval",
@@ -89,15 +89,15 @@ def save_derivatives(
     """
     files = iter(derivative_files(names, stem))
     for name in names:
-        words = words_of(name, fit)
+        unit, meaning = map_description(name, fit)
         for suffix, file in zip(MAP_SUFFIXES, files, strict=False):
             values = getattr(fit, name + suffix, None)
             if values is None:
                 continue
-            save_image(file, values, affine, f"{name}{suffix} ({words.unit}), dipy_spinverse")
+            save_image(file, values, affine, f"{name}{suffix} ({unit}), dipy_spinverse")
             sidecar = {
-                "Description": f"{words.means}; {_PART[suffix]}",
-                "Units": words.unit,
+                "Description": f"{meaning}; {_STATISTIC[suffix]}",
+                "Units": unit,
                 "Model": {"Name": model},
                 "Sources": [f"bids:raw:{Path(source).name}"],
             }

@@ -1,14 +1,15 @@
-"""Figures of fits for notebooks and papers: maps with intervals, signals, walls."""
+"""Figures of fits by matplotlib, for papers and notebooks: maps, signals, walls, posteriors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dipy.utils.optpkg import optional_package
 
-from dipy_spinverse.report.words import words_of
+from dipy_spinverse.report.descriptions import map_description
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.status import FITTED
 
@@ -17,25 +18,27 @@ if TYPE_CHECKING:
 
     from dipy_spinverse.spinverse import SpinverseFit
 
-_SIZE = 2.6  # inches of a panel
-_MOST_LINES = 8
-_WIDE = 10.0  # ms/um^2, from which b is drawn as logarithms
-_ROWS = (("_low", "low end (2.5 %)"), ("", "posterior median"), ("_high", "high end (97.5 %)"))
+# Layout only: size of a panel (inches), lines in a panel, and b (ms/um^2) from which the axis of
+# b is logarithmic.
+_PANEL_SIZE = 2.6
+_MAX_LINES = 8
+_LARGE_B = 10.0
+INTERVAL = {"_low": "2.5 % quantile", "": "posterior median", "_high": "97.5 % quantile"}
 
 
 def plot_maps(
     fit: VoxelFit, names: Iterable[str] | None = None, slice_index: int | None = None
 ) -> Figure:
-    """Maps of a slice, with the ends of their 95 % intervals above and below.
+    """Maps of a slice, between the lower and upper limits of their 95 % intervals.
 
     Parameters
     ----------
     fit : VoxelFit
         Of any model, of an image of two or three dimensions.
     names : iterable of str, optional
-        Of `fit.MAPS`; all where not given.
+        Some of `fit.MAPS`; all by default.
     slice_index : int, optional
-        Along the third axis; the middle one where not given.
+        Along the third axis; the middle one by default.
 
     Returns
     -------
@@ -44,7 +47,7 @@ def plot_maps(
     Raises
     ------
     ValueError
-        Unknown maps, or a fit that is no image.
+        Unknown maps, or a fit that is not an image.
     ImportError
         Without matplotlib: ``pip install dipy_spinverse[viz]``.
 
@@ -62,24 +65,25 @@ def plot_maps(
         )
     if len(fit.shape) == 3:
         fit = fit[:, :, fit.shape[2] // 2 if slice_index is None else slice_index]
-    rows = _ROWS if hasattr(fit, f"{names[0]}_low") else _ROWS[1:2]
+    suffixes = list(INTERVAL) if hasattr(fit, f"{names[0]}_low") else [""]
     outside = ~np.isin(fit.status, FITTED)
+    n_rows, n_columns = len(suffixes), len(names)
     figure, axes = pyplot.subplots(
-        len(rows), len(names), figsize=(_SIZE * len(names), _SIZE * len(rows)), squeeze=False,
-        layout="constrained",
+        n_rows, n_columns, figsize=(_PANEL_SIZE * n_columns, _PANEL_SIZE * n_rows),
+        squeeze=False, layout="constrained",
     )  # fmt: skip
     for column, name in zip(axes.T, names, strict=True):
-        unit = words_of(name, fit).unit
-        images = [np.ma.array(getattr(fit, name + end), mask=outside).T for end, _ in rows]
-        middle = images[len(rows) // 2].compressed()
-        top = np.quantile(middle, 0.99) if middle.size else 1.0
+        unit = map_description(name, fit).unit
+        images = [np.ma.array(getattr(fit, name + s), mask=outside).T for s in suffixes]
+        medians = images[n_rows // 2].compressed()
+        maximum = np.quantile(medians, 0.99) if medians.size else 1.0
         for axis, image in zip(column, images, strict=True):
-            shown = axis.imshow(image, origin="lower", vmin=min(0, image.min() or 0), vmax=top)
+            shown = axis.imshow(image, origin="lower", vmin=min(0, image.min() or 0), vmax=maximum)
             axis.set(xticks=[], yticks=[])
         figure.colorbar(shown, ax=list(column), location="bottom", shrink=0.85, extend="max")
         column[0].set_title(name.replace("_", " ") + ("" if unit == "1" else f" ({unit})"))
-    for axis, (_, words) in zip(axes[:, 0], rows, strict=True):
-        axis.set_ylabel(words)
+    for axis, suffix in zip(axes[:, 0], suffixes, strict=True):
+        axis.set_ylabel(INTERVAL[suffix])
     return figure
 
 
@@ -87,14 +91,14 @@ def plot_signals(fit: VoxelFit, data: Any, voxel: tuple[int, ...] = ()) -> Figur
     """Signals of a voxel against b, and against diffusion time, with the fit.
 
     Points are means over the directions of a shell of one timing, lines are those of the fit;
-    bars are one standard error of the noise. Of many shells or timings some are shown.
+    error bars are one standard error. Of many shells or timings a selection is shown.
 
     Parameters
     ----------
     fit : VoxelFit
         Of measurements with pulsed gradients.
     data : array-like (..., M)
-        What was fitted.
+        The fitted signals.
     voxel : tuple of int, optional
         Its index; not needed in the fit of a single voxel.
 
@@ -110,47 +114,48 @@ def plot_signals(fit: VoxelFit, data: Any, voxel: tuple[int, ...] = ()) -> Figur
         Without matplotlib.
     """
     pyplot = _pyplot()
-    one = fit[voxel]
-    if one.shape != () or one.status not in FITTED:
+    voxel_fit = fit[voxel]
+    if voxel_fit.shape != () or voxel_fit.status not in FITTED:
         raise ValueError(f"voxel is {voxel!r}; give the index of one that was fitted.")
     acquisition = fit.model.acquisition
-    measured, predicted = np.asarray(data[voxel]), one.predict()
-    S0 = one.S0_per_te[0]
+    measured, predicted = np.asarray(data[voxel]), voxel_fit.predict()
+    S0 = voxel_fit.S0_per_te[0]
     shells = np.where(acquisition.b0_mask, 0, acquisition.b.round(1))
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure, (b_axis, time_axis) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     times = acquisition.big_delta
-    for axis, along, others, label, unit in (
-        (left, shells, times, "Delta", "ms"),
-        (right, times, shells, "b", "ms/um^2"),
+    for axis, abscissa, grouping, label, unit in (
+        (b_axis, shells, times, "Delta", "ms"),
+        (time_axis, times, shells, "b", "ms/um^2"),
     ):
-        for k, other in enumerate(_some(others, along)):
-            at = np.unique(along[others == other])
-            groups = [(along == x) & (others == other) for x in at]
+        for k, group in enumerate(_line_groups(grouping, abscissa)):
+            x = np.unique(abscissa[grouping == group])
+            rows = [(abscissa == value) & (grouping == group) for value in x]
             mean, fitted = (
-                np.array([s[rows].mean() for rows in groups]) / S0 for s in (measured, predicted)
+                np.array([signals[row].mean() for row in rows]) / S0
+                for signals in (measured, predicted)
             )
-            error = [one.sigma / np.sqrt(rows.sum()) / S0 for rows in groups]
+            error = [voxel_fit.sigma / np.sqrt(row.sum()) / S0 for row in rows]
             color = f"C{k}"
-            axis.errorbar(at, mean, error, fmt="o", color=color, markersize=4, capsize=2)
-            axis.plot(at, fitted, color=color, label=f"{label} {other:.3g} {unit}")
+            axis.errorbar(x, mean, error, fmt="o", color=color, markersize=4, capsize=2)
+            axis.plot(x, fitted, color=color, label=f"{label} {group:.3g} {unit}")
         axis.set_ylim(bottom=0)
         axis.legend(fontsize=8, frameon=False)
-    if shells.max() > _WIDE:
-        left.set_xscale("symlog", linthresh=1.0)
-        left.set_xlim(left=-0.1)
-    left.set(xlabel="b (ms/um^2)", ylabel="mean signal / S0")
-    right.set(xlabel="Delta (ms)")
+    if shells.max() > _LARGE_B:
+        b_axis.set_xscale("symlog", linthresh=1.0)
+        b_axis.set_xlim(left=-0.1)
+    b_axis.set(xlabel="b (ms/um^2)", ylabel="mean signal / S0")
+    time_axis.set(xlabel="Delta (ms)")
     return figure
 
 
-def _some(others, along):
-    """As many values as a legend can hold, of those that make a line."""
-    values = np.unique(others)
-    often = np.array([len(np.unique(along[others == value])) for value in values])
-    if often.max() > 1:
-        values = values[often > 1]
-    shown = np.linspace(0, len(values) - 1, min(len(values), _MOST_LINES)).round().astype(int)
-    return values[shown]
+def _line_groups(grouping, abscissa):
+    """Up to `_MAX_LINES` values of `grouping`, those with several values of `abscissa` first."""
+    values = np.unique(grouping)
+    n_points = np.array([len(np.unique(abscissa[grouping == value])) for value in values])
+    if n_points.max() > 1:
+        values = values[n_points > 1]
+    index = np.linspace(0, len(values) - 1, min(len(values), _MAX_LINES)).round().astype(int)
+    return values[index]
 
 
 def plot_walls(fit: SpinverseFit, voxel: tuple[int, ...] = (), n_slices: int = 4) -> Figure:
@@ -180,22 +185,23 @@ def plot_walls(fit: SpinverseFit, voxel: tuple[int, ...] = (), n_slices: int = 4
     from matplotlib.collections import LineCollection
     from matplotlib.colors import Normalize
 
-    one = fit[voxel]
-    if one.shape != () or not one.has_walls:
+    voxel_fit = fit[voxel]
+    if voxel_fit.shape != () or not voxel_fit.has_walls:
         raise ValueError(f"voxel is {voxel!r}; give the index of one with walls.")
-    grid, probability = fit.model.grid, one.wall_probability
-    low, high = (end(grid.face_points.reshape(-1, 3), axis=0) for end in (np.min, np.max))
+    grid, probability = fit.model.grid, voxel_fit.wall_probability
+    corners = grid.face_points.reshape(-1, 3)
+    low, high = corners.min(axis=0), corners.max(axis=0)
     # A little above the middle of each slab, where a lattice may have walls in the very plane.
     heights = low[2] + (np.arange(n_slices) + 0.52) / n_slices * (high - low)[2]
     figure, axes = pyplot.subplots(
         1, n_slices, figsize=(2.8 * n_slices, 3), squeeze=False, layout="constrained"
     )
-    order = np.argsort(probability)  # the likeliest are drawn last
+    order = np.argsort(probability)  # the most probable are drawn last
     for axis, z in zip(axes[0], heights, strict=True):
-        segments, cut = _cut(grid.face_points[order], z)
-        drawn = LineCollection(segments, cmap="viridis_r", linewidths=2)
-        drawn.set(array=probability[order][cut], clim=(0, 1), alpha=probability[order][cut])
-        axis.add_collection(drawn)
+        segments, is_cut = plane_intersection(grid.face_points[order], z)
+        lines = LineCollection(segments, cmap="viridis_r", linewidths=2)
+        lines.set(array=probability[order][is_cut], clim=(0, 1), alpha=probability[order][is_cut])
+        axis.add_collection(lines)
         axis.set(
             title=f"z = {z:.1f} um", xlabel="x (um)", aspect="equal", xlim=(low[0], high[0]),
             ylim=(low[1], high[1]),
@@ -206,21 +212,77 @@ def plot_walls(fit: SpinverseFit, voxel: tuple[int, ...] = (), n_slices: int = 4
     return figure
 
 
-def _cut(triangles, z):
+def plane_intersection(triangles: np.ndarray, z: float) -> tuple[np.ndarray, np.ndarray]:
     """Segments (S, 2, 2) of triangles (F, 3, 3) in a plane of height z; which ones it cuts."""
     height = triangles[:, :, 2] - z
-    cut = (height.min(axis=1) < 0) & (height.max(axis=1) > 0)
-    corners, height = triangles[cut], height[cut]
+    is_cut = (height.min(axis=1) < 0) & (height.max(axis=1) > 0)
+    corners, height = triangles[is_cut], height[is_cut]
     # The corner that is alone on its side; its two edges cross the plane.
-    above = height > 0
-    lone = np.where(above.sum(axis=1) == 1, above.argmax(axis=1), above.argmin(axis=1))
-    rows, ends = np.arange(len(lone)), []
+    is_above = height > 0
+    lone = np.where(is_above.sum(axis=1) == 1, is_above.argmax(axis=1), is_above.argmin(axis=1))
+    rows, points = np.arange(len(lone)), []
     for step in (1, 2):
-        other = (lone + step) % 3
-        share = height[rows, lone] / (height[rows, lone] - height[rows, other])
-        way = corners[rows, other] - corners[rows, lone]
-        ends.append((corners[rows, lone] + share[:, None] * way)[:, :2])
-    return np.stack(ends, axis=1), cut
+        neighbour = (lone + step) % 3
+        share = height[rows, lone] / (height[rows, lone] - height[rows, neighbour])
+        edge = corners[rows, neighbour] - corners[rows, lone]
+        points.append((corners[rows, lone] + share[:, None] * edge)[:, :2])
+    return np.stack(points, axis=1), is_cut
+
+
+def plot_posterior(
+    draws: Mapping[str, np.ndarray] | Mapping[str, Mapping[str, np.ndarray]],
+    names: Iterable[str] | None = None,
+    truth: Mapping[str, float] | None = None,
+) -> Figure:
+    """Marginal posterior distributions of one voxel, for each parameter and each pair.
+
+    Parameters
+    ----------
+    draws : mapping of ndarray (n,), or mapping of such mappings
+        From :func:`posterior_draws` or :meth:`LearnedModel.draws`; several, by name, are overlaid.
+    names : iterable of str, optional
+        All but S0 by default.
+    truth : mapping of float, optional
+        Marked by lines.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ImportError
+        Without matplotlib.
+    """
+    pyplot = _pyplot()
+    several = isinstance(next(iter(draws.values())), Mapping)
+    posteriors: Mapping[str, Any] = draws if several else {"posterior": draws}
+    names = list(names or (name for name in next(iter(posteriors.values())) if name != "S0"))
+    n = len(names)
+    figure, axes = pyplot.subplots(
+        n, n, figsize=(2.4 * n, 2.4 * n), layout="constrained", squeeze=False
+    )
+    for (i, row), (j, column) in product(enumerate(names), repeat=2):
+        axis = axes[i, j]
+        axis.set_visible(j <= i)
+        for k, (label, samples) in enumerate(posteriors.items()):
+            color = f"C{k}"
+            if i == j:
+                axis.hist(samples[row], 40, density=True, alpha=0.5, color=color, label=label)
+                for limit in np.quantile(samples[row], [0.025, 0.975]):
+                    axis.axvline(limit, color=color, linestyle=":")
+            elif j < i:
+                axis.plot(samples[column], samples[row], ".", ms=2, alpha=0.3, color=color)
+        if truth is not None and j <= i:
+            axis.axvline(truth[column], color="k", linewidth=1)
+            if j < i:
+                axis.axhline(truth[row], color="k", linewidth=1)
+        axis.set(xlabel=column if i == n - 1 else "", yticks=[] if i == j else axis.get_yticks())
+        if j == 0 and i > 0:
+            axis.set_ylabel(row)
+    if several:
+        axes[0, 0].legend(fontsize=7)
+    return figure
 
 
 def _pyplot():

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dipy_spinverse.report.words import TRUSTED, words_of
+from dipy_spinverse.report.descriptions import TRUSTED, map_description
 from dipy_spinverse.spinverse.fit import AGREEMENT_THRESHOLD
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.status import FITTED, Status
@@ -85,7 +85,7 @@ def save_page(
     from jinja2 import Environment, PackageLoader
     from plotly.offline import get_plotlyjs
 
-    from dipy_spinverse.report import page_figures as draw
+    from dipy_spinverse.report import plotly_figures as draw
     from dipy_spinverse.report.methods import methods_paragraph
 
     slices = draw.Slices(fit, np.eye(4) if affine is None else affine)
@@ -105,7 +105,7 @@ def save_page(
         status_figure=_html(draw.status_figure(fit, slices)) if several else "",
         maps=_map_rows(fit),
         map_figures=[
-            (name, words_of(name, fit).means, _html(draw.map_figure(fit, name, slices)))
+            (name, map_description(name, fit).meaning, _html(draw.map_figure(fit, name, slices)))
             for name in fit.MAPS
         ]
         if several
@@ -166,8 +166,8 @@ def _map_rows(fit):
     fitted = good if good.any() else np.isin(fit.status, FITTED)
     rows = []
     for name in fit.MAPS:
-        words = words_of(name, fit)
-        row = {"name": name, "unit": words.unit, "means": words.means, "median": "-",
+        words = map_description(name, fit)
+        row = {"name": name, "unit": words.unit, "means": words.meaning, "median": "-",
                "interval": "-"}  # fmt: skip
         if fitted.any():
             ends = [end for end in ("", "_low", "_high") if hasattr(fit, name + end)]

@@ -88,7 +88,7 @@ def map_bounds(
     ----------
     acquisition : Acquisition
     selections : ndarray (A, M) of bool
-        Measurements of each part.
+        BaseAcquisition of each part.
     sigma : float
         Noise over the signal at b = 0.
     diffusivity, free_diffusivity : float
@@ -260,7 +260,7 @@ def _scaled_maps(model, tissue, z, frames, free_water):
     }
 
 
-def determined_directions(
+def n_identifiable_directions(
     acquisition: Acquisition, grid: TetrahedralGrid, sigma: float, diffusivity: float, seed: int
 ) -> int:
     """Independent numbers about the faces of a grid that measurements determine.

@@ -14,15 +14,15 @@ from scipy.ndimage import median_filter
 from dipy_spinverse.acquisition.conversion import as_acquisition, require_pulsed
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.grid import TetrahedralGrid
-from dipy_spinverse.scan_design.blind_spots import BlindSpot, blind_spots, resolution_limit_um
 from dipy_spinverse.scan_design.bounds import (
     CLASSES,
     LOG_MAPS,
     ORIENTATION,
     MapBounds,
-    determined_directions,
     map_bounds,
+    n_identifiable_directions,
 )
+from dipy_spinverse.scan_design.limitations import Limitation, limitations, resolution_limit_um
 from dipy_spinverse.units import diffusivity_um2_per_ms
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 # Share of the prior's spread that is left; 0.2 is 0.04 of a fraction, 20 % of a diameter, a
 # factor of 1.5 of a permeability.
-_DETERMINED = 0.2
-_ROUGHLY = 0.5
+_IDENTIFIABLE = 0.2
+_WEAKLY = 0.5
 _WINDOWS = 8  # running medians take this part of all tissues
 _UNITS = {"pore_diameter": "um", "wall_permeability": "um/ms", "exchange_time": "ms",
           "surface_to_volume": "1/um"}  # fmt: skip
@@ -45,7 +45,11 @@ _PHRASES = {
     "orientation_dispersion": "dispersions of orientation",
     "free_water_fraction": "fractions of free water",
 }
-_VERDICT_COLORS = {"determined": "#2a7f62", "roughly": "#d9a441", "not determined": "#b5483a"}
+_VERDICT_COLORS = {
+    "identifiable": "#2a7f62",
+    "weakly identifiable": "#d9a441",
+    "not identifiable": "#b5483a",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +63,7 @@ class Identifiability:
         Noise over the signal at b = 0.
     bounds : dict of MapBounds
         Of each map, at tissues drawn from the prior.
-    blind_spots : tuple of BlindSpot
+    limitations : tuple of Limitation
     resolution_limit_um : float
         Diameter of impermeable cylinders below which all look alike, in closed form.
     n_faces, n_determined : int or None
@@ -70,7 +74,7 @@ class Identifiability:
     acquisition: Acquisition
     sigma: float
     bounds: dict[str, MapBounds]
-    blind_spots: tuple[BlindSpot, ...]
+    limitations: tuple[Limitation, ...]
     resolution_limit_um: float
     n_faces: int | None = None
     n_determined: int | None = None
@@ -91,8 +95,8 @@ class Identifiability:
         for name, bound in self.bounds.items():
             left = bound.posterior_sd[0] / bound.prior_sd
             median = np.median(left)
-            verdict = "determined" if median <= _DETERMINED else "roughly"
-            verdict = verdict if median <= _ROUGHLY else "not determined"
+            verdict = "identifiable" if median <= _IDENTIFIABLE else "weakly identifiable"
+            verdict = verdict if median <= _WEAKLY else "not identifiable"
             rows.append(
                 {
                     "map": name,
@@ -101,26 +105,25 @@ class Identifiability:
                     "posterior": _spread(name, median * bound.prior_sd),
                     "removed": float(1 - (left**2).mean()),
                     "verdict": verdict,
-                    "fails": [] if verdict == "not determined" else _failures(name, self.bounds),
+                    "fails": [] if verdict == "not identifiable" else _failures(name, self.bounds),
                 }
             )
         return rows
 
-    def sentences(self) -> list[str]:
+    def findings(self) -> list[str]:
         """What cannot be seen, in words."""
         rows = {row["map"]: row for row in self.table()}
         said = []
-        for spot in self.blind_spots:
-            row = rows.get(spot.suffers)
+        for spot in self.limitations:
+            row = rows.get(spot.affected_map)
             effect = ""
-            if row is not None and row["verdict"] != "determined":
-                verdict = row["verdict"].replace("roughly", "roughly determined")
-                effect = f" Here {_PHRASES[row['map']]} are {verdict}: {_text(row)}."
-            said.append(spot.sentence + effect)
+            if row is not None and row["verdict"] != "identifiable":
+                effect = f" Here {_PHRASES[row['map']]} are {row['verdict']}: {_text(row)}."
+            said.append(spot.description + effect)
         for row in rows.values():
             if row["fails"]:
                 where = ", or ".join(row["fails"])
-                said.append(f"{_PHRASES[row['map']].capitalize()} are not determined {where}.")
+                said.append(f"{_PHRASES[row['map']].capitalize()} are not identifiable {where}.")
         said.append(
             f"Impermeable cylinders with diameters below {self.resolution_limit_um:.2g} um look "
             "alike."
@@ -144,7 +147,7 @@ class Identifiability:
             lines.append(
                 f"{row['map']:24s}{before:>16s}{after:>16s}{removed:>9s}  {row['verdict']}"
             )
-        return "\n".join([*lines, "", *(f"- {sentence}" for sentence in self.sentences())])
+        return "\n".join([*lines, "", *(f"- {sentence}" for sentence in self.findings())])
 
     def figure(self, target: str | PathLike | Axes | None = None) -> Axes:
         """Draw the spread of each map after the scan over that before.
@@ -232,13 +235,13 @@ def identifiability(
     ...     b=[0, *[1.0] * 10, *[4.0] * 10], directions=np.vstack([np.zeros(3), directions]),
     ...     small_delta=8, big_delta=30)
     >>> result = identifiability(acquisition, n_draws=60)
-    >>> [spot.name for spot in result.blind_spots]
+    >>> [spot.name for spot in result.limitations]
     ['one diffusion time']
     >>> row = result.table()[1]
     >>> row["map"], row["verdict"]
-    ('restricted_fraction', 'roughly')
+    ('restricted_fraction', 'weakly identifiable')
     """
-    acquisition = checked_plan(acquisition, sigma, classes, n_draws)
+    acquisition = validated_acquisition(acquisition, sigma, classes, n_draws)
     d = diffusivity_um2_per_ms("diffusivity", diffusivity)
     free = diffusivity_um2_per_ms("free_diffusivity", free_diffusivity)
     everything = np.ones((1, len(acquisition)), dtype=bool)
@@ -248,14 +251,14 @@ def identifiability(
         )  # fmt: skip
     of_grid: tuple[int, ...] = ()
     if grid is not None:
-        of_grid = grid.n_faces, determined_directions(acquisition, grid, sigma, d, seed)
+        of_grid = grid.n_faces, n_identifiable_directions(acquisition, grid, sigma, d, seed)
     return Identifiability(
-        acquisition, sigma, bounds, tuple(blind_spots(acquisition, sigma, d)),
+        acquisition, sigma, bounds, tuple(limitations(acquisition, sigma, d)),
         resolution_limit_um(acquisition, sigma, d), *of_grid,
     )  # fmt: skip
 
 
-def checked_plan(acquisition, sigma, classes, n_draws) -> Acquisition:
+def validated_acquisition(acquisition, sigma, classes, n_draws) -> Acquisition:
     """The acquisition, after a check of all that describes the plan."""
     acquisition = require_pulsed(as_acquisition(acquisition, name="acquisition"))
     if acquisition.b0_mask.all():
@@ -307,7 +310,7 @@ def _failures(name, bounds):
             continue
         order = np.argsort(values)
         window = max(len(order) // _WINDOWS, 3)
-        fails = median_filter(left[order], size=window, mode="nearest") > _ROUGHLY
+        fails = median_filter(left[order], size=window, mode="nearest") > _WEAKLY
         if fails.all() or not fails.any():
             continue
         values = np.exp(values[order]) if driver in LOG_MAPS else values[order]
@@ -340,7 +343,7 @@ def _draw(axes, result):
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_xlabel("spread after the scan / spread before (median tissue; line: 80 % of tissues)")
-    for limit in (_DETERMINED, _ROUGHLY):
+    for limit in (_IDENTIFIABLE, _WEAKLY):
         axes.axvline(limit, color="0.5", linewidth=0.8, linestyle=":", zorder=0.5)
     handles = [axes.bar(0, 0, color=color) for color in _VERDICT_COLORS.values()]
     axes.legend(

@@ -11,7 +11,7 @@ from dipy.core.gradients import GradientTable
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO
 from dipy_spinverse.scan_design.bounds import CLASSES, map_bounds
-from dipy_spinverse.scan_design.identifiability import checked_plan
+from dipy_spinverse.scan_design.identifiability import validated_acquisition
 from dipy_spinverse.units import diffusivity_um2_per_ms
 
 _B0_SHARE = 0.1  # b = 0 per direction where a shell has an echo time of its own
@@ -99,7 +99,7 @@ def suggest(
     >>> best["big_delta"]
     80.0
     """
-    acquisition = checked_plan(acquisition, sigma, classes, n_draws)
+    acquisition = validated_acquisition(acquisition, sigma, classes, n_draws)
     if candidates is None:
         candidates = _candidates(acquisition)
     shells = [_shell(acquisition, candidate) for candidate in candidates]

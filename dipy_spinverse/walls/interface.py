@@ -122,7 +122,7 @@ class InterfaceMesh:
             The file.
         origin_mm : array-like (3,) or (4, 4), optional
             Only for ``.gii``: where the grid's centre is put, mm, or an affine from um to mm, as
-            :func:`dipy_spinverse.report.files.in_voxel` gives it.
+            :func:`dipy_spinverse.report.meshes.voxel_affine` gives it.
 
         Raises
         ------

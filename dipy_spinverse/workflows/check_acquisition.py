@@ -68,7 +68,7 @@ class CheckAcquisitionFlow(Command):
         found = self.check(acquired, **self.takes("check", given))
         print(found)
         paths["report"].write_text(f"{found}\n")
-        said = {"acquisition": repr(acquired), "maps": found.table(), "said": found.sentences()}
+        said = {"acquisition": repr(acquired), "maps": found.table(), "said": found.findings()}
         paths["table"].write_text(json.dumps(said, indent=2) + "\n")
         try:
             found.figure(paths["figure"])

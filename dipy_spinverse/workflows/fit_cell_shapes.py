@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dipy_spinverse.report.files import MESH_SUFFIXES, in_voxel
+from dipy_spinverse.report.meshes import MESH_SUFFIXES, voxel_affine
 from dipy_spinverse.workflows.diffusion import DiffusionCommand
 from dipy_spinverse.workflows.fit_command import Images
 
@@ -55,5 +55,6 @@ class CellShapesFlow(DiffusionCommand):
             name = "_".join([paths["cell"].name, *map(str, voxel)])
             for suffix in MESH_SUFFIXES:
                 mesh.save(
-                    paths["cell"].with_name(name + suffix), in_voxel(images.affine, voxel, size)
+                    paths["cell"].with_name(name + suffix),
+                    voxel_affine(images.affine, voxel, size),
                 )

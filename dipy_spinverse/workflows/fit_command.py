@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from dipy_spinverse.report.files import (
-    save_image,
-    save_map,
-    save_predictions,
-    save_settings,
-    settings_of,
-    with_suffixes,
+from dipy_spinverse.report.descriptions import (
+    MAP_DESCRIPTIONS,
+    STATUS_DESCRIPTIONS,
+    map_description,
 )
-from dipy_spinverse.report.words import OF_MAPS, OF_STATUS, words_of
+from dipy_spinverse.report.images import map_paths, save_image, save_map, save_predictions
+from dipy_spinverse.report.settings import run_settings, save_settings
 from dipy_spinverse.workflows.command import Command
 
 if TYPE_CHECKING:
@@ -56,9 +54,9 @@ def outputs_of(maps: tuple[str, ...], others: tuple[str, ...] = ()) -> dict[str,
 
 
 def _map_output(name, more):
-    unit, means = OF_MAPS[name].unit, OF_MAPS[name].means
+    unit, meaning = MAP_DESCRIPTIONS[name].unit, MAP_DESCRIPTIONS[name].meaning
     unit = "" if unit == "1" else f" ({unit})"
-    return f"{name}.nii.gz", f"Name of the map of {name}{unit}: {means}{more}."
+    return f"{name}.nii.gz", f"Name of the map of {name}{unit}: {meaning}{more}."
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,8 +215,8 @@ class FitCommand(Command):
         seconds = time.perf_counter() - start
         inputs = {name: value for name, value in given.items() if name.endswith("_files")}
         settings = {name: value for name, value in given.items() if name not in inputs}
-        units = {name: words_of(name, fit).unit for name in (*fit.MAPS, *self.others)}
-        about = settings_of(inputs, settings, fit, seconds, units)
+        units = {name: map_description(name, fit).unit for name in (*fit.MAPS, *self.others)}
+        about = run_settings(inputs, settings, fit, seconds, units)
         self.write(fit, images, about, paths)
         self.page(fit, images, about, paths, **self.takes("page", given))
         logger.info("%s", summary(fit, seconds))
@@ -226,11 +224,11 @@ class FitCommand(Command):
     def written(self, paths: dict[str, Path]) -> Iterator[Path]:
         """Files of all outputs, with those beside a map."""
         for name, path in paths.items():
-            yield from with_suffixes(path) if name in self.maps else (path,)
+            yield from map_paths(path) if name in self.maps else (path,)
 
 
 def _description(name, fit=None):
-    words = words_of(name, fit)
+    words = map_description(name, fit)
     return f"{name} ({words.unit}), dipy_spinverse"
 
 
@@ -240,7 +238,7 @@ def summary(fit: VoxelFit, seconds: float) -> str:
 
     wanted = fit.status[fit.status != Status.NOT_FITTED]
     lines = [f"{wanted.size} voxels in {seconds:.1f} s:"]
-    for name, words in OF_STATUS.items():
+    for name, words in STATUS_DESCRIPTIONS.items():
         count = int((wanted == Status[name]).sum())
         if count:
             lines.append(f"{count:>8} {name}: {words}")

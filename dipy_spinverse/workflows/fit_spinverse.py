@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dipy_spinverse.report.files import save_meshes
+from dipy_spinverse.report.meshes import save_meshes
 from dipy_spinverse.workflows.diffusion import DiffusionCommand
 from dipy_spinverse.workflows.fit_command import Images
 

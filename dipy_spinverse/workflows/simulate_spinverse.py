@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dipy_spinverse.report.files import save_image
+from dipy_spinverse.report.images import save_image
 from dipy_spinverse.workflows.command import Command
 from dipy_spinverse.workflows.diffusion import check_pulses, read_acquisition
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from dipy_spinverse.compartments.learned.learned_model import LearnedModel
+from dipy_spinverse.compartments.learned.model import LearnedModel
 
 __all__ = ["LearnedModel"]

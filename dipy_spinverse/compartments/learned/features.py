@@ -27,7 +27,7 @@ _KURTOSIS_B = 3.1
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """From signals to features; see :func:`encoder_for`."""
+    """From signals to features; see :func:`feature_encoder`."""
 
     acquisition: BaseAcquisition
     kinds: tuple[str, ...]
@@ -72,7 +72,7 @@ class Encoder:
         return np.stack([fan, np.cross(axis, fan), axis], axis=1)
 
 
-def encoder_for(
+def feature_encoder(
     acquisition: BaseAcquisition, definition: Definition, kinds: Iterable[str] = ("zonal",)
 ) -> Encoder:
     """Features of an acquisition.

@@ -18,14 +18,14 @@ from dipy_spinverse.compartments.definition import Definition
 _FARTHEST = 6.0  # standard deviations of the prior
 
 
-def units_and_fractions(definition: Definition, values: Mapping[str, np.ndarray]) -> np.ndarray:
+def scaled_targets(definition: Definition, values: Mapping[str, np.ndarray]) -> np.ndarray:
     """Scalars over their range, then fractions of pools (V, P + K)."""
     unit = [(values[p.name] - p.low) / (p.high - p.low) for p in definition.parameters]
     return np.stack([*unit, *(values[name] for name in definition.pools)], axis=1)
 
 
 def latent(definition: Definition, targets: np.ndarray) -> np.ndarray:
-    """Latent coordinates (V, P + K - 1) of `units_and_fractions`.
+    """Latent coordinates (V, P + K - 1) of `scaled_targets`.
 
     Of fractions, each as a share of what those before it leave: 1 - (1 - share)^k is uniform,
     where k others follow.
@@ -55,7 +55,7 @@ def from_latent(definition: Definition, coordinates: Tensor) -> Tensor:
 
 
 def values_from(definition: Definition, targets: Tensor) -> dict[str, Tensor]:
-    """All values (...) from `units_and_fractions` (P + K, ...), as maps are made from them."""
+    """All values (...) from `scaled_targets` (P + K, ...), as maps are made from them."""
     n = len(definition.parameters)
     values = {
         p.name: p.low + (p.high - p.low) * targets[k] for k, p in enumerate(definition.parameters)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dipy_spinverse.compartments.learned.features import Encoder
-from dipy_spinverse.compartments.learned.targets import units_and_fractions
+from dipy_spinverse.compartments.learned.targets import scaled_targets
 from dipy_spinverse.compartments.model import CompartmentModel
 from dipy_spinverse.voxels.image import signal_without_diffusion
 from dipy_spinverse.voxels.progress import stepwise
@@ -24,7 +24,7 @@ class TrainingSet:
     ----------
     features : ndarray (V, F)
     targets : ndarray (V, P + K)
-        See :func:`units_and_fractions`.
+        See :func:`scaled_targets`.
     S0 : ndarray (V,)
         (True signal without diffusion over the measured one - 1) over the noise.
     derived : ndarray (V, D)
@@ -86,7 +86,7 @@ def _part(model, encoder, n, snr, rng):
     derived = [maps[name] for name in definition.derived if name in maps]
     return (
         features.astype(np.float32),
-        units_and_fractions(definition, values),
+        scaled_targets(definition, values),
         (1 / S0_te[:, 0] - 1) / noise[:, 0],
         np.stack(derived, axis=1) if derived else np.zeros((n, 0)),
     )

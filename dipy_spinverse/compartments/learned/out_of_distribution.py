@@ -16,7 +16,7 @@ _MARGIN = 0.05  # of the range of the training
 _MANY = 0.05  # of the voxels
 
 
-def warn_of_noise(noise: np.ndarray, snr: tuple[float, float]) -> None:
+def warn_if_noise_differs(noise: np.ndarray, snr: tuple[float, float]) -> None:
     """Warn of noise (V,), over the signal without diffusion, outside of what was learned."""
     low, high = snr
     outside = (noise > 1.1 / low) | (noise < 0.9 / high)
@@ -29,7 +29,7 @@ def warn_of_noise(noise: np.ndarray, snr: tuple[float, float]) -> None:
         )
 
 
-def warn_of_strangers(
+def warn_if_out_of_distribution(
     image: Image,
     status: np.ndarray,
     acquisition: BaseAcquisition,

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from nibabel.orientations import aff2axcodes
 from plotly.subplots import make_subplots
 
-from dipy_spinverse.report.words import OF_STATUS, words_of
+from dipy_spinverse.report.descriptions import STATUS_DESCRIPTIONS, map_description
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.status import FITTED, Status
 from dipy_spinverse.walls.interface import InterfaceMesh
@@ -126,7 +126,7 @@ class Slices:
 
 def map_figure(fit: VoxelFit, name: str, slices: Slices) -> go.Figure:
     """A map, and the ends of its 95 % interval beside it."""
-    unit = words_of(name, fit).unit
+    unit = map_description(name, fit).unit
     unit = "" if unit == "1" else unit
     middle = slices.of(getattr(fit, name))
     columns = {"posterior median": middle}
@@ -166,7 +166,7 @@ def status_rows(fit: VoxelFit) -> list[dict[str, Any]]:
     return [
         {
             "name": Status(code).name, "color": STATUS_COLORS[code], "voxels": int(count),
-            "words": OF_STATUS[Status(code).name],
+            "words": STATUS_DESCRIPTIONS[Status(code).name],
         }
         for code, count in zip(found.tolist(), counts.tolist(), strict=True)
     ]  # fmt: skip

@@ -18,7 +18,7 @@ from dipy_spinverse.compartments.signals.pools import pool_signals
 _N_CHECKED = 48  # measurements that tell whether the model explains a voxel
 
 
-def places_of(
+def parameter_vectors(
     definition: Definition, targets: np.ndarray, frames: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Arrays of a fit from scalars and fractions (V, P + K) and frames (V, A, 3, 3)."""
@@ -37,12 +37,12 @@ def places_of(
     return result
 
 
-def checked_rows(acquisition: BaseAcquisition) -> np.ndarray:
-    """Measurements whose residual is computed."""
+def residual_rows(acquisition: BaseAcquisition) -> np.ndarray:
+    """BaseAcquisition whose residual is computed."""
     return np.unique(np.linspace(0, len(acquisition) - 1, _N_CHECKED).round().astype(int))
 
 
-def residual_of(
+def residual_rms_of(
     definition: Definition,
     acquisition: BaseAcquisition,
     places: Mapping[str, np.ndarray],
@@ -57,13 +57,13 @@ def residual_of(
     definition : Definition
     acquisition : BaseAcquisition
     places : mapping
-        From `places_of`.
+        From `parameter_vectors`.
     S0 : ndarray (V,)
     data : ndarray (V, M)
     noise : ndarray (V, K) or None
         At each echo time, where the data are magnitudes.
     """
-    rows = checked_rows(acquisition)
+    rows = residual_rows(acquisition)
     encoding = encoding_of(acquisition.subset(rows), torch.float32, timed=definition.timed)
     unit, frames, fractions = (
         torch.tensor(places[k]).float() for k in ("_unit", "_frames", "_fractions")

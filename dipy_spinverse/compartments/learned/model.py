@@ -20,13 +20,20 @@ from dipy_spinverse.compartments.fibres import maps_of
 from dipy_spinverse.compartments.fit import CompartmentFit
 from dipy_spinverse.compartments.fitting.chunk import layout
 from dipy_spinverse.compartments.learned import learner_file, networks
-from dipy_spinverse.compartments.learned.features import encoder_for
+from dipy_spinverse.compartments.learned.features import feature_encoder
 from dipy_spinverse.compartments.learned.learner import Learner
 from dipy_spinverse.compartments.learned.methods import check_options, predict, train
-from dipy_spinverse.compartments.learned.places import checked_rows, places_of, residual_of
+from dipy_spinverse.compartments.learned.out_of_distribution import (
+    warn_if_noise_differs,
+    warn_if_out_of_distribution,
+)
+from dipy_spinverse.compartments.learned.parameter_vectors import (
+    parameter_vectors,
+    residual_rms_of,
+    residual_rows,
+)
 from dipy_spinverse.compartments.learned.targets import from_latent, latent, values_from
 from dipy_spinverse.compartments.learned.training import training_set
-from dipy_spinverse.compartments.learned.unlike import warn_of_noise, warn_of_strangers
 from dipy_spinverse.compartments.model import CompartmentModel
 from dipy_spinverse.docstrings import fill_doc
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
@@ -215,7 +222,7 @@ class LearnedModel(VoxelModel):
             )
         image = without_noise_alone(image, self.acquisition)
         image = replace(image, voxels=replace(image.voxels, sigma=image.noise))
-        warn_of_noise(image.noise / image.voxels.S0[:, 0], self.snr)
+        warn_if_noise_differs(image.noise / image.voxels.S0[:, 0], self.snr)
         posterior = self.method == "mixture-density" and n_draws > 0
         status, values = fit_image(
             image,
@@ -226,7 +233,9 @@ class LearnedModel(VoxelModel):
             model=self.model,
             options={"n_draws": n_draws, "sigma": sigma, **self.scaling, **self.learner.arrays},
         )
-        warn_of_strangers(image, status, self.model.acquisition, self.encoder, self.scaling)
+        warn_if_out_of_distribution(
+            image, status, self.model.acquisition, self.encoder, self.scaling
+        )
         fit = CompartmentFit(self.model, status, values)
         if refine:
             sigma = np.where(fit.sigma > 0, fit.sigma, 1)
@@ -320,7 +329,7 @@ class LearnedModel(VoxelModel):
     def _assemble(self, model, method, features, snr, seed):
         self.model, self.acquisition = model, model.acquisition
         self.method, self.snr, self.seed = method, tuple(snr), int(seed)
-        self.encoder = encoder_for(model.acquisition, model.definition, features)
+        self.encoder = feature_encoder(model.acquisition, model.definition, features)
 
     def start(self, fit: CompartmentFit) -> dict[str, np.ndarray]:
         """What :meth:`CompartmentModel.fit` takes as `start`, from a fit of this learner."""
@@ -353,7 +362,7 @@ class LearnedModel(VoxelModel):
         sigma = np.asarray(voxels.sigma)
         noise = sigma[:, None] / voxels.S0
         data = voxels.signals / voxels.S0[:, self.acquisition.te_index]
-        n_checked = len(checked_rows(self.model.acquisition))
+        n_checked = len(residual_rows(self.model.acquisition))
         result = self._estimated(data, noise, n_draws)
         return result | {
             "n_fibres": 1,
@@ -388,9 +397,9 @@ class LearnedModel(VoxelModel):
         if self.method == "mixture-density" and n_draws:
             result |= summary({name: draws.numpy() for name, draws in maps.items()}, axis=1)
             result["effective_draws"] = np.full(len(data), float(n_draws))
-        places = places_of(definition, targets, frames)
+        places = parameter_vectors(definition, targets, frames)
         floor = noise if self.model.likelihood == "rician" else None
-        rms = residual_of(definition, self.model.acquisition, places, S0, data, floor)
+        rms = residual_rms_of(definition, self.model.acquisition, places, S0, data, floor)
         return result | places | {"residual_rms": rms}
 
     def _drawn(self, features, noise, n_draws):

@@ -21,7 +21,7 @@ _RESTRICTED_SHARE = 0.5  # of the signal, in the cylinders
 
 
 @dataclass(frozen=True)
-class BlindSpot:
+class Limitation:
     """A deficiency of an acquisition.
 
     Attributes
@@ -29,18 +29,18 @@ class BlindSpot:
     name : str
         "one diffusion time", "low b", "long pulses", "one shell", "few directions", "no b0" or
         "echo time without b0".
-    sentence : str
+    description : str
         What it is, what it hides, and what would help.
-    suffers : str
+    affected_map : str
         The map that suffers most.
     """
 
     name: str
-    sentence: str
-    suffers: str
+    description: str
+    affected_map: str
 
 
-def blind_spots(acquisition: Acquisition, sigma: float, diffusivity: float) -> list[BlindSpot]:
+def limitations(acquisition: Acquisition, sigma: float, diffusivity: float) -> list[Limitation]:
     """Deficiencies of an acquisition.
 
     Parameters
@@ -56,7 +56,7 @@ def blind_spots(acquisition: Acquisition, sigma: float, diffusivity: float) -> l
     --------
     >>> acquisition = Acquisition(b=[0, 1, 1, 1], directions=np.vstack([np.zeros(3), np.eye(3)]),
     ...                           small_delta=10, big_delta=30)
-    >>> [spot.name for spot in blind_spots(acquisition, 0.02, 2.0)]
+    >>> [spot.name for spot in limitations(acquisition, 0.02, 2.0)]
     ['one diffusion time', 'low b', 'long pulses', 'one shell', 'few directions']
     """
     acquisition = require_pulsed(acquisition)
@@ -81,7 +81,7 @@ def resolution_limit_um(acquisition: Acquisition, sigma: float, diffusivity: flo
     Parameters
     ----------
     acquisition, sigma, diffusivity
-        As in :func:`blind_spots`.
+        As in :func:`limitations`.
 
     References
     ----------
@@ -108,7 +108,7 @@ def _one_diffusion_time(acquisition):
     times = acquisition.diffusion_time[~acquisition.b0_mask]
     if times.max() > _SAME_TIME * times.min():
         return None
-    return BlindSpot(
+    return Limitation(
         "one diffusion time",
         f"One diffusion time ({times.mean():.3g} ms): exchange through leaky walls and wide pores "
         "both lower the signal, and only their change with time tells them apart. Add a second "
@@ -121,7 +121,7 @@ def _low_b(acquisition, diffusivity):
     largest = acquisition.b.max()
     if largest * diffusivity >= _LEAST_WEIGHTING:
         return None
-    return BlindSpot(
+    return Limitation(
         "low b",
         f"The largest b is {largest:.3g} ms/um^2, where free water of this diffusivity keeps "
         f"{100 * np.exp(-largest * diffusivity):.0f} % of its signal: restricted water does not "
@@ -135,7 +135,7 @@ def _long_pulses(acquisition, sigma, diffusivity):
     if limit <= _THIN_PORE_UM:
         return None
     gradient, pulse, _ = _strongest(acquisition)
-    return BlindSpot(
+    return Limitation(
         "long pulses",
         f"The pulses ({pulse:.3g} ms at {1e3 * gradient:.0f} mT/m) are too long and weak for "
         f"small pores: cylinders with diameters below {limit:.2g} um all look alike. Use the "
@@ -148,7 +148,7 @@ def _one_shell(acquisition):
     b = acquisition.b[~acquisition.b0_mask]
     if b.max() > _SAME_B * b.min():
         return None
-    return BlindSpot(
+    return Limitation(
         "one shell",
         f"One shell (b = {b.mean():.3g} ms/um^2): how much water is restricted and how freely the "
         "rest moves are confounded, unless the diffusivity is known. Add a second b-value.",
@@ -165,7 +165,7 @@ def _few_directions(acquisition):
         if n < _TENSOR_DIRECTIONS
         else "the dispersion of orientations is hardly determined"
     )
-    return BlindSpot(
+    return Limitation(
         "few directions",
         f"{n} direction{'s' * (n != 1)}: {hidden}, and sizes depend on how walls lie to them. Use "
         f"{_ENOUGH_DIRECTIONS} or more.",
@@ -181,7 +181,7 @@ def _n_axes(directions):
 
 def _missing_b0(acquisition):
     if not acquisition.b0_mask.any():
-        yield BlindSpot(
+        yield Limitation(
             "no b0",
             "No measurement without diffusion weighting: S0 has to be guessed from the weighted "
             "ones, and takes part of the restricted fraction with it. Add b = 0.",
@@ -190,7 +190,7 @@ def _missing_b0(acquisition):
         return
     missing = acquisition.echo_times[~acquisition.b0_per_te.any(axis=1)]
     if missing.size:
-        yield BlindSpot(
+        yield Limitation(
             "echo time without b0",
             f"No b = 0 at TE {', '.join(f'{te:.4g}' for te in missing)} ms: relaxation and "
             "diffusion are confounded there. Add b = 0 at each echo time, or use one TE for all.",

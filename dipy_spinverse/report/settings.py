@@ -1,0 +1,61 @@
+"""The record of a command: inputs, settings, software versions and numbers of voxels, as JSON."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from dipy_spinverse.voxels.fit import VoxelFit
+
+PACKAGES = (
+    "dipy_spinverse", "dipy", "torch", "numpy", "scipy", "numba", "nibabel", "meshio",
+    "scikit-image",
+)  # fmt: skip
+
+
+def run_settings(
+    inputs: dict, settings: dict, fit: VoxelFit, seconds: float, units: dict[str, str]
+) -> dict[str, Any]:
+    """Inputs, settings, versions and the meaning of the status codes, for JSON.
+
+    Parameters
+    ----------
+    inputs : dict
+        Input files by the names of the command line's arguments.
+    settings : dict
+        All other arguments of the command line.
+    fit : VoxelFit
+    seconds : float
+        Wall time of the fit.
+    units : dict
+        Unit of each map.
+    """
+    from dipy_spinverse.voxels import Status
+
+    codes, counts = np.unique(fit.status, return_counts=True)
+    voxels = dict(zip(codes.tolist(), counts.tolist(), strict=True))
+    return {
+        "inputs": {name: str(value) for name, value in inputs.items()},
+        "settings": settings,
+        "map_units": units,
+        "status": {
+            status.name.lower(): {"code": int(status), "voxels": voxels.get(int(status), 0)}
+            for status in Status
+        },
+        "seconds": round(seconds, 3),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in PACKAGES},
+        },
+    }
+
+
+def save_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Write :func:`run_settings` as JSON."""
+    path.write_text(json.dumps(settings, indent=2, default=str) + "\n")
