@@ -27,7 +27,7 @@ from benchmarks.peers import FOLDER, peer_result
 from benchmarks.prior_voxels import hcp_scheme, models, simulated
 from benchmarks.tables import table
 from dipy_spinverse import ActiveAxModel, IVIMModel, NODDIModel, ZCDModel
-from dipy_spinverse.compartments import Compartment, compose, rest, tortuosity
+from dipy_spinverse.compartments import Compartment, complement, compose, tortuosity
 from dipy_spinverse.compartments.definition import Parameter
 
 _SNR = 30
@@ -266,7 +266,7 @@ def _with_tortuosity(acquisition, kernel, diffusivity):
     zeppelin = {"parallel": diffusivity, "perpendicular": tortuosity(diffusivity, "share")}
     parts = [
         Compartment(kernel, "tissue", arguments, share="share"),
-        Compartment("zeppelin", "tissue", zeppelin, share=rest("share")),
+        Compartment("zeppelin", "tissue", zeppelin, share=complement("share")),
     ]
     return compose(acquisition, parts, parameters)
 

@@ -16,7 +16,7 @@ import torch
 from benchmarks.command import command, keep
 from benchmarks.prior_voxels import models, simulated
 from benchmarks.tables import table
-from dipy_spinverse.compartments.posterior.draws import posterior_draws
+from dipy_spinverse.compartments.posterior_draws import posterior_draws
 
 N_VOXELS, N_QUICK, N_DRAWS = 300, 20, 256
 ESTIMATES = ("mean", "median", "likeliest")

@@ -11,7 +11,7 @@ from benchmarks.published_noddi import published_signals, sphere
 from dipy_spinverse import Acquisition, ActiveAxModel, IVIMModel, NODDIModel, load_fit
 from dipy_spinverse.acquisition import TensorAcquisition
 from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
-from dipy_spinverse.compartments import Compartment, OwnKernel, Parameter, compose
+from dipy_spinverse.compartments import Compartment, CustomKernel, Parameter, compose
 
 TRUTH = {
     "ndi": np.array([0.3, 0.6, 0.8]), "odi": np.array([0.5, 0.2, 0.05]),
@@ -144,8 +144,10 @@ def test_waveforms_count_by_their_b_tensors():
 def test_models_that_b_tensors_do_not_tell_refuse_them():
     with pytest.raises(ValueError, match="cylinder of ActiveAx has restricted diffusion"):
         ActiveAxModel(mixed_table())
-    kernel = OwnKernel("mine", (), lambda encoding, square: 0 * encoding.b[:, None] * square + 1)
-    with pytest.raises(ValueError, match="mine of own model is known for linear encoding"):
+    kernel = CustomKernel(
+        "mine", (), lambda encoding, square: 0 * encoding.b[:, None] * square + 1
+    )
+    with pytest.raises(ValueError, match="mine of custom model is known for linear encoding"):
         compose(mixed_table(), [Compartment(kernel, "a")])
     lopsided = mixed_table()
     lopsided.btens[20] = np.diag([900.0, 700.0, 400.0])
@@ -180,7 +182,7 @@ def test_a_kernel_of_ones_own_has_its_own_parameters():
     model = compose(
         two_shells(),
         [
-            Compartment(OwnKernel("curved stick", ("diffusivity", "kurtosis"), curved),
+            Compartment(CustomKernel("curved stick", ("diffusivity", "kurtosis"), curved),
                         "neurites", {"diffusivity": "along", "kurtosis": "kurtosis"}),
             Compartment("ball", "water", {"diffusivity": 3.0}),
         ],

@@ -219,10 +219,10 @@ def test_start_values_replace_the_dictionary():
     model = NODDIModel(two_shells())
     data = model.signals(NODDI)
     start = {name: NODDI[name] for name in ("ndi", "odi", "axis")}
-    fit = model.fit(data, sigma=1e-3, start=start, n_draws=0)
+    fit = model.fit(data, sigma=1e-3, initial_values=start, n_draws=0)
     assert np.allclose(fit.ndi, NODDI["ndi"], atol=2e-3)
-    with pytest.raises(ValueError, match="start lacks"):
-        model.fit(data, start={"ndi": 0.5})
+    with pytest.raises(ValueError, match="initial_values lacks"):
+        model.fit(data, initial_values={"ndi": 0.5})
 
 
 def test_draws_of_the_prior_make_signals_and_maps():

@@ -10,7 +10,7 @@ from dipy.core.sphere import HemiSphere, disperse_charges
 
 from dipy_spinverse import Acquisition
 from dipy_spinverse.compartments import NODDIModel
-from dipy_spinverse.compartments.posterior.draws import posterior_draws
+from dipy_spinverse.compartments.posterior_draws import posterior_draws
 from dipy_spinverse.report.figures import plot_maps, plot_posterior, plot_signals
 from dipy_spinverse.report.glyphs import superquadrics
 from dipy_spinverse.report.scenes import plot_glyphs

@@ -12,8 +12,8 @@ from scipy.stats import norm, rice
 
 from dipy_spinverse import Acquisition, ActiveAxModel, IVIMModel, NODDIModel, ZCDModel
 from dipy_spinverse.compartments import Compartment, Parameter, VERDICTModel, compose
-from dipy_spinverse.compartments.posterior.degeneracy import unresolved_diameters
-from dipy_spinverse.compartments.posterior.draws import posterior_draws
+from dipy_spinverse.compartments.identifiability import resolution_limits
+from dipy_spinverse.compartments.posterior_draws import posterior_draws
 
 N_DRAWS = 2000
 
@@ -95,7 +95,7 @@ def test_construction_says_which_diameters_look_alike_and_so_do_intervals(caplog
     with caplog.at_level("INFO", "dipy_spinverse"):
         model = ActiveAxModel(strong())
     assert "um all values of axon_diameter look alike" in caplog.text
-    least = unresolved_diameters(model.definition, model.acquisition)["axon_diameter"]
+    least = resolution_limits(model.definition, model.acquisition)["axon_diameter"]
     truth = {"axon_share": 0.6, "free_water_fraction": 0.05, "dot_fraction": 0.0,
              "axis": np.tile([0, 0, 1.0], (20, 1))}  # fmt: skip
     lows = []

@@ -18,7 +18,7 @@ from dipy_spinverse.compartments.fitting.fractions import nonnegative_amplitudes
 from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.kernels import KERNELS
 from dipy_spinverse.compartments.signals.pools import pool_signals
-from dipy_spinverse.compartments.signals.series import chebyshev_series
+from dipy_spinverse.compartments.signals.series import evaluate_chebyshev
 from dipy_spinverse.voxels.rician import log_likelihoods, rician_information, rician_target
 
 ARGUMENTS = {
@@ -139,7 +139,7 @@ def test_series_has_derivatives_forward_and_backward():
     t = (torch.rand(2, 7, dtype=torch.float64) * 2 - 1).requires_grad_()
     shell = torch.tensor([0, 2, 1, 1, 0, 2, 2])
     assert torch.autograd.gradcheck(
-        lambda c, x: chebyshev_series(c, x, shell), (coefficients, t), check_forward_ad=True
+        lambda c, x: evaluate_chebyshev(c, x, shell), (coefficients, t), check_forward_ad=True
     )
 
 
@@ -147,7 +147,7 @@ def test_series_has_derivatives_forward_and_backward():
 def test_series_are_those_of_numpy(length):
     coefficients, t = torch.randn(2, length, 3), 2 * torch.rand(2, 7) - 1
     shell = torch.tensor([0, 2, 1, 1, 0, 2, 2])
-    found = chebyshev_series(coefficients.double(), t.double(), shell).numpy()
+    found = evaluate_chebyshev(coefficients.double(), t.double(), shell).numpy()
     for v, m in np.ndindex(2, 7):
         expected = chebval(float(t[v, m]), coefficients[v, :, shell[m]].double().numpy())
         assert abs(found[v, m] - expected) < 1e-12

@@ -243,4 +243,4 @@ def test_crossings_are_as_many_as_the_evidence_says():
     assert (two.fibre_fractions_low[:, 0] < two.fibre_fractions[:, 0]).all()
     assert (two.axes_cone[:, :2] > 0).all() and (two.axes_cone[:, :2] < 20).all()
     with pytest.raises(ValueError, match="crossings=True finds the fibre populations"):
-        model.fit(data, crossings=True, start={"ndi": 0.5})
+        model.fit(data, crossings=True, initial_values={"ndi": 0.5})

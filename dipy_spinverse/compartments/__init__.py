@@ -7,7 +7,7 @@ from dipy_spinverse.compartments.definition import (
     Compartment,
     Definition,
     Parameter,
-    rest,
+    complement,
     tortuosity,
 )
 from dipy_spinverse.compartments.fit import CompartmentFit
@@ -21,7 +21,7 @@ from dipy_spinverse.compartments.ready_made import (
     VERDICTModel,
 )
 from dipy_spinverse.compartments.signals.exchange import TWO_SITES
-from dipy_spinverse.compartments.signals.kernels import OwnKernel
+from dipy_spinverse.compartments.signals.kernels import CustomKernel
 from dipy_spinverse.compartments.signals.sizes import GAMMA_CYLINDERS
 
 __all__ = [
@@ -36,13 +36,13 @@ __all__ = [
     "MTENODDIModel",
     "NEXIModel",
     "NODDIModel",
-    "OwnKernel",
+    "CustomKernel",
     "Parameter",
     "SANDIModel",
     "StandardModel",
     "VERDICTModel",
     "ZCDModel",
     "compose",
-    "rest",
+    "complement",
     "tortuosity",
 ]

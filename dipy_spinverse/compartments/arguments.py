@@ -18,13 +18,13 @@ from dipy_spinverse.acquisition import (
 )
 from dipy_spinverse.acquisition.b_tensors import b_anisotropy
 from dipy_spinverse.acquisition.checks import seconds_to_ms, symmetric_tensors
-from dipy_spinverse.compartments.fitting.chunk import MOST_FIBRES
-from dipy_spinverse.compartments.posterior.degeneracy import (
+from dipy_spinverse.compartments.chunk import MAX_FIBRES
+from dipy_spinverse.compartments.identifiability import (
     SNR,
-    undetermined,
-    unresolved_diameters,
+    resolution_limits,
+    undetermined_parameters,
 )
-from dipy_spinverse.compartments.signals.kernels import OwnKernel
+from dipy_spinverse.compartments.signals.kernels import CustomKernel
 from dipy_spinverse.units import MS_PER_UM2
 from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.image import Image
@@ -73,7 +73,7 @@ def _linear(gtab):
 def _only_gaussian(definition):
     """Refuses models whose signals b-tensors do not tell."""
     for c in definition.compartments:
-        if c.timed or isinstance(c.kernel, OwnKernel):
+        if c.timed or isinstance(c.kernel, CustomKernel):
             reason = "has restricted diffusion" if c.timed else "is known for linear encoding"
             raise ValueError(
                 f"gtab has b-tensors that are not linear, or free waveforms, but the "
@@ -123,9 +123,9 @@ def check_acquisition(definition, acquisition) -> None:
             "measurements; give more, or know some parameters."
         )
     shells = np.unique(acquisition.b[~acquisition.b0_mask].round(1 if definition.axes else 3))
-    if len(shells) < definition.least_shells:
+    if len(shells) < definition.min_shells:
         raise ValueError(
-            f"{name} needs at least {definition.least_shells} different b > 0, the acquisition "
+            f"{name} needs at least {definition.min_shells} different b > 0, the acquisition "
             f"has {shells.round(2).tolist()} ms/um^2: its parameters cannot be told apart."
         )
     if len(acquisition.echo_times) > 1 and not acquisition.b0_per_te.any(axis=1).all():
@@ -134,7 +134,7 @@ def check_acquisition(definition, acquisition) -> None:
             f"There is no b0 at the echo times {te.tolist()} ms; each echo time has its own S0 "
             "and needs one. Leave these measurements out, or raise b0_threshold."
         )
-    names = undetermined(definition, acquisition)
+    names = undetermined_parameters(definition, acquisition)
     if names:
         warnings.warn(
             f"The acquisition tells nearly nothing, at an SNR of {SNR:g}, about "
@@ -142,7 +142,7 @@ def check_acquisition(definition, acquisition) -> None:
             "these parameters, or measure otherwise. (Less noise, as averages have, can do, too.)",
             stacklevel=4,
         )
-    for diameter, least in unresolved_diameters(definition, acquisition).items():
+    for diameter, least in resolution_limits(definition, acquisition).items():
         _LOGGER.info(
             "Below about %.1f um all values of %s look alike to %s at an SNR of 30 in this "
             "acquisition; intervals say so.", least, diameter, name,
@@ -187,7 +187,7 @@ def populations(peaks, shape) -> dict[str, np.ndarray]:
             f"peaks has voxels {directions.shape[:-2]}, the data {shape}; fit them to the same "
             "image."
         )
-    directions = directions.reshape(n_voxels, -1, 3)[:, :MOST_FIBRES]
+    directions = directions.reshape(n_voxels, -1, 3)[:, :MAX_FIBRES]
     there = np.linalg.norm(directions, axis=2) > 0.5
     axes = np.tile(np.eye(3), (n_voxels, 1, 1))
     for k in range(directions.shape[1]):
@@ -209,7 +209,7 @@ def _check_units(definition, tensors):
 
 def complete(definition, parameters):
     """Values (V,) and (V, 3) as tensors, with S0 and all fractions, and the voxels' shape."""
-    axes = {*definition.axes, *(f"{name}_fan" for name in definition.fans)}
+    axes = {*definition.axes, *(f"{name}_fan" for name in definition.fanned_axes)}
     scalars = {p.name for p in definition.parameters}
     unknown = set(parameters) - axes - scalars - {*definition.pools, "S0"}
     missing = sorted((scalars | axes) - set(parameters))
@@ -230,7 +230,7 @@ def complete(definition, parameters):
     }
     ones = torch.ones(int(np.prod(shape)), dtype=torch.float64)
     values.setdefault("S0", ones)
-    values |= {name: value * ones for name, value in definition.known.items()}
+    values |= {name: value * ones for name, value in definition.fixed.items()}
     if left_out:
         values[left_out[0]] = ones - sum(values[n] for n in definition.pools if n in values)
     return values, tuple(shape)

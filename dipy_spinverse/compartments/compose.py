@@ -17,8 +17,8 @@ def compose(
     compartments: Iterable[Compartment],
     parameters: Iterable[Parameter] = (),
     *,
-    name: str = "own model",
-    known: Mapping[str, float] | None = None,
+    name: str = "custom model",
+    fixed: Mapping[str, float] | None = None,
     derived: Mapping[str, Callable] | None = None,
     maps: Iterable[str] = (),
     **kwargs: Any,
@@ -33,7 +33,7 @@ def compose(
         (known), or a function of all values (linked).
     parameters : iterable of Parameter
     name : str, optional
-    known : mapping of float, optional
+    fixed : mapping of float, optional
         Values that arguments may name, which a fit takes as given and asks the data about.
     derived : mapping, optional
         Further maps, functions of all values and fractions.
@@ -63,6 +63,6 @@ def compose(
     (0.002, 0.7)
     """
     definition = Definition(
-        name, tuple(parameters), tuple(compartments), known or {}, derived or {}, maps=tuple(maps)
+        name, tuple(parameters), tuple(compartments), fixed or {}, derived or {}, maps=tuple(maps)
     )
     return CompartmentModel(gtab, definition, **kwargs)

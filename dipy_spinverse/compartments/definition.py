@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dipy_spinverse.compartments.signals.kernels import ARGUMENTS, ORIENTED, TIMED, OwnKernel
+from dipy_spinverse.compartments.signals.kernels import ARGUMENTS, ORIENTED, TIMED, CustomKernel
 
 Values = Mapping[str, Tensor]
 Expression = str | float | Callable[[Values], Tensor]
@@ -62,7 +62,7 @@ class Compartment:
 
     Attributes
     ----------
-    kernel : str or OwnKernel
+    kernel : str or CustomKernel
         "stick", "cylinder", "zeppelin", "ball", "dot" or "sphere", or one of your own.
     pool : str
         Its linear fraction. Compartments of the same pool need a `share`.
@@ -90,7 +90,7 @@ class Compartment:
         without, each echo time has its own S0.
     """
 
-    kernel: str | OwnKernel
+    kernel: str | CustomKernel
     pool: str
     arguments: Mapping[str, Expression] = field(default_factory=dict)
     share: Expression = 1.0
@@ -103,10 +103,10 @@ class Compartment:
     T1: Expression | None = None
 
     def __post_init__(self):
-        own = isinstance(self.kernel, OwnKernel)
+        own = isinstance(self.kernel, CustomKernel)
         if not own and self.kernel not in ARGUMENTS:
             raise ValueError(
-                f"kernel is {self.kernel!r}; use one of {', '.join(ARGUMENTS)}, or an OwnKernel."
+                f"kernel is {self.kernel!r}; use one of {', '.join(ARGUMENTS)}, or a CustomKernel."
             )
         needed = self.kernel.arguments if own else ARGUMENTS[self.kernel]
         if set(self.arguments) != set(needed):
@@ -138,19 +138,19 @@ class Compartment:
     @property
     def kernel_name(self) -> str:
         """In words."""
-        return self.kernel.name if isinstance(self.kernel, OwnKernel) else self.kernel
+        return self.kernel.name if isinstance(self.kernel, CustomKernel) else self.kernel
 
     @property
     def oriented(self) -> bool:
         """Whether the kernel has an axis at all."""
-        if isinstance(self.kernel, OwnKernel):
+        if isinstance(self.kernel, CustomKernel):
             return self.kernel.oriented
         return self.kernel in ORIENTED
 
     @property
     def timed(self) -> bool:
         """Whether the kernel depends on the pulse timing beyond b."""
-        if isinstance(self.kernel, OwnKernel):
+        if isinstance(self.kernel, CustomKernel):
             return self.kernel.timed
         return self.kernel in TIMED
 
@@ -169,7 +169,7 @@ class Definition:
     name : str
     parameters : tuple of Parameter
     compartments : tuple of Compartment
-    known : mapping of float
+    fixed : mapping of float
         Values by name that are not searched for. The data are asked whether they are right.
     derived : mapping
         Further maps as functions of all values, the fractions among them.
@@ -177,18 +177,18 @@ class Definition:
         Of derived maps and known values, "1" where not given.
     maps : tuple of str
         Names of the maps of a fit; all parameters, pools and derived ones where empty.
-    least_shells : int
+    min_shells : int
         Distinct b > 0 below which the parameters are not determined.
     n_starts : int
         Places from which a search begins; 1 where signals are known to have one best fit.
-    bent : bool
+    curved : bool
         Whether likely values lie on long bent ridges, of which samples around fits miss the ends:
         draws for one population are then led from the prior, which takes several times as long.
-    single : Definition or None
+    single_fibre : Definition or None
         The model with one fibre population, where this is one of several or none.
     n_fibres : int
         Fibre populations.
-    n_levels : int
+    n_S0_corrections : int
         Of the last parameters: levels of the echo times after the first, see `fibres`.
     arguments : mapping
         Of the named model that it is of, in DIPY's units; a fit's file keeps them.
@@ -197,23 +197,23 @@ class Definition:
     name: str
     parameters: tuple[Parameter, ...]
     compartments: tuple[Compartment, ...]
-    known: Mapping[str, float] = field(default_factory=dict)
+    fixed: Mapping[str, float] = field(default_factory=dict)
     derived: Mapping[str, Callable[[Values], Tensor]] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)
     maps: tuple[str, ...] = ()
-    least_shells: int = 1
+    min_shells: int = 1
     n_starts: int = 4
-    bent: bool = False
-    single: Definition | None = None
+    curved: bool = False
+    single_fibre: Definition | None = None
     n_fibres: int = 1
-    n_levels: int = 0
+    n_S0_corrections: int = 0
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         if not self.compartments:
             raise ValueError(f"Model {self.name!r} has no compartments; give at least one.")
         names = [p.name for p in self.parameters]
-        taken = [*names, *self.known, *self.pools, *self.axes, *self.derived, "S0"]
+        taken = [*names, *self.fixed, *self.pools, *self.axes, *self.derived, "S0"]
         twice = sorted({name for name in taken if taken.count(name) > 1})
         if twice:
             raise ValueError(f"Model {self.name!r} uses {twice} for two things; rename one.")
@@ -223,7 +223,7 @@ class Definition:
             for value in (*c.arguments.values(), c.share, c.odi, c.fanning, c.T2, c.T1)
             if isinstance(value, str)
         }
-        unknown = sorted(used - set(names) - set(self.known))
+        unknown = sorted(used - set(names) - set(self.fixed))
         if unknown:
             raise ValueError(
                 f"Compartments of {self.name!r} refer to {unknown}, which are no parameters; the "
@@ -244,7 +244,7 @@ class Definition:
         return tuple(dict.fromkeys(c.axis for c in self.compartments if c.has_axis))
 
     @property
-    def fans(self) -> tuple[str, ...]:
+    def fanned_axes(self) -> tuple[str, ...]:
         """Names of the axes that also have a plane of fanning."""
         bingham = (c.axis for c in self.compartments if c.dispersion == "bingham")
         return tuple(dict.fromkeys(bingham))
@@ -255,14 +255,14 @@ class Definition:
         return any(c.timed for c in self.compartments)
 
     @property
-    def relaxes(self) -> bool:
+    def has_relaxation(self) -> bool:
         """Whether compartments have relaxation times of their own."""
         return any((c.T2, c.T1) != (None, None) for c in self.compartments)
 
     @property
     def n_unknowns(self) -> int:
         """Degrees of freedom, with S0."""
-        return len(self.parameters) + len(self.pools) + 2 * len(self.axes) + len(self.fans)
+        return len(self.parameters) + len(self.pools) + 2 * len(self.axes) + len(self.fanned_axes)
 
     def unit_of(self, name: str) -> str:
         """Unit of a map."""
@@ -279,7 +279,7 @@ def tortuosity(parallel: float | str, share: str) -> Callable[[Values], Tensor]:
     return _Tortuosity(parallel, share)
 
 
-def rest(*names: str) -> Callable[[Values], Tensor]:
+def complement(*names: str) -> Callable[[Values], Tensor]:
     """One minus the values named."""
     return _Rest(names)
 
@@ -303,7 +303,7 @@ class _Rest:
         return 1 - sum(values[name] for name in self.names)
 
 
-def evaluate(expression: Expression, values: Values) -> Tensor:
+def expression_value(expression: Expression, values: Values) -> Tensor:
     """Value (V,) of an expression."""
     if isinstance(expression, str):
         return values[expression]

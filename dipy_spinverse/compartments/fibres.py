@@ -31,7 +31,11 @@ def with_fibres(definition: Definition, n: int) -> Definition:
         }
         parameters = tuple(p for p in definition.parameters if p.name not in dispersions)
         return replace(
-            definition, parameters=parameters, compartments=parts, single=definition, n_fibres=0
+            definition,
+            parameters=parameters,
+            compartments=parts,
+            single_fibre=definition,
+            n_fibres=0,
         )
     own = {p.name for p in definition.parameters if p.per_fibre}
     parameters = tuple(
@@ -49,7 +53,7 @@ def with_fibres(definition: Definition, n: int) -> Definition:
             for c in definition.compartments
             for part in ([_of_fibre(c, k, own) for k in range(1, n + 1)] if c.has_axis else [c])
         ),
-        single=definition,
+        single_fibre=definition,
         n_fibres=n,
     )
 
@@ -60,7 +64,7 @@ def maps_of(definition: Definition, values: Values) -> dict[str, Tensor]:
     In crossings, fractions are summed over populations, and parameters of which each has its own
     are averaged with the fractions; without populations, dispersion is complete.
     """
-    single = definition.single or definition
+    single = definition.single_fibre or definition
     merged = _merged(definition, single, values)
     merged |= {name: function(merged) for name, function in single.derived.items()}
     return {name: merged[name] * UNITS[single.unit_of(name)] for name in single.maps}
@@ -112,18 +116,18 @@ def _view(values, own, k):
     return {**values, **{name: values[f"{name}_{k}"] for name in own}}
 
 
-def with_levels(definition: Definition, n_echo_times: int) -> Definition:
+def with_S0_corrections(definition: Definition, n_echo_times: int) -> Definition:
     """The model with a level of each echo time but the first, where compartments do not relax.
 
     Each echo time has its own S0, which its b0 tell with their noise; a level is what it is over
     what they say. With few b0 a fit that believed them would be too sure of the rest.
     """
-    n = 0 if definition.relaxes else n_echo_times - 1
+    n = 0 if definition.has_relaxation else n_echo_times - 1
     levels = (Parameter(f"level of echo time {k + 2}", *_LEVELS) for k in range(n))
-    return replace(definition, parameters=(*definition.parameters, *levels), n_levels=n)
+    return replace(definition, parameters=(*definition.parameters, *levels), n_S0_corrections=n)
 
 
-def levels_of(definition: Definition, values: Values) -> Tensor:
+def S0_corrections(definition: Definition, values: Values) -> Tensor:
     """Levels (V, K) of all echo times."""
-    own = [values[p.name] for p in definition.parameters[-definition.n_levels :]]
+    own = [values[p.name] for p in definition.parameters[-definition.n_S0_corrections :]]
     return torch.stack([torch.ones_like(own[0]), *own], dim=1)

@@ -23,13 +23,18 @@ from dipy_spinverse.compartments.arguments import (
     with_noise,
     without_noise_alone,
 )
+from dipy_spinverse.compartments.chunk import (
+    CompartmentChunkFit,
+    FitSettings,
+    compartment_layout,
+    voxels_per_chunk,
+)
 from dipy_spinverse.compartments.definition import UNITS, Definition
-from dipy_spinverse.compartments.fibres import maps_of, with_fibres, with_levels
+from dipy_spinverse.compartments.fibres import maps_of, with_fibres, with_S0_corrections
 from dipy_spinverse.compartments.fit import CompartmentFit
-from dipy_spinverse.compartments.fitting.chunk import FitChunk, Settings, layout, voxels_per_chunk
-from dipy_spinverse.compartments.fitting.coordinates import Place, values_of
-from dipy_spinverse.compartments.fitting.refutation import shifts
-from dipy_spinverse.compartments.fitting.variable_projection import combined
+from dipy_spinverse.compartments.fitting.model_test import pooled_score_test
+from dipy_spinverse.compartments.fitting.parameters import NonlinearParameters, physical_values
+from dipy_spinverse.compartments.fitting.variable_projection import predicted_signals
 from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.pools import pool_signals
 from dipy_spinverse.docstrings import fill_doc
@@ -117,7 +122,7 @@ class CompartmentModel(VoxelModel):
         sigma: ArrayLike | None = None,
         peaks: PeaksAndMetrics | None = None,
         crossings: bool = False,
-        start: Mapping[str, np.ndarray] | None = None,
+        initial_values: Mapping[str, np.ndarray] | None = None,
         n_draws: int = _N_DRAWS,
         engine: str = "serial",
         n_jobs: int = -1,
@@ -138,7 +143,7 @@ class CompartmentModel(VoxelModel):
         crossings : bool, optional
             Fit 0 to 3 fibre populations, as many as have the most evidence, in directions that
             are found without peaks.
-        start : mapping of ndarray (...) or (..., 3), optional
+        initial_values : mapping of ndarray (...) or (..., 3), optional
             All parameters and axes to begin with, for instance from a learner, instead of the
             dictionary; for one population.
         %(n_draws)s
@@ -154,26 +159,30 @@ class CompartmentModel(VoxelModel):
             Arguments of wrong shape or range.
         """
         check_number("n_draws", n_draws, 0)
-        if crossings and (peaks is not None or start is not None or not self.definition.axes):
+        if crossings and (
+            peaks is not None or initial_values is not None or not self.definition.axes
+        ):
             raise ValueError(
                 f"crossings=True finds the fibre populations of {self.definition.name} itself; "
-                "leave it out where peaks or a start say them, or the model has no axis."
+                "leave it out where peaks or initial_values say them, or the model has no axis."
             )
         how = Engine(engine, n_jobs, verbose, journal, max_memory)
         shape = np.shape(data)[:-1]
-        own = self._starts(start, shape) | populations(peaks, shape)
+        own = self._starts(initial_values, shape) | populations(peaks, shape)
         image = image_of(data, mask, sigma, self.acquisition, own=own, max_memory=max_memory)
         image = with_noise(without_noise_alone(image, self.acquisition))
-        settings = Settings(
+        settings = FitSettings(
             self.likelihood, self.solver, n_draws, self.seed, getattr(torch, self.dtype), crossings
         )
         n_echo_times = len(self.acquisition.echo_times)
-        definition = with_levels(self.definition, n_echo_times)
+        definition = with_S0_corrections(self.definition, n_echo_times)
         kinds = 2 * image.voxels.own["n_fibres"] + image.voxels.signed
         status, values = fit_image(
             image,
-            FitChunk(definition, self.acquisition, settings, refine_sigma=sigma is None),
-            layout(definition, n_echo_times, posterior=n_draws > 0),
+            CompartmentChunkFit(
+                definition, self.acquisition, settings, refine_sigma=sigma is None
+            ),
+            compartment_layout(definition, n_echo_times, posterior=n_draws > 0),
             how,
             most=voxels_per_chunk(self.definition, self.acquisition, n_draws),
             model=self,
@@ -183,7 +192,7 @@ class CompartmentModel(VoxelModel):
         explained = status[image.status == Status.CONVERGED] != Status.MISFIT
         score, information = (values[name][explained] for name in ("_score", "_information"))
         where = (image.status == Status.CONVERGED) & (status != Status.MISFIT)
-        refuted, better = shifts(self.definition.known, score, information, where)
+        refuted, better = pooled_score_test(self.definition.fixed, score, information, where)
         status[where] = np.where(refuted, Status.MISFIT, status[where])
         self._warn_of_values(better, refuted.sum())
         return CompartmentFit(self, status, values)
@@ -193,7 +202,7 @@ class CompartmentModel(VoxelModel):
         for name, value in better.items():
             scale = UNITS[self.definition.unit_of(name)]
             warnings.warn(
-                f"{name} is known as {scale * self.definition.known[name]:.3g} to "
+                f"{name} is known as {scale * self.definition.fixed[name]:.3g} to "
                 f"{self.definition.name}, the data as a whole would have about "
                 f"{scale * value:.2g}: the maps are biased ({n_voxels} voxels are MISFIT). Give "
                 "another value, or have it fitted.",
@@ -213,17 +222,19 @@ class CompartmentModel(VoxelModel):
             without = pool_signals(definition, encoding.without_diffusion())
             all_rows = np.flatnonzero(count == n)
             for rows in (all_rows[k : k + size] for k in range(0, len(all_rows), size)):
-                place = Place(
+                place = NonlinearParameters(
                     torch.tensor(values["_unit"][rows, : len(definition.parameters)]),
                     torch.tensor(values["_frames"][rows, : 9 * n_axes]).reshape(
                         len(rows), n_axes, 3, 3
                     ),
                 )
                 fractions = torch.tensor(values["_fractions"][rows, : len(definition.pools)])
-                columns = pools(values_of(definition, place))
-                signals = combined(columns, fractions)
-                if definition.relaxes:
-                    signals = signals / combined(without(values_of(definition, place)), fractions)
+                columns = pools(physical_values(definition, place))
+                signals = predicted_signals(columns, fractions)
+                if definition.has_relaxation:
+                    signals = signals / predicted_signals(
+                        without(physical_values(definition, place)), fractions
+                    )
                 result[rows] = signals.numpy()
         return result
 
@@ -298,9 +309,9 @@ class CompartmentModel(VoxelModel):
         definition = self.definition
         unit = torch.tensor(rng.random((n, len(definition.parameters))))
         frames = np.linalg.qr(rng.standard_normal((n, len(definition.axes), 3, 3)))[0]
-        values = values_of(definition, Place(unit, torch.tensor(frames)))
+        values = physical_values(definition, NonlinearParameters(unit, torch.tensor(frames)))
         fractions = rng.dirichlet(np.ones(len(definition.pools)), n).T
-        left_out = {"_", *definition.known}
+        left_out = {"_", *definition.fixed}
         drawn = {name: value.numpy() for name, value in values.items() if name not in left_out}
         return drawn | dict(zip(definition.pools, fractions, strict=True)) | {"S0": np.ones(n)}
 
@@ -319,16 +330,18 @@ class CompartmentModel(VoxelModel):
         """As `signals`, with S0 (...) beside the parameters."""
         return self.signals({**parameters, "S0": S0}, gtab)
 
-    def _starts(self, start, shape):
-        if start is None:
+    def _starts(self, initial_values, shape):
+        if initial_values is None:
             return {}
         names = {p.name: () for p in self.definition.parameters}
         names |= {name: (3,) for name in self.definition.axes}
-        names |= {f"{name}_fan": (3,) for name in self.definition.fans}
-        missing = sorted(set(names) - set(start))
+        names |= {f"{name}_fan": (3,) for name in self.definition.fanned_axes}
+        missing = sorted(set(names) - set(initial_values))
         if missing:
-            raise ValueError(f"start lacks {missing}; give all of {sorted(names)}.")
+            raise ValueError(f"initial_values lacks {missing}; give all of {sorted(names)}.")
         return {
-            f"start {name}": np.broadcast_to(start[name], (*shape, *width)).reshape(-1, *width)
+            f"initial {name}": np.broadcast_to(initial_values[name], (*shape, *width)).reshape(
+                -1, *width
+            )
             for name, width in names.items()
         }

@@ -12,7 +12,7 @@ from dipy_spinverse.compartments.definition import (
     Compartment,
     Definition,
     Parameter,
-    rest,
+    complement,
     tortuosity,
 )
 from dipy_spinverse.compartments.model import CompartmentModel
@@ -103,18 +103,18 @@ class NODDIModel(CompartmentModel):
                     "zeppelin",
                     "tissue",
                     {"parallel": along, "perpendicular": tortuosity(along, "ndi")},
-                    share=rest("ndi"),
+                    share=complement("ndi"),
                     average="tensor" if extra_cellular == "averaged" else "signals",
                     **dispersed,
                 ),
                 Compartment("ball", "fwf", {"diffusivity": "isotropic_diffusivity"}),
             ),
-            known=known,
+            fixed=known,
             units=dict.fromkeys(known, "mm^2/s"),
             maps=("ndi", "odi", "fwf", *(p.name for p in (*fanning, *fitted))),
-            least_shells=2,
+            min_shells=2,
             n_starts=4 if fitted else 1,
-            bent=bool(fitted),
+            curved=bool(fitted),
             arguments={
                 "parallel_diffusivity": parallel_diffusivity,
                 "isotropic_diffusivity": isotropic_diffusivity,
@@ -186,7 +186,7 @@ class ActiveAxModel(CompartmentModel):
                 "zeppelin",
                 "tissue",
                 {"parallel": along, "perpendicular": tortuosity(along, "axon_share")},
-                share=rest("axon_share"),
+                share=complement("axon_share"),
             ),
             Compartment("ball", "free_water_fraction", {"diffusivity": "isotropic_diffusivity"}),
         )
@@ -200,7 +200,7 @@ class ActiveAxModel(CompartmentModel):
                 *fitted,
             ),
             (*tissue, *still),
-            known=known,
+            fixed=known,
             units=dict.fromkeys(known, "mm^2/s"),
             derived={"restricted_fraction": _restricted},
             maps=(
@@ -210,8 +210,8 @@ class ActiveAxModel(CompartmentModel):
                 *(c.pool for c in still),
                 *(p.name for p in (*spread, *fitted)),
             ),
-            least_shells=2,
-            bent=gamma or bool(fitted),
+            min_shells=2,
+            curved=gamma or bool(fitted),
             arguments={
                 "parallel_diffusivity": parallel_diffusivity,
                 "isotropic_diffusivity": isotropic_diffusivity,
@@ -278,7 +278,7 @@ class ZCDModel(CompartmentModel):
                 "parallel_diffusivity",
                 "perpendicular_diffusivity",
             ),
-            least_shells=2,
+            min_shells=2,
         )
         super().__init__(gtab, definition, **kwargs)
 
@@ -322,7 +322,7 @@ class IVIMModel(CompartmentModel):
                 Compartment("ball", "perfusion_fraction", {"diffusivity": "D_star"}),
             ),
             maps=("perfusion_fraction", "D_star", "D"),
-            least_shells=3,
+            min_shells=3,
             n_starts=1,
         )
         super().__init__(gtab, definition, **kwargs)

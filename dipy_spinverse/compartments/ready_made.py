@@ -12,7 +12,7 @@ from dipy_spinverse.compartments.definition import (
     Definition,
     Expression,
     Parameter,
-    rest,
+    complement,
     tortuosity,
 )
 from dipy_spinverse.compartments.model import CompartmentModel
@@ -69,9 +69,9 @@ class SANDIModel(CompartmentModel):
                             {"diffusivity": "soma_diffusivity", "diameter": "soma_diameter"}),
                 Compartment("ball", "extra_fraction", {"diffusivity": "extra_diffusivity"}),
             ),
-            known=known,
+            fixed=known,
             units=dict.fromkeys(known, "mm^2/s"),
-            least_shells=4,
+            min_shells=4,
             arguments={"soma_diffusivity": soma_diffusivity},
         )  # fmt: skip
         super().__init__(gtab, definition, **kwargs)
@@ -119,8 +119,8 @@ class NEXIModel(CompartmentModel):
             parameters,
             (Compartment(TWO_SITES, "neuropil", arguments, dispersion="isotropic"),),
             maps=tuple(p.name for p in parameters),
-            least_shells=2,
-            bent=True,
+            min_shells=2,
+            curved=True,
         )
         super().__init__(gtab, definition, **kwargs)
 
@@ -176,9 +176,9 @@ class VERDICTModel(CompartmentModel):
                 Compartment("ball", "extracellular_fraction",
                             {"diffusivity": "extracellular_diffusivity"}),
             ),
-            known=known,
+            fixed=known,
             units=dict.fromkeys(known, "mm^2/s"),
-            least_shells=3,
+            min_shells=3,
             arguments=arguments,
         )  # fmt: skip
         super().__init__(gtab, definition, **kwargs)
@@ -237,10 +237,10 @@ class StandardModel(CompartmentModel):
                 Compartment("ball", "free_water_fraction",
                             {"diffusivity": "free_water_diffusivity"}),
             ),
-            known=known,
+            fixed=known,
             units=dict.fromkeys(known, "mm^2/s"),
-            least_shells=2,
-            bent=True,
+            min_shells=2,
+            curved=True,
             arguments={"free_water_diffusivity": free_water_diffusivity},
         )  # fmt: skip
         super().__init__(gtab, definition, **kwargs)
@@ -305,16 +305,16 @@ class MTENODDIModel(CompartmentModel):
             (
                 Compartment("stick", "tissue", {"diffusivity": along}, share="ndi",
                             T2="neurite_t2", **dispersed),
-                Compartment("zeppelin", "tissue", hindered, share=rest("ndi"), average="tensor",
-                            T2="extra_t2", **dispersed),
+                Compartment("zeppelin", "tissue", hindered, share=complement("ndi"),
+                            average="tensor", T2="extra_t2", **dispersed),
                 Compartment("ball", "fwf", {"diffusivity": "isotropic_diffusivity"},
                             T2=float(free_water_t2)),
             ),
-            known=known,
+            fixed=known,
             units=dict.fromkeys(known, "mm^2/s"),
             maps=("ndi", "odi", "fwf", "neurite_t2", "extra_t2", *(p.name for p in fitted)),
-            least_shells=2,
-            bent=bool(fitted),
+            min_shells=2,
+            curved=bool(fitted),
             arguments={**arguments, "free_water_t2": free_water_t2},
         )  # fmt: skip
         super().__init__(gtab, definition, **kwargs)

@@ -26,18 +26,22 @@ from torch import Tensor
 
 from dipy_spinverse.compartments.definition import Definition
 from dipy_spinverse.compartments.fibres import with_fibres
-from dipy_spinverse.compartments.fitting.coordinates import Place, frame_of, values_of
-from dipy_spinverse.compartments.fitting.starts import dictionary_starts
-from dipy_spinverse.compartments.fitting.variable_projection import (
-    Problem,
-    combined,
-    fit_all,
-    slopes_at,
+from dipy_spinverse.compartments.fitting.initial_values import dictionary_initial_values
+from dipy_spinverse.compartments.fitting.parameters import (
+    NonlinearParameters,
+    orthonormal_frames,
+    physical_values,
 )
-from dipy_spinverse.compartments.posterior.amplitude_draws import normal_data
+from dipy_spinverse.compartments.fitting.variable_projection import (
+    SeparableProblem,
+    predicted_signals,
+    signal_jacobian,
+    variable_projection,
+)
+from dipy_spinverse.compartments.posterior.amplitude_draws import gaussian_approximation
 from dipy_spinverse.voxels.rician import log_likelihoods
 
-MOST_FIBRES = 3
+MAX_FIBRES = 3
 # Scalars of candidates, over their range: dispersion is little, the rest usual.
 _NARROW, _USUAL = 0.05, 0.6
 _APART = np.cos(np.radians(20.0))  # of candidates
@@ -45,8 +49,8 @@ _APART = np.cos(np.radians(20.0))  # of candidates
 _UNIFORM, _TURNS = 12.0, 3.0
 
 
-def chosen_populations(
-    problem_of: Callable[[Definition], Problem],
+def select_populations(
+    problem_of: Callable[[Definition], SeparableProblem],
     definition: Definition,
     frames: Tensor,
     sigma: Tensor,
@@ -68,15 +72,17 @@ def chosen_populations(
     n_voxels = len(sigma)
     best = torch.full((n_voxels,), -torch.inf, dtype=torch.float64)
     number, axes = np.zeros(n_voxels, dtype=int), np.tile(np.eye(3), (n_voxels, 1, 1))
-    for n in range(MOST_FIBRES + 1):
+    for n in range(MAX_FIBRES + 1):
         several = with_fibres(definition, n)
         problem = replace(problem_of(several), sigma=sigma)
         if n < 2:
             turned = frames[:, None].expand(-1, n, -1, -1)
         else:
             found = starts[n - 2]
-            turned = frame_of(found.reshape(-1, 3)).reshape(n_voxels, n, 3, 3)
-        place, columns, amplitudes, _ = fit_all(problem, dictionary_starts(problem, turned)[0])
+            turned = orthonormal_frames(found.reshape(-1, 3)).reshape(n_voxels, n, 3, 3)
+        place, columns, amplitudes, _ = variable_projection(
+            problem, dictionary_initial_values(problem, turned)[0]
+        )
         prior = lgamma(n + 1) - max(n - 1, 0) * log(2)
         evidence = _evidence(problem, place, columns, amplitudes, sigma) + prior
         better = (evidence > best).numpy()
@@ -87,9 +93,9 @@ def chosen_populations(
 
 
 def _evidence(problem, place, columns, amplitudes, sigma):
-    slopes = slopes_at(problem, place, columns, amplitudes)
-    predicted = combined(columns, amplitudes)
-    normal = normal_data(problem, predicted, sigma)
+    slopes = signal_jacobian(problem, place, columns, amplitudes)
+    predicted = predicted_signals(columns, amplitudes)
+    normal = gaussian_approximation(problem, predicted, sigma)
     white = (torch.cat([slopes, columns], dim=1) * normal.inverse_sd[:, None]).double()
     n_scalars, n_all = place.unit.shape[1], white.shape[1]
     precision = torch.full((n_all,), _UNIFORM, dtype=torch.float64)
@@ -100,7 +106,7 @@ def _evidence(problem, place, columns, amplitudes, sigma):
     return likelihood.double() - 0.5 * torch.linalg.slogdet(information)[1]
 
 
-def _directions(problem: Problem, frames: Tensor) -> list[Tensor]:
+def _directions(problem: SeparableProblem, frames: Tensor) -> list[Tensor]:
     """Axes (V, 2, 3) and (V, 3, 3) whose narrow populations explain the signals best."""
     definition, data = problem.definition, problem.data
     vertices = unit_icosahedron.subdivide(n=2).vertices
@@ -109,8 +115,10 @@ def _directions(problem: Problem, frames: Tensor) -> list[Tensor]:
     n = len(axes)
     units = [_NARROW if p.per_fibre else _USUAL for p in definition.parameters]
     unit = torch.tensor(units, dtype=data.dtype).expand(n, -1)
-    place = Place(unit, frame_of(axes)[:, None].expand(-1, len(definition.axes), -1, -1))
-    pools = problem.pools(values_of(definition, place))  # (N, K, M)
+    place = NonlinearParameters(
+        unit, orthonormal_frames(axes)[:, None].expand(-1, len(definition.axes), -1, -1)
+    )
+    pools = problem.pools(physical_values(definition, place))  # (N, K, M)
     with_axis = {c.pool for c in definition.compartments if c.has_axis}
     fibres = pools[:, [name in with_axis for name in definition.pools]].mean(dim=1)
     others = pools[0, [name not in with_axis for name in definition.pools]]

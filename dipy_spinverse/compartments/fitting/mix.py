@@ -14,8 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dipy_spinverse.compartments.fitting.coordinates import Place, moved, n_steps
-from dipy_spinverse.compartments.fitting.variable_projection import Problem, amplitudes_of
+from dipy_spinverse.compartments.fitting.parameters import (
+    NonlinearParameters,
+    apply_step,
+    n_nonlinear,
+)
+from dipy_spinverse.compartments.fitting.variable_projection import (
+    SeparableProblem,
+    optimal_amplitudes,
+)
 
 _MEMBERS_PER_UNKNOWN = 6
 _LEAST_MEMBERS = 8
@@ -25,7 +32,9 @@ _WIDTH_OF_TURNS = 0.3  # rad, of the first axes about the start's
 _CROSSOVER = 0.7
 
 
-def evolved(problem: Problem, start: Place, seed: int) -> Place:
+def differential_evolution(
+    problem: SeparableProblem, start: NonlinearParameters, seed: int
+) -> NonlinearParameters:
     """Best member of a population after 30 generations (best of two and random differences).
 
     Parameters
@@ -36,7 +45,7 @@ def evolved(problem: Problem, start: Place, seed: int) -> Place:
     seed : int
     """
     rng = np.random.default_rng(seed)
-    n, n_scalars = n_steps(problem.definition), start.unit.shape[1]
+    n, n_scalars = n_nonlinear(problem.definition), start.unit.shape[1]
     if n == 0:
         return start
     n_members, n_voxels = max(_LEAST_MEMBERS, _MEMBERS_PER_UNKNOWN * n), len(start.unit)
@@ -69,11 +78,11 @@ def evolved(problem: Problem, start: Place, seed: int) -> Place:
     return _place(problem, start, members[costs.argmin(dim=0), voxel])
 
 
-def _place(problem, start, member: Tensor) -> Place:
+def _place(problem, start, member: Tensor) -> NonlinearParameters:
     n = start.unit.shape[1]
     step = torch.cat([member[:, :n] - start.unit, member[:, n:]], dim=1)
-    return moved(problem.definition, start, step)
+    return apply_step(problem.definition, start, step)
 
 
 def _cost(problem, start, member):
-    return amplitudes_of(problem.columns(_place(problem, start, member)), problem.data)[1]
+    return optimal_amplitudes(problem.columns(_place(problem, start, member)), problem.data)[1]

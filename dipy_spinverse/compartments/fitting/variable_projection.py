@@ -22,9 +22,14 @@ from numba import njit
 from torch import Tensor
 
 from dipy_spinverse.compartments.definition import Definition
-from dipy_spinverse.compartments.fibres import levels_of
-from dipy_spinverse.compartments.fitting.coordinates import Place, moved, n_steps, values_of
+from dipy_spinverse.compartments.fibres import S0_corrections
 from dipy_spinverse.compartments.fitting.fractions import nonnegative_amplitudes
+from dipy_spinverse.compartments.fitting.parameters import (
+    NonlinearParameters,
+    apply_step,
+    n_nonlinear,
+    physical_values,
+)
 from dipy_spinverse.inversion.levenberg_marquardt import Damping, levenberg_marquardt
 from dipy_spinverse.voxels.rician import log_likelihoods, rician_target
 
@@ -43,7 +48,7 @@ _LARGEST_TURN = 0.5
 
 
 @dataclass(frozen=True, eq=False)
-class Scale:
+class EchoTimeScale:
     """What the b0 say of several echo times.
 
     Attributes
@@ -57,13 +62,13 @@ class Scale:
     S0: Tensor
     index: Tensor
 
-    def of_voxels(self, index) -> Scale:
+    def of_voxels(self, index) -> EchoTimeScale:
         """Some of the voxels."""
-        return self if len(self.S0) == 1 else Scale(self.S0[index], self.index)
+        return self if len(self.S0) == 1 else EchoTimeScale(self.S0[index], self.index)
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class SeparableProblem:
     """Measurements of V voxels and what explains them.
 
     Attributes
@@ -81,36 +86,36 @@ class Problem:
     definition: Definition
     pools: Callable[[dict[str, Tensor]], Tensor]
     data: Tensor
-    scale: Scale | None
+    scale: EchoTimeScale | None
     sigma: Tensor | None
 
-    def of_voxels(self, index) -> Problem:
+    def of_voxels(self, index) -> SeparableProblem:
         """Some of the voxels."""
         sigma = None if self.sigma is None else self.sigma[index]
         scale = None if self.scale is None else self.scale.of_voxels(index)
-        return Problem(self.definition, self.pools, self.data[index], scale, sigma)
+        return SeparableProblem(self.definition, self.pools, self.data[index], scale, sigma)
 
-    def columns(self, place: Place, voxels=slice(None)) -> Tensor:
+    def columns(self, place: NonlinearParameters, voxels=slice(None)) -> Tensor:
         """Signals of the pools (R, K, M) at places of the voxels (R,), all where not given."""
-        return self.columns_of(values_of(self.definition, place), voxels)
+        return self.columns_of(physical_values(self.definition, place), voxels)
 
     def columns_of(self, values: dict[str, Tensor], voxels=slice(None)) -> Tensor:
         """As `columns`, of values."""
         signals = self.pools(values)
         if self.scale is None:
             return signals
-        S0 = self.scale.of_voxels(voxels).S0 * levels_of(self.definition, values)
+        S0 = self.scale.of_voxels(voxels).S0 * S0_corrections(self.definition, values)
         return S0[:, None, self.scale.index] * signals
 
     def misfit(self, columns: Tensor, amplitudes: Tensor) -> Tensor:
         """Sum of squares, or minus twice the logarithm of the likelihood, (V,)."""
-        predicted = combined(columns, amplitudes)
+        predicted = predicted_signals(columns, amplitudes)
         if self.sigma is None:
             return ((self.data - predicted) ** 2).sum(dim=1)
         return -2 * log_likelihoods(self.data, predicted, self.sigma, rician=True)
 
 
-def amplitudes_of(columns: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def optimal_amplitudes(columns: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Best amplitudes (V, K) and sum of squares (V,) of columns (V or 1, K, M)."""
     arrays = columns.contiguous().numpy(), target.contiguous().numpy()
     gram, projection = (torch.from_numpy(each) for each in _normal_equations(*arrays))
@@ -155,12 +160,12 @@ def _squares(columns, target, amplitudes):
     return result
 
 
-def combined(columns: Tensor, amplitudes: Tensor) -> Tensor:
+def predicted_signals(columns: Tensor, amplitudes: Tensor) -> Tensor:
     """Signals (V, M) of pools (V, K, M) with amplitudes (V, K)."""
     return (amplitudes[:, None] @ columns)[:, 0]
 
 
-def fit_all(problem: Problem, start: Place):
+def variable_projection(problem: SeparableProblem, start: NonlinearParameters):
     """Search from a start until no voxel gains.
 
     Parameters
@@ -176,9 +181,9 @@ def fit_all(problem: Problem, start: Place):
     amplitudes : Tensor (V, K)
     converged : Tensor (V,) of bool
     """
-    place = Place(start.unit.clone(), start.frames.clone())
+    place = NonlinearParameters(start.unit.clone(), start.frames.clone())
     columns = problem.columns(place)
-    amplitudes, _ = amplitudes_of(columns, problem.data)
+    amplitudes, _ = optimal_amplitudes(columns, problem.data)
 
     def advance(rows, damping):
         part, at = problem.of_voxels(rows), place.of_voxels(rows)
@@ -192,11 +197,11 @@ def fit_all(problem: Problem, start: Place):
 
 
 def _step(problem, place, columns, amplitudes, damping):
-    slopes = slopes_at(problem, place, columns, amplitudes)
-    target = rician_target(problem.data, combined(columns, amplitudes), problem.sigma)
-    amplitudes, cost = amplitudes_of(columns, target)
-    residual = target - combined(columns, amplitudes)
-    slopes = without_amplitudes(columns, amplitudes, slopes)
+    slopes = signal_jacobian(problem, place, columns, amplitudes)
+    target = rician_target(problem.data, predicted_signals(columns, amplitudes), problem.sigma)
+    amplitudes, cost = optimal_amplitudes(columns, target)
+    residual = target - predicted_signals(columns, amplitudes)
+    slopes = project_out_amplitudes(columns, amplitudes, slopes)
     gradient = (slopes @ residual[..., None])[..., 0]
     curvature = slopes @ slopes.mT
     n = place.unit.shape[1]
@@ -215,14 +220,14 @@ def _step(problem, place, columns, amplitudes, damping):
     expected = (step * gradient * free).sum(dim=1)
     step[:, n:] = step[:, n:].clamp(-_LARGEST_TURN, _LARGEST_TURN)
     step[:, :n] = (place.unit + step[:, :n]).clamp(0, 1) - place.unit
-    trial = moved(problem.definition, place, step)
+    trial = apply_step(problem.definition, place, step)
     trial_columns = problem.columns(trial)
-    trial_amplitudes, trial_cost = amplitudes_of(trial_columns, target)
+    trial_amplitudes, trial_cost = optimal_amplitudes(trial_columns, target)
     better = trial_cost < cost
     small = (step.abs() < _SMALL_STEP).all(dim=1) | (expected < _SMALL_GAIN * cost)
     small |= better & (cost - trial_cost < _SMALL_GAIN * cost)
     keep = better[:, None]
-    new = Place(
+    new = NonlinearParameters(
         torch.where(keep, trial.unit, place.unit),
         torch.where(keep[..., None, None], trial.frames, place.frames),
     )
@@ -230,26 +235,28 @@ def _step(problem, place, columns, amplitudes, damping):
     return new, columns, torch.where(keep, trial_amplitudes, amplitudes), better, small
 
 
-def slopes_at(problem: Problem, place: Place, columns: Tensor, amplitudes: Tensor) -> Tensor:
+def signal_jacobian(
+    problem: SeparableProblem, place: NonlinearParameters, columns: Tensor, amplitudes: Tensor
+) -> Tensor:
     """Slopes (V, N, M) of the signals, with amplitudes, at a place where pools are `columns`.
 
     By differences towards the middle of the bounds, all at once: forward derivatives of the same
     accuracy cost several times as much.
     """
-    n, n_voxels = n_steps(problem.definition), len(place.unit)
+    n, n_voxels = n_nonlinear(problem.definition), len(place.unit)
     length = _DIFFERENCE[place.unit.dtype]
     step = length * torch.eye(n, dtype=place.unit.dtype)[:, None].repeat(1, n_voxels, 1)
     n_scalars = place.unit.shape[1]
     step[..., :n_scalars] *= torch.where(place.unit > 0.5, -1, 1)
     voxels = torch.arange(n_voxels).repeat(n)
-    moved_to = moved(problem.definition, place.of_voxels(voxels), step.flatten(0, 1))
-    signals = combined(problem.columns(moved_to, voxels), amplitudes.repeat(n, 1))
-    change = signals.unflatten(0, (n, n_voxels)) - combined(columns, amplitudes)
+    moved_to = apply_step(problem.definition, place.of_voxels(voxels), step.flatten(0, 1))
+    signals = predicted_signals(problem.columns(moved_to, voxels), amplitudes.repeat(n, 1))
+    change = signals.unflatten(0, (n, n_voxels)) - predicted_signals(columns, amplitudes)
     slopes = change / torch.diagonal(step, dim1=0, dim2=2).T[..., None]
     return slopes.movedim(0, 1)
 
 
-def without_amplitudes(columns: Tensor, amplitudes: Tensor, slopes: Tensor) -> Tensor:
+def project_out_amplitudes(columns: Tensor, amplitudes: Tensor, slopes: Tensor) -> Tensor:
     """Slopes (V, N, M) less what a change of the amplitudes that are not zero can undo."""
     used = columns * (amplitudes > 0)[..., None]
     gram = used @ used.mT

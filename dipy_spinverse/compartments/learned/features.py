@@ -102,7 +102,7 @@ def feature_encoder(
     unknown = sorted(set(kinds) - set(FEATURES))
     if unknown:
         raise ValueError(f"features has {unknown}; choose from {', '.join(FEATURES)}.")
-    if definition.relaxes:
+    if definition.has_relaxation:
         raise ValueError(
             f"{definition.name} has relaxation times, which features do not show; fit it instead."
         )
@@ -121,7 +121,7 @@ def feature_encoder(
     if "dki" in kinds and len(shells) < 2:
         raise ValueError('features has "dki", which needs two shells; leave it out.')
     n_axes = len(definition.axes)
-    return Encoder(acquisition, kinds, shells, n_axes, bool(definition.fans))
+    return Encoder(acquisition, kinds, shells, n_axes, bool(definition.fanned_axes))
 
 
 def _monomials(directions):

@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.compartments.arguments import without_noise_alone
+from dipy_spinverse.compartments.chunk import compartment_layout
 from dipy_spinverse.compartments.fibres import maps_of
 from dipy_spinverse.compartments.fit import CompartmentFit
-from dipy_spinverse.compartments.fitting.chunk import layout
 from dipy_spinverse.compartments.learned import learner_file, networks
 from dipy_spinverse.compartments.learned.features import feature_encoder
 from dipy_spinverse.compartments.learned.learner import Learner
@@ -227,7 +227,9 @@ class LearnedModel(VoxelModel):
         status, values = fit_image(
             image,
             partial(self._fit_chunk, n_draws=n_draws),
-            layout(self.model.definition, image.voxels.S0.shape[1], posterior=posterior),
+            compartment_layout(
+                self.model.definition, image.voxels.S0.shape[1], posterior=posterior
+            ),
             how if journal is None else replace(how, journal=Path(journal) / "learned"),
             most=_VOX_PER_CHUNK,
             model=self.model,
@@ -240,8 +242,8 @@ class LearnedModel(VoxelModel):
         if refine:
             sigma = np.where(fit.sigma > 0, fit.sigma, 1)
             return self.model.fit(
-                data, mask, sigma=sigma, start=self.start(fit), n_draws=n_draws, engine=engine,
-                n_jobs=n_jobs, verbose=verbose,
+                data, mask, sigma=sigma, initial_values=self.start(fit), n_draws=n_draws,
+                engine=engine, n_jobs=n_jobs, verbose=verbose,
                 journal=None if journal is None else Path(journal) / "refined",
                 max_memory=max_memory,
             )  # fmt: skip
@@ -343,7 +345,9 @@ class LearnedModel(VoxelModel):
         lost = ~frames.any(axis=(-2, -1))
         frames = np.where(lost[..., None, None], np.eye(3), frames)
         values |= {name: frames[..., k, 2, :] for k, name in enumerate(definition.axes)}
-        values |= {f"{name}_fan": frames[..., k, 0, :] for k, name in enumerate(definition.fans)}
+        values |= {
+            f"{name}_fan": frames[..., k, 0, :] for k, name in enumerate(definition.fanned_axes)
+        }
         return values
 
     def _targets(self, samples):

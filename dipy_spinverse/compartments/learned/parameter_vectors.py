@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from dipy_spinverse.acquisition import BaseAcquisition
+from dipy_spinverse.compartments.chunk import MAX_FIBRES
 from dipy_spinverse.compartments.definition import Definition
-from dipy_spinverse.compartments.fitting.chunk import MOST_FIBRES
-from dipy_spinverse.compartments.fitting.coordinates import Place, values_of
-from dipy_spinverse.compartments.fitting.variable_projection import combined
+from dipy_spinverse.compartments.fitting.parameters import NonlinearParameters, physical_values
+from dipy_spinverse.compartments.fitting.variable_projection import predicted_signals
 from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.pools import pool_signals
 
@@ -31,7 +31,7 @@ def parameter_vectors(
     if definition.axes:
         fibres = {c.pool for c in definition.compartments if c.has_axis}
         owned = [name in fibres for name in definition.pools]
-        shares, axes = np.zeros((n_voxels, MOST_FIBRES)), np.zeros((n_voxels, MOST_FIBRES, 3))
+        shares, axes = np.zeros((n_voxels, MAX_FIBRES)), np.zeros((n_voxels, MAX_FIBRES, 3))
         shares[:, 0], axes[:, 0] = fractions[:, owned].sum(axis=1), frames[:, 0, 2]
         result |= {"axis": axes[:, 0], "axes": axes, "fibre_fractions": shares}
     return result
@@ -68,9 +68,9 @@ def residual_rms_of(
     unit, frames, fractions = (
         torch.tensor(places[k]).float() for k in ("_unit", "_frames", "_fractions")
     )
-    place = Place(unit, frames.reshape(len(unit), len(definition.axes), 3, 3))
-    columns = pool_signals(definition, encoding)(values_of(definition, place))
-    expected = S0[:, None] * combined(columns, fractions).numpy()
+    place = NonlinearParameters(unit, frames.reshape(len(unit), len(definition.axes), 3, 3))
+    columns = pool_signals(definition, encoding)(physical_values(definition, place))
+    expected = S0[:, None] * predicted_signals(columns, fractions).numpy()
     if noise is not None:
         # The mean of a magnitude to 0.25 of its noise, which is enough to see a misfit.
         expected = np.hypot(expected, noise[:, acquisition.te_index[rows]])

@@ -19,7 +19,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from dipy_spinverse.compartments.fitting.variable_projection import Problem
+from dipy_spinverse.compartments.fitting.variable_projection import SeparableProblem
 from dipy_spinverse.voxels.rician import (
     compiled_log_likelihood,
     rician_information,
@@ -32,26 +32,30 @@ _TAIL = 5.0  # standard deviations
 
 
 @dataclass(frozen=True, eq=False)
-class NormalData:
+class GaussianApproximation:
     """Normal approximation of measurements: values (V, M) and inverse standard deviations."""
 
     values: Tensor
     inverse_sd: Tensor
 
 
-def normal_data(problem: Problem, predicted: Tensor, sigma: Tensor) -> NormalData:
+def gaussian_approximation(
+    problem: SeparableProblem, predicted: Tensor, sigma: Tensor
+) -> GaussianApproximation:
     """Normal data with the score and the information that magnitudes have at `predicted`."""
     if problem.sigma is None:
-        return NormalData(problem.data, (1 / sigma[:, None]).expand_as(problem.data))
+        return GaussianApproximation(problem.data, (1 / sigma[:, None]).expand_as(problem.data))
     score = rician_target(problem.data, predicted, sigma) - predicted
     information = rician_information(predicted / sigma[:, None])
-    return NormalData(predicted + score / information, torch.sqrt(information) / sigma[:, None])
+    return GaussianApproximation(
+        predicted + score / information, torch.sqrt(information) / sigma[:, None]
+    )
 
 
 def draw_amplitudes(
-    problem: Problem,
+    problem: SeparableProblem,
     columns: Tensor,
-    normal: NormalData,
+    normal: GaussianApproximation,
     sigma: Tensor,
     uniform: Tensor,
     voxels: Tensor,

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 
 from dipy_spinverse.compartments.posterior.population import (
-    Evaluate,
-    Population,
+    LogTarget,
+    Particles,
     chosen,
     kernel_factor,
     largest_power,
 )
-from dipy_spinverse.compartments.posterior.proposal import Proposal, uniform_cube
+from dipy_spinverse.compartments.posterior.proposal import StudentMixture, uniform_cube
 
 _N_CENTRES = 32
 _LEAST_SAMPLES = 128
@@ -39,11 +39,11 @@ _MOST_ROUNDS = 6
 
 
 def weighted_draws(
-    first: Sequence[tuple[Proposal, float]],
-    evaluate: Evaluate,
+    first: Sequence[tuple[StudentMixture, float]],
+    evaluate: LogTarget,
     n_draws: int,
     rng: np.random.Generator,
-) -> tuple[Population, Tensor]:
+) -> tuple[Particles, Tensor]:
     """Equally likely draws of the target.
 
     Parameters
@@ -114,4 +114,6 @@ def _around(population, rng):
     covariance = torch.einsum("nv,nvp,nvq->vpq", share, apart, apart)
     n = (1 / (share**2).sum(dim=0)).clamp(max=_N_CENTRES)
     rows = chosen(power * log_weights, _N_CENTRES, rng)
-    return Proposal(population.points[rows, torch.arange(len(n))], kernel_factor(covariance, n))
+    return StudentMixture(
+        population.points[rows, torch.arange(len(n))], kernel_factor(covariance, n)
+    )

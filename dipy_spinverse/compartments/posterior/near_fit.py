@@ -11,9 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dipy_spinverse.compartments.fitting.coordinates import Place, moved
-from dipy_spinverse.compartments.fitting.variable_projection import Problem, combined, slopes_at
-from dipy_spinverse.compartments.posterior.amplitude_draws import normal_data
+from dipy_spinverse.compartments.fitting.parameters import NonlinearParameters, apply_step
+from dipy_spinverse.compartments.fitting.variable_projection import (
+    SeparableProblem,
+    predicted_signals,
+    signal_jacobian,
+)
+from dipy_spinverse.compartments.posterior.amplitude_draws import gaussian_approximation
 
 MANY_FIBRES = 3
 # Between axes: below it the likelihood is no longer normal, and tells no least dispersion.
@@ -22,20 +26,20 @@ _LEAST_PRECISION = 1e-3  # of what the data do not tell, in ranges and rad
 
 
 def draws_near_fit(
-    problem: Problem,
-    place: Place,
+    problem: SeparableProblem,
+    place: NonlinearParameters,
     columns: Tensor,
     amplitudes: Tensor,
     sigma: Tensor,
     n: int,
     seed: int,
-) -> tuple[Place, Tensor]:
+) -> tuple[NonlinearParameters, Tensor]:
     """Places and amplitudes (n V, K) of the normal likelihood at a fit, inside of the bounds.
 
     Voxels vary fastest, as in `sample_posterior`.
     """
-    slopes = slopes_at(problem, place, columns, amplitudes)
-    normal = normal_data(problem, combined(columns, amplitudes), sigma)
+    slopes = signal_jacobian(problem, place, columns, amplitudes)
+    normal = gaussian_approximation(problem, predicted_signals(columns, amplitudes), sigma)
     white = torch.cat([slopes, columns], dim=1) * normal.inverse_sd[:, None]
     white = white.double()
     precision = white @ white.mT + _LEAST_PRECISION * torch.eye(white.shape[1])
@@ -45,12 +49,12 @@ def draws_near_fit(
     step, change = step.split([slopes.shape[1], amplitudes.shape[1]], dim=2)
     scalars = slice(place.unit.shape[1])
     step[..., scalars] = (place.unit + step[..., scalars]).clamp(0, 1) - place.unit
-    everywhere = Place(place.unit.repeat(n, 1), place.frames.repeat(n, 1, 1, 1))
+    everywhere = NonlinearParameters(place.unit.repeat(n, 1), place.frames.repeat(n, 1, 1, 1))
     drawn = (amplitudes + change).clamp_min(0)
-    return moved(problem.definition, everywhere, step.flatten(0, 1)), drawn.flatten(0, 1)
+    return apply_step(problem.definition, everywhere, step.flatten(0, 1)), drawn.flatten(0, 1)
 
 
-def unresolved(place: Place) -> np.ndarray:
+def unresolved(place: NonlinearParameters) -> np.ndarray:
     """Whether (V,) two axes are nearer to each other than dispersion can be told apart from."""
     axes = place.frames[:, :, 2]
     cosine = (axes @ axes.mT).abs() - torch.eye(axes.shape[1], dtype=axes.dtype)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Population:
+class Particles:
     """Members of V voxels.
 
     Attributes
@@ -28,25 +28,25 @@ class Population:
     target: Tensor
     start: Tensor
 
-    def __getitem__(self, index) -> Population:
-        return Population(*(each[index] for each in vars(self).values()))
+    def __getitem__(self, index) -> Particles:
+        return Particles(*(each[index] for each in vars(self).values()))
 
-    def copy(self) -> Population:
+    def copy(self) -> Particles:
         """Members that do not change with these."""
-        return Population(*(each.clone() for each in vars(self).values()))
+        return Particles(*(each.clone() for each in vars(self).values()))
 
-    def put(self, index, other: Population) -> None:
+    def put(self, index, other: Particles) -> None:
         """Overwrite members."""
         for own, new in zip(vars(self).values(), vars(other).values(), strict=True):
             own[index] = new
 
-    def joined(self, other: Population) -> Population:
+    def joined(self, other: Particles) -> Particles:
         """With the members of another one."""
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return Population(*(torch.cat(pair) for pair in pairs))
+        return Particles(*(torch.cat(pair) for pair in pairs))
 
 
-Evaluate = Callable[[Tensor, Tensor, np.random.Generator], Population]
+LogTarget = Callable[[Tensor, Tensor, np.random.Generator], Particles]
 """Population of points (N, V, D) in the voxels of given numbers (V,)."""
 
 

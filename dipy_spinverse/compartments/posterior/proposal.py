@@ -21,7 +21,7 @@ def uniform_cube(n: int, n_dimensions: int, rng: np.random.Generator) -> np.ndar
 
 
 @dataclass(frozen=True, eq=False)
-class Proposal:
+class StudentMixture:
     """Student t kernels of the same shape around centres.
 
     Attributes
@@ -34,9 +34,9 @@ class Proposal:
     centres: Tensor
     factor: Tensor
 
-    def of_voxels(self, index) -> Proposal:
+    def of_voxels(self, index) -> StudentMixture:
         """Some of the voxels."""
-        return Proposal(self.centres[:, index], self.factor[index])
+        return StudentMixture(self.centres[:, index], self.factor[index])
 
     def samples(self, cube: np.ndarray) -> Tensor:
         """Samples (N, V, D) from uniform numbers (N, D + 1)."""

@@ -18,22 +18,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dipy_spinverse.compartments.fitting.coordinates import Place, moved, turns_to
+from dipy_spinverse.compartments.fitting.parameters import (
+    NonlinearParameters,
+    apply_step,
+    rotations_between,
+)
 from dipy_spinverse.compartments.fitting.variable_projection import (
-    Problem,
-    amplitudes_of,
-    combined,
-    slopes_at,
-    without_amplitudes,
+    SeparableProblem,
+    optimal_amplitudes,
+    predicted_signals,
+    project_out_amplitudes,
+    signal_jacobian,
 )
 from dipy_spinverse.compartments.posterior.amplitude_draws import (
-    NormalData,
+    GaussianApproximation,
     draw_amplitudes,
-    normal_data,
+    gaussian_approximation,
 )
 from dipy_spinverse.compartments.posterior.importance import weighted_draws
-from dipy_spinverse.compartments.posterior.population import Population
-from dipy_spinverse.compartments.posterior.proposal import Proposal
+from dipy_spinverse.compartments.posterior.population import Particles
+from dipy_spinverse.compartments.posterior.proposal import StudentMixture
 from dipy_spinverse.compartments.posterior.tempering import tempered_draws
 from dipy_spinverse.voxels.progress import part
 
@@ -52,25 +56,25 @@ _NEVER = -1e30  # logarithm of the chance of what cannot be computed
 
 
 @dataclass(frozen=True, eq=False)
-class Draws:
+class PosteriorSamples:
     """Equally likely places and amplitudes (n V, K), voxels varying fastest.
 
     `effective` (V,) is their effective number.
     """
 
-    place: Place
+    place: NonlinearParameters
     amplitudes: Tensor
     effective: Tensor
 
 
 def sample_posterior(
-    problem: Problem,
-    ends: list[Place],
+    problem: SeparableProblem,
+    ends: list[NonlinearParameters],
     amplitudes: Tensor,
     sigma: Tensor,
     n_draws: int,
     seed: int,
-) -> Draws:
+) -> PosteriorSamples:
     """Draw scalars, axes and amplitudes from their posterior.
 
     Parameters
@@ -87,15 +91,19 @@ def sample_posterior(
     """
     weighing, tempering = np.random.default_rng(seed).spawn(2)
     place = ends[0]
-    normal = normal_data(problem, combined(problem.columns(place), amplitudes), sigma)
+    normal = gaussian_approximation(
+        problem, predicted_signals(problem.columns(place), amplitudes), sigma
+    )
     target = _Target(problem, place, normal, sigma)
     first, broad = _proposals(problem, ends, normal)
-    if problem.definition.bent and problem.definition.n_fibres < 2:
+    if problem.definition.curved and problem.definition.n_fibres < 2:
         draws, effective = tempered_draws(broad, target, n_draws, tempering)
     else:
         draws, effective = _weighted(first, broad, target, n_draws, weighing, tempering)
-    everywhere = Place(place.unit.repeat(n_draws, 1), place.frames.repeat(n_draws, 1, 1, 1))
-    return Draws(
+    everywhere = NonlinearParameters(
+        place.unit.repeat(n_draws, 1), place.frames.repeat(n_draws, 1, 1, 1)
+    )
+    return PosteriorSamples(
         _at(problem.definition, everywhere, draws.points.flatten(0, 1)),
         draws.amplitudes.flatten(0, 1).to(place.unit.dtype),
         effective.clamp(max=n_draws),
@@ -123,12 +131,12 @@ def _weighted(first, broad, target, n_draws, weighing, tempering):
 class _Target:
     """The posterior, as proposals are weighted with it."""
 
-    problem: Problem
-    place: Place
-    normal: NormalData
+    problem: SeparableProblem
+    place: NonlinearParameters
+    normal: GaussianApproximation
     sigma: Tensor
 
-    def __call__(self, points: Tensor, voxels: Tensor, rng: np.random.Generator) -> Population:
+    def __call__(self, points: Tensor, voxels: Tensor, rng: np.random.Generator) -> Particles:
         problem, definition = self.problem, self.problem.definition
         n, n_voxels, _ = points.shape
         uniform = torch.tensor(rng.random((n, 1, len(definition.pools))))
@@ -147,15 +155,15 @@ class _Target:
             values.append(weights.nan_to_num(nan=_NEVER, neginf=_NEVER))
         density = torch.cat(values).reshape(n, n_voxels) + _log_prior(definition, points)
         amplitudes = torch.cat(drawn).unflatten(0, (n, n_voxels))
-        return Population(points, amplitudes, density, torch.zeros_like(density))
+        return Particles(points, amplitudes, density, torch.zeros_like(density))
 
 
 def _proposals(problem, ends, normal):
     """Proposals with their shares of the samples, and the broadest one."""
     near = [_around(problem, end, ends[0], normal) for end in ends]
-    wide = [Proposal(each.centres, _WIDE * each.factor) for each in near]
+    wide = [StudentMixture(each.centres, _WIDE * each.factor) for each in near]
     one_axis = len(problem.definition.axes) < 2
-    scalars = range(ends[0].unit.shape[1] - problem.definition.n_levels)
+    scalars = range(ends[0].unit.shape[1] - problem.definition.n_S0_corrections)
     broad = _with_prior(near[0], scalars if one_axis else ())
     shelves = [_with_prior(near[0], (k,)) for k in scalars]
     shares = (_ONE if len(ends) == 1 else _SEVERAL) if one_axis else _FIBRES
@@ -172,7 +180,7 @@ def _at(definition, place, points):
     """Place of points (V, D): normal coordinates of scalars, then turns from the fit's frames."""
     n = place.unit.shape[1]
     unit = torch.special.ndtr(points[:, :n]).to(place.unit.dtype)
-    return moved(
+    return apply_step(
         definition, place, torch.cat([unit - place.unit, points[:, n:].to(unit.dtype)], dim=1)
     )
 
@@ -192,13 +200,13 @@ def _around(problem, end, place, normal):
     n_scalars = end.unit.shape[1]
     target = normal.values
     columns = problem.columns(end)
-    amplitudes, _ = amplitudes_of(columns, target)
-    slopes = slopes_at(problem, end, columns, amplitudes)
-    white = without_amplitudes(
+    amplitudes, _ = optimal_amplitudes(columns, target)
+    slopes = signal_jacobian(problem, end, columns, amplitudes)
+    white = project_out_amplitudes(
         columns * normal.inverse_sd[:, None], amplitudes, slopes * normal.inverse_sd[:, None]
     ).double()
     scalars = torch.special.ndtri(end.unit.double().clamp(_INSIDE, 1 - _INSIDE))
-    turns = turns_to(problem.definition, place, end).double()
+    turns = rotations_between(problem.definition, place, end).double()
     size, prior = torch.ones_like(white[..., 0]), torch.ones_like(white[0, :, 0])
     # Of a normal coordinate over its value between 0 and 1.
     size[:, :n_scalars] = torch.exp(-0.5 * scalars**2) / np.sqrt(2 * np.pi)
@@ -206,7 +214,7 @@ def _around(problem, end, place, normal):
     white = white * size[..., None]
     covariance = torch.linalg.inv(white @ white.mT + torch.diag(prior))
     factor, _ = torch.linalg.cholesky_ex(covariance)
-    return Proposal(torch.cat([scalars, turns], dim=1)[None], _NEAR * factor)
+    return StudentMixture(torch.cat([scalars, turns], dim=1)[None], _NEAR * factor)
 
 
 def _with_prior(near, free):
@@ -218,4 +226,4 @@ def _with_prior(near, free):
     centres[..., free], factor[:, free, free] = 0, 1
     part = near.factor[:, rest]
     factor[:, rest[:, None], rest] = _BROAD * torch.linalg.cholesky_ex(part @ part.mT)[0]
-    return Proposal(centres, factor)
+    return StudentMixture(centres, factor)

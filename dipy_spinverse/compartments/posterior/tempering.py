@@ -26,13 +26,13 @@ import torch
 from torch import Tensor
 
 from dipy_spinverse.compartments.posterior.population import (
-    Evaluate,
-    Population,
+    LogTarget,
+    Particles,
     chosen,
     kernel_factor,
     largest_power,
 )
-from dipy_spinverse.compartments.posterior.proposal import Proposal, uniform_cube
+from dipy_spinverse.compartments.posterior.proposal import StudentMixture, uniform_cube
 from dipy_spinverse.voxels.progress import part, stepwise, tell
 
 _N_FIRST = 8192
@@ -47,11 +47,11 @@ _DECADES = 4.0  # of the power, in about equal times
 
 
 def tempered_draws(
-    start: Proposal,
-    evaluate: Evaluate,
+    start: StudentMixture,
+    evaluate: LogTarget,
     n_draws: int,
     rng: np.random.Generator,
-) -> tuple[Population, Tensor]:
+) -> tuple[Particles, Tensor]:
     """Equally likely draws of the target.
 
     Parameters
@@ -85,7 +85,7 @@ def tempered_draws(
             if move >= _SETTLING and (move - _SETTLING) % _APART == _APART - 1:
                 kept.append(population.copy())
     columns = zip(*(vars(each).values() for each in kept), strict=True)
-    draws = Population(*(torch.cat(column)[:n_draws] for column in columns))
+    draws = Particles(*(torch.cat(column)[:n_draws] for column in columns))
     return draws, _effective(draws.target)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dipy_spinverse.compartments.signals.encoding import Encoding
-from dipy_spinverse.compartments.signals.kernels import Kernel, OwnSignal
+from dipy_spinverse.compartments.signals.kernels import CustomSignal, Kernel
 from dipy_spinverse.compartments.signals.quadrature import (
     bingham_grid,
     bingham_harmonics,
@@ -26,7 +26,7 @@ from dipy_spinverse.compartments.signals.quadrature import (
     legendre_moments,
     octant,
 )
-from dipy_spinverse.compartments.signals.series import chebyshev_series
+from dipy_spinverse.compartments.signals.series import evaluate_chebyshev
 
 MAX_ORDER = 24
 # Legendre coefficients below this share of the signal are left out.
@@ -46,12 +46,12 @@ def directional(encoding: Encoding, kernel: Kernel, axis: Tensor) -> Tensor:
     return torch.exp(-across - excess * square)
 
 
-def isotropic(encoding: Encoding, kernel: Kernel | OwnSignal) -> Tensor:
+def isotropic(encoding: Encoding, kernel: Kernel | CustomSignal) -> Tensor:
     """Signals (V, M) of a kernel (V, S) averaged over all directions of its axis."""
     return encoding.spread(kernel_moments(kernel, 0, encoding.b.dtype)[..., 0])
 
 
-def kernel_moments(kernel: Kernel | OwnSignal, order: int, dtype: torch.dtype) -> Tensor:
+def kernel_moments(kernel: Kernel | CustomSignal, order: int, dtype: torch.dtype) -> Tensor:
     """(2 l + 1) int_0^1 K(x) P_l(x) dx for even l up to `order`, (V, S, L)."""
     nodes, moments, _ = _tensors(legendre_moments(order), dtype)
     return kernel.at(nodes**2) @ moments
@@ -88,7 +88,7 @@ def kernel_series(kernel: Kernel, order: int) -> Tensor:
 def zonal_signals(encoding: Encoding, series: Tensor, axis: Tensor) -> Tensor:
     """Signals (V, M) of Chebyshev series (V, L, S) of each shell about an axis (V, 3)."""
     t = 2 * (axis @ encoding.directions.T) ** 2 - 1
-    return chebyshev_series(series.expand(len(t), -1, -1), t, encoding.shell)
+    return evaluate_chebyshev(series.expand(len(t), -1, -1), t, encoding.shell)
 
 
 def bingham_tensor(

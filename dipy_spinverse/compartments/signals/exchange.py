@@ -30,7 +30,7 @@ from numba import njit
 from torch import Tensor
 
 from dipy_spinverse.compartments.signals.encoding import Encoding
-from dipy_spinverse.compartments.signals.kernels import OwnKernel
+from dipy_spinverse.compartments.signals.kernels import CustomKernel
 from dipy_spinverse.compartments.signals.series import is_wrapped
 
 _PULSE_STEPS = 2
@@ -38,7 +38,7 @@ _PULSE_STEPS = 2
 _FAST = {"contract", "reassoc", "arcp", "nsz"}
 
 
-def two_site_signal(
+def exchange_attenuation(
     encoding: Encoding,
     square: Tensor,
     *,
@@ -148,9 +148,9 @@ def _pulse_parts():
     return np.array(parts)
 
 
-TWO_SITES = OwnKernel(
+TWO_SITES = CustomKernel(
     "exchanging neurite",
     ("inside", "outside", "fraction", "exchange_time"),
-    two_site_signal,
+    exchange_attenuation,
     timed=True,
 )

@@ -8,7 +8,7 @@ with the cosine between the gradient and the axis: diffusion is Gaussian, or in 
 phase approximation (GPA) of restricted diffusion with finite pulses, whose logarithm is quadratic
 in the gradient too. `across` is the logarithm of the attenuation perpendicular to the axis,
 `excess` what comes to it along the axis. A kernel of one's own is any function of cos^2:
-:class:`OwnKernel`.
+:class:`CustomKernel`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Kernel:
 
 
 @dataclass(frozen=True, eq=False)
-class OwnKernel:
+class CustomKernel:
     """A kernel of one's own, with its own parameters, for :class:`Compartment`.
 
     Attributes
@@ -70,7 +70,7 @@ class OwnKernel:
     >>> def curved(encoding, square, *, diffusivity, kurtosis):
     ...     bd = encoding.b[:, None] * diffusivity[:, None, None] * square
     ...     return torch.exp(-bd + kurtosis[:, None, None] * bd**2 / 6)
-    >>> kernel = OwnKernel("curved stick", ("diffusivity", "kurtosis"), curved)
+    >>> kernel = CustomKernel("curved stick", ("diffusivity", "kurtosis"), curved)
     """
 
     name: str
@@ -79,16 +79,16 @@ class OwnKernel:
     oriented: bool = True
     timed: bool = False
 
-    def __call__(self, encoding: Encoding, **arguments: Tensor) -> OwnSignal:
+    def __call__(self, encoding: Encoding, **arguments: Tensor) -> CustomSignal:
         """With the values of its arguments."""
-        return OwnSignal(self, encoding, arguments)
+        return CustomSignal(self, encoding, arguments)
 
 
 @dataclass(frozen=True, eq=False)
-class OwnSignal:
-    """An `OwnKernel` with its arguments; as `Kernel`."""
+class CustomSignal:
+    """An `CustomKernel` with its arguments; as `Kernel`."""
 
-    kernel: OwnKernel
+    kernel: CustomKernel
     encoding: Encoding
     arguments: Mapping[str, Tensor]
 
@@ -97,7 +97,7 @@ class OwnSignal:
         return self.kernel.signal(self.encoding, square, **self.arguments)
 
 
-def stick(encoding: Encoding, diffusivity: Tensor) -> Kernel:
+def stick_kernel(encoding: Encoding, diffusivity: Tensor) -> Kernel:
     """Cylinder of no radius.
 
     Parameters
@@ -110,7 +110,7 @@ def stick(encoding: Encoding, diffusivity: Tensor) -> Kernel:
     return Kernel(torch.zeros_like(along), along)
 
 
-def zeppelin(encoding: Encoding, parallel: Tensor, perpendicular: Tensor) -> Kernel:
+def zeppelin_kernel(encoding: Encoding, parallel: Tensor, perpendicular: Tensor) -> Kernel:
     """Axisymmetric Gaussian diffusion.
 
     Parameters
@@ -123,7 +123,7 @@ def zeppelin(encoding: Encoding, parallel: Tensor, perpendicular: Tensor) -> Ker
     return Kernel(across, _gaussian(encoding, parallel) - across)
 
 
-def cylinder(encoding: Encoding, diffusivity: Tensor, diameter: Tensor) -> Kernel:
+def cylinder_kernel(encoding: Encoding, diffusivity: Tensor, diameter: Tensor) -> Kernel:
     """Impermeable cylinder: free along its axis, restricted across it.
 
     Across, the Gaussian phase approximation with finite pulses [1]_.
@@ -145,19 +145,19 @@ def cylinder(encoding: Encoding, diffusivity: Tensor, diameter: Tensor) -> Kerne
     return Kernel(across, _gaussian(encoding, diffusivity) - across)
 
 
-def ball(encoding: Encoding, diffusivity: Tensor) -> Kernel:
+def ball_kernel(encoding: Encoding, diffusivity: Tensor) -> Kernel:
     """Isotropic Gaussian diffusion with `diffusivity` (V,) in um^2/ms."""
     across = _gaussian(encoding, diffusivity)
     return Kernel(across, torch.zeros_like(across))
 
 
-def dot(encoding: Encoding) -> Kernel:
+def dot_kernel(encoding: Encoding) -> Kernel:
     """Water that does not move."""
     still = encoding.b.new_zeros(1, len(encoding.b))
     return Kernel(still, still)
 
 
-def sphere(encoding: Encoding, diffusivity: Tensor, diameter: Tensor) -> Kernel:
+def sphere_kernel(encoding: Encoding, diffusivity: Tensor, diameter: Tensor) -> Kernel:
     """Impermeable sphere, in the Gaussian phase approximation with finite pulses [1]_.
 
     Parameters
@@ -181,12 +181,12 @@ def _gaussian(encoding, diffusivity):
 
 
 KERNELS: dict[str, Callable[..., Kernel]] = {
-    "stick": stick,
-    "zeppelin": zeppelin,
-    "cylinder": cylinder,
-    "ball": ball,
-    "dot": dot,
-    "sphere": sphere,
+    "stick": stick_kernel,
+    "zeppelin": zeppelin_kernel,
+    "cylinder": cylinder_kernel,
+    "ball": ball_kernel,
+    "dot": dot_kernel,
+    "sphere": sphere_kernel,
 }
 ARGUMENTS = {
     "stick": ("diffusivity",),

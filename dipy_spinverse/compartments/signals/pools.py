@@ -8,10 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dipy_spinverse.compartments.definition import Compartment, Definition, Values, evaluate
+from dipy_spinverse.compartments.definition import (
+    Compartment,
+    Definition,
+    Values,
+    expression_value,
+)
 from dipy_spinverse.compartments.signals import dispersion
 from dipy_spinverse.compartments.signals.encoding import Encoding
-from dipy_spinverse.compartments.signals.kernels import KERNELS, OwnKernel
+from dipy_spinverse.compartments.signals.kernels import KERNELS, CustomKernel
 
 _FREE_DIFFUSIVITY = 3.0  # um^2/ms, where a linked value has no bound of its own
 
@@ -77,16 +82,19 @@ def _series(encoding, order, group, values):
     """Chebyshev series (V, L, S) of compartments with the same axis and dispersion."""
     first, total = group[0], 0
     for c in group:
-        kernel, share = _kernel(encoding, c, values), evaluate(c.share, values)[:, None, None]
+        kernel, share = (
+            _kernel(encoding, c, values),
+            expression_value(c.share, values)[:, None, None],
+        )
         if first.average == "tensor":
-            kernel = kernel.averaged(dispersion.watson_order(evaluate(first.odi, values)))
+            kernel = kernel.averaged(dispersion.watson_order(expression_value(first.odi, values)))
         if first.dispersion is None or first.average == "tensor":
             total = total + share * dispersion.kernel_series(kernel, order)
         else:
             moments = dispersion.kernel_moments(kernel, order, share.dtype)
             total = total + share * moments
     if first.dispersion == "watson" and first.average == "signals":
-        spread = dispersion.watson_moments(evaluate(first.odi, values), order)
+        spread = dispersion.watson_moments(expression_value(first.odi, values), order)
         total = dispersion.legendre_series(total * spread[:, None])
     return total
 
@@ -94,7 +102,7 @@ def _series(encoding, order, group, values):
 def _group(encoding, order, group, values):
     """Signals (V, M) of compartments with the same axis and dispersion."""
     kernels = [_kernel(encoding, c, values) for c in group]
-    shares = [evaluate(c.share, values) for c in group]
+    shares = [expression_value(c.share, values) for c in group]
     if group[0].average == "tensor":
         parts = [_of_tensor(encoding, group[0], kernel, values) for kernel in kernels]
         return sum(share[:, None] * part for share, part in zip(shares, parts, strict=True))
@@ -111,7 +119,7 @@ def _relaxed(encoding, compartment, values):
     left = 1.0
     for time, constant in ((encoding.te, compartment.T2), (encoding.mixing_time, compartment.T1)):
         if constant is not None:
-            left = left * torch.exp(-time / evaluate(constant, values)[:, None])
+            left = left * torch.exp(-time / expression_value(constant, values)[:, None])
     return left
 
 
@@ -119,9 +127,12 @@ def _of_tensor(encoding, compartment, kernel, values):
     """Signals (V, M) where the tensor is averaged over the axes."""
     if compartment.dispersion == "isotropic":
         return encoding.spread(torch.exp(-kernel.averaged(0.0).across))
-    odi, axis = evaluate(compartment.odi, values), values[compartment.axis]
+    odi, axis = expression_value(compartment.odi, values), values[compartment.axis]
     if compartment.dispersion == "bingham":
-        fanning, fan = evaluate(compartment.fanning, values), values[f"{compartment.axis}_fan"]
+        fanning, fan = (
+            expression_value(compartment.fanning, values),
+            values[f"{compartment.axis}_fan"],
+        )
         return dispersion.bingham_tensor(encoding, kernel, odi, fanning, axis, fan)
     kernel = kernel.averaged(dispersion.watson_order(odi))
     directed = dispersion.directional(encoding, kernel, axis)
@@ -131,7 +142,7 @@ def _of_tensor(encoding, compartment, kernel, values):
 
 
 def _directed(encoding, order, first, kernels, shares, values):
-    own = isinstance(first.kernel, OwnKernel) and first.dispersion is None and first.oriented
+    own = isinstance(first.kernel, CustomKernel) and first.dispersion is None and first.oriented
     if first.dispersion in ("watson", "bingham") or own:
         moments = sum(
             share[:, None, None] * dispersion.kernel_moments(kernel, order, share.dtype)
@@ -141,12 +152,12 @@ def _directed(encoding, order, first, kernels, shares, values):
         if own:
             series = dispersion.legendre_series(moments)
             return dispersion.zonal_signals(encoding, series, axis)
-        odi = evaluate(first.odi, values)
+        odi = expression_value(first.odi, values)
         if first.dispersion == "watson":
             moments = moments * dispersion.watson_moments(odi, order)[:, None]
             series = dispersion.legendre_series(moments)
             return dispersion.zonal_signals(encoding, series, axis)
-        fanning, fan = evaluate(first.fanning, values), values[f"{first.axis}_fan"]
+        fanning, fan = expression_value(first.fanning, values), values[f"{first.axis}_fan"]
         return dispersion.bingham_signals(encoding, moments, odi, fanning, axis, fan)
     total = 0
     for share, kernel in zip(shares, kernels, strict=True):
@@ -162,8 +173,8 @@ def _directed(encoding, order, first, kernels, shares, values):
 
 
 def _kernel(encoding: Encoding, compartment: Compartment, values: Values):
-    arguments = {k: evaluate(e, values) for k, e in compartment.arguments.items()}
-    if isinstance(compartment.kernel, OwnKernel):
+    arguments = {k: expression_value(e, values) for k, e in compartment.arguments.items()}
+    if isinstance(compartment.kernel, CustomKernel):
         return compartment.kernel(encoding, **arguments)
     kernel = KERNELS[compartment.kernel](encoding, **arguments)
     return kernel if encoding.linear else kernel.averaged(encoding.anisotropy)
@@ -171,10 +182,10 @@ def _kernel(encoding: Encoding, compartment: Compartment, values: Values):
 
 def _largest_excess(definition, encoding):
     """b times the largest diffusivity that depends on an axis; None of own kernels."""
-    largest = {p.name: p.high for p in definition.parameters} | dict(definition.known)
+    largest = {p.name: p.high for p in definition.parameters} | dict(definition.fixed)
     along = []
     for c in definition.compartments:
-        if isinstance(c.kernel, OwnKernel) and c.oriented:
+        if isinstance(c.kernel, CustomKernel) and c.oriented:
             return None
         if c.has_axis:
             along.append(c.arguments["parallel" if c.kernel == "zeppelin" else "diffusivity"])

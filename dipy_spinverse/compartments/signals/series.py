@@ -12,7 +12,7 @@ from numba import njit
 from torch import Tensor
 
 
-def chebyshev_series(coefficients: Tensor, t: Tensor, shell: Tensor) -> Tensor:
+def evaluate_chebyshev(coefficients: Tensor, t: Tensor, shell: Tensor) -> Tensor:
     """sum_k c_k T_k(t).
 
     Parameters

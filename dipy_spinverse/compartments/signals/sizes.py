@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dipy_spinverse.compartments.signals.encoding import Encoding
-from dipy_spinverse.compartments.signals.kernels import OwnKernel, cylinder
+from dipy_spinverse.compartments.signals.kernels import CustomKernel, cylinder_kernel
 
 _N_SIZES = 9
 
@@ -38,11 +38,11 @@ def gamma_cylinders_signal(
         # Wilson and Hilferty: the cube root is nearly normal.
         root = 1 - 1 / (9 * shape) + point / (3 * torch.sqrt(shape))
         size = scale * shape * root.clamp_min(0.01) ** 3
-        total = total + weight * cylinder(encoding, diffusivity, size).at(square)
+        total = total + weight * cylinder_kernel(encoding, diffusivity, size).at(square)
     return total
 
 
-GAMMA_CYLINDERS = OwnKernel(
+GAMMA_CYLINDERS = CustomKernel(
     "gamma cylinders",
     ("diffusivity", "diameter", "spread"),
     gamma_cylinders_signal,

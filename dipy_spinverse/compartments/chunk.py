@@ -11,17 +11,29 @@ from torch import Tensor
 
 from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.compartments.definition import UNITS, Definition
-from dipy_spinverse.compartments.fibres import levels_of, maps_of, with_fibres
-from dipy_spinverse.compartments.fitting.coordinates import Place, frame_of, place_of, values_of
-from dipy_spinverse.compartments.fitting.crossings import MOST_FIBRES, chosen_populations
-from dipy_spinverse.compartments.fitting.mix import evolved
-from dipy_spinverse.compartments.fitting.refutation import linearised_fit, scores, worst_shell
-from dipy_spinverse.compartments.fitting.starts import best_of, dictionary_starts
+from dipy_spinverse.compartments.fibres import S0_corrections, maps_of, with_fibres
+from dipy_spinverse.compartments.fitting.crossings import MAX_FIBRES, select_populations
+from dipy_spinverse.compartments.fitting.initial_values import (
+    best_local_minimum,
+    dictionary_initial_values,
+)
+from dipy_spinverse.compartments.fitting.mix import differential_evolution
+from dipy_spinverse.compartments.fitting.model_test import (
+    linearise,
+    score_test,
+    worst_shell_statistic,
+)
+from dipy_spinverse.compartments.fitting.parameters import (
+    NonlinearParameters,
+    orthonormal_frames,
+    physical_values,
+    scaled_parameters,
+)
 from dipy_spinverse.compartments.fitting.variable_projection import (
-    Problem,
-    Scale,
-    combined,
-    fit_all,
+    EchoTimeScale,
+    SeparableProblem,
+    predicted_signals,
+    variable_projection,
 )
 from dipy_spinverse.compartments.posterior.near_fit import (
     MANY_FIBRES,
@@ -46,7 +58,7 @@ _MANY = 10  # measurements per unknown above which their residual tells the nois
 
 
 @dataclass(frozen=True, eq=False)
-class Settings:
+class FitSettings:
     """How to fit; see `CompartmentModel`."""
 
     likelihood: str
@@ -61,12 +73,12 @@ def voxels_per_chunk(
     definition: Definition, acquisition: BaseAcquisition, n_draws: int = 0
 ) -> int:
     """As many voxels as fit into some hundred MiB."""
-    led = definition.bent and n_draws > 0
+    led = definition.curved and n_draws > 0
     most = _DRAWS_PER_CHUNK // max(n_draws, _LED if led else 100)
     return max(1, min(most, _NUMBERS_PER_CHUNK // len(acquisition)))
 
 
-def layout(definition: Definition, n_te: int, *, posterior: bool) -> dict[str, object]:
+def compartment_layout(definition: Definition, n_te: int, *, posterior: bool) -> dict[str, object]:
     """Type and shape of everything that a fit holds of a voxel, with the most populations.
 
     Parameters
@@ -77,31 +89,31 @@ def layout(definition: Definition, n_te: int, *, posterior: bool) -> dict[str, o
     posterior : bool
         Whether the fit has standard deviations and intervals.
     """
-    most = with_fibres(definition, MOST_FIBRES)
+    most = with_fibres(definition, MAX_FIBRES)
     endings = (*ENDINGS, "_likeliest") if posterior else ("", "_likeliest")
     maps = {name + end: float for name in (*definition.maps, "S0") for end in endings}
-    of_fibres = {f"fibre_fractions{end}": (float, (MOST_FIBRES,)) for end in ENDINGS[1:]}
-    of_fibres |= {"axes_cone": (float, (MOST_FIBRES,))}
+    of_fibres = {f"fibre_fractions{end}": (float, (MAX_FIBRES,)) for end in ENDINGS[1:]}
+    of_fibres |= {"axes_cone": (float, (MAX_FIBRES,))}
     return (
         maps
         | ({"effective_draws": float} | of_fibres if posterior else {})
         | {
             "n_fibres": int,
             "axis": (float, (3,)),
-            "axes": (float, (MOST_FIBRES, 3)),
-            "fibre_fractions": (float, (MOST_FIBRES,)),
+            "axes": (float, (MAX_FIBRES, 3)),
+            "fibre_fractions": (float, (MAX_FIBRES,)),
             "S0_per_te": (float, (n_te,)),
             "_unit": (float, (len(most.parameters),)),
             "_fractions": (float, (len(most.pools),)),
             "_frames": (float, (9 * len(most.axes),)),
-            "_score": (float, (len(definition.known),)),
-            "_information": (float, (len(definition.known),)),
+            "_score": (float, (len(definition.fixed),)),
+            "_information": (float, (len(definition.fixed),)),
         }
     )
 
 
 @dataclass(frozen=True, eq=False)
-class FitChunk:
+class CompartmentChunkFit:
     """The fit of a chunk of voxels, all magnitudes or all real parts.
 
     Attributes
@@ -116,7 +128,7 @@ class FitChunk:
 
     definition: Definition
     acquisition: BaseAcquisition
-    settings: Settings
+    settings: FitSettings
     refine_sigma: bool
 
     def __call__(self, voxels: Voxels) -> dict[str, np.ndarray]:
@@ -142,26 +154,26 @@ class FitChunk:
         """Of least squares."""
         encoding = encoding_of(self.acquisition, self.settings.dtype, timed=definition.timed)
         data, scale = torch.tensor(voxels.signals, dtype=self.settings.dtype), None
-        if definition.n_levels:
+        if definition.n_S0_corrections:
             S0 = torch.tensor(voxels.S0, dtype=self.settings.dtype)
-            scale = Scale(S0, torch.tensor(self.acquisition.te_index))
-        return Problem(definition, pool_signals(definition, encoding), data, scale, None)
+            scale = EchoTimeScale(S0, torch.tensor(self.acquisition.te_index))
+        return SeparableProblem(definition, pool_signals(definition, encoding), data, scale, None)
 
     def _populations(self, voxels):
         """Number and axes of fibre populations by evidence."""
         problem = self._problem(voxels, self.definition)
         rows = tensor_frames(self.acquisition, voxels.signals)
         frames = torch.tensor(rows, dtype=self.settings.dtype)
-        frames = frame_of(frames[:, 2], frames[:, 1])
+        frames = orthonormal_frames(frames[:, 2], frames[:, 1])
         sigma = voxels.sigma
         if sigma is None:
-            start = dictionary_starts(problem, frames[:, None])[0]
-            _, columns, amplitudes, _ = fit_all(problem, start)
-            residual = problem.data - combined(columns, amplitudes)
+            start = dictionary_initial_values(problem, frames[:, None])[0]
+            _, columns, amplitudes, _ = variable_projection(problem, start)
+            residual = problem.data - predicted_signals(columns, amplitudes)
             n_unknowns = np.full(len(residual), self.definition.n_unknowns)
             sigma = noise_from_residual(residual.numpy(), n_unknowns)
         sigma = torch.tensor(sigma, dtype=self.settings.dtype).clamp_min(LEAST_NOISE)
-        return chosen_populations(
+        return select_populations(
             lambda definition: self._problem(voxels, definition), self.definition, frames, sigma
         )
 
@@ -210,24 +222,26 @@ class FitChunk:
 
     def _without_diffusion(self, voxels, definition, place, amplitudes):
         """Signals (V, K) at the echo times."""
-        if not definition.relaxes:
+        if not definition.has_relaxation:
             total = amplitudes.sum(dim=1, keepdim=True)
-            if definition.n_levels:
-                total = total * levels_of(definition, values_of(definition, place))
+            if definition.n_S0_corrections:
+                total = total * S0_corrections(definition, physical_values(definition, place))
             return voxels.S0 * total.numpy()
         first = np.unique(self.acquisition.te_index, return_index=True)[1]
         encoding = encoding_of(self.acquisition, self.settings.dtype, timed=definition.timed)
         pools = pool_signals(definition, encoding.without_diffusion())
-        return combined(pools(values_of(definition, place)), amplitudes)[:, first].numpy()
+        return predicted_signals(pools(physical_values(definition, place)), amplitudes)[
+            :, first
+        ].numpy()
 
     def _against(self, problem, place, columns, amplitudes, sigma):
         """What the residual says against the model."""
-        fit = linearised_fit(problem, place, columns, amplitudes, sigma)
-        result = worst_shell(
+        fit = linearise(problem, place, columns, amplitudes, sigma)
+        result = worst_shell_statistic(
             self.acquisition, problem.data, sigma, fit, rician=problem.sigma is not None
         )
-        if problem.definition.known:
-            found = scores(problem, place, amplitudes, fit)
+        if problem.definition.fixed:
+            found = score_test(problem, place, amplitudes, fit)
             result |= dict(zip(("_score", "_information"), found, strict=True))
         return result
 
@@ -239,9 +253,9 @@ class FitChunk:
         sigma = None if voxels.sigma is None else torch.tensor(voxels.sigma, dtype=data.dtype)
         starts = self._starts(voxels, problem)
         if sigma is None or likelihood == "gaussian":
-            place, columns, amplitudes, converged, ends = best_of(problem, starts)
+            place, columns, amplitudes, converged, ends = best_local_minimum(problem, starts)
             if sigma is None:
-                residual = data - combined(columns, amplitudes)
+                residual = data - predicted_signals(columns, amplitudes)
                 n_unknowns = np.full(len(data), definition.n_unknowns)
                 sigma = torch.tensor(
                     noise_from_residual(residual.numpy(), n_unknowns), dtype=data.dtype
@@ -249,44 +263,50 @@ class FitChunk:
                 sigma, starts = sigma.clamp_min(LEAST_NOISE), ends
         if likelihood == "rician":
             problem = replace(problem, sigma=sigma)
-            place, columns, amplitudes, converged, ends = best_of(problem, starts)
+            place, columns, amplitudes, converged, ends = best_local_minimum(problem, starts)
             if self.refine_sigma and data.shape[1] >= _MANY * definition.n_unknowns:
-                predicted = combined(columns, amplitudes)
+                predicted = predicted_signals(columns, amplitudes)
                 sigma = rician_sigma(data, predicted, sigma, definition.n_unknowns)
                 problem = replace(problem, sigma=sigma)
-                place, columns, amplitudes, converged = fit_all(problem, place)
+                place, columns, amplitudes, converged = variable_projection(problem, place)
         return problem, [place, *ends[1:]], columns, amplitudes, sigma, converged
 
     def _starts(self, voxels, problem):
         """Where searches begin: at values given, at peaks, or at the axis of a tensor."""
         definition, settings = problem.definition, self.settings
         own = {name: torch.tensor(x, dtype=settings.dtype) for name, x in voxels.own.items()}
-        given = {k.removeprefix("start "): v for k, v in own.items() if k.startswith("start ")}
+        given = {k.removeprefix("initial "): v for k, v in own.items() if k.startswith("initial ")}
         if given:
-            levels = definition.parameters[len(definition.parameters) - definition.n_levels :]
+            levels = definition.parameters[
+                len(definition.parameters) - definition.n_S0_corrections :
+            ]
             one = torch.ones(len(problem.data), dtype=settings.dtype)
-            return [place_of(definition, given | {p.name: one for p in levels})]
+            return [scaled_parameters(definition, given | {p.name: one for p in levels})]
         n_axes = len(definition.axes)
         if "axes" in own:
             axes = own["axes"][:, :n_axes]
-            frames = frame_of(axes.reshape(-1, 3)).reshape(len(axes), n_axes, 3, 3)
+            frames = orthonormal_frames(axes.reshape(-1, 3)).reshape(len(axes), n_axes, 3, 3)
         else:
             rows = tensor_frames(self.acquisition, problem.data.numpy())
             frames = torch.tensor(rows, dtype=settings.dtype)
-            frames = frame_of(frames[:, 2], frames[:, 1])[:, None].expand(-1, n_axes, -1, -1)
+            frames = orthonormal_frames(frames[:, 2], frames[:, 1])[:, None].expand(
+                -1, n_axes, -1, -1
+            )
         if settings.solver == "mix":
-            (start,) = dictionary_starts(problem, frames)
-            return [evolved(problem, start, settings.seed)]
+            (start,) = dictionary_initial_values(problem, frames)
+            return [differential_evolution(problem, start, settings.seed)]
         # Of several populations the unknowns are too many for the few starts that there are.
         n_starts = definition.n_starts if definition.n_fibres < 2 else 1
-        return dictionary_starts(problem, frames, n_starts)
+        return dictionary_initial_values(problem, frames, n_starts)
 
 
-def all_values(definition: Definition, place: Place, amplitudes: Tensor) -> dict[str, Tensor]:
+def all_values(
+    definition: Definition, place: NonlinearParameters, amplitudes: Tensor
+) -> dict[str, Tensor]:
     """Scalars, axes, fractions and S0."""
     total = amplitudes.sum(dim=1)
     fractions = amplitudes / total.clamp_min(1e-12)[:, None]
-    values = values_of(definition, place) | {"S0": total}
+    values = physical_values(definition, place) | {"S0": total}
     return values | {name: fractions[:, k] for k, name in enumerate(definition.pools)}
 
 
@@ -300,7 +320,7 @@ def _places(definition, problem, place, columns, amplitudes):
     """Where the likeliest parameters are, and what they leave of the data."""
     result = {}
     values = {k: v.numpy() for k, v in all_values(definition, place, amplitudes).items()}
-    predicted = combined(columns, amplitudes)
+    predicted = predicted_signals(columns, amplitudes)
     if problem.sigma is not None:
         # The mean of magnitudes is near this, noise floor included.
         predicted = torch.sqrt(predicted**2 + problem.sigma[:, None] ** 2)
@@ -319,8 +339,8 @@ def _places(definition, problem, place, columns, amplitudes):
 def _fibres(definition, values):
     """Axes (V, 3, 3) of up to three populations, and their shares (V, 3) of the signal."""
     n_voxels = len(next(iter(values.values())))
-    axes, fractions = np.zeros((n_voxels, MOST_FIBRES, 3)), np.zeros((n_voxels, MOST_FIBRES))
-    for k, name in enumerate(definition.axes[:MOST_FIBRES]):
+    axes, fractions = np.zeros((n_voxels, MAX_FIBRES, 3)), np.zeros((n_voxels, MAX_FIBRES))
+    for k, name in enumerate(definition.axes[:MAX_FIBRES]):
         axes[:, k] = values[name]
         owned = {c.pool for c in definition.compartments if c.has_axis and c.axis == name}
         fractions[:, k] = sum(values[pool] for pool in owned)
@@ -334,7 +354,7 @@ def _fibre_statistics(definition, draws, n, order, place):
     axes, fractions = _fibres(definition, {k: v.numpy() for k, v in values.items()})
     axes, fractions = (each.reshape(n, -1, *each.shape[1:]) for each in (axes, fractions))
     found = {f"fibre_fractions{end}": [] for end in ENDINGS[1:]} | {"axes_cone": []}
-    for k in range(MOST_FIBRES):
+    for k in range(MAX_FIBRES):
         for end, value in of_draws(fractions[..., k]).items():
             if end:
                 found[f"fibre_fractions{end}"].append(value)

@@ -12,13 +12,16 @@ from scipy.stats import chi2, norm
 from torch import Tensor
 
 from dipy_spinverse.acquisition import BaseAcquisition
-from dipy_spinverse.compartments.fitting.coordinates import Place, values_of
+from dipy_spinverse.compartments.fitting.parameters import NonlinearParameters, physical_values
 from dipy_spinverse.compartments.fitting.variable_projection import (
-    Problem,
-    combined,
-    slopes_at,
+    SeparableProblem,
+    predicted_signals,
+    signal_jacobian,
 )
-from dipy_spinverse.compartments.posterior.amplitude_draws import NormalData, normal_data
+from dipy_spinverse.compartments.posterior.amplitude_draws import (
+    GaussianApproximation,
+    gaussian_approximation,
+)
 from dipy_spinverse.voxels.rician import rician_excess, rician_variance
 from dipy_spinverse.voxels.shells import harmonics, shells_of
 from dipy_spinverse.voxels.status import REFUTED
@@ -37,7 +40,7 @@ _DIFFERENCE = 1e-2  # of a known value
 
 
 @dataclass(frozen=True, eq=False)
-class Linearised:
+class LinearisedFit:
     """Signals near a fit, over the noise.
 
     Attributes
@@ -50,17 +53,21 @@ class Linearised:
     """
 
     predicted: Tensor
-    normal: NormalData
+    normal: GaussianApproximation
     taken: Tensor
 
 
-def linearised_fit(
-    problem: Problem, place: Place, columns: Tensor, amplitudes: Tensor, sigma: Tensor
-) -> Linearised:
+def linearise(
+    problem: SeparableProblem,
+    place: NonlinearParameters,
+    columns: Tensor,
+    amplitudes: Tensor,
+    sigma: Tensor,
+) -> LinearisedFit:
     """Scalars at their bounds and pools that are empty do not move."""
-    slopes = slopes_at(problem, place, columns, amplitudes)
-    predicted = combined(columns, amplitudes)
-    normal = normal_data(problem, predicted, sigma)
+    slopes = signal_jacobian(problem, place, columns, amplitudes)
+    predicted = predicted_signals(columns, amplitudes)
+    normal = gaussian_approximation(problem, predicted, sigma)
     free = torch.ones_like(slopes[..., :1])
     free[:, : place.unit.shape[1], 0] = ((place.unit > 0) & (place.unit < 1)).to(free.dtype)
     changes = torch.cat([free * slopes, (amplitudes > 0)[..., None] * columns], dim=1)
@@ -70,11 +77,11 @@ def linearised_fit(
     gram = gram + torch.diag_embed(1e-6 * diagonal + 1e-12)
     factor, _ = torch.linalg.cholesky_ex(gram)
     inverse = torch.linalg.inv(factor).nan_to_num().to(changes.dtype)
-    return Linearised(predicted, normal, inverse @ changes)
+    return LinearisedFit(predicted, normal, inverse @ changes)
 
 
-def worst_shell(
-    acquisition: BaseAcquisition, data: Tensor, sigma: Tensor, fit: Linearised, *, rician: bool
+def worst_shell_statistic(
+    acquisition: BaseAcquisition, data: Tensor, sigma: Tensor, fit: LinearisedFit, *, rician: bool
 ) -> dict[str, np.ndarray | float]:
     """Excess of the worst shell's residual in its low harmonics, for the common status.
 
@@ -116,18 +123,18 @@ def _low_harmonics(acquisition):
         yield shell.rows, np.linalg.qr(harmonics(min(shell.order, _ORDER), directions))[0]
 
 
-def scores(
-    problem: Problem, place: Place, amplitudes: Tensor, fit: Linearised
+def score_test(
+    problem: SeparableProblem, place: NonlinearParameters, amplitudes: Tensor, fit: LinearisedFit
 ) -> tuple[np.ndarray, np.ndarray]:
     """Slope and curvature (V, K) of the log-likelihood in each known value of the definition.
 
     With all that is fitted free to follow: the score test of Rao.
     """
-    values, slopes = values_of(problem.definition, place), []
-    for name in problem.definition.known:
+    values, slopes = physical_values(problem.definition, place), []
+    for name in problem.definition.fixed:
         step = _DIFFERENCE * values[name]
         shifted = problem.columns_of(values | {name: values[name] + step})
-        slopes.append((combined(shifted, amplitudes) - fit.predicted) / step[:, None])
+        slopes.append((predicted_signals(shifted, amplitudes) - fit.predicted) / step[:, None])
     slope = torch.stack(slopes, dim=1) * fit.normal.inverse_sd[:, None]
     slope = slope - slope @ fit.taken.mT @ fit.taken
     residual = (fit.normal.values - fit.predicted) * fit.normal.inverse_sd
@@ -135,7 +142,7 @@ def scores(
     return score.nan_to_num().numpy(), (slope**2).sum(dim=2).nan_to_num().numpy()
 
 
-def shifts(
+def pooled_score_test(
     known: Mapping[str, float], score: np.ndarray, information: np.ndarray, where: np.ndarray
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Voxels whose neighbourhoods refute a known value, and what all together would have it.

@@ -14,7 +14,7 @@ _LEAST_COSINE = 0.1  # between axes that a plane which touches the sphere at one
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class NonlinearParameters:
     """Non-linear parameters of V voxels.
 
     Attributes
@@ -28,26 +28,30 @@ class Place:
     unit: Tensor
     frames: Tensor
 
-    def of_voxels(self, index) -> Place:
+    def of_voxels(self, index) -> NonlinearParameters:
         """Some of the voxels."""
-        return Place(self.unit[index], self.frames[index])
+        return NonlinearParameters(self.unit[index], self.frames[index])
 
-    def put(self, index, other: Place) -> None:
+    def put(self, index, other: NonlinearParameters) -> None:
         """Overwrite some of the voxels."""
         self.unit[index], self.frames[index] = other.unit, other.frames
 
 
-def joined(places: Sequence[Place]) -> Place:
+def concatenated(places: Sequence[NonlinearParameters]) -> NonlinearParameters:
     """Places one after the other."""
-    return Place(torch.cat([p.unit for p in places]), torch.cat([p.frames for p in places]))
+    return NonlinearParameters(
+        torch.cat([p.unit for p in places]), torch.cat([p.frames for p in places])
+    )
 
 
-def n_steps(definition: Definition) -> int:
+def n_nonlinear(definition: Definition) -> int:
     """Number of non-linear degrees of freedom."""
-    return len(definition.parameters) + 2 * len(definition.axes) + len(definition.fans)
+    return len(definition.parameters) + 2 * len(definition.axes) + len(definition.fanned_axes)
 
 
-def moved(definition: Definition, place: Place, step: Tensor) -> Place:
+def apply_step(
+    definition: Definition, place: NonlinearParameters, step: Tensor
+) -> NonlinearParameters:
     """Place after a step (V, N): scalars first, then turns of the axes, then of the fans."""
     n, n_axes = len(definition.parameters), len(definition.axes)
     unit = place.unit + step[:, :n]
@@ -58,22 +62,24 @@ def moved(definition: Definition, place: Place, step: Tensor) -> Place:
         new_axis = axis + turn[:, :1] * fan + turn[:, 1:] * third
         new_axis = new_axis / new_axis.norm(dim=1, keepdim=True)
         new_fan = fan
-        if name in definition.fans:
-            column = n + 2 * n_axes + definition.fans.index(name)
+        if name in definition.fanned_axes:
+            column = n + 2 * n_axes + definition.fanned_axes.index(name)
             new_fan = fan + step[:, column : column + 1] * third
         new_fan = new_fan - (new_fan * new_axis).sum(dim=1, keepdim=True) * new_axis
         new_fan = new_fan / new_fan.norm(dim=1, keepdim=True)
         new_third = torch.linalg.cross(new_axis, new_fan)
         frames.append(torch.stack([new_fan, new_third, new_axis], dim=1))
-    return Place(unit, torch.stack(frames, dim=1) if frames else place.frames)
+    return NonlinearParameters(unit, torch.stack(frames, dim=1) if frames else place.frames)
 
 
-def turns_to(definition: Definition, place: Place, other: Place) -> Tensor:
+def rotations_between(
+    definition: Definition, place: NonlinearParameters, other: NonlinearParameters
+) -> Tensor:
     """Turns (V, T) that lead from the frames of a place to those of another, about."""
     components = other.frames @ place.frames.mT
     axis = components[:, :, 2]
     tangents = (axis[..., :2] / _away_from_zero(axis[..., 2:])).flatten(1)
-    with_fan = [definition.axes.index(name) for name in definition.fans]
+    with_fan = [definition.axes.index(name) for name in definition.fanned_axes]
     fan = components[:, with_fan, 0]
     return torch.cat([tangents, fan[..., 1] / _away_from_zero(fan[..., 0])], dim=1)
 
@@ -82,34 +88,36 @@ def _away_from_zero(x):
     return torch.where(x < 0, -1.0, 1.0) * x.abs().clamp_min(_LEAST_COSINE)
 
 
-def values_of(definition: Definition, place: Place) -> dict[str, Tensor]:
+def physical_values(definition: Definition, place: NonlinearParameters) -> dict[str, Tensor]:
     """Non-linear values, scalars (V,) and axes (V, 3)."""
     values = {
         p.name: p.low + (p.high - p.low) * place.unit[:, k]
         for k, p in enumerate(definition.parameters)
     }
-    for name, value in definition.known.items():
+    for name, value in definition.fixed.items():
         values[name] = place.unit.new_full((len(place.unit),), value)
     for k, name in enumerate(definition.axes):
         values[name] = place.frames[:, k, 2]
-        if name in definition.fans:
+        if name in definition.fanned_axes:
             values[f"{name}_fan"] = place.frames[:, k, 0]
     if not values:  # expressions take the number of voxels from any value
         values["_"] = place.unit.new_zeros(len(place.unit))
     return values
 
 
-def place_of(definition: Definition, values: Mapping[str, Tensor]) -> Place:
+def scaled_parameters(definition: Definition, values: Mapping[str, Tensor]) -> NonlinearParameters:
     """Inverse of `values_of`."""
     like = next(iter(values.values()))
     columns = [(values[p.name] - p.low) / (p.high - p.low) for p in definition.parameters]
     unit = torch.stack(columns, dim=1) if columns else like.new_zeros(len(like), 0)
-    frames = [frame_of(values[name], values.get(f"{name}_fan")) for name in definition.axes]
+    frames = [
+        orthonormal_frames(values[name], values.get(f"{name}_fan")) for name in definition.axes
+    ]
     none = like.new_zeros(len(like), 0, 3, 3)
-    return Place(unit, torch.stack(frames, dim=1) if frames else none)
+    return NonlinearParameters(unit, torch.stack(frames, dim=1) if frames else none)
 
 
-def frame_of(axis: Tensor, fan: Tensor | None = None) -> Tensor:
+def orthonormal_frames(axis: Tensor, fan: Tensor | None = None) -> Tensor:
     """Frames (V, 3, 3) with `axis` (V, 3) last and `fan`, or any direction across, first."""
     axis = axis / axis.norm(dim=1, keepdim=True)
     if fan is None:
