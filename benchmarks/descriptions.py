@@ -15,7 +15,7 @@ from scipy.optimize import nnls
 
 from benchmarks.datasets import TENSOR_B, shells
 from dipy_spinverse import Acquisition
-from dipy_spinverse.packed_cells.nuisance import FLEETING_DIFFUSIVITY
+from dipy_spinverse.packed_cells.nuisance import FAST_DIFFUSIVITY
 
 # um^2/ms; along and across the axis of a tensor, 0 for water that does not move.
 _ALONG = np.concatenate([[0.0], np.geomspace(0.02, 4, 8)])
@@ -76,7 +76,7 @@ def gaussians(acquisition, signals, fitted, orientation, fleeting=False) -> np.n
     predicted = np.empty(len(acquisition))
     line, atoms = lines(acquisition), _tensors(acquisition, orientation)
     if fleeting:
-        gone = np.exp(-FLEETING_DIFFUSIVITY * acquisition.b)[:, None]
+        gone = np.exp(-FAST_DIFFUSIVITY * acquisition.b)[:, None]
         atoms = np.concatenate([atoms, gone, -gone], axis=1)
     for timing in range(len(acquisition.timings)):
         for number in range(line.max() + 1):

@@ -34,8 +34,8 @@ from benchmarks.tables import machine, table
 from benchmarks.tissue_testset import acquisition
 from dipy_spinverse.packed_cells.emulator import Encodings, emulated_signals, emulator_error
 from dipy_spinverse.packed_cells.emulator.closed_form import Numbers, closed_form
-from dipy_spinverse.packed_cells.emulator.signals import error_terms, network_of
-from dipy_spinverse.packed_cells.likeliest import B_REACH, TIME_REACH
+from dipy_spinverse.packed_cells.emulator.signals import error_terms, load_network
+from dipy_spinverse.packed_cells.emulator_errors import B_REACH, TIME_REACH
 
 _FRACTIONS = (0.05, 0.3, 0.5, 0.65, 0.81)
 _PERMEABILITIES = (-1, 0.01, 0.1, 1, 30)
@@ -59,7 +59,7 @@ def left_out_table(shape: str, folder: Path) -> str:
     held = held_out(draws)
     chosen = Numbers(*(number[held] for number in numbers))
     form = closed_form(shape, chosen)
-    errors = form.signals(network_of(shape)(form.inputs)) - signals[held]
+    errors = form.signals(load_network(shape)(form.inputs)) - signals[held]
     pools = form.signals(0 * errors) - signals[held]
     rows = []
     for low, high in zip(_FRACTIONS, _FRACTIONS[1:], strict=False):
@@ -83,12 +83,12 @@ def correlation_table(folder: Path) -> str:
     """Of the errors of two encodings of one left-out packing, by how far these are apart."""
     draws, numbers, signals = read_draws("cylinder", folder)
     form = closed_form("cylinder", numbers)
-    deviation = form.gain * np.exp(error_terms(numbers) @ network_of("cylinder").error_scale)
+    deviation = form.gain * np.exp(error_terms(numbers) @ load_network("cylinder").error_scale)
     free = numbers.across**2 * numbers.time * (1 - numbers.pulse / 3)
     along = numbers.along**2 / np.maximum(numbers.across**2 + numbers.along**2, 1e-12)
     # Where there is something to see: gradients mostly across, and neither too weak nor too small.
     seen = held_out(draws) & (along < _ALONG) & (free > _LEAST_B) & (deviation > _LEAST_ERROR)
-    errors = form.signals(network_of("cylinder")(form.inputs)) - signals
+    errors = form.signals(load_network("cylinder")(form.inputs)) - signals
     rng, pairs = np.random.default_rng(0), []
     for number in np.unique(draws[seen]):
         rows = np.flatnonzero(seen & (draws == number))
@@ -149,7 +149,7 @@ def own_error_rows(n_tissues: int) -> list[tuple]:
         numbers, mean, scatter = packings_of(number, u, seed=11)
         form = closed_form("cylinder", numbers)
         inputs = form.inputs.reshape(-1, form.inputs.shape[-1])
-        emulated = form.signals(network_of("cylinder")(inputs).reshape(form.pools.shape))
+        emulated = form.signals(load_network("cylinder")(inputs).reshape(form.pools.shape))
         tight = numbers.permeability < 0.03 and numbers.fraction > 0.6
         rows.append((tight, np.any(numbers.along > 0), emulated - mean, scatter))
     return rows

@@ -39,7 +39,7 @@ from dipy_spinverse.packed_cells.emulator.closed_form import (
     Numbers,
     closed_form,
 )
-from dipy_spinverse.packed_cells.emulator.signals import Network, error_terms
+from dipy_spinverse.packed_cells.emulator.signals import NetworkEnsemble, error_terms
 
 NETWORKS = Path(__file__).parent.parent / "dipy_spinverse/packed_cells/emulator/networks.npz"
 _N_TIMINGS = 8
@@ -263,7 +263,7 @@ def evaluated(networks: list, inputs: np.ndarray) -> np.ndarray:
         for layer in zip(*networks, strict=True)
     ]
     weights, biases = zip(*layers, strict=True)
-    network = Network(weights, tuple(bias[:, None] for bias in biases), np.empty(0))
+    network = NetworkEnsemble(weights, tuple(bias[:, None] for bias in biases), np.empty(0))
     parts = [network(rows) for rows in np.array_split(inputs, len(inputs) // 4096 + 1)]
     return np.concatenate(parts)
 

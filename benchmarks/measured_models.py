@@ -24,7 +24,7 @@ from dipy_spinverse import (
     bcc_grid,
 )
 from dipy_spinverse.inversion import DEFAULT_CURRICULUM
-from dipy_spinverse.packed_cells.nuisance import odd_factors, odd_terms
+from dipy_spinverse.packed_cells.nuisance import polarity_asymmetry, polarity_factors
 
 # ms/um^2: the cat's signals at smaller b leave any curve in the same way in all voxels.
 LEAST_B = 0.1
@@ -149,8 +149,8 @@ def _with_terms_of_the_scan(voxels, number, fitted):
     """Gaussians for each timing, and what packed cells tell beside tissue."""
     own = voxels.acquisition.subset(fitted)
     signals, axis = voxels.signals[number], voxels.orientation[number]
-    odd = odd_terms(own, signals[None, fitted], voxels.sigma[[number]])
-    factors = odd_factors(own, voxels.acquisition, odd)[0]
+    odd = polarity_asymmetry(own, signals[None, fitted], voxels.sigma[[number]])
+    factors = polarity_factors(own, voxels.acquisition, odd)[0]
     even = gaussians(voxels.acquisition, signals / factors, fitted, axis, fleeting=True)
     return even * factors, {}
 

@@ -21,14 +21,14 @@ from benchmarks.command import command, keep
 from benchmarks.tables import machine, table
 from benchmarks.tissue import MAPS
 from benchmarks.tissue_testset import acquisition
-from dipy_spinverse.packed_cells.classes import tissue_class
-from dipy_spinverse.packed_cells.likeliest import error_patterns, model_errors
+from dipy_spinverse.packed_cells.emulator_errors import error_patterns, model_errors
 from dipy_spinverse.packed_cells.maps import (
     tissue_maps,
     tissue_parameters,
     with_unequal_membranes,
 )
 from dipy_spinverse.packed_cells.posterior import packed_cells_posterior
+from dipy_spinverse.packed_cells.tissue_classes import tissue_class
 from dipy_spinverse.packed_cells.tissue_signals import tissue_signals
 
 CLASSES = ("cylinders", "spheres", "mixture", "crossing")

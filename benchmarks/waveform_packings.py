@@ -15,7 +15,7 @@ from benchmarks.periodic_cylinders import Matrices, matrices_of, random_mesh
 from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.bloch_torrey.finite_volumes.operator import relative_transmissibility
 from dipy_spinverse.bloch_torrey.finite_volumes.simulator import Simulator
-from dipy_spinverse.packed_cells.like_pulses import tensor_spectra
+from dipy_spinverse.packed_cells.equivalent_pulses import tensor_spectra
 
 # Steps of time: the longest, and over the time in which a gradient changes; nearest knots.
 _LONGEST_MS, _SHARE, _SHORTEST_MS = 0.4, 0.12, 1e-6

@@ -32,11 +32,14 @@ from dipy_spinverse.acquisition.encodings import (
     oscillating_gradients,
     pulsed_gradients,
 )
-from dipy_spinverse.packed_cells.departures import departure, two_pools
-from dipy_spinverse.packed_cells.like_pulses import as_pulses
+from dipy_spinverse.packed_cells.equivalent_pulses import equivalent_pulses
 from dipy_spinverse.packed_cells.maps import PARAMETERS, tissue_maps
 from dipy_spinverse.packed_cells.orientations import even_legendre
 from dipy_spinverse.packed_cells.tissue_signals import tissue_signals
+from dipy_spinverse.packed_cells.waveform_correction import (
+    two_compartment_signals,
+    waveform_correction,
+)
 
 KINDS = (
     "cosine", "sine", "double, parallel", "double, antiparallel", "double, across", "linear",
@@ -160,7 +163,7 @@ def errors_of_draw(shape: str, path: Path) -> list[tuple]:
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
     tissue, truth, kinds = (arrays.pop(name) for name in ("tissue", "signals", "kinds"))
-    scan = as_pulses(acquisition_from_arrays(arrays))
+    scan = equivalent_pulses(acquisition_from_arrays(arrays))
     known = float(tissue[3]), float(tissue[4])
     model = tissue_signals(scan, known, _FREE_DIFFUSIVITY, (shape,), compiled=False)
     shells, order = model.shells, model.shells.order
@@ -178,9 +181,9 @@ def errors_of_draw(shape: str, path: Path) -> list[tuple]:
         found = coefficients[shell] @ polynomials
         spectrum, square = shells.spectra[shell], np.array([cosine**2])
         pulses, b = (shells.small_delta[shell], shells.big_delta[shell]), shells.b[[shell]]
-        beyond = departure(shape, tissue[None], spectrum, pulses, b, square)[0, 0]
+        beyond = waveform_correction(shape, tissue[None], spectrum, pulses, b, square)[0, 0]
         free = np.array(spectrum.passing[0])
-        alone = two_pools(
+        alone = two_compartment_signals(
             shape, tissue[None], spectrum.at, free, spectrum.exchange_time, b, square
         )[0, 0]
         linear = shells.b_anisotropy[shell]
@@ -261,7 +264,7 @@ def interval_tables(folder: Path) -> str:
         ))  # fmt: skip
     named = sum(
         found == {"cylinder": "cylinders", "sphere": "spheres"}[shape]
-        for found, shape in zip(fit.explained_by, shapes, strict=True)
+        for found, shape in zip(fit.tissue_class, shapes, strict=True)
     )
     head = ("map", "cylinders held", "spheres held", "held where explained",
             "median of high / low", "rank correlation")  # fmt: skip

@@ -10,7 +10,7 @@ from scipy.special import ndtri
 
 from dipy_spinverse import Acquisition, bcc_grid
 from dipy_spinverse.packed_cells import packed_cells_posterior
-from dipy_spinverse.packed_cells.classes import tissue_class
+from dipy_spinverse.packed_cells.tissue_classes import tissue_class
 from dipy_spinverse.packed_cells.tissue_signals import tissue_signals
 from dipy_spinverse.scan_design.bounds import class_bounds, map_bounds
 from dipy_spinverse.scan_design.identifiability import identifiability
@@ -277,7 +277,7 @@ def test_bound_is_the_spread_of_fits():
         bound = bounds[name][1][0, 0] ** -0.5
         # The water beside cells is fitted here and taken as known there, and 60 fits tell their
         # spread within 9 %.
-        assert 0.7 < np.log(fit.best[name]).std() / bound < 2, name
+        assert 0.7 < np.log(fit.estimated_maps[name]).std() / bound < 2, name
 
 
 def test_the_package_offers_the_functions_not_their_modules():

@@ -10,34 +10,42 @@ from packed_cell_cases import assert_derivatives_are_differences
 from scipy.spatial.transform import Rotation
 
 from dipy_spinverse import Acquisition, PackedCellsModel, Status
-from dipy_spinverse.packed_cells import likeliest, packed_cells_posterior
-from dipy_spinverse.packed_cells.classes import (
-    ALIGNED,
-    CLASSES,
-    diffusion_of,
-    dispersion_of,
-    tissue_class,
-)
-from dipy_spinverse.packed_cells.compiled import compiled_signals, emulated_shells
+from dipy_spinverse.packed_cells import class_comparison, packed_cells_posterior
 from dipy_spinverse.packed_cells.emulator import Encodings, emulated_signals
-from dipy_spinverse.packed_cells.likeliest import error_patterns
+from dipy_spinverse.packed_cells.emulator_errors import error_patterns
+from dipy_spinverse.packed_cells.interpolation import (
+    emulated_shell_signals,
+    interpolated_signals,
+)
+from dipy_spinverse.packed_cells.likelihood import (
+    normal_equations,
+    residuals,
+    voxel_data,
+    with_model_errors,
+)
+from dipy_spinverse.packed_cells.local_minima import (
+    ClassProblem,
+    SearchBudget,
+    dictionary_initial_values,
+    find_local_minima,
+)
 from dipy_spinverse.packed_cells.maps import tissue_maps, tissue_parameters
-from dipy_spinverse.packed_cells.measured import measured, normal_equations, refined, residuals
-from dipy_spinverse.packed_cells.nuisance import fleeting_signals, odd_factors, odd_terms
+from dipy_spinverse.packed_cells.nuisance import fast_signals, polarity_asymmetry, polarity_factors
 from dipy_spinverse.packed_cells.orientations import (
     add_dispersed,
     even_legendre,
     rotation_of,
     vector_of,
 )
-from dipy_spinverse.packed_cells.radii import radii_of
-from dipy_spinverse.packed_cells.search import (
-    ClassProblem,
-    Effort,
-    dictionary_starts,
-    find_modes,
+from dipy_spinverse.packed_cells.radius_distribution import radius_quadrature
+from dipy_spinverse.packed_cells.shells import group_into_shells
+from dipy_spinverse.packed_cells.tissue_classes import (
+    ALIGNED,
+    CLASSES,
+    diffusion_of,
+    dispersion_of,
+    tissue_class,
 )
-from dipy_spinverse.packed_cells.shells import shells_of
 from dipy_spinverse.packed_cells.tissue_signals import tissue_signals
 from dipy_spinverse.voxels.tensor_frames import tensor_frames
 
@@ -94,8 +102,10 @@ def place_of(tissue, **values):
 
 @pytest.mark.parametrize("shape", ["cylinder", "sphere"])
 def test_compiled_signals_are_those_of_the_emulator(shape):
-    shells = shells_of(protocol())
-    compiled, exact = (make(shape, shells, None) for make in (compiled_signals, emulated_shells))
+    shells = group_into_shells(protocol())
+    compiled, exact = (
+        make(shape, shells, None) for make in (interpolated_signals, emulated_shell_signals)
+    )
     rng = np.random.default_rng(5)
     radius, permeability, inside = (
         np.log(low) + np.log(high / low) * rng.random(200)
@@ -272,11 +282,11 @@ def test_turned_tissue_has_a_turned_axis_and_the_same_surface():
         )
         for turn in (None, rotation)
     ]
-    axes = [each.best["wall_orientation"] for each in results]
+    axes = [each.estimated_maps["wall_orientation"] for each in results]
     cosine = np.abs(np.einsum("vk,vk->v", axes[0] @ rotation.T, axes[1]))
     # The search stops within a small part of the error of the axis.
     assert (cosine > 0.999).all()
-    surface = [each.best["surface_to_volume"] for each in results]
+    surface = [each.estimated_maps["surface_to_volume"] for each in results]
     np.testing.assert_allclose(surface[0], surface[1], rtol=0.02)
 
 
@@ -328,7 +338,7 @@ def test_poor_data_give_wide_intervals_and_no_nan(case):
         data = magnitudes(np.zeros_like(data), np.random.default_rng(1))
     acquisition, data = acquisition.subset(kept), data[:, kept]
     result = packed_cells_posterior(acquisition, data, SIGMA, classes=("cylinders",), n_draws=60)
-    for values in (*result.maps.values(), *result.best.values(), result.predicted):
+    for values in (*result.maps.values(), *result.estimated_maps.values(), result.predicted):
         assert np.isfinite(values).all()
     if case != "one timing":
         # The prior's interval of the radius is a factor of 400 wide.
@@ -368,7 +378,9 @@ def test_water_without_cells_is_told_as_such():
     result = packed_cells_posterior(acquisition, data, SIGMA, diffusivity=2.0, n_draws=100)
     assert (result.class_probabilities["no cells"] > 0.5).all()
     for name in ("surface_to_volume", "restricted_fraction", "wall_anisotropy"):
-        assert (result.best[name] == 0).all() and (result.interval(name)[0] == 0).all(), name
+        assert (result.estimated_maps[name] == 0).all() and (
+            result.interval(name)[0] == 0
+        ).all(), name
     # Chi-square over its degrees of freedom: five standard deviations.
     freedom = result.degrees_of_freedom
     np.testing.assert_allclose(result.chi_square / freedom, 1, atol=5 * np.sqrt(2 / freedom.min()))
@@ -421,7 +433,7 @@ def crossing_signals(acquisition, angle):
 def test_crossing_axes_are_told_from_one():
     data = magnitudes(crossing_signals(protocol(), 70), np.random.default_rng(0), 0.01)
     fit = PackedCellsModel(protocol(), diffusivity=2e-3).fit(data, sigma=0.01, n_draws=0)
-    assert fit.explained_by[0] == "crossing" and fit.status[0] != Status.MISFIT
+    assert fit.tissue_class[0] == "crossing" and fit.status[0] != Status.MISFIT
     assert "Nothing is left" in fit.residual_structure(0)
 
 
@@ -457,10 +469,10 @@ def in_both_directions(acquisition):
 def test_odd_terms_are_what_opposite_directions_differ_by():
     both = in_both_directions(protocol().subset(~protocol().b0_mask))
     odd = np.array([[0.05, -0.02, 0.03, 0.01, 0.0, -0.02, 0.0, 0.04, -0.05, 0.02, 0.0, 0.01]])
-    factors = odd_factors(both, both, odd)
+    factors = polarity_factors(both, both, odd)
     noise = 0.002 * np.random.default_rng(0).normal(size=(1, len(both)))
     data = np.exp(-0.7 * both.b) * factors + noise
-    found = odd_factors(both, both, odd_terms(both, data, np.full(1, 0.002)))
+    found = polarity_factors(both, both, polarity_asymmetry(both, data, np.full(1, 0.002)))
     # 96 pairs with relative noise of 0.4 to 5 % have 12 unknowns.
     np.testing.assert_allclose(found, factors, atol=0.01)
 
@@ -471,8 +483,8 @@ def test_directions_that_have_no_opposite_or_differ_by_chance_are_left_as_they_a
     data = np.exp(-0.7 * both.b) + 0.002 * np.random.default_rng(0).normal(size=(20, len(both)))
     sigma = np.full(20, 0.002)
     # One of 1000 by chance.
-    assert not odd_terms(both, data, sigma).any()
-    assert not odd_terms(one, data[:, : len(one)], sigma).any()
+    assert not polarity_asymmetry(both, data, sigma).any()
+    assert not polarity_asymmetry(one, data[:, : len(one)], sigma).any()
 
 
 def test_what_is_gone_at_weak_weighting_is_told_from_tissue():
@@ -488,7 +500,7 @@ def test_what_is_gone_at_weak_weighting_is_told_from_tissue():
     np.testing.assert_allclose(found.predicted, signals + gone, atol=0.009)
     np.testing.assert_allclose(found.amplitudes, 1, atol=0.015)
     np.testing.assert_allclose(
-        fleeting_signals(acquisition, acquisition, found.fleeting), gone, atol=0.009
+        fast_signals(acquisition, acquisition, found.fast_fraction), gone, atol=0.009
     )
 
 
@@ -534,7 +546,7 @@ def test_only_voxels_that_nothing_explains_are_searched_again(monkeypatch):
     data = magnitudes(signals, np.random.default_rng(0))
     data[1] *= np.where(protocol().big_delta == 40, 0.7, 1.0)
     twice = packed_cells_posterior(protocol(), data, SIGMA, n_draws=0)
-    monkeypatch.setattr(likeliest, "_UNEXPLAINED", np.inf)
+    monkeypatch.setattr(class_comparison, "_UNEXPLAINED", np.inf)
     once = packed_cells_posterior(protocol(), data, SIGMA, n_draws=0)
     np.testing.assert_array_equal(twice.predicted[0], once.predicted[0])
     assert (twice.predicted[1] != once.predicted[1]).any()
@@ -559,18 +571,18 @@ def test_a_second_search_never_leads_uphill():
     tissue = tissue_class("cylinders", False)
     model = tissue_signals(acquisition, None, 3.0)
     labels, used = acquisition.te_index[model.shells.order], np.ones(len(acquisition), bool)
-    known = measured(data[:, model.shells.order], np.full(3, SIGMA), labels, used)
+    known = voxel_data(data[:, model.shells.order], np.full(3, SIGMA), labels, used)
     problem = ClassProblem(model, tissue, known, np.zeros_like(data))
     frames = tensor_frames(acquisition, data)
-    starts = dictionary_starts(model, tissue, known, frames)
-    first = find_modes(problem, starts, frames, 4, Effort(40, 0.01, all_starts=True))
+    starts = dictionary_initial_values(model, tissue, known, frames)
+    first = find_local_minima(problem, starts, frames, 4, SearchBudget(40, 0.01, all_starts=True))
     # From far off alone a short search ends higher.
     far = np.zeros((3, 1, tissue.n_parameters))
     other = Rotation.random(3, random_state=1).as_matrix() @ frames
     own = first.best_in(tissue, other)[:, None]
-    short = Effort(2, 0.01)
-    alone = find_modes(problem, far, other, 4, short)
-    both = find_modes(problem, np.concatenate([far, own], axis=1), other, 4, short)
+    short = SearchBudget(2, 0.01)
+    alone = find_local_minima(problem, far, other, 4, short)
+    both = find_local_minima(problem, np.concatenate([far, own], axis=1), other, 4, short)
     assert (alone.costs[:, 0] > first.costs[:, 0] + 1).any()
     assert (both.costs[:, 0] <= first.costs[:, 0] + 1e-9).all()
 
@@ -629,7 +641,7 @@ def test_typical_radius_speaks_where_the_data_do_not():
 @pytest.mark.parametrize(("shape", "dimension"), [("cylinder", 2), ("sphere", 3)])
 def test_radii_that_differ_have_the_surface_of_equal_cells(shape, dimension):
     spread, equal = 0.5, np.array([2.0, 5.0])
-    shares, radii = zip(*radii_of(shape, equal, spread), strict=True)
+    shares, radii = zip(*radius_quadrature(shape, equal, spread), strict=True)
     assert sum(shares) == pytest.approx(1)
     # Of four nodes: surface over volume is d / R, the mean of d / r over the volume.
     np.testing.assert_allclose(np.array(shares) @ (1 / np.array(radii)), 1 / equal, rtol=0.02)
@@ -637,7 +649,7 @@ def test_radii_that_differ_have_the_surface_of_equal_cells(shape, dimension):
     variance = spread**2
     mean = equal * (1 + dimension * variance) / (1 + (dimension - 1) * variance)
     np.testing.assert_allclose(np.array(shares) @ np.array(radii), mean, rtol=0.001)
-    assert radii_of(shape, equal, 0.0) == [(1.0, equal)]
+    assert radius_quadrature(shape, equal, 0.0) == [(1.0, equal)]
 
 
 def test_spread_of_radii_is_not_taken_for_other_water():
@@ -661,8 +673,8 @@ def test_spread_of_radii_is_not_taken_for_other_water():
     assert different.chi_square[0] < 3 < equal.chi_square[0]
     # Not exactly, as the prior prefers some water beside the cells.
     for name in ("restricted_fraction", "pore_diameter"):
-        assert different.best[name][0] == pytest.approx(truth[name][0], rel=0.05)
-    assert equal.best["restricted_fraction"][0] < 0.9 * truth["restricted_fraction"][0]
+        assert different.estimated_maps[name][0] == pytest.approx(truth[name][0], rel=0.05)
+    assert equal.estimated_maps["restricted_fraction"][0] < 0.9 * truth["restricted_fraction"][0]
 
 
 def test_draws_of_tissue_that_no_class_explains_differ():
@@ -675,7 +687,7 @@ def test_draws_of_tissue_that_no_class_explains_differ():
 
 
 def test_errors_of_shells_are_alike_the_closer_they_are():
-    shells = shells_of(protocol())
+    shells = group_into_shells(protocol())
     patterns = error_patterns(shells)
     weighted = shells.b > 0
     assert np.abs(patterns[:, ~weighted]).max() < 1e-12
@@ -723,10 +735,10 @@ def test_normal_equations_are_those_of_the_whitened_measurements(with_errors):
     signals, slopes = rng.random((1, n)), rng.standard_normal((1, 4, n))
     data = signals + SIGMA * rng.standard_normal((1, n))
     data[0, 0] = -0.01  # real parts, with normal noise
-    known = measured(data, np.full(1, SIGMA), labels, np.ones(n, dtype=bool))
+    known = voxel_data(data, np.full(1, SIGMA), labels, np.ones(n, dtype=bool))
     if with_errors:
         errors = 0.02 * rng.random((1, 2, n)) * (np.arange(n) // 30 == np.arange(2)[:, None])
-        known = refined(known, signals, errors, np.zeros(1))
+        known = with_model_errors(known, signals, errors, np.zeros(1))
     one = np.zeros(1, dtype=int)
     white, amplitude, _ = residuals(known, signals, one)
     found = normal_equations(known, signals, amplitude, slopes, white, one)
@@ -750,11 +762,13 @@ def test_normal_equations_are_those_of_the_whitened_measurements(with_errors):
 def test_rounding_does_not_turn_the_directions_that_errors_are_drawn_along():
     rng = np.random.default_rng(0)
     scan, n = protocol(), len(protocol())
-    known = measured(np.ones((1, n)), np.array([SIGMA]), scan.te_index, np.ones(n, dtype=bool))
+    known = voxel_data(np.ones((1, n)), np.array([SIGMA]), scan.te_index, np.ones(n, dtype=bool))
     errors = 0.01 * rng.random((1, 2, n)) * (scan.timing_index == np.arange(2)[:, None])
     floor = np.zeros(1)
     # As a sum in another order would.
     nearly = errors * (1 + 1e-15 * rng.standard_normal(errors.shape))
-    one, other = (refined(known, np.ones((1, n)), each, floor).modes for each in (errors, nearly))
+    one, other = (
+        with_model_errors(known, np.ones((1, n)), each, floor).modes for each in (errors, nearly)
+    )
     np.testing.assert_allclose(one, other, atol=1e-12)
     assert (one.max(axis=2) >= -one.min(axis=2)).all()

@@ -28,12 +28,16 @@ from dipy_spinverse.bloch_torrey.analytic.bodies import (
     dipole_roots,
     gaussian_phase_attenuation,
 )
-from dipy_spinverse.packed_cells.classes import tissue_class
-from dipy_spinverse.packed_cells.compiled import emulated_shells
-from dipy_spinverse.packed_cells.departures import RATES, departure, exchange_time
-from dipy_spinverse.packed_cells.like_pulses import as_pulses, tensor_spectra
-from dipy_spinverse.packed_cells.shells import shells_of
+from dipy_spinverse.packed_cells.equivalent_pulses import equivalent_pulses, tensor_spectra
+from dipy_spinverse.packed_cells.interpolation import emulated_shell_signals
+from dipy_spinverse.packed_cells.shells import group_into_shells
+from dipy_spinverse.packed_cells.tissue_classes import tissue_class
 from dipy_spinverse.packed_cells.tissue_signals import tissue_signals
+from dipy_spinverse.packed_cells.waveform_correction import (
+    RATES,
+    exchange_time,
+    waveform_correction,
+)
 from dipy_spinverse.substrates import spheres
 
 SIGMA = 0.02
@@ -171,12 +175,13 @@ def test_oscillations_and_b_tensors_agree_with_simulated_spheres():
     )
     walls = spheres(grid, places, radius, permeability=permeability)
     simulated = simulate(scan, grid, walls, dtype="float32")
-    shells = shells_of(as_pulses(scan))
+    shells = group_into_shells(equivalent_pulses(scan))
     coordinates = np.log([[radius, np.exp(fraction), permeability, *KNOWN]])
-    found = emulated_shells("sphere", shells, KNOWN)(coordinates)[0, 0, :, 0]
+    found = emulated_shell_signals("sphere", shells, KNOWN)(coordinates)[0, 0, :, 0]
     beyond = [
-        departure("sphere", np.array([[radius, fraction, permeability, *KNOWN]]), spectrum,
-                  (small, big), np.array([b]), np.zeros(1))[0, 0]
+        waveform_correction(
+            "sphere", np.array([[radius, fraction, permeability, *KNOWN]]), spectrum,
+            (small, big), np.array([b]), np.zeros(1))[0, 0]
         for spectrum, small, big, b in zip(
             shells.spectra, shells.small_delta, shells.big_delta, shells.b, strict=True)
     ]  # fmt: skip

@@ -9,8 +9,8 @@ from inversion_cases import shells
 from dipy_spinverse import bcc_grid, simulate
 from dipy_spinverse.packed_cells import packed_cells_posterior, posterior
 from dipy_spinverse.packed_cells.emulator import Encodings, emulated_signals
+from dipy_spinverse.packed_cells.likelihood import expected_magnitudes, voxel_data
 from dipy_spinverse.packed_cells.maps import PARAMETERS, tissue_maps
-from dipy_spinverse.packed_cells.measured import expected, measured
 from dipy_spinverse.substrates import spheres
 
 
@@ -56,16 +56,16 @@ def test_water_beside_the_cells_takes_its_share_of_surface_and_fraction(beside):
 def test_noise_lifts_magnitudes_as_their_mean_says_and_leaves_real_parts():
     signals, sigma = np.array([[0.0, 0.5, 1.0, 3.0, 20.0]]), 2.0
     labels, used = np.zeros(5, int), np.ones(5, bool)
-    magnitudes = measured(np.ones((1, 5)), np.array([sigma]), labels, used)
+    magnitudes = voxel_data(np.ones((1, 5)), np.array([sigma]), labels, used)
     draws = np.random.default_rng(0).standard_normal((2, 200_000, 1)) * sigma
     mean = np.hypot(signals + draws[0], draws[1]).mean(axis=0)
     # 200 000 draws of a scatter of 0.65 sigma: 0.003; interpolation in a table.
-    np.testing.assert_allclose(expected(magnitudes, signals)[0], mean, atol=0.015)
-    assert expected(magnitudes, signals)[0, 0] == pytest.approx(
+    np.testing.assert_allclose(expected_magnitudes(magnitudes, signals)[0], mean, atol=0.015)
+    assert expected_magnitudes(magnitudes, signals)[0, 0] == pytest.approx(
         sigma * np.sqrt(np.pi / 2), rel=0.005
     )
-    real = measured(np.array([[-1.0, 1, 1, 1, 1]]), np.array([sigma]), labels, used)
-    np.testing.assert_array_equal(expected(real, signals), signals)
+    real = voxel_data(np.array([[-1.0, 1, 1, 1, 1]]), np.array([sigma]), labels, used)
+    np.testing.assert_array_equal(expected_magnitudes(real, signals), signals)
 
 
 def test_draws_are_those_of_data_with_three_times_the_variance_of_the_noise(monkeypatch):

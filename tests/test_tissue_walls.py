@@ -179,7 +179,9 @@ def fitted():
         "_class": np.zeros(1, int), "_frame": start[None],
     }  # fmt: skip
     layout = model.tissue_model.layout(0)
-    stored |= {name: np.zeros((1, *layout[name][1])) for name in ("_odd", "_fleeting")}
+    stored |= {
+        name: np.zeros((1, *layout[name][1])) for name in ("_polarity_asymmetry", "_fast_fraction")
+    }
     signals = model.tissue_model.signals_of_fit(stored, ACQUISITION)[0]
     noise = 0.01 * np.random.default_rng(3).standard_normal((2, len(ACQUISITION)))
     data = 100 * np.hypot(signals + noise[0], noise[1])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dipy_spinverse.packed_cells.model import PackedCellsFit, PackedCellsModel
-from dipy_spinverse.packed_cells.posterior import packed_cells_posterior
-from dipy_spinverse.packed_cells.posterior_draws import PackedCellsPosterior
+from dipy_spinverse.packed_cells.posterior import PackedCellsPosterior, packed_cells_posterior
 
 __all__ = [
     "PackedCellsFit",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dipy_spinverse.packed_cells.classes import TissueClass, dispersion_of, values_of
+from dipy_spinverse.packed_cells.tissue_classes import TissueClass, dispersion_of, parameter_values
 from dipy_spinverse.walls.maps import LONGEST_EXCHANGE_TIME_MS
 
 # ln of the mean permeability over that of cells that are all alike and have the same signals, by
@@ -24,7 +24,7 @@ def tissue_parameters(
     tissue: TissueClass, z: np.ndarray, diffusivity: tuple[float, float] | None
 ) -> dict[str, np.ndarray]:
     """All of `PARAMETERS` (N,) in their units, 0 where the class lacks one (spheres: share 1)."""
-    values = {name: np.zeros(len(z)) for name in PARAMETERS} | values_of(tissue, z)
+    values = {name: np.zeros(len(z)) for name in PARAMETERS} | parameter_values(tissue, z)
     if diffusivity is not None:
         for name, known in zip(("inside", "outside"), diffusivity, strict=True):
             values[f"diffusivity_{name}"] = np.full(len(z), known)

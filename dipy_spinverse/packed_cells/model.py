@@ -10,12 +10,12 @@ from dipy.core.gradients import GradientTable
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import BaseAcquisition, as_acquisition
-from dipy_spinverse.packed_cells.classes import CLASSES, TYPICAL_RADIUS, tissue_class
-from dipy_spinverse.packed_cells.like_pulses import as_pulses
+from dipy_spinverse.packed_cells.equivalent_pulses import equivalent_pulses
 from dipy_spinverse.packed_cells.maps import PARAMETERS
-from dipy_spinverse.packed_cells.nuisance import fleeting_signals, labels_of, odd_factors
-from dipy_spinverse.packed_cells.posterior import packed_cells_posterior
-from dipy_spinverse.packed_cells.residual_groups import in_words, residual_groups
+from dipy_spinverse.packed_cells.nuisance import fast_signals, labels_of, polarity_factors
+from dipy_spinverse.packed_cells.posterior import PackedCellsPosterior, packed_cells_posterior
+from dipy_spinverse.packed_cells.residual_tests import describe_residuals, residual_groups
+from dipy_spinverse.packed_cells.tissue_classes import CLASSES, TYPICAL_RADIUS, tissue_class
 from dipy_spinverse.packed_cells.tissue_signals import tissue_signals
 from dipy_spinverse.units import diffusivity_um2_per_ms
 from dipy_spinverse.voxels.fit import VoxelFit
@@ -38,7 +38,7 @@ class PackedCellsFit(VoxelFit):
         the angle to it that 95 % of them keep within, degrees.
     class_probabilities : ndarray (..., 5)
         Of cylinders, crossing cylinders, spheres, both side by side, and no cells at all.
-    systematic_floor : ndarray (...)
+    systematic_error : ndarray (...)
         Share of every signal that the scanner seems to add to the noise.
     free_diffusivity : ndarray (...)
         Of free water, likeliest, um^2/ms: that given, unless nothing explains the voxel with it.
@@ -61,7 +61,7 @@ class PackedCellsFit(VoxelFit):
     model: PackedCellsModel
 
     @property
-    def explained_by(self) -> np.ndarray:
+    def tissue_class(self) -> np.ndarray:
         """Class of tissue (...) of the likeliest parameters; "" where nothing was fitted."""
         names = np.array(["", *CLASSES])
         return names[self._dense(self._values["_class"] + 1)]
@@ -85,8 +85,10 @@ class PackedCellsFit(VoxelFit):
                 f"{self.shape}."
             )
         groups = residual_groups(self.model.pulses, self.model.used)
-        squares, freedom = (voxel._values[name][0] for name in ("_squares", "_freedom"))
-        return in_words(groups.names, squares, freedom)
+        squares, freedom = (
+            voxel._values[name][0] for name in ("_group_chi_square", "_group_degrees_of_freedom")
+        )
+        return describe_residuals(groups.names, squares, freedom)
 
     def predict(
         self, gtab: GradientTable | BaseAcquisition | None = None, S0: ArrayLike | None = None
@@ -118,7 +120,7 @@ class PackedCellsModel(VoxelModel):
 
     Dispersed or crossing cylinders, spheres, or both side by side, whose membranes water passes,
     with their signals from simulations of packings; beside them free water, water that does not
-    move, and a hindered pool with a tensor of its own. These compete by evidence: `explained_by`
+    move, and a hindered pool with a tensor of its own. These compete by evidence: `tissue_class`
     says which. Diffusivities inside and outside are unknown unless given: their prior, about 1.1
     um^2/ms by a factor of 1.8 and nearly equal, holds tissue in vivo and fixed. Where the data say
     little of them, as of spheres, which cannot determine both, the prior speaks.
@@ -168,7 +170,7 @@ class PackedCellsModel(VoxelModel):
     --------
     >>> fit = PackedCellsModel(gtab).fit(data, sigma=20.0)  # doctest: +SKIP
     >>> fit.pore_diameter, fit.pore_diameter_low, fit.pore_diameter_high  # doctest: +SKIP
-    >>> fit.explained_by[0], fit.residual_structure(0)  # doctest: +SKIP
+    >>> fit.tissue_class[0], fit.residual_structure(0)  # doctest: +SKIP
     """
 
     Fit = PackedCellsFit
@@ -191,7 +193,7 @@ class PackedCellsModel(VoxelModel):
         seed: int = 0,
     ):
         super().__init__(gtab, te, mixing_time, isotropic)
-        self.pulses = as_pulses(self.acquisition)
+        self.pulses = equivalent_pulses(self.acquisition)
         self.diffusivity = None
         if diffusivity is not None:
             self.diffusivity = tuple(np.broadcast_to(diffusivity, 2).astype(float).tolist())
@@ -224,22 +226,26 @@ class PackedCellsModel(VoxelModel):
             "wall_orientation": (float, (3,)),
             "wall_orientation_angle": float,
             "class_probabilities": (float, (len(CLASSES),)),
-            "systematic_floor": float,
+            "systematic_error": float,
             "free_diffusivity": float,
             "S0_per_te": (float, (len(self.acquisition.echo_times),)),
             "S0_per_label": (float, (int(self.labels.max()) + 1,)),
             "_class": int,
             "_parameters": (float, (len(PARAMETERS),)),
             "_frame": (float, (3, 3)),
-            "_odd": (float, (6 * n_timings,)),
-            "_fleeting": (float, (n_timings,)),
-            "_squares": (float, (n_groups,)),
-            "_freedom": (float, (n_groups,)),
+            "_polarity_asymmetry": (float, (6 * n_timings,)),
+            "_fast_fraction": (float, (n_timings,)),
+            "_group_chi_square": (float, (n_groups,)),
+            "_group_degrees_of_freedom": (float, (n_groups,)),
         } | {name + end: float for name in PackedCellsFit.MAPS for end in endings}
 
     def fit_chunk(self, voxels: Voxels, n_draws: int) -> dict[str, np.ndarray]:
         """Posterior of a chunk of voxels."""
-        posterior = packed_cells_posterior(
+        return self.values_of_fit(voxels, self.posterior(voxels, n_draws), n_draws)
+
+    def posterior(self, voxels: Voxels, n_samples: int) -> PackedCellsPosterior:
+        """Maximum a posteriori estimates and posterior samples of a chunk of voxels."""
+        return packed_cells_posterior(
             self.pulses,
             voxels.signals,
             voxels.sigma,
@@ -247,45 +253,51 @@ class PackedCellsModel(VoxelModel):
             free_diffusivity=self._free,
             typical_radius=self.typical_radius,
             radius_spread=self.radius_spread,
-            n_draws=n_draws,
+            n_draws=n_samples,
             seed=self.seed,
             amplitudes=self.labels,
             least_b=1e-3 * self.least_b,
         )
+
+    def values_of_fit(
+        self, voxels: Voxels, posterior: PackedCellsPosterior, n_draws: int
+    ) -> dict[str, np.ndarray]:
+        """What a fit stores of a chunk of voxels, from the first `n_draws` samples."""
         names = PackedCellsFit.MAPS
-        likeliest = {name: posterior.best[name] for name in names}
-        values = {f"{name}_likeliest": value for name, value in likeliest.items()}
+        estimates = {name: posterior.estimated_maps[name] for name in names}
+        values = {f"{name}_likeliest": value for name, value in estimates.items()}
         if n_draws:
-            values |= summary({name: posterior.maps[name] for name in names})
-            axis, angle = of_axes(posterior.maps["wall_orientation"])
+            values |= summary({name: posterior.maps[name][:n_draws] for name in names})
+            axis, angle = of_axes(posterior.maps["wall_orientation"][:n_draws])
         else:
-            values |= likeliest
-            axis, angle = of_axes(posterior.best["wall_orientation"][None])
-        rest = (voxels.signals - posterior.predicted)[:, self.used]
+            values |= estimates
+            axis, angle = of_axes(posterior.estimated_maps["wall_orientation"][None])
+        parameters = posterior.estimated_parameters
+        residual = (voxels.signals - posterior.predicted)[:, self.used]
         n_unknowns = self.used.sum() - posterior.degrees_of_freedom
         return values | {
             "wall_orientation": axis,
             "wall_orientation_angle": angle,
             "class_probabilities": np.stack([*posterior.class_probabilities.values()], axis=1),
-            "systematic_floor": posterior.floor,
-            "free_diffusivity": self._free * np.exp(posterior.best_parameters["free_excess"]),
+            "systematic_error": posterior.systematic_error,
+            "free_diffusivity": self._free * np.exp(parameters["free_excess"]),
             "S0_per_te": _per_te(self, posterior.amplitudes),
             "S0_per_label": posterior.amplitudes,
-            "_class": posterior.best_class,
-            "_parameters": np.stack([posterior.best_parameters[n] for n in PARAMETERS], axis=1),
-            "_frame": posterior.frames,
-            "_odd": posterior.odd,
-            "_fleeting": posterior.fleeting,
-            "_squares": posterior.group_squares,
-            "_freedom": posterior.group_freedom,
+            "_class": posterior.estimated_class,
+            "_parameters": np.stack([parameters[name] for name in PARAMETERS], axis=1),
+            "_frame": posterior.estimated_frames,
+            "_polarity_asymmetry": posterior.polarity_asymmetry,
+            "_fast_fraction": posterior.fast_fraction,
+            "_group_chi_square": posterior.group_chi_square,
+            "_group_degrees_of_freedom": posterior.group_degrees_of_freedom,
             "converged": True,
             "sigma": posterior.sigma,
-            "residual_rms": np.sqrt((rest**2).mean(axis=1)),
+            "residual_rms": np.sqrt((residual**2).mean(axis=1)),
             "n_unknowns": n_unknowns + (~self.used).sum(),
             "excess": posterior.chi_square / posterior.degrees_of_freedom,
-            "worst_excess": posterior.worst_excess,
-            "worst_freedom": posterior.worst_freedom,
-            "n_groups": posterior.group_squares.shape[1],
+            "worst_excess": posterior.worst_reduced_chi_square,
+            "worst_freedom": posterior.worst_degrees_of_freedom,
+            "n_groups": posterior.group_chi_square.shape[1],
         }
 
     def labels_at(self, acquisition: BaseAcquisition) -> np.ndarray:
@@ -298,7 +310,9 @@ class PackedCellsModel(VoxelModel):
         """
         if acquisition is self.acquisition:
             return self.labels
-        own, others = (self._keys(as_pulses(each)) for each in (self.acquisition, acquisition))
+        own, others = (
+            self._keys(equivalent_pulses(each)) for each in (self.acquisition, acquisition)
+        )
         if not isinstance(self.amplitudes, str):
             # A label stands for its measurements alone, unless all of a timing have the same.
             pairs = np.unique(np.column_stack([own, self.labels]), axis=0)
@@ -322,7 +336,7 @@ class PackedCellsModel(VoxelModel):
         self, values: Mapping[str, np.ndarray], acquisition: BaseAcquisition
     ) -> np.ndarray:
         """Signals (V, M) of the likeliest tissue."""
-        pulses = as_pulses(acquisition)
+        pulses = equivalent_pulses(acquisition)
         model = tissue_signals(
             pulses, self._known, self._free, compiled=False,
             shortest_te=self.acquisition.te.min(), radius_spread=self.radius_spread,
@@ -337,8 +351,8 @@ class PackedCellsModel(VoxelModel):
                 tissue = tissue.of_unknown_water
                 found = model.of_values(tissue, own, values["_frame"][rows])
                 signals[np.ix_(rows, model.shells.order)] = found
-        signals += fleeting_signals(self.pulses, pulses, values["_fleeting"])
-        return signals * odd_factors(self.pulses, pulses, values["_odd"])
+        signals += fast_signals(self.pulses, pulses, values["_fast_fraction"])
+        return signals * polarity_factors(self.pulses, pulses, values["_polarity_asymmetry"])
 
     def settings(self) -> tuple[dict, dict[str, np.ndarray]]:
         """Its arguments."""

@@ -18,22 +18,22 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import f as variance_ratio
 
-from dipy_spinverse.packed_cells.like_pulses import Pulsed
+from dipy_spinverse.packed_cells.equivalent_pulses import PulsedMeasurements
 from dipy_spinverse.voxels.status import REFUTED
 
 AMPLITUDES = ("te", "timing")
 # Of the logarithm of the signal at the largest q; a priori.
 _ODD_SPREAD = 0.1
 # um^2/ms; of the signal, a priori; and ms/um^2 up to which measurements tell it.
-FLEETING_DIFFUSIVITY = 15.0
-FLEETING_SPREAD = 0.05
+FAST_DIFFUSIVITY = 15.0
+FAST_PRIOR_SD = 0.05
 _FLEETING_B = 0.1
 _LEAST_DECAY = 1e-3
 # Signals over noise from which their logarithm is taken.
 _CLEAR = 5.0
 
 
-def labels_of(acquisition: Pulsed, amplitudes: str | ArrayLike) -> np.ndarray:
+def labels_of(acquisition: PulsedMeasurements, amplitudes: str | ArrayLike) -> np.ndarray:
     """Label (M,) of each measurement, 0 ... K-1; those of one label share their S0.
 
     Raises
@@ -57,7 +57,7 @@ def labels_of(acquisition: Pulsed, amplitudes: str | ArrayLike) -> np.ndarray:
     return np.unique(labels, return_inverse=True)[1].reshape(-1)
 
 
-class Fleeting(NamedTuple):
+class FastTerms(NamedTuple):
     """G terms, one for the measurements of each timing and label.
 
     Where there are no weak weightings, a term is what b0 has beyond the signals of tissue.
@@ -85,14 +85,14 @@ class Fleeting(NamedTuple):
 
 
 _NONE = np.zeros(0, dtype=int)
-NO_FLEETING = Fleeting(_NONE, np.zeros(0), _NONE, _NONE, _NONE, np.zeros(0, dtype=bool))
+NO_FAST_TERMS = FastTerms(_NONE, np.zeros(0), _NONE, _NONE, _NONE, np.zeros(0, dtype=bool))
 
 
-def fleeting_terms(
-    acquisition: Pulsed, labels: np.ndarray, used: np.ndarray, order: np.ndarray
-) -> Fleeting:
+def fast_terms(
+    acquisition: PulsedMeasurements, labels: np.ndarray, used: np.ndarray, order: np.ndarray
+) -> FastTerms:
     """Those of an acquisition, its measurements in this order."""
-    decay = np.exp(-FLEETING_DIFFUSIVITY * acquisition.b)
+    decay = np.exp(-FAST_DIFFUSIVITY * acquisition.b)
     parts = []
     for timing, label in np.unique(np.stack([acquisition.timing_index, labels]), axis=1).T:
         own = used & (acquisition.timing_index == timing) & (labels == label)
@@ -102,9 +102,9 @@ def fleeting_terms(
             told = (weighted & (acquisition.b < _FLEETING_B)).any()
             parts.append((rows, timing, label, told))
     if not parts:
-        return NO_FLEETING
+        return NO_FAST_TERMS
     rows = np.concatenate([part[0] for part in parts])
-    return Fleeting(
+    return FastTerms(
         rows,
         decay[order][rows],
         np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts]),
@@ -114,13 +114,17 @@ def fleeting_terms(
     )
 
 
-def fleeting_signals(own: Pulsed, acquisition: Pulsed, shares: np.ndarray) -> np.ndarray:
+def fast_signals(
+    own: PulsedMeasurements, acquisition: PulsedMeasurements, shares: np.ndarray
+) -> np.ndarray:
     """Fleeting signals (V, M) of an acquisition, of shares (V, T) of the timings of `own`."""
-    decay = np.exp(-FLEETING_DIFFUSIVITY * acquisition.b)
+    decay = np.exp(-FAST_DIFFUSIVITY * acquisition.b)
     return shares @ _same_timing(own, acquisition).T * decay
 
 
-def odd_factors(own: Pulsed, acquisition: Pulsed, odd: np.ndarray) -> np.ndarray:
+def polarity_factors(
+    own: PulsedMeasurements, acquisition: PulsedMeasurements, odd: np.ndarray
+) -> np.ndarray:
     """Factors (V, M) of the signals of an acquisition, from coefficients (V, T * 6).
 
     They are those of the timings of `own`; other timings have none.
@@ -140,15 +144,17 @@ def _odd_weights(own, acquisition):
     Cross-terms with a constant gradient are proportional to q; an amplitude of its own for each
     direction, such as drift and eddy currents leave, shows once the gradient is on.
     """
-    there = 1 - np.exp(-FLEETING_DIFFUSIVITY * acquisition.b)
+    there = 1 - np.exp(-FAST_DIFFUSIVITY * acquisition.b)
     sizes = np.stack([acquisition.q / max(own.q.max(), 1e-9), there], axis=1)
     vectors = sizes[:, :, None] * acquisition.directions[:, None]
     same = _same_timing(own, acquisition)
     return (same[..., None] * vectors.reshape(-1, 1, 6)).reshape(len(acquisition), -1)
 
 
-def odd_terms(acquisition: Pulsed, data: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """Coefficients (V, T * 6) of :func:`odd_factors`, from measurements in opposite directions.
+def polarity_asymmetry(
+    acquisition: PulsedMeasurements, data: np.ndarray, sigma: np.ndarray
+) -> np.ndarray:
+    """Coefficients (V, T * 6) of :func:`polarity_factors`, from pairs of opposite directions.
 
     Tissue signals are even, so no model of tissue is needed. Without such pairs, and where chance
     alone makes opposite directions differ so in one of 1000 voxels, they are 0.

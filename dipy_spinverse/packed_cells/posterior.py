@@ -9,19 +9,20 @@ from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 from scipy.stats import chi2
 
-from dipy_spinverse.packed_cells.classes import (
-    CLASSES,
-    TYPICAL_RADIUS,
-    TissueClass,
-    tissue_class,
-)
-from dipy_spinverse.packed_cells.like_pulses import Pulsed
-from dipy_spinverse.packed_cells.likeliest import (
+from dipy_spinverse.packed_cells.class_comparison import (
     FIRST_SIGMA,
     REFINEMENTS,
-    improved,
-    searched,
+    compare_classes,
+    refined_comparison,
     with_errors_by_shell,
+)
+from dipy_spinverse.packed_cells.equivalent_pulses import PulsedMeasurements
+from dipy_spinverse.packed_cells.input_checks import checked_diffusivity, checked_input
+from dipy_spinverse.packed_cells.likelihood import (
+    expected_magnitudes,
+    noise_free_data,
+    residuals,
+    voxel_data,
 )
 from dipy_spinverse.packed_cells.maps import (
     PARAMETERS,
@@ -29,31 +30,30 @@ from dipy_spinverse.packed_cells.maps import (
     tissue_parameters,
     with_unequal_membranes,
 )
-from dipy_spinverse.packed_cells.measured import (
-    expected,
-    explained,
-    measured,
-    residuals,
-)
 from dipy_spinverse.packed_cells.nuisance import (
-    Fleeting,
-    fleeting_terms,
+    FastTerms,
+    fast_terms,
     labels_of,
-    odd_factors,
-    odd_terms,
+    polarity_asymmetry,
+    polarity_factors,
 )
-from dipy_spinverse.packed_cells.posterior_checks import checked_diffusivity, checked_input
-from dipy_spinverse.packed_cells.posterior_draws import PackedCellsPosterior
-from dipy_spinverse.packed_cells.randomised import randomised_draws
-from dipy_spinverse.packed_cells.residual_groups import (
+from dipy_spinverse.packed_cells.randomise_then_optimise import posterior_samples
+from dipy_spinverse.packed_cells.residual_tests import (
     ResidualGroups,
-    by_direction,
+    chi_square_by_direction,
     gradient_axes,
     residual_groups,
     worst_group,
 )
+from dipy_spinverse.packed_cells.tissue_classes import (
+    CLASSES,
+    TYPICAL_RADIUS,
+    TissueClass,
+    tissue_class,
+)
 from dipy_spinverse.packed_cells.tissue_signals import TissueSignals, tissue_signals
 from dipy_spinverse.voxels.progress import part, stepwise
+from dipy_spinverse.voxels.statistics import of_axes
 from dipy_spinverse.voxels.status import REFUTED
 from dipy_spinverse.voxels.tensor_frames import tensor_frames
 
@@ -68,8 +68,108 @@ _MORE_NOISE = 2.0
 _SEARCHED, _IMPROVED, _DRAWN = (0.0, 0.3), (0.3, 0.55), (0.55, 1.0)
 
 
+@dataclass(frozen=True, eq=False)
+class PackedCellsPosterior:
+    """Equally weighted samples of the posteriors of V voxels, and maximum a posteriori estimates.
+
+    Attributes
+    ----------
+    parameters : dict of ndarray (n, V)
+        Samples of ``maps.PARAMETERS``; 0 where the class of a sample lacks one.
+    maps : dict of ndarray (n, V), orientations (n, V, 3)
+        Samples of "surface_to_volume" (1/um), "restricted_fraction", "wall_permeability" (um/ms,
+        mean over the area), "exchange_time" (ms), "pore_diameter" (um, 4 V / S as in
+        ``wall_maps``: 2 R of cylinders, 4 R / 3 of spheres), "body_diameter" (um, 2 R, mean
+        over the volume), "wall_orientation" (z >= 0; 0 for spheres), "wall_anisotropy" (as in
+        ``wall_maps``), "orientation_dispersion" (0.0005 to 0.95, spheres 1),
+        "free_water_fraction", "dot_fraction", "hindered_fraction", "diffusivity_inside" and
+        "diffusivity_outside" (um^2/ms).
+    sample_class : ndarray (n, V) of int
+        Index in `CLASSES` of the class of each sample.
+    estimated_maps : dict of ndarray (V, ...)
+        The same maps at the maximum a posteriori.
+    estimated_parameters : dict of ndarray (V,)
+    estimated_class : ndarray (V,) of int
+        Index in `CLASSES`.
+    estimated_frames : ndarray (V, 3, 3)
+        Frame of the tissue; the axis is the last row.
+    predicted : ndarray (V, M)
+        Expected measurements at the best parameters, with the noise floor.
+    amplitudes : ndarray (V, K)
+        Signal at b = 0 of each label.
+    polarity_asymmetry : ndarray (V, T * 6)
+        Coefficients of ``nuisance.polarity_factors``.
+    fast_fraction : ndarray (V, T)
+        Fast (pseudo-diffusion) component over the amplitude, by timing.
+    systematic_error : ndarray (V,)
+        Standard deviation of signals beyond the noise, relative to the signal.
+    chi_square : ndarray (V,)
+        Of the best parameters.
+    degrees_of_freedom : ndarray (V,)
+        Measurements less parameters of the best class and amplitudes.
+    group_chi_square : ndarray (V, G)
+        Sums of squares of `groups` of measurements, then along, oblique to and across the axis.
+    group_degrees_of_freedom : ndarray (V, G)
+        Of each, that the fit left.
+    worst_reduced_chi_square, worst_degrees_of_freedom : ndarray (V,)
+        Of the shell or timing that chance explains least.
+    sigma : ndarray (V,)
+        Noise given or estimated.
+    class_probabilities : dict of ndarray (V,)
+        Of each class; a priori equally likely.
+    """
+
+    parameters: dict[str, np.ndarray]
+    maps: dict[str, np.ndarray]
+    sample_class: np.ndarray
+    estimated_maps: dict[str, np.ndarray]
+    estimated_parameters: dict[str, np.ndarray]
+    estimated_class: np.ndarray
+    estimated_frames: np.ndarray
+    predicted: np.ndarray
+    amplitudes: np.ndarray
+    polarity_asymmetry: np.ndarray
+    fast_fraction: np.ndarray
+    systematic_error: np.ndarray
+    chi_square: np.ndarray
+    degrees_of_freedom: np.ndarray
+    group_chi_square: np.ndarray
+    group_degrees_of_freedom: np.ndarray
+    worst_reduced_chi_square: np.ndarray
+    worst_degrees_of_freedom: np.ndarray
+    sigma: np.ndarray
+    class_probabilities: dict[str, np.ndarray]
+
+    def mean(self, name: str) -> np.ndarray:
+        """Posterior means (V,) of a map; of orientations the dominant axis (V, 3)."""
+        values = self.maps[name]
+        if values.ndim == 2:
+            return values.mean(axis=0)
+        return of_axes(values)[0]
+
+    def interval(self, name: str, level: float = 0.95) -> np.ndarray:
+        """Central intervals (2, V) of a scalar map."""
+        tail = (1 - level) / 2
+        return np.quantile(self.maps[name], [tail, 1 - tail], axis=0)
+
+    def spread_samples(self, n: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Parameters and maps (n, V, ...) of n samples spread evenly over all of them.
+
+        Neighbouring samples share searches and are correlated.
+        """
+        n_samples = len(self.sample_class)
+        if not 0 <= n <= n_samples:
+            raise ValueError(f"n is {n}; the posterior has {n_samples} samples.")
+        index = np.arange(n) * n_samples // max(n, 1)
+        parameters, maps = (
+            {name: value[index] for name, value in samples.items()}
+            for samples in (self.parameters, self.maps)
+        )
+        return parameters, maps
+
+
 def packed_cells_posterior(
-    acquisition: Pulsed,
+    acquisition: PulsedMeasurements,
     data: ArrayLike,
     sigma: ArrayLike | None = None,
     *,
@@ -167,7 +267,7 @@ def packed_cells_posterior(
 class _Scan:
     """What all voxels share; measurements in the order of the acquisition."""
 
-    acquisition: Pulsed
+    acquisition: PulsedMeasurements
     model: TissueSignals
     tissues: list[TissueClass]
     labels: np.ndarray
@@ -175,9 +275,9 @@ class _Scan:
     groups: ResidualGroups
 
     @property
-    def fleeting(self) -> Fleeting:
+    def fleeting(self) -> FastTerms:
         """Terms of the measurements in the order of the shells."""
-        return fleeting_terms(self.acquisition, self.labels, self.used, self.model.shells.order)
+        return fast_terms(self.acquisition, self.labels, self.used, self.model.shells.order)
 
 
 def _posterior_of(scan, data, sigma, n_draws, seed):
@@ -185,23 +285,23 @@ def _posterior_of(scan, data, sigma, n_draws, seed):
     known_noise = sigma is not None
     largest = np.abs(data).max(axis=1)
     first_sigma = sigma if known_noise else FIRST_SIGMA * largest
-    odd = odd_terms(scan.acquisition, data, first_sigma)
-    data = data / odd_factors(scan.acquisition, scan.acquisition, odd)
+    odd = polarity_asymmetry(scan.acquisition, data, first_sigma)
+    data = data / polarity_factors(scan.acquisition, scan.acquisition, odd)
     frames = tensor_frames(scan.acquisition, data)
-    known = measured(
+    known = voxel_data(
         np.ascontiguousarray(data[:, order]), first_sigma, scan.labels[order], scan.used[order],
         scan.fleeting,
     )  # fmt: skip
     # Less noise than the interpolated signals have errors makes a search follow these.
     excess = np.maximum(_INTERPOLATION_ERROR * largest / first_sigma, 1) ** 2
-    weak = known.with_less_weight(excess)
+    weak = known.with_inflated_noise(excess)
     with part(*_SEARCHED):
-        case = searched(scan.model, scan.tissues, weak, frames, known_noise)
+        case = compare_classes(scan.model, scan.tissues, weak, frames, known_noise)
     case = replace(case, known=known.with_spread(case.known.fleeting_spread))
     floor = np.zeros(len(data))
     with part(*_IMPROVED):
         for effort in stepwise(REFINEMENTS):
-            case, floor = improved(case, effort)
+            case, floor = refined_comparison(case, effort)
     best_class, groups_of_class = case.best()
     at_best = _at_best(case, best_class, groups_of_class, scan)
     excess = np.full(len(data), _MORE_NOISE)
@@ -212,13 +312,14 @@ def _posterior_of(scan, data, sigma, n_draws, seed):
     with part(*_DRAWN):
         if n_draws:
             erring = with_errors_by_shell(case)
-            noisier = replace(erring, known=erring.known.with_less_weight(excess))
+            noisier = replace(erring, known=erring.known.with_inflated_noise(excess))
             found = _drawn(noisier, n_draws, seed)
         else:
             found = _not_drawn(case, best_class)
     # Classes of unknown free water follow the others.
     n_classes = len(scan.tissues)
-    at_best["best_class"] = best_class % n_classes
+    at_best["estimated_class"] = best_class % n_classes
+    found["sample_class"] = found["sample_class"] % n_classes
     probabilities = found.pop("probabilities").reshape(-1, n_classes, len(data)).sum(axis=0)
     predicted = at_best.pop("predicted")
     everywhere = np.empty_like(predicted)
@@ -226,9 +327,9 @@ def _posterior_of(scan, data, sigma, n_draws, seed):
     return {
         **found,
         **at_best,
-        "predicted": everywhere * odd_factors(scan.acquisition, scan.acquisition, odd),
-        "odd": odd,
-        "floor": floor,
+        "predicted": everywhere * polarity_factors(scan.acquisition, scan.acquisition, odd),
+        "polarity_asymmetry": odd,
+        "systematic_error": floor,
         "sigma": case.known.sigma,
         "class_probabilities": {
             tissue.name: each for tissue, each in zip(scan.tissues, probabilities, strict=True)
@@ -238,8 +339,8 @@ def _posterior_of(scan, data, sigma, n_draws, seed):
 
 def _refuted(at_best, n_groups):
     total = chi2.sf(at_best["chi_square"], at_best["degrees_of_freedom"])
-    freedom = at_best["worst_freedom"]
-    worst = chi2.sf(at_best["worst_excess"] * freedom, freedom) * n_groups
+    freedom = at_best["worst_degrees_of_freedom"]
+    worst = chi2.sf(at_best["worst_reduced_chi_square"] * freedom, freedom) * n_groups
     return np.minimum(total, worst) < REFUTED
 
 
@@ -250,6 +351,7 @@ def _not_drawn(case, best_class):
     return {
         "parameters": parameters,
         "maps": tissue_maps(parameters, np.zeros((0, n_voxels, 3, 3))),
+        "sample_class": np.zeros((0, n_voxels), dtype=int),
         "probabilities": np.eye(len(case.tissues))[best_class].T,
     }
 
@@ -275,7 +377,7 @@ def _drawn(case, n_draws, seed):
             continue
         row = np.cumsum(case.kept[k]) - 1
         with part((of_class < k).mean(), (of_class <= k).mean()):
-            found = randomised_draws(
+            found = posterior_samples(
                 case.problem(k), modes, row[voxel], number, not case.noise_known,
                 n_draws, np.random.default_rng(seeds[k]),
             )  # fmt: skip
@@ -285,6 +387,7 @@ def _drawn(case, n_draws, seed):
     return {
         "parameters": parameters,
         "maps": with_unequal_membranes(tissue_maps(parameters, frames), rng),
+        "sample_class": of_class,
         "probabilities": probabilities,
     }
 
@@ -306,32 +409,33 @@ def _at_best(case, best_class, groups_of_class, scan):
     unordered[:, order] = white
     chi_square = (white**2).sum(axis=1)
     freedom = np.maximum(known.n_used - n_parameters - known.n_linear, 1)
-    noise_free, terms = explained(known, signals, amplitudes, np.arange(n_voxels))
+    noise_free, terms = noise_free_data(known, signals, amplitudes, np.arange(n_voxels))
     of_timing = known.fleeting.timing[:, None] == np.arange(len(scan.acquisition.timings))
     share = of_timing / np.maximum(of_timing.sum(axis=0), 1)
-    fleeting = (terms / amplitudes[:, known.fleeting.label]) @ share
+    fast_fraction = (terms / amplitudes[:, known.fleeting.label]) @ share
     groups, left = scan.groups, freedom / known.n_used
     squares = groups.squares(unordered)
     _, worst_excess, worst_freedom = worst_group(squares, groups.sizes, left)
     maps = tissue_maps(parameters, frames)
-    of_direction = by_direction(
+    of_direction = chi_square_by_direction(
         unordered, gradient_axes(scan.acquisition) * scan.used[:, None], maps["wall_orientation"]
     )
     sizes = np.broadcast_to(groups.sizes, squares.shape)
     return {
-        "best": maps,
-        "best_parameters": parameters,
-        "best_class": best_class,
-        "frames": frames,
-        "predicted": expected(known, noise_free),
+        "estimated_maps": maps,
+        "estimated_parameters": parameters,
+        "estimated_class": best_class,
+        "estimated_frames": frames,
+        "predicted": expected_magnitudes(known, noise_free),
         "amplitudes": amplitudes,
-        "fleeting": fleeting,
+        "fast_fraction": fast_fraction,
         "chi_square": chi_square,
         "degrees_of_freedom": freedom,
-        "group_squares": np.concatenate([squares, of_direction[0]], axis=1),
-        "group_freedom": np.concatenate([sizes, of_direction[1]], axis=1) * left[:, None],
-        "worst_excess": worst_excess,
-        "worst_freedom": worst_freedom,
+        "group_chi_square": np.concatenate([squares, of_direction[0]], axis=1),
+        "group_degrees_of_freedom": np.concatenate([sizes, of_direction[1]], axis=1)
+        * left[:, None],
+        "worst_reduced_chi_square": worst_excess,
+        "worst_degrees_of_freedom": worst_freedom,
     }
 
 
@@ -339,7 +443,7 @@ def _joined(parts):
     """Voxels of all batches: along the second axis of draws, the first of everything else."""
     fields = {}
     for name, value in parts[0].items():
-        axis = 1 if name in ("parameters", "maps") else 0
+        axis = 1 if name in ("parameters", "maps", "sample_class") else 0
         if isinstance(value, dict):
             fields[name] = {
                 key: np.concatenate([part[name][key] for part in parts], axis=axis)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dipy_spinverse.packed_cells.departures import Spectrum
-from dipy_spinverse.packed_cells.like_pulses import LikePulses, Pulsed
+from dipy_spinverse.packed_cells.equivalent_pulses import EquivalentPulses, PulsedMeasurements
+from dipy_spinverse.packed_cells.waveform_correction import EncodingSpectrum
 
 # Steps of q by less than a thousandth are within one shell: an error of S below 0.1 %.
 _SAME_Q = 1e-3
@@ -27,7 +27,7 @@ class Shells:
     b_anisotropy : ndarray (S,)
         1 of gradients along one direction, -1/2 of a plane that directions are normal to, 0 of
         b-tensors without one.
-    spectra : tuple of Spectrum (S,)
+    spectra : tuple of EncodingSpectrum (S,)
         Of waveforms, whose most similar pulses these are; None of pulses.
     """
 
@@ -37,7 +37,7 @@ class Shells:
     small_delta: np.ndarray
     big_delta: np.ndarray
     b_anisotropy: np.ndarray
-    spectra: tuple[Spectrum | None, ...]
+    spectra: tuple[EncodingSpectrum | None, ...]
 
     def __len__(self) -> int:
         return len(self.q)
@@ -53,12 +53,12 @@ class Shells:
         return self.q**2 * (self.big_delta - self.small_delta / 3)
 
 
-def shells_of(acquisition: Pulsed) -> Shells:
+def group_into_shells(acquisition: PulsedMeasurements) -> Shells:
     """Shells of one pair of pulses, or kind of waveforms, and one q each."""
     q, timing = acquisition.q, acquisition.timing_index
     kind, anisotropy = np.zeros_like(timing), np.ones(len(q))
-    spectra: tuple[Spectrum | None, ...] = (None,)
-    if isinstance(acquisition, LikePulses):
+    spectra: tuple[EncodingSpectrum | None, ...] = (None,)
+    if isinstance(acquisition, EquivalentPulses):
         kind, spectra = acquisition.kind, acquisition.spectra
         anisotropy = acquisition.b_anisotropy
     order = np.lexsort((q, kind, timing))

@@ -12,25 +12,30 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from dipy_spinverse.acquisition import BaseAcquisition
-from dipy_spinverse.packed_cells.classes import (
+from dipy_spinverse.packed_cells.compartment_signals import (
+    COMPARTMENT_PARAMETERS,
+    CellSignals,
+    ShellArrays,
+    compartment_signals,
+)
+from dipy_spinverse.packed_cells.emulator import Encodings, emulator_error
+from dipy_spinverse.packed_cells.equivalent_pulses import EquivalentPulses, equivalent_pulses
+from dipy_spinverse.packed_cells.interpolation import (
+    DIFFUSIVITY_RANGE,
+    EmulatedSignals,
+    InterpolatedSignals,
+    emulated_shell_signals,
+    interpolated_signals,
+)
+from dipy_spinverse.packed_cells.orientations import rotation_of
+from dipy_spinverse.packed_cells.shells import Shells, group_into_shells
+from dipy_spinverse.packed_cells.tissue_classes import (
     LEAST_DISPERSION,
     TissueClass,
     diffusion_of,
-    transformed,
+    parameter_values_and_slopes,
 )
-from dipy_spinverse.packed_cells.compiled import (
-    DIFFUSIVITY_RANGE,
-    CompiledSignals,
-    EmulatedSignals,
-    compiled_signals,
-    emulated_shells,
-)
-from dipy_spinverse.packed_cells.departures import DEPARTURE_ERROR, departure
-from dipy_spinverse.packed_cells.emulator import Encodings, emulator_error
-from dipy_spinverse.packed_cells.like_pulses import LikePulses, as_pulses
-from dipy_spinverse.packed_cells.orientations import rotation_of
-from dipy_spinverse.packed_cells.pools import POOLS, Cells, Scan, pooled_signals
-from dipy_spinverse.packed_cells.shells import Shells, shells_of
+from dipy_spinverse.packed_cells.waveform_correction import CORRECTION_ERROR, waveform_correction
 
 _COORDINATES = ("radius", "fraction", "permeability", "diffusivity_inside", "diffusivity_outside")
 
@@ -47,7 +52,7 @@ class TissueSignals:
         Averages over all directions.
     echo : ndarray (M,)
         Echo times less the shortest, ms.
-    cells : dict of CompiledSignals or EmulatedSignals
+    cells : dict of InterpolatedSignals or EmulatedSignals
         Keys "cylinder" and "sphere".
     free_diffusivity : float
     diffusivity : (inside, outside) or None
@@ -60,7 +65,7 @@ class TissueSignals:
     directions: np.ndarray
     isotropic: np.ndarray
     echo: np.ndarray
-    cells: dict[str, CompiledSignals | EmulatedSignals]
+    cells: dict[str, InterpolatedSignals | EmulatedSignals]
     free_diffusivity: float
     diffusivity: tuple[float, float] | None
     radius_spread: float
@@ -87,7 +92,7 @@ class TissueSignals:
         if tissue.turns and not slopes:
             frames = rotation_of(z[:, -3:]) @ frames
         jacobian = np.empty((len(z), slopes * tissue.n_parameters, len(self.directions)))
-        signals = self._signals(tissue, transformed(tissue, z), frames, jacobian)
+        signals = self._signals(tissue, parameter_values_and_slopes(tissue, z), frames, jacobian)
         return (signals, jacobian) if slopes else signals
 
     @cached_property
@@ -102,7 +107,7 @@ class TissueSignals:
 
     def _emulated(self, slopes_of):
         cells = {
-            shape: emulated_shells(
+            shape: emulated_shell_signals(
                 shape, self.shells, self.diffusivity, self.radius_spread, compiled
             )
             for shape, compiled in slopes_of.items()
@@ -120,7 +125,7 @@ class TissueSignals:
     def _signals(self, tissue, found, frames, jacobian):
         """Signals of parameters, each of which `found` has with its derivative by z."""
         shells, slopes = self.shells, jacobian.shape[1] > 0
-        scan = Scan(
+        scan = ShellArrays(
             self.directions, self.isotropic, self.echo, shells.first, shells.b,
             shells.b_anisotropy, self.free_diffusivity,
         )  # fmt: skip
@@ -130,7 +135,7 @@ class TissueSignals:
         )
         n_axes = tissue.has_cylinders * (1 + ("crossing_share" in found))
         pools, by_z, columns = self._pools(tissue, found, len(frames))
-        return pooled_signals(
+        return compartment_signals(
             scan, pools, np.ascontiguousarray(frames), cylinders, spheres, n_axes, by_z, columns,
             jacobian,
         )  # fmt: skip
@@ -150,9 +155,12 @@ class TissueSignals:
             every = parts.get("diffusivity_outside", known)
             parts |= {name: every for name in ("hindered_1", "hindered_2", "hindered_along")}
             parts["hindered"] = 1.0, 0.0, -1
-        values, by_z = np.zeros((n, len(POOLS))), np.zeros((n, len(POOLS)))
-        columns = np.full(len(POOLS) + 1, -1)
-        for k, name in enumerate(POOLS):
+        values, by_z = (
+            np.zeros((n, len(COMPARTMENT_PARAMETERS))),
+            np.zeros((n, len(COMPARTMENT_PARAMETERS))),
+        )
+        columns = np.full(len(COMPARTMENT_PARAMETERS) + 1, -1)
+        for k, name in enumerate(COMPARTMENT_PARAMETERS):
             if name in parts:
                 values[:, k], by_z[:, k], columns[k] = parts[name]
         if tissue.turns:
@@ -163,7 +171,7 @@ class TissueSignals:
         """Cells of a shape in n tissues; none where the class has no such cells."""
         if not (tissue.has_cylinders if shape == "cylinder" else tissue.has_spheres):
             none = np.zeros((0, 1, len(self.shells), 1))
-            return Cells(none, np.ones(len(self.shells), int), np.zeros(0, int))
+            return CellSignals(none, np.ones(len(self.shells), int), np.zeros(0, int))
         prefix = "sphere_" if shape == "sphere" else ""
         own = dict(zip(_COORDINATES, _names(prefix, found), strict=True))
         coordinates, by_z = np.empty((n, 5)), np.zeros((5, n, 5))
@@ -179,7 +187,7 @@ class TissueSignals:
         wanted = [k for k, name in enumerate(own.values()) if slopes and name in found]
         columns = [tissue.parameters.index(name) for name in own.values() if name in found]
         emulated = self.cells[shape]
-        return Cells(
+        return CellSignals(
             emulated(coordinates, by_z[wanted]), emulated.degrees,
             np.array(columns[: len(wanted)], int),
         )  # fmt: skip
@@ -197,8 +205,10 @@ class TissueSignals:
                 pulses = shells.small_delta[s], shells.big_delta[s]
                 # Where most of b is across the cells.
                 square = np.array([float(shells.b_anisotropy[s] < 0)])
-                beyond = departure(shape, tissue, spectrum, pulses, shells.b[[s]], square)[:, 0]
-                error[:, s] = np.hypot(error[:, s], DEPARTURE_ERROR * beyond)
+                beyond = waveform_correction(
+                    shape, tissue, spectrum, pulses, shells.b[[s]], square
+                )[:, 0]
+                error[:, s] = np.hypot(error[:, s], CORRECTION_ERROR * beyond)
         return error
 
 
@@ -210,7 +220,7 @@ def _names(prefix, found):
 
 @lru_cache(maxsize=4)
 def tissue_signals(
-    acquisition: BaseAcquisition | LikePulses,
+    acquisition: BaseAcquisition | EquivalentPulses,
     diffusivity: tuple[float, float] | None,
     free_diffusivity: float,
     shapes: tuple[str, ...] = ("cylinder", "sphere"),
@@ -237,11 +247,11 @@ def tissue_signals(
     radius_spread : float, optional
         Standard deviation of the cells' radii over their mean.
     """
-    pulses = as_pulses(acquisition)
+    pulses = equivalent_pulses(acquisition)
     if shortest_te is None:
         shortest_te = pulses.te.min()
-    shells = shells_of(pulses)
-    make = compiled_signals if compiled else emulated_shells
+    shells = group_into_shells(pulses)
+    make = interpolated_signals if compiled else emulated_shell_signals
     return TissueSignals(
         shells,
         pulses.directions[shells.order],

@@ -35,7 +35,7 @@ _TABLE = {
     "packed_cells": ("1", "whether the maps are those of packed cells"),
     "pattern_agreement": ("1", "agreement of the posterior samples of the walls; below 0.8, a "
                                "mesh is one of many"),
-    "systematic_floor": ("1", "systematic error floor, as a fraction of each signal"),
+    "systematic_error": ("1", "systematic error floor, as a fraction of each signal"),
     "ndi": ("1", "neurite density index: fraction of sticks in tissue"),
     "odi": ("1", "orientation dispersion index; 0 is parallel, 1 is isotropic"),
     "fanning": ("1", "degree of fanning of fibres in one plane"),

@@ -28,10 +28,15 @@ from dipy_spinverse.acquisition.conversion import require_pulsed
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import Simulator, relative_transmissibility
 from dipy_spinverse.grid import TetrahedralGrid
-from dipy_spinverse.packed_cells.classes import LARGEST_Z, ROTATION, TissueClass, tissue_class
-from dipy_spinverse.packed_cells.likeliest import error_patterns, model_errors
+from dipy_spinverse.packed_cells.emulator_errors import error_patterns, model_errors
+from dipy_spinverse.packed_cells.likelihood import normal_equations, voxel_data, with_model_errors
 from dipy_spinverse.packed_cells.maps import tissue_maps, tissue_parameters
-from dipy_spinverse.packed_cells.measured import measured, normal_equations, refined
+from dipy_spinverse.packed_cells.tissue_classes import (
+    LARGEST_Z,
+    ROTATION,
+    TissueClass,
+    tissue_class,
+)
 from dipy_spinverse.packed_cells.tissue_signals import TissueSignals, tissue_signals
 from dipy_spinverse.substrates.membranes import from_inside
 
@@ -225,8 +230,8 @@ def _information(model, tissue, z, frames, acquisition, selections, sigma):
         chosen = selected[order]
         labels = np.unique(acquisition.te_index[order][chosen], return_inverse=True)[1]
         part = np.ascontiguousarray(signals[:, chosen])
-        known = measured(part, noise, labels, np.ones(chosen.sum(), dtype=bool))
-        known = refined(known, part, errors[..., chosen], np.zeros(len(z)))
+        known = voxel_data(part, noise, labels, np.ones(chosen.sum(), dtype=bool))
+        known = with_model_errors(known, part, errors[..., chosen], np.zeros(len(z)))
         ones = np.ones((len(z), known.n_labels))
         result.append(
             normal_equations(known, part, ones, slopes[..., chosen], 0 * part, everywhere)[1]

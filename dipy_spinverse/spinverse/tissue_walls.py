@@ -18,8 +18,7 @@ import torch
 from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.bloch_torrey import permeability_of, relative_transmissibility, simulate
 from dipy_spinverse.inversion import WALL_THRESHOLD, scaled_transmissibility, transmissibility
-from dipy_spinverse.packed_cells.posterior import packed_cells_posterior
-from dipy_spinverse.packed_cells.posterior_draws import PackedCellsPosterior
+from dipy_spinverse.packed_cells import PackedCellsPosterior, packed_cells_posterior
 from dipy_spinverse.spinverse.chunk import statistics_of
 from dipy_spinverse.spinverse.fit import SpinverseFit
 from dipy_spinverse.spinverse.packings import Packing, packing_of, rescaled_grid
@@ -82,14 +81,18 @@ class TissueWalls:
         maps = {name: values.pop(name).T for name in SpinverseFit.MAPS}
         values |= statistics_of(maps, {})
         axes = np.concatenate(
-            [posterior.best["wall_orientation"][None], posterior.maps["wall_orientation"]]
+            [
+                posterior.estimated_maps["wall_orientation"][None],
+                posterior.maps["wall_orientation"],
+            ]
         )
         axis, angle = of_axes(axes)
         return values | {
             "wall_orientation": axis, "wall_orientation_angle": angle,
-            "field_free_water": posterior.best["free_water_fraction"],
+            "field_free_water": posterior.estimated_maps["free_water_fraction"],
             "S0_per_te": posterior.amplitudes, "sigma": posterior.sigma, "converged": True,
-            "worst_freedom": posterior.worst_freedom, "n_groups": posterior.group_squares.shape[1],
+            "worst_freedom": posterior.worst_degrees_of_freedom,
+            "n_groups": posterior.group_chi_square.shape[1],
         }  # fmt: skip
 
     def _of_voxel(self, signals, posterior, v):
@@ -120,13 +123,13 @@ class TissueWalls:
             "residual_rms": np.sqrt((rest**2).mean()),
             "n_unknowns": len(signals) - left,
             "excess": posterior.chi_square[v] * lower / left,
-            "worst_excess": posterior.worst_excess[v] * lower * freedom / left,
+            "worst_excess": posterior.worst_reduced_chi_square[v] * lower * freedom / left,
         } | self._maps(fields, posterior, v)
 
     def _fields(self, data, posterior, v):
         """The field of the likeliest tissue, then those of the draws."""
         model, rng = self.model, np.random.default_rng(self.model.seed)
-        draws = [(posterior.best_parameters, posterior.best)]
+        draws = [(posterior.estimated_parameters, posterior.estimated_maps)]
         for k in range(self.n_fields):
             draws.append(
                 tuple(
@@ -155,7 +158,7 @@ class TissueWalls:
     def _maps(self, fields, posterior, v):
         """Maps (n,) of the draws, plus what leaving their packings changed in them."""
         maps = {
-            name: np.append(posterior.best[name][v], posterior.maps[name][:, v])
+            name: np.append(posterior.estimated_maps[name][v], posterior.maps[name][:, v])
             for name in SpinverseFit.MAPS
         }
         surface, restricted = maps["surface_to_volume"], maps["restricted_fraction"]
@@ -195,7 +198,7 @@ class _Data:
     @classmethod
     def of(cls, model: SpinverseModel, signals, posterior: PackedCellsPosterior, v: int) -> _Data:
         predicted = posterior.predicted[v]
-        sd = np.hypot(posterior.sigma[v], posterior.floor[v] * predicted)
+        sd = np.hypot(posterior.sigma[v], posterior.systematic_error[v] * predicted)
         amplitude = posterior.amplitudes[v][model.acquisition.te_index]
         # Noise lifts magnitudes to the root of signal^2 + sigma^2, nearly.
         noise = posterior.sigma[v] * (signals.min() >= 0)

@@ -29,7 +29,7 @@ class PackedCellsFlow(DiffusionCommand):
         "diffusivity_inside",
         "diffusivity_outside",
     )
-    others = ("wall_orientation", "wall_orientation_angle", "systematic_floor")
+    others = ("wall_orientation", "wall_orientation_angle", "systematic_error")
 
     def make_model(
         self,

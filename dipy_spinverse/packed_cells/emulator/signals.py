@@ -31,7 +31,7 @@ class Encodings(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Network:
+class NetworkEnsemble:
     """Weights (N, inputs, outputs) and biases (N, 1, outputs) of the layers of N networks.
 
     Their mean is taken: packings differ, and single networks fit some of that.
@@ -57,7 +57,7 @@ class Network:
 
 
 @cache
-def network_of(shape: str) -> Network:
+def load_network(shape: str) -> NetworkEnsemble:
     """The network of packed cylinders or spheres that comes with the package."""
     path = files("dipy_spinverse.packed_cells.emulator") / "networks.npz"
     with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -65,7 +65,7 @@ def network_of(shape: str) -> Network:
         if not all(np.isfinite(each).all() for each in arrays.values()):
             raise ValueError(f"{path} has NaN or infinite weights; install the package again.")
         n_layers = int(file[f"{shape}_layers"])
-        return Network(
+        return NetworkEnsemble(
             tuple(file[f"{shape}_weight_{k}"] for k in range(n_layers)),
             tuple(file[f"{shape}_bias_{k}"] for k in range(n_layers)),
             file[f"{shape}_error"],
@@ -103,7 +103,7 @@ def emulated_signals(shape: str, tissue: np.ndarray, encodings: Encodings) -> np
     tissue = np.asarray(tissue, dtype=float)
     signals = np.empty((len(tissue), len(encodings.small_delta)))
     step = max(1, _ROWS // max(signals.shape[1], 1))
-    network = network_of(shape)
+    network = load_network(shape)
     for first in range(0, len(tissue), step):
         rows = slice(first, first + step)
         form = closed_form(shape, numbers_of(tissue[rows], encodings))
@@ -130,7 +130,7 @@ def emulator_error(shape: str, tissue: np.ndarray, encodings: Encodings) -> np.n
     """
     numbers = numbers_of(np.asarray(tissue, dtype=float), encodings)
     form = closed_form(shape, numbers)
-    return form.gain * np.exp(error_terms(numbers) @ network_of(shape).error_scale)
+    return form.gain * np.exp(error_terms(numbers) @ load_network(shape).error_scale)
 
 
 def error_terms(numbers: Numbers) -> np.ndarray:

@@ -35,7 +35,12 @@ from dipy_spinverse.acquisition import (
 )
 from dipy_spinverse.acquisition.base import distinct_times
 from dipy_spinverse.acquisition.waveforms import Waveforms
-from dipy_spinverse.packed_cells.departures import RATES, Spectrum, exchange_time, pulses_passing
+from dipy_spinverse.packed_cells.waveform_correction import (
+    RATES,
+    EncodingSpectrum,
+    exchange_time,
+    pulse_relative_b,
+)
 
 # Rates times durations below which exponentials are series.
 _SMALL = 3e-3
@@ -50,7 +55,7 @@ _LONG, _PULSED, _STARTS = np.geomspace(0.7, 30, 16), np.arange(-4.0, 4.0), 4
 
 
 @dataclass(frozen=True, eq=False)
-class LikePulses:
+class EquivalentPulses:
     """Measurements with free waveforms, as the pulses most like them.
 
     It has what an `Acquisition` tells of the measurements, and
@@ -66,7 +71,7 @@ class LikePulses:
         delta and Delta of the pulses, and TE, ms.
     timing_index : ndarray (M,) of int
         Row of `timings`.
-    spectra : tuple of Spectrum (K,)
+    spectra : tuple of EncodingSpectrum (K,)
         Of each kind of waveforms.
     kind : ndarray (M,) of int
     """
@@ -76,7 +81,7 @@ class LikePulses:
     b_anisotropy: np.ndarray
     timings: np.ndarray
     timing_index: np.ndarray
-    spectra: tuple[Spectrum, ...]
+    spectra: tuple[EncodingSpectrum, ...]
     kind: np.ndarray
 
     def __len__(self) -> int:
@@ -134,10 +139,10 @@ class LikePulses:
         return np.sqrt(b / (self.big_delta - self.small_delta / 3))
 
 
-Pulsed = Acquisition | LikePulses
+PulsedMeasurements = Acquisition | EquivalentPulses
 
 
-def as_pulses(acquisition: BaseAcquisition | LikePulses) -> Pulsed:
+def equivalent_pulses(acquisition: BaseAcquisition | EquivalentPulses) -> PulsedMeasurements:
     """Pulsed measurements as they are, others as the pulses most like them.
 
     Raises
@@ -153,7 +158,9 @@ def as_pulses(acquisition: BaseAcquisition | LikePulses) -> Pulsed:
             "and exchange of packed cells need the timing. Give the waveforms, "
             "WaveformAcquisition.from_samples, or fit a model of Gaussian diffusion."
         )
-    return acquisition if isinstance(acquisition, LikePulses) else require_pulsed(acquisition)
+    return (
+        acquisition if isinstance(acquisition, EquivalentPulses) else require_pulsed(acquisition)
+    )
 
 
 @lru_cache(maxsize=8)
@@ -177,12 +184,14 @@ def _like_pulses(acquisition):
         same = np.flatnonzero(weighted & (acquisition.te_index == acquisition.te_index[m]))
         kind[m] = kind[same[0]] if len(same) else 0
     spectra = tuple(
-        Spectrum(float(time[m]), tuple(map(tuple, passing[m].tolist())), _exchange(acquisition, m))
+        EncodingSpectrum(
+            float(time[m]), tuple(map(tuple, passing[m].tolist())), _exchange(acquisition, m)
+        )
         for m in first
     )
     echo = np.stack([acquisition.te, acquisition.mixing_time], axis=1)
     timings, index = distinct_times(np.column_stack([pulses[kind], echo]))
-    return LikePulses(
+    return EquivalentPulses(
         acquisition, axes, np.where(weighted, shape[kind], 1.0), timings[:, :3], index, spectra,
         kind,
     )  # fmt: skip
@@ -294,7 +303,7 @@ def _most_like(passing, time):
 
     def apart(x):
         # What is left where rates are large counts like what is lost where they are small.
-        left = pulses_passing(*pulses(x), RATES[_TELLING] / time) - passing[_TELLING]
+        left = pulse_relative_b(*pulses(x), RATES[_TELLING] / time) - passing[_TELLING]
         return left * (1 + RATES[_TELLING])
 
     starts = [np.array([np.log(long * time), start]) for long in _LONG for start in _PULSED]

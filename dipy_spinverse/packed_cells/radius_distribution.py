@@ -16,7 +16,9 @@ _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(4)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
 
-def radii_of(shape: str, radius: np.ndarray, spread: float) -> list[tuple[float, np.ndarray]]:
+def radius_quadrature(
+    shape: str, radius: np.ndarray, spread: float
+) -> list[tuple[float, np.ndarray]]:
     """Shares of the volume, and radii (N,) of the cells that stand for these.
 
     Of n(r) ~ r^(k-1) exp(-r / s) in d dimensions the volume is distributed as gamma with k + d,

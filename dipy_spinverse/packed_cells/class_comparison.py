@@ -8,33 +8,35 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dipy_spinverse.packed_cells.classes import ROTATION, TissueClass
-from dipy_spinverse.packed_cells.maps import tissue_parameters
-from dipy_spinverse.packed_cells.measured import (
-    Measured,
-    explained,
-    refined,
+from dipy_spinverse.packed_cells.emulator_errors import (
+    error_patterns,
+    model_errors,
+    timing_patterns,
+)
+from dipy_spinverse.packed_cells.likelihood import (
+    VoxelData,
+    noise_free_data,
     residuals,
-    systematic_floor,
+    systematic_error,
+    with_model_errors,
 )
-from dipy_spinverse.packed_cells.orientations import rotation_of
-from dipy_spinverse.packed_cells.search import (
+from dipy_spinverse.packed_cells.local_minima import (
     ClassProblem,
-    Effort,
-    Modes,
-    dictionary_starts,
-    find_modes,
-    minima,
+    LocalMinima,
+    SearchBudget,
+    dictionary_initial_values,
+    find_local_minima,
+    minimise,
 )
-from dipy_spinverse.packed_cells.shells import Shells
+from dipy_spinverse.packed_cells.tissue_classes import ROTATION, TissueClass
 from dipy_spinverse.packed_cells.tissue_signals import TissueSignals
 from dipy_spinverse.voxels.progress import stepwise
 
 _N_MODES = 6
-_FIRST, _POLISHING = Effort(16, 0.3), Effort(15, 0.1)
+_FIRST, _POLISHING = SearchBudget(16, 0.3), SearchBudget(15, 0.1)
 # Refinements, each with errors of the model around the best fit so far.
-REFINEMENTS = Effort(8, 1.0), Effort(40, 0.1)
-_THOROUGH = Effort(40, 0.01, all_starts=True)
+REFINEMENTS = SearchBudget(8, 1.0), SearchBudget(40, 0.1)
+_THOROUGH = SearchBudget(40, 0.01, all_starts=True)
 # Of the mean squared residual over the noise; rms error of interpolated signals.
 _UNEXPLAINED, _INTERPOLATED = 1.3, 0.002
 # Of the chi-square: interpolated signals that are wrong by more are not good enough.
@@ -44,25 +46,19 @@ _TELLING = 4.0
 _TRUSTED = 0.3
 # Classes with less than e^-5 of the probability of the best are dropped.
 _SCREEN = 5.0
-# Errors of two shells correlate as exp(-|x| / reach), x the logarithm of the ratio of their Delta,
-# and of their b: so they do in packings that the emulator was not fitted to
-# (results/emulator.md).
-TIME_REACH, B_REACH = 1.5, 1.2
-# Of the variance of the errors, in patterns that are left out.
-_NEGLECTED = 0.03
 # Over the largest signal: a first idea of the noise where it is not given. It counts as one
 # measurement more, as few measurements may be fitted exactly.
 FIRST_SIGMA = 0.02
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class ClassComparison:
     """Voxels, the classes of tissue that are considered, and the modes of each.
 
     Attributes
     ----------
     noise_known : bool
-    modes : list of Modes
+    modes : list of LocalMinima
         Of those voxels alone that `kept` says.
     offsets : list of ndarray
         What the emulator itself gives beyond `model` at the best of the modes so far.
@@ -72,9 +68,9 @@ class Case:
 
     model: TissueSignals
     tissues: list[TissueClass]
-    known: Measured
+    known: VoxelData
     noise_known: bool
-    modes: list[Modes]
+    modes: list[LocalMinima]
     offsets: list[np.ndarray]
     kept: np.ndarray
 
@@ -117,10 +113,10 @@ class Best(NamedTuple):
     signals: np.ndarray
 
 
-def searched(
-    model: TissueSignals, tissues: list[TissueClass], known: Measured, frames: np.ndarray,
+def compare_classes(
+    model: TissueSignals, tissues: list[TissueClass], known: VoxelData, frames: np.ndarray,
     noise_known: bool,
-) -> Case:  # fmt: skip
+) -> ClassComparison:  # fmt: skip
     """Modes of every class, without model errors; frames (V, 3, 3) are those of the tensor.
 
     Voxels that nothing explains are searched again, thoroughly, with all fleeting terms and a
@@ -129,7 +125,7 @@ def searched(
     modes = _modes_of_classes(model, stepwise(tissues), known, frames, _FIRST)
     offsets = [np.zeros_like(known.data)] * len(tissues)
     kept = np.ones((len(tissues), len(known.data)), dtype=bool)
-    case = Case(model, tissues, known, noise_known, modes, offsets, kept)
+    case = ClassComparison(model, tissues, known, noise_known, modes, offsets, kept)
     left = noise_known & _unexplained(case)
     return _screened(_searched_again(case, frames, left) if left.any() else case)
 
@@ -159,7 +155,7 @@ def _searched_again(case, frames, left):
 
 def _modes_of_classes(model, tissues, known, frames, effort, before=()):
     """Modes of each class; places (V, P) that were found before are starts, too."""
-    modes: dict[str, tuple[TissueClass, Modes]] = {}
+    modes: dict[str, tuple[TissueClass, LocalMinima]] = {}
     none = np.zeros_like(known.data)
     for tissue, found in zip_longest(tissues, before):
         problem = ClassProblem(model, tissue, known, none)
@@ -168,10 +164,10 @@ def _modes_of_classes(model, tissues, known, frames, effort, before=()):
         elif tissue.name == "no cells":
             starts = np.zeros((len(known.data), 1, tissue.n_parameters))
         else:
-            starts = dictionary_starts(model, tissue, known, frames)
+            starts = dictionary_initial_values(model, tissue, known, frames)
         if found is not None:
             starts = np.concatenate([starts, found[:, None]], axis=1)
-        modes[tissue.name] = tissue, find_modes(problem, starts, frames, _N_MODES, effort)
+        modes[tissue.name] = tissue, find_local_minima(problem, starts, frames, _N_MODES, effort)
     return [found for _, found in modes.values()]
 
 
@@ -207,7 +203,9 @@ def _screened(case):
     return replace(case, modes=modes, offsets=offsets, kept=kept)
 
 
-def improved(case: Case, effort: Effort) -> tuple[Case, np.ndarray]:
+def refined_comparison(
+    case: ClassComparison, effort: SearchBudget
+) -> tuple[ClassComparison, np.ndarray]:
     """The case with the noise, the floor and the model's errors around the best fit so far.
 
     What may be wrong is one number for each timing: were it one for each shell, as it is, a model
@@ -218,13 +216,13 @@ def improved(case: Case, effort: Effort) -> tuple[Case, np.ndarray]:
     for k, each in stepwise([*enumerate(case.modes)]):
         if len(each.frames):
             problem = replace(case.problem(k), offset=_beyond(case, k, each))
-            found = find_modes(problem, each.places, each.frames, _N_MODES, effort)
+            found = find_local_minima(problem, each.places, each.frames, _N_MODES, effort)
             modes[k] = _polished(problem, found)
             offsets[k] = _beyond(case, k, modes[k])
     return _screened(replace(case, modes=modes, offsets=offsets)), floor
 
 
-def with_errors_by_shell(case: Case) -> Case:
+def with_errors_by_shell(case: ClassComparison) -> ClassComparison:
     """The case with the model's errors as they are: those that draws need."""
     return _around_best(case, error_patterns(case.model.shells))[0]
 
@@ -240,7 +238,7 @@ def _around_best(case, patterns):
     for tissue, voxels, places, frames, signals in groups:
         white, amplitude, _ = residuals(known, signals, voxels)
         scale = amplitude[:, known.labels]
-        noise_free[voxels], _ = explained(known, signals, amplitude, voxels)
+        noise_free[voxels], _ = noise_free_data(known, signals, amplitude, voxels)
         errors.append(scale[:, None] * model_errors(case.model, tissue, places, frames, patterns))
         n_unknowns[voxels] = tissue.n_parameters + known.n_linear[voxels]
         if not case.noise_known:
@@ -251,11 +249,11 @@ def _around_best(case, patterns):
     known = replace(known, sigma=sigma)
     floor = np.zeros(n_voxels)
     if case.noise_known:
-        floor = systematic_floor(known, noise_free, n_unknowns)
+        floor = systematic_error(known, noise_free, n_unknowns)
     of_model = np.zeros((n_voxels, max(each.shape[1] for each in errors), n))
     for group, each in zip(groups, errors, strict=True):
         of_model[group.voxels, : each.shape[1]] = each
-    return replace(case, known=refined(known, noise_free, of_model, floor)), floor
+    return replace(case, known=with_model_errors(known, noise_free, of_model, floor)), floor
 
 
 def _beyond(case, k, modes):
@@ -282,54 +280,11 @@ def _polished(problem, modes):
     quick, exact = (
         ClassProblem(each, tissue, known, none) for each in (model.exact, model.exact_with_slopes)
     )
-    near = minima(quick, z[rows], frames[rows], number, _POLISHING)
-    found = minima(exact, *near[:2], number, _POLISHING)
+    near = minimise(quick, z[rows], frames[rows], number, _POLISHING)
+    found = minimise(exact, *near[:2], number, _POLISHING)
     places, frames, covariances, costs = (
         each.copy() for each in (modes.places, modes.frames, modes.covariances, modes.costs)
     )
     costs[rows] = np.inf
     places[rows, 0], frames[rows], covariances[rows, 0], costs[rows, 0] = found
-    return Modes(places, frames, covariances, costs)
-
-
-def model_errors(
-    model: TissueSignals, tissue: TissueClass, z: np.ndarray, frames: np.ndarray,
-    patterns: np.ndarray,
-) -> np.ndarray:  # fmt: skip
-    """Errors (N, K, M) of the emulator with one standard deviation, of each pattern (K, S)."""
-    values = tissue_parameters(tissue, z, model.diffusivity)
-    cells = (1 - values["free_water"]) * (1 - values["dot"]) * (1 - values["hindered"])
-    shell = model.shells.of_measurement
-    patterns = patterns[:, shell]
-    parts = []
-    if tissue.has_cylinders:
-        if tissue.turns:
-            frames = rotation_of(z[:, -3:]) @ frames
-        along = model.share_along(frames[:, 2])
-        # Errors across the axis: the decay along it is free of them.
-        decay = np.exp(-model.b * values["diffusivity_inside"][:, None] * along)
-        share = cells * (1 - values["sphere_share"])
-        parts.append(share[:, None] * model.model_error("cylinder", values)[:, shell] * decay)
-    if tissue.has_spheres:
-        share = cells * values["sphere_share"]
-        parts.append(share[:, None] * model.model_error("sphere", values)[:, shell])
-    if not parts:
-        return np.zeros((len(z), 1, len(shell)))
-    return np.concatenate([patterns * part[:, None] for part in parts], axis=1)
-
-
-def timing_patterns(shells: Shells) -> np.ndarray:
-    """Patterns (K, S) of errors that all shells of a timing share."""
-    pulses = np.stack([shells.small_delta, shells.big_delta])
-    timings, index = np.unique(pulses, axis=1, return_inverse=True)
-    return np.where(index.reshape(-1) == np.arange(timings.shape[1])[:, None], 1.0, 0.0)
-
-
-def error_patterns(shells: Shells) -> np.ndarray:
-    """Patterns (K, S) over the shells, whose sum with normal weights correlates as errors do."""
-    weighted = shells.b > 0
-    time, b = np.log(shells.big_delta), np.log(np.where(weighted, shells.b, 1))
-    apart = np.abs(time[:, None] - time) / TIME_REACH + np.abs(b[:, None] - b) / B_REACH
-    variance, patterns = np.linalg.eigh(np.exp(-apart) * np.outer(weighted, weighted))
-    kept = np.cumsum(variance) > _NEGLECTED * variance.sum()
-    return (patterns * np.sqrt(np.maximum(variance, 0))).T[kept]
+    return LocalMinima(places, frames, covariances, costs)

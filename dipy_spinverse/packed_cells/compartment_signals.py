@@ -22,7 +22,7 @@ from numba import njit
 
 from dipy_spinverse.packed_cells.orientations import add_dispersed
 
-POOLS = (
+COMPARTMENT_PARAMETERS = (
     "dispersion_1", "dispersion_2", "half_angle", "crossing_share", "sphere_share",
     "free_water", "relaxation", "dot", "hindered", "hindered_1", "hindered_2", "hindered_along",
     "free_excess",
@@ -30,7 +30,7 @@ POOLS = (
 (
     _ONE, _TWO, _ANGLE, _CROSSING, _SPHERES, _FREE, _RELAXATION, _DOT, _HINDERED, _H_1, _H_2, _H_3,
     _EXCESS,
-) = range(len(POOLS))  # fmt: skip
+) = range(len(COMPARTMENT_PARAMETERS))  # fmt: skip
 # What signals of cylinders bend with: the first four pools, and the directions in the frame.
 _BENDS = 7
 _BY_X, _BY_Y, _BY_Z = 4, 5, 6
@@ -50,7 +50,7 @@ def _spiral(n):
 _POWDER_SQUARES = _spiral(_N_POWDER) ** 2
 
 
-class Scan(NamedTuple):
+class ShellArrays(NamedTuple):
     """M measurements on S shells, in the order of these.
 
     Attributes
@@ -79,7 +79,7 @@ class Scan(NamedTuple):
     free_diffusivity: float
 
 
-class Cells(NamedTuple):
+class CellSignals(NamedTuple):
     """Signals of one shape of cells in N tissues, and derivatives by Q parameters.
 
     Attributes
@@ -98,17 +98,17 @@ class Cells(NamedTuple):
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def pooled_signals(scan, pools, frames, cylinders, spheres, n_axes, by_z, columns, jacobian):
+def compartment_signals(scan, pools, frames, cylinders, spheres, n_axes, by_z, columns, jacobian):
     """Signals (N, M) of N tissues; derivatives go into `jacobian`.
 
     Parameters
     ----------
-    scan : Scan
+    scan : ShellArrays
     pools : ndarray (N, K)
         Values of `POOLS`.
     frames : ndarray (N, 3, 3)
         Rows.
-    cylinders, spheres : Cells
+    cylinders, spheres : CellSignals
     n_axes : int
         Of cylinders: 0, 1, or 2.
     by_z : ndarray (N, K)

@@ -22,14 +22,20 @@ import numpy as np
 from scipy.stats import chi2
 
 from dipy_spinverse.inversion.levenberg_marquardt import Damping
-from dipy_spinverse.packed_cells.classes import LARGEST_Z
-from dipy_spinverse.packed_cells.measured import Measured
-from dipy_spinverse.packed_cells.search import ClassProblem, Effort, Modes, costs, minima
+from dipy_spinverse.packed_cells.likelihood import VoxelData
+from dipy_spinverse.packed_cells.local_minima import (
+    ClassProblem,
+    LocalMinima,
+    SearchBudget,
+    costs,
+    minimise,
+)
+from dipy_spinverse.packed_cells.tissue_classes import LARGEST_Z
 from dipy_spinverse.voxels.progress import stepwise
 
 # With damping, in units of the prior's curvature, five steps lead further than eight without: the
 # first would be too long. What the data do not tell still follows the prior's draw.
-_EFFORT = Effort(5, 0.01)
+_EFFORT = SearchBudget(5, 0.01)
 # Starts are draws from a linear model around the mode, with that times the variance of the noise.
 _LESS_TOLD = 50.0
 _LARGEST_START = 3.0
@@ -42,9 +48,9 @@ _DAMPING = Damping(initial=3.0, minimum=1e-3, maximum=1e6, growth=8.0)
 _ROWS = 4096
 
 
-def randomised_draws(
+def posterior_samples(
     problem: ClassProblem,
-    modes: Modes,
+    modes: LocalMinima,
     voxel: np.ndarray,
     number: np.ndarray,
     noise_unknown: bool,
@@ -56,7 +62,7 @@ def randomised_draws(
     Parameters
     ----------
     problem : ClassProblem
-    modes : Modes
+    modes : LocalMinima
         Of all its voxels, and
     voxel : ndarray (N,) of int
         whose posterior each draw is from.
@@ -89,7 +95,7 @@ def randomised_draws(
         again = _randomised(known, v, noise[k], along[k], size[k])
         own = replace(problem, known=again, centre=prior[k], offset=problem.offset[v])
         z, frames = _starts(problem.tissue, modes, v, chosen[part], prior[k], start[k])
-        found = minima(own, z, frames, np.arange(len(v)), _EFFORT, _DAMPING, relative=False)
+        found = minimise(own, z, frames, np.arange(len(v)), _EFFORT, _DAMPING, relative=False)
         parts.append(found[:3])
     places, frames, covariances = (
         np.concatenate(each)[search] for each in zip(*parts, strict=True)
@@ -154,7 +160,7 @@ def _not_stuck(problem, modes, places, frames, voxel):
     return row
 
 
-def _randomised(known: Measured, voxel, noise, along, size):
+def _randomised(known: VoxelData, voxel, noise, along, size):
     """Measurements with noise, and with errors of the model, once more."""
     own = known.of_voxels(voxel)
     # 1 / (1 - damping) is the standard deviation along a mode, noise included.

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numba import njit
 
-from dipy_spinverse.packed_cells.nuisance import FLEETING_SPREAD, NO_FLEETING, Fleeting
+from dipy_spinverse.packed_cells.nuisance import FAST_PRIOR_SD, NO_FAST_TERMS, FastTerms
 from dipy_spinverse.voxels.rician import (
     EXCESSES,
     compiled_excess,
@@ -38,7 +38,7 @@ _LEAST_STRENGTH = 0.2
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class VoxelData:
     """Measurements of voxels and their noise.
 
     Attributes
@@ -56,7 +56,7 @@ class Measured:
         1 - 1/sqrt(1 + variance of the model error) along `modes`.
     labels : ndarray (M,) of int
         Measurements of one label share an amplitude.
-    fleeting : Fleeting
+    fleeting : FastTerms
     fleeting_spread : ndarray (V, G)
         Standard deviations of its terms a priori; 0 where there are none.
     """
@@ -68,7 +68,7 @@ class Measured:
     modes: np.ndarray
     damping: np.ndarray
     labels: np.ndarray
-    fleeting: Fleeting
+    fleeting: FastTerms
     fleeting_spread: np.ndarray
 
     @property
@@ -81,15 +81,15 @@ class Measured:
         """Measurements that are not left out."""
         return int((self.inverse_sd[0] > 0).sum())
 
-    def of_voxels(self, index: np.ndarray) -> Measured:
+    def of_voxels(self, index: np.ndarray) -> VoxelData:
         """Some of the voxels."""
         names = (
             "data", "sigma", "magnitude", "inverse_sd", "modes", "damping", "fleeting_spread",
         )  # fmt: skip
         own = {name: getattr(self, name)[index] for name in names}
-        return Measured(**own, labels=self.labels, fleeting=self.fleeting)
+        return VoxelData(**own, labels=self.labels, fleeting=self.fleeting)
 
-    def with_spread(self, spread: np.ndarray) -> Measured:
+    def with_spread(self, spread: np.ndarray) -> VoxelData:
         """The same, without errors of the model, with fleeting terms of other spreads (V, G)."""
         none = np.zeros((len(self.data), 1, self.data.shape[1]))
         return _with_errors(replace(self, fleeting_spread=spread), none)
@@ -98,7 +98,7 @@ class Measured:
     def widest_spread(self) -> np.ndarray:
         """Standard deviations (V, G) of all fleeting terms, told by weak weightings or not."""
         largest = np.abs(self.data).max(axis=1)[:, None]
-        return FLEETING_SPREAD * largest * np.ones(len(self.fleeting.told))
+        return FAST_PRIOR_SD * largest * np.ones(len(self.fleeting.told))
 
     @property
     def fleeting_precision(self) -> np.ndarray:
@@ -111,35 +111,35 @@ class Measured:
         """Amplitudes and fleeting terms (V,)."""
         return self.n_labels + (self.fleeting_spread > 0).sum(axis=1)
 
-    def with_less_weight(self, excess: np.ndarray) -> Measured:
+    def with_inflated_noise(self, excess: np.ndarray) -> VoxelData:
         """The same with variances (V,) times as large."""
         scale = np.sqrt(excess)[:, None]
         return replace(self, inverse_sd=self.inverse_sd / scale)
 
 
-def measured(
+def voxel_data(
     data: np.ndarray, sigma: np.ndarray, labels: np.ndarray, used: np.ndarray,
-    fleeting: Fleeting = NO_FLEETING,
-) -> Measured:  # fmt: skip
+    fleeting: FastTerms = NO_FAST_TERMS,
+) -> VoxelData:  # fmt: skip
     """Noise of the same standard deviation everywhere, and a model without errors."""
     n_voxels, n = data.shape
     inverse_sd = used / sigma[:, None]
     none = np.zeros((n_voxels, 1, n))
-    known = Measured(
+    known = VoxelData(
         data, sigma, data.min(axis=1) >= 0, inverse_sd, none, none[..., 0], labels, fleeting,
         np.zeros((n_voxels, len(fleeting.told))),
     )  # fmt: skip
     return known.with_spread(known.widest_spread * fleeting.told)
 
 
-def refined(
-    known: Measured, noise_free: np.ndarray, model_errors: np.ndarray, floor: np.ndarray
-) -> Measured:
+def with_model_errors(
+    known: VoxelData, noise_free: np.ndarray, model_errors: np.ndarray, floor: np.ndarray
+) -> VoxelData:
     """Variances of the measurements around a first fit, and the model's errors there.
 
     Parameters
     ----------
-    known : Measured
+    known : VoxelData
     noise_free : ndarray (V, M)
         Signals of the first fit, in the units of the data.
     model_errors : ndarray (V, K, M)
@@ -179,8 +179,8 @@ def _variances(known, noise_free):
     return sigma**2 * np.where(known.magnitude[:, None], of_magnitude, 1.0)
 
 
-def systematic_floor(
-    known: Measured, noise_free: np.ndarray, n_unknowns: np.ndarray
+def systematic_error(
+    known: VoxelData, noise_free: np.ndarray, n_unknowns: np.ndarray
 ) -> np.ndarray:
     """Likeliest share (V,) of the signal that adds to the noise, from what a fit leaves."""
     mean = noise_free + known.sigma[:, None] * _excess(known, noise_free)
@@ -202,13 +202,13 @@ def _excess(known, noise_free):
     return known.magnitude[:, None] * rician_excess(relative)
 
 
-def expected(known: Measured, noise_free: np.ndarray) -> np.ndarray:
+def expected_magnitudes(known: VoxelData, noise_free: np.ndarray) -> np.ndarray:
     """Mean measurements (V, M) of signals."""
     return noise_free + known.sigma[:, None] * _excess(known, noise_free)
 
 
-def explained(
-    known: Measured, signals: np.ndarray, amplitude: np.ndarray, voxel: np.ndarray
+def noise_free_data(
+    known: VoxelData, signals: np.ndarray, amplitude: np.ndarray, voxel: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Noise-free data (N, M) of signals, and the fleeting terms (N, G) that are part of them."""
     noise_free = amplitude[:, known.labels] * np.maximum(signals, 0)
@@ -222,12 +222,12 @@ def explained(
     return noise_free, terms
 
 
-def residuals(known: Measured, signals: np.ndarray, voxel: np.ndarray):
+def residuals(known: VoxelData, signals: np.ndarray, voxel: np.ndarray):
     """Whitened residuals of signals with the best amplitude of each label.
 
     Parameters
     ----------
-    known : Measured
+    known : VoxelData
     signals : ndarray (N, M)
         Relative to b = 0.
     voxel : ndarray (N,) of int
@@ -250,7 +250,7 @@ def residuals(known: Measured, signals: np.ndarray, voxel: np.ndarray):
 
 
 def normal_equations(
-    known: Measured, signals: np.ndarray, amplitude: np.ndarray, slopes: np.ndarray,
+    known: VoxelData, signals: np.ndarray, amplitude: np.ndarray, slopes: np.ndarray,
     residual: np.ndarray, voxel: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Gradient (N, P) and Gauss-Newton Hessian (N, P, P) of half the sum of squared residuals.

@@ -22,11 +22,11 @@ from scipy.interpolate import CubicSpline
 from scipy.linalg import eigh, solve
 from scipy.stats import qmc
 
-from dipy_spinverse.packed_cells.departures import departure
 from dipy_spinverse.packed_cells.emulator import RANGES, Encodings, emulated_signals
 from dipy_spinverse.packed_cells.orientations import even_legendre
-from dipy_spinverse.packed_cells.radii import radii_of
+from dipy_spinverse.packed_cells.radius_distribution import radius_quadrature
 from dipy_spinverse.packed_cells.shells import Shells
+from dipy_spinverse.packed_cells.waveform_correction import waveform_correction
 
 # Diffusivities that are known, um^2/ms: of fixed tissue in the cold, to free water.
 DIFFUSIVITY_RANGE = (0.15, 3.2)
@@ -54,7 +54,7 @@ _STEP = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class CompiledSignals:
+class InterpolatedSignals:
     """Legendre coefficients of the signals of one shape on the shells of an acquisition.
 
     Attributes
@@ -111,9 +111,9 @@ def _multiquadrics(at, places):
     return np.sqrt(np.maximum(square, 1))
 
 
-def compiled_signals(
+def interpolated_signals(
     shape: str, shells: Shells, diffusivity: tuple[float, float] | None, radius_spread: float = 0.0
-) -> CompiledSignals:
+) -> InterpolatedSignals:
     """Emulate and interpolate the signals of a shape: some seconds, kept in memory.
 
     Parameters
@@ -144,7 +144,7 @@ def _compiled(shape, key, spectra, diffusivity, spread):
     return _interpolated(plan, coordinates, coefficients)
 
 
-def tissue_of(coordinates: np.ndarray) -> np.ndarray:
+def emulator_inputs(coordinates: np.ndarray) -> np.ndarray:
     """Tissues (N, 5) in units, as the emulator takes them, of coordinates."""
     tissue = np.exp(coordinates)
     tissue[:, 1] = coordinates[:, 1]
@@ -240,7 +240,7 @@ class _Plan:
         """(N, S, L)."""
         result = np.zeros((len(coordinates), len(self.degrees), self.degrees.max()))
         result[..., 0] = 1.0
-        tissue = tissue_of(coordinates)
+        tissue = emulator_inputs(coordinates)
         for first in range(0, len(tissue), _AT_ONCE):
             part = slice(first, first + _AT_ONCE)
             self._add_coefficients(tissue[part], result[part])
@@ -253,7 +253,7 @@ class _Plan:
             *map(np.concatenate, zip(*(group.encodings for group in self.groups), strict=True))
         )
         averaged = 0.0
-        for share, radius in radii_of(self.shape, tissue[:, 0], self.radius_spread):
+        for share, radius in radius_quadrature(self.shape, tissue[:, 0], self.radius_spread):
             averaged = averaged + share * self._signals(
                 np.column_stack([radius, tissue[:, 1:]]), every
             )
@@ -281,17 +281,17 @@ class _Plan:
 
 @dataclass(frozen=True, eq=False)
 class EmulatedSignals:
-    """As `CompiledSignals`, straight from the emulator: for a few tissues.
+    """As `InterpolatedSignals`, straight from the emulator: for a few tissues.
 
     Attributes
     ----------
     plan : _Plan
-    compiled : CompiledSignals, optional
+    compiled : InterpolatedSignals, optional
         For derivatives; differences of emulated signals where not given.
     """
 
     plan: _Plan
-    compiled: CompiledSignals | None = None
+    compiled: InterpolatedSignals | None = None
 
     @property
     def degrees(self) -> np.ndarray:
@@ -299,7 +299,7 @@ class EmulatedSignals:
         return self.plan.degrees
 
     def __call__(self, coordinates: np.ndarray, changes: Sequence[np.ndarray] = ()) -> np.ndarray:
-        """Coefficients and derivatives as of `CompiledSignals`."""
+        """Coefficients and derivatives as of `InterpolatedSignals`."""
         found = [self.plan.coefficients(coordinates)]
         if self.compiled is not None and len(changes):
             slopes = self.compiled(coordinates, changes)[:, 1:]
@@ -310,14 +310,14 @@ class EmulatedSignals:
         return np.stack(found, axis=1)
 
 
-def emulated_shells(
+def emulated_shell_signals(
     shape: str,
     shells: Shells,
     diffusivity: tuple[float, float] | None,
     radius_spread: float = 0.0,
-    compiled: CompiledSignals | None = None,
+    compiled: InterpolatedSignals | None = None,
 ) -> EmulatedSignals:
-    """Signals of a shape without preparation; see :func:`compiled_signals`."""
+    """Signals of a shape without preparation; see :func:`interpolated_signals`."""
     encoded = _encoded(shape, shells)
     plan = _Plan.of(shape, encoded, shells.spectra, diffusivity, radius_spread)
     return EmulatedSignals(plan, compiled)
@@ -349,7 +349,7 @@ def _encodings(shape, q, x, kind, spectrum):
         return encodings, None
     b = np.repeat(q**2 * (big - small / 3), len(x))
     return encodings, partial(
-        departure, shape, spectrum=spectrum, pulses=(float(small), float(big)), b=b,
+        waveform_correction, shape, spectrum=spectrum, pulses=(float(small), float(big)), b=b,
         square=np.tile(x**2, len(q)),
     )  # fmt: skip
 
@@ -378,7 +378,7 @@ def _interpolated(plan, coordinates, coefficients):
     error = design[-held_out:] @ weights @ basis.T - values[-held_out:]
     error = (error**2).reshape(held_out, n_shells, n_degrees).sum(axis=2)
     both = np.concatenate([np.ones((len(places), 1)), places], axis=1)[..., None]
-    return CompiledSignals(
+    return InterpolatedSignals(
         plan.shape,
         centre,
         scale,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import chi2
 
-from dipy_spinverse.packed_cells.like_pulses import LikePulses, Pulsed
+from dipy_spinverse.packed_cells.equivalent_pulses import EquivalentPulses, PulsedMeasurements
 
 # Shells of fewer measurements are judged together with the next.
 _LEAST_SIZE = 12
@@ -41,7 +41,7 @@ class ResidualGroups:
         return self.members.sum(axis=1)
 
 
-def residual_groups(acquisition: Pulsed, used: np.ndarray) -> ResidualGroups:
+def residual_groups(acquisition: PulsedMeasurements, used: np.ndarray) -> ResidualGroups:
     """Groups of the measurements (M,) that are used."""
     names, members = [], []
     for k, (small, big, _) in enumerate(acquisition.timings):
@@ -82,14 +82,14 @@ def worst_group(squares: np.ndarray, sizes: np.ndarray, share_left: np.ndarray):
     return worst, squares[row, worst] / freedom[row, worst], freedom[row, worst]
 
 
-def gradient_axes(acquisition: Pulsed) -> np.ndarray:
+def gradient_axes(acquisition: PulsedMeasurements) -> np.ndarray:
     """Directions (M, 3) of gradients along one; zeros of planar and spherical b-tensors."""
-    if isinstance(acquisition, LikePulses):
+    if isinstance(acquisition, EquivalentPulses):
         return acquisition.directions * (acquisition.b_anisotropy > _LINEAR)[:, None]
     return acquisition.directions
 
 
-def by_direction(white: np.ndarray, directions: np.ndarray, axes: np.ndarray):
+def chi_square_by_direction(white: np.ndarray, directions: np.ndarray, axes: np.ndarray):
     """Sums (V, 3) of squares, and numbers (V, 3), along, oblique to and across axes (V, 3)."""
     square = (axes @ directions.T) ** 2
     weighted = (np.abs(directions).sum(axis=1) > 0) & (np.abs(axes).sum(axis=1) > 0)[:, None]
@@ -98,7 +98,7 @@ def by_direction(white: np.ndarray, directions: np.ndarray, axes: np.ndarray):
     return np.einsum("vgm,vm->vg", members, white**2), members.sum(axis=2)
 
 
-def in_words(names, squares: np.ndarray, freedom: np.ndarray) -> str:
+def describe_residuals(names, squares: np.ndarray, freedom: np.ndarray) -> str:
     """Which groups of one voxel are left unexplained, the worst first."""
     names = (*names, *_DIRECTIONS)
     told = freedom > 0.5

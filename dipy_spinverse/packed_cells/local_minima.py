@@ -12,9 +12,9 @@ from scipy.special import logsumexp, ndtri
 from scipy.stats import qmc
 
 from dipy_spinverse.inversion.levenberg_marquardt import Damping, levenberg_marquardt
-from dipy_spinverse.packed_cells.classes import LARGEST_Z, TissueClass, log_prior
-from dipy_spinverse.packed_cells.measured import Measured, normal_equations, residuals
+from dipy_spinverse.packed_cells.likelihood import VoxelData, normal_equations, residuals
 from dipy_spinverse.packed_cells.orientations import vector_of
+from dipy_spinverse.packed_cells.tissue_classes import LARGEST_Z, TissueClass, log_prior
 from dipy_spinverse.packed_cells.tissue_signals import TissueSignals
 
 # Entries of the dictionary, a power of two.
@@ -40,7 +40,7 @@ _LARGEST_EXCESS = 12
 _CHUNK, _CHUNK_WITH_SLOPES = 512, 96
 
 
-class Effort(NamedTuple):
+class SearchBudget(NamedTuple):
     """Most steps of a search, and what it has to gain of the cost with each to go on.
 
     Of many starts the better half goes on after a few steps, or all do.
@@ -51,7 +51,7 @@ class Effort(NamedTuple):
     all_starts: bool = False
 
 
-_SHORT = Effort(6, 0.3)
+_SHORT = SearchBudget(6, 0.3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class ClassProblem:
     ----------
     model : TissueSignals
     tissue : TissueClass
-    known : Measured
+    known : VoxelData
         Of V voxels.
     offset : ndarray (V, M)
         What the emulator gives beyond the signals of `model`, where it was asked.
@@ -72,13 +72,13 @@ class ClassProblem:
 
     model: TissueSignals
     tissue: TissueClass
-    known: Measured
+    known: VoxelData
     offset: np.ndarray
     centre: np.ndarray | float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
-class Modes:
+class LocalMinima:
     """Local minima of the voxels, best first.
 
     Attributes
@@ -128,16 +128,20 @@ class Modes:
             places[:, -3:] = vector_of(turned @ np.swapaxes(frames, 1, 2))
         return places
 
-    def of_voxels(self, index: np.ndarray) -> Modes:
+    def of_voxels(self, index: np.ndarray) -> LocalMinima:
         """Some of the voxels."""
-        return Modes(
+        return LocalMinima(
             self.places[index], self.frames[index], self.covariances[index], self.costs[index]
         )  # fmt: skip
 
 
-def find_modes(
-    problem: ClassProblem, starts: np.ndarray, frames: np.ndarray, n_modes: int, effort: Effort
-) -> Modes:
+def find_local_minima(
+    problem: ClassProblem,
+    starts: np.ndarray,
+    frames: np.ndarray,
+    n_modes: int,
+    effort: SearchBudget,
+) -> LocalMinima:
     """Minima of the voxels.
 
     Parameters
@@ -146,7 +150,7 @@ def find_modes(
     starts : ndarray (V, K, P)
     frames : ndarray (V, 3, 3)
     n_modes : int
-    effort : Effort
+    effort : SearchBudget
     """
     n_voxels, n_starts, p = starts.shape
     voxel = np.repeat(np.arange(n_voxels), n_starts)
@@ -154,17 +158,17 @@ def find_modes(
     places = starts.reshape(-1, p)
     at, turned = problem.tissue.moved(np.zeros_like(places), frames[voxel], places)
     if n_starts > _FEW and not effort.all_starts:
-        at, turned, _, costs = minima(problem, at, turned, voxel, _SHORT)
+        at, turned, _, costs = minimise(problem, at, turned, voxel, _SHORT)
         rank = np.argsort(costs.reshape(n_voxels, n_starts), axis=1)[:, : n_starts // 2]
         better = (rank + n_starts * np.arange(n_voxels)[:, None]).ravel()
         at, turned, voxel = at[better], turned[better], voxel[better]
-    found = minima(problem, at, turned, voxel, effort)
+    found = minimise(problem, at, turned, voxel, effort)
     z, frames, covariances, costs = (each.reshape(n_voxels, -1, *each.shape[1:]) for each in found)
     return _distinct(problem.tissue, z, frames, covariances, costs, n_modes)
 
 
-def dictionary_starts(
-    model: TissueSignals, tissue: TissueClass, known: Measured, frames: np.ndarray
+def dictionary_initial_values(
+    model: TissueSignals, tissue: TissueClass, known: VoxelData, frames: np.ndarray
 ) -> np.ndarray:
     """Starts (V, K, P): the entries of a dictionary that fit best along the tensor's frame.
 
@@ -234,12 +238,12 @@ def _dictionary(model, tissue):
     return places, np.concatenate(signals).astype(np.float32), bins
 
 
-def minima(
+def minimise(
     problem: ClassProblem,
     z: np.ndarray,
     frames: np.ndarray,
     voxel: np.ndarray,
-    effort: Effort,
+    effort: SearchBudget,
     damping: Damping = _DAMPING,
     relative: bool = True,
 ):
@@ -339,4 +343,4 @@ def _distinct(tissue, places, frames, covariances, costs, n_modes):
         )
     rank = np.argsort(~kept, axis=1, kind="stable")[:, :n_modes]
     costs = np.where(kept, costs, np.inf)
-    return Modes(places[row, rank], frames[:, 0], covariances[row, rank], costs[row, rank])
+    return LocalMinima(places[row, rank], frames[:, 0], covariances[row, rank], costs[row, rank])

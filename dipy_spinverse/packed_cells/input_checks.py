@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from dipy_spinverse.packed_cells.classes import ALIGNED, CLASSES
 from dipy_spinverse.packed_cells.emulator import RANGES
-from dipy_spinverse.packed_cells.like_pulses import Pulsed
-from dipy_spinverse.packed_cells.radii import LARGEST_SPREAD
+from dipy_spinverse.packed_cells.equivalent_pulses import PulsedMeasurements
+from dipy_spinverse.packed_cells.radius_distribution import LARGEST_SPREAD
+from dipy_spinverse.packed_cells.tissue_classes import ALIGNED, CLASSES
 
 
 def checked_input(
-    acquisition: Pulsed, data, sigma, free_diffusivity, typical_radius, radius_spread, n_draws,
-    classes, least_b,
+    acquisition: PulsedMeasurements, data, sigma, free_diffusivity, typical_radius, radius_spread,
+    n_draws, classes, least_b,
 ) -> tuple[np.ndarray, np.ndarray | None]:  # fmt: skip
     """Data (V, M) and noise (V,) or None, as floats."""
     data = np.ascontiguousarray(data, dtype=float)

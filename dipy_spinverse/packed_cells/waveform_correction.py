@@ -34,14 +34,14 @@ _NODES, _SHARES = np.polynomial.laguerre.laggauss(12)
 _SHARES = _SHARES * _NODES
 # Of a departure, its own error: what simulated packings leave beyond that of the emulator
 # (benchmarks/waveform_tissue.py).
-DEPARTURE_ERROR = 0.3
+CORRECTION_ERROR = 0.3
 # Into which a waveform is cut at least, and points of each.
 _STEPS = 200
 _GAUSS, _WEIGHTS = np.polynomial.legendre.leggauss(3)
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class EncodingSpectrum:
     """How water is weighted by the rate at which it meets walls, and for how long it exchanges.
 
     Attributes
@@ -71,17 +71,17 @@ class Spectrum:
 
 
 @cache
-def pulses_spectrum(small_delta: float, big_delta: float) -> Spectrum:
+def pulse_spectrum(small_delta: float, big_delta: float) -> EncodingSpectrum:
     """Of two rectangular pulses, ms."""
     time = np.sqrt(small_delta * (big_delta - small_delta / 3) / 2)
-    along = pulses_passing(small_delta, big_delta, RATES / time)
+    along = pulse_relative_b(small_delta, big_delta, RATES / time)
     passing = tuple((float(each), 0.0) for each in along)
     echo = small_delta + big_delta
     both = pulsed_waveforms(np.arange(1), np.eye(3)[:1], small_delta, big_delta, echo)
-    return Spectrum(float(time), passing, exchange_time(both))
+    return EncodingSpectrum(float(time), passing, exchange_time(both))
 
 
-def pulses_passing(small_delta: float, big_delta: float, rates: np.ndarray) -> np.ndarray:
+def pulse_relative_b(small_delta: float, big_delta: float, rates: np.ndarray) -> np.ndarray:
     """beff / b (K,) of two rectangular pulses at rates (K,), 1/ms."""
     a, b = rates * small_delta, rates * big_delta
     phases = 2 * a - 2 + 2 * np.exp(-a) + 2 * np.exp(-b) - np.exp(a - b) - np.exp(-a - b)
@@ -99,8 +99,8 @@ def exchange_time(waveforms: Waveforms) -> float:
     return float(6 * (weight * (t * before - moment)).sum())
 
 
-def departure(
-    shape: str, tissue: np.ndarray, spectrum: Spectrum, pulses: tuple[float, float],
+def waveform_correction(
+    shape: str, tissue: np.ndarray, spectrum: EncodingSpectrum, pulses: tuple[float, float],
     b: np.ndarray, square: np.ndarray,
 ) -> np.ndarray:  # fmt: skip
     """Signals (N, E) of a waveform less those of pulses of the same b-tensor.
@@ -110,7 +110,7 @@ def departure(
     shape : {"cylinder", "sphere"}
     tissue : ndarray (N, 5)
         As the emulator takes it.
-    spectrum : Spectrum
+    spectrum : EncodingSpectrum
         Of the waveform.
     pulses : (float, float)
         delta and Delta, ms.
@@ -121,21 +121,26 @@ def departure(
     """
     free = np.array(spectrum.passing[0])
     free = free / (free @ [1, 2])
-    known = pulses_spectrum(*pulses)
+    known = pulse_spectrum(*pulses)
 
     def of_pulses(rates):
         return known.at(rates)[..., :1] * free
 
-    own = two_pools(shape, tissue, spectrum.at, free, spectrum.exchange_time, b, square)
-    return own - two_pools(shape, tissue, of_pulses, free, known.exchange_time, b, square)
+    own = two_compartment_signals(
+        shape, tissue, spectrum.at, free, spectrum.exchange_time, b, square
+    )
+    return own - two_compartment_signals(
+        shape, tissue, of_pulses, free, known.exchange_time, b, square
+    )
 
 
-def two_pools(
+def two_compartment_signals(
     shape: str, tissue: np.ndarray, passing: Callable[[np.ndarray], np.ndarray], free: np.ndarray,
     time: float, b: np.ndarray, square: np.ndarray,
 ) -> np.ndarray:  # fmt: skip
     """Signals (N, E) of water inside and outside of bodies, with `passing` of rates beff / b
-    (..., 2), `free` (2,) at none, and `time` to exchange, ms; else as :func:`departure`."""
+    (..., 2), `free` (2,) at none, and `time` to exchange, ms; else as
+    :func:`waveform_correction`."""
     dimension, roots = DIMENSIONS[shape], np.array(dipole_roots(shape))
     radius, f, permeability, inside, outside = np.moveaxis(tissue[:, :, None], 1, 0)
 

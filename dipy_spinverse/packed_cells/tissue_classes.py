@@ -32,8 +32,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import ndtr
 
-from dipy_spinverse.packed_cells.compiled import DIFFUSIVITY_RANGE, RATIO_RANGE
 from dipy_spinverse.packed_cells.emulator import RANGES
+from dipy_spinverse.packed_cells.interpolation import DIFFUSIVITY_RANGE, RATIO_RANGE
 from dipy_spinverse.packed_cells.orientations import log_haar, rotation_of
 
 CLASSES = ("cylinders", "crossing", "spheres", "mixture", "no cells")
@@ -47,7 +47,7 @@ _RATIO, _RATIO_SPREAD = np.log(0.95), np.log(1.3)
 _HINDERED, _HINDERED_SPREAD = np.log(0.8), np.log(1.8)
 _RELAXATION, _RELAXATION_SPREAD = np.log(0.015), np.log(2.0)
 # Logarithm of the diffusivity of free water over that given.
-FREE_EXCESS, _FREE_EXCESS_SPREAD = "free_excess", np.log(1.3)
+LOG_FREE_RATIO, _FREE_EXCESS_SPREAD = "free_excess", np.log(1.3)
 # Of shares: the largest, and the power of u.
 _SHARES = {"free_water": (1.0, 5), "dot": (0.5, 6), "hindered": (1.0, 10)}
 
@@ -115,12 +115,12 @@ class TissueClass:
     def of_unknown_water(self) -> TissueClass:
         """The same where the diffusivity of free water is unknown, too."""
         names, n = self.parameters, self.scalar.stop
-        return replace(self, parameters=(*names[:n], FREE_EXCESS, *names[n:]))
+        return replace(self, parameters=(*names[:n], LOG_FREE_RATIO, *names[n:]))
 
     @property
     def of_known_water(self) -> TissueClass:
         """The same where that is known."""
-        names = tuple(name for name in self.parameters if name != FREE_EXCESS)
+        names = tuple(name for name in self.parameters if name != LOG_FREE_RATIO)
         return replace(self, parameters=names)
 
     def like(self, other: TissueClass, places: np.ndarray) -> np.ndarray:
@@ -154,12 +154,14 @@ def tissue_class(
     return TissueClass(name, parameters, typical_radius)
 
 
-def values_of(tissue: TissueClass, z: np.ndarray) -> dict[str, np.ndarray]:
+def parameter_values(tissue: TissueClass, z: np.ndarray) -> dict[str, np.ndarray]:
     """Values (N,) of the parameters but the rotation at places (N, P)."""
-    return {name: found[0] for name, found in transformed(tissue, z).items()}
+    return {name: found[0] for name, found in parameter_values_and_slopes(tissue, z).items()}
 
 
-def transformed(tissue: TissueClass, z: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def parameter_values_and_slopes(
+    tissue: TissueClass, z: np.ndarray
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The same, each with its slopes (N,) by the own z."""
     z = np.clip(z, -LARGEST_Z, LARGEST_Z)
     u = ndtr(z)
@@ -200,7 +202,7 @@ def transformed(tissue: TissueClass, z: np.ndarray) -> dict[str, tuple[np.ndarra
             inside = found["diffusivity_outside"][0] * ratio
             limited, by_z = _within(inside, DIFFUSIVITY_RANGE, 1.0)
             found[name] = limited, by_z * slope / ratio
-        elif name == FREE_EXCESS:
+        elif name == LOG_FREE_RATIO:
             found[name] = _FREE_EXCESS_SPREAD * z[:, k], np.full(len(z), _FREE_EXCESS_SPREAD)
         elif name == "relaxation":
             value = np.exp(_RELAXATION + _RELAXATION_SPREAD * z[:, k])
