@@ -208,7 +208,7 @@ def test_an_average_is_not_taken_for_a_measurement_of_one_direction():
     for what in (lambda: powder.q_vectors, lambda: powder.waveforms):
         with pytest.raises(ValueError, match="averages over directions.*PackedCellsModel"):
             what()
-    with pytest.raises(ValueError, match="no gradient table"):
+    with pytest.raises(ValueError, match="a gradient table cannot"):
         powder.to_gtab()
 
 
@@ -463,7 +463,7 @@ def test_bad_scheme_rows_are_refused(tmp_path, row, message):
 
 
 def test_scheme_without_rows_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no measurements"):
+    with pytest.raises(ValueError, match="has no measurements"):
         Acquisition.from_scheme(write_scheme(tmp_path / "a.scheme", []))
 
 
@@ -518,7 +518,7 @@ def test_bids_sidecar_that_does_not_do_says_why(tmp_path, fields, message):
 def test_bids_needs_its_neighbours(tmp_path, suffix):
     path = write_bids(tmp_path, {"BigDelta": 0.04, "SmallDelta": 0.01})
     (tmp_path / f"sub-01_dwi.{suffix}").unlink()
-    with pytest.raises(ValueError, match=f"has no sub-01_dwi.{suffix} beside it"):
+    with pytest.raises(ValueError, match=f"has no sub-01_dwi.{suffix} in its folder"):
         Acquisition.from_bids(path)
 
 
@@ -536,7 +536,10 @@ def test_bids_needs_its_neighbours(tmp_path, suffix):
         ({"b": "high"}, "b is 'high'; it must be a number"),
         ({"b": [], "directions": np.empty((0, 3))}, r"shapes \(0,\)"),
         ({"directions": AXES.T}, r"b and directions have shapes \(5,\) and \(3, 5\)"),
-        ({"directions": AXES * 1.1}, "not unit; its length is 1.1 at measurement 1 .and 3 more"),
+        (
+            {"directions": AXES * 1.1},
+            "not a unit vector; its length is 1.1 at measurement 1 .and 3 more",
+        ),
         ({"directions": AXES * np.array([[1], [1], [np.nan], [1], [1]])}, "length is nan"),
         ({"directions": AXES[[0, 1, 0, 3, 4]]}, "zero vector; b is 1 ms/um.* at measurement 2"),
         ({"small_delta": None}, "small_delta is None; give it in ms"),
@@ -553,7 +556,7 @@ def test_bids_needs_its_neighbours(tmp_path, suffix):
         ({"mixing_time": -1}, "mixing_time is -1 ms"),
         ({"te": 29, "mixing_time": 20}, "te - .* is -1 ms"),
         ({"isotropic": [True, False]}, r"isotropic has shape \(2,\) for 5 measurements"),
-        ({"isotropic": [0, 1, 2, 0, 0]}, "isotropic has .*other values than True and False"),
+        ({"isotropic": [0, 1, 2, 0, 0]}, "isotropic has .*values other than True and False"),
         ({"small_delta": 0.01, "big_delta": 0.04, "te": 0.08}, "big_delta .*looks like seconds"),
         ({"b0_threshold": -1}, "b0_threshold is -1"),
         ({"b0_threshold": np.nan}, "b0_threshold is nan"),
@@ -613,12 +616,10 @@ def test_arrays_in_a_file_are_enough_to_make_the_measurements_again(make, tmp_pa
         np.testing.assert_array_equal(one.stored, other.stored)
 
 
-def test_averages_over_directions_are_kept_in_arrays_and_only_there():
+def test_averages_over_directions_are_kept_in_arrays():
     powder = acquisition(isotropic=[0, 0, 1, 0, 0])
     again = acquisition_from_arrays(powder.arrays())
     np.testing.assert_array_equal(again.isotropic, powder.isotropic)
-    # Files from before there were any have none.
-    assert "isotropic" not in acquisition().arrays()
 
 
 @BOTH
@@ -626,9 +627,9 @@ def test_measurements_are_taken_as_they_are_and_keep_their_echo_times(make):
     given = make()
     assert isinstance(given, BaseAcquisition)
     assert as_acquisition(given) is given
-    with pytest.raises(ValueError, match="te is given beside"):
+    with pytest.raises(ValueError, match="te is given in addition"):
         as_acquisition(given, te=0.08)
-    with pytest.raises(ValueError, match="isotropic is given beside"):
+    with pytest.raises(ValueError, match="isotropic is given in addition"):
         as_acquisition(given, isotropic=True)
 
 

@@ -227,8 +227,8 @@ def test_fits_of_waveforms_come_back_from_their_file(fitted, tmp_path):
 
 
 def test_b_tensors_without_waveforms_are_refused_with_a_cure():
-    scan = TensorAcquisition.from_measurements(protocol())
-    with pytest.raises(ValueError, match="^acquisition is a TensorAcquisition.*from_waveforms"):
+    scan = TensorAcquisition.from_acquisition(protocol())
+    with pytest.raises(ValueError, match="^acquisition is a TensorAcquisition.*from_samples"):
         PackedCellsModel(scan)
 
 

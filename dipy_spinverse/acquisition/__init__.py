@@ -1,4 +1,16 @@
-"""What was measured: directions, b, and the gradient waveforms of each measurement."""
+"""Measurement protocols: b-values, directions, timings and gradient waveforms.
+
+========================  ======================================================================
+`Acquisition`             two rectangular gradient pulses, defined by b, direction and timings
+                          (the usual case; also stimulated echoes and powder averages)
+`WaveformAcquisition`     free gradient waveforms, sampled or made by `encodings` (ramps, double
+                          diffusion, oscillating gradients, b-tensor encoding)
+`TensorAcquisition`       b-tensors without waveforms, for models of Gaussian diffusion
+`BaseAcquisition`         what all of them have: b, b-tensors, echo times, b0 measurements
+========================  ======================================================================
+
+The only place where units change: seconds and s/mm^2 in DIPY and files, ms and ms/um^2 inside.
+"""
 
 from dipy_spinverse.acquisition.b_tensors import TensorAcquisition
 from dipy_spinverse.acquisition.base import BaseAcquisition

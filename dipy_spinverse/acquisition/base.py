@@ -1,9 +1,11 @@
-"""What measurements with any gradient waveform have, in ms and ms/um^2."""
+"""What every acquisition has, in ms and ms/um^2."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from functools import cached_property
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from dipy.core.gradients import GradientTable, gradient_table
@@ -12,11 +14,14 @@ from numpy.typing import ArrayLike
 from dipy_spinverse.acquisition.waveforms import Waveforms
 from dipy_spinverse.units import MS_PER_UM2
 
-_TIME_DECIMALS = 6  # ms; closer times are one: seconds times 1000 is not exact
+_TIME_DECIMALS = 6  # of ms: float64 seconds times 1000 are exact to far better than 1 ns
 
 
 class BaseAcquisition(ABC):
-    """M measurements: of pulsed gradients (`Acquisition`) or free ones (`WaveformAcquisition`).
+    """M diffusion-weighted measurements; the subclasses differ in what defines the encoding.
+
+    `Acquisition` is defined by pulse timings and directions, `WaveformAcquisition` by sampled
+    gradient waveforms, `TensorAcquisition` by b-tensors alone.
 
     Attributes
     ----------
@@ -25,18 +30,21 @@ class BaseAcquisition(ABC):
     b_tensors : ndarray (M, 3, 3)
         ms/um^2.
     directions : ndarray (M, 3)
-        The axis of largest b; zeros where `b0_mask`.
+        Axis of the b-tensor; zeros where `b0_mask`.
     te : ndarray (M,)
         Time during which the magnetisation is transverse, ms.
     mixing_time : ndarray (M,)
-        Time during which it is stored (stimulated echo), ms.
+        Time during which the magnetisation is stored (stimulated echo), ms.
     isotropic : ndarray (M,) of bool
-        Averages over all directions of the gradient.
+        Averages over all gradient directions (powder averages).
     waveforms : tuple of Waveforms
         q(t) of all measurements; their rows together are 0 ... M-1.
     b0_threshold : float
         Measurements with b at or below this (ms/um^2) are b0.
     """
+
+    # Constructor arguments with one entry per measurement, of subclasses that have only these.
+    _PER_MEASUREMENT: ClassVar[tuple[str, ...]] = ()
 
     b: np.ndarray
     b_tensors: np.ndarray
@@ -44,12 +52,23 @@ class BaseAcquisition(ABC):
     te: np.ndarray
     mixing_time: np.ndarray
     isotropic: np.ndarray
-    waveforms: tuple[Waveforms, ...]
     b0_threshold: float
 
+    @property
     @abstractmethod
-    def subset(self, index: ArrayLike | slice) -> BaseAcquisition:
-        """Some of the measurements.
+    def waveforms(self) -> tuple[Waveforms, ...]:
+        """q(t) of all measurements."""
+
+    @abstractmethod
+    def to_gtab(self) -> GradientTable:
+        """Convert to a DIPY gradient table; b is 0 where `b0_mask`."""
+
+    @abstractmethod
+    def _summary(self) -> tuple[str, ...]:
+        """What `repr` adds to the counts."""
+
+    def subset(self, index: ArrayLike | slice) -> Self:
+        """Select measurements.
 
         Parameters
         ----------
@@ -64,21 +83,21 @@ class BaseAcquisition(ABC):
         >>> acquisition.subset(~acquisition.b0_mask).b
         array([1.])
         """
+        rows = self._rows(index)
+        columns = {name: getattr(self, name)[rows] for name in self._PER_MEASUREMENT}
+        return replace(self, **columns)  # type: ignore[type-var]
 
-    @abstractmethod
-    def to_gtab(self) -> GradientTable:
-        """Hand the measurements to a DIPY model; b is 0 where `b0_mask`."""
-
-    @abstractmethod
     def arrays(self) -> dict[str, np.ndarray]:
-        """Named arrays, of which `acquisition_from_arrays` makes the measurements again."""
+        """Named arrays from which `acquisition_from_arrays` restores the acquisition."""
+        columns = {name: getattr(self, name) for name in self._PER_MEASUREMENT}
+        return {**columns, "b0_threshold": np.array(self.b0_threshold)}
 
     def __len__(self) -> int:
         return self.b.size
 
     def __repr__(self) -> str:
-        said = counted(len(self), "measurement"), f"{self.b0_mask.sum()} b0", *self._summary()
-        return f"{type(self).__name__}({', '.join(said)})"
+        summary = counted(len(self), "measurement"), f"{self.b0_mask.sum()} b0", *self._summary()
+        return f"{type(self).__name__}({', '.join(summary)})"
 
     @property
     def n_measurements(self) -> int:
@@ -97,55 +116,57 @@ class BaseAcquisition(ABC):
 
     @property
     def mixing_times(self) -> np.ndarray:
-        """(K,) mixing time in ms that belongs to each of `echo_times`."""
+        """(K,) mixing time in ms of each of `echo_times`."""
         return self._distinct_echoes[0][:, 1]
 
     @property
     def te_index(self) -> np.ndarray:
-        """(M,) place in `echo_times` of each measurement."""
+        """(M,) index into `echo_times` of each measurement."""
         return self._distinct_echoes[1]
 
     @cached_property
     def b0_per_te(self) -> np.ndarray:
         """(K, M) bool: the b0 measurements of each of `echo_times`."""
-        return self._b0_of_each(self.te_index)
+        return self._b0_per_group(self.te_index)
 
     @cached_property
     def _distinct_echoes(self):
         return distinct_times(np.stack([self.te, self.mixing_time], axis=1))
 
-    @abstractmethod
-    def _summary(self) -> tuple[str, ...]:
-        """What `repr` says beside the counts."""
+    def _set(self, **attributes: Any) -> None:
+        """Set attributes of a frozen instance; arrays become read-only."""
+        for name, value in attributes.items():
+            array = isinstance(value, np.ndarray)
+            object.__setattr__(self, name, read_only(value) if array else value)
 
-    def _b0_of_each(self, index):
-        return read_only(self.b0_mask & (index == np.arange(index.max() + 1)[:, None]))
+    def _b0_per_group(self, group):
+        return read_only(self.b0_mask & (group == np.arange(group.max() + 1)[:, None]))
 
-    def _gradient_table(self, **more):
+    def _gradient_table(self, **encoding):
         if self.isotropic.any():
             raise ValueError(
-                "acquisition has averages over directions (isotropic), which no gradient table "
-                "can tell; give the Acquisition itself."
+                "acquisition has averages over directions (isotropic), which a gradient table "
+                "cannot represent; give the Acquisition itself."
             )
         return gradient_table(
             np.where(self.b0_mask, 0.0, self.b) * MS_PER_UM2,
             bvecs=self.directions,
             b0_threshold=self.b0_threshold * MS_PER_UM2,
-            **more,
+            **encoding,
         )
 
-    def _chosen(self, index):
+    def _rows(self, index):
         return np.atleast_1d(np.arange(len(self))[index])
 
 
 def distinct_times(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct rows of times (ms), sorted; and the place of each among them."""
+    """Distinct rows of times (ms), sorted, and the index of each row among them."""
     values, index = np.unique(times.round(_TIME_DECIMALS), axis=0, return_inverse=True)
     return read_only(values), read_only(index.reshape(-1))
 
 
 def read_only(array: np.ndarray) -> np.ndarray:
-    """The array itself, which can no longer be written to."""
+    """The same array, made read-only."""
     array.flags.writeable = False
     return array
 

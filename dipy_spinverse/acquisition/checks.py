@@ -1,4 +1,4 @@
-"""Checks of the numbers an `Acquisition` is made of; all in ms and ms/um^2."""
+"""Validation of the arguments of acquisitions, in ms and ms/um^2."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import numpy as np
 
 from dipy_spinverse.units import S
 
-TE_SLACK_MS = 5e-3  # TE, Delta and delta are often written with microsecond digits
-_DIRECTION_TOLERANCE = 1e-2  # of the length; DIPY's `atol` for unit vectors
-_TENSOR_TOLERANCE = 1e-6  # of a b-tensor's largest element; float32 has 7 digits
-_LARGEST_B = 500.0  # ms/um^2; no tissue signal is left there, so it is a b in s/mm^2
-_SHORTEST_PULSE_MS = 1e-3  # no amplifier switches faster
-LONGEST_MS = 1e4  # no encoding lasts longer: T1 of water is 3 s
-_SMALLEST_BIG_DELTA_MS = 0.5  # less than gradient coils can do, more than a few ms in seconds
-# s; no encoding lasts longer (T1 of water is 3 s), so larger numbers are ms
+# Limits that no measurement of tissue water reaches: values beyond them have another unit.
+TE_SLACK_MS = 5e-3  # rounding of TE, Delta and delta, often written with microsecond digits
+LONGEST_MS = 1e4  # more than twice T1 of free water (3 to 4 s)
+_LARGEST_B = 500.0  # ms/um^2; attenuates D = 0.1 um^2/ms by e^-50
+_SHORTEST_PULSE_MS = 1e-3  # below the rise time of any gradient amplifier
+_SMALLEST_BIG_DELTA_MS = 0.5  # below what gradient coils reach; in seconds it would be 500 ms
+_DIRECTION_TOLERANCE = 1e-2  # of the length; DIPY's `atol` of gradient_table
+_SYMMETRY_TOLERANCE = 1e-6  # relative to the largest element; float32 has 7 digits
+_NEGATIVE_TOLERANCE = 1e-3  # of the trace; b-tensors in files have three digits
+_LINEAR = 0.99  # largest eigenvalue over trace of linear encoding; b-tensors have rounding errors
+# s; encodings are shorter than T1 of free water (3 to 4 s), so larger numbers are ms
 _LONGEST_SECONDS = {"small_delta": 1.0, "big_delta": 3.0, "te": 3.0, "mixing_time": 3.0}
 
 
@@ -30,7 +33,7 @@ def numeric(name: str, value) -> np.ndarray:
 
 
 def shortened(value, width: int = 60) -> str:
-    """What a value looks like, on one line of a message."""
+    """`repr` of a value in one line of at most `width` characters."""
     try:
         text = " ".join(repr(value).split())
     except ValueError:  # an integer of thousands of digits
@@ -39,7 +42,7 @@ def shortened(value, width: int = 60) -> str:
 
 
 def seconds_to_ms(name: str, value) -> np.ndarray:
-    """Seconds as ms; refuses what is missing and what can only be milliseconds already."""
+    """Convert seconds to ms; refuse None and values that can only be ms."""
     if value is None:
         raise ValueError(
             f"{name} is None, but the timing of the pulses is needed. Give big_delta and "
@@ -57,54 +60,67 @@ def seconds_to_ms(name: str, value) -> np.ndarray:
 
 
 def weighting(bvals, b0_threshold: float) -> np.ndarray:
-    """b-values, both in s/mm^2; refuses those that are all b0, but not zero."""
+    """b-values in s/mm^2; refuse nonzero ones that all are at most `b0_threshold`."""
     bvals = numeric("bvals", bvals)
     if bvals.size and 0 < bvals.max() <= b0_threshold:
         raise ValueError(
-            f"bvals reach only {bvals.max():g}, b0_threshold is {b0_threshold:g}: nothing is "
-            "diffusion weighted. Give b-values in s/mm^2, or a lower b0_threshold."
+            f"bvals reach only {bvals.max():g}, b0_threshold is {b0_threshold:g}: no measurement "
+            "is diffusion weighted. Give b-values in s/mm^2, or a lower b0_threshold."
         )
     return bvals
 
 
 def linear_encoding(gtab) -> None:
-    """Refuses a DIPY gradient table whose b-tensors are not along one direction."""
+    """Refuse a DIPY gradient table with b-tensors other than linear."""
     if gtab.btens is None:
         return
     tensors = numeric("gtab.btens", gtab.btens)
     if tensors.shape != (len(gtab.bvals), 3, 3) or not np.isfinite(tensors).all():
         raise ValueError(
-            f"gtab.btens has shape {tensors.shape}, or values that are not finite; give "
+            f"gtab.btens has shape {tensors.shape} or non-finite values; give finite "
             f"({len(gtab.bvals)}, 3, 3), or None."
         )
     symmetric_tensors("gtab.btens", tensors)
     largest = np.linalg.eigvalsh(tensors)[:, -1]
     trace = np.trace(tensors, axis1=1, axis2=2)
     _raise_where(
-        (largest < 0.99 * trace) & ~gtab.b0s_mask,
-        "gtab.btens has a b-tensor with trace / largest eigenvalue which",
+        (largest < _LINEAR * trace) & ~gtab.b0s_mask,
+        "gtab.btens: trace / largest eigenvalue",
         trace / np.where(largest > 0, largest, 1),
         "",
-        "be 1, linear encoding (LTE)",
-        "Leave these measurements out, or simulate them from their gradients: "
-        "WaveformAcquisition.from_samples.",
+        "be 1 (linear encoding, LTE)",
+        "Omit these measurements, or give their gradients: WaveformAcquisition.from_samples.",
     )
 
 
 def symmetric_tensors(name: str, tensors: np.ndarray) -> None:
-    """Refuses b-tensors (M, 3, 3) that are not symmetric."""
-    apart = np.abs(tensors - np.swapaxes(tensors, 1, 2)).max(axis=(1, 2))
-    bad = apart > _TENSOR_TOLERANCE * np.abs(tensors).max(axis=(1, 2))
+    """Refuse b-tensors (M, 3, 3) that are not symmetric."""
+    asymmetry = np.abs(tensors - np.swapaxes(tensors, 1, 2)).max(axis=(1, 2))
+    bad = asymmetry > _SYMMETRY_TOLERANCE * np.abs(tensors).max(axis=(1, 2))
     if bad.any():
         m = int(np.argmax(bad))
         raise ValueError(
-            f"{name} is not symmetric at measurement {m} (off by {apart[m]:.3g}); a b-tensor is "
+            f"{name} is not symmetric at measurement {m} (by {asymmetry[m]:.3g}); a b-tensor is "
             "an integral of q q^T. Correct it."
         )
 
 
+def b_tensors(name: str, value) -> np.ndarray:
+    """Symmetric, positive semidefinite b-tensors (M, 3, 3)."""
+    tensors = numeric(name, value)
+    shaped = tensors.ndim == 3 and tensors.shape[1:] == (3, 3) and len(tensors) > 0
+    if not shaped or not np.isfinite(tensors).all():
+        raise ValueError(f"{name} has shape {tensors.shape}; give finite (M, 3, 3), in ms/um^2.")
+    symmetric_tensors(name, tensors)
+    lowest, trace = np.linalg.eigvalsh(tensors)[:, 0], np.trace(tensors, axis1=1, axis2=2)
+    bad = lowest < -_NEGATIVE_TOLERANCE * np.maximum(trace, 1e-6)
+    _raise_where(bad, f"the lowest eigenvalue of {name}", lowest, "ms/um^2", "be >= 0",
+                 "A b-tensor is an integral of q q^T. Correct it.")  # fmt: skip
+    return tensors
+
+
 def gradients(b, directions) -> tuple[np.ndarray, np.ndarray]:
-    """b (M,) in ms/um^2 and directions (M, 3), one value or vector repeated for all."""
+    """b (M,) in ms/um^2 and directions (M, 3), from one or M values and vectors."""
     b, directions = numeric("b", b), numeric("directions", directions)
     if b.ndim == 0 and directions.ndim == 2:
         b = np.full(len(directions), b)
@@ -126,54 +142,54 @@ def gradients(b, directions) -> tuple[np.ndarray, np.ndarray]:
 
 
 def flags(name: str, value, size: int) -> np.ndarray:
-    """Bool (size,) from one or one per measurement, as bool or as 0 and 1."""
+    """Booleans (size,) from one or `size` values that are bool, 0 or 1."""
     numbers = numeric(name, value)
     if numbers.shape not in ((), (1,), (size,)) or not np.isin(numbers, (0, 1)).all():
         raise ValueError(
-            f"{name} has shape {numbers.shape} for {size} measurements, or other values than "
+            f"{name} has shape {numbers.shape} for {size} measurements, or values other than "
             "True and False; give one for all, or one per measurement."
         )
     return np.broadcast_to(numbers, (size,)).astype(bool)
 
 
 def single_directions(isotropic: np.ndarray) -> None:
-    """Refuses averages over directions."""
+    """Refuse averages over directions."""
     if isotropic.any():
         raise ValueError(
             f"acquisition has averages over directions (isotropic) at {isotropic.sum()} of "
-            f"{len(isotropic)} measurements, which have no wave vector of their own: walls on a "
-            "grid need measurements of single directions. PackedCellsModel and compartment models "
-            "take averages."
+            f"{len(isotropic)} measurements, which have no wave vector: simulations on a grid "
+            "need measurements of single directions. PackedCellsModel and compartment models "
+            "accept averages."
         )
 
 
-def unit_directions(directions, b: np.ndarray, without: np.ndarray) -> np.ndarray:
-    """Exact unit vectors (M, 3), zeros where `without` a direction."""
+def unit_directions(directions, b: np.ndarray, undirected: np.ndarray) -> np.ndarray:
+    """Exact unit vectors (M, 3), zeros where `undirected`."""
     directions = directions.copy()
-    directions[without] = 0
+    directions[undirected] = 0
     norm = np.linalg.norm(directions, axis=1)
     _raise_where(
-        ~without & (norm == 0),
+        ~undirected & (norm == 0),
         "directions has a zero vector; b",
         b,
         "ms/um^2",
-        "be 0 without a direction",
+        "be 0 where there is no direction",
         "Give the direction, or isotropic=True if this is an average over directions, or raise "
         "b0_threshold if it is a b0.",
     )
     _raise_where(
-        ~without & ~(np.abs(norm - 1) <= _DIRECTION_TOLERANCE),
-        "directions has a vector that is not unit; its length",
+        ~undirected & ~(np.abs(norm - 1) <= _DIRECTION_TOLERANCE),
+        "directions has a vector that is not a unit vector; its length",
         norm,
         "",
         f"be 1 to {_DIRECTION_TOLERANCE:g}",
-        "Normalise it: b already holds the strength.",
+        "Normalise it; b defines the weighting.",
     )
-    return directions / np.where(without, 1, norm)[:, None]
+    return directions / np.where(undirected, 1, norm)[:, None]
 
 
 def per_measurement(name: str, value, size: int) -> np.ndarray:
-    """A time in ms as (size,), from one number or one per measurement."""
+    """Times (size,) in ms, from one number or one per measurement."""
     if value is None:
         raise ValueError(f"{name} is None; give it in ms, as one number or one per measurement.")
     times = numeric(name, value)
@@ -181,43 +197,41 @@ def per_measurement(name: str, value, size: int) -> np.ndarray:
     if times.shape not in ((), (size,)):
         raise ValueError(
             f"{name} has shape {times.shape} for {size} measurements; give one number or one per "
-            "measurement. (A sliced gtab keeps its full-length deltas: build the Acquisition "
-            "from the whole gtab and use Acquisition.subset.)"
+            "measurement. (A sliced gtab keeps the deltas of the full one: convert the full gtab "
+            "and use Acquisition.subset.)"
         )
     times = np.broadcast_to(times, (size,)).copy()
     bad = ~np.isfinite(times) | (times < 0) | (times > LONGEST_MS)
-    need = f"be at least 0 and at most {LONGEST_MS:g}"
-    _raise_where(bad, name, times, "ms", need, "Correct it, or its unit.")
+    bounds = f"be at least 0 and at most {LONGEST_MS:g}"
+    _raise_where(bad, name, times, "ms", bounds, "Correct it, or its unit.")
     return times
 
 
-def lend_timing(small, big, te, mixing, b0) -> tuple[np.ndarray, np.ndarray]:
-    """Pulse timings with those of b0 measurements without pulses taken from the same echo.
+def fill_b0_timing(small, big, te, mixing, b0) -> tuple[np.ndarray, np.ndarray]:
+    """Assign b0 measurements without pulses the timing of a measurement of the same TE and TM.
 
-    Only TE and TM matter for the signal without a gradient, so any measurement with them will do.
+    The signal without a gradient depends on TE and TM only.
     """
-    idle = b0 & ((small == 0) | (big == 0))
-    if not idle.any():
-        return small, big
+    missing = b0 & ((small == 0) | (big == 0))
     small, big = small.copy(), big.copy()
-    for m in np.flatnonzero(idle):
-        same = ~idle & (np.abs(mixing - mixing[m]) <= TE_SLACK_MS)
+    for m in np.flatnonzero(missing):
+        matching = ~missing & (np.abs(mixing - mixing[m]) <= TE_SLACK_MS)
         if te is not None:
-            same &= np.abs(te - te[m]) <= TE_SLACK_MS
-        if not same.any():
+            matching &= np.abs(te - te[m]) <= TE_SLACK_MS
+        if not matching.any():
             at = "" if te is None else f" with its te of {te[m]:g} ms"
             at += f" and mixing_time of {mixing[m]:g} ms" if mixing.any() else ""
             raise ValueError(
                 f"big_delta and small_delta are {big[m]:g} and {small[m]:g} ms at b0 measurement "
                 f"{m}, and no other measurement{at} has the timing to use. Give its deltas."
             )
-        lender = np.argmax(same)
-        small[m], big[m] = small[lender], big[lender]
+        source = np.argmax(matching)
+        small[m], big[m] = small[source], big[source]
     return small, big
 
 
 def echo_time(small, big, te, mixing) -> np.ndarray:
-    """TE (M,) in ms, after checks that pulses and storage fit into it and each other."""
+    """TE (M,) in ms, after checks that pulses and storage fit into it."""
     for name, times in (("small_delta", small), ("big_delta", big)):
         _raise_where(times <= 0, name, times, "ms", "be > 0", "Give the timing of the pulses.")
     _raise_where(
@@ -253,7 +267,7 @@ def echo_time(small, big, te, mixing) -> np.ndarray:
     )
     shortest = big + small - mixing
     if te is None:
-        # A TE of each timing's own would be a guess, on which its signal without diffusion rests.
+        # One for all: different echo times would each have their own signal at b = 0.
         return np.full_like(shortest, shortest.max())
     _raise_where(
         te < shortest - TE_SLACK_MS,
@@ -268,11 +282,10 @@ def echo_time(small, big, te, mixing) -> np.ndarray:
     return np.maximum(te, shortest)
 
 
-def _raise_where(bad, name, values, unit, need, cure):
+def _raise_where(bad, name, values, unit, requirement, cure):
     if not np.any(bad):
         return
-    first = int(np.argmax(bad))
-    others = np.count_nonzero(bad) - 1
-    more = f" (and {others} more)" if others else ""
-    value = f"{values[first]:g} {unit}".rstrip()
-    raise ValueError(f"{name} is {value} at measurement {first}{more}; it must {need}. {cure}")
+    m, n_bad = int(np.argmax(bad)), np.count_nonzero(bad)
+    at = f"measurement {m}" + (f" (and {n_bad - 1} more)" if n_bad > 1 else "")
+    value = f"{values[m]:g} {unit}".rstrip()
+    raise ValueError(f"{name} is {value} at {at}; it must {requirement}. {cure}")

@@ -1,4 +1,4 @@
-"""Measurements of whatever is given: gradient tables, saved arrays, either kind of gradients."""
+"""Acquisitions from gradient tables and from saved arrays."""
 
 from __future__ import annotations
 
@@ -24,44 +24,47 @@ def as_acquisition(
     isotropic: ArrayLike | None = None,
     name: str = "gtab",
 ) -> BaseAcquisition:
-    """Measurements as they are, or of a DIPY gradient table.
+    """Return an acquisition unchanged; convert a DIPY gradient table.
 
     Parameters
     ----------
     gtab : GradientTable or BaseAcquisition
-        A gradient table with `big_delta` and `small_delta`.
+        A gradient table needs `big_delta` and `small_delta`.
     te, mixing_time, isotropic : optional
-        Of a gradient table, as in :meth:`Acquisition.from_gtab`.
+        For a gradient table, as in :meth:`Acquisition.from_gtab`.
     name : str, optional
-        Of the argument, for the error.
+        Name of the argument in error messages.
 
     Raises
     ------
     ValueError
-        If one of these is given beside measurements, which have their own, or `gtab` is neither;
-        and as `Acquisition.from_gtab`.
+        `te`, `mixing_time` or `isotropic` in addition to an acquisition, which has its own;
+        `gtab` is neither; and as `Acquisition.from_gtab`.
     """
-    more = {"te": te, "mixing_time": mixing_time, "isotropic": isotropic}
+    timing = {"te": te, "mixing_time": mixing_time, "isotropic": isotropic}
     if isinstance(gtab, BaseAcquisition):
-        for said in (argument for argument, value in more.items() if value is not None):
-            kind = type(gtab).__name__
-            raise ValueError(f"{said} is given beside the {kind}, which has its own; drop {said}.")
+        duplicate = [argument for argument, value in timing.items() if value is not None]
+        if duplicate:
+            raise ValueError(
+                f"{duplicate[0]} is given in addition to the {type(gtab).__name__}, which has its "
+                f"own; drop {duplicate[0]}."
+            )
         return gtab
     if not isinstance(gtab, GradientTable):
         raise ValueError(
             f"{name} is a {type(gtab).__name__}; give an Acquisition, or a GradientTable with "
             "big_delta and small_delta."
         )
-    return Acquisition.from_gtab(gtab, **more)
+    return Acquisition.from_gtab(gtab, **timing)
 
 
 def require_pulsed(acquisition: BaseAcquisition) -> Acquisition:
-    """The acquisition itself, for what needs the timing of a pair of pulses.
+    """Return an acquisition of pulsed gradients unchanged; refuse any other.
 
     Raises
     ------
     ValueError
-        If it has free gradient waveforms.
+        Free gradient waveforms, or b-tensors.
     """
     if isinstance(acquisition, Acquisition):
         return acquisition
@@ -73,7 +76,7 @@ def require_pulsed(acquisition: BaseAcquisition) -> Acquisition:
 
 
 def acquisition_from_arrays(arrays: Mapping[str, Any]) -> BaseAcquisition:
-    """The measurements that :meth:`BaseAcquisition.arrays` took apart.
+    """Restore an acquisition from :meth:`BaseAcquisition.arrays`.
 
     Examples
     --------
@@ -86,9 +89,9 @@ def acquisition_from_arrays(arrays: Mapping[str, Any]) -> BaseAcquisition:
         return Acquisition(**arrays)
     if "b_tensors" in arrays:
         return TensorAcquisition(**arrays)
-    n_parts = sum(name.startswith("rows_") for name in arrays)
-    parts = [
+    n_groups = sum(name.startswith("rows_") for name in arrays)
+    waveforms = [
         Waveforms(*(arrays[f"{field.name}_{k}"] for field in fields(Waveforms)))
-        for k in range(n_parts)
+        for k in range(n_groups)
     ]
-    return WaveformAcquisition(parts, arrays["b0_threshold"])
+    return WaveformAcquisition(waveforms, arrays["b0_threshold"])

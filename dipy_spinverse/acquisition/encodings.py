@@ -1,13 +1,11 @@
-"""Acquisitions of the usual gradient waveforms, in ms and ms/um^2.
+"""Acquisitions of common gradient waveforms, in ms and ms/um^2.
 
-Each function takes one timing; :func:`concatenate` puts several acquisitions into one. In all of
-them
+Each function takes one timing; :func:`concatenate` joins acquisitions of several. In all of them
 
 - `b` (M,) are b-values, ms/um^2, one for each row of
 - `directions` (M, 3), unit vectors;
-- `te` is the echo time, ms, without the time during which the magnetisation is stored; as short
-  as possible where it is not given;
-- a ValueError tells of b, directions or times that are bad or do not fit each other.
+- `te` is the echo time, ms, without storage of the magnetisation; default: as short as possible;
+- invalid or inconsistent values of b, directions or times raise a ValueError.
 """
 
 from __future__ import annotations
@@ -23,11 +21,12 @@ from dipy_spinverse.acquisition.base import BaseAcquisition
 from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 from dipy_spinverse.acquisition.waveforms import Waveforms, concatenate_pieces
 
-_SAMPLES_PER_PERIOD = 256  # of sines; linear in between
+# Of sines, linear in between: off by at most (2 pi / 256)^2 / 8 = 8e-5 of the amplitude.
+_SAMPLES_PER_PERIOD = 256
 
 
 class _Piece(NamedTuple):
-    """A part of a profile: its duration in ms, its height at both ends, and whether it stores."""
+    """Piece of a profile: duration in ms, gradient at its start and end, storage."""
 
     duration: float
     start: float = 0.0
@@ -52,8 +51,8 @@ def pulsed_gradients(
     ramp : float, optional
         Duration of a ramp, ms.
     mixing_time : float, optional
-        Time between the pulses, in its middle, during which the magnetisation is stored and
-        decays with T1, ms. The factor 1/2 of a stimulated echo is left to S0.
+        Storage of the magnetisation, centred between the pulses, ms. The factor 1/2 of a
+        stimulated echo belongs to S0.
 
     References
     ----------
@@ -67,27 +66,28 @@ def pulsed_gradients(
     """
     b, directions = _weightings(b, directions)
     pulse = _trapezoid(small_delta, ramp)
-    rest = _gap("big_delta", big_delta, small_delta + ramp)
-    apart = (rest - _time("mixing_time", mixing_time)) / 2
-    if apart < 0:
+    gap = _gap("big_delta", big_delta, small_delta + ramp)
+    delay = (gap - _time("mixing_time", mixing_time)) / 2
+    if delay < 0:
         raise ValueError(
-            f"mixing_time is {mixing_time:g} ms, but only {rest:g} ms lie between the pulses."
+            f"mixing_time is {mixing_time:g} ms, but the pulses are only {gap:g} ms apart; give "
+            "less."
         )
-    wait = [_Piece(apart), _Piece(mixing_time, stored=True), _Piece(apart)]
-    return _along([*pulse, *wait, *_times(pulse, -1)], b, directions, te)
+    pause = [_Piece(delay), _Piece(mixing_time, stored=True), _Piece(delay)]
+    return _along([*pulse, *pause, *_times(pulse, -1)], b, directions, te)
 
 
 def double_diffusion(
-    b: ArrayLike, first: ArrayLike, second: ArrayLike, small_delta: float, big_delta: float,
-    mixing_time: float, *, ramp: float = 0.0, te: float | None = None,
+    b: ArrayLike, directions_1: ArrayLike, directions_2: ArrayLike, small_delta: float,
+    big_delta: float, mixing_time: float, *, ramp: float = 0.0, te: float | None = None,
 ) -> WaveformAcquisition:  # fmt: skip
     """Double diffusion encoding: two pulse pairs, one after the other.
 
     Parameters
     ----------
     b : array_like (M,)
-        Of each of the two pairs, ms/um^2; the measurement's own is the double.
-    first, second : array_like (M, 3)
+        Of each of the two pairs, ms/um^2; the b of the measurement is twice as large.
+    directions_1, directions_2 : array_like (M, 3)
         Unit vectors of the gradients of the two pairs.
     small_delta, big_delta, ramp
         Of each pair, as in :func:`pulsed_gradients`.
@@ -108,15 +108,15 @@ def double_diffusion(
            [0. , 0.5, 0. ],
            [0. , 0. , 0. ]])
     """
-    b, first = _weightings(b, first)
-    _, second = _weightings(b, second)
+    b, directions_1 = _weightings(b, directions_1)
+    _, directions_2 = _weightings(b, directions_2)
     pulse = _trapezoid(small_delta, ramp)
-    rest = _gap("big_delta", big_delta, small_delta + ramp)
-    between = _gap("mixing_time", mixing_time, small_delta + ramp)
-    pair, wait = [*pulse, _Piece(rest), *_times(pulse, -1)], _Piece(between)
+    delay = _Piece(_gap("big_delta", big_delta, small_delta + ramp))
+    mixing = _Piece(_gap("mixing_time", mixing_time, small_delta + ramp))
+    pair = [*pulse, delay, *_times(pulse, -1)]
     q = np.sqrt(b / _b_of(pair))[:, None]
-    profiles = [[*pair, wait, *_times(pair, 0)], [*_times(pair, 0), wait, *pair]]
-    return _played(profiles, [q * first, q * second], te)
+    profiles = [[*pair, mixing, *_times(pair, 0)], [*_times(pair, 0), mixing, *pair]]
+    return _superposed(profiles, [q * directions_1, q * directions_2], te)
 
 
 def oscillating_gradients(
@@ -134,10 +134,10 @@ def oscillating_gradients(
     n_periods : int
         On each side.
     separation : float
-        From the start of the oscillation on one side to that on the other, ms.
+        From the start of one oscillation to the start of the other, ms.
     shape : {"cosine", "sine"}, optional
-        Of the gradient; the same on both sides, as played. The cosine's q(t) has no mean, and is
-        symmetric in time; the sine's is not.
+        Of the gradient before the effect of refocusing, equal on both sides. The cosine's q(t)
+        has zero mean and is symmetric in time; the sine's is neither.
 
     References
     ----------
@@ -162,8 +162,8 @@ def oscillating_gradients(
     wave = np.cos(angle) if shape == "cosine" else np.sin(angle)
     step = period / _SAMPLES_PER_PERIOD
     oscillation = [_Piece(step, g, h) for g, h in zip(wave[:-1], wave[1:], strict=True)]
-    rest = _gap("separation", separation, n_periods * period)
-    return _along([*oscillation, _Piece(rest), *_times(oscillation, -1)], b, directions, te)
+    delay = _Piece(_gap("separation", separation, n_periods * period))
+    return _along([*oscillation, delay, *_times(oscillation, -1)], b, directions, te)
 
 
 def b_tensor_encoding(
@@ -171,14 +171,14 @@ def b_tensor_encoding(
 ) -> WaveformAcquisition:
     """Encoding with given b-tensors: linear, planar, spherical, or any other.
 
-    The wave vector is B^(1/2) e(t) with e(t) from magic-angle spinning of the q-vector: its
-    length is sin(pi t / duration), its angle to the tensor's axis magic, and its azimuth turns
-    once, at a rate that goes with the square of the length.
+    The wave vector is B^(1/2) e(t), e(t) being that of magic-angle spinning of the q-vector: of
+    length sin(pi t / duration), at the magic angle to the tensor's axis, with an azimuth that
+    completes one turn at a rate proportional to the squared length.
 
     Parameters
     ----------
     b_tensors : array_like (M, 3, 3)
-        ms/um^2, symmetric and without negative eigenvalues.
+        ms/um^2, symmetric and positive semidefinite.
     duration : float
         ms.
     te
@@ -187,7 +187,7 @@ def b_tensor_encoding(
     Raises
     ------
     ValueError
-        B-tensors that are not symmetric or have negative eigenvalues.
+        B-tensors that are not symmetric and positive semidefinite.
 
     References
     ----------
@@ -201,34 +201,34 @@ def b_tensor_encoding(
     >>> spherical.b.round(6), spherical.b_anisotropy.round(6) + 0
     (array([1.]), array([0.]))
     """
-    tensors = _checked_b_tensors(b_tensors)
+    tensors = checks.b_tensors("b_tensors", b_tensors)
     step = _time("duration", duration) / _SAMPLES_PER_PERIOD
-    rates = _spinning(duration)
+    rates = _magic_angle_spinning(duration)
     values, axes = np.linalg.eigh(tensors)
-    # The axis of e(t) is that of the eigenvalue farthest from the others.
-    alone = values[:, 2] - values[:, 1] >= values[:, 1] - values[:, 0]
-    order = np.where(alone[:, None], [0, 1, 2], [1, 2, 0])
+    # The axis of e(t) is that of the eigenvalue farthest from the others, the largest if linear.
+    linear = values[:, 2] - values[:, 1] >= values[:, 1] - values[:, 0]
+    order = np.where(linear[:, None], [0, 1, 2], [1, 2, 0])
     values = np.take_along_axis(values, order, axis=1)
     axes = np.take_along_axis(axes, order[:, None], axis=2)
     vectors = np.sqrt(np.maximum(values, 0))[:, None] * axes
     profiles = [[_Piece(step, g, g) for g in component] for component in rates.T]
-    return _played(profiles, np.moveaxis(vectors, 2, 0), te)
+    return _superposed(profiles, np.moveaxis(vectors, 2, 0), te)
 
 
-def _spinning(duration):
-    """de/dt (n, 3) in n equal steps, the integral of e e^T being the unit matrix."""
+def _magic_angle_spinning(duration):
+    """de/dt (n, 3) in n equal steps; the integral of e e^T is the identity."""
     t = np.linspace(0, 1, _SAMPLES_PER_PERIOD + 1)
     length, azimuth = np.sin(np.pi * t), 2 * np.pi * t - np.sin(2 * np.pi * t)
     e = np.stack([np.cos(azimuth), np.sin(azimuth), np.full_like(t, np.sqrt(0.5))]) * length
     rates = np.diff(e, axis=1).T / (duration / _SAMPLES_PER_PERIOD)
-    held = np.repeat(rates[:, None, None], 2, axis=1)
-    unit = Waveforms(np.arange(1), duration * t, held, np.zeros(len(rates), bool))
-    values, axes = np.linalg.eigh(unit.b_tensors()[0])
+    constant = np.repeat(rates[:, None, None], 2, axis=1)
+    waveform = Waveforms(np.arange(1), duration * t, constant, np.zeros(len(rates), bool))
+    values, axes = np.linalg.eigh(waveform.b_tensors()[0])
     return rates @ (axes / np.sqrt(values)) @ axes.T
 
 
 def concatenate(*acquisitions: BaseAcquisition) -> WaveformAcquisition:
-    """One acquisition with all measurements of several, of any kind, in a row.
+    """One acquisition with the measurements of several, of any class, in order.
 
     Examples
     --------
@@ -236,32 +236,32 @@ def concatenate(*acquisitions: BaseAcquisition) -> WaveformAcquisition:
     >>> len(concatenate(short, double_diffusion([0.5], [[1, 0, 0]], [[0, 1, 0]], 5, 20, 25)))
     2
     """
-    starts = np.cumsum([0, *map(len, acquisitions)])
-    parts = [
-        replace(part, rows=part.rows + start)
-        for acquisition, start in zip(acquisitions, starts[:-1], strict=True)
-        for part in acquisition.waveforms
+    offsets = np.cumsum([0, *map(len, acquisitions)])
+    waveforms = [
+        replace(group, rows=group.rows + offset)
+        for acquisition, offset in zip(acquisitions, offsets[:-1], strict=True)
+        for group in acquisition.waveforms
     ]
-    return WaveformAcquisition(parts, max(a.b0_threshold for a in acquisitions))
+    return WaveformAcquisition(waveforms, max(a.b0_threshold for a in acquisitions))
 
 
 def _along(profile, b, directions, te):
-    """Acquisition of one profile along directions, as strong as b says."""
-    return _played([profile], [np.sqrt(b / _b_of(profile))[:, None] * directions], te)
+    """Acquisition of one profile along directions, scaled to b."""
+    return _superposed([profile], [np.sqrt(b / _b_of(profile))[:, None] * directions], te)
 
 
-def _played(profiles, vectors, te):
-    """Acquisition of dq/dt = sum_c profile_c(t) vector_c, in the middle of the echo time.
+def _superposed(profiles, vectors, te):
+    """Acquisition of dq/dt = sum_c profile_c(t) vector_c, centred in the echo time.
 
     profiles: C lists of pieces of the same durations; vectors (C, M, 3).
     """
     shapes = np.array([[(piece.start, piece.end) for piece in profile] for profile in profiles])
     rates = np.einsum("cke,cmi->kemi", shapes, np.asarray(vectors))
-    lasting = sum(piece.duration for piece in profiles[0] if not piece.stored)
-    dead = 0.0 if te is None else (_time("te", te) - lasting) / 2
-    if dead < -checks.TE_SLACK_MS:
-        raise ValueError(f"te is {te:g} ms, but the encoding takes {lasting:g} ms; give more.")
-    off = (dead, np.zeros_like(rates[0]), False)
+    shortest = sum(piece.duration for piece in profiles[0] if not piece.stored)
+    dead_time = 0.0 if te is None else (_time("te", te) - shortest) / 2
+    if dead_time < -checks.TE_SLACK_MS:
+        raise ValueError(f"te is {te:g} ms, but the encoding takes {shortest:g} ms; give more.")
+    off = (dead_time, np.zeros_like(rates[0]), False)
     on = [(p.duration, rate, p.stored) for p, rate in zip(profiles[0], rates, strict=True)]
     return WaveformAcquisition(
         [Waveforms(np.arange(rates.shape[2]), *concatenate_pieces([off, *on, off]))]
@@ -269,8 +269,8 @@ def _played(profiles, vectors, te):
 
 
 def _b_of(profile):
-    """b of a profile of unit amplitude along one axis."""
-    return _played([profile], [[[1.0, 0, 0]]], None).b[0]
+    """b of a profile along one axis."""
+    return _superposed([profile], [[[1.0, 0, 0]]], None).b[0]
 
 
 def _trapezoid(small_delta, ramp):
@@ -288,29 +288,13 @@ def _time(name, value):
     return value
 
 
-def _gap(name, value, least):
-    gap = _time(name, value) - least
+def _gap(name, value, occupied):
+    gap = _time(name, value) - occupied
     if gap < -1e-9:
-        raise ValueError(f"{name} is {value:g} ms; it must be at least {least:g} ms here.")
+        raise ValueError(f"{name} is {value:g} ms; it must be at least {occupied:g} ms here.")
     return max(gap, 0.0)
 
 
 def _weightings(b, directions):
     b, directions = checks.gradients(b, directions)
     return b, checks.unit_directions(directions, b, b == 0)
-
-
-def _checked_b_tensors(b_tensors):
-    tensors = checks.numeric("b_tensors", b_tensors)
-    if tensors.ndim != 3 or tensors.shape[1:] != (3, 3) or not np.isfinite(tensors).all():
-        raise ValueError(f"b_tensors has shape {tensors.shape}; give finite (M, 3, 3), ms/um^2.")
-    checks.symmetric_tensors("b_tensors", tensors)
-    lowest = np.linalg.eigvalsh(tensors)[:, 0]
-    bad = lowest < -1e-6 * np.abs(tensors).max(axis=(1, 2))
-    if bad.any():
-        m = np.argmax(bad)
-        raise ValueError(
-            f"b_tensors has the eigenvalue {lowest[m]:.3g} at measurement {m}; none may be "
-            "negative."
-        )
-    return tensors

@@ -1,43 +1,43 @@
-"""Measurements with any gradient waveform."""
+"""Acquisitions defined by gradient waveforms."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 
 import numpy as np
 from dipy.core.gradients import GradientTable
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import checks
-from dipy_spinverse.acquisition.b_tensors import b_anisotropy
-from dipy_spinverse.acquisition.base import BaseAcquisition, read_only
+from dipy_spinverse.acquisition.b_tensors import b_anisotropy, with_fixed_sign
+from dipy_spinverse.acquisition.base import BaseAcquisition
 from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO, Waveforms, concatenate_pieces
 from dipy_spinverse.units import MS_PER_UM2, S
 
-_STRONGEST_T_PER_M = 10.0  # more than any scanner has, and 10 mT/m given as such
-_LONGEST_MS = 3000.0  # T1 of water: a longer encoding leaves no signal
-_GTAB_TOLERANCE = 0.05  # of b; b-values are rounded, and often leave out the imaging gradients
+_STRONGEST_T_PER_M = 10.0  # above any scanner; a gradient of 10 mT/m given in mT/m reaches it
+_LONGEST_MS = 3000.0  # about T1 of free water: a longer encoding leaves no signal
+_GTAB_TOLERANCE = 0.05  # of b; b-values are rounded and often omit the imaging gradients
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
 class WaveformAcquisition(BaseAcquisition):
-    """An acquisition whose gradients are given as waveforms.
+    """An acquisition defined by gradient waveforms.
 
-    It has what all `BaseAcquisition` have.
+    It has all attributes of a `BaseAcquisition`. See :mod:`dipy_spinverse.acquisition.encodings`
+    for common waveforms, and :meth:`from_samples` for sampled ones.
 
     Parameters
     ----------
     waveforms : sequence of Waveforms
         Their rows together are 0 ... M-1.
     b0_threshold : float, optional
-        Measurements with b at or below this (ms/um^2) are b0; their gradients count.
+        Measurements with b at or below this (ms/um^2) are b0; their gradients are simulated.
 
     Raises
     ------
     ValueError
-        If there are none, or one does not refocus.
+        No waveforms, or one that is not refocused at the echo.
 
     Examples
     --------
@@ -49,16 +49,34 @@ class WaveformAcquisition(BaseAcquisition):
     array([1.])
     """
 
-    waveforms: tuple[Waveforms, ...]
+    _waveforms: tuple[Waveforms, ...]
     b0_threshold: float
 
     def __init__(self, waveforms: Sequence[Waveforms], b0_threshold: float = 0.05):
         if not len(waveforms):
             raise ValueError("waveforms is empty; give at least one measurement.")
-        for part in waveforms:
-            _check_refocused(part)
-        object.__setattr__(self, "waveforms", tuple(waveforms))
-        object.__setattr__(self, "b0_threshold", float(b0_threshold))
+        for group in waveforms:
+            _check_refocused(group)
+        order = np.argsort(np.concatenate([group.rows for group in waveforms]))
+
+        def of_all(values):
+            return np.concatenate(values)[order]
+
+        b_tensors = of_all([group.b_tensors() for group in waveforms])
+        b = np.trace(b_tensors, axis1=1, axis2=2)
+        axes = with_fixed_sign(np.linalg.eigh(b_tensors)[1][:, :, -1])
+        axes[b <= b0_threshold] = 0
+        self._set(
+            _waveforms=tuple(waveforms), b0_threshold=float(b0_threshold),
+            b_tensors=b_tensors, b=b, b_anisotropy=b_anisotropy(b_tensors)[0], directions=axes,
+            te=of_all([np.full(len(w.rows), w.echo_time) for w in waveforms]),
+            mixing_time=of_all([np.full(len(w.rows), w.mixing_time) for w in waveforms]),
+            isotropic=np.zeros(len(b), dtype=bool),
+        )  # fmt: skip
+
+    @property
+    def waveforms(self) -> tuple[Waveforms, ...]:
+        return self._waveforms
 
     @classmethod
     def from_samples(
@@ -77,17 +95,17 @@ class WaveformAcquisition(BaseAcquisition):
         Parameters
         ----------
         gradients_T_per_m : array_like (M, T, 3) or sequence of (T_m, 3)
-            Samples of the gradient, each held for `dt_s`: effective ones, whose sign refocusing
-            pulses have turned, unless `refocusing_s` is given.
+            Samples of the gradient, constant for `dt_s` each: of the effective gradient, whose
+            sign refocusing pulses have inverted, unless `refocusing_s` is given.
         dt_s : float or array_like (M,)
             Raster of the samples in seconds.
         te : float or array_like (M,), optional
-            Echo time in seconds, without storage; the waveform is in its middle, and as long
-            where it is not given.
+            Echo time in seconds, without storage; the waveform is centred in it. Default: the
+            duration of the waveform.
         refocusing_s : float or sequence of float, optional
-            When refocusing pulses turn the sign, seconds from the start of the waveform.
+            Times of the refocusing pulses, seconds from the start of the waveform.
         storage_s : (start, stop), optional
-            When the magnetisation is stored (mixing time of a stimulated echo), likewise.
+            Storage of the magnetisation (mixing time of a stimulated echo), likewise.
         gtab : GradientTable, optional
             Must agree with the b-tensors of the waveforms within 5 % of b.
         b0_threshold : float, optional
@@ -96,7 +114,7 @@ class WaveformAcquisition(BaseAcquisition):
         Raises
         ------
         ValueError
-            If waveforms do not refocus or disagree with `gtab`; bad samples or units.
+            Waveforms that are not refocused or disagree with `gtab`; invalid samples or units.
 
         Examples
         --------
@@ -111,121 +129,75 @@ class WaveformAcquisition(BaseAcquisition):
             raise ValueError(
                 "gradients_T_per_m is empty; give one waveform (T, 3) per measurement."
             )
-        n = len(gradients)
-        dt = checks.per_measurement("dt_s", dt_s, n) * S
-        lasting = dt * [len(g) for g in gradients]
-        if (dt <= 0).any() or lasting.max() > _LONGEST_MS:
-            raise ValueError(
-                f"dt_s is {dt.min() / S:g} to {dt.max() / S:g} s, and the longest waveform "
-                f"lasts {lasting.max() / S:g} s; give the raster in seconds, for instance 1e-5."
-            )
-        storage = _checked_storage(storage_s, lasting.min())
-        needed = lasting - (storage[1] - storage[0])
-        te = (
-            needed
-            if te is None
-            else checks.per_measurement("te", checks.seconds_to_ms("te", te), n)
-        )
-        short = te < needed - checks.TE_SLACK_MS
-        if short.any():
-            m = int(np.argmax(short))
-            raise ValueError(
-                f"te is {te[m] / S:g} s at measurement {m}, whose waveform lasts "
-                f"{needed[m] / S:g} s; give a longer te, or none."
-            )
-        dead = np.maximum(te - needed, 0) / 2
-        keys = np.column_stack([[len(g) for g in gradients], dt, dead]).round(9)
-        _, alike = np.unique(keys, axis=0, return_inverse=True)
-        parts = []
-        for k in range(alike.max() + 1):
-            rows = np.flatnonzero(alike.ravel() == k)
+        n_samples = [len(g) for g in gradients]
+        dt, dead_time, storage = _sample_timing(n_samples, dt_s, te, storage_s)
+        timings = np.column_stack([n_samples, dt, dead_time]).round(9)
+        _, timing_index = np.unique(timings, axis=0, return_inverse=True)
+        waveforms = []
+        for k in range(timing_index.max() + 1):
+            rows = np.flatnonzero(timing_index.ravel() == k)
             samples = np.stack([gradients[m] for m in rows], axis=1)
-            parts.append(_held(rows, samples, dt[rows[0]], dead[rows[0]], refocusing_s, storage))
-        acquisition = cls(parts, b0_threshold / MS_PER_UM2)
+            timing = dt[rows[0]], dead_time[rows[0]], refocusing_s, storage
+            waveforms.append(_piecewise_constant(rows, samples, *timing))
+        acquisition = cls(waveforms, b0_threshold / MS_PER_UM2)
         if gtab is not None:
             _check_agreement(acquisition, gtab)
         return acquisition
 
     def arrays(self) -> dict[str, np.ndarray]:
-        found = {"b0_threshold": np.array(self.b0_threshold)}
-        for k, part in enumerate(self.waveforms):
-            found |= {f"{f.name}_{k}": getattr(part, f.name) for f in fields(Waveforms)}
-        return found
+        arrays = {"b0_threshold": np.array(self.b0_threshold)}
+        for k, group in enumerate(self.waveforms):
+            arrays |= {f"{f.name}_{k}": getattr(group, f.name) for f in fields(Waveforms)}
+        return arrays
 
     def to_gtab(self) -> GradientTable:
-        """Hand the acquisition to a DIPY model.
-
-        Returns
-        -------
-        GradientTable
-            With b-tensors in `btens`, and without `big_delta` and `small_delta`.
-        """
+        """Convert to a DIPY gradient table with `btens`, without `big_delta`, `small_delta`."""
         return self._gradient_table(btens=self.b_tensors * MS_PER_UM2)
 
     def subset(self, index: ArrayLike | slice) -> WaveformAcquisition:
-        chosen = self._chosen(index)
-        parts = []
-        for part in self.waveforms:
-            place, old = np.nonzero(chosen[:, None] == part.rows)
-            if len(place):
-                parts.append(replace(part.select(old), rows=place))
-        return WaveformAcquisition(parts, self.b0_threshold)
-
-    @cached_property
-    def b_tensors(self) -> np.ndarray:
-        """(M, 3, 3) integral of q q^T, ms/um^2."""
-        return self._in_order([part.b_tensors() for part in self.waveforms])
-
-    @cached_property
-    def b(self) -> np.ndarray:
-        """(M,) trace of the b-tensor, ms/um^2."""
-        return read_only(np.trace(self.b_tensors, axis1=1, axis2=2))
-
-    @cached_property
-    def directions(self) -> np.ndarray:
-        """(M, 3) the axis of largest b; zeros at b0."""
-        axes = np.linalg.eigh(self.b_tensors)[1][:, :, -1]
-        # towards +z, or y, or x: the sign of an eigenvector is arbitrary
-        last_nonzero = 2 - np.argmax(np.abs(axes[:, ::-1]) > 1e-9, axis=1)
-        axes *= np.sign(np.take_along_axis(axes, last_nonzero[:, None], axis=1))
-        axes[self.b0_mask] = 0
-        return read_only(axes)
-
-    @cached_property
-    def te(self) -> np.ndarray:
-        """(M,) time during which the magnetisation is transverse, ms."""
-        return self._in_order([np.full(len(w.rows), w.echo_time) for w in self.waveforms])
-
-    @cached_property
-    def mixing_time(self) -> np.ndarray:
-        """(M,) time during which it is stored (stimulated echo), ms."""
-        return self._in_order([np.full(len(w.rows), w.mixing_time) for w in self.waveforms])
-
-    @cached_property
-    def isotropic(self) -> np.ndarray:
-        """(M,) False: each waveform is played along its own directions."""
-        return read_only(np.zeros(len(self), dtype=bool))
-
-    @cached_property
-    def b_anisotropy(self) -> np.ndarray:
-        """(M,) shape b_Delta of axially symmetric b-tensors: 1 linear (LTE), -0.5 planar (PTE),
-        0 spherical (STE); 0 where b is 0."""
-        return read_only(b_anisotropy(self.b_tensors)[0])
-
-    def _in_order(self, parts):
-        rows = np.concatenate([part.rows for part in self.waveforms])
-        return read_only(np.concatenate(parts)[np.argsort(rows)])
+        chosen = self._rows(index)
+        waveforms = []
+        for group in self.waveforms:
+            new_rows, members = np.nonzero(chosen[:, None] == group.rows)
+            if len(new_rows):
+                waveforms.append(replace(group.select(members), rows=new_rows))
+        return WaveformAcquisition(waveforms, self.b0_threshold)
 
     def _summary(self):
-        longest = max(part.times[-1] for part in self.waveforms)
+        longest = max(group.times[-1] for group in self.waveforms)
         return f"b <= {self.b.max():.4g} ms/um^2", f"up to {longest:.4g} ms"
 
 
-def _held(rows, samples, dt, dead, refocusing_s, storage):
-    """Waveforms of samples (T, m, 3), T/m, that are held for dt ms each, between dead times."""
+def _sample_timing(n_samples, dt_s, te, storage_s):
+    """Raster (M,), dead time before and after the waveform (M,), and storage (2,), ms."""
+    n = len(n_samples)
+    dt = checks.per_measurement("dt_s", dt_s, n) * S
+    duration = dt * n_samples
+    if (dt <= 0).any() or duration.max() > _LONGEST_MS:
+        raise ValueError(
+            f"dt_s is {dt.min() / S:g} to {dt.max() / S:g} s, and the longest waveform "
+            f"lasts {duration.max() / S:g} s; give the raster in seconds, for instance 1e-5."
+        )
+    storage = _checked_storage(storage_s, duration.min())
+    shortest = duration - (storage[1] - storage[0])
+    if te is None:
+        return dt, np.zeros(n), storage
+    te = checks.per_measurement("te", checks.seconds_to_ms("te", te), n)
+    too_short = te < shortest - checks.TE_SLACK_MS
+    if too_short.any():
+        m = int(np.argmax(too_short))
+        raise ValueError(
+            f"te is {te[m] / S:g} s at measurement {m}, whose waveform lasts "
+            f"{shortest[m] / S:g} s; give a longer te, or none."
+        )
+    return dt, np.maximum(te - shortest, 0) / 2, storage
+
+
+def _piecewise_constant(rows, samples, dt, dead_time, refocusing_s, storage):
+    """Waveforms of samples (T, m, 3), T/m, of dt ms each, between dead times."""
     t = (np.arange(len(samples)) + 0.5) * dt
-    turns = checks.numeric("refocusing_s", [] if refocusing_s is None else refocusing_s) * S
-    sign = (-1.0) ** (t[:, None] > turns).sum(axis=1)
+    refocusing = checks.numeric("refocusing_s", [] if refocusing_s is None else refocusing_s) * S
+    sign = (-1.0) ** (t[:, None] > refocusing).sum(axis=1)
     stored = (t > storage[0]) & (t < storage[1])
     if np.abs(samples[stored]).max(initial=0) > 0:
         raise ValueError(
@@ -233,12 +205,12 @@ def _held(rows, samples, dt, dead, refocusing_s, storage):
             "stored magnetisation; set them to zero there."
         )
     rates = 1e-9 * GYROMAGNETIC_RATIO * sign[:, None, None] * samples
-    new = np.append(True, (np.diff(rates, axis=0) != 0).any(axis=(1, 2)) | np.diff(stored))
-    first = np.flatnonzero(new)
-    durations = dt * np.diff(np.append(first, len(t)))
-    off = np.zeros((2, len(rows), 3))
-    pieces = zip(durations, (np.stack([r, r]) for r in rates[first]), stored[first], strict=True)
-    return Waveforms(rows, *concatenate_pieces([(dead, off, False), *pieces, (dead, off, False)]))
+    changes = (np.diff(rates, axis=0) != 0).any(axis=(1, 2)) | np.diff(stored)
+    starts = np.flatnonzero(np.append(True, changes))
+    durations = dt * np.diff(np.append(starts, len(t)))
+    off = (dead_time, np.zeros((2, len(rows), 3)), False)
+    pieces = zip(durations, (np.stack([r, r]) for r in rates[starts]), stored[starts], strict=True)
+    return Waveforms(rows, *concatenate_pieces([off, *pieces, off]))
 
 
 def _checked_gradient(gradient, m):
@@ -273,17 +245,17 @@ def _check_refocused(waveforms):
     bad = ~waveforms.refocused()
     if bad.any():
         m = int(np.argmax(bad))
-        left = np.linalg.norm(waveforms.q_at_knots[-1, m])
+        residual = np.linalg.norm(waveforms.q_at_knots[-1, m])
         raise ValueError(
             f"gradients of measurement {waveforms.rows[m]} (and {bad.sum() - 1} more) do "
-            f"not refocus: q is {left:.4g} rad/um at the echo, {waveforms.largest_q[m]:.4g} at "
-            "most. Effective gradients must integrate to zero; if these are the gradients as "
-            "played, give the time of the refocusing pulse, refocusing_s."
+            f"not refocus: q is {residual:.4g} rad/um at the echo, at most "
+            f"{waveforms.largest_q[m]:.4g}. Effective gradients must integrate to zero; if these "
+            "are actual gradients, give the time of the refocusing pulse, refocusing_s."
         )
 
 
 def _check_agreement(acquisition, gtab):
-    """b-values, and b-tensors where it has them, of a gradient table."""
+    """Refuse a gradient table whose b-tensors, or b-values and directions, differ."""
     if len(gtab.bvals) != len(acquisition):
         raise ValueError(
             f"gtab has {len(gtab.bvals)} measurements, but there are {len(acquisition)} waveforms."
@@ -293,14 +265,14 @@ def _check_agreement(acquisition, gtab):
     if expected is None:
         expected = gtab.bvals[:, None, None] * np.einsum("mi,mj->mij", gtab.bvecs, gtab.bvecs)
     checks.symmetric_tensors("gtab.btens", expected)
-    apart = np.linalg.norm(acquisition.b_tensors - expected / MS_PER_UM2, axis=(1, 2))
-    apart /= np.maximum(gtab.bvals / MS_PER_UM2, 1e-12)
-    bad = weighted & (apart > _GTAB_TOLERANCE)
+    deviation = np.linalg.norm(acquisition.b_tensors - expected / MS_PER_UM2, axis=(1, 2))
+    deviation /= np.maximum(gtab.bvals / MS_PER_UM2, 1e-12)
+    bad = weighted & (deviation > _GTAB_TOLERANCE)
     if bad.any():
         m = int(np.argmax(bad))
         raise ValueError(
             f"gtab has b = {gtab.bvals[m]:.4g} s/mm^2 at measurement {m}, its waveform "
             f"{MS_PER_UM2 * acquisition.b[m]:.4g} s/mm^2, and their b-tensors differ by "
-            f"{100 * apart[m]:.3g} % ({bad.sum() - 1} more differ by over "
+            f"{100 * deviation[m]:.3g} % ({bad.sum() - 1} more differ by over "
             f"{100 * _GTAB_TOLERANCE:g} %). Check units, order and directions of the waveforms."
         )

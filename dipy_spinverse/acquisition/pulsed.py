@@ -1,37 +1,27 @@
-"""What was measured: direction, b and pulsed-gradient timing of each measurement.
-
-The only place where units change: seconds and s/mm^2 outside, ms and ms/um^2 inside.
-"""
+"""Acquisitions of pulsed gradients, from arrays, gradient tables and files."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
+from typing import Any, ClassVar
 
 import numpy as np
 from dipy.core.gradients import GradientTable
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import checks, files
-from dipy_spinverse.acquisition.base import (
-    BaseAcquisition,
-    counted,
-    distinct_times,
-    read_only,
-)
+from dipy_spinverse.acquisition.base import BaseAcquisition, counted, distinct_times, read_only
 from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO, Waveforms, pulsed_waveforms
 from dipy_spinverse.units import MS_PER_UM2, S
-
-_RARE = ("mixing_time", "isotropic")
-_PER_MEASUREMENT = ("b", "directions", "small_delta", "big_delta", "te", *_RARE)
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
 class Acquisition(BaseAcquisition):
     """Measurements of a spin or stimulated echo with two equal rectangular gradient pulses.
 
-    A number (for `directions`, one vector) holds for all measurements. The arrays are read-only
+    A number (for `directions`, one vector) applies to all measurements. The arrays are read-only
     copies.
 
     Parameters
@@ -39,35 +29,34 @@ class Acquisition(BaseAcquisition):
     b : float or array_like (M,)
         Diffusion weighting in ms/um^2 (1 is 1000 s/mm^2).
     directions : array_like (M, 3)
-        Gradient directions, unit to 1e-2 and then normalised exactly; zeros where `b0_mask` or
-        `isotropic`, whatever is given there.
+        Gradient directions of length 1 +- 0.01, normalised; ignored, and set to zero, where
+        `b0_mask` or `isotropic`.
     small_delta : float or array_like (M,)
         Duration delta of a pulse in ms.
     big_delta : float or array_like (M,)
         Separation Delta of the leading edges of the two pulses in ms.
     te : float or array_like (M,), optional
-        Echo time in ms, without the mixing time. Where not given, one for all: the least that
-        leaves room for all pulses, the largest Delta + delta - TM.
+        Echo time in ms, without the mixing time. Default: the shortest that fits all pulses, the
+        largest Delta + delta - TM, for all measurements.
     b0_threshold : float, optional
-        Measurements with b at or below this (ms/um^2) are b0: taken to have no gradient at all,
-        whatever their nominal `b`.
+        Measurements with b at or below this (ms/um^2) are b0: their gradients are neglected.
     mixing_time : float or array_like (M,), optional
-        TM of a stimulated echo in ms: how long the magnetisation is stored between the pulses.
+        TM of a stimulated echo in ms: storage of the magnetisation between the pulses.
     isotropic : bool or array_like (M,), optional
         Averages over all directions (powder averages). They need no direction.
 
     Raises
     ------
     ValueError
-        If a value is missing, negative, not finite or of the wrong length; where Delta < delta,
-        TM > Delta - delta, TE < Delta + delta - TM, or a weighted measurement has no unit
-        direction; or where the numbers can only be of another unit.
+        Missing, negative or non-finite values, wrong lengths; Delta < delta, TM > Delta - delta,
+        TE < Delta + delta - TM; a weighted measurement without a unit direction; values that
+        imply another unit.
 
     Notes
     -----
-    b0 measurements may have zero `big_delta` and `small_delta` (no pulse was played); they get
+    b0 measurements may have zero `big_delta` and `small_delta` (no pulses); they are assigned
     those of another measurement with the same TE and TM. Each pair of TE and TM has its own
-    signal without diffusion.
+    signal without diffusion weighting.
 
     Examples
     --------
@@ -83,6 +72,10 @@ class Acquisition(BaseAcquisition):
     >>> acquisition.subset(acquisition.big_delta == 60).q.round(3)
     array([0.23])
     """
+
+    _PER_MEASUREMENT: ClassVar = (
+        "b", "directions", "small_delta", "big_delta", "te", "mixing_time", "isotropic",
+    )  # fmt: skip
 
     b: np.ndarray
     directions: np.ndarray
@@ -115,12 +108,15 @@ class Acquisition(BaseAcquisition):
         big = checks.per_measurement("big_delta", big_delta, b.size)
         te = None if te is None else checks.per_measurement("te", te, b.size)
         mixing = checks.per_measurement("mixing_time", mixing_time, b.size)
-        small, big = checks.lend_timing(small, big, te, mixing, b0)
+        small, big = checks.fill_b0_timing(small, big, te, mixing, b0)
         te = checks.echo_time(small, big, te, mixing)
-        values = b, directions, small, big, te, np.minimum(mixing, big - small), isotropic
-        for name, value in zip(_PER_MEASUREMENT, values, strict=True):
-            object.__setattr__(self, name, read_only(value))
-        object.__setattr__(self, "b0_threshold", float(threshold))
+        dyads = np.einsum("mi,mj->mij", directions, directions)
+        dyads[isotropic] = np.eye(3) / 3
+        self._set(
+            b=b, directions=directions, small_delta=small, big_delta=big, te=te,
+            mixing_time=np.minimum(mixing, big - small), isotropic=isotropic,
+            b_tensors=b[:, None, None] * dyads, b0_threshold=float(threshold),
+        )  # fmt: skip
 
     @classmethod
     def from_gtab(
@@ -131,22 +127,22 @@ class Acquisition(BaseAcquisition):
         mixing_time: ArrayLike | None = None,
         isotropic: ArrayLike | None = None,
     ) -> Acquisition:
-        """Take over a DIPY gradient table that knows its timing.
+        """Convert a DIPY gradient table with pulse timings.
 
         Parameters
         ----------
         gtab : GradientTable
-            With `big_delta` and `small_delta` in seconds, numbers or one per measurement.
-            Its `b0_threshold` is kept.
+            With `big_delta` and `small_delta` in seconds, one for all or one per measurement.
+            Its `b0_threshold` is used.
         te, mixing_time : float or array_like (M,), optional
             Echo time, and mixing time of a stimulated echo, in seconds, as in `Acquisition`.
         isotropic : bool or array_like (M,), optional
-            Averages over all directions, whatever direction `gtab` has for them.
+            Averages over all directions; their b-vectors are ignored.
 
         Raises
         ------
         ValueError
-            If `gtab` has no deltas, or b-tensors that are not linear, and as `Acquisition`.
+            `gtab` without deltas, or with b-tensors that are not linear; and as `Acquisition`.
 
         Examples
         --------
@@ -174,18 +170,18 @@ class Acquisition(BaseAcquisition):
         isotropic: str | PathLike | ArrayLike | None = None,
         b0_threshold: float = 50,
     ) -> Acquisition:
-        """Read b-values and b-vectors, with the timing beside them.
+        """Read b-values and b-vectors; pulse timings are arguments.
 
         Parameters
         ----------
         bvals : path or array_like (M,)
             b-values in s/mm^2.
         bvecs : path or array_like (M, 3) or (3, M), optional
-            b-vectors; a 3 x 3 array holds one measurement per row, as DIPY reads it. Not needed
-            where all weighted volumes are `isotropic`.
+            b-vectors; a 3 x 3 array has one measurement per row, as in DIPY. Optional if all
+            weighted volumes are `isotropic`.
         big_delta, small_delta : float, array_like (M,) or path
-            Separation and duration of the pulses in seconds; a path names a text file with
-            one number per volume (or one for all).
+            Separation and duration of the pulses in seconds, or a text file with one number per
+            volume (or one for all).
         te, mixing_time : float, array_like (M,) or path, optional
             Echo time, and mixing time of a stimulated echo, in seconds, as in `Acquisition`.
         isotropic : bool, array_like (M,) or path, optional
@@ -196,7 +192,7 @@ class Acquisition(BaseAcquisition):
         Raises
         ------
         ValueError
-            If a file cannot be understood, and as `Acquisition`.
+            A file that cannot be parsed, and as `Acquisition`.
 
         Examples
         --------
@@ -205,11 +201,11 @@ class Acquisition(BaseAcquisition):
         array([40., 40.])
         """
         bvals, bvecs = files.read_table(bvals, bvecs)
-        given = {"big_delta": big_delta, "small_delta": small_delta, "te": te}
-        given |= {"mixing_time": mixing_time, "isotropic": isotropic}
-        read = {name: files.read_numbers(name, value) for name, value in given.items()}
-        averages = read.pop("isotropic")
-        return cls._from_dipy_units(bvals, bvecs, read, b0_threshold, averages)
+        isotropic = files.read_numbers("isotropic", isotropic)
+        sources: dict[str, Any] = {"big_delta": big_delta, "small_delta": small_delta}
+        sources |= {"te": te, "mixing_time": mixing_time}
+        times = {name: files.read_numbers(name, value) for name, value in sources.items()}
+        return cls._from_dipy_units(bvals, bvecs, times, b0_threshold, isotropic)
 
     @classmethod
     def from_scheme(cls, path: str | PathLike, *, b0_threshold: float = 0) -> Acquisition:
@@ -223,13 +219,13 @@ class Acquisition(BaseAcquisition):
         path : path
             The scheme file.
         b0_threshold : float, optional
-            Rows with b at or below this (s/mm^2) count as b0. By default only rows without a
-            gradient do: a scheme file states the gradient that was played.
+            Rows with b at or below this (s/mm^2) count as b0. Default: only rows without a
+            gradient, as a scheme file states the actual gradient.
 
         Raises
         ------
         ValueError
-            If the file is of another version or malformed, and as `Acquisition`.
+            Another version, a malformed file, and as `Acquisition`.
 
         Examples
         --------
@@ -256,19 +252,18 @@ class Acquisition(BaseAcquisition):
 
     @classmethod
     def from_bids(cls, json_path: str | PathLike, *, b0_threshold: float = 50) -> Acquisition:
-        """Read a BIDS sidecar with the .bval and .bvec files of the same stem beside it.
+        """Read a BIDS sidecar and the .bval and .bvec files of the same stem in its folder.
 
         The timing is read, in seconds and as one number or one per volume, from
 
         - Delta: ``BigDelta``; if absent ``LargeDelta`` or ``DiffusionGradientSeparation``
         - delta: ``SmallDelta``; if absent ``DiffusionGradientDuration``
-        - TE: ``EchoTime``; if absent, the least that leaves room for all pulses
+        - TE: ``EchoTime``; if absent, the shortest that fits all pulses
         - TM of a stimulated echo: ``MixingTime``; 0 if absent
 
-        ``BigDelta`` and ``SmallDelta`` are BIDS since 1.11.2 and only recommended there; the
-        other names are not BIDS but in use. Converters do not write any of them as a rule, and
-        some sites write milliseconds: such values are refused, not guessed at. Fields that
-        higher-level sidecars would hand down (the inheritance principle) are not looked up.
+        ``BigDelta`` and ``SmallDelta`` are recommended by BIDS since 1.11.2; the other names are
+        in use but not part of BIDS. Converters usually write none of them. Values that can only
+        be milliseconds are refused. The inheritance principle of BIDS is not supported.
 
         Parameters
         ----------
@@ -280,7 +275,7 @@ class Acquisition(BaseAcquisition):
         Raises
         ------
         ValueError
-            If a delta or one of the files is missing, and as `Acquisition`.
+            A missing delta or file, and as `Acquisition`.
 
         Examples
         --------
@@ -296,41 +291,31 @@ class Acquisition(BaseAcquisition):
 
     @classmethod
     def _from_dipy_units(cls, bvals, bvecs, times, b0_threshold, isotropic):
-        needed = ("small_delta", "big_delta")
-        said = {name: t for name, t in times.items() if t is not None or name in needed}
+        required = ("small_delta", "big_delta")
+        stated = {name: t for name, t in times.items() if t is not None or name in required}
         return cls(
             b=checks.weighting(bvals, b0_threshold) / MS_PER_UM2,
             directions=bvecs,
             b0_threshold=b0_threshold / MS_PER_UM2,
             isotropic=False if isotropic is None else isotropic,
-            **{name: checks.seconds_to_ms(name, t) for name, t in said.items()},
+            **{name: checks.seconds_to_ms(name, t) for name, t in stated.items()},
         )
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        # Most acquisitions have nothing rare, and files from before there was any are theirs.
-        names = [n for n in _PER_MEASUREMENT if n not in _RARE or getattr(self, n).any()]
-        per_measurement = {name: getattr(self, name) for name in names}
-        return {**per_measurement, "b0_threshold": np.array(self.b0_threshold)}
-
     def to_gtab(self) -> GradientTable:
-        """Hand the acquisition to a DIPY model.
+        """Convert to a DIPY gradient table.
 
         Returns
         -------
         GradientTable
-            With arrays of `big_delta` and `small_delta` (M,) in seconds; b is 0 where
-            `b0_mask`. A gradient table has no echo and mixing time.
+            With `big_delta` and `small_delta` (M,) in seconds, without echo and mixing times;
+            b is 0 where `b0_mask`.
 
         Raises
         ------
         ValueError
-            Averages over directions, of which a gradient table cannot tell.
+            Averages over directions, which a gradient table cannot represent.
         """
         return self._gradient_table(big_delta=self.big_delta / S, small_delta=self.small_delta / S)
-
-    def subset(self, index: ArrayLike | slice) -> Acquisition:
-        chosen = self._chosen(index)
-        return replace(self, **{name: getattr(self, name)[chosen] for name in _PER_MEASUREMENT})
 
     @property
     def timings(self) -> np.ndarray:
@@ -345,7 +330,7 @@ class Acquisition(BaseAcquisition):
     @cached_property
     def b0_per_timing(self) -> np.ndarray:
         """(T, M) bool: the b0 measurements of each of `timings`."""
-        return self._b0_of_each(self.timing_index)
+        return self._b0_per_group(self.timing_index)
 
     @cached_property
     def diffusion_time(self) -> np.ndarray:
@@ -360,17 +345,9 @@ class Acquisition(BaseAcquisition):
 
     @cached_property
     def q_vectors(self) -> np.ndarray:
-        """(M, 3) q times direction in rad/um; refused where there are averages over directions."""
+        """(M, 3) q times direction in rad/um; an error for averages over directions."""
         checks.single_directions(self.isotropic)
         return read_only(self.q[:, None] * self.directions)
-
-    @cached_property
-    def b_tensors(self) -> np.ndarray:
-        """(M, 3, 3) b times n n^T of the direction n, ms/um^2, or its average over directions,
-        b / 3 times the unit matrix; 0 where `b0_mask`."""
-        along = np.einsum("mi,mj->mij", self.directions, self.directions)
-        along[self.isotropic] = np.eye(3) / 3
-        return read_only(self.b[:, None, None] * along)
 
     @cached_property
     def waveforms(self) -> tuple[Waveforms, ...]:
@@ -393,14 +370,14 @@ class Acquisition(BaseAcquisition):
 
     def _summary(self):
         shells = np.unique(self.b[~self.b0_mask].round(1)).size
-        said = [
+        summary = [
             counted(shells, "shell"),
             f"b <= {self.b.max():.4g} ms/um^2",
             counted(len(self.timings), "timing"),
             counted(np.unique(self.te.round(3)).size, "echo time"),
         ]
         if self.mixing_time.any():
-            said.append(counted(np.unique(self.mixing_time.round(3)).size, "mixing time"))
+            summary.append(counted(np.unique(self.mixing_time.round(3)).size, "mixing time"))
         if self.isotropic.any():
-            said.append(f"{self.isotropic.sum()} averages over directions")
-        return tuple(said)
+            summary.append(f"{self.isotropic.sum()} averages over directions")
+        return tuple(summary)

@@ -1,8 +1,9 @@
-"""Gradient waveforms from files: text, as written for Siemens and GE scanners, and Pulseq."""
+"""Gradient waveforms from files: text files for Siemens and GE scanners, and Pulseq."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from os import PathLike
 
 import numpy as np
@@ -14,8 +15,8 @@ from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 from dipy_spinverse.acquisition.waveforms import Waveforms, concatenate_pieces
 from dipy_spinverse.units import S
 
-_ROTATION_TOLERANCE = 1e-3  # of R R^T; three digits in a file
-_JUMP_MS = 1e-7  # where a gradient jumps, Pulseq gives two knots closer than this
+_ROTATION_TOLERANCE = 1e-3  # of R R^T; rotations are written with three digits or more
+_JUMP_MS = 1e-7  # pypulseq represents a step of the gradient by two knots closer than this
 
 
 def read_text_waveforms(
@@ -23,26 +24,26 @@ def read_text_waveforms(
     duration_after: float, pause: float, rotations: ArrayLike | None = None,
     te: float | None = None,
 ) -> WaveformAcquisition:  # fmt: skip
-    """Read a waveform that is played around a refocusing pulse from two text files.
+    """Read the two parts of a waveform around a refocusing pulse from two text files.
 
-    Each file has a row of three numbers (x, y, z) per sample, with blanks or commas between them;
-    lines of one number (the count of samples) or of words may come first. Such files are written
-    for the free-waveform sequences of Siemens and GE scanners by the optimiser NOW [1]_. The
-    scanner spreads the samples over the duration, linear in between, and scales them; therefore
-    their own scale does not matter.
+    Each file has a row of three numbers (x, y, z) per sample, separated by blanks or commas, after
+    optional lines of one number (the count of samples) or of words. The optimiser NOW [1]_ writes
+    such files for the free-waveform sequences of Siemens and GE scanners. As on the scanner, the
+    samples are spread over the duration, linear in between, and scaled to b.
 
     Parameters
     ----------
     before, after : path
-        The files of both sides of the refocusing pulse, as played. The same file will do twice.
+        Gradients before and after the refocusing pulse, without its sign change; may be the same
+        file.
     b : array_like (M,)
-        ms/um^2, to which the waveform is scaled.
+        ms/um^2.
     duration_before, duration_after, pause : float
-        Of the two parts, and of the time between them, ms.
+        Durations of the two parts and of the time between them, ms.
     rotations : array_like (M, 3, 3), optional
-        From the frame of the file to that of the gradients, one for each measurement.
+        From the frame of the file to that of the gradients, for each measurement.
     te : float, optional
-        Echo time in ms, whose middle is that of the pause. As short as possible where not given.
+        Echo time in ms, centred on the pause. Default: as short as possible.
 
     Returns
     -------
@@ -51,8 +52,8 @@ def read_text_waveforms(
     Raises
     ------
     ValueError
-        If a file cannot be understood, rotations are not orthogonal, or the parts do not refocus
-        each other.
+        A file that cannot be parsed, rotations that are not orthogonal, or parts that do not
+        refocus.
 
     References
     ----------
@@ -70,47 +71,51 @@ def read_text_waveforms(
     b = np.atleast_1d(checks.numeric("b", b))
     if b.ndim != 1 or not np.isfinite(b).all() or (b < 0).any():
         raise ValueError(f"b is {b!r}; give finite numbers of at least 0 (M,), ms/um^2.")
-    parts = [_read_samples(before), -_read_samples(after)]
+    lobes = [_read_samples(before), -_read_samples(after)]
     durations = duration_before, duration_after
     times = checks.numeric("duration_before, duration_after and pause", (*durations, pause))
     if not ((times[:2] > 0).all() and times[2] >= 0 and times.max() <= checks.LONGEST_MS):
         raise ValueError(
             f"duration_before, duration_after and pause are {duration_before}, {duration_after} "
-            f"and {pause} ms; give positive times, and a pause of at least 0, of at most "
+            f"and {pause} ms; give positive durations and a pause of at least 0, all of at most "
             f"{checks.LONGEST_MS:g} ms."
         )
     if te is not None:
         checks.per_measurement("te", te, 1)
-    half = (max(2 * max(durations) + pause, te or 0)) / 2
-    if te is not None and te < 2 * half - checks.TE_SLACK_MS:
+    half_te = (max(2 * max(durations) + pause, te or 0)) / 2
+    if te is not None and te < 2 * half_te - checks.TE_SLACK_MS:
         raise ValueError(
-            f"te is {te:g} ms; the longer part and half of the pause take {half:g} ms, so give at "
-            f"least {2 * half:g} ms."
+            f"te is {te:g} ms; the longer part and half of the pause take {half_te:g} ms, so give "
+            f"at least {2 * half_te:g} ms."
         )
-    pieces, off = [], np.zeros((2, 1, 3))
-    for samples, duration in zip(parts, durations, strict=True):
-        ends = np.stack([samples[:-1], samples[1:]], axis=1)
-        pieces.append([(duration / len(ends), end[:, None], False) for end in ends])
-    first, last = (half - pause / 2 - duration for duration in durations)
-    row = [(first, off, False), *pieces[0], (pause, off, False), *pieces[1], (last, off, False)]
-    unit = Waveforms(np.arange(1), *concatenate_pieces(row))
-    turned = np.einsum("mij,kej->kemi", _checked_rotations(rotations, len(b)), unit.rates[:, :, 0])
-    scaled = turned * np.sqrt(b / WaveformAcquisition([unit]).b[0])[:, None]
-    return WaveformAcquisition([replace(unit, rows=np.arange(len(b)), rates=scaled)])
+    before_pause, after_pause = (
+        [(duration / (len(lobe) - 1), np.stack(pair)[:, None], False) for pair in pairwise(lobe)]
+        for lobe, duration in zip(lobes, durations, strict=True)
+    )
+    start, gap, stop = (
+        (time, np.zeros((2, 1, 3)), False)
+        for time in (half_te - pause / 2 - durations[0], pause, half_te - pause / 2 - durations[1])
+    )
+    pieces = concatenate_pieces([start, *before_pause, gap, *after_pause, stop])
+    unscaled = Waveforms(np.arange(1), *pieces)
+    frames = _checked_rotations(rotations, len(b))
+    rates = np.einsum("mij,kej->kemi", frames, unscaled.rates[:, :, 0])
+    rates *= np.sqrt(b / WaveformAcquisition([unscaled]).b[0])[:, None]
+    return WaveformAcquisition([replace(unscaled, rows=np.arange(len(b)), rates=rates)])
 
 
 def read_pulseq(path: str | PathLike, *, te: float | None = None) -> WaveformAcquisition:
     """Read the gradients of a Pulseq sequence, imaging gradients included.
 
-    Each excitation that is followed by a readout is a measurement. Gradients count from the
-    centre of its pulse to the echo, with the sign turned at each refocusing pulse.
+    Each excitation followed by a readout is a measurement, from the centre of the pulse to the
+    echo. Refocusing pulses invert the sign of the effective gradient.
 
     Parameters
     ----------
     path : path
         A ``.seq`` file.
     te : float, optional
-        Echo time in ms; where not given, that of the spin echo of the pulses.
+        Echo time in ms. Default: of the spin echo of the refocusing pulses.
 
     Returns
     -------
@@ -119,8 +124,8 @@ def read_pulseq(path: str | PathLike, *, te: float | None = None) -> WaveformAcq
     Raises
     ------
     ValueError
-        If pypulseq is not installed, if no excitation is followed by a readout, if one has no
-        refocusing pulse, or if its gradients do not refocus at the echo.
+        pypulseq is not installed; no excitation with a readout; an excitation without a
+        refocusing pulse; gradients that are not refocused at the echo.
 
     References
     ----------
@@ -136,63 +141,64 @@ def read_pulseq(path: str | PathLike, *, te: float | None = None) -> WaveformAcq
     sequence = Sequence()
     read_text("path", path)
     try:
-        sequence.read(str(path), detect_rf_use=None)  # from flip angles, in files before 1.5
+        sequence.read(str(path), detect_rf_use=None)  # files before 1.5 state no use
         gradients, excitations, refocusings, readout, _ = sequence.waveforms_and_times()
-    except Exception as error:  # of any kind: the library does not check what it reads
-        raise ValueError(f"path {path} is no Pulseq sequence that can be read: {error}") from error
+    except Exception as error:  # the library does not validate files
+        raise ValueError(f"path {path} cannot be read as a Pulseq sequence: {error}") from error
     encodings = _spin_echoes(path, excitations[0], refocusings[0], readout, te)
-    parts = []
+    waveforms = []
     for duration in sorted({e[1] for e in encodings}):
         rows = [m for m, e in enumerate(encodings) if e[1] == duration]
         starts = [encodings[m][0] for m in rows]
-        turns = [encodings[m][2] for m in rows]
-        parts.append(_since_excitation(np.array(rows), starts, duration, turns, gradients))
-    return WaveformAcquisition(parts)
+        refocusing = [encodings[m][2] for m in rows]
+        waveforms.append(
+            _effective_gradients(np.array(rows), starts, duration, refocusing, gradients)
+        )
+    return WaveformAcquisition(waveforms)
 
 
 def _spin_echoes(path, excitations, refocusings, readout, te):
     """(excitation in s, echo time in ms, refocusings in ms after it) of each measurement."""
     encodings = []
-    ends = np.append(excitations, np.inf)[1:]
-    for start, stop in zip(excitations, ends, strict=True):
+    for start, stop in pairwise([*excitations, np.inf]):
         if not ((readout > start) & (readout < stop)).any():
             continue  # a preparation
-        turns = S * (refocusings[(refocusings > start) & (refocusings < stop)] - start)
-        if not len(turns):
+        refocusing = S * (refocusings[(refocusings > start) & (refocusings < stop)] - start)
+        if not len(refocusing):
             raise ValueError(
                 f"path {path}: the excitation at {start:g} s has no refocusing pulse before its "
-                "readout; only spin echoes are read."
+                "readout; only spin echoes are supported."
             )
-        # The times between the pulses, with alternating signs, must cancel at the echo.
-        signs = (-1.0) ** np.arange(len(turns))
-        echo = 2 * (signs[::-1] * turns).sum() if te is None else te
-        if echo <= turns[-1]:
+        # Intervals between the pulses, with alternating signs, cancel at the echo.
+        signs = (-1.0) ** np.arange(len(refocusing))
+        echo = 2 * (signs[::-1] * refocusing).sum() if te is None else te
+        if echo <= refocusing[-1]:
             raise ValueError(
                 f"path {path}: the refocusing pulses after the excitation at {start:g} s make no "
                 f"echo after the last of them; give te."
             )
-        encodings.append((start, round(echo, 6), turns))
+        encodings.append((start, round(echo, 6), refocusing))
     if not encodings:
         raise ValueError(f"path {path}: no excitation is followed by a readout.")
     return encodings
 
 
-def _since_excitation(rows, starts, duration, turns, gradients):
-    """Waveforms of measurements of the same duration, on all their knots."""
-    knots = [np.array([0.0, duration]), *turns]
+def _effective_gradients(rows, starts, duration, refocusing, gradients):
+    """Waveforms of measurements of the same duration, on the union of their knots."""
+    knots = [np.array([0.0, duration]), *refocusing]
     for start in starts:
         for times, _ in gradients:
             knots.append(S * (times - start))
     knots = np.unique(np.concatenate(knots).clip(0, duration).round(7))
     rates = np.zeros((len(knots) - 1, 2, len(rows), 3))
-    for m, (start, flips) in enumerate(zip(starts, turns, strict=True)):
-        sign = (-1.0) ** (knots[:-1, None] >= flips - _JUMP_MS).sum(axis=1)
+    for m, (start, pulses) in enumerate(zip(starts, refocusing, strict=True)):
+        sign = (-1.0) ** (knots[:-1, None] >= pulses - _JUMP_MS).sum(axis=1)
         for axis, (times, hertz_per_m) in enumerate(gradients):
             if not len(times):
                 continue
-            for end, t in enumerate((knots[:-1] + _JUMP_MS, knots[1:] - _JUMP_MS)):
+            for side, t in enumerate((knots[:-1] + _JUMP_MS, knots[1:] - _JUMP_MS)):
                 g = np.interp(t / S + start, times, hertz_per_m, left=0, right=0)
-                rates[:, end, m, axis] = 2e-9 * np.pi * sign * g
+                rates[:, side, m, axis] = 2e-9 * np.pi * sign * g
     return Waveforms(rows, knots, rates, np.zeros(len(rates), dtype=bool))
 
 
@@ -208,10 +214,10 @@ def _read_samples(path):
             rows.append(row)
         elif rows and words:
             raise ValueError(
-                f"path {path}, line {number} is {line[:60]!r}; it must hold the 3 numbers x y z."
+                f"path {path}, line {number} is {line[:60]!r}; it must be the 3 numbers x y z."
             )
     if len(rows) < 2 or not np.isfinite(rows).all():
-        raise ValueError(f"path {path} must hold at least two rows of 3 finite numbers x y z.")
+        raise ValueError(f"path {path} must have at least two rows of 3 finite numbers x y z.")
     return np.array(rows)
 
 
@@ -221,8 +227,10 @@ def _checked_rotations(rotations, n):
     rotations = checks.numeric("rotations", rotations)
     if rotations.shape != (n, 3, 3):
         raise ValueError(f"rotations has shape {rotations.shape}; give ({n}, 3, 3).")
-    apart = np.abs(rotations @ np.swapaxes(rotations, 1, 2) - np.eye(3)).max(axis=(1, 2))
-    bad = ~(apart <= _ROTATION_TOLERANCE)
+    deviation = np.abs(rotations @ np.swapaxes(rotations, 1, 2) - np.eye(3)).max(axis=(1, 2))
+    bad = ~(deviation <= _ROTATION_TOLERANCE)
     if bad.any():
-        raise ValueError(f"rotations is not orthogonal at measurement {np.argmax(bad)}.")
+        raise ValueError(
+            f"rotations is not orthogonal at measurement {np.argmax(bad)}; correct it."
+        )
     return rotations

@@ -1,6 +1,6 @@
 """Wave vectors q(t) of any encoding: gradients that are linear in time between knots.
 
-All in ms and rad/um. Gradients are effective ones: a refocusing pulse has turned their sign.
+In ms and rad/um, of effective gradients, whose sign refocusing pulses have inverted.
 """
 
 from __future__ import annotations
@@ -10,30 +10,30 @@ from functools import cached_property
 
 import numpy as np
 
-# rad/(s T), proton in water as Camino has it; CODATA 2018 (doi:10.1103/RevModPhys.93.025010)
-# gives 2.675153151e8 for the shielded proton, 2.4e-7 more
+# rad/(s T), of the proton in water as in Camino; CODATA 2018 for the shielded proton is 2.4e-7
+# larger (2.675153151e8, doi:10.1103/RevModPhys.93.025010)
 GYROMAGNETIC_RATIO = 2.6751525e8
-_REFOCUSED = 1e-3  # of the largest q, left at the echo; text files have four digits or more
-_SYMMETRIC = 1e-6  # of the largest q, between q(t) and q(TE - t)
-_SHORTEST_MS = 1e-9  # pieces that are shorter come from rounding
-# of three points, exact for polynomials up to t^5; q q^T is of fourth degree
+_REFOCUSED = 1e-3  # largest |q(TE)| relative to max |q|; text files have four digits or more
+_SYMMETRIC = 1e-6  # largest |q(t) - q(TE - t)| relative to max |q|; allows for rounding of knots
+_SHORTEST_MS = 1e-9  # shorter pieces are rounding errors
+# Three-point Gauss-Legendre rule on [0, 1]: exact for t^5, and q q^T is of degree 4.
 _GAUSS_POINTS = 0.5 + np.array([-1, 0, 1]) * np.sqrt(0.15)
 _GAUSS_WEIGHTS = np.array([5, 8, 5]) / 18
 
 
 @dataclass(frozen=True, eq=False)
 class Waveforms:
-    """Wave vectors q(t) of measurements that take the same time, side by side.
+    """Wave vectors q(t) of measurements of the same duration.
 
     Attributes
     ----------
     rows : ndarray (m,)
-        Which measurements of the acquisition these are.
+        Their indices among the measurements of the acquisition.
     times : ndarray (K + 1,)
         Knots, ms, from the excitation (0) to the echo.
     rates : ndarray (K, 2, m, 3)
-        dq/dt = gamma g at the start and at the end of each piece, linear in between, rad/um/ms.
-    stored : ndarray (K,)
+        dq/dt = gamma g at the start and end of each piece, linear in between, rad/um/ms.
+    stored : ndarray (K,) of bool
         Pieces in which the magnetisation is longitudinal (mixing time of a stimulated echo).
     """
 
@@ -68,26 +68,26 @@ class Waveforms:
 
     def q(self, t: np.ndarray) -> np.ndarray:
         """(n, m, 3) at times t (n,), rad/um."""
-        start, s, slope, bend = self._within(self._index(t), t)
-        return start + s * (slope + s * bend / 2)
+        q, s, rate, rate_slope = self._expansion(self._index(t), t)
+        return q + s * (rate + s * rate_slope / 2)
 
     def linear_approximation(self, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Best linear approximation of q(t) between neighbouring edges.
+        """Least-squares linear approximation of q(t) between successive edges.
 
-        It has the same integral and first moment as q(t).
+        It has the integral and first moment of q(t).
 
         Returns
         -------
         mean, slope : ndarray (n, m, 3)
-            rad/um, rad/um/ms; of n + 1 edges.
+            rad/um, rad/um/ms, in the n intervals of n + 1 edges.
         """
-        whole, moment = (np.diff(integral, axis=0) for integral in self._integrals(edges))
+        integral, moment = (np.diff(values, axis=0) for values in self._integrals(edges))
         span = np.diff(edges)[:, None, None]
         centre = (edges[1:] + edges[:-1])[:, None, None] / 2
-        return whole / span, 12 * (moment - centre * whole) / span**3
+        return integral / span, 12 * (moment - centre * integral) / span**3
 
     def b_tensors(self) -> np.ndarray:
-        """(m, 3, 3) integral of q q^T, ms/um^2; the quadrature is exact."""
+        """(m, 3, 3) integral of q q^T, ms/um^2, by exact quadrature."""
         spans = np.diff(self.times)
         total = np.zeros((len(self.rows), 3, 3))
         for point, weight in zip(_GAUSS_POINTS, _GAUSS_WEIGHTS, strict=True):
@@ -96,17 +96,16 @@ class Waveforms:
         return total
 
     def select(self, chosen: np.ndarray) -> Waveforms:
-        """Some of the measurements."""
+        """Select measurements."""
         return Waveforms(self.rows[chosen], self.times, self.rates[:, :, chosen], self.stored)
 
     def until(self, t: float) -> Waveforms:
-        """The encoding up to a time."""
-        last = int(np.searchsorted(self.times, t - _SHORTEST_MS)) - 1
-        share = (t - self.times[last]) / (self.times[last + 1] - self.times[last])
-        rates = self.rates[: last + 1].copy()
-        rates[-1, 1] = (1 - share) * rates[-1, 0] + share * rates[-1, 1]
-        times = np.append(self.times[: last + 1], t)
-        return Waveforms(self.rows, times, rates, self.stored[: last + 1])
+        """The encoding up to time t, ms."""
+        n = int(np.searchsorted(self.times, t - _SHORTEST_MS))
+        fraction = (t - self.times[n - 1]) / (self.times[n] - self.times[n - 1])
+        rates = self.rates[:n].copy()
+        rates[-1, 1] = (1 - fraction) * rates[-1, 0] + fraction * rates[-1, 1]
+        return Waveforms(self.rows, np.append(self.times[:n], t), rates, self.stored[:n])
 
     def refocused(self) -> np.ndarray:
         """(m,) whether q returns to zero at the echo."""
@@ -116,14 +115,14 @@ class Waveforms:
         """(m,) whether q(TE - t) = q(t)."""
         duration = self.times[-1]
         knots = np.union1d(self.times, duration - self.times)
-        middles = ((knots[1:] + knots[:-1]) / 2)[np.diff(knots) > _SHORTEST_MS]
-        stored = self.stored_at(middles), self.stored_at(duration - middles)
+        midpoints = ((knots[1:] + knots[:-1]) / 2)[np.diff(knots) > _SHORTEST_MS]
+        stored = self.stored_at(midpoints), self.stored_at(duration - midpoints)
         rows = np.arange(len(self.rows) * np.array_equal(*stored))
-        # Few times rule out most.
-        for t in (np.linspace(0, duration, 64), np.concatenate([knots, middles])):
-            part = self.select(rows)
-            apart = np.linalg.norm(part.q(t) - part.q(duration - t), axis=2).max(axis=0)
-            rows = rows[apart <= _SYMMETRIC * self.largest_q[rows]]
+        # A coarse grid of times excludes most waveforms at low cost.
+        for t in (np.linspace(0, duration, 64), np.concatenate([knots, midpoints])):
+            candidates = self.select(rows)
+            asymmetry = np.linalg.norm(candidates.q(t) - candidates.q(duration - t), axis=2)
+            rows = rows[asymmetry.max(axis=0) <= _SYMMETRIC * self.largest_q[rows]]
         return np.isin(np.arange(len(self.rows)), rows)
 
     def stored_at(self, t: np.ndarray) -> np.ndarray:
@@ -133,34 +132,36 @@ class Waveforms:
     def _index(self, t):
         return np.clip(np.searchsorted(self.times, t, side="right") - 1, 0, len(self.stored) - 1)
 
-    def _within(self, piece, t):
+    def _expansion(self, piece, t):
         """q at the start of a piece, time from there to t, and dq/dt and d2q/dt2 at the start."""
-        spans, since = (
+        durations, elapsed = (
             x[:, None, None] for x in (np.diff(self.times)[piece], t - self.times[piece])
         )
-        slope = self.rates[piece, 0]
-        return self.q_at_knots[piece], since, slope, (self.rates[piece, 1] - slope) / spans
+        rate = self.rates[piece, 0]
+        return self.q_at_knots[piece], elapsed, rate, (self.rates[piece, 1] - rate) / durations
 
     def _integrals(self, t):
         """Integrals of q and of t q from 0 to each of the times (n,)."""
-        pieces = self._piece_integrals(np.arange(len(self.stored)), self.times[1:])
-        before = (np.cumsum(np.pad(x, [(1, 0), (0, 0), (0, 0)]), axis=0) for x in pieces)
         piece = self._index(t)
-        parts = self._piece_integrals(piece, t)
-        return [whole[piece] + part for whole, part in zip(before, parts, strict=True)]
+        complete = self._piece_integrals(np.arange(len(self.stored)), self.times[1:])
+        partial = self._piece_integrals(piece, t)
+        return [
+            np.cumsum(np.pad(x, [(1, 0), (0, 0), (0, 0)]), axis=0)[piece] + y
+            for x, y in zip(complete, partial, strict=True)
+        ]
 
     def _piece_integrals(self, piece, t):
         """Integrals of q and of t q from the start of a piece to t."""
-        q, s, slope, bend = self._within(piece, t)
-        whole = s * (q + s * (slope / 2 + s * bend / 6))
-        moment = s**2 * (q / 2 + s * (slope / 3 + s * bend / 8))
-        return whole, self.times[piece][:, None, None] * whole + moment
+        q, s, rate, rate_slope = self._expansion(piece, t)
+        integral = s * (q + s * (rate / 2 + s * rate_slope / 6))
+        moment = s**2 * (q / 2 + s * (rate / 3 + s * rate_slope / 8))
+        return integral, self.times[piece][:, None, None] * integral + moment
 
 
 def concatenate_pieces(pieces) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Knots, rates and storage of pieces (duration in ms, rates (2, m, 3), stored) in a row.
+    """Knots, rates and storage of successive pieces (duration in ms, rates (2, m, 3), stored).
 
-    Pieces without a duration are left out.
+    Pieces of no duration are dropped.
     """
     pieces = [piece for piece in pieces if piece[0] > _SHORTEST_MS]
     durations, rates, stored = zip(*pieces, strict=True)
@@ -169,21 +170,23 @@ def concatenate_pieces(pieces) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def pulsed_waveforms(rows, q_vectors, small_delta, big_delta, te, mixing_time=0.0) -> Waveforms:
-    """Two equal rectangular pulses in the middle of TE, storage in the middle between them.
+    """Two equal rectangular pulses centred in TE, with storage centred between them.
 
     Parameters
     ----------
     rows : ndarray (m,)
     q_vectors : ndarray (m, 3)
-        Between the pulses, rad/um.
+        Plateau between the pulses, rad/um.
     small_delta, big_delta, te, mixing_time : float
         ms.
     """
-    on = np.broadcast_to(q_vectors / small_delta, (2, *q_vectors.shape))
-    off, dead = np.zeros_like(on), (te + mixing_time - big_delta - small_delta) / 2
-    between = [(big_delta - small_delta, off, False)]
+    rate = np.broadcast_to(q_vectors / small_delta, (2, *q_vectors.shape))
+    zero = np.zeros_like(rate)
+    dead_time = ((te + mixing_time - big_delta - small_delta) / 2, zero, False)
+    gap = [(big_delta - small_delta, zero, False)]
     if mixing_time:
-        wait = ((big_delta - small_delta - mixing_time) / 2, off, False)
-        between = [wait, (mixing_time, off, True), wait]
-    first, second = [(dead, off, False), (small_delta, on, False)], (small_delta, -on, False)
-    return Waveforms(rows, *concatenate_pieces([*first, *between, second, first[0]]))
+        delay = ((big_delta - small_delta - mixing_time) / 2, zero, False)
+        gap = [delay, (mixing_time, zero, True), delay]
+    dephasing, rephasing = (small_delta, rate, False), (small_delta, -rate, False)
+    pieces = [dead_time, dephasing, *gap, rephasing, dead_time]
+    return Waveforms(rows, *concatenate_pieces(pieces))

@@ -56,7 +56,7 @@ def acquisition_for(
         if isinstance(measured, Acquisition):
             return measured
         _only_gaussian(definition)
-        return TensorAcquisition.from_measurements(measured)
+        return TensorAcquisition.from_acquisition(measured)
     stored = 0.0 if mixing_time is None else np.asarray(mixing_time)
     return Acquisition.from_files(
         gtab.bvals, gtab.bvecs, big_delta=_BIG_DELTA + stored, small_delta=_SMALL_DELTA, te=te,
