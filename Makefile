@@ -38,7 +38,7 @@ benchmark: $(STAMP)  ## run a benchmark: NAME=recovery [ARGS=--quick]
 venv: $(STAMP)  ## set up .venv, as all of these do
 
 clean:  ## remove what these made
-	rm -rf $(VENV) demo_output doc/_build doc/auto_examples build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) demo_output doc/_build doc/auto_examples doc/generated build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## list these

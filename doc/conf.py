@@ -15,6 +15,7 @@ copyright = "2026, the dipy_spinverse developers"
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
     "numpydoc",
     "sphinx_gallery.gen_gallery",
@@ -23,6 +24,13 @@ extensions = [
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3  # as links within the repository have them
 numpydoc_show_class_members = False
+autosummary_generate = True  # one page for each class and function of api.md
+templates_path = ["templates"]
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 80  # else one parameter a line
+python_use_unqualified_type_names = True
+# As they are written, not as the unions of protocols that they stand for.
+autodoc_type_aliases = {"ArrayLike": "ArrayLike", "NDArray": "NDArray", "Tensor": "Tensor"}
 bibtex_bibfiles = ["references.bib"]
 bibtex_reference_style = "author_year"
 exclude_patterns = ["_build"]
