@@ -186,7 +186,7 @@ def told(n: int, _: Path | None) -> str:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             fit = model.fit(magnitudes(clean, snr), n_draws=0)
-        text = [str(w.message) for w in said if "known as" in str(w.message)]
+        text = [str(w.message) for w in said if "is fixed at" in str(w.message)]
         better = text[0].split("about ")[1].split(":")[0] if text else ""
         shares = [f"{100 * (fit.status == status).mean():.1f}"
                   for status in (Status.CONVERGED, Status.MISFIT, Status.NO_SIGNAL)]  # fmt: skip

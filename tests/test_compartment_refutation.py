@@ -40,7 +40,7 @@ def test_a_wrong_diffusivity_is_told_by_neighbours_together(model, sigma):
         warnings.simplefilter("error", UserWarning)
         right = model.fit(published(model), sigma=sigma, n_draws=0)
     assert misfits(right) < 0.03  # 1 of 1000 is the rule, and 150 voxels
-    with pytest.warns(UserWarning, match="parallel_diffusivity is known as 0.0017"):
+    with pytest.warns(UserWarning, match="parallel_diffusivity is fixed at 0.0017"):
         wrong = model.fit(published(model, parallel=2.0), sigma=sigma, n_draws=0)
     assert misfits(wrong) > 0.9
     own = NODDIModel(model.acquisition, dtype="float32", parallel_diffusivity=2e-3)

@@ -14,7 +14,7 @@ from scipy.stats import rice
 from dipy_spinverse import Acquisition
 from dipy_spinverse.compartments import Compartment, Definition, Parameter
 from dipy_spinverse.compartments.fibres import with_fibres
-from dipy_spinverse.compartments.fitting.fractions import nonnegative_amplitudes
+from dipy_spinverse.compartments.fitting.amplitudes import nonnegative_amplitudes
 from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.kernels import KERNELS
 from dipy_spinverse.compartments.signals.pools import pool_signals

@@ -18,7 +18,7 @@ from dipy_spinverse.acquisition import (
 )
 from dipy_spinverse.acquisition.b_tensors import b_anisotropy
 from dipy_spinverse.acquisition.checks import seconds_to_ms, symmetric_tensors
-from dipy_spinverse.compartments.chunk import MAX_FIBRES
+from dipy_spinverse.compartments.fibres import MAX_FIBRES
 from dipy_spinverse.compartments.identifiability import (
     SNR,
     resolution_limits,

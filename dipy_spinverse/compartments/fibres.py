@@ -1,4 +1,4 @@
-"""A model of several fibre populations, or of none, or of several echo times; and its maps."""
+"""Models with several fibre populations or none, or with several echo times; and their maps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from torch import Tensor
 
 from dipy_spinverse.compartments.definition import UNITS, Definition, Parameter, Values
 
-_LEVELS = (0.5, 1.5)
+MAX_FIBRES = 3
+_S0_CORRECTIONS = (0.5, 1.5)  # bounds; b0 of a single volume are known better at SNR > 10
+_EXPRESSIONS = ("share", "odi", "fanning", "T2", "T1")
 
 
 def with_fibres(definition: Definition, n: int) -> Definition:
@@ -22,84 +24,38 @@ def with_fibres(definition: Definition, n: int) -> Definition:
     if n == 1:
         return definition
     if n == 0:
-        parts = tuple(
+        compartments = tuple(
             replace(c, dispersion="isotropic", odi=None, fanning=None) if c.oriented else c
             for c in definition.compartments
         )
-        dispersions = {
-            e for c in definition.compartments for e in (c.odi, c.fanning) if e is not None
-        }
+        dispersions = {e for c in definition.compartments for e in (c.odi, c.fanning)}
         parameters = tuple(p for p in definition.parameters if p.name not in dispersions)
         return replace(
-            definition,
-            parameters=parameters,
-            compartments=parts,
-            single_fibre=definition,
+            definition, parameters=parameters, compartments=compartments, single_fibre=definition,
             n_fibres=0,
-        )
-    own = {p.name for p in definition.parameters if p.per_fibre}
-    parameters = tuple(
-        copy
-        for p in definition.parameters
-        for copy in (
-            [replace(p, name=f"{p.name}_{k}") for k in range(1, n + 1)] if p.per_fibre else [p]
-        )
-    )
+        )  # fmt: skip
+    numbers = range(1, n + 1)
+    per_fibre = {p.name for p in definition.parameters if p.per_fibre}
+    parameters, compartments = [], []
+    for p in definition.parameters:
+        copies = [replace(p, name=f"{p.name}_{k}") for k in numbers]
+        parameters += copies if p.per_fibre else [p]
+    for c in definition.compartments:
+        compartments += [_of_fibre(c, k, per_fibre) for k in numbers] if c.has_axis else [c]
     return replace(
-        definition,
-        parameters=parameters,
-        compartments=tuple(
-            part
-            for c in definition.compartments
-            for part in ([_of_fibre(c, k, own) for k in range(1, n + 1)] if c.has_axis else [c])
-        ),
-        single_fibre=definition,
-        n_fibres=n,
-    )
+        definition, parameters=tuple(parameters), compartments=tuple(compartments),
+        single_fibre=definition, n_fibres=n,
+    )  # fmt: skip
 
 
-def maps_of(definition: Definition, values: Values) -> dict[str, Tensor]:
-    """Maps (V,) in the units of `unit_of`, from all values and fractions.
-
-    In crossings, fractions are summed over populations, and parameters of which each has its own
-    are averaged with the fractions; without populations, dispersion is complete.
-    """
-    single = definition.single_fibre or definition
-    merged = _merged(definition, single, values)
-    merged |= {name: function(merged) for name, function in single.derived.items()}
-    return {name: merged[name] * UNITS[single.unit_of(name)] for name in single.maps}
-
-
-def _merged(definition, single, values):
-    merged, n = dict(values), definition.n_fibres
-    if definition is single:
-        return merged
-    if n == 0:
-        any_value = next(iter(values.values()))
-        missing = [p for p in single.parameters if p.name not in values]
-        return merged | {p.name: 0 * any_value + p.high for p in missing}
-    names = [[f"{pool}_{k}" for k in range(1, n + 1)] for pool in single.pools]
-    fibres = [sum(values[row[k]] for row in names if row[k] in values) for k in range(n)]
-    total = sum(fibres) + 1e-12
-    for pool, row in zip(single.pools, names, strict=True):
-        if pool not in values:
-            merged[pool] = sum(values[name] for name in row)
-    for p in single.parameters:
-        if p.per_fibre:
-            own = [values[f"{p.name}_{k}"] for k in range(1, n + 1)]
-            merged[p.name] = sum(w * v for w, v in zip(fibres, own, strict=True)) / total
-    return merged
-
-
-_LINKED = ("share", "odi", "fanning", "T2", "T1")
-
-
-def _of_fibre(compartment, k, own):
+def _of_fibre(compartment, k, per_fibre):
     def renamed(expression):
         if isinstance(expression, str):
-            return f"{expression}_{k}" if expression in own else expression
+            return f"{expression}_{k}" if expression in per_fibre else expression
         if callable(expression):
-            return lambda values: expression(_view(values, own, k))
+            return lambda values: expression(
+                {**values, **{name: values[f"{name}_{k}"] for name in per_fibre}}
+            )
         return expression
 
     return replace(
@@ -107,27 +63,60 @@ def _of_fibre(compartment, k, own):
         pool=f"{compartment.pool}_{k}",
         axis=f"{compartment.axis}_{k}",
         arguments={name: renamed(value) for name, value in compartment.arguments.items()},
-        **{name: renamed(getattr(compartment, name)) for name in _LINKED},
+        **{name: renamed(getattr(compartment, name)) for name in _EXPRESSIONS},
     )
 
 
-def _view(values, own, k):
-    """Values as fibre k sees them."""
-    return {**values, **{name: values[f"{name}_{k}"] for name in own}}
+def maps_of(definition: Definition, values: Values) -> dict[str, Tensor]:
+    """Maps (V,) in the units of `unit_of`, from all values and fractions.
+
+    In crossings, fractions are summed over populations, and parameters of each population averaged
+    with the fractions; without populations, dispersion is complete.
+    """
+    single_fibre = definition.single_fibre or definition
+    merged = _merged(definition, single_fibre, values)
+    merged |= {name: function(merged) for name, function in single_fibre.derived.items()}
+    units = {name: UNITS[single_fibre.unit_of(name)] for name in single_fibre.maps}
+    return {name: merged[name] * unit for name, unit in units.items()}
+
+
+def _merged(definition, single_fibre, values):
+    """Values of one population from those of several or none."""
+    merged, n = dict(values), definition.n_fibres
+    if definition is single_fibre:
+        return merged
+    if n == 0:
+        template = next(iter(values.values()))
+        missing = [p for p in single_fibre.parameters if p.name not in values]
+        return merged | {p.name: 0 * template + p.high for p in missing}
+    names = {pool: [f"{pool}_{k}" for k in range(1, n + 1)] for pool in single_fibre.pools}
+    fibres = [sum(values[row[k]] for row in names.values() if row[k] in values) for k in range(n)]
+    total = sum(fibres) + 1e-12
+    for pool, row in names.items():
+        if pool not in values:
+            merged[pool] = sum(values[name] for name in row)
+    for p in single_fibre.parameters:
+        if p.per_fibre:
+            weighted = (fibres[k] * values[f"{p.name}_{k + 1}"] for k in range(n))
+            merged[p.name] = sum(weighted) / total
+    return merged
 
 
 def with_S0_corrections(definition: Definition, n_echo_times: int) -> Definition:
-    """The model with a level of each echo time but the first, where compartments do not relax.
+    """The model with a correction of S0 at each echo time but the first, without relaxation.
 
-    Each echo time has its own S0, which its b0 tell with their noise; a level is what it is over
-    what they say. With few b0 a fit that believed them would be too sure of the rest.
+    Each echo time has its own S0, whose mean b0 has noise; a correction is S0 over that mean. With
+    few b0, a fit without it would have too narrow intervals (89 % coverage with one b0 each,
+    benchmarks/notes/compartments.md, "Echo times").
     """
     n = 0 if definition.has_relaxation else n_echo_times - 1
-    levels = (Parameter(f"level of echo time {k + 2}", *_LEVELS) for k in range(n))
-    return replace(definition, parameters=(*definition.parameters, *levels), n_S0_corrections=n)
+    corrections = (Parameter(f"S0 correction {k + 2}", *_S0_CORRECTIONS) for k in range(n))
+    parameters = (*definition.parameters, *corrections)
+    return replace(definition, parameters=parameters, n_S0_corrections=n)
 
 
 def S0_corrections(definition: Definition, values: Values) -> Tensor:
-    """Levels (V, K) of all echo times."""
-    own = [values[p.name] for p in definition.parameters[-definition.n_S0_corrections :]]
-    return torch.stack([torch.ones_like(own[0]), *own], dim=1)
+    """Corrections (V, T) of all echo times, 1 at the first."""
+    names = [p.name for p in definition.parameters[-definition.n_S0_corrections :]]
+    corrections = [values[name] for name in names]
+    return torch.stack([torch.ones_like(corrections[0]), *corrections], dim=1)

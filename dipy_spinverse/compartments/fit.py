@@ -1,19 +1,27 @@
-"""CompartmentFit: the maps of a compartment model, and how sure they are."""
+"""CompartmentFit, and the named arrays of a fit: from estimates and from posterior samples."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from dipy_spinverse.compartments.definition import Definition
+from dipy_spinverse.compartments.fibres import MAX_FIBRES, maps_of, with_fibres
+from dipy_spinverse.compartments.fitting.parameters import NonlinearParameters, physical_values
+from dipy_spinverse.compartments.fitting.variable_projection import SeparableProblem, Solution
+from dipy_spinverse.compartments.posterior.sample import PosteriorSamples
 from dipy_spinverse.voxels.fit import VoxelFit
+from dipy_spinverse.voxels.statistics import ENDINGS, of_draws, summary
 
 if TYPE_CHECKING:
     from dipy_spinverse.compartments.model import CompartmentModel
 
 
 class CompartmentFit(VoxelFit):
-    """What :meth:`CompartmentModel.fit` found; see :class:`VoxelFit` for what a map has.
+    """Result of :meth:`CompartmentModel.fit`; see :class:`VoxelFit` for the attributes of a map.
 
     Attributes
     ----------
@@ -26,16 +34,131 @@ class CompartmentFit(VoxelFit):
     axes : ndarray (..., 3, 3)
         Of up to three populations, as rows, largest first; zero beyond `n_fibres`.
     fibre_fractions : ndarray (..., 3)
-        Their shares of the signal, likeliest; with draws also `fibre_fractions_std`, `_low` and
+        Their fractions of the signal, likeliest; with draws also `fibre_fractions_std`, `_low` and
         `_high`.
     axes_cone : ndarray (..., 3)
-        Angle about each axis that holds 95 % of its draws, degrees.
+        95 % cone of uncertainty: half-angle about each axis, degrees.
     S0_per_te : ndarray (..., K)
         Signal without diffusion at each echo time.
     effective_draws : ndarray (...)
-        Effective number of posterior draws; intervals with less than 20 are rough.
+        Effective sample size of the posterior; intervals with less than 20 are rough.
     """
 
     def __init__(self, model: CompartmentModel, status: np.ndarray, values: dict[str, np.ndarray]):
         super().__init__(model, status, values)
         self.MAPS = (*model.definition.maps, "S0")
+
+
+def compartment_layout(definition: Definition, n_te: int, *, posterior: bool) -> dict[str, object]:
+    """Type and shape of all arrays of a voxel, with the largest number of populations.
+
+    Parameters
+    ----------
+    definition : Definition
+    n_te : int
+        Echo times.
+    posterior : bool
+        Whether the fit has standard deviations and intervals.
+    """
+    largest = with_fibres(definition, MAX_FIBRES)
+    endings = (*ENDINGS, "_likeliest") if posterior else ("", "_likeliest")
+    layout: dict[str, object] = {
+        name + ending: float for name in (*definition.maps, "S0") for ending in endings
+    }
+    if posterior:
+        names = (*(f"fibre_fractions{ending}" for ending in ENDINGS[1:]), "axes_cone")
+        layout |= {"effective_draws": float} | {name: (float, (MAX_FIBRES,)) for name in names}
+    return layout | {
+        "n_fibres": int,
+        "axis": (float, (3,)),
+        "axes": (float, (MAX_FIBRES, 3)),
+        "fibre_fractions": (float, (MAX_FIBRES,)),
+        "S0_per_te": (float, (n_te,)),
+        "_unit": (float, (len(largest.parameters),)),
+        "_fractions": (float, (len(largest.pools),)),
+        "_frames": (float, (9 * len(largest.axes),)),
+        "_score": (float, (len(definition.fixed),)),
+        "_information": (float, (len(definition.fixed),)),
+    }
+
+
+def all_values(
+    definition: Definition, parameters: NonlinearParameters, amplitudes: Tensor
+) -> dict[str, Tensor]:
+    """Scalars, axes, fractions and S0."""
+    total = amplitudes.sum(dim=1)
+    fractions = amplitudes / total.clamp_min(1e-12)[:, None]
+    values = physical_values(definition, parameters) | {"S0": total}
+    return values | {name: fractions[:, k] for k, name in enumerate(definition.pools)}
+
+
+def maps_at(
+    definition: Definition, parameters: NonlinearParameters, amplitudes: Tensor
+) -> dict[str, np.ndarray]:
+    """Maps (V,) at parameters, S0 among them."""
+    values = all_values(definition, parameters, amplitudes)
+    maps = maps_of(definition, values) | {"S0": values["S0"]}
+    return {name: value.numpy() for name, value in maps.items()}
+
+
+def estimate_arrays(problem: SeparableProblem, solution: Solution) -> dict[str, np.ndarray]:
+    """Maps, axes and parameters of the likeliest values, and the size of the residual."""
+    definition, parameters = problem.definition, solution.parameters
+    maps = maps_at(definition, parameters, solution.amplitudes)
+    values = all_values(definition, parameters, solution.amplitudes)
+    axes, fractions = _fibres(definition, values)
+    order = np.argsort(-fractions, axis=1, kind="stable")
+    axes = np.take_along_axis(axes, order[..., None], axis=1)
+    predicted = solution.predicted
+    if problem.rician:
+        # The mean of magnitudes is close to this, noise floor included.
+        predicted = torch.sqrt(predicted**2 + problem.sigma[:, None] ** 2)
+    residual = problem.data - predicted
+    return maps | {
+        **{f"{name}_likeliest": value for name, value in maps.items()},
+        "residual_rms": (residual**2).mean(dim=1).sqrt().numpy(),
+        "axes": axes,
+        "axis": axes[:, 0],
+        "fibre_fractions": np.take_along_axis(fractions, order, axis=1),
+        "_unit": parameters.unit.numpy(),
+        "_fractions": np.stack([values[name].numpy() for name in definition.pools], axis=1),
+        "_frames": parameters.frames.flatten(1).numpy(),
+    }
+
+
+def posterior_arrays(
+    definition: Definition, solution: Solution, samples: PosteriorSamples
+) -> dict[str, np.ndarray]:
+    """Medians, standard deviations and intervals of the maps and of the populations."""
+    parameters, amplitudes = samples.parameters, samples.amplitudes
+    n_voxels = len(samples.effective_size)
+    maps = maps_at(definition, parameters, amplitudes)
+    result = summary({name: value.reshape(-1, n_voxels) for name, value in maps.items()})
+    axes, fractions = (
+        array.reshape(-1, n_voxels, *array.shape[1:])
+        for array in _fibres(definition, all_values(definition, parameters, amplitudes))
+    )
+    axes_at_fit, fractions_at_fit = _fibres(
+        definition, all_values(definition, solution.parameters, solution.amplitudes)
+    )
+    cosine = np.abs(np.einsum("nvki,vki->nvk", axes, axes_at_fit))
+    angle = np.degrees(np.arccos(cosine.clip(max=1)))
+    angle[:, :, len(definition.axes) :] = 0
+    statistics = of_draws(fractions) | {"cone": np.quantile(angle, 0.95, axis=0)}
+    order = np.argsort(-fractions_at_fit, axis=1, kind="stable")
+    for ending, statistic in statistics.items():
+        name = "axes_cone" if ending == "cone" else f"fibre_fractions{ending}"
+        result[name] = np.take_along_axis(statistic, order, axis=1)
+    del result["fibre_fractions"]  # of the likeliest values
+    return result | {"effective_draws": samples.effective_size.numpy()}
+
+
+def _fibres(definition, values):
+    """Axes (V, 3, 3) of up to three populations, and their fractions (V, 3) of the signal."""
+    n_voxels = len(next(iter(values.values())))
+    axes, fractions = np.zeros((n_voxels, MAX_FIBRES, 3)), np.zeros((n_voxels, MAX_FIBRES))
+    for k, name in enumerate(definition.axes[:MAX_FIBRES]):
+        axes[:, k] = values[name].numpy()
+        pools = {c.pool for c in definition.compartments if c.has_axis and c.axis == name}
+        fractions[:, k] = sum(values[pool].numpy() for pool in pools)
+    return axes, fractions

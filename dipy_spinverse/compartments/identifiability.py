@@ -1,4 +1,4 @@
-"""What an acquisition tells nothing about."""
+"""Parameters that an acquisition cannot determine, before any data."""
 
 from __future__ import annotations
 
@@ -7,81 +7,79 @@ import torch
 
 from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.compartments.definition import Definition
-from dipy_spinverse.compartments.fitting.parameters import NonlinearParameters, physical_values
+from dipy_spinverse.compartments.fitting.amplitudes import optimal_amplitudes, predicted_signals
+from dipy_spinverse.compartments.fitting.parameters import NonlinearParameters
 from dipy_spinverse.compartments.fitting.variable_projection import (
-    SeparableProblem,
-    optimal_amplitudes,
-    predicted_signals,
+    Solution,
+    separable_problem,
     signal_jacobian,
 )
-from dipy_spinverse.compartments.signals.encoding import encoding_of
-from dipy_spinverse.compartments.signals.pools import pool_signals
 
-SNR = 100.0
-_USUAL_SNR, _TOLD = 30.0, 2.0  # of the signal without diffusion; standard deviations
-_MOST = 0.8  # of the signal, of the cylinders whose diameter is looked at
-_N_DIAMETERS = 100
+SNR = 100.0  # of the signal without diffusion, better than most scans
+# Posterior over prior standard deviation. Two fractions of which only the sum is determined keep
+# 1 / sqrt(2) = 0.71.
+_UNDETERMINED = 0.7
 _N_DRAWS = 32
 _PRIOR_PRECISION = 12.0  # of a uniform value between 0 and 1
-# Standard deviation of the posterior over that of the prior.
-_UNDETERMINED = 0.7
+# The resolution limit of a diameter: a difference of two standard deviations at a usual SNR, in a
+# voxel with this fraction of cylinders.
+_USUAL_SNR, _SIGNIFICANT = 30.0, 2.0
+_CYLINDER_FRACTION = 0.8
+_N_DIAMETERS = 100
 
 
 def undetermined_parameters(definition: Definition, acquisition: BaseAcquisition) -> list[str]:
-    """Parameters and fractions on which the signals, at an SNR of 100, tell nearly nothing.
+    """Parameters and fractions that the signals, at an SNR of 100, hardly determine.
 
-    By the information at 32 draws from the prior: named is what keeps, in half of them, at least
-    0.7 of its standard deviation (two fractions of which only the sum shows keep 0.71).
+    By the information at 32 draws from the prior: those that keep, in half of them, at least 0.7
+    of their standard deviation.
     """
     rng = np.random.default_rng(0)
     n_scalars, n_axes = len(definition.parameters), len(definition.axes)
     frames = np.linalg.qr(rng.standard_normal((_N_DRAWS, n_axes, 3, 3)))[0]
-    place = NonlinearParameters(
-        torch.tensor(rng.random((_N_DRAWS, n_scalars))), torch.tensor(frames)
-    )
+    unit = torch.tensor(rng.random((_N_DRAWS, n_scalars)))
+    parameters = NonlinearParameters(unit, torch.tensor(frames))
     amplitudes = torch.tensor(rng.dirichlet(np.ones(len(definition.pools)), _N_DRAWS))
-    encoding = encoding_of(acquisition, torch.float64, timed=definition.timed)
-    ones = torch.ones(_N_DRAWS, len(acquisition), dtype=torch.float64)
-    problem = SeparableProblem(definition, pool_signals(definition, encoding), ones, None, None)
-    columns = problem.columns(place)
-    slopes = signal_jacobian(problem, place, columns, amplitudes)
-    changes = SNR * torch.cat([slopes, columns], dim=1)
-    precision = changes @ changes.mT + _PRIOR_PRECISION * torch.eye(changes.shape[1])
+    signals = torch.ones(_N_DRAWS, len(acquisition), dtype=torch.float64)
+    problem = separable_problem(definition, acquisition, signals)
+    basis_signals = problem.basis_signals(parameters)
+    solution = Solution(parameters, basis_signals, amplitudes, torch.ones(_N_DRAWS, dtype=bool))
+    jacobian = signal_jacobian(problem, solution)
+    derivatives = SNR * torch.cat([jacobian, basis_signals], dim=1)
+    information = derivatives @ derivatives.mT
+    precision = information + _PRIOR_PRECISION * torch.eye(derivatives.shape[1])
     variance = torch.diagonal(torch.linalg.inv(precision), dim1=1, dim2=2)
-    kept = torch.sqrt(_PRIOR_PRECISION * variance).median(dim=0).values
-    scalars, pools = kept[:n_scalars], kept[slopes.shape[1] :]
+    ratio = torch.sqrt(_PRIOR_PRECISION * variance).median(dim=0).values
+    ratios = torch.cat([ratio[:n_scalars], ratio[jacobian.shape[1] :]])
     names = [p.name for p in definition.parameters] + list(definition.pools)
-    return [
-        n for n, k in zip(names, torch.cat([scalars, pools]), strict=True) if k > _UNDETERMINED
-    ]
+    return [name for name, r in zip(names, ratios, strict=True) if r > _UNDETERMINED]
 
 
 def resolution_limits(definition: Definition, acquisition: BaseAcquisition) -> dict[str, float]:
     """Of each diameter of cylinders, the value (um) below which all look alike at an SNR of 30.
 
-    The pool of the cylinders has most of the signal, other scalars are in the middle of their
-    range; the fractions may change to hide what the diameter does.
+    Other scalars are in the middle of their range; the fractions may change to compensate.
     """
-    encoding = encoding_of(acquisition, torch.float64, timed=definition.timed)
-    signals_of = pool_signals(definition, encoding)
+    n_scalars, n_pools = len(definition.parameters), len(definition.pools)
+    ones = torch.ones(_N_DIAMETERS, len(acquisition), dtype=torch.float64)
+    problem = separable_problem(definition, acquisition, ones)
     frames = torch.eye(3, dtype=torch.float64).expand(_N_DIAMETERS, len(definition.axes), 3, 3)
-    of_cylinders = {c.arguments["diameter"]: c.pool for c in definition.compartments
-                    if c.kernel == "cylinder"}  # fmt: skip
-    found = {}
+    pool_of = {
+        c.arguments["diameter"]: c.pool for c in definition.compartments if c.kernel == "cylinder"
+    }
+    limits = {}
     for k, parameter in enumerate(definition.parameters):
-        if parameter.name not in of_cylinders:
+        if parameter.name not in pool_of:
             continue
-        unit = torch.full((_N_DIAMETERS, len(definition.parameters)), 0.5, dtype=torch.float64)
+        unit = torch.full((_N_DIAMETERS, n_scalars), 0.5, dtype=torch.float64)
         unit[:, k] = torch.linspace(0, 1, _N_DIAMETERS)
-        values = physical_values(definition, NonlinearParameters(unit, frames))
-        columns = signals_of(values)
-        rest = (1 - _MOST) / max(len(definition.pools) - 1, 1)
-        largest = of_cylinders[parameter.name]
-        shares = [_MOST if pool == largest else rest for pool in definition.pools]
-        amounts = torch.tensor(shares, dtype=torch.float64).expand(_N_DIAMETERS, -1)
-        signals = predicted_signals(columns, amounts)
-        _, squares = optimal_amplitudes(columns[:1].expand_as(columns), signals)
-        told = torch.nonzero(squares * _USUAL_SNR**2 > _TOLD**2)
-        least = int(told[0]) if len(told) else _N_DIAMETERS - 1
-        found[parameter.name] = float(values[parameter.name][least])
-    return found
+        basis_signals = problem.basis_signals(NonlinearParameters(unit, frames))
+        amplitudes = ones.new_full((n_pools,), (1 - _CYLINDER_FRACTION) / max(n_pools - 1, 1))
+        amplitudes[definition.pools.index(pool_of[parameter.name])] = _CYLINDER_FRACTION
+        signals = predicted_signals(basis_signals, amplitudes.expand(_N_DIAMETERS, -1))
+        _, squares = optimal_amplitudes(basis_signals[:1].expand_as(basis_signals), signals)
+        different = torch.nonzero(squares * _USUAL_SNR**2 > _SIGNIFICANT**2)
+        index = int(different[0]) if len(different) else _N_DIAMETERS - 1
+        fraction = float(unit[index, k])
+        limits[parameter.name] = parameter.low + (parameter.high - parameter.low) * fraction
+    return limits

@@ -23,18 +23,13 @@ from dipy_spinverse.compartments.arguments import (
     with_noise,
     without_noise_alone,
 )
-from dipy_spinverse.compartments.chunk import (
-    CompartmentChunkFit,
-    FitSettings,
-    compartment_layout,
-    voxels_per_chunk,
-)
+from dipy_spinverse.compartments.chunk import CompartmentChunkFit, voxels_per_chunk
 from dipy_spinverse.compartments.definition import UNITS, Definition
 from dipy_spinverse.compartments.fibres import maps_of, with_fibres, with_S0_corrections
-from dipy_spinverse.compartments.fit import CompartmentFit
+from dipy_spinverse.compartments.fit import CompartmentFit, compartment_layout
+from dipy_spinverse.compartments.fitting.amplitudes import predicted_signals
 from dipy_spinverse.compartments.fitting.model_test import pooled_score_test
 from dipy_spinverse.compartments.fitting.parameters import NonlinearParameters, physical_values
-from dipy_spinverse.compartments.fitting.variable_projection import predicted_signals
 from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.pools import pool_signals
 from dipy_spinverse.docstrings import fill_doc
@@ -171,41 +166,40 @@ class CompartmentModel(VoxelModel):
         own = self._starts(initial_values, shape) | populations(peaks, shape)
         image = image_of(data, mask, sigma, self.acquisition, own=own, max_memory=max_memory)
         image = with_noise(without_noise_alone(image, self.acquisition))
-        settings = FitSettings(
-            self.likelihood, self.solver, n_draws, self.seed, getattr(torch, self.dtype), crossings
-        )
         n_echo_times = len(self.acquisition.echo_times)
         definition = with_S0_corrections(self.definition, n_echo_times)
-        kinds = 2 * image.voxels.own["n_fibres"] + image.voxels.signed
+        fit_chunk = CompartmentChunkFit(
+            definition, self.acquisition, self.likelihood, self.solver, n_draws, self.seed,
+            getattr(torch, self.dtype), crossings, refine_sigma=sigma is None,
+        )  # fmt: skip
+        groups = 2 * image.voxels.own["n_fibres"] + image.voxels.signed
         status, values = fit_image(
             image,
-            CompartmentChunkFit(
-                definition, self.acquisition, settings, refine_sigma=sigma is None
-            ),
+            fit_chunk,
             compartment_layout(definition, n_echo_times, posterior=n_draws > 0),
             how,
             most=voxels_per_chunk(self.definition, self.acquisition, n_draws),
             model=self,
             options={"n_draws": n_draws, "sigma": sigma, "crossings": crossings, **own},
-            groups=[np.flatnonzero(kinds == kind) for kind in np.unique(kinds)],
+            groups=[np.flatnonzero(groups == group) for group in np.unique(groups)],
         )
-        explained = status[image.status == Status.CONVERGED] != Status.MISFIT
-        score, information = (values[name][explained] for name in ("_score", "_information"))
-        where = (image.status == Status.CONVERGED) & (status != Status.MISFIT)
-        refuted, better = pooled_score_test(self.definition.fixed, score, information, where)
-        status[where] = np.where(refuted, Status.MISFIT, status[where])
-        self._warn_of_values(better, refuted.sum())
+        self._test_fixed_values(image.status, status, values)
         return CompartmentFit(self, status, values)
 
-    def _warn_of_values(self, better, n_voxels):
-        """Warn of known values that are not those of the data."""
-        for name, value in better.items():
-            scale = UNITS[self.definition.unit_of(name)]
+    def _test_fixed_values(self, screened, status, values):
+        """Mark voxels whose neighbourhoods reject a fixed value, and warn of it."""
+        definition, fitted = self.definition, screened == Status.CONVERGED
+        explained = status[fitted] != Status.MISFIT
+        score, information = (values[name][explained] for name in ("_score", "_information"))
+        mask = fitted & (status != Status.MISFIT)
+        rejected, supported = pooled_score_test(definition.fixed, score, information, mask)
+        status[mask] = np.where(rejected, Status.MISFIT, status[mask])
+        for name, value in supported.items():
+            unit = UNITS[definition.unit_of(name)]
             warnings.warn(
-                f"{name} is known as {scale * self.definition.fixed[name]:.3g} to "
-                f"{self.definition.name}, the data as a whole would have about "
-                f"{scale * value:.2g}: the maps are biased ({n_voxels} voxels are MISFIT). Give "
-                "another value, or have it fitted.",
+                f"{name} is fixed at {unit * definition.fixed[name]:.3g} in {definition.name}, "
+                f"but the data as a whole support about {unit * value:.2g}: the maps are biased "
+                f"({rejected.sum()} voxels are MISFIT). Give another value, or have it fitted.",
                 stacklevel=3,
             )
 
@@ -214,27 +208,25 @@ class CompartmentModel(VoxelModel):
     ) -> np.ndarray:
         """Signals (V, M) of the likeliest parameters."""
         encoding = encoding_of(acquisition, torch.float64, timed=self.definition.timed)
-        result, count = np.zeros((len(values["S0"]), len(acquisition))), values["n_fibres"]
+        result, n_fibres = np.zeros((len(values["S0"]), len(acquisition))), values["n_fibres"]
         size = voxels_per_chunk(self.definition, acquisition)
-        for n in np.unique(count):
+        for n in np.unique(n_fibres):
             definition = with_fibres(self.definition, int(n))
-            pools, n_axes = pool_signals(definition, encoding), len(definition.axes)
-            without = pool_signals(definition, encoding.without_diffusion())
-            all_rows = np.flatnonzero(count == n)
+            n_scalars, n_axes = len(definition.parameters), len(definition.axes)
+            pools = pool_signals(definition, encoding)
+            pools_at_b0 = pool_signals(definition, encoding.without_diffusion())
+            all_rows = np.flatnonzero(n_fibres == n)
             for rows in (all_rows[k : k + size] for k in range(0, len(all_rows), size)):
-                place = NonlinearParameters(
-                    torch.tensor(values["_unit"][rows, : len(definition.parameters)]),
-                    torch.tensor(values["_frames"][rows, : 9 * n_axes]).reshape(
-                        len(rows), n_axes, 3, 3
-                    ),
-                )
-                fractions = torch.tensor(values["_fractions"][rows, : len(definition.pools)])
-                columns = pools(physical_values(definition, place))
-                signals = predicted_signals(columns, fractions)
+                unit, frames, fractions = (
+                    torch.tensor(values[name][rows, :width])
+                    for name, width in (("_unit", n_scalars), ("_frames", 9 * n_axes),
+                                        ("_fractions", len(definition.pools)))
+                )  # fmt: skip
+                frames = frames.reshape(len(rows), n_axes, 3, 3)
+                parameters = physical_values(definition, NonlinearParameters(unit, frames))
+                signals = predicted_signals(pools(parameters), fractions)
                 if definition.has_relaxation:
-                    signals = signals / predicted_signals(
-                        without(physical_values(definition, place)), fractions
-                    )
+                    signals = signals / predicted_signals(pools_at_b0(parameters), fractions)
                 result[rows] = signals.numpy()
         return result
 

@@ -1,12 +1,13 @@
-"""How many fibre populations a voxel has, and where they begin: by evidence.
+"""Number of fibre populations of a voxel and their axes, by Bayesian evidence.
 
 Models of 0 to 3 populations are fitted from the directions whose narrow populations explain the
 signals best, all pairs tried. The evidence of each is Laplace's approximation [1]_,
 
     log Z = log L - 1/2 log |1 + H / P| + log n! - (n - 1) log 2
 
-with the information H at the fit, the precision P of a normal prior of the same spread as the
-uniform one, the n! ways to number the populations, and each further one half as likely a priori.
+with the information H at the fit, the precision P of a normal prior with the standard deviation of
+the uniform one, the n! ways to number the populations, and each further one half as likely a
+priori.
 
 References
 ----------
@@ -24,9 +25,13 @@ import torch
 from dipy.core.sphere import unit_icosahedron
 from torch import Tensor
 
+from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.compartments.definition import Definition
-from dipy_spinverse.compartments.fibres import with_fibres
-from dipy_spinverse.compartments.fitting.initial_values import dictionary_initial_values
+from dipy_spinverse.compartments.fibres import MAX_FIBRES, with_fibres
+from dipy_spinverse.compartments.fitting.initial_values import (
+    dictionary_initial_values,
+    tensor_axis_frames,
+)
 from dipy_spinverse.compartments.fitting.parameters import (
     NonlinearParameters,
     orthonormal_frames,
@@ -34,117 +39,133 @@ from dipy_spinverse.compartments.fitting.parameters import (
 )
 from dipy_spinverse.compartments.fitting.variable_projection import (
     SeparableProblem,
-    predicted_signals,
+    Solution,
+    gaussian_approximation,
+    residual_noise,
     signal_jacobian,
     variable_projection,
 )
-from dipy_spinverse.compartments.posterior.amplitude_draws import gaussian_approximation
 from dipy_spinverse.voxels.rician import log_likelihoods
 
-MAX_FIBRES = 3
-# Scalars of candidates, over their range: dispersion is little, the rest usual.
+# Scaled parameters of the candidates: little dispersion, usual values otherwise. By hand; they
+# only set initial values.
 _NARROW, _USUAL = 0.05, 0.6
-_APART = np.cos(np.radians(20.0))  # of candidates
-# Precisions of priors: of values uniform on (0, 1), and of turns of an axis.
-_UNIFORM, _TURNS = 12.0, 3.0
+_LARGEST_COSINE = np.cos(np.radians(20.0))  # between candidates; closer ones look alike
+# Precisions of normal priors: 12 is that of a uniform distribution on (0, 1), 3 that of a
+# component of a uniformly distributed axis.
+_UNIFORM_PRECISION, _ROTATION_PRECISION = 12.0, 3.0
 
 
 def select_populations(
     problem_of: Callable[[Definition], SeparableProblem],
     definition: Definition,
-    frames: Tensor,
-    sigma: Tensor,
+    acquisition: BaseAcquisition,
+    signals: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Number (V,) of populations of most evidence, and their axes (V, 3, 3) as rows.
+    """Number (V,) of populations with the largest evidence, and their axes (V, 3, 3) as rows.
 
     Parameters
     ----------
     problem_of : callable
-        The problem of a definition, in Gaussian form.
+        The least-squares problem of a definition, with its noise where it is known.
     definition : Definition
         Of one population.
-    frames : Tensor (V, 3, 3)
-        Of the tensor, whose last row is where one population begins.
-    sigma : Tensor (V,)
-        Noise.
+    acquisition : BaseAcquisition
+    signals : ndarray (V, M)
     """
-    starts = _directions(problem_of(definition), frames)
+    single_fibre = problem_of(definition)
+    tensor_frames = tensor_axis_frames(acquisition, signals, single_fibre.data.dtype)
+    sigma = single_fibre.sigma
+    if sigma is None:
+        start = dictionary_initial_values(single_fibre, tensor_frames[:, None])[0]
+        sigma = residual_noise(single_fibre, variable_projection(single_fibre, start))
+    candidates = _candidate_axes(single_fibre)
     n_voxels = len(sigma)
-    best = torch.full((n_voxels,), -torch.inf, dtype=torch.float64)
+    largest_evidence = torch.full((n_voxels,), -torch.inf, dtype=torch.float64)
     number, axes = np.zeros(n_voxels, dtype=int), np.tile(np.eye(3), (n_voxels, 1, 1))
     for n in range(MAX_FIBRES + 1):
-        several = with_fibres(definition, n)
-        problem = replace(problem_of(several), sigma=sigma)
+        problem = problem_of(with_fibres(definition, n))
+        problem = replace(problem, sigma=sigma, rician=True)
         if n < 2:
-            turned = frames[:, None].expand(-1, n, -1, -1)
+            frames = tensor_frames[:, None].expand(-1, n, -1, -1)
         else:
-            found = starts[n - 2]
-            turned = orthonormal_frames(found.reshape(-1, 3)).reshape(n_voxels, n, 3, 3)
-        place, columns, amplitudes, _ = variable_projection(
-            problem, dictionary_initial_values(problem, turned)[0]
-        )
-        prior = lgamma(n + 1) - max(n - 1, 0) * log(2)
-        evidence = _evidence(problem, place, columns, amplitudes, sigma) + prior
-        better = (evidence > best).numpy()
-        best = torch.maximum(best, evidence)
-        number[better] = n
-        axes[better, :n] = place.frames[better, :, 2].double().numpy()
+            frames = orthonormal_frames(candidates[n].reshape(-1, 3)).reshape(n_voxels, n, 3, 3)
+        solution = variable_projection(problem, dictionary_initial_values(problem, frames)[0])
+        log_prior = lgamma(n + 1) - max(n - 1, 0) * log(2)
+        evidence = _log_evidence(problem, solution) + log_prior
+        larger = (evidence > largest_evidence).numpy()
+        largest_evidence = torch.maximum(largest_evidence, evidence)
+        number[larger] = n
+        axes[larger, :n] = solution.parameters.frames[larger, :, 2].double().numpy()
     return number, axes
 
 
-def _evidence(problem, place, columns, amplitudes, sigma):
-    slopes = signal_jacobian(problem, place, columns, amplitudes)
-    predicted = predicted_signals(columns, amplitudes)
-    normal = gaussian_approximation(problem, predicted, sigma)
-    white = (torch.cat([slopes, columns], dim=1) * normal.inverse_sd[:, None]).double()
-    n_scalars, n_all = place.unit.shape[1], white.shape[1]
-    precision = torch.full((n_all,), _UNIFORM, dtype=torch.float64)
-    precision[n_scalars : slopes.shape[1]] = _TURNS
-    white = white / torch.sqrt(precision)[:, None]
-    information = white @ white.mT + torch.eye(n_all, dtype=torch.float64)
-    likelihood = log_likelihoods(problem.data, predicted, sigma, problem.sigma is not None)
+def _log_evidence(problem: SeparableProblem, solution: Solution) -> Tensor:
+    """log L - 1/2 log |1 + H / P| (V,)."""
+    jacobian, predicted = signal_jacobian(problem, solution), solution.predicted
+    inverse_sd = gaussian_approximation(problem, predicted).inverse_sd
+    derivatives = torch.cat([jacobian, solution.basis_signals], dim=1) * inverse_sd[:, None]
+    n_scalars, n = solution.parameters.unit.shape[1], derivatives.shape[1]
+    precision = torch.full((n,), _UNIFORM_PRECISION, dtype=torch.float64)
+    precision[n_scalars : jacobian.shape[1]] = _ROTATION_PRECISION
+    scaled = derivatives.double() / torch.sqrt(precision)[:, None]
+    information = scaled @ scaled.mT + torch.eye(n, dtype=torch.float64)
+    likelihood = log_likelihoods(problem.data, predicted, problem.sigma, problem.rician)
     return likelihood.double() - 0.5 * torch.linalg.slogdet(information)[1]
 
 
-def _directions(problem: SeparableProblem, frames: Tensor) -> list[Tensor]:
+def _candidate_axes(problem: SeparableProblem) -> dict[int, Tensor]:
     """Axes (V, 2, 3) and (V, 3, 3) whose narrow populations explain the signals best."""
-    definition, data = problem.definition, problem.data
     vertices = unit_icosahedron.subdivide(n=2).vertices
     vertices = vertices[vertices @ [0.01, 0.1, 1.0] > 0]
-    axes = torch.tensor(vertices, dtype=data.dtype)
-    n = len(axes)
-    units = [_NARROW if p.per_fibre else _USUAL for p in definition.parameters]
-    unit = torch.tensor(units, dtype=data.dtype).expand(n, -1)
-    place = NonlinearParameters(
-        unit, orthonormal_frames(axes)[:, None].expand(-1, len(definition.axes), -1, -1)
-    )
-    pools = problem.pools(physical_values(definition, place))  # (N, K, M)
+    axes = torch.tensor(vertices, dtype=problem.data.dtype)
+    fibre_signals = _fibre_signals(problem, axes)
+    gram, projection = fibre_signals @ fibre_signals.T, problem.data @ fibre_signals.T
+    separated = (axes @ axes.T).abs() < _LARGEST_COSINE
+    pair = _best_pair(gram, projection, separated)
+    third_axis = _best_addition(gram, projection, separated, pair)
+    return {2: axes[pair], 3: axes[torch.cat([pair, third_axis[:, None]], dim=1)]}
+
+
+def _fibre_signals(problem, axes):
+    """Signals (N, M) of narrow populations along axes, projected off the pools without axis."""
+    definition, n = problem.definition, len(axes)
+    scaled = [_NARROW if p.per_fibre else _USUAL for p in definition.parameters]
+    unit = torch.tensor(scaled, dtype=axes.dtype).expand(n, -1)
+    frames = orthonormal_frames(axes)[:, None].expand(-1, len(definition.axes), -1, -1)
+    values = physical_values(definition, NonlinearParameters(unit, frames))
+    pools = problem.pools(values)  # (N, K, M)
     with_axis = {c.pool for c in definition.compartments if c.has_axis}
     fibres = pools[:, [name in with_axis for name in definition.pools]].mean(dim=1)
-    others = pools[0, [name not in with_axis for name in definition.pools]]
-    scale = torch.ones_like(data[0])
-    if problem.scale is not None:  # differs little from voxel to voxel
-        scale = problem.scale.S0.mean(dim=0)[problem.scale.index]
-    basis = torch.linalg.qr((others * scale).T)[0]
-    fibres = fibres * scale - (fibres * scale) @ basis @ basis.T
-    gram, projection = fibres @ fibres.T, data @ fibres.T
-    own = torch.diagonal(gram)
-    determinant = own[:, None] * own - gram**2
-    apart = (axes @ axes.T).abs() < _APART
-    first = (projection[:, :, None] * own - projection[:, None] * gram) / determinant
-    second = first.mT
-    gain = first * projection[:, :, None] + second * projection[:, None]
-    gain = torch.where(apart & (first > 0) & (second > 0), gain, -torch.inf)
+    isotropic = pools[0, [name not in with_axis for name in definition.pools]]
+    scale = torch.ones_like(problem.data[0])
+    if problem.S0 is not None:  # differs little from voxel to voxel
+        scale = problem.S0.mean(dim=0)[problem.te_index]
+    basis = torch.linalg.qr((isotropic * scale).T)[0]
+    return fibres * scale - (fibres * scale) @ basis @ basis.T
+
+
+def _best_pair(gram, projection, separated):
+    """Indices (V, 2) of the pair of populations with the largest gain in the sum of squares."""
+    n, squares = len(gram), torch.diagonal(gram)
+    determinant = squares[:, None] * squares - gram**2
+    amplitude = (projection[:, :, None] * squares - projection[:, None] * gram) / determinant
+    partner = amplitude.mT
+    gain = amplitude * projection[:, :, None] + partner * projection[:, None]
+    gain = torch.where(separated & (amplitude > 0) & (partner > 0), gain, -torch.inf)
     pair = gain.flatten(1).argmax(dim=1)
-    pair = torch.stack([pair // n, pair % n], dim=1)
-    triples = torch.cat(
-        [pair[:, None].expand(-1, n, -1), torch.arange(n).expand(len(data), n)[..., None]], dim=2
-    )
-    square = gram[triples[..., :, None], triples[..., None, :]]
-    right = projection[:, None].expand(-1, n, -1).gather(2, triples)
-    ridge = 1e-6 * own.mean() * torch.eye(3, dtype=data.dtype)
-    amounts = torch.linalg.solve(square + ridge, right)
-    gain = (amounts * right).sum(dim=2)
-    allowed = apart[pair].all(dim=1) & (amounts > 0).all(dim=2)
-    third = torch.where(allowed, gain, -torch.inf).argmax(dim=1)
-    return [axes[pair], axes[torch.cat([pair, third[:, None]], dim=1)]]
+    return torch.stack([pair // n, pair % n], dim=1)
+
+
+def _best_addition(gram, projection, separated, pair):
+    """Index (V,) of the population that explains most together with the pair."""
+    n, n_voxels = len(gram), len(pair)
+    candidates = torch.arange(n).expand(n_voxels, n)[..., None]
+    triples = torch.cat([pair[:, None].expand(-1, n, -1), candidates], dim=2)
+    grams = gram[triples[..., :, None], triples[..., None, :]]
+    projections = projection[:, None].expand(-1, n, -1).gather(2, triples)
+    ridge = 1e-6 * torch.diagonal(gram).mean() * torch.eye(3, dtype=gram.dtype)
+    amplitudes = torch.linalg.solve(grams + ridge, projections)
+    gain = (amplitudes * projections).sum(dim=2)
+    allowed = separated[pair].all(dim=1) & (amplitudes > 0).all(dim=2)
+    return torch.where(allowed, gain, -torch.inf).argmax(dim=1)

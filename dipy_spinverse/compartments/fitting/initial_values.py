@@ -1,73 +1,199 @@
-"""Where searches begin: scalars from a dictionary; and where several of them end."""
+"""Initial values of a search, and the best of the local minima from several of them.
+
+Scalars are the best of a quasi-random dictionary; with the solver "mix" they are refined by
+differential evolution (the MIX scheme [1]_). Axes are given, or those of a diffusion tensor.
+
+References
+----------
+.. [1] Farooq et al., Sci. Rep. 6 (2016) 38927, https://doi.org/10.1038/srep38927
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from scipy.stats import qmc
 from torch import Tensor
 
-from dipy_spinverse.compartments.fitting.parameters import NonlinearParameters, concatenated
+from dipy_spinverse.acquisition import BaseAcquisition
+from dipy_spinverse.compartments.fitting.amplitudes import optimal_amplitudes
+from dipy_spinverse.compartments.fitting.parameters import (
+    NonlinearParameters,
+    apply_step,
+    n_nonlinear,
+    orthonormal_frames,
+    scaled_parameters,
+)
 from dipy_spinverse.compartments.fitting.variable_projection import (
     SeparableProblem,
-    optimal_amplitudes,
+    Solution,
     variable_projection,
 )
+from dipy_spinverse.voxels.tensor_frames import tensor_frames
 
+# Chosen by hand. The best fit is that of one start for NODDI and IVIM, and of four in all of 60
+# voxels for ZCD (benchmarks/notes/compartments.md, "Starts").
 _DICTIONARY_SIZE = 16
-MEASURED_S0 = 0.5  # of levels: S0 of echo times is what the b0 say
-_APART = 0.35  # of starts, in ranges
+_LEAST_DISTANCE = 0.35  # between initial values, in ranges of the scalars
+MEASURED_S0 = 0.5  # scaled S0 correction of 1: S0 of the echo time is the mean b0
+# Differential evolution: population and crossover as usual (Storn and Price, J. Glob. Optim. 11
+# (1997) 341, https://doi.org/10.1023/A:1008202821328); generations chosen by hand.
+_MEMBERS_PER_UNKNOWN, _LEAST_MEMBERS = 6, 8
+_GENERATIONS = 30
+_INITIAL_ROTATION = 0.3  # rad, largest rotation of the first members' axes
+_CROSSOVER = 0.7  # probability that an unknown is the mutant's
+
+
+def initial_values(
+    problem: SeparableProblem,
+    acquisition: BaseAcquisition,
+    voxel_attributes: Mapping[str, np.ndarray],
+    solver: str,
+    seed: int,
+) -> list[NonlinearParameters]:
+    """Parameter vectors from which the searches of all voxels begin.
+
+    Parameters
+    ----------
+    problem : SeparableProblem
+    acquisition : BaseAcquisition
+    voxel_attributes : mapping of ndarray (V, ...)
+        "initial NAME" of all values, or the "axes" (V, 3, 3) of fibre populations, or neither.
+    solver : {"variable-projection", "mix"}
+    seed : int
+        Of differential evolution.
+    """
+    definition, dtype = problem.definition, problem.data.dtype
+    values = {
+        name.removeprefix("initial "): torch.tensor(value, dtype=dtype)
+        for name, value in voxel_attributes.items()
+        if name.startswith("initial ")
+    }
+    if values:
+        ones = torch.ones(len(problem.data), dtype=dtype)
+        n_estimated = len(definition.parameters) - definition.n_S0_corrections
+        values |= {p.name: ones for p in definition.parameters[n_estimated:]}
+        return [scaled_parameters(definition, values)]
+    n_axes = len(definition.axes)
+    if "axes" in voxel_attributes:
+        axes = torch.tensor(voxel_attributes["axes"], dtype=dtype)[:, :n_axes]
+        frames = orthonormal_frames(axes.reshape(-1, 3)).reshape(len(axes), n_axes, 3, 3)
+    else:
+        frames = tensor_axis_frames(acquisition, problem.data.numpy(), dtype)
+        frames = frames[:, None].expand(-1, n_axes, -1, -1)
+    if solver == "mix":
+        (start,) = dictionary_initial_values(problem, frames)
+        return [differential_evolution(problem, start, seed)]
+    # Several populations have too many unknowns for a few initial values to help.
+    n_starts = definition.n_starts if definition.n_fibres < 2 else 1
+    return dictionary_initial_values(problem, frames, n_starts)
+
+
+def tensor_axis_frames(
+    acquisition: BaseAcquisition, signals: np.ndarray, dtype: torch.dtype
+) -> Tensor:
+    """Frames (V, 3, 3) whose axis is the first eigenvector of a diffusion tensor."""
+    frames = torch.tensor(tensor_frames(acquisition, signals), dtype=dtype)
+    return orthonormal_frames(frames[:, 2], frames[:, 1])
 
 
 def dictionary_initial_values(
     problem: SeparableProblem, frames: Tensor, n_starts: int = 1
 ) -> list[NonlinearParameters]:
-    """The best of 16 quasi-random scalars in every voxel, with given frames (V, A, 3, 3).
+    """The best of 16 quasi-random scalars in each voxel, with given frames (V, A, 3, 3).
 
-    Further starts are the best of those that lie apart from the former ones.
+    Further initial values are the best of those at a distance from the former ones.
     """
-    n_voxels, n_levels = len(problem.data), problem.definition.n_S0_corrections
-    n = len(problem.definition.parameters) - n_levels
+    n_voxels, n_corrections = len(problem.data), problem.definition.n_S0_corrections
+    n = len(problem.definition.parameters) - n_corrections
     if n == 0:
-        return [NonlinearParameters(frames.new_full((n_voxels, n_levels), MEASURED_S0), frames)]
+        unit = frames.new_full((n_voxels, n_corrections), MEASURED_S0)
+        return [NonlinearParameters(unit, frames)]
     points = qmc.Halton(n, scramble=False).random(_DICTIONARY_SIZE + 1)[1:]
-    points = np.pad(points, ((0, 0), (0, n_levels)), constant_values=MEASURED_S0)
-    points = torch.tensor(points, dtype=frames.dtype)
-    # Scalars of one voxel are those of all.
-    places = (NonlinearParameters(point[None], frames) for point in points)
-    costs = torch.stack(
-        [optimal_amplitudes(problem.columns(p), problem.data)[1] for p in places], 1
+    points = np.pad(points, ((0, 0), (0, n_corrections)), constant_values=MEASURED_S0)
+    dictionary = torch.tensor(points, dtype=frames.dtype)
+    misfits = torch.stack(
+        [_misfit(problem, NonlinearParameters(unit[None], frames)) for unit in dictionary], dim=1
     )
-    near = torch.cdist(points, points) < _APART
+    close = torch.cdist(dictionary, dictionary) < _LEAST_DISTANCE
     starts = []
     for _ in range(n_starts):
-        best = costs.argmin(dim=1)
-        starts.append(NonlinearParameters(points[best], frames))
-        costs = torch.where(near[best], torch.inf, costs)
+        lowest = misfits.argmin(dim=1)
+        starts.append(NonlinearParameters(dictionary[lowest], frames))
+        misfits = torch.where(close[lowest], torch.inf, misfits)
     return starts
 
 
-def best_local_minimum(problem: SeparableProblem, starts: list[NonlinearParameters]):
-    """Search from all starts.
+def _misfit(problem, parameters):
+    """Sum of squares (V,) with the optimal amplitudes."""
+    return optimal_amplitudes(problem.basis_signals(parameters), problem.data)[1]
 
-    Returns
-    -------
-    place : Place
-    columns : Tensor (V, K, M)
-    amplitudes : Tensor (V, K)
-    converged : Tensor (V,) of bool
-        Of the best end.
-    ends : list of Place
-        All, the best first.
-    """
+
+def best_local_minimum(
+    problem: SeparableProblem, starts: list[NonlinearParameters]
+) -> tuple[Solution, list[NonlinearParameters]]:
+    """The best of the local minima from all initial values, and all of them, the best first."""
     if len(starts) == 1:
-        place, columns, amplitudes, converged = variable_projection(problem, starts[0])
-        return place, columns, amplitudes, converged, [place]
+        solution = variable_projection(problem, starts[0])
+        return solution, [solution.parameters]
     n_voxels, n = len(problem.data), len(starts)
-    every = problem.of_voxels(torch.arange(n_voxels).repeat(n))
-    place, columns, amplitudes, converged = variable_projection(every, concatenated(starts))
-    best = every.misfit(columns, amplitudes).reshape(n, n_voxels).argmin(dim=0)
-    voxels = torch.arange(n_voxels)
-    ends = [place.of_voxels((best + k) % n * n_voxels + voxels) for k in range(n)]
-    rows = best * n_voxels + voxels
-    return ends[0], columns[rows], amplitudes[rows], converged[rows], ends
+    replicated = problem.of_voxels(torch.arange(n_voxels).repeat(n))
+    units, frames = (torch.cat(column) for column in zip(*map(_tensors, starts), strict=True))
+    solutions = variable_projection(replicated, NonlinearParameters(units, frames))
+    best_start = replicated.misfit(solutions.predicted).reshape(n, n_voxels).argmin(dim=0)
+    rows = [(best_start + k) % n * n_voxels + torch.arange(n_voxels) for k in range(n)]
+    return solutions.of_voxels(rows[0]), [solutions.parameters.of_voxels(row) for row in rows]
+
+
+def _tensors(parameters):
+    return parameters.unit, parameters.frames
+
+
+def differential_evolution(
+    problem: SeparableProblem, start: NonlinearParameters, seed: int
+) -> NonlinearParameters:
+    """Best member of a population after 30 generations (best of two and random differences).
+
+    Parameters
+    ----------
+    problem : SeparableProblem
+    start : NonlinearParameters
+        A member, and the origin of the axes' rotations.
+    seed : int
+    """
+    rng = np.random.default_rng(seed)
+    n, n_scalars = n_nonlinear(problem.definition), start.unit.shape[1]
+    if n == 0:
+        return start
+    n_members, n_voxels = max(_LEAST_MEMBERS, _MEMBERS_PER_UNKNOWN * n), len(start.unit)
+
+    def random(*shape):
+        return torch.tensor(rng.random(shape), dtype=start.unit.dtype)
+
+    def parameters_of(member):
+        step = torch.cat([member[:, :n_scalars] - start.unit, member[:, n_scalars:]], dim=1)
+        return apply_step(problem.definition, start, step)
+
+    members = random(n_members, n_voxels, n)
+    members[..., n_scalars:] = _INITIAL_ROTATION * (2 * members[..., n_scalars:] - 1)
+    members[0, :, :n_scalars], members[0, :, n_scalars:] = start.unit, 0
+    misfits = torch.stack([_misfit(problem, parameters_of(member)) for member in members])
+    voxel = torch.arange(n_voxels)
+    for _ in range(_GENERATIONS):
+        leader = members[misfits.argmin(dim=0), voxel]
+        for k in range(n_members):
+            i, j = rng.choice(n_members, 2, replace=False)
+            mutant = leader + (0.5 + 0.5 * rng.random()) * (members[i] - members[j])
+            trial = torch.where(random(n_voxels, n) < _CROSSOVER, mutant, members[k])
+            scalars, previous = trial[:, :n_scalars], members[k][:, :n_scalars]
+            # Outside of the bounds: halfway from the member to the bound.
+            scalars = torch.where(scalars > 1, 0.5 * (1 + previous), scalars)
+            scalars = torch.where(trial[:, :n_scalars] < 0, 0.5 * previous, scalars)
+            trial = torch.cat([scalars, trial[:, n_scalars:]], dim=1)
+            misfit = _misfit(problem, parameters_of(trial))
+            lower = misfit < misfits[k]
+            members[k] = torch.where(lower[:, None], trial, members[k])
+            misfits[k] = torch.where(lower, misfit, misfits[k])
+    return parameters_of(members[misfits.argmin(dim=0), voxel])

@@ -1,8 +1,8 @@
-"""Where a search is: scalars in the unit box, and a frame for each axis."""
+"""The non-linear parameters of a fit: scalars in the unit interval, and a frame for each axis."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,9 @@ from torch import Tensor
 
 from dipy_spinverse.compartments.definition import Definition
 
-_LEAST_COSINE = 0.1  # between axes that a plane which touches the sphere at one still holds
+# Limits the tangent of the angle between axes to 10: the tangent plane at one axis has no
+# coordinates for axes perpendicular to it.
+_LEAST_COSINE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,28 +22,25 @@ class NonlinearParameters:
     Attributes
     ----------
     unit : Tensor (V, P)
-        Scalars over their range.
+        Scalars, scaled from their bounds to 0 and 1.
     frames : Tensor (V, A, 3, 3)
-        Orthonormal rows: fan axis, third axis, axis.
+        Orthonormal rows: fan axis, normal of the fan, axis.
     """
 
     unit: Tensor
     frames: Tensor
 
     def of_voxels(self, index) -> NonlinearParameters:
-        """Some of the voxels."""
+        """Those of some of the voxels."""
         return NonlinearParameters(self.unit[index], self.frames[index])
+
+    def repeated(self, n: int) -> NonlinearParameters:
+        """n copies (n V), voxels varying fastest."""
+        return NonlinearParameters(self.unit.repeat(n, 1), self.frames.repeat(n, 1, 1, 1))
 
     def put(self, index, other: NonlinearParameters) -> None:
         """Overwrite some of the voxels."""
         self.unit[index], self.frames[index] = other.unit, other.frames
-
-
-def concatenated(places: Sequence[NonlinearParameters]) -> NonlinearParameters:
-    """Places one after the other."""
-    return NonlinearParameters(
-        torch.cat([p.unit for p in places]), torch.cat([p.frames for p in places])
-    )
 
 
 def n_nonlinear(definition: Definition) -> int:
@@ -50,33 +49,31 @@ def n_nonlinear(definition: Definition) -> int:
 
 
 def apply_step(
-    definition: Definition, place: NonlinearParameters, step: Tensor
+    definition: Definition, parameters: NonlinearParameters, step: Tensor
 ) -> NonlinearParameters:
-    """Place after a step (V, N): scalars first, then turns of the axes, then of the fans."""
-    n, n_axes = len(definition.parameters), len(definition.axes)
-    unit = place.unit + step[:, :n]
+    """Parameters after a step (V, N) of the scalars, then rotations of the axes and the fans."""
+    n_scalars, n_axes = len(definition.parameters), len(definition.axes)
+    unit = parameters.unit + step[:, :n_scalars]
     frames = []
     for k, name in enumerate(definition.axes):
-        fan, third, axis = place.frames[:, k].unbind(dim=1)
-        turn = step[:, n + 2 * k : n + 2 * k + 2]
-        new_axis = axis + turn[:, :1] * fan + turn[:, 1:] * third
-        new_axis = new_axis / new_axis.norm(dim=1, keepdim=True)
-        new_fan = fan
+        fan, normal, axis = parameters.frames[:, k].unbind(dim=1)
+        tangent = step[:, n_scalars + 2 * k : n_scalars + 2 * k + 2]
+        axis = axis + tangent[:, :1] * fan + tangent[:, 1:] * normal
+        axis = axis / axis.norm(dim=1, keepdim=True)
         if name in definition.fanned_axes:
-            column = n + 2 * n_axes + definition.fanned_axes.index(name)
-            new_fan = fan + step[:, column : column + 1] * third
-        new_fan = new_fan - (new_fan * new_axis).sum(dim=1, keepdim=True) * new_axis
-        new_fan = new_fan / new_fan.norm(dim=1, keepdim=True)
-        new_third = torch.linalg.cross(new_axis, new_fan)
-        frames.append(torch.stack([new_fan, new_third, new_axis], dim=1))
-    return NonlinearParameters(unit, torch.stack(frames, dim=1) if frames else place.frames)
+            column = n_scalars + 2 * n_axes + definition.fanned_axes.index(name)
+            fan = fan + step[:, column : column + 1] * normal
+        fan = fan - (fan * axis).sum(dim=1, keepdim=True) * axis
+        fan = fan / fan.norm(dim=1, keepdim=True)
+        frames.append(torch.stack([fan, torch.linalg.cross(axis, fan), axis], dim=1))
+    return NonlinearParameters(unit, torch.stack(frames, dim=1) if frames else parameters.frames)
 
 
 def rotations_between(
-    definition: Definition, place: NonlinearParameters, other: NonlinearParameters
+    definition: Definition, origin: NonlinearParameters, target: NonlinearParameters
 ) -> Tensor:
-    """Turns (V, T) that lead from the frames of a place to those of another, about."""
-    components = other.frames @ place.frames.mT
+    """Rotation steps (V, T) from the frames of `origin` to those of `target`, to first order."""
+    components = target.frames @ origin.frames.mT
     axis = components[:, :, 2]
     tangents = (axis[..., :2] / _away_from_zero(axis[..., 2:])).flatten(1)
     with_fan = [definition.axes.index(name) for name in definition.fanned_axes]
@@ -84,45 +81,44 @@ def rotations_between(
     return torch.cat([tangents, fan[..., 1] / _away_from_zero(fan[..., 0])], dim=1)
 
 
-def _away_from_zero(x):
-    return torch.where(x < 0, -1.0, 1.0) * x.abs().clamp_min(_LEAST_COSINE)
+def _away_from_zero(cosine):
+    return torch.where(cosine < 0, -1.0, 1.0) * cosine.abs().clamp_min(_LEAST_COSINE)
 
 
-def physical_values(definition: Definition, place: NonlinearParameters) -> dict[str, Tensor]:
-    """Non-linear values, scalars (V,) and axes (V, 3)."""
+def physical_values(definition: Definition, parameters: NonlinearParameters) -> dict[str, Tensor]:
+    """Scalars (V,) in the units of the definition and axes (V, 3), fixed values among them."""
+    unit, frames = parameters.unit, parameters.frames
     values = {
-        p.name: p.low + (p.high - p.low) * place.unit[:, k]
-        for k, p in enumerate(definition.parameters)
+        p.name: p.low + (p.high - p.low) * unit[:, k] for k, p in enumerate(definition.parameters)
     }
     for name, value in definition.fixed.items():
-        values[name] = place.unit.new_full((len(place.unit),), value)
+        values[name] = unit.new_full((len(unit),), value)
     for k, name in enumerate(definition.axes):
-        values[name] = place.frames[:, k, 2]
+        values[name] = frames[:, k, 2]
         if name in definition.fanned_axes:
-            values[f"{name}_fan"] = place.frames[:, k, 0]
+            values[f"{name}_fan"] = frames[:, k, 0]
     if not values:  # expressions take the number of voxels from any value
-        values["_"] = place.unit.new_zeros(len(place.unit))
+        values["_"] = unit.new_zeros(len(unit))
     return values
 
 
 def scaled_parameters(definition: Definition, values: Mapping[str, Tensor]) -> NonlinearParameters:
-    """Inverse of `values_of`."""
-    like = next(iter(values.values()))
+    """Inverse of `physical_values`."""
+    template = next(iter(values.values()))
     columns = [(values[p.name] - p.low) / (p.high - p.low) for p in definition.parameters]
-    unit = torch.stack(columns, dim=1) if columns else like.new_zeros(len(like), 0)
+    unit = torch.stack(columns, dim=1) if columns else template.new_zeros(len(template), 0)
     frames = [
         orthonormal_frames(values[name], values.get(f"{name}_fan")) for name in definition.axes
     ]
-    none = like.new_zeros(len(like), 0, 3, 3)
-    return NonlinearParameters(unit, torch.stack(frames, dim=1) if frames else none)
+    no_frames = template.new_zeros(len(template), 0, 3, 3)
+    return NonlinearParameters(unit, torch.stack(frames, dim=1) if frames else no_frames)
 
 
 def orthonormal_frames(axis: Tensor, fan: Tensor | None = None) -> Tensor:
-    """Frames (V, 3, 3) with `axis` (V, 3) last and `fan`, or any direction across, first."""
+    """Frames (V, 3, 3) with `axis` (V, 3) last and `fan`, or any perpendicular, first."""
     axis = axis / axis.norm(dim=1, keepdim=True)
     if fan is None:
-        smallest = axis.abs().argmin(dim=1)
-        fan = torch.nn.functional.one_hot(smallest, 3).to(axis.dtype)
+        fan = torch.nn.functional.one_hot(axis.abs().argmin(dim=1), 3).to(axis.dtype)
     fan = fan - (fan * axis).sum(dim=1, keepdim=True) * axis
     fan = fan / fan.norm(dim=1, keepdim=True)
     return torch.stack([fan, torch.linalg.cross(axis, fan), axis], dim=1)

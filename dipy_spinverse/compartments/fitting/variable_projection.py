@@ -1,9 +1,9 @@
 """Levenberg-Marquardt with the linear amplitudes eliminated (variable projection) [1]_.
 
-All voxels at once. Bounds are kept by projection; a parameter at its bound that would leave is
-held. Rician magnitudes are fitted by least squares to the measurements times I1/I0 of their
-signal-to-noise [2]_: this bounds the likelihood from above and touches it where it was computed,
-so that each step that lowers the sum of squares raises the likelihood.
+All voxels at once. Bounds are kept by projection: a parameter at a bound whose gradient points
+outwards does not move. Rician magnitudes are fitted by least squares to the measurements times
+I1/I0 of their signal-to-noise ratio [2]_: this sum of squares bounds minus the log-likelihood from
+above and touches it where it was computed, so that each step that lowers it raises the likelihood.
 
 References
 ----------
@@ -14,62 +14,49 @@ References
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
+from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.compartments.definition import Definition
 from dipy_spinverse.compartments.fibres import S0_corrections
-from dipy_spinverse.compartments.fitting.fractions import nonnegative_amplitudes
+from dipy_spinverse.compartments.fitting.amplitudes import optimal_amplitudes, predicted_signals
 from dipy_spinverse.compartments.fitting.parameters import (
     NonlinearParameters,
     apply_step,
     n_nonlinear,
     physical_values,
 )
+from dipy_spinverse.compartments.signals.encoding import encoding_of
+from dipy_spinverse.compartments.signals.pools import pool_signals
 from dipy_spinverse.inversion.levenberg_marquardt import Damping, levenberg_marquardt
-from dipy_spinverse.voxels.rician import log_likelihoods, rician_target
+from dipy_spinverse.voxels.noise import noise_from_residual
+from dipy_spinverse.voxels.rician import (
+    LEAST_NOISE,
+    log_likelihoods,
+    rician_information,
+    rician_target,
+)
 
-# Relative to the curvature of each direction.
+# Marquardt's scheme, relative to the curvature of each direction; factors chosen by hand.
 _DAMPING = Damping(initial=1e-2, minimum=1e-7, maximum=1e6, growth=8.0)
-_SHRINK = 0.1
-_MOST_STEPS = 40
-# Of the range of a scalar, and rad.
-_SMALL_STEP = 1e-3
-# Of the sum of squares.
-_SMALL_GAIN = 1e-5
-# Of differences: noise of arithmetic and curvature change slopes by less than 1e-3.
+_DAMPING_DECREASE = 0.1
+_MAX_STEPS = 40
+# A voxel has converged where a step is smaller than this (range of a scalar, rad) or lowers the
+# sum of squares by less; the former is a hundredth of usual standard errors.
+_SMALL_STEP, _SMALL_GAIN = 1e-3, 1e-5
+# Of differences, near the root of the arithmetic's precision: rounding and curvature change
+# derivatives by less than 1e-3.
 _DIFFERENCE = {torch.float32: 1e-3, torch.float64: 1e-5}
-# rad, of one step.
-_LARGEST_TURN = 0.5
-
-
-@dataclass(frozen=True, eq=False)
-class EchoTimeScale:
-    """What the b0 say of several echo times.
-
-    Attributes
-    ----------
-    S0 : Tensor (V, K) or (1, K)
-        Of each, over that of the first.
-    index : Tensor (M,) of int
-        Echo time of each measurement.
-    """
-
-    S0: Tensor
-    index: Tensor
-
-    def of_voxels(self, index) -> EchoTimeScale:
-        """Some of the voxels."""
-        return self if len(self.S0) == 1 else EchoTimeScale(self.S0[index], self.index)
+_LARGEST_ROTATION = 0.5  # rad, of one step: the tangent plane is flat to 10 %
 
 
 @dataclass(frozen=True, eq=False)
 class SeparableProblem:
-    """Measurements of V voxels and what explains them.
+    """Measurements of V voxels and the model of their signals, linear in the amplitudes.
 
     Attributes
     ----------
@@ -77,139 +64,155 @@ class SeparableProblem:
     pools : callable
         From values to signals (V, K, M), as `signals.pool_signals` makes.
     data : Tensor (V, M)
-    scale : Scale or None
-        None where all echo times have the same S0, or compartments relax.
+    S0 : Tensor (V, T) or None
+        Mean b0 signal at each echo time over that at the first; None where all echo times have
+        the same S0, or compartments relax.
+    te_index : Tensor (M,) of int
+        Echo time of each measurement.
     sigma : Tensor (V,) or None
-        Noise in each channel for the Rician likelihood, None for the Gaussian one.
+        Standard deviation of the noise in each channel; None where it is not known yet.
+    rician : bool
+        Whether the data are magnitudes with the Rician likelihood; else it is Gaussian.
     """
 
     definition: Definition
     pools: Callable[[dict[str, Tensor]], Tensor]
     data: Tensor
-    scale: EchoTimeScale | None
-    sigma: Tensor | None
+    S0: Tensor | None
+    te_index: Tensor
+    sigma: Tensor | None = None
+    rician: bool = False
 
     def of_voxels(self, index) -> SeparableProblem:
-        """Some of the voxels."""
-        sigma = None if self.sigma is None else self.sigma[index]
-        scale = None if self.scale is None else self.scale.of_voxels(index)
-        return SeparableProblem(self.definition, self.pools, self.data[index], scale, sigma)
+        """That of some of the voxels."""
+        S0, sigma = (None if x is None else x[index] for x in (self.S0, self.sigma))
+        return replace(self, data=self.data[index], S0=S0, sigma=sigma)
 
-    def columns(self, place: NonlinearParameters, voxels=slice(None)) -> Tensor:
-        """Signals of the pools (R, K, M) at places of the voxels (R,), all where not given."""
-        return self.columns_of(physical_values(self.definition, place), voxels)
+    def basis_signals(self, parameters: NonlinearParameters, voxels=slice(None)) -> Tensor:
+        """Signals of the pools (R, K, M) at parameters of the voxels (R,), all by default."""
+        return self.basis_signals_of(physical_values(self.definition, parameters), voxels)
 
-    def columns_of(self, values: dict[str, Tensor], voxels=slice(None)) -> Tensor:
-        """As `columns`, of values."""
+    def basis_signals_of(self, values: dict[str, Tensor], voxels=slice(None)) -> Tensor:
+        """As `basis_signals`, of physical values."""
         signals = self.pools(values)
-        if self.scale is None:
+        if self.S0 is None:
             return signals
-        S0 = self.scale.of_voxels(voxels).S0 * S0_corrections(self.definition, values)
-        return S0[:, None, self.scale.index] * signals
+        S0 = self.S0[voxels] * S0_corrections(self.definition, values)
+        return S0[:, None, self.te_index] * signals
 
-    def misfit(self, columns: Tensor, amplitudes: Tensor) -> Tensor:
-        """Sum of squares, or minus twice the logarithm of the likelihood, (V,)."""
-        predicted = predicted_signals(columns, amplitudes)
-        if self.sigma is None:
-            return ((self.data - predicted) ** 2).sum(dim=1)
-        return -2 * log_likelihoods(self.data, predicted, self.sigma, rician=True)
+    def target(self, predicted: Tensor) -> Tensor:
+        """What least squares fit near `predicted` (V, M): the data, or their Rician surrogate."""
+        return rician_target(self.data, predicted, self.sigma if self.rician else None)
 
-
-def optimal_amplitudes(columns: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Best amplitudes (V, K) and sum of squares (V,) of columns (V or 1, K, M)."""
-    arrays = columns.contiguous().numpy(), target.contiguous().numpy()
-    gram, projection = (torch.from_numpy(each) for each in _normal_equations(*arrays))
-    amplitudes = nonnegative_amplitudes(gram, projection)
-    return amplitudes, torch.from_numpy(_squares(*arrays, amplitudes.numpy()))
+    def misfit(self, predicted: Tensor) -> Tensor:
+        """Sum of squares, or minus twice the Rician log-likelihood, (V,)."""
+        if self.rician:
+            return -2 * log_likelihoods(self.data, predicted, self.sigma, rician=True)
+        return ((self.data - predicted) ** 2).sum(dim=1)
 
 
-@njit(cache=True, nogil=True, fastmath=True)
-def _normal_equations(columns, target):
-    """A^T A (V, K, K) and A^T y (V, K)."""
-    n_voxels, n_pools = len(target), columns.shape[1]
-    gram = np.empty((n_voxels, n_pools, n_pools), columns.dtype)
-    projection = np.empty((n_voxels, n_pools), columns.dtype)
-    for v in range(n_voxels):
-        own, y = columns[min(v, len(columns) - 1)], target[v]
-        for k in range(n_pools):
-            projection[v, k] = _product(own[k], y)
-            for j in range(k + 1):
-                gram[v, k, j] = gram[v, j, k] = _product(own[k], own[j])
-    return gram, projection
+def separable_problem(
+    definition: Definition,
+    acquisition: BaseAcquisition,
+    signals: Tensor,
+    S0: Tensor | None = None,
+) -> SeparableProblem:
+    """The least-squares problem of signals (V, M) over S0 (V, T), which also set the precision."""
+    encoding = encoding_of(acquisition, signals.dtype, timed=definition.timed)
+    S0 = S0 if definition.n_S0_corrections else None
+    te_index = torch.tensor(acquisition.te_index)
+    return SeparableProblem(definition, pool_signals(definition, encoding), signals, S0, te_index)
 
 
-@njit(cache=True, nogil=True, fastmath=True)
-def _product(first, second):
-    total = 0.0  # in double precision: three fibres and water are nearly dependent
-    for m in range(len(first)):
-        total += first[m] * second[m]
-    return total
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Parameters of V voxels with the signals that they predict.
 
-
-@njit(cache=True, nogil=True, fastmath=True)
-def _squares(columns, target, amplitudes):
-    """|y - A w|^2 (V,)."""
-    result, rest = np.empty(len(target), target.dtype), np.empty(target.shape[1], target.dtype)
-    for v in range(len(target)):
-        rest[:] = target[v]
-        for k in range(columns.shape[1]):
-            own, amount = columns[min(v, len(columns) - 1), k], amplitudes[v, k]
-            for m in range(len(rest)):
-                rest[m] -= amount * own[m]
-        result[v] = _product(rest, rest)
-    return result
-
-
-def predicted_signals(columns: Tensor, amplitudes: Tensor) -> Tensor:
-    """Signals (V, M) of pools (V, K, M) with amplitudes (V, K)."""
-    return (amplitudes[:, None] @ columns)[:, 0]
-
-
-def variable_projection(problem: SeparableProblem, start: NonlinearParameters):
-    """Search from a start until no voxel gains.
-
-    Parameters
+    Attributes
     ----------
-    problem : Problem
-    start : Place
-
-    Returns
-    -------
-    place : Place
-    columns : Tensor (V, K, M)
-        Signals of the pools there.
+    parameters : NonlinearParameters
+    basis_signals : Tensor (V, K, M)
     amplitudes : Tensor (V, K)
     converged : Tensor (V,) of bool
     """
-    place = NonlinearParameters(start.unit.clone(), start.frames.clone())
-    columns = problem.columns(place)
-    amplitudes, _ = optimal_amplitudes(columns, problem.data)
+
+    parameters: NonlinearParameters
+    basis_signals: Tensor
+    amplitudes: Tensor
+    converged: Tensor
+
+    @property
+    def predicted(self) -> Tensor:
+        """Signals (V, M)."""
+        return predicted_signals(self.basis_signals, self.amplitudes)
+
+    def of_voxels(self, index) -> Solution:
+        """That of some of the voxels."""
+        tensors = (x[index] for x in (self.basis_signals, self.amplitudes, self.converged))
+        return Solution(self.parameters.of_voxels(index), *tensors)
+
+
+def solution_at(
+    problem: SeparableProblem, parameters: NonlinearParameters, target: Tensor | None = None
+) -> Solution:
+    """Parameters with their optimal amplitudes for a target (V, M), the data by default."""
+    basis_signals = problem.basis_signals(parameters)
+    amplitudes, _ = optimal_amplitudes(basis_signals, problem.data if target is None else target)
+    converged = torch.zeros(len(amplitudes), dtype=torch.bool)
+    return Solution(parameters, basis_signals, amplitudes, converged)
+
+
+def variable_projection(
+    problem: SeparableProblem, initial_values: NonlinearParameters
+) -> Solution:
+    """Local minimum from initial values: damped steps until no voxel gains."""
+    unit, frames = initial_values.unit.clone(), initial_values.frames.clone()
+    solution = solution_at(problem, NonlinearParameters(unit, frames))
 
     def advance(rows, damping):
-        part, at = problem.of_voxels(rows), place.of_voxels(rows)
-        own = columns[rows], amplitudes[rows]
-        new, columns[rows], amplitudes[rows], better, small = _step(part, at, *own, damping)
-        place.put(rows, new)
-        return better, small, _SHRINK
+        trial, lower, small = _step(problem.of_voxels(rows), solution.of_voxels(rows), damping)
+        solution.parameters.put(rows, trial.parameters)
+        solution.basis_signals[rows] = trial.basis_signals
+        solution.amplitudes[rows] = trial.amplitudes
+        return lower, small, _DAMPING_DECREASE
 
-    converged, _ = levenberg_marquardt(advance, problem.data[:, 0], _DAMPING, _MOST_STEPS)
-    return place, columns, amplitudes, converged
+    converged, _ = levenberg_marquardt(advance, problem.data[:, 0], _DAMPING, _MAX_STEPS)
+    return replace(solution, converged=converged)
 
 
-def _step(problem, place, columns, amplitudes, damping):
-    slopes = signal_jacobian(problem, place, columns, amplitudes)
-    target = rician_target(problem.data, predicted_signals(columns, amplitudes), problem.sigma)
-    amplitudes, cost = optimal_amplitudes(columns, target)
-    residual = target - predicted_signals(columns, amplitudes)
-    slopes = project_out_amplitudes(columns, amplitudes, slopes)
-    gradient = (slopes @ residual[..., None])[..., 0]
-    curvature = slopes @ slopes.mT
-    n = place.unit.shape[1]
-    leaves = torch.zeros_like(gradient, dtype=torch.bool)
-    leaves[:, :n] = ((place.unit <= 0) & (gradient[:, :n] < 0)) | (
-        (place.unit >= 1) & (gradient[:, :n] > 0)
+def _step(problem, solution, damping):
+    """Solution after one step, (V,) whether the misfit is lower, and whether it has converged."""
+    basis_signals, unit = solution.basis_signals, solution.parameters.unit
+    jacobian = signal_jacobian(problem, solution)
+    target = problem.target(solution.predicted)
+    amplitudes, misfit = optimal_amplitudes(basis_signals, target)
+    residual = target - predicted_signals(basis_signals, amplitudes)
+    jacobian = project_out_amplitudes(basis_signals, amplitudes, jacobian)
+    step, expected_gain = _damped_step(unit, jacobian, residual, damping)
+    trial = apply_step(problem.definition, solution.parameters, step)
+    trial_basis = problem.basis_signals(trial)
+    trial_amplitudes, trial_misfit = optimal_amplitudes(trial_basis, target)
+    lower = trial_misfit < misfit
+    small = (step.abs() < _SMALL_STEP).all(dim=1) | (expected_gain < _SMALL_GAIN * misfit)
+    small |= lower & (misfit - trial_misfit < _SMALL_GAIN * misfit)
+    accept = lower[:, None]
+    parameters = NonlinearParameters(
+        torch.where(accept, trial.unit, unit),
+        torch.where(accept[..., None, None], trial.frames, solution.parameters.frames),
     )
-    free = (~leaves).to(gradient.dtype)
+    basis_signals = torch.where(accept[..., None], trial_basis, basis_signals)
+    amplitudes = torch.where(accept, trial_amplitudes, amplitudes)
+    return Solution(parameters, basis_signals, amplitudes, small), lower, small
+
+
+def _damped_step(unit, jacobian, residual, damping):
+    """(J^T J + damping diag) step = J^T residual, inside the bounds (V, N); its expected gain."""
+    gradient = (jacobian @ residual[..., None])[..., 0]
+    curvature = jacobian @ jacobian.mT
+    n = unit.shape[1]
+    at_bound = torch.zeros_like(gradient, dtype=torch.bool)
+    at_bound[:, :n] = ((unit <= 0) & (gradient[:, :n] < 0)) | ((unit >= 1) & (gradient[:, :n] > 0))
+    free = (~at_bound).to(gradient.dtype)
     curvature = curvature * free[:, None] * free[..., None]
     diagonal = torch.diagonal(curvature, dim1=1, dim2=2)
     # A direction that changes nothing gets no step.
@@ -217,50 +220,64 @@ def _step(problem, place, columns, amplitudes, damping):
     damped = curvature + torch.diag_embed(damping[:, None] * diagonal + floor + (1 - free))
     factor, _ = torch.linalg.cholesky_ex(damped)
     step = torch.cholesky_solve((gradient * free)[..., None], factor)[..., 0].nan_to_num()
-    expected = (step * gradient * free).sum(dim=1)
-    step[:, n:] = step[:, n:].clamp(-_LARGEST_TURN, _LARGEST_TURN)
-    step[:, :n] = (place.unit + step[:, :n]).clamp(0, 1) - place.unit
-    trial = apply_step(problem.definition, place, step)
-    trial_columns = problem.columns(trial)
-    trial_amplitudes, trial_cost = optimal_amplitudes(trial_columns, target)
-    better = trial_cost < cost
-    small = (step.abs() < _SMALL_STEP).all(dim=1) | (expected < _SMALL_GAIN * cost)
-    small |= better & (cost - trial_cost < _SMALL_GAIN * cost)
-    keep = better[:, None]
-    new = NonlinearParameters(
-        torch.where(keep, trial.unit, place.unit),
-        torch.where(keep[..., None, None], trial.frames, place.frames),
-    )
-    columns = torch.where(keep[..., None], trial_columns, columns)
-    return new, columns, torch.where(keep, trial_amplitudes, amplitudes), better, small
+    expected_gain = (step * gradient * free).sum(dim=1)
+    step[:, n:] = step[:, n:].clamp(-_LARGEST_ROTATION, _LARGEST_ROTATION)
+    step[:, :n] = (unit + step[:, :n]).clamp(0, 1) - unit
+    return step, expected_gain
 
 
-def signal_jacobian(
-    problem: SeparableProblem, place: NonlinearParameters, columns: Tensor, amplitudes: Tensor
-) -> Tensor:
-    """Slopes (V, N, M) of the signals, with amplitudes, at a place where pools are `columns`.
+def signal_jacobian(problem: SeparableProblem, solution: Solution) -> Tensor:
+    """Derivatives (V, N, M) of the signals in the non-linear parameters, at fixed amplitudes.
 
-    By differences towards the middle of the bounds, all at once: forward derivatives of the same
-    accuracy cost several times as much.
+    By differences towards the middle of the bounds, all at once: forward-mode derivatives of the
+    same accuracy cost several times as much.
     """
-    n, n_voxels = n_nonlinear(problem.definition), len(place.unit)
-    length = _DIFFERENCE[place.unit.dtype]
-    step = length * torch.eye(n, dtype=place.unit.dtype)[:, None].repeat(1, n_voxels, 1)
-    n_scalars = place.unit.shape[1]
-    step[..., :n_scalars] *= torch.where(place.unit > 0.5, -1, 1)
+    parameters, n = solution.parameters, n_nonlinear(problem.definition)
+    n_voxels, n_scalars = parameters.unit.shape
+    length = _DIFFERENCE[parameters.unit.dtype]
+    step = length * torch.eye(n, dtype=parameters.unit.dtype)[:, None].repeat(1, n_voxels, 1)
+    step[..., :n_scalars] *= torch.where(parameters.unit > 0.5, -1, 1)
     voxels = torch.arange(n_voxels).repeat(n)
-    moved_to = apply_step(problem.definition, place.of_voxels(voxels), step.flatten(0, 1))
-    signals = predicted_signals(problem.columns(moved_to, voxels), amplitudes.repeat(n, 1))
-    change = signals.unflatten(0, (n, n_voxels)) - predicted_signals(columns, amplitudes)
-    slopes = change / torch.diagonal(step, dim1=0, dim2=2).T[..., None]
-    return slopes.movedim(0, 1)
+    shifted = apply_step(problem.definition, parameters.of_voxels(voxels), step.flatten(0, 1))
+    basis_signals = problem.basis_signals(shifted, voxels)
+    signals = predicted_signals(basis_signals, solution.amplitudes.repeat(n, 1))
+    change = signals.unflatten(0, (n, n_voxels)) - solution.predicted
+    jacobian = change / torch.diagonal(step, dim1=0, dim2=2).T[..., None]
+    return jacobian.movedim(0, 1)
 
 
-def project_out_amplitudes(columns: Tensor, amplitudes: Tensor, slopes: Tensor) -> Tensor:
-    """Slopes (V, N, M) less what a change of the amplitudes that are not zero can undo."""
-    used = columns * (amplitudes > 0)[..., None]
-    gram = used @ used.mT
+def project_out_amplitudes(basis_signals: Tensor, amplitudes: Tensor, jacobian: Tensor) -> Tensor:
+    """Jacobian (V, N, M) less what changes of the positive amplitudes can compensate."""
+    active = basis_signals * (amplitudes > 0)[..., None]
+    gram = active @ active.mT
     diagonal = torch.diagonal(gram, dim1=1, dim2=2)
     gram = gram + torch.diag_embed(1e-6 * diagonal + (diagonal == 0))
     factor, _ = torch.linalg.cholesky_ex(gram)
-    return slopes - torch.cholesky_solve(used @ slopes.mT, factor).mT @ used
+    return jacobian - torch.cholesky_solve(active @ jacobian.mT, factor).mT @ active
+
+
+def residual_noise(problem: SeparableProblem, solution: Solution) -> Tensor:
+    """Standard deviation (V,) of the noise from the residual of a fit."""
+    n_unknowns = np.full(len(problem.data), problem.definition.n_unknowns)
+    sigma = noise_from_residual((problem.data - solution.predicted).numpy(), n_unknowns)
+    return torch.tensor(sigma, dtype=problem.data.dtype).clamp_min(LEAST_NOISE)
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianApproximation:
+    """Gaussian measurements: values (V, M) and inverse standard deviations (V, M)."""
+
+    values: Tensor
+    inverse_sd: Tensor
+
+
+def gaussian_approximation(problem: SeparableProblem, predicted: Tensor) -> GaussianApproximation:
+    """Gaussian data with the score and the information of the likelihood at `predicted`."""
+    sigma = problem.sigma
+    assert sigma is not None
+    if not problem.rician:
+        return GaussianApproximation(problem.data, (1 / sigma[:, None]).expand_as(problem.data))
+    score = problem.target(predicted) - predicted
+    information = rician_information(predicted / sigma[:, None])
+    values = predicted + score / information
+    return GaussianApproximation(values, torch.sqrt(information) / sigma[:, None])

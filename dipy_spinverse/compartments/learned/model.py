@@ -16,9 +16,8 @@ from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.compartments.arguments import without_noise_alone
-from dipy_spinverse.compartments.chunk import compartment_layout
 from dipy_spinverse.compartments.fibres import maps_of
-from dipy_spinverse.compartments.fit import CompartmentFit
+from dipy_spinverse.compartments.fit import CompartmentFit, compartment_layout
 from dipy_spinverse.compartments.learned import learner_file, networks
 from dipy_spinverse.compartments.learned.features import feature_encoder
 from dipy_spinverse.compartments.learned.learner import Learner

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from dipy_spinverse.acquisition import BaseAcquisition
-from dipy_spinverse.compartments.chunk import MAX_FIBRES
 from dipy_spinverse.compartments.definition import Definition
+from dipy_spinverse.compartments.fibres import MAX_FIBRES
+from dipy_spinverse.compartments.fitting.amplitudes import predicted_signals
 from dipy_spinverse.compartments.fitting.parameters import NonlinearParameters, physical_values
-from dipy_spinverse.compartments.fitting.variable_projection import predicted_signals
 from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.pools import pool_signals
 

@@ -1,9 +1,9 @@
-"""Draws of the amplitudes of pools where the other parameters are given.
+"""Draws of the amplitudes of pools at given non-linear parameters.
 
-Magnitudes near a fit are nearly normal in the amplitudes. Amplitudes are drawn from that normal
+The likelihood near a fit is nearly normal in the amplitudes. Amplitudes are drawn from that normal
 distribution restricted to positive values, one after the other [1]_, and weighted by the exact
-likelihood over the density that they were drawn with: the mean of the weights is the likelihood
-of the other parameters alone.
+likelihood over the density that they were drawn with: the mean of the weights is the marginal
+likelihood of the non-linear parameters.
 
 References
 ----------
@@ -12,51 +12,26 @@ References
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numba import njit
 from torch import Tensor
 
-from dipy_spinverse.compartments.fitting.variable_projection import SeparableProblem
-from dipy_spinverse.voxels.rician import (
-    compiled_log_likelihood,
-    rician_information,
-    rician_target,
+from dipy_spinverse.compartments.fitting.variable_projection import (
+    GaussianApproximation,
+    SeparableProblem,
 )
+from dipy_spinverse.voxels.rician import compiled_log_likelihood
 
-# Of an amplitude that is not told from others: about 0.35 of the signal without diffusion.
+# Of an amplitude that the data do not distinguish from others: standard deviation 0.35 S0.
 _LEAST_PRECISION = 8.0
-_TAIL = 5.0  # standard deviations
-
-
-@dataclass(frozen=True, eq=False)
-class GaussianApproximation:
-    """Normal approximation of measurements: values (V, M) and inverse standard deviations."""
-
-    values: Tensor
-    inverse_sd: Tensor
-
-
-def gaussian_approximation(
-    problem: SeparableProblem, predicted: Tensor, sigma: Tensor
-) -> GaussianApproximation:
-    """Normal data with the score and the information that magnitudes have at `predicted`."""
-    if problem.sigma is None:
-        return GaussianApproximation(problem.data, (1 / sigma[:, None]).expand_as(problem.data))
-    score = rician_target(problem.data, predicted, sigma) - predicted
-    information = rician_information(predicted / sigma[:, None])
-    return GaussianApproximation(
-        predicted + score / information, torch.sqrt(information) / sigma[:, None]
-    )
+_TAIL = 5.0  # standard deviations beyond which a normal tail is taken as exponential
 
 
 def draw_amplitudes(
     problem: SeparableProblem,
-    columns: Tensor,
-    normal: GaussianApproximation,
-    sigma: Tensor,
+    basis_signals: Tensor,
+    gaussian: GaussianApproximation,
     uniform: Tensor,
     voxels: Tensor,
 ) -> tuple[Tensor, Tensor]:
@@ -64,69 +39,64 @@ def draw_amplitudes(
 
     Parameters
     ----------
-    problem : Problem
-    columns : Tensor (R, K, M)
-        Signals of the pools.
-    normal : NormalData
-    sigma : Tensor (V,)
-        Noise.
+    problem : SeparableProblem
+    basis_signals : Tensor (R, K, M)
+    gaussian : GaussianApproximation
     uniform : Tensor (R, K)
         Random numbers.
     voxels : Tensor (R,) of int
-        Which of the V voxels each row is of.
+        Voxel of each row.
     """
-    weight = normal.inverse_sd**2
-    arrays = (columns, weight, weight * normal.values, voxels)
-    gram, projection = _normal_equations(*(each.contiguous().numpy() for each in arrays))
-    n_pools = columns.shape[1]
+    weight = gaussian.inverse_sd**2
+    inputs = (basis_signals, weight, weight * gaussian.values, voxels)
+    gram, projection = _normal_equations(*(x.contiguous().numpy() for x in inputs))
+    n_pools = basis_signals.shape[1]
     precision = torch.from_numpy(gram) + _LEAST_PRECISION * torch.eye(n_pools)
     factor, _ = torch.linalg.cholesky_ex(precision)
     mean = torch.cholesky_solve(torch.from_numpy(projection)[..., None], factor)[..., 0]
-    amplitudes, log_density = _positive(mean, factor, uniform)
-    # Alike are S0 and fractions, not amplitudes: they have the density S0^(1 - K).
+    amplitudes, log_density = _positive_draws(mean, factor, uniform)
+    # Uniform are S0 and the fractions, not the amplitudes: these have the density S0^(1 - K).
     log_prior = (1 - n_pools) * torch.log(amplitudes.sum(dim=1).clamp_min(1e-12))
-    of_rows = (problem.data, columns, amplitudes, sigma, voxels)
-    likelihood = _log_likelihoods(
-        *(each.contiguous().numpy() for each in of_rows), problem.sigma is not None
-    )
+    inputs = (problem.data, basis_signals, amplitudes, problem.sigma, voxels)
+    likelihood = _log_likelihoods(*(x.contiguous().numpy() for x in inputs), problem.rician)
     return amplitudes, torch.from_numpy(likelihood) + log_prior - log_density
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _normal_equations(columns, weight, weighted, voxels):
+def _normal_equations(basis_signals, weight, weighted, voxels):
     """A^T W A (R, K, K) and A^T W y (R, K)."""
-    n_rows, n_pools, n = columns.shape
+    n_rows, n_pools, n = basis_signals.shape
     gram, projection = np.empty((n_rows, n_pools, n_pools)), np.empty((n_rows, n_pools))
     for r in range(n_rows):
         w, y = weight[voxels[r]], weighted[voxels[r]]
         for k in range(n_pools):
-            own = columns[r, k]
-            total = own.dtype.type(0)
+            row = basis_signals[r, k]
+            total = row.dtype.type(0)
             for m in range(n):
-                total += own[m] * y[m]
+                total += row[m] * y[m]
             projection[r, k] = total
             for j in range(k + 1):
-                other = columns[r, j]
-                total = own.dtype.type(0)
+                column = basis_signals[r, j]
+                total = row.dtype.type(0)
                 for m in range(n):
-                    total += own[m] * other[m] * w[m]
+                    total += row[m] * column[m] * w[m]
                 gram[r, k, j] = gram[r, j, k] = total
     return gram, projection
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _log_likelihoods(data, columns, amplitudes, sigma, voxels, rician):
-    """Of rows (R,), each with its own columns (K, M) and amplitudes (K,)."""
-    n_rows, n_pools, n = columns.shape
+def _log_likelihoods(data, basis_signals, amplitudes, sigma, voxels, rician):
+    """Of rows (R,), with signals of the pools (R, K, M) and amplitudes (R, K)."""
+    n_rows, n_pools, n = basis_signals.shape
     result = np.empty(n_rows)
-    predicted, work = np.empty(n, columns.dtype), np.empty(n, columns.dtype)
+    predicted, work = np.empty(n, basis_signals.dtype), np.empty(n, basis_signals.dtype)
     for r in range(n_rows):
         v = voxels[r]
         predicted[:] = 0
         for k in range(n_pools):
-            own, amount = columns[r, k], columns.dtype.type(amplitudes[r, k])
+            basis, amplitude = basis_signals[r, k], basis_signals.dtype.type(amplitudes[r, k])
             for m in range(n):
-                predicted[m] += amount * own[m]
+                predicted[m] += amplitude * basis[m]
         if rician:
             result[r] = compiled_log_likelihood(data[v], predicted, sigma[v], work)
         else:
@@ -134,33 +104,31 @@ def _log_likelihoods(data, columns, amplitudes, sigma, voxels, rician):
     return result
 
 
-def _positive(mean, factor, uniform):
-    """Draws (V, K) with precision L L^T restricted to positive values, and logarithms of density.
+def _positive_draws(mean, factor, uniform):
+    """Draws (V, K) with precision L L^T restricted to positive values, and log-densities (V,).
 
-    The last amplitude is conditioned on nothing, each before on those after it: L^T (w - mean) is
-    standard normal. Far in a tail the draw is exponential.
+    The last amplitude is drawn first, the others conditional on those after them: L^T (w - mean)
+    is standard normal. Far in a tail the draw is exponential.
     """
     offset, amplitudes = torch.zeros_like(mean), torch.zeros_like(mean)
     log_density = torch.zeros_like(mean[:, 0])
     for j in range(mean.shape[1] - 1, -1, -1):
         precision = factor[:, j, j]
-        later = (factor[:, j + 1 :, j] * offset[:, j + 1 :]).sum(dim=1)
-        conditional = mean[:, j] - later / precision
-        bound = conditional * precision
-        near = bound.clamp_min(-_TAIL)
-        # Upper tail: draws stay accurate where the chance to be positive is small.
-        tail = torch.special.ndtr(near) * (1 - uniform[:, j])
+        shift = (factor[:, j + 1 :, j] * offset[:, j + 1 :]).sum(dim=1)
+        conditional_mean = mean[:, j] - shift / precision
+        bound = conditional_mean * precision
+        log_normalisation = torch.special.log_ndtr(bound.clamp_min(-_TAIL))
+        # Upper tail: draws stay accurate where the probability to be positive is small.
+        tail = torch.special.ndtr(bound.clamp_min(-_TAIL)) * (1 - uniform[:, j])
         step = -torch.special.ndtri(tail.clamp_min(1e-300))
         log_normal = torch.log(precision / np.sqrt(2 * np.pi)) - 0.5 * step**2
         rate = (-bound).clamp_min(_TAIL) * precision
-        beyond = -torch.log1p(-uniform[:, j]) / rate
-        far = bound < -_TAIL
-        drawn = torch.where(far, beyond, (conditional + step / precision).clamp_min(0))
+        exponential = -torch.log1p(-uniform[:, j]) / rate
+        in_tail = bound < -_TAIL
+        normal = (conditional_mean + step / precision).clamp_min(0)
+        amplitudes[:, j] = torch.where(in_tail, exponential, normal)
         log_density = log_density + torch.where(
-            far,
-            torch.log(rate) - rate * beyond,
-            log_normal - torch.special.log_ndtr(near),
+            in_tail, torch.log(rate) - rate * exponential, log_normal - log_normalisation
         )
-        amplitudes[:, j] = drawn
-        offset[:, j] = drawn - mean[:, j]
+        offset[:, j] = amplitudes[:, j] - mean[:, j]
     return amplitudes, log_density

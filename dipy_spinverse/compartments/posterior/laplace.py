@@ -1,0 +1,59 @@
+"""Samples of the likelihood alone, in its normal approximation at a fit.
+
+The data constrain each dispersion of three fibre populations little, and narrow fibres are a
+corner of a prior in which all dispersions are equally likely: intervals of the posterior lie above
+them (77 % coverage in benchmarks/notes/compartments.md, "Three populations"). The lower limits of
+these samples widen them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dipy_spinverse.compartments.fitting.parameters import NonlinearParameters, apply_step
+from dipy_spinverse.compartments.fitting.variable_projection import (
+    SeparableProblem,
+    Solution,
+    gaussian_approximation,
+    signal_jacobian,
+)
+
+MANY_FIBRES = 3
+# Of axes closer than 60 degrees the likelihood is not normal, and covers 78 % instead of 95 %
+# (benchmarks/notes/compartments.md).
+_LARGEST_COSINE = np.cos(np.radians(60.0))
+_LEAST_PRECISION = 1e-3  # in ranges and rad: what the data do not constrain gets all of its range
+
+
+def laplace_samples(
+    problem: SeparableProblem, solution: Solution, n: int, seed: int
+) -> tuple[NonlinearParameters, Tensor]:
+    """Parameters and amplitudes (n V, K) of the normal likelihood at a fit, inside of the bounds.
+
+    Voxels vary fastest, as in `sample_posterior`.
+    """
+    jacobian, amplitudes = signal_jacobian(problem, solution), solution.amplitudes
+    inverse_sd = gaussian_approximation(problem, solution.predicted).inverse_sd
+    derivatives = torch.cat([jacobian, solution.basis_signals], dim=1) * inverse_sd[:, None]
+    derivatives = derivatives.double()
+    precision = derivatives @ derivatives.mT + _LEAST_PRECISION * torch.eye(derivatives.shape[1])
+    factor, _ = torch.linalg.cholesky_ex(torch.linalg.inv(precision))
+    random = np.random.default_rng(seed).standard_normal((n, derivatives.shape[1]))
+    step = torch.einsum("vpq,nq->nvp", factor, torch.tensor(random)).to(amplitudes.dtype)
+    step, change = step.split([jacobian.shape[1], amplitudes.shape[1]], dim=2)
+    unit = solution.parameters.unit
+    scalars = slice(unit.shape[1])
+    step[..., scalars] = (unit + step[..., scalars]).clamp(0, 1) - unit
+    parameters = apply_step(
+        problem.definition, solution.parameters.repeated(n), step.flatten(0, 1)
+    )
+    return parameters, (amplitudes + change).clamp_min(0).flatten(0, 1)
+
+
+def unresolved_axes(parameters: NonlinearParameters) -> np.ndarray:
+    """Whether (V,) two axes are too close for their dispersions to be told apart."""
+    axes = parameters.frames[:, :, 2]
+    cosine = (axes @ axes.mT).abs() - torch.eye(axes.shape[1], dtype=axes.dtype)
+    return (cosine.amax(dim=(1, 2)) > _LARGEST_COSINE).numpy()
