@@ -17,13 +17,13 @@ from benchmarks.datasets import TENSOR_B, Voxels
 from benchmarks.descriptions import floor, gaussians, map_mri, static_gaussians
 from dipy_spinverse import (
     ActiveAxModel,
+    FaceInversion,
     NODDIModel,
     PackedCellsModel,
     SpinverseModel,
     Status,
     bcc_grid,
 )
-from dipy_spinverse.inversion import DEFAULT_CURRICULUM
 from dipy_spinverse.packed_cells.nuisance import polarity_asymmetry, polarity_factors
 
 # ms/um^2: the cat's signals at smaller b leave any curve in the same way in all voxels.
@@ -87,8 +87,7 @@ def fit_wall_fields(voxels: Voxels, number: int, fitted: np.ndarray) -> Fitted:
             grid=bcc_grid(settings["cells"], settings["cell_size_um"]),
             diffusivity=1e-3 * float(np.median(voxels.diffusivity)),
             free_diffusivity=1e-3 * voxels.free_diffusivity,
-            # Given, so that maps are those of the walls alone.
-            curriculum=DEFAULT_CURRICULUM,
+            inversion=FaceInversion(),
         )
         fit = model.fit(
             voxels.signals[number, fitted],

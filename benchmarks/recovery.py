@@ -30,7 +30,15 @@ from scipy.spatial import cKDTree
 from benchmarks.command import command, keep
 from benchmarks.datasets import data_files
 from benchmarks.shapes import outside_the_family, published_family, published_grid
-from dipy_spinverse import Acquisition, SpinverseModel, TetrahedralGrid, compare_walls, simulate
+from dipy_spinverse import (
+    Acquisition,
+    ClosedCellInversion,
+    FaceInversion,
+    SpinverseModel,
+    TetrahedralGrid,
+    compare_walls,
+    simulate,
+)
 from dipy_spinverse.bloch_torrey import relative_transmissibility
 from dipy_spinverse.inversion import (
     WALL_THRESHOLD,
@@ -48,14 +56,11 @@ WALL, OPEN = 0.01, 100.0
 UNSEEN_FAMILIES, UNSEEN_SEEDS = (published_family, outside_the_family), (11, 12)
 N_UNSEEN, UNSEEN_WALLS = 15, (0.003, 0.2)
 RUNS = {
-    "cell search": {},
-    "gauss-newton": {"optimizer": "gauss-newton"},
-    "adam": {"optimizer": "adam"},
-    "adam with priors": {"optimizer": "adam", "priors": (Continuity(2.0), Manifoldness(2.0))},
-    "adam with weak priors": {
-        "optimizer": "adam",
-        "priors": (Continuity(0.02), Manifoldness(0.02)),
-    },
+    "cell search": ClosedCellInversion(),
+    "gauss-newton": FaceInversion(),
+    "adam": FaceInversion("adam"),
+    "adam with priors": FaceInversion("adam", priors=(Continuity(2.0), Manifoldness(2.0))),
+    "adam with weak priors": FaceInversion("adam", priors=(Continuity(0.02), Manifoldness(0.02))),
 }
 # Adam does not know when to stop; with the noise level given it is not run again to refine it.
 FIT_OPTIONS = {run: {"sigma": 0.02} for run in RUNS if run.startswith("adam")}
@@ -128,7 +133,7 @@ def _keys(faces, n_points):
 def recover(acquisition, grid, true, run, wall=WALL):
     """Row of figures of one shape and run."""
     signals = simulate(acquisition, grid, np.where(true, wall, OPEN))
-    model = SpinverseModel(acquisition, grid=grid, **RUNS[run])
+    model = SpinverseModel(acquisition, grid=grid, inversion=RUNS[run])
     start, start_cpu = time.perf_counter(), time.process_time()
     fit = model.fit(signals, S0=1.0, n_fields=0, **FIT_OPTIONS.get(run, {}))
     seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu

@@ -36,12 +36,12 @@ from benchmarks.noisy_cells import dice, enclosed, noisy
 from benchmarks.recovery import published_protocol
 from benchmarks.shapes import published_grid
 from benchmarks.smooth_bodies_set import CHOOSING, REPORTED, SIDE, bodies, depths, signals_of
-from dipy_spinverse import SpinverseModel
+from dipy_spinverse import ClosedCellInversion, SpinverseModel
 from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.bloch_torrey import unique_encodings
 from dipy_spinverse.cell_search.smooth import SmoothCellInversion, smooth_mesh, stored_cells
 from dipy_spinverse.cell_search.smooth.forward import single_cell_field
-from dipy_spinverse.spinverse.chunk import statistics_of
+from dipy_spinverse.spinverse.permeability_fields import map_statistics
 
 # Kinds and seeds. On the first three the search and the errors beside draws were chosen.
 SETS = {
@@ -102,7 +102,7 @@ class Examination:
         timings = [self._acquisition.timing_index == k for k in range(len(level))]
         areas, volumes = np.transpose([area_and_volume(cell) for cell in cells])
         mean = areas @ [cell.permeability for cell in cells] / areas.sum()
-        told = statistics_of(result.maps, result.errors)
+        told = map_statistics(result.maps, result.errors)
 
         def interval(name, true):
             return np.array([told[name + end][0] for end in ("_low", "_high")]) / true
@@ -145,7 +145,7 @@ class Examination:
 
     def _before(self, data, cells):
         start = time.process_time()
-        model = SpinverseModel(self._acquisition, grid=self._grid, optimizer="cell-search")
+        model = SpinverseModel(self._acquisition, grid=self._grid, inversion=ClosedCellInversion())
         fit = model.fit(data, S0=1.0, n_fields=0)
         seconds = time.process_time() - start
         grid, walls = self._grid, fit.permeability < 1.0

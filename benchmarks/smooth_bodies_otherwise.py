@@ -1,7 +1,7 @@
 """Smooth bodies with less noise, and with S0 or the diffusivity off or not given.
 
 Two bodies of `smooth_bodies_set.py`, fitted by the default route of
-`SpinverseModel(optimizer="smooth-cells")`, as in `smooth_bodies` but for one thing. For each:
+`ClosedCellInversion(smooth=True)`, as in `smooth_bodies` but for one thing. For each:
 overlap (Dice) modulo point reflection, distance of surfaces (the mean of both directions), error
 of volume, permeability over the true one (of each cell, the largest first), mean squared residual
 over noise (all timings), status, S0 of each echo time and diffusivity as found over the true
@@ -39,7 +39,7 @@ from benchmarks.smooth_bodies import (
     within_a_quarter,
 )
 from benchmarks.smooth_bodies_set import REPORTED, SIDE, bodies, depths
-from dipy_spinverse import SpinverseModel
+from dipy_spinverse import ClosedCellInversion, SpinverseModel
 from dipy_spinverse.cell_search.smooth import level_set_prior, stored_cells
 from dipy_spinverse.voxels.status import Status
 
@@ -90,7 +90,7 @@ def fitted(acquisition, conditions: list[Condition], named, signals):
     model = SpinverseModel(
         acquisition,
         grid=published_grid(),
-        optimizer="smooth-cells",
+        inversion=ClosedCellInversion(smooth=True),
         diffusivity=first.diffusivity,
     )
     fit = model.fit(data, S0=None if first.S0 is None else S0, n_fields=N_DRAWS)

@@ -120,7 +120,7 @@ def measured() -> str:
             )
             seconds = time.process_time() - start
             walls = {n: v for n, v in fit._values.items() if n in fit.WALLS}
-            change = signal_correction(model, walls, voxels.acquisition)[0]
+            change = signal_correction(model.problem(), walls, voxels.acquisition)[0]
             packed = fit.tissue.predict(gtab=voxels.acquisition, S0=1.0)
             errors = [
                 np.sqrt(np.mean((predicted - signals)[rows_] ** 2)) / voxels.sigma[number]

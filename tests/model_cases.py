@@ -17,6 +17,7 @@ from dipy_spinverse import (
     Acquisition,
     ActiveAxModel,
     CellShapeModel,
+    FaceInversion,
     IVIMModel,
     LearnedModel,
     NODDIModel,
@@ -96,7 +97,7 @@ def _drawn(model):
 
 def _walls(boundary):
     grid = GRID if boundary == "periodic" else bcc_grid(3, 6.0, boundary=boundary)
-    return SpinverseModel(_PULSED, grid=grid, curriculum=_QUICK)
+    return SpinverseModel(_PULSED, grid=grid, inversion=FaceInversion(curriculum=_QUICK))
 
 
 def _in_box(model):

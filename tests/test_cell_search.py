@@ -37,7 +37,7 @@ from dipy_spinverse.cell_search.protocols import Member, Tools
 from dipy_spinverse.cell_search.search import CellSearch, SearchResult
 from dipy_spinverse.cell_search.separate_cells import SeparateCells
 from dipy_spinverse.cell_search.smoothness import BY_EDGE, BY_FACE, Smoothness, shared_points
-from dipy_spinverse.spinverse.model import Status
+from dipy_spinverse.spinverse import ClosedCellInversion, Status
 from dipy_spinverse.voxels.rician import rician_mean
 
 GRID = bcc_grid(3, 6.0, boundary="absorbing")
@@ -611,11 +611,12 @@ def test_the_permeability_of_the_walls_is_found_too(ball_in_a_box):
 def test_cell_search_says_what_it_needs():
     acquisition = acquisition_of(2)
     data = np.ones(len(acquisition))
-    asked = SpinverseModel(acquisition, grid=GRID, optimizer="cell-search")
+    cells = ClosedCellInversion()
+    model = SpinverseModel(acquisition, grid=GRID, inversion=cells)
     with pytest.raises(ValueError, match="S0 given"):
-        asked.fit(data)
-    other_device = SpinverseModel(acquisition, grid=GRID, optimizer="cell-search", device="meta")
+        model.fit(data)
+    other_device = SpinverseModel(acquisition, grid=GRID, inversion=cells, device="meta")
     with pytest.raises(ValueError, match='device="cpu"'):
         other_device.fit(data, S0=1.0)
     with pytest.raises(ValueError, match="absorbing"):
-        SpinverseModel(acquisition, optimizer="cell-search").fit(data, S0=1.0)
+        SpinverseModel(acquisition, inversion=cells).fit(data, S0=1.0)

@@ -18,10 +18,10 @@ from dipy_spinverse.inversion import (
     Binarisation,
     Continuity,
     FaceSolver,
-    InversionSettings,
     Manifoldness,
     Stage,
     WallArea,
+    WallProblem,
     priors,
     scaled_transmissibility,
     transmissibility,
@@ -324,9 +324,9 @@ def test_gauss_newton_stops_by_its_own_rule():
 
 def test_voxel_inversions_keep_the_same_promise():
     acquisition, grid = multi_shell(2), bcc_grid(2, 5.0, boundary="absorbing")
-    settings = InversionSettings(diffusivity=2.0)
+    problem = WallProblem(acquisition, grid)
     cells = CellInversion(acquisition, grid, diffusivity=2.0, n_fields=0, seed=0)
-    for inversion in (FaceSolver(acquisition, grid, settings), cells):
+    for inversion in (FaceSolver(problem), cells):
         assert isinstance(inversion, WallSolver)
 
 

@@ -35,9 +35,9 @@ from dipy_spinverse.cell_search.smooth.random_cells import random_cells
 from dipy_spinverse.cell_search.smooth.rotations import Rotations
 from dipy_spinverse.cell_search.smooth.symmetry_images import symmetry_images
 from dipy_spinverse.cell_search.smooth.voxel_data import SCALE_SD, VoxelData
-from dipy_spinverse.spinverse import model as spinverse_model
-from dipy_spinverse.spinverse.model import Status
+from dipy_spinverse.spinverse import ClosedCellInversion, Status, permeability_fields
 
+SMOOTH = ClosedCellInversion(smooth=True)
 SIDE, RADIUS, CENTRE = 20.0, 5.5, np.array([1.0, -0.5, 0.7])
 PRIOR = FieldPrior(np.full(3, SIDE))
 # Too short to find anything, but it goes through all parts of a search.
@@ -427,12 +427,10 @@ def noisy_ball(**known):
     data = clean + 0.004 * np.random.default_rng(1).standard_normal(len(clean))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            spinverse_model, "SmoothCellInversion", partial(SmoothCellInversion, effort=SHORT)
+            permeability_fields, "SmoothCellInversion", partial(SmoothCellInversion, effort=SHORT)
         )
         diffusivity = known.pop("diffusivity", None)
-        model = SpinverseModel(
-            acquisition, grid=grid, diffusivity=diffusivity, optimizer="smooth-cells"
-        )
+        model = SpinverseModel(acquisition, grid=grid, diffusivity=diffusivity, inversion=SMOOTH)
         return model.fit(np.abs(data), sigma=0.004, **known)
 
 
@@ -481,8 +479,8 @@ def test_smooth_cells_say_what_they_need():
     acquisition, grid = pulses(), bcc_grid(4, SIDE / 4, "absorbing")
     data = np.linspace(1, 0.1, len(acquisition))
     with pytest.raises(ValueError, match="absorbing"):
-        SpinverseModel(acquisition, optimizer="smooth-cells").fit(data, S0=1.0, sigma=0.01)
+        SpinverseModel(acquisition, inversion=SMOOTH).fit(data, S0=1.0, sigma=0.01)
     with pytest.raises(ValueError, match="free_water"):
-        SpinverseModel(acquisition, grid=grid, optimizer="smooth-cells").fit(
+        SpinverseModel(acquisition, grid=grid, inversion=SMOOTH).fit(
             data, sigma=0.01, free_water=True
         )

@@ -14,8 +14,8 @@ from dipy_spinverse.packed_cells.maps import PARAMETERS
 from dipy_spinverse.spinverse import wall_corrections
 from dipy_spinverse.spinverse.packings import packing_of, rescaled_grid
 from dipy_spinverse.spinverse.wall_corrections import (
-    Patch,
-    _evidence,
+    PackingSignals,
+    _evidence_maximum,
     _predicts_held_out,
     corrected_walls,
 )
@@ -79,13 +79,13 @@ def test_packing_lies_along_the_axis_of_its_draw():
         b=[0, 2, 2], directions=[[0, 0, 0], along, across / np.linalg.norm(across)],
         small_delta=8, big_delta=45,
     )  # fmt: skip
-    signals = Patch(found, both).signals(found.scaled_transmissibility)
+    signals = PackingSignals(found, both).signals(found.scaled_transmissibility)
     assert signals[1] == pytest.approx(np.exp(-2 * 2.0), abs=0.02)  # free along cylinders
     assert signals[2] > 0.3
     # The same with waveforms.
     pulses = pulsed_gradients(both.b, both.directions, 8, 45, ramp=1e-3)
     np.testing.assert_allclose(
-        Patch(found, pulses).signals(found.scaled_transmissibility), signals, atol=2e-3
+        PackingSignals(found, pulses).signals(found.scaled_transmissibility), signals, atol=2e-3
     )
 
 
@@ -109,16 +109,16 @@ def changed(found):
 
 def test_changes_of_walls_hardly_hang_on_the_steps_in_time(monkeypatch):
     found = packing()
-    few = Patch(found, ACQUISITION).change(changed(found))
+    few = PackingSignals(found, ACQUISITION).change(changed(found))
     monkeypatch.setattr(wall_corrections, "_STEPS", 32)
-    many = Patch(found, ACQUISITION).change(changed(found))
+    many = PackingSignals(found, ACQUISITION).change(changed(found))
     # 0.2 % here: much less than what noise leaves to be known of a change.
     np.testing.assert_allclose(few, many, atol=0.005 * np.abs(many).max())
 
 
 def test_walls_leave_the_packing_where_the_data_ask_for_it():
     found = packing()
-    patch = Patch(found, ACQUISITION)
+    patch = PackingSignals(found, ACQUISITION)
     other = Acquisition(
         b=np.full(20, 2.0), directions=spread_directions(20), small_delta=8, big_delta=30
     )
@@ -132,14 +132,14 @@ def test_walls_leave_the_packing_where_the_data_ask_for_it():
     # The evidence takes for noise what is not linear in so large a change.
     assert ((residual - left.change) ** 2).mean() < 0.01 * (residual**2).mean()
     # And it foretells measurements of another time and other directions.
-    unseen = Patch(found, other)
+    unseen = PackingSignals(found, other)
     expected, foretold = unseen.change(changed(found)), unseen.change(left.scaled_transmissibility)
     assert ((expected - foretold) ** 2).mean() < 0.1 * (expected**2).mean()
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_walls_stay_in_the_packing_where_there_is_only_noise(seed):
-    patch = Patch(packing(), ACQUISITION)
+    patch = PackingSignals(packing(), ACQUISITION)
     noise = np.random.default_rng(seed).standard_normal(len(ACQUISITION))
     weight = np.full(len(ACQUISITION), 1 / NOISE)
     assert corrected_walls(patch, weight, noise) is None
@@ -155,12 +155,12 @@ def test_noise_seldom_looks_like_changes_of_walls():
     asked = foretold = 0
     for _ in range(300):
         noise = 1.5 * rng.standard_normal(120)
-        asked += _evidence(strength, basis.T @ noise, 120, noise @ noise)[1] > 0
+        asked += _evidence_maximum(strength, basis.T @ noise, 120, noise @ noise)[1] > 0
         foretold += _predicts_held_out(basis, noise, folds)
     # One of 1000, and two standard errors: 2 %. Three times as often is chance in 300 draws.
     assert asked <= 3 and foretold <= 20
     changed = basis @ (10 * np.sqrt(strength) * rng.standard_normal(20)) + rng.standard_normal(120)
-    variance, prior = _evidence(strength, basis.T @ changed, 120, changed @ changed)
+    variance, prior = _evidence_maximum(strength, basis.T @ changed, 120, changed @ changed)
     assert variance == pytest.approx(1, abs=0.3) and prior == pytest.approx(100, rel=0.8)
     assert _predicts_held_out(basis * np.sqrt(strength * prior / variance), changed, folds)
 

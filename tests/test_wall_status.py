@@ -9,18 +9,18 @@ import pytest
 import torch
 from inversion_cases import shells
 
-from dipy_spinverse import SpinverseModel, Status, bcc_grid
+from dipy_spinverse import FaceInversion, SpinverseModel, Status, bcc_grid
 from dipy_spinverse.bloch_torrey import relative_transmissibility
 from dipy_spinverse.inversion import (
     FaceSolver,
-    InversionSettings,
     Reconstruction,
+    WallProblem,
     scaled_transmissibility,
 )
 from dipy_spinverse.inversion.curriculum import StageResult
 from dipy_spinverse.inversion.face_solver import OPTIMIZERS
 from dipy_spinverse.inversion.protocols import WallSolver
-from dipy_spinverse.spinverse.chunk import FitChunk
+from dipy_spinverse.spinverse.permeability_fields import FieldChunk
 from dipy_spinverse.substrates import spheres
 from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.walls.maps import wall_maps
@@ -60,8 +60,8 @@ class Found:
 def fit(monkeypatch, noise, sigma=None, **found):
     """A fit of data that are off by the noise of each measurement, to walls with `SIGNALS`."""
     assert isinstance(Found(), WallSolver)
-    monkeypatch.setattr(SpinverseModel, "_inversion", lambda *_: Found(**found))
-    model = SpinverseModel(ACQUISITION, grid=GRID, optimizer="adam")
+    monkeypatch.setattr(FaceInversion, "solver", lambda *_: Found(**found))
+    model = SpinverseModel(ACQUISITION, grid=GRID, inversion=FaceInversion())
     signs = np.random.default_rng(1).choice([-1, 1], len(SIGNALS))
     return model.fit(SIGNALS + noise * signs, S0=1.0, sigma=sigma, n_fields=0)
 
@@ -102,7 +102,7 @@ def test_open_faces_that_stand_for_less_diffusivity_are_said(monkeypatch):
         warnings.simplefilter("error")
         fit(monkeypatch, 0.01, sigma=0.01).interface()
     slower = fit(monkeypatch, 0.01, sigma=0.01, open_transmissibility=0.93)
-    with pytest.warns(UserWarning, match=r"diffusivity were 1\.86, not 2\.00 um\^2/ms") as caught:
+    with pytest.warns(UserWarning, match=r"diffusivity of 1\.86, not 2\.00 um\^2/ms") as caught:
         slower.interface()
     assert caught[0].filename == __file__
 
@@ -116,8 +116,7 @@ def test_each_field_is_of_data_with_noise_of_its_own_added(monkeypatch):
         return start, StageResult(ones, 1 * ones, 1.0 * ones)
 
     monkeypatch.setitem(OPTIMIZERS, "adam", counting)
-    settings = InversionSettings(diffusivity=2.0, optimizer="adam", n_fields=2)
-    inversion = FaceSolver(ACQUISITION, GRID, settings)
+    inversion = FaceSolver(WallProblem(ACQUISITION, GRID, n_fields=2), optimizer="adam")
     found = inversion.run(np.stack([SIGNALS, SIGNALS]), np.array([0.02, 0.05]))
     assert found.scaled_transmissibility_fields.shape[0] == 2
     estimate, *fields = seen[1::2]  # each has two stages
@@ -130,8 +129,7 @@ def test_each_field_is_of_data_with_noise_of_its_own_added(monkeypatch):
 
 
 def test_data_in_chunks_have_what_the_status_needs():
-    model = SpinverseModel(ACQUISITION, grid=GRID, optimizer="adam")
     voxels = Voxels(np.stack([SIGNALS, SIGNALS + 0.1 * LATE]), np.ones((2, 2)), np.full(2, 0.01))
-    values = FitChunk(model, Found(), True)(voxels)
+    values = FieldChunk(WallProblem(ACQUISITION, GRID), Found(), True)(voxels)
     np.testing.assert_allclose(values["worst_excess"], [0, 100], atol=1e-9)
     assert values["worst_freedom"].tolist() == [42, 42] and values["n_groups"] == 2

@@ -7,7 +7,7 @@ import pytest
 import torch
 from bloch_torrey_cases import DIRECTIONS, distorted_grid, encodings, random_permeability
 
-from dipy_spinverse import SpinverseModel, identifiability, suggest
+from dipy_spinverse import FaceInversion, SpinverseModel, identifiability, suggest
 from dipy_spinverse.acquisition.encodings import (
     b_tensor_encoding,
     concatenate,
@@ -19,7 +19,6 @@ from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO
 from dipy_spinverse.bloch_torrey import Simulator, simulate, simulate_with_jacobian
 from dipy_spinverse.grid import bcc_grid
-from dipy_spinverse.inversion import DEFAULT_CURRICULUM
 
 D = 2.0  # um^2/ms, the default
 
@@ -261,8 +260,8 @@ def test_models_say_that_they_need_pulses():
 
 def test_a_fit_of_pulses_predicts_waveforms():
     pulsed = encodings([0.0, 1.0], DIRECTIONS)
-    walls_alone = {"grid": bcc_grid(3, 5.0), "curriculum": DEFAULT_CURRICULUM}
-    fit = SpinverseModel(pulsed, **walls_alone).fit(np.exp(-2 * pulsed.b), sigma=0.02)
+    model = SpinverseModel(pulsed, grid=bcc_grid(3, 5.0), inversion=FaceInversion())
+    fit = model.fit(np.exp(-2 * pulsed.b), sigma=0.02)
     acquisition = KINDS["double"]()
     expected = simulate(acquisition, fit.model.grid, fit.permeability, diffusivity=2.0)
     # predictions are made in single precision

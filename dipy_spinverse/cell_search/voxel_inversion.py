@@ -85,7 +85,7 @@ class CellInversion:
             warnings.warn(
                 f"{n_hopeless} of {len(data)} voxels: the search ended early, as no cells made of "
                 "the grid's tetrahedra come near their signals. Their walls may lie off the grid "
-                '(optimizer="smooth-cells" looks for such), or S0 or the diffusivity be off.',
+                "(use ClosedCellInversion(smooth=True)), or S0 or the diffusivity be wrong.",
                 stacklevel=2,
             )
         known = np.sqrt((noise**2).mean(axis=1)) if sigma is None else sigma

@@ -6,8 +6,9 @@ from dipy_spinverse.inversion.curriculum import (
     DEFAULT_CURRICULUM,
     Stage,
 )
-from dipy_spinverse.inversion.face_solver import FaceSolver, InversionSettings
+from dipy_spinverse.inversion.face_solver import FaceSolver
 from dipy_spinverse.inversion.priors import Binarisation, Continuity, Manifoldness, WallArea
+from dipy_spinverse.inversion.protocols import WallProblem
 from dipy_spinverse.inversion.reconstruction import Reconstruction
 from dipy_spinverse.inversion.unknowns import (
     WALL_THRESHOLD,
@@ -23,11 +24,11 @@ __all__ = [
     "Binarisation",
     "Continuity",
     "FaceSolver",
-    "InversionSettings",
     "Manifoldness",
     "Reconstruction",
     "Stage",
     "WallArea",
+    "WallProblem",
     "scaled_transmissibility",
     "transmissibility",
 ]

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import Simulator, unique_encodings
-from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.inversion.adam import adam
 from dipy_spinverse.inversion.curriculum import Stage, StageResult, default_curriculum
 from dipy_spinverse.inversion.gauss_newton import gauss_newton
-from dipy_spinverse.inversion.protocols import Optimiser, Prior
+from dipy_spinverse.inversion.protocols import Optimiser, Prior, WallProblem
 from dipy_spinverse.inversion.reconstruction import Reconstruction
 from dipy_spinverse.inversion.uncertainty import Laplace, probability_below
 from dipy_spinverse.inversion.unknowns import WALL_THRESHOLD, SignalModel
@@ -39,97 +37,65 @@ _LEAST_SIGMA = 1e-4
 _STEPS = 6
 
 
-@dataclass(frozen=True)
-class InversionSettings:
-    """What an inversion is to know and to find.
-
-    Attributes
-    ----------
-    diffusivity : float
-        um^2/ms.
-    optimizer : {"gauss-newton", "adam"}
-    curriculum : sequence of Stage or None
-        The optimiser's own where None.
-    priors : sequence of Prior or None
-        Take the place of those of every stage, where given.
-    amplitudes : bool
-        Whether the initial magnetisation is unknown.
-    free_water : bool
-        Whether to fit a fraction of free water.
-    free_diffusivity : float
-        Of that water, um^2/ms.
-    n_fields : int
-        Number of further fields, each from a random start and with noise of its own.
-    seed : int
-    device : str
-    """
-
-    diffusivity: float
-    optimizer: str = "gauss-newton"
-    curriculum: Sequence[Stage] | None = None
-    priors: Sequence[Prior] | None = None
-    amplitudes: bool = True
-    free_water: bool = False
-    free_diffusivity: float = 3.0
-    n_fields: int = 0
-    seed: int = 0
-    device: str = "cpu"
-
-
 class FaceSolver:
-    """An inversion prepared for many voxels of one acquisition on one grid.
+    """Estimates the permeability of every face of a grid: a :class:`protocols.WallSolver`.
 
     Parameters
     ----------
-    acquisition : Acquisition
-    grid : TetrahedralGrid
-    settings : InversionSettings
+    problem : WallProblem
+    optimizer : {"gauss-newton", "adam"}, optional
+    curriculum : sequence of Stage, optional
+        By default that of the optimiser and the boundary of the grid.
+    priors : sequence of Prior, optional
+        Priors of all stages, instead of those of the curriculum.
     """
 
-    # It takes one noise level of a voxel, and only uses the residual where there is none.
     estimates_noise = False
 
     def __init__(
-        self, acquisition: Acquisition, grid: TetrahedralGrid, settings: InversionSettings
+        self,
+        problem: WallProblem,
+        optimizer: str = "gauss-newton",
+        curriculum: Sequence[Stage] | None = None,
+        priors: Sequence[Prior] | None = None,
     ):
-        self._optimise = OPTIMIZERS[settings.optimizer]
-        representatives, self._encoding = unique_encodings(acquisition)
+        self._problem, self._priors = problem, priors
+        self._optimise = OPTIMIZERS[optimizer]
+        representatives, self._encoding = unique_encodings(problem.acquisition)
         self._repeats = np.bincount(self._encoding)
-        self._acquisition, self._grid = acquisition.subset(representatives), grid
-        self._settings = settings
+        self._acquisition = problem.acquisition.subset(representatives)
         self._model = SignalModel(
             self._simulator(self._acquisition),
             self._acquisition,
-            amplitudes=settings.amplitudes,
-            free_water=settings.free_water,
-            free_diffusivity=settings.free_diffusivity,
+            amplitudes=not problem.S0_known,
+            free_water=problem.free_water,
+            free_diffusivity=problem.free_diffusivity,
         )
-        curriculum = settings.curriculum
         if curriculum is None:
-            curriculum = default_curriculum(settings.optimizer, grid.boundary)
+            curriculum = default_curriculum(optimizer, problem.grid.boundary)
         self._stages = [self._prepared(stage) for stage in curriculum]
         self._last_stage = self._prepared(
             replace(curriculum[-1], diffusion_times=None, initial_value=None)
         )
-        # Of each field, the estimate first: the random part of its start, and noise.
-        rng = np.random.default_rng(settings.seed)
-        shape = (settings.n_fields + 1, self._model.n_faces + len(self._acquisition))
-        self._random = torch.as_tensor(rng.standard_normal(shape), device=settings.device)
+        # Of each field, the estimate first: random initial values, and noise.
+        rng = np.random.default_rng(problem.seed)
+        shape = (problem.n_fields + 1, self._model.n_faces + len(self._acquisition))
+        self._random = torch.as_tensor(rng.standard_normal(shape), device=problem.device)
 
     def _simulator(self, acquisition):
         return Simulator(
             acquisition,
-            self._grid,
-            diffusivity=self._settings.diffusivity,
+            self._problem.grid,
+            diffusivity=self._problem.diffusivity,
             steps=_STEPS,
             dtype="float32",
-            device=self._settings.device,
+            device=self._problem.device,
         )
 
     def _prepared(self, stage):
         """(stage, mask of its measurements, signal model of them)."""
-        if self._settings.priors is not None:
-            stage = replace(stage, priors=tuple(self._settings.priors))
+        if self._priors is not None:
+            stage = replace(stage, priors=tuple(self._priors))
         mask = stage.measurements(self._acquisition)
         if mask.all():
             return stage, mask, self._model
@@ -154,7 +120,7 @@ class FaceSolver:
         """
         averaged = np.zeros((len(data), len(self._repeats)))
         np.add.at(averaged.T, self._encoding, data.T)
-        signals = torch.as_tensor(averaged / self._repeats, device=self._settings.device)
+        signals = torch.as_tensor(averaged / self._repeats, device=self._problem.device)
         starts, unit_noise = self._random.split((self._model.n_faces, len(self._acquisition)), 1)
         searched = np.full(len(data), _SEARCH_SIGMA)
         if sigma is not None:
@@ -218,7 +184,7 @@ class FaceSolver:
 
     def _noise_of_encodings(self, noise):
         sigma = noise[:, None] / np.sqrt(self._repeats)
-        return torch.as_tensor(sigma, device=self._settings.device)
+        return torch.as_tensor(sigma, device=self._problem.device)
 
     def _run_stage(self, prepared, signals, noise, unknowns):
         stage, mask, model = prepared
@@ -245,7 +211,7 @@ class FaceSolver:
         scaled = scaled.cpu().numpy()
         for voxel in range(scaled.shape[1]):
             walls = 1 - scaled[:, voxel]
-            scaled[1:, voxel] = 1 - align_fields(self._grid, walls[1:], walls[0])
+            scaled[1:, voxel] = 1 - align_fields(self._problem.grid, walls[1:], walls[0])
         probability = probability_below(WALL_THRESHOLD, scaled, sd)
         free_water = [model.split(field)[2][:, 0].cpu().numpy() for field in fields]
         columns = slice(n_faces, n_faces + model.n_amplitudes)

@@ -1,4 +1,4 @@
-"""What the parts of an inversion promise each other: whatever keeps a promise can take part.
+"""Interfaces between the components of an inversion: a class with these methods can be used.
 
 V voxels, M measurements, N unknowns, F faces.
 """
@@ -6,11 +6,13 @@ V voxels, M measurements, N unknowns, F faces.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from torch import Tensor
 
+from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.inversion.curriculum import Stage, StageResult
 from dipy_spinverse.inversion.reconstruction import Reconstruction
@@ -28,7 +30,7 @@ class Prior(Protocol):
         """Penalty (V,) of wall strengths (V, F) in [0, 1]; differentiable by torch."""
 
     def gauss_newton_weight(self, grid: TetrahedralGrid, walls: Tensor) -> Tensor:
-        """Diagonal (V, F) >= 0 that stands in for its curvature."""
+        """Diagonal approximation (V, F) >= 0 of its curvature."""
 
 
 @runtime_checkable
@@ -39,8 +41,8 @@ class ForwardModel(Protocol):
     def n_unknowns(self) -> int:
         """N."""
 
-    def bounds(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Least and largest values (N,), of the type and on the device of `like`."""
+    def bounds(self, template: Tensor) -> tuple[Tensor, Tensor]:
+        """Lower and upper bounds (N,), of the type and on the device of `template`."""
 
     def signals(self, unknowns: Tensor) -> Tensor:
         """Signals (V, M) of unknowns (V, N)."""
@@ -49,27 +51,63 @@ class ForwardModel(Protocol):
         """Signals (V, M) and their derivatives (V, M, N)."""
 
     def penalty(self, unknowns: Tensor, priors: Sequence) -> tuple[Tensor, Tensor, Tensor]:
-        """Value (V,), gradient (V, N) and weight (V, N) >= 0, for the curvature, of priors.
-
-        What the unknowns stand for, and so what a prior on them means, only the model knows.
-        """
+        """Value (V,), gradient (V, N) and diagonal curvature (V, N) >= 0 of priors."""
 
 
 Model = TypeVar("Model", bound=ForwardModel, contravariant=True)
 
 
 class Optimiser(Protocol[Model]):
-    """Lowers |(S(x) - data) / sigma|^2 / 2 + priors(x) of each voxel through one stage."""
+    """Minimises |(S(x) - data) / sigma|^2 / 2 + priors(x) of each voxel in one stage."""
 
     def __call__(
-        self, model: Model, data: Tensor, sigma: Tensor, start: Tensor, stage: Stage, /
+        self, model: Model, data: Tensor, sigma: Tensor, initial: Tensor, stage: Stage, /
     ) -> tuple[Tensor, StageResult]:
-        """Unknowns (V, N) for data and noise (V, M), from a start (V, N), and what was done."""
+        """Unknowns (V, N) for data and noise (V, M), from initial values (V, N), and a summary."""
+
+
+@dataclass(frozen=True, eq=False)
+class WallProblem:
+    """What is known about the voxels of a fit, and what is to be estimated.
+
+    Attributes
+    ----------
+    acquisition : Acquisition
+    grid : TetrahedralGrid
+    diffusivity : float
+        Of the water between walls, um^2/ms.
+    diffusivity_known : bool
+        Otherwise it is an assumption.
+    free_diffusivity : float
+        Of free water, um^2/ms.
+    S0_known : bool
+        Whether signals are relative to the initial magnetisation; otherwise this is estimated.
+    free_water : bool
+        Whether to estimate a fraction of free water outside the grid.
+    n_fields : int
+        Number of further permeability fields per voxel (posterior samples of the walls).
+    n_draws : int
+        Number of posterior samples of packed cells, where these are fitted.
+    seed : int
+    device : str
+    """
+
+    acquisition: Acquisition
+    grid: TetrahedralGrid
+    diffusivity: float = 2.0
+    diffusivity_known: bool = True
+    free_diffusivity: float = 3.0
+    S0_known: bool = False
+    free_water: bool = False
+    n_fields: int = 0
+    n_draws: int = 0
+    seed: int = 0
+    device: str = "cpu"
 
 
 @runtime_checkable
 class WallSolver(Protocol):
-    """From the signals of voxels to wall fields."""
+    """Estimates permeability fields of many voxels of one `WallProblem`."""
 
     @property
     def n_stages(self) -> int:
@@ -77,7 +115,7 @@ class WallSolver(Protocol):
 
     @property
     def estimates_noise(self) -> bool:
-        """Whether it does better on its own where the noise is not given."""
+        """Whether it estimates an unknown noise level itself; otherwise repeated b0 give it."""
 
     def run(self, data: np.ndarray, sigma: np.ndarray | None) -> Reconstruction:
-        """Wall fields for data (V, M) with noise (V,)."""
+        """Permeability fields for data (V, M) with noise level (V,)."""

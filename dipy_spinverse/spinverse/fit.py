@@ -1,48 +1,43 @@
-"""SpinverseFit: the walls found in voxels, what follows from them, and how sure it is."""
+"""SpinverseFit: maps, permeability fields and meshes of voxels, and their uncertainty."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from dipy_spinverse.bloch_torrey import relative_transmissibility
-from dipy_spinverse.cell_search.smooth import (
-    CELL_ARRAYS,
-    level_set_prior,
-    smooth_mesh,
-    stored_cells,
-)
-from dipy_spinverse.inversion.unknowns import WALL_THRESHOLD, scaled_transmissibility, wall_faces
+from dipy_spinverse.cell_search.smooth import CELL_ARRAYS
+from dipy_spinverse.inversion.unknowns import WALL_THRESHOLD, scaled_transmissibility
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.status import FITTED, Status
-from dipy_spinverse.walls.interface import InterfaceMesh, interface_mesh
+from dipy_spinverse.walls.interface import InterfaceMesh
 
 if TYPE_CHECKING:
     from dipy_spinverse.packed_cells import PackedCellsFit
 
-# Mean F1 between the walls of fields below which their pattern does not count as determined.
+# Mean F1 between permeability fields below which the pattern of walls is not determined; chosen
+# by hand.
 AGREEMENT_THRESHOLD = 0.8
-# In front of the names of what is kept of the packed cells.
+# In front of the names of the values of packed cells.
 CELLS_PREFIX = "_tissue/"
-# What a voxel without a fit is, and what to do about it.
+# Why a voxel has no fit, and what to do about it.
 _NOT_FITTED = {
-    Status.NOT_FITTED: "outside of the mask; fit with a mask and walls= that have it",
-    Status.BAD_SAMPLES: "with NaN or infinite measurements; correct the data or leave these out",
+    Status.NOT_FITTED: "outside the mask; fit with a mask and walls= that include it",
+    Status.BAD_SAMPLES: "with NaN or infinite measurements; correct the data or omit these",
     Status.NO_SIGNAL: "without any signal; choose one within the tissue",
     Status.NO_B0: "without a positive signal at b = 0; choose another, or give S0",
 }
-# Of faces without walls, relative to those without any membrane: a few percent of diffusivity.
-_LEAST_OPEN = 0.97
-# Walls that are not to be taken for those of the tissue.
-_DOUBTFUL = {
-    Status.MISFIT: "its walls do not explain its signals (see residual_rms); a diffusivity a few "
-    "percent too low, an S0 that is off and bodies off the grid do this, too",
-    Status.NOT_CONVERGED: "the search for its walls ended above the noise, as for bodies off the "
-    "grid; see history",
+# Median relative transmissibility of open faces below which a mesh comes with a warning: a few
+# percent of the diffusivity.
+_MIN_OPEN_TRANSMISSIBILITY = 0.97
+_STATUS_WARNINGS = {
+    Status.MISFIT: "its walls do not explain its signals (see residual_rms). This can also be "
+    "caused by a diffusivity that is a few percent too low, a wrong S0, or bodies off the grid",
+    Status.NOT_CONVERGED: "the residual of its walls is larger than the noise, for instance of "
+    "bodies off the grid; see history",
 }
 
 
@@ -52,9 +47,9 @@ class SpinverseFit(VoxelFit):
     Each map named in `MAPS` comes with its standard deviation and 95 % interval, as in every
     :class:`VoxelFit`. Maps and predicted signals are those of packed cylinders and spheres, see
     :class:`dipy_spinverse.PackedCellsModel`, whose other maps are in `tissue`. In voxels with
-    walls whose signals these do not explain, they are read off the ensemble of wall fields, and
-    intervals contain the scatter between these; of walls alone also the errors `WALL_ERRORS`
-    that all fields share.
+    walls whose signals these do not explain, and of engines without packed cells, they are
+    computed from the permeability fields, and intervals contain the scatter between these; of
+    faces on a periodic grid also the errors `WALL_ERRORS` that all fields share.
 
     Attributes
     ----------
@@ -65,47 +60,46 @@ class SpinverseFit(VoxelFit):
     exchange_time : ndarray (...)
         Mean time in which restricted spins cross a wall, ms.
     restricted_fraction : ndarray (...)
-        Fraction of spins that do not get far in at least one direction.
+        Fraction of spins whose displacement is restricted in at least one direction.
     pore_diameter : ndarray (...)
         Mean chord length of the restricted space, um.
     wall_anisotropy : ndarray (...)
         How well the walls determine their axis, 0 to 1.
     free_water_fraction : ndarray (...)
     wall_orientation : ndarray (..., 3)
-        Unit vector along which walls are crossed least, and
+        Unit vector with the least area of walls across it.
     wall_orientation_angle : ndarray (...)
-        the angle to it that 95 % of the draws or fields keep within, degrees.
+        Angle to it that 95 % of the posterior samples or fields do not exceed, degrees.
     packed_cells : ndarray (...) of bool
         Whether the maps are those of packed cells.
     has_walls : ndarray (...) of bool
-        Whether there are wall fields. What follows is of these voxels, and only there if fields
-        were asked for at all.
+        Whether there are permeability fields. The following attributes are of these voxels, and
+        exist only if fields were requested.
     permeability : ndarray (..., F)
-        Of each face, um/ms; infinite where there is no membrane at all. One wall field of many.
+        Of each face, um/ms; infinite where there is no membrane. One permeability field of many.
     packing_permeability : ndarray (..., F)
-        The packing that it started from; of walls alone the same.
+        The packing from which it was estimated; the same if there was none.
     field_free_water : ndarray (...)
-        Fraction of free water beside this field.
+        Fraction of free water in addition to this field.
     permeability_fields : ndarray (..., n, F)
-        Other fields, each from a draw of its own. Of walls alone, from a start and noise of its
-        own, moved to where it agrees most with `permeability` (by shifts and reflections that
-        leave the signals unchanged).
+        Further fields, each from another posterior sample of packed cells; without packed cells,
+        from other initial values and noise, and transformed to the best agreement with
+        `permeability` (by shifts and reflections that leave the signals unchanged).
     field_scale : ndarray (..., n + 1)
-        Length of each field's lattice over that of the model's grid, `permeability` first; and
+        Length of each field's lattice over that of the model's grid, `permeability` first.
     field_frame : ndarray (..., n + 1, 3, 3)
-        its axes, in rows, in the frame of the gradients, and
+        Axes of each field's lattice, in rows, in the frame of the gradients.
     field_diffusivity : ndarray (..., n + 1)
-        the diffusivity of its water, um^2/ms.
+        Diffusivity of the water of each field, um^2/ms.
     field_share : ndarray (..., n + 1)
-        Fraction of the water that is in tissue as the field is.
+        Fraction of the water in tissue that each field stands for.
     wall_probability : ndarray (..., F)
-        Probability that a face is a wall, over all these fields. The signals do not tell where
-        in the lattice a packing is: over all places of it. Of smooth cells, that a wall is within
-        4 % of the box's side of the face's centre.
+        Probability that a face is a wall, over all these fields, and over all positions of
+        packings. Of smooth cells, that a wall is within 4 % of the box's side of the face.
     pattern_agreement : ndarray (...)
-        Mean F1 between the walls of these fields, 0 to 1; of packings at independent places.
+        Mean F1 between the walls of these fields, 0 to 1; of packings at independent positions.
     wall_status : ndarray (...)
-        :class:`Status` of the walls themselves, whatever the maps rest on.
+        :class:`Status` of the permeability fields, whether or not the maps are computed from them.
     """
 
     MAPS = (
@@ -117,8 +111,8 @@ class SpinverseFit(VoxelFit):
         "wall_anisotropy",
         "free_water_fraction",
     )
-    # Relative standard deviations of truth from estimate that hold 95 % of 20 tissues of Monte
-    # Carlo, for fields from random starts on the default grid.
+    # Relative standard deviations with which intervals contain the truth in 95 % of 20 Monte Carlo
+    # tissues, for fields from random initial values on the default grid.
     WALL_ERRORS: ClassVar[dict[str, float]] = {
         "surface_to_volume": 1.8,
         "restricted_fraction": 0.5,
@@ -150,8 +144,8 @@ class SpinverseFit(VoxelFit):
         values = self.__dict__.get("_values", {})
         if name not in values:
             raise AttributeError(
-                f"{name} is of wall fields, which were not asked for; fit with walls=True, or "
-                "with walls= a mask of the voxels that are to have them."
+                f"{name} belongs to permeability fields, which were not requested; fit with "
+                "walls=True, or with walls= a mask of the voxels that need them."
             )
         return self._dense(values[name], self._rows[values["has_walls"]])
 
@@ -161,10 +155,9 @@ class SpinverseFit(VoxelFit):
 
     def _of_voxels(self, chosen):
         has_walls = self._values["has_walls"]
-        place = np.cumsum(has_walls) - 1
-        walls = place[chosen][has_walls[chosen]]
+        wall_rows = (np.cumsum(has_walls) - 1)[chosen][has_walls[chosen]]
         return {
-            name: value[walls if name in self.WALLS else chosen]
+            name: value[wall_rows if name in self.WALLS else chosen]
             for name, value in self._values.items()
         }
 
@@ -175,25 +168,24 @@ class SpinverseFit(VoxelFit):
         Raises
         ------
         ValueError
-            A fit of walls alone.
+            A fit without packed cells.
         """
         values = packed_cells_values(self._values)
         if not values:
             raise ValueError(
-                "tissue is that of packed cells, which were not fitted beside these walls; see "
-                "n_draws and walls of SpinverseModel.fit, or use PackedCellsModel."
+                "tissue needs packed cells, which this inversion does not fit; use SpinverseModel "
+                "without inversion= on a periodic grid, or PackedCellsModel."
             )
         status = self._dense(self._values["_tissue_status"])
         return self.model.tissue_model.Fit(self.model.tissue_model, status, values)
 
     @property
     def history(self) -> dict[str, np.ndarray]:
-        """What each stage of the inversion did: "iterations" and "misfit", (..., S) each.
+        """Number of "iterations" and final "misfit" of each stage, (..., S) each.
 
-        The stages are those of the curriculum, then the last one again at the true noise (0
-        iterations where the search had no more); the cell search counts as one, whose iterations
-        are simulations. The misfit is the mean squared residual over the noise that the stage
-        went by.
+        The stages are those of the curriculum, then the last one again at the true noise level (0
+        iterations if that was used before); a cell search is one stage, whose iterations are
+        simulations. The misfit is the mean squared residual over the noise variance of the stage.
         """
         return {name: getattr(self, f"history_{name}") for name in ("iterations", "misfit")}
 
@@ -204,21 +196,21 @@ class SpinverseFit(VoxelFit):
         closed_only: bool = False,
         field: int | None = None,
     ) -> InterfaceMesh:
-        """Mesh of the walls of one voxel, with the confidence of each triangle.
+        """Mesh of the walls of one voxel, with the wall probability of each triangle.
 
-        Of smooth cells (`optimizer="smooth-cells"`) it is a smooth closed surface, all of it; the
-        wall probability of a triangle is that of a wall within 4 % of the box's side.
+        Smooth cells (`ClosedCellInversion(smooth=True)`) give complete closed surfaces; the wall
+        probability of a triangle is that of a wall within 4 % of the box's side.
 
         Parameters
         ----------
         index : int or tuple of int, optional
             The voxel; not needed in the fit of a single one.
         threshold : float, optional
-            Least wall probability of a triangle.
+            Minimal wall probability of a triangle.
         closed_only : bool, optional
-            Leave out walls that are not part of a closed surface.
+            Omit walls that are not part of a closed surface.
         field : int, optional
-            Draw all walls of one field instead, however sure they are: 0 for `permeability`,
+            Draw all walls of one field instead, whatever their probability: 0 for `permeability`,
             k for the k-th of `permeability_fields`. Where the pattern is not determined this is
             one of many that explain the signals.
 
@@ -226,7 +218,7 @@ class SpinverseFit(VoxelFit):
         ------
         ValueError
             An index of several voxels, a voxel that was not fitted or has no walls, a field that
-            there is not.
+            does not exist.
 
         Warns
         -----
@@ -236,29 +228,14 @@ class SpinverseFit(VoxelFit):
         """
         voxel = self[index]
         _check_drawable(voxel, index, self.shape)
-        grid, permeability, walls = self.model.grid, voxel.permeability, None
-        fields = np.vstack([permeability, voxel.permeability_fields])
-        if field is not None and field not in range(len(fields)):
-            raise ValueError(f"field is {field!r}; the fit has fields 0 to {len(fields) - 1}.")
-        if "cell_field" in voxel._values:
-            cells = stored_cells(voxel)
-            return smooth_mesh(level_set_prior(grid), cells[field or 0], cells)
-        scale, frame = voxel.field_scale[field or 0], voxel.field_frame[field or 0]
-        if field is not None:
-            permeability = fields[field]
-            # Distances are in the numerator where diffusivity is in the denominator.
-            walls = wall_faces(grid, permeability, voxel.field_diffusivity[field] / scale)
-        mesh = interface_mesh(
-            grid, permeability, voxel.wall_probability,
-            threshold=threshold, closed_only=closed_only, walls=walls,
-        )  # fmt: skip
-        return replace(
-            mesh, vertices_um=scale * mesh.vertices_um @ frame, normals=mesh.normals @ frame
-        )
+        n_fields = 1 + len(voxel.permeability_fields)
+        if field is not None and field not in range(n_fields):
+            raise ValueError(f"field is {field!r}; the fit has fields 0 to {n_fields - 1}.")
+        return self.model.engine().mesh(voxel, threshold, closed_only, field)
 
 
 def _check_drawable(voxel, index, shape):
-    """Refuse to draw what has no walls; warn of walls that are not those of the tissue."""
+    """Refuse voxels without walls; warn of walls that are probably not those of the tissue."""
     if voxel.shape != ():
         raise ValueError(
             f"index is {index!r}, which selects {voxel.shape} voxels; give one index for each "
@@ -269,29 +246,51 @@ def _check_drawable(voxel, index, shape):
         raise ValueError(f"index is {index!r}, a voxel {_NOT_FITTED[status]} ({status.name}).")
     if not voxel.has_walls:
         raise ValueError(
-            f"index is {index!r}, a voxel without wall fields; fit with walls=True, or with "
-            "walls= a mask that has it."
+            f"index is {index!r}, a voxel without permeability fields; fit with walls=True, or "
+            "with walls= a mask that includes it."
         )
     status = Status(int(voxel.wall_status))
-    if status in _DOUBTFUL:
-        warnings.warn(f"Voxel {index!r} is {status.name}: {_DOUBTFUL[status]}.", stacklevel=3)
-    given = voxel.field_diffusivity[0]
-    found = given * open_transmissibility(voxel)
-    if found < _LEAST_OPEN * given:
+    if status in _STATUS_WARNINGS:
         warnings.warn(
-            f"Voxel {index!r}: faces without walls let water through as if its diffusivity were "
-            f"{found:.2f}, not {given:.2f} um^2/ms; walls of a diffusivity that is too high are "
-            "not those of the tissue.",
+            f"Voxel {index!r} is {status.name}: {_STATUS_WARNINGS[status]}.", stacklevel=3
+        )
+    diffusivity = voxel.field_diffusivity[0]
+    open_diffusivity = diffusivity * _open_transmissibility(voxel)
+    if open_diffusivity < _MIN_OPEN_TRANSMISSIBILITY * diffusivity:
+        warnings.warn(
+            f"Voxel {index!r}: the transmissibility of faces without walls is that of a "
+            f"diffusivity of {open_diffusivity:.2f}, not {diffusivity:.2f} um^2/ms; with a "
+            "diffusivity that is too high, estimated walls are not those of the tissue.",
             stacklevel=3,
         )
 
 
-def open_transmissibility(voxel: SpinverseFit) -> float:
-    """Median transmissibility, over that without a membrane, of a voxel's faces without walls."""
+def _open_transmissibility(voxel):
+    """Median relative transmissibility of the faces of a voxel that are not walls."""
     diffusivity = voxel.field_diffusivity[0] / voxel.field_scale[0]
     tau = relative_transmissibility(voxel.model.grid, voxel.permeability, diffusivity)
     is_open = scaled_transmissibility(tau) >= WALL_THRESHOLD
     return float(np.median(tau[is_open])) if is_open.any() else 1.0
+
+
+def status_with_pattern(
+    status: np.ndarray, has_walls: np.ndarray, values: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Status (...) that also says where the pattern of the walls is not determined.
+
+    Parameters
+    ----------
+    status : ndarray (...)
+    has_walls : ndarray (V,) of bool
+    values : mapping of ndarray
+        With the "pattern_agreement" of voxels with walls, if there are any.
+    """
+    status, agreement = status.copy(), np.ones(len(has_walls))
+    agreement[has_walls] = values.get("pattern_agreement", 1.0)
+    fitted = status[np.isin(status, FITTED)]
+    undetermined = (fitted == Status.CONVERGED) & (agreement < AGREEMENT_THRESHOLD)
+    status[np.isin(status, FITTED)] = np.where(undetermined, Status.PATTERN_NOT_DETERMINED, fitted)
+    return status
 
 
 def packed_cells_values(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,9 +1,9 @@
-"""Packings on a lattice: pieces of tissue with the numbers of one draw from its posterior.
+"""Packings: periodic lattices with bodies that have the parameters of a posterior sample.
 
-A draw says of what shape, size and density bodies are, how permeable their membranes, and along
-which axis they lie. It says nothing of where they are: these places are drawn at random. As no
-length of the lattice is given by nature, every packing has its own, so that the bodies have their
-size; and its own frame, whose third axis is that of the bodies.
+A sample of packed cells gives the shape, size and density of bodies, the permeability of their
+membranes, and their axis. It does not give positions, which are drawn at random. The length scale
+of the lattice is arbitrary: every packing has its own, so that bodies have the right size, and
+its own frame, whose third axis is that of the bodies.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import numpy as np
 
 from dipy_spinverse.acquisition import Acquisition, BaseAcquisition
 from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
-from dipy_spinverse.bloch_torrey import relative_transmissibility
+from dipy_spinverse.bloch_torrey import relative_transmissibility, simulate
 from dipy_spinverse.grid import TetrahedralGrid
-from dipy_spinverse.inversion import scaled_transmissibility
+from dipy_spinverse.inversion import WallProblem, scaled_transmissibility
+from dipy_spinverse.inversion.unknowns import free_water_signals
 from dipy_spinverse.substrates import cylinders, spheres
 from dipy_spinverse.walls.maps import wall_maps
 
-# How bodies lie where they are too dense for random places: a square and a body-centred lattice.
+# Regular arrangements for densities at which random positions overlap, relative to the period.
 _ARRANGEMENTS = {
     "cylinders": {1: np.zeros((1, 2)), 2: np.array([[0, 0], [1, 1]]) / 2},
     "spheres": {
@@ -32,33 +33,34 @@ _ARRANGEMENTS = {
     },
 }
 _WALLS: dict[str, Callable[..., np.ndarray]] = {"cylinders": cylinders, "spheres": spheres}
-# Of a body, in lattice cubes: below, its walls are no more than a few faces.
-_LEAST_RADIUS = 0.5
-_TRIES = 3
-# Of the fraction, where a lattice cannot hold denser bodies and the water between them.
-_SMALLER, _MOST_SIZES = 0.94, 20
-# Part of the water between bodies that may be shut in.
-_LEAST_OPEN = 0.8
+# Smallest radius of a body in lattice cubes: walls of smaller ones are only a few faces.
+_MIN_RADIUS = 0.5
+_RANDOM_TRIALS = 3
+# Factor by which the volume fraction is reduced, and how often at most, where bodies on the
+# lattice would enclose the water between them. Chosen by hand; see benchmarks/wall_fields.py.
+_FRACTION_STEP, _MAX_REDUCTIONS = 0.94, 20
+# Smallest fraction of the water between bodies that must not be enclosed.
+_MIN_CONNECTED = 0.8
 
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """A periodic piece of tissue.
+    """A periodic arrangement of bodies on a lattice.
 
     Attributes
     ----------
     grid : TetrahedralGrid
-        The lattice in its own length.
+        The rescaled lattice.
     scale : float
-        That length over the one of the lattice that was given.
+        Its length over that of the original lattice.
     frame : ndarray (3, 3)
-        Axes of the lattice, its rows, in the frame of the gradients.
+        Axes of the lattice, in rows, in the frame of the gradients.
     permeability : ndarray (F,)
         um/ms; infinite where there is no membrane.
     diffusivity : float
-        Of all water in it, um^2/ms.
+        Of all its water, um^2/ms.
     share : float
-        Of the voxel's water, that is in such tissue.
+        Fraction of the voxel's water in packed cells and between them.
     """
 
     grid: TetrahedralGrid
@@ -75,24 +77,25 @@ class Packing:
             relative_transmissibility(self.grid, self.permeability, self.diffusivity)
         )
 
-    def seen(self, acquisition: BaseAcquisition) -> BaseAcquisition:
-        """Measurements in the frame of the lattice."""
+    def rotated(self, acquisition: BaseAcquisition) -> BaseAcquisition:
+        """BaseAcquisition in the frame of the lattice."""
         if isinstance(acquisition, Acquisition):
             return replace(acquisition, directions=acquisition.directions @ self.frame.T)
-        turned = [replace(w, rates=w.rates @ self.frame.T) for w in acquisition.waveforms]
-        return WaveformAcquisition(turned, acquisition.b0_threshold)
+        waveforms = [replace(w, rates=w.rates @ self.frame.T) for w in acquisition.waveforms]
+        return WaveformAcquisition(waveforms, acquisition.b0_threshold)
 
 
 def rescaled_grid(grid: TetrahedralGrid, scale: float) -> TetrahedralGrid:
-    """The same periodic lattice with all its lengths so many times as large."""
+    """A periodic lattice with all lengths multiplied by a factor."""
     if scale == 1:
         return grid
     powers = {"volumes": 3, "face_areas": 2} | dict.fromkeys(
         ("points_um", "period_um", "tetrahedron_points", "centroids", "face_points",
          "face_distances", "displacements"), 1,
     )  # fmt: skip
-    larger = {name: getattr(grid, name) * scale**power for name, power in powers.items()}
-    return replace(grid, **larger)
+    return replace(
+        grid, **{name: getattr(grid, name) * scale**power for name, power in powers.items()}
+    )
 
 
 def packing_of(
@@ -101,17 +104,17 @@ def packing_of(
     axis: np.ndarray,
     rng: np.random.Generator,
 ) -> Packing:
-    """Bodies at random places of a lattice.
+    """Bodies at random positions of a lattice.
 
     Parameters
     ----------
     grid : TetrahedralGrid
         Periodic.
     tissue : mapping of float
-        `packed_cells.maps.PARAMETERS` of a draw. Where there are cylinders and spheres, one of
-        them, by their shares.
+        `packed_cells.maps.PARAMETERS` of a posterior sample. Of tissue with cylinders and spheres
+        one of the two is chosen at random, with the probability of its share.
     axis : ndarray (3,)
-        Of cylinders; zero of tissue without.
+        Of cylinders; zero if there are none.
     rng : numpy Generator
     """
     in_spheres = rng.random() < tissue["sphere_share"]
@@ -123,43 +126,43 @@ def packing_of(
     inside, outside = tissue["diffusivity_inside"], tissue["diffusivity_outside"]
     diffusivity = float(fraction * inside + (1 - fraction) * outside)
     frame = _frame_along(axis)
-    patch = Packing(
+    packing = Packing(
         grid, 1.0, frame, np.full(grid.n_faces, np.inf), diffusivity, float(cells)
     )  # fmt: skip
     if not fraction:
-        return patch
-    size = max(1.0, _least_fraction(grid, shape) / fraction)
-    for _ in range(_MOST_SIZES):
+        return packing
+    size = max(1.0, _min_fraction(grid, shape) / fraction)
+    for _ in range(_MAX_REDUCTIONS):
         for centres, relative in _bodies(grid, shape, size * fraction, rng):
-            # As much surface, where the bodies are not as dense as the draw says.
+            # Keeps the surface-to-volume ratio where the fraction is reduced.
             scale = size * radius / relative
             lattice = rescaled_grid(grid, scale)
             walls = _WALLS[shape](
                 lattice, scale * centres, size * radius, permeability=permeability
             )
-            patch = replace(patch, grid=lattice, scale=scale, permeability=walls)
-            if _open_around(patch, size * fraction):
-                return patch
-        size *= _SMALLER
-    return patch
+            packing = replace(packing, grid=lattice, scale=scale, permeability=walls)
+            if _water_is_connected(packing, size * fraction):
+                return packing
+        size *= _FRACTION_STEP
+    return packing
 
 
 def _cube_um(grid):
     return np.cbrt(12 * grid.volumes.mean())
 
 
-def _least_fraction(grid, shape):
-    """Of one body that is as small as can be resolved."""
-    size = _LEAST_RADIUS * _cube_um(grid)
+def _min_fraction(grid, shape):
+    """Volume fraction of one body of the smallest radius."""
+    radius = _MIN_RADIUS * _cube_um(grid)
     if shape == "spheres":
-        return 4 / 3 * np.pi * size**3 / grid.volume_um3
-    return np.pi * size**2 / grid.period_um[:2].prod()
+        return 4 / 3 * np.pi * radius**3 / grid.volume_um3
+    return np.pi * radius**2 / grid.period_um[:2].prod()
 
 
 def _bodies(grid, shape, fraction, rng):
-    """Centres (n, 3) and the radius of bodies in the lattice as it was given, um; in any order.
+    """Centres (n, 3) and radius of bodies in the original lattice, um, for several n.
 
-    Few bodies leave wider gaps, many are more like tissue: neither is known.
+    In random order, because the data do not determine n.
     """
     period, cube = grid.period_um, _cube_um(grid)
     dimension = 2 if shape == "cylinders" else 3
@@ -168,44 +171,76 @@ def _bodies(grid, shape, fraction, rng):
     for n, arrangement in _ARRANGEMENTS[shape].items():
         room = grid.period_um[:dimension].prod() / (n * unit)
         radius = (fraction * room) ** (1 / dimension)
-        if n > 1 and radius < _LEAST_RADIUS * cube:
+        if n > 1 and radius < _MIN_RADIUS * cube:
             continue
-        random = rng.random((_TRIES, n, dimension)) * period
-        # Half a cube along x: there lattice faces leave thin gaps open.
+        random = rng.random((_RANDOM_TRIALS, n, dimension)) * period
+        # Half a cube along x, where faces of the lattice leave thin gaps open.
         on_lattice = arrangement * period + cube / 2 * (np.arange(dimension) == 0)
-        for centres in (*random[: _TRIES * (n > 1)], on_lattice):
-            if _least_distance(centres, period) > 2 * radius:
+        for centres in (*random[: _RANDOM_TRIALS * (n > 1)], on_lattice):
+            if _min_distance(centres, period) > 2 * radius:
                 arranged.append((np.pad(centres, ((0, 0), (0, 3 - dimension))), radius))
                 break
     return [arranged[k] for k in rng.permutation(len(arranged))]
 
 
-def _least_distance(places, period):
-    """Between bodies and all their periodic images."""
-    first, second = np.triu_indices(len(places), 1)
-    apart = places[first] - places[second]
-    apart -= period * np.round(apart / period)
-    return min(period.min(), np.linalg.norm(apart, axis=1).min(initial=np.inf))
+def _min_distance(centres, period):
+    """Smallest distance between bodies, with all their periodic images."""
+    displacements = np.subtract(*(centres[rows] for rows in np.triu_indices(len(centres), 1)))
+    displacements -= period * np.round(displacements / period)
+    return min(period.min(), np.linalg.norm(displacements, axis=1).min(initial=np.inf))
 
 
-def _open_around(packing, fraction):
-    """Whether water gets around the bodies, which the lattice may have joined."""
+def _water_is_connected(packing, fraction):
+    """Whether the water between bodies is connected, which faces of the lattice may prevent."""
     transmissibility = relative_transmissibility(
         packing.grid, packing.permeability, packing.diffusivity
     )
     time = packing.grid.period_um.max() ** 2 / packing.diffusivity
-    found = wall_maps(
+    maps = wall_maps(
         packing.grid, transmissibility[None], diffusivity=packing.diffusivity, diffusion_time=time
     )
-    return found["restricted_fraction"][0] < 1 - _LEAST_OPEN * (1 - fraction)
+    return maps["restricted_fraction"][0] < 1 - _MIN_CONNECTED * (1 - fraction)
 
 
 def _frame_along(axis):
-    """A frame (3, 3) whose last row is an axis; any where it is zero."""
+    """Frame (3, 3) whose last row is an axis, or the identity if that is zero."""
     length = np.linalg.norm(axis)
     if length == 0:
         return np.eye(3)
-    along = axis / length
-    across = np.cross(along, np.eye(3)[np.abs(along).argmin()])
-    across /= np.linalg.norm(across)
-    return np.stack([across, np.cross(along, across), along])
+    z = axis / length
+    x = np.cross(z, np.eye(3)[np.abs(z).argmin()])
+    x /= np.linalg.norm(x)
+    return np.stack([x, np.cross(z, x), z])
+
+
+def packing_of_fit(problem: WallProblem, values: Mapping[str, np.ndarray], voxel: int) -> Packing:
+    """The packing from which the first permeability field of a voxel was estimated.
+
+    Parameters
+    ----------
+    problem : WallProblem
+    values : mapping of ndarray (V, ...)
+        Of a :class:`SpinverseFit`.
+    voxel : int
+    """
+    scale, frame, diffusivity, share = (
+        values[f"field_{name}"][voxel][0] for name in ("scale", "frame", "diffusivity", "share")
+    )
+    walls, grid = values["packing_permeability"][voxel], rescaled_grid(problem.grid, scale)
+    return Packing(grid, scale, frame, walls, float(diffusivity), share)
+
+
+def permeability_field_signals(
+    problem: WallProblem, values: Mapping[str, np.ndarray], acquisition: BaseAcquisition
+) -> np.ndarray:
+    """Signals (V, M) of the first permeability fields, and of free water; arguments as above."""
+    signals = np.empty((len(values["permeability"]), len(acquisition)))
+    for voxel, permeability in enumerate(values["permeability"]):
+        packing = packing_of_fit(problem, values, voxel)
+        signals[voxel] = simulate(
+            packing.rotated(acquisition), packing.grid, permeability,
+            diffusivity=packing.diffusivity, dtype="float32", device=problem.device,
+        )  # fmt: skip
+    fraction = values["field_free_water"][:, None]
+    free_water = free_water_signals(acquisition, problem.free_diffusivity)
+    return (1 - fraction) * signals + fraction * free_water

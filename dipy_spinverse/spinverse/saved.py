@@ -1,35 +1,48 @@
-"""Priors and stages as JSON holds them."""
+"""Engines, stages and priors as JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
 
 from dipy_spinverse.inversion import Binarisation, Continuity, Manifoldness, Stage, WallArea
+from dipy_spinverse.spinverse.permeability_fields import ClosedCellInversion, FaceInversion
+from dipy_spinverse.spinverse.tissue_walls import TissueWallInversion
 
-_PRIORS = {prior.__name__: prior for prior in (Binarisation, Continuity, Manifoldness, WallArea)}
-
-
-def priors_to_json(priors: Sequence) -> list:
-    """Names and parameters of the package's own priors."""
-    for prior in priors:
-        if type(prior) not in _PRIORS.values():
-            raise ValueError(f"priors has {prior!r}, which cannot be saved; use {list(_PRIORS)}.")
-    return [[type(prior).__name__, asdict(prior)] for prior in priors]
-
-
-def priors_from_json(pairs: Sequence) -> tuple:
-    """Priors of `priors_to_json`."""
-    return tuple(_PRIORS[name](**parameters) for name, parameters in pairs)
+_CLASSES: dict[str, type] = {
+    each.__name__: each
+    for each in (
+        *(TissueWallInversion, FaceInversion, ClosedCellInversion, Stage),
+        *(Binarisation, Continuity, Manifoldness, WallArea),
+    )
+}
 
 
-def stage_to_json(stage: Stage) -> dict:
-    """Fields of a stage."""
-    return {**vars(stage), "priors": priors_to_json(stage.priors)}
+def to_json(value: Any) -> Any:
+    """Lists, numbers and texts that stand for a value.
+
+    Raises
+    ------
+    ValueError
+        Classes of other packages, such as priors of one's own.
+    """
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    if type(value) in _CLASSES.values():
+        options = {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+        return {"class": type(value).__name__, **options}
+    if value is None or isinstance(value, (str, int, float, np.generic)):
+        return value
+    raise ValueError(f"inversion has {value!r}, which cannot be saved; use {[*_CLASSES]}.")
 
 
-def stage_from_json(stage: dict) -> Stage:
-    """The stage of `stage_to_json`."""
-    times, priors = stage["diffusion_times"], priors_from_json(stage["priors"])
-    times = None if times is None else tuple(times)
-    return Stage(**{**stage, "diffusion_times": times, "priors": priors})
+def from_json(value: Any) -> Any:
+    """The value of :func:`to_json`, with tuples for lists."""
+    if isinstance(value, list):
+        return tuple(map(from_json, value))
+    if not isinstance(value, dict):
+        return value
+    options = {name: from_json(option) for name, option in value.items() if name != "class"}
+    return _CLASSES[value["class"]](**options)

@@ -1,274 +1,392 @@
-"""Wall fields of tissue: packings of the posterior's draws, changed where the data ask for it.
+"""Walls of tissue: packings with the parameters of posterior samples, corrected by the data.
 
-The signals of a voxel are those of its packed cells, which are averages over all places and
-directions of bodies, plus what changing the walls of one packing does to the signals of that
-packing, by its share of the water: a field has the signals and maps of the draw that it started
-from where it did not leave it, whatever the lattice's own error.
+The signals of a voxel are those of its packed cells, which are averages over all positions and
+directions of bodies, plus the change of the signals of one packing that a correction of its walls
+causes, weighted with its fraction of the water. A permeability field without a correction has the
+signals and maps of its posterior sample, independent of discretisation errors of the lattice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from dipy_spinverse.acquisition import BaseAcquisition
-from dipy_spinverse.bloch_torrey import permeability_of, relative_transmissibility, simulate
-from dipy_spinverse.inversion import WALL_THRESHOLD, scaled_transmissibility, transmissibility
-from dipy_spinverse.packed_cells import PackedCellsPosterior, packed_cells_posterior
-from dipy_spinverse.spinverse.chunk import statistics_of
-from dipy_spinverse.spinverse.fit import SpinverseFit
-from dipy_spinverse.spinverse.packings import Packing, packing_of, rescaled_grid
-from dipy_spinverse.spinverse.wall_corrections import Patch, corrected_walls
-from dipy_spinverse.voxels.image import Voxels
+from dipy_spinverse.acquisition import Acquisition, BaseAcquisition
+from dipy_spinverse.bloch_torrey import permeability_of, relative_transmissibility
+from dipy_spinverse.inversion import (
+    WALL_THRESHOLD,
+    WallProblem,
+    scaled_transmissibility,
+    transmissibility,
+)
+from dipy_spinverse.packed_cells import PackedCellsModel, PackedCellsPosterior
+from dipy_spinverse.spinverse.fit import (
+    CELLS_PREFIX,
+    SpinverseFit,
+    packed_cells_values,
+    status_with_pattern,
+)
+from dipy_spinverse.spinverse.packings import (
+    Packing,
+    packing_of,
+    packing_of_fit,
+    permeability_field_signals,
+)
+from dipy_spinverse.spinverse.permeability_fields import map_statistics
+from dipy_spinverse.spinverse.voxel_inversion import (
+    VoxelInversion,
+    check_directions,
+    wall_layout,
+)
+from dipy_spinverse.spinverse.wall_corrections import PackingSignals, corrected_walls
+from dipy_spinverse.voxels.chunks import Engine, fit_image, fit_status
+from dipy_spinverse.voxels.image import Image, Voxels
+from dipy_spinverse.voxels.model import VoxelModel
 from dipy_spinverse.voxels.progress import part, stepwise
-from dipy_spinverse.voxels.statistics import of_axes
+from dipy_spinverse.voxels.statistics import ENDINGS, of_axes
+from dipy_spinverse.voxels.status import FITTED, Status
 from dipy_spinverse.walls.maps import LONGEST_EXCHANGE_TIME_MS, wall_maps
 from dipy_spinverse.walls.patterns import face_symmetries
 
-if TYPE_CHECKING:
-    from dipy_spinverse.spinverse.model import SpinverseModel
+# Edge of lattice cubes, um, below which water crosses them many times in a pulse, so that the data
+# contain no information on single faces.
+_MIN_CUBE_UM = 0.4
+# Voxels computed together: each has a lattice of its own, so that larger chunks save little time.
+_MOST_PER_CHUNK = 16
+# Part of the time of a chunk that packed cells take, for the progress bar.
+_CELLS_TIME = 0.15
+# In front of the names of what is computed from permeability fields of a voxel.
+_FIELDS_PREFIX = "_fields/"
+_STATUS_VALUES: dict[str, type] = {
+    "residual_rms": float, "n_unknowns": float, "excess": float, "worst_excess": float,
+    "worst_freedom": float, "n_groups": float, "converged": bool,
+}  # fmt: skip
+_MAP_STATISTICS = [name + ending for name in SpinverseFit.MAPS for ending in ENDINGS]
 
-# um: water crosses smaller lattice cubes many times in a pulse, and no face can be told.
-_LEAST_CUBE = 0.4
-# Of the time that a chunk takes.
-_TISSUE = 0.15
+
+@dataclass(frozen=True)
+class TissueWallInversion(VoxelInversion):
+    """Packed cells in all voxels, and packings with their parameters where walls are requested.
+
+    Packed cells are fitted once. In voxels whose signals they do not explain, maps are computed
+    from the corrected permeability fields.
+    """
+
+    def fit(
+        self,
+        problem: WallProblem,
+        image: Image,
+        walls: np.ndarray,
+        compute: Engine,
+        model: VoxelModel,
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Status and values of all voxels."""
+        cells_model, has_walls = packed_cells_model(problem), walls.reshape(-1)[image.rows]
+        options = {
+            "sigma": image.voxels.sigma, "n_draws": problem.n_draws, "n_fields": problem.n_fields
+        }  # fmt: skip
+        if walls.any():
+            check_directions(problem)
+        layout = cells_model.layout(problem.n_draws)
+        run = partial(fit_image, model=model, options=options)
+        status, cells = run(
+            image.within(~walls), partial(cells_model.fit_chunk, n_draws=problem.n_draws),
+            layout, _in_folder(compute, "tissue"), most=cells_model.VOX_PER_CHUNK,
+        )  # fmt: skip
+        fields: dict[str, np.ndarray] = {}
+        if walls.any():
+            with_walls = image.within(walls)
+            wall_status, values = run(
+                with_walls, TissueWallChunk(problem, cells_model),
+                layout | _field_layout(problem), _in_folder(compute, "walls"),
+                most=_MOST_PER_CHUNK,
+            )  # fmt: skip
+            status = np.where(walls, wall_status, status)
+            cells = {name: _merged(has_walls, values[name], cells[name]) for name in cells}
+            fields = {name: value for name, value in values.items() if name not in cells}
+            fields["wall_status"] = _status_of_fields(with_walls, values)
+        return _combined(status, cells, has_walls, fields)
+
+    def signals_of_fit(
+        self, problem: WallProblem, values: Mapping[str, np.ndarray], acquisition: BaseAcquisition
+    ) -> np.ndarray:
+        """Signals (V, M) of packed cells, corrected where these do not explain the data."""
+        has_walls, cells = values["has_walls"], packed_cells_values(values)
+        fields = {name: value for name, value in values.items() if name in SpinverseFit.WALLS}
+        # Corrections are of pulses; of waveforms, permeability fields predict all signals.
+        pulsed = isinstance(acquisition, Acquisition)
+        by_cells = np.full(len(has_walls), True) if pulsed else ~has_walls
+        signals = np.empty((len(has_walls), len(acquisition)))
+        if not by_cells.all():
+            signals[~by_cells] = permeability_field_signals(problem, fields, acquisition)
+        if by_cells.any():
+            cells = {name: value[by_cells] for name, value in cells.items()}
+            signals[by_cells] = packed_cells_model(problem).signals_of_fit(cells, acquisition)
+        misfit = ~values["packed_cells"]
+        if misfit.any() and pulsed:
+            fields = {name: value[misfit[has_walls]] for name, value in fields.items()}
+            signals[misfit] += signal_correction(problem, fields, acquisition)
+        return signals
+
+
+def packed_cells_model(problem: WallProblem) -> PackedCellsModel:
+    """The model of packed cells of a problem."""
+    return PackedCellsModel(
+        problem.acquisition,
+        diffusivity=1e-3 * problem.diffusivity if problem.diffusivity_known else None,
+        free_diffusivity=1e-3 * problem.free_diffusivity,
+        seed=problem.seed,
+    )
+
+
+def _in_folder(compute, name):
+    journal = None if compute.journal is None else Path(compute.journal) / name
+    return replace(compute, journal=journal)
+
+
+def _field_layout(problem):
+    """Type and shape of what is stored of a voxel with walls besides packed cells."""
+    values = _STATUS_VALUES | dict.fromkeys(_MAP_STATISTICS, float)
+    values |= {"wall_orientation": (float, (3,)), "wall_orientation_angle": float}
+    return wall_layout(problem, 1) | {_FIELDS_PREFIX + name: kind for name, kind in values.items()}
+
+
+def _merged(mask, inside, outside):
+    """Values (V, ...) from those in a mask (V,) and outside of it."""
+    values = np.empty((len(mask), *inside.shape[1:]), inside.dtype)
+    values[mask], values[~mask] = inside, outside
+    return values
+
+
+def _status_of_fields(image, values):
+    """Status (W,) of permeability fields; brings their residual to the unit of the data."""
+    values[f"{_FIELDS_PREFIX}residual_rms"] *= image.voxels.S0[:, 0]
+    of_fields = {name: values[_FIELDS_PREFIX + name] for name in _STATUS_VALUES}
+    scatter = image.voxels.signals.std(axis=1)
+    return fit_status(image, of_fields | {"sigma": values["sigma"]}, scatter)
+
+
+def _combined(status, cells, has_walls, fields):
+    """Status (...) and values: those of packed cells, or of fields where these are refuted."""
+    cells_status = status[np.isin(status, FITTED)]
+    misfit = has_walls & (cells_status == Status.MISFIT)
+    names = "sigma", "residual_rms", "S0_per_te", "wall_orientation", "wall_orientation_angle"
+    values = {name: cells[name].copy() for name in (*names, *_MAP_STATISTICS) if name in cells}
+    final_status = cells_status.copy()
+    if fields:
+        final_status[misfit] = fields["wall_status"][misfit[has_walls]]
+        for name in values:
+            if _FIELDS_PREFIX + name in fields:
+                values[name][misfit] = fields[_FIELDS_PREFIX + name][misfit[has_walls]]
+    values |= {name: fields[name] for name in SpinverseFit.WALLS if name in fields}
+    values |= {"has_walls": has_walls, "packed_cells": ~misfit, "_tissue_status": cells_status}
+    values |= {CELLS_PREFIX + name: value for name, value in cells.items()}
+    status = status.copy()
+    status[np.isin(status, FITTED)] = final_status
+    return status_with_pattern(status, has_walls, values), values
 
 
 @dataclass(frozen=True, eq=False)
 class _Field:
-    """Walls on a lattice of their own length."""
+    """Permeability of the faces of one packing, possibly corrected by the data."""
 
     packing: Packing
     scaled_transmissibility: np.ndarray
     change: np.ndarray
     n_determined: float = 0.0
 
+    @property
+    def permeability(self):
+        if not self.n_determined:
+            return self.packing.permeability
+        tau = transmissibility(torch.as_tensor(self.scaled_transmissibility)).numpy()
+        return permeability_of(self.packing.grid, tau, self.packing.diffusivity)
+
 
 @dataclass(frozen=True, eq=False)
-class TissueWalls:
-    """The wall fields of a chunk of voxels, as :class:`chunk.FitChunk` gives them.
+class TissueWallChunk:
+    """Packed cells and permeability fields of a chunk of voxels.
 
     Attributes
     ----------
-    model : SpinverseModel
-    n_fields : int
-        Further fields, each of a draw of its own.
+    problem : WallProblem
+    cells_model : PackedCellsModel
     """
 
-    model: SpinverseModel
-    n_fields: int
+    problem: WallProblem
+    cells_model: PackedCellsModel
 
     def __call__(self, voxels: Voxels) -> dict[str, np.ndarray]:
-        """Values of each voxel, with the names of `chunk.layout` and those for the status."""
-        model = self.model
-        known = None if model.diffusivity is None else model.diffusivity_um2_per_ms
-        with part(0.0, _TISSUE):
-            posterior = packed_cells_posterior(
-                model.acquisition, voxels.signals, voxels.sigma, diffusivity=known,
-                free_diffusivity=model.free_diffusivity_um2_per_ms, n_draws=self.n_fields,
-                seed=model.seed,
-            )  # fmt: skip
-        with part(_TISSUE, 1.0):
-            parts = [
-                self._of_voxel(voxels.signals[v], posterior, v)
+        """Values of each voxel, with the names of the layout and those of the status."""
+        n_draws, n_fields = self.problem.n_draws, self.problem.n_fields
+        with part(0.0, _CELLS_TIME):
+            posterior = self.cells_model.posterior(voxels, max(n_draws, n_fields))
+        cells = self.cells_model.values_of_fit(voxels, posterior, n_draws)
+        # The maximum a posteriori estimate, then samples, along the first axis.
+        parameters, maps = (
+            {name: np.concatenate([estimates[name][None], samples[name]]) for name in samples}
+            for estimates, samples in zip(
+                (posterior.estimated_parameters, posterior.estimated_maps),
+                posterior.spread_samples(n_fields),
+                strict=True,
+            )
+        )
+        with part(_CELLS_TIME, 1.0):
+            results = [
+                self._of_voxel(voxels.signals[v], posterior, v, parameters, maps)
                 for v in stepwise(range(len(voxels)))
             ]
-        values = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
-        maps = {name: values.pop(name).T for name in SpinverseFit.MAPS}
-        values |= statistics_of(maps, {})
-        axes = np.concatenate(
-            [
-                posterior.estimated_maps["wall_orientation"][None],
-                posterior.maps["wall_orientation"],
-            ]
-        )
-        axis, angle = of_axes(axes)
-        return values | {
-            "wall_orientation": axis, "wall_orientation_angle": angle,
-            "field_free_water": posterior.estimated_maps["free_water_fraction"],
-            "S0_per_te": posterior.amplitudes, "sigma": posterior.sigma, "converged": True,
-            "worst_freedom": posterior.worst_degrees_of_freedom,
-            "n_groups": posterior.group_chi_square.shape[1],
-        }  # fmt: skip
+        values = {name: np.stack([result[name] for result in results]) for name in results[0]}
+        field_maps = {name: values.pop(name).T for name in SpinverseFit.MAPS}
+        axis, angle = of_axes(maps["wall_orientation"])
+        of_fields = map_statistics(field_maps, {}) | {
+            "wall_orientation": axis, "wall_orientation_angle": angle, "converged": True,
+            "worst_freedom": cells["worst_freedom"], "n_groups": cells["n_groups"],
+        } | {name: values.pop(name) for name in _STATUS_VALUES.keys() & values.keys()}  # fmt: skip
+        of_fields = {_FIELDS_PREFIX + name: value for name, value in of_fields.items()}
+        free_water = posterior.estimated_maps["free_water_fraction"]
+        return cells | values | {"field_free_water": free_water} | of_fields
 
-    def _of_voxel(self, signals, posterior, v):
-        data = _Data.of(self.model, signals, posterior, v)
-        fields = self._fields(data, posterior, v)
-        first = fields[0]
-        rest = (signals - posterior.predicted[v]) - first.change * data.sd
-        squares, before = ((data.residual - first.change) ** 2).sum(), (data.residual**2).sum()
-        lower = squares / before if before else 1.0
-        freedom = posterior.degrees_of_freedom[v]
-        left = max(freedom - first.n_determined, 1)
-        closed = np.stack([field.scaled_transmissibility < WALL_THRESHOLD for field in fields])
-        # Bodies may be anywhere: all places on the lattice are alike.
-        probability = closed[:, face_symmetries(self.model.grid)].mean(axis=(0, 1))
-        permeability = np.stack([_permeability(field) for field in fields])
+    def _of_voxel(self, signals, posterior, v, parameters, maps):
+        data = _VoxelData.of(self.problem, signals, posterior, v)
+        fields = self._fields(data, v, parameters, maps)
+        estimate = fields[0]
+        residual = (signals - posterior.predicted[v]) - estimate.change * data.sd
+        squares = ((data.residual - estimate.change) ** 2).sum()
+        cells_squares = (data.residual**2).sum()
+        reduction = squares / cells_squares if cells_squares else 1.0
+        degrees_of_freedom = posterior.degrees_of_freedom[v]
+        remaining = max(degrees_of_freedom - estimate.n_determined, 1)
+        worst = posterior.worst_reduced_chi_square[v]
+        walls = np.stack([field.scaled_transmissibility < WALL_THRESHOLD for field in fields])
+        # Positions of bodies are arbitrary: the mean over all shifts of the lattice.
+        probability = walls[:, face_symmetries(self.problem.grid)].mean(axis=(0, 1))
+        permeability = np.stack([field.permeability for field in fields])
         return {
             "permeability": permeability[0],
             "permeability_fields": permeability[1:],
-            "packing_permeability": first.packing.permeability,
+            "packing_permeability": estimate.packing.permeability,
             "wall_probability": probability,
-            "pattern_agreement": _in_common(closed, probability),
+            "pattern_agreement": _independent_f1(walls, probability),
             "field_scale": [field.packing.scale for field in fields],
             "field_frame": [field.packing.frame for field in fields],
             "field_diffusivity": [field.packing.diffusivity for field in fields],
             "field_share": [field.packing.share for field in fields],
-            "history_iterations": [int(first.n_determined > 0)],
-            "history_misfit": [((data.residual - first.change) ** 2).mean()],
-            "residual_rms": np.sqrt((rest**2).mean()),
-            "n_unknowns": len(signals) - left,
-            "excess": posterior.chi_square[v] * lower / left,
-            "worst_excess": posterior.worst_reduced_chi_square[v] * lower * freedom / left,
-        } | self._maps(fields, posterior, v)
+            "history_iterations": [int(estimate.n_determined > 0)],
+            "history_misfit": [((data.residual - estimate.change) ** 2).mean()],
+            "residual_rms": np.sqrt((residual**2).mean()),
+            "n_unknowns": len(signals) - remaining,
+            "excess": posterior.chi_square[v] * reduction / remaining,
+            "worst_excess": worst * reduction * degrees_of_freedom / remaining,
+            **self._corrected_maps(fields, {name: maps[name][:, v] for name in SpinverseFit.MAPS}),
+        }
 
-    def _fields(self, data, posterior, v):
-        """The field of the likeliest tissue, then those of the draws."""
-        model, rng = self.model, np.random.default_rng(self.model.seed)
-        draws = [(posterior.estimated_parameters, posterior.estimated_maps)]
-        for k in range(self.n_fields):
-            draws.append(
-                tuple(
-                    {name: value[k] for name, value in each.items()}
-                    for each in (posterior.parameters, posterior.maps)
-                )
-            )
-        fields, asked = [], True
-        for parameters, maps in draws:
-            tissue = {name: value[v] for name, value in parameters.items()}
-            packing = packing_of(model.grid, tissue, maps["wall_orientation"][v], rng)
+    def _fields(self, data, v, parameters, maps):
+        """The field of the maximum a posteriori estimate, then those of samples."""
+        rng = np.random.default_rng(self.problem.seed)
+        fields, corrected = [], True
+        for k, axes in enumerate(maps["wall_orientation"]):
+            tissue = {name: samples[k, v] for name, samples in parameters.items()}
+            packing = packing_of(self.problem.grid, tissue, axes[v], rng)
             noise = rng.standard_normal(len(data.residual)) if fields else None
-            found = data.correction(packing, noise) if asked else None
-            if found is None:
-                field = _Field(
-                    packing, packing.scaled_transmissibility, np.zeros(len(data.residual))
-                )
-                asked = bool(fields) and asked
+            correction = data.correction(packing, noise) if corrected else None
+            if correction is None:
+                scaled = packing.scaled_transmissibility
+                field = _Field(packing, scaled, np.zeros(len(data.residual)))
+                # Without evidence at the estimate, samples are not corrected either.
+                corrected = bool(fields) and corrected
             else:
-                field = _Field(
-                    packing, found.scaled_transmissibility, found.change, found.n_determined
-                )
+                scaled = correction.scaled_transmissibility
+                field = _Field(packing, scaled, correction.change, correction.n_determined)
             fields.append(field)
         return fields
 
-    def _maps(self, fields, posterior, v):
-        """Maps (n,) of the draws, plus what leaving their packings changed in them."""
-        maps = {
-            name: np.append(posterior.estimated_maps[name][v], posterior.maps[name][:, v])
-            for name in SpinverseFit.MAPS
-        }
+    def _corrected_maps(self, fields, maps):
+        """Maps (n,) of samples, plus the change of each by the correction of its packing."""
+        maps = {name: values.copy() for name, values in maps.items()}
         surface, restricted = maps["surface_to_volume"], maps["restricted_fraction"]
         crossing = surface * maps["wall_permeability"]
-        time = float(self.model.acquisition.diffusion_time.max())
+        time = float(self.problem.acquisition.diffusion_time.max())
         for k, field in enumerate(fields):
             if not field.n_determined:
                 continue
             packing = field.packing
-            both = np.stack([packing.scaled_transmissibility, field.scaled_transmissibility])
-            found = wall_maps(
-                packing.grid, transmissibility(torch.as_tensor(both)),
+            scaled = np.stack([packing.scaled_transmissibility, field.scaled_transmissibility])
+            of_packing = wall_maps(
+                packing.grid, transmissibility(torch.as_tensor(scaled)),
                 diffusivity=packing.diffusivity, diffusion_time=time,
             )  # fmt: skip
-            found["crossing"] = found["surface_to_volume"] * found["wall_permeability"]
+            permeability = of_packing["wall_permeability"]
+            of_packing["crossing"] = of_packing["surface_to_volume"] * permeability
             for name, values in (("surface_to_volume", surface), ("crossing", crossing),
                                  ("restricted_fraction", restricted)):  # fmt: skip
-                values[k] = max(values[k] + packing.share * np.diff(found[name])[0], 0)
-        little = 1e-12
-        maps["wall_permeability"] = crossing / np.maximum(surface, little)
-        maps["pore_diameter"] = 4 * restricted / np.maximum(surface, little)
+                values[k] = max(values[k] + packing.share * np.diff(of_packing[name])[0], 0)
+        tiny = 1e-12
+        maps["wall_permeability"] = crossing / np.maximum(surface, tiny)
+        maps["pore_diameter"] = 4 * restricted / np.maximum(surface, tiny)
         maps["exchange_time"] = np.minimum(
-            restricted / np.maximum(crossing, little), LONGEST_EXCHANGE_TIME_MS
+            restricted / np.maximum(crossing, tiny), LONGEST_EXCHANGE_TIME_MS
         )
         return maps
 
 
 @dataclass(frozen=True, eq=False)
-class _Data:
-    """What the likeliest packed cells leave of a voxel, and how the data depend on its signals."""
+class _VoxelData:
+    """Whitened residual of packed cells, and its derivative with respect to their signals."""
 
-    model: SpinverseModel
+    problem: WallProblem
     residual: np.ndarray
     sd: np.ndarray
     slope: np.ndarray
 
     @classmethod
-    def of(cls, model: SpinverseModel, signals, posterior: PackedCellsPosterior, v: int) -> _Data:
-        predicted = posterior.predicted[v]
-        sd = np.hypot(posterior.sigma[v], posterior.systematic_error[v] * predicted)
-        amplitude = posterior.amplitudes[v][model.acquisition.te_index]
-        # Noise lifts magnitudes to the root of signal^2 + sigma^2, nearly.
-        noise = posterior.sigma[v] * (signals.min() >= 0)
-        lifted = np.sqrt(np.maximum(1 - (noise / np.maximum(predicted, noise + 1e-12)) ** 2, 0))
-        return cls(model, (signals - predicted) / sd, sd, amplitude * lifted)
+    def of(
+        cls, problem: WallProblem, signals: np.ndarray, posterior: PackedCellsPosterior, v: int
+    ) -> _VoxelData:
+        predicted, sigma = posterior.predicted[v], posterior.sigma[v]
+        sd = np.hypot(sigma, posterior.systematic_error[v] * predicted)
+        amplitude = posterior.amplitudes[v][problem.acquisition.te_index]
+        # The expected magnitude is about the root of signal^2 + sigma^2.
+        noise = sigma * (signals.min() >= 0)
+        slope = np.sqrt(np.maximum(1 - (noise / np.maximum(predicted, noise + 1e-12)) ** 2, 0))
+        return cls(problem, (signals - predicted) / sd, sd, amplitude * slope)
 
-    def corrected_walls(self, packing, noise):
-        cube = np.cbrt(12 * packing.grid.volumes.mean())
-        if cube < _LEAST_CUBE or not np.isfinite(packing.permeability).any():
+    def correction(self, packing, noise):
+        cube_um = np.cbrt(12 * packing.grid.volumes.mean())
+        if cube_um < _MIN_CUBE_UM or not np.isfinite(packing.permeability).any():
             return None
-        patch = Patch(packing, self.model.acquisition, self.model.device)
-        weight = packing.share * self.slope / self.sd
-        return corrected_walls(patch, weight, self.residual, noise)
+        signals = PackingSignals(packing, self.problem.acquisition, self.problem.device)
+        return corrected_walls(signals, packing.share * self.slope / self.sd, self.residual, noise)
 
 
-def _in_common(closed, probability):
-    """Mean F1 (0 to 1) of walls (n, F) at independent places; 1 where there are none."""
-    size = closed.sum(axis=1).mean()
+def _independent_f1(walls, probability):
+    """Expected F1 (0 to 1) of walls (n, F) at independent positions; 1 where there are none."""
+    size = walls.sum(axis=1).mean()
     return float(probability @ probability / size) if size else 1.0
 
 
-def _permeability(field):
-    if not field.n_determined:
-        return field.packing.permeability
-    tau = transmissibility(torch.as_tensor(field.scaled_transmissibility)).numpy()
-    return permeability_of(field.packing.grid, tau, field.packing.diffusivity)
-
-
 def signal_correction(
-    model: SpinverseModel, values: Mapping[str, np.ndarray], acquisition: BaseAcquisition
+    problem: WallProblem, values: Mapping[str, np.ndarray], acquisition: BaseAcquisition
 ) -> np.ndarray:
-    """Signals (V, M) of the first fields less those of the packings that they started from.
+    """Signals (V, M) of the first fields minus those of the packings they were estimated from.
 
     Parameters
     ----------
-    model : SpinverseModel
+    problem : WallProblem
     values : mapping of ndarray (V, ...)
-        As in `chunk.layout`.
+        Those of a :class:`SpinverseFit`.
     acquisition : BaseAcquisition
     """
     changes = np.zeros((len(values["permeability"]), len(acquisition)))
-    for v, walls in enumerate(values["permeability"]):
-        if not np.array_equal(walls, values["packing_permeability"][v]):
-            packing = _packing_of(model, values, v)
-            patch = Patch(packing, acquisition, model.device)
-            tau = relative_transmissibility(packing.grid, walls, packing.diffusivity)
-            changes[v] = packing.share * patch.change(scaled_transmissibility(tau))
+    for v, permeability in enumerate(values["permeability"]):
+        if not np.array_equal(permeability, values["packing_permeability"][v]):
+            packing = packing_of_fit(problem, values, v)
+            signals = PackingSignals(packing, acquisition, problem.device)
+            tau = relative_transmissibility(packing.grid, permeability, packing.diffusivity)
+            changes[v] = packing.share * signals.change(scaled_transmissibility(tau))
     return changes
-
-
-def permeability_field_signals(
-    model: SpinverseModel, values: Mapping[str, np.ndarray], acquisition: BaseAcquisition
-) -> np.ndarray:
-    """Signals (V, M) of the first fields alone, on their own lattices; arguments as above."""
-    signals = np.empty((len(values["permeability"]), len(acquisition)))
-    for v, walls in enumerate(values["permeability"]):
-        packing = _packing_of(model, values, v)
-        signals[v] = simulate(
-            packing.seen(acquisition), packing.grid, walls, diffusivity=packing.diffusivity,
-            dtype="float32", device=model.device,
-        )  # fmt: skip
-    return signals
-
-
-def _packing_of(model, values, v):
-    """The packing that the first field of a voxel started from."""
-    scale, frame, diffusivity, share = (
-        values[f"field_{name}"][v][0] for name in ("scale", "frame", "diffusivity", "share")
-    )
-    walls = values["packing_permeability"][v]
-    return Packing(
-        rescaled_grid(model.grid, scale), scale, frame, walls, float(diffusivity), share
-    )

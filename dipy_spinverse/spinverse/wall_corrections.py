@@ -1,7 +1,7 @@
-"""Where walls leave a packing: only as far as the data ask for it.
+"""Corrections of the walls of a packing, where the residual gives enough evidence.
 
-What the packing leaves of the data is noise, of unknown variance but at least the known one, and
-what small changes of all faces do to the signals,
+The model of the residual is noise, of unknown variance but at least the known one, plus the effect
+of small changes of all faces on the signals,
 
     r ~ N(0, t^2 I + l J J^T),
 
@@ -37,21 +37,24 @@ from dipy_spinverse.voxels.status import REFUTED
 
 # Phase between neighbouring tetrahedra, rad, above which a lattice does not resolve an encoding.
 LARGEST_LINK_PHASE = np.pi / 2
-# Twice the gain of the logarithm of the evidence by one more parameter, that chance exceeds so
-# seldom.
-_LEAST_GAIN = chi2.isf(REFUTED, 1) / 2
-# Combinations of signals that faces change, and their least squared singular value, relative.
-_MOST_COMBINATIONS, _LEAST_STRENGTH = 100, 1e-6
-# Parts of the measurements that are foretold from the others, and the improvement of squared
-# errors over its standard error from which they are.
-_FOLDS, _LEAST_SURENESS = 4, 2.0
-_RATIOS = np.geomspace(1e-6, 1e6, 121)  # of l to t^2, over the largest eigenvalue
-_MOST_STEPS, _STEP_LENGTHS = 5, (1.0, 0.5, 0.25, 0.1)
-_STEPS = 4  # in time, per pulse: changes of signals are within 0.5 % of those of many
+# Gain of the log evidence that noise alone exceeds with the probability REFUTED: half of a
+# chi-square quantile with one degree of freedom, that of the variance l.
+_MIN_LOG_EVIDENCE_GAIN = chi2.isf(REFUTED, 1) / 2
+# Singular vectors of J that are kept, and the smallest relative squared singular value.
+_MAX_SINGULAR_VECTORS, _MIN_EIGENVALUE = 100, 1e-6
+# Cross-validation: number of folds, and the reduction of squared errors in standard errors above
+# which a correction predicts held-out measurements (about 2.5 % by chance).
+_FOLDS, _MIN_Z = 4, 2.0
+# Grid of l / t^2, relative to the largest eigenvalue of J J^T.
+_VARIANCE_RATIOS = np.geomspace(1e-6, 1e6, 121)
+_MAX_ITERATIONS, _STEP_LENGTHS = 5, (1.0, 0.5, 0.25, 0.1)
+# Time steps per pulse: changes of signals are within 0.5 % of those with many steps
+# (test_tissue_walls.py).
+_STEPS = 4
 
 
-class Patch:
-    """Signals of a packing of which the walls may change.
+class PackingSignals:
+    """Signals of a packing as a function of its scaled transmissibilities.
 
     Parameters
     ----------
@@ -63,52 +66,52 @@ class Patch:
     def __init__(self, packing: Packing, acquisition: BaseAcquisition, device: str = "cpu"):
         self.packing = packing
         self._simulator = Simulator(
-            packing.seen(acquisition), packing.grid, diffusivity=packing.diffusivity,
+            packing.rotated(acquisition), packing.grid, diffusivity=packing.diffusivity,
             steps=_STEPS, dtype="float32", device=device,
         )  # fmt: skip
         self._encoding = unique_encodings(acquisition)[1]
         largest_q = np.empty(len(acquisition))
-        for part in acquisition.waveforms:
-            largest_q[part.rows] = part.largest_q
+        for waveform in acquisition.waveforms:
+            largest_q[waveform.rows] = waveform.largest_q
         longest_link = np.linalg.norm(packing.grid.displacements, axis=1).max()
         self.resolved = largest_q * longest_link <= LARGEST_LINK_PHASE
 
     def signals(self, scaled: np.ndarray) -> np.ndarray:
-        """Signals (M,) of other walls, relative to b = 0."""
+        """Signals (M,) of scaled transmissibilities (F,), relative to b = 0."""
         tau = transmissibility(torch.as_tensor(scaled))[None]
         return self._simulator.signals(tau)[0].cpu().numpy().astype(float)
 
     def change(self, scaled: np.ndarray) -> np.ndarray:
-        """Signals (M,) of other walls less those of the packing; 0 where neither is resolved."""
-        return (self.signals(scaled) - self._at_start) * self.resolved
+        """Signals (M,) minus those of the packing; 0 where the lattice does not resolve them."""
+        return (self.signals(scaled) - self._initial) * self.resolved
 
     @cached_property
-    def _at_start(self):
+    def _initial(self):
         return self.signals(self.packing.scaled_transmissibility)
 
     def folds(self) -> list[np.ndarray]:
-        """Masks (M,) that share the measurements out; those of equal signals together."""
+        """Masks (M,) of the folds of cross-validation; repeats are in the same fold."""
         return [self._encoding % _FOLDS == k for k in range(_FOLDS)]
 
-    def slopes(self, scaled: np.ndarray) -> np.ndarray:
+    def jacobian(self, scaled: np.ndarray) -> np.ndarray:
         """Derivatives (M, F) of :meth:`change`."""
-        at = torch.as_tensor(scaled)
-        _, by_tau = self._simulator.sensitivities(transmissibility(at)[None])
-        by_tau = by_tau[0].cpu().numpy() * transmissibility_slope(at).numpy()
-        return by_tau * self.resolved[:, None]
+        s = torch.as_tensor(scaled)
+        _, jacobian = self._simulator.sensitivities(transmissibility(s)[None])
+        jacobian = jacobian[0].cpu().numpy() * transmissibility_slope(s).numpy()
+        return jacobian * self.resolved[:, None]
 
 
 @dataclass(frozen=True)
 class WallCorrection:
-    """Walls that left a packing.
+    """Walls of a packing, corrected by the data.
 
     Attributes
     ----------
     scaled_transmissibility : ndarray (F,)
     change : ndarray (M,)
-        Of the whitened data.
+        Of the whitened signals.
     n_determined : float
-        Degrees of freedom that the change took from the data.
+        Effective number of parameters of the correction.
     """
 
     scaled_transmissibility: np.ndarray
@@ -117,87 +120,103 @@ class WallCorrection:
 
 
 def corrected_walls(
-    patch: Patch, weight: np.ndarray, residual: np.ndarray, noise: np.ndarray | None = None
+    packing_signals: PackingSignals,
+    weight: np.ndarray,
+    residual: np.ndarray,
+    noise: np.ndarray | None = None,
 ) -> WallCorrection | None:
-    """Walls that explain what a packing leaves of the data; None where these do not ask for it.
+    """Walls that explain the residual of a packing; None where the evidence is insufficient.
 
     Parameters
     ----------
-    patch : Patch
+    packing_signals : PackingSignals
     weight : ndarray (M,)
-        Change of the whitened data with the signals of the packing.
+        Derivatives of the whitened data with respect to the signals of the packing.
     residual : ndarray (M,)
-        Whitened data less what the packing explains.
+        Whitened data minus prediction.
     noise : ndarray (M,), optional
-        Of standard deviation 1, that is added to the data: for a draw.
+        Of standard deviation 1, added to the data for a posterior sample (randomise then
+        optimise).
     """
-    start = here = patch.packing.scaled_transmissibility
-    jacobian = weight[:, None] * patch.slopes(start)
-    basis, strength = _combinations(jacobian)
-    variance, prior = _evidence(strength, basis.T @ residual, len(residual), residual @ residual)
-    signals = basis * np.sqrt(strength * prior / variance)
-    if not prior or not _predicts_held_out(signals, residual, patch.folds()):
+    prior_mean = scaled = packing_signals.packing.scaled_transmissibility
+    jacobian = weight[:, None] * packing_signals.jacobian(prior_mean)
+    basis, eigenvalues = _left_singular_vectors(jacobian)
+    variance, prior_variance = _evidence_maximum(
+        eigenvalues, basis.T @ residual, len(residual), residual @ residual
+    )
+    basis_signals = basis * np.sqrt(eigenvalues * prior_variance / variance)
+    if not (
+        prior_variance and _predicts_held_out(basis_signals, residual, packing_signals.folds())
+    ):
         return None
-    n_determined = (prior * strength / (variance + prior * strength)).sum()
+    signal_variances = prior_variance * eigenvalues
+    n_determined = (signal_variances / (variance + signal_variances)).sum()
     sd = np.sqrt(variance)
     if noise is not None:
         residual = residual + sd * noise
-    change, value = np.zeros(len(residual)), residual @ residual / variance
-    for _ in range(_MOST_STEPS):
-        step = data_space_step(*(torch.as_tensor(part)[None] for part in (
-            basis.T @ jacobian / sd, -basis.T @ (residual - change) / sd, (here - start) / prior,
-            np.full(len(start), 1 / prior), -here, 1 - here,
+    change, objective = np.zeros(len(residual)), residual @ residual / variance
+    for _ in range(_MAX_ITERATIONS):
+        step = data_space_step(*(torch.as_tensor(array)[None] for array in (
+            basis.T @ jacobian / sd, -basis.T @ (residual - change) / sd,
+            (scaled - prior_mean) / prior_variance,
+            np.full(len(prior_mean), 1 / prior_variance), -scaled, 1 - scaled,
         )))[0].numpy()  # fmt: skip
         for length in _STEP_LENGTHS:
-            trial = here + length * step
-            changed = weight * patch.change(trial)
-            reached = ((residual - changed) ** 2).sum() / variance
-            reached += ((trial - start) ** 2).sum() / prior
-            if reached < value:
+            trial = scaled + length * step
+            trial_change = weight * packing_signals.change(trial)
+            trial_objective = ((residual - trial_change) ** 2).sum() / variance
+            trial_objective += ((trial - prior_mean) ** 2).sum() / prior_variance
+            if trial_objective < objective:
                 break
         else:
             break
-        gain, here, change, value = value - reached, trial, changed, reached
-        if gain < 2 * _LEAST_GAIN:
+        decrease = objective - trial_objective
+        scaled, change, objective = trial, trial_change, trial_objective
+        if decrease < 2 * _MIN_LOG_EVIDENCE_GAIN:
             break
-        jacobian = weight[:, None] * patch.slopes(here)
-        basis, strength = _combinations(jacobian)
-    return WallCorrection(here, change, float(n_determined)) if (here != start).any() else None
+        jacobian = weight[:, None] * packing_signals.jacobian(scaled)
+        basis, _ = _left_singular_vectors(jacobian)
+    if (scaled == prior_mean).all():
+        return None
+    return WallCorrection(scaled, change, float(n_determined))
 
 
-def _combinations(jacobian):
-    """Orthonormal combinations (M, K) of data that faces change most, and J J^T (K,) of them."""
+def _left_singular_vectors(jacobian):
+    """Left singular vectors (M, K) of J, and the eigenvalues (K,) of J J^T."""
     n_data, n_faces = jacobian.shape
-    few = n_data <= n_faces
-    gram = jacobian @ jacobian.T if few else jacobian.T @ jacobian
+    in_data_space = n_data <= n_faces
+    gram = jacobian @ jacobian.T if in_data_space else jacobian.T @ jacobian
     n = len(gram)
-    strength, vectors = eigh(gram, subset_by_index=[max(n - _MOST_COMBINATIONS, 0), n - 1])
-    kept = strength > _LEAST_STRENGTH * max(strength[-1], np.finfo(float).tiny)
-    strength, vectors = strength[kept], vectors[:, kept]
-    return vectors if few else jacobian @ vectors / np.sqrt(strength), strength
+    eigenvalues, vectors = eigh(gram, subset_by_index=[max(n - _MAX_SINGULAR_VECTORS, 0), n - 1])
+    nonzero = eigenvalues > _MIN_EIGENVALUE * max(eigenvalues[-1], np.finfo(float).tiny)
+    eigenvalues, vectors = eigenvalues[nonzero], vectors[:, nonzero]
+    return vectors if in_data_space else jacobian @ vectors / np.sqrt(eigenvalues), eigenvalues
 
 
-def _predicts_held_out(signals, residual, folds):
-    """Whether combinations (M, K) of unit prior foretell a part of the data from the others."""
-    better = np.empty(len(residual))
-    for part in folds:
-        known = signals[~part]
-        precision = known.T @ known + np.eye(signals.shape[1])
-        foretold = signals[part] @ np.linalg.solve(precision, known.T @ residual[~part])
-        better[part] = residual[part] ** 2 - (residual[part] - foretold) ** 2
-    return better.mean() > _LEAST_SURENESS * better.std() / np.sqrt(len(better))
+def _predicts_held_out(basis_signals, residual, folds):
+    """Whether signals (M, K) with unit prior, fitted to three folds, predict the fourth."""
+    reduction = np.empty(len(residual))
+    for held_out in folds:
+        design_matrix = basis_signals[~held_out]
+        precision = design_matrix.T @ design_matrix + np.eye(basis_signals.shape[1])
+        coefficients = np.linalg.solve(precision, design_matrix.T @ residual[~held_out])
+        error = residual[held_out] - basis_signals[held_out] @ coefficients
+        reduction[held_out] = residual[held_out] ** 2 - error**2
+    return reduction.mean() > _MIN_Z * reduction.std() / np.sqrt(len(reduction))
 
 
-def _evidence(strength, along, n_data, total):
+def _evidence_maximum(eigenvalues, projections, n_data, sum_of_squares):
     """Variances of the noise and of s, the latter 0 where the evidence gains too little."""
-    if not len(strength):
+    if not len(eigenvalues):
         return 1.0, 0.0
-    ratio = np.append(0, _RATIOS / strength[-1])
-    growth = 1 + ratio[:, None] * strength
-    rest = total - along @ along + (along**2 / growth).sum(axis=1)
-    variance = np.maximum(rest / n_data, 1)
-    log_evidence = -(n_data * np.log(variance) + np.log(growth).sum(axis=1) + rest / variance) / 2
-    best = log_evidence.argmax()
-    if log_evidence[best] - log_evidence[0] < _LEAST_GAIN:
+    ratio = np.append(0, _VARIANCE_RATIOS / eigenvalues[-1])
+    growth = 1 + ratio[:, None] * eigenvalues
+    chi_square = sum_of_squares - projections @ projections
+    chi_square = chi_square + (projections**2 / growth).sum(axis=1)
+    variance = np.maximum(chi_square / n_data, 1)
+    log_determinant = n_data * np.log(variance) + np.log(growth).sum(axis=1)
+    log_evidence = -(log_determinant + chi_square / variance) / 2
+    maximum = log_evidence.argmax()
+    if log_evidence[maximum] - log_evidence[0] < _MIN_LOG_EVIDENCE_GAIN:
         return variance[0], 0.0
-    return variance[best], ratio[best] * variance[best]
+    return variance[maximum], ratio[maximum] * variance[maximum]

@@ -74,11 +74,12 @@ class SpinverseFlow(DiffusionCommand):
             Torch device that computes walls, for instance 'cpu' or 'cuda' (UNTESTED on a GPU).
         """
         from dipy_spinverse.grid import bcc_grid
-        from dipy_spinverse.spinverse.model import SpinverseModel
+        from dipy_spinverse.spinverse import FaceInversion, SpinverseModel
 
+        inversion = None if optimizer == "gauss-newton" else FaceInversion(optimizer)
         return SpinverseModel(
             acquired, grid=bcc_grid(cells=cells, cell_size_um=cell_size), diffusivity=diffusivity,
-            free_diffusivity=free_diffusivity, optimizer=optimizer, device=device, seed=seed,
+            free_diffusivity=free_diffusivity, inversion=inversion, device=device, seed=seed,
         )  # fmt: skip
 
     def fit_options(

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dipy_spinverse import Acquisition, SpinverseModel, TetrahedralGrid, bcc_grid, simulate
+from dipy_spinverse import (
+    Acquisition,
+    FaceInversion,
+    SpinverseModel,
+    TetrahedralGrid,
+    bcc_grid,
+    simulate,
+)
 from dipy_spinverse.inversion import WallArea
 from dipy_spinverse.substrates.membranes import cylinders
 
@@ -37,7 +44,7 @@ signals = np.abs(signals + rng.normal(scale=0.02, size=len(acquisition)))
 normals_along = np.abs(grid.face_normals @ axis) > 0.1
 across = []
 for priors in [WallArea(0.1)], [WallArea(0.1), WallsAlong(1.0, axis)]:
-    model = SpinverseModel(acquisition, grid=grid, priors=priors)
+    model = SpinverseModel(acquisition, grid=grid, inversion=FaceInversion(priors=priors))
     fit = model.fit(signals, sigma=0.02, n_fields=0, n_draws=0)
     across.append(int((normals_along & (fit.permeability < 0.1)).sum()))
 assert across[0] > 5 > across[1]

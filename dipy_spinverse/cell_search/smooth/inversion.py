@@ -175,7 +175,7 @@ class SmoothCellInversion:
         estimated = noise_of_each_te(data, self._acquisition)
         if estimated is None:
             raise ValueError(
-                'optimizer="smooth-cells" needs the noise level: give sigma, or measure at least '
+                "ClosedCellInversion(smooth=True) needs the noise level: give sigma, or at least "
                 "two images without diffusion weighting at each echo time."
             )
         return estimated

@@ -145,7 +145,7 @@ def level_set_prior(grid: TetrahedralGrid) -> FieldPrior:
     """The prior in the box of an absorbing lattice."""
     if grid.box_um is None:
         raise ValueError(
-            'optimizer="smooth-cells" needs the box of an absorbing lattice; build the grid with '
+            "ClosedCellInversion(smooth=True) needs the box of an absorbing lattice; use "
             'bcc_grid(..., boundary="absorbing").'
         )
     return FieldPrior(grid.box_um)
