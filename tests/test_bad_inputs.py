@@ -294,7 +294,7 @@ def _short_weights(header, arrays):
 
 
 def _infinite_scaling(header, arrays):
-    arrays["scaling/x_mean"][:] = np.inf
+    arrays["features/mean"][:] = np.inf
 
 
 def _no_probe(header, arrays):

@@ -93,9 +93,9 @@ def test_noise_has_the_levels_of_its_neighbours(n_b0):
     assert off.std() < 0.6 * alone and abs(off.mean()) < 0.05
 
 
-def test_a_learner_warns_of_what_it_has_not_seen(model):
+def test_a_learner_warns_of_voxels_outside_of_its_training(model):
     learned = LearnedModel(model, method="deep", snr=(20, 60), n_train=3000, max_epochs=3)
     axes = np.linalg.qr(np.random.default_rng(2).standard_normal((30, 3, 3)))[0]
     rising = np.tile(0.5 + 0.5 * B / B.max(), (30, 1)) * (1 + 0.2 * axes[:, :1, 0])
-    with pytest.warns(UserWarning, match="unlike all that this learner has seen"):
+    with pytest.warns(UserWarning, match="outside of the distribution of the training set"):
         learned.fit(magnitudes(rising, SIGMA), sigma=SIGMA)

@@ -1,4 +1,4 @@
-"""Learners on disk: arrays, and a header in JSON; no code is stored or run."""
+"""Files of learners: arrays, and a header in JSON; no code is stored or executed."""
 
 from __future__ import annotations
 
@@ -11,19 +11,25 @@ from dipy_spinverse.compartments.model import CompartmentModel
 from dipy_spinverse.voxels import storage
 
 KIND = "a learner"
+# The signals of a few voxels identify the model and its acquisition, within rounding errors, which
+# differ between machines.
 _N_PROBES = 8
-_SAME = 1e-6
+_TOLERANCE = 1e-6
 
 
-def write(path: Path | str, header: dict, arrays: dict[str, np.ndarray], model: CompartmentModel):
-    """Store arrays and header, and some signals by which the model is known again."""
+def write_learner(
+    path: Path | str, header: dict, arrays: dict[str, np.ndarray], model: CompartmentModel
+) -> None:
+    """Store arrays and header, and some signals that identify the model."""
     probe = model.draw(_N_PROBES, seed=0)
     stored: dict[str, Any] = {f"probe/{name}": value for name, value in probe.items()}
     stored |= {**arrays, "probe_signals": model.signals(probe)}
-    storage.write(path, {"kind": KIND, "definition": _described(model), **header}, stored)
+    storage.write(path, {"kind": KIND, "definition": _summary(model), **header}, stored)
 
 
-def read(path: Path | str, model: CompartmentModel) -> tuple[dict, dict[str, np.ndarray]]:
+def read_learner(
+    path: Path | str, model: CompartmentModel
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Header and arrays.
 
     Raises
@@ -32,43 +38,38 @@ def read(path: Path | str, model: CompartmentModel) -> tuple[dict, dict[str, np.
         A file of another kind or with NaN, or a learner of another model or acquisition.
     """
     header, arrays = storage.read(path, KIND)
-    unusable = sorted(name for name, value in arrays.items() if not _finite(value))
+    unusable = [
+        name
+        for name, value in arrays.items()
+        if value.dtype.kind not in "biuf" or not np.isfinite(value).all()
+    ]
     if unusable:
         raise ValueError(
             f"{path} has no finite numbers in {', '.join(unusable)}; train the learner again."
         )
-    learned = header.get("definition")
-    if learned != storage.as_read(_described(model)):
-        raise ValueError(
-            f"{path} learned the model {learned}, this one is {_described(model)}; give the same."
-        )
     probe = {k.removeprefix("probe/"): arrays.pop(k) for k in list(arrays) if k[:6] == "probe/"}
-    if not _gives(model, probe, arrays.pop("probe_signals", None)):
+    signals = arrays.pop("probe_signals", None)
+    same_definition = header.get("definition") == storage.as_read(_summary(model))
+    if not (same_definition and _reproduces(model, probe, signals)):
         raise ValueError(
-            f"{path} learned other signals of {model.definition.name}: its acquisition or its "
-            "constants differ from those of the model given. Train one for this acquisition."
+            f"{path} was trained for another model than this {model.definition.name}: its "
+            "acquisition, parameters or constants differ. Train one for this model."
         )
     return header, arrays
 
 
-def _finite(values):
-    return values.dtype.kind in "biuf" and np.isfinite(values).all()
-
-
-def _gives(model, probe, signals):
-    """Whether these are the signals of the model."""
+def _reproduces(model, probe, signals):
     try:
-        return np.allclose(model.signals(probe), signals, rtol=0, atol=_SAME)
+        return np.allclose(model.signals(probe), signals, rtol=0, atol=_TOLERANCE)
     except (KeyError, RuntimeError, TypeError, ValueError):
         return False
 
 
-def _described(model):
+def _summary(model):
     definition = model.definition
-    parameters = [[p.name, p.low, p.high] for p in definition.parameters]
     return {
         "name": definition.name,
-        "parameters": parameters,
+        "parameters": [[p.name, p.low, p.high] for p in definition.parameters],
         "fractions": list(definition.pools),
         "maps": list(definition.maps),
         "likelihood": model.likelihood,

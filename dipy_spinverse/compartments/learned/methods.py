@@ -1,20 +1,32 @@
-"""The methods of learning, by name."""
+"""The learners by name."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from inspect import signature
+from typing import Any
 
-import numpy as np
-
-from dipy_spinverse.compartments.learned import networks, ridge, trees
 from dipy_spinverse.compartments.learned.learner import Learner
+from dipy_spinverse.compartments.learned.networks import (
+    DeepNetwork,
+    MixtureDensityNetwork,
+    WideAndDeepNetwork,
+    optimizer_named,
+)
+from dipy_spinverse.compartments.learned.ridge import RidgeRegression
+from dipy_spinverse.compartments.learned.trees import BoostedTrees
 
-_BY_SCIKIT_LEARN = {"trees": trees, "ridge": ridge}
-METHODS = ("mixture-density", "deep", "wide-and-deep", *_BY_SCIKIT_LEARN)
+LEARNERS: dict[str, type[Learner]] = {
+    "mixture-density": MixtureDensityNetwork,
+    "deep": DeepNetwork,
+    "wide-and-deep": WideAndDeepNetwork,
+    "trees": BoostedTrees,
+    "ridge": RidgeRegression,
+}
+METHODS = tuple(LEARNERS)
 
 
-def check_options(method: str, options: dict) -> None:
+def check_options(method: str, options: dict[str, Any]) -> None:
     """Refuse what training would, before anything is simulated.
 
     Raises
@@ -22,32 +34,17 @@ def check_options(method: str, options: dict) -> None:
     ValueError
         Unknown methods, optimisers and options; scikit-learn is missing.
     """
-    if method not in METHODS:
+    if method not in LEARNERS:
         raise ValueError(f"method is {method!r}; use one of {', '.join(METHODS)}.")
-    if method in _BY_SCIKIT_LEARN and find_spec("sklearn") is None:
+    if method in ("trees", "ridge") and find_spec("sklearn") is None:
         raise ValueError(
             f"method={method!r} needs scikit-learn (pip install scikit-learn); networks do not."
         )
-    known = set(signature(_module(method).train).parameters) - {"x", "y", "seed", "method"}
-    if not set(options) <= known:
+    available = set(signature(LEARNERS[method].train).parameters) - {"features", "targets", "seed"}
+    if not set(options) <= available:
         raise ValueError(
-            f"{method} has no options {sorted(set(options) - known)}; it has {sorted(known)}."
+            f"{method} has no options {sorted(set(options) - available)}; it has "
+            f"{sorted(available)}."
         )
     if "optimizer" in options:
-        networks.optimizer_named(options["optimizer"])
-
-
-def train(method: str, x: np.ndarray, y: np.ndarray, seed: int, **options) -> Learner:
-    """Learn y (N, T) from x (N, F), both standardised."""
-    if method not in _BY_SCIKIT_LEARN:
-        options["method"] = method
-    return _module(method).train(x, y, seed, **options)
-
-
-def predict(learner: Learner, x: np.ndarray) -> np.ndarray:
-    """Standardised targets (N, T) of a learner without a posterior."""
-    return _module(learner.method).predict(learner, x)
-
-
-def _module(method):
-    return _BY_SCIKIT_LEARN.get(method, networks)
+        optimizer_named(options["optimizer"])

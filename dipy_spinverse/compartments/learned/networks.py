@@ -1,4 +1,4 @@
-"""Networks: deep, wide and deep, and one whose output is a distribution."""
+"""Neural networks: deep, wide and deep, and a mixture density network."""
 
 from __future__ import annotations
 
@@ -14,11 +14,117 @@ from torch import Tensor, nn
 from dipy_spinverse.compartments.learned.learner import Learner
 from dipy_spinverse.voxels.progress import tell
 
-_VALIDATION = 0.1
-_BATCH = 4096  # voxels predicted together
+_VALIDATION = 0.1  # of the training set; usual
+_BATCH = 4096  # voxels predicted together; limits memory
+# Usual safeguards, without influence on trained networks: the norm of a gradient, and the range of
+# the logarithm of an inverse standard deviation.
+_MAX_GRADIENT = 5.0
+_LOG_RANGE = 7.0
 
 
-class WideAndDeep(nn.Module):
+class DeepNetwork(Learner):
+    """Fully connected layers."""
+
+    @classmethod
+    def train(
+        cls,
+        features,
+        targets,
+        seed,
+        *,
+        width: int = 128,
+        depth: int = 3,
+        n_components: int = 6,
+        optimizer: str = "AdamW",
+        learning_rate: float = 2e-3,
+        batch_size: int = 512,
+        max_epochs: int = 25,
+        patience: int = 6,
+    ):
+        """Train by minibatches, and keep the weights of the least validation loss.
+
+        Parameters
+        ----------
+        features : ndarray (N, F)
+        targets : ndarray (N, T)
+        seed : int
+            Of the initial weights, the validation set and the order of the others.
+        width, depth : int, optional
+            Of hidden layers.
+        n_components : int, optional
+            Normal distributions of a mixture density network.
+        optimizer : str, optional
+            Name of one in `torch.optim`.
+        learning_rate : float, optional
+            Initial value; it decays to zero as a cosine.
+        batch_size, max_epochs : int, optional
+        patience : int, optional
+            Epochs without a lower loss after which training ends.
+
+        Raises
+        ------
+        ValueError
+            An optimiser that torch does not have, or training that diverges.
+        """
+        settings = {
+            "n_in": features.shape[1], "n_targets": targets.shape[1], "width": width,
+            "depth": depth, "n_components": n_components,
+        }  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = cls.network(settings)
+        rng = np.random.default_rng(seed)
+        order = torch.tensor(rng.permutation(len(features)))
+        x, y = (torch.tensor(a, dtype=torch.float32)[order] for a in (features, targets))
+        n_validation = max(1, int(_VALIDATION * len(x)))
+        x_validation, y_validation = x[:n_validation], y[:n_validation]
+        x, y = x[n_validation:], y[n_validation:]
+        stepper = optimizer_named(optimizer)(network.parameters(), lr=learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(stepper, max_epochs)
+        least_loss, weights, n_waited, n_epochs = math.inf, None, 0, 0
+        while n_epochs < max_epochs and n_waited <= patience:
+            n_epochs += 1
+            for batch in torch.tensor(rng.permutation(len(x))).split(batch_size):
+                stepper.step(_closure(stepper, network, cls.loss, x[batch], y[batch]))
+            schedule.step()
+            with torch.no_grad():
+                loss = float(cls.loss(network(x_validation), y_validation))
+            n_waited += 1
+            if loss < least_loss:
+                least_loss, n_waited = loss, 0
+                weights = copy.deepcopy(network.state_dict())
+            tell(n_epochs / max_epochs)
+        if weights is None:
+            raise ValueError(
+                f"Training diverged with optimizer={optimizer!r} and learning_rate="
+                f"{learning_rate}; lower the learning rate."
+            )
+        settings |= {"loss": least_loss, "epochs": n_epochs}
+        return cls({name: value.numpy() for name, value in weights.items()}, settings)
+
+    @staticmethod
+    def network(settings: dict) -> nn.Module:
+        """The network, before training."""
+        n_in, n_targets = settings["n_in"], settings["n_targets"]
+        return _layers(n_in, n_targets, settings["width"], settings["depth"])
+
+    @staticmethod
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        """Mean squared error."""
+        return nn.functional.mse_loss(output, target)
+
+    def predict(self, features):
+        return torch.cat([output.double() for output in self._outputs(features)]).numpy()
+
+    def _outputs(self, features):
+        network = self.network(self.settings)
+        network.load_state_dict({k: torch.tensor(v) for k, v in self.arrays.items()})
+        with torch.no_grad():
+            batches = torch.tensor(features, dtype=torch.float32).split(_BATCH)
+            return [network(batch) for batch in batches]
+
+
+class WideAndDeepNetwork(DeepNetwork):
     """Sum of a linear model of features and their products, and of a deep network [1]_.
 
     References
@@ -27,9 +133,77 @@ class WideAndDeep(nn.Module):
        https://doi.org/10.1145/2988450.2988454
     """
 
+    @staticmethod
+    def network(settings):
+        return _WideAndDeep(*(settings[k] for k in ("n_in", "n_targets", "width", "depth")))
+
+
+class MixtureDensityNetwork(DeepNetwork):
+    """A network whose output is a posterior distribution: a mixture of normal ones [1]_.
+
+    References
+    ----------
+    .. [1] Bishop, Mixture density networks, Aston University NCRG/94/004 (1994),
+       https://publications.aston.ac.uk/id/eprint/373/
+    """
+
+    @staticmethod
+    def network(settings):
+        n = settings["n_targets"]
+        n_out = settings["n_components"] * (1 + n + n * (n + 1) // 2)
+        return _layers(settings["n_in"], n_out, settings["width"], settings["depth"])
+
+    @staticmethod
+    def loss(output, target):
+        """Negative logarithm of the density of the target, without its constant."""
+        log_weights, means, roots = _mixture(output, target.shape[1])
+        whitened = (roots @ (target[:, None] - means)[..., None])[..., 0]
+        log_det = torch.log(torch.diagonal(roots, dim1=-2, dim2=-1)).sum(dim=-1)
+        log_weights = torch.log_softmax(log_weights, dim=1)
+        return -torch.logsumexp(
+            log_weights + log_det - 0.5 * (whitened**2).sum(dim=-1), dim=1
+        ).mean()
+
+    def predict(self, features):
+        """Posterior means (N, T)."""
+        return self.sample(features, 128, seed=0).mean(dim=2).T.double().numpy()
+
+    def sample(self, features: np.ndarray, n: int, seed: int) -> Tensor:
+        """Posterior samples (T, N, n).
+
+        Quasi-random, and from the same points for all voxels: quantiles are smoother than those
+        of random samples.
+        """
+        n_targets = self.settings["n_targets"]
+        sobol = qmc.Sobol(n_targets + 1, rng=np.random.default_rng(seed))
+        cube = torch.tensor(sobol.random(n)).clamp(1e-6, 1 - 1e-6).float()
+        normal = torch.special.ndtri(cube[:, 1:])
+        samples = []
+        for output in self._outputs(features):
+            log_weights, means, roots = _mixture(output, n_targets)
+            factors = torch.linalg.solve_triangular(
+                roots, torch.eye(n_targets).expand_as(roots), upper=False
+            )
+            cumulative = torch.softmax(log_weights, dim=1).cumsum(dim=1)
+            # Points in order of their first coordinate fill the components one after the other.
+            points = cube[:, 0].expand(len(output), -1).contiguous()
+            component = torch.searchsorted(cumulative, points).clamp(max=cumulative.shape[1] - 1)
+            voxel = torch.arange(len(output))[:, None]
+            rows = [
+                means[..., row][voxel, component]
+                + sum(
+                    factors[..., row, k][voxel, component] * normal[:, k] for k in range(row + 1)
+                )
+                for row in range(n_targets)
+            ]
+            samples.append(torch.stack(rows))
+        return torch.cat(samples, dim=1)
+
+
+class _WideAndDeep(nn.Module):
     def __init__(self, n_in, n_out, width, depth):
         super().__init__()
-        self.deep = deep(n_in, n_out, width, depth)
+        self.deep = _layers(n_in, n_out, width, depth)
         self.wide = nn.Linear(n_in + n_in * (n_in + 1) // 2, n_out)
         nn.init.zeros_(self.wide.weight)
         self.register_buffer("pairs", torch.triu_indices(n_in, n_in), persistent=False)
@@ -39,174 +213,32 @@ class WideAndDeep(nn.Module):
         return self.deep(x) + self.wide(torch.cat([x, products], dim=1))
 
 
-def deep(n_in: int, n_out: int, width: int, depth: int) -> nn.Sequential:
-    """Fully connected layers."""
+def _layers(n_in, n_out, width, depth):
     widths = [n_in, *[width] * depth]
     layers = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
-        layers += [nn.Linear(before, after), nn.SiLU()]
+    for n_inputs, n_outputs in zip(widths[:-1], widths[1:], strict=True):
+        layers += [nn.Linear(n_inputs, n_outputs), nn.SiLU()]
     return nn.Sequential(*layers, nn.Linear(width, n_out))
 
 
-def train(
-    x: np.ndarray,
-    y: np.ndarray,
-    seed: int,
-    *,
-    method: str,
-    width: int = 128,
-    depth: int = 3,
-    n_components: int = 6,
-    optimizer: str = "AdamW",
-    learning_rate: float = 2e-3,
-    batch_size: int = 512,
-    max_epochs: int = 25,
-    patience: int = 6,
-) -> Learner:
-    """Train a network by minibatches, and keep the one that was best on held-out samples.
-
-    Parameters
-    ----------
-    x : ndarray (N, F)
-    y : ndarray (N, T)
-    seed : int
-        Of the first weights, the held-out samples and the order of the others.
-    method : {"deep", "wide-and-deep", "mixture-density"}
-    width, depth : int, optional
-        Of hidden layers.
-    n_components : int, optional
-        Normal distributions of "mixture-density".
-    optimizer : str, optional
-        Name of one in `torch.optim`.
-    learning_rate : float, optional
-        At the beginning; it falls to zero as a cosine.
-    batch_size, max_epochs : int, optional
-    patience : int, optional
-        Epochs without a better loss after which training ends.
-
-    Raises
-    ------
-    ValueError
-        An optimiser that torch does not have.
-    """
-    n_targets = y.shape[1]
-    settings = {
-        "n_in": x.shape[1], "n_targets": n_targets, "width": width, "depth": depth,
-        "n_components": n_components,
-    }  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = _network(method, settings)
-    loss = _mixture_loss if method == "mixture-density" else nn.functional.mse_loss
-    rng = np.random.default_rng(seed)
-    order = torch.tensor(rng.permutation(len(x)))
-    samples = (
-        torch.tensor(x, dtype=torch.float32)[order],
-        torch.tensor(y, dtype=torch.float32)[order],
-    )
-    n_held = max(1, int(_VALIDATION * len(x)))
-    held, (inputs, targets) = [s[:n_held] for s in samples], (s[n_held:] for s in samples)
-    stepper = optimizer_named(optimizer)(network.parameters(), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(stepper, max_epochs)
-    best, kept, waited, epochs = math.inf, None, 0, 0
-    while epochs < max_epochs and waited <= patience:
-        epochs += 1
-        for batch in torch.tensor(rng.permutation(len(inputs))).split(batch_size):
-            stepper.step(_closure(stepper, network, loss, inputs[batch], targets[batch]))
-        schedule.step()
-        with torch.no_grad():
-            score = float(loss(network(held[0]), held[1]))
-        waited += 1
-        if score < best:
-            best, kept, waited = score, copy.deepcopy(network.state_dict()), 0
-        tell(epochs / max_epochs)
-    if kept is None:
-        raise ValueError(
-            f"Training diverged with optimizer={optimizer!r} and learning_rate={learning_rate}; "
-            "lower the learning rate."
-        )
-    settings |= {"loss": best, "epochs": epochs}
-    return Learner(method, {name: value.numpy() for name, value in kept.items()}, settings)
-
-
-def predict(learner: Learner, x: np.ndarray) -> np.ndarray:
-    """Targets (N, T); not for "mixture-density"."""
-    return torch.cat([out.double() for out in _outputs(learner, x)]).numpy()
-
-
-def draw(learner: Learner, x: np.ndarray, n: int, seed: int) -> Tensor:
-    """Draws (T, N, n) of "mixture-density".
-
-    Quasi-random, and the same points for all voxels: quantiles are smoother than of random ones.
-    """
-    n_targets = learner.settings["n_targets"]
-    cube = torch.tensor(qmc.Sobol(n_targets + 1, rng=np.random.default_rng(seed)).random(n))
-    cube = cube.clamp(1e-6, 1 - 1e-6).float()
-    normal = torch.special.ndtri(cube[:, 1:])
-    draws = []
-    for output in _outputs(learner, x):
-        log_weights, means, roots = _mixture(output, n_targets)
-        spread = torch.linalg.solve_triangular(
-            roots, torch.eye(n_targets).expand_as(roots), upper=False
-        )
-        ends = torch.softmax(log_weights, dim=1).cumsum(dim=1)
-        # Points in order of their first coordinate fill the components one after the other.
-        chosen = torch.searchsorted(ends, cube[:, 0].expand(len(ends), -1).contiguous())
-        chosen = chosen.clamp(max=ends.shape[1] - 1)
-        voxel = torch.arange(len(ends))[:, None]
-        lines = [
-            means[..., row][voxel, chosen]
-            + sum(spread[..., row, k][voxel, chosen] * normal[:, k] for k in range(row + 1))
-            for row in range(n_targets)
-        ]
-        draws.append(torch.stack(lines))
-    return torch.cat(draws, dim=1)
-
-
-def _outputs(learner, x):
-    network = _network(learner.method, learner.settings)
-    network.load_state_dict({k: torch.tensor(v) for k, v in learner.arrays.items()})
-    with torch.no_grad():
-        return [network(part) for part in torch.tensor(x, dtype=torch.float32).split(_BATCH)]
-
-
-def _network(method, settings):
-    n_out, n_in = settings["n_targets"], settings["n_in"]
-    shape = (settings["width"], settings["depth"])
-    if method == "wide-and-deep":
-        return WideAndDeep(n_in, n_out, *shape)
-    if method == "mixture-density":
-        n_out = settings["n_components"] * (1 + n_out + n_out * (n_out + 1) // 2)
-    return deep(n_in, n_out, *shape)
-
-
 def optimizer_named(name: str) -> Callable[..., torch.optim.Optimizer]:
-    """An optimiser of torch.
-
-    Raises
-    ------
-    ValueError
-        There is none of this name.
-    """
-    known = {
-        key: kind
-        for key, kind in vars(torch.optim).items()
-        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
-    }
-    known.pop("Optimizer")
-    if name not in known:
-        raise ValueError(f"optimizer is {name!r}; torch.optim has {', '.join(sorted(known))}.")
-    return known[name]
+    """An optimiser of torch; ValueError where there is none of this name."""
+    optimizers = {key: kind for key, kind in vars(torch.optim).items() if isinstance(kind, type)}
+    del optimizers["Optimizer"]
+    if name not in optimizers:
+        names = ", ".join(sorted(optimizers))
+        raise ValueError(f"optimizer is {name!r}; torch.optim has {names}.")
+    return optimizers[name]
 
 
-def _closure(stepper, network, loss, inputs, targets):
+def _closure(stepper, network, loss, x, y):
     """What an optimiser calls once or, as L-BFGS does, several times."""
 
     def value():
         stepper.zero_grad()
-        result = loss(network(inputs), targets)
+        result = loss(network(x), y)
         result.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        nn.utils.clip_grad_norm_(network.parameters(), _MAX_GRADIENT)
         return result
 
     return value
@@ -222,14 +254,5 @@ def _mixture(output, n):
     roots = output.new_zeros(len(output), n_components, n, n)
     row, column = torch.tril_indices(n, n, -1)
     roots[..., row, column] = entries[..., n:]
-    roots = roots + torch.diag_embed(torch.exp(entries[..., :n].clamp(-7, 7)))
+    roots = roots + torch.diag_embed(torch.exp(entries[..., :n].clamp(-_LOG_RANGE, _LOG_RANGE)))
     return log_weights, means.reshape(len(output), n_components, n), roots
-
-
-def _mixture_loss(output, target):
-    """Negative logarithm of the density of the target, without its constant."""
-    log_weights, means, roots = _mixture(output, target.shape[1])
-    white = (roots @ (target[:, None] - means)[..., None])[..., 0]
-    log_det = torch.log(torch.diagonal(roots, dim1=-2, dim2=-1)).sum(dim=-1)
-    each = torch.log_softmax(log_weights, dim=1) + log_det - 0.5 * (white**2).sum(dim=-1)
-    return -torch.logsumexp(each, dim=1).mean()

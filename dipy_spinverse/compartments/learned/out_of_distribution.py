@@ -1,25 +1,28 @@
-"""Warnings of voxels unlike those that a learner has seen."""
+"""Warnings about voxels outside of the distribution of the training set."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from dipy_spinverse.acquisition import BaseAcquisition
+from dipy_spinverse.compartments.learned.features import FeatureEncoder
+from dipy_spinverse.compartments.learned.learner import Scaling
 from dipy_spinverse.voxels.image import Image
 from dipy_spinverse.voxels.status import Status
 
-_N_LOOKED_AT = 2000  # voxels that tell whether an image is like the training
-_MARGIN = 0.05  # of the range of the training
-_MANY = 0.05  # of the voxels
+# Chosen by hand; they decide only whether there is a warning.
+_MAX_VOXELS = 2000  # a sample of the image that shows whether it is like the training set
+_MARGIN = 0.05  # of the range of a feature
+_WARNING_SHARE = 0.05  # of the voxels
+_SNR_MARGIN = 0.1
 
 
 def warn_if_noise_differs(noise: np.ndarray, snr: tuple[float, float]) -> None:
-    """Warn of noise (V,), over the signal without diffusion, outside of what was learned."""
+    """Warn of noise (V,), over the signal without diffusion, outside of the range of training."""
     low, high = snr
-    outside = (noise > 1.1 / low) | (noise < 0.9 / high)
+    outside = (noise > (1 + _SNR_MARGIN) / low) | (noise < (1 - _SNR_MARGIN) / high)
     if outside.any():
         warnings.warn(
             f"{outside.sum()} of {len(noise)} voxels have a signal-to-noise ratio outside of "
@@ -33,25 +36,24 @@ def warn_if_out_of_distribution(
     image: Image,
     status: np.ndarray,
     acquisition: BaseAcquisition,
-    encoder: Callable,
-    scaling: Mapping[str, np.ndarray],
+    encoder: FeatureEncoder,
+    scaling: Scaling,
 ) -> None:
-    """Warn of signals that are not like any of the training, or that it does not explain."""
-    there = image.status == Status.CONVERGED
+    """Warn of many voxels with a feature beyond the range of training, or with a misfit."""
     voxels = image.voxels.over_S0()
-    chosen = voxels[:: -(-len(voxels) // _N_LOOKED_AT)] if len(voxels) else voxels
-    if not len(chosen):
+    sample = voxels[:: -(-len(voxels) // _MAX_VOXELS)] if len(voxels) else voxels
+    if not len(sample):
         return
-    noise = np.asarray(chosen.sigma)[:, None] / chosen.S0
-    features, _ = encoder(chosen.signals / chosen.S0[:, acquisition.te_index], noise)
-    low, high = scaling["x_low"], scaling["x_high"]
-    margin = _MARGIN * (high - low)
-    strange = (features < low - margin) | (features > high + margin)
-    outside, misfit = strange.any(axis=1).mean(), (status[there] == Status.MISFIT).mean()
-    if max(outside, misfit) > _MANY:
+    noise = np.asarray(sample.sigma)[:, None] / sample.S0
+    features, _ = encoder(sample.signals / sample.S0[:, acquisition.te_index], noise)
+    margin = _MARGIN * (scaling.maximum - scaling.minimum)
+    is_outside = (features < scaling.minimum - margin) | (features > scaling.maximum + margin)
+    outside = is_outside.any(axis=1).mean()
+    misfit = (status[image.status == Status.CONVERGED] == Status.MISFIT).mean()
+    if max(outside, misfit) > _WARNING_SHARE:
         warnings.warn(
-            f"About {100 * outside:.0f} % of the voxels are unlike all that this learner has "
-            f"seen, {100 * misfit:.0f} % are MISFIT: b-values, noise or tissue differ from "
-            "those of its training. Fit these voxels, or train for this acquisition.",
+            f"About {100 * outside:.0f} % of the voxels are outside of the distribution of the "
+            f"training set, {100 * misfit:.0f} % are MISFIT: b-values, noise or tissue differ "
+            "from those of the training. Fit these voxels, or train for this acquisition.",
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""Where learned parameters are, as a fit holds them, and what they leave of the data."""
+"""Estimated parameters as the arrays of a fit, and the residual of their signals."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from dipy_spinverse.compartments.fitting.parameters import NonlinearParameters, 
 from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.pools import pool_signals
 
-_N_CHECKED = 48  # measurements that tell whether the model explains a voxel
+# Measurements by which voxels are checked for a misfit; all would cost more than the prediction.
+# Chosen by hand.
+_N_CHECKED = 48
 
 
 def parameter_vectors(
     definition: Definition, targets: np.ndarray, frames: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Arrays of a fit from scalars and fractions (V, P + K) and frames (V, A, 3, 3)."""
+    """Arrays of a fit from scaled targets (V, P + K) and frames (V, A, 3, 3)."""
     n_voxels, fractions = len(targets), targets[:, len(definition.parameters) :]
     result = {
         "_unit": targets[:, : len(definition.parameters)],
@@ -29,49 +31,49 @@ def parameter_vectors(
         "_frames": frames.reshape(n_voxels, -1),
     }
     if definition.axes:
-        fibres = {c.pool for c in definition.compartments if c.has_axis}
-        owned = [name in fibres for name in definition.pools]
+        fibre_pools = {c.pool for c in definition.compartments if c.has_axis}
+        is_fibre = [name in fibre_pools for name in definition.pools]
         shares, axes = np.zeros((n_voxels, MAX_FIBRES)), np.zeros((n_voxels, MAX_FIBRES, 3))
-        shares[:, 0], axes[:, 0] = fractions[:, owned].sum(axis=1), frames[:, 0, 2]
+        shares[:, 0], axes[:, 0] = fractions[:, is_fibre].sum(axis=1), frames[:, 0, 2]
         result |= {"axis": axes[:, 0], "axes": axes, "fibre_fractions": shares}
     return result
 
 
-def residual_rows(acquisition: BaseAcquisition) -> np.ndarray:
-    """BaseAcquisition whose residual is computed."""
+def checked_rows(acquisition: BaseAcquisition) -> np.ndarray:
+    """Measurements whose residual is computed."""
     return np.unique(np.linspace(0, len(acquisition) - 1, _N_CHECKED).round().astype(int))
 
 
-def residual_rms_of(
+def checked_residual(
     definition: Definition,
     acquisition: BaseAcquisition,
-    places: Mapping[str, np.ndarray],
+    parameters: Mapping[str, np.ndarray],
     S0: np.ndarray,
     data: np.ndarray,
     noise: np.ndarray | None,
 ) -> np.ndarray:
-    """Root mean square (V,) of what is left of some of the measurements.
+    """Root mean square residual (V,) of the measurements of :func:`checked_rows`.
 
     Parameters
     ----------
     definition : Definition
     acquisition : BaseAcquisition
-    places : mapping
-        From `parameter_vectors`.
+    parameters : mapping
+        From :func:`parameter_vectors`.
     S0 : ndarray (V,)
     data : ndarray (V, M)
     noise : ndarray (V, K) or None
         At each echo time, where the data are magnitudes.
     """
-    rows = residual_rows(acquisition)
+    rows = checked_rows(acquisition)
     encoding = encoding_of(acquisition.subset(rows), torch.float32, timed=definition.timed)
     unit, frames, fractions = (
-        torch.tensor(places[k]).float() for k in ("_unit", "_frames", "_fractions")
+        torch.tensor(parameters[k]).float() for k in ("_unit", "_frames", "_fractions")
     )
-    place = NonlinearParameters(unit, frames.reshape(len(unit), len(definition.axes), 3, 3))
-    columns = pool_signals(definition, encoding)(physical_values(definition, place))
-    expected = S0[:, None] * predicted_signals(columns, fractions).numpy()
+    state = NonlinearParameters(unit, frames.reshape(len(unit), len(definition.axes), 3, 3))
+    basis_signals = pool_signals(definition, encoding)(physical_values(definition, state))
+    predicted = S0[:, None] * predicted_signals(basis_signals, fractions).numpy()
     if noise is not None:
         # The mean of a magnitude to 0.25 of its noise, which is enough to see a misfit.
-        expected = np.hypot(expected, noise[:, acquisition.te_index[rows]])
-    return np.sqrt(((data[:, rows] - expected) ** 2).mean(axis=1))
+        predicted = np.hypot(predicted, noise[:, acquisition.te_index[rows]])
+    return np.sqrt(((data[:, rows] - predicted) ** 2).mean(axis=1))

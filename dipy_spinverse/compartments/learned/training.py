@@ -1,51 +1,40 @@
-"""A training set that a model and its prior make themselves."""
+"""Training sets: voxels simulated by a model at parameters from its prior."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from dipy_spinverse.compartments.learned.features import Encoder
+from dipy_spinverse.compartments.learned.features import FeatureEncoder
 from dipy_spinverse.compartments.learned.targets import scaled_targets
 from dipy_spinverse.compartments.model import CompartmentModel
 from dipy_spinverse.voxels.image import signal_without_diffusion
 from dipy_spinverse.voxels.progress import stepwise
 
-_CHUNK = 2000
-_T2 = (30.0, 150.0)  # ms, of the voxels where there are several echo times
+_CHUNK = 2000  # voxels simulated together; limits memory
+# ms; chosen by hand around those of brain tissue. Used with several echo times only.
+_T2 = (30.0, 150.0)
 
 
-@dataclass(frozen=True, eq=False)
-class TrainingSet:
-    """Simulated voxels.
+class TrainingSet(NamedTuple):
+    """Simulated voxels."""
 
-    Attributes
-    ----------
-    features : ndarray (V, F)
-    targets : ndarray (V, P + K)
-        See :func:`scaled_targets`.
-    S0 : ndarray (V,)
-        (True signal without diffusion over the measured one - 1) over the noise.
-    derived : ndarray (V, D)
-        Derived maps of a fit, in the order of the definition.
-    """
-
-    features: np.ndarray
-    targets: np.ndarray
-    S0: np.ndarray
-    derived: np.ndarray
+    features: np.ndarray  # (V, F)
+    targets: np.ndarray  # (V, P + K), see scaled_targets
+    S0: np.ndarray  # (V,): (true signal without diffusion over the measured one - 1) over noise
+    derived: np.ndarray  # (V, D): derived maps of a fit, in the order of the definition
 
 
 def training_set(
-    model: CompartmentModel, encoder: Encoder, n: int, snr: tuple[float, float], seed: int
+    model: CompartmentModel, encoder: FeatureEncoder, n: int, snr: tuple[float, float], seed: int
 ) -> TrainingSet:
-    """Draw voxels from the prior, their noise from a range, and simulate them.
+    """Draw parameters of voxels from the prior and their noise from a range; simulate them.
 
     Parameters
     ----------
     model : CompartmentModel
-    encoder : Encoder
+    encoder : FeatureEncoder
     n : int
     snr : tuple of float
         Range of the signal without diffusion (at the shortest echo time) over the noise, whose
@@ -53,30 +42,29 @@ def training_set(
     seed : int
     """
     rng = np.random.default_rng(seed)
-    sizes = [min(_CHUNK, n - first) for first in range(0, n, _CHUNK)]
-    parts = [_part(model, encoder, size, snr, rng) for size in stepwise(sizes)]
-    return TrainingSet(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    sizes = [min(_CHUNK, n - start) for start in range(0, n, _CHUNK)]
+    chunks = [_training_chunk(model, encoder, size, snr, rng) for size in stepwise(sizes)]
+    return TrainingSet(*(np.concatenate(column) for column in zip(*chunks, strict=True)))
 
 
 def simulated_voxels(
     model: CompartmentModel, n: int, snr: tuple[float, float], rng: np.random.Generator
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Values as `CompartmentModel.draw` gives them, noisy signals (n, M), and noise (n,)."""
+    """Values as of `CompartmentModel.draw`, noisy signals (n, M), and noise (n,)."""
     values = model.draw(n, seed=int(rng.integers(2**31)))
     signals = model.signals(values)
     acquisition = model.acquisition
     if len(acquisition.echo_times) > 1:
-        longer = acquisition.te - acquisition.echo_times.min()
-        signals = signals * np.exp(-longer / rng.uniform(*_T2, (n, 1)))
-    lowest, highest = np.log(snr)
-    sigma = 1 / np.exp(rng.uniform(lowest, highest, n))
-    real = signals + sigma[:, None] * rng.standard_normal(signals.shape)
-    if model.likelihood == "gaussian":
-        return values, real, sigma
-    return values, np.hypot(real, sigma[:, None] * rng.standard_normal(signals.shape)), sigma
+        delays = acquisition.te - acquisition.echo_times.min()
+        signals = signals * np.exp(-delays / rng.uniform(*_T2, (n, 1)))
+    sigma = 1 / np.exp(rng.uniform(*np.log(snr), n))
+    signals = signals + sigma[:, None] * rng.standard_normal(signals.shape)
+    if model.likelihood != "gaussian":
+        signals = np.hypot(signals, sigma[:, None] * rng.standard_normal(signals.shape))
+    return values, signals, sigma
 
 
-def _part(model, encoder, n, snr, rng):
+def _training_chunk(model, encoder, n, snr, rng):
     definition, acquisition = model.definition, model.acquisition
     values, data, sigma = simulated_voxels(model, n, snr, rng)
     S0_te = signal_without_diffusion(data, acquisition).clip(1e-3)
@@ -84,7 +72,7 @@ def _part(model, encoder, n, snr, rng):
     features, _ = encoder(data / S0_te[:, acquisition.te_index], noise)
     maps = model.maps(values)
     derived = [maps[name] for name in definition.derived if name in maps]
-    return (
+    return TrainingSet(
         features.astype(np.float32),
         scaled_targets(definition, values),
         (1 / S0_te[:, 0] - 1) / noise[:, 0],
