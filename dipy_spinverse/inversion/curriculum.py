@@ -21,13 +21,13 @@ class Stage:
     Attributes
     ----------
     diffusion_times : tuple of int or None
-        Which diffusion times take part, as ranks from the longest (0); the shortest stands in
-        for ranks beyond it. All where None. b0 measurements always take part.
+        Diffusion times that are used, as ranks from the longest (0); larger ranks than there are
+        stand for the shortest. All if None. b0 measurements are always used.
     priors : tuple
         The priors of this stage, see `dipy_spinverse.inversion.priors`.
     max_iterations : int
     tolerance : float
-        The stage ends where an iteration lowers the objective by a smaller share than this.
+        Relative decrease of the objective in one iteration below which the stage ends.
     initial_value : float or None
         Mean scaled transmissibility of the random initial values of all faces; where None, the
         stage continues from the result of the one before.
@@ -47,7 +47,7 @@ class Stage:
     initial_value: float | None = None
 
     def measurements(self, acquisition: BaseAcquisition) -> np.ndarray:
-        """Mask (M,) of the measurements that take part."""
+        """Mask (M,) of the measurements that are used."""
         if self.diffusion_times is None:
             return np.ones(len(acquisition), dtype=bool)
         times = require_pulsed(acquisition).diffusion_time.round(6)
@@ -57,9 +57,9 @@ class Stage:
 
 
 class StageResult(NamedTuple):
-    """What a stage did in V voxels: whether it met its stopping rule, iterations, and misfit.
+    """Summary of a stage in V voxels: convergence by its criteria, iterations, and misfit.
 
-    The misfit is the mean squared residual of the stage's measurements over their noise.
+    The misfit is the mean squared residual of its measurements relative to their noise variance.
     """
 
     converged: torch.Tensor
@@ -67,23 +67,24 @@ class StageResult(NamedTuple):
     misfit: torch.Tensor
 
 
-# Tissue. From an almost open start: outlines from the long times with hardly any prior; then few
-# walls, which carries the field out of minima with too many; then the prior at its proper
-# strength.
+# For tissue, from almost open faces: outlines from the long diffusion times with a weak prior; a
+# strong prior, which leaves local minima with too many walls; then the final strength. Chosen by
+# hand.
 DEFAULT_CURRICULUM = (
     Stage(diffusion_times=(0, 1), priors=(WallArea(0.01),), max_iterations=8, initial_value=0.8),
     Stage(priors=(WallArea(0.2),), max_iterations=8),
     Stage(priors=(WallArea(0.1),), max_iterations=10),
 )
 
-# A body in an absorbing box is carved out of an almost closed grid: the longest time opens the
-# outside, from which spins are lost, first.
+# For a body in an absorbing box, from almost closed faces: the longest diffusion time opens the
+# outside, from which spins are lost, first. Chosen by hand.
 CARVING_CURRICULUM = (
     Stage(diffusion_times=(0,), priors=(WallArea(0.1),), max_iterations=15, initial_value=0.15),
     Stage(priors=(WallArea(0.1),), max_iterations=20),
 )
 
-# As published: 200 iterations at the longest time, 200 at the next, no priors.
+# As published (https://doi.org/10.48550/arXiv.2603.04638): 200 iterations at the longest time, 200
+# at the next, no priors.
 ADAM_CURRICULUM = (
     Stage(diffusion_times=(0,), max_iterations=200, initial_value=0.5),
     Stage(diffusion_times=(1,), max_iterations=200),
@@ -91,7 +92,7 @@ ADAM_CURRICULUM = (
 
 
 def check_curriculum(curriculum: Sequence[Stage]) -> None:
-    """Raise a ValueError where a curriculum cannot be run."""
+    """Raise a ValueError if the first stage has no initial value."""
     if len(curriculum) == 0 or curriculum[0].initial_value is None:
         raise ValueError(
             f"curriculum has {len(curriculum)} stages; the first one needs an initial_value, the "

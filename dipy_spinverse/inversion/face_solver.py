@@ -1,4 +1,4 @@
-"""The inversion: from the signals of voxels to wall fields that explain them, and how surely."""
+"""Estimation of the permeability of every face of a grid, for many voxels at once."""
 
 from __future__ import annotations
 
@@ -24,17 +24,13 @@ OPTIMIZERS: dict[str, Optimiser[SignalModel]] = {"gauss-newton": gauss_newton, "
 
 # Standard deviation of initial scaled transmissibilities, the same in all voxels. A uniform field
 # is symmetric under point reflection, and so are all its iterates, whatever the data.
-_START_SPREAD = 0.05
-# Fraction.
-_START_FREE_WATER = 0.05
-# Of the initial magnetisation: the search goes on at a signal-to-noise ratio of 50 where there is
-# less noise, or it is unknown; only its end is at the true level. Too sharp a misfit is full of
-# minima.
-_SEARCH_SIGMA = 0.02
-# Simulated signals are not more exact than this.
-_LEAST_SIGMA = 1e-4
-# Time steps per pulse; signals are then within 1e-4 of those of many.
-_STEPS = 6
+_INITIAL_SD = 0.05
+_INITIAL_FREE_WATER = 0.05
+# Noise level of the stages relative to S0, at least: with less noise the objective has many local
+# minima. Only the last stage is repeated at the true noise level. Chosen by hand.
+_MIN_STAGE_SIGMA = 0.02
+# Accuracy of simulated signals, relative to S0, with so many time steps per pulse.
+_MIN_SIGMA, _STEPS = 1e-4, 6
 
 
 class FaceSolver:
@@ -104,82 +100,88 @@ class FaceSolver:
 
     @property
     def n_stages(self) -> int:
-        """Number of entries of the history: the stages, and the last at the true noise."""
+        """Number of entries of the history: the stages, and the last at the true noise level."""
         return len(self._stages) + 1
 
     def run(self, data: np.ndarray, sigma: np.ndarray | None) -> Reconstruction:
-        """Find wall fields for V voxels.
+        """Permeability fields of V voxels.
 
         Parameters
         ----------
         data : ndarray (V, M)
-            Signals over (a guess of) the initial magnetisation.
+            Signals relative to (an estimate of) the initial magnetisation.
         sigma : ndarray (V,) or None
-            Standard deviation of the noise in the same units; estimated from the residual where
+            Standard deviation of the noise in the same units; estimated from the residual if
             None.
         """
         averaged = np.zeros((len(data), len(self._repeats)))
         np.add.at(averaged.T, self._encoding, data.T)
         signals = torch.as_tensor(averaged / self._repeats, device=self._problem.device)
-        starts, unit_noise = self._random.split((self._model.n_faces, len(self._acquisition)), 1)
-        searched = np.full(len(data), _SEARCH_SIGMA)
+        perturbations, unit_noise = self._random.split(
+            (self._model.n_faces, len(self._acquisition)), 1
+        )
+        stage_sigma = np.full(len(data), _MIN_STAGE_SIGMA)
         if sigma is not None:
-            searched = np.maximum(searched, sigma)
+            stage_sigma = np.maximum(stage_sigma, sigma)
 
-        unknowns, history = self._searched(signals, searched, starts[0])
+        unknowns, history = self._after_stages(signals, stage_sigma, perturbations[0])
         if sigma is None:
-            laplace = self._laplace(signals, searched, unknowns)
+            laplace = self._laplace(signals, stage_sigma, unknowns)
             residual = self._predicted(unknowns) - data
             sigma = noise_from_residual(residual, laplace.n_determined().cpu().numpy())
-        noise = np.maximum(sigma, _LEAST_SIGMA)
-        unknowns, history = self._sharpened(signals, noise, unknowns, history)
+        noise = np.maximum(sigma, _MIN_SIGMA)
+        unknowns, history = self._at_true_noise(signals, noise, unknowns, history)
 
         fields = [unknowns]
-        searched = np.maximum(noise, _SEARCH_SIGMA)
-        tell(1 / len(starts))
-        for k, (start, drawn) in enumerate(zip(starts[1:], unit_noise[1:], strict=True)):
-            noisy = signals + self._noise_of_encodings(noise) * drawn
-            field, no_history = self._searched(noisy, searched, start)
-            fields.append(self._sharpened(noisy, noise, field, no_history)[0])
-            tell((k + 2) / len(starts))
+        stage_sigma = np.maximum(noise, _MIN_STAGE_SIGMA)
+        tell(1 / len(perturbations))
+        for k, (perturbation, sample) in enumerate(
+            zip(perturbations[1:], unit_noise[1:], strict=True)
+        ):
+            noisy = signals + self._noise_of_encodings(noise) * sample
+            field, no_history = self._after_stages(noisy, stage_sigma, perturbation)
+            fields.append(self._at_true_noise(noisy, noise, field, no_history)[0])
+            tell((k + 2) / len(perturbations))
         laplace = self._laplace(signals, noise, unknowns)
         return self._reconstruction(fields, laplace, noise, history)
 
-    def _searched(self, signals, noise, random_start):
-        """Unknowns (V, N) after all stages, from a start of its own, and what each stage did."""
+    def _after_stages(self, signals, noise, perturbation):
+        """Unknowns (V, N) after all stages, and a summary of each."""
         unknowns, history = signals.new_zeros(len(signals), self._model.n_unknowns), []
         for prepared in self._stages:
             if prepared[0].initial_value is not None:
-                unknowns = self._start(signals, prepared[0].initial_value, random_start)
-            unknowns, progress = self._run_stage(prepared, signals, noise, unknowns)
-            history.append(progress)
+                unknowns = self._initial(signals, prepared[0].initial_value, perturbation)
+            unknowns, result = self._run_stage(prepared, signals, noise, unknowns)
+            history.append(result)
         return unknowns, history
 
-    def _sharpened(self, signals, noise, unknowns, history):
-        """After the last stage again, at the true noise, where the search took more."""
-        last = history[-1]
-        last = StageResult(last.converged.clone(), 0 * last.iterations, last.misfit.clone())
-        # Voxel by voxel, so that no fit depends on the others. Adam's schedule ends before.
-        sharper = torch.as_tensor(noise < _SEARCH_SIGMA, device=signals.device)
-        if sharper.any() and self._optimise is gauss_newton:
-            rows = signals[sharper], noise[noise < _SEARCH_SIGMA], unknowns[sharper]
-            unknowns[sharper], progress = self._run_stage(self._last_stage, *rows)
-            for before, after in zip(last, progress, strict=True):
-                before[sharper] = after
-        return unknowns, [*history, last]
+    def _at_true_noise(self, signals, noise, unknowns, history):
+        """After the last stage again, where the true noise level is below that of the stages."""
+        final = history[-1]
+        final = StageResult(final.converged.clone(), 0 * final.iterations, final.misfit.clone())
+        # Not with Adam, whose number of iterations is that of its curriculum.
+        below_minimum = torch.as_tensor(noise < _MIN_STAGE_SIGMA, device=signals.device)
+        if below_minimum.any() and self._optimise is gauss_newton:
+            rows = signals[below_minimum], noise[noise < _MIN_STAGE_SIGMA], unknowns[below_minimum]
+            unknowns[below_minimum], result = self._run_stage(self._last_stage, *rows)
+            for array, updated in zip(final, result, strict=True):
+                array[below_minimum] = updated
+        return unknowns, [*history, final]
 
-    def _start(self, signals, initial_value, random_start):
-        """Unknowns (V, N): a random field, and the amplitudes that go with it."""
+    def _initial(self, signals, initial_value, perturbation):
+        """Initial unknowns (V, N): a random field, and its least-squares amplitudes."""
         model = self._model
-        unknowns = signals.new_full((len(signals), model.n_unknowns), _START_FREE_WATER)
-        face_part = initial_value + _START_SPREAD * random_start
-        unknowns[:, : model.n_faces] = face_part.clamp(0, 1)
-        # The least weighted measurements fix the amplitudes before anything else is known.
+        unknowns = signals.new_full((len(signals), model.n_unknowns), _INITIAL_FREE_WATER)
+        scaled = initial_value + _INITIAL_SD * perturbation
+        unknowns[:, : model.n_faces] = scaled.clamp(0, 1)
+        # From the measurements with the lowest b of each echo time.
         acquisition = self._acquisition
         least_b = np.full(len(acquisition.echo_times), np.inf)
         np.minimum.at(least_b, acquisition.te_index, acquisition.b)
-        chosen = acquisition.b <= least_b[acquisition.te_index] + 1e-6
-        sigma = torch.as_tensor(np.where(chosen, 1.0, np.inf)).to(signals).expand_as(signals)
+        least_weighted = acquisition.b <= least_b[acquisition.te_index] + 1e-6
+        sigma = (
+            torch.as_tensor(np.where(least_weighted, 1.0, np.inf)).to(signals).expand_as(signals)
+        )
         return model.with_best_amplitudes(unknowns, model.in_grid(unknowns), signals, sigma)
 
     def _noise_of_encodings(self, noise):
@@ -228,6 +230,6 @@ class FaceSolver:
             sigma=noise,
             predicted=self._predicted(unknowns),
             converged=history[-1].converged.cpu().numpy(),
-            iterations=torch.stack([each.iterations for each in history], 1).cpu().numpy(),
-            misfit=torch.stack([each.misfit for each in history], 1).cpu().numpy(),
+            iterations=torch.stack([stage.iterations for stage in history], 1).cpu().numpy(),
+            misfit=torch.stack([stage.misfit for stage in history], 1).cpu().numpy(),
         )

@@ -1,4 +1,4 @@
-"""What an inversion finds."""
+"""Results of an inversion."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
-    """Wall fields of V voxels, in units of the initial magnetisation that the data came in.
+    """Permeability fields of V voxels; signals are relative to the S0 of the data.
 
     Attributes
     ----------
     scaled_transmissibility : ndarray (V, F)
         Estimate, 0 wall to 1 no membrane.
     scaled_transmissibility_fields : ndarray (n, V, F)
-        Other fields, moved to where they agree most with the estimate (see `walls.patterns`).
+        Further fields, transformed to the best agreement with the estimate (`walls.patterns`).
     wall_probability : ndarray (V, F)
     amplitudes : ndarray (V, K)
         Initial magnetisation for each echo time.
     free_water, free_water_fields : ndarray (V,), (n, V)
         Fraction of free water outside the grid.
     sigma : ndarray (V,)
-        Standard deviation of the noise, given or estimated.
+        Standard deviation of the noise, known or estimated.
     predicted : ndarray (V, M)
     converged : ndarray (V,) of bool
     iterations, misfit : ndarray (V, S)
-        Of each of the stages: number of iterations, and mean squared residual over the noise
-        that the stage went by.
+        Number of iterations, and final mean squared residual relative to the noise variance, of
+        each stage.
     cells : dict of ndarray (V, ...)
-        Smooth cells, where these were sought; see `cell_search.smooth`.
+        Smooth cells, if these were estimated; see `cell_search.smooth`.
     maps : dict of ndarray (n + 1, V)
-        Maps of the estimate and the other fields that do not come from the faces of the grid.
+        Maps that are not computed from the faces of the grid, the estimate first.
     errors : dict of float
-        Relative standard deviations of maps, of errors that all fields share.
+        Relative standard deviations of errors of maps that all fields share.
     diffusivity : ndarray (V,), optional
-        Of the water, um^2/ms, where it was found.
+        Of the water, um^2/ms, if it was estimated.
     """
 
     scaled_transmissibility: np.ndarray

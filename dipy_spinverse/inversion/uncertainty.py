@@ -1,4 +1,4 @@
-"""How well the data determine the unknowns: the Laplace approximation."""
+"""Laplace approximation of the posterior of the unknowns."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from scipy.special import ndtr
 
-# Precision of a face about which nothing is known: scaled transmissibility uniform in [0, 1].
+# Prior precision of a face: that of a scaled transmissibility uniform in [0, 1].
 _UNIFORM_PRECISION = 12.0
 
 
 @dataclass(frozen=True, eq=False)
 class Laplace:
-    """Gaussian posterior around an estimate, kept in data space.
+    """Gaussian posterior around an estimate, stored in data space.
 
     Covariance C - C J^T (J C J^T + I)^-1 J C, with C the prior variance of each unknown.
 
@@ -36,13 +36,13 @@ class Laplace:
     def at(cls, unknowns, weighted_jacobian, residual, bounds) -> Laplace:
         """Laplace approximation at an estimate.
 
-        An unknown on one of its bounds against which the data push it with gradient g has, beside
-        the uniform prior, the exponential one exp(-|g| distance), with variance 1/g^2.
+        An unknown at a bound with a gradient g towards it has, in addition to the uniform prior,
+        the exponential one exp(-|g| distance), with variance 1/g^2.
         """
         gradient = torch.einsum("vmn,vm->vn", weighted_jacobian, residual)
         lower, upper = bounds
-        pushed = ((unknowns <= lower) & (gradient > 0)) | ((unknowns >= upper) & (gradient < 0))
-        precision = _UNIFORM_PRECISION + torch.where(pushed, gradient**2, 0.0)
+        at_bound = ((unknowns <= lower) & (gradient > 0)) | ((unknowns >= upper) & (gradient < 0))
+        precision = _UNIFORM_PRECISION + torch.where(at_bound, gradient**2, 0.0)
         scaled = weighted_jacobian / precision.sqrt()[:, None]
         identity = torch.eye(residual.shape[1], dtype=residual.dtype, device=residual.device)
         matrix = torch.einsum("vmn,vkn->vmk", scaled, scaled) + identity
@@ -50,9 +50,11 @@ class Laplace:
 
     def standard_deviation(self) -> torch.Tensor:
         """Posterior standard deviations (V, N)."""
-        spread = self.weighted_jacobian * self.variance[:, None]
-        known = torch.linalg.solve_triangular(self.factor, spread, upper=False)
-        return (self.variance - known.square().sum(dim=1)).clamp_min(0).sqrt()
+        prior_covariance = self.weighted_jacobian * self.variance[:, None]
+        reduction_factor = torch.linalg.solve_triangular(
+            self.factor, prior_covariance, upper=False
+        )
+        return (self.variance - reduction_factor.square().sum(dim=1)).clamp_min(0).sqrt()
 
     def n_determined(self) -> torch.Tensor:
         """Degrees of freedom (V,) that the data determine: trace of J C J^T (J C J^T + I)^-1."""
@@ -67,5 +69,5 @@ class Laplace:
 def probability_below(threshold: float, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
     """Probability that a normal variable, truncated to [0, 1], is below a threshold."""
     mean, sd = np.asarray(mean), np.maximum(np.asarray(sd), 1e-6)
-    below, at_zero, at_one = (ndtr((edge - mean) / sd) for edge in (threshold, 0.0, 1.0))
-    return np.clip((below - at_zero) / (at_one - at_zero), 0, 1)
+    at_threshold, at_zero, at_one = (ndtr((edge - mean) / sd) for edge in (threshold, 0.0, 1.0))
+    return np.clip((at_threshold - at_zero) / (at_one - at_zero), 0, 1)

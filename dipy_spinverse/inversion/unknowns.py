@@ -5,8 +5,8 @@ monotonic function of its relative transmissibility tau,
 
     s = (1 + c) tau / (tau + c),        tau = s / (1 + (1 - s) / c),
 
-whose gradient vanishes at neither end and which spends half its range on the leaky walls below
-tau = c / (1 + 2 c), where signals change most.
+whose gradient does not vanish at either end and which uses half of its range for walls with tau
+below c / (1 + 2 c), where signals change most.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dipy_spinverse.inversion.priors import evaluate_priors
 
 # Scaled transmissibility below which a face counts as a wall: half way between the two.
 WALL_THRESHOLD = 0.5
-# c above.
+# c above: chosen by hand.
 _C = 0.4
 _Values = TypeVar("_Values", np.ndarray, torch.Tensor)
 
@@ -53,7 +53,7 @@ def wall_faces(grid: TetrahedralGrid, permeability: np.ndarray, diffusivity: flo
 
 
 def free_water_signals(acquisition: BaseAcquisition, free_diffusivity: float) -> np.ndarray:
-    """Signals (M,) of water that nothing hinders, with a diffusivity in um^2/ms."""
+    """Signals (M,) of free water, with a diffusivity in um^2/ms."""
     return np.exp(-np.where(acquisition.b0_mask, 0.0, acquisition.b) * free_diffusivity)
 
 
@@ -61,8 +61,8 @@ class SignalModel:
     """Signals S_m = a_TE ((1 - f) G_m(s) + f exp(-b_m D_w)) and their derivatives.
 
     The unknowns of V voxels are rows x = [s (F), a (one per echo time), f] of a tensor (V, N);
-    the amplitudes a are left out where the initial magnetisation is known, and the free-water
-    fraction f where it is not asked for.
+    without the amplitudes a if the initial magnetisation is known, and without the free-water
+    fraction f if it is not estimated.
 
     Parameters
     ----------
@@ -95,28 +95,28 @@ class SignalModel:
         self._free_signals = torch.as_tensor(free, device=device)
         self._te_index = torch.as_tensor(acquisition.te_index.copy(), device=device)
 
-    def restricted_to(self, simulator: Simulator, keep: torch.Tensor) -> SignalModel:
-        """The same model of some of the measurements, which `simulator` simulates."""
-        part = copy(self)
-        part.simulator = simulator
-        part._free_signals = self._free_signals[keep]
-        part._te_index = self._te_index[keep]
-        return part
+    def restricted_to(self, simulator: Simulator, mask: torch.Tensor) -> SignalModel:
+        """The model of some of the measurements, those of `simulator`."""
+        restricted = copy(self)
+        restricted.simulator = simulator
+        restricted._free_signals = self._free_signals[mask]
+        restricted._te_index = self._te_index[mask]
+        return restricted
 
     def split(self, unknowns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """s (V, F), amplitude of each measurement (V, M), free-water fraction (V, 1)."""
-        face_part = unknowns[:, : self.n_faces]
+        scaled = unknowns[:, : self.n_faces]
         if self.n_amplitudes:
             amplitudes = unknowns[:, self.n_faces : self.n_faces + self.n_amplitudes]
             amplitude = amplitudes[:, self._te_index]
         else:
             amplitude = unknowns.new_ones(len(unknowns), len(self._te_index))
         zero = unknowns.new_zeros(len(unknowns), 1)
-        return face_part, amplitude, unknowns[:, -1:] if self.free_water else zero
+        return scaled, amplitude, unknowns[:, -1:] if self.free_water else zero
 
-    def bounds(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Least and largest values (N,) of the unknowns."""
-        lower, upper = like.new_zeros(self.n_unknowns), like.new_ones(self.n_unknowns)
+    def bounds(self, template: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Lower and upper bounds (N,) of the unknowns."""
+        lower, upper = template.new_zeros(self.n_unknowns), template.new_ones(self.n_unknowns)
         upper[self.n_faces : self.n_faces + self.n_amplitudes] = torch.inf
         return lower, upper
 
@@ -127,9 +127,9 @@ class SignalModel:
         data: torch.Tensor,
         sigma: torch.Tensor,
     ) -> torch.Tensor:
-        """Unknowns with the amplitudes that fit data (V, M) best, given the grid's signals.
+        """Unknowns with least-squares amplitudes, for data and signals of the grid (V, M).
 
-        The amplitude of an echo time of which there are no data stays as it is.
+        Amplitudes of echo times without data are unchanged.
         """
         if not self.n_amplitudes:
             return unknowns
@@ -140,8 +140,8 @@ class SignalModel:
         power = zeros.index_add(1, self._te_index, relative**2)
         result = unknowns.clone()
         columns = slice(self.n_faces, self.n_faces + self.n_amplitudes)
-        best = overlap / power.clamp_min(torch.finfo(data.dtype).tiny)
-        result[:, columns] = torch.where(power > 0, best, result[:, columns])
+        estimates = overlap / power.clamp_min(torch.finfo(data.dtype).tiny)
+        result[:, columns] = torch.where(power > 0, estimates, result[:, columns])
         return result
 
     def in_grid(self, unknowns: torch.Tensor) -> torch.Tensor:
@@ -157,13 +157,13 @@ class SignalModel:
 
     def sensitivities(self, unknowns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Signals (V, M) and their derivatives (V, M, N) by the unknowns (V, N)."""
-        face_part, amplitude, fraction = self.split(unknowns)
-        in_grid, by_tau = self.simulator.sensitivities(transmissibility(face_part))
+        scaled, amplitude, fraction = self.split(unknowns)
+        in_grid, by_tau = self.simulator.sensitivities(transmissibility(scaled))
         in_grid = in_grid.to(unknowns)
         relative = (1 - fraction) * in_grid + fraction * self._free_signals
         n_voxels, n_signals = relative.shape
         jacobian = unknowns.new_zeros(n_voxels, n_signals, self.n_unknowns)
-        by_face = by_tau.to(unknowns) * transmissibility_slope(face_part)[:, None]
+        by_face = by_tau.to(unknowns) * transmissibility_slope(scaled)[:, None]
         jacobian[..., : self.n_faces] = by_face * ((1 - fraction) * amplitude)[..., None]
         if self.n_amplitudes:
             columns = self.n_faces + self._te_index
@@ -176,7 +176,7 @@ class SignalModel:
         self, unknowns: torch.Tensor, priors: Sequence
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Value (V,), gradient and Gauss-Newton weight (V, N) of priors on the walls."""
-        face_part = unknowns[:, : self.n_faces]
-        value, gradient, weight = evaluate_priors(priors, self.simulator.grid, face_part)
-        others = (0, self.n_unknowns - self.n_faces)
-        return value, pad(gradient, others), pad(weight, others)
+        scaled = unknowns[:, : self.n_faces]
+        value, gradient, weight = evaluate_priors(priors, self.simulator.grid, scaled)
+        padding = (0, self.n_unknowns - self.n_faces)
+        return value, pad(gradient, padding), pad(weight, padding)

@@ -159,8 +159,9 @@ class SpinverseModel(VoxelModel):
                 f"inversion is {inversion!r}; give an engine with its options, such as "
                 'FaceInversion(optimizer="adam"), or None.'
             )
-        known = _DIFFUSIVITY if diffusivity is None else diffusivity
-        self.diffusivity_um2_per_ms = diffusivity_um2_per_ms("diffusivity", known)
+        self.diffusivity_um2_per_ms = diffusivity_um2_per_ms(
+            "diffusivity", _DIFFUSIVITY if diffusivity is None else diffusivity
+        )
         self.free_diffusivity_um2_per_ms = diffusivity_um2_per_ms(
             "free_diffusivity", free_diffusivity
         )
@@ -328,6 +329,6 @@ class SpinverseModel(VoxelModel):
         points, tetrahedra, tetrahedron_points = (arrays[name] for name in _GRID_ARRAYS)
         sizes = (arrays.get(name) for name in _GRID_SIZES)
         grid = build_grid(points, tetrahedra, tetrahedron_points, settings["boundary"], *sizes)
-        others = {name: settings[name] for name in ("diffusivity", "free_diffusivity", "seed")}
+        numbers = {name: settings[name] for name in ("diffusivity", "free_diffusivity", "seed")}
         inversion = from_json(settings["inversion"])
-        return cls(acquisition, grid=grid, inversion=inversion, **others)
+        return cls(acquisition, grid=grid, inversion=inversion, **numbers)

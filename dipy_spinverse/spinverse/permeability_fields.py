@@ -332,10 +332,10 @@ def _worst_timing(
     n_measurements = of_timing.sum(axis=1)
     reduced_chi_square = squares @ of_timing.T / n_measurements
     # In standard deviations: a large value of few measurements is less improbable.
-    worst = ((reduced_chi_square - 1) * np.sqrt(n_measurements)).argmax(axis=1)
+    improbable = ((reduced_chi_square - 1) * np.sqrt(n_measurements)).argmax(axis=1)
     return {
-        "worst_excess": reduced_chi_square[np.arange(len(worst)), worst],
-        "worst_freedom": n_measurements[worst],
+        "worst_excess": reduced_chi_square[np.arange(len(improbable)), improbable],
+        "worst_freedom": n_measurements[improbable],
         "n_groups": len(of_timing) if len(of_timing) > 1 else 0,
     }
 

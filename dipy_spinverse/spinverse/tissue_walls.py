@@ -262,7 +262,7 @@ class TissueWallChunk:
         reduction = squares / cells_squares if cells_squares else 1.0
         degrees_of_freedom = posterior.degrees_of_freedom[v]
         remaining = max(degrees_of_freedom - estimate.n_determined, 1)
-        worst = posterior.worst_reduced_chi_square[v]
+        worst_group = posterior.worst_reduced_chi_square[v]
         walls = np.stack([field.scaled_transmissibility < WALL_THRESHOLD for field in fields])
         # Positions of bodies are arbitrary: the mean over all shifts of the lattice.
         probability = walls[:, face_symmetries(self.problem.grid)].mean(axis=(0, 1))
@@ -282,7 +282,7 @@ class TissueWallChunk:
             "residual_rms": np.sqrt((residual**2).mean()),
             "n_unknowns": len(signals) - remaining,
             "excess": posterior.chi_square[v] * reduction / remaining,
-            "worst_excess": worst * reduction * degrees_of_freedom / remaining,
+            "worst_excess": worst_group * reduction * degrees_of_freedom / remaining,
             **self._corrected_maps(fields, {name: maps[name][:, v] for name in SpinverseFit.MAPS}),
         }
 
