@@ -170,8 +170,8 @@ def test_faces_of_a_grid_outnumber_what_is_determined():
     sharp, noisy = (
         identifiability(acquisition, grid=grid, sigma=sigma, n_draws=30) for sigma in (0.01, 0.1)
     )
-    assert 0 < noisy.n_determined < sharp.n_determined < sharp.n_faces
-    assert f"about the {grid.n_faces} faces" in str(sharp)
+    assert 0 < noisy.n_identifiable < sharp.n_identifiable < sharp.n_faces
+    assert f"of the {grid.n_faces} faces" in str(sharp)
 
 
 def test_gradient_table_is_the_same_as_its_acquisition():
@@ -200,7 +200,7 @@ def test_figure_is_written_or_drawn(rich, tmp_path):
 
 
 def test_suggestions_are_ranked_and_no_worse_than_nothing():
-    rows = suggest(protocol(timings=((8, 40),), shells=(1.0, 4.0)), n_draws=60).table()
+    rows = suggest(protocol(timings=((8, 40),), shells=(1.0, 4.0)), n_draws=60).rows
     gains = [row["gain"] for row in rows]
     assert gains == sorted(gains, reverse=True)
     assert min(gains) >= 0

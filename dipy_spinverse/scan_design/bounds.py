@@ -1,4 +1,4 @@
-"""What measurements tell about tissue: bounds on the variances of maps.
+"""Lower bounds on the posterior variances of maps.
 
 Tissues are drawn from the prior of the packed cells. At each, with J the derivatives of the
 whitened magnitudes by the parameters and P the precision of a Gaussian prior of the same variance
@@ -8,8 +8,8 @@ as the true one,
 
 bounds the variance v of a map with gradient g by the parameters and variance V under the prior
 (Bayesian Cramer-Rao bound [1]_, linearised at each tissue). Signals at b = 0 are unknown, and
-errors of the emulator and differences between packings are part of the noise. Diffusivities, and
-that there is no water beside the cells but free water, are taken as known.
+errors of the emulator and differences between packings are part of the noise. Diffusivities are
+taken as known, as is the absence of immobile and hindered water.
 
 References
 ----------
@@ -47,19 +47,22 @@ MAPS = (
     "pore_diameter", ORIENTATION, "orientation_dispersion", "free_water_fraction",
 )  # fmt: skip
 CLASSES = ("cylinders", "spheres", "mixture")
-_ROTATION_PRECISION = 2.0  # of each component
-_LEAST_U = 0.01  # of the probability of a parameter under the prior
-_STEP = 1e-4  # of z, for derivatives of maps
-_CHUNK = 64  # tissues at once
-_TRANSMISSIBILITY_SD = 12**-0.5  # of what is uniform between 0 and 1
-_TYPICAL_PERMEABILITY = 0.02  # um/ms
-_N_BODIES = 4  # spheres in the grid whose determined numbers are counted
-_BODY_SHARE = 0.22  # their radius over the grid's cube root of volume
+# Of each of two components of rotation: a mean squared angle of 1 rad^2 (of random axes: pi - 2).
+_ROTATION_PRECISION = 2.0
+_TAIL = 0.01  # of the prior of each parameter, left out at either end; linearisation fails there
+_STEP = 1e-4  # of z, for central differences of maps
+_CHUNK = 64  # tissues at once; limits memory
+_TRANSMISSIBILITY_SD = 12**-0.5  # of a uniform distribution between 0 and 1
+# Example for which identifiable directions are counted, chosen by hand: spheres in the grid, and
+# their radius over the cube root of its volume.
+_N_SPHERES = 4
+_RELATIVE_RADIUS = 0.22
+_TYPICAL_PERMEABILITY = 0.02  # um/ms, about the middle of the prior on a logarithmic scale
 
 
 @dataclass(frozen=True, eq=False)
 class MapBounds:
-    """A map at N tissues from the prior, and how well A acquisitions determine it.
+    """A map at N tissues from the prior, and its uncertainty with A acquisitions.
 
     Attributes
     ----------
@@ -87,19 +90,19 @@ def map_bounds(
     n_draws: int,
     seed: int,
 ) -> dict[str, MapBounds]:
-    """Bounds of the maps for parts of an acquisition.
+    """Bounds of the maps for subsets of an acquisition.
 
     Parameters
     ----------
     acquisition : Acquisition
     selections : ndarray (A, M) of bool
-        BaseAcquisition of each part.
+        Measurements of each subset.
     sigma : float
         Noise over the signal at b = 0.
     diffusivity, free_diffusivity : float
         Of tissue and free water, um^2/ms.
     free_water : bool
-        Whether a share of free water is unknown.
+        Whether the fraction of free water is unknown.
     classes : tuple of str
         Classes of tissue, equally likely and taken as known.
     n_draws : int
@@ -109,29 +112,29 @@ def map_bounds(
     Returns
     -------
     dict of MapBounds
-        Of those of `MAPS` that any of the classes has.
+        For those of `MAPS` that any of the classes has.
     """
     acquisition = require_pulsed(acquisition)
     model = tissue_signals(
         acquisition, (diffusivity, diffusivity), free_diffusivity, compiled=False
     )
     rng = np.random.default_rng(seed)
-    parts = []
+    of_classes = []
     for k, name in enumerate(classes):
         tissue = tissue_class(name, True)
         n = len(range(k, n_draws, len(classes)))
         if n:
-            z = _drawn(tissue, n, rng, free_water)
+            z = _prior_draws(tissue, n, rng, free_water)
             frames = np.linalg.qr(rng.normal(size=(n, 3, 3)))[0]
-            parts.append(
+            of_classes.append(
                 class_bounds(model, tissue, z, frames, acquisition, selections, sigma, free_water)
             )
     result = {}
     for name in MAPS:
-        known = [part[name] for part in parts if name in part]
-        if known:
-            values = np.concatenate([each[0] for each in known])
-            data_precision = np.concatenate([each[1] for each in known], axis=1)
+        bounds = [bound[name] for bound in of_classes if name in bound]
+        if bounds:
+            values = np.concatenate([values for values, _ in bounds])
+            data_precision = np.concatenate([precision for _, precision in bounds], axis=1)
             prior_sd = 1.0 if name == ORIENTATION else values.std()
             result[name] = MapBounds(
                 values, float(prior_sd), 1 / np.sqrt(data_precision + 1 / prior_sd**2)
@@ -139,28 +142,23 @@ def map_bounds(
     return result
 
 
-def _drawn(tissue, n, rng, free_water):
-    """Places (n, P), without water beside the cells that is taken as known to be absent."""
-    u = np.clip(_stratified(n, tissue.n_parameters, rng), _LEAST_U, 1 - _LEAST_U)
-    z = ndtri(u)
+def _prior_draws(tissue, n, rng, free_water):
+    """Parameters (n, P), a Latin hypercube of the prior; known ones are at their known values."""
+    strata = rng.permuted(np.tile(np.arange(n)[:, None], tissue.n_parameters), axis=0)
+    u = (strata + rng.random((n, tissue.n_parameters))) / n
+    z = ndtri(np.clip(u, _TAIL, 1 - _TAIL))
     z[:, ~_unknown(tissue, free_water)] = -LARGEST_Z
     z[:, -3:] = 0
     return z
 
 
 def _unknown(tissue, free_water):
-    """(P,) bool: what the bounds are about."""
+    """Which parameters (P,) are unknown."""
     absent = ("dot", "hindered", "hindered_1", "hindered_2", "hindered_along")
     absent += () if free_water else ("free_water",)
-    # The rotation about the axis of spheres, or of cylinders that disperse equally, is nothing.
+    # Rotations of spheres, and of cylinders about their axis, have no effect.
     absent += ROTATION if tissue.name == "spheres" else ROTATION[2:]
     return ~np.isin(tissue.parameters, absent)
-
-
-def _stratified(n, n_parameters, rng):
-    """Draws (n, P) of the unit cube, one in each n-th of each side."""
-    order = rng.permuted(np.tile(np.arange(n)[:, None], n_parameters), axis=0)
-    return (order + rng.random((n, n_parameters))) / n
 
 
 def class_bounds(
@@ -173,7 +171,7 @@ def class_bounds(
     sigma: float,
     free_water: bool,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """How well given tissues of a class are determined.
+    """Precision with which the maps of given tissues of a class are determined.
 
     Parameters
     ----------
@@ -199,44 +197,45 @@ def class_bounds(
         ],
         axis=1,
     )[:, :, unknown][..., unknown]
-    turns = np.isin(tissue.parameters, ROTATION)[unknown]
-    prior = np.where(turns, _ROTATION_PRECISION, 1.0)
-    covariance = np.linalg.inv(information + np.diag(prior))
+    is_rotation = np.isin(tissue.parameters, ROTATION)[unknown]
+    prior_precision = np.where(is_rotation, _ROTATION_PRECISION, 1.0)
+    covariance = np.linalg.inv(information + np.diag(prior_precision))
     values, gradients = _map_gradients(model, tissue, z, frames, free_water)
     result = {}
     for name, gradient in gradients.items():
         gradient = gradient[:, unknown]
-        before = (gradient**2 / prior).sum(axis=1)
-        after = np.einsum("np,anpq,nq->an", gradient, covariance, gradient)
-        # A map that no parameter moves is known only as well as before.
-        precision = 1 / np.maximum(after, 1e-30) - 1 / np.maximum(before, 1e-30)
+        prior_variance = (gradient**2 / prior_precision).sum(axis=1)
+        variance = np.einsum("np,anpq,nq->an", gradient, covariance, gradient)
+        # The data add no precision to a map that does not depend on any parameter.
+        precision = 1 / np.maximum(variance, 1e-30) - 1 / np.maximum(prior_variance, 1e-30)
         result[name] = values[name], np.maximum(precision, 0)
-    if turns.any():
-        at = np.flatnonzero(turns)
-        angle = covariance[:, :, at, at].sum(axis=2)
-        result[ORIENTATION] = np.zeros(len(z)), np.maximum(1 / angle - 1, 0)
+    if is_rotation.any():
+        k = np.flatnonzero(is_rotation)
+        squared_angle = covariance[:, :, k, k].sum(axis=2)
+        result[ORIENTATION] = np.zeros(len(z)), np.maximum(1 / squared_angle - 1, 0)
     return result
 
 
 def _information(model, tissue, z, frames, acquisition, selections, sigma):
     """Fisher information (A, n, P, P) on the parameters, the amplitudes eliminated."""
-    signals, slopes = model(tissue, z, frames, slopes=True)
+    signals, jacobian = model(tissue, z, frames, slopes=True)
     signals = np.maximum(signals, 0)
     errors = model_errors(model, tissue, z, frames, error_patterns(model.shells))
     order = model.shells.order
-    everywhere, noise = np.arange(len(z)), np.full(len(z), sigma)
-    result = []
-    for selected in selections:
-        chosen = selected[order]
-        labels = np.unique(acquisition.te_index[order][chosen], return_inverse=True)[1]
-        part = np.ascontiguousarray(signals[:, chosen])
-        known = voxel_data(part, noise, labels, np.ones(chosen.sum(), dtype=bool))
-        known = with_model_errors(known, part, errors[..., chosen], np.zeros(len(z)))
-        ones = np.ones((len(z), known.n_labels))
-        result.append(
-            normal_equations(known, part, ones, slopes[..., chosen], 0 * part, everywhere)[1]
+    voxels, noise = np.arange(len(z)), np.full(len(z), sigma)
+    information = []
+    for selection in selections:
+        rows = selection[order]
+        labels = np.unique(acquisition.te_index[order][rows], return_inverse=True)[1]
+        predicted = np.ascontiguousarray(signals[:, rows])
+        data = voxel_data(predicted, noise, labels, np.ones(rows.sum(), dtype=bool))
+        data = with_model_errors(data, predicted, errors[..., rows], np.zeros(len(z)))
+        amplitudes, residual = np.ones((len(z), data.n_labels)), np.zeros_like(predicted)
+        equations = normal_equations(
+            data, predicted, amplitudes, jacobian[..., rows], residual, voxels
         )
-    return np.stack(result)
+        information.append(equations[1])
+    return np.stack(information)
 
 
 def _map_gradients(model, tissue, z, frames, free_water):
@@ -245,34 +244,36 @@ def _map_gradients(model, tissue, z, frames, free_water):
     gradients = {name: np.zeros(z.shape) for name in values}
     for k in range(tissue.n_parameters - 3):
         step = _STEP * (np.arange(z.shape[1]) == k)
-        ends = [_scaled_maps(model, tissue, z + s * step, frames, free_water) for s in (1, -1)]
+        shifted_maps = [
+            _scaled_maps(model, tissue, z + s * step, frames, free_water) for s in (1, -1)
+        ]
         for name, gradient in gradients.items():
-            gradient[:, k] = (ends[0][name] - ends[1][name]) / (2 * _STEP)
+            gradient[:, k] = (shifted_maps[0][name] - shifted_maps[1][name]) / (2 * _STEP)
     return values, gradients
 
 
 def _scaled_maps(model, tissue, z, frames, free_water):
     maps = tissue_maps(tissue_parameters(tissue, z, model.diffusivity), frames)
-    left_out = {ORIENTATION}
+    excluded = {ORIENTATION}
     if tissue.name == "spheres":
-        left_out.add("orientation_dispersion")
+        excluded.add("orientation_dispersion")
     if not free_water:
-        left_out.add("free_water_fraction")
+        excluded.add("free_water_fraction")
     return {
         name: np.log(maps[name]) if name in LOG_MAPS else maps[name]
         for name in MAPS
-        if name not in left_out
+        if name not in excluded
     }
 
 
 def n_identifiable_directions(
     acquisition: Acquisition, grid: TetrahedralGrid, sigma: float, diffusivity: float, seed: int
 ) -> int:
-    """Independent numbers about the faces of a grid that measurements determine.
+    """Number of identifiable directions in the space of face permeabilities of a grid.
 
-    Singular values above the noise, of the Jacobian by relative transmissibilities with the spread
-    of a uniform prior, amplitudes unknown; at four spheres in random places with membranes of
-    0.02 um/ms.
+    Singular values above the noise, of the Jacobian with respect to relative transmissibilities
+    with the standard deviation of a uniform prior, amplitudes unknown; at four spheres at random
+    positions with membranes of 0.02 um/ms.
 
     Parameters
     ----------
@@ -281,16 +282,17 @@ def n_identifiable_directions(
     grid : TetrahedralGrid
     """
     rng = np.random.default_rng(seed)
-    centers = grid.centroids[rng.integers(grid.n_tetrahedra, size=_N_BODIES)]
-    radius = _BODY_SHARE * np.cbrt(grid.volumes.sum())
+    centers = grid.centroids[rng.integers(grid.n_tetrahedra, size=_N_SPHERES)]
+    radius = _RELATIVE_RADIUS * np.cbrt(grid.volumes.sum())
     gaps = grid.minimum_image(grid.centroids[:, None] - centers)
     inside = (np.linalg.norm(gaps, axis=2) < radius).any(axis=1)
     permeability = from_inside(grid, inside, permeability=_TYPICAL_PERMEABILITY)
     tau = relative_transmissibility(grid, permeability[None], diffusivity)
     simulator = Simulator(acquisition, grid, diffusivity=diffusivity)
-    signals, jacobian = (part[0].numpy() for part in simulator.sensitivities(torch.as_tensor(tau)))
+    results = simulator.sensitivities(torch.as_tensor(tau))
+    signals, jacobian = (values[0].numpy() for values in results)
     per_echo = acquisition.te_index[:, None] == np.arange(acquisition.echo_times.size)
     basis = np.linalg.qr(signals[:, None] * per_echo)[0]
     jacobian = jacobian - basis @ (basis.T @ jacobian)
-    power = np.linalg.eigvalsh(jacobian @ jacobian.T)
-    return int((power * (_TRANSMISSIBILITY_SD / sigma) ** 2 > 1).sum())
+    squares = np.linalg.eigvalsh(jacobian @ jacobian.T)  # of the singular values
+    return int((squares * (_TRANSMISSIBILITY_SD / sigma) ** 2 > 1).sum())

@@ -1,4 +1,4 @@
-"""Before scanning: which summaries of walls an acquisition can determine, and how well."""
+"""Identifiability of the maps of packed cells with an acquisition, before it is scanned."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from dipy_spinverse.units import diffusivity_um2_per_ms
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Share of the prior's spread that is left; 0.2 is 0.04 of a fraction, 20 % of a diameter, a
-# factor of 1.5 of a permeability.
+# Posterior over prior standard deviation; 0.2 is 0.04 of a fraction, 20 % of a diameter, a
+# factor of 1.5 of a permeability. Chosen by hand.
 _IDENTIFIABLE = 0.2
 _WEAKLY = 0.5
-_WINDOWS = 8  # running medians take this part of all tissues
+_WINDOWS = 8  # running medians are over one eighth of all tissues, by hand
 _UNITS = {"pore_diameter": "um", "wall_permeability": "um/ms", "exchange_time": "ms",
           "surface_to_volume": "1/um"}  # fmt: skip
 _PHRASES = {
@@ -54,7 +54,7 @@ _VERDICT_COLORS = {
 
 @dataclass(frozen=True, eq=False)
 class Identifiability:
-    """What an acquisition can determine; ``print`` it.
+    """Identifiability of maps with an acquisition; ``print`` it.
 
     Attributes
     ----------
@@ -62,13 +62,13 @@ class Identifiability:
     sigma : float
         Noise over the signal at b = 0.
     bounds : dict of MapBounds
-        Of each map, at tissues drawn from the prior.
+        For each map, at tissues drawn from the prior.
     limitations : tuple of Limitation
     resolution_limit_um : float
-        Diameter of impermeable cylinders below which all look alike, in closed form.
-    n_faces, n_determined : int or None
-        Faces of the grid, and the independent numbers about their permeabilities that stand
-        above the noise; None without a grid.
+        Diameter of impermeable cylinders below which signals do not differ, in closed form.
+    n_faces, n_identifiable : int or None
+        Faces of the grid, and identifiable directions in the space of their permeabilities; None
+        without a grid.
     """
 
     acquisition: Acquisition
@@ -77,7 +77,7 @@ class Identifiability:
     limitations: tuple[Limitation, ...]
     resolution_limit_um: float
     n_faces: int | None = None
-    n_determined: int | None = None
+    n_identifiable: int | None = None
 
     def table(self) -> list[dict]:
         """One row per map.
@@ -85,25 +85,25 @@ class Identifiability:
         Returns
         -------
         list of dict
-            "map"; "scale" of the spreads, "factor" (exp of the standard deviation of the
-            logarithm), "absolute" or "degrees"; "prior" spread; "posterior" spread, median over
-            tissues; "removed", the share of the prior's variance that the data remove; "verdict";
-            "fails", phrases that say where in the prior's range the spread stays above half of
-            the prior's.
+            "map"; "scale" of the standard deviations, "factor" (exp of that of the logarithm),
+            "absolute" or "degrees"; "prior" standard deviation; "posterior" one, median over
+            tissues; "removed", the fraction of the prior's variance that the data remove;
+            "verdict"; "fails", phrases that name the part of the prior's range where the
+            standard deviation stays above half of the prior's.
         """
         rows = []
         for name, bound in self.bounds.items():
-            left = bound.posterior_sd[0] / bound.prior_sd
-            median = np.median(left)
+            ratio = bound.posterior_sd[0] / bound.prior_sd
+            median = np.median(ratio)
             verdict = "identifiable" if median <= _IDENTIFIABLE else "weakly identifiable"
             verdict = verdict if median <= _WEAKLY else "not identifiable"
             rows.append(
                 {
                     "map": name,
                     "scale": _scale(name),
-                    "prior": _spread(name, bound.prior_sd),
-                    "posterior": _spread(name, median * bound.prior_sd),
-                    "removed": float(1 - (left**2).mean()),
+                    "prior": _on_scale(name, bound.prior_sd),
+                    "posterior": _on_scale(name, median * bound.prior_sd),
+                    "removed": float(1 - (ratio**2).mean()),
                     "verdict": verdict,
                     "fails": [] if verdict == "not identifiable" else _failures(name, self.bounds),
                 }
@@ -111,46 +111,48 @@ class Identifiability:
         return rows
 
     def findings(self) -> list[str]:
-        """What cannot be seen, in words."""
+        """Limitations, in words."""
         rows = {row["map"]: row for row in self.table()}
-        said = []
-        for spot in self.limitations:
-            row = rows.get(spot.affected_map)
+        findings = []
+        for limitation in self.limitations:
+            row = rows.get(limitation.affected_map)
             effect = ""
             if row is not None and row["verdict"] != "identifiable":
                 effect = f" Here {_PHRASES[row['map']]} are {row['verdict']}: {_text(row)}."
-            said.append(spot.description + effect)
+            findings.append(limitation.description + effect)
         for row in rows.values():
             if row["fails"]:
-                where = ", or ".join(row["fails"])
-                said.append(f"{_PHRASES[row['map']].capitalize()} are not identifiable {where}.")
-        said.append(
-            f"Impermeable cylinders with diameters below {self.resolution_limit_um:.2g} um look "
-            "alike."
-        )
-        said.append("The diffusivity and the class of tissue are taken as known.")
+                ranges = ", or ".join(row["fails"])
+                name = _PHRASES[row["map"]].capitalize()
+                findings.append(f"{name} are not identifiable {ranges}.")
+        findings += [
+            f"The signals of impermeable cylinders with diameters below "
+            f"{self.resolution_limit_um:.2g} um do not differ.",
+            "The diffusivity and the class of tissue are taken as known.",
+        ]
         if self.n_faces is not None:
-            said.append(
-                f"The measurements fix {self.n_determined} independent numbers about "
-                f"the {self.n_faces} faces of the grid; the rest of the walls is the prior's."
+            findings.append(
+                f"The measurements determine {self.n_identifiable} linear combinations of the "
+                f"permeabilities of the {self.n_faces} faces of the grid; the others follow the "
+                "prior."
             )
-        return said
+        return findings
 
     def __str__(self) -> str:
         lines = [f"{self.acquisition!r}, noise {self.sigma:.3g} of S0", ""]
         lines.append(
-            f"{'summary':24s}{'before':>16s}{'after':>16s}{'removed':>9s}  verdict"
+            f"{'map':24s}{'prior sd':>16s}{'posterior sd':>16s}{'removed':>9s}  verdict"
         )  # fmt: skip
         for row in self.table():
-            before, after = (_amount(row["scale"], row[key]) for key in ("prior", "posterior"))
+            prior, posterior = (_amount(row["scale"], row[key]) for key in ("prior", "posterior"))
             removed = f"{100 * row['removed']:.0f} %"
             lines.append(
-                f"{row['map']:24s}{before:>16s}{after:>16s}{removed:>9s}  {row['verdict']}"
+                f"{row['map']:24s}{prior:>16s}{posterior:>16s}{removed:>9s}  {row['verdict']}"
             )
         return "\n".join([*lines, "", *(f"- {sentence}" for sentence in self.findings())])
 
     def figure(self, target: str | PathLike | Axes | None = None) -> Axes:
-        """Draw the spread of each map after the scan over that before.
+        """Draw the posterior over the prior standard deviation of each map.
 
         Parameters
         ----------
@@ -192,24 +194,25 @@ def identifiability(
     n_draws: int = 300,
     seed: int = 0,
 ) -> Identifiability:
-    """How well an acquisition can determine each summary of the walls in tissue.
+    """Identifiability of each map of packed cells with an acquisition.
 
     Tissues of packed cylinders and spheres are drawn from a prior; at each the derivatives of the
-    signals bound the spread of any estimate (see `dipy_spinverse.information`). The diffusivity
-    and the class of each tissue are taken as known, so real fits do a little worse.
+    signals bound the standard deviation of any estimate (see
+    `dipy_spinverse.scan_design.bounds`). The diffusivity and the class of each tissue are taken as
+    known, so that fits are somewhat less precise.
 
     Parameters
     ----------
     acquisition : Acquisition or GradientTable
-        What would be measured.
+        The planned measurements.
     sigma : float, optional
         Standard deviation of the noise over the signal at b = 0, the same at all echo times.
     diffusivity, free_diffusivity : float, optional
         Of water in tissue and of free water, mm^2/s.
     free_water : bool, optional
-        Whether tissues have an unknown share of free water.
+        Whether tissues have an unknown fraction of free water.
     grid : TetrahedralGrid, optional
-        Also count the numbers about this grid's faces that the measurements determine.
+        Also count the identifiable directions in the space of its face permeabilities.
     classes : tuple of str, optional
         Classes of tissue: some of "cylinders", "spheres", "mixture".
     n_draws : int, optional
@@ -235,7 +238,7 @@ def identifiability(
     ...     b=[0, *[1.0] * 10, *[4.0] * 10], directions=np.vstack([np.zeros(3), directions]),
     ...     small_delta=8, big_delta=30)
     >>> result = identifiability(acquisition, n_draws=60)
-    >>> [spot.name for spot in result.limitations]
+    >>> [limitation.name for limitation in result.limitations]
     ['one diffusion time']
     >>> row = result.table()[1]
     >>> row["map"], row["verdict"]
@@ -249,17 +252,17 @@ def identifiability(
         acquisition, everything, sigma, d, free_diffusivity=free,
         free_water=free_water, classes=classes, n_draws=n_draws, seed=seed,
         )  # fmt: skip
-    of_grid: tuple[int, ...] = ()
+    counts: tuple[int, ...] = ()
     if grid is not None:
-        of_grid = grid.n_faces, n_identifiable_directions(acquisition, grid, sigma, d, seed)
+        counts = grid.n_faces, n_identifiable_directions(acquisition, grid, sigma, d, seed)
     return Identifiability(
         acquisition, sigma, bounds, tuple(limitations(acquisition, sigma, d)),
-        resolution_limit_um(acquisition, sigma, d), *of_grid,
+        resolution_limit_um(acquisition, sigma, d), *counts,
     )  # fmt: skip
 
 
 def validated_acquisition(acquisition, sigma, classes, n_draws) -> Acquisition:
-    """The acquisition, after a check of all that describes the plan."""
+    """The acquisition, after a check of all arguments."""
     acquisition = require_pulsed(as_acquisition(acquisition, name="acquisition"))
     if acquisition.b0_mask.all():
         raise ValueError(
@@ -283,7 +286,7 @@ def _scale(name):
     return "factor" if name in LOG_MAPS else "absolute"
 
 
-def _spread(name, sd):
+def _on_scale(name, sd):
     """A standard deviation in the unit of the table."""
     return float({"factor": np.exp, "degrees": np.rad2deg, "absolute": float}[_scale(name)](sd))
 
@@ -295,54 +298,52 @@ def _amount(scale, value):
 
 
 def _text(row):
-    before, after = (_amount(row["scale"], row[key]) for key in ("prior", "posterior"))
-    return f"{before} before the scan, {after} after it"
+    prior, posterior = (_amount(row["scale"], row[key]) for key in ("prior", "posterior"))
+    return f"prior {prior}, posterior {posterior}"
 
 
 def _failures(name, bounds):
-    """Where, by the map itself, size or permeability, most tissues keep half of the spread."""
-    left = bounds[name].posterior_sd[0] / bounds[name].prior_sd
-    drivers = dict.fromkeys((name, "pore_diameter", "wall_permeability"))
+    """Ranges of the map, size or permeability where most standard deviations stay above half."""
+    ratio = bounds[name].posterior_sd[0] / bounds[name].prior_sd
     phrases = []
-    for driver in drivers:
+    for driver in dict.fromkeys((name, "pore_diameter", "wall_permeability")):
         values = bounds[driver].values
-        if len(values) != len(left) or driver == ORIENTATION:
+        if len(values) != len(ratio) or driver == ORIENTATION:
             continue
         order = np.argsort(values)
         window = max(len(order) // _WINDOWS, 3)
-        fails = median_filter(left[order], size=window, mode="nearest") > _WEAKLY
+        fails = median_filter(ratio[order], size=window, mode="nearest") > _WEAKLY
         if fails.all() or not fails.any():
             continue
         values = np.exp(values[order]) if driver in LOG_MAPS else values[order]
         unit = f" {_UNITS[driver]}" if driver in _UNITS else ""
-        where = "" if driver == name else f"where {_PHRASES[driver]} are "
+        subject = "" if driver == name else f"where {_PHRASES[driver]} are "
         # Shorter runs are those of a few tissues.
         low, high = np.argmin(fails), np.argmin(fails[::-1])
         if low >= window // 2:
-            phrases.append(f"{where}below {values[low]:.2g}{unit}")
+            phrases.append(f"{subject}below {values[low]:.2g}{unit}")
         if high >= window // 2:
-            phrases.append(f"{where}above {values[-1 - high]:.2g}{unit}")
+            phrases.append(f"{subject}above {values[-1 - high]:.2g}{unit}")
     return phrases
 
 
 def _draw(axes, result):
     rows = result.table()
-    for place, row in enumerate(rows):
+    for y, row in enumerate(rows):
         bound = result.bounds[row["map"]]
-        left = bound.posterior_sd[0] / bound.prior_sd
-        low, middle, high = np.quantile(left, [0.1, 0.5, 0.9])
+        low, median, high = np.quantile(bound.posterior_sd[0] / bound.prior_sd, [0.1, 0.5, 0.9])
         color = _VERDICT_COLORS[row["verdict"]]
-        axes.barh(place, 1, color="0.92", height=0.72, zorder=0)
-        axes.barh(place, middle, color=color, height=0.5)
-        axes.plot([low, high], [place, place], color="0.2", linewidth=1.2)
+        axes.barh(y, 1, color="0.92", height=0.72, zorder=0)
+        axes.barh(y, median, color=color, height=0.5)
+        axes.plot([low, high], [y, y], color="0.2", linewidth=1.2)
         for column, key in enumerate(("prior", "posterior")):
-            _beside(axes, column, place, _amount(row["scale"], row[key]))
-    for column, head in enumerate(("before", "after")):
-        _beside(axes, column, -0.75, head, color="0.35")
+            _annotate(axes, column, y, _amount(row["scale"], row[key]))
+    for column, head in enumerate(("prior sd", "posterior sd")):
+        _annotate(axes, column, -0.75, head, color="0.35")
     axes.set_yticks(range(len(rows)), [row["map"].replace("_", " ") for row in rows])
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
-    axes.set_xlabel("spread after the scan / spread before (median tissue; line: 80 % of tissues)")
+    axes.set_xlabel("posterior sd / prior sd (bar: median tissue; line: 80 % of tissues)")
     for limit in (_IDENTIFIABLE, _WEAKLY):
         axes.axvline(limit, color="0.5", linewidth=0.8, linestyle=":", zorder=0.5)
     handles = [axes.bar(0, 0, color=color) for color in _VERDICT_COLORS.values()]
@@ -355,9 +356,9 @@ def _draw(axes, result):
     axes.tick_params(axis="y", length=0)
 
 
-def _beside(axes, column, place, text, **style):
+def _annotate(axes, column, y, text, **style):
     # In points: layouts leave room for what does not grow with the axes.
     axes.annotate(
-        text, (1, place), xytext=(10 + 65 * column, 0), xycoords=axes.get_yaxis_transform(),
+        text, (1, y), xytext=(10 + 65 * column, 0), xycoords=axes.get_yaxis_transform(),
         textcoords="offset points", va="center", annotation_clip=False, **style,
     )  # fmt: skip

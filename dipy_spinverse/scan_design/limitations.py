@@ -1,4 +1,4 @@
-"""What an acquisition cannot see, by rules."""
+"""Limitations of an acquisition, by rules."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from dipy_spinverse.acquisition.conversion import require_pulsed
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO
 
-_SAME_TIME = 1.3  # factor within which diffusion times are one
-_SAME_B = 1.05  # factor within which b-values are one
-_LEAST_WEIGHTING = 3.0  # b D; below, hindered water keeps more than 5 %, exp(-3), of its signal
-_THIN_PORE_UM = 4.0  # almost all axons of the brain are thinner
+# Factors within which diffusion times and b-values count as equal; chosen by hand.
+_SAME_TIME = 1.3
+_SAME_B = 1.05
+_MIN_WEIGHTING = 3.0  # b D; below, hindered water keeps more than 5 %, exp(-3), of its signal
+# um; almost all axons of the human corpus callosum are thinner
+# (https://doi.org/10.1016/0006-8993(92)90178-C).
+_THIN_PORE_UM = 4.0
 _TENSOR_DIRECTIONS = 6  # coefficients of a signal on the sphere up to order 2, a tensor
-_ENOUGH_DIRECTIONS = 15  # coefficients up to order 4
-_SAME_AXIS = 0.999  # cosine; 2.6 degrees
-_RESTRICTED_SHARE = 0.5  # of the signal, in the cylinders
+_MIN_DIRECTIONS = 15  # coefficients up to order 4
+_SAME_AXIS = 0.999  # cosine; 2.6 degrees, by hand
+_RESTRICTED_FRACTION = 0.5  # of the signal, in the cylinders
 
 
 @dataclass(frozen=True)
 class Limitation:
-    """A deficiency of an acquisition.
+    """A limitation of an acquisition.
 
     Attributes
     ----------
@@ -30,9 +33,9 @@ class Limitation:
         "one diffusion time", "low b", "long pulses", "one shell", "few directions", "no b0" or
         "echo time without b0".
     description : str
-        What it is, what it hides, and what would help.
+        What it is, its consequence, and its remedy.
     affected_map : str
-        The map that suffers most.
+        The map that is affected most.
     """
 
     name: str
@@ -41,7 +44,7 @@ class Limitation:
 
 
 def limitations(acquisition: Acquisition, sigma: float, diffusivity: float) -> list[Limitation]:
-    """Deficiencies of an acquisition.
+    """Limitations of an acquisition.
 
     Parameters
     ----------
@@ -56,11 +59,11 @@ def limitations(acquisition: Acquisition, sigma: float, diffusivity: float) -> l
     --------
     >>> acquisition = Acquisition(b=[0, 1, 1, 1], directions=np.vstack([np.zeros(3), np.eye(3)]),
     ...                           small_delta=10, big_delta=30)
-    >>> [spot.name for spot in limitations(acquisition, 0.02, 2.0)]
+    >>> [limitation.name for limitation in limitations(acquisition, 0.02, 2.0)]
     ['one diffusion time', 'low b', 'long pulses', 'one shell', 'few directions']
     """
     acquisition = require_pulsed(acquisition)
-    found = [
+    candidates = [
         _one_diffusion_time(acquisition),
         _low_b(acquisition, diffusivity),
         _long_pulses(acquisition, sigma, diffusivity),
@@ -68,15 +71,15 @@ def limitations(acquisition: Acquisition, sigma: float, diffusivity: float) -> l
         _few_directions(acquisition),
         *_missing_b0(acquisition),
     ]
-    return [spot for spot in found if spot is not None]
+    return [limitation for limitation in candidates if limitation is not None]
 
 
 def resolution_limit_um(acquisition: Acquisition, sigma: float, diffusivity: float) -> float:
-    """Diameter of parallel impermeable cylinders below which all look alike, um.
+    """Diameter of parallel impermeable cylinders below which signals do not differ, um.
 
     d = (768/7 D s / (gamma^2 delta G^2))^(1/4), s = 1.64 sigma / (f sqrt(n)): the decay across
-    cylinders that hold the fraction f = 0.5 of the signal is as large as the noise of the n
-    measurements of a shell at the 5 % level; of the best shell [1]_.
+    cylinders with the fraction f = 0.5 of the signal equals the noise of the n measurements of a
+    shell at the 5 % level; for the most sensitive shell [1]_.
 
     Parameters
     ----------
@@ -88,20 +91,20 @@ def resolution_limit_um(acquisition: Acquisition, sigma: float, diffusivity: flo
     .. [1] Nilsson et al., NMR Biomed. 30 (2017) e3711, https://doi.org/10.1002/nbm.3711
     """
     gradient, pulse, count = _strongest(require_pulsed(acquisition))
-    noise = 1.64 * sigma / (_RESTRICTED_SHARE * np.sqrt(count))
+    noise = 1.64 * sigma / (_RESTRICTED_FRACTION * np.sqrt(count))
     per_um = GYROMAGNETIC_RATIO * gradient * 1e-9
     return float((768 / 7 * diffusivity * noise / (per_um**2 * pulse)) ** 0.25)
 
 
 def _strongest(acquisition):
-    """Gradient (T/m), duration (ms) and number of measurements of the shell that sees most."""
+    """Gradient (T/m), duration (ms) and number of measurements of the most sensitive shell."""
     rows = np.flatnonzero(~acquisition.b0_mask)
     gradient, pulse = acquisition.gradient_t_per_m[rows], acquisition.small_delta[rows]
     keys = np.stack([acquisition.timing_index[rows], acquisition.b[rows].round(2)], axis=1)
     _, index, counts = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
     count = counts[index.ravel()]
-    best = np.argmax(gradient**2 * pulse * np.sqrt(count))
-    return gradient[best], pulse[best], count[best]
+    k = np.argmax(gradient**2 * pulse * np.sqrt(count))
+    return gradient[k], pulse[k], count[k]
 
 
 def _one_diffusion_time(acquisition):
@@ -110,22 +113,22 @@ def _one_diffusion_time(acquisition):
         return None
     return Limitation(
         "one diffusion time",
-        f"One diffusion time ({times.mean():.3g} ms): exchange through leaky walls and wide pores "
-        "both lower the signal, and only their change with time tells them apart. Add a second "
-        "Delta, at least twice or half as long.",
+        f"One diffusion time ({times.mean():.3g} ms): exchange through permeable walls and wide "
+        "pores both lower the signal, and only the dependence on time distinguishes them. Add a "
+        "second Delta, at least twice or half as long.",
         "exchange_time",
     )
 
 
 def _low_b(acquisition, diffusivity):
     largest = acquisition.b.max()
-    if largest * diffusivity >= _LEAST_WEIGHTING:
+    if largest * diffusivity >= _MIN_WEIGHTING:
         return None
     return Limitation(
         "low b",
         f"The largest b is {largest:.3g} ms/um^2, where free water of this diffusivity keeps "
-        f"{100 * np.exp(-largest * diffusivity):.0f} % of its signal: restricted water does not "
-        f"stand out. Go to b = {_LEAST_WEIGHTING / diffusivity:.2g} ms/um^2 or beyond.",
+        f"{100 * np.exp(-largest * diffusivity):.0f} % of its signal: restricted water is hardly "
+        f"distinguished from it. Go to b = {_MIN_WEIGHTING / diffusivity:.2g} ms/um^2 or beyond.",
         "restricted_fraction",
     )
 
@@ -138,8 +141,8 @@ def _long_pulses(acquisition, sigma, diffusivity):
     return Limitation(
         "long pulses",
         f"The pulses ({pulse:.3g} ms at {1e3 * gradient:.0f} mT/m) are too long and weak for "
-        f"small pores: cylinders with diameters below {limit:.2g} um all look alike. Use the "
-        "strongest gradient there is, in short pulses.",
+        f"small pores: the signals of cylinders with diameters below {limit:.2g} um do not "
+        "differ. Use the strongest gradient available, in short pulses.",
         "pore_diameter",
     )
 
@@ -150,41 +153,42 @@ def _one_shell(acquisition):
         return None
     return Limitation(
         "one shell",
-        f"One shell (b = {b.mean():.3g} ms/um^2): how much water is restricted and how freely the "
-        "rest moves are confounded, unless the diffusivity is known. Add a second b-value.",
+        f"One shell (b = {b.mean():.3g} ms/um^2): the restricted fraction and the diffusivity of "
+        "the other water are confounded, unless the latter is known. Add a second b-value.",
         "restricted_fraction",
     )
 
 
 def _few_directions(acquisition):
     n = _n_axes(acquisition.directions[~acquisition.b0_mask & ~acquisition.isotropic])
-    if n >= _ENOUGH_DIRECTIONS:
+    if n >= _MIN_DIRECTIONS:
         return None
-    hidden = (
-        "the orientation of walls is not determined"
+    consequence = (
+        "the orientation of walls is not identifiable"
         if n < _TENSOR_DIRECTIONS
-        else "the dispersion of orientations is hardly determined"
+        else "the dispersion of orientations is hardly identifiable"
     )
     return Limitation(
         "few directions",
-        f"{n} direction{'s' * (n != 1)}: {hidden}, and sizes depend on how walls lie to them. Use "
-        f"{_ENOUGH_DIRECTIONS} or more.",
+        f"{n} direction{'s' * (n != 1)}: {consequence}, and sizes depend on the angle of walls "
+        "to them. Use "
+        f"{_MIN_DIRECTIONS} or more.",
         "wall_orientation" if n < _TENSOR_DIRECTIONS else "orientation_dispersion",
     )
 
 
 def _n_axes(directions):
     """Number of different directions up to sign."""
-    same = np.abs(directions @ directions.T) > _SAME_AXIS
-    return int((~np.tril(same, -1).any(axis=1)).sum())
+    is_same_axis = np.abs(directions @ directions.T) > _SAME_AXIS
+    return int((~np.tril(is_same_axis, -1).any(axis=1)).sum())
 
 
 def _missing_b0(acquisition):
     if not acquisition.b0_mask.any():
         yield Limitation(
             "no b0",
-            "No measurement without diffusion weighting: S0 has to be guessed from the weighted "
-            "ones, and takes part of the restricted fraction with it. Add b = 0.",
+            "No measurement without diffusion weighting: S0 has to be extrapolated from the "
+            "weighted ones, and is confounded with the restricted fraction. Add b = 0.",
             "restricted_fraction",
         )
         return

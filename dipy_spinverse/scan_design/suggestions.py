@@ -1,4 +1,4 @@
-"""Which added shell would tell most about the walls."""
+"""Ranking of shells to add to an acquisition."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from dipy_spinverse.scan_design.bounds import CLASSES, map_bounds
 from dipy_spinverse.scan_design.identifiability import validated_acquisition
 from dipy_spinverse.units import diffusivity_um2_per_ms
 
-_B0_SHARE = 0.1  # b = 0 per direction where a shell has an echo time of its own
-_LEAST_GAP_MS = 3.0  # between the pulses, for the refocusing pulse
-_WORTHWHILE = 1.15  # factor of b or Delta below which a shell would be much the same
+# Of proposed candidates, chosen by hand: b = 0 per direction where a shell has its own echo time,
+# time between the pulses for refocusing, and factors of b and Delta that make a difference.
+_B0_PER_DIRECTION = 0.1
+_MIN_GAP_MS = 3.0
+_MIN_FACTOR = 1.15
+_LONGER_DELTA = 1.5
+_HIGHER_B = 1.6
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,24 +31,20 @@ class Suggestions:
     ----------
     rows : tuple of dict
         "b" (ms/um^2), "small_delta", "big_delta" (ms), "gradient" (T/m), "measurements" added;
-        "gain", by how much the bounds on the spreads go down in the geometric mean over maps
-        (0.1: a tenth), and "gains", the same of each map.
+        "gain", the relative reduction of the bounds on standard deviations in the geometric mean
+        over maps, and "gains", that of each map.
     """
 
     rows: tuple[dict, ...]
 
-    def table(self) -> list[dict]:
-        """The rows."""
-        return list(self.rows)
-
     def __str__(self) -> str:
         lines = ["b (ms/um^2)  delta  Delta (ms)  mT/m  added  bounds lower by  most"]
         for row in self.rows:
-            most = max(row["gains"], key=row["gains"].get)
+            best_map = max(row["gains"], key=row["gains"].get)
             lines.append(
                 f"{row['b']:11.2f}{row['small_delta']:7.1f}{row['big_delta']:12.1f}"
                 f"{1e3 * row['gradient']:6.0f}{row['measurements']:7d}{100 * row['gain']:15.0f} %"
-                f"  {most} ({100 * row['gains'][most]:.0f} %)"
+                f"  {best_map} ({100 * row['gains'][best_map]:.0f} %)"
             )
         return "\n".join(lines)
 
@@ -61,18 +61,18 @@ def suggest(
     n_draws: int = 150,
     seed: int = 0,
 ) -> Suggestions:
-    """Rank shells by how much they would lower the bounds of `identifiability`.
+    """Rank shells by the reduction of the bounds of `identifiability`.
 
     An added shell takes the directions of the acquisition's largest, the shortest of its echo
     times that is long enough, or else one of its own with some b = 0. The signal at b = 0 is
-    taken to be the same at all echo times: relaxation speaks against long ones.
+    taken to be the same at all echo times, although relaxation makes long ones worse.
 
     Parameters
     ----------
     acquisition : Acquisition or GradientTable
     candidates : sequence of (b, small_delta, big_delta), optional
         In ms/um^2 and ms. By default, with no more gradient than the acquisition has: its
-        strongest shell again, as the gain of scanning longer; a longer and a shorter Delta;
+        strongest shell again, for the gain of more averages; a longer and a shorter Delta;
         shorter pulses; a higher b and half of the largest.
     sigma, diffusivity, free_diffusivity, free_water, classes, n_draws, seed
         As in :func:`dipy_spinverse.identifiability`.
@@ -84,7 +84,7 @@ def suggest(
     Raises
     ------
     ValueError
-        Candidates that are not three positive numbers or cannot be played, and as
+        Candidates that are not three positive numbers or overlapping pulses, and as
         `identifiability`.
 
     Examples
@@ -124,11 +124,11 @@ def suggest(
 
 def _ranked(shells, bounds):
     """Rows of shells, from bounds without and with each of them."""
-    log_left = {
+    log_ratio = {
         name: np.log(bound.posterior_sd[1:] / bound.posterior_sd[0]).mean(axis=1)
         for name, bound in bounds.items()
     }
-    mean = np.mean(list(log_left.values()), axis=0)
+    mean = np.mean(list(log_ratio.values()), axis=0)
     rows = []
     for k in np.argsort(mean):
         weighted = np.flatnonzero(~shells[k].b0_mask)[0]
@@ -140,39 +140,37 @@ def _ranked(shells, bounds):
                 "gradient": float(shells[k].gradient_t_per_m[weighted]),
                 "measurements": len(shells[k]),
                 "gain": float(1 - np.exp(mean[k])),
-                "gains": {name: float(1 - np.exp(left[k])) for name, left in log_left.items()},
+                "gains": {name: float(1 - np.exp(ratio[k])) for name, ratio in log_ratio.items()},
             }
         )
     return tuple(rows)
 
 
 def _candidates(acquisition):
+    """Shells with no more gradient than the acquisition has."""
     rows = np.flatnonzero(~acquisition.b0_mask)
-    b, small, big = (x[rows] for x in (acquisition.b, acquisition.small_delta,
-                                       acquisition.big_delta))  # fmt: skip
-    gradient = acquisition.gradient_t_per_m[rows].max()
-    strongest = np.argmax(b)
-    largest, pulse = b[strongest], small[acquisition.gradient_t_per_m[rows].argmax()]
+    b, small, big = acquisition.b[rows], acquisition.small_delta[rows], acquisition.big_delta[rows]
+    gradient = acquisition.gradient_t_per_m[rows]
 
-    def reach(small_delta, big_delta):
-        q = GYROMAGNETIC_RATIO * 1e-9 * gradient * small_delta
-        return min(largest, q**2 * (big_delta - small_delta / 3))
+    def max_b(small_delta, big_delta):
+        q = GYROMAGNETIC_RATIO * 1e-9 * gradient.max() * small_delta
+        return q**2 * (big_delta - small_delta / 3)
 
-    longest = np.argmax(big)
-    short = max(pulse + _LEAST_GAP_MS, big.min() / 2)
-    found = [
-        (largest, small[strongest], big[strongest]),
-        (largest, small[longest], 1.5 * big.max()),
-        (reach(pulse / 2, big.min()), pulse / 2, big.min()),
-        (largest / 2, small[strongest], big[strongest]),
+    strongest, longest, pulse = b.argmax(), big.argmax(), small[gradient.argmax()]
+    largest_b = b[strongest]
+    candidates = [
+        (largest_b, small[strongest], big[strongest]),
+        (largest_b, small[longest], _LONGER_DELTA * big.max()),
+        (min(largest_b, max_b(pulse / 2, big.min())), pulse / 2, big.min()),
+        (largest_b / 2, small[strongest], big[strongest]),
     ]
-    if short * _WORTHWHILE < big.min():
-        found.append((reach(pulse, short), pulse, short))
-    q = GYROMAGNETIC_RATIO * 1e-9 * gradient * small[longest]
-    higher = min(1.6 * largest, q**2 * (big.max() - small[longest] / 3))
-    if higher > _WORTHWHILE * largest:
-        found.append((higher, small[longest], big.max()))
-    return found
+    shorter = max(pulse + _MIN_GAP_MS, big.min() / 2)
+    if shorter * _MIN_FACTOR < big.min():
+        candidates.append((min(largest_b, max_b(pulse, shorter)), pulse, shorter))
+    higher = min(_HIGHER_B * largest_b, max_b(small[longest], big.max()))
+    if higher > _MIN_FACTOR * largest_b:
+        candidates.append((higher, small[longest], big.max()))
+    return candidates
 
 
 def _shell(acquisition, candidate):
@@ -191,7 +189,7 @@ def _shell(acquisition, candidate):
         )
     directions = _largest_shell(acquisition)
     te = acquisition.echo_times[acquisition.echo_times >= big + small]
-    n_b0 = 0 if te.size else max(1, round(_B0_SHARE * len(directions)))
+    n_b0 = 0 if te.size else max(1, round(_B0_PER_DIRECTION * len(directions)))
     return Acquisition(
         b=np.r_[np.zeros(n_b0), np.full(len(directions), b)],
         directions=np.vstack([np.zeros((n_b0, 3)), directions]),
@@ -209,7 +207,7 @@ def _largest_shell(acquisition):
     return acquisition.directions[rows[index.ravel() == counts.argmax()]]
 
 
-def _joined(parts):
-    per_measurement = ("b", "directions", "small_delta", "big_delta", "te")
-    arrays = {name: np.concatenate([getattr(p, name) for p in parts]) for name in per_measurement}
-    return Acquisition(**arrays, b0_threshold=parts[0].b0_threshold)
+def _joined(acquisitions):
+    names = ("b", "directions", "small_delta", "big_delta", "te")
+    arrays = {name: np.concatenate([getattr(a, name) for a in acquisitions]) for name in names}
+    return Acquisition(**arrays, b0_threshold=acquisitions[0].b0_threshold)
