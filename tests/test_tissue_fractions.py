@@ -28,19 +28,18 @@ from dipy_spinverse.tissue_fractions import (
     stack_images,
     tissues_at,
 )
-from dipy_spinverse.tissue_fractions.chunk import NuisanceErrors
 from dipy_spinverse.tissue_fractions.markov_random_field import (
     NeighbourGraph,
     markov_field_samples,
 )
+from dipy_spinverse.tissue_fractions.nuisance_errors import NuisanceErrors
 from dipy_spinverse.tissue_fractions.shared_parameters import (
     FieldMaps,
     SharedParameterEstimator,
     SharedParameters,
-    SignalTables,
     polynomials,
 )
-from dipy_spinverse.tissue_fractions.signal_table import axes_of, table_of
+from dipy_spinverse.tissue_fractions.signal_table import SignalSimulation, axes_of
 from dipy_spinverse.tissue_fractions.simplex_least_squares import faces_of, simplex_least_squares
 from dipy_spinverse.tissue_fractions.simplex_posterior import fraction_samples
 
@@ -203,13 +202,15 @@ def test_slopes_of_signals_are_those_of_differences(sequence):
 
 def test_a_table_of_b1_is_the_simulator():
     b1 = np.linspace(0.6, 1.4, 31)
-    table = table_of(SignalEquations(), SEQUENCES, constants_of(TISSUES), axes_of(b1, 0 * b1, 0.0))
+    simulation = SignalSimulation(SignalEquations(), SEQUENCES, axes_of(b1, 0 * b1, 0.0))
+    table = simulation.table(constants_of(TISSUES))
     fields = torch.tensor(b1), torch.zeros(31, dtype=torch.float64)
     exact = SignalEquations().signals(SEQUENCES, constants_of(TISSUES), *fields)
     # Of signals up to 1: far below the noise; the last of twelve echoes of CSF is the worst.
-    assert (table.columns(b1, 0 * b1) - exact).abs().max() < 3e-5
+    assert (table.pure_signals(b1, 0 * b1) - exact).abs().max() < 3e-5
     step = 1e-5
-    slopes = (table.columns(b1 + step, 0 * b1) - table.columns(b1 - step, 0 * b1)) / (2 * step)
+    after, before = (table.pure_signals(b1 + s, 0 * b1) for s in (step, -step))
+    slopes = (after - before) / (2 * step)
     np.testing.assert_allclose(table.slopes(b1, 0 * b1), slopes, atol=1e-7)
 
 
@@ -417,8 +418,8 @@ def test_errors_of_a_voxel_have_the_covariance_of_constants_and_field():
     rng = np.random.default_rng(0)
     root = torch.tensor(rng.normal(size=(12 + 6, 18)))
     zero = torch.zeros(6, dtype=torch.float64)
-    errors = NuisanceErrors.of(
-        SharedParameters(constants_of(TISSUES), zero, zero, root @ root.T, b1_about=0.5)
+    errors = NuisanceErrors.from_shared(
+        SharedParameters(constants_of(TISSUES), zero, zero, root @ root.T, b1_scatter=0.5)
     )
     basis = torch.tensor(rng.normal(size=(4, 6)))
     of_b1 = errors.of_b1_in(basis)
@@ -458,10 +459,11 @@ def test_one_image_bends_no_transmit_field():
     for n in (1, 4):
         model = TissueFractionModel(SEQUENCES[:n])
         clean = model.signals(named(truth), b1=1 + 0.1 * x[:, None] * np.ones(16))[inside]
-        tables = SignalTables.over(model.simulator, model.sequences, fields, 0.3, sloped=False)
-        estimation = SharedParameterEstimator(tables, ("b1",), 0.0, 0.1, True)
+        axes = axes_of(fields.b1, fields.b0, 0.3)
+        simulation = SignalSimulation(model.simulator, model.sequences, axes)
+        estimate = SharedParameterEstimator(simulation, ("b1",), 0.0, 0.1)
         sigma = torch.tensor(0.01 * clean.mean() * one)
-        shared, *_ = estimation(torch.tensor(clean), sigma, fields, constants_of(TISSUES))
+        shared, *_ = estimate(torch.tensor(clean), sigma, fields, constants_of(TISSUES))
         bent[n] = float(shared.b1[1:].abs().max())
     assert bent[1] == 0 and bent[4] == pytest.approx(0.1, abs=0.02)
 
@@ -563,7 +565,6 @@ def test_bad_arguments_are_named():
         "n_draws is 0": lambda: TissueFractionModel([flash] * 3, smoothness=1).fit(
             data, n_draws=0
         ),
-        "likelihood is": lambda: TissueFractionModel([flash], likelihood="poisson"),
         "fractions lack": lambda: model.signals({"gm": 1.0}),
         "field is": lambda: tissues_at(2),
         "t1_s of gm": lambda: replace(TISSUES[1], t1_s=0),

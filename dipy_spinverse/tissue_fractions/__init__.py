@@ -3,7 +3,7 @@
 from dipy_spinverse.tissue_fractions.contrasts import Contrasts, stack_images
 from dipy_spinverse.tissue_fractions.fit import TissueFractionFit
 from dipy_spinverse.tissue_fractions.model import TissueFractionModel
-from dipy_spinverse.tissue_fractions.mr_simulator import MRSimulator, SignalEquations
+from dipy_spinverse.tissue_fractions.mr_simulator import MRSimulator
 from dipy_spinverse.tissue_fractions.sequence_files import description_of, sequence_from
 from dipy_spinverse.tissue_fractions.sequences import (
     MPRAGE,
@@ -14,6 +14,7 @@ from dipy_spinverse.tissue_fractions.sequences import (
     T2Preparation,
     TurboSpinEcho,
 )
+from dipy_spinverse.tissue_fractions.signal_equations import SignalEquations
 from dipy_spinverse.tissue_fractions.tissues import (
     PUBLISHED_TISSUES,
     Tissue,

@@ -1,4 +1,4 @@
-"""From the images of a chunk of voxels to what a fit holds of them."""
+"""The fit of a chunk of voxels: fractions, nuisance errors, posterior samples."""
 
 from __future__ import annotations
 
@@ -11,80 +11,31 @@ from torch import Tensor
 from dipy_spinverse.tissue_fractions.fraction_estimation import (
     MixtureLikelihood,
     NormalEquations,
-    likeliest_errors,
-    solve,
+    estimate_errors,
+    estimate_fractions,
 )
-from dipy_spinverse.tissue_fractions.shared_parameters import SharedParameters
+from dipy_spinverse.tissue_fractions.nuisance_errors import NuisanceErrors
 from dipy_spinverse.tissue_fractions.signal_table import SignalTable
 from dipy_spinverse.tissue_fractions.simplex_posterior import fraction_samples
 from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.voxels.statistics import ENDINGS, summary
 
-MOST_VOXELS = 2000
-_ROUNDS = 3
-# Of an error of the columns that is worth keeping, relative.
-_LEAST_VARIANCE = 1e-12
+MOST_VOXELS = 2000  # per chunk: some 100 MiB of derivatives by constants
+_ROUNDS = 3  # of fractions and errors in turn; chosen by hand
 
 
 def fraction_layout(
-    names: tuple[str, ...], *, posterior: bool, together: bool
+    names: tuple[str, ...], *, posterior: bool, spatial_prior: bool
 ) -> dict[str, object]:
-    """Type of everything that a fit holds of a voxel, or the voxels together ask for."""
+    """Names and types of the arrays of a chunk."""
     endings = (*ENDINGS, "_likeliest") if posterior else ("", "_likeliest")
-    maps: dict[str, object] = {name + end: float for name in names for end in endings}
-    if together:
+    maps: dict[str, object] = {name + ending: float for name in names for ending in endings}
+    if spatial_prior:
         n = len(names) - 1
         maps |= {"gram": (float, (n, n)), "projection": (float, (n,))}
     return maps | {
         "S0": float, "S0_per_te": (float, (1,)), "b1": float, "b0": float, "widest_std": float,
     }  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class NuisanceErrors:
-    """What may be wrong of constants and of B1, as independent errors of standard deviation 1.
-
-    The first P are of constants, and of what of B1 follows them; one more is of the rest of B1,
-    a single number in a voxel whatever the field is made of.
-
-    Attributes
-    ----------
-    of_constants : Tensor (4 T, P)
-        Of their logarithms.
-    of_b1 : Tensor (N, P)
-        Of the polynomials of B1.
-    rest_of_b1 : Tensor (N, N)
-        Covariance of the polynomials of B1 beside these.
-    b1_about : float
-        Standard deviation of B1 about its polynomials.
-    """
-
-    of_constants: Tensor
-    of_b1: Tensor
-    rest_of_b1: Tensor
-    b1_about: float
-
-    @classmethod
-    def of(cls, shared: SharedParameters) -> NuisanceErrors:
-        """Of what voxels share, as far as it is known."""
-        covariance, n_constants = shared.covariance, len(shared.covariance) - len(shared.b1)
-        values, vectors = torch.linalg.eigh(covariance[:n_constants, :n_constants])
-        kept = values > _LEAST_VARIANCE
-        root = values[kept].sqrt()
-        of_b1 = covariance[n_constants:, :n_constants] @ vectors[:, kept] / root
-        rest = covariance[n_constants:, n_constants:] - of_b1 @ of_b1.T
-        return cls(vectors[:, kept] * root, of_b1, rest, shared.b1_about)
-
-    @property
-    def number(self) -> int:
-        errs = self.b1_about > 0 or bool((self.rest_of_b1 != 0).any())
-        return self.of_constants.shape[1] + errs
-
-    def of_b1_in(self, basis: Tensor) -> Tensor:
-        """What they are of B1 in voxels (V, number), given the polynomials there (V, N)."""
-        variance = torch.einsum("vi,ij,vj->v", basis, self.rest_of_b1, basis).clamp_min(0)
-        rest = torch.sqrt(variance + self.b1_about**2)
-        return torch.cat([basis @ self.of_b1, rest[:, None]], dim=1)[:, : self.number]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,29 +48,27 @@ class FractionFitChunk:
         Of tissues, and of the background.
     table : SignalTable
     by_constants : Tensor (K, T, C, 4)
-        Slopes of the table by logarithms of constants.
+        Derivatives of the table by logarithms of constants.
     errors : NuisanceErrors
-    share : ndarray (F,) or None
+    face_probabilities : ndarray (F,) or None
         Prior probabilities of the faces of the simplex.
     n_draws : int
-    rician : bool
-    together : bool
-        Whether fractions are to be found of all voxels together: their likelihood is kept.
+    spatial_prior : bool
+        Whether all voxels are sampled jointly afterwards, from their likelihoods.
     """
 
     names: tuple[str, ...]
     table: SignalTable
     by_constants: Tensor
     errors: NuisanceErrors
-    share: np.ndarray | None
+    face_probabilities: np.ndarray | None
     n_draws: int
-    rician: bool
-    together: bool
+    spatial_prior: bool
 
-    def solved(
+    def estimate(
         self, voxels: Voxels
     ) -> tuple[MixtureLikelihood, np.ndarray, Tensor, NormalEquations, Tensor]:
-        """Likelihood, B1, and what `solve` says; linear in errors where these are likeliest.
+        """Likelihood, B1, and results of `estimate_fractions`, at the most probable errors.
 
         Parameters
         ----------
@@ -127,39 +76,40 @@ class FractionFitChunk:
             Over S0, with their own `b1`, `b0`, `scale` (over S0), `given_b1` and `basis`.
         """
         errors = torch.zeros((len(voxels), self.errors.number), dtype=torch.float64)
-        problem, b1 = self._problem(voxels, errors)
+        likelihood, b1 = self._likelihood(voxels, errors)
         if self.errors.number:
             for _ in range(_ROUNDS):
-                errors = likeliest_errors(problem, solve(problem)[0])
-                problem, b1 = self._problem(voxels, errors)
-        return problem, b1, *solve(problem)
+                errors = estimate_errors(likelihood, estimate_fractions(likelihood)[0])
+                likelihood, b1 = self._likelihood(voxels, errors)
+        return likelihood, b1, *estimate_fractions(likelihood)
 
-    def _problem(self, voxels, errors):
-        """With columns that have errors (V, P)."""
-        own, table = voxels.own, self.table
-        scale, given = torch.tensor(own["scale"])[:, None, None], torch.tensor(own["given_b1"])
+    def _likelihood(self, voxels, errors):
+        """Likelihood and B1 with errors (V, P)."""
+        maps, table = voxels.own, self.table
+        scale, nominal_b1 = torch.tensor(maps["scale"]), torch.tensor(maps["given_b1"])
+        scale = scale[:, None, None]
         data, sigma = torch.tensor(voxels.signals), torch.tensor(voxels.sigma)
-        of_b1 = given[:, None] * self.errors.of_b1_in(torch.tensor(own["basis"]))
-        b1 = own["b1"] + (of_b1 * errors).sum(dim=1).numpy()
+        of_b1 = nominal_b1[:, None] * self.errors.of_b1_in(torch.tensor(maps["basis"]))
+        b1 = maps["b1"] + (of_b1 * errors).sum(dim=1).numpy()
         b1 = np.clip(b1, table.b1.low, table.b1.high)
-        columns = table.columns(b1, own["b0"]) * scale
+        pure_signals = table.pure_signals(b1, maps["b0"]) * scale
         if self.errors.number == 0:
-            return MixtureLikelihood(data, columns, sigma, rician=self.rician), b1
-        slopes = table.slopes(b1, own["b0"]) * scale
-        of_tissues = self._of_tissues(table.weights(b1, own["b0"]), scale)
+            return MixtureLikelihood(data, pure_signals, sigma), b1
+        slopes = table.slopes(b1, maps["b0"]) * scale
+        of_tissues = self._of_tissues(table.weights(b1, maps["b0"]), scale)
         n_constants = of_tissues.shape[-1]
-        columns = columns + (of_tissues @ errors[:, None, :n_constants, None])[..., 0]
+        pure_signals = pure_signals + (of_tissues @ errors[:, None, :n_constants, None])[..., 0]
 
-        def wrong(fractions, rows):
+        def error_signals(fractions, rows):
             by_b1 = torch.einsum("vt,vtc->vc", fractions, slopes[rows])
             signals = by_b1[..., None] * of_b1[rows][:, None]
             signals[..., :n_constants] += torch.einsum("vt,vtcp->vcp", fractions, of_tissues[rows])
             return signals
 
-        return MixtureLikelihood(data, columns, sigma, wrong, errors, self.rician), b1
+        return MixtureLikelihood(data, pure_signals, sigma, error_signals, errors), b1
 
     def _of_tissues(self, weights, scale):
-        """Errors (V, T, C, P) of pure signals by those of constants."""
+        """Derivatives (V, T, C, P) of pure signals by the errors of constants."""
         by_errors = torch.einsum(
             "ktcq,tqp->ktcp", self.by_constants,
             self.errors.of_constants.reshape(*self.by_constants.shape[1::2], -1),
@@ -168,38 +118,33 @@ class FractionFitChunk:
         return of_voxels.reshape(len(weights), *by_errors.shape[1:]) * scale[..., None]
 
     def __call__(self, voxels: Voxels) -> dict[str, np.ndarray]:
-        """Values of each voxel, with the names of `fraction_layout`."""
-        problem, b1, fractions, normal, settled = self.solved(voxels)
-        with_rest = torch.cat([fractions, 1 - fractions.sum(dim=1, keepdim=True)], dim=1)
-        values = with_rest.clamp_min(0).numpy()
+        """Arrays of the voxels, named as in `fraction_layout`."""
+        likelihood, b1, fractions, normal, converged = self.estimate(voxels)
+        background = 1 - fractions.sum(dim=1, keepdim=True)
+        values = torch.cat([fractions, background], dim=1).clamp_min(0).numpy()
         result = {name: values[:, k] for k, name in enumerate(self.names)}
         result |= {f"{name}_likeliest": value for name, value in list(result.items())}
-        if self.together:
-            result |= dict(zip(("gram", "projection"), as_arrays(normal), strict=True))
-        elif self.n_draws and self.share is not None:
-            draws = fraction_samples(*as_arrays(normal), self.share, self.n_draws)
-            maps = {name: draws[..., k].astype(float) for k, name in enumerate(self.names)}
+        if self.spatial_prior:
+            result |= dict(zip(("gram", "projection"), normal.arrays(), strict=True))
+        elif self.n_draws and self.face_probabilities is not None:
+            samples = fraction_samples(*normal.arrays(), self.face_probabilities, self.n_draws)
+            maps = {name: samples[..., k].astype(float) for k, name in enumerate(self.names)}
             result |= summary(maps, axis=1)
-        size = torch.einsum("vt,vtc->vc", fractions, problem.columns).abs()
-        if self.rician:
-            size = torch.sqrt(size**2 + torch.tensor(voxels.sigma)[:, None] ** 2)
-        n_contrasts, own = problem.data.shape[1], voxels.own
+        mean_square = likelihood.signals(fractions) ** 2 + likelihood.sigma[:, None] ** 2
+        residual = likelihood.data - torch.sqrt(mean_square)
         n_unknowns = (fractions > 0).sum(dim=1).numpy().astype(float)
-        least = torch.linalg.eigvalsh(normal.gram)[:, 0].clamp_min(1e-12)
+        freedom = np.maximum(likelihood.data.shape[1] - n_unknowns, 1)
+        lowest = torch.linalg.eigvalsh(normal.gram)[:, 0].clamp_min(1e-12)
+        scale = voxels.own["scale"]
         return result | {
-            "S0": own["scale"],
-            "S0_per_te": own["scale"][:, None],
+            "S0": scale,
+            "S0_per_te": scale[:, None],
             "b1": b1,
-            "b0": own["b0"],
-            "widest_std": (1 / least.sqrt()).numpy(),
-            "converged": settled.numpy(),
+            "b0": voxels.own["b0"],
+            "widest_std": (1 / lowest.sqrt()).numpy(),
+            "converged": converged.numpy(),
             "sigma": voxels.sigma,
-            "residual_rms": (problem.data - size).square().mean(dim=1).sqrt().numpy(),
+            "residual_rms": residual.square().mean(dim=1).sqrt().numpy(),
             "n_unknowns": n_unknowns,
-            "excess": normal.excess.numpy() / np.maximum(n_contrasts - n_unknowns, 1),
+            "excess": normal.chi_square.numpy() / freedom,
         }
-
-
-def as_arrays(normal: NormalEquations) -> tuple[np.ndarray, np.ndarray]:
-    """Gram matrices and projections."""
-    return normal.gram.numpy(), normal.projection.numpy()

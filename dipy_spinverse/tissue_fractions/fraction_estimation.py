@@ -1,9 +1,10 @@
-"""Fractions of voxels whose signals of pure tissues are known: signs, Rician noise, covariance."""
+"""Maximum likelihood fractions of voxels whose signals of pure tissues are known."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -12,52 +13,54 @@ from torch import Tensor
 from dipy_spinverse.tissue_fractions.simplex_least_squares import simplex_least_squares
 from dipy_spinverse.voxels.rician import rician_information, rician_target
 
-_STEPS = 12  # of the mixtures that signs are taken from, along an edge of the simplex
-_STARTS, _ROUNDS = 3, 8
-_MOST_ERROR = 3.0  # standard deviations
-_SAME = 1e-4  # of a fraction, from round to round; what is left is a tenth
+# Chosen by hand: mixtures along an edge of the simplex that signs are taken from, how many of the
+# sign patterns are tried, and rounds of fractions and signs in turn (most voxels need two).
+_MIXTURE_STEPS, _SIGN_PATTERNS, _ROUNDS = 12, 3, 8
+_LARGEST_ERROR = 3.0  # standard deviations: the linear approximation of errors holds within
+_CONVERGED = 1e-4  # change of a fraction per round; far below any interval
 
 
 @dataclass(frozen=True, eq=False)
 class MixtureLikelihood:
-    """Magnitudes of voxels and what may explain them.
+    """Rician likelihood of the fractions of V voxels, given magnitudes and pure signals.
 
     Attributes
     ----------
     data : Tensor (V, C)
-    columns : Tensor (V, T, C)
+        Magnitudes.
+    pure_signals : Tensor (V, T, C)
         Signals of pure tissues, with their sign, in the unit of the data.
     sigma : Tensor (V,) or None
-        Noise in each channel; None: as if there were none.
-    wrong : callable or None
-        From fractions (V, T), and which voxels they are of, to what independent errors of the
-        columns, of standard deviation 1, make of the signals (V, C, P).
+        Standard deviation of the noise in each channel; None: least squares.
+    error_signals : callable or None
+        Of fractions (V, T) and indices of their voxels: derivatives (V, C, P) of the signals by
+        P independent errors of the pure signals, of unit standard deviation.
     errors : Tensor (V, P) or None
-        Errors that the columns already have; what `wrong` says is the slope there.
-    rician : bool
+        Errors that the pure signals contain, where the derivatives are taken.
     """
 
     data: Tensor
-    columns: Tensor
+    pure_signals: Tensor
     sigma: Tensor | None = None
-    wrong: Callable[[Tensor, Tensor | slice], Tensor] | None = None
+    error_signals: Callable[[Tensor, Tensor | slice], Tensor] | None = None
     errors: Tensor | None = None
-    rician: bool = True
 
     def __getitem__(self, rows: Tensor) -> MixtureLikelihood:
-        """Some of the voxels, of which no more are taken."""
+        """Select voxels; from a selection no further one can be made."""
         sigma = None if self.sigma is None else self.sigma[rows]
-        of_all = self.wrong
-        wrong = None if of_all is None else lambda fractions, _: of_all(fractions, rows)
+        of_all = self.error_signals
+        of_rows = None if of_all is None else lambda fractions, _: of_all(fractions, rows)
         errors = None if self.errors is None else self.errors[rows]
-        return MixtureLikelihood(
-            self.data[rows], self.columns[rows], sigma, wrong, errors, self.rician
-        )
+        return MixtureLikelihood(self.data[rows], self.pure_signals[rows], sigma, of_rows, errors)
+
+    def signals(self, fractions: Tensor) -> Tensor:
+        """Signals (V, C) of mixtures, with their sign."""
+        return torch.einsum("vt,vtc->vc", fractions, self.pure_signals)
 
 
 @dataclass(frozen=True, eq=False)
 class NormalEquations:
-    """The likelihood of fractions near a solution, as that of a linear model.
+    """Quadratic approximation of minus the log-likelihood of fractions.
 
     Attributes
     ----------
@@ -65,142 +68,135 @@ class NormalEquations:
         A W A^T, W being the inverse covariance of the data.
     projection : Tensor (V, T)
         A W y.
-    excess : Tensor (V,)
+    chi_square : Tensor (V,)
         Sum of squared residuals over their variances.
     """
 
     gram: Tensor
     projection: Tensor
-    excess: Tensor
+    chi_square: Tensor
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Gram matrices and projections."""
+        return self.gram.numpy(), self.projection.numpy()
 
 
-def solve(
-    problem: MixtureLikelihood, *, full: bool = False, signs: Tensor | None = None
+def estimate_fractions(
+    likelihood: MixtureLikelihood, *, full: bool = False, signs: Tensor | None = None
 ) -> tuple[Tensor, NormalEquations, Tensor]:
-    """The likeliest fractions.
+    """Maximum likelihood fractions on the simplex.
 
-    Magnitudes lose the sign of what was inverted. Signs and fractions are found in turns, each
-    the best for the other, from the signs of those mixtures whose magnitudes are most alike to
-    the voxel's. Rician noise enters by its score and information there.
+    Magnitudes do not determine the sign of inverted signals. Signs and fractions are estimated in
+    turn, from the signs of those mixtures whose magnitudes correlate best with the data. Each
+    round is one step of Fisher scoring of the Rician likelihood.
 
     Parameters
     ----------
-    problem : MixtureLikelihood
+    likelihood : MixtureLikelihood
     full : bool, optional
         Whether fractions sum to 1, without background.
     signs : Tensor (V, C), optional
-        Of signals, to begin with.
+        Initial signs.
 
     Returns
     -------
     fractions : Tensor (V, T)
     normal : NormalEquations
-        There.
-    settled : Tensor (V,) of bool
-        Whether the turns came to their end.
+        At the fractions.
+    converged : Tensor (V,) of bool
     """
     if signs is None:
-        signs = _first_signs(problem, full)
-    normal = _normal(problem, signs, None)
+        signs = _initial_signs(likelihood, full)
+    normal = _normal_equations(likelihood, signs, None)
     fractions = simplex_least_squares(normal.gram, normal.projection, full=full)
     signs, rows = signs.clone(), torch.arange(len(signs))
     for _ in range(_ROUNDS):
-        part, before = problem[rows], fractions[rows]
-        predicted = torch.einsum("vt,vtc->vc", before, part.columns)
-        turned = torch.where(predicted == 0, signs[rows], torch.sign(predicted))
-        normal = _normal(part, turned, before)
-        after = simplex_least_squares(normal.gram, normal.projection, full=full)
-        moves = (after - before).abs().amax(dim=1) > _SAME
-        moves |= (turned != signs[rows]).any(dim=1)
-        fractions[rows], signs[rows] = after, turned
-        rows = rows[moves]
+        selected, previous = likelihood[rows], fractions[rows]
+        predicted = selected.signals(previous)
+        new_signs = torch.where(predicted == 0, signs[rows], torch.sign(predicted))
+        normal = _normal_equations(selected, new_signs, previous)
+        updated = simplex_least_squares(normal.gram, normal.projection, full=full)
+        changed = (updated - previous).abs().amax(dim=1) > _CONVERGED
+        changed |= (new_signs != signs[rows]).any(dim=1)
+        fractions[rows], signs[rows] = updated, new_signs
+        rows = rows[changed]
         if len(rows) == 0:
             break
-    settled = torch.ones(len(signs), dtype=torch.bool)
-    settled[rows] = False
-    return fractions, _normal(problem, signs, fractions), settled
+    converged = torch.ones(len(signs), dtype=torch.bool)
+    converged[rows] = False
+    return fractions, _normal_equations(likelihood, signs, fractions), converged
 
 
-def _first_signs(problem, full):
-    """Signs (V, C) to begin with: the best of those of a few mixtures."""
-    mixtures = torch.tensor(_mixtures(problem.columns.shape[1]))
-    signals = mixtures @ problem.columns.mean(dim=0)
-    signs, of = torch.unique(torch.sign(signals), dim=0, return_inverse=True)
-    alike = problem.data @ (signals / signals.norm(dim=1, keepdim=True).clamp_min(1e-300)).abs().T
-    alike = [alike[:, of == k].amax(dim=1) for k in range(len(signs))]
-    order = torch.stack(alike, dim=1).argsort(dim=1, descending=True)[:, :_STARTS]
-    best, lowest = signs[order[:, 0]], None
-    for trial in signs[order.T] if order.shape[1] > 1 else ():
-        normal = _normal(problem, trial, None)
+def _initial_signs(likelihood, full):
+    """Signs (V, C) of lowest residual among those of the best correlated mixtures."""
+    n_tissues = likelihood.pure_signals.shape[1]
+    counts = np.array([*product(range(_MIXTURE_STEPS + 1), repeat=n_tissues)])
+    mixtures = torch.tensor(counts[counts.sum(axis=1) == _MIXTURE_STEPS] / _MIXTURE_STEPS)
+    signals = mixtures @ likelihood.pure_signals.mean(dim=0)
+    patterns, pattern = torch.unique(torch.sign(signals), dim=0, return_inverse=True)
+    normalised = (signals / signals.norm(dim=1, keepdim=True).clamp_min(1e-300)).abs()
+    correlation = likelihood.data @ normalised.T
+    of_patterns = [correlation[:, pattern == k].amax(dim=1) for k in range(len(patterns))]
+    order = torch.stack(of_patterns, dim=1).argsort(dim=1, descending=True)[:, :_SIGN_PATTERNS]
+    candidates = patterns[order.T]
+    if len(candidates) == 1:
+        return candidates[0]
+    residuals = []
+    for signs in candidates:
+        normal = _normal_equations(likelihood, signs, None)
         fractions = simplex_least_squares(normal.gram, normal.projection, full=full)
-        residual = problem.data - torch.einsum("vt,vtc->vc", fractions, problem.columns).abs()
-        size = residual.square().sum(dim=1)
-        if lowest is not None:
-            better = size < lowest
-            best = torch.where(better[:, None], trial, best)
-            lowest = torch.where(better, size, lowest)
-        else:
-            best, lowest = trial, size
-    return best
+        residual = likelihood.data - likelihood.signals(fractions).abs()
+        residuals.append(residual.square().sum(dim=1))
+    lowest = torch.stack(residuals).argmin(dim=0)
+    return candidates[lowest, torch.arange(len(lowest))]
 
 
-def _mixtures(n_tissues):
-    """Mixtures of tissues, evenly over the simplex."""
-    axes = [np.arange(_STEPS + 1)] * n_tissues
-    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, n_tissues)
-    return grid[grid.sum(axis=1) == _STEPS] / _STEPS
+def estimate_errors(likelihood: MixtureLikelihood, fractions: Tensor) -> Tensor:
+    """Posterior mean (V, P) of the errors of the pure signals, given fractions."""
+    predicted = likelihood.signals(fractions)
+    values, weight, derivatives = _working_data(likelihood, torch.sign(predicted), fractions)
+    weighted = derivatives.mT * weight[:, None]
+    precision = weighted @ derivatives + torch.eye(derivatives.shape[-1])
+    errors = torch.linalg.solve(precision, weighted @ (values - predicted)[..., None])
+    return errors[..., 0].clamp(-_LARGEST_ERROR, _LARGEST_ERROR)
 
 
-def likeliest_errors(problem: MixtureLikelihood, fractions: Tensor) -> Tensor:
-    """Errors (V, P) of the columns beside given fractions, from what these leave of the data."""
-    predicted = torch.einsum("vt,vtc->vc", fractions, problem.columns)
-    values, weight, wrong = _normal_data(problem, torch.sign(predicted), fractions)
-    scaled = wrong.mT * weight[:, None]
-    square = scaled @ wrong + torch.eye(wrong.shape[-1])
-    right = scaled @ (values - predicted)[..., None]
-    return torch.linalg.solve(square, right)[..., 0].clamp(-_MOST_ERROR, _MOST_ERROR)
-
-
-def _normal(problem, signs, fractions):
-    """Likelihood near fractions, or without noise and errors if None."""
-    return _linear(*_normal_data(problem, signs, fractions), problem.columns, fractions)
-
-
-def _normal_data(problem, signs, fractions):
-    """Signed data, their inverse variances, and slopes by errors."""
-    data, sigma = problem.data, problem.sigma
-    values, weight = data, torch.ones_like(data)
+def _working_data(likelihood, signs, fractions):
+    """Signed working data of Fisher scoring (V, C), their inverse variances, error derivatives."""
+    data, sigma = likelihood.data, likelihood.sigma
     if fractions is None or sigma is None:
-        return signs * values, weight, None
-    if problem.rician:
-        size = torch.einsum("vt,vtc->vc", fractions, problem.columns).abs()
-        information = rician_information(size / sigma[:, None])
-        score = rician_target(data, size, sigma) - size
-        values, weight = size + score / information, information
-    weight = weight / sigma[:, None] ** 2
-    if problem.wrong is None:
-        return signs * values, weight, None
-    wrong = problem.wrong(fractions, slice(None))
-    return signs * values + (wrong @ problem.errors[..., None])[..., 0], weight, wrong
+        return signs * data, torch.ones_like(data), None
+    magnitude = likelihood.signals(fractions).abs()
+    information = rician_information(magnitude / sigma[:, None])
+    score = rician_target(data, magnitude, sigma) - magnitude
+    values = signs * (magnitude + score / information)
+    weight = information / sigma[:, None] ** 2
+    if likelihood.error_signals is None:
+        return values, weight, None
+    derivatives = likelihood.error_signals(fractions, slice(None))
+    return values + (derivatives @ likelihood.errors[..., None])[..., 0], weight, derivatives
 
 
-def _linear(values, weight, wrong, columns, fractions):
-    weighed = columns * weight[:, None]
-    parts = [weighed @ columns.mT, (weighed @ values[..., None])[..., 0]]
+def _normal_equations(likelihood, signs, fractions):
+    """Normal equations at fractions, or of least squares if None."""
+    values, weight, derivatives = _working_data(likelihood, signs, fractions)
+    pure = likelihood.pure_signals
+    weighted = pure * weight[:, None]
+    gram, projection = weighted @ pure.mT, (weighted @ values[..., None])[..., 0]
     squares = (values**2 * weight).sum(dim=1)
-    if wrong is not None:
-        # Inverse of diagonal plus low rank (Woodbury).
-        scaled = wrong * weight[..., None]
-        inner = wrong.mT @ scaled + torch.eye(wrong.shape[-1])
+    if derivatives is not None:
+        # Inverse of diagonal plus low rank (Woodbury identity).
+        weighted = derivatives * weight[..., None]
+        inner = derivatives.mT @ weighted + torch.eye(derivatives.shape[-1])
         factor, _ = torch.linalg.cholesky_ex(inner)
-        across = torch.linalg.solve_triangular(factor, scaled.mT @ columns.mT, upper=False)
-        data = torch.linalg.solve_triangular(factor, scaled.mT @ values[..., None], upper=False)
-        parts[0] = parts[0] - across.mT @ across
-        parts[1] = parts[1] - (across.mT @ data)[..., 0]
-        squares = squares - (data**2).sum(dim=(1, 2))
-    gram, projection = parts
-    excess = squares
+        of_pure = torch.linalg.solve_triangular(factor, weighted.mT @ pure.mT, upper=False)
+        of_data = torch.linalg.solve_triangular(
+            factor, weighted.mT @ values[..., None], upper=False
+        )
+        gram = gram - of_pure.mT @ of_pure
+        projection = projection - (of_pure.mT @ of_data)[..., 0]
+        squares = squares - (of_data**2).sum(dim=(1, 2))
     if fractions is not None:
-        curved = torch.einsum("vi,vij,vj->v", fractions, gram, fractions)
-        excess = squares - 2 * (fractions * projection).sum(dim=1) + curved
-    return NormalEquations(gram, projection, excess.clamp_min(0))
+        quadratic = torch.einsum("vi,vij,vj->v", fractions, gram, fractions)
+        squares = squares - 2 * (fractions * projection).sum(dim=1) + quadratic
+    return NormalEquations(gram, projection, squares.clamp_min(0))

@@ -1,7 +1,7 @@
-"""What all voxels of an image share: tissue constants, scale, bias and B1 fields, noise.
+"""Parameters that all voxels share: tissue constants, scale, bias and B1 fields, noise.
 
-They are found by variable projection: the fractions are the best for them in each voxel, and
-Gauss-Newton steps take the residual's slope with fractions following [1]_.
+They are estimated by variable projection [1]_: in each voxel the fractions are optimal for them,
+and Gauss-Newton steps use the derivatives of the residual with the fractions adapting.
 
 References
 ----------
@@ -10,7 +10,6 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -18,35 +17,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dipy_spinverse.tissue_fractions.fraction_estimation import MixtureLikelihood, solve
+from dipy_spinverse.tissue_fractions.fraction_estimation import (
+    MixtureLikelihood,
+    estimate_fractions,
+)
 from dipy_spinverse.tissue_fractions.signal_table import (
+    N_CONSTANTS,
+    SignalSimulation,
     SignalTable,
-    axes_of,
-    slopes_by_constants,
-    table_of,
 )
 from dipy_spinverse.voxels.rician import rician_target
 
 UNKNOWNS = ("scale", "bias", "b1", "constants")
-_N_CONSTANTS = 4  # of a tissue: proton density, T1, T2, T2'
-_MOST_VOXELS, _STEPS = 2000, 25
-_BIAS_SD = 0.5
-_MOST_DAMPING, _LEAST_GAIN = 1e6, 1e-5
-_OUTLIER = 3.0  # residual over the typical one
-_TISSUE = 0.5  # of the typical size: smaller voxels are partly background
-_LEAST_NOISE = 1e-6  # of the signals
+MOST_VOXELS = 2000  # voxels used: 100 per coefficient of fields of order 4 in three dimensions
+# Standard deviations of logarithms: of coefficients of the receive bias (a factor of 1.6), chosen
+# by hand; of the scale, which is in effect unrestricted.
+_BIAS_STD, _SCALE_STD = 0.5, 1e3
+# Levenberg-Marquardt: most steps, largest damping, and relative gain at which it ends; by hand.
+_STEPS, _LARGEST_DAMPING, _LEAST_GAIN = 25, 1e6, 1e-5
+_OUTLIER = 3.0  # residual of half weight^(1/2), over the median one; by hand
+_TISSUE = 0.5  # of the typical signal: weaker voxels are partly background; by hand
+_LEAST_NOISE = 1e-6  # of the mean signal: noise-free data
 
 
 @dataclass(frozen=True, eq=False)
 class FieldMaps:
-    """What varies over an image, in V voxels.
+    """Known fields in V voxels.
 
     Attributes
     ----------
     b1, b0, sensitivity : ndarray (V,)
-        As given; 1, 0 and 1 where not.
+        1, 0 and 1 by default.
     basis : ndarray (V, N)
-        Low polynomials of the place, the first one constant.
+        Polynomials of position, the first one constant.
     """
 
     b1: np.ndarray
@@ -60,7 +63,7 @@ class FieldMaps:
 
 @dataclass(frozen=True, eq=False)
 class SharedParameters:
-    """What voxels share, as far as it is known.
+    """Estimates of what voxels share.
 
     Attributes
     ----------
@@ -68,10 +71,10 @@ class SharedParameters:
     log_scale : Tensor (N,)
         Logarithm of the scale, in the polynomials of `FieldMaps.basis`.
     b1 : Tensor (N,)
-        B1 over the given one, less 1.
+        B1 over the known one, less 1, in the same polynomials.
     covariance : Tensor (4 T + N, 4 T + N)
-        Of errors of the logarithms of constants, and of `b1`.
-    b1_about : float
+        Of the logarithms of constants, and of `b1`.
+    b1_scatter : float
         Standard deviation of B1 about its polynomials.
     """
 
@@ -79,30 +82,47 @@ class SharedParameters:
     log_scale: Tensor
     b1: Tensor
     covariance: Tensor
-    b1_about: float = 0.0
+    b1_scatter: float = 0.0
+
+    @property
+    def n_log_constants(self) -> int:
+        """4 T."""
+        return N_CONSTANTS * len(self.constants)
 
     def scale(self, fields: FieldMaps) -> np.ndarray:
         """Signal (V,) of water of unit magnetisation."""
         return fields.sensitivity * np.exp(fields.basis @ self.log_scale.numpy())
 
     def b1_of(self, fields: FieldMaps) -> np.ndarray:
-        """B1 (V,) as it is known now."""
+        """B1 (V,)."""
         return fields.b1 * (1 + fields.basis @ self.b1.numpy())
 
+    def moved(self, selected: Tensor, step: Tensor) -> SharedParameters:
+        """With a step of selected entries of (log constants, log scale, b1)."""
+        n, n_polynomials = self.n_log_constants, len(self.b1)
+        steps = torch.zeros(n + 2 * n_polynomials, dtype=torch.float64)
+        steps[selected] = step
+        constants = self.constants.clone()
+        constants[:, :N_CONSTANTS] *= torch.exp(steps[:n].reshape(-1, N_CONSTANTS))
+        log_scale = self.log_scale + steps[n : n + n_polynomials]
+        return replace(
+            self, constants=constants, log_scale=log_scale, b1=self.b1 + steps[n + n_polynomials :]
+        )
 
-def polynomials(places: np.ndarray, order: int) -> np.ndarray:
-    """Products (V, N) of Legendre polynomials, of total order at most so high.
+
+def polynomials(positions: np.ndarray, order: int) -> np.ndarray:
+    """Products (V, N) of Legendre polynomials of total order at most `order`.
 
     Parameters
     ----------
-    places : ndarray (V, D)
+    positions : ndarray (V, D)
         Coordinates from -1 to 1.
     order : int
     """
-    each = np.polynomial.legendre.legvander(places, order)
+    factors = np.polynomial.legendre.legvander(positions, order)
     columns = [
-        np.ones(len(places)) * np.prod([each[:, d, k] for d, k in enumerate(orders)], axis=0)
-        for orders in product(range(order + 1), repeat=places.shape[1])
+        np.ones(len(positions)) * np.prod([factors[:, d, k] for d, k in enumerate(orders)], axis=0)
+        for orders in product(range(order + 1), repeat=positions.shape[1])
         if sum(orders) <= order
     ]
     return np.stack(columns, axis=1)
@@ -110,126 +130,127 @@ def polynomials(places: np.ndarray, order: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class SharedParameterEstimator:
-    """How to find what is shared.
+    """Estimates shared parameters from the images of up to `MOST_VOXELS` voxels.
 
     Attributes
     ----------
-    tables : callable
-        From constants to a :class:`SignalTable` and the slopes (K, T, C, 4) by constants.
+    simulation : SignalSimulation
     unknown : tuple of str
-        Of `UNKNOWNS`.
+        Some of `UNKNOWNS`.
     constants_error, b1_error : float
-        Standard deviations of constants about those given, relative, and of B1.
-    rician : bool
+        Prior standard deviations of constants, relative, and of B1.
     """
 
-    tables: Callable[[Tensor], tuple[SignalTable, Tensor]]
+    simulation: SignalSimulation
     unknown: tuple[str, ...]
     constants_error: float
     b1_error: float
-    rician: bool
 
     def __call__(self, data: Tensor, sigma: Tensor | None, fields: FieldMaps, constants: Tensor):
-        """What is shared; the noise, where it is not given, and its degrees of freedom."""
-        shared = self.beforehand(constants, fields.basis)
-        rows = _spread(len(data))
+        """Shared parameters; and, if sigma is None, the noise and its degrees of freedom."""
+        shared = self.prior(constants, fields.basis)
+        rows = evenly_spaced(len(data), MOST_VOXELS)
         data, fields = data[rows], fields[rows]
         sigma = None if sigma is None else sigma[rows]
         if "scale" in self.unknown:
-            size = self._sizes(data, fields, shared)
-            typical = size[size > _TISSUE * np.quantile(size, 0.95)]
-            start = torch.zeros_like(shared.log_scale)
-            start[0] = float(np.log(np.median(typical)))
-            shared = replace(shared, log_scale=start)
-            tissue = size > _TISSUE * np.median(typical)
+            amounts = self._water_amounts(data, fields, shared)
+            typical = np.median(amounts[amounts > _TISSUE * np.quantile(amounts, 0.95)])
+            log_scale = torch.zeros_like(shared.log_scale)
+            log_scale[0] = float(np.log(typical))
+            shared = replace(shared, log_scale=log_scale)
+            tissue = amounts > _TISSUE * typical
             data, fields = data[tissue], fields[tissue]
             sigma = None if sigma is None else sigma[tissue]
         if self.unknown:
-            shared = self._descended(data, sigma, fields, shared)
+            shared = self._minimised(data, sigma, fields, shared)
         return shared, *(self._noise(data, fields, shared) if sigma is None else (None, 0))
 
-    def beforehand(self, constants: Tensor, basis: np.ndarray) -> SharedParameters:
-        """What is thought of what voxels share before their data."""
-        n_poly = basis.shape[1]
-        variances = torch.zeros(_N_CONSTANTS * len(constants) + n_poly, dtype=torch.float64)
-        variances[:-n_poly] = self.constants_error**2
-        variances[-n_poly] = self.b1_error**2
-        zero = torch.zeros(n_poly, dtype=torch.float64)
+    def prior(self, constants: Tensor, basis: np.ndarray) -> SharedParameters:
+        """Shared parameters before any data."""
+        n_polynomials = basis.shape[1]
+        variances = torch.zeros(N_CONSTANTS * len(constants) + n_polynomials, dtype=torch.float64)
+        variances[:-n_polynomials] = self.constants_error**2
+        variances[-n_polynomials] = self.b1_error**2
+        zero = torch.zeros(n_polynomials, dtype=torch.float64)
         return SharedParameters(constants, zero, zero, torch.diag(variances))
 
-    def _problem(self, data, sigma, fields, shared, table):
-        columns = table.columns(shared.b1_of(fields), fields.b0)
-        columns = columns * torch.tensor(shared.scale(fields))[:, None, None]
-        return MixtureLikelihood(data, columns, sigma, rician=self.rician)
+    def tables(self, constants: Tensor) -> tuple[SignalTable, Tensor]:
+        """Signals, and their derivatives (K, T, C, 4) by constants: 0 where these are known."""
+        table = self.simulation.table(constants)
+        if self.constants_error == 0:
+            return table, torch.zeros((*table.signals.shape, N_CONSTANTS), dtype=torch.float64)
+        return table, self.simulation.derivatives(constants)
 
-    def _sizes(self, data, fields, shared):
-        """Sum (V,) of fractions that may be any positive numbers."""
-        table, _ = self.tables(shared.constants)
-        size = data.mean(dim=1)
-        largest = table.columns(shared.b1_of(fields), fields.b0).abs().mean(dim=2).amin(dim=1)
-        # Scaled down so far that the sum is below 1 in all voxels.
-        down = 10 * size / largest.clamp_min(1e-300)
-        problem = self._problem(data / down[:, None], None, fields, shared, table)
-        return (solve(problem)[0].sum(dim=1) * down).numpy()
+    def _likelihood(self, data, sigma, fields, shared, table):
+        pure_signals = table.pure_signals(shared.b1_of(fields), fields.b0)
+        scale = torch.tensor(shared.scale(fields))[:, None, None]
+        return MixtureLikelihood(data, pure_signals * scale, sigma)
+
+    def _water_amounts(self, data, fields, shared):
+        """Sum (V,) of the best nonnegative combination of tissues, of any sum."""
+        table = self.simulation.table(shared.constants)
+        pure_signals = table.pure_signals(shared.b1_of(fields), fields.b0)
+        weakest = pure_signals.abs().mean(dim=2).amin(dim=1).clamp_min(1e-300)
+        # Scaled so that the sum is below 1 in all voxels and the constraint is inactive.
+        factor = 10 * data.mean(dim=1) / weakest
+        likelihood = self._likelihood(data / factor[:, None], None, fields, shared, table)
+        return (estimate_fractions(likelihood)[0].sum(dim=1) * factor).numpy()
 
     def _noise(self, data, fields, shared):
-        """Standard deviation of the noise from what the fractions leave of the data."""
-        table, _ = self.tables(shared.constants)
-        problem = self._problem(data, None, fields, shared, table)
-        fractions, normal, _ = solve(problem)
-        left = data.shape[1] - (fractions > 0).sum(dim=1)
-        told, least = left > 0, _LEAST_NOISE * float(data.mean())
-        if not told.any():
-            return least, 0
-        variance = (normal.excess[told] / left[told]).median()
-        return max(float(variance.sqrt()), least), int(left[told].sum())
+        """Standard deviation of the noise from the residuals, and its degrees of freedom."""
+        table = self.simulation.table(shared.constants)
+        likelihood = self._likelihood(data, None, fields, shared, table)
+        fractions, normal, _ = estimate_fractions(likelihood)
+        freedom = data.shape[1] - (fractions > 0).sum(dim=1)
+        overdetermined, lowest = freedom > 0, _LEAST_NOISE * float(data.mean())
+        if not overdetermined.any():
+            return lowest, 0
+        freedom = freedom[overdetermined]
+        variance = (normal.chi_square[overdetermined] / freedom).median()
+        return max(float(variance.sqrt()), lowest), int(freedom.sum())
 
-    def _descended(self, data, sigma, fields, shared):
-        """Gauss-Newton steps, damped, with outlying voxels weighed down."""
-        chosen = self._chosen(shared, data.shape[1])
-        prior = torch.cat([
-            torch.diagonal(shared.covariance)[: -len(shared.b1)],
-            torch.full_like(shared.log_scale, _BIAS_SD**2),
-            torch.full_like(shared.b1, self.b1_error**2),
-        ])  # fmt: skip
-        prior[-2 * len(shared.b1)] = 1e6  # the scale itself is anything
-        precision = 1 / prior[chosen].clamp_min(1e-12)
-        first, moved, damping = shared, torch.zeros(len(chosen), dtype=torch.float64), 1e-3
-        residual, slopes, signs = self._residual(data, sigma, fields, shared, chosen, None)
+    def _minimised(self, data, sigma, fields, shared):
+        """Levenberg-Marquardt with robust weights, from `shared`."""
+        initial, selected = shared, self._selected(shared, data.shape[1])
+        precision = self._prior_precision(shared)[selected]
+        shift, damping = torch.zeros(len(selected), dtype=torch.float64), 1e-3
+        residual, slopes, signs = self._residual(data, sigma, fields, shared, selected, None)
         for _ in range(_STEPS):
             weight = self._weight(residual, sigma, data)
-            cost = _cost(residual, weight, moved, precision)
-            slope = torch.einsum("vcp,v,vc->p", slopes, weight, residual) - precision * moved
-            square = torch.einsum("vcp,v,vcq->pq", slopes, weight, slopes)
-            while damping < _MOST_DAMPING:
-                system = square + torch.diag(precision + damping * torch.diagonal(square))
-                step = torch.linalg.solve(system, slope)
-                trial = self._moved(first, chosen, moved + step)
-                new, new_slopes, new_signs = self._residual(
-                    data, sigma, fields, trial, chosen, signs
-                )
-                gain = cost - _cost(new, weight, moved + step, precision)
+            cost = _cost(residual, weight, shift, precision)
+            gradient = torch.einsum("vcp,v,vc->p", slopes, weight, residual) - precision * shift
+            hessian = torch.einsum("vcp,v,vcq->pq", slopes, weight, slopes)
+            while damping < _LARGEST_DAMPING:
+                damped = hessian + torch.diag(precision + damping * torch.diagonal(hessian))
+                new_shift = shift + torch.linalg.solve(damped, gradient)
+                candidate = initial.moved(selected, new_shift)
+                evaluated = self._residual(data, sigma, fields, candidate, selected, signs)
+                gain = cost - _cost(evaluated[0], weight, new_shift, precision)
                 if gain >= 0:
                     break
                 damping *= 10
             else:
                 break
-            moved, shared, residual, slopes, signs = (
-                moved + step,
-                trial,
-                new,
-                new_slopes,
-                new_signs,
-            )
+            shift, shared, (residual, slopes, signs) = new_shift, candidate, evaluated
             damping = max(damping / 10, 1e-9)
             if gain < _LEAST_GAIN * cost:
                 break
-        square = square + torch.diag(precision)
-        shared = replace(shared, covariance=self._left_open(shared, chosen, square))
+        posterior = torch.linalg.inv(hessian + torch.diag(precision))
+        shared = replace(shared, covariance=self._covariance(shared, selected, posterior))
         if "b1" not in self.unknown:
             return shared
-        own = slopes[..., chosen == _N_CONSTANTS * len(shared.constants) + len(shared.b1)]
-        return replace(shared, b1_about=_spread_about(residual, own[..., 0], weight))
+        by_b1 = slopes[..., selected == shared.n_log_constants + len(shared.b1)][..., 0]
+        return replace(shared, b1_scatter=_scatter(residual, by_b1, weight))
+
+    def _prior_precision(self, shared):
+        """Of log constants, log scale and b1."""
+        variance = torch.cat([
+            torch.diagonal(shared.covariance)[: -len(shared.b1)],
+            torch.full_like(shared.log_scale, _BIAS_STD**2),
+            torch.full_like(shared.b1, self.b1_error**2),
+        ])  # fmt: skip
+        variance[shared.n_log_constants] = _SCALE_STD**2
+        return 1 / variance.clamp_min(1e-12)
 
     def _weight(self, residual, sigma, data):
         """Weights (V,) of squared residuals, small for outliers (Geman and McClure)."""
@@ -238,125 +259,86 @@ class SharedParameterEstimator:
         noise = typical if sigma is None else sigma
         return 1 / (noise * (1 + (size / (_OUTLIER * typical)) ** 2)) ** 2
 
-    def _chosen(self, shared, n_contrasts):
-        """Places of the unknowns among constants, logarithm of scale and B1.
+    def _selected(self, shared, n_contrasts):
+        """Indices of the unknowns among log constants, log scale and b1.
 
-        One image tells no field from tissue: its B1 is a constant.
+        One image does not separate fields from tissues: its B1 is a constant.
         """
-        n_constants, n_poly = _N_CONSTANTS * len(shared.constants), len(shared.b1)
-        bounds = {"constants": (0, n_constants), "scale": (n_constants, n_constants + 1)}
-        bounds["bias"] = (n_constants + 1, n_constants + n_poly)
-        n_of_b1 = n_poly if n_contrasts > 1 else 1
-        bounds["b1"] = (n_constants + n_poly, n_constants + n_poly + n_of_b1)
+        n, n_polynomials = shared.n_log_constants, len(shared.b1)
+        first_b1 = n + n_polynomials
+        bounds = {
+            "constants": (0, n), "scale": (n, n + 1), "bias": (n + 1, first_b1),
+            "b1": (first_b1, first_b1 + (n_polynomials if n_contrasts > 1 else 1)),
+        }  # fmt: skip
         return torch.tensor([k for name in UNKNOWNS for k in range(*bounds[name])
                              if name in self.unknown])  # fmt: skip
 
-    def _moved(self, shared, chosen, step):
-        n_constants, n_poly = _N_CONSTANTS * len(shared.constants), len(shared.b1)
-        whole = torch.zeros(n_constants + 2 * n_poly, dtype=torch.float64)
-        whole[chosen] = step
-        factor = torch.exp(whole[:n_constants].reshape(-1, _N_CONSTANTS))
-        constants = shared.constants.clone()
-        constants[:, :_N_CONSTANTS] *= factor
-        return replace(
-            shared, constants=constants,
-            log_scale=shared.log_scale + whole[n_constants : n_constants + n_poly],
-            b1=shared.b1 + whole[n_constants + n_poly :],
-        )  # fmt: skip
-
-    def _left_open(self, shared, chosen, precision):
-        """Covariance of constants and B1 after the data."""
-        n_constants, n_poly = _N_CONSTANTS * len(shared.constants), len(shared.b1)
-        covariance = torch.zeros((n_constants + 2 * n_poly,) * 2, dtype=torch.float64)
-        covariance[chosen[:, None], chosen] = torch.linalg.inv(precision)
-        kept = torch.cat([
-            torch.arange(n_constants), torch.arange(n_constants + n_poly, n_constants + 2 * n_poly)
-        ])  # fmt: skip
+    def _covariance(self, shared, selected, posterior):
+        """Of constants and b1: posterior if unknown, else prior."""
+        n, n_polynomials = shared.n_log_constants, len(shared.b1)
+        covariance = torch.zeros((n + 2 * n_polynomials,) * 2, dtype=torch.float64)
+        covariance[selected[:, None], selected] = posterior
+        kept = torch.tensor([*range(n), *range(n + n_polynomials, n + 2 * n_polynomials)])
         covariance = covariance[kept[:, None], kept]
-        before = torch.diagonal(shared.covariance).clone()
+        prior = torch.diagonal(shared.covariance).clone()
         if "constants" in self.unknown:
-            before[:n_constants] = 0
+            prior[:n] = 0
         if "b1" in self.unknown:
-            before[n_constants:] = 0
-        return covariance + torch.diag(before)
+            prior[n:] = 0
+        return covariance + torch.diag(prior)
 
-    def _residual(self, data, sigma, fields, shared, chosen, signs):
-        """What fractions leave (V, C), its slopes (V, C, P) with fractions following; signs."""
+    def _residual(self, data, sigma, fields, shared, selected, signs):
+        """Residuals (V, C), their derivatives (V, C, P) with fractions adapting, and signs."""
         table, by_constants = self.tables(shared.constants)
-        problem = self._problem(data, sigma, fields, shared, table)
-        fractions = solve(problem, full=True, signs=signs)[0]
-        predicted = torch.einsum("vt,vtc->vc", fractions, problem.columns)
-        target = data
-        if sigma is not None and self.rician:
-            target = rician_target(data, predicted.abs(), sigma)
+        likelihood = self._likelihood(data, sigma, fields, shared, table)
+        fractions = estimate_fractions(likelihood, full=True, signs=signs)[0]
+        predicted = likelihood.signals(fractions)
+        target = data if sigma is None else rician_target(data, predicted.abs(), sigma)
         residual = torch.sign(predicted) * target - predicted
         slopes = self._slopes(fields, shared, table, by_constants, fractions, predicted)
-        slopes = slopes[..., chosen]
-        slopes = slopes - _followed(slopes, problem.columns, fractions)
+        slopes = slopes[..., selected]
+        slopes = slopes - _projected(slopes, likelihood.pure_signals, fractions)
         return residual, slopes, torch.sign(predicted)
 
     def _slopes(self, fields, shared, table, by_constants, fractions, predicted):
+        """Derivatives (V, C, 4 T + 2 N) of signals at given fractions."""
         b1, basis = shared.b1_of(fields), torch.tensor(fields.basis)
         scale = torch.tensor(shared.scale(fields))
         weights = table.weights(b1, fields.b0) * scale[:, None]
-        mixed = torch.einsum("vk,vt,ktcp->vctp", weights, fractions, by_constants)
+        of_constants = torch.einsum("vk,vt,ktcp->vctp", weights, fractions, by_constants)
         by_b1 = torch.einsum("vt,vtc->vc", fractions, table.slopes(b1, fields.b0))
         by_b1 = by_b1 * (scale * torch.tensor(fields.b1))[:, None]
-        of_fields = [each[..., None] * basis[:, None] for each in (predicted, by_b1)]
-        return torch.cat([mixed.flatten(2), *of_fields], dim=-1)
+        of_fields = [slope[..., None] * basis[:, None] for slope in (predicted, by_b1)]
+        return torch.cat([of_constants.flatten(2), *of_fields], dim=-1)
 
 
-def _followed(slopes, columns, fractions):
-    """What of slopes (V, C, P) fractions that are not at a bound take up; they sum to 1."""
-    last = fractions.argmax(dim=1)
-    reference = columns[torch.arange(len(last)), last]
-    free = (columns - reference[:, None]) * (fractions > 0)[..., None]
-    gram = free @ free.mT
+def evenly_spaced(n: int, most: int) -> np.ndarray:
+    """Indices of at most `most` of n voxels."""
+    return np.arange(n) if n <= most else np.linspace(0, n - 1, most).astype(int)
+
+
+def _projected(slopes, pure_signals, fractions):
+    """Component of slopes (V, C, P) that fractions within the simplex can compensate."""
+    largest = fractions.argmax(dim=1)
+    reference = pure_signals[torch.arange(len(largest)), largest]
+    directions = (pure_signals - reference[:, None]) * (fractions > 0)[..., None]
+    gram = directions @ directions.mT
     size = reference.square().sum(dim=1).clamp_min(1e-300)
     gram = gram + 1e-10 * size[:, None, None] * torch.eye(gram.shape[1])
-    return free.mT @ torch.linalg.solve(gram, free @ slopes)
+    return directions.mT @ torch.linalg.solve(gram, directions @ slopes)
 
 
-def _spread_about(residual, slopes, weight):
-    """Standard deviation of voxels' own errors, by the moments of their scores.
+def _scatter(residual, slopes, weight):
+    """Standard deviation of an error that differs between voxels, by the moments of their scores.
 
-    Slopes (V, C) are by an error, with fractions following; residuals of noise alone have scores
-    whose variance is the information.
+    Slopes (V, C) are by the error, with fractions adapting; of noise alone the variance of the
+    score is the information.
     """
     score = weight * (slopes * residual).sum(dim=1)
     information = weight * (slopes**2).sum(dim=1)
-    excess = (score**2 - information).sum() / (information**2).sum().clamp_min(1e-300)
-    return float(excess.clamp_min(0).sqrt())
+    variance = (score**2 - information).sum() / (information**2).sum().clamp_min(1e-300)
+    return float(variance.clamp_min(0).sqrt())
 
 
-def _cost(residual, weight, moved, precision):
-    return 0.5 * (weight * residual.square().sum(dim=1)).sum() + 0.5 * (precision * moved**2).sum()
-
-
-def _spread(n):
-    """Rows of at most so many voxels, evenly."""
-    return np.arange(n) if n <= _MOST_VOXELS else np.linspace(0, n - 1, _MOST_VOXELS).astype(int)
-
-
-@dataclass(frozen=True, eq=False)
-class SignalTables:
-    """Signal tables of tissues with given constants, with their derivatives."""
-
-    simulator: object
-    sequences: tuple
-    axes: tuple
-    sloped: bool = True
-
-    @classmethod
-    def over(
-        cls, simulator, sequences, fields: FieldMaps, margin: float, *, sloped=True
-    ) -> SignalTables:
-        """For all B1 and B0 of an image, with a margin of B1."""
-        return cls(simulator, sequences, axes_of(fields.b1, fields.b0, margin), sloped)
-
-    def __call__(self, constants: Tensor) -> tuple[SignalTable, Tensor]:
-        table = table_of(self.simulator, self.sequences, constants, self.axes)
-        if not self.sloped:
-            return table, torch.zeros((*table.signals.shape, _N_CONSTANTS), dtype=torch.float64)
-        slopes = slopes_by_constants(self.simulator, self.sequences, constants, self.axes)
-        return table, slopes[..., :_N_CONSTANTS]
+def _cost(residual, weight, shift, precision):
+    return 0.5 * (weight * residual.square().sum(dim=1)).sum() + 0.5 * (precision * shift**2).sum()
