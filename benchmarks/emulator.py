@@ -35,7 +35,7 @@ from benchmarks.tissue_testset import acquisition
 from dipy_spinverse.packed_cells.emulator import Encodings, emulated_signals, emulator_error
 from dipy_spinverse.packed_cells.emulator.closed_form import Numbers, closed_form
 from dipy_spinverse.packed_cells.emulator.signals import error_terms, load_network
-from dipy_spinverse.packed_cells.emulator_errors import B_REACH, TIME_REACH
+from dipy_spinverse.packed_cells.emulator_errors import B_LENGTH, TIME_LENGTH
 
 _FRACTIONS = (0.05, 0.3, 0.5, 0.65, 0.81)
 _PERMEABILITIES = (-1, 0.01, 0.1, 1, 30)
@@ -105,7 +105,7 @@ def correlation_table(folder: Path) -> str:
         line = [f"{low:g} to {high:g}"]
         for least, most in pairwise(_B_APART):
             own = (time_apart >= low) & (time_apart < high) & (b_apart >= least) & (b_apart < most)
-            assumed = np.exp(-time_apart[own] / TIME_REACH - b_apart[own] / B_REACH).mean()
+            assumed = np.exp(-time_apart[own] / TIME_LENGTH - b_apart[own] / B_LENGTH).mean()
             line.append(f"{product[own].sum() / power[own].sum():.2f} ({assumed:.2f})")
         lines.append(line)
     head = [f"b apart {least:g} to {most:g}" for least, most in pairwise(_B_APART)]
@@ -149,7 +149,9 @@ def own_error_rows(n_tissues: int) -> list[tuple]:
         numbers, mean, scatter = packings_of(number, u, seed=11)
         form = closed_form("cylinder", numbers)
         inputs = form.inputs.reshape(-1, form.inputs.shape[-1])
-        emulated = form.signals(load_network("cylinder")(inputs).reshape(form.pools.shape))
+        emulated = form.signals(
+            load_network("cylinder")(inputs).reshape(form.two_compartments.shape)
+        )
         tight = numbers.permeability < 0.03 and numbers.fraction > 0.6
         rows.append((tight, np.any(numbers.along > 0), emulated - mean, scatter))
     return rows

@@ -196,7 +196,7 @@ def fit(shape: str, folder: Path, steps: int) -> dict[str, np.ndarray]:
             form, signal, seen, np.full(len(signal), _FIRST_SCATTER), steps // 4, 0
         )
         errors = form.signals(evaluated([first], form.inputs)) - signal
-        left = np.exp(-form.attenuation) * (form.pools + OFFSET) * form.gain
+        left = np.exp(-form.attenuation) * (form.two_compartments + OFFSET) * form.gain
         scale = likeliest_error(errors[seen], left[seen], terms[seen])
         scatter = left * np.exp(terms @ scale) + _LEAST_SCATTER
     networks = [
@@ -226,7 +226,7 @@ def fit_network(
     as_tensor = partial(torch.tensor, dtype=torch.float32)
     inputs = as_tensor((form.inputs - centre) / size)
     pools, gain, shared, target, scale = map(
-        as_tensor, (form.pools, form.gain, np.exp(-form.attenuation), signal, scatter)
+        as_tensor, (form.two_compartments, form.gain, np.exp(-form.attenuation), signal, scatter)
     )
     torch.manual_seed(seed)
     layers = [torch.nn.Linear(inputs.shape[1], _WIDTH), torch.nn.SiLU()]

@@ -40,7 +40,7 @@ def drawn(name: str, n: int, snr: float, seed: int) -> tuple[np.ndarray, np.ndar
     """Magnitudes (n, M) and true maps (n, 5) of tissues of a class."""
     rng = np.random.default_rng(seed)
     tissue = tissue_class(name, diffusivity_known=False)
-    model = tissue_signals(acquisition("300"), None, 3.0, compiled=False)
+    model = tissue_signals(acquisition("300"), None, 3.0, interpolated=False)
     z = rng.standard_normal((n, tissue.n_parameters))
     z[:, -3:] = 0
     frames = Rotation.random(n, random_state=seed).as_matrix()

@@ -165,7 +165,7 @@ def errors_of_draw(shape: str, path: Path) -> list[tuple]:
     tissue, truth, kinds = (arrays.pop(name) for name in ("tissue", "signals", "kinds"))
     scan = equivalent_pulses(acquisition_from_arrays(arrays))
     known = float(tissue[3]), float(tissue[4])
-    model = tissue_signals(scan, known, _FREE_DIFFUSIVITY, (shape,), compiled=False)
+    model = tissue_signals(scan, known, _FREE_DIFFUSIVITY, (shape,), interpolated=False)
     shells, order = model.shells, model.shells.order
     coordinates = np.log(tissue)[None]
     coordinates[0, 1] = tissue[1]

@@ -261,7 +261,7 @@ def test_bound_is_the_spread_of_fits():
     z = np.full((1, tissue.n_parameters), -5.0)
     z[:, tissue.columns(*u)] = ndtri([*u.values()])
     z[:, -3:] = 0
-    model = tissue_signals(acquisition, (2.0, 2.0), 3.0, compiled=False)
+    model = tissue_signals(acquisition, (2.0, 2.0), 3.0, interpolated=False)
     signals = np.empty((1, len(acquisition)))
     signals[:, model.shells.order] = model(tissue, z, np.eye(3)[None])
     noise = np.random.default_rng(0).normal(size=(2, 60, len(acquisition))) * SIGMA

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 from bloch_torrey_cases import DIRECTIONS
-from packed_cell_cases import assert_derivatives_are_differences
+from packed_cell_cases import (
+    KNOWN,
+    SIGMA,
+    assert_derivatives_are_differences,
+    emulated_signals_of,
+    magnitudes,
+)
 from scipy.spatial.transform import Rotation
 
 from dipy_spinverse import (
@@ -40,8 +48,6 @@ from dipy_spinverse.packed_cells.waveform_correction import (
 )
 from dipy_spinverse.substrates import spheres
 
-SIGMA = 0.02
-KNOWN = (2.0, 2.0)
 ROUND = np.eye(3) / 3
 
 
@@ -51,6 +57,7 @@ def tensors_of(b, shape, axes):
     return b * ((1 - shape) / 3 * np.eye(3) + shape * axial)
 
 
+@cache
 def protocol():
     """Linear, planar and spherical b-tensors and a cosine, of 60 ms."""
     return concatenate(
@@ -72,14 +79,7 @@ def drawn(acquisition, name, n=4, seed=0):
     if tissue.turns:
         z[:, -3:] = 0
     frames = Rotation.random(n, random_state=seed).as_matrix()
-    return tissue, z, frames, signals_of(acquisition, tissue, z, frames)
-
-
-def signals_of(acquisition, tissue, z, frames):
-    model = tissue_signals(acquisition, KNOWN, 3.0, compiled=False)
-    signals = np.empty((len(z), len(acquisition)))
-    signals[:, model.shells.order] = model(tissue, z, frames)
-    return signals
+    return tissue, z, frames, emulated_signals_of(acquisition, tissue, z, frames)
 
 
 @pytest.mark.parametrize("shape", ["cylinder", "sphere"])
@@ -121,12 +121,12 @@ def test_pulses_given_as_waveforms_are_pulses(name):
     b, axes = np.repeat([0.0, 1.0, 3.0], len(DIRECTIONS)), np.tile(DIRECTIONS, (3, 1))
     pulses = Acquisition(b=b, directions=axes, small_delta=8, big_delta=20, te=40)
     tissue, z, frames, expected = drawn(pulses, name)
-    found = signals_of(concatenate(pulses), tissue, z, frames)
+    found = emulated_signals_of(concatenate(pulses), tissue, z, frames)
     # Times are rounded to 1e-3 ms.
     np.testing.assert_allclose(found, expected, atol=1e-4)
     ramped = pulsed_gradients(b, axes, 8, 20, ramp=1.0, te=40)
     # The ramp of 1 ms changes how water meets walls within a pulse.
-    np.testing.assert_allclose(signals_of(ramped, tissue, z, frames), expected, atol=2e-3)
+    np.testing.assert_allclose(emulated_signals_of(ramped, tissue, z, frames), expected, atol=2e-3)
 
 
 def test_turned_waveforms_give_the_signals_of_tissue_turned_back():
@@ -140,7 +140,7 @@ def test_turned_waveforms_give_the_signals_of_tissue_turned_back():
     ]
     tissue, z, frames, expected = drawn(scans[0], "crossing")
     # Kinds are told apart to 0.002 of b.
-    found = signals_of(scans[1], tissue, z, frames @ turn.T)
+    found = emulated_signals_of(scans[1], tissue, z, frames @ turn.T)
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
@@ -159,7 +159,9 @@ def test_a_hindered_pool_decays_by_its_tensor_and_the_b_tensor():
     tensor = frames[0].T @ np.diag(diffusivities) @ frames[0]
     expected = np.exp(-np.einsum("mij,ij->m", scan.b_tensors, tensor))
     # Shares of 1 - 3e-6.
-    np.testing.assert_allclose(signals_of(scan, tissue, z, frames)[0], expected, atol=1e-4)
+    np.testing.assert_allclose(
+        emulated_signals_of(scan, tissue, z, frames)[0], expected, atol=1e-4
+    )
 
 
 def test_oscillations_and_b_tensors_agree_with_simulated_spheres():
@@ -195,10 +197,7 @@ def test_oscillations_and_b_tensors_agree_with_simulated_spheres():
 def fitted():
     scan = protocol()
     tissue, z, frames, clean = drawn(scan, "cylinders", n=3, seed=4)
-    rng = np.random.default_rng(1)
-    data = np.hypot(
-        clean + SIGMA * rng.normal(size=clean.shape), SIGMA * rng.normal(size=clean.shape)
-    )
+    data = magnitudes(clean, np.random.default_rng(1))
     model = PackedCellsModel(scan, diffusivity=2e-3)
     return tissue, z, frames, clean, model.fit(data, sigma=SIGMA, n_draws=60)
 
@@ -213,7 +212,7 @@ def test_waveforms_are_fitted_with_intervals_and_predicted(fitted):
     assert np.sqrt(((fit.predict(S0=1.0) - clean) ** 2).mean()) < 0.6 * SIGMA
     # Of timings that were not fitted, by the same tissue.
     other = double_diffusion([0.5], [[1, 0, 0]], [[0, 1, 0]], 5, 15, 20, te=60)
-    expected = signals_of(other, tissue, z, frames)
+    expected = emulated_signals_of(other, tissue, z, frames)
     # What 80 measurements leave open.
     np.testing.assert_allclose(fit.predict(other, S0=1.0), expected, atol=0.05)
 

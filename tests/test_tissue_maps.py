@@ -9,7 +9,7 @@ from inversion_cases import shells
 from dipy_spinverse import bcc_grid, simulate
 from dipy_spinverse.packed_cells import packed_cells_posterior, posterior
 from dipy_spinverse.packed_cells.emulator import Encodings, emulated_signals
-from dipy_spinverse.packed_cells.likelihood import expected_magnitudes, voxel_data
+from dipy_spinverse.packed_cells.likelihood import expected_signals, voxel_data
 from dipy_spinverse.packed_cells.maps import PARAMETERS, tissue_maps
 from dipy_spinverse.substrates import spheres
 
@@ -60,12 +60,12 @@ def test_noise_lifts_magnitudes_as_their_mean_says_and_leaves_real_parts():
     draws = np.random.default_rng(0).standard_normal((2, 200_000, 1)) * sigma
     mean = np.hypot(signals + draws[0], draws[1]).mean(axis=0)
     # 200 000 draws of a scatter of 0.65 sigma: 0.003; interpolation in a table.
-    np.testing.assert_allclose(expected_magnitudes(magnitudes, signals)[0], mean, atol=0.015)
-    assert expected_magnitudes(magnitudes, signals)[0, 0] == pytest.approx(
+    np.testing.assert_allclose(expected_signals(magnitudes, signals)[0], mean, atol=0.015)
+    assert expected_signals(magnitudes, signals)[0, 0] == pytest.approx(
         sigma * np.sqrt(np.pi / 2), rel=0.005
     )
     real = voxel_data(np.array([[-1.0, 1, 1, 1, 1]]), np.array([sigma]), labels, used)
-    np.testing.assert_array_equal(expected_magnitudes(real, signals), signals)
+    np.testing.assert_array_equal(expected_signals(real, signals), signals)
 
 
 def test_draws_are_those_of_data_with_three_times_the_variance_of_the_noise(monkeypatch):

@@ -1,4 +1,9 @@
-"""The likeliest tissue of voxels: every class searched, then refined by what it leaves."""
+"""Maximum a posteriori estimates of every tissue class, and their evidence.
+
+All classes are searched with interpolated signals. Then their local minima are refined, with the
+noise, the systematic error and the errors of the emulator at the best fit so far, and classes of
+little evidence are dropped voxel by voxel.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dipy_spinverse.packed_cells.dictionary import dictionary_initial_values
 from dipy_spinverse.packed_cells.emulator_errors import (
     error_patterns,
     model_errors,
@@ -15,276 +21,321 @@ from dipy_spinverse.packed_cells.emulator_errors import (
 )
 from dipy_spinverse.packed_cells.likelihood import (
     VoxelData,
-    noise_free_data,
+    noise_free_signals,
     residuals,
     systematic_error,
     with_model_errors,
 )
 from dipy_spinverse.packed_cells.local_minima import (
-    ClassProblem,
+    ClassPosterior,
     LocalMinima,
     SearchBudget,
-    dictionary_initial_values,
     find_local_minima,
     minimise,
 )
 from dipy_spinverse.packed_cells.tissue_classes import ROTATION, TissueClass
 from dipy_spinverse.packed_cells.tissue_signals import TissueSignals
-from dipy_spinverse.voxels.progress import stepwise
+from dipy_spinverse.voxels.progress import part, stepwise
 
-_N_MODES = 6
-_FIRST, _POLISHING = SearchBudget(16, 0.3), SearchBudget(15, 0.1)
-# Refinements, each with errors of the model around the best fit so far.
-REFINEMENTS = SearchBudget(8, 1.0), SearchBudget(40, 0.1)
-_THOROUGH = SearchBudget(40, 0.01, all_starts=True)
-# Of the mean squared residual over the noise; rms error of interpolated signals.
-_UNEXPLAINED, _INTERPOLATED = 1.3, 0.002
-# Of the chi-square: interpolated signals that are wrong by more are not good enough.
-_TELLING = 4.0
-# Of the logarithm of Laplace's evidence, which errs by several units: with all of it, classes are
-# dropped that are the right ones.
-_TRUSTED = 0.3
+# Budgets of the search, of the two refinements, of those with the emulator itself, and of voxels
+# without an adequate fit: searches of measured voxels must go on to the end, others need not
+# (benchmarks/notes/emulator.md, benchmarks/notes/tissue.md).
+_SEARCH = SearchBudget(16, 0.3)
+_REFINEMENTS = SearchBudget(8, 1.0), SearchBudget(40, 0.1)
+_EMULATED = SearchBudget(15, 0.1)
+_THOROUGH = SearchBudget(40, 0.01, all_initial_values=True)
+# Shares of the time of both steps, for the progress bar.
+_SEARCH_TIME, _REFINEMENT_TIME = (0.0, 0.55), (0.55, 1.0)
+# A fit is inadequate where the mean squared residual exceeds that of the noise and of the
+# interpolation (rms error relative to the largest signal, benchmarks/results/emulator.md).
+_ADEQUATE, _INTERPOLATION_RMS = 1.3, 0.002
+# Interpolated signals are replaced by the emulator's where the two are more than two standard
+# deviations of the noise apart: here their squared distance.
+_NOTICEABLE = 4.0
+# Power of Laplace's evidence, which errs by several units of its logarithm: with the whole of it
+# 25 of 128 true classes had less than 5 % of the probability, with 0.3 two of them
+# (benchmarks/notes/emulator.md).
+_EVIDENCE_POWER = 0.3
 # Classes with less than e^-5 of the probability of the best are dropped.
-_SCREEN = 5.0
-# Over the largest signal: a first idea of the noise where it is not given. It counts as one
-# measurement more, as few measurements may be fitted exactly.
-FIRST_SIGMA = 0.02
+_LARGEST_LOG_ODDS = 5.0
+# First estimate of unknown noise relative to the largest signal. It counts as one more
+# measurement, since few measurements may be fitted exactly.
+INITIAL_SIGMA = 0.02
 
 
-@dataclass(frozen=True, eq=False)
-class ClassComparison:
-    """Voxels, the classes of tissue that are considered, and the modes of each.
+class ClassEstimates(NamedTuple):
+    """Voxels (n,) of which a tissue class has the largest evidence, and its estimates there.
 
-    Attributes
-    ----------
-    noise_known : bool
-    modes : list of LocalMinima
-        Of those voxels alone that `kept` says.
-    offsets : list of ndarray
-        What the emulator itself gives beyond `model` at the best of the modes so far.
-    kept : ndarray (C, V) of bool
-        Voxels for which a class is considered.
-    """
-
-    model: TissueSignals
-    tissues: list[TissueClass]
-    known: VoxelData
-    noise_known: bool
-    modes: list[LocalMinima]
-    offsets: list[np.ndarray]
-    kept: np.ndarray
-
-    def problem(self, k: int) -> ClassProblem:
-        """That of one class and the voxels for which it is considered."""
-        known = self.known.of_voxels(self.kept[k])
-        return ClassProblem(self.model, self.tissues[k], known, self.offsets[k])
-
-    def log_evidence(self) -> np.ndarray:
-        """What is trusted of Laplace's (C, V); -inf where a class is not considered."""
-        found = np.full(self.kept.shape, -np.inf)
-        for k, modes in enumerate(self.modes):
-            found[k, self.kept[k]] = _TRUSTED * modes.log_evidence
-        return found
-
-    def best(self) -> tuple[np.ndarray, list[Best]]:
-        """Class (V,) of the largest evidence, and the likeliest places, class by class."""
-        best = self.log_evidence().argmax(axis=0)
-        groups = []
-        for k, modes in enumerate(self.modes):
-            voxels = np.flatnonzero(best == k)
-            if len(voxels):
-                rows = (np.cumsum(self.kept[k]) - 1)[voxels]
-                tissue, place, frames = self.tissues[k], modes.places[rows, 0], modes.frames[rows]
-                signals = self.model(tissue, place, frames) + self.offsets[k][rows]
-                groups.append(Best(tissue, voxels, place, frames, signals))
-        return best, groups
-
-
-class Best(NamedTuple):
-    """Voxels (n,) that a class explains best, and how.
-
-    Places (n, P), frames (n, 3, 3) and signals (n, M) over those at b = 0.
+    z (n, P), frames (n, 3, 3) and signals (n, M) relative to b = 0.
     """
 
     tissue: TissueClass
     voxels: np.ndarray
-    places: np.ndarray
+    z: np.ndarray
     frames: np.ndarray
     signals: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class ClassComparison:
+    """Local minima of C tissue classes in V voxels.
+
+    Attributes
+    ----------
+    model : TissueSignals
+    tissues : list of TissueClass
+    data : VoxelData
+    noise_known : bool
+    considered : ndarray (C, V) of bool
+        Voxels in which a class is still considered.
+    minima : list of LocalMinima
+        Of each class, in these voxels.
+    corrections : list of ndarray (n, M)
+        Error of the interpolated signals of `model` at the best of the minima.
+    """
+
+    model: TissueSignals
+    tissues: list[TissueClass]
+    data: VoxelData
+    noise_known: bool
+    considered: np.ndarray
+    minima: list[LocalMinima]
+    corrections: list[np.ndarray]
+
+    def posterior(self, k: int) -> ClassPosterior:
+        """Posterior of a class in the voxels in which it is considered."""
+        data = self.data.of_voxels(self.considered[k])
+        return ClassPosterior(self.model, self.tissues[k], data, self.corrections[k])
+
+    def log_evidence(self) -> np.ndarray:
+        """Tempered log evidence (C, V); -inf where a class is not considered."""
+        log_evidence = np.full(self.considered.shape, -np.inf)
+        for k, minima in enumerate(self.minima):
+            log_evidence[k, self.considered[k]] = _EVIDENCE_POWER * minima.log_evidence
+        return log_evidence
+
+    def best(self) -> tuple[np.ndarray, list[ClassEstimates]]:
+        """Class (V,) of the largest evidence, and maximum a posteriori estimates by class."""
+        best_class = self.log_evidence().argmax(axis=0)
+        estimates = []
+        for k, (tissue, minima) in enumerate(zip(self.tissues, self.minima, strict=True)):
+            voxels = np.flatnonzero(best_class == k)
+            if len(voxels):
+                rows = (np.cumsum(self.considered[k]) - 1)[voxels]
+                z, frames = minima.z[rows, 0], minima.frames[rows]
+                signals = self.model(tissue, z, frames) + self.corrections[k][rows]
+                estimates.append(ClassEstimates(tissue, voxels, z, frames, signals))
+        return best_class, estimates
+
+
 def compare_classes(
-    model: TissueSignals, tissues: list[TissueClass], known: VoxelData, frames: np.ndarray,
-    noise_known: bool,
-) -> ClassComparison:  # fmt: skip
-    """Modes of every class, without model errors; frames (V, 3, 3) are those of the tensor.
+    model: TissueSignals, tissues: list[TissueClass], data: VoxelData, frames: np.ndarray,
+    noise_known: bool, search_inflation: np.ndarray,
+) -> tuple[ClassComparison, np.ndarray]:  # fmt: skip
+    """Refined local minima of all classes, and the systematic error (V,) of the best fit.
 
-    Voxels that nothing explains are searched again, thoroughly, with all fleeting terms and a
-    diffusivity of free water that is unknown: these are classes of their own.
+    Parameters
+    ----------
+    model : TissueSignals
+    tissues : list of TissueClass
+    data : VoxelData
+        Without errors of the model.
+    frames : ndarray (V, 3, 3)
+        Eigenvectors of the diffusion tensors, in rows.
+    noise_known : bool
+    search_inflation : ndarray (V,)
+        Factor of the variance of the noise in the first search.
     """
-    modes = _modes_of_classes(model, stepwise(tissues), known, frames, _FIRST)
-    offsets = [np.zeros_like(known.data)] * len(tissues)
-    kept = np.ones((len(tissues), len(known.data)), dtype=bool)
-    case = ClassComparison(model, tissues, known, noise_known, modes, offsets, kept)
-    left = noise_known & _unexplained(case)
-    return _screened(_searched_again(case, frames, left) if left.any() else case)
+    with part(*_SEARCH_TIME):
+        search_data = data.with_inflated_noise(search_inflation)
+        comparison = _search(model, tissues, search_data, frames, noise_known)
+    data = data.with_fast_prior_sd(comparison.data.fast_prior_sd)
+    comparison = replace(comparison, data=data)
+    systematic = np.zeros(len(data.measured))
+    with part(*_REFINEMENT_TIME):
+        for budget in stepwise(_REFINEMENTS):
+            comparison, systematic = _refined(comparison, budget)
+    return comparison, systematic
 
 
-def _searched_again(case, frames, left):
-    """The case with classes of unknown free water for some voxels (V,) of bool."""
-    known, data = case.known, case.known.data
-    spread = np.where(left[:, None], known.widest_spread, known.fleeting_spread)
-    known = known.with_spread(spread)
-    wider = [tissue.of_unknown_water for tissue in case.tissues]
-    before = [
-        each.like(tissue, modes.of_voxels(left).best_in(tissue, frames[left]))
-        for each, tissue, modes in zip(wider, case.tissues, case.modes, strict=True)
+def _search(model, tissues, data, frames, noise_known):
+    """Local minima of every class with interpolated signals.
+
+    Voxels without an adequate fit are searched again, thoroughly, with all fast terms and unknown
+    diffusivity of free water; these classes follow the others.
+    """
+    minima = _minima_of_classes(model, stepwise(tissues), data, frames, _SEARCH)
+    considered = np.ones((len(tissues), len(data.measured)), dtype=bool)
+    corrections = [np.zeros_like(data.measured)] * len(tissues)
+    comparison = ClassComparison(
+        model, tissues, data, noise_known, considered, minima, corrections
+    )
+    inadequate = noise_known & _inadequate(comparison)
+    if inadequate.any():
+        comparison = _search_again(comparison, frames, inadequate)
+    return _without_unlikely_classes(comparison)
+
+
+def _search_again(comparison, frames, inadequate):
+    """The comparison with classes of unknown free water in voxels (V,) of bool."""
+    data = comparison.data
+    prior_sd = np.where(inadequate[:, None], data.all_fast_prior_sd, data.fast_prior_sd)
+    data = data.with_fast_prior_sd(prior_sd)
+    tissues = [tissue.of_unknown_water for tissue in comparison.tissues]
+    previous = [
+        wider.like(tissue, minima.of_voxels(inadequate).best_in(tissue, frames[inadequate]))
+        for wider, tissue, minima in zip(
+            tissues, comparison.tissues, comparison.minima, strict=True
+        )
     ]
-    again = _modes_of_classes(
-        case.model, wider, known.of_voxels(left), frames[left], _THOROUGH, before
-    )
+    new_minima = _minima_of_classes(
+        comparison.model, tissues, data.of_voxels(inadequate), frames[inadequate], _THOROUGH,
+        previous,
+    )  # fmt: skip
+    n_classes, no_correction = len(tissues), np.zeros_like(data.measured)
     return replace(
-        case,
-        tissues=[*case.tissues, *wider],
-        known=known,
-        modes=[each.of_voxels(~left) for each in case.modes] + again,
-        offsets=[np.zeros_like(data[rows]) for rows in (~left, left) for _ in wider],
-        kept=np.repeat([~left, left], len(wider), axis=0),
+        comparison,
+        tissues=[*comparison.tissues, *tissues],
+        data=data,
+        considered=np.repeat([~inadequate, inadequate], n_classes, axis=0),
+        minima=[minima.of_voxels(~inadequate) for minima in comparison.minima] + new_minima,
+        corrections=[no_correction[~inadequate]] * n_classes
+        + [no_correction[inadequate]] * n_classes,
     )
 
 
-def _modes_of_classes(model, tissues, known, frames, effort, before=()):
-    """Modes of each class; places (V, P) that were found before are starts, too."""
-    modes: dict[str, tuple[TissueClass, LocalMinima]] = {}
-    none = np.zeros_like(known.data)
-    for tissue, found in zip_longest(tissues, before):
-        problem = ClassProblem(model, tissue, known, none)
-        if tissue.name == "crossing" and "cylinders" in modes:
-            starts = _crossing_starts(tissue, *modes["cylinders"])
+def _minima_of_classes(model, tissues, data, frames, budget, previous=()):
+    """Local minima of each class; previous estimates (V, P) are initial values, too."""
+    minima: dict[str, tuple[TissueClass, LocalMinima]] = {}
+    no_correction = np.zeros_like(data.measured)
+    for tissue, estimates in zip_longest(tissues, previous):
+        if tissue.name == "crossing" and "cylinders" in minima:
+            initial_values = _crossing_initial_values(tissue, *minima["cylinders"])
         elif tissue.name == "no cells":
-            starts = np.zeros((len(known.data), 1, tissue.n_parameters))
+            initial_values = np.zeros((len(data.measured), 1, tissue.n_parameters))
         else:
-            starts = dictionary_initial_values(model, tissue, known, frames)
-        if found is not None:
-            starts = np.concatenate([starts, found[:, None]], axis=1)
-        modes[tissue.name] = tissue, find_local_minima(problem, starts, frames, _N_MODES, effort)
-    return [found for _, found in modes.values()]
+            initial_values = dictionary_initial_values(model, tissue, data, frames)
+        if estimates is not None:
+            initial_values = np.concatenate([initial_values, estimates[:, None]], axis=1)
+        posterior = ClassPosterior(model, tissue, data, no_correction)
+        minima[tissue.name] = tissue, find_local_minima(posterior, initial_values, frames, budget)
+    return [class_minima for _, class_minima in minima.values()]
 
 
-def _unexplained(case):
-    """Whether the best fit (V,) leaves more than the noise and what interpolation is wrong by."""
-    known = case.known
-    square = np.zeros(len(known.data))
-    for group in case.best()[1]:
-        white = residuals(known, group.signals, group.voxels)[0]
-        square[group.voxels] = (white**2).sum(axis=1) / known.n_used
-    square /= known.inverse_sd.max(axis=1) ** 2
-    error = _INTERPOLATED * np.abs(known.data).max(axis=1)
-    return square > _UNEXPLAINED * (known.sigma**2 + error**2)
+def _crossing_initial_values(tissue, cylinders, minima):
+    """z (V, 2, P) like the best cylinders', crossing in either plane of their frame."""
+    z = np.repeat(tissue.like(cylinders, minima.z[:, :1]), 2, axis=1)
+    z[..., tissue.columns(*ROTATION)] = 0
+    # The crossing angle takes the place of the dispersion.
+    z[..., tissue.columns("dispersion_1")] = -1.0
+    z[:, 1, -1] = np.pi / 2
+    return z
 
 
-def _crossing_starts(tissue, alone, cylinders):
-    """Places (V, 2, P) like the best cylinders', crossing in either plane of their frame."""
-    starts = np.repeat(tissue.like(alone, cylinders.places[:, :1]), 2, axis=1)
-    starts[..., tissue.columns(*ROTATION)] = 0
-    # What dispersion stood for are now angles.
-    starts[..., tissue.columns("dispersion_1")] = -1.0
-    starts[:, 1, -1] = np.pi / 2
-    return starts
+def _inadequate(comparison):
+    """Voxels (V,) whose best residual exceeds the noise and the error of the interpolation."""
+    data = comparison.data
+    mean_square = np.zeros(len(data.measured))
+    for estimates in comparison.best()[1]:
+        residual = residuals(data, estimates.signals, estimates.voxels)[0]
+        mean_square[estimates.voxels] = (residual**2).sum(axis=1) / data.n_used
+    mean_square /= data.inverse_sd.max(axis=1) ** 2
+    error = _INTERPOLATION_RMS * np.abs(data.measured).max(axis=1)
+    return mean_square > _ADEQUATE * (data.sigma**2 + error**2)
 
 
-def _screened(case):
-    """The case without classes of little evidence, voxel by voxel."""
-    evidence = case.log_evidence()
-    kept = evidence > evidence.max(axis=0) - _SCREEN
-    still = [kept[k, case.kept[k]] for k in range(len(kept))]
-    modes = [each.of_voxels(rows) for each, rows in zip(case.modes, still, strict=True)]
-    offsets = [each[rows] for each, rows in zip(case.offsets, still, strict=True)]
-    return replace(case, modes=modes, offsets=offsets, kept=kept)
+def _without_unlikely_classes(comparison):
+    """The comparison without the classes of little evidence, voxel by voxel."""
+    log_evidence = comparison.log_evidence()
+    considered = log_evidence > log_evidence.max(axis=0) - _LARGEST_LOG_ODDS
+    rows = [likely[old] for likely, old in zip(considered, comparison.considered, strict=True)]
+    minima = [m.of_voxels(index) for m, index in zip(comparison.minima, rows, strict=True)]
+    corrections = [c[index] for c, index in zip(comparison.corrections, rows, strict=True)]
+    return replace(comparison, considered=considered, minima=minima, corrections=corrections)
 
 
-def refined_comparison(
-    case: ClassComparison, effort: SearchBudget
-) -> tuple[ClassComparison, np.ndarray]:
-    """The case with the noise, the floor and the model's errors around the best fit so far.
+def _refined(comparison, budget):
+    """The comparison with the errors at the best fit so far, and the systematic error (V,).
 
-    What may be wrong is one number for each timing: were it one for each shell, as it is, a model
-    that the data refute would leave to it what parameters can explain, and predict worse.
+    Errors of the model are one number for each timing. One for each shell, although realistic,
+    would explain what parameters can explain where the data refute the model, and predict worse
+    (benchmarks/notes/emulator.md).
     """
-    case, floor = _around_best(case, timing_patterns(case.model.shells))
-    modes, offsets = list(case.modes), list(case.offsets)
-    for k, each in stepwise([*enumerate(case.modes)]):
-        if len(each.frames):
-            problem = replace(case.problem(k), offset=_beyond(case, k, each))
-            found = find_local_minima(problem, each.places, each.frames, _N_MODES, effort)
-            modes[k] = _polished(problem, found)
-            offsets[k] = _beyond(case, k, modes[k])
-    return _screened(replace(case, modes=modes, offsets=offsets)), floor
+    comparison, systematic = _with_errors(comparison, timing_patterns(comparison.model.shells))
+    all_minima, corrections = list(comparison.minima), list(comparison.corrections)
+    for k, minima in stepwise([*enumerate(comparison.minima)]):
+        if len(minima.frames):
+            correction = _interpolation_error(comparison, k, minima)
+            posterior = replace(comparison.posterior(k), correction=correction)
+            minima = find_local_minima(posterior, minima.z, minima.frames, budget)
+            all_minima[k] = _minima_with_emulator(posterior, minima)
+            corrections[k] = _interpolation_error(comparison, k, all_minima[k])
+    comparison = replace(comparison, minima=all_minima, corrections=corrections)
+    return _without_unlikely_classes(comparison), systematic
 
 
-def with_errors_by_shell(case: ClassComparison) -> ClassComparison:
-    """The case with the model's errors as they are: those that draws need."""
-    return _around_best(case, error_patterns(case.model.shells))[0]
+def with_errors_by_shell(comparison: ClassComparison) -> ClassComparison:
+    """The comparison with realistic errors of the model, which posterior samples need."""
+    return _with_errors(comparison, error_patterns(comparison.model.shells))[0]
 
 
-def _around_best(case, patterns):
-    """The case with noise, floor (V,) and errors at its best fits, and the floor."""
-    _, groups = case.best()
-    known = case.known
-    n_voxels, n = known.data.shape
-    noise_free, sigma = np.empty((n_voxels, n)), known.sigma.copy()
+def _with_errors(comparison, patterns):
+    """The comparison with noise and errors at its best fits, and the systematic error (V,)."""
+    data, model = comparison.data, comparison.model
+    n_voxels, n = data.measured.shape
+    noise_free, sigma = np.empty((n_voxels, n)), data.sigma.copy()
     n_unknowns = np.empty(n_voxels)
-    errors = []
-    for tissue, voxels, places, frames, signals in groups:
-        white, amplitude, _ = residuals(known, signals, voxels)
-        scale = amplitude[:, known.labels]
-        noise_free[voxels], _ = noise_free_data(known, signals, amplitude, voxels)
-        errors.append(scale[:, None] * model_errors(case.model, tissue, places, frames, patterns))
-        n_unknowns[voxels] = tissue.n_parameters + known.n_linear[voxels]
-        if not case.noise_known:
-            dof = np.maximum(known.n_used - n_unknowns[voxels], 0)
-            square = sigma[voxels] ** 2 * (white**2).sum(axis=1)
-            square += (FIRST_SIGMA * np.abs(known.data[voxels]).max(axis=1)) ** 2
-            sigma[voxels] = np.sqrt(square / (dof + 1))
-    known = replace(known, sigma=sigma)
-    floor = np.zeros(n_voxels)
-    if case.noise_known:
-        floor = systematic_error(known, noise_free, n_unknowns)
-    of_model = np.zeros((n_voxels, max(each.shape[1] for each in errors), n))
-    for group, each in zip(groups, errors, strict=True):
-        of_model[group.voxels, : each.shape[1]] = each
-    return replace(case, known=with_model_errors(known, noise_free, of_model, floor)), floor
+    all_estimates, errors = comparison.best()[1], []
+    for tissue, voxels, z, frames, signals in all_estimates:
+        residual, amplitudes, _ = residuals(data, signals, voxels)
+        noise_free[voxels], _ = noise_free_signals(data, signals, amplitudes, voxels)
+        relative_errors = model_errors(model, tissue, z, frames, patterns)
+        errors.append(amplitudes[:, None, data.labels] * relative_errors)
+        n_unknowns[voxels] = tissue.n_parameters + data.n_linear[voxels]
+        if not comparison.noise_known:
+            freedom = np.maximum(data.n_used - n_unknowns[voxels], 0)
+            square = sigma[voxels] ** 2 * (residual**2).sum(axis=1)
+            square += (INITIAL_SIGMA * np.abs(data.measured[voxels]).max(axis=1)) ** 2
+            sigma[voxels] = np.sqrt(square / (freedom + 1))
+    data = replace(data, sigma=sigma)
+    systematic = np.zeros(n_voxels)
+    if comparison.noise_known:
+        systematic = systematic_error(data, noise_free, n_unknowns)
+    patterns_of_voxels = np.zeros((n_voxels, max(e.shape[1] for e in errors), n))
+    for estimates, class_errors in zip(all_estimates, errors, strict=True):
+        patterns_of_voxels[estimates.voxels, : class_errors.shape[1]] = class_errors
+    data = with_model_errors(data, noise_free, patterns_of_voxels, systematic)
+    return replace(comparison, data=data), systematic
 
 
-def _beyond(case, k, modes):
-    """What the emulator gives at the best places beyond the signals of the model, (V, M)."""
-    place = case.tissues[k], modes.places[:, 0], modes.frames
-    return case.model.exact(*place) - case.model(*place)
+def _interpolation_error(comparison, k, minima):
+    """Signals (V, M) of the emulator less interpolated ones, at the best minima."""
+    at_minimum = comparison.tissues[k], minima.z[:, 0], minima.frames
+    return comparison.model.emulated(*at_minimum) - comparison.model(*at_minimum)
 
 
-def _polished(problem, modes):
-    """Modes, the best of which is found with the emulator itself where the data tell."""
-    model = problem.model
-    tissue, everywhere = problem.tissue, np.arange(len(modes.frames))
-    z, frames = modes.places[:, 0], modes.frames
-    known = problem.known
-    interpolated = model(tissue, z, frames) + problem.offset
-    apart = residuals(known, model.exact(tissue, z, frames), everywhere)[0]
-    apart -= residuals(known, interpolated, everywhere)[0]
-    rows = np.flatnonzero((apart**2).sum(axis=1) > _TELLING)
+def _minima_with_emulator(posterior, minima):
+    """Minima, the best one with the emulator itself where interpolation changes chi-square."""
+    model, tissue, data = posterior.model, posterior.tissue, posterior.data
+    z, frames = minima.z[:, 0], minima.frames
+    voxel = np.arange(len(frames))
+    interpolated = model(tissue, z, frames) + posterior.correction
+    change = residuals(data, model.emulated(tissue, z, frames), voxel)[0]
+    change -= residuals(data, interpolated, voxel)[0]
+    rows = np.flatnonzero((change**2).sum(axis=1) > _NOTICEABLE)
     if not len(rows):
-        return modes
-    known = known.of_voxels(rows)
-    none, number = np.zeros_like(known.data), np.arange(len(rows))
-    # Derivatives of the interpolation cost a tenth, and lead almost there.
-    quick, exact = (
-        ClassProblem(each, tissue, known, none) for each in (model.exact, model.exact_with_slopes)
+        return minima
+    data = data.of_voxels(rows)
+    voxel, no_correction = np.arange(len(rows)), np.zeros_like(data.measured)
+    z, frames = z[rows], frames[rows]
+    # Derivatives of the interpolation cost a tenth, and lead almost to the minimum.
+    for exact_model in (model.emulated, model.emulated_with_slopes):
+        exact = ClassPosterior(exact_model, tissue, data, no_correction)
+        z, frames, covariance, cost = minimise(exact, z, frames, voxel, _EMULATED)
+    result = LocalMinima(
+        minima.z.copy(), minima.frames.copy(), minima.covariances.copy(), minima.costs.copy()
     )
-    near = minimise(quick, z[rows], frames[rows], number, _POLISHING)
-    found = minimise(exact, *near[:2], number, _POLISHING)
-    places, frames, covariances, costs = (
-        each.copy() for each in (modes.places, modes.frames, modes.covariances, modes.costs)
-    )
-    costs[rows] = np.inf
-    places[rows, 0], frames[rows], covariances[rows, 0], costs[rows, 0] = found
-    return LocalMinima(places, frames, covariances, costs)
+    result.costs[rows] = np.inf
+    result.z[rows, 0], result.frames[rows] = z, frames
+    result.covariances[rows, 0], result.costs[rows, 0] = covariance, cost
+    return result

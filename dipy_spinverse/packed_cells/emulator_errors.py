@@ -10,38 +10,38 @@ from dipy_spinverse.packed_cells.shells import Shells
 from dipy_spinverse.packed_cells.tissue_classes import TissueClass
 from dipy_spinverse.packed_cells.tissue_signals import TissueSignals
 
-# Errors of two shells correlate as exp(-|x| / reach), x the logarithm of the ratio of their Delta,
-# and of their b: so they do in packings that the emulator was not fitted to
-# (results/emulator.md).
-TIME_REACH, B_REACH = 1.5, 1.2
-# Of the variance of the errors, in patterns that are left out.
-_NEGLECTED = 0.03
+# Errors of two shells correlate as exp(-|x| / length), where x is the logarithm of the ratio of
+# their Delta, or of their b: fitted to packings that were not used to train the emulator
+# (benchmarks/emulator.py, benchmarks/results/emulator.md).
+TIME_LENGTH, B_LENGTH = 1.5, 1.2
+# Fraction of the variance of the errors in patterns that are neglected; chosen by hand.
+_NEGLECTED_VARIANCE = 0.03
 
 
 def model_errors(
     model: TissueSignals, tissue: TissueClass, z: np.ndarray, frames: np.ndarray,
     patterns: np.ndarray,
 ) -> np.ndarray:  # fmt: skip
-    """Errors (N, K, M) of the emulator with one standard deviation, of each pattern (K, S)."""
+    """Errors (N, K, M) of one standard deviation of the emulator, for each pattern (K, S)."""
     values = tissue_parameters(tissue, z, model.diffusivity)
     cells = (1 - values["free_water"]) * (1 - values["dot"]) * (1 - values["hindered"])
     shell = model.shells.of_measurement
     patterns = patterns[:, shell]
-    parts = []
+    errors = []
     if tissue.has_cylinders:
         if tissue.turns:
             frames = rotation_of(z[:, -3:]) @ frames
-        along = model.share_along(frames[:, 2])
-        # Errors across the axis: the decay along it is free of them.
-        decay = np.exp(-model.b * values["diffusivity_inside"][:, None] * along)
-        share = cells * (1 - values["sphere_share"])
-        parts.append(share[:, None] * model.model_error("cylinder", values)[:, shell] * decay)
+        axial = model.share_along(frames[:, 2])
+        # The emulator errs across the axis only: multiplied by the decay along it.
+        decay = np.exp(-model.b * values["diffusivity_inside"][:, None] * axial)
+        fraction = cells * (1 - values["sphere_share"])
+        errors.append(fraction[:, None] * model.model_error("cylinder", values)[:, shell] * decay)
     if tissue.has_spheres:
-        share = cells * values["sphere_share"]
-        parts.append(share[:, None] * model.model_error("sphere", values)[:, shell])
-    if not parts:
+        fraction = cells * values["sphere_share"]
+        errors.append(fraction[:, None] * model.model_error("sphere", values)[:, shell])
+    if not errors:
         return np.zeros((len(z), 1, len(shell)))
-    return np.concatenate([patterns * part[:, None] for part in parts], axis=1)
+    return np.concatenate([patterns * error[:, None] for error in errors], axis=1)
 
 
 def timing_patterns(shells: Shells) -> np.ndarray:
@@ -52,10 +52,11 @@ def timing_patterns(shells: Shells) -> np.ndarray:
 
 
 def error_patterns(shells: Shells) -> np.ndarray:
-    """Patterns (K, S) over the shells, whose sum with normal weights correlates as errors do."""
+    """Principal patterns (K, S) of the correlated errors of shells."""
     weighted = shells.b > 0
-    time, b = np.log(shells.big_delta), np.log(np.where(weighted, shells.b, 1))
-    apart = np.abs(time[:, None] - time) / TIME_REACH + np.abs(b[:, None] - b) / B_REACH
-    variance, patterns = np.linalg.eigh(np.exp(-apart) * np.outer(weighted, weighted))
-    kept = np.cumsum(variance) > _NEGLECTED * variance.sum()
+    log_time, log_b = np.log(shells.big_delta), np.log(np.where(weighted, shells.b, 1))
+    distance = np.abs(log_time[:, None] - log_time) / TIME_LENGTH
+    distance += np.abs(log_b[:, None] - log_b) / B_LENGTH
+    variance, patterns = np.linalg.eigh(np.exp(-distance) * np.outer(weighted, weighted))
+    kept = np.cumsum(variance) > _NEGLECTED_VARIANCE * variance.sum()
     return (patterns * np.sqrt(np.maximum(variance, 0))).T[kept]

@@ -1,13 +1,13 @@
-"""Free waveforms as the pairs of pulses that are most like them.
+"""Free waveforms as their equivalent pairs of pulses.
 
-Packed cells answer to a waveform by the times over which it lets water diffuse. To second order in
-q, water that meets walls at a rate r is weighted by
+Signals of packed cells depend on a waveform by the times over which it lets water diffuse. To
+second order in q, water that meets walls at a rate r is weighted by
 
     beff(r) = 1/(2 r) int int g(t) g(t')^T exp(-r |t - t'|) dt dt',
 
-a tensor that is the b-tensor at r = 0, and smaller the faster walls are met [1]_, [2]_. The pulses
-most like a waveform have its b-tensor, and of all delta and Delta those whose tr beff / b is most
-similar. What still differs is a closed form (``departures``).
+a tensor that is the b-tensor at r = 0 and decreases with r [1]_, [2]_. Equivalent pulses have the
+b-tensor of the waveform, and the delta and Delta whose tr beff / b is closest to its own. The
+remaining difference has a closed form (``waveform_correction``).
 
 References
 ----------
@@ -42,31 +42,30 @@ from dipy_spinverse.packed_cells.waveform_correction import (
     pulse_relative_b,
 )
 
-# Rates times durations below which exponentials are series.
+# Rates times durations below which exponentials are expanded in series.
 _SMALL = 3e-3
-# Of beff / b and of shapes of b-tensors, between waveforms of one kind.
+# Largest difference of beff / b, and of shapes of b-tensors, within one kind of waveform.
 _SAME_KIND = 2e-3
-# Of b: what the b-tensor may differ by across its axis without a warning.
-_LOPSIDED = 0.05
-# Below, all waveforms of one b are nearly alike.
-_TELLING = RATES > 0.02
-# Delta in units of the time of `RATES`, and logits of delta / Delta, from which pulses are sought.
-_LONG, _PULSED, _STARTS = np.geomspace(0.7, 30, 16), np.arange(-4.0, 4.0), 4
+# Deviation of the b-tensor from axial symmetry, relative to b, that gives a warning.
+_ASYMMETRIC = 0.05
+# At lower rates all waveforms of one b are nearly alike.
+_INFORMATIVE = RATES > 0.02
+# Initial values of the pulses: Delta in units of the spectrum's time, and logits of delta / Delta;
+# the best four are refined.
+_LONG, _LOGITS, _N_INITIAL = np.geomspace(0.7, 30, 16), np.arange(-4.0, 4.0), 4
 
 
 @dataclass(frozen=True, eq=False)
 class EquivalentPulses:
-    """Measurements with free waveforms, as the pulses most like them.
-
-    It has what an `Acquisition` tells of the measurements, and
+    """Measurements with free waveforms, as their equivalent pulses.
 
     Attributes
     ----------
     acquisition : WaveformAcquisition
     directions : ndarray (M, 3)
-        Axes about which the tensors beff are symmetric, as far as there is one.
+        Axes about which the tensors beff are most symmetric.
     b_anisotropy : ndarray (M,)
-        Their shapes: 1 linear, -1/2 planar, 0 spherical.
+        Shapes of the b-tensors: 1 linear, -1/2 planar, 0 spherical.
     timings : ndarray (T, 3)
         delta and Delta of the pulses, and TE, ms.
     timing_index : ndarray (M,) of int
@@ -74,6 +73,8 @@ class EquivalentPulses:
     spectra : tuple of EncodingSpectrum (K,)
         Of each kind of waveforms.
     kind : ndarray (M,) of int
+    b, b_tensors, b0_mask, isotropic, te, mixing_time, te_index
+        Those of `acquisition`.
     """
 
     acquisition: WaveformAcquisition
@@ -87,40 +88,10 @@ class EquivalentPulses:
     def __len__(self) -> int:
         return len(self.acquisition)
 
-    @property
-    def b(self) -> np.ndarray:
-        """(M,) ms/um^2."""
-        return self.acquisition.b
-
-    @property
-    def b_tensors(self) -> np.ndarray:
-        """(M, 3, 3) ms/um^2."""
-        return self.acquisition.b_tensors
-
-    @property
-    def b0_mask(self) -> np.ndarray:
-        """(M,) without diffusion weighting."""
-        return self.acquisition.b0_mask
-
-    @property
-    def isotropic(self) -> np.ndarray:
-        """(M,) averages over directions."""
-        return self.acquisition.isotropic
-
-    @property
-    def te(self) -> np.ndarray:
-        """(M,) echo times, ms."""
-        return self.acquisition.te
-
-    @property
-    def mixing_time(self) -> np.ndarray:
-        """(M,) ms."""
-        return self.acquisition.mixing_time
-
-    @property
-    def te_index(self) -> np.ndarray:
-        """(M,) which of the echo times."""
-        return self.acquisition.te_index
+    def __getattr__(self, name: str) -> np.ndarray:
+        if name not in _OF_ACQUISITION:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.acquisition, name)
 
     @property
     def small_delta(self) -> np.ndarray:
@@ -134,16 +105,17 @@ class EquivalentPulses:
 
     @cached_property
     def q(self) -> np.ndarray:
-        """(M,) of pulses along one direction with this b, rad/um."""
+        """(M,) of linear pulses with this b, rad/um."""
         b = np.where(self.b0_mask, 0.0, self.b)
         return np.sqrt(b / (self.big_delta - self.small_delta / 3))
 
 
+_OF_ACQUISITION = ("b", "b_tensors", "b0_mask", "isotropic", "te", "mixing_time", "te_index")
 PulsedMeasurements = Acquisition | EquivalentPulses
 
 
 def equivalent_pulses(acquisition: BaseAcquisition | EquivalentPulses) -> PulsedMeasurements:
-    """Pulsed measurements as they are, others as the pulses most like them.
+    """Equivalent pulses of measurements; pulsed ones are returned as they are.
 
     Raises
     ------
@@ -151,61 +123,60 @@ def equivalent_pulses(acquisition: BaseAcquisition | EquivalentPulses) -> Pulsed
         B-tensors without waveforms.
     """
     if isinstance(acquisition, WaveformAcquisition):
-        return _like_pulses(acquisition)
+        return _of_waveforms(acquisition)
     if isinstance(acquisition, TensorAcquisition):
         raise ValueError(
             "acquisition is a TensorAcquisition, which does not say when water diffuses: sizes "
             "and exchange of packed cells need the timing. Give the waveforms, "
             "WaveformAcquisition.from_samples, or fit a model of Gaussian diffusion."
         )
-    return (
-        acquisition if isinstance(acquisition, EquivalentPulses) else require_pulsed(acquisition)
-    )
+    if isinstance(acquisition, EquivalentPulses):
+        return acquisition
+    return require_pulsed(acquisition)
 
 
 @lru_cache(maxsize=8)
-def _like_pulses(acquisition):
+def _of_waveforms(acquisition):
     n, weighted = len(acquisition), ~acquisition.b0_mask
-    axes, passing, time = np.zeros((n, 3)), np.ones((n, len(RATES), 2)) / 3, np.ones(n)
-    lopsided = np.zeros(n)
+    axes, asymmetry = np.zeros((n, 3)), np.zeros(n)
+    relative_b, time = np.ones((n, len(RATES), 2)) / 3, np.ones(n)
     for waveforms in acquisition.waveforms:
-        some = waveforms.select(weighted[waveforms.rows])
-        if len(some.rows):
-            tensors, time[some.rows] = tensor_spectra(some)
-            axes[some.rows], passing[some.rows], lopsided[some.rows] = _symmetric(tensors)
-    _warn_of_lopsided(lopsided)
-    kind, first = _alike(np.column_stack([passing.reshape(n, -1), np.log(time)]), weighted)
-    along, across = passing[first, 0].T
-    shape = (along - across) / (along + 2 * across)
-    shape[np.abs(shape) < _SAME_KIND] = 0
-    pulses = np.array([_most_like(passing[m] @ [1, 2], time[m]) for m in first])
+        waveforms = waveforms.select(weighted[waveforms.rows])
+        rows = waveforms.rows
+        if len(rows):
+            tensors, time[rows] = tensor_spectra(waveforms)
+            axes[rows], relative_b[rows], asymmetry[rows] = _axisymmetric(tensors)
+    _warn_of_asymmetry(asymmetry)
+    kind, examples = _kinds(np.column_stack([relative_b.reshape(n, -1), np.log(time)]), weighted)
+    along, across = relative_b[examples, 0].T
+    anisotropy = (along - across) / (along + 2 * across)
+    anisotropy[np.abs(anisotropy) < _SAME_KIND] = 0
+    pulses = np.array([_closest_pulses(relative_b[m] @ [1, 2], time[m]) for m in examples])
     for m in np.flatnonzero(~weighted):
-        # As others of the same echo time.
-        same = np.flatnonzero(weighted & (acquisition.te_index == acquisition.te_index[m]))
-        kind[m] = kind[same[0]] if len(same) else 0
+        # The kind of weighted measurements of the same echo time.
+        same_te = np.flatnonzero(weighted & (acquisition.te_index == acquisition.te_index[m]))
+        kind[m] = kind[same_te[0]] if len(same_te) else 0
     spectra = tuple(
         EncodingSpectrum(
-            float(time[m]), tuple(map(tuple, passing[m].tolist())), _exchange(acquisition, m)
+            float(time[m]), tuple(map(tuple, relative_b[m].tolist())), _exchange(acquisition, m)
         )
-        for m in first
+        for m in examples
     )
     echo = np.stack([acquisition.te, acquisition.mixing_time], axis=1)
     timings, index = distinct_times(np.column_stack([pulses[kind], echo]))
     return EquivalentPulses(
-        acquisition, axes, np.where(weighted, shape[kind], 1.0), timings[:, :3], index, spectra,
-        kind,
+        acquisition, axes, np.where(weighted, anisotropy[kind], 1.0), timings[:, :3], index,
+        spectra, kind,
     )  # fmt: skip
 
 
 def _exchange(acquisition, m):
-    for waveforms in acquisition.waveforms:
-        if m in waveforms.rows:
-            return exchange_time(waveforms.select(np.flatnonzero(waveforms.rows == m)))
-    raise IndexError(m)
+    waveforms = next(w for w in acquisition.waveforms if m in w.rows)
+    return exchange_time(waveforms.select(np.flatnonzero(waveforms.rows == m)))
 
 
 def tensor_spectra(waveforms: Waveforms) -> tuple[np.ndarray, np.ndarray]:
-    """beff / b (m, K, 3, 3) at `RATES` over the times (m,), ms, that go with these."""
+    """beff / b (m, K, 3, 3) at `RATES` over times (m,), and these times, ms."""
     spans = np.diff(waveforms.times)
     start, end = np.moveaxis(waveforms.rates, 1, 0)
     power = np.einsum("k,kmi,kmi->m", spans / 3, start, start + end)
@@ -213,15 +184,16 @@ def tensor_spectra(waveforms: Waveforms) -> tuple[np.ndarray, np.ndarray]:
     b = np.trace(waveforms.b_tensors(), axis1=1, axis2=2)
     time = np.sqrt(b / power)
     gradients = np.ascontiguousarray(np.moveaxis(waveforms.rates, 2, 0))
-    passing = [
-        _passing(g, spans, RATES / t) / each for g, t, each in zip(gradients, time, b, strict=True)
+    relative_b = [
+        _effective_b(gradient, spans, RATES / t) / total
+        for gradient, t, total in zip(gradients, time, b, strict=True)
     ]
-    return np.array(passing), time
+    return np.array(relative_b), time
 
 
 @njit(cache=True, nogil=True)
-def _passing(gradient, spans, rates):
-    """beff (K, 3, 3) of a gradient (P, 2, 3) that is linear on each of its pieces: exact."""
+def _effective_b(gradient, spans, rates):
+    """beff (K, 3, 3) of a piecewise linear gradient (P, 2, 3): exact."""
     result = np.zeros((len(rates), 3, 3))
     level, tilt = np.zeros(3), np.zeros(3)
     for k in range(len(rates)):
@@ -229,87 +201,88 @@ def _passing(gradient, spans, rates):
         for p in range(len(spans)):
             h = spans[p]
             z = rate * h
-            left = np.exp(-z)
-            # Integrals of the exponential with powers of time.
+            decay = np.exp(-z)
+            # Integrals over an interval of exponentials times powers of time.
             if z < _SMALL:
-                one, two, three = 1 - z / 2 + z * z / 6, 0.5 - z / 6 + z * z / 24, 1 / 6 - z / 24
-                late, later, latest = 0.5 - z / 3 + z * z / 8, 1 / 3 - z / 8, 0.125 - z / 30
+                i0, i1, i2 = 1 - z / 2 + z * z / 6, 0.5 - z / 6 + z * z / 24, 1 / 6 - z / 24
+                j0, j1, j2 = 0.5 - z / 3 + z * z / 8, 1 / 3 - z / 8, 0.125 - z / 30
             else:
-                one = (1 - left) / z
-                two, late = (1 - one) / z, (1 - left * (1 + z)) / z**2
-                three, later = (0.5 - two) / z, (0.5 - late) / z
-                latest = (1 / 3 - later) / z
+                i0 = (1 - decay) / z
+                i1, j0 = (1 - i0) / z, (1 - decay * (1 + z)) / z**2
+                i2, j1 = (0.5 - i1) / z, (0.5 - j0) / z
+                j2 = (1 / 3 - j1) / z
             for i in range(3):
-                g, bend = gradient[p, 0, i], gradient[p, 1, i] - gradient[p, 0, i]
-                level[i] = h * (one * state[i] + h * (two * g + three * bend))
-                tilt[i] = h * (late * state[i] + h * (later * g + latest * bend))
-                state[i] = left * state[i] + h * (one * g + two * bend)
+                g, change = gradient[p, 0, i], gradient[p, 1, i] - gradient[p, 0, i]
+                level[i] = h * (i0 * state[i] + h * (i1 * g + i2 * change))
+                tilt[i] = h * (j0 * state[i] + h * (j1 * g + j2 * change))
+                state[i] = decay * state[i] + h * (i0 * g + i1 * change)
             for i in range(3):
-                g, bend = gradient[p, 0, i], gradient[p, 1, i] - gradient[p, 0, i]
+                g, change = gradient[p, 0, i], gradient[p, 1, i] - gradient[p, 0, i]
                 for j in range(3):
-                    result[k, i, j] += g * level[j] + bend * tilt[j]
+                    result[k, i, j] += g * level[j] + change * tilt[j]
         result[k] = (result[k] + result[k].T) / (2 * rate)
     return result
 
 
-def _symmetric(tensors):
-    """Axes (m, 3) of tensors (m, K, 3, 3), their parts (m, K, 2) along and across these, and how
-    much the first of them differ between directions across (m,)."""
-    level = tensors * (1 + RATES**2)[:, None, None]
-    candidates = np.linalg.eigh(level[:, :: len(RATES) // 4])[1]
+def _axisymmetric(tensors):
+    """Axes (m, 3) of tensors (m, K, 3, 3), their components (m, K, 2) along and across these,
+    and the deviation (m,) of the first from axial symmetry."""
+    scaled = tensors * (1 + RATES**2)[:, None, None]
+    candidates = np.linalg.eigh(scaled[:, :: len(RATES) // 4])[1]
     candidates = np.swapaxes(candidates, 2, 3).reshape(len(tensors), -1, 3)
-    along = np.einsum("mci,mkij,mcj->mck", candidates, level, candidates, optimize=True)
-    across = (np.trace(level, axis1=2, axis2=3)[:, None] - along) / 2
-    # What a tensor has beyond these parts is least where their squares are most.
+    along = np.einsum("mci,mkij,mcj->mck", candidates, scaled, candidates, optimize=True)
+    across = (np.trace(scaled, axis1=2, axis2=3)[:, None] - along) / 2
+    # The norm of the axisymmetric part is largest where that of the remainder is least.
     best = (along**2 + 2 * across**2).sum(axis=2).argmax(axis=1)
     row = np.arange(len(tensors))
     axes = candidates[row, best]
-    last = 2 - np.argmax(np.abs(axes[:, ::-1]) > 1e-9, axis=1)
-    axes = axes * np.sign(np.take_along_axis(axes, last[:, None], axis=1))
-    parts = np.stack([along[row, best], across[row, best]], axis=2)
-    left = (level[:, 0] ** 2).sum(axis=(1, 2)) - parts[:, 0] ** 2 @ [1, 2]
-    return axes, parts / (1 + RATES**2)[:, None], np.sqrt(2 * np.maximum(left, 0))
+    last_nonzero = 2 - np.argmax(np.abs(axes[:, ::-1]) > 1e-9, axis=1)
+    axes = axes * np.sign(np.take_along_axis(axes, last_nonzero[:, None], axis=1))
+    components = np.stack([along[row, best], across[row, best]], axis=2)
+    remainder = (scaled[:, 0] ** 2).sum(axis=(1, 2)) - components[:, 0] ** 2 @ [1, 2]
+    asymmetry = np.sqrt(2 * np.maximum(remainder, 0))
+    return axes, components / (1 + RATES**2)[:, None], asymmetry
 
 
-def _warn_of_lopsided(lopsided):
-    many = np.sum(lopsided > _LOPSIDED)
-    if many:
+def _warn_of_asymmetry(asymmetry):
+    n_asymmetric = np.sum(asymmetry > _ASYMMETRIC)
+    if n_asymmetric:
         warnings.warn(
-            f"acquisition has {many} measurements whose b-tensors have three different "
-            f"eigenvalues, by up to {100 * lopsided.max():.0f} % of b; packed cells take them for "
-            "symmetric about an axis, which is wrong by as much. Leave them out "
+            f"acquisition has {n_asymmetric} measurements whose b-tensors have three different "
+            f"eigenvalues, by up to {100 * asymmetry.max():.0f} % of b; packed cells treat them "
+            "as axially symmetric, an error of the same size. Leave them out "
             "(acquisition.subset), or use linear, planar and spherical ones.",
             stacklevel=2,
         )
 
 
-def _alike(numbers, there):
-    """Kind (M,) of each row that is there, else 0, and the first row of each kind."""
-    kind, first = np.zeros(len(numbers), dtype=int), list[int]()
-    for m in np.flatnonzero(there):
-        apart = np.abs(numbers[first] - numbers[m]).max(axis=1, initial=0)
-        near = np.flatnonzero(apart < _SAME_KIND)
-        if not len(near):
-            first.append(m)
-        kind[m] = near[0] if len(near) else len(first) - 1
-    return kind, np.array(first, dtype=int)
+def _kinds(features, weighted):
+    """Kind (M,) of each weighted row, else 0, and the first row of each kind."""
+    kind, examples = np.zeros(len(features), dtype=int), list[int]()
+    for m in np.flatnonzero(weighted):
+        difference = np.abs(features[examples] - features[m]).max(axis=1, initial=0)
+        matches = np.flatnonzero(difference < _SAME_KIND)
+        if not len(matches):
+            examples.append(m)
+        kind[m] = matches[0] if len(matches) else len(examples) - 1
+    return kind, np.array(examples, dtype=int)
 
 
-def _most_like(passing, time):
-    """delta and Delta, ms, of the pulses whose beff / b is most like that given (K,)."""
+def _closest_pulses(relative_b, time):
+    """delta and Delta, ms, of the pulses whose beff / b is closest to that given (K,)."""
 
     def pulses(x):
         return np.exp(x[0]) * np.array([1 / (1 + np.exp(-x[1])), 1])
 
-    def apart(x):
-        # What is left where rates are large counts like what is lost where they are small.
-        left = pulse_relative_b(*pulses(x), RATES[_TELLING] / time) - passing[_TELLING]
-        return left * (1 + RATES[_TELLING])
+    def residual(x):
+        # Weighted so that low and high rates contribute alike.
+        difference = pulse_relative_b(*pulses(x), RATES[_INFORMATIVE] / time)
+        return (difference - relative_b[_INFORMATIVE]) * (1 + RATES[_INFORMATIVE])
 
-    starts = [np.array([np.log(long * time), start]) for long in _LONG for start in _PULSED]
-    starts = sorted(starts, key=lambda x: (apart(x) ** 2).sum())[:_STARTS]
-    found = [
-        least_squares(apart, x, method="lm", xtol=1e-10, ftol=1e-14, diff_step=1e-5)
-        for x in starts
+    initial = [np.array([np.log(long * time), logit]) for long in _LONG for logit in _LOGITS]
+    initial = sorted(initial, key=lambda x: (residual(x) ** 2).sum())[:_N_INITIAL]
+    solutions = [
+        least_squares(residual, x, method="lm", xtol=1e-10, ftol=1e-14, diff_step=1e-5)
+        for x in initial
     ]
-    return pulses(min(found, key=lambda each: each.cost).x)
+    return pulses(min(solutions, key=lambda solution: solution.cost).x)

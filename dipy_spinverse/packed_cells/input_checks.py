@@ -1,4 +1,4 @@
-"""Checks of what is given to the posterior of packed cells."""
+"""Checks of the arguments of the posterior of packed cells."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def checked_input(
     if int(n_draws) != n_draws or n_draws < 0:
         raise ValueError(f"n_draws is {n_draws!r}; give a whole number of at least 0.")
     if not classes or not set(classes) <= {*CLASSES, ALIGNED}:
-        known = ", ".join((*CLASSES, ALIGNED))
-        raise ValueError(f"classes is {classes!r}; give some of {known}.")
+        available = ", ".join((*CLASSES, ALIGNED))
+        raise ValueError(f"classes is {classes!r}; give some of {available}.")
     return data, sigma
 
 
@@ -76,10 +76,10 @@ def checked_diffusivity(diffusivity) -> tuple[float, float] | None:
     """(inside, outside) of one number, two, or None."""
     if diffusivity is None:
         return None
-    both = np.atleast_1d(np.asarray(diffusivity, dtype=float))
-    if both.shape not in ((1,), (2,)) or not (np.isfinite(both) & (both > 0)).all():
+    values = np.atleast_1d(np.asarray(diffusivity, dtype=float))
+    if values.shape not in ((1,), (2,)) or not (np.isfinite(values) & (values > 0)).all():
         raise ValueError(
             f"diffusivity is {diffusivity!r}; give a positive number in um^2/ms, one for inside "
             "and one for outside, or None where it is unknown."
         )
-    return float(both[0]), float(both[-1])
+    return float(values[0]), float(values[-1])

@@ -1,9 +1,9 @@
-"""The emulator of packed cells, compiled for one acquisition.
+"""Interpolation of the emulator of packed cells, for one acquisition.
 
-The emulator answers for any pulses, some microseconds for each signal. A fit asks for all signals
-of one acquisition, again and again. So tissues are scattered over the prior, their signals
-emulated once, and interpolated by multiquadrics [1]_: from five numbers of a tissue to the
-Legendre coefficients of its signals on every shell.
+The emulator takes some microseconds for each signal of any pulses. A fit needs all signals of one
+acquisition again and again. So tissues are scattered over the prior, their signals emulated once,
+and interpolated by multiquadrics [1]_: from five coordinates of a tissue to the Legendre
+coefficients of its signals on every shell.
 
 References
 ----------
@@ -28,86 +28,84 @@ from dipy_spinverse.packed_cells.radius_distribution import radius_quadrature
 from dipy_spinverse.packed_cells.shells import Shells
 from dipy_spinverse.packed_cells.waveform_correction import waveform_correction
 
-# Diffusivities that are known, um^2/ms: of fixed tissue in the cold, to free water.
+# Diffusivities, um^2/ms: from fixed tissue in the cold to free water at body temperature.
 DIFFUSIVITY_RANGE = (0.15, 3.2)
-# Inside over outside, likewise.
-RATIO_RANGE = (0.4, 2.0)
-# More values of q of one timing than this are interpolated between so many.
-_MOST_Q = 12
-# Of the logarithm that is interpolated.
+RATIO_RANGE = (0.4, 2.0)  # diffusivity inside over that outside
+# More values of q of one timing than this are interpolated from so many, by splines of the
+# logarithm, which is limited to that of the least signal.
+_MAX_Q = 12
 _LEAST_SIGNAL = 1e-4
-# Emulated signals, and the least and most tissues.
+# Number of emulated signals, which determines that of the tissues within these limits.
 _N_SIGNALS, _N_TISSUES = 1_000_000, (3000, 10_000)
-_HELD_OUT = 0.1
+_HELD_OUT = 0.1  # fraction of the tissues that the error is estimated from
 # Principal components of the coefficients that are interpolated.
-_COMPONENTS = 28
-# Tissues that multiquadrics are centred on, and how fast the signal changes with logarithm of the
-# radius, fraction, logarithms of permeability and of either diffusivity, over half their ranges:
-# of several tried, those of least error. Ridge relative to the number of tissues.
-_CENTRES = 1500
+_N_COMPONENTS = 28
+# Number of multiquadrics, and how fast signals change with the logarithm of the radius, fraction,
+# logarithms of permeability and of the diffusivities inside and outside, over half their ranges:
+# of several tried, those of the least error (benchmarks/results/emulator.md has the error). The
+# ridge is relative to the number of tissues.
+_N_CENTRES = 1500
 _RATES = np.array([3.0, 0.95, 1.6, 0.85, 1.05])
 _RIDGE = 1e-10
-# Tissues that are emulated at once.
-_AT_ONCE = 64
-# Of coordinates, for slopes of what is not compiled.
-_STEP = 1e-3
+_TISSUES_AT_ONCE = 64
+_STEP = 1e-3  # of coordinates, for numerical derivatives of emulated signals
 
 
 @dataclass(frozen=True, eq=False)
 class InterpolatedSignals:
-    """Legendre coefficients of the signals of one shape on the shells of an acquisition.
+    """Legendre coefficients of the signals of one shape on the S shells of an acquisition.
 
     Attributes
     ----------
-    shape : {"cylinder", "sphere"}
     centre, scale : ndarray (5,)
         Of a tissue's coordinates: logarithm of the radius, fraction, logarithms of permeability
         and of the diffusivities inside and outside.
-    places : ndarray (C, 5)
-        Of the multiquadrics, scaled.
+    nodes : ndarray (C, 5)
+        Centres of the multiquadrics, in scaled coordinates.
     weights : ndarray (C, 6, K)
-        Of the components, and times the places.
+        Of the principal components: their own, and multiplied by each coordinate of the nodes.
     basis : ndarray (K, S * L)
     mean : ndarray (S * L,)
     degrees : ndarray (S,) of int
-        Coefficients that each shell has; the others, up to L, are 0.
+        Number of coefficients of each shell; the others, up to L, are 0.
     error : ndarray (S,)
-        Root mean square error of the signals of each shell at tissues held out, relative to b = 0.
+        Root mean square error of the signals of each shell in held-out tissues, relative to b = 0.
     """
 
-    shape: str
     centre: np.ndarray
     scale: np.ndarray
-    places: np.ndarray
+    nodes: np.ndarray
     weights: np.ndarray
     basis: np.ndarray
     mean: np.ndarray
     degrees: np.ndarray
     error: np.ndarray
 
-    def __call__(self, coordinates: np.ndarray, changes: Sequence[np.ndarray] = ()) -> np.ndarray:
+    def __call__(self, coordinates: np.ndarray, tangents: Sequence[np.ndarray] = ()) -> np.ndarray:
         """Coefficients (N, 1 + Q, S, L) at coordinates (N, 5), and derivatives.
 
-        These are by Q parameters, with which the coordinates change as `changes` (Q, N, 5) say.
+        Derivatives are by Q parameters, by which those of the coordinates are `tangents`
+        (Q, N, 5).
         """
-        at = (coordinates - self.centre) * self.scale
-        value = _multiquadrics(at, self.places)
-        components = (value @ self.weights[:, 0])[:, None]
-        if len(changes):
-            parts = (1 / value) @ self.weights.reshape(len(self.places), -1)
-            parts = parts.reshape(len(at), 6, -1)
-            slopes = at[:, :, None] * parts[:, :1] - parts[:, 1:]
-            by = np.swapaxes(changes, 0, 1) * self.scale
-            components = np.concatenate([components, by @ slopes], axis=1)
-        found = components.reshape(-1, len(self.basis)) @ self.basis
-        found = found.reshape(len(at), -1, len(self.mean))
-        found[:, 0] += self.mean
-        return found.reshape(*found.shape[:2], len(self.degrees), -1)
+        scaled = (coordinates - self.centre) * self.scale
+        values = _multiquadrics(scaled, self.nodes)
+        components = (values @ self.weights[:, 0])[:, None]
+        if len(tangents):
+            sums = (1 / values) @ self.weights.reshape(len(self.nodes), -1)
+            sums = sums.reshape(len(scaled), 6, -1)
+            slopes = scaled[:, :, None] * sums[:, :1] - sums[:, 1:]
+            scaled_tangents = np.swapaxes(tangents, 0, 1) * self.scale
+            components = np.concatenate([components, scaled_tangents @ slopes], axis=1)
+        result = components.reshape(-1, len(self.basis)) @ self.basis
+        result = result.reshape(len(scaled), -1, len(self.mean))
+        result[:, 0] += self.mean
+        return result.reshape(*result.shape[:2], len(self.degrees), -1)
 
 
-def _multiquadrics(at, places):
-    """(N, C) of places (N, 5) and (C, 5)."""
-    square = (at**2).sum(axis=1)[:, None] + (1 + (places**2).sum(axis=1)) - 2 * at @ places.T
+def _multiquadrics(points, nodes):
+    """sqrt(1 + |x - y|^2) (N, C) of points (N, 5) and nodes (C, 5)."""
+    square = (points**2).sum(axis=1)[:, None] + (1 + (nodes**2).sum(axis=1))
+    square = square - 2 * points @ nodes.T
     return np.sqrt(np.maximum(square, 1))
 
 
@@ -121,31 +119,32 @@ def interpolated_signals(
     shape : {"cylinder", "sphere"}
     shells : Shells
     diffusivity : (inside, outside) or None
-        um^2/ms, where known.
+        um^2/ms, if known.
     radius_spread : float, optional
         Standard deviation of the cells' radii over their mean.
     """
-    key = _encoded(shape, shells).tobytes()
-    return _compiled(shape, key, shells.spectra, diffusivity, radius_spread)
+    key = _shell_encodings(shape, shells).tobytes()
+    return _interpolated(shape, key, shells.spectra, diffusivity, radius_spread)
 
 
-def _encoded(shape, shells):
-    """q, delta, Delta and shape of b-tensors; spheres know no direction."""
+def _shell_encodings(shape, shells):
+    """q, delta, Delta and shape of b-tensors; signals of spheres do not depend on the last."""
     anisotropy = shells.b_anisotropy if shape == "cylinder" else np.ones(len(shells))
     return np.stack([shells.q, shells.small_delta, shells.big_delta, anisotropy])
 
 
 @lru_cache(maxsize=16)
-def _compiled(shape, key, spectra, diffusivity, spread):
-    plan = _Plan.of(shape, np.frombuffer(key).reshape(4, -1), spectra, diffusivity, spread)
+def _interpolated(shape, key, spectra, diffusivity, spread):
+    plan = _EmulationPlan.of(
+        shape, np.frombuffer(key).reshape(4, -1), spectra, diffusivity, spread
+    )
     n_tissues = int(np.clip(_N_SIGNALS // plan.n_encodings, *_N_TISSUES))
     coordinates = _scattered(shape, n_tissues, diffusivity)
-    coefficients = plan.coefficients(coordinates)
-    return _interpolated(plan, coordinates, coefficients)
+    return _fitted(coordinates, plan.coefficients(coordinates), plan.degrees)
 
 
 def emulator_inputs(coordinates: np.ndarray) -> np.ndarray:
-    """Tissues (N, 5) in units, as the emulator takes them, of coordinates."""
+    """Tissues (N, 5) in the units of the emulator, of coordinates."""
     tissue = np.exp(coordinates)
     tissue[:, 1] = coordinates[:, 1]
     return tissue
@@ -155,30 +154,30 @@ def _scattered(shape, n, diffusivity):
     """Coordinates (n, 5) over the prior, denser at its edges, where interpolation is worst."""
     u = qmc.Sobol(5, seed=0).random(2 ** int(np.ceil(np.log2(n))))[:n]
     u = (1 - np.cos(np.pi * u)) / 2
-    low = [*np.log(RANGES["radius"]), *RANGES["fraction"][shape], *np.log(RANGES["permeability"])]
-    low, width = np.array(low[::2]), np.diff(np.reshape(low, (3, 2)), axis=1)[:, 0]
-    found = np.empty((n, 5))
-    found[:, :3] = low + width * u[:, :3]
+    limits = np.log(RANGES["radius"]), RANGES["fraction"][shape], np.log(RANGES["permeability"])
+    low, high = np.array(limits).T
+    coordinates = np.empty((n, 5))
+    coordinates[:, :3] = low + (high - low) * u[:, :3]
     if diffusivity is not None:
-        found[:, 3:] = np.log(diffusivity)
-        return found
+        coordinates[:, 3:] = np.log(diffusivity)
+        return coordinates
     outside, ratio = np.log(DIFFUSIVITY_RANGE), np.log(RATIO_RANGE)
-    found[:, 4] = outside[0] + (outside[1] - outside[0]) * u[:, 4]
-    inside = found[:, 4] + ratio[0] + (ratio[1] - ratio[0]) * u[:, 3]
-    found[:, 3] = np.clip(inside, *outside)
-    return found
+    coordinates[:, 4] = outside[0] + (outside[1] - outside[0]) * u[:, 4]
+    inside = coordinates[:, 4] + ratio[0] + (ratio[1] - ratio[0]) * u[:, 3]
+    coordinates[:, 3] = np.clip(inside, *outside)
+    return coordinates
 
 
-class _Group(NamedTuple):
-    """Encodings of a shell, at nodes of the cosine, or of a timing, at some values of q.
+class _EncodingGroup(NamedTuple):
+    """Encodings of a shell at nodes of the cosine, or of a timing at some values of q.
 
     Attributes
     ----------
     encodings : Encodings
-    departure : callable or None
-        Of tissues: what waveforms have beyond the pulses.
+    correction : callable or None
+        Correction of waveforms, as a function of tissues.
     interpolation : ndarray (n, Q) or None
-        Weights of the shells over these values of q.
+        From values of q to the shells.
     rows : sequence of int (n,)
         The shells.
     projection : ndarray (X, L)
@@ -186,24 +185,24 @@ class _Group(NamedTuple):
     """
 
     encodings: Encodings
-    departure: Callable[[np.ndarray], np.ndarray] | None
+    correction: Callable[[np.ndarray], np.ndarray] | None
     interpolation: np.ndarray | None
     rows: Sequence[int] | np.ndarray
     projection: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
-class _Plan:
+class _EmulationPlan:
     """Which encodings are emulated, and how coefficients follow from their signals."""
 
     shape: str
-    groups: list[_Group]
+    groups: list[_EncodingGroup]
     degrees: np.ndarray
     radius_spread: float
 
     @classmethod
-    def of(cls, shape, encoded, spectra, diffusivity, radius_spread):
-        q, small, big, anisotropy = encoded
+    def of(cls, shape, shell_encodings, spectra, diffusivity, radius_spread):
+        q, small, big, anisotropy = shell_encodings
         b = q**2 * (big - small / 3) * np.abs(anisotropy)
         fastest = max(diffusivity) if diffusivity else DIFFUSIVITY_RANGE[1]
         degrees = np.ones(len(q), dtype=int)
@@ -211,25 +210,24 @@ class _Plan:
             # Then exp(-b D cos^2) is exact to 0.0005.
             degrees = np.ceil(3 + 2.3 * np.sqrt(b * fastest)).astype(int)
         groups = []
-        kinds = np.stack([small, big, anisotropy, [spectra.index(each) for each in spectra]])
+        kinds = np.stack([small, big, anisotropy, [spectra.index(s) for s in spectra]])
         for kind in np.unique(kinds, axis=1).T:
             rows = np.flatnonzero((kinds == kind[:, None]).all(axis=0) & (q > 0))
             if not len(rows):
                 continue
             spectrum = spectra[rows[0]]
-            if len(rows) <= _MOST_Q:
-                nodes = [_cosines(shape, degrees[r]) for r in rows]
-                groups += [
-                    _Group(*_encodings(shape, q[[r]], x, kind, spectrum), None, [r], projection)
-                    for r, (x, projection) in zip(rows, nodes, strict=True)
-                ]
+            if len(rows) <= _MAX_Q:
+                for row in rows:
+                    x, projection = _cosines(shape, degrees[row])
+                    encodings = _encodings(shape, q[[row]], x, kind, spectrum)
+                    groups.append(_EncodingGroup(*encodings, None, [row], projection))
                 continue
-            # Closer at small q, where the logarithm of the signal bends.
-            known = q[rows].max() * np.linspace(0, 1, _MOST_Q + 1) ** 1.5
-            spline = CubicSpline(known, np.eye(len(known)), bc_type=("clamped", "not-a-knot"))
+            # Closer at small q, where the curvature of the logarithm of the signal is largest.
+            knots = q[rows].max() * np.linspace(0, 1, _MAX_Q + 1) ** 1.5
+            spline = CubicSpline(knots, np.eye(len(knots)), bc_type=("clamped", "not-a-knot"))
             x, projection = _cosines(shape, degrees[rows].max())
-            encoded = _encodings(shape, known[1:], x, kind, spectrum)
-            groups.append(_Group(*encoded, spline(q[rows])[:, 1:], rows, projection))
+            encodings = _encodings(shape, knots[1:], x, kind, spectrum)
+            groups.append(_EncodingGroup(*encodings, spline(q[rows])[:, 1:], rows, projection))
         return cls(shape, groups, degrees, radius_spread)
 
     @property
@@ -237,77 +235,74 @@ class _Plan:
         return sum(len(group.encodings.q_across) for group in self.groups)
 
     def coefficients(self, coordinates):
-        """(N, S, L)."""
+        """Coefficients (N, S, L) of tissues at coordinates (N, 5)."""
         result = np.zeros((len(coordinates), len(self.degrees), self.degrees.max()))
         result[..., 0] = 1.0
         tissue = emulator_inputs(coordinates)
-        for first in range(0, len(tissue), _AT_ONCE):
-            part = slice(first, first + _AT_ONCE)
-            self._add_coefficients(tissue[part], result[part])
+        for start in range(0, len(tissue) if self.groups else 0, _TISSUES_AT_ONCE):
+            rows = slice(start, start + _TISSUES_AT_ONCE)
+            self._write_coefficients(tissue[rows], result[rows])
         return result
 
-    def _add_coefficients(self, tissue, result):
-        if not self.groups:
-            return
-        every = Encodings(
+    def _write_coefficients(self, tissue, result):
+        encodings = Encodings(
             *map(np.concatenate, zip(*(group.encodings for group in self.groups), strict=True))
         )
-        averaged = 0.0
-        for share, radius in radius_quadrature(self.shape, tissue[:, 0], self.radius_spread):
-            averaged = averaged + share * self._signals(
-                np.column_stack([radius, tissue[:, 1:]]), every
-            )
-        ends = np.cumsum([len(group.encodings.q_across) for group in self.groups])[:-1]
-        parts = np.split(averaged, ends, axis=1)
-        for group, signals in zip(self.groups, parts, strict=True):
-            _, _, interpolation, rows, projection = group
-            n = len(projection)
+        average = 0.0
+        for weight, radius in radius_quadrature(self.shape, tissue[:, 0], self.radius_spread):
+            equal_cells = np.column_stack([radius, tissue[:, 1:]])
+            average = average + weight * self._signals(equal_cells, encodings)
+        boundaries = np.cumsum([len(group.encodings.q_across) for group in self.groups])[:-1]
+        for group, signals in zip(self.groups, np.split(average, boundaries, axis=1), strict=True):
+            n = len(group.projection)
             signals = signals.reshape(len(tissue), -1, n)
-            if interpolation is not None:
+            if group.interpolation is not None:
                 logs = np.log(np.maximum(signals, _LEAST_SIGNAL))
-                signals = np.exp(np.einsum("rk,nkx->nrx", interpolation, logs, optimize=True))
-            result[:, rows, :n] = signals @ projection
+                logs = np.einsum("rk,nkx->nrx", group.interpolation, logs, optimize=True)
+                signals = np.exp(logs)
+            result[:, group.rows, :n] = signals @ group.projection
 
-    def _signals(self, tissue, every):
-        """Signals (N, E) of cells of one radius."""
-        emulated, first = emulated_signals(self.shape, tissue, every), 0
+    def _signals(self, tissue, encodings):
+        """Signals (N, E) of equal cells."""
+        signals, start = emulated_signals(self.shape, tissue, encodings), 0
         for group in self.groups:
-            last = first + len(group.encodings.q_across)
-            if group.departure is not None:
-                emulated[:, first:last] += group.departure(tissue)
-            first = last
-        return emulated
+            stop = start + len(group.encodings.q_across)
+            if group.correction is not None:
+                signals[:, start:stop] += group.correction(tissue)
+            start = stop
+        return signals
 
 
 @dataclass(frozen=True, eq=False)
 class EmulatedSignals:
-    """As `InterpolatedSignals`, straight from the emulator: for a few tissues.
+    """As `InterpolatedSignals`, from the emulator itself: for a few tissues.
 
     Attributes
     ----------
-    plan : _Plan
-    compiled : InterpolatedSignals, optional
-        For derivatives; differences of emulated signals where not given.
+    plan : _EmulationPlan
+    interpolated : InterpolatedSignals, optional
+        For derivatives, which are numerical without.
     """
 
-    plan: _Plan
-    compiled: InterpolatedSignals | None = None
+    plan: _EmulationPlan
+    interpolated: InterpolatedSignals | None = None
 
     @property
     def degrees(self) -> np.ndarray:
-        """(S,): coefficients that each shell has."""
+        """Number (S,) of coefficients of each shell."""
         return self.plan.degrees
 
-    def __call__(self, coordinates: np.ndarray, changes: Sequence[np.ndarray] = ()) -> np.ndarray:
+    def __call__(self, coordinates: np.ndarray, tangents: Sequence[np.ndarray] = ()) -> np.ndarray:
         """Coefficients and derivatives as of `InterpolatedSignals`."""
-        found = [self.plan.coefficients(coordinates)]
-        if self.compiled is not None and len(changes):
-            slopes = self.compiled(coordinates, changes)[:, 1:]
-            return np.concatenate([found[0][:, None], slopes], axis=1)
-        for change in changes:
-            ahead = self.plan.coefficients(coordinates + _STEP * change)
-            found.append((ahead - found[0]) / _STEP)
-        return np.stack(found, axis=1)
+        coefficients = self.plan.coefficients(coordinates)
+        if self.interpolated is not None and len(tangents):
+            slopes = self.interpolated(coordinates, tangents)[:, 1:]
+            return np.concatenate([coefficients[:, None], slopes], axis=1)
+        slopes = [
+            (self.plan.coefficients(coordinates + _STEP * tangent) - coefficients) / _STEP
+            for tangent in tangents
+        ]
+        return np.stack([coefficients, *slopes], axis=1)
 
 
 def emulated_shell_signals(
@@ -315,18 +310,18 @@ def emulated_shell_signals(
     shells: Shells,
     diffusivity: tuple[float, float] | None,
     radius_spread: float = 0.0,
-    compiled: InterpolatedSignals | None = None,
+    interpolated: InterpolatedSignals | None = None,
 ) -> EmulatedSignals:
     """Signals of a shape without preparation; see :func:`interpolated_signals`."""
-    encoded = _encoded(shape, shells)
-    plan = _Plan.of(shape, encoded, shells.spectra, diffusivity, radius_spread)
-    return EmulatedSignals(plan, compiled)
+    encodings = _shell_encodings(shape, shells)
+    plan = _EmulationPlan.of(shape, encodings, shells.spectra, diffusivity, radius_spread)
+    return EmulatedSignals(plan, interpolated)
 
 
 def _cosines(shape, n):
-    """Cosines (X,) at which signals give n even Legendre coefficients, by a matrix (X, n).
+    """Cosines (X,) from whose signals a matrix (X, n) gives n even Legendre coefficients.
 
-    Half of the nodes of Gauss make the polynomials orthogonal.
+    The polynomials are orthogonal on half of the Gauss-Legendre nodes.
     """
     if shape == "sphere":
         return np.zeros(1), np.ones((1, 1))
@@ -336,10 +331,8 @@ def _cosines(shape, n):
 
 
 def _encodings(shape, q, x, kind, spectrum):
-    """Encodings of each q at cosines x between the axes of cylinders and waveform.
-
-    And what the signals of the waveform have beyond these.
-    """
+    """Encodings of each q at cosines x between the axes of cylinders and waveform, and the
+    correction of the waveform."""
     small, big, anisotropy, _ = kind
     along, flat = (1 + 2 * anisotropy) / 3, (1 - anisotropy) / 3
     across = np.outer(q, np.sqrt(flat * (1 + x**2) + along * (1 - x**2))).ravel()
@@ -354,49 +347,43 @@ def _encodings(shape, q, x, kind, spectrum):
     )  # fmt: skip
 
 
-def _interpolated(plan, coordinates, coefficients):
+def _fitted(coordinates, coefficients, degrees):
+    """Ridge regression of the principal components of coefficients (N, S, L)."""
     n, n_shells, n_degrees = coefficients.shape
     # In these units a square is the mean square of the signal over directions.
     norm = np.tile(np.sqrt(4 * np.arange(n_degrees) + 1), n_shells)
     values = coefficients.reshape(n, -1) / norm
     mean = values.mean(axis=0)
     values = values - mean
-    basis = _principal(values)
-    half = np.maximum(np.ptp(coordinates, axis=0) / 2, 1e-9)
+    basis = _principal_components(values)
+    half_range = np.maximum(np.ptp(coordinates, axis=0) / 2, 1e-9)
     centre = (coordinates.max(axis=0) + coordinates.min(axis=0)) / 2
-    # What does not vary is no coordinate.
-    scale = np.where(half > 1e-8, _RATES / half, 0.0)
-    # The last of a Sobol sequence are spread as all of it.
-    held_out = int(_HELD_OUT * n)
-    at = (coordinates - centre) * scale
-    places = at[:_CENTRES]
-    design = _multiquadrics(at, places).astype(float)
-    known = design[:-held_out]
-    normal = known.T @ known
-    normal[np.diag_indices_from(normal)] += _RIDGE * len(known)
-    weights = solve(normal, known.T @ (values[:-held_out] @ basis), assume_a="pos")
-    error = design[-held_out:] @ weights @ basis.T - values[-held_out:]
-    error = (error**2).reshape(held_out, n_shells, n_degrees).sum(axis=2)
-    both = np.concatenate([np.ones((len(places), 1)), places], axis=1)[..., None]
+    # Known diffusivities do not vary.
+    scale = np.where(half_range > 1e-8, _RATES / half_range, 0.0)
+    # The last points of a Sobol sequence cover the range as all of it do.
+    n_fitted = n - int(_HELD_OUT * n)
+    scaled = (coordinates - centre) * scale
+    nodes = scaled[:_N_CENTRES]
+    design = _multiquadrics(scaled, nodes)
+    normal = design[:n_fitted].T @ design[:n_fitted]
+    normal[np.diag_indices_from(normal)] += _RIDGE * n_fitted
+    right_side = design[:n_fitted].T @ (values[:n_fitted] @ basis)
+    weights = solve(normal, right_side, assume_a="pos")
+    error = design[n_fitted:] @ weights @ basis.T - values[n_fitted:]
+    error = (error**2).reshape(-1, n_shells, n_degrees).sum(axis=2)
+    factors = np.concatenate([np.ones((len(nodes), 1)), nodes], axis=1)[..., None]
     return InterpolatedSignals(
-        plan.shape,
-        centre,
-        scale,
-        places,
-        (both * weights[:, None]),
-        (basis.T * norm),
-        (mean * norm),
-        plan.degrees,
+        centre, scale, nodes, factors * weights[:, None], basis.T * norm, mean * norm, degrees,
         np.sqrt(error.mean(axis=0)),
-    )
+    )  # fmt: skip
 
 
-def _principal(values):
-    """Principal components (P, K) of values (N, P)."""
+def _principal_components(values):
+    """Principal components (P, K) of values (N, P), of the first 2000 rows where P is larger."""
     n, p = values.shape
-    k = min(_COMPONENTS, n, p)
-    few = values[: min(n, 2000)]
-    if p <= len(few):
+    k = min(_N_COMPONENTS, n, p)
+    rows = values[:2000]
+    if p <= len(rows):
         return eigh(values.T @ values, subset_by_index=[p - k, p - 1])[1]
-    rows = eigh(few @ few.T, subset_by_index=[len(few) - k, len(few) - 1])[1]
-    return np.linalg.qr(few.T @ rows)[0]
+    vectors = eigh(rows @ rows.T, subset_by_index=[len(rows) - k, len(rows) - 1])[1]
+    return np.linalg.qr(rows.T @ vectors)[0]

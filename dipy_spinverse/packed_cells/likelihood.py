@@ -1,10 +1,10 @@
-"""How well signals explain measured magnitudes, with the amplitudes eliminated.
+"""Likelihood of measured signals, with the linear nuisance parameters eliminated.
 
 Magnitudes are compared with the mean of their Rice distribution, in units of its standard
-deviation [1]_; measurements that can be negative have normal noise. Errors of the emulator are
-part of the noise, and shells share them the more the closer they are. So is a share of every
-signal, the floor, that stands for what a scanner adds to noise. Fleeting terms have a normal prior
-and are eliminated with the amplitudes.
+deviation [1]_; data with negative values are real parts and have normal noise. Three errors add to
+the covariance of the noise: those of the emulator, which are correlated between shells; a
+systematic error proportional to the signal; and fast terms (``nuisance``) with a normal prior,
+which are eliminated together with the amplitudes.
 
 References
 ----------
@@ -26,378 +26,380 @@ from dipy_spinverse.voxels.rician import (
     rician_variance,
 )
 
-# A priori the floor is half-normal with this standard deviation, of the signal.
-_FLOOR_SPREAD = 0.004
-_FLOORS = np.linspace(0, 0.016, 17)
-# Of the derivative of the mean magnitude, in amplitudes over sigma.
-_DIFFERENCE = 0.01
+# Prior standard deviation (half-normal) of the systematic error, relative to the signal, and the
+# values that are tried. Chosen by hand: 0.4 % is what remains in stable scanners.
+_SYSTEMATIC_PRIOR_SD = 0.004
+_SYSTEMATIC_ERRORS = np.linspace(0, 0.016, 17)
+# Step of the numerical derivative of the mean magnitude, in units of sigma.
+_RICIAN_STEP = 0.01
 _TINY = 1e-200
-_NO_TERM = 1e300
-# Of a model error over the noise: weaker ones add less than 2 % to it.
-_LEAST_STRENGTH = 0.2
+_NO_TERM = 1e300  # precision of a fast term that is absent
+# Errors below a fifth of the noise would change standard deviations by less than 2 %.
+_MIN_ERROR = 0.2
 
 
 @dataclass(frozen=True, eq=False)
 class VoxelData:
-    """Measurements of voxels and their noise.
+    """Measured signals of voxels and the covariance of their errors.
 
     Attributes
     ----------
-    data : ndarray (V, M)
+    measured : ndarray (V, M)
     sigma : ndarray (V,)
         Standard deviation of the noise in each channel.
-    magnitude : ndarray (V,) of bool
-        Whether the noise is Rician.
+    rician : ndarray (V,) of bool
+        Whether the signals are magnitudes.
     inverse_sd : ndarray (V, M)
-        One over the standard deviations of the measurements; 0 for those left out.
-    modes : ndarray (V, K, M)
-        Orthonormal directions of whitened data along which model errors add to the noise.
+        Inverse standard deviations of uncorrelated errors; 0 for excluded measurements.
+    error_directions : ndarray (V, K, M)
+        Orthonormal principal directions of the correlated errors, in whitened data.
     damping : ndarray (V, K)
-        1 - 1/sqrt(1 + variance of the model error) along `modes`.
+        1 - 1/sqrt(1 + variance of the correlated errors) along these.
     labels : ndarray (M,) of int
         Measurements of one label share an amplitude.
-    fleeting : FastTerms
-    fleeting_spread : ndarray (V, G)
-        Standard deviations of its terms a priori; 0 where there are none.
+    fast_terms : FastTerms
+    fast_prior_sd : ndarray (V, G)
+        Prior standard deviations of the fast terms; 0 where they are absent.
     """
 
-    data: np.ndarray
+    measured: np.ndarray
     sigma: np.ndarray
-    magnitude: np.ndarray
+    rician: np.ndarray
     inverse_sd: np.ndarray
-    modes: np.ndarray
+    error_directions: np.ndarray
     damping: np.ndarray
     labels: np.ndarray
-    fleeting: FastTerms
-    fleeting_spread: np.ndarray
+    fast_terms: FastTerms
+    fast_prior_sd: np.ndarray
 
     @property
     def n_labels(self) -> int:
-        """Number of amplitudes, K."""
+        """Number of amplitudes, L."""
         return int(self.labels.max()) + 1
 
     @property
     def n_used(self) -> int:
-        """Measurements that are not left out."""
+        """Number of measurements that are not excluded."""
         return int((self.inverse_sd[0] > 0).sum())
-
-    def of_voxels(self, index: np.ndarray) -> VoxelData:
-        """Some of the voxels."""
-        names = (
-            "data", "sigma", "magnitude", "inverse_sd", "modes", "damping", "fleeting_spread",
-        )  # fmt: skip
-        own = {name: getattr(self, name)[index] for name in names}
-        return VoxelData(**own, labels=self.labels, fleeting=self.fleeting)
-
-    def with_spread(self, spread: np.ndarray) -> VoxelData:
-        """The same, without errors of the model, with fleeting terms of other spreads (V, G)."""
-        none = np.zeros((len(self.data), 1, self.data.shape[1]))
-        return _with_errors(replace(self, fleeting_spread=spread), none)
-
-    @property
-    def widest_spread(self) -> np.ndarray:
-        """Standard deviations (V, G) of all fleeting terms, told by weak weightings or not."""
-        largest = np.abs(self.data).max(axis=1)[:, None]
-        return FAST_PRIOR_SD * largest * np.ones(len(self.fleeting.told))
-
-    @property
-    def fleeting_precision(self) -> np.ndarray:
-        """(V, G); huge where there is no term."""
-        there = self.fleeting_spread > 0
-        return np.where(there, 1 / np.where(there, self.fleeting_spread, 1.0) ** 2, _NO_TERM)
 
     @property
     def n_linear(self) -> np.ndarray:
-        """Amplitudes and fleeting terms (V,)."""
-        return self.n_labels + (self.fleeting_spread > 0).sum(axis=1)
+        """Number (V,) of amplitudes and fast terms."""
+        return self.n_labels + (self.fast_prior_sd > 0).sum(axis=1)
 
-    def with_inflated_noise(self, excess: np.ndarray) -> VoxelData:
-        """The same with variances (V,) times as large."""
-        scale = np.sqrt(excess)[:, None]
-        return replace(self, inverse_sd=self.inverse_sd / scale)
+    @property
+    def fast_precision(self) -> np.ndarray:
+        """Prior precisions (V, G) of the fast terms; huge where these are absent."""
+        present = self.fast_prior_sd > 0
+        return np.where(present, 1 / np.where(present, self.fast_prior_sd, 1.0) ** 2, _NO_TERM)
+
+    @property
+    def all_fast_prior_sd(self) -> np.ndarray:
+        """Prior standard deviations (V, G) with all fast terms present."""
+        largest = np.abs(self.measured).max(axis=1)[:, None]
+        return FAST_PRIOR_SD * largest * np.ones(len(self.fast_terms.identifiable))
+
+    def of_voxels(self, index: np.ndarray) -> VoxelData:
+        """Subset of the voxels."""
+        names = (
+            "measured", "sigma", "rician", "inverse_sd", "error_directions", "damping",
+            "fast_prior_sd",
+        )  # fmt: skip
+        return replace(self, **{name: getattr(self, name)[index] for name in names})
+
+    def with_fast_prior_sd(self, prior_sd: np.ndarray) -> VoxelData:
+        """The same data with other fast terms (V, G) and without errors of the model."""
+        no_errors = np.zeros((len(self.measured), 1, self.measured.shape[1]))
+        return _with_correlated_errors(replace(self, fast_prior_sd=prior_sd), no_errors)
+
+    def with_inflated_noise(self, factor: np.ndarray) -> VoxelData:
+        """The same data with variances larger by factors (V,)."""
+        return replace(self, inverse_sd=self.inverse_sd / np.sqrt(factor)[:, None])
 
 
 def voxel_data(
-    data: np.ndarray, sigma: np.ndarray, labels: np.ndarray, used: np.ndarray,
-    fleeting: FastTerms = NO_FAST_TERMS,
+    measured: np.ndarray, sigma: np.ndarray, labels: np.ndarray, used: np.ndarray,
+    fast_terms: FastTerms = NO_FAST_TERMS,
 ) -> VoxelData:  # fmt: skip
-    """Noise of the same standard deviation everywhere, and a model without errors."""
-    n_voxels, n = data.shape
-    inverse_sd = used / sigma[:, None]
-    none = np.zeros((n_voxels, 1, n))
-    known = VoxelData(
-        data, sigma, data.min(axis=1) >= 0, inverse_sd, none, none[..., 0], labels, fleeting,
-        np.zeros((n_voxels, len(fleeting.told))),
+    """Data (V, M) with the same noise (V,) in all used measurements and no error of the model."""
+    n_voxels, n = measured.shape
+    no_errors = np.zeros((n_voxels, 1, n))
+    data = VoxelData(
+        measured, sigma, measured.min(axis=1) >= 0, used / sigma[:, None], no_errors,
+        no_errors[..., 0], labels, fast_terms, np.zeros((n_voxels, len(fast_terms.identifiable))),
     )  # fmt: skip
-    return known.with_spread(known.widest_spread * fleeting.told)
+    return data.with_fast_prior_sd(data.all_fast_prior_sd * fast_terms.identifiable)
 
 
 def with_model_errors(
-    known: VoxelData, noise_free: np.ndarray, model_errors: np.ndarray, floor: np.ndarray
+    data: VoxelData, noise_free: np.ndarray, model_errors: np.ndarray, systematic: np.ndarray
 ) -> VoxelData:
-    """Variances of the measurements around a first fit, and the model's errors there.
+    """The same data with the error covariance at a fit.
 
     Parameters
     ----------
-    known : VoxelData
+    data : VoxelData
     noise_free : ndarray (V, M)
-        Signals of the first fit, in the units of the data.
+        Signals of the fit, in the units of the data.
     model_errors : ndarray (V, K, M)
-        Errors with one standard deviation, in the units of the data.
-    floor : ndarray (V,)
-        Share of the signal.
+        Independent error patterns of one standard deviation, in the units of the data.
+    systematic : ndarray (V,)
+        Systematic error relative to the signal.
     """
-    inverse_sd = (known.inverse_sd > 0) / np.sqrt(
-        _variances(known, noise_free) + (floor[:, None] * noise_free) ** 2
-    )
-    return _with_errors(replace(known, inverse_sd=inverse_sd), model_errors)
+    variances = _noise_variances(data, noise_free) + (systematic[:, None] * noise_free) ** 2
+    inverse_sd = (data.inverse_sd > 0) / np.sqrt(variances)
+    return _with_correlated_errors(replace(data, inverse_sd=inverse_sd), model_errors)
 
 
-def _with_errors(known, model_errors):
-    """Measurements with errors (V, K, M) of the model, and with fleeting terms."""
-    rows, decay, term = known.fleeting[:3]
-    terms = np.zeros((*known.fleeting_spread.shape, model_errors.shape[2]))
-    terms[:, term, rows] = known.fleeting_spread[:, term] * decay
-    errors = np.concatenate([model_errors, terms], axis=1)
-    whitened = errors * known.inverse_sd[:, None]
-    _, strength, modes = np.linalg.svd(whitened, full_matrices=False)
-    # Rounding decides their sign otherwise, and with it what is drawn along them.
-    largest = np.abs(modes).argmax(axis=2)[..., None]
-    modes = modes * np.sign(np.take_along_axis(modes, largest, axis=2))
-    felt = max(int((strength > _LEAST_STRENGTH).any(axis=0).sum()), 1)
-    strength, modes = strength[:, :felt], modes[:, :felt]
+def _with_correlated_errors(data, model_errors):
+    """Data whose whitened covariance is 1 plus that of model errors (V, K, M) and fast terms."""
+    rows, decay, term = data.fast_terms[:3]
+    fast = np.zeros((*data.fast_prior_sd.shape, model_errors.shape[2]))
+    fast[:, term, rows] = data.fast_prior_sd[:, term] * decay
+    whitened = np.concatenate([model_errors, fast], axis=1) * data.inverse_sd[:, None]
+    _, sd, directions = np.linalg.svd(whitened, full_matrices=False)
+    # Without a sign convention rounding decides the signs, and with them posterior samples.
+    largest = np.abs(directions).argmax(axis=2)[..., None]
+    directions = directions * np.sign(np.take_along_axis(directions, largest, axis=2))
+    n_kept = max(int((sd > _MIN_ERROR).any(axis=0).sum()), 1)
     return replace(
-        known,
-        modes=np.ascontiguousarray(modes),
-        damping=1 - 1 / np.sqrt(1 + strength**2),
+        data,
+        error_directions=np.ascontiguousarray(directions[:, :n_kept]),
+        damping=1 - 1 / np.sqrt(1 + sd[:, :n_kept] ** 2),
     )
 
 
-def _variances(known, noise_free):
-    sigma = known.sigma[:, None]
-    of_magnitude = np.maximum(rician_variance(noise_free / sigma), 0.3)
-    return sigma**2 * np.where(known.magnitude[:, None], of_magnitude, 1.0)
+def _noise_variances(data, noise_free):
+    sigma = data.sigma[:, None]
+    rician = np.maximum(rician_variance(noise_free / sigma), 0.3)
+    return sigma**2 * np.where(data.rician[:, None], rician, 1.0)
 
 
 def systematic_error(
-    known: VoxelData, noise_free: np.ndarray, n_unknowns: np.ndarray
+    data: VoxelData, noise_free: np.ndarray, n_unknowns: np.ndarray
 ) -> np.ndarray:
-    """Likeliest share (V,) of the signal that adds to the noise, from what a fit leaves."""
-    mean = noise_free + known.sigma[:, None] * _excess(known, noise_free)
-    used = known.inverse_sd > 0
-    # What the fit took from the residual.
-    left = used.sum(axis=1) / np.maximum(used.sum(axis=1) - n_unknowns, 1)
-    square = (known.data - mean) ** 2 * left[:, None]
-    noise = _variances(known, noise_free)
-    costs = []
-    for floor in _FLOORS:
-        variance = noise + (floor * noise_free) ** 2
-        each = used * (square / variance + np.log(variance))
-        costs.append(0.5 * each.sum(axis=1) + 0.5 * (floor / _FLOOR_SPREAD) ** 2)
-    return _FLOORS[np.argmin(costs, axis=0)]
-
-
-def _excess(known, noise_free):
-    relative = np.maximum(noise_free, 0) / known.sigma[:, None]
-    return known.magnitude[:, None] * rician_excess(relative)
-
-
-def expected_magnitudes(known: VoxelData, noise_free: np.ndarray) -> np.ndarray:
-    """Mean measurements (V, M) of signals."""
-    return noise_free + known.sigma[:, None] * _excess(known, noise_free)
-
-
-def noise_free_data(
-    known: VoxelData, signals: np.ndarray, amplitude: np.ndarray, voxel: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Noise-free data (N, M) of signals, and the fleeting terms (N, G) that are part of them."""
-    noise_free = amplitude[:, known.labels] * np.maximum(signals, 0)
-    rows, decay, term = known.fleeting[:3]
-    of_term = (term[:, None] == np.arange(len(known.fleeting.label))).astype(float)
-    weight = known.inverse_sd[voxel][:, rows] ** 2 * decay
-    rest = known.data[voxel][:, rows] - noise_free[:, rows]
-    precision = (weight * decay) @ of_term + known.fleeting_precision[voxel]
-    terms = (weight * rest) @ of_term / precision
-    noise_free[:, rows] += terms[:, term] * decay
-    return noise_free, terms
-
-
-def residuals(known: VoxelData, signals: np.ndarray, voxel: np.ndarray):
-    """Whitened residuals of signals with the best amplitude of each label.
+    """Maximum a posteriori systematic error (V,), relative to the signal, from a fit's residual.
 
     Parameters
     ----------
-    known : VoxelData
+    data : VoxelData
+    noise_free : ndarray (V, M)
+        Signals of the fit, in the units of the data.
+    n_unknowns : ndarray (V,)
+        Number of fitted parameters.
+    """
+    used = data.inverse_sd > 0
+    # The fit has removed part of the residual.
+    per_freedom = used.sum(axis=1) / np.maximum(used.sum(axis=1) - n_unknowns, 1)
+    squares = (data.measured - expected_signals(data, noise_free)) ** 2 * per_freedom[:, None]
+    noise = _noise_variances(data, noise_free)
+    costs = []
+    for error in _SYSTEMATIC_ERRORS:
+        variance = noise + (error * noise_free) ** 2
+        log_likelihood = (used * (squares / variance + np.log(variance))).sum(axis=1)
+        costs.append(0.5 * log_likelihood + 0.5 * (error / _SYSTEMATIC_PRIOR_SD) ** 2)
+    return _SYSTEMATIC_ERRORS[np.argmin(costs, axis=0)]
+
+
+def expected_signals(data: VoxelData, noise_free: np.ndarray) -> np.ndarray:
+    """Mean measurements (V, M) of noise-free ones: magnitudes have the bias of Rician noise."""
+    sigma = data.sigma[:, None]
+    bias = rician_excess(np.maximum(noise_free, 0) / sigma)
+    return noise_free + sigma * data.rician[:, None] * bias
+
+
+def noise_free_signals(
+    data: VoxelData, signals: np.ndarray, amplitudes: np.ndarray, voxel: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Noise-free measurements (N, M) of relative signals, and fitted fast terms (N, G)."""
+    noise_free = amplitudes[:, data.labels] * np.maximum(signals, 0)
+    rows, decay, term = data.fast_terms[:3]
+    membership = (term[:, None] == np.arange(len(data.fast_terms.label))).astype(float)
+    weight = data.inverse_sd[voxel][:, rows] ** 2 * decay
+    residual = data.measured[voxel][:, rows] - noise_free[:, rows]
+    precision = (weight * decay) @ membership + data.fast_precision[voxel]
+    fast = (weight * residual) @ membership / precision
+    noise_free[:, rows] += fast[:, term] * decay
+    return noise_free, fast
+
+
+def residuals(data: VoxelData, signals: np.ndarray, voxel: np.ndarray):
+    """Whitened residuals of relative signals with the best-fitting amplitude of each label.
+
+    Parameters
+    ----------
+    data : VoxelData
     signals : ndarray (N, M)
         Relative to b = 0.
     voxel : ndarray (N,) of int
-        Voxel that each row explains.
+        Index in `data` of the voxel that each row is compared with.
 
     Returns
     -------
     residual : ndarray (N, M)
-        (data - mean measurement), whitened.
-    amplitude : ndarray (N, K)
-        Signal at b = 0 of each label.
-    information : ndarray (N,)
+        Measured minus expected signals, whitened.
+    amplitudes : ndarray (N, L)
+    log_determinant : ndarray (N,)
         Half the logarithm of the determinant of the amplitudes' precision.
     """
     return _residuals(
-        known.data, known.sigma * known.magnitude, known.sigma, known.inverse_sd, known.modes,
-        known.damping, known.labels, known.n_labels, np.ascontiguousarray(signals), voxel,
-        EXCESSES, known.fleeting, known.fleeting_precision,
+        data.measured, data.sigma * data.rician, data.sigma, data.inverse_sd,
+        data.error_directions, data.damping, data.labels, data.n_labels,
+        np.ascontiguousarray(signals), voxel, EXCESSES, data.fast_terms, data.fast_precision,
     )  # fmt: skip
 
 
 def normal_equations(
-    known: VoxelData, signals: np.ndarray, amplitude: np.ndarray, slopes: np.ndarray,
+    data: VoxelData, signals: np.ndarray, amplitudes: np.ndarray, slopes: np.ndarray,
     residual: np.ndarray, voxel: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Gradient (N, P) and Gauss-Newton Hessian (N, P, P) of half the sum of squared residuals.
 
-    The amplitudes follow: only what they cannot explain counts.
+    Both are projected on the complement of the amplitudes (variable projection).
 
     Parameters
     ----------
     signals : ndarray (N, M)
-    amplitude : ndarray (N, K)
+    amplitudes : ndarray (N, L)
     slopes : ndarray (N, P, M)
         Derivatives of the signals.
     residual : ndarray (N, M)
         As :func:`residuals` gives it.
     """
-    products, against = _products(
-        known.sigma, known.magnitude, known.inverse_sd, known.modes, known.damping, known.labels,
-        signals, amplitude, slopes, residual, voxel, EXCESSES,
+    hessian, correlation = _normal_products(
+        data.sigma, data.rician, data.inverse_sd, data.error_directions, data.damping,
+        data.labels, signals, amplitudes, slopes, residual, voxel, EXCESSES,
     )  # fmt: skip
     p = slopes.shape[1]
-    # Labels of which nothing is used have no amplitude to follow with.
-    products[:, p:, p:] += _TINY * np.eye(known.n_labels)
-    follow = np.linalg.solve(products[:, p:, p:], products[:, p:, :p])
-    mixed = np.swapaxes(follow, 1, 2)
-    gradient = (mixed @ against[:, p:, None])[..., 0] - against[:, :p]
-    return gradient, products[:, :p, :p] - mixed @ products[:, p:, :p]
+    # Labels whose measurements are all excluded have no amplitude.
+    hessian[:, p:, p:] += _TINY * np.eye(data.n_labels)
+    projection = np.swapaxes(np.linalg.solve(hessian[:, p:, p:], hessian[:, p:, :p]), 1, 2)
+    gradient = (projection @ correlation[:, p:, None])[..., 0] - correlation[:, :p]
+    return gradient, hessian[:, :p, :p] - projection @ hessian[:, p:, :p]
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _products(
-    sigma, magnitude, inverse_sd, modes, damping, labels, signals, amplitude, slopes, residual,
+def _normal_products(
+    sigma, rician, inverse_sd, directions, damping, labels, signals, amplitudes, slopes, residual,
     voxel, table,
 ):  # fmt: skip
-    """Products (N, P + K, P + K) of whitened derivatives by places and by amplitudes.
+    """Products (N, P + L, P + L) of whitened derivatives by parameters and by amplitudes.
 
-    And those (N, P + K) with the residual.
+    And their products (N, P + L) with the residual.
     """
     n_rows, p, n = slopes.shape
-    n_modes, n_own = modes.shape[1], p + amplitude.shape[1]
-    products, against = np.empty((n_rows, n_own, n_own)), np.empty((n_rows, n_own))
-    own, weight, along = np.empty((n_own, n)), np.empty(n), np.empty((n_modes, n_own))
-    seen = np.empty(n)
+    n_directions, n_columns = directions.shape[1], p + amplitudes.shape[1]
+    hessian = np.empty((n_rows, n_columns, n_columns))
+    correlation = np.empty((n_rows, n_columns))
+    columns, weight = np.empty((n_columns, n)), np.empty(n)
+    projected, whitened = np.empty((n_directions, n_columns)), np.empty(n)
     for row in range(n_rows):
         v = voxel[row]
         for m in range(n):
-            mean = amplitude[row, labels[m]] * signals[row, m]
+            mean = amplitudes[row, labels[m]] * signals[row, m]
             weight[m] = inverse_sd[v, m]
-            if magnitude[v]:
-                relative = max(mean, 0) / sigma[v]
-                ahead = compiled_excess(relative + _DIFFERENCE, table)
-                weight[m] *= 1 + (ahead - compiled_excess(relative, table)) / _DIFFERENCE
-            seen[m] = residual[row, m]
-        own[p:] = 0
+            if rician[v]:
+                snr = max(mean, 0) / sigma[v]
+                change = compiled_excess(snr + _RICIAN_STEP, table) - compiled_excess(snr, table)
+                weight[m] *= 1 + change / _RICIAN_STEP
+            whitened[m] = residual[row, m]
+        columns[p:] = 0
         for m in range(n):
-            own[p + labels[m], m] = signals[row, m] * weight[m]
-            weight[m] *= amplitude[row, labels[m]]
+            columns[p + labels[m], m] = signals[row, m] * weight[m]
+            weight[m] *= amplitudes[row, labels[m]]
         for i in range(p):
             for m in range(n):
-                own[i, m] = slopes[row, i, m] * weight[m]
-        for k in range(n_modes):
+                columns[i, m] = slopes[row, i, m] * weight[m]
+        for k in range(n_directions):
             if damping[v, k] > 0:
-                mode = modes[v, k]
-                _subtract(seen, mode, damping[v, k] * _dot(mode, residual[row]))
-                for i in range(n_own):
-                    along[k, i] = _dot(mode, own[i])
-        for i in range(n_own):
-            against[row, i] = _dot(own[i], seen)
+                direction = directions[v, k]
+                _subtract(whitened, direction, damping[v, k] * _dot(direction, residual[row]))
+                for i in range(n_columns):
+                    projected[k, i] = _dot(direction, columns[i])
+        for i in range(n_columns):
+            correlation[row, i] = _dot(columns[i], whitened)
             for j in range(i + 1):
-                both = _dot(own[i], own[j])
-                for k in range(n_modes):
+                product = _dot(columns[i], columns[j])
+                for k in range(n_directions):
                     if damping[v, k] > 0:
-                        # 1 - (1 - damping)^2 of what lies along the modes is not seen.
-                        unseen = damping[v, k] * (2 - damping[v, k])
-                        both -= unseen * along[k, i] * along[k, j]
-                products[row, i, j] = products[row, j, i] = both
-    return products, against
+                        # Both columns shrink by 1 - damping along a direction.
+                        removed = damping[v, k] * (2 - damping[v, k])
+                        product -= removed * projected[k, i] * projected[k, j]
+                hessian[row, i, j] = hessian[row, j, i] = product
+    return hessian, correlation
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _dot(one, other):
+def _dot(one, two):
     total = 0.0
     for m in range(len(one)):
-        total += one[m] * other[m]
+        total += one[m] * two[m]
     return total
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _subtract(values, other, weight):
+def _subtract(values, direction, weight):
     for m in range(len(values)):
-        values[m] -= weight * other[m]
+        values[m] -= weight * direction[m]
 
 
 @njit(cache=True, nogil=True, fastmath=True)
 def _residuals(
-    data, rician, sigma, inverse_sd, modes, damping, labels, n_labels, signals, voxel, table,
-    fleeting, precision,
+    measured, rician_sigma, sigma, inverse_sd, directions, damping, labels, n_labels, signals,
+    voxel, table, fast_terms, fast_precision,
 ):  # fmt: skip
     n_rows, n = signals.shape
     result = np.empty((n_rows, n))
     amplitudes = np.empty((n_rows, n_labels))
-    information = np.zeros(n_rows)
+    log_determinant = np.zeros(n_rows)
     cross, power = np.empty(n_labels), np.empty(n_labels)
-    n_terms = len(fleeting.label)
-    seen, mixed, own = np.empty(n_terms), np.empty(n_terms), np.empty(n_terms)
+    n_terms = len(fast_terms.label)
+    fast_measured, fast_signal = np.empty(n_terms), np.empty(n_terms)
+    fast_power = np.empty(n_terms)
     for row in range(n_rows):
         v = voxel[row]
         amplitude = amplitudes[row]
-        # Linear, then twice with the excess at the amplitude so far.
-        for repeat in range(3 if rician[v] > 0 else 1):
+        # A linear fit, then twice with the Rician bias at the current amplitudes removed.
+        for iteration in range(3 if rician_sigma[v] > 0 else 1):
             cross[:] = 0
             power[:] = 0
             for m in range(n):
                 k, s = labels[m], signals[row, m]
-                y = data[v, m]
-                if repeat > 0:
-                    y -= rician[v] * compiled_excess(abs(amplitude[k] * s) / rician[v], table)
+                y = measured[v, m]
+                if iteration > 0:
+                    snr = abs(amplitude[k] * s) / rician_sigma[v]
+                    y -= rician_sigma[v] * compiled_excess(snr, table)
                 w = inverse_sd[v, m] ** 2 * s
                 cross[k] += w * y
                 power[k] += w * s
-            seen[:] = 0
-            mixed[:] = 0
-            own[:] = precision[v]
-            for i in range(len(fleeting.rows)):
-                m, g, decay = fleeting.rows[i], fleeting.term[i], fleeting.decay[i]
+            fast_measured[:] = 0
+            fast_signal[:] = 0
+            fast_power[:] = fast_precision[v]
+            for i in range(len(fast_terms.rows)):
+                m, g, decay = fast_terms.rows[i], fast_terms.term[i], fast_terms.decay[i]
                 w = inverse_sd[v, m] ** 2 * decay
-                seen[g] += w * data[v, m]
-                mixed[g] += w * signals[row, m]
-                own[g] += w * decay
+                fast_measured[g] += w * measured[v, m]
+                fast_signal[g] += w * signals[row, m]
+                fast_power[g] += w * decay
             for g in range(n_terms):
-                cross[fleeting.label[g]] -= mixed[g] * seen[g] / own[g]
-                power[fleeting.label[g]] -= mixed[g] ** 2 / own[g]
+                cross[fast_terms.label[g]] -= fast_signal[g] * fast_measured[g] / fast_power[g]
+                power[fast_terms.label[g]] -= fast_signal[g] ** 2 / fast_power[g]
             for k in range(n_labels):
                 amplitude[k] = max(cross[k] / max(power[k], 1e-12), 1e-6 * sigma[v])
         for k in range(n_labels):
-            information[row] += 0.5 * np.log(max(power[k], 1e-12))
+            log_determinant[row] += 0.5 * np.log(max(power[k], 1e-12))
         for m in range(n):
             mean = amplitude[labels[m]] * signals[row, m]
-            if rician[v] > 0:
-                mean += rician[v] * compiled_excess(abs(mean) / rician[v], table)
-            result[row, m] = (data[v, m] - mean) * inverse_sd[v, m]
-        for k in range(modes.shape[1]):
+            if rician_sigma[v] > 0:
+                mean += rician_sigma[v] * compiled_excess(abs(mean) / rician_sigma[v], table)
+            result[row, m] = (measured[v, m] - mean) * inverse_sd[v, m]
+        for k in range(directions.shape[1]):
             if damping[v, k] == 0:
                 continue
-            along = 0.0
+            projection = 0.0
             for m in range(n):
-                along += modes[v, k, m] * result[row, m]
-            along *= damping[v, k]
+                projection += directions[v, k, m] * result[row, m]
+            projection *= damping[v, k]
             for m in range(n):
-                result[row, m] -= along * modes[v, k, m]
-    return result, amplitudes, information
+                result[row, m] -= projection * directions[v, k, m]
+    return result, amplitudes, log_determinant

@@ -7,27 +7,28 @@ import numpy as np
 from dipy_spinverse.packed_cells.tissue_classes import TissueClass, dispersion_of, parameter_values
 from dipy_spinverse.walls.maps import LONGEST_EXCHANGE_TIME_MS
 
-# ln of the mean permeability over that of cells that are all alike and have the same signals, by
-# the variance of its ln between the cells of a voxel: about 0.12 where it is log-normal, 0.3 where
-# half of them leak 10 to 30 times as much as the rest (benchmarks/notes/tissue.md).
-_MEAN_BY_VARIANCE = 0.2
+# ln of the ratio of the mean permeability to that of equal cells with the same signals, over the
+# variance of ln between the cells of a voxel: about 0.12 where it is log-normal, 0.3 where half of
+# them are 10 to 30 times as permeable as the others (benchmarks/notes/tissue.md).
+_BIAS_PER_VARIANCE = 0.2
+_TINY = 1e-12
 
 PARAMETERS = (
     "radius", "fraction", "permeability", "dispersion_1", "dispersion_2", "half_angle",
     "crossing_share", "sphere_radius", "sphere_fraction", "sphere_permeability", "sphere_share",
     "free_water", "relaxation", "dot", "hindered", "hindered_1", "hindered_2", "hindered_along",
-    "diffusivity_outside", "diffusivity_inside", "free_excess",
+    "diffusivity_outside", "diffusivity_inside", "log_free_ratio",
 )  # fmt: skip
 
 
 def tissue_parameters(
     tissue: TissueClass, z: np.ndarray, diffusivity: tuple[float, float] | None
 ) -> dict[str, np.ndarray]:
-    """All of `PARAMETERS` (N,) in their units, 0 where the class lacks one (spheres: share 1)."""
+    """All `PARAMETERS` (N,) in their units, 0 where the class lacks one (spheres: share 1)."""
     values = {name: np.zeros(len(z)) for name in PARAMETERS} | parameter_values(tissue, z)
     if diffusivity is not None:
-        for name, known in zip(("inside", "outside"), diffusivity, strict=True):
-            values[f"diffusivity_{name}"] = np.full(len(z), known)
+        for name, value in zip(("inside", "outside"), diffusivity, strict=True):
+            values[f"diffusivity_{name}"] = np.full(len(z), value)
     if tissue.name == "no cells":
         values["diffusivity_inside"] = values["diffusivity_outside"]
     if tissue.name == "spheres":
@@ -42,7 +43,7 @@ def tissue_parameters(
 def tissue_maps(parameters: dict[str, np.ndarray], frames: np.ndarray) -> dict[str, np.ndarray]:
     """Maps (...,) of parameters (...,) and frames (..., 3, 3).
 
-    Surface, fractions and exchange are per total volume; surface is the membranes', 2 f / R of
+    Membrane area, fractions and exchange refer to the total volume; the area is 2 f / R of
     cylinders and 3 f / R of spheres.
     """
     free, dot = parameters["free_water"], parameters["dot"]
@@ -58,25 +59,26 @@ def tissue_maps(parameters: dict[str, np.ndarray], frames: np.ndarray) -> dict[s
     exchange = surface_c * parameters["permeability"]
     exchange = exchange + surface_s * parameters["sphere_permeability"]
     diameter = cylinders * parameters["radius"] + spheres * parameters["sphere_radius"]
-    little = 1e-12
-    spread = (parameters["dispersion_1"] + parameters["dispersion_2"]) / 2
+    dispersion = (parameters["dispersion_1"] + parameters["dispersion_2"]) / 2
     has_axis = cylinders > 0
     axis, aligned = _main_axis(parameters, frames)
     axis = np.where(has_axis[..., None], axis, 0.0)
     return {
         "surface_to_volume": surface,
         "restricted_fraction": restricted,
-        "wall_permeability": exchange / np.maximum(surface, little),
+        "wall_permeability": exchange / np.maximum(surface, _TINY),
         "exchange_time": np.minimum(
-            restricted / np.maximum(exchange, little), LONGEST_EXCHANGE_TIME_MS
+            restricted / np.maximum(exchange, _TINY), LONGEST_EXCHANGE_TIME_MS
         ),
-        "pore_diameter": 4 * restricted / np.maximum(surface, little),
-        "body_diameter": 2 * diameter / np.maximum(restricted, little),
+        "pore_diameter": 4 * restricted / np.maximum(surface, _TINY),
+        "body_diameter": 2 * diameter / np.maximum(restricted, _TINY),
         "wall_orientation": axis * np.where(axis[..., 2:] < 0, -1, 1),
-        # P_2 of the axes: of normals across an axis with mean square cosine m, 2 (l_2 - l_3) of
-        # wall_maps is (3 m - 1) / 2.
-        "wall_anisotropy": aligned * np.exp(-6 * spread) * surface_c / np.maximum(surface, little),
-        "orientation_dispersion": np.where(has_axis, dispersion_of(spread), 1.0),
+        # 2 (l_2 - l_3) of wall_maps is P_2 of the axes, whose walls are normal to their normals.
+        "wall_anisotropy": aligned
+        * np.exp(-6 * dispersion)
+        * surface_c
+        / np.maximum(surface, _TINY),
+        "orientation_dispersion": np.where(has_axis, dispersion_of(dispersion), 1.0),
         "free_water_fraction": free,
         "dot_fraction": (1 - free) * dot,
         "hindered_fraction": tissue * parameters["hindered"],
@@ -88,25 +90,25 @@ def tissue_maps(parameters: dict[str, np.ndarray], frames: np.ndarray) -> dict[s
 def with_unequal_membranes(
     maps: dict[str, np.ndarray], rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Draws (n, V) of maps where cells of a voxel differ in permeability, by a factor unknown.
+    """Samples (n, V) of maps, with an unknown spread of permeability between a voxel's cells.
 
-    Its logarithm is standard normal a priori: the data do not tell it.
+    Its logarithm has a standard normal prior and is not identifiable.
     """
-    n_draws = len(maps["wall_permeability"])
-    # The same for all voxels, so that a voxel's draws do not depend on the others.
-    more = np.exp(_MEAN_BY_VARIANCE * rng.standard_normal((n_draws, 1)) ** 2)
+    n_samples = len(maps["wall_permeability"])
+    # The same for all voxels, so that a voxel's samples do not depend on the others.
+    factor = np.exp(_BIAS_PER_VARIANCE * rng.standard_normal((n_samples, 1)) ** 2)
     return maps | {
-        "wall_permeability": maps["wall_permeability"] * more,
-        "exchange_time": maps["exchange_time"] / more,
+        "wall_permeability": maps["wall_permeability"] * factor,
+        "exchange_time": maps["exchange_time"] / factor,
     }
 
 
 def _main_axis(parameters, frames):
-    """Axis (..., 3) of the larger population, and P_2 (...) of both axes without dispersion."""
+    """Axis (..., 3) of the larger population, and P_2 (...) of both without dispersion."""
     angle, share = parameters["half_angle"], parameters["crossing_share"]
     side = np.where(share > 0.5, -1, 1) * np.sin(angle)
     axis = np.cos(angle)[..., None] * frames[..., 2, :] + side[..., None] * frames[..., 0, :]
-    # Largest eigenvalue of the mean of the axes' squares.
+    # Largest eigenvalue of the mean outer product of the axes.
     overlap = np.cos(2 * angle) ** 2
     largest = 0.5 + 0.5 * np.sqrt(1 - 4 * share * (1 - share) * (1 - overlap))
     return axis, (3 * largest - 1) / 2

@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike
 from dipy_spinverse.acquisition import BaseAcquisition, as_acquisition
 from dipy_spinverse.packed_cells.equivalent_pulses import equivalent_pulses
 from dipy_spinverse.packed_cells.maps import PARAMETERS
-from dipy_spinverse.packed_cells.nuisance import fast_signals, labels_of, polarity_factors
+from dipy_spinverse.packed_cells.nuisance import amplitude_labels, fast_signals, polarity_factors
 from dipy_spinverse.packed_cells.posterior import PackedCellsPosterior, packed_cells_posterior
-from dipy_spinverse.packed_cells.residual_tests import describe_residuals, residual_groups
+from dipy_spinverse.packed_cells.residual_tests import describe_residual, residual_groups
 from dipy_spinverse.packed_cells.tissue_classes import CLASSES, TYPICAL_RADIUS, tissue_class
 from dipy_spinverse.packed_cells.tissue_signals import tissue_signals
 from dipy_spinverse.units import diffusivity_um2_per_ms
@@ -88,7 +88,7 @@ class PackedCellsFit(VoxelFit):
         squares, freedom = (
             voxel._values[name][0] for name in ("_group_chi_square", "_group_degrees_of_freedom")
         )
-        return describe_residuals(groups.names, squares, freedom)
+        return describe_residual(groups.names, squares, freedom)
 
     def predict(
         self, gtab: GradientTable | BaseAcquisition | None = None, S0: ArrayLike | None = None
@@ -208,7 +208,7 @@ class PackedCellsModel(VoxelModel):
         self.typical_radius = float(typical_radius)
         self.radius_spread = float(radius_spread)
         self.amplitudes = amplitudes if isinstance(amplitudes, str) else np.asarray(amplitudes)
-        self.labels = labels_of(self.pulses, amplitudes)
+        self.labels = amplitude_labels(self.pulses, amplitudes)
         self.least_b = float(least_b)
         self.seed = int(seed)
 
@@ -280,7 +280,7 @@ class PackedCellsModel(VoxelModel):
             "wall_orientation_angle": angle,
             "class_probabilities": np.stack([*posterior.class_probabilities.values()], axis=1),
             "systematic_error": posterior.systematic_error,
-            "free_diffusivity": self._free * np.exp(parameters["free_excess"]),
+            "free_diffusivity": self._free * np.exp(parameters["log_free_ratio"]),
             "S0_per_te": _per_te(self, posterior.amplitudes),
             "S0_per_label": posterior.amplitudes,
             "_class": posterior.estimated_class,
@@ -338,7 +338,7 @@ class PackedCellsModel(VoxelModel):
         """Signals (V, M) of the likeliest tissue."""
         pulses = equivalent_pulses(acquisition)
         model = tissue_signals(
-            pulses, self._known, self._free, compiled=False,
+            pulses, self._known, self._free, interpolated=False,
             shortest_te=self.acquisition.te.min(), radius_spread=self.radius_spread,
         )  # fmt: skip
         parameters = dict(zip(PARAMETERS, values["_parameters"].T, strict=True))

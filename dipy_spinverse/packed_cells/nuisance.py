@@ -1,9 +1,11 @@
-"""What a scan adds to the signals of tissue.
+"""Effects of a scan that are not of the tissue.
 
-Amplitudes; what opposite directions differ by; and a fleeting term, a few percent of the signal
-that are gone at a b of 0.1 ms/um^2: blood that flows through capillaries, as in intravoxel
-incoherent motion [1]_, or, where it is negative, what flows or is not spoiled elsewhere and
-cancels signal.
+- Amplitudes: signals at b = 0.
+- Polarity asymmetry: signals of opposite gradient directions differ, by cross-terms with other
+  gradients, drift or eddy currents.
+- Fast terms: a few percent of the signal that have decayed at a b of 0.1 ms/um^2. They are blood
+  flow in capillaries (intravoxel incoherent motion [1]_) or, where negative, unspoiled or flowing
+  water that cancels signal.
 
 References
 ----------
@@ -22,19 +24,21 @@ from dipy_spinverse.packed_cells.equivalent_pulses import PulsedMeasurements
 from dipy_spinverse.voxels.status import REFUTED
 
 AMPLITUDES = ("te", "timing")
-# Of the logarithm of the signal at the largest q; a priori.
-_ODD_SPREAD = 0.1
-# um^2/ms; of the signal, a priori; and ms/um^2 up to which measurements tell it.
+# Prior standard deviation of the logarithm of the asymmetry at the largest q; chosen by hand.
+_ASYMMETRY_PRIOR_SD = 0.1
+# Of the fast terms: diffusivity, um^2/ms, and prior standard deviation, relative to the signal
+# (benchmarks/notes/real_data.md).
 FAST_DIFFUSIVITY = 15.0
 FAST_PRIOR_SD = 0.05
-_FLEETING_B = 0.1
-_LEAST_DECAY = 1e-3
-# Signals over noise from which their logarithm is taken.
-_CLEAR = 5.0
+# Weighted measurements up to this b, ms/um^2, identify fast terms; measurements where less of a
+# term remains are unaffected.
+_FAST_B, _LEAST_DECAY = 0.1, 1e-3
+# Logarithms of signals at a lower SNR are not used: their bias, 1 / (2 SNR^2), is 2 %.
+_MIN_SNR = 5.0
 
 
-def labels_of(acquisition: PulsedMeasurements, amplitudes: str | ArrayLike) -> np.ndarray:
-    """Label (M,) of each measurement, 0 ... K-1; those of one label share their S0.
+def amplitude_labels(acquisition: PulsedMeasurements, amplitudes: str | ArrayLike) -> np.ndarray:
+    """Label (M,) of each measurement, 0 ... L-1; measurements of one label share their S0.
 
     Raises
     ------
@@ -58,22 +62,20 @@ def labels_of(acquisition: PulsedMeasurements, amplitudes: str | ArrayLike) -> n
 
 
 class FastTerms(NamedTuple):
-    """G terms, one for the measurements of each timing and label.
-
-    Where there are no weak weightings, a term is what b0 has beyond the signals of tissue.
+    """G fast terms, one for each timing and label.
 
     Attributes
     ----------
     rows : ndarray (R,) of int
-        Measurements that feel them, and
+        Affected measurements.
     decay : ndarray (R,)
-        what is left of the term there.
+        Fraction of the term that remains there.
     term : ndarray (R,) of int
-        Which of the terms.
+        Index of their term.
     label, timing : ndarray (G,) of int
         Of each term.
-    told : ndarray (G,) of bool
-        Whether there are weak weightings that tell it from an amplitude.
+    identifiable : ndarray (G,) of bool
+        Whether weak weightings separate it from the amplitude.
     """
 
     rows: np.ndarray
@@ -81,74 +83,69 @@ class FastTerms(NamedTuple):
     term: np.ndarray
     label: np.ndarray
     timing: np.ndarray
-    told: np.ndarray
+    identifiable: np.ndarray
 
 
-_NONE = np.zeros(0, dtype=int)
-NO_FAST_TERMS = FastTerms(_NONE, np.zeros(0), _NONE, _NONE, _NONE, np.zeros(0, dtype=bool))
+_EMPTY = np.zeros(0, dtype=int)
+NO_FAST_TERMS = FastTerms(_EMPTY, np.zeros(0), _EMPTY, _EMPTY, _EMPTY, np.zeros(0, dtype=bool))
 
 
-def fast_terms(
+def find_fast_terms(
     acquisition: PulsedMeasurements, labels: np.ndarray, used: np.ndarray, order: np.ndarray
 ) -> FastTerms:
-    """Those of an acquisition, its measurements in this order."""
+    """Fast terms of an acquisition whose measurements are arranged in an order (M,)."""
     decay = np.exp(-FAST_DIFFUSIVITY * acquisition.b)
-    parts = []
+    rows, kinds = [], []
     for timing, label in np.unique(np.stack([acquisition.timing_index, labels]), axis=1).T:
-        own = used & (acquisition.timing_index == timing) & (labels == label)
-        weighted = own & ~acquisition.b0_mask
-        rows = np.flatnonzero((own & (decay > _LEAST_DECAY))[order])
-        if len(rows) and weighted.any():
-            told = (weighted & (acquisition.b < _FLEETING_B)).any()
-            parts.append((rows, timing, label, told))
-    if not parts:
+        members = used & (acquisition.timing_index == timing) & (labels == label)
+        weighted = members & ~acquisition.b0_mask
+        affected = np.flatnonzero((members & (decay > _LEAST_DECAY))[order])
+        if len(affected) and weighted.any():
+            rows.append(affected)
+            kinds.append((label, timing, (weighted & (acquisition.b < _FAST_B)).any()))
+    if not rows:
         return NO_FAST_TERMS
-    rows = np.concatenate([part[0] for part in parts])
+    all_rows, term = np.concatenate(rows), np.repeat(np.arange(len(rows)), [*map(len, rows)])
     return FastTerms(
-        rows,
-        decay[order][rows],
-        np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts]),
-        np.array([part[2] for part in parts]),
-        np.array([part[1] for part in parts]),
-        np.array([part[3] for part in parts]),
+        all_rows, decay[order][all_rows], term, *map(np.array, zip(*kinds, strict=True))
     )
 
 
 def fast_signals(
-    own: PulsedMeasurements, acquisition: PulsedMeasurements, shares: np.ndarray
+    fitted: PulsedMeasurements, acquisition: PulsedMeasurements, fractions: np.ndarray
 ) -> np.ndarray:
-    """Fleeting signals (V, M) of an acquisition, of shares (V, T) of the timings of `own`."""
+    """Fast signals (V, M) of an acquisition, from fractions (V, T) of the fitted timings."""
     decay = np.exp(-FAST_DIFFUSIVITY * acquisition.b)
-    return shares @ _same_timing(own, acquisition).T * decay
+    return fractions @ _same_timing(fitted, acquisition).T * decay
 
 
 def polarity_factors(
-    own: PulsedMeasurements, acquisition: PulsedMeasurements, odd: np.ndarray
+    fitted: PulsedMeasurements, acquisition: PulsedMeasurements, asymmetry: np.ndarray
 ) -> np.ndarray:
     """Factors (V, M) of the signals of an acquisition, from coefficients (V, T * 6).
 
-    They are those of the timings of `own`; other timings have none.
+    Timings that were not fitted have no asymmetry.
     """
-    return np.exp(odd @ _odd_weights(own, acquisition).T)
+    return np.exp(asymmetry @ _asymmetry_design(fitted, acquisition).T)
 
 
-def _same_timing(own, acquisition):
-    """Whether measurements have a timing (M, T) of `own`."""
-    apart = np.abs(acquisition.timings[:, None] - own.timings).max(axis=2)
-    return (apart < 1e-3)[acquisition.timing_index]
+def _same_timing(fitted, acquisition):
+    """Whether measurements have a fitted timing (M, T)."""
+    difference = np.abs(acquisition.timings[:, None] - fitted.timings).max(axis=2)
+    return (difference < 1e-3)[acquisition.timing_index]
 
 
-def _odd_weights(own, acquisition):
-    """Design (M, T * 6) of the logarithm of the signal, odd in the direction: two vectors each.
+def _asymmetry_design(fitted, acquisition):
+    """Design matrix (M, T * 6) of the odd part of the log signal: two vectors for each timing.
 
-    Cross-terms with a constant gradient are proportional to q; an amplitude of its own for each
-    direction, such as drift and eddy currents leave, shows once the gradient is on.
+    Cross-terms with a constant gradient are proportional to q; an amplitude for each direction,
+    by drift or eddy currents, appears as soon as the gradient is on.
     """
-    there = 1 - np.exp(-FAST_DIFFUSIVITY * acquisition.b)
-    sizes = np.stack([acquisition.q / max(own.q.max(), 1e-9), there], axis=1)
-    vectors = sizes[:, :, None] * acquisition.directions[:, None]
-    same = _same_timing(own, acquisition)
-    return (same[..., None] * vectors.reshape(-1, 1, 6)).reshape(len(acquisition), -1)
+    is_on = 1 - np.exp(-FAST_DIFFUSIVITY * acquisition.b)
+    sizes = np.stack([acquisition.q / max(fitted.q.max(), 1e-9), is_on], axis=1)
+    vectors = (sizes[:, :, None] * acquisition.directions[:, None]).reshape(-1, 1, 6)
+    same_timing = _same_timing(fitted, acquisition)
+    return (same_timing[..., None] * vectors).reshape(len(acquisition), -1)
 
 
 def polarity_asymmetry(
@@ -156,43 +153,44 @@ def polarity_asymmetry(
 ) -> np.ndarray:
     """Coefficients (V, T * 6) of :func:`polarity_factors`, from pairs of opposite directions.
 
-    Tissue signals are even, so no model of tissue is needed. Without such pairs, and where chance
-    alone makes opposite directions differ so in one of 1000 voxels, they are 0.
+    Signals of tissue are even in the direction, so that no model of it is needed. Coefficients are
+    0 without such pairs, and where an F-test does not reject their absence with p < 0.001.
     """
-    one, other = _opposite_pairs(acquisition)
-    weights = _odd_weights(acquisition, acquisition)
-    design = weights[one] - weights[other]
-    first, second, noise = data[:, one], data[:, other], sigma[:, None]
-    clear = np.minimum(first, second) > _CLEAR * noise
+    positive, negative = _opposite_pairs(acquisition)
+    design = _asymmetry_design(acquisition, acquisition)
+    design = design[positive] - design[negative]
+    first, second, noise = data[:, positive], data[:, negative], sigma[:, None]
+    clear = np.minimum(first, second) > _MIN_SNR * noise
     first, second = np.where(clear, first, 1.0), np.where(clear, second, 1.0)
-    # Variances of logarithms.
+    # Inverse variances of the logarithms of ratios.
     weight = clear / (noise**2 * (1 / first**2 + 1 / second**2))
-    differences = np.log(first / second)
-    normal = (design.T * weight[:, None]) @ design + np.eye(design.shape[1]) / _ODD_SPREAD**2
-    right = (weight * differences) @ design
-    odd = np.linalg.solve(normal, right[..., None])[..., 0]
+    log_ratio = np.log(first / second)
+    precision = (design.T * weight[:, None]) @ design
+    precision += np.eye(design.shape[1]) / _ASYMMETRY_PRIOR_SD**2
+    coefficients = np.linalg.solve(precision, ((weight * log_ratio) @ design)[..., None])[..., 0]
     n_terms = np.linalg.matrix_rank(design) if len(design) else 0
     freedom = np.maximum(clear.sum(axis=1) - n_terms, 0)
-    left = (weight * (differences - odd @ design.T) ** 2).sum(axis=1)
-    gain = (weight * differences**2).sum(axis=1) - left
-    ratio = gain * freedom / np.maximum(left * n_terms, 1e-300)
-    chance = variance_ratio.sf(ratio, max(n_terms, 1), np.maximum(freedom, 1))
-    return np.where(((freedom > 0) & (chance < REFUTED))[:, None], odd, 0.0)
+    chi_square = (weight * (log_ratio - coefficients @ design.T) ** 2).sum(axis=1)
+    decrease = (weight * log_ratio**2).sum(axis=1) - chi_square
+    ratio = decrease * freedom / np.maximum(chi_square * n_terms, 1e-300)
+    p_value = variance_ratio.sf(ratio, max(n_terms, 1), np.maximum(freedom, 1))
+    return np.where(((freedom > 0) & (p_value < REFUTED))[:, None], coefficients, 0.0)
 
 
 def _opposite_pairs(acquisition):
-    """Rows (2, P) of measurements of one timing and q in opposite directions."""
+    """Indices (2, P) of measurements of one timing and q in opposite directions."""
     weighted = np.flatnonzero(~acquisition.b0_mask & ~acquisition.isotropic)
     vectors = (acquisition.q[:, None] * acquisition.directions)[weighted].round(3)
     timing = acquisition.timing_index[weighted, None]
     both = np.concatenate([np.hstack([timing, vectors]), np.hstack([timing, -vectors])]) + 0.0
-    own, opposite = np.unique(both, axis=0, return_inverse=True)[1].reshape(2, -1)
-    # The first of an encoding goes with the first of the opposite one, and so on.
-    order, place = np.argsort(own, kind="stable"), np.arange(len(own))
-    number = np.empty_like(own)
-    number[order] = place - np.searchsorted(own[order], own[order])
-    mine, wanted = (each * len(own) + number for each in (own, opposite))
-    order = np.argsort(mine)
-    partner = order[np.searchsorted(mine[order], wanted).clip(max=len(own) - 1)]
-    paired = (mine[partner] == wanted) & (own > opposite)
-    return weighted[np.stack([place[paired], partner[paired]])]
+    encoding, opposite = np.unique(both, axis=0, return_inverse=True)[1].reshape(2, -1)
+    # The k-th repetition of an encoding is paired with the k-th of the opposite one.
+    order, index = np.argsort(encoding, kind="stable"), np.arange(len(encoding))
+    repetition = np.empty_like(encoding)
+    repetition[order] = index - np.searchsorted(encoding[order], encoding[order])
+    key, opposite_key = (k * len(encoding) + repetition for k in (encoding, opposite))
+    order = np.argsort(key)
+    sorted_position = np.searchsorted(key[order], opposite_key).clip(max=len(encoding) - 1)
+    partner = order[sorted_position]
+    paired = (key[partner] == opposite_key) & (encoding > opposite)
+    return weighted[np.stack([index[paired], partner[paired]])]

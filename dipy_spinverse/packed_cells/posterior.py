@@ -1,4 +1,11 @@
-"""Posterior distributions of tissue with packed cylinders and spheres, given signals."""
+"""Posterior of the tissue of voxels, by Bayesian model averaging over tissue classes.
+
+1. Signals are corrected for the asymmetry between opposite gradient directions (``nuisance``).
+2. Every class is searched for its maximum a posteriori and weighted by its evidence
+   (``class_comparison``).
+3. Posterior samples are drawn from the classes in proportion to their probabilities
+   (``randomise_then_optimise``), and maps are computed from them (``maps``).
+"""
 
 from __future__ import annotations
 
@@ -10,17 +17,16 @@ from scipy.special import logsumexp
 from scipy.stats import chi2
 
 from dipy_spinverse.packed_cells.class_comparison import (
-    FIRST_SIGMA,
-    REFINEMENTS,
+    INITIAL_SIGMA,
+    ClassComparison,
     compare_classes,
-    refined_comparison,
     with_errors_by_shell,
 )
 from dipy_spinverse.packed_cells.equivalent_pulses import PulsedMeasurements
 from dipy_spinverse.packed_cells.input_checks import checked_diffusivity, checked_input
 from dipy_spinverse.packed_cells.likelihood import (
-    expected_magnitudes,
-    noise_free_data,
+    expected_signals,
+    noise_free_signals,
     residuals,
     voxel_data,
 )
@@ -32,8 +38,8 @@ from dipy_spinverse.packed_cells.maps import (
 )
 from dipy_spinverse.packed_cells.nuisance import (
     FastTerms,
-    fast_terms,
-    labels_of,
+    amplitude_labels,
+    find_fast_terms,
     polarity_asymmetry,
     polarity_factors,
 )
@@ -52,25 +58,26 @@ from dipy_spinverse.packed_cells.tissue_classes import (
     tissue_class,
 )
 from dipy_spinverse.packed_cells.tissue_signals import TissueSignals, tissue_signals
-from dipy_spinverse.voxels.progress import part, stepwise
+from dipy_spinverse.voxels.progress import part
 from dipy_spinverse.voxels.statistics import of_axes
 from dipy_spinverse.voxels.status import REFUTED
 from dipy_spinverse.voxels.tensor_frames import tensor_frames
 
-_LEAST_PROBABILITY = 0.005  # of a class; less likely ones are dropped
-# Over the largest signal: what interpolated signals may be wrong by.
+# Classes of smaller probability are not sampled: less than one of 200 samples.
+_MIN_PROBABILITY = 0.005
+# The noise of the first search is at least that error of interpolated signals, relative to the
+# largest signal (benchmarks/notes/real_data.md).
 _INTERPOLATION_ERROR = 0.01
-_BATCH = 64  # voxels
-# Of the noise's variance, for draws: those of randomised likelihoods are slightly too narrow
-# otherwise. Chosen for tissues drawn from the prior (benchmarks/tissue_prior.py).
-_MORE_NOISE = 2.0
-# Of the time that a batch takes.
-_SEARCHED, _IMPROVED, _DRAWN = (0.0, 0.3), (0.3, 0.55), (0.55, 1.0)
+# Factor of the variance of the noise for samples, which are too narrow otherwise: chosen for
+# tissues of the prior (benchmarks/tissue_prior.py, benchmarks/notes/emulator.md).
+_NOISE_INFLATION = 2.0
+# Shares of the time of estimates and samples, for the progress bar.
+_ESTIMATION_TIME, _SAMPLING_TIME = (0.0, 0.55), (0.55, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
 class PackedCellsPosterior:
-    """Equally weighted samples of the posteriors of V voxels, and maximum a posteriori estimates.
+    """Maximum a posteriori estimates of V voxels, and n equally weighted posterior samples.
 
     Attributes
     ----------
@@ -85,43 +92,40 @@ class PackedCellsPosterior:
         "free_water_fraction", "dot_fraction", "hindered_fraction", "diffusivity_inside" and
         "diffusivity_outside" (um^2/ms).
     sample_class : ndarray (n, V) of int
-        Index in `CLASSES` of the class of each sample.
+        Index of the class of each sample.
+    class_probabilities : dict of ndarray (V,)
+        Posterior probability of each class; a priori they are equally likely.
     estimated_maps : dict of ndarray (V, ...)
-        The same maps at the maximum a posteriori.
+        The same maps at the maximum a posteriori of the most probable class.
     estimated_parameters : dict of ndarray (V,)
     estimated_class : ndarray (V,) of int
-        Index in `CLASSES`.
+        Index of the most probable class.
     estimated_frames : ndarray (V, 3, 3)
-        Frame of the tissue; the axis is the last row.
+        Frame of the tissue, its axis last.
     predicted : ndarray (V, M)
-        Expected measurements at the best parameters, with the noise floor.
-    amplitudes : ndarray (V, K)
+        Expected measurements at the estimate, with the bias of Rician noise.
+    amplitudes : ndarray (V, L)
         Signal at b = 0 of each label.
     polarity_asymmetry : ndarray (V, T * 6)
         Coefficients of ``nuisance.polarity_factors``.
     fast_fraction : ndarray (V, T)
-        Fast (pseudo-diffusion) component over the amplitude, by timing.
+        Fast (pseudo-diffusion) component relative to the amplitude, by timing.
     systematic_error : ndarray (V,)
-        Standard deviation of signals beyond the noise, relative to the signal.
-    chi_square : ndarray (V,)
-        Of the best parameters.
-    degrees_of_freedom : ndarray (V,)
-        Measurements less parameters of the best class and amplitudes.
-    group_chi_square : ndarray (V, G)
-        Sums of squares of `groups` of measurements, then along, oblique to and across the axis.
-    group_degrees_of_freedom : ndarray (V, G)
-        Of each, that the fit left.
-    worst_reduced_chi_square, worst_degrees_of_freedom : ndarray (V,)
-        Of the shell or timing that chance explains least.
+        Standard deviation of errors proportional to the signal, relative to it.
     sigma : ndarray (V,)
-        Noise given or estimated.
-    class_probabilities : dict of ndarray (V,)
-        Of each class; a priori equally likely.
+        Noise, known or estimated.
+    chi_square, degrees_of_freedom : ndarray (V,)
+        Of the residual of the estimate.
+    group_chi_square, group_degrees_of_freedom : ndarray (V, G)
+        Of the groups of ``residual_tests``, the last three along, oblique to and across the axis.
+    worst_reduced_chi_square, worst_degrees_of_freedom : ndarray (V,)
+        Of the least probable shell or timing.
     """
 
     parameters: dict[str, np.ndarray]
     maps: dict[str, np.ndarray]
     sample_class: np.ndarray
+    class_probabilities: dict[str, np.ndarray]
     estimated_maps: dict[str, np.ndarray]
     estimated_parameters: dict[str, np.ndarray]
     estimated_class: np.ndarray
@@ -131,24 +135,21 @@ class PackedCellsPosterior:
     polarity_asymmetry: np.ndarray
     fast_fraction: np.ndarray
     systematic_error: np.ndarray
+    sigma: np.ndarray
     chi_square: np.ndarray
     degrees_of_freedom: np.ndarray
     group_chi_square: np.ndarray
     group_degrees_of_freedom: np.ndarray
     worst_reduced_chi_square: np.ndarray
     worst_degrees_of_freedom: np.ndarray
-    sigma: np.ndarray
-    class_probabilities: dict[str, np.ndarray]
 
     def mean(self, name: str) -> np.ndarray:
-        """Posterior means (V,) of a map; of orientations the dominant axis (V, 3)."""
-        values = self.maps[name]
-        if values.ndim == 2:
-            return values.mean(axis=0)
-        return of_axes(values)[0]
+        """Posterior mean (V,) of a map; of orientations the dominant axis (V, 3)."""
+        samples = self.maps[name]
+        return samples.mean(axis=0) if samples.ndim == 2 else of_axes(samples)[0]
 
     def interval(self, name: str, level: float = 0.95) -> np.ndarray:
-        """Central intervals (2, V) of a scalar map."""
+        """Central credible intervals (2, V) of a scalar map."""
         tail = (1 - level) / 2
         return np.quantile(self.maps[name], [tail, 1 - tail], axis=0)
 
@@ -162,7 +163,7 @@ class PackedCellsPosterior:
             raise ValueError(f"n is {n}; the posterior has {n_samples} samples.")
         index = np.arange(n) * n_samples // max(n, 1)
         parameters, maps = (
-            {name: value[index] for name, value in samples.items()}
+            {name: values[index] for name, values in samples.items()}
             for samples in (self.parameters, self.maps)
         )
         return parameters, maps
@@ -183,13 +184,13 @@ def packed_cells_posterior(
     amplitudes: str | ArrayLike = "te",
     least_b: float = 0.0,
 ) -> PackedCellsPosterior:
-    """Which tissue explains the signals of voxels, and how surely.
+    """Posterior of the tissue of voxels, given their signals.
 
-    The prior is that of ``classes``; amplitudes are integrated out with a flat prior, and what the
-    scan adds beside them is told apart (``nuisance``). The first call for an acquisition takes
-    some seconds to compile the emulator for it. Where the best class leaves more than noise does
-    in one of 1000 voxels, draws are made with so much more noise that it would be typical:
-    intervals of a refuted model are wider by the square root of the excess.
+    The prior is that of ``tissue_classes``; amplitudes have a flat prior and are integrated out.
+    The first call for an acquisition interpolates the emulator for it, which takes some seconds.
+    Where the best class is rejected with p < 0.001, samples are drawn with as much more noise as
+    makes its residual typical: intervals of rejected models are wider by the square root of the
+    reduced chi-square.
 
     Parameters
     ----------
@@ -197,31 +198,26 @@ def packed_cells_posterior(
     data : array-like (V, M)
         Magnitudes, or real parts, which can be negative.
     sigma : float or array-like (V,), optional
-        Standard deviation of the noise in each channel; found from the residual where not given.
+        Standard deviation of the noise in each channel; estimated from the residual by default.
     diffusivity : float, (inside, outside) or None, optional
-        Of the water in the tissue, um^2/ms; one number for both. Unknown where not given, with
-        the prior of ``classes``.
+        Diffusivity of the water in the tissue, um^2/ms, if known; unknown by default.
     free_diffusivity : float, optional
-        Of free water, um^2/ms.
+        Diffusivity of free water, um^2/ms.
     typical_radius : float, optional
         Median of the prior of radii, um.
     radius_spread : float, optional
-        Of the cells of a voxel, whose radii are gamma-distributed: standard deviation over mean.
+        Standard deviation over mean of the gamma-distributed radii of a voxel's cells.
     n_draws : int, optional
-        0 for the likeliest values only.
+        Number of posterior samples; 0 for maximum a posteriori estimates only.
     seed : int, optional
     classes : tuple of str, optional
-        Of ``classes.CLASSES``, and "aligned cylinders": parallel ones along the first
-        eigenvector of a tensor.
+        Some of ``tissue_classes.CLASSES``, and "aligned cylinders": parallel ones along the first
+        eigenvector of the diffusion tensor.
     amplitudes : {"te", "timing"} or array-like (M,), optional
-        Measurements that share a signal at b = 0: of one echo time, of one (delta, Delta, TE), or
-        of one label.
+        Measurements that share a signal at b = 0: those of one echo time, of one (delta, Delta,
+        TE), or of one label.
     least_b : float, optional
-        Weighted measurements below it, ms/um^2, do not count; b = 0 does.
-
-    Returns
-    -------
-    PackedCellsPosterior
+        Weighted measurements with a smaller b, ms/um^2, are excluded; those at b = 0 are not.
 
     Raises
     ------
@@ -230,41 +226,32 @@ def packed_cells_posterior(
     """
     diffusivity = checked_diffusivity(diffusivity)
     data, sigma = checked_input(
-        acquisition,
-        data,
-        sigma,
-        free_diffusivity,
-        typical_radius,
-        radius_spread,
-        n_draws,
-        classes,
-        least_b,
-    )
-    known, relaxes = diffusivity is not None, np.ptp(acquisition.te) > 0
-    tissues = [tissue_class(name, known, relaxes, float(typical_radius)) for name in classes]
+        acquisition, data, sigma, free_diffusivity, typical_radius, radius_spread, n_draws,
+        classes, least_b,
+    )  # fmt: skip
+    diffusivity_known, relaxes = diffusivity is not None, np.ptp(acquisition.te) > 0
+    tissues = [
+        tissue_class(name, diffusivity_known, relaxes, float(typical_radius)) for name in classes
+    ]
     shapes = {
         "cylinder": any(tissue.has_cylinders for tissue in tissues),
         "sphere": any(tissue.has_spheres for tissue in tissues),
     }
-    needed = tuple(shape for shape, is_needed in shapes.items() if is_needed)
     model = tissue_signals(
-        acquisition, diffusivity, free_diffusivity, needed, radius_spread=float(radius_spread)
-    )
+        acquisition, diffusivity, free_diffusivity,
+        tuple(shape for shape, present in shapes.items() if present),
+        radius_spread=float(radius_spread),
+    )  # fmt: skip
     used = acquisition.b0_mask | (acquisition.b >= least_b)
-    scan = _Scan(
-        acquisition, model, tissues, labels_of(acquisition, amplitudes), used,
+    setting = _Setting(
+        acquisition, model, tissues, amplitude_labels(acquisition, amplitudes), used,
         residual_groups(acquisition, used),
     )  # fmt: skip
-    parts = []
-    for first in stepwise(range(0, len(data), _BATCH)):
-        voxels = slice(first, first + _BATCH)
-        given = None if sigma is None else sigma[voxels]
-        parts.append(_posterior_of(scan, data[voxels], given, n_draws, seed))
-    return _joined(parts)
+    return _posterior(setting, data, sigma, n_draws, seed)
 
 
 @dataclass(frozen=True, eq=False)
-class _Scan:
+class _Setting:
     """What all voxels share; measurements in the order of the acquisition."""
 
     acquisition: PulsedMeasurements
@@ -275,180 +262,159 @@ class _Scan:
     groups: ResidualGroups
 
     @property
-    def fleeting(self) -> FastTerms:
-        """Terms of the measurements in the order of the shells."""
-        return fast_terms(self.acquisition, self.labels, self.used, self.model.shells.order)
+    def fast_terms(self) -> FastTerms:
+        """Fast terms of the measurements in the order of the shells."""
+        order = self.model.shells.order
+        return find_fast_terms(self.acquisition, self.labels, self.used, order)
 
 
-def _posterior_of(scan, data, sigma, n_draws, seed):
-    order = scan.model.shells.order
-    known_noise = sigma is not None
-    largest = np.abs(data).max(axis=1)
-    first_sigma = sigma if known_noise else FIRST_SIGMA * largest
-    odd = polarity_asymmetry(scan.acquisition, data, first_sigma)
-    data = data / polarity_factors(scan.acquisition, scan.acquisition, odd)
-    frames = tensor_frames(scan.acquisition, data)
-    known = voxel_data(
-        np.ascontiguousarray(data[:, order]), first_sigma, scan.labels[order], scan.used[order],
-        scan.fleeting,
+def _posterior(setting, measured, sigma, n_samples, seed):
+    acquisition, order = setting.acquisition, setting.model.shells.order
+    noise_known = sigma is not None
+    largest = np.abs(measured).max(axis=1)
+    initial_sigma = sigma if noise_known else INITIAL_SIGMA * largest
+    asymmetry = polarity_asymmetry(acquisition, measured, initial_sigma)
+    factors = polarity_factors(acquisition, acquisition, asymmetry)
+    symmetric = measured / factors
+    data = voxel_data(
+        np.ascontiguousarray(symmetric[:, order]), initial_sigma, setting.labels[order],
+        setting.used[order], setting.fast_terms,
     )  # fmt: skip
-    # Less noise than the interpolated signals have errors makes a search follow these.
-    excess = np.maximum(_INTERPOLATION_ERROR * largest / first_sigma, 1) ** 2
-    weak = known.with_inflated_noise(excess)
-    with part(*_SEARCHED):
-        case = compare_classes(scan.model, scan.tissues, weak, frames, known_noise)
-    case = replace(case, known=known.with_spread(case.known.fleeting_spread))
-    floor = np.zeros(len(data))
-    with part(*_IMPROVED):
-        for effort in stepwise(REFINEMENTS):
-            case, floor = refined_comparison(case, effort)
-    best_class, groups_of_class = case.best()
-    at_best = _at_best(case, best_class, groups_of_class, scan)
-    excess = np.full(len(data), _MORE_NOISE)
-    if known_noise:
-        refuted = _refuted(at_best, len(scan.groups.names))
-        of_fit = at_best["chi_square"] / at_best["degrees_of_freedom"]
-        excess *= np.where(refuted, np.maximum(of_fit, 1), 1)
-    with part(*_DRAWN):
-        if n_draws:
-            erring = with_errors_by_shell(case)
-            noisier = replace(erring, known=erring.known.with_inflated_noise(excess))
-            found = _drawn(noisier, n_draws, seed)
-        else:
-            found = _not_drawn(case, best_class)
+    # With less noise than the error of interpolated signals, searches would fit that error.
+    search_inflation = np.maximum(_INTERPOLATION_ERROR * largest / initial_sigma, 1) ** 2
+    frames = tensor_frames(acquisition, symmetric)
+    with part(*_ESTIMATION_TIME):
+        comparison, systematic = compare_classes(
+            setting.model, setting.tissues, data, frames, noise_known, search_inflation
+        )
+    estimates = _estimates(comparison, setting)
+    with part(*_SAMPLING_TIME):
+        probabilities, samples = _samples(
+            comparison, _noise_inflation(estimates, setting, noise_known), n_samples, seed,
+            estimates["estimated_class"],
+        )  # fmt: skip
     # Classes of unknown free water follow the others.
-    n_classes = len(scan.tissues)
-    at_best["estimated_class"] = best_class % n_classes
-    found["sample_class"] = found["sample_class"] % n_classes
-    probabilities = found.pop("probabilities").reshape(-1, n_classes, len(data)).sum(axis=0)
-    predicted = at_best.pop("predicted")
-    everywhere = np.empty_like(predicted)
-    everywhere[:, order] = predicted
-    return {
-        **found,
-        **at_best,
-        "predicted": everywhere * polarity_factors(scan.acquisition, scan.acquisition, odd),
-        "polarity_asymmetry": odd,
-        "systematic_error": floor,
-        "sigma": case.known.sigma,
-        "class_probabilities": {
-            tissue.name: each for tissue, each in zip(scan.tissues, probabilities, strict=True)
+    n_classes = len(setting.tissues)
+    samples["sample_class"] %= n_classes
+    estimates["estimated_class"] %= n_classes
+    probabilities = probabilities.reshape(-1, n_classes, len(measured)).sum(axis=0)
+    estimates["predicted"] *= factors
+    return PackedCellsPosterior(
+        **samples,
+        **estimates,
+        class_probabilities={
+            tissue.name: values
+            for tissue, values in zip(setting.tissues, probabilities, strict=True)
         },
-    }
+        polarity_asymmetry=asymmetry,
+        systematic_error=systematic,
+        sigma=comparison.data.sigma,
+    )
 
 
-def _refuted(at_best, n_groups):
-    total = chi2.sf(at_best["chi_square"], at_best["degrees_of_freedom"])
-    freedom = at_best["worst_degrees_of_freedom"]
-    worst = chi2.sf(at_best["worst_reduced_chi_square"] * freedom, freedom) * n_groups
-    return np.minimum(total, worst) < REFUTED
-
-
-def _not_drawn(case, best_class):
-    """As `_drawn`, with no draws and the class of the likeliest place."""
-    n_voxels = len(best_class)
-    parameters = {name: np.zeros((0, n_voxels)) for name in PARAMETERS}
-    return {
-        "parameters": parameters,
-        "maps": tissue_maps(parameters, np.zeros((0, n_voxels, 3, 3))),
-        "sample_class": np.zeros((0, n_voxels), dtype=int),
-        "probabilities": np.eye(len(case.tissues))[best_class].T,
-    }
-
-
-def _drawn(case, n_draws, seed):
-    """Draws of parameters and maps, and the probability (C, V) of each class."""
-    log_evidence = case.log_evidence()
-    probabilities = np.exp(log_evidence - logsumexp(log_evidence, axis=0))
-    probabilities[probabilities < _LEAST_PROBABILITY] = 0
-    probabilities /= probabilities.sum(axis=0)
-    n_voxels = probabilities.shape[1]
-    parameters = {name: np.zeros((n_draws, n_voxels)) for name in PARAMETERS}
-    frames = np.zeros((n_draws, n_voxels, 3, 3))
-    rng = np.random.default_rng(seed)
-    # In random order, as each class has the share of the draws that is its probability.
-    position = rng.permutation((np.arange(n_draws) + rng.random()) / n_draws)
-    of_class = (position[:, None] > np.cumsum(probabilities, axis=0)[:, None]).sum(axis=0)
-    of_class = np.minimum(of_class, len(probabilities) - 1)
-    seeds = np.random.SeedSequence(seed).spawn(len(case.tissues))
-    for k, (tissue, modes) in enumerate(zip(case.tissues, case.modes, strict=True)):
-        number, voxel = np.nonzero(of_class == k)
-        if not len(number):
-            continue
-        row = np.cumsum(case.kept[k]) - 1
-        with part((of_class < k).mean(), (of_class <= k).mean()):
-            found = posterior_samples(
-                case.problem(k), modes, row[voxel], number, not case.noise_known,
-                n_draws, np.random.default_rng(seeds[k]),
-            )  # fmt: skip
-        frames[number, voxel] = found[1]
-        for name, value in tissue_parameters(tissue, found[0], case.model.diffusivity).items():
-            parameters[name][number, voxel] = value
-    return {
-        "parameters": parameters,
-        "maps": with_unequal_membranes(tissue_maps(parameters, frames), rng),
-        "sample_class": of_class,
-        "probabilities": probabilities,
-    }
-
-
-def _at_best(case, best_class, groups_of_class, scan):
-    model, known, order = case.model, case.known, scan.model.shells.order
-    n_voxels, n = known.data.shape
+def _estimates(comparison: ClassComparison, setting: _Setting):
+    """Maximum a posteriori of the most probable classes, and tests of its residual."""
+    data, order = comparison.data, comparison.model.shells.order
+    n_voxels, n = data.measured.shape
     parameters = {name: np.zeros(n_voxels) for name in PARAMETERS}
     frames, signals = np.zeros((n_voxels, 3, 3)), np.empty((n_voxels, n))
     n_parameters = np.empty(n_voxels)
-    for tissue, voxels, places, own_frames, own_signals in groups_of_class:
-        signals[voxels] = own_signals
-        frames[voxels] = own_frames
+    estimated_class, all_estimates = comparison.best()
+    for tissue, voxels, z, class_frames, class_signals in all_estimates:
+        signals[voxels], frames[voxels] = class_signals, class_frames
         n_parameters[voxels] = tissue.n_parameters
-        for name, value in tissue_parameters(tissue, places, model.diffusivity).items():
+        values = tissue_parameters(tissue, z, comparison.model.diffusivity)
+        for name, value in values.items():
             parameters[name][voxels] = value
-    white, amplitudes, _ = residuals(known, signals, np.arange(n_voxels))
-    unordered = np.empty_like(white)
-    unordered[:, order] = white
-    chi_square = (white**2).sum(axis=1)
-    freedom = np.maximum(known.n_used - n_parameters - known.n_linear, 1)
-    noise_free, terms = noise_free_data(known, signals, amplitudes, np.arange(n_voxels))
-    of_timing = known.fleeting.timing[:, None] == np.arange(len(scan.acquisition.timings))
-    share = of_timing / np.maximum(of_timing.sum(axis=0), 1)
-    fast_fraction = (terms / amplitudes[:, known.fleeting.label]) @ share
-    groups, left = scan.groups, freedom / known.n_used
-    squares = groups.squares(unordered)
-    _, worst_excess, worst_freedom = worst_group(squares, groups.sizes, left)
+    voxel = np.arange(n_voxels)
+    ordered_residual, amplitudes, _ = residuals(data, signals, voxel)
+    noise_free, fast = noise_free_signals(data, signals, amplitudes, voxel)
+    terms = data.fast_terms
+    has_timing = terms.timing[:, None] == np.arange(len(setting.acquisition.timings))
+    mean_over_terms = has_timing / np.maximum(has_timing.sum(axis=0), 1)
+    residual, predicted = np.empty((n_voxels, n)), np.empty((n_voxels, n))
+    residual[:, order] = ordered_residual
+    predicted[:, order] = expected_signals(data, noise_free)
+    chi_square = (ordered_residual**2).sum(axis=1)
+    freedom = np.maximum(data.n_used - n_parameters - data.n_linear, 1)
+    groups, freedom_per_measurement = setting.groups, freedom / data.n_used
+    group_chi_square = groups.chi_square(residual)
+    worst = worst_group(group_chi_square, groups.sizes, freedom_per_measurement)
     maps = tissue_maps(parameters, frames)
-    of_direction = chi_square_by_direction(
-        unordered, gradient_axes(scan.acquisition) * scan.used[:, None], maps["wall_orientation"]
-    )
-    sizes = np.broadcast_to(groups.sizes, squares.shape)
+    axes = gradient_axes(setting.acquisition) * setting.used[:, None]
+    by_direction, counts = chi_square_by_direction(residual, axes, maps["wall_orientation"])
+    sizes = np.broadcast_to(groups.sizes, group_chi_square.shape)
     return {
         "estimated_maps": maps,
         "estimated_parameters": parameters,
-        "estimated_class": best_class,
+        "estimated_class": estimated_class,
         "estimated_frames": frames,
-        "predicted": expected_magnitudes(known, noise_free),
+        "predicted": predicted,
         "amplitudes": amplitudes,
-        "fast_fraction": fast_fraction,
+        "fast_fraction": (fast / amplitudes[:, terms.label]) @ mean_over_terms,
         "chi_square": chi_square,
         "degrees_of_freedom": freedom,
-        "group_chi_square": np.concatenate([squares, of_direction[0]], axis=1),
-        "group_degrees_of_freedom": np.concatenate([sizes, of_direction[1]], axis=1)
-        * left[:, None],
-        "worst_reduced_chi_square": worst_excess,
-        "worst_degrees_of_freedom": worst_freedom,
+        "group_chi_square": np.concatenate([group_chi_square, by_direction], axis=1),
+        "group_degrees_of_freedom": np.concatenate([sizes, counts], axis=1)
+        * freedom_per_measurement[:, None],
+        "worst_reduced_chi_square": worst[0],
+        "worst_degrees_of_freedom": worst[1],
     }
 
 
-def _joined(parts):
-    """Voxels of all batches: along the second axis of draws, the first of everything else."""
-    fields = {}
-    for name, value in parts[0].items():
-        axis = 1 if name in ("parameters", "maps", "sample_class") else 0
-        if isinstance(value, dict):
-            fields[name] = {
-                key: np.concatenate([part[name][key] for part in parts], axis=axis)
-                for key in value
-            }
-        else:
-            fields[name] = np.concatenate([part[name] for part in parts], axis=axis)
-    return PackedCellsPosterior(**fields)
+def _noise_inflation(estimates, setting, noise_known):
+    """Factor (V,) of the variances for samples, larger where the estimates are rejected."""
+    chi_square, freedom = estimates["chi_square"], estimates["degrees_of_freedom"]
+    if not noise_known:
+        return np.full(len(chi_square), _NOISE_INFLATION)
+    worst, worst_freedom = (
+        estimates[f"worst_{name}"] for name in ("reduced_chi_square", "degrees_of_freedom")
+    )
+    p_worst = chi2.sf(worst * worst_freedom, worst_freedom) * len(setting.groups.names)
+    rejected = np.minimum(chi2.sf(chi_square, freedom), p_worst) < REFUTED
+    return _NOISE_INFLATION * np.where(rejected, np.maximum(chi_square / freedom, 1), 1)
+
+
+def _samples(comparison, noise_inflation, n_samples, seed, estimated_class):
+    """Probability (C, V) of each class, and samples of parameters, maps and classes."""
+    n_classes, n_voxels = comparison.considered.shape
+    parameters = {name: np.zeros((n_samples, n_voxels)) for name in PARAMETERS}
+    frames = np.zeros((n_samples, n_voxels, 3, 3))
+    sample_class = np.zeros((n_samples, n_voxels), dtype=int)
+    rng = np.random.default_rng(seed)
+    if n_samples:
+        comparison = with_errors_by_shell(comparison)
+        data = comparison.data.with_inflated_noise(noise_inflation)
+        comparison = replace(comparison, data=data)
+        probabilities = _class_probabilities(comparison)
+        # Stratified: each class has the share of the samples that is its probability.
+        quantile = rng.permutation((np.arange(n_samples) + rng.random()) / n_samples)
+        cumulative = np.cumsum(probabilities, axis=0)
+        sample_class = (quantile[:, None] > cumulative[:, None]).sum(axis=0)
+        sample_class = np.minimum(sample_class, n_classes - 1)
+    else:
+        probabilities = np.eye(n_classes)[estimated_class].T
+    seeds = np.random.SeedSequence(seed).spawn(n_classes)
+    for k, (tissue, minima) in enumerate(zip(comparison.tissues, comparison.minima, strict=True)):
+        number, voxel = np.nonzero(sample_class == k)
+        if not len(number):
+            continue
+        row = np.cumsum(comparison.considered[k]) - 1
+        with part((sample_class < k).mean(), (sample_class <= k).mean()):
+            z, frames[number, voxel] = posterior_samples(
+                comparison.posterior(k), minima, row[voxel], number, comparison.noise_known,
+                n_samples, np.random.default_rng(seeds[k]),
+            )  # fmt: skip
+        values = tissue_parameters(tissue, z, comparison.model.diffusivity)
+        for name, value in values.items():
+            parameters[name][number, voxel] = value
+    maps = with_unequal_membranes(tissue_maps(parameters, frames), rng)
+    return probabilities, {"parameters": parameters, "maps": maps, "sample_class": sample_class}
+
+
+def _class_probabilities(comparison):
+    """Posterior probabilities (C, V), those below a threshold set to 0."""
+    log_evidence = comparison.log_evidence()
+    probabilities = np.exp(log_evidence - logsumexp(log_evidence, axis=0))
+    probabilities[probabilities < _MIN_PROBABILITY] = 0
+    return probabilities / probabilities.sum(axis=0)

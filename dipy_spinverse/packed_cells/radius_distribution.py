@@ -1,4 +1,4 @@
-"""Cells whose radii follow a gamma distribution, as an average over some of them."""
+"""Averages over cells with gamma-distributed radii."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from scipy.special import gammaincinv, ndtr
 
 from dipy_spinverse.bloch_torrey.analytic.bodies import DIMENSIONS
 
-# Standard deviation of the radii over their mean.
-LARGEST_SPREAD = 1.0
+LARGEST_SPREAD = 1.0  # standard deviation of the radii over their mean
 _LEAST_SPREAD = 0.02  # narrower distributions are one radius
-_LEAST, _LARGEST = 0.05, 100.0  # um
-# Four radii differ from sixteen by 0.05 % of S0, rms over the prior.
+_RADIUS_RANGE = 0.05, 100.0  # um
+# Four radii differ from sixteen by 0.05 % of S0, rms over the prior (benchmarks/notes/tissue.md).
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(4)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
@@ -19,24 +18,24 @@ _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 def radius_quadrature(
     shape: str, radius: np.ndarray, spread: float
 ) -> list[tuple[float, np.ndarray]]:
-    """Shares of the volume, and radii (N,) of the cells that stand for these.
+    """Weights, as fractions of the volume, and radii (N,) of cells.
 
-    Of n(r) ~ r^(k-1) exp(-r / s) in d dimensions the volume is distributed as gamma with k + d,
-    and surface over volume is d / ((k + d - 1) s).
+    Where n(r) ~ r^(k-1) exp(-r / s) in d dimensions, the volume has a gamma distribution of shape
+    k + d, and surface over volume is d / ((k + d - 1) s).
 
     Parameters
     ----------
     shape : {"cylinder", "sphere"}
     radius : ndarray (N,)
-        Of equal cells with as much surface, um.
+        Of equal cells with the same surface over volume, um.
     spread : float
         Standard deviation of the radii over their mean.
     """
     if spread < _LEAST_SPREAD:
         return [(1.0, radius)]
     dimension, k = DIMENSIONS[shape], 1 / spread**2
-    over = gammaincinv(k + dimension, ndtr(_NODES)) / (k + dimension - 1)
+    relative = gammaincinv(k + dimension, ndtr(_NODES)) / (k + dimension - 1)
     return [
-        (weight, np.clip(each * radius, _LEAST, _LARGEST))
-        for weight, each in zip(_WEIGHTS.tolist(), over, strict=True)
+        (weight, np.clip(factor * radius, *_RADIUS_RANGE))
+        for weight, factor in zip(_WEIGHTS.tolist(), relative, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""What a fit leaves, by shell, timing and direction: judged by the worst, and said in words."""
+"""Chi-square tests of the residual by shell, timing and direction."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from scipy.stats import chi2
 
 from dipy_spinverse.packed_cells.equivalent_pulses import EquivalentPulses, PulsedMeasurements
 
-# Shells of fewer measurements are judged together with the next.
-_LEAST_SIZE = 12
-# Squared cosines that part directions along the axis, oblique ones and those across.
+# Shells of fewer measurements are tested together with the next; chosen by hand.
+_MIN_SIZE = 12
+# Squared cosines that separate directions along, oblique to and across the axis: thirds.
 _ALONG, _ACROSS = 0.67, 0.33
-# Of the shape of b-tensors, above which they count as linear.
+# B-tensors of a larger anisotropy count as linear; chosen by hand.
 _LINEAR = 0.5
 _DIRECTIONS = ("along the axis", "oblique to the axis", "across the axis")
 
 
 @dataclass(frozen=True, eq=False)
 class ResidualGroups:
-    """Groups of measurements: shells, timings, and all that are used.
+    """Groups of measurements: timings and shells.
 
     Attributes
     ----------
@@ -31,14 +31,14 @@ class ResidualGroups:
     names: tuple[str, ...]
     members: np.ndarray
 
-    def squares(self, white: np.ndarray) -> np.ndarray:
-        """Sums (V, G) of squared whitened residuals (V, M)."""
-        return white**2 @ self.members.T
-
     @property
     def sizes(self) -> np.ndarray:
-        """Measurements (G,) of each group."""
+        """Number (G,) of measurements of each group."""
         return self.members.sum(axis=1)
+
+    def chi_square(self, residual: np.ndarray) -> np.ndarray:
+        """Sums (V, G) of squared whitened residuals (V, M)."""
+        return residual**2 @ self.members.T
 
 
 def residual_groups(acquisition: PulsedMeasurements, used: np.ndarray) -> ResidualGroups:
@@ -53,12 +53,12 @@ def residual_groups(acquisition: PulsedMeasurements, used: np.ndarray) -> Residu
             members.append(np.isin(np.arange(len(acquisition)), rows))
         b = acquisition.b[rows].round(2)
         shell: list[np.integer] = []
-        for row, last in zip(rows, np.r_[b[1:] != b[:-1], True], strict=True):
+        for row, is_last in zip(rows, np.r_[b[1:] != b[:-1], True], strict=True):
             shell.append(row)
-            if last and len(shell) >= _LEAST_SIZE:
+            if is_last and len(shell) >= _MIN_SIZE:
                 low, high = acquisition.b[shell].min(), acquisition.b[shell].max()
-                span = f"{high:.3g}" if high - low < 0.05 else f"{low:.3g} to {high:.3g}"
-                names.append(f"b {span} ms/um^2 at {timing}")
+                b_range = f"{high:.3g}" if high - low < 0.05 else f"{low:.3g} to {high:.3g}"
+                names.append(f"b {b_range} ms/um^2 at {timing}")
                 members.append(np.isin(np.arange(len(acquisition)), shell))
                 shell = []
     if not names:
@@ -66,51 +66,53 @@ def residual_groups(acquisition: PulsedMeasurements, used: np.ndarray) -> Residu
     return ResidualGroups(tuple(names), np.stack(members))
 
 
-def worst_group(squares: np.ndarray, sizes: np.ndarray, share_left: np.ndarray):
-    """The group (V,) whose squares (V, G) chance exceeds least often, its excess and freedom.
+def worst_group(chi_square: np.ndarray, sizes: np.ndarray, freedom_per_measurement: np.ndarray):
+    """Reduced chi-square and degrees of freedom (V,) of the least probable group.
 
     Parameters
     ----------
-    squares : ndarray (V, G)
+    chi_square : ndarray (V, G)
     sizes : ndarray (G,)
-    share_left : ndarray (V,)
-        Degrees of freedom over measurements.
+    freedom_per_measurement : ndarray (V,)
     """
-    freedom = sizes * share_left[:, None]
-    worst = chi2.logsf(squares, freedom).argmin(axis=1)
-    row = np.arange(len(squares))
-    return worst, squares[row, worst] / freedom[row, worst], freedom[row, worst]
+    freedom = sizes * freedom_per_measurement[:, None]
+    worst = chi2.logsf(chi_square, freedom).argmin(axis=1)[:, None]
+    chi_square, freedom = (
+        np.take_along_axis(values, worst, axis=1)[:, 0] for values in (chi_square, freedom)
+    )
+    return chi_square / freedom, freedom
 
 
 def gradient_axes(acquisition: PulsedMeasurements) -> np.ndarray:
-    """Directions (M, 3) of gradients along one; zeros of planar and spherical b-tensors."""
+    """Directions (M, 3) of linear encodings; zeros of planar and spherical ones."""
     if isinstance(acquisition, EquivalentPulses):
         return acquisition.directions * (acquisition.b_anisotropy > _LINEAR)[:, None]
     return acquisition.directions
 
 
-def chi_square_by_direction(white: np.ndarray, directions: np.ndarray, axes: np.ndarray):
-    """Sums (V, 3) of squares, and numbers (V, 3), along, oblique to and across axes (V, 3)."""
+def chi_square_by_direction(residual: np.ndarray, directions: np.ndarray, axes: np.ndarray):
+    """Sums of squares and counts (V, 3), along, oblique to and across axes (V, 3)."""
     square = (axes @ directions.T) ** 2
     weighted = (np.abs(directions).sum(axis=1) > 0) & (np.abs(axes).sum(axis=1) > 0)[:, None]
-    parts = (square > _ALONG, (square <= _ALONG) & (square > _ACROSS), square <= _ACROSS)
-    members = np.stack([part & weighted for part in parts], axis=1)
-    return np.einsum("vgm,vm->vg", members, white**2), members.sum(axis=2)
+    ranges = (square > _ALONG, (square <= _ALONG) & (square > _ACROSS), square <= _ACROSS)
+    members = np.stack([in_range & weighted for in_range in ranges], axis=1)
+    return np.einsum("vgm,vm->vg", members, residual**2), members.sum(axis=2)
 
 
-def describe_residuals(names, squares: np.ndarray, freedom: np.ndarray) -> str:
-    """Which groups of one voxel are left unexplained, the worst first."""
+def describe_residual(names, chi_square: np.ndarray, freedom: np.ndarray) -> str:
+    """Groups (G,) of one voxel whose residual exceeds the noise, the least probable first."""
     names = (*names, *_DIRECTIONS)
-    told = freedom > 0.5
-    excess = squares / np.maximum(freedom, 1e-9)
-    chance = np.where(told, chi2.sf(squares, np.maximum(freedom, 1e-9)), 1.0) * told.sum()
-    worst = np.argsort(np.where(told, chi2.logsf(squares, np.maximum(freedom, 1e-9)), 0))
-    unexplained = [k for k in worst if chance[k] < 1e-3]
-    if not unexplained:
-        k = worst[0]
+    tested = freedom > 0.5
+    positive = np.maximum(freedom, 1e-9)
+    reduced = chi_square / positive
+    p_values = np.where(tested, chi2.sf(chi_square, positive), 1.0) * tested.sum()
+    order = np.argsort(np.where(tested, chi2.logsf(chi_square, positive), 0))
+    rejected = [k for k in order if p_values[k] < 1e-3]
+    if not rejected:
+        k = order[0]
         return (
-            f"Nothing is left beyond the noise; most at {names[k]} "
-            f"({excess[k]:.2f} times its variance)."
+            "The residual is consistent with noise; the largest reduced chi-square is "
+            f"{reduced[k]:.2f} ({names[k]})."
         )
-    parts = [f"{names[k]}: {excess[k]:.2f}" for k in unexplained[:4]]
-    return "Left beyond the noise (times its variance), worst first: " + "; ".join(parts) + "."
+    descriptions = [f"{names[k]}: {reduced[k]:.2f}" for k in rejected[:4]]
+    return "Reduced chi-square of residuals beyond noise: " + "; ".join(descriptions) + "."

@@ -1,4 +1,4 @@
-"""Measurements of packed cells that differ in direction only."""
+"""Measurements of an acquisition, grouped into shells that differ in direction only."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ import numpy as np
 from dipy_spinverse.packed_cells.equivalent_pulses import EquivalentPulses, PulsedMeasurements
 from dipy_spinverse.packed_cells.waveform_correction import EncodingSpectrum
 
-# Steps of q by less than a thousandth are within one shell: an error of S below 0.1 %.
+# Relative difference of q within a shell: changes signals by less than 0.1 %.
 _SAME_Q = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
 class Shells:
-    """Measurements that differ in direction only.
+    """S shells of M measurements.
 
     Attributes
     ----------
     order : ndarray (M,) of int
-        Measurements, shell by shell.
-    first : ndarray (S + 1,) of int
-        Where each shell begins in `order`.
+        Indices of the measurements, shell by shell.
+    starts : ndarray (S + 1,) of int
+        Where each shell starts in `order`.
     q, small_delta, big_delta : ndarray (S,)
+        rad/um, ms.
     b_anisotropy : ndarray (S,)
-        1 of gradients along one direction, -1/2 of a plane that directions are normal to, 0 of
-        b-tensors without one.
+        Shape of the b-tensors: 1 linear, -1/2 planar, 0 spherical.
     spectra : tuple of EncodingSpectrum (S,)
-        Of waveforms, whose most similar pulses these are; None of pulses.
+        Of the waveforms that the pulses are equivalent to; None of actual pulses.
     """
 
     order: np.ndarray
-    first: np.ndarray
+    starts: np.ndarray
     q: np.ndarray
     small_delta: np.ndarray
     big_delta: np.ndarray
@@ -44,17 +44,17 @@ class Shells:
 
     @property
     def of_measurement(self) -> np.ndarray:
-        """Shell (M,) of each measurement, as ordered."""
-        return np.repeat(np.arange(len(self)), np.diff(self.first))
+        """Shell (M,) of each measurement, in the order of the shells."""
+        return np.repeat(np.arange(len(self)), np.diff(self.starts))
 
     @property
     def b(self) -> np.ndarray:
-        """ms/um^2."""
+        """(S,) ms/um^2."""
         return self.q**2 * (self.big_delta - self.small_delta / 3)
 
 
 def group_into_shells(acquisition: PulsedMeasurements) -> Shells:
-    """Shells of one pair of pulses, or kind of waveforms, and one q each."""
+    """Shells of the same q and timing, or kind of waveform."""
     q, timing = acquisition.q, acquisition.timing_index
     kind, anisotropy = np.zeros_like(timing), np.ones(len(q))
     spectra: tuple[EncodingSpectrum | None, ...] = (None,)
@@ -62,13 +62,12 @@ def group_into_shells(acquisition: PulsedMeasurements) -> Shells:
         kind, spectra = acquisition.kind, acquisition.spectra
         anisotropy = acquisition.b_anisotropy
     order = np.lexsort((q, kind, timing))
-    apart = (np.diff(timing[order]) > 0) | (np.diff(kind[order]) > 0)
-    apart |= np.diff(q[order]) > _SAME_Q * q[order][1:]
-    first = np.r_[0, np.flatnonzero(apart) + 1, len(q)]
-    count = np.diff(first)
-    mean_q = np.add.reduceat(q[order], first[:-1]) / count
-    at = order[first[:-1]]
-    small, big = acquisition.small_delta[at], acquisition.big_delta[at]
+    is_new = (np.diff(timing[order]) > 0) | (np.diff(kind[order]) > 0)
+    is_new |= np.diff(q[order]) > _SAME_Q * q[order][1:]
+    starts = np.r_[0, np.flatnonzero(is_new) + 1, len(q)]
+    mean_q = np.add.reduceat(q[order], starts[:-1]) / np.diff(starts)
+    index = order[starts[:-1]]
     return Shells(
-        order, first, mean_q, small, big, anisotropy[at], tuple(spectra[k] for k in kind[at])
-    )
+        order, starts, mean_q, acquisition.small_delta[index], acquisition.big_delta[index],
+        anisotropy[index], tuple(spectra[k] for k in kind[index]),
+    )  # fmt: skip

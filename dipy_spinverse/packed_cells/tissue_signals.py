@@ -1,7 +1,7 @@
-"""Signals of tissue: free, still and hindered water, and water in and around packed cells.
+"""Signals of tissue: free, immobile and hindered water, and water in and around packed cells.
 
 The cells are dispersed packed cylinders, two such populations that cross, packed spheres, or
-cylinders and spheres side by side; ``pools`` says how their signals add up.
+cylinders and spheres side by side; ``compartment_signals`` adds up their signals.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _COORDINATES = ("radius", "fraction", "permeability", "diffusivity_inside", "dif
 
 @dataclass(frozen=True, eq=False)
 class TissueSignals:
-    """Signals of one acquisition, relative to b = 0, its measurements in the order of its shells.
+    """Signals of an acquisition, relative to b = 0, its measurements in the order of its shells.
 
     Attributes
     ----------
@@ -50,13 +50,13 @@ class TissueSignals:
     directions : ndarray (M, 3)
     isotropic : ndarray (M,) of bool
         Averages over all directions.
-    echo : ndarray (M,)
-        Echo times less the shortest, ms.
+    echo_delay : ndarray (M,)
+        Echo times minus the shortest, ms.
     cells : dict of InterpolatedSignals or EmulatedSignals
         Keys "cylinder" and "sphere".
     free_diffusivity : float
     diffusivity : (inside, outside) or None
-        um^2/ms, where known.
+        um^2/ms, if known.
     radius_spread : float
         Standard deviation of the cells' radii over their mean.
     """
@@ -64,7 +64,7 @@ class TissueSignals:
     shells: Shells
     directions: np.ndarray
     isotropic: np.ndarray
-    echo: np.ndarray
+    echo_delay: np.ndarray
     cells: dict[str, InterpolatedSignals | EmulatedSignals]
     free_diffusivity: float
     diffusivity: tuple[float, float] | None
@@ -76,126 +76,119 @@ class TissueSignals:
         return self.shells.b[self.shells.of_measurement]
 
     def share_along(self, axes: np.ndarray) -> np.ndarray:
-        """Share (N, M) of b along axes (N, 3)."""
+        """Fraction (N, M) of b along axes (N, 3)."""
         linear = self.shells.b_anisotropy[self.shells.of_measurement]
-        square = (axes @ self.directions.T) ** 2
-        return (1 - linear) / 3 + linear * square
+        return (1 - linear) / 3 + linear * (axes @ self.directions.T) ** 2
+
+    @cached_property
+    def emulated(self) -> TissueSignals:
+        """The same with signals of the emulator itself, and derivatives of its interpolation."""
+        return self._with_emulator(self.cells)
+
+    @cached_property
+    def emulated_with_slopes(self) -> TissueSignals:
+        """The same with signals and derivatives of the emulator itself."""
+        return self._with_emulator(dict.fromkeys(self.cells))
+
+    def _with_emulator(self, slopes_of):
+        cells = {
+            shape: emulated_shell_signals(
+                shape, self.shells, self.diffusivity, self.radius_spread, interpolated
+            )
+            for shape, interpolated in slopes_of.items()
+        }
+        return replace(self, cells=cells)
 
     def __call__(
         self, tissue: TissueClass, z: np.ndarray, frames: np.ndarray, slopes: bool = False
     ):
-        """Signals (N, M) at places (N, P); with `slopes` also derivatives (N, P, M) by z.
+        """Signals (N, M) at z (N, P); with `slopes` also derivatives (N, P, M) by z.
 
-        `frames` (N, 3, 3) have the axis in their last row. Derivatives by the rotation hold where
-        it is 0.
+        The last rows of `frames` (N, 3, 3) are the axes. Derivatives by the rotation are exact
+        where it is 0.
         """
         if tissue.turns and not slopes:
             frames = rotation_of(z[:, -3:]) @ frames
         jacobian = np.empty((len(z), slopes * tissue.n_parameters, len(self.directions)))
-        signals = self._signals(tissue, parameter_values_and_slopes(tissue, z), frames, jacobian)
+        values = parameter_values_and_slopes(tissue, z)
+        signals = self._signals(tissue, values, frames, jacobian)
         return (signals, jacobian) if slopes else signals
-
-    @cached_property
-    def exact(self) -> TissueSignals:
-        """Signals of the emulator itself, slower, and derivatives of its interpolation."""
-        return self._emulated(self.cells)
-
-    @cached_property
-    def exact_with_slopes(self) -> TissueSignals:
-        """Signals and derivatives of the emulator itself."""
-        return self._emulated(dict.fromkeys(self.cells))
-
-    def _emulated(self, slopes_of):
-        cells = {
-            shape: emulated_shell_signals(
-                shape, self.shells, self.diffusivity, self.radius_spread, compiled
-            )
-            for shape, compiled in slopes_of.items()
-        }
-        return replace(self, cells=cells)
 
     def of_values(
         self, tissue: TissueClass, values: dict[str, np.ndarray], frames: np.ndarray
     ) -> np.ndarray:
-        """Signals (N, M) of values (N,) of the parameters."""
-        found = {name: (values[name], 0.0) for name in tissue.parameters[tissue.scalar]}
+        """Signals (N, M) of parameter values (N,)."""
+        no_slopes = {name: (values[name], 0.0) for name in tissue.parameters[tissue.scalar]}
         jacobian = np.empty((len(frames), 0, len(self.directions)))
-        return self._signals(tissue, found, frames, jacobian)
+        return self._signals(tissue, no_slopes, frames, jacobian)
 
-    def _signals(self, tissue, found, frames, jacobian):
-        """Signals of parameters, each of which `found` has with its derivative by z."""
+    def _signals(self, tissue, values, frames, jacobian):
+        """Signals of parameter values, each with its derivative by z."""
         shells, slopes = self.shells, jacobian.shape[1] > 0
         scan = ShellArrays(
-            self.directions, self.isotropic, self.echo, shells.first, shells.b,
+            self.directions, self.isotropic, self.echo_delay, shells.starts, shells.b,
             shells.b_anisotropy, self.free_diffusivity,
         )  # fmt: skip
         cylinders, spheres = (
-            self._cells(shape, tissue, found, len(frames), slopes)
+            self._cell_signals(shape, tissue, values, len(frames), slopes)
             for shape in ("cylinder", "sphere")
         )
-        n_axes = tissue.has_cylinders * (1 + ("crossing_share" in found))
-        pools, by_z, columns = self._pools(tissue, found, len(frames))
+        n_axes = tissue.has_cylinders * (1 + ("crossing_share" in values))
+        compartments, by_z, columns = self._compartments(tissue, values, len(frames))
         return compartment_signals(
-            scan, pools, np.ascontiguousarray(frames), cylinders, spheres, n_axes, by_z, columns,
-            jacobian,
+            scan, compartments, np.ascontiguousarray(frames), cylinders, spheres, n_axes, by_z,
+            columns, jacobian,
         )  # fmt: skip
 
-    def _pools(self, tissue, found, n):
-        """Values and slopes (n, K) of `POOLS`, and columns (K + 1,), as loops take them."""
-        parts = {name: (*found[name], tissue.parameters.index(name)) for name in found}
+    def _compartments(self, tissue, values, n):
+        """Values and slopes (n, K) of `COMPARTMENT_PARAMETERS`, and their columns (K + 1,)."""
+        entries = {name: (*values[name], tissue.parameters.index(name)) for name in values}
         if tissue.name == "crossing":
-            parts["dispersion_2"] = parts["dispersion_1"]
-        elif "dispersion_1" not in parts:
-            least = diffusion_of(LEAST_DISPERSION)
-            parts |= {"dispersion_1": (least, 0.0, -1), "dispersion_2": (least, 0.0, -1)}
+            entries["dispersion_2"] = entries["dispersion_1"]
+        elif "dispersion_1" not in entries:
+            parallel = diffusion_of(LEAST_DISPERSION), 0.0, -1
+            entries |= {"dispersion_1": parallel, "dispersion_2": parallel}
         if not tissue.has_cylinders:
-            parts["sphere_share"] = 1.0, 0.0, -1
+            entries["sphere_share"] = 1.0, 0.0, -1
         if tissue.name == "no cells":
             known = None if self.diffusivity is None else (self.diffusivity[1], 0.0, -1)
-            every = parts.get("diffusivity_outside", known)
-            parts |= {name: every for name in ("hindered_1", "hindered_2", "hindered_along")}
-            parts["hindered"] = 1.0, 0.0, -1
-        values, by_z = (
-            np.zeros((n, len(COMPARTMENT_PARAMETERS))),
-            np.zeros((n, len(COMPARTMENT_PARAMETERS))),
-        )
+            diffusivity = entries.get("diffusivity_outside", known)
+            entries |= dict.fromkeys(("hindered_1", "hindered_2", "hindered_along"), diffusivity)
+            entries["hindered"] = 1.0, 0.0, -1
+        compartments, by_z = np.zeros((2, n, len(COMPARTMENT_PARAMETERS)))
         columns = np.full(len(COMPARTMENT_PARAMETERS) + 1, -1)
         for k, name in enumerate(COMPARTMENT_PARAMETERS):
-            if name in parts:
-                values[:, k], by_z[:, k], columns[k] = parts[name]
+            if name in entries:
+                compartments[:, k], by_z[:, k], columns[k] = entries[name]
         if tissue.turns:
             columns[-1] = tissue.n_parameters - 3
-        return values, by_z, columns
+        return compartments, by_z, columns
 
-    def _cells(self, shape, tissue, found, n, slopes):
-        """Cells of a shape in n tissues; none where the class has no such cells."""
+    def _cell_signals(self, shape, tissue, values, n, slopes):
+        """Signals of cells of a shape in n tissues; none where the class has no such cells."""
         if not (tissue.has_cylinders if shape == "cylinder" else tissue.has_spheres):
             none = np.zeros((0, 1, len(self.shells), 1))
             return CellSignals(none, np.ones(len(self.shells), int), np.zeros(0, int))
-        prefix = "sphere_" if shape == "sphere" else ""
-        own = dict(zip(_COORDINATES, _names(prefix, found), strict=True))
+        names = _coordinate_names("sphere_" if shape == "sphere" else "", values)
         coordinates, by_z = np.empty((n, 5)), np.zeros((5, n, 5))
-        for k, (coordinate, name) in enumerate(own.items()):
-            value, slope = found.get(name) or (self.diffusivity[k - 3], 0.0)
+        for k, (coordinate, name) in enumerate(zip(_COORDINATES, names, strict=True)):
+            value, slope = values.get(name) or (self.diffusivity[k - 3], 0.0)
             coordinates[:, k] = value if coordinate == "fraction" else np.log(value)
             by_z[k, :, k] = slope if coordinate == "fraction" else slope / value
-        if "diffusivity_inside" in found:
-            # That inside is relative to that outside, within limits.
+        if "diffusivity_inside" in values:
+            # The diffusivity inside is relative to that outside, within limits.
             low, high = np.log(DIFFUSIVITY_RANGE)
-            free = (low < coordinates[:, 3]) & (coordinates[:, 3] < high)
-            by_z[4, :, 3] = by_z[4, :, 4] * free
-        wanted = [k for k, name in enumerate(own.values()) if slopes and name in found]
-        columns = [tissue.parameters.index(name) for name in own.values() if name in found]
-        emulated = self.cells[shape]
-        return CellSignals(
-            emulated(coordinates, by_z[wanted]), emulated.degrees,
-            np.array(columns[: len(wanted)], int),
-        )  # fmt: skip
+            unlimited = (low < coordinates[:, 3]) & (coordinates[:, 3] < high)
+            by_z[4, :, 3] = by_z[4, :, 4] * unlimited
+        fitted = [k for k, name in enumerate(names) if slopes and name in values]
+        columns = np.array([tissue.parameters.index(names[k]) for k in fitted], int)
+        cells = self.cells[shape]
+        return CellSignals(cells(coordinates, by_z[fitted]), cells.degrees, columns)
 
-    def model_error(self, shape, values) -> np.ndarray:
+    def model_error(self, shape: str, values: dict[str, np.ndarray]) -> np.ndarray:
         """Standard deviations (N, S) of signals across the cells: of the emulator, between
-        packings, and of what waveforms have beyond pulses."""
-        names = _names("sphere_" if shape == "sphere" else "", values)
+        packings, and of the correction of waveforms."""
+        names = _coordinate_names("sphere_" if shape == "sphere" else "", values)
         tissue = np.stack([values[name] for name in names], axis=1)
         shells = self.shells
         encodings = Encodings(shells.q, 0 * shells.q, shells.small_delta, shells.big_delta)
@@ -203,19 +196,21 @@ class TissueSignals:
         for s, spectrum in enumerate(shells.spectra):
             if spectrum is not None and shells.q[s] > 0:
                 pulses = shells.small_delta[s], shells.big_delta[s]
-                # Where most of b is across the cells.
+                # Most of b is across the cells there.
                 square = np.array([float(shells.b_anisotropy[s] < 0)])
-                beyond = waveform_correction(
+                correction = waveform_correction(
                     shape, tissue, spectrum, pulses, shells.b[[s]], square
-                )[:, 0]
-                error[:, s] = np.hypot(error[:, s], CORRECTION_ERROR * beyond)
+                )
+                error[:, s] = np.hypot(error[:, s], CORRECTION_ERROR * correction[:, 0])
         return error
 
 
-def _names(prefix, found):
-    """Parameters that are the coordinates of a shape; all membranes of a mixture are alike."""
-    kappa = prefix + "permeability" if prefix + "permeability" in found else "permeability"
-    return prefix + "radius", prefix + "fraction", kappa, *_COORDINATES[3:]
+def _coordinate_names(prefix, values):
+    """Parameters that are the coordinates of a shape; membranes of a mixture are all alike."""
+    permeability = prefix + "permeability"
+    if permeability not in values:
+        permeability = "permeability"
+    return prefix + "radius", prefix + "fraction", permeability, *_COORDINATES[3:]
 
 
 @lru_cache(maxsize=4)
@@ -224,26 +219,24 @@ def tissue_signals(
     diffusivity: tuple[float, float] | None,
     free_diffusivity: float,
     shapes: tuple[str, ...] = ("cylinder", "sphere"),
-    compiled: bool = True,
+    interpolated: bool = True,
     shortest_te: float | None = None,
     radius_spread: float = 0.0,
 ) -> TissueSignals:
-    """Prepare an acquisition; the first time this takes some seconds for each shape.
-
-    The same acquisition has the same, and with it what else is kept of it.
+    """Signals of an acquisition, prepared once: the first call takes some seconds for each shape.
 
     Parameters
     ----------
-    acquisition : Acquisition, WaveformAcquisition or LikePulses
+    acquisition : Acquisition, WaveformAcquisition or EquivalentPulses
     diffusivity : (inside, outside) or None
-        Of tissue, um^2/ms; unknown where None.
+        Of tissue, um^2/ms; unknown if None.
     free_diffusivity : float
         um^2/ms.
     shapes : tuple of str, optional
-    compiled : bool, optional
-        Whether to prepare for many tissues; a few take no preparation.
+    interpolated : bool, optional
+        Whether to interpolate the emulator, for many tissues; a few need no preparation.
     shortest_te : float, optional
-        ms, at which the share of free water is meant; that of the acquisition where not given.
+        Echo time that the fraction of free water refers to, ms; by default the shortest.
     radius_spread : float, optional
         Standard deviation of the cells' radii over their mean.
     """
@@ -251,7 +244,7 @@ def tissue_signals(
     if shortest_te is None:
         shortest_te = pulses.te.min()
     shells = group_into_shells(pulses)
-    make = interpolated_signals if compiled else emulated_shell_signals
+    make = interpolated_signals if interpolated else emulated_shell_signals
     return TissueSignals(
         shells,
         pulses.directions[shells.order],

@@ -116,7 +116,7 @@ def map_bounds(
     """
     acquisition = require_pulsed(acquisition)
     model = tissue_signals(
-        acquisition, (diffusivity, diffusivity), free_diffusivity, compiled=False
+        acquisition, (diffusivity, diffusivity), free_diffusivity, interpolated=False
     )
     rng = np.random.default_rng(seed)
     of_classes = []

@@ -17,8 +17,8 @@ RANGES: dict[str, Any] = {
     "fraction": {"cylinder": (0.05, 0.8), "sphere": (0.05, 0.66)},
     "permeability": (0.0005, 0.5),
 }
-_LARGEST_OUTPUT = 4.0
-_ROWS = 1 << 14
+_LARGEST_OUTPUT = 4.0  # of the network, beyond any value in training
+_ROWS = 1 << 14  # signals that are computed at once
 
 
 class Encodings(NamedTuple):
@@ -34,7 +34,7 @@ class Encodings(NamedTuple):
 class NetworkEnsemble:
     """Weights (N, inputs, outputs) and biases (N, 1, outputs) of the layers of N networks.
 
-    Their mean is taken: packings differ, and single networks fit some of that.
+    Their outputs are averaged: single networks fit some of the scatter between packings.
 
     Attributes
     ----------
@@ -60,9 +60,9 @@ class NetworkEnsemble:
 def load_network(shape: str) -> NetworkEnsemble:
     """The network of packed cylinders or spheres that comes with the package."""
     path = files("dipy_spinverse.packed_cells.emulator") / "networks.npz"
-    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files if name.startswith(shape)}
-        if not all(np.isfinite(each).all() for each in arrays.values()):
+        if not all(np.isfinite(array).all() for array in arrays.values()):
             raise ValueError(f"{path} has NaN or infinite weights; install the package again.")
         n_layers = int(file[f"{shape}_layers"])
         return NetworkEnsemble(
@@ -77,7 +77,7 @@ def emulated_signals(shape: str, tissue: np.ndarray, encodings: Encodings) -> np
 
     A network that was fitted to finite elements (cylinders) and finite volumes (spheres) of
     random packings; ``benchmarks/make_emulator.py`` makes it, ``benchmarks/emulator.py`` checks
-    it. Beyond its ranges it is an extrapolation of a closed form.
+    it. Beyond its ranges it extrapolates a closed form.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def emulated_signals(shape: str, tissue: np.ndarray, encodings: Encodings) -> np
         rows = slice(first, first + step)
         form = closed_form(shape, numbers_of(tissue[rows], encodings))
         residual = network(form.inputs.reshape(-1, form.inputs.shape[-1]))
-        signals[rows] = form.signals(residual.reshape(form.pools.shape))
+        signals[rows] = form.signals(residual.reshape(form.two_compartments.shape))
     return signals
 
 
@@ -123,10 +123,10 @@ def numbers_of(tissue: np.ndarray, encodings: Encodings) -> Numbers:
 
 
 def emulator_error(shape: str, tissue: np.ndarray, encodings: Encodings) -> np.ndarray:
-    """One standard deviation (N, E) of what parts the signals of a packing from the emulator's.
+    """Standard deviation (N, E) of the signals of a packing about the emulator's.
 
-    Its own error and the scatter between packings of a few cells, as a function of fraction,
-    permeability and attenuation that was fitted to packings it had not seen.
+    Error of the emulator and scatter between packings of a few cells, as a function of fraction,
+    permeability and attenuation that was fitted to packings outside of the training set.
     """
     numbers = numbers_of(np.asarray(tissue, dtype=float), encodings)
     form = closed_form(shape, numbers)
