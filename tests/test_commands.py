@@ -238,7 +238,7 @@ def test_maps_go_into_a_bids_derivative_with_units_and_meanings(scan, tmp_path):
     assert described["DatasetType"] == "derivative" and described["BIDSVersion"]
     with pytest.raises(FileExistsError, match="dwimap.nii.gz exists"):
         flow().run(*files, out_dir=str(tmp_path / "two"), **options)
-    with pytest.raises(ValueError, match="dwi.nii.gz is no name of BIDS"):
+    with pytest.raises(ValueError, match="dwi.nii.gz is not a BIDS name"):
         run("dipy_fit_ivim_varpro", scan, out_dir=str(tmp_path / "three"), **options)
 
 

@@ -16,7 +16,7 @@ from dipy_spinverse import bcc_grid
 from dipy_spinverse.report import plotly_figures as draw
 from dipy_spinverse.report.figures import plane_intersection, plot_walls
 from dipy_spinverse.report.methods import methods_paragraph
-from dipy_spinverse.report.page import _as_exact_as_the_largest, check_packages, save_page
+from dipy_spinverse.report.page import _to_common_decimals, check_packages, save_page
 from dipy_spinverse.substrates import cylinders
 from dipy_spinverse.voxels import Status
 from dipy_spinverse.walls.interface import interface_mesh
@@ -58,9 +58,9 @@ def mesh():
 
 
 def test_numbers_of_a_row_have_the_decimals_of_the_largest():
-    assert _as_exact_as_the_largest([163.2, 40.1, 3213.4]) == ["163", "40", "3213"]
-    assert _as_exact_as_the_largest([0.02, 4.3e-7, 0.185]) == ["0.020", "0.000", "0.185"]
-    assert _as_exact_as_the_largest([0.0]) == ["0"]
+    assert _to_common_decimals([163.2, 40.1, 3213.4]) == ["163", "40", "3213"]
+    assert _to_common_decimals([0.02, 4.3e-7, 0.185]) == ["0.020", "0.000", "0.185"]
+    assert _to_common_decimals([0.0]) == ["0"]
 
 
 def test_slices_cut_a_closed_cell_in_closed_lines():
@@ -152,11 +152,11 @@ def test_residuals_of_noise_are_one_in_every_group(fitted):
     assert ((bars > 0.8) & (bars < 1.05)).all()
 
 
-def test_unsure_walls_are_faded(mesh):
+def test_uncertain_walls_are_transparent(mesh):
     figure = draw.mesh_figure(mesh)
     drawn = {trace.name: (trace.opacity, len(trace.i)) for trace in figure.data}
     assert sum(n for _, n in drawn.values()) == len(mesh.triangles)
-    assert drawn["unsure (below 0.5)"][0] < 0.3 and len(drawn) == 2
+    assert drawn["uncertain (below 0.5)"][0] < 0.3 and len(drawn) == 2
 
 
 def test_missing_packages_are_named(monkeypatch):

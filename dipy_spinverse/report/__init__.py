@@ -1,1 +1,1 @@
-"""What a person looks at: files, figures, glyphs."""
+"""Files, figures and pages of a fit."""

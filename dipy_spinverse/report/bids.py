@@ -1,4 +1,4 @@
-"""Maps as a BIDS derivative: names, sidecars with units and meaning, a description of the set."""
+"""Maps as a BIDS derivative: names, sidecars with units and meaning, dataset description."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from dipy_spinverse.voxels.fit import VoxelFit
 _BIDS_VERSION = "1.10.0"
 _ENTITIES = re.compile(r"(?P<all>(?P<subject>sub-[A-Za-z0-9]+)(_[a-z]+-[A-Za-z0-9]+)*)_dwi\.nii")
 _STATISTIC = {
-    "": "posterior median, or the likeliest value where there are no draws",
+    "": "posterior median, or the most probable value where there are no posterior samples",
     "_std": "standard deviation of the posterior",
-    "_low": "lower end of the central 95 % interval",
-    "_high": "upper end of the central 95 % interval",
+    "_low": "lower limit of the central 95 % interval",
+    "_high": "upper limit of the central 95 % interval",
 }
 
 
@@ -29,43 +29,43 @@ def entities_of(path: str | Path) -> tuple[str, Path]:
     Raises
     ------
     ValueError
-        A name that is not BIDS.
+        A name that does not follow BIDS.
 
     Examples
     --------
     >>> entities_of("sub-01_ses-2_dir-AP_dwi.nii.gz")[0]
     'sub-01_ses-2_dir-AP'
     """
-    found = _ENTITIES.match(Path(path).name)
-    if found is None:
+    entities = _ENTITIES.match(Path(path).name)
+    if entities is None:
         raise ValueError(
-            f"input_files: {Path(path).name} is no name of BIDS, as sub-01_dwi.nii.gz is; rename "
+            f"input_files: {Path(path).name} is not a BIDS name such as sub-01_dwi.nii.gz; rename "
             "it, or leave --bids out."
         )
-    session = re.search(r"_(ses-[A-Za-z0-9]+)", found["all"])
-    folder = Path(found["subject"], *([session[1]] if session else []), "dwi")
-    return found["all"], folder
+    session = re.search(r"_(ses-[A-Za-z0-9]+)", entities["all"])
+    folder = Path(entities["subject"], *([session[1]] if session else []), "dwi")
+    return entities["all"], folder
 
 
 def derivative_files(names: list[str], stem: Path) -> list[Path]:
-    """Files of maps, in the order of `names` and of the parts of each.
+    """Files of maps, in the order of `names`, each followed by its statistics.
 
     Parameters
     ----------
     names : list of str
     stem : Path
-        Folder, and what all names begin with: entities and model.
+        Folder, and the common beginning of the names: entities and model.
 
     Examples
     --------
     >>> str(derivative_files(["pore_diameter"], Path("dwi/sub-01_model-PackedCells"))[0])
     'dwi/sub-01_model-PackedCells_param-poreDiameter_dwimap.nii.gz'
     """
-    parts = [f"_desc-{suffix[1:]}" if suffix else "" for suffix in MAP_SUFFIXES]
+    descriptions = [f"_desc-{suffix[1:]}" if suffix else "" for suffix in MAP_SUFFIXES]
     return [
-        stem.with_name(f"{stem.name}_param-{_label(name)}{part}_dwimap.nii.gz")
+        stem.with_name(f"{stem.name}_param-{_label(name)}{description}_dwimap.nii.gz")
         for name in names
-        for part in parts
+        for description in descriptions
     ]
 
 
@@ -101,25 +101,21 @@ def save_derivatives(
                 "Model": {"Name": model},
                 "Sources": [f"bids:raw:{Path(source).name}"],
             }
-            about = file.with_name(file.name.removesuffix(".nii.gz") + ".json")
-            about.write_text(json.dumps(sidecar, indent=2) + "\n")
+            sidecar_file = file.with_name(file.name.removesuffix(".nii.gz") + ".json")
+            sidecar_file.write_text(json.dumps(sidecar, indent=2) + "\n")
 
 
 def save_description(path: Path) -> None:
     """Write ``dataset_description.json``."""
-    path.write_text(json.dumps(_description(), indent=2) + "\n")
-
-
-def _description():
-    return {
+    description = {
         "Name": "Maps of dipy_spinverse",
         "BIDSVersion": _BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "dipy_spinverse", "Version": version("dipy_spinverse")}],
     }
+    path.write_text(json.dumps(description, indent=2) + "\n")
 
 
 def _label(name):
-    """A label of BIDS has letters and digits only."""
-    first, *rest = name.split("_")
-    return first + "".join(part[:1].upper() + part[1:] for part in rest)
+    """In camel case, because labels of BIDS have letters and digits only."""
+    return re.sub("_(.)", lambda match: match[1].upper(), name)

@@ -1,4 +1,4 @@
-"""What a paper would say of a fit: one paragraph and its references."""
+"""A methods paragraph about a fit, with its references."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _DIPY = (
     "Garyfallidis et al., Dipy, a library for the analysis of diffusion MRI data, Front. "
     "Neuroinform. 8 (2014) 8, https://doi.org/10.3389/fninf.2014.00008"
 )
-_OF_MODELS = {
+_MODELS = {
     "SpinverseModel": (
         "packed permeable cylinders and spheres, and, in chosen voxels, the permeabilities of the "
         "faces of a tetrahedral grid (the inverse problem of the Bloch-Torrey equation)",
         ("Spinverse, https://doi.org/10.48550/arXiv.2603.04638",),
     ),
     "PackedCellsModel": (
-        "packed permeable cylinders and spheres with hindered, free and still water beside them",
+        "packed permeable cylinders and spheres with hindered, free and immobile water",
         (),
     ),
     "NODDIModel": (
@@ -33,7 +33,7 @@ _OF_MODELS = {
          "https://doi.org/10.1016/j.neuroimage.2010.05.043",),
     ),
     "ZCDModel": (
-        "zeppelin, cylinder and dot",
+        "zeppelin, cylinder and dot (immobile water)",
         ("Panagiotaki et al., NeuroImage 59 (2012) 2241, "
          "https://doi.org/10.1016/j.neuroimage.2011.09.081",),
     ),
@@ -54,7 +54,7 @@ _OF_MODELS = {
 
 
 def methods_paragraph(fit: VoxelFit) -> tuple[str, tuple[str, ...]]:
-    """A paragraph about how a fit was made, and its references.
+    """A paragraph that describes model, measurements and estimates of a fit, with references.
 
     Returns
     -------
@@ -62,29 +62,29 @@ def methods_paragraph(fit: VoxelFit) -> tuple[str, tuple[str, ...]]:
     references : tuple of str
     """
     name = type(fit.model).__name__
-    model, references = _OF_MODELS.get(name, (f"a model of compartments ({name})", ()))
+    model, references = _MODELS.get(name, (f"a compartment model ({name})", ()))
     n_voxels = int(np.count_nonzero(fit.status))
-    draws = any(hasattr(fit, f"{each}_low") for each in fit.MAPS)
-    values = (
+    has_intervals = any(hasattr(fit, f"{name}_low") for name in fit.MAPS)
+    estimates = (
         "Maps are posterior medians with central 95 % intervals."
-        if draws
-        else "Maps are the likeliest values, without intervals."
+        if has_intervals
+        else "Maps are the most probable values, without intervals."
     )
     return (
         f"Voxels ({n_voxels}) were fitted with {model}, by dipy_spinverse "
-        f"{version('dipy_spinverse')} on DIPY {version('dipy')}. {_acquired(fit)} {values} Voxels "
-        "whose residual exceeds the noise (F-test, p < 0.001) are marked as not explained by the "
+        f"{version('dipy_spinverse')} on DIPY {version('dipy')}. {_measurements(fit)} {estimates} "
+        "Voxels whose residual exceeds the noise (F-test, p < 0.001) are marked as not explained by the "
         "model.",
         (*references, _DIPY),
     )
 
 
-def _acquired(fit):
+def _measurements(fit):
     acquisition = fit.model.acquisition
     if not hasattr(acquisition, "timings"):
         return f"There were {len(acquisition)} measurements."
     b = np.unique(acquisition.b[~acquisition.b0_mask].round(1))
-    small, big, te = (_span(column) for column in acquisition.timings.T)
+    small, big, te = (_range(column) for column in acquisition.timings.T)
     return (
         f"There were {len(acquisition)} measurements, {int(acquisition.b0_mask.sum())} of them "
         f"without diffusion weighting, with b up to {1e3 * b.max():.0f} s/mm^2, pulses of {small} "
@@ -92,6 +92,6 @@ def _acquired(fit):
     )
 
 
-def _span(values):
+def _range(values):
     low, high = values.min(), values.max()
     return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
