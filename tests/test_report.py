@@ -120,7 +120,7 @@ def test_a_slice_through_a_triangle_is_a_segment():
 def test_a_fit_of_nothing_has_a_page(fitted, tmp_path):
     fit, data = fitted
     save_page(fit.model.fit(data, np.zeros(fit.shape)), tmp_path / "none.html", data)
-    assert "No voxel was asked for" in (tmp_path / "none.html").read_text()
+    assert "No voxel was selected" in (tmp_path / "none.html").read_text()
 
 
 def test_a_whole_brain_fits_into_a_page_and_axes_are_named(fitted):

@@ -73,8 +73,8 @@ def methods_paragraph(fit: VoxelFit) -> tuple[str, tuple[str, ...]]:
     return (
         f"Voxels ({n_voxels}) were fitted with {model}, by dipy_spinverse "
         f"{version('dipy_spinverse')} on DIPY {version('dipy')}. {_measurements(fit)} {estimates} "
-        "Voxels whose residual exceeds the noise (F-test, p < 0.001) are marked as not explained by the "
-        "model.",
+        "Voxels whose residual exceeds the noise (F-test, p < 0.001) are marked as not explained "
+        "by the model.",
         (*references, _DIPY),
     )
 

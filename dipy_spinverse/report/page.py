@@ -130,7 +130,7 @@ def _verdict(fit):
     """How many voxels the model explains, in a sentence; and whether it is less than half."""
     n_voxels = np.count_nonzero(fit.status != Status.NOT_FITTED)
     if n_voxels == 0:
-        return "No voxel was asked for.", True
+        return "No voxel was selected.", True
     n_trusted, n_misfits = _trusted(fit).sum(), (fit.status == Status.MISFIT).sum()
     share = 100 * n_trusted / n_voxels
     text = f"The model explains {n_trusted} of {n_voxels} voxels ({share:.0f} %)."
