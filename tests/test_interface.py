@@ -9,13 +9,8 @@ from dipy.io.surface import load_gifti
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
 from dipy_spinverse.grid.nearest import nearest
 from dipy_spinverse.substrates.membranes import bent_tube, cylinders, spheres
-from dipy_spinverse.walls.interface import (
-    closed_walls,
-    compare_walls,
-    interface_mesh,
-    reflected_faces,
-    wall_mask,
-)
+from dipy_spinverse.walls.interface import closed_walls, interface_mesh
+from dipy_spinverse.walls.metrics import compare_walls, reflected_faces, wall_mask
 
 GRID = bcc_grid(cells=8, cell_size_um=1.0)
 SPHERE = spheres(GRID, [0.2, 0.1, 0.3], 2.5, permeability=0.02)
@@ -184,7 +179,7 @@ def test_meshes_that_cannot_be_saved_say_why(tmp_path):
         mesh.save(tmp_path / "walls.xyz")
     with pytest.raises(ValueError, match=r"origin_mm has shape \(2,\)"):
         mesh.save(tmp_path / "walls.gii", origin_mm=[0, 0])
-    with pytest.raises(ValueError, match="no triangles to save in walls.ply"):
+    with pytest.raises(ValueError, match="walls.ply, but the mesh has no triangles"):
         mesh_of(NO_WALL).save(tmp_path / "walls.ply")
 
 

@@ -29,7 +29,8 @@ from dipy_spinverse.inversion.curriculum import StageResult
 from dipy_spinverse.inversion.unknowns import wall_faces
 from dipy_spinverse.spinverse import SpinverseFit, Status
 from dipy_spinverse.substrates.membranes import from_inside
-from dipy_spinverse.walls.interface import InterfaceMesh, compare_walls
+from dipy_spinverse.walls.interface import InterfaceMesh
+from dipy_spinverse.walls.metrics import compare_walls
 
 # Enough to find something in under a second per voxel; what is promised of every fit does not
 # depend on the number of iterations.

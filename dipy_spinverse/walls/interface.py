@@ -12,27 +12,12 @@ from numpy.typing import ArrayLike
 from scipy.sparse.csgraph import connected_components
 
 from dipy_spinverse.grid import TetrahedralGrid
-from dipy_spinverse.walls.metrics import (
-    WallComparison,
-    compare_walls,
-    outer_edges,
-    reflected_faces,
-    wall_mask,
-)
+from dipy_spinverse.walls.metrics import outer_edges
 from dipy_spinverse.walls.normals import wall_normals
-
-__all__ = [
-    "InterfaceMesh",
-    "WallComparison",
-    "closed_walls",
-    "compare_walls",
-    "interface_mesh",
-    "reflected_faces",
-    "wall_mask",
-]
 
 _MM_PER_UM = 1e-3
 _STD = "vertex_std_um"
+# Colours of wall probabilities 0, 1/4, ... 1.
 _VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 _POINTSET = nib.nifti1.intent_codes["NIFTI_INTENT_POINTSET"]
 _TRIANGLE = nib.nifti1.intent_codes["NIFTI_INTENT_TRIANGLE"]
@@ -48,7 +33,7 @@ class InterfaceMesh:
     Attributes
     ----------
     vertices_um : ndarray (Nv, 3)
-        um. On a periodic grid a wall that crosses the side of the box is drawn in two parts.
+        um. On a periodic grid, walls that cross the boundary of the box are cut there.
     triangles : ndarray (Nt, 3)
         Vertex indices.
     permeability : ndarray (Nt,)
@@ -56,13 +41,12 @@ class InterfaceMesh:
     wall_probability : ndarray (Nt,)
         In [0, 1].
     normals : ndarray (Nt, 3)
-        Unit normals of the smooth surface that the staircase of triangles stands for, of
-        arbitrary sign.
+        Unit normals of the smooth surface that the triangles approximate, of arbitrary sign.
     components : ndarray (Nt,) of int
-        Number of the connected component, 0 is the largest; triangles are connected through
-        edges, across periodic boundaries too.
+        Index of the connected component, 0 for the largest; triangles are connected through
+        edges, also across periodic boundaries.
     vertex_std_um : ndarray (Nv,) or None
-        Standard deviation of each vertex' position, um, where the surface is free to move.
+        Standard deviation of the position of each vertex, um, of surfaces that are not on a grid.
 
     Examples
     --------
@@ -100,29 +84,29 @@ class InterfaceMesh:
     def area_um2(self) -> float:
         """Area of the smooth surface, um^2.
 
-        The sum of the triangles' areas, each projected along the surface's normal: the staircase
-        itself has up to 1.8 times that area.
+        The sum of the areas of triangles projected along the normals of the surface: the triangles
+        themselves have up to 1.8 times that area.
         """
         a, b, c = np.moveaxis(self.vertices_um[self.triangles], 1, 0)
         vector_areas = np.cross(b - a, c - a) / 2
         return float(np.abs(np.einsum("tk,tk->t", vector_areas, self.normals)).sum())
 
     def save(self, path: str | Path, origin_mm: ArrayLike = (0.0, 0.0, 0.0)) -> None:
-        """Write the mesh; the suffix of the path says in which format.
+        """Write the mesh in the format of the file suffix.
 
-        ``.vtu`` and ``.vtk`` (ParaView) are in um and hold permeability, wall probability and
-        component of each triangle; ``.ply`` is in um and holds permeability and wall probability
-        of each vertex, the mean over its triangles. ``.gii`` (dipy_horizon, Connectome Workbench)
-        is in mm, and the values of each vertex go into a second file: ``name.shape.gii`` beside
-        ``name.surf.gii`` or ``name.gii``. All hold `vertex_std_um` where there is one.
+        ``.vtu`` and ``.vtk`` (ParaView) are in um, with permeability, wall probability and
+        component of each triangle; ``.ply`` is in um, with permeability and wall probability of
+        each vertex, the mean over its triangles. ``.gii`` (dipy_horizon, Connectome Workbench) is
+        in mm, and the values of vertices are written to a second file: ``name.shape.gii`` for
+        ``name.surf.gii`` or ``name.gii``. All include `vertex_std_um` if it exists.
 
         Parameters
         ----------
         path : str or Path
             The file.
         origin_mm : array-like (3,) or (4, 4), optional
-            Only for ``.gii``: where the grid's centre is put, mm, or an affine from um to mm, as
-            :func:`dipy_spinverse.report.meshes.voxel_affine` gives it.
+            Only for ``.gii``: position of the centre of the grid, mm, or an affine from um to mm,
+            as that of :func:`dipy_spinverse.report.meshes.voxel_affine`.
 
         Raises
         ------
@@ -141,8 +125,8 @@ class InterfaceMesh:
         path = Path(path)
         if len(self.triangles) == 0:
             raise ValueError(
-                f"The mesh has no triangles to save in {path.name}: no face is a wall. Lower the "
-                "threshold of interface_mesh."
+                f"path is {path.name}, but the mesh has no triangles; use a lower threshold of "
+                "interface_mesh."
             )
         if path.suffix.lower() == ".gii":
             _save_gifti(self, path, origin_mm)
@@ -179,11 +163,11 @@ def interface_mesh(
     permeability, wall_probability : array-like (F,)
         Permeability (um/ms) and probability of being a wall of each face.
     threshold : float, optional
-        A face is a wall if its probability is at least this.
+        Minimal probability of a wall.
     closed_only : bool, optional
-        Leave out sheets with a free edge, see :func:`closed_walls`.
+        Omit surfaces with a free edge, see :func:`closed_walls`.
     walls : array-like (F,) of bool, optional
-        The walls to draw, whatever their probability, instead of those above the threshold.
+        The walls, instead of those with a probability above the threshold.
 
     Returns
     -------
@@ -218,7 +202,7 @@ def interface_mesh(
     if closed_only:
         walls = closed_walls(grid, walls)
 
-    # Vertices that coincide are one, but not the periodic images of one.
+    # Identical vertices are merged, but not periodic images.
     points = grid.face_points[walls].reshape(-1, 3)
     step = np.cbrt(grid.volumes.min()) * 1e-6 if len(points) else 1.0
     _, point_index, triangles = np.unique(
@@ -235,10 +219,10 @@ def interface_mesh(
 
 
 def closed_walls(grid: TetrahedralGrid, walls: np.ndarray) -> np.ndarray:
-    """Walls (F,) of bool without those that lead to a free edge.
+    """Walls (F,) of bool without surfaces that have a free edge.
 
-    Walls with an edge that no other wall shares are taken away until there are none. An edge on
-    the outside of the grid does not count as free: the surface may go on there.
+    Walls with an edge that no other wall shares are removed until there are none. Edges on the
+    outside of the grid are not free: the surface may continue there.
 
     Examples
     --------

@@ -1,7 +1,6 @@
-"""Scalar maps of fitted walls: surface, permeability, exchange, restriction, orientation.
+"""Maps of permeability fields: surface, permeability, exchange, restriction, orientation.
 
-Every map is a smooth function of the transmissibilities, so that uncertainties can be carried
-over to it by linearisation.
+Every map is a smooth function of the transmissibilities.
 """
 
 from __future__ import annotations
@@ -15,23 +14,24 @@ from dipy_spinverse.bloch_torrey.finite_volumes.displacement import displacement
 from dipy_spinverse.bloch_torrey.finite_volumes.operator import face_resistance
 from dipy_spinverse.grid import TetrahedralGrid
 
+# Relative transmissibility at which a face counts half as a wall; chosen by hand.
 WALL_TRANSMISSIBILITY = 0.25
+# Upper limit of the map: walls with longer exchange times cannot be distinguished from impermeable
+# ones by diffusion times of milliseconds.
 LONGEST_EXCHANGE_TIME_MS = 1e4
-# A spin counts as restricted where its least mean squared displacement is this part of a free
-# spin's, with a soft step of this width. Inside of impermeable cylinders, sqrt(D t) above their
-# radius, it is below 0.2; between cylinders of volume fraction 0.65 it is 0.4 to 0.5.
-_RESTRICTED_RATIO = 0.30
-_RESTRICTED_WIDTH = 0.04
-# Relative length over which the drift of spins tells the normal of a rough wall: root mean
-# squared displacement over the distance between centroids. From 3 to 6, areas of spheres,
-# cylinders and planes change by about 1 %.
+# Mean squared displacement in the most restricted direction, relative to free diffusion, below
+# which a spin is restricted, and the width of the sigmoid. In impermeable cylinders with a radius
+# below sqrt(D t) the ratio is below 0.2; between cylinders of volume fraction 0.65 it is 0.4 to
+# 0.5.
+_RESTRICTED_RATIO, _RESTRICTED_WIDTH = 0.30, 0.04
+# Root mean squared displacement, over the distance between centroids, in the drift of spins that
+# gives normals. From 3 to 6, areas of spheres, cylinders and planes change by about 1 %.
 _DRIFT_LENGTH = 4.0
-# Share of the face's own normal, for walls where nothing can move.
-_OWN_NORMAL = 0.2
+# Weight of the normal of the face itself, for walls between which spins cannot move.
+_FACE_NORMAL_WEIGHT = 0.2
 _SMOOTHING_ROUNDS = 2
-# Below, there is no wall and nothing restricted to speak of.
-_LEAST_SURFACE = 1e-3  # 1/um
-_LEAST_RESTRICTED = 1e-3  # fraction
+# Surface-to-volume ratio (1/um) and restricted fraction below which maps decrease to zero.
+_MIN_SURFACE, _MIN_RESTRICTED = 1e-3, 1e-3
 _CHUNK = 32
 
 
@@ -44,10 +44,10 @@ def wall_maps(
 ) -> dict[str, np.ndarray]:
     """Maps of the walls of permeability fields.
 
-    A face is a wall by w = 2^-(tau / 0.25)^3, half where its transmissibility tau is a quarter of
-    an open face's. Walls on the faces of a grid are a staircase with up to twice the area of the
-    membrane that they stand for; all areas here are the membrane's, the sum of w A n_f . n, with
-    its normal n found from the drift of spins away from it, see :func:`membrane_normals`.
+    A face has the weight w = 2^-(tau / 0.25)^3 of a wall, with tau its relative transmissibility.
+    Walls on the faces of a grid have up to twice the area of the smooth membrane that they
+    approximate; areas here are those of the membrane, the sum of w A n_f . n, with its normal n
+    from the drift of spins away from it, see :func:`membrane_normals`.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def wall_maps(
     diffusivity : float
         um^2/ms.
     diffusion_time : float
-        Time over which spins are or are not restricted, ms: the longest Delta - delta/3 measured.
+        Time of restriction, ms: the longest Delta - delta/3 measured.
 
     Returns
     -------
@@ -67,24 +67,24 @@ def wall_maps(
         wall_permeability
             Mean permeability of the membranes, um/ms; 0 without walls.
         exchange_time
-            Mean time that a restricted spin takes to cross a wall, ms: volume of restricted
-            spins over the walls' permeability times area. At most 1e4 ms (walls that seem
-            impermeable); 0 where nothing is restricted.
+            Mean time in which a restricted spin crosses a wall, ms: volume of restricted spins
+            over permeability times area of the walls. At most 1e4 ms (impermeable walls); 0
+            without restricted spins.
         restricted_fraction
-            Volume fraction of the pores: where spins start that would not get far in at least one
-            direction if the walls were closed: least mean squared displacement below 0.3 of what
-            it is on average without walls. How closed the walls really are, is for the exchange
-            time to say. Cylinders wider than about 3 sqrt(D t) do not count, nor those wider than
-            half of a grid that is not periodic (whose outside counts as reflecting).
+            Volume fraction of pores: of spins whose mean squared displacement in the most
+            restricted direction, if the walls were impermeable, is below 0.3 of the mean without
+            walls. Does not depend on the permeability. Cylinders wider than about 3 sqrt(D t) are
+            not included, nor those wider than half of a grid that is not periodic (whose outside
+            is taken as reflecting).
         pore_diameter
             Mean chord length of the restricted volume, 4 V / S [1]_, um: the diameter of
             cylinders, 2/3 of that of spheres; 0 without walls or restricted spins.
         wall_orientation (V, 3)
-            The axis that crosses walls least, as the axis of cylinders; z >= 0; 0 without walls.
+            The axis with the least wall area across it, as that of cylinders; z >= 0; 0 without
+            walls.
         wall_anisotropy
-            How well the walls determine this axis, 2 (l_2 - l_3) of the eigenvalues of the mean
-            of n n^T over the membranes: 1 for parallel cylinders, 0 for spheres, and for parallel
-            planes, which leave all axes within them alike.
+            2 (l_2 - l_3) of the eigenvalues of the mean of n n^T over the membranes: 1 for
+            parallel cylinders, 0 for spheres, and for parallel planes, which have no such axis.
 
     Raises
     ------
@@ -118,21 +118,21 @@ def wall_maps(
 
 
 def wall_weights(transmissibility: np.ndarray) -> np.ndarray:
-    """How much a face counts as a wall, from 1 (closed) to 0 (open): 2^-(tau / 0.25)^3."""
+    """Weight of a face as a wall, from 1 (impermeable) to 0 (open): 2^-(tau / 0.25)^3."""
     return np.exp2(-((transmissibility / WALL_TRANSMISSIBILITY) ** 3))
 
 
 def membrane_normals(
     grid: TetrahedralGrid, transmissibility: np.ndarray, diffusivity: float
 ) -> np.ndarray:
-    """Normals of the membranes that stand on the staircase of a grid's walls.
+    """Normals of the smooth membranes that walls on the faces of a grid approximate.
 
     On both sides of a membrane spins drift away from it, along its normal. Their mean
-    displacements over four distances between tetrahedra know nothing of the steps of the
-    staircase; their difference across a face is therefore along the membrane's normal, and has a
-    sign: a step that is folded back has a negative projected area. Where no spin moves, the face
-    keeps its own normal. An average over neighbouring walls of the outer product of these vectors
-    selects the common direction.
+    displacements over four distances between tetrahedra do not depend on the orientation of single
+    faces, so their difference across a face is along the normal of the membrane, with a sign:
+    faces that are folded back have a negative projected area. Where spins cannot move, this is the
+    normal of the face. The average of the outer product of these vectors over neighbouring walls
+    gives the common direction.
 
     Parameters
     ----------
@@ -145,19 +145,19 @@ def membrane_normals(
     Returns
     -------
     ndarray (V, F, 3)
-        Of length 1 (less where nearby walls contradict each other), in the direction from the
-        first to the second tetrahedron of the face, but for folds.
+        Of length 1 (less where neighbouring walls have different normals), in the direction from
+        the first to the second tetrahedron of the face, except for folds.
     """
     step = np.linalg.norm(grid.displacements, axis=1).mean()
     time = (_DRIFT_LENGTH * step) ** 2 / (2 * diffusivity)
-    drift, _ = displacement_moments(grid, _closed(transmissibility), time, diffusivity)
+    drift, _ = displacement_moments(grid, _impermeable(transmissibility), time, diffusivity)
     origin, target = grid.face_tetrahedra.T
-    normals = drift[:, target] - drift[:, origin] + _OWN_NORMAL * grid.displacements
+    normals = drift[:, target] - drift[:, origin] + _FACE_NORMAL_WEIGHT * grid.displacements
     normals /= step
     tensor = normals[..., :, None] * normals[..., None, :]
     tensor *= (wall_weights(transmissibility) * grid.face_areas)[..., None, None]
-    tensor = _around_faces(grid, tensor)
-    # The fourth power leaves the direction that dominates, without the kinks of an eigenvector.
+    tensor = _smoothed(grid, tensor)
+    # The fourth power selects the dominant direction, and is smooth where eigenvectors are not.
     for _ in range(2):
         tensor /= np.trace(tensor, axis1=-2, axis2=-1)[..., None, None] + 1e-12
         tensor = tensor @ tensor
@@ -175,14 +175,14 @@ def _maps_of(grid, tau, diffusivity, diffusion_time, free_square):
     permeability = tau / np.maximum(1 - tau, 1e-9) / face_resistance(grid, diffusivity)
     exchange = (weights * permeability) @ grid.face_areas / grid.volume_um3
 
-    has_walls = surface**2 / (surface**2 + _LEAST_SURFACE**2)
-    per_surface = surface / (surface**2 + _LEAST_SURFACE**2)
+    has_walls = surface**2 / (surface**2 + _MIN_SURFACE**2)
+    per_surface = surface / (surface**2 + _MIN_SURFACE**2)
     restricted = _restricted_fraction(grid, tau, diffusivity, diffusion_time, free_square)
     restricted *= has_walls
-    has_restricted = restricted**2 / (restricted**2 + _LEAST_RESTRICTED**2)
+    has_restricted = restricted**2 / (restricted**2 + _MIN_RESTRICTED**2)
     crossings = np.einsum("vf,vfk,vfl->vkl", area, normals, normals, optimize=True)
     crossings /= np.maximum(np.trace(crossings, axis1=1, axis2=2), 1e-12)[:, None, None]
-    spread, axes = np.linalg.eigh(crossings)
+    eigenvalues, axes = np.linalg.eigh(crossings)
     axis = _point_upwards(axes[:, :, 0])
     return {
         "surface_to_volume": surface,
@@ -192,13 +192,13 @@ def _maps_of(grid, tau, diffusivity, diffusion_time, free_square):
         / (exchange + restricted / LONGEST_EXCHANGE_TIME_MS),
         "restricted_fraction": restricted,
         "pore_diameter": 4 * restricted * per_surface,
-        "wall_orientation": np.where(surface[:, None] > _LEAST_SURFACE, axis, 0.0),
-        "wall_anisotropy": has_walls * np.clip(2 * (spread[:, 1] - spread[:, 0]), 0, 1),
+        "wall_orientation": np.where(surface[:, None] > _MIN_SURFACE, axis, 0.0),
+        "wall_anisotropy": has_walls * np.clip(2 * (eigenvalues[:, 1] - eigenvalues[:, 0]), 0, 1),
     }
 
 
-def _closed(tau):
-    """Transmissibilities of the same walls without their permeability."""
+def _impermeable(tau):
+    """Transmissibilities of the same walls if they were impermeable."""
     return torch.from_numpy((1 - wall_weights(tau)) * tau)
 
 
@@ -209,29 +209,20 @@ def _free_square(grid, diffusivity, time):
 
 
 def _restricted_fraction(grid, tau, diffusivity, time, free_square):
-    _, second_moment = displacement_moments(grid, _closed(tau), time, diffusivity)
-    ratio = _soft_least_eigenvalue(second_moment / free_square)
+    _, second_moment = displacement_moments(grid, _impermeable(tau), time, diffusivity)
+    ratio = _soft_min_eigenvalue(second_moment / free_square)
     restricted = expit((_RESTRICTED_RATIO - ratio) / _RESTRICTED_WIDTH)
     return restricted @ grid.volumes / grid.volume_um3
 
 
-def _soft_least_eigenvalue(tensor):
-    """Power mean with exponent -4 of the eigenvalues: their least, but smooth.
-
-    From the invariants: the mean of the fourth powers of the inverse's eigenvalues.
-    """
-    xx, yy, zz = (tensor[..., k, k] + 1e-4 for k in range(3))
-    xy, xz, yz = tensor[..., 0, 1], tensor[..., 0, 2], tensor[..., 1, 2]
-    determinant = xx * yy * zz + 2 * xy * xz * yz - xx * yz**2 - yy * xz**2 - zz * xy**2
-    sum_1 = (xx * yy + xx * zz + yy * zz - xy**2 - xz**2 - yz**2) / determinant
-    pairs_1 = (xx + yy + zz) / determinant
-    sum_2 = sum_1**2 - 2 * pairs_1
-    pairs_2 = pairs_1**2 - 2 * sum_1 / determinant
-    return ((sum_2**2 - 2 * pairs_2) / 3) ** -0.25
+def _soft_min_eigenvalue(tensor):
+    """Power mean with exponent -4 of the eigenvalues of tensors: a smooth minimum."""
+    inverse_square = np.linalg.matrix_power(tensor + 1e-4 * np.eye(3), -2)
+    return ((inverse_square**2).sum(axis=(-2, -1)) / 3) ** -0.25
 
 
 def _point_upwards(axes):
-    """Axes (V, 3) with z >= 0, or where z is 0 with the first other component positive."""
+    """Axes (V, 3) with z >= 0, or if z is 0 with the next component positive."""
     rounded = np.round(axes[:, [2, 0, 1]], 9)
     leading = np.take_along_axis(rounded, (rounded != 0).argmax(axis=1)[:, None], axis=1)
     return axes * np.sign(leading)
@@ -260,18 +251,13 @@ def _checked(grid, transmissibility, diffusivity, diffusion_time):
     return tau
 
 
-def _around_faces(grid, tensor):
-    """Tensors (V, F, 3, 3) summed over faces that share vertices, as often as there are rounds."""
+def _smoothed(grid, tensor):
+    """Tensors (V, F, 3, 3) summed over faces that share vertices, several times."""
     corners = np.repeat(np.arange(grid.n_faces), 3)
     shape = (grid.n_points, grid.n_faces)
     to_vertices = coo_matrix((np.ones(len(corners)), (grid.faces.ravel(), corners)), shape).tocsr()
     to_faces = to_vertices.T.tocsr()
-    upper = np.triu_indices(3)
-    columns = tensor[..., upper[0], upper[1]].transpose(1, 0, 2).reshape(grid.n_faces, -1)
+    columns = tensor.swapaxes(0, 1).reshape(grid.n_faces, -1)
     for _ in range(_SMOOTHING_ROUNDS):
         columns = to_faces @ (to_vertices @ columns)
-    columns = columns.reshape(grid.n_faces, len(tensor), 6).transpose(1, 0, 2)
-    result = np.empty_like(tensor)
-    result[..., upper[0], upper[1]] = columns
-    result[..., upper[1], upper[0]] = columns
-    return result
+    return columns.reshape(grid.n_faces, len(tensor), 3, 3).swapaxes(0, 1)

@@ -1,4 +1,4 @@
-"""How well estimated walls agree with the true ones."""
+"""Comparison of estimated with true walls."""
 
 from __future__ import annotations
 
@@ -19,21 +19,20 @@ class WallComparison:
     Attributes
     ----------
     precision, recall, f1 : float
-        Share of the estimated walls that are true, of the true walls that are detected, and their
-        harmonic mean; 0 where there is nothing to share, all 1 where neither set has a wall.
+        Fraction of the estimated walls that are true, of the true walls that are detected, and
+        their harmonic mean; 0 without common walls, 1 if both sets are empty.
     chamfer_um2 : float
         Squared Chamfer distance of the walls' centroids, um^2: the mean squared distance from an
         estimated wall to the nearest true one plus that from a true wall to the nearest estimated
         one. Infinite if one of the sets is empty.
     centred_chamfer_um2 : float
-        The same after either set was shifted to mean zero. On a periodic grid, which has no
-        mean, the shift is between the circular means, if that is an improvement.
+        The same after both sets are shifted to mean zero; on a periodic grid, after a shift by
+        the difference of the circular means, if that is smaller.
     open_edges_percent, branching_edges_percent, bad_edges_percent : float
-        Share of the edges of estimated walls that belong to one wall, to more than two, and their
-        sum. A surface that ends at the outside of an absorbing or reflecting grid has open edges
-        there.
+        Fraction of the edges of estimated walls that belong to one wall, to more than two, and
+        their sum. Surfaces that end at the outside of the grid have open edges there.
     inner_bad_edges_percent : float
-        The share of bad edges among those that do not lie on the outside of the grid.
+        Fraction of bad edges among those that are not on the outside of the grid.
     reflected : bool
         Whether the comparison is with the point reflection of the true walls.
     """
@@ -63,8 +62,8 @@ def compare_walls(
         The grid.
     point_reflection : bool, optional
         Compare with the true walls and with their reflection through the centre of the grid,
-        which give the same signals with time-symmetric gradients, and return the comparison of
-        higher F1 (at equal F1 of smaller Chamfer distance).
+        which have the same signals with time-symmetric gradients, and return the comparison with
+        the higher F1 (if these are equal, the smaller Chamfer distance).
 
     Returns
     -------
@@ -100,7 +99,7 @@ def compare_walls(
 
 
 def wall_mask(permeability: np.ndarray, threshold: float = np.inf) -> np.ndarray:
-    """Which faces (F,) of a substrate are walls: those less permeable than `threshold`, um/ms.
+    """Faces (F,) of a substrate with a permeability below a threshold, um/ms.
 
     Examples
     --------
@@ -111,7 +110,7 @@ def wall_mask(permeability: np.ndarray, threshold: float = np.inf) -> np.ndarray
 
 
 def reflected_faces(grid: TetrahedralGrid) -> np.ndarray:
-    """For each face (F,) the index of its reflection through the centre of the grid.
+    """Index (F,) of the reflection of each face through the centre of the grid.
 
     Raises
     ------
@@ -135,15 +134,15 @@ def reflected_faces(grid: TetrahedralGrid) -> np.ndarray:
     one_to_one = np.bincount(partner, minlength=len(partner)).max() == 1
     if distances.max() > tolerance or not one_to_one:
         raise ValueError(
-            "point_reflection: the grid differs from its reflection through its centre (faces "
-            f"are up to {distances.max():.3g} um apart). Use a point-symmetric grid such as "
+            "point_reflection is True, but the grid differs from its reflection through its "
+            f"centre (by up to {distances.max():.3g} um). Use a point-symmetric grid such as "
             "bcc_grid, or point_reflection=False."
         )
     return partner
 
 
 def outer_edges(grid: TetrahedralGrid) -> np.ndarray:
-    """Which edges (E,) lie on the outside of the grid.
+    """Mask (E,) of the edges on the outside of the grid.
 
     Examples
     --------

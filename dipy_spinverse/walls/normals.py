@@ -1,4 +1,4 @@
-"""Normals of the smooth surface that a staircase of walls stands for."""
+"""Normals of the smooth surface that walls on faces of a grid approximate."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import numpy as np
 
 from dipy_spinverse.grid import TetrahedralGrid
 
-# Walls this many shared edges away count: fewer leave the steps, more round off small bodies.
-_REACH = 4
+# Neighbourhood of a wall, in shared edges: smaller ones follow single faces, larger ones smooth
+# small bodies. Chosen for areas of spheres and cylinders (see below).
+_NEIGHBOUR_DISTANCE = 4
 
 
 def wall_normals(grid: TetrahedralGrid, walls: np.ndarray) -> np.ndarray:
     """Estimate the normal of the smooth surface at each wall.
 
-    The direction in which the connected walls around a wall extend least: the eigenvector of the
-    smallest eigenvalue of the second moment of their area. The sum of ``A_f |n_f . n|`` over the
-    walls of spheres and cylinders is within 3 % of the area of the smooth surface, while the sum
-    of ``A_f`` exceeds it by 10 to 80 %.
+    The direction in which the connected walls around a wall are least extended: the eigenvector
+    of the smallest eigenvalue of the second moment of their area. The sum of ``A_f |n_f . n|``
+    over the walls of spheres and cylinders is within 3 % of the area of the smooth surface, while
+    the sum of ``A_f`` exceeds it by 10 to 80 %.
 
     Parameters
     ----------
@@ -46,7 +47,7 @@ def wall_normals(grid: TetrahedralGrid, walls: np.ndarray) -> np.ndarray:
     incidence = grid.edge_faces[:, walls]
     step = (incidence.T @ incidence).astype(bool).astype(float)
     neighbours = step
-    for _ in range(_REACH - 1):
+    for _ in range(_NEIGHBOUR_DISTANCE - 1):
         neighbours = (neighbours @ step).astype(bool).astype(float)
     neighbours = neighbours.tocoo()
     wall_index, neighbour_index = neighbours.row, neighbours.col

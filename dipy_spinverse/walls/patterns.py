@@ -1,7 +1,8 @@
-"""Whether wall fields that explain the same signals agree about where the walls are.
+"""Agreement between permeability fields that explain the same signals.
 
-Time-symmetric gradients cannot tell a pattern of walls from its point reflection, nor, on a
-periodic lattice, from a shifted copy: patterns are compared after the best of these.
+With time-symmetric gradients, the point reflection of a field has the same signals, and on a
+periodic lattice so do shifts: fields are compared after the transformation with the best
+agreement.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from dipy_spinverse.grid.nearest import nearest
 
 
 def align_fields(grid: TetrahedralGrid, fields: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Fields moved to where they overlap most with a reference.
+    """Fields after the shift and point reflection with the largest overlap with a reference.
 
     Parameters
     ----------
     grid : TetrahedralGrid
     fields : ndarray (n, F)
-        Of each face how much it is a wall, 0 to 1.
+        Wall strength of each face, 0 to 1.
     reference : ndarray (F,)
 
     Returns
     -------
     ndarray (n, F)
-        The same fields after the shift and point reflection with the largest sum of products.
+        The overlap is the sum of products.
 
     Examples
     --------
@@ -47,10 +48,9 @@ def align_fields(grid: TetrahedralGrid, fields: np.ndarray, reference: np.ndarra
 
 
 def mean_pairwise_f1(walls: np.ndarray) -> float:
-    """Mean F1 of all pairs of n wall patterns (n, F), 0 to 1; 1 of one alone.
+    """Mean F1 of all pairs of n fields of wall strengths (n, F), 0 to 1; 1 for a single field.
 
-    For walls of 0 or 1 this is twice the number of common walls over the sum of both; walls in
-    between count by their products and squares.
+    For strengths 0 and 1 this is twice the number of common walls over the sum of both numbers.
     """
     if len(walls) < 2:
         return 1.0
@@ -61,31 +61,29 @@ def mean_pairwise_f1(walls: np.ndarray) -> float:
     return float(f1[np.triu_indices(len(walls), 1)].mean())
 
 
+# Of which the maximal agreement is taken: enough for the default lattice of 4 x 4 x 4 cubes.
+_MAX_SHIFTS = 128
+
+
 @lru_cache(maxsize=4)
 def face_symmetries(grid: TetrahedralGrid) -> np.ndarray:
-    """Maps of faces onto faces (S, F), the identity first, that leave all signals unchanged.
+    """Permutations of faces (S, F), the identity first, that leave all signals unchanged.
 
-    Lattice shifts of a periodic grid, at most 128 of them, each with and without point
-    reflection; the reflection alone of other grids; only the identity where a grid is not
-    symmetric.
+    Shifts of a periodic lattice, at most 128, each with and without point reflection; for other
+    grids only the reflection; only the identity if a grid is not symmetric.
     """
     shifts = np.zeros((1, 3))
     if grid.period_um is not None:
-        # A shift of the lattice takes vertices to vertices.
-        shifts = grid.points_um[:_MOST_SHIFTS] - grid.points_um[0]
-    signs = (1, -1)
+        shifts = grid.points_um[:_MAX_SHIFTS] - grid.points_um[0]
     centre = np.zeros(3)
     if grid.period_um is None:
         centre = np.average(grid.centroids, axis=0, weights=grid.volumes)
     offsets = grid.face_centroids - centre
     tolerance = 1e-4 * np.cbrt(grid.volumes.mean())
     maps = []
-    for sign in signs:
+    for sign in (1, -1):
         for shift in shifts:
             distance, partner = nearest(grid, grid.face_centroids, centre + sign * offsets + shift)
             if distance.max() < tolerance:
                 maps.append(partner)
     return np.array(maps)
-
-
-_MOST_SHIFTS = 128
