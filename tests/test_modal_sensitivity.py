@@ -8,7 +8,7 @@ import torch
 from body_fitted_cases import box
 
 from dipy_spinverse.acquisition import Acquisition
-from dipy_spinverse.bloch_torrey.finite_elements import responding_modes
+from dipy_spinverse.bloch_torrey.finite_elements import eigenmodes
 from dipy_spinverse.bloch_torrey.finite_elements.modal_sensitivity import ModalSensitivities
 from dipy_spinverse.bloch_torrey.finite_elements.operator import simulate_finite_elements
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
@@ -72,7 +72,7 @@ def test_without_the_response_of_the_modes_a_gradient_is_wrong(monkeypatch):
     _, gradient = exact(OPEN)
     body = ModalSensitivities(acquisition(), GRID).at(GRID.points_um)
     with_response = relative(body.gradient(WEIGHTS), gradient)
-    monkeypatch.setattr(responding_modes.Modes, "respond", lambda _, pushed: 0 * pushed)
+    monkeypatch.setattr(eigenmodes.Eigenmodes, "response", lambda _, forcing: 0 * forcing)
     # some percent: the modes of a shape that changes are not those of the shape before
     assert relative(body.gradient(WEIGHTS), gradient) > 5 * with_response
 
@@ -101,7 +101,7 @@ def test_many_wave_numbers_are_told_from_a_few():
     many = np.linspace(0.1, 10.0, 40)
     dense = ModalSensitivities(acquisition(many, ((5.0, 12.0),)), GRID).at(GRID.points_um)
     few = ModalSensitivities(acquisition(many[7::8], ((5.0, 12.0),)), GRID).at(GRID.points_um)
-    (part,) = dense._parts
+    (part,) = dense._pulse_states
     assert part.group.q.shape[1] < 20
     at_few = dense.signals[1:].reshape(40, -1)[7::8].ravel()
     # of a series that is cut where its terms are below 1e-4 at the very most
@@ -118,7 +118,7 @@ def test_shift_and_invert_gives_what_all_modes_give(monkeypatch):
     solver = ModalSensitivities(acquisition(), GRID, PARTED)
     dense = solver.at(GRID.points_um)
     fields = RNG.normal(size=(2, *GRID.points_um.shape))
-    monkeypatch.setattr(responding_modes, "_DENSE_NODES", 10)
+    monkeypatch.setattr(eigenmodes, "_DENSE_NODES", 10)
     sparse = solver.at(GRID.points_um)
     assert sparse.modes.factors is not None
     assert len(sparse.modes.rates) == len(dense.modes.rates)

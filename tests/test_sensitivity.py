@@ -20,6 +20,7 @@ from dipy_spinverse.bloch_torrey import (
     simulate,
     simulate_with_jacobian,
 )
+from dipy_spinverse.bloch_torrey.finite_volumes.operator import links_of
 from dipy_spinverse.grid import bcc_grid
 
 # ---------------------------------------------------------------- derivatives
@@ -92,13 +93,17 @@ def test_the_compiled_sweep_and_the_torch_sweep_agree():
     tau = relative_transmissibility(grid, random_permeability(grid, shape=(2,)))
     simulator = Simulator(acquisition, grid)
     operator = simulator._operator(torch.as_tensor(tau))
+    faces = grid.face_tetrahedra, links_of(grid).face_links, simulator._weights**-0.5
     for timing in simulator.timings:
-        for with_sensitivities in (False, True):
-            compiled = simulator._compiled_sweep(operator, timing, slice(None), with_sensitivities)
-            plain = simulator._torch_sweep(operator, timing, slice(None), with_sensitivities)
-            np.testing.assert_allclose(plain[0], compiled[0], atol=1e-12)
-            if with_sensitivities:
-                np.testing.assert_allclose(plain[1], compiled[1], atol=1e-12)
+        compiled, plain = (
+            sweep(operator, timing.sensitivities, slice(None))
+            for sweep in (simulator._compiled_sweep, simulator._torch_sweep)
+        )
+        np.testing.assert_allclose(plain.signals(), compiled.signals(), atol=1e-12)
+        for x, y in zip(
+            plain.by_conductances(*faces), compiled.by_conductances(*faces), strict=True
+        ):
+            np.testing.assert_allclose(x, y, atol=1e-12)
 
 
 def test_float32_is_close_to_float64():

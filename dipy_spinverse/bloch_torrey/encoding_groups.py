@@ -1,4 +1,4 @@
-"""Which measurements are simulated, side by side, and where their encoding is cut in time."""
+"""Groups of measurements that are simulated together, and segments of their encoding in time."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from numpy.polynomial.legendre import legvander
 from dipy_spinverse.acquisition.base import BaseAcquisition
 from dipy_spinverse.acquisition.waveforms import Waveforms
 
-# A part of an encoding is a stretch of time in which every q(t) is a cubic, up to this share of
-# its largest q. Steps are placed by parts; what q(t) does within a step counts whatever it is.
-_PART_TOLERANCE = 3e-3
-_SAMPLES = np.linspace(0, 1, 4)  # of each piece
-_MOST_PIECES = 600  # of finely sampled waveforms, some knots are enough
+# A segment of an encoding is an interval in which every q(t) is a cubic, up to this fraction of
+# its largest q. It only places the steps: what q(t) does within a step counts whatever it is.
+_CUBIC_TOLERANCE = 3e-3
+_SAMPLES = np.linspace(0, 1, 4)  # of each piece: as many as a cubic has coefficients
+_MAX_KNOTS = 600  # of finely sampled waveforms, to bound the time that this takes
 
 
 def unique_encodings(acquisition: BaseAcquisition) -> tuple[np.ndarray, np.ndarray]:
@@ -48,13 +48,13 @@ def timing_groups(
 ) -> list[tuple[Waveforms, bool]]:
     """Waveforms of the same duration and symmetry, and whether they are symmetric in time.
 
-    Of the measurements `representatives` (U,); rows count among these.
+    Of the measurements `representatives` (U,); rows are indices into these.
     """
-    place = np.full(len(acquisition), -1)
-    place[representatives] = np.arange(len(representatives))
+    index = np.full(len(acquisition), -1)
+    index[representatives] = np.arange(len(representatives))
     groups = []
     for waveforms in acquisition.waveforms:
-        waveforms = replace(waveforms, rows=place[waveforms.rows])
+        waveforms = replace(waveforms, rows=index[waveforms.rows])
         waveforms = waveforms.select(waveforms.rows >= 0)
         symmetric = waveforms.symmetric()
         for kind in (True, False):
@@ -64,32 +64,32 @@ def timing_groups(
 
 
 def smooth_segments(waveforms: Waveforms) -> np.ndarray:
-    """Times (P + 1,) between which each q(t) is smooth, see `_PART_TOLERANCE`; some knots."""
+    """Times (P + 1,) between which each q(t) is smooth, see `_CUBIC_TOLERANCE`; some knots."""
     n_pieces = len(waveforms.stored)
-    kept = np.arange(n_pieces) % -(-n_pieces // _MOST_PIECES) == 0
-    kept[1:] |= np.diff(waveforms.stored)
-    times = np.append(waveforms.times[:-1][kept], waveforms.times[-1])
-    stored, n_pieces = waveforms.stored[kept], kept.sum()
+    is_knot = np.arange(n_pieces) % -(-n_pieces // _MAX_KNOTS) == 0
+    is_knot[1:] |= np.diff(waveforms.stored)
+    times = np.append(waveforms.times[:-1][is_knot], waveforms.times[-1])
+    stored, n_pieces = waveforms.stored[is_knot], is_knot.sum()
     t = times[:-1, None] + np.diff(times)[:, None] * _SAMPLES
     scale = np.where(waveforms.largest_q > 0, waveforms.largest_q, 1)[:, None]
     q = (waveforms.q(t.ravel()) / scale).reshape(n_pieces, len(_SAMPLES), -1)
 
-    def smooth(first, last):
-        if last > n_pieces or (stored[first:last] != stored[first]).any():
+    def smooth(begin, stop):
+        if stop > n_pieces or (stored[begin:stop] != stored[begin]).any():
             return False
-        samples = q[first:last].reshape((last - first) * len(_SAMPLES), -1)
-        position = 2 * (t[first:last].ravel() - times[first]) / (times[last] - times[first]) - 1
+        samples = q[begin:stop].reshape((stop - begin) * len(_SAMPLES), -1)
+        position = 2 * (t[begin:stop].ravel() - times[begin]) / (times[stop] - times[begin]) - 1
         basis = np.linalg.qr(legvander(position, 3))[0]
-        return np.abs(samples - basis @ (basis.T @ samples)).max() <= _PART_TOLERANCE
+        return np.abs(samples - basis @ (basis.T @ samples)).max() <= _CUBIC_TOLERANCE
 
     edges = [0]
     while edges[-1] < n_pieces:
-        first, size = edges[-1], 1
-        while smooth(first, first + 2 * size):
+        begin, size = edges[-1], 1
+        while smooth(begin, begin + 2 * size):
             size *= 2
-        low, high = first + size, min(first + 2 * size, n_pieces + 1)
+        low, high = begin + size, min(begin + 2 * size, n_pieces + 1)
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if smooth(first, middle) else (low, middle)
+            low, high = (middle, high) if smooth(begin, middle) else (low, middle)
         edges.append(low)
     return times[edges]

@@ -20,28 +20,28 @@ class Medium:
     ----------
     diffusivity, density : ndarray (T,)
         um^2/ms; spin density, relative.
-    loss : ndarray (2, T)
+    loss_rate : ndarray (2, T)
         Rates, 1/ms, at which transverse and stored magnetisation is lost, where they differ
         between tetrahedra: to the outside, and by relaxation.
     outer_conductance : ndarray (B,)
         Of outer faces, um^3/ms, through which spins are lost to the outside.
     relaxation : ndarray (2,)
-        Rates 1/T2 and 1/T1 that are the same everywhere, 1/ms, not in `loss`.
-    kept : float
-        Share of the spins that are not lost at once, beside the sides of an absorbing lattice.
+        Rates 1/T2 and 1/T1 that are the same everywhere, 1/ms, not in `loss_rate`.
+    retained_fraction : float
+        Fraction of the spins that are not lost at once next to the sides of an absorbing lattice.
     """
 
     diffusivity: np.ndarray
     density: np.ndarray
-    loss: np.ndarray
+    loss_rate: np.ndarray
     outer_conductance: np.ndarray
     relaxation: np.ndarray
-    kept: float
+    retained_fraction: float
 
-    def start(self, grid: TetrahedralGrid) -> np.ndarray:
-        """The symmetrised equilibrium magnetisation (T,); the sum of squares is `kept`."""
+    def equilibrium(self, grid: TetrahedralGrid) -> np.ndarray:
+        """Symmetrised magnetisation (T,); the sum of squares is `retained_fraction`."""
         weights = self.density * grid.volumes
-        return np.sqrt(self.kept * weights / weights.sum())
+        return np.sqrt(self.retained_fraction * weights / weights.sum())
 
 
 def medium_of(
@@ -55,21 +55,21 @@ def medium_of(
 ) -> Medium:
     """Medium of a grid, after checks; parameters as in :func:`dipy_spinverse.simulate`."""
     shape = (grid.n_tetrahedra,)
-    diffusivity = _checked("diffusivity", diffusivity, shape, "um^2/ms", least=_TINY, most=_HUGE)
-    density = _checked("initial_density", initial_density, shape, "1", least=_TINY, most=_HUGE)
+    diffusivity = _checked("diffusivity", diffusivity, shape, "um^2/ms", low=_TINY, high=_HUGE)
+    density = _checked("initial_density", initial_density, shape, "1", low=_TINY, high=_HUGE)
     diffusivity, density = np.broadcast_to(diffusivity, shape), np.broadcast_to(density, shape)
     outer = _outer_conductance(grid, diffusivity, outer_permeability)
     lost = np.bincount(grid.outer_tetrahedra, outer, len(density)) / grid.volumes
     loss, relaxation = np.tile(lost, (2, 1)), [0, 0]
     for k, (name, value) in enumerate((("t2_ms", t2_ms), ("t1_ms", t1_ms))):
-        rate = 1 / _checked(name, np.inf if value is None else value, shape, "ms", least=_TINY)
+        rate = 1 / _checked(name, np.inf if value is None else value, shape, "ms", low=_TINY)
         if rate.ndim:
             loss[k] += rate
         else:
             relaxation[k] = rate
-    # A membrane given for the outside lies on the outer faces, and nothing is beyond it.
-    kept = grid.volume_um3 / grid.box_volume_um3 if outer_permeability is None else 1.0
-    return Medium(diffusivity, density, loss, outer, np.array(relaxation, dtype=float), kept)
+    # A membrane specified for the outside lies on the outer faces, with nothing beyond it.
+    retained = grid.volume_um3 / grid.box_volume_um3 if outer_permeability is None else 1.0
+    return Medium(diffusivity, density, loss, outer, np.array(relaxation, dtype=float), retained)
 
 
 def _outer_conductance(grid, diffusivity, outer_permeability):
@@ -84,23 +84,23 @@ def _outer_conductance(grid, diffusivity, outer_permeability):
             "grid with boundary='absorbing', or leave it out."
         )
     shape = (len(grid.outer_faces),)
-    kappa = _checked("outer_permeability", outer_permeability, shape, "um/ms", least=0.0)
+    kappa = _checked("outer_permeability", outer_permeability, shape, "um/ms", low=0.0)
     with np.errstate(divide="ignore"):
         resistance = distance / diffusivity[grid.outer_tetrahedra] + 1 / kappa
     return grid.outer_areas / resistance
 
 
-def _checked(name, value, shape, unit, least, most=np.inf):
+def _checked(name, value, shape, unit, low, high=np.inf):
     """`value` as a number or an array of a shape, within bounds."""
     try:
         array = np.asarray(value, dtype=float)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} is {value!r}; give numbers (unit: {unit}).") from error
-    if array.shape not in ((), shape) or not ((array >= least) & (array <= most)).all():
+    if array.shape not in ((), shape) or not ((array >= low) & (array <= high)).all():
         extent = f"{array.min():g} to {array.max():g}" if array.size else "none"
         raise ValueError(
             f"{name} has shape {array.shape} and values {extent}; give one "
-            f"{'number of at least 0' if least == 0 else 'positive number'} (unit: {unit}), or "
+            f"{'number of at least 0' if low == 0 else 'positive number'} (unit: {unit}), or "
             f"one for each, shape {shape}."
         )
     return array

@@ -1,208 +1,59 @@
-"""Time stepping: how an encoding is cut into exponentials, and each exponential into products.
-
-While q changes, steps are commutator-free Magnus exponentials of fourth order [1]_; while q
-rests, the exponential is exact. Each is a Chebyshev series in the sparse operator [2]_, whose
-length grows with the square root of the step only. Nothing is stiff.
-
-References
-----------
-.. [1] Blanes and Moan, Appl. Numer. Math. 56 (2006), https://doi.org/10.1016/j.apnum.2005.11.004
-.. [2] Tal-Ezer and Kosloff, J. Chem. Phys. 81 (1984), https://doi.org/10.1063/1.448136
-"""
+"""Propagators: signals of an acquisition as a differentiable function of a discretisation."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any, Protocol
 
-import numpy as np
-from scipy.special import eval_chebyt, ive
-
-from dipy_spinverse.acquisition.waveforms import Waveforms
-from dipy_spinverse.bloch_torrey.encoding_groups import smooth_segments
-
-# Weights of the operators at the two Gauss points of a Magnus step; they sum to 1/2.
-_HEAVY, _LIGHT = 0.25 + np.sqrt(3) / 6, 0.25 - np.sqrt(3) / 6
-_GAUSS = 0.5 + np.array([-1, 1]) * np.sqrt(3) / 6
-
-CHEBYSHEV_TOLERANCE = 1e-8
-_RESTING = 1e-9  # change of q, relative to the largest
+import torch
 
 
-@dataclass(frozen=True, eq=False)
-class Schedule:
-    """An encoding as a row of exponentials; of one that is symmetric in time, the first half.
+class Propagator(Protocol):
+    """Signals of one acquisition as a function of the parameters of a discretisation.
 
-    Exponential e is exp(amplitude[e, 0] K(q[e, 0]) + amplitude[e, 1] K(q[e, 1])).
-
-    Attributes
-    ----------
-    q : ndarray (E, 2, 3, m)
-        Wave vectors of m measurements, rad/um.
-    amplitude : ndarray (E, 2)
-        ms.
-    stored : ndarray (E,)
-        1 where the magnetisation is longitudinal, else 0.
-    node_q : ndarray (N, 3, m)
-        Wave vectors at the nodes of the time quadrature.
-    node_weight : ndarray (N,)
-        Quadrature weights, ms; those of a symmetric encoding count both halves.
-    node_after : ndarray (E,)
-        The node that is reached with an exponential, or -1. Node 0 is the start.
-    symmetric : bool
+    - `finite_volumes.simulator.Simulator`, of relative transmissibilities (V, F), steps in time
+      and takes derivatives from a quadrature over the adjoint state;
+    - `finite_elements.operator.NetworkPropagator`, of conductances, masses and positions, steps in
+      time and is differentiated step by step;
+    - `finite_elements.modal_sensitivity.ModalSensitivities`, of vertex positions (N, 3), works in
+      Laplace modes.
     """
 
-    q: np.ndarray
-    amplitude: np.ndarray
-    stored: np.ndarray
-    node_q: np.ndarray
-    node_weight: np.ndarray
-    node_after: np.ndarray
-    symmetric: bool
+    def signals(self, *parameters: torch.Tensor) -> torch.Tensor:
+        """Signals (..., M)."""
+        ...
+
+    def pull_back(self, cotangent: torch.Tensor, *parameters: torch.Tensor) -> Any:
+        """Derivatives of sum(cotangent * signals) by each parameter; a tensor or several."""
+        ...
 
 
-def clenshaw_curtis(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes in [0, 1] and weights of the quadrature with n intervals (n even)."""
-    theta = np.pi * np.arange(n + 1) / n
-    k = np.arange(1, n // 2 + 1)
-    b = np.where(k == n // 2, 1.0, 2.0)
-    weights = 1 - (b / (4 * k**2 - 1) * np.cos(2 * np.outer(theta, k))).sum(axis=1)
-    weights *= np.where((np.arange(n + 1) % n) == 0, 1, 2) / (2 * n)
-    return (1 - np.cos(theta)) / 2, weights
-
-
-def schedule_of(
-    waveforms: Waveforms, symmetric: bool, steps: int, nodes: bool, *, lossless: bool
-) -> Schedule:
-    """Schedule of waveforms that are alike in time.
+def differentiable_signals(propagator: Propagator, *parameters: torch.Tensor) -> torch.Tensor:
+    """Signals of a propagator with their derivatives, for torch.
 
     Parameters
     ----------
-    waveforms : Waveforms
-    symmetric : bool
-        Whether they are symmetric in time.
-    steps : int
-        Largest number of intervals per part of the encoding; even. See `smooth_segments`.
-    nodes : bool
-        Whether states while q rests are wanted for a quadrature in time.
-    lossless : bool
-        Whether nothing happens to the equilibrium while there is no gradient.
+    propagator : Propagator
+    *parameters : Tensor
+        See :class:`Propagator`.
+
+    Returns
+    -------
+    Tensor (..., M)
     """
-    if symmetric:
-        waveforms = waveforms.until(waveforms.times[-1] / 2)
-    edges = smooth_segments(waveforms)
-    largest = np.where(waveforms.largest_q > 0, waveforms.largest_q, 1)
-    change = np.array(
-        [(_change(waveforms, *edges[k : k + 2]) / largest).max() for k in range(len(edges) - 1)]
-    )
-    q_before = np.linalg.norm(waveforms.q(edges[:-1]), axis=2) / largest
-    idle = (change < _RESTING) & (q_before.max(axis=1) < _RESTING) & lossless
-    kept = np.flatnonzero(~idle)
-    first, last = (kept[0], kept[-1] + 1) if len(kept) else (0, 0)
-    if symmetric and len(kept):
-        last = len(change)
-
-    times, weights, rests = [edges[first : first + 1]], [np.zeros(1)], []
-    for k in range(first, last):
-        rest, span = change[k] < _RESTING, edges[k + 1] - edges[k]
-        grid, part_weights = _intervals(change[k], steps, nodes)
-        if symmetric:
-            part_weights = 2 * part_weights
-            if rest and nodes and k == len(change) - 1:
-                # This rest goes on in the other half; its middle belongs to both.
-                half = len(grid) // 2
-                grid, part_weights = 2 * grid[: half + 1], 2 * part_weights[: half + 1]
-                part_weights[half] /= 2
-        times.append(edges[k] + span * grid[1:])
-        weights[-1][-1] += span * part_weights[0]
-        weights.append(span * part_weights[1:])
-        rests += [rest] * (len(grid) - 1)
-    return _exponentials(
-        waveforms, symmetric, np.concatenate(times), np.concatenate(weights), np.array(rests, bool)
-    )
+    return _Signals.apply(propagator, *parameters)
 
 
-def _change(waveforms, start, stop):
-    """Largest distance (m,) of q(t) from its value at the start of a part, rad/um."""
-    t = np.append(waveforms.times[(waveforms.times > start) & (waveforms.times < stop)], stop)
-    t = np.concatenate([[start], t, (t + np.append(start, t[:-1])) / 2])
-    q = waveforms.q(t)
-    return np.linalg.norm(q - q[:1], axis=2).max(axis=0)
+class _Signals(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, propagator, *parameters):
+        ctx.propagator = propagator
+        ctx.save_for_backward(*parameters)
+        return propagator.signals(*(x.detach() for x in parameters)).to(parameters[0])
 
-
-def _intervals(change, steps, nodes):
-    """Ends of the intervals of a part, from 0 to 1, and quadrature weights."""
-    if change < _RESTING:
-        return clenshaw_curtis(steps) if nodes else (np.array([0.0, 1.0]), np.zeros(2))
-    # A step's error grows with the change of q at least in third order.
-    return clenshaw_curtis(2 * int(np.ceil(steps / 2 * min(1, np.cbrt(change)))))
-
-
-def _exponentials(waveforms, symmetric, times, weights, rests):
-    """Two exponentials for each interval between times, one where q rests."""
-    spans = np.diff(times)
-    mean, slope = waveforms.linear_approximation(times)
-    apart = slope * (spans * np.sqrt(3) / 6 * ~rests)[:, None, None]
-    gauss = np.moveaxis(np.stack([mean - apart, mean + apart], axis=1), -1, -2)
-    of_interval = np.repeat(np.arange(len(spans)), np.where(rests, 1, 2))
-    is_last = np.diff(of_interval, append=len(spans)) > 0
-    share = np.where(is_last[:, None], [_LIGHT, _HEAVY], [_HEAVY, _LIGHT])
-    share = np.where(rests[of_interval, None], [1.0, 0.0], share)
-    middles = (times[1:] + times[:-1]) / 2
-    return Schedule(
-        q=gauss[of_interval],
-        amplitude=share * spans[of_interval, None],
-        stored=waveforms.stored_at(middles)[of_interval].astype(np.int64),
-        node_q=np.moveaxis(waveforms.q(times), -1, -2),
-        node_weight=weights,
-        node_after=np.where(is_last, of_interval + 1, -1),
-        symmetric=symmetric,
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class ExponentialSeries:
-    """Series exp(A) = sum_k coefficients[k] T_k((A - centre) / radius), one per exponential."""
-
-    centre: np.ndarray
-    radius: np.ndarray
-    degree: np.ndarray
-    coefficients: np.ndarray
-
-
-def exponential_series(
-    schedule: Schedule,
-    norm: float,
-    longest_link: float,
-    tolerance: float = CHEBYSHEV_TOLERANCE,
-) -> ExponentialSeries:
-    """Chebyshev series of the exponentials.
-
-    Parameters
-    ----------
-    schedule : Schedule
-    norm : float
-        Bound on the operator's norm, 1/ms: at any q its eigenvalues are in [-norm, 0].
-    longest_link : float
-        Largest distance between neighbours, um.
-    tolerance : float
-        Sum of the coefficients that are left out.
-    """
-    # A Magnus step takes an operator with a negative weight. Its positive eigenvalues are nearly
-    # those of the other operator, because the phases are: bounding each operator alone would
-    # let the series, on fine grids, grow with exp(norm).
-    apart = np.linalg.norm(schedule.q[:, 1] - schedule.q[:, 0], axis=1).max(axis=1, initial=0)
-    turn = np.minimum(apart * longest_link, np.pi)
-    reach = np.abs(schedule.amplitude[:, 0] + schedule.amplitude[:, 1] * np.exp(1j * turn))
-    span = schedule.amplitude.sum(axis=1)
-    lowest, highest = -norm * (reach + span) / 2, norm * (reach - span) / 2
-    centre, radius = (highest + lowest) / 2, (highest - lowest) / 2
-    # exp decays in I_k(radius) beyond k ~ sqrt(2 radius log(1/tolerance)).
-    k = np.arange(int(8 * np.sqrt(radius.max(initial=0))) + 40)
-    coefficients = np.where(k == 0, 1, 2) * ive(k, radius[:, None]) * np.exp(highest)[:, None]
-    tail = np.cumsum(coefficients[:, ::-1], axis=1)[:, ::-1]
-    degree = np.maximum((tail > tolerance).sum(axis=1) - 1, 1)
-    coefficients[k > degree[:, None]] = 0
-    # The equilibrium (eigenvalue 0) is kept exactly, so that b = 0 conserves the signal.
-    at_equilibrium = eval_chebyt(k, (-centre / radius)[:, None])
-    coefficients /= (coefficients * at_equilibrium).sum(axis=1, keepdims=True)
-    return ExponentialSeries(centre, radius, degree, coefficients[:, : degree.max(initial=0) + 1])
+    @staticmethod
+    def backward(ctx, cotangent):
+        parameters = [x.detach() for x in ctx.saved_tensors]
+        gradients = ctx.propagator.pull_back(cotangent, *parameters)
+        if isinstance(gradients, torch.Tensor):
+            gradients = (gradients,)
+        return None, *(g.to(x) for g, x in zip(gradients, parameters, strict=True))

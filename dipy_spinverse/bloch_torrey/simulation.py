@@ -14,6 +14,7 @@ from dipy_spinverse.bloch_torrey.finite_volumes.operator import (
     relative_transmissibility,
 )
 from dipy_spinverse.bloch_torrey.finite_volumes.simulator import Simulator
+from dipy_spinverse.bloch_torrey.propagators import differentiable_signals
 from dipy_spinverse.grid import TetrahedralGrid
 
 _Field = TypeVar("_Field", np.ndarray, torch.Tensor)
@@ -113,11 +114,11 @@ def simulate(
         device=device,
     )  # fmt: skip
     medium = simulator.medium
-    between = face_resistance(grid, medium.diffusivity, medium.density)
-    resistance = torch.as_tensor(between).to(kappa)
+    resistance = face_resistance(grid, medium.diffusivity, medium.density)
+    resistance = torch.as_tensor(resistance).to(kappa)
     # Of the equal forms, the one whose derivative is finite where kappa is 0 or infinite.
     tau = 1 - 1 / (1 + kappa * resistance)
-    signals = _Signals.apply(torch.atleast_2d(tau), simulator)
+    signals = differentiable_signals(simulator, torch.atleast_2d(tau))
     signals = signals.reshape(*kappa.shape[:-1], len(acquisition))
     return signals if isinstance(permeability, torch.Tensor) else signals.numpy()
 
@@ -189,22 +190,6 @@ def simulate_with_jacobian(
         signals.reshape(shape).cpu().numpy(),
         jacobian.reshape(*shape, grid.n_faces).cpu().numpy(),
     )
-
-
-class _Signals(torch.autograd.Function):
-    """Signals as a differentiable function of relative transmissibilities (V, F)."""
-
-    @staticmethod
-    def forward(ctx, transmissibility, simulator):
-        ctx.simulator = simulator
-        ctx.save_for_backward(transmissibility)
-        return simulator.signals(transmissibility).to(transmissibility)
-
-    @staticmethod
-    def backward(ctx, cotangent):
-        (transmissibility,) = ctx.saved_tensors
-        gradient = ctx.simulator.pull_back(transmissibility, cotangent)
-        return gradient.to(transmissibility), None
 
 
 def _check_permeability(permeability, grid):

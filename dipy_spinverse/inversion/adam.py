@@ -79,7 +79,7 @@ def adam(
         unknowns = model.with_best_amplitudes(unknowns, in_grid, data, sigma)
         _, amplitude, _ = model.split(unknowns)
         residual = (amplitude * in_grid - data) / sigma
-        tau_gradient = simulator.pull_back(tau.detach(), residual * amplitude / sigma).to(data)
+        tau_gradient = simulator.pull_back(residual * amplitude / sigma, tau.detach()).to(data)
         _, gradient, _ = evaluate_priors(stage.priors, grid, scaled.detach())
         torch.autograd.backward([tau, scaled], [tau_gradient, gradient])
         optimiser.step()

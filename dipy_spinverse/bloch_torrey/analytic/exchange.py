@@ -10,7 +10,7 @@ from dipy_spinverse.acquisition.conversion import require_pulsed
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey.analytic.bodies import DIMENSIONS, check_body, check_positive
 from dipy_spinverse.bloch_torrey.encoding_groups import timing_groups, unique_encodings
-from dipy_spinverse.bloch_torrey.propagators import schedule_of
+from dipy_spinverse.bloch_torrey.time_steps import schedule_of
 
 _POLYNOMIALS = 32  # between two planes
 _PULSE_STEPS = 48

@@ -11,13 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy.sparse import eye_array
-from scipy.sparse.linalg import LinearOperator, eigsh, splu
 
 from dipy_spinverse.acquisition.conversion import require_pulsed
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey.analytic.bodies import check_positive
 from dipy_spinverse.bloch_torrey.encoding_groups import unique_encodings
+from dipy_spinverse.bloch_torrey.finite_elements.eigenmodes import (
+    centred_positions,
+    position_moments,
+    slowest_modes,
+)
 from dipy_spinverse.bloch_torrey.finite_elements.operator import (
     checked_coefficients,
     coefficients,
@@ -27,10 +30,13 @@ from dipy_spinverse.bloch_torrey.finite_elements.operator import (
 from dipy_spinverse.bloch_torrey.finite_elements.sweep import real_product, symmetrised_matrix
 from dipy_spinverse.grid import TetrahedralGrid
 
-_COARSER = 2.0  # length scale of the modes whose signals the error is estimated from
-_STEP_NORM = 8.0  # of the exponent of one step
-_TAYLOR_TOLERANCE = 1e-10
-_LEAST_MODES = 32  # also where a body is smaller than the length scale
+# Length scale of the modes from whose signals the error is estimated, relative to that of all.
+_COARSER = 2.0
+# Norm of the exponent of one step: terms of the Taylor series grow to exp(8), so that rounding
+# stays below 1e-12 of the signal.
+_STEP_NORM = 8.0
+_TAYLOR_TOLERANCE = 1e-10  # of the last term, far below the truncation of the modes
+_MIN_MODES = 32  # also where a body is smaller than the length scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +91,7 @@ def laplace_modes(
     permeability : array-like (F,)
         um/ms; infinite where there is no membrane.
     length_scale_um : float
-        Modes that vary over shorter lengths are left out, see `length_scale_for`; but at least
+        Modes that vary over shorter lengths are omitted, see `length_scale_for`; but at least
         32 are kept.
     diffusivity : float or array-like (T,), optional
         um^2/ms.
@@ -114,25 +120,25 @@ def laplace_modes(
     check_positive("length_scale_um", length_scale_um)
     kappa = torch.as_tensor(permeability, dtype=torch.float64)
     points = torch.as_tensor(grid.points_um)
-    given = checked_coefficients(grid, kappa, points, diffusivity)
+    diffusivities = checked_coefficients(grid, kappa, points, diffusivity)
     elements = finite_elements(grid, kappa.numpy())
-    values = coefficients(elements, points, kappa, given)
+    values = coefficients(elements, points, kappa, diffusivities)
     network = lumped_network(elements, *(x.numpy() for x in values))
-    fastest = float(given.max())
-    highest = fastest * (np.pi / length_scale_um) ** 2
-    rates, modes = _slowest(symmetrised_matrix(network), highest, grid.volume_um3, fastest)
-    # from the middle, so that phases stay small
-    middle = network.masses @ network.positions / network.masses.sum()
-    moments = [modes.T @ (x[:, None] * modes) for x in (network.positions - middle).T]
-    reached = np.pi * np.sqrt(fastest / max(rates[-1], 1e-9 * highest))
+    fastest = float(diffusivities.max())
+    highest_rate = fastest * (np.pi / length_scale_um) ** 2
+    # Weyl's law, and as many again for the walls
+    n = int(grid.volume_um3 * (highest_rate / fastest) ** 1.5 / (6 * np.pi**2) * 2) + _MIN_MODES
+    rates, shapes, _ = slowest_modes(symmetrised_matrix(network), highest_rate, n)
+    n = max(np.sum(rates <= highest_rate), _MIN_MODES)
+    rates, shapes = rates[:n], shapes[:, :n]
+    moments = position_moments(centred_positions(network), shapes)
+    reached = np.pi * np.sqrt(fastest / max(rates[-1], 1e-9 * highest_rate))
     length_scale_um = min(float(length_scale_um), float(reached))
-    return LaplaceModes(
-        rates, np.array(moments), modes.T @ network.start, length_scale_um, fastest
-    )
+    return LaplaceModes(rates, moments, shapes.T @ network.start, length_scale_um, fastest)
 
 
 def simulate_modes(acquisition: Acquisition, modes: LaplaceModes) -> tuple[np.ndarray, np.ndarray]:
-    """Signals by the matrix formalism, and an estimate of what the left-out modes change.
+    """Signals by the matrix formalism, and an estimate of the effect of the omitted modes.
 
     Parameters
     ----------
@@ -159,12 +165,12 @@ def simulate_modes(acquisition: Acquisition, modes: LaplaceModes) -> tuple[np.nd
     """
     representatives, encoding = unique_encodings(require_pulsed(acquisition))
     chosen = acquisition.subset(representatives)
-    signals, coarse = (_signals(chosen, used) for used in (modes, modes.coarser()))
+    signals, coarse = (_signals(chosen, subset) for subset in (modes, modes.coarser()))
     return signals[encoding], np.abs(signals - coarse)[encoding]
 
 
 def length_scale_for(acquisition: Acquisition, diffusivity: float = 2.0) -> float:
-    """Length scale of modes (um) for signals of an acquisition, good to about 1e-3 of S0.
+    """Length scale of modes (um) for signals of an acquisition, accurate to about 1e-3 of S0.
 
     1.4 times the shorter of two lengths: that over which gradients dephase, (D delta / q)^(1/3),
     and that which water diffuses during the shortest pulse.
@@ -204,27 +210,5 @@ def _signals(acquisition, modes):
             term = flow / k
             state = state + term
             k += 1
-    rest = acquisition.big_delta - small
-    return (np.abs(state) ** 2 * np.exp(-modes.rates[:, None] * rest)).sum(axis=0)
-
-
-def _slowest(matrix, highest, volume, diffusivity):
-    """Rates and modes (N, n) of a symmetric matrix up to the highest rate."""
-    n_nodes = matrix.shape[0]
-    # Weyl's law, and as many again for the walls
-    n = int(volume * (highest / diffusivity) ** 1.5 / (6 * np.pi**2) * 2) + _LEAST_MODES
-    shift = -1e-3 * highest
-    factors = splu((matrix - shift * eye_array(n_nodes)).tocsc())
-    while True:
-        if n > n_nodes // 2:
-            rates, modes = np.linalg.eigh(matrix.toarray())
-            break
-        inverse = LinearOperator(matrix.shape, factors.solve)
-        start = np.random.default_rng(0).normal(size=n_nodes)
-        rates, modes = eigsh(matrix, n, sigma=shift, OPinv=inverse, v0=start)
-        if rates.max() > highest:
-            break
-        n *= 2
-    order = np.argsort(rates)
-    order = order[: max(np.sum(rates <= highest), _LEAST_MODES)]
-    return np.maximum(rates[order], 0), modes[:, order]
+    pause = acquisition.big_delta - small
+    return (np.abs(state) ** 2 * np.exp(-modes.rates[:, None] * pause)).sum(axis=0)

@@ -1,13 +1,14 @@
 """Signals of closed bodies by their slowest Laplace modes, and derivatives by vertex positions.
 
-The matrix formalism made differentiable. Of n modes Phi with rates L the signals depend through
+The matrix formalism made differentiable. With n modes Phi of rates L, signals depend on
 
     Phi^T A Phi,   Phi^T x_d Phi  (d = x, y, z),   Phi^T s,
 
-with A the symmetrised operator, x the positions and s the start. Modes follow A. What a change of
-A moves them within their span changes no signal; beyond it, mode k moves by
--(A - L_k)^+ P dA phi_k, P the projection on all that is not kept. Without this response of the
-modes derivatives by single vertices are off by some percent, with it by the truncation alone.
+with A the symmetrised operator, x the positions and s the start. The modes depend on A. Their
+change within their span changes no signal; outside of it, mode k changes by
+-(A - L_k)^+ P dA phi_k, with P the projection on all that is not kept. Without this response of
+the modes, derivatives by single vertices are wrong by some percent, with it only by the
+truncation.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from dipy_spinverse.acquisition.base import BaseAcquisition
 from dipy_spinverse.acquisition.conversion import require_pulsed
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey.encoding_groups import unique_encodings
-from dipy_spinverse.bloch_torrey.finite_elements.coefficient_derivatives import (
-    coefficient_derivatives,
+from dipy_spinverse.bloch_torrey.finite_elements.eigenmodes import (
+    Eigenmodes,
+    centred_positions,
+    position_moments,
 )
 from dipy_spinverse.bloch_torrey.finite_elements.matrix_formalism import length_scale_for
 from dipy_spinverse.bloch_torrey.finite_elements.operator import (
@@ -34,19 +37,23 @@ from dipy_spinverse.bloch_torrey.finite_elements.operator import (
     coefficients,
     finite_elements,
     lumped_network,
+    refuse_inverted,
 )
-from dipy_spinverse.bloch_torrey.finite_elements.pulses_in_modes import PulseStates, pulse_groups
-from dipy_spinverse.bloch_torrey.finite_elements.responding_modes import Modes, modes_of
+from dipy_spinverse.bloch_torrey.finite_elements.pulse_states import PulseStates, pulse_groups
 from dipy_spinverse.bloch_torrey.finite_elements.sweep import LumpedNetwork
 from dipy_spinverse.grid import TetrahedralGrid
 
-_FINER = 1.4  # modes are kept to a length scale so many times shorter than signals need
-_FIELDS_TOGETHER = 40  # of which derivatives are taken at once: memory
+# Length scale of modes for signals over that for derivatives, which need more of them for the
+# same accuracy (tests/test_modal_sensitivity.py).
+_FINER = 1.4
+_FIELDS_TOGETHER = 40  # fields of which derivatives are taken at once, to bound the memory
 
 
 @dataclass(frozen=True, eq=False)
 class ModalSensitivities:
     """Signals of an acquisition in a closed grid whose vertices move, and their derivatives.
+
+    A :class:`~dipy_spinverse.bloch_torrey.propagators.Propagator` of the vertex positions.
 
     Parameters
     ----------
@@ -55,14 +62,14 @@ class ModalSensitivities:
     grid : TetrahedralGrid
         Of reflecting boundary.
     permeability : array-like (F,), optional
-        um/ms, of membranes inside; no membranes where not given.
+        um/ms, of membranes inside; none by default.
     diffusivity : float or array-like (T,), optional
         um^2/ms.
     length_scale_um : float, optional
-        Modes that vary over shorter lengths are left out; `length_scale_of_derivatives` where not
-        given. 0 keeps all of them.
+        Modes that vary over shorter lengths are omitted; `length_scale_of_derivatives` by
+        default. 0 keeps all of them.
     steps : int, optional
-        Of a pulse, a multiple of 4.
+        Time steps of a pulse, a multiple of 4.
 
     Raises
     ------
@@ -114,14 +121,14 @@ class ModalSensitivities:
         kappa = np.full(grid.n_faces, np.inf) if permeability is None else permeability
         kappa = np.asarray(kappa, dtype=float)
         points = torch.as_tensor(grid.points_um)
-        given = checked_coefficients(grid, torch.as_tensor(kappa), points, diffusivity)
+        diffusivities = checked_coefficients(grid, torch.as_tensor(kappa), points, diffusivity)
         acquisition = require_pulsed(acquisition)
         if length_scale_um is None:
-            length_scale_um = length_scale_of_derivatives(acquisition, float(given.max()))
+            length_scale_um = length_scale_of_derivatives(acquisition, float(diffusivities.max()))
         for name, value in {
             "acquisition": acquisition, "grid": grid, "permeability": kappa,
-            "diffusivity": given, "length_scale_um": float(length_scale_um), "steps": int(steps),
-            "elements": finite_elements(grid, kappa),
+            "diffusivity": diffusivities, "length_scale_um": float(length_scale_um),
+            "steps": int(steps), "elements": finite_elements(grid, kappa),
         }.items():  # fmt: skip
             object.__setattr__(self, name, value)
 
@@ -134,10 +141,25 @@ class ModalSensitivities:
             Points at which tetrahedra are inverted.
         """
         points = torch.as_tensor(points_um, dtype=torch.float64).detach()
-        kappa = torch.as_tensor(self.permeability)
-        values = coefficients(self.elements, points, kappa, self.diffusivity)
-        network = lumped_network(self.elements, *(x.numpy() for x in values))
-        return ModalSignals(self, points.numpy(), network, modes_of(network, self._highest))
+        refuse_inverted(self.grid, points.numpy())
+        values = (x.numpy() for x in self.coefficients_at(points))
+        network = lumped_network(self.elements, *values)
+        return ModalSignals(
+            self, points.numpy(), network, Eigenmodes.of(network, self._highest_rate)
+        )
+
+    def signals(self, points: torch.Tensor) -> torch.Tensor:
+        """Signals (M,) with the vertices at points (N, 3); see `Propagator`."""
+        return torch.as_tensor(self.at(points).signals)
+
+    def pull_back(self, cotangent: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        """Derivatives (N, 3) of the sum of cotangent times signals; see `Propagator`."""
+        return torch.as_tensor(self.at(points).gradient(cotangent))
+
+    def coefficients_at(self, points: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Conductances, masses and positions of the network, see `coefficients`."""
+        permeability = torch.as_tensor(self.permeability)
+        return coefficients(self.elements, points, permeability, self.diffusivity)
 
     @cached_property
     def unique(self) -> tuple[Acquisition, np.ndarray]:
@@ -146,7 +168,7 @@ class ModalSensitivities:
         return self.acquisition.subset(representatives), encoding
 
     @property
-    def _highest(self):
+    def _highest_rate(self):
         """The highest rate of interest, 1/ms."""
         if self.length_scale_um == 0:
             return np.inf
@@ -155,9 +177,7 @@ class ModalSensitivities:
 
 @dataclass(frozen=True, eq=False)
 class ModalSignals:
-    """Signals at one set of points, and their derivatives by these.
-
-    Build one with :meth:`ModalSensitivities.at`.
+    """Signals at one set of points, and their derivatives; made by :meth:`ModalSensitivities.at`.
 
     Attributes
     ----------
@@ -165,13 +185,13 @@ class ModalSignals:
     points : ndarray (N, 3)
         um.
     network : LumpedNetwork
-    modes : Modes
+    modes : Eigenmodes
     """
 
     sensitivities: ModalSensitivities
     points: np.ndarray
     network: LumpedNetwork
-    modes: Modes
+    modes: Eigenmodes
 
     def __repr__(self) -> str:
         return f"ModalSignals({len(self.signals)} signals, {len(self.modes.rates)} modes)"
@@ -181,8 +201,8 @@ class ModalSignals:
         """(M,), relative to the initial magnetisation."""
         acquisition, encoding = self.sensitivities.unique
         signals = np.ones(len(acquisition))
-        for part in self._parts:
-            signals[part.group.rows] = part.signals()
+        for states in self._pulse_states:
+            signals[states.group.rows] = states.signals()
         return signals[encoding]
 
     def gradient(self, weights: ArrayLike) -> np.ndarray:
@@ -192,26 +212,29 @@ class ModalSignals:
         modes, network = self.modes, self.network
         n = len(modes.rates)
         by_rates, by_moments, by_start = np.zeros((n, n)), np.zeros((3, n, n)), np.zeros(n)
-        for part in self._parts:
-            of_part = part.pulled_back(weights[part.group.rows])
-            for total, more in zip((by_rates, by_moments, by_start), of_part, strict=True):
-                total += more
+        for states in self._pulse_states:
+            contributions = states.pull_back(weights[states.group.rows])
+            for total, x in zip((by_rates, by_moments, by_start), contributions, strict=True):
+                total += x
         by_rates, by_moments = _symmetric(by_rates), _symmetric(by_moments)
-        phi, x = modes.shapes, self._centred
+        phi, x = modes.shapes, centred_positions(network)
         by_position = np.stack([((phi @ by) * phi).sum(axis=1) for by in by_moments], axis=1)
-        pushed = 2 * sum(x[:, [d]] * (phi @ by_moments[d]) for d in range(3))
-        across = phi @ by_rates - modes.respond(pushed)
+        forcing = 2 * sum(x[:, [d]] * (phi @ by_moments[d]) for d in range(3))
+        adjoint = phi @ by_rates - modes.response(forcing)
 
         root = np.sqrt(network.masses)[:, None]
         i, j = network.ends.T
-        one, other = across / root, phi / root
-        by_conductance = ((one[i] - one[j]) * (other[i] - other[j])).sum(axis=1)
-        flow = across * (phi * modes.rates) + phi * (modes.matrix @ across)
+        psi, chi = adjoint / root, phi / root
+        by_conductance = ((psi[i] - psi[j]) * (chi[i] - chi[j])).sum(axis=1)
+        flow = adjoint * (phi * modes.rates) + phi * (modes.matrix @ adjoint)
         by_mass = -flow.sum(axis=1) / (2 * network.masses)
         of_start = (phi @ by_start) * network.start / 2
         by_mass += of_start / network.masses - of_start.sum() / network.masses.sum()
 
-        return self._derivatives.pulled_back(by_conductance, by_mass, by_position)
+        points = torch.tensor(self.points, requires_grad=True)
+        cotangents = [torch.as_tensor(x) for x in (by_conductance, by_mass, by_position)]
+        values = self.sensitivities.coefficients_at(points)
+        return torch.autograd.grad(values, points, cotangents)[0].numpy()
 
     def jacobian(self, fields: ArrayLike) -> np.ndarray:
         """Derivatives (M, P) of signals as the points move along fields (P, N, 3).
@@ -221,47 +244,29 @@ class ModalSignals:
         acquisition, encoding = self.sensitivities.unique
         fields = np.asarray(fields, dtype=float)
         jacobian = np.zeros((len(acquisition), len(fields)))
-        for first in range(0, len(fields), _FIELDS_TOGETHER):
-            some = slice(first, first + _FIELDS_TOGETHER)
-            changes = self._changes_of_modes(fields[some])
-            for part in self._parts:
-                jacobian[part.group.rows, some] = part.changes(*changes)
+        for begin in range(0, len(fields), _FIELDS_TOGETHER):
+            columns = slice(begin, begin + _FIELDS_TOGETHER)
+            changes = self._changes_of_modes(fields[columns])
+            for states in self._pulse_states:
+                jacobian[states.group.rows, columns] = states.changes(*changes)
         return jacobian[encoding]
 
     @cached_property
-    def _derivatives(self):
-        """Of coefficients by points."""
-        own = self.sensitivities
-        return coefficient_derivatives(
-            own.elements, self.points, own.permeability, own.diffusivity.numpy(), self.network
-        )
-
-    @cached_property
-    def _centred(self):
-        """Positions (n, 3) from the middle of the masses, so that phases stay small."""
-        masses, positions = self.network.masses, self.network.positions
-        return positions - masses @ positions / masses.sum()
-
-    @cached_property
-    def _moments(self):
-        phi = self.modes.shapes
-        return np.array([phi.T @ (x[:, None] * phi) for x in self._centred.T])
-
-    @cached_property
-    def _parts(self):
-        """States of all measurements that are weighted, in parts of limited size."""
-        extent = 2 * np.linalg.norm(self._centred, axis=1).max()
-        modes, start = self.modes, self.network.start @ self.modes.shapes
+    def _pulse_states(self):
+        """States of all measurements that are weighted, in groups of limited size."""
+        positions, shapes = centred_positions(self.network), self.modes.shapes
+        extent = 2 * np.linalg.norm(positions, axis=1).max()
+        moments, start = position_moments(positions, shapes), self.network.start @ shapes
         acquisition, _ = self.sensitivities.unique
         return [
-            PulseStates.after(part, modes.rates, self._moments, start, self.sensitivities.steps)
+            PulseStates.after(chunk, self.modes.rates, moments, start, self.sensitivities.steps)
             for group in pulse_groups(acquisition, extent)
-            for part in group.parts(len(modes.rates))
+            for chunk in group.chunks(len(self.modes.rates))
         ]
 
     def _changes_of_modes(self, fields):
         """Of Phi^T A Phi (P, n, n), Phi^T x Phi (P, 3, n, n) and Phi^T s (P, n) along fields."""
-        modes, network, x = self.modes, self.network, self._centred
+        modes, network, x = self.modes, self.network, centred_positions(self.network)
         phi, rates, start = modes.shapes, modes.rates, network.start
         n, n_modes = phi.shape
         root = np.sqrt(network.masses)[:, None]
@@ -269,26 +274,35 @@ class ModalSignals:
             (np.tile([1.0, -1.0], len(network.ends)), network.ends.ravel(),
              np.arange(0, 2 * len(network.ends) + 1, 2)), (len(network.ends), n),
         )  # fmt: skip
-        jumps, back = differences @ (phi / root), differences.T.tocsr()
-        of_conductance, of_mass, of_position = self._derivatives.along(fields)
+        jumps, divergence = differences @ (phi / root), differences.T.tocsr()
+        of_conductance, of_mass, of_position = self._changes_of_coefficients(fields)
         relative = of_mass / network.masses
-        pushed = np.empty((len(fields), n, n_modes))
+        forcing = np.empty((len(fields), n, n_modes))
         for p, (g, m) in enumerate(zip(of_conductance, relative / 2, strict=True)):
             drift = m[:, None] * phi
-            pushed[p] = (back @ (g[:, None] * jumps)) / root
-            pushed[p] -= drift * rates + modes.matrix @ drift
-        of_rates = phi.T @ pushed
+            forcing[p] = (divergence @ (g[:, None] * jumps)) / root
+            forcing[p] -= drift * rates + modes.matrix @ drift
+        of_rates = phi.T @ forcing
         of_moments = np.empty((len(fields), 3, n_modes, n_modes))
         for d in range(3):
             of_moments[:, d] = phi.T @ (of_position[:, :, d, None] * phi)
-        of_moments -= 2 * modes.moments_of_response(x, pushed)
+        of_moments -= 2 * modes.moments_of_response(x, forcing)
         lost = of_mass.sum(axis=1) / network.masses.sum()
         of_start = (start / 2 * (relative - lost[:, None])) @ phi
         return of_rates, _symmetric(of_moments), of_start
 
+    def _changes_of_coefficients(self, fields):
+        """Of conductances (P, L), masses (P, N) and positions (P, N, 3) along fields (P, N, 3)."""
+        points, coefficients_at = torch.as_tensor(self.points), self.sensitivities.coefficients_at
+
+        def change(field):
+            return torch.func.jvp(coefficients_at, (points,), (field,))[1]
+
+        return [x.numpy() for x in torch.func.vmap(change)(torch.as_tensor(fields))]
+
 
 def length_scale_of_derivatives(acquisition: Acquisition, diffusivity: float = 2.0) -> float:
-    """Length scale of modes (um) for derivatives by vertices, good to some 1e-3.
+    """Length scale of modes (um) for derivatives by vertices, accurate to some 1e-3.
 
     Examples
     --------

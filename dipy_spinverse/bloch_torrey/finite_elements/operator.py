@@ -16,6 +16,7 @@ References
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -26,7 +27,8 @@ from scipy.sparse.csgraph import connected_components
 from dipy_spinverse.acquisition.base import BaseAcquisition
 from dipy_spinverse.bloch_torrey.encoding_groups import timing_groups, unique_encodings
 from dipy_spinverse.bloch_torrey.finite_elements.sweep import LumpedNetwork, Stepper
-from dipy_spinverse.bloch_torrey.propagators import schedule_of
+from dipy_spinverse.bloch_torrey.propagators import differentiable_signals
+from dipy_spinverse.bloch_torrey.time_steps import schedule_of
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.grid.regions import faces_as_corners
 
@@ -200,9 +202,11 @@ def simulate_finite_elements(
     diffusivity = checked_coefficients(grid, kappa, points, diffusivity)
     if int(steps) != steps or steps < 2 or steps % 2:
         raise ValueError(f"steps is {steps!r}; give an even number of at least 2.")
+    refuse_inverted(grid, points.detach().numpy())
     elements = finite_elements(grid, kappa.detach().numpy())
     network = coefficients(elements, points, kappa, diffusivity)
-    signals = _Signals.apply(*network, elements, acquisition, int(steps))
+    propagator = NetworkPropagator(elements, acquisition, int(steps))
+    signals = differentiable_signals(propagator, *network)
     return signals if given else signals.numpy()
 
 
@@ -215,18 +219,7 @@ def coefficients(
     """Conductances (L,) of links, um^3/ms; masses (N,), um^3, and positions (N, 3), um, of nodes.
 
     Differentiable with respect to everything.
-
-    Raises
-    ------
-    ValueError
-        Points at which tetrahedra are inverted.
     """
-    inverted = inverted_tetrahedra(elements.grid, points.detach().numpy())
-    if inverted.any():
-        raise ValueError(
-            "points_um: vertices were moved so far that tetrahedra are inverted (first: "
-            f"{int(np.argmax(inverted))}); move them less, or mesh anew."
-        )
     grid = elements.grid
     corners = points[grid.tetrahedra] + _wrapped(grid)
     edges = corners[:, 1:] - corners[:, :1]
@@ -255,6 +248,16 @@ def inverted_tetrahedra(grid: TetrahedralGrid, points: np.ndarray) -> np.ndarray
         np.linalg.det(each[:, 1:] - each[:, :1]) for each in (corners, grid.tetrahedron_points)
     )
     return now * given <= 0
+
+
+def refuse_inverted(grid: TetrahedralGrid, points: np.ndarray) -> None:
+    """Refuse points (P, 3) at which tetrahedra are inverted."""
+    inverted = inverted_tetrahedra(grid, points)
+    if inverted.any():
+        raise ValueError(
+            "points_um: vertices were moved so far that tetrahedra are inverted (first: "
+            f"{int(np.argmax(inverted))}); move them less, or mesh anew."
+        )
 
 
 def _positions(elements, points, corners, volumes, masses):
@@ -305,51 +308,53 @@ def checked_coefficients(grid, permeability, points, diffusivity) -> torch.Tenso
     return diffusivity.expand(grid.n_tetrahedra)
 
 
-class _Signals(torch.autograd.Function):
-    """Signals as a function of conductances (L,), masses (N,) and positions (N, 3)."""
+@dataclass(frozen=True, eq=False)
+class NetworkPropagator:
+    """Signals by conductances (L,), masses (N,) and positions (N, 3); a `Propagator`."""
 
-    @staticmethod
-    def forward(ctx, conductance, masses, positions, elements, acquisition, steps):
-        ctx.save_for_backward(conductance, masses, positions)
-        ctx.constants = elements, acquisition, steps
-        values = (x.detach().numpy() for x in (conductance, masses, positions))
-        network = lumped_network(elements, *values)
-        representatives, encoding = unique_encodings(acquisition)
-        signals = np.empty(len(representatives))
-        for part, stepper in _steppers(network, acquisition, representatives, steps):
-            signals[part] = stepper.signals()
-        return torch.as_tensor(signals[encoding])
+    elements: FiniteElements
+    acquisition: BaseAcquisition
+    steps: int
 
-    @staticmethod
-    def backward(ctx, cotangent):
-        elements, acquisition, steps = ctx.constants
-        values = [x.detach().numpy() for x in ctx.saved_tensors]
-        network = lumped_network(elements, *values)
-        representatives, encoding = unique_encodings(acquisition)
+    def signals(self, *coefficients: torch.Tensor) -> torch.Tensor:
+        """Signals (M,)."""
+        signals = np.empty(len(self._encodings[0]))
+        for rows, stepper in self._steppers(coefficients):
+            signals[rows] = stepper.signals()
+        return torch.as_tensor(signals[self._encodings[1]])
+
+    def pull_back(
+        self, cotangent: torch.Tensor, *coefficients: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Derivatives of the sum of cotangent times signals."""
+        representatives, encoding = self._encodings
         weights = np.bincount(encoding, cotangent.numpy(), len(representatives))
-        by_conductance, by_mass, by_position = (np.zeros_like(x) for x in values)
-        i, j = elements.home[elements.ends].T
-        for part, stepper in _steppers(network, acquisition, representatives, steps):
-            of_links, of_masses, of_displacements = stepper.pull_back(weights[part])
+        gradients = [np.zeros(x.shape) for x in coefficients]
+        by_conductance, by_mass, by_position = gradients
+        i, j = self.elements.home[self.elements.ends].T
+        for rows, stepper in self._steppers(coefficients):
+            of_links, of_masses, of_displacements = stepper.pull_back(weights[rows])
             by_conductance += of_links
             by_mass += of_masses
             np.add.at(by_position, j, of_displacements)
             np.add.at(by_position, i, -of_displacements)
-        gradients = (torch.as_tensor(x) for x in (by_conductance, by_mass, by_position))
-        return (*gradients, None, None, None)
+        return tuple(map(torch.as_tensor, gradients))
 
+    @cached_property
+    def _encodings(self):
+        return unique_encodings(self.acquisition)
 
-def _steppers(network, acquisition, representatives, steps):
-    """(places among the representatives, stepper) of encodings alike in time, in parts."""
-    size = max(8, _CHUNK_BYTES // (_KEPT_STATES * 16 * len(network.masses)))
-    for waveforms, symmetric in timing_groups(acquisition, representatives):
-        for first in range(0, len(waveforms.rows), size):
-            part = np.arange(first, min(first + size, len(waveforms.rows)))
-            chosen = waveforms.select(part)
-            schedule = schedule_of(
-                chosen, symmetric, steps, False, lossless=bool(network.free.all())
-            )
-            yield chosen.rows, Stepper(network, schedule)
+    def _steppers(self, coefficients):
+        """(rows among the representatives, stepper) of encodings alike in time, in chunks."""
+        network = lumped_network(self.elements, *(x.numpy() for x in coefficients))
+        size = max(8, _CHUNK_BYTES // (_KEPT_STATES * 16 * len(network.masses)))
+        lossless = bool(network.free.all())
+        for waveforms, symmetric in timing_groups(self.acquisition, self._encodings[0]):
+            for begin in range(0, len(waveforms.rows), size):
+                chunk = np.arange(begin, min(begin + size, len(waveforms.rows)))
+                selected = waveforms.select(chunk)
+                schedule = schedule_of(selected, symmetric, self.steps, False, lossless=lossless)
+                yield selected.rows, Stepper(network, schedule)
 
 
 def _with_images(n_nodes, keys, images, image):

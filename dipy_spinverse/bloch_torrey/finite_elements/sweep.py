@@ -14,17 +14,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import coo_matrix, csr_matrix
-from scipy.special import eval_chebyt, ive
 
 from dipy_spinverse.bloch_torrey.finite_elements import element_kernels
-from dipy_spinverse.bloch_torrey.propagators import CHEBYSHEV_TOLERANCE, Schedule
+from dipy_spinverse.bloch_torrey.time_steps import Schedule, phase_difference, series_between
 
 
 @dataclass(frozen=True, eq=False)
 class LumpedNetwork:
-    """Nodes and links of finite elements, and what flows between them.
+    """Nodes and links of finite elements, and the conductances between them.
 
-    Periodic images of a node stand behind the nodes, so that phases belong to nodes and the
+    Periodic images of a node come after the nodes, so that phases belong to nodes and the
     matrix is real and the same for all measurements.
 
     Attributes
@@ -32,7 +31,7 @@ class LumpedNetwork:
     home : ndarray (N + images,)
         Node of each node or image.
     free : ndarray (N,) of bool
-        False where the magnetisation is held at 0.
+        False where the magnetisation is fixed at 0.
     ends : ndarray (L, 2)
         Node, and node or image, that a link joins.
     positions : ndarray (N + images, 3)
@@ -52,7 +51,7 @@ class LumpedNetwork:
 
     @property
     def start(self) -> np.ndarray:
-        """Symmetrised uniform magnetisation (N,), of norm 1 where nothing is held."""
+        """Symmetrised uniform magnetisation (N,), of norm 1 if all nodes are free."""
         return np.sqrt(self.masses / self.masses.sum()) * self.free
 
 
@@ -85,37 +84,7 @@ class Stepper:
         self._fold = csr_matrix(
             (np.ones(images), (network.home[n:], np.arange(images))), (n, images)
         )
-        self.series = _series(network, self.matrix, schedule)
-
-    def spread(self, state: np.ndarray, turn: np.ndarray) -> np.ndarray:
-        """A state on nodes and images, in the frame at rest."""
-        return turn * (state[self.network.home] if self._n_images else state)
-
-    def apply(self, state: np.ndarray, turn: np.ndarray) -> np.ndarray:
-        """K(q) of a state, symmetrised."""
-        flow = turn.conj() * real_product(self.matrix, self.spread(state, turn))
-        if not self._n_images:
-            return flow
-        n = len(state)
-        return flow[:n] + real_product(self._fold, flow[n:])
-
-    def exponential(self, state: np.ndarray, e: int, keep: bool = False):
-        """State after exponential e of the schedule, by Clenshaw's recurrence.
-
-        With `keep` also the recurrence's vectors b_1, b_2, ... (n, N, M).
-        """
-        coefficients = self.series[e][2]
-        terms = self._terms(e)
-        now, before, kept = coefficients[-1] * state, 0.0, []
-        for k in range(len(coefficients) - 2, -1, -1):
-            if keep:
-                kept.append(now)
-            factor = 2 if k > 0 else 1
-            now, before = (
-                coefficients[k] * state - before + factor * self._scaled(now, e, terms),
-                now,
-            )
-        return (now, np.array(kept[::-1])) if keep else now
+        self._series = _series(network, self.matrix, schedule)
 
     def signals(self) -> np.ndarray:
         """Signals (M,).
@@ -127,14 +96,14 @@ class Stepper:
             return (np.abs(state) ** 2).sum(axis=0)
         return self.network.start @ state.real
 
-    def pull_back(self, cotangent: np.ndarray):
+    def pull_back(self, cotangent: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Derivatives of cotangent.S by conductances (L,), masses (N,) and displacements (L, 3).
 
         The adjoint of the computation itself, exponential by exponential in reverse: exact
         whatever the steps. With b_k the vectors of Clenshaw's recurrence and w the adjoint state,
         an exponential contributes sum_k (2 - [k=0]) (T_k w)^H dA b_(k+1).
         """
-        states, network = self._states(keep=True), self.network
+        states, network = self._states(store=True), self.network
         start = network.start[:, None]
         adjoint = (2 * states[-1] if self.schedule.symmetric else start + 0j) * cotangent
         by_link, by_mass = np.zeros((len(network.ends), 4)), np.zeros(len(network.masses))
@@ -148,14 +117,44 @@ class Stepper:
         by_mass += of_start / network.masses - of_start.sum() / network.masses.sum()
         return by_link[:, 0], by_mass, network.conductance[:, None] * by_link[:, 1:]
 
-    def _states(self, keep=False):
+    def _states(self, store=False):
         """The states at the start and after each exponential, or only the last."""
         start = self.network.start[:, None].astype(complex)
         states = [np.repeat(start, self.schedule.q.shape[-1], axis=1)]
         for e in range(len(self.schedule.amplitude)):
-            state = self.exponential(states[-1], e)
-            states = [*states, state] if keep else [state]
+            state = self._exponential(states[-1], e)[0]
+            states = [*states, state] if store else [state]
         return states
+
+    def _on_images(self, state, phase):
+        """A state on nodes and images, in the frame at rest."""
+        return phase * (state[self.network.home] if self._n_images else state)
+
+    def _apply(self, state, phase):
+        """K(q) of a state, symmetrised."""
+        flow = phase.conj() * real_product(self.matrix, self._on_images(state, phase))
+        if not self._n_images:
+            return flow
+        n = len(state)
+        return flow[:n] + real_product(self._fold, flow[n:])
+
+    def _exponential(self, state, e, store=False):
+        """State after exponential e, and if stored the vectors b_1, b_2, ... (n, N, M) of
+        Clenshaw's recurrence."""
+        coefficients, terms = self._coefficients(e), self._terms(e)
+        current, previous, vectors = coefficients[-1] * state, 0.0, []
+        for k in range(len(coefficients) - 2, -1, -1):
+            if store:
+                vectors.append(current)
+            factor = 2 if k > 0 else 1
+            current, previous = (
+                coefficients[k] * state - previous + factor * self._scaled(current, e, terms),
+                current,
+            )
+        return current, np.array(vectors[::-1])
+
+    def _coefficients(self, e):
+        return self._series.coefficients[e, : self._series.degree[e] + 1]
 
     def _terms(self, e):
         """(amplitude, wave vectors (3, M), exp(i q.x)) of the operators in exponential e."""
@@ -168,45 +167,42 @@ class Stepper:
 
     def _scaled(self, state, e, terms):
         """The operator of exponential e, mapped to [-1, 1], applied to a state."""
-        centre, radius, _ = self.series[e]
-        total = -centre * state
-        for amplitude, _, turn in terms:
-            total -= amplitude * self.apply(state, turn)
-        return total / radius
+        total = -self._series.centre[e] * state
+        for amplitude, _, phase in terms:
+            total -= amplitude * self._apply(state, phase)
+        return total / self._series.radius[e]
 
     def _pull_back_exponential(self, state, adjoint, e, by_link, by_mass):
-        """Adjoint state before exponential e; adds what it contributes to the derivatives."""
-        network, terms = self.network, self._terms(e)
-        _, radius, coefficients = self.series[e]
-        kept = self.exponential(state, e, keep=True)[1]
+        """Adjoint state before exponential e; adds its contribution to the derivatives."""
+        network, terms, coefficients = self.network, self._terms(e), self._coefficients(e)
+        _, vectors = self._exponential(state, e, store=True)
         chebyshev = [adjoint, self._scaled(adjoint, e, terms)]
         for _ in range(len(coefficients) - 2):
             chebyshev.append(2 * self._scaled(chebyshev[-1], e, terms) - chebyshev[-2])
         chebyshev = np.array(chebyshev)
-        before = np.tensordot(coefficients, chebyshev, 1)
-        kept *= -np.where(np.arange(len(kept)) > 0, 2, 1)[:, None, None] / radius
-        chebyshev = chebyshev[:-1]
+        result = np.tensordot(coefficients, chebyshev, 1)
+        factors = -np.where(np.arange(len(vectors)) > 0, 2, 1) / self._series.radius[e]
+        vectors *= factors[:, None, None]
         root = np.sqrt(network.masses)[:, None]
-        for amplitude, q, turn in terms:
+        for amplitude, q, phase in terms:
             by_measurement = np.ascontiguousarray(q.T)
-            for y, u in zip(chebyshev, kept, strict=True):
-                flow = y.conj() * self.apply(u, turn) + self.apply(y, turn).conj() * u
+            for y, u in zip(chebyshev[:-1], vectors, strict=True):
+                flow = y.conj() * self._apply(u, phase) + self._apply(y, phase).conj() * u
                 by_mass -= amplitude * flow.real.sum(axis=1) / (2 * network.masses)
                 element_kernels.link_products(
-                    network.ends, self.spread(y / root, turn), self.spread(u / root, turn),
-                    by_measurement, amplitude, by_link,
+                    network.ends, self._on_images(y / root, phase),
+                    self._on_images(u / root, phase), by_measurement, amplitude, by_link,
                 )  # fmt: skip
-        return before
+        return result
 
 
 def real_product(matrix: np.ndarray | csr_matrix, state: np.ndarray) -> np.ndarray:
     """Product of a real matrix with a complex state, without making the matrix complex."""
-    parts = np.ascontiguousarray(state).view(float)
-    return (matrix @ parts).view(complex)
+    return (matrix @ np.ascontiguousarray(state).view(float)).view(complex)
 
 
 def _series(network, matrix, schedule):
-    """Centre, radius and Chebyshev coefficients of each exponential."""
+    """Chebyshev series of the exponentials."""
     n = len(network.masses)
     magnitude = np.bincount(network.home, np.asarray(abs(matrix).sum(axis=1)).ravel(), n)
     norm = magnitude.max()
@@ -214,19 +210,6 @@ def _series(network, matrix, schedule):
     longest = np.linalg.norm(network.positions[j] - network.positions[i], axis=1).max(initial=0)
     # Both operators of a Magnus step are positive; one has a small negative weight, and lets
     # eigenvalues rise above 0 by no more than the operators differ.
-    apart = np.linalg.norm(schedule.q[:, 1] - schedule.q[:, 0], axis=1).max(axis=1, initial=0)
-    turn = np.minimum(apart * longest, 2.0)
-    negative = np.maximum(-schedule.amplitude, 0).max(axis=1)
-    series = []
-    for span, highest in zip(schedule.amplitude.sum(axis=1), negative * turn * norm, strict=True):
-        lowest = -span * norm - highest
-        centre, radius = (highest + lowest) / 2, (highest - lowest) / 2
-        k = np.arange(int(8 * np.sqrt(radius)) + 40)
-        coefficients = np.where(k == 0, 1, 2) * ive(k, radius) * np.exp(highest)
-        tail = np.cumsum(coefficients[::-1])[::-1]
-        coefficients = coefficients[: max(int((tail > CHEBYSHEV_TOLERANCE).sum()), 2)]
-        # the equilibrium (eigenvalue 0) is kept exactly
-        k = np.arange(len(coefficients))
-        coefficients = coefficients / (coefficients @ eval_chebyt(k, -centre / radius))
-        series.append((centre, radius, coefficients))
-    return series
+    phase = np.minimum(phase_difference(schedule, longest), 2.0)
+    highest = np.maximum(-schedule.amplitude, 0).max(axis=1) * phase * norm
+    return series_between(-schedule.amplitude.sum(axis=1) * norm - highest, highest)

@@ -1,4 +1,4 @@
-"""How far the spins of each tetrahedron get: moments of their displacement.
+"""Moments of the displacement of spins, by the tetrahedron in which they start.
 
 The operator K(q) of a resting wave vector gives E[exp(i q.(x(t) - x_i)) | start in i] as the row
 sums of exp(t K(q)). At a small q, its real and imaginary parts are the moments.
@@ -11,16 +11,18 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from dipy_spinverse.bloch_torrey.finite_volumes import sweep_kernels
+from dipy_spinverse.bloch_torrey.finite_volumes.compiled_sweep import (
+    CompiledSweep,
+    face_operator,
+)
 from dipy_spinverse.bloch_torrey.finite_volumes.operator import (
     largest_rate,
     links_of,
     symmetrised_operator,
 )
 from dipy_spinverse.bloch_torrey.medium import medium_of
-from dipy_spinverse.bloch_torrey.propagators import Schedule, exponential_series
+from dipy_spinverse.bloch_torrey.time_steps import Schedule, exponential_series
 from dipy_spinverse.grid import TetrahedralGrid
-from dipy_spinverse.threads import in_equal_parts
 
 # Wave vectors along x, y, z and the three diagonals between them give the second moments.
 _DIRECTIONS = np.array(
@@ -28,7 +30,7 @@ _DIRECTIONS = np.array(
 )
 _DIAGONALS = ((3, 0, 1), (4, 0, 2), (5, 1, 2))
 # Phase of a free spin's root mean square displacement, rad: the fourth moments add a relative
-# 1e-3 to the second, and the series' tolerance of 1e-8 is far below the phase squared.
+# 1e-3 to the second, and the tolerance of the series, 1e-8, is far below the phase squared.
 _PHASE = 0.05
 
 
@@ -67,40 +69,28 @@ def displacement_moments(
            [ 0., 40.,  0.],
            [ 0.,  0., 40.]])
     """
-    links = links_of(grid)
     medium = medium_of(grid, diffusivity)
-    medium = replace(medium, loss=np.zeros_like(medium.loss))
-    start = medium.start(grid)
+    medium = replace(medium, loss_rate=np.zeros_like(medium.loss_rate))
+    start = medium.equilibrium(grid)
     tau = transmissibility.detach().to("cpu", torch.float64)
     coupling, diagonals = symmetrised_operator(grid, tau, medium)
     q = _PHASE / np.sqrt(2 * diffusivity * time)
-    lanes = sweep_kernels.REGISTER_BYTES // start.itemsize
-    directions = np.zeros((3, lanes))
-    directions[:, : len(_DIRECTIONS)] = _DIRECTIONS.T
-    rest = Schedule(
-        q=np.broadcast_to(q * directions, (1, 2, 3, lanes)).copy(),
+    n_directions = len(_DIRECTIONS)
+    at_rest = Schedule(
+        q=np.broadcast_to(q * _DIRECTIONS.T, (1, 2, 3, n_directions)),
         amplitude=np.array([[time, 0.0]]),
         stored=np.zeros(1, dtype=int),
-        node_q=np.empty((0, 3, lanes)),
+        node_q=np.empty((0, 3, n_directions)),
         node_weight=np.empty(0),
         node_after=np.array([-1]),
         symmetric=False,
     )
-    norm = largest_rate(grid, medium)
-    series = exponential_series(rest, norm, longest_link=0.0)
-    plan = (
-        rest.amplitude, rest.stored,
-        series.centre, series.radius, series.degree, series.coefficients,
-    )  # fmt: skip
-    states = np.empty((len(tau), grid.n_tetrahedra, 2, lanes))
-    in_equal_parts(
-        sweep_kernels.sweep_states, len(tau), coupling.numpy(), diagonals.numpy(),
-        start, (links.neighbours, links.slot_links, links.link_vectors), rest.q, plan,
-        states,
-    )  # fmt: skip
+    series = exponential_series(at_rest, largest_rate(grid, medium), longest_link=0.0)
+    operator = face_operator(links_of(grid), coupling.numpy(), diagonals.numpy())
+    states = CompiledSweep(operator, start, at_rest, series).states()
     states /= start[:, None, None]
 
-    squared = 2 * (1 - states[:, :, 0, : len(_DIRECTIONS)]) / q**2
+    squared = 2 * (1 - states[:, :, 0, :n_directions]) / q**2
     second = np.empty((len(tau), grid.n_tetrahedra, 3, 3))
     for k in range(3):
         second[..., k, k] = squared[..., k]

@@ -191,7 +191,7 @@ def symmetrised_operator(
     mean_weight = np.sqrt(weights[:, None] * weights[links.neighbours])
     return (
         per_slot / like(mean_weight),
-        diagonal[:, None] - like(medium.loss),
+        diagonal[:, None] - like(medium.loss_rate),
     )
 
 
@@ -199,4 +199,4 @@ def largest_rate(grid: TetrahedralGrid, medium: Medium) -> float:
     """Bound on the operator's norm, 1/ms, for all permeabilities (Gershgorin, all faces open)."""
     every_face_open = torch.ones(1, grid.n_faces, dtype=torch.float64)
     diagonals = symmetrised_operator(grid, every_face_open, medium)[1][0].numpy()
-    return float((-2 * diagonals - medium.loss).max())
+    return float((-2 * diagonals - medium.loss_rate).max())

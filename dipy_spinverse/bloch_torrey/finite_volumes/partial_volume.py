@@ -1,22 +1,23 @@
 """Cells that fill tetrahedra partly: a simulation that is smooth in the shape of cells.
 
-A tetrahedron i holds two pools of water, inside of cells (share p_i of its volume) and around
-them (1 - p_i). Pools of neighbours i, j exchange through
+A tetrahedron i contains two pools of water, inside of cells (fraction p_i of its volume) and
+around them (1 - p_i). Pools of neighbours i, j exchange through
 
     t_f p_i p_j (inside), t_f (1 - p_i) (1 - p_j) (around),
-    leak t_f p_i (1 - p_j) and leak t_f (1 - p_i) p_j (across the walls of the cell inside),
+    tau t_f p_i (1 - p_j) and tau t_f (1 - p_i) p_j (across the walls of the cell inside),
 
-t_f being the conductance of the open face, if pools meet by chance. Where a smooth wall passes
-through both tetrahedra, pools of the same side face each other more often, by an odds ratio: p_i
-p_j is the number that Plackett's distribution [1]_ has instead, and the others follow, as each
-pool has all of its share of a face. By chance, a wall within a layer of tetrahedra lets only half
-of the water along it move; with a large odds ratio all of it.
+with t_f the conductance of the open face and tau the relative transmissibility of walls, if pools
+meet by chance. Where a smooth wall passes through both tetrahedra, pools of the same side face
+each other more often, by an odds ratio: p_i p_j is replaced by its value in Plackett's
+distribution [1]_, and the others follow, as each pool has all of its fraction of a face. By
+chance, a wall within a layer of tetrahedra lets only half of the water along it move; with a
+large odds ratio all of it.
 
-At an absorbing side of the box, p_j is the share of the side that is inside: the rest of the water
-inside is lost through a wall only. Where all shares are 0 or 1 these are the finite volumes of
-`finite_volume`, with walls between the tetrahedra inside and those around. In between, the signals
-change with the shares nearly as much per share as when whole tetrahedra change sides, which the
-permeabilities of faces do not do: one cannot close a face a little.
+At an absorbing side of the box, p_j is the fraction of the side that is inside: the rest of the
+water inside is lost through a wall only. Where all fractions are 0 or 1 these are the finite
+volumes of `operator`, with walls between the tetrahedra inside and those around. In between,
+signals change with fractions nearly as much per volume as when whole tetrahedra change sides,
+which the permeabilities of faces do not do: one cannot close a face a little.
 
 References
 ----------
@@ -26,7 +27,6 @@ References
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -35,23 +35,22 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
-from dipy_spinverse.bloch_torrey.finite_volumes import partial_volume_kernels, sweep_kernels
+from dipy_spinverse.bloch_torrey.finite_volumes.compiled_sweep import CompiledSweep, lanes_of
 from dipy_spinverse.bloch_torrey.finite_volumes.operator import links_of, open_conductance
-from dipy_spinverse.bloch_torrey.finite_volumes.simulator import (
-    Simulator,
-    compiled_nodes,
-    compiled_plan,
-)
-from dipy_spinverse.threads import in_equal_parts, n_threads
+from dipy_spinverse.bloch_torrey.finite_volumes.simulator import Simulator
+from dipy_spinverse.threads import in_threads
 
-_LEFT_OUT = 1e-3  # share of a pool below which it is left out
-_LEAST = 1e-6  # share of pools without water that may get some
+# Pools of a smaller fraction of their tetrahedron are omitted: their water is below the error of
+# the grid itself (some 1e-3 of S0, tests/test_partial_volume.py).
+_OMITTED_FRACTION = 1e-3
+# Fraction of pools without water that may get some: derivatives there divide by it.
+_MIN_FRACTION = 1e-6
 
 
 class PartialVolumeSimulator(Simulator):
     """As :class:`Simulator`, on the CPU, for cells that fill tetrahedra partly.
 
-    Leaks are the relative transmissibilities of the walls of each of C cells, or of all of them
+    Transmissibilities are relative: those of the walls of each of C cells, or of all of them
     (C = 1), and, the last one, of the faces between tetrahedra on the same side.
 
     Parameters
@@ -62,81 +61,70 @@ class PartialVolumeSimulator(Simulator):
 
     def __init__(self, *args: Any, odds_ratio: float = 1.0, **options: Any):
         super().__init__(*args, **options)
-        self._odds = odds_ratio
+        self._odds_ratio = odds_ratio
 
     def partial_signals(
-        self, shares: np.ndarray, leaks: np.ndarray, cells: np.ndarray | int = 0
+        self, fractions: np.ndarray, transmissibility: np.ndarray, cells: np.ndarray | int = 0
     ) -> np.ndarray:
         """Signals (V, M) of cells.
 
         Parameters
         ----------
-        shares : ndarray (V, T) or (V, T + B)
-            Share of each tetrahedron inside of cells, 0 to 1, and of the side of the box behind
-            each outer face; without these, no wall is between a tetrahedron and the side.
-        leaks : ndarray (C + 1,) or (V, C + 1)
+        fractions : ndarray (V, T) or (V, T + B)
+            Fraction of each tetrahedron inside of cells, 0 to 1, and of the side of the box
+            behind each outer face; without these, no wall is between a tetrahedron and the side.
+        transmissibility : ndarray (C + 1,) or (V, C + 1)
         cells : ndarray (T,) of int, optional
-            To which of the cells the water inside of each tetrahedron belongs.
+            Cell to which the water inside of each tetrahedron belongs.
         """
-        leaks = np.broadcast_to(leaks, (len(shares), np.shape(leaks)[-1]))
-        signals = np.empty((self.n_encodings, len(shares)))
+        n_fields = len(fractions)
+        transmissibility = np.broadcast_to(
+            transmissibility, (n_fields, np.shape(transmissibility)[-1])
+        )
+        signals = np.empty((self.n_encodings, n_fields))
 
         def simulate(v):
-            pools = self._pools(shares[v], leaks[v], cells, halo=False)
+            pools = self._pools(fractions[v], transmissibility[v], cells, neighbours_too=False)
             for timing in self.timings:
-                args, n_blocks = self._arguments(timing, timing.signals, pools)
-                part = np.empty((n_blocks, self._lanes), pools.start.dtype)
-                partial_volume_kernels.sweep_signals(0, n_blocks, *args, part)
-                signals[timing.columns, v] = part.ravel()[: len(timing.columns)]
+                sweep = CompiledSweep(pools.operator, pools.start, *timing.signals)
+                signals[timing.columns, v] = sweep.signals(one_thread=True)[0]
 
-        with ThreadPoolExecutor(n_threads()) as threads:
-            list(threads.map(simulate, range(len(shares))))
+        in_threads(simulate, range(n_fields))
         return self._measured(signals).T
 
     def partial_sensitivities(
-        self, share: np.ndarray, leaks: np.ndarray, cells: np.ndarray | int = 0
+        self, fractions: np.ndarray, transmissibility: np.ndarray, cells: np.ndarray | int = 0
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Signals (M,), and their derivatives by the shares (M, T) and by the leaks (M, C + 1).
+        """Signals (M,), and derivatives by fractions (M, T) and transmissibilities (M, C + 1).
 
-        Shares are (T,) or (T + B,), and so are derivatives by them. Derivatives by shares that
-        are 0 or 1, as those of all neighbours, are not computed: 0.
+        Fractions are (T,) or (T + B,), and so are derivatives by them. Derivatives by fractions
+        that are 0 or 1, as those of all neighbours, are not computed: 0.
         """
-        pools = self._pools(share, leaks, cells, halo=True)
+        pools = self._pools(fractions, transmissibility, cells, neighbours_too=True)
         signals = np.empty(self.n_encodings)
-        jacobian = np.empty((self.n_encodings, len(share) + len(leaks)))
+        jacobian = np.empty((self.n_encodings, len(fractions) + len(transmissibility)))
         for timing in self.timings:
-            schedule = timing.sensitivities[0]
-            args, n_blocks = self._arguments(timing, timing.sensitivities, pools)
-            nodes = compiled_nodes(schedule, self._lanes)
-            shape, real = (n_blocks, self._lanes), pools.start.dtype
-            part = np.empty(shape, real)
-            by_coupling = np.empty((*shape, len(pools.pairs)), real)
-            by_diagonal, by_start = (np.empty((*shape, len(pools.start)), real) for _ in range(2))
-            in_equal_parts(
-                partial_volume_kernels.sweep_sensitivities, n_blocks, *args,
-                (pools.pairs, pools.pair_links), nodes, part, by_coupling, by_diagonal, by_start,
-            )  # fmt: skip
-            m = len(timing.columns)
-            signals[timing.columns] = part.ravel()[:m]
+            sweep = CompiledSweep(pools.operator, pools.start, *timing.sensitivities)
+            (signals[timing.columns],), *derivatives = sweep.by_entries(
+                pools.pairs, pools.pair_links
+            )
             jacobian[timing.columns] = sum(
-                (derivative.reshape(n_blocks * self._lanes, -1)[:m] @ slopes)
-                for derivative, slopes in zip(
-                    (by_coupling, by_diagonal, by_start), pools.slopes, strict=True
-                )
+                derivative[0] @ slopes
+                for derivative, slopes in zip(derivatives, pools.slopes, strict=True)
             )
         jacobian = self._measured(jacobian)
-        return self._measured(signals), *np.split(jacobian, [len(share)], axis=1)
+        return self._measured(signals), *np.split(jacobian, [len(fractions)], axis=1)
 
     def fill_registers(self, order: np.ndarray, number: int) -> np.ndarray:
-        """Of measurements in some order, about the first ones, which fill registers.
+        """About the first measurements of an order, as many as fill registers.
 
-        A compiled sweep takes measurements of the same timing together, as many as a register
-        holds; a register that is not full costs as much.
+        A compiled sweep carries measurements of the same timing together, as many as a register
+        has lanes; a register that is not full costs as much.
 
         Parameters
         ----------
         order : ndarray (M,)
-            All measurements, as indices, the most wanted first.
+            All measurements, as indices, in the order of preference.
         number : int
             How many of them.
 
@@ -148,15 +136,16 @@ class PartialVolumeSimulator(Simulator):
         """
         if number >= len(order):
             return np.sort(order)
-        timing = np.empty(self.n_encodings, dtype=int)
-        for k, same in enumerate(self.timings):
-            timing[same.columns] = k
-        timing = timing[self._encoding][order]
-        registers = np.bincount(timing[:number], minlength=len(self.timings)) / self._lanes
+        timing_index = np.empty(self.n_encodings, dtype=int)
+        for k, timing in enumerate(self.timings):
+            timing_index[timing.columns] = k
+        timing_index = timing_index[self._encoding][order]
+        lanes = lanes_of(self._real)
+        registers = np.bincount(timing_index[:number], minlength=len(self.timings)) / lanes
         filled = np.floor(registers).astype(int)
-        most_wanted = np.argsort(filled - registers)
-        filled[most_wanted[: max(number // self._lanes, 1) - filled.sum()]] += 1
-        rows = [order[timing == k][: n * self._lanes] for k, n in enumerate(filled)]
+        by_remainder = np.argsort(filled - registers)
+        filled[by_remainder[: max(number // lanes, 1) - filled.sum()]] += 1
+        rows = [order[timing_index == k][: n * lanes] for k, n in enumerate(filled)]
         return np.sort(np.concatenate(rows))
 
     @cached_property
@@ -164,35 +153,29 @@ class PartialVolumeSimulator(Simulator):
         return open_conductance(self.grid, self.medium)
 
     @property
-    def _lanes(self):
-        return sweep_kernels.REGISTER_BYTES // torch.empty(0, dtype=self.dtype).element_size()
+    def _real(self):
+        return torch.empty(0, dtype=self.dtype).numpy().dtype
 
     def _measured(self, values):
         """Rows of all measurements, from those of the different encodings."""
         return (values.T[..., self._encoding] * self._attenuation).T
 
-    def _arguments(self, timing, plan_of_timing, pools):
-        schedule, series = plan_of_timing
-        q, plan = compiled_plan(schedule, series, self._lanes)
-        vectors = links_of(self.grid).link_vectors
-        return (pools.entries, pools.start, vectors, q, plan, schedule.symmetric), len(q)
-
-    def _pools(self, share, leaks, cells, halo):
-        """The pools of some shares; with those that may get water from neighbours (`halo`)."""
-        links, n = links_of(self.grid), len(share)
+    def _pools(self, fractions, transmissibility, cells, neighbours_too):
+        """The pools of water of some fractions, and those next to them, which may get water."""
+        links, n, tau = links_of(self.grid), len(fractions), transmissibility
         cells = np.broadcast_to(np.asarray(cells, dtype=int), self.grid.n_tetrahedra)
-        share, side = np.split(share, [self.grid.n_tetrahedra])
-        water = np.stack([share, 1 - share])
-        water[water < _LEFT_OUT] = 0
-        used = water > 0
-        if halo:
-            used |= used[:, links.neighbours].any(axis=2)
-            water[used] = water[used].clip(_LEAST)
-        layer, tetrahedron = np.nonzero(used)
-        place = np.zeros(used.shape, dtype=np.int32)
-        place[used] = np.arange(len(layer))
-        here, weights = water[layer, tetrahedron], self._weights[tetrahedron]
-        start = np.sqrt(here) * self.medium.start(self.grid)[tetrahedron]
+        inside, side = np.split(fractions, [self.grid.n_tetrahedra])
+        water = np.stack([inside, 1 - inside])
+        water[water < _OMITTED_FRACTION] = 0
+        exists = water > 0
+        if neighbours_too:
+            exists |= exists[:, links.neighbours].any(axis=2)
+            water[exists] = water[exists].clip(_MIN_FRACTION)
+        layer, tetrahedron = np.nonzero(exists)
+        pool_index = np.zeros(exists.shape, dtype=np.int32)
+        pool_index[exists] = np.arange(len(layer))
+        water_i, weights = water[layer, tetrahedron], self._weights[tetrahedron]
+        start = np.sqrt(water_i) * self.medium.equilibrium(self.grid)[tetrahedron]
 
         # Slots: the exchange of each pool with those of its own layer, and of the other.
         neighbours = links.neighbours[tetrahedron]
@@ -200,117 +183,120 @@ class PartialVolumeSimulator(Simulator):
         per_slot = conductance[links.slot_faces[tetrahedron]]
         mean_weight = np.sqrt(weights[:, None] * self._weights[neighbours])
         cell = cells[np.where(layer[:, None] == 0, tetrahedron[:, None], neighbours)]
-        own, sign = here[:, None], np.where(layer == 0, 1.0, -1.0)[:, None]
-        slots, exchange, by_own, by_other = [], [], 0.0, 0.0
-        for same_side, leak in ((True, leaks[-1]), (False, leaks[cell])):
-            other = (layer if same_side else 1 - layer)[:, None]
-            there = water[other, neighbours]
-            met = contact_fraction(own, there, self._odds if same_side else 1 / self._odds)
-            root = np.sqrt(own * there).clip(_LEAST**2)
-            slots.append(leak * per_slot / mean_weight * met.share / root)
-            slots.append(place[other, neighbours])
-            per_water = per_slot / (own * weights[:, None])
-            exchange.append(per_water * met.share)
-            # Of rates, by the shares inside of the tetrahedron and of its neighbours.
-            by_own += leak * per_water * sign * (met.by_here - met.share / own)
-            by_other += leak * per_water * (sign if same_side else -sign) * met.by_there
-        rate = (leaks[-1] * exchange[0] + leaks[cell] * exchange[1]).sum(axis=1)
-        at_side, closed, side_slopes = self._sides(side, place, used, leaks, cells)
+        here, sign = water_i[:, None], np.where(layer == 0, 1.0, -1.0)[:, None]
+        slots, exchange, by_pool, by_neighbour = [], [], 0.0, 0.0
+        for same_side, tau_k in ((True, tau[-1]), (False, tau[cell])):
+            layer_j = (layer if same_side else 1 - layer)[:, None]
+            water_j = water[layer_j, neighbours]
+            contact = contact_fraction(here, water_j, self._odds(same_side))
+            root = np.sqrt(here * water_j).clip(_MIN_FRACTION**2)
+            slots.append(tau_k * per_slot / mean_weight * contact.value / root)
+            slots.append(pool_index[layer_j, neighbours])
+            per_water = per_slot / (here * weights[:, None])
+            exchange.append(per_water * contact.value)
+            # Of rates, by the fractions inside of the tetrahedron and of its neighbours.
+            by_pool += tau_k * per_water * sign * (contact.by_i - contact.value / here)
+            by_neighbour += tau_k * per_water * (sign if same_side else -sign) * contact.by_j
+        rate = (tau[-1] * exchange[0] + tau[cell] * exchange[1]).sum(axis=1)
+        at_side, closed, side_slopes = self._sides(side, pool_index, exists, tau, cells)
         rate -= np.bincount(at_side, closed, len(rate))
-        coupling, own_places, crossing, other_places = slots
-        real = torch.empty(0, dtype=self.dtype).numpy().dtype
-        entries = (
-            coupling.astype(real), own_places, crossing.astype(real), other_places,
-            crossing.any(axis=1), links.slot_links[tetrahedron],
-            (-rate - self.medium.loss[:, tetrahedron]).astype(real),
+        coupling, own_neighbours, crossing, crossing_neighbours = slots
+        operator = (
+            coupling[None].astype(self._real), own_neighbours, crossing[None].astype(self._real),
+            crossing_neighbours, crossing.any(axis=1), links.slot_links[tetrahedron],
+            (-rate - self.medium.loss_rate[:, tetrahedron])[None].astype(self._real),
+            links.link_vectors,
         )  # fmt: skip
-        if not halo:
-            return _Pools(entries, start.astype(real))
+        if not neighbours_too:
+            return _Pools(operator, start.astype(self._real))
 
-        pairs, pair_links, coupling_slopes = self._pairs(water, place, used, leaks, cells, n)
+        pairs, pair_links, coupling_slopes = self._pairs(water, pool_index, exists, tau, cells, n)
         n_pools = len(start)
-        shape, pool = (n_pools, n + len(leaks)), np.repeat(np.arange(n_pools), 4)
+        shape, pool = (n_pools, n + len(tau)), np.repeat(np.arange(n_pools), 4)
         diagonal_slopes = _sparse(
-            (np.arange(n_pools), tetrahedron, -by_own.sum(axis=1)),
-            (pool, neighbours.ravel(), -by_other.ravel()),
+            (np.arange(n_pools), tetrahedron, -by_pool.sum(axis=1)),
+            (pool, neighbours.ravel(), -by_neighbour.ravel()),
             (pool, n + cell.ravel(), -exchange[1].ravel()),
             (pool, np.full(len(pool), shape[1] - 1), -exchange[0].ravel()),
             *side_slopes,
             shape=shape,
         )
         start_slopes = _sparse(
-            (np.arange(n_pools), tetrahedron, sign[:, 0] * start / (2 * here)), shape=shape
+            (np.arange(n_pools), tetrahedron, sign[:, 0] * start / (2 * water_i)), shape=shape
         )
         slopes = coupling_slopes, diagonal_slopes, start_slopes
-        return _Pools(entries, start.astype(real), pairs, pair_links, slopes)
+        return _Pools(operator, start.astype(self._real), pairs, pair_links, slopes)
 
-    def _sides(self, side, place, used, leaks, cells):
+    def _odds(self, same_side):
+        return self._odds_ratio if same_side else 1 / self._odds_ratio
+
+    def _sides(self, side, pool_index, exists, tau, cells):
         """What walls at the sides of the box take from the loss of pools (S,), and derivatives.
 
-        `side` are the shares (B,) behind outer faces, or none.
+        `side` are the fractions (B,) behind outer faces, or none.
         """
-        layer, face = np.nonzero(used[:, self.grid.outer_tetrahedra[: len(side)]])
+        layer, face = np.nonzero(exists[:, self.grid.outer_tetrahedra[: len(side)]])
         tetrahedron = self.grid.outer_tetrahedra[face]
-        pool, cell = place[layer, tetrahedron], cells[tetrahedron]
+        pool, cell = pool_index[layer, tetrahedron], cells[tetrahedron]
         lost = self.medium.outer_conductance[face] / self.grid.volumes[tetrahedron]
-        across = np.where(layer == 0, 1 - side[face], side[face])
-        closed = lost * (1 - leaks[cell])
+        walled = np.where(layer == 0, 1 - side[face], side[face])
+        closed = lost * (1 - tau[cell])
         n = self.grid.n_tetrahedra
         by_side = (pool, n + face, np.where(layer == 0, -closed, closed))
-        by_leak = (pool, n + len(side) + cell, -lost * across)
-        return pool, closed * across, (by_side, by_leak)
+        by_tau = (pool, n + len(side) + cell, -lost * walled)
+        return pool, closed * walled, (by_side, by_tau)
 
-    def _pairs(self, water, place, used, leaks, cells, n):
+    def _pairs(self, water, pool_index, exists, tau, cells, n):
         """Pairs of exchanging pools (P, 2), their links, and derivatives of the exchange.
 
-        The derivatives by leaks stand in columns after the first `n`.
+        The derivatives by transmissibilities are in the columns after the first `n`.
         """
         pairs, pair_links, slopes, n_pairs = [], [], [], 0
-        is_open = len(leaks) - 1
+        open_face = len(tau) - 1
         face_links = links_of(self.grid).face_links
         for a, b in ((0, 0), (1, 1), (0, 1), (1, 0)):
-            first, second = self.grid.face_tetrahedra.T
-            chosen = used[a, first] & used[b, second]
-            first, second = first[chosen], second[chosen]
-            here, there = water[a, first], water[b, second]
-            met = contact_fraction(here, there, self._odds if a == b else 1 / self._odds)
-            mean_weight = np.sqrt(self._weights[first] * self._weights[second])
-            per_root = self._conductance[chosen] / (mean_weight * np.sqrt(here * there))
-            index = n_pairs + np.arange(len(first))
-            leak = is_open if a == b else cells[first if a == 0 else second]
-            by_here, by_there = (
-                leaks[leak] * per_root * (slope - met.share / (2 * x))
-                for slope, x in ((met.by_here, here), (met.by_there, there))
+            i, j = self.grid.face_tetrahedra.T
+            exchanging = exists[a, i] & exists[b, j]
+            i, j = i[exchanging], j[exchanging]
+            water_i, water_j = water[a, i], water[b, j]
+            contact = contact_fraction(water_i, water_j, self._odds(a == b))
+            mean_weight = np.sqrt(self._weights[i] * self._weights[j])
+            per_root = self._conductance[exchanging] / (mean_weight * np.sqrt(water_i * water_j))
+            index = n_pairs + np.arange(len(i))
+            wall = open_face if a == b else cells[i if a == 0 else j]
+            by_i, by_j = (
+                tau[wall] * per_root * (slope - contact.value / (2 * x))
+                for slope, x in ((contact.by_i, water_i), (contact.by_j, water_j))
             )
             slopes += [
-                (index, first, (1 - 2 * a) * by_here),
-                (index, second, (1 - 2 * b) * by_there),
-                (index, n + np.broadcast_to(leak, len(index)), per_root * met.share),
+                (index, i, (1 - 2 * a) * by_i),
+                (index, j, (1 - 2 * b) * by_j),
+                (index, n + np.broadcast_to(wall, len(index)), per_root * contact.value),
             ]
-            pairs.append(np.stack([place[a, first], place[b, second]], axis=1))
-            pair_links.append(face_links[chosen])
+            pairs.append(np.stack([pool_index[a, i], pool_index[b, j]], axis=1))
+            pair_links.append(face_links[exchanging])
             n_pairs += len(index)
-        slopes = _sparse(*slopes, shape=(n_pairs, n + len(leaks)))
+        slopes = _sparse(*slopes, shape=(n_pairs, n + len(tau)))
         return np.concatenate(pairs), np.concatenate(pair_links), slopes
 
 
 @dataclass(frozen=True, eq=False)
 class ContactFraction:
-    """Share of a face at which two pools meet, and its derivatives by their own shares."""
+    """Fraction of a face at which two pools meet, and its derivatives by their own fractions."""
 
-    share: np.ndarray
-    by_here: np.ndarray
-    by_there: np.ndarray
+    value: np.ndarray
+    by_i: np.ndarray
+    by_j: np.ndarray
 
 
-def contact_fraction(here: np.ndarray, there: np.ndarray, odds_ratio: float) -> ContactFraction:
-    """How two pools meet at a face, of which they have shares on its two sides."""
-    total = 1 + (here + there) * (odds_ratio - 1)
-    root = np.sqrt(total**2 - 4 * odds_ratio * (odds_ratio - 1) * here * there)
+def contact_fraction(x_i: np.ndarray, x_j: np.ndarray, odds_ratio: float) -> ContactFraction:
+    """Plackett's joint distribution of two pools with fractions on the two sides of a face."""
+    total = 1 + (x_i + x_j) * (odds_ratio - 1)
+    root = np.sqrt(total**2 - 4 * odds_ratio * (odds_ratio - 1) * x_i * x_j)
     return ContactFraction(
-        share=2 * odds_ratio * here * there / (total + root),
-        by_here=(1 - (total - 2 * odds_ratio * there) / root) / 2,
-        by_there=(1 - (total - 2 * odds_ratio * here) / root) / 2,
+        value=2 * odds_ratio * x_i * x_j / (total + root),
+        by_i=(1 - (total - 2 * odds_ratio * x_j) / root) / 2,
+        by_j=(1 - (total - 2 * odds_ratio * x_i) / root) / 2,
     )
 
 
@@ -320,17 +306,16 @@ class _Pools:
 
     Attributes
     ----------
-    entries : tuple
-        As the compiled sweeps take them: the exchange with four pools of the same layer and who
-        they are, the same for the other layer and whether there is any, links, and diagonals.
+    operator : tuple
+        As the compiled sweeps take it.
     start : ndarray (n,)
     pairs, pair_links : ndarray (P, 2), (P,)
         Pools that exchange, and the link from one to the other.
     slopes : tuple of sparse (P, T + C + 1), (n, T + C + 1), (n, T + C + 1)
-        Derivatives by shares and leaks of the exchange, of the diagonals and of the start.
+        Derivatives of the exchange, of the diagonals and of the start.
     """
 
-    entries: tuple
+    operator: tuple
     start: np.ndarray
     pairs: np.ndarray | None = None
     pair_links: np.ndarray | None = None
@@ -339,5 +324,5 @@ class _Pools:
 
 def _sparse(*entries, shape):
     """Sparse matrix with the sums of entries (row, column, value)."""
-    row, column, value = (np.concatenate(part) for part in zip(*entries, strict=True))
+    row, column, value = (np.concatenate(arrays) for arrays in zip(*entries, strict=True))
     return csr_matrix((value, (row, column)), shape)

@@ -12,7 +12,10 @@ from numpy.typing import ArrayLike
 from dipy_spinverse.acquisition.base import BaseAcquisition
 from dipy_spinverse.acquisition.waveforms import Waveforms
 from dipy_spinverse.bloch_torrey.encoding_groups import timing_groups, unique_encodings
-from dipy_spinverse.bloch_torrey.finite_volumes import sweep_kernels
+from dipy_spinverse.bloch_torrey.finite_volumes.compiled_sweep import (
+    CompiledSweep,
+    face_operator,
+)
 from dipy_spinverse.bloch_torrey.finite_volumes.operator import (
     largest_rate,
     links_of,
@@ -21,7 +24,7 @@ from dipy_spinverse.bloch_torrey.finite_volumes.operator import (
 )
 from dipy_spinverse.bloch_torrey.finite_volumes.torch_sweep import TorchSweep
 from dipy_spinverse.bloch_torrey.medium import medium_of
-from dipy_spinverse.bloch_torrey.propagators import (
+from dipy_spinverse.bloch_torrey.time_steps import (
     CHEBYSHEV_TOLERANCE,
     ExponentialSeries,
     Schedule,
@@ -29,7 +32,6 @@ from dipy_spinverse.bloch_torrey.propagators import (
     schedule_of,
 )
 from dipy_spinverse.grid import TetrahedralGrid
-from dipy_spinverse.threads import in_equal_parts
 
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 # Of the series in time: rounding makes those of single precision no better.
@@ -106,10 +108,10 @@ class Simulator:
         self._attenuation = np.exp(-acquisition.te * transverse - acquisition.mixing_time * stored)
         norm = largest_rate(grid, self.medium)
         longest_link = float(np.linalg.norm(links_of(grid).link_vectors, axis=1).max(initial=0))
-        lossless = not self.medium.loss.any()
+        lossless = not self.medium.loss_rate.any()
         self.timings = [
-            _Timing(*alike, steps, lossless, norm, longest_link, _TOLERANCES[dtype])
-            for alike in timing_groups(acquisition, representatives)
+            _Timing(*group, steps, lossless, norm, longest_link, _TOLERANCES[dtype])
+            for group in timing_groups(acquisition, representatives)
         ]
 
     def signals(self, transmissibility: torch.Tensor) -> torch.Tensor:
@@ -118,7 +120,7 @@ class Simulator:
         signals = self._empty(len(transmissibility), self.n_encodings)
         for timing in self.timings:
             columns = torch.as_tensor(timing.columns)
-            signals[:, columns] = self._sweep(operator, timing, slice(None), False)[0]
+            signals[:, columns] = torch.as_tensor(self._sweep(operator, timing.signals).signals())
         return self._to_measurements(signals)
 
     def sensitivities(self, transmissibility: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,12 +128,11 @@ class Simulator:
         n_fields = len(transmissibility)
         signals = self._empty(n_fields, self.n_encodings)
         jacobian = self._empty(n_fields, self.n_encodings, self.grid.n_faces)
-        for columns, part_signals, part in self._sensitivity_parts(transmissibility):
-            signals[:, columns] = part_signals
-            jacobian[:, columns] = part
+        for columns, *chunk in self._sensitivities_in_chunks(transmissibility):
+            signals[:, columns], jacobian[:, columns] = chunk
         return self._to_measurements(signals), self._to_measurements(jacobian)
 
-    def pull_back(self, transmissibility: torch.Tensor, cotangent: torch.Tensor) -> torch.Tensor:
+    def pull_back(self, cotangent: torch.Tensor, transmissibility: torch.Tensor) -> torch.Tensor:
         """cotangent^T (dS/dtau) of shape (V, F), without keeping the whole Jacobian."""
         weighted = cotangent.to(self.device, self.dtype)
         weighted = weighted * torch.as_tensor(self._attenuation).to(weighted)
@@ -139,8 +140,8 @@ class Simulator:
         index = torch.as_tensor(self._encoding, device=self.device)
         per_encoding.index_add_(1, index, weighted)
         total = self._empty(len(weighted), self.grid.n_faces).zero_()
-        for columns, _, part in self._sensitivity_parts(transmissibility):
-            total += torch.einsum("vm,vmf->vf", per_encoding[:, columns], part)
+        for columns, _, jacobian in self._sensitivities_in_chunks(transmissibility):
+            total += torch.einsum("vm,vmf->vf", per_encoding[:, columns], jacobian)
         return total
 
     def _empty(self, *shape):
@@ -156,90 +157,36 @@ class Simulator:
         operator = symmetrised_operator(self.grid, tau, self.medium)
         return [entry.to(self.dtype) for entry in operator]
 
-    def _sensitivity_parts(self, transmissibility):
-        """(columns, signals, derivatives) of the encodings, in parts of bounded size."""
+    def _sensitivities_in_chunks(self, transmissibility):
+        """(columns, signals, derivatives) of the encodings, in chunks of bounded size."""
         operator = self._operator(transmissibility)
         bytes_per_encoding = len(transmissibility) * self.grid.n_faces * 8
         size = max(64, _CHUNK_BYTES // bytes_per_encoding)
         per_tau = torch.as_tensor(open_conductance(self.grid, self.medium))
         per_tau = per_tau.to(self.device, self.dtype)
+        faces = self.grid.face_tetrahedra, links_of(self.grid).face_links, self._weights**-0.5
         for timing in self.timings:
-            for first in range(0, len(timing.columns), size):
-                part = slice(first, first + size)
-                signals, jacobian = self._sweep(operator, timing, part, True)
-                yield torch.as_tensor(timing.columns[part]), signals, jacobian * per_tau
+            for begin in range(0, len(timing.columns), size):
+                chunk = slice(begin, begin + size)
+                sweep = self._sweep(operator, timing.sensitivities, chunk)
+                signals, jacobian = sweep.by_conductances(*faces)
+                columns = torch.as_tensor(timing.columns[chunk])
+                yield columns, torch.as_tensor(signals), torch.as_tensor(jacobian) * per_tau
 
-    def _sweep(self, operator, timing, part, with_sensitivities):
-        """Signals of a part of a timing's encodings, and derivatives by the conductances."""
+    def _sweep(self, operator, plan, chunk=slice(None)):
+        """The sweep over time of a chunk of the encodings."""
         on_device = self._compiled_sweep if self.device.type == "cpu" else self._torch_sweep
-        return on_device(operator, timing, part, with_sensitivities)
+        return on_device(operator, plan, chunk)
 
-    def _torch_sweep(self, operator, timing, part, with_sensitivities):
-        schedule, series = timing.sensitivities if with_sensitivities else timing.signals
-        start = self.medium.start(self.grid)
-        sweep = TorchSweep(*operator, start, links_of(self.grid), part, schedule, series)
-        if not with_sensitivities:
-            return sweep.signals(), None
-        pairs = torch.as_tensor(self.grid.face_tetrahedra, device=self.device)
-        inverse_root = torch.as_tensor(self._weights**-0.5).to(self.device, self.dtype)
-        return sweep.sensitivities(pairs, inverse_root)
+    def _torch_sweep(self, operator, plan, chunk):
+        start = self.medium.equilibrium(self.grid)
+        return TorchSweep(*operator, start, links_of(self.grid), *plan, chunk)
 
-    def _compiled_sweep(self, operator, timing, part, with_sensitivities):
-        """The compiled sweep on all threads, over blocks of a vector register's width."""
-        schedule, series = timing.sensitivities if with_sensitivities else timing.signals
+    def _compiled_sweep(self, operator, plan, chunk):
         coupling, diagonals = (entry.numpy() for entry in operator)
-        real, links = coupling.dtype, links_of(self.grid)
-        lanes = sweep_kernels.REGISTER_BYTES // real.itemsize
-        q, plan = compiled_plan(schedule, series, lanes, part)
-        n_fields, n_blocks, n_encodings = len(coupling), len(q), len(timing.columns[part])
-        signals = np.empty((n_fields, n_blocks, lanes), real)
-        topology = links.neighbours, links.slot_links, links.link_vectors
-        args = (
-            coupling, diagonals, self.medium.start(self.grid).astype(real), topology, q, plan,
-            schedule.symmetric,
-        )  # fmt: skip
-        if not with_sensitivities:
-            in_equal_parts(sweep_kernels.sweep_signals, n_fields * n_blocks, *args, signals)
-            signals = signals.reshape(n_fields, -1)[:, :n_encodings]
-            return torch.from_numpy(signals), None
-        jacobian = np.empty((n_fields, n_blocks, lanes, self.grid.n_faces), real)
-        faces = (
-            self.grid.face_tetrahedra, links.face_links,
-            (self._weights**-0.5).astype(real),
-        )  # fmt: skip
-        nodes = compiled_nodes(schedule, lanes, part)
-        sweep_args = (*args, faces, nodes, signals, jacobian)
-        in_equal_parts(sweep_kernels.sweep_sensitivities, n_fields * n_blocks, *sweep_args)
-        return (
-            torch.from_numpy(signals.reshape(n_fields, -1)[:, :n_encodings]),
-            torch.from_numpy(jacobian.reshape(n_fields, -1, self.grid.n_faces)[:, :n_encodings]),
-        )
-
-
-def compiled_plan(
-    schedule: Schedule, series: ExponentialSeries, lanes: int, part: slice = slice(None)
-) -> tuple[np.ndarray, tuple]:
-    """Wave vectors (B, E, 2, 3, lanes) of some measurements, and the exponentials, for sweeps."""
-    plan = (
-        schedule.amplitude, schedule.stored,
-        series.centre, series.radius, series.degree, series.coefficients,
-    )  # fmt: skip
-    return _in_blocks(schedule.q[..., part], lanes), plan
-
-
-def compiled_nodes(schedule: Schedule, lanes: int, part: slice = slice(None)) -> tuple:
-    """Wave vectors (B, N, 3, lanes) at the nodes of the time quadrature, weights and places."""
-    node_q = _in_blocks(schedule.node_q[..., part], lanes)
-    return node_q, schedule.node_weight, schedule.node_after
-
-
-def _in_blocks(q, lanes):
-    """Wave vectors (..., m) as blocks (B, ..., lanes) of measurements, padded with zeros."""
-    n_blocks = -(-q.shape[-1] // lanes)
-    padded = np.zeros((*q.shape[:-1], n_blocks * lanes))
-    padded[..., : q.shape[-1]] = q
-    padded = padded.reshape(*q.shape[:-1], n_blocks, lanes)
-    return np.ascontiguousarray(np.moveaxis(padded, -2, 0))
+        start = self.medium.equilibrium(self.grid).astype(coupling.dtype)
+        operator = face_operator(links_of(self.grid), coupling, diagonals)
+        return CompiledSweep(operator, start, *plan, chunk)
 
 
 def _check_settings(steps, dtype):

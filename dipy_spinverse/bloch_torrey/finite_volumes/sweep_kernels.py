@@ -1,7 +1,20 @@
 """Compiled sweeps over time on the CPU.
 
 A block of measurements (one vector register wide) is carried through the whole encoding while
-it stays in the cache. A state is an array (T, 2, LANES): real and imaginary parts per lane.
+it stays in the cache. A state is an array (n, 2, lanes): real and imaginary parts per lane, of n
+tetrahedra, or of the pools of water in tetrahedra that contain two.
+
+The operator is the tuple
+
+    coupling (V, n, 4), neighbours (n, 4)      exchange with up to four neighbours,
+    crossing (V, n, 4), crossing_neighbours,   with up to four more across walls within
+    crosses (n,) of bool                       tetrahedra, and which pools have any,
+    links (n, 4)                               link of each neighbour, as in `Links.slot_links`,
+    diagonals (V, 2, n)                        of transverse and of stored magnetisation,
+    link_vectors (L, 3)
+
+of V fields; the plan of exponentials is (amplitude, stored, centre, radius, degree,
+coefficients), see `Schedule` and `ExponentialSeries`.
 """
 
 from __future__ import annotations
@@ -11,13 +24,13 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-REGISTER_BYTES = 64
+REGISTER_BYTES = 64  # of AVX-512; narrower registers take two or four instructions instead
 
 
 class Lanes:
-    """LLVM code on vectors that hold one number for each measurement of a block."""
+    """LLVM code on vectors with one number for each measurement of a block."""
 
-    # Numba's own loops over lanes stay scalar (it cannot rule out that arrays overlap), 4 to 5
+    # Numba's own loops over lanes stay scalar (it cannot exclude that arrays overlap), 4 to 5
     # times slower than these; hence the few vector instructions by hand.
 
     def __init__(self, context, builder, signature, args):
@@ -66,8 +79,8 @@ class Lanes:
 
     def broadcast(self, scalar):
         undefined = ir.Constant(self.vector, ir.Undefined)
-        first = self.builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
-        return self.builder.shuffle_vector(first, undefined, self.zeros)
+        vector = self.builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
+        return self.builder.shuffle_vector(vector, undefined, self.zeros)
 
     def add(self, x, y):
         return self.builder.fadd(x, y, flags=("fast",))
@@ -82,75 +95,144 @@ class Lanes:
         real = self.sub(self.mul(x[0], y[0]), self.mul(x[1], y[1]))
         return real, self.add(self.mul(x[0], y[1]), self.mul(x[1], y[0]))
 
+    def add_neighbours(self, total, state, phases, coupling, neighbours, links, i, scale):
+        """Total + scale sum_k coupling[i, k] exp(i phase_k) state[neighbours[i, k]]."""
+        builder = self.builder
+        for k in range(4):
+            slot = builder.add(builder.mul(i, self.constant(4)), self.constant(k))
+            weight = builder.fmul(scale, self.scalar(coupling, slot), flags=("fast",))
+            weight = self.broadcast(weight)
+            u = self.load_complex(state, self.row(self.integer(neighbours, slot)))
+            phase = self.load_complex(phases, self.row(self.integer(links, slot)))
+            flow = self.complex_product(phase, [self.mul(weight, x) for x in u])
+            total = [self.add(t, x) for t, x in zip(total, flow, strict=True)]
+        return total
+
+    def inner_product(self, x, y):
+        """Re(conj(x) y)."""
+        return self.add(self.mul(x[0], y[0]), self.mul(x[1], y[1]))
+
+    def accumulate(self, totals, index, weight, value):
+        """totals[index] += weight value."""
+        offset = self.builder.mul(index, self.constant(self.count))
+        total = self.load(totals, offset)
+        self.store(self.add(total, self.mul(self.broadcast(weight), value)), totals, offset)
+
 
 @intrinsic
-def clenshaw_row(
-    typing, now, before, state, phases, coupling, neighbours, links, i, diagonal, coefficient,
-    scale,
+def _clenshaw_row(
+    typing, current, previous, state, phases, coupling, neighbours, links, i, diagonal,
+    coefficient, scale,
 ):  # fmt: skip
-    """before[i] = scale (K now)[i] + coefficient state[i] - before[i], of one tetrahedron."""
+    """previous[i] = scale (K current)[i] + coefficient state[i] - previous[i]."""
     signature = types.void(
-        now, before, state, phases, coupling, neighbours, links, i, diagonal, coefficient, scale
-    )
+        current, previous, state, phases, coupling, neighbours, links, i, diagonal, coefficient,
+        scale,
+    )  # fmt: skip
 
     def generate(context, builder, signature, args):
         v = Lanes(context, builder, signature, args)
-        now, before, state, phases, coupling, neighbours, links = map(v.data, range(7))
+        current, previous, state, phases, coupling, neighbours, links = map(v.data, range(7))
         i, diagonal, coefficient, scale = args[7:]
         row = v.row(i)
         diagonal, coefficient = v.broadcast(diagonal), v.broadcast(coefficient)
         total = [
             v.add(v.mul(diagonal, u), v.mul(coefficient, s))
-            for u, s in zip(v.load_complex(now, row), v.load_complex(state, row), strict=True)
+            for u, s in zip(v.load_complex(current, row), v.load_complex(state, row), strict=True)
         ]
-        for k in range(4):
-            slot = builder.add(builder.mul(i, v.constant(4)), v.constant(k))
-            weight = builder.fmul(scale, v.scalar(coupling, slot), flags=("fast",))
-            weight = v.broadcast(weight)
-            u = v.load_complex(now, v.row(v.integer(neighbours, slot)))
-            phase = v.load_complex(phases, v.row(v.integer(links, slot)))
-            product = v.complex_product(phase, [v.mul(weight, part) for part in u])
-            total = [v.add(t, p) for t, p in zip(total, product, strict=True)]
-        old = v.load_complex(before, row)
-        v.store(v.sub(total[0], old[0]), before, row)
-        v.store(v.sub(total[1], old[1]), before, v.imaginary(row))
+        total = v.add_neighbours(total, current, phases, coupling, neighbours, links, i, scale)
+        subtrahend = v.load_complex(previous, row)
+        v.store(v.sub(total[0], subtrahend[0]), previous, row)
+        v.store(v.sub(total[1], subtrahend[1]), previous, v.imaginary(row))
         return context.get_dummy_value()
 
     return signature, generate
 
 
 @intrinsic
-def _jump_product(typing, u, y, phases, total, face, i, j, link, scale_i, scale_j, weight):
-    """total[face] += weight Re(conj(jump of y) (jump of u)), jump = exp(i phase) x_j - x_i."""
-    signature = types.void(u, y, phases, total, face, i, j, link, scale_i, scale_j, weight)
+def _add_crossing(typing, current, previous, phases, coupling, neighbours, links, i, scale):
+    """previous[i] += scale (K current)[i], K the exchange of a pool across walls."""
+    signature = types.void(current, previous, phases, coupling, neighbours, links, i, scale)
 
     def generate(context, builder, signature, args):
         v = Lanes(context, builder, signature, args)
-        u, y, phases, total = map(v.data, range(4))
-        face, i, j, link, scale_i, scale_j, weight = args[4:]
-        scale_i, scale_j = v.broadcast(scale_i), v.broadcast(scale_j)
-        phase = [v.mul(scale_j, part) for part in v.load_complex(phases, v.row(link))]
-
-        def jump(x):
-            moved = v.complex_product(phase, v.load_complex(x, v.row(j)))
-            here = v.load_complex(x, v.row(i))
-            return [v.sub(m, v.mul(scale_i, h)) for m, h in zip(moved, here, strict=True)]
-
-        a, b = jump(u), jump(y)
-        product = v.add(v.mul(a[0], b[0]), v.mul(a[1], b[1]))
-        offset = builder.mul(face, v.constant(v.count))
-        old = v.load(total, offset)
-        v.store(v.add(old, v.mul(v.broadcast(weight), product)), total, offset)
+        current, previous, phases, coupling, neighbours, links = map(v.data, range(6))
+        i, scale = args[6:]
+        row = v.row(i)
+        total = v.load_complex(previous, row)
+        total = v.add_neighbours(total, current, phases, coupling, neighbours, links, i, scale)
+        v.store(total[0], previous, row)
+        v.store(total[1], previous, v.imaginary(row))
         return context.get_dummy_value()
 
     return signature, generate
 
 
-compiled = njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
+@intrinsic
+def _add_jump_product(typing, u, y, phases, totals, face, i, j, link, scale_i, scale_j, weight):
+    """totals[face] += weight Re(conj(jump of y) (jump of u)), jump = exp(i phase) x_j - x_i."""
+    signature = types.void(u, y, phases, totals, face, i, j, link, scale_i, scale_j, weight)
+
+    def generate(context, builder, signature, args):
+        v = Lanes(context, builder, signature, args)
+        u, y, phases, totals = map(v.data, range(4))
+        face, i, j, link, scale_i, scale_j, weight = args[4:]
+        scale_i, scale_j = v.broadcast(scale_i), v.broadcast(scale_j)
+        phase = [v.mul(scale_j, x) for x in v.load_complex(phases, v.row(link))]
+
+        def jump(x):
+            x_j = v.complex_product(phase, v.load_complex(x, v.row(j)))
+            x_i = v.load_complex(x, v.row(i))
+            return [v.sub(a, v.mul(scale_i, b)) for a, b in zip(x_j, x_i, strict=True)]
+
+        v.accumulate(totals, face, weight, v.inner_product(jump(u), jump(y)))
+        return context.get_dummy_value()
+
+    return signature, generate
 
 
-@compiled
-def fill_phases(phases, link_vectors, q, amplitude):
+@intrinsic
+def _add_pair_product(typing, u, y, phases, totals, pair, i, j, link, weight):
+    """totals[pair] += weight Re(conj(y_i) e^{i phase} u_j + conj(u_i) e^{i phase} y_j)."""
+    signature = types.void(u, y, phases, totals, pair, i, j, link, weight)
+
+    def generate(context, builder, signature, args):
+        v = Lanes(context, builder, signature, args)
+        u, y, phases, totals = map(v.data, range(4))
+        pair, i, j, link, weight = args[4:]
+        phase = v.load_complex(phases, v.row(link))
+
+        def product(a, b):
+            b_j = v.complex_product(phase, v.load_complex(b, v.row(j)))
+            return v.inner_product(b_j, v.load_complex(a, v.row(i)))
+
+        v.accumulate(totals, pair, weight, v.add(product(y, u), product(u, y)))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def _add_diagonal_product(typing, u, y, totals, i, weight):
+    """totals[i] += weight Re(conj(y_i) u_i)."""
+    signature = types.void(u, y, totals, i, weight)
+
+    def generate(context, builder, signature, args):
+        v = Lanes(context, builder, signature, args)
+        u, y, totals = map(v.data, range(3))
+        i, weight = args[3:]
+        u_i, y_i = v.load_complex(u, v.row(i)), v.load_complex(y, v.row(i))
+        v.accumulate(totals, i, weight, v.inner_product(u_i, y_i))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+_compiled = njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
+
+
+@_compiled
+def _fill_phases(phases, link_vectors, q, amplitude):
     """phases[l] = sum_k amplitude[k] exp(i q[k].link_vectors[l]), and its conjugate for -l."""
     n_links, lanes = len(link_vectors), q.shape[2]
     for link in range(n_links):
@@ -168,40 +250,44 @@ def fill_phases(phases, link_vectors, q, amplitude):
             phases[link + n_links, 1, m] = -imaginary
 
 
-@compiled
-def _exponential(state, now, before, phases, q, coupling, diagonals, topology, e, plan):
-    """Apply exponential e of the plan to the state; returns where the result is and a spare."""
+@_compiled
+def _exponential(state, current, previous, phases, q, operator, v, e, plan):
+    """Apply exponential e to the state of field v; returns the result and two spare arrays."""
     amplitude, stored, centre, radius, degree, coefficients = plan
-    neighbours, links, link_vectors = topology
-    fill_phases(phases, link_vectors, q[e], amplitude[e])
-    real, diagonal = state.dtype.type, diagonals[stored[e]]
+    coupling, neighbours, crossing, crossing_neighbours, crosses, links, diagonals, _ = operator
+    _fill_phases(phases, operator[-1], q[e], amplitude[e])
+    real, diagonal = state.dtype.type, diagonals[v, stored[e]]
+    exchange, exchange_across = coupling[v], crossing[v]
     scale, shift, span = 2 / radius[e], centre[e], amplitude[e, 0] + amplitude[e, 1]
-    before[:] = 0
-    now[:] = real(coefficients[e, degree[e]]) * state
+    previous[:] = 0
+    current[:] = real(coefficients[e, degree[e]]) * state
     for k in range(degree[e] - 1, -1, -1):
         # The last step of Clenshaw's recurrence has half the operator.
         step = scale if k > 0 else scale / 2
         for i in range(len(state)):
-            clenshaw_row(
-                now, before, state, phases, coupling, neighbours, links, i,
+            _clenshaw_row(
+                current, previous, state, phases, exchange, neighbours, links, i,
                 real(step * (span * diagonal[i] - shift)), real(coefficients[e, k]), real(step),
             )  # fmt: skip
-        now, before = before, now
-    return now, state, before
+            if crosses[i]:
+                _add_crossing(
+                    current, previous, phases, exchange_across, crossing_neighbours, links, i,
+                    real(step),
+                )  # fmt: skip
+        current, previous = previous, current
+    return current, state, previous
 
 
-@compiled
-def _accumulate(u, y, phases, total, pairs, face_links, inverse_root_volume, weight):
-    for f in range(len(pairs)):
-        i, j = pairs[f]
-        _jump_product(
-            u, y, phases, total, f, np.int64(i), np.int64(j), np.int64(face_links[f]),
-            inverse_root_volume[i], inverse_root_volume[j], weight,
-        )  # fmt: skip
+@_compiled
+def _fill_real(state, start):
+    """A state without imaginary part, the same for all measurements."""
+    state[:, 1] = 0
+    for i in range(len(start)):
+        state[i, 0] = start[i]
 
 
-@compiled
-def project(start, state, symmetric, signals):
+@_compiled
+def _project(start, state, symmetric, signals):
     """Signals of states in the middle of symmetric encodings, or at the end of others."""
     signals[:] = 0
     for i in range(len(state)):
@@ -212,104 +298,116 @@ def project(start, state, symmetric, signals):
                 signals[m] += start[i] * state[i, 0, m]
 
 
-@compiled
-def sweep_signals(first, last, coupling, diagonals, start, topology, q, plan, symmetric, signals):
-    """Signals of tasks first..last-1; a task is one permeability field and one block.
+@_compiled
+def sweep_signals(begin, stop, operator, start, q, plan, symmetric, signals):
+    """Signals of tasks begin..stop-1; a task is one field and one block of measurements.
 
-    Shapes: coupling (V, T, 4), diagonals (V, 2, T) of transverse and of stored magnetisation,
-    start (T,), q (blocks, E, 2, 3, lanes), signals (V, blocks, lanes).
+    Shapes: start (n,), q (blocks, E, 2, 3, lanes), signals (V, blocks, lanes).
     """
     n_blocks, lanes = len(q), q.shape[4]
-    n, n_links = len(start), len(topology[2])
-    state = np.empty((n, 2, lanes), coupling.dtype)
-    now, before = np.empty_like(state), np.empty_like(state)
-    phases = np.empty((2 * n_links, 2, lanes), coupling.dtype)
-    for task in range(first, last):
+    state = np.empty((len(start), 2, lanes), start.dtype)
+    current, previous = np.empty_like(state), np.empty_like(state)
+    phases = np.empty((2 * len(operator[-1]), 2, lanes), start.dtype)
+    for task in range(begin, stop):
         v, block = task // n_blocks, task % n_blocks
-        state[:, 1] = 0
-        for i in range(n):
-            state[i, 0] = start[i]
+        _fill_real(state, start)
         for e in range(q.shape[1]):
-            state, now, before = _exponential(
-                state, now, before, phases, q[block], coupling[v], diagonals[v], topology, e, plan
+            state, current, previous = _exponential(
+                state, current, previous, phases, q[block], operator, v, e, plan
             )
-        project(start, state, symmetric, signals[v, block])
+        _project(start, state, symmetric, signals[v, block])
 
 
-@compiled
+@_compiled
 def sweep_sensitivities(
-    first, last, coupling, diagonals, start, topology, q, plan, symmetric, faces, nodes,
-    signals, sensitivities,
+    begin, stop, operator, start, q, plan, symmetric, signals, nodes, faces, pairs, by_face,
+    by_pair, by_diagonal, by_start,
 ):  # fmt: skip
-    """Signals and their derivatives with respect to the conductances t_f of all faces.
+    """As `sweep_signals`, and derivatives (V, blocks, lanes, ...) of the signals.
 
-    As `sweep_signals`; faces = (pairs (F, 2), face_links (F,), 1/sqrt(V) (T,)), nodes =
-    (q (blocks, N, 3, lanes), weight (N,), node_after (E,)), sensitivities (V, blocks, lanes, F).
+    By the conductances of faces = (tetrahedra (F, 2), links (F,), 1/sqrt(w) (n,)), and by the
+    entries of the operator for pairs = (pools (P, 2), links (P,)), by its diagonal and by the
+    start. Those of size 0 are left out. nodes = (q (blocks, N, 3, lanes), weight (N,),
+    node_after (E,)).
     """
-    pairs, face_links, inverse_root_volume = faces
+    face_sides, face_links, inverse_root = faces
+    pair_pools, pair_links = pairs
     node_q, node_weight, node_after = nodes
     n_blocks, n_exponentials, lanes = len(q), q.shape[1], q.shape[4]
-    n, n_links = len(start), len(topology[2])
-    stored = np.empty((len(node_weight), n, 2, lanes), coupling.dtype)
-    state = np.empty((n, 2, lanes), coupling.dtype)
-    now, before = np.empty_like(state), np.empty_like(state)
-    phases = np.empty((2 * n_links, 2, lanes), coupling.dtype)
-    total = np.empty((len(pairs), lanes), coupling.dtype)
-    unit = np.ones(1)
-    for task in range(first, last):
+    n, n_diagonal, link_vectors = len(start), by_diagonal.shape[3], operator[-1]
+    real, unit = start.dtype.type, np.ones(1)
+    states = np.empty((len(node_weight), n, 2, lanes), start.dtype)
+    state = np.empty((n, 2, lanes), start.dtype)
+    current, previous = np.empty_like(state), np.empty_like(state)
+    phases = np.empty((2 * len(link_vectors), 2, lanes), start.dtype)
+    face_totals = np.empty((len(face_sides), lanes), start.dtype)
+    pair_totals = np.empty((len(pair_pools), lanes), start.dtype)
+    diagonal_totals = np.empty((n_diagonal, lanes), start.dtype)
+    for task in range(begin, stop):
         v, block = task // n_blocks, task % n_blocks
-        state[:, 1] = 0
-        for i in range(n):
-            state[i, 0] = start[i]
-        stored[0] = state
+        _fill_real(state, start)
+        states[0] = state
         for e in range(n_exponentials):
-            state, now, before = _exponential(
-                state, now, before, phases, q[block], coupling[v], diagonals[v], topology, e, plan
+            state, current, previous = _exponential(
+                state, current, previous, phases, q[block], operator, v, e, plan
             )
             if node_after[e] >= 0:
-                stored[node_after[e]] = state
-        project(start, state, symmetric, signals[v, block])
+                states[node_after[e]] = state
+        _project(start, state, symmetric, signals[v, block])
         # Backwards in time, the adjoint state: of a symmetric encoding, the states of its
         # second half in reverse, which go on from here; else it starts anew.
+        by_start[v, block] = 0
         if not symmetric:
-            state[:, 1] = 0
-            for i in range(n):
-                state[i, 0] = start[i]
-        total[:] = 0
+            for i in range(n_diagonal):
+                by_start[v, block, :, i] = state[i, 0]
+            _fill_real(state, start)
+        face_totals[:] = 0
+        pair_totals[:] = 0
+        diagonal_totals[:] = 0
         node = len(node_weight) - 1
         for e in range(n_exponentials - 1, -2, -1):
             if e < 0 or node_after[e] >= 0:
-                fill_phases(phases, topology[2], node_q[block, node : node + 1], unit)
-                _accumulate(
-                    stored[node], state, phases, total, pairs, face_links, inverse_root_volume,
-                    coupling.dtype.type(-node_weight[node]),
-                )  # fmt: skip
+                weight = real(node_weight[node])
+                _fill_phases(phases, link_vectors, node_q[block, node : node + 1], unit)
+                for f in range(len(face_sides)):
+                    i, j = face_sides[f]
+                    _add_jump_product(
+                        states[node], state, phases, face_totals, f, np.int64(i), np.int64(j),
+                        np.int64(face_links[f]), inverse_root[i], inverse_root[j], -weight,
+                    )  # fmt: skip
+                for p in range(len(pair_pools)):
+                    i, j = pair_pools[p]
+                    _add_pair_product(
+                        states[node], state, phases, pair_totals, p, np.int64(i), np.int64(j),
+                        np.int64(pair_links[p]), weight,
+                    )  # fmt: skip
+                for i in range(n_diagonal):
+                    _add_diagonal_product(states[node], state, diagonal_totals, i, weight)
                 node -= 1
             if e >= 0:
-                state, now, before = _exponential(
-                    state, now, before, phases, q[block], coupling[v], diagonals[v], topology, e,
-                    plan,
-                )  # fmt: skip
+                state, current, previous = _exponential(
+                    state, current, previous, phases, q[block], operator, v, e, plan
+                )
         for m in range(lanes):
-            for f in range(len(pairs)):
-                sensitivities[v, block, m, f] = total[f, m]
+            for f in range(len(face_sides)):
+                by_face[v, block, m, f] = face_totals[f, m]
+            for p in range(len(pair_pools)):
+                by_pair[v, block, m, p] = pair_totals[p, m]
+            for i in range(n_diagonal):
+                by_diagonal[v, block, m, i] = diagonal_totals[i, m]
+                by_start[v, block, m, i] += state[i, 0, m] * (2 if symmetric else 1)
 
 
-@compiled
-def sweep_states(first, last, coupling, diagonals, start, topology, q, plan, states):
-    """States (V, T, 2, lanes) of fields first..last-1 after the one exponential of the plan.
-
-    As `sweep_signals`, but for one block, q (E, 2, 3, lanes).
-    """
-    n_links, lanes = len(topology[2]), q.shape[3]
-    state = np.empty((len(start), 2, lanes), coupling.dtype)
-    now, before = np.empty_like(state), np.empty_like(state)
-    phases = np.empty((2 * n_links, 2, lanes), coupling.dtype)
-    for v in range(first, last):
-        state[:, 1] = 0
-        for i in range(len(start)):
-            state[i, 0] = start[i]
-        state, now, before = _exponential(
-            state, now, before, phases, q, coupling[v], diagonals[v], topology, 0, plan
+@_compiled
+def sweep_states(begin, stop, operator, start, q, plan, states):
+    """States (V, n, 2, lanes) of fields begin..stop-1 after one exponential; one block of q."""
+    lanes = q.shape[3]
+    state = np.empty((len(start), 2, lanes), start.dtype)
+    current, previous = np.empty_like(state), np.empty_like(state)
+    phases = np.empty((2 * len(operator[-1]), 2, lanes), start.dtype)
+    for v in range(begin, stop):
+        _fill_real(state, start)
+        state, current, previous = _exponential(
+            state, current, previous, phases, q, operator, v, 0, plan
         )
         states[v] = state

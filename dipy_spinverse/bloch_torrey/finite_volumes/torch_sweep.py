@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dipy_spinverse.bloch_torrey.propagators import ExponentialSeries, Schedule
+from dipy_spinverse.bloch_torrey.time_steps import ExponentialSeries, Schedule
 
 
 class TorchSweep:
@@ -17,13 +17,13 @@ class TorchSweep:
     start : ndarray (T,)
         The symmetrised equilibrium magnetisation, of norm 1.
     links : Links
-    part : slice
-        Which of the schedule's measurements.
     schedule : Schedule
     series : ExponentialSeries
+    part : slice, optional
+        Which of the schedule's measurements.
     """
 
-    def __init__(self, coupling, diagonals, start, links, part, schedule, series):
+    def __init__(self, coupling, diagonals, start, links, schedule, series, part=slice(None)):
         self.schedule: Schedule = schedule
         self.series: ExponentialSeries = series
         device = coupling.device
@@ -32,7 +32,6 @@ class TorchSweep:
         self.link_vectors = torch.as_tensor(links.link_vectors, device=device)
         self.neighbours = torch.as_tensor(links.neighbours, device=device).long()
         self.slot_links = torch.as_tensor(links.slot_links, device=device).long()
-        self.face_links = torch.as_tensor(links.face_links, device=device).long()
         self.coupling, self.diagonals = coupling, diagonals[..., None]
         start = torch.as_tensor(start, dtype=coupling.dtype, device=device)
         shape = (len(coupling), len(start), self.q.shape[-1])
@@ -41,9 +40,9 @@ class TorchSweep:
     def _phases(self, q, amplitude):
         """Sum of amplitude exp(i q.x) over wave vectors (k, 3, M), for all links x and -x."""
         total = 0
-        for one_q, one_amplitude in zip(q, amplitude, strict=True):
-            angle = (self.link_vectors @ one_q).to(self.coupling.dtype)
-            total = total + float(one_amplitude) * torch.polar(torch.ones_like(angle), angle)
+        for q_k, amplitude_k in zip(q, amplitude, strict=True):
+            angle = (self.link_vectors @ q_k).to(self.coupling.dtype)
+            total = total + float(amplitude_k) * torch.polar(torch.ones_like(angle), angle)
         return torch.cat([total, total.conj()])
 
     def _exponential(self, state, e):
@@ -53,16 +52,16 @@ class TorchSweep:
         diagonal = self.diagonals[:, self.schedule.stored[e]]
         phases = self._phases(self.q[e], self.schedule.amplitude[e])[self.slot_links]
         coefficients = self.series.coefficients[e].tolist()
-        now, before = coefficients[self.series.degree[e]] * state, torch.zeros_like(state)
+        current, previous = coefficients[self.series.degree[e]] * state, torch.zeros_like(state)
         for k in range(self.series.degree[e] - 1, -1, -1):
             scale = (2 if k > 0 else 1) / radius
-            following = (scale * (span * diagonal - centre)) * now - before
+            following = (scale * (span * diagonal - centre)) * current - previous
             following += coefficients[k] * state
             for slot in range(4):
-                moved = phases[:, slot] * now[:, self.neighbours[:, slot]]
-                following += (scale * self.coupling[:, :, slot, None]) * moved
-            now, before = following, now
-        return now
+                flow = phases[:, slot] * current[:, self.neighbours[:, slot]]
+                following += (scale * self.coupling[:, :, slot, None]) * flow
+            current, previous = following, current
+        return current
 
     def signals(self) -> torch.Tensor:
         """Signals (V, M)."""
@@ -77,9 +76,14 @@ class TorchSweep:
             return state.abs().square().sum(dim=1)
         return (self.start * state).real.sum(dim=1)
 
-    def sensitivities(self, pairs, inverse_root_volume) -> tuple[torch.Tensor, torch.Tensor]:
-        """Signals (V, M) and derivatives (V, M, F) with respect to the conductances."""
-        schedule = self.schedule
+    def by_conductances(
+        self, face_tetrahedra, face_links, inverse_root
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Signals (V, M) and their derivatives (V, M, F) by the conductances of faces."""
+        schedule, device = self.schedule, self.q.device
+        pairs = torch.as_tensor(face_tetrahedra, device=device)
+        face_links = torch.as_tensor(face_links, device=device).long()
+        inverse_root = torch.as_tensor(inverse_root).to(self.coupling)
         stored, state = [self.start], self.start
         for e in range(len(self.q)):
             state = self._exponential(state, e)
@@ -91,10 +95,10 @@ class TorchSweep:
         for e in range(len(self.q) - 1, -2, -1):
             if e < 0 or schedule.node_after[e] >= 0:
                 node = len(stored) - 1
-                phases = self._phases(self.node_q[node : node + 1], [1.0])[self.face_links]
+                phases = self._phases(self.node_q[node : node + 1], [1.0])[face_links]
 
                 def jump(x, phases=phases):
-                    u = x * inverse_root_volume[:, None]
+                    u = x * inverse_root[:, None]
                     return phases * u[:, pairs[:, 1]] - u[:, pairs[:, 0]]
 
                 product = (jump(state).conj() * jump(stored.pop())).real

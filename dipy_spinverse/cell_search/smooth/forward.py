@@ -152,7 +152,7 @@ class SmoothShape:
         part, number = self.part(cells), len(cells.leaks)
         first, second = self.grid.face_tetrahedra.T
         a, b = filled.share[first], filled.share[second]
-        met = self.grid.face_areas * contact_fraction(a, b, _ODDS).share
+        met = self.grid.face_areas * contact_fraction(a, b, _ODDS).value
         lattice = np.bincount(part[first], self.grid.face_areas * a - met, number)
         lattice += np.bincount(part[second], self.grid.face_areas * b - met, number)
         smooth = np.bincount(part, filled.area, number)
