@@ -18,6 +18,7 @@ from dipy_spinverse.acquisition.encodings import (
 from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO
 from dipy_spinverse.bloch_torrey import Simulator, simulate, simulate_with_jacobian
+from dipy_spinverse.bloch_torrey.finite_volumes.operator import links_of
 from dipy_spinverse.grid import bcc_grid
 
 D = 2.0  # um^2/ms, the default
@@ -192,11 +193,14 @@ def test_the_compiled_sweep_and_the_torch_sweep_agree_on_waveforms():
     tau = torch.as_tensor(np.random.default_rng(1).uniform(size=(2, grid.n_faces)))
     simulator = Simulator(acquisition, grid)
     operator = simulator._operator(tau)
+    faces = grid.face_tetrahedra, links_of(grid).face_links, simulator._weights**-0.5
     for timing in simulator.timings:
-        compiled = simulator._compiled_sweep(operator, timing, slice(None), True)
-        plain = simulator._torch_sweep(operator, timing, slice(None), True)
-        for one, other in zip(plain, compiled, strict=True):
-            np.testing.assert_allclose(one, other, atol=1e-12)
+        results = [
+            sweep(operator, timing.sensitivities, slice(None)).by_conductances(*faces)
+            for sweep in (simulator._compiled_sweep, simulator._torch_sweep)
+        ]
+        for compiled, plain in zip(*results, strict=True):
+            np.testing.assert_allclose(plain, compiled, atol=1e-12)
 
 
 # ---------------------------------------------------------------- the acquisition

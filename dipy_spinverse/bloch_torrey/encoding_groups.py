@@ -74,22 +74,22 @@ def smooth_segments(waveforms: Waveforms) -> np.ndarray:
     scale = np.where(waveforms.largest_q > 0, waveforms.largest_q, 1)[:, None]
     q = (waveforms.q(t.ravel()) / scale).reshape(n_pieces, len(_SAMPLES), -1)
 
-    def smooth(begin, stop):
-        if stop > n_pieces or (stored[begin:stop] != stored[begin]).any():
+    def smooth(start, stop):
+        if stop > n_pieces or (stored[start:stop] != stored[start]).any():
             return False
-        samples = q[begin:stop].reshape((stop - begin) * len(_SAMPLES), -1)
-        position = 2 * (t[begin:stop].ravel() - times[begin]) / (times[stop] - times[begin]) - 1
+        samples = q[start:stop].reshape((stop - start) * len(_SAMPLES), -1)
+        position = 2 * (t[start:stop].ravel() - times[start]) / (times[stop] - times[start]) - 1
         basis = np.linalg.qr(legvander(position, 3))[0]
         return np.abs(samples - basis @ (basis.T @ samples)).max() <= _CUBIC_TOLERANCE
 
     edges = [0]
     while edges[-1] < n_pieces:
-        begin, size = edges[-1], 1
-        while smooth(begin, begin + 2 * size):
+        start, size = edges[-1], 1
+        while smooth(start, start + 2 * size):
             size *= 2
-        low, high = begin + size, min(begin + 2 * size, n_pieces + 1)
+        low, high = start + size, min(start + 2 * size, n_pieces + 1)
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if smooth(begin, middle) else (low, middle)
+            low, high = (middle, high) if smooth(start, middle) else (low, middle)
         edges.append(low)
     return times[edges]

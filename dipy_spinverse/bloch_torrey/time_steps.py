@@ -101,12 +101,12 @@ def schedule_of(
     q_before = np.linalg.norm(waveforms.q(edges[:-1]), axis=2) / largest
     idle = (change < _CONSTANT_Q) & (q_before.max(axis=1) < _CONSTANT_Q) & lossless
     active = np.flatnonzero(~idle)
-    begin, stop = (active[0], active[-1] + 1) if len(active) else (0, 0)
+    start, stop = (active[0], active[-1] + 1) if len(active) else (0, 0)
     if symmetric and len(active):
         stop = len(change)
 
-    times, weights, constant = [edges[begin : begin + 1]], [np.zeros(1)], []
-    for k in range(begin, stop):
+    times, weights, constant = [edges[start : start + 1]], [np.zeros(1)], []
+    for k in range(start, stop):
         is_constant, span = change[k] < _CONSTANT_Q, edges[k + 1] - edges[k]
         grid, segment_weights = _intervals(change[k], steps, nodes)
         if symmetric:

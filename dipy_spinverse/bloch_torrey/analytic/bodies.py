@@ -96,10 +96,10 @@ def restricted_signal(
     length = np.linalg.norm(axis)
     check_positive("axis", length)
     along = acquisition.q_vectors @ np.asarray(axis, dtype=float) / length
-    across = np.sqrt(np.maximum(acquisition.q**2 - along**2, 0))
+    radial = np.sqrt(np.maximum(acquisition.q**2 - along**2, 0))
     confined, free = {
-        "slab": (along, across),
-        "cylinder": (across, along),
+        "slab": (along, radial),
+        "cylinder": (radial, along),
         "sphere": (acquisition.q, 0.0),
     }[check_body(shape, radius, diffusivity)]
     pulses = acquisition.small_delta, acquisition.big_delta
@@ -188,12 +188,12 @@ def pulsed_signal(
     pulses, pulse_of = np.unique(
         np.column_stack([q, small_delta]).round(9), axis=0, return_inverse=True
     )
-    after = np.array([
+    states = np.array([
         expm(-np.diag(rates * delta) - 1j * strength * moment) @ start
         for strength, delta in pulses
     ])  # fmt: skip
-    rest = np.asarray(big_delta - small_delta)[:, None]
-    return (np.abs(after[pulse_of.ravel()]) ** 2 * np.exp(-rates * rest)).sum(axis=1)
+    pause = np.asarray(big_delta - small_delta)[:, None]
+    return (np.abs(states[pulse_of.ravel()]) ** 2 * np.exp(-rates * pause)).sum(axis=1)
 
 
 def gaussian_phase_attenuation(
@@ -276,9 +276,9 @@ def _laplace_modes(shape, highest):
         k = np.arange(int(2 * highest / np.pi) + 1)
         return k * np.pi / 2, _slab_moment(k)
     order, roots = [np.zeros(1, int)], [np.zeros(1)]
-    while len(found := _roots(shape, len(order) - 1, highest)):
-        order.append(np.full(len(found), len(order) - 1))
-        roots.append(found)
+    while len(zeros := _roots(shape, len(order) - 1, highest)):
+        order.append(np.full(len(zeros), len(order) - 1))
+        roots.append(zeros)
     n, roots = np.concatenate(order), np.concatenate(roots)
     square = roots**2
     d = DIMENSIONS[shape]

@@ -82,9 +82,9 @@ def permeable_planes_signal(
         schedule = schedule_of(waveforms, symmetric, _PULSE_STEPS, False, lossless=True)
         along = waveforms.b_tensors()
         along = np.trace(along, axis1=1, axis2=2) - np.einsum("mij,i,j->m", along, unit, unit)
-        across = np.moveaxis(schedule.q, -1, 0) @ unit
-        found = [_planes_signal(operators, schedule, q) for q in across]
-        signals[waveforms.rows] = np.array(found) * np.exp(-diffusivity * along)
+        q_normal = np.moveaxis(schedule.q, -1, 0) @ unit
+        across_planes = [_planes_signal(operators, schedule, q) for q in q_normal]
+        signals[waveforms.rows] = np.array(across_planes) * np.exp(-diffusivity * along)
     return signals[encoding]
 
 
@@ -108,12 +108,12 @@ def _planes_signal(operators, schedule, q):
     """Signal of one encoding, q (E, 2) across the planes."""
     stiffness, drift, diffusivity = operators
     total = schedule.amplitude.sum(axis=1)
-    first = (schedule.amplitude * q).sum(axis=1)
-    second = diffusivity * (schedule.amplitude * q**2).sum(axis=1)
-    generators = total[:, None, None] * stiffness + 1j * first[:, None, None] * drift
+    linear = (schedule.amplitude * q).sum(axis=1)
+    quadratic = diffusivity * (schedule.amplitude * q**2).sum(axis=1)
+    generators = total[:, None, None] * stiffness + 1j * linear[:, None, None] * drift
     rates, modes = np.linalg.eigh(generators)
     state = np.eye(len(stiffness))[0].astype(complex)
-    for rate, mode, decay in zip(rates, modes, second, strict=True):
+    for rate, mode, decay in zip(rates, modes, quadratic, strict=True):
         state = mode @ (np.exp(-rate - decay) * (mode.conj().T @ state))
     # the second half of a symmetric encoding is the first in reverse
     return (np.abs(state) ** 2).sum() if schedule.symmetric else state[0].real
@@ -175,7 +175,10 @@ def karger_signal(
 
 
 def karger_closed_form(
-    within: ArrayLike, between: ArrayLike, leaving: ArrayLike, fraction: ArrayLike
+    first_attenuation: ArrayLike,
+    second_attenuation: ArrayLike,
+    leaving: ArrayLike,
+    fraction: ArrayLike,
 ) -> np.ndarray:
     """Signal of two exchanging sites in closed form.
 
@@ -184,7 +187,7 @@ def karger_closed_form(
 
     Parameters
     ----------
-    within, between : array-like
+    first_attenuation, second_attenuation : array-like
         Attenuation -ln S of either site alone.
     leaving : array-like
         Mean number of times that water leaves the first site.
@@ -196,13 +199,17 @@ def karger_closed_form(
     ndarray
         As the arguments broadcast.
     """
-    within, between, leaving, fraction = map(np.asarray, (within, between, leaving, fraction))
+    first_attenuation, second_attenuation, leaving, fraction = map(
+        np.asarray, (first_attenuation, second_attenuation, leaving, fraction)
+    )
     entering = leaving * fraction / (1 - fraction)
-    a, b = within + leaving, between + entering
-    spread = np.sqrt((a - b) ** 2 + 4 * leaving * entering + 1e-12)
-    slow, fast = (a + b - spread) / 2, (a + b + spread) / 2
-    share = (fraction * within + (1 - fraction) * between - slow) / spread
-    return (1 - share) * np.exp(-slow) + share * np.exp(-fast)
+    a, b = first_attenuation + leaving, second_attenuation + entering
+    splitting = np.sqrt((a - b) ** 2 + 4 * leaving * entering + 1e-12)
+    slow, fast = (a + b - splitting) / 2, (a + b + splitting) / 2
+    fast_fraction = (
+        fraction * first_attenuation + (1 - fraction) * second_attenuation - slow
+    ) / splitting
+    return (1 - fast_fraction) * np.exp(-slow) + fast_fraction * np.exp(-fast)
 
 
 def short_time_diffusivity(

@@ -6,14 +6,14 @@ from numba import njit
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def link_products(ends, y, u, q, amplitude, total):
+def link_products(link_nodes, y, u, q, amplitude, total):
     """Add y^H dK u of every link to its derivatives by conductance and displacement.
 
     total[l, 0] += amplitude Re sum_m conj(y_i - y_j) (u_i - u_j);
     total[l, 1:] += amplitude sum_m q_m Im(conj(y_i) u_j - conj(y_j) u_i).
     """
-    for link in range(len(ends)):
-        i, j = ends[link]
+    for link in range(len(link_nodes)):
+        i, j = link_nodes[link]
         jump = x = y_sum = z = 0.0
         for m in range(y.shape[1]):
             yi, yj, ui, uj = y[i, m], y[j, m], u[i, m], u[j, m]

@@ -231,10 +231,11 @@ class ModalSignals:
         of_start = (phi @ by_start) * network.start / 2
         by_mass += of_start / network.masses - of_start.sum() / network.masses.sum()
 
-        points = torch.tensor(self.points, requires_grad=True)
         cotangents = [torch.as_tensor(x) for x in (by_conductance, by_mass, by_position)]
-        values = self.sensitivities.coefficients_at(points)
-        return torch.autograd.grad(values, points, cotangents)[0].numpy()
+        with torch.enable_grad():
+            points = torch.tensor(self.points, requires_grad=True)
+            values = self.sensitivities.coefficients_at(points)
+            return torch.autograd.grad(values, points, cotangents)[0].numpy()
 
     def jacobian(self, fields: ArrayLike) -> np.ndarray:
         """Derivatives (M, P) of signals as the points move along fields (P, N, 3).
@@ -244,8 +245,8 @@ class ModalSignals:
         acquisition, encoding = self.sensitivities.unique
         fields = np.asarray(fields, dtype=float)
         jacobian = np.zeros((len(acquisition), len(fields)))
-        for begin in range(0, len(fields), _FIELDS_TOGETHER):
-            columns = slice(begin, begin + _FIELDS_TOGETHER)
+        for start in range(0, len(fields), _FIELDS_TOGETHER):
+            columns = slice(start, start + _FIELDS_TOGETHER)
             changes = self._changes_of_modes(fields[columns])
             for states in self._pulse_states:
                 jacobian[states.group.rows, columns] = states.changes(*changes)

@@ -102,9 +102,9 @@ def finite_elements(grid: TetrahedralGrid, permeability: ArrayLike) -> FiniteEle
     """
     permeability = np.asarray(permeability, dtype=float)
     membranes = np.flatnonzero(np.isfinite(permeability))
-    first, second = faces_as_corners(grid)
+    corner_i, corner_j = faces_as_corners(grid)
     joined = np.isinf(permeability)
-    links = first[joined].ravel(), second[joined].ravel()
+    links = corner_i[joined].ravel(), corner_j[joined].ravel()
     n_corners = grid.tetrahedra.size
     graph = coo_matrix((np.ones(len(links[0])), links), (n_corners, n_corners))
     n_nodes, node = connected_components(graph, directed=False)
@@ -118,7 +118,7 @@ def finite_elements(grid: TetrahedralGrid, permeability: ArrayLike) -> FiniteEle
     edges = corners[:, EDGES].reshape(-1, 2)
     shift = wrap[edges[:, 1]] - wrap[edges[:, 0]]
     pairs = np.concatenate(
-        [node[edges], node[np.stack([first, second], -1)[membranes]].reshape(-1, 2)]
+        [node[edges], node[np.stack([corner_i, corner_j], -1)[membranes]].reshape(-1, 2)]
     )
     shift = np.concatenate([shift, np.zeros((3 * len(membranes), 3), int)])
     # the two sides of a membrane across a periodic face are at the same place
@@ -194,7 +194,7 @@ def simulate_finite_elements(
     >>> simulate_finite_elements(acquisition, grid, np.full(grid.n_faces, np.inf)).round(3)
     array([1.   , 0.136])
     """
-    given = isinstance(permeability, torch.Tensor) or isinstance(points_um, torch.Tensor)
+    returns_tensor = isinstance(permeability, torch.Tensor) or isinstance(points_um, torch.Tensor)
     kappa = torch.as_tensor(permeability, dtype=torch.float64)
     points = torch.as_tensor(
         grid.points_um if points_um is None else points_um, dtype=torch.float64
@@ -207,7 +207,7 @@ def simulate_finite_elements(
     network = coefficients(elements, points, kappa, diffusivity)
     propagator = NetworkPropagator(elements, acquisition, int(steps))
     signals = differentiable_signals(propagator, *network)
-    return signals if given else signals.numpy()
+    return signals if returns_tensor else signals.numpy()
 
 
 def coefficients(
@@ -232,8 +232,8 @@ def coefficients(
     conductance = _scatter(n_links, elements.tetrahedron_links, per_edge)
     a, b, c = (points[grid.faces] + _wrapped_faces(grid))[elements.membranes].unbind(dim=1)
     areas = torch.linalg.cross(b - a, c - a).norm(dim=1) / 2
-    through = (permeability[elements.membranes] * areas / 3)[:, None].expand(-1, 3)
-    conductance = conductance + _scatter(n_links, elements.membrane_links, through)
+    of_membrane = (permeability[elements.membranes] * areas / 3)[:, None].expand(-1, 3)
+    conductance = conductance + _scatter(n_links, elements.membrane_links, of_membrane)
     masses = _scatter(n_nodes, elements.nodes, (volumes / 4)[:, None].expand(-1, 4))
     return conductance, masses, _positions(elements, points, corners, volumes, masses)
 
@@ -244,10 +244,11 @@ def inverted_tetrahedra(grid: TetrahedralGrid, points: np.ndarray) -> np.ndarray
     The tetrahedra of a grid may have either orientation; which one must not change.
     """
     corners = points[grid.tetrahedra] + _wrapped(grid).numpy()
-    now, given = (
-        np.linalg.det(each[:, 1:] - each[:, :1]) for each in (corners, grid.tetrahedron_points)
+    volume, reference = (
+        np.linalg.det(vertices[:, 1:] - vertices[:, :1])
+        for vertices in (corners, grid.tetrahedron_points)
     )
-    return now * given <= 0
+    return volume * reference <= 0
 
 
 def refuse_inverted(grid: TetrahedralGrid, points: np.ndarray) -> None:
@@ -350,8 +351,8 @@ class NetworkPropagator:
         size = max(8, _CHUNK_BYTES // (_KEPT_STATES * 16 * len(network.masses)))
         lossless = bool(network.free.all())
         for waveforms, symmetric in timing_groups(self.acquisition, self._encodings[0]):
-            for begin in range(0, len(waveforms.rows), size):
-                chunk = np.arange(begin, min(begin + size, len(waveforms.rows)))
+            for start in range(0, len(waveforms.rows), size):
+                chunk = np.arange(start, min(start + size, len(waveforms.rows)))
                 selected = waveforms.select(chunk)
                 schedule = schedule_of(selected, symmetric, self.steps, False, lossless=lossless)
                 yield selected.rows, Stepper(network, schedule)
@@ -360,10 +361,10 @@ class NetworkPropagator:
 def _with_images(n_nodes, keys, images, image):
     """`home`, `wraps` and `ends` of links (node, node, periods between)."""
     wrapped = images[:, 1:].any(axis=1)
-    place = np.where(wrapped, n_nodes + np.cumsum(wrapped) - 1, images[:, 0])
+    index = np.where(wrapped, n_nodes + np.cumsum(wrapped) - 1, images[:, 0])
     home = np.concatenate([np.arange(n_nodes), images[wrapped, 0]])
     wraps = np.concatenate([np.zeros((n_nodes, 3), int), images[wrapped, 1:]])
-    return home, wraps, np.column_stack([keys[:, 0], place[image]])
+    return home, wraps, np.column_stack([keys[:, 0], index[image]])
 
 
 def _wrapped(grid):
@@ -377,6 +378,6 @@ def _wrapped_faces(grid):
 
 def _scatter(n, index, values):
     """Sum of values (*index.shape, ...) by index."""
-    rest = values.shape[index.ndim :]
-    total = torch.zeros(n, *rest, dtype=values.dtype)
-    return total.index_add(0, torch.as_tensor(index.ravel()), values.reshape(index.size, *rest))
+    shape = values.shape[index.ndim :]
+    total = torch.zeros(n, *shape, dtype=values.dtype)
+    return total.index_add(0, torch.as_tensor(index.ravel()), values.reshape(index.size, *shape))

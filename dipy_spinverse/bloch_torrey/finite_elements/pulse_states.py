@@ -67,13 +67,13 @@ class PulseGroup:
         """Groups of some of the directions, whose products of states are small enough."""
         n_directions, n_q = self.q.shape
         size = max(1, _LARGEST_BYTES // (16 * n_q * n_modes**2))
-        for begin in range(0, n_directions, size):
-            chunk = slice(begin, begin + size)
-            mask = (self.direction >= begin) & (self.direction < begin + size)
+        for start in range(0, n_directions, size):
+            chunk = slice(start, start + size)
+            mask = (self.direction >= start) & (self.direction < start + size)
             if mask.any():
                 yield replace(
                     self, directions=self.directions[chunk], q=self.q[chunk], rows=self.rows[mask],
-                    direction=self.direction[mask] - begin, pause=self.pause[mask],
+                    direction=self.direction[mask] - start, pause=self.pause[mask],
                     interpolation=self.interpolation[mask],
                 )  # fmt: skip
 

@@ -45,11 +45,11 @@ class CompiledSweep:
         start: np.ndarray,
         schedule: Schedule,
         series: ExponentialSeries,
-        part: slice = slice(None),
+        columns: slice = slice(None),
     ):
         self._lanes, self._n_fields = lanes_of(start.dtype), len(operator[0])
-        self._schedule, self._part, self._dtype = schedule, part, start.dtype
-        self._n_measurements = schedule.q[..., part].shape[-1]
+        self._schedule, self._part, self._dtype = schedule, columns, start.dtype
+        self._n_measurements = schedule.q[..., columns].shape[-1]
         q = self._in_blocks(schedule.q)
         plan = (
             schedule.amplitude, schedule.stored,
@@ -121,9 +121,10 @@ class CompiledSweep:
     def _in_blocks(self, q):
         """Wave vectors (..., m) as blocks (B, ..., lanes) of measurements, padded with zeros."""
         q = q[..., self._part]
-        padding = -q.shape[-1] % self._lanes
+        n_blocks = -(-q.shape[-1] // self._lanes)
+        padding = n_blocks * self._lanes - q.shape[-1]
         q = np.pad(q, [(0, 0)] * (q.ndim - 1) + [(0, padding)])
-        q = q.reshape(*q.shape[:-1], -1, self._lanes)
+        q = q.reshape(*q.shape[:-1], n_blocks, self._lanes)
         return np.ascontiguousarray(np.moveaxis(q, -2, 0))
 
 

@@ -91,10 +91,10 @@ def displacement_moments(
     states /= start[:, None, None]
 
     squared = 2 * (1 - states[:, :, 0, :n_directions]) / q**2
-    second = np.empty((len(tau), grid.n_tetrahedra, 3, 3))
+    second_moment = np.empty((len(tau), grid.n_tetrahedra, 3, 3))
     for k in range(3):
-        second[..., k, k] = squared[..., k]
+        second_moment[..., k, k] = squared[..., k]
     for lane, a, b in _DIAGONALS:
         mixed = (squared[..., lane] - squared[..., a] - squared[..., b]) / 2
-        second[..., a, b] = second[..., b, a] = mixed
-    return states[:, :, 1, :3] / q, second
+        second_moment[..., a, b] = second_moment[..., b, a] = mixed
+    return states[:, :, 1, :3] / q, second_moment

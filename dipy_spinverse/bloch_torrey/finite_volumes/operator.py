@@ -57,17 +57,17 @@ def links_of(grid: TetrahedralGrid) -> Links:
     vectors, face_links = _undirected(grid.displacements)
     reverse = (face_links + len(vectors)) % (2 * len(vectors))
 
-    here = np.concatenate([grid.face_tetrahedra[:, 0], grid.face_tetrahedra[:, 1]])
-    there = np.concatenate([grid.face_tetrahedra[:, 1], grid.face_tetrahedra[:, 0]])
-    order = np.argsort(here, kind="stable")
-    counts = np.bincount(here, minlength=n_tetrahedra)
+    source = np.concatenate([grid.face_tetrahedra[:, 0], grid.face_tetrahedra[:, 1]])
+    target = np.concatenate([grid.face_tetrahedra[:, 1], grid.face_tetrahedra[:, 0]])
+    order = np.argsort(source, kind="stable")
+    counts = np.bincount(source, minlength=n_tetrahedra)
     slot = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-    row = here[order]
+    row = source[order]
 
     neighbours = np.repeat(np.arange(n_tetrahedra)[:, None], 4, axis=1)
     slot_faces = np.full((n_tetrahedra, 4), n_faces)
     slot_links = np.zeros((n_tetrahedra, 4), dtype=int)
-    neighbours[row, slot] = there[order]
+    neighbours[row, slot] = target[order]
     slot_faces[row, slot] = np.tile(np.arange(n_faces), 2)[order]
     slot_links[row, slot] = np.concatenate([face_links, reverse])[order]
     return Links(
@@ -181,17 +181,17 @@ def symmetrised_operator(
         For transverse and for stored magnetisation.
     """
     links = links_of(grid)
-    like = transmissibility.new_tensor
-    conductance = transmissibility * like(open_conductance(grid, medium))
+    tensor = transmissibility.new_tensor
+    conductance = transmissibility * tensor(open_conductance(grid, medium))
     # Outer faces, the slots that lead back to their own tetrahedron, exchange with nobody.
     conductance = torch.nn.functional.pad(conductance, (0, 1))
     per_slot = conductance[:, torch.as_tensor(links.slot_faces, device=conductance.device)]
     weights = medium.density * grid.volumes
-    diagonal = -per_slot.sum(dim=-1) / like(weights)
+    diagonal = -per_slot.sum(dim=-1) / tensor(weights)
     mean_weight = np.sqrt(weights[:, None] * weights[links.neighbours])
     return (
-        per_slot / like(mean_weight),
-        diagonal[:, None] - like(medium.loss_rate),
+        per_slot / tensor(mean_weight),
+        diagonal[:, None] - tensor(medium.loss_rate),
     )
 
 

@@ -183,19 +183,19 @@ class PartialVolumeSimulator(Simulator):
         per_slot = conductance[links.slot_faces[tetrahedron]]
         mean_weight = np.sqrt(weights[:, None] * self._weights[neighbours])
         cell = cells[np.where(layer[:, None] == 0, tetrahedron[:, None], neighbours)]
-        here, sign = water_i[:, None], np.where(layer == 0, 1.0, -1.0)[:, None]
+        own_water, sign = water_i[:, None], np.where(layer == 0, 1.0, -1.0)[:, None]
         slots, exchange, by_pool, by_neighbour = [], [], 0.0, 0.0
         for same_side, tau_k in ((True, tau[-1]), (False, tau[cell])):
             layer_j = (layer if same_side else 1 - layer)[:, None]
             water_j = water[layer_j, neighbours]
-            contact = contact_fraction(here, water_j, self._odds(same_side))
-            root = np.sqrt(here * water_j).clip(_MIN_FRACTION**2)
+            contact = contact_fraction(own_water, water_j, self._odds(same_side))
+            root = np.sqrt(own_water * water_j).clip(_MIN_FRACTION**2)
             slots.append(tau_k * per_slot / mean_weight * contact.value / root)
             slots.append(pool_index[layer_j, neighbours])
-            per_water = per_slot / (here * weights[:, None])
+            per_water = per_slot / (own_water * weights[:, None])
             exchange.append(per_water * contact.value)
             # Of rates, by the fractions inside of the tetrahedron and of its neighbours.
-            by_pool += tau_k * per_water * sign * (contact.by_i - contact.value / here)
+            by_pool += tau_k * per_water * sign * (contact.by_i - contact.value / own_water)
             by_neighbour += tau_k * per_water * (sign if same_side else -sign) * contact.by_j
         rate = (tau[-1] * exchange[0] + tau[cell] * exchange[1]).sum(axis=1)
         at_side, closed, side_slopes = self._sides(side, pool_index, exists, tau, cells)

@@ -166,8 +166,8 @@ class Simulator:
         per_tau = per_tau.to(self.device, self.dtype)
         faces = self.grid.face_tetrahedra, links_of(self.grid).face_links, self._weights**-0.5
         for timing in self.timings:
-            for begin in range(0, len(timing.columns), size):
-                chunk = slice(begin, begin + size)
+            for start in range(0, len(timing.columns), size):
+                chunk = slice(start, start + size)
                 sweep = self._sweep(operator, timing.sensitivities, chunk)
                 signals, jacobian = sweep.by_conductances(*faces)
                 columns = torch.as_tensor(timing.columns[chunk])

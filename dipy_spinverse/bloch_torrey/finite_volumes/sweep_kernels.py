@@ -299,8 +299,8 @@ def _project(start, state, symmetric, signals):
 
 
 @_compiled
-def sweep_signals(begin, stop, operator, start, q, plan, symmetric, signals):
-    """Signals of tasks begin..stop-1; a task is one field and one block of measurements.
+def sweep_signals(first_task, end_task, operator, start, q, plan, symmetric, signals):
+    """Signals of tasks first_task..end_task-1; a task is one field and one block of measurements.
 
     Shapes: start (n,), q (blocks, E, 2, 3, lanes), signals (V, blocks, lanes).
     """
@@ -308,7 +308,7 @@ def sweep_signals(begin, stop, operator, start, q, plan, symmetric, signals):
     state = np.empty((len(start), 2, lanes), start.dtype)
     current, previous = np.empty_like(state), np.empty_like(state)
     phases = np.empty((2 * len(operator[-1]), 2, lanes), start.dtype)
-    for task in range(begin, stop):
+    for task in range(first_task, end_task):
         v, block = task // n_blocks, task % n_blocks
         _fill_real(state, start)
         for e in range(q.shape[1]):
@@ -320,8 +320,8 @@ def sweep_signals(begin, stop, operator, start, q, plan, symmetric, signals):
 
 @_compiled
 def sweep_sensitivities(
-    begin, stop, operator, start, q, plan, symmetric, signals, nodes, faces, pairs, by_face,
-    by_pair, by_diagonal, by_start,
+    first_task, end_task, operator, start, q, plan, symmetric, signals, nodes, faces, pairs,
+    by_face, by_pair, by_diagonal, by_start,
 ):  # fmt: skip
     """As `sweep_signals`, and derivatives (V, blocks, lanes, ...) of the signals.
 
@@ -343,7 +343,7 @@ def sweep_sensitivities(
     face_totals = np.empty((len(face_sides), lanes), start.dtype)
     pair_totals = np.empty((len(pair_pools), lanes), start.dtype)
     diagonal_totals = np.empty((n_diagonal, lanes), start.dtype)
-    for task in range(begin, stop):
+    for task in range(first_task, end_task):
         v, block = task // n_blocks, task % n_blocks
         _fill_real(state, start)
         states[0] = state
@@ -399,13 +399,13 @@ def sweep_sensitivities(
 
 
 @_compiled
-def sweep_states(begin, stop, operator, start, q, plan, states):
-    """States (V, n, 2, lanes) of fields begin..stop-1 after one exponential; one block of q."""
+def sweep_states(first_field, end_field, operator, start, q, plan, states):
+    """States (V, n, 2, lanes) of fields first_field..end_field-1 after one exponential; one block of q."""
     lanes = q.shape[3]
     state = np.empty((len(start), 2, lanes), start.dtype)
     current, previous = np.empty_like(state), np.empty_like(state)
     phases = np.empty((2 * len(operator[-1]), 2, lanes), start.dtype)
-    for v in range(begin, stop):
+    for v in range(first_field, end_field):
         _fill_real(state, start)
         state, current, previous = _exponential(
             state, current, previous, phases, q, operator, v, 0, plan

@@ -23,12 +23,12 @@ class TorchSweep:
         Which of the schedule's measurements.
     """
 
-    def __init__(self, coupling, diagonals, start, links, schedule, series, part=slice(None)):
+    def __init__(self, coupling, diagonals, start, links, schedule, series, columns=slice(None)):
         self.schedule: Schedule = schedule
         self.series: ExponentialSeries = series
         device = coupling.device
-        self.q = torch.as_tensor(schedule.q[..., part], device=device)
-        self.node_q = torch.as_tensor(schedule.node_q[..., part], device=device)
+        self.q = torch.as_tensor(schedule.q[..., columns], device=device)
+        self.node_q = torch.as_tensor(schedule.node_q[..., columns], device=device)
         self.link_vectors = torch.as_tensor(links.link_vectors, device=device)
         self.neighbours = torch.as_tensor(links.neighbours, device=device).long()
         self.slot_links = torch.as_tensor(links.slot_links, device=device).long()
