@@ -400,7 +400,7 @@ def sweep_sensitivities(
 
 @_compiled
 def sweep_states(first_field, end_field, operator, start, q, plan, states):
-    """States (V, n, 2, lanes) of fields first_field..end_field-1 after one exponential; one block of q."""
+    """States (V, n, 2, lanes) of fields first_field..end_field-1 after one exponential."""
     lanes = q.shape[3]
     state = np.empty((len(start), 2, lanes), start.dtype)
     current, previous = np.empty_like(state), np.empty_like(state)
