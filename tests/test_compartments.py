@@ -15,10 +15,10 @@ from dipy_spinverse import Acquisition
 from dipy_spinverse.compartments import Compartment, Definition, Parameter
 from dipy_spinverse.compartments.fibres import with_fibres
 from dipy_spinverse.compartments.fitting.amplitudes import nonnegative_amplitudes
+from dipy_spinverse.compartments.signals.chebyshev import evaluate_chebyshev
 from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.kernels import KERNELS
 from dipy_spinverse.compartments.signals.pools import pool_signals
-from dipy_spinverse.compartments.signals.series import evaluate_chebyshev
 from dipy_spinverse.voxels.rician import log_likelihoods, rician_information, rician_target
 
 ARGUMENTS = {
@@ -64,7 +64,7 @@ def test_narrow_pores_follow_the_motional_narrowing_limit(kernel, first, second)
     gradient = acquisition.q[0] / 20
     exact = first * gradient**2 * radius**4 / d * (2 * 20 - second * radius**2 / d)
     arguments = (torch.tensor([d]).double(), torch.tensor([2 * radius]).double())
-    found = KERNELS[kernel](encoding_of(acquisition), *arguments).across.item()
+    found = KERNELS[kernel].exponents(encoding_of(acquisition), *arguments).perpendicular.item()
     assert abs(found / exact - 1) < 1e-4  # terms left out are of order exp(-D delta / R^2)
 
 
@@ -72,7 +72,7 @@ def test_narrow_pores_follow_the_motional_narrowing_limit(kernel, first, second)
 def test_wide_pores_are_free(kernel):
     acquisition = Acquisition(b=[1.0], directions=[[1, 0, 0]], small_delta=1, big_delta=2)
     arguments = (torch.tensor([2.0]).double(), torch.tensor([200.0]).double())
-    found = KERNELS[kernel](encoding_of(acquisition), *arguments).across.item()
+    found = KERNELS[kernel].exponents(encoding_of(acquisition), *arguments).perpendicular.item()
     # Walls take sqrt(D t) / R of the pore, 2 % here, and the sum over roots is cut off.
     assert abs(found / 2.0 - 1) < 0.04
 

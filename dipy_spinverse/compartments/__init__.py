@@ -21,8 +21,7 @@ from dipy_spinverse.compartments.ready_made import (
     VERDICTModel,
 )
 from dipy_spinverse.compartments.signals.exchange import TWO_SITES
-from dipy_spinverse.compartments.signals.kernels import CustomKernel
-from dipy_spinverse.compartments.signals.sizes import GAMMA_CYLINDERS
+from dipy_spinverse.compartments.signals.kernels import GAMMA_CYLINDERS, CustomKernel
 
 __all__ = [
     "GAMMA_CYLINDERS",

@@ -44,15 +44,15 @@ def acquisition_for(
     gtab, definition, te=None, mixing_time=None, isotropic=None
 ) -> BaseAcquisition:
     """What a model needs of the measurements: pulses, or b-tensors where it is Gaussian."""
-    more = {"mixing_time": mixing_time, "isotropic": isotropic}
+    options = {"mixing_time": mixing_time, "isotropic": isotropic}
     if isinstance(gtab, GradientTable) and gtab.btens is not None and not _linear(gtab):
         _only_gaussian(definition)
-        return _tensors_of(gtab, te, **more)
+        return _tensors_of(gtab, te, **options)
     untimed = isinstance(gtab, GradientTable) and (
         gtab.big_delta is None or gtab.small_delta is None
     )
     if definition.timed or not untimed:
-        measured = as_acquisition(gtab, te, **more)
+        measured = as_acquisition(gtab, te, **options)
         if isinstance(measured, Acquisition):
             return measured
         _only_gaussian(definition)
@@ -102,12 +102,12 @@ def _check_symmetric(acquisition):
     axial = b[:, None, None] * (
         (1 - shape)[:, None, None] / 3 * np.eye(3) + shape[:, None, None] * along
     )
-    off = np.abs(acquisition.b_tensors - axial).max(axis=(1, 2)) / np.maximum(b, 1e-12)
-    off[acquisition.b0_mask] = 0
-    if off.max() > _ASYMMETRY:
-        m = int(off.argmax())
+    asymmetry = np.abs(acquisition.b_tensors - axial).max(axis=(1, 2)) / np.maximum(b, 1e-12)
+    asymmetry[acquisition.b0_mask] = 0
+    if asymmetry.max() > _ASYMMETRY:
+        m = int(asymmetry.argmax())
         raise ValueError(
-            f"The b-tensor of measurement {m} has no symmetry axis (off by {off[m]:.2g} of b, "
+            f"The b-tensor of measurement {m} has no symmetry axis (off by {asymmetry[m]:.2g} of b, "
             f"{_ASYMMETRY} is allowed); compartment models take linear, planar, spherical and "
             "other axially symmetric ones. Leave it out."
         )
@@ -142,10 +142,10 @@ def check_acquisition(definition, acquisition) -> None:
             "these parameters, or measure otherwise. (Less noise, as averages have, can do, too.)",
             stacklevel=4,
         )
-    for diameter, least in resolution_limits(definition, acquisition).items():
+    for diameter, limit in resolution_limits(definition, acquisition).items():
         _LOGGER.info(
             "Below about %.1f um all values of %s look alike to %s at an SNR of 30 in this "
-            "acquisition; intervals say so.", least, diameter, name,
+            "acquisition; intervals say so.", limit, diameter, name,
         )  # fmt: skip
 
 
@@ -188,12 +188,12 @@ def populations(peaks, shape) -> dict[str, np.ndarray]:
             "image."
         )
     directions = directions.reshape(n_voxels, -1, 3)[:, :MAX_FIBRES]
-    there = np.linalg.norm(directions, axis=2) > 0.5
+    present = np.linalg.norm(directions, axis=2) > 0.5
     axes = np.tile(np.eye(3), (n_voxels, 1, 1))
     for k in range(directions.shape[1]):
-        rank, use = there[:, :k].sum(axis=1), there[:, k]
+        rank, use = present[:, :k].sum(axis=1), present[:, k]
         axes[use, rank[use]] = directions[use, k]
-    return {"n_fibres": there.sum(axis=1), "axes": axes}
+    return {"n_fibres": present.sum(axis=1), "axes": axes}
 
 
 def _check_units(definition, tensors):

@@ -86,8 +86,8 @@ class CompartmentChunkFit:
                 lambda definition: self._problem(voxels, definition),
                 self.definition, self.acquisition, voxels.signals,
             )  # fmt: skip
-            own = {**voxels.own, "n_fibres": n_fibres, "axes": axes}
-            voxels = replace(voxels, own=own)
+            attributes = {**voxels.own, "n_fibres": n_fibres, "axes": axes}
+            voxels = replace(voxels, own=attributes)
         result: dict[str, np.ndarray] = {}
         for n in stepwise(np.unique(voxels.own["n_fibres"])):
             rows = np.flatnonzero(voxels.own["n_fibres"] == n)

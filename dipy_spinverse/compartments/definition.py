@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dipy_spinverse.compartments.signals.kernels import ARGUMENTS, ORIENTED, TIMED, CustomKernel
+from dipy_spinverse.compartments.signals.kernels import KERNELS, BuiltInKernel, CustomKernel
 
 Values = Mapping[str, Tensor]
 Expression = str | float | Callable[[Values], Tensor]
@@ -103,15 +103,14 @@ class Compartment:
     T1: Expression | None = None
 
     def __post_init__(self):
-        own = isinstance(self.kernel, CustomKernel)
-        if not own and self.kernel not in ARGUMENTS:
+        if not isinstance(self.kernel, CustomKernel) and self.kernel not in KERNELS:
             raise ValueError(
-                f"kernel is {self.kernel!r}; use one of {', '.join(ARGUMENTS)}, or a CustomKernel."
+                f"kernel is {self.kernel!r}; use one of {', '.join(KERNELS)}, or a CustomKernel."
             )
-        needed = self.kernel.arguments if own else ARGUMENTS[self.kernel]
-        if set(self.arguments) != set(needed):
+        arguments = self.kernel_definition.arguments
+        if set(self.arguments) != set(arguments):
             raise ValueError(
-                f"A {self.kernel_name} needs the arguments {list(needed)}, not "
+                f"A {self.kernel_name} needs the arguments {list(arguments)}, not "
                 f"{list(self.arguments)}."
             )
         if self.dispersion not in DISPERSIONS:
@@ -136,23 +135,24 @@ class Compartment:
             raise ValueError(f"dispersion={self.dispersion!r} needs {' and '.join(missing)}.")
 
     @property
+    def kernel_definition(self) -> BuiltInKernel | CustomKernel:
+        """The kernel itself."""
+        return self.kernel if isinstance(self.kernel, CustomKernel) else KERNELS[self.kernel]
+
+    @property
     def kernel_name(self) -> str:
         """In words."""
-        return self.kernel.name if isinstance(self.kernel, CustomKernel) else self.kernel
+        return self.kernel_definition.name
 
     @property
     def oriented(self) -> bool:
         """Whether the kernel has an axis at all."""
-        if isinstance(self.kernel, CustomKernel):
-            return self.kernel.oriented
-        return self.kernel in ORIENTED
+        return self.kernel_definition.oriented
 
     @property
     def timed(self) -> bool:
         """Whether the kernel depends on the pulse timing beyond b."""
-        if isinstance(self.kernel, CustomKernel):
-            return self.kernel.timed
-        return self.kernel in TIMED
+        return self.kernel_definition.timed
 
     @property
     def has_axis(self) -> bool:
@@ -213,17 +213,17 @@ class Definition:
         if not self.compartments:
             raise ValueError(f"Model {self.name!r} has no compartments; give at least one.")
         names = [p.name for p in self.parameters]
-        taken = [*names, *self.fixed, *self.pools, *self.axes, *self.derived, "S0"]
-        twice = sorted({name for name in taken if taken.count(name) > 1})
+        assigned = [*names, *self.fixed, *self.pools, *self.axes, *self.derived, "S0"]
+        twice = sorted({name for name in assigned if assigned.count(name) > 1})
         if twice:
             raise ValueError(f"Model {self.name!r} uses {twice} for two things; rename one.")
-        used = {
+        references = {
             value
             for c in self.compartments
             for value in (*c.arguments.values(), c.share, c.odi, c.fanning, c.T2, c.T1)
             if isinstance(value, str)
         }
-        unknown = sorted(used - set(names) - set(self.fixed))
+        unknown = sorted(references - set(names) - set(self.fixed))
         if unknown:
             raise ValueError(
                 f"Compartments of {self.name!r} refer to {unknown}, which are no parameters; the "
@@ -309,5 +309,7 @@ def expression_value(expression: Expression, values: Values) -> Tensor:
         return values[expression]
     if callable(expression):
         return expression(values)
-    like = next(iter(values.values()))
-    return torch.full(like.shape[:1], float(expression), dtype=like.dtype, device=like.device)
+    template = next(iter(values.values()))
+    return torch.full(
+        template.shape[:1], float(expression), dtype=template.dtype, device=template.device
+    )

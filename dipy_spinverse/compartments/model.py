@@ -161,10 +161,12 @@ class CompartmentModel(VoxelModel):
                 f"crossings=True finds the fibre populations of {self.definition.name} itself; "
                 "leave it out where peaks or initial_values say them, or the model has no axis."
             )
-        how = Engine(engine, n_jobs, verbose, journal, max_memory)
+        settings = Engine(engine, n_jobs, verbose, journal, max_memory)
         shape = np.shape(data)[:-1]
-        own = self._starts(initial_values, shape) | populations(peaks, shape)
-        image = image_of(data, mask, sigma, self.acquisition, own=own, max_memory=max_memory)
+        attributes = self._starts(initial_values, shape) | populations(peaks, shape)
+        image = image_of(
+            data, mask, sigma, self.acquisition, own=attributes, max_memory=max_memory
+        )
         image = with_noise(without_noise_alone(image, self.acquisition))
         n_echo_times = len(self.acquisition.echo_times)
         definition = with_S0_corrections(self.definition, n_echo_times)
@@ -177,10 +179,10 @@ class CompartmentModel(VoxelModel):
             image,
             fit_chunk,
             compartment_layout(definition, n_echo_times, posterior=n_draws > 0),
-            how,
+            settings,
             most=voxels_per_chunk(self.definition, self.acquisition, n_draws),
             model=self,
-            options={"n_draws": n_draws, "sigma": sigma, "crossings": crossings, **own},
+            options={"n_draws": n_draws, "sigma": sigma, "crossings": crossings, **attributes},
             groups=[np.flatnonzero(groups == group) for group in np.unique(groups)],
         )
         self._test_fixed_values(image.status, status, values)
@@ -234,17 +236,17 @@ class CompartmentModel(VoxelModel):
         self,
         gtab: GradientTable | BaseAcquisition,
         te: ArrayLike | None = None,
-        **more: Any,
+        **options: Any,
     ) -> BaseAcquisition:
         """Pulsed gradients, without timings where the model does not need them, or b-tensors."""
-        return acquisition_for(gtab, self.definition, te, **more)
+        return acquisition_for(gtab, self.definition, te, **options)
 
     def of_acquisition(self, gtab: GradientTable | BaseAcquisition) -> CompartmentModel:
         """The same model of other measurements."""
-        other = copy(self)
-        other.acquisition = self.acquisition_of(gtab)
-        check_acquisition(self.definition, other.acquisition)
-        return other
+        model = copy(self)
+        model.acquisition = self.acquisition_of(gtab)
+        check_acquisition(self.definition, model.acquisition)
+        return model
 
     def settings(self) -> tuple[dict, dict[str, np.ndarray]]:
         """Arguments of a named model; what is known of one with functions of one's own."""

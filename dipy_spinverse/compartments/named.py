@@ -16,7 +16,7 @@ from dipy_spinverse.compartments.definition import (
     tortuosity,
 )
 from dipy_spinverse.compartments.model import CompartmentModel
-from dipy_spinverse.compartments.signals.sizes import GAMMA_CYLINDERS
+from dipy_spinverse.compartments.signals.kernels import GAMMA_CYLINDERS
 from dipy_spinverse.units import diffusivity_um2_per_ms
 
 _LARGEST_DIAMETER = 20.0  # um
@@ -86,7 +86,7 @@ class NODDIModel(CompartmentModel):
             raise ValueError(
                 f'extra_cellular is {extra_cellular!r}; use "averaged" or "dispersed".'
             )
-        known, fitted = diffusivities(
+        fixed, fitted = diffusivities(
             parallel_diffusivity=parallel_diffusivity, isotropic_diffusivity=isotropic_diffusivity
         )
         along = "parallel_diffusivity"
@@ -109,8 +109,8 @@ class NODDIModel(CompartmentModel):
                 ),
                 Compartment("ball", "fwf", {"diffusivity": "isotropic_diffusivity"}),
             ),
-            fixed=known,
-            units=dict.fromkeys(known, "mm^2/s"),
+            fixed=fixed,
+            units=dict.fromkeys(fixed, "mm^2/s"),
             maps=("ndi", "odi", "fwf", *(p.name for p in (*fanning, *fitted))),
             min_shells=2,
             n_starts=4 if fitted else 1,
@@ -170,7 +170,7 @@ class ActiveAxModel(CompartmentModel):
     ):
         if diameters not in ("one", "gamma"):
             raise ValueError(f'diameters is {diameters!r}; use "one" or "gamma".')
-        known, fitted = diffusivities(
+        fixed, fitted = diffusivities(
             parallel_diffusivity=parallel_diffusivity, isotropic_diffusivity=isotropic_diffusivity
         )
         along = "parallel_diffusivity"
@@ -190,7 +190,7 @@ class ActiveAxModel(CompartmentModel):
             ),
             Compartment("ball", "free_water_fraction", {"diffusivity": "isotropic_diffusivity"}),
         )
-        still = (Compartment("dot", "dot_fraction"),) if dot else ()
+        immobile = (Compartment("dot", "dot_fraction"),) if dot else ()
         definition = Definition(
             "ActiveAx",
             (
@@ -199,15 +199,15 @@ class ActiveAxModel(CompartmentModel):
                 *spread,
                 *fitted,
             ),
-            (*tissue, *still),
-            fixed=known,
-            units=dict.fromkeys(known, "mm^2/s"),
+            (*tissue, *immobile),
+            fixed=fixed,
+            units=dict.fromkeys(fixed, "mm^2/s"),
             derived={"restricted_fraction": _restricted},
             maps=(
                 "axon_diameter",
                 "restricted_fraction",
                 "free_water_fraction",
-                *(c.pool for c in still),
+                *(c.pool for c in immobile),
                 *(p.name for p in (*spread, *fitted)),
             ),
             min_shells=2,
@@ -330,11 +330,11 @@ class IVIMModel(CompartmentModel):
 
 def diffusivities(**values) -> tuple[dict[str, float], tuple[Parameter, ...]]:
     """Those that are known, um^2/ms, and parameters of those that are fitted."""
-    known, fitted = {}, []
+    fixed, fitted = {}, []
     for name, value in values.items():
         bounds: Any = _FREE if isinstance(value, str) and value == "free" else value
         if np.ndim(bounds) == 0:
-            known[name] = diffusivity_um2_per_ms(name, bounds)
+            fixed[name] = diffusivity_um2_per_ms(name, bounds)
             continue
         if len(bounds) != 2:
             raise ValueError(
@@ -342,7 +342,7 @@ def diffusivities(**values) -> tuple[dict[str, float], tuple[Parameter, ...]]:
             )
         low, high = (diffusivity_um2_per_ms(name, bound) for bound in bounds)
         fitted.append(Parameter(name, low, high, "mm^2/s"))
-    return known, tuple(fitted)
+    return fixed, tuple(fitted)
 
 
 def _restricted(values):

@@ -117,12 +117,12 @@ def dictionary_initial_values(
     misfits = torch.stack(
         [_misfit(problem, NonlinearParameters(unit[None], frames)) for unit in dictionary], dim=1
     )
-    close = torch.cdist(dictionary, dictionary) < _LEAST_DISTANCE
+    neighbours = torch.cdist(dictionary, dictionary) < _LEAST_DISTANCE
     starts = []
     for _ in range(n_starts):
         lowest = misfits.argmin(dim=1)
         starts.append(NonlinearParameters(dictionary[lowest], frames))
-        misfits = torch.where(close[lowest], torch.inf, misfits)
+        misfits = torch.where(neighbours[lowest], torch.inf, misfits)
     return starts
 
 

@@ -38,9 +38,9 @@ class NonlinearParameters:
         """n copies (n V), voxels varying fastest."""
         return NonlinearParameters(self.unit.repeat(n, 1), self.frames.repeat(n, 1, 1, 1))
 
-    def put(self, index, other: NonlinearParameters) -> None:
+    def put(self, index, values: NonlinearParameters) -> None:
         """Overwrite some of the voxels."""
-        self.unit[index], self.frames[index] = other.unit, other.frames
+        self.unit[index], self.frames[index] = values.unit, values.frames
 
 
 def n_nonlinear(definition: Definition) -> int:

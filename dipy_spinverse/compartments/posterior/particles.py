@@ -38,9 +38,9 @@ class Particles:
         """A copy that does not share memory."""
         return Particles(*(array.clone() for array in vars(self).values()))
 
-    def put(self, index, other: Particles) -> None:
+    def put(self, index, particles: Particles) -> None:
         """Overwrite some."""
-        for array, values in zip(vars(self).values(), vars(other).values(), strict=True):
+        for array, values in zip(vars(self).values(), vars(particles).values(), strict=True):
             array[index] = values
 
     @staticmethod

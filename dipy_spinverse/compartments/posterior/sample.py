@@ -213,10 +213,10 @@ def _with_prior(proposal, free):
     """With the prior of some of the scalars, broader in the others."""
     free = torch.tensor(list(free), dtype=torch.long)
     dimensions = torch.arange(proposal.factor.shape[1])
-    others = dimensions[~torch.isin(dimensions, free)]
+    dependent = dimensions[~torch.isin(dimensions, free)]
     centres, factor = proposal.centres.clone(), torch.zeros_like(proposal.factor)
     centres[..., free], factor[:, free, free] = 0, 1
-    rows = proposal.factor[:, others]
+    rows = proposal.factor[:, dependent]
     block = torch.linalg.cholesky_ex(rows @ rows.mT)[0]
-    factor[:, others[:, None], others] = _CONDITIONAL_WIDTH * block
+    factor[:, dependent[:, None], dependent] = _CONDITIONAL_WIDTH * block
     return StudentMixture(centres, factor)

@@ -1,8 +1,9 @@
 """Signals of kernels with one axis, or with axes dispersed about one.
 
-A kernel K(cos), as exp(-across - excess cos^2), convolved with a distribution of axes on a sphere
-is a product of expansion coefficients (Funk-Hecke): in Legendre polynomials for Watson's
-distribution [1]_, which is symmetric about its axis, in spherical harmonics for Bingham's [2]_.
+A kernel K(cos), as exp(-perpendicular - difference cos^2), convolved with a distribution of axes
+on a sphere is a product of expansion coefficients (Funk-Hecke): in Legendre polynomials for
+Watson's distribution [1]_, which is symmetric about its axis, in spherical harmonics for Bingham's
+[2]_.
 
 References
 ----------
@@ -12,25 +13,22 @@ References
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
+from numpy.polynomial import Legendre, Polynomial
+from scipy.special import eval_legendre, lpmv, poch, roots_legendre
 from torch import Tensor
 
+from dipy_spinverse.compartments.signals.chebyshev import evaluate_chebyshev
 from dipy_spinverse.compartments.signals.encoding import Encoding
 from dipy_spinverse.compartments.signals.kernels import CustomSignal, Kernel
-from dipy_spinverse.compartments.signals.quadrature import (
-    bingham_grid,
-    bingham_harmonics,
-    chebyshev_nodes,
-    chebyshev_of_legendre,
-    legendre_moments,
-    octant,
-)
-from dipy_spinverse.compartments.signals.series import evaluate_chebyshev
 
-MAX_ORDER = 24
-# Legendre coefficients below this share of the signal are left out.
+MAX_ORDER = 24  # enough for sticks at b D = 60 to 1e-5
+# Legendre coefficients below this share of the signal are left out: below 0.1 % of usual noise.
 _TRUNCATION = 2e-6
+_N_AZIMUTHS = 24  # in a quadrant of Bingham's distribution
 
 
 def concentration(odi: Tensor) -> Tensor:
@@ -41,9 +39,13 @@ def concentration(odi: Tensor) -> Tensor:
 
 def directional(encoding: Encoding, kernel: Kernel, axis: Tensor) -> Tensor:
     """Signals (V, M) of a kernel (V, S) whose axis (V, 3) is the same everywhere in the voxel."""
-    square = (axis @ encoding.directions.T) ** 2
-    across, excess = encoding.spread(kernel.across), encoding.spread(kernel.excess)
-    return torch.exp(-across - excess * square)
+    return _attenuation(encoding, kernel, (axis @ encoding.directions.T) ** 2)
+
+
+def _attenuation(encoding, kernel, square):
+    """Signals (V, M) at cos^2 (V, M)."""
+    perpendicular = encoding.spread(kernel.perpendicular)
+    return torch.exp(-perpendicular - encoding.spread(kernel.difference) * square)
 
 
 def isotropic(encoding: Encoding, kernel: Kernel | CustomSignal) -> Tensor:
@@ -53,13 +55,13 @@ def isotropic(encoding: Encoding, kernel: Kernel | CustomSignal) -> Tensor:
 
 def kernel_moments(kernel: Kernel | CustomSignal, order: int, dtype: torch.dtype) -> Tensor:
     """(2 l + 1) int_0^1 K(x) P_l(x) dx for even l up to `order`, (V, S, L)."""
-    nodes, moments, _ = _tensors(legendre_moments(order), dtype)
+    nodes, moments, _ = _tensors(_legendre_moments(order), dtype)
     return kernel.at(nodes**2) @ moments
 
 
 def watson_moments(odi: Tensor, order: int) -> Tensor:
     """Legendre coefficients (V, L) of Watson's distribution for even l up to `order`."""
-    nodes, moments, degrees = _tensors(legendre_moments(order), odi.dtype)
+    nodes, moments, degrees = _tensors(_legendre_moments(order), odi.dtype)
     weight = torch.exp(concentration(odi)[:, None] * (nodes**2 - 1))
     coefficients = (weight @ moments) / degrees
     return coefficients / coefficients[:, :1]
@@ -75,13 +77,13 @@ def legendre_series(coefficients: Tensor) -> Tensor:
 
     As many Chebyshev polynomials are their stable form.
     """
-    (matrix,) = _tensors([chebyshev_of_legendre(coefficients.shape[2])], coefficients.dtype)
+    (matrix,) = _tensors([_chebyshev_of_legendre(coefficients.shape[2])], coefficients.dtype)
     return matrix.T @ coefficients.mT
 
 
 def kernel_series(kernel: Kernel, order: int) -> Tensor:
     """Chebyshev series (V, L, S) in 2 cos^2 - 1 of a kernel (V, S) that is not dispersed."""
-    square, matrix = _tensors(chebyshev_nodes(order // 2 + 1), kernel.excess.dtype)
+    square, matrix = _tensors(_chebyshev_nodes(order // 2 + 1), kernel.difference.dtype)
     return (kernel.at(square) @ matrix).mT
 
 
@@ -89,6 +91,15 @@ def zonal_signals(encoding: Encoding, series: Tensor, axis: Tensor) -> Tensor:
     """Signals (V, M) of Chebyshev series (V, L, S) of each shell about an axis (V, 3)."""
     t = 2 * (axis @ encoding.directions.T) ** 2 - 1
     return evaluate_chebyshev(series.expand(len(t), -1, -1), t, encoding.shell)
+
+
+def legendre_order(largest_difference: float | None) -> int:
+    """Even order up to which a kernel with this exponent is expanded; MAX_ORDER if unknown."""
+    if largest_difference is None:
+        return MAX_ORDER
+    nodes, moments, _ = _legendre_moments(MAX_ORDER)
+    size = np.abs(np.exp(-abs(largest_difference) * nodes**2) @ moments)
+    return 2 * int(np.flatnonzero(size > _TRUNCATION * size[0]).max())
 
 
 def bingham_tensor(
@@ -101,26 +112,20 @@ def bingham_tensor(
 ) -> Tensor:
     """Signals (V, M) of kernels whose tensor is averaged over Bingham's distribution.
 
-    Parameters
-    ----------
-    encoding : Encoding
-    kernel : Kernel
-    odi, fanning, axis, fan_axis : Tensor
-        As in `bingham_signals`.
+    Arguments as in `bingham_signals`.
     """
-    z, cosine, area = _tensors(bingham_grid(), odi.dtype)
-    fan, third = (1 - z**2) * cosine**2, (1 - z**2) * (1 - cosine**2)
-    squares = torch.stack([fan, third, z**2], dim=1)
-    tensor = _bingham_moments(odi, fanning, squares * area[:, None])  # (V, 3) in its own frame
+    z, cosine, area = _tensors(_bingham_grid(), odi.dtype)
+    ring = 1 - z**2
+    squares = torch.stack([ring * cosine**2, ring * (1 - cosine**2), z**2], dim=1)
+    tensor = _bingham_moments(odi, fanning, squares * area[:, None])  # (V, 3), diagonal
     frame = torch.stack([fan_axis, torch.linalg.cross(axis, fan_axis), axis], dim=1)
     square = (tensor[:, None] @ (frame @ encoding.directions.T) ** 2)[:, 0]
-    across, excess = encoding.spread(kernel.across), encoding.spread(kernel.excess)
-    directed = torch.exp(-across - excess * square)
+    directed = _attenuation(encoding, kernel, square)
     if encoding.isotropic is None:
         return directed
-    corners, weights = _tensors(octant(), odi.dtype)
-    values = torch.exp(-kernel.excess[..., None] * (tensor @ corners.T)[:, None])
-    average = torch.exp(-kernel.across) * (values @ weights)
+    squares, weights = _tensors(_octant(), odi.dtype)
+    values = torch.exp(-kernel.difference[..., None] * (tensor @ squares.T)[:, None])
+    average = torch.exp(-kernel.perpendicular) * (values @ weights)
     return torch.where(encoding.isotropic, encoding.spread(average), directed)
 
 
@@ -152,15 +157,15 @@ def bingham_signals(
     """
     order = 2 * (coefficients.shape[2] - 1)
     x, y, z = (
-        each @ encoding.directions.T
-        for each in (fan_axis, torch.linalg.cross(axis, fan_axis), axis)
+        direction @ encoding.directions.T
+        for direction in (fan_axis, torch.linalg.cross(axis, fan_axis), axis)
     )
     square = z**2
-    # Real and imaginary parts of (x + iy)^m.
+    # Real and imaginary parts of (x + iy)^m, and of its factor (x + iy)^2.
     real, imaginary = torch.ones_like(x), torch.zeros_like(x)
-    twice_real, twice_imaginary = x**2 - y**2, 2 * x * y
+    factor_real, factor_imaginary = x**2 - y**2, 2 * x * y
     total = torch.zeros_like(x)
-    integrands, all_powers = bingham_harmonics(order)
+    integrands, all_powers = _bingham_harmonics(order)
     sizes = [len(powers) for powers in all_powers]
     weights = _bingham_moments(odi, fanning, *_tensors([integrands], x.dtype)).split(sizes, dim=1)
     for k, powers in enumerate(_tensors(all_powers, x.dtype)):
@@ -171,32 +176,95 @@ def bingham_signals(
             polynomial = torch.addcmul(c[j], square, polynomial)
         total = total + real * polynomial
         real, imaginary = (
-            real * twice_real - imaginary * twice_imaginary,
-            real * twice_imaginary + imaginary * twice_real,
+            real * factor_real - imaginary * factor_imaginary,
+            real * factor_imaginary + imaginary * factor_real,
         )
     return total
 
 
 def _bingham_moments(odi, fanning, moments):
     """Expansion (V, L) of the distribution in the functions whose integrals are `moments`."""
-    z, cosine, area = _tensors(bingham_grid(), odi.dtype)
+    z, cosine, area = _tensors(_bingham_grid(), odi.dtype)
     kappa = concentration(odi)[:, None]
     exponent = kappa * (z**2 - 1) + kappa * fanning[:, None] * (1 - z**2) * cosine**2
     density = torch.exp(exponent - exponent.amax(dim=1, keepdim=True).detach())
     return (density @ moments) / (density @ area)[:, None]
 
 
-def legendre_order(largest_excess: float | None) -> int:
-    """Even order up to which a kernel with this excess is expanded; the most where not known."""
-    if largest_excess is None:
-        return MAX_ORDER
-    nodes, moments, _ = _tensors(legendre_moments(MAX_ORDER), torch.float64)
-    values = torch.exp(-abs(largest_excess) * nodes**2)
-    size = (values @ moments).abs().numpy()
-    needed = np.flatnonzero(size > _TRUNCATION * size[0])
-    return 2 * int(needed.max())
-
-
 def _tensors(arrays, dtype):
     # Made anew where they are used: inside of torch.func a tensor belongs to a transformation.
-    return tuple(torch.tensor(each, dtype=dtype) for each in arrays)
+    return tuple(torch.tensor(array, dtype=dtype) for array in arrays)
+
+
+# Constants of the expansions.
+
+
+@lru_cache
+def _legendre_moments(order):
+    """Nodes (Q,) on (0, 1), weights times (2 l + 1) P_l (Q, L), and 2 l + 1 (L,)."""
+    # Averages alone need fewer: to 1e-6 where b D is 60.
+    x, w = roots_legendre(40 if order else 12)
+    x, w = 0.5 * (x + 1), 0.5 * w
+    l_even = np.arange(0, order + 1, 2)
+    moments = w[:, None] * (2 * l_even + 1) * eval_legendre(l_even, x[:, None])
+    return x, moments, 2.0 * l_even + 1
+
+
+@lru_cache
+def _chebyshev_of_legendre(n):
+    """(L, L): P_2l(x) as sums of T_k(2 x^2 - 1)."""
+    nodes = np.cos((np.arange(n) + 0.5) * np.pi / n)
+    legendre = eval_legendre(2 * np.arange(n), np.sqrt((nodes + 1) / 2)[:, None])
+    chebyshev = np.cos(np.arange(n) * np.arccos(nodes)[:, None])
+    return np.linalg.solve(chebyshev, legendre).T
+
+
+@lru_cache
+def _chebyshev_nodes(n):
+    """cos^2 (n,) at the nodes of T_n(2 cos^2 - 1), and (n, n) from values there to a series."""
+    angle = (np.arange(n) + 0.5) * np.pi / n
+    matrix = 2 / n * np.cos(np.arange(n) * angle[:, None])
+    matrix[:, 0] /= 2
+    return 0.5 * (np.cos(angle) + 1), matrix
+
+
+@lru_cache
+def _bingham_grid():
+    """Cosines to the axis (Q,), of the azimuth from the fan (Q,), and weights (Q,)."""
+    x, w = roots_legendre(40)
+    azimuth = (np.arange(_N_AZIMUTHS) + 0.5) * 0.5 * np.pi / _N_AZIMUTHS
+    z, phi = (x.ravel() for x in np.meshgrid(0.5 * (x + 1), azimuth, indexing="ij"))
+    weights = np.repeat(0.5 * w / _N_AZIMUTHS, _N_AZIMUTHS)
+    return z, np.cos(phi), weights
+
+
+@lru_cache
+def _octant():
+    """Squares (Q, 3) of unit vectors all over an octant, and weights (Q,) of an average."""
+    x, w = roots_legendre(12)
+    azimuth = 0.25 * np.pi * (x + 1)
+    z, phi = (x.ravel() for x in np.meshgrid(0.5 * (x + 1), azimuth, indexing="ij"))
+    ring = 1 - z**2
+    squares = np.stack([ring * np.cos(phi) ** 2, ring * np.sin(phi) ** 2, z**2], axis=1)
+    return squares, 0.25 * np.outer(w, w).ravel()
+
+
+@lru_cache
+def _bingham_harmonics(order):
+    """What to integrate the distribution with (Q, all L), and polynomials (L, J) of each even m.
+
+    The function of degree l is P_l^m(z) / (1 - z^2)^(m/2) Re (x + iy)^m; its polynomial in z^2 is
+    scaled so that sum_l kernel_l integral_l function_l is the convolution.
+    """
+    z, cosine, weights = _bingham_grid()
+    azimuth = np.arccos(np.clip(cosine, -1, 1))
+    integrands, polynomials = [], []
+    for m in range(0, order + 1, 2):
+        powers = []
+        for degree in range(m, order + 1, 2):
+            integrands.append(lpmv(m, degree, z) * np.cos(m * azimuth) * weights)
+            derivative = Legendre.basis(degree).deriv(m).convert(kind=Polynomial).coef[::2]
+            factor = (2.0 if m else 1.0) / poch(degree - m + 1, 2 * m)
+            powers.append(np.pad(factor * derivative, (0, (order - degree) // 2)))
+        polynomials.append(np.array(powers))
+    return np.transpose(integrands), polynomials

@@ -87,12 +87,12 @@ def encoding_of(acquisition: BaseAcquisition, dtype=torch.float64, timed: bool =
         shape = np.where(b > 0, shape, 1).round(_TENSOR_DECIMALS)
         pulses = np.zeros((len(b), 3))
     columns = np.column_stack([b, shape, pulses]).round(9)
-    _, first, places = np.unique(
+    _, representative, shell_index = np.unique(
         columns if timed else columns[:, :2], axis=0, return_index=True, return_inverse=True
     )
-    b, anisotropy, q, small, big = torch.tensor(columns[first].T, dtype=dtype)
+    b, anisotropy, q, small, big = torch.tensor(columns[representative].T, dtype=dtype)
     directions = torch.tensor(acquisition.directions, dtype=dtype)
     isotropic = torch.tensor(acquisition.isotropic) if acquisition.isotropic.any() else None
-    shell = torch.tensor(places.reshape(-1))
+    shell = torch.tensor(shell_index.reshape(-1))
     te, stored = (torch.tensor(t, dtype=dtype) for t in (acquisition.te, acquisition.mixing_time))
     return Encoding(b, q, small, big, anisotropy, shell, directions, isotropic, te, stored)

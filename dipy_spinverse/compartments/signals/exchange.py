@@ -29,9 +29,9 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from dipy_spinverse.compartments.signals.chebyshev import is_wrapped
 from dipy_spinverse.compartments.signals.encoding import Encoding
 from dipy_spinverse.compartments.signals.kernels import CustomKernel
-from dipy_spinverse.compartments.signals.series import is_wrapped
 
 _PULSE_STEPS = 2
 # All that does not assume that numbers are finite.
@@ -68,8 +68,8 @@ def exchange_attenuation(
     encoded = torch.broadcast_tensors(q_square * square, q_square, small, pause)
     if parameters.requires_grad or is_wrapped(parameters):
         return _differentiable(*parameters[..., None, None], *encoded)
-    arrays = (each.double().reshape(-1).numpy() for each in encoded)
-    signals = _signals(parameters.T.double().numpy(), *arrays, _pulse_parts())
+    arrays = (array.double().reshape(-1).numpy() for array in encoded)
+    signals = _signals(parameters.T.double().numpy(), *arrays, _pulse_steps())
     return torch.from_numpy(signals).to(inside.dtype).unflatten(1, encoded[0].shape)
 
 
@@ -77,22 +77,22 @@ def _differentiable(inside, outside, fraction, time, along, q_square, small, pau
     leaving, entering = (1 - fraction) / time, fraction / time
     coupling, state = (leaving * entering) ** 0.5, (fraction**0.5, (1 - fraction) ** 0.5)
     rates = along * inside, q_square * outside
-    times = [(share, part * small) for share, part in _pulse_parts().tolist()]
+    times = [(share, time_share * small) for share, time_share in _pulse_steps().tolist()]
     for share, duration in [*times, (1.0, pause)]:
-        first, second = share * rates[0] + leaving, share * rates[1] + entering
-        state = _step(first, second, coupling, duration, *state, lambda x: torch.exp(-x))
+        neurite, extra = share * rates[0] + leaving, share * rates[1] + entering
+        state = _step(neurite, extra, coupling, duration, *state, lambda x: torch.exp(-x))
     return state[0] ** 2 + state[1] ** 2
 
 
-def _step(first_rate, second_rate, coupling, time, first, second, decay):
+def _step(neurite_rate, extra_rate, coupling, time, neurite, extra, decay):
     """exp(-R time) of a state, R = [[first rate, -coupling], [-coupling, second rate]]."""
-    mean, half = 0.5 * (first_rate + second_rate), 0.5 * (first_rate - second_rate)
-    root = (half * half + coupling * coupling) ** 0.5
-    slow, both = decay((mean - root) * time), decay(2 * root * time)
-    even, odd = 0.5 * slow * (1 + both), 0.5 * slow * (1 - both) / root
+    mean, half_difference = 0.5 * (neurite_rate + extra_rate), 0.5 * (neurite_rate - extra_rate)
+    root = (half_difference * half_difference + coupling * coupling) ** 0.5
+    slow, ratio = decay((mean - root) * time), decay(2 * root * time)
+    symmetric, antisymmetric = 0.5 * slow * (1 + ratio), 0.5 * slow * (1 - ratio) / root
     return (
-        even * first - odd * (half * first - coupling * second),
-        even * second + odd * (coupling * first + half * second),
+        symmetric * neurite - antisymmetric * (half_difference * neurite - coupling * extra),
+        symmetric * extra + antisymmetric * (coupling * neurite + half_difference * extra),
     )
 
 
@@ -111,41 +111,41 @@ _compiled_step = njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
-def _signals(parameters, along, q_square, small, pause, parts):
+def _signals(parameters, along, q_square, small, pause, pulse_steps):
     """Signals (V, N) of parameters (V, 4) at N pairs of shells and directions."""
     n = len(along)
-    result, first, second = np.empty((len(parameters), n)), np.empty(n), np.empty(n)
+    result, neurite, extra = np.empty((len(parameters), n)), np.empty(n), np.empty(n)
     for v in range(len(parameters)):
         inside, outside, fraction, time = parameters[v]
         leaving, entering = (1 - fraction) / time, fraction / time
         coupling = np.sqrt(leaving * entering)
-        first[:], second[:] = np.sqrt(fraction), np.sqrt(1 - fraction)
-        for k in range(len(parts)):
-            share, part = parts[k]
+        neurite[:], extra[:] = np.sqrt(fraction), np.sqrt(1 - fraction)
+        for k in range(len(pulse_steps)):
+            share, time_share = pulse_steps[k]
             for m in range(n):
-                first[m], second[m] = _compiled_step(
+                neurite[m], extra[m] = _compiled_step(
                     share * along[m] * inside + leaving, share * q_square[m] * outside + entering,
-                    coupling, part * small[m], first[m], second[m], _decay,
+                    coupling, time_share * small[m], neurite[m], extra[m], _decay,
                 )  # fmt: skip
         for m in range(n):
-            one, other = _compiled_step(
+            neurite_end, extra_end = _compiled_step(
                 along[m] * inside + leaving, q_square[m] * outside + entering, coupling, pause[m],
-                first[m], second[m], _decay,
+                neurite[m], extra[m], _decay,
             )  # fmt: skip
-            result[v, m] = one * one + other * other
+            result[v, m] = neurite_end * neurite_end + extra_end * extra_end
     return result
 
 
 @lru_cache
-def _pulse_parts():
+def _pulse_steps():
     """Of each exponential of a rising pulse its q^2 over that at the end, and its part of time."""
-    gauss, parts = np.sqrt(3) / 6, []
+    gauss, steps = np.sqrt(3) / 6, []
     for k in range(_PULSE_STEPS):
-        before, after = (((k + 0.5 + sign * gauss) / _PULSE_STEPS) ** 2 for sign in (-1, 1))
-        for near, far in ((before, after), (after, before)):
-            share = (0.5 + 2 * gauss) * near + (0.5 - 2 * gauss) * far
-            parts.append((share, 0.5 / _PULSE_STEPS))
-    return np.array(parts)
+        early, late = (((k + 0.5 + sign * gauss) / _PULSE_STEPS) ** 2 for sign in (-1, 1))
+        for main, minor in ((early, late), (late, early)):
+            share = (0.5 + 2 * gauss) * main + (0.5 - 2 * gauss) * minor
+            steps.append((share, 0.5 / _PULSE_STEPS))
+    return np.array(steps)
 
 
 TWO_SITES = CustomKernel(

@@ -1,14 +1,13 @@
 """Signals of compartments by the angle between the gradient and their axis.
 
-Those here attenuate the signal as
+Built-in kernels attenuate the signal as
 
-    E = exp(-across - excess cos^2)
+    E = exp(-perpendicular - difference cos^2)
 
 with the cosine between the gradient and the axis: diffusion is Gaussian, or in the Gaussian
 phase approximation (GPA) of restricted diffusion with finite pulses, whose logarithm is quadratic
-in the gradient too. `across` is the logarithm of the attenuation perpendicular to the axis,
-`excess` what comes to it along the axis. A kernel of one's own is any function of cos^2:
-:class:`CustomKernel`.
+in the gradient too. `perpendicular` is minus the logarithm of the attenuation perpendicular to the
+axis, `difference` that along the axis less it. A :class:`CustomKernel` is any function of cos^2.
 """
 
 from __future__ import annotations
@@ -16,36 +15,60 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dipy_spinverse.compartments.signals.encoding import Encoding
 from dipy_spinverse.compartments.signals.restricted import CYLINDER, SPHERE, restricted
 
+# Gauss-Hermite nodes of a gamma distribution of diameters.
+_N_DIAMETERS = 9
+
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """Logarithms of attenuation (V, S) of each shell; see the module."""
+    """Exponents (V, S) of each shell; see the module."""
 
-    across: Tensor
-    excess: Tensor
+    perpendicular: Tensor
+    difference: Tensor
 
     def at(self, square: Tensor) -> Tensor:
         """Attenuation (V, S, Q) at cos^2 (Q,)."""
-        return torch.exp(-self.across[..., None] - self.excess[..., None] * square)
+        return torch.exp(-self.perpendicular[..., None] - self.difference[..., None] * square)
 
-    def averaged(self, order: Tensor) -> Kernel:
+    def averaged(self, order: Tensor | float) -> Kernel:
         """With the exponent averaged over directions of order <P_2(cos)>, (V, 1) or (S,).
 
         So a tensor is averaged over axes, and so a b-tensor of shape b_Delta = `order` over the
         directions of linear ones.
         """
-        return Kernel(self.across + self.excess * (1 - order) / 3, self.excess * order)
+        mean = self.perpendicular + self.difference * (1 - order) / 3
+        return Kernel(mean, self.difference * order)
+
+
+@dataclass(frozen=True, eq=False)
+class BuiltInKernel:
+    """A kernel of `KERNELS`, with the attributes of a `CustomKernel`.
+
+    ``exponents(encoding, *arguments)`` is its :class:`Kernel` for linear encoding.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    exponents: Callable[..., Kernel]
+    oriented: bool = False
+    timed: bool = False
+
+    def __call__(self, encoding: Encoding, **arguments: Tensor) -> Kernel:
+        """With the values of its arguments, for the b-tensors of the encoding."""
+        kernel = self.exponents(encoding, **arguments)
+        return kernel if encoding.linear else kernel.averaged(encoding.anisotropy)
 
 
 @dataclass(frozen=True, eq=False)
 class CustomKernel:
-    """A kernel of one's own, with its own parameters, for :class:`Compartment`.
+    """A kernel with its own parameters, for :class:`Compartment`.
 
     Attributes
     ----------
@@ -55,8 +78,8 @@ class CustomKernel:
         ``signal(encoding, square, **arguments)``: attenuation (V, S, Q), 1 without diffusion, of
         linear encoding with cos^2 `square` (Q,) between gradient and axis; of a kernel without
         axis (V, S, 1). `encoding` has `b`, `q`, `small_delta` and `big_delta` of each shell (S,)
-        in ms/um^2, rad/um and ms; arguments are tensors (V,). Of torch operations, so that fits
-        have its derivatives.
+        in ms/um^2, rad/um and ms; arguments are tensors (V,). Made of torch operations, so that
+        `signals` is differentiable.
     oriented : bool
         Whether it depends on its axis.
     timed : bool
@@ -86,7 +109,7 @@ class CustomKernel:
 
 @dataclass(frozen=True, eq=False)
 class CustomSignal:
-    """An `CustomKernel` with its arguments; as `Kernel`."""
+    """A `CustomKernel` with its arguments; as `Kernel`."""
 
     kernel: CustomKernel
     encoding: Encoding
@@ -97,104 +120,70 @@ class CustomSignal:
         return self.kernel.signal(self.encoding, square, **self.arguments)
 
 
-def stick_kernel(encoding: Encoding, diffusivity: Tensor) -> Kernel:
-    """Cylinder of no radius.
-
-    Parameters
-    ----------
-    encoding : Encoding
-    diffusivity : Tensor (V,)
-        um^2/ms.
-    """
-    along = _gaussian(encoding, diffusivity)
-    return Kernel(torch.zeros_like(along), along)
+# Diffusivities (V,) are in um^2/ms, diameters (V,) in um.
+def _stick(encoding, diffusivity):
+    parallel = encoding.b * diffusivity[:, None]
+    return Kernel(torch.zeros_like(parallel), parallel)
 
 
-def zeppelin_kernel(encoding: Encoding, parallel: Tensor, perpendicular: Tensor) -> Kernel:
-    """Axisymmetric Gaussian diffusion.
-
-    Parameters
-    ----------
-    encoding : Encoding
-    parallel, perpendicular : Tensor (V,)
-        Diffusivities in um^2/ms.
-    """
-    across = _gaussian(encoding, perpendicular)
-    return Kernel(across, _gaussian(encoding, parallel) - across)
+def _zeppelin(encoding, parallel, perpendicular):
+    exponent = encoding.b * perpendicular[:, None]
+    return Kernel(exponent, encoding.b * parallel[:, None] - exponent)
 
 
-def cylinder_kernel(encoding: Encoding, diffusivity: Tensor, diameter: Tensor) -> Kernel:
-    """Impermeable cylinder: free along its axis, restricted across it.
-
-    Across, the Gaussian phase approximation with finite pulses [1]_.
-
-    Parameters
-    ----------
-    encoding : Encoding
-    diffusivity : Tensor (V,)
-        um^2/ms, along the axis and inside.
-    diameter : Tensor (V,)
-        um.
-
-    References
-    ----------
-    .. [1] van Gelderen, DesPres, van Zijl and Moonen, J. Magn. Reson. B 103 (1994) 255,
-       https://doi.org/10.1006/jmrb.1994.1038
-    """
-    across = restricted(encoding, diffusivity, diameter, CYLINDER)
-    return Kernel(across, _gaussian(encoding, diffusivity) - across)
+def _ball(encoding, diffusivity):
+    exponent = encoding.b * diffusivity[:, None]
+    return Kernel(exponent, torch.zeros_like(exponent))
 
 
-def ball_kernel(encoding: Encoding, diffusivity: Tensor) -> Kernel:
-    """Isotropic Gaussian diffusion with `diffusivity` (V,) in um^2/ms."""
-    across = _gaussian(encoding, diffusivity)
-    return Kernel(across, torch.zeros_like(across))
+def _dot(encoding):
+    """Immobile water."""
+    zero = encoding.b.new_zeros(1, len(encoding.b))
+    return Kernel(zero, zero)
 
 
-def dot_kernel(encoding: Encoding) -> Kernel:
-    """Water that does not move."""
-    still = encoding.b.new_zeros(1, len(encoding.b))
-    return Kernel(still, still)
+def _cylinder(encoding, diffusivity, diameter):
+    """Free along its axis; across it van Gelderen et al., J. Magn. Reson. B 103 (1994) 255,
+    https://doi.org/10.1006/jmrb.1994.1038."""
+    exponent = restricted(encoding, diffusivity, diameter, CYLINDER)
+    return Kernel(exponent, encoding.b * diffusivity[:, None] - exponent)
 
 
-def sphere_kernel(encoding: Encoding, diffusivity: Tensor, diameter: Tensor) -> Kernel:
-    """Impermeable sphere, in the Gaussian phase approximation with finite pulses [1]_.
-
-    Parameters
-    ----------
-    encoding : Encoding
-    diffusivity : Tensor (V,)
-        um^2/ms.
-    diameter : Tensor (V,)
-        um.
-
-    References
-    ----------
-    .. [1] Murday and Cotts, J. Chem. Phys. 48 (1968) 4938, https://doi.org/10.1063/1.1668160
-    """
-    across = restricted(encoding, diffusivity, diameter, SPHERE)
-    return Kernel(across, torch.zeros_like(across))
+def _sphere(encoding, diffusivity, diameter):
+    """Murday and Cotts, J. Chem. Phys. 48 (1968) 4938, https://doi.org/10.1063/1.1668160."""
+    exponent = restricted(encoding, diffusivity, diameter, SPHERE)
+    return Kernel(exponent, torch.zeros_like(exponent))
 
 
-def _gaussian(encoding, diffusivity):
-    return encoding.b * diffusivity[:, None]
-
-
-KERNELS: dict[str, Callable[..., Kernel]] = {
-    "stick": stick_kernel,
-    "zeppelin": zeppelin_kernel,
-    "cylinder": cylinder_kernel,
-    "ball": ball_kernel,
-    "dot": dot_kernel,
-    "sphere": sphere_kernel,
+KERNELS = {
+    kernel.name: kernel
+    for kernel in (
+        BuiltInKernel("stick", ("diffusivity",), _stick, oriented=True),
+        BuiltInKernel("zeppelin", ("parallel", "perpendicular"), _zeppelin, oriented=True),
+        BuiltInKernel("cylinder", ("diffusivity", "diameter"), _cylinder, True, timed=True),
+        BuiltInKernel("ball", ("diffusivity",), _ball),
+        BuiltInKernel("dot", (), _dot),
+        BuiltInKernel("sphere", ("diffusivity", "diameter"), _sphere, timed=True),
+    )
 }
-ARGUMENTS = {
-    "stick": ("diffusivity",),
-    "zeppelin": ("parallel", "perpendicular"),
-    "cylinder": ("diffusivity", "diameter"),
-    "ball": ("diffusivity",),
-    "dot": (),
-    "sphere": ("diffusivity", "diameter"),
-}
-ORIENTED = ("stick", "zeppelin", "cylinder")
-TIMED = ("cylinder", "sphere")
+
+
+def _gamma_cylinders(encoding, square, *, diffusivity, diameter, spread):
+    """Volume-weighted; `spread` is the standard deviation of the diameters over their mean."""
+    points, weights = np.polynomial.hermite_e.hermegauss(_N_DIAMETERS)
+    # Volumes go with the square: of a gamma distribution of shape k, one of shape k + 2.
+    shape = 1 / spread.clamp_min(1e-3) ** 2 + 2
+    scale = diameter / (shape - 2)
+    total = torch.zeros((), dtype=diameter.dtype)
+    for point, weight in zip(points, weights / weights.sum(), strict=True):
+        # The cube root of a gamma variable is nearly normal: Wilson and Hilferty, PNAS 17 (1931)
+        # 684, https://doi.org/10.1073/pnas.17.12.684
+        root = 1 - 1 / (9 * shape) + point / (3 * torch.sqrt(shape))
+        size = scale * shape * root.clamp_min(0.01) ** 3
+        total = total + weight * _cylinder(encoding, diffusivity, size).at(square)
+    return total
+
+
+GAMMA_CYLINDERS = CustomKernel(
+    "gamma cylinders", ("diffusivity", "diameter", "spread"), _gamma_cylinders, timed=True
+)

@@ -50,13 +50,13 @@ def restricted(
     pore : CYLINDER or SPHERE
     """
     radius = 0.5 * diameter[:, None]
-    place = (torch.log(diffusivity) - 2 * torch.log(radius[:, 0])).clamp(_FIRST, _LAST)
+    log_rate = (torch.log(diffusivity) - 2 * torch.log(radius[:, 0])).clamp(_FIRST, _LAST)
     step, polynomials = _sums(encoding, *pore)
-    position = (place - _FIRST) / step
+    position = (log_rate - _FIRST) / step
     k = position.detach().long().clamp(0, _N_NODES - 2)
-    beyond = step * (position - k)[:, None]
-    third, second, first, constant = polynomials.to(position.dtype)[:, k]
-    logarithm = constant + beyond * (first + beyond * (second + beyond * third))
+    offset = step * (position - k)[:, None]
+    cubic, quadratic, linear, constant = polynomials.to(position.dtype)[:, k]
+    logarithm = constant + offset * (linear + offset * (quadratic + offset * cubic))
     strength = torch.where(encoding.q > 0, encoding.q / encoding.small_delta, 0)
     return 2 * (strength * radius) ** 2 * torch.exp(logarithm)
 

@@ -58,13 +58,13 @@ class _Series(torch.autograd.Function):
     @staticmethod
     def vmap(info, dims, coefficients, t, shell):
         coefficients, t = (
-            each[None] if dim is None else each.movedim(dim, 0)
-            for each, dim in zip((coefficients, t), dims, strict=False)
+            tensor[None] if dim is None else tensor.movedim(dim, 0)
+            for tensor, dim in zip((coefficients, t), dims, strict=False)
         )
         if is_wrapped(coefficients) or is_wrapped(t):
             size = info.batch_size
-            parts = (e.expand(size, *e.shape[1:]).flatten(0, 1) for e in (coefficients, t))
-            return _Series.apply(*parts, shell).unflatten(0, (size, -1)), 0
+            batched = (e.expand(size, *e.shape[1:]).flatten(0, 1) for e in (coefficients, t))
+            return _Series.apply(*batched, shell).unflatten(0, (size, -1)), 0
         return _evaluate(coefficients, t, shell), 0
 
 
@@ -87,13 +87,13 @@ def _derivative(coefficients):
 def _evaluate(coefficients, t, shell):
     """Batches (B or 1, V, L, S) and (B or 1, V, M) to (B, V, M)."""
     order = torch.argsort(shell, stable=True)
-    ends = torch.cumsum(torch.bincount(shell, minlength=coefficients.shape[-1]), dim=0)
-    arrays = (each.contiguous().numpy() for each in (coefficients, t, order, ends))
+    shell_ends = torch.cumsum(torch.bincount(shell, minlength=coefficients.shape[-1]), dim=0)
+    arrays = (tensor.contiguous().numpy() for tensor in (coefficients, t, order, shell_ends))
     return torch.from_numpy(_clenshaw(*arrays))
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _clenshaw(coefficients, t, order, ends):
+def _clenshaw(coefficients, t, order, shell_ends):
     n_batches = max(len(coefficients), len(t))
     _, n_voxels, n = t.shape
     result = np.empty((n_batches, n_voxels, n), t.dtype)
@@ -103,12 +103,12 @@ def _clenshaw(coefficients, t, order, ends):
             if batch < len(t):
                 for m in range(n):
                     x[m] = t[batch, voxel, order[m]]
-            first = 0
-            for s in range(len(ends)):
+            start = 0
+            for s in range(len(shell_ends)):
                 c = coefficients[min(batch, len(coefficients) - 1), voxel, :, s]
-                part = slice(first, ends[s])
-                _clenshaw_block(c, x[part], upper[part], lower[part])
-                first = ends[s]
+                block = slice(start, shell_ends[s])
+                _clenshaw_block(c, x[block], upper[block], lower[block])
+                start = shell_ends[s]
             for m in range(n):
                 result[batch, voxel, order[m]] = upper[m]
     return result
@@ -129,11 +129,11 @@ def _clenshaw_block(c, x, upper, lower):
             upper[m], lower[m] = c[k] + 2 * x[m] * upper[m], upper[m]
         k -= 1
     while k > 0:
-        first, second = c[k], c[k - 1]
+        upper_coefficient, lower_coefficient = c[k], c[k - 1]
         for m in range(len(x)):
             twice = 2 * x[m]
-            lower[m] = first + twice * upper[m] - lower[m]
-            upper[m] = second + twice * lower[m] - upper[m]
+            lower[m] = upper_coefficient + twice * upper[m] - lower[m]
+            upper[m] = lower_coefficient + twice * lower[m] - upper[m]
         k -= 2
     if len(c) > 1:
         for m in range(len(x)):
