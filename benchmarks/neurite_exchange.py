@@ -175,7 +175,7 @@ def main():
     parser.add_argument("--peers", type=Path, default=FOLDER)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", "The acquisition tells nearly nothing")
+    warnings.filterwarnings("ignore", "The acquisition hardly determines")
     peers = None if options.quick else options.peers
     signals, rows, notes = against_layers(), [], []
     for word, small, n, few in (("NEXI", _SHORT, 60, 10), ("SMEX", 9.0, 16, 5)):

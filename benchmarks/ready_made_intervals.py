@@ -128,7 +128,7 @@ def main():
     parser.add_argument("--seed", type=int, default=_SEED, help="of truths and noise")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", "The acquisition tells nearly nothing")
+    warnings.filterwarnings("ignore", "The acquisition hardly determines")
     n, rows, means = _N_QUICK if options.quick else _N_VOXELS, [], []
     for word, model, snrs in models():
         of_model = [row for snr in snrs for row in rows_of(word, model, snr, n, options.seed)]

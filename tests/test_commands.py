@@ -103,7 +103,7 @@ def test_help_does_not_wait_for_torch_or_the_kernels():
     assert done.stdout.count("--big_delta") >= 2 * (len(cli.COMMANDS) - 1)
 
 
-@pytest.mark.filterwarnings("ignore:The acquisition tells nearly nothing")
+@pytest.mark.filterwarnings("ignore:The acquisition hardly determines")
 @pytest.mark.parametrize(
     "program", [*MODELS, pytest.param("dipy_fit_cell_shapes", marks=pytest.mark.slow)]
 )
@@ -242,7 +242,7 @@ def test_maps_go_into_a_bids_derivative_with_units_and_meanings(scan, tmp_path):
         run("dipy_fit_ivim_varpro", scan, out_dir=str(tmp_path / "three"), **options)
 
 
-@pytest.mark.filterwarnings("ignore:The acquisition tells nearly nothing")
+@pytest.mark.filterwarnings("ignore:The acquisition hardly determines")
 def test_bids_derivatives_appear_when_all_are_complete_or_not_at_all(scan, tmp_path, monkeypatch):
     for name in INPUTS:
         (tmp_path / f"sub-01_{name}").symlink_to(scan / name)

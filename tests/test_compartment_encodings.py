@@ -44,7 +44,7 @@ def test_noddi_is_the_published_one_unless_it_is_told_otherwise():
     assert (other - plain).min() > -2e-6 and (other - plain).max() > 1e-3
 
 
-@pytest.mark.filterwarnings("ignore:The acquisition tells nearly nothing")
+@pytest.mark.filterwarnings("ignore:The acquisition hardly determines")
 @pytest.mark.parametrize("dispersion", ["watson", "bingham"])
 def test_averages_over_directions_of_published_noddi_are_those_of_single_directions(dispersion):
     vectors, weights = sphere()
@@ -147,7 +147,7 @@ def test_models_that_b_tensors_do_not_tell_refuse_them():
     kernel = CustomKernel(
         "mine", (), lambda encoding, square: 0 * encoding.b[:, None] * square + 1
     )
-    with pytest.raises(ValueError, match="mine of custom model is known for linear encoding"):
+    with pytest.raises(ValueError, match="mine of custom model is defined for linear encoding"):
         compose(mixed_table(), [Compartment(kernel, "a")])
     lopsided = mixed_table()
     lopsided.btens[20] = np.diag([900.0, 700.0, 400.0])

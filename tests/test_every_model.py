@@ -23,7 +23,7 @@ from dipy_spinverse.voxels.status import FITTED
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The grid is too coarse"),
-    pytest.mark.filterwarnings("ignore:The acquisition tells nearly nothing"),
+    pytest.mark.filterwarnings("ignore:The acquisition hardly determines"),
     pytest.mark.filterwarnings("ignore:.*have a signal-to-noise ratio outside"),
 ]
 

@@ -1,8 +1,7 @@
-"""Compartment models (NODDI, ActiveAx, ZCD, IVIM and own ones): definition, simulation, fits."""
+"""Compartment models (NODDI, ActiveAx, ZCD, IVIM, custom ones): definition, simulation, fits."""
 
 from __future__ import annotations
 
-from dipy_spinverse.compartments.compose import compose
 from dipy_spinverse.compartments.definition import (
     Compartment,
     Definition,
@@ -11,17 +10,17 @@ from dipy_spinverse.compartments.definition import (
     tortuosity,
 )
 from dipy_spinverse.compartments.fit import CompartmentFit
-from dipy_spinverse.compartments.model import CompartmentModel
-from dipy_spinverse.compartments.named import ActiveAxModel, IVIMModel, NODDIModel, ZCDModel
-from dipy_spinverse.compartments.ready_made import (
-    MTENODDIModel,
-    NEXIModel,
-    SANDIModel,
-    StandardModel,
-    VERDICTModel,
-)
+from dipy_spinverse.compartments.model import CompartmentModel, compose
+from dipy_spinverse.compartments.other_tissue import IVIMModel, NEXIModel, SANDIModel, VERDICTModel
 from dipy_spinverse.compartments.signals.exchange import TWO_SITES
 from dipy_spinverse.compartments.signals.kernels import GAMMA_CYLINDERS, CustomKernel
+from dipy_spinverse.compartments.white_matter import (
+    ActiveAxModel,
+    MTENODDIModel,
+    NODDIModel,
+    StandardModel,
+    ZCDModel,
+)
 
 __all__ = [
     "GAMMA_CYLINDERS",

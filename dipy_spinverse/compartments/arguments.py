@@ -1,4 +1,4 @@
-"""What a user hands to a compartment model, checked and in the form that it works with."""
+"""Arguments of compartment models, checked and converted: acquisitions, images, parameters."""
 
 from __future__ import annotations
 
@@ -30,51 +30,49 @@ from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.image import Image
 from dipy_spinverse.voxels.status import Status, only_noise
 
-# Pulses for models that do not depend on them, where a gradient table has none; s. They are short,
-# so that any echo time leaves room for them.
+# Pulses of untimed gradient tables, for models that do not depend on them; s. They are short, so
+# that any echo time leaves room for them.
 _BIG_DELTA, _SMALL_DELTA = 0.002, 0.001
-# Nothing that is modelled is as slow, and a value in mm^2/s is never larger.
+# No compartment of the models diffuses as slowly, and no value in mm^2/s is as large.
 _LEAST_UM2_PER_MS = 0.005
-# Of b: what a b-tensor may differ from an axially symmetric one.
-_ASYMMETRY = 0.02
+_ASYMMETRY = 0.02  # of b: deviation of a b-tensor from an axially symmetric one; by hand
 _LOGGER = logging.getLogger("dipy_spinverse")
 
 
 def acquisition_for(
     gtab, definition, te=None, mixing_time=None, isotropic=None
 ) -> BaseAcquisition:
-    """What a model needs of the measurements: pulses, or b-tensors where it is Gaussian."""
+    """The acquisition in the form that a model needs: pulses, or b-tensors if it is Gaussian."""
+    is_table = isinstance(gtab, GradientTable)
     options = {"mixing_time": mixing_time, "isotropic": isotropic}
-    if isinstance(gtab, GradientTable) and gtab.btens is not None and not _linear(gtab):
-        _only_gaussian(definition)
-        return _tensors_of(gtab, te, **options)
-    untimed = isinstance(gtab, GradientTable) and (
-        gtab.big_delta is None or gtab.small_delta is None
-    )
+    if is_table and gtab.btens is not None and not _is_linear(gtab):
+        _require_gaussian(definition)
+        return _tensor_acquisition(gtab, te, **options)
+    untimed = is_table and (gtab.big_delta is None or gtab.small_delta is None)
     if definition.timed or not untimed:
-        measured = as_acquisition(gtab, te, **options)
-        if isinstance(measured, Acquisition):
-            return measured
-        _only_gaussian(definition)
-        return TensorAcquisition.from_acquisition(measured)
-    stored = 0.0 if mixing_time is None else np.asarray(mixing_time)
+        acquisition = as_acquisition(gtab, te, **options)
+        if isinstance(acquisition, Acquisition):
+            return acquisition
+        _require_gaussian(definition)
+        return TensorAcquisition.from_acquisition(acquisition)
+    storage = 0.0 if mixing_time is None else np.asarray(mixing_time)
     return Acquisition.from_files(
-        gtab.bvals, gtab.bvecs, big_delta=_BIG_DELTA + stored, small_delta=_SMALL_DELTA, te=te,
-        mixing_time=mixing_time, isotropic=isotropic, b0_threshold=gtab.b0_threshold,
+        gtab.bvals, gtab.bvecs, big_delta=_BIG_DELTA + storage, small_delta=_SMALL_DELTA, te=te,
+        b0_threshold=gtab.b0_threshold, **options,
     )  # fmt: skip
 
 
-def _linear(gtab):
+def _is_linear(gtab):
     """Whether all b-tensors of a gradient table are along one direction."""
     largest, b = np.linalg.eigvalsh(gtab.btens)[:, -1], np.trace(gtab.btens, axis1=1, axis2=2)
     return bool(((largest > (1 - _ASYMMETRY) * b) | gtab.b0s_mask).all())
 
 
-def _only_gaussian(definition):
-    """Refuses models whose signals b-tensors do not tell."""
+def _require_gaussian(definition):
+    """Refuses models whose signals do not follow from b-tensors."""
     for c in definition.compartments:
         if c.timed or isinstance(c.kernel, CustomKernel):
-            reason = "has restricted diffusion" if c.timed else "is known for linear encoding"
+            reason = "has restricted diffusion" if c.timed else "is defined for linear encoding"
             raise ValueError(
                 f"gtab has b-tensors that are not linear, or free waveforms, but the "
                 f"{c.kernel_name} of {definition.name} {reason}: give pulsed gradients "
@@ -83,7 +81,7 @@ def _only_gaussian(definition):
             )
 
 
-def _tensors_of(gtab, te, mixing_time, isotropic):
+def _tensor_acquisition(gtab, te, mixing_time, isotropic):
     times = {"te": te, "mixing_time": mixing_time}
     times = {name: seconds_to_ms(name, t) for name, t in times.items() if t is not None}
     symmetric_tensors("gtab.btens", gtab.btens)
@@ -98,17 +96,17 @@ def _check_symmetric(acquisition):
     if isinstance(acquisition, Acquisition):
         return
     b, (shape, axes) = acquisition.b, b_anisotropy(acquisition.b_tensors)
-    along = np.einsum("mi,mj->mij", axes, axes)
+    projectors = np.einsum("mi,mj->mij", axes, axes)
     axial = b[:, None, None] * (
-        (1 - shape)[:, None, None] / 3 * np.eye(3) + shape[:, None, None] * along
+        (1 - shape)[:, None, None] / 3 * np.eye(3) + shape[:, None, None] * projectors
     )
-    asymmetry = np.abs(acquisition.b_tensors - axial).max(axis=(1, 2)) / np.maximum(b, 1e-12)
-    asymmetry[acquisition.b0_mask] = 0
-    if asymmetry.max() > _ASYMMETRY:
-        m = int(asymmetry.argmax())
+    deviation = np.abs(acquisition.b_tensors - axial).max(axis=(1, 2)) / np.maximum(b, 1e-12)
+    deviation[acquisition.b0_mask] = 0
+    if deviation.max() > _ASYMMETRY:
+        m = int(deviation.argmax())
         raise ValueError(
-            f"The b-tensor of measurement {m} has no symmetry axis (off by {asymmetry[m]:.2g} of b, "
-            f"{_ASYMMETRY} is allowed); compartment models take linear, planar, spherical and "
+            f"The b-tensor of measurement {m} has no symmetry axis (off by {deviation[m]:.2g} of "
+            f"b, {_ASYMMETRY} is allowed); compartment models take linear, planar, spherical and "
             "other axially symmetric ones. Leave it out."
         )
 
@@ -120,56 +118,56 @@ def check_acquisition(definition, acquisition) -> None:
     if n < definition.n_unknowns:
         raise ValueError(
             f"{name} has {definition.n_unknowns} unknowns with S0, the acquisition {n} "
-            "measurements; give more, or know some parameters."
+            "measurements; give more, or fix some parameters."
         )
     shells = np.unique(acquisition.b[~acquisition.b0_mask].round(1 if definition.axes else 3))
     if len(shells) < definition.min_shells:
         raise ValueError(
             f"{name} needs at least {definition.min_shells} different b > 0, the acquisition "
-            f"has {shells.round(2).tolist()} ms/um^2: its parameters cannot be told apart."
+            f"has {shells.round(2).tolist()} ms/um^2: its parameters are not identifiable."
         )
-    if len(acquisition.echo_times) > 1 and not acquisition.b0_per_te.any(axis=1).all():
-        te = acquisition.echo_times[~acquisition.b0_per_te.any(axis=1)]
+    without_b0 = ~acquisition.b0_per_te.any(axis=1)
+    if len(acquisition.echo_times) > 1 and without_b0.any():
         raise ValueError(
-            f"There is no b0 at the echo times {te.tolist()} ms; each echo time has its own S0 "
-            "and needs one. Leave these measurements out, or raise b0_threshold."
+            f"There is no b0 at the echo times {acquisition.echo_times[without_b0].tolist()} ms; "
+            "each echo time has its own S0 and needs one. Leave these measurements out, or raise "
+            "b0_threshold."
         )
     names = undetermined_parameters(definition, acquisition)
     if names:
         warnings.warn(
-            f"The acquisition tells nearly nothing, at an SNR of {SNR:g}, about "
-            f"{', '.join(names)} of {name}: the maps are arbitrary, their intervals wide. Know "
-            "these parameters, or measure otherwise. (Less noise, as averages have, can do, too.)",
+            f"The acquisition hardly determines, at an SNR of {SNR:g}, {', '.join(names)} of "
+            f"{name}: the maps are arbitrary, their intervals wide. Fix these parameters, or "
+            "change the acquisition (averages with less noise can suffice).",
             stacklevel=4,
         )
     for diameter, limit in resolution_limits(definition, acquisition).items():
         _LOGGER.info(
-            "Below about %.1f um all values of %s look alike to %s at an SNR of 30 in this "
-            "acquisition; intervals say so.", limit, diameter, name,
+            "Below about %.1f um, values of %s cannot be distinguished by %s at an SNR of 30 with "
+            "this acquisition; intervals include them.", limit, diameter, name,
         )  # fmt: skip
 
 
 def without_noise_alone(image: Image, acquisition: Acquired) -> Image:
-    """An image without the voxels that are noise alone, which its status says."""
+    """The image without voxels of pure noise, whose status becomes NO_SIGNAL."""
     voxels = image.voxels
     b0 = np.asarray(acquisition.b0_per_te).any(axis=0)
     empty = only_noise(voxels.signals, np.atleast_1d(b0), image.noise, image.freedom)
     if not empty.any():
         return image
-    there = np.asarray(image.status == Status.CONVERGED)
-    kept = np.zeros(there.shape, dtype=bool)
-    kept[there] = ~empty
-    rest = image.within(kept)
-    status = np.where(there & ~kept, Status.NO_SIGNAL, image.status)
-    return replace(rest, status=status)
+    fitted = np.asarray(image.status == Status.CONVERGED)
+    mask = np.zeros(fitted.shape, dtype=bool)
+    mask[fitted] = ~empty
+    status = np.where(fitted & ~mask, Status.NO_SIGNAL, image.status)
+    return replace(image.within(mask), status=status)
 
 
 def with_noise(image: Image) -> Image:
-    """An image with the noise that a fit begins with: as given, or as it tells itself."""
-    told = np.broadcast_to(image.freedom, len(image.voxels)) > 0
-    if image.voxels.sigma is not None or not told.any():
+    """The image with the noise that a fit begins with: as given, or as estimated without model."""
+    estimated = np.broadcast_to(image.freedom, len(image.voxels)) > 0
+    if image.voxels.sigma is not None or not estimated.any():
         return image
-    sigma = np.where(told, image.noise, np.median(image.noise[told]))
+    sigma = np.where(estimated, image.noise, np.median(image.noise[estimated]))
     return replace(image, voxels=replace(image.voxels, sigma=sigma))
 
 
@@ -197,7 +195,7 @@ def populations(peaks, shape) -> dict[str, np.ndarray]:
 
 
 def _check_units(definition, tensors):
-    """Refuses diffusivities in the unit of maps: signals of nothing that diffuses."""
+    """Refuses diffusivities in the unit of maps, which are a thousandth."""
     for name in (p.name for p in definition.parameters if p.unit == "mm^2/s"):
         low = tensors[name][(tensors[name] > 0) & (tensors[name] < _LEAST_UM2_PER_MS)]
         if low.numel():
@@ -217,7 +215,7 @@ def complete(definition, parameters):
     if unknown or missing or len(left_out) > 1:
         raise ValueError(
             f"{definition.name} takes {sorted(scalars | axes)} and the fractions "
-            f"{list(definition.pools)}, of which one may be left out; unknown here are "
+            f"{list(definition.pools)}, of which one may be left out; unknown are "
             f"{sorted(unknown)}, missing {[*missing, *left_out[1:]]}."
         )
     tensors = {k: torch.as_tensor(v, dtype=torch.float64) for k, v in parameters.items()}

@@ -13,14 +13,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dipy_spinverse.compartments.signals.kernels import KERNELS, BuiltInKernel, CustomKernel
+from dipy_spinverse.units import diffusivity_um2_per_ms
 
+Diffusivity = float | tuple[float, float] | str
 Values = Mapping[str, Tensor]
 Expression = str | float | Callable[[Values], Tensor]
 DISPERSIONS = (None, "watson", "bingham", "isotropic")
+_FREE_DIFFUSIVITY = (0.1e-3, 3.2e-3)  # mm^2/s, up to that of free water at 37 degrees
 UNITS = {"1": 1.0, "um": 1.0, "ms": 1.0, "mm^2/s": 1e-3}
 
 
@@ -281,7 +285,7 @@ def tortuosity(parallel: float | str, share: str) -> Callable[[Values], Tensor]:
 
 def complement(*names: str) -> Callable[[Values], Tensor]:
     """One minus the values named."""
-    return _Rest(names)
+    return _Complement(names)
 
 
 # Links that can be pickled, unlike functions inside of functions.
@@ -291,16 +295,35 @@ class _Tortuosity:
     share: str
 
     def __call__(self, values):
-        known = not isinstance(self.parallel, str)
-        return (1 - values[self.share]) * (self.parallel if known else values[self.parallel])
+        parallel = values[self.parallel] if isinstance(self.parallel, str) else self.parallel
+        return (1 - values[self.share]) * parallel
 
 
 @dataclass(frozen=True)
-class _Rest:
+class _Complement:
     names: tuple[str, ...]
 
     def __call__(self, values):
         return 1 - sum(values[name] for name in self.names)
+
+
+def split_diffusivities(
+    **diffusivities: Diffusivity,
+) -> tuple[dict[str, float], tuple[Parameter, ...]]:
+    """Fixed diffusivities in um^2/ms, and parameters of those that are fitted, from mm^2/s."""
+    fixed, fitted = {}, []
+    for name, value in diffusivities.items():
+        bounds: Any = _FREE_DIFFUSIVITY if isinstance(value, str) and value == "free" else value
+        if np.ndim(bounds) == 0:
+            fixed[name] = diffusivity_um2_per_ms(name, bounds)
+            continue
+        if len(bounds) != 2:
+            raise ValueError(
+                f'{name} is {value!r}; give a number, bounds (low, high), or "free", in mm^2/s.'
+            )
+        low, high = (diffusivity_um2_per_ms(name, bound) for bound in bounds)
+        fitted.append(Parameter(name, low, high, "mm^2/s"))
+    return fixed, tuple(fitted)
 
 
 def expression_value(expression: Expression, values: Values) -> Tensor:

@@ -56,7 +56,7 @@ def undetermined_parameters(definition: Definition, acquisition: BaseAcquisition
 
 
 def resolution_limits(definition: Definition, acquisition: BaseAcquisition) -> dict[str, float]:
-    """Of each diameter of cylinders, the value (um) below which all look alike at an SNR of 30.
+    """Diameters of cylinders (um) below which all have the same signals at an SNR of 30.
 
     Other scalars are in the middle of their range; the fractions may change to compensate.
     """

@@ -50,7 +50,7 @@ from dipy_spinverse.voxels.rician import log_likelihoods
 # Scaled parameters of the candidates: little dispersion, usual values otherwise. By hand; they
 # only set initial values.
 _NARROW, _USUAL = 0.05, 0.6
-_LARGEST_COSINE = np.cos(np.radians(20.0))  # between candidates; closer ones look alike
+_LARGEST_COSINE = np.cos(np.radians(20.0))  # between candidates; closer ones are hardly distinct
 # Precisions of normal priors: 12 is that of a uniform distribution on (0, 1), 3 that of a
 # component of a uniformly distributed axis.
 _UNIFORM_PRECISION, _ROTATION_PRECISION = 12.0, 3.0
