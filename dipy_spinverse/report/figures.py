@@ -199,7 +199,7 @@ def plot_walls(fit: SpinverseFit, voxel: tuple[int, ...] = (), n_slices: int = 4
     order = np.argsort(probability)  # the most probable are drawn last
     for axis, z in zip(axes[0], heights, strict=True):
         segments, is_cut = plane_intersection(grid.face_points[order], z)
-        lines = LineCollection(segments, cmap="viridis_r", linewidths=2)
+        lines = LineCollection(list(segments), cmap="viridis_r", linewidths=2)
         lines.set(array=probability[order][is_cut], clim=(0, 1), alpha=probability[order][is_cut])
         axis.add_collection(lines)
         axis.set(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from dipy.core.gradients import gradient_table
@@ -17,23 +17,12 @@ _B = 1.0  # ms/um^2, usual for a diffusion tensor
 _FILL = 0.48  # half axis over the distance of voxels: glyphs do not touch
 
 
-@dataclass(frozen=True, eq=False)
-class Glyphs:
-    """Closed surfaces, one per voxel.
+class Glyphs(NamedTuple):
+    """Closed surfaces, one per voxel."""
 
-    Attributes
-    ----------
-    vertices : ndarray (G, N, 3)
-        Relative to the centre of each voxel, in voxels.
-    triangles : ndarray (T, 3)
-        Of each glyph.
-    centres : ndarray (G, 3)
-        Index of each voxel.
-    """
-
-    vertices: np.ndarray
-    triangles: np.ndarray
-    centres: np.ndarray
+    vertices: np.ndarray  # (G, N, 3), in voxels, relative to the centre of each voxel
+    triangles: np.ndarray  # (T, 3), the same in each glyph
+    centres: np.ndarray  # (G, 3), index of each voxel
 
     def mesh(self) -> tuple[np.ndarray, np.ndarray]:
         """Vertices (G N, 3) and triangles (G T, 3) of all glyphs together."""

@@ -81,8 +81,9 @@ class FeatureEncoder:
         for shell, c in zip(self.shells, coefficients, strict=True):
             yield from _sums_by_order(c * at_axis[:, : c.shape[1]])
             if self.fanned and shell.order >= 2:
-                across = frames[:, 0, :2]
-                forms = np.einsum("vki,vij,vkj->vk", across, _as_tensor(c[:, 1:6]), across)
+                fan_plane = frames[:, 0, :2]
+                tensor = _as_tensor(c[:, 1:6])
+                forms = np.einsum("vki,vij,vkj->vk", fan_plane, tensor, fan_plane)
                 yield forms[:, :1] - forms[:, 1:]
 
     def _power(self, data, coefficients, frames):

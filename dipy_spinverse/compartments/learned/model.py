@@ -118,6 +118,11 @@ class LearnedModel(VoxelModel):
     True
     """
 
+    acquisition: BaseAcquisition
+    feature_scaling: Scaling
+    target_scaling: Scaling
+    learner: Learner
+
     def __init__(
         self,
         model: CompartmentModel,
@@ -186,8 +191,7 @@ class LearnedModel(VoxelModel):
 
         Parameters
         ----------
-        data : array-like (..., M)
-            Magnitudes.
+        %(data)s
         %(mask)s
         sigma : float or array-like (...), optional
             Standard deviation of the noise in each channel. By default it is estimated from

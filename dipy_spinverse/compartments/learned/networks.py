@@ -32,14 +32,14 @@ class DeepNetwork(Learner):
         targets,
         seed,
         *,
-        width: int = 128,
-        depth: int = 3,
-        n_components: int = 6,
-        optimizer: str = "AdamW",
-        learning_rate: float = 2e-3,
-        batch_size: int = 512,
-        max_epochs: int = 25,
-        patience: int = 6,
+        width=128,
+        depth=3,
+        n_components=6,
+        optimizer="AdamW",
+        learning_rate=2e-3,
+        batch_size=512,
+        max_epochs=25,
+        patience=6,
     ):
         """Train by minibatches, and keep the weights of the least validation loss.
 

@@ -57,7 +57,7 @@ def simulated_voxels(
     if len(acquisition.echo_times) > 1:
         delays = acquisition.te - acquisition.echo_times.min()
         signals = signals * np.exp(-delays / rng.uniform(*_T2, (n, 1)))
-    sigma = 1 / np.exp(rng.uniform(*np.log(snr), n))
+    sigma = 1 / np.exp(rng.uniform(np.log(snr[0]), np.log(snr[1]), n))
     signals = signals + sigma[:, None] * rng.standard_normal(signals.shape)
     if model.likelihood != "gaussian":
         signals = np.hypot(signals, sigma[:, None] * rng.standard_normal(signals.shape))
