@@ -294,9 +294,8 @@ class FieldChunk:
         tau = transmissibility(torch.as_tensor(fields))
         permeability = permeability_of(problem.grid, tau.numpy(), problem.diffusivity)
         walls = (fields < WALL_THRESHOLD).astype(float)
-        diffusivity = problem.diffusivity
-        if result.diffusivity is not None:
-            diffusivity = result.diffusivity[:, None]
+        estimated = result.diffusivity
+        diffusivity = problem.diffusivity if estimated is None else estimated[:, None]
         values = {
             "permeability": permeability[0],
             "permeability_fields": np.swapaxes(permeability[1:], 0, 1),
