@@ -373,5 +373,5 @@ def test_a_mesh_whose_reader_hangs_or_ends_the_program_is_refused(tmp_path, monk
     path.touch()
     monkeypatch.setattr(meshio, "read", reader)
     monkeypatch.setattr(mesh_files, "_LONGEST_S", 0.2)
-    with pytest.raises(ValueError, match=r"^path: .*mesh.msh is no mesh that can be read"):
+    with pytest.raises(ValueError, match=r"^path: .*mesh.msh cannot be read as a mesh"):
         read_grid(path)

@@ -32,7 +32,7 @@ def test_cylinders_that_overlap_are_refused():
 
 def test_open_surfaces_are_refused():
     points, triangles = sphere_surface(3.0, 1.0)
-    with pytest.raises(ValueError, match="no closed manifold"):
+    with pytest.raises(ValueError, match="not a closed manifold"):
         mesh_surfaces([(points, triangles[1:])], 1.0)
 
 

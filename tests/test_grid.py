@@ -188,7 +188,7 @@ FAR = np.vstack([TWO_POINTS[:4], TWO_POINTS[:4] + 9])
         (TWO_POINTS, TWO_TETRAHEDRA + 1, "vertices 1 to 5, but points_um has 5"),
         (TWO_POINTS, [[0, 1, 2, 3], [1, 2, 3, 3]], "1 are degenerate"),
         (TWO_POINTS * [1, 1, 0], TWO_TETRAHEDRA, "2 are degenerate"),
-        (TWO_POINTS, [[0, 1, 2, 3], [3, 2, 1, 0]], "given more than once"),
+        (TWO_POINTS, [[0, 1, 2, 3], [3, 2, 1, 0]], "are duplicates"),
         (OVERLAPPING, TWO_TETRAHEDRA, "same side of their common face"),
         (
             np.vstack([TWO_POINTS, [[2, 2, 2]]]),
@@ -232,5 +232,5 @@ def test_mesh_files_may_hold_other_cells_and_unused_points_and_be_in_mm(tmp_path
 def test_a_file_without_tetrahedra_says_what_it_has(tmp_path):
     path = tmp_path / "surface.vtu"
     meshio.write_points_cells(path, TWO_POINTS, [("triangle", [[0, 1, 2]])])
-    with pytest.raises(ValueError, match=r"surface.vtu holds no tetrahedra \(it has triangle\)"):
+    with pytest.raises(ValueError, match=r"surface.vtu has no tetrahedra \(it has triangle\)"):
         read_grid(path)

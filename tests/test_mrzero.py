@@ -230,7 +230,7 @@ def test_what_is_no_pulseq_file_is_named(tmp_path):
     path = tmp_path / "notes.seq"
     path.write_text("not a sequence")
     for each in (path, tmp_path / "nowhere.seq"):
-        with pytest.raises(ValueError, match=rf"path is .*{each.name}, no Pulseq file"):
+        with pytest.raises(ValueError, match=rf"path .*{each.name} cannot be read"):
             signals(MRzeroSimulator(), [PulseqFile(str(each), 2.0)])
 
 
@@ -249,7 +249,7 @@ def test_simulations_print_nothing(capfd):
 
 @needs_mrzero
 def test_pulses_that_take_time_are_refused():
-    with pytest.raises(ValueError, match="pulse_duration is 0.001 s, pulses of MRzero take no"):
+    with pytest.raises(ValueError, match="pulse_duration is 0.001 s, but pulses of MRzero"):
         signals(MRzeroSimulator(), [flash(None, pulse_duration=0.001)])
 
 

@@ -218,7 +218,7 @@ def test_bodies_too_small_for_the_grid_are_reported(caplog):
     assert "less than two tetrahedra wide" in caplog.text
     with pytest.raises(ValueError, match=r"body 0 \(radius 0.5 um\) covers no tetrahedron"):
         spheres(grid, [0, 0, 0], 0.5)
-    with pytest.raises(ValueError, match="outside of the grid"):
+    with pytest.raises(ValueError, match="outside the grid"):
         spheres(bcc_grid(4, 1.0, "absorbing"), [9, 9, 9], 1.0)
 
 
@@ -250,7 +250,7 @@ def test_impossible_bodies_are_refused(make, arguments, message):
     [
         ((0, 0, 0), r"axis is \(0, 0, 0\); give three numbers that are not all zero"),
         ((0, 1), "axis is"),
-        ((0.1, 0, 1), "do not meet themselves .* The nearest axis that does is"),
+        ((0.1, 0, 1), "do not close .* The nearest axis that does is"),
     ],
 )
 def test_impossible_axes_are_refused(axis, message):

@@ -483,7 +483,7 @@ def test_one_contrast_does_not_separate_three_tissues():
     truth = head(12)
     model = TissueFractionModel(SEQUENCES[:1], unknown=())
     clean = model.signals(named(truth))
-    with pytest.warns(UserWarning, match="do not separate .* take each other's place .* help"):
+    with pytest.warns(UserWarning, match="do not separate .* exchange with .* help"):
         fit = model.fit(clean, truth[..., 3] < 0.5, sigma=clean.max() / 50)
     assert (fit.status[truth[..., 3] < 0.5] == Status.TISSUES_NOT_SEPARATED).all()
     assert (fit.widest_std[truth[..., 3] < 0.5] > 0.29).all()

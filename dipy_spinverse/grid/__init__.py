@@ -1,4 +1,4 @@
-"""Tetrahedral grids: the fixed tetrahedra whose faces carry the permeabilities."""
+"""Tetrahedral grids, whose faces carry the permeabilities."""
 
 from dipy_spinverse.grid.bcc import bcc_grid
 from dipy_spinverse.grid.mesh_files import read_grid, read_regions

@@ -8,7 +8,7 @@ import numpy as np
 
 from dipy_spinverse.grid.tetrahedral_grid import BOUNDARIES, TetrahedralGrid, build_grid
 
-# Corners of the square between two body centres, in the plane across their axis.
+# Corners of the square between two body centres, in the plane normal to their axis.
 _SQUARE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
 
 
@@ -18,20 +18,20 @@ def bcc_grid(
     """Grid of congruent tetrahedra on a body-centred cubic lattice, centred on the origin.
 
     Each tetrahedron joins two neighbouring body centres with an edge of the square between
-    them. All are congruent disphenoids, whose circumcentre is their centroid: the line between
-    neighbouring centroids crosses their face at a right angle, which makes the two-point flux
-    of the finite volumes consistent [1]_.
+    them. All are congruent disphenoids, whose circumcentre is their centroid: lines between
+    neighbouring centroids are normal to their faces, so that the two-point flux of the finite
+    volumes is consistent [1]_.
 
     Parameters
     ----------
     cells : int or sequence of 3 ints, optional
-        Lattice cubes along x, y, z; at least 3 where the grid is periodic.
+        Lattice cubes along x, y, z; at least 3 if periodic.
     cell_size_um : float, optional
         Edge of a lattice cube, um.
     boundary : {"periodic", "absorbing", "reflecting"}, optional
-        A periodic grid has 12 tetrahedra per lattice cube; the others lack those that would
-        stick out. An absorbing grid stands for its whole box, however fine it is: spins are lost
-        at the sides of the box, and those of the tetrahedra left out at once.
+        A periodic grid has 12 tetrahedra per lattice cube; the others lack those that cross the
+        sides of the box. An absorbing grid represents the whole box at any resolution: spins are
+        lost at its sides, and those of the omitted tetrahedra immediately.
 
     Returns
     -------
@@ -56,10 +56,10 @@ def bcc_grid(
         raise ValueError(f"boundary is {boundary!r}; use one of {', '.join(BOUNDARIES)}.")
     periodic = boundary == "periodic"
     counts = np.broadcast_to(np.asarray(cells), (3,))
-    least = 3 if periodic else 2
-    if not np.issubdtype(counts.dtype, np.integer) or counts.min() < least:
+    smallest = 3 if periodic else 2
+    if not np.issubdtype(counts.dtype, np.integer) or counts.min() < smallest:
         raise ValueError(
-            f"cells is {cells!r}; a {boundary} grid takes an integer of at least {least} "
+            f"cells is {cells!r}; a {boundary} grid takes an integer of at least {smallest} "
             "lattice cubes, or three of them."
         )
     if not np.isfinite(cell_size_um) or cell_size_um <= 0:
@@ -93,6 +93,6 @@ def _tetrahedra_along(axis, counts, periodic):
     step[axis] = 1
     square = np.insert(_SQUARE, axis, 0, axis=1)
     corner = centres[:, None] + step + square
-    here = np.broadcast_to(centres[:, None], corner.shape)
-    quads = np.stack([here, here + 2 * step, corner, np.roll(corner, -1, axis=1)], axis=2)
+    centre = np.broadcast_to(centres[:, None], corner.shape)
+    quads = np.stack([centre, centre + 2 * step, corner, np.roll(corner, -1, axis=1)], axis=2)
     return quads.reshape(-1, 4, 3)

@@ -1,4 +1,4 @@
-"""Reading tetrahedral grids, and their regions, from mesh files."""
+"""Tetrahedral grids and their regions from mesh files."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import numpy as np
 
 from dipy_spinverse.grid.tetrahedral_grid import TetrahedralGrid
 
-# the first that a file has; meshio's names of what Gmsh and Medit write, and a plain one
+# In order of preference: meshio's names of the labels of Gmsh and Medit, and a plain one.
 _REGION_NAMES = ("gmsh:physical", "medit:ref", "region", "gmsh:geometrical")
-# In proportion to the file, and at least: readers of damaged text never come to an end.
+# Time limit of reading, as meshio does not terminate on some damaged files; 100 times the usual.
 _LONGEST_S, _S_PER_BYTE = 10.0, 1e-5
 
 
@@ -41,7 +41,7 @@ def read_grid(
     Raises
     ------
     ValueError
-        The file is damaged or of no known format, holds no tetrahedra, or they do not form a grid.
+        A damaged or unsupported file, no tetrahedra, or tetrahedra that do not form a grid.
 
     Examples
     --------
@@ -59,33 +59,37 @@ def read_grid(
     if len(tetrahedra) == 0:
         kinds = ", ".join(sorted({block.type for block in mesh.cells})) or "no cells"
         raise ValueError(
-            f"path: {path} holds no tetrahedra (it has {kinds}); mesh the volume with tetrahedra."
+            f"path: {path} has no tetrahedra (it has {kinds}); mesh the volume with tetrahedra."
         )
-    used, tetrahedra = np.unique(tetrahedra, return_inverse=True)
+    vertices, tetrahedra = np.unique(tetrahedra, return_inverse=True)
     stored = np.asarray(mesh.points)
-    whole = stored.ndim == 2 and stored.shape[1] == 3 and stored.dtype.kind in "iuf"
-    if not whole or used.dtype.kind not in "iu" or not 0 <= used[0] <= used[-1] < len(stored):
+    valid = stored.ndim == 2 and stored.shape[1] == 3 and stored.dtype.kind in "iuf"
+    if (
+        not valid
+        or vertices.dtype.kind not in "iu"
+        or not 0 <= vertices[0] <= vertices[-1] < len(stored)
+    ):
         raise ValueError(
             f"path: {path} has points of shape {stored.shape} and tetrahedra of points "
-            f"{used[0]} to {used[-1]}; it is damaged, mesh the volume again."
+            f"{vertices[0]} to {vertices[-1]}; it is damaged, mesh the volume again."
         )
-    points = stored[used].astype(float) * um_per_unit
+    points = stored[vertices].astype(float) * um_per_unit
     if not np.isfinite(points).all():
         raise ValueError(f"path: {path} has points that are not finite; mesh the volume again.")
     return TetrahedralGrid.from_tetrahedra(points, tetrahedra.reshape(-1, 4), boundary)
 
 
 def _read_mesh(path):
-    """What meshio reads; it ends damaged files in many ways, some not at all."""
+    """Mesh of meshio; any failure, or an endless read, becomes a ValueError."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"path: there is no file {path}.")
-    most = _LONGEST_S + _S_PER_BYTE * Path(path).stat().st_size
+    time_limit = _LONGEST_S + _S_PER_BYTE * Path(path).stat().st_size
     try:
         with (
             warnings.catch_warnings(),
             redirect_stdout(StringIO()),
             redirect_stderr(StringIO()),
-            _limited(most),
+            _limited(time_limit),
         ):
             warnings.simplefilter("ignore")
             mesh = meshio.read(path)
@@ -94,14 +98,14 @@ def _read_mesh(path):
     except (Exception, SystemExit) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(
-            f"path: {path} is no mesh that can be read ({reason}); give a complete file of VTU, "
+            f"path: {path} cannot be read as a mesh ({reason}); give a complete file of VTU, "
             "VTK, Gmsh or another format that meshio reads."
         ) from error
 
 
 @contextmanager
 def _limited(seconds):
-    """Stop what takes longer, where signals can: in the main thread, not on Windows."""
+    """Time limit by a signal, which needs the main thread and a POSIX system."""
     possible = hasattr(signal, "setitimer") and current_thread() is main_thread()
     if not possible or signal.getitimer(signal.ITIMER_REAL)[0] > 0:
         yield
@@ -120,13 +124,13 @@ def _limited(seconds):
 
 
 def read_regions(path: str | Path) -> np.ndarray:
-    """Region of each tetrahedron of a mesh file, as the grid that `read_grid` makes of it.
+    """Region of each tetrahedron of a mesh file, in the order of `read_grid`.
 
     Parameters
     ----------
     path : str or Path
-        A file whose tetrahedra carry one of ``gmsh:physical``, ``medit:ref``, ``region`` or
-        ``gmsh:geometrical``, in this order.
+        A file with cell data named ``gmsh:physical``, ``medit:ref``, ``region`` or
+        ``gmsh:geometrical``, in this order of preference.
 
     Returns
     -------
@@ -135,7 +139,7 @@ def read_regions(path: str | Path) -> np.ndarray:
     Raises
     ------
     ValueError
-        The tetrahedra carry none of these.
+        No such cell data.
 
     Examples
     --------
@@ -152,7 +156,9 @@ def read_regions(path: str | Path) -> np.ndarray:
         if "tetra" in data.get(name, {}):
             regions = np.asarray(data[name]["tetra"])
             if regions.ndim != 1 or not np.array_equal(regions, regions.astype(int)):
-                raise ValueError(f"path: {name!r} of {path} is no integer of each tetrahedron.")
+                raise ValueError(
+                    f"path: {name!r} of {path} is not an integer per tetrahedron; save labels."
+                )
             return regions.astype(int)
     raise ValueError(
         f"path: the tetrahedra of {path} carry {sorted(data) or 'no data'}; regions are read from "

@@ -11,12 +11,12 @@ from dipy_spinverse.grid.tetrahedral_grid import TetrahedralGrid
 def nearest(
     grid: TetrahedralGrid, targets_um: np.ndarray, points_um: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find for each point the nearest target, or the nearest periodic image of one.
+    """Nearest target of each point, including periodic images.
 
     Parameters
     ----------
     grid : TetrahedralGrid
-        The grid, whose period counts.
+        Its period is used.
     targets_um : ndarray (N, 3)
         At least one position, um.
     points_um : ndarray (K, 3)
@@ -39,7 +39,7 @@ def nearest(
     period = grid.period_um
     if period is None:
         return cKDTree(targets_um).query(points_um)
-    # The tree takes 0 <= x < period; rounding can give the period itself.
+    # The tree requires 0 <= x < period; rounding can give the period itself.
     wrapped = [np.mod(x, period) for x in (targets_um, points_um)]
     targets, points = (np.where(x < period, x, 0.0) for x in wrapped)
     return cKDTree(targets, boxsize=period).query(points)

@@ -23,19 +23,19 @@ def membranes_between(
     region : array-like (T,) of int
         Region of each tetrahedron.
     permeability : float or mapping {(int, int): float}
-        um/ms, of all membranes, or by the pair of regions that they part. Regions whose pair is
-        not named are not parted.
+        um/ms, of all membranes, or of those between each pair of regions. Pairs that are not
+        named have no membrane.
 
     Returns
     -------
     ndarray (F,)
-        Infinite where both tetrahedra are of one region.
+        Infinite within a region.
 
     Raises
     ------
     ValueError
-        Negative permeability, wrong shape, or a region that is not a manifold: parts of it touch
-        in a vertex or an edge only.
+        Negative permeability, wrong shape, or a region that is not a manifold: parts of it share
+        only a vertex or an edge.
 
     Examples
     --------
@@ -54,32 +54,30 @@ def membranes_between(
         )
     _check_manifold(grid, region)
     sides = region[grid.face_tetrahedra]
-    apart = sides[:, 0] != sides[:, 1]
+    interface = sides[:, 0] != sides[:, 1]
     values = np.full(grid.n_faces, np.inf)
     if not isinstance(permeability, Mapping):
-        values[apart] = permeability
+        values[interface] = permeability
     else:
         for (a, b), value in permeability.items():
-            values[((sides == (a, b)) | (sides == (b, a))).all(axis=1) & apart] = value
+            values[((sides == (a, b)) | (sides == (b, a))).all(axis=1) & interface] = value
     if not (values >= 0).all():
         raise ValueError(f"permeability is {permeability}; give values of at least 0 in um/ms.")
     return values
 
 
 def _check_manifold(grid, region):
-    """Refuse regions whose tetrahedra around a vertex are not joined by faces of the region."""
+    """Refuse regions whose tetrahedra around a vertex are not connected through faces."""
     n = grid.tetrahedra.size
     inside = region[grid.face_tetrahedra[:, 0]] == region[grid.face_tetrahedra[:, 1]]
-    first, second = faces_as_corners(grid)
-    pairs = first[inside].ravel(), second[inside].ravel()
+    pairs = tuple(corners[inside].ravel() for corners in faces_as_corners(grid))
     graph = coo_matrix((np.ones(len(pairs[0])), pairs), (n, n))
-    part = connected_components(graph, directed=False)[1]
-    place = np.column_stack([grid.tetrahedra.ravel(), np.repeat(region, 4)])
-    parts, first = np.unique(np.column_stack([place, part]), axis=0, return_index=True)
-    _, index, counts = np.unique(parts[:, :2], axis=0, return_index=True, return_counts=True)
+    component = connected_components(graph, directed=False)[1]
+    vertex_region = np.column_stack([grid.tetrahedra.ravel(), np.repeat(region, 4)])
+    fans = np.unique(np.column_stack([vertex_region, component]), axis=0)
+    vertices, counts = np.unique(fans[:, :2], axis=0, return_counts=True)
     if counts.max() > 1:
-        worst = counts.argmax()
-        vertex, label = place[first[index[worst]]]
+        vertex, label = vertices[counts.argmax()]
         raise ValueError(
             f"region: {(counts > 1).sum()} vertices join parts of one region that share no face "
             f"there (first: region {label} at {grid.points_um[vertex].round(3).tolist()} um), so "
@@ -88,7 +86,7 @@ def _check_manifold(grid, region):
 
 
 def faces_as_corners(grid: TetrahedralGrid) -> list[np.ndarray]:
-    """Corner 4 t + (place in tetrahedron t) at each face's vertices: first, second side (F, 3)."""
+    """Corners 4 t + (0 ... 3) of tetrahedron t at the vertices (F, 3) of faces, on both sides."""
     return [
         4 * t[:, None] + (grid.tetrahedra[t][:, None, :] == grid.faces[:, :, None]).argmax(axis=2)
         for t in grid.face_tetrahedra.T

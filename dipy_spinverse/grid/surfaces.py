@@ -23,18 +23,18 @@ def mesh_surfaces(
     Parameters
     ----------
     surfaces : sequence of (vertices, triangles)
-        Vertices (P, 3), um, and indices (n, 3); closed, oriented either way, not touching.
-        One of them contains all others.
+        Vertices (P, 3), um, and indices (n, 3); closed, of either orientation, not touching.
+        One surface contains all others.
     edge_um : float
-        Largest length of edges inside, um. Near surfaces edges are as those of the triangles.
+        Largest edge length, um; near surfaces edges are as long as those of the triangles.
     boundary : {"reflecting", "absorbing"}, optional
-        Of the outermost surface.
+        At the outermost surface.
 
     Returns
     -------
     grid : TetrahedralGrid
     region : ndarray (T,)
-        k + 1 inside surface k, and not inside a surface that it contains.
+        k + 1 inside surface k, but outside the surfaces that it contains.
 
     Raises
     ------
@@ -55,8 +55,8 @@ def mesh_surfaces(
     meshes = [_checked_surface(k, *surface) for k, surface in enumerate(surfaces)]
     parents = _parents(meshes)
     points, tetrahedra, region = _gmsh(meshes, parents, edge_um)
-    used, tetrahedra = np.unique(tetrahedra, return_inverse=True)
-    grid = TetrahedralGrid.from_tetrahedra(points[used], tetrahedra.reshape(-1, 4), boundary)
+    vertices, tetrahedra = np.unique(tetrahedra, return_inverse=True)
+    grid = TetrahedralGrid.from_tetrahedra(points[vertices], tetrahedra.reshape(-1, 4), boundary)
     return grid, region
 
 
@@ -71,9 +71,9 @@ def _checked_surface(k, vertices, triangles):
     unique, counts = np.unique(edges, axis=0, return_counts=True)
     if (counts != 2).any():
         raise ValueError(
-            f"surfaces[{k}] is no closed manifold: {(counts != 2).sum()} edges do not belong to "
-            f"two triangles (first: vertices {unique[(counts != 2).argmax()].tolist()}). Close "
-            "holes and remove double triangles."
+            f"surfaces[{k}] is not a closed manifold: {(counts != 2).sum()} edges do not belong "
+            f"to two triangles (first: vertices {unique[(counts != 2).argmax()].tolist()}). Close "
+            "holes and remove duplicate triangles."
         )
     return vertices, triangles
 
@@ -94,24 +94,25 @@ def _parents(meshes):
 
 
 def _contains(mesh, point):
-    """Whether a ray from a point passes a surface an odd number of times."""
+    """Whether a ray from a point crosses a surface an odd number of times."""
+    # Of no special direction, so that it meets no edge of an axis-aligned mesh.
     ray = np.array([0.36, 0.48, 0.8]) + np.array([1e-3, -2e-3, 3e-3]) * np.sqrt([2, 3, 5])
     a, b, c = np.moveaxis(mesh[0][mesh[1]] - point, 1, 0)
     sides = [np.einsum("nk,nk->n", np.cross(x, y), ray[None]) for x, y in ((a, b), (b, c), (c, a))]
-    through = (np.sign(sides) == np.sign(sides[0])).all(axis=0)
+    crossed = (np.sign(sides) == np.sign(sides[0])).all(axis=0)
     normal = np.cross(b - a, c - a)
     ahead = np.einsum("nk,nk->n", normal, a) * (normal @ ray) > 0
-    return (through & ahead).sum() % 2 == 1
+    return (crossed & ahead).sum() % 2 == 1
 
 
 def _gmsh(meshes, parents, edge_um):
-    """Points (P, 3), tetrahedra (T, 4) and regions (T,) that Gmsh makes."""
+    """Points (P, 3), tetrahedra (T, 4) and regions (T,) of a mesh by Gmsh."""
     try:
         import gmsh
     except (ImportError, OSError) as error:
         raise ValueError(
             f"mesh_surfaces needs Gmsh, which cannot be loaded ({error}); `pip install gmsh`, or "
-            "mesh elsewhere and use read_grid."
+            "mesh with another program and use read_grid."
         ) from error
     started = not gmsh.isInitialized()
     if started:
@@ -135,9 +136,9 @@ def _gmsh(meshes, parents, edge_um):
         gmsh.model.geo.synchronize()
         gmsh.model.mesh.generate(3)
         tags, coordinates, _ = gmsh.model.mesh.getNodes()
-        place = np.zeros(int(tags.max()) + 1, int)
-        place[tags.astype(int)] = np.arange(len(tags))
-        parts = [gmsh.model.mesh.getElementsByType(4, k + 1)[1] for k in range(len(meshes))]
+        index = np.zeros(int(tags.max()) + 1, int)
+        index[tags.astype(int)] = np.arange(len(tags))
+        volumes = [gmsh.model.mesh.getElementsByType(4, k + 1)[1] for k in range(len(meshes))]
     except Exception as error:  # Gmsh raises plain exceptions
         raise ValueError(
             f"surfaces: Gmsh could not mesh them ({error}); they may intersect or touch."
@@ -146,6 +147,6 @@ def _gmsh(meshes, parents, edge_um):
         gmsh.model.remove()
         if started:
             gmsh.finalize()
-    region = np.repeat(np.arange(len(parts)) + 1, [len(part) // 4 for part in parts])
-    tetrahedra = place[np.concatenate(parts).astype(int)].reshape(-1, 4)
+    region = np.repeat(np.arange(len(volumes)) + 1, [len(volume) // 4 for volume in volumes])
+    tetrahedra = index[np.concatenate(volumes).astype(int)].reshape(-1, 4)
     return coordinates.reshape(-1, 3), tetrahedra, region

@@ -17,10 +17,10 @@ _OPPOSITE_FACE = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
 
 @dataclass(frozen=True, eq=False)
 class TetrahedralGrid:
-    """Fixed tetrahedra and the faces between neighbours, which carry the permeabilities.
+    """Tetrahedra and the faces between neighbours, which carry the permeabilities.
 
-    Build one with :func:`bcc_grid`, :func:`read_grid` or
-    :meth:`TetrahedralGrid.from_tetrahedra`; the constructor itself checks nothing.
+    Made by :func:`bcc_grid`, :func:`read_grid` or :meth:`TetrahedralGrid.from_tetrahedra`; the
+    constructor checks nothing.
 
     Attributes
     ----------
@@ -29,12 +29,12 @@ class TetrahedralGrid:
     tetrahedra : ndarray (T, 4)
         Vertex indices.
     boundary : {"periodic", "absorbing", "reflecting"}
-        What happens at the outside of the grid.
+        Boundary condition.
     period_um : ndarray (3,) or None
         Size of the periodic box, um.
     box_um : ndarray (3,) or None
-        Size of the box that an absorbing lattice stands for, um. Spins are lost at its sides,
-        where the tetrahedra that would stick out have their centroids.
+        Size of the box that an absorbing lattice represents, um. Spins are lost at its sides,
+        which contain the centroids of the omitted tetrahedra.
     tetrahedron_points : ndarray (T, 4, 3)
         Vertex positions of each tetrahedron, um, not wrapped at periodic boundaries.
     volumes : ndarray (T,)
@@ -42,13 +42,13 @@ class TetrahedralGrid:
     centroids : ndarray (T, 3)
         um, not wrapped.
     faces : ndarray (F, 3)
-        Sorted vertex triples of the faces between two tetrahedra, periodic neighbours included
-        (once per pair). The unknowns of an inversion.
+        Sorted vertex triples of the faces between two tetrahedra, including periodic neighbours
+        (once per pair).
     face_tetrahedra : ndarray (F, 2)
         The two tetrahedra of each face.
     face_points : ndarray (F, 3, 3)
-        Vertex positions of each face, um, next to its first tetrahedron. Use this and not
-        ``points_um[faces]`` where the grid is periodic.
+        Vertex positions of each face, um, at its first tetrahedron; differs from
+        ``points_um[faces]`` at periodic boundaries.
     face_areas : ndarray (F,)
         um^2.
     face_normals : ndarray (F, 3)
@@ -58,7 +58,7 @@ class TetrahedralGrid:
     displacements : ndarray (F, 3)
         From the first to the second centroid through the face, um.
     outer_faces, outer_tetrahedra, outer_areas, outer_distances : ndarray (B, 3), (B,), (B,), (B,)
-        The faces on the outside of the grid; empty where it is periodic.
+        The faces on the boundary of the grid; none if it is periodic.
     edges : ndarray (E, 2)
         Sorted vertex pairs of all edges of `faces`.
     edge_faces : csr_matrix (E, F)
@@ -122,21 +122,20 @@ class TetrahedralGrid:
 
     @property
     def box_volume_um3(self) -> float:
-        """Volume inside of where spins are lost or turn back, um^3."""
+        """Volume within the absorbing or reflecting boundary, um^3."""
         return self.volume_um3 if self.box_um is None else float(self.box_um.prod())
 
     @property
     def absorption_distances_um(self) -> np.ndarray:
-        """Distance (B,), um, from outer tetrahedra to where spins of an absorbing grid are lost.
+        """Normal distance (B,), um, from centroids of outer tetrahedra to the absorbing boundary.
 
-        At right angles to the outer face: to the face itself or, on a lattice, to the side of the
-        box beyond it.
+        This is the outer face or, on a lattice, the side of the box beyond it.
         """
         return self.outer_distances * (1 if self.box_um is None else 2)
 
     @property
     def face_centroids(self) -> np.ndarray:
-        """Face centroids (F, 3), um, next to the first tetrahedron."""
+        """Face centroids (F, 3), um, at the first tetrahedron."""
         return self.face_points.mean(axis=1)
 
     def minimum_image(self, vectors: np.ndarray) -> np.ndarray:
@@ -156,9 +155,9 @@ class TetrahedralGrid:
         points_um : array-like (P, 3)
             Vertex positions, um.
         tetrahedra : array-like (T, 4)
-            Vertex indices, in any order: mesh files do not agree on an orientation.
+            Vertex indices, of either orientation.
         boundary : {"absorbing", "reflecting"}, optional
-            Spins that reach the outside are lost, or turn back.
+            Spins that reach the boundary are lost, or reflected.
 
         Returns
         -------
@@ -225,10 +224,10 @@ def build_grid(
             f"tetrahedra: the face with vertices {bad.tolist()} belongs to {counts.max()} "
             "tetrahedra; at most two may share a face. Remove overlapping tetrahedra."
         )
-    # Sides sorted by face: the one or two tetrahedra of each face, lower index first.
+    # Sides sorted by face: one or two tetrahedra per face, lower index first.
     sides = np.argsort(inverse, kind="stable")
-    first = np.cumsum(counts) - counts
-    interior, outer = first[counts == 2], first[counts == 1]
+    start = np.cumsum(counts) - counts
+    interior, outer = start[counts == 2], start[counts == 1]
     side0, side1, side_out = sides[interior], sides[interior + 1], sides[outer]
 
     face_points = _side_points(tetrahedron_points, side0)
@@ -321,17 +320,17 @@ def _check_tetrahedra(tetrahedra, tetrahedron_points, volumes):
     unique, counts = np.unique(np.sort(tetrahedra, axis=1), axis=0, return_counts=True)
     if counts.max() > 1:
         raise ValueError(
-            f"tetrahedra: {(counts > 1).sum()} are given more than once, first has vertices "
+            f"tetrahedra: {(counts > 1).sum()} are duplicates, the first with vertices "
             f"{unique[counts.argmax()].tolist()}. Remove the duplicates."
         )
 
 
 def _check_connected(pairs, n_tetrahedra):
     links = coo_matrix((np.ones(len(pairs)), pairs.T), (n_tetrahedra, n_tetrahedra))
-    n_parts, part = connected_components(links, directed=False)
-    if n_parts > 1:
-        sizes = np.sort(np.bincount(part))[::-1]
+    n_components, component = connected_components(links, directed=False)
+    if n_components > 1:
+        sizes = np.sort(np.bincount(component))[::-1]
         raise ValueError(
-            f"tetrahedra form {n_parts} parts that share no face (of {sizes[:5].tolist()} "
+            f"tetrahedra form {n_components} parts that share no face (of {sizes[:5].tolist()} "
             "tetrahedra, largest first). Keep one part, or merge vertices that coincide."
         )

@@ -1,4 +1,4 @@
-"""Synthetic substrates: the face permeabilities of a grid that holds known membranes."""
+"""Synthetic substrates: face permeabilities of a grid with known membranes."""
 
 from dipy_spinverse.substrates.membranes import (
     bent_tube,

@@ -1,4 +1,4 @@
-"""Bodies around points, lines and circles, their checks and images on a periodic grid."""
+"""Bodies around points, lines and circles, and their periodic images."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.grid.nearest import nearest
 
-_MOST_WINDINGS = 4  # of a cylinder around the periodic box before it closes
-# of points that stand for a bent line, in radii of the tube: its volume is right to 2e-4
+_MOST_WINDINGS = 4  # of a cylinder around the periodic box before it closes; by hand
+# Of points on a bent line, in radii of the tube: the volume is exact to 2e-4.
 _POINT_SPACING = 0.05
 
 
@@ -20,8 +20,8 @@ _POINT_SPACING = 0.05
 class SweptSphere:
     """All points closer than `radius` to a skeleton (a point, a line, a circle).
 
-    `offset` maps points (K, 3) to their vectors (K, 3) from the nearest point of the skeleton,
-    which is also the direction of the membrane's normal.
+    `offset` maps points (K, 3) to vectors (K, 3) from the nearest point of the skeleton, which
+    are normal to the membrane.
     """
 
     offset: Callable[[np.ndarray], np.ndarray]
@@ -31,11 +31,11 @@ class SweptSphere:
 def vectors(name: str, value: ArrayLike, single: bool = False) -> np.ndarray:
     """Check positions and return them with shape (N, 3)."""
     array = np.asarray(value, dtype=float)
-    wanted = "(3,)" if single else "(N, 3)"
+    expected = "(3,)" if single else "(N, 3)"
     fits = array.shape == (3,) or (not single and array.ndim == 2 and array.shape[1] == 3)
     if not fits or array.size == 0 or not np.isfinite(array).all():
         raise ValueError(
-            f"{name} has shape {array.shape}; give finite positions of shape {wanted}, um."
+            f"{name} has shape {array.shape}; give finite positions of shape {expected}, um."
         )
     return array.reshape(-1, 3)
 
@@ -71,7 +71,7 @@ def unit_axis(axis: ArrayLike) -> np.ndarray:
 
 
 def closing_direction(direction: np.ndarray, period: np.ndarray) -> np.ndarray:
-    """The direction itself, freed of rounding, if lines along it close on the periodic box."""
+    """The direction without rounding errors, if lines along it close on the periodic box."""
     windings = _winding_numbers()
     # Shortest first, for the error message.
     windings = windings[np.argsort(np.abs(windings).sum(axis=1), kind="stable")][1:]
@@ -80,58 +80,58 @@ def closing_direction(direction: np.ndarray, period: np.ndarray) -> np.ndarray:
     deviation = np.linalg.norm(steps - direction, axis=1).round(9)
     closest = deviation.argmin()
     if deviation[closest] > 1e-6:
-        given, suggested = (
+        requested, suggested = (
             ", ".join(f"{x:.4g}" for x in v) for v in (direction, windings[closest] * period)
         )
         raise ValueError(
-            f"axis is ({given}): the cylinders do not meet themselves on the periodic box of "
-            f"{period} um. The nearest axis that does is ({suggested}); or use an absorbing or "
+            f"axis is ({requested}): the cylinders do not close on the periodic box of {period} "
+            f"um. The nearest axis that does is ({suggested}); or use an absorbing or "
             "reflecting grid."
         )
     return steps[closest]
 
 
 def line_images(direction: np.ndarray, period: np.ndarray | None) -> tuple[np.ndarray, float]:
-    """Shifts (I, 3) across a line to its periodic images, and the distance of the nearest.
+    """Transverse shifts (I, 3) of a line to its periodic images, and the nearest distance.
 
     All images that can be nearest to a point within half a period of the line's centre.
     """
     if period is None:
         return np.zeros((1, 3)), np.inf
     shifts = _winding_numbers() * period
-    across = shifts - (shifts @ direction)[:, None] * direction
-    lengths = np.linalg.norm(across, axis=1)
-    across = across[lengths <= np.linalg.norm(period) * (1 + 1e-9)]
-    in_periods = np.round(across / period.max(), 6)
+    transverse = shifts - (shifts @ direction)[:, None] * direction
+    lengths = np.linalg.norm(transverse, axis=1)
+    transverse = transverse[lengths <= np.linalg.norm(period) * (1 + 1e-9)]
+    in_periods = np.round(transverse / period.max(), 6)
     _, distinct = np.unique(in_periods + 0.0, axis=0, return_index=True)
-    across = across[distinct]
-    lengths = np.linalg.norm(across, axis=1)
-    return across, lengths[lengths > 1e-6 * period.max()].min()
+    transverse = transverse[distinct]
+    lengths = np.linalg.norm(transverse, axis=1)
+    return transverse, lengths[lengths > 1e-6 * period.max()].min()
 
 
 def _winding_numbers():
-    """All triples (n, 3) of how often a line winds around each side of the box, 0 included."""
+    """Triples (n, 3) of the number of windings of a line around each side of the box."""
     return np.indices(3 * [2 * _MOST_WINDINGS + 1]).reshape(3, -1).T - _MOST_WINDINGS
 
 
 def offset_from_lines(points: np.ndarray, direction: np.ndarray, images: np.ndarray) -> np.ndarray:
     """Vectors (K, 3) from the nearest of parallel lines through the given positions."""
-    across = points - (points @ direction)[:, None] * direction
+    transverse = points - (points @ direction)[:, None] * direction
     closest = np.zeros(len(points), dtype=int)
     shortest = np.full(len(points), np.inf)
     for index, image in enumerate(images):
-        # |x - i|^2 without |x|^2, which is the same for all lines.
-        length = image @ image - 2 * (across @ image)
+        # |x - i|^2 - |x|^2: the second term is common to all lines.
+        length = image @ image - 2 * (transverse @ image)
         closer = length < shortest
         closest[closer] = index
         shortest[closer] = length[closer]
-    return across - images[closest]
+    return transverse - images[closest]
 
 
 def offset_from_points(
     grid: TetrahedralGrid, skeleton: np.ndarray
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Function that gives the vectors (K, 3) from the nearest point of a skeleton (N, 3)."""
+    """Function from points to vectors (K, 3) from the nearest point of a skeleton (N, 3)."""
 
     def offset(points):
         _, index = nearest(grid, skeleton, points)
@@ -143,19 +143,19 @@ def offset_from_points(
 def dense_line(line: np.ndarray, radius: float) -> np.ndarray:
     """Points along straight segments, dense enough for a tube of this radius."""
     pieces = []
-    for start, end in zip(line, line[1:], strict=False):
-        count = int(np.ceil(np.linalg.norm(end - start) / (_POINT_SPACING * radius))) + 1
-        pieces.append(np.linspace(start, end, count))
+    for start, stop in zip(line, line[1:], strict=False):
+        count = int(np.ceil(np.linalg.norm(stop - start) / (_POINT_SPACING * radius))) + 1
+        pieces.append(np.linspace(start, stop, count))
     return np.concatenate(pieces)
 
 
 def circle(center: np.ndarray, radius: float, axis: np.ndarray, tube_radius: float) -> np.ndarray:
     """Points along a circle, dense enough for a tube of this radius."""
-    across = np.cross(axis, np.eye(3)[np.abs(axis).argmin()])
-    across /= np.linalg.norm(across)
+    radial = np.cross(axis, np.eye(3)[np.abs(axis).argmin()])
+    radial /= np.linalg.norm(radial)
     count = int(np.ceil(2 * np.pi * radius / (_POINT_SPACING * tube_radius)))
     angle = 2 * np.pi * np.arange(count)[:, None] / count
-    return center + radius * (np.cos(angle) * across + np.sin(angle) * np.cross(axis, across))
+    return center + radius * (np.cos(angle) * radial + np.sin(angle) * np.cross(axis, radial))
 
 
 def check_disjoint(bodies: list[SweptSphere], centers: np.ndarray) -> None:
@@ -164,10 +164,10 @@ def check_disjoint(bodies: list[SweptSphere], centers: np.ndarray) -> None:
     for index, body in enumerate(bodies[:-1]):
         distances = np.linalg.norm(body.offset(centers[index + 1 :]), axis=1)
         overlap = body.radius + radii[index + 1 :] - distances
-        worst = overlap.argmax()
-        if overlap[worst] > 1e-9 * body.radius:
+        closest = overlap.argmax()
+        if overlap[closest] > 1e-9 * body.radius:
             raise ValueError(
-                f"centers_um: bodies {index} and {index + 1 + worst} overlap by "
-                f"{overlap[worst]:.3g} um (periodic images included). Move them apart or shrink "
+                f"centers_um: bodies {index} and {index + 1 + closest} overlap by "
+                f"{overlap[closest]:.3g} um (periodic images included). Move them apart or shrink "
                 "them; for a union of bodies use from_inside."
             )

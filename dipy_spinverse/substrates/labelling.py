@@ -1,4 +1,4 @@
-"""Which tetrahedra of a grid stand for a body, so that its volume is right."""
+"""Assignment of tetrahedra to bodies that preserves their volumes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dipy_spinverse.substrates.bodies import SweptSphere
 
 logger = logging.getLogger("dipy_spinverse")
 
-_SAMPLES = 256  # points in each tetrahedron that a surface may cut
+_SAMPLES = 256  # quasi-random points per cut tetrahedron: volume fractions to about 1/256
 _CHUNK = 2_000  # tetrahedra sampled at once
-# of the shares against the area: 2 rounds bodies into facets of the lattice, 8 leaves a third
-# more roughness
+# Weight of volume fractions against the area: 2 rounds bodies into facets of the lattice, 8 leaves
+# a third more roughness.
 _FIDELITY = 4.0
-_STRONGEST_PRESSURE = 1.5  # of either sign; takes nothing or all of the rim
+_STRONGEST_PRESSURE = 1.5  # of either sign: beyond 1/2 plus surface terms, none or all of the rim
 _BISECTIONS = 14  # of the pressure, to 2e-4
 _UNITS_PER_FACE = 1000  # capacities of the minimum cut are integers
 
@@ -27,8 +27,8 @@ _UNITS_PER_FACE = 1000  # capacities of the minimum cut are integers
 def _sample_weights():
     """Barycentric coordinates (S, 4) that fill a tetrahedron evenly.
 
-    An additive recurrence with the powers of the root of x^4 = x + 1, folded into the simplex. A
-    regular lattice of samples would resonate with planes of the grid: volumes off by 2 %.
+    An additive recurrence with powers of the root of x^4 = x + 1, mapped to the simplex. Regular
+    samples alias with planes of the grid: volumes are off by 2 %.
     """
     root = 1.2207440846057596
     cube = (0.5 + np.arange(1, _SAMPLES + 1)[:, None] * root ** -np.arange(1.0, 4.0)) % 1
@@ -37,25 +37,25 @@ def _sample_weights():
 
 
 def volume_fractions(grid: TetrahedralGrid, body: SweptSphere) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the tetrahedra that a body touches, and the share of their volume inside."""
+    """Indices of the tetrahedra that a body intersects, and their volume fractions inside."""
     depth = body.radius - np.linalg.norm(body.offset(grid.centroids), axis=1)
     reach = np.linalg.norm(grid.tetrahedron_points - grid.centroids[:, None], axis=2).max(axis=1)
     share = (depth > 0).astype(float)
     weights = _sample_weights()
     crossed = np.flatnonzero(np.abs(depth) < reach)
     for start in range(0, len(crossed), _CHUNK):
-        part = crossed[start : start + _CHUNK]
-        points = (weights @ grid.tetrahedron_points[part]).reshape(-1, 3)
-        within = np.linalg.norm(body.offset(points), axis=1) < body.radius
-        share[part] = within.reshape(len(part), -1).mean(axis=1)
+        chunk = crossed[start : start + _CHUNK]
+        points = (weights @ grid.tetrahedron_points[chunk]).reshape(-1, 3)
+        inside = np.linalg.norm(body.offset(points), axis=1) < body.radius
+        share[chunk] = inside.reshape(len(chunk), -1).mean(axis=1)
     touched = np.flatnonzero(share)
     return touched, share[touched]
 
 
 def label_regions(grid: TetrahedralGrid, inside: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Labels (T,) of the tetrahedra of regions that a function of points (K, 3) gives."""
+    """Labels (T,) of tetrahedra, of regions defined by a function of points (K, 3)."""
     weights = _sample_weights()
-    found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+    fractions: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
     for start in range(0, grid.n_tetrahedra, _CHUNK):
         points = (weights @ grid.tetrahedron_points[start : start + _CHUNK]).reshape(-1, 3)
         labels = np.asarray(inside(points))
@@ -68,9 +68,9 @@ def label_regions(grid: TetrahedralGrid, inside: Callable[[np.ndarray], np.ndarr
         for name in np.setdiff1d(labels, [0]):
             share = (labels == name).mean(axis=1)
             touched = np.flatnonzero(share)
-            found.setdefault(int(name), []).append((touched + start, share[touched]))
-    names = sorted(found)
-    columns = [zip(*found[name], strict=True) for name in names]
+            fractions.setdefault(int(name), []).append((touched + start, share[touched]))
+    names = sorted(fractions)
+    columns = [zip(*fractions[name], strict=True) for name in names]
     shares = [(np.concatenate(touched), np.concatenate(share)) for touched, share in columns]
     return np.array([0, *names])[label_tetrahedra(grid, shares)]
 
@@ -78,17 +78,17 @@ def label_regions(grid: TetrahedralGrid, inside: Callable[[np.ndarray], np.ndarr
 def label_tetrahedra(
     grid: TetrahedralGrid, shares: list[tuple[np.ndarray, np.ndarray]]
 ) -> np.ndarray:
-    """Label tetrahedra (T,) so that each body has its volume, and a surface without roughness.
+    """Label tetrahedra (T,) so that each body has its volume and a smooth surface.
 
-    `shares` holds what :func:`volume_fractions` returns for each body; the first gets label 1. A
-    tetrahedron can only go to the body that has the largest share of it. Among these the set is
+    `shares` are the results of :func:`volume_fractions` of the bodies, labelled from 1. Candidates
+    of a body are the tetrahedra in which its fraction is the largest. Among these the set is
     chosen that minimises
 
         sum of the areas of its faces + 4 sum of V_i / h (1/2 + pressure - share_i),
 
-    h the cube root of a tetrahedron's volume, by a minimum cut [1]_, the pressure so that the
-    volume is the body's. Without the first term the staircase has 1.5 to 1.7 instead of 1.1 to
-    1.35 times the membrane's area, and its roughness slows diffusion alongside twice as much.
+    h being the cube root of the mean volume, by a minimum cut [1]_, with the pressure that yields
+    the volume of the body. Without the first term the staircase has 1.5 to 1.7 instead of 1.1 to
+    1.35 times the area of the membrane, and slows diffusion along it twice as much.
 
     References
     ----------
@@ -96,39 +96,39 @@ def label_tetrahedra(
        Transactions on Pattern Analysis and Machine Intelligence 26 (2004),
        https://doi.org/10.1109/TPAMI.2004.1262177
     """
-    best = np.zeros(grid.n_tetrahedra)
+    largest = np.zeros(grid.n_tetrahedra)
     owner = np.zeros(grid.n_tetrahedra, dtype=int)
     for label, (touched, share) in enumerate(shares, start=1):
-        larger = touched[share > best[touched]]
+        larger = touched[share > largest[touched]]
         owner[larger] = label
-        best[touched] = np.maximum(best[touched], share)
+        largest[touched] = np.maximum(largest[touched], share)
     labels = np.zeros(grid.n_tetrahedra, dtype=int)
     for label, (touched, share) in enumerate(shares, start=1):
-        own = touched[owner[touched] == label]
+        candidates = touched[owner[touched] == label]
         volume = share @ grid.volumes[touched]
-        labels[_smoothest_set(grid, own, best[own], volume)] = label
+        labels[_smoothest_set(grid, candidates, largest[candidates], volume)] = label
     return labels
 
 
 def _smoothest_set(grid, candidates, share, volume):
-    """Candidates that have the volume and little surface."""
+    """Set of candidates of the given volume with minimal surface."""
     core = candidates[share == 1]
     rim, share = candidates[share < 1], share[share < 1]
     cut = _minimum_cut(grid, core, rim, share)
     rim_volumes = grid.volumes[rim]
     missing = volume - grid.volumes[core].sum()
-    # A larger pressure gives a subset: bisect between all of the rim and nothing of it.
+    # Sets are nested in the pressure: bisect between all of the rim and none.
     low, high = -_STRONGEST_PRESSURE, _STRONGEST_PRESSURE
     larger, smaller = np.ones(len(rim), dtype=bool), np.zeros(len(rim), dtype=bool)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        taken = cut(middle)
-        if rim_volumes[taken].sum() > missing:
-            larger, low = taken, middle
+        chosen = cut(middle)
+        if rim_volumes[chosen].sum() > missing:
+            larger, low = chosen, middle
         else:
-            smaller, high = taken, middle
-    # The sets jump where many tetrahedra are equal: take every so many of them along the grid's
-    # order, or one side of the body would bulge.
+            smaller, high = chosen, middle
+    # Many equal tetrahedra change together: select them spread along the order of the grid, or
+    # one side of the body would bulge.
     open_to_choice = np.flatnonzero(larger & ~smaller)
     spread = np.arange(len(open_to_choice)) * (np.sqrt(5) - 1) / 2 % 1
     order = open_to_choice[np.lexsort((spread, -share[open_to_choice]))]
@@ -138,17 +138,17 @@ def _smoothest_set(grid, candidates, share, volume):
 
 
 def _minimum_cut(grid, core, rim, share):
-    """Function of the pressure that gives the part (R,) of bool of the rim that is inside."""
+    """Function from the pressure to the subset (R,) of bool of the rim that is inside."""
     n = len(rim)
     source, sink, outside = n, n + 1, n + 1
     node = np.full(grid.n_tetrahedra, outside)
     node[core] = source
     node[rim] = np.arange(n)
-    ends = node[grid.face_tetrahedra]
-    relevant = (ends < n).any(axis=1)
+    nodes = node[grid.face_tetrahedra]
+    relevant = (nodes < n).any(axis=1)
     areas = _UNITS_PER_FACE * grid.face_areas / grid.face_areas.mean()
-    here, there = ends[relevant].T
-    rows, columns = np.concatenate([here, there]), np.concatenate([there, here])
+    tails, heads = nodes[relevant].T
+    rows, columns = np.concatenate([tails, heads]), np.concatenate([heads, tails])
     links = csr_matrix((np.tile(areas[relevant], 2), (rows, columns)), shape=(n + 2, n + 2))
     strength = _FIDELITY * _UNITS_PER_FACE / grid.face_areas.mean()
     strength *= grid.volumes[rim] / np.cbrt(grid.volumes.mean())
@@ -171,13 +171,13 @@ def _minimum_cut(grid, core, rim, share):
 
 
 def check_resolved(grid: TetrahedralGrid, bodies: list[SweptSphere], labels: np.ndarray) -> None:
-    """Raise where a body got no tetrahedron, warn where it is as narrow as one."""
+    """Raise if a body has no tetrahedron, warn if it is as narrow as one."""
     counts = np.bincount(labels, minlength=len(bodies) + 1)[1:]
     if not counts.all():
         missing = int(counts.argmin())
         raise ValueError(
             f"body {missing} (radius {bodies[missing].radius:g} um) covers no tetrahedron: it "
-            "lies outside of the grid, or is smaller than a tetrahedron of "
+            "is outside the grid, or smaller than a tetrahedron of "
             f"{grid.volumes.mean():.3g} um^3. Move it, or use a grid of smaller tetrahedra."
         )
     size = np.cbrt(grid.volumes.mean())

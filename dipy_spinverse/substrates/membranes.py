@@ -1,8 +1,8 @@
-"""Synthetic substrates: the face permeabilities of a grid that holds known membranes.
+"""Face permeabilities of a grid with membranes around bodies.
 
-A membrane is put on the faces between the tetrahedra inside and outside a body. These faces form
-a staircase, whose area exceeds that of the membrane and does not converge to it as the grid is
-refined. Each wall therefore carries the projected permeability::
+The faces between the tetrahedra inside and outside a body form a staircase, whose area exceeds
+that of the membrane and does not converge to it as the grid is refined. Each face therefore
+has the projected permeability::
 
     kappa_f = kappa |n_f . n|
 
@@ -11,14 +11,13 @@ then the membrane's permeability times its area.
 
 In all functions here
 
-- `grid` is the grid that gets the walls; a body that crosses the side of a periodic grid enters
-  at the other side;
+- `grid` is the grid; a body that crosses the side of a periodic grid continues at the other side;
 - positions and radii are in um, an `axis` may have any length;
 - `permeability` is that of the membranes, um/ms: 0 or more, and finite;
 - the result is the permeability (F,) of each face, um/ms: infinite where there is no membrane,
   and that of both membranes in series where two bodies share a face;
-- a ValueError tells of wrong shapes, radii that are not positive, bodies that overlap each other
-  or their own periodic images, and bodies that no tetrahedron of the grid stands for.
+- wrong shapes, radii that are not positive, bodies that overlap each other or their own periodic
+  images, and bodies smaller than a tetrahedron raise a ValueError.
 """
 
 from __future__ import annotations
@@ -61,9 +60,8 @@ def cylinders(
 ) -> np.ndarray:
     """Parallel cylinders without ends.
 
-    On a periodic grid the cylinders continue through the sides of the box, so that the axis must
-    lead from a point to one of its periodic images: any side or diagonal of the box, or a
-    combination of few of its sides.
+    On a periodic grid the axis must lead from a point to one of its periodic images: along a side
+    or diagonal of the box, or a combination of few of its sides.
 
     Parameters
     ----------
@@ -80,8 +78,7 @@ def cylinders(
     Raises
     ------
     ValueError
-        Also where the axis does not close on the periodic box; the message names the nearest
-        that does.
+        Also for an axis that does not close on the periodic box; the message suggests one.
 
     Examples
     --------
@@ -165,7 +162,7 @@ def torus(
     Raises
     ------
     ValueError
-        Also where the tube is wider than the hole.
+        Also for a tube that is wider than the hole.
 
     Examples
     --------
@@ -204,16 +201,16 @@ def bent_tube(
 ) -> np.ndarray:
     """A tube of constant radius along a bent line, with round ends.
 
-    On a periodic grid the tube continues without ends where the last point of the line is a
-    periodic image of the first.
+    On a periodic grid the tube has no ends if the last point of the line is a periodic image of
+    the first.
 
     Parameters
     ----------
     grid, permeability
         As in all of :mod:`dipy_spinverse.substrates.membranes`.
     centerline_um : array-like (N, 3)
-        At least two points along the line, um, joined by straight segments. A tube that shall
-        pass through the outside of the grid needs a line that ends beyond it.
+        At least two points along the line, um, joined by straight segments. To cross the
+        boundary of the grid, the line must end beyond it.
     radius_um : float
         um.
 
@@ -246,7 +243,7 @@ def from_inside(
     normal: Callable[[np.ndarray], np.ndarray] | None = None,
     permeability: float = 0.0,
 ) -> np.ndarray:
-    """Membranes around any region.
+    """Membranes around arbitrary regions.
 
     Parameters
     ----------
@@ -254,12 +251,12 @@ def from_inside(
         As in all of :mod:`dipy_spinverse.substrates.membranes`; each face between two
         labels is one membrane.
     inside : callable or array-like (T,)
-        Function of points (K, 3), um, that returns (K,) booleans, or integers where there are
-        several regions (0: outside); on a periodic grid it has to be periodic and may see points
-        outside of the box. Or the boolean or integer label of each tetrahedron.
+        Function of points (K, 3), um, that returns (K,) booleans, or integers for several regions
+        (0: outside); on a periodic grid it must be periodic and defined outside the box. Or the
+        boolean or integer label of each tetrahedron.
     normal : callable, optional
-        Function of points (K, 3), um, that returns vectors (K, 3) along the membrane's normal, of
-        any length and sign. Default: estimated by smoothing the normals of the walls.
+        Function of points (K, 3), um, that returns normal vectors (K, 3) of the membrane, of any
+        length and sign. Default: smoothed normals of the faces.
 
     Raises
     ------
@@ -305,7 +302,7 @@ def from_inside(
 
 
 def _permeability_of(grid, offset_from, centers, radii_um, permeability, spacing):
-    """Permeabilities of bodies that differ in centre and radius only."""
+    """Face permeabilities of bodies that differ in centre and radius only."""
     radii = np.asarray(radii_um, dtype=float)
     if radii.ndim > 1 or (radii.ndim == 1 and len(radii) != len(centers)):
         raise ValueError(
@@ -327,10 +324,9 @@ def _permeability_of(grid, offset_from, centers, radii_um, permeability, spacing
 
 
 def _walls_of_bodies(grid, bodies, kappas, convex_across=False):
-    """Permeabilities (F,) of walls around bodies, in series where two bodies share a face.
+    """Face permeabilities (F,), in series where two bodies share a face.
 
-    Bodies that are convex across their skeleton (spheres and cylinders) also keep the membranes
-    between them and their own periodic images.
+    Convex bodies (spheres and cylinders) also have membranes to their own periodic images.
     """
     labels = label_tetrahedra(grid, [volume_fractions(grid, body) for body in bodies])
     check_resolved(grid, bodies, labels)
@@ -339,8 +335,8 @@ def _walls_of_bodies(grid, bodies, kappas, convex_across=False):
     for label, (body, kappa) in enumerate(zip(bodies, kappas, strict=True), start=1):
         membranes = (sides == label).sum(axis=1) % 2
         if convex_across:
-            within = np.flatnonzero((sides == label).all(axis=1))
-            membranes[within[_leads_to_image(grid, body, within)]] = 2
+            interior = np.flatnonzero((sides == label).all(axis=1))
+            membranes[interior[_leads_to_image(grid, body, interior)]] = 2
         walls = membranes > 0
         normals = body.offset(grid.face_centroids[walls])
         with np.errstate(divide="ignore"):
@@ -350,15 +346,15 @@ def _walls_of_bodies(grid, bodies, kappas, convex_across=False):
 
 
 def _leads_to_image(grid, body, faces):
-    """Which faces within a body lead from one of its periodic images to another."""
-    ends = grid.centroids[grid.face_tetrahedra[faces]]
-    jump = np.linalg.norm(body.offset(ends[:, 1]) - body.offset(ends[:, 0]), axis=1)
-    # Within one image the offset changes by no more than the way to the neighbour.
+    """Which faces within a body connect two of its periodic images."""
+    centroids = grid.centroids[grid.face_tetrahedra[faces]]
+    jump = np.linalg.norm(body.offset(centroids[:, 1]) - body.offset(centroids[:, 0]), axis=1)
+    # Within one image the offset changes by at most the distance of the centroids.
     return jump > 1.001 * np.linalg.norm(grid.displacements[faces], axis=1)
 
 
 def _projection(grid, walls, normals):
     lengths = np.linalg.norm(normals, axis=1)
     along = np.abs(np.einsum("fk,fk->f", grid.face_normals[walls], normals))
-    # A vanishing normal says nothing: leave the face as it is.
+    # No projection where the normal vanishes.
     return np.divide(along, lengths, out=np.ones(len(along)), where=lengths > 0)

@@ -1,4 +1,4 @@
-"""The images of an examination, as the voxel layer takes measurements."""
+"""The images of an examination, in place of an acquisition of diffusion."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from dipy.core.gradients import GradientTable, gradient_table
 from dipy_spinverse.tissue_fractions.sequence_files import description_of, sequence_from
 from dipy_spinverse.tissue_fractions.sequences import Sequence
 
-# Largest difference of affines, mm, of images of one grid.
-_SAME_PLACE = 1e-3
+_AFFINE_TOLERANCE = 1e-3  # mm, of images of one grid; NIfTI affines are float32
 
 
 @dataclass(frozen=True)
 class Contrasts:
-    """C images of one examination: what stands in for an acquisition of diffusion.
+    """C images of one examination, with the interface of an acquisition of diffusion.
 
-    Without diffusion weighting and without repeats, so that the voxel layer takes the mean over
-    images for the size of a voxel's signal, and tells no noise from repeats.
+    Without diffusion weighting and without repeats: S0 is the mean over images, and the noise is
+    not estimated from repeats.
 
     Attributes
     ----------
@@ -42,7 +41,7 @@ class Contrasts:
 
     @property
     def te_index(self) -> np.ndarray:
-        """(C,) zeros: images are of one scale, echo times are in their sequences."""
+        """(C,) zeros: all images share a scale."""
         return np.zeros(len(self), dtype=int)
 
     @property
@@ -52,43 +51,48 @@ class Contrasts:
 
     @property
     def b0_per_te(self) -> np.ndarray:
-        """(1, C): none is a repeat of another."""
+        """(1, C): there are no repeats."""
         return np.zeros((1, len(self)), dtype=bool)
 
     def to_gtab(self) -> GradientTable:
-        """Of no diffusion weighting."""
+        """Gradient table without diffusion weighting."""
         return gradient_table(self.b, bvecs=np.zeros((len(self), 3)))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Named arrays, of which :meth:`from_arrays` makes them again."""
-        text = json.dumps([description_of(each) for each in self.sequences])
+        """Named arrays for :meth:`from_arrays`."""
+        text = json.dumps([description_of(sequence) for sequence in self.sequences])
         return {"sequences": np.frombuffer(text.encode(), dtype=np.uint8)}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> Contrasts:
-        """Those of :meth:`arrays`."""
+        """Inverse of :meth:`arrays`."""
         described = json.loads(bytes(arrays["sequences"]))
-        return cls(tuple(sequence_from(each) for each in described))
+        return cls(tuple(sequence_from(description) for description in described))
 
 
 def contrasts_of(sequences: Contrasts | Sequences[Sequence | Mapping]) -> Contrasts:
-    """Contrasts as they are, or of sequences or their descriptions.
+    """Contrasts unchanged, or of sequences or their descriptions.
 
     Raises
     ------
     ValueError
-        No sequence, or what is none.
+        No sequences, or other objects.
     """
     if isinstance(sequences, Contrasts):
         return sequences
-    made = [sequence_from(each) if isinstance(each, Mapping) else each for each in sequences]
-    wrong = [type(each).__name__ for each in made if not isinstance(each, Sequence)]
-    if wrong or not made:
+    resolved = [
+        sequence_from(sequence) if isinstance(sequence, Mapping) else sequence
+        for sequence in sequences
+    ]
+    invalid = [
+        type(sequence).__name__ for sequence in resolved if not isinstance(sequence, Sequence)
+    ]
+    if invalid or not resolved:
         raise ValueError(
-            f"sequences has {wrong or 'nothing'}; give a SpoiledGradientEcho, MPRAGE, "
+            f"sequences has {invalid or 'nothing'}; give a SpoiledGradientEcho, MPRAGE, "
             "TurboSpinEcho or PulseqFile, or its description, for each image."
         )
-    return Contrasts(tuple(made))
+    return Contrasts(tuple(resolved))
 
 
 def stack_images(images: Sequences) -> tuple[np.ndarray, np.ndarray]:
@@ -97,26 +101,26 @@ def stack_images(images: Sequences) -> tuple[np.ndarray, np.ndarray]:
     Parameters
     ----------
     images : sequence of nibabel images
-        One of each contrast, or with several of them along the fourth axis.
+        Each of one contrast, or of several along the fourth axis.
 
     Raises
     ------
     ValueError
-        Images of other shapes or places than the first.
+        Images of different shapes or affines.
     """
-    first, parts = images[0], []
+    reference, volumes = images[0], []
     for k, image in enumerate(images):
-        if image.shape[:3] != first.shape[:3]:
+        if image.shape[:3] != reference.shape[:3]:
             raise ValueError(
-                f"image {k} has shape {image.shape}, the first {first.shape}; resample it to the "
-                "first."
+                f"image {k} has shape {image.shape}, the first {reference.shape}; resample it to "
+                "the first."
             )
-        apart = np.abs(image.affine - first.affine).max()
-        if apart > _SAME_PLACE:
+        deviation = np.abs(image.affine - reference.affine).max()
+        if deviation > _AFFINE_TOLERANCE:
             raise ValueError(
-                f"image {k} has an affine that differs from the first by up to {apart:.3g}; "
+                f"image {k} has an affine that differs from the first by up to {deviation:.3g}; "
                 "register and resample it to the first."
             )
         data = np.asanyarray(image.dataobj)
-        parts.append(data if data.ndim == 4 else data[..., None])
-    return np.concatenate(parts, axis=-1), first.affine
+        volumes.append(data if data.ndim == 4 else data[..., None])
+    return np.concatenate(volumes, axis=-1), reference.affine

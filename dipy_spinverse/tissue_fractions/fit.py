@@ -1,4 +1,4 @@
-"""TissueFractionFit: maps of tissue fractions, and how sure they are."""
+"""TissueFractionFit: maps of tissue fractions and their uncertainty."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ if TYPE_CHECKING:
 
 
 class TissueFractionFit(VoxelFit):
-    """What :meth:`TissueFractionModel.fit` found; see :class:`VoxelFit` for what a map has.
+    """Result of :meth:`TissueFractionModel.fit`; see :class:`VoxelFit` for the maps.
 
-    ``fit.model.tissues`` are the tissues with the constants that were used, estimated where they
+    ``fit.model.tissues`` are the tissues with the constants that were used, estimated if they
     were unknown.
 
     Attributes
     ----------
     MAPS : tuple of str
-        Names of the tissues, and "background": what gives no signal.
+        Names of the tissues, and "background", which has no signal.
     S0 : ndarray (...)
         Signal of water of unit magnetisation: proton-density scale times receive sensitivity.
     b1 : ndarray (...)
-        Transmit field over the nominal one, given or estimated.
+        Transmit field over the nominal one, known or estimated.
     widest_std : ndarray (...)
-        Standard deviation that the contrasts leave to the mixture of tissues that they tell
-        least about. Where it is above 0.29, that of a fraction of which nothing is known, the
-        status is `TISSUES_NOT_SEPARATED`.
+        Standard deviation of the least determined combination of tissues. Above 0.29, that of a
+        uniform fraction, the status is `TISSUES_NOT_SEPARATED`.
     """
 
     def __init__(

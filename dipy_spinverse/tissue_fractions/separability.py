@@ -1,4 +1,4 @@
-"""Whether images separate tissues, which they do least, and which further image would help."""
+"""Which tissues images separate least, and which additional image would help."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dipy_spinverse.tissue_fractions.sequences import (
 )
 from dipy_spinverse.tissue_fractions.tissues import Tissue, constants_of
 
-# Ordinary images; the inversion times are near the zero crossings of tissues.
+# Common images; the inversion times are near the zero crossings of tissues at 3 T.
 CANDIDATES: dict[str, Sequence] = {
     "a T1-weighted FLASH (TR 20 ms, 25 degrees)": SpoiledGradientEcho(0.02, 0.004, 25),
     "a FLASH weighted by proton density (TR 20 ms, 3 degrees)": SpoiledGradientEcho(
@@ -38,18 +38,18 @@ CANDIDATES: dict[str, Sequence] = {
 
 @dataclass(frozen=True)
 class Separability:
-    """What images tell of mixtures.
+    """The least determined exchange of tissues.
 
     Attributes
     ----------
     condition : float
-        Ratio of the best and the least determined mixture's precision, as standard deviations.
+        Ratio of the standard deviations of the least and the best determined mixture.
     std : float
-        Standard deviation of the least determined mixture, for the noise asked about.
+        Standard deviation of the least determined mixture at the given noise.
     tissues : tuple of str
-        The two classes that take each other's place most in it.
+        The two classes that exchange most in it.
     helps : str
-        Which of ordinary images would lower `std` most.
+        The common image that would lower `std` most.
     """
 
     condition: float
@@ -58,10 +58,10 @@ class Separability:
     helps: str
 
     def __str__(self) -> str:
-        first, second = self.tissues
+        tissue_1, tissue_2 = self.tissues
         return (
-            f"{first} and {second} take each other's place with a standard deviation of "
-            f"{self.std:.2g} (condition number {self.condition:.3g}); {self.helps} would help most"
+            f"{tissue_1} and {tissue_2} exchange with a standard deviation of {self.std:.2g} "
+            f"(condition number {self.condition:.3g}); {self.helps} would help most"
         )
 
 
@@ -71,7 +71,7 @@ def separability(
     simulator: MRSimulator,
     snr: float,
 ) -> Separability:
-    """Of tissues at nominal fields.
+    """Separability of tissues at nominal fields.
 
     Parameters
     ----------
@@ -82,9 +82,11 @@ def separability(
         Mean signal of the images over the noise.
     """
     names = [*(tissue.name for tissue in tissues), "background"]
-    one = torch.ones((), dtype=torch.float64)
-    every: list[Sequence] = [*sequences, *CANDIDATES.values()]
-    signals = simulator.signals(every, constants_of(tissues), one, 0 * one).detach().numpy()
+    unit = torch.ones((), dtype=torch.float64)
+    all_sequences: list[Sequence] = [*sequences, *CANDIDATES.values()]
+    signals = (
+        simulator.signals(all_sequences, constants_of(tissues), unit, 0 * unit).detach().numpy()
+    )
     n = len(sequences)
     sigma = np.abs(signals[:, :n]).mean() / snr
 
@@ -93,8 +95,8 @@ def separability(
         return np.sqrt(np.maximum(values, 1e-12)), vectors[:, 0]
 
     sizes, direction = least(signals[:, :n])
-    moves = np.append(direction, -direction.sum())
-    better = [least(signals[:, [*range(n), n + k]])[0][0] for k in range(len(CANDIDATES))]
-    pair = names[int(moves.argmax())], names[int(moves.argmin())]
-    helps = list(CANDIDATES)[int(np.argmax(better))]
+    exchange = np.append(direction, -direction.sum())
+    improved = [least(signals[:, [*range(n), n + k]])[0][0] for k in range(len(CANDIDATES))]
+    pair = names[int(exchange.argmax())], names[int(exchange.argmin())]
+    helps = list(CANDIDATES)[int(np.argmax(improved))]
     return Separability(float(sizes[-1] / sizes[0]), float(1 / sizes[0]), pair, helps)

@@ -28,25 +28,25 @@ _PREPARATIONS = {
 }
 
 
-def sequence_from(description: Mapping[str, Any], **more: Any) -> Sequence:
-    """A sequence of a dictionary, as of JSON or YAML, or of the sidecar of a BIDS image.
+def sequence_from(description: Mapping[str, Any], **overrides: Any) -> Sequence:
+    """Sequence from a dictionary, for instance of JSON or YAML, or from a BIDS sidecar.
 
     Parameters
     ----------
     description : mapping
         Either "type" (`SpoiledGradientEcho`, `MPRAGE`, `TurboSpinEcho` or `PulseqFile`) and the
-        arguments of the class, "preparation" being such a dictionary too; or the fields of BIDS,
+        arguments of the class, "preparation" being such a dictionary itself; or the BIDS fields,
         of which `RepetitionTime`, `EchoTime`, `FlipAngle`, `InversionTime`, `EchoTrainLength`,
         `ScanningSequence`, `RepetitionTimePreparation`, `RepetitionTimeExcitation` and
         `NumberShots` are read.
     **more
-        Arguments of the class, before those of the description: what a sidecar does not say,
-        such as ``echo_spacing``.
+        Arguments of the class that override the description or complete a sidecar, such as
+        ``echo_spacing``.
 
     Raises
     ------
     ValueError
-        Unknown types or arguments, what is missing, values out of range.
+        Unknown types or arguments, missing arguments, values out of range.
 
     Examples
     --------
@@ -61,76 +61,76 @@ def sequence_from(description: Mapping[str, Any], **more: Any) -> Sequence:
     if not isinstance(description, Mapping):
         raise ValueError(f"description is {shortened(description)}; give a mapping of names.")
     try:
-        return _described(description, more)
+        return _described(description, overrides)
     except (TypeError, OverflowError, AttributeError) as error:
         raise ValueError(f"description is {shortened(description)}: {error}.") from error
 
 
-def _described(description, more):
+def _described(description, overrides):
     if "type" in description:
-        given = {**description, **more}
-        if isinstance(given.get("preparation"), Mapping):
-            given["preparation"] = _made(_PREPARATIONS, given["preparation"])
-        return _made(_SEQUENCES, given)
-    return _made(_SEQUENCES, {**_of_sidecar(description), **more})
+        arguments = {**description, **overrides}
+        if isinstance(arguments.get("preparation"), Mapping):
+            arguments["preparation"] = _made(_PREPARATIONS, arguments["preparation"])
+        return _made(_SEQUENCES, arguments)
+    return _made(_SEQUENCES, {**_of_sidecar(description), **overrides})
 
 
 def description_of(sequence: Sequence) -> dict[str, Any]:
-    """The dictionary of which :func:`sequence_from` makes a sequence again."""
-    values = {each.name: getattr(sequence, each.name) for each in fields(sequence)}
+    """The dictionary from which :func:`sequence_from` restores a sequence."""
+    values = {field.name: getattr(sequence, field.name) for field in fields(sequence)}
     preparation = values.get("preparation")
     if preparation is not None:
         values["preparation"] = description_of(preparation)
     return {"type": type(sequence).__name__, **values}
 
 
-def _made(kinds, given):
-    given = dict(given)
-    kind = kinds.get(given.pop("type", None))
+def _made(kinds, arguments):
+    arguments = dict(arguments)
+    kind = kinds.get(arguments.pop("type", None))
     if kind is None:
-        raise ValueError(f"type of a sequence or preparation is unknown; use one of {[*kinds]}.")
-    known = {each.name: each.default is MISSING for each in fields(kind)}
-    unknown = sorted(set(given) - set(known))
+        raise ValueError(f"type of a sequence or preparation is unknown; give one of {[*kinds]}.")
+    required = {field.name: field.default is MISSING for field in fields(kind)}
+    unknown = sorted(set(arguments) - set(required))
     if unknown:
-        raise ValueError(f"{kind.__name__} has no {unknown}; it has {[*known]}.")
-    lacks = [name for name, needed in known.items() if needed and name not in given]
+        raise ValueError(f"{kind.__name__} has no {unknown}; it has {[*required]}.")
+    lacks = [name for name, needed in required.items() if needed and name not in arguments]
     if lacks:
-        raise ValueError(f"{kind.__name__} lacks {lacks}; add to the description.")
-    return kind(**given)
+        raise ValueError(f"{kind.__name__} lacks {lacks}; add them to the description.")
+    return kind(**arguments)
 
 
 def _of_sidecar(sidecar):
     kinds = sidecar.get("ScanningSequence", "GR")
     kinds = kinds.replace("_", "\\").split("\\") if isinstance(kinds, str) else list(kinds)
-    given = {
+    arguments = {
         "name": sidecar.get("SeriesDescription"),
         "tr": sidecar.get("RepetitionTime", sidecar.get("RepetitionTimePreparation")),
     }
     inversion, te = sidecar.get("InversionTime"), sidecar.get("EchoTime")
     if "SE" in kinds and "GR" not in kinds:
         length = sidecar.get("EchoTrainLength", 1)
-        given |= {
+        arguments |= {
             "type": "TurboSpinEcho", "effective_te": te, "echo_train_length": length,
             "echo_spacing": te if length == 1 else None,
-            # Scanners say the refocusing angle.
+            # Scanners state the refocusing angle.
             "refocusing_angle": sidecar.get("FlipAngle"),
         }  # fmt: skip
         if inversion is not None:
-            given["preparation"] = InversionPreparation(inversion, adiabatic=True)
+            arguments["preparation"] = InversionPreparation(inversion, adiabatic=True)
     else:
-        given |= {"te": te, "flip_angle": sidecar.get("FlipAngle")}
+        arguments |= {"te": te, "flip_angle": sidecar.get("FlipAngle")}
         if inversion is None:
-            given["type"] = "SpoiledGradientEcho"
+            arguments["type"] = "SpoiledGradientEcho"
         else:
-            given |= {
+            arguments |= {
                 "type": "MPRAGE", "ti": inversion, "n_pulses": sidecar.get("NumberShots"),
-                "tr": sidecar.get("RepetitionTimePreparation", given["tr"]),
+                "tr": sidecar.get("RepetitionTimePreparation", arguments["tr"]),
                 "echo_spacing": sidecar.get("RepetitionTimeExcitation"),
             }  # fmt: skip
-    given = {name: value for name, value in given.items() if value is not None}
-    for name, value in given.items():
+    arguments = {name: value for name, value in arguments.items() if value is not None}
+    for name, value in arguments.items():
         if name not in ("type", "name", "preparation") and not (
             isinstance(value, int | float) and math.isfinite(value)
         ):
             raise ValueError(f"{name} of the sidecar is {shortened(value)}; give a number.")
-    return given
+    return arguments

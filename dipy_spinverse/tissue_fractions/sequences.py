@@ -1,4 +1,4 @@
-"""Sequences that make images, in seconds and degrees."""
+"""Imaging sequences, in seconds and degrees."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class InversionPreparation:
     ti : float
         From the inversion to the first excitation after it, s.
     adiabatic : bool
-        Whether it inverts whatever the transmit field is.
+        Whether it is independent of the transmit field.
     """
 
     ti: float
@@ -55,7 +55,7 @@ class DoubleInversionPreparation:
     ti1, ti2 : float
         From the first and from the second inversion to the first excitation, s.
     adiabatic : bool
-        Whether they invert whatever the transmit field is.
+        Whether they are independent of the transmit field.
     """
 
     ti1: float
@@ -73,14 +73,14 @@ class DoubleInversionPreparation:
 
 @dataclass(frozen=True)
 class T2Preparation:
-    """Tip down by 90 degrees, refocus, tip up, spoil; the readout follows at once.
+    """Tip down by 90 degrees, refocus, tip up, spoil, before an immediate readout.
 
     Attributes
     ----------
     duration : float
-        Between the two tips, s.
+        Between the two tip pulses, s.
     adiabatic : bool
-        Whether its pulses are right whatever the transmit field is.
+        Whether its pulses are independent of the transmit field.
     """
 
     duration: float
@@ -95,7 +95,7 @@ Preparation = InversionPreparation | DoubleInversionPreparation | T2Preparation
 
 @dataclass(frozen=True)
 class SpoiledGradientEcho:
-    """Spoiled gradient echoes (FLASH): in their steady state, or a shot after a preparation.
+    """Spoiled gradient echoes (FLASH): in steady state, or in shots after a preparation.
 
     Attributes
     ----------
@@ -106,17 +106,17 @@ class SpoiledGradientEcho:
     flip_angle : float
         Of excitations, degrees.
     preparation : Preparation or None
-        What begins each shot.
+        At the start of each shot.
     n_pulses : int
-        Excitations in a shot. One, without a preparation, is that of the steady state.
+        Excitations in a shot; 1 without a preparation for the steady state.
     centre : int
-        Which of them, from 0, is the centre of k-space.
+        Index of the excitation at the centre of k-space, from 0.
     shot_interval : float
-        From the beginning of a shot to that of the next, s; infinite if all is relaxed before.
+        Between the beginnings of shots, s; infinite for complete relaxation.
     pulse_duration : float
-        Of each rectangular pulse, s. Off-resonance acts through it; at 0 there is none.
+        Of each rectangular pulse, s; only pulses of finite duration depend on off-resonance.
     name : str
-        Of the image, for messages and reports.
+        Of the image, in messages and reports.
 
     Examples
     --------
@@ -152,13 +152,13 @@ class SpoiledGradientEcho:
 
     @property
     def duration(self) -> float:
-        """Of a shot without its rest, s."""
+        """Of a shot without its final delay, s."""
         return _lasts(self.preparation) + self.n_pulses * self.tr
 
 
 @dataclass(frozen=True)
 class MPRAGE:
-    """Inversion, a train of spoiled gradient echoes, recovery; in its periodic steady state.
+    """Inversion, a train of spoiled gradient echoes, recovery; in periodic steady state.
 
     Attributes
     ----------
@@ -173,9 +173,9 @@ class MPRAGE:
     echo_spacing : float
         Between excitations, s.
     n_pulses : int
-        Excitations after each inversion; the centre of k-space is in the middle of them.
+        Excitations after each inversion; the centre of k-space is at half of them.
     adiabatic : bool
-        Whether the inversion inverts whatever the transmit field is, as it mostly does.
+        Whether the inversion is independent of the transmit field.
     pulse_duration : float
         See :class:`SpoiledGradientEcho`.
     name : str
@@ -202,7 +202,7 @@ class MPRAGE:
         self.as_gradient_echo()
 
     def as_gradient_echo(self) -> SpoiledGradientEcho:
-        """The same as a prepared shot of gradient echoes."""
+        """Equivalent shots of gradient echoes."""
         centre = self.n_pulses // 2
         return SpoiledGradientEcho(
             self.echo_spacing, self.te, self.flip_angle,
@@ -213,24 +213,24 @@ class MPRAGE:
 
 @dataclass(frozen=True)
 class TurboSpinEcho:
-    """A train of spin echoes (TSE, FSE, RARE; of one echo, a spin echo), with its stimulated ones.
+    """A train of spin and stimulated echoes (TSE, FSE, RARE; a spin echo if of one echo).
 
     Attributes
     ----------
     tr : float
-        From one preparation or excitation to the next, s; infinite if all is relaxed before.
+        Between preparations or excitations, s; infinite for complete relaxation.
     echo_spacing : float
         Between echoes, s.
     echo_train_length : int
         Echoes after each excitation.
     effective_te : float
-        Of the echo at the centre of k-space, s; the nearest multiple of `echo_spacing` is taken.
+        Of the echo at the centre of k-space, s; rounded to a multiple of `echo_spacing`.
     refocusing_angle : float
         Of all refocusing pulses, degrees.
     excitation_angle : float
         Degrees.
     preparation : Preparation or None
-        As the inversion of FLAIR.
+        Such as the inversion of FLAIR.
     pulse_duration : float
         See :class:`SpoiledGradientEcho`.
     name : str
@@ -274,26 +274,24 @@ class TurboSpinEcho:
 
     @property
     def echo(self) -> int:
-        """Which echo, from 1, is the centre of k-space."""
+        """Number of the echo at the centre of k-space, from 1."""
         return round(self.effective_te / self.echo_spacing)
 
 
 @dataclass(frozen=True)
 class PulseqFile:
-    """A whole scan as a Pulseq file (.seq) plays it, which :class:`MRzeroSimulator` follows.
+    """A complete scan of a Pulseq file (.seq), simulated by :class:`MRzeroSimulator`.
 
-    Its image has the contrast of the sample that is nearest to the centre of k-space. Pulses turn
-    by their integral, so that adiabatic ones are not known; preparatory scans are those of the
-    file.
+    The contrast is that of the sample nearest to the centre of k-space. Flip angles are integrals
+    of the pulses: adiabatic pulses are not supported. The scan starts from equilibrium.
 
     Attributes
     ----------
     path : str
     voxel_mm : float
-        Edge of a voxel, across which gradients spoil.
+        Voxel size, across which gradients spoil.
     echo : int
-        Which of the passes through the centre of k-space, from 1, where a file has several
-        images.
+        Number of the pass through the centre of k-space, from 1, if a file has several images.
     name : str
 
     Examples

@@ -1,4 +1,4 @@
-"""Least squares over fractions: exactly, voxel by voxel in compiled code."""
+"""Exact least squares on the simplex, voxel by voxel in compiled code."""
 
 from __future__ import annotations
 
@@ -10,38 +10,37 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
-# Relative to the squares of the columns: what contrasts do not tell apart stays solvable.
-_RIDGE = 1e-11
-_ROUNDING = 1e-12
+_RIDGE = 1e-11  # relative to the trace of the Gram matrix; regularises identical tissues
+_ROUNDING = 1e-12  # of fractions
 
 
 @lru_cache
-def faces_of(n_classes: int, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sets of at most so many classes that a voxel may be a mixture of, smallest first.
+def faces_of(n_classes: int, most_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Faces of the simplex: sets of at most `most_classes` classes, smallest first.
 
     Returns
     -------
     faces : ndarray (F, most) of int
-        Classes of each, filled up with zeros.
+        Their classes, padded with zeros.
     dims : ndarray (F,) of int
-        Their numbers less one.
+        Numbers of classes minus one.
     """
-    most = min(most, n_classes)
-    sets = [s for size in range(most) for s in combinations(range(n_classes), size + 1)]
-    faces = np.array([[*chosen, *[0] * (most - len(chosen))] for chosen in sets])
+    most_classes = min(most_classes, n_classes)
+    sets = [s for size in range(most_classes) for s in combinations(range(n_classes), size + 1)]
+    faces = np.array([[*chosen, *[0] * (most_classes - len(chosen))] for chosen in sets])
     return faces, np.array([len(chosen) - 1 for chosen in sets])
 
 
 def with_background(gram: np.ndarray, projection: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """With one more class, which gives no signal."""
+    """Append a class of no signal."""
     return np.pad(gram, ((0, 0), (0, 1), (0, 1))), np.pad(projection, ((0, 0), (0, 1)))
 
 
 def simplex_least_squares(gram: Tensor, projection: Tensor, *, full: bool = False) -> Tensor:
     """Minimise |y - A f|^2 over f >= 0 with sum at most 1, or exactly 1.
 
-    The minimum over the affine hull of every face of the simplex is tried; the best that is
-    inside its face is the solution.
+    The solution is the best of the minima over the affine hulls of all faces that lie within
+    their face.
 
     Parameters
     ----------
@@ -50,7 +49,7 @@ def simplex_least_squares(gram: Tensor, projection: Tensor, *, full: bool = Fals
     projection : Tensor (V, T)
         A^T y.
     full : bool, optional
-        Whether the sum is 1: there is no background.
+        Whether the sum is 1, without background.
 
     Returns
     -------
@@ -66,24 +65,23 @@ def simplex_least_squares(gram: Tensor, projection: Tensor, *, full: bool = Fals
 
 @njit(cache=True, nogil=True)
 def density_on_face(gram, projection, face, dim, g, b):
-    """Projection f - f gram f / 2 in the fractions x of a face but its last: c + b x - x g x / 2.
+    """Coefficients of projection f - f gram f / 2 = c + b x - x g x / 2 on a face.
 
-    Fills g and b; returns c.
+    x are the fractions of the face but its last, 1 minus their sum. Fills g and b; returns c.
     """
-    last = face[dim]
+    m = face[dim]
     for i in range(dim):
         k = face[i]
-        b[i] = projection[k] - projection[last] - gram[k, last] + gram[last, last]
+        b[i] = projection[k] - projection[m] - gram[k, m] + gram[m, m]
         for j in range(dim):
-            m = face[j]
-            g[i, j] = gram[k, m] - gram[k, last] - gram[last, m] + gram[last, last]
-    return projection[last] - 0.5 * gram[last, last]
+            g[i, j] = gram[k, face[j]] - gram[k, m] - gram[m, face[j]] + gram[m, m]
+    return projection[m] - 0.5 * gram[m, m]
 
 
 @njit(cache=True, nogil=True, parallel=True)
 def _best_of_faces(gram, projection, faces, dims):
     n_voxels, n = projection.shape
-    best = np.zeros((n_voxels, n))
+    solution = np.zeros((n_voxels, n))
     for v in prange(n_voxels):
         g, b, x = np.empty((n, n)), np.empty(n), np.empty(n)
         ridge = 0.0
@@ -97,18 +95,18 @@ def _best_of_faces(gram, projection, faces, dims):
                 g[i, i] += ridge
                 x[i] = b[i]
             _solve(g, x, dim)
-            inside, left = True, 1.0
+            inside, remainder = True, 1.0
             for i in range(dim):
                 inside = inside and x[i] >= -_ROUNDING
-                left -= x[i]
+                remainder -= x[i]
                 height += 0.5 * b[i] * x[i]
-            if inside and left >= -_ROUNDING and height > highest:
+            if inside and remainder >= -_ROUNDING and height > highest:
                 highest = height
-                best[v] = 0.0
+                solution[v] = 0.0
                 for i in range(dim):
-                    best[v, faces[f, i]] = max(x[i], 0.0)
-                best[v, faces[f, dim]] = max(left, 0.0)
-    return best
+                    solution[v, faces[f, i]] = max(x[i], 0.0)
+                solution[v, faces[f, dim]] = max(remainder, 0.0)
+    return solution
 
 
 @njit(cache=True, nogil=True)

@@ -1,4 +1,4 @@
-"""Tissues of the brain and what MR images see of them, from the literature."""
+"""Tissues of the brain: relaxation times, proton densities and diffusivities."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ class Tissue:
         return 1 / (1 / self.t2_s + 1 / self.t2_prime_s)
 
 
-# Columns of the array of constants.
+# Order of the columns of arrays of constants.
 CONSTANTS = ("proton_density", "t1_s", "t2_s", "t2_prime_s", "diffusivity")
-assert CONSTANTS == tuple(each.name for each in fields(Tissue))[1:]
+assert CONSTANTS == tuple(field.name for field in fields(Tissue))[1:]
 
 SOURCES = {
     "t1_s of gm, wm": "10.1007/s10334-008-0104-8",  # MPRAGE, at 1.5, 3 and 7 T
@@ -75,14 +75,13 @@ SOURCES = {
     "diffusivity of gm": "10.48550/arXiv.2404.14739",
     "diffusivity of csf": "10.1039/b005319h",  # free water at 37 C
 }
-"""DOI, or the entry in PubMed, of each value of :func:`tissues_at`.
+"""DOI or PubMed identifier of each value of :func:`tissues_at`.
 
-All but two were compared with abstracts, tables or formulas of the papers. T2 of CSF at 7 T is
-what others quote of its source; PubMed 28782676 has 0.9 s. No measurement in vivo at 1.5 T was
-found: 2.0 s is that of CSF outside the body, and in vivo at 3 T, in PubMed 28782676. T2 differs
-more between methods than between tissues (grey matter at 3 T: 68 to 76 ms in vivo, 99 ms in vitro,
-10.1002/mrm.20605), and T1 by a fifth. Give your own `Tissue`, or let constants be unknown, where
-it matters.
+All but two were checked against the papers. T2 of CSF at 7 T is a secondary quotation of its
+source; PubMed 28782676 reports 0.9 s. At 1.5 T no in vivo T2 of CSF was available: 2.0 s is that
+of CSF in vitro, and in vivo at 3 T, in PubMed 28782676. T2 differs more between methods than
+between tissues (grey matter at 3 T: 68 to 76 ms in vivo, 99 ms in vitro, 10.1002/mrm.20605), and
+T1 by 20 %. Use other `Tissue` constants, or let them be unknown, where this matters.
 """
 
 # Field (T): T1 of GM and WM, T2 of GM and WM, T2* of GM and WM, T2 of CSF; ms.
@@ -108,7 +107,9 @@ def tissues_at(field: float) -> tuple[Tissue, Tissue, Tissue]:
         Another field.
     """
     if field not in _TIMES_MS:
-        raise ValueError(f"field is {field} T; the literature here is of {FIELDS} T.")
+        raise ValueError(
+            f"field is {field} T; constants are known at {FIELDS} T: give one of these."
+        )
     t1_gm, t1_wm, t2_gm, t2_wm, star_gm, star_wm, t2_csf = (t / 1e3 for t in _TIMES_MS[field])
     return (
         Tissue("csf", 1.0, 4.31, t2_csf, 0.0591 * 3 / field, 3.04),
@@ -126,7 +127,7 @@ PUBLISHED_TISSUES = (
     Tissue("gm", 0.8, 1.55, 0.09, 0.322, 0.83),
     Tissue("wm", 0.7, 0.83, 0.07, 0.183, 0.70),
 )
-"""Constants of the published way, 3 T [1]_, to compare with.
+"""Constants of the published method at 3 T, for comparison [1]_.
 
 .. [1] Gupta et al. (2024), https://doi.org/10.48550/arXiv.2404.14739
 """
