@@ -21,7 +21,8 @@ import torch
 from scipy.cluster.vq import kmeans2
 
 from benchmarks.command import command
-from dipy_spinverse.cell_shapes.shape_spaces.latent import SIZE, straight_template
+from dipy_spinverse.cell_shapes.shape_spaces.latent import N_MODES, SIZE
+from dipy_spinverse.cell_shapes.shape_spaces.spectral import straight_template
 from dipy_spinverse.cell_shapes.synthetic_axons import FAMILIES, draw_axons
 from dipy_spinverse.cell_shapes.templates import cylinder_mesh
 
@@ -37,7 +38,7 @@ _N_STARTS = 8
 
 def coefficients(axons) -> np.ndarray:
     """Spectral coefficients (n, 3K) of axons of equal volume, um."""
-    template, modes = straight_template()
+    template, (_, modes) = straight_template(*SIZE, N_MODES)
     places = cylinder_mesh(*SIZE).points[template.surface]
     triangles = np.searchsorted(template.surface, template.triangles)
     straight = template.points[template.surface]

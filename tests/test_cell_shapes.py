@@ -351,7 +351,7 @@ def test_a_model_of_tubes_is_made_again_from_what_a_file_holds():
     assert again.diffusivity == 1.5e-3 and again.seed == 3
     theta = tube_space().initial_shapes()[0]
     np.testing.assert_array_equal(again.signals(theta), model.signals(theta))
-    with pytest.raises(ValueError, match="Lozenges, which no file holds"):
+    with pytest.raises(ValueError, match="Lozenges, which cannot be stored"):
         CellShapeModel.from_settings(ACQUISITION, *MODEL.settings())
 
 
@@ -364,7 +364,7 @@ def test_what_is_no_model_is_refused():
     points = space.template.points.copy()
     points[0] *= -3
     wrong = replace(space, template=Template(points, space.template.tetrahedra))
-    with pytest.raises(ValueError, match="^shape_space has a template that is no mesh: tetra"):
+    with pytest.raises(ValueError, match="^shape_space has an invalid template: tetra"):
         CellShapeModel(ACQUISITION, wrong)
     with pytest.raises(ValueError, match="^theta.0. is 9, outside"):
         MODEL.signals([9, 0, 0, 0])

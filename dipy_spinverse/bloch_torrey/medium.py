@@ -1,4 +1,4 @@
-"""What the tetrahedra are made of: diffusivity, spin density, relaxation, outer boundary."""
+"""Properties of the tetrahedra: diffusivity, spin density, relaxation, outer boundary."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _outer_conductance(grid, diffusivity, outer_permeability):
         distance = grid.absorption_distances_um
     elif grid.boundary != "absorbing":
         raise ValueError(
-            f"outer_permeability is given, but spins cannot leave a {grid.boundary} grid; use a "
+            f"outer_permeability is set, but spins cannot leave a {grid.boundary} grid; use a "
             "grid with boundary='absorbing', or leave it out."
         )
     shape = (len(grid.outer_faces),)

@@ -51,15 +51,15 @@ def simulate(
     initial_density : float or array-like (T,), optional
         Spin density, relative; equilibrium across every face, see Notes.
     t2_ms : float or array-like (T,), optional
-        Transverse relaxation time; none where not given.
+        Transverse relaxation time; none by default.
     t1_ms : float or array-like (T,), optional
         Longitudinal relaxation time, of the magnetisation that a stimulated echo stores.
     outer_permeability : float or array-like (B,), optional
-        um/ms, of the outer faces of an absorbing grid, beyond which there are no spins. Where not
-        given, spins are lost at the sides of the box (:attr:`TetrahedralGrid.box_um`), and
+        um/ms, of the outer faces of an absorbing grid, beyond which there are no spins. By
+        default, spins are lost at the sides of the box (:attr:`TetrahedralGrid.box_um`), and
         signals are relative to the initial magnetisation of the whole box.
     steps : int, optional
-        Time intervals per gradient pulse, or per smooth part of another waveform (even).
+        Time intervals per gradient pulse, or per smooth segment of another waveform (even).
     dtype : {"float64", "float32"}, optional
         Precision of the computation.
     device : str, optional

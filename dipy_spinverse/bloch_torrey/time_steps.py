@@ -20,12 +20,12 @@ from scipy.special import eval_chebyt, ive
 from dipy_spinverse.acquisition.waveforms import Waveforms
 from dipy_spinverse.bloch_torrey.encoding_groups import smooth_segments
 
-# Weights of the operators at the two Gauss points of a Magnus step of fourth order (Blanes and
-# Moan, equation 43); they sum to 1/2.
+# Weights of the operators at the two Gauss points of a Magnus step of fourth order [1]; they sum
+# to 1/2.
 _HEAVY, _LIGHT = 0.25 + np.sqrt(3) / 6, 0.25 - np.sqrt(3) / 6
 _GAUSS = 0.5 + np.array([-1, 1]) * np.sqrt(3) / 6
 
-# Sum of the omitted coefficients: far below the error of the grids, 1e-3 of S0.
+# Sum of the omitted coefficients: far below the discretisation error of any grid.
 CHEBYSHEV_TOLERANCE = 1e-8
 # Change of q, relative to the largest, that counts as none: above rounding (1e-16 per operation),
 # below anything that changes a signal.

@@ -1,4 +1,4 @@
-"""From the signals of voxels to cells, and to what a fit holds of them."""
+"""The fit of a chunk of voxels: from signals to shapes and their posterior."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ if TYPE_CHECKING:
     from dipy_spinverse.cell_shapes.model import CellShapeModel
 
 STAGES = ("start", "coarse", "likeliest")
-MOST_MESHES = 3  # after the first
-_STARTED, _COARSE, _FINE = 0.2, 0.4, 0.8  # of a voxel's time
+MAX_REMESHINGS = 3  # of a fit
+_STARTED, _COARSE, _FINE = 0.2, 0.4, 0.8  # fractions of a voxel's time, for the progress bar
+# Iterations at most; chosen by hand, searches on finer meshes begin near their minimum.
 _FIRST_STEPS, _COARSE_STEPS, _FINE_STEPS = 6, 25, 15
-_GO_ON = 2  # starts, after the first steps
-_NOISE = 0.03  # of S0, to begin with where nothing tells
-_LEAST_NOISE = 1e-4
-_POOR = 0.1  # quality of a tetrahedron; 1 is regular
-_AT_BOUND = 1e-6  # of the range
+_N_CONTINUED = 2  # initial cells whose search continues after the first steps
+_NOISE = 0.03  # of S0, initial value where repeats do not determine it
+_MIN_NOISE = 1e-4  # of S0, below the discretisation error of any mesh here
+_MIN_QUALITY = 0.1  # of tetrahedra, 1 for regular ones; below, the cell is meshed again
+_AT_BOUND = 1e-6  # distance from a bound, relative to the range, that counts as none
 
 
 def cell_shape_layout(model: CellShapeModel, n_draws: int) -> dict[str, object]:
-    """Type of everything that a fit holds of a voxel."""
+    """Type of every array of a fit."""
     n = model.shape_space.n_parameters
     endings = (*ENDINGS, "_likeliest") if n_draws else ("", "_likeliest")
-    maps: dict[str, object] = {name + end: float for name in MAPS for end in endings}
+    maps: dict[str, object] = {name + ending: float for name in MAPS for ending in endings}
     if n_draws:
         maps["_draws"] = (float, (n_draws, n + 4))
     return maps | {
@@ -53,7 +54,7 @@ def cell_shape_layout(model: CellShapeModel, n_draws: int) -> dict[str, object]:
         "birge_ratio": float,
         "_stages": (float, (len(STAGES), n + 4)),
         "_stage_meshes": (int, (len(STAGES),)),
-        "_meshed": (float, (MOST_MESHES, n)),
+        "_meshed": (float, (MAX_REMESHINGS, n)),
     }
 
 
@@ -65,7 +66,7 @@ class FitStage:
     ----------
     shape : CellShape
     n_meshes : int
-        How often it was meshed anew before.
+        Number of remeshings before.
     """
 
     shape: CellShape
@@ -86,43 +87,45 @@ class FitShapes:
     n_draws: int
 
     def __call__(self, voxels: Voxels) -> dict[str, np.ndarray]:
-        """Values of each voxel, with the names of `cell_shape_layout`."""
+        """Arrays of the voxels, named as in `cell_shape_layout`."""
         acquisition = self.model.acquisition
         frames = tensor_frames(acquisition, voxels.signals)
-        given, levels = voxels.sigma is not None, voxels.sigma
+        sigma_known, levels = voxels.sigma is not None, voxels.sigma
         if levels is None:
             noise, freedom = independent_noise(voxels.signals, acquisition)
             levels = np.where(freedom > 0, noise, _NOISE)
-        found = [
+        results = [
             self._voxel(
-                Objective(self.model.coarse, signals, max(level, _LEAST_NOISE), not signed),
-                frame, np.log(S0), level, given,
+                Objective(self.model.coarse, signals, max(level, _MIN_NOISE), not signed),
+                frame, np.log(S0), level, sigma_known,
             )
             for signals, S0, level, signed, frame in stepwise([*zip(
                 voxels.signals, voxels.S0, levels, voxels.signed, frames, strict=True
             )])
         ]  # fmt: skip
-        return {name: np.array([each[name] for each in found]) for name in found[0]}
+        return {name: np.array([result[name] for result in results]) for name in results[0]}
 
     def _voxel(self, objective, frame, log_S0, noise, noise_given):
         starts = initial_cells(objective, frame, log_S0)
         cells, values, _ = minimise(objective, starts, _FIRST_STEPS)
-        order = np.argsort(values)[:_GO_ON]
+        order = np.argsort(values)[:_N_CONTINUED]
         if not noise_given:
             objective = _with_noise(objective, cells[order[0]])
         tell(_STARTED)
-        best, values, stopped = minimise(objective, [cells[k] for k in order], _COARSE_STEPS)
+        minima, values, stopped = minimise(objective, [cells[k] for k in order], _COARSE_STEPS)
         tell(_COARSE)
-        first = int(np.argmin(values))
-        cell, converged = best[first], bool(stopped[first])
-        stages = [FitStage(starts[order[first]].shape, 0), FitStage(cell.shape, 0)]
+        best_row = int(np.argmin(values))
+        cell, converged = minima[best_row], bool(stopped[best_row])
+        stages = [FitStage(starts[order[best_row]].shape, 0), FitStage(cell.shape, 0)]
         meshed = []
-        while len(meshed) < MOST_MESHES and (not meshed or poorest(objective, cell) < _POOR):
-            finer = _meshed_anew(self.model, objective, cell)
-            if finer is None:
+        while len(meshed) < MAX_REMESHINGS and (
+            not meshed or lowest_quality(objective, cell) < _MIN_QUALITY
+        ):
+            remeshed = _remeshed(self.model, objective, cell)
+            if remeshed is None:
                 break
             meshed.append(cell.shape.theta)
-            objective, cell = finer
+            objective, cell = remeshed
             if not noise_given:
                 objective = _with_noise(objective, cell)
             (cell,), _, (converged,) = minimise(objective, [cell], _FINE_STEPS)
@@ -132,39 +135,39 @@ class FitShapes:
         stages.append(FitStage(cell.shape, len(meshed)))
         tell(_FINE)
         values = self._values(objective, cell, stages, meshed)
-        # beside the noise, which rests on no shape, meshes are not exact; over sigma, as asked for
+        # relative to noise (independent of the shape) and discretisation error, in units of sigma
         judged = values["residual_rms"] ** 2 / (noise**2 + objective.forward.mesh_error**2)
         freedom = max(len(objective.data) - values["n_unknowns"], 1)
         values["excess"] = len(objective.data) / freedom * judged * (noise / objective.sigma) ** 2
         return values | {"converged": bool(converged)}
 
     def _values(self, objective, cell, stages, meshed):
-        near, forward = objective.linearised(cell), objective.forward
-        rest = residual(objective, cell)
+        linearisation, forward = objective.linearised(cell), objective.forward
+        residuals = residual(objective, cell)
         low, high = np.asarray(forward.space.bounds).T
         margin = _AT_BOUND * (high - low)
         theta = cell.shape.theta
-        padded = np.zeros((MOST_MESHES, len(theta)))
+        padded = np.zeros((MAX_REMESHINGS, len(theta)))
         padded[: len(meshed)] = np.array(meshed).reshape(-1, len(theta))
         values = {
             "S0_per_te": np.exp(cell.shape.log_S0),
             "at_bounds": bool(((theta <= low + margin) | (theta >= high - margin)).any()),
-            "birge_ratio": birge_ratio_of(objective, cell, near),
+            "birge_ratio": birge_ratio_of(objective, cell, linearisation),
             "_stages": np.array([stage.shape.pack() for stage in stages]),
             "_stage_meshes": np.array([stage.n_meshes for stage in stages]),
             "_meshed": padded,
             "sigma": objective.sigma,
-            "residual_rms": np.sqrt((rest**2).mean()),
-            "n_unknowns": near.determined.sum(),
+            "residual_rms": np.sqrt((residuals**2).mean()),
+            "n_unknowns": linearisation.determined.sum(),
         }
         likeliest = size_measures(forward.grid, cell.points, cell.body)
-        values |= {name + end: value for name, value in likeliest.items()
-                   for end in ("", "_likeliest")}  # fmt: skip
+        values |= {name + ending: value for name, value in likeliest.items()
+                   for ending in ("", "_likeliest")}  # fmt: skip
         if self.n_draws:
             rng = np.random.default_rng(self.model.seed)
             drawn = [
                 (draw.shape.pack(), size_measures(forward.grid, draw.points, draw.body))
-                for draw in posterior_cells(forward, cell, near, self.n_draws, rng)
+                for draw in posterior_cells(forward, cell, linearisation, self.n_draws, rng)
             ]
             values["_draws"] = np.array([packed for packed, _ in drawn])
             values |= summary({
@@ -177,28 +180,29 @@ class FitShapes:
 
 
 def residual(objective: Objective, cell: SimulatedCell) -> np.ndarray:
-    """What a cell leaves of the data (M,)."""
+    """Data minus their expectation for a cell (M,)."""
     expected = cell.signals
     if objective.rician:
         expected = rician_mean(expected, objective.sigma)
     return objective.data - expected
 
 
-def birge_ratio_of(objective: Objective, cell: SimulatedCell, near: ShapeLinearisation) -> float:
-    """How many times wider intervals are than those of draws, since data or prior refute a cell.
+def birge_ratio_of(
+    objective: Objective, cell: SimulatedCell, linearisation: ShapeLinearisation
+) -> float:
+    """Factor by which intervals are wider than those of samples, as data or prior reject a cell.
 
-    As in means of measurements that disagree [1]_: by the root of chi-square over its degrees of
-    freedom where chance makes it larger in less than one of 1000 cells. Once for the residual,
-    once for the distance of the shape from those that the prior knows.
+    The Birge ratio [1]_: the root of chi-square over its degrees of freedom where its p-value is
+    below 0.001. Once for the residual, once for the distance of the shape from the prior mean.
 
     References
     ----------
     .. [1] Birge, "The calculation of errors by the method of least squares", Phys. Rev. 40
        (1932), https://doi.org/10.1103/PhysRev.40.207
     """
-    determined = near.determined
-    of_residual = ((residual(objective, cell) / objective.spread) ** 2).sum()
-    of_shape = objective.beyond(cell.shape)
+    determined = linearisation.determined
+    of_residual = ((residual(objective, cell) / objective.standard_error) ** 2).sum()
+    of_shape = objective.prior_distance(cell.shape)
     square = np.array([of_residual, of_shape])
     freedom = np.array([
         max(len(objective.data) - determined.sum(), 1), determined[: len(cell.shape.theta)].sum()
@@ -208,22 +212,22 @@ def birge_ratio_of(objective: Objective, cell: SimulatedCell, near: ShapeLineari
 
 
 def about_median(draws: np.ndarray, times: float) -> np.ndarray:
-    """Positive draws (n,) whose logarithms are so many times as far from their median."""
+    """Positive samples (n,) with the deviations of their logarithms from the median scaled."""
     median = np.median(draws)
     return median * (draws / median) ** times
 
 
-def poorest(objective: Objective, cell: SimulatedCell) -> float:
-    """Least quality of a cell's tetrahedra, 0 to 1: volume over that of a regular one."""
+def lowest_quality(objective: Objective, cell: SimulatedCell) -> float:
+    """Lowest mean-ratio quality of a cell's tetrahedra, 0 to 1 (regular)."""
     corners = cell.points[objective.forward.grid.tetrahedra]
     volumes = np.abs(np.linalg.det(corners[:, 1:] - corners[:, :1])) / 6
-    first, second = np.triu_indices(4, 1)
-    squares = ((corners[:, first] - corners[:, second]) ** 2).sum(axis=(1, 2))
+    corner_i, corner_j = np.triu_indices(4, 1)
+    squares = ((corners[:, corner_i] - corners[:, corner_j]) ** 2).sum(axis=(1, 2))
     return float((12 * (3 * volumes) ** (2 / 3) / squares).min())
 
 
-def _meshed_anew(model, objective, cell):
-    """Objective and cell on a mesh that suits it; None where the space has no other."""
+def _remeshed(model, objective, cell):
+    """Objective and cell on a mesh suited to it; None where the space has no other."""
     forward = objective.forward
     space, theta = forward.space.remeshed(cell.shape.theta)
     if space is forward.space:
@@ -234,15 +238,15 @@ def _meshed_anew(model, objective, cell):
 
 
 def _with_noise(objective, cell):
-    """The objective with the noise that a cell leaves of the data, beside the mesh's error."""
+    """The objective with the noise of the residual of a cell, without the discretisation error."""
     shape, has_scale = cell.shape, objective.forward.space.has_scale
     n_unknowns = len(shape.pack()) - has_scale + len(shape.log_S0)
     n_unknowns = min(n_unknowns, len(objective.data) // 2)
     if objective.rician:
-        arrays = objective.data[None], cell.signals[None], np.array([objective.spread])
+        arrays = objective.data[None], cell.signals[None], np.array([objective.standard_error])
         level = float(rician_sigma(*(torch.as_tensor(x) for x in arrays), n_unknowns)[0])
     else:
         squares = (objective.data - cell.signals) ** 2
         level = float(np.sqrt(squares.sum() / (len(squares) - n_unknowns)))
-    noise = np.sqrt(max(level**2 - objective.forward.mesh_error**2, _LEAST_NOISE**2))
+    noise = np.sqrt(max(level**2 - objective.forward.mesh_error**2, _MIN_NOISE**2))
     return replace(objective, sigma=float(noise))

@@ -1,4 +1,4 @@
-"""CellShapeFit: the shapes of cells, and how sure they are."""
+"""CellShapeFit: the shapes of cells and their uncertainty."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class CellShapeFit(VoxelFit):
-    """What :meth:`CellShapeModel.fit` found; see :class:`VoxelFit` for what a map has.
+    """Result of :meth:`CellShapeModel.fit`; see :class:`VoxelFit` for its maps.
 
     Attributes
     ----------
@@ -32,36 +32,36 @@ class CellShapeFit(VoxelFit):
     tortuosity : ndarray (...)
         Length over the distance of its ends.
     at_bounds : ndarray (...) of bool
-        Whether the shape is at the end of what its space holds: others may fit better.
+        Whether a parameter of the shape is at its bound: shapes outside may fit better.
     birge_ratio : ndarray (...)
-        How many times wider than those of the draws intervals and standard deviations are, since
-        the signals, or what is known of shapes beforehand, refute the shape; 1 elsewhere.
+        Factor by which intervals and standard deviations are wider than those of the posterior
+        samples because the signals or the prior reject the shape; 1 elsewhere.
     """
 
     MAPS = geometry.MAPS
     model: CellShapeModel
 
     def theta(self, index: tuple[int, ...] | int = ()) -> np.ndarray:
-        """Likeliest parameters (P,) in the shape space, of one voxel."""
+        """Most probable parameters (P,) in the shape space, of one voxel."""
         return self._shape(self._one(index), -1).theta
 
     def mesh(self, index: tuple[int, ...] | int = (), stage: str = "likeliest") -> InterfaceMesh:
         """The surface of a cell, around the mean of its vertices.
 
-        Where it is and which of two point reflections of it, signals do not tell.
+        Its position and which of its two point reflections it is cannot be determined.
 
         Parameters
         ----------
         index : tuple of int, optional
             Of the voxel.
         stage : {"likeliest", "coarse", "start"}, optional
-            At the end, on the first mesh, or where the search began.
+            The estimate, that on the first mesh, or the initial cell.
 
         Returns
         -------
         InterfaceMesh
-            With `vertex_std_um` of the likeliest shape where there are draws: how far the
-            surfaces of draws are from each vertex, root mean square, times `birge_ratio`.
+            With `vertex_std_um` of the most probable shape where there are posterior samples:
+            root mean square distance of their surfaces from each vertex, times `birge_ratio`.
 
         Raises
         ------
@@ -73,16 +73,16 @@ class CellShapeFit(VoxelFit):
         voxel, k = self._one(index), chunk.STAGES.index(stage)
         forward = self._forward(voxel, k)
         points = forward.points(self._shape(voxel, k))
-        spread = None
+        vertex_std = None
         if stage == "likeliest" and "_draws" in voxel._values:
-            spread = geometry.surface_std(forward.grid, points, _drawn(voxel, forward))
-            spread = spread * voxel._values["birge_ratio"][0]
-        return _surface(forward.grid, points, spread)
+            vertex_std = geometry.surface_std(forward.grid, points, _drawn(voxel, forward))
+            vertex_std = vertex_std * voxel._values["birge_ratio"][0]
+        return _surface(forward.grid, points, vertex_std)
 
     def draws(self, index: tuple[int, ...] | int = ()) -> np.ndarray:
         """Vertices (n_draws, N, 3) of draws of a cell, um, around their means.
 
-        Where `birge_ratio` is above 1 they are too near to each other by that factor.
+        Where `birge_ratio` is above 1 their scatter is too small by that factor.
 
         Raises
         ------
@@ -127,17 +127,17 @@ def _drawn(voxel, forward):
     return np.array([forward.points(CellShape.unpack(draw)) for draw in packed])
 
 
-def _surface(grid, points, spread):
+def _surface(grid, points, vertex_std):
     """The outside of a grid with its vertices at points (N, 3)."""
     triangles, areas = geometry.outward_triangles(grid, points)
-    used, corners = np.unique(triangles, return_inverse=True)
+    vertices, corners = np.unique(triangles, return_inverse=True)
     n = len(triangles)
     return InterfaceMesh(
-        vertices_um=points[used],
+        vertices_um=points[vertices],
         triangles=corners.reshape(-1, 3),
         permeability=np.zeros(n),
         wall_probability=np.ones(n),
         normals=areas / np.linalg.norm(areas, axis=1, keepdims=True),
         components=np.zeros(n, dtype=int),
-        vertex_std_um=None if spread is None else spread[used],
+        vertex_std_um=None if vertex_std is None else vertex_std[vertices],
     )

@@ -42,27 +42,27 @@ class CellShapeModel(VoxelModel):
     """The shape of a closed cell, whose water alone gives the signals.
 
     Vertices of a tetrahedral mesh move within a shape space until the signals of water that
-    diffuses inside are those measured [1]_. How the cell is turned is found with its shape; where
-    it is and which of its two point reflections, signals do not tell.
+    diffuses inside are those measured [1]_. Its orientation is estimated with its shape; its
+    position and which of its two point reflections it is, signals do not determine.
 
     Parameters
     ----------
     gtab : GradientTable or Acquisition
         Pulsed gradients, with b0 at each echo time.
     shape_space : ShapeSpace, optional
-        What shapes a cell may have; tubes around a curved centre line where not given.
+        Shapes that a cell may have; tubes around a curved centre line by default.
     diffusivity : float, optional
         Of the water inside, mm^2/s.
     te : optional
         Of a GradientTable, as in :meth:`dipy_spinverse.Acquisition.from_gtab`.
     seed : int, optional
-        Of the draws.
+        Of the posterior samples.
 
     Raises
     ------
     ValueError
         Free waveforms, an echo time without b0, a diffusivity that is not in mm^2/s, a template
-        with inverted tetrahedra, a start outside the bounds of its space.
+        with inverted tetrahedra, an initial shape outside the bounds of its space.
 
     Attributes
     ----------
@@ -101,12 +101,12 @@ class CellShapeModel(VoxelModel):
     ):
         super().__init__(gtab, te)
         self.acquisition = require_pulsed(self.acquisition)
-        without = ~self.acquisition.b0_per_te.any(axis=1)
-        if without.any():
+        lacks_b0 = ~self.acquisition.b0_per_te.any(axis=1)
+        if lacks_b0.any():
             raise ValueError(
-                f"gtab has no b0 at echo time {self.acquisition.echo_times[without][0]:g} ms: the "
-                "shape rests on how much of it is lost. Measure b0 at each echo time, or give the "
-                "te that the measurements share."
+                f"gtab has no b0 at echo time {self.acquisition.echo_times[lacks_b0][0]:g} ms, "
+                "but the shape is estimated from the attenuation. Measure b0 at each echo time, "
+                "or give the te that the measurements share."
             )
         self.shape_space = tube_space() if shape_space is None else shape_space
         self.diffusivity = float(diffusivity)
@@ -120,19 +120,19 @@ class CellShapeModel(VoxelModel):
         self, space: ShapeSpace, acquisition: Acquisition | None = None
     ) -> ShapeSignals:
         """Signals in a space, of the model's measurements or of others."""
-        own = self.acquisition
-        length = length_scale_of_derivatives(own, self._diffusivity)
+        fitted = self.acquisition
+        length_um = length_scale_of_derivatives(fitted, self._diffusivity)
         if acquisition is not None:
-            other = length_scale_of_derivatives(acquisition, self._diffusivity)
-            length = min(length, other)
+            length_scale = length_scale_of_derivatives(acquisition, self._diffusivity)
+            length_um = min(length_um, length_scale)
         return ShapeSignals.of(
-            space, own if acquisition is None else acquisition, self._diffusivity, length
+            space, fitted if acquisition is None else acquisition, self._diffusivity, length_um
         )
 
     def meshed(
         self, thetas: Sequence[np.ndarray], acquisition: Acquisition | None = None
     ) -> ShapeSignals:
-        """Signals after the space was meshed anew for each of some shapes, one after another."""
+        """Signals after the space was remeshed for each of some shapes, one after another."""
         if len(thetas) == 0 and acquisition is None:
             return self.coarse
         space = self.shape_space
@@ -174,24 +174,24 @@ class CellShapeModel(VoxelModel):
             Arguments of wrong shape or range.
         """
         check_number("n_draws", n_draws, 0)
-        how = Engine(engine, n_jobs, verbose, journal, max_memory)
+        execution = Engine(engine, n_jobs, verbose, journal, max_memory)
         image = image_of(data, mask, sigma, self.acquisition, max_memory=max_memory)
         status, values = fit_image(
-            image, FitShapes(self, n_draws), cell_shape_layout(self, n_draws), how, most=1,
+            image, FitShapes(self, n_draws), cell_shape_layout(self, n_draws), execution, most=1,
             model=self, options={"n_draws": n_draws, "sigma": sigma},
         )  # fmt: skip
-        ended = int(values["at_bounds"].sum())
-        if ended:
+        n_at_bounds = int(values["at_bounds"].sum())
+        if n_at_bounds:
             warnings.warn(
-                f"{ended} of {len(image.voxels)} cells are at the bounds of their shape space "
-                "(fit.at_bounds). Give a shape_space with wider bounds, or one that contains the "
-                "cells.",
+                f"{n_at_bounds} of {len(image.voxels)} cells are at the bounds of their shape "
+                "space (fit.at_bounds). Give a shape_space with wider bounds, or one that "
+                "contains the cells.",
                 stacklevel=2,
             )
-        refuted = int((values["birge_ratio"] > 1).sum())
-        if refuted:
+        n_rejected = int((values["birge_ratio"] > 1).sum())
+        if n_rejected:
             warnings.warn(
-                f"{refuted} of {len(image.voxels)} cells have shapes that their signals or the "
+                f"{n_rejected} of {len(image.voxels)} cells have shapes that their signals or the "
                 "prior of the shape space reject (fit.birge_ratio > 1); the estimated shapes may "
                 "be wrong. Give a shape_space that contains the cells.",
                 stacklevel=2,
@@ -229,7 +229,7 @@ class CellShapeModel(VoxelModel):
     def signals_of_fit(
         self, values: Mapping[str, np.ndarray], acquisition: BaseAcquisition
     ) -> np.ndarray:
-        """Signals (V, M) of the likeliest shapes."""
+        """Signals (V, M) of the most probable shapes."""
         acquisition = require_pulsed(acquisition)
         rows = zip(
             values["_stages"][:, -1], values["_meshed"], values["_stage_meshes"][:, -1],
@@ -247,8 +247,8 @@ class CellShapeModel(VoxelModel):
         space, arrays = self.shape_space, dict[str, np.ndarray]()
         if not is_dataclass(space):
             raise ValueError(
-                f"shape_space is a {type(space).__name__}, which no file holds; fits in those of "
-                "dipy_spinverse.cell_shapes can be saved."
+                f"shape_space is a {type(space).__name__}, which cannot be stored; only fits "
+                "in those of dipy_spinverse.cell_shapes can be saved."
             )
         for field in fields(space):
             value = getattr(space, field.name)
@@ -272,8 +272,8 @@ class CellShapeModel(VoxelModel):
         kind = getattr(shape_spaces, name, None) if name in shape_spaces.__all__ else None
         if kind is None:
             raise ValueError(
-                f"the fit is in a shape space of one's own, {name}, which no file holds; give "
-                "model=, the one that was fitted."
+                f"the fit has a custom shape space, {name}, which cannot be stored; give "
+                "model=, the model that was fitted."
             )
         space = kind(**{field.name: _stored(arrays, field.name) for field in fields(kind)})
         return cls(acquisition, space, **settings)
@@ -290,15 +290,15 @@ class CellShapeModel(VoxelModel):
         if outside.any():
             k = int(np.argmax(outside))
             raise ValueError(
-                f"theta[{k}] is {theta[k]:.4g}, outside of what the shape space holds; give "
+                f"theta[{k}] is {theta[k]:.4g}, outside of its bounds; give "
                 f"{bounds[k, 0]:.4g} to {bounds[k, 1]:.4g}."
             )
-        turned = Rotation.from_rotvec(np.asarray(rotation, dtype=float))
-        points = forward.points(CellShape(theta, turned, 0.0, np.zeros(1)))
+        pose = Rotation.from_rotvec(np.asarray(rotation, dtype=float))
+        points = forward.points(CellShape(theta, pose, 0.0, np.zeros(1)))
         if forward.is_degenerate(points):
             raise ValueError(
-                f"theta {theta.round(2).tolist()} makes a shape with inverted tetrahedra; give "
-                "one nearer to the template."
+                f"theta {theta.round(2).tolist()} gives a shape with inverted tetrahedra; give "
+                "one closer to the template."
             )
         return points
 

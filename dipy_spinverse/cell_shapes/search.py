@@ -1,4 +1,4 @@
-"""The likeliest cell: Levenberg-Marquardt from several starts, on a coarse and a finer mesh."""
+"""The most probable cell: Levenberg-Marquardt from several initial cells."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ from dipy_spinverse.voxels.rician import (
 )
 
 _DAMPING = Damping(initial=1e-2, minimum=1e-9, maximum=1e5, growth=4.0, acceleration=2.0)
-_EASIER = 0.2  # damping after a step that helps
-# A step that gains less, in -ln(probability), or this share of it, is the last.
+_EASIER = 0.2  # factor of the damping after a step that lowers the objective
+# A step that lowers -ln(probability) by less than this, or by less than this fraction, is the
+# last: well below the change of 1/2 that one standard error makes.
 _LEAST_GAIN, _LEAST_SHARE = 0.1, 1e-3
-_SCALE_SD = 0.5  # of the logarithm of sizes beforehand
-_TURNED = 0.1  # precision of rotations, 1/rad^2: any
+_SCALE_SD = 0.5  # prior standard deviation of the logarithm of the size; chosen by hand
+_ROTATION_PRECISION = 0.1  # of the prior, 1/rad^2: nearly flat (standard deviation 180 degrees)
 _MIRRORED = np.array([[1, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1]])
 
 
 @dataclass(frozen=True, eq=False)
 class ShapeLinearisation:
-    """A linear model of signals near a cell, what it is fitted to, and the prior there.
+    """Signals linearised at a cell, the target of their fit, and the prior there.
 
     Attributes
     ----------
     jacobian : ndarray (M, U)
     signals, target, weights : ndarray (M,)
-        There, what they should be, and the inverse variances of the latter.
+        At the cell, those to be fitted, and the inverse variances of the latter.
     pull : ndarray (U,)
     prior : ndarray (U, U)
         Gradient and curvature of the prior.
@@ -60,14 +61,16 @@ class ShapeLinearisation:
 
     @property
     def determined(self) -> np.ndarray:
-        """How far (U,) the data, not the prior, determine each unknown, 0 to 1; the sum are
-        degrees of freedom."""
+        """Resolution (U,) of each unknown: 1 where the data determine it, 0 where the prior does.
+
+        The sum is the effective number of parameters.
+        """
         return 1 - np.diag(np.linalg.solve(self.curvature, self.prior))
 
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """-ln(probability) of cells, given the signals of a voxel, over that of the data themselves.
+    """-ln(posterior probability) of cells, relative to that of signals equal to the data.
 
     Attributes
     ----------
@@ -85,50 +88,52 @@ class Objective:
     rician: bool
 
     @property
-    def spread(self) -> float:
-        """Standard deviation of noise and of what the mesh makes wrong, together."""
+    def standard_error(self) -> float:
+        """Standard deviation of the noise and of the discretisation error, in quadrature."""
         return float(np.hypot(self.sigma, self.forward.mesh_error))
 
     def __call__(self, cell: SimulatedCell | None) -> float:
         if cell is None:
             return np.inf
-        data, signals, spread = self._tensors(cell)
+        data, signals, standard_error = self._tensors(cell)
         _, flatness = self.forward.thinned(cell.points)
         scale = cell.shape.log_scale
-        prior = self.beyond(cell.shape) + (scale / _SCALE_SD) ** 2 + flatness @ flatness
-        likelihood = log_likelihoods(data, signals, spread, self.rician)
-        return prior / 2 + float(log_likelihoods(data, data, spread, self.rician) - likelihood)
+        prior = self.prior_distance(cell.shape) + (scale / _SCALE_SD) ** 2 + flatness @ flatness
+        likelihood = log_likelihoods(data, signals, standard_error, self.rician)
+        return prior / 2 + float(
+            log_likelihoods(data, data, standard_error, self.rician) - likelihood
+        )
 
     def target(self, cell: SimulatedCell) -> tuple[np.ndarray, np.ndarray]:
-        """What a linear model near a cell is to be fitted to (M,), and its weights (M,)."""
-        data, signals, spread = self._tensors(cell)
+        """Target (M,) of the linearised signals at a cell, and its weights (M,)."""
+        data, signals, standard_error = self._tensors(cell)
         information = torch.ones_like(signals)
         if self.rician:
-            information = rician_information(signals / spread[:, None])
-            score = rician_target(data, signals, spread) - signals
+            information = rician_information(signals / standard_error[:, None])
+            score = rician_target(data, signals, standard_error) - signals
             data = signals + score / information
-        return data[0].numpy(), information[0].numpy() / self.spread**2
+        return data[0].numpy(), information[0].numpy() / self.standard_error**2
 
-    def beyond(self, shape: CellShape) -> float:
+    def prior_distance(self, shape: CellShape) -> float:
         """Squared distance from the prior mean, in standard deviations of the prior."""
         theta = shape.theta - self.forward.space.prior_mean
         return float(theta @ self.forward.space.prior_precision @ theta)
 
     def prior(self, cell: SimulatedCell, fields: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Gradient (U,) and curvature (U, U) of what is known of shapes beforehand, and of the
-        barrier against flat tetrahedra; fields (F, N, 3) are displacements by the unknowns."""
+        """Gradient (U,) and curvature (U, U) of the prior and of the barrier against flat
+        tetrahedra; fields (F, N, 3) are displacements by the unknowns."""
         shape, k = cell.shape, len(fields)
         theta, scale = shape.theta - self.forward.space.prior_mean, shape.log_scale
         n = len(theta)
-        first, scaled = n + 3, not self.forward.space.has_scale
+        log_scale_index, scaled = n + 3, not self.forward.space.has_scale
         curvature = np.zeros((k + len(shape.log_S0),) * 2)
         curvature[:n, :n] = self.forward.space.prior_precision
-        curvature[range(n, first), range(n, first)] = _TURNED
+        curvature[range(n, log_scale_index), range(n, log_scale_index)] = _ROTATION_PRECISION
         gradient = np.zeros(len(curvature))
         gradient[:n] = curvature[:n, :n] @ theta
         if scaled:
-            curvature[first, first] = 1 / _SCALE_SD**2
-            gradient[first] = scale / _SCALE_SD**2
+            curvature[log_scale_index, log_scale_index] = 1 / _SCALE_SD**2
+            gradient[log_scale_index] = scale / _SCALE_SD**2
         _, flatness = self.forward.thinned(cell.points)
         flatter = self.forward.thinning(cell, fields)
         gradient[:k] += flatter.T @ flatness
@@ -136,21 +141,20 @@ class Objective:
         return gradient, curvature
 
     def linearised(self, cell: SimulatedCell) -> ShapeLinearisation:
-        """Near a cell."""
         fields = self.forward.fields(cell)
         jacobian = self.forward.jacobian(cell, fields)
         target, prior = self.target(cell), self.prior(cell, fields)
         return ShapeLinearisation(jacobian, cell.signals, *target, *prior)
 
     def _tensors(self, cell):
-        arrays = self.data[None], cell.signals[None], np.array([self.spread])
+        arrays = self.data[None], cell.signals[None], np.array([self.standard_error])
         return tuple(torch.as_tensor(x) for x in arrays)
 
 
 def minimise(
     objective: Objective, starts: Sequence[SimulatedCell], max_steps: int
 ) -> tuple[list[SimulatedCell], np.ndarray, np.ndarray]:
-    """Damped Gauss-Newton steps from each start; a step into inverted tetrahedra is not taken.
+    """Levenberg-Marquardt from each initial cell; steps into inverted tetrahedra are rejected.
 
     Returns
     -------
@@ -158,34 +162,33 @@ def minimise(
     values : ndarray (S,)
         Of the objective.
     stopped : ndarray (S,) of bool
-        By themselves.
+        Whether each search converged.
     """
     cells = list(starts)
     values = torch.tensor([objective(cell) for cell in cells], dtype=torch.float64)
     linearised: dict[int, ShapeLinearisation] = {}
 
     def advance(rows, damping):
-        better, small = np.zeros((2, len(rows)), dtype=bool)
+        improved, converged = np.zeros((2, len(rows)), dtype=bool)
         for k, (row, level) in enumerate(zip(rows.tolist(), damping.tolist(), strict=True)):
             if row not in linearised:
                 linearised[row] = objective.linearised(cells[row])
-            near = linearised[row]
-            gradient, curvature = near.gradient, near.curvature
+            linearisation = linearised[row]
+            gradient, curvature = linearisation.gradient, linearisation.curvature
             damped = curvature + level * np.diag(np.diag(curvature))
             step = -np.linalg.solve(damped, gradient)
             forward = objective.forward
             trial = forward.at(forward.moved(cells[row].shape, step))
             value = objective(trial)
             gain = float(values[row]) - value
-            # nothing to be gained where the steps promise nothing
             promised = -gradient @ step / 2
-            small[k] = promised < _LEAST_GAIN
+            converged[k] = promised < _LEAST_GAIN
             if gain > 0 and trial is not None:
-                better[k] = True
-                small[k] = gain < _LEAST_GAIN + _LEAST_SHARE * abs(value)
+                improved[k] = True
+                converged[k] = gain < _LEAST_GAIN + _LEAST_SHARE * abs(value)
                 cells[row], values[row] = trial, value
                 del linearised[row]
-        return torch.as_tensor(better), torch.as_tensor(small), torch.tensor(_EASIER)
+        return torch.as_tensor(improved), torch.as_tensor(converged), torch.tensor(_EASIER)
 
     stopped, _ = levenberg_marquardt(advance, values, _DAMPING, max_steps)
     return cells, values.numpy(), stopped.numpy()
@@ -194,27 +197,27 @@ def minimise(
 def initial_cells(
     objective: Objective, frame: np.ndarray, log_S0: np.ndarray
 ) -> list[SimulatedCell]:
-    """Each start of the shape space, turned into the axes of a diffusion tensor.
+    """Each initial shape of the space, rotated into the frame of a diffusion tensor.
 
-    Of the four ways that differ by more than the point reflection, which signals cannot tell, and
-    of the start as it is, which may be a shape that was found before, the likeliest one.
+    Of the four orientations that differ by more than a point reflection, to which signals are
+    invariant, and of the unrotated shape, which may be an earlier estimate, the most probable one.
 
     Parameters
     ----------
     frame : ndarray (3, 3)
         Rows are axes, that of the largest diffusivity last.
     """
-    forward, found = objective.forward, []
+    forward, cells = objective.forward, []
     for theta in np.asarray(forward.space.initial_shapes(), dtype=float):
-        straight = CellShape(theta, Rotation.identity(), 0.0, log_S0)
-        own = np.linalg.eigh(np.cov(forward.points(straight).T))[1].T
-        turned = [np.eye(3), *(frame.T @ (signs[:, None] * own) for signs in _MIRRORED)]
-        ways = []
-        for matrix in turned:
+        template_shape = CellShape(theta, Rotation.identity(), 0.0, log_S0)
+        principal_axes = np.linalg.eigh(np.cov(forward.points(template_shape).T))[1].T
+        frames = [np.eye(3), *(frame.T @ (signs[:, None] * principal_axes) for signs in _MIRRORED)]
+        candidates = []
+        for matrix in frames:
             rotation = Rotation.from_matrix(matrix * np.sign(np.linalg.det(matrix)))
-            cell = forward.at(replace(straight, rotation=rotation))
+            cell = forward.at(replace(template_shape, rotation=rotation))
             if cell is not None:
-                ways.append((objective(cell), cell))
-        if ways:
-            found.append(min(ways, key=lambda way: way[0])[1])
-    return found
+                candidates.append((objective(cell), cell))
+        if candidates:
+            cells.append(min(candidates, key=lambda candidate: candidate[0])[1])
+    return cells

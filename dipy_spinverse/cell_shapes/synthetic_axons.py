@@ -1,4 +1,4 @@
-"""Made-up axons: bent and twisted, beaded, fanning, and all of it together.
+"""Synthetic axons: bent and twisted, beaded, fanning, and all of it together.
 
 Each is a cylinder that is deformed by closed formulas. None of the shape spaces contains them
 exactly: their centre line is a helix, their beads are Gaussian.
@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 
 FAMILIES = ("bent", "beaded", "fanning", "combined")
 RADIUS, LENGTH = 3.0, 9.0  # um
-# Of shapes to learn from, and of shapes to test with: these reach beyond the first at both ends.
+# Ranges of training shapes and of test shapes, which are wider at both limits; chosen by hand.
 _TRAINING = {
     "curvature": (0.02, 0.10),  # 1/um
     "torsion": (0.0, 0.15),  # rad/um
@@ -43,7 +43,7 @@ class Axon:
     heading : float
         Direction in which it bends at its middle, rad.
     beads : tuple of (float, float, float)
-        Place along the axon (-1 to 1), height in radii and width (standard deviation, um).
+        Position along the axon (-1 to 1), height in radii and width (standard deviation, um).
     growth : tuple of (float, float)
         By how many radii the two half axes of the cross-section are larger at the wide end.
     wide_end : float
@@ -77,26 +77,26 @@ class Axon:
         """Positions (K, 3), um, of points (K, 3) of a cylinder of radius 1, -1 <= z <= 1."""
         along = LENGTH / 2 * cylinder[:, 2]
         line, tangent, normal = self._centre_line(along)
-        across = self._across(cylinder)
+        section = self._across(cylinder)
         binormal = np.cross(tangent, normal)
-        places = line + across[:, :1] * normal + across[:, 1:] * binormal
-        return self.scale * Rotation.from_rotvec(self.rotation).apply(places)
+        positions = line + section[:, :1] * normal + section[:, 1:] * binormal
+        return self.scale * Rotation.from_rotvec(self.rotation).apply(positions)
 
     def half_axes(self, t: np.ndarray) -> np.ndarray:
-        """Half axes (K, 2), um, of the cross-section at places -1 <= t <= 1, before scaling."""
+        """Half axes (K, 2), um, of the cross-section at positions -1 <= t <= 1, before scaling."""
         axes = 1 + (1 + self.wide_end * t[:, None]) / 2 * np.array(self.growth)
-        for place, height, width in self.beads:
-            axes = axes + height * np.exp(-(((t - place) * LENGTH / 2 / width) ** 2) / 2)[:, None]
+        for centre, height, width in self.beads:
+            axes = axes + height * np.exp(-(((t - centre) * LENGTH / 2 / width) ** 2) / 2)[:, None]
         return RADIUS * axes
 
     def _across(self, cylinder):
-        """Places (K, 2) in the cross-section, um: an ellipse turns, the points in it do not."""
+        """Positions (K, 2) in the cross-section, um; the ellipse rotates, its points do not."""
         t = cylinder[:, 2]
         turn = np.exp(1j * (self.facing + self.twist * t / 2))
-        unturned = (cylinder[:, 0] + 1j * cylinder[:, 1]) / turn
-        stretched = np.column_stack([unturned.real, unturned.imag]) * self.half_axes(t)
-        turned = (stretched[:, 0] + 1j * stretched[:, 1]) * turn
-        return np.column_stack([turned.real, turned.imag])
+        unrotated = (cylinder[:, 0] + 1j * cylinder[:, 1]) / turn
+        stretched = np.column_stack([unrotated.real, unrotated.imag]) * self.half_axes(t)
+        rotated = (stretched[:, 0] + 1j * stretched[:, 1]) * turn
+        return np.column_stack([rotated.real, rotated.imag])
 
     def _centre_line(self, along):
         """Points, tangents and normals (K, 3) of a helix; the normals do not turn about it."""
@@ -126,9 +126,9 @@ def draw_axons(
     n : int
     rng : numpy.random.Generator
     test : bool, optional
-        From the wider ranges of shapes to test with.
+        From the wider ranges of test shapes.
     posed : bool, optional
-        Turned at random; otherwise they point along z at their middle.
+        With random orientation; otherwise along z at their middle.
 
     Returns
     -------
@@ -155,23 +155,23 @@ def draw_axons(
 
 
 def _drawn(family, rng, ranges):
-    less = rng.uniform(0.3, 0.8, 3) if family == "combined" else np.ones(3)
-    parts = {"heading": rng.uniform(0, 2 * np.pi), "scale": rng.uniform(*ranges["scale"])}
+    scales = rng.uniform(0.3, 0.8, 3) if family == "combined" else np.ones(3)
+    parameters = {"heading": rng.uniform(0, 2 * np.pi), "scale": rng.uniform(*ranges["scale"])}
     if family in ("bent", "combined"):
-        parts["curvature"] = less[0] * rng.uniform(*ranges["curvature"])
-        parts["torsion"] = rng.choice([-1, 1]) * rng.uniform(*ranges["torsion"])
+        parameters["curvature"] = scales[0] * rng.uniform(*ranges["curvature"])
+        parameters["torsion"] = rng.choice([-1, 1]) * rng.uniform(*ranges["torsion"])
     if family in ("beaded", "combined"):
         pair = rng.uniform(0.25, 0.7, 2) * [-1, 1]
-        places = pair if rng.random() < 0.5 else rng.uniform(-0.7, 0.7, 1)
-        parts["beads"] = tuple(
-            (place, less[1] * rng.uniform(*ranges["height"]), rng.uniform(*ranges["width"]))
-            for place in places
+        centres = pair if rng.random() < 0.5 else rng.uniform(-0.7, 0.7, 1)
+        parameters["beads"] = tuple(
+            (centre, scales[1] * rng.uniform(*ranges["height"]), rng.uniform(*ranges["width"]))
+            for centre in centres
         )
     if family in ("fanning", "combined"):
-        growth = less[2] * rng.uniform(*ranges["growth"])
+        growth = scales[2] * rng.uniform(*ranges["growth"])
         growth = np.array([growth, rng.uniform(0, 0.5) * growth])
-        parts["growth"] = tuple(growth)
-        parts["wide_end"] = rng.choice([-1.0, 1.0])
-        parts["facing"] = rng.uniform(0, np.pi)
-        parts["twist"] = rng.uniform(-1, 1) * np.pi / 4
-    return Axon(**parts)
+        parameters["growth"] = tuple(growth)
+        parameters["wide_end"] = rng.choice([-1.0, 1.0])
+        parameters["facing"] = rng.uniform(0, np.pi)
+        parameters["twist"] = rng.uniform(-1, 1) * np.pi / 4
+    return Axon(**parameters)

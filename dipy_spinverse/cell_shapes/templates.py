@@ -44,10 +44,10 @@ class Template:
     @cached_property
     def triangles(self) -> np.ndarray:
         faces = self.tetrahedra[:, _FACES].reshape(-1, 3)
-        _, first, counts = np.unique(
+        _, index, counts = np.unique(
             np.sort(faces, axis=1), axis=0, return_index=True, return_counts=True
         )
-        return faces[first[counts == 1]]
+        return faces[index[counts == 1]]
 
     @cached_property
     def surface(self) -> np.ndarray:
@@ -55,7 +55,7 @@ class Template:
 
     @cached_property
     def harmonic_extension(self) -> np.ndarray:
-        """Weights (N, S) by which all vertices follow those on the surface.
+        """Weights (N, S) of the displacements of surface vertices in those of all vertices.
 
         Harmonic functions of the template: moved linearly at the surface, all move linearly.
         """
@@ -76,8 +76,8 @@ class Template:
         areas = np.linalg.norm(np.cross(*(corners[:, 1:] - corners[:, :1]).swapaxes(0, 1)), axis=1)
         laplacian = np.zeros((len(self.surface),) * 2)
         for k in range(3):
-            one, other = corners[:, k - 2] - corners[:, k], corners[:, k - 1] - corners[:, k]
-            half_cotangent = np.einsum("fk,fk->f", one, other) / areas / 2
+            edge_1, edge_2 = corners[:, k - 2] - corners[:, k], corners[:, k - 1] - corners[:, k]
+            half_cotangent = np.einsum("fk,fk->f", edge_1, edge_2) / areas / 2
             i, j = triangles[:, k - 2], triangles[:, k - 1]
             for row, column, sign in ((i, j, -1), (j, i, -1), (i, i, 1), (j, j, 1)):
                 np.add.at(laplacian, (row, column), sign * half_cotangent)
@@ -112,12 +112,14 @@ def cylinder_mesh(n_rings: int, n_layers: int) -> Template:
     points = np.column_stack([np.tile(disc, (n_layers, 1)), z])
     low = len(disc) * np.arange(n_layers - 1)[:, None, None] + triangles
     high = low + len(disc)
-    # turned over in every other layer, so that no diagonal has a preferred side
-    turned = (np.arange(n_layers - 1) % 2 == 1)[:, None, None]
-    low, high = np.where(turned, high, low), np.where(turned, low, high)
+    # reversed in every other layer, so that diagonals have no preferred direction
+    alternate = (np.arange(n_layers - 1) % 2 == 1)[:, None, None]
+    low, high = np.where(alternate, high, low), np.where(alternate, low, high)
     (a0, b0, c0), (a1, b1, c1) = np.moveaxis(low, 2, 0), np.moveaxis(high, 2, 0)
-    parts = [(a0, b0, c0, c1), (a0, b0, b1, c1), (a0, a1, b1, c1)]
-    tetrahedra = np.concatenate([np.stack(part, -1).reshape(-1, 4) for part in parts])
+    prism_tetrahedra = [(a0, b0, c0, c1), (a0, b0, b1, c1), (a0, a1, b1, c1)]
+    tetrahedra = np.concatenate(
+        [np.stack(corners, -1).reshape(-1, 4) for corners in prism_tetrahedra]
+    )
     edges = points[tetrahedra[:, 1:]] - points[tetrahedra[:, :1]]
     inverted = np.linalg.det(edges) < 0
     tetrahedra[inverted] = tetrahedra[inverted][:, [1, 0, 2, 3]]
@@ -125,7 +127,7 @@ def cylinder_mesh(n_rings: int, n_layers: int) -> Template:
 
 
 def _disc(n_rings):
-    """Places of a hexagonal lattice within a hexagon, and the same drawn into a circle."""
+    """Points of a hexagonal lattice within a hexagon, and the same mapped into a circle."""
     lattice, disc = [np.zeros((1, 2))], [np.zeros((1, 2))]
     corners = np.pi / 3 * np.arange(7)
     corners = np.column_stack([np.cos(corners), np.sin(corners)])

@@ -1,4 +1,4 @@
-"""What is unknown of a cell, and its signals as a function of it."""
+"""The unknowns of a cell, and its signals as a function of them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ from dipy_spinverse.bloch_torrey.finite_elements.operator import inverted_tetrah
 from dipy_spinverse.cell_shapes.shape_spaces.protocol import ShapeSpace
 from dipy_spinverse.grid import TetrahedralGrid
 
-# Of signals at n nodes, over S0, is this over n: root mean square of tubes of 3 um radius at b up
-# to 10 ms/um^2 against 5642 nodes, with 370 to 1638 nodes (benchmarks/modal_sensitivity).
+# Discretisation error of signals over S0 times the number of nodes: root mean square of tubes of
+# 3 um radius at b up to 10 ms/um^2 against 5642 nodes, with 370 to 1638 nodes
+# (benchmarks/modal_sensitivity.py).
 _MESH_ERROR = 1.1
-# Volumes of tetrahedra over their mean: from here on a barrier rises, and what is no mesh.
+# Volumes of tetrahedra over their mean below which a barrier rises, and below which a mesh is
+# rejected; chosen by hand.
 _THIN, _THINNEST = 0.05, 1e-3
 
 
 @dataclass(frozen=True, eq=False)
 class CellShape:
-    """A cell and its signal without diffusion.
+    """Shape and pose of a cell, and its signal without diffusion.
 
     Attributes
     ----------
@@ -61,7 +63,7 @@ class CellShape:
 
 @dataclass(frozen=True, eq=False)
 class SimulatedCell:
-    """A cell, where its vertices are, and its signals.
+    """A cell with its vertices and signals.
 
     Attributes
     ----------
@@ -110,7 +112,7 @@ class ShapeSignals:
                 template.points, template.tetrahedra, "reflecting"
             )
         except ValueError as error:
-            raise ValueError(f"shape_space has a template that is no mesh: {error}") from error
+            raise ValueError(f"shape_space has an invalid template: {error}") from error
         return cls(
             space,
             ModalSensitivities(
@@ -125,19 +127,19 @@ class ShapeSignals:
 
     @property
     def mesh_error(self) -> float:
-        """Standard deviation of what the mesh makes wrong, over S0."""
+        """Standard deviation of the discretisation error, over S0."""
         return _MESH_ERROR / self.grid.n_points
 
     @cached_property
     def te_index(self) -> np.ndarray:
-        """(M,) place of each measurement's S0."""
+        """Index (M,) of each measurement's S0."""
         return self.sensitivities.acquisition.te_index
 
     def points(self, shape: CellShape) -> np.ndarray:
         """Positions (N, 3) of the vertices in the scanner, um, around their mean."""
         vertices = self.space.vertices(torch.as_tensor(shape.theta)).detach().numpy()
-        turned = shape.rotation.apply(vertices) * np.exp(shape.log_scale)
-        return turned - turned.mean(axis=0)
+        rotated = shape.rotation.apply(vertices) * np.exp(shape.log_scale)
+        return rotated - rotated.mean(axis=0)
 
     def at(self, shape: CellShape) -> SimulatedCell | None:
         """Signals of a cell; None where tetrahedra are inverted or nearly so."""
@@ -149,14 +151,14 @@ class ShapeSignals:
         return SimulatedCell(shape, points, body, S0 * body.signals)
 
     def is_degenerate(self, points: np.ndarray) -> bool:
-        """Whether some tetrahedron is inverted, or has next to no volume."""
+        """Whether some tetrahedron is inverted or nearly flat."""
         edges = points[self.grid.tetrahedra[:, 1:]] - points[self.grid.tetrahedra[:, :1]]
         volumes = np.abs(np.linalg.det(edges))
         thin = volumes.min() < _THINNEST * volumes.mean()
         return bool(thin or inverted_tetrahedra(self.grid, points).any())
 
     def thinned(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tetrahedra (K,) that are nearly flat, and how nearly (K,): from 0 to infinite."""
+        """Tetrahedra (K,) that are nearly flat, and their barrier terms (K,), 0 to infinite."""
         edges = points[self.grid.tetrahedra[:, 1:]] - points[self.grid.tetrahedra[:, :1]]
         volumes = np.abs(np.linalg.det(edges))
         flatness = _THIN * volumes.mean() / np.maximum(volumes, np.finfo(float).tiny) - 1
@@ -166,9 +168,11 @@ class ShapeSignals:
     def thinning(self, cell: SimulatedCell, fields: np.ndarray) -> np.ndarray:
         """Derivatives (K, F) of :meth:`thinned` by the fields, of the same tetrahedra."""
         thin, flatness = self.thinned(cell.points)
-        first, *others = self.grid.tetrahedra[thin].T
+        corner, *neighbours = self.grid.tetrahedra[thin].T
         edges, moves = (
-            np.stack([x[..., other, :] - x[..., first, :] for other in others], axis=-2)
+            np.stack(
+                [x[..., neighbour, :] - x[..., corner, :] for neighbour in neighbours], axis=-2
+            )
             for x in (cell.points, fields)
         )
         growth = np.einsum("kij,fkji->kf", np.linalg.inv(edges), moves)
@@ -189,8 +193,8 @@ class ShapeSignals:
         """Derivatives (M, U) of signals by the steps of :meth:`moved`."""
         S0 = np.exp(cell.shape.log_S0)[self.te_index]
         by_shape = S0[:, None] * cell.body.jacobian(fields)
-        own = self.te_index[:, None] == np.arange(len(cell.shape.log_S0))
-        return np.hstack([by_shape, cell.signals[:, None] * own])
+        indicator = self.te_index[:, None] == np.arange(len(cell.shape.log_S0))
+        return np.hstack([by_shape, cell.signals[:, None] * indicator])
 
     def moved(self, shape: CellShape, step: np.ndarray) -> CellShape:
         """A cell after a step (U,): of theta, rotation vector, log scale if unknown, log S0.
@@ -198,14 +202,14 @@ class ShapeSignals:
         Shapes stay within the bounds of their space.
         """
         n = self.space.n_parameters
-        first = n + 3
-        last = first + (not self.space.has_scale)
+        n_pose = n + 3
+        n_shape = n_pose + (not self.space.has_scale)
         low, high = np.asarray(self.space.bounds).T
         return CellShape(
             np.clip(shape.theta + step[:n], low, high),
-            Rotation.from_rotvec(step[n:first]) * shape.rotation,
-            shape.log_scale + float(step[first:last].sum()),
-            shape.log_S0 + step[last:],
+            Rotation.from_rotvec(step[n:n_pose]) * shape.rotation,
+            shape.log_scale + float(step[n_pose:n_shape].sum()),
+            shape.log_S0 + step[n_shape:],
         )
 
 
@@ -216,5 +220,7 @@ def _by_theta(space: ShapeSpace, theta: np.ndarray) -> np.ndarray:
     # pulled-back weights are linear in these: their derivative is the transpose
     weights = torch.zeros_like(vertices, requires_grad=True)
     (pulled_back,) = torch.autograd.grad(vertices, at, weights, create_graph=True)
-    fields = [torch.autograd.grad(each, weights, retain_graph=True)[0] for each in pulled_back]
+    fields = [
+        torch.autograd.grad(component, weights, retain_graph=True)[0] for component in pulled_back
+    ]
     return torch.stack(fields).numpy()

@@ -1,4 +1,4 @@
-"""What is known of water that passes membranes: planes, two sites, short and long times."""
+"""Exact and approximate signals of water that passes membranes: planes, sites, time limits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from dipy_spinverse.bloch_torrey.analytic.bodies import DIMENSIONS, check_body, 
 from dipy_spinverse.bloch_torrey.encoding_groups import timing_groups, unique_encodings
 from dipy_spinverse.bloch_torrey.time_steps import schedule_of
 
-_POLYNOMIALS = 32  # between two planes
+# Legendre polynomials between two planes, and time steps per pulse: more of both change signals by
+# less than 5e-6 of S0, see `permeable_planes_signal`.
+_POLYNOMIALS = 32
 _PULSE_STEPS = 48
 
 
@@ -127,7 +129,7 @@ def karger_signal(
 ) -> np.ndarray:
     """Two sites of Gaussian diffusion that exchange [1]_.
 
-    Right for pulses much shorter than their separation (Delta - delta/3 stands for the time)
+    Valid for pulses much shorter than their separation (Delta - delta/3 stands for the time)
     and for exchange that membranes limit: exchange time far above the time across a site.
 
     Parameters
@@ -274,10 +276,10 @@ def long_time_diffusivity(
 
     D (1 - d f / (T + f)) as Maxwell for dilute or well separated bodies in d dimensions,
     T = (s + d - 1) / (1 - s), with s = 1 / (1 + D / (kappa R)) for a membrane on water of
-    the same diffusivity [1]_. It holds for all water, f of it inside; where nothing passes, the
-    water outside alone has it divided by 1 - f. Exact for slabs (evenly spaced planes are f =
-    1/2). For cylinders Rayleigh's next term of the square lattice is included [2]_: exact up to
-    order f^8.
+    the same diffusivity [1]_. It applies to all water, with a fraction f inside; for
+    impermeable bodies, the water outside has this value divided by 1 - f. Exact for slabs (evenly
+    spaced planes are f = 1/2). For cylinders Rayleigh's next term of the square lattice is
+    included [2]_: exact up to order f^8.
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ from scipy.sparse.linalg import LinearOperator, SuperLU, eigsh, splu
 
 from dipy_spinverse.bloch_torrey.finite_elements.sweep import LumpedNetwork, symmetrised_matrix
 
-# Below this size a dense eigenvalue problem is faster than shift and invert (0.3 s on one core).
+# Up to this size all modes are computed: a dense problem is then fast; chosen by hand.
 _DENSE_NODES = 1200
 # Shift of the inverse, in units of the highest rate of interest: the operator itself is singular.
 _SHIFT = 1e-2

@@ -4,9 +4,9 @@ Magnetisation is linear in each tetrahedron and continuous but across faces that
 permeability, where nodes are doubled [1]_. Masses are lumped at the nodes, which makes the
 elements a network of nodes and links (see `finite_element_sweep`): on the plateau of a
 gradient water that cannot leave its body keeps its signal exactly. The phase of a node is taken
-halfway between its vertex and the centre of its mass. With the vertex, the second moments of a
-body, which rule how much signal is lost, would be too large by a term of second order (the mass
-of a node at a wall lies on one side of it), with the centre too small by the same.
+halfway between its vertex and its centre of mass. With the vertex, the second moments of a body,
+which determine the attenuation, would be too large by a term of second order (the mass of a node
+at a wall lies on one side of it), with the centre of mass too small by the same.
 
 References
 ----------
@@ -33,8 +33,8 @@ from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.grid.regions import faces_as_corners
 
 EDGES = np.array([[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]])
-_CHUNK_BYTES = 2**28
-_KEPT_STATES = 400  # of a backward sweep: those between exponentials, and those of one series
+_CHUNK_BYTES = 2**28  # memory of the states of one chunk of measurements
+_STORED_STATES = 400  # of a backward sweep: those between exponentials, and those of one series
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +121,7 @@ def finite_elements(grid: TetrahedralGrid, permeability: ArrayLike) -> FiniteEle
         [node[edges], node[np.stack([corner_i, corner_j], -1)[membranes]].reshape(-1, 2)]
     )
     shift = np.concatenate([shift, np.zeros((3 * len(membranes), 3), int)])
-    # the two sides of a membrane across a periodic face are at the same place
+    # the two sides of a membrane across a periodic face are at the same position
     flip = pairs[:, 0] > pairs[:, 1]
     pairs[flip], shift[flip] = pairs[flip, ::-1], -shift[flip]
     keys, link = np.unique(np.column_stack([pairs, shift]), axis=0, return_inverse=True)
@@ -156,7 +156,7 @@ def simulate_finite_elements(
 ) -> np.ndarray | torch.Tensor:
     """Signals of an acquisition in a grid with membranes, by linear finite elements.
 
-    Other than the finite volumes these need no lattice: the grid may follow curved membranes.
+    Unlike the finite volumes these need no lattice: the grid may follow curved membranes.
     Spins that leave an absorbing grid are lost at its outer faces, also on a lattice.
 
     Parameters
@@ -348,7 +348,7 @@ class NetworkPropagator:
     def _steppers(self, coefficients):
         """(rows among the representatives, stepper) of encodings alike in time, in chunks."""
         network = lumped_network(self.elements, *(x.numpy() for x in coefficients))
-        size = max(8, _CHUNK_BYTES // (_KEPT_STATES * 16 * len(network.masses)))
+        size = max(8, _CHUNK_BYTES // (_STORED_STATES * 16 * len(network.masses)))
         lossless = bool(network.free.all())
         for waveforms, symmetric in timing_groups(self.acquisition, self._encodings[0]):
             for start in range(0, len(waveforms.rows), size):

@@ -40,8 +40,7 @@ from dipy_spinverse.bloch_torrey.finite_volumes.operator import links_of, open_c
 from dipy_spinverse.bloch_torrey.finite_volumes.simulator import Simulator
 from dipy_spinverse.threads import in_threads
 
-# Pools of a smaller fraction of their tetrahedron are omitted: their water is below the error of
-# the grid itself (some 1e-3 of S0, tests/test_partial_volume.py).
+# Pools of a smaller fraction of their tetrahedron are omitted; chosen by hand.
 _OMITTED_FRACTION = 1e-3
 # Fraction of pools without water that may get some: derivatives there divide by it.
 _MIN_FRACTION = 1e-6

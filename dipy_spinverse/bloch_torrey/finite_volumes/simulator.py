@@ -36,14 +36,14 @@ from dipy_spinverse.grid import TetrahedralGrid
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 # Of the series in time: rounding makes those of single precision no better.
 _TOLERANCES = {"float64": CHEBYSHEV_TOLERANCE, "float32": 1e-6}
-_CHUNK_BYTES = 2**28
+_CHUNK_BYTES = 2**28  # memory of the derivatives of one chunk of encodings
 
 
 @dataclass(frozen=True, eq=False)
 class _Timing:
-    """Different encodings that are alike in time, and how time is cut for them.
+    """Different encodings of the same timing, and their time steps.
 
-    `columns` are their places among all different encodings, `signals` and `sensitivities` the
+    `columns` are their indices among all different encodings, `signals` and `sensitivities` the
     plans of the two kinds of sweep, made on first use; `norm`, `longest_link` and `tolerance` as
     `exponential_series` takes them.
     """

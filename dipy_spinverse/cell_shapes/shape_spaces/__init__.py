@@ -1,4 +1,4 @@
-"""Shape spaces: what shapes a closed cell may have."""
+"""Shape spaces: parametrisations of the shape of a closed cell, with bounds and a prior."""
 
 from dipy_spinverse.cell_shapes.shape_spaces.free import FreeVertices
 from dipy_spinverse.cell_shapes.shape_spaces.latent import LatentSpace, latent_space

@@ -1,4 +1,4 @@
-"""Shapes whose vertices all move, each much as its neighbours do."""
+"""Shapes whose vertices all move, smoothly along the surface."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from dipy_spinverse.cell_shapes.shape_spaces.template_space import TemplateSpace, displaced
 from dipy_spinverse.cell_shapes.templates import Template
 
+# Bounds in standard deviations of the prior; chosen by hand, wide.
+_BOUND_SDS = 5.0
 
-@dataclass(frozen=True, eq=False)
-class FreeVertices:
-    """Displacements of every vertex on a surface, smooth beforehand.
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FreeVertices(TemplateSpace):
+    """Displacements of every vertex on a surface, with a smooth prior.
 
     To refine a shape that was estimated in a smaller space. The prior is a Matern field on the
     surface with a covariance that decays over `correlation_length_um`; vertices inside follow by
@@ -24,8 +28,7 @@ class FreeVertices:
     template : Template
         The shape to refine.
     prior_std_um, correlation_length_um : float
-        Standard deviation of the displacements beforehand, and the length over which they are
-        alike.
+        Prior standard deviation of the displacements, and the length of their correlation.
 
     Examples
     --------
@@ -40,22 +43,14 @@ class FreeVertices:
 
     has_scale = True
 
-    def __repr__(self) -> str:
-        return (
-            f"FreeVertices({self.n_parameters} parameters, {len(self.template.points)} vertices)"
-        )
-
-    @property
-    def n_parameters(self) -> int:
-        return 3 * len(self.template.surface)
-
     @property
     def bounds(self) -> np.ndarray:
-        return np.tile([-5 * self.prior_std_um, 5 * self.prior_std_um], (self.n_parameters, 1))
+        reach = _BOUND_SDS * self.prior_std_um
+        return np.tile([-reach, reach], (self.n_parameters, 1))
 
     @property
     def prior_mean(self) -> np.ndarray:
-        return np.zeros(self.n_parameters)
+        return np.zeros(3 * len(self.template.surface))
 
     @cached_property
     def prior_precision(self) -> np.ndarray:
@@ -64,8 +59,8 @@ class FreeVertices:
         operator = kappa**2 * np.diag(areas) + laplacian
         # variance of (kappa^2 - Laplacian)^-1 white noise in the plane
         variance = 1 / (4 * np.pi * kappa**2)
-        each = operator @ (operator / areas[:, None]) * variance / self.prior_std_um**2
-        return np.kron(each, np.eye(3))
+        per_axis = operator @ (operator / areas[:, None]) * variance / self.prior_std_um**2
+        return np.kron(per_axis, np.eye(3))
 
     @cached_property
     def prior_covariance(self) -> np.ndarray:
@@ -77,9 +72,4 @@ class FreeVertices:
 
     def vertices(self, theta: torch.Tensor) -> torch.Tensor:
         """Positions (N, 3), um; differentiable by theta (P,)."""
-        points = torch.as_tensor(self.template.points)
-        return points + torch.as_tensor(self.template.harmonic_extension) @ theta.reshape(-1, 3)
-
-    def remeshed(self, theta: np.ndarray) -> tuple[FreeVertices, np.ndarray]:
-        """The same: its template is the shape to refine, whose vertices inside follow."""
-        return self, theta
+        return displaced(self.template, self.template.harmonic_extension, theta)

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dipy_spinverse.cell_shapes.shape_spaces.gaussian import GaussianSpace
-from dipy_spinverse.cell_shapes.synthetic_axons import LENGTH, RADIUS
-from dipy_spinverse.cell_shapes.templates import Template, cylinder_mesh
+from dipy_spinverse.cell_shapes.shape_spaces.spectral import straight_template
+from dipy_spinverse.cell_shapes.shape_spaces.template_space import TemplateSpace, displaced
+from dipy_spinverse.cell_shapes.templates import Template
 
 SIZE = (4, 13)  # rings and layers of the template that the network was fitted to
-N_MODES = 100
+N_MODES = 100  # of the surface, whose coefficients the network decodes
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LatentSpace(GaussianSpace):
+class LatentSpace(TemplateSpace):
     """Shapes of the volume of the template, decoded by a network from a latent vector.
 
     The network gives spectral coefficients of the template's surface; vertices inside follow by
@@ -28,14 +28,14 @@ class LatentSpace(GaussianSpace):
     Attributes
     ----------
     template : Template
-    moves : ndarray (N, K)
+    displacement_modes : ndarray (N, K)
         Of all vertices, by each of the K smoothest functions on the surface.
     weights, biases : tuple of ndarray
         Of the decoder's layers, the last one linear, to 3K coefficients in um.
     prior_mean, prior_covariance : ndarray (16,), (16, 16)
         Of the latent vectors of the shapes that the network was fitted to.
-    likely : ndarray (S, 16)
-        Some of these shapes, one from the middle of each cluster.
+    typical_shapes : ndarray (S, 16)
+        Medoids of clusters of these shapes.
 
     Examples
     --------
@@ -47,51 +47,51 @@ class LatentSpace(GaussianSpace):
     """
 
     template: Template
-    moves: np.ndarray
+    displacement_modes: np.ndarray
     weights: tuple[np.ndarray, ...]
     biases: tuple[np.ndarray, ...]
     prior_mean: np.ndarray
     prior_covariance: np.ndarray
-    likely: np.ndarray
+    typical_shapes: np.ndarray
 
     has_scale = False
-    FARTHEST = 5.0
+    BOUND_SDS = 5.0  # of the training shapes
 
     def initial_shapes(self) -> np.ndarray:
-        """Shapes (S, 16) that are typical of those that the network was fitted to."""
-        return self.likely
+        """Typical training shapes (S, 16)."""
+        return self.typical_shapes
 
     def vertices(self, theta: torch.Tensor) -> torch.Tensor:
         """Positions (N, 3), um; differentiable by theta (16,)."""
-        coefficients = _decoded(theta, self.weights, self.biases).reshape(-1, 3)
-        return torch.as_tensor(self.template.points) + torch.as_tensor(self.moves) @ coefficients
-
-    def remeshed(self, theta: np.ndarray) -> tuple[LatentSpace, np.ndarray]:
-        """The same: the network knows one template."""
-        return self, theta
+        x = theta
+        for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = x @ torch.as_tensor(weight) + torch.as_tensor(bias)
+            if k < len(self.weights) - 1:
+                x = torch.nn.functional.silu(x)
+        return displaced(self.template, self.displacement_modes, x)
 
 
 def latent_space(path: str | Path | None = None) -> LatentSpace:
-    """Latent space of a spectral auto-encoder of made-up axons.
+    """Latent space of a spectral auto-encoder of synthetic axons.
 
     Parameters
     ----------
     path : str or Path, optional
-        Of a network by ``benchmarks/make_shape_autoencoder.py``, instead of that which comes with
-        the package and knows all families of axons.
+        Of a network by ``benchmarks/make_shape_autoencoder.py``, instead of the one that comes
+        with the package, which was trained on all families of axons.
 
     Raises
     ------
     ValueError
-        The file is no such network.
+        The file is not such a network.
 
     Examples
     --------
     >>> latent_space().has_scale
     False
     """
-    here = files("dipy_spinverse.cell_shapes.shape_spaces") / "autoencoder.npz"
-    return _latent_space(str(here if path is None else path))
+    default_path = files("dipy_spinverse.cell_shapes.shape_spaces") / "autoencoder.npz"
+    return _latent_space(str(default_path if path is None else path))
 
 
 @cache
@@ -99,11 +99,11 @@ def _latent_space(path):
     with np.load(path, allow_pickle=False) as file:
         if "layers" not in file:
             raise ValueError(
-                f"path is {path}, which holds {sorted(file)[:4]}; give a file that "
+                f"path is {path}, which contains {sorted(file)[:4]}; give a file that "
                 "benchmarks/make_shape_autoencoder.py wrote."
             )
         layers = range(int(file["layers"]))
-        template, modes = straight_template()
+        template, (_, modes) = straight_template(*SIZE, N_MODES)
         return LatentSpace(
             template,
             template.harmonic_extension @ modes,
@@ -111,20 +111,3 @@ def _latent_space(path):
             tuple(file[f"bias_{k}"].astype(float) for k in layers),
             *(file[name].astype(float) for name in ("mean", "covariance", "starts")),
         )
-
-
-@cache
-def straight_template() -> tuple[Template, np.ndarray]:
-    """Straight cylinder, and its surface's modes (S, K), of which shapes are made."""
-    reference = cylinder_mesh(*SIZE)
-    template = Template(reference.points * [RADIUS, RADIUS, LENGTH / 2], reference.tetrahedra)
-    return template, template.surface_modes(N_MODES)[1]
-
-
-def _decoded(latent, weights, biases):
-    x = latent
-    for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        x = x @ torch.as_tensor(weight) + torch.as_tensor(bias)
-        if k < len(weights) - 1:
-            x = torch.nn.functional.silu(x)
-    return x

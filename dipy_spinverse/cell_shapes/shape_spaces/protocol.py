@@ -1,4 +1,4 @@
-"""What every shape space is."""
+"""The protocol of shape spaces."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dipy_spinverse.cell_shapes.templates import Template
 
 
 class ShapeSpace(Protocol):
-    """Shapes of a closed cell, but for where it is and how it is turned.
+    """Shapes of a closed cell up to its position and orientation.
 
     Attributes
     ----------
@@ -21,7 +21,7 @@ class ShapeSpace(Protocol):
         P.
     bounds : ndarray (P, 2)
     prior_mean, prior_covariance, prior_precision : ndarray (P,), (P, P), (P, P)
-        Of shapes before they are measured.
+        Of the Gaussian prior of shapes.
     has_scale : bool
         Whether size is among the parameters.
     """
@@ -42,7 +42,7 @@ class ShapeSpace(Protocol):
     def has_scale(self) -> bool: ...
 
     def initial_shapes(self) -> np.ndarray:
-        """Different shapes (S, P) to start a search from."""
+        """Initial shapes (S, P) of a search."""
         ...
 
     def vertices(self, theta: torch.Tensor) -> torch.Tensor:
@@ -50,5 +50,5 @@ class ShapeSpace(Protocol):
         ...
 
     def remeshed(self, theta: np.ndarray) -> tuple[ShapeSpace, np.ndarray]:
-        """The space on a template that suits a shape, and the shape in it."""
+        """The space on a template suited to a shape, and the shape in it."""
         ...

@@ -8,17 +8,20 @@ from functools import cache
 import numpy as np
 import torch
 
-from dipy_spinverse.cell_shapes.shape_spaces.gaussian import GaussianSpace
+from dipy_spinverse.cell_shapes.shape_spaces.template_space import TemplateSpace, displaced
 from dipy_spinverse.cell_shapes.synthetic_axons import FAMILIES, LENGTH, RADIUS, draw_axons
 from dipy_spinverse.cell_shapes.templates import Template, cylinder_mesh
 
+# Represents synthetic axons to 0.03-0.11 um (benchmarks/results/cell_shapes/representation.md).
 _N_MODES = 30
-_N_AXONS = 150  # of each family, for the prior
-_BEYOND_UM = 0.15  # what the prior allows beyond the made-up axons, of the smoothest mode
+_N_AXONS = 150  # of each family, for the prior: 600 samples for a covariance of 90 parameters
+# Prior standard deviation of the smoothest mode, um, in addition to that of the synthetic axons,
+# so that other shapes are possible; chosen by hand.
+_EXTRA_SD_UM = 0.15
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SpectralSpace(GaussianSpace):
+class SpectralSpace(TemplateSpace):
     """Displacements of a template by eigenfunctions of its cotangent Laplacian.
 
     Vertices inside follow those on the surface by harmonic functions. Build one with
@@ -27,7 +30,7 @@ class SpectralSpace(GaussianSpace):
     Attributes
     ----------
     template : Template
-    moves : ndarray (N, K)
+    displacement_modes : ndarray (N, K)
         Of all vertices, by each of the K smoothest functions on the surface.
     prior_mean, prior_covariance : ndarray (3K,), (3K, 3K)
         Of x, y and z of the first function, of the second, ...; um.
@@ -42,31 +45,26 @@ class SpectralSpace(GaussianSpace):
     """
 
     template: Template
-    moves: np.ndarray
+    displacement_modes: np.ndarray
     prior_mean: np.ndarray
     prior_covariance: np.ndarray
 
     has_scale = True
-    FARTHEST = 8.0
+    BOUND_SDS = 8.0  # chosen by hand, wide
 
     def initial_shapes(self) -> np.ndarray:
-        """Either way along the likeliest three changes (6, P)."""
-        variances, ways = np.linalg.eigh(self.prior_covariance)
-        ways = (np.sqrt(variances) * ways)[:, :-4:-1].T
-        return self.prior_mean + np.concatenate([ways, -ways])
+        """One prior standard deviation either way along its three main axes (6, P)."""
+        variances, axes = np.linalg.eigh(self.prior_covariance)
+        axes = (np.sqrt(variances) * axes)[:, :-4:-1].T
+        return self.prior_mean + np.concatenate([axes, -axes])
 
     def vertices(self, theta: torch.Tensor) -> torch.Tensor:
         """Positions (N, 3), um; differentiable by theta (P,)."""
-        points = torch.as_tensor(self.template.points)
-        return points + torch.as_tensor(self.moves) @ theta.reshape(-1, 3)
-
-    def remeshed(self, theta: np.ndarray) -> tuple[SpectralSpace, np.ndarray]:
-        """The same: other templates have other modes; give `spectral_space(fine=True)`."""
-        return self, theta
+        return displaced(self.template, self.displacement_modes, theta)
 
 
 def spectral_space(fine: bool = False) -> SpectralSpace:
-    """Spectral coefficients of a cylinder, whose prior is that of made-up axons.
+    """Spectral coefficients of a cylinder, whose prior is that of synthetic axons.
 
     Parameters
     ----------
@@ -82,23 +80,28 @@ def spectral_space(fine: bool = False) -> SpectralSpace:
 
 
 @cache
-def _spectral_space(size):
-    reference = cylinder_mesh(*size)
+def straight_template(n_rings: int, n_layers: int, n_modes: int) -> tuple[Template, np.ndarray]:
+    """Straight cylinder, and the n smoothest functions (S, n) on its surface."""
+    reference = cylinder_mesh(n_rings, n_layers)
     template = Template(reference.points * [RADIUS, RADIUS, LENGTH / 2], reference.tetrahedra)
-    rates, modes = template.surface_modes(_N_MODES)
+    return template, template.surface_modes(n_modes)
+
+
+@cache
+def _spectral_space(size):
+    template, (rates, modes) = straight_template(*size, _N_MODES)
     rng = np.random.default_rng(0)
     axons = [axon for family in FAMILIES for axon in draw_axons(family, _N_AXONS, rng)]
     _, areas = template.laplacian
-    changes = [
-        axon.positions(reference.points[template.surface]) - template.points[template.surface]
-        for axon in axons
-    ]
+    surface = template.points[template.surface]
+    unit_surface = surface / [RADIUS, RADIUS, LENGTH / 2]
+    changes = [axon.positions(unit_surface) - surface for axon in axons]
     project = modes.T * (areas / areas.sum())
     coefficients = np.array([(project @ change).ravel() for change in changes])
-    beyond = np.repeat(_BEYOND_UM * rates[0] / rates, 3)
+    extra_sd = np.repeat(_EXTRA_SD_UM * rates[0] / rates, 3)
     return SpectralSpace(
         template,
         template.harmonic_extension @ modes,
         coefficients.mean(axis=0),
-        np.cov(coefficients.T) + np.diag(beyond**2),
+        np.cov(coefficients.T) + np.diag(extra_sd**2),
     )

@@ -12,8 +12,8 @@ from scipy.interpolate import BSpline
 from dipy_spinverse.cell_shapes.synthetic_axons import FAMILIES, LENGTH, Axon, draw_axons
 from dipy_spinverse.cell_shapes.templates import Template, cylinder_mesh
 
-# Kinds of parameters in their order: how many, bounds, and what the prior allows beyond the
-# made-up axons (standard deviation).
+# Kinds of parameters in their order: number, bounds, and prior standard deviation in addition to
+# that of the synthetic axons. Bounds and deviations are chosen by hand, wide.
 _KINDS = {
     "bend_x": (4, (-2.5, 2.5), 0.05),
     "bend_y": (4, (-2.5, 2.5), 0.05),
@@ -23,17 +23,17 @@ _KINDS = {
     "log_length": (1, (np.log(1.0), np.log(100.0)), 0.1),
     "bulge": (1, (-0.3, 0.9), 0.1),
 }
-_N_AXONS = 150  # of each family, for the prior
-_RINGS = (3, 4)  # of a coarse and of a fine template
-_GAUSS = 4  # points between two layers
-_NO_ANGLE = 1e-16  # squared; keeps derivatives where nothing is bent
+_N_AXONS = 150  # of each family, for the prior: 600 samples for a covariance of 24 parameters
+_RINGS = (3, 4)  # of the first template, and of those that are meshed for a shape
+_GAUSS = 4  # quadrature points between two layers: exact for polynomials of degree 7
+_NO_ANGLE = 1e-16  # rad^2, added to squared angles: keeps derivatives finite where all is straight
 
 
 @dataclass(frozen=True, eq=False)
 class TubeSpace:
     """Tubes around a curved centre line, with ends that are flat or bulge.
 
-    At places -1 <= t <= 1 of the centre line, with B-splines b, r, e::
+    At positions -1 <= t <= 1 of the centre line, with B-splines b, r, e::
 
         tilt w(t) = integral of b from 0 to t;  frame R(t) turns z towards w by the angle |w|
         centre c(t) = length / 2 * integral of R z
@@ -101,28 +101,28 @@ class TubeSpace:
 
     def vertices(self, theta: torch.Tensor) -> torch.Tensor:
         """Positions (N, 3), um, around their mean; differentiable by theta (P,)."""
-        place = _places()
+        columns = _places()
         layer, disc, to_end, dome = self._at_nodes
-        bends = torch.stack([theta[place["bend_x"]], theta[place["bend_y"]]], dim=1)
-        half_length = torch.exp(theta[place["log_length"]]) / 2
+        bends = torch.stack([theta[columns["bend_x"]], theta[columns["bend_y"]]], dim=1)
+        half_length = torch.exp(theta[columns["log_length"]]) / 2
         centre = half_length * (self._integral @ _frames(self._tilt_between @ bends)[:, :, 2])
-        radius = torch.exp(self._radius @ theta[place["log_radius"]])
+        radius = torch.exp(self._radius @ theta[columns["log_radius"]])
         shape = _shapes(
-            self._section @ theta[place["oblong"]], self._section @ theta[place["oblique"]]
+            self._section @ theta[columns["oblong"]], self._section @ theta[columns["oblique"]]
         )
-        across = torch.einsum("kij,kj->ki", (radius[:, None, None] * shape)[layer], disc)
-        along = theta[place["bulge"]] * radius[layer] * to_end * dome
-        local = torch.cat([across, along[:, None]], dim=1)
-        turned = torch.einsum("kij,kj->ki", _frames(self._tilt @ bends)[layer], local)
-        vertices = centre[layer] + turned
+        section = torch.einsum("kij,kj->ki", (radius[:, None, None] * shape)[layer], disc)
+        along = theta[columns["bulge"]] * radius[layer] * to_end * dome
+        local = torch.cat([section, along[:, None]], dim=1)
+        rotated = torch.einsum("kij,kj->ki", _frames(self._tilt @ bends)[layer], local)
+        vertices = centre[layer] + rotated
         return vertices - vertices.mean(dim=0)
 
     def remeshed(self, theta: np.ndarray) -> tuple[TubeSpace, np.ndarray]:
-        """On the fine template, with layers as far apart as rings; parameters are the same."""
+        """On a finer template whose layers are as far apart as its rings; same parameters."""
         theta = np.asarray(theta, dtype=float)
-        place = _places()
-        across = np.exp(theta[place["log_radius"]].mean()) / _RINGS[1]
-        n_layers = int(np.clip(np.exp(theta[place["log_length"]][0]) / across, 6, 40)) + 1
+        columns = _places()
+        ring_width = np.exp(theta[columns["log_radius"]].mean()) / _RINGS[1]
+        n_layers = int(np.clip(np.exp(theta[columns["log_length"]][0]) / ring_width, 6, 40)) + 1
         return replace(self, reference=cylinder_mesh(_RINGS[1], n_layers)), theta
 
     @cached_property
@@ -142,16 +142,16 @@ class TubeSpace:
     def _integral(self):
         """Weights (layers, Gauss points) of integrals from the first layer on."""
         _, weights = np.polynomial.legendre.leggauss(_GAUSS)
-        each = np.diff(self._layers)[:, None] / 2 * weights
-        until = np.tril(np.ones((len(self._layers), len(each))), -1)
-        return torch.as_tensor(np.repeat(until, _GAUSS, axis=1) * each.ravel())
+        weights_of_interval = np.diff(self._layers)[:, None] / 2 * weights
+        lower = np.tril(np.ones((len(self._layers), len(weights_of_interval))), -1)
+        return torch.as_tensor(np.repeat(lower, _GAUSS, axis=1) * weights_of_interval.ravel())
 
     @cached_property
     def _tilt_between(self):
         nodes, _ = np.polynomial.legendre.leggauss(_GAUSS)
         middle = (self._layers[1:] + self._layers[:-1])[:, None] / 2
-        between = middle + np.diff(self._layers)[:, None] / 2 * nodes
-        return torch.as_tensor(_tilt(between.ravel()))
+        t = middle + np.diff(self._layers)[:, None] / 2 * nodes
+        return torch.as_tensor(_tilt(t.ravel()))
 
     @cached_property
     def _tilt(self):
@@ -166,26 +166,19 @@ class TubeSpace:
         return torch.as_tensor(_splines(3)(self._layers))
 
 
-def tube_space(fine: bool = False) -> TubeSpace:
-    """Tubes whose prior is that of made-up axons, and somewhat wider.
-
-    Parameters
-    ----------
-    fine : bool, optional
-        With 793 vertices instead of 370.
+def tube_space() -> TubeSpace:
+    """Tubes whose prior is that of synthetic axons, and somewhat wider.
 
     Examples
     --------
-    >>> tube_space(fine=True)
-    TubeSpace(24 parameters, 793 vertices)
+    >>> tube_space()
+    TubeSpace(24 parameters, 370 vertices)
     """
-    mean, covariance = _prior()
-    reference = cylinder_mesh(_RINGS[1], 13) if fine else cylinder_mesh(_RINGS[0], 10)
-    return TubeSpace(reference, mean, covariance)
+    return TubeSpace(cylinder_mesh(_RINGS[0], 10), *_prior())
 
 
 def tube_parameters(axon: Axon) -> np.ndarray:
-    """Parameters (P,) of the tube like an axon: splines fitted to its bends and radii.
+    """Parameters (P,) of a tube that approximates an axon: splines fitted to its bends and radii.
 
     Examples
     --------
@@ -193,15 +186,15 @@ def tube_parameters(axon: Axon) -> np.ndarray:
     array([1.1, 1.1, 1.1, 1.1, 1.1, 1.1, 1.1, 1.1])
     """
     t = np.linspace(-1, 1, 101)
-    turned = axon.heading + axon.torsion * LENGTH / 2 * t
+    direction = axon.heading + axon.torsion * LENGTH / 2 * t
     bend = axon.curvature * LENGTH / 2
-    first, second = np.log(axon.half_axes(t)).T
+    log_axis_1, log_axis_2 = np.log(axon.half_axes(t)).T
     angle = 2 * axon.facing + axon.twist * t
-    oblong = (first - second) / 2
+    oblong = (log_axis_1 - log_axis_2) / 2
     curves = {
-        "bend_x": bend * np.cos(turned),
-        "bend_y": bend * np.sin(turned),
-        "log_radius": (first + second) / 2 + np.log(axon.scale),
+        "bend_x": bend * np.cos(direction),
+        "bend_y": bend * np.sin(direction),
+        "log_radius": (log_axis_1 + log_axis_2) / 2 + np.log(axon.scale),
         "oblong": oblong * np.cos(angle),
         "oblique": oblong * np.sin(angle),
     }
@@ -213,25 +206,25 @@ def tube_parameters(axon: Axon) -> np.ndarray:
 
 @cache
 def _prior():
-    """Mean and covariance of tubes like made-up axons."""
+    """Mean and covariance of tubes like synthetic axons."""
     rng = np.random.default_rng(0)
     axons = [axon for family in FAMILIES for axon in draw_axons(family, _N_AXONS, rng)]
     thetas = np.array([tube_parameters(axon) for axon in axons])
-    place = _places()
-    # Nothing tells left from right.
+    columns = _places()
+    # Left and right are equally probable.
     mean = thetas.mean(axis=0)
-    mean[np.r_[place["bend_x"], place["bend_y"], place["oblong"], place["oblique"]]] = 0
-    beyond = np.concatenate([np.full(n, sd) for n, _, sd in _KINDS.values()])
-    return mean, np.cov(thetas.T) + np.diag(beyond**2)
+    mean[np.r_[columns["bend_x"], columns["bend_y"], columns["oblong"], columns["oblique"]]] = 0
+    extra_sd = np.concatenate([np.full(n, sd) for n, _, sd in _KINDS.values()])
+    return mean, np.cov(thetas.T) + np.diag(extra_sd**2)
 
 
 @cache
 def _places():
-    """Where in theta each kind of parameter is."""
-    ends = np.cumsum([n for n, _, _ in _KINDS.values()])
+    """Slice of theta of each kind of parameter."""
+    stops = np.cumsum([n for n, _, _ in _KINDS.values()])
     return {
-        kind: slice(end - n, end)
-        for (kind, (n, _, _)), end in zip(_KINDS.items(), ends, strict=True)
+        kind: slice(stop - n, stop)
+        for (kind, (n, _, _)), stop in zip(_KINDS.items(), stops, strict=True)
     }
 
 
@@ -253,8 +246,8 @@ def _frames(tilt):
     angle = torch.sqrt((tilt**2).sum(dim=1) + _NO_ANGLE)
     x, y = (tilt * (torch.sin(angle) / angle)[:, None]).T
     outer = tilt[:, :, None] * tilt[:, None, :]
-    across = torch.eye(2) - (2 * (torch.sin(angle / 2) / angle) ** 2)[:, None, None] * outer
-    top = torch.cat([across, torch.stack([x, y], dim=1)[:, :, None]], dim=2)
+    block = torch.eye(2) - (2 * (torch.sin(angle / 2) / angle) ** 2)[:, None, None] * outer
+    top = torch.cat([block, torch.stack([x, y], dim=1)[:, :, None]], dim=2)
     return torch.cat([top, torch.stack([-x, -y, torch.cos(angle)], dim=1)[:, None]], dim=1)
 
 
