@@ -227,7 +227,7 @@ class LearnedModel(VoxelModel):
         check_number("n_draws", n_draws, 0)
         if n_draws == 1:
             raise ValueError(f"n_draws is {n_draws}; give 0, or at least 2.")
-        how = Engine(engine, n_jobs, verbose, journal, max_memory)
+        execution = Engine(engine, n_jobs, verbose, journal, max_memory)
         image = image_of(data, mask, sigma, self.acquisition, max_memory=max_memory)
         n_unknown = np.count_nonzero(np.broadcast_to(image.freedom, len(image.voxels)) == 0)
         if n_unknown:
@@ -245,7 +245,9 @@ class LearnedModel(VoxelModel):
             compartment_layout(
                 self.model.definition, image.voxels.S0.shape[1], posterior=posterior
             ),
-            how if journal is None else replace(how, journal=Path(journal) / "learned"),
+            execution
+            if journal is None
+            else replace(execution, journal=Path(journal) / "learned"),
             most=_VOX_PER_CHUNK,
             model=self.model,
             options={"n_draws": n_draws, "sigma": sigma, **self._arrays()},
