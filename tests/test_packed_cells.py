@@ -673,7 +673,7 @@ def test_model_with_labels_comes_back_from_its_settings():
     again = PackedCellsModel.from_settings(protocol(), settings, arrays)
     assert again.diffusivity == (1e-3, 2e-3) and (again.labels == labels).all()
     assert again.radius_spread == 0.4
-    with pytest.raises(ValueError, match="amplitude the fit does not tell"):
+    with pytest.raises(ValueError, match="amplitude was not fitted"):
         model.labels_at(replace(protocol()))
 
 

@@ -248,7 +248,10 @@ def _without_unlikely_classes(comparison):
     """The comparison without the classes of little evidence, voxel by voxel."""
     log_evidence = comparison.log_evidence()
     considered = log_evidence > log_evidence.max(axis=0) - _LARGEST_LOG_ODDS
-    rows = [likely[old] for likely, old in zip(considered, comparison.considered, strict=True)]
+    rows = [
+        likely[previously]
+        for likely, previously in zip(considered, comparison.considered, strict=True)
+    ]
     minima = [m.of_voxels(index) for m, index in zip(comparison.minima, rows, strict=True)]
     corrections = [c[index] for c, index in zip(comparison.corrections, rows, strict=True)]
     return replace(comparison, considered=considered, minima=minima, corrections=corrections)

@@ -58,5 +58,5 @@ def error_patterns(shells: Shells) -> np.ndarray:
     distance = np.abs(log_time[:, None] - log_time) / TIME_LENGTH
     distance += np.abs(log_b[:, None] - log_b) / B_LENGTH
     variance, patterns = np.linalg.eigh(np.exp(-distance) * np.outer(weighted, weighted))
-    kept = np.cumsum(variance) > _NEGLECTED_VARIANCE * variance.sum()
-    return (patterns * np.sqrt(np.maximum(variance, 0))).T[kept]
+    retained = np.cumsum(variance) > _NEGLECTED_VARIANCE * variance.sum()
+    return (patterns * np.sqrt(np.maximum(variance, 0))).T[retained]

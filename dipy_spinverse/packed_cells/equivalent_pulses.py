@@ -148,8 +148,8 @@ def _of_waveforms(acquisition):
             axes[rows], relative_b[rows], asymmetry[rows] = _axisymmetric(tensors)
     _warn_of_asymmetry(asymmetry)
     kind, examples = _kinds(np.column_stack([relative_b.reshape(n, -1), np.log(time)]), weighted)
-    along, across = relative_b[examples, 0].T
-    anisotropy = (along - across) / (along + 2 * across)
+    along, radial = relative_b[examples, 0].T
+    anisotropy = (along - radial) / (along + 2 * radial)
     anisotropy[np.abs(anisotropy) < _SAME_KIND] = 0
     pulses = np.array([_closest_pulses(relative_b[m] @ [1, 2], time[m]) for m in examples])
     for m in np.flatnonzero(~weighted):
@@ -178,9 +178,9 @@ def _exchange(acquisition, m):
 def tensor_spectra(waveforms: Waveforms) -> tuple[np.ndarray, np.ndarray]:
     """beff / b (m, K, 3, 3) at `RATES` over times (m,), and these times, ms."""
     spans = np.diff(waveforms.times)
-    start, end = np.moveaxis(waveforms.rates, 1, 0)
-    power = np.einsum("k,kmi,kmi->m", spans / 3, start, start + end)
-    power += np.einsum("k,kmi,kmi->m", spans / 3, end, end)
+    start, stop = np.moveaxis(waveforms.rates, 1, 0)
+    power = np.einsum("k,kmi,kmi->m", spans / 3, start, start + stop)
+    power += np.einsum("k,kmi,kmi->m", spans / 3, stop, stop)
     b = np.trace(waveforms.b_tensors(), axis1=1, axis2=2)
     time = np.sqrt(b / power)
     gradients = np.ascontiguousarray(np.moveaxis(waveforms.rates, 2, 0))
@@ -231,14 +231,14 @@ def _axisymmetric(tensors):
     candidates = np.linalg.eigh(scaled[:, :: len(RATES) // 4])[1]
     candidates = np.swapaxes(candidates, 2, 3).reshape(len(tensors), -1, 3)
     along = np.einsum("mci,mkij,mcj->mck", candidates, scaled, candidates, optimize=True)
-    across = (np.trace(scaled, axis1=2, axis2=3)[:, None] - along) / 2
+    radial = (np.trace(scaled, axis1=2, axis2=3)[:, None] - along) / 2
     # The norm of the axisymmetric part is largest where that of the remainder is least.
-    best = (along**2 + 2 * across**2).sum(axis=2).argmax(axis=1)
+    best_candidate = (along**2 + 2 * radial**2).sum(axis=2).argmax(axis=1)
     row = np.arange(len(tensors))
-    axes = candidates[row, best]
+    axes = candidates[row, best_candidate]
     last_nonzero = 2 - np.argmax(np.abs(axes[:, ::-1]) > 1e-9, axis=1)
     axes = axes * np.sign(np.take_along_axis(axes, last_nonzero[:, None], axis=1))
-    components = np.stack([along[row, best], across[row, best]], axis=2)
+    components = np.stack([along[row, best_candidate], radial[row, best_candidate]], axis=2)
     remainder = (scaled[:, 0] ** 2).sum(axis=(1, 2)) - components[:, 0] ** 2 @ [1, 2]
     asymmetry = np.sqrt(2 * np.maximum(remainder, 0))
     return axes, components / (1 + RATES**2)[:, None], asymmetry

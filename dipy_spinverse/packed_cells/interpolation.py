@@ -335,9 +335,9 @@ def _encodings(shape, q, x, kind, spectrum):
     correction of the waveform."""
     small, big, anisotropy, _ = kind
     along, flat = (1 + 2 * anisotropy) / 3, (1 - anisotropy) / 3
-    across = np.outer(q, np.sqrt(flat * (1 + x**2) + along * (1 - x**2))).ravel()
+    q_across = np.outer(q, np.sqrt(flat * (1 + x**2) + along * (1 - x**2))).ravel()
     axial = np.outer(q, np.sqrt(flat * (1 - x**2) + along * x**2)).ravel()
-    encodings = Encodings(across, axial, *(np.full(len(across), t) for t in (small, big)))
+    encodings = Encodings(q_across, axial, *(np.full(len(q_across), t) for t in (small, big)))
     if spectrum is None:
         return encodings, None
     b = np.repeat(q**2 * (big - small / 3), len(x))

@@ -330,10 +330,10 @@ def _normal_products(
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _dot(one, two):
+def _dot(a, b):
     total = 0.0
-    for m in range(len(one)):
-        total += one[m] * two[m]
+    for m in range(len(a)):
+        total += a[m] * b[m]
     return total
 
 

@@ -179,8 +179,8 @@ def find_local_minima(
     if n_initial > _FEW and not budget.all_initial_values:
         z, frames, _, costs = minimise(posterior, z, frames, voxel, _SHORT)
         rank = np.argsort(costs.reshape(n_voxels, n_initial), axis=1)[:, : n_initial // 2]
-        better = (rank + n_initial * np.arange(n_voxels)[:, None]).ravel()
-        z, frames, voxel = z[better], frames[better], voxel[better]
+        selected = (rank + n_initial * np.arange(n_voxels)[:, None]).ravel()
+        z, frames, voxel = z[selected], frames[selected], voxel[selected]
     minima = minimise(posterior, z, frames, voxel, budget)
     by_voxel = (values.reshape(n_voxels, -1, *values.shape[1:]) for values in minima)
     return _distinct(posterior.tissue, *by_voxel)
@@ -217,13 +217,13 @@ def minimise(
         new_z = np.clip(new_z, -LARGEST_Z, LARGEST_Z)
         new_cost, *derivatives = posterior.expansion(new_z, new_frames, voxel[rows])
         decrease = cost[rows] - new_cost
-        better, ratio = decrease > 0, decrease / np.maximum(predicted, 1e-300)
-        small = better & (decrease < budget.min_decrease) & (ratio > _POOR)
+        accepted, ratio = decrease > 0, decrease / np.maximum(predicted, 1e-300)
+        small = accepted & (decrease < budget.min_decrease) & (ratio > _POOR)
         change = np.where(ratio > _GOOD, _SHRINK, np.where(ratio > _POOR, _HOLD, _GROW))
         state, new_state = (z, frames, cost, gradient, hessian), (new_z, new_frames, new_cost)
         for values, new_values in zip(state, (*new_state, *derivatives), strict=True):
-            values[rows[better]] = new_values[better]
-        return tuple(torch.from_numpy(values) for values in (better, small, change))
+            values[rows[accepted]] = new_values[accepted]
+        return tuple(torch.from_numpy(values) for values in (accepted, small, change))
 
     levenberg_marquardt(advance, torch.from_numpy(cost), damping, budget.max_steps)
     return z, frames, np.linalg.inv(hessian), cost

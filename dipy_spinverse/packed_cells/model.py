@@ -25,23 +25,22 @@ from dipy_spinverse.voxels.statistics import ENDINGS, of_axes, summary
 
 
 class PackedCellsFit(VoxelFit):
-    """What :meth:`PackedCellsModel.fit` found; see :class:`VoxelFit` for what a map has.
+    """Tissue of voxels, from :meth:`PackedCellsModel.fit`; see :class:`VoxelFit` for its maps.
 
-    Where `status` is MISFIT, intervals are those with so much more noise that the residual would
-    be typical.
+    Where `status` is MISFIT, intervals are for as much more noise as makes the residual typical.
 
     Attributes
     ----------
     wall_orientation : ndarray (..., 3)
-        Dominant axis of the draws, and
+        Dominant axis of the posterior samples.
     wall_orientation_angle : ndarray (...)
-        the angle to it that 95 % of them keep within, degrees.
+        Half-angle of the cone about it that contains 95 % of the samples, degrees.
     class_probabilities : ndarray (..., 5)
-        Of cylinders, crossing cylinders, spheres, both side by side, and no cells at all.
+        Of cylinders, crossing cylinders, spheres, both side by side, and no cells.
     systematic_error : ndarray (...)
-        Share of every signal that the scanner seems to add to the noise.
+        Standard deviation of errors proportional to the signal, relative to it.
     free_diffusivity : ndarray (...)
-        Of free water, likeliest, um^2/ms: that given, unless nothing explains the voxel with it.
+        Estimated diffusivity of free water, um^2/ms: that specified, unless no class fits with it.
     """
 
     MAPS = (
@@ -62,16 +61,15 @@ class PackedCellsFit(VoxelFit):
 
     @property
     def tissue_class(self) -> np.ndarray:
-        """Class of tissue (...) of the likeliest parameters; "" where nothing was fitted."""
+        """Most probable tissue class (...); "" where nothing was fitted."""
         names = np.array(["", *CLASSES])
         return names[self._dense(self._values["_class"] + 1)]
 
     def residual_structure(self, index: tuple[int, ...] | int = ()) -> str:
-        """What the likeliest tissue leaves of a voxel, in words.
+        """Shells, timings and directions of a voxel whose residual exceeds the noise, in words.
 
-        By shell, timing and direction to the axis: sums of squares over what noise, and known
-        errors of the emulator, make them. Only what chance makes in less than one of 1000 voxels
-        is named.
+        Reduced chi-squares account for the noise and for known errors of the emulator. Groups with
+        p > 0.001, corrected for their number, are not named.
 
         Parameters
         ----------
@@ -85,80 +83,80 @@ class PackedCellsFit(VoxelFit):
                 f"{self.shape}."
             )
         groups = residual_groups(self.model.pulses, self.model.used)
-        squares, freedom = (
-            voxel._values[name][0] for name in ("_group_chi_square", "_group_degrees_of_freedom")
+        chi_square, freedom = (
+            voxel._values[f"_group_{name}"][0] for name in ("chi_square", "degrees_of_freedom")
         )
-        return describe_residual(groups.names, squares, freedom)
+        return describe_residual(groups.names, chi_square, freedom)
 
     def predict(
         self, gtab: GradientTable | BaseAcquisition | None = None, S0: ArrayLike | None = None
     ) -> np.ndarray:
-        """Noise-free signals (..., M) of the likeliest parameters.
+        """Noise-free signals (..., M) of the maximum a posteriori estimate.
 
         Parameters
         ----------
         gtab : GradientTable, Acquisition or WaveformAcquisition, optional
-            Of what to predict; of the fitted data where not given.
+            Measurements to predict; by default those that were fitted.
         S0 : float or array-like (...), optional
-            Signal without diffusion; the fitted amplitudes where not given.
+            Signal without diffusion; by default the fitted amplitudes.
 
         Raises
         ------
         ValueError
-            Measurements of which no amplitude is known, an S0 of the wrong shape.
+            Measurements whose amplitude was not fitted, an S0 of the wrong shape.
         """
         if S0 is not None or not len(self._rows):
             return super().predict(gtab, S0)
-        own = self.model.acquisition
-        acquisition = own if gtab is None else as_acquisition(gtab)
-        scale = self._values["S0_per_label"][:, self.model.labels_at(acquisition)]
-        return self._dense(scale * self.model.signals_of_fit(self._values, acquisition))
+        acquisition = self.model.acquisition if gtab is None else as_acquisition(gtab)
+        amplitudes = self._values["S0_per_label"][:, self.model.labels_at(acquisition)]
+        return self._dense(amplitudes * self.model.signals_of_fit(self._values, acquisition))
 
 
 class PackedCellsModel(VoxelModel):
-    """Packed permeable cells, and the water beside them: the posterior of a voxel's tissue.
+    """Tissue of packed permeable cells: the posterior, averaged over tissue classes.
 
-    Dispersed or crossing cylinders, spheres, or both side by side, whose membranes water passes,
-    with their signals from simulations of packings; beside them free water, water that does not
-    move, and a hindered pool with a tensor of its own. These compete by evidence: `tissue_class`
-    says which. Diffusivities inside and outside are unknown unless given: their prior, about 1.1
-    um^2/ms by a factor of 1.8 and nearly equal, holds tissue in vivo and fixed. Where the data say
-    little of them, as of spheres, which cannot determine both, the prior speaks.
+    Cells are dispersed or crossing cylinders, spheres, or both side by side, with permeable
+    membranes; their signals are emulated from simulations of packings. Further compartments are
+    free, immobile and hindered water. The classes are weighted by their evidence; `tissue_class`
+    is the most probable one. Unless specified, diffusivities inside and outside of cells are
+    unknown, with a prior of about 1.1 um^2/ms by a factor of 1.8 that includes tissue in vivo and
+    fixed, and makes both nearly equal. Where they are not identifiable, as in spheres, the prior
+    dominates.
 
-    What opposite gradient directions differ by beyond chance, and what is gone at 100 s/mm^2 (of
-    either sign, a priori within 5 % of the signal), is told from tissue and predicted. Voxels that
-    nothing explains have two more unknowns: what b0 has beyond the rest, and the diffusivity of
-    free water, a priori that given within a factor of 1.3.
+    The polarity asymmetry (differences between opposite gradient directions beyond chance) and
+    fast components, which have decayed at 100 s/mm^2 (of either sign, a priori within 5 % of the
+    signal), are separated from tissue and predicted. Voxels without an adequate fit have two more
+    unknowns: a fast component at b0, and the diffusivity of free water, a priori within a factor
+    of 1.3 of that specified.
 
-    Free waveforms, such as oscillations and b-tensors, count as the pulses that are most like
-    them, and what a closed form with exchange adds; its error widens the intervals. Waveforms that
-    differ in all three directions are taken for symmetric about an axis.
+    Free waveforms, such as oscillations and b-tensors, are treated as equivalent pulses with a
+    closed-form correction for their spectrum and exchange, whose error widens the intervals.
+    B-tensors with three different eigenvalues are treated as axially symmetric.
 
     Parameters
     ----------
     gtab : GradientTable, Acquisition or WaveformAcquisition
-        With the timings of pulses, or with waveforms. The first fit with new ones takes some
-        seconds more.
+        With the timings of pulses, or with waveforms. The first fit takes some seconds more.
     diffusivity : float or (inside, outside), optional
-        Of the water in the tissue, mm^2/s, where known.
+        Diffusivity of the water in tissue, mm^2/s, if known.
     free_diffusivity : float, optional
-        Of free water, mm^2/s.
+        Diffusivity of free water, mm^2/s.
     typical_radius : float, optional
-        Of the cells, um: where their radii are likely to be, within a factor of 3 or so. The
-        default is that of white and grey matter; of muscle fibres it is about 25.
+        Median of the log-normal prior of the cells' radii, um, whose factor is 3. The default is
+        for white and grey matter; muscle fibres have about 25.
     radius_spread : float, optional
-        Standard deviation of the radii of a voxel's cells over their mean, where it is known, as
-        of axons from histology (0.4 to 0.6): radii are then gamma-distributed, and sizes those of
-        equal cells with as much surface. The default takes cells as equal.
+        Standard deviation of the radii of a voxel's cells over their mean, if known, as of axons
+        from histology (0.4 to 0.6). Radii are then gamma-distributed, and sizes are those of equal
+        cells with the same surface over volume. By default cells are equal.
     amplitudes : {"te", "timing"} or array-like (M,), optional
         Measurements that share a signal without diffusion: those of one echo time, of one timing,
-        or of one label, as where b0 or a sweep has its own.
+        or of one label, if b0 or a sweep has its own.
     least_b : float, optional
-        Weighted measurements below it, s/mm^2, do not count; b0 does.
+        Weighted measurements with a smaller b, s/mm^2, are excluded; b0 is not.
     te, mixing_time, isotropic : optional
         Of a GradientTable, as in :meth:`dipy_spinverse.Acquisition.from_gtab`.
     seed : int, optional
-        Of the draws.
+        Of the posterior samples.
 
     Raises
     ------
@@ -198,13 +196,13 @@ class PackedCellsModel(VoxelModel):
         if diffusivity is not None:
             self.diffusivity = tuple(np.broadcast_to(diffusivity, 2).astype(float).tolist())
         self.free_diffusivity = float(free_diffusivity)
-        self._free = diffusivity_um2_per_ms("free_diffusivity", free_diffusivity)
-        self._known = None
+        self._free_um2_per_ms = diffusivity_um2_per_ms("free_diffusivity", free_diffusivity)
+        self._um2_per_ms = None
         if self.diffusivity is not None:
             inside, outside = (
-                diffusivity_um2_per_ms("diffusivity", each) for each in self.diffusivity
+                diffusivity_um2_per_ms("diffusivity", value) for value in self.diffusivity
             )
-            self._known = inside, outside
+            self._um2_per_ms = inside, outside
         self.typical_radius = float(typical_radius)
         self.radius_spread = float(radius_spread)
         self.amplitudes = amplitudes if isinstance(amplitudes, str) else np.asarray(amplitudes)
@@ -214,11 +212,11 @@ class PackedCellsModel(VoxelModel):
 
     @property
     def used(self) -> np.ndarray:
-        """(M,) bool: the measurements that count."""
+        """(M,) bool: the measurements that are not excluded."""
         return self.acquisition.b0_mask | (self.acquisition.b >= 1e-3 * self.least_b)
 
     def layout(self, n_draws: int) -> dict:
-        """Names, types and shapes of what a fit holds of a voxel."""
+        """Names, types and shapes of the values that a fit stores of a voxel."""
         endings = (*ENDINGS, "_likeliest") if n_draws else ("", "_likeliest")
         n_groups = len(residual_groups(self.pulses, self.used).names) + 3
         n_timings = len(self.pulses.timings)
@@ -237,10 +235,10 @@ class PackedCellsModel(VoxelModel):
             "_fast_fraction": (float, (n_timings,)),
             "_group_chi_square": (float, (n_groups,)),
             "_group_degrees_of_freedom": (float, (n_groups,)),
-        } | {name + end: float for name in PackedCellsFit.MAPS for end in endings}
+        } | {name + ending: float for name in PackedCellsFit.MAPS for ending in endings}
 
     def fit_chunk(self, voxels: Voxels, n_draws: int) -> dict[str, np.ndarray]:
-        """Posterior of a chunk of voxels."""
+        """Values of a chunk of voxels."""
         return self.values_of_fit(voxels, self.posterior(voxels, n_draws), n_draws)
 
     def posterior(self, voxels: Voxels, n_samples: int) -> PackedCellsPosterior:
@@ -249,8 +247,8 @@ class PackedCellsModel(VoxelModel):
             self.pulses,
             voxels.signals,
             voxels.sigma,
-            diffusivity=self._known,
-            free_diffusivity=self._free,
+            diffusivity=self._um2_per_ms,
+            free_diffusivity=self._free_um2_per_ms,
             typical_radius=self.typical_radius,
             radius_spread=self.radius_spread,
             n_draws=n_samples,
@@ -262,7 +260,7 @@ class PackedCellsModel(VoxelModel):
     def values_of_fit(
         self, voxels: Voxels, posterior: PackedCellsPosterior, n_draws: int
     ) -> dict[str, np.ndarray]:
-        """What a fit stores of a chunk of voxels, from the first `n_draws` samples."""
+        """Values that a fit stores of a chunk of voxels, from the first `n_draws` samples."""
         names = PackedCellsFit.MAPS
         estimates = {name: posterior.estimated_maps[name] for name in names}
         values = {f"{name}_likeliest": value for name, value in estimates.items()}
@@ -280,7 +278,7 @@ class PackedCellsModel(VoxelModel):
             "wall_orientation_angle": angle,
             "class_probabilities": np.stack([*posterior.class_probabilities.values()], axis=1),
             "systematic_error": posterior.systematic_error,
-            "free_diffusivity": self._free * np.exp(parameters["log_free_ratio"]),
+            "free_diffusivity": self._free_um2_per_ms * np.exp(parameters["log_free_ratio"]),
             "S0_per_te": _per_te(self, posterior.amplitudes),
             "S0_per_label": posterior.amplitudes,
             "_class": posterior.estimated_class,
@@ -310,21 +308,19 @@ class PackedCellsModel(VoxelModel):
         """
         if acquisition is self.acquisition:
             return self.labels
-        own, others = (
-            self._keys(equivalent_pulses(each)) for each in (self.acquisition, acquisition)
+        fitted_keys, keys = (
+            self._keys(equivalent_pulses(scan)) for scan in (self.acquisition, acquisition)
         )
-        if not isinstance(self.amplitudes, str):
-            # A label stands for its measurements alone, unless all of a timing have the same.
-            pairs = np.unique(np.column_stack([own, self.labels]), axis=0)
-            unclear = len(np.unique(own, axis=0)) < len(pairs)
-        known, first = np.unique(own, axis=0, return_index=True)
-        apart = np.abs(others[:, None] - known).max(axis=2)
-        if apart.min(axis=1).max() > 1e-3 or (not isinstance(self.amplitudes, str) and unclear):
+        fitted_keys, index = np.unique(fitted_keys, axis=0, return_inverse=True)
+        # Labels that share a timing cannot be assigned to other measurements of it.
+        pairs = np.unique(np.column_stack([index.reshape(-1), self.labels]), axis=0)
+        distance = np.abs(keys[:, None] - fitted_keys).max(axis=2)
+        if distance.min(axis=1).max() > 1e-3 or len(fitted_keys) < len(pairs):
             raise ValueError(
-                "gtab has measurements whose amplitude the fit does not tell; predict at the "
-                "timings that were fitted, or give S0."
+                "gtab has measurements whose amplitude was not fitted; predict at the timings "
+                "that were fitted, or give S0."
             )
-        return self.labels[first][apart.argmin(axis=1)]
+        return pairs[distance.argmin(axis=1), 1]
 
     def _keys(self, acquisition):
         echo = acquisition.te, acquisition.mixing_time
@@ -335,10 +331,10 @@ class PackedCellsModel(VoxelModel):
     def signals_of_fit(
         self, values: Mapping[str, np.ndarray], acquisition: BaseAcquisition
     ) -> np.ndarray:
-        """Signals (V, M) of the likeliest tissue."""
+        """Signals (V, M) of the maximum a posteriori estimates."""
         pulses = equivalent_pulses(acquisition)
         model = tissue_signals(
-            pulses, self._known, self._free, interpolated=False,
+            pulses, self._um2_per_ms, self._free_um2_per_ms, interpolated=False,
             shortest_te=self.acquisition.te.min(), radius_spread=self.radius_spread,
         )  # fmt: skip
         parameters = dict(zip(PARAMETERS, values["_parameters"].T, strict=True))
@@ -346,16 +342,17 @@ class PackedCellsModel(VoxelModel):
         for k, name in enumerate(CLASSES):
             rows = np.flatnonzero(values["_class"] == k)
             if len(rows):
-                own = {each: value[rows] for each, value in parameters.items()}
-                tissue = tissue_class(name, self._known is not None, relaxes=True)
-                tissue = tissue.of_unknown_water
-                found = model.of_values(tissue, own, values["_frame"][rows])
-                signals[np.ix_(rows, model.shells.order)] = found
+                tissue = tissue_class(name, self._um2_per_ms is not None, relaxes=True)
+                signals[np.ix_(rows, model.shells.order)] = model.of_values(
+                    tissue.of_unknown_water,
+                    {parameter: value[rows] for parameter, value in parameters.items()},
+                    values["_frame"][rows],
+                )
         signals += fast_signals(self.pulses, pulses, values["_fast_fraction"])
         return signals * polarity_factors(self.pulses, pulses, values["_polarity_asymmetry"])
 
     def settings(self) -> tuple[dict, dict[str, np.ndarray]]:
-        """Its arguments."""
+        """Arguments of the model."""
         names = "diffusivity", "free_diffusivity", "typical_radius", "radius_spread", "least_b"
         settings = {name: getattr(self, name) for name in (*names, "seed")}
         if isinstance(self.amplitudes, str):
@@ -371,6 +368,7 @@ class PackedCellsModel(VoxelModel):
 
 
 def _per_te(model, amplitudes):
-    """Mean amplitude (V, K) of the measurements of each echo time."""
-    at = model.acquisition.te_index == np.arange(len(model.acquisition.echo_times))[:, None]
-    return amplitudes[:, model.labels] @ at.T / at.sum(axis=1)
+    """Mean amplitude (V, T) of the measurements of each echo time."""
+    echo_times = np.arange(len(model.acquisition.echo_times))
+    members = model.acquisition.te_index == echo_times[:, None]
+    return amplitudes[:, model.labels] @ members.T / members.sum(axis=1)

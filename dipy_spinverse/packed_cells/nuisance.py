@@ -159,12 +159,19 @@ def polarity_asymmetry(
     positive, negative = _opposite_pairs(acquisition)
     design = _asymmetry_design(acquisition, acquisition)
     design = design[positive] - design[negative]
-    first, second, noise = data[:, positive], data[:, negative], sigma[:, None]
-    clear = np.minimum(first, second) > _MIN_SNR * noise
-    first, second = np.where(clear, first, 1.0), np.where(clear, second, 1.0)
+    positive_signals, negative_signals, noise = (
+        data[:, positive],
+        data[:, negative],
+        sigma[:, None],
+    )
+    clear = np.minimum(positive_signals, negative_signals) > _MIN_SNR * noise
+    positive_signals, negative_signals = (
+        np.where(clear, positive_signals, 1.0),
+        np.where(clear, negative_signals, 1.0),
+    )
     # Inverse variances of the logarithms of ratios.
-    weight = clear / (noise**2 * (1 / first**2 + 1 / second**2))
-    log_ratio = np.log(first / second)
+    weight = clear / (noise**2 * (1 / positive_signals**2 + 1 / negative_signals**2))
+    log_ratio = np.log(positive_signals / negative_signals)
     precision = (design.T * weight[:, None]) @ design
     precision += np.eye(design.shape[1]) / _ASYMMETRY_PRIOR_SD**2
     coefficients = np.linalg.solve(precision, ((weight * log_ratio) @ design)[..., None])[..., 0]
@@ -182,8 +189,8 @@ def _opposite_pairs(acquisition):
     weighted = np.flatnonzero(~acquisition.b0_mask & ~acquisition.isotropic)
     vectors = (acquisition.q[:, None] * acquisition.directions)[weighted].round(3)
     timing = acquisition.timing_index[weighted, None]
-    both = np.concatenate([np.hstack([timing, vectors]), np.hstack([timing, -vectors])]) + 0.0
-    encoding, opposite = np.unique(both, axis=0, return_inverse=True)[1].reshape(2, -1)
+    encodings = np.concatenate([np.hstack([timing, vectors]), np.hstack([timing, -vectors])]) + 0.0
+    encoding, opposite = np.unique(encodings, axis=0, return_inverse=True)[1].reshape(2, -1)
     # The k-th repetition of an encoding is paired with the k-th of the opposite one.
     order, index = np.argsort(encoding, kind="stable"), np.arange(len(encoding))
     repetition = np.empty_like(encoding)

@@ -339,7 +339,7 @@ def _estimates(comparison: ClassComparison, setting: _Setting):
     freedom = np.maximum(data.n_used - n_parameters - data.n_linear, 1)
     groups, freedom_per_measurement = setting.groups, freedom / data.n_used
     group_chi_square = groups.chi_square(residual)
-    worst = worst_group(group_chi_square, groups.sizes, freedom_per_measurement)
+    worst_test = worst_group(group_chi_square, groups.sizes, freedom_per_measurement)
     maps = tissue_maps(parameters, frames)
     axes = gradient_axes(setting.acquisition) * setting.used[:, None]
     by_direction, counts = chi_square_by_direction(residual, axes, maps["wall_orientation"])
@@ -357,8 +357,8 @@ def _estimates(comparison: ClassComparison, setting: _Setting):
         "group_chi_square": np.concatenate([group_chi_square, by_direction], axis=1),
         "group_degrees_of_freedom": np.concatenate([sizes, counts], axis=1)
         * freedom_per_measurement[:, None],
-        "worst_reduced_chi_square": worst[0],
-        "worst_degrees_of_freedom": worst[1],
+        "worst_reduced_chi_square": worst_test[0],
+        "worst_degrees_of_freedom": worst_test[1],
     }
 
 
@@ -367,10 +367,10 @@ def _noise_inflation(estimates, setting, noise_known):
     chi_square, freedom = estimates["chi_square"], estimates["degrees_of_freedom"]
     if not noise_known:
         return np.full(len(chi_square), _NOISE_INFLATION)
-    worst, worst_freedom = (
+    worst_reduced, worst_freedom = (
         estimates[f"worst_{name}"] for name in ("reduced_chi_square", "degrees_of_freedom")
     )
-    p_worst = chi2.sf(worst * worst_freedom, worst_freedom) * len(setting.groups.names)
+    p_worst = chi2.sf(worst_reduced * worst_freedom, worst_freedom) * len(setting.groups.names)
     rejected = np.minimum(chi2.sf(chi_square, freedom), p_worst) < REFUTED
     return _NOISE_INFLATION * np.where(rejected, np.maximum(chi_square / freedom, 1), 1)
 

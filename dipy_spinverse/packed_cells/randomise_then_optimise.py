@@ -152,18 +152,18 @@ def _replacements(posterior, minima, z, frames, voxel):
     """
     cost = posterior.cost(z, frames, voxel)
     voxels = np.arange(len(minima.frames))
-    best = minima.at(posterior.tissue, voxels, np.zeros_like(voxels))
-    min_cost = posterior.cost(*best, voxels)
+    best_minima = minima.at(posterior.tissue, voxels, np.zeros_like(voxels))
+    min_cost = posterior.cost(*best_minima, voxels)
     np.minimum.at(min_cost, voxel, cost)
     order = np.lexsort((cost, voxel))
     sorted_voxels = voxel[order]
     start = np.searchsorted(sorted_voxels, sorted_voxels)
     rank = np.arange(len(voxel)) - start
     difference = cost[order] - min_cost[sorted_voxels]
-    kept = (difference < 0.5 * chi2.ppf(_COST_QUANTILE, z.shape[1])) | (
+    plausible = (difference < 0.5 * chi2.ppf(_COST_QUANTILE, z.shape[1])) | (
         2 * rank < np.bincount(voxel)[sorted_voxels]
     )
-    n_kept = np.bincount(sorted_voxels, kept).astype(int)[sorted_voxels]
+    n_kept = np.bincount(sorted_voxels, plausible).astype(int)[sorted_voxels]
     replacements = np.empty(len(voxel), int)
     replacements[order] = order[start + rank % n_kept]
     return replacements

@@ -76,9 +76,9 @@ def worst_group(chi_square: np.ndarray, sizes: np.ndarray, freedom_per_measureme
     freedom_per_measurement : ndarray (V,)
     """
     freedom = sizes * freedom_per_measurement[:, None]
-    worst = chi2.logsf(chi_square, freedom).argmin(axis=1)[:, None]
+    index = chi2.logsf(chi_square, freedom).argmin(axis=1)[:, None]
     chi_square, freedom = (
-        np.take_along_axis(values, worst, axis=1)[:, 0] for values in (chi_square, freedom)
+        np.take_along_axis(values, index, axis=1)[:, 0] for values in (chi_square, freedom)
     )
     return chi_square / freedom, freedom
 

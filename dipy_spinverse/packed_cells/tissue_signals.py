@@ -151,8 +151,8 @@ class TissueSignals:
         if not tissue.has_cylinders:
             entries["sphere_share"] = 1.0, 0.0, -1
         if tissue.name == "no cells":
-            known = None if self.diffusivity is None else (self.diffusivity[1], 0.0, -1)
-            diffusivity = entries.get("diffusivity_outside", known)
+            specified = None if self.diffusivity is None else (self.diffusivity[1], 0.0, -1)
+            diffusivity = entries.get("diffusivity_outside", specified)
             entries |= dict.fromkeys(("hindered_1", "hindered_2", "hindered_along"), diffusivity)
             entries["hindered"] = 1.0, 0.0, -1
         compartments, by_z = np.zeros((2, n, len(COMPARTMENT_PARAMETERS)))
@@ -167,8 +167,8 @@ class TissueSignals:
     def _cell_signals(self, shape, tissue, values, n, slopes):
         """Signals of cells of a shape in n tissues; none where the class has no such cells."""
         if not (tissue.has_cylinders if shape == "cylinder" else tissue.has_spheres):
-            none = np.zeros((0, 1, len(self.shells), 1))
-            return CellSignals(none, np.ones(len(self.shells), int), np.zeros(0, int))
+            no_coefficients = np.zeros((0, 1, len(self.shells), 1))
+            return CellSignals(no_coefficients, np.ones(len(self.shells), int), np.zeros(0, int))
         names = _coordinate_names("sphere_" if shape == "sphere" else "", values)
         coordinates, by_z = np.empty((n, 5)), np.zeros((5, n, 5))
         for k, (coordinate, name) in enumerate(zip(_COORDINATES, names, strict=True)):
@@ -244,13 +244,13 @@ def tissue_signals(
     if shortest_te is None:
         shortest_te = pulses.te.min()
     shells = group_into_shells(pulses)
-    make = interpolated_signals if interpolated else emulated_shell_signals
+    signals_of = interpolated_signals if interpolated else emulated_shell_signals
     return TissueSignals(
         shells,
         pulses.directions[shells.order],
         pulses.isotropic[shells.order],
         (pulses.te - shortest_te)[shells.order],
-        {shape: make(shape, shells, diffusivity, radius_spread) for shape in shapes},
+        {shape: signals_of(shape, shells, diffusivity, radius_spread) for shape in shapes},
         free_diffusivity,
         diffusivity,
         radius_spread,

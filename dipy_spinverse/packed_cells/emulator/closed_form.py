@@ -75,13 +75,13 @@ class ClosedForm(NamedTuple):
 
 def closed_form(shape: str, numbers: Numbers) -> ClosedForm:
     """Two exchanging compartments, and the inputs of the network."""
-    f, k, r, time, pulse, across, along = np.broadcast_arrays(*numbers)
+    f, k, r, time, pulse, q_across, along = np.broadcast_arrays(*numbers)
     dimension = DIMENSIONS[shape]
     effective_time = time * (1 - pulse / 3)
-    intra = gaussian_phase_attenuation(shape, 1.0, across, pulse * time * r, time * r, 1.0)
+    intra = gaussian_phase_attenuation(shape, 1.0, q_across, pulse * time * r, time * r, 1.0)
     free_share = 1 / (1 + 2 * effective_time)
     tortuosity = 1 / (1 + f / (dimension - 1))
-    free = across**2 * effective_time
+    free = q_across**2 * effective_time
     extra = free * (tortuosity + (1 - tortuosity) * free_share)
     shared = np.minimum(r, 1)
     axial = along**2 * effective_time
@@ -102,7 +102,7 @@ def closed_form(shape: str, numbers: Numbers) -> ClosedForm:
         np.log(r),
         np.log(clipped) / 4,
         pulse,
-        np.log1p(across**2) / 3,
+        np.log1p(q_across**2) / 3,
         np.log1p(free) / 2,
         np.log1p(np.minimum(intra, _LARGEST_ATTENUATION)) / 2,
         np.log1p(exchange) / 3,
@@ -116,7 +116,7 @@ def closed_form(shape: str, numbers: Numbers) -> ClosedForm:
     ]
     # Signals of water that cannot leave its bodies are exact where q R is small, or where phases
     # average out during a pulse.
-    phase = np.minimum(across, across / (pulse * time * r))
+    phase = np.minimum(q_across, q_across / (pulse * time * r))
     extra_decayed = -np.expm1(-np.minimum(b, _LARGEST_ATTENUATION) / 4)
     exact = extra_decayed * np.exp(-3 * exchange - 2 * phase**2)
     gain = e / (e + _HALF_GAIN) * (1 - exact)

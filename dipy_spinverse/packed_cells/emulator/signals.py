@@ -104,8 +104,8 @@ def emulated_signals(shape: str, tissue: np.ndarray, encodings: Encodings) -> np
     signals = np.empty((len(tissue), len(encodings.small_delta)))
     step = max(1, _ROWS // max(signals.shape[1], 1))
     network = load_network(shape)
-    for first in range(0, len(tissue), step):
-        rows = slice(first, first + step)
+    for start in range(0, len(tissue), step):
+        rows = slice(start, start + step)
         form = closed_form(shape, numbers_of(tissue[rows], encodings))
         residual = network(form.inputs.reshape(-1, form.inputs.shape[-1]))
         signals[rows] = form.signals(residual.reshape(form.two_compartments.shape))
