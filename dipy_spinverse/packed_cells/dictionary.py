@@ -59,7 +59,7 @@ def dictionary_initial_values(
     return tissue.like(entries_tissue, np.stack(initial_values, axis=1))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)
 def _dictionary(model, tissue):
     """z (N, P), signals (N, S * 4) in each interval of the angle, and bin (N,) of each entry."""
     p = tissue.n_parameters

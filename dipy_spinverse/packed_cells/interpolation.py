@@ -298,11 +298,11 @@ class EmulatedSignals:
         if self.interpolated is not None and len(tangents):
             slopes = self.interpolated(coordinates, tangents)[:, 1:]
             return np.concatenate([coefficients[:, None], slopes], axis=1)
-        slopes = [
+        differences = (
             (self.plan.coefficients(coordinates + _STEP * tangent) - coefficients) / _STEP
             for tangent in tangents
-        ]
-        return np.stack([coefficients, *slopes], axis=1)
+        )
+        return np.stack([coefficients, *differences], axis=1)
 
 
 def emulated_shell_signals(

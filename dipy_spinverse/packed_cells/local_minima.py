@@ -101,7 +101,7 @@ class ClassPosterior:
             )
         scalar = self.tissue.scalar
         deviation = z.copy()
-        if np.ndim(self.prior_mean):
+        if not isinstance(self.prior_mean, float):
             deviation[:, scalar] -= self.prior_mean[voxel, scalar]
         cost -= log_prior(self.tissue, deviation)
         gradient[:, scalar] += deviation[:, scalar]

@@ -213,7 +213,7 @@ def _coordinate_names(prefix, values):
     return prefix + "radius", prefix + "fraction", permeability, *_COORDINATES[3:]
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def tissue_signals(
     acquisition: BaseAcquisition | EquivalentPulses,
     diffusivity: tuple[float, float] | None,
