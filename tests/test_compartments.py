@@ -134,12 +134,12 @@ def test_averages_over_directions_are_those_of_single_directions(kernel, dispers
     np.testing.assert_allclose(found[[0, 2]], alone, atol=2e-6)
 
 
-def test_series_has_derivatives_forward_and_backward():
+def test_series_has_derivatives():
     coefficients = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
     t = (torch.rand(2, 7, dtype=torch.float64) * 2 - 1).requires_grad_()
     shell = torch.tensor([0, 2, 1, 1, 0, 2, 2])
     assert torch.autograd.gradcheck(
-        lambda c, x: evaluate_chebyshev(c, x, shell), (coefficients, t), check_forward_ad=True
+        lambda c, x: evaluate_chebyshev(c, x, shell), (coefficients, t)
     )
 
 

@@ -7,7 +7,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dipy_spinverse.compartments.definition import UNITS, Definition, Parameter, Values
+from dipy_spinverse.compartments.definition import (
+    UNITS,
+    Compartment,
+    Definition,
+    Parameter,
+    Values,
+)
 
 MAX_FIBRES = 3
 _S0_CORRECTIONS = (0.5, 1.5)  # bounds; b0 of a single volume are known better at SNR > 10
@@ -24,19 +30,19 @@ def with_fibres(definition: Definition, n: int) -> Definition:
     if n == 1:
         return definition
     if n == 0:
-        compartments = tuple(
-            replace(c, dispersion="isotropic", odi=None, fanning=None) if c.oriented else c
-            for c in definition.compartments
-        )
         dispersions = {e for c in definition.compartments for e in (c.odi, c.fanning)}
-        parameters = tuple(p for p in definition.parameters if p.name not in dispersions)
         return replace(
-            definition, parameters=parameters, compartments=compartments, single_fibre=definition,
-            n_fibres=0,
+            definition, single_fibre=definition, n_fibres=0,
+            compartments=tuple(
+                replace(c, dispersion="isotropic", odi=None, fanning=None) if c.oriented else c
+                for c in definition.compartments
+            ),
+            parameters=tuple(p for p in definition.parameters if p.name not in dispersions),
         )  # fmt: skip
     numbers = range(1, n + 1)
     per_fibre = {p.name for p in definition.parameters if p.per_fibre}
-    parameters, compartments = [], []
+    parameters: list[Parameter] = []
+    compartments: list[Compartment] = []
     for p in definition.parameters:
         copies = [replace(p, name=f"{p.name}_{k}") for k in numbers]
         parameters += copies if p.per_fibre else [p]

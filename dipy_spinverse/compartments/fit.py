@@ -112,7 +112,7 @@ def estimate_arrays(problem: SeparableProblem, solution: Solution) -> dict[str, 
     predicted = solution.predicted
     if problem.rician:
         # The mean of magnitudes is close to this, noise floor included.
-        predicted = torch.sqrt(predicted**2 + problem.sigma[:, None] ** 2)
+        predicted = torch.sqrt(predicted**2 + problem.noise[:, None] ** 2)
     residual = problem.data - predicted
     return maps | {
         **{f"{name}_likeliest": value for name, value in maps.items()},

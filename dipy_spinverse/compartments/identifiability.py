@@ -43,7 +43,9 @@ def undetermined_parameters(definition: Definition, acquisition: BaseAcquisition
     signals = torch.ones(_N_DRAWS, len(acquisition), dtype=torch.float64)
     problem = separable_problem(definition, acquisition, signals)
     basis_signals = problem.basis_signals(parameters)
-    solution = Solution(parameters, basis_signals, amplitudes, torch.ones(_N_DRAWS, dtype=bool))
+    solution = Solution(
+        parameters, basis_signals, amplitudes, torch.ones(_N_DRAWS, dtype=torch.bool)
+    )
     jacobian = signal_jacobian(problem, solution)
     derivatives = SNR * torch.cat([jacobian, basis_signals], dim=1)
     information = derivatives @ derivatives.mT

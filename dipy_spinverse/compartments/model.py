@@ -95,13 +95,15 @@ class CompartmentModel(VoxelModel):
         dtype: str = "float64",
         seed: int = 0,
     ):
-        for name, value, known in (
+        for name, value, allowed in (
             ("likelihood", likelihood, LIKELIHOODS),
             ("solver", solver, SOLVERS),
             ("dtype", dtype, ("float64", "float32")),
         ):
-            if value not in known:
-                raise ValueError(f"{name} is {value!r}; use one of {', '.join(map(repr, known))}.")
+            if value not in allowed:
+                raise ValueError(
+                    f"{name} is {value!r}; use one of {', '.join(map(repr, allowed))}."
+                )
         self.definition = definition
         super().__init__(gtab, te, mixing_time, isotropic)
         check_acquisition(definition, self.acquisition)

@@ -11,13 +11,14 @@ from dipy_spinverse.compartments.definition import (
     Compartment,
     Definition,
     Diffusivity,
+    Expression,
     Parameter,
     complement,
     split_diffusivities,
     tortuosity,
 )
 from dipy_spinverse.compartments.model import CompartmentModel
-from dipy_spinverse.compartments.signals.kernels import GAMMA_CYLINDERS
+from dipy_spinverse.compartments.signals.kernels import GAMMA_CYLINDERS, CustomKernel
 
 _ODI = Parameter("odi", 0.01, 1.0, per_fibre=True)
 # From far below the resolution limit of any scanner to above the largest axons of the brain.
@@ -90,10 +91,10 @@ class NODDIModel(CompartmentModel):
         }
         fixed, fitted = split_diffusivities(**diffusivities)
         average = "tensor" if extra_cellular == "averaged" else "signals"
-        dispersed, fanning = {"dispersion": dispersion, "odi": "odi"}, ()
+        dispersed, fanning = {"dispersion": dispersion, "odi": "odi"}, list[Parameter]()
         if dispersion == "bingham":
             dispersed |= {"fanning": "fanning"}
-            fanning = (Parameter("fanning", 0.0, 1.0, per_fibre=True),)
+            fanning = [Parameter("fanning", 0.0, 1.0, per_fibre=True)]
         definition = Definition(
             "NODDI",
             (Parameter("ndi", 0.0, 1.0), _ODI, *fanning, *fitted),
@@ -233,12 +234,16 @@ class ActiveAxModel(CompartmentModel):
             "isotropic_diffusivity": isotropic_diffusivity,
         }
         fixed, fitted = split_diffusivities(**diffusivities)
-        parallel, kernel = "parallel_diffusivity", "cylinder"
-        arguments, spread = {"diffusivity": parallel, "diameter": "axon_diameter"}, ()
+        parallel = "parallel_diffusivity"
+        kernel: str | CustomKernel = "cylinder"
+        arguments = {"diffusivity": parallel, "diameter": "axon_diameter"}
+        spread: list[Parameter] = []
         if diameters == "gamma":
             kernel, arguments = GAMMA_CYLINDERS, {**arguments, "spread": "diameter_spread"}
-            spread = (Parameter("diameter_spread", 0.05, 0.8),)
-        hindered = {"parallel": parallel, "perpendicular": tortuosity(parallel, "axon_share")}
+            spread = [Parameter("diameter_spread", 0.05, 0.8)]
+        hindered: dict[str, Expression] = {
+            "parallel": parallel, "perpendicular": tortuosity(parallel, "axon_share"),
+        }  # fmt: skip
         immobile = (Compartment("dot", "dot_fraction"),) if dot else ()
         definition = Definition(
             "ActiveAx",
@@ -290,7 +295,9 @@ class ZCDModel(CompartmentModel):
     """
 
     def __init__(self, gtab: GradientTable | BaseAcquisition, **kwargs: Any):
-        zeppelin = {"parallel": "parallel_diffusivity", "perpendicular": _perpendicular}
+        zeppelin: dict[str, Expression] = {
+            "parallel": "parallel_diffusivity", "perpendicular": _perpendicular,
+        }  # fmt: skip
         cylinder = {"diffusivity": "parallel_diffusivity", "diameter": "axon_diameter"}
         definition = Definition(
             "ZCD",

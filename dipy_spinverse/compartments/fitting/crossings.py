@@ -110,7 +110,7 @@ def _log_evidence(problem: SeparableProblem, solution: Solution) -> Tensor:
     precision[n_scalars : jacobian.shape[1]] = _ROTATION_PRECISION
     scaled = derivatives.double() / torch.sqrt(precision)[:, None]
     information = scaled @ scaled.mT + torch.eye(n, dtype=torch.float64)
-    likelihood = log_likelihoods(problem.data, predicted, problem.sigma, problem.rician)
+    likelihood = log_likelihoods(problem.data, predicted, problem.noise, problem.rician)
     return likelihood.double() - 0.5 * torch.linalg.slogdet(information)[1]
 
 

@@ -83,6 +83,12 @@ class SeparableProblem:
     sigma: Tensor | None = None
     rician: bool = False
 
+    @property
+    def noise(self) -> Tensor:
+        """`sigma`, once it is known."""
+        assert self.sigma is not None
+        return self.sigma
+
     def of_voxels(self, index) -> SeparableProblem:
         """That of some of the voxels."""
         S0, sigma = (None if x is None else x[index] for x in (self.S0, self.sigma))
@@ -107,7 +113,7 @@ class SeparableProblem:
     def misfit(self, predicted: Tensor) -> Tensor:
         """Sum of squares, or minus twice the Rician log-likelihood, (V,)."""
         if self.rician:
-            return -2 * log_likelihoods(self.data, predicted, self.sigma, rician=True)
+            return -2 * log_likelihoods(self.data, predicted, self.noise, rician=True)
         return ((self.data - predicted) ** 2).sum(dim=1)
 
 
@@ -273,8 +279,7 @@ class GaussianApproximation:
 
 def gaussian_approximation(problem: SeparableProblem, predicted: Tensor) -> GaussianApproximation:
     """Gaussian data with the score and the information of the likelihood at `predicted`."""
-    sigma = problem.sigma
-    assert sigma is not None
+    sigma = problem.noise
     if not problem.rician:
         return GaussianApproximation(problem.data, (1 / sigma[:, None]).expand_as(problem.data))
     score = problem.target(predicted) - predicted

@@ -57,8 +57,8 @@ def draw_amplitudes(
     amplitudes, log_density = _positive_draws(mean, factor, uniform)
     # Uniform are S0 and the fractions, not the amplitudes: these have the density S0^(1 - K).
     log_prior = (1 - n_pools) * torch.log(amplitudes.sum(dim=1).clamp_min(1e-12))
-    inputs = (problem.data, basis_signals, amplitudes, problem.sigma, voxels)
-    likelihood = _log_likelihoods(*(x.contiguous().numpy() for x in inputs), problem.rician)
+    data = (problem.data, basis_signals, amplitudes, problem.noise, voxels)
+    likelihood = _log_likelihoods(*(x.contiguous().numpy() for x in data), problem.rician)
     return amplitudes, torch.from_numpy(likelihood) + log_prior - log_density
 
 

@@ -192,7 +192,6 @@ def _bingham_moments(odi, fanning, moments):
 
 
 def _tensors(arrays, dtype):
-    # Made anew where they are used: inside of torch.func a tensor belongs to a transformation.
     return tuple(torch.tensor(array, dtype=dtype) for array in arrays)
 
 

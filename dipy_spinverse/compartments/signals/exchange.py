@@ -1,4 +1,4 @@
-"""Water that exchanges between neurites and what is around them, with finite pulses.
+"""Water that exchanges between neurites and the extracellular space, with finite pulses.
 
 Two sites (Karger): within neurites diffusion along their axis alone, around them isotropic. The
 transverse magnetisation m of the sites follows dm/dt = -R(q(t)) m, with
@@ -29,12 +29,12 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from dipy_spinverse.compartments.signals.chebyshev import is_wrapped
 from dipy_spinverse.compartments.signals.encoding import Encoding
 from dipy_spinverse.compartments.signals.kernels import CustomKernel
 
+# Four times as exact as eight steps with the mean q^2 (benchmarks/notes/compartments.md).
 _PULSE_STEPS = 2
-# All that does not assume that numbers are finite.
+# All of fastmath that does not assume finite numbers.
 _FAST = {"contract", "reassoc", "arcp", "nsz"}
 
 
@@ -66,7 +66,7 @@ def exchange_attenuation(
     q_square, small = encoding.q[:, None] ** 2, encoding.small_delta[:, None]
     pause = 0.5 * (encoding.big_delta[:, None] - small)
     encoded = torch.broadcast_tensors(q_square * square, q_square, small, pause)
-    if parameters.requires_grad or is_wrapped(parameters):
+    if parameters.requires_grad:
         return _differentiable(*parameters[..., None, None], *encoded)
     arrays = (array.double().reshape(-1).numpy() for array in encoded)
     signals = _signals(parameters.T.double().numpy(), *arrays, _pulse_steps())
@@ -85,7 +85,7 @@ def _differentiable(inside, outside, fraction, time, along, q_square, small, pau
 
 
 def _step(neurite_rate, extra_rate, coupling, time, neurite, extra, decay):
-    """exp(-R time) of a state, R = [[first rate, -coupling], [-coupling, second rate]]."""
+    """exp(-R time) of a state, R = [[neurite rate, -coupling], [-coupling, extra rate]]."""
     mean, half_difference = 0.5 * (neurite_rate + extra_rate), 0.5 * (neurite_rate - extra_rate)
     root = (half_difference * half_difference + coupling * coupling) ** 0.5
     slow, ratio = decay((mean - root) * time), decay(2 * root * time)
@@ -138,7 +138,7 @@ def _signals(parameters, along, q_square, small, pause, pulse_steps):
 
 @lru_cache
 def _pulse_steps():
-    """Of each exponential of a rising pulse its q^2 over that at the end, and its part of time."""
+    """q^2 over that at the end, and duration over the pulse's, of each exponential of a pulse."""
     gauss, steps = np.sqrt(3) / 6, []
     for k in range(_PULSE_STEPS):
         early, late = (((k + 0.5 + sign * gauss) / _PULSE_STEPS) ** 2 for sign in (-1, 1))

@@ -28,7 +28,7 @@ def pool_signals(definition: Definition, encoding: Encoding) -> Callable[[Values
     -------
     callable
         From a mapping of values, tensors (V,) or (1,) for scalars and (V, 3) for axes, to signals
-        (V, K, M), each pool's own relative to b = 0. Differentiable, and batched by `torch.func`.
+        (V, K, M), each pool's relative to b = 0. Differentiable.
     """
     order = dispersion.legendre_order(_largest_difference(definition, encoding))
     groups = _groups(definition)

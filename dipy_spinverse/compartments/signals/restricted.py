@@ -20,8 +20,9 @@ from torch import Tensor
 
 from dipy_spinverse.compartments.signals.encoding import Encoding
 
-_N_ROOTS = 20
-# Logarithms of D / R^2 (1/ms): outside of them the sum is a power of it.
+_N_ROOTS = 20  # terms fall with the sixth power of the root
+# Logarithms of D / R^2 (1/ms): beyond them the sum is a power of it. Cubic splines between nodes
+# at a distance h = 0.07 have an error of about h^4 / 80 = 3e-7.
 _FIRST, _LAST, _N_NODES = np.log(1e-6), np.log(1e6), 400
 
 
@@ -65,7 +66,7 @@ def restricted(
 def _sums(encoding, roots, shape):
     """Step of the nodes, and polynomials (4, N - 1, S) between them of the sum's logarithm."""
     nodes = np.linspace(_FIRST, _LAST, _N_NODES)
-    times = (each.double().numpy()[:, None] for each in (encoding.small_delta, encoding.big_delta))
+    times = (x.double().numpy()[:, None] for x in (encoding.small_delta, encoding.big_delta))
     small, big = (np.where(time > 0, time, 1.0) for time in times)
     square = np.array(roots) ** 2
     rate = np.exp(nodes)[:, None, None] * square
