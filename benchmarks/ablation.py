@@ -3,7 +3,7 @@
 Shapes of `recovery.py`, noise-free, as there; each run may take as many rounds as the default.
 F1 of wall faces (CPU seconds).
 
-    DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.ablation [--without "random changes" ...]
+    DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.ablation [--without disturbances ...]
 
 Duration: about an hour on 2 cores (--quick: 1 min). Writes results/ablation.md.
 """
@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import time
 import warnings
+from contextlib import ExitStack
+from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 
@@ -19,45 +22,58 @@ from benchmarks.command import command, keep
 from benchmarks.measurements_searched import DIFFUSIVITY
 from benchmarks.recovery import OPEN, WALL, all_shapes, published_protocol
 from dipy_spinverse import compare_walls, simulate
-from dipy_spinverse.cell_search import CellInversion, SearchEffort
-from dipy_spinverse.cell_search.effort import (
-    FlipEffort,
-    Origin,
-    PopulationEffort,
-    PopulationPlan,
-    StepPrior,
+from dipy_spinverse.cell_search import (
+    CellInversion,
+    SearchBudget,
+    budget,
+    descent,
+    joint_changes,
+    local_search,
 )
+from dipy_spinverse.cell_search.budget import InitialBodies, PopulationPlan
 from dipy_spinverse.inversion import WALL_THRESHOLD
 
 SHAPES = ("new bent axon 1", "plate 1", "new several 10")
-NOT_TOGETHER = tuple(
-    PopulationPlan(Origin.RANDOM, plan.patience) if plan.origin is Origin.PUT_TOGETHER else plan
-    for plan in SearchEffort().exact_populations
+WITHOUT_COMBINATIONS = tuple(
+    PopulationPlan(InitialBodies.RANDOM, plan.patience)
+    if plan.initial is InitialBodies.COMBINED
+    else plan
+    for plan in budget._CYCLE
 )
+# Constants of the search that leave an ingredient out, by module and name.
 ABLATIONS = {
-    "nothing": SearchEffort(),
-    "half of the measurements": SearchEffort(n_searched=64),
-    "Gauss-Newton in partial volumes": SearchEffort(
-        population=PopulationEffort(n_steps_first=0, n_steps=0)
-    ),
-    "flips of whole tetrahedra": SearchEffort(flips=FlipEffort(most_rounds=0, patience=0)),
-    "flips of several tetrahedra at once": SearchEffort(flips=FlipEffort(patience=0)),
-    "single cells put together": SearchEffort(exact_populations=NOT_TOGETHER),
-    "a misfit that counts wrong tetrahedra": SearchEffort(wrong_labels=0.0),
-    "disturbances": SearchEffort(population=PopulationEffort(n_disturbed=0, n_changed=5)),
-    "random changes": SearchEffort(population=PopulationEffort(n_disturbed=5, n_changed=0)),
-    "smoothness of the steps": SearchEffort(steps=StepPrior(lengths=(0.01,), independent=0.0)),
+    "nothing": [],
+    "label changes": [(local_search, "_MAX_ROUNDS", 0), (joint_changes, "_PATIENCE", 0)],
+    "joint label changes": [(joint_changes, "_PATIENCE", 0)],
+    "combinations of single cells": [(budget, "_CYCLE", WITHOUT_COMBINATIONS)],
+    "an objective that counts wrong labels": [(local_search, "_WRONG_LABELS", 0.0)],
+    "smoothness of the steps": [
+        (descent, "_LENGTHS", (0.01,)),
+        (descent, "_INDEPENDENT_VARIANCE", 0.0),
+    ],
+}
+# Ingredients that are left out by the budget.
+BUDGETS = {
+    "half of the measurements": replace(SearchBudget.STANDARD, n_searched=64),
+    "disturbances": replace(SearchBudget.STANDARD, n_disturbed=0),
+    "Gauss-Newton of random bodies": replace(SearchBudget.STANDARD, n_first_steps=0),
 }
 
+ALL = (*ABLATIONS, *BUDGETS)
 
-def recovered(acquisition, grid, true, effort):
-    """F1 of the walls of a shape, and CPU seconds."""
+
+def recovered(acquisition, grid, true, name):
+    """F1 of the walls of a shape without an ingredient, and CPU seconds."""
     signals = simulate(acquisition, grid, np.where(true, WALL, OPEN))
     start = time.process_time()
-    inversion = CellInversion(
-        acquisition, grid, diffusivity=DIFFUSIVITY, n_fields=0, seed=0, effort=effort
-    )
-    found = inversion.run(signals[None], None).scaled_transmissibility[0] < WALL_THRESHOLD
+    with ExitStack() as patches:
+        for module, constant, value in ABLATIONS.get(name, ()):
+            patches.enter_context(patch.object(module, constant, value))
+        inversion = CellInversion(
+            acquisition, grid, diffusivity=DIFFUSIVITY, n_fields=0, seed=0,
+            budget=BUDGETS.get(name, SearchBudget.STANDARD),
+        )  # fmt: skip
+        found = inversion.run(signals[None], None).scaled_transmissibility[0] < WALL_THRESHOLD
     seconds = time.process_time() - start
     return compare_walls(found, true, grid, point_reflection=True).f1, seconds
 
@@ -65,7 +81,7 @@ def recovered(acquisition, grid, true, effort):
 def main():
     """Print the table and write it to results/."""
     parser = command(__doc__, f"all ingredients together, on {SHAPES[0]}")
-    parser.add_argument("--without", nargs="+", choices=ABLATIONS, default=list(ABLATIONS))
+    parser.add_argument("--without", nargs="+", choices=ALL, default=list(ALL))
     args = parser.parse_args()
     chosen, wanted = (["nothing"], SHAPES[:1]) if args.quick else (args.without, SHAPES)
     warnings.filterwarnings("ignore", message="The grid is too coarse")
@@ -77,13 +93,13 @@ def main():
     ]
     print("\n".join(lines), flush=True)
     for name in chosen:
-        rows = [recovered(acquisition, *shape, ABLATIONS[name]) for _, *shape in shapes]
+        rows = [recovered(acquisition, *shape, name) for _, *shape in shapes]
         cells = " | ".join(f"{f1:.2f} ({cpu:.0f})" for f1, cpu in rows)
         f1, cpu = np.median(rows, axis=0)
         lines.append(f"| {name} | {cells} | {f1:.2f} | {cpu:.0f} |")
         print(lines[-1], flush=True)
     text = __doc__.split("\n\n")[1] + "\n\n" + "\n".join(lines)
-    keep("ablation.md", text, complete=chosen == list(ABLATIONS))
+    keep("ablation.md", text, complete=chosen == list(ALL))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,11 @@ from __future__ import annotations
 
 import time
 import warnings
+from dataclasses import replace
 
 import numpy as np
+from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
 from threadpoolctl import threadpool_limits
 
 from benchmarks.command import command, keep
@@ -24,7 +27,7 @@ from benchmarks.noisy_cells import enclosed
 from benchmarks.recovery import OPEN, WALL, all_shapes, published_protocol
 from dipy_spinverse import simulate
 from dipy_spinverse.bloch_torrey import unique_encodings
-from dipy_spinverse.cell_search import SearchEffort
+from dipy_spinverse.cell_search import SearchBudget
 from dipy_spinverse.cell_search.exact_data import ExactData
 from dipy_spinverse.cell_search.labelled import SimulatedCells, Target, label_changes
 from dipy_spinverse.cell_search.search import CellSearch
@@ -32,6 +35,7 @@ from dipy_spinverse.cell_search.search import CellSearch
 NUMBERS = (32, 64, 128, 256)
 SHAPES = ("000", "plate 1", "two blocks 1", "three spheres 1", "cross 1", "new bent axon 1")
 ERROR, N_STARTS, N_STEPS = 1.5e-5, 24, 10
+ROTATION_SD, P_MIRRORED = 0.3, 0.3
 # Of SpinverseModel, um^2/ms.
 DIFFUSIVITY = 2.0
 
@@ -44,8 +48,8 @@ def searched_protocol():
 
 def searched(acquisition, grid, walls, number):
     """What a search shares with some of the measurements, and what it compares data with."""
-    effort = SearchEffort(n_searched=number)
-    search = CellSearch(acquisition, grid, diffusivity=DIFFUSIVITY, seed=0, effort=effort)
+    budget = replace(SearchBudget.STANDARD, n_searched=number)
+    search = CellSearch(acquisition, grid, diffusivity=DIFFUSIVITY, seed=0, budget=budget)
     data = simulate(acquisition, grid, np.where(walls, WALL, OPEN))
     nothing = np.zeros(len(data))
     complete = Target(search.simulator, data, nothing + ERROR, nothing)
@@ -53,23 +57,36 @@ def searched(acquisition, grid, walls, number):
 
 
 def determined(tools, target, inside):
-    """Share of the flips at the true walls."""
-    changes = ERROR * label_changes(target, inside, tools.leaks).changes
-    return (np.linalg.svd(changes, compute_uv=False) > 2 * ERROR).sum() / len(changes)
+    """Fraction of the label changes at the true walls that is determined."""
+    effects = ERROR * label_changes(target, inside, tools.transmissibility).effects
+    return (np.linalg.svd(effects, compute_uv=False) > 2 * ERROR).sum() / len(effects)
+
+
+def displaced(grid, cell, rng):
+    """Labels (T,) of a cell that is moved, rotated and mirrored at random."""
+    spacing = np.linalg.norm(grid.displacements, axis=1).mean()
+    centre = grid.centroids[cell].mean(axis=0)
+    rotation = Rotation.from_rotvec(ROTATION_SD * rng.standard_normal(3) * (rng.random() < 0.5))
+    sign = -1 if rng.random() < P_MIRRORED else 1
+    move = spacing * rng.standard_normal(3)
+    source = centre + sign * rotation.apply(grid.centroids - centre - move)
+    moved = cell[cKDTree(grid.centroids).query(source)[1]]
+    return moved if moved.any() else cell
 
 
 def descended(tools, target, inside):
     """Wrong tetrahedra of starts and ends, and CPU seconds of a descent."""
-    changes, begin, wrong = tools.changes, time.process_time(), []
+    operations, begin, wrong = tools.operations, time.process_time(), []
     for seed in range(N_STARTS):
         rng = np.random.default_rng(seed)
-        start = np.any([changes.moved(x, rng) for x in changes.connected_cells(inside)], axis=0)
-        partial = tools.descend.blurred(start, tools.leaks)
+        cells = operations.connected_cells(inside)
+        start = np.any([displaced(target.grid, cell, rng) for cell in cells], axis=0)
+        partial = tools.descend.blurred(start, tools.transmissibility)
         partial = tools.descend(target, partial, rng, N_STEPS)
-        state = target.cells(partial.labels[None], partial.leaks)[0]
+        state = target.cells(partial.labels[None], partial.transmissibility)[0]
         task = ExactData(target, target, SimulatedCells(start[None], target.data[None]), tools)
-        state = task.judge([state]).improved(target, state, rng)
-        wrong.append([changes.apart(labels, inside) for labels in (start, state.labels)])
+        state = task.objective([state]).improved(target, state, rng)
+        wrong.append([operations.n_different(labels, inside) for labels in (start, state.labels)])
     return np.array(wrong).T, (time.process_time() - begin) / N_STARTS
 
 
@@ -80,7 +97,7 @@ def main():
     warnings.filterwarnings("ignore", message="The grid is too coarse")
     acquisition = searched_protocol()
     lines = [
-        "| shape | measurements | flips determined | wrong: starts (median) | ends | CPU-s |",
+        "| shape | measurements | changes determined | wrong: starts (median) | ends | CPU-s |",
         "|---|---|---|---|---|---|",
     ]
     print("\n".join(lines), flush=True)

@@ -39,7 +39,7 @@ def put_together(search, data, number):
     nothing, rng = np.zeros(len(data)), np.random.default_rng(0)
     task = search.exact_data(Target(search.simulator, data, nothing + ERROR, nothing))
     cells, start = search.separate_cells(task), time.process_time()
-    for place, (likely, labels) in enumerate(cells.in_likely_numbers(rng), 1):
+    for place, (likely, labels) in enumerate(cells.by_likely_number(rng), 1):
         if likely == number:
             return labels[:N_STARTS], place, time.process_time() - start
 
@@ -57,8 +57,8 @@ def main():
     for name, _, walls in all_shapes():
         if not name.startswith(QUICK if quick else SEVERAL):
             continue
-        changes, inside = CellOperations(grid), enclosed(grid, walls)
-        cells = changes.connected_cells(inside)
+        operations, inside = CellOperations(grid), enclosed(grid, walls)
+        cells = operations.connected_cells(inside)
         first, second = grid.face_tetrahedra.T
         labels = np.array([np.zeros_like(inside), inside, *cells])
         faces = np.where(labels[:, first] != labels[:, second], WALL, OPEN)
@@ -67,7 +67,7 @@ def main():
         error = np.sqrt(((data - nothing - np.sum(np.array(alone) - nothing, axis=0)) ** 2).mean())
         with threadpool_limits(1, user_api="blas"):
             found, place, seconds = put_together(search, data, len(cells))
-        wrong = [changes.apart(labels, inside) for labels in found]
+        wrong = [operations.n_different(labels, inside) for labels in found]
         lines.append(
             f"| {name} | {len(cells)} | {change:.1e} | {error:.1e} | {error / change**2:.1f} "
             f"| {place} | {wrong[0]} | {min(wrong)} | {seconds:.0f} |"

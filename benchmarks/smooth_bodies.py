@@ -115,7 +115,7 @@ class Examination:
         dices = [self._compared(x, cells)["Dice"] for x in draws]
         return self._compared(best, cells) | {
             "Dice of draws": [round(float(np.quantile(dices, q)), 2) for q in (0, 0.5, 1)],
-            "improbability": round(self._inversion.improbability(data, best)),
+            "improbability": round(self._inversion.neg2_log_evidence(data, best)),
             "chi2": [round(float((residual[rows] ** 2).mean()), 2) for rows in timings],
             "permeability": (np.sort(best.permeability)[::-1] / mean).round(2).tolist(),
             **{f"{name} interval": x.round(2).tolist() for name, x in intervals.items()},
@@ -137,10 +137,10 @@ class Examination:
 
     def _from_truth(self, data, cells):
         points = self._prior.raster[0]
-        start = single_cell_field(self._prior.field_of(depths(cells, points)))
+        start = single_cell_field(self._prior.coefficients_of(depths(cells, points)))
         found = self._inversion.refined(data, start)
         figures = self._compared(found, cells)
-        figures["improbability"] = round(self._inversion.improbability(data, found))
+        figures["improbability"] = round(self._inversion.neg2_log_evidence(data, found))
         return {f"{name} from truth": x for name, x in figures.items()}
 
     def _before(self, data, cells):

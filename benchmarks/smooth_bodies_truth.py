@@ -102,7 +102,7 @@ def of_fits(acquisition, cells):
     leak = np.log(cells[0].permeability / TYPICAL_PERMEABILITY) / LOG_SPREAD
 
     def near(offset):
-        return single_cell_field(prior.field_of(depth + offset), leak)
+        return single_cell_field(prior.coefficients_of(depth + offset), leak)
 
     found = brentq(
         lambda x: models[-1].shape.geometry(near(x))[0].sum() - volume, -1, 1, xtol=1e-3

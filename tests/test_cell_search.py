@@ -12,46 +12,33 @@ from scipy.special import expit
 
 from dipy_spinverse import Acquisition, SpinverseModel, bcc_grid, compare_walls, simulate
 from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import PartialVolumeSimulator
-from dipy_spinverse.cell_search import CellInversion, SearchEffort
+from dipy_spinverse.cell_search import CellInversion, SearchBudget
 from dipy_spinverse.cell_search.bodies import Tube, random_bodies, random_cell
 from dipy_spinverse.cell_search.cell_operations import CellOperations
 from dipy_spinverse.cell_search.condensed import CondensedTarget
 from dipy_spinverse.cell_search.descent import Descent
-from dipy_spinverse.cell_search.effort import DEFAULT_EFFORT, TogetherEffort
-from dipy_spinverse.cell_search.ensemble import posterior_ensemble
 from dipy_spinverse.cell_search.evolution import Evolution
 from dipy_spinverse.cell_search.exact_data import ExactData
 from dipy_spinverse.cell_search.joint_changes import jointly_improved
 from dipy_spinverse.cell_search.labelled import (
     LabelledCells,
-    Misfit,
     SimulatedCells,
     Target,
     at_walls,
     label_changes,
 )
-from dipy_spinverse.cell_search.local_search import locally_improved
-from dipy_spinverse.cell_search.noisy_data import medoid
-from dipy_spinverse.cell_search.probability import LogProbability
-from dipy_spinverse.cell_search.protocols import Member, Tools
+from dipy_spinverse.cell_search.local_search import LabelErrorMisfit
+from dipy_spinverse.cell_search.noisy_data import medoid, posterior_ensemble
+from dipy_spinverse.cell_search.probability import NegativeLogPosterior
 from dipy_spinverse.cell_search.search import CellSearch, SearchResult
 from dipy_spinverse.cell_search.separate_cells import SeparateCells
 from dipy_spinverse.cell_search.smoothness import BY_EDGE, BY_FACE, Smoothness, shared_points
+from dipy_spinverse.cell_search.task import Member, SearchTools
 from dipy_spinverse.spinverse import ClosedCellInversion, Status
 from dipy_spinverse.voxels.rician import rician_mean
 
 GRID = bcc_grid(3, 6.0, boundary="absorbing")
-LEAKS = np.array([0.01, 0.99])
-# Too short to find anything, but it goes through all parts of a search.
-SHORT = SearchEffort(
-    n_searched=32, n_condensed=32, exact_populations=DEFAULT_EFFORT.exact_populations[:5],
-    library=replace(DEFAULT_EFFORT.library, n_bodies=40, n_examples=40, n_single_cells=60),
-    population=replace(
-        DEFAULT_EFFORT.population, n_starts=2, n_disturbed=1, n_changed=1, n_proposed=5,
-        n_steps_first=4, most_rounds=1,
-    ),
-    together=TogetherEffort(n_combined=20, n_lines=2, n_moved=1, n_found=2),
-)  # fmt: skip
+TRANSMISSIBILITY = np.array([0.01, 0.99])
 pytestmark = pytest.mark.filterwarnings("ignore:The grid is too coarse")
 
 
@@ -85,18 +72,20 @@ def target_of(acquisition, labels, sigma, rician=0.0, noise=None):
     simulator = PartialVolumeSimulator(acquisition, GRID, steps=4)
     size = np.full(len(acquisition), sigma)
     target = Target(simulator, np.zeros(len(size)), size, np.full(len(size), rician))
-    target.data = target.simulate(labels[None], LEAKS[None])[0]
+    target.data = target.simulate(labels[None], TRANSMISSIBILITY[None])[0]
     if noise is not None:
         target.data = target.data + sigma * noise
     return target
 
 
-def probability_of(target, cells):
-    return LogProbability(Smoothness(GRID), target, [cells], DEFAULT_EFFORT.annealing)
+def objective_of(target, cells):
+    return NegativeLogPosterior(Smoothness(GRID), target, [cells])
 
 
 def inversion_of(acquisition, n=0):
-    return CellInversion(acquisition, GRID, diffusivity=2.0, n_fields=n, seed=0, effort=SHORT)
+    return CellInversion(
+        acquisition, GRID, diffusivity=2.0, n_fields=n, seed=0, budget=SearchBudget.QUICK
+    )
 
 
 def signals_of_l(acquisition):
@@ -130,40 +119,40 @@ def test_random_bodies_fit_into_the_box_and_repeat_by_seed():
     assert (drawn[0] != drawn[1]).any()
 
 
-def test_flips_are_nearly_the_changes_when_a_tetrahedron_changes_sides():
+def test_label_changes_are_nearly_the_effects_of_single_labels():
     labels = letter_l(GRID)
     target = target_of(acquisition_of(4), labels, sigma=0.01)
-    flips = label_changes(target, labels, LEAKS)
-    assert set(flips.tetrahedra) == set(at_walls(GRID, labels))
-    changed = np.repeat(labels[None], len(flips.tetrahedra), axis=0)
-    changed[np.arange(len(changed)), flips.tetrahedra] ^= True
+    changes = label_changes(target, labels, TRANSMISSIBILITY)
+    assert set(changes.tetrahedra) == set(at_walls(GRID, labels))
+    changed = np.repeat(labels[None], len(changes.tetrahedra), axis=0)
+    changed[np.arange(len(changed)), changes.tetrahedra] ^= True
     here = target.expected(target.data)
-    exact = np.array([state.signals for state in target.cells(changed, LEAKS)]) - here
-    cosine = (exact * flips.changes).sum(axis=1) / np.linalg.norm(exact, axis=1)
-    cosine /= np.linalg.norm(flips.changes, axis=1)
+    exact = np.array([state.expected for state in target.cells(changed, TRANSMISSIBILITY)]) - here
+    cosine = (exact * changes.effects).sum(axis=1) / np.linalg.norm(exact, axis=1)
+    cosine /= np.linalg.norm(changes.effects, axis=1)
     assert np.median(cosine) > 0.9  # 0.97 on the published lattice
-    leakier = target.cells(labels[None], LEAKS + [1e-4, 0])[0]
-    difference = (leakier.signals - here) / 1e-4
+    leakier = target.cells(labels[None], TRANSMISSIBILITY + [1e-4, 0])[0]
+    difference = (leakier.expected - here) / 1e-4
     # Second order in the step, and the quadrature in time.
-    np.testing.assert_allclose(flips.leak_slopes[0], difference, rtol=0.02, atol=0.5)
+    np.testing.assert_allclose(changes.slopes[0], difference, rtol=0.02, atol=0.5)
 
 
 def test_misfit_grows_with_the_number_of_wrong_tetrahedra():
     labels = letter_l(GRID)
     target = target_of(acquisition_of(10), labels, sigma=1e-4)
-    state = target.cells(labels[None], LEAKS)[0]
-    flips = label_changes(target, labels, LEAKS)
-    misfit = Misfit([flips], 10.0, DEFAULT_EFFORT.wrong_labels)
+    state = target.cells(labels[None], TRANSMISSIBILITY)[0]
+    changes = label_changes(target, labels, TRANSMISSIBILITY)
+    misfit = LabelErrorMisfit([changes], 10.0)
     rng = np.random.default_rng(0)
     medians = []
     for number in (1, 4, 16):
         changed = np.repeat(labels[None], 20, axis=0)
         for row in changed:
-            row[rng.choice(flips.tetrahedra, number, replace=False)] ^= True
-        residuals = np.array([target.residual(s) for s in target.cells(changed, LEAKS)])
-        medians.append(np.median(misfit(residuals)))
-    assert misfit(target.residual(state)[None])[0] == 0
-    # 4 if they add up; single flips are in the span of the flips that make the metric, nearly.
+            row[rng.choice(changes.tetrahedra, number, replace=False)] ^= True
+        residuals = np.array([target.residual(s) for s in target.cells(changed, TRANSMISSIBILITY)])
+        medians.append(np.median(misfit.of_residuals(residuals)))
+    assert misfit(target, state) == 0
+    # 4 if they add up; single label changes are nearly in the span of those of the metric.
     assert medians[1] > 2 * medians[0] and medians[2] > 2 * medians[1]
 
 
@@ -173,33 +162,35 @@ def test_steps_in_shares_bring_a_deformed_cell_back():
     moved = GRID.centroids[:, None] - (GRID.centroids[labels] + [2.0, -1.0, 0.5])
     deformed = np.linalg.norm(moved, axis=2).min(axis=1) < 1.5
     assert (deformed != labels).sum() > 15
-    descend = Descent(GRID, DEFAULT_EFFORT.steps)
-    found = descend(target, descend.blurred(deformed, LEAKS), np.random.default_rng(0), n_steps=12)
+    descend = Descent(GRID)
+    found = descend(
+        target, descend.blurred(deformed, TRANSMISSIBILITY), np.random.default_rng(0), n_steps=12
+    )
     assert (found.labels != labels).sum() < 6
 
 
-def test_polish_comes_closer_to_the_data_and_finds_single_wrong_tetrahedra():
+def test_label_changes_decrease_the_misfit_and_correct_single_tetrahedra():
     labels = letter_l(GRID)
     target = target_of(acquisition_of(20), labels, sigma=2e-5)
     exact = 0
     for seed in range(6):
         wrong, rng = labels.copy(), np.random.default_rng(seed)
         wrong[rng.choice(at_walls(GRID, labels), 2, replace=False)] ^= True
-        start = target.cells(wrong[None], LEAKS + [0.001, 0.0])[0]
-        flips = label_changes(target, wrong, LEAKS)
-        misfit = Misfit([flips], 30.0, DEFAULT_EFFORT.wrong_labels)
-        found = locally_improved(target, start, misfit, DEFAULT_EFFORT.flips)
-        before, after = (misfit(target.residual(state)[None])[0] for state in (start, found))
+        start = target.cells(wrong[None], TRANSMISSIBILITY + [0.001, 0.0])[0]
+        changes = label_changes(target, wrong, TRANSMISSIBILITY)
+        misfit = LabelErrorMisfit([changes], 30.0)
+        found = misfit.improved(target, start)
+        before, after = (misfit(target, state) for state in (start, found))
         assert after <= before
         if (found.labels == labels).all():
             exact += 1
-            # The flips, too, are linear: leaks are exact only after another round.
-            np.testing.assert_allclose(found.leaks, LEAKS, atol=1e-3)
-    # Flips do not quite add up: some end where others explain the data nearly as well.
+            # Transmissibilities, fitted in the linear model, are exact only after another round.
+            np.testing.assert_allclose(found.transmissibility, TRANSMISSIBILITY, atol=1e-3)
+    # Effects do not quite add up: some end in cells that explain the data nearly as well.
     assert exact >= 3
 
 
-def test_neighbours_that_are_wrong_together_are_found():
+def test_wrong_labels_of_two_neighbours_are_corrected_jointly():
     labels, rng = letter_l(GRID), np.random.default_rng(0)
     target = target_of(acquisition_of(20), labels, sigma=2e-5)
     first, second = GRID.face_tetrahedra.T
@@ -209,17 +200,17 @@ def test_neighbours_that_are_wrong_together_are_found():
         # One of them touches the cell, the other only the first.
         wrong = labels.copy()
         wrong[[first[face], second[face]]] = True
-        assert (perfected_from(target, wrong, rng).labels == labels).all()
+        assert (improved_from(target, wrong, rng).labels == labels).all()
 
 
-def test_what_the_box_cuts_off_of_a_cell_is_found_apart_from_all_walls():
+def test_a_tetrahedron_that_the_box_cuts_off_a_cell_is_found_apart_from_all_walls():
     labels, rng = letter_l(GRID), np.random.default_rng(0)
     apart = np.setdiff1d(GRID.outer_tetrahedra, at_walls(GRID, labels))
     for tetrahedron in apart[[0, len(apart) // 2]]:
         true = labels.copy()
         true[tetrahedron] = True
         target = target_of(acquisition_of(20), true, sigma=2e-5)
-        assert (perfected_from(target, labels, rng).labels == true).all()
+        assert (improved_from(target, labels, rng).labels == true).all()
 
 
 @pytest.mark.parametrize(("face", "least"), [(len(GRID.faces) // 2, 0.01), (220, 1e-6)])
@@ -228,54 +219,43 @@ def test_a_cell_is_found_where_there_is_none(face, least):
     rng, true = np.random.default_rng(0), np.zeros(GRID.n_tetrahedra, dtype=bool)
     true[GRID.face_tetrahedra[face]] = True
     target = target_of(acquisition_of(20), true, sigma=2e-5)
-    nothing = target.cells(np.zeros_like(true)[None], LEAKS)[0]
-    found = perfected_from(target, nothing.labels, rng)
+    nothing = target.cells(np.zeros_like(true)[None], TRANSMISSIBILITY)[0]
+    found = improved_from(target, nothing.labels, rng)
     assert found.labels.sum() == 2
     # Of signals, as a mirror image has the same.
-    assert target.chi_square(found) < least * target.chi_square(nothing)
+    assert target.reduced_chi_square(found) < least * target.reduced_chi_square(nothing)
 
 
-def perfected_from(target, labels, rng):
-    """Perfected cells, in the metric of flips at their walls, as the search sets its error."""
-    start = target.cells(labels[None], LEAKS)[0]
+def improved_from(target, labels, rng):
+    """Jointly improved cells, in the metric and with the error that the search sets."""
+    start = target.cells(labels[None], TRANSMISSIBILITY)[0]
 
     def misfit_at(cells):
-        scale = max(0.3 * np.sqrt(target.chi_square(cells)), 1.0)
-        flips = label_changes(target, cells.labels, cells.leaks)
-        return Misfit([flips], scale, DEFAULT_EFFORT.wrong_labels)
+        scale = max(0.3 * np.sqrt(target.reduced_chi_square(cells)), 1.0)
+        changes = label_changes(target, cells.labels, cells.transmissibility)
+        return LabelErrorMisfit([changes], scale)
 
-    return jointly_improved(target, start, misfit_at, rng, DEFAULT_EFFORT.flips)
+    return jointly_improved(target, start, misfit_at, rng)
 
 
-def test_changes_move_whole_cells():
+def test_connected_cells_and_their_reflections():
     grid = bcc_grid(5, 4.0, boundary="absorbing")
     x, y, z = grid.centroids.T
     one, two = ((np.hypot(x - c, y) < 2.5) & (abs(z) < 2.5) for c in (-5, 5))
-    changes = CellOperations(grid)
-    assert [cell.sum() for cell in changes.connected_cells(one | two)] == [one.sum(), two.sum()]
-    np.testing.assert_array_equal(changes.mirrored[changes.mirrored], np.arange(len(x)))
-    rng = np.random.default_rng(0)
-    drawn = [changes.drawn(one | two, one | two, rng) for _ in range(40)]
-    assert len({labels.tobytes() for labels in drawn}) > 20
-    # Sampled at the nearest tetrahedron: sizes vary, but moved cells stay cells.
-    sizes = np.array([labels.sum() for labels in drawn]) / (one | two).sum()
-    assert 0.7 < np.median(sizes) < 1.3
-
-
-def test_a_cell_may_change_to_the_other_side_of_the_box():
-    grid = bcc_grid(5, 4.0, boundary="absorbing")
-    x, y, z = grid.centroids.T
-    cell = (np.hypot(x - 5, y - 3) < 2.5) & (abs(z + 4) < 2.5)
-    changes, rng = CellOperations(grid), np.random.default_rng(0)
-    drawn = [changes.drawn(cell, cell, rng) for _ in range(100)]
-    across = [grid.centroids[labels].mean(axis=0) @ [1, 1, -1] < 0 for labels in drawn]
-    assert 5 < sum(across) < 70
+    operations = CellOperations(grid)
+    cells = operations.connected_cells(one | two)
+    assert [cell.sum() for cell in cells] == [one.sum(), two.sum()]
+    twice_reflected = operations.reflected[operations.reflected]
+    np.testing.assert_array_equal(twice_reflected, np.arange(len(x)))
 
 
 def test_a_cell_keeps_its_shape_where_it_is_moved_on_the_lattice():
-    cell, changes = np.linalg.norm(GRID.centroids - [1.0, 2, -1], axis=1) < 4, CellOperations(GRID)
+    cell, operations = (
+        np.linalg.norm(GRID.centroids - [1.0, 2, -1], axis=1) < 4,
+        CellOperations(GRID),
+    )
     inside = np.abs(GRID.points_um).max(axis=1) < 4
-    moved = changes.moved_to(GRID.points_um[inside], cell)
+    moved = operations.translated(GRID.points_um[inside], cell)
     assert (moved.sum(axis=1) == cell.sum()).all()
     assert moved.any(axis=0).sum() > 3 * cell.sum()
     middles = np.array([GRID.centroids[labels].mean(axis=0) for labels in moved])
@@ -284,14 +264,17 @@ def test_a_cell_keeps_its_shape_where_it_is_moved_on_the_lattice():
 
 
 @pytest.mark.parametrize("number", [2, 3])
-def test_cells_apart_are_put_together_from_single_ones(number):
+def test_separate_cells_are_combined_from_single_ones(number):
     centres = np.array([[-5.0, -4, -3], [5, 4, -4], [-3, 4, 5]])[:number]
     balls = np.array([np.linalg.norm(GRID.centroids - c, axis=1) < 4.5 for c in centres])
     truth = balls.any(axis=0)
     assert balls.sum(axis=0).max() == 1 and balls.sum(axis=1).min() > 8
     target = target_of(acquisition_of(6), truth, sigma=1e-5)
     nothing = np.zeros((1, len(truth)), dtype=bool)
-    alone, outside = target.simulate(balls, LEAKS), target.simulate(nothing, LEAKS)
+    alone, outside = (
+        target.simulate(balls, TRANSMISSIBILITY),
+        target.simulate(nothing, TRANSMISSIBILITY),
+    )
     effect = target.data - outside[0]
     added_up = (alone - outside).sum(axis=0)
     # Of second order in the effect: 1.1 and 1.4 times its mean square here.
@@ -300,27 +283,36 @@ def test_cells_apart_are_put_together_from_single_ones(number):
     cells, random = (
         np.array([draw(rng, GRID) for _ in range(300)]) for draw in (random_cell, random_bodies)
     )
-    single, changes = SimulatedCells(cells, target.simulate(cells, LEAKS)), CellOperations(GRID)
-    effort = SearchEffort(together=TogetherEffort(n_combined=300))
-    tools = Tools(Descent(GRID, effort.steps), changes, LEAKS, effort)
+    single, operations = (
+        SimulatedCells(cells, target.simulate(cells, TRANSMISSIBILITY)),
+        CellOperations(GRID),
+    )
+    budget = replace(SearchBudget.STANDARD, n_combinations=300)
+    tools = SearchTools(Descent(GRID), operations, TRANSMISSIBILITY, budget)
     task = ExactData(target, target, single, tools)
-    ranked = list(SeparateCells(task, single).in_likely_numbers(rng))
+    ranked = list(SeparateCells(task, single).by_likely_number(rng))
     assert ranked[0][0] == number
     found = ranked[0][1]
-    assert all(changes.apart(one, two) >= 8 for one, two in itertools.combinations(found, 2))
-    found, random = (target.cells(np.array(labels), LEAKS) for labels in (found, random))
-    judge = task.judge(found)
-    found, random = (min(judge(target, state) for state in states) for states in (found, random))
+    assert all(
+        operations.n_different(one, two) >= 8 for one, two in itertools.combinations(found, 2)
+    )
+    found, random = (
+        target.cells(np.array(labels), TRANSMISSIBILITY) for labels in (found, random)
+    )
+    objective = task.objective(found)
+    found, random = (
+        min(objective(target, state) for state in states) for states in (found, random)
+    )
     # About half of it: they have the right number of cells, and evolved.
     assert found < random / 1.5
 
 
-def test_the_most_typical_cells_overlap_most_with_the_others():
+def test_the_medoid_overlaps_most_with_the_other_cells():
     labels = np.zeros((4, 10), dtype=bool)
     mirrored = np.arange(10)[::-1]
     labels[0, :4] = labels[1, 1:5] = labels[2, 2:6] = True
     labels[3, 5:9] = True  # the reflection of the second
-    cells = [LabelledCells(row, LEAKS, np.zeros(3)) for row in labels]
+    cells = [LabelledCells(row, TRANSMISSIBILITY, np.zeros(3)) for row in labels]
     assert medoid(cells, mirrored) in (cells[1], cells[3])
     assert medoid(cells[:3], np.arange(10)) is cells[1]
 
@@ -335,7 +327,7 @@ def test_rician_mean_agrees_with_draws():
     np.testing.assert_allclose(rician_mean(signals, 0.0), signals, atol=1e-12)
 
 
-def test_smoothness_is_half_of_what_neighbours_tell_of_random_bodies():
+def test_smoothness_is_half_of_a_logistic_regression_over_random_bodies():
     grid = bcc_grid(4, 5.0, boundary="absorbing")
     rng = np.random.default_rng(0)
     labels = np.array([random_bodies(rng, grid) for _ in range(300)])
@@ -354,7 +346,7 @@ def test_smoothness_is_half_of_what_neighbours_tell_of_random_bodies():
     np.testing.assert_allclose(2 * np.array([BY_FACE, BY_EDGE]), found[:2], rtol=0.25)
 
 
-def test_smoothness_changes_by_the_odds_of_a_flip():
+def test_smoothness_changes_by_the_log_odds_of_a_label():
     smoothness = Smoothness(GRID)
     first, neighbours, weights, even = smoothness.log_odds
     labels = letter_l(GRID)
@@ -381,7 +373,7 @@ def condensed():
     def simulator_of(rows):
         return PartialVolumeSimulator(acquisition.subset(rows), GRID, steps=4)
 
-    examples = complete.simulate(library, LEAKS[None])
+    examples = complete.simulate(library, TRANSMISSIBILITY[None])
     target = CondensedTarget(complete, simulator_of, examples, 2 * len(acquisition) // 3)
     similar = np.repeat(labels[None], 12, axis=0)
     for row in similar[1:]:
@@ -390,13 +382,13 @@ def condensed():
 
 
 def squares(target, labels):
-    states = target.cells(labels, LEAKS)
+    states = target.cells(labels, TRANSMISSIBILITY)
     return np.array([(target.residual(state) ** 2).sum() for state in states])
 
 
 def test_condensed_data_have_the_likelihood_of_all(condensed):
     complete, target, similar = condensed
-    truth = complete.cells(similar[:1], LEAKS)[0]
+    truth = complete.cells(similar[:1], TRANSMISSIBILITY)[0]
     exact = squares(complete, similar)
     exact -= exact[0]
     assert np.ptp(exact) > 10
@@ -407,28 +399,28 @@ def test_condensed_data_have_the_likelihood_of_all(condensed):
 
 def test_condensed_data_are_exact_where_they_should(condensed):
     complete, target, similar = condensed
-    for cells in complete.cells(similar[1:4], LEAKS):
+    for cells in complete.cells(similar[1:4], TRANSMISSIBILITY):
         here = target.exact_at(cells)
-        own = here.cells(cells.labels[None], LEAKS)[0]
-        slopes = here.linear(cells.labels.astype(float), LEAKS)[1]
+        own = here.cells(cells.labels[None], TRANSMISSIBILITY)[0]
+        slopes = here.linear(cells.labels.astype(float), TRANSMISSIBILITY)[1]
         # What noise there is in the space of the slopes: the projection of the full residual.
-        full_slopes = complete.linear(cells.labels.astype(float), LEAKS)[1]
+        full_slopes = complete.linear(cells.labels.astype(float), TRANSMISSIBILITY)[1]
         found = slopes.T @ here.residual(own)
         expected = full_slopes.T @ complete.residual(cells)
         assert np.corrcoef(found, expected)[0, 1] > 0.99
 
 
-def test_draws_differ_as_far_as_the_data_leave_open():
+def test_draws_differ_as_far_as_the_noise_allows():
     labels, acquisition = letter_l(GRID), acquisition_of(10)
     scattered = labels[np.random.default_rng(3).permutation(len(labels))]
     overlap = []
     for sigma in (0.0005, 0.02):
         noise = np.random.default_rng(1).standard_normal(len(acquisition))
         target = target_of(acquisition, labels, sigma=sigma, noise=noise)
-        truth, other = target.cells(np.array([labels, scattered]), LEAKS)
+        truth, other = target.cells(np.array([labels, scattered]), TRANSMISSIBILITY)
         finalists, rng = [(target, truth), (target, other)], np.random.default_rng(0)
-        probability, descend = probability_of(target, truth), Descent(GRID, DEFAULT_EFFORT.steps)
-        draws = posterior_ensemble(probability, descend, finalists, 20, rng, DEFAULT_EFFORT.draws)
+        objective, descend = objective_of(target, truth), Descent(GRID)
+        draws = posterior_ensemble(objective, descend, finalists, 20, rng)
         inside = np.array([cells.labels for cells in draws])
         overlap.append(2 * (inside & labels).sum(axis=1) / (inside.sum(axis=1) + labels.sum()))
     # All others are less probable by 300 or more in the logarithm: a weight of e^-10.
@@ -442,18 +434,18 @@ def test_annealing_makes_cells_more_probable():
     acquisition = acquisition_of(10)
     noise = rng.standard_normal(len(acquisition))
     target = target_of(acquisition, labels, sigma=0.003, noise=noise)
-    truth = target.cells(labels[None], LEAKS)[0]
-    probability = probability_of(target, truth)
-    wanted, closed = probability(target, truth), []
+    truth = target.cells(labels[None], TRANSMISSIBILITY)[0]
+    objective = objective_of(target, truth)
+    wanted, closed = -objective(target, truth), []
     for _ in range(5):
         wrong = labels.copy()
         wrong[rng.choice(at_walls(GRID, labels), 8, replace=False)] ^= True
-        start = target.cells(wrong[None], LEAKS)[0]
-        before = probability(target, start)
+        start = target.cells(wrong[None], TRANSMISSIBILITY)[0]
+        before = -objective(target, start)
         assert before < wanted - 20
-        found = probability(target, probability.annealed(target, start, rng))
+        found = -objective(target, objective.improved(target, start, rng))
         closed.append((found - before) / (wanted - before))
-    # Single flips get stuck short of the most probable cells, if not far.
+    # Single label changes end close to the most probable cells.
     assert min(closed) > 0.3 and np.median(closed) > 0.7
 
 
@@ -492,7 +484,7 @@ def test_a_voxel_does_not_depend_on_those_before_it():
     )
 
 
-def test_noise_that_is_not_given_is_that_of_each_echo_time(monkeypatch):
+def test_unknown_noise_is_estimated_for_each_echo_time(monkeypatch):
     acquisition = acquisition_of(6, n_b0=6)
     assert len(acquisition.echo_times) == 3
     signals = signals_of_l(acquisition)
@@ -513,10 +505,10 @@ def test_noise_that_is_not_given_is_that_of_each_echo_time(monkeypatch):
 
 def test_reflected_fields_count_for_the_same_walls(monkeypatch):
     labels, acquisition = letter_l(GRID), acquisition_of(6)
-    turned = labels[CellOperations(GRID).mirrored]
+    turned = labels[CellOperations(GRID).reflected]
     assert (labels != turned).any()
     target = target_of(acquisition, labels, sigma=0.001)
-    best, other = target.cells(np.array([labels, turned]), LEAKS)
+    best, other = target.cells(np.array([labels, turned]), TRANSMISSIBILITY)
     known = SearchResult(best, [other] * 3, solved=True, n_rounds=1)
     monkeypatch.setattr(CellSearch, "run", lambda *voxel: known)
     found = inversion_of(acquisition, 3).run(target.data[None], np.array([0.001]))
@@ -524,7 +516,7 @@ def test_reflected_fields_count_for_the_same_walls(monkeypatch):
 
 
 @pytest.mark.parametrize("case", ["noise only", "one", "above one"])
-@pytest.mark.filterwarnings("ignore:1 of 1 voxels. the search ended early")
+@pytest.mark.filterwarnings("ignore:In 1 of 1 voxels the search ended early")
 def test_search_survives_data_that_no_cells_explain(case):
     acquisition, rng = acquisition_of(6, n_b0=6), np.random.default_rng(0)
     data = {
@@ -537,49 +529,51 @@ def test_search_survives_data_that_no_cells_explain(case):
 
 
 def test_search_ends_early_and_says_so_where_no_cells_come_near_the_data(monkeypatch):
-    twice = replace(SHORT, exact_populations=2 * SHORT.exact_populations)
+    twice = replace(SearchBudget.QUICK, n_cycles=2)
     acquisition, joined = acquisition_of(6), []
     inversion = CellInversion(
-        acquisition, GRID, diffusivity=2.0, n_fields=0, seed=0, effort=twice
+        acquisition, GRID, diffusivity=2.0, n_fields=0, seed=0, budget=twice
     )  # fmt: skip
-    before = Evolution.joined
-    monkeypatch.setattr(Evolution, "joined", lambda *x: joined.append(1) or before(*x))
-    with pytest.warns(UserWarning, match="1 of 1 voxels: the search ended early"):
+    before = Evolution.merged
+    monkeypatch.setattr(Evolution, "merged", lambda *x: joined.append(1) or before(*x))
+    with pytest.warns(UserWarning, match="In 1 of 1 voxels the search ended early"):
         found = inversion.run(np.ones((1, len(acquisition))), None)
     assert len(joined) == 1 and not found.converged[0]
 
 
-def test_cells_are_given_up_where_they_are_far_off_not_for_some_wrong_tetrahedra():
+def test_a_search_is_hopeless_for_large_residuals_not_for_some_wrong_tetrahedra():
     labels, acquisition, rng = letter_l(GRID), acquisition_of(6), np.random.default_rng(0)
     target = target_of(acquisition, labels, sigma=1.5e-5)
-    task = ExactData(target, target, None, Tools(None, None, LEAKS, SHORT))
+    task = ExactData(
+        target, target, None, SearchTools(None, None, TRANSMISSIBILITY, SearchBudget.QUICK)
+    )
     some = np.repeat(labels[None], 4, axis=0)
     for row in some:
         row[rng.choice(at_walls(GRID, labels), 3, replace=False)] ^= True
     apart = rng.permutation(labels)[None]
     near, far = (
-        [Member(target, None, state, 0.0) for state in target.cells(x, LEAKS)]
+        [Member(target, None, state, 0.0) for state in target.cells(x, TRANSMISSIBILITY)]
         for x in (some, apart)
     )
     # Residuals of 0.3 to 1 of a tetrahedron's magnetisation, and of 6; 3 is the bound.
     assert task.hopeless(far) and not task.hopeless([*far, *near])
 
 
-def test_cells_on_another_side_of_the_box_that_explain_the_data_are_drawn_too():
+def test_equivalent_cells_on_another_side_of_the_box_are_drawn_too():
     centres = np.array([[-5.5, -5, -4], [5.5, 5, -4]])
     balls = np.linalg.norm(GRID.centroids - centres[:, None], axis=2) < 4.2
-    changes = CellOperations(GRID)
-    truth, wrong = balls.any(axis=0), balls[0] | balls[1][changes.mirrored]
-    assert len(changes.connected_cells(truth)) == len(changes.connected_cells(wrong)) == 2
+    operations = CellOperations(GRID)
+    truth, wrong = balls.any(axis=0), balls[0] | balls[1][operations.reflected]
+    assert len(operations.connected_cells(truth)) == len(operations.connected_cells(wrong)) == 2
     # Their signals differ by 0.001 of S0 (rms).
     target = target_of(acquisition_of(6), truth, sigma=0.002)
-    tools = Tools(None, changes, LEAKS, SHORT)
+    tools = SearchTools(None, operations, TRANSMISSIBILITY, SearchBudget.QUICK)
     task = ExactData(target, target, None, tools)
-    found = Member(target, None, target.cells(wrong[None], LEAKS)[0], 0.0)
+    found = Member(target, None, target.cells(wrong[None], TRANSMISSIBILITY)[0], 0.0)
     best, draws = task.conclusion([[found]], 16, np.random.default_rng(0))
     # Single tetrahedra are not told by data with such errors.
-    assert changes.apart(best.labels, truth) <= 1
-    assert {changes.apart(x.labels, wrong) <= 1 for x in draws} == {True, False}
+    assert operations.n_different(best.labels, truth) <= 1
+    assert {operations.n_different(x.labels, wrong) <= 1 for x in draws} == {True, False}
 
 
 @pytest.mark.slow
@@ -608,7 +602,7 @@ def test_the_permeability_of_the_walls_is_found_too(ball_in_a_box):
     np.testing.assert_allclose(permeability, 0.016, rtol=0.02)
 
 
-def test_cell_search_says_what_it_needs():
+def test_cell_search_states_its_requirements():
     acquisition = acquisition_of(2)
     data = np.ones(len(acquisition))
     cells = ClosedCellInversion()

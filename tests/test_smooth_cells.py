@@ -14,7 +14,7 @@ from dipy_spinverse.cell_search.labelled import Target
 from dipy_spinverse.cell_search.smooth import (
     FieldPrior,
     SmoothCellInversion,
-    SmoothEffort,
+    SmoothSearchBudget,
     smooth_mesh,
     stored_cells,
     wall_probability,
@@ -40,13 +40,6 @@ from dipy_spinverse.spinverse import ClosedCellInversion, Status, permeability_f
 SMOOTH = ClosedCellInversion(smooth=True)
 SIDE, RADIUS, CENTRE = 20.0, 5.5, np.array([1.0, -0.5, 0.7])
 PRIOR = FieldPrior(np.full(3, SIDE))
-# Too short to find anything, but it goes through all parts of a search.
-SHORT = SmoothEffort(
-    coarse=4, middle=4, fine=4, finest=5, n_examples=50, n_complete=30, n_condensed=16,
-    n_nearest=1, n_beside=(1,), n_steps_coarse=2, n_better=2, n_steps_middle=1, n_moved=1,
-    n_moves=1, n_good=2, n_steps_fine=1, n_lines=2, n_corrections=1, n_steps_last=2, n_rounds=1,
-    n_places=1, n_steps_of_draws=8,
-)  # fmt: skip
 pytestmark = pytest.mark.filterwarnings("ignore:The grid is too coarse")
 
 
@@ -64,7 +57,7 @@ def pulses(n_directions=6, te=False):
 
 def ball(centre=CENTRE, radius=RADIUS):
     return single_cell_field(
-        PRIOR.field_of(radius - np.linalg.norm(PRIOR.raster[0] - centre, axis=1))
+        PRIOR.coefficients_of(radius - np.linalg.norm(PRIOR.raster[0] - centre, axis=1))
     )
 
 
@@ -132,7 +125,7 @@ def test_a_few_measurements_foretell_by_what_lattices_differ():
 
     target = CondensedTarget(complete, simulator_of, examples, 32)
     change = models[2].signals(ball()) - models[1].signals(ball())
-    error = target.foretold_change(change[target.rows]) - change
+    error = target.predicted_change(change[target.rows]) - change
     # Measured 0.02 from a third of the measurements.
     assert np.abs(error).mean() < 0.1 * np.abs(change).mean()
 
@@ -141,7 +134,9 @@ def test_cells_elsewhere_are_the_same_cells_at_images_of_their_places():
     points, basis = PRIOR.raster
     places = np.array([[4.5, 2.0, -3.0], [-4.5, -3.5, 2.0]])
     away = np.linalg.norm(points - places[:, None], axis=2)
-    one, two = (PRIOR.field_of(x) for x in (4.0 - away[0], np.max([[4.0], [3.2]] - away, axis=0)))
+    one, two = (
+        PRIOR.coefficients_of(x) for x in (4.0 - away[0], np.max([[4.0], [3.2]] - away, axis=0))
+    )
 
     def inside(cells):
         return basis @ cells.z + PRIOR.mean > 0
@@ -155,16 +150,20 @@ def test_cells_elsewhere_are_the_same_cells_at_images_of_their_places():
     assert len(np.unique(centres.round(), axis=0)) == 47
     volumes = [split_into_cells(x, PRIOR) for x in symmetry_images(single_cell_field(two), PRIOR)]
     assert len(volumes) > 8  # reflected or not, or exchanged; fewer where they would touch
-    sizes = np.array([[inside(x)[x.parts.ravel() == k].sum() for k in range(2)] for x in volumes])
+    sizes = np.array(
+        [[inside(x)[x.cell_index.ravel() == k].sum() for k in range(2)] for x in volumes]
+    )
     here = inside(single_cell_field(two)).sum()
     np.testing.assert_allclose(sizes.sum(axis=1), here, rtol=0.1)
     # Each keeps its permeability, wherever it stands.
-    leaky = replace(split_into_cells(single_cell_field(two), PRIOR), leaks=np.array([1.0, -1.0]))
-    before = np.array([inside(leaky)[leaky.parts.ravel() == k].sum() for k in range(2)])
+    leaky = replace(
+        split_into_cells(single_cell_field(two), PRIOR), log_permeability=np.array([1.0, -1.0])
+    )
+    before = np.array([inside(leaky)[leaky.cell_index.ravel() == k].sum() for k in range(2)])
     for x in (split_into_cells(moved, PRIOR) for moved in symmetry_images(leaky, PRIOR)):
-        sizes = [inside(x)[x.parts.ravel() == k].sum() for k in range(2)]
-        leaks = leaky.leaks[np.argsort(before)]
-        np.testing.assert_allclose(x.leaks[np.argsort(sizes)], leaks, atol=0.1)
+        sizes = [inside(x)[x.cell_index.ravel() == k].sum() for k in range(2)]
+        leaks = leaky.log_permeability[np.argsort(before)]
+        np.testing.assert_allclose(x.log_permeability[np.argsort(sizes)], leaks, atol=0.1)
 
 
 def test_islands_that_lattices_do_not_resolve_sink_and_cells_stay():
@@ -173,7 +172,9 @@ def test_islands_that_lattices_do_not_resolve_sink_and_cells_stay():
         radius - np.linalg.norm(points - np.array(centre), axis=1)
         for centre, radius in (((-4, -3, 2), 4.5), ((6, 6, -6), 1.3))
     )
-    alone, both = (single_cell_field(PRIOR.field_of(x)) for x in (cell, np.maximum(cell, speck)))
+    alone, both = (
+        single_cell_field(PRIOR.coefficients_of(x)) for x in (cell, np.maximum(cell, speck))
+    )
     # Of 8000 points 0.25 %, 20, are a cell.
     with_speck, left = (
         PRIOR.on_raster(x.z) > 0 for x in (both, without_unresolved_cells(both, PRIOR))
@@ -184,19 +185,21 @@ def test_islands_that_lattices_do_not_resolve_sink_and_cells_stay():
     assert (left != with_speck)[~there].sum() < 0.02 * with_speck.sum()
     np.testing.assert_array_equal(without_unresolved_cells(alone, PRIOR).z, alone.z)
     # A speck alone may be all there is.
-    speck = single_cell_field(PRIOR.field_of(speck))
+    speck = single_cell_field(PRIOR.coefficients_of(speck))
     np.testing.assert_array_equal(without_unresolved_cells(speck, PRIOR).z, speck.z)
 
 
 def test_cells_that_grow_together_keep_their_permeabilities():
     points, places = PRIOR.raster[0], np.array([[-3.5, 0, 0], [3.5, 0, 0]])
     depth = -np.linalg.norm(points - places[:, None], axis=2)
-    apart, together = (PRIOR.field_of((radius + depth).max(axis=0)) for radius in (2.8, 4.5))
+    apart, together = (
+        PRIOR.coefficients_of((radius + depth).max(axis=0)) for radius in (2.8, 4.5)
+    )
     two = split_into_cells(single_cell_field(apart), PRIOR)
-    two = replace(two, leaks=np.array([1.0, -1.0]))
+    two = replace(two, log_permeability=np.array([1.0, -1.0]))
     grown = split_into_cells(replace(two, z=together), PRIOR)
-    np.testing.assert_array_equal(grown.leaks, two.leaks)
-    assert split_into_cells(single_cell_field(together), PRIOR).leaks.shape == (1,)
+    np.testing.assert_array_equal(grown.log_permeability, two.log_permeability)
+    assert split_into_cells(single_cell_field(together), PRIOR).log_permeability.shape == (1,)
 
 
 def test_derivatives_agree_with_differences():
@@ -240,7 +243,7 @@ def rod(centre, way, radius=3.2, half=3.0):
     along = away @ way
     across = np.linalg.norm(away - along[:, None] * way, axis=1)
     return single_cell_field(
-        PRIOR.field_of(radius - np.hypot(across, (np.abs(along) - half).clip(0)))
+        PRIOR.coefficients_of(radius - np.hypot(across, (np.abs(along) - half).clip(0)))
     )
 
 
@@ -256,11 +259,13 @@ def test_lines_end_at_another_place_where_it_explains_more():
     target = CondensedTarget(complete, lambda rows: coarse.simulator, examples, 32)
     fine, coarse = (model.of_measurements(target.rows) for model in (fine, coarse))
     limit = limit.of_measurements(target.rows)
-    end = LimitRefinement(whole, limit, SmoothDescent(target, fine, coarse, PRIOR), SHORT)
+    end = LimitRefinement(
+        whole, limit, SmoothDescent(target, fine, coarse, PRIOR), SmoothSearchBudget.QUICK
+    )
     there = end(wrong)
     best, *others = end.with_symmetry_images([there])
     # Measured 41 and 318. Of others that explain as much no place is told.
-    assert best.improbability < there.improbability - 100
+    assert best.neg2_log_evidence < there.neg2_log_evidence - 100
     assert overlap(best.fitted.cells, there.fitted.cells) < 0.5
     assert there in others
 
@@ -275,14 +280,14 @@ def test_of_two_ends_as_near_to_the_data_that_with_more_room_is_more_probable():
         examples = data + 0.05 * np.random.default_rng(0).standard_normal((60, len(data)))
         target = CondensedTarget(complete, lambda rows: model.simulator, examples, len(data))
         part = model.of_measurements(target.rows)
-        end = LimitRefinement(model, part, SmoothDescent(target, part, part, PRIOR), SHORT).at(
-            cells
-        )
+        end = LimitRefinement(
+            model, part, SmoothDescent(target, part, part, PRIOR), SmoothSearchBudget.QUICK
+        ).at(cells)
         jacobian = model.linear(cells)[1] / sigma
         # What data leave of the prior's volume, by the unknowns instead of the measurements.
         information = np.eye(jacobian.shape[1]) + jacobian.T @ jacobian
-        assert end.narrowing == pytest.approx(np.linalg.slogdet(information)[1], rel=0.02)
-        improbability.append(end.improbability)
+        assert end.log_volume_ratio == pytest.approx(np.linalg.slogdet(information)[1], rel=0.02)
+        improbability.append(end.neg2_log_evidence)
     assert improbability[0] > improbability[1] + 10
 
 
@@ -302,7 +307,7 @@ def test_an_unknown_S0_and_diffusivity_are_told_from_true_cells():
         )
         part = model.of_measurements(target.rows)
         descend = SmoothDescent(target, part, part, PRIOR)
-        ends.append(LimitRefinement(model, part, descend, SHORT).at(truth))
+        ends.append(LimitRefinement(model, part, descend, SmoothSearchBudget.QUICK).at(truth))
         # A few measurements tell the same as all.
         squares = (descend.fitted(truth).residual ** 2).sum()
         assert squares == pytest.approx((ends[-1].fitted.residual ** 2).sum(), rel=0.1)
@@ -343,10 +348,12 @@ def test_harmonics_tell_the_signals_of_turned_cells():
     assert len(rotations) == 24
     rod = np.abs(PRIOR.raster[0] - CENTRE) - [3.0, 4.0, 7.0]
     field = -rod.max(axis=1)[None]
-    signals = model.signals(single_cell_field(PRIOR.field_of(field[0])))
+    signals = model.signals(single_cell_field(PRIOR.coefficients_of(field[0])))
     turned = 0
     for k in (5, 13, 22):
-        there = model.signals(single_cell_field(PRIOR.field_of(rotations.fields(k, field)[0])))
+        there = model.signals(
+            single_cell_field(PRIOR.coefficients_of(rotations.fields(k, field)[0]))
+        )
         # The lattice has not quite the symmetry of the box: 0.002, which harmonics do not add to.
         np.testing.assert_allclose(rotations.signals(k, signals[None])[0], there, atol=0.003)
         turned += np.abs(there - signals).max() > 0.02
@@ -365,35 +372,35 @@ def test_two_cells_apart_are_proposed_from_examples_of_one():
     points, basis = PRIOR.raster
     sides = [np.linalg.norm(points - side, axis=1) for side in ([6.0, 0, 0], [-6.0, 0, 0])]
     single = [3.4 - sides[0], 4.2 - sides[1], 5.0 - np.linalg.norm(points, axis=1)]
-    z = [PRIOR.field_of(depth) for depth in single]
+    z = [PRIOR.coefficients_of(depth) for depth in single]
     z += [random_cells(rng, PRIOR) for _ in range(5)]
     signals = np.array([model.signals(single_cell_field(x)) for x in z])
-    nothing = single_cell_field(PRIOR.field_of(np.full(len(points), -PRIOR.length)))
+    nothing = single_cell_field(PRIOR.coefficients_of(np.full(len(points), -PRIOR.length)))
     examples = Examples(z @ basis.T + PRIOR.mean, np.zeros(8), signals, model.signals(nothing))
     assert (0.004 < (examples.fields[3:] > 0).mean(axis=1)).all()
-    both = single_cell_field(PRIOR.field_of(np.max(single[:2], axis=0)))
+    both = single_cell_field(PRIOR.coefficients_of(np.max(single[:2], axis=0)))
     data, sigma = model.signals(both), np.full(len(acquisition), 0.002)
-    proposals = InitialCells(examples, rotations, PRIOR)
-    (pair,) = proposals.beside(data, sigma, [1])
+    initial_cells = InitialCells(examples, rotations, PRIOR)
+    (pair,) = initial_cells.combined(data, sigma, [1])
     misfit = [((model.signals(x) - data) ** 2).sum() for x in (
-        pair, *proposals.nearest(data, sigma, 1))]  # fmt: skip
+        pair, *initial_cells.nearest(data, sigma, 1))]  # fmt: skip
     assert misfit[0] < 0.1 * misfit[1]  # measured 0.002
-    assert len(split_into_cells(pair, PRIOR).leaks) == 2
+    assert len(split_into_cells(pair, PRIOR).log_permeability) == 2
 
 
 def test_cells_apart_have_permeabilities_of_their_own():
     points = PRIOR.raster[0]
     apart = [np.linalg.norm(points - side * np.array([5.0, 0, 0]), axis=1) for side in (-1, 1)]
     depth = np.max(np.array([[4.0], [3.2]]) - apart, axis=0)
-    cells = split_into_cells(single_cell_field(PRIOR.field_of(depth)), PRIOR)
-    assert len(cells.leaks) == 2
+    cells = split_into_cells(single_cell_field(PRIOR.coefficients_of(depth)), PRIOR)
+    assert len(cells.log_permeability) == 2
     shape = SmoothShape(bcc_grid(6, SIDE / 6, "absorbing"), PRIOR)
     volume, _ = shape.geometry(cells)
     assert volume[0] == pytest.approx(volume[1] * (4 / 3.2) ** 3, rel=0.15)
     model = SmoothModel(pulses(2), PRIOR, 5, 2.0)
     both = [model.signals(cells.moved(np.append(0 * cells.z, s))) for s in ([1, -1], [-1, 1])]
     assert np.abs(both[0] - both[1]).max() > 1e-4
-    assert len(split_into_cells(ball(), PRIOR).leaks) == 1
+    assert len(split_into_cells(ball(), PRIOR).log_permeability) == 1
 
 
 def test_the_mesh_of_a_ball_is_closed_and_round():
@@ -427,7 +434,9 @@ def noisy_ball(**known):
     data = clean + 0.004 * np.random.default_rng(1).standard_normal(len(clean))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            permeability_fields, "SmoothCellInversion", partial(SmoothCellInversion, effort=SHORT)
+            permeability_fields,
+            "SmoothCellInversion",
+            partial(SmoothCellInversion, budget=SmoothSearchBudget.QUICK),
         )
         diffusivity = known.pop("diffusivity", None)
         model = SpinverseModel(acquisition, grid=grid, diffusivity=diffusivity, inversion=SMOOTH)

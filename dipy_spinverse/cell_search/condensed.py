@@ -1,4 +1,4 @@
-"""Noisy data, condensed to what a few of the measurements predict of all."""
+"""Noisy data condensed to a few measurements from which the others follow linearly."""
 
 from __future__ import annotations
 
@@ -10,22 +10,41 @@ from scipy.linalg import qr
 
 from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import PartialVolumeSimulator
 from dipy_spinverse.cell_search.labelled import LabelledCells, Target
-from dipy_spinverse.cell_search.shared_errors import whitening
 from dipy_spinverse.voxels.rician import rician_mean
 
-_RIDGE = 0.05  # error of the regression that it need not explain, in units of the noise
-_LIFT_ROUNDS = 3  # until what noise lifts the mean of magnitudes changes no more
+# Error of the regression, in units of the noise, that is not resolved: small beside the noise.
+_RIDGE = 0.05
+_RICIAN_ITERATIONS = 3  # fixed point; the bias changes by less than 1 % of the noise after these
+
+
+def whitening(errors: np.ndarray) -> np.ndarray:
+    """Symmetric matrix (M, M) that makes data with correlated errors white, (I + E^T E)^(-1/2).
+
+    Parameters
+    ----------
+    errors : ndarray (k, M)
+        Effects E of errors shared by measurements, one standard deviation each, on data with
+        independent errors of variance 1.
+    """
+    directions, size, _ = np.linalg.svd(errors.T, full_matrices=False)
+    reduction = 1 - 1 / np.sqrt(1 + size**2)
+    return np.eye(errors.shape[1]) - (directions * reduction) @ directions.T
+
+
+def most_probable_errors(errors: np.ndarray, residual: np.ndarray) -> np.ndarray:
+    """Shared errors (k,), in standard deviations, estimated from a residual (M,)."""
+    return np.linalg.solve(np.eye(len(errors)) + errors @ errors.T, errors @ residual)
 
 
 class LinearPrediction:
-    """All measurements, in units of the noise, as linear functions of a few.
+    """Linear prediction of all measurements, in units of the noise, from a few.
 
     Parameters
     ----------
     simulator : PartialVolumeSimulator
         Of all measurements.
     examples : ndarray (N, M)
-        Signals of random cells, over which the function is fitted.
+        Signals of random cells, to which the prediction is fitted.
     sigma : ndarray (M,)
     number : int
         Of the few, about.
@@ -43,18 +62,23 @@ class LinearPrediction:
         mean = examples.mean(axis=0)
         scaled = (examples - mean) / sigma
         order = qr(scaled, mode="r", pivoting=True)[1]
-        self.rows = rows = simulator.fill_registers(order, number)
-        part = scaled[:, rows]
-        system = part.T @ part + len(part) * ridge**2 * np.eye(len(rows))
-        self.slopes = np.linalg.solve(system, part.T @ scaled) / sigma[rows, None]
+        self.rows = rows = simulator.in_full_registers(order, number)
+        predictors = scaled[:, rows]
+        gram = predictors.T @ predictors + len(predictors) * ridge**2 * np.eye(len(rows))
+        self.slopes = np.linalg.solve(gram, predictors.T @ scaled) / sigma[rows, None]
         self.constant = mean / sigma - mean[rows] @ self.slopes
+
+    def __call__(self, signals: np.ndarray) -> np.ndarray:
+        """All signals (N, M), in units of the noise, from the few (N, n)."""
+        return self.constant + signals @ self.slopes
 
 
 class CondensedTarget(Target):
     """Noisy data of which only a few measurements are simulated.
 
-    All measurements are nearly a linear function of a few. That makes their likelihood one of
-    these few, as exact as the function: each simulation costs less, and no measurement is lost.
+    All measurements are nearly a linear function of a few, so that their likelihood is a function
+    of these few. It is as accurate as the linear prediction; simulations cost less, and no
+    measurement is discarded.
 
     Parameters
     ----------
@@ -62,14 +86,10 @@ class CondensedTarget(Target):
         With all measurements.
     simulator_of : callable
         Makes the simulator of some of the measurements, given their indices.
-    examples : ndarray (N, M)
-        Signals of random cells, over which the function is fitted.
-    number : int
-        Of measurements to be simulated, about.
-    ridge : float, optional
-        Error of the function that it need not explain, in units of the noise.
+    examples, number, ridge
+        Of the :class:`LinearPrediction`.
     shared : ndarray (k, M), optional
-        What errors that measurements share change by one standard deviation each.
+        Effects on the data of errors shared by measurements, one standard deviation each.
     """
 
     def __init__(
@@ -81,58 +101,53 @@ class CondensedTarget(Target):
         ridge: float = _RIDGE,
         shared: np.ndarray | None = None,
     ):
-        self.complete = complete
-        foretold = LinearPrediction(complete.simulator, examples, complete.sigma, number, ridge)
-        self.rows = rows = foretold.rows
-        # In units of the noise, from signals.
-        self._slopes, self._constant = foretold.slopes, foretold.constant
-        self._root = np.linalg.cholesky(self._slopes @ self._slopes.T)
-        self._whitening = np.eye(len(rows))
-        nothing = np.zeros(len(rows))
-        super().__init__(simulator_of(rows), nothing, nothing + 1, nothing)
-        lift = 0.0
-        for _ in range(_LIFT_ROUNDS):
-            signals = np.linalg.solve(self._root.T, self._condensed(lift))
-            signals = (self._predicted(signals) * complete.sigma).clip(0)
-            lift = (rician_mean(signals, complete.rician) - signals) / complete.sigma
-        self.shared = np.zeros((0, len(complete.data))) if shared is None else shared
-        self.shared = self.shared / complete.sigma
-        condensed = np.linalg.solve(self._root, self._slopes @ self.shared.T).T
+        self.complete, sigma = complete, complete.sigma
+        self._predict = LinearPrediction(complete.simulator, examples, sigma, number, ridge)
+        self.rows = self._predict.rows
+        self._root = np.linalg.cholesky(self._predict.slopes @ self._predict.slopes.T)
+        self._whitening = np.eye(len(self.rows))
+        zeros = np.zeros(len(self.rows))
+        super().__init__(simulator_of(self.rows), zeros, zeros + 1, zeros)
+        bias = 0.0
+        for _ in range(_RICIAN_ITERATIONS):
+            few = np.linalg.solve(self._root.T, self._condensed(bias))
+            signals = (self._predict(few) * sigma).clip(0)
+            bias = (rician_mean(signals, complete.rician_sigma) - signals) / sigma
+        self.shared = np.zeros((0, len(complete.data))) if shared is None else shared / sigma
+        condensed = np.linalg.solve(self._root, self._predict.slopes @ self.shared.T).T
         self._whitening = whitening(condensed)
-        self.data = self._condensed(lift)
-
-    def _predicted(self, signals):
-        return self._constant + signals @ self._slopes
+        self.data = self._condensed(bias)
 
     def _condensed(self, error):
-        """The data, after an error (M,) of their prediction in units of the noise is removed."""
-        rest = self.complete.data / self.complete.sigma - error - self._constant
-        return self._whitening @ np.linalg.solve(self._root, self._slopes @ rest)
+        """The condensed data, corrected for an error (M,) of their prediction."""
+        residual = self.complete.data / self.complete.sigma - error - self._predict.constant
+        return self._whitening @ np.linalg.solve(self._root, self._predict.slopes @ residual)
 
     def exact_at(self, cells: LabelledCells) -> CondensedTarget:
-        """The same, but exact for these cells and the more so for those like them."""
-        signals = self.complete.simulate(cells.labels[None], cells.leaks[None])[0]
+        """The same, exact for these cells and more accurate for similar ones."""
+        signals = self.complete.simulate(cells.labels[None], cells.transmissibility[None])[0]
         return self.exact_for(signals, signals[self.rows])
 
     def exact_for(self, signals: np.ndarray, simulated: np.ndarray) -> CondensedTarget:
-        """The same, but exact for cells of these signals (M,), and the more so for their like.
+        """The same, exact for cells of signals (M,), of which `simulated` (n,) are obtained.
 
-        What is simulated (n,) of them may differ from them, too, as that on a coarser grid.
+        The latter may have errors, such as those of a coarse grid.
         """
-        exact = self.complete.expected(signals)
         result = copy(self)
-        result.data = self._condensed(exact - self._predicted(simulated))
+        result.data = self._condensed(self.complete.expected(signals) - self._predict(simulated))
         return result
 
-    def foretold_change(self, change: np.ndarray) -> np.ndarray:
-        """Changes (M,) of all signals, of changes (n,) of those that are simulated."""
-        return change @ self._slopes * self.complete.sigma
+    def predicted_change(self, change: np.ndarray) -> np.ndarray:
+        """Changes (M,) of all signals, from changes (n,) of those that are simulated."""
+        return change @ self._predict.slopes * self.complete.sigma
 
-    def linear(self, share: np.ndarray, leaks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean of the data (n,), and its derivatives (n, T + 2)."""
-        signals, *jacobian = self.simulator.partial_sensitivities(share, leaks)
+    def linear(
+        self, fractions: np.ndarray, transmissibility: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Expected condensed data (n,), and their derivatives (n, T + 2)."""
+        signals, *jacobian = self.simulator.partial_sensitivities(fractions, transmissibility)
         return self.expected(signals), self._whitening @ self._root.T @ np.hstack(jacobian)
 
     def expected(self, signals: np.ndarray) -> np.ndarray:
-        """Mean of the condensed data, given signals (N, n) without noise."""
+        """Expected condensed data, for signals (N, n) without noise."""
         return signals @ self._root @ self._whitening

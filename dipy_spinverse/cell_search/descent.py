@@ -1,4 +1,4 @@
-"""Gauss-Newton in the shares of tetrahedra inside of cells: smooth changes of shape."""
+"""Gauss-Newton in the volume fractions of tetrahedra inside of cells: smooth shape changes."""
 
 from __future__ import annotations
 
@@ -7,48 +7,51 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
-from dipy_spinverse.cell_search.effort import StepPrior
 from dipy_spinverse.cell_search.labelled import TRANSMISSIBILITY_SD, Target
 from dipy_spinverse.grid import TetrahedralGrid
 
-# Chosen on the shapes of benchmarks/shapes.py.
-_BLUR = 1.06  # of cells to start from, in distances of neighbouring tetrahedra
-_SHARE_SD = 0.3  # prior standard deviation of a change of share at walls
-_FAR_FROM_WALLS = 0.1  # that of tetrahedra without walls around, relative to it
-_LINEAR_ERRORS = (1.0, 0.5, 0.3, 0.3, 0.2, 0.1)  # of steps, relative to the residual
-_SHORTER = 0.4  # of a step that goes too far
-_FORCE_PER_STEP = 0.15  # growth of the force away from shares between 0 and 1
-_MOST_ON_BOUNDS = 5  # times that shares which leave 0 to 1 are held there
+# Set by hand on the shapes of benchmarks/shapes.py. Lengths are in distances of neighbouring
+# tetrahedra. Without noise, shapes are recovered without smooth steps, too
+# (benchmarks/results/ablation.md); with noise that was not measured.
+_BLUR = 1.06  # standard deviation of the kernel that blurs labels
+_LENGTHS = (0.85, 1.06, 1.27)  # correlation lengths of a step, one of which is drawn
+_INDEPENDENT_VARIANCE = 0.02  # variance of a step that is not smooth, relative to the smooth part
+_FRACTION_SD = 0.3  # prior standard deviation of a change of volume fraction at walls
+_SD_AWAY_FROM_WALLS = 0.1  # relative to that
+_MODEL_ERRORS = (1.0, 0.5, 0.3, 0.3, 0.2, 0.1)  # of the linear model, relative to the residual
+_STEP_REDUCTION = 0.4  # of a step that increases the residual
+_BINARY_FORCE = 0.15  # increase per step of the drift of volume fractions towards 0 and 1
+_MAX_BOUND_ITERATIONS = 5  # of an active-set method for the bounds 0 and 1
 
 
 @dataclass(frozen=True, eq=False)
 class PartialCells:
-    """Share (T,) of each tetrahedron inside of cells, and leaks (2,)."""
+    """Volume fraction (T,) of each tetrahedron inside of cells, and transmissibility (2,)."""
 
-    share: np.ndarray
-    leaks: np.ndarray
+    fractions: np.ndarray
+    transmissibility: np.ndarray
 
     @property
     def labels(self) -> np.ndarray:
-        """Which tetrahedra (T,) are inside for the most part, or more than any other."""
-        return self.share > min(0.5, np.nextafter(self.share.max(), 0))
+        """Which tetrahedra (T,) are inside by half, or more than any other."""
+        return self.fractions > min(0.5, np.nextafter(self.fractions.max(), 0))
 
 
 class Descent:
-    """Steps that bring cells of a grid closer to data."""
+    """Gauss-Newton steps of the cells of a grid towards data."""
 
-    def __init__(self, grid: TetrahedralGrid, prior: StepPrior):
-        self._points, self._prior = grid.centroids, prior
-        self._step = np.linalg.norm(grid.displacements, axis=1).mean()
-        tree, width = cKDTree(self._points), _BLUR * self._step
-        near = tree.sparse_distance_matrix(tree, 3.5 * width, output_type="coo_matrix").tocsr()
-        near.data = np.exp(-0.5 * (near.data / width) ** 2)
-        near.setdiag(1.0)
-        self._blur = near.multiply(1 / near.sum(axis=1)).tocsr()
+    def __init__(self, grid: TetrahedralGrid):
+        self._centroids = grid.centroids
+        self._spacing = np.linalg.norm(grid.displacements, axis=1).mean()
+        tree, width = cKDTree(self._centroids), _BLUR * self._spacing
+        kernel = tree.sparse_distance_matrix(tree, 3.5 * width, output_type="coo_matrix").tocsr()
+        kernel.data = np.exp(-0.5 * (kernel.data / width) ** 2)
+        kernel.setdiag(1.0)
+        self._blur = kernel.multiply(1 / kernel.sum(axis=1)).tocsr()
 
-    def blurred(self, labels: np.ndarray, leaks: np.ndarray) -> PartialCells:
-        """Cells from which steps may start, of labels (T,)."""
-        return PartialCells(self._blur @ labels.astype(float), leaks)
+    def blurred(self, labels: np.ndarray, transmissibility: np.ndarray) -> PartialCells:
+        """Initial partial cells of labels (T,)."""
+        return PartialCells(self._blur @ labels.astype(float), transmissibility)
 
     def __call__(
         self,
@@ -67,48 +70,51 @@ class Descent:
         rng : Generator
         n_steps : int
         disturbance : float
-            Of the shape before the first step, as far as the data do not speak against it;
-            relative to its prior standard deviation.
+            Standard deviation of a random shape change before the first step, in directions to
+            which the data are insensitive, relative to that of the prior.
         """
-        here = self._linearised(target, cells)
+        state = self._linearised(target, cells)
         if disturbance:
-            root = self._prior_root(here, rng)
-            drawn = disturbance * (root @ rng.standard_normal(len(root)))
-            here = self._linearised(target, here.moved(self._step_of(here, root, drawn, 1.0)[0]))
+            root = self._prior_root(state, rng)
+            change = disturbance * (root @ rng.standard_normal(len(root)))
+            state = self._linearised(target, state.moved(self._step(state, root, change, 1.0)[0]))
         for k in range(n_steps):
-            root = self._prior_root(here, rng)
-            force = np.append(_FORCE_PER_STEP * k * (2 * here.share - 1), [0, 0])
-            relative = _LINEAR_ERRORS[min(k, len(_LINEAR_ERRORS) - 1)]
-            step, metric = self._step_of(here, root, root @ (root.T @ force), relative)
-            there = self._linearised(target, here.moved(step))
-            if _squares(there.residual, metric) > _squares(here.residual, metric):
-                there = self._linearised(target, here.moved(_SHORTER * step))
-            here = there
-        return here.cells
+            root = self._prior_root(state, rng)
+            force = np.append(_BINARY_FORCE * k * (2 * state.fractions - 1), [0, 0])
+            model_error = _MODEL_ERRORS[min(k, len(_MODEL_ERRORS) - 1)]
+            step, covariance = self._step(state, root, root @ (root.T @ force), model_error)
+            candidate = self._linearised(target, state.moved(step))
+            before, after = (
+                x.residual @ np.linalg.solve(covariance, x.residual) for x in (state, candidate)
+            )
+            if after > before:
+                candidate = self._linearised(target, state.moved(_STEP_REDUCTION * step))
+            state = candidate
+        return state.cells
 
     def _linearised(self, target, cells):
-        expected, jacobian = target.linear(cells.share, cells.leaks)
+        expected, jacobian = target.linear(cells.fractions, cells.transmissibility)
         residual = target.data / target.sigma - expected
         active = np.flatnonzero(np.abs(jacobian[:, :-2]).sum(axis=0))
-        return _Linear(cells, residual, active, jacobian[:, np.append(active, [-2, -1])])
+        return _LinearModel(cells, residual, active, jacobian[:, np.append(active, [-2, -1])])
 
-    def _step_of(self, here, root, wanted, relative_error):
-        """A step, and the covariance of residuals in whose metric it should be shorter."""
-        size = np.sqrt((here.residual**2).mean())
-        error = np.hypot(relative_error * size, 1.0)
-        step = _bounded_step(here.jacobian, here.residual, root, error, wanted, here.share)
-        by_root = here.jacobian @ root
+    def _step(self, state, root, prior_step, model_error):
+        """A step, and the covariance of residuals in whose metric these should decrease."""
+        size = np.sqrt((state.residual**2).mean())
+        error = np.hypot(model_error * size, 1.0)
+        step = _bounded_step(state, root, error, prior_step)
+        by_root = state.jacobian @ root
         return step, by_root @ by_root.T + error**2 * np.eye(len(by_root))
 
-    def _prior_root(self, here, rng):
-        """Root of the covariance of a change of active shares, and of the leaks."""
-        share = here.cells.share
-        walls = np.minimum(8 * (self._blur @ (share * (1 - share))), 1)[here.active]
-        sd = _SHARE_SD * (_FAR_FROM_WALLS + (1 - _FAR_FROM_WALLS) * walls)
-        points = self._points[here.active] / (self._step * rng.choice(self._prior.lengths))
+    def _prior_root(self, state, rng):
+        """Root of the prior covariance of changes of active fractions and transmissibilities."""
+        fractions = state.cells.fractions
+        at_wall = np.minimum(8 * (self._blur @ (fractions * (1 - fractions))), 1)[state.active]
+        sd = _FRACTION_SD * (_SD_AWAY_FROM_WALLS + (1 - _SD_AWAY_FROM_WALLS) * at_wall)
+        points = self._centroids[state.active] / (self._spacing * rng.choice(_LENGTHS))
         squares = (points**2).sum(axis=1)
-        apart = squares[:, None] + squares - 2 * points @ points.T
-        covariance = np.exp(-0.5 * apart) + self._prior.independent * np.eye(len(sd))
+        squared_distance = squares[:, None] + squares - 2 * points @ points.T
+        covariance = np.exp(-0.5 * squared_distance) + _INDEPENDENT_VARIANCE * np.eye(len(sd))
         root = np.zeros((len(sd) + 2,) * 2)
         root[:-2, :-2] = sd[:, None] * np.linalg.cholesky(covariance)
         root[[-2, -1], [-2, -1]] = TRANSMISSIBILITY_SD
@@ -116,8 +122,8 @@ class Descent:
 
 
 @dataclass(frozen=True, eq=False)
-class _Linear:
-    """Cells, the residual (M,), and its derivatives (M, A + 2) by active shares and leaks."""
+class _LinearModel:
+    """Cells, the residual (M,), and its jacobian (M, A + 2) in active fractions."""
 
     cells: PartialCells
     residual: np.ndarray
@@ -125,29 +131,31 @@ class _Linear:
     jacobian: np.ndarray
 
     @property
-    def share(self):
-        return self.cells.share[self.active]
+    def fractions(self):
+        return self.cells.fractions[self.active]
 
     def moved(self, step):
-        share = self.cells.share.copy()
-        share[self.active] = (self.share + step[:-2]).clip(0, 1)
-        return PartialCells(share, (self.cells.leaks + step[-2:]).clip(0, 1))
+        fractions = self.cells.fractions.copy()
+        fractions[self.active] = (self.fractions + step[:-2]).clip(0, 1)
+        return PartialCells(fractions, (self.cells.transmissibility + step[-2:]).clip(0, 1))
 
 
-def _squares(residual, covariance):
-    return residual @ np.linalg.solve(covariance, residual)
+def _bounded_step(state, root, error, prior_step):
+    """Most probable step (A + 2,) about `prior_step`, with fractions between 0 and 1.
 
-
-def _bounded_step(jacobian, residual, root, error, wanted, share):
-    """Step nearest to the one wanted that explains the residual, shares within 0 and 1."""
-    step = np.zeros(len(wanted))
-    free = np.ones(len(wanted), dtype=bool)
-    for _ in range(_MOST_ON_BOUNDS):
+    s = p + R (J R)^T ((J R) (J R)^T + error^2 I)^-1 (r - J p), over the fractions that are free.
+    """
+    jacobian, fractions = state.jacobian, state.fractions
+    step = np.zeros(len(prior_step))
+    free = np.ones(len(prior_step), dtype=bool)
+    for _ in range(_MAX_BOUND_ITERATIONS):
         by_root = jacobian[:, free] @ root[free]
-        rest = residual - jacobian[:, ~free] @ step[~free] - jacobian[:, free] @ wanted[free]
-        system = by_root @ by_root.T + error**2 * np.eye(len(rest))
-        step[free] = wanted[free] + root[free] @ (by_root.T @ np.linalg.solve(system, rest))
-        bounded = step[:-2].clip(-share, 1 - share)
+        residual = state.residual - jacobian[:, ~free] @ step[~free]
+        residual = residual - jacobian[:, free] @ prior_step[free]
+        covariance = by_root @ by_root.T + error**2 * np.eye(len(residual))
+        gain = root[free] @ (by_root.T @ np.linalg.solve(covariance, residual))
+        step[free] = prior_step[free] + gain
+        bounded = step[:-2].clip(-fractions, 1 - fractions)
         outside = (bounded != step[:-2]) & free[:-2]
         if not outside.any():
             break

@@ -1,4 +1,4 @@
-"""Populations of cells that descend and change, until the best explain the data."""
+"""Populations of cells that are disturbed and fitted, until the best explain the data."""
 
 from __future__ import annotations
 
@@ -10,18 +10,23 @@ import numpy as np
 
 from dipy_spinverse.cell_search.descent import PartialCells
 from dipy_spinverse.cell_search.labelled import Target
-from dipy_spinverse.cell_search.protocols import Member, SearchTask, Tools
+from dipy_spinverse.cell_search.task import Member, SearchTask, SearchTools
 from dipy_spinverse.threads import in_threads
 
-# Chosen on the shapes of benchmarks/shapes.py.
-_RANKS_CHOSEN = 4.0  # over which the chance to be a parent falls to 1/e
+# Set by hand on the shapes of benchmarks/shapes.py. Random changes of members (moved, mirrored,
+# removed and exchanged cells) besides were worth nothing (benchmarks/results/ablation.md).
+_N_MEMBERS = 4  # that survive a round
+_N_FRESH = 1  # random bodies that join in a round
+_N_STEPS = 7  # of Gauss-Newton, of a disturbed member
+_RANK_SCALE = 4.0  # ranks over which the probability to be a parent falls to 1/e
 _DISTURBANCES = (0.5, 1.0, 1.5)  # in prior standard deviations of a step
+_BLURRED_PROBABILITY = 0.5  # that a disturbance begins at blurred labels
 
 
 @dataclass(frozen=True, eq=False)
-class _Path:
+class _Descendant:
     target: Target
-    start: PartialCells
+    initial: PartialCells
     n_steps: int
     disturbance: float = 0.0
 
@@ -31,124 +36,105 @@ class Evolution:
     """Evolution of populations in a voxel."""
 
     task: SearchTask
-    tools: Tools
-    bodies: Iterator[PartialCells]  # random ones that start populations and join them, no end
+    tools: SearchTools
+    bodies: Iterator[PartialCells]  # random ones, without end
     rng: np.random.Generator
     n_rounds: int = 0
 
-    @property
-    def _effort(self):
-        return self.tools.effort.population
+    def new_population(self, initial: list[PartialCells], patience: int) -> list[Member]:
+        """A population from given and random bodies, the best first, after its last round."""
+        number, n_steps = self.tools.budget.n_initial, self.tools.budget.n_first_steps
+        initial = initial[: number // 2]
+        initial = [*initial, *islice(self.bodies, number - len(initial))]
+        descendants = [_Descendant(self.task.target, x, n_steps) for x in initial]
+        return self._evolved(self._surviving(self._descended(descendants)), patience)
 
-    def new_population(self, starts: list[PartialCells], patience: int) -> list[Member]:
-        """A population of starts and random bodies, the best first, after rounds in vain."""
-        number = self._effort.n_starts
-        starts = starts[: number // 2]
-        starts = [*starts, *islice(self.bodies, number - len(starts))]
-        target, n_steps = self.task.target, self._effort.n_steps_first
-        paths = [_Path(target, start, n_steps) for start in starts]
-        return self._evolved(self._surviving(self._descended(paths)), patience)
-
-    def joined(self, populations: list[list[Member]], patience: int) -> list[Member]:
-        """A population of the best of several, after rounds in vain."""
-        task = self.task
+    def merged(self, populations: list[list[Member]], patience: int) -> list[Member]:
+        """A population from the best of several, after its last round."""
         members = [member for population in populations for member in population]
-        members.sort(key=lambda member: task.target.chi_square(member.cells))
-        judge = task.judge([member.cells for member in members])
-        members = [_member(m.target, m.partial, m.cells, judge) for m in members]
-        best = self._best_that_differ(judge, members, 2 * self._effort.n_members)
-        return self._evolved(best, patience)
+        members.sort(key=lambda member: self.task.target.reduced_chi_square(member.cells))
+        objective = self.task.objective([member.cells for member in members])
+        members = [_member(m.target, m.partial, m.cells, objective) for m in members]
+        return self._evolved(self._distinct(objective, members, 2 * _N_MEMBERS), patience)
 
     def _evolved(self, population, patience):
-        in_vain, least = 0, self.task.distance(population)
-        for _ in range(self._effort.most_rounds):
-            if in_vain == patience or self.task.solved_by(population):
+        n_failed, least = 0, self.task.progress_measure(population)
+        for _ in range(self.tools.budget.n_rounds):
+            if n_failed == patience or self.task.solved_by(population):
                 break
-            population = self._surviving(self._descended(self._paths(population)), population)
-            distance = self.task.distance(population)
-            in_vain = 0 if distance < least - 1 else in_vain + 1
-            least = distance if in_vain == 0 else least
+            descended = self._descended(self._descendants(population))
+            population = self._surviving(descended, population)
+            distance = self.task.progress_measure(population)
+            n_failed = 0 if distance < least - 1 else n_failed + 1
+            least = distance if n_failed == 0 else least
             self.n_rounds += 1
         return population
 
-    def _blurred(self, cells):
-        return self.tools.descend.blurred(cells.labels, cells.leaks)
-
-    def _paths(self, population):
-        """What descends in a round: disturbed and changed members, and random bodies."""
-        rng, effort = self.rng, self._effort
-        chance = np.exp(-np.arange(len(population)) / _RANKS_CHOSEN)
-        number = effort.n_disturbed + effort.n_changed
-        chosen = rng.choice(len(population), number, p=chance / chance.sum())
-        parents = [population[k] for k in chosen]
-        paths = []
-        for member in parents[: effort.n_disturbed]:
-            start = self._blurred(member.cells) if rng.random() < 0.5 else member.partial
+    def _descendants(self, population):
+        """Disturbed members and random bodies, to be fitted in a round."""
+        rng, budget = self.rng, self.tools.budget
+        weights = np.exp(-np.arange(len(population)) / _RANK_SCALE)
+        parents = rng.choice(len(population), budget.n_disturbed, p=weights / weights.sum())
+        descendants = []
+        for member in (population[k] for k in parents):
+            initial = member.partial
+            if rng.random() < _BLURRED_PROBABILITY:
+                initial = self.tools.descend.blurred(
+                    member.cells.labels, member.cells.transmissibility
+                )
             disturbance = rng.choice(_DISTURBANCES)
-            paths.append(_Path(member.target, start, effort.n_steps, disturbance))
-        judge = self.task.judge([member.cells for member in population])
-        for member in parents[effort.n_disturbed :]:
-            start = self._changed(judge, member, population)
-            paths.append(_Path(member.target, start, effort.n_steps))
+            descendants.append(_Descendant(member.target, initial, _N_STEPS, disturbance))
         target = population[0].target
-        fresh = islice(self.bodies, effort.n_fresh)
-        return [*paths, *(_Path(target, start, effort.n_steps_first) for start in fresh)]
+        fresh = islice(self.bodies, _N_FRESH)
+        return [*descendants, *(_Descendant(target, x, budget.n_first_steps) for x in fresh)]
 
-    def _descended(self, paths):
-        """Targets and cells of paths, after their steps, and a source of random numbers."""
+    def _descended(self, descendants):
+        """Targets and fitted cells of descendants, and their random number generators."""
 
-        def descend(path, own_rng):
-            args = path.target, path.start, own_rng, path.n_steps, path.disturbance
-            return path.target, self.tools.descend(*args), own_rng
+        def descend(descendant, rng):
+            target, disturbance = descendant.target, descendant.disturbance
+            args = target, descendant.initial, rng, descendant.n_steps, disturbance
+            return target, self.tools.descend(*args), rng
 
-        return in_threads(descend, paths, self.rng.spawn(len(paths)))
-
-    def _changed(self, judge, member, population):
-        """The most promising random change of a member."""
-        others = self.rng.integers(len(population), size=self._effort.n_proposed)
-        labels = np.array([
-            self.tools.changes.drawn(member.cells.labels, population[k].cells.labels, self.rng)
-            for k in others
-        ])  # fmt: skip
-        states = member.target.cells(labels, member.cells.leaks)
-        values = [judge(member.target, state) for state in states]
-        return self._blurred(states[np.argmin(values)])
+        return in_threads(descend, descendants, self.rng.spawn(len(descendants)))
 
     def _surviving(self, descended, population=()):
-        """The best that differ, of a population and of cells that descended, now improved."""
+        """The best distinct members of a population and of fitted cells, now improved."""
         states = self.task.target.cells(
             np.array([partial.labels for _, partial, _ in descended]),
-            np.array([partial.leaks for _, partial, _ in descended]),
+            np.array([partial.transmissibility for _, partial, _ in descended]),
         )
-        judge = self.task.judge([member.cells for member in population] or states)
+        objective = self.task.objective([member.cells for member in population] or states)
 
-        def improve(path, cells):
-            target, partial, own_rng = path
-            cells = judge.improved(target, cells, own_rng)
+        def improve(fitted, cells):
+            target, partial, rng = fitted
+            cells = objective.improved(target, cells, rng)
             return target.exact_at(cells), partial, cells
 
         improved = in_threads(improve, descended, states)
-        new = [_member(target, partial, cells, judge) for target, partial, cells in improved]
-        members = [*(_member(m.target, m.partial, m.cells, judge) for m in population), *new]
-        number = max(len(population), self._effort.n_members)
-        best = self._best_that_differ(judge, members, number)
-        for member in best:
+        new = [_member(*fitted, objective) for fitted in improved]
+        members = [*(_member(m.target, m.partial, m.cells, objective) for m in population), *new]
+        number = max(len(population), _N_MEMBERS)
+        for member in self._distinct(objective, members, number):
             if member not in new:
                 continue
             cells = self.task.jointly_improved(member, self.rng)
             if cells is not None:
-                members.append(_member(member.target, member.partial, cells, judge))
+                members.append(_member(member.target, member.partial, cells, objective))
                 if self.task.solved_by(members[-1:]):
                     break
-        return self._best_that_differ(judge, members, number)
+        return self._distinct(objective, members, number)
 
-    def _best_that_differ(self, judge, members, number):
+    def _distinct(self, objective, members, number):
+        """The best members that differ from each other."""
         members = sorted(members, key=lambda member: member.misfit)
-        labels, least = [m.cells.labels for m in members], judge.least_apart(members[0].misfit)
-        return [members[k] for k in self.tools.changes.that_differ(labels, least, number)]
+        labels = [member.cells.labels for member in members]
+        min_different = objective.min_different(members[0].misfit)
+        return [members[k] for k in self.tools.operations.distinct(labels, min_different, number)]
 
 
-def _member(target, partial, cells, judge):
-    """A member of cells, with the shares of those tetrahedra that the labels agree with."""
-    share = np.where(cells.labels == partial.labels, partial.share, cells.labels)
-    return Member(target, PartialCells(share, cells.leaks), cells, judge(target, cells))
+def _member(target, partial, cells, objective):
+    """A member of cells, with the fitted volume fractions where these agree with the labels."""
+    fractions = np.where(cells.labels == partial.labels, partial.fractions, cells.labels)
+    partial = PartialCells(fractions, cells.transmissibility)
+    return Member(target, partial, cells, objective(target, cells))

@@ -1,4 +1,4 @@
-"""Flips of several tetrahedra at once: neighbours change what each other's flips do."""
+"""Joint label changes of several tetrahedra: those of neighbours do not simply add up."""
 
 from __future__ import annotations
 
@@ -8,91 +8,93 @@ from itertools import product
 import numpy as np
 from scipy.sparse import csr_array, triu
 
-from dipy_spinverse.cell_search.effort import FlipEffort
-from dipy_spinverse.cell_search.labelled import LabelledCells, Misfit, Target, at_walls
-from dipy_spinverse.cell_search.local_search import locally_improved
+from dipy_spinverse.cell_search.labelled import LabelledCells, Target, at_walls
+from dipy_spinverse.cell_search.local_search import LabelErrorMisfit
 from dipy_spinverse.cell_search.metropolis import Interactions, anneal, random_moves
 from dipy_spinverse.cell_search.smoothness import shared_points
 
-# Chosen on the shapes of benchmarks/shapes.py.
-_HOTTEST = (0.3, 0.05)  # first temperatures of annealing, relative to the misfit
-_COLDEST = 0.02  # the last one
-_LEAST_GAIN = 0.8  # misfit after flips, relative to that before, that are tried again from there
-_NEAR = 1 / 32  # misfit per measurement up to which any tetrahedra may flip
-# Points in common of tetrahedra that share an edge and no face.
+# Set by hand on the shapes of benchmarks/shapes.py. Without joint changes these are recovered,
+# too, but up to five times slower (benchmarks/results/ablation.md).
+_N_CHANGES = (2, 3, 4, 6, 10, 16)  # at most
+_N_SWEEPS = 200  # of annealing
+_INITIAL_TEMPERATURES = (0.3, 0.05)  # relative to the misfit
+_FINAL_TEMPERATURE = 0.02
+_PATIENCE = 2  # rounds without a smaller misfit
+_MAX_RATIO = 0.8  # of the misfits after and before a round that is worthwhile
+_MAX_MISFIT_OF_ALL = 1 / 32  # per measurement, below which any tetrahedra may change
+# Number of points in common of tetrahedra that share an edge and no face.
 _EDGE = 2
 
 
 def jointly_improved(
     target: Target,
     cells: LabelledCells,
-    misfit_at: Callable[[LabelledCells], Misfit],
+    misfit_at: Callable[[LabelledCells], LabelErrorMisfit],
     rng: np.random.Generator,
-    effort: FlipEffort,
 ) -> LabelledCells:
-    """Cells that are nearly right, after flips of several tetrahedra at once.
+    """Nearly correct cells after joint changes of several labels.
 
-    At first flips near the walls; where these do not help and the misfit is small, of any
-    tetrahedra: what the box cuts off of a cell may be a single one, apart from all walls. The
-    metric is `misfit_at` the cells so far, so its misfit need not fall from step to step.
+    At first labels near the walls change; where that does not help and the misfit is small, any
+    labels may: the box can cut a single tetrahedron off a cell, apart from all walls. The metric
+    is `misfit_at` the current cells, so the misfit need not decrease from round to round.
     """
-    least, in_vain, thorough = np.inf, 0, False
-    while not target.explained_by(cells) and in_vain < effort.patience:
+    least, n_failed, all_tetrahedra = np.inf, 0, False
+    while not target.explained_by(cells) and n_failed < _PATIENCE:
         misfit = misfit_at(cells)
-        there = _annealed(target, cells, misfit, _candidates(target, cells, thorough), rng, effort)
-        there = locally_improved(target, there, misfit, effort)
-        before, after = misfit(np.array([target.residual(state) for state in (cells, there)]))
-        in_vain = in_vain + 1 if before > least else 0
-        least = min(least, before)
-        if after <= before:
-            cells = there
-        stuck = after > _LEAST_GAIN * before
-        if stuck and (thorough or before > _NEAR * len(misfit.root)):
+        candidates = _candidates(target, cells, all_tetrahedra)
+        candidate = _annealed(target, cells, misfit, candidates, rng)
+        candidate = misfit.improved(target, candidate)
+        previous, current = misfit.of_cells(target, [cells, candidate])
+        n_failed = n_failed + 1 if previous > least else 0
+        least = min(least, previous)
+        if current <= previous:
+            cells = candidate
+        stuck = current > _MAX_RATIO * previous
+        if stuck and (all_tetrahedra or previous > _MAX_MISFIT_OF_ALL * len(misfit.root)):
             break
-        thorough = stuck
+        all_tetrahedra = stuck
     return cells
 
 
-def _annealed(target, cells, misfit, candidates, rng, effort):
-    """The best of cells after flips that annealing finds."""
+def _annealed(target, cells, misfit, candidates, rng):
+    """The best cells of several runs of simulated annealing over joint label changes."""
     tetrahedra, pairs = candidates
-    changes, interactions = _effects(target, cells, misfit, tetrahedra, pairs)
-    ends = np.concatenate([pairs, pairs[:, ::-1]]).T
-    numbers = csr_array((np.tile(np.arange(len(pairs)), 2), ends), (len(tetrahedra),) * 2)
-    interactions = Interactions(numbers.indptr, numbers.indices, interactions[numbers.data])
-    rest, n_moves = target.residual(cells) @ misfit.root, effort.n_sweeps * len(tetrahedra)
-    kinds = list(product(effort.numbers_at_once, _HOTTEST))
-    labels = np.repeat(cells.labels[None], len(kinds), axis=0)
-    for row, (most, hottest) in zip(labels, kinds, strict=True):
-        temperatures = rest @ rest * np.geomspace(hottest, _COLDEST, n_moves)
-        moves = random_moves(rng, len(tetrahedra), temperatures, most)
-        flipped = anneal(rest.copy(), changes, interactions, moves)
-        row[tetrahedra[flipped]] ^= True
-    states = target.cells(labels, cells.leaks)
-    return states[misfit(np.array([target.residual(state) for state in states])).argmin()]
+    effects, interactions = _effects(target, cells, misfit, tetrahedra, pairs)
+    rows_columns = np.concatenate([pairs, pairs[:, ::-1]]).T
+    graph = csr_array((np.tile(np.arange(len(pairs)), 2), rows_columns), (len(tetrahedra),) * 2)
+    interactions = Interactions(graph.indptr, graph.indices, interactions[graph.data])
+    residual, n_moves = target.residual(cells) @ misfit.root, _N_SWEEPS * len(tetrahedra)
+    settings = list(product(_N_CHANGES, _INITIAL_TEMPERATURES))
+    labels = np.repeat(cells.labels[None], len(settings), axis=0)
+    for row, (max_changes, initial) in zip(labels, settings, strict=True):
+        temperatures = residual @ residual * np.geomspace(initial, _FINAL_TEMPERATURE, n_moves)
+        moves = random_moves(rng, len(tetrahedra), temperatures, max_changes)
+        changed = anneal(residual.copy(), effects, interactions, moves)
+        row[tetrahedra[changed]] ^= True
+    states = target.cells(labels, cells.transmissibility)
+    return states[misfit.of_cells(target, states).argmin()]
 
 
-def _candidates(target, cells, thorough):
-    """Tetrahedra (n,) that may flip, and pairs (p, 2) of their indices that interact."""
+def _candidates(target, cells, all_tetrahedra):
+    """Tetrahedra (n,) that may change, and pairs (p, 2) of their indices that interact."""
     grid, labels = target.grid, cells.labels
     walls = np.zeros(grid.n_tetrahedra, dtype=bool)
     walls[at_walls(grid, labels)] = True
     pairs = grid.face_tetrahedra[walls[grid.face_tetrahedra].any(axis=1)]
-    if len(pairs) and not thorough:
+    if len(pairs) and not all_tetrahedra:
         tetrahedra, pairs = np.unique(pairs, return_inverse=True)
         return tetrahedra, pairs.reshape(-1, 2)
-    first, second = triu(shared_points(grid) == _EDGE).nonzero()
-    near = walls[first] & walls[second]
-    pairs = np.concatenate([pairs, np.column_stack([first, second])[near]])
+    edge_pairs = np.column_stack(triu(shared_points(grid) == _EDGE).nonzero())
+    pairs = np.concatenate([pairs, edge_pairs[walls[edge_pairs].all(axis=1)]])
     return np.arange(len(labels)), pairs
 
 
 def _effects(target, cells, misfit, tetrahedra, pairs):
-    """Changes (n, M) by the flips of tetrahedra, and what those of pairs (p, M) add to them."""
+    """Effects (n, M) of changing single labels, and additional effects (p, M) of pairs."""
     labels = np.repeat(cells.labels[None], 1 + len(tetrahedra) + len(pairs), axis=0)
     single, double = np.split(labels[1:], [len(tetrahedra)])
     single[np.arange(len(tetrahedra)), tetrahedra] ^= True
     double[np.arange(len(pairs))[:, None], tetrahedra[pairs]] ^= True
-    signals = target.expected(target.simulate(labels, cells.leaks)) @ misfit.root
+    signals = target.expected(target.simulate(labels, cells.transmissibility)) @ misfit.root
     single, double = np.split(signals[1:] - signals[0], [len(tetrahedra)])
     return single, double - single[pairs].sum(axis=1)

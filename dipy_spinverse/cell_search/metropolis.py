@@ -1,4 +1,4 @@
-"""Metropolis moves over flips of tetrahedra, whose changes of the data add up, nearly."""
+"""Metropolis moves over label changes of tetrahedra with nearly additive effects on the data."""
 
 from __future__ import annotations
 
@@ -9,101 +9,101 @@ from numba import njit
 
 
 class Moves(NamedTuple):
-    """Moves that are tried, each the flip of one tetrahedron."""
+    """Proposed moves, each a change of one label."""
 
-    chosen: np.ndarray  # (n,) indices of flips
+    indices: np.ndarray  # (n,) of the label changes
     thresholds: np.ndarray  # (n,) of the gain, above which each is accepted
-    most: int  # flips
+    max_changes: int
 
 
 class LogOdds(NamedTuple):
-    """Log odds that a tetrahedron is inside of a cell, as its neighbours tell."""
+    """Prior log odds that a tetrahedron is inside of a cell, given its neighbours."""
 
-    first: np.ndarray  # (T + 1,) where the neighbours of each begin
+    offsets: np.ndarray  # (T + 1,) where the neighbours of each begin
     neighbours: np.ndarray  # (p,)
     weights: np.ndarray  # (p,) added for a neighbour inside, subtracted for one outside
-    even: float  # where the neighbours do not tell
+    bias: float  # log odds with as many neighbours inside as outside, by weight
 
 
 class Interactions(NamedTuple):
-    """What flips of two tetrahedra add to the changes by each alone."""
+    """Effects of joint changes of two labels beyond the sum of their single effects."""
 
-    first: np.ndarray  # (n + 1,) where the neighbours of each flip begin
+    offsets: np.ndarray  # (n + 1,) where the neighbours of each label change begin
     neighbours: np.ndarray  # (p,)
-    changes: np.ndarray  # (p, M)
+    effects: np.ndarray  # (p, M)
 
 
-def random_moves(rng: np.random.Generator, n_flips: int, temperatures, most: int) -> Moves:
-    """Metropolis moves, at a temperature (n,) each."""
-    chosen = rng.integers(n_flips, size=len(temperatures))
-    return Moves(chosen, temperatures * np.log(rng.random(len(temperatures))), most)
+def random_moves(rng: np.random.Generator, n_changes: int, temperatures, max_changes) -> Moves:
+    """Metropolis moves at given temperatures (n,)."""
+    indices = rng.integers(n_changes, size=len(temperatures))
+    return Moves(indices, temperatures * np.log(rng.random(len(temperatures))), max_changes)
 
 
 @njit(cache=True, nogil=True)
-def walk(labels, rest, changes, tetrahedra, log_odds_of, moves):
-    """Which tetrahedra (m,) at the walls are flipped where moves end, which gain log probability.
+def walk(labels, residual, effects, tetrahedra, log_odds_of, moves):
+    """Label changes (m,) at the end of Metropolis moves over the log posterior.
 
-    Labels (T,), and the rest (M,) of the residual in units of its errors, become those with the
-    flips, which change the data by `changes` (m, M).
+    Changes of the labels of `tetrahedra` (m,) have additive `effects` (m, M) on the data, in units
+    of their errors. Labels (T,) and residual (M,) are updated in place.
     """
-    first, neighbours, weights, even = log_odds_of
-    chosen, thresholds, most = moves
-    flipped = np.zeros(len(changes), dtype=np.bool_)
-    number = 0
-    for move in range(len(chosen)):
-        k = chosen[move]
-        if not flipped[k] and number >= most:
+    offsets, neighbours, weights, bias = log_odds_of
+    indices, thresholds, max_changes = moves
+    changed = np.zeros(len(effects), dtype=np.bool_)
+    n_changed = 0
+    for move in range(len(indices)):
+        k = indices[move]
+        if not changed[k] and n_changed >= max_changes:
             continue
         tetrahedron = tetrahedra[k]
-        log_odds = even
-        for entry in range(first[tetrahedron], first[tetrahedron + 1]):
+        log_odds = bias
+        for entry in range(offsets[tetrahedron], offsets[tetrahedron + 1]):
             log_odds += weights[entry] if labels[neighbours[entry]] else -weights[entry]
         gain = -log_odds if labels[tetrahedron] else log_odds
-        sign = -1.0 if flipped[k] else 1.0
-        for m in range(len(rest)):
-            change = sign * changes[k, m]
-            gain += change * rest[m] - 0.5 * change**2
+        sign = -1.0 if changed[k] else 1.0
+        for m in range(len(residual)):
+            effect = sign * effects[k, m]
+            gain += effect * residual[m] - 0.5 * effect**2
         if gain > thresholds[move]:
-            flipped[k] = not flipped[k]
-            number += 1 if flipped[k] else -1
+            changed[k] = not changed[k]
+            n_changed += 1 if changed[k] else -1
             labels[tetrahedron] = not labels[tetrahedron]
-            for m in range(len(rest)):
-                rest[m] -= sign * changes[k, m]
-    return flipped
+            for m in range(len(residual)):
+                residual[m] -= sign * effects[k, m]
+    return changed
 
 
 @njit(cache=True, nogil=True)
-def anneal(rest, changes, interactions, moves):
-    """Which flips (n,) leave least of a residual (M,), where those of neighbours interact.
+def anneal(residual, effects, interactions, moves):
+    """Label changes (n,) of the smallest squared residual (M,) met by Metropolis moves.
 
-    Each alone changes the data by `changes` (n, M); moves gain half of the squared residual. What
-    the last of them leave becomes the rest.
+    Single changes have `effects` (n, M) on the data; those of neighbours interact. The gain of a
+    move is half of the decrease of the squared residual, which is updated in place.
     """
-    first, neighbours, added = interactions
-    chosen, thresholds, most = moves
-    flipped = np.zeros(len(changes), dtype=np.bool_)
-    best = flipped.copy()
-    number, gained, most_gained = 0, 0.0, 0.0
-    change = np.empty(len(rest))
-    for move in range(len(chosen)):
-        k = chosen[move]
-        if not flipped[k] and number >= most:
+    offsets, neighbours, added = interactions
+    indices, thresholds, max_changes = moves
+    changed = np.zeros(len(effects), dtype=np.bool_)
+    best = changed.copy()
+    n_changed, total_gain, best_gain = 0, 0.0, 0.0
+    effect = np.empty(len(residual))
+    for move in range(len(indices)):
+        k = indices[move]
+        if not changed[k] and n_changed >= max_changes:
             continue
-        change[:] = changes[k]
-        for entry in range(first[k], first[k + 1]):
-            if flipped[neighbours[entry]]:
-                change += added[entry]
-        if flipped[k]:
-            change *= -1.0
+        effect[:] = effects[k]
+        for entry in range(offsets[k], offsets[k + 1]):
+            if changed[neighbours[entry]]:
+                effect += added[entry]
+        if changed[k]:
+            effect *= -1.0
         gain = 0.0
-        for m in range(len(rest)):
-            gain += change[m] * rest[m] - 0.5 * change[m] ** 2
+        for m in range(len(residual)):
+            gain += effect[m] * residual[m] - 0.5 * effect[m] ** 2
         if gain > thresholds[move]:
-            flipped[k] = not flipped[k]
-            number += 1 if flipped[k] else -1
-            rest -= change
-            gained += gain
-            if gained > most_gained:
-                most_gained = gained
-                best[:] = flipped
+            changed[k] = not changed[k]
+            n_changed += 1 if changed[k] else -1
+            residual -= effect
+            total_gain += gain
+            if total_gain > best_gain:
+                best_gain = total_gain
+                best[:] = changed
     return best

@@ -1,10 +1,9 @@
-"""How probable labels are, given noisy data, and more probable ones by annealing."""
+"""Posterior probability of labels given noisy data, and its increase by annealing."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from dipy_spinverse.cell_search.effort import AnnealingEffort
 from dipy_spinverse.cell_search.labelled import (
     TRANSMISSIBILITY_SD,
     LabelledCells,
@@ -14,124 +13,118 @@ from dipy_spinverse.cell_search.labelled import (
 from dipy_spinverse.cell_search.metropolis import random_moves, walk
 from dipy_spinverse.cell_search.smoothness import Smoothness
 
-# Temperatures and gains of the log probability, chosen on the shapes of benchmarks/shapes.py.
-_HOTTEST = 3.0
-_COLDEST = 0.05
-_LEAST_GAIN = 0.01  # of a round
-# Steps to the likeliest leaks, as long as the mean squared residual gains this.
-_MOST_LEAK_STEPS = 3
-_LEAST_LEAK_GAIN = 0.1
+# Set by hand on the shapes of benchmarks/shapes.py; results of the search with these numbers are
+# in benchmarks/results/noisy_cells.md.
+_N_CHANGES = (1, 2, 4, 8, 16)  # at most, until the model is linearised anew
+_N_SWEEPS = 60
+_MAX_ROUNDS = 4
+_INITIAL_TEMPERATURE = 3.0  # in units of the log probability
+_FINAL_TEMPERATURE = 0.05
+_MIN_GAIN = 0.01  # of the log probability, in a round
+_MAX_TRANSMISSIBILITY_STEPS = 3
+_MIN_CHI_SQUARE_GAIN = 0.1  # of the reduced chi-square, in such a step
+_MIN_DIFFERENT = 6  # tetrahedra in which members of a population differ
 
 
-class LogProbability:
-    """Log probability of cells: of their residual, whatever their leaks, and of their shape.
+class NegativeLogPosterior:
+    """Minus the log posterior of labels, marginal over the transmissibilities.
 
     Parameters
     ----------
     smoothness : Smoothness
     target : Target
-    typical : list of Cells
-        Whose sensitivities to the leaks stand for those of all.
-    effort : AnnealingEffort
+    typical : list of LabelledCells
+        Whose sensitivities to the transmissibilities stand for those of all cells.
     """
 
-    def __init__(
-        self,
-        smoothness: Smoothness,
-        target: Target,
-        typical: list[LabelledCells],
-        effort: AnnealingEffort,
-    ):
-        self._smoothness, self._effort = smoothness, effort
-        slopes = [
-            label_changes(target, cells.labels, cells.leaks).leak_slopes for cells in typical
-        ]
-        by_leak = np.mean(slopes, axis=0) * TRANSMISSIBILITY_SD[:, None]
-        covariance = np.eye(by_leak.shape[1]) + by_leak.T @ by_leak
-        self._whitening = np.linalg.inv(np.linalg.cholesky(covariance)).T
+    def __init__(self, smoothness: Smoothness, target: Target, typical: list[LabelledCells]):
+        self.smoothness = smoothness
+        slopes = [label_changes(target, x.labels, x.transmissibility).slopes for x in typical]
+        slopes = np.mean(slopes, axis=0) * TRANSMISSIBILITY_SD[:, None]
+        covariance = np.eye(slopes.shape[1]) + slopes.T @ slopes
+        self.whitening = np.linalg.inv(np.linalg.cholesky(covariance)).T
 
     def __call__(self, target: Target, cells: LabelledCells) -> float:
-        """Log probability, but for a constant."""
-        return self._value(self._rest(target, cells), cells.labels)
+        """Minus the log posterior, up to a constant."""
+        residual = target.residual(cells) @ self.whitening
+        return float(0.5 * residual @ residual - self.smoothness(cells.labels))
 
-    def _rest(self, target, cells):
-        return target.residual(cells) @ self._whitening
+    def min_different(self, misfit: float) -> int:
+        """Tetrahedra in which members of a population differ."""
+        return _MIN_DIFFERENT
 
-    def _value(self, rest, labels):
-        return -0.5 * rest @ rest + self._smoothness(labels)
-
-    def annealed(
+    def improved(
         self,
         target: Target,
         cells: LabelledCells,
         rng: np.random.Generator,
-        hottest: float = _HOTTEST,
+        initial_temperature: float = _INITIAL_TEMPERATURE,
     ) -> LabelledCells:
-        """More probable cells: flips of tetrahedra at the walls, and the likeliest leaks."""
-        value = self(target, cells)
-        for _ in range(self._effort.most_rounds):
-            linear = _LinearFlips(self, target, cells)
-            n_moves = self._effort.n_sweeps * len(linear.tetrahedra)
-            temperatures = np.geomspace(hottest, _COLDEST, n_moves)
-            flips = [linear.annealed(rng, temperatures, n) for n in self._effort.numbers]
-            candidates = [flipped for flipped in flips if linear.labels(flipped).any()]
+        """More probable cells, after annealing of the labels at the walls."""
+        cost = self(target, cells)
+        for _ in range(_MAX_ROUNDS):
+            linear = _LinearChanges(self, target, cells)
+            n_moves = _N_SWEEPS * len(linear.tetrahedra)
+            temperatures = np.geomspace(initial_temperature, _FINAL_TEMPERATURE, n_moves)
+            changes = [linear.annealed(rng, temperatures, number) for number in _N_CHANGES]
+            candidates = [changed for changed in changes if linear.labels(changed).any()]
             if not candidates:
                 break
             states = target.cells(
-                np.array([linear.labels(flipped) for flipped in candidates]),
-                np.array([linear.leaks(flipped) for flipped in candidates]),
+                np.array([linear.labels(changed) for changed in candidates]),
+                np.array([linear.transmissibility(changed) for changed in candidates]),
             )
-            values = [self(target, state) for state in states]
-            if max(values) < value + _LEAST_GAIN:
+            costs = [self(target, state) for state in states]
+            if min(costs) > cost - _MIN_GAIN:
                 break
-            value, cells = max(values), states[np.argmax(values)]
-        return with_likeliest_leaks(target, cells)
+            cost, cells = min(costs), states[np.argmin(costs)]
+        return with_fitted_transmissibility(target, cells)
 
 
-def with_likeliest_leaks(target: Target, cells: LabelledCells) -> LabelledCells:
-    """The same labels, with leaks that explain the residual best."""
-    for _ in range(_MOST_LEAK_STEPS):
-        slopes = label_changes(target, cells.labels, cells.leaks).leak_slopes
-        leaks = _likeliest_leaks(cells.leaks, slopes, target.residual(cells))
-        there = target.cells(cells.labels[None], leaks)[0]
-        gain = target.chi_square(cells) - target.chi_square(there)
+def with_fitted_transmissibility(target: Target, cells: LabelledCells) -> LabelledCells:
+    """The same labels with the most probable transmissibilities."""
+    for _ in range(_MAX_TRANSMISSIBILITY_STEPS):
+        slopes = label_changes(target, cells.labels, cells.transmissibility).slopes
+        step = _gauss_newton(cells.transmissibility, slopes, target.residual(cells))
+        candidate = target.cells(cells.labels[None], step)[0]
+        gain = target.reduced_chi_square(cells) - target.reduced_chi_square(candidate)
         if gain > 0:
-            cells = there
-        if gain < _LEAST_LEAK_GAIN:
+            cells = candidate
+        if gain < _MIN_CHI_SQUARE_GAIN:
             break
     return cells
 
 
-def _likeliest_leaks(leaks, slopes, residual):
-    by_leak = slopes * TRANSMISSIBILITY_SD[:, None]
-    step = np.linalg.solve(by_leak @ by_leak.T + np.eye(2), by_leak @ residual)
-    return (leaks + TRANSMISSIBILITY_SD * step).clip(0, 1)
+def _gauss_newton(transmissibility, slopes, residual):
+    """Transmissibilities (2,) after a Gauss-Newton step, with the current ones as prior mean."""
+    slopes = slopes * TRANSMISSIBILITY_SD[:, None]
+    step = np.linalg.solve(slopes @ slopes.T + np.eye(2), slopes @ residual)
+    return (transmissibility + TRANSMISSIBILITY_SD * step).clip(0, 1)
 
 
-class _LinearFlips:
-    """Flips of the tetrahedra at the walls of cells, whose changes of the signals add up."""
+class _LinearChanges:
+    """Label changes at the walls of cells in the linear model, in which their effects add up."""
 
-    def __init__(self, probability, target, cells):
-        self._probability, self._cells = probability, cells
-        flips = label_changes(target, cells.labels, cells.leaks)
-        self.tetrahedra = flips.tetrahedra
-        self._residual, self._exact_changes = target.residual(cells), flips.changes
-        self._rest = probability._rest(target, cells)
-        self._changes = flips.changes @ probability._whitening
-        self._leak_slopes = flips.leak_slopes
+    def __init__(self, objective, target, cells):
+        self._objective, self._cells = objective, cells
+        self._changes = label_changes(target, cells.labels, cells.transmissibility)
+        self.tetrahedra = self._changes.tetrahedra
+        self._residual = target.residual(cells)
+        self._white_residual = self._residual @ objective.whitening
+        self._white_effects = self._changes.effects @ objective.whitening
 
-    def labels(self, flipped):
+    def labels(self, changed):
         labels = self._cells.labels.copy()
-        labels[self.tetrahedra[flipped]] ^= True
+        labels[self.tetrahedra[changed]] ^= True
         return labels
 
-    def leaks(self, flipped):
-        """The likeliest leaks."""
-        rest = self._residual - flipped @ self._exact_changes
-        return _likeliest_leaks(self._cells.leaks, self._leak_slopes, rest)
+    def transmissibility(self, changed):
+        residual = self._residual - changed @ self._changes.effects
+        return _gauss_newton(self._cells.transmissibility, self._changes.slopes, residual)
 
-    def annealed(self, rng, temperatures, most):
-        """Which flip, at most so many, after Metropolis moves at some temperatures."""
-        moves = random_moves(rng, len(self.tetrahedra), temperatures, most)
-        labels, odds = self._cells.labels.copy(), self._probability._smoothness.log_odds
-        return walk(labels, self._rest.copy(), self._changes, self.tetrahedra, odds, moves)
+    def annealed(self, rng, temperatures, max_changes):
+        """Which labels change, `max_changes` at most, after Metropolis moves."""
+        moves = random_moves(rng, len(self.tetrahedra), temperatures, max_changes)
+        labels, log_odds = self._cells.labels.copy(), self._objective.smoothness.log_odds
+        residual = self._white_residual.copy()
+        return walk(labels, residual, self._white_effects, self.tetrahedra, log_odds, moves)

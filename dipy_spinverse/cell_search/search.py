@@ -1,11 +1,11 @@
-"""The search for the cells that explain a voxel: populations of shapes that descend and change.
+"""The search for the cells that explain a voxel: populations of shapes that are improved.
 
-Random bodies that agree best with the data start each, beside cells that are put together from
-single ones (`separate_cells`). In a round some of a population are disturbed, others are changed
-at random, and all of these descend: by Gauss-Newton in the shares of tetrahedra inside of cells
-(`descent`), then by flips of whole tetrahedra. The best that differ from each other survive,
-judged by a misfit that counts wrong tetrahedra (`exact_data`) or, where there is noise, by their
-probability (`noisy_data`).
+Each population begins with the random bodies that agree best with the data, and with combinations
+of single cells (`separate_cells`). In a round some members are disturbed and fitted again: by
+Gauss-Newton in the volume fractions of tetrahedra inside of cells (`descent`), then by changes of
+labels (`local_search`, `joint_changes`). The best members that differ from each other survive,
+compared by an objective that counts wrong labels (`exact_data`) or, where there is noise, by their
+posterior probability (`noisy_data`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import relative_transmissibility
 from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import PartialVolumeSimulator
 from dipy_spinverse.cell_search.bodies import random_bodies, random_cell
+from dipy_spinverse.cell_search.budget import InitialBodies, SearchBudget
 from dipy_spinverse.cell_search.cell_operations import CellOperations
 from dipy_spinverse.cell_search.condensed import CondensedTarget
 from dipy_spinverse.cell_search.descent import Descent, PartialCells
-from dipy_spinverse.cell_search.effort import DEFAULT_EFFORT, Origin, SearchEffort
 from dipy_spinverse.cell_search.evolution import Evolution
 from dipy_spinverse.cell_search.exact_data import ExactData
 from dipy_spinverse.cell_search.labelled import (
@@ -35,24 +35,27 @@ from dipy_spinverse.cell_search.labelled import (
     label_changes,
 )
 from dipy_spinverse.cell_search.noisy_data import NoisyData
-from dipy_spinverse.cell_search.protocols import Member, SearchTask, Tools
 from dipy_spinverse.cell_search.separate_cells import SeparateCells
+from dipy_spinverse.cell_search.task import Member, SearchTask, SearchTools
 from dipy_spinverse.grid import TetrahedralGrid
 
-# Where the search starts; permeabilities of walls and of other faces, um/ms. Both are fitted.
-_START_PERMEABILITIES = (0.01, 100.0)
-# Noise, relative to the largest signal, from which single tetrahedra are left to chance; chosen
-# on the shapes of benchmarks/shapes.py.
+# Initial permeabilities of walls and of other faces, um/ms; both are fitted.
+_INITIAL_PERMEABILITIES = (0.01, 100.0)
+# Noise, relative to the largest signal, above which single tetrahedra are not determined; set by
+# hand on the shapes of benchmarks/shapes.py.
 _NOISY = 1 / 300
-# Time intervals per gradient pulse; half of the simulators' default.
+# Time steps per gradient pulse, half of the simulators' default: the error, 1.5e-5 of the initial
+# magnetisation with float32, is that of the data without noise.
 _STEPS = 4
+_N_TYPICAL_BODIES = 6  # whose sensitivities select the measurements of the search; set by hand
 
 
 @dataclass(frozen=True, eq=False)
 class SearchResult:
-    """The cells found in a voxel, others that explain it, and whether they reach its errors.
+    """The best cells of a voxel, others that explain it, and how the search ended.
 
-    It was hopeless where the search ended early, as none come near the data.
+    It is solved if the best cells explain the data, hopeless if the search ended early because all
+    cells were far from explaining them.
     """
 
     best: LabelledCells
@@ -73,7 +76,7 @@ class CellSearch:
     diffusivity : float
         um^2/ms.
     seed : int
-    effort : SearchEffort
+    budget : SearchBudget
     """
 
     def __init__(
@@ -83,63 +86,58 @@ class CellSearch:
         *,
         diffusivity: float,
         seed: int,
-        effort: SearchEffort = DEFAULT_EFFORT,
+        budget: SearchBudget = SearchBudget.STANDARD,
     ):
         self.grid, self._acquisition, self._seed = grid, acquisition, seed
         self._diffusivity = diffusivity
         tau = relative_transmissibility(
-            grid, np.array(_START_PERMEABILITIES)[:, None], diffusivity
+            grid, np.array(_INITIAL_PERMEABILITIES)[:, None], diffusivity
         )
-        leaks, descend = np.median(tau, axis=1), Descent(grid, effort.steps)
-        self.tools = Tools(descend, CellOperations(grid), leaks, effort)
+        self.tools = SearchTools(
+            Descent(grid), CellOperations(grid), np.median(tau, axis=1), budget
+        )
         self.simulator = self._simulator_of(np.arange(len(acquisition)))
         rng = np.random.default_rng(seed)
-        number = effort.library.n_bodies
-        self.bodies = np.array([random_bodies(rng, grid) for _ in range(number)])
+        self.bodies = np.array([random_bodies(rng, grid) for _ in range(budget.n_bodies)])
 
     def run(
         self,
         data: np.ndarray,
         sigma: np.ndarray,
-        rician: np.ndarray,
-        freedom: float,
+        rician_sigma: np.ndarray,
+        degrees_of_freedom: float,
         n_draws: int,
     ) -> SearchResult:
         """Find the cells of a voxel.
 
         Parameters
         ----------
-        data : ndarray (M,)
-            Relative to the initial magnetisation.
-        sigma : ndarray (M,)
-            Standard deviation of the error of each.
-        rician : ndarray (M,)
-            Noise that lifts the mean of each; 0 for none.
-        freedom : float
-            Degrees of freedom of the errors.
+        data, sigma, rician_sigma : ndarray (M,)
+        degrees_of_freedom : float
+            All as of :class:`dipy_spinverse.cell_search.labelled.Target`.
         n_draws : int
             Number of further cells that explain the data.
         """
         rng = np.random.default_rng(self._seed)
-        complete = Target(self.simulator, data, sigma, rician, freedom)
+        complete = Target(self.simulator, data, sigma, rician_sigma, degrees_of_freedom)
         task: SearchTask
-        together: Iterator[list[PartialCells]] = repeat([])
-        if np.median(rician) > _NOISY * data.max():
+        combinations: Iterator[list[PartialCells]] = repeat([])
+        if np.median(rician_sigma) > _NOISY * data.max():
             task = self._noisy_data(complete)
         else:
             task = self.exact_data(complete)
-            together = self._put_together(task, rng)
-        bodies = self._without_end(task.ranked_library)
-        evolution = Evolution(task, self.tools, bodies, rng)
+            combinations = self._combinations(task, rng)
+        evolution = Evolution(task, self.tools, self._repeated_bodies(task.ranking), rng)
         populations: list[list[Member]] = []
         hopeless = False
         for plan in task.populations:
-            if plan.origin is Origin.JOINED:
-                populations.append(evolution.joined(populations, plan.patience))
+            if plan.initial is InitialBodies.MERGED:
+                populations.append(evolution.merged(populations, plan.patience))
+                hopeless = task.hopeless(populations[-1])
             else:
-                starts = next(together) if plan.origin is Origin.PUT_TOGETHER else []
-                populations.append(evolution.new_population(starts, plan.patience))
-            hopeless = plan.origin is Origin.JOINED and task.hopeless(populations[-1])
+                combined = plan.initial is InitialBodies.COMBINED
+                initial = next(combinations) if combined else []
+                populations.append(evolution.new_population(initial, plan.patience))
             if hopeless or task.solved_by(populations[-1]):
                 break
         best, draws = task.conclusion(populations, n_draws, rng)
@@ -152,39 +150,44 @@ class CellSearch:
         return ExactData(complete, target, self._library, self.tools)
 
     def _noisy_data(self, complete):
-        number = self.tools.effort.n_condensed
+        number = self.tools.budget.n_condensed
         target = CondensedTarget(complete, self._simulator_of, self.examples, number)
         return NoisyData(complete, target, self.examples, self.tools)
 
     def separate_cells(self, task: ExactData) -> SeparateCells:
-        """Cells put together that explain exact data nearly."""
+        """Combinations of single cells that nearly explain exact data."""
         return SeparateCells(task, self._single_cells)
 
-    def _put_together(self, task, rng):
-        """Starts of cells that together explain the data nearly, the likeliest number first."""
-        cells = self.separate_cells(task)
+    def _combinations(self, task, rng):
+        """Initial cells of populations, combined from single ones, again and again."""
+        separate_cells = self.separate_cells(task)
         while True:
-            for _, several in cells.in_likely_numbers(rng):
-                yield [self._blurred(labels) for labels in several]
+            for _, combined in separate_cells.by_likely_number(rng):
+                yield [self._blurred(labels) for labels in combined]
 
     def _blurred(self, labels):
-        return self.tools.descend.blurred(labels, self.tools.leaks)
+        return self.tools.descend.blurred(labels, self.tools.transmissibility)
 
     def _simulator_of(self, rows):
-        part, D = self._acquisition.subset(rows), self._diffusivity
         return PartialVolumeSimulator(
-            part, self.grid, diffusivity=D, steps=_STEPS, dtype="float32"
+            self._acquisition.subset(rows),
+            self.grid,
+            diffusivity=self._diffusivity,
+            steps=_STEPS,
+            dtype="float32",
         )
 
     @cached_property
     def searched(self) -> tuple[np.ndarray, PartialVolumeSimulator]:
-        """Rows and simulator of the measurements that tell most about walls."""
-        plain = _plain_target(self.simulator, len(self._acquisition))
-        some = self.bodies[: self.tools.effort.library.n_choosing]
-        flips = [label_changes(plain, labels, self.tools.leaks) for labels in some]
-        changes = np.concatenate([x.changes for x in flips])
-        order = qr(changes.T @ changes, mode="r", pivoting=True)[1]
-        rows = self.simulator.fill_registers(order, self.tools.effort.n_searched)
+        """Rows and simulator of the measurements with the most independent sensitivities."""
+        target = _signal_target(self.simulator, len(self._acquisition))
+        changes = [
+            label_changes(target, labels, self.tools.transmissibility)
+            for labels in self.bodies[:_N_TYPICAL_BODIES]
+        ]
+        effects = np.concatenate([x.effects for x in changes])
+        order = qr(effects.T @ effects, mode="r", pivoting=True)[1]
+        rows = self.simulator.in_full_registers(order, self.tools.budget.n_searched)
         return rows, self._simulator_of(rows)
 
     @cached_property
@@ -194,30 +197,30 @@ class CellSearch:
     @cached_property
     def _single_cells(self):
         rng = np.random.default_rng((self._seed, 1))
-        number = self.tools.effort.library.n_single_cells
+        number = self.tools.budget.n_single_cells
         return self._simulated(np.array([random_cell(rng, self.grid) for _ in range(number)]))
 
     def _simulated(self, labels):
-        """Cells, and what the search would measure of each."""
+        """Cells and their signals of the measurements that serve the search."""
         rows, simulator = self.searched
-        target = _plain_target(simulator, len(rows))
-        return SimulatedCells(labels, target.simulate(labels, self.tools.leaks))
+        target = _signal_target(simulator, len(rows))
+        return SimulatedCells(labels, target.simulate(labels, self.tools.transmissibility))
 
     @cached_property
     def examples(self):
-        """All signals (N, M) of the first bodies of the library."""
-        plain = _plain_target(self.simulator, len(self._acquisition))
-        some = self.bodies[: self.tools.effort.library.n_examples]
-        return plain.simulate(some, self.tools.leaks)
+        """All signals (N, M) of the first random bodies."""
+        target = _signal_target(self.simulator, len(self._acquisition))
+        labels = self.bodies[: self.tools.budget.n_examples]
+        return target.simulate(labels, self.tools.transmissibility)
 
-    def _without_end(self, numbers):
-        """Bodies of the library, as descents start from them, again and again."""
+    def _repeated_bodies(self, ranking):
+        """Initial partial cells of the random bodies, again and again."""
         while True:
-            for k in numbers:
+            for k in ranking:
                 yield self._blurred(self.bodies[k])
 
 
-def _plain_target(simulator, n_measurements):
+def _signal_target(simulator, n_measurements):
     """A target whose expected data are the signals."""
-    nothing = np.zeros(n_measurements)
-    return Target(simulator, nothing, nothing + 1, nothing)
+    zeros = np.zeros(n_measurements)
+    return Target(simulator, zeros, zeros + 1, zeros)

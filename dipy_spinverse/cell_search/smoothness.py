@@ -1,4 +1,4 @@
-"""A prior of labels: cells are smooth, as far as neighbouring tetrahedra tell."""
+"""A prior of labels: an Ising model in which neighbouring tetrahedra tend to agree."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from scipy.sparse import csr_matrix
 from dipy_spinverse.cell_search.metropolis import LogOdds
 from dipy_spinverse.grid import TetrahedralGrid
 
-# Log odds that a tetrahedron is inside of a cell, instead of outside. A logistic regression over
-# random bodies finds twice as much of the first two (tests/test_cell_search.py), but what
-# neighbours tell they do not tell independently.
+# Log odds that a tetrahedron is inside of a cell. A logistic regression over random bodies gives
+# twice as much of the first two (tests/test_cell_search.py); neighbours are not independent.
 BY_FACE = 0.65  # for each neighbour inside instead of outside that shares a face
 BY_EDGE = 0.15  # for each that shares an edge
-EVEN = 0.24  # where as many neighbours are inside as outside
+BIAS = 0.24  # where as many neighbours are inside as outside
 
 
 class Smoothness:
-    """Log probability of labels, and its change when a tetrahedron changes sides."""
+    """Log prior probability of labels, and its change with single labels."""
 
     def __init__(self, grid: TetrahedralGrid):
         common = shared_points(grid)
@@ -29,19 +28,19 @@ class Smoothness:
 
     def __call__(self, labels: np.ndarray) -> float:
         """Log probability of labels (T,), relative to that of no cells."""
-        return self._value(2.0 * labels - 1) - self._nothing
+        return self._log_probability(2.0 * labels - 1) - self._of_no_cells
 
-    def _value(self, side):
-        return 0.25 * side @ (self._weights @ side) + 0.5 * EVEN * side.sum()
+    def _log_probability(self, spins):
+        return 0.25 * spins @ (self._weights @ spins) + 0.5 * BIAS * spins.sum()
 
     @cached_property
-    def _nothing(self):
-        return self._value(-np.ones(self._weights.shape[0]))
+    def _of_no_cells(self):
+        return self._log_probability(-np.ones(self._weights.shape[0]))
 
     @property
     def log_odds(self) -> LogOdds:
-        """What a flip changes."""
-        return LogOdds(self._weights.indptr, self._weights.indices, self._weights.data, EVEN)
+        """Change of the log probability with each label."""
+        return LogOdds(self._weights.indptr, self._weights.indices, self._weights.data, BIAS)
 
 
 def shared_points(grid: TetrahedralGrid) -> csr_matrix:

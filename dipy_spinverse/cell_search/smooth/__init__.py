@@ -1,6 +1,6 @@
 """Smooth cells in a box: bodies of any form whose walls need not lie on a lattice."""
 
-from dipy_spinverse.cell_search.smooth.effort import SmoothEffort
+from dipy_spinverse.cell_search.smooth.budget import SmoothSearchBudget
 from dipy_spinverse.cell_search.smooth.inversion import SmoothCellInversion
 from dipy_spinverse.cell_search.smooth.level_set import FieldPrior, level_set_prior
 from dipy_spinverse.cell_search.smooth.mesh import smooth_mesh, wall_probability
@@ -15,11 +15,11 @@ __all__ = [
     "CELL_ARRAYS",
     "FieldPrior",
     "SmoothCellInversion",
-    "SmoothEffort",
-    "stored_cells",
+    "SmoothSearchBudget",
     "level_set_prior",
     "signals_of_cells",
     "smooth_layout",
     "smooth_mesh",
+    "stored_cells",
     "wall_probability",
 ]

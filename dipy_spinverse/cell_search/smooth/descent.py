@@ -1,7 +1,7 @@
 """Gauss-Newton for smooth cells: signals of a fine grid, their derivatives by a coarse one.
 
-The derivatives of a coarse grid are nearly right, its signals are not: what it errs by adds up
-over hundreds of measurements. So each step goes by the residual that the fine grid leaves.
+The derivatives of a coarse grid are nearly right, its signals are not: their errors add up over
+hundreds of measurements. So each step uses the residual on the fine grid.
 """
 
 from __future__ import annotations
@@ -14,103 +14,107 @@ from dipy_spinverse.cell_search.condensed import CondensedTarget
 from dipy_spinverse.cell_search.smooth.forward import SmoothCells, SmoothModel
 from dipy_spinverse.cell_search.smooth.level_set import FieldPrior
 
-_FARTHEST = 0.5  # that a step may move the walls, in lengths of the prior
-_MODEL_ERROR = 0.5  # of the residual that a step cannot foretell: it shrinks with the misfit
-# Damping of steps, over the prior's precision, and how it follows what was gained of the foretold.
-# With less at first, steps make islands, of which the derivatives know nothing.
-_FIRST_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 100.0, 0.03, 1e4
-_GOOD, _BAD, _LESS, _MORE = 0.6, 0.25, 3.0, 5.0
-_ENOUGH = 0.01  # gain of the log probability, per measurement, below which steps end
+# Chosen on the bodies of benchmarks/notes/walls_off_grid.md ("Steps", "Damping").
+_MAX_WALL_STEP = 0.5  # displacement of walls in a step, in lengths of the prior
+_MODEL_ERROR = 0.5  # error of the linear model, relative to the residual
+# Damping relative to the prior's precision. Smaller initial values lead to islands, of which the
+# derivatives know nothing (from 493 to 13,260 at a damping of 1, where 121 were predicted).
+_INITIAL_DAMPING, _MIN_DAMPING, _MAX_DAMPING = 100.0, 0.03, 1e4
+_GOOD_RATIO, _POOR_RATIO = 0.6, 0.25  # of actual and predicted gain, as of trust regions
+_DAMPING_DECREASE, _DAMPING_INCREASE = 3.0, 5.0
+_MIN_GAIN = 0.01  # of twice the log posterior, per measurement
 
 
 @dataclass(frozen=True, eq=False)
-class Fitted:
-    """Cells, and what they leave of data (m,), in units of the errors."""
+class FittedCells:
+    """Cells, and the residual (m,) of data, in units of their errors."""
 
     cells: SmoothCells
     residual: np.ndarray
 
     @property
-    def improbability(self) -> float:
-        """Minus twice the log probability, but for a constant."""
-        return self._of(1.0)
+    def neg2_log_posterior(self) -> float:
+        """Minus twice the log posterior, up to a constant."""
+        return self.with_model_error(1.0)
 
-    def _of(self, error):
+    def with_model_error(self, error: float) -> float:
+        """The same for errors of the data and the model of some size."""
         unknowns = self.cells.unknowns
         return float(self.residual @ self.residual / error**2 + unknowns @ unknowns)
 
 
 @dataclass(frozen=True, eq=False)
 class SmoothDescent:
-    """Steps that make smooth cells more probable.
+    """Steps that increase the posterior probability of smooth cells.
 
     Parameters
     ----------
     target : CondensedTarget
-    exact, slopes : SmoothModel
-        Of the measurements that the target wants: for the signals, and for their derivatives.
+    signal_model, slope_model : SmoothModel
+        Of the measurements of the target: for the signals, and for their derivatives.
     prior : FieldPrior
     """
 
     target: CondensedTarget
-    exact: SmoothModel
-    slopes: SmoothModel
+    signal_model: SmoothModel
+    slope_model: SmoothModel
     prior: FieldPrior
 
-    def fitted(self, cells: SmoothCells) -> Fitted:
-        """Cells and their residual on the exact grid."""
-        expected = self.target.expected(self.exact.signals(cells))
-        return Fitted(cells, self.target.data - expected)
+    def fitted(self, cells: SmoothCells) -> FittedCells:
+        """Cells and their residual."""
+        expected = self.target.expected(self.signal_model.signals(cells))
+        return FittedCells(cells, self.target.data - expected)
 
     def jacobian(self, cells: SmoothCells) -> np.ndarray:
         """Derivatives (m, n + C) of the condensed data."""
-        return self.target.expected(self.slopes.linear(cells)[1].T).T
+        return self.target.expected(self.slope_model.linear(cells)[1].T).T
 
-    def __call__(self, here: Fitted, n_steps: int) -> Fitted:
+    def __call__(self, state: FittedCells, n_steps: int) -> FittedCells:
         """Cells after some steps of Levenberg and Marquardt, in units of the prior.
 
-        While the misfit is large, half of it counts as error of the model: cells stay probable
-        as long as the data do not need others.
+        While the misfit is large, half of it counts as error of the model, so that cells remain
+        probable as long as the data do not require others.
         """
-        jacobian, damping = None, _FIRST_DAMPING / _error(here) ** 2
+        jacobian, damping = None, _INITIAL_DAMPING / _total_error(state) ** 2
         for _ in range(n_steps):
-            error = _error(here)
-            jacobian = self.jacobian(here.cells) if jacobian is None else jacobian
-            step = self._bounded(here.cells, _step(here, jacobian, error, damping))
-            there = self.fitted(here.cells.moved(step))
-            gain = here._of(error) - there._of(error)
-            foretold = Fitted(there.cells, here.residual - jacobian @ step)
-            hoped = max(here._of(error) - foretold._of(error), 1e-9)
-            if gain > _GOOD * hoped:
-                damping = max(damping / _LESS, _LEAST_DAMPING)
-            elif gain < _BAD * hoped:
-                damping *= _MORE
+            error = _total_error(state)
+            jacobian = self.jacobian(state.cells) if jacobian is None else jacobian
+            step = self._bounded(state.cells, _step(state, jacobian, error, damping))
+            candidate = self.fitted(state.cells.moved(step))
+            gain = state.with_model_error(error) - candidate.with_model_error(error)
+            linear = FittedCells(candidate.cells, state.residual - jacobian @ step)
+            predicted = state.with_model_error(error) - linear.with_model_error(error)
+            predicted = max(predicted, 1e-9)
+            if gain > _GOOD_RATIO * predicted:
+                damping = max(damping / _DAMPING_DECREASE, _MIN_DAMPING)
+            elif gain < _POOR_RATIO * predicted:
+                damping *= _DAMPING_INCREASE
             if gain > 0:
-                here, jacobian = there, None
-            ended = error == 1.0 and 0 < gain < _ENOUGH * len(here.residual)
-            if ended or damping > _MOST_DAMPING:
+                state, jacobian = candidate, None
+            converged = error == 1.0 and 0 < gain < _MIN_GAIN * len(state.residual)
+            if converged or damping > _MAX_DAMPING:
                 break
-        return here
+        return state
 
     def _bounded(self, cells, step):
         """A step that moves no wall too far."""
         field = self.prior.on_raster(cells.z)
         change = np.abs(self.prior.on_raster(cells.moved(step).z) - field)
-        near = np.abs(field) < self.prior.length / 2
-        if not near.any():
+        near_wall = np.abs(field) < self.prior.length / 2
+        if not near_wall.any():
             return step
-        farthest = np.quantile(change[near], 0.9) / (_FARTHEST * self.prior.length)
-        return step / max(farthest, 1.0)
+        relative = np.quantile(change[near_wall], 0.9) / (_MAX_WALL_STEP * self.prior.length)
+        return step / max(relative, 1.0)
 
 
-def _error(here):
+def _total_error(state):
     """Of data and model, in units of that of the data."""
-    return max(_MODEL_ERROR * np.sqrt((here.residual**2).mean()), 1.0)
+    return max(_MODEL_ERROR * np.sqrt((state.residual**2).mean()), 1.0)
 
 
-def _step(here, jacobian, error, damping):
-    """A step to the most probable cells of the linear model, held back everywhere alike."""
-    held = 1 + damping
-    uphill = jacobian.T @ here.residual / error**2 - here.cells.unknowns
-    system = jacobian @ jacobian.T + held * error**2 * np.eye(len(jacobian))
-    return (uphill - jacobian.T @ np.linalg.solve(system, jacobian @ uphill)) / held
+def _step(state, jacobian, error, damping):
+    """Damped Gauss-Newton step (J^T J / e^2 + (1 + d) I)^-1 (J^T r / e^2 - u)."""
+    precision = 1 + damping
+    gradient = jacobian.T @ state.residual / error**2 - state.cells.unknowns
+    system = jacobian @ jacobian.T + precision * error**2 * np.eye(len(jacobian))
+    return (gradient - jacobian.T @ np.linalg.solve(system, jacobian @ gradient)) / precision

@@ -1,4 +1,4 @@
-"""Signals of smooth cells on a grid, and their derivatives by what describes the cells."""
+"""Signals of smooth cells on a grid, and their derivatives by the parameters of the cells."""
 
 from __future__ import annotations
 
@@ -21,15 +21,20 @@ from dipy_spinverse.cell_search.smooth.level_set import (
 )
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
 
-# Prior of permeabilities: um/ms, and the standard deviation of their logarithm.
+# Prior of permeabilities: median, um/ms, and standard deviation of the logarithm. Broad: 95 % are
+# between 0.002 and 0.2 um/ms.
 TYPICAL_PERMEABILITY = 0.02
-LOG_SPREAD = 1.2
-_LEAST_PART = 0.05  # of the volume of all cells that a cell of its own permeability has
-_LEAST_CELL = 0.0025  # of the box: lattices of the search do not resolve what is smaller
-_SUNK = 0.5  # lengths of the prior, to which the field of such islands falls
-_LEAST_AREA = 1e-9  # um^2
-_STEPS = 4  # time intervals per gradient pulse
-_ODDS = 30.0  # of pools of the same side to face each other
+LOG_PERMEABILITY_SD = 1.2
+_MIN_CELL_FRACTION = 0.05  # of the volume of all cells, of a cell of its own permeability
+# Volume over that of the box below which the grids of the search do not resolve a cell, and depth
+# (lengths of the prior) to which its field is lowered (benchmarks/notes/walls_off_grid.md).
+_UNRESOLVED, _LOWERED = 0.0025, 0.5
+_MIN_AREA = 1e-9  # um^2, against division by 0
+_STEPS = 4  # time steps per gradient pulse, as in the search on the lattice
+# Odds ratio of Plackett's distribution by which pools of the same side of a smooth wall meet
+# (https://doi.org/10.1080/01621459.1965.10480807). By chance, 1, signals of a ring err twice as
+# much (doc/method.md).
+_ODDS_RATIO = 30.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,83 +44,92 @@ class SmoothCells:
     Attributes
     ----------
     z : ndarray (n,)
-        Of their field.
-    leaks : ndarray (C,)
-        Logarithms of the permeabilities of the walls of each cell, over their prior's.
-    parts : ndarray (R, R, R) of int
-        To which cell the points of the raster belong.
+        Coefficients of their level-set field.
+    log_permeability : ndarray (C,)
+        Of the walls of each cell, standardised by the prior.
+    cell_index : ndarray (R, R, R) of int
+        Cell to which each point of the raster belongs.
     """
 
     z: np.ndarray
-    leaks: np.ndarray
-    parts: np.ndarray
+    log_permeability: np.ndarray
+    cell_index: np.ndarray
 
     @property
     def unknowns(self) -> np.ndarray:
-        """All numbers (n + C,), each of prior variance 1."""
-        return np.concatenate([self.z, self.leaks])
+        """All parameters (n + C,), each with a standard normal prior."""
+        return np.concatenate([self.z, self.log_permeability])
 
     @property
     def permeability(self) -> np.ndarray:
         """Of the walls of each cell (C,), um/ms."""
-        return TYPICAL_PERMEABILITY * np.exp(LOG_SPREAD * self.leaks)
+        return TYPICAL_PERMEABILITY * np.exp(LOG_PERMEABILITY_SD * self.log_permeability)
 
     def moved(self, step: np.ndarray) -> SmoothCells:
         """Cells with changed unknowns."""
-        z, leaks = np.split(step, [len(self.z)])
-        return replace(self, z=self.z + z, leaks=self.leaks + leaks)
+        z, log_permeability = np.split(step, [len(self.z)])
+        log_permeability = self.log_permeability + log_permeability
+        return replace(self, z=self.z + z, log_permeability=log_permeability)
+
+    def index_at(self, points: np.ndarray, box_um: np.ndarray) -> np.ndarray:
+        """Cell (P,) to which points (P, 3), um, in a box belong."""
+        n = len(self.cell_index)
+        voxel = ((points / box_um + 0.5) * n).astype(int).clip(0, n - 1)
+        return self.cell_index[tuple(voxel.T)]
 
 
-def single_cell_field(z: np.ndarray, leak: float = 0.0) -> SmoothCells:
+def single_cell_field(z: np.ndarray, log_permeability: float = 0.0) -> SmoothCells:
     """Cells of one permeability, by default the typical one."""
-    return SmoothCells(z, np.array([leak]), np.zeros((1, 1, 1), dtype=int))
+    return SmoothCells(z, np.array([log_permeability]), np.zeros((1, 1, 1), dtype=int))
 
 
 def without_unresolved_cells(cells: SmoothCells, prior: FieldPrior) -> SmoothCells:
-    """The same without cells that are too small to be simulated well, unless all are.
+    """The same without cells that are too small to be resolved, unless all are.
 
-    Steps by the derivatives of a coarse lattice make such islands, and do not take them back.
+    Steps by the derivatives of a coarse grid create such islands, and do not remove them.
     """
     field = prior.on_raster(cells.z)
     labels, number = ndimage.label(field > 0)
     sizes = np.bincount(labels.ravel(), minlength=number + 1)
-    small = sizes < _LEAST_CELL * labels.size
+    small = sizes < _UNRESOLVED * labels.size
     if not small.any() or small[1:].all():
         return cells
-    around = ndimage.binary_dilation(small[labels]) & (small[labels] | (labels == 0))
-    change = np.where(around, np.minimum(-_SUNK * prior.length - field, 0.0), 0.0)
-    return replace(cells, z=cells.z + prior.change_of(change.ravel()))
+    region = ndimage.binary_dilation(small[labels]) & (small[labels] | (labels == 0))
+    change = np.where(region, np.minimum(-_LOWERED * prior.length - field, 0.0), 0.0)
+    return replace(cells, z=cells.z + prior.coefficient_change(change.ravel()))
 
 
 def split_into_cells(cells: SmoothCells, prior: FieldPrior) -> SmoothCells:
-    """The same, with a permeability for each connected cell that is large enough to show.
+    """The same, with a permeability for each connected cell that is large enough.
 
-    It begins as the mean of those that the cell consisted of. Cells that have grown together keep
-    theirs.
+    It begins as the mean over the volume of the cell. Cells that have merged keep theirs.
     """
     inside = prior.on_raster(cells.z) > 0
-    before = np.broadcast_to(cells.parts, inside.shape)
+    previous = np.broadcast_to(cells.cell_index, inside.shape)
     labels, large = max(
-        (_large(ndimage.label(inside)[0]), _large((before + 1) * inside)), key=lambda x: len(x[1])
+        (_large(ndimage.label(inside)[0]), _large((previous + 1) * inside)),
+        key=lambda x: len(x[1]),
     )
     if not len(large):
         return single_cell_field(cells.z)
-    place = ndimage.distance_transform_edt(
+    nearest = ndimage.distance_transform_edt(
         ~np.isin(labels, large), return_distances=False, return_indices=True
     )
-    parts = np.searchsorted(large, labels[tuple(place)])
-    leaks = [cells.leaks[before[inside & (parts == k)]].mean() for k in range(len(large))]
-    return SmoothCells(cells.z, np.array(leaks), parts)
+    index = np.searchsorted(large, labels[tuple(nearest)])
+    log_permeability = [
+        cells.log_permeability[previous[inside & (index == k)]].mean() for k in range(len(large))
+    ]
+    return SmoothCells(cells.z, np.array(log_permeability), index)
 
 
 def _large(labels):
-    """Labels of cells, 0 outside, and which of them are large enough to show."""
+    """Labels of cells, 0 outside, and those that are large enough for their own permeability."""
     sizes = np.bincount(labels.ravel())[1:]
-    return labels, np.flatnonzero(sizes >= _LEAST_PART * sizes.sum().clip(1)) + 1
+    return labels, np.flatnonzero(sizes >= _MIN_CELL_FRACTION * sizes.sum().clip(1)) + 1
 
 
 class SmoothShape:
-    """What smooth cells are like on a lattice.
+    """Volume fractions, volumes and areas of smooth cells on a lattice.
 
     Parameters
     ----------
@@ -125,38 +139,37 @@ class SmoothShape:
     """
 
     def __init__(self, grid: TetrahedralGrid, prior: FieldPrior):
-        self.grid, self._prior, self.filled = grid, prior, VolumeFractionModel(grid, prior)
+        self.grid, self._box_um = grid, prior.box_um
+        self.volume_fractions = VolumeFractionModel(grid, prior)
 
-    def share(self, cells: SmoothCells) -> np.ndarray:
-        """Shares (T,) of tetrahedra inside of cells."""
-        return self.filled(cells.z).share[: self.grid.n_tetrahedra]
+    def fractions(self, cells: SmoothCells) -> np.ndarray:
+        """Volume fractions (T,) of tetrahedra inside of cells."""
+        return self.volume_fractions(cells.z).fractions[: self.grid.n_tetrahedra]
 
-    def part(self, cells: SmoothCells) -> np.ndarray:
-        """To which cell each tetrahedron (T,) belongs."""
-        n = len(cells.parts)
-        place = (self.grid.centroids / self._prior.box_um + 0.5) * n
-        return cells.parts[tuple(place.astype(int).clip(0, n - 1).T)]
+    def index(self, cells: SmoothCells) -> np.ndarray:
+        """Cell to which each tetrahedron (T,) belongs."""
+        return cells.index_at(self.grid.centroids, self._box_um)
 
     def geometry(self, cells: SmoothCells) -> tuple[np.ndarray, np.ndarray]:
         """Volume and area (C,), um^3 and um^2, of each cell."""
-        filled, part = self.filled(cells.z), self.part(cells)
-        inside = filled.share[: self.grid.n_tetrahedra] * self.grid.volumes
-        number = len(cells.leaks)
-        return np.bincount(part, inside, number), np.bincount(part, filled.area, number)
+        filled, index = self.volume_fractions(cells.z), self.index(cells)
+        volumes = filled.fractions[: self.grid.n_tetrahedra] * self.grid.volumes
+        n_cells = len(cells.log_permeability)
+        return np.bincount(index, volumes, n_cells), np.bincount(index, filled.area, n_cells)
 
     def projected_permeability(self, cells: SmoothCells, filled: VolumeFractions) -> np.ndarray:
         """Permeability (C,), um/ms, of the lattice's faces at the walls of each cell.
 
         Permeability times area is that of the smooth walls, whatever the area of the faces is.
         """
-        part, number = self.part(cells), len(cells.leaks)
-        first, second = self.grid.face_tetrahedra.T
-        a, b = filled.share[first], filled.share[second]
-        met = self.grid.face_areas * contact_fraction(a, b, _ODDS).value
-        lattice = np.bincount(part[first], self.grid.face_areas * a - met, number)
-        lattice += np.bincount(part[second], self.grid.face_areas * b - met, number)
-        smooth = np.bincount(part, filled.area, number)
-        return cells.permeability * smooth / np.maximum(lattice, _LEAST_AREA)
+        index, n_cells = self.index(cells), len(cells.log_permeability)
+        row, column = self.grid.face_tetrahedra.T
+        a, b, areas = filled.fractions[row], filled.fractions[column], self.grid.face_areas
+        inside_both = areas * contact_fraction(a, b, _ODDS_RATIO).value
+        lattice_area = np.bincount(index[row], areas * a - inside_both, n_cells)
+        lattice_area += np.bincount(index[column], areas * b - inside_both, n_cells)
+        smooth_area = np.bincount(index, filled.area, n_cells)
+        return cells.permeability * smooth_area / np.maximum(lattice_area, _MIN_AREA)
 
 
 class SmoothModel:
@@ -185,41 +198,39 @@ class SmoothModel:
     def _simulator_of(self, acquisition):
         grid, D = self.shape.grid, self._diffusivity
         return PartialVolumeSimulator(
-            acquisition, grid, diffusivity=D, steps=_STEPS, dtype="float32", odds_ratio=_ODDS
+            acquisition, grid, diffusivity=D, steps=_STEPS, dtype="float32", odds_ratio=_ODDS_RATIO
         )
 
     def of_measurements(self, rows: np.ndarray) -> SmoothModel:
         """The same model of some of the measurements."""
-        part = copy(self)
-        part.simulator = self._simulator_of(self._acquisition.subset(rows))
-        return part
+        model = copy(self)
+        model.simulator = self._simulator_of(self._acquisition.subset(rows))
+        return model
 
     def signals(self, cells: SmoothCells) -> np.ndarray:
         """Signals (M,) over the initial magnetisation of the box."""
-        filled = self.shape.filled(cells.z)
-        leaks, part = self._leaks(cells, filled), self.shape.part(cells)
-        return self.simulator.partial_signals(filled.share[None], leaks, part)[0]
+        filled, tau, index = self._on_lattice(cells)
+        return self.simulator.partial_signals(filled.fractions[None], tau, index)[0]
 
     def linear(self, cells: SmoothCells) -> tuple[np.ndarray, np.ndarray]:
         """Signals (M,), and their derivatives (M, n + C) by the unknowns of cells."""
-        filled = self.shape.filled(cells.z)
-        leaks, part = self._leaks(cells, filled), self.shape.part(cells)
-        signals, by_share, by_leak = self.simulator.partial_sensitivities(
-            filled.share, leaks, part
+        filled, tau, index = self._on_lattice(cells)
+        signals, by_fraction, by_tau = self.simulator.partial_sensitivities(
+            filled.fractions, tau, index
         )
         # tau = 1 / (1 + 1 / (kappa r)), so d tau / d ln kappa = tau (1 - tau)
-        by_leak = by_leak[:, :-1] * (LOG_SPREAD * leaks * (1 - leaks))[:-1]
-        return signals, np.hstack([filled.slopes(by_share, self._prior), by_leak])
+        by_log_permeability = by_tau[:, :-1] * (LOG_PERMEABILITY_SD * tau * (1 - tau))[:-1]
+        return signals, np.hstack([filled.slopes(by_fraction, self._prior), by_log_permeability])
 
-    def _leaks(self, cells, filled):
-        """Leaks (C + 1,) of the lattice's faces."""
-        permeability = self.shape.projected_permeability(cells, filled)
-        passed = permeability * self._resistance
-        return np.append(passed / (1 + passed), 1.0)
+    def _on_lattice(self, cells):
+        """Volume fractions, relative transmissibilities (C + 1,) of faces, cell index (T,)."""
+        filled = self.shape.volume_fractions(cells.z)
+        ratio = self.shape.projected_permeability(cells, filled) * self._resistance
+        return filled, np.append(ratio / (1 + ratio), 1.0), self.shape.index(cells)
 
 
 class LimitModel:
-    """Signals that those of two lattices tend to: their errors fall with the square of the edge.
+    """Richardson extrapolation of the signals of two lattices, of errors of second order.
 
     Parameters
     ----------
@@ -228,7 +239,7 @@ class LimitModel:
 
     def __init__(self, coarse: SmoothModel, fine: SmoothModel):
         self._coarse, self._fine = coarse, fine
-        self._more = 1 / ((fine.cubes / coarse.cubes) ** 2 - 1)
+        self._weight = 1 / ((fine.cubes / coarse.cubes) ** 2 - 1)
 
     def of_measurements(self, rows: np.ndarray) -> LimitModel:
         """The same model of some of the measurements."""
@@ -237,4 +248,4 @@ class LimitModel:
     def signals(self, cells: SmoothCells) -> np.ndarray:
         """Signals (M,) over the initial magnetisation of the box."""
         fine = self._fine.signals(cells)
-        return fine + self._more * (fine - self._coarse.signals(cells))
+        return fine + self._weight * (fine - self._coarse.signals(cells))

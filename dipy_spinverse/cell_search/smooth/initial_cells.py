@@ -1,8 +1,8 @@
-"""Cells that signals suggest: random ones, turned, and several of them beside each other.
+"""Initial cells that signals suggest: random ones, rotated, and combinations of several of them.
 
-Descents end in the shape that is nearest in form, not in the one that explains the data: they
-never take a cell apart. So much depends on where they start. Turned by the rotations of the box
-and put together, two thousand simulated cells are a billion candidates.
+Descents end in the local minimum of the nearest shape and never split a cell, so that much depends
+on the initial cells. Rotated by the symmetries of the box and combined, two thousand simulated
+cells are a billion candidates.
 """
 
 from __future__ import annotations
@@ -17,146 +17,150 @@ from dipy_spinverse.cell_search.smooth.forward import SmoothCells
 from dipy_spinverse.cell_search.smooth.level_set import RASTER, FieldPrior
 from dipy_spinverse.cell_search.smooth.rotations import Rotations
 
-_LARGEST = 0.15  # share of the box, of cells that leave room for another
-_GAP = 0.4  # um, around cells that stand beside each other
-_N_COMPONENTS = 40  # of signals, in which sums are compared
-_AT_ONCE = 500  # first ones of pairs
-_MOST_SUMS = 4000  # of which enough have to stand beside each other
-_KEPT = 200  # that one more cell is put beside
+# Set by hand; what combinations contribute is in benchmarks/notes/walls_off_grid.md.
+_MAX_FRACTION = 0.15  # of the box, of cells to be combined
+_GAP = 0.4  # um, between combined cells
+_N_COMPONENTS = 40  # principal components of signals, in which sums are compared
+_BLOCK = 500  # rows of pairs at once, which bounds the memory
+_MAX_SUMS = 4000  # best combinations, among which are enough that do not touch
+_MAX_EXTENDED = 200  # combinations to which one more cell is added
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Random cells: fields (N, R^3) on the raster, leaks (N,), signals (N, M).
+    """Random cells: fields (N, R^3) on the raster, log permeabilities (N,), signals (N, M).
 
     `empty` (M,) are the signals of the box without any.
     """
 
     fields: np.ndarray
-    leaks: np.ndarray
+    log_permeability: np.ndarray
     signals: np.ndarray
     empty: np.ndarray
 
 
 class InitialCells:
-    """Cells like those behind signals, made of examples."""
+    """Initial cells for the signals of a voxel, made of examples."""
 
     def __init__(self, examples: Examples, rotations: Rotations, prior: FieldPrior):
         self._examples, self._rotations, self._prior = examples, rotations, prior
 
     def scales(self, data: np.ndarray, sigma: np.ndarray, scale_of: np.ndarray) -> np.ndarray:
-        """Scales (K,) of measurements, `scale_of` (K, M), of the example that is nearest then."""
-        best, found = np.inf, np.ones(len(scale_of))
-        for x in self._turned / sigma if len(scale_of) else ():
+        """Scales (K,) of measurements, `scale_of` (K, M), that fit the nearest example."""
+        least, best = np.inf, np.ones(len(scale_of))
+        for x in self._rotated / sigma if len(scale_of) else ():
             scales = ((x * data / sigma) @ scale_of.T) / (x**2 @ scale_of.T)
             misfit = ((scales @ scale_of * x - data / sigma) ** 2).sum(axis=1)
-            if misfit.min() < best:
-                best, found = misfit.min(), scales[misfit.argmin()]
-        return found
+            if misfit.min() < least:
+                least, best = misfit.min(), scales[misfit.argmin()]
+        return best
 
     def nearest(self, data: np.ndarray, sigma: np.ndarray, number: int) -> list[SmoothCells]:
         """Examples whose signals are nearest to data (M,) with errors (M,), each once."""
-        misfit = np.array([(((x - data) / sigma) ** 2).sum(axis=1) for x in self._turned])
-        turn, chosen = misfit.argmin(axis=0), misfit.min(axis=0).argsort()[:number]
-        return [self._cells([self._field(turn[n], n)], [n]) for n in chosen]
+        misfit = np.array([(((x - data) / sigma) ** 2).sum(axis=1) for x in self._rotated])
+        rotation, order = misfit.argmin(axis=0), misfit.min(axis=0).argsort()[:number]
+        return [self._cells([self._field(rotation[n], n)], [n]) for n in order]
 
-    def beside(
+    def combined(
         self, data: np.ndarray, sigma: np.ndarray, numbers: Sequence[int]
     ) -> list[SmoothCells]:
-        """Examples beside each other, whose signals add up to the data.
+        """Combinations of examples whose signals add up to the data.
 
-        Cells that do not touch hardly know of each other, so what each changes of the signals
-        of the empty box adds up.
+        The effects of cells that do not touch on the signals of the empty box nearly add up.
 
         Parameters
         ----------
         data, sigma : ndarray (M,)
         numbers : sequence of int
-            How many of two examples, of three, and so on.
+            Number of combinations of two examples, of three, and so on.
         """
-        small = np.flatnonzero((self._examples.fields > 0).mean(axis=1) < _LARGEST)
-        change, wanted = self._changes(small, data, sigma)
-        sums, found = _pairs(change, wanted), []
+        small = np.flatnonzero((self._examples.fields > 0).mean(axis=1) < _MAX_FRACTION)
+        effects, total_effect = self._effects(small, data, sigma)
+        sums = _pairs(effects, total_effect)
+        cells: list[SmoothCells] = []
         for number in numbers:
-            apart = self._apart(sums, small)
-            found += self._different(apart, small, number)
-            if apart:
-                sums = _with_one_more(np.array([which for which, _ in apart]), change, wanted)
-        return found
+            disjoint = self._disjoint(sums, small)
+            cells += self._distinct(disjoint, small, number)
+            if disjoint:
+                rows = np.array([indices for indices, _ in disjoint])
+                sums = _with_one_more(rows, effects, total_effect)
+        return cells
 
-    def _changes(self, small, data, sigma):
-        """What turned small examples change (N, C) of the signals, and what is wanted (C,)."""
+    def _effects(self, small, data, sigma):
+        """Effects (N, C) of rotated small examples, and that of the data (C,)."""
         empty = self._examples.empty
-        change = np.concatenate([((x[small] - empty) / sigma).astype("f4") for x in self._turned])
-        basis = np.linalg.eigh(change.T @ change)[1][:, -_N_COMPONENTS:]
-        return change @ basis, ((data - empty) / sigma).astype("f4") @ basis
+        effects = np.concatenate(
+            [((x[small] - empty) / sigma).astype("f4") for x in self._rotated]
+        )
+        basis = np.linalg.eigh(effects.T @ effects)[1][:, -_N_COMPONENTS:]
+        return effects @ basis, ((data - empty) / sigma).astype("f4") @ basis
 
-    def _apart(self, sums, small):
-        """The first of sums (S, k) whose examples stand apart, and the fields (k, R^3) of each."""
-        apart, seen = [], set()
-        for which in map(tuple, np.sort(sums, axis=1)):
-            if which in seen:
+    def _disjoint(self, sums, small):
+        """The first of sums (S, k) whose examples do not touch, with their fields (k, R^3)."""
+        disjoint, tried = [], set()
+        for indices in map(tuple, np.sort(sums, axis=1)):
+            if indices in tried:
                 continue
-            seen.add(which)
-            fields = np.array([self._field(*self._turn_of(n, small)) for n in which])
+            tried.add(indices)
+            fields = np.array([self._field(*self._rotation_of(n, small)) for n in indices])
             if (np.sort(fields, axis=0)[-2] < -_GAP).all():
-                apart.append((which, fields))
-            if len(apart) == _KEPT:
+                disjoint.append((indices, fields))
+            if len(disjoint) == _MAX_EXTENDED:
                 break
-        return apart
+        return disjoint
 
-    def _different(self, apart, small, number):
+    def _distinct(self, disjoint, small, number):
         """Cells of the first sums, each with an example that none before has."""
-        found: list[SmoothCells] = []
+        cells: list[SmoothCells] = []
         used: set[int] = set()
-        for which, fields in apart:
-            examples = [self._turn_of(n, small)[1] for n in which]
-            if len(found) < number and not used.issuperset(examples):
-                found.append(self._cells(fields, examples))
+        for indices, fields in disjoint:
+            examples = [self._rotation_of(n, small)[1] for n in indices]
+            if len(cells) < number and not used.issuperset(examples):
+                cells.append(self._cells(fields, examples))
                 used.update(examples)
-        return found
+        return cells
 
-    def _turn_of(self, which, small):
-        turn, n = divmod(which, len(small))
-        return turn, small[n]
+    def _rotation_of(self, index, small):
+        rotation, n = divmod(index, len(small))
+        return rotation, small[n]
 
-    def _field(self, turn, n):
-        return self._rotations.fields(turn, self._examples.fields[n : n + 1])[0]
+    def _field(self, rotation, n):
+        return self._rotations.fields(rotation, self._examples.fields[n : n + 1])[0]
 
-    def _cells(self, fields, which):
-        """Cells of which each has the walls of its example."""
-        nearest = np.argmax(fields, axis=0).reshape((RASTER,) * 3)
-        z = self._prior.field_of(np.max(fields, axis=0))
-        return SmoothCells(z, self._examples.leaks[which], nearest)
+    def _cells(self, fields, examples):
+        """Cells of which each has the permeability of its example."""
+        index = np.argmax(fields, axis=0).reshape((RASTER,) * 3)
+        z = self._prior.coefficients_of(np.max(fields, axis=0))
+        return SmoothCells(z, self._examples.log_permeability[examples], index)
 
     @cached_property
-    def _turned(self):
-        """Signals (rotations, N, M) of all turned examples."""
-        every = range(len(self._rotations))
+    def _rotated(self):
+        """Signals (rotations, N, M) of all rotated examples."""
         signals = self._examples.signals
-        return np.array([self._rotations.signals(k, signals) for k in every], np.float32)
+        rotated = [self._rotations.signals(k, signals) for k in range(len(self._rotations))]
+        return np.array(rotated, np.float32)
 
 
-def _pairs(change, wanted):
-    """Pairs (P, 2) that add up to what is wanted, of each first one the best second."""
-    alone = ((wanted - change) ** 2).sum(axis=1)
-    second_alone = (change**2).sum(axis=1) - 2 * change @ wanted
-    every = np.arange(len(change))
+def _pairs(effects, total_effect):
+    """Pairs (P, 2) whose effects add up to the total, with the best second of each first one."""
+    single = ((total_effect - effects) ** 2).sum(axis=1)
+    of_second = (effects**2).sum(axis=1) - 2 * effects @ total_effect
+    indices = np.arange(len(effects))
     seconds, misfits = [], []
-    for first in np.split(every, every[_AT_ONCE::_AT_ONCE]):
-        misfit = second_alone + 2 * change[first] @ change.T
+    for rows in np.split(indices, indices[_BLOCK::_BLOCK]):
+        misfit = of_second + 2 * effects[rows] @ effects.T
         seconds.append(misfit.argmin(axis=1))
-        misfits.append(alone[first] + misfit.min(axis=1))
-    best = np.concatenate(misfits).argsort()[:_MOST_SUMS]
-    return np.stack([every, np.concatenate(seconds)], axis=1)[best]
+        misfits.append(single[rows] + misfit.min(axis=1))
+    order = np.concatenate(misfits).argsort()[:_MAX_SUMS]
+    return np.stack([indices, np.concatenate(seconds)], axis=1)[order]
 
 
-def _with_one_more(sums, change, wanted):
-    """Sums (S, k + 1) that add up to what is wanted, of some (S, k) and one more."""
-    rest = wanted - change[sums].sum(axis=1)
-    misfit = (rest**2).sum(axis=1)[:, None] - 2 * rest @ change.T + (change**2).sum(axis=1)
-    misfit = misfit.ravel()
-    best = np.argpartition(misfit, min(_MOST_SUMS, len(misfit) - 1))[:_MOST_SUMS]
-    best = best[misfit[best].argsort()]
-    before, more = np.divmod(best, len(change))
-    return np.hstack([sums[before], more[:, None]])
+def _with_one_more(sums, effects, total_effect):
+    """Sums (S, k + 1) of effects that add up to the total, extended from sums (S, k)."""
+    residual = total_effect - effects[sums].sum(axis=1)
+    misfit = (residual**2).sum(axis=1)[:, None] - 2 * residual @ effects.T
+    misfit = (misfit + (effects**2).sum(axis=1)).ravel()
+    order = np.argpartition(misfit, min(_MAX_SUMS, len(misfit) - 1))[:_MAX_SUMS]
+    order = order[misfit[order].argsort()]
+    row, added = np.divmod(order, len(effects))
+    return np.hstack([sums[row], added[:, None]])

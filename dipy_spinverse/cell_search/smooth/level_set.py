@@ -1,7 +1,7 @@
-"""Smooth cells as level sets: a random field, positive inside of cells, of Gaussian prior.
+"""Smooth cells as level sets of a Gaussian random field, which is positive inside of them.
 
-The field is MEAN + SD sum_k z_k f_k(x) with independent z of variance 1 and the leading
-eigenfunctions f of a squared exponential covariance, so |z|^2 says how unlikely a shape is.
+The field is MEAN + SD sum_k z_k f_k(x) with standard normal z and the leading eigenfunctions f of
+a squared exponential covariance (Karhunen-Loeve), so |z|^2 / 2 is minus the log prior of a shape.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ from scipy.ndimage import map_coordinates, spline_filter
 
 from dipy_spinverse.grid import TetrahedralGrid
 
-# Of the field, relative to the mean side of the box, but for the mean, which is over its standard
-# deviation: a fifth of the box is inside. With equal length and deviation slopes are about 1.
-_LENGTH = 0.12
-_MEAN = -0.75
+# Correlation length over the mean side of the box, and mean over standard deviation of the field:
+# a fifth of the box is inside. With equal length and standard deviation slopes are about 1. Set by
+# hand so that samples resemble cells; not fitted to data.
+_LENGTH, _MEAN = 0.12, -0.75
 _N_NODES = 64  # along an axis, on which the covariance is diagonalised
-_LEAST_VARIANCE = 1e-3  # of a mode, relative to the first
-_CLIP = 1.5  # lengths from walls up to which a body is described
-_LEAST_SLOPE = 0.3  # of the field, where a distance is made of it
-_STEEPEST = 1.2  # slope of a field, where tetrahedra near walls are told from others
-_WIDTH = 0.6  # of the change from inside to outside, in distances of the points
-_RIDGE = 1e-4
-_FLAT = 1e-6  # extent across a piece of a plane, over that along it
+_MIN_VARIANCE = 1e-3  # of a mode, relative to the first; leaves some 700 modes
 RASTER = 20  # points along an axis
-_SPLINE, _BEYOND = 32, 4  # nodes of cubic splines along an axis, in the box and beyond each end
+_SPLINE, _PADDING = 32, 4  # nodes of cubic splines along an axis, in the box and beyond each end
+_CLIP = 1.5  # depth up to which bodies are represented, in lengths of the prior
+_RIDGE = 1e-4  # of their least squares, relative to the mean diagonal
+# Width of walls, in distances of the points that sample a tetrahedron: wider ones would leak
+# (benchmarks/notes/walls_off_grid.md, "The width of a wall").
+_WIDTH = 0.6
+_MIN_SLOPE, _MAX_SLOPE = 0.3, 1.2  # of the field at walls, to convert it to a distance
+_FLAT = 1e-6  # extent across a planar piece, over that along it
 
 
 @dataclass(frozen=True, eq=False)
 class FieldPrior:
-    """Modes of the random field in a box of given sides (3,), um, centred on the origin."""
+    """Modes of the random field in a box of sides (3,), um, centred on the origin."""
 
     box_um: np.ndarray
 
@@ -54,41 +55,39 @@ class FieldPrior:
 
     def basis(self, points: np.ndarray) -> np.ndarray:
         """Matrix (P, n) from z to the field minus its mean, um, at points (P, 3)."""
-        return self.product(self.factors(points))
+        factors = zip(self._factors(points), self._modes[1].T, strict=True)
+        modes, *others = (factor[..., index] for factor, index in factors)
+        modes *= np.float32(self.length)
+        for factor in others:
+            modes *= factor
+        return modes
 
-    def factors(self, points: np.ndarray) -> list[np.ndarray]:
-        """The functions (P, k) along each axis of which `basis` consists."""
+    def _factors(self, points):
+        """The functions (P, k) along each axis whose products are the modes."""
         nodes = np.linspace(-0.5, 0.5, _N_NODES)[:, None] * self.box_um
         return [
             (self._covariance(points[:, k, None] - nodes[:, k]) @ factor).astype(np.float32)
             for k, factor in enumerate(self._modes[0])
         ]
 
-    def product(self, factors: list[np.ndarray]) -> np.ndarray:
-        """Basis (..., n) of factors (..., k)."""
-        first, second, third = (x[..., k] for x, k in zip(factors, self._modes[1].T, strict=True))
-        first *= np.float32(self.length)
-        first *= second
-        first *= third
-        return first
-
     def on_axes(self, z: np.ndarray, axes: list[np.ndarray]) -> np.ndarray:
         """Field (A, B, C), um, at all points of three axes, of unknowns z (n,)."""
         points = [np.repeat(axis[:, None], 3, axis=1) for axis in axes]
-        along = [self.factors(x)[k] for k, x in enumerate(points)]
-        modes = np.zeros([x.shape[1] for x in along])
+        axis_factors = [self._factors(x)[k] for k, x in enumerate(points)]
+        modes = np.zeros([x.shape[1] for x in axis_factors])
         modes[tuple(self._modes[1].T)] = self.length * z
-        field = np.einsum("ijk,ck->ijc", modes, along[2])
-        return np.einsum("ai,bj,ijc->abc", along[0], along[1], field, optimize=True) + self.mean
+        field = np.einsum("ijk,ck->ijc", modes, axis_factors[2])
+        x, y, _ = axis_factors
+        return np.einsum("ai,bj,ijc->abc", x, y, field, optimize=True) + self.mean
 
     def interpolated(self, z: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         """The field, um, of unknowns z (n,) as a function of points (..., 3) in the box."""
-        places = (np.arange(-_BEYOND, _SPLINE + _BEYOND) + 0.5) / _SPLINE - 0.5
-        nodes = spline_filter(self.on_axes(z, [places * side for side in self.box_um]))
+        relative = (np.arange(-_PADDING, _SPLINE + _PADDING) + 0.5) / _SPLINE - 0.5
+        nodes = spline_filter(self.on_axes(z, [relative * side for side in self.box_um]))
 
         def field(points):
-            place = (points / self.box_um + 0.5) * _SPLINE - 0.5 + _BEYOND
-            return map_coordinates(nodes, np.moveaxis(place, -1, 0), prefilter=False)
+            coordinates = (points / self.box_um + 0.5) * _SPLINE - 0.5 + _PADDING
+            return map_coordinates(nodes, np.moveaxis(coordinates, -1, 0), prefilter=False)
 
         return field
 
@@ -109,35 +108,36 @@ class FieldPrior:
         """Field (R, R, R), um, of unknowns z (n,) on the raster."""
         return (self.raster[1] @ z + self.mean).reshape((RASTER,) * 3)
 
-    def field_of(self, distance: np.ndarray) -> np.ndarray:
-        """Unknowns z (n,) of a body from its distance (R^3,), um, on the raster, + inside."""
-        return self.change_of(distance.clip(-_CLIP * self.length, _CLIP * self.length) - self.mean)
+    def coefficients_of(self, depth: np.ndarray) -> np.ndarray:
+        """Unknowns z (n,) of a body from the depth (R^3,), um, of the raster's points in it."""
+        limit = _CLIP * self.length
+        return self.coefficient_change(depth.clip(-limit, limit) - self.mean)
 
-    def change_of(self, change: np.ndarray) -> np.ndarray:
-        """Change of unknowns (n,) that changes the field by so much (R^3,), um, on the raster."""
+    def coefficient_change(self, change: np.ndarray) -> np.ndarray:
+        """Change of unknowns (n,) for a change of the field (R^3,), um, on the raster."""
         return self._raster_inverse @ change
 
     @cached_property
     def _raster_inverse(self):
         basis = self.raster[1].astype(float)
-        square = basis.T @ basis
-        square[np.diag_indices_from(square)] += _RIDGE * np.trace(square) / len(square)
-        return np.linalg.solve(square, basis.T)
+        gram = basis.T @ basis
+        gram[np.diag_indices_from(gram)] += _RIDGE * np.trace(gram) / len(gram)
+        return np.linalg.solve(gram, basis.T)
 
-    def _covariance(self, apart):
-        return np.exp(-0.5 * (apart / self.length) ** 2)
+    def _covariance(self, distance):
+        return np.exp(-0.5 * (distance / self.length) ** 2)
 
     @cached_property
     def _modes(self):
         nodes = np.linspace(-0.5, 0.5, _N_NODES)[:, None] * self.box_um
         values, factors = [], []
-        for along in nodes.T:
-            value, vector = np.linalg.eigh(self._covariance(along[:, None] - along))
-            keep = value > _LEAST_VARIANCE * value[-1]
-            values.append(value[keep][::-1])
-            factors.append((vector[:, keep] / np.sqrt(value[keep]))[:, ::-1])
+        for axis in nodes.T:
+            value, vector = np.linalg.eigh(self._covariance(axis[:, None] - axis))
+            leading = value > _MIN_VARIANCE * value[-1]
+            values.append(value[leading][::-1])
+            factors.append((vector[:, leading] / np.sqrt(value[leading]))[:, ::-1])
         variance = values[0][:, None, None] * values[1][:, None] * values[2]
-        index = np.argwhere(variance > _LEAST_VARIANCE * variance.max())
+        index = np.argwhere(variance > _MIN_VARIANCE * variance.max())
         return factors, index, variance[tuple(index.T)] / variance.max()
 
 
@@ -153,36 +153,35 @@ def level_set_prior(grid: TetrahedralGrid) -> FieldPrior:
 
 @dataclass(frozen=True, eq=False)
 class VolumeFractions:
-    """How a field fills the T tetrahedra of a grid, and the sides of the box at its B outer faces.
+    """Volume fractions inside of cells, of T tetrahedra and B outer faces of a grid.
 
     Attributes
     ----------
-    share : ndarray (T + B,)
-        Inside of cells.
+    fractions : ndarray (T + B,)
     area : ndarray (T,)
-        Of the walls in each, um^2.
+        Of the walls in each tetrahedron, um^2.
     points : ndarray (P, 3)
-        At walls, um, which tell the share of tetrahedra and sides.
-    places : ndarray (P,)
-        To which of these they belong.
+        Sampling points near walls, um.
+    pieces : ndarray (P,)
+        Tetrahedra and outer faces to which these belong.
     by_field : ndarray (P,)
-        Derivatives of the share by the field there, 1/um.
+        Derivatives of the fractions by the field at the points, 1/um.
     """
 
-    share: np.ndarray
+    fractions: np.ndarray
     area: np.ndarray
     points: np.ndarray
-    places: np.ndarray
+    pieces: np.ndarray
     by_field: np.ndarray
 
-    def slopes(self, by_share: np.ndarray, prior: FieldPrior) -> np.ndarray:
-        """Derivatives (M, n) by the unknowns, of those (M, T + B) by shares."""
-        weighted = by_share[:, self.places] * self.by_field
+    def slopes(self, by_fraction: np.ndarray, prior: FieldPrior) -> np.ndarray:
+        """Derivatives (M, n) by the unknowns, from those (M, T + B) by the fractions."""
+        weighted = by_fraction[:, self.pieces] * self.by_field
         return weighted.astype(np.float32) @ prior.basis(self.points)
 
 
 class VolumeFractionModel:
-    """Shares of the tetrahedra of a grid, and of the sides of its box, inside of smooth cells.
+    """Volume fractions inside of smooth cells, of tetrahedra and of sides of the box.
 
     Parameters
     ----------
@@ -195,66 +194,66 @@ class VolumeFractionModel:
         self._prior = prior
         inner = np.einsum("qv,tvk->tqk", _barycentric(), grid.tetrahedron_points)
         sides = _evenly_in(_on_sides(grid))
-        # A share changes over this distance, as of one point: wider walls would leak.
+        inner_width = _WIDTH * np.cbrt(grid.volumes[0] / inner.shape[1])
+        side_width = _WIDTH * np.sqrt(grid.outer_areas[0] / sides.shape[1])
         self._pieces = (
-            _Pieces(inner, grid.volumes, _WIDTH * np.cbrt(grid.volumes[0] / inner.shape[1])),
-            _Pieces(
-                sides, grid.outer_areas, _WIDTH * np.sqrt(grid.outer_areas[0] / sides.shape[1])
-            ),
+            _Pieces(inner, grid.volumes, inner_width),
+            _Pieces(sides, grid.outer_areas, side_width),
         )
 
     def __call__(self, z: np.ndarray) -> VolumeFractions:
-        """How the field of unknowns z (n,) fills the tetrahedra."""
+        """Volume fractions for the field of unknowns z (n,)."""
         field_at = self._prior.interpolated(z)
-        inner, sides = (pieces.filled(field_at) for pieces in self._pieces)
+        inner, sides = (pieces.fractions(field_at) for pieces in self._pieces)
         return VolumeFractions(
-            share=np.concatenate([inner.share, sides.share]),
+            fractions=np.concatenate([inner.fractions, sides.fractions]),
             area=inner.area,
             points=np.concatenate([inner.points, sides.points]),
-            places=np.concatenate([inner.places, sides.places + len(inner.share)]),
+            pieces=np.concatenate([inner.pieces, sides.pieces + len(inner.fractions)]),
             by_field=np.concatenate([inner.by_field, sides.by_field]),
         )
 
 
 class _Pieces:
-    """Pieces of space of sizes (N,), each sampled by points (N, Q, 3).
-
-    Shares change over a width, um.
-    """
+    """Pieces of space of sizes (N,), sampled by points (N, Q, 3), with walls of a width, um."""
 
     def __init__(self, points, sizes, width):
         self._points, self._sizes, self._width = points, sizes, width
         self._centres = points.mean(axis=1)
         # Least squares of the field's slope in each piece.
         self._to_slope = np.linalg.pinv(points - self._centres[:, None], rcond=_FLAT)
-        away = np.linalg.norm(points - self._centres[:, None], axis=2).max()
-        self._reach = _STEEPEST * (away + width / 2)
+        radius = np.linalg.norm(points - self._centres[:, None], axis=2).max()
+        self._max_field = _MAX_SLOPE * (radius + width / 2)
 
-    def filled(self, field_at):
-        """How a field fills the pieces, numbered from 0."""
-        middle = field_at(self._centres)
-        near = np.flatnonzero(np.abs(middle) < self._reach)
-        field = field_at(self._points[near])
-        slope = np.linalg.norm(np.einsum("tkq,tq->tk", self._to_slope[near], field), axis=1)
-        slope = slope.clip(_LEAST_SLOPE)[:, None]
+    def fractions(self, field_at):
+        """Volume fractions for a field, of pieces numbered from 0."""
+        central = field_at(self._centres)
+        near_wall = np.flatnonzero(np.abs(central) < self._max_field)
+        field = field_at(self._points[near_wall])
+        gradient = np.einsum("tkq,tq->tk", self._to_slope[near_wall], field)
+        slope = np.linalg.norm(gradient, axis=1).clip(_MIN_SLOPE)[:, None]
         inside = 0.5 + field / slope / (2 * self._width)
         at_wall = (inside > 0) & (inside < 1)
-        share, per_um = (middle > 0).astype(float), np.zeros(len(middle))
-        share[near] = inside.clip(0, 1).mean(axis=1)
-        per_um[near] = at_wall.mean(axis=1) / (2 * self._width)
+        fractions, area_density = (central > 0).astype(float), np.zeros(len(central))
+        fractions[near_wall] = inside.clip(0, 1).mean(axis=1)
+        area_density[near_wall] = at_wall.mean(axis=1) / (2 * self._width)
         by_field = at_wall / slope / (2 * self._width * field.shape[1])
-        places = near[np.nonzero(at_wall)[0]]
-        points = self._points[near][at_wall]
-        return VolumeFractions(share, per_um * self._sizes, points, places, by_field[at_wall])
+        return VolumeFractions(
+            fractions,
+            area_density * self._sizes,
+            points=self._points[near_wall][at_wall],
+            pieces=near_wall[np.nonzero(at_wall)[0]],
+            by_field=by_field[at_wall],
+        )
 
 
 def _on_sides(grid):
     """Triangles (B, 3, 3), um, on the sides of the box behind the outer faces of a lattice."""
-    face, half = grid.points_um[grid.outer_faces], grid.box_um / 2
-    # Two corners of an outer face lie on a side of the box, the third one under it.
-    to_side = half - np.abs(face.mean(axis=1))
-    on_side = np.arange(3) == to_side.argmin(axis=1)[:, None]
-    return np.where(on_side[:, None], np.sign(face) * half, face)
+    face, half_box = grid.points_um[grid.outer_faces], grid.box_um / 2
+    # Two corners of an outer face lie on a side of the box, the third one below it.
+    distance = half_box - np.abs(face.mean(axis=1))
+    normal_axis = np.arange(3) == distance.argmin(axis=1)[:, None]
+    return np.where(normal_axis[:, None], np.sign(face) * half_box, face)
 
 
 def _evenly_in(triangles):
@@ -269,7 +268,7 @@ def _evenly_in(triangles):
 
 
 def _barycentric():
-    """Points (32, 4) that sample a tetrahedron evenly, four in each eighth of it."""
+    """Barycentric points (32, 4) of a tetrahedron, by a four-point rule in each eighth."""
     inner, outer = 0.58541020, 0.13819660
     rule = np.full((4, 4), outer) + (inner - outer) * np.eye(4)
     return np.einsum("qv,pvk->pqk", rule, _eighths(np.eye(4))).reshape(-1, 4)

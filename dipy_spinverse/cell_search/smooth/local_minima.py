@@ -1,4 +1,4 @@
-"""Where lines of the search end: as the limit of fine grids has it, and at other places, too."""
+"""Local minima of a search, in the limit of fine grids, and those of symmetry images."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from operator import attrgetter
 
 import numpy as np
 
-from dipy_spinverse.cell_search.shared_errors import most_probable_errors, whitening
-from dipy_spinverse.cell_search.smooth.descent import Fitted, SmoothDescent
-from dipy_spinverse.cell_search.smooth.effort import SmoothEffort
+from dipy_spinverse.cell_search.condensed import most_probable_errors, whitening
+from dipy_spinverse.cell_search.smooth.budget import SmoothSearchBudget
+from dipy_spinverse.cell_search.smooth.descent import FittedCells, SmoothDescent
 from dipy_spinverse.cell_search.smooth.forward import (
     LimitModel,
     SmoothCells,
@@ -20,138 +20,135 @@ from dipy_spinverse.cell_search.smooth.forward import (
 )
 from dipy_spinverse.cell_search.smooth.symmetry_images import symmetry_images
 
-# Of minus twice the log probability: what another correction may bring at least, and how far from
-# the best end a corrected line is given up.
-_LEAST_GAIN, _HOPELESS = 1.0, 100.0
+# Of twice the log posterior: least gain of another correction, and difference from the best local
+# minimum at which a descent is abandoned (benchmarks/notes/walls_off_grid.md).
+_MIN_GAIN, _ABANDONED = 1.0, 100.0
+_N_RANKED = 12  # symmetry images that the fine grid ranks, after the middle one
 
 
 @dataclass(frozen=True, eq=False)
 class LocalMinimum:
-    """Where a line of the search ends.
+    """A local minimum of minus the log posterior.
 
     Attributes
     ----------
-    fitted : Fitted
+    fitted : FittedCells
         To all data, in the limit of fine grids.
     signals : ndarray (M,)
-        There.
-    narrowing : float
-        Minus twice the log of how much of the prior's volume around the cells data leave.
+        In that limit.
+    log_volume_ratio : float
+        Minus twice the logarithm of the posterior volume around the cells over that of the prior.
     shared : ndarray (k,)
         Errors that measurements share, in standard deviations.
     """
 
-    fitted: Fitted
+    fitted: FittedCells
     signals: np.ndarray
-    narrowing: float
+    log_volume_ratio: float
     shared: np.ndarray
 
     @property
-    def improbability(self) -> float:
-        """Minus twice the log probability of the cells and those around them, but for a constant.
+    def neg2_log_evidence(self) -> float:
+        """Minus twice the log probability of the region around the cells (Laplace)."""
+        return self.fitted.neg2_log_posterior + self.log_volume_ratio
 
-        Of two ends as probable, that with more room around it is the more likely one.
-        """
-        return self.fitted.improbability + self.narrowing
+
+_neg2_log_evidence = attrgetter("neg2_log_evidence")
 
 
 @dataclass(frozen=True, eq=False)
 class LimitRefinement:
-    """The last steps of lines.
+    """The last steps of descents, with signals in the limit of fine grids.
 
     Parameters
     ----------
     fine : SmoothModel
         Of all measurements.
     limit : LimitModel
-        Of those that the target wants.
+        Of those of the target.
     descend : SmoothDescent
         On the fine grid.
-    effort : SmoothEffort
+    budget : SmoothSearchBudget
     """
 
     fine: SmoothModel
     limit: LimitModel
     descend: SmoothDescent
-    effort: SmoothEffort
+    budget: SmoothSearchBudget
 
     def __call__(self, cells: SmoothCells, best: float = np.inf) -> LocalMinimum:
-        """The best end of a line after some steps, corrected by the limit each time.
+        """The best of the states after some steps, corrected by the limit each time.
 
-        A correction belongs to one shape, so steps far from it can lead away from the data: then
-        fewer are taken. Lines that stay far above the improbability of the best one are given up.
+        A correction belongs to one shape, so that steps far from it can lead away from the data:
+        then fewer are taken. Descents that remain far above the best local minimum are abandoned.
         """
         prior = self.descend.prior
         cells = split_into_cells(without_unresolved_cells(cells, prior), prior)
-        end, n_steps = self.at(cells), self.effort.n_steps_last
-        for _ in range(self.effort.n_corrections):
-            descend = self._exact_for(self.descend, end)
-            there = descend(descend.fitted(end.fitted.cells), n_steps).cells
-            there = self.at(without_unresolved_cells(there, prior))
-            gain = end.improbability - there.improbability
-            end = min(end, there, key=_improbability)
-            if gain < _LEAST_GAIN:
+        minimum, n_steps = self.at(cells), self.budget.n_final_steps
+        for _ in range(self.budget.n_corrections):
+            descend = self._exact_for(self.descend, minimum)
+            cells = descend(descend.fitted(minimum.fitted.cells), n_steps).cells
+            candidate = self.at(without_unresolved_cells(cells, prior))
+            gain = minimum.neg2_log_evidence - candidate.neg2_log_evidence
+            minimum = min(minimum, candidate, key=_neg2_log_evidence)
+            if gain < _MIN_GAIN:
                 n_steps //= 2
-            if n_steps == 0 or 0 < gain < _LEAST_GAIN or end.improbability > best + _HOPELESS:
+            abandoned = minimum.neg2_log_evidence > best + _ABANDONED
+            if n_steps == 0 or 0 < gain < _MIN_GAIN or abandoned:
                 break
-        return end
+        return minimum
 
-    def with_symmetry_images(self, ends: Sequence[LocalMinimum]) -> list[LocalMinimum]:
-        """Ends, and those of lines from the best one's cells at other places, the best first.
+    def all_of(self, candidates: Sequence[SmoothCells]) -> list[LocalMinimum]:
+        """Local minima of several cells, the best first."""
+        minima: list[LocalMinimum] = []
+        for cells in candidates:
+            best = min(map(_neg2_log_evidence, minima), default=np.inf)
+            minima.append(self(cells, best))
+        return sorted(minima, key=_neg2_log_evidence)
 
-        What a place changes of the signals is less than what the lattices of the search err by.
-        The best line goes on at last.
+    def with_symmetry_images(self, minima: Sequence[LocalMinimum]) -> list[LocalMinimum]:
+        """Local minima, and those from symmetry images of the best one, the best first.
+
+        Images are ranked on the fine grid: their signals differ by less than the errors of the
+        coarser ones. The best local minimum is refined once more.
         """
-        ends = sorted(ends, key=_improbability)
-        for _ in range(self.effort.n_rounds):
-            best, rough = ends[0], replace(self.descend, exact=self.descend.slopes)
-            moved = symmetry_images(best.fitted.cells, self.descend.prior)
-            for descend, number in (
-                (rough, self.effort.n_places_ranked),
-                (self.descend, self.effort.n_places),
-            ):
-                moved = _most_probable(moved, self._exact_for(descend, best))[:number]
-            ends += [self(cells, best.improbability) for cells in moved]
-            ends = sorted(ends, key=_improbability)
-            if ends[0] is best:
+        minima = sorted(minima, key=_neg2_log_evidence)
+        rough = replace(self.descend, signal_model=self.descend.slope_model)
+        for _ in range(self.budget.n_image_rounds):
+            best = minima[0]
+            images = symmetry_images(best.fitted.cells, self.descend.prior)
+            for descend, number in (rough, _N_RANKED), (self.descend, self.budget.n_images[1]):
+                images = _ranked(images, self._exact_for(descend, best))[:number]
+            minima += [self(cells, best.neg2_log_evidence) for cells in images]
+            minima = sorted(minima, key=_neg2_log_evidence)
+            if minima[0] is best:
                 break
-        ends[0] = self(ends[0].fitted.cells)
-        return ends
-
-    def of_lines(self, lines: Sequence[SmoothCells]) -> list[LocalMinimum]:
-        """Where lines end, the best first."""
-        ends: list[LocalMinimum] = []
-        for cells in lines:
-            ends.append(self(cells, min(map(_improbability, ends), default=np.inf)))
-        return sorted(ends, key=_improbability)
+        minima[0] = self(minima[0].fitted.cells)
+        return minima
 
     def at(self, cells: SmoothCells) -> LocalMinimum:
-        """Cells as an end, without a step."""
+        """Cells as a local minimum, without a step."""
         target, jacobian = self.descend.target, self.descend.jacobian(cells)
         signals = self._signals(cells)
         residual = target.complete.residual_of(signals)
-        narrowing = np.linalg.slogdet(np.eye(len(jacobian)) + jacobian @ jacobian.T)[1]
-        fitted = Fitted(cells, whitening(target.shared) @ residual)
-        return LocalMinimum(
-            fitted, signals, float(narrowing), most_probable_errors(target.shared, residual)
-        )
+        log_volume_ratio = np.linalg.slogdet(np.eye(len(jacobian)) + jacobian @ jacobian.T)[1]
+        fitted = FittedCells(cells, whitening(target.shared) @ residual)
+        shared = most_probable_errors(target.shared, residual)
+        return LocalMinimum(fitted, signals, float(log_volume_ratio), shared)
 
     def _signals(self, cells):
-        """Signals (M,) in the limit: a few foretell what all differ by from the fine grid's."""
-        target, simulated = self.descend.target, self.descend.exact.signals(cells)
+        """Signals (M,) in the limit; their difference from the fine grid's follows from a few."""
+        target, simulated = self.descend.target, self.descend.signal_model.signals(cells)
         change = self.limit.signals(cells) - simulated
-        return self.fine.signals(cells) + target.foretold_change(change)
+        return self.fine.signals(cells) + target.predicted_change(change)
 
-    def _exact_for(self, descend, end):
-        """Descents to data that are corrected for the cells of an end."""
-        simulated = descend.exact.signals(end.fitted.cells)
-        return replace(descend, target=descend.target.exact_for(end.signals, simulated))
-
-
-def _most_probable(some, descend):
-    """Cells in the order of their probability."""
-    fitted = sorted((descend.fitted(cells) for cells in some), key=_improbability)
-    return [one.cells for one in fitted]
+    def _exact_for(self, descend, minimum):
+        """Descents to data that are corrected for the cells of a local minimum."""
+        simulated = descend.signal_model.signals(minimum.fitted.cells)
+        return replace(descend, target=descend.target.exact_for(minimum.signals, simulated))
 
 
-_improbability = attrgetter("improbability")
+def _ranked(candidates, descend):
+    """Cells in the order of their posterior probability."""
+    fitted = [descend.fitted(cells) for cells in candidates]
+    return [x.cells for x in sorted(fitted, key=attrgetter("neg2_log_posterior"))]

@@ -1,7 +1,9 @@
-"""Cells drawn from the posterior around the most probable ones: randomised maximum likelihood.
+"""Posterior samples around the most probable cells, by randomised maximum likelihood.
 
-Each draw is the most probable cells of data with noise once more, and of a prior around cells
-drawn from it. For a linear model that is exact; here it keeps to shapes that explain the data.
+Each sample is the most probable cells of data with a second realisation of the noise, and of a
+prior around cells drawn from it. For a linear model that is exact (Chen and Oliver, Math. Geosci.
+44, 2012, https://doi.org/10.1007/s11004-011-9376-z); here samples are approximate, but explain the
+data.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ import numpy as np
 from dipy_spinverse.cell_search.smooth.descent import SmoothDescent
 from dipy_spinverse.cell_search.smooth.forward import SmoothCells
 
-# Draws differ from the best cells by this power of the variance of a mode: by a field of twice the
-# prior's length and a third of its deviation. With the prior's own, islands grow, and walls become
-# rougher than those of cells, by up to a tenth of their area.
-_SMOOTHER = 1.5
-_SHORTER = 1 / 3  # of a step in vain
+# Samples differ from the best cells by this power of the variance of a mode: by a field of twice
+# the prior's length and a third of its deviation. With the prior's own, islands grow, and walls
+# become rougher than those of cells, by up to a tenth of their area
+# (benchmarks/notes/walls_off_grid.md).
+_VARIANCE_POWER = 1.5
+_STEP_REDUCTION = 1 / 3  # of a step that failed
 
 
 def posterior_sample(
@@ -25,37 +28,37 @@ def posterior_sample(
     n_steps: int,
     error: float,
 ) -> SmoothCells:
-    """Cells like the most probable ones.
+    """A sample around the most probable cells.
 
     Parameters
     ----------
     rng : numpy.random.Generator
     cells : SmoothCells
-        The most probable ones; data are what they foretell, with noise once more.
+        The most probable ones; data are their signals with noise.
     descend : SmoothDescent
         Its model of derivatives gives the signals, too.
     n_steps : int
     error : float
         Of the data, in units of their noise.
     """
-    target, model = descend.target, descend.slopes
-    spread = np.append(descend.prior.variances**_SMOOTHER, np.ones(len(cells.leaks)))
-    around = spread * rng.standard_normal(len(spread))
+    target, model = descend.target, descend.slope_model
+    variances = descend.prior.variances**_VARIANCE_POWER
+    prior_sd = np.append(variances, np.ones(len(cells.log_permeability)))
+    prior_draw = prior_sd * rng.standard_normal(len(prior_sd))
     expected = target.expected(model.signals(cells))
-    wanted = expected + error * rng.standard_normal(len(expected))
-    least, change, step = np.inf, np.zeros(len(around)), np.zeros(len(around))
+    data = expected + error * rng.standard_normal(len(expected))
+    least, change, step = np.inf, np.zeros(len(prior_draw)), np.zeros(len(prior_draw))
     for _ in range(n_steps):
         signals, jacobian = model.linear(cells.moved(change + step))
-        residual = (wanted - target.expected(signals)) / error
-        away = (around - change - step) / spread
-        misfit = residual @ residual + away @ away
+        residual = (data - target.expected(signals)) / error
+        prior_residual = (prior_draw - change - step) / prior_sd
+        misfit = residual @ residual + prior_residual @ prior_residual
         if misfit < least:
             least, change = misfit, change + step
-            slopes = spread * target.expected(jacobian.T).T / error
+            slopes = prior_sd * target.expected(jacobian.T).T / error
             system = np.eye(len(slopes)) + slopes @ slopes.T
-            # What is foretold to be left, of the residual after steps back to the prior's.
-            left = np.linalg.solve(system, residual - slopes @ away)
-            step = spread * (away + slopes.T @ left)
+            remaining = np.linalg.solve(system, residual - slopes @ prior_residual)
+            step = prior_sd * (prior_residual + slopes.T @ remaining)
         else:
-            step = _SHORTER * step
+            step = _STEP_REDUCTION * step
     return cells.moved(change)

@@ -10,15 +10,16 @@ import numpy as np
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.voxels.shells import harmonics, shells_of
 
-# Of harmonics, below which the directions of a shell do not tell what others would measure.
-_LEAST_ORDER = 4
+# Order of the harmonics of a shell below which they do not predict signals along other directions;
+# those of order 6 do to 0.05 of the noise (benchmarks/notes/walls_off_grid.md).
+_MIN_ORDER = 4
 
 
 class Rotations:
     """Rotations of a box onto itself, as an acquisition can follow them.
 
-    Cells turned by R have along a direction g the signals of the cells along R^T g, which the
-    harmonics of a shell tell. With a shell too poor for that, there is no rotation but none.
+    Cells rotated by R have along a direction g the signals of the cells along R^T g, which follow
+    from the harmonics of a shell. With too few directions in a shell only the identity remains.
 
     Parameters
     ----------
@@ -29,12 +30,12 @@ class Rotations:
 
     def __init__(self, acquisition: Acquisition, box_um: np.ndarray):
         self._acquisition, self._shells = acquisition, shells_of(acquisition)
-        can_turn = all(shell.order >= _LEAST_ORDER for shell in self._shells)
+        can_rotate = all(shell.order >= _MIN_ORDER for shell in self._shells)
         self.matrices = [
             matrix
             for matrix in _signed_permutations()
             if np.allclose(np.abs(matrix) @ box_um, box_um)
-            and (can_turn or np.array_equal(matrix, np.eye(3)))
+            and (can_rotate or np.array_equal(matrix, np.eye(3)))
         ]
 
     def __len__(self) -> int:
@@ -44,26 +45,26 @@ class Rotations:
         """Fields (N, R^3) on a raster after the rotation `k`."""
         n = round(fields.shape[1] ** (1 / 3))
         axis = np.arange(n) - (n - 1) / 2
-        places = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
-        before = np.rint(places @ self.matrices[k] + (n - 1) / 2).astype(int)
-        return fields[:, np.ravel_multi_index(tuple(before.T), (n, n, n))]
+        voxels = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
+        source = np.rint(voxels @ self.matrices[k] + (n - 1) / 2).astype(int)
+        return fields[:, np.ravel_multi_index(tuple(source.T), (n, n, n))]
 
     def signals(self, k: int, signals: np.ndarray) -> np.ndarray:
         """Signals (N, M) after the rotation `k`."""
-        return signals @ self._of_signals[k].T
+        return signals @ self._signal_matrices[k].T
 
     @cached_property
-    def _of_signals(self):
+    def _signal_matrices(self):
         directions, number = self._acquisition.directions, len(self._acquisition)
-        turned = []
-        for matrix in self.matrices:
-            change = np.eye(number)
-            if not np.array_equal(matrix, np.eye(3)):
+        matrices = []
+        for rotation in self.matrices:
+            matrix = np.eye(number)
+            if not np.array_equal(rotation, np.eye(3)):
                 for shell in self._shells:
-                    there = harmonics(shell.order, directions[shell.rows] @ matrix)
-                    change[np.ix_(shell.rows, shell.rows)] = there @ shell.fit
-            turned.append(change)
-        return turned
+                    rotated = harmonics(shell.order, directions[shell.rows] @ rotation)
+                    matrix[np.ix_(shell.rows, shell.rows)] = rotated @ shell.fit
+            matrices.append(matrix)
+        return matrices
 
 
 def _signed_permutations():

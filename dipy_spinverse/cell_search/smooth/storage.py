@@ -1,4 +1,4 @@
-"""Smooth cells as the arrays that a fit keeps."""
+"""Smooth cells as the arrays that a fit stores."""
 
 from __future__ import annotations
 
@@ -9,41 +9,45 @@ from typing import Any
 import numpy as np
 
 from dipy_spinverse.acquisition.base import BaseAcquisition
-from dipy_spinverse.cell_search.smooth.effort import DEFAULT_EFFORT
+from dipy_spinverse.cell_search.smooth.budget import SmoothSearchBudget
 from dipy_spinverse.cell_search.smooth.forward import LimitModel, SmoothCells, SmoothModel
 from dipy_spinverse.cell_search.smooth.level_set import RASTER, level_set_prior
 from dipy_spinverse.grid import TetrahedralGrid
 
 CELL_ARRAYS = ("cell_field", "cell_log_permeability", "cell_index")
-# Cells smaller than a twentieth of all have no permeability of their own.
-_MOST_CELLS = 19
+# Cells below 5 % of the volume of all cells have no permeability of their own (`forward`).
+_MAX_CELLS = 19
 
 
 def smooth_layout(grid: TetrahedralGrid, n_fields: int) -> dict[str, object]:
-    """Type and shape of what a fit holds of the smooth cells of a voxel."""
+    """Types and shapes of the stored arrays of the smooth cells of a voxel."""
     return {
         "cell_field": ("f4", (n_fields + 1, level_set_prior(grid).n_modes)),
-        "cell_log_permeability": ("f4", (n_fields + 1, _MOST_CELLS)),
+        "cell_log_permeability": ("f4", (n_fields + 1, _MAX_CELLS)),
         "cell_index": ("i1", (n_fields + 1, *(RASTER,) * 3)),
     }
 
 
-def stored(cells: Sequence[SmoothCells]) -> dict[str, np.ndarray]:
-    """Arrays of the best cells and of draws like them."""
-    leaks = np.zeros((len(cells), _MOST_CELLS))
-    for of_one, x in zip(leaks, cells, strict=True):
-        of_one[: len(x.leaks)] = x.leaks
+def cell_arrays(cells: Sequence[SmoothCells]) -> dict[str, np.ndarray]:
+    """Arrays of the best cells and of posterior samples."""
+    log_permeability = np.zeros((len(cells), _MAX_CELLS))
+    for row, x in zip(log_permeability, cells, strict=True):
+        row[: len(x.log_permeability)] = x.log_permeability
     return {
         "cell_field": np.array([x.z for x in cells]),
-        "cell_log_permeability": leaks,
-        "cell_index": np.array([np.broadcast_to(x.parts, (RASTER,) * 3) for x in cells]),
+        "cell_log_permeability": log_permeability,
+        "cell_index": np.array([np.broadcast_to(x.cell_index, (RASTER,) * 3) for x in cells]),
     }
 
 
 def stored_cells(voxel: Any) -> list[SmoothCells]:
-    """The best cells and the draws of the fit of one voxel."""
-    values = zip(voxel.cell_field, voxel.cell_log_permeability, voxel.cell_index, strict=True)
-    return [SmoothCells(z, leaks[: parts.max() + 1], parts) for z, leaks, parts in values]
+    """The best cells and the posterior samples of the fit of one voxel."""
+    arrays = zip(*(getattr(voxel, name) for name in CELL_ARRAYS), strict=True)
+    return [_cells(*arrays_of_one) for arrays_of_one in arrays]
+
+
+def _cells(z, log_permeability, index):
+    return SmoothCells(z, log_permeability[: index.max() + 1], index)
 
 
 def signals_of_cells(
@@ -55,16 +59,13 @@ def signals_of_cells(
 
     @cache
     def model(diffusivity):
-        return LimitModel(
-            *(
-                SmoothModel(acquisition, level_set_prior(grid), cubes, diffusivity)
-                for cubes in (DEFAULT_EFFORT.fine, DEFAULT_EFFORT.finest)
-            )
-        )
+        grids = SmoothSearchBudget.STANDARD.cubes[2:]
+        prior = level_set_prior(grid)
+        return LimitModel(*(SmoothModel(acquisition, prior, n, diffusivity) for n in grids))
 
     signals = []
-    of_voxels = (values[name] for name in (*CELL_ARRAYS, "field_diffusivity"))
-    for z, leaks, parts, diffusivity in zip(*of_voxels, strict=True):
-        cells = SmoothCells(z[0], leaks[0, : parts[0].max() + 1], parts[0])
-        signals.append(model(float(diffusivity[0])).signals(cells))
+    arrays = (values[name] for name in (*CELL_ARRAYS, "field_diffusivity"))
+    for *best_and_samples, diffusivity in zip(*arrays, strict=True):
+        best = _cells(*(array[0] for array in best_and_samples))
+        signals.append(model(float(diffusivity[0])).signals(best))
     return np.array(signals).reshape(-1, len(acquisition))

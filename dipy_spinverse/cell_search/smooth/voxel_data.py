@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-SCALE_SD = 0.05  # of an unknown scale, once it is known about
+# Standard deviation of an unknown scale about its first estimate, to linearise its effect; wide
+# enough that the data determine it.
+SCALE_SD = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,27 +19,30 @@ class VoxelData:
     ----------
     data, sigma : ndarray (M,)
         And standard deviations of their errors.
-    rician : ndarray (M,)
-        Noise level that lifts the mean of magnitude data; 0 for none.
+    rician_sigma : ndarray (M,)
+        Noise level that biases the mean of magnitude data; 0 for none.
     scale_of : ndarray (K, M) of bool
         Measurements of each unknown scale; none where S0 is known.
     """
 
     data: np.ndarray
     sigma: np.ndarray
-    rician: np.ndarray
+    rician_sigma: np.ndarray
     scale_of: np.ndarray
 
     @property
-    def unlifted(self) -> np.ndarray:
-        """Data (M,) without what noise lifts them by."""
-        return np.sqrt((self.data**2 - self.rician**2).clip(0))
+    def unbiased(self) -> np.ndarray:
+        """Data (M,) corrected for the Rician bias of their second moment."""
+        return np.sqrt((self.data**2 - self.rician_sigma**2).clip(0))
 
     def over(self, scales: np.ndarray) -> VoxelData:
         """The data over scales (K,)."""
         scale = self.scale(scales)
         return replace(
-            self, data=self.data / scale, sigma=self.sigma / scale, rician=self.rician / scale
+            self,
+            data=self.data / scale,
+            sigma=self.sigma / scale,
+            rician_sigma=self.rician_sigma / scale,
         )
 
     def scale(self, scales: np.ndarray) -> np.ndarray:
@@ -47,4 +52,4 @@ class VoxelData:
     @property
     def scale_errors(self) -> np.ndarray:
         """Changes (K, M) of the data by a standard deviation of each unknown scale."""
-        return SCALE_SD * self.scale_of * self.unlifted
+        return SCALE_SD * self.scale_of * self.unbiased

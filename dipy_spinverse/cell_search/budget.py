@@ -1,0 +1,125 @@
+"""Search budgets: how many candidates a search for cells simulates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import ClassVar
+
+
+class InitialBodies(Enum):
+    """Initial members of a population."""
+
+    RANDOM = auto()  # random bodies alone, which suffice for most single cells
+    COMBINED = auto()  # combinations of single cells, and random bodies
+    MERGED = auto()  # the best members of all populations so far
+
+
+@dataclass(frozen=True)
+class PopulationPlan:
+    """Initial members of a population, and after how many rounds without progress it ends."""
+
+    initial: InitialBodies
+    patience: int
+
+
+@dataclass(frozen=True)
+class SearchBudget:
+    """How many candidates a search for cells simulates.
+
+    `SearchBudget.STANDARD` is the default, `SearchBudget.QUICK` runs through all steps of a search
+    within seconds, for tests and demonstrations; it rarely recovers the cells.
+
+    Attributes
+    ----------
+    n_searched, n_condensed : int
+        Measurements that are simulated without and with noise.
+    n_bodies, n_examples, n_single_cells : int
+        Random bodies, those of which all measurements are simulated, and single cells to be
+        combined; all are simulated once for all voxels.
+    n_initial, n_disturbed, n_first_steps : int
+        Of a population: initial bodies, members that are disturbed in each round, and
+        Gauss-Newton steps of an initial body.
+    n_rounds, n_cycles : int
+        Rounds of a population at most, and repetitions of the sequence of populations.
+    n_combinations, n_descents, n_translated, n_best : int
+        Of single cells: random combinations, those that are optimised, those whose cells are
+        translated, and those that are kept.
+
+    Examples
+    --------
+    >>> from dipy_spinverse.cell_search import SearchBudget
+    >>> SearchBudget.STANDARD.n_searched
+    128
+    """
+
+    n_searched: int
+    n_condensed: int
+    n_bodies: int
+    n_examples: int
+    n_single_cells: int
+    n_initial: int
+    n_disturbed: int
+    n_first_steps: int
+    n_rounds: int
+    n_cycles: int
+    n_combinations: int
+    n_descents: int
+    n_translated: int
+    n_best: int
+    QUICK: ClassVar[SearchBudget]
+    STANDARD: ClassVar[SearchBudget]
+
+    @property
+    def exact_populations(self) -> tuple[PopulationPlan, ...]:
+        """Populations of data without noise, one after the other."""
+        return _CYCLE * self.n_cycles
+
+
+# Several small populations in sequence: one large population soon descends from one ancestor and
+# stays in its local minimum (benchmarks/notes/recovery.md). What each step of a search contributes
+# is in benchmarks/results/ablation.md.
+_CYCLE = (
+    PopulationPlan(InitialBodies.RANDOM, 2),
+    *[PopulationPlan(InitialBodies.COMBINED, 2)] * 3,
+    PopulationPlan(InitialBodies.MERGED, 4),
+)
+# In noisy data different populations may end in different cells that are all plausible.
+NOISY_POPULATIONS = (PopulationPlan(InitialBodies.RANDOM, 3),) * 3
+
+# n_searched: 64 measurements determine half of the label changes at walls, 128 most of them
+# (benchmarks/results/measurements_searched.md). n_translated, n_best, n_descents and
+# n_single_cells: benchmarks/results/separate_cells.md. All other numbers were set by hand on the
+# shapes of benchmarks/shapes.py, all of which are recovered (benchmarks/results/recovery.md).
+SearchBudget.STANDARD = SearchBudget(
+    n_searched=128,
+    n_condensed=64,
+    n_bodies=1500,
+    n_examples=400,
+    n_single_cells=3000,
+    n_initial=6,
+    n_disturbed=5,
+    n_first_steps=10,
+    n_rounds=14,
+    n_cycles=2,
+    n_combinations=2000,
+    n_descents=12,
+    n_translated=4,
+    n_best=6,
+)
+SearchBudget.QUICK = SearchBudget(
+    n_searched=32,
+    n_condensed=32,
+    n_bodies=40,
+    n_examples=40,
+    n_single_cells=60,
+    n_initial=2,
+    n_disturbed=2,
+    n_first_steps=4,
+    n_rounds=1,
+    n_cycles=1,
+    n_combinations=20,
+    n_descents=2,
+    n_translated=1,
+    n_best=2,
+)

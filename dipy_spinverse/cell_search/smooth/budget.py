@@ -1,0 +1,94 @@
+"""Search budgets of smooth cells: how many candidates are simulated, on which grids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class SmoothSearchBudget:
+    """How many candidates a search for smooth cells simulates.
+
+    `SmoothSearchBudget.STANDARD` is the default, `SmoothSearchBudget.QUICK` runs through all steps
+    of a search within seconds, for tests and demonstrations; it rarely recovers the cells.
+
+    Attributes
+    ----------
+    cubes : tuple of int
+        Cubes along the box of the coarse grid, for initial cells; of the middle one, for
+        derivatives; of the fine one, for signals; of the finest, which with the fine one gives
+        signals in the limit of fine grids.
+    n_examples, n_complete : int
+        Random cells that are simulated once for all voxels, and those with all measurements.
+    n_condensed : int
+        Measurements that are simulated.
+    n_nearest : int
+        Initial cells that are single examples.
+    n_combined : tuple of int
+        Initial cells that are combinations of two examples, of three, and so on.
+    n_steps : tuple of int
+        Of each descent on the coarse, middle and fine grid.
+    n_selected : tuple of int
+        Descents that go on after the coarse, middle and fine grid.
+    n_images : tuple of int
+        Symmetry images of cells that descend on the middle grid, and in the limit of fine grids.
+    n_image_rounds : int
+        Of the latter.
+    n_corrections, n_final_steps : int
+        Corrections by the limit of fine grids at most, and steps after each.
+    n_sample_steps : int
+        Of each posterior sample.
+    """
+
+    cubes: tuple[int, int, int, int]
+    n_examples: int
+    n_complete: int
+    n_condensed: int
+    n_nearest: int
+    n_combined: tuple[int, ...]
+    n_steps: tuple[int, int, int]
+    n_selected: tuple[int, int, int]
+    n_images: tuple[int, int]
+    n_image_rounds: int
+    n_corrections: int
+    n_final_steps: int
+    n_sample_steps: int
+    QUICK: ClassVar[SmoothSearchBudget]
+    STANDARD: ClassVar[SmoothSearchBudget]
+
+
+# Chosen on the bodies of benchmarks/notes/walls_off_grid.md, which says what more or less of each
+# changed: 4 cubes do not separate two rods, 9 and 12 have errors below 0.6 %, 96 measurements
+# predict the others to 0.1-0.25 of the noise, more symmetry images did not help. Results are in
+# benchmarks/results/smooth_bodies.md.
+SmoothSearchBudget.STANDARD = SmoothSearchBudget(
+    cubes=(5, 6, 9, 12),
+    n_examples=2000,
+    n_complete=200,
+    n_condensed=96,
+    n_nearest=6,
+    n_combined=(10, 6, 4, 4),
+    n_steps=(15, 10, 10),
+    n_selected=(8, 4, 3),
+    n_images=(3, 2),
+    n_image_rounds=2,
+    n_corrections=5,
+    n_final_steps=5,
+    n_sample_steps=6,
+)
+SmoothSearchBudget.QUICK = SmoothSearchBudget(
+    cubes=(4, 4, 4, 5),
+    n_examples=50,
+    n_complete=30,
+    n_condensed=16,
+    n_nearest=1,
+    n_combined=(1,),
+    n_steps=(2, 1, 1),
+    n_selected=(2, 2, 2),
+    n_images=(1, 1),
+    n_image_rounds=1,
+    n_corrections=1,
+    n_final_steps=2,
+    n_sample_steps=8,
+)
