@@ -62,7 +62,7 @@ class LinearPrediction:
         mean = examples.mean(axis=0)
         scaled = (examples - mean) / sigma
         order = qr(scaled, mode="r", pivoting=True)[1]
-        self.rows = rows = simulator.in_full_registers(order, number)
+        self.rows = rows = simulator.fill_registers(order, number)
         predictors = scaled[:, rows]
         gram = predictors.T @ predictors + len(predictors) * ridge**2 * np.eye(len(rows))
         self.slopes = np.linalg.solve(gram, predictors.T @ scaled) / sigma[rows, None]

@@ -187,7 +187,7 @@ class CellSearch:
         ]
         effects = np.concatenate([x.effects for x in changes])
         order = qr(effects.T @ effects, mode="r", pivoting=True)[1]
-        rows = self.simulator.in_full_registers(order, self.tools.budget.n_searched)
+        rows = self.simulator.fill_registers(order, self.tools.budget.n_searched)
         return rows, self._simulator_of(rows)
 
     @cached_property
