@@ -36,7 +36,7 @@ from benchmarks.smooth_bodies_set import (
 from dipy_spinverse.bloch_torrey import simulate_finite_elements
 from dipy_spinverse.cell_search.smooth import level_set_prior
 from dipy_spinverse.cell_search.smooth.forward import (
-    LOG_SPREAD,
+    LOG_PERMEABILITY_SD,
     TYPICAL_PERMEABILITY,
     SmoothModel,
     single_cell_field,
@@ -99,7 +99,7 @@ def of_fits(acquisition, cells):
     models = [SmoothModel(acquisition, prior, n, DIFFUSIVITY) for n in OF_FITS]
     volume = sum(area_and_volume(cell)[1] for cell in cells)
     depth = depths(cells, prior.raster[0])
-    leak = np.log(cells[0].permeability / TYPICAL_PERMEABILITY) / LOG_SPREAD
+    leak = np.log(cells[0].permeability / TYPICAL_PERMEABILITY) / LOG_PERMEABILITY_SD
 
     def near(offset):
         return single_cell_field(prior.coefficients_of(depth + offset), leak)
