@@ -130,7 +130,8 @@ class FractionFitChunk:
             samples = fraction_samples(*normal.arrays(), self.face_probabilities, self.n_draws)
             maps = {name: samples[..., k].astype(float) for k, name in enumerate(self.names)}
             result |= summary(maps, axis=1)
-        mean_square = likelihood.signals(fractions) ** 2 + likelihood.sigma[:, None] ** 2
+        sigma = torch.tensor(voxels.sigma)[:, None]
+        mean_square = likelihood.signals(fractions) ** 2 + sigma**2
         residual = likelihood.data - torch.sqrt(mean_square)
         n_unknowns = (fractions > 0).sum(dim=1).numpy().astype(float)
         freedom = np.maximum(likelihood.data.shape[1] - n_unknowns, 1)
