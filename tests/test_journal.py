@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import resource
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,8 +18,9 @@ import pytest
 
 from benchmarks import decay_model
 from benchmarks.decay_model import ACQUISITION, decays
-from dipy_spinverse.voxels import chunks, engines
+from dipy_spinverse.voxels import chunks
 from dipy_spinverse.voxels.chunks import voxels_per_block
+from dipy_spinverse.voxels.engines import each_computed
 from dipy_spinverse.workflows.cli import command
 
 DATA = decays((5, 4, 3))
@@ -46,11 +45,11 @@ class Interrupted(DecayModel):
 
 
 class Dying(DecayModel):
-    """Takes the process of its first chunk with it."""
+    """Kills its process at the last chunk, which is smaller, until a file allows it."""
 
     def fit_chunk(self, voxels, n_draws):
-        if not self.once or not Path(self.scar).exists():
-            Path(self.scar).touch()
+        if len(voxels) < self.VOX_PER_CHUNK and not Path(self.allowed).exists():
+            time.sleep(1)  # until others are finished
             os.kill(os.getpid(), signal.SIGKILL)
         return super().fit_chunk(voxels, n_draws)
 
@@ -127,36 +126,47 @@ def test_a_large_image_has_work_for_several_processes_and_a_small_one_is_compute
     assert voxels_per_block(0, most=0) == 1
 
 
-def test_a_journal_of_anything_else_is_refused(tmp_path, monkeypatch):
-    begun(tmp_path / "journal", 2)
+OTHERS = {
+    "data": (DecayModel(ACQUISITION), {"data": DATA * (1 + 1e-12)}),
+    "mask": (DecayModel(ACQUISITION), {"mask": ~MASK}),
+    "n_draws": (DecayModel(ACQUISITION), {"n_draws": 3}),
+    "sigma": (DecayModel(ACQUISITION), {"sigma": 1.0}),
+    "model": (DecayModel(ACQUISITION, shift=0.1), {}),
+    "acquisition": (DecayModel(ACQUISITION.subset(np.arange(12)[::-1])), {}),
+}
 
-    def refused(message, model=None, data=DATA, mask=MASK, **more):
-        with pytest.raises(ValueError, match=f"^journal: .* {message}"):
-            (model or DecayModel(ACQUISITION)).fit(
-                data, mask, **{**OPTIONS, **more}, journal=tmp_path / "journal"
-            )
 
-    refused("of other data, or of another mask", data=DATA * (1 + 1e-12))
-    refused("of other data, or of another mask", mask=~MASK)
-    refused("with other settings", n_draws=3)
-    refused("with other settings", sigma=1.0)
-    refused("with other settings", model=DecayModel(ACQUISITION, shift=0.1))
-    refused("with other settings", model=DecayModel(ACQUISITION.subset(np.arange(12)[::-1])))
+@pytest.mark.parametrize("changed", OTHERS)
+def test_chunks_of_another_fit_in_the_folder_are_neither_used_nor_lost(
+    tmp_path, monkeypatch, expected, changed
+):
+    begun(tmp_path, 2)
+    model, options = OTHERS[changed]
+    options = {"data": DATA, "mask": MASK, **OPTIONS, **options}
+    assert_equal(model.fit(**options, journal=tmp_path), model.fit(**options))
+    sizes = computed_chunks(monkeypatch)
+    assert_equal(DecayModel(ACQUISITION).fit(DATA, MASK, **OPTIONS, journal=tmp_path), expected)
+    assert len(sizes) == 7 - 2
+
+
+def test_chunks_of_another_version_are_not_used(tmp_path, monkeypatch):
+    begun(tmp_path, 2)
     monkeypatch.setattr(chunks, "__version__", "99.0")
-    refused("version .* this is 99.0")
+    sizes = computed_chunks(monkeypatch)
+    DecayModel(ACQUISITION).fit(DATA, MASK, **OPTIONS, journal=tmp_path)
+    assert len(sizes) == 7
 
 
-def test_a_folder_of_other_files_is_left_alone(tmp_path):
+def test_other_files_in_the_folder_are_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match=r"^journal: .* no journal.json of a fit"):
-        DecayModel(ACQUISITION).fit(DATA, journal=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    DecayModel(ACQUISITION).fit(DATA, journal=tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
 @pytest.mark.parametrize("damage", ["truncated", "bit", "empty", "gone"])
 def test_a_damaged_chunk_is_computed_again(tmp_path, monkeypatch, expected, damage):
     begun(tmp_path, 3)
-    path = sorted(tmp_path.glob("*.h5"))[1]
+    path = sorted(tmp_path.glob("*.npz"))[1]
     content = path.read_bytes()
     if damage == "gone":
         path.unlink()
@@ -218,78 +228,46 @@ t.DecayModel(t.ACQUISITION).fit(t.DATA, t.MASK, **t.OPTIONS, journal={str(tmp_pa
 """
     process = subprocess.Popen([sys.executable, "-c", code])
     until = time.monotonic() + 100
-    while len(list(tmp_path.glob("*.h5"))) < 2 and time.monotonic() < until:
+    while len(list(tmp_path.glob("*.npz"))) < 2 and time.monotonic() < until:
         time.sleep(0.02)
     process.kill()
     process.wait()
-    assert 2 <= len(list(tmp_path.glob("*.h5"))) < 7
+    assert 2 <= len(list(tmp_path.glob("*.npz"))) < 7
     assert_equal(DecayModel(ACQUISITION).fit(DATA, MASK, **OPTIONS, journal=tmp_path), expected)
 
 
 @pytest.mark.slow  # starts processes of its own
-@pytest.mark.parametrize("once", [True, False])
-def test_the_chunk_of_a_process_that_dies_is_computed_again(tmp_path, expected, once):
+@pytest.mark.parametrize("engine", ["joblib", "dask", "ray"])
+def test_the_death_of_a_worker_ends_in_an_error_and_a_rerun_resumes(
+    tmp_path, monkeypatch, expected, engine
+):
+    pytest.importorskip({"joblib": "joblib", "dask": "distributed", "ray": "ray"}[engine])
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # of workers of ray
     model = Dying(ACQUISITION)
-    model.once, model.scar = once, str(tmp_path / "scar")
-    workers = {"engine": "joblib", "n_jobs": 2}
-    if once:
-        assert_equal(model.fit(DATA, MASK, **OPTIONS, **workers), expected)
-    else:
-        with pytest.raises(RuntimeError, match="^engine: a process died 4 times"):
-            model.fit(DATA, MASK, **OPTIONS, **workers)
+    model.allowed, model.__class__.__name__ = str(tmp_path / "allowed"), "DecayModel"
+    workers = {"engine": engine, "n_jobs": 2, "journal": tmp_path / "journal"}
+    with pytest.raises(RuntimeError, match="^engine: a worker process .* with a journal it res"):
+        model.fit(DATA, MASK, **OPTIONS, **workers)
+    assert list(tmp_path.glob("journal/*.npz"))
+    Path(model.allowed).touch()
+    assert_equal(model.fit(DATA, MASK, **OPTIONS, **workers), expected)
 
 
 @pytest.mark.slow  # starts processes of its own
 @pytest.mark.parametrize("engine", ["dask", "ray"])
-def test_without_a_cluster_an_engine_starts_workers_of_its_own(expected, engine):
+def test_without_a_cluster_an_engine_starts_workers_of_its_own(monkeypatch, expected, engine):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # of workers of ray
     pytest.importorskip("distributed" if engine == "dask" else engine)
     workers = {"engine": engine, "n_jobs": 2}
     assert_equal(DecayModel(ACQUISITION).fit(DATA, MASK, **OPTIONS, **workers), expected)
 
 
-@contextmanager
-def pool_of_threads(function, deaths=0):
-    """Two workers, of which some chunks are the death."""
-    left = [deaths]
-
-    def compute(chunk):
-        if left[0] > 0:
-            left[0] -= 1
-            raise BrokenExecutor
-        return function(chunk)
-
-    with ThreadPoolExecutor(2) as threads:
-        yield engines._Pool(lambda chunk: threads.submit(compute, chunk), lambda: 2)
-
-
-@pytest.mark.parametrize("deaths", [0, 1, 3])
-def test_each_chunk_comes_once_whatever_workers_die(deaths):
-    with pool_of_threads(lambda chunk: 2 * chunk, deaths) as pool:
-        found = list(engines._as_finished(pool, iter(enumerate(range(20)))))
-    assert sorted(found) == [(k, 2 * k) for k in range(20)]
-
-
-def test_a_chunk_that_is_always_the_death_of_its_worker_is_given_up():
-    with (
-        pool_of_threads(abs, deaths=1000) as pool,
-        pytest.raises(RuntimeError, match="a process died 4 times at the same voxels"),
-    ):
-        list(engines._as_finished(pool, iter([(0, 1)])))
-
-
-def test_what_is_under_way_is_not_the_whole_image():
-    taken = []
-
-    def taking():
-        for k in range(100):
-            taken.append(k)
-            yield k, k
-
-    with pool_of_threads(lambda chunk: time.sleep(0.01)) as pool:
-        results = engines._as_finished(pool, taking())
-        for n_finished in range(1, 5):
-            next(results)
-            assert len(taken) <= n_finished + 3 + 2  # two for each worker
+@pytest.mark.slow  # starts processes of its own
+def test_chunks_are_made_when_processes_are_ready_for_them():
+    made = []
+    tasks = {k: lambda k=k: made.append(k) or k for k in range(100)}
+    for n_finished, _ in enumerate(each_computed(abs, tasks, "joblib", 2), start=1):
+        assert len(made) <= n_finished + 8  # 2 for each process, when one or more end at once
 
 
 def test_more_voxels_than_fit_into_memory_are_refused_with_a_cure():
@@ -297,9 +275,3 @@ def test_more_voxels_than_fit_into_memory_are_refused_with_a_cure():
         DecayModel(ACQUISITION).fit(DATA, sigma=1.0, max_memory=5e3)
     with pytest.raises(MemoryError, match=r"A fit of 60 voxels takes .* give a mask"):
         DecayModel(ACQUISITION).fit(DATA, sigma=1.0, n_draws=2, max_memory=1.5e4)
-
-
-def test_the_journal_says_what_it_is_of(tmp_path):
-    begun(tmp_path, 1)
-    about = json.loads((tmp_path / "journal.json").read_text())
-    assert about["model"] == "DecayModel"

@@ -107,11 +107,3 @@ def test_two_runs_do_not_share_a_journal(tmp_path):
     ):
         MODEL.fit(data, journal=tmp_path)
     MODEL.fit(data, journal=tmp_path)
-
-
-def test_a_folder_of_results_is_no_journal_and_keeps_what_others_write_there(tmp_path):
-    (tmp_path / "ndi.nii.gz").touch()
-    with staging(tmp_path) as hidden:
-        with pytest.raises(ValueError, match=r"^journal: .* no journal.json of a fit"):
-            MODEL.fit(decays((4,)), journal=tmp_path)
-        assert hidden.exists()

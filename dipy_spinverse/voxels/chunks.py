@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 ENGINES = ("serial", "joblib", "dask", "ray")
 # What is imported for each of the others.
 _NEEDED = {
-    "joblib": ("joblib", "cloudpickle"), "dask": ("dask", "distributed"), "ray": ("ray",)
+    "dask": ("dask", "distributed"), "ray": ("ray",)
 }  # fmt: skip
 _LARGEST_NUMBER = 10**9
 # So many voxels together cost hardly more for each than all of an image.
@@ -183,8 +184,7 @@ def fit_image(
         parts = [rows[k : k + size] for rows in groups or [np.arange(n)]
                  for k in range(0, len(rows), size)]  # fmt: skip
         told = bar.fed_by(fit_chunk)
-        for k, result in _computed(voxels, told, parts, engine, journal, bar):
-            rows = parts[k]
+        for rows, result in _computed(voxels, told, parts, engine, journal, bar):
             for name, value in (_excess(result, voxels.signals.shape[1]) | dict(result)).items():
                 values[name][(rows, *map(slice, np.shape(value)[1:]))] = value
             scatter[rows] = voxels.signals[rows].std(axis=1)
@@ -199,25 +199,28 @@ def fit_image(
 
 
 def _computed(voxels, fit_chunk, parts, engine, journal: Journal | None, bar: Bar):
-    """Numbers and results of all chunks: those of the journal, then those that are computed."""
-    missing = []
+    """Rows and results of all chunks: those in the journal, then those that are computed."""
+    missing = {}
     for k, rows in enumerate(parts):
-        found = None if journal is None else journal.find(k, rows)
+        found = None if journal is None else journal.find(rows)
         if found is None:
-            missing.append(k)
+            missing[k] = partial(_over_S0, voxels, rows)
         else:
             bar.found(len(rows))
-            yield k, found
-    chunks = ((k, voxels[parts[k]].over_S0()) for k in missing)
-    for k, result in each_computed(fit_chunk, chunks, engine.name, engine.n_jobs):
+            yield rows, found
+    for k, result in each_computed(fit_chunk, missing, engine.name, engine.n_jobs):
         if journal is not None:
-            journal.keep(k, parts[k], result)
+            journal.keep(parts[k], result)
         bar.finished(len(parts[k]))
-        yield k, result
+        yield parts[k], result
 
 
-def _identity(model, image, options) -> dict[str, str]:
-    """What a journal must have in common with a fit."""
+def _over_S0(voxels, rows):
+    return voxels[rows].over_S0()
+
+
+def _identity(model, image, options) -> str:
+    """Digest of all that determines a fit."""
     try:
         settings, arrays = model.settings()
     except (ValueError, NotImplementedError) as error:
@@ -227,13 +230,9 @@ def _identity(model, image, options) -> dict[str, str]:
     arrays |= {f"scan {name}": x for name, x in model.acquisition.arrays().items()}
     arrays |= {f"option {name}": x for name, x in options.items() if name not in told}
     voxels = image.voxels
-    data = {"signals": voxels.signals, "S0": voxels.S0, "rows": image.rows}
-    return {
-        "version": __version__,
-        "model": type(model).__name__,
-        "settings": storage.digest([settings, told], arrays),
-        "data": storage.digest([*image.shape], data),
-    }
+    arrays |= {"signals": voxels.signals, "S0": voxels.S0, "rows": image.rows}
+    header = [__version__, type(model).__name__, settings, told, *image.shape]
+    return storage.digest(header, arrays)
 
 
 def _excess(result, n_measurements):

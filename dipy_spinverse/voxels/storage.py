@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import struct
-import tempfile
 import zlib
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
@@ -16,7 +15,7 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 
 from dipy_spinverse.voxels.memory import check_memory
-from dipy_spinverse.voxels.unfinished import PREFIX, staging
+from dipy_spinverse.voxels.unfinished import staging
 
 # What damaged archives, arrays and headers raise.
 _DAMAGED = (
@@ -37,10 +36,7 @@ def write(path: Path | str, header: dict, arrays: Mapping[str, np.ndarray]) -> N
     """
     header = header | {"checksum": digest(header, arrays)}
     stored: dict[str, Any] = {"header": np.array(_text_of(header)), **arrays}
-    path = Path(path)
-    with staging(path.parent) as hidden:
-        whole(hidden / path.name, lambda file: np.savez_compressed(file, **stored))
-        os.replace(hidden / path.name, path)
+    whole(path, lambda file: np.savez_compressed(file, **stored))
 
 
 def whole(path: Path | str, fill: Callable[[BinaryIO], Any]) -> None:
@@ -53,19 +49,12 @@ def whole(path: Path | str, fill: Callable[[BinaryIO], Any]) -> None:
         Writes to the open file.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(prefix=PREFIX, dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
+    with staging(path.parent) as hidden:
+        with open(hidden / path.name, "wb") as file:
             fill(file)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # temporary files are for their owner alone
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        os.replace(hidden / path.name, path)
 
 
 def digest(header: Any, arrays: Mapping[str, Any]) -> str:
