@@ -262,12 +262,17 @@ def test_without_a_cluster_an_engine_starts_workers_of_its_own(monkeypatch, expe
     assert_equal(DecayModel(ACQUISITION).fit(DATA, MASK, **OPTIONS, **workers), expected)
 
 
+def slowly(chunk):
+    time.sleep(0.2)
+    return chunk
+
+
 @pytest.mark.slow  # starts processes of its own
 def test_chunks_are_made_when_processes_are_ready_for_them():
     made = []
-    tasks = {k: lambda k=k: made.append(k) or k for k in range(100)}
-    for n_finished, _ in enumerate(each_computed(abs, tasks, "joblib", 2), start=1):
-        assert len(made) <= n_finished + 8  # 2 for each process, when one or more end at once
+    tasks = {k: lambda k=k: made.append(k) or k for k in range(30)}
+    for n_computed, _ in enumerate(each_computed(slowly, tasks, "joblib", 2), start=1):
+        assert len(made) <= n_computed + 8  # two for each process, when several end at once
 
 
 def test_more_voxels_than_fit_into_memory_are_refused_with_a_cure():

@@ -59,15 +59,15 @@ class CompartmentModel(VoxelModel):
         Averages over all directions, where `gtab` is a GradientTable. Without other measurements
         axes and their dispersion are not determined.
     likelihood : {"rician", "gaussian"}, optional
-        Of magnitudes. "rician" is right for one coil, and for many combined with their
-        sensitivities.
+        Distribution of the noise; "rician" for magnitudes of one coil, or of several combined
+        with their sensitivities.
     solver : {"variable-projection", "mix"}, optional
         "variable-projection": Levenberg-Marquardt with the fractions eliminated, from the best
         of a dictionary, or from several of it where the model may have several good fits. "mix":
         differential evolution instead of the dictionary [1]_. Both do all voxels at once.
     dtype : {"float64", "float32"}, optional
     seed : int, optional
-        Of the draws, and of differential evolution.
+        Seed of the posterior samples and of differential evolution.
 
     Raises
     ------

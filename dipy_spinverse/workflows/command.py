@@ -20,6 +20,7 @@ from dipy.workflows.multi_io import io_iterator
 from dipy.workflows.workflow import Workflow
 
 from dipy_spinverse.voxels.unfinished import staging, visible
+from dipy_spinverse.workflows.model_options import choices
 from dipy_spinverse.workflows.outputs import check_images, check_inputs_kept, check_names
 
 logger = logging.getLogger("dipy_spinverse")
@@ -173,9 +174,9 @@ def _command_line(cls: type[Command]) -> tuple[inspect.Signature, str]:
         documented = NumpyDocString(inspect.getdoc(function) or "")["Parameters"]
         keywords = _keywords(function)
         asked |= keywords
-        described |= {name: (name, kind, text) for name, kind, text in documented}
+        described |= {name: [*choices(type_), *text] for name, type_, text in documented}
     ordered = sorted(asked, key=lambda name: asked[name].default is not inspect.Parameter.empty)
-    rows = [described[name] for name in ordered] + [_OUT_DIR]
+    rows = [(name, _type_of(asked[name]), described[name]) for name in ordered] + [_OUT_DIR]
     rows += [(f"out_{name}", "string, optional", [text]) for name, (_, text) in
              cls.outputs.items()]  # fmt: skip
     usual = {name: asked[name].default for name in ordered} | {"out_dir": ""}
@@ -187,3 +188,11 @@ def _command_line(cls: type[Command]) -> tuple[inspect.Signature, str]:
     for name, type_, text in rows:
         lines += [f"{name} : {type_}", *(f"    {line}" for line in text)]
     return inspect.Signature(parameters), "\n".join(lines)
+
+
+def _type_of(parameter: inspect.Parameter) -> str:
+    """Type of an option as DIPY's parser reads it, from its annotation."""
+    annotation = str(parameter.annotation).removesuffix(" | None").replace("str", "string")
+    if annotation.startswith("list["):
+        annotation = f"variable {annotation[5:-1]}"
+    return annotation + ("" if parameter.default is parameter.empty else ", optional")

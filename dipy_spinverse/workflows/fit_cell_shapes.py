@@ -10,6 +10,7 @@ import numpy as np
 from dipy_spinverse.report.meshes import MESH_SUFFIXES, voxel_affine
 from dipy_spinverse.workflows.diffusion import DiffusionCommand
 from dipy_spinverse.workflows.fit_command import Images
+from dipy_spinverse.workflows.model_options import model_step
 
 
 class CellShapesFlow(DiffusionCommand):
@@ -30,19 +31,11 @@ class CellShapesFlow(DiffusionCommand):
         )
     }
 
-    def make_model(self, acquired: Any, *, diffusivity: float = 2e-3, seed: int = 0) -> Any:
-        """The model.
-
-        Parameters
-        ----------
-        diffusivity : float, optional
-            Diffusivity inside the cell, mm^2/s; known, not fitted.
-        seed : int, optional
-            Seed of the draws.
-        """
-        from dipy_spinverse import CellShapeModel
-
-        return CellShapeModel(acquired, diffusivity=diffusivity, seed=seed)
+    make_model = model_step(
+        "cell_shapes.model.CellShapeModel",
+        "diffusivity",
+        "seed",
+    )
 
     def write(self, fit: Any, images: Images, settings: dict, paths: dict[str, Path]) -> None:
         """Write maps, and a mesh of each cell."""

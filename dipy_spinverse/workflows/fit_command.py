@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from dipy_spinverse.docstrings import fill_doc
 from dipy_spinverse.report.descriptions import (
     MAP_DESCRIPTIONS,
     STATUS_DESCRIPTIONS,
@@ -103,6 +104,7 @@ class FitCommand(Command):
         """What this model's `fit` takes beside what all take."""
         return {}
 
+    @fill_doc
     def fit(
         self,
         model: VoxelModel,
@@ -120,21 +122,13 @@ class FitCommand(Command):
 
         Parameters
         ----------
-        sigma : float, optional
-            Standard deviation of the noise in the units of the data. Without it, it is estimated
-            from repeated b0 volumes, or else from the residual.
-        n_draws : int, optional
-            Draws from the posterior of each voxel; 0 for the likeliest values only, without
-            intervals, which is faster. Without it, as many as the model usually takes.
-        engine : string, optional
-            How to spread voxels over processes: 'serial', 'joblib', 'dask' or 'ray'.
-        n_jobs : int, optional
-            Number of processes for an engine other than 'serial'; -1 for all but one core.
+        %(sigma)s
+        %(n_draws)s
+        %(engine)s
+        %(n_jobs)s
         verbose : bool, optional
-            Show a progress bar also where the output is no terminal.
-        journal : string, optional
-            Folder in which finished voxels are kept. The same command, started again after
-            whatever ended it, goes on from there. Delete it when the maps are there.
+            Show a progress bar with the estimated time left, even if the output is not a terminal.
+        %(journal)s
         """
         if n_draws is not None:
             own = own | {"n_draws": n_draws}

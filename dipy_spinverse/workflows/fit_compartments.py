@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from dipy_spinverse.workflows.diffusion import DiffusionCommand
+from dipy_spinverse.workflows.model_options import model_step
 
 
 class CompartmentCommand(DiffusionCommand):
@@ -22,38 +23,14 @@ class NODDIFlow(CompartmentCommand):
     maps = ("ndi", "odi", "fwf")
     timed = False
 
-    def make_model(
-        self,
-        acquired: Any,
-        *,
-        parallel_diffusivity: float = 1.7e-3,
-        isotropic_diffusivity: float = 3e-3,
-        dispersion: str = "watson",
-        likelihood: str = "rician",
-        seed: int = 0,
-    ) -> Any:
-        """The model.
-
-        Parameters
-        ----------
-        parallel_diffusivity : float, optional
-            Diffusivity along neurites, mm^2/s; known, not fitted.
-        isotropic_diffusivity : float, optional
-            Diffusivity of free water, mm^2/s; known, not fitted.
-        dispersion : string, optional
-            'watson', or 'bingham' for fibres that fan out in a plane (with a map of fanning).
-        likelihood : string, optional
-            'rician' for magnitudes, or 'gaussian' (least squares).
-        seed : int, optional
-            Seed of the draws.
-        """
-        from dipy_spinverse import NODDIModel
-
-        return NODDIModel(
-            acquired, parallel_diffusivity=parallel_diffusivity,
-            isotropic_diffusivity=isotropic_diffusivity, dispersion=dispersion,
-            likelihood=likelihood, seed=seed,
-        )  # fmt: skip
+    make_model = model_step(
+        "compartments.named.NODDIModel",
+        "parallel_diffusivity",
+        "isotropic_diffusivity",
+        "dispersion",
+        "likelihood",
+        "seed",
+    )
 
 
 class ActiveAxFlow(CompartmentCommand):
@@ -65,38 +42,14 @@ class ActiveAxFlow(CompartmentCommand):
 
     maps = ("axon_diameter", "restricted_fraction", "free_water_fraction", "dot_fraction")
 
-    def make_model(
-        self,
-        acquired: Any,
-        *,
-        parallel_diffusivity: float = 1.7e-3,
-        isotropic_diffusivity: float = 3e-3,
-        no_dot: bool = False,
-        likelihood: str = "rician",
-        seed: int = 0,
-    ) -> Any:
-        """The model.
-
-        Parameters
-        ----------
-        parallel_diffusivity : float, optional
-            Diffusivity along axons, mm^2/s; known, not fitted. About 0.6e-3 in fixed tissue.
-        isotropic_diffusivity : float, optional
-            Diffusivity of free water, mm^2/s; known, not fitted. About 2e-3 in fixed tissue.
-        no_dot : bool, optional
-            Leave out still water, as in living tissue.
-        likelihood : string, optional
-            'rician' for magnitudes, or 'gaussian' (least squares).
-        seed : int, optional
-            Seed of the draws.
-        """
-        from dipy_spinverse import ActiveAxModel
-
-        return ActiveAxModel(
-            acquired, parallel_diffusivity=parallel_diffusivity,
-            isotropic_diffusivity=isotropic_diffusivity, dot=not no_dot, likelihood=likelihood,
-            seed=seed,
-        )  # fmt: skip
+    make_model = model_step(
+        "compartments.named.ActiveAxModel",
+        "parallel_diffusivity",
+        "isotropic_diffusivity",
+        "no_dot",
+        "likelihood",
+        "seed",
+    )
 
 
 class ZCDFlow(CompartmentCommand):
@@ -115,19 +68,11 @@ class ZCDFlow(CompartmentCommand):
         "perpendicular_diffusivity",
     )
 
-    def make_model(self, acquired: Any, *, likelihood: str = "rician", seed: int = 0) -> Any:
-        """The model.
-
-        Parameters
-        ----------
-        likelihood : string, optional
-            'rician' for magnitudes, or 'gaussian' (least squares).
-        seed : int, optional
-            Seed of the draws.
-        """
-        from dipy_spinverse import ZCDModel
-
-        return ZCDModel(acquired, likelihood=likelihood, seed=seed)
+    make_model = model_step(
+        "compartments.named.ZCDModel",
+        "likelihood",
+        "seed",
+    )
 
 
 class IVIMFlow(CompartmentCommand):
@@ -141,16 +86,8 @@ class IVIMFlow(CompartmentCommand):
     others = ()
     timed = False
 
-    def make_model(self, acquired: Any, *, likelihood: str = "rician", seed: int = 0) -> Any:
-        """The model.
-
-        Parameters
-        ----------
-        likelihood : string, optional
-            'rician' for magnitudes, or 'gaussian' (least squares).
-        seed : int, optional
-            Seed of the draws.
-        """
-        from dipy_spinverse import IVIMModel
-
-        return IVIMModel(acquired, likelihood=likelihood, seed=seed)
+    make_model = model_step(
+        "compartments.named.IVIMModel",
+        "likelihood",
+        "seed",
+    )

@@ -1,0 +1,118 @@
+"""Command-line options from the signatures and docstrings of models, read without importing them.
+
+To import a model takes seconds, for torch; help and errors of a command do not wait for it.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from dipy.workflows.docstring_parser import NumpyDocString
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def model_step(model: str, *options: str) -> Callable:
+    """Step of a command that makes a model, with the model's own options and descriptions.
+
+    Parameters
+    ----------
+    model : str
+        Module within the package and class, such as "packed_cells.model.PackedCellsModel".
+    *options : str
+        Parameters of its constructor, or of those of its base classes; "no_NAME" is a flag that
+        sets NAME, which is True by default, to False.
+
+    Returns
+    -------
+    callable
+    """
+    module, _, name = model.rpartition(".")
+    documented = dict(reversed([*_parameters(module, name)]))
+
+    def make_model(self, acquired: Any, **given: Any) -> Any:
+        kind = getattr(import_module(f"dipy_spinverse.{module}"), name)
+        flags = {option.removeprefix("no_"): not given.pop(option) for option in negated}
+        known = {option: value for option, value in given.items() if value is not None}
+        return kind(acquired, **known, **flags)
+
+    negated = [option for option in options if option not in documented]
+    lines, parameters = [], []
+    for option in options:
+        default, annotation, text = documented[option.removeprefix("no_")]
+        if option in negated:
+            default, text = False, f"Do not: {text[0].lower()}{text[1:]}"
+        parameters.append(
+            inspect.Parameter(
+                option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+            )
+        )
+        lines += [f"{option} : optional", f"    {text}"]
+    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    first = [inspect.Parameter(each, positional) for each in ("self", "acquired")]
+    make_model.__signature__ = inspect.Signature([*first, *parameters])  # type: ignore[attr-defined]
+    make_model.__doc__ = "\n".join(["The model.", "", "Parameters", "----------", *lines])
+    return make_model
+
+
+@cache
+def _classes(module: str) -> dict[str, ast.ClassDef]:
+    source = _PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text()
+    return {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+
+
+def _parameters(module: str, name: str) -> Iterator[tuple[str, tuple[Any, str, str]]]:
+    """Name, (default, annotation, description) of constructor arguments, those of bases last."""
+    node = _classes(module)[name]
+    sections = NumpyDocString(ast.get_docstring(node) or "")["Parameters"]
+    texts = {
+        parameter.strip(): " ".join([*choices(kind), *" ".join(text).split()])
+        for parameters, kind, text in sections
+        for parameter in parameters.split(",")
+    }
+    (init,) = (each for each in node.body if getattr(each, "name", "") == "__init__")
+    assert isinstance(init, ast.FunctionDef)
+    for argument, value in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True):
+        try:
+            default = ast.literal_eval(value) if value else None
+        except ValueError:  # a named constant: the model's own default is used
+            default = None
+        annotation = ast.unparse(argument.annotation) if argument.annotation else ""
+        if argument.arg in texts:
+            yield argument.arg, (default, _simple(annotation, default), texts[argument.arg])
+    if init.args.kwarg and node.bases:  # passed on to the base class
+        (base,) = (ast.unparse(each) for each in node.bases)
+        yield from _parameters(_imported_from(module, base), base)
+
+
+def choices(kind: str) -> list[str]:
+    """A sentence of the values that an option can have, where a docstring lists them."""
+    if not kind.startswith("{"):
+        return []
+    return [f"{kind[1 : kind.index('}')].replace(chr(34), chr(39)).replace(', ', ' or ')}."]
+
+
+def _imported_from(module: str, name: str) -> str:
+    """Module within the package that a name comes from."""
+    if name in _classes(module):
+        return module
+    source = _PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text()
+    (found,) = (
+        node.module
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}
+    )
+    return str(found).removeprefix("dipy_spinverse.")
+
+
+def _simple(annotation: str, default: Any) -> str:
+    """Type of an option: that of its default, or the first one that is possible."""
+    if default is not None:
+        return type(default).__name__
+    return next((kind for kind in ("float", "int", "str") if kind in annotation), "str")
