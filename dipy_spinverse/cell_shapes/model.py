@@ -52,15 +52,11 @@ class CellShapeModel(VoxelModel):
     shape_space : ShapeSpace, optional
         Shapes that a cell may have; tubes around a curved centre line by default.
     diffusivity : float, optional
-        Diffusivity inside the cell, mm^2/s; fixed, not fitted.
+        Of the water inside, mm^2/s.
     te : optional
         Of a GradientTable, as in :meth:`dipy_spinverse.Acquisition.from_gtab`.
     seed : int, optional
-<<<<<<< HEAD
         Of the posterior samples.
-=======
-        Seed of the posterior samples.
->>>>>>> 68b496c (RF: options and help of commands come from the docstrings of models; status in standard terms)
 
     Raises
     ------

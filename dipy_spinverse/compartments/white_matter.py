@@ -40,6 +40,7 @@ class NODDIModel(CompartmentModel):
         Of tissue along its axis and of free water, mm^2/s: fixed, or fitted within bounds
         ("free": 0.1e-3 to 3.2e-3), which then is a map. Ex vivo about 0.6e-3 and 2e-3.
     dispersion : {"watson", "bingham"}, optional
+        Distribution of neurite orientations; "bingham" for neurites that fan out in a plane.
     extra_cellular : {"averaged", "dispersed"}, optional
         Water outside of neurites: "averaged", as published, has one diffusion tensor, the average
         over all directions of the neurites; "dispersed" has that of the adjacent neurites, and its
@@ -196,9 +197,10 @@ class ActiveAxModel(CompartmentModel):
     gtab : GradientTable or Acquisition
         With pulse timings and at least two shells.
     parallel_diffusivity, isotropic_diffusivity : float, (low, high) or "free", optional
-        As for :class:`NODDIModel`.
+        Diffusivities of tissue along its axis and of free water, mm^2/s: fixed, or fitted within
+        bounds ("free": 0.1e-3 to 3.2e-3) and then a map. In fixed tissue about 0.6e-3 and 2e-3.
     dot : bool, optional
-        Whether there is immobile water (fixed tissue).
+        Include a compartment of immobile water, as in fixed tissue.
     diameters : {"one", "gamma"}, optional
         "gamma": cylinders have a gamma distribution of diameters, of which `axon_diameter` is the
         mean and the map `diameter_spread` the standard deviation over the mean. The diameter of

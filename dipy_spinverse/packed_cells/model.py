@@ -138,21 +138,12 @@ class PackedCellsModel(VoxelModel):
     gtab : GradientTable, Acquisition or WaveformAcquisition
         With the timings of pulses, or with waveforms. The first fit takes some seconds more.
     diffusivity : float or (inside, outside), optional
-<<<<<<< HEAD
         Diffusivity of the water in tissue, mm^2/s, if known.
     free_diffusivity : float, optional
         Diffusivity of free water, mm^2/s.
     typical_radius : float, optional
         Median of the log-normal prior of the cells' radii, um, whose factor is 3. The default is
         for white and grey matter; muscle fibres have about 25.
-=======
-        Diffusivity of the water in tissue, mm^2/s, if it is known; estimated by default.
-    free_diffusivity : float, optional
-        Diffusivity of free water, mm^2/s.
-    typical_radius : float, optional
-        Most probable radius of cells, um, a priori, within a factor of about 3. The default
-        suits white and grey matter; about 25 suits muscle fibres.
->>>>>>> 68b496c (RF: options and help of commands come from the docstrings of models; status in standard terms)
     radius_spread : float, optional
         Standard deviation of the radii of a voxel's cells over their mean, if known, as of axons
         from histology (0.4 to 0.6). Radii are then gamma-distributed, and sizes are those of equal
@@ -161,19 +152,11 @@ class PackedCellsModel(VoxelModel):
         Measurements that share a signal without diffusion: those of one echo time, of one timing,
         or of one label, if b0 or a sweep has its own.
     least_b : float, optional
-<<<<<<< HEAD
         Weighted measurements with a smaller b, s/mm^2, are excluded; b0 is not.
     te, mixing_time, isotropic : optional
         Of a GradientTable, as in :meth:`dipy_spinverse.Acquisition.from_gtab`.
     seed : int, optional
         Of the posterior samples.
-=======
-        Weighted measurements with a smaller b-value, s/mm^2, are ignored; b0 is not.
-    te, mixing_time, isotropic : optional
-        Of a GradientTable, as in :meth:`dipy_spinverse.Acquisition.from_gtab`.
-    seed : int, optional
-        Seed of the posterior samples.
->>>>>>> 68b496c (RF: options and help of commands come from the docstrings of models; status in standard terms)
 
     Raises
     ------

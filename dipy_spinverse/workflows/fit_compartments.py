@@ -24,7 +24,7 @@ class NODDIFlow(CompartmentCommand):
     timed = False
 
     make_model = model_step(
-        "compartments.named.NODDIModel",
+        "compartments.white_matter.NODDIModel",
         "parallel_diffusivity",
         "isotropic_diffusivity",
         "dispersion",
@@ -43,7 +43,7 @@ class ActiveAxFlow(CompartmentCommand):
     maps = ("axon_diameter", "restricted_fraction", "free_water_fraction", "dot_fraction")
 
     make_model = model_step(
-        "compartments.named.ActiveAxModel",
+        "compartments.white_matter.ActiveAxModel",
         "parallel_diffusivity",
         "isotropic_diffusivity",
         "no_dot",
@@ -69,7 +69,7 @@ class ZCDFlow(CompartmentCommand):
     )
 
     make_model = model_step(
-        "compartments.named.ZCDModel",
+        "compartments.white_matter.ZCDModel",
         "likelihood",
         "seed",
     )
@@ -87,7 +87,7 @@ class IVIMFlow(CompartmentCommand):
     timed = False
 
     make_model = model_step(
-        "compartments.named.IVIMModel",
+        "compartments.other_tissue.IVIMModel",
         "likelihood",
         "seed",
     )
