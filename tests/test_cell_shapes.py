@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from dipy_spinverse import Acquisition, CellShapeModel, Status
 from dipy_spinverse.bloch_torrey.finite_elements.modal_sensitivity import ModalSensitivities
 from dipy_spinverse.cell_shapes import chunk, geometry, posterior, unknowns
-from dipy_spinverse.cell_shapes.search import Objective, minimise
+from dipy_spinverse.cell_shapes.search import ShapeObjective, minimise_cells
 from dipy_spinverse.cell_shapes.shape_spaces import FreeVertices, SpectralSpace, tube_space
 from dipy_spinverse.cell_shapes.synthetic_axons import draw_axons
 from dipy_spinverse.cell_shapes.templates import Template, cylinder_mesh
@@ -234,8 +234,8 @@ def test_no_step_turns_tetrahedra_inside_out():
         np.where(np.arange(len(flat))[:, None] == 0, 10 * flat[0] + 9, flat)
     )
     # signals of no cell push shapes as far as they go
-    objective = Objective(forward, np.linspace(1, 0.1, len(CLEAN)), 0.01, True)
-    (cell,), _, _ = minimise(objective, [start], 5)
+    objective = ShapeObjective(forward, np.linspace(1, 0.1, len(CLEAN)), 0.01, True)
+    (cell,), _, _ = minimise_cells(objective, [start], 5)
     assert not forward.is_degenerate(cell.points)
 
 
@@ -305,9 +305,9 @@ def test_draws_of_a_cell_that_is_pressed_flat_have_a_width():
     space = Pressed(template, mean, np.diag([0.2, 0.2, 0.2, 5.0]) ** 2)
     forward = CellShapeModel(ACQUISITION, space).coarse
     short = MODEL.signals(mean + [0, 0, np.log(0.4), 0])
-    objective = Objective(forward, short, 0.01, True)
+    objective = ShapeObjective(forward, short, 0.01, True)
     start = forward.at(CellShape(mean, Rotation.identity(), 0.0, np.zeros(2)))
-    (cell,), _, _ = minimise(objective, [start], 20)
+    (cell,), _, _ = minimise_cells(objective, [start], 20)
     assert len(forward.thinned(cell.points)[0])  # the last layer is all but flat
     near = objective.linearised(cell)
     draws = [*posterior.posterior_cells(forward, cell, near, 20, np.random.default_rng(0))]

@@ -12,12 +12,12 @@ from scipy.stats import chi2
 from dipy_spinverse.cell_shapes.geometry import MAPS, size_measures
 from dipy_spinverse.cell_shapes.posterior import posterior_cells
 from dipy_spinverse.cell_shapes.search import (
-    Objective,
     ShapeLinearisation,
+    ShapeObjective,
     initial_cells,
-    minimise,
+    minimise_cells,
 )
-from dipy_spinverse.cell_shapes.unknowns import CellShape, SimulatedCell
+from dipy_spinverse.cell_shapes.unknowns import SimulatedCell
 from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.voxels.noise import independent_noise
 from dipy_spinverse.voxels.progress import stepwise, tell
@@ -59,21 +59,6 @@ def cell_shape_layout(model: CellShapeModel, n_draws: int) -> dict[str, object]:
 
 
 @dataclass(frozen=True, eq=False)
-class FitStage:
-    """A cell at some stage of a fit.
-
-    Attributes
-    ----------
-    shape : CellShape
-    n_meshes : int
-        Number of remeshings before.
-    """
-
-    shape: CellShape
-    n_meshes: int
-
-
-@dataclass(frozen=True, eq=False)
 class FitShapes:
     """The fit of a chunk of voxels.
 
@@ -96,7 +81,7 @@ class FitShapes:
             levels = np.where(freedom > 0, noise, _NOISE)
         results = [
             self._voxel(
-                Objective(self.model.coarse, signals, max(level, _MIN_NOISE), not signed),
+                ShapeObjective(self.model.coarse, signals, max(level, _MIN_NOISE), not signed),
                 frame, np.log(S0), level, sigma_known,
             )
             for signals, S0, level, signed, frame in stepwise([*zip(
@@ -107,16 +92,18 @@ class FitShapes:
 
     def _voxel(self, objective, frame, log_S0, noise, noise_given):
         starts = initial_cells(objective, frame, log_S0)
-        cells, values, _ = minimise(objective, starts, _FIRST_STEPS)
+        cells, values, _ = minimise_cells(objective, starts, _FIRST_STEPS)
         order = np.argsort(values)[:_N_CONTINUED]
         if not noise_given:
             objective = _with_noise(objective, cells[order[0]])
         tell(_STARTED)
-        minima, values, stopped = minimise(objective, [cells[k] for k in order], _COARSE_STEPS)
+        minima, values, stopped = minimise_cells(
+            objective, [cells[k] for k in order], _COARSE_STEPS
+        )
         tell(_COARSE)
         best_row = int(np.argmin(values))
         cell, converged = minima[best_row], bool(stopped[best_row])
-        stages = [FitStage(starts[order[best_row]].shape, 0), FitStage(cell.shape, 0)]
+        stages = [starts[order[best_row]].shape, cell.shape]
         meshed = []
         while len(meshed) < MAX_REMESHINGS and (
             not meshed or lowest_quality(objective, cell) < _MIN_QUALITY
@@ -128,11 +115,11 @@ class FitShapes:
             objective, cell = remeshed
             if not noise_given:
                 objective = _with_noise(objective, cell)
-            (cell,), _, (converged,) = minimise(objective, [cell], _FINE_STEPS)
+            (cell,), _, (converged,) = minimise_cells(objective, [cell], _FINE_STEPS)
         if not noise_given:
             objective = _with_noise(objective, cell)
-            (cell,), _, (converged,) = minimise(objective, [cell], _FIRST_STEPS)
-        stages.append(FitStage(cell.shape, len(meshed)))
+            (cell,), _, (converged,) = minimise_cells(objective, [cell], _FIRST_STEPS)
+        stages.append(cell.shape)
         tell(_FINE)
         values = self._values(objective, cell, stages, meshed)
         # relative to noise (independent of the shape) and discretisation error, in units of sigma
@@ -153,8 +140,8 @@ class FitShapes:
             "S0_per_te": np.exp(cell.shape.log_S0),
             "at_bounds": bool(((theta <= low + margin) | (theta >= high - margin)).any()),
             "birge_ratio": birge_ratio_of(objective, cell, linearisation),
-            "_stages": np.array([stage.shape.pack() for stage in stages]),
-            "_stage_meshes": np.array([stage.n_meshes for stage in stages]),
+            "_stages": np.array([shape.pack() for shape in stages]),
+            "_stage_meshes": np.array([0, 0, len(meshed)]),
             "_meshed": padded,
             "sigma": objective.sigma,
             "residual_rms": np.sqrt((residuals**2).mean()),
@@ -179,7 +166,7 @@ class FitShapes:
         return values
 
 
-def residual(objective: Objective, cell: SimulatedCell) -> np.ndarray:
+def residual(objective: ShapeObjective, cell: SimulatedCell) -> np.ndarray:
     """Data minus their expectation for a cell (M,)."""
     expected = cell.signals
     if objective.rician:
@@ -188,7 +175,7 @@ def residual(objective: Objective, cell: SimulatedCell) -> np.ndarray:
 
 
 def birge_ratio_of(
-    objective: Objective, cell: SimulatedCell, linearisation: ShapeLinearisation
+    objective: ShapeObjective, cell: SimulatedCell, linearisation: ShapeLinearisation
 ) -> float:
     """Factor by which intervals are wider than those of samples, as data or prior reject a cell.
 
@@ -217,7 +204,7 @@ def about_median(draws: np.ndarray, times: float) -> np.ndarray:
     return median * (draws / median) ** times
 
 
-def lowest_quality(objective: Objective, cell: SimulatedCell) -> float:
+def lowest_quality(objective: ShapeObjective, cell: SimulatedCell) -> float:
     """Lowest mean-ratio quality of a cell's tetrahedra, 0 to 1 (regular)."""
     corners = cell.points[objective.forward.grid.tetrahedra]
     volumes = np.abs(np.linalg.det(corners[:, 1:] - corners[:, :1])) / 6

@@ -69,7 +69,7 @@ class ShapeLinearisation:
 
 
 @dataclass(frozen=True, eq=False)
-class Objective:
+class ShapeObjective:
     """-ln(posterior probability) of cells, relative to that of signals equal to the data.
 
     Attributes
@@ -151,8 +151,8 @@ class Objective:
         return tuple(torch.as_tensor(x) for x in arrays)
 
 
-def minimise(
-    objective: Objective, starts: Sequence[SimulatedCell], max_steps: int
+def minimise_cells(
+    objective: ShapeObjective, starts: Sequence[SimulatedCell], max_steps: int
 ) -> tuple[list[SimulatedCell], np.ndarray, np.ndarray]:
     """Levenberg-Marquardt from each initial cell; steps into inverted tetrahedra are rejected.
 
@@ -195,7 +195,7 @@ def minimise(
 
 
 def initial_cells(
-    objective: Objective, frame: np.ndarray, log_S0: np.ndarray
+    objective: ShapeObjective, frame: np.ndarray, log_S0: np.ndarray
 ) -> list[SimulatedCell]:
     """Each initial shape of the space, rotated into the frame of a diffusion tensor.
 

@@ -127,7 +127,7 @@ def finite_elements(grid: TetrahedralGrid, permeability: ArrayLike) -> FiniteEle
     keys, link = np.unique(np.column_stack([pairs, shift]), axis=0, return_inverse=True)
     link = link.ravel()
     images, image = np.unique(keys[:, 1:], axis=0, return_inverse=True)
-    home, wraps, ends = _with_images(n_nodes, keys, images, image.ravel())
+    home, wraps, link_ends = _with_images(n_nodes, keys, images, image.ravel())
     free = np.ones(n_nodes, bool)
     if grid.boundary == "absorbing":
         free[np.isin(vertices, grid.outer_faces)] = False
@@ -139,7 +139,7 @@ def finite_elements(grid: TetrahedralGrid, permeability: ArrayLike) -> FiniteEle
         free=free,
         home=home,
         wraps=wraps,
-        ends=ends,
+        ends=link_ends,
         tetrahedron_links=link[: edges.shape[0]].reshape(-1, 6),
         membrane_links=link[edges.shape[0] :].reshape(-1, 3),
     )
