@@ -119,11 +119,11 @@ def test_other_engines_and_numbers_of_workers_go_on_with_a_journal(tmp_path, exp
 
 
 def test_a_large_image_has_work_for_several_processes_and_a_small_one_is_computed_at_once():
-    assert voxels_per_block(100_000, most=1000) == 1000
-    assert voxels_per_block(12_000, most=1000) == 750
-    assert voxels_per_block(600, most=1000) == 512
-    assert voxels_per_block(64, most=64) == 64
-    assert voxels_per_block(0, most=0) == 1
+    assert voxels_per_block(100_000, max_voxels=1000) == 1000
+    assert voxels_per_block(12_000, max_voxels=1000) == 750
+    assert voxels_per_block(600, max_voxels=1000) == 512
+    assert voxels_per_block(64, max_voxels=64) == 64
+    assert voxels_per_block(0, max_voxels=0) == 1
 
 
 OTHERS = {

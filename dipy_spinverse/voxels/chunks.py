@@ -93,7 +93,7 @@ class Engine:
             )
         if not isinstance(self.journal, (str, os.PathLike, NoneType)):
             raise ValueError(f"journal is {shortened(self.journal)}; give the path of a folder.")
-        missing = [each for each in _NEEDED.get(self.name, ()) if find_spec(each) is None]
+        missing = [package for package in _NEEDED.get(self.name, ()) if find_spec(package) is None]
         if missing:
             raise ImportError(
                 f"engine is {self.name!r}, which needs {' and '.join(missing)}; install the extra "
@@ -101,23 +101,23 @@ class Engine:
             )
 
 
-def check_number(name: str, number: Any, least: int) -> None:
+def check_number(name: str, number: Any, minimum: int) -> None:
     """Refuse what is no whole number of at least so much.
 
     Raises
     ------
     ValueError
     """
-    whole = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
-    if not (whole and least <= number <= _LARGEST_NUMBER):
+    is_integer = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+    if not (is_integer and minimum <= number <= _LARGEST_NUMBER):
         raise ValueError(
-            f"{name} is {shortened(number)}; give a whole number of at least {least}."
+            f"{name} is {shortened(number)}; give a whole number of at least {minimum}."
         )
 
 
-def voxels_per_block(n_voxels: int, most: int) -> int:
+def voxels_per_block(n_voxels: int, max_voxels: int) -> int:
     """Voxels of an image that are computed together, by a model that can have so many at most."""
-    return max(min(most, max(_LEAST_VOXELS, -(-n_voxels // _LEAST_BLOCKS))), 1)
+    return max(min(max_voxels, max(_LEAST_VOXELS, -(-n_voxels // _LEAST_BLOCKS))), 1)
 
 
 # What the function of a chunk tells of each voxel for the status, beside what is kept.
@@ -177,14 +177,14 @@ def fit_image(
     check_memory(f"A fit of {n} voxels", needed, engine.max_memory)
     values = {name: _zeros(n, kind) for name, kind in kinds.items()}
     size, scatter = voxels_per_block(n, most), np.zeros(n)
-    kept: AbstractContextManager[Journal | None] = nullcontext()
+    journal_context: AbstractContextManager[Journal | None] = nullcontext()
     if engine.journal is not None:
-        kept = open_journal(engine.journal, _identity(model, image, options))
-    with kept as journal, Bar(n, engine.verbose) as bar:
-        parts = [rows[k : k + size] for rows in groups or [np.arange(n)]
+        journal_context = open_journal(engine.journal, _identity(model, image, options))
+    with journal_context as journal, Bar(n, engine.verbose) as bar:
+        chunk_rows = [rows[k : k + size] for rows in groups or [np.arange(n)]
                  for k in range(0, len(rows), size)]  # fmt: skip
-        told = bar.fed_by(fit_chunk)
-        for rows, result in _computed(voxels, told, parts, engine, journal, bar):
+        fit_with_progress = bar.fed_by(fit_chunk)
+        for rows, result in _computed(voxels, fit_with_progress, chunk_rows, engine, journal, bar):
             for name, value in (_excess(result, voxels.signals.shape[1]) | dict(result)).items():
                 values[name][(rows, *map(slice, np.shape(value)[1:]))] = value
             scatter[rows] = voxels.signals[rows].std(axis=1)
@@ -198,21 +198,21 @@ def fit_image(
     return status, values
 
 
-def _computed(voxels, fit_chunk, parts, engine, journal: Journal | None, bar: Bar):
+def _computed(voxels, fit_chunk, chunk_rows, engine, journal: Journal | None, bar: Bar):
     """Rows and results of all chunks: those in the journal, then those that are computed."""
     missing = {}
-    for k, rows in enumerate(parts):
-        found = None if journal is None else journal.find(rows)
-        if found is None:
+    for k, rows in enumerate(chunk_rows):
+        values = None if journal is None else journal.find(rows)
+        if values is None:
             missing[k] = partial(_over_S0, voxels, rows)
         else:
             bar.found(len(rows))
-            yield rows, found
+            yield rows, values
     for k, result in each_computed(fit_chunk, missing, engine.name, engine.n_jobs):
         if journal is not None:
-            journal.keep(parts[k], result)
-        bar.finished(len(parts[k]))
-        yield parts[k], result
+            journal.keep(chunk_rows[k], result)
+        bar.finished(len(chunk_rows[k]))
+        yield chunk_rows[k], result
 
 
 def _over_S0(voxels, rows):
@@ -225,13 +225,13 @@ def _identity(model, image, options) -> str:
         settings, arrays = model.settings()
     except (ValueError, NotImplementedError) as error:
         raise ValueError(f"journal: no file can say what this model is: {error}") from error
-    told = {name: x for name, x in options.items() if np.ndim(x) == 0}
+    scalars = {name: x for name, x in options.items() if np.ndim(x) == 0}
     arrays = {f"model {name}": x for name, x in arrays.items()}
     arrays |= {f"scan {name}": x for name, x in model.acquisition.arrays().items()}
-    arrays |= {f"option {name}": x for name, x in options.items() if name not in told}
+    arrays |= {f"option {name}": x for name, x in options.items() if name not in scalars}
     voxels = image.voxels
     arrays |= {"signals": voxels.signals, "S0": voxels.S0, "rows": image.rows}
-    header = [__version__, type(model).__name__, settings, told, *image.shape]
+    header = [__version__, type(model).__name__, settings, scalars, *image.shape]
     return storage.digest(header, arrays)
 
 

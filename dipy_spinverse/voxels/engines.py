@@ -104,9 +104,10 @@ def _by_dask(content, chunks, n_workers):
                 n_workers=n_workers, threads_per_worker=1, dashboard_address=None
             )
             client = stack.enter_context(Client(stack.enter_context(cluster)))
-        (there,) = client.scatter([content], broadcast=True, hash=False)
+        (pickled,) = client.scatter([content], broadcast=True, hash=False)
         tasks = (
-            client.submit(_in_worker, there, k, chunk(), pure=False) for k, chunk in chunks.items()
+            client.submit(_in_worker, pickled, k, chunk(), pure=False)
+            for k, chunk in chunks.items()
         )
         # Cancelled: no worker is left that has the function.
         stack.enter_context(_said_with_a_cure((KilledWorker, CancelledError)))

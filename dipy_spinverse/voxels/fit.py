@@ -60,10 +60,10 @@ class VoxelFit(ReconstFit):
         values = self.__dict__.get("_values", {})
         if name in values:
             return self._dense(values[name])
-        known = [n for n in values if n[0] != "_"]
-        like = get_close_matches(name, known, n=3, cutoff=0.5) or known
+        names = [n for n in values if n[0] != "_"]
+        similar = get_close_matches(name, names, n=3, cutoff=0.5) or names
         raise AttributeError(
-            f"{type(self).__name__} has no {name!r}; it has {', '.join(like[:5])} ..."
+            f"{type(self).__name__} has no {name!r}; it has {', '.join(similar[:5])} ..."
         )
 
     def __dir__(self):
@@ -94,11 +94,11 @@ class VoxelFit(ReconstFit):
         return dense.reshape(self.shape + values.shape[1:])[()]
 
     def __getitem__(self, index):
-        place = np.full(self.status.size, -1)
-        place[self._rows] = np.arange(self._rows.size)
-        chosen = np.asarray(place.reshape(self.shape)[index])
-        kept = chosen[chosen >= 0]
-        return type(self)(self.model, self.status[index], self._of_voxels(kept))
+        position = np.full(self.status.size, -1)
+        position[self._rows] = np.arange(self._rows.size)
+        chosen = np.asarray(position.reshape(self.shape)[index])
+        selected = chosen[chosen >= 0]
+        return type(self)(self.model, self.status[index], self._of_voxels(selected))
 
     def _of_voxels(self, chosen):
         """Values of some of the fitted voxels."""
@@ -150,10 +150,10 @@ class VoxelFit(ReconstFit):
         ValueError
             Echo times of which no S0 is known, an S0 of the wrong shape.
         """
-        own = self.model.acquisition
-        acquisition = own if gtab is None else self.model.acquisition_of(gtab)
+        fitted = self.model.acquisition
+        acquisition = fitted if gtab is None else self.model.acquisition_of(gtab)
         if S0 is None:
-            at = _known_echo_times(acquisition, own)
+            at = _known_echo_times(acquisition, fitted)
             scale = self._values["S0_per_te"][:, at]
         else:
             scale = per_voxel("S0", S0, self.shape)[self._rows, None]
@@ -177,26 +177,30 @@ class VoxelFit(ReconstFit):
         """
         settings, arrays = self.model.settings()
         header = {"kind": "a fit", "model": type(self.model).__name__, "settings": settings}
-        parts = {
+        groups = {
             "model": arrays, "acquisition": self.model.acquisition.arrays(),
             "value": self._values, "of": {"status": self.status},
         }  # fmt: skip
-        named = {f"{part}/{name}": v for part, some in parts.items() for name, v in some.items()}
+        named = {
+            f"{group}/{name}": v
+            for group, members in groups.items()
+            for name, v in members.items()
+        }
         storage.write(path, header, named)
 
 
-def _known_echo_times(acquisition: Acquired, own: Acquired) -> np.ndarray:
+def _known_echo_times(acquisition: Acquired, fitted: Acquired) -> np.ndarray:
     """Place (M,) of each measurement's echo among those of a fit."""
-    if len(own.echo_times) == 1:
+    if len(fitted.echo_times) == 1:
         return np.zeros(len(acquisition), dtype=int)
-    apart = np.abs(_echoes(acquisition)[:, None] - _echoes(own)).max(axis=2)
-    if apart.min(axis=1).max() > 1e-3:
+    difference = np.abs(_echoes(acquisition)[:, None] - _echoes(fitted)).max(axis=2)
+    if difference.min(axis=1).max() > 1e-3:
         raise ValueError(
             f"gtab has the echo times {acquisition.echo_times.tolist()} ms, S0 is known at "
-            f"{own.echo_times.tolist()} (of these mixing times, if there are any); predict at "
+            f"{fitted.echo_times.tolist()} (of these mixing times, if there are any); predict at "
             "these, or give S0."
         )
-    return apart.argmin(axis=1)[acquisition.te_index]
+    return difference.argmin(axis=1)[acquisition.te_index]
 
 
 def _echoes(acquisition):

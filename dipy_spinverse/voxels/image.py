@@ -127,33 +127,33 @@ def image_of(
     """
     data = _checked(data, len(acquisition))
     shape = data.shape[:-1]
-    wanted = wanted_voxels("mask", True if mask is None else mask, shape)
+    inside = wanted_voxels("mask", True if mask is None else mask, shape)
     noise = None if sigma is None else per_voxel("sigma", sigma, shape)
-    if noise is not None and not ((noise[wanted] > 0) & np.isfinite(noise[wanted])).all():
+    if noise is not None and not ((noise[inside] > 0) & np.isfinite(noise[inside])).all():
         raise ValueError(
             "sigma has values that are not positive and finite; give the noise's sd > 0, in the "
             "unit of the data."
         )
     # Once more for what is made of them.
-    beside = max(data.shape[-1], NUMBERS_BESIDE if noise is None else 0)
-    n_bytes = np.count_nonzero(wanted) * 8 * (data.shape[-1] + beside)
-    check_memory(f"data of {np.count_nonzero(wanted)} voxels", n_bytes, max_memory)
-    signals = _samples(data, wanted.reshape(shape))
-    without = signal_without_diffusion(signals, acquisition)
-    least = without.min(axis=1)
+    n_temporary = max(data.shape[-1], NUMBERS_BESIDE if noise is None else 0)
+    n_bytes = np.count_nonzero(inside) * 8 * (data.shape[-1] + n_temporary)
+    check_memory(f"data of {np.count_nonzero(inside)} voxels", n_bytes, max_memory)
+    signals = _samples(data, inside.reshape(shape))
+    measured_S0 = signal_without_diffusion(signals, acquisition)
+    min_S0 = measured_S0.min(axis=1)
     if S0 is not None:
-        known = per_voxel("S0", S0, shape)[wanted]
-        least = np.where(np.isfinite(known), np.minimum(least, known), np.nan)
-        without = np.broadcast_to(known[:, None], without.shape)
-    status = np.full(len(wanted), int(Status.NOT_FITTED))
-    status[wanted] = screened(signals, least)
-    fittable = status[wanted] == Status.CONVERGED
-    rows = np.flatnonzero(wanted)[fittable]
+        given_S0 = per_voxel("S0", S0, shape)[inside]
+        min_S0 = np.where(np.isfinite(given_S0), np.minimum(min_S0, given_S0), np.nan)
+        measured_S0 = np.broadcast_to(given_S0[:, None], measured_S0.shape)
+    status = np.full(len(inside), int(Status.NOT_FITTED))
+    status[inside] = screened(signals, min_S0)
+    fittable = status[inside] == Status.CONVERGED
+    rows = np.flatnonzero(inside)[fittable]
     if not fittable.all():
-        signals, without = signals[fittable], without[fittable]
+        signals, measured_S0 = signals[fittable], measured_S0[fittable]
     known_noise = None if noise is None else noise[rows]
     own = {name: value[rows] for name, value in (own or {}).items()}
-    voxels = Voxels(signals, without, known_noise, own)
+    voxels = Voxels(signals, measured_S0, known_noise, own)
     if known_noise is not None:
         return Image(status.reshape(shape), voxels, known_noise, KNOWN)
     status = status.reshape(shape)
@@ -182,13 +182,13 @@ def _checked(data, n_measurements):
     return data
 
 
-def _samples(data, wanted):
+def _samples(data, mask):
     """Signals (V, M) of the voxels of a mask (...), read volume by volume from a file."""
     if isinstance(data, np.ndarray):
-        return data[wanted].astype(float, copy=False)
-    signals = np.empty((np.count_nonzero(wanted), data.shape[-1]))
+        return data[mask].astype(float, copy=False)
+    signals = np.empty((np.count_nonzero(mask), data.shape[-1]))
     for m in range(data.shape[-1]):
-        signals[:, m] = np.asarray(data[..., m])[wanted]
+        signals[:, m] = np.asarray(data[..., m])[mask]
     return signals
 
 

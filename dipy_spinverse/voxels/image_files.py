@@ -101,8 +101,8 @@ class StoredImage:
         """Refuse headers that promise more than the file can hold, before room is made for it."""
         size = os.path.getsize(self.path)
         promised = math.prod(self.shape) * self.dtype.itemsize
-        most = size if self.path.suffix == ".nii" else size * _MOST_COMPRESSED
-        if promised > most or min(self.shape, default=0) < 1:
+        max_bytes = size if self.path.suffix == ".nii" else size * _MOST_COMPRESSED
+        if promised > max_bytes or min(self.shape, default=0) < 1:
             raise ValueError(
                 f"{self.name}: {self.path} has {size} bytes, too few for its shape {self.shape}; "
                 "it was cut off, or is damaged. Copy or convert it again."
@@ -148,11 +148,11 @@ def volume_of(path: str | Path, like: tuple[tuple[int, ...], np.ndarray], name: 
             f"{name}: {path} has shape {stored.shape}, the images {shape}; resample it to the "
             "images."
         )
-    apart = _apart(stored.affine, affine, shape)
-    if apart > _SAME_PLACE * np.linalg.norm(affine[:3, :3], axis=0).min():
+    distance = _apart(stored.affine, affine, shape)
+    if distance > _SAME_PLACE * np.linalg.norm(affine[:3, :3], axis=0).min():
         raise ValueError(
-            f"{name}: {path} lies elsewhere: its corners are up to {apart:.3g} mm from those of "
-            "the images. Resample it to the images."
+            f"{name}: {path} lies elsewhere: its corners are up to {distance:.3g} mm from those "
+            "of the images. Resample it to the images."
         )
     check_memory(f"{name}: {path}", 2 * math.prod(shape) * 8)
     return stored[...].reshape(shape)
@@ -177,9 +177,9 @@ def mask_of(path: str | Path, like: tuple[tuple[int, ...], np.ndarray], name: st
     return mask
 
 
-def _apart(one, other, shape):
+def _apart(affine_a, affine_b, shape):
     """Largest distance, mm, between the corners of two images of one shape."""
     corners = np.stack(np.meshgrid(*[(-0.5, n - 0.5) for n in shape], indexing="ij"), axis=-1)
     corners = corners.reshape(-1, 3)
-    apart = corners @ (one - other)[:3, :3].T + (one - other)[:3, 3]
-    return np.linalg.norm(apart, axis=1).max()
+    difference = corners @ (affine_a - affine_b)[:3, :3].T + (affine_a - affine_b)[:3, 3]
+    return np.linalg.norm(difference, axis=1).max()

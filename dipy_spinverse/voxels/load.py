@@ -38,10 +38,10 @@ def load_fit(path: str | Path, model: VoxelModel | None = None) -> VoxelFit:
         The file was not written by `save`, or changed since, or is of another model.
     """
     header, arrays = storage.read(path, "a fit")
-    parts: dict[str, dict] = {"model": {}, "acquisition": {}, "value": {}, "of": {}}
+    groups: dict[str, dict] = {"model": {}, "acquisition": {}, "value": {}, "of": {}}
     for key, value in arrays.items():
-        part, _, name = key.partition("/")
-        parts.setdefault(part, {})[name] = value
+        group, _, name = key.partition("/")
+        groups.setdefault(group, {})[name] = value
     name = str(header.get("model"))
     if model is None:
         package = import_module("dipy_spinverse")  # models go by their public names
@@ -52,29 +52,30 @@ def load_fit(path: str | Path, model: VoxelModel | None = None) -> VoxelFit:
                 "that was fitted."
             )
         try:
-            acquisition = kind.acquisition_from(parts["acquisition"])
-            model = kind.from_settings(acquisition, header["settings"], parts["model"])
+            acquisition = kind.acquisition_from(groups["acquisition"])
+            model = kind.from_settings(acquisition, header["settings"], groups["model"])
         except _WRONG as error:
             raise ValueError(f"path: {path} makes no {name}: {error}") from error
     elif not (
         name == type(model).__name__
         and header["settings"] == storage.as_read(model.settings()[0])
-        and _same(parts["acquisition"], model.acquisition.arrays())
+        and _same(groups["acquisition"], model.acquisition.arrays())
     ):
         raise ValueError(
             f"model is not the one of {path}, a {name} of {header['settings']} and other "
             "measurements; give that."
         )
     try:
-        fit = model.Fit(model, parts["of"]["status"], parts["value"])
+        fit = model.Fit(model, groups["of"]["status"], groups["value"])
         fit.check()
     except _WRONG as error:
         raise ValueError(f"path: {path} holds no {name}'s fit: {error}") from error
     return fit
 
 
-def _same(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> bool:
-    return one.keys() == other.keys() and all(
-        one[name].shape == np.shape(other[name]) and np.allclose(one[name], other[name])
-        for name in one
+def _same(stored: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> bool:
+    return stored.keys() == expected.keys() and all(
+        stored[name].shape == np.shape(expected[name])
+        and np.allclose(stored[name], expected[name])
+        for name in stored
     )

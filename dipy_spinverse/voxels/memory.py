@@ -14,8 +14,8 @@ def free_memory() -> int:
     """Bytes that this process can still take: of the machine, or of its share in a batch job."""
     free = [_of_machine()]
     try:
-        most, used = ((_CGROUP / f"memory.{name}").read_text() for name in ("max", "current"))
-        free.append(int(most) - int(used))
+        limit, usage = ((_CGROUP / f"memory.{name}").read_text() for name in ("max", "current"))
+        free.append(int(limit) - int(usage))
     except (OSError, ValueError):  # no such group, or no limit ("max")
         pass
     return max(min(free), 0)
@@ -38,12 +38,12 @@ def allowed(max_memory: float | None = None) -> float:
     return _SHARE * free_memory() if max_memory is None else max_memory
 
 
-def check_memory(what: str, n_bytes: float, max_memory: float | None = None) -> None:
+def check_memory(subject: str, n_bytes: float, max_memory: float | None = None) -> None:
     """Refuse what does not fit into memory, before anything is computed.
 
     Parameters
     ----------
-    what : str
+    subject : str
         Of which the message speaks.
     n_bytes : float
     max_memory : float, optional
@@ -53,10 +53,10 @@ def check_memory(what: str, n_bytes: float, max_memory: float | None = None) -> 
     ------
     MemoryError
     """
-    most = allowed(max_memory)
-    if n_bytes > most:
+    limit = allowed(max_memory)
+    if n_bytes > limit:
         raise MemoryError(
-            f"{what} takes {n_bytes / _GIB:.3g} GiB, max_memory is {most / _GIB:.3g} GiB (half of "
-            "what is free where it is not given). Fit fewer voxels at a time: give a mask of a "
+            f"{subject} takes {n_bytes / _GIB:.3g} GiB, max_memory is {limit / _GIB:.3g} GiB (by "
+            "default half of the free memory). Fit fewer voxels at a time: give a mask of a "
             "part of the image, or a machine with more memory."
         )

@@ -111,11 +111,11 @@ class VoxelModel(ReconstModel):
             Arguments of wrong shape or range.
         """
         check_number("n_draws", n_draws, 0)
-        how = Engine(engine, n_jobs, verbose, journal, max_memory)
+        run = Engine(engine, n_jobs, verbose, journal, max_memory)
         image = image_of(data, mask, sigma, self.acquisition, max_memory=max_memory)
         fit_chunk = partial(self.fit_chunk, n_draws=n_draws)
         status, values = fit_image(
-            image, fit_chunk, self.layout(n_draws), how, most=self.VOX_PER_CHUNK, model=self,
+            image, fit_chunk, self.layout(n_draws), run, most=self.VOX_PER_CHUNK, model=self,
             options={"n_draws": n_draws, "sigma": sigma},
         )  # fmt: skip
         return self.Fit(self, status, values)
@@ -130,10 +130,10 @@ class VoxelModel(ReconstModel):
     def layout(self, n_draws: int) -> dict:
         """What a fit holds of a voxel: S0 of each echo time, and maps with their statistics."""
         maps = {
-            f"{name}{end}": float
+            f"{name}{ending}": float
             for name in self.Fit.MAPS
-            for end in ENDINGS
-            if n_draws or not end
+            for ending in ENDINGS
+            if n_draws or not ending
         }
         return {"S0_per_te": (float, (len(self.acquisition.echo_times),))} | maps
 

@@ -63,19 +63,21 @@ def independent_noise(
     freedom : ndarray (V,) of int
         Its degrees of freedom; 0 where nothing tells.
     """
-    parts = [
-        _of_each(signals[first : first + _VOXELS_AT_ONCE], acquisition)
-        for first in range(0, max(len(signals), 1), _VOXELS_AT_ONCE)
+    estimates = [
+        _of_each(signals[start : start + _VOXELS_AT_ONCE], acquisition)
+        for start in range(0, max(len(signals), 1), _VOXELS_AT_ONCE)
     ]
-    squares, freedom, told, alike = map(np.concatenate, zip(*parts, strict=True))
-    variance = np.where(told, squares / np.maximum(freedom, 1), 1.0)
-    if alike.sum() > 1:
-        where = None
+    squares, freedom, determined, shares_levels = map(np.concatenate, zip(*estimates, strict=True))
+    variance = np.where(determined, squares / np.maximum(freedom, 1), 1.0)
+    if shares_levels.sum() > 1:
+        sampled = None
         if wanted is not None:
-            where = np.zeros(wanted.shape, dtype=bool)
-            where[wanted] = alike
-        variance[alike], freedom[alike] = _with_levels(squares[alike], freedom[alike], where)
-    return np.sqrt(variance), np.where(told, freedom, 0)
+            sampled = np.zeros(wanted.shape, dtype=bool)
+            sampled[wanted] = shares_levels
+        variance[shares_levels], freedom[shares_levels] = _with_levels(
+            squares[shares_levels], freedom[shares_levels], sampled
+        )
+    return np.sqrt(variance), np.where(determined, freedom, 0)
 
 
 def _of_each(signals, acquisition):
@@ -84,20 +86,22 @@ def _of_each(signals, acquisition):
     freedom = np.full(len(signals), n_b0)
     for shell in _smooth_shells(acquisition):
         on_shell = signals[:, shell.rows]
-        rest = (shell.beyond_smooth(on_shell) ** 2).sum(axis=1)
-        clear = on_shell.mean(axis=1) > _CLEAR * np.sqrt(rest / shell.freedom)
-        squares = squares + np.where(clear, rest, 0)
+        residual_squares = (shell.beyond_smooth(on_shell) ** 2).sum(axis=1)
+        clear = on_shell.mean(axis=1) > _CLEAR * np.sqrt(residual_squares / shell.freedom)
+        squares = squares + np.where(clear, residual_squares, 0)
         freedom = freedom + np.where(clear, shell.freedom, 0)
     size = np.abs(signals).max(axis=1, initial=0)
-    told = (freedom >= _LEAST_FREEDOM) & (squares > freedom * (_LEAST_SPREAD * size) ** 2)
-    variance = np.where(told, squares / np.maximum(freedom, 1), 1.0)
+    determined = (freedom >= _LEAST_FREEDOM) & (squares > freedom * (_LEAST_SPREAD * size) ** 2)
+    variance = np.where(determined, squares / np.maximum(freedom, 1), 1.0)
     # Magnitudes of noise alone scatter less than noise does.
     b0 = np.asarray(acquisition.b0_per_te).any(axis=0)
-    alike = told & (signals[:, b0].mean(axis=1) > _CLEAR * np.sqrt(variance) if b0.any() else told)
-    return squares, freedom, told, alike
+    shares_levels = determined & (
+        signals[:, b0].mean(axis=1) > _CLEAR * np.sqrt(variance) if b0.any() else determined
+    )
+    return squares, freedom, determined, shares_levels
 
 
-def _with_levels(squares, freedom, where=None):
+def _with_levels(squares, freedom, mask=None):
     """Variances (V,) of sums of squares (V,), with the image's own distribution of variances.
 
     The distribution over a ladder of levels is the likeliest (expectation maximisation); that of
@@ -110,36 +114,38 @@ def _with_levels(squares, freedom, where=None):
     levels = np.exp(np.linspace(low, high, n_levels))
     log_chance = -0.5 * (freedom[:, None] * np.log(levels) + squares[:, None] / levels)
     chance = np.exp(log_chance - log_chance.max(axis=1, keepdims=True))
-    some = chance[:: -(-len(chance) // _VOXELS_FOR_LEVELS)]
+    subset = chance[:: -(-len(chance) // _VOXELS_FOR_LEVELS)]
     share = np.full(n_levels, 1 / n_levels)
     for _ in range(_LEVEL_STEPS):
-        posterior = share * some
+        posterior = share * subset
         share = (posterior / posterior.sum(axis=1, keepdims=True)).mean(axis=0)
     # A level is one of several voxels: the few that scatter least have none of their own.
-    frequent = np.convolve(share, np.ones(5), "same") > _FREQUENT + _FEW / len(some)
+    frequent = np.convolve(share, np.ones(5), "same") > _FREQUENT + _FEW / len(subset)
     share = np.where(frequent, share, 0)
     if not share.any():
         share[np.abs(levels - squares.sum() / freedom.sum()).argmin()] = 1.0
     share = share / share.sum() + _RARE / n_levels
     posterior = share * chance
     posterior /= posterior.sum(axis=1, keepdims=True)
-    for _ in range(0 if where is None else _LOCAL_STEPS):
-        posterior = chance * (_LOCAL * _neighbours(posterior, where) + (1 - _LOCAL) * share)
+    for _ in range(0 if mask is None else _LOCAL_STEPS):
+        posterior = chance * (_LOCAL * _neighbours(posterior, mask) + (1 - _LOCAL) * share)
         posterior /= posterior.sum(axis=1, keepdims=True)
     variance = posterior @ levels
-    left = np.maximum(posterior @ levels**2 - variance**2, 1e-12 * variance**2)
-    return variance, np.clip(2 * variance**2 / left, freedom / 2, freedom + _SHARED_FREEDOM)
+    posterior_variance = np.maximum(posterior @ levels**2 - variance**2, 1e-12 * variance**2)
+    return variance, np.clip(
+        2 * variance**2 / posterior_variance, freedom / 2, freedom + _SHARED_FREEDOM
+    )
 
 
-def _neighbours(values, where):
+def _neighbours(values, mask):
     """Mean (V, K) of values (V, K) of an image's voxels over their neighbourhoods."""
-    size = round(_NEIGHBOURS ** (1 / max(where.ndim, 1)))
-    dense, near = np.zeros(where.shape), np.empty_like(values)
-    count = uniform_filter(where.astype(float), size, mode="constant")[where]
+    size = round(_NEIGHBOURS ** (1 / max(mask.ndim, 1)))
+    dense, means = np.zeros(mask.shape), np.empty_like(values)
+    count = uniform_filter(mask.astype(float), size, mode="constant")[mask]
     for k, column in enumerate(values.T):
-        dense[where] = column
-        near[:, k] = uniform_filter(dense, size, mode="constant")[where] / count
-    return near
+        dense[mask] = column
+        means[:, k] = uniform_filter(dense, size, mode="constant")[mask] / count
+    return means
 
 
 def _smooth_shells(acquisition):

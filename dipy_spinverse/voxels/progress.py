@@ -39,16 +39,16 @@ def tell(share: float) -> None:
 
 @contextmanager
 def _heard_by(listener: Callable[[float], None]) -> Iterator[None]:
-    before = _listener.get()
+    previous = _listener.get()
     _listener.set(listener)
     try:
         yield
     finally:
-        _listener.set(before)
+        _listener.set(previous)
 
 
 @contextmanager
-def part(first: float, last: float) -> Iterator[None]:
+def part(start: float, end: float) -> Iterator[None]:
     """A step that leads from one share of those around it to another.
 
     Examples
@@ -59,9 +59,9 @@ def part(first: float, last: float) -> Iterator[None]:
     1.0
     """
     outer = _listener.get()
-    with _heard_by(lambda share: outer(first + share * (last - first))):
+    with _heard_by(lambda share: outer(start + share * (end - start))):
         yield
-    outer(last)
+    outer(end)
 
 
 def stepwise(items: Collection[_Item]) -> Iterator[_Item]:
@@ -87,11 +87,11 @@ class _Told:
 
     def __call__(self, voxels: Any) -> Any:
         path = Path(self.folder) / f"{os.getpid()}-{threading.get_ident()}"
-        before = _number_in(path)
+        n_previous = _number_in(path)
 
         def write(share):
             try:
-                path.write_text(f"{before + share * len(voxels):.3f}")
+                path.write_text(f"{n_previous + share * len(voxels):.3f}")
             except OSError:
                 _listener.set(_nobody)  # a machine without this folder
 
@@ -153,8 +153,8 @@ class Bar:
     def _watch(self):
         on_screen = sys.stderr.isatty()
         while not self._ended.wait(_EVERY):
-            told = sum(_number_in(path) for path in Path(self._folder.name).iterdir())
-            n = int(self._found + max(self._finished, told))
+            n_computed = sum(_number_in(path) for path in Path(self._folder.name).iterdir())
+            n = int(self._found + max(self._finished, n_computed))
             if on_screen or n > self._bar.n:
                 self._show(n)
 

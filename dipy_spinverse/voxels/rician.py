@@ -63,8 +63,8 @@ def _excesses(amplitude, table):
     result = np.empty_like(amplitude)
     for k in range(len(amplitude)):
         # What is not a number stays what it is.
-        known = amplitude[k] >= 0
-        result[k] = compiled_excess(amplitude[k], table) if known else amplitude[k]
+        is_number = amplitude[k] >= 0
+        result[k] = compiled_excess(amplitude[k], table) if is_number else amplitude[k]
     return result
 
 
@@ -90,7 +90,7 @@ def rician_target(data: Tensor, predicted: Tensor, sigma: Tensor | None) -> Tens
 def log_likelihoods(data: Tensor, predicted: Tensor, sigma: Tensor, rician: bool) -> Tensor:
     """Logarithms (V,) of the likelihood of signals, up to what does not depend on them."""
     if rician:
-        arrays = (each.contiguous().numpy() for each in (data, predicted, sigma))
+        arrays = (tensor.contiguous().numpy() for tensor in (data, predicted, sigma))
         return torch.from_numpy(_log_likelihoods(*arrays))
     return -0.5 * (((data - predicted) / sigma[:, None]) ** 2).sum(dim=1)
 
@@ -115,8 +115,8 @@ def rician_information(snr: Tensor) -> Tensor:
     position = (snr / step).clamp(0, len(table) - 1.001)
     lower = position.floor()
     table = torch.tensor(table, dtype=snr.dtype)
-    left, right = table[lower.long()], table[lower.long() + 1]
-    return left + (position - lower) * (right - left)
+    lower_value, upper_value = table[lower.long()], table[lower.long() + 1]
+    return lower_value + (position - lower) * (upper_value - lower_value)
 
 
 @lru_cache
@@ -140,12 +140,12 @@ _FACTORS = 16
 def _zero(z):
     q = (min(z, _SWITCH) / _SWITCH) ** 2
     q4 = 0.2659732 + q * (0.0360768 + q * 0.0045813)
-    below = 1 + q * (3.5156229 + q * (3.0899424 + q * (1.2067492 + q * q4)))
+    small_z = 1 + q * (3.5156229 + q * (3.0899424 + q * (1.2067492 + q * q4)))
     q = _SWITCH / max(z, _SWITCH)
     q5 = -0.02057706 + q * (0.02635537 + q * (-0.01647633 + q * 0.00392377))
     q2 = 0.00225319 + q * (-0.00157565 + q * (0.00916281 + q * q5))
     # Both are computed: without a branch the compiler does several z at once.
-    return below if z < _SWITCH else 0.39894228 + q * (0.01328592 + q * q2)
+    return small_z if z < _SWITCH else 0.39894228 + q * (0.01328592 + q * q2)
 
 
 @njit(cache=True, nogil=True, fastmath=True)
@@ -184,14 +184,14 @@ def compiled_log_likelihood(data, predicted, sigma, work):
     squares, scale = 0.0, 1 / sigma**2
     for m in range(len(data)):
         z = data[m] * predicted[m] * scale
-        above = z >= _SWITCH
-        work[m] = _zero(z) ** 2 / (z if above else 1.0)
-        squares += (data[m] - predicted[m]) ** 2 * scale + (0.0 if above else 2 * z)
+        is_large = z >= _SWITCH
+        work[m] = _zero(z) ** 2 / (z if is_large else 1.0)
+        squares += (data[m] - predicted[m]) ** 2 * scale + (0.0 if is_large else 2 * z)
     # Logarithms are slow: one for the product of several factors.
     total = 0.0
-    for first in range(0, len(data), _FACTORS):
+    for start in range(0, len(data), _FACTORS):
         product = 1.0
-        for m in range(first, min(first + _FACTORS, len(data))):
+        for m in range(start, min(start + _FACTORS, len(data))):
             product *= work[m]
         total += np.log(product)
     return 0.5 * (total - squares)

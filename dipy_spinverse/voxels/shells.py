@@ -90,10 +90,10 @@ def _shell(acquisition, rows):
     return Shell(rows, acquisition.b[rows].max(), order, fit, smooth)
 
 
-def _order(directions, most):
+def _order(directions, max_coefficients):
     """Largest order of harmonics, at most so many, that directions determine."""
     for order in range(LARGEST_ORDER, 0, -2):
-        if (order + 1) * (order + 2) // 2 > most:
+        if (order + 1) * (order + 2) // 2 > max_coefficients:
             continue
         if np.linalg.cond(harmonics(order, directions)) < _LARGEST_CONDITION:
             return order

@@ -39,7 +39,7 @@ def of_draws(draws: np.ndarray, axis: int = 0) -> dict[str, np.ndarray]:
 def summary(maps: Mapping[str, np.ndarray], axis: int = 0) -> dict[str, np.ndarray]:
     """Statistics of the draws of several maps, named NAME, NAME_std, NAME_low and NAME_high."""
     return {
-        name + end: part for name, draws in maps.items() for end, part in
+        name + ending: values for name, draws in maps.items() for ending, values in
         of_draws(draws, axis).items()
     }  # fmt: skip
 
@@ -64,10 +64,10 @@ def of_fields(values: np.ndarray, error: float, largest: float) -> dict[str, np.
     """
     n, mean = len(values), values.mean(axis=0)
     # Of the next field: their scatter, and what their own mean is uncertain by.
-    own = values.var(axis=0, ddof=1) * (1 + 1 / n) if n > 1 else np.zeros_like(mean)
-    variance = own + (error * mean) ** 2
+    scatter = values.var(axis=0, ddof=1) * (1 + 1 / n) if n > 1 else np.zeros_like(mean)
+    variance = scatter + (error * mean) ** 2
     # Degrees of freedom of an estimated and a known variance together (Satterthwaite).
-    share = own / np.where(variance > 0, variance, 1)
+    share = scatter / np.where(variance > 0, variance, 1)
     freedom = max(n - 1, 1) / np.maximum(share, 1e-3) ** 2
     std = np.sqrt(variance)
     reach = student.ppf(0.5 + _LEVEL / 2, freedom) * std

@@ -96,18 +96,18 @@ def read(path: Path | str, kind: str) -> tuple[dict, dict[str, np.ndarray]]:
         raise FileNotFoundError(f"path: there is no file {path}.")
     try:
         with ZipFile(path) as archive:
-            check_memory(str(path), sum(each.file_size for each in archive.infolist()))
+            check_memory(str(path), sum(member.file_size for member in archive.infolist()))
         with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as stored:
             arrays = dict(stored)
         header = json.loads(str(arrays.pop("header")))
-        found, checksum = header["kind"], header.pop("checksum", None)
+        stored_kind, checksum = header["kind"], header.pop("checksum", None)
     except _DAMAGED as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"path: {path} is not {kind} ({reason}); give a file of save()."
         ) from error
-    if found != kind:
-        raise ValueError(f"path: {path} holds {found}, not {kind}.")
+    if stored_kind != kind:
+        raise ValueError(f"path: {path} holds {stored_kind}, not {kind}.")
     if checksum != digest(header, arrays):
         raise ValueError(
             f"path: {path} is not as save() wrote it: its checksum is wrong. It was changed or "

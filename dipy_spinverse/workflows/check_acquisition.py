@@ -60,17 +60,17 @@ class CheckAcquisitionFlow(Command):
             n_draws=n_draws, seed=seed,
         )  # fmt: skip
 
-    def process(self, given: dict[str, Any], paths: dict[str, Path]) -> None:
+    def process(self, arguments: dict[str, Any], paths: dict[str, Path]) -> None:
         """Read, check, print, write."""
-        acquired = self.read_acquisition(**self.takes("read_acquisition", given))
+        acquired = self.read_acquisition(**self.takes("read_acquisition", arguments))
         if not hasattr(acquired, "timings"):
             check_pulses({})
-        found = self.check(acquired, **self.takes("check", given))
-        print(found)
-        paths["report"].write_text(f"{found}\n")
-        said = {"acquisition": repr(acquired), "maps": found.table(), "said": found.findings()}
+        report = self.check(acquired, **self.takes("check", arguments))
+        print(report)
+        paths["report"].write_text(f"{report}\n")
+        said = {"acquisition": repr(acquired), "maps": report.table(), "said": report.findings()}
         paths["table"].write_text(json.dumps(said, indent=2) + "\n")
         try:
-            found.figure(paths["figure"])
+            report.figure(paths["figure"])
         except ImportError:
             pass

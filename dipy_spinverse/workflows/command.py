@@ -46,10 +46,10 @@ class Command(Workflow):
         signature, docstring = _command_line(cls)
 
         def run(self, *args, **kwargs):
-            given = signature.bind(self, *args, **kwargs)
-            given.apply_defaults()
-            del given.arguments["self"]
-            self._run(given.arguments)
+            bound = signature.bind(self, *args, **kwargs)
+            bound.apply_defaults()
+            del bound.arguments["self"]
+            self._run(bound.arguments)
 
         run.__signature__, run.__doc__ = signature, docstring  # type: ignore[attr-defined]
         cls.run = run  # type: ignore[method-assign]
@@ -59,23 +59,23 @@ class Command(Workflow):
         """Prefix of this workflow's options inside a combined workflow."""
         return cls.__name__.removesuffix("Flow").lower()
 
-    def process(self, given: dict[str, Any], paths: dict[str, Path]) -> None:
+    def process(self, arguments: dict[str, Any], paths: dict[str, Path]) -> None:
         """Go through the steps.
 
         Parameters
         ----------
-        given : dict
+        arguments : dict
             Inputs and options by name.
         paths : dict of Path
             Where each of `outputs` goes.
         """
         raise NotImplementedError
 
-    def takes(self, step: str, given: dict[str, Any]) -> dict[str, Any]:
+    def takes(self, step: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Those of the inputs and options that a step asks for."""
-        return {name: given[name] for name in _keywords(getattr(self, step))}
+        return {name: arguments[name] for name in _keywords(getattr(self, step))}
 
-    def more_paths(self, given: dict[str, Any], paths: dict[str, Path]) -> dict[str, Path]:
+    def more_paths(self, arguments: dict[str, Any], paths: dict[str, Path]) -> dict[str, Path]:
         """Files that are only written where an option asks for them."""
         return {}
 
@@ -111,13 +111,13 @@ class Command(Workflow):
             )
             for row in rows
         ]
-        sets = [(given, paths | self.more_paths(given, paths)) for given, paths in sets]
-        for given, paths in sets:
-            check_inputs_kept(given, self.written(paths))
+        sets = [(options, paths | self.more_paths(options, paths)) for options, paths in sets]
+        for options, paths in sets:
+            check_inputs_kept(options, self.written(paths))
         self._refuse_to_overwrite([paths for _, paths in sets])
-        for given, paths in sets:
+        for options, paths in sets:
             with put_together(paths) as staged:
-                self.process(given, staged)
+                self.process(options, staged)
             _say_where(paths)
 
     def _refuse_to_overwrite(self, sets: list[dict[str, Path]]) -> None:
@@ -128,11 +128,12 @@ class Command(Workflow):
                 f"out_dir: {len(sets)} inputs would all be written to {twice[0]}; add "
                 "--mix_names, or --out_strat append to write beside each input."
             )
-        there = [path for path in files if path.exists()]
-        if there and not self._force_overwrite:
-            more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
+        existing = [path for path in files if path.exists()]
+        if existing and not self._force_overwrite:
+            suffix = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
             raise FileExistsError(
-                f"{there[0]} exists{more}; add --force to overwrite, or give another --out_dir."
+                f"{existing[0]} exists{suffix}; add --force to overwrite, or give another "
+                "--out_dir."
             )
 
 
@@ -155,9 +156,9 @@ def _say_where(paths: dict[str, Path]) -> None:
     """What to look at now."""
     pages = [path for path in paths.values() if path.suffix == ".html" and path.exists()]
     folders = {path.parent.resolve() for path in paths.values()}
-    where = ", ".join(str(folder) for folder in sorted(folders))
+    folder_names = ", ".join(str(folder) for folder in sorted(folders))
     page = f"; open {pages[0]} in a browser" if pages else ""
-    logger.info("Files are in %s%s.", where, page)
+    logger.info("Files are in %s%s.", folder_names, page)
 
 
 def _keywords(function: Callable) -> dict[str, inspect.Parameter]:
@@ -167,19 +168,21 @@ def _keywords(function: Callable) -> dict[str, inspect.Parameter]:
 
 def _command_line(cls: type[Command]) -> tuple[inspect.Signature, str]:
     """Signature and docstring of `run`: inputs, options, outputs."""
-    asked: dict[str, inspect.Parameter] = {}
+    options: dict[str, inspect.Parameter] = {}
     described: dict[str, tuple] = {}
     for step in cls.steps:
         function = getattr(cls, step)
         documented = NumpyDocString(inspect.getdoc(function) or "")["Parameters"]
         keywords = _keywords(function)
-        asked |= keywords
+        options |= keywords
         described |= {name: [*choices(type_), *text] for name, type_, text in documented}
-    ordered = sorted(asked, key=lambda name: asked[name].default is not inspect.Parameter.empty)
-    rows = [(name, _type_of(asked[name]), described[name]) for name in ordered] + [_OUT_DIR]
+    ordered = sorted(
+        options, key=lambda name: options[name].default is not inspect.Parameter.empty
+    )
+    rows = [(name, _type_of(options[name]), described[name]) for name in ordered] + [_OUT_DIR]
     rows += [(f"out_{name}", "string, optional", [text]) for name, (_, text) in
              cls.outputs.items()]  # fmt: skip
-    usual = {name: asked[name].default for name in ordered} | {"out_dir": ""}
+    usual = {name: options[name].default for name in ordered} | {"out_dir": ""}
     usual |= {f"out_{name}": file for name, (file, _) in cls.outputs.items()}
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter("self", kind)]

@@ -122,12 +122,12 @@ class DiffusionCommand(FitCommand):
 
     read_acquisition = staticmethod(read_acquisition)
 
-    def read(self, given: dict[str, Any]) -> Images:
+    def read(self, arguments: dict[str, Any]) -> Images:
         """The volume and its acquisition."""
-        acquired = self.read_acquisition(**self.takes("read_acquisition", given))
+        acquired = self.read_acquisition(**self.takes("read_acquisition", arguments))
         if self.timed and not hasattr(acquired, "timings"):
             check_pulses({})
-        return self.read_volume(acquired, **self.takes("read_volume", given))
+        return self.read_volume(acquired, **self.takes("read_volume", arguments))
 
     def derivative_paths(self, input_files: str, *, bids: str | None = None) -> dict[str, Path]:
         """Where maps go in a BIDS data set.
@@ -149,11 +149,11 @@ class DiffusionCommand(FitCommand):
         paths = {"derivatives": inside / f"{entities}_model-{self.model_name}"}
         return paths if described.exists() else paths | {"dataset_description": described}
 
-    def more_paths(self, given: dict[str, Any], paths: dict[str, Path]) -> dict[str, Path]:
+    def more_paths(self, arguments: dict[str, Any], paths: dict[str, Path]) -> dict[str, Path]:
         """The page and the BIDS derivatives, where they are asked for."""
-        derivatives = self.takes("derivative_paths", given)
-        return super().more_paths(given, paths) | self.derivative_paths(
-            given["input_files"], **derivatives
+        derivatives = self.takes("derivative_paths", arguments)
+        return super().more_paths(arguments, paths) | self.derivative_paths(
+            arguments["input_files"], **derivatives
         )
 
     def written(self, paths: dict[str, Path]) -> Iterator[Path]:
@@ -207,6 +207,6 @@ class DiffusionCommand(FitCommand):
                 f"input_files: {input_files} has shape {data.shape}; needs a 4-D volume with the "
                 "measurements along its last axis."
             )
-        place = data.shape[:3], data.affine
-        mask = None if mask_file is None else mask_of(mask_file, place, "mask_file")
+        space = data.shape[:3], data.affine
+        mask = None if mask_file is None else mask_of(mask_file, space, "mask_file")
         return Images(data, data.affine, mask, acquired)

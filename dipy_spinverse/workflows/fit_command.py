@@ -48,16 +48,16 @@ _COMMON = {
 }
 
 
-def outputs_of(maps: tuple[str, ...], others: tuple[str, ...] = ()) -> dict[str, tuple[str, str]]:
+def outputs_of(maps: tuple[str, ...], arrays: tuple[str, ...] = ()) -> dict[str, tuple[str, str]]:
     """Output files of a fit: its maps with intervals, other arrays, and what all fits write."""
     intervals = {name: _map_output(name, _ENDINGS) for name in maps if name != "S0"}
-    return intervals | {name: _map_output(name, "") for name in others} | _COMMON
+    return intervals | {name: _map_output(name, "") for name in arrays} | _COMMON
 
 
-def _map_output(name, more):
+def _map_output(name, suffix):
     unit, meaning = MAP_DESCRIPTIONS[name].unit, MAP_DESCRIPTIONS[name].meaning
     unit = "" if unit == "1" else f" ({unit})"
-    return f"{name}.nii.gz", f"Name of the map of {name}{unit}: {meaning}{more}."
+    return f"{name}.nii.gz", f"Name of the map of {name}{unit}: {meaning}{suffix}."
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +92,7 @@ class FitCommand(Command):
         cls.outputs = outputs_of(cls.maps, cls.others) | cls.more_outputs
         super().__init_subclass__(**kwargs)
 
-    def read(self, given: dict[str, Any]) -> Images:
+    def read(self, arguments: dict[str, Any]) -> Images:
         """Images, and what is known of how they were acquired."""
         raise NotImplementedError
 
@@ -109,7 +109,7 @@ class FitCommand(Command):
         self,
         model: VoxelModel,
         images: Images,
-        own: dict[str, Any],
+        fit_options: dict[str, Any],
         *,
         sigma: float | None = None,
         n_draws: int | None = None,
@@ -131,11 +131,11 @@ class FitCommand(Command):
         %(journal)s
         """
         if n_draws is not None:
-            own = own | {"n_draws": n_draws}
+            fit_options = fit_options | {"n_draws": n_draws}
         return model.fit(
             images.data, images.mask, sigma=sigma, engine=engine, n_jobs=n_jobs,
             verbose=verbose or sys.stderr.isatty(),
-            journal=journal, **own,
+            journal=journal, **fit_options,
         )  # fmt: skip
 
     def write(self, fit: VoxelFit, images: Images, settings: dict, paths: dict[str, Path]) -> None:
@@ -187,9 +187,9 @@ class FitCommand(Command):
         """Voxels whose walls were asked for."""
         return []
 
-    def more_paths(self, given: dict[str, Any], paths: dict[str, Path]) -> dict[str, Path]:
+    def more_paths(self, arguments: dict[str, Any], paths: dict[str, Path]) -> dict[str, Path]:
         """The page, where one is asked for."""
-        report = given["report"]
+        report = arguments["report"]
         if report is None:
             return {}
         from dipy_spinverse.report.page import check_packages
@@ -199,20 +199,20 @@ class FitCommand(Command):
         path.parent.mkdir(parents=True, exist_ok=True)
         return {"report": path}
 
-    def process(self, given: dict[str, Any], paths: dict[str, Path]) -> None:
+    def process(self, arguments: dict[str, Any], paths: dict[str, Path]) -> None:
         """Read, make the model, fit, write."""
-        images = self.read(given)
-        model = self.make_model(images.acquired, **self.takes("make_model", given))
-        own = self.fit_options(images, **self.takes("fit_options", given))
+        images = self.read(arguments)
+        model = self.make_model(images.acquired, **self.takes("make_model", arguments))
+        fit_options = self.fit_options(images, **self.takes("fit_options", arguments))
         start = time.perf_counter()
-        fit = self.fit(model, images, own, **self.takes("fit", given))
+        fit = self.fit(model, images, fit_options, **self.takes("fit", arguments))
         seconds = time.perf_counter() - start
-        inputs = {name: value for name, value in given.items() if name.endswith("_files")}
-        settings = {name: value for name, value in given.items() if name not in inputs}
+        inputs = {name: value for name, value in arguments.items() if name.endswith("_files")}
+        settings = {name: value for name, value in arguments.items() if name not in inputs}
         units = {name: map_description(name, fit).unit for name in (*fit.MAPS, *self.others)}
-        about = run_settings(inputs, settings, fit, seconds, units)
-        self.write(fit, images, about, paths)
-        self.page(fit, images, about, paths, **self.takes("page", given))
+        record = run_settings(inputs, settings, fit, seconds, units)
+        self.write(fit, images, record, paths)
+        self.page(fit, images, record, paths, **self.takes("page", arguments))
         logger.info("%s", summary(fit, seconds))
 
     def written(self, paths: dict[str, Path]) -> Iterator[Path]:
@@ -230,10 +230,10 @@ def summary(fit: VoxelFit, seconds: float) -> str:
     """How many voxels came to which status, in words."""
     from dipy_spinverse.voxels import Status
 
-    wanted = fit.status[fit.status != Status.NOT_FITTED]
-    lines = [f"{wanted.size} voxels in {seconds:.1f} s:"]
+    status = fit.status[fit.status != Status.NOT_FITTED]
+    lines = [f"{status.size} voxels in {seconds:.1f} s:"]
     for name, words in STATUS_DESCRIPTIONS.items():
-        count = int((wanted == Status[name]).sum())
+        count = int((status == Status[name]).sum())
         if count:
             lines.append(f"{count:>8} {name}: {words}")
     return "\n".join(lines)

@@ -108,10 +108,10 @@ class SpinverseFlow(DiffusionCommand):
             Further wall fields per voxel with walls, from draws of their own; 0 for a quick look
             without them.
         """
-        asked = np.full(images.data.shape[:3], walls)
-        for voxel in voxels_of(mesh_voxels, asked.shape):
-            asked[voxel] = True
-        return {"walls": asked, "free_water": free_water, "n_fields": n_fields}
+        has_walls = np.full(images.data.shape[:3], walls)
+        for voxel in voxels_of(mesh_voxels, has_walls.shape):
+            has_walls[voxel] = True
+        return {"walls": has_walls, "free_water": free_water, "n_fields": n_fields}
 
     def write(self, fit: Any, images: Images, settings: dict, paths: dict[str, Path]) -> None:
         """Write maps, and the meshes that were asked for."""
@@ -133,13 +133,13 @@ def voxels_of(texts: list[str] | None, shape: tuple[int, ...]) -> list[tuple[int
 
 def _voxel(text, shape):
     try:
-        index = tuple(int(part) for part in text.split(","))
+        index = tuple(int(number) for number in text.split(","))
     except ValueError:
         index = ()
     if len(index) != 3 or not all(0 <= i < n for i, n in zip(index, shape, strict=True)):
-        last = ",".join(str(n - 1) for n in shape)
+        max_index = ",".join(str(n - 1) for n in shape)
         raise ValueError(
             f"mesh_voxels: {text!r} is not a voxel of this volume; write three indices with "
-            f"commas between them and no spaces, from 0,0,0 to {last}."
+            f"commas between them and no spaces, from 0,0,0 to {max_index}."
         )
     return index

@@ -25,9 +25,9 @@ class TissueFractionsFlow(FitCommand):
     maps = ("csf", "gm", "wm", "background")
     others = ("b1",)
 
-    def read(self, given: dict[str, Any]) -> Images:
+    def read(self, arguments: dict[str, Any]) -> Images:
         """Images and their sequences."""
-        return self.read_images(**self.takes("read_images", given))
+        return self.read_images(**self.takes("read_images", arguments))
 
     def read_images(
         self,
@@ -66,8 +66,8 @@ class TissueFractionsFlow(FitCommand):
                 f"sequences_file: {sequences_file} has {len(sequences)} sequences, the images "
                 f"have {data.shape[-1]} contrasts; give one for each, in the order of the images."
             )
-        place = data.shape[:3], affine
-        mask = None if mask_file is None else mask_of(mask_file, place, "mask_file")
+        space = data.shape[:3], affine
+        mask = None if mask_file is None else mask_of(mask_file, space, "mask_file")
         return Images(data, affine, mask, sequences)
 
     def make_model(
@@ -133,8 +133,8 @@ def _sequences(files, images, sequences_file):
 
     if sequences_file is not None:
         listed = _list("sequences_file", sequences_file)
-        return [_named(sequence_from, each, sequences_file) for each in listed]
-    found = []
+        return [_named(sequence_from, description, sequences_file) for description in listed]
+    sequences = []
     for path, image in zip(files, images, strict=True):
         sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
         if not sidecar.is_file():
@@ -147,8 +147,8 @@ def _sequences(files, images, sequences_file):
                 f"input_files: {path} has several contrasts, of which its sidecar says one; give "
                 "--sequences_file."
             )
-        found.append(_named(sequence_from, _read(sidecar), sidecar))
-    return found
+        sequences.append(_named(sequence_from, _read(sidecar), sidecar))
+    return sequences
 
 
 def _tissues(field, path):
@@ -156,11 +156,13 @@ def _tissues(field, path):
     from dipy_spinverse.tissue_fractions import Tissue, tissues_at
 
     tissues = {tissue.name: tissue for tissue in tissues_at(field)}
-    for each in [] if path is None else _list("tissues_file", path):
+    for description in [] if path is None else _list("tissues_file", path):
         try:
-            tissue = Tissue(**each)
+            tissue = Tissue(**description)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"tissues_file: {path} has {shortened(each)}: {error}") from None
+            raise ValueError(
+                f"tissues_file: {path} has {shortened(description)}: {error}"
+            ) from None
         tissues[tissue.name] = tissue
     return [*tissues.values()]
 

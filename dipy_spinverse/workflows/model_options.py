@@ -36,11 +36,13 @@ def model_step(model: str, *options: str) -> Callable:
     module, _, name = model.rpartition(".")
     documented = dict(reversed([*_parameters(module, name)]))
 
-    def make_model(self, acquired: Any, **given: Any) -> Any:
+    def make_model(self, acquired: Any, **options_given: Any) -> Any:
         kind = getattr(import_module(f"dipy_spinverse.{module}"), name)
-        flags = {option.removeprefix("no_"): not given.pop(option) for option in negated}
-        known = {option: value for option, value in given.items() if value is not None}
-        return kind(acquired, **known, **flags)
+        flags = {option.removeprefix("no_"): not options_given.pop(option) for option in negated}
+        set_options = {
+            option: value for option, value in options_given.items() if value is not None
+        }
+        return kind(acquired, **set_options, **flags)
 
     negated = [option for option in options if option not in documented]
     lines, parameters = [], []
@@ -55,8 +57,10 @@ def model_step(model: str, *options: str) -> Callable:
         )
         lines += [f"{option} : optional", f"    {text}"]
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    first = [inspect.Parameter(each, positional) for each in ("self", "acquired")]
-    make_model.__signature__ = inspect.Signature([*first, *parameters])  # type: ignore[attr-defined]
+    positional_parameters = [
+        inspect.Parameter(argument, positional) for argument in ("self", "acquired")
+    ]
+    make_model.__signature__ = inspect.Signature([*positional_parameters, *parameters])  # type: ignore[attr-defined]
     make_model.__doc__ = "\n".join(["The model.", "", "Parameters", "----------", *lines])
     return make_model
 
@@ -76,7 +80,7 @@ def _parameters(module: str, name: str) -> Iterator[tuple[str, tuple[Any, str, s
         for parameters, kind, text in sections
         for parameter in parameters.split(",")
     }
-    (init,) = (each for each in node.body if getattr(each, "name", "") == "__init__")
+    (init,) = (member for member in node.body if getattr(member, "name", "") == "__init__")
     assert isinstance(init, ast.FunctionDef)
     for argument, value in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True):
         try:
@@ -87,7 +91,7 @@ def _parameters(module: str, name: str) -> Iterator[tuple[str, tuple[Any, str, s
         if argument.arg in texts:
             yield argument.arg, (default, _simple(annotation, default), texts[argument.arg])
     if init.args.kwarg and node.bases:  # passed on to the base class
-        (base,) = (ast.unparse(each) for each in node.bases)
+        (base,) = (ast.unparse(member) for member in node.bases)
         yield from _parameters(_imported_from(module, base), base)
 
 
@@ -103,12 +107,12 @@ def _imported_from(module: str, name: str) -> str:
     if name in _classes(module):
         return module
     source = _PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text()
-    (found,) = (
+    (source_module,) = (
         node.module
         for node in ast.parse(source).body
         if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}
     )
-    return str(found).removeprefix("dipy_spinverse.")
+    return str(source_module).removeprefix("dipy_spinverse.")
 
 
 def _simple(annotation: str, default: Any) -> str:

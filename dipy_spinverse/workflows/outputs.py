@@ -21,7 +21,7 @@ def check_names(names: Mapping[str, str]) -> None:
     ------
     ValueError
     """
-    seen: dict[PurePath, str] = {}
+    argument_of: dict[PurePath, str] = {}
     for argument, name in names.items():
         path = PurePath(str(name))
         if path.is_absolute() or ".." in path.parts or not path.name or "\0" in str(name):
@@ -29,11 +29,12 @@ def check_names(names: Mapping[str, str]) -> None:
                 f"{argument} is {str(name)!r}, which is no file inside of out_dir; give a name, "
                 "and the folder as --out_dir."
             )
-        if path in seen:
+        if path in argument_of:
             raise ValueError(
-                f"{argument} and {seen[path]} are both {str(name)!r}; give each a name of its own."
+                f"{argument} and {argument_of[path]} are both {str(name)!r}; "
+                "give each a name of its own."
             )
-        seen[path] = argument
+        argument_of[path] = argument
 
 
 def check_images(names: Mapping[str, str], usual: Mapping[str, str]) -> None:

@@ -102,16 +102,16 @@ class SimulateFlow(Command):
         return signals, {"substrate": substrate, "diffusivity_mm2_per_s": diffusivity,
                          "voxels": truth}  # fmt: skip
 
-    def process(self, given: dict[str, Any], paths: dict[str, Path]) -> None:
+    def process(self, arguments: dict[str, Any], paths: dict[str, Path]) -> None:
         """Read, simulate, write."""
-        acquired = self.read_acquisition(**self.takes("read_acquisition", given))
+        acquired = self.read_acquisition(**self.takes("read_acquisition", arguments))
         if not hasattr(acquired, "timings"):
             check_pulses({})
-        signals, truth = self.simulate(acquired, **self.takes("simulate", given))
+        signals, truth = self.simulate(acquired, **self.takes("simulate", arguments))
         affine = np.diag([_VOXEL_MM, _VOXEL_MM, _VOXEL_MM, 1])
         save_image(paths["dwi"], signals, affine, "simulated signals, dipy_spinverse")
         paths["truth"].write_text(json.dumps(truth, indent=2) + "\n")
-        noise = given["S0"] / given["snr"] if given["snr"] else 0.0
+        noise = arguments["S0"] / arguments["snr"] if arguments["snr"] else 0.0
         paths["sigma"].write_text(f"{noise:g}\n")
 
 
