@@ -1,7 +1,7 @@
 """The shape of a cell from its diffusion signals.
 
 Simulates the signals of a bent and twisted axon, with noise, and finds its shape from the signals
-alone: neither its pose nor its size is told. Run it as ``python
+alone: pose and size are unknown. Run it as ``python
 examples/cell_shapes.py [folder]``; it writes ``cell_shapes.png`` and ``cell.ply``. ``--quick``
 takes fewer measurements, of less noise.
 """

@@ -1,4 +1,4 @@
-"""Spinverse and the models that stand beside it, on the same voxels.
+"""Spinverse and other models on the same voxels.
 
 Voxels of packed cylinders are simulated on a fine grid by the Bloch-Torrey equation, which none of
 the fitted models assumes (Spinverse solves it too, on a coarser grid and without knowing what is
@@ -104,7 +104,7 @@ def split(measured):
 
 
 def compartments(model_class, **options):
-    """What `MODELS` holds for a compartment model."""
+    """Entry of `MODELS` for a compartment model."""
 
     def run(measured, seen, data):
         fit = model_class(measured.subset(seen), **options).fit(data[:, seen], sigma=1 / SNR)
@@ -242,9 +242,9 @@ def draw(path, errors, restricted, diameters, example):
             if name == "truth":
                 axis.hlines(values, place - 0.36, place + 0.36, color="k", label=name)
                 continue
-            beside, colour = 0.13 * (k - len(rows) / 2), colours.get(name, "k")
+            offset, colour = 0.13 * (k - len(rows) / 2), colours.get(name, "k")
             axis.errorbar(
-                place + beside, values, interval, fmt="o", capsize=2, color=colour, label=name
+                place + offset, values, interval, fmt="o", capsize=2, color=colour, label=name
             )
         axis.set_ylabel(label)
         axis.legend(fontsize=8)

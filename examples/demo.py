@@ -2,9 +2,9 @@
 
 Simulates a volume of 4 x 4 x 2 voxels, cylinders on grids that follow their membranes and spheres
 on a lattice four times finer than the fit's, adds Rician noise, writes it as NIfTI, runs
-``dipy_fit_spinverse`` on the files and sets its maps beside the truth: a table, and ``demo.png``.
-Run it as ``python examples/demo.py [folder]``; with ``--quick`` two voxels of few measurements
-show within a minute that everything works.
+``dipy_fit_spinverse`` on the files and compares its maps with the truth: a table, and
+``demo.png``. Run it as ``python examples/demo.py [folder]``; with ``--quick`` two voxels of few
+measurements show within a minute that everything works.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ SMALL_DELTA_MS, BIG_DELTAS_MS, TE_MS = 10.0, (20.0, 40.0, 60.0), 80.0
 SHELLS = (1.0, 2.0, 3.0, 5.0)  # ms/um^2
 N_DIRECTIONS, N_B0 = 12, 2
 QUICK_DIRECTIONS, QUICK_BIG_DELTAS_MS = 6, (20.0, 60.0)
-# um/ms; an interval that reaches down to it holds impermeable walls, which the posterior's range
-# does not tell from these.
+# um/ms; an interval that reaches it covers impermeable walls, which the range of the posterior
+# does not distinguish from these.
 LEAST_PERMEABILITY = 1e-3
 EMPTY_VOXEL, NAN_VOXEL = (3, 3, 1), (0, 3, 1)
 MESH_VOXELS = ((1, 0, 0), (1, 1, 0), (3, 0, 0))
@@ -161,7 +161,7 @@ def with_noise(signals):
 
 
 def write_inputs(folder, measured, data):
-    """The files that a scanner's converter would leave, and the timing beside them."""
+    """The files that a scanner's converter writes, and those of the timings."""
     affine = np.diag([2.0, 2.0, 2.0, 1.0])
     save_nifti(folder / "dwi.nii.gz", data, affine)
     np.savetxt(folder / "dwi.bval", measured.b[None] * 1000, fmt="%g")
@@ -300,7 +300,7 @@ def draw(folder, truths, maps):
 
 
 def quick(folder):
-    """Free water beside cylinders: maps that are about right, and a mesh of one wall field."""
+    """Free water and cylinders: accurate maps, and a mesh of one posterior sample of the walls."""
     measured = acquisition(QUICK_DIRECTIONS, QUICK_BIG_DELTAS_MS)
     truth, signals = packed_cylinders(measured, 3.0, (0, 0, 1))
     data = with_noise(np.array([np.exp(-measured.b * DIFFUSIVITY), signals])[:, None, None])

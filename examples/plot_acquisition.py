@@ -1,6 +1,6 @@
 """
-What your acquisition can tell, before you scan
-===============================================
+What an acquisition can identify, before the scan
+=================================================
 
 Two scans of the same length are compared: one diffusion time, and three.
 """
@@ -30,11 +30,11 @@ one_time = scan(40.0)
 several_times = scan(np.tile([20.0, 40.0, 80.0, 40.0], 16))
 
 # %%
-# What each can determine
-# -----------------------
+# What each can identify
+# ----------------------
 #
-# Tissues are drawn from what is believed before the scan; the figure says how much of that spread
-# is left after it. Exchange needs several diffusion times.
+# Tissues are drawn from the prior; the figure shows the ratio of posterior to prior standard
+# deviation. Exchange needs several diffusion times.
 
 reports = [identifiability(each, sigma=0.02, n_draws=100) for each in (one_time, several_times)]
 print(reports[0])

@@ -1,16 +1,16 @@
 """
-A spinal cord beside its histology
-==================================
+A spinal cord and its histology
+===============================
 
-Real data: the spinal cord of a cat, ex vivo, whose axons were measured under the microscope.
+Measured data: the spinal cord of a cat, ex vivo, with axon diameters from histology.
 """
 
 # %%
 # The data
 # --------
 #
-# They are fetched once (13 MB) and kept in ``~/.dipy``, or read from the folder that the
-# environment variable ``DIPY_SPINVERSE_DATA`` names. The scan has eight diffusion times from 7 to
+# They are downloaded once (13 MB) to ``~/.dipy``, or read from the folder named by the
+# environment variable ``DIPY_SPINVERSE_DATA``. The scan has eight diffusion times from 7 to
 # 40 ms and gradients up to 848 mT/m, all in the plane across the cord.
 
 import matplotlib.pyplot as plt
@@ -28,8 +28,8 @@ print(cord.acquisition)
 # Four voxels
 # -----------
 #
-# Of white matter with many axons, from thin ones to thick ones. A fit takes about 15 s for a voxel
-# with so many measurements; a third of them is taken here.
+# White matter with many axons, from thin to thick. A fit takes about 15 s per voxel with all
+# measurements; a third of them is used here.
 
 diameter, g_ratio = cord.histology["axon_diameter"], cord.histology["g_ratio"]
 # Histology fades out at the border, where the g-ratio drops.
@@ -53,7 +53,7 @@ plt.show()
 # -------
 #
 # Each timing has its own signal without diffusion weighting. Below 100 s/mm^2 all voxels of this
-# scan share deviations that no diffusion makes: the model has a term for what a scan loses there.
+# scan share deviations that are not diffusion, for which the model has a term.
 
 random = np.random.default_rng(0)
 part = cord.acquisition.b0_mask | (random.random(len(cord.acquisition)) < 1 / 3)
@@ -63,13 +63,12 @@ fit = model.fit(data)
 print([Status(code).name for code in fit.status])
 
 # %%
-# Do sizes follow histology?
-# --------------------------
+# Do sizes agree with histology?
+# ------------------------------
 #
-# The statuses are to be read first. ``MISFIT`` means that packed cells do not explain all of the
-# signals: what is found is then no more than an average size, and the true one may well lie
-# outside of its interval. Four voxels show nothing; over 24 (page "Real data") pores and axons do
-# not go together.
+# Consider the status first. ``MISFIT`` means that packed cells are rejected: estimates are then
+# average sizes at best, and intervals may not contain the true ones. Four voxels are not
+# informative; over 24 (page "Measured data") pore and axon diameters are not correlated.
 
 true = diameter[chosen]
 low, high = fit.pore_diameter - fit.pore_diameter_low, fit.pore_diameter_high - fit.pore_diameter
@@ -81,10 +80,10 @@ axis.set(xlim=(0, None), ylim=(0, None))
 plt.show()
 
 # %%
-# What the model misses
-# ---------------------
+# Residuals
+# ---------
 #
-# Signals of one voxel with their fit, and in words where they differ.
+# Signals of one voxel with their fit, and a description of their differences.
 
 plot_signals(fit, data, (1,))
 plt.show()

@@ -2,15 +2,15 @@
 The shape of a cell from its signals
 ====================================
 
-Water that cannot leave a cell, a metabolite for instance, tells of the cell's shape.
+The signals of molecules that cannot leave a cell, such as metabolites, depend on its shape.
 """
 
 # %%
 # An axon with a bead
 # -------------------
 #
-# A cylinder is bent a little and gets a bead, and the signals inside of it are simulated, with
-# noise. The fit is told neither its pose nor its size.
+# The signals inside a slightly bent cylinder with a bead are simulated, with noise. Pose and size
+# are unknown in the fit.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -49,7 +49,7 @@ signals = np.hypot(clean + noise[0], noise[1])
 # The fit
 # -------
 #
-# Some shapes are tried, then the likeliest are changed until they explain the signals.
+# Several initial shapes are compared, and the most likely ones optimised.
 
 fit = CellShapeModel(acquisition).fit(signals, sigma=0.002, n_draws=10)
 edges = body.points[body.tetrahedra[:, 1:]] - body.points[body.tetrahedra[:, :1]]
@@ -58,11 +58,11 @@ print(f"volume: {fit.volume:.0f} um^3 ({fit.volume_low:.0f} to {fit.volume_high:
       f"true {volume:.0f}")  # fmt: skip
 
 # %%
-# The truth, and what was found
-# -----------------------------
+# Truth and estimate
+# ------------------
 #
-# A cell and its point reflection have the same signals: of the two, the one is shown that is
-# nearer to the truth. Colours say how sure the surface is.
+# A cell and its point reflection have the same signals: the one closer to the truth is shown.
+# Colours are the standard deviation of the surface.
 
 mesh = fit.mesh()
 points = mesh.vertices_um - mesh.vertices_um.mean(axis=0)

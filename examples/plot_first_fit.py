@@ -1,8 +1,8 @@
 """
-A first fit, from simulated tissue to maps that you can trust
-=============================================================
+A first fit, from simulated tissue to maps with intervals
+=========================================================
 
-Three kinds of voxels are simulated with known walls, fitted, and compared with the truth.
+Three kinds of voxels with known membranes are simulated, fitted, and compared with the truth.
 """
 
 # %%
@@ -10,7 +10,7 @@ Three kinds of voxels are simulated with known walls, fitted, and compared with 
 # --------
 #
 # Two shells at three diffusion times, pulses of 10 ms, an echo time of 80 ms. An
-# :class:`dipy_spinverse.Acquisition` says in ms and ms/um^2 what a gradient table says in s and
+# :class:`dipy_spinverse.Acquisition` uses ms and ms/um^2 where a gradient table uses s and
 # s/mm^2.
 
 import matplotlib.pyplot as plt
@@ -38,11 +38,11 @@ acquisition = Acquisition(
 print(acquisition)
 
 # %%
-# Tissue with known walls
-# -----------------------
+# Tissue with known membranes
+# ---------------------------
 #
-# A cylinder with walls that nothing passes, the same with leaky walls, and a sphere, each in a
-# periodic box of 12 um. Noise is Rician, with a signal-to-noise ratio of 50.
+# An impermeable cylinder, a permeable one, and a sphere, each in a periodic box of 12 um. Noise is
+# Rician, with a signal-to-noise ratio of 50.
 
 grid = bcc_grid(cells=8, cell_size_um=1.5)
 tissues = {
@@ -59,19 +59,19 @@ data = np.hypot(clean + noise[0], noise[1])
 # The fit
 # -------
 #
-# Each voxel has a status: CONVERGED means that the model explains its signals.
+# Each voxel has a status: CONVERGED means that the model agrees with its signals.
 
 fit = PackedCellsModel(acquisition).fit(data, sigma=20.0)
 for name, row in zip(tissues, fit.status, strict=True):
     print(name, [Status(code).name for code in row])
 
 # %%
-# Maps, and how sure they are
-# ---------------------------
+# Maps and their uncertainty
+# --------------------------
 #
-# Rows are the low end of the 95 % interval, the median and the high end. In each map the three
-# columns are cylinder, leaky cylinder and sphere, three voxels of each. Where the ends look
-# alike a map is determined.
+# Rows are the lower limit of the 95 % interval, the median and the upper limit. In each map the
+# three columns are cylinder, permeable cylinder and sphere, three voxels of each. Where the limits
+# look alike the map is well determined.
 
 plot_maps(fit, ["restricted_fraction", "pore_diameter", "wall_permeability"])
 plt.show()

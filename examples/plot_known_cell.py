@@ -2,17 +2,17 @@
 Recovering a known cell
 =======================
 
-The walls of one cell, found from its signals without knowing how many cells there are, of which
-shape, or how permeable they are; and shown beside the truth.
+The membrane of one cell, reconstructed from its signals with unknown number, shape and
+permeability of cells, and compared with the truth.
 """
 
 # %%
 # A cell and its scan
 # -------------------
 #
-# An L in a box of 20 um, whose outside absorbs: spins that leave the box are lost, so that its
-# place matters. Water passes its membrane with 0.01 um/ms. A box like this is a test of the
-# method, not tissue: signals are simulated and inverted on the same lattice, without noise.
+# An L in an absorbing box of 20 um: spins that leave the box are lost, so that positions matter.
+# The permeability of its membrane is 0.01 um/ms. Such a box is a test of the method, not tissue:
+# signals are simulated and inverted on the same lattice, without noise.
 
 import warnings
 
@@ -55,9 +55,9 @@ print(f"{grid.n_tetrahedra} tetrahedra, {grid.n_faces} faces, {len(acquisition)}
 # The search
 # ----------
 #
-# In a box with an absorbing outside `SpinverseModel` searches for closed cells. `S0` is the signal
-# without gradients and without loss at the outside. Its warning that the lattice is coarse for the
-# largest b is left out: here the truth is on the same lattice.
+# In an absorbing box `SpinverseModel` searches for closed cells. `S0` is the signal without
+# gradients and without absorption. The warning that the lattice is coarse for the largest b is
+# suppressed: here the truth is on the same lattice.
 
 warnings.filterwarnings("ignore", message="The grid is too coarse")
 fit = SpinverseModel(acquisition, grid=grid).fit(signals, S0=1.0)
@@ -70,7 +70,7 @@ print(f"their permeability: {np.median(found.permeability):.4f} um/ms, truth 0.0
 print("seen in a mirror" if match.reflected else "as it lies")
 
 # %%
-# Signals are the same for a cell and its point reflection, so that either may be found.
+# A cell and its point reflection have the same signals: either may be the result.
 
 true = interface_mesh(grid, permeability, walls, walls=walls)
 figure, axes = plt.subplots(
@@ -89,12 +89,12 @@ for axis, mesh, name in zip(axes, (true, found), ("true", "found"), strict=True)
 plt.show()
 
 # %%
-# Slices through it; the colour is the share of the wall fields that have the wall.
+# Slices through it; the colour is the proportion of posterior samples with a wall.
 
 plot_walls(fit)
 plt.show()
 
 # %%
-# With noise of 2 % of S0 size, place and direction of such cells stay known, single walls do not,
-# and the search takes minutes; a measured voxel has many cells, of which only sizes, areas and
-# permeability can be told.
+# With noise of 2 % of S0 size, position and direction of such cells remain identifiable, single
+# faces do not, and the search takes minutes; a measured voxel has many cells, of which only sizes,
+# areas and permeability are identifiable.

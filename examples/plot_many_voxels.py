@@ -9,7 +9,7 @@ The same fit in one process, in several, and after an interruption.
 # A volume
 # --------
 #
-# 1200 voxels of NODDI with noise; a brain has three hundred times as many.
+# 1200 noisy voxels of NODDI; a brain has three hundred times as many.
 
 import tempfile
 import time
@@ -35,8 +35,8 @@ data = np.hypot(clean + noise[0], noise[1])
 # -----------------
 #
 # ``engine="joblib"`` uses the cores of this machine, "dask" and "ray" those of a cluster. The
-# result is that of one process, bit by bit. Starting processes takes some seconds, which only
-# larger images repay.
+# result is that of one process. Starting processes takes some seconds, which is worthwhile for
+# larger images only.
 
 fits = {}
 for engine, n_jobs in (("serial", 1), ("joblib", 2)):
@@ -46,12 +46,12 @@ for engine, n_jobs in (("serial", 1), ("joblib", 2)):
 print("the same:", np.array_equal(fits["serial"].ndi, fits["joblib"].ndi))
 
 # %%
-# A run that is interrupted
-# -------------------------
+# An interrupted run
+# ------------------
 #
-# With a journal, finished voxels are kept in a folder, one file for each chunk. Half of the files
-# are removed here, as if the machine had failed: the same fit, started again, takes those that are
-# there and computes the rest.
+# With a journal, finished voxels are stored in a folder, one file for each block. Half of the
+# files are removed here, as after a failure: the same fit, started again, reads the others and
+# computes the missing ones.
 
 with tempfile.TemporaryDirectory() as folder:
     journal = Path(folder) / "journal"

@@ -2,16 +2,16 @@
 NODDI of a slice, fitted and learned
 ====================================
 
-A fit takes its time for every voxel, a learner takes it once. Both are compared on a slice whose
-truth is known.
+A fit takes time for every voxel, a learned model takes it once. Both are compared on a slice with
+known truth.
 """
 
 # %%
 # A slice
 # -------
 #
-# Grey matter around white matter, whose neurites go round, and fluid in the middle and outside;
-# two shells, and Rician noise with a signal-to-noise ratio of 30.
+# Grey matter around white matter with circular neurites, and fluid in the centre and outside; two
+# shells, and Rician noise with a signal-to-noise ratio of 30.
 
 import time
 
@@ -46,7 +46,7 @@ data = np.hypot(clean + noise[0], noise[1])
 # Fitted
 # ------
 #
-# ``n_draws=0`` gives the likeliest values only, within a few milliseconds for each voxel. With
+# ``n_draws=0`` returns maximum-likelihood estimates only, in a few milliseconds per voxel. With
 # intervals a voxel takes ten times as long.
 
 start = time.perf_counter()
@@ -57,9 +57,9 @@ print(f"{head.sum()} voxels fitted in {time.perf_counter() - start:.1f} s")
 # Learned
 # -------
 #
-# A network is trained on voxels that the model itself simulates for these gradients, whatever the
-# noise in a range. It can be kept (``learned.save(path)``) for all scans with the same gradients.
-# This training is short; the default has twelve times as many voxels.
+# A network is trained on voxels simulated by the model for these gradients, with a range of noise
+# levels. It can be stored (``learned.save(path)``) for all scans with the same gradients. This
+# training is short; the default has twelve times as many voxels.
 
 start = time.perf_counter()
 learned_model = LearnedModel(model, snr=(20, 50), n_train=10_000, max_epochs=60)
@@ -69,11 +69,11 @@ learned = learned_model.fit(data, head, sigma=sigma)
 print(f"{head.sum()} voxels in {time.perf_counter() - start:.1f} s, with intervals")
 
 # %%
-# Side by side
-# ------------
+# Comparison
+# ----------
 #
-# The truth, what was fitted and what was learned. Where there is nearly nothing but fluid, neither
-# can tell neurites: these voxels have wide intervals, not shown here.
+# Truth, fit and learned model. In nearly pure fluid the neurites are not identifiable by either:
+# these voxels have wide intervals, not shown here.
 
 names = ("ndi", "odi", "fwf")
 figure, axes = plt.subplots(3, 3, figsize=(8, 7.5), layout="constrained")
@@ -87,11 +87,11 @@ for name, row in zip(names, axes, strict=True):
 plt.show()
 
 # %%
-# How far off, and how often within the interval
-# ----------------------------------------------
+# Errors and coverage
+# -------------------
 #
-# Intervals hold 95 % of what training drew. Nearly all of this tissue has 2 % of fluid, the edge
-# of it: there they hold less.
+# The coverage is 95 % over the distribution of the training. Nearly all of this tissue has 2 % of
+# fluid, at the edge of that distribution, where the coverage is lower.
 
 tissue = head & (truth["fwf"] < 0.5)
 for name in names:

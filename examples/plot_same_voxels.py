@@ -2,16 +2,16 @@
 Spinverse, NODDI and ActiveAx on the same voxels
 ================================================
 
-Real data: the genu of a human corpus callosum, scanned at 300 mT/m. Each model sees half of the
-measurements and predicts the other half.
+Measured data: the genu of a human corpus callosum, scanned at 300 mT/m. Each model is fitted to
+half of the measurements and predicts the other half.
 """
 
 # %%
 # The data
 # --------
 #
-# Signals of the white-matter challenge of ISBI 2015, fetched once (0.6 MB): 3612 measurements at
-# twelve timings, of which every sixth is taken here, so that all is done within a minute.
+# Signals of the white-matter challenge of ISBI 2015, downloaded once (0.6 MB): 3612 measurements
+# at twelve timings, of which every sixth is used here, to finish within a minute.
 
 import time
 import warnings
@@ -36,8 +36,8 @@ print(acquisition)
 # Three models
 # ------------
 #
-# All are made from a gradient table or an acquisition, and fitted in the same way. The first is
-# asked for its maps only; ``walls=True`` would also seek walls.
+# All are constructed from a gradient table or an acquisition, and fitted in the same way. Only
+# maps are computed for the first; ``walls=True`` would also sample walls.
 
 models = {
     "Spinverse": (SpinverseModel, {"walls": False}),
@@ -55,13 +55,13 @@ for name, (model, options) in models.items():
     print(f"{name}: {time.perf_counter() - start:.0f} s, {status}")
 
 # %%
-# Which predicts what it has not seen?
-# ------------------------------------
+# Prediction of left-out measurements
+# -----------------------------------
 #
-# The error is that of the unseen half over the noise of b0 repeated at once. All b0 of a timing
-# scatter more than that, so no error can come down to 1: smooth curves through all of these data,
-# without any model, come to 2.4. On the right, what one voxel has more than was predicted, shell
-# by shell.
+# The error of the left-out half relative to the noise of consecutive b0. All b0 of a timing
+# scatter more than that, so that no error can reach 1: smooth curves through all of these data,
+# without any model, have 2.4. Right, measured minus predicted signals of one voxel, shell by
+# shell.
 
 repeats = acquisition.b0_per_timing
 steps = np.concatenate([np.diff(data[:, rows], axis=1) for rows in repeats], axis=1)
@@ -87,12 +87,11 @@ right.set(xscale="log", xlabel="b (ms/um^2)", ylabel="(measured - predicted) / n
 plt.show()
 
 # %%
-# What each says
-# --------------
+# Maps of each model
+# ------------------
 #
-# Their maps answer different questions. NODDI takes diffusivities as known, ActiveAx too; neither
-# knows of exchange. Where a status is ``MISFIT`` the model does not explain the signals, and its
-# interval is too narrow.
+# Their maps answer different questions. NODDI and ActiveAx have fixed diffusivities and no
+# exchange. Where a status is ``MISFIT`` the model is rejected, and its interval is too narrow.
 
 for name, map_name in (
     ("Spinverse", "restricted_fraction"), ("NODDI", "ndi"), ("Spinverse", "pore_diameter"),

@@ -1,17 +1,17 @@
 """
-Grey matter, white matter and CSF from ordinary images
-======================================================
+Grey matter, white matter and CSF from conventional images
+==========================================================
 
-How much of each tissue is in a voxel follows from a few images and what their sequences do; no
-training data, no diffusion.
+Tissue fractions from a few images and their sequence parameters, without training data or
+diffusion.
 """
 
 # %%
 # A slice
 # -------
 #
-# A folded ribbon of grey matter between white matter and fluid, drawn four times finer than its
-# voxels, so that voxels at borders are mixtures.
+# A folded ribbon of grey matter between white matter and fluid, generated at four times the
+# resolution of the voxels, so that voxels at boundaries are mixtures.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -41,8 +41,8 @@ head = fractions.any(axis=-1)
 # Six images
 # ----------
 #
-# A scan says all of this in its protocol or BIDS sidecar; seconds and degrees. The transmit field
-# is off by up to 15 %, which the fit is not told, and the signal-to-noise ratio is 10.
+# These parameters are in the protocol or BIDS sidecar of a scan; seconds and degrees. The transmit
+# field is off by up to 15 %, unknown in the fit, and the signal-to-noise ratio is 10.
 
 names, b1_error = ("csf", "gm", "wm"), 0.15
 sequences = {
@@ -88,11 +88,10 @@ for k, name in enumerate(names):
 print(f"transmit field: mean error {100 * np.abs(fit.b1 - b1)[head].mean():.1f} %")
 
 # %%
-# Fractions, errors, and how sure they are
-# ----------------------------------------
+# Fractions, errors and standard deviations
+# -----------------------------------------
 #
-# Errors are at the borders of tissues, where voxels are mixtures, and so are the standard
-# deviations.
+# Errors and standard deviations are largest at tissue boundaries, where voxels are mixtures.
 
 figure, grid = plt.subplots(3, 4, figsize=(10, 7), layout="constrained")
 for k, (name, row) in enumerate(zip(names, grid, strict=True)):
