@@ -23,7 +23,7 @@ from benchmarks.command import command, keep
 from benchmarks.datasets import data_file
 from dipy_spinverse.compartments import NODDIModel
 from dipy_spinverse.compartments.learned import LearnedModel
-from dipy_spinverse.compartments.learned.methods import METHODS
+from dipy_spinverse.compartments.learned.methods import LEARNERS
 from dipy_spinverse.compartments.learned.training import simulated_voxels
 
 MAPS = ("ndi", "odi", "fwf")
@@ -63,7 +63,7 @@ def coverage(fit, truth):
 def main():
     """Print the tables and write them to results/."""
     parser = command(__doc__, f"{' and '.join(METHODS_QUICK)}, and fewer voxels that are fitted")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--methods", nargs="+", choices=LEARNERS, default=list(LEARNERS))
     arguments = parser.parse_args()
     quick, methods = arguments.quick, METHODS_QUICK if arguments.quick else arguments.methods
     stored = np.load(data_file("noddi200/noddi200.npz"))

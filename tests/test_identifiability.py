@@ -8,7 +8,7 @@ import pytest
 from dipy.core.gradients import gradient_table
 from scipy.special import ndtri
 
-from dipy_spinverse import Acquisition, bcc_grid
+from dipy_spinverse import Acquisition
 from dipy_spinverse.packed_cells import packed_cells_posterior
 from dipy_spinverse.packed_cells.tissue_classes import tissue_class
 from dipy_spinverse.packed_cells.tissue_signals import tissue_signals
@@ -59,7 +59,7 @@ def test_added_measurements_lower_every_bound(rich):
     parts = np.stack([acquisition.big_delta == 40, np.ones(len(acquisition), dtype=bool)])
     bounds = map_bounds(
         acquisition, parts, SIGMA, 2.0, free_diffusivity=3.0, free_water=True,
-        classes=("mixture",), n_draws=40, seed=0,
+        n_draws=40, seed=0,
     )  # fmt: skip
     assert "free_water_fraction" in bounds
     for bound in bounds.values():
@@ -164,16 +164,6 @@ def test_printed_result_has_a_line_per_map_and_the_findings():
     assert "None" not in text and "nan" not in text
 
 
-def test_faces_of_a_grid_outnumber_what_is_determined():
-    acquisition = protocol(n=6)
-    grid = bcc_grid(3, 8.0)
-    sharp, noisy = (
-        identifiability(acquisition, grid=grid, sigma=sigma, n_draws=30) for sigma in (0.01, 0.1)
-    )
-    assert 0 < noisy.n_identifiable < sharp.n_identifiable < sharp.n_faces
-    assert f"of the {grid.n_faces} faces" in str(sharp)
-
-
 def test_gradient_table_is_the_same_as_its_acquisition():
     acquisition = protocol()
     gtab = gradient_table(
@@ -230,8 +220,6 @@ def test_suggested_shells_keep_directions_gradient_and_echo_times():
         ({"sigma": 50}, "sigma is 50"),
         ({"diffusivity": 2.0}, "diffusivity is 2.0"),
         ({"free_diffusivity": -1}, "free_diffusivity is -1"),
-        ({"classes": "spheres"}, "classes is 'spheres'"),
-        ({"classes": ("cubes",)}, "classes is"),
         ({"n_draws": 3}, "n_draws is 3"),
         ({"candidates": [(1, 2)]}, r"candidates has \(1, 2\)"),
         ({"candidates": [(1, 20, 10)]}, "big_delta at least"),

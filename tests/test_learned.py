@@ -17,7 +17,7 @@ from dipy_spinverse import Acquisition
 from dipy_spinverse.compartments import ActiveAxModel, IVIMModel, NODDIModel
 from dipy_spinverse.compartments.learned import LearnedModel
 from dipy_spinverse.compartments.learned.features import feature_encoder
-from dipy_spinverse.compartments.learned.methods import METHODS
+from dipy_spinverse.compartments.learned.methods import LEARNERS
 from dipy_spinverse.compartments.learned.targets import (
     from_latent,
     scaled_targets,
@@ -61,7 +61,7 @@ def noddi():
 @pytest.fixture(scope="module")
 def learners(noddi):
     """One of each method."""
-    return {m: LearnedModel(noddi, method=m, snr=SNR, **SMALL[m]) for m in METHODS}
+    return {m: LearnedModel(noddi, method=m, snr=SNR, **SMALL[m]) for m in LEARNERS}
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +76,8 @@ def test_features_do_not_change_when_tissue_and_gradients_are_turned_together(no
     turned = replace(measured, directions=measured.directions @ turn.T)
     data = noddi.signals(noddi.draw(20, seed=3))
     noise = np.full((20, 1), 0.02)
-    kinds = ("zonal", "power", "dti", "dki")
-    plain, frames = feature_encoder(measured, noddi.definition, kinds)(data, noise)
-    other, turned_frames = feature_encoder(turned, noddi.definition, kinds)(data, noise)
+    plain, frames = feature_encoder(measured, noddi.definition)(data, noise)
+    other, turned_frames = feature_encoder(turned, noddi.definition)(data, noise)
     np.testing.assert_allclose(other, plain, atol=1e-5)  # rounding through pinv and eigh
     alignment = np.einsum("vi,ij,vj->v", turned_frames[:, 0, 2], turn, frames[:, 0, 2])
     np.testing.assert_allclose(np.abs(alignment), 1, atol=1e-6)
@@ -109,7 +108,7 @@ def test_the_prior_is_a_standard_normal_distribution_in_latent_coordinates():
     np.testing.assert_allclose(back, targets, atol=1e-9)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", LEARNERS)
 def test_each_method_knows_far_more_than_the_prior(learners, noddi, voxels, method):
     values, data, sigma = voxels
     truth, fit = noddi.maps(values), learners[method].fit(data, sigma=sigma)
@@ -133,7 +132,7 @@ def test_posterior_intervals_cover_the_truth(learners, noddi, voxels):
 
 def test_trees_are_walked_as_scikit_learn_does():
     ensemble = pytest.importorskip("sklearn.ensemble")
-    from dipy_spinverse.compartments.learned.trees import BoostedTrees
+    from dipy_spinverse.compartments.learned.scikit_learners import BoostedTrees
 
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((800, 4)), rng.standard_normal((800, 2))
@@ -147,7 +146,7 @@ def test_trees_are_walked_as_scikit_learn_does():
         np.testing.assert_allclose(ours, theirs.predict(x), atol=1e-12)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", LEARNERS)
 def test_a_stored_learner_gives_the_same_maps(learners, noddi, voxels, method, tmp_path):
     learners[method].save(tmp_path / "learner.npz")
     read = LearnedModel.load(tmp_path / "learner.npz", noddi)
@@ -197,17 +196,6 @@ def test_noise_is_estimated_where_it_is_not_given(learners, voxels):
     assert abs(np.median(fit.sigma / sigma) - 1) < 0.08  # of 1500 voxels, half by the median
 
 
-@pytest.mark.slow
-def test_learned_values_seed_the_fit(learners, noddi, voxels):
-    values, data, sigma = voxels
-    data, sigma = data[:10], sigma[:10]
-    refined = learners["deep"].fit(data, sigma=sigma, refine=True)
-    fitted = noddi.fit(data, sigma=sigma)
-    # The same optimum of most voxels: differences of maps are far below their uncertainty.
-    apart = np.abs(refined.odi - fitted.odi) / fitted.odi_std
-    assert np.median(apart) < 0.1
-
-
 def test_a_bar_shows_how_far_a_training_is(noddi, capfd, monkeypatch):
     monkeypatch.setattr(progress, "_EVERY", 0.01)
     LearnedModel(noddi, method="deep", snr=SNR, n_train=4000, max_epochs=4, verbose=True)
@@ -233,9 +221,7 @@ def test_models_without_an_axis_are_learned_from_means():
     [
         ({"method": "forest"}, "method is 'forest'"),
         ({"snr": (30, 10)}, "snr is"),
-        ({"features": ["fa"]}, "features has"),
         ({"max_iter": 3}, "no options .'max_iter'"),
-        ({"optimizer": "Nadam", "method": "deep"}, "torch.optim has"),
     ],
 )
 def test_unknown_options_are_refused(noddi, options, message):

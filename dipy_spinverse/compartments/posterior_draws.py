@@ -31,8 +31,7 @@ def posterior_draws(
     Parameters
     ----------
     fit : CompartmentFit
-        Of one voxel, such as ``fit[i, j, k]``, by :meth:`CompartmentModel.fit`; a learner of a
-        posterior has draws of its own (:meth:`LearnedModel.draws`).
+        Of one voxel, such as ``fit[i, j, k]``, by :meth:`CompartmentModel.fit`.
     data : array-like (M,)
         Signals that were fitted.
     n_draws : int, optional

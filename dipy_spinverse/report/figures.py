@@ -239,7 +239,7 @@ def plot_posterior(
     Parameters
     ----------
     draws : mapping of ndarray (n,), or mapping of such mappings
-        From :func:`posterior_draws` or :meth:`LearnedModel.draws`; several, by name, are overlaid.
+        From :func:`posterior_draws`; several, by name, are overlaid.
     names : iterable of str, optional
         All but S0 by default.
     truth : mapping of float, optional

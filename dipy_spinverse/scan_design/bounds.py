@@ -21,13 +21,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from scipy.special import ndtri
 
 from dipy_spinverse.acquisition.conversion import require_pulsed
 from dipy_spinverse.acquisition.pulsed import Acquisition
-from dipy_spinverse.bloch_torrey import Simulator, relative_transmissibility
-from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.packed_cells.emulator_errors import error_patterns, model_errors
 from dipy_spinverse.packed_cells.likelihood import normal_equations, voxel_data, with_model_errors
 from dipy_spinverse.packed_cells.maps import tissue_maps, tissue_parameters
@@ -38,7 +35,6 @@ from dipy_spinverse.packed_cells.tissue_classes import (
     tissue_class,
 )
 from dipy_spinverse.packed_cells.tissue_signals import TissueSignals, tissue_signals
-from dipy_spinverse.substrates.membranes import from_inside
 
 LOG_MAPS = ("surface_to_volume", "wall_permeability", "exchange_time", "pore_diameter")
 ORIENTATION = "wall_orientation"
@@ -46,18 +42,12 @@ MAPS = (
     "surface_to_volume", "restricted_fraction", "wall_permeability", "exchange_time",
     "pore_diameter", ORIENTATION, "orientation_dispersion", "free_water_fraction",
 )  # fmt: skip
-CLASSES = ("cylinders", "spheres", "mixture")
+_CLASSES = ("cylinders", "spheres", "mixture")
 # Of each of two components of rotation: a mean squared angle of 1 rad^2 (of random axes: pi - 2).
 _ROTATION_PRECISION = 2.0
 _TAIL = 0.01  # of the prior of each parameter, left out at either end; linearisation fails there
 _STEP = 1e-4  # of z, for central differences of maps
 _CHUNK = 64  # tissues at once; limits memory
-_TRANSMISSIBILITY_SD = 12**-0.5  # of a uniform distribution between 0 and 1
-# Example for which identifiable directions are counted, chosen by hand: spheres in the grid, and
-# their radius over the cube root of its volume.
-_N_SPHERES = 4
-_RELATIVE_RADIUS = 0.22
-_TYPICAL_PERMEABILITY = 0.02  # um/ms, about the middle of the prior on a logarithmic scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,33 +76,14 @@ def map_bounds(
     *,
     free_diffusivity: float,
     free_water: bool,
-    classes: tuple[str, ...],
     n_draws: int,
     seed: int,
 ) -> dict[str, MapBounds]:
-    """Bounds of the maps for subsets of an acquisition.
+    """Bounds of those `MAPS` that tissues have, for A subsets of an acquisition.
 
-    Parameters
-    ----------
-    acquisition : Acquisition
-    selections : ndarray (A, M) of bool
-        Measurements of each subset.
-    sigma : float
-        Noise over the signal at b = 0.
-    diffusivity, free_diffusivity : float
-        Of tissue and free water, um^2/ms.
-    free_water : bool
-        Whether the fraction of free water is unknown.
-    classes : tuple of str
-        Classes of tissue, equally likely and taken as known.
-    n_draws : int
-        N over all classes.
-    seed : int
-
-    Returns
-    -------
-    dict of MapBounds
-        For those of `MAPS` that any of the classes has.
+    `selections` (A, M) are the measurements of each subset, `sigma` is the noise over the signal
+    at b = 0, and diffusivities are in um^2/ms. The N = `n_draws` tissues are of three classes,
+    equally likely and taken as known. `free_water`: whether its fraction is unknown.
     """
     acquisition = require_pulsed(acquisition)
     model = tissue_signals(
@@ -120,9 +91,9 @@ def map_bounds(
     )
     rng = np.random.default_rng(seed)
     of_classes = []
-    for k, name in enumerate(classes):
+    for k, name in enumerate(_CLASSES):
         tissue = tissue_class(name, True)
-        n = len(range(k, n_draws, len(classes)))
+        n = len(range(k, n_draws, len(_CLASSES)))
         if n:
             z = _prior_draws(tissue, n, rng, free_water)
             frames = np.linalg.qr(rng.normal(size=(n, 3, 3)))[0]
@@ -171,23 +142,10 @@ def class_bounds(
     sigma: float,
     free_water: bool,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Precision with which the maps of given tissues of a class are determined.
+    """Values (n,) of each map on its scale, and the precisions (A, n) that the data add.
 
-    Parameters
-    ----------
-    model : TissueSignals
-    tissue : TissueClass
-    z : ndarray (n, P)
-        Parameters, standard normal under the prior; 0 for the rotation.
-    frames : ndarray (n, 3, 3)
-        Rows; the last is the axis.
-    acquisition, selections, sigma, free_water
-        As in :func:`map_bounds`.
-
-    Returns
-    -------
-    dict of (ndarray (n,), ndarray (A, n))
-        Values of each map on its scale, and the precisions that the data add.
+    Of tissues with parameters z (n, P), standard normal under the prior and 0 for the rotation,
+    in frames (n, 3, 3) whose last row is the axis.
     """
     unknown = _unknown(tissue, free_water)
     information = np.concatenate(
@@ -264,35 +222,3 @@ def _scaled_maps(model, tissue, z, frames, free_water):
         for name in MAPS
         if name not in excluded
     }
-
-
-def n_identifiable_directions(
-    acquisition: Acquisition, grid: TetrahedralGrid, sigma: float, diffusivity: float, seed: int
-) -> int:
-    """Number of identifiable directions in the space of face permeabilities of a grid.
-
-    Singular values above the noise, of the Jacobian with respect to relative transmissibilities
-    with the standard deviation of a uniform prior, amplitudes unknown; at four spheres at random
-    positions with membranes of 0.02 um/ms.
-
-    Parameters
-    ----------
-    acquisition, sigma, diffusivity, seed
-        As in :func:`map_bounds`.
-    grid : TetrahedralGrid
-    """
-    rng = np.random.default_rng(seed)
-    centers = grid.centroids[rng.integers(grid.n_tetrahedra, size=_N_SPHERES)]
-    radius = _RELATIVE_RADIUS * np.cbrt(grid.volumes.sum())
-    gaps = grid.minimum_image(grid.centroids[:, None] - centers)
-    inside = (np.linalg.norm(gaps, axis=2) < radius).any(axis=1)
-    permeability = from_inside(grid, inside, permeability=_TYPICAL_PERMEABILITY)
-    tau = relative_transmissibility(grid, permeability[None], diffusivity)
-    simulator = Simulator(acquisition, grid, diffusivity=diffusivity)
-    results = simulator.sensitivities(torch.as_tensor(tau))
-    signals, jacobian = (values[0].numpy() for values in results)
-    per_echo = acquisition.te_index[:, None] == np.arange(acquisition.echo_times.size)
-    basis = np.linalg.qr(signals[:, None] * per_echo)[0]
-    jacobian = jacobian - basis @ (basis.T @ jacobian)
-    squares = np.linalg.eigvalsh(jacobian @ jacobian.T)  # of the singular values
-    return int((squares * (_TRANSMISSIBILITY_SD / sigma) ** 2 > 1).sum())

@@ -9,19 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from dipy.core.gradients import GradientTable
 from dipy.utils.optpkg import optional_package
-from scipy.ndimage import median_filter
 
 from dipy_spinverse.acquisition.conversion import as_acquisition, require_pulsed
 from dipy_spinverse.acquisition.pulsed import Acquisition
-from dipy_spinverse.grid import TetrahedralGrid
-from dipy_spinverse.scan_design.bounds import (
-    CLASSES,
-    LOG_MAPS,
-    ORIENTATION,
-    MapBounds,
-    map_bounds,
-    n_identifiable_directions,
-)
+from dipy_spinverse.scan_design.bounds import LOG_MAPS, ORIENTATION, MapBounds, map_bounds
 from dipy_spinverse.scan_design.limitations import Limitation, limitations, resolution_limit_um
 from dipy_spinverse.units import diffusivity_um2_per_ms
 
@@ -32,19 +23,6 @@ if TYPE_CHECKING:
 # factor of 1.5 of a permeability. Chosen by hand.
 _IDENTIFIABLE = 0.2
 _WEAKLY = 0.5
-_WINDOWS = 8  # running medians are over one eighth of all tissues, by hand
-_UNITS = {"pore_diameter": "um", "wall_permeability": "um/ms", "exchange_time": "ms",
-          "surface_to_volume": "1/um"}  # fmt: skip
-_PHRASES = {
-    "surface_to_volume": "surface-to-volume ratios",
-    "restricted_fraction": "restricted fractions",
-    "wall_permeability": "wall permeabilities",
-    "exchange_time": "exchange times",
-    "pore_diameter": "pore diameters",
-    "wall_orientation": "wall orientations",
-    "orientation_dispersion": "dispersions of orientation",
-    "free_water_fraction": "fractions of free water",
-}
 _VERDICT_COLORS = {
     "identifiable": "#2a7f62",
     "weakly identifiable": "#d9a441",
@@ -66,9 +44,6 @@ class Identifiability:
     limitations : tuple of Limitation
     resolution_limit_um : float
         Diameter of impermeable cylinders below which signals do not differ, in closed form.
-    n_faces, n_identifiable : int or None
-        Faces of the grid, and identifiable directions in the space of their permeabilities; None
-        without a grid.
     """
 
     acquisition: Acquisition
@@ -76,8 +51,6 @@ class Identifiability:
     bounds: dict[str, MapBounds]
     limitations: tuple[Limitation, ...]
     resolution_limit_um: float
-    n_faces: int | None = None
-    n_identifiable: int | None = None
 
     def table(self) -> list[dict]:
         """One row per map.
@@ -87,9 +60,8 @@ class Identifiability:
         list of dict
             "map"; "scale" of the standard deviations, "factor" (exp of that of the logarithm),
             "absolute" or "degrees"; "prior" standard deviation; "posterior" one, median over
-            tissues; "removed", the fraction of the prior's variance that the data remove;
-            "verdict"; "fails", phrases that name the part of the prior's range where the
-            standard deviation stays above half of the prior's.
+            tissues; "removed", the fraction of the prior's variance that the data remove; and
+            "verdict".
         """
         rows = []
         for name, bound in self.bounds.items():
@@ -105,7 +77,6 @@ class Identifiability:
                     "posterior": _on_scale(name, median * bound.prior_sd),
                     "removed": float(1 - (ratio**2).mean()),
                     "verdict": verdict,
-                    "fails": [] if verdict == "not identifiable" else _failures(name, self.bounds),
                 }
             )
         return rows
@@ -118,25 +89,15 @@ class Identifiability:
             row = rows.get(limitation.affected_map)
             effect = ""
             if row is not None and row["verdict"] != "identifiable":
-                effect = f" Here {_PHRASES[row['map']]} are {row['verdict']}: {_text(row)}."
+                (prior, posterior), name = _amounts(row), row["map"].replace("_", " ")
+                effect = f" Here {name} is {row['verdict']}: prior {prior}, posterior {posterior}."
             findings.append(limitation.description + effect)
-        for row in rows.values():
-            if row["fails"]:
-                ranges = ", or ".join(row["fails"])
-                name = _PHRASES[row["map"]].capitalize()
-                findings.append(f"{name} are not identifiable {ranges}.")
-        findings += [
+        return [
+            *findings,
             f"The signals of impermeable cylinders with diameters below "
             f"{self.resolution_limit_um:.2g} um do not differ.",
             "The diffusivity and the class of tissue are taken as known.",
         ]
-        if self.n_faces is not None:
-            findings.append(
-                f"The measurements determine {self.n_identifiable} linear combinations of the "
-                f"permeabilities of the {self.n_faces} faces of the grid; the others follow the "
-                "prior."
-            )
-        return findings
 
     def __str__(self) -> str:
         lines = [f"{self.acquisition!r}, noise {self.sigma:.3g} of S0", ""]
@@ -144,7 +105,7 @@ class Identifiability:
             f"{'map':24s}{'prior sd':>16s}{'posterior sd':>16s}{'removed':>9s}  verdict"
         )  # fmt: skip
         for row in self.table():
-            prior, posterior = (_amount(row["scale"], row[key]) for key in ("prior", "posterior"))
+            prior, posterior = _amounts(row)
             removed = f"{100 * row['removed']:.0f} %"
             lines.append(
                 f"{row['map']:24s}{prior:>16s}{posterior:>16s}{removed:>9s}  {row['verdict']}"
@@ -189,8 +150,6 @@ def identifiability(
     diffusivity: float = 2e-3,
     free_diffusivity: float = 3e-3,
     free_water: bool = False,
-    grid: TetrahedralGrid | None = None,
-    classes: tuple[str, ...] = CLASSES,
     n_draws: int = 300,
     seed: int = 0,
 ) -> Identifiability:
@@ -211,10 +170,6 @@ def identifiability(
         Of water in tissue and of free water, mm^2/s.
     free_water : bool, optional
         Whether tissues have an unknown fraction of free water.
-    grid : TetrahedralGrid, optional
-        Also count the identifiable directions in the space of its face permeabilities.
-    classes : tuple of str, optional
-        Classes of tissue: some of "cylinders", "spheres", "mixture".
     n_draws : int, optional
         Tissues drawn.
     seed : int, optional
@@ -226,8 +181,7 @@ def identifiability(
     Raises
     ------
     ValueError
-        Noise or diffusivities out of range, no weighted measurement, an unknown class, fewer
-        than 30 draws.
+        Noise or diffusivities out of range, no weighted measurement, fewer than 30 draws.
 
     Examples
     --------
@@ -244,24 +198,21 @@ def identifiability(
     >>> row["map"], row["verdict"]
     ('restricted_fraction', 'weakly identifiable')
     """
-    acquisition = validated_acquisition(acquisition, sigma, classes, n_draws)
+    acquisition = validated_acquisition(acquisition, sigma, n_draws)
     d = diffusivity_um2_per_ms("diffusivity", diffusivity)
     free = diffusivity_um2_per_ms("free_diffusivity", free_diffusivity)
     everything = np.ones((1, len(acquisition)), dtype=bool)
     bounds = map_bounds(
         acquisition, everything, sigma, d, free_diffusivity=free,
-        free_water=free_water, classes=classes, n_draws=n_draws, seed=seed,
-        )  # fmt: skip
-    counts: tuple[int, ...] = ()
-    if grid is not None:
-        counts = grid.n_faces, n_identifiable_directions(acquisition, grid, sigma, d, seed)
+        free_water=free_water, n_draws=n_draws, seed=seed,
+    )  # fmt: skip
     return Identifiability(
         acquisition, sigma, bounds, tuple(limitations(acquisition, sigma, d)),
-        resolution_limit_um(acquisition, sigma, d), *counts,
+        resolution_limit_um(acquisition, sigma, d),
     )  # fmt: skip
 
 
-def validated_acquisition(acquisition, sigma, classes, n_draws) -> Acquisition:
+def validated_acquisition(acquisition, sigma, n_draws) -> Acquisition:
     """The acquisition, after a check of all arguments."""
     acquisition = require_pulsed(as_acquisition(acquisition, name="acquisition"))
     if acquisition.b0_mask.all():
@@ -273,8 +224,6 @@ def validated_acquisition(acquisition, sigma, classes, n_draws) -> Acquisition:
         raise ValueError(
             f"sigma is {sigma!r}; give the noise over the signal at b = 0, between 0 and 1."
         )
-    if isinstance(classes, str) or not classes or not set(classes) <= set(CLASSES):
-        raise ValueError(f"classes is {classes!r}; give some of {', '.join(CLASSES)} in a tuple.")
     if int(n_draws) != n_draws or n_draws < 30:
         raise ValueError(f"n_draws is {n_draws!r}; give a whole number of at least 30.")
     return acquisition
@@ -297,34 +246,8 @@ def _amount(scale, value):
     return f"± {value:.0f}°" if scale == "degrees" else f"± {value:.2g}"
 
 
-def _text(row):
-    prior, posterior = (_amount(row["scale"], row[key]) for key in ("prior", "posterior"))
-    return f"prior {prior}, posterior {posterior}"
-
-
-def _failures(name, bounds):
-    """Ranges of the map, size or permeability where most standard deviations stay above half."""
-    ratio = bounds[name].posterior_sd[0] / bounds[name].prior_sd
-    phrases = []
-    for driver in dict.fromkeys((name, "pore_diameter", "wall_permeability")):
-        values = bounds[driver].values
-        if len(values) != len(ratio) or driver == ORIENTATION:
-            continue
-        order = np.argsort(values)
-        window = max(len(order) // _WINDOWS, 3)
-        fails = median_filter(ratio[order], size=window, mode="nearest") > _WEAKLY
-        if fails.all() or not fails.any():
-            continue
-        values = np.exp(values[order]) if driver in LOG_MAPS else values[order]
-        unit = f" {_UNITS[driver]}" if driver in _UNITS else ""
-        subject = "" if driver == name else f"where {_PHRASES[driver]} are "
-        # Shorter runs are those of a few tissues.
-        low, high = np.argmin(fails), np.argmin(fails[::-1])
-        if low >= window // 2:
-            phrases.append(f"{subject}below {values[low]:.2g}{unit}")
-        if high >= window // 2:
-            phrases.append(f"{subject}above {values[-1 - high]:.2g}{unit}")
-    return phrases
+def _amounts(row):
+    return [_amount(row["scale"], row[key]) for key in ("prior", "posterior")]
 
 
 def _draw(axes, result):
@@ -336,8 +259,8 @@ def _draw(axes, result):
         axes.barh(y, 1, color="0.92", height=0.72, zorder=0)
         axes.barh(y, median, color=color, height=0.5)
         axes.plot([low, high], [y, y], color="0.2", linewidth=1.2)
-        for column, key in enumerate(("prior", "posterior")):
-            _annotate(axes, column, y, _amount(row["scale"], row[key]))
+        for column, amount in enumerate(_amounts(row)):
+            _annotate(axes, column, y, amount)
     for column, head in enumerate(("prior sd", "posterior sd")):
         _annotate(axes, column, -0.75, head, color="0.35")
     axes.set_yticks(range(len(rows)), [row["map"].replace("_", " ") for row in rows])

@@ -29,11 +29,8 @@ class Limitation:
 
     Attributes
     ----------
-    name : str
-        "one diffusion time", "low b", "long pulses", "one shell", "few directions", "no b0" or
-        "echo time without b0".
-    description : str
-        What it is, its consequence, and its remedy.
+    name, description : str
+        The latter says what it is, its consequence, and its remedy.
     affected_map : str
         The map that is affected most.
     """
@@ -44,16 +41,7 @@ class Limitation:
 
 
 def limitations(acquisition: Acquisition, sigma: float, diffusivity: float) -> list[Limitation]:
-    """Limitations of an acquisition.
-
-    Parameters
-    ----------
-    acquisition : Acquisition
-        With diffusion weighting.
-    sigma : float
-        Noise over the signal at b = 0.
-    diffusivity : float
-        um^2/ms.
+    """Limitations of an acquisition; `sigma` over the signal at b = 0, diffusivity in um^2/ms.
 
     Examples
     --------
@@ -80,11 +68,6 @@ def resolution_limit_um(acquisition: Acquisition, sigma: float, diffusivity: flo
     d = (768/7 D s / (gamma^2 delta G^2))^(1/4), s = 1.64 sigma / (f sqrt(n)): the decay across
     cylinders with the fraction f = 0.5 of the signal equals the noise of the n measurements of a
     shell at the 5 % level; for the most sensitive shell [1]_.
-
-    Parameters
-    ----------
-    acquisition, sigma, diffusivity
-        As in :func:`limitations`.
 
     References
     ----------
@@ -171,8 +154,7 @@ def _few_directions(acquisition):
     return Limitation(
         "few directions",
         f"{n} direction{'s' * (n != 1)}: {consequence}, and sizes depend on the angle of walls "
-        "to them. Use "
-        f"{_MIN_DIRECTIONS} or more.",
+        f"to them. Use {_MIN_DIRECTIONS} or more.",
         "wall_orientation" if n < _TENSOR_DIRECTIONS else "orientation_dispersion",
     )
 

@@ -10,7 +10,7 @@ from dipy.core.gradients import GradientTable
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO
-from dipy_spinverse.scan_design.bounds import CLASSES, map_bounds
+from dipy_spinverse.scan_design.bounds import map_bounds
 from dipy_spinverse.scan_design.identifiability import validated_acquisition
 from dipy_spinverse.units import diffusivity_um2_per_ms
 
@@ -57,7 +57,6 @@ def suggest(
     diffusivity: float = 2e-3,
     free_diffusivity: float = 3e-3,
     free_water: bool = False,
-    classes: tuple[str, ...] = CLASSES,
     n_draws: int = 150,
     seed: int = 0,
 ) -> Suggestions:
@@ -74,7 +73,7 @@ def suggest(
         In ms/um^2 and ms. By default, with no more gradient than the acquisition has: its
         strongest shell again, for the gain of more averages; a longer and a shorter Delta;
         shorter pulses; a higher b and half of the largest.
-    sigma, diffusivity, free_diffusivity, free_water, classes, n_draws, seed
+    sigma, diffusivity, free_diffusivity, free_water, n_draws, seed
         As in :func:`dipy_spinverse.identifiability`.
 
     Returns
@@ -99,7 +98,7 @@ def suggest(
     >>> best["big_delta"]
     80.0
     """
-    acquisition = validated_acquisition(acquisition, sigma, classes, n_draws)
+    acquisition = validated_acquisition(acquisition, sigma, n_draws)
     if candidates is None:
         candidates = _candidates(acquisition)
     shells = [_shell(acquisition, candidate) for candidate in candidates]
@@ -109,16 +108,10 @@ def suggest(
     block = np.repeat(np.arange(len(shells) + 1), [len(acquisition), *map(len, shells)])
     selections = (block == 0) | (block == np.arange(len(shells) + 1)[:, None])
     bounds = map_bounds(
-        everything,
-        selections,
-        sigma,
-        diffusivity_um2_per_ms("diffusivity", diffusivity),
+        everything, selections, sigma, diffusivity_um2_per_ms("diffusivity", diffusivity),
         free_diffusivity=diffusivity_um2_per_ms("free_diffusivity", free_diffusivity),
-        free_water=free_water,
-        classes=classes,
-        n_draws=n_draws,
-        seed=seed,
-    )
+        free_water=free_water, n_draws=n_draws, seed=seed,
+    )  # fmt: skip
     return Suggestions(_ranked(shells, bounds))
 
 

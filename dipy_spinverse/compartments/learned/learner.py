@@ -13,13 +13,7 @@ import numpy as np
 class Learner(ABC):
     """A regression from standardised features (N, F) to standardised targets (N, T).
 
-    A trained learner is nothing but its arrays and settings, and is stored as these.
-
-    Attributes
-    ----------
-    arrays : dict of ndarray
-    settings : dict
-        Numbers and strings.
+    A trained learner is nothing but its arrays and settings (numbers), and is stored as these.
     """
 
     arrays: dict[str, np.ndarray]

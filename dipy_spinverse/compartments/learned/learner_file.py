@@ -30,13 +30,7 @@ def write_learner(
 def read_learner(
     path: Path | str, model: CompartmentModel
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Header and arrays.
-
-    Raises
-    ------
-    ValueError
-        A file of another kind or with NaN, or a learner of another model or acquisition.
-    """
+    """Header and arrays; ValueError for damaged files and for other models or acquisitions."""
     header, arrays = storage.read(path, KIND)
     unusable = [
         name

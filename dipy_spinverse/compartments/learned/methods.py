@@ -11,10 +11,8 @@ from dipy_spinverse.compartments.learned.networks import (
     DeepNetwork,
     MixtureDensityNetwork,
     WideAndDeepNetwork,
-    optimizer_named,
 )
-from dipy_spinverse.compartments.learned.ridge import RidgeRegression
-from dipy_spinverse.compartments.learned.trees import BoostedTrees
+from dipy_spinverse.compartments.learned.scikit_learners import BoostedTrees, RidgeRegression
 
 LEARNERS: dict[str, type[Learner]] = {
     "mixture-density": MixtureDensityNetwork,
@@ -23,19 +21,12 @@ LEARNERS: dict[str, type[Learner]] = {
     "trees": BoostedTrees,
     "ridge": RidgeRegression,
 }
-METHODS = tuple(LEARNERS)
 
 
 def check_options(method: str, options: dict[str, Any]) -> None:
-    """Refuse what training would, before anything is simulated.
-
-    Raises
-    ------
-    ValueError
-        Unknown methods, optimisers and options; scikit-learn is missing.
-    """
+    """ValueError for what training would refuse, before anything is simulated."""
     if method not in LEARNERS:
-        raise ValueError(f"method is {method!r}; use one of {', '.join(METHODS)}.")
+        raise ValueError(f"method is {method!r}; use one of {', '.join(LEARNERS)}.")
     if method in ("trees", "ridge") and find_spec("sklearn") is None:
         raise ValueError(
             f"method={method!r} needs scikit-learn (pip install scikit-learn); networks do not."
@@ -46,5 +37,3 @@ def check_options(method: str, options: dict[str, Any]) -> None:
             f"{method} has no options {sorted(set(options) - available)}; it has "
             f"{sorted(available)}."
         )
-    if "optimizer" in options:
-        optimizer_named(options["optimizer"])

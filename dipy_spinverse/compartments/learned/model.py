@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from dipy_spinverse.compartments.learned.training import training_set
 from dipy_spinverse.compartments.model import CompartmentModel
 from dipy_spinverse.docstrings import fill_doc
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
-from dipy_spinverse.voxels.image import Voxels, image_of, signal_without_diffusion
+from dipy_spinverse.voxels.image import Voxels, image_of
 from dipy_spinverse.voxels.model import VoxelModel
 from dipy_spinverse.voxels.progress import Bar, part
 from dipy_spinverse.voxels.statistics import summary
@@ -66,9 +65,6 @@ class LearnedModel(VoxelModel):
         "mixture-density" [1]_ gives a posterior: medians, standard deviations and 95 % intervals.
         The others give the mean alone: networks, boosted trees, and polynomial ridge regression
         (the last two need scikit-learn).
-    features : iterable of {"zonal", "power", "dti", "dki", "signals"}, optional
-        In addition to the means of the shells and the noise; see
-        :func:`dipy_spinverse.compartments.learned.features.feature_encoder`.
     snr : tuple of float, optional
         Range of the signal without diffusion over the noise of one channel.
     n_train : int, optional
@@ -78,10 +74,10 @@ class LearnedModel(VoxelModel):
     verbose : bool, optional
         Show a progress bar of the training, with the estimated time left.
     **training
-        Options of the method: `optimizer` (any name in `torch.optim`), `learning_rate`, `width`,
-        `depth`, `n_components`, `batch_size`, `max_epochs`, `patience` of networks;
-        `learning_rate`, `max_iter`, `max_leaf_nodes` of trees; `degree`, `n_components`, `alpha`
-        of ridge regression.
+        Options of the method: `learning_rate`, `width`, `depth`, `n_components` (normal
+        distributions of a mixture), `batch_size`, `max_epochs` of networks; `learning_rate`,
+        `max_iter`, `max_leaf_nodes` of trees; `degree`, `n_components`, `alpha` (penalty) of ridge
+        regression.
 
     Attributes
     ----------
@@ -93,7 +89,7 @@ class LearnedModel(VoxelModel):
     Raises
     ------
     ValueError
-        Unknown method, features or training options; an acquisition that determines no axis.
+        Unknown method or training options; an acquisition that determines no axis.
 
     References
     ----------
@@ -102,7 +98,7 @@ class LearnedModel(VoxelModel):
 
     Examples
     --------
-    With a training that is far too short for use:
+    With a training that is too short for use:
 
     >>> import numpy as np
     >>> from dipy.core.gradients import gradient_table
@@ -111,7 +107,7 @@ class LearnedModel(VoxelModel):
     >>> directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     >>> gtab = gradient_table(np.repeat([0, 1000, 2500], 20), bvecs=directions)
     >>> model = NODDIModel(gtab)
-    >>> learned = LearnedModel(model, snr=(20, 40), n_train=500, max_epochs=2)
+    >>> learned = LearnedModel(model, snr=(20, 40), n_train=2000, max_epochs=10, batch_size=50)
     >>> data = model.signals({"ndi": 0.6, "odi": 0.2, "fwf": 0.1, "axis": [0, 0, 1]})
     >>> fit = learned.fit(data, sigma=0.03)  # model.fit(data, sigma=0.03) fits instead
     >>> bool(fit.ndi_low < fit.ndi < fit.ndi_high)
@@ -129,7 +125,6 @@ class LearnedModel(VoxelModel):
         gtab: GradientTable | BaseAcquisition | None = None,
         *,
         method: str = "mixture-density",
-        features: Iterable[str] = ("zonal",),
         snr: tuple[float, float] = (10.0, 100.0),
         n_train: int = 120_000,
         seed: int = 0,
@@ -141,23 +136,22 @@ class LearnedModel(VoxelModel):
             raise ValueError(f"snr is {snr}; give a range, as (10, 100).")
         if gtab is not None:
             model = model.of_acquisition(gtab)
-        self._assemble(model, method, features, snr, seed)
+        self._assemble(model, method, snr, seed)
         with Bar(n_train, verbose) as bar:
             train = bar.fed_by(partial(self._train, options=training))
             self.learner = train(range(n_train))
             bar.finished(n_train)
 
-    def _assemble(self, model, method, features, snr, seed):
+    def _assemble(self, model, method, snr, seed):
         self.model, self.acquisition = model, model.acquisition
         self.method, self.snr, self.seed = method, tuple(snr), int(seed)
-        self.encoder = feature_encoder(model.acquisition, model.definition, features)
+        self.encoder = feature_encoder(model.acquisition, model.definition)
 
     def _train(self, voxels: range, options: dict[str, Any]) -> Learner:
         """The learner and its scaling, from as many simulated voxels."""
         with part(0.0, _SIMULATED):
             samples = training_set(self.model, self.encoder, len(voxels), self.snr, self.seed)
-        learner = LEARNERS[self.method]
-        if learner is MixtureDensityNetwork:
+        if self._has_posterior:
             latent = to_latent(self.model.definition, samples.targets)
             targets = np.column_stack([latent, samples.S0])
         else:
@@ -165,7 +159,7 @@ class LearnedModel(VoxelModel):
         self.feature_scaling = Scaling.of(samples.features)
         self.target_scaling = Scaling.of(targets)
         with part(_SIMULATED, 1.0):
-            return learner.train(
+            return LEARNERS[self.method].train(
                 self.feature_scaling.standardised(samples.features),
                 self.target_scaling.standardised(targets),
                 self.seed,
@@ -180,7 +174,6 @@ class LearnedModel(VoxelModel):
         *,
         sigma: ArrayLike | None = None,
         n_draws: int = _N_DRAWS,
-        refine: bool = False,
         engine: str = "serial",
         n_jobs: int = -1,
         verbose: bool = False,
@@ -198,8 +191,6 @@ class LearnedModel(VoxelModel):
             repeated b0, or from the residual of spherical harmonics on the shells.
         n_draws : int, optional
             Posterior samples of "mixture-density"; with 0 only the means.
-        refine : bool, optional
-            Fit the model, with the predictions as initial values.
         %(engine)s
         %(n_jobs)s
         %(verbose)s
@@ -238,16 +229,15 @@ class LearnedModel(VoxelModel):
         image = without_noise_alone(image, self.acquisition)
         image = replace(image, voxels=replace(image.voxels, sigma=image.noise))
         warn_if_noise_differs(image.noise / image.voxels.S0[:, 0], self.snr)
-        posterior = isinstance(self.learner, MixtureDensityNetwork) and n_draws > 0
         status, values = fit_image(
             image,
             partial(self._fit_chunk, n_draws=n_draws),
             compartment_layout(
-                self.model.definition, image.voxels.S0.shape[1], posterior=posterior
+                self.model.definition,
+                image.voxels.S0.shape[1],
+                posterior=self._has_posterior and n_draws > 0,
             ),
-            execution
-            if journal is None
-            else replace(execution, journal=Path(journal) / "learned"),
+            execution,
             most=_VOX_PER_CHUNK,
             model=self.model,
             options={"n_draws": n_draws, "sigma": sigma, **self._arrays()},
@@ -255,69 +245,12 @@ class LearnedModel(VoxelModel):
         warn_if_out_of_distribution(
             image, status, self.acquisition, self.encoder, self.feature_scaling
         )
-        fit = CompartmentFit(self.model, status, values)
-        if refine:
-            sigma = np.where(fit.sigma > 0, fit.sigma, 1)
-            return self.model.fit(
-                data, mask, sigma=sigma, initial_values=self.initial_values(fit), n_draws=n_draws,
-                engine=engine, n_jobs=n_jobs, verbose=verbose,
-                journal=None if journal is None else Path(journal) / "refined",
-                max_memory=max_memory,
-            )  # fmt: skip
-        return fit
-
-    def draws(
-        self, data: ArrayLike, *, sigma: float | None = None, n_draws: int = 1024
-    ) -> dict[str, np.ndarray]:
-        """Posterior samples (n_draws,) of all maps of one voxel.
-
-        Parameters
-        ----------
-        data : array-like (M,)
-        sigma : float, optional
-            As for `fit`.
-        n_draws : int, optional
-
-        Raises
-        ------
-        ValueError
-            A method without a posterior, or other than one voxel that can be fitted.
-        """
-        data = np.asarray(data, dtype=float)
-        fit = self.fit(data, sigma=sigma, n_draws=0)
-        has_posterior = isinstance(self.learner, MixtureDensityNetwork)
-        if not has_posterior or fit.shape != () or not fit.S0 > 0:
-            raise ValueError(
-                f"draws has the method {self.method!r} and voxels {fit.shape}; give the signals "
-                'of one voxel, without NaN, to a learner with method="mixture-density".'
-            )
-        S0_te = signal_without_diffusion(data[None], self.acquisition)
-        relative, noise = data / S0_te[:, self.acquisition.te_index], float(fit.sigma) / S0_te
-        maps, _ = self._posterior_samples(self.encoder(relative, noise)[0], noise, n_draws)
-        scale = {"S0": S0_te[0, 0]}
-        return {name: scale.get(name, 1) * value[0].numpy() for name, value in maps.items()}
-
-    def initial_values(self, fit: CompartmentFit) -> dict[str, np.ndarray]:
-        """Initial values for the argument of :meth:`CompartmentModel.fit`, from a prediction."""
-        definition = self.model.definition
-        values = {
-            p.name: p.low + (p.high - p.low) * fit._unit[..., k]
-            for k, p in enumerate(definition.parameters)
-        }
-        frames = fit._frames.reshape(*fit.shape, -1, 3, 3)
-        has_frame = frames.any(axis=(-2, -1))
-        frames = np.where(has_frame[..., None, None], frames, np.eye(3))
-        values |= {name: frames[..., k, 2, :] for k, name in enumerate(definition.axes)}
-        values |= {
-            f"{name}_fan": frames[..., k, 0, :] for k, name in enumerate(definition.fanned_axes)
-        }
-        return values
+        return CompartmentFit(self.model, status, values)
 
     def save(self, path: Path | str) -> None:
         """Write the learner to a file: arrays (npz) and a header (JSON), no code."""
         header = {
             "method": self.method,
-            "features": list(self.encoder.kinds),
             "snr": list(self.snr),
             "seed": self.seed,
             "settings": self.learner.settings,
@@ -342,7 +275,7 @@ class LearnedModel(VoxelModel):
         header, stored = read_learner(path, model)
         learned = cls.__new__(cls)
         try:
-            learned._assemble(model, *(header[k] for k in ("method", "features", "snr", "seed")))
+            learned._assemble(model, *(header[k] for k in ("method", "snr", "seed")))
             arrays: dict[str, dict[str, np.ndarray]] = {}
             for key, value in stored.items():
                 group, name = key.split("/", 1)
@@ -360,15 +293,18 @@ class LearnedModel(VoxelModel):
             ) from error
         return learned
 
+    @property
+    def _has_posterior(self):
+        return LEARNERS[self.method] is MixtureDensityNetwork
+
     def _arrays(self):
         """All arrays that determine the predictions."""
-        groups = {"features": self.feature_scaling, "targets": self.target_scaling}
-        arrays = {
-            f"{group}/{field.name}": getattr(scaling, field.name)
-            for group, scaling in groups.items()
-            for field in fields(scaling)
+        groups = {
+            "features": vars(self.feature_scaling),
+            "targets": vars(self.target_scaling),
+            "learner": self.learner.arrays,
         }
-        return arrays | {f"learner/{name}": value for name, value in self.learner.arrays.items()}
+        return {f"{group}/{name}": a for group, of in groups.items() for name, a in of.items()}
 
     def _fit_chunk(self, voxels: Voxels, n_draws: int) -> dict[str, np.ndarray]:
         """The arrays of a fit, by the names of `compartment_layout`."""
@@ -377,41 +313,36 @@ class LearnedModel(VoxelModel):
         noise = sigma[:, None] / voxels.S0
         data = voxels.signals / voxels.S0[:, acquisition.te_index]
         features, frames = self.encoder(data, noise)
-        if isinstance(self.learner, MixtureDensityNetwork):
-            maps, samples = self._posterior_samples(features, noise, max(n_draws, _N_DRAWS))
-            targets, S0 = samples.mean(dim=2).T.double().numpy(), maps["S0"].mean(dim=1).numpy()
-            result = self._maps_at(targets)
+        if self._has_posterior:
+            draws, samples = self._posterior_samples(features, noise, max(n_draws, _N_DRAWS))
+            targets, S0 = samples.mean(dim=2).T.double().numpy(), draws["S0"].mean(dim=1).numpy()
         else:
             targets, S0, derived = self._point_estimate(features, noise)
-            result = self._maps_at(targets)
+        maps = maps_of(definition, parameter_values(definition, torch.tensor(targets.T)))
+        result = {name: value.numpy() for name, value in maps.items()}
+        if not self._has_posterior:
             names = [name for name in definition.derived if name in result]
             result |= dict(zip(names, derived.T, strict=True))
         result |= {"S0": S0}
         result |= {f"{name}_likeliest": value for name, value in result.items()}
-        if isinstance(self.learner, MixtureDensityNetwork) and n_draws:
-            result |= summary({name: value.numpy() for name, value in maps.items()}, axis=1)
+        if self._has_posterior and n_draws:
+            result |= summary({name: value.numpy() for name, value in draws.items()}, axis=1)
             result["effective_draws"] = np.full(len(data), float(n_draws))
         parameters = parameter_vectors(definition, targets, frames)
         noise_floor = noise if self.model.likelihood == "rician" else None
         rms = checked_residual(definition, acquisition, parameters, S0, data, noise_floor)
-        return (
-            result
-            | parameters
-            | {
-                "residual_rms": rms,
-                "n_fibres": 1,
-                "S0_per_te": voxels.S0 * S0[:, None],
-                "converged": True,
-                "sigma": sigma,
-                "n_unknowns": len(acquisition) - len(checked_rows(acquisition)),
-                "excess": (rms / sigma) ** 2,
-            }
-        )
-
-    def _maps_at(self, targets):
-        definition = self.model.definition
-        maps = maps_of(definition, parameter_values(definition, torch.tensor(targets.T)))
-        return {name: value.numpy() for name, value in maps.items()}
+        return {
+            **result,
+            **parameters,
+            "residual_rms": rms,
+            "n_fibres": 1,
+            "S0_per_te": voxels.S0 * S0[:, None],
+            "converged": True,
+            "sigma": sigma,
+            # So that the degrees of freedom are those of the checked measurements.
+            "n_unknowns": len(acquisition) - len(checked_rows(acquisition)),
+            "excess": (rms / sigma) ** 2,
+        }
 
     def _point_estimate(self, features, noise):
         """Scaled targets (V, P + K), relative S0 (V,) and derived maps (V, D)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from dipy_spinverse.compartments.learned.learner import Learner
 from dipy_spinverse.voxels.progress import tell
 
+_PATIENCE = 6  # epochs without a lower loss after which training ends; usual
 _VALIDATION = 0.1  # of the training set; usual
 _BATCH = 4096  # voxels predicted together; limits memory
 # Usual safeguards, without influence on trained networks: the norm of a gradient, and the range of
@@ -35,36 +35,14 @@ class DeepNetwork(Learner):
         width=128,
         depth=3,
         n_components=6,
-        optimizer="AdamW",
         learning_rate=2e-3,
         batch_size=512,
         max_epochs=25,
-        patience=6,
     ):
-        """Train by minibatches, and keep the weights of the least validation loss.
+        """Train by minibatches (AdamW), and keep the weights of the least validation loss.
 
-        Parameters
-        ----------
-        features : ndarray (N, F)
-        targets : ndarray (N, T)
-        seed : int
-            Of the initial weights, the validation set and the order of the others.
-        width, depth : int, optional
-            Of hidden layers.
-        n_components : int, optional
-            Normal distributions of a mixture density network.
-        optimizer : str, optional
-            Name of one in `torch.optim`.
-        learning_rate : float, optional
-            Initial value; it decays to zero as a cosine.
-        batch_size, max_epochs : int, optional
-        patience : int, optional
-            Epochs without a lower loss after which training ends.
-
-        Raises
-        ------
-        ValueError
-            An optimiser that torch does not have, or training that diverges.
+        The learning rate decays to zero as a cosine. The seed is that of the initial weights, the
+        validation set and the order of the others.
         """
         settings = {
             "n_in": features.shape[1], "n_targets": targets.shape[1], "width": width,
@@ -72,20 +50,23 @@ class DeepNetwork(Learner):
         }  # fmt: skip
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = cls.network(settings)
+            network = cls.network(**settings)
         rng = np.random.default_rng(seed)
         order = torch.tensor(rng.permutation(len(features)))
         x, y = (torch.tensor(a, dtype=torch.float32)[order] for a in (features, targets))
         n_validation = max(1, int(_VALIDATION * len(x)))
         x_validation, y_validation = x[:n_validation], y[:n_validation]
         x, y = x[n_validation:], y[n_validation:]
-        stepper = optimizer_named(optimizer)(network.parameters(), lr=learning_rate)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(stepper, max_epochs)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max_epochs)
         least_loss, weights, n_waited, n_epochs = math.inf, None, 0, 0
-        while n_epochs < max_epochs and n_waited <= patience:
+        while n_epochs < max_epochs and n_waited <= _PATIENCE:
             n_epochs += 1
             for batch in torch.tensor(rng.permutation(len(x))).split(batch_size):
-                stepper.step(_closure(stepper, network, cls.loss, x[batch], y[batch]))
+                optimizer.zero_grad()
+                cls.loss(network(x[batch]), y[batch]).backward()
+                nn.utils.clip_grad_norm_(network.parameters(), _MAX_GRADIENT)
+                optimizer.step()
             schedule.step()
             with torch.no_grad():
                 loss = float(cls.loss(network(x_validation), y_validation))
@@ -96,17 +77,14 @@ class DeepNetwork(Learner):
             tell(n_epochs / max_epochs)
         if weights is None:
             raise ValueError(
-                f"Training diverged with optimizer={optimizer!r} and learning_rate="
-                f"{learning_rate}; lower the learning rate."
+                f"Training diverged with learning_rate={learning_rate}; lower the learning rate."
             )
-        settings |= {"loss": least_loss, "epochs": n_epochs}
         return cls({name: value.numpy() for name, value in weights.items()}, settings)
 
     @staticmethod
-    def network(settings: dict) -> nn.Module:
+    def network(n_in: int, n_targets: int, width: int, depth: int, n_components: int) -> nn.Module:
         """The network, before training."""
-        n_in, n_targets = settings["n_in"], settings["n_targets"]
-        return _layers(n_in, n_targets, settings["width"], settings["depth"])
+        return _layers(n_in, n_targets, width, depth)
 
     @staticmethod
     def loss(output: Tensor, target: Tensor) -> Tensor:
@@ -117,7 +95,7 @@ class DeepNetwork(Learner):
         return torch.cat([output.double() for output in self._outputs(features)]).numpy()
 
     def _outputs(self, features):
-        network = self.network(self.settings)
+        network = self.network(**self.settings)
         network.load_state_dict({k: torch.tensor(v) for k, v in self.arrays.items()})
         with torch.no_grad():
             batches = torch.tensor(features, dtype=torch.float32).split(_BATCH)
@@ -134,8 +112,8 @@ class WideAndDeepNetwork(DeepNetwork):
     """
 
     @staticmethod
-    def network(settings):
-        return _WideAndDeep(*(settings[k] for k in ("n_in", "n_targets", "width", "depth")))
+    def network(n_in, n_targets, width, depth, n_components):
+        return _WideAndDeep(n_in, n_targets, width, depth)
 
 
 class MixtureDensityNetwork(DeepNetwork):
@@ -148,10 +126,9 @@ class MixtureDensityNetwork(DeepNetwork):
     """
 
     @staticmethod
-    def network(settings):
-        n = settings["n_targets"]
-        n_out = settings["n_components"] * (1 + n + n * (n + 1) // 2)
-        return _layers(settings["n_in"], n_out, settings["width"], settings["depth"])
+    def network(n_in, n_targets, width, depth, n_components):
+        n_out = n_components * (1 + n_targets + n_targets * (n_targets + 1) // 2)
+        return _layers(n_in, n_out, width, depth)
 
     @staticmethod
     def loss(output, target):
@@ -219,29 +196,6 @@ def _layers(n_in, n_out, width, depth):
     for n_inputs, n_outputs in zip(widths[:-1], widths[1:], strict=True):
         layers += [nn.Linear(n_inputs, n_outputs), nn.SiLU()]
     return nn.Sequential(*layers, nn.Linear(width, n_out))
-
-
-def optimizer_named(name: str) -> Callable[..., torch.optim.Optimizer]:
-    """An optimiser of torch; ValueError where there is none of this name."""
-    optimizers = {key: kind for key, kind in vars(torch.optim).items() if isinstance(kind, type)}
-    del optimizers["Optimizer"]
-    if name not in optimizers:
-        names = ", ".join(sorted(optimizers))
-        raise ValueError(f"optimizer is {name!r}; torch.optim has {names}.")
-    return optimizers[name]
-
-
-def _closure(stepper, network, loss, x, y):
-    """What an optimiser calls once or, as L-BFGS does, several times."""
-
-    def value():
-        stepper.zero_grad()
-        result = loss(network(x), y)
-        result.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), _MAX_GRADIENT)
-        return result
-
-    return value
 
 
 def _mixture(output, n):

@@ -54,16 +54,8 @@ def checked_residual(
 ) -> np.ndarray:
     """Root mean square residual (V,) of the measurements of :func:`checked_rows`.
 
-    Parameters
-    ----------
-    definition : Definition
-    acquisition : BaseAcquisition
-    parameters : mapping
-        From :func:`parameter_vectors`.
-    S0 : ndarray (V,)
-    data : ndarray (V, M)
-    noise : ndarray (V, K) or None
-        At each echo time, where the data are magnitudes.
+    `parameters` are from :func:`parameter_vectors`; S0 (V,) and data (V, M) are relative; `noise`
+    (V, K) at each echo time is given where the data are magnitudes.
     """
     rows = checked_rows(acquisition)
     encoding = encoding_of(acquisition.subset(rows), torch.float32, timed=definition.timed)

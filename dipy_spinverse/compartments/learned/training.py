@@ -29,17 +29,10 @@ class TrainingSet(NamedTuple):
 def training_set(
     model: CompartmentModel, encoder: FeatureEncoder, n: int, snr: tuple[float, float], seed: int
 ) -> TrainingSet:
-    """Draw parameters of voxels from the prior and their noise from a range; simulate them.
+    """Simulate n voxels with parameters from the prior.
 
-    Parameters
-    ----------
-    model : CompartmentModel
-    encoder : FeatureEncoder
-    n : int
-    snr : tuple of float
-        Range of the signal without diffusion (at the shortest echo time) over the noise, whose
-        logarithm is uniform.
-    seed : int
+    The signal without diffusion (at the shortest echo time) over the noise is log-uniform in the
+    range `snr`.
     """
     rng = np.random.default_rng(seed)
     sizes = [min(_CHUNK, n - start) for start in range(0, n, _CHUNK)]

@@ -1,4 +1,4 @@
-"""Boosted regression trees."""
+"""Boosted regression trees and polynomial ridge regression, trained by scikit-learn."""
 
 from __future__ import annotations
 
@@ -16,16 +16,7 @@ class BoostedTrees(Learner):
 
     @classmethod
     def train(cls, features, targets, seed, *, learning_rate=0.1, max_iter=300, max_leaf_nodes=31):
-        """Fit the trees.
-
-        Parameters
-        ----------
-        features : ndarray (N, F)
-        targets : ndarray (N, T)
-        seed : int
-        learning_rate, max_iter, max_leaf_nodes : optional
-            As scikit-learn's.
-        """
+        """Fit the trees; options are those of scikit-learn."""
         from sklearn.ensemble import HistGradientBoostingRegressor
 
         trees, n_trees, baselines = [], [0], []
@@ -71,3 +62,42 @@ def _sum_of_leaves(
                 total += value[node]
             result[i, target] = total
     return result
+
+
+class RidgeRegression(Learner):
+    """Linear combination of polynomials of partial-least-squares components [1]_.
+
+    References
+    ----------
+    .. [1] Wold, Sjostrom and Eriksson, Chemom. Intell. Lab. Syst. 58 (2001) 109,
+       https://doi.org/10.1016/S0169-7439(01)00155-1
+    """
+
+    @classmethod
+    def train(cls, features, targets, seed, *, degree=3, n_components=14, alpha=1e-3):
+        """Fit the regression, with the penalty `alpha` on the coefficients, per sample.
+
+        At most `n_components` are used: a polynomial of all features would have too many terms.
+        The seed has no effect, as the solution is unique.
+        """
+        from sklearn.cross_decomposition import PLSRegression
+        from sklearn.linear_model import Ridge
+
+        pls = PLSRegression(min(n_components, features.shape[1]), scale=False)
+        # With squares of the targets, directions that matter only beyond first order count, too.
+        loadings = pls.fit(features, np.hstack([targets, targets**2])).x_rotations_
+        loadings = loadings / (features @ loadings).std(axis=0)
+        terms = _polynomial_terms(features @ loadings, degree)
+        ridge = Ridge(alpha=alpha * len(features)).fit(terms, targets)
+        arrays = {"loadings": loadings, "weights": ridge.coef_, "offset": ridge.intercept_}
+        return cls(arrays, {"degree": degree})
+
+    def predict(self, features):
+        terms = _polynomial_terms(features @ self.arrays["loadings"], self.settings["degree"])
+        return terms @ self.arrays["weights"].T + self.arrays["offset"]
+
+
+def _polynomial_terms(scores, degree):
+    from sklearn.preprocessing import PolynomialFeatures
+
+    return PolynomialFeatures(degree, include_bias=False).fit_transform(scores)
