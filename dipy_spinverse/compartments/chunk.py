@@ -55,18 +55,9 @@ def voxels_per_chunk(
 
 @dataclass(frozen=True, eq=False)
 class CompartmentChunkFit:
-    """The fit of a chunk of voxels, all magnitudes or all real parts.
+    """The fit of voxels, all magnitudes or all real parts; `definition` has one population.
 
-    Attributes
-    ----------
-    definition : Definition
-        Of one population.
-    acquisition : BaseAcquisition
-    likelihood, solver, n_draws, seed, crossings
-        As for `CompartmentModel`.
-    dtype : torch.dtype
-    refine_sigma : bool
-        Whether the noise is estimated: a fit with many measurements then refines it.
+    `refine_sigma`: the noise is estimated, and a fit with many measurements refines it.
     """
 
     definition: Definition

@@ -50,16 +50,7 @@ class CompartmentFit(VoxelFit):
 
 
 def compartment_layout(definition: Definition, n_te: int, *, posterior: bool) -> dict[str, object]:
-    """Type and shape of all arrays of a voxel, with the largest number of populations.
-
-    Parameters
-    ----------
-    definition : Definition
-    n_te : int
-        Echo times.
-    posterior : bool
-        Whether the fit has standard deviations and intervals.
-    """
+    """Type and shape of all arrays of a voxel, with the largest number of populations."""
     largest = with_fibres(definition, MAX_FIBRES)
     endings = (*ENDINGS, "_likeliest") if posterior else ("", "_likeliest")
     layout: dict[str, object] = {

@@ -20,17 +20,9 @@ def predicted_signals(basis_signals: Tensor, amplitudes: Tensor) -> Tensor:
 
 
 def optimal_amplitudes(basis_signals: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Non-negative least-squares amplitudes and their sums of squares.
+    """Non-negative least-squares amplitudes (V, K), and the sums of squares (V,) that they leave.
 
-    Parameters
-    ----------
-    basis_signals : Tensor (V or 1, K, M)
-    target : Tensor (V, M)
-
-    Returns
-    -------
-    amplitudes : Tensor (V, K)
-    squares : Tensor (V,)
+    Basis signals are (V or 1, K, M), the target (V, M).
     """
     arrays = basis_signals.contiguous().numpy(), target.contiguous().numpy()
     gram, projection = (torch.from_numpy(array) for array in _normal_equations(*arrays))
@@ -39,21 +31,10 @@ def optimal_amplitudes(basis_signals: Tensor, target: Tensor) -> tuple[Tensor, T
 
 
 def nonnegative_amplitudes(gram: Tensor, projection: Tensor) -> Tensor:
-    """Minimise |y - A w|^2 over w >= 0.
+    """Minimiser (V, K) of |y - A w|^2 over w >= 0 from A^T A (V, K, K) and A^T y (V, K).
 
     The least-squares solution of every subset of columns is tried (255 of eight); the best one
     without negative amplitudes is the solution.
-
-    Parameters
-    ----------
-    gram : Tensor (V, K, K)
-        A^T A.
-    projection : Tensor (V, K)
-        A^T y.
-
-    Returns
-    -------
-    Tensor (V, K)
     """
     arrays = gram.contiguous().numpy(), projection.contiguous().numpy()
     return torch.from_numpy(_best_subset(*arrays, _subsets(projection.shape[1])))

@@ -64,14 +64,8 @@ def select_populations(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Number (V,) of populations with the largest evidence, and their axes (V, 3, 3) as rows.
 
-    Parameters
-    ----------
-    problem_of : callable
-        The least-squares problem of a definition, with its noise where it is known.
-    definition : Definition
-        Of one population.
-    acquisition : BaseAcquisition
-    signals : ndarray (V, M)
+    `problem_of` makes the least-squares problem of a definition, with the noise if it is known;
+    `definition` is that of one population.
     """
     single_fibre = problem_of(definition)
     tensor_frames = tensor_axis_frames(acquisition, signals, single_fibre.data.dtype)

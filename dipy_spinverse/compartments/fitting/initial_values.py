@@ -53,17 +53,10 @@ def initial_values(
     solver: str,
     seed: int,
 ) -> list[NonlinearParameters]:
-    """Parameter vectors from which the searches of all voxels begin.
+    """Parameters from which the searches of all voxels begin.
 
-    Parameters
-    ----------
-    problem : SeparableProblem
-    acquisition : BaseAcquisition
-    voxel_attributes : mapping of ndarray (V, ...)
-        "initial NAME" of all values, or the "axes" (V, 3, 3) of fibre populations, or neither.
-    solver : {"variable-projection", "mix"}
-    seed : int
-        Of differential evolution.
+    Of the voxels' attributes, "initial NAME" of all values, or the "axes" (V, 3, 3) of fibre
+    populations, are used where they are given.
     """
     definition, dtype = problem.definition, problem.data.dtype
     values = {
@@ -156,12 +149,7 @@ def differential_evolution(
 ) -> NonlinearParameters:
     """Best member of a population after 30 generations (best of two and random differences).
 
-    Parameters
-    ----------
-    problem : SeparableProblem
-    start : NonlinearParameters
-        A member, and the origin of the axes' rotations.
-    seed : int
+    `start` is a member, and the origin of the axes' rotations.
     """
     rng = np.random.default_rng(seed)
     n, n_scalars = n_nonlinear(problem.definition), start.unit.shape[1]

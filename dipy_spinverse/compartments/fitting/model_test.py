@@ -43,15 +43,10 @@ _DIFFERENCE = 1e-2  # of a fixed value; truncation error of its derivative about
 
 @dataclass(frozen=True, eq=False)
 class LinearisedFit:
-    """Signals near a fit, over the noise.
+    """Predicted signals (V, M), and the data and model near them over the noise.
 
-    Attributes
-    ----------
-    predicted : Tensor (V, M)
-        In the units of the data.
-    gaussian : GaussianApproximation
-    tangents : Tensor (V, P, M)
-        Orthonormal basis, or zeros, of the changes that free parameters make.
+    `tangents` (V, P, M) are an orthonormal basis, or zeros, of the changes that free parameters
+    make.
     """
 
     predicted: Tensor
@@ -133,22 +128,11 @@ def _score_statistics(problem, solution, fit):
 def pooled_score_test(
     fixed: Mapping[str, float], score: np.ndarray, information: np.ndarray, mask: np.ndarray
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Voxels whose neighbourhoods reject a fixed value, and the value that the image supports.
+    """Voxels (V,) whose neighbourhoods reject a fixed value, and the value that is supported.
 
-    Parameters
-    ----------
-    fixed : mapping of float
-    score, information : ndarray (V, K)
-        Of `model_test`, in voxels that the model explains otherwise.
-    mask : ndarray (...) of bool
-        These voxels in their image.
-
-    Returns
-    -------
-    rejected : ndarray (V,) of bool
-    supported : dict of float
-        One step of Newton for the value that the image rejects most clearly, if it does in most
-        voxels; others may follow it.
+    Score and information (V, K) are those of voxels of the `mask` (...), which the model explains
+    otherwise. The value is one step of Newton for the one that the image rejects most clearly, if
+    it does in most voxels; others may follow it.
     """
     rejected, supported, largest = np.zeros(len(score), dtype=bool), {}, 0.0
     threshold = norm.isf(0.5 * REFUTED / max(len(fixed), 1))

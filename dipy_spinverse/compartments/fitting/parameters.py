@@ -17,14 +17,9 @@ _LEAST_COSINE = 0.1
 
 @dataclass(frozen=True, eq=False)
 class NonlinearParameters:
-    """Non-linear parameters of V voxels.
+    """Scalars (V, P), scaled from their bounds to 0 and 1, and frames (V, A, 3, 3) of the axes.
 
-    Attributes
-    ----------
-    unit : Tensor (V, P)
-        Scalars, scaled from their bounds to 0 and 1.
-    frames : Tensor (V, A, 3, 3)
-        Orthonormal rows: fan axis, normal of the fan, axis.
+    Rows of a frame are orthonormal: fan axis, normal of the fan, axis.
     """
 
     unit: Tensor

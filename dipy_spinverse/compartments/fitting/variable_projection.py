@@ -58,21 +58,10 @@ _LARGEST_ROTATION = 0.5  # rad, of one step: the tangent plane is flat to 10 %
 class SeparableProblem:
     """Measurements of V voxels and the model of their signals, linear in the amplitudes.
 
-    Attributes
-    ----------
-    definition : Definition
-    pools : callable
-        From values to signals (V, K, M), as `signals.pool_signals` makes.
-    data : Tensor (V, M)
-    S0 : Tensor (V, T) or None
-        Mean b0 signal at each echo time over that at the first; None where all echo times have
-        the same S0, or compartments relax.
-    te_index : Tensor (M,) of int
-        Echo time of each measurement.
-    sigma : Tensor (V,) or None
-        Standard deviation of the noise in each channel; None where it is not known yet.
-    rician : bool
-        Whether the data are magnitudes with the Rician likelihood; else it is Gaussian.
+    `S0` (V, T) is the mean b0 signal of each echo time over that of the first, None where all have
+    the same or compartments relax; `te_index` (M,) is the echo time of each measurement. `sigma`
+    (V,) is the standard deviation of the noise in each channel, None until it is known. `rician`
+    data are magnitudes with the Rician likelihood, others have the Gaussian one.
     """
 
     definition: Definition
@@ -132,15 +121,7 @@ def separable_problem(
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """Parameters of V voxels with the signals that they predict.
-
-    Attributes
-    ----------
-    parameters : NonlinearParameters
-    basis_signals : Tensor (V, K, M)
-    amplitudes : Tensor (V, K)
-    converged : Tensor (V,) of bool
-    """
+    """Parameters of V voxels, with basis signals (V, K, M) and amplitudes (V, K) of pools."""
 
     parameters: NonlinearParameters
     basis_signals: Tensor

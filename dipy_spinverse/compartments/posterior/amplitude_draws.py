@@ -35,17 +35,9 @@ def draw_amplitudes(
     uniform: Tensor,
     voxels: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Amplitudes (R, K) and logarithms (R,) of their weights.
+    """Amplitudes (R, K) from random numbers (R, K), and logarithms (R,) of their weights.
 
-    Parameters
-    ----------
-    problem : SeparableProblem
-    basis_signals : Tensor (R, K, M)
-    gaussian : GaussianApproximation
-    uniform : Tensor (R, K)
-        Random numbers.
-    voxels : Tensor (R,) of int
-        Voxel of each row.
+    Row r has the basis signals (K, M) of point r in the voxel ``voxels[r]``.
     """
     weight = gaussian.inverse_sd**2
     inputs = (basis_signals, weight, weight * gaussian.values, voxels)

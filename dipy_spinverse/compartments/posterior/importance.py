@@ -48,13 +48,7 @@ def weighted_draws(
 ) -> tuple[Particles, Tensor]:
     """Equally likely draws of the target, and their effective sample size (V,).
 
-    Parameters
-    ----------
-    proposals : sequence
-        To begin with, and their shares of the samples.
-    log_target : LogTarget
-    n_draws : int
-    rng : numpy Generator
+    `proposals` are the first ones, with their shares of the samples.
     """
     n, rngs = max(n_draws, _LEAST_SAMPLES), rng.spawn(_MAX_ROUNDS)
     active = torch.arange(len(proposals[0][0].factor))

@@ -15,15 +15,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Particles:
-    """N weighted points in each of V voxels.
+    """Weighted points (N, V, D) of V voxels, and the amplitudes (N, V, K) drawn with them.
 
-    Attributes
-    ----------
-    points : Tensor (N, V, D)
-    amplitudes : Tensor (N, V, K)
-        Drawn with each point.
-    target, proposal : Tensor (N, V)
-        Logarithms of the densities of the posterior and of the points.
+    `target` and `proposal` (N, V) are logarithms of the densities of the posterior and the points.
     """
 
     points: Tensor
@@ -56,15 +50,10 @@ LogTarget = Callable[[Tensor, Tensor, np.random.Generator], Particles]
 
 @dataclass(frozen=True, eq=False)
 class StudentMixture:
-    """Equal mixture of Student t kernels of the same shape.
+    """Equal mixture of Student t kernels at centres (C, V, D), all of the same shape.
 
-    Attributes
-    ----------
-    centres : Tensor (C, V, D)
-    factor : Tensor (V, D, D)
-        Cholesky factor of a kernel's scatter matrix.
-    degrees : float
-        Of freedom. Heavier tails than the posterior's keep importance weights bounded; 6 by hand.
+    `factor` (V, D, D) is the Cholesky factor of a kernel's scatter matrix. Heavier tails than the
+    posterior's keep importance weights bounded; 6 degrees of freedom are chosen by hand.
     """
 
     centres: Tensor

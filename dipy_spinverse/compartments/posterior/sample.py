@@ -77,19 +77,7 @@ def sample_posterior(
     n_draws: int,
     seed: int,
 ) -> PosteriorSamples:
-    """Draw scalars, axes and amplitudes from their posterior.
-
-    Parameters
-    ----------
-    problem : SeparableProblem
-        With its noise.
-    solution : Solution
-        The fit.
-    minima : list of NonlinearParameters
-        All local minima, that of the fit first.
-    n_draws : int
-    seed : int
-    """
+    """Draw scalars, axes and amplitudes; `minima` are all local ones, that of the fit first."""
     importance_rng, tempering_rng = np.random.default_rng(seed).spawn(2)
     parameters, definition = solution.parameters, problem.definition
     gaussian = gaussian_approximation(problem, solution.predicted)

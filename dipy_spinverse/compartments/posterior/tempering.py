@@ -52,15 +52,7 @@ def tempered_draws(
     n_draws: int,
     rng: np.random.Generator,
 ) -> tuple[Particles, Tensor]:
-    """Equally likely draws of the target, and their effective sample size (V,).
-
-    Parameters
-    ----------
-    initial : StudentMixture
-    log_target : LogTarget
-    n_draws : int
-    rng : numpy Generator
-    """
+    """Equally likely draws of the target, and their effective sample size (V,)."""
     rise_rng, move_rng = rng.spawn(2)
     voxels = torch.arange(len(initial.factor))
 

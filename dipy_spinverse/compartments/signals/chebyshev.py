@@ -12,19 +12,7 @@ from torch import Tensor
 
 
 def evaluate_chebyshev(coefficients: Tensor, t: Tensor, shell: Tensor) -> Tensor:
-    """sum_k c_k T_k(t).
-
-    Parameters
-    ----------
-    coefficients : Tensor (V, L, S)
-    t : Tensor (V, M)
-        Between -1 and 1.
-    shell : Tensor (M,) of int
-
-    Returns
-    -------
-    Tensor (V, M)
-    """
+    """sum_k c_k T_k(t) (V, M) with coefficients (V, L, S) of the `shell` (M,) of each t (V, M)."""
     return _Series.apply(coefficients, t, shell)
 
 

@@ -73,10 +73,7 @@ def watson_order(odi: Tensor) -> Tensor:
 
 
 def legendre_series(coefficients: Tensor) -> Tensor:
-    """Chebyshev series (V, L, S) in 2 cos^2 - 1 from coefficients (V, S, L) of even P_l(cos).
-
-    As many Chebyshev polynomials are their stable form.
-    """
+    """Chebyshev series (V, L, S) in 2 cos^2 - 1 from coefficients (V, S, L) of even P_l(cos)."""
     (matrix,) = _tensors([_chebyshev_of_legendre(coefficients.shape[2])], coefficients.dtype)
     return matrix.T @ coefficients.mT
 
@@ -110,10 +107,7 @@ def bingham_tensor(
     axis: Tensor,
     fan_axis: Tensor,
 ) -> Tensor:
-    """Signals (V, M) of kernels whose tensor is averaged over Bingham's distribution.
-
-    Arguments as in `bingham_signals`.
-    """
+    """Signals (V, M) of kernels whose tensor is averaged over Bingham's distribution."""
     z, cosine, area = _tensors(_bingham_grid(), odi.dtype)
     ring = 1 - z**2
     squares = torch.stack([ring * cosine**2, ring * (1 - cosine**2), z**2], dim=1)
@@ -137,23 +131,10 @@ def bingham_signals(
     axis: Tensor,
     fan_axis: Tensor,
 ) -> Tensor:
-    """Signals of kernels with axes distributed as exp(kappa (n axis)^2 + beta (n fan_axis)^2).
+    """Signals (V, M) with axes distributed as exp(kappa (n axis)^2 + beta (n fan_axis)^2).
 
-    Parameters
-    ----------
-    encoding : Encoding
-    coefficients : Tensor (V, S, L)
-        Of the kernel for even l, from `kernel_moments`.
-    odi : Tensor (V,)
-        2/pi arctan(1/kappa): dispersion out of the plane of the fan.
-    fanning : Tensor (V,)
-        beta / kappa, from 0 (Watson) to 1 (a fan without preferred direction in its plane).
-    axis, fan_axis : Tensor (V, 3)
-        Orthonormal; the fan spreads from one to the other.
-
-    Returns
-    -------
-    Tensor (V, M)
+    `coefficients` (V, S, L) are those of the kernel from `kernel_moments`; `fanning` is
+    beta / kappa, from 0 (Watson) to 1 (a fan without preferred direction in its plane).
     """
     order = 2 * (coefficients.shape[2] - 1)
     x, y, z = (

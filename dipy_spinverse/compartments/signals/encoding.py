@@ -19,23 +19,12 @@ _TENSOR_DECIMALS = 4
 
 @dataclass(frozen=True, eq=False)
 class Encoding:
-    """What compartment signals depend on.
+    """What compartment signals depend on: S shells, M measurements.
 
-    Attributes
-    ----------
-    b, q, small_delta, big_delta : Tensor (S,)
-        Of each shell, in ms/um^2, rad/um and ms; b and q are 0 for b0. Without pulses only b is
-        known, the rest is 0.
-    anisotropy : Tensor (S,)
-        Of the b-tensors: 1 linear, -0.5 planar, 0 spherical.
-    shell : Tensor (M,) of int
-        Shell of each measurement.
-    directions : Tensor (M, 3)
-        Symmetry axes of the b-tensors.
-    isotropic : Tensor (M,) of bool, or None
-        Averages over all directions; None where there are none.
-    te, mixing_time : Tensor (M,)
-        Times of relaxation, ms.
+    `b` (ms/um^2), `q` (rad/um), `small_delta` and `big_delta` (ms) are of shells; b and q of b0
+    are 0, without pulses all but b. `anisotropy` is that of the b-tensors (1 linear, 0 spherical,
+    -0.5 planar), `directions` are their symmetry axes. `isotropic` measurements are averages over
+    all directions (None: there are none). `te` and `mixing_time` are in ms.
     """
 
     b: Tensor
@@ -68,15 +57,7 @@ class Encoding:
 
 
 def encoding_of(acquisition: BaseAcquisition, dtype=torch.float64, timed: bool = True) -> Encoding:
-    """Shells and directions of an acquisition.
-
-    Parameters
-    ----------
-    acquisition : BaseAcquisition
-    dtype : torch.dtype, optional
-    timed : bool, optional
-        Whether signals depend on the pulse timing; without it, fewer shells are distinct.
-    """
+    """Shells and directions; without `timed`, pulse timings do not make shells distinct."""
     b = np.where(acquisition.b0_mask, 0, acquisition.b)
     if isinstance(acquisition, Acquisition):
         shape, times = np.ones_like(b), (acquisition.small_delta, acquisition.big_delta)

@@ -47,19 +47,10 @@ def exchange_attenuation(
     fraction: Tensor,
     exchange_time: Tensor,
 ) -> Tensor:
-    """Attenuation (V, S, Q) of exchanging water.
+    """Attenuation (V, S, Q) of exchanging water at cos^2 (Q,) between gradient and neurites.
 
-    Parameters
-    ----------
-    encoding : Encoding
-    square : Tensor (Q,)
-        cos^2 between gradient and neurites.
-    inside, outside : Tensor (V,)
-        Diffusivities, um^2/ms.
-    fraction : Tensor (V,)
-        Of the water that is in neurites.
-    exchange_time : Tensor (V,)
-        ms.
+    `inside` and `outside` (V,) are diffusivities in um^2/ms, `fraction` is that of the water in
+    neurites, `exchange_time` in ms.
     """
     fraction = fraction.clamp(1e-6, 1 - 1e-6)
     parameters = torch.stack([inside, outside, fraction, exchange_time])

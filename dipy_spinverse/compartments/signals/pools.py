@@ -17,19 +17,7 @@ _FREE_DIFFUSIVITY = 3.0  # um^2/ms, of water at 37 degrees: where a linked value
 
 
 def pool_signals(definition: Definition, encoding: Encoding) -> Callable[[Values], Tensor]:
-    """Function from values to the signals of the pools.
-
-    Parameters
-    ----------
-    definition : Definition
-    encoding : Encoding
-
-    Returns
-    -------
-    callable
-        From a mapping of values, tensors (V,) or (1,) for scalars and (V, 3) for axes, to signals
-        (V, K, M), each pool's relative to b = 0. Differentiable.
-    """
+    """Function from values (V,) or (1,) and axes (V, 3) to signals (V, K, M), 1 at b = 0."""
     order = dispersion.legendre_order(_largest_difference(definition, encoding))
     groups = _groups(definition)
 

@@ -41,14 +41,9 @@ SPHERE = tuple(_sphere_roots()), 2.0
 def restricted(
     encoding: Encoding, diffusivity: Tensor, diameter: Tensor, pore: tuple[tuple, float]
 ) -> Tensor:
-    """Logarithm (V, S) of the attenuation across a pore, with the sign changed.
+    """Minus the logarithm (V, S) of the attenuation across a pore, CYLINDER or SPHERE.
 
-    Parameters
-    ----------
-    encoding : Encoding
-    diffusivity, diameter : Tensor (V,)
-        um^2/ms, um.
-    pore : CYLINDER or SPHERE
+    Diffusivities (V,) are in um^2/ms, diameters (V,) in um.
     """
     radius = 0.5 * diameter[:, None]
     log_rate = (torch.log(diffusivity) - 2 * torch.log(radius[:, 0])).clamp(_FIRST, _LAST)
