@@ -8,9 +8,9 @@ from dipy.io.surface import load_gifti
 
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
 from dipy_spinverse.grid.nearest import nearest
-from dipy_spinverse.substrates.membranes import bent_tube, cylinders, spheres
-from dipy_spinverse.walls.interface import closed_walls, interface_mesh
-from dipy_spinverse.walls.metrics import compare_walls, reflected_faces, wall_mask
+from dipy_spinverse.substrates.membranes import cylinders, spheres
+from dipy_spinverse.walls.interface import interface_mesh
+from dipy_spinverse.walls.metrics import compare_walls, reflected_faces
 
 GRID = bcc_grid(cells=8, cell_size_um=1.0)
 SPHERE = spheres(GRID, [0.2, 0.1, 0.3], 2.5, permeability=0.02)
@@ -33,7 +33,7 @@ def shift(walls, step, grid=GRID):
 
 
 def test_a_mesh_has_the_triangles_and_values_of_the_walls():
-    walls = wall_mask(SPHERE)
+    walls = np.isfinite(SPHERE)
     probability = np.where(walls, 0.9, 0.1)
     mesh = interface_mesh(GRID, SPHERE, probability)
     centroids = mesh.vertices_um[mesh.triangles].mean(axis=1)
@@ -44,7 +44,7 @@ def test_a_mesh_has_the_triangles_and_values_of_the_walls():
 
 
 def test_a_closed_mesh_satisfies_eulers_formula():
-    mesh = mesh_of(wall_mask(SPHERE))
+    mesh = mesh_of(np.isfinite(SPHERE))
     edges = np.sort(mesh.triangles[:, [[0, 1], [1, 2], [0, 2]]].reshape(-1, 2), axis=1)
     n_edges = len(np.unique(edges, axis=0))
     assert len(mesh.vertices_um) - n_edges + len(mesh.triangles) == 2
@@ -58,7 +58,7 @@ def test_the_area_is_that_of_the_smooth_surface(cells):
         (spheres(grid, [0, 0.2, 0.1], 3.0), 4 * np.pi * 9),
         (cylinders(grid, [3.9, 0.2, 0.1], 2.5), 2 * np.pi * 2.5 * 8),
     ]:
-        walls = wall_mask(permeability)
+        walls = np.isfinite(permeability)
         assert mesh_of(walls, grid).area_um2 == pytest.approx(area, rel=0.03)
         assert grid.face_areas[walls].sum() > 1.1 * area
 
@@ -70,7 +70,7 @@ def test_a_lone_triangle_has_its_own_area():
 
 def test_components_are_numbered_by_size_and_cross_the_periodic_boundary():
     permeability = spheres(GRID, [[4, 4, 4], [0, 0, 0]], [1.5, 2.5])
-    mesh = mesh_of(wall_mask(permeability))
+    mesh = mesh_of(np.isfinite(permeability))
     assert mesh.n_components == 2
     sizes = np.bincount(mesh.components)
     assert sizes[0] > sizes[1]
@@ -84,32 +84,8 @@ def test_the_threshold_decides_what_is_a_wall():
     assert len(mesh.triangles) == (probability >= 0.75).sum()
 
 
-def test_closed_only_drops_sheets_and_keeps_closed_surfaces():
-    closed = wall_mask(SPHERE)
-    sheet = around(0) & (np.cumsum(around(0)) <= 3)  # three of four faces
-    attached = closed.copy()
-    for _ in range(2):  # grow a fringe from the sphere
-        edges = GRID.edge_faces @ attached.astype(float) > 0
-        fringe = np.flatnonzero((GRID.edge_faces.T @ edges.astype(float) == 1) & ~attached)[:1]
-        attached[fringe] = True
-    assert attached.sum() > closed.sum()
-    assert len(mesh_of(attached | sheet, closed_only=True).triangles) == closed.sum()
-    np.testing.assert_array_equal(closed_walls(GRID, attached | sheet), closed)
-
-
-def test_closed_only_keeps_a_tube_that_leaves_through_the_outside():
-    grid = bcc_grid(6, 1.0, "absorbing")
-    walls = wall_mask(bent_tube(grid, [[0, 0, -9], [0, 0, 9]], 1.8))
-    np.testing.assert_array_equal(closed_walls(grid, walls), walls)
-
-
-def test_a_periodic_cylinder_is_closed():
-    walls = wall_mask(cylinders(GRID, [3.9, 3.9, 0], 2.0))
-    np.testing.assert_array_equal(closed_walls(GRID, walls), walls)
-
-
 def test_an_empty_mesh_is_a_mesh():
-    mesh = mesh_of(NO_WALL, closed_only=True)
+    mesh = mesh_of(NO_WALL)
     assert (mesh.n_components, mesh.area_um2, mesh.triangles.shape) == (0, 0.0, (0, 3))
     assert "0 triangles" in repr(mesh)
 
@@ -124,14 +100,14 @@ def test_an_empty_mesh_is_a_mesh():
     ],
 )
 def test_bad_input_to_a_mesh_is_refused(arguments, message):
-    defaults = {"permeability": SPHERE, "wall_probability": wall_mask(SPHERE)}
+    defaults = {"permeability": SPHERE, "wall_probability": np.isfinite(SPHERE)}
     with pytest.raises(ValueError, match=message):
         interface_mesh(GRID, **(defaults | arguments))
 
 
 @pytest.mark.parametrize("suffix", [".vtu", ".vtk"])
 def test_mesh_files_hold_the_triangles_and_their_values(tmp_path, suffix):
-    mesh = mesh_of(wall_mask(SPHERE))
+    mesh = mesh_of(np.isfinite(SPHERE))
     path = tmp_path / f"walls{suffix}"
     mesh.save(path)
     read = meshio.read(path)
@@ -146,7 +122,7 @@ def test_mesh_files_hold_the_triangles_and_their_values(tmp_path, suffix):
 
 
 def test_ply_files_hold_the_mean_values_at_the_vertices(tmp_path):
-    walls = wall_mask(SPHERE)
+    walls = np.isfinite(SPHERE)
     mesh = interface_mesh(GRID, np.full(GRID.n_faces, 0.3), np.where(walls, 0.9, 0.1))
     mesh.save(tmp_path / "walls.ply")
     read = meshio.read(tmp_path / "walls.ply")
@@ -160,7 +136,7 @@ def test_ply_files_hold_the_mean_values_at_the_vertices(tmp_path):
 
 @pytest.mark.parametrize("name", ["walls.surf.gii", "walls.gii"])
 def test_gifti_is_in_mm_at_the_voxel_and_opens_in_dipy(tmp_path, name):
-    mesh = mesh_of(wall_mask(SPHERE))
+    mesh = mesh_of(np.isfinite(SPHERE))
     origin = np.array([10.0, -20.0, 5.0])
     mesh.save(tmp_path / name, origin_mm=origin)
     vertices, triangles = load_gifti(str(tmp_path / name))
@@ -174,7 +150,7 @@ def test_gifti_is_in_mm_at_the_voxel_and_opens_in_dipy(tmp_path, name):
 
 
 def test_meshes_that_cannot_be_saved_say_why(tmp_path):
-    mesh = mesh_of(wall_mask(SPHERE))
+    mesh = mesh_of(np.isfinite(SPHERE))
     with pytest.raises(ValueError, match="its suffix must be .ply, .vtu, .vtk or .gii"):
         mesh.save(tmp_path / "walls.xyz")
     with pytest.raises(ValueError, match=r"origin_mm has shape \(2,\)"):
@@ -184,10 +160,10 @@ def test_meshes_that_cannot_be_saved_say_why(tmp_path):
 
 
 def test_the_truth_compared_with_itself_is_perfect():
-    comparison = compare_walls(wall_mask(SPHERE), wall_mask(SPHERE), GRID)
+    comparison = compare_walls(np.isfinite(SPHERE), np.isfinite(SPHERE), GRID)
     assert (comparison.precision, comparison.recall, comparison.f1) == (1.0, 1.0, 1.0)
     assert (comparison.chamfer_um2, comparison.centred_chamfer_um2) == (0.0, 0.0)
-    assert (comparison.open_edges_percent, comparison.bad_edges_percent) == (0.0, 0.0)
+    assert comparison.bad_edges_percent == 0.0
     assert not comparison.reflected
 
 
@@ -202,25 +178,14 @@ def test_precision_and_recall_count_faces():
 
 def test_edges_of_the_found_walls_are_counted_by_their_walls():
     one = np.arange(GRID.n_faces) == 5
-    assert compare_walls(one, one, GRID).open_edges_percent == 100.0
-    closed = compare_walls(around(9), around(9), GRID)
-    assert (closed.open_edges_percent, closed.branching_edges_percent) == (0.0, 0.0)
+    assert compare_walls(one, one, GRID).bad_edges_percent == 100.0
+    assert compare_walls(around(9), around(9), GRID).bad_edges_percent == 0.0
 
     # Two tetrahedra that share one edge and no face: 11 edges, one of them with four walls.
     shared = (GRID.tetrahedra[:, :, None] == GRID.tetrahedra[9]).any(axis=2).sum(axis=1)
     walls = around(9, np.flatnonzero(shared == 2)[0])
     branching = compare_walls(walls, walls, GRID)
-    assert branching.branching_edges_percent == pytest.approx(100 / 11)
     assert branching.bad_edges_percent == pytest.approx(100 / 11)
-    assert branching.inner_bad_edges_percent == pytest.approx(100 / 11)
-
-
-def test_edges_at_the_outside_are_open_but_not_inner():
-    grid = bcc_grid(6, 1.0, "absorbing")
-    walls = wall_mask(cylinders(grid, [0, 0, 0], 1.8))
-    comparison = compare_walls(walls, walls, grid)
-    assert comparison.open_edges_percent > 0
-    assert comparison.inner_bad_edges_percent == 0.0
 
 
 @pytest.mark.parametrize("boundary", ["periodic", "absorbing"])
@@ -239,7 +204,7 @@ def test_the_centred_chamfer_distance_forgives_a_shift(boundary):
 
 
 def test_the_chamfer_distance_is_measured_across_the_periodic_boundary():
-    walls = wall_mask(spheres(GRID, [0, 0, 3.5], 1.5))
+    walls = np.isfinite(spheres(GRID, [0, 0, 3.5], 1.5))
     moved = shift(walls, np.array([0, 0, 1.0]))
     comparison = compare_walls(moved, walls, GRID)
     assert 0 < comparison.chamfer_um2 < 1.0
@@ -277,11 +242,7 @@ def test_grids_without_point_symmetry_and_wrong_masks_are_refused():
     wall = np.ones(1, dtype=bool)
     with pytest.raises(ValueError, match="differs from its reflection"):
         compare_walls(wall, wall, grid, point_reflection=True)
-    with pytest.raises(ValueError, match="estimated has shape .* such as wall_mask"):
-        compare_walls(SPHERE, wall_mask(SPHERE), GRID)
+    with pytest.raises(ValueError, match="estimated has shape .* such as np.isfinite"):
+        compare_walls(SPHERE, np.isfinite(SPHERE), GRID)
     with pytest.raises(ValueError, match="true has shape"):
         compare_walls(NO_WALL, NO_WALL[:5], GRID)
-
-
-def test_wall_mask_takes_a_threshold():
-    assert wall_mask(np.array([0.0, 0.5, 100.0, np.inf]), threshold=1.0).tolist() == [1, 1, 0, 0]

@@ -28,30 +28,11 @@ def adam(
     initial: torch.Tensor,
     stage: Stage,
 ) -> tuple[torch.Tensor, StageResult]:
-    """Minimise |(S(x) - data) / sigma|^2 / 2 + priors(x) with Adam [1]_.
+    """Minimise |(S(x) - data) / sigma|^2 / 2 + priors(x) with Adam; arguments as `Optimiser`.
 
     The variable of a face is theta, with permeability 0.01 (100 / 0.01)^sigmoid(theta) um/ms.
-    Amplitudes are the least-squares solution at each iteration.
-
-    Parameters
-    ----------
-    model : SignalModel
-        Without free water.
-    data, sigma : tensor (V, M)
-    initial : tensor (V, N)
-    stage : Stage
-        Its priors and number of iterations; there is no other termination criterion.
-
-    Returns
-    -------
-    unknowns : tensor (V, N)
-    result : StageResult
-        Always converged: the number of iterations is fixed.
-
-    References
-    ----------
-    .. [1] Kingma and Ba, "Adam: a method for stochastic optimization" (2015),
-       https://doi.org/10.48550/arXiv.1412.6980
+    Amplitudes are the least-squares solution at each iteration. The number of iterations is fixed
+    (Kingma and Ba 2015, https://doi.org/10.48550/arXiv.1412.6980).
     """
     if model.free_water:
         raise ValueError(

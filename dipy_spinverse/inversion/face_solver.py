@@ -36,14 +36,7 @@ _MIN_SIGMA, _STEPS = 1e-4, 6
 class FaceSolver:
     """Estimates the permeability of every face of a grid: a :class:`protocols.WallSolver`.
 
-    Parameters
-    ----------
-    problem : WallProblem
-    optimizer : {"gauss-newton", "adam"}, optional
-    curriculum : sequence of Stage, optional
-        By default that of the optimiser and the boundary of the grid.
-    priors : sequence of Prior, optional
-        Priors of all stages, instead of those of the curriculum.
+    `priors` replace those of all stages of the curriculum.
     """
 
     estimates_noise = False
@@ -104,16 +97,7 @@ class FaceSolver:
         return len(self._stages) + 1
 
     def run(self, data: np.ndarray, sigma: np.ndarray | None) -> Reconstruction:
-        """Permeability fields of V voxels.
-
-        Parameters
-        ----------
-        data : ndarray (V, M)
-            Signals relative to (an estimate of) the initial magnetisation.
-        sigma : ndarray (V,) or None
-            Standard deviation of the noise in the same units; estimated from the residual if
-            None.
-        """
+        """Permeability fields for data (V, M), with noise levels (V,) or those of the residual."""
         averaged = np.zeros((len(data), len(self._repeats)))
         np.add.at(averaged.T, self._encoding, data.T)
         signals = torch.as_tensor(averaged / self._repeats, device=self._problem.device)

@@ -26,32 +26,14 @@ def data_space_step(
     to_lower: torch.Tensor,
     to_upper: torch.Tensor,
 ) -> torch.Tensor:
-    """Step d within bounds that approximately minimises |r + J d|^2/2 + g.d + d.(p d)/2.
+    """Step d (V, N) within bounds that approximately minimises |r + J d|^2/2 + g.d + d.(p d)/2.
 
-    Projected Newton steps [1]_: unknowns at a bound with a gradient towards it are fixed, the
-    others take the Newton step with the best of some lengths, clipped at the bounds.
-    (J^T J + diag(p))^-1 is applied through the M x M matrix J diag(1/p) J^T + I.
-
-    Parameters
-    ----------
-    jacobian : tensor (V, M, N)
-        J and
-    residual : tensor (V, M)
-        r, both divided by the noise.
-    gradient, precision : tensor (V, N)
-        Gradient g and diagonal curvature p > 0 of the prior.
-    to_lower, to_upper : tensor (V, N)
-        Lower (<= 0) and upper (>= 0) bounds of the step.
-
-    Returns
-    -------
-    tensor (V, N)
-        Never increases the objective.
-
-    References
-    ----------
-    .. [1] Bertsekas, "Projected Newton methods for optimization problems with simple
-       constraints", SIAM J. Control Optim. 20 (1982), https://doi.org/10.1137/0320018
+    J (V, M, N) and r (V, M) are over the noise; g and p > 0 (V, N) are gradient and curvature of
+    the prior; to_lower <= 0 and to_upper >= 0 (V, N) bound d. Projected Newton steps: unknowns at
+    a bound with a gradient towards it are fixed, the others take the Newton step with the best of
+    some lengths, clipped at the bounds (Bertsekas 1982, https://doi.org/10.1137/0320018).
+    (J^T J + diag(p))^-1 is applied through the M x M matrix J diag(1/p) J^T + I. The objective
+    never increases.
     """
     identity = torch.eye(residual.shape[1], dtype=residual.dtype, device=residual.device)
 
@@ -99,29 +81,11 @@ def gauss_newton(
     initial: torch.Tensor,
     stage: Stage,
 ) -> tuple[torch.Tensor, StageResult]:
-    """Minimise |(S(x) - data) / sigma|^2 / 2 + priors(x) of each voxel.
+    """Minimise |(S(x) - data) / sigma|^2 / 2 + priors(x); arguments as `Optimiser`.
 
-    Parameters
-    ----------
-    model : ForwardModel
-    data : tensor (V, M)
-    sigma : tensor (V, M)
-        Standard deviation of the noise.
-    initial : tensor (V, N)
-        Initial values of the unknowns.
-    stage : Stage
-        Its priors and termination criteria.
-
-    Returns
-    -------
-    unknowns : tensor (V, N)
-    result : StageResult
-
-    References
-    ----------
-    .. [1] Madsen, Nielsen and Tingleff, "Methods for non-linear least squares problems", 2nd ed.
-       (2004): the damping changes with the gain ratio, here relative to the decrease that the
-       damped model predicts, so that the damping decreases faster.
+    The damping changes with the gain ratio (Madsen, Nielsen and Tingleff, "Methods for non-linear
+    least squares problems", 2004), here relative to the decrease that the damped model predicts,
+    so that the damping decreases faster.
     """
     x = initial.clone()
     lower, upper = model.bounds(x)

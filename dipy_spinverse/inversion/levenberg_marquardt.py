@@ -11,16 +11,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Damping:
-    """How the damping parameter changes.
+    """How the damping parameter changes; a problem stops where it exceeds `maximum`.
 
-    Attributes
-    ----------
-    initial, minimum, maximum : float
-        A problem stops above the maximum.
-    growth : float
-        Factor after a rejected step.
-    acceleration : float
-        Factor of `growth` after each further rejected step.
+    A rejected step multiplies it by `growth`, and `growth` by `acceleration` for the next one.
     """
 
     initial: float
@@ -33,24 +26,12 @@ class Damping:
 def levenberg_marquardt(
     advance: Callable, template: Tensor, damping: Damping, max_steps: int
 ) -> tuple[Tensor, Tensor]:
-    """Damped steps of V problems until each stops.
+    """Damped steps of V problems until each stops; whether it has, and its number of steps (V,).
 
-    Parameters
-    ----------
-    advance : callable
-        ``advance(rows, level) -> accepted, converged, shrink``: one step of the problems ``rows``
-        (k,) with damping ``level`` (k,), applied where it is ``accepted`` (k,). There the damping
-        is multiplied by ``shrink`` (k,) or (). A problem stops where it has ``converged`` (k,).
-    template : tensor (V,)
-        Of the type and on the device of the damping parameters.
-    damping : Damping
-    max_steps : int
-
-    Returns
-    -------
-    stopped : tensor (V,) of bool
-        By convergence or at the maximum damping, not by `max_steps`.
-    steps : tensor (V,) of int
+    ``advance(rows, level) -> accepted, converged, shrink`` makes one step of the problems ``rows``
+    (k,) with damping ``level`` (k,), applied where it is ``accepted`` (k,); there the damping is
+    multiplied by ``shrink`` (k,) or (). A problem stops where it has ``converged`` (k,), or at the
+    maximum damping. Damping parameters have type and device of `template` (V,).
     """
     level, growth = (
         torch.full_like(template, value) for value in (damping.initial, damping.growth)

@@ -70,26 +70,10 @@ class Optimiser(Protocol[Model]):
 class WallProblem:
     """What is known about the voxels of a fit, and what is to be estimated.
 
-    Attributes
-    ----------
-    acquisition : Acquisition
-    grid : TetrahedralGrid
-    diffusivity : float
-        Of the water between walls, um^2/ms.
-    diffusivity_known : bool
-        Otherwise it is an assumption.
-    free_diffusivity : float
-        Of free water, um^2/ms.
-    S0_known : bool
-        Whether signals are relative to the initial magnetisation; otherwise this is estimated.
-    free_water : bool
-        Whether to estimate a fraction of free water outside the grid.
-    n_fields : int
-        Number of further permeability fields per voxel (posterior samples of the walls).
-    n_draws : int
-        Number of posterior samples of packed cells, where these are fitted.
-    seed : int
-    device : str
+    Diffusivities are in um^2/ms; `diffusivity` is an assumption unless `diffusivity_known`. If
+    `S0_known`, signals are relative to the initial magnetisation, which is estimated otherwise;
+    `free_water` is a fraction outside the grid. `n_fields` is the number of further permeability
+    fields per voxel, `n_draws` that of posterior samples of packed cells.
     """
 
     acquisition: Acquisition

@@ -11,32 +11,12 @@ import numpy as np
 class Reconstruction:
     """Permeability fields of V voxels; signals are relative to the S0 of the data.
 
-    Attributes
-    ----------
-    scaled_transmissibility : ndarray (V, F)
-        Estimate, 0 wall to 1 no membrane.
-    scaled_transmissibility_fields : ndarray (n, V, F)
-        Further fields, transformed to the best agreement with the estimate (`walls.patterns`).
-    wall_probability : ndarray (V, F)
-    amplitudes : ndarray (V, K)
-        Initial magnetisation for each echo time.
-    free_water, free_water_fields : ndarray (V,), (n, V)
-        Fraction of free water outside the grid.
-    sigma : ndarray (V,)
-        Standard deviation of the noise, known or estimated.
-    predicted : ndarray (V, M)
-    converged : ndarray (V,) of bool
-    iterations, misfit : ndarray (V, S)
-        Number of iterations, and final mean squared residual relative to the noise variance, of
-        each stage.
-    cells : dict of ndarray (V, ...)
-        Smooth cells, if these were estimated; see `cell_search.smooth`.
-    maps : dict of ndarray (n + 1, V)
-        Maps that are not computed from the faces of the grid, the estimate first.
-    errors : dict of float
-        Relative standard deviations of errors of maps that all fields share.
-    diffusivity : ndarray (V,), optional
-        Of the water, um^2/ms, if it was estimated.
+    Arrays have voxels first, or (n, V, ...) for n further fields, which are transformed to the
+    best agreement with the estimate (`walls.patterns`). `amplitudes` (V, K) are the initial
+    magnetisation of each echo time, `free_water` is the fraction outside the grid. A solver may
+    add `cells` (see `cell_search.smooth`), `maps` (n + 1, V) that are not computed from the faces,
+    relative standard deviations `errors` of maps that all fields share, and the estimated
+    diffusivity (V,), um^2/ms.
     """
 
     scaled_transmissibility: np.ndarray

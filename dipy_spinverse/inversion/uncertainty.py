@@ -14,18 +14,10 @@ _UNIFORM_PRECISION = 12.0
 
 @dataclass(frozen=True, eq=False)
 class Laplace:
-    """Gaussian posterior around an estimate, stored in data space.
+    """Gaussian posterior around an estimate: covariance C - C J^T (J C J^T + I)^-1 J C.
 
-    Covariance C - C J^T (J C J^T + I)^-1 J C, with C the prior variance of each unknown.
-
-    Attributes
-    ----------
-    weighted_jacobian : tensor (V, M, N)
-        Derivatives of the signals over the noise.
-    variance : tensor (V, N)
-        Prior variances.
-    factor : tensor (V, M, M)
-        Cholesky factor of J C J^T + I.
+    J (V, M, N) are derivatives of the signals over the noise, C (V, N) prior variances; `factor`
+    (V, M, M) is the Cholesky factor of J C J^T + I.
     """
 
     weighted_jacobian: torch.Tensor

@@ -61,20 +61,9 @@ class SignalModel:
     """Signals S_m = a_TE ((1 - f) G_m(s) + f exp(-b_m D_w)) and their derivatives.
 
     The unknowns of V voxels are rows x = [s (F), a (one per echo time), f] of a tensor (V, N);
-    without the amplitudes a if the initial magnetisation is known, and without the free-water
-    fraction f if it is not estimated.
-
-    Parameters
-    ----------
-    simulator : Simulator
-        For `acquisition`; its signals are G.
-    acquisition : Acquisition
-    amplitudes : bool
-        Whether the amplitudes are unknown (else they are 1).
-    free_water : bool
-        Whether there is a fraction of free water outside the grid.
-    free_diffusivity : float, optional
-        Its diffusivity, um^2/ms.
+    without the amplitudes a (which are 1) if the initial magnetisation is known, and without the
+    free-water fraction f if it is not estimated. G are the signals of `simulator`; D_w is in
+    um^2/ms.
     """
 
     def __init__(

@@ -193,7 +193,6 @@ class SpinverseFit(VoxelFit):
         self,
         index: tuple[int, ...] = (),
         threshold: float = 0.5,
-        closed_only: bool = False,
         field: int | None = None,
     ) -> InterfaceMesh:
         """Mesh of the walls of one voxel, with the wall probability of each triangle.
@@ -207,8 +206,6 @@ class SpinverseFit(VoxelFit):
             The voxel; not needed in the fit of a single one.
         threshold : float, optional
             Minimal wall probability of a triangle.
-        closed_only : bool, optional
-            Omit walls that are not part of a closed surface.
         field : int, optional
             Draw all walls of one field instead, whatever their probability: 0 for `permeability`,
             k for the k-th of `permeability_fields`. Where the pattern is not determined this is
@@ -231,7 +228,7 @@ class SpinverseFit(VoxelFit):
         n_fields = 1 + len(voxel.permeability_fields)
         if field is not None and field not in range(n_fields):
             raise ValueError(f"field is {field!r}; the fit has fields 0 to {n_fields - 1}.")
-        return self.model.engine().mesh(voxel, threshold, closed_only, field)
+        return self.model.engine().mesh(voxel, threshold, field)
 
 
 def _check_drawable(voxel, index, shape):
@@ -278,12 +275,7 @@ def status_with_pattern(
 ) -> np.ndarray:
     """Status (...) that also says where the pattern of the walls is not determined.
 
-    Parameters
-    ----------
-    status : ndarray (...)
-    has_walls : ndarray (V,) of bool
-    values : mapping of ndarray
-        With the "pattern_agreement" of voxels with walls, if there are any.
+    `values` has the "pattern_agreement" of the fitted voxels with walls (V,), if there are any.
     """
     status, agreement = status.copy(), np.ones(len(has_walls))
     agreement[has_walls] = values.get("pattern_agreement", 1.0)

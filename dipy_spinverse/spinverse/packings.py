@@ -47,20 +47,10 @@ _MIN_CONNECTED = 0.8
 class Packing:
     """A periodic arrangement of bodies on a lattice.
 
-    Attributes
-    ----------
-    grid : TetrahedralGrid
-        The rescaled lattice.
-    scale : float
-        Its length over that of the original lattice.
-    frame : ndarray (3, 3)
-        Axes of the lattice, in rows, in the frame of the gradients.
-    permeability : ndarray (F,)
-        um/ms; infinite where there is no membrane.
-    diffusivity : float
-        Of all its water, um^2/ms.
-    share : float
-        Fraction of the voxel's water in packed cells and between them.
+    `scale` is the length of `grid` over that of the original lattice, `frame` (3, 3) the axes of
+    the lattice, in rows, in the frame of the gradients; permeability (F,) in um/ms is infinite
+    where there is no membrane; all water has one diffusivity, um^2/ms; `share` is the fraction of
+    the voxel's water in packed cells and between them.
     """
 
     grid: TetrahedralGrid
@@ -104,18 +94,10 @@ def packing_of(
     axis: np.ndarray,
     rng: np.random.Generator,
 ) -> Packing:
-    """Bodies at random positions of a lattice.
+    """Bodies at random positions of a periodic lattice, cylinders along an axis (3,).
 
-    Parameters
-    ----------
-    grid : TetrahedralGrid
-        Periodic.
-    tissue : mapping of float
-        `packed_cells.maps.PARAMETERS` of a posterior sample. Of tissue with cylinders and spheres
-        one of the two is chosen at random, with the probability of its share.
-    axis : ndarray (3,)
-        Of cylinders; zero if there are none.
-    rng : numpy Generator
+    `tissue` are `packed_cells.maps.PARAMETERS` of a posterior sample. Of tissue with cylinders and
+    spheres one of the two is chosen at random, with the probability of its share.
     """
     in_spheres = rng.random() < tissue["sphere_share"]
     shape, prefix = ("spheres", "sphere_") if in_spheres else ("cylinders", "")
@@ -214,15 +196,7 @@ def _frame_along(axis):
 
 
 def packing_of_fit(problem: WallProblem, values: Mapping[str, np.ndarray], voxel: int) -> Packing:
-    """The packing from which the first permeability field of a voxel was estimated.
-
-    Parameters
-    ----------
-    problem : WallProblem
-    values : mapping of ndarray (V, ...)
-        Of a :class:`SpinverseFit`.
-    voxel : int
-    """
+    """The packing of the first permeability field of a voxel, from values (V, ...) of a fit."""
     scale, frame, diffusivity, share = (
         values[f"field_{name}"][voxel][0] for name in ("scale", "frame", "diffusivity", "share")
     )
@@ -233,7 +207,7 @@ def packing_of_fit(problem: WallProblem, values: Mapping[str, np.ndarray], voxel
 def permeability_field_signals(
     problem: WallProblem, values: Mapping[str, np.ndarray], acquisition: BaseAcquisition
 ) -> np.ndarray:
-    """Signals (V, M) of the first permeability fields, and of free water; arguments as above."""
+    """Signals (V, M) of the first permeability fields and of free water, from values of a fit."""
     signals = np.empty((len(values["permeability"]), len(acquisition)))
     for voxel, permeability in enumerate(values["permeability"]):
         packing = packing_of_fit(problem, values, voxel)

@@ -235,12 +235,10 @@ class ClosedCellInversion(PermeabilityFieldInversion):
             return signals_of_cells(values, acquisition, problem.grid)
         return super().signals_of_fit(problem, values, acquisition)
 
-    def mesh(
-        self, voxel: SpinverseFit, threshold: float, closed_only: bool, field: int | None
-    ) -> InterfaceMesh:
+    def mesh(self, voxel: SpinverseFit, threshold: float, field: int | None) -> InterfaceMesh:
         """Mesh of the walls of one voxel; smooth ones are closed, and drawn completely."""
         if not self.smooth:
-            return super().mesh(voxel, threshold, closed_only, field)
+            return super().mesh(voxel, threshold, field)
         cells = stored_cells(voxel)
         return smooth_mesh(level_set_prior(voxel.model.grid), cells[field or 0], cells)
 
@@ -255,12 +253,7 @@ def _voxels_per_chunk(problem):
 class FieldChunk:
     """Permeability fields of a chunk of voxels, and their maps.
 
-    Attributes
-    ----------
-    problem : WallProblem
-    solver : WallSolver
-    noise_known : bool
-        Whether the noise level is known to be the same at all echo times.
+    `noise_known` says whether the noise level is known to be the same at all echo times.
     """
 
     problem: WallProblem

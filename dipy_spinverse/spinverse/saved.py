@@ -21,13 +21,7 @@ _CLASSES: dict[str, type] = {
 
 
 def to_json(value: Any) -> Any:
-    """Lists, numbers and texts that stand for a value.
-
-    Raises
-    ------
-    ValueError
-        Classes of other packages, such as priors of one's own.
-    """
+    """Lists, numbers and texts that stand for a value of one of these classes."""
     if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
     if type(value) in _CLASSES.values():

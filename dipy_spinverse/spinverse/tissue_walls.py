@@ -210,13 +210,7 @@ class _Field:
 
 @dataclass(frozen=True, eq=False)
 class TissueWallChunk:
-    """Packed cells and permeability fields of a chunk of voxels.
-
-    Attributes
-    ----------
-    problem : WallProblem
-    cells_model : PackedCellsModel
-    """
+    """Packed cells and permeability fields of a chunk of voxels."""
 
     problem: WallProblem
     cells_model: PackedCellsModel
@@ -373,15 +367,7 @@ def _independent_f1(walls, probability):
 def signal_correction(
     problem: WallProblem, values: Mapping[str, np.ndarray], acquisition: BaseAcquisition
 ) -> np.ndarray:
-    """Signals (V, M) of the first fields minus those of the packings they were estimated from.
-
-    Parameters
-    ----------
-    problem : WallProblem
-    values : mapping of ndarray (V, ...)
-        Those of a :class:`SpinverseFit`.
-    acquisition : BaseAcquisition
-    """
+    """Signals (V, M) of the first fields minus those of their packings, from values of a fit."""
     changes = np.zeros((len(values["permeability"]), len(acquisition)))
     for v, permeability in enumerate(values["permeability"]):
         if not np.array_equal(permeability, values["packing_permeability"][v]):

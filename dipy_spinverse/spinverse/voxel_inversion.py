@@ -36,15 +36,8 @@ class VoxelInversion(Protocol):
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Status (...) and values of a :class:`SpinverseFit`.
 
-        Parameters
-        ----------
-        problem : WallProblem
-        image : Image
-        walls : ndarray (...) of bool
-            Voxels of which permeability fields are wanted.
-        compute : Engine
-        model : VoxelModel
-            By whose settings a journal is identified.
+        Permeability fields are wanted of the voxels in `walls` (...); a journal is identified by
+        the settings of `model`.
         """
 
     def signals_of_fit(
@@ -52,9 +45,7 @@ class VoxelInversion(Protocol):
     ) -> np.ndarray:
         """Signals (V, M) of the values of a fit, relative to those without diffusion."""
 
-    def mesh(
-        self, voxel: SpinverseFit, threshold: float, closed_only: bool, field: int | None
-    ) -> InterfaceMesh:
+    def mesh(self, voxel: SpinverseFit, threshold: float, field: int | None) -> InterfaceMesh:
         """Mesh of the walls of one voxel; arguments as :meth:`SpinverseFit.interface`."""
         grid, permeability, walls = voxel.model.grid, voxel.permeability, None
         scale, frame = voxel.field_scale[field or 0], voxel.field_frame[field or 0]
@@ -64,7 +55,7 @@ class VoxelInversion(Protocol):
             walls = wall_faces(grid, permeability, voxel.field_diffusivity[field] / scale)
         mesh = interface_mesh(
             grid, permeability, voxel.wall_probability,
-            threshold=threshold, closed_only=closed_only, walls=walls,
+            threshold=threshold, walls=walls,
         )  # fmt: skip
         return replace(
             mesh, vertices_um=scale * mesh.vertices_um @ frame, normals=mesh.normals @ frame
@@ -91,12 +82,7 @@ def wall_layout(problem: WallProblem, n_stages: int) -> dict[str, object]:
 
 
 def check_directions(problem: WallProblem) -> None:
-    """Refuse averages over directions.
-
-    Raises
-    ------
-    ValueError
-    """
+    """Refuse averages over directions."""
     if problem.acquisition.isotropic.any():
         raise ValueError(
             "walls is True, but the acquisition has averages over directions (isotropic), which "

@@ -54,14 +54,7 @@ _STEPS = 4
 
 
 class PackingSignals:
-    """Signals of a packing as a function of its scaled transmissibilities.
-
-    Parameters
-    ----------
-    packing : Packing
-    acquisition : BaseAcquisition
-    device : str
-    """
+    """Signals of a packing as a function of its scaled transmissibilities (F,)."""
 
     def __init__(self, packing: Packing, acquisition: BaseAcquisition, device: str = "cpu"):
         self.packing = packing

@@ -12,7 +12,6 @@ from numpy.typing import ArrayLike
 from scipy.sparse.csgraph import connected_components
 
 from dipy_spinverse.grid import TetrahedralGrid
-from dipy_spinverse.walls.metrics import outer_edges
 from dipy_spinverse.walls.normals import wall_normals
 
 _MM_PER_UM = 1e-3
@@ -151,7 +150,6 @@ def interface_mesh(
     permeability: ArrayLike,
     wall_probability: ArrayLike,
     threshold: float = 0.5,
-    closed_only: bool = False,
     walls: ArrayLike | None = None,
 ) -> InterfaceMesh:
     """Triangles of the faces that are walls.
@@ -159,13 +157,10 @@ def interface_mesh(
     Parameters
     ----------
     grid : TetrahedralGrid
-        The grid.
     permeability, wall_probability : array-like (F,)
         Permeability (um/ms) and probability of being a wall of each face.
     threshold : float, optional
         Minimal probability of a wall.
-    closed_only : bool, optional
-        Omit surfaces with a free edge, see :func:`closed_walls`.
     walls : array-like (F,) of bool, optional
         The walls, instead of those with a probability above the threshold.
 
@@ -184,7 +179,7 @@ def interface_mesh(
     >>> grid = bcc_grid(cells=4, cell_size_um=5.0)
     >>> walls = np.zeros(grid.n_faces)
     >>> walls[(grid.face_tetrahedra == 7).any(axis=1)] = 1.0  # all around one tetrahedron
-    >>> interface_mesh(grid, np.full(grid.n_faces, 0.01), walls, closed_only=True).triangles.shape
+    >>> interface_mesh(grid, np.full(grid.n_faces, 0.01), walls).triangles.shape
     (4, 3)
     """
     permeability, wall_probability = (
@@ -199,9 +194,6 @@ def interface_mesh(
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is {threshold}; give a probability above 0, at most 1.")
     walls = wall_probability >= threshold if walls is None else np.asarray(walls, dtype=bool)
-    if closed_only:
-        walls = closed_walls(grid, walls)
-
     # Identical vertices are merged, but not periodic images.
     points = grid.face_points[walls].reshape(-1, 3)
     step = np.cbrt(grid.volumes.min()) * 1e-6 if len(points) else 1.0
@@ -216,29 +208,6 @@ def interface_mesh(
         normals=wall_normals(grid, walls),
         components=_components(grid, walls),
     )
-
-
-def closed_walls(grid: TetrahedralGrid, walls: np.ndarray) -> np.ndarray:
-    """Walls (F,) of bool without surfaces that have a free edge.
-
-    Walls with an edge that no other wall shares are removed until there are none. Edges on the
-    outside of the grid are not free: the surface may continue there.
-
-    Examples
-    --------
-    >>> from dipy_spinverse.grid import bcc_grid
-    >>> grid = bcc_grid(cells=4, cell_size_um=5.0)
-    >>> int(closed_walls(grid, np.arange(grid.n_faces) < 3).sum())
-    0
-    """
-    inner = ~outer_edges(grid)
-    walls = np.array(walls, dtype=bool)
-    while True:
-        free = (grid.edge_faces @ walls.astype(float) == 1) & inner
-        dangling = walls & (grid.edge_faces.T @ free.astype(float) > 0)
-        if not dangling.any():
-            return walls
-        walls &= ~dangling
 
 
 def _components(grid, walls):

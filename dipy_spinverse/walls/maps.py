@@ -125,28 +125,15 @@ def wall_weights(transmissibility: np.ndarray) -> np.ndarray:
 def membrane_normals(
     grid: TetrahedralGrid, transmissibility: np.ndarray, diffusivity: float
 ) -> np.ndarray:
-    """Normals of the smooth membranes that walls on the faces of a grid approximate.
+    """Normals (V, F, 3) of the smooth membranes that walls on the faces of a grid approximate.
 
     On both sides of a membrane spins drift away from it, along its normal. Their mean
     displacements over four distances between tetrahedra do not depend on the orientation of single
     faces, so their difference across a face is along the normal of the membrane, with a sign:
     faces that are folded back have a negative projected area. Where spins cannot move, this is the
     normal of the face. The average of the outer product of these vectors over neighbouring walls
-    gives the common direction.
-
-    Parameters
-    ----------
-    grid : TetrahedralGrid
-    transmissibility : ndarray (V, F)
-        Relative transmissibilities.
-    diffusivity : float
-        um^2/ms.
-
-    Returns
-    -------
-    ndarray (V, F, 3)
-        Of length 1 (less where neighbouring walls have different normals), in the direction from
-        the first to the second tetrahedron of the face, except for folds.
+    gives the common direction. Normals have length 1 (less where neighbouring walls have different
+    ones), and point from the first to the second tetrahedron of the face, except for folds.
     """
     step = np.linalg.norm(grid.displacements, axis=1).mean()
     time = (_DRIFT_LENGTH * step) ** 2 / (2 * diffusivity)

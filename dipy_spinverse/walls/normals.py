@@ -12,35 +12,12 @@ _NEIGHBOUR_DISTANCE = 4
 
 
 def wall_normals(grid: TetrahedralGrid, walls: np.ndarray) -> np.ndarray:
-    """Estimate the normal of the smooth surface at each wall.
+    """Unit normals (W, 3), of arbitrary sign, of the smooth surface at each wall of a mask (F,).
 
     The direction in which the connected walls around a wall are least extended: the eigenvector
     of the smallest eigenvalue of the second moment of their area. The sum of ``A_f |n_f . n|``
     over the walls of spheres and cylinders is within 3 % of the area of the smooth surface, while
     the sum of ``A_f`` exceeds it by 10 to 80 %.
-
-    Parameters
-    ----------
-    grid : TetrahedralGrid
-        The grid.
-    walls : ndarray (F,) of bool
-        Which faces are walls.
-
-    Returns
-    -------
-    ndarray (W, 3)
-        Unit normals of the W walls, of arbitrary sign.
-
-    Examples
-    --------
-    >>> from dipy_spinverse.grid import bcc_grid
-    >>> from dipy_spinverse.substrates.membranes import spheres
-    >>> grid = bcc_grid(cells=8, cell_size_um=1.0)
-    >>> walls = np.isfinite(spheres(grid, [0, 0, 0], 3.0))
-    >>> projected = np.einsum("fk,fk->f", grid.face_normals[walls], wall_normals(grid, walls))
-    >>> area = (grid.face_areas[walls] * abs(projected)).sum()
-    >>> bool(abs(area / (4 * np.pi * 3.0**2) - 1) < 0.03)
-    True
     """
     if not walls.any():
         return np.zeros((0, 3))

@@ -16,28 +16,9 @@ from dipy_spinverse.grid.nearest import nearest
 
 
 def align_fields(grid: TetrahedralGrid, fields: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Fields after the shift and point reflection with the largest overlap with a reference.
+    """Fields (n, F) shifted and reflected for the largest sum of products with a reference (F,).
 
-    Parameters
-    ----------
-    grid : TetrahedralGrid
-    fields : ndarray (n, F)
-        Wall strength of each face, 0 to 1.
-    reference : ndarray (F,)
-
-    Returns
-    -------
-    ndarray (n, F)
-        The overlap is the sum of products.
-
-    Examples
-    --------
-    >>> from dipy_spinverse.grid import bcc_grid
-    >>> grid = bcc_grid(3, 5.0)
-    >>> walls = (np.arange(grid.n_faces) < 40).astype(float)
-    >>> mirrored = walls[symmetries(grid)[-1]]
-    >>> bool((aligned(grid, mirrored[None], walls)[0] == walls).all())
-    True
+    Both are wall strengths, 0 to 1.
     """
     result = np.empty_like(fields)
     maps = face_symmetries(grid)
@@ -75,15 +56,17 @@ def face_symmetries(grid: TetrahedralGrid) -> np.ndarray:
     shifts = np.zeros((1, 3))
     if grid.period_um is not None:
         shifts = grid.points_um[:_MAX_SHIFTS] - grid.points_um[0]
+    maps = [moved_faces(grid, sign, shift) for sign in (1, -1) for shift in shifts]
+    return np.array([partner for partner in maps if partner is not None])
+
+
+def moved_faces(
+    grid: TetrahedralGrid, sign: int, shift: np.ndarray | float = 0.0
+) -> np.ndarray | None:
+    """Face (F,) at +-(x - centre) + shift for each face at x; None where there are none."""
     centre = np.zeros(3)
     if grid.period_um is None:
         centre = np.average(grid.centroids, axis=0, weights=grid.volumes)
-    offsets = grid.face_centroids - centre
-    tolerance = 1e-4 * np.cbrt(grid.volumes.mean())
-    maps = []
-    for sign in (1, -1):
-        for shift in shifts:
-            distance, partner = nearest(grid, grid.face_centroids, centre + sign * offsets + shift)
-            if distance.max() < tolerance:
-                maps.append(partner)
-    return np.array(maps)
+    moved = centre + sign * (grid.face_centroids - centre) + shift
+    distance, partner = nearest(grid, grid.face_centroids, moved)
+    return partner if distance.max() < 1e-4 * np.cbrt(grid.volumes.mean()) else None
