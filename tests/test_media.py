@@ -254,7 +254,7 @@ def test_bad_media_raise_an_error_that_names_the_argument(solve, name, value):
 @pytest.mark.parametrize("boundary", ["periodic", "reflecting"])
 def test_a_closed_grid_has_no_permeable_outside(boundary):
     grid = bcc_grid(3, 5.0, boundary=boundary)
-    with pytest.raises(ValueError, match="outer_permeability is given, .*absorbing"):
+    with pytest.raises(ValueError, match="outer_permeability is set, .*absorbing"):
         simulate(
             encodings([1.0], DIRECTIONS[:1]), grid, np.ones(grid.n_faces), outer_permeability=0.1
         )

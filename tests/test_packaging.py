@@ -26,7 +26,7 @@ def test_it_imports_where_neither_package_nor_home_can_be_written(tmp_path):
         environment.pop(name, None)
     code = (
         "import dipy_spinverse, numpy; print(dipy_spinverse.__file__)\n"
-        "from dipy_spinverse.bloch_torrey.finite_elements.element_kernels import link_products"
+        "from dipy_spinverse.bloch_torrey.finite_elements.sweep import link_products"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd="/"

@@ -18,14 +18,9 @@ _MAX_KNOTS = 600  # of finely sampled waveforms, to bound the time that this tak
 
 
 def unique_encodings(acquisition: BaseAcquisition) -> tuple[np.ndarray, np.ndarray]:
-    """Measurements that differ in q(t), up to its sign: the only ones to simulate.
+    """Measurements that differ in q(t) by more than sign, the only ones to simulate.
 
-    Returns
-    -------
-    representatives : ndarray (U,)
-        Index of one measurement of each kind.
-    encoding : ndarray (M,)
-        The kind of each measurement.
+    Index (U,) of one of each kind, and the kind (M,) of each measurement.
     """
     representatives: list[int] = []
     encoding = np.empty(len(acquisition), dtype=int)

@@ -14,29 +14,14 @@ _HUGE = np.finfo(float).max
 
 @dataclass(frozen=True, eq=False)
 class Medium:
-    """Properties of the tetrahedra of a grid, see :func:`medium_of`.
+    """Properties of the tetrahedra of a grid, see :func:`medium_of`."""
 
-    Attributes
-    ----------
-    diffusivity, density : ndarray (T,)
-        um^2/ms; spin density, relative.
-    loss_rate : ndarray (2, T)
-        Rates, 1/ms, at which transverse and stored magnetisation is lost, where they differ
-        between tetrahedra: to the outside, and by relaxation.
-    outer_conductance : ndarray (B,)
-        Of outer faces, um^3/ms, through which spins are lost to the outside.
-    relaxation : ndarray (2,)
-        Rates 1/T2 and 1/T1 that are the same everywhere, 1/ms, not in `loss_rate`.
-    retained_fraction : float
-        Fraction of the spins that are not lost at once next to the sides of an absorbing lattice.
-    """
-
-    diffusivity: np.ndarray
-    density: np.ndarray
-    loss_rate: np.ndarray
-    outer_conductance: np.ndarray
-    relaxation: np.ndarray
-    retained_fraction: float
+    diffusivity: np.ndarray  # (T,), um^2/ms
+    density: np.ndarray  # (T,), spin density, relative
+    loss_rate: np.ndarray  # (2, T), 1/ms, of transverse and stored magnetisation
+    outer_conductance: np.ndarray  # (B,), um^3/ms, of outer faces that spins leave through
+    relaxation: np.ndarray  # (2,), 1/T2 and 1/T1 where the same everywhere, 1/ms; not in loss_rate
+    retained_fraction: float  # of spins not lost at once next to the sides of an absorbing lattice
 
     def equilibrium(self, grid: TetrahedralGrid) -> np.ndarray:
         """Symmetrised magnetisation (T,); the sum of squares is `retained_fraction`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 
@@ -18,28 +19,19 @@ class Propagator(Protocol):
       Laplace modes.
     """
 
-    def signals(self, *parameters: torch.Tensor) -> torch.Tensor:
-        """Signals (..., M)."""
+    @property
+    def signals(self) -> Callable[..., torch.Tensor]:
+        """Signals (..., M) of the parameters."""
         ...
 
-    def pull_back(self, cotangent: torch.Tensor, *parameters: torch.Tensor) -> Any:
-        """Derivatives of sum(cotangent * signals) by each parameter; a tensor or several."""
+    @property
+    def pull_back(self) -> Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]:
+        """Derivatives of sum(cotangent * signals) by each parameter, of cotangent and these."""
         ...
 
 
 def differentiable_signals(propagator: Propagator, *parameters: torch.Tensor) -> torch.Tensor:
-    """Signals of a propagator with their derivatives, for torch.
-
-    Parameters
-    ----------
-    propagator : Propagator
-    *parameters : Tensor
-        See :class:`Propagator`.
-
-    Returns
-    -------
-    Tensor (..., M)
-    """
+    """Signals (..., M) of a propagator with their derivatives, for torch."""
     return _Signals.apply(propagator, *parameters)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -114,8 +114,9 @@ def simulate(
         device=device,
     )  # fmt: skip
     medium = simulator.medium
-    resistance = face_resistance(grid, medium.diffusivity, medium.density)
-    resistance = torch.as_tensor(resistance).to(kappa)
+    resistance = torch.as_tensor(face_resistance(grid, medium.diffusivity, medium.density)).to(
+        kappa
+    )
     # Of the equal forms, the one whose derivative is finite where kappa is 0 or infinite.
     tau = 1 - 1 / (1 + kappa * resistance)
     signals = differentiable_signals(simulator, torch.atleast_2d(tau))
@@ -127,15 +128,7 @@ def simulate_with_jacobian(
     acquisition: BaseAcquisition,
     grid: TetrahedralGrid,
     permeability: ArrayLike,
-    *,
-    diffusivity: ArrayLike = 2.0,
-    initial_density: ArrayLike = 1.0,
-    t2_ms: ArrayLike | None = None,
-    t1_ms: ArrayLike | None = None,
-    outer_permeability: ArrayLike | None = None,
-    steps: int = 8,
-    dtype: str = "float64",
-    device: str = "cpu",
+    **options: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Signals and their derivatives with respect to ln(permeability) of every face.
 
@@ -145,19 +138,16 @@ def simulate_with_jacobian(
 
     Parameters
     ----------
-    acquisition, grid, permeability, steps, dtype, device
-        As in :func:`simulate`, as are the properties of the medium.
+    acquisition, grid, permeability
+        As in :func:`simulate`.
+    **options
+        Those of :func:`simulate`: the properties of the medium, `steps`, `dtype` and `device`.
 
     Returns
     -------
     signals : ndarray (M,) or (V, M)
     jacobian : ndarray (M, F) or (V, M, F)
         0 where the permeability is 0 or infinite.
-
-    Raises
-    ------
-    ValueError
-        As :func:`simulate`.
 
     Examples
     --------
@@ -173,11 +163,7 @@ def simulate_with_jacobian(
     """
     permeability = np.asarray(permeability, dtype=float)
     _check_permeability(permeability, grid)
-    simulator = Simulator(
-        acquisition, grid, diffusivity=diffusivity, initial_density=initial_density, t2_ms=t2_ms,
-        t1_ms=t1_ms, outer_permeability=outer_permeability, steps=steps, dtype=dtype,
-        device=device,
-    )  # fmt: skip
+    simulator = Simulator(acquisition, grid, **options)
     medium = simulator.medium
     tau = torch.as_tensor(
         relative_transmissibility(grid, permeability, medium.diffusivity, medium.density)

@@ -37,30 +37,14 @@ class Schedule:
     """An encoding as a product of exponentials; of one symmetric in time, the first half.
 
     Exponential e is exp(amplitude[e, 0] K(q[e, 0]) + amplitude[e, 1] K(q[e, 1])).
-
-    Attributes
-    ----------
-    q : ndarray (E, 2, 3, m)
-        Wave vectors of m measurements, rad/um.
-    amplitude : ndarray (E, 2)
-        ms.
-    stored : ndarray (E,)
-        1 where the magnetisation is longitudinal, else 0.
-    node_q : ndarray (N, 3, m)
-        Wave vectors at the nodes of the time quadrature.
-    node_weight : ndarray (N,)
-        Quadrature weights, ms; those of a symmetric encoding count both halves.
-    node_after : ndarray (E,)
-        The node that an exponential reaches, or -1. Node 0 is the start.
-    symmetric : bool
     """
 
-    q: np.ndarray
-    amplitude: np.ndarray
-    stored: np.ndarray
-    node_q: np.ndarray
-    node_weight: np.ndarray
-    node_after: np.ndarray
+    q: np.ndarray  # (E, 2, 3, M), wave vectors, rad/um
+    amplitude: np.ndarray  # (E, 2), ms
+    stored: np.ndarray  # (E,), 1 where the magnetisation is longitudinal, else 0
+    node_q: np.ndarray  # (N, 3, M), wave vectors at the nodes of the time quadrature
+    node_weight: np.ndarray  # (N,), ms; those of a symmetric encoding count both halves
+    node_after: np.ndarray  # (E,), node that an exponential reaches, or -1; node 0 is the start
     symmetric: bool
 
 
@@ -77,19 +61,10 @@ def clenshaw_curtis(n: int) -> tuple[np.ndarray, np.ndarray]:
 def schedule_of(
     waveforms: Waveforms, symmetric: bool, steps: int, nodes: bool, *, lossless: bool
 ) -> Schedule:
-    """Schedule of waveforms of the same timing.
+    """Schedule of waveforms of the same timing, with at most `steps` (even) intervals per segment.
 
-    Parameters
-    ----------
-    waveforms : Waveforms
-    symmetric : bool
-        Whether they are symmetric in time.
-    steps : int
-        Largest number of intervals per segment of the encoding; even. See `smooth_segments`.
-    nodes : bool
-        Whether states while q is constant are needed for a quadrature in time.
-    lossless : bool
-        Whether the equilibrium does not change while there is no gradient.
+    `nodes`: with states while q is constant, for a quadrature in time; `lossless`: the equilibrium
+    does not change while there is no gradient.
     """
     if symmetric:
         waveforms = waveforms.until(waveforms.times[-1] / 2)
@@ -182,15 +157,8 @@ def exponential_series(
 ) -> ExponentialSeries:
     """Chebyshev series of the exponentials of a Hermitian operator.
 
-    Parameters
-    ----------
-    schedule : Schedule
-    norm : float
-        Bound on the operator's norm, 1/ms: at any q its eigenvalues are in [-norm, 0].
-    longest_link : float
-        Largest distance between neighbours, um.
-    tolerance : float
-        Sum of the omitted coefficients.
+    At any q its eigenvalues are in [-norm, 0], 1/ms. No neighbours are more than `longest_link` um
+    apart.
     """
     # A Magnus step takes an operator with a negative weight. Its positive eigenvalues are nearly
     # those of the other operator, because the phases are: bounding each operator alone would

@@ -60,13 +60,7 @@ def cell_shape_layout(model: CellShapeModel, n_draws: int) -> dict[str, object]:
 
 @dataclass(frozen=True, eq=False)
 class FitShapes:
-    """The fit of a chunk of voxels.
-
-    Attributes
-    ----------
-    model : CellShapeModel
-    n_draws : int
-    """
+    """The fit of a chunk of voxels; arrays are named as in `cell_shape_layout`."""
 
     model: CellShapeModel
     n_draws: int
@@ -177,15 +171,11 @@ def residual(objective: ShapeObjective, cell: SimulatedCell) -> np.ndarray:
 def birge_ratio_of(
     objective: ShapeObjective, cell: SimulatedCell, linearisation: ShapeLinearisation
 ) -> float:
-    """Factor by which intervals are wider than those of samples, as data or prior reject a cell.
+    """Birge ratio: factor by which intervals are wider where data or prior reject a cell.
 
-    The Birge ratio [1]_: the root of chi-square over its degrees of freedom where its p-value is
-    below 0.001. Once for the residual, once for the distance of the shape from the prior mean.
-
-    References
-    ----------
-    .. [1] Birge, "The calculation of errors by the method of least squares", Phys. Rev. 40
-       (1932), https://doi.org/10.1103/PhysRev.40.207
+    The root of chi-square over its degrees of freedom where its p-value is below 0.001
+    (https://doi.org/10.1103/PhysRev.40.207), once for the residual and once for the distance of
+    the shape from the prior mean.
     """
     determined = linearisation.determined
     of_residual = ((residual(objective, cell) / objective.standard_error) ** 2).sum()

@@ -120,14 +120,12 @@ class CellShapeModel(VoxelModel):
         self, space: ShapeSpace, acquisition: Acquisition | None = None
     ) -> ShapeSignals:
         """Signals in a space, of the model's measurements or of others."""
-        fitted = self.acquisition
-        length_um = length_scale_of_derivatives(fitted, self._diffusivity)
-        if acquisition is not None:
-            length_scale = length_scale_of_derivatives(acquisition, self._diffusivity)
-            length_um = min(length_um, length_scale)
-        return ShapeSignals.of(
-            space, fitted if acquisition is None else acquisition, self._diffusivity, length_um
+        acquisition = self.acquisition if acquisition is None else acquisition
+        length_um = min(
+            length_scale_of_derivatives(measured, self._diffusivity)
+            for measured in (self.acquisition, acquisition)
         )
+        return ShapeSignals.of(space, acquisition, self._diffusivity, length_um)
 
     def meshed(
         self, thetas: Sequence[np.ndarray], acquisition: Acquisition | None = None

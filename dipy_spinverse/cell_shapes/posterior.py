@@ -20,15 +20,11 @@ def posterior_cells(
     n_draws: int,
     rng: np.random.Generator,
 ) -> Iterator[SimulatedCell]:
-    """Posterior samples: the most probable cells for perturbed data and prior means [1]_.
+    """Posterior samples: the most probable cells for perturbed data and prior means.
 
+    Randomised maximum likelihood (Chen and Oliver, https://doi.org/10.1007/s11004-011-9376-z).
     Each takes one Gauss-Newton step, which samples the Laplace approximation, and a second one
     with the signals computed there. They are yielded one by one: each takes tens of megabytes.
-
-    References
-    ----------
-    .. [1] Chen and Oliver, "Ensemble randomized maximum likelihood method as an iterative
-       posterior_cells smoother", Math. Geosci. 44 (2012), https://doi.org/10.1007/s11004-011-9376-z
     """
     prior, weighted = linearisation.prior, linearisation.weights[:, None] * linearisation.jacobian
     covariance = np.linalg.inv(linearisation.curvature)

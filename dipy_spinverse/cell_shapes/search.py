@@ -30,24 +30,14 @@ _MIRRORED = np.array([[1, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1]])
 
 @dataclass(frozen=True, eq=False)
 class ShapeLinearisation:
-    """Signals linearised at a cell, the target of their fit, and the prior there.
+    """Signals linearised at a cell, the target of their fit, and the prior there."""
 
-    Attributes
-    ----------
-    jacobian : ndarray (M, U)
-    signals, target, weights : ndarray (M,)
-        At the cell, those to be fitted, and the inverse variances of the latter.
-    pull : ndarray (U,)
-    prior : ndarray (U, U)
-        Gradient and curvature of the prior.
-    """
-
-    jacobian: np.ndarray
-    signals: np.ndarray
-    target: np.ndarray
-    weights: np.ndarray
-    pull: np.ndarray
-    prior: np.ndarray
+    jacobian: np.ndarray  # (M, U)
+    signals: np.ndarray  # (M,), at the cell
+    target: np.ndarray  # (M,), those to be fitted
+    weights: np.ndarray  # (M,), inverse variances of the target
+    pull: np.ndarray  # (U,), gradient of the prior
+    prior: np.ndarray  # (U, U), curvature of the prior
 
     @property
     def gradient(self) -> np.ndarray:
@@ -70,20 +60,10 @@ class ShapeLinearisation:
 
 @dataclass(frozen=True, eq=False)
 class ShapeObjective:
-    """-ln(posterior probability) of cells, relative to that of signals equal to the data.
-
-    Attributes
-    ----------
-    forward : ShapeSignals
-    data : ndarray (M,)
-        Over S0.
-    sigma : float
-        Noise.
-    rician : bool
-    """
+    """-ln(posterior probability) of cells, relative to that of signals equal to the data."""
 
     forward: ShapeSignals
-    data: np.ndarray
+    data: np.ndarray  # (M,), over S0
     sigma: float
     rician: bool
 
@@ -154,15 +134,9 @@ class ShapeObjective:
 def minimise_cells(
     objective: ShapeObjective, starts: Sequence[SimulatedCell], max_steps: int
 ) -> tuple[list[SimulatedCell], np.ndarray, np.ndarray]:
-    """Levenberg-Marquardt from each initial cell; steps into inverted tetrahedra are rejected.
+    """Cells, their objectives (S,), and whether each search (S,) converged, from initial cells.
 
-    Returns
-    -------
-    cells : list of SimulatedCell
-    values : ndarray (S,)
-        Of the objective.
-    stopped : ndarray (S,) of bool
-        Whether each search converged.
+    By Levenberg-Marquardt; steps into inverted tetrahedra are rejected.
     """
     cells = list(starts)
     values = torch.tensor([objective(cell) for cell in cells], dtype=torch.float64)
@@ -199,13 +173,9 @@ def initial_cells(
 ) -> list[SimulatedCell]:
     """Each initial shape of the space, rotated into the frame of a diffusion tensor.
 
-    Of the four orientations that differ by more than a point reflection, to which signals are
-    invariant, and of the unrotated shape, which may be an earlier estimate, the most probable one.
-
-    Parameters
-    ----------
-    frame : ndarray (3, 3)
-        Rows are axes, that of the largest diffusivity last.
+    Rows of the frame (3, 3) are axes, that of the largest diffusivity last. Of the four
+    orientations that differ by more than a point reflection, to which signals are invariant, and
+    of the unrotated shape, which may be an earlier estimate, the most probable one.
     """
     forward, cells = objective.forward, []
     for theta in np.asarray(forward.space.initial_shapes(), dtype=float):

@@ -34,44 +34,19 @@ _TEST = {
 
 @dataclass(frozen=True)
 class Axon:
-    """A deformed cylinder.
+    """A deformed cylinder."""
 
-    Attributes
-    ----------
-    curvature, torsion : float
-        Of its centre line, 1/um and rad/um.
-    heading : float
-        Direction in which it bends at its middle, rad.
-    beads : tuple of (float, float, float)
-        Position along the axon (-1 to 1), height in radii and width (standard deviation, um).
-    growth : tuple of (float, float)
-        By how many radii the two half axes of the cross-section are larger at the wide end.
-    wide_end : float
-        -1 or 1.
-    facing, twist : float
-        Direction of the first half axis at the middle, and how far it turns from end to end, rad.
-    scale : float
-    rotation : tuple of float
-        Rotation vector of its pose, rad.
-
-    Examples
-    --------
-    >>> from dipy_spinverse.cell_shapes.templates import cylinder_mesh
-    >>> straight = Axon().positions(cylinder_mesh(3, 10).points)
-    >>> straight.max(axis=0).round(1)
-    array([3. , 3. , 4.5])
-    """
-
-    curvature: float = 0.0
-    torsion: float = 0.0
-    heading: float = 0.0
+    curvature: float = 0.0  # of its centre line, 1/um
+    torsion: float = 0.0  # of its centre line, rad/um
+    heading: float = 0.0  # direction in which it bends at its middle, rad
+    # position along it (-1 to 1), height in radii and width (standard deviation, um)
     beads: tuple[tuple[float, float, float], ...] = ()
-    growth: tuple[float, float] = (0.0, 0.0)
-    wide_end: float = 1.0
-    facing: float = 0.0
-    twist: float = 0.0
+    growth: tuple[float, float] = (0.0, 0.0)  # of both half axes towards the wide end, radii
+    wide_end: float = 1.0  # -1 or 1
+    facing: float = 0.0  # direction of the first half axis at the middle, rad
+    twist: float = 0.0  # how far it turns from end to end, rad
     scale: float = 1.0
-    rotation: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    rotation: tuple[float, float, float] = (0.0, 0.0, 0.0)  # rotation vector of its pose, rad
 
     def positions(self, cylinder: np.ndarray) -> np.ndarray:
         """Positions (K, 3), um, of points (K, 3) of a cylinder of radius 1, -1 <= z <= 1."""
@@ -118,32 +93,10 @@ class Axon:
 def draw_axons(
     family: str, n: int, rng: np.random.Generator, *, test: bool = False, posed: bool = False
 ) -> list[Axon]:
-    """Axons of a family, drawn at random.
+    """Axons of a family of `FAMILIES`, drawn at random.
 
-    Parameters
-    ----------
-    family : {"bent", "beaded", "fanning", "combined"}
-    n : int
-    rng : numpy.random.Generator
-    test : bool, optional
-        From the wider ranges of test shapes.
-    posed : bool, optional
-        With random orientation; otherwise along z at their middle.
-
-    Returns
-    -------
-    list of Axon
-
-    Raises
-    ------
-    ValueError
-        An unknown family.
-
-    Examples
-    --------
-    >>> axons = draw_axons("beaded", 3, np.random.default_rng(0))
-    >>> [len(axon.beads) for axon in axons]
-    [1, 1, 2]
+    `test`: from the wider ranges of test shapes; `posed`: with random orientation, otherwise
+    along z at their middle.
     """
     if family not in FAMILIES:
         raise ValueError(f"family is {family!r}; give one of {', '.join(FAMILIES)}.")

@@ -23,16 +23,6 @@ class Template:
         Vertex positions, um.
     tetrahedra : ndarray (T, 4)
         Vertex indices; all volumes are positive.
-    triangles : ndarray (F, 3)
-        Of the surface, seen anticlockwise from outside.
-    surface : ndarray (S,)
-        Vertices on the surface.
-
-    Examples
-    --------
-    >>> from dipy_spinverse.cell_shapes.templates import cylinder_mesh
-    >>> cylinder_mesh(n_rings=3, n_layers=10)
-    Template(370 vertices, 1458 tetrahedra)
     """
 
     points: np.ndarray
@@ -43,6 +33,7 @@ class Template:
 
     @cached_property
     def triangles(self) -> np.ndarray:
+        """Of the surface (F, 3), seen anticlockwise from outside."""
         faces = self.tetrahedra[:, _FACES].reshape(-1, 3)
         _, index, counts = np.unique(
             np.sort(faces, axis=1), axis=0, return_index=True, return_counts=True
@@ -51,6 +42,7 @@ class Template:
 
     @cached_property
     def surface(self) -> np.ndarray:
+        """Vertices (S,) on the surface."""
         return np.unique(self.triangles)
 
     @cached_property
@@ -99,12 +91,6 @@ def cylinder_mesh(n_rings: int, n_layers: int) -> Template:
 
     Discs of `n_rings` rings around their centre, one above the other. The rim of a disc is a
     polygon of the area of the circle.
-
-    Examples
-    --------
-    >>> template = cylinder_mesh(n_rings=4, n_layers=13)
-    >>> len(template.points), len(template.surface)
-    (793, 386)
     """
     lattice, disc = _disc(n_rings)
     triangles = np.sort(Delaunay(lattice).simplices, axis=1)

@@ -29,83 +29,46 @@ _THIN, _THINNEST = 0.05, 1e-3
 
 @dataclass(frozen=True, eq=False)
 class CellShape:
-    """Shape and pose of a cell, and its signal without diffusion.
+    """Shape and pose of a cell, and its signal without diffusion."""
 
-    Attributes
-    ----------
-    theta : ndarray (P,)
-        In the shape space.
-    rotation : Rotation
-        From the space to the scanner.
-    log_scale : float
-        Logarithm of the size; 0 where the space has it among its parameters.
-    log_S0 : ndarray (K,)
-        At each echo time.
-    """
-
-    theta: np.ndarray
-    rotation: Rotation
-    log_scale: float
-    log_S0: np.ndarray
+    theta: np.ndarray  # (P,), in the shape space
+    rotation: Rotation  # from the space to the scanner
+    log_scale: float  # of the size; 0 where the space has it among its parameters
+    log_S0: np.ndarray  # (K,), at each echo time
 
     def pack(self) -> np.ndarray:
         """Shape, rotation vector and size (P + 4,)."""
         return np.concatenate([self.theta, self.rotation.as_rotvec(), [self.log_scale]])
 
     @classmethod
-    def unpack(cls, packed: np.ndarray, log_S0: np.ndarray | None = None) -> CellShape:
-        """That of :meth:`pack`."""
-        *_, x, y, z, log_scale = packed
-        rotation = Rotation.from_rotvec([x, y, z])
-        log_S0 = np.zeros(1) if log_S0 is None else log_S0
-        return cls(packed[:-4], rotation, float(log_scale), log_S0)
+    def unpack(cls, packed: np.ndarray) -> CellShape:
+        """That of :meth:`pack`, with S0 = 1."""
+        rotation = Rotation.from_rotvec(packed[-4:-1])
+        return cls(packed[:-4], rotation, float(packed[-1]), np.zeros(1))
 
 
 @dataclass(frozen=True, eq=False)
 class SimulatedCell:
-    """A cell with its vertices and signals.
-
-    Attributes
-    ----------
-    shape : CellShape
-    points : ndarray (N, 3)
-        um, around their mean.
-    body : ModalSignals
-        Over S0.
-    signals : ndarray (M,)
-    """
+    """A cell with its vertices and signals."""
 
     shape: CellShape
-    points: np.ndarray
-    body: ModalSignals
-    signals: np.ndarray
+    points: np.ndarray  # (N, 3), um, around their mean
+    body: ModalSignals  # over S0
+    signals: np.ndarray  # (M,)
 
 
 @dataclass(frozen=True, eq=False)
 class ShapeSignals:
-    """Signals of the cells of a shape space.
-
-    Attributes
-    ----------
-    space : ShapeSpace
-    sensitivities : ModalSensitivities
-        On the template.
-    """
+    """Signals of the cells of a shape space."""
 
     space: ShapeSpace
-    sensitivities: ModalSensitivities
+    sensitivities: ModalSensitivities  # on the template
 
     @classmethod
     def of(
         cls, space: ShapeSpace, acquisition: Acquisition, diffusivity: float, length_um: float
     ) -> ShapeSignals:
-        """With modes down to a length.
-
-        Raises
-        ------
-        ValueError
-            A template with inverted or degenerate tetrahedra.
-        """
+        """With modes down to a length."""
         template = space.template
         try:
             grid = TetrahedralGrid.from_tetrahedra(
@@ -152,18 +115,21 @@ class ShapeSignals:
 
     def is_degenerate(self, points: np.ndarray) -> bool:
         """Whether some tetrahedron is inverted or nearly flat."""
-        edges = points[self.grid.tetrahedra[:, 1:]] - points[self.grid.tetrahedra[:, :1]]
-        volumes = np.abs(np.linalg.det(edges))
+        volumes = self._volumes(points)
         thin = volumes.min() < _THINNEST * volumes.mean()
         return bool(thin or inverted_tetrahedra(self.grid, points).any())
 
     def thinned(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tetrahedra (K,) that are nearly flat, and their barrier terms (K,), 0 to infinite."""
-        edges = points[self.grid.tetrahedra[:, 1:]] - points[self.grid.tetrahedra[:, :1]]
-        volumes = np.abs(np.linalg.det(edges))
+        volumes = self._volumes(points)
         flatness = _THIN * volumes.mean() / np.maximum(volumes, np.finfo(float).tiny) - 1
         (thin,) = np.nonzero(flatness > 0)
         return thin, flatness[thin]
+
+    def _volumes(self, points):
+        """6 times the volumes (T,) of tetrahedra, um^3."""
+        edges = points[self.grid.tetrahedra[:, 1:]] - points[self.grid.tetrahedra[:, :1]]
+        return np.abs(np.linalg.det(edges))
 
     def thinning(self, cell: SimulatedCell, fields: np.ndarray) -> np.ndarray:
         """Derivatives (K, F) of :meth:`thinned` by the fields, of the same tetrahedra."""

@@ -26,17 +26,7 @@ _GAUSSIAN_TERMS = 12  # terms fall at least with the fourth power of their root:
 
 
 def free_signal(acquisition: Acquisition, diffusivity: float) -> np.ndarray:
-    """exp(-b D), of free water.
-
-    Parameters
-    ----------
-    acquisition : Acquisition
-    diffusivity : float
-        um^2/ms.
-
-    Returns
-    -------
-    ndarray (M,)
+    """Signals exp(-b D) (M,) of free water; diffusivity in um^2/ms.
 
     Examples
     --------
@@ -153,47 +143,16 @@ def exact_restricted_signal(
     pulse_time = diffusivity * small.min() / radius**2
     cut = 20 + 1.5 / np.sqrt(max(pulse_time, 1e-6)) + radius * np.abs(q).max()
     roots, moment = _laplace_modes(shape, min(10 * np.ceil(cut / 10), _MAX_ROOT))
-    start = np.eye(len(roots))[0]
-    rates = diffusivity * (roots / radius) ** 2
-    return pulsed_signal(rates, radius * moment, start, np.abs(q), small, big)
-
-
-def pulsed_signal(
-    rates: np.ndarray,
-    moment: np.ndarray,
-    start: np.ndarray,
-    q: np.ndarray,
-    small_delta: np.ndarray,
-    big_delta: np.ndarray,
-) -> np.ndarray:
-    """Signals from Laplace modes: sum_k exp(-rates_k (Delta - delta)) |v_k|^2.
-
-    v = exp(-rates delta - i q moment) start is the state after the first pulse; the second is
-    the same in reverse.
-
-    Parameters
-    ----------
-    rates : ndarray (n,)
-        Of decay, 1/ms.
-    moment : ndarray (n, n)
-        Position along the gradient between the modes, um; symmetric.
-    start : ndarray (n,)
-        Uniform magnetisation in the modes, of norm 1.
-    q, small_delta, big_delta : ndarray (M,)
-        rad/um and ms.
-
-    Returns
-    -------
-    ndarray (M,)
-    """
+    rates, start = diffusivity * (roots / radius) ** 2, np.eye(len(roots))[0]
     pulses, pulse_of = np.unique(
-        np.column_stack([q, small_delta]).round(9), axis=0, return_inverse=True
+        np.column_stack([np.abs(q), small]).round(9), axis=0, return_inverse=True
     )
+    # after the first pulse; the second is the same in reverse
     states = np.array([
-        expm(-np.diag(rates * delta) - 1j * strength * moment) @ start
+        expm(-np.diag(rates * delta) - 1j * strength * radius * moment) @ start
         for strength, delta in pulses
     ])  # fmt: skip
-    pause = np.asarray(big_delta - small_delta)[:, None]
+    pause = (big - small)[:, None]
     return (np.abs(states[pulse_of.ravel()]) ** 2 * np.exp(-rates * pause)).sum(axis=1)
 
 
@@ -211,22 +170,9 @@ def gaussian_phase_attenuation(
     are exact to second order in q; higher orders are neglected. That is right for q radius
     well below 1 whatever the pulses, and for stronger gradients while phases average out during
     a pulse, gamma g radius^3 = (q / delta) radius^3 well below D. Beyond, where signals show
-    diffraction or what is left along the walls, it is wrong in either direction. Arguments
-    broadcast.
+    diffraction or what is left along the walls, it is wrong in either direction.
 
-    Parameters
-    ----------
-    shape : {"slab", "cylinder", "sphere"}
-    radius : array-like
-        um; of a slab half its width.
-    q, small_delta, big_delta : array-like
-        In the restricted direction; rad/um and ms.
-    diffusivity : float
-        um^2/ms.
-
-    Returns
-    -------
-    ndarray
+    Arguments are those of `exact_restricted_signal`, and broadcast.
 
     References
     ----------

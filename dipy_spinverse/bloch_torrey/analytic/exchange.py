@@ -1,4 +1,4 @@
-"""Exact and approximate signals of water that passes membranes: planes, sites, time limits."""
+"""Signals of water that passes membranes: planes, two sites, the limit of long times."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition.base import BaseAcquisition
-from dipy_spinverse.acquisition.conversion import require_pulsed
-from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey.analytic.bodies import DIMENSIONS, check_body, check_positive
 from dipy_spinverse.bloch_torrey.encoding_groups import timing_groups, unique_encodings
 from dipy_spinverse.bloch_torrey.time_steps import schedule_of
@@ -54,7 +52,7 @@ def permeable_planes_signal(
     Raises
     ------
     ValueError
-        Spacing, diffusivity or normal that is not check_positive; permeability that is negative or
+        Spacing, diffusivity or normal that is not positive; permeability that is negative or
         infinite.
 
     References
@@ -121,85 +119,17 @@ def _planes_signal(operators, schedule, q):
     return (np.abs(state) ** 2).sum() if schedule.symmetric else state[0].real
 
 
-def karger_signal(
-    acquisition: Acquisition,
-    fraction: float,
-    diffusivities: tuple[float, float],
-    exchange_time: float,
-) -> np.ndarray:
-    """Two sites of Gaussian diffusion that exchange [1]_.
-
-    Valid for pulses much shorter than their separation (Delta - delta/3 stands for the time)
-    and for exchange that membranes limit: exchange time far above the time across a site.
-
-    Parameters
-    ----------
-    acquisition : Acquisition
-        M measurements.
-    fraction : float
-        Of the first site at rest.
-    diffusivities : (float, float)
-        Of both sites, um^2/ms, the first may be 0.
-    exchange_time : float
-        Mean time that water stays in the first site, ms; infinite without exchange.
-
-    Returns
-    -------
-    ndarray (M,)
-        Relative to b = 0.
-
-    Raises
-    ------
-    ValueError
-        Fraction outside of (0, 1), negative diffusivity, exchange time not check_positive.
-
-    References
-    ----------
-    .. [1] Karger, Ber. Bunsenges. Phys. Chem. 75 (1971), https://doi.org/10.1002/bbpc.19710750727
-
-    Examples
-    --------
-    >>> acquisition = Acquisition(b=[1, 5], directions=[1, 0, 0], small_delta=5, big_delta=20)
-    >>> karger_signal(acquisition, 0.4, (0.1, 1.5), exchange_time=30.0).round(4)
-    array([0.4663, 0.1614])
-    """
-    acquisition = require_pulsed(acquisition)
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction is {fraction}; give the share of the first site, in (0, 1).")
-    inside, outside = map(float, diffusivities)
-    if not (0 <= inside < np.inf and 0 <= outside < np.inf):
-        raise ValueError(f"diffusivities is {diffusivities}; give finite values of at least 0.")
-    if not exchange_time > 0:
-        raise ValueError(f"exchange_time is {exchange_time}; give a time above 0 in ms.")
-    time = acquisition.diffusion_time
-    b = acquisition.q**2 * time
-    return karger_closed_form(b * inside, b * outside, time / exchange_time, fraction)
-
-
 def karger_closed_form(
     first_attenuation: ArrayLike,
     second_attenuation: ArrayLike,
     leaving: ArrayLike,
     fraction: ArrayLike,
 ) -> np.ndarray:
-    """Signal of two exchanging sites in closed form.
+    """Signal of two exchanging sites (Karger, https://doi.org/10.1002/bbpc.19710750727).
 
-    exp(-R) applied to (fraction, 1 - fraction) and summed, R the matrix of attenuations and
-    exchange over the diffusion time.
-
-    Parameters
-    ----------
-    first_attenuation, second_attenuation : array-like
-        Attenuation -ln S of either site alone.
-    leaving : array-like
-        Mean number of times that water leaves the first site.
-    fraction : array-like
-        Of the first site at rest.
-
-    Returns
-    -------
-    ndarray
-        As the arguments broadcast.
+    exp(-R) applied to (fraction, 1 - fraction) and summed, R the matrix of attenuations (-ln S of
+    either site alone) and exchange over the diffusion time, in which water leaves the first site
+    `leaving` times on average. Arguments broadcast.
     """
     first_attenuation, second_attenuation, leaving, fraction = map(
         np.asarray, (first_attenuation, second_attenuation, leaving, fraction)
@@ -212,61 +142,6 @@ def karger_closed_form(
         fraction * first_attenuation + (1 - fraction) * second_attenuation - slow
     ) / splitting
     return (1 - fast_fraction) * np.exp(-slow) + fast_fraction * np.exp(-fast)
-
-
-def short_time_diffusivity(
-    surface_to_volume: ArrayLike,
-    diffusivity: float,
-    small_delta: ArrayLike,
-    big_delta: ArrayLike,
-    dimension: int = 3,
-) -> np.ndarray:
-    """Apparent diffusivity -ln S / b at times too short to cross a body [1]_.
-
-    D (1 - 4 / (3 sqrt(pi) d) S/V sqrt(D t)) for the mean squared displacement, averaged over
-    two rectangular pulses; t = Delta for short ones. S/V counts both sides of each membrane, per
-    volume of all water. The next term is of order t: curvature and permeability do not
-    matter yet.
-
-    Parameters
-    ----------
-    surface_to_volume : array-like
-        1/um.
-    diffusivity : float
-        um^2/ms.
-    small_delta, big_delta : array-like
-        ms; `small_delta` may be 0.
-    dimension : {1, 2, 3}, optional
-        Over how many directions walls are spread evenly: planes 1 (across them), parallel
-        cylinders 2, spheres or random walls 3.
-
-    Returns
-    -------
-    ndarray
-        um^2/ms.
-
-    References
-    ----------
-    .. [1] Mitra, Sen and Schwartz, Phys. Rev. B 47 (1993),
-       https://doi.org/10.1103/PhysRevB.47.8565
-
-    Examples
-    --------
-    >>> round(float(short_time_diffusivity(3 / 5.0, 2.0, 0.0, 1.0)), 4)  # sphere of 5 um
-    1.5743
-    """
-    check_positive("diffusivity", diffusivity)
-    small, big = np.asarray(small_delta, dtype=float), np.asarray(big_delta, dtype=float)
-    pulses = np.maximum(small, 1e-3 * big)  # changes the mean by 1e-7
-
-    def second_integral(t):
-        return 4 / 35 * np.abs(t) ** 3.5
-
-    mean = second_integral(big + pulses) + second_integral(big - pulses)
-    mean = (mean - 2 * second_integral(big) - 2 * second_integral(pulses)) / pulses**2
-    root_time = mean / (big - pulses / 3)
-    slope = 4 / (3 * np.sqrt(np.pi) * dimension) * np.asarray(surface_to_volume)
-    return diffusivity * (1 - slope * np.sqrt(diffusivity) * root_time)
 
 
 def long_time_diffusivity(

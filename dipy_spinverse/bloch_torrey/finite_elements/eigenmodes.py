@@ -24,26 +24,10 @@ _RESPONSE_TOLERANCE = 1e-4
 def slowest_modes(
     matrix: csr_matrix, highest_rate: float, n_modes: int, surplus: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray, SuperLU | None]:
-    """Modes of a symmetric matrix by sparse shift and invert, or all modes of a small one.
+    """Rates (n,), 1/ms, and shapes (N, n) of a positive semidefinite matrix's slowest modes.
 
-    Parameters
-    ----------
-    matrix : csr_matrix (N, N)
-        1/ms, positive semidefinite.
-    highest_rate : float
-        1/ms.
-    n_modes : int
-        Number to begin with; doubled until rates exceed the highest.
-    surplus : float, optional
-        Number of modes beyond the highest rate, relative to those up to it.
-
-    Returns
-    -------
-    rates : ndarray (n,)
-        Ascending.
-    shapes : ndarray (N, n)
-    factors : SuperLU or None
-        Of the shifted matrix; None where all modes are returned.
+    By sparse shift and invert up to a highest rate and a relative `surplus` beyond it, beginning
+    with `n_modes`, and the factors of the shifted matrix; or all modes of a small one, and None.
     """
     n_nodes = matrix.shape[0]
     if n_nodes <= _DENSE_NODES or not np.isfinite(highest_rate):
@@ -76,26 +60,14 @@ def position_moments(positions: np.ndarray, shapes: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Eigenmodes:
-    """The slowest modes of a network, and their response to a change of its operator.
+    """The slowest modes of a network, and their response to a change of its operator."""
 
-    Attributes
-    ----------
-    matrix : csr_matrix (N, N)
-        The symmetrised operator A, 1/ms.
-    rates, shapes : ndarray (n,), (N, n)
-        That are kept.
-    outer_rates, outer_shapes : ndarray (k,), (N, k)
-        Further ones that are known.
-    factors : SuperLU or None
-        Of A, shifted to be positive, where there are more than these.
-    """
-
-    matrix: csr_matrix
-    rates: np.ndarray
-    shapes: np.ndarray
-    outer_rates: np.ndarray
-    outer_shapes: np.ndarray
-    factors: SuperLU | None
+    matrix: csr_matrix  # (N, N), the symmetrised operator A, 1/ms
+    rates: np.ndarray  # (n,), that are kept
+    shapes: np.ndarray  # (N, n)
+    outer_rates: np.ndarray  # (k,), further ones that are known
+    outer_shapes: np.ndarray  # (N, k)
+    factors: SuperLU | None  # of A, shifted to be positive, where there are more modes
 
     @classmethod
     def of(cls, network: LumpedNetwork, highest_rate: float) -> Eigenmodes:

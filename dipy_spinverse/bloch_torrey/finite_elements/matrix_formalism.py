@@ -41,27 +41,13 @@ _MIN_MODES = 32  # also where a body is smaller than the length scale
 
 @dataclass(frozen=True, eq=False)
 class LaplaceModes:
-    """The slowest modes of diffusion in a closed grid, up to a length scale.
+    """The slowest modes of diffusion in a closed grid, of rates up to D (pi / length scale)^2."""
 
-    Attributes
-    ----------
-    rates : ndarray (n,)
-        1/ms, ascending.
-    moments : ndarray (3, n, n)
-        x, y and z between the modes, um.
-    start : ndarray (n,)
-        Uniform magnetisation in the modes.
-    length_scale_um : float
-        Modes of rates up to D (pi / length scale)^2 are kept.
-    diffusivity : float
-        The largest, um^2/ms.
-    """
-
-    rates: np.ndarray
-    moments: np.ndarray
-    start: np.ndarray
+    rates: np.ndarray  # (n,), 1/ms, ascending
+    moments: np.ndarray  # (3, n, n), x, y and z between the modes, um
+    start: np.ndarray  # (n,), uniform magnetisation in the modes
     length_scale_um: float
-    diffusivity: float
+    diffusivity: float  # the largest, um^2/ms
 
     def __repr__(self) -> str:
         return f"LaplaceModes({len(self.rates)} modes, down to {self.length_scale_um:.3g} um)"
@@ -112,11 +98,7 @@ def laplace_modes(
     >>> laplace_modes(grid, np.full(grid.n_faces, np.inf), 2.0)
     LaplaceModes(32 modes, down to 1.89 um)
     """
-    if grid.boundary != "reflecting":
-        raise ValueError(
-            f"grid is {grid.boundary}; the matrix formalism needs a closed one. Give boundary="
-            "'reflecting', or step in time with simulate_finite_elements."
-        )
+    refuse_open(grid)
     check_positive("length_scale_um", length_scale_um)
     kappa = torch.as_tensor(permeability, dtype=torch.float64)
     points = torch.as_tensor(grid.points_um)
@@ -129,12 +111,21 @@ def laplace_modes(
     # Weyl's law, and as many again for the walls
     n = int(grid.volume_um3 * (highest_rate / fastest) ** 1.5 / (6 * np.pi**2) * 2) + _MIN_MODES
     rates, shapes, _ = slowest_modes(symmetrised_matrix(network), highest_rate, n)
-    n = max(np.sum(rates <= highest_rate), _MIN_MODES)
+    n = max(int(np.sum(rates <= highest_rate)), _MIN_MODES)
     rates, shapes = rates[:n], shapes[:, :n]
     moments = position_moments(centred_positions(network), shapes)
     reached = np.pi * np.sqrt(fastest / max(rates[-1], 1e-9 * highest_rate))
     length_scale_um = min(float(length_scale_um), float(reached))
     return LaplaceModes(rates, moments, shapes.T @ network.start, length_scale_um, fastest)
+
+
+def refuse_open(grid: TetrahedralGrid) -> None:
+    """Refuse a grid that is not closed."""
+    if grid.boundary != "reflecting":
+        raise ValueError(
+            f"grid is {grid.boundary}; the matrix formalism needs a closed one. Give boundary="
+            "'reflecting', or step in time with simulate_finite_elements."
+        )
 
 
 def simulate_modes(acquisition: Acquisition, modes: LaplaceModes) -> tuple[np.ndarray, np.ndarray]:

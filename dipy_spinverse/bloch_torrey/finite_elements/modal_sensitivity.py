@@ -30,9 +30,11 @@ from dipy_spinverse.bloch_torrey.finite_elements.eigenmodes import (
     centred_positions,
     position_moments,
 )
-from dipy_spinverse.bloch_torrey.finite_elements.matrix_formalism import length_scale_for
+from dipy_spinverse.bloch_torrey.finite_elements.matrix_formalism import (
+    length_scale_for,
+    refuse_open,
+)
 from dipy_spinverse.bloch_torrey.finite_elements.operator import (
-    FiniteElements,
     checked_coefficients,
     coefficients,
     finite_elements,
@@ -49,7 +51,6 @@ _FINER = 1.4
 _FIELDS_TOGETHER = 40  # fields of which derivatives are taken at once, to bound the memory
 
 
-@dataclass(frozen=True, eq=False)
 class ModalSensitivities:
     """Signals of an acquisition in a closed grid whose vertices move, and their derivatives.
 
@@ -91,14 +92,6 @@ class ModalSensitivities:
     True
     """
 
-    acquisition: Acquisition
-    grid: TetrahedralGrid
-    permeability: np.ndarray
-    diffusivity: torch.Tensor
-    length_scale_um: float
-    steps: int
-    elements: FiniteElements
-
     def __init__(
         self,
         acquisition: BaseAcquisition,
@@ -109,28 +102,21 @@ class ModalSensitivities:
         length_scale_um: float | None = None,
         steps: int = 8,
     ):
-        if grid.boundary != "reflecting":
-            raise ValueError(
-                f"grid is {grid.boundary}; modes need a closed one. Give boundary='reflecting', "
-                "or step in time with simulate_finite_elements."
-            )
+        refuse_open(grid)
         if steps < 4 or steps % 4:
             raise ValueError(f"steps is {steps!r}; give a multiple of 4.")
         if length_scale_um is not None and not length_scale_um >= 0:
             raise ValueError(f"length_scale_um is {length_scale_um}; give 0 or a length above.")
         kappa = np.full(grid.n_faces, np.inf) if permeability is None else permeability
-        kappa = np.asarray(kappa, dtype=float)
+        self.permeability = torch.as_tensor(np.asarray(kappa, dtype=float))
         points = torch.as_tensor(grid.points_um)
-        diffusivities = checked_coefficients(grid, torch.as_tensor(kappa), points, diffusivity)
-        acquisition = require_pulsed(acquisition)
+        self.diffusivity = checked_coefficients(grid, self.permeability, points, diffusivity)
+        self.acquisition, self.grid, self.steps = require_pulsed(acquisition), grid, int(steps)
         if length_scale_um is None:
-            length_scale_um = length_scale_of_derivatives(acquisition, float(diffusivities.max()))
-        for name, value in {
-            "acquisition": acquisition, "grid": grid, "permeability": kappa,
-            "diffusivity": diffusivities, "length_scale_um": float(length_scale_um),
-            "steps": int(steps), "elements": finite_elements(grid, kappa),
-        }.items():  # fmt: skip
-            object.__setattr__(self, name, value)
+            fastest = float(self.diffusivity.max())
+            length_scale_um = length_scale_of_derivatives(self.acquisition, fastest)
+        self.length_scale_um = float(length_scale_um)
+        self.elements = finite_elements(grid, self.permeability.numpy())
 
     def at(self, points_um: ArrayLike) -> ModalSignals:
         """Signals with the vertices at points (N, 3), um, and what derivatives need.
@@ -158,8 +144,7 @@ class ModalSensitivities:
 
     def coefficients_at(self, points: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Conductances, masses and positions of the network, see `coefficients`."""
-        permeability = torch.as_tensor(self.permeability)
-        return coefficients(self.elements, points, permeability, self.diffusivity)
+        return coefficients(self.elements, points, self.permeability, self.diffusivity)
 
     @cached_property
     def unique(self) -> tuple[Acquisition, np.ndarray]:
@@ -177,19 +162,10 @@ class ModalSensitivities:
 
 @dataclass(frozen=True, eq=False)
 class ModalSignals:
-    """Signals at one set of points, and their derivatives; made by :meth:`ModalSensitivities.at`.
-
-    Attributes
-    ----------
-    sensitivities : ModalSensitivities
-    points : ndarray (N, 3)
-        um.
-    network : LumpedNetwork
-    modes : Eigenmodes
-    """
+    """Signals at one set of points, and their derivatives: see :meth:`ModalSensitivities.at`."""
 
     sensitivities: ModalSensitivities
-    points: np.ndarray
+    points: np.ndarray  # (N, 3), um
     network: LumpedNetwork
     modes: Eigenmodes
 
@@ -303,14 +279,7 @@ class ModalSignals:
 
 
 def length_scale_of_derivatives(acquisition: Acquisition, diffusivity: float = 2.0) -> float:
-    """Length scale of modes (um) for derivatives by vertices, accurate to some 1e-3.
-
-    Examples
-    --------
-    >>> acquisition = Acquisition(b=[1], directions=[1, 0, 0], small_delta=10, big_delta=30)
-    >>> round(length_scale_of_derivatives(acquisition), 2)
-    4.69
-    """
+    """Length scale of modes (um) for derivatives by vertices, accurate to some 1e-3."""
     return length_scale_for(acquisition, diffusivity) / _FINER
 
 

@@ -39,39 +39,18 @@ _STORED_STATES = 400  # of a backward sweep: those between exponentials, and tho
 
 @dataclass(frozen=True, eq=False)
 class FiniteElements:
-    """Nodes and links of linear finite elements, whatever the positions and coefficients.
-
-    Attributes
-    ----------
-    grid : TetrahedralGrid
-    membranes : ndarray (I,)
-        Faces that carry a permeability.
-    nodes : ndarray (T, 4)
-        Node at each vertex of each tetrahedron.
-    vertices : ndarray (N,)
-        Vertex of each node.
-    free : ndarray (N,) of bool
-        False on an absorbing outside.
-    home, wraps : ndarray (N + images,), (N + images, 3)
-        Node of each node or periodic image, and periods between them.
-    ends : ndarray (L, 2)
-        Node, and node or image, that a link joins.
-    tetrahedron_links : ndarray (T, 6)
-        Link of each edge of each tetrahedron.
-    membrane_links : ndarray (I, 3)
-        Link through each corner of a membrane's face.
-    """
+    """Nodes and links of linear finite elements, whatever the positions and coefficients."""
 
     grid: TetrahedralGrid
-    membranes: np.ndarray
-    nodes: np.ndarray
-    vertices: np.ndarray
-    free: np.ndarray
-    home: np.ndarray
-    wraps: np.ndarray
-    ends: np.ndarray
-    tetrahedron_links: np.ndarray
-    membrane_links: np.ndarray
+    membranes: np.ndarray  # (I,), faces that carry a permeability
+    nodes: np.ndarray  # (T, 4), at each vertex of each tetrahedron
+    vertices: np.ndarray  # (N,), of each node
+    free: np.ndarray  # (N,) of bool, False on an absorbing outside
+    home: np.ndarray  # (N + images,), node of each node or periodic image
+    wraps: np.ndarray  # (N + images, 3), periods between them
+    ends: np.ndarray  # (L, 2), node, and node or image, that a link joins
+    tetrahedron_links: np.ndarray  # (T, 6), of each edge
+    membrane_links: np.ndarray  # (I, 3), through each corner of a membrane's face
 
     def __repr__(self) -> str:
         return (
@@ -81,25 +60,7 @@ class FiniteElements:
 
 
 def finite_elements(grid: TetrahedralGrid, permeability: ArrayLike) -> FiniteElements:
-    """Linear finite elements of a grid, split along the faces that carry a permeability.
-
-    Parameters
-    ----------
-    grid : TetrahedralGrid
-    permeability : array-like (F,)
-        um/ms; infinite where there is no membrane.
-
-    Returns
-    -------
-    FiniteElements
-
-    Examples
-    --------
-    >>> from dipy_spinverse.grid import bcc_grid
-    >>> grid = bcc_grid(4, 5.0)
-    >>> finite_elements(grid, np.full(grid.n_faces, np.inf))
-    FiniteElements(128 nodes, 768 tetrahedra, 0 faces with a membrane)
-    """
+    """Linear finite elements of a grid, split where permeabilities (F,), um/ms, are finite."""
     permeability = np.asarray(permeability, dtype=float)
     membranes = np.flatnonzero(np.isfinite(permeability))
     corner_i, corner_j = faces_as_corners(grid)

@@ -37,31 +37,16 @@ _LARGEST_BYTES = 2**24  # of the products of states of one chunk of the directio
 
 @dataclass(frozen=True, eq=False)
 class PulseGroup:
-    """Measurements of one pulse duration, as rays of D directions at Q wave numbers.
-
-    Attributes
-    ----------
-    small_delta : float
-        ms.
-    directions : ndarray (D, 3)
-    q : ndarray (D, Q)
-        That are propagated, rad/um.
-    pauses : ndarray (T,)
-        Delta - delta, ms.
-    rows, direction, pause : ndarray (M,)
-        Of each measurement: its row in the acquisition, its direction and its pause.
-    interpolation : ndarray (M, Q)
-        Weights of the signals at the wave numbers in its own.
-    """
+    """M measurements of one pulse duration (ms), as rays of D directions at Q wave numbers."""
 
     small_delta: float
-    directions: np.ndarray
-    q: np.ndarray
-    pauses: np.ndarray
-    rows: np.ndarray
-    direction: np.ndarray
-    pause: np.ndarray
-    interpolation: np.ndarray
+    directions: np.ndarray  # (D, 3)
+    q: np.ndarray  # (D, Q), that are propagated, rad/um
+    pauses: np.ndarray  # (T,), Delta - delta, ms
+    rows: np.ndarray  # (M,), in the acquisition
+    direction: np.ndarray  # (M,)
+    pause: np.ndarray  # (M,)
+    interpolation: np.ndarray  # (M, Q), weights of the signals at the wave numbers
 
     def chunks(self, n_modes: int) -> Iterator[PulseGroup]:
         """Groups of some of the directions, whose products of states are small enough."""
@@ -81,15 +66,9 @@ class PulseGroup:
 def pulse_groups(acquisition: Acquisition, extent_um: float) -> list[PulseGroup]:
     """Groups of the measurements that are weighted; the others keep their signal.
 
-    A signal is the mean of cos(q x) over displacements x, which are not longer than the body:
-    where a direction has more wave numbers than determine such a function, only as many are
-    propagated, and a Chebyshev series of even terms interpolates the signals between.
-
-    Parameters
-    ----------
-    acquisition : Acquisition
-    extent_um : float
-        The longest displacement along any direction.
+    A signal is the mean of cos(q x) over displacements x, which are not longer than the body, of
+    `extent_um`: where a direction has more wave numbers than determine such a function, only as
+    many are propagated, and a Chebyshev series of even terms interpolates the signals between.
     """
     q_vectors = acquisition.q_vectors
     q = np.linalg.norm(q_vectors, axis=1)
@@ -133,22 +112,12 @@ def _wave_numbers(q, direction, extent):
 
 @dataclass(frozen=True, eq=False)
 class PulseStates:
-    """States of a group of measurements during the first pulse, in n modes.
-
-    Attributes
-    ----------
-    group : PulseGroup
-    rates : ndarray (n,)
-    basis : ndarray (D, n, n)
-        Eigenvectors of the positions along each direction.
-    states : ndarray (J + 1, D, n, Q)
-        From the start to the end of the pulse, in this basis.
-    """
+    """States of a group of measurements during the first pulse, in n modes."""
 
     group: PulseGroup
-    rates: np.ndarray
-    basis: np.ndarray
-    states: np.ndarray
+    rates: np.ndarray  # (n,)
+    basis: np.ndarray  # (D, n, n), eigenvectors of the positions along each direction
+    states: np.ndarray  # (J + 1, D, n, Q), from start to end of the pulse, in this basis
     _stepper: _Stepper
 
     @classmethod
@@ -178,14 +147,7 @@ class PulseStates:
         return (at_nodes * self.group.interpolation).sum(axis=1)
 
     def pull_back(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Derivatives of weights (M,) times signals: by rates' matrix, positions and start.
-
-        Returns
-        -------
-        by_rates : ndarray (n, n)
-        by_positions : ndarray (3, n, n)
-        by_start : ndarray (n,)
-        """
+        """Derivatives of weights (M,) times signals by rates' matrix, positions and start."""
         group, final, n_modes = self.group, self._final, len(self.rates)
         nodes = np.zeros((len(self.basis), len(group.pauses), group.q.shape[1]))
         np.add.at(nodes, (group.direction, group.pause), group.interpolation * weights[:, None])
@@ -211,13 +173,8 @@ class PulseStates:
     def changes(
         self, of_rates: np.ndarray, of_positions: np.ndarray, of_start: np.ndarray
     ) -> np.ndarray:
-        """Changes (M, P) of signals with those of the rates' matrix, of positions and start.
-
-        Parameters
-        ----------
-        of_rates : ndarray (P, n, n)
-        of_positions : ndarray (P, 3, n, n)
-        of_start : ndarray (P, n)
+        """Changes (M, P) of signals with those of the rates' matrix (P, n, n), of positions
+        (P, 3, n, n) and of the start (P, n).
         """
         group, final = self.group, self._final
         n_directions, n_q = group.q.shape
@@ -260,20 +217,11 @@ class PulseStates:
 
 @dataclass(frozen=True, eq=False)
 class _Stepper:
-    """One pulse in J steps, in the eigenvectors of the positions.
+    """One pulse in J steps, in the eigenvectors of the positions."""
 
-    Attributes
-    ----------
-    decay, half_decay : ndarray (D, n, n)
-        Of a step and of half of it.
-    quarter : ndarray (D, n, Q)
-        Phase factors of a quarter of a step.
-    steps : int
-    """
-
-    decay: np.ndarray
-    half_decay: np.ndarray
-    quarter: np.ndarray
+    decay: np.ndarray  # (D, n, n), of a step
+    half_decay: np.ndarray  # (D, n, n)
+    quarter: np.ndarray  # (D, n, Q), phase factors of a quarter of a step
     steps: int
 
     @classmethod

@@ -13,9 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 from scipy.sparse import coo_matrix, csr_matrix
 
-from dipy_spinverse.bloch_torrey.finite_elements import element_kernels
 from dipy_spinverse.bloch_torrey.time_steps import Schedule, phase_difference, series_between
 
 
@@ -25,29 +25,14 @@ class LumpedNetwork:
 
     Periodic images of a node come after the nodes, so that phases belong to nodes and the
     matrix is real and the same for all measurements.
-
-    Attributes
-    ----------
-    home : ndarray (N + images,)
-        Node of each node or image.
-    free : ndarray (N,) of bool
-        False where the magnetisation is fixed at 0.
-    ends : ndarray (L, 2)
-        Node, and node or image, that a link joins.
-    positions : ndarray (N + images, 3)
-        um.
-    conductance : ndarray (L,)
-        um^3/ms.
-    masses : ndarray (N,)
-        um^3.
     """
 
-    home: np.ndarray
-    free: np.ndarray
-    ends: np.ndarray
-    positions: np.ndarray
-    conductance: np.ndarray
-    masses: np.ndarray
+    home: np.ndarray  # (N + images,), node of each node or image
+    free: np.ndarray  # (N,) of bool, False where the magnetisation is fixed at 0
+    ends: np.ndarray  # (L, 2), node, and node or image, that a link joins
+    positions: np.ndarray  # (N + images, 3), um
+    conductance: np.ndarray  # (L,), um^3/ms
+    masses: np.ndarray  # (N,), um^3
 
     @property
     def start(self) -> np.ndarray:
@@ -68,13 +53,7 @@ def symmetrised_matrix(network: LumpedNetwork) -> csr_matrix:
 
 
 class Stepper:
-    """Exponentials of the operator along the schedule of M measurements.
-
-    Parameters
-    ----------
-    network : LumpedNetwork
-    schedule : Schedule
-    """
+    """Exponentials of the operator along the schedule of M measurements."""
 
     def __init__(self, network: LumpedNetwork, schedule: Schedule):
         self.network, self.schedule = network, schedule
@@ -189,11 +168,35 @@ class Stepper:
             for y, u in zip(chebyshev[:-1], vectors, strict=True):
                 flow = y.conj() * self._apply(u, phase) + self._apply(y, phase).conj() * u
                 by_mass -= amplitude * flow.real.sum(axis=1) / (2 * network.masses)
-                element_kernels.link_products(
+                link_products(
                     network.ends, self._on_images(y / root, phase),
                     self._on_images(u / root, phase), by_measurement, amplitude, by_link,
                 )  # fmt: skip
         return result
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def link_products(link_nodes, y, u, q, amplitude, total):
+    """Add y^H dK u of every link to its derivatives by conductance and displacement.
+
+    total[l, 0] += amplitude Re sum_m conj(y_i - y_j) (u_i - u_j);
+    total[l, 1:] += amplitude sum_m q_m Im(conj(y_i) u_j - conj(y_j) u_i).
+    """
+    for link in range(len(link_nodes)):
+        i, j = link_nodes[link]
+        jump = x = y_sum = z = 0.0
+        for m in range(y.shape[1]):
+            yi, yj, ui, uj = y[i, m], y[j, m], u[i, m], u[j, m]
+            dy, du = yi - yj, ui - uj
+            jump += dy.real * du.real + dy.imag * du.imag
+            swirl = yi.real * uj.imag - yi.imag * uj.real - yj.real * ui.imag + yj.imag * ui.real
+            x += swirl * q[m, 0]
+            y_sum += swirl * q[m, 1]
+            z += swirl * q[m, 2]
+        total[link, 0] += amplitude * jump
+        total[link, 1] += amplitude * x
+        total[link, 2] += amplitude * y_sum
+        total[link, 3] += amplitude * z
 
 
 def real_product(matrix: np.ndarray | csr_matrix, state: np.ndarray) -> np.ndarray:

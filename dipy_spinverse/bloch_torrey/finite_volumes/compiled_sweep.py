@@ -27,16 +27,8 @@ def face_operator(links: Links, coupling: np.ndarray, diagonals: np.ndarray) -> 
 class CompiledSweep:
     """Sweeps of V operators and M measurements that are alike in time; cf. `TorchSweep`.
 
-    Parameters
-    ----------
-    operator : tuple
-        See `sweep_kernels`.
-    start : ndarray (n,)
-        Symmetrised equilibrium magnetisation.
-    schedule : Schedule
-    series : ExponentialSeries
-    part : slice, optional
-        Which of the schedule's measurements.
+    For the operator see `sweep_kernels`; `start` (n,) is the symmetrised equilibrium, `columns`
+    are those of the schedule's measurements.
     """
 
     def __init__(

@@ -37,37 +37,11 @@ _PHASE = 0.05
 def displacement_moments(
     grid: TetrahedralGrid, transmissibility: torch.Tensor, time: float, diffusivity: float = 2.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Moments of the displacement of the spins that start in each tetrahedron.
+    """Moments of the displacement of the spins that start in each tetrahedron, after a time in ms.
 
-    Spins turn back at the outside of the grid, also where it is absorbing, so that none is lost.
-
-    Parameters
-    ----------
-    grid : TetrahedralGrid
-    transmissibility : tensor (V, F)
-        Relative transmissibilities of V permeability fields.
-    time : float
-        ms.
-    diffusivity : float, optional
-        um^2/ms.
-
-    Returns
-    -------
-    mean : ndarray (V, T, 3)
-        Mean displacement, um.
-    second : ndarray (V, T, 3, 3)
-        Mean outer product of the displacement with itself, um^2.
-
-    Examples
-    --------
-    >>> from dipy_spinverse.grid import bcc_grid
-    >>> grid = bcc_grid(4, 5.0)
-    >>> free = torch.ones(1, grid.n_faces)
-    >>> _, second = displacement_moments(grid, free, time=10.0, diffusivity=2.0)
-    >>> second.mean(axis=1)[0].round(1) + 0
-    array([[40.,  0.,  0.],
-           [ 0., 40.,  0.],
-           [ 0.,  0., 40.]])
+    Mean (V, T, 3), um, and mean outer product with itself (V, T, 3, 3), um^2, for relative
+    transmissibilities (V, F). Spins turn back at the outside also where it is absorbing: none is
+    lost.
     """
     medium = medium_of(grid, diffusivity)
     medium = replace(medium, loss_rate=np.zeros_like(medium.loss_rate))

@@ -28,26 +28,16 @@ from dipy_spinverse.grid import TetrahedralGrid
 
 @dataclass(frozen=True, eq=False)
 class Links:
-    """Who exchanges with whom: the part of the operator that is the same for all permeabilities.
+    """Neighbours of tetrahedra: the part of the operator that is the same for all permeabilities.
 
-    Attributes
-    ----------
-    neighbours, slot_faces : ndarray (T, 4)
-        The neighbour through each face of a tetrahedron and that face's index; outer faces
-        are slots that lead back to the tetrahedron itself, with face index F.
-    slot_links : ndarray (T, 4)
-        Index of the slot's displacement in (`link_vectors`, -`link_vectors`).
-    face_links : ndarray (F,)
-        The same for the displacement from the first to the second tetrahedron of a face.
-    link_vectors : ndarray (L, 3)
-        The different displacements between neighbours, um; a lattice has only six.
+    Outer faces are slots that lead back to the tetrahedron itself, with face index F.
     """
 
-    neighbours: np.ndarray
-    slot_faces: np.ndarray
-    slot_links: np.ndarray
-    face_links: np.ndarray
-    link_vectors: np.ndarray
+    neighbours: np.ndarray  # (T, 4), through each face of a tetrahedron
+    slot_faces: np.ndarray  # (T, 4), that face
+    slot_links: np.ndarray  # (T, 4), its displacement in (link_vectors, -link_vectors)
+    face_links: np.ndarray  # (F,), that from the first to the second tetrahedron of a face
+    link_vectors: np.ndarray  # (L, 3), um, the different displacements; a lattice has only six
 
 
 @lru_cache(maxsize=8)
@@ -118,31 +108,10 @@ def relative_transmissibility(
     diffusivity: ArrayLike = 2.0,
     initial_density: ArrayLike = 1.0,
 ) -> np.ndarray:
-    """Transmissibility of faces relative to the same face without a membrane.
+    """Transmissibility (..., F) of faces relative to the same faces without a membrane.
 
-    Parameters
-    ----------
-    grid : TetrahedralGrid
-    permeability : array-like (..., F)
-        um/ms; infinite where there is no membrane.
-    diffusivity : float or array-like (T,), optional
-        um^2/ms.
-    initial_density : float or array-like (T,), optional
-        Spin density, relative.
-
-    Returns
-    -------
-    ndarray (..., F)
-        tau = 1 / (1 + 1 / (kappa r)) in [0, 1], r the resistance of the water between the
-        centroids (their distance over D).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from dipy_spinverse.grid import bcc_grid
-    >>> grid = bcc_grid(3, 2.0)
-    >>> float(relative_transmissibility(grid, np.full(grid.n_faces, np.inf))[0])
-    1.0
+    tau = 1 / (1 + 1 / (kappa r)) in [0, 1], r the resistance of the water on both sides, kappa the
+    permeability (..., F), um/ms, infinite where there is no membrane.
     """
     resistance = face_resistance(grid, diffusivity, initial_density)
     with np.errstate(divide="ignore"):
@@ -164,21 +133,10 @@ def permeability_of(
 def symmetrised_operator(
     grid: TetrahedralGrid, transmissibility: torch.Tensor, medium: Medium
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Entries of the Hermitian operator, 1/ms, without its link phases.
+    """Entries of the Hermitian operator, 1/ms, without link phases, of transmissibilities (V, F).
 
-    Parameters
-    ----------
-    grid : TetrahedralGrid
-    transmissibility : tensor (V, F)
-        Relative transmissibilities of V permeability fields.
-    medium : Medium
-
-    Returns
-    -------
-    coupling : tensor (V, T, 4)
-        To the neighbours, in the order of `Links.neighbours`.
-    diagonals : tensor (V, 2, T)
-        For transverse and for stored magnetisation.
+    Coupling (V, T, 4) to `Links.neighbours`; diagonals (V, 2, T) of transverse and of stored
+    magnetisation.
     """
     links = links_of(grid)
     tensor = transmissibility.new_tensor

@@ -50,12 +50,8 @@ class PartialVolumeSimulator(Simulator):
     """As :class:`Simulator`, on the CPU, for cells that fill tetrahedra partly.
 
     Transmissibilities are relative: those of the walls of each of C cells, or of all of them
-    (C = 1), and, the last one, of the faces between tetrahedra on the same side.
-
-    Parameters
-    ----------
-    odds_ratio : float
-        Odds ratio of pools of the same side to face each other: 1 by chance.
+    (C = 1), and, the last one, of the faces between tetrahedra on the same side. `odds_ratio` is
+    that of pools of the same side to face each other: 1 by chance.
     """
 
     def __init__(self, *args: Any, odds_ratio: float = 1.0, **options: Any):
@@ -65,16 +61,11 @@ class PartialVolumeSimulator(Simulator):
     def partial_signals(
         self, fractions: np.ndarray, transmissibility: np.ndarray, cells: np.ndarray | int = 0
     ) -> np.ndarray:
-        """Signals (V, M) of cells.
+        """Signals (V, M) of cells with transmissibilities (C + 1,) or (V, C + 1).
 
-        Parameters
-        ----------
-        fractions : ndarray (V, T) or (V, T + B)
-            Fraction of each tetrahedron inside of cells, 0 to 1, and of the side of the box
-            behind each outer face; without these, no wall is between a tetrahedron and the side.
-        transmissibility : ndarray (C + 1,) or (V, C + 1)
-        cells : ndarray (T,) of int, optional
-            Cell to which the water inside of each tetrahedron belongs.
+        Fractions inside of cells are those of the tetrahedra (V, T), or also of the side of the
+        box behind each outer face (V, T + B); without these, no wall is between a tetrahedron and
+        the side. The water inside of a tetrahedron belongs to one of the `cells` (T,).
         """
         n_fields = len(fractions)
         transmissibility = np.broadcast_to(
@@ -115,23 +106,11 @@ class PartialVolumeSimulator(Simulator):
         return self._measured(signals), *np.split(jacobian, [len(fractions)], axis=1)
 
     def fill_registers(self, order: np.ndarray, number: int) -> np.ndarray:
-        """About the first measurements of an order, as many as fill registers.
+        """Sorted rows (n,), about the first `number` measurements of an order (M,) of preference.
 
         A compiled sweep carries measurements of the same timing together, as many as a register
-        has lanes; a register that is not full costs as much.
-
-        Parameters
-        ----------
-        order : ndarray (M,)
-            All measurements, as indices, in the order of preference.
-        number : int
-            How many of them.
-
-        Returns
-        -------
-        rows : ndarray (n,)
-            Sorted indices, of each timing about as many as among the first `number`: all of
-            full registers, no more than `number` but for a single register.
+        has lanes; a register that is not full costs as much. Of each timing about as many are
+        taken as among the first, in full registers, no more than `number` but for a single one.
         """
         if number >= len(order):
             return np.sort(order)
@@ -161,7 +140,7 @@ class PartialVolumeSimulator(Simulator):
 
     def _pools(self, fractions, transmissibility, cells, neighbours_too):
         """The pools of water of some fractions, and those next to them, which may get water."""
-        links, n, tau = links_of(self.grid), len(fractions), transmissibility
+        links, tau = links_of(self.grid), transmissibility
         cells = np.broadcast_to(np.asarray(cells, dtype=int), self.grid.n_tetrahedra)
         inside, side = np.split(fractions, [self.grid.n_tetrahedra])
         water = np.stack([inside, 1 - inside])
@@ -171,34 +150,14 @@ class PartialVolumeSimulator(Simulator):
             exists |= exists[:, links.neighbours].any(axis=2)
             water[exists] = water[exists].clip(_MIN_FRACTION)
         layer, tetrahedron = np.nonzero(exists)
+        start = np.sqrt(water[exists]) * self.medium.equilibrium(self.grid)[tetrahedron]
         pool_index = np.zeros(exists.shape, dtype=np.int32)
-        pool_index[exists] = np.arange(len(layer))
-        water_i, weights = water[layer, tetrahedron], self._weights[tetrahedron]
-        start = np.sqrt(water_i) * self.medium.equilibrium(self.grid)[tetrahedron]
-
-        # Slots: the exchange of each pool with those of its own layer, and of the other.
-        neighbours = links.neighbours[tetrahedron]
-        conductance = np.append(self._conductance, 0.0)
-        per_slot = conductance[links.slot_faces[tetrahedron]]
-        mean_weight = np.sqrt(weights[:, None] * self._weights[neighbours])
-        cell = cells[np.where(layer[:, None] == 0, tetrahedron[:, None], neighbours)]
-        own_water, sign = water_i[:, None], np.where(layer == 0, 1.0, -1.0)[:, None]
-        slots, exchange, by_pool, by_neighbour = [], [], 0.0, 0.0
-        for same_side, tau_k in ((True, tau[-1]), (False, tau[cell])):
-            layer_j = (layer if same_side else 1 - layer)[:, None]
-            water_j = water[layer_j, neighbours]
-            contact = contact_fraction(own_water, water_j, self._odds(same_side))
-            root = np.sqrt(own_water * water_j).clip(_MIN_FRACTION**2)
-            slots.append(tau_k * per_slot / mean_weight * contact.value / root)
-            slots.append(pool_index[layer_j, neighbours])
-            per_water = per_slot / (own_water * weights[:, None])
-            exchange.append(per_water * contact.value)
-            # Of rates, by the fractions inside of the tetrahedron and of its neighbours.
-            by_pool += tau_k * per_water * sign * (contact.by_i - contact.value / own_water)
-            by_neighbour += tau_k * per_water * (sign if same_side else -sign) * contact.by_j
-        rate = (tau[-1] * exchange[0] + tau[cell] * exchange[1]).sum(axis=1)
+        pool_index[exists] = np.arange(len(start))
+        slots, rate, slopes, pairs, pair_links = self._exchange(
+            water, pool_index, (layer, tetrahedron), tau, cells, len(fractions), neighbours_too
+        )
         at_side, closed, side_slopes = self._sides(side, pool_index, exists, tau, cells)
-        rate -= np.bincount(at_side, closed, len(rate))
+        rate -= np.bincount(at_side, closed, len(start))
         coupling, own_neighbours, crossing, crossing_neighbours = slots
         operator = (
             coupling[None].astype(self._real), own_neighbours, crossing[None].astype(self._real),
@@ -208,26 +167,64 @@ class PartialVolumeSimulator(Simulator):
         )  # fmt: skip
         if not neighbours_too:
             return _Pools(operator, start.astype(self._real))
-
-        pairs, pair_links, coupling_slopes = self._pairs(water, pool_index, exists, tau, cells, n)
-        n_pools = len(start)
-        shape, pool = (n_pools, n + len(tau)), np.repeat(np.arange(n_pools), 4)
-        diagonal_slopes = _sparse(
-            (np.arange(n_pools), tetrahedron, -by_pool.sum(axis=1)),
-            (pool, neighbours.ravel(), -by_neighbour.ravel()),
-            (pool, n + cell.ravel(), -exchange[1].ravel()),
-            (pool, np.full(len(pool), shape[1] - 1), -exchange[0].ravel()),
-            *side_slopes,
-            shape=shape,
+        by_water = np.where(layer == 0, 1.0, -1.0) * start / (2 * water[exists])
+        entries = (
+            (len(pair_links), slopes[0]),
+            (len(start), [*slopes[1], *side_slopes]),
+            (len(start), [(np.arange(len(start)), tetrahedron, by_water)]),
         )
-        start_slopes = _sparse(
-            (np.arange(n_pools), tetrahedron, sign[:, 0] * start / (2 * water_i)), shape=shape
-        )
-        slopes = coupling_slopes, diagonal_slopes, start_slopes
+        n_columns = len(fractions) + len(tau)
+        slopes = [_sparse(entry, (n_rows, n_columns)) for n_rows, entry in entries]
         return _Pools(operator, start.astype(self._real), pairs, pair_links, slopes)
 
-    def _odds(self, same_side):
-        return self._odds_ratio if same_side else 1 / self._odds_ratio
+    def _exchange(self, water, pool_index, pools, tau, cells, n, with_slopes):
+        """Slots of each pool: its exchange with those of its own layer, and of the other.
+
+        Coupling and neighbours (n, 4) of both, and the rates (n,) of the exchange; entries of
+        their derivatives, those by transmissibilities in the columns after the first `n`; pairs
+        of pools (P, 2) and their links.
+        """
+        links, layer, tetrahedron = links_of(self.grid), *(x[:, None] for x in pools)
+        pool, sign = np.arange(len(layer))[:, None], np.where(layer == 0, 1.0, -1.0)
+        neighbours = links.neighbours[pools[1]]
+        water_i, weights = water[layer, tetrahedron], self._weights[tetrahedron]
+        mean_weight = np.sqrt(weights * self._weights[neighbours])
+        per_slot = np.append(self._conductance, 0.0)[links.slot_faces[pools[1]]]
+        per_water = per_slot / (water_i * weights)
+        cell = cells[np.where(layer == 0, tetrahedron, neighbours)]
+        slots, rate, by_coupling, by_diagonal, pairs, pair_links = [], 0.0, [], [], [], []
+        for same_side, wall in ((True, np.full_like(cell, len(tau) - 1)), (False, cell)):
+            layer_j, sign_j = (layer, sign) if same_side else (1 - layer, -sign)
+            water_j, pool_j = water[layer_j, neighbours], pool_index[layer_j, neighbours]
+            odds_ratio = self._odds_ratio if same_side else 1 / self._odds_ratio
+            contact, by_i, by_j = contact_fraction(water_i, water_j, odds_ratio)
+            root = np.sqrt(water_i * water_j).clip(_MIN_FRACTION**2)
+            per_root = per_slot / mean_weight / root
+            slots += [tau[wall] * per_root * contact, pool_j]
+            rate += (tau[wall] * per_water * contact).sum(axis=1)
+            if not with_slopes:
+                continue
+            by_diagonal += [
+                (pool, tetrahedron, tau[wall] * per_water * sign * (contact / water_i - by_i)),
+                (pool, neighbours, -tau[wall] * per_water * sign_j * by_j),
+                (pool, n + wall, -per_water * contact),
+            ]
+            # Pairs of pools are slots of both.
+            row, slot = once = np.nonzero((pool < pool_j) & (per_slot > 0))
+            index = sum(map(len, pairs)) + np.arange(len(row))
+            by_i, by_j = (
+                (tau[wall] * per_root * (slope - contact / (2 * x)))[once]
+                for slope, x in ((by_i, water_i), (by_j, water_j.clip(_MIN_FRACTION)))
+            )
+            by_coupling += [
+                (index, pools[1][row], sign[row, 0] * by_i),
+                (index, neighbours[once], sign_j[row, 0] * by_j),
+                (index, n + wall[once], (per_root * contact)[once]),
+            ]
+            pairs.append(np.stack([row, pool_j[once]], axis=1).astype(np.int32))
+            pair_links.append(links.slot_links[pools[1]][once])
+        pairs, pair_links = (np.concatenate(x) if x else None for x in (pairs, pair_links))
+        return slots, rate, (by_coupling, by_diagonal), pairs, pair_links
 
     def _sides(self, side, pool_index, exists, tau, cells):
         """What walls at the sides of the box take from the loss of pools (S,), and derivatives.
@@ -245,83 +242,34 @@ class PartialVolumeSimulator(Simulator):
         by_tau = (pool, n + len(side) + cell, -lost * walled)
         return pool, closed * walled, (by_side, by_tau)
 
-    def _pairs(self, water, pool_index, exists, tau, cells, n):
-        """Pairs of exchanging pools (P, 2), their links, and derivatives of the exchange.
 
-        The derivatives by transmissibilities are in the columns after the first `n`.
-        """
-        pairs, pair_links, slopes, n_pairs = [], [], [], 0
-        open_face = len(tau) - 1
-        face_links = links_of(self.grid).face_links
-        for a, b in ((0, 0), (1, 1), (0, 1), (1, 0)):
-            i, j = self.grid.face_tetrahedra.T
-            exchanging = exists[a, i] & exists[b, j]
-            i, j = i[exchanging], j[exchanging]
-            water_i, water_j = water[a, i], water[b, j]
-            contact = contact_fraction(water_i, water_j, self._odds(a == b))
-            mean_weight = np.sqrt(self._weights[i] * self._weights[j])
-            per_root = self._conductance[exchanging] / (mean_weight * np.sqrt(water_i * water_j))
-            index = n_pairs + np.arange(len(i))
-            wall = open_face if a == b else cells[i if a == 0 else j]
-            by_i, by_j = (
-                tau[wall] * per_root * (slope - contact.value / (2 * x))
-                for slope, x in ((contact.by_i, water_i), (contact.by_j, water_j))
-            )
-            slopes += [
-                (index, i, (1 - 2 * a) * by_i),
-                (index, j, (1 - 2 * b) * by_j),
-                (index, n + np.broadcast_to(wall, len(index)), per_root * contact.value),
-            ]
-            pairs.append(np.stack([pool_index[a, i], pool_index[b, j]], axis=1))
-            pair_links.append(face_links[exchanging])
-            n_pairs += len(index)
-        slopes = _sparse(*slopes, shape=(n_pairs, n + len(tau)))
-        return np.concatenate(pairs), np.concatenate(pair_links), slopes
+def contact_fraction(
+    x_i: np.ndarray, x_j: np.ndarray, odds_ratio: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fraction of a face at which pools of fractions x_i, x_j on its sides meet, and derivatives.
 
-
-@dataclass(frozen=True, eq=False)
-class ContactFraction:
-    """Fraction of a face at which two pools meet, and its derivatives by their own fractions."""
-
-    value: np.ndarray
-    by_i: np.ndarray
-    by_j: np.ndarray
-
-
-def contact_fraction(x_i: np.ndarray, x_j: np.ndarray, odds_ratio: float) -> ContactFraction:
-    """Plackett's joint distribution of two pools with fractions on the two sides of a face."""
+    Plackett's joint distribution.
+    """
     total = 1 + (x_i + x_j) * (odds_ratio - 1)
     root = np.sqrt(total**2 - 4 * odds_ratio * (odds_ratio - 1) * x_i * x_j)
-    return ContactFraction(
-        value=2 * odds_ratio * x_i * x_j / (total + root),
-        by_i=(1 - (total - 2 * odds_ratio * x_j) / root) / 2,
-        by_j=(1 - (total - 2 * odds_ratio * x_i) / root) / 2,
-    )
+    contact = 2 * odds_ratio * x_i * x_j / (total + root)
+    by_i, by_j = ((1 - (total - 2 * odds_ratio * x) / root) / 2 for x in (x_j, x_i))
+    return contact, by_i, by_j
 
 
 @dataclass(frozen=True, eq=False)
 class _Pools:
-    """The operator of n pools of water, and what changes it.
+    """The operator of n pools of water, and what changes it."""
 
-    Attributes
-    ----------
-    operator : tuple
-        As the compiled sweeps take it.
-    start : ndarray (n,)
-    pairs, pair_links : ndarray (P, 2), (P,)
-        Pools that exchange, and the link from one to the other.
-    slopes : tuple of sparse (P, T + C + 1), (n, T + C + 1), (n, T + C + 1)
-        Derivatives of the exchange, of the diagonals and of the start.
-    """
-
-    operator: tuple
-    start: np.ndarray
-    pairs: np.ndarray | None = None
-    pair_links: np.ndarray | None = None
-    slopes: tuple | None = None
+    operator: tuple  # as the compiled sweeps take it
+    start: np.ndarray  # (n,)
+    pairs: np.ndarray | None = None  # (P, 2), pools that exchange
+    pair_links: np.ndarray | None = None  # (P,), from the first to the second
+    slopes: list | None = None  # (P or n, T + C + 1), sparse, of exchange, diagonals and start
 
 
-def _sparse(*entries, shape):
-    """Sparse matrix with the sums of entries (row, column, value)."""
-    row, column, value = (np.concatenate(arrays) for arrays in zip(*entries, strict=True))
+def _sparse(entries, shape):
+    """Sparse matrix with the sums of entries (rows, columns, values), which broadcast."""
+    flat = [[x.ravel() for x in np.broadcast_arrays(*entry)] for entry in entries]
+    row, column, value = (np.concatenate(arrays) for arrays in zip(*flat, strict=True))
     return csr_matrix((value, (row, column)), shape)

@@ -41,18 +41,13 @@ _CHUNK_BYTES = 2**28  # memory of the derivatives of one chunk of encodings
 
 @dataclass(frozen=True, eq=False)
 class _Timing:
-    """Different encodings of the same timing, and their time steps.
-
-    `columns` are their indices among all different encodings, `signals` and `sensitivities` the
-    plans of the two kinds of sweep, made on first use; `norm`, `longest_link` and `tolerance` as
-    `exponential_series` takes them.
-    """
+    """Different encodings of the same timing, and their time steps: plans made on first use."""
 
     waveforms: Waveforms
     symmetric: bool
     steps: int
     lossless: bool
-    norm: float
+    norm: float  # and the next two: as `exponential_series` takes them
     longest_link: float
     tolerance: float
 
@@ -79,13 +74,7 @@ class Simulator:
     """Simulation of one acquisition in one grid, prepared for many permeability fields.
 
     Measurements with the same q(t) up to its sign have the same signal and are computed once.
-
-    Parameters
-    ----------
-    acquisition, grid, steps, dtype, device
-        As in :func:`dipy_spinverse.bloch_torrey.simulate`.
-    **medium
-        `diffusivity`, `initial_density`, `t2_ms`, `t1_ms`, `outer_permeability`, likewise.
+    Arguments are those of :func:`dipy_spinverse.simulate`.
     """
 
     def __init__(

@@ -10,17 +10,8 @@ from dipy_spinverse.bloch_torrey.time_steps import ExponentialSeries, Schedule
 class TorchSweep:
     """Sweeps of V permeability fields and M measurements that are alike in time.
 
-    Parameters
-    ----------
-    coupling, diagonals : tensor (V, T, 4), (V, 2, T)
-        The Hermitian operator, see `finite_volume.symmetrised_operator`.
-    start : ndarray (T,)
-        The symmetrised equilibrium magnetisation, of norm 1.
-    links : Links
-    schedule : Schedule
-    series : ExponentialSeries
-    part : slice, optional
-        Which of the schedule's measurements.
+    The operator is that of `symmetrised_operator`, `start` (T,) the symmetrised equilibrium,
+    `columns` are those of the schedule's measurements.
     """
 
     def __init__(self, coupling, diagonals, start, links, schedule, series, columns=slice(None)):

@@ -165,7 +165,7 @@ class SmoothShape:
         index, n_cells = self.index(cells), len(cells.log_permeability)
         row, column = self.grid.face_tetrahedra.T
         a, b, areas = filled.fractions[row], filled.fractions[column], self.grid.face_areas
-        inside_both = areas * contact_fraction(a, b, _ODDS_RATIO).value
+        inside_both = areas * contact_fraction(a, b, _ODDS_RATIO)[0]
         lattice_area = np.bincount(index[row], areas * a - inside_both, n_cells)
         lattice_area += np.bincount(index[column], areas * b - inside_both, n_cells)
         smooth_area = np.bincount(index, filled.area, n_cells)

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from dipy_spinverse.cell_shapes.shape_spaces.template_space import TemplateSpace, displaced
+from dipy_spinverse.cell_shapes.shape_spaces.protocol import TemplateSpace, displaced
 from dipy_spinverse.cell_shapes.templates import Template
 
 # Bounds in standard deviations of the prior; chosen by hand, wide.
@@ -19,27 +19,13 @@ _BOUND_SDS = 5.0
 class FreeVertices(TemplateSpace):
     """Displacements of every vertex on a surface, with a smooth prior.
 
-    To refine a shape that was estimated in a smaller space. The prior is a Matern field on the
-    surface with a covariance that decays over `correlation_length_um`; vertices inside follow by
-    harmonic functions.
-
-    Attributes
-    ----------
-    template : Template
-        The shape to refine.
-    prior_std_um, correlation_length_um : float
-        Prior standard deviation of the displacements, and the length of their correlation.
-
-    Examples
-    --------
-    >>> from dipy_spinverse.cell_shapes.templates import cylinder_mesh
-    >>> FreeVertices(cylinder_mesh(3, 10), prior_std_um=0.1, correlation_length_um=0.5)
-    FreeVertices(654 parameters, 370 vertices)
+    To refine a shape that was estimated in a smaller space, given as the template. The prior is a
+    Matern field on the surface; vertices inside follow by harmonic functions.
     """
 
     template: Template
-    prior_std_um: float = 0.2
-    correlation_length_um: float = 1.5
+    prior_std_um: float = 0.2  # of the displacements
+    correlation_length_um: float = 1.5  # over which their covariance decays
 
     has_scale = True
 
@@ -49,7 +35,7 @@ class FreeVertices(TemplateSpace):
         return np.tile([-reach, reach], (self.n_parameters, 1))
 
     @property
-    def prior_mean(self) -> np.ndarray:
+    def prior_mean(self) -> np.ndarray:  # type: ignore[override]
         return np.zeros(3 * len(self.template.surface))
 
     @cached_property
@@ -63,7 +49,7 @@ class FreeVertices(TemplateSpace):
         return np.kron(per_axis, np.eye(3))
 
     @cached_property
-    def prior_covariance(self) -> np.ndarray:
+    def prior_covariance(self) -> np.ndarray:  # type: ignore[override]
         return np.linalg.inv(self.prior_precision)
 
     def initial_shapes(self) -> np.ndarray:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dipy_spinverse.cell_shapes.shape_spaces.protocol import TemplateSpace, displaced
 from dipy_spinverse.cell_shapes.shape_spaces.spectral import straight_template
-from dipy_spinverse.cell_shapes.shape_spaces.template_space import TemplateSpace, displaced
 from dipy_spinverse.cell_shapes.templates import Template
 
 SIZE = (4, 13)  # rings and layers of the template that the network was fitted to
@@ -24,35 +24,15 @@ class LatentSpace(TemplateSpace):
 
     The network gives spectral coefficients of the template's surface; vertices inside follow by
     harmonic functions. Build one with `latent_space`.
-
-    Attributes
-    ----------
-    template : Template
-    displacement_modes : ndarray (N, K)
-        Of all vertices, by each of the K smoothest functions on the surface.
-    weights, biases : tuple of ndarray
-        Of the decoder's layers, the last one linear, to 3K coefficients in um.
-    prior_mean, prior_covariance : ndarray (16,), (16, 16)
-        Of the latent vectors of the shapes that the network was fitted to.
-    typical_shapes : ndarray (S, 16)
-        Medoids of clusters of these shapes.
-
-    Examples
-    --------
-    >>> space = latent_space()
-    >>> space
-    LatentSpace(16 parameters, 793 vertices)
-    >>> space.vertices(torch.as_tensor(space.prior_mean)).shape
-    torch.Size([793, 3])
     """
 
     template: Template
-    displacement_modes: np.ndarray
-    weights: tuple[np.ndarray, ...]
-    biases: tuple[np.ndarray, ...]
-    prior_mean: np.ndarray
-    prior_covariance: np.ndarray
-    typical_shapes: np.ndarray
+    displacement_modes: np.ndarray  # (N, K), of all vertices
+    weights: tuple[np.ndarray, ...]  # of the decoder's layers, the last one linear
+    biases: tuple[np.ndarray, ...]  # to 3K coefficients in um
+    prior_mean: np.ndarray  # (16,), of the shapes that the network was fitted to
+    prior_covariance: np.ndarray  # (16, 16)
+    typical_shapes: np.ndarray  # (S, 16), medoids of clusters of these
 
     has_scale = False
     BOUND_SDS = 5.0  # of the training shapes
@@ -79,16 +59,6 @@ def latent_space(path: str | Path | None = None) -> LatentSpace:
     path : str or Path, optional
         Of a network by ``benchmarks/make_shape_autoencoder.py``, instead of the one that comes
         with the package, which was trained on all families of axons.
-
-    Raises
-    ------
-    ValueError
-        The file is not such a network.
-
-    Examples
-    --------
-    >>> latent_space().has_scale
-    False
     """
     default_path = files("dipy_spinverse.cell_shapes.shape_spaces") / "autoencoder.npz"
     return _latent_space(str(default_path if path is None else path))

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from dipy_spinverse.cell_shapes.shape_spaces.template_space import TemplateSpace, displaced
+from dipy_spinverse.cell_shapes.shape_spaces.protocol import TemplateSpace, displaced
 from dipy_spinverse.cell_shapes.synthetic_axons import FAMILIES, LENGTH, RADIUS, draw_axons
 from dipy_spinverse.cell_shapes.templates import Template, cylinder_mesh
 
@@ -26,28 +26,13 @@ class SpectralSpace(TemplateSpace):
 
     Vertices inside follow those on the surface by harmonic functions. Build one with
     `spectral_space`.
-
-    Attributes
-    ----------
-    template : Template
-    displacement_modes : ndarray (N, K)
-        Of all vertices, by each of the K smoothest functions on the surface.
-    prior_mean, prior_covariance : ndarray (3K,), (3K, 3K)
-        Of x, y and z of the first function, of the second, ...; um.
-
-    Examples
-    --------
-    >>> space = spectral_space()
-    >>> space
-    SpectralSpace(90 parameters, 370 vertices)
-    >>> space.vertices(torch.zeros(90, dtype=torch.float64)).shape
-    torch.Size([370, 3])
     """
 
     template: Template
+    # (N, K), of all vertices, by the K smoothest functions on the surface
     displacement_modes: np.ndarray
-    prior_mean: np.ndarray
-    prior_covariance: np.ndarray
+    prior_mean: np.ndarray  # (3K,), um; x, y, z of the first function, then of the second, ...
+    prior_covariance: np.ndarray  # (3K, 3K)
 
     has_scale = True
     BOUND_SDS = 8.0  # chosen by hand, wide
@@ -66,22 +51,16 @@ class SpectralSpace(TemplateSpace):
 def spectral_space(fine: bool = False) -> SpectralSpace:
     """Spectral coefficients of a cylinder, whose prior is that of synthetic axons.
 
-    Parameters
-    ----------
-    fine : bool, optional
-        With 793 vertices instead of 370.
-
-    Examples
-    --------
-    >>> spectral_space(fine=True)
-    SpectralSpace(90 parameters, 793 vertices)
+    With 370 vertices, or 793 where `fine`.
     """
     return _spectral_space((4, 13) if fine else (3, 10))
 
 
 @cache
-def straight_template(n_rings: int, n_layers: int, n_modes: int) -> tuple[Template, np.ndarray]:
-    """Straight cylinder, and the n smoothest functions (S, n) on its surface."""
+def straight_template(
+    n_rings: int, n_layers: int, n_modes: int
+) -> tuple[Template, tuple[np.ndarray, np.ndarray]]:
+    """Straight cylinder, and rates and smoothest functions (S, n) of its surface."""
     reference = cylinder_mesh(n_rings, n_layers)
     template = Template(reference.points * [RADIUS, RADIUS, LENGTH / 2], reference.tetrahedra)
     return template, template.surface_modes(n_modes)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy.interpolate import BSpline
 
+from dipy_spinverse.cell_shapes.shape_spaces.protocol import TemplateSpace
 from dipy_spinverse.cell_shapes.synthetic_axons import FAMILIES, LENGTH, Axon, draw_axons
 from dipy_spinverse.cell_shapes.templates import Template, cylinder_mesh
 
@@ -29,8 +30,8 @@ _GAUSS = 4  # quadrature points between two layers: exact for polynomials of deg
 _NO_ANGLE = 1e-16  # rad^2, added to squared angles: keeps derivatives finite where all is straight
 
 
-@dataclass(frozen=True, eq=False)
-class TubeSpace:
+@dataclass(frozen=True, eq=False, repr=False)
+class TubeSpace(TemplateSpace):
     """Tubes around a curved centre line, with ends that are flat or bulge.
 
     At positions -1 <= t <= 1 of the centre line, with B-splines b, r, e::
@@ -39,15 +40,8 @@ class TubeSpace:
         centre c(t) = length / 2 * integral of R z
         cross-section exp(r(t)) expm([[e_1, e_2], [e_2, -e_1]](t)) of the unit disc
 
-    Build one with `tube_space`.
-
-    Attributes
-    ----------
-    reference : Template
-        Straight cylinder of radius 1, -1 <= z <= 1.
-    prior_mean, prior_covariance : ndarray (P,), (P, P)
-        Of bends (rad), logarithms of radii and length (um), shapes of the cross-section, and how
-        far the ends bulge (in radii).
+    Parameters (P,) are bends (rad), logarithms of radii and length (um), shapes of the
+    cross-section, and how far the ends bulge (in radii). Build one with `tube_space`.
 
     Examples
     --------
@@ -58,29 +52,18 @@ class TubeSpace:
     torch.Size([370, 3])
     """
 
-    reference: Template
+    reference: Template  # straight cylinder of radius 1, -1 <= z <= 1
     prior_mean: np.ndarray
     prior_covariance: np.ndarray
 
     has_scale = True
-
-    def __repr__(self) -> str:
-        return f"TubeSpace({self.n_parameters} parameters, {len(self.reference.points)} vertices)"
-
-    @property
-    def n_parameters(self) -> int:
-        return len(self.prior_mean)
 
     @property
     def bounds(self) -> np.ndarray:
         return np.array([bounds for n, bounds, _ in _KINDS.values() for _ in range(n)])
 
     @cached_property
-    def prior_precision(self) -> np.ndarray:
-        return np.linalg.inv(self.prior_covariance)
-
-    @cached_property
-    def template(self) -> Template:
+    def template(self) -> Template:  # type: ignore[override]
         points = self.vertices(torch.as_tensor(self.prior_mean))
         return Template(points.numpy(), self.reference.tetrahedra)
 
@@ -105,15 +88,15 @@ class TubeSpace:
         layer, disc, to_end, dome = self._at_nodes
         bends = torch.stack([theta[columns["bend_x"]], theta[columns["bend_y"]]], dim=1)
         half_length = torch.exp(theta[columns["log_length"]]) / 2
-        centre = half_length * (self._integral @ _frames(self._tilt_between @ bends)[:, :, 2])
-        radius = torch.exp(self._radius @ theta[columns["log_radius"]])
-        shape = _shapes(
-            self._section @ theta[columns["oblong"]], self._section @ theta[columns["oblique"]]
-        )
+        weights, tilt_between = self._quadrature
+        centre = half_length * (weights @ _frames(tilt_between @ bends)[:, :, 2])
+        tilt, radius_splines, splines = self._at_layers
+        radius = torch.exp(radius_splines @ theta[columns["log_radius"]])
+        shape = _shapes(splines @ theta[columns["oblong"]], splines @ theta[columns["oblique"]])
         section = torch.einsum("kij,kj->ki", (radius[:, None, None] * shape)[layer], disc)
         along = theta[columns["bulge"]] * radius[layer] * to_end * dome
         local = torch.cat([section, along[:, None]], dim=1)
-        rotated = torch.einsum("kij,kj->ki", _frames(self._tilt @ bends)[layer], local)
+        rotated = torch.einsum("kij,kj->ki", _frames(tilt @ bends)[layer], local)
         vertices = centre[layer] + rotated
         return vertices - vertices.mean(dim=0)
 
@@ -139,52 +122,29 @@ class TubeSpace:
         return np.unique(self.reference.points[:, 2])
 
     @cached_property
-    def _integral(self):
-        """Weights (layers, Gauss points) of integrals from the first layer on."""
-        _, weights = np.polynomial.legendre.leggauss(_GAUSS)
-        weights_of_interval = np.diff(self._layers)[:, None] / 2 * weights
-        lower = np.tril(np.ones((len(self._layers), len(weights_of_interval))), -1)
-        return torch.as_tensor(np.repeat(lower, _GAUSS, axis=1) * weights_of_interval.ravel())
+    def _quadrature(self):
+        """Weights (layers, Gauss points) of integrals from the first layer on, and tilts there."""
+        nodes, weights = np.polynomial.legendre.leggauss(_GAUSS)
+        half_intervals = np.diff(self._layers)[:, None] / 2
+        lower = np.tril(np.ones((len(self._layers), len(half_intervals))), -1)
+        weights = np.repeat(lower, _GAUSS, axis=1) * (half_intervals * weights).ravel()
+        t = (self._layers[1:] + self._layers[:-1])[:, None] / 2 + half_intervals * nodes
+        return torch.as_tensor(weights), torch.as_tensor(_tilt(t.ravel()))
 
     @cached_property
-    def _tilt_between(self):
-        nodes, _ = np.polynomial.legendre.leggauss(_GAUSS)
-        middle = (self._layers[1:] + self._layers[:-1])[:, None] / 2
-        t = middle + np.diff(self._layers)[:, None] / 2 * nodes
-        return torch.as_tensor(_tilt(t.ravel()))
-
-    @cached_property
-    def _tilt(self):
-        return torch.as_tensor(_tilt(self._layers))
-
-    @cached_property
-    def _radius(self):
-        return torch.as_tensor(_splines(8)(self._layers))
-
-    @cached_property
-    def _section(self):
-        return torch.as_tensor(_splines(3)(self._layers))
+    def _at_layers(self):
+        """Tilts, and the splines of radius and of the cross-section."""
+        t = self._layers
+        return tuple(map(torch.as_tensor, (_tilt(t), _splines(8)(t), _splines(3)(t))))
 
 
 def tube_space() -> TubeSpace:
-    """Tubes whose prior is that of synthetic axons, and somewhat wider.
-
-    Examples
-    --------
-    >>> tube_space()
-    TubeSpace(24 parameters, 370 vertices)
-    """
+    """Tubes whose prior is that of synthetic axons, and somewhat wider."""
     return TubeSpace(cylinder_mesh(_RINGS[0], 10), *_prior())
 
 
 def tube_parameters(axon: Axon) -> np.ndarray:
-    """Parameters (P,) of a tube that approximates an axon: splines fitted to its bends and radii.
-
-    Examples
-    --------
-    >>> tube_parameters(Axon()).round(2)[8:16]
-    array([1.1, 1.1, 1.1, 1.1, 1.1, 1.1, 1.1, 1.1])
-    """
+    """Parameters (P,) of a tube like an axon, by splines fitted to its bends and radii."""
     t = np.linspace(-1, 1, 101)
     direction = axon.heading + axon.torsion * LENGTH / 2 * t
     bend = axon.curvature * LENGTH / 2
