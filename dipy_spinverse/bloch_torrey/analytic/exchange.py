@@ -61,6 +61,7 @@ def permeable_planes_signal(
 
     Examples
     --------
+    >>> from dipy_spinverse.acquisition.pulsed import Acquisition
     >>> acquisition = Acquisition(b=[1, 5], directions=[1, 0, 0], small_delta=5, big_delta=20)
     >>> permeable_planes_signal(acquisition, 6.0, 0.05).round(4)
     array([0.7476, 0.3606])
