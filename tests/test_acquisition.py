@@ -125,14 +125,15 @@ def test_b0_are_known_per_echo_time_and_per_timing():
     np.testing.assert_array_equal(a.b0_per_timing, a.b0_per_te)
 
 
-def test_b0_have_no_gradient():
+def test_b0_have_the_gradient_of_their_b():
     a = acquisition(b=[0.04, 1, 1, 2, 3], directions=AXES[[1, 1, 2, 3, 4]])
-    assert a.b[0] == 0.04
-    assert a.q[0] == a.gradient_t_per_m[0] == 0
-    np.testing.assert_array_equal(a.directions[0], 0)
-    np.testing.assert_array_equal(a.q_vectors[0], 0)
-    weak = acquisition(b=a.b, directions=AXES[[1, 1, 2, 3, 4]], b0_threshold=0)
-    assert weak.q[0] > 0
+    assert a.b0_mask[0] and a.b[0] == 0.04
+    assert a.gradient_t_per_m[0] == pytest.approx(0.2 * a.gradient_t_per_m[1])
+    np.testing.assert_array_equal(a.directions[0], a.directions[1])
+    assert not a.direction_averaged.any()
+    without = acquisition(b=[0.04, 1, 1, 2, 3], directions=AXES[[0, 1, 2, 3, 4]])
+    assert without.direction_averaged.tolist() == [True] + [False] * 4
+    np.testing.assert_allclose(without.b_tensors[0], 0.04 / 3 * np.eye(3))
 
 
 def test_undefined_directions_of_b0_do_not_matter():

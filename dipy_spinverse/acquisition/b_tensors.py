@@ -103,7 +103,7 @@ class TensorAcquisition(BaseAcquisition):
         tensors = checks.b_tensors("b_tensors", b_tensors)
         b, (shape, axes) = np.trace(tensors, axis1=1, axis2=2), b_anisotropy(tensors)
         # Of planar tensors the axis is normal to the plane.
-        axes[(b <= b0_threshold) | (np.abs(shape) < _SPHERICAL)] = 0
+        axes[(b == 0) | (np.abs(shape) < _SPHERICAL)] = 0
         self._set(
             b_tensors=tensors, b=b, b_anisotropy=shape, directions=axes,
             te=checks.per_measurement("te", te, len(b)),

@@ -14,6 +14,9 @@ from numpy.typing import ArrayLike
 from dipy_spinverse.acquisition.waveforms import Waveforms
 from dipy_spinverse.units import MS_PER_UM2
 
+# ms/um^2, within which b0 count as repeats: their signals differ by at most 0.75 % (half of it
+# times D of free water, 3 um^2/ms), well below the noise of a voxel.
+_SAME_B0 = 0.005
 _TIME_DECIMALS = 6  # of ms: float64 seconds times 1000 are exact to far better than 1 ns
 
 
@@ -30,7 +33,7 @@ class BaseAcquisition(ABC):
     b_tensors : ndarray (M, 3, 3)
         ms/um^2.
     directions : ndarray (M, 3)
-        Axis of the b-tensor; zeros where `b0_mask`.
+        Axis of the b-tensor; zeros where it has none.
     te : ndarray (M,)
         Time during which the magnetisation is transverse, ms.
     mixing_time : ndarray (M,)
@@ -40,7 +43,8 @@ class BaseAcquisition(ABC):
     waveforms : tuple of Waveforms
         q(t) of all measurements; their rows together are 0 ... M-1.
     b0_threshold : float
-        Measurements with b at or below this (ms/um^2) are b0.
+        Measurements with b at or below this (ms/um^2) are b0: they normalise the data and give
+        the noise. Their signals are those of their measured b.
     """
 
     # Constructor arguments with one entry per measurement, of subclasses that have only these.
@@ -61,7 +65,7 @@ class BaseAcquisition(ABC):
 
     @abstractmethod
     def to_gtab(self) -> GradientTable:
-        """Convert to a DIPY gradient table; b is 0 where `b0_mask`."""
+        """Convert to a DIPY gradient table."""
 
     @abstractmethod
     def _summary(self) -> tuple[str, ...]:
@@ -106,7 +110,7 @@ class BaseAcquisition(ABC):
 
     @cached_property
     def b0_mask(self) -> np.ndarray:
-        """(M,) bool: without diffusion weighting."""
+        """(M,) bool: b at or below `b0_threshold`."""
         return read_only(self.b <= self.b0_threshold)
 
     @property
@@ -130,6 +134,17 @@ class BaseAcquisition(ABC):
         return self._b0_per_group(self.te_index)
 
     @cached_property
+    def repeated_b0(self) -> np.ndarray:
+        """(R, M) bool: groups of b0 measurements of the same echo time, b and direction."""
+        sign = np.sign(self.directions @ [1.0, 1e-3, 1e-6])[:, None]
+        b = (self.b / _SAME_B0).round()
+        directions = np.where(b[:, None] > 0, (sign * self.directions).round(1), 0.0)
+        encoding = np.column_stack([self.te_index, b, directions])
+        groups = np.unique(encoding, axis=0, return_inverse=True)[1].reshape(-1)
+        masks = self._b0_per_group(groups)
+        return read_only(masks[masks.any(axis=1)])
+
+    @cached_property
     def _distinct_echoes(self):
         return distinct_times(np.stack([self.te, self.mixing_time], axis=1))
 
@@ -149,7 +164,7 @@ class BaseAcquisition(ABC):
                 "cannot represent; give the Acquisition itself."
             )
         return gradient_table(
-            np.where(self.b0_mask, 0.0, self.b) * MS_PER_UM2,
+            self.b * MS_PER_UM2,
             bvecs=self.directions,
             b0_threshold=self.b0_threshold * MS_PER_UM2,
             **encoding,

@@ -163,6 +163,11 @@ def single_directions(isotropic: np.ndarray) -> None:
         )
 
 
+def is_unit(directions: np.ndarray) -> np.ndarray:
+    """Whether (M,) vectors (M, 3) have length 1 within the tolerance."""
+    return np.abs(np.linalg.norm(directions, axis=1) - 1) <= _DIRECTION_TOLERANCE
+
+
 def unit_directions(directions, b: np.ndarray, undirected: np.ndarray) -> np.ndarray:
     """Exact unit vectors (M, 3), zeros where `undirected`."""
     directions = directions.copy()

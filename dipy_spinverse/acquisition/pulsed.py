@@ -29,8 +29,8 @@ class Acquisition(BaseAcquisition):
     b : float or array_like (M,)
         Diffusion weighting in ms/um^2 (1 is 1000 s/mm^2).
     directions : array_like (M, 3)
-        Gradient directions of length 1 +- 0.01, normalised; ignored, and set to zero, where
-        `b0_mask` or `isotropic`.
+        Gradient directions of length 1 +- 0.01, normalised; zero where `isotropic`, and for b0
+        that have none.
     small_delta : float or array_like (M,)
         Duration delta of a pulse in ms.
     big_delta : float or array_like (M,)
@@ -39,7 +39,8 @@ class Acquisition(BaseAcquisition):
         Echo time in ms, without the mixing time. Default: the shortest that fits all pulses, the
         largest Delta + delta - TM, for all measurements.
     b0_threshold : float, optional
-        Measurements with b at or below this (ms/um^2) are b0: their gradients are neglected.
+        Measurements with b at or below this (ms/um^2) are b0: they normalise the data and give
+        the noise. Their signals are those of their measured b.
     mixing_time : float or array_like (M,), optional
         TM of a stimulated echo in ms: storage of the magnetisation between the pulses.
     isotropic : bool or array_like (M,), optional
@@ -103,7 +104,8 @@ class Acquisition(BaseAcquisition):
             raise ValueError(f"b0_threshold is {b0_threshold}; it must be one finite b >= 0.")
         b0 = b <= threshold
         isotropic = checks.flags("isotropic", isotropic, b.size) & ~b0
-        directions = checks.unit_directions(directions, b, b0 | isotropic)
+        no_direction = b0 & ((b == 0) | ~checks.is_unit(directions))
+        directions = checks.unit_directions(directions, b, no_direction | isotropic)
         small = checks.per_measurement("small_delta", small_delta, b.size)
         big = checks.per_measurement("big_delta", big_delta, b.size)
         te = None if te is None else checks.per_measurement("te", te, b.size)
@@ -111,7 +113,7 @@ class Acquisition(BaseAcquisition):
         small, big = checks.fill_b0_timing(small, big, te, mixing, b0)
         te = checks.echo_time(small, big, te, mixing)
         dyads = np.einsum("mi,mj->mij", directions, directions)
-        dyads[isotropic] = np.eye(3) / 3
+        dyads[isotropic | no_direction] = np.eye(3) / 3
         self._set(
             b=b, directions=directions, small_delta=small, big_delta=big, te=te,
             mixing_time=np.minimum(mixing, big - small), isotropic=isotropic,
@@ -307,8 +309,7 @@ class Acquisition(BaseAcquisition):
         Returns
         -------
         GradientTable
-            With `big_delta` and `small_delta` (M,) in seconds, without echo and mixing times;
-            b is 0 where `b0_mask`.
+            With `big_delta` and `small_delta` (M,) in seconds, without echo and mixing times.
 
         Raises
         ------
@@ -339,9 +340,14 @@ class Acquisition(BaseAcquisition):
 
     @cached_property
     def q(self) -> np.ndarray:
-        """(M,) plateau of q(t) between the pulses, sqrt(b / (Delta - delta/3)) in rad/um;
-        0 where `b0_mask`."""
-        return read_only(np.sqrt(np.where(self.b0_mask, 0.0, self.b) / self.diffusion_time))
+        """(M,) plateau of q(t) between the pulses, sqrt(b / (Delta - delta/3)) in rad/um."""
+        return read_only(np.sqrt(self.b / self.diffusion_time))
+
+    @cached_property
+    def direction_averaged(self) -> np.ndarray:
+        """(M,) bool: `isotropic`, and b0 with b > 0 but no direction, whose weighting is hardly
+        anisotropic."""
+        return read_only(self.isotropic | (self.b > 0) & ~self.directions.any(axis=1))
 
     @cached_property
     def q_vectors(self) -> np.ndarray:

@@ -17,6 +17,10 @@ from dipy_spinverse.compartments.definition import (
 from dipy_spinverse.compartments.model import CompartmentModel
 from dipy_spinverse.compartments.signals.exchange import TWO_SITES
 
+# ms/um^2, above which no perfusing blood is left (pseudo-diffusivity of 10 um^2/ms and more: below
+# e^-2); as DIPY's IvimModel splits b-values (Le Bihan et al. 1988).
+_LARGEST_PERFUSION_B = 0.2
+
 
 class SANDIModel(CompartmentModel):
     """Soma and neurite density imaging [1]_: sticks, spheres and extracellular water.
@@ -191,9 +195,15 @@ class IVIMModel(CompartmentModel):
     Parameters
     ----------
     gtab : GradientTable or Acquisition
-        With at least three b > 0. Pulse timings are not needed.
+        With at least three b > 0, one of them at most 200 s/mm^2, above which the perfusing blood
+        has no signal. Pulse timings are not needed.
     **kwargs
         As :class:`CompartmentModel`.
+
+    Raises
+    ------
+    ValueError
+        No small b.
 
     References
     ----------
@@ -226,3 +236,10 @@ class IVIMModel(CompartmentModel):
             n_starts=1,
         )
         super().__init__(gtab, definition, **kwargs)
+        b = self.acquisition.b
+        if not ((b > 0) & (b <= _LARGEST_PERFUSION_B)).any():
+            raise ValueError(
+                f"gtab has no b between 0 and {1e3 * _LARGEST_PERFUSION_B:g} s/mm^2 (its smallest "
+                f"b > 0 is {1e3 * b[b > 0].min():g}): perfusion is not identifiable. Add volumes "
+                "with small b, or use another model."
+            )

@@ -54,7 +54,7 @@ def wall_faces(grid: TetrahedralGrid, permeability: np.ndarray, diffusivity: flo
 
 def free_water_signals(acquisition: BaseAcquisition, free_diffusivity: float) -> np.ndarray:
     """Signals (M,) of free water, with a diffusivity in um^2/ms."""
-    return np.exp(-np.where(acquisition.b0_mask, 0.0, acquisition.b) * free_diffusivity)
+    return np.exp(-acquisition.b * free_diffusivity)
 
 
 class SignalModel:

@@ -94,6 +94,11 @@ class EquivalentPulses:
         return getattr(self.acquisition, name)
 
     @property
+    def direction_averaged(self) -> np.ndarray:
+        """(M,) bool, as of pulses."""
+        return self.isotropic
+
+    @property
     def small_delta(self) -> np.ndarray:
         """(M,) of the pulses, ms."""
         return self.timings[self.timing_index, 0]

@@ -248,7 +248,7 @@ def tissue_signals(
     return TissueSignals(
         shells,
         pulses.directions[shells.order],
-        pulses.isotropic[shells.order],
+        pulses.direction_averaged[shells.order],
         (pulses.te - shortest_te)[shells.order],
         {shape: signals_of(shape, shells, diffusivity, radius_spread) for shape in shapes},
         free_diffusivity,

@@ -54,6 +54,11 @@ class Contrasts:
         """(1, C): there are no repeats."""
         return np.zeros((1, len(self)), dtype=bool)
 
+    @property
+    def repeated_b0(self) -> np.ndarray:
+        """(0, C): there are no repeats."""
+        return np.zeros((0, len(self)), dtype=bool)
+
     def to_gtab(self) -> GradientTable:
         """Gradient table without diffusion weighting."""
         return gradient_table(self.b, bvecs=np.zeros((len(self), 3)))

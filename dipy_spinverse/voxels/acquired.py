@@ -33,6 +33,10 @@ class Acquired(Protocol):
     def b0_per_te(self) -> np.ndarray:
         """(K, M) bool: repeats of the signal without diffusion at each of `echo_times`."""
 
+    @property
+    def repeated_b0(self) -> np.ndarray:
+        """(R, M) bool: groups of measurements that are repeats of each other."""
+
     def to_gtab(self) -> GradientTable:
         """As DIPY has it."""
 

@@ -158,10 +158,10 @@ def _smooth_shells(acquisition):
 
 
 def _repeated_b0(data, acquisition):
-    """Sum of squares (V,) of b0 about their mean at each echo time; its degrees of freedom."""
+    """Sum of squares (V,) of repeated b0 about their means; its degrees of freedom."""
     squares, freedom = np.zeros(len(data)), 0
-    for same_te in acquisition.b0_per_te:
-        repeats = data[:, same_te]
+    for group in acquisition.repeated_b0:
+        repeats = data[:, group]
         if repeats.shape[1] > 1:
             squares += repeats.var(axis=1) * repeats.shape[1]
             freedom += repeats.shape[1] - 1
@@ -171,7 +171,7 @@ def _repeated_b0(data, acquisition):
 def noise_from_b0(data: np.ndarray, acquisition: Acquired) -> tuple[np.ndarray | None, int]:
     """Standard deviation of the noise from repeated b0 measurements.
 
-    Pooled over echo times; within one, all b0 are repeats of the same signal. Each voxel's
+    Pooled over groups of b0 with the same echo time, b and direction. Each voxel's
     variance is drawn towards the levels of the image, as its scatter is mostly chance.
 
     Parameters

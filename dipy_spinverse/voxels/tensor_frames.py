@@ -24,9 +24,8 @@ def tensor_frames(acquisition: BaseAcquisition, data: np.ndarray) -> np.ndarray:
     time. Where no gradient looked diffusion counts as free, so that the axis lies across all
     gradients rather than along one of them.
     """
-    b = np.where(acquisition.b0_mask, 0.0, acquisition.b)
-    low = b <= max(_TENSOR_B, 1.01 * acquisition.b[~acquisition.b0_mask].min())
-    b_tensors = np.where(acquisition.b0_mask[:, None, None], 0.0, acquisition.b_tensors)[low]
+    low = acquisition.b <= max(_TENSOR_B, 1.01 * acquisition.b[~acquisition.b0_mask].min())
+    b_tensors = acquisition.b_tensors[low]
     pairs = np.stack([b_tensors[:, i, j] * (1 if i == j else 2) for i, j in _UPPER], axis=1)
     echo = acquisition.te_index[low][:, None] == np.arange(acquisition.te_index.max() + 1)
     design = np.concatenate([-pairs, echo], axis=1)

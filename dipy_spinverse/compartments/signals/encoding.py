@@ -58,8 +58,9 @@ class Encoding:
 
 def encoding_of(acquisition: BaseAcquisition, dtype=torch.float64, timed: bool = True) -> Encoding:
     """Shells and directions; without `timed`, pulse timings do not make shells distinct."""
-    b = np.where(acquisition.b0_mask, 0, acquisition.b)
+    b, averaged = acquisition.b, acquisition.isotropic
     if isinstance(acquisition, Acquisition):
+        averaged = acquisition.direction_averaged
         shape, times = np.ones_like(b), (acquisition.small_delta, acquisition.big_delta)
         pulses = np.stack([acquisition.q, *times], axis=1)
     else:
@@ -73,7 +74,7 @@ def encoding_of(acquisition: BaseAcquisition, dtype=torch.float64, timed: bool =
     )
     b, anisotropy, q, small, big = torch.tensor(columns[representative].T, dtype=dtype)
     directions = torch.tensor(acquisition.directions, dtype=dtype)
-    isotropic = torch.tensor(acquisition.isotropic) if acquisition.isotropic.any() else None
+    isotropic = torch.tensor(averaged) if averaged.any() else None
     shell = torch.tensor(shell_index.reshape(-1))
     te, stored = (torch.tensor(t, dtype=dtype) for t in (acquisition.te, acquisition.mixing_time))
     return Encoding(b, q, small, big, anisotropy, shell, directions, isotropic, te, stored)
