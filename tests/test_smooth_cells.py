@@ -19,6 +19,7 @@ from dipy_spinverse.cell_search.smooth import (
     stored_cells,
     wall_probability,
 )
+from dipy_spinverse.cell_search.smooth import search as smooth_search
 from dipy_spinverse.cell_search.smooth.descent import SmoothDescent
 from dipy_spinverse.cell_search.smooth.forward import (
     LimitModel,
@@ -427,8 +428,17 @@ def test_walls_are_likely_where_draws_have_them_and_less_sure_than_draws():
     np.testing.assert_allclose(found, [alike[0] / 2, 0, alike[0] / 2], atol=0.12)
 
 
+def random_ball(rng, prior):
+    """Unknowns of a ball near that of the data."""
+    return ball(CENTRE + rng.uniform(-2, 2, 3), rng.uniform(4, 7)).z
+
+
 def noisy_ball(**known):
-    """A fit of signals of a ball, with what of S0 and the diffusivity is known."""
+    """A fit of signals of a ball, with what of S0 and the diffusivity is known.
+
+    Searches begin at balls: from cells of any shape one as short as this ends in cells that
+    depend on rounding, and so on the processor.
+    """
     acquisition, grid = pulses(), bcc_grid(4, SIDE / 4, "absorbing")
     clean = SmoothModel(acquisition, PRIOR, 5, 2.0).signals(ball())
     data = clean + 0.004 * np.random.default_rng(1).standard_normal(len(clean))
@@ -438,6 +448,7 @@ def noisy_ball(**known):
             "SmoothCellInversion",
             partial(SmoothCellInversion, budget=SmoothSearchBudget.QUICK),
         )
+        patch.setattr(smooth_search, "random_cells", random_ball)
         diffusivity = known.pop("diffusivity", None)
         model = SpinverseModel(acquisition, grid=grid, diffusivity=diffusivity, inversion=SMOOTH)
         return model.fit(np.abs(data), sigma=0.004, **known)
@@ -473,9 +484,11 @@ def test_a_fit_has_smooth_meshes_intervals_and_draws(fit, tmp_path):
     model = SmoothModel(pulses(), PRIOR, 4, 2.0)
     best, *draws = (model.signals(cells) for cells in stored_cells(fit))
     # What noise allows is less than 1; shapes drawn from the Gaussian alone are at 3 to 30.
-    assert max((((draw - best) / 0.004) ** 2).mean() for draw in draws) < 2
+    # Over four seeds of the noise 0.09 to 0.19, walls within 3 % of the ball's, and those of the
+    # draws 4 to 5 % larger; the area of a draw scatters by 7 %.
+    assert max((((draw - best) / 0.004) ** 2).mean() for draw in draws) < 1
     area, *drawn = (wall_area(PRIOR, cells).sum() for cells in stored_cells(fit))
-    # Measured 5 %, with as few steps as here.
+    assert area == pytest.approx(4 * np.pi * RADIUS**2, rel=0.1)
     assert np.mean(drawn) == pytest.approx(area, rel=0.1)
     assert len(fit.interface(field=2).triangles) > 0
     assert fit.status in (Status.MISFIT, Status.CONVERGED, Status.PATTERN_NOT_DETERMINED)
