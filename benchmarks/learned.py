@@ -23,7 +23,7 @@ from benchmarks.command import command, keep
 from benchmarks.datasets import data_file
 from dipy_spinverse.compartments import NODDIModel
 from dipy_spinverse.compartments.learned import LearnedModel
-from dipy_spinverse.compartments.learned.methods import LEARNERS
+from dipy_spinverse.compartments.learned.model import LEARNERS
 from dipy_spinverse.compartments.learned.training import simulated_voxels
 
 MAPS = ("ndi", "odi", "fwf")

@@ -17,7 +17,7 @@ from dipy_spinverse import Acquisition
 from dipy_spinverse.compartments import ActiveAxModel, IVIMModel, NODDIModel
 from dipy_spinverse.compartments.learned import LearnedModel
 from dipy_spinverse.compartments.learned.features import feature_encoder
-from dipy_spinverse.compartments.learned.methods import LEARNERS
+from dipy_spinverse.compartments.learned.model import LEARNERS
 from dipy_spinverse.compartments.learned.targets import (
     from_latent,
     scaled_targets,

@@ -26,11 +26,6 @@ _STATISTIC = {
 def entities_of(path: str | Path) -> tuple[str, Path]:
     """Entities of a BIDS file of diffusion images, and the folder of its derivatives.
 
-    Raises
-    ------
-    ValueError
-        A name that does not follow BIDS.
-
     Examples
     --------
     >>> entities_of("sub-01_ses-2_dir-AP_dwi.nii.gz")[0]
@@ -48,13 +43,9 @@ def entities_of(path: str | Path) -> tuple[str, Path]:
 
 
 def derivative_files(names: list[str], stem: Path) -> list[Path]:
-    """Files of maps, in the order of `names`, each followed by its statistics.
+    """Files of maps and their statistics, in the order of `names`.
 
-    Parameters
-    ----------
-    names : list of str
-    stem : Path
-        Folder, and the common beginning of the names: entities and model.
+    `stem` is the folder, and the common beginning of the names: entities and model.
 
     Examples
     --------
@@ -72,20 +63,9 @@ def derivative_files(names: list[str], stem: Path) -> list[Path]:
 def save_derivatives(
     fit: VoxelFit, names: list[str], stem: Path, source: str | Path, affine: np.ndarray, model: str
 ) -> None:
-    """Write maps of a fit as BIDS derivatives, each with a sidecar.
+    """Write maps as BIDS derivatives of the images `source`, each with a sidecar.
 
-    Parameters
-    ----------
-    fit : VoxelFit
-    names : list of str
-        Of maps.
-    stem : Path
-        As of :func:`derivative_files`.
-    source : path
-        Of the images that were fitted.
-    affine : ndarray (4, 4)
-    model : str
-        Label of the model.
+    `names` and `stem` are those of :func:`derivative_files`.
     """
     files = iter(derivative_files(names, stem))
     for name in names:

@@ -1,9 +1,8 @@
-"""Figures of fits by matplotlib, for papers and notebooks: maps, signals, walls, posteriors."""
+"""Figures of fits by matplotlib, for papers and notebooks: maps, signals, walls."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from itertools import product
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,19 +25,16 @@ _LARGE_B = 10.0
 INTERVAL = {"_low": "2.5 % quantile", "": "posterior median", "_high": "97.5 % quantile"}
 
 
-def plot_maps(
-    fit: VoxelFit, names: Iterable[str] | None = None, slice_index: int | None = None
-) -> Figure:
+def plot_maps(fit: VoxelFit, names: Iterable[str] | None = None) -> Figure:
     """Maps of a slice, between the lower and upper limits of their 95 % intervals.
 
     Parameters
     ----------
     fit : VoxelFit
-        Of any model, of an image of two or three dimensions.
+        Of any model, of a slice such as ``fit[:, :, k]`` or a three-dimensional image, of which
+        the middle slice is shown.
     names : iterable of str, optional
         Some of `fit.MAPS`; all by default.
-    slice_index : int, optional
-        Along the third axis; the middle one by default.
 
     Returns
     -------
@@ -64,7 +60,7 @@ def plot_maps(
             f"{list(fit.MAPS)} of a two- or three-dimensional image."
         )
     if len(fit.shape) == 3:
-        fit = fit[:, :, fit.shape[2] // 2 if slice_index is None else slice_index]
+        fit = fit[:, :, fit.shape[2] // 2]
     suffixes = list(INTERVAL) if hasattr(fit, f"{names[0]}_low") else [""]
     outside = ~np.isin(fit.status, FITTED)
     n_rows, n_columns = len(suffixes), len(names)
@@ -227,62 +223,6 @@ def plane_intersection(triangles: np.ndarray, z: float) -> tuple[np.ndarray, np.
         edge = corners[rows, neighbour] - corners[rows, lone]
         points.append((corners[rows, lone] + share[:, None] * edge)[:, :2])
     return np.stack(points, axis=1), is_cut
-
-
-def plot_posterior(
-    draws: Mapping[str, np.ndarray] | Mapping[str, Mapping[str, np.ndarray]],
-    names: Iterable[str] | None = None,
-    truth: Mapping[str, float] | None = None,
-) -> Figure:
-    """Marginal posterior distributions of one voxel, for each parameter and each pair.
-
-    Parameters
-    ----------
-    draws : mapping of ndarray (n,), or mapping of such mappings
-        From :func:`posterior_draws`; several, by name, are overlaid.
-    names : iterable of str, optional
-        All but S0 by default.
-    truth : mapping of float, optional
-        Marked by lines.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    ImportError
-        Without matplotlib.
-    """
-    pyplot = _pyplot()
-    several = isinstance(next(iter(draws.values())), Mapping)
-    posteriors: Mapping[str, Any] = draws if several else {"posterior": draws}
-    names = list(names or (name for name in next(iter(posteriors.values())) if name != "S0"))
-    n = len(names)
-    figure, axes = pyplot.subplots(
-        n, n, figsize=(2.4 * n, 2.4 * n), layout="constrained", squeeze=False
-    )
-    for (i, row), (j, column) in product(enumerate(names), repeat=2):
-        axis = axes[i, j]
-        axis.set_visible(j <= i)
-        for k, (label, samples) in enumerate(posteriors.items()):
-            color = f"C{k}"
-            if i == j:
-                axis.hist(samples[row], 40, density=True, alpha=0.5, color=color, label=label)
-                for limit in np.quantile(samples[row], [0.025, 0.975]):
-                    axis.axvline(limit, color=color, linestyle=":")
-            elif j < i:
-                axis.plot(samples[column], samples[row], ".", ms=2, alpha=0.3, color=color)
-        if truth is not None and j <= i:
-            axis.axvline(truth[column], color="k", linewidth=1)
-            if j < i:
-                axis.axhline(truth[row], color="k", linewidth=1)
-        axis.set(xlabel=column if i == n - 1 else "", yticks=[] if i == j else axis.get_yticks())
-        if j == 0 and i > 0:
-            axis.set_ylabel(row)
-    if several:
-        axes[0, 0].legend(fontsize=7)
-    return figure
 
 
 def _pyplot():

@@ -17,21 +17,10 @@ if TYPE_CHECKING:
 
 MAP_SUFFIXES = ("", "_std", "_low", "_high")
 _PREDICTED_TOGETHER = 5000  # voxels; limits memory, does not affect results
-_DESCRIPTION = 79  # characters of a NIfTI header
 
 
 def save_image(path: Path, values: np.ndarray, affine: np.ndarray, description: str = "") -> None:
-    """Write NIfTI in mm, integers as int16 and others as float32.
-
-    Parameters
-    ----------
-    path : Path
-    values : ndarray (..., )
-        Up to four dimensions.
-    affine : ndarray, shape (4, 4)
-    description : str, optional
-        For the header, which has room for 79 characters.
-    """
+    """Write NIfTI in mm, integers as int16 and others as float32."""
     dtype = np.int16 if values.dtype.kind in "biu" else np.float32
     nib.save(_image(values.astype(dtype), affine, description), path)
 
@@ -39,21 +28,12 @@ def save_image(path: Path, values: np.ndarray, affine: np.ndarray, description: 
 def _image(values, affine, description):
     image = nib.Nifti1Image(values, affine)
     image.header.set_xyzt_units("mm")
-    image.header["descrip"] = description[:_DESCRIPTION]
+    image.header["descrip"] = description[:79]  # all that the header has room for
     return image
 
 
 def save_predictions(fit: VoxelFit, path: Path, affine: np.ndarray, description: str = "") -> None:
-    """Write the signals that a fit predicts, one volume at a time to limit memory.
-
-    Parameters
-    ----------
-    fit : VoxelFit
-        Of a three-dimensional image.
-    path : Path
-    affine : ndarray, shape (4, 4)
-    description : str, optional
-    """
+    """Write the signals that a fit predicts, one volume at a time to limit memory."""
     rows = np.flatnonzero(np.isin(fit.status, FITTED))
     signals = np.empty((len(fit.model.acquisition), len(rows)), dtype=np.float32)
     for k in range(0, len(rows), _PREDICTED_TOGETHER):
@@ -72,17 +52,7 @@ def save_predictions(fit: VoxelFit, path: Path, affine: np.ndarray, description:
 def save_map(
     fit: VoxelFit, name: str, path: Path, affine: np.ndarray, description: str = ""
 ) -> None:
-    """Write a map of a fit and, where the fit has them, its standard deviation and interval.
-
-    Parameters
-    ----------
-    fit : VoxelFit
-    name : str
-    path : Path
-        Of the map; the others get ``_std``, ``_low`` and ``_high`` in their names.
-    affine : ndarray, shape (4, 4)
-    description : str, optional
-    """
+    """Write a map to `path`, and what the fit has of the other :func:`map_paths`."""
     for suffix, target in zip(MAP_SUFFIXES, map_paths(path), strict=True):
         values = getattr(fit, name + suffix, None)
         if values is not None:
@@ -90,6 +60,6 @@ def save_map(
 
 
 def map_paths(path: Path) -> list[Path]:
-    """Paths of a map, its standard deviation and the limits of its interval."""
+    """Paths of a map, and of its standard deviation and limits with ``_std`` and so on."""
     stem, extension = split_filename_extension(path)
     return [path.with_name(f"{stem}{suffix}{extension}") for suffix in MAP_SUFFIXES]

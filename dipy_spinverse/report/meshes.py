@@ -25,16 +25,8 @@ def voxel_affine(affine: np.ndarray, voxel: tuple[int, ...], box_um: float) -> n
     """Affine (4, 4) from um on a grid to mm in a voxel, enlarged so that the grid fills it.
 
     A grid is about a hundredth of a voxel wide and would be invisible at its true size. The axes
-    of the grid are those of the b-vectors, which are taken along the axes of the image.
-
-    Parameters
-    ----------
-    affine : ndarray (4, 4)
-        Of the image.
-    voxel : tuple of int
-        Index of up to three axes.
-    box_um : float
-        Edge of the grid, um.
+    of the grid, of edge `box_um`, are those of the b-vectors, which are taken along the axes of
+    the image.
     """
     size = np.linalg.norm(affine[:3, :3], axis=0)
     index = np.pad(np.asarray(voxel, dtype=float), (0, 3 - len(voxel)))
@@ -47,21 +39,12 @@ def voxel_affine(affine: np.ndarray, voxel: tuple[int, ...], box_um: float) -> n
 def save_meshes(
     fit: SpinverseFit, voxels: list[tuple[int, ...]], stem: Path, affine: np.ndarray
 ) -> None:
-    """Write the interface meshes of voxels.
+    """Write the meshes of :func:`voxel_meshes`.
 
-    Parameters
-    ----------
-    fit : SpinverseFit
-    voxels : list of tuple of int
-    stem : Path
-        Voxel (i, j, k) gives ``STEM_i_j_k.ply`` and ``.vtu`` (um), and ``.surf.gii`` (mm, enlarged
-        to fill its voxel, see :func:`voxel_affine`). Where the pattern of the walls is not
-        determined, one posterior sample is written instead, as ``STEM_i_j_k_one_of_many.ply`` and
-        so on. All together are in ``STEM.vtu`` (mm), with the index of the voxel of each triangle.
-        Voxels that were not fitted, and those whose walls do not explain their signals, are
-        skipped with a warning in the log.
-    affine : ndarray, shape (4, 4)
-        Of the image.
+    Voxel (i, j, k) gives ``STEM_i_j_k.ply`` and ``.vtu`` (um), and ``.surf.gii`` (mm, see
+    :func:`voxel_affine`). Where the pattern of the walls is not determined, one posterior sample
+    is written instead, as ``STEM_i_j_k_one_of_many.ply`` and so on. All together are in
+    ``STEM.vtu`` (mm), with the index of the voxel of each triangle.
     """
     meshes = voxel_meshes(fit, voxels, affine)
     for placed in meshes:
@@ -80,22 +63,12 @@ def save_meshes(
 
 @dataclass(frozen=True, eq=False)
 class VoxelMesh:
-    """The walls of a voxel, and their position in the image.
-
-    Attributes
-    ----------
-    voxel : tuple of int
-    mesh : InterfaceMesh
-    is_sample : bool
-        Whether it is one of many posterior samples, which differ in their pattern.
-    to_mm : ndarray (4, 4)
-        See :func:`voxel_affine`.
-    """
+    """The walls of a voxel, and their position in the image."""
 
     voxel: tuple[int, ...]
     mesh: InterfaceMesh
-    is_sample: bool
-    to_mm: np.ndarray
+    is_sample: bool  # one of many posterior samples, which differ in their pattern
+    to_mm: np.ndarray  # (4, 4), see voxel_affine
 
     @property
     def vertices_mm(self) -> np.ndarray:
@@ -106,15 +79,7 @@ class VoxelMesh:
 def voxel_meshes(
     fit: SpinverseFit, voxels: list[tuple[int, ...]], affine: np.ndarray
 ) -> list[VoxelMesh]:
-    """Meshes of those voxels whose walls explain the signals; the log names the others.
-
-    Parameters
-    ----------
-    fit : SpinverseFit
-    voxels : list of tuple of int
-    affine : ndarray (4, 4)
-        Of the image.
-    """
+    """Meshes of those voxels whose walls explain the signals; the log names the others."""
     from dipy_spinverse.spinverse.fit import AGREEMENT_THRESHOLD
     from dipy_spinverse.voxels import Status
 

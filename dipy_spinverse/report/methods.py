@@ -54,13 +54,7 @@ _MODELS = {
 
 
 def methods_paragraph(fit: VoxelFit) -> tuple[str, tuple[str, ...]]:
-    """A paragraph that describes model, measurements and estimates of a fit, with references.
-
-    Returns
-    -------
-    paragraph : str
-    references : tuple of str
-    """
+    """A paragraph that describes model, measurements and estimates of a fit, and references."""
     name = type(fit.model).__name__
     model, references = _MODELS.get(name, (f"a compartment model ({name})", ()))
     n_voxels = int(np.count_nonzero(fit.status))

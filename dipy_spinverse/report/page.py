@@ -18,7 +18,6 @@ from dipy_spinverse.voxels.status import FITTED, Status
 
 _MAX_RESIDUAL_VOXELS = 2000  # a random sample of the image; limits the time
 _MAX_MESHES = 4  # limit the size of the page
-_REQUIRED = ("plotly", "jinja2")
 _SAMPLE = (
     "One posterior sample of the walls, on its periodic grid. Transparent parts are uncertain: "
     "other samples that explain the signals as well have no wall there. "
@@ -31,13 +30,8 @@ _PATTERN_KNOWN = _SAMPLE + "Samples agree by {:.2f}."
 
 
 def check_packages() -> None:
-    """Say how to install what a page needs.
-
-    Raises
-    ------
-    ImportError
-    """
-    missing = [name for name in _REQUIRED if find_spec(name) is None]
+    """ImportError that says how to install what a page needs, where it is missing."""
+    missing = [name for name in ("plotly", "jinja2") if find_spec(name) is None]
     if missing:
         raise ImportError(
             f"report needs {' and '.join(missing)}: pip install dipy_spinverse[report]."

@@ -45,13 +45,7 @@ def _styled(figure, height=_HEIGHT, **layout):
 
 
 class Slices:
-    """Slices of an image, cropped to the mask, and as many as keep the page small.
-
-    Parameters
-    ----------
-    fit : VoxelFit
-    affine : ndarray (4, 4)
-    """
+    """Slices of an image, cropped to the mask, and as many as keep the page small."""
 
     def __init__(self, fit: VoxelFit, affine: np.ndarray):
         self.shape = (*fit.shape, *(1,) * (3 - len(fit.shape)))
@@ -226,10 +220,7 @@ def residual_figure(
 def signal_figure(
     acquisition: Any, names: list[str], data: np.ndarray, predicted: np.ndarray, S0: np.ndarray
 ) -> go.Figure:
-    """Measured and predicted signals of some voxels over b, one colour for each timing.
-
-    Directions of one shell are side by side in the order of the predicted signals.
-    """
+    """Measured and predicted signals over b; directions of a shell in order of the predicted."""
     figure, groups = go.Figure(), shells(acquisition)
     timings = list(dict.fromkeys(timing for _, timing, _ in groups))
     b_values = np.unique([float(b) for b, _, _ in groups])
@@ -239,9 +230,7 @@ def signal_figure(
         for k, timing in enumerate(timings):
             color = _TIMING_COLORS[k % len(_TIMING_COLORS)]
             x, measured, fitted = [], [], []
-            for b, shell_timing, rows in groups:
-                if shell_timing != timing:
-                    continue
+            for b, rows in ((b, rows) for b, other, rows in groups if other == timing):
                 order = rows[np.argsort(-predicted[v, rows])]
                 x_start = float(b) + (k - len(timings) / 2 + 0.1) * width
                 x += [*(x_start + 0.8 * width * np.linspace(0, 1, len(order))), None]
@@ -271,37 +260,19 @@ def signal_figure(
 
 
 def mesh_figure(mesh: InterfaceMesh) -> go.Figure:
-    """Walls in 3-D, coloured by probability or permeability; uncertain parts are transparent."""
+    """Walls in 3-D, coloured by their probability; uncertain parts are transparent."""
     figure = go.Figure()
-    log_permeability = np.log10(np.clip(mesh.permeability, 1e-4, None))
-    by_probability, by_permeability = [], []
     x, y, z = mesh.vertices_um.astype(np.float32).T
     for low, high, opacity, label in _BANDS:
         faces = (mesh.wall_probability >= low) & (mesh.wall_probability < high)
         if not faces.any():
             continue
         a, b, c = mesh.triangles[faces].T
-        by_probability.append(mesh.wall_probability[faces])
-        by_permeability.append(log_permeability[faces])
         figure.add_mesh3d(
-            x=x, y=y, z=z, i=a, j=b, k=c, intensity=by_probability[-1], intensitymode="cell",
-            coloraxis="coloraxis", opacity=opacity, name=label, showlegend=True,
-            flatshading=True, hoverinfo="skip",
+            x=x, y=y, z=z, i=a, j=b, k=c, intensity=mesh.wall_probability[faces],
+            intensitymode="cell", coloraxis="coloraxis", opacity=opacity, name=label,
+            showlegend=True, flatshading=True, hoverinfo="skip",
         )  # fmt: skip
-    minimum = float(log_permeability.min())
-    maximum = float(max(log_permeability.max(), minimum + 0.1))
-    buttons = [
-        {
-            "label": label, "method": "update",
-            "args": [{"intensity": values},
-                     {"coloraxis.cmin": low, "coloraxis.cmax": high,
-                      "coloraxis.colorbar.title.text": title}],
-        }
-        for label, values, low, high, title in (
-            ("by wall probability", by_probability, 0, 1, "probability"),
-            ("by permeability", by_permeability, minimum, maximum, "log10 um/ms"),
-        )
-    ]  # fmt: skip
     axis = {"backgroundcolor": "white", "gridcolor": "#ddd", "nticks": 5}
     return _styled(
         figure, 520,
@@ -313,6 +284,4 @@ def mesh_figure(mesh: InterfaceMesh) -> go.Figure:
             "camera": {"eye": {"x": 1.9, "y": 1.7, "z": 1.0}},
         },
         legend={"orientation": "h", "y": -0.05},
-        updatemenus=[{"buttons": buttons, "type": "buttons", "direction": "right", "x": 0,
-                      "xanchor": "left", "y": 1.08}],
     )  # fmt: skip

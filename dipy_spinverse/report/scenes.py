@@ -103,7 +103,6 @@ def plot_glyphs(
     fit: CompartmentFit,
     *,
     colour: str | None = None,
-    slice_index: int | None = None,
     view: str = "xy",
     size: tuple[int, int] = (900, 900),
     off_screen: bool = False,
@@ -113,11 +112,10 @@ def plot_glyphs(
     Parameters
     ----------
     fit : CompartmentFit
+        Of an image, or a slice such as ``fit[:, :, k]``.
     colour : str, optional
         Map that colours the glyphs. By default red, green and blue are the x, y and z components
         of the axis, and glyphs are white where the model has none.
-    slice_index : int, optional
-        Slice of a three-dimensional image, along its last axis; all voxels by default.
     view : {"xy", "xz", "yz"}, optional
         Axes to the right and up.
     size : tuple of int, optional
@@ -142,8 +140,6 @@ def plot_glyphs(
     pyvista = _pyvista()
     if view not in _VIEWS:
         raise ValueError(f"view is {view!r}; use one of {', '.join(_VIEWS)}.")
-    if slice_index is not None and len(fit.shape) == 3:
-        fit = fit[:, :, slice_index]
     if colour is not None and colour not in fit.MAPS:
         raise ValueError(f"colour is {colour!r}; the fit has the maps {list(fit.MAPS)}.")
     glyphs = superquadrics(fit)

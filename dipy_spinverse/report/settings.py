@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from dipy_spinverse.voxels.fit import VoxelFit
 
-PACKAGES = (
+_PACKAGES = (
     "dipy_spinverse", "dipy", "torch", "numpy", "scipy", "numba", "nibabel", "meshio",
     "scikit-image",
 )  # fmt: skip
@@ -22,20 +22,7 @@ PACKAGES = (
 def run_settings(
     inputs: dict, settings: dict, fit: VoxelFit, seconds: float, units: dict[str, str]
 ) -> dict[str, Any]:
-    """Inputs, settings, versions and the meaning of the status codes, for JSON.
-
-    Parameters
-    ----------
-    inputs : dict
-        Input files by the names of the command line's arguments.
-    settings : dict
-        All other arguments of the command line.
-    fit : VoxelFit
-    seconds : float
-        Wall time of the fit.
-    units : dict
-        Unit of each map.
-    """
+    """Input files and other arguments by name, units of maps, status, time and versions."""
     from dipy_spinverse.voxels import Status
 
     codes, counts = np.unique(fit.status, return_counts=True)
@@ -51,7 +38,7 @@ def run_settings(
         "seconds": round(seconds, 3),
         "versions": {
             "python": platform.python_version(),
-            **{package: version(package) for package in PACKAGES},
+            **{package: version(package) for package in _PACKAGES},
         },
     }
 

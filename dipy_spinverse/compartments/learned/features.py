@@ -24,7 +24,7 @@ _ORDERS = np.repeat(np.arange(0, LARGEST_ORDER + 1, 2), np.arange(1, 2 * LARGEST
 class FeatureEncoder:
     """From signals to features; see :func:`feature_encoder`."""
 
-    shells: list[Shell]
+    shells: tuple[Shell, ...]
     has_axis: bool
     fanned: bool
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,11 @@ from dipy_spinverse.compartments.fit import CompartmentFit, compartment_layout
 from dipy_spinverse.compartments.learned.features import feature_encoder
 from dipy_spinverse.compartments.learned.learner import Learner, Scaling
 from dipy_spinverse.compartments.learned.learner_file import read_learner, write_learner
-from dipy_spinverse.compartments.learned.methods import LEARNERS, check_options
-from dipy_spinverse.compartments.learned.networks import MixtureDensityNetwork
+from dipy_spinverse.compartments.learned.networks import (
+    DeepNetwork,
+    MixtureDensityNetwork,
+    WideAndDeepNetwork,
+)
 from dipy_spinverse.compartments.learned.out_of_distribution import (
     warn_if_noise_differs,
     warn_if_out_of_distribution,
@@ -31,6 +36,7 @@ from dipy_spinverse.compartments.learned.parameter_vectors import (
     checked_rows,
     parameter_vectors,
 )
+from dipy_spinverse.compartments.learned.scikit_learners import BoostedTrees, RidgeRegression
 from dipy_spinverse.compartments.learned.targets import from_latent, parameter_values, to_latent
 from dipy_spinverse.compartments.learned.training import training_set
 from dipy_spinverse.compartments.model import CompartmentModel
@@ -41,6 +47,13 @@ from dipy_spinverse.voxels.model import VoxelModel
 from dipy_spinverse.voxels.progress import Bar, part
 from dipy_spinverse.voxels.statistics import summary
 
+LEARNERS: dict[str, type[Learner]] = {
+    "mixture-density": MixtureDensityNetwork,
+    "deep": DeepNetwork,
+    "wide-and-deep": WideAndDeepNetwork,
+    "trees": BoostedTrees,
+    "ridge": RidgeRegression,
+}
 # Posterior samples of a voxel: a power of two, for which Sobol sequences are balanced.
 _N_DRAWS = 128
 # What settings and arrays of a file raise that are not those of a learner.
@@ -131,7 +144,7 @@ class LearnedModel(VoxelModel):
         verbose: bool = False,
         **training: Any,
     ):
-        check_options(method, training)
+        _check_options(method, training)
         if not 0 < snr[0] < snr[1]:
             raise ValueError(f"snr is {snr}; give a range, as (10, 100).")
         if gtab is not None:
@@ -365,3 +378,19 @@ class LearnedModel(VoxelModel):
         targets = from_latent(definition, samples[:-1])
         S0 = 1 + samples[-1] * torch.tensor(noise[:, :1]).float()
         return maps_of(definition, parameter_values(definition, targets)) | {"S0": S0}, targets
+
+
+def _check_options(method: str, options: dict[str, Any]) -> None:
+    """ValueError for what training would refuse, before anything is simulated."""
+    if method not in LEARNERS:
+        raise ValueError(f"method is {method!r}; use one of {', '.join(LEARNERS)}.")
+    if method in ("trees", "ridge") and find_spec("sklearn") is None:
+        raise ValueError(
+            f"method={method!r} needs scikit-learn (pip install scikit-learn); networks do not."
+        )
+    available = set(signature(LEARNERS[method].train).parameters) - {"features", "targets", "seed"}
+    if not set(options) <= available:
+        raise ValueError(
+            f"{method} has no options {sorted(set(options) - available)}; it has "
+            f"{sorted(available)}."
+        )

@@ -117,13 +117,7 @@ class WideAndDeepNetwork(DeepNetwork):
 
 
 class MixtureDensityNetwork(DeepNetwork):
-    """A network whose output is a posterior distribution: a mixture of normal ones [1]_.
-
-    References
-    ----------
-    .. [1] Bishop, Mixture density networks, Aston University NCRG/94/004 (1994),
-       https://publications.aston.ac.uk/id/eprint/373/
-    """
+    """A network whose output is a posterior distribution: a mixture of normal ones."""
 
     @staticmethod
     def network(n_in, n_targets, width, depth, n_components):
@@ -166,14 +160,8 @@ class MixtureDensityNetwork(DeepNetwork):
             points = cube[:, 0].expand(len(output), -1).contiguous()
             component = torch.searchsorted(cumulative, points).clamp(max=cumulative.shape[1] - 1)
             voxel = torch.arange(len(output))[:, None]
-            rows = [
-                means[..., row][voxel, component]
-                + sum(
-                    factors[..., row, k][voxel, component] * normal[:, k] for k in range(row + 1)
-                )
-                for row in range(n_targets)
-            ]
-            samples.append(torch.stack(rows))
+            deviations = torch.einsum("vsij,sj->ivs", factors[voxel, component], normal)
+            samples.append(means[voxel, component].movedim(2, 0) + deviations)
         return torch.cat(samples, dim=1)
 
 
