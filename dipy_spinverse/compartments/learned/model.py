@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from dipy.core.gradients import GradientTable
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import BaseAcquisition
@@ -72,8 +71,6 @@ class LearnedModel(VoxelModel):
     Parameters
     ----------
     model : CompartmentModel
-    gtab : GradientTable or Acquisition, optional
-        That of the model by default.
     method : {"mixture-density", "deep", "wide-and-deep", "trees", "ridge"}, optional
         "mixture-density" [1]_ gives a posterior: medians, standard deviations and 95 % intervals.
         The others give the mean alone: networks, boosted trees, and polynomial ridge regression
@@ -95,7 +92,6 @@ class LearnedModel(VoxelModel):
     Attributes
     ----------
     model : CompartmentModel
-        With the acquisition of the training.
     learner : Learner
     acquisition : BaseAcquisition
 
@@ -135,7 +131,6 @@ class LearnedModel(VoxelModel):
     def __init__(
         self,
         model: CompartmentModel,
-        gtab: GradientTable | BaseAcquisition | None = None,
         *,
         method: str = "mixture-density",
         snr: tuple[float, float] = (10.0, 100.0),
@@ -147,8 +142,6 @@ class LearnedModel(VoxelModel):
         _check_options(method, training)
         if not 0 < snr[0] < snr[1]:
             raise ValueError(f"snr is {snr}; give a range, as (10, 100).")
-        if gtab is not None:
-            model = model.of_acquisition(gtab)
         self._assemble(model, method, snr, seed)
         with Bar(n_train, verbose) as bar:
             train = bar.fed_by(partial(self._train, options=training))
