@@ -75,7 +75,7 @@ def _require_gaussian(definition):
             reason = "has restricted diffusion" if c.timed else "is defined for linear encoding"
             raise ValueError(
                 f"gtab has b-tensors that are not linear, or free waveforms, but the "
-                f"{c.kernel_name} of {definition.name} {reason}: give pulsed gradients "
+                f"{c.kernel_definition.name} of {definition.name} {reason}: give pulsed gradients "
                 "(b, directions, small_delta, big_delta), or a model of stick, zeppelin, ball and "
                 "dot."
             )

@@ -80,14 +80,11 @@ class CompartmentChunkFit:
             attributes = {**voxels.own, "n_fibres": n_fibres, "axes": axes}
             voxels = replace(voxels, own=attributes)
         result: dict[str, np.ndarray] = {}
-        for n in stepwise(np.unique(voxels.own["n_fibres"])):
+        for n in stepwise(np.unique(voxels.own["n_fibres"])[::-1]):  # the widest arrays first
             rows = np.flatnonzero(voxels.own["n_fibres"] == n)
             for name, value in self._fit_populations(voxels[rows], int(n)).items():
                 value = np.broadcast_to(value, (len(rows), *np.shape(value)[1:]))
                 array = result.setdefault(name, np.zeros((len(voxels), *value.shape[1:])))
-                if value.shape[1:] > array.shape[1:]:
-                    array = np.pad(array, ((0, 0), (0, value.shape[1] - array.shape[1])))
-                    result[name] = array
                 index: Any = (rows, *map(slice, value.shape[1:]))
                 array[index] = value
         return result

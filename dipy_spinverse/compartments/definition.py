@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -111,18 +112,16 @@ class Compartment:
             raise ValueError(
                 f"kernel is {self.kernel!r}; use one of {', '.join(KERNELS)}, or a CustomKernel."
             )
-        arguments = self.kernel_definition.arguments
-        if set(self.arguments) != set(arguments):
+        kernel = self.kernel_definition
+        if set(self.arguments) != set(kernel.arguments):
             raise ValueError(
-                f"A {self.kernel_name} needs the arguments {list(arguments)}, not "
+                f"A {kernel.name} needs the arguments {list(kernel.arguments)}, not "
                 f"{list(self.arguments)}."
             )
         if self.dispersion not in DISPERSIONS:
             raise ValueError(f"dispersion is {self.dispersion!r}; use one of {DISPERSIONS}.")
         if self.dispersion is not None and not self.oriented:
-            raise ValueError(
-                f"A {self.kernel_name} has no axis: drop dispersion={self.dispersion!r}."
-            )
+            raise ValueError(f"A {kernel.name} has no axis: drop dispersion={self.dispersion!r}.")
         averages = ("signals", "tensor")
         tensor = self.kernel in ("stick", "zeppelin") and self.dispersion is not None
         if self.average not in averages or (self.average == "tensor" and not tensor):
@@ -142,11 +141,6 @@ class Compartment:
     def kernel_definition(self) -> BuiltInKernel | CustomKernel:
         """The kernel itself."""
         return self.kernel if isinstance(self.kernel, CustomKernel) else KERNELS[self.kernel]
-
-    @property
-    def kernel_name(self) -> str:
-        """In words."""
-        return self.kernel_definition.name
 
     @property
     def oriented(self) -> bool:
@@ -280,31 +274,21 @@ def tortuosity(parallel: float | str, share: str) -> Callable[[Values], Tensor]:
     Szafer, Zhong and Gore, Magn. Reson. Med. 33 (1995) 697,
     https://doi.org/10.1002/mrm.1910330516, in the form that NODDI uses.
     """
-    return _Tortuosity(parallel, share)
+    return partial(_tortuosity, parallel, share)
 
 
 def complement(*names: str) -> Callable[[Values], Tensor]:
     """One minus the values named."""
-    return _Complement(names)
+    return partial(_complement, names)
 
 
-# Links that can be pickled, unlike functions inside of functions.
-@dataclass(frozen=True)
-class _Tortuosity:
-    parallel: float | str
-    share: str
-
-    def __call__(self, values):
-        parallel = values[self.parallel] if isinstance(self.parallel, str) else self.parallel
-        return (1 - values[self.share]) * parallel
+# Partial functions, unlike functions inside of functions, can be pickled.
+def _tortuosity(parallel, share, values):
+    return (1 - values[share]) * expression_value(parallel, values)
 
 
-@dataclass(frozen=True)
-class _Complement:
-    names: tuple[str, ...]
-
-    def __call__(self, values):
-        return 1 - sum(values[name] for name in self.names)
+def _complement(names, values):
+    return 1 - sum(values[name] for name in names)
 
 
 def split_diffusivities(

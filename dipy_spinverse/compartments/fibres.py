@@ -16,7 +16,8 @@ from dipy_spinverse.compartments.definition import (
 )
 
 MAX_FIBRES = 3
-_S0_CORRECTIONS = (0.5, 1.5)  # bounds; b0 of a single volume are known better at SNR > 10
+# Bounds, by hand: 1 plus and minus 3.5 standard errors sqrt(2) / SNR of single b0 at an SNR of 10.
+_S0_CORRECTIONS = (0.5, 1.5)
 _EXPRESSIONS = ("share", "odi", "fanning", "T2", "T1")
 
 

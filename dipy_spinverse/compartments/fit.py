@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,6 +84,19 @@ def all_values(
     return values | {name: fractions[:, k] for k, name in enumerate(definition.pools)}
 
 
+def stored_parameters(
+    definition: Definition, values: Mapping[str, np.ndarray], rows
+) -> tuple[NonlinearParameters, Tensor]:
+    """Parameters and fractions (R, K) of rows of a fit, whose arrays fit the most populations."""
+    widths = len(definition.parameters), 9 * len(definition.axes), len(definition.pools)
+    names = ("_unit", "_frames", "_fractions")
+    unit, frames, fractions = (
+        torch.tensor(values[name][rows, :width]) for name, width in zip(names, widths, strict=True)
+    )
+    frames = frames.reshape(len(unit), len(definition.axes), 3, 3)
+    return NonlinearParameters(unit, frames), fractions
+
+
 def maps_at(
     definition: Definition, parameters: NonlinearParameters, amplitudes: Tensor
 ) -> dict[str, np.ndarray]:
@@ -135,12 +149,12 @@ def posterior_arrays(
     cosine = np.abs(np.einsum("nvki,vki->nvk", axes, axes_at_fit))
     angle = np.degrees(np.arccos(cosine.clip(max=1)))
     angle[:, :, len(definition.axes) :] = 0
-    statistics = of_draws(fractions) | {"cone": np.quantile(angle, 0.95, axis=0)}
+    statistics = {"axes_cone": np.quantile(angle, 0.95, axis=0)}
+    for ending, statistic in of_draws(fractions).items():
+        if ending:  # those without are the likeliest, of `estimate_arrays`
+            statistics[f"fibre_fractions{ending}"] = statistic
     order = np.argsort(-fractions_at_fit, axis=1, kind="stable")
-    for ending, statistic in statistics.items():
-        name = "axes_cone" if ending == "cone" else f"fibre_fractions{ending}"
-        result[name] = np.take_along_axis(statistic, order, axis=1)
-    del result["fibre_fractions"]  # of the likeliest values
+    result |= {name: np.take_along_axis(s, order, axis=1) for name, s in statistics.items()}
     return result | {"effective_draws": samples.effective_size.numpy()}
 
 

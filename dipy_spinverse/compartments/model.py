@@ -26,7 +26,7 @@ from dipy_spinverse.compartments.arguments import (
 from dipy_spinverse.compartments.chunk import CompartmentChunkFit, voxels_per_chunk
 from dipy_spinverse.compartments.definition import UNITS, Compartment, Definition, Parameter
 from dipy_spinverse.compartments.fibres import maps_of, with_fibres, with_S0_corrections
-from dipy_spinverse.compartments.fit import CompartmentFit, compartment_layout
+from dipy_spinverse.compartments.fit import CompartmentFit, compartment_layout, stored_parameters
 from dipy_spinverse.compartments.fitting.amplitudes import predicted_signals
 from dipy_spinverse.compartments.fitting.model_test import pooled_score_test
 from dipy_spinverse.compartments.fitting.parameters import NonlinearParameters, physical_values
@@ -216,18 +216,12 @@ class CompartmentModel(VoxelModel):
         size = voxels_per_chunk(self.definition, acquisition)
         for n in np.unique(n_fibres):
             definition = with_fibres(self.definition, int(n))
-            n_scalars, n_axes = len(definition.parameters), len(definition.axes)
             pools = pool_signals(definition, encoding)
             pools_at_b0 = pool_signals(definition, encoding.without_diffusion())
             all_rows = np.flatnonzero(n_fibres == n)
             for rows in (all_rows[k : k + size] for k in range(0, len(all_rows), size)):
-                unit, frames, fractions = (
-                    torch.tensor(values[name][rows, :width])
-                    for name, width in (("_unit", n_scalars), ("_frames", 9 * n_axes),
-                                        ("_fractions", len(definition.pools)))
-                )  # fmt: skip
-                frames = frames.reshape(len(rows), n_axes, 3, 3)
-                parameters = physical_values(definition, NonlinearParameters(unit, frames))
+                nonlinear, fractions = stored_parameters(definition, values, rows)
+                parameters = physical_values(definition, nonlinear)
                 signals = predicted_signals(pools(parameters), fractions)
                 if definition.has_relaxation:
                     signals = signals / predicted_signals(pools_at_b0(parameters), fractions)

@@ -9,12 +9,11 @@ import torch
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.compartments.fibres import with_fibres, with_S0_corrections
-from dipy_spinverse.compartments.fit import CompartmentFit, maps_at
+from dipy_spinverse.compartments.fit import CompartmentFit, maps_at, stored_parameters
 from dipy_spinverse.compartments.fitting.initial_values import (
     MEASURED_S0,
     dictionary_initial_values,
 )
-from dipy_spinverse.compartments.fitting.parameters import NonlinearParameters
 from dipy_spinverse.compartments.fitting.variable_projection import (
     Solution,
     separable_problem,
@@ -61,9 +60,8 @@ def posterior_draws(
     if not fit.S0_likeliest > 0:
         raise ValueError(f"The voxel was not fitted (status {int(fit.status)}).")
     definition = with_fibres(model.definition, int(fit.n_fibres))
-    n_scalars, n_axes, n_pools = (
-        len(items) for items in (definition.parameters, definition.axes, definition.pools)
-    )
+    stored = {name: getattr(fit, name)[None] for name in ("_unit", "_frames", "_fractions")}
+    parameters, amplitudes = stored_parameters(definition, stored, slice(None))
     definition = with_S0_corrections(definition, len(model.acquisition.echo_times))
     S0 = float(fit.S0_likeliest)
     S0_per_te = torch.tensor(fit.S0_per_te / fit.S0_likeliest)[None]
@@ -72,14 +70,11 @@ def posterior_draws(
     )
     sigma, rician = torch.tensor([float(fit.sigma) / S0]), model.likelihood == "rician"
     problem = replace(problem, sigma=sigma, rician=rician)
-    corrections = np.full(definition.n_S0_corrections, MEASURED_S0)
-    unit = torch.tensor(np.append(fit._unit[:n_scalars], corrections))[None]
-    frames = torch.tensor(fit._frames[: 9 * n_axes]).reshape(1, n_axes, 3, 3)
-    parameters = NonlinearParameters(unit, frames)
-    amplitudes = torch.tensor(fit._fractions[None, :n_pools])
+    corrections = parameters.unit.new_full((1, definition.n_S0_corrections), MEASURED_S0)
+    parameters = replace(parameters, unit=torch.cat([parameters.unit, corrections], dim=1))
     converged = torch.ones(1, dtype=torch.bool)
     solution = Solution(parameters, problem.basis_signals(parameters), amplitudes, converged)
-    starts = dictionary_initial_values(problem, frames, definition.n_starts)[1:]
+    starts = dictionary_initial_values(problem, parameters.frames, definition.n_starts)[1:]
     minima = [parameters, *(variable_projection(problem, start).parameters for start in starts)]
     samples = sample_posterior(problem, solution, minima, n_draws, seed)
     maps = maps_at(definition, samples.parameters, samples.amplitudes)

@@ -134,10 +134,6 @@ class MTENODDIModel(CompartmentModel):
     ----------
     .. [1] Gong, Tong, He, Sun, Zhong and Zhang, NeuroImage 217 (2020) 116906,
        https://doi.org/10.1016/j.neuroimage.2020.116906
-
-    Examples
-    --------
-    >>> fit = MTENODDIModel(gtab, te=te).fit(data)  # doctest: +SKIP
     """
 
     def __init__(
@@ -290,10 +286,6 @@ class ZCDModel(CompartmentModel):
     ----------
     .. [1] Panagiotaki et al., NeuroImage 59 (2012) 2241,
        https://doi.org/10.1016/j.neuroimage.2011.09.081
-
-    Examples
-    --------
-    >>> fit = ZCDModel(gtab).fit(data)  # doctest: +SKIP
     """
 
     def __init__(self, gtab: GradientTable | BaseAcquisition, **kwargs: Any):
@@ -345,10 +337,6 @@ class StandardModel(CompartmentModel):
     References
     ----------
     .. [1] Novikov et al., NMR Biomed. 32 (2019) e3998, https://doi.org/10.1002/nbm.3998
-
-    Examples
-    --------
-    >>> fit = StandardModel(gtab).fit(data)  # doctest: +SKIP
     """
 
     def __init__(

@@ -42,7 +42,7 @@ from dipy_spinverse.compartments.fitting.variable_projection import (
     Solution,
     gaussian_approximation,
     residual_noise,
-    signal_jacobian,
+    scaled_derivatives,
     variable_projection,
 )
 from dipy_spinverse.voxels.rician import log_likelihoods
@@ -96,12 +96,12 @@ def select_populations(
 
 def _log_evidence(problem: SeparableProblem, solution: Solution) -> Tensor:
     """log L - 1/2 log |1 + H / P| (V,)."""
-    jacobian, predicted = signal_jacobian(problem, solution), solution.predicted
+    predicted = solution.predicted
     inverse_sd = gaussian_approximation(problem, predicted).inverse_sd
-    derivatives = torch.cat([jacobian, solution.basis_signals], dim=1) * inverse_sd[:, None]
+    derivatives = scaled_derivatives(problem, solution, inverse_sd)
     n_scalars, n = solution.parameters.unit.shape[1], derivatives.shape[1]
     precision = torch.full((n,), _UNIFORM_PRECISION, dtype=torch.float64)
-    precision[n_scalars : jacobian.shape[1]] = _ROTATION_PRECISION
+    precision[n_scalars : n - len(problem.definition.pools)] = _ROTATION_PRECISION
     scaled = derivatives.double() / torch.sqrt(precision)[:, None]
     information = scaled @ scaled.mT + torch.eye(n, dtype=torch.float64)
     likelihood = log_likelihoods(problem.data, predicted, problem.noise, problem.rician)

@@ -133,15 +133,11 @@ def best_local_minimum(
         return solution, [solution.parameters]
     n_voxels, n = len(problem.data), len(starts)
     replicated = problem.of_voxels(torch.arange(n_voxels).repeat(n))
-    units, frames = (torch.cat(column) for column in zip(*map(_tensors, starts), strict=True))
+    units, frames = torch.cat([s.unit for s in starts]), torch.cat([s.frames for s in starts])
     solutions = variable_projection(replicated, NonlinearParameters(units, frames))
     best_start = replicated.misfit(solutions.predicted).reshape(n, n_voxels).argmin(dim=0)
     rows = [(best_start + k) % n * n_voxels + torch.arange(n_voxels) for k in range(n)]
     return solutions.of_voxels(rows[0]), [solutions.parameters.of_voxels(row) for row in rows]
-
-
-def _tensors(parameters):
-    return parameters.unit, parameters.frames
 
 
 def differential_evolution(

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.ndimage import uniform_filter
 from scipy.stats import chi2, norm
-from torch import Tensor
 
 from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.compartments.fitting.amplitudes import predicted_signals
 from dipy_spinverse.compartments.fitting.parameters import physical_values
 from dipy_spinverse.compartments.fitting.variable_projection import (
-    GaussianApproximation,
     SeparableProblem,
     Solution,
     gaussian_approximation,
-    signal_jacobian,
+    scaled_derivatives,
 )
 from dipy_spinverse.voxels.rician import rician_excess, rician_variance
 from dipy_spinverse.voxels.shells import harmonics, shells_of
@@ -41,60 +38,50 @@ _LEAST_RATIO, _LARGEST_RATIO = 0.5, 2.0
 _DIFFERENCE = 1e-2  # of a fixed value; truncation error of its derivative about as much
 
 
-@dataclass(frozen=True, eq=False)
-class LinearisedFit:
-    """Predicted signals (V, M), and the data and model near them over the noise.
-
-    `tangents` (V, P, M) are an orthonormal basis, or zeros, of the changes that free parameters
-    make.
-    """
-
-    predicted: Tensor
-    gaussian: GaussianApproximation
-    tangents: Tensor
-
-
 def model_test(
     problem: SeparableProblem, solution: Solution, acquisition: BaseAcquisition
 ) -> dict[str, np.ndarray | float]:
     """Statistics of the worst shell, and score and information of the fixed values."""
-    fit = _linearise(problem, solution)
-    result = _worst_shell_statistic(problem, acquisition, fit)
+    predicted = solution.predicted
+    gaussian = gaussian_approximation(problem, predicted)
+    tangents = _tangents(problem, solution, gaussian.inverse_sd)
+    result = _worst_shell_statistic(problem, acquisition, predicted, tangents)
     if problem.definition.fixed:
-        result |= _score_statistics(problem, solution, fit)
+        result |= _score_statistics(problem, solution, gaussian, tangents)
     return result
 
 
-def _linearise(problem, solution):
-    """Scalars at their bounds and empty pools do not move."""
-    jacobian, unit = signal_jacobian(problem, solution), solution.parameters.unit
-    predicted = solution.predicted
-    gaussian = gaussian_approximation(problem, predicted)
-    free = torch.ones_like(jacobian[..., :1])
-    free[:, : unit.shape[1], 0] = ((unit > 0) & (unit < 1)).to(free.dtype)
-    active = (solution.amplitudes > 0)[..., None] * solution.basis_signals
-    derivatives = torch.cat([free * jacobian, active], dim=1) * gaussian.inverse_sd[:, None]
+def _tangents(problem, solution, inverse_sd):
+    """Orthonormal basis (V, P, M), or zeros, of the changes over the noise that a fit can make.
+
+    Scalars at their bounds and empty pools do not move.
+    """
+    derivatives, unit = scaled_derivatives(problem, solution, inverse_sd), solution.parameters.unit
+    fixed = torch.zeros_like(derivatives[..., 0], dtype=torch.bool)
+    fixed[:, : unit.shape[1]] = (unit <= 0) | (unit >= 1)
+    fixed[:, -solution.amplitudes.shape[1] :] = solution.amplitudes <= 0
+    derivatives[fixed] = 0
     gram = (derivatives @ derivatives.mT).double()
     diagonal = torch.diagonal(gram, dim1=1, dim2=2)
     gram = gram + torch.diag_embed(1e-6 * diagonal + 1e-12)
     factor, _ = torch.linalg.cholesky_ex(gram)
     inverse = torch.linalg.inv(factor).nan_to_num().to(derivatives.dtype)
-    return LinearisedFit(predicted, gaussian, inverse @ derivatives)
+    return inverse @ derivatives
 
 
-def _worst_shell_statistic(problem, acquisition, fit):
+def _worst_shell_statistic(problem, acquisition, predicted, tangents):
     """Reduced chi-square of the worst shell's residual in its low harmonics.
 
     Noise is spread over all harmonics, the misfit of a model over the low ones. Their degrees of
     freedom are less what the fit took. Rician magnitudes have their own mean and variance.
     """
     sigma = problem.sigma[:, None]
-    amplitude = (fit.predicted / sigma).numpy()
+    amplitude = (predicted / sigma).numpy()
     residual = (problem.data / sigma).numpy() - amplitude
     if problem.rician:
         variance = rician_variance(amplitude).clip(_LEAST_VARIANCE, 1)
         residual = (residual - rician_excess(amplitude)) / np.sqrt(variance)
-    tangents, squares, freedom = fit.tangents.numpy(), [], []
+    tangents, squares, freedom = tangents.numpy(), [], []
     for shell in shells_of(acquisition):
         directions = acquisition.directions[shell.rows]
         basis = np.linalg.qr(harmonics(min(shell.order, _ORDER), directions))[0]
@@ -110,17 +97,18 @@ def _worst_shell_statistic(problem, acquisition, fit):
             "worst_freedom": freedoms[shell_index], "n_groups": float(len(squares))}  # fmt: skip
 
 
-def _score_statistics(problem, solution, fit):
+def _score_statistics(problem, solution, gaussian, tangents):
     """Rao's score (V, K) and its information in each fixed value, with all fitted ones free."""
-    values, derivatives = physical_values(problem.definition, solution.parameters), []
+    values = physical_values(problem.definition, solution.parameters)
+    predicted, derivatives = solution.predicted, []
     for name in problem.definition.fixed:
         step = _DIFFERENCE * values[name]
         basis_signals = problem.basis_signals_of(values | {name: values[name] + step})
         shifted = predicted_signals(basis_signals, solution.amplitudes)
-        derivatives.append((shifted - fit.predicted) / step[:, None])
-    derivative = torch.stack(derivatives, dim=1) * fit.gaussian.inverse_sd[:, None]
-    derivative = derivative - derivative @ fit.tangents.mT @ fit.tangents
-    residual = (fit.gaussian.values - fit.predicted) * fit.gaussian.inverse_sd
+        derivatives.append((shifted - predicted) / step[:, None])
+    derivative = torch.stack(derivatives, dim=1) * gaussian.inverse_sd[:, None]
+    derivative = derivative - derivative @ tangents.mT @ tangents
+    residual = (gaussian.values - predicted) * gaussian.inverse_sd
     score = (derivative @ residual[..., None])[..., 0].nan_to_num().numpy()
     return {"_score": score, "_information": (derivative**2).sum(dim=2).nan_to_num().numpy()}
 

@@ -46,7 +46,7 @@ _DAMPING = Damping(initial=1e-2, minimum=1e-7, maximum=1e6, growth=8.0)
 _DAMPING_DECREASE = 0.1
 _MAX_STEPS = 40
 # A voxel has converged where a step is smaller than this (range of a scalar, rad) or lowers the
-# sum of squares by less; the former is a hundredth of usual standard errors.
+# sum of squares by a smaller share; both chosen by hand.
 _SMALL_STEP, _SMALL_GAIN = 1e-3, 1e-5
 # Of differences, near the root of the arithmetic's precision: rounding and curvature change
 # derivatives by less than 1e-3.
@@ -231,6 +231,14 @@ def signal_jacobian(problem: SeparableProblem, solution: Solution) -> Tensor:
     change = signals.unflatten(0, (n, n_voxels)) - solution.predicted
     jacobian = change / torch.diagonal(step, dim1=0, dim2=2).T[..., None]
     return jacobian.movedim(0, 1)
+
+
+def scaled_derivatives(
+    problem: SeparableProblem, solution: Solution, inverse_sd: Tensor
+) -> Tensor:
+    """Derivatives (V, N + K, M) of the signals over the noise in parameters and amplitudes."""
+    jacobian = signal_jacobian(problem, solution)
+    return torch.cat([jacobian, solution.basis_signals], dim=1) * inverse_sd[:, None]
 
 
 def project_out_amplitudes(basis_signals: Tensor, amplitudes: Tensor, jacobian: Tensor) -> Tensor:

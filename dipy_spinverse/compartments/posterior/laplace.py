@@ -17,7 +17,7 @@ from dipy_spinverse.compartments.fitting.variable_projection import (
     SeparableProblem,
     Solution,
     gaussian_approximation,
-    signal_jacobian,
+    scaled_derivatives,
 )
 
 MANY_FIBRES = 3
@@ -34,15 +34,14 @@ def laplace_samples(
 
     Voxels vary fastest, as in `sample_posterior`.
     """
-    jacobian, amplitudes = signal_jacobian(problem, solution), solution.amplitudes
     inverse_sd = gaussian_approximation(problem, solution.predicted).inverse_sd
-    derivatives = torch.cat([jacobian, solution.basis_signals], dim=1) * inverse_sd[:, None]
-    derivatives = derivatives.double()
+    derivatives = scaled_derivatives(problem, solution, inverse_sd).double()
+    amplitudes, n_pools = solution.amplitudes, solution.amplitudes.shape[1]
     precision = derivatives @ derivatives.mT + _LEAST_PRECISION * torch.eye(derivatives.shape[1])
     factor, _ = torch.linalg.cholesky_ex(torch.linalg.inv(precision))
     random = np.random.default_rng(seed).standard_normal((n, derivatives.shape[1]))
     step = torch.einsum("vpq,nq->nvp", factor, torch.tensor(random)).to(amplitudes.dtype)
-    step, change = step.split([jacobian.shape[1], amplitudes.shape[1]], dim=2)
+    step, change = step.split([step.shape[2] - n_pools, n_pools], dim=2)
     unit = solution.parameters.unit
     scalars = slice(unit.shape[1])
     step[..., scalars] = (unit + step[..., scalars]).clamp(0, 1) - unit

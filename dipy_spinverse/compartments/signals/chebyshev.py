@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numba import njit
+from numpy.polynomial.chebyshev import chebder
 from torch import Tensor
 
 
@@ -29,22 +30,17 @@ class _Series(torch.autograd.Function):
     def backward(context, gradient):
         coefficients, t, shell = context.saved_tensors
         d_t = gradient * _Series.apply(_derivative(coefficients), t, shell)
-        powers = [torch.ones_like(t), t]
-        for _ in range(2, coefficients.shape[1]):
-            powers.append(2 * t * powers[-1] - powers[-2])
-        products = torch.stack(powers[: coefficients.shape[1]], dim=1) * gradient[:, None]
+        degrees = torch.arange(coefficients.shape[1])[:, None]
+        polynomials = torch.special.chebyshev_polynomial_t(t[:, None], degrees)
+        products = polynomials * gradient[:, None]
         return torch.zeros_like(coefficients).index_add(2, shell, products), d_t, None
 
 
 def _derivative(coefficients):
     """Coefficients of the derivative of the series."""
     n = coefficients.shape[1]
-    matrix = np.zeros((n, n))
-    for k in range(1, n):
-        lower = np.arange((k - 1) % 2, k, 2)
-        matrix[k, lower] = np.where(lower == 0, k, 2 * k)
-    matrix = torch.tensor(matrix, dtype=coefficients.dtype)
-    return torch.einsum("kj,vks->vjs", matrix, coefficients)
+    matrix = np.vstack([chebder(np.eye(n))[: n - 1], np.zeros(n)])
+    return torch.tensor(matrix, dtype=coefficients.dtype) @ coefficients
 
 
 @njit(cache=True, nogil=True, fastmath=True)

@@ -63,82 +63,60 @@ def _is_zonal(encoding, order, c):
 
 def _series(encoding, order, group, values):
     """Chebyshev series (V, L, S) of compartments with the same axis and dispersion."""
-    reference, total = group[0], 0
-    odi = None if reference.odi is None else expression_value(reference.odi, values)
-    for c in group:
-        kernel, share = _kernel(encoding, c, values), _share(c, values)[..., None]
-        if reference.average == "tensor":
-            kernel = kernel.averaged(dispersion.watson_order(odi))
-        if reference.dispersion is None or reference.average == "tensor":
-            total = total + share * dispersion.kernel_series(kernel, order)
-        else:
-            total = total + share * dispersion.kernel_moments(kernel, order, share.dtype)
-    if reference.dispersion == "watson" and reference.average == "signals":
-        total = total * dispersion.watson_moments(odi, order)[:, None]
-        total = dispersion.legendre_series(total)
-    return total
+    c = group[0]
+    if c.average == "tensor" or (c.dispersion is None and not _is_custom(c)):
+        return _sum(encoding, group, values, lambda k: dispersion.kernel_series(k, order))
+    moments = _moments(encoding, order, group, values)
+    if c.dispersion == "watson":
+        odi = expression_value(c.odi, values)
+        moments = moments * dispersion.watson_moments(odi, order)[:, None]
+    return dispersion.legendre_series(moments)
 
 
 def _signals(encoding, order, group, values):
     """Signals (V, M) of compartments with the same axis and dispersion."""
-    reference = group[0]
-    kernels = [_kernel(encoding, c, values) for c in group]
-    shares = [_share(c, values) for c in group]
 
     def total(signal_of):
-        return sum(
-            share * signal_of(kernel) for share, kernel in zip(shares, kernels, strict=True)
-        )
+        return _sum(encoding, group, values, signal_of)
 
-    if reference.average == "tensor":
-        return total(lambda kernel: _tensor_signals(encoding, reference, kernel, values))
-    custom = isinstance(reference.kernel, CustomKernel) and reference.dispersion is None
-    if not reference.oriented:
+    c, tensor = group[0], group[0].average == "tensor"
+    if not c.oriented or (tensor and c.dispersion == "isotropic"):
         square = encoding.b.new_zeros(1)
         return encoding.spread(total(lambda kernel: kernel.at(square)[..., 0]))
-    if reference.dispersion in ("watson", "bingham") or custom:
-        directed = _dispersed_signals(encoding, order, reference, kernels, shares, values)
-    elif reference.dispersion == "isotropic":
+    if c.dispersion == "bingham":
+        distribution = [expression_value(e, values) for e in (c.odi, c.fanning)]
+        distribution += [values[c.axis], values[f"{c.axis}_fan"]]
+        if tensor:
+            return total(lambda k: dispersion.bingham_tensor(encoding, k, *distribution))
+        moments = _moments(encoding, order, group, values)
+        directed = dispersion.bingham_signals(encoding, moments, *distribution)
+    elif c.dispersion == "isotropic":
         directed = total(lambda kernel: dispersion.isotropic(encoding, kernel))
+    elif _is_custom(c) or (c.dispersion == "watson" and not tensor):
+        series = _series(encoding, order, group, values)
+        directed = dispersion.zonal_signals(encoding, series, values[c.axis])
     else:
-        axis = values[reference.axis]
-        directed = total(lambda kernel: dispersion.directional(encoding, kernel, axis))
+        directed = total(lambda k: dispersion.directional(encoding, k, values[c.axis]))
     if encoding.isotropic is None:
         return directed
     average = total(lambda kernel: dispersion.isotropic(encoding, kernel))
     return torch.where(encoding.isotropic, average, directed)
 
 
-def _tensor_signals(encoding, c, kernel, values):
-    """Signals (V, M) where the tensor is averaged over the axes."""
-    if c.dispersion == "isotropic":
-        return encoding.spread(torch.exp(-kernel.averaged(0.0).perpendicular))
-    odi, axis = expression_value(c.odi, values), values[c.axis]
-    if c.dispersion == "bingham":
-        fanning, fan_axis = expression_value(c.fanning, values), values[f"{c.axis}_fan"]
-        return dispersion.bingham_tensor(encoding, kernel, odi, fanning, axis, fan_axis)
-    kernel = kernel.averaged(dispersion.watson_order(odi))
-    directed = dispersion.directional(encoding, kernel, axis)
-    if encoding.isotropic is None:
-        return directed
-    return torch.where(encoding.isotropic, dispersion.isotropic(encoding, kernel), directed)
+def _moments(encoding, order, group, values):
+    """Legendre coefficients (V, S, L) of the kernels, summed."""
+    dtype = encoding.b.dtype
+    return _sum(encoding, group, values, lambda k: dispersion.kernel_moments(k, order, dtype))
 
 
-def _dispersed_signals(encoding, order, c, kernels, shares, values):
-    """Signals (V, M) by expansion in harmonics, whose coefficients are summed first."""
-    moments = sum(
-        share[..., None] * dispersion.kernel_moments(kernel, order, share.dtype)
-        for share, kernel in zip(shares, kernels, strict=True)
-    )
-    axis = values[c.axis]
-    if c.dispersion == "bingham":
-        odi, fanning = (expression_value(e, values) for e in (c.odi, c.fanning))
-        fan_axis = values[f"{c.axis}_fan"]
-        return dispersion.bingham_signals(encoding, moments, odi, fanning, axis, fan_axis)
-    if c.dispersion == "watson":
-        odi = expression_value(c.odi, values)
-        moments = moments * dispersion.watson_moments(odi, order)[:, None]
-    return dispersion.zonal_signals(encoding, dispersion.legendre_series(moments), axis)
+def _sum(encoding, group, values, quantity):
+    """Sum over compartments of the share times a quantity (V, ...) of the kernel."""
+    total: Any = 0
+    for c in group:
+        term = quantity(_kernel(encoding, c, values))
+        share = expression_value(c.share, values)
+        total = total + share.reshape(-1, *[1] * (term.ndim - 1)) * term
+    return total
 
 
 def _relaxation(encoding, c, values):
@@ -151,14 +129,19 @@ def _relaxation(encoding, c, values):
     return attenuation
 
 
-def _share(c, values):
-    """(V, 1)."""
-    return expression_value(c.share, values)[:, None]
-
-
 def _kernel(encoding, c, values):
+    """Kernel at the values, its tensor averaged over the axes where the compartment says so."""
     arguments = {k: expression_value(e, values) for k, e in c.arguments.items()}
-    return c.kernel_definition(encoding, **arguments)
+    kernel = c.kernel_definition(encoding, **arguments)
+    if c.average == "tensor" and c.dispersion == "watson":
+        return kernel.averaged(dispersion.watson_order(expression_value(c.odi, values)))
+    if c.average == "tensor" and c.dispersion == "isotropic":
+        return kernel.averaged(0.0)
+    return kernel
+
+
+def _is_custom(c):
+    return isinstance(c.kernel, CustomKernel)
 
 
 def _largest_difference(definition, encoding):
@@ -166,7 +149,7 @@ def _largest_difference(definition, encoding):
     upper_bounds = {p.name: p.high for p in definition.parameters} | dict(definition.fixed)
     diffusivities = []
     for c in definition.compartments:
-        if isinstance(c.kernel, CustomKernel) and c.oriented:
+        if _is_custom(c) and c.oriented:
             return None
         if c.has_axis:
             parallel = "parallel" if c.kernel == "zeppelin" else "diffusivity"
