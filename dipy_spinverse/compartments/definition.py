@@ -9,7 +9,7 @@ tortuosity of the space outside of fibres).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -27,6 +27,12 @@ Expression = str | float | Callable[[Values], Tensor]
 DISPERSIONS = (None, "watson", "bingham", "isotropic")
 _FREE_DIFFUSIVITY = (0.1e-3, 3.2e-3)  # mm^2/s, up to that of free water at 37 degrees
 UNITS = {"1": 1.0, "um": 1.0, "ms": 1.0, "mm^2/s": 1e-3}
+
+
+def check_choice(name: str, value: Any, allowed: Collection) -> None:
+    """Refuse an option that is none of the allowed ones."""
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; use one of {', '.join(map(repr, allowed))}.")
 
 
 @dataclass(frozen=True)
@@ -118,8 +124,7 @@ class Compartment:
                 f"A {kernel.name} needs the arguments {list(kernel.arguments)}, not "
                 f"{list(self.arguments)}."
             )
-        if self.dispersion not in DISPERSIONS:
-            raise ValueError(f"dispersion is {self.dispersion!r}; use one of {DISPERSIONS}.")
+        check_choice("dispersion", self.dispersion, DISPERSIONS)
         if self.dispersion is not None and not self.oriented:
             raise ValueError(f"A {kernel.name} has no axis: drop dispersion={self.dispersion!r}.")
         averages = ("signals", "tensor")
@@ -129,11 +134,8 @@ class Compartment:
                 f"average is {self.average!r}; use one of {averages}, the second for a stick or "
                 "zeppelin with dispersion."
             )
-        missing = [
-            name
-            for name, kinds in (("odi", ("watson", "bingham")), ("fanning", ("bingham",)))
-            if self.dispersion in kinds and getattr(self, name) is None
-        ]
+        needed = {"watson": ("odi",), "bingham": ("odi", "fanning")}.get(self.dispersion or "", ())
+        missing = [name for name in needed if getattr(self, name) is None]
         if missing:
             raise ValueError(f"dispersion={self.dispersion!r} needs {' and '.join(missing)}.")
 

@@ -11,8 +11,8 @@ from dipy_spinverse.compartments.fitting.amplitudes import optimal_amplitudes, p
 from dipy_spinverse.compartments.fitting.parameters import NonlinearParameters
 from dipy_spinverse.compartments.fitting.variable_projection import (
     Solution,
+    scaled_derivatives,
     separable_problem,
-    signal_jacobian,
 )
 
 SNR = 100.0  # of the signal without diffusion, better than most scans
@@ -42,17 +42,14 @@ def undetermined_parameters(definition: Definition, acquisition: BaseAcquisition
     amplitudes = torch.tensor(rng.dirichlet(np.ones(len(definition.pools)), _N_DRAWS))
     signals = torch.ones(_N_DRAWS, len(acquisition), dtype=torch.float64)
     problem = separable_problem(definition, acquisition, signals)
-    basis_signals = problem.basis_signals(parameters)
-    solution = Solution(
-        parameters, basis_signals, amplitudes, torch.ones(_N_DRAWS, dtype=torch.bool)
-    )
-    jacobian = signal_jacobian(problem, solution)
-    derivatives = SNR * torch.cat([jacobian, basis_signals], dim=1)
+    converged = torch.ones(_N_DRAWS, dtype=torch.bool)
+    solution = Solution(parameters, problem.basis_signals(parameters), amplitudes, converged)
+    derivatives = scaled_derivatives(problem, solution, SNR * signals)
     information = derivatives @ derivatives.mT
     precision = information + _PRIOR_PRECISION * torch.eye(derivatives.shape[1])
     variance = torch.diagonal(torch.linalg.inv(precision), dim1=1, dim2=2)
     ratio = torch.sqrt(_PRIOR_PRECISION * variance).median(dim=0).values
-    ratios = torch.cat([ratio[:n_scalars], ratio[jacobian.shape[1] :]])
+    ratios = torch.cat([ratio[:n_scalars], ratio[-len(definition.pools) :]])
     names = [p.name for p in definition.parameters] + list(definition.pools)
     return [name for name, r in zip(names, ratios, strict=True) if r > _UNDETERMINED]
 

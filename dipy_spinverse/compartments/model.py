@@ -24,7 +24,13 @@ from dipy_spinverse.compartments.arguments import (
     without_noise_alone,
 )
 from dipy_spinverse.compartments.chunk import CompartmentChunkFit, voxels_per_chunk
-from dipy_spinverse.compartments.definition import UNITS, Compartment, Definition, Parameter
+from dipy_spinverse.compartments.definition import (
+    UNITS,
+    Compartment,
+    Definition,
+    Parameter,
+    check_choice,
+)
 from dipy_spinverse.compartments.fibres import maps_of, with_fibres, with_S0_corrections
 from dipy_spinverse.compartments.fit import CompartmentFit, compartment_layout, stored_parameters
 from dipy_spinverse.compartments.fitting.amplitudes import predicted_signals
@@ -95,15 +101,9 @@ class CompartmentModel(VoxelModel):
         dtype: str = "float64",
         seed: int = 0,
     ):
-        for name, value, allowed in (
-            ("likelihood", likelihood, LIKELIHOODS),
-            ("solver", solver, SOLVERS),
-            ("dtype", dtype, ("float64", "float32")),
-        ):
-            if value not in allowed:
-                raise ValueError(
-                    f"{name} is {value!r}; use one of {', '.join(map(repr, allowed))}."
-                )
+        check_choice("likelihood", likelihood, LIKELIHOODS)
+        check_choice("solver", solver, SOLVERS)
+        check_choice("dtype", dtype, ("float64", "float32"))
         self.definition = definition
         super().__init__(gtab, te, mixing_time, isotropic)
         check_acquisition(definition, self.acquisition)

@@ -12,7 +12,7 @@ from dipy_spinverse.compartments.fibres import with_fibres, with_S0_corrections
 from dipy_spinverse.compartments.fit import CompartmentFit, maps_at, stored_parameters
 from dipy_spinverse.compartments.fitting.initial_values import (
     MEASURED_S0,
-    dictionary_initial_values,
+    halton_initial_values,
 )
 from dipy_spinverse.compartments.fitting.variable_projection import (
     Solution,
@@ -74,7 +74,7 @@ def posterior_draws(
     parameters = replace(parameters, unit=torch.cat([parameters.unit, corrections], dim=1))
     converged = torch.ones(1, dtype=torch.bool)
     solution = Solution(parameters, problem.basis_signals(parameters), amplitudes, converged)
-    starts = dictionary_initial_values(problem, parameters.frames, definition.n_starts)[1:]
+    starts = halton_initial_values(problem, parameters.frames, definition.n_starts)[1:]
     minima = [parameters, *(variable_projection(problem, start).parameters for start in starts)]
     samples = sample_posterior(problem, solution, minima, n_draws, seed)
     maps = maps_at(definition, samples.parameters, samples.amplitudes)

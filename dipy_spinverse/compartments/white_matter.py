@@ -13,6 +13,7 @@ from dipy_spinverse.compartments.definition import (
     Diffusivity,
     Expression,
     Parameter,
+    check_choice,
     complement,
     split_diffusivities,
     tortuosity,
@@ -80,12 +81,8 @@ class NODDIModel(CompartmentModel):
         extra_cellular: str = "averaged",
         **kwargs: Any,
     ):
-        if dispersion not in ("watson", "bingham"):
-            raise ValueError(f'dispersion is {dispersion!r}; use "watson" or "bingham".')
-        if extra_cellular not in ("averaged", "dispersed"):
-            raise ValueError(
-                f'extra_cellular is {extra_cellular!r}; use "averaged" or "dispersed".'
-            )
+        check_choice("dispersion", dispersion, ("watson", "bingham"))
+        check_choice("extra_cellular", extra_cellular, ("averaged", "dispersed"))
         diffusivities = {
             "parallel_diffusivity": parallel_diffusivity,
             "isotropic_diffusivity": isotropic_diffusivity,
@@ -225,8 +222,7 @@ class ActiveAxModel(CompartmentModel):
         diameters: str = "one",
         **kwargs: Any,
     ):
-        if diameters not in ("one", "gamma"):
-            raise ValueError(f'diameters is {diameters!r}; use "one" or "gamma".')
+        check_choice("diameters", diameters, ("one", "gamma"))
         diffusivities = {
             "parallel_diffusivity": parallel_diffusivity,
             "isotropic_diffusivity": isotropic_diffusivity,

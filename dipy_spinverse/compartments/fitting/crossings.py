@@ -29,7 +29,7 @@ from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.compartments.definition import Definition
 from dipy_spinverse.compartments.fibres import MAX_FIBRES, with_fibres
 from dipy_spinverse.compartments.fitting.initial_values import (
-    dictionary_initial_values,
+    halton_initial_values,
     tensor_axis_frames,
 )
 from dipy_spinverse.compartments.fitting.parameters import (
@@ -71,7 +71,7 @@ def select_populations(
     tensor_frames = tensor_axis_frames(acquisition, signals, single_fibre.data.dtype)
     sigma = single_fibre.sigma
     if sigma is None:
-        start = dictionary_initial_values(single_fibre, tensor_frames[:, None])[0]
+        start = halton_initial_values(single_fibre, tensor_frames[:, None])[0]
         sigma = residual_noise(single_fibre, variable_projection(single_fibre, start))
     candidates = _candidate_axes(single_fibre)
     n_voxels = len(sigma)
@@ -84,7 +84,7 @@ def select_populations(
             frames = tensor_frames[:, None].expand(-1, n, -1, -1)
         else:
             frames = orthonormal_frames(candidates[n].reshape(-1, 3)).reshape(n_voxels, n, 3, 3)
-        solution = variable_projection(problem, dictionary_initial_values(problem, frames)[0])
+        solution = variable_projection(problem, halton_initial_values(problem, frames)[0])
         log_prior = lgamma(n + 1) - max(n - 1, 0) * log(2)
         evidence = _log_evidence(problem, solution) + log_prior
         larger = (evidence > largest_evidence).numpy()

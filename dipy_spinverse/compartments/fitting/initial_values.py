@@ -77,11 +77,11 @@ def initial_values(
         frames = tensor_axis_frames(acquisition, problem.data.numpy(), dtype)
         frames = frames[:, None].expand(-1, n_axes, -1, -1)
     if solver == "mix":
-        (start,) = dictionary_initial_values(problem, frames)
+        (start,) = halton_initial_values(problem, frames)
         return [differential_evolution(problem, start, seed)]
     # Several populations have too many unknowns for a few initial values to help.
     n_starts = definition.n_starts if definition.n_fibres < 2 else 1
-    return dictionary_initial_values(problem, frames, n_starts)
+    return halton_initial_values(problem, frames, n_starts)
 
 
 def tensor_axis_frames(
@@ -92,7 +92,7 @@ def tensor_axis_frames(
     return orthonormal_frames(frames[:, 2], frames[:, 1])
 
 
-def dictionary_initial_values(
+def halton_initial_values(
     problem: SeparableProblem, frames: Tensor, n_starts: int = 1
 ) -> list[NonlinearParameters]:
     """The best of 16 quasi-random scalars in each voxel, with given frames (V, A, 3, 3).

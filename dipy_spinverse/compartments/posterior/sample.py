@@ -17,6 +17,7 @@ with each point (`amplitude_draws`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,7 +29,6 @@ from dipy_spinverse.compartments.fitting.parameters import (
     rotations_between,
 )
 from dipy_spinverse.compartments.fitting.variable_projection import (
-    GaussianApproximation,
     SeparableProblem,
     Solution,
     gaussian_approximation,
@@ -81,7 +81,7 @@ def sample_posterior(
     importance_rng, tempering_rng = np.random.default_rng(seed).spawn(2)
     parameters, definition = solution.parameters, problem.definition
     gaussian = gaussian_approximation(problem, solution.predicted)
-    log_posterior = _LogPosterior(problem, parameters, gaussian)
+    log_posterior = partial(_log_posterior, problem, parameters, gaussian)
     proposals, broad = _proposals(problem, minima, gaussian)
     if definition.curved and definition.n_fibres < 2:
         draws, effective = tempered_draws(broad, log_posterior, n_draws, tempering_rng)
@@ -92,7 +92,10 @@ def sample_posterior(
         if len(poor):
             with part(_TIME_OF_IMPORTANCE, 1.0):
                 tempered, size = tempered_draws(
-                    broad.of_voxels(poor), log_posterior.of_voxels(poor), n_draws, tempering_rng
+                    broad.of_voxels(poor),
+                    lambda points, voxels, rng: log_posterior(points, poor[voxels], rng),
+                    n_draws,
+                    tempering_rng,
                 )
             draws.put((slice(None), poor), tempered)
             effective[poor] = size.double()
@@ -103,41 +106,27 @@ def sample_posterior(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _LogPosterior:
-    """Log-density of the posterior with amplitudes drawn at each point: a `LogTarget`."""
-
-    problem: SeparableProblem
-    origin: NonlinearParameters
-    gaussian: GaussianApproximation
-    voxels: Tensor | None = None
-
-    def of_voxels(self, voxels: Tensor) -> _LogPosterior:
-        """That of some of the voxels."""
-        return _LogPosterior(self.problem, self.origin, self.gaussian, voxels)
-
-    def __call__(self, points: Tensor, voxels: Tensor, rng: np.random.Generator) -> Particles:
-        problem, definition = self.problem, self.problem.definition
-        voxels = voxels if self.voxels is None else self.voxels[voxels]
-        n, n_voxels, _ = points.shape
-        uniform = torch.tensor(rng.random((n, 1, len(definition.pools))))
-        uniform = uniform.expand(-1, n_voxels, -1).flatten(0, 1)
-        flat_points, voxel_of_row = points.flatten(0, 1), voxels.repeat(n)
-        amplitudes, log_densities = [], []
-        block = max(1, _SAMPLES_PER_BLOCK // problem.data.shape[1])
-        for rows in torch.arange(len(flat_points)).split(block):
-            index = voxel_of_row[rows]
-            origin = self.origin.of_voxels(index)
-            parameters = _parameters_at(definition, origin, flat_points[rows])
-            basis_signals = problem.basis_signals(parameters, index)
-            drawn, log_weights = draw_amplitudes(
-                problem, basis_signals, self.gaussian, uniform[rows], index
-            )
-            amplitudes.append(drawn)
-            log_densities.append(log_weights.nan_to_num(nan=_IMPOSSIBLE, neginf=_IMPOSSIBLE))
-        density = torch.cat(log_densities).reshape(n, n_voxels) + _log_prior(definition, points)
-        drawn = torch.cat(amplitudes).unflatten(0, (n, n_voxels))
-        return Particles(points, drawn, density, torch.zeros_like(density))
+def _log_posterior(problem, origin, gaussian, points, voxels, rng):
+    """Particles at points (N, V, D) of some voxels, with amplitudes drawn: a `LogTarget`."""
+    definition = problem.definition
+    n, n_voxels, _ = points.shape
+    uniform = torch.tensor(rng.random((n, 1, len(definition.pools))))
+    uniform = uniform.expand(-1, n_voxels, -1).flatten(0, 1)
+    flat_points, voxel_of_row = points.flatten(0, 1), voxels.repeat(n)
+    amplitudes, log_densities = [], []
+    block = max(1, _SAMPLES_PER_BLOCK // problem.data.shape[1])
+    for rows in torch.arange(len(flat_points)).split(block):
+        index = voxel_of_row[rows]
+        parameters = _parameters_at(definition, origin.of_voxels(index), flat_points[rows])
+        basis_signals = problem.basis_signals(parameters, index)
+        drawn, log_weights = draw_amplitudes(
+            problem, basis_signals, gaussian, uniform[rows], index
+        )
+        amplitudes.append(drawn)
+        log_densities.append(log_weights.nan_to_num(nan=_IMPOSSIBLE, neginf=_IMPOSSIBLE))
+    density = torch.cat(log_densities).reshape(n, n_voxels) + _log_prior(definition, points)
+    drawn = torch.cat(amplitudes).unflatten(0, (n, n_voxels))
+    return Particles(points, drawn, density, torch.zeros_like(density))
 
 
 def _proposals(problem, minima, gaussian):

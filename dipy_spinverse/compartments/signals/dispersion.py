@@ -69,11 +69,6 @@ def watson_moments(odi: Tensor, order: int) -> Tensor:
     return coefficients / coefficients[:, :1]
 
 
-def watson_order(odi: Tensor) -> Tensor:
-    """<P_2> (V, 1) of Watson's distribution."""
-    return watson_moments(odi, 2)[:, 1:]
-
-
 def legendre_series(coefficients: Tensor) -> Tensor:
     """Chebyshev series (V, L, S) in 2 cos^2 - 1 from coefficients (V, S, L) of even P_l(cos)."""
     (matrix,) = _tensors([_chebyshev_of_legendre(coefficients.shape[2])], coefficients.dtype)

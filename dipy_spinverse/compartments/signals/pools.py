@@ -83,6 +83,8 @@ def _signals(encoding, order, group, values):
     if not c.oriented or (tensor and c.dispersion == "isotropic"):
         square = encoding.b.new_zeros(1)
         return encoding.spread(total(lambda kernel: kernel.at(square)[..., 0]))
+    if c.dispersion == "isotropic":
+        return total(lambda kernel: dispersion.isotropic(encoding, kernel))
     if c.dispersion == "bingham":
         distribution = [expression_value(e, values) for e in (c.odi, c.fanning)]
         distribution += [values[c.axis], values[f"{c.axis}_fan"]]
@@ -90,8 +92,6 @@ def _signals(encoding, order, group, values):
             return total(lambda k: dispersion.bingham_tensor(encoding, k, *distribution))
         moments = _moments(encoding, order, group, values)
         directed = dispersion.bingham_signals(encoding, moments, *distribution)
-    elif c.dispersion == "isotropic":
-        directed = total(lambda kernel: dispersion.isotropic(encoding, kernel))
     elif _is_custom(c) or (c.dispersion == "watson" and not tensor):
         series = _series(encoding, order, group, values)
         directed = dispersion.zonal_signals(encoding, series, values[c.axis])
@@ -134,7 +134,8 @@ def _kernel(encoding, c, values):
     arguments = {k: expression_value(e, values) for k, e in c.arguments.items()}
     kernel = c.kernel_definition(encoding, **arguments)
     if c.average == "tensor" and c.dispersion == "watson":
-        return kernel.averaged(dispersion.watson_order(expression_value(c.odi, values)))
+        moments = dispersion.watson_moments(expression_value(c.odi, values), 2)
+        return kernel.averaged(moments[:, 1:])  # <P_2>
     if c.average == "tensor" and c.dispersion == "isotropic":
         return kernel.averaged(0.0)
     return kernel
