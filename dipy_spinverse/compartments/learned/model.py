@@ -36,7 +36,7 @@ from dipy_spinverse.compartments.learned.parameter_vectors import (
     parameter_vectors,
 )
 from dipy_spinverse.compartments.learned.scikit_learners import BoostedTrees, RidgeRegression
-from dipy_spinverse.compartments.learned.targets import from_latent, parameter_values, to_latent
+from dipy_spinverse.compartments.learned.targets import from_latent, to_latent, unscaled_targets
 from dipy_spinverse.compartments.learned.training import training_set
 from dipy_spinverse.compartments.model import CompartmentModel
 from dipy_spinverse.docstrings import fill_doc
@@ -324,7 +324,7 @@ class LearnedModel(VoxelModel):
             targets, S0 = samples.mean(dim=2).T.double().numpy(), draws["S0"].mean(dim=1).numpy()
         else:
             targets, S0, derived = self._point_estimate(features, noise)
-        maps = maps_of(definition, parameter_values(definition, torch.tensor(targets.T)))
+        maps = maps_of(definition, unscaled_targets(definition, torch.tensor(targets.T)))
         result = {name: value.numpy() for name, value in maps.items()}
         if not self._has_posterior:
             names = [name for name in definition.derived if name in result]
@@ -370,7 +370,7 @@ class LearnedModel(VoxelModel):
         samples = samples * sd + mean
         targets = from_latent(definition, samples[:-1])
         S0 = 1 + samples[-1] * torch.tensor(noise[:, :1]).float()
-        return maps_of(definition, parameter_values(definition, targets)) | {"S0": S0}, targets
+        return maps_of(definition, unscaled_targets(definition, targets)) | {"S0": S0}, targets
 
 
 def _check_options(method: str, options: dict[str, Any]) -> None:

@@ -55,7 +55,7 @@ def from_latent(definition: Definition, coordinates: Tensor) -> Tensor:
     return torch.stack([*rows, remainder])
 
 
-def parameter_values(definition: Definition, targets: Tensor) -> dict[str, Tensor]:
+def unscaled_targets(definition: Definition, targets: Tensor) -> dict[str, Tensor]:
     """Scalars and fractions (...) from scaled targets (P + K, ...)."""
     n = len(definition.parameters)
     values = {
