@@ -36,8 +36,7 @@ from scipy.stats import spearmanr
 
 from benchmarks.command import command, keep
 from benchmarks.datasets import data_file
-from dipy_spinverse import Acquisition
-from dipy_spinverse.packed_cells.posterior import packed_cells_posterior
+from dipy_spinverse import Acquisition, PackedCellsModel
 
 DIFFUSIVITY = 2.3
 RADIUS_SPREAD = 0.5  # of the 1642 cylinders: standard deviation over mean
@@ -141,14 +140,11 @@ def packed_cells_fit(
     radius_spread: float = 0.0,
 ) -> np.ndarray:
     """Posterior medians (V,) of the wall permeability, um/ms, of packed cylinders."""
-    posterior = packed_cells_posterior(
-        acquisition,
-        data,
-        sigma,
-        diffusivity=diffusivity,
-        radius_spread=radius_spread,
-        classes=(tissue,),
+    mm2_per_s = None if diffusivity is None else 1e-3 * diffusivity
+    model = PackedCellsModel(
+        acquisition, diffusivity=mm2_per_s, radius_spread=radius_spread, classes=(tissue,)
     )
+    posterior = model.posterior(data, sigma)
     return np.median(posterior.maps["wall_permeability"], axis=0)
 
 

@@ -31,8 +31,7 @@ from benchmarks.tissue_testset import (
     load_testset,
     quick_testset,
 )
-from dipy_spinverse import Acquisition
-from dipy_spinverse.packed_cells.posterior import packed_cells_posterior
+from dipy_spinverse import Acquisition, PackedCellsModel
 
 SNRS = (50, 30)
 MAPS = (
@@ -82,9 +81,9 @@ def packed_cells(
 ) -> Estimate:
     """The package's posterior of packed cylinders and spheres."""
     started = time.process_time()
-    posterior = packed_cells_posterior(
-        acquisition, signals, sigma, diffusivity=diffusivity, n_draws=_N_DRAWS
-    )
+    mm2_per_s = None if diffusivity is None else 1e-3 * diffusivity
+    model = PackedCellsModel(acquisition, diffusivity=mm2_per_s)
+    posterior = model.posterior(signals, sigma, _N_DRAWS)
     seconds = (time.process_time() - started) / len(signals)
     draws = np.stack([posterior.maps[name] for name in MAPS], axis=-1)
     low, median, high = np.quantile(draws, [0.025, 0.5, 0.975], axis=0)

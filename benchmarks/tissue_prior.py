@@ -21,13 +21,13 @@ from benchmarks.command import command, keep
 from benchmarks.tables import machine, table
 from benchmarks.tissue import MAPS
 from benchmarks.tissue_testset import acquisition
+from dipy_spinverse import PackedCellsModel
 from dipy_spinverse.packed_cells.emulator_errors import error_patterns, model_errors
 from dipy_spinverse.packed_cells.maps import (
     tissue_maps,
     tissue_parameters,
     with_unequal_membranes,
 )
-from dipy_spinverse.packed_cells.posterior import packed_cells_posterior
 from dipy_spinverse.packed_cells.tissue_classes import tissue_class
 from dipy_spinverse.packed_cells.tissue_signals import tissue_signals
 
@@ -61,9 +61,8 @@ def row(name: str, n: int, snr: float, alone: bool, seed: int) -> tuple:
     signals, truth = drawn(name, n, snr, seed)
     classes = {"classes": (name,)} if alone else {}
     started = time.process_time()
-    found = packed_cells_posterior(
-        acquisition("300"), signals, 1 / snr, n_draws=_N_DRAWS, **classes
-    )
+    model = PackedCellsModel(acquisition("300"), **classes)
+    found = model.posterior(signals, 1 / snr, _N_DRAWS)
     spent = (time.process_time() - started) / n
     draws = np.stack([found.maps[key] for key in MAPS], axis=-1)
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)

@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from dipy_spinverse import Acquisition
+from dipy_spinverse import Acquisition, PackedCellsModel
 from dipy_spinverse.packed_cells.tissue_signals import tissue_signals
 
 TIMINGS = np.array([[8.0, 15.0], [8.0, 40.0]])
@@ -59,6 +59,13 @@ def emulated_signals_of(acquisition, tissue, z, frames, diffusivity=KNOWN, **set
     signals = np.empty((len(z), len(acquisition)))
     signals[:, model.shells.order] = model(tissue, z, frames)
     return signals
+
+
+def posterior_of(acquisition, data, sigma=None, n_samples=200, diffusivity=None, **settings):
+    """Posterior of data (V, M); the diffusivity is in um^2/ms."""
+    if diffusivity is not None:
+        settings["diffusivity"] = 1e-3 * np.asarray(diffusivity)
+    return PackedCellsModel(acquisition, **settings).posterior(data, sigma, n_samples)
 
 
 def assert_derivatives_are_differences(model, tissue, n):

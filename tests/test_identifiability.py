@@ -8,8 +8,7 @@ import pytest
 from dipy.core.gradients import gradient_table
 from scipy.special import ndtri
 
-from dipy_spinverse import Acquisition
-from dipy_spinverse.packed_cells import packed_cells_posterior
+from dipy_spinverse import Acquisition, PackedCellsModel
 from dipy_spinverse.packed_cells.tissue_classes import tissue_class
 from dipy_spinverse.packed_cells.tissue_signals import tissue_signals
 from dipy_spinverse.scan_design.bounds import class_bounds, map_bounds
@@ -254,9 +253,8 @@ def test_bound_is_the_spread_of_fits():
     signals[:, model.shells.order] = model(tissue, z, np.eye(3)[None])
     noise = np.random.default_rng(0).normal(size=(2, 60, len(acquisition))) * SIGMA
     data = np.hypot(signals + noise[0], noise[1])
-    fit = packed_cells_posterior(
-        acquisition, data, SIGMA, diffusivity=2.0, n_draws=0, classes=("cylinders",)
-    )
+    model_of_fit = PackedCellsModel(acquisition, diffusivity=2e-3, classes=("cylinders",))
+    fit = model_of_fit.posterior(data, SIGMA, n_samples=0)
     everything = np.ones((1, len(acquisition)), dtype=bool)
     bounds = class_bounds(
         model, tissue, z, np.eye(3)[None], acquisition, everything, SIGMA, free_water=False

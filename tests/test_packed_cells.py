@@ -12,6 +12,7 @@ from packed_cell_cases import (
     assert_derivatives_are_differences,
     emulated_signals_of,
     magnitudes,
+    posterior_of,
     protocol,
     tissue_of_prior,
     with_directions,
@@ -19,8 +20,8 @@ from packed_cell_cases import (
 from scipy.spatial.transform import Rotation
 
 from dipy_spinverse import Acquisition, PackedCellsModel, Status
-from dipy_spinverse.packed_cells import class_comparison, packed_cells_posterior
-from dipy_spinverse.packed_cells.dictionary import dictionary_initial_values
+from dipy_spinverse.packed_cells import class_comparison
+from dipy_spinverse.packed_cells.dictionary import best_dictionary_entries
 from dipy_spinverse.packed_cells.emulator import Encodings, emulated_signals
 from dipy_spinverse.packed_cells.emulator_errors import error_patterns
 from dipy_spinverse.packed_cells.interpolation import (
@@ -30,12 +31,12 @@ from dipy_spinverse.packed_cells.interpolation import (
 from dipy_spinverse.packed_cells.likelihood import (
     normal_equations,
     residuals,
-    voxel_data,
+    tissue_data,
     with_model_errors,
 )
 from dipy_spinverse.packed_cells.local_minima import (
     ClassPosterior,
-    SearchBudget,
+    ClassSearchBudget,
     find_local_minima,
 )
 from dipy_spinverse.packed_cells.maps import tissue_maps, tissue_parameters
@@ -83,7 +84,7 @@ def place_of(tissue, **values):
 def test_compiled_signals_are_those_of_the_emulator(shape):
     shells = group_into_shells(protocol())
     compiled, exact = (
-        make(shape, shells, None) for make in (interpolated_signals, emulated_shell_signals)
+        make(shape, shells, None, 0.0) for make in (interpolated_signals, emulated_shell_signals)
     )
     rng = np.random.default_rng(5)
     radius, permeability, inside = (
@@ -231,9 +232,7 @@ def test_posterior_is_the_same_for_the_same_seed():
     *_, signals = drawn_tissue("cylinders", 2, 0)
     data = magnitudes(signals, np.random.default_rng(1))
     first, again, other = (
-        packed_cells_posterior(
-            protocol(), data, SIGMA, n_draws=20, seed=seed, classes=("cylinders",)
-        )
+        posterior_of(protocol(), data, SIGMA, n_samples=20, seed=seed, classes=("cylinders",))
         for seed in (4, 4, 5)
     )
     np.testing.assert_array_equal(first.maps["pore_diameter"], again.maps["pore_diameter"])
@@ -247,8 +246,8 @@ def test_turned_tissue_has_a_turned_axis_and_the_same_surface():
     signals = emulated_signals_of(protocol(), tissue, z, np.eye(3)[None])
     data = magnitudes(signals, np.random.default_rng(1))
     results = [
-        packed_cells_posterior(
-            acquisition, data, SIGMA, diffusivity=2.0, n_draws=0, classes=("cylinders",)
+        posterior_of(
+            acquisition, data, SIGMA, diffusivity=2.0, n_samples=0, classes=("cylinders",)
         )
         for acquisition in (
             protocol(),
@@ -280,9 +279,9 @@ def test_frames_are_those_of_the_tensor_whatever_the_echo_times():
 def test_units_of_the_data_do_not_matter():
     *_, signals = drawn_tissue("spheres", 2, 2)
     data = magnitudes(signals, np.random.default_rng(1))
-    setting = {"n_draws": 20, "classes": ("spheres",)}
-    one = packed_cells_posterior(protocol(), data, SIGMA, **setting)
-    thousand = packed_cells_posterior(protocol(), data * 1000, SIGMA * 1000, **setting)
+    setting = {"n_samples": 20, "classes": ("spheres",)}
+    one = posterior_of(protocol(), data, SIGMA, **setting)
+    thousand = posterior_of(protocol(), data * 1000, SIGMA * 1000, **setting)
     # Sums in another order.
     np.testing.assert_allclose(
         one.mean("surface_to_volume"), thousand.mean("surface_to_volume"), rtol=1e-3
@@ -292,7 +291,7 @@ def test_units_of_the_data_do_not_matter():
 def test_noise_is_estimated_where_it_is_not_given():
     *_, signals = drawn_tissue("spheres", 4, 2)
     data = magnitudes(signals, np.random.default_rng(1))
-    result = packed_cells_posterior(protocol(), data, n_draws=0, classes=("spheres",))
+    result = posterior_of(protocol(), data, n_samples=0, classes=("spheres",))
     # 102 measurements: 7 % standard error each.
     np.testing.assert_allclose(result.sigma, SIGMA, rtol=0.25)
 
@@ -310,7 +309,7 @@ def test_poor_data_give_wide_intervals_and_no_nan(case):
     if case == "noise only":
         data = magnitudes(np.zeros_like(data), np.random.default_rng(1))
     acquisition, data = acquisition.subset(kept), data[:, kept]
-    result = packed_cells_posterior(acquisition, data, SIGMA, classes=("cylinders",), n_draws=60)
+    result = posterior_of(acquisition, data, SIGMA, classes=("cylinders",), n_samples=60)
     for values in (*result.maps.values(), *result.estimated_maps.values(), result.predicted):
         assert np.isfinite(values).all()
     if case != "one timing":
@@ -323,32 +322,27 @@ def test_wrong_input_is_named():
     acquisition = protocol()
     good = np.ones((2, len(acquisition)))
     cases = [
-        ({"data": good[0]}, "data has shape"),
-        ({"data": good * np.nan}, "data has voxels"),
-        ({"sigma": [1, 2, 3]}, "sigma has shape"),
-        ({"sigma": -1.0}, "sigma is between"),
+        ({"data": good[0]}, "signals has shape"),
         ({"diffusivity": 0}, "diffusivity is 0"),
-        ({"diffusivity": (1, 2, 3)}, "diffusivity is"),
         ({"free_diffusivity": -1}, "free_diffusivity is -1"),
         ({"typical_radius": 0.05}, "typical_radius is 0.05"),
         ({"radius_spread": 3.0}, "radius_spread is 3.0"),
-        ({"n_draws": -1}, "n_draws is -1"),
         ({"classes": ("cubes",)}, "classes is"),
         ({"amplitudes": "sweep"}, "amplitudes is 'sweep'"),
         ({"amplitudes": [0, 1]}, "amplitudes has shape"),
-        ({"least_b": 100.0}, "least_b is 100"),
+        ({"least_b": 1e5}, "least_b is 100000"),
     ]
     for change, message in cases:
         arguments = {"data": good, "sigma": SIGMA, **change}
         with pytest.raises(ValueError, match=message):
-            packed_cells_posterior(acquisition, **arguments)
+            posterior_of(acquisition, **arguments)
 
 
 def test_water_without_cells_is_told_as_such():
     acquisition = protocol()
     rng = np.random.default_rng(5)
     data = magnitudes(np.tile(np.exp(-2 * acquisition.b), (3, 1)), rng)
-    result = packed_cells_posterior(acquisition, data, SIGMA, diffusivity=2.0, n_draws=100)
+    result = posterior_of(acquisition, data, SIGMA, diffusivity=2.0, n_samples=100)
     assert (result.class_probabilities["no cells"] > 0.5).all()
     for name in ("surface_to_volume", "restricted_fraction", "wall_anisotropy"):
         assert (result.estimated_maps[name] == 0).all() and (
@@ -368,9 +362,7 @@ def test_aligned_cylinders_lie_across_the_only_gradient_and_are_found():
     frames = np.repeat(np.eye(3)[None], 3, axis=0)
     clean = emulated_signals_of(one_direction, tissue, z, frames)
     data = magnitudes(clean, np.random.default_rng(7))
-    result = packed_cells_posterior(
-        one_direction, data, SIGMA, diffusivity=2.0, classes=(ALIGNED,)
-    )
+    result = posterior_of(one_direction, data, SIGMA, diffusivity=2.0, classes=(ALIGNED,))
     assert np.abs(result.maps["wall_orientation"][..., 0]).max() < 1e-6
     assert (np.diff(np.median(result.maps["wall_permeability"], axis=0)) > 0).all()
 
@@ -380,8 +372,8 @@ def test_draws_of_a_voxel_do_not_depend_on_the_others():
     *_, signals = drawn_tissue("spheres", 2, 3)
     both = np.vstack([signals, np.exp(-2 * acquisition.b)])
     data = magnitudes(both, np.random.default_rng(6))
-    together = packed_cells_posterior(acquisition, data, SIGMA, n_draws=20)
-    alone = packed_cells_posterior(acquisition, data[1:2], SIGMA, n_draws=20)
+    together = posterior_of(acquisition, data, SIGMA, n_samples=20)
+    alone = posterior_of(acquisition, data[1:2], SIGMA, n_samples=20)
     # Sums in another order.
     np.testing.assert_allclose(
         together.maps["pore_diameter"][:, 1], alone.maps["pore_diameter"][:, 0], rtol=1e-4
@@ -459,8 +451,8 @@ def test_what_is_gone_at_weak_weighting_is_told_from_tissue():
     *_, signals = drawn_tissue("spheres", 2, 3, acquisition)
     gone = np.array([[0.04], [-0.05]]) * np.exp(-15 * acquisition.b)
     data = signals + gone + 0.003 * np.random.default_rng(0).standard_normal(signals.shape)
-    found = packed_cells_posterior(
-        acquisition, data, 0.003, classes=("spheres",), amplitudes="timing", n_draws=0
+    found = posterior_of(
+        acquisition, data, 0.003, classes=("spheres",), amplitudes="timing", n_samples=0
     )
     assert (found.chi_square < 1.3 * found.degrees_of_freedom).all()
     # Three standard errors of single signals.
@@ -489,7 +481,7 @@ def test_real_parts_have_normal_noise():
     rng = np.random.default_rng(0)
     real = signals + 0.1 * rng.standard_normal(signals.shape)
     real[0, real[0].argmin()] = -0.05
-    result = packed_cells_posterior(protocol(), real, 0.1, n_draws=0)
+    result = posterior_of(protocol(), real, 0.1, n_samples=0)
     # No floor of the noise, which would be 0.125, in what is expected.
     assert result.predicted.min() < 0.1
 
@@ -500,9 +492,7 @@ def test_a_refuted_model_has_wider_intervals():
     worse = data * np.where(protocol().big_delta == 40, 0.8, 1.0)
     widths = []
     for each in (data, worse):
-        result = packed_cells_posterior(
-            protocol(), each, SIGMA, diffusivity=2.0, classes=("spheres",)
-        )
+        result = posterior_of(protocol(), each, SIGMA, diffusivity=2.0, classes=("spheres",))
         low, high = result.interval("free_water_fraction")
         widths.append((high - low)[0])
     assert widths[1] > widths[0]
@@ -512,9 +502,9 @@ def test_only_voxels_that_nothing_explains_are_searched_again(monkeypatch):
     *_, signals = drawn_tissue("spheres", 2, 3)
     data = magnitudes(signals, np.random.default_rng(0))
     data[1] *= np.where(protocol().big_delta == 40, 0.7, 1.0)
-    twice = packed_cells_posterior(protocol(), data, SIGMA, n_draws=0)
+    twice = posterior_of(protocol(), data, SIGMA, n_samples=0)
     monkeypatch.setattr(class_comparison, "_ADEQUATE", np.inf)
-    once = packed_cells_posterior(protocol(), data, SIGMA, n_draws=0)
+    once = posterior_of(protocol(), data, SIGMA, n_samples=0)
     np.testing.assert_array_equal(twice.predicted[0], once.predicted[0])
     assert (twice.predicted[1] != once.predicted[1]).any()
 
@@ -526,7 +516,7 @@ def test_free_water_has_the_diffusivity_given_but_where_nothing_explains_the_vox
     fit = PackedCellsModel(protocol()).fit(data, sigma=0.002, n_draws=0)
     assert fit.free_diffusivity[0] == 3.0
     assert 0.5 < fit.free_diffusivity[1] < 12 and fit.free_diffusivity[1] != 3.0
-    found = packed_cells_posterior(protocol(), data, 0.002, n_draws=0)
+    found = posterior_of(protocol(), data, 0.002, n_samples=0)
     # The noise floor adds sigma^2 / (2 S), with the smallest S of 0.05.
     np.testing.assert_allclose(fit.predict(), found.predicted, atol=2e-4)
 
@@ -538,16 +528,16 @@ def test_a_second_search_never_leads_uphill():
     tissue = tissue_class("cylinders", False)
     model = tissue_signals(acquisition, None, 3.0)
     labels, used = acquisition.te_index[model.shells.order], np.ones(len(acquisition), bool)
-    voxels = voxel_data(data[:, model.shells.order], np.full(3, SIGMA), labels, used)
+    voxels = tissue_data(data[:, model.shells.order], np.full(3, SIGMA), labels, used)
     posterior = ClassPosterior(model, tissue, voxels, np.zeros_like(data))
     frames = tensor_frames(acquisition, data)
-    initial = dictionary_initial_values(model, tissue, voxels, frames)
-    first = find_local_minima(posterior, initial, frames, SearchBudget(40, 0.01, True))
+    initial = best_dictionary_entries(model, tissue, voxels, frames)
+    first = find_local_minima(posterior, initial, frames, ClassSearchBudget(40, 0.01, True))
     # A short search from a distant initial value alone ends higher.
     far = np.zeros((3, 1, tissue.n_parameters))
     other = Rotation.random(3, random_state=1).as_matrix() @ frames
     own = first.best_in(tissue, other)[:, None]
-    short = SearchBudget(2, 0.01)
+    short = ClassSearchBudget(2, 0.01)
     alone = find_local_minima(posterior, far, other, short)
     both = find_local_minima(posterior, np.concatenate([far, own], axis=1), other, short)
     assert (alone.costs[:, 0] > first.costs[:, 0] + 1).any()
@@ -559,7 +549,7 @@ def test_intervals_hold_tissues_of_the_prior():
     for name in ("cylinders", "spheres"):
         tissue, z, frames, signals = drawn_tissue(name, 16, 11)
         data = magnitudes(signals, np.random.default_rng(1))
-        result = packed_cells_posterior(protocol(), data, SIGMA, classes=(name,), n_draws=60)
+        result = posterior_of(protocol(), data, SIGMA, classes=(name,), n_samples=60)
         truth = tissue_maps(tissue_parameters(tissue, z, None), frames)
         for key in ("surface_to_volume", "restricted_fraction", "wall_permeability"):
             low, high = result.interval(key)
@@ -571,7 +561,7 @@ def test_intervals_hold_tissues_of_the_prior():
 
 def test_permeability_allows_for_cells_that_differ_in_it():
     *_, signals = drawn_tissue("cylinders", 4, 11)
-    found = packed_cells_posterior(protocol(), signals, SIGMA, classes=("cylinders",), n_draws=400)
+    found = posterior_of(protocol(), signals, SIGMA, classes=("cylinders",), n_samples=400)
     alike = found.parameters["permeability"]
     more = found.maps["wall_permeability"] / alike
     assert (more >= 1).all()
@@ -588,7 +578,7 @@ def test_classes_called_unlikely_are_rarely_the_right_ones():
     for name in ("cylinders", "crossing", "spheres", "mixture"):
         *_, signals = drawn_tissue(name, 12, 11)
         data = magnitudes(signals, np.random.default_rng(1))
-        result = packed_cells_posterior(protocol(), data, SIGMA, n_draws=1)
+        result = posterior_of(protocol(), data, SIGMA, n_samples=1)
         unlikely.append(result.class_probabilities[name] < 0.05)
     # Of 48; about 1 where probabilities are right. All of Laplace's evidence calls 8 unlikely.
     assert np.sum(unlikely) <= 3
@@ -626,8 +616,8 @@ def test_spread_of_radii_is_not_taken_for_other_water():
     signals = emulated_signals_of(acquisition, tissue, z, np.eye(3)[None], radius_spread=0.5)
     truth = tissue_maps(tissue_parameters(tissue, z, KNOWN), np.eye(3)[None])
     equal, different = (
-        packed_cells_posterior(
-            acquisition, signals, 0.005, diffusivity=KNOWN, classes=("spheres",), n_draws=0,
+        posterior_of(
+            acquisition, signals, 0.005, diffusivity=KNOWN, classes=("spheres",), n_samples=0,
             radius_spread=spread,
         )
         for spread in (0.0, 0.5)
@@ -644,7 +634,7 @@ def test_draws_of_tissue_that_no_class_explains_differ():
     rng = np.random.default_rng(5)
     acquisition = protocol()
     rough = np.exp(-0.5 * acquisition.b) + 0.1 * rng.standard_normal(len(acquisition))
-    result = packed_cells_posterior(acquisition, np.abs(rough)[None], 0.002, n_draws=40)
+    result = posterior_of(acquisition, np.abs(rough)[None], 0.002, n_samples=40)
     # The better half of 40 draws always counts, and no two are alike.
     assert len(np.unique(result.maps["free_water_fraction"])) >= 20
 
@@ -696,7 +686,7 @@ def test_normal_equations_are_those_of_the_whitened_measurements(with_errors):
     signals, slopes = rng.random((1, n)), rng.standard_normal((1, 4, n))
     data = signals + SIGMA * rng.standard_normal((1, n))
     data[0, 0] = -0.01  # real parts, with normal noise
-    voxels = voxel_data(data, np.full(1, SIGMA), labels, np.ones(n, dtype=bool))
+    voxels = tissue_data(data, np.full(1, SIGMA), labels, np.ones(n, dtype=bool))
     if with_errors:
         errors = 0.02 * rng.random((1, 2, n)) * (np.arange(n) // 30 == np.arange(2)[:, None])
         voxels = with_model_errors(voxels, signals, errors, np.zeros(1))
@@ -724,7 +714,7 @@ def test_normal_equations_are_those_of_the_whitened_measurements(with_errors):
 def test_rounding_does_not_turn_the_directions_that_errors_are_drawn_along():
     rng = np.random.default_rng(0)
     scan, n = protocol(), len(protocol())
-    voxels = voxel_data(np.ones((1, n)), np.array([SIGMA]), scan.te_index, np.ones(n, dtype=bool))
+    voxels = tissue_data(np.ones((1, n)), np.array([SIGMA]), scan.te_index, np.ones(n, dtype=bool))
     errors = 0.01 * rng.random((1, 2, n)) * (scan.timing_index == np.arange(2)[:, None])
     floor = np.zeros(1)
     # As a sum in another order would.

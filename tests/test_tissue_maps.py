@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from inversion_cases import shells
+from packed_cell_cases import posterior_of
 
 from dipy_spinverse import bcc_grid, simulate
-from dipy_spinverse.packed_cells import packed_cells_posterior, posterior
+from dipy_spinverse.packed_cells import posterior
 from dipy_spinverse.packed_cells.emulator import Encodings, emulated_signals
-from dipy_spinverse.packed_cells.likelihood import expected_signals, voxel_data
+from dipy_spinverse.packed_cells.likelihood import expected_signals, tissue_data
 from dipy_spinverse.packed_cells.maps import PARAMETERS, tissue_maps
 from dipy_spinverse.substrates import spheres
 
@@ -56,7 +57,7 @@ def test_water_beside_the_cells_takes_its_share_of_surface_and_fraction(beside):
 def test_noise_lifts_magnitudes_as_their_mean_says_and_leaves_real_parts():
     signals, sigma = np.array([[0.0, 0.5, 1.0, 3.0, 20.0]]), 2.0
     labels, used = np.zeros(5, int), np.ones(5, bool)
-    magnitudes = voxel_data(np.ones((1, 5)), np.array([sigma]), labels, used)
+    magnitudes = tissue_data(np.ones((1, 5)), np.array([sigma]), labels, used)
     draws = np.random.default_rng(0).standard_normal((2, 200_000, 1)) * sigma
     mean = np.hypot(signals + draws[0], draws[1]).mean(axis=0)
     # 200 000 draws of a scatter of 0.65 sigma: 0.003; interpolation in a table.
@@ -64,24 +65,22 @@ def test_noise_lifts_magnitudes_as_their_mean_says_and_leaves_real_parts():
     assert expected_signals(magnitudes, signals)[0, 0] == pytest.approx(
         sigma * np.sqrt(np.pi / 2), rel=0.005
     )
-    real = voxel_data(np.array([[-1.0, 1, 1, 1, 1]]), np.array([sigma]), labels, used)
+    real = tissue_data(np.array([[-1.0, 1, 1, 1, 1]]), np.array([sigma]), labels, used)
     np.testing.assert_array_equal(expected_signals(real, signals), signals)
 
 
-def test_draws_are_those_of_data_with_three_times_the_variance_of_the_noise(monkeypatch):
+def test_draws_are_those_of_data_with_twice_the_variance_of_the_noise(monkeypatch):
     acquisition = shells([(8, 30)], (1.0, 2.0), 15, n_b0=4)
     noise = 0.005 * np.random.default_rng(0).standard_normal((2, len(acquisition)))
     data = np.hypot(np.exp(-1.0 * acquisition.b) + noise[0], noise[1])
 
     def spread():
-        found = packed_cells_posterior(
-            acquisition, data[None], 0.005, n_draws=400, classes=("no cells",)
-        )
+        found = posterior_of(acquisition, data[None], 0.005, n_samples=400, classes=("no cells",))
         return found.maps["diffusivity_outside"].std()
 
     widened = spread()
-    monkeypatch.setattr(posterior, "_MORE_NOISE", 1.0)
-    # At most the root of three; the prior of free and still water holds part of the draws.
+    monkeypatch.setattr(posterior, "_NOISE_INFLATION", 1.0)
+    # At most the root of two; the prior of free and still water holds part of the draws.
     assert 1.15 < widened / spread() < 1.8
 
 

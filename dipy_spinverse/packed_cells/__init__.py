@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 from dipy_spinverse.packed_cells.model import PackedCellsFit, PackedCellsModel
-from dipy_spinverse.packed_cells.posterior import PackedCellsPosterior, packed_cells_posterior
+from dipy_spinverse.packed_cells.posterior import PackedCellsPosterior
 
-__all__ = [
-    "PackedCellsFit",
-    "PackedCellsModel",
-    "PackedCellsPosterior",
-    "packed_cells_posterior",
-]
+__all__ = ["PackedCellsFit", "PackedCellsModel", "PackedCellsPosterior"]

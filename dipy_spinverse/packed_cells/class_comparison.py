@@ -13,14 +13,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dipy_spinverse.packed_cells.dictionary import dictionary_initial_values
+from dipy_spinverse.packed_cells.dictionary import best_dictionary_entries
 from dipy_spinverse.packed_cells.emulator_errors import (
     error_patterns,
     model_errors,
     timing_patterns,
 )
 from dipy_spinverse.packed_cells.likelihood import (
-    VoxelData,
+    TissueData,
     noise_free_signals,
     residuals,
     systematic_error,
@@ -28,10 +28,10 @@ from dipy_spinverse.packed_cells.likelihood import (
 )
 from dipy_spinverse.packed_cells.local_minima import (
     ClassPosterior,
+    ClassSearchBudget,
     LocalMinima,
-    SearchBudget,
     find_local_minima,
-    minimise,
+    minimise_costs,
 )
 from dipy_spinverse.packed_cells.tissue_classes import ROTATION, TissueClass
 from dipy_spinverse.packed_cells.tissue_signals import TissueSignals
@@ -40,10 +40,10 @@ from dipy_spinverse.voxels.progress import part, stepwise
 # Budgets of the search, of the two refinements, of those with the emulator itself, and of voxels
 # without an adequate fit: searches of measured voxels must go on to the end, others need not
 # (benchmarks/notes/emulator.md, benchmarks/notes/tissue.md).
-_SEARCH = SearchBudget(16, 0.3)
-_REFINEMENTS = SearchBudget(8, 1.0), SearchBudget(40, 0.1)
-_EMULATED = SearchBudget(15, 0.1)
-_THOROUGH = SearchBudget(40, 0.01, all_initial_values=True)
+_SEARCH = ClassSearchBudget(16, 0.3)
+_REFINEMENTS = ClassSearchBudget(8, 1.0), ClassSearchBudget(40, 0.1)
+_EMULATED = ClassSearchBudget(15, 0.1)
+_THOROUGH = ClassSearchBudget(40, 0.01, all_initial_values=True)
 # Shares of the time of both steps, for the progress bar.
 _SEARCH_TIME, _REFINEMENT_TIME = (0.0, 0.55), (0.55, 1.0)
 # A fit is inadequate where the mean squared residual exceeds that of the noise and of the
@@ -80,23 +80,13 @@ class ClassEstimates(NamedTuple):
 class ClassComparison:
     """Local minima of C tissue classes in V voxels.
 
-    Attributes
-    ----------
-    model : TissueSignals
-    tissues : list of TissueClass
-    data : VoxelData
-    noise_known : bool
-    considered : ndarray (C, V) of bool
-        Voxels in which a class is still considered.
-    minima : list of LocalMinima
-        Of each class, in these voxels.
-    corrections : list of ndarray (n, M)
-        Error of the interpolated signals of `model` at the best of the minima.
+    `minima` has those of each class in the voxels in which it is still `considered` (C, V), and
+    `corrections` (n, M) the error of the interpolated signals of `model` at the best of these.
     """
 
     model: TissueSignals
     tissues: list[TissueClass]
-    data: VoxelData
+    data: TissueData
     noise_known: bool
     considered: np.ndarray
     minima: list[LocalMinima]
@@ -129,22 +119,14 @@ class ClassComparison:
 
 
 def compare_classes(
-    model: TissueSignals, tissues: list[TissueClass], data: VoxelData, frames: np.ndarray,
+    model: TissueSignals, tissues: list[TissueClass], data: TissueData, frames: np.ndarray,
     noise_known: bool, search_inflation: np.ndarray,
 ) -> tuple[ClassComparison, np.ndarray]:  # fmt: skip
     """Refined local minima of all classes, and the systematic error (V,) of the best fit.
 
-    Parameters
-    ----------
-    model : TissueSignals
-    tissues : list of TissueClass
-    data : VoxelData
-        Without errors of the model.
-    frames : ndarray (V, 3, 3)
-        Eigenvectors of the diffusion tensors, in rows.
-    noise_known : bool
-    search_inflation : ndarray (V,)
-        Factor of the variance of the noise in the first search.
+    The data are without errors of the model, the frames (V, 3, 3) have the eigenvectors of the
+    diffusion tensors in rows, and `search_inflation` (V,) multiplies the variance of the noise in
+    the first search.
     """
     with part(*_SEARCH_TIME):
         search_data = data.with_inflated_noise(search_inflation)
@@ -214,7 +196,7 @@ def _minima_of_classes(model, tissues, data, frames, budget, previous=()):
         elif tissue.name == "no cells":
             initial_values = np.zeros((len(data.measured), 1, tissue.n_parameters))
         else:
-            initial_values = dictionary_initial_values(model, tissue, data, frames)
+            initial_values = best_dictionary_entries(model, tissue, data, frames)
         if estimates is not None:
             initial_values = np.concatenate([initial_values, estimates[:, None]], axis=1)
         posterior = ClassPosterior(model, tissue, data, no_correction)
@@ -334,7 +316,7 @@ def _minima_with_emulator(posterior, minima):
     # Derivatives of the interpolation cost a tenth, and lead almost to the minimum.
     for exact_model in (model.emulated, model.emulated_with_slopes):
         exact = ClassPosterior(exact_model, tissue, data, no_correction)
-        z, frames, covariance, cost = minimise(exact, z, frames, voxel, _EMULATED)
+        z, frames, covariance, cost = minimise_costs(exact, z, frames, voxel, _EMULATED)
     result = LocalMinima(
         minima.z.copy(), minima.frames.copy(), minima.covariances.copy(), minima.costs.copy()
     )

@@ -53,21 +53,9 @@ _POWDER_SQUARES = _spiral(_N_POWDER) ** 2
 class ShellArrays(NamedTuple):
     """M measurements on S shells, in the order of these.
 
-    Attributes
-    ----------
-    directions : ndarray (M, 3)
-    isotropic : ndarray (M,) of bool
-        Averages over all directions.
-    echo_delay : ndarray (M,)
-        Echo times minus the shortest, ms.
-    starts : ndarray (S + 1,) of int
-        Where the measurements of each shell start.
-    b : ndarray (S,)
-        ms/um^2.
-    b_anisotropy : ndarray (S,)
-        Shape of the b-tensors, whose axes are the directions; 1 of linear encoding.
-    free_diffusivity : float
-        um^2/ms.
+    `isotropic` (M,) measurements are averages over all directions; `echo_delay` is the echo time
+    minus the shortest, ms. b (S,) is in ms/um^2, and `b_anisotropy` (S,), 1 of linear encoding, is
+    the shape of b-tensors whose axes are the directions (M, 3).
     """
 
     directions: np.ndarray
@@ -82,14 +70,8 @@ class ShellArrays(NamedTuple):
 class CellSignals(NamedTuple):
     """Signals of one shape of cells in N tissues, and their derivatives by Q parameters.
 
-    Attributes
-    ----------
-    coefficients : ndarray (N, 1 + Q, S, L)
-        Of even Legendre polynomials; N is 0 where there are no such cells.
-    degrees : ndarray (S,) of int
-        Number of coefficients of each shell.
-    columns : ndarray (Q,) of int
-        Of the derivatives, in the Jacobian.
+    Coefficients (N, 1 + Q, S, L) of even Legendre polynomials, of which shell s uses degrees[s];
+    N is 0 where there are no such cells. `columns` (Q,) are those of the Jacobian.
     """
 
     coefficients: np.ndarray
@@ -99,25 +81,12 @@ class CellSignals(NamedTuple):
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 def compartment_signals(scan, values, frames, cylinders, spheres, n_axes, by_z, columns, jacobian):
-    """Signals (N, M) of N tissues; their derivatives are written into `jacobian`.
+    """Signals (N, M) of N tissues; their derivatives are written into `jacobian` (N, P, M).
 
-    Parameters
-    ----------
-    scan : ShellArrays
-    values : ndarray (N, K)
-        Values of `COMPARTMENT_PARAMETERS`.
-    frames : ndarray (N, 3, 3)
-        Axes in rows.
-    cylinders, spheres : CellSignals
-    n_axes : int
-        Number of axes of cylinders: 0, 1, or 2.
-    by_z : ndarray (N, K)
-        Derivatives of the values by their z.
-    columns : ndarray (K + 1,) of int
-        Columns of these in the Jacobian, -1 for none; the last is the first one of the rotation,
-        by which derivatives are exact where it is 0.
-    jacobian : ndarray (N, P, M)
-        P is 0 where derivatives are not needed.
+    `values` (N, K) are those of `COMPARTMENT_PARAMETERS`, `by_z` their derivatives by z, and
+    `columns` (K + 1,) those of the Jacobian, -1 for none; the last is the first of the rotation,
+    by which derivatives are exact where it is 0. Frames (N, 3, 3) have axes in rows; cylinders
+    have `n_axes` 0, 1 or 2. P is 0 where derivatives are not needed.
     """
     slopes = jacobian.shape[1] > 0
     width = np.diff(scan.starts).max()
@@ -137,10 +106,7 @@ def compartment_signals(scan, values, frames, cylinders, spheres, n_axes, by_z, 
             count = scan.starts[s + 1] - start
             isotropic, echo_delay = scan.isotropic[start:], scan.echo_delay[start:]
             _components(frames[n], scan.directions[start:], isotropic, count, g)
-            if linear == 1:
-                _hindered(b, v, g, isotropic, count, hindered, squares)
-            else:
-                _hindered_by_tensors(b, linear, v, g, count, hindered, squares)
+            _hindered(b, linear, v, g, isotropic, count, hindered, squares)
             if n_axes:
                 kernel = cylinders.coefficients[n, :, s, : cylinders.degrees[s]]
                 _cylinders(kernel, v, n_axes, g, isotropic, count, cells, by_shape, work)
@@ -221,10 +187,10 @@ def _free_share(v, echo_delay):
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def _hindered(b, v, g, isotropic, count, signals, squares):
+def _hindered(b, linear, v, g, isotropic, count, signals, squares):
     """Signals of hindered water, and the squared components that they decay by."""
     for i in range(count):
-        if isotropic[i]:
+        if isotropic[i] and linear == 1:
             signals[i] = 0
             squares[:, i] = 0
             for square in _POWDER_SQUARES:
@@ -235,16 +201,6 @@ def _hindered(b, v, g, isotropic, count, signals, squares):
                     squares[k, i] += signal * square[k]
             squares[:, i] /= signals[i]
             continue
-        for k in range(3):
-            squares[k, i] = g[k, i] ** 2
-        tensor = v[_H_1] * squares[0, i] + v[_H_2] * squares[1, i] + v[_H_3] * squares[2, i]
-        signals[i] = np.exp(-b * tensor)
-
-
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def _hindered_by_tensors(b, linear, v, g, count, signals, squares):
-    """The same under axisymmetric b-tensors."""
-    for i in range(count):
         for k in range(3):
             squares[k, i] = (1 - linear) / 3 + linear * g[k, i] ** 2
         tensor = v[_H_1] * squares[0, i] + v[_H_2] * squares[1, i] + v[_H_3] * squares[2, i]

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import ndtri
 from scipy.stats import qmc
 
-from dipy_spinverse.packed_cells.likelihood import VoxelData
+from dipy_spinverse.packed_cells.likelihood import TissueData
 from dipy_spinverse.packed_cells.tissue_classes import TissueClass
 from dipy_spinverse.packed_cells.tissue_signals import TissueSignals
 
@@ -23,8 +23,8 @@ _N_ANGLES = 4
 _RADIUS_BINS = 4
 
 
-def dictionary_initial_values(
-    model: TissueSignals, tissue: TissueClass, data: VoxelData, frames: np.ndarray
+def best_dictionary_entries(
+    model: TissueSignals, tissue: TissueClass, data: TissueData, frames: np.ndarray
 ) -> np.ndarray:
     """Initial values (V, K, P): the best dictionary entries along the tensor's axis.
 
@@ -36,7 +36,7 @@ def dictionary_initial_values(
     shell = model.shells.of_measurement
     label_of_shell = np.zeros(len(model.shells), int)
     label_of_shell[shell] = data.labels
-    squared_cosine = np.einsum("vk,mk->vm", frames[:, 2], model.directions) ** 2
+    squared_cosine = np.einsum("vk,mk->vm", frames[:, 2], model.scan.directions) ** 2
     angle = np.minimum((squared_cosine * _N_ANGLES).astype(int), _N_ANGLES - 1)
     n_voxels, n_cells = len(frames), len(model.shells) * _N_ANGLES
     cell = (shell * _N_ANGLES + angle + np.arange(n_voxels)[:, None] * n_cells).ravel()
@@ -76,10 +76,12 @@ def _dictionary(model, tissue):
     starts = np.arange(n_shells + 1) * _N_ANGLES
     by_angle = replace(
         model,
-        shells=replace(shells, order=np.arange(starts[-1]), starts=starts),
-        directions=np.tile(np.stack([radial, radial, axial], axis=1), (n_shells, 1)),
-        isotropic=np.zeros(starts[-1], dtype=bool),
-        echo_delay=np.repeat(model.echo_delay[shells.starts[:-1]], _N_ANGLES),
+        scan=model.scan._replace(
+            directions=np.tile(np.stack([radial, radial, axial], axis=1), (n_shells, 1)),
+            isotropic=np.zeros(starts[-1], dtype=bool),
+            echo_delay=np.repeat(model.scan.echo_delay[shells.starts[:-1]], _N_ANGLES),
+            starts=starts,
+        ),
     )
     frames = np.repeat(np.eye(3)[None], _CHUNK, axis=0)
     signals = [by_angle(tissue, z[k : k + _CHUNK], frames) for k in range(0, _N_ENTRIES, _CHUNK)]

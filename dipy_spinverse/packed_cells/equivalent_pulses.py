@@ -59,22 +59,10 @@ _LONG, _LOGITS, _N_INITIAL = np.geomspace(0.7, 30, 16), np.arange(-4.0, 4.0), 4
 class EquivalentPulses:
     """Measurements with free waveforms, as their equivalent pulses.
 
-    Attributes
-    ----------
-    acquisition : WaveformAcquisition
-    directions : ndarray (M, 3)
-        Axes about which the tensors beff are most symmetric.
-    b_anisotropy : ndarray (M,)
-        Shapes of the b-tensors: 1 linear, -1/2 planar, 0 spherical.
-    timings : ndarray (T, 3)
-        delta and Delta of the pulses, and TE, ms.
-    timing_index : ndarray (M,) of int
-        Row of `timings`.
-    spectra : tuple of EncodingSpectrum (K,)
-        Of each kind of waveforms.
-    kind : ndarray (M,) of int
-    b, b_tensors, b0_mask, isotropic, te, mixing_time, te_index
-        Those of `acquisition`.
+    The directions (M, 3) are the axes about which the tensors beff are most symmetric, and
+    `b_anisotropy` (M,) is 1 of linear, -1/2 of planar and 0 of spherical b-tensors. `timings`
+    (T, 3) are delta and Delta of the pulses, and TE, ms. `spectra` (K,) are those of each kind of
+    waveforms. Names in `_OF_ACQUISITION` are attributes, too.
     """
 
     acquisition: WaveformAcquisition
@@ -120,13 +108,7 @@ PulsedMeasurements = Acquisition | EquivalentPulses
 
 
 def equivalent_pulses(acquisition: BaseAcquisition | EquivalentPulses) -> PulsedMeasurements:
-    """Equivalent pulses of measurements; pulsed ones are returned as they are.
-
-    Raises
-    ------
-    ValueError
-        B-tensors without waveforms.
-    """
+    """Equivalent pulses of measurements; pulsed ones are returned as they are."""
     if isinstance(acquisition, WaveformAcquisition):
         return _of_waveforms(acquisition)
     if isinstance(acquisition, TensorAcquisition):

@@ -55,21 +55,12 @@ _STEP = 1e-3  # of coordinates, for numerical derivatives of emulated signals
 class InterpolatedSignals:
     """Legendre coefficients of the signals of one shape on the S shells of an acquisition.
 
-    Attributes
-    ----------
-    centre, scale : ndarray (5,)
-        Of a tissue's coordinates: logarithm of the radius, fraction, logarithms of permeability
-        and of the diffusivities inside and outside.
-    nodes : ndarray (C, 5)
-        Centres of the multiquadrics, in scaled coordinates.
-    weights : ndarray (C, 6, K)
-        Of the principal components: their own, and multiplied by each coordinate of the nodes.
-    basis : ndarray (K, S * L)
-    mean : ndarray (S * L,)
-    degrees : ndarray (S,) of int
-        Number of coefficients of each shell; the others, up to L, are 0.
-    error : ndarray (S,)
-        Root mean square error of the signals of each shell in held-out tissues, relative to b = 0.
+    Coordinates of a tissue are the logarithm of the radius, the fraction, and the logarithms of
+    permeability and of the diffusivities inside and outside; less `centre`, times `scale`, they
+    are compared with the nodes (C, 5) of the multiquadrics. `weights` (C, 6, K) of the principal
+    components are their own, and multiplied by each coordinate of the nodes; `basis` (K, S * L)
+    and `mean` turn components into coefficients, of which shell s has degrees[s], others are 0.
+    `error` (S,) is the root mean square of held-out tissues, relative to b = 0.
     """
 
     centre: np.ndarray
@@ -110,19 +101,9 @@ def _multiquadrics(points, nodes):
 
 
 def interpolated_signals(
-    shape: str, shells: Shells, diffusivity: tuple[float, float] | None, radius_spread: float = 0.0
+    shape: str, shells: Shells, diffusivity: tuple[float, float] | None, radius_spread: float
 ) -> InterpolatedSignals:
-    """Emulate and interpolate the signals of a shape: some seconds, kept in memory.
-
-    Parameters
-    ----------
-    shape : {"cylinder", "sphere"}
-    shells : Shells
-    diffusivity : (inside, outside) or None
-        um^2/ms, if known.
-    radius_spread : float, optional
-        Standard deviation of the cells' radii over their mean.
-    """
+    """Emulated and interpolated signals of a shape: some seconds, kept in memory."""
     key = _shell_encodings(shape, shells).tobytes()
     return _interpolated(shape, key, shells.spectra, diffusivity, radius_spread)
 
@@ -135,19 +116,11 @@ def _shell_encodings(shape, shells):
 
 @lru_cache(maxsize=16)
 def _interpolated(shape, key, spectra, diffusivity, spread):
-    plan = _EmulationPlan.of(
-        shape, np.frombuffer(key).reshape(4, -1), spectra, diffusivity, spread
-    )
-    n_tissues = int(np.clip(_N_SIGNALS // plan.n_encodings, *_N_TISSUES))
+    emulated = _emulated(shape, np.frombuffer(key).reshape(4, -1), spectra, diffusivity, spread)
+    n_encodings = sum(len(group.encodings.q_across) for group in emulated.groups)
+    n_tissues = int(np.clip(_N_SIGNALS // n_encodings, *_N_TISSUES))
     coordinates = _scattered(shape, n_tissues, diffusivity)
-    return _fitted(coordinates, plan.coefficients(coordinates), plan.degrees)
-
-
-def emulator_inputs(coordinates: np.ndarray) -> np.ndarray:
-    """Tissues (N, 5) in the units of the emulator, of coordinates."""
-    tissue = np.exp(coordinates)
-    tissue[:, 1] = coordinates[:, 1]
-    return tissue
+    return _fitted(coordinates, emulated.coefficients(coordinates), emulated.degrees)
 
 
 def _scattered(shape, n, diffusivity):
@@ -171,17 +144,8 @@ def _scattered(shape, n, diffusivity):
 class _EncodingGroup(NamedTuple):
     """Encodings of a shell at nodes of the cosine, or of a timing at some values of q.
 
-    Attributes
-    ----------
-    encodings : Encodings
-    correction : callable or None
-        Correction of waveforms, as a function of tissues.
-    interpolation : ndarray (n, Q) or None
-        From values of q to the shells.
-    rows : sequence of int (n,)
-        The shells.
-    projection : ndarray (X, L)
-        From signals at the nodes to coefficients.
+    `correction` is that of waveforms, a function of tissues; `interpolation` (n, Q) leads from
+    values of q to the shells `rows`, `projection` (X, L) from signals at nodes to coefficients.
     """
 
     encodings: Encodings
@@ -192,53 +156,36 @@ class _EncodingGroup(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class _EmulationPlan:
-    """Which encodings are emulated, and how coefficients follow from their signals."""
+class EmulatedSignals:
+    """As `InterpolatedSignals`, from the emulator itself: for a few tissues.
+
+    Derivatives are those of `interpolated` signals, or numerical without these.
+    """
 
     shape: str
     groups: list[_EncodingGroup]
     degrees: np.ndarray
     radius_spread: float
+    interpolated: InterpolatedSignals | None = None
 
-    @classmethod
-    def of(cls, shape, shell_encodings, spectra, diffusivity, radius_spread):
-        q, small, big, anisotropy = shell_encodings
-        b = q**2 * (big - small / 3) * np.abs(anisotropy)
-        fastest = max(diffusivity) if diffusivity else DIFFUSIVITY_RANGE[1]
-        degrees = np.ones(len(q), dtype=int)
-        if shape == "cylinder":
-            # Then exp(-b D cos^2) is exact to 0.0005.
-            degrees = np.ceil(3 + 2.3 * np.sqrt(b * fastest)).astype(int)
-        groups = []
-        kinds = np.stack([small, big, anisotropy, [spectra.index(s) for s in spectra]])
-        for kind in np.unique(kinds, axis=1).T:
-            rows = np.flatnonzero((kinds == kind[:, None]).all(axis=0) & (q > 0))
-            if not len(rows):
-                continue
-            spectrum = spectra[rows[0]]
-            if len(rows) <= _MAX_Q:
-                for row in rows:
-                    x, projection = _cosines(shape, degrees[row])
-                    encodings = _encodings(shape, q[[row]], x, kind, spectrum)
-                    groups.append(_EncodingGroup(*encodings, None, [row], projection))
-                continue
-            # Closer at small q, where the curvature of the logarithm of the signal is largest.
-            knots = q[rows].max() * np.linspace(0, 1, _MAX_Q + 1) ** 1.5
-            spline = CubicSpline(knots, np.eye(len(knots)), bc_type=("clamped", "not-a-knot"))
-            x, projection = _cosines(shape, degrees[rows].max())
-            encodings = _encodings(shape, knots[1:], x, kind, spectrum)
-            groups.append(_EncodingGroup(*encodings, spline(q[rows])[:, 1:], rows, projection))
-        return cls(shape, groups, degrees, radius_spread)
-
-    @property
-    def n_encodings(self):
-        return sum(len(group.encodings.q_across) for group in self.groups)
+    def __call__(self, coordinates: np.ndarray, tangents: Sequence[np.ndarray] = ()) -> np.ndarray:
+        """Coefficients and derivatives as of `InterpolatedSignals`."""
+        coefficients = self.coefficients(coordinates)
+        if self.interpolated is not None and len(tangents):
+            slopes = self.interpolated(coordinates, tangents)[:, 1:]
+            return np.concatenate([coefficients[:, None], slopes], axis=1)
+        differences = (
+            (self.coefficients(coordinates + _STEP * tangent) - coefficients) / _STEP
+            for tangent in tangents
+        )
+        return np.stack([coefficients, *differences], axis=1)
 
     def coefficients(self, coordinates):
         """Coefficients (N, S, L) of tissues at coordinates (N, 5)."""
         result = np.zeros((len(coordinates), len(self.degrees), self.degrees.max()))
         result[..., 0] = 1.0
-        tissue = emulator_inputs(coordinates)
+        tissue = np.exp(coordinates)
+        tissue[:, 1] = coordinates[:, 1]
         for start in range(0, len(tissue) if self.groups else 0, _TISSUES_AT_ONCE):
             rows = slice(start, start + _TISSUES_AT_ONCE)
             self._write_coefficients(tissue[rows], result[rows])
@@ -273,49 +220,42 @@ class _EmulationPlan:
         return signals
 
 
-@dataclass(frozen=True, eq=False)
-class EmulatedSignals:
-    """As `InterpolatedSignals`, from the emulator itself: for a few tissues.
-
-    Attributes
-    ----------
-    plan : _EmulationPlan
-    interpolated : InterpolatedSignals, optional
-        For derivatives, which are numerical without.
-    """
-
-    plan: _EmulationPlan
-    interpolated: InterpolatedSignals | None = None
-
-    @property
-    def degrees(self) -> np.ndarray:
-        """Number (S,) of coefficients of each shell."""
-        return self.plan.degrees
-
-    def __call__(self, coordinates: np.ndarray, tangents: Sequence[np.ndarray] = ()) -> np.ndarray:
-        """Coefficients and derivatives as of `InterpolatedSignals`."""
-        coefficients = self.plan.coefficients(coordinates)
-        if self.interpolated is not None and len(tangents):
-            slopes = self.interpolated(coordinates, tangents)[:, 1:]
-            return np.concatenate([coefficients[:, None], slopes], axis=1)
-        differences = (
-            (self.plan.coefficients(coordinates + _STEP * tangent) - coefficients) / _STEP
-            for tangent in tangents
-        )
-        return np.stack([coefficients, *differences], axis=1)
-
-
 def emulated_shell_signals(
-    shape: str,
-    shells: Shells,
-    diffusivity: tuple[float, float] | None,
-    radius_spread: float = 0.0,
-    interpolated: InterpolatedSignals | None = None,
+    shape: str, shells: Shells, diffusivity: tuple[float, float] | None, radius_spread: float = 0.0
 ) -> EmulatedSignals:
     """Signals of a shape without preparation; see :func:`interpolated_signals`."""
     encodings = _shell_encodings(shape, shells)
-    plan = _EmulationPlan.of(shape, encodings, shells.spectra, diffusivity, radius_spread)
-    return EmulatedSignals(plan, interpolated)
+    return _emulated(shape, encodings, shells.spectra, diffusivity, radius_spread)
+
+
+def _emulated(shape, shell_encodings, spectra, diffusivity, radius_spread):
+    q, small, big, anisotropy = shell_encodings
+    b = q**2 * (big - small / 3) * np.abs(anisotropy)
+    fastest = max(diffusivity) if diffusivity else DIFFUSIVITY_RANGE[1]
+    degrees = np.ones(len(q), dtype=int)
+    if shape == "cylinder":
+        # Then exp(-b D cos^2) is exact to 0.0005.
+        degrees = np.ceil(3 + 2.3 * np.sqrt(b * fastest)).astype(int)
+    groups = []
+    kinds = np.stack([small, big, anisotropy, [spectra.index(s) for s in spectra]])
+    for kind in np.unique(kinds, axis=1).T:
+        rows = np.flatnonzero((kinds == kind[:, None]).all(axis=0) & (q > 0))
+        if not len(rows):
+            continue
+        spectrum = spectra[rows[0]]
+        if len(rows) <= _MAX_Q:
+            for row in rows:
+                x, projection = _cosines(shape, degrees[row])
+                encodings = _encodings(shape, q[[row]], x, kind, spectrum)
+                groups.append(_EncodingGroup(*encodings, None, [row], projection))
+            continue
+        # Closer at small q, where the curvature of the logarithm of the signal is largest.
+        knots = q[rows].max() * np.linspace(0, 1, _MAX_Q + 1) ** 1.5
+        spline = CubicSpline(knots, np.eye(len(knots)), bc_type=("clamped", "not-a-knot"))
+        x, projection = _cosines(shape, degrees[rows].max())
+        encodings = _encodings(shape, knots[1:], x, kind, spectrum)
+        groups.append(_EncodingGroup(*encodings, spline(q[rows])[:, 1:], rows, projection))
+    return EmulatedSignals(shape, groups, degrees, radius_spread)
 
 
 def _cosines(shape, n):

@@ -39,27 +39,14 @@ _MIN_ERROR = 0.2
 
 
 @dataclass(frozen=True, eq=False)
-class VoxelData:
-    """Measured signals of voxels and the covariance of their errors.
+class TissueData:
+    """Measured signals (V, M) of voxels and the covariance of their errors.
 
-    Attributes
-    ----------
-    measured : ndarray (V, M)
-    sigma : ndarray (V,)
-        Standard deviation of the noise in each channel.
-    rician : ndarray (V,) of bool
-        Whether the signals are magnitudes.
-    inverse_sd : ndarray (V, M)
-        Inverse standard deviations of uncorrelated errors; 0 for excluded measurements.
-    error_directions : ndarray (V, K, M)
-        Orthonormal principal directions of the correlated errors, in whitened data.
-    damping : ndarray (V, K)
-        1 - 1/sqrt(1 + variance of the correlated errors) along these.
-    labels : ndarray (M,) of int
-        Measurements of one label share an amplitude.
-    fast_terms : FastTerms
-    fast_prior_sd : ndarray (V, G)
-        Prior standard deviations of the fast terms; 0 where they are absent.
+    `rician` (V,) are magnitudes, with noise of `sigma` (V,) in each channel. `inverse_sd` (V, M)
+    is that of uncorrelated errors, 0 for excluded measurements. Correlated errors of whitened data
+    have orthonormal principal `error_directions` (V, K, M), and `damping` (V, K) is
+    1 - 1/sqrt(1 + variance) along these. Measurements of one of the `labels` (M,) share an
+    amplitude. `fast_prior_sd` (V, G) is 0 where a fast term is absent.
     """
 
     measured: np.ndarray
@@ -99,7 +86,7 @@ class VoxelData:
         largest = np.abs(self.measured).max(axis=1)[:, None]
         return FAST_PRIOR_SD * largest * np.ones(len(self.fast_terms.identifiable))
 
-    def of_voxels(self, index: np.ndarray) -> VoxelData:
+    def of_voxels(self, index: np.ndarray) -> TissueData:
         """Subset of the voxels."""
         names = (
             "measured", "sigma", "rician", "inverse_sd", "error_directions", "damping",
@@ -107,24 +94,24 @@ class VoxelData:
         )  # fmt: skip
         return replace(self, **{name: getattr(self, name)[index] for name in names})
 
-    def with_fast_prior_sd(self, prior_sd: np.ndarray) -> VoxelData:
+    def with_fast_prior_sd(self, prior_sd: np.ndarray) -> TissueData:
         """The same data with other fast terms (V, G) and without errors of the model."""
         no_errors = np.zeros((len(self.measured), 1, self.measured.shape[1]))
         return _with_correlated_errors(replace(self, fast_prior_sd=prior_sd), no_errors)
 
-    def with_inflated_noise(self, factor: np.ndarray) -> VoxelData:
+    def with_inflated_noise(self, factor: np.ndarray) -> TissueData:
         """The same data with variances larger by factors (V,)."""
         return replace(self, inverse_sd=self.inverse_sd / np.sqrt(factor)[:, None])
 
 
-def voxel_data(
+def tissue_data(
     measured: np.ndarray, sigma: np.ndarray, labels: np.ndarray, used: np.ndarray,
     fast_terms: FastTerms = NO_FAST_TERMS,
-) -> VoxelData:  # fmt: skip
+) -> TissueData:  # fmt: skip
     """Data (V, M) with the same noise (V,) in all used measurements and no error of the model."""
     n_voxels, n = measured.shape
     no_errors = np.zeros((n_voxels, 1, n))
-    data = VoxelData(
+    data = TissueData(
         measured, sigma, measured.min(axis=1) >= 0, used / sigma[:, None], no_errors,
         no_errors[..., 0], labels, fast_terms, np.zeros((n_voxels, len(fast_terms.identifiable))),
     )  # fmt: skip
@@ -132,19 +119,12 @@ def voxel_data(
 
 
 def with_model_errors(
-    data: VoxelData, noise_free: np.ndarray, model_errors: np.ndarray, systematic: np.ndarray
-) -> VoxelData:
+    data: TissueData, noise_free: np.ndarray, model_errors: np.ndarray, systematic: np.ndarray
+) -> TissueData:
     """The same data with the error covariance at a fit.
 
-    Parameters
-    ----------
-    data : VoxelData
-    noise_free : ndarray (V, M)
-        Signals of the fit, in the units of the data.
-    model_errors : ndarray (V, K, M)
-        Independent error patterns of one standard deviation, in the units of the data.
-    systematic : ndarray (V,)
-        Systematic error relative to the signal.
+    The fit has `noise_free` signals (V, M); `model_errors` (V, K, M) are independent patterns of
+    one standard deviation in the same units, and `systematic` (V,) is relative to the signal.
     """
     variances = _noise_variances(data, noise_free) + (systematic[:, None] * noise_free) ** 2
     inverse_sd = (data.inverse_sd > 0) / np.sqrt(variances)
@@ -176,17 +156,11 @@ def _noise_variances(data, noise_free):
 
 
 def systematic_error(
-    data: VoxelData, noise_free: np.ndarray, n_unknowns: np.ndarray
+    data: TissueData, noise_free: np.ndarray, n_unknowns: np.ndarray
 ) -> np.ndarray:
-    """Maximum a posteriori systematic error (V,), relative to the signal, from a fit's residual.
+    """Maximum a posteriori systematic error (V,), relative to the signal.
 
-    Parameters
-    ----------
-    data : VoxelData
-    noise_free : ndarray (V, M)
-        Signals of the fit, in the units of the data.
-    n_unknowns : ndarray (V,)
-        Number of fitted parameters.
+    From the residual of a fit with n unknowns (V,) and noise-free signals (V, M).
     """
     used = data.inverse_sd > 0
     # The fit has removed part of the residual.
@@ -201,7 +175,7 @@ def systematic_error(
     return _SYSTEMATIC_ERRORS[np.argmin(costs, axis=0)]
 
 
-def expected_signals(data: VoxelData, noise_free: np.ndarray) -> np.ndarray:
+def expected_signals(data: TissueData, noise_free: np.ndarray) -> np.ndarray:
     """Mean measurements (V, M) of noise-free ones: magnitudes have the bias of Rician noise."""
     sigma = data.sigma[:, None]
     bias = rician_excess(np.maximum(noise_free, 0) / sigma)
@@ -209,7 +183,7 @@ def expected_signals(data: VoxelData, noise_free: np.ndarray) -> np.ndarray:
 
 
 def noise_free_signals(
-    data: VoxelData, signals: np.ndarray, amplitudes: np.ndarray, voxel: np.ndarray
+    data: TissueData, signals: np.ndarray, amplitudes: np.ndarray, voxel: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Noise-free measurements (N, M) of relative signals, and fitted fast terms (N, G)."""
     noise_free = amplitudes[:, data.labels] * np.maximum(signals, 0)
@@ -223,24 +197,11 @@ def noise_free_signals(
     return noise_free, fast
 
 
-def residuals(data: VoxelData, signals: np.ndarray, voxel: np.ndarray):
-    """Whitened residuals of relative signals with the best-fitting amplitude of each label.
+def residuals(data: TissueData, signals: np.ndarray, voxel: np.ndarray):
+    """Whitened residuals (N, M) of signals (N, M) relative to b = 0, at the best amplitudes.
 
-    Parameters
-    ----------
-    data : VoxelData
-    signals : ndarray (N, M)
-        Relative to b = 0.
-    voxel : ndarray (N,) of int
-        Index in `data` of the voxel that each row is compared with.
-
-    Returns
-    -------
-    residual : ndarray (N, M)
-        Measured minus expected signals, whitened.
-    amplitudes : ndarray (N, L)
-    log_determinant : ndarray (N,)
-        Half the logarithm of the determinant of the amplitudes' precision.
+    Row n is compared with voxel[n]. Also the amplitudes (N, L), and half the logarithm (N,) of the
+    determinant of their precision.
     """
     return _residuals(
         data.measured, data.sigma * data.rician, data.sigma, data.inverse_sd,
@@ -250,21 +211,13 @@ def residuals(data: VoxelData, signals: np.ndarray, voxel: np.ndarray):
 
 
 def normal_equations(
-    data: VoxelData, signals: np.ndarray, amplitudes: np.ndarray, slopes: np.ndarray,
+    data: TissueData, signals: np.ndarray, amplitudes: np.ndarray, slopes: np.ndarray,
     residual: np.ndarray, voxel: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Gradient (N, P) and Gauss-Newton Hessian (N, P, P) of half the sum of squared residuals.
 
-    Both are projected on the complement of the amplitudes (variable projection).
-
-    Parameters
-    ----------
-    signals : ndarray (N, M)
-    amplitudes : ndarray (N, L)
-    slopes : ndarray (N, P, M)
-        Derivatives of the signals.
-    residual : ndarray (N, M)
-        As :func:`residuals` gives it.
+    Both are projected on the complement of the amplitudes (variable projection); slopes (N, P, M)
+    are derivatives of the signals, amplitudes and residual those of :func:`residuals`.
     """
     hessian, correlation = _normal_products(
         data.sigma, data.rician, data.inverse_sd, data.error_directions, data.damping,

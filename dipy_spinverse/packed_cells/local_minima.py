@@ -14,7 +14,7 @@ import torch
 from scipy.special import logsumexp
 
 from dipy_spinverse.inversion.levenberg_marquardt import Damping, levenberg_marquardt
-from dipy_spinverse.packed_cells.likelihood import VoxelData, normal_equations, residuals
+from dipy_spinverse.packed_cells.likelihood import TissueData, normal_equations, residuals
 from dipy_spinverse.packed_cells.orientations import vector_of
 from dipy_spinverse.packed_cells.tissue_classes import LARGEST_Z, TissueClass, log_prior
 from dipy_spinverse.packed_cells.tissue_signals import TissueSignals
@@ -40,7 +40,7 @@ _LARGEST_COST_DIFFERENCE = 12
 _CHUNK, _CHUNK_WITH_SLOPES = 512, 96
 
 
-class SearchBudget(NamedTuple):
+class ClassSearchBudget(NamedTuple):
     """Largest number of steps, and the decrease of the cost that each needs to continue.
 
     Of many initial values the better half continues after a few steps, or all do.
@@ -51,26 +51,20 @@ class SearchBudget(NamedTuple):
     all_initial_values: bool = False
 
 
-_SHORT = SearchBudget(6, 0.3)
+_SHORT = ClassSearchBudget(6, 0.3)
 
 
 @dataclass(frozen=True, eq=False)
 class ClassPosterior:
     """Posterior of one tissue class, given the data of V voxels.
 
-    Attributes
-    ----------
-    model : TissueSignals
-    tissue : TissueClass
-    data : VoxelData
-    correction : ndarray (V, M)
-        Added to the signals of `model`: error of their interpolation at a reference point.
-    prior_mean : ndarray (V, P) or float
+    `correction` (V, M) is added to the signals of `model`: the error of their interpolation at a
+    reference point. `prior_mean` is (V, P), or 0.
     """
 
     model: TissueSignals
     tissue: TissueClass
-    data: VoxelData
+    data: TissueData
     correction: np.ndarray
     prior_mean: np.ndarray | float = 0.0
 
@@ -112,18 +106,10 @@ class ClassPosterior:
 
 @dataclass(frozen=True, eq=False)
 class LocalMinima:
-    """Up to K distinct local minima of each voxel, best first.
+    """Up to K distinct local minima z (V, K, P) of each voxel, best first.
 
-    Attributes
-    ----------
-    z : ndarray (V, K, P)
-        Rotations are relative to `frames`.
-    frames : ndarray (V, 3, 3)
-        Frames of the best minima.
-    covariances : ndarray (V, K, P, P)
-        Inverse Gauss-Newton Hessians.
-    costs : ndarray (V, K)
-        Infinite where a voxel has fewer minima.
+    Rotations are relative to the frames (V, 3, 3) of the best minima, covariances (V, K, P, P) are
+    inverse Gauss-Newton Hessians, costs (V, K) are infinite where a voxel has fewer minima.
     """
 
     z: np.ndarray
@@ -168,7 +154,10 @@ class LocalMinima:
 
 
 def find_local_minima(
-    posterior: ClassPosterior, initial_values: np.ndarray, frames: np.ndarray, budget: SearchBudget
+    posterior: ClassPosterior,
+    initial_values: np.ndarray,
+    frames: np.ndarray,
+    budget: ClassSearchBudget,
 ) -> LocalMinima:
     """Local minima of V voxels from initial values (V, K, P) in frames (V, 3, 3)."""
     n_voxels, n_initial, p = initial_values.shape
@@ -177,21 +166,21 @@ def find_local_minima(
     z = initial_values.reshape(-1, p)
     z, frames = posterior.tissue.moved(np.zeros_like(z), frames[voxel], z)
     if n_initial > _FEW and not budget.all_initial_values:
-        z, frames, _, costs = minimise(posterior, z, frames, voxel, _SHORT)
+        z, frames, _, costs = minimise_costs(posterior, z, frames, voxel, _SHORT)
         rank = np.argsort(costs.reshape(n_voxels, n_initial), axis=1)[:, : n_initial // 2]
         selected = (rank + n_initial * np.arange(n_voxels)[:, None]).ravel()
         z, frames, voxel = z[selected], frames[selected], voxel[selected]
-    minima = minimise(posterior, z, frames, voxel, budget)
+    minima = minimise_costs(posterior, z, frames, voxel, budget)
     by_voxel = (values.reshape(n_voxels, -1, *values.shape[1:]) for values in minima)
     return _distinct(posterior.tissue, *by_voxel)
 
 
-def minimise(
+def minimise_costs(
     posterior: ClassPosterior,
     z: np.ndarray,
     frames: np.ndarray,
     voxel: np.ndarray,
-    budget: SearchBudget,
+    budget: ClassSearchBudget,
     damping: Damping = _DAMPING,
     relative_damping: bool = True,
 ):

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from dipy_spinverse.packed_cells.tissue_classes import TissueClass, dispersion_of, parameter_values
+from dipy_spinverse.packed_cells.tissue_classes import (
+    TissueClass,
+    dispersion_of,
+    parameter_values_and_slopes,
+)
 from dipy_spinverse.walls.maps import LONGEST_EXCHANGE_TIME_MS
 
 # ln of the ratio of the mean permeability to that of equal cells with the same signals, over the
@@ -25,7 +29,8 @@ def tissue_parameters(
     tissue: TissueClass, z: np.ndarray, diffusivity: tuple[float, float] | None
 ) -> dict[str, np.ndarray]:
     """All `PARAMETERS` (N,) in their units, 0 where the class lacks one (spheres: share 1)."""
-    values = {name: np.zeros(len(z)) for name in PARAMETERS} | parameter_values(tissue, z)
+    values = {name: np.zeros(len(z)) for name in PARAMETERS}
+    values |= {n: value for n, (value, _) in parameter_values_and_slopes(tissue, z).items()}
     if diffusivity is not None:
         for name, value in zip(("inside", "outside"), diffusivity, strict=True):
             values[f"diffusivity_{name}"] = np.full(len(z), value)

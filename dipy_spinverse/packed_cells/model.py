@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,19 @@ from dipy.core.gradients import GradientTable
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import BaseAcquisition, as_acquisition
+from dipy_spinverse.packed_cells.emulator import RANGES
 from dipy_spinverse.packed_cells.equivalent_pulses import equivalent_pulses
 from dipy_spinverse.packed_cells.maps import PARAMETERS
 from dipy_spinverse.packed_cells.nuisance import amplitude_labels, fast_signals, polarity_factors
-from dipy_spinverse.packed_cells.posterior import PackedCellsPosterior, packed_cells_posterior
+from dipy_spinverse.packed_cells.posterior import PackedCellsPosterior, Setting, posterior_of
+from dipy_spinverse.packed_cells.radius_distribution import LARGEST_SPREAD
 from dipy_spinverse.packed_cells.residual_tests import describe_residual, residual_groups
-from dipy_spinverse.packed_cells.tissue_classes import CLASSES, TYPICAL_RADIUS, tissue_class
+from dipy_spinverse.packed_cells.tissue_classes import (
+    ALIGNED,
+    CLASSES,
+    TYPICAL_RADIUS,
+    tissue_class,
+)
 from dipy_spinverse.packed_cells.tissue_signals import tissue_signals
 from dipy_spinverse.units import diffusivity_um2_per_ms
 from dipy_spinverse.voxels.fit import VoxelFit
@@ -35,8 +42,8 @@ class PackedCellsFit(VoxelFit):
         Dominant axis of the posterior samples.
     wall_orientation_angle : ndarray (...)
         Half-angle of the cone about it that contains 95 % of the samples, degrees.
-    class_probabilities : ndarray (..., 5)
-        Of cylinders, crossing cylinders, spheres, both side by side, and no cells.
+    class_probabilities : ndarray (..., C)
+        Of the `classes` of the model.
     systematic_error : ndarray (...)
         Standard deviation of errors proportional to the signal, relative to it.
     free_diffusivity : ndarray (...)
@@ -62,7 +69,7 @@ class PackedCellsFit(VoxelFit):
     @property
     def tissue_class(self) -> np.ndarray:
         """Most probable tissue class (...); "" where nothing was fitted."""
-        names = np.array(["", *CLASSES])
+        names = np.array(["", *self.model.classes])
         return names[self._dense(self._values["_class"] + 1)]
 
     def residual_structure(self, index: tuple[int, ...] | int = ()) -> str:
@@ -155,6 +162,10 @@ class PackedCellsModel(VoxelModel):
         Weighted measurements with a smaller b, s/mm^2, are excluded; b0 is not.
     te, mixing_time, isotropic : optional
         Of a GradientTable, as in :meth:`dipy_spinverse.Acquisition.from_gtab`.
+    classes : sequence of str, optional
+        Tissue classes that are compared: "cylinders", "crossing" ones, "spheres", a "mixture" of
+        cylinders and spheres side by side, and "no cells", or some of these; also
+        "aligned cylinders", parallel to the first eigenvector of the diffusion tensor.
     seed : int, optional
         Of the posterior samples.
 
@@ -162,7 +173,7 @@ class PackedCellsModel(VoxelModel):
     ------
     ValueError
         Missing or inconsistent timings, b-tensors without waveforms, a diffusivity that is not in
-        mm^2/s, labels of the wrong number.
+        mm^2/s, labels of the wrong number, other arguments out of range.
 
     Examples
     --------
@@ -185,6 +196,7 @@ class PackedCellsModel(VoxelModel):
         radius_spread: float = 0.0,
         amplitudes: str | ArrayLike = "te",
         least_b: float = 0.0,
+        classes: Sequence[str] = CLASSES,
         te: ArrayLike | None = None,
         mixing_time: ArrayLike | None = None,
         isotropic: ArrayLike | None = None,
@@ -208,7 +220,36 @@ class PackedCellsModel(VoxelModel):
         self.amplitudes = amplitudes if isinstance(amplitudes, str) else np.asarray(amplitudes)
         self.labels = amplitude_labels(self.pulses, amplitudes)
         self.least_b = float(least_b)
+        self.classes = tuple(classes)
         self.seed = int(seed)
+        self._check_arguments()
+
+    def _check_arguments(self):
+        if self.acquisition.b0_mask.all():
+            raise ValueError(
+                f"gtab has {len(self.acquisition)} measurements, none with diffusion weighting; "
+                "give some above its b0_threshold."
+            )
+        low, high = RANGES["radius"]
+        if not low <= self.typical_radius <= high:
+            raise ValueError(
+                f"typical_radius is {self.typical_radius!r}; give the radius of typical cells in "
+                f"um, from {low:g} to {high:g}."
+            )
+        if not 0 <= self.radius_spread <= LARGEST_SPREAD:
+            raise ValueError(
+                f"radius_spread is {self.radius_spread!r}; give the standard deviation of the "
+                f"radii of cells over their mean, from 0 to {LARGEST_SPREAD:g}."
+            )
+        largest_b = 1e3 * self.acquisition.b.max()
+        if not 0 <= self.least_b <= largest_b:
+            raise ValueError(
+                f"least_b is {self.least_b!r}; give a number from 0 to the largest b, "
+                f"{largest_b:.4g} s/mm^2."
+            )
+        if not self.classes or not set(self.classes) <= {*CLASSES, ALIGNED}:
+            available = ", ".join((*CLASSES, ALIGNED))
+            raise ValueError(f"classes is {self.classes!r}; give some of {available}.")
 
     @property
     def used(self) -> np.ndarray:
@@ -223,7 +264,7 @@ class PackedCellsModel(VoxelModel):
         return {
             "wall_orientation": (float, (3,)),
             "wall_orientation_angle": float,
-            "class_probabilities": (float, (len(CLASSES),)),
+            "class_probabilities": (float, (len(self.classes),)),
             "systematic_error": float,
             "free_diffusivity": float,
             "S0_per_te": (float, (len(self.acquisition.echo_times),)),
@@ -239,23 +280,60 @@ class PackedCellsModel(VoxelModel):
 
     def fit_chunk(self, voxels: Voxels, n_draws: int) -> dict[str, np.ndarray]:
         """Values of a chunk of voxels."""
-        return self.values_of_fit(voxels, self.posterior(voxels, n_draws), n_draws)
-
-    def posterior(self, voxels: Voxels, n_samples: int) -> PackedCellsPosterior:
-        """Maximum a posteriori estimates and posterior samples of a chunk of voxels."""
-        return packed_cells_posterior(
-            self.pulses,
-            voxels.signals,
-            voxels.sigma,
-            diffusivity=self._um2_per_ms,
-            free_diffusivity=self._free_um2_per_ms,
-            typical_radius=self.typical_radius,
-            radius_spread=self.radius_spread,
-            n_draws=n_samples,
-            seed=self.seed,
-            amplitudes=self.labels,
-            least_b=1e-3 * self.least_b,
+        return self.values_of_fit(
+            voxels, self.posterior(voxels.signals, voxels.sigma, n_draws), n_draws
         )
+
+    def posterior(
+        self, signals: ArrayLike, sigma: ArrayLike | None = None, n_samples: int = 200
+    ) -> PackedCellsPosterior:
+        """Maximum a posteriori estimates of voxels, and samples of their posterior.
+
+        The prior is that of ``tissue_classes``; amplitudes have a flat prior and are integrated
+        out.
+
+        Parameters
+        ----------
+        signals : array-like (V, M)
+            Magnitudes, or real parts, which can be negative; finite, and not 0 throughout a voxel.
+        sigma : float or array-like (V,), optional
+            Standard deviation of the noise in each channel; by default estimated from the
+            residual.
+        n_samples : int, optional
+            0 for maximum a posteriori estimates only.
+
+        Raises
+        ------
+        ValueError
+            Signals of the wrong shape.
+        """
+        signals = np.ascontiguousarray(signals, dtype=float)
+        if signals.shape[1:] != (len(self.acquisition),):
+            raise ValueError(
+                f"signals has shape {signals.shape}; the acquisition has {len(self.acquisition)} "
+                f"measurements, so give (V, {len(self.acquisition)}) for V voxels."
+            )
+        if sigma is not None:
+            sigma = np.broadcast_to(np.asarray(sigma, dtype=float), len(signals)).copy()
+        return posterior_of(self._setting(), signals, sigma, n_samples, self.seed)
+
+    def _setting(self):
+        relaxes = np.ptp(self.pulses.te) > 0
+        tissues = [
+            tissue_class(name, self._um2_per_ms is not None, relaxes, self.typical_radius)
+            for name in self.classes
+        ]
+        shapes = {
+            "cylinder": any(tissue.has_cylinders for tissue in tissues),
+            "sphere": any(tissue.has_spheres for tissue in tissues),
+        }
+        signals = tissue_signals(
+            self.pulses, self._um2_per_ms, self._free_um2_per_ms,
+            tuple(shape for shape, present in shapes.items() if present),
+            radius_spread=self.radius_spread,
+        )  # fmt: skip
+        groups = residual_groups(self.pulses, self.used)
+        return Setting(self.pulses, signals, tissues, self.labels, self.used, groups)
 
     def values_of_fit(
         self, voxels: Voxels, posterior: PackedCellsPosterior, n_draws: int
@@ -339,7 +417,7 @@ class PackedCellsModel(VoxelModel):
         )  # fmt: skip
         parameters = dict(zip(PARAMETERS, values["_parameters"].T, strict=True))
         signals = np.empty((len(values["_class"]), len(pulses)))
-        for k, name in enumerate(CLASSES):
+        for k, name in enumerate(self.classes):
             rows = np.flatnonzero(values["_class"] == k)
             if len(rows):
                 tissue = tissue_class(name, self._um2_per_ms is not None, relaxes=True)
@@ -353,7 +431,14 @@ class PackedCellsModel(VoxelModel):
 
     def settings(self) -> tuple[dict, dict[str, np.ndarray]]:
         """Arguments of the model."""
-        names = "diffusivity", "free_diffusivity", "typical_radius", "radius_spread", "least_b"
+        names = (
+            "diffusivity",
+            "free_diffusivity",
+            "typical_radius",
+            "radius_spread",
+            "least_b",
+            "classes",
+        )
         settings = {name: getattr(self, name) for name in (*names, "seed")}
         if isinstance(self.amplitudes, str):
             return settings | {"amplitudes": self.amplitudes}, {}

@@ -38,13 +38,7 @@ _MIN_SNR = 5.0
 
 
 def amplitude_labels(acquisition: PulsedMeasurements, amplitudes: str | ArrayLike) -> np.ndarray:
-    """Label (M,) of each measurement, 0 ... L-1; measurements of one label share their S0.
-
-    Raises
-    ------
-    ValueError
-        Neither one of `AMPLITUDES` nor one whole number for each measurement.
-    """
+    """Label (M,) of each measurement, 0 ... L-1; measurements of one label share their S0."""
     if isinstance(amplitudes, str):
         if amplitudes not in AMPLITUDES:
             raise ValueError(
@@ -64,18 +58,8 @@ def amplitude_labels(acquisition: PulsedMeasurements, amplitudes: str | ArrayLik
 class FastTerms(NamedTuple):
     """G fast terms, one for each timing and label.
 
-    Attributes
-    ----------
-    rows : ndarray (R,) of int
-        Affected measurements.
-    decay : ndarray (R,)
-        Fraction of the term that remains there.
-    term : ndarray (R,) of int
-        Index of their term.
-    label, timing : ndarray (G,) of int
-        Of each term.
-    identifiable : ndarray (G,) of bool
-        Whether weak weightings separate it from the amplitude.
+    They affect measurements `rows` (R,), where a fraction `decay` of the term of index `term`
+    remains. `identifiable` (G,) are those that weak weightings separate from the amplitude.
     """
 
     rows: np.ndarray

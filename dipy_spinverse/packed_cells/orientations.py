@@ -24,21 +24,11 @@ _NEGLIGIBLE = 1e-9
 
 @njit(cache=True, nogil=True, fastmath=True)
 def add_dispersed(kernels, weight, squares, times, sums, by_square, by_time, work):
-    """Add dispersed kernels (J, L), times a weight, to sums (J, M).
+    """Add dispersed kernels, times a weight, to sums (J, >= M).
 
-    Parameters
-    ----------
-    kernels : ndarray (J, L)
-        Coefficients of the even polynomials.
-    weight : float
-    squares : ndarray (M,)
-        Squared cosines between gradient and axis.
-    times : ndarray (M,)
-        t of each measurement.
-    sums : ndarray (J, >= M)
-    by_square, by_time : ndarray (>= M,)
-        Derivatives of the first kernel are written here if there are several.
-    work : ndarray (8, >= M)
+    `kernels` (J, L) are coefficients of the even polynomials, `squares` (M,) the squared cosines
+    between gradient and axis, `times` (M,) the t of each measurement. Derivatives of the first of
+    several kernels are written to `by_square` and `by_time` (>= M,); `work` is (8, >= M).
     """
     n, (n_sets, n_degrees) = len(squares), kernels.shape
     previous, current, previous_slope, slope = work[0], work[1], work[2], work[3]

@@ -10,9 +10,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 from scipy.stats import chi2
 
@@ -23,12 +23,11 @@ from dipy_spinverse.packed_cells.class_comparison import (
     with_errors_by_shell,
 )
 from dipy_spinverse.packed_cells.equivalent_pulses import PulsedMeasurements
-from dipy_spinverse.packed_cells.input_checks import checked_diffusivity, checked_input
 from dipy_spinverse.packed_cells.likelihood import (
     expected_signals,
     noise_free_signals,
     residuals,
-    voxel_data,
+    tissue_data,
 )
 from dipy_spinverse.packed_cells.maps import (
     PARAMETERS,
@@ -37,8 +36,6 @@ from dipy_spinverse.packed_cells.maps import (
     with_unequal_membranes,
 )
 from dipy_spinverse.packed_cells.nuisance import (
-    FastTerms,
-    amplitude_labels,
     find_fast_terms,
     polarity_asymmetry,
     polarity_factors,
@@ -48,16 +45,10 @@ from dipy_spinverse.packed_cells.residual_tests import (
     ResidualGroups,
     chi_square_by_direction,
     gradient_axes,
-    residual_groups,
     worst_group,
 )
-from dipy_spinverse.packed_cells.tissue_classes import (
-    CLASSES,
-    TYPICAL_RADIUS,
-    TissueClass,
-    tissue_class,
-)
-from dipy_spinverse.packed_cells.tissue_signals import TissueSignals, tissue_signals
+from dipy_spinverse.packed_cells.tissue_classes import TissueClass
+from dipy_spinverse.packed_cells.tissue_signals import TissueSignals
 from dipy_spinverse.voxels.progress import part
 from dipy_spinverse.voxels.statistics import of_axes
 from dipy_spinverse.voxels.status import REFUTED
@@ -169,90 +160,8 @@ class PackedCellsPosterior:
         return parameters, maps
 
 
-def packed_cells_posterior(
-    acquisition: PulsedMeasurements,
-    data: ArrayLike,
-    sigma: ArrayLike | None = None,
-    *,
-    diffusivity: float | tuple[float, float] | None = None,
-    free_diffusivity: float = 3.0,
-    typical_radius: float = TYPICAL_RADIUS,
-    radius_spread: float = 0.0,
-    n_draws: int = 200,
-    seed: int = 0,
-    classes: tuple[str, ...] = CLASSES,
-    amplitudes: str | ArrayLike = "te",
-    least_b: float = 0.0,
-) -> PackedCellsPosterior:
-    """Posterior of the tissue of voxels, given their signals.
-
-    The prior is that of ``tissue_classes``; amplitudes have a flat prior and are integrated out.
-    The first call for an acquisition interpolates the emulator for it, which takes some seconds.
-    Where the best class is rejected with p < 0.001, samples are drawn with as much more noise as
-    makes its residual typical: intervals of rejected models are wider by the square root of the
-    reduced chi-square.
-
-    Parameters
-    ----------
-    acquisition : Acquisition
-    data : array-like (V, M)
-        Magnitudes, or real parts, which can be negative.
-    sigma : float or array-like (V,), optional
-        Standard deviation of the noise in each channel; estimated from the residual by default.
-    diffusivity : float, (inside, outside) or None, optional
-        Diffusivity of the water in the tissue, um^2/ms, if known; unknown by default.
-    free_diffusivity : float, optional
-        Diffusivity of free water, um^2/ms.
-    typical_radius : float, optional
-        Median of the prior of radii, um.
-    radius_spread : float, optional
-        Standard deviation over mean of the gamma-distributed radii of a voxel's cells.
-    n_draws : int, optional
-        Number of posterior samples; 0 for maximum a posteriori estimates only.
-    seed : int, optional
-    classes : tuple of str, optional
-        Some of ``tissue_classes.CLASSES``, and "aligned cylinders": parallel ones along the first
-        eigenvector of the diffusion tensor.
-    amplitudes : {"te", "timing"} or array-like (M,), optional
-        Measurements that share a signal at b = 0: those of one echo time, of one (delta, Delta,
-        TE), or of one label.
-    least_b : float, optional
-        Weighted measurements with a smaller b, ms/um^2, are excluded; those at b = 0 are not.
-
-    Raises
-    ------
-    ValueError
-        Arguments of the wrong shape or range.
-    """
-    diffusivity = checked_diffusivity(diffusivity)
-    data, sigma = checked_input(
-        acquisition, data, sigma, free_diffusivity, typical_radius, radius_spread, n_draws,
-        classes, least_b,
-    )  # fmt: skip
-    diffusivity_known, relaxes = diffusivity is not None, np.ptp(acquisition.te) > 0
-    tissues = [
-        tissue_class(name, diffusivity_known, relaxes, float(typical_radius)) for name in classes
-    ]
-    shapes = {
-        "cylinder": any(tissue.has_cylinders for tissue in tissues),
-        "sphere": any(tissue.has_spheres for tissue in tissues),
-    }
-    model = tissue_signals(
-        acquisition, diffusivity, free_diffusivity,
-        tuple(shape for shape, present in shapes.items() if present),
-        radius_spread=float(radius_spread),
-    )  # fmt: skip
-    used = acquisition.b0_mask | (acquisition.b >= least_b)
-    setting = _Setting(
-        acquisition, model, tissues, amplitude_labels(acquisition, amplitudes), used,
-        residual_groups(acquisition, used),
-    )  # fmt: skip
-    return _posterior(setting, data, sigma, n_draws, seed)
-
-
-@dataclass(frozen=True, eq=False)
-class _Setting:
-    """What all voxels share; measurements in the order of the acquisition."""
+class Setting(NamedTuple):
+    """What all voxels share; labels, used (M,) and groups are in the order of the acquisition."""
 
     acquisition: PulsedMeasurements
     model: TissueSignals
@@ -261,14 +170,15 @@ class _Setting:
     used: np.ndarray
     groups: ResidualGroups
 
-    @property
-    def fast_terms(self) -> FastTerms:
-        """Fast terms of the measurements in the order of the shells."""
-        order = self.model.shells.order
-        return find_fast_terms(self.acquisition, self.labels, self.used, order)
 
+def posterior_of(
+    setting: Setting, measured: np.ndarray, sigma: np.ndarray | None, n_samples: int, seed: int
+) -> PackedCellsPosterior:
+    """Posterior of signals (V, M) with noise (V,), which is estimated where it is None.
 
-def _posterior(setting, measured, sigma, n_samples, seed):
+    Where the best class is rejected with p < 0.001, samples are drawn with as much more noise as
+    makes its residual typical: their intervals are wider by the root of the reduced chi-square.
+    """
     acquisition, order = setting.acquisition, setting.model.shells.order
     noise_known = sigma is not None
     largest = np.abs(measured).max(axis=1)
@@ -276,9 +186,10 @@ def _posterior(setting, measured, sigma, n_samples, seed):
     asymmetry = polarity_asymmetry(acquisition, measured, initial_sigma)
     factors = polarity_factors(acquisition, acquisition, asymmetry)
     symmetric = measured / factors
-    data = voxel_data(
+    data = tissue_data(
         np.ascontiguousarray(symmetric[:, order]), initial_sigma, setting.labels[order],
-        setting.used[order], setting.fast_terms,
+        setting.used[order],
+        find_fast_terms(acquisition, setting.labels, setting.used, order),
     )  # fmt: skip
     # With less noise than the error of interpolated signals, searches would fit that error.
     search_inflation = np.maximum(_INTERPOLATION_ERROR * largest / initial_sigma, 1) ** 2
@@ -312,7 +223,7 @@ def _posterior(setting, measured, sigma, n_samples, seed):
     )
 
 
-def _estimates(comparison: ClassComparison, setting: _Setting):
+def _estimates(comparison: ClassComparison, setting: Setting):
     """Maximum a posteriori of the most probable classes, and tests of its residual."""
     data, order = comparison.data, comparison.model.shells.order
     n_voxels, n = data.measured.shape

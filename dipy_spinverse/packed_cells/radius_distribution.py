@@ -21,15 +21,8 @@ def radius_quadrature(
     """Weights, as fractions of the volume, and radii (N,) of cells.
 
     Where n(r) ~ r^(k-1) exp(-r / s) in d dimensions, the volume has a gamma distribution of shape
-    k + d, and surface over volume is d / ((k + d - 1) s).
-
-    Parameters
-    ----------
-    shape : {"cylinder", "sphere"}
-    radius : ndarray (N,)
-        Of equal cells with the same surface over volume, um.
-    spread : float
-        Standard deviation of the radii over their mean.
+    k + d, and surface over volume is d / ((k + d - 1) s): that of equal cells of the radius (N,)
+    that is given. The spread is the standard deviation of the radii over their mean.
     """
     if spread < _LEAST_SPREAD:
         return [(1.0, radius)]

@@ -22,12 +22,12 @@ import numpy as np
 from scipy.stats import chi2
 
 from dipy_spinverse.inversion.levenberg_marquardt import Damping
-from dipy_spinverse.packed_cells.likelihood import VoxelData
+from dipy_spinverse.packed_cells.likelihood import TissueData
 from dipy_spinverse.packed_cells.local_minima import (
     ClassPosterior,
+    ClassSearchBudget,
     LocalMinima,
-    SearchBudget,
-    minimise,
+    minimise_costs,
 )
 from dipy_spinverse.packed_cells.tissue_classes import LARGEST_Z
 from dipy_spinverse.voxels.progress import stepwise
@@ -37,7 +37,7 @@ from dipy_spinverse.voxels.progress import stepwise
 #
 # Damping is in units of the prior's curvature: with it five steps lead further than eight without,
 # whose first ones are too long, and what the data do not determine follows the prior's sample.
-_BUDGET = SearchBudget(5, 0.01)
+_BUDGET = ClassSearchBudget(5, 0.01)
 _DAMPING = Damping(initial=3.0, minimum=1e-3, maximum=1e6, growth=8.0)
 # Initial values are samples of a linear model around a minimum, with the variance of the noise
 # multiplied by this, limited to so many prior standard deviations.
@@ -59,21 +59,9 @@ def posterior_samples(
     n_samples: int,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """z (N, P) and frames (N, 3, 3) of posterior samples.
+    """z (N, P) and frames (N, 3, 3) of posterior samples of one class.
 
-    Parameters
-    ----------
-    posterior : ClassPosterior
-    minima : LocalMinima
-        Of all its voxels.
-    voxel : ndarray (N,) of int
-        Voxel of each sample.
-    number : ndarray (N,) of int
-        Index of each sample among those of its voxel over all classes.
-    noise_known : bool
-    n_samples : int
-        Samples of every voxel over all classes.
-    rng : numpy Generator
+    Sample n is the number[n]-th of the `n_samples` that voxel[n] has over all classes.
     """
     data, tissue = posterior.data, posterior.tissue
     n_directions = data.damping.shape[1]
@@ -103,7 +91,7 @@ def posterior_samples(
         z, frames = _initial_values(
             tissue, minima, v, minimum[rows], prior_mean[k], initial_noise[k]
         )
-        estimates = minimise(
+        estimates = minimise_costs(
             randomised, z, frames, np.arange(len(v)), _BUDGET, _DAMPING, relative_damping=False
         )
         blocks.append(estimates[:3])
@@ -169,7 +157,7 @@ def _replacements(posterior, minima, z, frames, voxel):
     return replacements
 
 
-def _randomised(data: VoxelData, voxel, noise, model_noise, noise_scale):
+def _randomised(data: TissueData, voxel, noise, model_noise, noise_scale):
     """Data of voxels (N,) plus another realisation of the noise and of the model's errors."""
     data = data.of_voxels(voxel)
     # 1 / (1 - damping) is the standard deviation of noise and model errors together.

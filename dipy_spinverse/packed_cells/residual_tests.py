@@ -20,13 +20,7 @@ _DIRECTIONS = ("along the axis", "oblique to the axis", "across the axis")
 
 @dataclass(frozen=True, eq=False)
 class ResidualGroups:
-    """Groups of measurements: timings and shells.
-
-    Attributes
-    ----------
-    names : tuple of str (G,)
-    members : ndarray (G, M) of bool
-    """
+    """Groups of measurements, timings and shells: names (G,) and members (G, M)."""
 
     names: tuple[str, ...]
     members: np.ndarray
@@ -69,11 +63,7 @@ def residual_groups(acquisition: PulsedMeasurements, used: np.ndarray) -> Residu
 def worst_group(chi_square: np.ndarray, sizes: np.ndarray, freedom_per_measurement: np.ndarray):
     """Reduced chi-square and degrees of freedom (V,) of the least probable group.
 
-    Parameters
-    ----------
-    chi_square : ndarray (V, G)
-    sizes : ndarray (G,)
-    freedom_per_measurement : ndarray (V,)
+    From chi-squares (V, G), sizes (G,), and degrees of freedom per measurement (V,).
     """
     freedom = sizes * freedom_per_measurement[:, None]
     index = chi2.logsf(chi_square, freedom).argmin(axis=1)[:, None]

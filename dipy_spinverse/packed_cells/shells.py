@@ -15,20 +15,11 @@ _SAME_Q = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Shells:
-    """S shells of M measurements.
+    """S shells of M measurements, which differ in q, delta, Delta and shape of the b-tensor.
 
-    Attributes
-    ----------
-    order : ndarray (M,) of int
-        Indices of the measurements, shell by shell.
-    starts : ndarray (S + 1,) of int
-        Where each shell starts in `order`.
-    q, small_delta, big_delta : ndarray (S,)
-        rad/um, ms.
-    b_anisotropy : ndarray (S,)
-        Shape of the b-tensors: 1 linear, -1/2 planar, 0 spherical.
-    spectra : tuple of EncodingSpectrum (S,)
-        Of the waveforms that the pulses are equivalent to; None of actual pulses.
+    `order` (M,) are the measurements shell by shell, `starts` (S + 1,) where each shell starts.
+    q is in rad/um, times in ms; `b_anisotropy` is 1 of linear, -1/2 of planar and 0 of spherical
+    b-tensors. `spectra` are those of waveforms that the pulses are equivalent to, else None.
     """
 
     order: np.ndarray

@@ -157,15 +157,10 @@ def tissue_class(
     return TissueClass(name, parameters, typical_radius)
 
 
-def parameter_values(tissue: TissueClass, z: np.ndarray) -> dict[str, np.ndarray]:
-    """Values (N,) of all parameters but the rotation, in their units, at z (N, P)."""
-    return {name: value for name, (value, _) in parameter_values_and_slopes(tissue, z).items()}
-
-
 def parameter_values_and_slopes(
     tissue: TissueClass, z: np.ndarray
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The same values, each with its derivative (N,) by its z."""
+    """Values (N,) of all parameters but the rotation, in their units, and derivatives by z."""
     z = np.clip(z, -LARGEST_Z, LARGEST_Z)
     u, density = ndtr(z), np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
     values: dict[str, tuple[np.ndarray, np.ndarray]] = {}

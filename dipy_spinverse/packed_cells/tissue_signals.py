@@ -44,29 +44,14 @@ _COORDINATES = ("radius", "fraction", "permeability", "diffusivity_inside", "dif
 class TissueSignals:
     """Signals of an acquisition, relative to b = 0, its measurements in the order of its shells.
 
-    Attributes
-    ----------
-    shells : Shells
-    directions : ndarray (M, 3)
-    isotropic : ndarray (M,) of bool
-        Averages over all directions.
-    echo_delay : ndarray (M,)
-        Echo times minus the shortest, ms.
-    cells : dict of InterpolatedSignals or EmulatedSignals
-        Keys "cylinder" and "sphere".
-    free_diffusivity : float
-    diffusivity : (inside, outside) or None
-        um^2/ms, if known.
-    radius_spread : float
-        Standard deviation of the cells' radii over their mean.
+    `cells` are the signals of each shape, "cylinder" and "sphere"; `diffusivity` is that inside
+    and outside, um^2/ms, if known; `radius_spread` is the standard deviation of the radii of cells
+    over their mean.
     """
 
     shells: Shells
-    directions: np.ndarray
-    isotropic: np.ndarray
-    echo_delay: np.ndarray
+    scan: ShellArrays
     cells: dict[str, InterpolatedSignals | EmulatedSignals]
-    free_diffusivity: float
     diffusivity: tuple[float, float] | None
     radius_spread: float
 
@@ -78,25 +63,24 @@ class TissueSignals:
     def share_along(self, axes: np.ndarray) -> np.ndarray:
         """Fraction (N, M) of b along axes (N, 3)."""
         linear = self.shells.b_anisotropy[self.shells.of_measurement]
-        return (1 - linear) / 3 + linear * (axes @ self.directions.T) ** 2
+        return (1 - linear) / 3 + linear * (axes @ self.scan.directions.T) ** 2
 
     @cached_property
     def emulated(self) -> TissueSignals:
         """The same with signals of the emulator itself, and derivatives of its interpolation."""
-        return self._with_emulator(self.cells)
+        return replace(
+            self,
+            cells={
+                shape: replace(emulated, interpolated=self.cells[shape])
+                for shape, emulated in self.emulated_with_slopes.cells.items()
+            },
+        )
 
     @cached_property
     def emulated_with_slopes(self) -> TissueSignals:
         """The same with signals and derivatives of the emulator itself."""
-        return self._with_emulator(dict.fromkeys(self.cells))
-
-    def _with_emulator(self, slopes_of):
-        cells = {
-            shape: emulated_shell_signals(
-                shape, self.shells, self.diffusivity, self.radius_spread, interpolated
-            )
-            for shape, interpolated in slopes_of.items()
-        }
+        setting = self.shells, self.diffusivity, self.radius_spread
+        cells = {shape: emulated_shell_signals(shape, *setting) for shape in self.cells}
         return replace(self, cells=cells)
 
     def __call__(
@@ -109,7 +93,7 @@ class TissueSignals:
         """
         if tissue.turns and not slopes:
             frames = rotation_of(z[:, -3:]) @ frames
-        jacobian = np.empty((len(z), slopes * tissue.n_parameters, len(self.directions)))
+        jacobian = np.empty((len(z), slopes * tissue.n_parameters, len(self.scan.directions)))
         values = parameter_values_and_slopes(tissue, z)
         signals = self._signals(tissue, values, frames, jacobian)
         return (signals, jacobian) if slopes else signals
@@ -119,16 +103,12 @@ class TissueSignals:
     ) -> np.ndarray:
         """Signals (N, M) of parameter values (N,)."""
         no_slopes = {name: (values[name], 0.0) for name in tissue.parameters[tissue.scalar]}
-        jacobian = np.empty((len(frames), 0, len(self.directions)))
+        jacobian = np.empty((len(frames), 0, len(self.scan.directions)))
         return self._signals(tissue, no_slopes, frames, jacobian)
 
     def _signals(self, tissue, values, frames, jacobian):
         """Signals of parameter values, each with its derivative by z."""
-        shells, slopes = self.shells, jacobian.shape[1] > 0
-        scan = ShellArrays(
-            self.directions, self.isotropic, self.echo_delay, shells.starts, shells.b,
-            shells.b_anisotropy, self.free_diffusivity,
-        )  # fmt: skip
+        slopes = jacobian.shape[1] > 0
         cylinders, spheres = (
             self._cell_signals(shape, tissue, values, len(frames), slopes)
             for shape in ("cylinder", "sphere")
@@ -136,8 +116,8 @@ class TissueSignals:
         n_axes = tissue.has_cylinders * (1 + ("crossing_share" in values))
         compartments, by_z, columns = self._compartments(tissue, values, len(frames))
         return compartment_signals(
-            scan, compartments, np.ascontiguousarray(frames), cylinders, spheres, n_axes, by_z,
-            columns, jacobian,
+            self.scan, compartments, np.ascontiguousarray(frames), cylinders, spheres, n_axes,
+            by_z, columns, jacobian,
         )  # fmt: skip
 
     def _compartments(self, tissue, values, n):
@@ -225,33 +205,19 @@ def tissue_signals(
 ) -> TissueSignals:
     """Signals of an acquisition, prepared once: the first call takes some seconds for each shape.
 
-    Parameters
-    ----------
-    acquisition : Acquisition, WaveformAcquisition or EquivalentPulses
-    diffusivity : (inside, outside) or None
-        Of tissue, um^2/ms; unknown if None.
-    free_diffusivity : float
-        um^2/ms.
-    shapes : tuple of str, optional
-    interpolated : bool, optional
-        Whether to interpolate the emulator, for many tissues; a few need no preparation.
-    shortest_te : float, optional
-        Echo time that the fraction of free water refers to, ms; by default the shortest.
-    radius_spread : float, optional
-        Standard deviation of the cells' radii over their mean.
+    A few tissues need no preparation (`interpolated=False`). Diffusivities are in um^2/ms, those
+    of tissue unknown where None. `shortest_te`, ms, is the echo time that the fraction of free
+    water refers to; by default the shortest.
     """
     pulses = equivalent_pulses(acquisition)
     if shortest_te is None:
         shortest_te = pulses.te.min()
     shells = group_into_shells(pulses)
     signals_of = interpolated_signals if interpolated else emulated_shell_signals
-    return TissueSignals(
-        shells,
-        pulses.directions[shells.order],
-        pulses.direction_averaged[shells.order],
-        (pulses.te - shortest_te)[shells.order],
-        {shape: signals_of(shape, shells, diffusivity, radius_spread) for shape in shapes},
-        free_diffusivity,
-        diffusivity,
-        radius_spread,
-    )
+    cells = {shape: signals_of(shape, shells, diffusivity, radius_spread) for shape in shapes}
+    order, echo_delay = shells.order, pulses.te - shortest_te
+    scan = ShellArrays(
+        pulses.directions[order], pulses.direction_averaged[order], echo_delay[order], shells.starts,
+        shells.b, shells.b_anisotropy, free_diffusivity,
+    )  # fmt: skip
+    return TissueSignals(shells, scan, cells, diffusivity, radius_spread)

@@ -45,14 +45,8 @@ _GAUSS_NODES, _GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(3)
 class EncodingSpectrum:
     """Diffusion weighting as a function of the rate at which water meets walls, and exchange.
 
-    Attributes
-    ----------
-    time : float
-        Root mean square of q over that of g, ms.
-    relative_b : tuple (K, 2)
-        beff / b along and across the axis, at `RATES` / time.
-    exchange_time : float
-        ms.
+    `time`, ms, is the root mean square of q over that of g; `relative_b` (K, 2) is beff / b along
+    and across the axis, at `RATES` / time; the exchange time is in ms.
     """
 
     time: float
@@ -107,19 +101,8 @@ def waveform_correction(
 ) -> np.ndarray:  # fmt: skip
     """Signals (N, E) of a waveform minus those of pulses of the same b-tensor.
 
-    Parameters
-    ----------
-    shape : {"cylinder", "sphere"}
-    tissue : ndarray (N, 5)
-        In the units of the emulator.
-    spectrum : EncodingSpectrum
-        Of the waveform.
-    pulses : (float, float)
-        delta and Delta, ms.
-    b : ndarray (E,)
-        ms/um^2.
-    square : ndarray (E,)
-        Squared cosine between the axes of cylinders and waveform.
+    Tissue (N, 5) is in the units of the emulator; pulses are delta and Delta, ms; b (E,) is in
+    ms/um^2, and `square` (E,) the squared cosine between the axes of cylinders and waveform.
     """
     free = np.array(spectrum.relative_b[0])
     free = free / (free @ [1, 2])
@@ -141,16 +124,8 @@ def two_compartment_signals(
 ) -> np.ndarray:  # fmt: skip
     """Signals (N, E) of water inside and outside of bodies.
 
-    Parameters
-    ----------
-    relative_b : callable
-        beff / b (..., 2) at rates (...).
-    free : ndarray (2,)
-        beff / b of free diffusion.
-    time : float
-        Exchange time of the waveform, ms.
-    shape, tissue, b, square
-        As of :func:`waveform_correction`.
+    `relative_b` gives beff / b (..., 2) at rates (...), and `free` (2,) is that of free diffusion;
+    `time` is the exchange time of the waveform, ms.
     """
     dimension, roots = DIMENSIONS[shape], np.array(dipole_roots(shape))
     radius, f, permeability, inside, outside = np.moveaxis(tissue[:, :, None], 1, 0)

@@ -26,7 +26,7 @@ from scipy.special import ndtri
 from dipy_spinverse.acquisition.conversion import require_pulsed
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.packed_cells.emulator_errors import error_patterns, model_errors
-from dipy_spinverse.packed_cells.likelihood import normal_equations, voxel_data, with_model_errors
+from dipy_spinverse.packed_cells.likelihood import normal_equations, tissue_data, with_model_errors
 from dipy_spinverse.packed_cells.maps import tissue_maps, tissue_parameters
 from dipy_spinverse.packed_cells.tissue_classes import (
     LARGEST_Z,
@@ -186,7 +186,7 @@ def _information(model, tissue, z, frames, acquisition, selections, sigma):
         rows = selection[order]
         labels = np.unique(acquisition.te_index[order][rows], return_inverse=True)[1]
         predicted = np.ascontiguousarray(signals[:, rows])
-        data = voxel_data(predicted, noise, labels, np.ones(rows.sum(), dtype=bool))
+        data = tissue_data(predicted, noise, labels, np.ones(rows.sum(), dtype=bool))
         data = with_model_errors(data, predicted, errors[..., rows], np.zeros(len(z)))
         amplitudes, residual = np.ones((len(z), data.n_labels)), np.zeros_like(predicted)
         equations = normal_equations(

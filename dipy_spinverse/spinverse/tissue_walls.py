@@ -219,7 +219,9 @@ class TissueWallChunk:
         """Values of each voxel, with the names of the layout and those of the status."""
         n_draws, n_fields = self.problem.n_draws, self.problem.n_fields
         with part(0.0, _CELLS_TIME):
-            posterior = self.cells_model.posterior(voxels, max(n_draws, n_fields))
+            posterior = self.cells_model.posterior(
+                voxels.signals, voxels.sigma, max(n_draws, n_fields)
+            )
         cells = self.cells_model.values_of_fit(voxels, posterior, n_draws)
         # The maximum a posteriori estimate, then samples, along the first axis.
         parameters, maps = (

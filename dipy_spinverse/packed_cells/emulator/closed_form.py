@@ -36,18 +36,8 @@ _LARGEST_ATTENUATION = 50.0
 class Numbers(NamedTuple):
     """The dimensionless numbers that determine a signal; they broadcast.
 
-    Attributes
-    ----------
-    fraction : ndarray
-        Of the volume inside bodies.
-    permeability : ndarray
-        kappa R / D.
-    inside : ndarray
-        Diffusivity inside over that outside, D.
-    time, pulse : ndarray
-        D Delta / R^2, delta / Delta.
-    across, along : ndarray
-        q R across and along the axis of cylinders.
+    Fraction of the volume inside bodies, permeability kappa R / D, diffusivity inside over that
+    outside, time D Delta / R^2, pulse delta / Delta, and q R across and along cylinders.
     """
 
     fraction: np.ndarray

@@ -35,11 +35,7 @@ class NetworkEnsemble:
     """Weights (N, inputs, outputs) and biases (N, 1, outputs) of the layers of N networks.
 
     Their outputs are averaged: single networks fit some of the scatter between packings.
-
-    Attributes
-    ----------
-    error_scale : ndarray (K,)
-        Coefficients of the logarithm of its error, see `emulator_error`.
+    `error_scale` are the coefficients of the logarithm of the error, see `emulator_error`.
     """
 
     weights: tuple[np.ndarray, ...]
@@ -73,24 +69,12 @@ def load_network(shape: str) -> NetworkEnsemble:
 
 
 def emulated_signals(shape: str, tissue: np.ndarray, encodings: Encodings) -> np.ndarray:
-    """Signals of packed cells relative to b = 0.
+    """Signals (N, E) of packed cells relative to b = 0.
 
     A network that was fitted to finite elements (cylinders) and finite volumes (spheres) of
     random packings; ``benchmarks/make_emulator.py`` makes it, ``benchmarks/emulator.py`` checks
-    it. Beyond its ranges it extrapolates a closed form.
-
-    Parameters
-    ----------
-    shape : {"cylinder", "sphere"}
-    tissue : ndarray (N, 5)
-        Radius in um, volume fraction, permeability in um/ms, and the diffusivities inside and
-        outside the bodies in um^2/ms.
-    encodings : Encodings
-        Of E measurements.
-
-    Returns
-    -------
-    ndarray (N, E)
+    it. Beyond its ranges it extrapolates a closed form. Tissue (N, 5): radius in um, volume
+    fraction, permeability in um/ms, and the diffusivities inside and outside in um^2/ms.
 
     Examples
     --------
