@@ -27,6 +27,7 @@ from dipy_spinverse.packed_cells.emulator_errors import error_patterns
 from dipy_spinverse.packed_cells.interpolation import (
     emulated_shell_signals,
     interpolated_signals,
+    radius_quadrature,
 )
 from dipy_spinverse.packed_cells.likelihood import (
     normal_equations,
@@ -47,7 +48,6 @@ from dipy_spinverse.packed_cells.orientations import (
     rotation_of,
     vector_of,
 )
-from dipy_spinverse.packed_cells.radius_distribution import radius_quadrature
 from dipy_spinverse.packed_cells.shells import group_into_shells
 from dipy_spinverse.packed_cells.tissue_classes import (
     ALIGNED,

@@ -80,8 +80,7 @@ class ClassEstimates(NamedTuple):
 class ClassComparison:
     """Local minima of C tissue classes in V voxels.
 
-    `minima` has those of each class in the voxels in which it is still `considered` (C, V), and
-    `corrections` (n, M) the error of the interpolated signals of `model` at the best of these.
+    `minima` has those of each class in the voxels in which it is still `considered` (C, V).
     """
 
     model: TissueSignals
@@ -90,12 +89,11 @@ class ClassComparison:
     noise_known: bool
     considered: np.ndarray
     minima: list[LocalMinima]
-    corrections: list[np.ndarray]
 
     def posterior(self, k: int) -> ClassPosterior:
         """Posterior of a class in the voxels in which it is considered."""
         data = self.data.of_voxels(self.considered[k])
-        return ClassPosterior(self.model, self.tissues[k], data, self.corrections[k])
+        return ClassPosterior(self.model, self.tissues[k], data, self.minima[k].correction)
 
     def log_evidence(self) -> np.ndarray:
         """Tempered log evidence (C, V); -inf where a class is not considered."""
@@ -113,7 +111,7 @@ class ClassComparison:
             if len(voxels):
                 rows = (np.cumsum(self.considered[k]) - 1)[voxels]
                 z, frames = minima.z[rows, 0], minima.frames[rows]
-                signals = self.model(tissue, z, frames) + self.corrections[k][rows]
+                signals = self.model(tissue, z, frames) + minima.correction[rows]
                 estimates.append(ClassEstimates(tissue, voxels, z, frames, signals))
         return best_class, estimates
 
@@ -148,10 +146,7 @@ def _search(model, tissues, data, frames, noise_known):
     """
     minima = _minima_of_classes(model, stepwise(tissues), data, frames, _SEARCH)
     considered = np.ones((len(tissues), len(data.measured)), dtype=bool)
-    corrections = [np.zeros_like(data.measured)] * len(tissues)
-    comparison = ClassComparison(
-        model, tissues, data, noise_known, considered, minima, corrections
-    )
+    comparison = ClassComparison(model, tissues, data, noise_known, considered, minima)
     inadequate = noise_known & _inadequate(comparison)
     if inadequate.any():
         comparison = _search_again(comparison, frames, inadequate)
@@ -174,15 +169,12 @@ def _search_again(comparison, frames, inadequate):
         comparison.model, tissues, data.of_voxels(inadequate), frames[inadequate], _THOROUGH,
         previous,
     )  # fmt: skip
-    n_classes, no_correction = len(tissues), np.zeros_like(data.measured)
     return replace(
         comparison,
         tissues=[*comparison.tissues, *tissues],
         data=data,
-        considered=np.repeat([~inadequate, inadequate], n_classes, axis=0),
+        considered=np.repeat([~inadequate, inadequate], len(tissues), axis=0),
         minima=[minima.of_voxels(~inadequate) for minima in comparison.minima] + new_minima,
-        corrections=[no_correction[~inadequate]] * n_classes
-        + [no_correction[inadequate]] * n_classes,
     )
 
 
@@ -230,13 +222,13 @@ def _without_unlikely_classes(comparison):
     """The comparison without the classes of little evidence, voxel by voxel."""
     log_evidence = comparison.log_evidence()
     considered = log_evidence > log_evidence.max(axis=0) - _LARGEST_LOG_ODDS
-    rows = [
-        likely[previously]
-        for likely, previously in zip(considered, comparison.considered, strict=True)
+    minima = [
+        minima.of_voxels(likely[previously])
+        for minima, likely, previously in zip(
+            comparison.minima, considered, comparison.considered, strict=True
+        )
     ]
-    minima = [m.of_voxels(index) for m, index in zip(comparison.minima, rows, strict=True)]
-    corrections = [c[index] for c, index in zip(comparison.corrections, rows, strict=True)]
-    return replace(comparison, considered=considered, minima=minima, corrections=corrections)
+    return replace(comparison, considered=considered, minima=minima)
 
 
 def _refined(comparison, budget):
@@ -247,16 +239,16 @@ def _refined(comparison, budget):
     (benchmarks/notes/emulator.md).
     """
     comparison, systematic = _with_errors(comparison, timing_patterns(comparison.model.shells))
-    all_minima, corrections = list(comparison.minima), list(comparison.corrections)
+    all_minima = list(comparison.minima)
     for k, minima in stepwise([*enumerate(comparison.minima)]):
         if len(minima.frames):
             correction = _interpolation_error(comparison, k, minima)
             posterior = replace(comparison.posterior(k), correction=correction)
             minima = find_local_minima(posterior, minima.z, minima.frames, budget)
-            all_minima[k] = _minima_with_emulator(posterior, minima)
-            corrections[k] = _interpolation_error(comparison, k, all_minima[k])
-    comparison = replace(comparison, minima=all_minima, corrections=corrections)
-    return _without_unlikely_classes(comparison), systematic
+            minima = _minima_with_emulator(posterior, minima)
+            correction = _interpolation_error(comparison, k, minima)
+            all_minima[k] = replace(minima, correction=correction)
+    return _without_unlikely_classes(replace(comparison, minima=all_minima)), systematic
 
 
 def with_errors_by_shell(comparison: ClassComparison) -> ClassComparison:
@@ -317,9 +309,7 @@ def _minima_with_emulator(posterior, minima):
     for exact_model in (model.emulated, model.emulated_with_slopes):
         exact = ClassPosterior(exact_model, tissue, data, no_correction)
         z, frames, covariance, cost = minimise_costs(exact, z, frames, voxel, _EMULATED)
-    result = LocalMinima(
-        minima.z.copy(), minima.frames.copy(), minima.covariances.copy(), minima.costs.copy()
-    )
+    result = LocalMinima(*(values.copy() for values in vars(minima).values()))
     result.costs[rows] = np.inf
     result.z[rows, 0], result.frames[rows] = z, frames
     result.covariances[rows, 0], result.costs[rows, 0] = covariance, cost

@@ -28,15 +28,16 @@ def model_errors(
     shell = model.shells.of_measurement
     patterns = patterns[:, shell]
     errors = []
-    if tissue.has_cylinders:
+    if "cylinder" in tissue.shapes:
         if tissue.turns:
             frames = rotation_of(z[:, -3:]) @ frames
-        axial = model.share_along(frames[:, 2])
+        linear, b = model.shells.b_anisotropy[shell], model.shells.b[shell]
+        axial = (1 - linear) / 3 + linear * (frames[:, 2] @ model.scan.directions.T) ** 2
         # The emulator errs across the axis only: multiplied by the decay along it.
-        decay = np.exp(-model.b * values["diffusivity_inside"][:, None] * axial)
+        decay = np.exp(-b * values["diffusivity_inside"][:, None] * axial)
         fraction = cells * (1 - values["sphere_share"])
         errors.append(fraction[:, None] * model.model_error("cylinder", values)[:, shell] * decay)
-    if tissue.has_spheres:
+    if "sphere" in tissue.shapes:
         fraction = cells * values["sphere_share"]
         errors.append(fraction[:, None] * model.model_error("sphere", values)[:, shell])
     if not errors:

@@ -20,11 +20,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.linalg import eigh, solve
+from scipy.special import gammaincinv, ndtr
 from scipy.stats import qmc
 
+from dipy_spinverse.bloch_torrey.analytic.bodies import DIMENSIONS
 from dipy_spinverse.packed_cells.emulator import RANGES, Encodings, emulated_signals
 from dipy_spinverse.packed_cells.orientations import even_legendre
-from dipy_spinverse.packed_cells.radius_distribution import radius_quadrature
 from dipy_spinverse.packed_cells.shells import Shells
 from dipy_spinverse.packed_cells.waveform_correction import waveform_correction
 
@@ -48,6 +49,12 @@ _N_CENTRES = 1500
 _RATES = np.array([3.0, 0.95, 1.6, 0.85, 1.05])
 _RIDGE = 1e-10
 _TISSUES_AT_ONCE = 64
+LARGEST_SPREAD = 1.0  # standard deviation of the radii over their mean
+_LEAST_SPREAD = 0.02  # narrower distributions are one radius
+_RADIUS_RANGE = 0.05, 100.0  # um
+# Four radii differ from sixteen by 0.05 % of S0, rms over the prior (benchmarks/notes/tissue.md).
+_RADIUS_NODES, _RADIUS_WEIGHTS = np.polynomial.hermite_e.hermegauss(4)
+_RADIUS_WEIGHTS = _RADIUS_WEIGHTS / _RADIUS_WEIGHTS.sum()
 _STEP = 1e-3  # of coordinates, for numerical derivatives of emulated signals
 
 
@@ -256,6 +263,25 @@ def _emulated(shape, shell_encodings, spectra, diffusivity, radius_spread):
         encodings = _encodings(shape, knots[1:], x, kind, spectrum)
         groups.append(_EncodingGroup(*encodings, spline(q[rows])[:, 1:], rows, projection))
     return EmulatedSignals(shape, groups, degrees, radius_spread)
+
+
+def radius_quadrature(
+    shape: str, radius: np.ndarray, spread: float
+) -> list[tuple[float, np.ndarray]]:
+    """Weights, as fractions of the volume, and radii (N,) of cells.
+
+    Where n(r) ~ r^(k-1) exp(-r / s) in d dimensions, the volume has a gamma distribution of shape
+    k + d, and surface over volume is d / ((k + d - 1) s): that of equal cells of the radius (N,)
+    that is given. The spread is the standard deviation of the radii over their mean.
+    """
+    if spread < _LEAST_SPREAD:
+        return [(1.0, radius)]
+    dimension, k = DIMENSIONS[shape], 1 / spread**2
+    relative = gammaincinv(k + dimension, ndtr(_RADIUS_NODES)) / (k + dimension - 1)
+    return [
+        (weight, np.clip(factor * radius, *_RADIUS_RANGE))
+        for weight, factor in zip(_RADIUS_WEIGHTS.tolist(), relative, strict=True)
+    ]
 
 
 def _cosines(shape, n):

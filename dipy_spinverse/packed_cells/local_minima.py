@@ -110,12 +110,14 @@ class LocalMinima:
 
     Rotations are relative to the frames (V, 3, 3) of the best minima, covariances (V, K, P, P) are
     inverse Gauss-Newton Hessians, costs (V, K) are infinite where a voxel has fewer minima.
+    `correction` (V, M) is that of the :class:`ClassPosterior` at the best minima.
     """
 
     z: np.ndarray
     frames: np.ndarray
     covariances: np.ndarray
     costs: np.ndarray
+    correction: np.ndarray
 
     @property
     def log_evidence(self) -> np.ndarray:
@@ -148,9 +150,7 @@ class LocalMinima:
 
     def of_voxels(self, index: np.ndarray) -> LocalMinima:
         """Subset of the voxels."""
-        return LocalMinima(
-            self.z[index], self.frames[index], self.covariances[index], self.costs[index]
-        )
+        return LocalMinima(*(values[index] for values in vars(self).values()))
 
 
 def find_local_minima(
@@ -172,7 +172,7 @@ def find_local_minima(
         z, frames, voxel = z[selected], frames[selected], voxel[selected]
     minima = minimise_costs(posterior, z, frames, voxel, budget)
     by_voxel = (values.reshape(n_voxels, -1, *values.shape[1:]) for values in minima)
-    return _distinct(posterior.tissue, *by_voxel)
+    return _distinct(posterior, *by_voxel)
 
 
 def minimise_costs(
@@ -218,7 +218,7 @@ def minimise_costs(
     return z, frames, np.linalg.inv(hessian), cost
 
 
-def _distinct(tissue, z, frames, covariances, costs):
+def _distinct(posterior, z, frames, covariances, costs):
     """Minima outside of each other's error ellipsoids, best first."""
     order = np.argsort(costs, axis=1)
     row = np.arange(len(order))[:, None]
@@ -226,7 +226,7 @@ def _distinct(tissue, z, frames, covariances, costs):
         values[row, order] for values in (z, frames, covariances, costs)
     )
     n_voxels, n_searches = costs.shape
-    if tissue.turns:
+    if posterior.tissue.turns:
         rotations = frames @ np.swapaxes(frames[:, :1], 2, 3)
         z[..., -3:] = vector_of(rotations.reshape(-1, 3, 3)).reshape(n_voxels, -1, 3)
     precision = np.linalg.inv(covariances)
@@ -242,4 +242,6 @@ def _distinct(tissue, z, frames, covariances, costs):
         )
     rank = np.argsort(~distinct, axis=1, kind="stable")[:, :_MAX_MINIMA]
     costs = np.where(distinct, costs, np.inf)
-    return LocalMinima(z[row, rank], frames[:, 0], covariances[row, rank], costs[row, rank])
+    return LocalMinima(
+        z[row, rank], frames[:, 0], covariances[row, rank], costs[row, rank], posterior.correction
+    )

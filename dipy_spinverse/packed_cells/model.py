@@ -12,10 +12,10 @@ from numpy.typing import ArrayLike
 from dipy_spinverse.acquisition import BaseAcquisition, as_acquisition
 from dipy_spinverse.packed_cells.emulator import RANGES
 from dipy_spinverse.packed_cells.equivalent_pulses import equivalent_pulses
+from dipy_spinverse.packed_cells.interpolation import LARGEST_SPREAD
 from dipy_spinverse.packed_cells.maps import PARAMETERS
 from dipy_spinverse.packed_cells.nuisance import amplitude_labels, fast_signals, polarity_factors
 from dipy_spinverse.packed_cells.posterior import PackedCellsPosterior, Setting, posterior_of
-from dipy_spinverse.packed_cells.radius_distribution import LARGEST_SPREAD
 from dipy_spinverse.packed_cells.residual_tests import describe_residual, residual_groups
 from dipy_spinverse.packed_cells.tissue_classes import (
     ALIGNED,
@@ -204,17 +204,16 @@ class PackedCellsModel(VoxelModel):
     ):
         super().__init__(gtab, te, mixing_time, isotropic)
         self.pulses = equivalent_pulses(self.acquisition)
-        self.diffusivity = None
+        self.diffusivity = self._um2_per_ms = None
         if diffusivity is not None:
-            self.diffusivity = tuple(np.broadcast_to(diffusivity, 2).astype(float).tolist())
+            inside, outside = np.broadcast_to(diffusivity, 2).astype(float).tolist()
+            self.diffusivity = inside, outside
+            self._um2_per_ms = (
+                diffusivity_um2_per_ms("diffusivity", inside),
+                diffusivity_um2_per_ms("diffusivity", outside),
+            )
         self.free_diffusivity = float(free_diffusivity)
         self._free_um2_per_ms = diffusivity_um2_per_ms("free_diffusivity", free_diffusivity)
-        self._um2_per_ms = None
-        if self.diffusivity is not None:
-            inside, outside = (
-                diffusivity_um2_per_ms("diffusivity", value) for value in self.diffusivity
-            )
-            self._um2_per_ms = inside, outside
         self.typical_radius = float(typical_radius)
         self.radius_spread = float(radius_spread)
         self.amplitudes = amplitudes if isinstance(amplitudes, str) else np.asarray(amplitudes)
@@ -280,9 +279,8 @@ class PackedCellsModel(VoxelModel):
 
     def fit_chunk(self, voxels: Voxels, n_draws: int) -> dict[str, np.ndarray]:
         """Values of a chunk of voxels."""
-        return self.values_of_fit(
-            voxels, self.posterior(voxels.signals, voxels.sigma, n_draws), n_draws
-        )
+        posterior = self.posterior(voxels.signals, voxels.sigma, n_draws)
+        return self.values_of_fit(voxels, posterior, n_draws)
 
     def posterior(
         self, signals: ArrayLike, sigma: ArrayLike | None = None, n_samples: int = 200
@@ -323,13 +321,9 @@ class PackedCellsModel(VoxelModel):
             tissue_class(name, self._um2_per_ms is not None, relaxes, self.typical_radius)
             for name in self.classes
         ]
-        shapes = {
-            "cylinder": any(tissue.has_cylinders for tissue in tissues),
-            "sphere": any(tissue.has_spheres for tissue in tissues),
-        }
+        shapes = tuple(sorted(set().union(*(tissue.shapes for tissue in tissues))))
         signals = tissue_signals(
-            self.pulses, self._um2_per_ms, self._free_um2_per_ms,
-            tuple(shape for shape, present in shapes.items() if present),
+            self.pulses, self._um2_per_ms, self._free_um2_per_ms, shapes,
             radius_spread=self.radius_spread,
         )  # fmt: skip
         groups = residual_groups(self.pulses, self.used)

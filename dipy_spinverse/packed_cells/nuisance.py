@@ -23,7 +23,6 @@ from scipy.stats import f as variance_ratio
 from dipy_spinverse.packed_cells.equivalent_pulses import PulsedMeasurements
 from dipy_spinverse.voxels.status import REFUTED
 
-AMPLITUDES = ("te", "timing")
 # Prior standard deviation of the logarithm of the asymmetry at the largest q; chosen by hand.
 _ASYMMETRY_PRIOR_SD = 0.1
 # Of the fast terms: diffusivity, um^2/ms, and prior standard deviation, relative to the signal
@@ -40,10 +39,10 @@ _MIN_SNR = 5.0
 def amplitude_labels(acquisition: PulsedMeasurements, amplitudes: str | ArrayLike) -> np.ndarray:
     """Label (M,) of each measurement, 0 ... L-1; measurements of one label share their S0."""
     if isinstance(amplitudes, str):
-        if amplitudes not in AMPLITUDES:
+        if amplitudes not in ("te", "timing"):
             raise ValueError(
-                f"amplitudes is {amplitudes!r}; give "
-                f"{' or '.join(map(repr, AMPLITUDES))}, or a label for each measurement."
+                f"amplitudes is {amplitudes!r}; give 'te', 'timing', or a label for each "
+                "measurement."
             )
         return acquisition.te_index if amplitudes == "te" else acquisition.timing_index
     labels = np.asarray(amplitudes)
@@ -70,8 +69,8 @@ class FastTerms(NamedTuple):
     identifiable: np.ndarray
 
 
-_EMPTY = np.zeros(0, dtype=int)
-NO_FAST_TERMS = FastTerms(_EMPTY, np.zeros(0), _EMPTY, _EMPTY, _EMPTY, np.zeros(0, dtype=bool))
+_NO_INDEX = np.zeros(0, dtype=int)
+NO_FAST_TERMS = FastTerms(_NO_INDEX, np.zeros(0), *[_NO_INDEX] * 3, np.zeros(0, dtype=bool))
 
 
 def find_fast_terms(
@@ -143,19 +142,12 @@ def polarity_asymmetry(
     positive, negative = _opposite_pairs(acquisition)
     design = _asymmetry_design(acquisition, acquisition)
     design = design[positive] - design[negative]
-    positive_signals, negative_signals, noise = (
-        data[:, positive],
-        data[:, negative],
-        sigma[:, None],
-    )
-    clear = np.minimum(positive_signals, negative_signals) > _MIN_SNR * noise
-    positive_signals, negative_signals = (
-        np.where(clear, positive_signals, 1.0),
-        np.where(clear, negative_signals, 1.0),
-    )
+    signals, noise = np.stack([data[:, positive], data[:, negative]]), sigma[:, None]
+    clear = signals.min(axis=0) > _MIN_SNR * noise
+    first, second = np.where(clear, signals, 1.0)
     # Inverse variances of the logarithms of ratios.
-    weight = clear / (noise**2 * (1 / positive_signals**2 + 1 / negative_signals**2))
-    log_ratio = np.log(positive_signals / negative_signals)
+    weight = clear / (noise**2 * (1 / first**2 + 1 / second**2))
+    log_ratio = np.log(first / second)
     precision = (design.T * weight[:, None]) @ design
     precision += np.eye(design.shape[1]) / _ASYMMETRY_PRIOR_SD**2
     coefficients = np.linalg.solve(precision, ((weight * log_ratio) @ design)[..., None])[..., 0]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
+from scipy.spatial.transform import Rotation
 
 # Coefficients that dispersion reduces by a larger factor are neglected.
 _NEGLIGIBLE = 1e-9
@@ -76,18 +77,11 @@ def even_legendre(x: np.ndarray, n: int) -> np.ndarray:
 
 def rotation_of(vectors: np.ndarray) -> np.ndarray:
     """Rotation matrices (N, 3, 3) of rotation vectors (N, 3)."""
-    angle = np.linalg.norm(vectors, axis=1)[:, None, None]
-    cross = np.zeros((len(vectors), 3, 3))
-    cross[:, [2, 0, 1], [1, 2, 0]] = vectors
-    cross[:, [1, 2, 0], [2, 0, 1]] = -vectors
-    sine, versine = np.sinc(angle / np.pi), np.sinc(angle / (2 * np.pi)) ** 2 / 2
-    return np.eye(3) + sine * cross + versine * (cross @ cross)
+    return Rotation.from_rotvec(vectors).as_matrix()
 
 
 def vector_of(rotations: np.ndarray) -> np.ndarray:
     """Rotation vectors (N, 3) of matrices; the inverse of :func:`rotation_of`."""
-    from scipy.spatial.transform import Rotation
-
     return Rotation.from_matrix(rotations).as_rotvec()
 
 

@@ -205,18 +205,15 @@ def posterior_of(
             estimates["estimated_class"],
         )  # fmt: skip
     # Classes of unknown free water follow the others.
-    n_classes = len(setting.tissues)
-    samples["sample_class"] %= n_classes
-    estimates["estimated_class"] %= n_classes
-    probabilities = probabilities.reshape(-1, n_classes, len(measured)).sum(axis=0)
+    classes = [tissue.name for tissue in setting.tissues]
+    samples["sample_class"] %= len(classes)
+    estimates["estimated_class"] %= len(classes)
+    probabilities = probabilities.reshape(-1, len(classes), len(measured)).sum(axis=0)
     estimates["predicted"] *= factors
     return PackedCellsPosterior(
         **samples,
         **estimates,
-        class_probabilities={
-            tissue.name: values
-            for tissue, values in zip(setting.tissues, probabilities, strict=True)
-        },
+        class_probabilities=dict(zip(classes, probabilities, strict=True)),
         polarity_asymmetry=asymmetry,
         systematic_error=systematic,
         sigma=comparison.data.sigma,
@@ -234,8 +231,7 @@ def _estimates(comparison: ClassComparison, setting: Setting):
     for tissue, voxels, z, class_frames, class_signals in all_estimates:
         signals[voxels], frames[voxels] = class_signals, class_frames
         n_parameters[voxels] = tissue.n_parameters
-        values = tissue_parameters(tissue, z, comparison.model.diffusivity)
-        for name, value in values.items():
+        for name, value in tissue_parameters(tissue, z, comparison.model.diffusivity).items():
             parameters[name][voxels] = value
     voxel = np.arange(n_voxels)
     ordered_residual, amplitudes, _ = residuals(data, signals, voxel)
@@ -278,10 +274,9 @@ def _noise_inflation(estimates, setting, noise_known):
     chi_square, freedom = estimates["chi_square"], estimates["degrees_of_freedom"]
     if not noise_known:
         return np.full(len(chi_square), _NOISE_INFLATION)
-    worst_reduced, worst_freedom = (
-        estimates[f"worst_{name}"] for name in ("reduced_chi_square", "degrees_of_freedom")
-    )
-    p_worst = chi2.sf(worst_reduced * worst_freedom, worst_freedom) * len(setting.groups.names)
+    worst = estimates["worst_degrees_of_freedom"]
+    p_worst = chi2.sf(estimates["worst_reduced_chi_square"] * worst, worst)
+    p_worst *= len(setting.groups.names)
     rejected = np.minimum(chi2.sf(chi_square, freedom), p_worst) < REFUTED
     return _NOISE_INFLATION * np.where(rejected, np.maximum(chi_square / freedom, 1), 1)
 
@@ -316,8 +311,7 @@ def _samples(comparison, noise_inflation, n_samples, seed, estimated_class):
                 comparison.posterior(k), minima, row[voxel], number, comparison.noise_known,
                 n_samples, np.random.default_rng(seeds[k]),
             )  # fmt: skip
-        values = tissue_parameters(tissue, z, comparison.model.diffusivity)
-        for name, value in values.items():
+        for name, value in tissue_parameters(tissue, z, comparison.model.diffusivity).items():
             parameters[name][number, voxel] = value
     maps = with_unequal_membranes(tissue_maps(parameters, frames), rng)
     return probabilities, {"parameters": parameters, "maps": maps, "sample_class": sample_class}

@@ -88,14 +88,10 @@ class TissueClass:
         return len(self.parameters)
 
     @property
-    def has_cylinders(self) -> bool:
-        """Whether there are cylinders."""
-        return "fraction" in self.parameters
-
-    @property
-    def has_spheres(self) -> bool:
-        """Whether there are spheres."""
-        return "sphere_fraction" in self.parameters
+    def shapes(self) -> set[str]:
+        """Shapes of its cells: "cylinder", "sphere"."""
+        fractions = {"cylinder": "fraction", "sphere": "sphere_fraction"}
+        return {shape for shape, name in fractions.items() if name in self.parameters}
 
     @property
     def turns(self) -> bool:

@@ -55,16 +55,6 @@ class TissueSignals:
     diffusivity: tuple[float, float] | None
     radius_spread: float
 
-    @property
-    def b(self) -> np.ndarray:
-        """(M,) ms/um^2."""
-        return self.shells.b[self.shells.of_measurement]
-
-    def share_along(self, axes: np.ndarray) -> np.ndarray:
-        """Fraction (N, M) of b along axes (N, 3)."""
-        linear = self.shells.b_anisotropy[self.shells.of_measurement]
-        return (1 - linear) / 3 + linear * (axes @ self.scan.directions.T) ** 2
-
     @cached_property
     def emulated(self) -> TissueSignals:
         """The same with signals of the emulator itself, and derivatives of its interpolation."""
@@ -113,7 +103,7 @@ class TissueSignals:
             self._cell_signals(shape, tissue, values, len(frames), slopes)
             for shape in ("cylinder", "sphere")
         )
-        n_axes = tissue.has_cylinders * (1 + ("crossing_share" in values))
+        n_axes = ("cylinder" in tissue.shapes) * (1 + ("crossing_share" in values))
         compartments, by_z, columns = self._compartments(tissue, values, len(frames))
         return compartment_signals(
             self.scan, compartments, np.ascontiguousarray(frames), cylinders, spheres, n_axes,
@@ -128,7 +118,7 @@ class TissueSignals:
         elif "dispersion_1" not in entries:
             parallel = diffusion_of(LEAST_DISPERSION), 0.0, -1
             entries |= {"dispersion_1": parallel, "dispersion_2": parallel}
-        if not tissue.has_cylinders:
+        if "cylinder" not in tissue.shapes:
             entries["sphere_share"] = 1.0, 0.0, -1
         if tissue.name == "no cells":
             specified = None if self.diffusivity is None else (self.diffusivity[1], 0.0, -1)
@@ -146,7 +136,7 @@ class TissueSignals:
 
     def _cell_signals(self, shape, tissue, values, n, slopes):
         """Signals of cells of a shape in n tissues; none where the class has no such cells."""
-        if not (tissue.has_cylinders if shape == "cylinder" else tissue.has_spheres):
+        if shape not in tissue.shapes:
             no_coefficients = np.zeros((0, 1, len(self.shells), 1))
             return CellSignals(no_coefficients, np.ones(len(self.shells), int), np.zeros(0, int))
         names = _coordinate_names("sphere_" if shape == "sphere" else "", values)
