@@ -176,14 +176,9 @@ def find_local_minima(
 
 
 def minimise_costs(
-    posterior: ClassPosterior,
-    z: np.ndarray,
-    frames: np.ndarray,
-    voxel: np.ndarray,
-    budget: ClassSearchBudget,
-    damping: Damping = _DAMPING,
-    relative_damping: bool = True,
-):
+    posterior: ClassPosterior, z: np.ndarray, frames: np.ndarray, voxel: np.ndarray,
+    budget: ClassSearchBudget, damping: Damping = _DAMPING, relative_damping: bool = True,
+):  # fmt: skip
     """z (N, P), frames, covariances (N, P, P) and costs (N,) at the end of N searches.
 
     Damping is relative to the mean curvature of the cost, or else to the curvature of the prior.

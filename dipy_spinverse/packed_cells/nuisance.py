@@ -14,6 +14,7 @@ References
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
@@ -162,18 +163,15 @@ def polarity_asymmetry(
 
 def _opposite_pairs(acquisition):
     """Indices (2, P) of measurements of one timing and q in opposite directions."""
-    weighted = np.flatnonzero(~acquisition.b0_mask & ~acquisition.isotropic)
-    vectors = (acquisition.q[:, None] * acquisition.directions)[weighted].round(3)
-    timing = acquisition.timing_index[weighted, None]
-    encodings = np.concatenate([np.hstack([timing, vectors]), np.hstack([timing, -vectors])]) + 0.0
-    encoding, opposite = np.unique(encodings, axis=0, return_inverse=True)[1].reshape(2, -1)
-    # The k-th repetition of an encoding is paired with the k-th of the opposite one.
-    order, index = np.argsort(encoding, kind="stable"), np.arange(len(encoding))
-    repetition = np.empty_like(encoding)
-    repetition[order] = index - np.searchsorted(encoding[order], encoding[order])
-    key, opposite_key = (k * len(encoding) + repetition for k in (encoding, opposite))
-    order = np.argsort(key)
-    sorted_position = np.searchsorted(key[order], opposite_key).clip(max=len(encoding) - 1)
-    partner = order[sorted_position]
-    paired = (key[partner] == opposite_key) & (encoding > opposite)
-    return weighted[np.stack([index[paired], partner[paired]])]
+    vectors = (acquisition.q[:, None] * acquisition.directions).round(3)
+    has_direction = ~acquisition.b0_mask & ~acquisition.isotropic & vectors.any(axis=1)
+    unpaired, pairs = defaultdict(list), []
+    for m in np.flatnonzero(has_direction):
+        timing = acquisition.timing_index[m]
+        # The k-th repetition of an encoding is paired with the k-th of the opposite one.
+        opposite = unpaired[timing, tuple(-vectors[m])]
+        if opposite:
+            pairs.append((opposite.pop(0), m))
+        else:
+            unpaired[timing, tuple(vectors[m])].append(m)
+    return np.array(pairs, dtype=int).reshape(-1, 2).T

@@ -82,8 +82,6 @@ class PackedCellsPosterior:
         ``wall_maps``), "orientation_dispersion" (0.0005 to 0.95, spheres 1),
         "free_water_fraction", "dot_fraction", "hindered_fraction", "diffusivity_inside" and
         "diffusivity_outside" (um^2/ms).
-    sample_class : ndarray (n, V) of int
-        Index of the class of each sample.
     class_probabilities : dict of ndarray (V,)
         Posterior probability of each class; a priori they are equally likely.
     estimated_maps : dict of ndarray (V, ...)
@@ -115,7 +113,6 @@ class PackedCellsPosterior:
 
     parameters: dict[str, np.ndarray]
     maps: dict[str, np.ndarray]
-    sample_class: np.ndarray
     class_probabilities: dict[str, np.ndarray]
     estimated_maps: dict[str, np.ndarray]
     estimated_parameters: dict[str, np.ndarray]
@@ -149,7 +146,7 @@ class PackedCellsPosterior:
 
         Neighbouring samples share searches and are correlated.
         """
-        n_samples = len(self.sample_class)
+        n_samples = len(self.maps["pore_diameter"])
         if not 0 <= n <= n_samples:
             raise ValueError(f"n is {n}; the posterior has {n_samples} samples.")
         index = np.arange(n) * n_samples // max(n, 1)
@@ -200,18 +197,18 @@ def posterior_of(
         )
     estimates = _estimates(comparison, setting)
     with part(*_SAMPLING_TIME):
-        probabilities, samples = _samples(
+        probabilities, parameters, maps = _samples(
             comparison, _noise_inflation(estimates, setting, noise_known), n_samples, seed,
             estimates["estimated_class"],
         )  # fmt: skip
     # Classes of unknown free water follow the others.
     classes = [tissue.name for tissue in setting.tissues]
-    samples["sample_class"] %= len(classes)
     estimates["estimated_class"] %= len(classes)
     probabilities = probabilities.reshape(-1, len(classes), len(measured)).sum(axis=0)
     estimates["predicted"] *= factors
     return PackedCellsPosterior(
-        **samples,
+        parameters=parameters,
+        maps=maps,
         **estimates,
         class_probabilities=dict(zip(classes, probabilities, strict=True)),
         polarity_asymmetry=asymmetry,
@@ -244,13 +241,13 @@ def _estimates(comparison: ClassComparison, setting: Setting):
     predicted[:, order] = expected_signals(data, noise_free)
     chi_square = (ordered_residual**2).sum(axis=1)
     freedom = np.maximum(data.n_used - n_parameters - data.n_linear, 1)
-    groups, freedom_per_measurement = setting.groups, freedom / data.n_used
-    group_chi_square = groups.chi_square(residual)
-    worst_test = worst_group(group_chi_square, groups.sizes, freedom_per_measurement)
+    members, freedom_per_measurement = setting.groups.members, freedom / data.n_used
+    group_chi_square, sizes = residual**2 @ members.T, members.sum(axis=1)
+    worst_test = worst_group(group_chi_square, sizes, freedom_per_measurement)
     maps = tissue_maps(parameters, frames)
     axes = gradient_axes(setting.acquisition) * setting.used[:, None]
     by_direction, counts = chi_square_by_direction(residual, axes, maps["wall_orientation"])
-    sizes = np.broadcast_to(groups.sizes, group_chi_square.shape)
+    sizes = np.broadcast_to(sizes, group_chi_square.shape)
     return {
         "estimated_maps": maps,
         "estimated_parameters": parameters,
@@ -282,7 +279,7 @@ def _noise_inflation(estimates, setting, noise_known):
 
 
 def _samples(comparison, noise_inflation, n_samples, seed, estimated_class):
-    """Probability (C, V) of each class, and samples of parameters, maps and classes."""
+    """Probability (C, V) of each class, and samples of parameters and maps."""
     n_classes, n_voxels = comparison.considered.shape
     parameters = {name: np.zeros((n_samples, n_voxels)) for name in PARAMETERS}
     frames = np.zeros((n_samples, n_voxels, 3, 3))
@@ -314,7 +311,7 @@ def _samples(comparison, noise_inflation, n_samples, seed, estimated_class):
         for name, value in tissue_parameters(tissue, z, comparison.model.diffusivity).items():
             parameters[name][number, voxel] = value
     maps = with_unequal_membranes(tissue_maps(parameters, frames), rng)
-    return probabilities, {"parameters": parameters, "maps": maps, "sample_class": sample_class}
+    return probabilities, parameters, maps
 
 
 def _class_probabilities(comparison):

@@ -51,14 +51,9 @@ _SEARCHES_AT_ONCE = 4096
 
 
 def posterior_samples(
-    posterior: ClassPosterior,
-    minima: LocalMinima,
-    voxel: np.ndarray,
-    number: np.ndarray,
-    noise_known: bool,
-    n_samples: int,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
+    posterior: ClassPosterior, minima: LocalMinima, voxel: np.ndarray, number: np.ndarray,
+    noise_known: bool, n_samples: int, rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """z (N, P) and frames (N, 3, 3) of posterior samples of one class.
 
     Sample n is the number[n]-th of the `n_samples` that voxel[n] has over all classes.

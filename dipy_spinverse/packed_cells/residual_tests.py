@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import chi2
@@ -18,21 +18,11 @@ _LINEAR = 0.5
 _DIRECTIONS = ("along the axis", "oblique to the axis", "across the axis")
 
 
-@dataclass(frozen=True, eq=False)
-class ResidualGroups:
+class ResidualGroups(NamedTuple):
     """Groups of measurements, timings and shells: names (G,) and members (G, M)."""
 
     names: tuple[str, ...]
     members: np.ndarray
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """Number (G,) of measurements of each group."""
-        return self.members.sum(axis=1)
-
-    def chi_square(self, residual: np.ndarray) -> np.ndarray:
-        """Sums (V, G) of squared whitened residuals (V, M)."""
-        return residual**2 @ self.members.T
 
 
 def residual_groups(acquisition: PulsedMeasurements, used: np.ndarray) -> ResidualGroups:
