@@ -14,11 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dipy_spinverse.packed_cells.dictionary import best_dictionary_entries
-from dipy_spinverse.packed_cells.emulator_errors import (
-    error_patterns,
-    model_errors,
-    timing_patterns,
-)
+from dipy_spinverse.packed_cells.emulator_errors import model_errors, timing_patterns
 from dipy_spinverse.packed_cells.likelihood import (
     TissueData,
     noise_free_signals,
@@ -238,7 +234,7 @@ def _refined(comparison, budget):
     would explain what parameters can explain where the data refute the model, and predict worse
     (benchmarks/notes/emulator.md).
     """
-    comparison, systematic = _with_errors(comparison, timing_patterns(comparison.model.shells))
+    comparison, systematic = with_errors(comparison, timing_patterns(comparison.model.shells))
     all_minima = list(comparison.minima)
     for k, minima in stepwise([*enumerate(comparison.minima)]):
         if len(minima.frames):
@@ -251,12 +247,9 @@ def _refined(comparison, budget):
     return _without_unlikely_classes(replace(comparison, minima=all_minima)), systematic
 
 
-def with_errors_by_shell(comparison: ClassComparison) -> ClassComparison:
-    """The comparison with realistic errors of the model, which posterior samples need."""
-    return _with_errors(comparison, error_patterns(comparison.model.shells))[0]
-
-
-def _with_errors(comparison, patterns):
+def with_errors(
+    comparison: ClassComparison, patterns: np.ndarray
+) -> tuple[ClassComparison, np.ndarray]:
     """The comparison with noise and errors at its best fits, and the systematic error (V,)."""
     data, model = comparison.data, comparison.model
     n_voxels, n = data.measured.shape

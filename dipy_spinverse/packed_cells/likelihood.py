@@ -347,12 +347,7 @@ def _residuals(
                 mean += rician_sigma[v] * compiled_excess(abs(mean) / rician_sigma[v], table)
             result[row, m] = (measured[v, m] - mean) * inverse_sd[v, m]
         for k in range(directions.shape[1]):
-            if damping[v, k] == 0:
-                continue
-            projection = 0.0
-            for m in range(n):
-                projection += directions[v, k, m] * result[row, m]
-            projection *= damping[v, k]
-            for m in range(n):
-                result[row, m] -= projection * directions[v, k, m]
+            if damping[v, k] > 0:
+                direction = directions[v, k]
+                _subtract(result[row], direction, damping[v, k] * _dot(direction, result[row]))
     return result, amplitudes, log_determinant

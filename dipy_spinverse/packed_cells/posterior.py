@@ -20,8 +20,9 @@ from dipy_spinverse.packed_cells.class_comparison import (
     INITIAL_SIGMA,
     ClassComparison,
     compare_classes,
-    with_errors_by_shell,
+    with_errors,
 )
+from dipy_spinverse.packed_cells.emulator_errors import error_patterns
 from dipy_spinverse.packed_cells.equivalent_pulses import PulsedMeasurements
 from dipy_spinverse.packed_cells.likelihood import (
     expected_signals,
@@ -286,7 +287,7 @@ def _samples(comparison, noise_inflation, n_samples, seed, estimated_class):
     sample_class = np.zeros((n_samples, n_voxels), dtype=int)
     rng = np.random.default_rng(seed)
     if n_samples:
-        comparison = with_errors_by_shell(comparison)
+        comparison, _ = with_errors(comparison, error_patterns(comparison.model.shells))
         data = comparison.data.with_inflated_noise(noise_inflation)
         comparison = replace(comparison, data=data)
         probabilities = _class_probabilities(comparison)
