@@ -173,7 +173,7 @@ class EmulatedSignals:
     groups: list[_EncodingGroup]
     degrees: np.ndarray
     radius_spread: float
-    interpolated: InterpolatedSignals | None = None
+    interpolated: Callable[..., np.ndarray] | None = None
 
     def __call__(self, coordinates: np.ndarray, tangents: Sequence[np.ndarray] = ()) -> np.ndarray:
         """Coefficients and derivatives as of `InterpolatedSignals`."""

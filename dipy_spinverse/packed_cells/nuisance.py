@@ -70,8 +70,8 @@ class FastTerms(NamedTuple):
     identifiable: np.ndarray
 
 
-_NO_INDEX = np.zeros(0, dtype=int)
-NO_FAST_TERMS = FastTerms(_NO_INDEX, np.zeros(0), *[_NO_INDEX] * 3, np.zeros(0, dtype=bool))
+_EMPTY = np.zeros(0, dtype=int)
+NO_FAST_TERMS = FastTerms(_EMPTY, np.zeros(0), _EMPTY, _EMPTY, _EMPTY, np.zeros(0, dtype=bool))
 
 
 def find_fast_terms(

@@ -162,7 +162,7 @@ def parameter_values_and_slopes(
     values: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for k, name in enumerate(tissue.parameters[tissue.scalar]):
         if name == "diffusivity_inside":
-            ratio, slope = _limited(*_log_normal(name, z[:, k]), limits=RATIO_RANGE)
+            ratio, slope = _limited(*_log_normal(name, z[:, k]), RATIO_RANGE)
             inside = values["diffusivity_outside"][0] * ratio
             inside, by_inside = _limited(inside, inside, DIFFUSIVITY_RANGE)
             values[name] = inside, by_inside * slope / ratio
@@ -198,7 +198,7 @@ def _value_and_slope(tissue, name, z, u, density):
     if name == LOG_FREE_RATIO:
         return _FREE_RATIO_LOG_SD * z, np.full(len(z), _FREE_RATIO_LOG_SD)
     if name == "diffusivity_outside":
-        return _limited(*_log_normal(name, z), limits=DIFFUSIVITY_RANGE)
+        return _limited(*_log_normal(name, z), DIFFUSIVITY_RANGE)
     return _log_normal("hindered" if name in _HINDERED_TENSOR else name, z)
 
 

@@ -6,6 +6,7 @@ cylinders and spheres side by side; ``compartment_signals`` adds up their signal
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -51,27 +52,27 @@ class TissueSignals:
 
     shells: Shells
     scan: ShellArrays
-    cells: dict[str, InterpolatedSignals | EmulatedSignals]
+    cells: Mapping[str, InterpolatedSignals | EmulatedSignals]
     diffusivity: tuple[float, float] | None
     radius_spread: float
 
     @cached_property
     def emulated(self) -> TissueSignals:
         """The same with signals of the emulator itself, and derivatives of its interpolation."""
-        return replace(
-            self,
-            cells={
-                shape: replace(emulated, interpolated=self.cells[shape])
-                for shape, emulated in self.emulated_with_slopes.cells.items()
-            },
-        )
+        cells = {
+            shape: replace(emulated, interpolated=self.cells[shape])
+            for shape, emulated in self._emulated_cells().items()
+        }
+        return replace(self, cells=cells)
 
     @cached_property
     def emulated_with_slopes(self) -> TissueSignals:
         """The same with signals and derivatives of the emulator itself."""
+        return replace(self, cells=self._emulated_cells())
+
+    def _emulated_cells(self):
         setting = self.shells, self.diffusivity, self.radius_spread
-        cells = {shape: emulated_shell_signals(shape, *setting) for shape in self.cells}
-        return replace(self, cells=cells)
+        return {shape: emulated_shell_signals(shape, *setting) for shape in self.cells}
 
     def __call__(
         self, tissue: TissueClass, z: np.ndarray, frames: np.ndarray, slopes: bool = False
