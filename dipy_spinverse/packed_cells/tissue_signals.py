@@ -208,7 +208,7 @@ def tissue_signals(
     cells = {shape: signals_of(shape, shells, diffusivity, radius_spread) for shape in shapes}
     order, echo_delay = shells.order, pulses.te - shortest_te
     scan = ShellArrays(
-        pulses.directions[order], pulses.direction_averaged[order], echo_delay[order], shells.starts,
-        shells.b, shells.b_anisotropy, free_diffusivity,
+        pulses.directions[order], pulses.direction_averaged[order], echo_delay[order],
+        shells.starts, shells.b, shells.b_anisotropy, free_diffusivity,
     )  # fmt: skip
     return TissueSignals(shells, scan, cells, diffusivity, radius_spread)
