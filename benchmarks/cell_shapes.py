@@ -38,13 +38,8 @@ from benchmarks.cell_shape_targets import (
 )
 from benchmarks.command import RESULTS, command, keep
 from benchmarks.tables import machine, table
-from dipy_spinverse.cell_shapes import CellShapeModel
+from dipy_spinverse.cell_shapes import CellShapeModel, latent_space, spectral_space, tube_space
 from dipy_spinverse.cell_shapes.geometry import MAPS
-from dipy_spinverse.cell_shapes.shape_spaces import (
-    latent_space,
-    spectral_space,
-    tube_space,
-)
 from dipy_spinverse.cell_shapes.synthetic_axons import FAMILIES, draw_axons
 from dipy_spinverse.cell_shapes.templates import Template
 from dipy_spinverse.voxels.status import Status

@@ -15,9 +15,15 @@ from scipy.spatial.transform import Rotation
 
 from dipy_spinverse import Acquisition, CellShapeModel, Status
 from dipy_spinverse.bloch_torrey.finite_elements.modal_sensitivity import ModalSensitivities
-from dipy_spinverse.cell_shapes import chunk, geometry, posterior, unknowns
-from dipy_spinverse.cell_shapes.search import ShapeObjective, minimise_cells
-from dipy_spinverse.cell_shapes.shape_spaces import FreeVertices, SpectralSpace, tube_space
+from dipy_spinverse.cell_shapes import (
+    FreeVertices,
+    SpectralSpace,
+    chunk,
+    geometry,
+    tube_space,
+    unknowns,
+)
+from dipy_spinverse.cell_shapes.search import ShapeObjective, minimise_cells, posterior_cells
 from dipy_spinverse.cell_shapes.synthetic_axons import draw_axons
 from dipy_spinverse.cell_shapes.templates import Template, cylinder_mesh
 from dipy_spinverse.cell_shapes.unknowns import CellShape
@@ -310,7 +316,7 @@ def test_draws_of_a_cell_that_is_pressed_flat_have_a_width():
     (cell,), _, _ = minimise_cells(objective, [start], 20)
     assert len(forward.thinned(cell.points)[0])  # the last layer is all but flat
     near = objective.linearised(cell)
-    draws = [*posterior.posterior_cells(forward, cell, near, 20, np.random.default_rng(0))]
+    draws = [*posterior_cells(forward, cell, near, 20, np.random.default_rng(0))]
     spread = np.std([draw.shape.theta[:2] for draw in draws], axis=0)
     expected = np.sqrt(np.diag(np.linalg.inv(near.curvature))[:2])
     # of 20 draws, by two steps instead of one

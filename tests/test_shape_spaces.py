@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dipy_spinverse.cell_shapes.shape_spaces import (
+from dipy_spinverse.cell_shapes import (
     FreeVertices,
     latent_space,
     spectral_space,

@@ -22,12 +22,10 @@ class Propagator(Protocol):
     @property
     def signals(self) -> Callable[..., torch.Tensor]:
         """Signals (..., M) of the parameters."""
-        ...
 
     @property
     def pull_back(self) -> Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]:
         """Derivatives of sum(cotangent * signals) by each parameter, of cotangent and these."""
-        ...
 
 
 def differentiable_signals(propagator: Propagator, *parameters: torch.Tensor) -> torch.Tensor:

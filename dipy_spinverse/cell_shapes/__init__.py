@@ -2,16 +2,11 @@
 
 from dipy_spinverse.cell_shapes.fit import CellShapeFit
 from dipy_spinverse.cell_shapes.model import CellShapeModel
-from dipy_spinverse.cell_shapes.shape_spaces import (
-    FreeVertices,
-    LatentSpace,
-    ShapeSpace,
-    SpectralSpace,
-    TubeSpace,
-    latent_space,
-    spectral_space,
-    tube_space,
-)
+from dipy_spinverse.cell_shapes.shape_spaces.free import FreeVertices
+from dipy_spinverse.cell_shapes.shape_spaces.latent import LatentSpace, latent_space
+from dipy_spinverse.cell_shapes.shape_spaces.protocol import ShapeSpace
+from dipy_spinverse.cell_shapes.shape_spaces.spectral import SpectralSpace, spectral_space
+from dipy_spinverse.cell_shapes.shape_spaces.tube import TubeSpace, tube_space
 
 __all__ = [
     "CellShapeFit",

@@ -10,12 +10,12 @@ import torch
 from scipy.stats import chi2
 
 from dipy_spinverse.cell_shapes.geometry import MAPS, size_measures
-from dipy_spinverse.cell_shapes.posterior import posterior_cells
 from dipy_spinverse.cell_shapes.search import (
     ShapeLinearisation,
     ShapeObjective,
     initial_cells,
     minimise_cells,
+    posterior_cells,
 )
 from dipy_spinverse.cell_shapes.unknowns import SimulatedCell
 from dipy_spinverse.voxels.image import Voxels
@@ -151,11 +151,11 @@ class FitShapes:
                 for draw in posterior_cells(forward, cell, linearisation, self.n_draws, rng)
             ]
             values["_draws"] = np.array([packed for packed, _ in drawn])
+            samples = {name: np.array([sizes[name] for _, sizes in drawn]) for name in MAPS}
+            # deviations of logarithms from the median are scaled
             values |= summary({
-                name: about_median(
-                    np.array([measures[name] for _, measures in drawn]), values["birge_ratio"]
-                )
-                for name in MAPS
+                name: np.median(x) * (x / np.median(x)) ** values["birge_ratio"]
+                for name, x in samples.items()
             })  # fmt: skip
         return values
 
@@ -186,12 +186,6 @@ def birge_ratio_of(
     ])  # fmt: skip
     refuted = chi2.sf(square, freedom) < REFUTED
     return float(np.sqrt(np.prod(np.where(refuted, square / freedom, 1.0))))
-
-
-def about_median(draws: np.ndarray, times: float) -> np.ndarray:
-    """Positive samples (n,) with the deviations of their logarithms from the median scaled."""
-    median = np.median(draws)
-    return median * (draws / median) ** times
 
 
 def lowest_quality(objective: ShapeObjective, cell: SimulatedCell) -> float:

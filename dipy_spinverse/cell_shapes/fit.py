@@ -92,8 +92,7 @@ class CellShapeFit(VoxelFit):
         voxel = self._one(index)
         if "_draws" not in voxel._values:
             raise ValueError("the fit has no draws; fit with n_draws above 0.")
-        forward = self._forward(voxel, -1)
-        return _drawn(voxel, forward)
+        return _drawn(voxel, self._forward(voxel, -1))
 
     def tetrahedra(
         self, index: tuple[int, ...] | int = (), stage: str = "likeliest"

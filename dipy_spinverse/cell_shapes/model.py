@@ -22,11 +22,13 @@ from dipy_spinverse.acquisition import (
 from dipy_spinverse.bloch_torrey.finite_elements.modal_sensitivity import (
     length_scale_of_derivatives,
 )
-from dipy_spinverse.cell_shapes import shape_spaces
 from dipy_spinverse.cell_shapes.chunk import FitShapes, cell_shape_layout
 from dipy_spinverse.cell_shapes.fit import CellShapeFit
+from dipy_spinverse.cell_shapes.shape_spaces.free import FreeVertices
+from dipy_spinverse.cell_shapes.shape_spaces.latent import LatentSpace
 from dipy_spinverse.cell_shapes.shape_spaces.protocol import ShapeSpace
-from dipy_spinverse.cell_shapes.shape_spaces.tube import tube_space
+from dipy_spinverse.cell_shapes.shape_spaces.spectral import SpectralSpace
+from dipy_spinverse.cell_shapes.shape_spaces.tube import TubeSpace, tube_space
 from dipy_spinverse.cell_shapes.templates import Template
 from dipy_spinverse.cell_shapes.unknowns import CellShape, ShapeSignals
 from dipy_spinverse.docstrings import fill_doc
@@ -35,7 +37,7 @@ from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
 from dipy_spinverse.voxels.image import image_of
 from dipy_spinverse.voxels.model import VoxelModel
 
-_N_DRAWS = 40
+_STORED_SPACES = FreeVertices, LatentSpace, SpectralSpace, TubeSpace
 
 
 class CellShapeModel(VoxelModel):
@@ -128,7 +130,7 @@ class CellShapeModel(VoxelModel):
         return ShapeSignals.of(space, acquisition, self._diffusivity, length_um)
 
     def meshed(
-        self, thetas: Sequence[np.ndarray], acquisition: Acquisition | None = None
+        self, thetas: Sequence[np.ndarray] | np.ndarray, acquisition: Acquisition | None = None
     ) -> ShapeSignals:
         """Signals after the space was remeshed for each of some shapes, one after another."""
         if len(thetas) == 0 and acquisition is None:
@@ -145,7 +147,7 @@ class CellShapeModel(VoxelModel):
         mask: ArrayLike | None = None,
         *,
         sigma: ArrayLike | None = None,
-        n_draws: int = _N_DRAWS,
+        n_draws: int = 40,
         engine: str = "serial",
         n_jobs: int = -1,
         verbose: bool = False,
@@ -165,11 +167,6 @@ class CellShapeModel(VoxelModel):
         %(verbose)s
         %(journal)s
         %(max_memory)s
-
-        Raises
-        ------
-        ValueError
-            Arguments of wrong shape or range.
         """
         check_number("n_draws", n_draws, 0)
         execution = Engine(engine, n_jobs, verbose, journal, max_memory)
@@ -178,22 +175,18 @@ class CellShapeModel(VoxelModel):
             image, FitShapes(self, n_draws), cell_shape_layout(self, n_draws), execution, most=1,
             model=self, options={"n_draws": n_draws, "sigma": sigma},
         )  # fmt: skip
-        n_at_bounds = int(values["at_bounds"].sum())
-        if n_at_bounds:
-            warnings.warn(
-                f"{n_at_bounds} of {len(image.voxels)} cells are at the bounds of their shape "
-                "space (fit.at_bounds). Give a shape_space with wider bounds, or one that "
-                "contains the cells.",
-                stacklevel=2,
-            )
-        n_rejected = int((values["birge_ratio"] > 1).sum())
-        if n_rejected:
-            warnings.warn(
-                f"{n_rejected} of {len(image.voxels)} cells have shapes that their signals or the "
-                "prior of the shape space reject (fit.birge_ratio > 1); the estimated shapes may "
-                "be wrong. Give a shape_space that contains the cells.",
-                stacklevel=2,
-            )
+        warned = {
+            "are at the bounds of their shape space (fit.at_bounds). Give a shape_space with "
+            "wider bounds, or one that contains the cells.": values["at_bounds"],
+            "have shapes that their signals or the prior of the shape space reject "
+            "(fit.birge_ratio > 1); the estimated shapes may be wrong. Give a shape_space that "
+            "contains the cells.": values["birge_ratio"] > 1,
+        }
+        for message, cells in warned.items():
+            if cells.any():
+                warnings.warn(
+                    f"{int(cells.sum())} of {len(image.voxels)} cells {message}", stacklevel=2
+                )
         return CellShapeFit(self, status, values)
 
     def signals(
@@ -229,13 +222,10 @@ class CellShapeModel(VoxelModel):
     ) -> np.ndarray:
         """Signals (V, M) of the most probable shapes."""
         acquisition = require_pulsed(acquisition)
-        rows = zip(
-            values["_stages"][:, -1], values["_meshed"], values["_stage_meshes"][:, -1],
-            strict=True,
-        )  # fmt: skip
         signals = []
-        for packed, meshed, n_meshes in rows:
-            forward = self.meshed(meshed[:n_meshes], acquisition)
+        for v, packed in enumerate(values["_stages"][:, -1]):
+            meshed = values["_meshed"][v, : values["_stage_meshes"][v, -1]]
+            forward = self.meshed(meshed, acquisition)
             points = forward.points(CellShape.unpack(packed))
             signals.append(forward.sensitivities.at(points).signals)
         return np.array(signals)
@@ -251,9 +241,8 @@ class CellShapeModel(VoxelModel):
         for field in fields(space):
             value = getattr(space, field.name)
             if isinstance(value, Template):
-                arrays[f"{field.name}.points"] = value.points
-                arrays[f"{field.name}.tetrahedra"] = value.tetrahedra
-            elif isinstance(value, tuple):
+                value = value.points, value.tetrahedra
+            if isinstance(value, tuple):
                 arrays |= {f"{field.name}.{k}": np.asarray(x) for k, x in enumerate(value)}
             else:
                 arrays[field.name] = np.asarray(value)
@@ -267,14 +256,14 @@ class CellShapeModel(VoxelModel):
         """The model of :meth:`settings`."""
         settings = dict(settings)
         name = settings.pop("shape_space")
-        kind = getattr(shape_spaces, name, None) if name in shape_spaces.__all__ else None
-        if kind is None:
+        kinds = {kind.__name__: kind for kind in _STORED_SPACES}
+        if name not in kinds:
             raise ValueError(
                 f"the fit has a custom shape space, {name}, which cannot be stored; give "
                 "model=, the model that was fitted."
             )
-        space = kind(**{field.name: _stored(arrays, field.name) for field in fields(kind)})
-        return cls(acquisition, space, **settings)
+        parts = {field.name: _stored(arrays, field) for field in fields(kinds[name])}
+        return cls(acquisition, kinds[name](**parts), **settings)
 
     def _unfolded(self, forward, theta, rotation=(0.0, 0.0, 0.0)):
         """Vertices (N, 3) of a shape within the bounds of the space and with no tetrahedron
@@ -301,12 +290,11 @@ class CellShapeModel(VoxelModel):
         return points
 
 
-def _stored(arrays, name):
+def _stored(arrays, field):
     """A part of a shape space: an array, a number, a template or a tuple of arrays."""
-    if f"{name}.points" in arrays:
-        return Template(arrays[f"{name}.points"], arrays[f"{name}.tetrahedra"])
-    if name in arrays:
-        value = np.asarray(arrays[name])
+    if field.name in arrays:
+        value = np.asarray(arrays[field.name])
         return value if value.ndim else value.item()
-    n = sum(key.startswith(f"{name}.") for key in arrays)
-    return tuple(arrays[f"{name}.{k}"] for k in range(n))
+    n = sum(key.startswith(f"{field.name}.") for key in arrays)
+    parts = [arrays[f"{field.name}.{k}"] for k in range(n)]
+    return Template(*parts) if field.type == "Template" else tuple(parts)

@@ -1,8 +1,8 @@
-"""The most probable cell: Levenberg-Marquardt from several initial cells."""
+"""The most probable cell, by Levenberg-Marquardt, and posterior samples around it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -25,6 +25,8 @@ _EASIER = 0.2  # factor of the damping after a step that lowers the objective
 _LEAST_GAIN, _LEAST_SHARE = 0.1, 1e-3
 _SCALE_SD = 0.5  # prior standard deviation of the logarithm of the size; chosen by hand
 _ROTATION_PRECISION = 0.1  # of the prior, 1/rad^2: nearly flat (standard deviation 180 degrees)
+_RIDGE = 1e-14  # relative to the trace of the prior precision: makes it positive definite
+_MAX_HALVINGS = 4  # of steps into inverted tetrahedra
 _MIRRORED = np.array([[1, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1]])
 
 
@@ -51,7 +53,7 @@ class ShapeLinearisation:
 
     @property
     def determined(self) -> np.ndarray:
-        """Resolution (U,) of each unknown: 1 where the data determine it, 0 where the prior does.
+        """Resolution (U,): 1 where data determine an unknown, 0 where the prior does.
 
         The sum is the effective number of parameters.
         """
@@ -191,3 +193,44 @@ def initial_cells(
         if candidates:
             cells.append(min(candidates, key=lambda candidate: candidate[0])[1])
     return cells
+
+
+def posterior_cells(
+    forward: ShapeSignals,
+    likeliest: SimulatedCell,
+    linearisation: ShapeLinearisation,
+    n_draws: int,
+    rng: np.random.Generator,
+) -> Iterator[SimulatedCell]:
+    """Posterior samples: the most probable cells for perturbed data and prior means.
+
+    Randomised maximum likelihood (Chen and Oliver, https://doi.org/10.1007/s11004-011-9376-z).
+    Each takes one Gauss-Newton step, which samples the Laplace approximation, and a second one
+    with the signals computed there. They are yielded one by one: each takes tens of megabytes.
+    """
+    prior, weighted = linearisation.prior, linearisation.weights[:, None] * linearisation.jacobian
+    covariance = np.linalg.inv(linearisation.curvature)
+    # the prior of rotations and S0 is nearly flat
+    root = np.linalg.cholesky(prior + _RIDGE * np.trace(prior) * np.eye(len(prior)))
+    for _ in range(n_draws):
+        data = linearisation.target + rng.standard_normal(len(linearisation.target)) / np.sqrt(
+            linearisation.weights
+        )
+        pull = linearisation.pull + root @ rng.standard_normal(len(prior))
+        step, cell, trials = np.zeros(len(prior)), likeliest, []
+        for _ in range(2):
+            gradient = weighted.T @ (data - cell.signals) - pull - prior @ step
+            step, cell = _feasible(forward, likeliest.shape, step + covariance @ gradient)
+            misfit = linearisation.weights @ (data - cell.signals) ** 2 / 2
+            trials.append((misfit + step @ (pull + prior @ step / 2), cell))
+        yield min(trials, key=lambda trial: trial[0])[1]
+
+
+def _feasible(forward, shape, step):
+    """A step and the cell after it, shorter where tetrahedra would be inverted."""
+    for _ in range(_MAX_HALVINGS):
+        cell = forward.at(forward.moved(shape, step))
+        if cell is not None:
+            return step, cell
+        step = step / 2
+    return 0 * step, forward.at(shape)

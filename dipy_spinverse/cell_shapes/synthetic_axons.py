@@ -7,6 +7,7 @@ exactly: their centre line is a helix, their beads are Gaussian.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -14,22 +15,17 @@ from scipy.spatial.transform import Rotation
 FAMILIES = ("bent", "beaded", "fanning", "combined")
 RADIUS, LENGTH = 3.0, 9.0  # um
 # Ranges of training shapes and of test shapes, which are wider at both limits; chosen by hand.
-_TRAINING = {
-    "curvature": (0.02, 0.10),  # 1/um
-    "torsion": (0.0, 0.15),  # rad/um
-    "height": (0.10, 0.40),  # of a bead, in radii
-    "width": (0.9, 1.6),  # of a bead, um
-    "growth": (0.15, 0.80),  # of the wider axis from end to end, in radii
-    "scale": (0.85, 1.20),
+_RANGES = {
+    "curvature": ((0.02, 0.10), (0.01, 0.12)),  # 1/um
+    "torsion": ((0.0, 0.15), (0.0, 0.18)),  # rad/um
+    "height": ((0.10, 0.40), (0.06, 0.45)),  # of a bead, in radii
+    "width": ((0.9, 1.6), (0.8, 1.8)),  # of a bead, um
+    "growth": ((0.15, 0.80), (0.10, 0.90)),  # of the wider axis from end to end, in radii
+    "scale": ((0.85, 1.20), (0.80, 1.25)),
 }
-_TEST = {
-    "curvature": (0.01, 0.12),
-    "torsion": (0.0, 0.18),
-    "height": (0.06, 0.45),
-    "width": (0.8, 1.8),
-    "growth": (0.10, 0.90),
-    "scale": (0.80, 1.25),
-}
+_N_TRAINING = (
+    150  # of each family, for priors: 600 samples for a covariance of 24 to 90 parameters
+)
 
 
 @dataclass(frozen=True)
@@ -100,11 +96,19 @@ def draw_axons(
     """
     if family not in FAMILIES:
         raise ValueError(f"family is {family!r}; give one of {', '.join(FAMILIES)}.")
-    axons = [_drawn(family, rng, _TEST if test else _TRAINING) for _ in range(n)]
+    ranges = {name: limits[int(test)] for name, limits in _RANGES.items()}
+    axons = [_drawn(family, rng, ranges) for _ in range(n)]
     if not posed:
         return axons
     poses = Rotation.random(n, random_state=rng).as_rotvec()
     return [replace(axon, rotation=tuple(pose)) for axon, pose in zip(axons, poses, strict=True)]
+
+
+@cache
+def training_axons() -> list[Axon]:
+    """Axons of all families, from which shape spaces take their priors."""
+    rng = np.random.default_rng(0)
+    return [axon for family in FAMILIES for axon in draw_axons(family, _N_TRAINING, rng)]
 
 
 def _drawn(family, rng, ranges):

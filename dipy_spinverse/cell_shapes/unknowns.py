@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -93,11 +92,6 @@ class ShapeSignals:
         """Standard deviation of the discretisation error, over S0."""
         return _MESH_ERROR / self.grid.n_points
 
-    @cached_property
-    def te_index(self) -> np.ndarray:
-        """Index (M,) of each measurement's S0."""
-        return self.sensitivities.acquisition.te_index
-
     def points(self, shape: CellShape) -> np.ndarray:
         """Positions (N, 3) of the vertices in the scanner, um, around their mean."""
         vertices = self.space.vertices(torch.as_tensor(shape.theta)).detach().numpy()
@@ -110,7 +104,7 @@ class ShapeSignals:
         if not np.isfinite(points).all() or self.is_degenerate(points):
             return None
         body = self.sensitivities.at(points)
-        S0 = np.exp(shape.log_S0)[self.te_index]
+        S0 = np.exp(shape.log_S0)[self.sensitivities.acquisition.te_index]
         return SimulatedCell(shape, points, body, S0 * body.signals)
 
     def is_degenerate(self, points: np.ndarray) -> bool:
@@ -157,9 +151,9 @@ class ShapeSignals:
 
     def jacobian(self, cell: SimulatedCell, fields: np.ndarray) -> np.ndarray:
         """Derivatives (M, U) of signals by the steps of :meth:`moved`."""
-        S0 = np.exp(cell.shape.log_S0)[self.te_index]
-        by_shape = S0[:, None] * cell.body.jacobian(fields)
-        indicator = self.te_index[:, None] == np.arange(len(cell.shape.log_S0))
+        te_index = self.sensitivities.acquisition.te_index
+        by_shape = np.exp(cell.shape.log_S0)[te_index, None] * cell.body.jacobian(fields)
+        indicator = te_index[:, None] == np.arange(len(cell.shape.log_S0))
         return np.hstack([by_shape, cell.signals[:, None] * indicator])
 
     def moved(self, shape: CellShape, step: np.ndarray) -> CellShape:

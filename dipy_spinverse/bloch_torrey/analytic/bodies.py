@@ -7,7 +7,7 @@ a sum that is far cheaper and accurate where signals decay little. Exchange is i
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -261,10 +261,8 @@ def _slab_moment(k):
 
 def _roots(shape, order, highest):
     """Positive zeros, up to the highest, of the slope of the radial modes of an order."""
-    if shape == "cylinder":
-        slope = lambda x: jvp(order, x)  # noqa: E731
-    else:
-        slope = lambda x: spherical_jn(order, x, derivative=True)  # noqa: E731
+    bessel_slopes = {"cylinder": jvp, "sphere": partial(spherical_jn, derivative=True)}
+    slope = partial(bessel_slopes[shape], order)
     # zeros are at least 2 apart, and none is below 1
     x = np.arange(0.5, highest + 0.5, 0.5)
     values = slope(x)

@@ -112,10 +112,13 @@ class ModalSensitivities:
         points = torch.as_tensor(grid.points_um)
         self.diffusivity = checked_coefficients(grid, self.permeability, points, diffusivity)
         self.acquisition, self.grid, self.steps = require_pulsed(acquisition), grid, int(steps)
+        fastest = float(self.diffusivity.max())
         if length_scale_um is None:
-            fastest = float(self.diffusivity.max())
             length_scale_um = length_scale_of_derivatives(self.acquisition, fastest)
         self.length_scale_um = float(length_scale_um)
+        self._highest_rate = (
+            fastest * (np.pi / length_scale_um) ** 2 if length_scale_um else np.inf
+        )
         self.elements = finite_elements(grid, self.permeability.numpy())
 
     def at(self, points_um: ArrayLike) -> ModalSignals:
@@ -151,13 +154,6 @@ class ModalSensitivities:
         """Measurements that differ in more than sign, and which of them each measurement is."""
         representatives, encoding = unique_encodings(self.acquisition)
         return self.acquisition.subset(representatives), encoding
-
-    @property
-    def _highest_rate(self):
-        """The highest rate of interest, 1/ms."""
-        if self.length_scale_um == 0:
-            return np.inf
-        return float(self.diffusivity.max()) * (np.pi / self.length_scale_um) ** 2
 
 
 @dataclass(frozen=True, eq=False)

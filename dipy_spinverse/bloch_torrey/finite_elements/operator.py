@@ -52,12 +52,6 @@ class FiniteElements:
     tetrahedron_links: np.ndarray  # (T, 6), of each edge
     membrane_links: np.ndarray  # (I, 3), through each corner of a membrane's face
 
-    def __repr__(self) -> str:
-        return (
-            f"FiniteElements({len(self.vertices)} nodes, {len(self.grid.tetrahedra)} tetrahedra, "
-            f"{len(self.membranes)} faces with a membrane)"
-        )
-
 
 def finite_elements(grid: TetrahedralGrid, permeability: ArrayLike) -> FiniteElements:
     """Linear finite elements of a grid, split where permeabilities (F,), um/ms, are finite."""
@@ -122,15 +116,10 @@ def simulate_finite_elements(
 
     Parameters
     ----------
-    acquisition : BaseAcquisition
-        M measurements.
-    grid : TetrahedralGrid
-    permeability : array-like or torch.Tensor (F,)
-        um/ms; infinite where there is no membrane.
+    acquisition, grid, permeability, diffusivity
+        As in :func:`dipy_spinverse.simulate`; permeability (F,).
     points_um : torch.Tensor (P, 3), optional
         Positions of the grid's vertices instead of its own, um.
-    diffusivity : float or array-like (T,), optional
-        um^2/ms, of all or of each tetrahedron.
     steps : int, optional
         Largest number of time intervals per part of the encoding, as a gradient pulse (even).
 

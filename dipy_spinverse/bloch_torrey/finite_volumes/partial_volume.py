@@ -184,7 +184,8 @@ class PartialVolumeSimulator(Simulator):
         their derivatives, those by transmissibilities in the columns after the first `n`; pairs
         of pools (P, 2) and their links.
         """
-        links, layer, tetrahedron = links_of(self.grid), *(x[:, None] for x in pools)
+        links = links_of(self.grid)
+        layer, tetrahedron = (x[:, None] for x in pools)
         pool, sign = np.arange(len(layer))[:, None], np.where(layer == 0, 1.0, -1.0)
         neighbours = links.neighbours[pools[1]]
         water_i, weights = water[layer, tetrahedron], self._weights[tetrahedron]

@@ -51,6 +51,7 @@ class LatentSpace(TemplateSpace):
         return displaced(self.template, self.displacement_modes, x)
 
 
+@cache
 def latent_space(path: str | Path | None = None) -> LatentSpace:
     """Latent space of a spectral auto-encoder of synthetic axons.
 
@@ -60,12 +61,8 @@ def latent_space(path: str | Path | None = None) -> LatentSpace:
         Of a network by ``benchmarks/make_shape_autoencoder.py``, instead of the one that comes
         with the package, which was trained on all families of axons.
     """
-    default_path = files("dipy_spinverse.cell_shapes.shape_spaces") / "autoencoder.npz"
-    return _latent_space(str(default_path if path is None else path))
-
-
-@cache
-def _latent_space(path):
+    if path is None:
+        path = str(files("dipy_spinverse.cell_shapes.shape_spaces") / "autoencoder.npz")
     with np.load(path, allow_pickle=False) as file:
         if "layers" not in file:
             raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 import torch
@@ -44,15 +44,12 @@ class ShapeSpace(Protocol):
 
     def initial_shapes(self) -> np.ndarray:
         """Initial shapes (S, P) of a search."""
-        ...
 
     def vertices(self, theta: torch.Tensor) -> torch.Tensor:
         """Positions (N, 3), um, of the template's vertices; differentiable by theta (P,)."""
-        ...
 
     def remeshed(self, theta: np.ndarray) -> tuple[ShapeSpace, np.ndarray]:
         """The space on a template suited to a shape, and the shape in it."""
-        ...
 
 
 class TemplateSpace:
@@ -80,7 +77,7 @@ class TemplateSpace:
     def prior_precision(self) -> np.ndarray:
         return np.linalg.inv(self.prior_covariance)
 
-    def remeshed(self, theta: np.ndarray) -> tuple[TemplateSpace, np.ndarray]:
+    def remeshed(self, theta: np.ndarray) -> tuple[Self, np.ndarray]:
         """The same space: its parameters belong to its template."""
         return self, theta
 

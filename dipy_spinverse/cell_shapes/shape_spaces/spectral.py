@@ -9,12 +9,11 @@ import numpy as np
 import torch
 
 from dipy_spinverse.cell_shapes.shape_spaces.protocol import TemplateSpace, displaced
-from dipy_spinverse.cell_shapes.synthetic_axons import FAMILIES, LENGTH, RADIUS, draw_axons
+from dipy_spinverse.cell_shapes.synthetic_axons import LENGTH, RADIUS, training_axons
 from dipy_spinverse.cell_shapes.templates import Template, cylinder_mesh
 
 # Represents synthetic axons to 0.03-0.11 um (benchmarks/results/cell_shapes/representation.md).
 _N_MODES = 30
-_N_AXONS = 150  # of each family, for the prior: 600 samples for a covariance of 90 parameters
 # Prior standard deviation of the smoothest mode, um, in addition to that of the synthetic axons,
 # so that other shapes are possible; chosen by hand.
 _EXTRA_SD_UM = 0.15
@@ -48,12 +47,26 @@ class SpectralSpace(TemplateSpace):
         return displaced(self.template, self.displacement_modes, theta)
 
 
+@cache
 def spectral_space(fine: bool = False) -> SpectralSpace:
     """Spectral coefficients of a cylinder, whose prior is that of synthetic axons.
 
     With 370 vertices, or 793 where `fine`.
     """
-    return _spectral_space((4, 13) if fine else (3, 10))
+    template, (rates, modes) = straight_template(*((4, 13) if fine else (3, 10)), _N_MODES)
+    _, areas = template.laplacian
+    surface = template.points[template.surface]
+    unit_surface = surface / [RADIUS, RADIUS, LENGTH / 2]
+    changes = [axon.positions(unit_surface) - surface for axon in training_axons()]
+    project = modes.T * (areas / areas.sum())
+    coefficients = np.array([(project @ change).ravel() for change in changes])
+    extra_sd = np.repeat(_EXTRA_SD_UM * rates[0] / rates, 3)
+    return SpectralSpace(
+        template,
+        template.harmonic_extension @ modes,
+        coefficients.mean(axis=0),
+        np.cov(coefficients.T) + np.diag(extra_sd**2),
+    )
 
 
 @cache
@@ -64,23 +77,3 @@ def straight_template(
     reference = cylinder_mesh(n_rings, n_layers)
     template = Template(reference.points * [RADIUS, RADIUS, LENGTH / 2], reference.tetrahedra)
     return template, template.surface_modes(n_modes)
-
-
-@cache
-def _spectral_space(size):
-    template, (rates, modes) = straight_template(*size, _N_MODES)
-    rng = np.random.default_rng(0)
-    axons = [axon for family in FAMILIES for axon in draw_axons(family, _N_AXONS, rng)]
-    _, areas = template.laplacian
-    surface = template.points[template.surface]
-    unit_surface = surface / [RADIUS, RADIUS, LENGTH / 2]
-    changes = [axon.positions(unit_surface) - surface for axon in axons]
-    project = modes.T * (areas / areas.sum())
-    coefficients = np.array([(project @ change).ravel() for change in changes])
-    extra_sd = np.repeat(_EXTRA_SD_UM * rates[0] / rates, 3)
-    return SpectralSpace(
-        template,
-        template.harmonic_extension @ modes,
-        coefficients.mean(axis=0),
-        np.cov(coefficients.T) + np.diag(extra_sd**2),
-    )

@@ -10,7 +10,7 @@ import torch
 from scipy.interpolate import BSpline
 
 from dipy_spinverse.cell_shapes.shape_spaces.protocol import TemplateSpace
-from dipy_spinverse.cell_shapes.synthetic_axons import FAMILIES, LENGTH, Axon, draw_axons
+from dipy_spinverse.cell_shapes.synthetic_axons import LENGTH, Axon, training_axons
 from dipy_spinverse.cell_shapes.templates import Template, cylinder_mesh
 
 # Kinds of parameters in their order: number, bounds, and prior standard deviation in addition to
@@ -24,7 +24,6 @@ _KINDS = {
     "log_length": (1, (np.log(1.0), np.log(100.0)), 0.1),
     "bulge": (1, (-0.3, 0.9), 0.1),
 }
-_N_AXONS = 150  # of each family, for the prior: 600 samples for a covariance of 24 parameters
 _RINGS = (3, 4)  # of the first template, and of those that are meshed for a shape
 _GAUSS = 4  # quadrature points between two layers: exact for polynomials of degree 7
 _NO_ANGLE = 1e-16  # rad^2, added to squared angles: keeps derivatives finite where all is straight
@@ -138,9 +137,17 @@ class TubeSpace(TemplateSpace):
         return tuple(map(torch.as_tensor, (_tilt(t), _splines(8)(t), _splines(3)(t))))
 
 
+@cache
 def tube_space() -> TubeSpace:
     """Tubes whose prior is that of synthetic axons, and somewhat wider."""
-    return TubeSpace(cylinder_mesh(_RINGS[0], 10), *_prior())
+    thetas = np.array([tube_parameters(axon) for axon in training_axons()])
+    columns = _places()
+    # Left and right are equally probable.
+    mean = thetas.mean(axis=0)
+    mean[np.r_[columns["bend_x"], columns["bend_y"], columns["oblong"], columns["oblique"]]] = 0
+    extra_sd = np.concatenate([np.full(n, sd) for n, _, sd in _KINDS.values()])
+    covariance = np.cov(thetas.T) + np.diag(extra_sd**2)
+    return TubeSpace(cylinder_mesh(_RINGS[0], 10), mean, covariance)
 
 
 def tube_parameters(axon: Axon) -> np.ndarray:
@@ -162,20 +169,6 @@ def tube_parameters(axon: Axon) -> np.ndarray:
         np.linalg.lstsq(_splines(_KINDS[kind][0])(t), curve)[0] for kind, curve in curves.items()
     ]
     return np.concatenate([*fitted, [np.log(LENGTH * axon.scale), 0.0]])
-
-
-@cache
-def _prior():
-    """Mean and covariance of tubes like synthetic axons."""
-    rng = np.random.default_rng(0)
-    axons = [axon for family in FAMILIES for axon in draw_axons(family, _N_AXONS, rng)]
-    thetas = np.array([tube_parameters(axon) for axon in axons])
-    columns = _places()
-    # Left and right are equally probable.
-    mean = thetas.mean(axis=0)
-    mean[np.r_[columns["bend_x"], columns["bend_y"], columns["oblong"], columns["oblique"]]] = 0
-    extra_sd = np.concatenate([np.full(n, sd) for n, _, sd in _KINDS.values()])
-    return mean, np.cov(thetas.T) + np.diag(extra_sd**2)
 
 
 @cache
