@@ -2,7 +2,7 @@
 
 Magnetisation is linear in each tetrahedron and continuous but across faces that carry a
 permeability, where nodes are doubled [1]_. Masses are lumped at the nodes, which makes the
-elements a network of nodes and links (see `finite_element_sweep`): on the plateau of a
+elements a network of nodes and links (see `sweep`): on the plateau of a
 gradient water that cannot leave its body keeps its signal exactly. The phase of a node is taken
 halfway between its vertex and its centre of mass. With the vertex, the second moments of a body,
 which determine the attenuation, would be too large by a term of second order (the mass of a node
