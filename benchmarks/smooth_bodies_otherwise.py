@@ -117,7 +117,7 @@ def _row(fit, cells):
         "surfaces um": round(_apart(prior, best, cells), 2),
         "volume %": overlap["volume %"],
         "permeability": (np.sort(best.permeability)[::-1] / mean).round(2).tolist(),
-        "chi2": round(float(fit.history_misfit[0]), 2),
+        "chi2": round(float((fit.residual_rms / fit.sigma) ** 2), 2),
         "status": Status(int(fit.status)).name,
         "S0": fit.S0_per_te.round(3).tolist(),
         "D": round(float(fit.field_diffusivity[0]) / DIFFUSIVITY, 3),

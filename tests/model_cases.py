@@ -25,6 +25,7 @@ from dipy_spinverse import (
     SpinverseModel,
     ZCDModel,
     bcc_grid,
+    simulate,
 )
 from dipy_spinverse.compartments import Compartment, Parameter, compose
 from dipy_spinverse.inversion import Stage, WallArea
@@ -103,7 +104,7 @@ def _walls(boundary):
 def _in_box(model):
     everywhere = np.full((2, model.grid.n_faces), 100.0)
     everywhere[0, :40] = 0.01
-    return model.predict(everywhere)
+    return simulate(model.acquisition, model.grid, everywhere, diffusivity=2.0, dtype="float32")
 
 
 def _composed():

@@ -467,7 +467,6 @@ def test_search_ends_with_further_fields_and_repeats_by_seed(noise):
     found, again = (inversion_of(acquisition, 3).run(data[None], None) for _ in range(2))
     assert found.scaled_transmissibility_fields.shape == (3, 1, GRID.n_faces)
     np.testing.assert_array_equal(found.wall_probability, again.wall_probability)
-    assert 0 < found.iterations.sum() <= 4
     # Repeats that differ by rounding only are not noise of that size.
     assert found.sigma > 1e-5
     # Not the cells, but something that explains more than a box without walls (a search as

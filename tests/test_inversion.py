@@ -30,7 +30,7 @@ from dipy_spinverse.inversion.adam import adam
 from dipy_spinverse.inversion.curriculum import check_curriculum, default_curriculum
 from dipy_spinverse.inversion.gauss_newton import data_space_step, gauss_newton
 from dipy_spinverse.inversion.priors import evaluate_priors
-from dipy_spinverse.inversion.protocols import ForwardModel, Prior, WallSolver
+from dipy_spinverse.inversion.protocols import Prior, WallSolver
 from dipy_spinverse.inversion.uncertainty import Laplace, probability_below
 from dipy_spinverse.inversion.unknowns import SignalModel
 from dipy_spinverse.substrates.membranes import from_inside
@@ -313,13 +313,10 @@ def test_gauss_newton_lowers_the_objective_within_bounds():
 
 def test_gauss_newton_stops_by_its_own_rule():
     model, data, sigma, start = tissue_problem()
-    _, first = gauss_newton(model, data, sigma, start, Stage(max_iterations=1, tolerance=0))
-    assert not first.converged.any() and (first.iterations == 1).all()
-    found, last = gauss_newton(model, data, sigma, start, Stage(max_iterations=9, tolerance=0.5))
-    assert last.converged.all() and (last.iterations < 9).all()
-    # The misfit that is reported is that of the unknowns that are returned.
-    again = ((model.signals(found) - data) / sigma).square().mean(dim=1)
-    torch.testing.assert_close(last.misfit, again, rtol=1e-4, atol=0)  # single precision
+    _, converged = gauss_newton(model, data, sigma, start, Stage(max_iterations=1, tolerance=0))
+    assert not converged.any()
+    stage = Stage(max_iterations=9, tolerance=0.5)
+    assert gauss_newton(model, data, sigma, start, stage)[1].all()
 
 
 def test_voxel_inversions_keep_the_same_promise():
@@ -373,7 +370,6 @@ class TwoDecays:
 
 def test_gauss_newton_finds_fractions_and_decay_rates_within_bounds():
     model = TwoDecays(torch.linspace(0, 5, 40, dtype=torch.float64))
-    assert isinstance(model, ForwardModel)
     truth = torch.tensor([[0.3, 0.2, 2.0], [0.7, 0.5, 1.5], [0.4, 0.0, 3.0]]).double()
     data, sigma = model.signals(truth), torch.full((3, 40), 1e-3, dtype=torch.float64)
     start = torch.tensor([[0.5, 0.5, 2.5]]).double().repeat(3, 1)
@@ -399,8 +395,8 @@ def test_prior_of_another_model_than_walls_decides_what_the_data_leave_open():
 
     start = torch.tensor([[0.9, 0.9, 1.1]]).double()
     stage = Stage(priors=(prior,), max_iterations=50, tolerance=1e-9)
-    found, progress = gauss_newton(model, data, sigma, start, stage)
-    assert progress.converged.all()
+    found, converged = gauss_newton(model, data, sigma, start, stage)
+    assert converged.all()
     # The last step was damped by less than 1e-3, and gained a part of 1e-9.
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
@@ -410,12 +406,12 @@ def test_prior_of_another_model_than_walls_decides_what_the_data_leave_open():
 
 def test_adam_lowers_the_misfit_within_the_published_permeabilities():
     model, data, sigma, start = tissue_problem(2)
-    found, progress = adam(model, data, sigma, start, Stage(max_iterations=40))
+    found, converged = adam(model, data, sigma, start, Stage(max_iterations=40))
     assert (misfit(model, data, sigma, found) < 0.3 * misfit(model, data, sigma, start)).all()
     tau = transmissibility(found[:, : GRID.n_faces]).numpy()
     kappa = permeability_of(GRID, tau)
     assert kappa.min() >= 0.01 * (1 - 1e-6) and kappa.max() <= 100 * (1 + 1e-6)
-    assert progress.converged.all() and (progress.iterations == 40).all()
+    assert converged.all()
 
 
 def test_adam_refuses_free_water():

@@ -16,7 +16,7 @@ from dipy_spinverse.cell_search.budget import SearchBudget
 from dipy_spinverse.cell_search.labelled import LabelledCells, face_transmissibility
 from dipy_spinverse.cell_search.search import CellSearch
 from dipy_spinverse.grid import TetrahedralGrid
-from dipy_spinverse.inversion.reconstruction import Reconstruction
+from dipy_spinverse.inversion.protocols import Reconstruction
 from dipy_spinverse.inversion.unknowns import scaled_transmissibility
 from dipy_spinverse.voxels.noise import noise_of_each_te
 from dipy_spinverse.voxels.progress import stepwise
@@ -30,7 +30,6 @@ _SIMULATION_ERROR = 1.5e-5
 class VoxelwiseInversion:
     """Inversion of one voxel at a time, of the means of repeated measurements."""
 
-    n_stages = 1
     # Of each echo time, where it is not specified.
     estimates_noise = True
 
@@ -140,8 +139,6 @@ class CellInversion(VoxelwiseInversion):
             "predicted": (result.best.expected * sigma)[self._encoding],
             "converged": result.solved,
             "hopeless": result.hopeless,
-            "iterations": np.array([result.n_rounds]),
-            "misfit": np.array([((result.best.expected - mean / sigma) ** 2).mean()]),
         }
 
     def _scaled_transmissibility(self, states: list[LabelledCells]):

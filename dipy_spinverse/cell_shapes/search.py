@@ -166,7 +166,7 @@ def minimise_cells(
                 del linearised[row]
         return torch.as_tensor(improved), torch.as_tensor(converged), torch.tensor(_EASIER)
 
-    stopped, _ = levenberg_marquardt(advance, values, _DAMPING, max_steps)
+    stopped = levenberg_marquardt(advance, values, _DAMPING, max_steps)
     return cells, values.numpy(), stopped.numpy()
 
 

@@ -8,8 +8,7 @@ from dipy_spinverse.inversion.curriculum import (
 )
 from dipy_spinverse.inversion.face_solver import FaceSolver
 from dipy_spinverse.inversion.priors import Binarisation, Continuity, Manifoldness, WallArea
-from dipy_spinverse.inversion.protocols import WallProblem
-from dipy_spinverse.inversion.reconstruction import Reconstruction
+from dipy_spinverse.inversion.protocols import Reconstruction, WallProblem
 from dipy_spinverse.inversion.unknowns import (
     WALL_THRESHOLD,
     scaled_transmissibility,

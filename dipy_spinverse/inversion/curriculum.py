@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from dipy_spinverse.acquisition.base import BaseAcquisition
 from dipy_spinverse.acquisition.conversion import require_pulsed
@@ -54,17 +52,6 @@ class Stage:
         weighted = np.unique(times[~acquisition.b0_mask])[::-1]
         ranks = np.minimum(self.diffusion_times, len(weighted) - 1)
         return np.isin(times, weighted[ranks]) | acquisition.b0_mask
-
-
-class StageResult(NamedTuple):
-    """Summary of a stage in V voxels: convergence by its criteria, iterations, and misfit.
-
-    The misfit is the mean squared residual of its measurements relative to their noise variance.
-    """
-
-    converged: torch.Tensor
-    iterations: torch.Tensor
-    misfit: torch.Tensor
 
 
 # For tissue, from almost open faces: outlines from the long diffusion times with a weak prior; a

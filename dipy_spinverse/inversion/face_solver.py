@@ -10,17 +10,16 @@ import torch
 
 from dipy_spinverse.bloch_torrey import Simulator, unique_encodings
 from dipy_spinverse.inversion.adam import adam
-from dipy_spinverse.inversion.curriculum import Stage, StageResult, default_curriculum
+from dipy_spinverse.inversion.curriculum import Stage, default_curriculum
 from dipy_spinverse.inversion.gauss_newton import gauss_newton
-from dipy_spinverse.inversion.protocols import Optimiser, Prior, WallProblem
-from dipy_spinverse.inversion.reconstruction import Reconstruction
+from dipy_spinverse.inversion.protocols import Optimiser, Prior, Reconstruction, WallProblem
 from dipy_spinverse.inversion.uncertainty import Laplace, probability_below
 from dipy_spinverse.inversion.unknowns import WALL_THRESHOLD, SignalModel
 from dipy_spinverse.voxels.noise import noise_from_residual
 from dipy_spinverse.voxels.progress import tell
 from dipy_spinverse.walls.patterns import align_fields
 
-OPTIMIZERS: dict[str, Optimiser[SignalModel]] = {"gauss-newton": gauss_newton, "adam": adam}
+OPTIMIZERS: dict[str, Optimiser] = {"gauss-newton": gauss_newton, "adam": adam}
 
 # Standard deviation of initial scaled transmissibilities, the same in all voxels. A uniform field
 # is symmetric under point reflection, and so are all its iterates, whatever the data.
@@ -91,11 +90,6 @@ class FaceSolver:
         simulator = self._simulator(self._acquisition.subset(mask))
         return stage, mask, self._model.restricted_to(simulator, torch.as_tensor(mask))
 
-    @property
-    def n_stages(self) -> int:
-        """Number of entries of the history: the stages, and the last at the true noise level."""
-        return len(self._stages) + 1
-
     def run(self, data: np.ndarray, sigma: np.ndarray | None) -> Reconstruction:
         """Permeability fields for data (V, M), with noise levels (V,) or those of the residual."""
         averaged = np.zeros((len(data), len(self._repeats)))
@@ -108,13 +102,13 @@ class FaceSolver:
         if sigma is not None:
             stage_sigma = np.maximum(stage_sigma, sigma)
 
-        unknowns, history = self._after_stages(signals, stage_sigma, perturbations[0])
+        unknowns, converged = self._after_stages(signals, stage_sigma, perturbations[0])
         if sigma is None:
             laplace = self._laplace(signals, stage_sigma, unknowns)
             residual = self._predicted(unknowns) - data
             sigma = noise_from_residual(residual, laplace.n_determined().cpu().numpy())
         noise = np.maximum(sigma, _MIN_SIGMA)
-        unknowns, history = self._at_true_noise(signals, noise, unknowns, history)
+        unknowns, converged = self._at_true_noise(signals, noise, unknowns, converged)
 
         fields = [unknowns]
         stage_sigma = np.maximum(noise, _MIN_STAGE_SIGMA)
@@ -123,34 +117,31 @@ class FaceSolver:
             zip(perturbations[1:], unit_noise[1:], strict=True)
         ):
             noisy = signals + self._noise_of_encodings(noise) * sample
-            field, no_history = self._after_stages(noisy, stage_sigma, perturbation)
-            fields.append(self._at_true_noise(noisy, noise, field, no_history)[0])
+            field = self._after_stages(noisy, stage_sigma, perturbation)
+            fields.append(self._at_true_noise(noisy, noise, *field)[0])
             tell((k + 2) / len(perturbations))
         laplace = self._laplace(signals, noise, unknowns)
-        return self._reconstruction(fields, laplace, noise, history)
+        return self._reconstruction(fields, laplace, noise, converged)
 
     def _after_stages(self, signals, noise, perturbation):
-        """Unknowns (V, N) after all stages, and a summary of each."""
-        unknowns, history = signals.new_zeros(len(signals), self._model.n_unknowns), []
+        """Unknowns (V, N) after all stages, and whether the last one has converged (V,)."""
+        unknowns = signals.new_zeros(len(signals), self._model.n_unknowns)
         for prepared in self._stages:
             if prepared[0].initial_value is not None:
                 unknowns = self._initial(signals, prepared[0].initial_value, perturbation)
-            unknowns, result = self._run_stage(prepared, signals, noise, unknowns)
-            history.append(result)
-        return unknowns, history
+            unknowns, converged = self._run_stage(prepared, signals, noise, unknowns)
+        return unknowns, converged
 
-    def _at_true_noise(self, signals, noise, unknowns, history):
+    def _at_true_noise(self, signals, noise, unknowns, converged):
         """After the last stage again, where the true noise level is below that of the stages."""
-        final = history[-1]
-        final = StageResult(final.converged.clone(), 0 * final.iterations, final.misfit.clone())
         # Not with Adam, whose number of iterations is that of its curriculum.
         below_minimum = torch.as_tensor(noise < _MIN_STAGE_SIGMA, device=signals.device)
         if below_minimum.any() and self._optimise is gauss_newton:
             rows = signals[below_minimum], noise[noise < _MIN_STAGE_SIGMA], unknowns[below_minimum]
-            unknowns[below_minimum], result = self._run_stage(self._last_stage, *rows)
-            for array, updated in zip(final, result, strict=True):
-                array[below_minimum] = updated
-        return unknowns, [*history, final]
+            unknowns[below_minimum], converged[below_minimum] = self._run_stage(
+                self._last_stage, *rows
+            )
+        return unknowns, converged
 
     def _initial(self, signals, initial_value, perturbation):
         """Initial unknowns (V, N): a random field, and its least-squares amplitudes."""
@@ -190,7 +181,7 @@ class FaceSolver:
     def _predicted(self, unknowns):
         return self._model.signals(unknowns).cpu().numpy()[:, self._encoding]
 
-    def _reconstruction(self, fields, laplace, noise, history):
+    def _reconstruction(self, fields, laplace, noise, converged):
         model, n_faces, unknowns = self._model, self._model.n_faces, fields[0]
         sd = laplace.standard_deviation()[:, :n_faces].cpu().numpy()
         scaled = torch.stack([field[:, :n_faces] for field in fields])
@@ -213,7 +204,5 @@ class FaceSolver:
             free_water_fields=np.stack(free_water)[1:],
             sigma=noise,
             predicted=self._predicted(unknowns),
-            converged=history[-1].converged.cpu().numpy(),
-            iterations=torch.stack([stage.iterations for stage in history], 1).cpu().numpy(),
-            misfit=torch.stack([stage.misfit for stage in history], 1).cpu().numpy(),
+            converged=converged.cpu().numpy(),
         )

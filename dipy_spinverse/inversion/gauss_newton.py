@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from dipy_spinverse.inversion.curriculum import Stage, StageResult
+from dipy_spinverse.inversion.curriculum import Stage
 from dipy_spinverse.inversion.levenberg_marquardt import Damping, levenberg_marquardt
-from dipy_spinverse.inversion.protocols import ForwardModel
+from dipy_spinverse.inversion.unknowns import SignalModel
 
 # Projected Newton steps of one linearisation, at most, and their lengths that are tried. Does not
 # affect the minimum, only the number of iterations.
@@ -75,12 +75,12 @@ def data_space_step(
 
 
 def gauss_newton(
-    model: ForwardModel,
+    model: SignalModel,
     data: torch.Tensor,
     sigma: torch.Tensor,
     initial: torch.Tensor,
     stage: Stage,
-) -> tuple[torch.Tensor, StageResult]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Minimise |(S(x) - data) / sigma|^2 / 2 + priors(x); arguments as `Optimiser`.
 
     The damping changes with the gain ratio (Madsen, Nielsen and Tingleff, "Methods for non-linear
@@ -91,8 +91,7 @@ def gauss_newton(
     lower, upper = model.bounds(x)
     signals, jacobian = model.sensitivities(x)
     prior = model.penalty(x, stage.priors)
-    misfit = ((signals - data) / sigma).square().sum(dim=1) / 2
-    moved = torch.zeros_like(misfit, dtype=torch.bool)
+    moved = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
     def linearise(rows):
         signals[rows], jacobian[rows] = model.sensitivities(x[rows])
@@ -122,13 +121,8 @@ def gauss_newton(
 
         improved = (decrease > 0) & (predicted > 0)  # False where NaN
         accepted = rows[improved]
-        x[accepted], misfit[accepted], moved[accepted] = (
-            trial[improved],
-            trial_misfit[improved],
-            True,
-        )
+        x[accepted], moved[accepted] = trial[improved], True
         shrink = (1 - (2 * gain - 1) ** 3).clamp(1 / 3, 2)
         return improved, improved & (decrease < stage.tolerance * objective), shrink
 
-    stopped, steps = levenberg_marquardt(advance, misfit, _DAMPING, stage.max_iterations)
-    return x, StageResult(stopped, steps, 2 * misfit / data.shape[1])
+    return x, levenberg_marquardt(advance, x[:, 0], _DAMPING, stage.max_iterations)

@@ -25,8 +25,8 @@ class Damping:
 
 def levenberg_marquardt(
     advance: Callable, template: Tensor, damping: Damping, max_steps: int
-) -> tuple[Tensor, Tensor]:
-    """Damped steps of V problems until each stops; whether it has, and its number of steps (V,).
+) -> Tensor:
+    """Damped steps of V problems until each stops; whether it has (V,), before `max_steps`.
 
     ``advance(rows, level) -> accepted, converged, shrink`` makes one step of the problems ``rows``
     (k,) with damping ``level`` (k,), applied where it is ``accepted`` (k,); there the damping is
@@ -37,7 +37,6 @@ def levenberg_marquardt(
         torch.full_like(template, value) for value in (damping.initial, damping.growth)
     )
     stopped = torch.zeros_like(template, dtype=torch.bool)
-    steps = torch.zeros_like(template, dtype=torch.int64)
     for _ in range(max_steps):
         rows = torch.nonzero(~stopped)[:, 0]
         if len(rows) == 0:
@@ -47,5 +46,4 @@ def levenberg_marquardt(
         level[rows] = changed.clamp_min(damping.minimum)
         growth[rows] = torch.where(accepted, damping.growth, damping.acceleration * growth[rows])
         stopped[rows] = converged | (level[rows] > damping.maximum)
-        steps[rows] += 1
-    return stopped, steps
+    return stopped

@@ -21,6 +21,11 @@ __all__ = ["Binarisation", "Continuity", "Manifoldness", "WallArea", "evaluate_p
 _ALMOST_ONE = 1 - 1e-6
 
 
+def _zero(prior, grid: TetrahedralGrid, walls: torch.Tensor) -> torch.Tensor:
+    """Curvature of a penalty without any, or that is not convex."""
+    return torch.zeros_like(walls)
+
+
 @dataclass(frozen=True)
 class WallArea:
     """Penalty weight * sum_f w_f A_f / mean(A): the wall area.
@@ -35,9 +40,7 @@ class WallArea:
         areas = torch.as_tensor(grid.face_areas / grid.face_areas.mean()).to(walls)
         return self.weight * (walls * areas).sum(dim=1)
 
-    def gauss_newton_weight(self, grid: TetrahedralGrid, walls: torch.Tensor) -> torch.Tensor:
-        """Zero: a linear function has no curvature."""
-        return torch.zeros_like(walls)
+    gauss_newton_weight = _zero  # linear
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,7 @@ class Binarisation:
         """Value (V,) of wall strengths (V, F)."""
         return self.weight * (walls * (1 - walls)).sum(dim=1)
 
-    def gauss_newton_weight(self, grid: TetrahedralGrid, walls: torch.Tensor) -> torch.Tensor:
-        """Zero: the penalty is concave, its tangent is the convex bound."""
-        return torch.zeros_like(walls)
+    gauss_newton_weight = _zero  # concave: the tangent is the convex bound
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,7 @@ class Continuity:
         all_open = _sum_over_edges(grid, open_part.log()).exp()
         return self.weight * (all_open * _sum_over_edges(grid, at_edges / open_part)).sum(dim=1)
 
-    def gauss_newton_weight(self, grid: TetrahedralGrid, walls: torch.Tensor) -> torch.Tensor:
-        """Zero: linear in each single face."""
-        return torch.zeros_like(walls)
+    gauss_newton_weight = _zero  # linear in each single face
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,16 @@ V voxels, M measurements, N unknowns, F faces.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.grid import TetrahedralGrid
-from dipy_spinverse.inversion.curriculum import Stage, StageResult
-from dipy_spinverse.inversion.reconstruction import Reconstruction
+from dipy_spinverse.inversion.curriculum import Stage
+from dipy_spinverse.inversion.unknowns import SignalModel
 
 
 @runtime_checkable
@@ -33,37 +32,13 @@ class Prior(Protocol):
         """Diagonal approximation (V, F) >= 0 of its curvature."""
 
 
-@runtime_checkable
-class ForwardModel(Protocol):
-    """Signals as a function of bounded unknowns, with derivatives."""
-
-    @property
-    def n_unknowns(self) -> int:
-        """N."""
-
-    def bounds(self, template: Tensor) -> tuple[Tensor, Tensor]:
-        """Lower and upper bounds (N,), of the type and on the device of `template`."""
-
-    def signals(self, unknowns: Tensor) -> Tensor:
-        """Signals (V, M) of unknowns (V, N)."""
-
-    def sensitivities(self, unknowns: Tensor) -> tuple[Tensor, Tensor]:
-        """Signals (V, M) and their derivatives (V, M, N)."""
-
-    def penalty(self, unknowns: Tensor, priors: Sequence) -> tuple[Tensor, Tensor, Tensor]:
-        """Value (V,), gradient (V, N) and diagonal curvature (V, N) >= 0 of priors."""
-
-
-Model = TypeVar("Model", bound=ForwardModel, contravariant=True)
-
-
-class Optimiser(Protocol[Model]):
+class Optimiser(Protocol):
     """Minimises |(S(x) - data) / sigma|^2 / 2 + priors(x) of each voxel in one stage."""
 
     def __call__(
-        self, model: Model, data: Tensor, sigma: Tensor, initial: Tensor, stage: Stage, /
-    ) -> tuple[Tensor, StageResult]:
-        """Unknowns (V, N) for data and noise (V, M), from initial values (V, N), and a summary."""
+        self, model: SignalModel, data: Tensor, sigma: Tensor, initial: Tensor, stage: Stage, /
+    ) -> tuple[Tensor, Tensor]:
+        """Unknowns (V, N) for data and noise (V, M), and whether they have converged (V,)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,13 +64,36 @@ class WallProblem:
     device: str = "cpu"
 
 
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """Permeability fields of V voxels; signals are relative to the S0 of the data.
+
+    Arrays have voxels first, or (n, V, ...) for n further fields, which are transformed to the
+    best agreement with the estimate (`walls.patterns`). `amplitudes` (V, K) are the initial
+    magnetisation of each echo time, `free_water` is the fraction outside the grid. A solver may
+    add `cells` (see `cell_search.smooth`), `maps` (n + 1, V) that are not computed from the faces,
+    relative standard deviations `errors` of maps that all fields share, and the estimated
+    diffusivity (V,), um^2/ms.
+    """
+
+    scaled_transmissibility: np.ndarray
+    scaled_transmissibility_fields: np.ndarray
+    wall_probability: np.ndarray
+    amplitudes: np.ndarray
+    free_water: np.ndarray
+    free_water_fields: np.ndarray
+    sigma: np.ndarray
+    predicted: np.ndarray
+    converged: np.ndarray
+    cells: dict[str, np.ndarray] = field(default_factory=dict)
+    maps: dict[str, np.ndarray] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    diffusivity: np.ndarray | None = None
+
+
 @runtime_checkable
 class WallSolver(Protocol):
     """Estimates permeability fields of many voxels of one `WallProblem`."""
-
-    @property
-    def n_stages(self) -> int:
-        """Number of entries of the history."""
 
     @property
     def estimates_noise(self) -> bool:

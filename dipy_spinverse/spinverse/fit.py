@@ -37,7 +37,7 @@ _STATUS_WARNINGS = {
     Status.MISFIT: "its walls do not explain its signals (see residual_rms). This can also be "
     "caused by a diffusivity that is a few percent too low, a wrong S0, or bodies off the grid",
     Status.NOT_CONVERGED: "the residual of its walls is larger than the noise, for instance of "
-    "bodies off the grid; see history",
+    "bodies off the grid",
 }
 
 
@@ -133,8 +133,6 @@ class SpinverseFit(VoxelFit):
         "field_frame",
         "field_diffusivity",
         "field_share",
-        "history_iterations",
-        "history_misfit",
         *CELL_ARRAYS,
     )
 
@@ -178,16 +176,6 @@ class SpinverseFit(VoxelFit):
             )
         status = self._dense(self._values["_tissue_status"])
         return self.model.tissue_model.Fit(self.model.tissue_model, status, values)
-
-    @property
-    def history(self) -> dict[str, np.ndarray]:
-        """Number of "iterations" and final "misfit" of each stage, (..., S) each.
-
-        The stages are those of the curriculum, then the last one again at the true noise level (0
-        iterations if that was used before); a cell search is one stage, whose iterations are
-        simulations. The misfit is the mean squared residual over the noise variance of the stage.
-        """
-        return {name: getattr(self, f"history_{name}") for name in ("iterations", "misfit")}
 
     def interface(
         self,

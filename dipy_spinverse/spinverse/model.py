@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from types import NoneType
+from typing import Any
 
 import numpy as np
 from dipy.core.gradients import GradientTable
 from numpy.typing import ArrayLike
 
-from dipy_spinverse.acquisition import Acquisition, BaseAcquisition, as_acquisition, require_pulsed
-from dipy_spinverse.bloch_torrey import simulate
+from dipy_spinverse.acquisition import Acquisition, BaseAcquisition, require_pulsed
 from dipy_spinverse.docstrings import fill_doc
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
 from dipy_spinverse.grid.tetrahedral_grid import build_grid
 from dipy_spinverse.inversion import WallProblem
 from dipy_spinverse.packed_cells import PackedCellsModel
 from dipy_spinverse.spinverse.fit import SpinverseFit
-from dipy_spinverse.spinverse.permeability_fields import (
-    ClosedCellInversion,
-    FaceInversion,
-    PermeabilityFieldInversion,
-)
+from dipy_spinverse.spinverse.permeability_fields import ClosedCellInversion, FaceInversion
 from dipy_spinverse.spinverse.saved import from_json, to_json
 from dipy_spinverse.spinverse.tissue_walls import TissueWallInversion, packed_cells_model
 from dipy_spinverse.spinverse.voxel_inversion import VoxelInversion
@@ -152,9 +149,7 @@ class SpinverseModel(VoxelModel):
         self.acquisition = require_pulsed(self.acquisition)
         if self.acquisition.b0_mask.all():
             raise ValueError("gtab has only b0 measurements; give diffusion-weighted ones, too.")
-        if not isinstance(
-            inversion, (TissueWallInversion, PermeabilityFieldInversion, type(None))
-        ):
+        if not isinstance(inversion, (VoxelInversion, NoneType)):
             raise ValueError(
                 f"inversion is {inversion!r}; give an engine with its options, such as "
                 'FaceInversion(optimizer="adam"), or None.'
@@ -175,18 +170,12 @@ class SpinverseModel(VoxelModel):
         """The model of the packed cells."""
         return packed_cells_model(self.problem())
 
-    def problem(
-        self,
-        S0_known: bool = False,
-        free_water: bool = False,
-        n_fields: int = 0,
-        n_draws: int = 0,
-    ) -> WallProblem:
-        """What is known about the voxels of a fit, and what is to be estimated."""
+    def problem(self, **of_fit: Any) -> WallProblem:
+        """What is known about voxels; `of_fit` are the fields of the problem that a fit sets."""
         return WallProblem(
             self.acquisition, self.grid, self.diffusivity_um2_per_ms,
-            self.diffusivity is not None, self.free_diffusivity_um2_per_ms, S0_known, free_water,
-            n_fields, n_draws, self.seed, self.device,
+            self.diffusivity is not None, self.free_diffusivity_um2_per_ms, seed=self.seed,
+            device=self.device, **of_fit,
         )  # fmt: skip
 
     def engine(self, problem: WallProblem | None = None) -> VoxelInversion:
@@ -258,50 +247,18 @@ class SpinverseModel(VoxelModel):
         compute = Engine(engine, n_jobs, verbose, journal, max_memory)
         shape = np.shape(data)[:-1]
         with_walls = wanted_voxels("walls", walls, shape).reshape(shape)
+        if with_walls.any() and self.acquisition.isotropic.any():
+            raise ValueError(
+                "walls is True, but the acquisition has averages over directions (isotropic), "
+                "which permeability fields cannot predict. Set walls=False for the maps of packed "
+                "cells, or use PackedCellsModel."
+            )
         image = image_of(data, mask, sigma, self.acquisition, S0, max_memory=max_memory)
-        problem = self.problem(S0 is not None, free_water, n_fields, n_draws)
+        problem = self.problem(
+            S0_known=S0 is not None, free_water=free_water, n_fields=n_fields, n_draws=n_draws
+        )
         status, values = self.engine(problem).fit(problem, image, with_walls, compute, self)
         return SpinverseFit(self, status, values)
-
-    def predict(
-        self,
-        permeability: ArrayLike,
-        S0: ArrayLike = 1.0,
-        gtab: GradientTable | BaseAcquisition | None = None,
-    ) -> np.ndarray:
-        """Signals of permeability fields.
-
-        Parameters
-        ----------
-        permeability : array-like (..., F)
-            um/ms.
-        S0 : float or array-like (...) or (..., M), optional
-            Initial magnetisation.
-        gtab : GradientTable or Acquisition, optional
-            By default that of the model.
-
-        Returns
-        -------
-        ndarray (..., M)
-        """
-        acquisition = self.acquisition if gtab is None else as_acquisition(gtab)
-        permeability, S0 = np.asarray(permeability), np.asarray(S0)
-        shape = permeability.shape[:-1]
-        if permeability.shape[-1:] != (self.grid.n_faces,):
-            raise ValueError(
-                f"permeability has shape {permeability.shape}; give one value for each of the "
-                f"{self.grid.n_faces} faces of the grid along the last axis."
-            )
-        if S0.shape not in ((), shape, (*shape, len(acquisition))):
-            raise ValueError(
-                f"S0 has shape {S0.shape}, permeability has voxels {shape}; give one value for "
-                "all, one for each voxel, or one for each measurement of each."
-            )
-        signals = simulate(
-            acquisition, self.grid, permeability.reshape(-1, self.grid.n_faces),
-            diffusivity=self.diffusivity_um2_per_ms, dtype="float32", device=self.device,
-        ).reshape(*shape, len(acquisition))  # fmt: skip
-        return signals * (S0 if S0.shape == signals.shape else S0[..., None])
 
     def signals_of_fit(
         self, values: Mapping[str, np.ndarray], acquisition: BaseAcquisition

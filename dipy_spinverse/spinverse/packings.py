@@ -89,10 +89,7 @@ def rescaled_grid(grid: TetrahedralGrid, scale: float) -> TetrahedralGrid:
 
 
 def packing_of(
-    grid: TetrahedralGrid,
-    tissue: Mapping[str, float],
-    axis: np.ndarray,
-    rng: np.random.Generator,
+    grid: TetrahedralGrid, tissue: Mapping[str, float], axis: np.ndarray, rng: np.random.Generator
 ) -> Packing:
     """Bodies at random positions of a periodic lattice, cylinders along an axis (3,).
 
@@ -129,13 +126,14 @@ def packing_of(
     return packing
 
 
-def _cube_um(grid):
+def cube_um(grid: TetrahedralGrid) -> float:
+    """Edge of the cubes of a lattice, um."""
     return np.cbrt(12 * grid.volumes.mean())
 
 
 def _min_fraction(grid, shape):
     """Volume fraction of one body of the smallest radius."""
-    radius = _MIN_RADIUS * _cube_um(grid)
+    radius = _MIN_RADIUS * cube_um(grid)
     if shape == "spheres":
         return 4 / 3 * np.pi * radius**3 / grid.volume_um3
     return np.pi * radius**2 / grid.period_um[:2].prod()
@@ -146,7 +144,7 @@ def _bodies(grid, shape, fraction, rng):
 
     In random order, because the data do not determine n.
     """
-    period, cube = grid.period_um, _cube_um(grid)
+    period, cube = grid.period_um, cube_um(grid)
     dimension = 2 if shape == "cylinders" else 3
     unit, period = (np.pi, period[:2]) if dimension == 2 else (4 / 3 * np.pi, period)
     arranged = []

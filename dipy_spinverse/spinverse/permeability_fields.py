@@ -33,12 +33,8 @@ from dipy_spinverse.inversion.face_solver import OPTIMIZERS
 from dipy_spinverse.inversion.protocols import Prior, WallSolver
 from dipy_spinverse.spinverse.fit import SpinverseFit, status_with_pattern
 from dipy_spinverse.spinverse.packings import permeability_field_signals
-from dipy_spinverse.spinverse.voxel_inversion import (
-    VoxelInversion,
-    check_directions,
-    wall_layout,
-    warn_if_coarse,
-)
+from dipy_spinverse.spinverse.voxel_inversion import VoxelInversion, wall_layout
+from dipy_spinverse.spinverse.wall_corrections import LARGEST_LINK_PHASE
 from dipy_spinverse.voxels.chunks import Engine, fit_image
 from dipy_spinverse.voxels.image import Image, Voxels
 from dipy_spinverse.voxels.model import VoxelModel
@@ -67,9 +63,9 @@ class PermeabilityFieldInversion(VoxelInversion):
         """The solver of a problem."""
         raise NotImplementedError
 
-    def layout(self, problem: WallProblem, n_stages: int) -> dict[str, object]:
+    def layout(self, problem: WallProblem) -> dict[str, object]:
         """Type and shape of what a fit stores of a voxel."""
-        return wall_layout(problem, n_stages) | {
+        return wall_layout(problem) | {
             "S0_per_te": (float, (len(problem.acquisition.echo_times),)),
             "wall_orientation": (float, (3,)),
             "wall_orientation_angle": float,
@@ -90,8 +86,7 @@ class PermeabilityFieldInversion(VoxelInversion):
                 f"walls is False, but all maps of {type(self).__name__} come from walls; set "
                 "walls=True, use a periodic grid without inversion=, or use PackedCellsModel."
             )
-        check_directions(problem)
-        warn_if_coarse(problem, stacklevel=4)
+        _warn_if_coarse(problem)
         solver, image = self.solver(problem), image.within(walls)
         sigma = image.voxels.sigma
         options = {
@@ -103,7 +98,7 @@ class PermeabilityFieldInversion(VoxelInversion):
             image = replace(image, voxels=replace(image.voxels, sigma=noise))
         status, values = fit_image(
             image, FieldChunk(problem, solver, sigma is not None),
-            self.layout(problem, solver.n_stages), compute,
+            self.layout(problem), compute,
             most=_voxels_per_chunk(problem), model=model, options=options,
         )  # fmt: skip
         has_walls = np.ones(len(image.voxels), dtype=bool)
@@ -184,13 +179,7 @@ class ClosedCellInversion(PermeabilityFieldInversion):
     smooth: bool = False
 
     def solver(self, problem: WallProblem) -> WallSolver:
-        """The solver of a problem.
-
-        Raises
-        ------
-        ValueError
-            A problem that it cannot solve.
-        """
+        """The solver of a problem, if it can solve it."""
         possible = problem.grid.boundary == "absorbing" and problem.device == "cpu"
         if not possible or problem.free_water or not (self.smooth or problem.S0_known):
             raise ValueError(
@@ -222,9 +211,9 @@ class ClosedCellInversion(PermeabilityFieldInversion):
             diffusivity_known=problem.diffusivity_known,
         )  # fmt: skip
 
-    def layout(self, problem: WallProblem, n_stages: int) -> dict[str, object]:
+    def layout(self, problem: WallProblem) -> dict[str, object]:
         """Type and shape of what a fit stores of a voxel."""
-        layout = super().layout(problem, n_stages)
+        layout = super().layout(problem)
         return layout | smooth_layout(problem.grid, problem.n_fields) if self.smooth else layout
 
     def signals_of_fit(
@@ -241,6 +230,20 @@ class ClosedCellInversion(PermeabilityFieldInversion):
             return super().mesh(voxel, threshold, field)
         cells = stored_cells(voxel)
         return smooth_mesh(level_set_prior(voxel.model.grid), cells[field or 0], cells)
+
+
+def _warn_if_coarse(problem):
+    """Warn of encodings that the grid does not resolve."""
+    phase = np.abs(problem.grid.displacements @ problem.acquisition.q_vectors.T).max(axis=0)
+    coarse = phase > LARGEST_LINK_PHASE
+    if coarse.any():
+        warnings.warn(
+            f"The grid is too coarse for {coarse.sum()} of {len(coarse)} measurements: the "
+            f"phase between neighbouring tetrahedra reaches {phase.max():.1f} rad. Use "
+            f"lattice cubes smaller by a factor of {phase.max() / LARGEST_LINK_PHASE:.1f}, "
+            "or leave these measurements out.",
+            stacklevel=4,
+        )
 
 
 def _voxels_per_chunk(problem):
@@ -300,8 +303,6 @@ class FieldChunk:
             "wall_probability": result.wall_probability,
             "pattern_agreement": [mean_pairwise_f1(walls[:, voxel]) for voxel in range(n_voxels)],
             "field_free_water": result.free_water,
-            "history_iterations": result.iterations,
-            "history_misfit": result.misfit,
         }
         return values | _maps_of_fields(problem, result, tau)
 

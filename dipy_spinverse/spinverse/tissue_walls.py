@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from dipy_spinverse.acquisition import Acquisition, BaseAcquisition
-from dipy_spinverse.bloch_torrey import permeability_of, relative_transmissibility
+from dipy_spinverse.bloch_torrey import relative_transmissibility
 from dipy_spinverse.inversion import (
     WALL_THRESHOLD,
     WallProblem,
     scaled_transmissibility,
     transmissibility,
 )
-from dipy_spinverse.packed_cells import PackedCellsModel, PackedCellsPosterior
+from dipy_spinverse.packed_cells import PackedCellsModel
 from dipy_spinverse.spinverse.fit import (
     CELLS_PREFIX,
     SpinverseFit,
@@ -32,18 +32,18 @@ from dipy_spinverse.spinverse.fit import (
     status_with_pattern,
 )
 from dipy_spinverse.spinverse.packings import (
-    Packing,
+    cube_um,
     packing_of,
     packing_of_fit,
     permeability_field_signals,
 )
 from dipy_spinverse.spinverse.permeability_fields import map_statistics
-from dipy_spinverse.spinverse.voxel_inversion import (
-    VoxelInversion,
-    check_directions,
-    wall_layout,
+from dipy_spinverse.spinverse.voxel_inversion import VoxelInversion, wall_layout
+from dipy_spinverse.spinverse.wall_corrections import (
+    CorrectedPacking,
+    PackingSignals,
+    corrected_walls,
 )
-from dipy_spinverse.spinverse.wall_corrections import PackingSignals, corrected_walls
 from dipy_spinverse.voxels.chunks import Engine, fit_image, fit_status
 from dipy_spinverse.voxels.image import Image, Voxels
 from dipy_spinverse.voxels.model import VoxelModel
@@ -90,8 +90,6 @@ class TissueWallInversion(VoxelInversion):
         options = {
             "sigma": image.voxels.sigma, "n_draws": problem.n_draws, "n_fields": problem.n_fields
         }  # fmt: skip
-        if walls.any():
-            check_directions(problem)
         layout = cells_model.layout(problem.n_draws)
         run = partial(fit_image, model=model, options=options)
         status, cells = run(
@@ -153,7 +151,7 @@ def _field_layout(problem):
     """Type and shape of what is stored of a voxel with walls besides packed cells."""
     values = _STATUS_VALUES | dict.fromkeys(_MAP_STATISTICS, float)
     values |= {"wall_orientation": (float, (3,)), "wall_orientation_angle": float}
-    return wall_layout(problem, 1) | {_FIELDS_PREFIX + name: kind for name, kind in values.items()}
+    return wall_layout(problem) | {_FIELDS_PREFIX + name: kind for name, kind in values.items()}
 
 
 def _merged(mask, inside, outside):
@@ -189,23 +187,6 @@ def _combined(status, cells, has_walls, fields):
     status = status.copy()
     status[np.isin(status, FITTED)] = final_status
     return status_with_pattern(status, has_walls, values), values
-
-
-@dataclass(frozen=True, eq=False)
-class _Field:
-    """Permeability of the faces of one packing, possibly corrected by the data."""
-
-    packing: Packing
-    scaled_transmissibility: np.ndarray
-    change: np.ndarray
-    n_determined: float = 0.0
-
-    @property
-    def permeability(self):
-        if not self.n_determined:
-            return self.packing.permeability
-        tau = transmissibility(torch.as_tensor(self.scaled_transmissibility)).numpy()
-        return permeability_of(self.packing.grid, tau, self.packing.diffusivity)
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,13 +230,13 @@ class TissueWallChunk:
         return cells | values | {"field_free_water": free_water} | of_fields
 
     def _of_voxel(self, signals, posterior, v, parameters, maps):
-        data = _VoxelData.of(self.problem, signals, posterior, v)
-        fields = self._fields(data, v, parameters, maps)
+        sd, slope = _noise_and_slope(signals, posterior, v, self.problem.acquisition.te_index)
+        cells_residual = (signals - posterior.predicted[v]) / sd
+        fields = self._fields(cells_residual, slope / sd, v, parameters, maps)
         estimate = fields[0]
-        residual = (signals - posterior.predicted[v]) - estimate.change * data.sd
-        squares = ((data.residual - estimate.change) ** 2).sum()
-        cells_squares = (data.residual**2).sum()
-        reduction = squares / cells_squares if cells_squares else 1.0
+        residual = cells_residual - estimate.change
+        cells_squares = (cells_residual**2).sum()
+        reduction = (residual**2).sum() / cells_squares if cells_squares else 1.0
         degrees_of_freedom = posterior.degrees_of_freedom[v]
         remaining = max(degrees_of_freedom - estimate.n_determined, 1)
         worst_group = posterior.worst_reduced_chi_square[v]
@@ -273,33 +254,37 @@ class TissueWallChunk:
             "field_frame": [field.packing.frame for field in fields],
             "field_diffusivity": [field.packing.diffusivity for field in fields],
             "field_share": [field.packing.share for field in fields],
-            "history_iterations": [int(estimate.n_determined > 0)],
-            "history_misfit": [((data.residual - estimate.change) ** 2).mean()],
-            "residual_rms": np.sqrt((residual**2).mean()),
+            "residual_rms": np.sqrt(((residual * sd) ** 2).mean()),
             "n_unknowns": len(signals) - remaining,
             "excess": posterior.chi_square[v] * reduction / remaining,
             "worst_excess": worst_group * reduction * degrees_of_freedom / remaining,
             **self._corrected_maps(fields, {name: maps[name][:, v] for name in SpinverseFit.MAPS}),
         }
 
-    def _fields(self, data, v, parameters, maps):
+    def _fields(self, residual, weight, v, parameters, maps):
         """The field of the maximum a posteriori estimate, then those of samples."""
         rng = np.random.default_rng(self.problem.seed)
         fields, corrected = [], True
         for k, axes in enumerate(maps["wall_orientation"]):
             tissue = {name: samples[k, v] for name, samples in parameters.items()}
             packing = packing_of(self.problem.grid, tissue, axes[v], rng)
-            noise = rng.standard_normal(len(data.residual)) if fields else None
-            correction = data.correction(packing, noise) if corrected else None
-            if correction is None:
-                scaled = packing.scaled_transmissibility
-                field = _Field(packing, scaled, np.zeros(len(data.residual)))
-                # Without evidence at the estimate, samples are not corrected either.
-                corrected = bool(fields) and corrected
-            else:
-                scaled = correction.scaled_transmissibility
-                field = _Field(packing, scaled, correction.change, correction.n_determined)
-            fields.append(field)
+            noise = rng.standard_normal(len(residual)) if fields else None
+            resolved = cube_um(packing.grid) >= _MIN_CUBE_UM
+            correction = None
+            if corrected and resolved and np.isfinite(packing.permeability).any():
+                packing_signals = PackingSignals(
+                    packing, self.problem.acquisition, self.problem.device
+                )
+                correction = corrected_walls(
+                    packing_signals, packing.share * weight, residual, noise
+                )
+            # Without evidence at the estimate, samples are not corrected either.
+            corrected = correction is not None or (bool(fields) and corrected)
+            unchanged = np.zeros(len(residual))
+            fields.append(
+                correction
+                or CorrectedPacking(packing, packing.scaled_transmissibility, unchanged, 0.0)
+            )
         return fields
 
     def _corrected_maps(self, fields, maps):
@@ -331,33 +316,14 @@ class TissueWallChunk:
         return maps
 
 
-@dataclass(frozen=True, eq=False)
-class _VoxelData:
-    """Whitened residual of packed cells, and its derivative with respect to their signals."""
-
-    problem: WallProblem
-    residual: np.ndarray
-    sd: np.ndarray
-    slope: np.ndarray
-
-    @classmethod
-    def of(
-        cls, problem: WallProblem, signals: np.ndarray, posterior: PackedCellsPosterior, v: int
-    ) -> _VoxelData:
-        predicted, sigma = posterior.predicted[v], posterior.sigma[v]
-        sd = np.hypot(sigma, posterior.systematic_error[v] * predicted)
-        amplitude = posterior.amplitudes[v][problem.acquisition.te_index]
-        # The expected magnitude is about the root of signal^2 + sigma^2.
-        noise = sigma * (signals.min() >= 0)
-        slope = np.sqrt(np.maximum(1 - (noise / np.maximum(predicted, noise + 1e-12)) ** 2, 0))
-        return cls(problem, (signals - predicted) / sd, sd, amplitude * slope)
-
-    def correction(self, packing, noise):
-        cube_um = np.cbrt(12 * packing.grid.volumes.mean())
-        if cube_um < _MIN_CUBE_UM or not np.isfinite(packing.permeability).any():
-            return None
-        signals = PackingSignals(packing, self.problem.acquisition, self.problem.device)
-        return corrected_walls(signals, packing.share * self.slope / self.sd, self.residual, noise)
+def _noise_and_slope(signals, posterior, v, te_index):
+    """Standard deviations of the data of a voxel, and their slope by the signals of tissue."""
+    predicted, sigma = posterior.predicted[v], posterior.sigma[v]
+    sd = np.hypot(sigma, posterior.systematic_error[v] * predicted)
+    # The expected magnitude is about the root of signal^2 + sigma^2.
+    noise = sigma * (signals.min() >= 0)
+    slope = np.sqrt(np.maximum(1 - (noise / np.maximum(predicted, noise + 1e-12)) ** 2, 0))
+    return sd, posterior.amplitudes[v][te_index] * slope
 
 
 def _independent_f1(walls, probability):

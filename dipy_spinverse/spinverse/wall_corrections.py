@@ -28,7 +28,7 @@ from scipy.linalg import eigh
 from scipy.stats import chi2
 
 from dipy_spinverse.acquisition import BaseAcquisition
-from dipy_spinverse.bloch_torrey import Simulator, unique_encodings
+from dipy_spinverse.bloch_torrey import Simulator, permeability_of, unique_encodings
 from dipy_spinverse.inversion import transmissibility
 from dipy_spinverse.inversion.gauss_newton import data_space_step
 from dipy_spinverse.inversion.unknowns import transmissibility_slope
@@ -60,7 +60,7 @@ class PackingSignals:
         self.packing = packing
         self._simulator = Simulator(
             packing.rotated(acquisition), packing.grid, diffusivity=packing.diffusivity,
-            steps=_STEPS, dtype="float32", device=device,
+            steps=_STEPS, dtype="float32", device=device
         )  # fmt: skip
         self._encoding = unique_encodings(acquisition)[1]
         largest_q = np.empty(len(acquisition))
@@ -94,22 +94,25 @@ class PackingSignals:
         return jacobian * self.resolved[:, None]
 
 
-@dataclass(frozen=True)
-class WallCorrection:
-    """Walls of a packing, corrected by the data.
+@dataclass(frozen=True, eq=False)
+class CorrectedPacking:
+    """A packing with walls corrected by the data, which changes the whitened signals (M,).
 
-    Attributes
-    ----------
-    scaled_transmissibility : ndarray (F,)
-    change : ndarray (M,)
-        Of the whitened signals.
-    n_determined : float
-        Effective number of parameters of the correction.
+    `n_determined` is the effective number of parameters of the correction, 0 where there is none.
     """
 
+    packing: Packing
     scaled_transmissibility: np.ndarray
     change: np.ndarray
     n_determined: float
+
+    @property
+    def permeability(self) -> np.ndarray:
+        """Of each face (F,), um/ms."""
+        if not self.n_determined:
+            return self.packing.permeability
+        tau = transmissibility(torch.as_tensor(self.scaled_transmissibility)).numpy()
+        return permeability_of(self.packing.grid, tau, self.packing.diffusivity)
 
 
 def corrected_walls(
@@ -117,19 +120,12 @@ def corrected_walls(
     weight: np.ndarray,
     residual: np.ndarray,
     noise: np.ndarray | None = None,
-) -> WallCorrection | None:
+) -> CorrectedPacking | None:
     """Walls that explain the residual of a packing; None where the evidence is insufficient.
 
-    Parameters
-    ----------
-    packing_signals : PackingSignals
-    weight : ndarray (M,)
-        Derivatives of the whitened data with respect to the signals of the packing.
-    residual : ndarray (M,)
-        Whitened data minus prediction.
-    noise : ndarray (M,), optional
-        Of standard deviation 1, added to the data for a posterior sample (randomise then
-        optimise).
+    `weight` (M,) are derivatives of the whitened data with respect to the signals of the packing,
+    `residual` (M,) whitened data minus prediction. For a posterior sample, `noise` (M,) of
+    standard deviation 1 is added to the data (randomise then optimise).
     """
     prior_mean = scaled = packing_signals.packing.scaled_transmissibility
     jacobian = weight[:, None] * packing_signals.jacobian(prior_mean)
@@ -171,7 +167,7 @@ def corrected_walls(
         basis, _ = _left_singular_vectors(jacobian)
     if (scaled == prior_mean).all():
         return None
-    return WallCorrection(scaled, change, float(n_determined))
+    return CorrectedPacking(packing_signals.packing, scaled, change, float(n_determined))
 
 
 def _left_singular_vectors(jacobian):

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.sparse.csgraph import connected_components
+from scipy.stats import rankdata
 
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.walls.normals import wall_normals
@@ -18,9 +19,6 @@ _MM_PER_UM = 1e-3
 _STD = "vertex_std_um"
 # Colours of wall probabilities 0, 1/4, ... 1.
 _VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
-_POINTSET = nib.nifti1.intent_codes["NIFTI_INTENT_POINTSET"]
-_TRIANGLE = nib.nifti1.intent_codes["NIFTI_INTENT_TRIANGLE"]
-_SHAPE = nib.nifti1.intent_codes["NIFTI_INTENT_SHAPE"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,15 +109,6 @@ class InterfaceMesh:
         ------
         ValueError
             An unknown suffix, an origin of the wrong shape, a mesh without triangles.
-
-        Examples
-        --------
-        >>> import tempfile, os
-        >>> from dipy_spinverse.grid import bcc_grid
-        >>> grid = bcc_grid(cells=4, cell_size_um=5.0)
-        >>> walls = np.arange(grid.n_faces) < 10
-        >>> mesh = interface_mesh(grid, np.full(grid.n_faces, 0.01), walls)
-        >>> mesh.save(os.path.join(tempfile.mkdtemp(), "walls.vtu"))
         """
         path = Path(path)
         if len(self.triangles) == 0:
@@ -211,12 +200,10 @@ def interface_mesh(
 
 
 def _components(grid, walls):
+    """Index (W,) of the connected component of each wall, 0 for the largest."""
     incidence = grid.edge_faces[:, walls]
-    count, labels = connected_components(incidence.T @ incidence, directed=False)
-    order = np.argsort(-np.bincount(labels, minlength=count), kind="stable")
-    rank = np.empty(count, dtype=int)
-    rank[order] = np.arange(count)
-    return rank[labels]
+    _, labels = connected_components(incidence.T @ incidence, directed=False)
+    return rankdata(-np.bincount(labels), method="ordinal")[labels] - 1
 
 
 def _save_gifti(mesh, path, origin_mm):
@@ -233,13 +220,15 @@ def _save_gifti(mesh, path, origin_mm):
     scanner = nib.nifti1.xform_codes["NIFTI_XFORM_SCANNER_ANAT"]
     frame = nib.gifti.GiftiCoordSystem(scanner, scanner, np.eye(4))
     surface = [
-        nib.gifti.GiftiDataArray(vertices.astype(np.float32), _POINTSET, coordsys=frame),
-        nib.gifti.GiftiDataArray(mesh.triangles.astype(np.int32), _TRIANGLE),
+        nib.gifti.GiftiDataArray(
+            vertices.astype(np.float32), "NIFTI_INTENT_POINTSET", coordsys=frame
+        ),
+        nib.gifti.GiftiDataArray(mesh.triangles.astype(np.int32), "NIFTI_INTENT_TRIANGLE"),
     ]
     nib.save(nib.gifti.GiftiImage(darrays=surface), path)
 
     arrays = [
-        nib.gifti.GiftiDataArray(values, _SHAPE, meta={"Name": name})
+        nib.gifti.GiftiDataArray(values, "NIFTI_INTENT_SHAPE", meta={"Name": name})
         for name, values in _per_vertex(mesh).items()
     ]
     stem = path.name[: -len(".gii")].removesuffix(".surf")

@@ -16,7 +16,7 @@ from dipy_spinverse.cell_search.smooth.storage import CELL_ARRAYS, cell_arrays
 from dipy_spinverse.cell_search.smooth.voxel_data import VoxelData
 from dipy_spinverse.cell_search.voxel_inversion import VoxelwiseInversion
 from dipy_spinverse.grid import TetrahedralGrid
-from dipy_spinverse.inversion.reconstruction import Reconstruction
+from dipy_spinverse.inversion.protocols import Reconstruction
 from dipy_spinverse.inversion.unknowns import scaled_transmissibility
 from dipy_spinverse.voxels.noise import noise_of_each_te
 from dipy_spinverse.voxels.rician import rician_mean
@@ -104,7 +104,6 @@ class SmoothCellInversion(VoxelwiseInversion):
         voxel = self._voxel_data(data, noise)
         result = self.search.run(voxel, self._n_fields)
         predicted = rician_mean(result.signals, voxel.rician_sigma)[self._encoding]
-        residual = (data - predicted) / noise[self._acquisition.te_index]
         cells = [result.best, *result.draws]
         fields = np.array([self._scaled_transmissibility(x) for x in cells])
         centroids = self._grid.face_centroids
@@ -118,8 +117,6 @@ class SmoothCellInversion(VoxelwiseInversion):
             "wall_probability": wall_probability(self.search.prior, cells, centroids),
             "predicted": predicted,
             "converged": True,
-            "iterations": np.array([result.n_steps]),
-            "misfit": np.array([(residual**2).mean()]),
         }
 
     def _maps(self, cells):

@@ -163,7 +163,7 @@ def variable_projection(
         solution.amplitudes[rows] = trial.amplitudes
         return lower, small, _DAMPING_DECREASE
 
-    converged, _ = levenberg_marquardt(advance, problem.data[:, 0], _DAMPING, _MAX_STEPS)
+    converged = levenberg_marquardt(advance, problem.data[:, 0], _DAMPING, _MAX_STEPS)
     return replace(solution, converged=converged)
 
 
