@@ -27,12 +27,13 @@ from dipy_spinverse.inversion import (
     transmissibility,
 )
 from dipy_spinverse.inversion.adam import adam
-from dipy_spinverse.inversion.curriculum import check_curriculum, default_curriculum
+from dipy_spinverse.inversion.curriculum import default_curriculum
 from dipy_spinverse.inversion.gauss_newton import data_space_step, gauss_newton
 from dipy_spinverse.inversion.priors import evaluate_priors
 from dipy_spinverse.inversion.protocols import Prior, WallSolver
 from dipy_spinverse.inversion.uncertainty import Laplace, probability_below
 from dipy_spinverse.inversion.unknowns import SignalModel
+from dipy_spinverse.spinverse import FaceInversion
 from dipy_spinverse.substrates.membranes import from_inside
 from dipy_spinverse.voxels.noise import noise_from_b0, noise_from_residual
 
@@ -452,14 +453,14 @@ def test_default_curriculum_follows_optimiser_and_boundary():
     assert default_curriculum("gauss-newton", "absorbing") is CARVING_CURRICULUM
     assert default_curriculum("adam", "absorbing") is ADAM_CURRICULUM
     for curriculum in (DEFAULT_CURRICULUM, CARVING_CURRICULUM, ADAM_CURRICULUM):
-        check_curriculum(curriculum)
+        FaceInversion(curriculum=curriculum)
     assert sum(stage.max_iterations for stage in ADAM_CURRICULUM) == 400  # as published
 
 
 @pytest.mark.parametrize("curriculum", [[], [Stage(max_iterations=3)]])
 def test_curriculum_without_an_initial_value_is_refused(curriculum):
     with pytest.raises(ValueError, match="curriculum has . stages.*initial_value"):
-        check_curriculum(curriculum)
+        FaceInversion(curriculum=curriculum)
 
 
 # ---------------------------------------------------------------- noise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,15 +75,6 @@ ADAM_CURRICULUM = (
     Stage(diffusion_times=(0,), max_iterations=200, initial_value=0.5),
     Stage(diffusion_times=(1,), max_iterations=200),
 )
-
-
-def check_curriculum(curriculum: Sequence[Stage]) -> None:
-    """Raise a ValueError if the first stage has no initial value."""
-    if len(curriculum) == 0 or curriculum[0].initial_value is None:
-        raise ValueError(
-            f"curriculum has {len(curriculum)} stages; the first one needs an initial_value, the "
-            "scaled transmissibility in [0, 1] of all faces, such as Stage(initial_value=0.8)."
-        )
 
 
 def default_curriculum(optimizer: str, boundary: str) -> tuple[Stage, ...]:

@@ -98,9 +98,8 @@ class FaceSolver:
         perturbations, unit_noise = self._random.split(
             (self._model.n_faces, len(self._acquisition)), 1
         )
-        stage_sigma = np.full(len(data), _MIN_STAGE_SIGMA)
-        if sigma is not None:
-            stage_sigma = np.maximum(stage_sigma, sigma)
+        known = np.zeros(len(data)) if sigma is None else sigma
+        stage_sigma = np.maximum(known, _MIN_STAGE_SIGMA)
 
         unknowns, converged = self._after_stages(signals, stage_sigma, perturbations[0])
         if sigma is None:
@@ -154,9 +153,7 @@ class FaceSolver:
         least_b = np.full(len(acquisition.echo_times), np.inf)
         np.minimum.at(least_b, acquisition.te_index, acquisition.b)
         least_weighted = acquisition.b <= least_b[acquisition.te_index] + 1e-6
-        sigma = (
-            torch.as_tensor(np.where(least_weighted, 1.0, np.inf)).to(signals).expand_as(signals)
-        )
+        sigma = torch.as_tensor(np.where(least_weighted, 1.0, np.inf)).to(signals)
         return model.with_best_amplitudes(unknowns, model.in_grid(unknowns), signals, sigma)
 
     def _noise_of_encodings(self, noise):
@@ -184,17 +181,15 @@ class FaceSolver:
     def _reconstruction(self, fields, laplace, noise, converged):
         model, n_faces, unknowns = self._model, self._model.n_faces, fields[0]
         sd = laplace.standard_deviation()[:, :n_faces].cpu().numpy()
-        scaled = torch.stack([field[:, :n_faces] for field in fields])
-        scaled = scaled.cpu().numpy()
+        scaled = torch.stack([field[:, :n_faces] for field in fields]).cpu().numpy()
         for voxel in range(scaled.shape[1]):
             walls = 1 - scaled[:, voxel]
             scaled[1:, voxel] = 1 - align_fields(self._problem.grid, walls[1:], walls[0])
         probability = probability_below(WALL_THRESHOLD, scaled, sd)
         free_water = [model.split(field)[2][:, 0].cpu().numpy() for field in fields]
-        columns = slice(n_faces, n_faces + model.n_amplitudes)
-        amplitudes = unknowns[:, columns].cpu().numpy()
-        if not model.n_amplitudes:
-            amplitudes = np.ones((len(unknowns), len(self._acquisition.echo_times)))
+        amplitudes = np.ones((len(unknowns), len(self._acquisition.echo_times)))
+        if model.n_amplitudes:
+            amplitudes = unknowns[:, n_faces : n_faces + model.n_amplitudes].cpu().numpy()
         return Reconstruction(
             scaled_transmissibility=scaled[0],
             scaled_transmissibility_fields=scaled[1:],

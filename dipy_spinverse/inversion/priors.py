@@ -68,10 +68,9 @@ class Continuity:
 
     def value(self, grid: TetrahedralGrid, walls: torch.Tensor) -> torch.Tensor:
         """Value (V,) of wall strengths (V, F)."""
-        at_edges = _at_edges(grid, walls)
-        open_part = 1 - _ALMOST_ONE * at_edges
+        open_part = 1 - _ALMOST_ONE * walls
         all_open = _sum_over_edges(grid, open_part.log()).exp()
-        return self.weight * (all_open * _sum_over_edges(grid, at_edges / open_part)).sum(dim=1)
+        return self.weight * (all_open * _sum_over_edges(grid, walls / open_part)).sum(dim=1)
 
     gauss_newton_weight = _zero  # linear in each single face
 
@@ -88,7 +87,7 @@ class Manifoldness:
 
     def value(self, grid: TetrahedralGrid, walls: torch.Tensor) -> torch.Tensor:
         """Value (V,) of wall strengths (V, F)."""
-        count = _sum_over_edges(grid, _at_edges(grid, walls))
+        count = _sum_over_edges(grid, walls)
         parabolas = torch.stack([count**2, (count - 2) ** 2])
         soft_min = -self.temperature * torch.logsumexp(-parabolas / self.temperature, dim=0)
         at_zero = torch.log1p(torch.exp(walls.new_tensor(-4 / self.temperature)))
@@ -124,11 +123,6 @@ def _edge_incidence(grid, device):
 
 
 def _sum_over_edges(grid, values):
-    """Sums (V, E) over the faces of each edge of values (V, n) of its pairs with faces."""
-    edge, _ = _edge_incidence(grid, values.device)
-    return values.new_zeros(len(values), len(grid.edges)).index_add(1, edge, values)
-
-
-def _at_edges(grid, walls):
-    """Values (V, n) of faces (V, F), repeated for each edge that they belong to."""
-    return walls[:, _edge_incidence(grid, walls.device)[1]]
+    """Sums (V, E) over the faces of each edge of values (V, F)."""
+    edge, face = _edge_incidence(grid, values.device)
+    return values.new_zeros(len(values), len(grid.edges)).index_add(1, edge, values[:, face])

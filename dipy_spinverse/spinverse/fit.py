@@ -239,8 +239,10 @@ def _check_drawable(voxel, index, shape):
         warnings.warn(
             f"Voxel {index!r} is {status.name}: {_STATUS_WARNINGS[status]}.", stacklevel=3
         )
-    diffusivity = voxel.field_diffusivity[0]
-    open_diffusivity = diffusivity * _open_transmissibility(voxel)
+    diffusivity, scale = voxel.field_diffusivity[0], voxel.field_scale[0]
+    tau = relative_transmissibility(voxel.model.grid, voxel.permeability, diffusivity / scale)
+    open_tau = tau[scaled_transmissibility(tau) >= WALL_THRESHOLD]
+    open_diffusivity = diffusivity * np.median(open_tau if open_tau.size else 1.0)
     if open_diffusivity < _MIN_OPEN_TRANSMISSIBILITY * diffusivity:
         warnings.warn(
             f"Voxel {index!r}: the transmissibility of faces without walls is that of a "
@@ -248,14 +250,6 @@ def _check_drawable(voxel, index, shape):
             "diffusivity that is too high, estimated walls are not those of the tissue.",
             stacklevel=3,
         )
-
-
-def _open_transmissibility(voxel):
-    """Median relative transmissibility of the faces of a voxel that are not walls."""
-    diffusivity = voxel.field_diffusivity[0] / voxel.field_scale[0]
-    tau = relative_transmissibility(voxel.model.grid, voxel.permeability, diffusivity)
-    is_open = scaled_transmissibility(tau) >= WALL_THRESHOLD
-    return float(np.median(tau[is_open])) if is_open.any() else 1.0
 
 
 def status_with_pattern(

@@ -37,19 +37,9 @@ _GRID_SIZES = ("period_um", "box_um")
 def choose_inversion(problem: WallProblem) -> VoxelInversion:
     """The engine that `SpinverseModel` uses if none is given.
 
-    =================  ==============================  ===============================  ==========
-    outside of grid    other conditions                engine                           maps from
-    =================  ==============================  ===============================  ==========
-    periodic           none                            `TissueWallInversion`            packed
-                                                                                        cells
-    absorbing          S0 known, no free water, CPU    `ClosedCellInversion`            walls
-    absorbing          otherwise                       `FaceInversion`                  walls
-    reflecting         none                            `FaceInversion`                  walls
-    =================  ==============================  ===============================  ==========
-
-    Parameters
-    ----------
-    problem : WallProblem
+    `TissueWallInversion` on a periodic grid, with maps of packed cells. Other engines have maps of
+    walls: `ClosedCellInversion` on a grid with absorbing outside if S0 is known, there is no free
+    water and the device is the CPU, otherwise `FaceInversion`.
 
     Examples
     --------

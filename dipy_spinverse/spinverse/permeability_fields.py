@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,6 @@ from dipy_spinverse.inversion import (
     WallProblem,
     transmissibility,
 )
-from dipy_spinverse.inversion.curriculum import check_curriculum
 from dipy_spinverse.inversion.face_solver import OPTIMIZERS
 from dipy_spinverse.inversion.protocols import Prior, WallSolver
 from dipy_spinverse.spinverse.fit import SpinverseFit, status_with_pattern
@@ -153,7 +153,12 @@ class FaceInversion(PermeabilityFieldInversion):
                 f"optimizer is {self.optimizer!r}; use one of {', '.join(map(repr, OPTIMIZERS))}."
             )
         if self.curriculum is not None:
-            check_curriculum(self.curriculum)
+            if not self.curriculum or self.curriculum[0].initial_value is None:
+                raise ValueError(
+                    f"curriculum has {len(self.curriculum)} stages; the first one needs an "
+                    "initial_value, the scaled transmissibility in [0, 1] of all faces, such as "
+                    "Stage(initial_value=0.8)."
+                )
             object.__setattr__(self, "curriculum", tuple(self.curriculum))
         if self.priors is not None:
             object.__setattr__(self, "priors", tuple(self.priors))
@@ -186,12 +191,11 @@ class ClosedCellInversion(PermeabilityFieldInversion):
                 f'{self!r} needs a grid with boundary="absorbing", device="cpu", '
                 f"{'' if self.smooth else 'S0 given to fit(), '}and free_water=False."
             )
-        acquisition, grid = problem.acquisition, problem.grid
+        options: dict[str, Any] = {
+            name: getattr(problem, name) for name in ("diffusivity", "n_fields", "seed")
+        }
         if not self.smooth:
-            return CellInversion(
-                acquisition, grid, diffusivity=problem.diffusivity, n_fields=problem.n_fields,
-                seed=problem.seed,
-            )  # fmt: skip
+            return CellInversion(problem.acquisition, problem.grid, **options)
         warnings.warn(
             "The search for smooth cells is experimental: it may end in a local minimum, a wrong "
             "shape that explains the data about as well, mostly with cells at other positions. "
@@ -206,9 +210,8 @@ class ClosedCellInversion(PermeabilityFieldInversion):
                 stacklevel=4,
             )
         return SmoothCellInversion(
-            acquisition, grid, diffusivity=problem.diffusivity, n_fields=problem.n_fields,
-            seed=problem.seed, S0_known=problem.S0_known,
-            diffusivity_known=problem.diffusivity_known,
+            problem.acquisition, problem.grid, S0_known=problem.S0_known,
+            diffusivity_known=problem.diffusivity_known, **options,
         )  # fmt: skip
 
     def layout(self, problem: WallProblem) -> dict[str, object]:
