@@ -1,4 +1,4 @@
-"""Where compiled functions are kept: numba refuses to import them where it can write nowhere."""
+"""Folder of compiled functions: numba cannot import them if no cache folder is writable."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ _VARIABLE = "NUMBA_CACHE_DIR"
 
 
 def ensure_cache() -> None:
-    """Name a temporary folder to numba where neither package nor home can be written.
+    """Give numba a temporary folder if neither the package nor the home folder can be written to.
 
-    As on clusters whose software and homes are read-only. A folder of one's own is taken that
-    no other user can write to, as what is in it is run.
+    This happens on clusters with read-only software and homes. No other user can write to the
+    folder, because the code in it is executed.
     """
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path("~").expanduser() / ".cache")
+    # Not Path.home(), which fails for a user of a container who has no home folder.
+    user = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     usual = Path(__file__).parent / "__pycache__", user / "numba"
-    if os.environ.get(_VARIABLE) or any(map(_writable, usual)):
+    if os.environ.get(_VARIABLE) or any(
+        _writable(folder) for folder in usual if folder.is_absolute()
+    ):
         return
     who = os.getuid() if hasattr(os, "getuid") else "user"
     folder = Path(tempfile.gettempdir()) / f"dipy_spinverse_{who}"

@@ -11,7 +11,7 @@ from compartment_cases import directions, magnitudes
 from benchmarks.published_noddi import published_signals, tissue
 from dipy_spinverse import Acquisition, NODDIModel
 from dipy_spinverse.compartments.learned import LearnedModel
-from dipy_spinverse.voxels.noise import independent_noise
+from dipy_spinverse.voxels.noise import noise_before_fit
 from dipy_spinverse.voxels.status import Status
 
 SIGMA = 1 / 30
@@ -87,7 +87,7 @@ def test_noise_has_the_levels_of_its_neighbours(n_b0):
     true[:6] = 2.0
     rng = np.random.default_rng(0)
     data = 50 + true[..., None] * rng.standard_normal((*shape, n_b0 + 1))
-    sigma, _ = independent_noise(data.reshape(-1, n_b0 + 1), acquisition, np.ones(shape, bool))
+    sigma, _ = noise_before_fit(data.reshape(-1, n_b0 + 1), acquisition, np.ones(shape, bool))
     off = np.log(sigma / true.ravel())
     alone = 1 / np.sqrt(2 * (n_b0 - 1))  # relative error of a voxel's own estimate
     assert off.std() < 0.6 * alone and abs(off.mean()) < 0.05

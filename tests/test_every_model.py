@@ -230,7 +230,7 @@ def test_seeds_give_the_same_fit(case, fit):
 @pytest.fixture
 def in_pairs(monkeypatch):
     """Two voxels are computed together, as hundreds are of an image."""
-    monkeypatch.setattr(chunks, "_LEAST_VOXELS", 2)
+    monkeypatch.setattr(chunks, "_MIN_VOXELS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +242,7 @@ def five(case):
 @pytest.fixture(scope="module")
 def fit_of_five(case, five):
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(chunks, "_LEAST_VOXELS", 2)
+        monkeypatch.setattr(chunks, "_MIN_VOXELS", 2)
         return case.fit(five)
 
 

@@ -19,7 +19,7 @@ import pytest
 from benchmarks import decay_model
 from benchmarks.decay_model import ACQUISITION, decays
 from dipy_spinverse.voxels import chunks
-from dipy_spinverse.voxels.chunks import voxels_per_block
+from dipy_spinverse.voxels.chunks import chunk_size
 from dipy_spinverse.voxels.engines import each_computed
 from dipy_spinverse.workflows.cli import command
 
@@ -119,11 +119,11 @@ def test_other_engines_and_numbers_of_workers_go_on_with_a_journal(tmp_path, exp
 
 
 def test_a_large_image_has_work_for_several_processes_and_a_small_one_is_computed_at_once():
-    assert voxels_per_block(100_000, max_voxels=1000) == 1000
-    assert voxels_per_block(12_000, max_voxels=1000) == 750
-    assert voxels_per_block(600, max_voxels=1000) == 512
-    assert voxels_per_block(64, max_voxels=64) == 64
-    assert voxels_per_block(0, max_voxels=0) == 1
+    assert chunk_size(100_000, max_voxels=1000) == 1000
+    assert chunk_size(12_000, max_voxels=1000) == 750
+    assert chunk_size(600, max_voxels=1000) == 512
+    assert chunk_size(64, max_voxels=64) == 64
+    assert chunk_size(0, max_voxels=0) == 1
 
 
 OTHERS = {
@@ -246,11 +246,29 @@ def test_the_death_of_a_worker_ends_in_an_error_and_a_rerun_resumes(
     model = Dying(ACQUISITION)
     model.allowed, model.__class__.__name__ = str(tmp_path / "allowed"), "DecayModel"
     workers = {"engine": engine, "n_jobs": 2, "journal": tmp_path / "journal"}
-    with pytest.raises(RuntimeError, match="^engine: a worker process .* with a journal it res"):
+    death = pytest.raises(RuntimeError, match="^engine: a worker process .* with a journal it res")
+    with time_limit(300), death:
         model.fit(DATA, MASK, **OPTIONS, **workers)
     assert list(tmp_path.glob("journal/*.npz"))
     Path(model.allowed).touch()
-    assert_equal(model.fit(DATA, MASK, **OPTIONS, **workers), expected)
+    with time_limit(300):
+        assert_equal(model.fit(DATA, MASK, **OPTIONS, **workers), expected)
+
+
+@contextmanager
+def time_limit(seconds):
+    """TimeoutError in the main thread after some time, so that no test waits forever."""
+
+    def stop(*_):
+        raise TimeoutError(f"the test took more than {seconds} s")
+
+    usual = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, usual)
 
 
 @pytest.mark.slow  # starts processes of its own
@@ -258,8 +276,9 @@ def test_the_death_of_a_worker_ends_in_an_error_and_a_rerun_resumes(
 def test_without_a_cluster_an_engine_starts_workers_of_its_own(monkeypatch, expected, engine):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # of workers of ray
     pytest.importorskip("distributed" if engine == "dask" else engine)
-    workers = {"engine": engine, "n_jobs": 2}
-    assert_equal(DecayModel(ACQUISITION).fit(DATA, MASK, **OPTIONS, **workers), expected)
+    with time_limit(300):
+        found = DecayModel(ACQUISITION).fit(DATA, MASK, **OPTIONS, engine=engine, n_jobs=2)
+    assert_equal(found, expected)
 
 
 def slowly(chunk):

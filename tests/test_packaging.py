@@ -37,6 +37,23 @@ def test_it_imports_where_neither_package_nor_home_can_be_written(tmp_path):
     assert kept.stat().st_mode & 0o077 == 0  # what is in it is run
 
 
+def test_it_imports_for_a_user_without_home_and_without_an_entry_in_passwd(tmp_path):
+    code = (
+        "import os, pathlib; os.environ.pop('HOME', None)\n"
+        "os.path.expanduser = lambda path: path  # as where the user is unknown\n"
+        "import dipy_spinverse._compiled_cache as cache; cache._writable = lambda folder: False\n"
+        "cache.ensure_cache()"
+    )
+    environment = {name: value for name, value in os.environ.items()
+                   if name not in ("XDG_CACHE_HOME", "NUMBA_CACHE_DIR")}  # fmt: skip
+    environment |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd="/"
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("dipy_spinverse_*"))
+
+
 def test_files_that_are_no_code_are_named_for_the_wheel():
     named = (ROOT / "setup.cfg").read_text().split("[options.package_data]")[1].split("[")[0]
     others = {

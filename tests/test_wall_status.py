@@ -128,5 +128,5 @@ def test_each_field_is_of_data_with_noise_of_its_own_added(monkeypatch):
 def test_data_in_chunks_have_what_the_status_needs():
     voxels = Voxels(np.stack([SIGNALS, SIGNALS + 0.1 * LATE]), np.ones((2, 2)), np.full(2, 0.01))
     values = FieldChunk(WallProblem(ACQUISITION, GRID), Found(), True)(voxels)
-    np.testing.assert_allclose(values["worst_excess"], [0, 100], atol=1e-9)
-    assert values["worst_freedom"].tolist() == [42, 42] and values["n_groups"] == 2
+    np.testing.assert_allclose(values["worst_reduced_chi_square"], [0, 100], atol=1e-9)
+    assert values["worst_degrees_of_freedom"].tolist() == [42, 42] and values["n_groups"] == 2

@@ -18,7 +18,7 @@ from dipy_spinverse.cell_search.search import CellSearch
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.inversion.protocols import Reconstruction
 from dipy_spinverse.inversion.unknowns import scaled_transmissibility
-from dipy_spinverse.voxels.noise import noise_of_each_te
+from dipy_spinverse.voxels.noise import noise_before_fit
 from dipy_spinverse.voxels.progress import stepwise
 from dipy_spinverse.walls.patterns import align_fields
 
@@ -96,12 +96,13 @@ class CellInversion(VoxelwiseInversion):
             np.zeros((len(data), len(self._acquisition.echo_times))),
             np.inf,
         )
+        estimated, freedom = noise_before_fit(data, self._acquisition, per_te=True)
         if sigma is not None:
             noise += sigma[:, None]
-        elif (estimated := noise_of_each_te(data, self._acquisition)) is not None:
+        elif freedom.all():
             # Repeats that differ only by rounding are without noise.
             noise = np.where(estimated < _SIMULATION_ERROR, 0.0, estimated)
-            degrees_of_freedom = (self._acquisition.b0_per_te.sum(axis=1) - 1).sum()
+            degrees_of_freedom = freedom[0]
 
         def invert(data, noise):
             return self._of_voxel(data, noise, degrees_of_freedom)

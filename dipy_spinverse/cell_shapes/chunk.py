@@ -19,11 +19,11 @@ from dipy_spinverse.cell_shapes.search import (
 )
 from dipy_spinverse.cell_shapes.unknowns import SimulatedCell
 from dipy_spinverse.voxels.image import Voxels
-from dipy_spinverse.voxels.noise import independent_noise
+from dipy_spinverse.voxels.noise import noise_before_fit
 from dipy_spinverse.voxels.progress import stepwise, tell
-from dipy_spinverse.voxels.rician import rician_mean, rician_sigma
-from dipy_spinverse.voxels.statistics import ENDINGS, summary
-from dipy_spinverse.voxels.status import REFUTED
+from dipy_spinverse.voxels.rician import rician_mean, rician_noise_from_residual
+from dipy_spinverse.voxels.statistics import ENDINGS, statistics_of_maps
+from dipy_spinverse.voxels.status import FALSE_REJECTION_RATE
 from dipy_spinverse.voxels.tensor_frames import tensor_frames
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class FitShapes:
         frames = tensor_frames(acquisition, voxels.signals)
         sigma_known, levels = voxels.sigma is not None, voxels.sigma
         if levels is None:
-            noise, freedom = independent_noise(voxels.signals, acquisition)
+            noise, freedom = noise_before_fit(voxels.signals, acquisition)
             levels = np.where(freedom > 0, noise, _NOISE)
         results = [
             self._voxel(
@@ -119,7 +119,9 @@ class FitShapes:
         # relative to noise (independent of the shape) and discretisation error, in units of sigma
         judged = values["residual_rms"] ** 2 / (noise**2 + objective.forward.mesh_error**2)
         freedom = max(len(objective.data) - values["n_unknowns"], 1)
-        values["excess"] = len(objective.data) / freedom * judged * (noise / objective.sigma) ** 2
+        values["reduced_chi_square"] = (
+            len(objective.data) / freedom * judged * (noise / objective.sigma) ** 2
+        )
         return values | {"converged": bool(converged)}
 
     def _values(self, objective, cell, stages, meshed):
@@ -153,7 +155,7 @@ class FitShapes:
             values["_draws"] = np.array([packed for packed, _ in drawn])
             samples = {name: np.array([sizes[name] for _, sizes in drawn]) for name in MAPS}
             # deviations of logarithms from the median are scaled
-            values |= summary({
+            values |= statistics_of_maps({
                 name: np.median(x) * (x / np.median(x)) ** values["birge_ratio"]
                 for name, x in samples.items()
             })  # fmt: skip
@@ -184,7 +186,7 @@ def birge_ratio_of(
     freedom = np.array([
         max(len(objective.data) - determined.sum(), 1), determined[: len(cell.shape.theta)].sum()
     ])  # fmt: skip
-    refuted = chi2.sf(square, freedom) < REFUTED
+    refuted = chi2.sf(square, freedom) < FALSE_REJECTION_RATE
     return float(np.sqrt(np.prod(np.where(refuted, square / freedom, 1.0))))
 
 
@@ -215,7 +217,9 @@ def _with_noise(objective, cell):
     n_unknowns = min(n_unknowns, len(objective.data) // 2)
     if objective.rician:
         arrays = objective.data[None], cell.signals[None], np.array([objective.standard_error])
-        level = float(rician_sigma(*(torch.as_tensor(x) for x in arrays), n_unknowns)[0])
+        level = float(
+            rician_noise_from_residual(*(torch.as_tensor(x) for x in arrays), n_unknowns)[0]
+        )
     else:
         squares = (objective.data - cell.signals) ** 2
         level = float(np.sqrt(squares.sum() / (len(squares) - n_unknowns)))

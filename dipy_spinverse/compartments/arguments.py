@@ -28,7 +28,7 @@ from dipy_spinverse.compartments.signals.kernels import CustomKernel
 from dipy_spinverse.units import MS_PER_UM2
 from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.image import Image
-from dipy_spinverse.voxels.status import Status, only_noise
+from dipy_spinverse.voxels.status import Status, is_noise_only
 
 # Pulses of untimed gradient tables, for models that do not depend on them; s. They are short, so
 # that any echo time leaves room for them.
@@ -152,7 +152,7 @@ def without_noise_alone(image: Image, acquisition: Acquired) -> Image:
     """The image without voxels of pure noise, whose status becomes NO_SIGNAL."""
     voxels = image.voxels
     b0 = np.asarray(acquisition.b0_per_te).any(axis=0)
-    empty = only_noise(voxels.signals, np.atleast_1d(b0), image.noise, image.freedom)
+    empty = is_noise_only(voxels.signals, np.atleast_1d(b0), image.noise, image.freedom)
     if not empty.any():
         return image
     fitted = np.asarray(image.status == Status.CONVERGED)
@@ -160,15 +160,6 @@ def without_noise_alone(image: Image, acquisition: Acquired) -> Image:
     mask[fitted] = ~empty
     status = np.where(fitted & ~mask, Status.NO_SIGNAL, image.status)
     return replace(image.within(mask), status=status)
-
-
-def with_noise(image: Image) -> Image:
-    """The image with the noise that a fit begins with: as given, or as estimated without model."""
-    estimated = np.broadcast_to(image.freedom, len(image.voxels)) > 0
-    if image.voxels.sigma is not None or not estimated.any():
-        return image
-    sigma = np.where(estimated, image.noise, np.median(image.noise[estimated]))
-    return replace(image, voxels=replace(image.voxels, sigma=sigma))
 
 
 def populations(peaks, shape) -> dict[str, np.ndarray]:

@@ -32,8 +32,8 @@ from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.pools import pool_signals
 from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.voxels.progress import part, stepwise
-from dipy_spinverse.voxels.rician import rician_sigma
-from dipy_spinverse.voxels.statistics import of_draws
+from dipy_spinverse.voxels.rician import rician_noise_from_residual
+from dipy_spinverse.voxels.statistics import sample_statistics
 
 # Bound the memory of a chunk to some hundred MiB: measurements times voxels, and samples.
 _NUMBERS_PER_CHUNK, _SAMPLES_PER_CHUNK = 150_000, 100_000
@@ -77,11 +77,11 @@ class CompartmentChunkFit:
                 lambda definition: self._problem(voxels, definition),
                 self.definition, self.acquisition, voxels.signals,
             )  # fmt: skip
-            attributes = {**voxels.own, "n_fibres": n_fibres, "axes": axes}
-            voxels = replace(voxels, own=attributes)
+            attributes = {**voxels.attributes, "n_fibres": n_fibres, "axes": axes}
+            voxels = replace(voxels, attributes=attributes)
         result: dict[str, np.ndarray] = {}
-        for n in stepwise(np.unique(voxels.own["n_fibres"])[::-1]):  # the widest arrays first
-            rows = np.flatnonzero(voxels.own["n_fibres"] == n)
+        for n in stepwise(np.unique(voxels.attributes["n_fibres"])[::-1]):  # the widest arrays first
+            rows = np.flatnonzero(voxels.attributes["n_fibres"] == n)
             for name, value in self._fit_populations(voxels[rows], int(n)).items():
                 value = np.broadcast_to(value, (len(rows), *np.shape(value)[1:]))
                 array = result.setdefault(name, np.zeros((len(voxels), *value.shape[1:])))
@@ -94,7 +94,9 @@ class CompartmentChunkFit:
         definition = with_fibres(self.definition, n_fibres)
         problem = self._problem(voxels, definition)
         with part(0.0, _TIME_OF_FIT):
-            starts = initial_values(problem, self.acquisition, voxels.own, self.solver, self.seed)
+            starts = initial_values(
+                problem, self.acquisition, voxels.attributes, self.solver, self.seed
+            )
             rician = self.likelihood == "rician" and not voxels.signed.any()
             problem, solution, minima = self._local_minima(problem, starts, rician)
         result = estimate_arrays(problem, solution)
@@ -136,7 +138,9 @@ class CompartmentChunkFit:
         solution, minima = best_local_minimum(problem, starts)
         n_unknowns = problem.definition.n_unknowns
         if self.refine_sigma and problem.data.shape[1] >= _MANY_MEASUREMENTS * n_unknowns:
-            sigma = rician_sigma(problem.data, solution.predicted, problem.sigma, n_unknowns)
+            sigma = rician_noise_from_residual(
+                problem.data, solution.predicted, problem.sigma, n_unknowns
+            )
             problem = replace(problem, sigma=sigma)
             solution = variable_projection(problem, solution.parameters)
         return problem, solution, [solution.parameters, *minima[1:]]
@@ -149,7 +153,7 @@ class CompartmentChunkFit:
         unresolved, lower_limits = unresolved_axes(solution.parameters), {}
         for p in self.definition.parameters:
             if p.per_fibre and p.name in maps:
-                low = of_draws(maps[p.name].reshape(-1, len(unresolved)))["_low"]
+                low = sample_statistics(maps[p.name].reshape(-1, len(unresolved)))["_low"]
                 low = np.minimum(result[f"{p.name}_low"], low)
                 bound = p.low * UNITS[p.unit]
                 lower_limits[f"{p.name}_low"] = np.where(unresolved, bound, low)

@@ -15,7 +15,7 @@ from dipy_spinverse.compartments.fitting.parameters import NonlinearParameters, 
 from dipy_spinverse.compartments.fitting.variable_projection import SeparableProblem, Solution
 from dipy_spinverse.compartments.posterior.sample import PosteriorSamples
 from dipy_spinverse.voxels.fit import VoxelFit
-from dipy_spinverse.voxels.statistics import ENDINGS, of_draws, summary
+from dipy_spinverse.voxels.statistics import ENDINGS, sample_statistics, statistics_of_maps
 
 if TYPE_CHECKING:
     from dipy_spinverse.compartments.model import CompartmentModel
@@ -138,7 +138,9 @@ def posterior_arrays(
     parameters, amplitudes = samples.parameters, samples.amplitudes
     n_voxels = len(samples.effective_size)
     maps = maps_at(definition, parameters, amplitudes)
-    result = summary({name: value.reshape(-1, n_voxels) for name, value in maps.items()})
+    result = statistics_of_maps(
+        {name: value.reshape(-1, n_voxels) for name, value in maps.items()}
+    )
     axes, fractions = (
         array.reshape(-1, n_voxels, *array.shape[1:])
         for array in _fibres(definition, all_values(definition, parameters, amplitudes))
@@ -150,7 +152,7 @@ def posterior_arrays(
     angle = np.degrees(np.arccos(cosine.clip(max=1)))
     angle[:, :, len(definition.axes) :] = 0
     statistics = {"axes_cone": np.quantile(angle, 0.95, axis=0)}
-    for ending, statistic in of_draws(fractions).items():
+    for ending, statistic in sample_statistics(fractions).items():
         if ending:  # those without are the likeliest, of `estimate_arrays`
             statistics[f"fibre_fractions{ending}"] = statistic
     order = np.argsort(-fractions_at_fit, axis=1, kind="stable")

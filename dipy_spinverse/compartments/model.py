@@ -20,7 +20,6 @@ from dipy_spinverse.compartments.arguments import (
     check_acquisition,
     complete,
     populations,
-    with_noise,
     without_noise_alone,
 )
 from dipy_spinverse.compartments.chunk import CompartmentChunkFit, voxels_per_chunk
@@ -42,6 +41,7 @@ from dipy_spinverse.docstrings import fill_doc
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
 from dipy_spinverse.voxels.image import image_of
 from dipy_spinverse.voxels.model import VoxelModel
+from dipy_spinverse.voxels.noise import with_initial_noise
 from dipy_spinverse.voxels.status import Status
 
 LIKELIHOODS = ("rician", "gaussian")
@@ -167,16 +167,16 @@ class CompartmentModel(VoxelModel):
         shape = np.shape(data)[:-1]
         attributes = self._starts(initial_values, shape) | populations(peaks, shape)
         image = image_of(
-            data, mask, sigma, self.acquisition, own=attributes, max_memory=max_memory
+            data, mask, sigma, self.acquisition, attributes=attributes, max_memory=max_memory
         )
-        image = with_noise(without_noise_alone(image, self.acquisition))
+        image = with_initial_noise(without_noise_alone(image, self.acquisition))
         n_echo_times = len(self.acquisition.echo_times)
         definition = with_S0_corrections(self.definition, n_echo_times)
         fit_chunk = CompartmentChunkFit(
             definition, self.acquisition, self.likelihood, self.solver, n_draws, self.seed,
             getattr(torch, self.dtype), crossings, refine_sigma=sigma is None,
         )  # fmt: skip
-        groups = 2 * image.voxels.own["n_fibres"] + image.voxels.signed
+        groups = 2 * image.voxels.attributes["n_fibres"] + image.voxels.signed
         status, values = fit_image(
             image,
             fit_chunk,

@@ -15,8 +15,8 @@ from dipy_spinverse.inversion.gauss_newton import gauss_newton
 from dipy_spinverse.inversion.protocols import Optimiser, Prior, Reconstruction, WallProblem
 from dipy_spinverse.inversion.uncertainty import Laplace, probability_below
 from dipy_spinverse.inversion.unknowns import WALL_THRESHOLD, SignalModel
-from dipy_spinverse.voxels.noise import noise_from_residual
 from dipy_spinverse.voxels.progress import tell
+from dipy_spinverse.voxels.rician import noise_from_residual
 from dipy_spinverse.walls.patterns import align_fields
 
 OPTIMIZERS: dict[str, Optimiser] = {"gauss-newton": gauss_newton, "adam": adam}

@@ -28,7 +28,7 @@ from dipy_spinverse.units import diffusivity_um2_per_ms
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.voxels.model import VoxelModel
-from dipy_spinverse.voxels.statistics import ENDINGS, of_axes, summary
+from dipy_spinverse.voxels.statistics import ENDINGS, dominant_axis, statistics_of_maps
 
 
 class PackedCellsFit(VoxelFit):
@@ -337,11 +337,11 @@ class PackedCellsModel(VoxelModel):
         estimates = {name: posterior.estimated_maps[name] for name in names}
         values = {f"{name}_likeliest": value for name, value in estimates.items()}
         if n_draws:
-            values |= summary({name: posterior.maps[name][:n_draws] for name in names})
-            axis, angle = of_axes(posterior.maps["wall_orientation"][:n_draws])
+            values |= statistics_of_maps({name: posterior.maps[name][:n_draws] for name in names})
+            axis, angle = dominant_axis(posterior.maps["wall_orientation"][:n_draws])
         else:
             values |= estimates
-            axis, angle = of_axes(posterior.estimated_maps["wall_orientation"][None])
+            axis, angle = dominant_axis(posterior.estimated_maps["wall_orientation"][None])
         parameters = posterior.estimated_parameters
         residual = (voxels.signals - posterior.predicted)[:, self.used]
         n_unknowns = self.used.sum() - posterior.degrees_of_freedom
@@ -364,9 +364,9 @@ class PackedCellsModel(VoxelModel):
             "sigma": posterior.sigma,
             "residual_rms": np.sqrt((residual**2).mean(axis=1)),
             "n_unknowns": n_unknowns + (~self.used).sum(),
-            "excess": posterior.chi_square / posterior.degrees_of_freedom,
-            "worst_excess": posterior.worst_reduced_chi_square,
-            "worst_freedom": posterior.worst_degrees_of_freedom,
+            "reduced_chi_square": posterior.chi_square / posterior.degrees_of_freedom,
+            "worst_reduced_chi_square": posterior.worst_reduced_chi_square,
+            "worst_degrees_of_freedom": posterior.worst_degrees_of_freedom,
             "n_groups": posterior.group_chi_square.shape[1],
         }
 

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import f as variance_ratio
 
 from dipy_spinverse.packed_cells.equivalent_pulses import PulsedMeasurements
-from dipy_spinverse.voxels.status import REFUTED
+from dipy_spinverse.voxels.status import FALSE_REJECTION_RATE
 
 # Prior standard deviation of the logarithm of the asymmetry at the largest q; chosen by hand.
 _ASYMMETRY_PRIOR_SD = 0.1
@@ -158,7 +158,7 @@ def polarity_asymmetry(
     decrease = (weight * log_ratio**2).sum(axis=1) - chi_square
     ratio = decrease * freedom / np.maximum(chi_square * n_terms, 1e-300)
     p_value = variance_ratio.sf(ratio, max(n_terms, 1), np.maximum(freedom, 1))
-    return np.where(((freedom > 0) & (p_value < REFUTED))[:, None], coefficients, 0.0)
+    return np.where(((freedom > 0) & (p_value < FALSE_REJECTION_RATE))[:, None], coefficients, 0.0)
 
 
 def _opposite_pairs(acquisition):

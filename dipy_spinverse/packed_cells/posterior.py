@@ -51,8 +51,8 @@ from dipy_spinverse.packed_cells.residual_tests import (
 from dipy_spinverse.packed_cells.tissue_classes import TissueClass
 from dipy_spinverse.packed_cells.tissue_signals import TissueSignals
 from dipy_spinverse.voxels.progress import part
-from dipy_spinverse.voxels.statistics import of_axes
-from dipy_spinverse.voxels.status import REFUTED
+from dipy_spinverse.voxels.statistics import dominant_axis
+from dipy_spinverse.voxels.status import FALSE_REJECTION_RATE
 from dipy_spinverse.voxels.tensor_frames import tensor_frames
 
 # Classes of smaller probability are not sampled: less than one of 200 samples.
@@ -135,7 +135,7 @@ class PackedCellsPosterior:
     def mean(self, name: str) -> np.ndarray:
         """Posterior mean (V,) of a map; of orientations the dominant axis (V, 3)."""
         samples = self.maps[name]
-        return samples.mean(axis=0) if samples.ndim == 2 else of_axes(samples)[0]
+        return samples.mean(axis=0) if samples.ndim == 2 else dominant_axis(samples)[0]
 
     def interval(self, name: str, level: float = 0.95) -> np.ndarray:
         """Central credible intervals (2, V) of a scalar map."""
@@ -275,7 +275,7 @@ def _noise_inflation(estimates, setting, noise_known):
     worst = estimates["worst_degrees_of_freedom"]
     p_worst = chi2.sf(estimates["worst_reduced_chi_square"] * worst, worst)
     p_worst *= len(setting.groups.names)
-    rejected = np.minimum(chi2.sf(chi_square, freedom), p_worst) < REFUTED
+    rejected = np.minimum(chi2.sf(chi_square, freedom), p_worst) < FALSE_REJECTION_RATE
     return _NOISE_INFLATION * np.where(rejected, np.maximum(chi_square / freedom, 1), 1)
 
 

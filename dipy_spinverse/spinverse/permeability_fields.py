@@ -38,8 +38,8 @@ from dipy_spinverse.spinverse.wall_corrections import LARGEST_LINK_PHASE
 from dipy_spinverse.voxels.chunks import Engine, fit_image
 from dipy_spinverse.voxels.image import Image, Voxels
 from dipy_spinverse.voxels.model import VoxelModel
-from dipy_spinverse.voxels.noise import noise_from_b0, noise_of_each_te
-from dipy_spinverse.voxels.statistics import ENDINGS, of_axes, of_fields
+from dipy_spinverse.voxels.noise import noise_before_fit, with_initial_noise
+from dipy_spinverse.voxels.statistics import ENDINGS, dominant_axis, field_statistics
 from dipy_spinverse.voxels.status import FITTED
 from dipy_spinverse.walls.interface import InterfaceMesh
 from dipy_spinverse.walls.maps import LONGEST_EXCHANGE_TIME_MS, wall_maps
@@ -94,8 +94,11 @@ class PermeabilityFieldInversion(VoxelInversion):
             "n_fields": problem.n_fields,
         }  # fmt: skip
         if sigma is None and not solver.estimates_noise:
-            noise = noise_from_b0(image.voxels.signals, problem.acquisition)[0]
-            image = replace(image, voxels=replace(image.voxels, sigma=noise))
+            noise, freedom = noise_before_fit(
+                image.voxels.signals, problem.acquisition, b0_only=True
+            )
+            initial = with_initial_noise(replace(image, noise=noise, freedom=freedom))
+            image = replace(image, voxels=initial.voxels)
         status, values = fit_image(
             image, FieldChunk(problem, solver, sigma is not None),
             self.layout(problem), compute,
@@ -319,8 +322,8 @@ def _worst_timing(
     standard deviations of their b0.
     """
     relative_noise = np.ones((len(signals), len(acquisition.echo_times)))
-    noise_per_te = None if noise_known else noise_of_each_te(signals, acquisition)
-    if noise_per_te is not None and (noise_per_te > 0).all():
+    noise_per_te, freedom = noise_before_fit(signals, acquisition, per_te=True)
+    if not noise_known and (freedom > 0).all() and (noise_per_te > 0).all():
         relative_noise = noise_per_te / np.sqrt((noise_per_te**2).mean(axis=1, keepdims=True))
     sigma = result.sigma[:, None] * relative_noise[:, acquisition.te_index]
     squares = ((result.predicted - signals) / sigma) ** 2
@@ -330,8 +333,8 @@ def _worst_timing(
     # In standard deviations: a large value of few measurements is less improbable.
     improbable = ((reduced_chi_square - 1) * np.sqrt(n_measurements)).argmax(axis=1)
     return {
-        "worst_excess": reduced_chi_square[np.arange(len(improbable)), improbable],
-        "worst_freedom": n_measurements[improbable],
+        "worst_reduced_chi_square": reduced_chi_square[np.arange(len(improbable)), improbable],
+        "worst_degrees_of_freedom": n_measurements[improbable],
         "n_groups": len(of_timing) if len(of_timing) > 1 else 0,
     }
 
@@ -353,7 +356,7 @@ def _maps_of_fields(problem, result: Reconstruction, tau):
     for name in ("surface_to_volume", "restricted_fraction"):
         maps[name] = maps[name] * (1 - free_water)
     wall_errors = SpinverseFit.WALL_ERRORS if problem.grid.boundary == "periodic" else {}
-    axis, angle = of_axes(maps.pop("wall_orientation"))
+    axis, angle = dominant_axis(maps.pop("wall_orientation"))
     axes = {"wall_orientation": axis, "wall_orientation_angle": angle}
     return axes | map_statistics(maps, result.errors or wall_errors)
 
@@ -362,6 +365,6 @@ def map_statistics(maps: dict[str, np.ndarray], errors: dict[str, float]) -> dic
     """Statistics (V,) of maps (n, V) of fields, with relative errors that all fields share."""
     values: dict[str, np.ndarray] = {}
     for name, value in maps.items():
-        statistics = of_fields(value, errors.get(name, 0.0), _LARGEST.get(name, np.inf))
+        statistics = field_statistics(value, errors.get(name, 0.0), _LARGEST.get(name, np.inf))
         values |= {name + ending: statistic for ending, statistic in statistics.items()}
     return values

@@ -48,7 +48,7 @@ from dipy_spinverse.voxels.chunks import Engine, fit_image, fit_status
 from dipy_spinverse.voxels.image import Image, Voxels
 from dipy_spinverse.voxels.model import VoxelModel
 from dipy_spinverse.voxels.progress import part, stepwise
-from dipy_spinverse.voxels.statistics import ENDINGS, of_axes
+from dipy_spinverse.voxels.statistics import ENDINGS, dominant_axis
 from dipy_spinverse.voxels.status import FITTED, Status
 from dipy_spinverse.walls.maps import LONGEST_EXCHANGE_TIME_MS, wall_maps
 from dipy_spinverse.walls.patterns import face_symmetries
@@ -63,8 +63,9 @@ _CELLS_TIME = 0.15
 # In front of the names of what is computed from permeability fields of a voxel.
 _FIELDS_PREFIX = "_fields/"
 _STATUS_VALUES: dict[str, type] = {
-    "residual_rms": float, "n_unknowns": float, "excess": float, "worst_excess": float,
-    "worst_freedom": float, "n_groups": float, "converged": bool,
+    "residual_rms": float, "n_unknowns": float, "reduced_chi_square": float,
+    "worst_reduced_chi_square": float, "worst_degrees_of_freedom": float, "n_groups": float,
+    "converged": bool,
 }  # fmt: skip
 _MAP_STATISTICS = [name + ending for name in SpinverseFit.MAPS for ending in ENDINGS]
 
@@ -220,10 +221,11 @@ class TissueWallChunk:
             ]
         values = {name: np.stack([result[name] for result in results]) for name in results[0]}
         field_maps = {name: values.pop(name).T for name in SpinverseFit.MAPS}
-        axis, angle = of_axes(maps["wall_orientation"])
+        axis, angle = dominant_axis(maps["wall_orientation"])
         of_fields = map_statistics(field_maps, {}) | {
             "wall_orientation": axis, "wall_orientation_angle": angle, "converged": True,
-            "worst_freedom": cells["worst_freedom"], "n_groups": cells["n_groups"],
+            "worst_degrees_of_freedom": cells["worst_degrees_of_freedom"],
+            "n_groups": cells["n_groups"],
         } | {name: values.pop(name) for name in _STATUS_VALUES.keys() & values.keys()}  # fmt: skip
         of_fields = {_FIELDS_PREFIX + name: value for name, value in of_fields.items()}
         free_water = posterior.estimated_maps["free_water_fraction"]
@@ -256,8 +258,8 @@ class TissueWallChunk:
             "field_share": [field.packing.share for field in fields],
             "residual_rms": np.sqrt(((residual * sd) ** 2).mean()),
             "n_unknowns": len(signals) - remaining,
-            "excess": posterior.chi_square[v] * reduction / remaining,
-            "worst_excess": worst_group * reduction * degrees_of_freedom / remaining,
+            "reduced_chi_square": posterior.chi_square[v] * reduction / remaining,
+            "worst_reduced_chi_square": worst_group * reduction * degrees_of_freedom / remaining,
             **self._corrected_maps(fields, {name: maps[name][:, v] for name in SpinverseFit.MAPS}),
         }
 

@@ -33,13 +33,13 @@ from dipy_spinverse.inversion import transmissibility
 from dipy_spinverse.inversion.gauss_newton import data_space_step
 from dipy_spinverse.inversion.unknowns import transmissibility_slope
 from dipy_spinverse.spinverse.packings import Packing
-from dipy_spinverse.voxels.status import REFUTED
+from dipy_spinverse.voxels.status import FALSE_REJECTION_RATE
 
 # Phase between neighbouring tetrahedra, rad, above which a lattice does not resolve an encoding.
 LARGEST_LINK_PHASE = np.pi / 2
-# Gain of the log evidence that noise alone exceeds with the probability REFUTED: half of a
-# chi-square quantile with one degree of freedom, that of the variance l.
-_MIN_LOG_EVIDENCE_GAIN = chi2.isf(REFUTED, 1) / 2
+# Gain of the log evidence that noise alone exceeds with the probability FALSE_REJECTION_RATE: half
+# of a chi-square quantile with one degree of freedom, that of the variance l.
+_MIN_LOG_EVIDENCE_GAIN = chi2.isf(FALSE_REJECTION_RATE, 1) / 2
 # Singular vectors of J that are kept, and the smallest relative squared singular value.
 _MAX_SINGULAR_VECTORS, _MIN_EIGENVALUE = 100, 1e-6
 # Cross-validation: number of folds, and the reduction of squared errors in standard errors above

@@ -18,7 +18,7 @@ from dipy_spinverse.tissue_fractions.nuisance_errors import NuisanceErrors
 from dipy_spinverse.tissue_fractions.signal_table import SignalTable
 from dipy_spinverse.tissue_fractions.simplex_posterior import fraction_samples
 from dipy_spinverse.voxels.image import Voxels
-from dipy_spinverse.voxels.statistics import ENDINGS, summary
+from dipy_spinverse.voxels.statistics import ENDINGS, statistics_of_maps
 
 MOST_VOXELS = 2000  # per chunk: some 100 MiB of derivatives by constants
 _ROUNDS = 3  # of fractions and errors in turn; chosen by hand
@@ -85,7 +85,7 @@ class FractionFitChunk:
 
     def _likelihood(self, voxels, errors):
         """Likelihood and B1 with errors (V, P)."""
-        maps, table = voxels.own, self.table
+        maps, table = voxels.attributes, self.table
         scale, nominal_b1 = torch.tensor(maps["scale"]), torch.tensor(maps["given_b1"])
         scale = scale[:, None, None]
         data, sigma = torch.tensor(voxels.signals), torch.tensor(voxels.sigma)
@@ -129,23 +129,23 @@ class FractionFitChunk:
         elif self.n_draws and self.face_probabilities is not None:
             samples = fraction_samples(*normal.arrays(), self.face_probabilities, self.n_draws)
             maps = {name: samples[..., k].astype(float) for k, name in enumerate(self.names)}
-            result |= summary(maps, axis=1)
+            result |= statistics_of_maps(maps, axis=1)
         sigma = torch.tensor(voxels.sigma)[:, None]
         mean_square = likelihood.signals(fractions) ** 2 + sigma**2
         residual = likelihood.data - torch.sqrt(mean_square)
         n_unknowns = (fractions > 0).sum(dim=1).numpy().astype(float)
         freedom = np.maximum(likelihood.data.shape[1] - n_unknowns, 1)
         lowest = torch.linalg.eigvalsh(normal.gram)[:, 0].clamp_min(1e-12)
-        scale = voxels.own["scale"]
+        scale = voxels.attributes["scale"]
         return result | {
             "S0": scale,
             "S0_per_te": scale[:, None],
             "b1": b1,
-            "b0": voxels.own["b0"],
+            "b0": voxels.attributes["b0"],
             "widest_std": (1 / lowest.sqrt()).numpy(),
             "converged": converged.numpy(),
             "sigma": voxels.sigma,
             "residual_rms": residual.square().mean(dim=1).sqrt().numpy(),
             "n_unknowns": n_unknowns,
-            "excess": normal.chi_square.numpy() / freedom,
+            "reduced_chi_square": normal.chi_square.numpy() / freedom,
         }

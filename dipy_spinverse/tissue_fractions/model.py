@@ -43,7 +43,7 @@ from dipy_spinverse.tissue_fractions.tissues import CONSTANTS, Tissue, constants
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
 from dipy_spinverse.voxels.image import Image, Voxels, image_of, per_voxel
 from dipy_spinverse.voxels.model import VoxelModel
-from dipy_spinverse.voxels.statistics import summary
+from dipy_spinverse.voxels.statistics import statistics_of_maps
 from dipy_spinverse.voxels.status import Status
 
 _N_DRAWS = 256  # samples: the ends of a 95 % interval are their 6th from either end
@@ -213,7 +213,9 @@ class TissueFractionModel(VoxelModel):
         for name in ("b1", "sensitivity"):
             if not (maps[name] > 0).all():
                 raise ValueError(f"{name} has values that are not positive; give them above 0.")
-        image = image_of(data, mask, sigma, self.acquisition, own=maps, max_memory=max_memory)
+        image = image_of(
+            data, mask, sigma, self.acquisition, attributes=maps, max_memory=max_memory
+        )
         model, image, fit_chunk = self._calibrated(image, n_draws)
         spatial_prior = fit_chunk.spatial_prior
         layout = fraction_layout(self.maps, posterior=n_draws > 0, spatial_prior=spatial_prior)
@@ -228,7 +230,7 @@ class TissueFractionModel(VoxelModel):
                 self.smoothness, n_draws,
             )  # fmt: skip
             for k, name in enumerate(self.maps):
-                values |= summary({name: samples[..., k]})
+                values |= statistics_of_maps({name: samples[..., k]})
         not_separated = np.zeros(status.shape, dtype=bool)
         not_separated.reshape(-1)[image.rows] = values["widest_std"] > _UNIFORM_STD
         not_separated &= status == Status.CONVERGED
@@ -255,7 +257,7 @@ class TissueFractionModel(VoxelModel):
 
     def _calibrated(self, image: Image, n_draws: int):
         """Model and image with estimated shared parameters, and the fit of chunks."""
-        voxels, maps, constants = image.voxels, image.voxels.own, constants_of(self.tissues)
+        voxels, maps, constants = image.voxels, image.voxels.attributes, constants_of(self.tissues)
         basis = polynomials(_positions(image), _ORDER)
         fields = FieldMaps(maps["b1"], maps["b0"], maps["sensitivity"], basis)
         axes = axes_of(fields.b1, fields.b0, _B1_MARGIN * self.b1_error)
@@ -277,7 +279,7 @@ class TissueFractionModel(VoxelModel):
             "b1": shared.b1_of(fields), "b0": fields.b0,
             "scale": shared.scale(fields) / voxels.S0[:, 0], "given_b1": fields.b1, "basis": basis,
         }  # fmt: skip
-        image = replace(image, voxels=replace(voxels, own=own))
+        image = replace(image, voxels=replace(voxels, attributes=own))
         fit_chunk = FractionFitChunk(
             self.maps, *estimator.tables(shared.constants), NuisanceErrors.from_shared(shared),
             None, n_draws, self.smoothness > 0,

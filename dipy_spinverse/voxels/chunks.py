@@ -1,4 +1,4 @@
-"""From an image to arrays of its voxels: chunk by chunk, on one of several engines."""
+"""Fit of an image in chunks of voxels, on one of several engines."""
 
 from __future__ import annotations
 
@@ -23,54 +23,24 @@ from dipy_spinverse.voxels.image import Image, Voxels
 from dipy_spinverse.voxels.journal import Journal, open_journal
 from dipy_spinverse.voxels.memory import check_memory
 from dipy_spinverse.voxels.progress import Bar
-from dipy_spinverse.voxels.status import Status, explains_nothing, outcome, worst_refutes
+from dipy_spinverse.voxels.status import Status, explains_nothing, outcome, rejected_by_worst_group
 
 if TYPE_CHECKING:
     from dipy_spinverse.voxels.model import VoxelModel
 
 ENGINES = ("serial", "joblib", "dask", "ray")
-# What is imported for each of the others.
-_NEEDED = {
-    "dask": ("dask", "distributed"), "ray": ("ray",)
-}  # fmt: skip
-_LARGEST_NUMBER = 10**9
-# So many voxels together cost hardly more for each than all of an image.
-_LEAST_VOXELS = 512
-# Of larger images, so that several processes have work.
-_LEAST_BLOCKS = 16
+_PACKAGES = {"dask": ("dask", "distributed"), "ray": ("ray",)}
+_MAX_NUMBER = 10**9
+# Larger chunks cost hardly less time per voxel.
+_MIN_VOXELS = 512
+# Chunks of large images, so that all processes have work.
+_MIN_CHUNKS = 16
 ChunkFit = Callable[[Voxels], Mapping[str, ArrayLike]]
-# Of each voxel, for its status and place.
-_NUMBERS_BESIDE = 16
 
 
 @dataclass(frozen=True)
 class Engine:
-    """How a fit is computed.
-
-    Attributes
-    ----------
-    name : {"serial", "joblib", "dask", "ray"}
-        Where: here, in processes of this machine, or on the cluster of the present client of
-        dask or ray (local processes where there is none).
-    n_jobs : int
-        Processes on this machine of the other engines; -1 for all but one core.
-    verbose : bool
-        Whether to show a progress bar.
-    journal : path or None
-        Folder in which finished chunks are kept. The same fit, started again after whatever ended
-        it, goes on from there, and comes to the same result, with any engine. It can be deleted
-        when the fit is saved.
-    max_memory : float or None
-        Bytes that data and results may take; half of what is free where None. The voxels that are
-        computed together take more in each process, which does not grow with the image.
-
-    Raises
-    ------
-    ValueError
-        An unknown engine.
-    ImportError
-        An engine that is not installed.
-    """
+    """Arguments `engine`, `n_jobs`, `verbose`, `journal` and `max_memory` of `fit`, checked."""
 
     name: str = "serial"
     n_jobs: int = -1
@@ -93,7 +63,9 @@ class Engine:
             )
         if not isinstance(self.journal, (str, os.PathLike, NoneType)):
             raise ValueError(f"journal is {shortened(self.journal)}; give the path of a folder.")
-        missing = [package for package in _NEEDED.get(self.name, ()) if find_spec(package) is None]
+        missing = [
+            package for package in _PACKAGES.get(self.name, ()) if find_spec(package) is None
+        ]
         if missing:
             raise ImportError(
                 f"engine is {self.name!r}, which needs {' and '.join(missing)}; install the extra "
@@ -102,28 +74,24 @@ class Engine:
 
 
 def check_number(name: str, number: Any, minimum: int) -> None:
-    """Refuse what is no whole number of at least so much.
-
-    Raises
-    ------
-    ValueError
-    """
+    """Raise ValueError unless a number is an integer of at least the minimum."""
     is_integer = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
-    if not (is_integer and minimum <= number <= _LARGEST_NUMBER):
+    if not (is_integer and minimum <= number <= _MAX_NUMBER):
         raise ValueError(
             f"{name} is {shortened(number)}; give a whole number of at least {minimum}."
         )
 
 
-def voxels_per_block(n_voxels: int, max_voxels: int) -> int:
-    """Voxels of an image that are computed together, by a model that can have so many at most."""
-    return max(min(max_voxels, max(_LEAST_VOXELS, -(-n_voxels // _LEAST_BLOCKS))), 1)
+def chunk_size(n_voxels: int, max_voxels: int) -> int:
+    """Voxels of a chunk of an image, at most those that the model allows."""
+    return max(min(max_voxels, max(_MIN_VOXELS, -(-n_voxels // _MIN_CHUNKS))), 1)
 
 
-# What the function of a chunk tells of each voxel for the status, beside what is kept.
-_JUDGED = {
+# Results of a chunk that determine the status of each voxel.
+_STATUS_VALUES = {
     "converged": bool, "sigma": float, "residual_rms": float, "n_unknowns": float,
-    "excess": float, "worst_excess": float, "worst_freedom": float, "n_groups": float,
+    "reduced_chi_square": float, "worst_reduced_chi_square": float,
+    "worst_degrees_of_freedom": float, "n_groups": float,
 }  # fmt: skip
 
 
@@ -138,45 +106,44 @@ def fit_image(
     options: Mapping[str, Any],
     groups: Iterable[np.ndarray] | None = None,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Fit the voxels of an image.
+    """Fit the voxels of an image; for models that have a `fit` method of their own.
 
     Parameters
     ----------
     image : Image
     fit_chunk : callable
-        From :class:`Voxels`, over their S0, to an array (V, ...) for each name in `layout`. What
-        is a signal ("sigma", "residual_rms", names that begin with "S0") comes over S0, too, and
-        is kept in the unit of the data. For the status it also gives "converged", "sigma" (the
-        noise that it used or found), "residual_rms", "n_unknowns", and, where their variances
-        are not sigma^2 alone, "excess": the sum of squared residuals over these, per degree of
-        freedom. What judges groups of measurements by the worst also gives "worst_excess",
-        "worst_freedom" and "n_groups". A number holds for all voxels. The function can be pickled.
+        Picklable; from :class:`Voxels`, divided by S0, to arrays (V, ...), or a number for all
+        voxels, for the names in `layout` and for the status: "converged"; "sigma" (noise level
+        used or estimated); "residual_rms"; "n_unknowns"; "reduced_chi_square" if residuals have
+        other variances than sigma^2; "worst_reduced_chi_square", "worst_degrees_of_freedom" and
+        "n_groups" if groups of measurements, such as shells, are tested. "sigma", "residual_rms"
+        and names that begin with "S0" are relative to S0 and are stored in the unit of the data.
     layout : mapping
-        Type, or type and shape, of what is kept of a voxel, as ``("f4", (n_faces,))``. An array
-        may be narrower; the rest is zero.
+        Type, or type and shape such as ``("f4", (n_faces,))``, of each stored value of a voxel.
+        Smaller arrays are padded with zeros.
     engine : Engine
     most : int
-        Voxels computed together at most.
+        Maximum number of voxels in a chunk.
     model : VoxelModel
     options : mapping
-        What the result depends on beside the image and the model; numbers, texts and arrays. A
-        journal is known by these.
+        Other numbers, strings and arrays that determine the result, for the journal.
     groups : iterable of ndarray of int, optional
-        Rows of the voxels that may be fitted together; all where not given.
+        Rows of voxels that can share a chunk; all voxels by default.
 
     Returns
     -------
     status : ndarray (...)
     values : dict of ndarray (V, ...)
-        Of the voxels that could be fitted, in order: "sigma", "residual_rms" and `layout`.
+        "sigma", "residual_rms" and `layout` of the voxels that could be fitted, in order.
     """
     voxels, n = image.voxels, len(image.voxels)
-    kinds = _JUDGED | dict(layout)
-    kept_of_each = 8 * _NUMBERS_BESIDE + sum(map(_n_bytes, kinds.values()))
-    needed = 2 * voxels.signals.nbytes + n * kept_of_each
+    kinds = _STATUS_VALUES | dict(layout)
+    # 128: status, position and temporary numbers
+    bytes_per_voxel = 128 + sum(_zeros(1, kind).nbytes for kind in kinds.values())
+    needed = 2 * voxels.signals.nbytes + n * bytes_per_voxel
     check_memory(f"A fit of {n} voxels", needed, engine.max_memory)
     values = {name: _zeros(n, kind) for name, kind in kinds.items()}
-    size, scatter = voxels_per_block(n, most), np.zeros(n)
+    size, scatter = chunk_size(n, most), np.zeros(n)
     journal_context: AbstractContextManager[Journal | None] = nullcontext()
     if engine.journal is not None:
         journal_context = open_journal(engine.journal, _identity(model, image, options))
@@ -185,7 +152,7 @@ def fit_image(
                  for k in range(0, len(rows), size)]  # fmt: skip
         fit_with_progress = bar.fed_by(fit_chunk)
         for rows, result in _computed(voxels, fit_with_progress, chunk_rows, engine, journal, bar):
-            for name, value in (_excess(result, voxels.signals.shape[1]) | dict(result)).items():
+            for name, value in (_chi_square(result, voxels.signals.shape[1]) | result).items():
                 values[name][(rows, *map(slice, np.shape(value)[1:]))] = value
             scatter[rows] = voxels.signals[rows].std(axis=1)
     for name, value in values.items():
@@ -193,13 +160,13 @@ def fit_image(
             value *= voxels.S0[:, 0].reshape(-1, *(1,) * (value.ndim - 1))
     status = image.status.copy()
     status.reshape(-1)[image.rows] = fit_status(image, values, scatter)
-    for name in _JUDGED.keys() - {"sigma", "residual_rms"}:
+    for name in _STATUS_VALUES.keys() - {"sigma", "residual_rms"}:
         del values[name]
     return status, values
 
 
 def _computed(voxels, fit_chunk, chunk_rows, engine, journal: Journal | None, bar: Bar):
-    """Rows and results of all chunks: those in the journal, then those that are computed."""
+    """Rows and results of the chunks: first those in the journal, then those to be computed."""
     missing = {}
     for k, rows in enumerate(chunk_rows):
         values = None if journal is None else journal.find(rows)
@@ -220,11 +187,11 @@ def _over_S0(voxels, rows):
 
 
 def _identity(model, image, options) -> str:
-    """Digest of all that determines a fit."""
+    """Digest of everything that determines a fit."""
     try:
         settings, arrays = model.settings()
     except (ValueError, NotImplementedError) as error:
-        raise ValueError(f"journal: no file can say what this model is: {error}") from error
+        raise ValueError(f"journal: this model cannot be identified in files: {error}") from error
     scalars = {name: x for name, x in options.items() if np.ndim(x) == 0}
     arrays = {f"model {name}": x for name, x in arrays.items()}
     arrays |= {f"scan {name}": x for name, x in model.acquisition.arrays().items()}
@@ -235,10 +202,11 @@ def _identity(model, image, options) -> str:
     return storage.digest(header, arrays)
 
 
-def _excess(result, n_measurements):
+def _chi_square(result, n_measurements):
+    """Reduced chi-square (V,) if all variances are sigma^2."""
     freedom = np.maximum(n_measurements - result["n_unknowns"], 1)
     squares = n_measurements * (result["residual_rms"] / result["sigma"]) ** 2
-    return {"excess": squares / freedom}
+    return {"reduced_chi_square": squares / freedom}
 
 
 def _zeros(n, kind):
@@ -246,31 +214,26 @@ def _zeros(n, kind):
     return np.zeros((n, *shape), dtype)
 
 
-def _n_bytes(kind):
-    return _zeros(1, kind).nbytes
-
-
 def fit_status(image: Image, values: Mapping[str, np.ndarray], scatter: np.ndarray) -> np.ndarray:
-    """Status (V,) of a fit, from a noise level that does not depend on the model.
+    """Status (V,) of a fit, by the noise level of the image, which does not depend on the model.
 
-    Parameters
-    ----------
-    image : Image
-    values : mapping of ndarray (V,)
-        What `fit_chunk` gives for the status, see :func:`fit_image`, in the unit of the data.
-    scatter : ndarray (V,)
-        Standard deviations of the signals of each voxel.
+    `values` are those of the status in :func:`fit_image`, in the unit of the data; `scatter` (V,)
+    are the standard deviations of the signals.
     """
     voxels, converged = image.voxels, values["converged"]
     freedom = np.broadcast_to(image.freedom, len(voxels))
     n_measurements = voxels.signals.shape[1]
-    by_noise = (values["sigma"] / image.noise) ** 2
-    excess, worst = values["excess"] * by_noise, values["worst_excess"] * by_noise
-    told = np.maximum(freedom, 1)
-    by_noise = outcome(converged, excess, values["n_unknowns"], told, n_measurements)
-    refuted = worst_refutes(worst, values["worst_freedom"], values["n_groups"], told)
-    by_noise = np.where(refuted, Status.MISFIT, by_noise)
+    ratio, positive_freedom = (values["sigma"] / image.noise) ** 2, np.maximum(freedom, 1)
+    with_noise = outcome(
+        converged, values["reduced_chi_square"] * ratio, values["n_unknowns"], positive_freedom,
+        n_measurements,
+    )  # fmt: skip
+    rejected = rejected_by_worst_group(
+        values["worst_reduced_chi_square"] * ratio, values["worst_degrees_of_freedom"],
+        values["n_groups"], positive_freedom,
+    )  # fmt: skip
+    with_noise = np.where(rejected, Status.MISFIT, with_noise)
     nothing = explains_nothing(values["residual_rms"], scatter, voxels.S0[:, 0])
-    without = np.where(converged, Status.CONVERGED, Status.NOT_CONVERGED)
-    without = np.where(nothing, Status.MISFIT, without)
-    return np.where(freedom > 0, by_noise, without)
+    without_noise = np.where(converged, Status.CONVERGED, Status.NOT_CONVERGED)
+    without_noise = np.where(nothing, Status.MISFIT, without_noise)
+    return np.where(freedom > 0, with_noise, without_noise)

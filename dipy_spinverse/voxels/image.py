@@ -9,8 +9,8 @@ import numpy as np
 
 from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.memory import check_memory
-from dipy_spinverse.voxels.noise import KNOWN, NUMBERS_BESIDE, independent_noise
-from dipy_spinverse.voxels.status import Status, screened
+from dipy_spinverse.voxels.noise import KNOWN, TEMPORARY_NUMBERS, noise_before_fit
+from dipy_spinverse.voxels.status import Status, status_before_fit
 
 _REAL = "biuf"  # kinds of NumPy's types
 
@@ -27,22 +27,22 @@ class Voxels:
         Signal without diffusion at each echo time, as measured or given.
     sigma : ndarray (V,) or None
         Standard deviation of the noise in each channel, where it is given.
-    own : mapping of ndarray (V, ...)
-        What a model knows of its voxels beside the signals.
+    attributes : mapping of ndarray (V, ...)
+        What else a model knows of each voxel, such as initial values.
     """
 
     signals: np.ndarray
     S0: np.ndarray
     sigma: np.ndarray | None
-    own: Mapping[str, np.ndarray] = field(default_factory=dict)
+    attributes: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.signals)
 
     def __getitem__(self, rows) -> Voxels:
         sigma = None if self.sigma is None else self.sigma[rows]
-        own = {name: value[rows] for name, value in self.own.items()}
-        return Voxels(self.signals[rows], self.S0[rows], sigma, own)
+        attributes = {name: value[rows] for name, value in self.attributes.items()}
+        return Voxels(self.signals[rows], self.S0[rows], sigma, attributes)
 
     @property
     def signed(self) -> np.ndarray:
@@ -53,7 +53,7 @@ class Voxels:
         """The same, over the signal without diffusion at the first echo time."""
         S0 = self.S0[:, :1]
         sigma = None if self.sigma is None else self.sigma / S0[:, 0]
-        return Voxels(self.signals / S0, self.S0 / S0, sigma, self.own)
+        return Voxels(self.signals / S0, self.S0 / S0, sigma, self.attributes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,13 @@ class Image:
 
 
 def image_of(
-    data, mask, sigma, acquisition: Acquired, S0=None, own=None, max_memory: float | None = None
+    data,
+    mask,
+    sigma,
+    acquisition: Acquired,
+    S0=None,
+    attributes=None,
+    max_memory: float | None = None,
 ) -> Image:
     """Arguments of a fit, checked; warns of voxels that cannot be fitted.
 
@@ -112,8 +118,8 @@ def image_of(
     acquisition : Acquired
     S0 : float, array-like (...) or None
         Signal without diffusion, where it is known.
-    own : mapping of ndarray (prod(...), ...) or None
-        What the model knows of the voxels, flattened.
+    attributes : mapping of ndarray (prod(...), ...) or None
+        See :class:`Voxels`.
     max_memory : float or None
         Bytes that they may take; half of what is free where None.
 
@@ -135,7 +141,7 @@ def image_of(
             "unit of the data."
         )
     # Once more for what is made of them.
-    n_temporary = max(data.shape[-1], NUMBERS_BESIDE if noise is None else 0)
+    n_temporary = max(data.shape[-1], TEMPORARY_NUMBERS if noise is None else 0)
     n_bytes = np.count_nonzero(inside) * 8 * (data.shape[-1] + n_temporary)
     check_memory(f"data of {np.count_nonzero(inside)} voxels", n_bytes, max_memory)
     signals = _samples(data, inside.reshape(shape))
@@ -146,18 +152,18 @@ def image_of(
         min_S0 = np.where(np.isfinite(given_S0), np.minimum(min_S0, given_S0), np.nan)
         measured_S0 = np.broadcast_to(given_S0[:, None], measured_S0.shape)
     status = np.full(len(inside), int(Status.NOT_FITTED))
-    status[inside] = screened(signals, min_S0)
+    status[inside] = status_before_fit(signals, min_S0)
     fittable = status[inside] == Status.CONVERGED
     rows = np.flatnonzero(inside)[fittable]
     if not fittable.all():
         signals, measured_S0 = signals[fittable], measured_S0[fittable]
     known_noise = None if noise is None else noise[rows]
-    own = {name: value[rows] for name, value in (own or {}).items()}
-    voxels = Voxels(signals, measured_S0, known_noise, own)
+    attributes = {name: value[rows] for name, value in (attributes or {}).items()}
+    voxels = Voxels(signals, measured_S0, known_noise, attributes)
     if known_noise is not None:
         return Image(status.reshape(shape), voxels, known_noise, KNOWN)
     status = status.reshape(shape)
-    level, freedom = independent_noise(voxels.signals, acquisition, status == Status.CONVERGED)
+    level, freedom = noise_before_fit(voxels.signals, acquisition, status == Status.CONVERGED)
     return Image(status, voxels, level, freedom)
 
 

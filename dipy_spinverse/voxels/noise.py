@@ -1,6 +1,9 @@
-"""The noise level of each voxel: from repeats, from beyond the harmonics, from a residual."""
+"""Noise level of each voxel before a fit, from repeated b0 and from residuals of harmonics."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.ndimage import uniform_filter
@@ -9,137 +12,178 @@ from dipy_spinverse.acquisition import Acquisition, TensorAcquisition
 from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.shells import shells_of
 
+if TYPE_CHECKING:
+    from dipy_spinverse.voxels.image import Image
+
 # Degrees of freedom of a noise level that is given.
 KNOWN = 10**9
-# With fewer degrees of freedom a single voxel's estimate is off by more than a third.
-_LEAST_FREEDOM = 4
-# Repeats that differ less, relative to their mean, are without noise and say nothing about it.
-_LEAST_SPREAD = 1e-6
-# How many degrees of freedom the noise of the other voxels is worth at most: it changes slowly
-# over a volume, but it does.
-_SHARED_FREEDOM = 20
-# Levels of variance that an image may have: their ratio, how many, and how they are found.
-_LEVEL_RATIO = 1.12
-_MOST_LEVELS = 80
-_LEVEL_STEPS = 40
-_VOXELS_FOR_LEVELS = 5000
-# Share, and number, of voxels that make a level; share of those whose level no other has.
-_FREQUENT, _FEW = 0.02, 3.0
-_RARE = 1e-3
-# Voxels that a neighbourhood has, and how much it counts beside the whole image.
-_NEIGHBOURS = 27
-_LOCAL = 0.8
-_LOCAL_STEPS = 4
-# Numbers for each voxel beside its signals, at most, while noise is looked for: chances of levels.
-NUMBERS_BESIDE = 4 * _MOST_LEVELS + 20
+# With fewer degrees of freedom the estimate of a single voxel has an error of more than a third.
+_MIN_DEGREES_OF_FREEDOM = 4
+# Repeats that differ less, relative to their mean, are noise-free and say nothing about noise.
+_MIN_RELATIVE_SPREAD = 1e-6
+# Noise varies slowly over a volume: degrees of freedom that the other voxels add at most. Chosen
+# by hand, like the other constants of the distribution of variances.
+_MAX_SHARED_DEGREES_OF_FREEDOM = 20
+# Grid of variances of an image: ratio of neighbours, maximum number, iterations, sample of voxels.
+_VARIANCE_RATIO = 1.12
+_MAX_VARIANCES = 80
+_EM_ITERATIONS = 40
+_MAX_SAMPLED_VOXELS = 5000
+# A variance is supported by this share of the voxels and this number; others share a small rest.
+_MIN_SHARE, _MIN_VOXELS = 0.02, 3.0
+_UNSUPPORTED_SHARE = 1e-3
+# Voxels of a neighbourhood, and its weight relative to that of the whole image.
+_NEIGHBOURHOOD = 27
+_NEIGHBOURHOOD_WEIGHT = 0.8
+_NEIGHBOURHOOD_ITERATIONS = 4
+# Temporary numbers per voxel, at most: likelihoods of the variances.
+TEMPORARY_NUMBERS = 4 * _MAX_VARIANCES + 20
 _VOXELS_AT_ONCE = 10_000
 # Shells up to this b (ms/um^2) have hardly any signal beyond the harmonics that their directions
-# determine; and signal over noise above which Rician noise is normal.
-_SMOOTH_B = 1.6
-_CLEAR = 4.0
+# determine. Above this ratio of signal to noise the Rician distribution is nearly normal.
+_MAX_SMOOTH_B = 1.6
+_MIN_SNR = 4.0
 
 
-def independent_noise(
-    signals: np.ndarray, acquisition: Acquired, wanted: np.ndarray | None = None
+def noise_before_fit(
+    signals: np.ndarray,
+    acquisition: Acquired,
+    mask: np.ndarray | None = None,
+    *,
+    b0_only: bool = False,
+    per_te: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Noise that rests on no model of tissue, to judge any model by.
+    """Noise level that does not depend on a model of tissue.
 
-    From repeated b0 measurements of one echo time, and from what is beyond the spherical
-    harmonics of shells of low b. Where a voxel has few of them, its variance is drawn towards
-    the levels that the image has, and first to those of its neighbours: there may be several.
+    From repeated b0 (of equal echo time, b and direction) and, unless `b0_only`, from the residuals
+    of spherical harmonics on shells of low b. The variances of single voxels have few degrees of
+    freedom and are shrunk towards those that are frequent in the image, first in the
+    neighbourhood.
 
     Parameters
     ----------
     signals : ndarray (V, M)
         As measured.
     acquisition : Acquired
-    wanted : ndarray (...) of bool, optional
-        Which voxels of an image these are, for their neighbours.
+    mask : ndarray (...) of bool, optional
+        The V voxels within the image, for neighbourhoods.
+    b0_only : bool, optional
+        Do not use shells.
+    per_te : bool, optional
+        One level per echo time, from its b0 alone, without shrinkage.
 
     Returns
     -------
-    sigma : ndarray (V,)
-        Standard deviation in each channel; 1 where nothing tells.
-    freedom : ndarray (V,) of int
-        Its degrees of freedom; 0 where nothing tells.
+    sigma : ndarray (V,), or (V, K) with `per_te`
+        Standard deviation in each channel; 1 where it is not determined.
+    degrees_of_freedom : ndarray (V,) of int
+        0 where sigma is not determined.
     """
+    if per_te:
+        return _noise_per_te(signals, acquisition)
+    shells = () if b0_only else tuple(_smooth_shells(acquisition))
     estimates = [
-        _of_each(signals[start : start + _VOXELS_AT_ONCE], acquisition)
+        _squares_of_voxels(signals[start : start + _VOXELS_AT_ONCE], acquisition, shells)
         for start in range(0, max(len(signals), 1), _VOXELS_AT_ONCE)
     ]
-    squares, freedom, determined, shares_levels = map(np.concatenate, zip(*estimates, strict=True))
+    squares, freedom, determined, shrunk = map(np.concatenate, zip(*estimates, strict=True))
     variance = np.where(determined, squares / np.maximum(freedom, 1), 1.0)
-    if shares_levels.sum() > 1:
-        sampled = None
-        if wanted is not None:
-            sampled = np.zeros(wanted.shape, dtype=bool)
-            sampled[wanted] = shares_levels
-        variance[shares_levels], freedom[shares_levels] = _with_levels(
-            squares[shares_levels], freedom[shares_levels], sampled
+    if shrunk.sum() > 1:
+        shrunk_mask = None
+        if mask is not None:
+            shrunk_mask = np.zeros(mask.shape, dtype=bool)
+            shrunk_mask[mask] = shrunk
+        variance[shrunk], freedom[shrunk] = _shrunk_variances(
+            squares[shrunk], freedom[shrunk], shrunk_mask
         )
     return np.sqrt(variance), np.where(determined, freedom, 0)
 
 
-def _of_each(signals, acquisition):
-    """Sum of squares (V,), its degrees of freedom, whether it tells, and as those of others."""
+def with_initial_noise(image: Image) -> Image:
+    """The image with the noise level at the start of a fit: the given or the estimated one.
+
+    Voxels without an estimate get the median of the others.
+    """
+    estimated = np.broadcast_to(image.freedom, len(image.voxels)) > 0
+    if image.voxels.sigma is not None or not estimated.any():
+        return image
+    sigma = np.where(estimated, image.noise, np.median(image.noise[estimated]))
+    return replace(image, voxels=replace(image.voxels, sigma=sigma))
+
+
+def _noise_per_te(signals, acquisition):
+    n_repeats = np.asarray(acquisition.b0_per_te).sum(axis=1)
+    if (n_repeats <= _MIN_DEGREES_OF_FREEDOM).any():
+        return np.ones((len(signals), len(n_repeats))), np.zeros(len(signals), dtype=int)
+    sigma = [signals[:, same_te].std(axis=1, ddof=1) for same_te in acquisition.b0_per_te]
+    return np.stack(sigma, axis=1), np.full(len(signals), (n_repeats - 1).sum())
+
+
+def _squares_of_voxels(signals, acquisition, shells):
+    """Sums of squares (V,), degrees of freedom, whether these suffice, whether to shrink them."""
     squares, n_b0 = _repeated_b0(signals, acquisition)
     freedom = np.full(len(signals), n_b0)
-    for shell in _smooth_shells(acquisition):
+    for shell in shells:
         on_shell = signals[:, shell.rows]
         residual_squares = (shell.beyond_smooth(on_shell) ** 2).sum(axis=1)
-        clear = on_shell.mean(axis=1) > _CLEAR * np.sqrt(residual_squares / shell.freedom)
+        clear = on_shell.mean(axis=1) > _MIN_SNR * np.sqrt(residual_squares / shell.freedom)
         squares = squares + np.where(clear, residual_squares, 0)
         freedom = freedom + np.where(clear, shell.freedom, 0)
     size = np.abs(signals).max(axis=1, initial=0)
-    determined = (freedom >= _LEAST_FREEDOM) & (squares > freedom * (_LEAST_SPREAD * size) ** 2)
-    variance = np.where(determined, squares / np.maximum(freedom, 1), 1.0)
-    # Magnitudes of noise alone scatter less than noise does.
-    b0 = np.asarray(acquisition.b0_per_te).any(axis=0)
-    shares_levels = determined & (
-        signals[:, b0].mean(axis=1) > _CLEAR * np.sqrt(variance) if b0.any() else determined
+    determined = (freedom >= _MIN_DEGREES_OF_FREEDOM) & (
+        squares > freedom * (_MIN_RELATIVE_SPREAD * size) ** 2
     )
-    return squares, freedom, determined, shares_levels
+    variance = np.where(determined, squares / np.maximum(freedom, 1), 1.0)
+    # Magnitudes of pure noise vary less than the noise of each channel.
+    b0 = np.asarray(acquisition.b0_per_te).any(axis=0)
+    shrunk = determined & (
+        signals[:, b0].mean(axis=1) > _MIN_SNR * np.sqrt(variance) if b0.any() else determined
+    )
+    return squares, freedom, determined, shrunk
 
 
-def _with_levels(squares, freedom, mask=None):
-    """Variances (V,) of sums of squares (V,), with the image's own distribution of variances.
+def _shrunk_variances(squares, freedom, mask):
+    """Variances (V,) of sums of squares (V,), and their degrees of freedom, by empirical Bayes.
 
-    The distribution over a ladder of levels is the likeliest (expectation maximisation); that of
-    a voxel is mostly its neighbours' mean. Their degrees of freedom are those of an inverse gamma
-    distribution as wide as what is left.
+    The prior on a grid of variances has maximum likelihood (expectation maximisation); that of a
+    voxel is mostly the mean posterior of its neighbours. The degrees of freedom are those of an
+    inverse gamma distribution with the variance of the posterior.
     """
     raw = squares / freedom
     low, high = np.log([raw.min(), raw.max()])
-    n_levels = int(np.clip((high - low) / np.log(_LEVEL_RATIO) + 2, 5, _MOST_LEVELS))
-    levels = np.exp(np.linspace(low, high, n_levels))
-    log_chance = -0.5 * (freedom[:, None] * np.log(levels) + squares[:, None] / levels)
-    chance = np.exp(log_chance - log_chance.max(axis=1, keepdims=True))
-    subset = chance[:: -(-len(chance) // _VOXELS_FOR_LEVELS)]
-    share = np.full(n_levels, 1 / n_levels)
-    for _ in range(_LEVEL_STEPS):
-        posterior = share * subset
-        share = (posterior / posterior.sum(axis=1, keepdims=True)).mean(axis=0)
-    # A level is one of several voxels: the few that scatter least have none of their own.
-    frequent = np.convolve(share, np.ones(5), "same") > _FREQUENT + _FEW / len(subset)
-    share = np.where(frequent, share, 0)
-    if not share.any():
-        share[np.abs(levels - squares.sum() / freedom.sum()).argmin()] = 1.0
-    share = share / share.sum() + _RARE / n_levels
-    posterior = share * chance
+    n_variances = int(np.clip((high - low) / np.log(_VARIANCE_RATIO) + 2, 5, _MAX_VARIANCES))
+    variances = np.exp(np.linspace(low, high, n_variances))
+    log_likelihood = -0.5 * (freedom[:, None] * np.log(variances) + squares[:, None] / variances)
+    likelihood = np.exp(log_likelihood - log_likelihood.max(axis=1, keepdims=True))
+    subset = likelihood[:: -(-len(likelihood) // _MAX_SAMPLED_VOXELS)]
+    prior = np.full(n_variances, 1 / n_variances)
+    for _ in range(_EM_ITERATIONS):
+        posterior = prior * subset
+        prior = (posterior / posterior.sum(axis=1, keepdims=True)).mean(axis=0)
+    # The few voxels that vary least by chance do not make a variance of their own.
+    supported = np.convolve(prior, np.ones(5), "same") > _MIN_SHARE + _MIN_VOXELS / len(subset)
+    prior = np.where(supported, prior, 0)
+    if not prior.any():
+        prior[np.abs(variances - squares.sum() / freedom.sum()).argmin()] = 1.0
+    prior = prior / prior.sum() + _UNSUPPORTED_SHARE / n_variances
+    posterior = prior * likelihood
     posterior /= posterior.sum(axis=1, keepdims=True)
-    for _ in range(0 if mask is None else _LOCAL_STEPS):
-        posterior = chance * (_LOCAL * _neighbours(posterior, mask) + (1 - _LOCAL) * share)
+    for _ in range(0 if mask is None else _NEIGHBOURHOOD_ITERATIONS):
+        local = _neighbourhood_mean(posterior, mask)
+        posterior = likelihood * (
+            _NEIGHBOURHOOD_WEIGHT * local + (1 - _NEIGHBOURHOOD_WEIGHT) * prior
+        )
         posterior /= posterior.sum(axis=1, keepdims=True)
-    variance = posterior @ levels
-    posterior_variance = np.maximum(posterior @ levels**2 - variance**2, 1e-12 * variance**2)
-    return variance, np.clip(
-        2 * variance**2 / posterior_variance, freedom / 2, freedom + _SHARED_FREEDOM
+    mean = posterior @ variances
+    uncertainty = np.maximum(posterior @ variances**2 - mean**2, 1e-12 * mean**2)
+    return mean, np.clip(
+        2 * mean**2 / uncertainty, freedom / 2, freedom + _MAX_SHARED_DEGREES_OF_FREEDOM
     )
 
 
-def _neighbours(values, mask):
-    """Mean (V, K) of values (V, K) of an image's voxels over their neighbourhoods."""
-    size = round(_NEIGHBOURS ** (1 / max(mask.ndim, 1)))
+def _neighbourhood_mean(values, mask):
+    """Means (V, K) over the neighbourhoods of the voxels of a mask, of their values (V, K)."""
+    size = round(_NEIGHBOURHOOD ** (1 / max(mask.ndim, 1)))
     dense, means = np.zeros(mask.shape), np.empty_like(values)
     count = uniform_filter(mask.astype(float), size, mode="constant")[mask]
     for k, column in enumerate(values.T):
@@ -149,75 +193,24 @@ def _neighbours(values, mask):
 
 
 def _smooth_shells(acquisition):
-    """Shells whose measurements are more than the harmonics of their signals."""
+    """Shells of low b with enough measurements beyond the harmonics of their signals."""
     if not isinstance(acquisition, Acquisition | TensorAcquisition):
         return
     for shell in shells_of(acquisition):
-        if shell.b <= _SMOOTH_B and shell.order >= 2 and shell.freedom >= _LEAST_FREEDOM:
+        if (
+            shell.b <= _MAX_SMOOTH_B
+            and shell.order >= 2
+            and shell.freedom >= _MIN_DEGREES_OF_FREEDOM
+        ):
             yield shell
 
 
-def _repeated_b0(data, acquisition):
-    """Sum of squares (V,) of repeated b0 about their means; its degrees of freedom."""
-    squares, freedom = np.zeros(len(data)), 0
+def _repeated_b0(signals, acquisition):
+    """Sum of squares (V,) of repeated b0 about their means, and its degrees of freedom."""
+    squares, freedom = np.zeros(len(signals)), 0
     for group in acquisition.repeated_b0:
-        repeats = data[:, group]
+        repeats = signals[:, group]
         if repeats.shape[1] > 1:
             squares += repeats.var(axis=1) * repeats.shape[1]
             freedom += repeats.shape[1] - 1
     return squares, freedom
-
-
-def noise_from_b0(data: np.ndarray, acquisition: Acquired) -> tuple[np.ndarray | None, int]:
-    """Standard deviation of the noise from repeated b0 measurements.
-
-    Pooled over groups of b0 with the same echo time, b and direction. Each voxel's
-    variance is drawn towards the levels of the image, as its scatter is mostly chance.
-
-    Parameters
-    ----------
-    data : ndarray (V, M)
-    acquisition : Acquired
-
-    Returns
-    -------
-    sigma : ndarray (V,) or None
-        None where there are too few repeats, or most voxels have none but equal ones.
-    freedom : int
-        Degrees of freedom of each, less what other voxels tell.
-    """
-    squares, freedom = _repeated_b0(data, acquisition)
-    if len(data) == 0 or freedom < _LEAST_FREEDOM:
-        return None, 0
-    if np.median(squares) <= freedom * (_LEAST_SPREAD * np.median(np.abs(data))) ** 2:
-        return None, 0
-    if len(data) == 1:
-        return np.sqrt(squares / freedom), freedom
-    floor = freedom * (_LEAST_SPREAD * np.median(np.abs(data))) ** 2
-    variance, _ = _with_levels(np.maximum(squares, floor), np.full(len(data), freedom))
-    return np.sqrt(variance), freedom
-
-
-def noise_of_each_te(data: np.ndarray, acquisition: Acquired) -> np.ndarray | None:
-    """Standard deviation (V, K) of the noise at each echo time from its repeated b0.
-
-    None where an echo time has too few repeats.
-    """
-    if any(same_te.sum() <= _LEAST_FREEDOM for same_te in acquisition.b0_per_te):
-        return None
-    sigma = [data[:, same_te].std(axis=1, ddof=1) for same_te in acquisition.b0_per_te]
-    return np.stack(sigma, axis=1)
-
-
-def noise_from_residual(residual: np.ndarray, n_determined: np.ndarray) -> np.ndarray:
-    """Standard deviation (V,) of the noise from residuals (V, M) of a fit.
-
-    Parameters
-    ----------
-    residual : ndarray (V, M)
-    n_determined : ndarray (V,)
-        Number of degrees of freedom that the fit took from the data.
-    """
-    n_measurements = residual.shape[1]
-    freedom = np.maximum(n_measurements - n_determined, n_measurements / 10)
-    return np.sqrt((residual**2).sum(axis=1) / freedom)

@@ -1,4 +1,4 @@
-"""What magnitudes with Rician noise say about signals."""
+"""Rician distribution of magnitudes, and noise levels from the residual of a fit."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ from numpy.typing import ArrayLike
 from scipy.special import ive
 from torch import Tensor
 
-# Of a table of amplitudes over the noise.
+# Table of amplitudes over sigma; beyond its end two terms of the asymptotic series are exact to
+# 1e-6.
 _TABLE_END = 12.0
 _TABLE_STEP = 0.01
-_LEAST_INFORMATION = 0.05
-_NOISE_STEPS = 5
-LEAST_NOISE = 1e-6  # of the signal without diffusion
+_MIN_INFORMATION = 0.05  # so that no measurement loses all its weight; chosen by hand
+_NOISE_ITERATIONS = 5  # each halves the distance to the most likely noise level
+_MIN_NOISE = 1e-6  # relative to the signal without diffusion: noise-free simulations
 
 
 def rician_mean(signals: ArrayLike, sigma: ArrayLike) -> np.ndarray:
-    """Mean of the magnitude of signals with complex noise of standard deviation sigma.
+    """Mean magnitude of signals with noise of standard deviation sigma in each channel.
 
-    References
-    ----------
-    Rice, Bell Syst. Tech. J. 23 (1944), https://doi.org/10.1002/j.1538-7305.1944.tb00874.x
+    Rice, Bell Syst. Tech. J. 23 (1944), https://doi.org/10.1002/j.1538-7305.1944.tb00874.x.
     """
     variance = np.maximum(np.asarray(sigma, dtype=float) ** 2, np.finfo(float).tiny)
     x = np.minimum(np.asarray(signals) ** 2 / (4 * variance), 1e6)
     laguerre = (1 + 2 * x) * ive(0, x) + 2 * x * ive(1, x)
-    # Far above the noise the mean is the signal itself, to its relative precision.
+    # Far above the noise the mean is the signal, to rounding.
     return np.where(x < 1e4, np.sqrt(np.pi / 2 * variance) * laguerre, signals)
 
 
@@ -38,19 +37,19 @@ EXCESSES = rician_mean(_AMPLITUDES, 1.0) - _AMPLITUDES
 
 
 def rician_excess(amplitude: np.ndarray) -> np.ndarray:
-    """Mean of a magnitude minus its noise-free amplitude, both over sigma."""
+    """Mean magnitude minus noise-free amplitude, both over sigma."""
     return _excesses(np.ravel(amplitude), EXCESSES).reshape(np.shape(amplitude))
 
 
 def rician_variance(amplitude: np.ndarray) -> np.ndarray:
-    """Variance of a magnitude over that of a channel, at an amplitude over sigma."""
+    """Variance of a magnitude over sigma^2, at an amplitude over sigma."""
     excess = rician_excess(amplitude)
     return 2 - 2 * amplitude * excess - excess**2
 
 
 @njit(cache=True, nogil=True)
 def compiled_excess(amplitude, table):
-    """`rician_excess` of a number, for compiled loops, which are given `EXCESSES`."""
+    """`rician_excess` of a number in compiled code; the table is `EXCESSES`."""
     if amplitude >= _TABLE_END:
         return 0.5 / amplitude + 0.125 / amplitude**3
     position = amplitude / _TABLE_STEP
@@ -62,23 +61,16 @@ def compiled_excess(amplitude, table):
 def _excesses(amplitude, table):
     result = np.empty_like(amplitude)
     for k in range(len(amplitude)):
-        # What is not a number stays what it is.
         is_number = amplitude[k] >= 0
         result[k] = compiled_excess(amplitude[k], table) if is_number else amplitude[k]
     return result
 
 
 def rician_target(data: Tensor, predicted: Tensor, sigma: Tensor | None) -> Tensor:
-    """What least squares are to be fitted to, for signals near `predicted`.
+    """Target (V, M) of least squares whose minimum near `predicted` has the largest likelihood.
 
-    y I1(z) / I0(z) with z = y S / sigma^2: the magnitude less what noise added to it.
-
-    Parameters
-    ----------
-    data, predicted : Tensor (V, M)
-    sigma : Tensor (V,) or None
-        None for Gaussian noise, which leaves the data as they are. So do negative data, which are
-        no magnitudes.
+    y I1(z) / I0(z) with z = y S / sigma^2, the expected real part. The data themselves if sigma
+    (V,) is None (Gaussian noise), and in voxels with negative samples, which are real parts.
     """
     if sigma is None:
         return data
@@ -88,29 +80,40 @@ def rician_target(data: Tensor, predicted: Tensor, sigma: Tensor | None) -> Tens
 
 
 def log_likelihoods(data: Tensor, predicted: Tensor, sigma: Tensor, rician: bool) -> Tensor:
-    """Logarithms (V,) of the likelihood of signals, up to what does not depend on them."""
+    """Log-likelihoods (V,) of predicted signals (V, M), up to a constant of the data."""
     if rician:
         arrays = (tensor.contiguous().numpy() for tensor in (data, predicted, sigma))
         return torch.from_numpy(_log_likelihoods(*arrays))
     return -0.5 * (((data - predicted) / sigma[:, None]) ** 2).sum(dim=1)
 
 
-def rician_sigma(data: Tensor, predicted: Tensor, sigma: Tensor, n_unknowns: int) -> Tensor:
-    """Noise (V,) of magnitudes around a fit that was made with about this noise.
+def noise_from_residual(residual: np.ndarray, n_unknowns: np.ndarray | int) -> np.ndarray:
+    """Standard deviation (V,) of Gaussian noise from the residuals (V, M) of a fit.
 
-    Half the mean squared distance of the measurements in the complex plane, whose phase is
-    averaged over with the noise before. These steps of expectation maximisation halve the
-    distance to the likeliest noise.
+    `n_unknowns` (V,) is the number of degrees of freedom that the fit took from the data.
     """
-    for _ in range(_NOISE_STEPS):
+    n_measurements = residual.shape[1]
+    freedom = np.maximum(n_measurements - n_unknowns, n_measurements / 10)
+    return np.maximum(np.sqrt((residual**2).sum(axis=1) / freedom), _MIN_NOISE)
+
+
+def rician_noise_from_residual(
+    data: Tensor, predicted: Tensor, sigma: Tensor, n_unknowns: int
+) -> Tensor:
+    """Standard deviation (V,) of the noise in each channel of magnitudes (V, M), after a fit.
+
+    Expectation maximisation from a first estimate sigma (V,): half the mean squared distance in
+    the complex plane, averaged over the unknown phase.
+    """
+    for _ in range(_NOISE_ITERATIONS):
         cross = predicted * rician_target(data, predicted, sigma)
         squares = (data**2 + predicted**2 - 2 * cross).sum(dim=1)
-        sigma = torch.sqrt(squares / (2 * data.shape[1] - n_unknowns)).clamp_min(LEAST_NOISE)
+        sigma = torch.sqrt(squares / (2 * data.shape[1] - n_unknowns)).clamp_min(_MIN_NOISE)
     return sigma
 
 
 def rician_information(snr: Tensor) -> Tensor:
-    """Information on a signal in its magnitude, relative to normal noise of the same sd."""
+    """Fisher information of a magnitude on its signal, relative to Gaussian noise of equal sd."""
     table, step = _information_table()
     position = (snr / step).clamp(0, len(table) - 1.001)
     lower = position.floor()
@@ -127,15 +130,15 @@ def _information_table():
     density = y * np.exp(-0.5 * (y - snr[:, None]) ** 2) * ive(0, z)
     score = y * ive(1, z) / ive(0, z) - snr[:, None]
     information = (density * score**2).sum(axis=1) / density.sum(axis=1)
-    return np.maximum(information, _LEAST_INFORMATION), step
+    return np.maximum(information, _MIN_INFORMATION), step
 
 
 _SWITCH = 3.75
 _FACTORS = 16
 
 
-# Abramowitz and Stegun 9.8.1 to 9.8.4: I0(z) and I1(z) / z below the switch, above it both times
-# sqrt(z) exp(-z).
+# Abramowitz and Stegun 9.8.1 to 9.8.4: I0(z) and I1(z) / z below _SWITCH; above it I0(z) and I1(z)
+# times sqrt(z) exp(-z).
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 def _zero(z):
     q = (min(z, _SWITCH) / _SWITCH) ** 2
@@ -144,7 +147,7 @@ def _zero(z):
     q = _SWITCH / max(z, _SWITCH)
     q5 = -0.02057706 + q * (0.02635537 + q * (-0.01647633 + q * 0.00392377))
     q2 = 0.00225319 + q * (-0.00157565 + q * (0.00916281 + q * q5))
-    # Both are computed: without a branch the compiler does several z at once.
+    # Both are computed: without a branch the compiler vectorises the loop over z.
     return small_z if z < _SWITCH else 0.39894228 + q * (0.01328592 + q * q2)
 
 
@@ -177,7 +180,7 @@ def _log_likelihoods(data, predicted, sigma):
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 def compiled_log_likelihood(data, predicted, sigma, work):
-    """Logarithm of I0(y S / sigma^2) exp(-(y^2 + S^2) / (2 sigma^2)) of one voxel's magnitudes.
+    """log prod I0(y S / sigma^2) exp(-(y^2 + S^2) / (2 sigma^2)) of the magnitudes of a voxel.
 
     `work` (M,) is overwritten.
     """
@@ -187,7 +190,7 @@ def compiled_log_likelihood(data, predicted, sigma, work):
         is_large = z >= _SWITCH
         work[m] = _zero(z) ** 2 / (z if is_large else 1.0)
         squares += (data[m] - predicted[m]) ** 2 * scale + (0.0 if is_large else 2 * z)
-    # Logarithms are slow: one for the product of several factors.
+    # Logarithms are slow: one per product of several factors.
     total = 0.0
     for start in range(0, len(data), _FACTORS):
         product = 1.0

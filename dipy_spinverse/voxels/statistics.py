@@ -1,8 +1,7 @@
-"""What a fit says of a map: centre, standard deviation and 95 % interval.
+"""Statistics of the posterior samples of a map: median, standard deviation and 95 % interval.
 
-The centre is the posterior median, the estimate of least expected absolute error; it is always
-inside the interval, and that of 1/x is one over that of x. `benchmarks/estimators.py` compares it
-with the mean and the likeliest value.
+The median has the least expected absolute error, is always inside the interval, and that of 1/x is
+the inverse of that of x. `benchmarks/estimators.py` compares it with the mean and the mode.
 """
 
 from __future__ import annotations
@@ -16,70 +15,54 @@ _LEVEL = 0.95
 ENDINGS = ("", "_std", "_low", "_high")
 
 
-def of_draws(draws: np.ndarray, axis: int = 0) -> dict[str, np.ndarray]:
-    """Statistics of many draws of a map.
+def sample_statistics(samples: np.ndarray, axis: int = 0) -> dict[str, np.ndarray]:
+    """Median "", "_std", and central 95 % interval "_low" to "_high" of many samples of a map.
 
     Parameters
     ----------
-    draws : ndarray (n, V), or (V, n) with ``axis=1``
+    samples : ndarray (n, V), or (V, n) with ``axis=1``
     axis : int, optional
-        That of the draws.
-
-    Returns
-    -------
-    dict of ndarray (V,)
-        Keys "" (median), "_std", "_low" and "_high" (central 95 % interval).
+        That of the samples.
     """
     tail = (1 - _LEVEL) / 2
-    # Below the k-th of n draws in order is k / (n + 1) of the distribution on average.
-    low, median, high = np.quantile(draws, [tail, 0.5, 1 - tail], axis=axis, method="weibull")
-    return {"": median, "_std": draws.std(axis=axis), "_low": low, "_high": high}
+    # Weibull: the k-th of n sorted samples has the expected probability k / (n + 1).
+    low, median, high = np.quantile(samples, [tail, 0.5, 1 - tail], axis=axis, method="weibull")
+    return {"": median, "_std": samples.std(axis=axis), "_low": low, "_high": high}
 
 
-def summary(maps: Mapping[str, np.ndarray], axis: int = 0) -> dict[str, np.ndarray]:
-    """Statistics of the draws of several maps, named NAME, NAME_std, NAME_low and NAME_high."""
+def statistics_of_maps(maps: Mapping[str, np.ndarray], axis: int = 0) -> dict[str, np.ndarray]:
+    """NAME, NAME_std, NAME_low and NAME_high of the samples of each map."""
     return {
-        name + ending: values for name, draws in maps.items() for ending, values in
-        of_draws(draws, axis).items()
-    }  # fmt: skip
+        name + ending: values
+        for name, samples in maps.items()
+        for ending, values in sample_statistics(samples, axis).items()
+    }
 
 
-def of_fields(values: np.ndarray, error: float, largest: float) -> dict[str, np.ndarray]:
-    """Statistics of a map that is not negative over a few wall fields.
+def field_statistics(values: np.ndarray, error: float, largest: float) -> dict[str, np.ndarray]:
+    """Statistics of a nonnegative map (n, V) of few permeability fields, keyed as above.
 
-    Parameters
-    ----------
-    values : ndarray (n, V)
-        Of the estimate and of the other fields.
-    error : float
-        Relative standard deviation of errors that all fields share.
-    largest : float
-        The map's largest possible value.
-
-    Returns
-    -------
-    dict of ndarray (V,)
-        Keys as in :func:`of_draws`; the distribution is Student's, because fields are few,
-        around their mean, cut off at the map's range.
+    Student's distribution about the mean, truncated to the range 0 to `largest`; `error` is the
+    relative standard deviation of errors that all fields share.
     """
     n, mean = len(values), values.mean(axis=0)
-    # Of the next field: their scatter, and what their own mean is uncertain by.
+    # Predictive variance: scatter of the fields and uncertainty of their mean.
     scatter = values.var(axis=0, ddof=1) * (1 + 1 / n) if n > 1 else np.zeros_like(mean)
     variance = scatter + (error * mean) ** 2
-    # Degrees of freedom of an estimated and a known variance together (Satterthwaite).
+    # Degrees of freedom of the sum of an estimated and a known variance (Satterthwaite).
     share = scatter / np.where(variance > 0, variance, 1)
     freedom = max(n - 1, 1) / np.maximum(share, 1e-3) ** 2
     std = np.sqrt(variance)
-    reach = student.ppf(0.5 + _LEVEL / 2, freedom) * std
-    low, high = np.maximum(mean - reach, 0), np.minimum(mean + reach, largest)
+    half_width = student.ppf(0.5 + _LEVEL / 2, freedom) * std
+    low, high = np.maximum(mean - half_width, 0), np.minimum(mean + half_width, largest)
     return {"": mean, "_std": std, "_low": low, "_high": high}
 
 
-def of_axes(axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Dominant axis (V, 3) of draws (n, V, 3), and the angle (V,) that holds 95 % of them.
+def dominant_axis(axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Dominant axis (V, 3) of samples (n, V, 3), and its 95 % cone, in degrees (V,).
 
-    Draws of length 0 have no axis and do not count; where none has one, the axis is zero and the
-    angle 90 degrees.
+    Samples of length 0 have no axis and are ignored; without any axis the result is zero and 90
+    degrees.
     """
     scatter = np.einsum("nvk,nvl->vkl", axes, axes)
     axis = np.linalg.eigh(scatter)[1][..., -1]
@@ -89,6 +72,6 @@ def of_axes(axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     cosine = np.abs(np.einsum("nvk,vk->nv", axes, axis)) / np.maximum(length, 1e-12)
     angle = np.degrees(np.arccos(np.clip(cosine, 0, 1)))
     angle = np.where(length > 0, angle, np.nan)
-    widest = np.full(len(axis), 90.0)
-    widest[has_axis] = np.nanquantile(angle[:, has_axis], _LEVEL, axis=0)
-    return np.where(has_axis[:, None], axis, 0.0), widest
+    cone = np.full(len(axis), 90.0)
+    cone[has_axis] = np.nanquantile(angle[:, has_axis], _LEVEL, axis=0)
+    return np.where(has_axis[:, None], axis, 0.0), cone

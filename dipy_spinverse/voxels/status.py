@@ -44,8 +44,8 @@ FITTED = (
     Status.TISSUES_NOT_SEPARATED,
 )
 # Significance level of a misfit: of the voxels that the model does explain, one in 1000 is lost.
-REFUTED = 1e-3
-_LEVEL_PER_TEST = REFUTED / 2  # Bonferroni: the whole residual, and its worst group
+FALSE_REJECTION_RATE = 1e-3
+_LEVEL_PER_TEST = FALSE_REJECTION_RATE / 2  # Bonferroni: the whole residual, and its worst group
 # The noise level is reached by a residual that is not significantly above it at this level.
 _REACHED = 0.05
 # Without a noise level, a model explains nothing if its residual exceeds this fraction of the
@@ -60,7 +60,7 @@ _MIN_SNR = 3.0
 _SIGNIFICANT_DIFFERENCE = 4.0
 
 
-def screened(signals: np.ndarray, S0: np.ndarray) -> np.ndarray:
+def status_before_fit(signals: np.ndarray, S0: np.ndarray) -> np.ndarray:
     """Status (V,) before a fit: CONVERGED if the voxel can be fitted. Warns if some cannot.
 
     Parameters
@@ -84,7 +84,7 @@ def screened(signals: np.ndarray, S0: np.ndarray) -> np.ndarray:
     return status
 
 
-def only_noise(
+def is_noise_only(
     signals: np.ndarray, b0: np.ndarray, sigma: np.ndarray, freedom: np.ndarray | int
 ) -> np.ndarray:
     """Whether (V,) the signals are nothing but noise: b0 is as low as the weighted measurements.
@@ -136,7 +136,7 @@ def outcome(
     return np.where(rejected, Status.MISFIT, status)
 
 
-def worst_refutes(
+def rejected_by_worst_group(
     reduced_chi_square: np.ndarray,
     residual_freedom: np.ndarray,
     n_groups: np.ndarray,

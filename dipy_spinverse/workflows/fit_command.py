@@ -213,7 +213,7 @@ class FitCommand(Command):
         record = run_settings(inputs, settings, fit, seconds, units)
         self.write(fit, images, record, paths)
         self.page(fit, images, record, paths, **self.takes("page", arguments))
-        logger.info("%s", summary(fit, seconds))
+        logger.info("%s", status_summary(fit, seconds))
 
     def written(self, paths: dict[str, Path]) -> Iterator[Path]:
         """Files of all outputs, with those beside a map."""
@@ -226,7 +226,7 @@ def _description(name, fit=None):
     return f"{name} ({words.unit}), dipy_spinverse"
 
 
-def summary(fit: VoxelFit, seconds: float) -> str:
+def status_summary(fit: VoxelFit, seconds: float) -> str:
     """How many voxels came to which status, in words."""
     from dipy_spinverse.voxels import Status
 

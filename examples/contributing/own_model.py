@@ -5,7 +5,7 @@ import numpy as np
 from dipy_spinverse import Acquisition
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.model import VoxelModel
-from dipy_spinverse.voxels.statistics import summary
+from dipy_spinverse.voxels.statistics import statistics_of_maps
 
 
 class DecayFit(VoxelFit):
@@ -26,7 +26,7 @@ class DecayModel(VoxelModel):
         if n_draws:
             error = sigma * np.linalg.norm(solve[1] / signals, axis=1)
             draws = slope + error * np.random.default_rng(0).standard_normal((n_draws, 1))
-            values |= summary({"diffusivity": draws.clip(0)})
+            values |= statistics_of_maps({"diffusivity": draws.clip(0)})
         return values | {"converged": True, "sigma": sigma, "residual_rms": rms, "n_unknowns": 2}
 
     def signals_of_fit(self, values, acquisition):

@@ -20,7 +20,7 @@ from dipy_spinverse.compartments.fitting.variable_projection import (
 )
 from dipy_spinverse.voxels.rician import rician_excess, rician_variance
 from dipy_spinverse.voxels.shells import harmonics, shells_of
-from dipy_spinverse.voxels.status import REFUTED
+from dipy_spinverse.voxels.status import FALSE_REJECTION_RATE
 
 _LEAST_VARIANCE = 0.4  # of magnitudes, over that of a channel; pure noise has 2 - pi / 2 = 0.43
 # Of the harmonics of a shell in which a wrong model shows; two fibres taken for one have most of
@@ -93,8 +93,11 @@ def _worst_shell_statistic(problem, acquisition, predicted, tangents):
         return {}
     square, freedoms = np.stack(squares), np.stack(freedom)
     shell_index = chi2.logsf(square, freedoms).argmin(axis=0), np.arange(len(residual))
-    return {"worst_excess": square[shell_index] / freedoms[shell_index],
-            "worst_freedom": freedoms[shell_index], "n_groups": float(len(squares))}  # fmt: skip
+    return {
+        "worst_reduced_chi_square": square[shell_index] / freedoms[shell_index],
+        "worst_degrees_of_freedom": freedoms[shell_index],
+        "n_groups": float(len(squares)),
+    }
 
 
 def _score_statistics(problem, solution, gaussian, tangents):
@@ -123,7 +126,7 @@ def pooled_score_test(
     it does in most voxels; others may follow it.
     """
     rejected, supported, largest = np.zeros(len(score), dtype=bool), {}, 0.0
-    threshold = norm.isf(0.5 * REFUTED / max(len(fixed), 1))
+    threshold = norm.isf(0.5 * FALSE_REJECTION_RATE / max(len(fixed), 1))
     size = round(_NEIGHBOURS ** (1 / max(mask.ndim, 1)))
     bias = _CURVATURE_BIAS * _window_sum(np.ones(len(score)), mask, size)
     for k, (name, value) in enumerate(fixed.items()):

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,10 +32,9 @@ from dipy_spinverse.compartments.fitting.parameters import (
 from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.pools import pool_signals
 from dipy_spinverse.inversion.levenberg_marquardt import Damping, levenberg_marquardt
-from dipy_spinverse.voxels.noise import noise_from_residual
 from dipy_spinverse.voxels.rician import (
-    LEAST_NOISE,
     log_likelihoods,
+    noise_from_residual,
     rician_information,
     rician_target,
 )
@@ -253,9 +251,9 @@ def project_out_amplitudes(basis_signals: Tensor, amplitudes: Tensor, jacobian: 
 
 def residual_noise(problem: SeparableProblem, solution: Solution) -> Tensor:
     """Standard deviation (V,) of the noise from the residual of a fit."""
-    n_unknowns = np.full(len(problem.data), problem.definition.n_unknowns)
-    sigma = noise_from_residual((problem.data - solution.predicted).numpy(), n_unknowns)
-    return torch.tensor(sigma, dtype=problem.data.dtype).clamp_min(LEAST_NOISE)
+    residual = (problem.data - solution.predicted).numpy()
+    sigma = noise_from_residual(residual, problem.definition.n_unknowns)
+    return torch.tensor(sigma, dtype=problem.data.dtype)
 
 
 @dataclass(frozen=True, eq=False)

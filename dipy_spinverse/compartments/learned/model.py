@@ -44,7 +44,7 @@ from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
 from dipy_spinverse.voxels.image import Voxels, image_of
 from dipy_spinverse.voxels.model import VoxelModel
 from dipy_spinverse.voxels.progress import Bar, part
-from dipy_spinverse.voxels.statistics import summary
+from dipy_spinverse.voxels.statistics import statistics_of_maps
 
 LEARNERS: dict[str, type[Learner]] = {
     "mixture-density": MixtureDensityNetwork,
@@ -332,7 +332,9 @@ class LearnedModel(VoxelModel):
         result |= {"S0": S0}
         result |= {f"{name}_likeliest": value for name, value in result.items()}
         if self._has_posterior and n_draws:
-            result |= summary({name: value.numpy() for name, value in draws.items()}, axis=1)
+            result |= statistics_of_maps(
+                {name: value.numpy() for name, value in draws.items()}, axis=1
+            )
             result["effective_draws"] = np.full(len(data), float(n_draws))
         parameters = parameter_vectors(definition, targets, frames)
         noise_floor = noise if self.model.likelihood == "rician" else None
@@ -347,7 +349,7 @@ class LearnedModel(VoxelModel):
             "sigma": sigma,
             # So that the degrees of freedom are those of the checked measurements.
             "n_unknowns": len(acquisition) - len(checked_rows(acquisition)),
-            "excess": (rms / sigma) ** 2,
+            "reduced_chi_square": (rms / sigma) ** 2,
         }
 
     def _point_estimate(self, features, noise):
