@@ -103,7 +103,7 @@ def test_two_runs_do_not_share_a_journal(tmp_path):
     MODEL.fit(data, journal=tmp_path)
     with (
         alone_in(tmp_path),
-        pytest.raises(OSError, match="^.*journal: another run writes to .*; wait for its end"),
+        pytest.raises(OSError, match="^.*journal: another run writes to .*; wait until it ends"),
     ):
         MODEL.fit(data, journal=tmp_path)
     MODEL.fit(data, journal=tmp_path)

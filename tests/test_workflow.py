@@ -114,7 +114,7 @@ def test_mesh_voxel_outside_the_volume_is_refused_before_the_fit(volume, tmp_pat
 
 
 def test_volume_without_a_measurement_axis_is_refused(volume, tmp_path):
-    with pytest.raises(ValueError, match=r"mask.nii.gz has shape \(2, 1, 2\); needs a 4-D"):
+    with pytest.raises(ValueError, match=r"mask.nii.gz has shape \(2, 1, 2\); give a 4-D"):
         run(volume, data="mask.nii.gz", out_dir=str(tmp_path), **TIMING)
 
 

@@ -54,11 +54,11 @@ class CellShapeModel(VoxelModel):
     shape_space : ShapeSpace, optional
         Shapes that a cell may have; tubes around a curved centre line by default.
     diffusivity : float, optional
-        Of the water inside, mm^2/s.
+        Diffusivity of the water inside, mm^2/s.
     te : optional
         Of a GradientTable, as in :meth:`dipy_spinverse.Acquisition.from_gtab`.
     seed : int, optional
-        Of the posterior samples.
+        Seed of the posterior samples.
 
     Raises
     ------

@@ -37,9 +37,12 @@ class NODDIModel(CompartmentModel):
     ----------
     gtab : GradientTable or Acquisition
         With at least two shells. Pulse timings are not needed.
-    parallel_diffusivity, isotropic_diffusivity : float, (low, high) or "free", optional
-        Of tissue along its axis and of free water, mm^2/s: fixed, or fitted within bounds
-        ("free": 0.1e-3 to 3.2e-3), which then is a map. Ex vivo about 0.6e-3 and 2e-3.
+    parallel_diffusivity : float, (low, high) or "free", optional
+        Diffusivity of tissue along its axis, mm^2/s: fixed, or fitted within bounds ("free":
+        0.1e-3 to 3.2e-3) and then a map. In fixed tissue about 0.6e-3.
+    isotropic_diffusivity : float, (low, high) or "free", optional
+        Diffusivity of free water, mm^2/s: fixed, or fitted within bounds. In fixed tissue about
+        2e-3.
     dispersion : {"watson", "bingham"}, optional
         Distribution of neurite orientations; "bingham" for neurites that fan out in a plane.
     extra_cellular : {"averaged", "dispersed"}, optional
@@ -189,9 +192,12 @@ class ActiveAxModel(CompartmentModel):
     ----------
     gtab : GradientTable or Acquisition
         With pulse timings and at least two shells.
-    parallel_diffusivity, isotropic_diffusivity : float, (low, high) or "free", optional
-        Diffusivities of tissue along its axis and of free water, mm^2/s: fixed, or fitted within
-        bounds ("free": 0.1e-3 to 3.2e-3) and then a map. In fixed tissue about 0.6e-3 and 2e-3.
+    parallel_diffusivity : float, (low, high) or "free", optional
+        Diffusivity of tissue along its axis, mm^2/s: fixed, or fitted within bounds ("free":
+        0.1e-3 to 3.2e-3) and then a map. In fixed tissue about 0.6e-3.
+    isotropic_diffusivity : float, (low, high) or "free", optional
+        Diffusivity of free water, mm^2/s: fixed, or fitted within bounds. In fixed tissue about
+        2e-3.
     dot : bool, optional
         Include a compartment of immobile water, as in fixed tissue.
     diameters : {"one", "gamma"}, optional

@@ -167,7 +167,7 @@ class PackedCellsModel(VoxelModel):
         cylinders and spheres side by side, and "no cells", or some of these; also
         "aligned cylinders", parallel to the first eigenvector of the diffusion tensor.
     seed : int, optional
-        Of the posterior samples.
+        Seed of the posterior samples.
 
     Raises
     ------

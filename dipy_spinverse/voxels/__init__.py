@@ -1,4 +1,4 @@
-"""What lies under every model: images, status, noise, statistics, chunks, fits."""
+"""Common base of all models: images, status, noise, statistics, chunks, fits."""
 
 from dipy_spinverse.voxels.status import Status
 

@@ -1,4 +1,4 @@
-"""What stands behind the images of voxels."""
+"""Measurements of an image, as the voxel layer needs them."""
 
 from __future__ import annotations
 
@@ -9,36 +9,33 @@ from dipy.core.gradients import GradientTable
 
 
 class Acquired(Protocol):
-    """What the voxel layer asks of an acquisition of M measurements at K echo times.
-
-    `BaseAcquisition` of diffusion have it, and what a model of other images puts in their place.
-    """
+    """An acquisition of M measurements at K echo times: of diffusion, or of another contrast."""
 
     def __len__(self) -> int:
-        """M."""
+        """Number of measurements M."""
 
     @property
     def b(self) -> np.ndarray:
-        """(M,) diffusion weighting, ms/um^2."""
+        """Diffusion weighting (M,), ms/um^2."""
 
     @property
     def echo_times(self) -> np.ndarray:
-        """(K,) ascending, ms."""
+        """Ascending echo times (K,), ms."""
 
     @property
     def te_index(self) -> np.ndarray:
-        """(M,) place in `echo_times` of each measurement."""
+        """Index (M,) of each measurement into `echo_times`."""
 
     @property
     def b0_per_te(self) -> np.ndarray:
-        """(K, M) bool: repeats of the signal without diffusion at each of `echo_times`."""
+        """Repeated signals without diffusion at each echo time, (K, M) of bool."""
 
     @property
     def repeated_b0(self) -> np.ndarray:
         """(R, M) bool: groups of measurements that are repeats of each other."""
 
     def to_gtab(self) -> GradientTable:
-        """As DIPY has it."""
+        """Gradient table of DIPY."""
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Named arrays, of which `VoxelModel.acquisition_from` makes it again."""
+        """Named arrays for `VoxelModel.acquisition_from`."""

@@ -21,22 +21,10 @@ from dipy_spinverse.threads import torch_on_one_thread
 def each_computed(
     function: Callable, chunks: Mapping[int, Callable[[], Any]], engine: str, n_jobs: int
 ) -> Iterator[tuple[int, Any]]:
-    """Results of a function of each chunk, with the number of the chunk, as they are finished.
+    """Number and result of the function for each chunk, in the order in which they finish.
 
-    Two chunks per process are made at a time, so that memory does not grow with the image.
-
-    Parameters
-    ----------
-    function : callable
-    chunks : mapping of callable
-        By number, what makes a chunk.
-    engine : {"serial", "joblib", "dask", "ray"}
-    n_jobs : int
-
-    Raises
-    ------
-    RuntimeError
-        A worker process died.
+    `chunks` are functions that create a chunk, by number. Two chunks per process exist at a time,
+    so that memory does not grow with the image. RuntimeError if a worker process dies.
     """
     if engine == "serial":
         for k, chunk in chunks.items():
@@ -48,11 +36,11 @@ def each_computed(
 
 @lru_cache(maxsize=1)
 def _libraries():
-    return ThreadpoolController()  # takes as long as some fits
+    return ThreadpoolController()  # slow to create
 
 
 def _on_one_thread(function, chunk):
-    """BLAS and torch round sums differently for each number of threads."""
+    """The result with one thread in BLAS and torch, whose rounding depends on their number."""
     with _libraries().limit(limits=1, user_api="blas"), torch_on_one_thread():
         return function(chunk)
 
@@ -68,7 +56,7 @@ def _in_worker(content, k, chunk):
 
 def _by_joblib(content, chunks, n_workers, backend="loky", death=BrokenExecutor):
     tasks = (joblib.delayed(_in_worker)(content, k, chunk()) for k, chunk in chunks.items())
-    with joblib.parallel_config(backend), _said_with_a_cure(death):
+    with joblib.parallel_config(backend), _explained(death):
         yield from joblib.Parallel(
             n_workers, return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs",
             max_nbytes=None,
@@ -80,7 +68,7 @@ def _by_ray(content, chunks, n_workers):
     from ray.util.joblib.ray_backend import RayBackend
 
     class Backend(RayBackend):
-        supports_return_generator = True  # which is not inherited, but works
+        supports_return_generator = True  # works, but the class does not declare it
 
     joblib.register_parallel_backend("ray", Backend)
     local = {} if "RAY_ADDRESS" in os.environ else {
@@ -92,7 +80,7 @@ def _by_ray(content, chunks, n_workers):
 
 
 def _by_dask(content, chunks, n_workers):
-    """Without joblib, whose backend for dask waits forever for a chunk that kills its worker."""
+    """Without joblib, whose dask backend waits forever for a chunk that kills its worker."""
     from distributed import Client, KilledWorker, LocalCluster, as_completed, get_client
     from distributed.client import CancelledError
 
@@ -109,8 +97,8 @@ def _by_dask(content, chunks, n_workers):
             client.submit(_in_worker, pickled, k, chunk(), pure=False)
             for k, chunk in chunks.items()
         )
-        # Cancelled: no worker is left that has the function.
-        stack.enter_context(_said_with_a_cure((KilledWorker, CancelledError)))
+        # Cancelled: no worker with the function is left.
+        stack.enter_context(_explained((KilledWorker, CancelledError)))
         running = as_completed(islice(tasks, 2 * sum(client.nthreads().values())))
         for future in running:
             yield future.result()
@@ -118,7 +106,7 @@ def _by_dask(content, chunks, n_workers):
 
 
 @contextmanager
-def _said_with_a_cure(death):
+def _explained(death):
     try:
         yield
     except death as error:

@@ -1,4 +1,4 @@
-"""The voxels of an image that a model fits: shapes, mask, screening, signal without diffusion."""
+"""The voxels of an image to be fitted: checks, mask, signal without diffusion, noise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _REAL = "biuf"  # kinds of NumPy's types
 
 @dataclass(frozen=True, eq=False)
 class Voxels:
-    """Voxels that are fitted together.
+    """Voxels of a chunk or of an image.
 
     Attributes
     ----------
@@ -26,7 +26,7 @@ class Voxels:
     S0 : ndarray (V, K)
         Signal without diffusion at each echo time, as measured or given.
     sigma : ndarray (V,) or None
-        Standard deviation of the noise in each channel, where it is given.
+        Standard deviation of the noise in each channel, if known.
     attributes : mapping of ndarray (V, ...)
         What else a model knows of each voxel, such as initial values.
     """
@@ -46,11 +46,11 @@ class Voxels:
 
     @property
     def signed(self) -> np.ndarray:
-        """(V,) bool: with negative samples, which real parts have and magnitudes have not."""
+        """Whether (V,) a voxel has negative samples, which are real parts, not magnitudes."""
         return self.signals.min(axis=1) < 0
 
     def over_S0(self) -> Voxels:
-        """The same, over the signal without diffusion at the first echo time."""
+        """The same, divided by the signal without diffusion at the first echo time."""
         S0 = self.S0[:, :1]
         sigma = None if self.sigma is None else self.sigma / S0[:, 0]
         return Voxels(self.signals / S0, self.S0 / S0, sigma, self.attributes)
@@ -58,17 +58,16 @@ class Voxels:
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """An image, screened.
+    """An image whose voxels were checked.
 
     Attributes
     ----------
     status : ndarray (...)
         CONVERGED where a fit is possible.
     voxels : Voxels
-        Those, in order.
+        These V voxels, in order.
     noise : ndarray (V,)
-        Standard deviation of the noise that does not rest on the model: the one given, else from
-        repeated b0 and from what is beyond the harmonics of shells.
+        Given standard deviation of the noise, or its estimate by :func:`noise_before_fit`.
     freedom : int or ndarray (V,)
         Its degrees of freedom; 0 where it is not known.
     """
@@ -80,16 +79,16 @@ class Image:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the image."""
+        """Shape of the image."""
         return self.status.shape
 
     @property
     def rows(self) -> np.ndarray:
-        """Places (V,) of the voxels in the flattened image."""
+        """Indices (V,) of the voxels in the flattened image."""
         return np.flatnonzero(self.status == Status.CONVERGED)
 
     def within(self, mask: np.ndarray) -> Image:
-        """The same image with its voxels (...) in a mask alone."""
+        """The image restricted to a mask (...)."""
         chosen = mask.reshape(-1)[self.rows]
         freedom = np.broadcast_to(self.freedom, len(self.voxels))[chosen]
         status = np.where(mask, self.status, Status.NOT_FITTED)
@@ -105,31 +104,11 @@ def image_of(
     attributes=None,
     max_memory: float | None = None,
 ) -> Image:
-    """Arguments of a fit, checked; warns of voxels that cannot be fitted.
+    """Checked arguments of `fit`; warns of voxels that cannot be fitted.
 
-    Parameters
-    ----------
-    data : array-like (..., M)
-        Of one voxel or of an image of up to three dimensions. What is no array but has a shape
-        and can be indexed, as the `dataobj` of a NIfTI image, is read volume by volume.
-    mask : array-like (...) or None
-        Outside where 0 or NaN.
-    sigma : float, array-like (...) or None
-    acquisition : Acquired
-    S0 : float, array-like (...) or None
-        Signal without diffusion, where it is known.
-    attributes : mapping of ndarray (prod(...), ...) or None
-        See :class:`Voxels`.
-    max_memory : float or None
-        Bytes that they may take; half of what is free where None.
-
-    Raises
-    ------
-    ValueError
-        Wrong shapes, data that are no real numbers, masks of fractions, noise that is not
-        positive and finite in a voxel that is wanted.
-    MemoryError
-        More voxels than fit into memory.
+    Data (..., M) that are not an array, such as the `dataobj` of a NIfTI image, are read volume
+    by volume. S0 (...) is the signal without diffusion, if known; attributes are those of
+    :class:`Voxels`, of all voxels. Raises ValueError, or MemoryError above `max_memory` bytes.
     """
     data = _checked(data, len(acquisition))
     shape = data.shape[:-1]
@@ -140,7 +119,7 @@ def image_of(
             "sigma has values that are not positive and finite; give the noise's sd > 0, in the "
             "unit of the data."
         )
-    # Once more for what is made of them.
+    # Signals and temporary arrays.
     n_temporary = max(data.shape[-1], TEMPORARY_NUMBERS if noise is None else 0)
     n_bytes = np.count_nonzero(inside) * 8 * (data.shape[-1] + n_temporary)
     check_memory(f"data of {np.count_nonzero(inside)} voxels", n_bytes, max_memory)
@@ -168,20 +147,20 @@ def image_of(
 
 
 def _checked(data, n_measurements):
-    """Data as they are, also such as are still in a file."""
+    """The data, which may still be in a file."""
     if isinstance(data, np.ma.MaskedArray):
         data = data.astype(float).filled(np.nan)
     if not isinstance(getattr(data, "dtype", None), np.dtype):
         data = _array("data", data)
     if data.dtype.kind == "c":
         raise ValueError(
-            "data has complex values; give magnitudes, np.abs(data), or real parts without phase, "
-            "np.real(data * np.exp(-1j * phase)) with the smooth phase of each volume."
+            "data has complex values; give magnitudes, np.abs(data), or phase-corrected real "
+            "parts, np.real(data * np.exp(-1j * phase)) with the smooth phase of each volume."
         )
     if not 1 <= data.ndim <= 4 or data.shape[-1] != n_measurements:
         raise ValueError(
-            f"data has shape {data.shape}, the acquisition {n_measurements} measurements; give "
-            "them along the last axis, of 1 to 4."
+            f"data has shape {data.shape}, but the acquisition has {n_measurements} measurements; "
+            "give 1 to 4 axes, with the measurements along the last."
         )
     if data.dtype.kind not in _REAL:
         raise ValueError(f"data has values of type {data.dtype}; give numbers.")
@@ -199,33 +178,30 @@ def _samples(data, mask):
 
 
 def wanted_voxels(name: str, mask, shape: tuple[int, ...]) -> np.ndarray:
-    """Voxels (V,) of a mask, flattened: those that are neither 0 nor NaN.
+    """Voxels (prod(shape),) of a mask that are neither 0 nor NaN.
 
-    Raises
-    ------
-    ValueError
-        A mask of fractions, or of values below 0: which voxels are inside is then a choice.
+    ValueError for fractions and negative values, for which the user must choose a threshold.
     """
     values = per_voxel(name, mask, shape)
     inside = (values != 0) & ~np.isnan(values)
     bad = inside & ~((values > 0) & (values == np.round(values)) & np.isfinite(values))
     if bad.any():
         raise ValueError(
-            f"{name} has the value {values[bad][0]:g}, in {bad.sum()} voxels neither in nor out; "
-            "give 0 and 1, as mask > 0.5 of fractions."
+            f"{name} has {bad.sum()} values that are fractions, negative or infinite, such as "
+            f"{values[bad][0]:g}; give 0 and 1, for instance mask > 0.5."
         )
     return inside
 
 
 def per_voxel(name: str, value, shape: tuple[int, ...]) -> np.ndarray:
-    """Number of each voxel (V,), from one for all or an array of the data's shape."""
+    """Values (prod(shape),) of all voxels, from one number or an array of this shape."""
     value = _array(name, value)
     if value.dtype.kind not in _REAL:
         raise ValueError(f"{name} has values of type {value.dtype}; give real numbers.")
     if value.shape not in ((), shape):
         raise ValueError(
-            f"{name} has shape {value.shape}, the data have voxels {shape}; give one value for "
-            "all, or one for each voxel."
+            f"{name} has shape {value.shape}, but the voxels of the data have shape {shape}; give "
+            "one value for all, or one for each voxel."
         )
     return np.broadcast_to(value.astype(float, copy=False), shape).reshape(-1)
 
@@ -234,11 +210,11 @@ def _array(name, value):
     try:
         return np.asarray(value)
     except ValueError as error:  # rows of different lengths
-        raise ValueError(f"{name} is no array of numbers ({error}); give one.") from None
+        raise ValueError(f"{name} is not an array of numbers ({error}); give one.") from None
 
 
 def signal_without_diffusion(signals: np.ndarray, acquisition: Acquired) -> np.ndarray:
-    """Mean b0 (V, K) of each echo time, or where it has none, of its measurements of least b."""
+    """Mean b0 (V, K) of each echo time; without b0, mean of its measurements of smallest b."""
     columns = []
     for k, b0 in enumerate(acquisition.b0_per_te):
         if not b0.any():

@@ -1,4 +1,4 @@
-"""Images and masks from NIfTI files: opened without being read, checked before they are used."""
+"""Images and masks in NIfTI files, checked, and read only when needed."""
 
 from __future__ import annotations
 
@@ -16,48 +16,22 @@ from nibabel.spatialimages import HeaderDataError
 from dipy_spinverse.voxels.image import wanted_voxels
 from dipy_spinverse.voxels.memory import check_memory
 
-# What nibabel raises for damaged and foreign files.
+# Exceptions of nibabel for damaged files and other formats.
 _DAMAGED = (
     ImageFileError, HeaderDataError, EOFError, zlib.error, ValueError, TypeError, KeyError,
     IndexError, OverflowError, AttributeError, NotImplementedError,
 )  # fmt: skip
-# Compression makes files at most so many times smaller (zlib's own bound).
-_MOST_COMPRESSED = 1040
-# Of a voxel's edge, by which corners of two images may be apart and yet be the same place.
-_SAME_PLACE = 0.1
+# Maximum compression ratio of deflate, https://zlib.net/zlib_tech.html (1032), and some headers.
+_MAX_COMPRESSION = 1040
+# Tolerance of the positions of two images, in voxel edges. Chosen by hand.
+_POSITION_TOLERANCE = 0.1
 
 
 class StoredImage:
-    """An image in a file, of which only what is asked for is read.
+    """An image in a file, which is indexed like an array and reads only the requested values.
 
-    It is indexed like an array, best volume by volume along the last axis.
-
-    Parameters
-    ----------
-    path : str or Path
-    name : str
-        Argument of which messages speak.
-
-    Attributes
-    ----------
-    shape : tuple of int
-    dtype : numpy dtype
-        In the file.
-    affine : ndarray (4, 4)
-
-    Raises
-    ------
-    ValueError
-        No image, a truncated one, one without a place in space.
-
-    Examples
-    --------
-    >>> import tempfile, nibabel, numpy as np
-    >>> path = tempfile.mkdtemp() + "/dwi.nii.gz"
-    >>> nibabel.save(nibabel.Nifti1Image(np.ones((2, 2, 1, 30), np.float32), np.eye(4)), path)
-    >>> image = StoredImage(path, "data")
-    >>> image.shape, image[..., 29].mean()
-    ((2, 2, 1, 30), np.float32(1.0))
+    `dtype` is that of the file, `name` the argument in error messages. ValueError if the file is
+    not an image, is truncated, or has a singular affine.
     """
 
     def __init__(self, path: str | Path, name: str):
@@ -73,7 +47,7 @@ class StoredImage:
         except _DAMAGED as error:
             raise self._unreadable(error) from error
         if not np.isfinite(self.affine).all() or abs(np.linalg.det(self.affine)) < 1e-12:
-            raise ValueError(f"{name}: {path} has an affine that is no place in space.")
+            raise ValueError(f"{name}: {path} has a singular affine; correct its header.")
         self._check_size()
 
     @property
@@ -83,7 +57,7 @@ class StoredImage:
 
     @property
     def dataobj(self) -> np.ndarray:
-        """All values, under the name that nibabel's images have for them."""
+        """All values; the same name as in images of nibabel."""
         self.check_real()
         check_memory(f"{self.name}: {self.path}", 8 * math.prod(self.shape))
         return self[...]
@@ -98,24 +72,24 @@ class StoredImage:
             raise self._unreadable(error) from error
 
     def _check_size(self):
-        """Refuse headers that promise more than the file can hold, before room is made for it."""
+        """Refuse a truncated file before memory is allocated for its values."""
         size = os.path.getsize(self.path)
-        promised = math.prod(self.shape) * self.dtype.itemsize
-        max_bytes = size if self.path.suffix == ".nii" else size * _MOST_COMPRESSED
-        if promised > max_bytes or min(self.shape, default=0) < 1:
+        n_bytes = math.prod(self.shape) * self.dtype.itemsize
+        max_bytes = size if self.path.suffix == ".nii" else size * _MAX_COMPRESSION
+        if n_bytes > max_bytes or min(self.shape, default=0) < 1:
             raise ValueError(
                 f"{self.name}: {self.path} has {size} bytes, too few for its shape {self.shape}; "
-                "it was cut off, or is damaged. Copy or convert it again."
+                "it is truncated or damaged. Copy or convert it again."
             )
 
     def _unreadable(self, error):
         reason = " ".join(str(error).split())[:200]
         return ValueError(
-            f"{self.name}: {self.path} is no image that can be read ({reason}); give a NIfTI file."
+            f"{self.name}: {self.path} cannot be read as an image ({reason}); give a NIfTI file."
         )
 
     def check_real(self) -> None:
-        """Refuse complex values and colours."""
+        """Raise ValueError for complex values and colours."""
         if self.dtype.kind == "c":
             raise ValueError(
                 f"{self.name}: {self.path} has complex values; write magnitudes, or real parts "
@@ -126,45 +100,32 @@ class StoredImage:
 
 
 def volume_of(path: str | Path, like: tuple[tuple[int, ...], np.ndarray], name: str) -> np.ndarray:
-    """Values (X, Y, Z) of a file that lies in the same place as the images.
+    """Values (X, Y, Z) of an image file.
 
-    Parameters
-    ----------
-    path : str or Path
-    like : (shape, affine)
-        Shape (X, Y, Z) and affine of the images.
-    name : str
-        Argument of which messages speak.
-
-    Raises
-    ------
-    ValueError
-        Another shape or place, or no image.
+    ValueError unless it has the same shape and position as `like`, the shape (X, Y, Z) and affine
+    of the data. `name` is the argument in error messages.
     """
     stored, (shape, affine) = StoredImage(path, name), like
     stored.check_real()
     if stored.shape != shape and stored.shape != (*shape, 1):
         raise ValueError(
-            f"{name}: {path} has shape {stored.shape}, the images {shape}; resample it to the "
-            "images."
+            f"{name}: {path} has shape {stored.shape}, but the images have {shape}; resample "
+            "it to the images."
         )
     distance = _apart(stored.affine, affine, shape)
-    if distance > _SAME_PLACE * np.linalg.norm(affine[:3, :3], axis=0).min():
+    if distance > _POSITION_TOLERANCE * np.linalg.norm(affine[:3, :3], axis=0).min():
         raise ValueError(
-            f"{name}: {path} lies elsewhere: its corners are up to {distance:.3g} mm from those "
-            "of the images. Resample it to the images."
+            f"{name}: {path} has another position: its corners are up to {distance:.3g} mm from "
+            "those of the images. Resample it to the images."
         )
     check_memory(f"{name}: {path}", 2 * math.prod(shape) * 8)
     return stored[...].reshape(shape)
 
 
 def mask_of(path: str | Path, like: tuple[tuple[int, ...], np.ndarray], name: str) -> np.ndarray:
-    """Voxels (X, Y, Z) bool of a mask file: those that are neither 0 nor NaN.
+    """Mask (X, Y, Z) of bool from a file: voxels that are neither 0 nor NaN.
 
-    Raises
-    ------
-    ValueError
-        As `volume_of`; a mask of fractions, or without any voxel.
+    ValueError as :func:`volume_of`, and for fractions or an empty mask.
     """
     shape = like[0]
     try:
@@ -173,7 +134,7 @@ def mask_of(path: str | Path, like: tuple[tuple[int, ...], np.ndarray], name: st
         text = str(error)
         raise ValueError(text if text.startswith(name) else f"{name}: {path}: {text}") from None
     if not mask.any():
-        raise ValueError(f"{name}: {path} has no voxel inside; there is nothing to fit.")
+        raise ValueError(f"{name}: {path} has no voxels; give a mask of the voxels to fit.")
     return mask
 
 

@@ -20,14 +20,8 @@ _KIND = "a chunk of a fit"
 class Journal:
     """A folder with one file per finished chunk, named by a digest of all that determines it.
 
-    So chunks of other data or settings are never mistaken for those of this fit, and several fits
-    can share a folder. A damaged file counts as missing.
-
-    Attributes
-    ----------
-    folder : Path
-    identity : str
-        Digest of all that determines the fit.
+    So chunks of other data or settings are never used, and several fits can share a folder. A
+    damaged file counts as missing. `identity` is the digest of all that determines the fit.
     """
 
     folder: Path
@@ -41,13 +35,7 @@ class Journal:
             return None
 
     def keep(self, rows: np.ndarray, values: Mapping[str, Any]) -> None:
-        """Write the values of the chunk of these voxels.
-
-        Raises
-        ------
-        OSError
-            The file cannot be written; files written before are kept.
-        """
+        """Write the values of the chunk of these voxels; OSError if that is impossible."""
         arrays = {name: np.asarray(value) for name, value in values.items()}
         try:
             storage.write(self._path(rows), {"kind": _KIND}, arrays)
@@ -62,10 +50,7 @@ class Journal:
 def open_journal(folder: str | Path, identity: str) -> Iterator[Journal]:
     """The journal of a fit in a folder that is locked against other processes.
 
-    Raises
-    ------
-    OSError
-        The folder cannot be written to, or another process writes to it.
+    OSError if the folder cannot be written to, or another process writes to it.
     """
     folder = Path(folder)
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Fits from files."""
+"""Reading of saved fits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dipy_spinverse.voxels import storage
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.model import VoxelModel
 
-# What settings and arrays raise that are not those of a model.
+# Exceptions that settings and arrays of other models cause.
 _WRONG = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError)
 
 
@@ -23,19 +23,18 @@ def load_fit(path: str | Path, model: VoxelModel | None = None) -> VoxelFit:
     ----------
     path : str or Path
     model : VoxelModel, optional
-        The one that was fitted. Needed for models with functions of one's own (`compose`), which
-        no file holds; checked by its name and acquisition.
+        The fitted model. Needed for models with user-defined functions (`compose`), which are not
+        saved; checked by its name and acquisition.
 
     Returns
     -------
     VoxelFit
-        Of the class of the fit that was saved. Its model computes on the CPU, whatever device
-        the fit was made on.
+        Its model computes on the CPU, whatever device the fit was made on.
 
     Raises
     ------
     ValueError
-        The file was not written by `save`, or changed since, or is of another model.
+        The file was not written by `save`, was changed, or belongs to another model.
     """
     header, arrays = storage.read(path, "a fit")
     groups: dict[str, dict] = {"model": {}, "acquisition": {}, "value": {}, "of": {}}
@@ -44,32 +43,32 @@ def load_fit(path: str | Path, model: VoxelModel | None = None) -> VoxelFit:
         groups.setdefault(group, {})[name] = value
     name = str(header.get("model"))
     if model is None:
-        package = import_module("dipy_spinverse")  # models go by their public names
+        package = import_module("dipy_spinverse")  # models are found by their public names
         kind = getattr(package, name, None) if name in package.__all__ else None
         if not (isinstance(kind, type) and issubclass(kind, VoxelModel)):
             raise ValueError(
-                f"path: {path} is a fit of a {name}, which no file holds; give model=, the one "
+                f"path: {path} is a fit of a {name}, which cannot be saved; give model=, the one "
                 "that was fitted."
             )
         try:
             acquisition = kind.acquisition_from(groups["acquisition"])
             model = kind.from_settings(acquisition, header["settings"], groups["model"])
         except _WRONG as error:
-            raise ValueError(f"path: {path} makes no {name}: {error}") from error
+            raise ValueError(f"path: {path} does not describe a {name}: {error}") from error
     elif not (
         name == type(model).__name__
         and header["settings"] == storage.as_read(model.settings()[0])
         and _same(groups["acquisition"], model.acquisition.arrays())
     ):
         raise ValueError(
-            f"model is not the one of {path}, a {name} of {header['settings']} and other "
-            "measurements; give that."
+            f"model is not the one of {path}, a {name} with settings {header['settings']} and its "
+            "own acquisition; give that model."
         )
     try:
         fit = model.Fit(model, groups["of"]["status"], groups["value"])
         fit.check()
     except _WRONG as error:
-        raise ValueError(f"path: {path} holds no {name}'s fit: {error}") from error
+        raise ValueError(f"path: {path} does not contain a fit of {name}: {error}") from error
     return fit
 
 

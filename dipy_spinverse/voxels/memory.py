@@ -1,17 +1,16 @@
-"""How much memory there is, and a clear word where it does not suffice."""
+"""Free memory, and an error message if it is not sufficient."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-_SHARE = 0.5  # of what is free, by default
 _GIB = 2**30
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_memory() -> int:
-    """Bytes that this process can still take: of the machine, or of its share in a batch job."""
+    """Bytes that this process can still allocate, on the machine or within a batch job."""
     free = [_of_machine()]
     try:
         limit, usage = ((_CGROUP / f"memory.{name}").read_text() for name in ("max", "current"))
@@ -33,27 +32,9 @@ def _of_machine():
         return 4 * _GIB
 
 
-def allowed(max_memory: float | None = None) -> float:
-    """Bytes that may be used: as given, or half of what is free."""
-    return _SHARE * free_memory() if max_memory is None else max_memory
-
-
 def check_memory(subject: str, n_bytes: float, max_memory: float | None = None) -> None:
-    """Refuse what does not fit into memory, before anything is computed.
-
-    Parameters
-    ----------
-    subject : str
-        Of which the message speaks.
-    n_bytes : float
-    max_memory : float, optional
-        Bytes; half of what is free where not given.
-
-    Raises
-    ------
-    MemoryError
-    """
-    limit = allowed(max_memory)
+    """MemoryError if n_bytes are more than `max_memory`, by default half of the free memory."""
+    limit = free_memory() / 2 if max_memory is None else max_memory
     if n_bytes > limit:
         raise MemoryError(
             f"{subject} takes {n_bytes / _GIB:.3g} GiB, max_memory is {limit / _GIB:.3g} GiB (by "

@@ -1,4 +1,4 @@
-"""What every model has: an acquisition, its class of fits, and settings to make it again."""
+"""Base class of all models."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from dipy_spinverse.voxels.statistics import ENDINGS
 class VoxelModel(ReconstModel):
     """A model of the signals of voxels.
 
-    A subclass says
+    A subclass defines
 
     - `Fit`, the class of its fits, with the names of its maps,
     - `fit_chunk`, a function from a chunk of voxels to named arrays,
-    - `signals_of_fit`, the signals (V, M) of the values of a fit over those without diffusion,
-    - `settings`, the arguments by which `from_settings` makes it again.
+    - `signals_of_fit`, the predicted signals (V, M) relative to those without diffusion,
+    - `settings`, the arguments with which `from_settings` creates it again.
 
-    One that asks for more than :meth:`fit` does has its own, by
+    If it needs more arguments than those of :meth:`fit`, it has its own `fit`, which calls
     :func:`dipy_spinverse.voxels.chunks.fit_image`.
 
     Parameters
     ----------
     gtab : GradientTable or BaseAcquisition
     te, mixing_time, isotropic : optional
-        Of a GradientTable, as in :meth:`dipy_spinverse.Acquisition.from_gtab`.
+        Timings of a GradientTable, see :meth:`dipy_spinverse.Acquisition.from_gtab`.
 
     Attributes
     ----------
     VOX_PER_CHUNK : int
-        Voxels that :meth:`fit_chunk` gets at most.
+        Maximum number of voxels in a call of :meth:`fit_chunk`.
     acquisition : Acquired
-        Measurements of diffusion, unless a subclass says otherwise.
+        Diffusion measurements, unless a subclass defines others.
     """
 
     Fit: ClassVar[type[VoxelFit]] = VoxelFit
@@ -65,7 +65,7 @@ class VoxelModel(ReconstModel):
 
     @property
     def gtab(self) -> GradientTable:
-        """The acquisition as DIPY has it."""
+        """The acquisition as a gradient table of DIPY."""
         return self.acquisition.to_gtab()
 
     def acquisition_of(
@@ -74,7 +74,7 @@ class VoxelModel(ReconstModel):
         te: ArrayLike | None = None,
         **more: Any,
     ) -> Acquired:
-        """What `gtab`, and what is said of it, tell of measurements, as the model needs it."""
+        """The acquisition that the model needs, from the arguments of its constructor."""
         return as_acquisition(gtab, te, **more)
 
     @fill_doc
@@ -121,14 +121,14 @@ class VoxelModel(ReconstModel):
         return self.Fit(self, status, values)
 
     def fit_chunk(self, voxels: Voxels, n_draws: int) -> Mapping[str, ArrayLike]:
-        """Values of each voxel, with the names of `layout` and those that the status needs.
+        """Values of each voxel, with the names of `layout` and those for the status.
 
         See :func:`dipy_spinverse.voxels.chunks.fit_image`.
         """
         raise NotImplementedError
 
     def layout(self, n_draws: int) -> dict:
-        """What a fit holds of a voxel: S0 of each echo time, and maps with their statistics."""
+        """Stored values of a voxel: S0 of each echo time, and maps with their statistics."""
         maps = {
             f"{name}{ending}": float
             for name in self.Fit.MAPS
@@ -138,27 +138,27 @@ class VoxelModel(ReconstModel):
         return {"S0_per_te": (float, (len(self.acquisition.echo_times),))} | maps
 
     def signals_of_fit(self, values: Mapping[str, np.ndarray], acquisition: Any) -> np.ndarray:
-        """Signals (V, M) of the likeliest parameters over those without diffusion."""
+        """Signals (V, M) of the most probable parameters relative to those without diffusion."""
         raise NotImplementedError
 
     def settings(self) -> tuple[dict, dict[str, np.ndarray]]:
-        """What JSON holds of the model, and what arrays do, beside its acquisition.
+        """Settings of the model in JSON and in arrays, without its acquisition.
 
         Raises
         ------
         ValueError
-            A model with parts of one's own, which no file can hold.
+            A model with user-defined functions, which cannot be saved.
         """
         raise NotImplementedError
 
     @classmethod
     def acquisition_from(cls, arrays: Mapping[str, np.ndarray]) -> Acquired:
-        """The acquisition of its :meth:`Acquired.arrays`."""
+        """The acquisition with these :meth:`Acquired.arrays`."""
         return acquisition_from_arrays(arrays)
 
     @classmethod
     def from_settings(
         cls, acquisition: Any, settings: dict, arrays: Mapping[str, np.ndarray]
     ) -> VoxelModel:
-        """The model of :meth:`settings`."""
+        """The model with these :meth:`settings`."""
         return cls(acquisition, **settings)

@@ -1,9 +1,8 @@
-"""How far a fit is, voxel by voxel: told by what computes a chunk, shown by a bar.
+"""Progress of a fit in voxels.
 
-What computes says with :func:`tell` which share of its chunk is done, and with :func:`part` and
-:func:`stepwise` which share a step is of those around it. Each worker writes to a file how many
-voxels it has done, of which the bar shows the sum; where it cannot see them it shows finished
-chunks.
+The fit of a chunk reports the finished fraction with :func:`tell`; :func:`part` and
+:func:`stepwise` give steps their fraction of the enclosing step. Each worker writes its number of
+voxels to a file, and the bar shows the sum; without a common folder it shows finished chunks.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-_EVERY = 0.5  # s
+_INTERVAL = 0.5  # s
 _Item = TypeVar("_Item")
 
 
-def _nobody(share: float) -> None:
-    """Where nobody listens."""
+def _no_listener(share: float) -> None:
+    """Without a progress bar."""
 
 
-_listener: ContextVar[Callable[[float], None]] = ContextVar("_listener", default=_nobody)
+_listener: ContextVar[Callable[[float], None]] = ContextVar("_listener", default=_no_listener)
 
 
 def tell(share: float) -> None:
-    """Say which share of the present step is done, 0 to 1."""
+    """Report the finished fraction of the current step, 0 to 1."""
     _listener.get()(share)
 
 
@@ -49,7 +48,7 @@ def _heard_by(listener: Callable[[float], None]) -> Iterator[None]:
 
 @contextmanager
 def part(start: float, end: float) -> Iterator[None]:
-    """A step that leads from one share of those around it to another.
+    """A step from one fraction of the enclosing step to another.
 
     Examples
     --------
@@ -65,22 +64,15 @@ def part(start: float, end: float) -> Iterator[None]:
 
 
 def stepwise(items: Collection[_Item]) -> Iterator[_Item]:
-    """Items, each of which is as large a step."""
+    """Items that are steps of equal size."""
     for k, item in enumerate(items):
         with part(k / len(items), (k + 1) / len(items)):
             yield item
 
 
 @dataclass(frozen=True)
-class _Told:
-    """The fit of a chunk that writes how many voxels this worker has done.
-
-    Attributes
-    ----------
-    function : callable
-    folder : str
-        With a file for each worker.
-    """
+class _Reported:
+    """The fit of a chunk that writes the voxels finished by this worker to a file in a folder."""
 
     function: Callable
     folder: str
@@ -93,7 +85,7 @@ class _Told:
             try:
                 path.write_text(f"{n_previous + share * len(voxels):.3f}")
             except OSError:
-                _listener.set(_nobody)  # a machine without this folder
+                _listener.set(_no_listener)  # another machine
 
         with _heard_by(write):
             result = self.function(voxels)
@@ -104,19 +96,12 @@ class _Told:
 def _number_in(path):
     try:
         return float(path.read_text() or 0)
-    except (OSError, ValueError):  # not there yet, or just being written
+    except (OSError, ValueError):  # does not exist yet, or is being written
         return 0.0
 
 
 class Bar:
-    """A bar of voxels with the time that is left, or none: a context.
-
-    Parameters
-    ----------
-    n_voxels : int
-    verbose : bool
-        Whether there is one.
-    """
+    """Context with a progress bar of voxels and the remaining time, if `verbose`."""
 
     def __init__(self, n_voxels: int, verbose: bool):
         self._verbose, self._found, self._finished = verbose, 0, 0
@@ -139,20 +124,20 @@ class Bar:
         self._bar.close()
 
     def fed_by(self, function: Callable) -> Callable:
-        """The fit of a chunk, which tells how far it is where there is a bar."""
-        return _Told(function, self._folder.name) if self._verbose else function
+        """The fit of a chunk, with a report of its progress if there is a bar."""
+        return _Reported(function, self._folder.name) if self._verbose else function
 
     def found(self, n: int) -> None:
-        """Voxels that a journal had."""
+        """Count voxels of the journal."""
         self._found += n
 
     def finished(self, n: int) -> None:
-        """Voxels whose chunk is there."""
+        """Count voxels of finished chunks."""
         self._finished += n
 
     def _watch(self):
         on_screen = sys.stderr.isatty()
-        while not self._ended.wait(_EVERY):
+        while not self._ended.wait(_INTERVAL):
             n_computed = sum(_number_in(path) for path in Path(self._folder.name).iterdir())
             n = int(self._found + max(self._finished, n_computed))
             if on_screen or n > self._bar.n:

@@ -13,25 +13,18 @@ from dipy_spinverse.acquisition import Acquisition, BaseAcquisition
 from dipy_spinverse.acquisition.b_tensors import b_anisotropy
 
 LARGEST_ORDER = 6
+# Condition number up to which directions determine harmonics; chosen by hand.
 _LARGEST_CONDITION = 5.0
-_SAME_SHELL = 1.04  # ratio of b
+_SAME_SHELL = 1.04  # ratio of b within a shell; scanners deviate by about 1 %
 
 
 @dataclass(frozen=True, eq=False)
 class Shell:
-    """Measurements of nearly equal encoding.
+    """N measurements of nearly equal encoding (b in ms/um^2), and harmonics of their signals.
 
-    Attributes
-    ----------
-    rows : ndarray (N,) of int
-    b : float
-        ms/um^2.
-    order : int
-        Of the harmonics that its directions determine.
-    fit : ndarray (C, N)
-        From signals to their coefficients.
-    smooth : ndarray (N, S)
-        Orthonormal columns that span the harmonics which half of its measurements determine.
+    `order` is that of the harmonics that the directions determine, `fit` (C, N) maps signals to
+    coefficients, and the orthonormal columns of `smooth` (N, S) span the harmonics that half of
+    the measurements determine.
     """
 
     rows: np.ndarray
@@ -42,19 +35,19 @@ class Shell:
 
     @property
     def freedom(self) -> int:
-        """Degrees of freedom of what is beyond the smooth."""
+        """Degrees of freedom of the residual of the smooth harmonics."""
         return len(self.rows) - self.smooth.shape[1]
 
     def beyond_smooth(self, signals: np.ndarray) -> np.ndarray:
-        """What smooth columns leave of signals (V, N)."""
+        """Residual (V, N) of signals (V, N) after a fit of the smooth harmonics."""
         return signals - (signals @ self.smooth) @ self.smooth.T
 
 
 @lru_cache(maxsize=8)
 def shells_of(acquisition: BaseAcquisition) -> tuple[Shell, ...]:
-    """Shells of one timing, or shape of b-tensors, and nearly one b each; b0 is none.
+    """Shells of one timing, or one shape of b-tensors, and similar b, without b0.
 
-    Averages over directions are shells of their own, of order 0.
+    Averages over directions are separate shells of order 0.
     """
     return tuple(_shell(acquisition, group) for group in _groups(acquisition))
 
@@ -91,7 +84,7 @@ def _shell(acquisition, rows):
 
 
 def _order(directions, max_coefficients):
-    """Largest order of harmonics, at most so many, that directions determine."""
+    """Largest order with at most `max_coefficients` harmonics that the directions determine."""
     for order in range(LARGEST_ORDER, 0, -2):
         if (order + 1) * (order + 2) // 2 > max_coefficients:
             continue

@@ -63,11 +63,7 @@ _SIGNIFICANT_DIFFERENCE = 4.0
 def status_before_fit(signals: np.ndarray, S0: np.ndarray) -> np.ndarray:
     """Status (V,) before a fit: CONVERGED if the voxel can be fitted. Warns if some cannot.
 
-    Parameters
-    ----------
-    signals : ndarray (V, M)
-    S0 : ndarray (V,)
-        Signal without diffusion weighting, which must be positive.
+    The signals (V, M) must be finite, those without diffusion weighting (V,) positive.
     """
     status = np.full(len(signals), int(Status.CONVERGED))
     with np.errstate(invalid="ignore"):
@@ -87,16 +83,10 @@ def status_before_fit(signals: np.ndarray, S0: np.ndarray) -> np.ndarray:
 def is_noise_only(
     signals: np.ndarray, b0: np.ndarray, sigma: np.ndarray, freedom: np.ndarray | int
 ) -> np.ndarray:
-    """Whether (V,) the signals are nothing but noise: b0 is as low as the weighted measurements.
+    """Whether (V,) signals (V, M) are only noise: b0 is as low as the weighted measurements.
 
-    Parameters
-    ----------
-    signals : ndarray (V, M)
-    b0 : ndarray (M,) of bool
-    sigma : ndarray (V,)
-        Standard deviation of the noise; if estimated from magnitudes, possibly that of magnitudes.
-    freedom : int or ndarray (V,)
-        Degrees of freedom of sigma; always False where it is 0.
+    False where `sigma` (V,), the standard deviation of the noise or of its magnitudes, has no
+    degrees of freedom.
     """
     if not b0.any() or b0.all():
         return np.zeros(len(signals), dtype=bool)
@@ -116,18 +106,9 @@ def outcome(
 ) -> np.ndarray:
     """Status (V,) by an F-test of the residual against the noise, the one rule of all models.
 
-    Parameters
-    ----------
-    converged : ndarray (V,) of bool
-        Whether the optimiser met its stopping rule.
-    reduced_chi_square : ndarray (V,)
-        Sum of squared residuals over the variances due to noise and known model errors, per degree
-        of freedom.
-    n_unknowns : int or ndarray (V,)
-        Degrees of freedom used by the fit.
-    freedom : int or ndarray (V,)
-        Degrees of freedom of the noise level.
-    n_measurements : int
+    The reduced chi-square (V,) is the sum of squared residuals over the variances due to noise and
+    known model errors, per degree of freedom; `n_unknowns` are those used by the fit, `freedom`
+    those of the noise level.
     """
     residual_freedom = np.maximum(n_measurements - np.asarray(n_unknowns), 1)
     rejected = reduced_chi_square > f_distribution.isf(_LEVEL_PER_TEST, residual_freedom, freedom)
@@ -142,32 +123,18 @@ def rejected_by_worst_group(
     n_groups: np.ndarray,
     freedom: np.ndarray,
 ) -> np.ndarray:
-    """Whether (V,) the worst group of measurements, such as a shell, rejects the model.
+    """Whether (V,) the worst of n_groups of measurements, such as a shell, rejects the model.
 
-    Parameters
-    ----------
-    reduced_chi_square, residual_freedom : ndarray (V,)
-        As in :func:`outcome`, of the worst group.
-    n_groups : ndarray (V,)
-        Number of groups of which it is the worst (Bonferroni); 0 if the model has none.
-    freedom : ndarray (V,)
-        Degrees of freedom of the noise level.
+    Bonferroni correction for the number of groups, which is 0 if the model has none; `freedom`
+    are the degrees of freedom of the noise level.
     """
     p_value = f_distribution.sf(reduced_chi_square, np.maximum(residual_freedom, 1), freedom)
     return (n_groups > 0) & (p_value * n_groups < _LEVEL_PER_TEST)
 
 
 def explains_nothing(residual_rms: np.ndarray, scatter: np.ndarray, S0: np.ndarray) -> np.ndarray:
-    """Whether (V,) a residual is as large as the scatter of the signals about their mean.
+    """Whether (V,) the residual is as large as the standard deviation of the signals, `scatter`.
 
     The test that remains if the noise level is unknown.
-
-    Parameters
-    ----------
-    residual_rms : ndarray (V,)
-    scatter : ndarray (V,)
-        Standard deviation of the signals.
-    S0 : ndarray (V,)
-        Signal without diffusion weighting.
     """
     return (residual_rms > _EXPLAINS_NOTHING * scatter) & (residual_rms > _NUMERICAL_ERROR * S0)

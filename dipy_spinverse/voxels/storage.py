@@ -1,4 +1,4 @@
-"""Files of arrays and a header in JSON: nothing in them is code, nothing in them is run."""
+"""Files of arrays with a header in JSON, which are read without executing code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 from dipy_spinverse.voxels.memory import check_memory
 from dipy_spinverse.voxels.unfinished import staging
 
-# What damaged archives, arrays and headers raise.
+# Exceptions that damaged archives, arrays and headers cause.
 _DAMAGED = (
     BadZipFile, zlib.error, struct.error, KeyError, TypeError, ValueError, EOFError, OSError,
     RuntimeError, SyntaxError, AttributeError, OverflowError,
@@ -25,29 +25,14 @@ _DAMAGED = (
 
 
 def write(path: Path | str, header: dict, arrays: Mapping[str, np.ndarray]) -> None:
-    """Store a header and arrays, compressed, with a checksum of both.
-
-    Parameters
-    ----------
-    path : path
-    header : dict
-        Of what JSON holds.
-    arrays : mapping of ndarray
-    """
+    """Store a header (of JSON types) and arrays, compressed, with a checksum of both."""
     header = header | {"checksum": digest(header, arrays)}
     stored: dict[str, Any] = {"header": np.array(_text_of(header)), **arrays}
     whole(path, lambda file: np.savez_compressed(file, **stored))
 
 
 def whole(path: Path | str, fill: Callable[[BinaryIO], Any]) -> None:
-    """Write a file that appears under its name when it is complete, or not at all.
-
-    Parameters
-    ----------
-    path : path
-    fill : callable
-        Writes to the open file.
-    """
+    """Write a file by a function of the open file; it appears when it is complete, or never."""
     path = Path(path)
     with staging(path.parent) as hidden:
         with open(hidden / path.name, "wb") as file:
@@ -58,7 +43,7 @@ def whole(path: Path | str, fill: Callable[[BinaryIO], Any]) -> None:
 
 
 def digest(header: Any, arrays: Mapping[str, Any]) -> str:
-    """Checksum of what JSON holds and of named arrays, the same in every process."""
+    """Checksum of JSON types and named arrays, the same in every process."""
     total = blake2b(_text_of(header).encode(), digest_size=16)
     for name in sorted(arrays):
         array = np.asarray(arrays[name])
@@ -69,7 +54,7 @@ def digest(header: Any, arrays: Mapping[str, Any]) -> str:
 
 
 def as_read(header: dict) -> dict:
-    """A header as it is after a file: tuples are lists, NumPy's numbers are Python's."""
+    """A header as it is read from a file: with lists for tuples, and numbers of Python."""
     return json.loads(_text_of(header))
 
 
@@ -78,19 +63,7 @@ def _text_of(header):
 
 
 def read(path: Path | str, kind: str) -> tuple[dict, dict[str, np.ndarray]]:
-    """Header and arrays of :func:`write`.
-
-    Parameters
-    ----------
-    path : path
-    kind : str
-        What the header must say under "kind".
-
-    Raises
-    ------
-    ValueError
-        A file of another kind, or one that is not as it was written.
-    """
+    """Header and arrays of :func:`write`; ValueError if damaged or of another "kind"."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path: there is no file {path}.")

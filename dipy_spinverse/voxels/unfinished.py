@@ -1,4 +1,4 @@
-"""Folders that one run alone writes to, for as long as it lives, and what killed runs leave."""
+"""Folders locked for one process, and removal of the remains of killed runs."""
 
 from __future__ import annotations
 
@@ -16,30 +16,20 @@ PREFIX = ".unfinished_"
 
 
 def visible(folder: Path) -> list[Path]:
-    """What is in a folder but for what this package hides there."""
+    """Files of a folder without the hidden ones of this package."""
     return [path for path in folder.iterdir() if not path.name.startswith((LOCK, PREFIX))]
 
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder; the system opens it again however this process ends.
-
-    Parameters
-    ----------
-    folder : Path
-
-    Raises
-    ------
-    BlockingIOError
-        Another run is in it.
-    """
+    """Lock a folder until this process ends in any way; BlockingIOError if it is locked."""
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise BlockingIOError(
             errno.EWOULDBLOCK,
-            f"another run writes to {folder}; wait for its end, or give another folder",
+            f"another run writes to {folder}; wait until it ends, or give another folder",
         ) from None
     except NotImplementedError:  # a file system without locks
         yield
@@ -52,23 +42,9 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """A hidden folder for files that go into another when they are complete.
+    """A hidden folder for files that are moved into `folder` when they are complete.
 
-    It is removed afterwards, as are before those of runs that were killed.
-
-    Parameters
-    ----------
-    folder : Path
-        Where they go.
-
-    Examples
-    --------
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> with staging(folder) as hidden:
-    ...     _ = (hidden / "map.txt").write_text("complete")
-    ...     _ = (hidden / "map.txt").replace(folder / "map.txt")
-    >>> [path.name for path in folder.iterdir()]
-    ['map.txt']
+    It is removed afterwards; those of killed runs are removed before.
     """
     for left_over in folder.glob(f"{PREFIX}*/{LOCK}"):
         with suppress(OSError), alone_in(left_over.parent):

@@ -1,4 +1,4 @@
-"""``dipy_check_acquisition``: what a scan can tell, before anyone scans or fits."""
+"""``dipy_check_acquisition``: what an acquisition can determine."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from dipy_spinverse.workflows.diffusion import check_pulses, read_acquisition
 
 
 class CheckAcquisitionFlow(Command):
-    """Say what b-values, directions and pulse timings can tell about tissue.
+    """Predict what b-values, directions and pulse timings can determine about tissue.
 
-    For each map of walls and cells: how much is known before the scan, how much after it, and
-    where the scan is blind. Prints a report and saves it.
+    For each map of walls and cells: its uncertainty before and after the scan, and its values that
+    the scan cannot determine. Prints a report and saves it.
     """
 
     steps = ("read_acquisition", "check")
     outputs = {
-        "report": ("acquisition.txt", "Name of the report in words."),
+        "report": ("acquisition.txt", "Name of the text file of the report."),
         "table": ("acquisition.json", "Name of the JSON file with the table of all maps."),
         "figure": ("acquisition.png", "Name of the figure; not drawn without matplotlib."),
     }
@@ -45,16 +45,16 @@ class CheckAcquisitionFlow(Command):
         diffusivity : float, optional
             Diffusivity of the water in tissue, mm^2/s.
         free_water : bool, optional
-            Whether tissue has an unknown share of free water.
+            Add an unknown fraction of free water to the tissue.
         n_draws : int, optional
-            Tissues that are drawn to judge by.
+            Number of random tissues.
         seed : int, optional
             Seed of the draws.
         """
         from dipy_spinverse import identifiability
 
         if not snr > 0:
-            raise ValueError(f"snr is {snr}; give S0 over the noise, above 0.")
+            raise ValueError(f"snr is {snr}; give a positive ratio of S0 to the noise.")
         return identifiability(
             acquired, sigma=1 / snr, diffusivity=diffusivity, free_water=free_water,
             n_draws=n_draws, seed=seed,
@@ -68,8 +68,12 @@ class CheckAcquisitionFlow(Command):
         report = self.check(acquired, **self.takes("check", arguments))
         print(report)
         paths["report"].write_text(f"{report}\n")
-        said = {"acquisition": repr(acquired), "maps": report.table(), "said": report.findings()}
-        paths["table"].write_text(json.dumps(said, indent=2) + "\n")
+        content = {
+            "acquisition": repr(acquired),
+            "maps": report.table(),
+            "said": report.findings(),
+        }
+        paths["table"].write_text(json.dumps(content, indent=2) + "\n")
         try:
             report.figure(paths["figure"])
         except ImportError:

@@ -1,5 +1,4 @@
-"""The console scripts; each ends with 0, with 1 and one line that says what to change, or with 2
-where an option is not known."""
+"""The console scripts. Exit status 0, 1 with a message of one line, or 2 for unknown options."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ import warnings
 from importlib import import_module
 from pathlib import Path
 
-# Module and class of each; imported on use, so that each starts at once.
+# Module and class of each, imported on use.
 COMMANDS = {
     "dipy_fit_spinverse": ("fit_spinverse", "SpinverseFlow"),
     "dipy_fit_packed_cells": ("fit_packed_cells", "PackedCellsFlow"),
@@ -30,10 +29,12 @@ def command(name: str) -> type:
 
 
 def main() -> None:
-    """Run the workflow of the script that was called on the arguments of the command line."""
+    """Run the workflow of the called script with the arguments of the command line."""
     program = Path(sys.argv[0]).stem
     if program not in COMMANDS:
-        sys.exit(f"{program} is no command of dipy_spinverse; these are: {', '.join(COMMANDS)}.")
+        sys.exit(
+            f"{program} is not a command of dipy_spinverse; use one of {', '.join(COMMANDS)}."
+        )
     from dipy.workflows.flow_runner import run_flow
 
     from dipy_spinverse import __version__

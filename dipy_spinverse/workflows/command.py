@@ -1,8 +1,7 @@
-"""A command: one class, the keyword arguments of whose steps are its options.
+"""Base class of commands, whose options are the keyword arguments of their steps.
 
-DIPY makes a command line of the signature and the docstring of a workflow's `run`. Here both are
-put together from the steps that a command goes through, so that what commands share is written
-once, and each step documents what it asks for.
+DIPY creates a command line from the signature and docstring of a workflow's `run`. Here both are
+assembled from the steps of a command, so that options that commands share are documented once.
 """
 
 from __future__ import annotations
@@ -30,15 +29,14 @@ _OUT_DIR = ("out_dir", "string or Path, optional", ["Output directory."])
 class Command(Workflow):
     """A workflow whose options are the keyword-only arguments of its steps.
 
-    A subclass names its `steps`, each a method with numpydoc; arguments without a default are
-    inputs. `outputs` are its files by name, each with its usual file name and what it holds.
-    :meth:`process` goes through the steps for one set of inputs and writes to the paths that it is
-    given, which are put into place together when it has come to its end.
+    `steps` are names of methods with numpydoc; arguments without a default are inputs. `outputs`
+    are the default file name and the description of each output. :meth:`process` does the work for
+    one set of inputs; its files appear together at the end.
     """
 
     steps: ClassVar[tuple[str, ...]] = ()
     outputs: ClassVar[dict[str, tuple[str, str]]] = {}
-    # Whether several input files are one set; else each is processed by itself.
+    # Whether several input files are one set; otherwise each is processed separately.
     joint_inputs: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -60,35 +58,29 @@ class Command(Workflow):
         return cls.__name__.removesuffix("Flow").lower()
 
     def process(self, arguments: dict[str, Any], paths: dict[str, Path]) -> None:
-        """Go through the steps.
-
-        Parameters
-        ----------
-        arguments : dict
-            Inputs and options by name.
-        paths : dict of Path
-            Where each of `outputs` goes.
-        """
+        """Process one set of inputs and options, and write each of `outputs` to its path."""
         raise NotImplementedError
 
     def takes(self, step: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Those of the inputs and options that a step asks for."""
+        """The inputs and options of a step."""
         return {name: arguments[name] for name in _keywords(getattr(self, step))}
 
     def more_paths(self, arguments: dict[str, Any], paths: dict[str, Path]) -> dict[str, Path]:
-        """Files that are only written where an option asks for them."""
+        """Further files that options request."""
         return {}
 
     def written(self, paths: dict[str, Path]) -> Iterator[Path]:
-        """Files that will be there afterwards, as far as they are known before."""
+        """Files that will be written, as far as they are known before."""
         yield from paths.values()
 
     def _run(self, arguments: dict[str, Any]) -> None:
         out_dir = arguments.pop("out_dir")
         names = {name: arguments.pop(f"out_{name}") for name in self.outputs}
-        said = {f"out_{name}": file for name, file in names.items()}
-        check_names(said)
-        check_images(said, {f"out_{name}": usual for name, (usual, _) in self.outputs.items()})
+        given_names = {f"out_{name}": file for name, file in names.items()}
+        check_names(given_names)
+        check_images(
+            given_names, {f"out_{name}": usual for name, (usual, _) in self.outputs.items()}
+        )
         inputs = [
             name for name, p in inspect.signature(self.run).parameters.items()
             if p.default is p.empty
@@ -116,9 +108,9 @@ class Command(Workflow):
             check_inputs_kept(options, self.written(paths))
         self._refuse_to_overwrite([paths for _, paths in sets])
         for options, paths in sets:
-            with put_together(paths) as staged:
+            with appearing_together(paths) as staged:
                 self.process(options, staged)
-            _say_where(paths)
+            _log_folders(paths)
 
     def _refuse_to_overwrite(self, sets: list[dict[str, Path]]) -> None:
         files = [path for paths in sets for path in self.written(paths)]
@@ -138,11 +130,8 @@ class Command(Workflow):
 
 
 @contextmanager
-def put_together(paths: dict[str, Path]) -> Iterator[dict[str, Path]]:
-    """Paths in hidden folders beside the true ones, where the files are moved to at the end.
-
-    Where an error comes before, nothing was written.
-    """
+def appearing_together(paths: dict[str, Path]) -> Iterator[dict[str, Path]]:
+    """Paths in hidden folders; the files are moved to the given paths unless there is an error."""
     with ExitStack() as stack:
         folders = {path.parent for path in paths.values()}
         hidden = {folder: stack.enter_context(staging(folder)) for folder in folders}
@@ -152,8 +141,8 @@ def put_together(paths: dict[str, Path]) -> Iterator[dict[str, Path]]:
                 os.replace(file, folder / file.name)
 
 
-def _say_where(paths: dict[str, Path]) -> None:
-    """What to look at now."""
+def _log_folders(paths: dict[str, Path]) -> None:
+    """Log the output folders and the report."""
     pages = [path for path in paths.values() if path.suffix == ".html" and path.exists()]
     folders = {path.parent.resolve() for path in paths.values()}
     folder_names = ", ".join(str(folder) for folder in sorted(folders))

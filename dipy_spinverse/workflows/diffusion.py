@@ -1,4 +1,4 @@
-"""Commands that read diffusion-weighted volumes: data, gradients, timings, mask."""
+"""Base of commands that read diffusion-weighted volumes, gradients, timings and a mask."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_acquisition(
     isotropic: str | None = None,
     b0_threshold: float = 50.0,
 ) -> Acquisition | GradientTable:
-    """Gradients and timings.
+    """Read gradients and timings; without timings of pulses the result is a GradientTable.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def read_acquisition(
         number per volume. Without it, that of the sidecar.
     te : string, optional
         Echo time in seconds: a number, or the path of a text file with one number per volume.
-        Without it, that of the sidecar, or one for all that leaves room for all pulses. Of a
+        Without it, that of the sidecar, or one for all that leaves room for all pulses. For a
         stimulated echo, the time during which the magnetisation is transverse.
     mixing_time : string, optional
         Mixing time of a stimulated echo in seconds, during which the magnetisation is stored: a
@@ -58,11 +58,6 @@ def read_acquisition(
         not read; any file will do, for instance that of the bvalues again.
     b0_threshold : float, optional
         Volumes with a b-value up to this one (s/mm^2) count as b0 volumes.
-
-    Returns
-    -------
-    Acquisition or GradientTable
-        The latter where nothing is known of the pulses.
     """
     from dipy.core.gradients import gradient_table
 
@@ -88,7 +83,7 @@ def read_acquisition(
 
 
 def check_pulses(times: dict[str, Any]) -> None:
-    """Say how to give the timing of the pulses where it is not known."""
+    """Raise ValueError if the timing of the pulses is not known."""
     for name in ("big_delta", "small_delta"):
         if times.get(name) is None:
             raise ValueError(
@@ -105,11 +100,12 @@ def _sidecar_times(bvalues: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     sidecar = read_json("bvalues_files", path)
-    said = sidecar if isinstance(sidecar, dict) else {}
+    present = sidecar if isinstance(sidecar, dict) else {}
+    present = {field: value for field, value in present.items() if value is not None}
     return {
-        name: next(said[field] for field in fields if said.get(field) is not None)
+        name: next(present[field] for field in fields if field in present)
         for name, fields in BIDS_FIELDS.items()
-        if any(said.get(field) is not None for field in fields)
+        if present.keys() & set(fields)
     }
 
 
@@ -123,14 +119,14 @@ class DiffusionCommand(FitCommand):
     read_acquisition = staticmethod(read_acquisition)
 
     def read(self, arguments: dict[str, Any]) -> Images:
-        """The volume and its acquisition."""
+        """Read the volume and its acquisition."""
         acquired = self.read_acquisition(**self.takes("read_acquisition", arguments))
         if self.timed and not hasattr(acquired, "timings"):
             check_pulses({})
         return self.read_volume(acquired, **self.takes("read_volume", arguments))
 
     def derivative_paths(self, input_files: str, *, bids: str | None = None) -> dict[str, Path]:
-        """Where maps go in a BIDS data set.
+        """Paths of maps in a BIDS data set.
 
         Parameters
         ----------
@@ -150,14 +146,14 @@ class DiffusionCommand(FitCommand):
         return paths if described.exists() else paths | {"dataset_description": described}
 
     def more_paths(self, arguments: dict[str, Any], paths: dict[str, Path]) -> dict[str, Path]:
-        """The page and the BIDS derivatives, where they are asked for."""
+        """The report and the BIDS derivatives, if requested."""
         derivatives = self.takes("derivative_paths", arguments)
         return super().more_paths(arguments, paths) | self.derivative_paths(
             arguments["input_files"], **derivatives
         )
 
     def written(self, paths: dict[str, Path]) -> Iterator[Path]:
-        """Files of all outputs, with those of each derivative."""
+        """Files of all outputs and derivatives."""
         plain = {name: path for name, path in paths.items() if name not in _OF_BIDS}
         yield from super().written(plain)
         if "derivatives" in paths:
@@ -167,11 +163,11 @@ class DiffusionCommand(FitCommand):
 
     @property
     def model_name(self) -> str:
-        """Of the class of models, without "Model"."""
+        """Name of the class of the model, without "Model"."""
         return type(self).__name__.removesuffix("Flow")
 
     def write(self, fit: VoxelFit, images: Images, settings: dict, paths: dict[str, Path]) -> None:
-        """Write maps, the fit and the settings, and the derivative where one is asked for."""
+        """Write maps, the fit and the settings, and the derivatives if requested."""
         super().write(fit, images, settings, paths)
         if "derivatives" in paths:
             from dipy_spinverse.report.bids import save_derivatives
@@ -188,7 +184,7 @@ class DiffusionCommand(FitCommand):
     def read_volume(
         self, acquired: Any, *, input_files: str, mask_file: str | None = None
     ) -> Images:
-        """Volumes, and the voxels that are wanted.
+        """Read volumes and the mask.
 
         Parameters
         ----------
@@ -204,7 +200,7 @@ class DiffusionCommand(FitCommand):
         data.check_real()
         if data.ndim != 4:
             raise ValueError(
-                f"input_files: {input_files} has shape {data.shape}; needs a 4-D volume with the "
+                f"input_files: {input_files} has shape {data.shape}; give a 4-D volume with the "
                 "measurements along its last axis."
             )
         space = data.shape[:3], data.affine

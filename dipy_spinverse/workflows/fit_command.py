@@ -1,4 +1,4 @@
-"""What every command that fits a model has: read, make the model, fit, write."""
+"""Base of commands that fit a model: read, make the model, fit, write."""
 
 from __future__ import annotations
 
@@ -62,16 +62,7 @@ def _map_output(name, suffix):
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """What a command reads.
-
-    Attributes
-    ----------
-    data : ndarray or StoredImage (..., M)
-    affine : ndarray (4, 4)
-    mask : ndarray (...) of bool or None
-    acquired : object
-        Of what a model is made: measurements, or the sequences of contrasts.
-    """
+    """Inputs of a command: data (..., M), mask (...) and the acquisition or the sequences."""
 
     data: Any
     affine: np.ndarray
@@ -80,7 +71,7 @@ class Images:
 
 
 class FitCommand(Command):
-    """A command that fits a model; subclasses say how to `read` and to `make_model`."""
+    """A command that fits a model; subclasses define `read` and `make_model`."""
 
     steps = ("make_model", "fit_options", "fit", "page")
     # Of the model's fits: maps with intervals, and other arrays; and files beside these.
@@ -163,13 +154,13 @@ class FitCommand(Command):
         *,
         report: str | None = None,
     ) -> None:
-        """Write a page about the fit.
+        """Write a report of the fit.
 
         Parameters
         ----------
         report : string, optional
-            Name of a page for the browser, such as report.html: maps with their intervals, what
-            can be trusted, residuals, signals, and a methods paragraph.
+            Name of a report for the browser, such as report.html: maps with their intervals,
+            reliability, residuals, signals, and a methods paragraph.
         """
         if report is None:
             return
@@ -184,11 +175,11 @@ class FitCommand(Command):
     def mesh_voxels(
         self, settings: dict[str, Any], shape: tuple[int, ...]
     ) -> list[tuple[int, ...]]:
-        """Voxels whose walls were asked for."""
+        """Voxels whose walls are requested."""
         return []
 
     def more_paths(self, arguments: dict[str, Any], paths: dict[str, Path]) -> dict[str, Path]:
-        """The page, where one is asked for."""
+        """The report, if requested."""
         report = arguments["report"]
         if report is None:
             return {}
@@ -216,7 +207,7 @@ class FitCommand(Command):
         logger.info("%s", status_summary(fit, seconds))
 
     def written(self, paths: dict[str, Path]) -> Iterator[Path]:
-        """Files of all outputs, with those beside a map."""
+        """Files of all outputs, including the intervals of maps."""
         for name, path in paths.items():
             yield from map_paths(path) if name in self.maps else (path,)
 
@@ -227,7 +218,7 @@ def _description(name, fit=None):
 
 
 def status_summary(fit: VoxelFit, seconds: float) -> str:
-    """How many voxels came to which status, in words."""
+    """Number of voxels of each status."""
     from dipy_spinverse.voxels import Status
 
     status = fit.status[fit.status != Status.NOT_FITTED]

@@ -91,22 +91,21 @@ class SpinverseFlow(DiffusionCommand):
         free_water: bool = False,
         n_fields: int = 4,
     ) -> dict[str, Any]:
-        """Where walls are sought, and how.
+        """Options of walls.
 
         Parameters
         ----------
         walls : bool, optional
-            Seek walls in all voxels, which takes some seconds for each. Without it, in those of
-            --mesh_voxels alone.
+            Reconstruct walls in all voxels, which takes some seconds for each. Without it, only in
+            those of --mesh_voxels.
         mesh_voxels : variable string, optional
             Voxels whose walls are saved as meshes, each as three indices with commas between
             them and no spaces, for instance 0,0,0 2,1,0.
         free_water : bool, optional
-            Also fit a fraction of free water beside walls alone (of the optimiser 'adam'); packed
-            cells always have one.
+            Also fit a fraction of free water with the optimiser 'adam'; packed cells always have
+            one.
         n_fields : int, optional
-            Further wall fields per voxel with walls, from draws of their own; 0 for a quick look
-            without them.
+            Number of further posterior samples of the walls per voxel; 0 for a quick look.
         """
         has_walls = np.full(images.data.shape[:3], walls)
         for voxel in voxels_of(mesh_voxels, has_walls.shape):
@@ -114,7 +113,7 @@ class SpinverseFlow(DiffusionCommand):
         return {"walls": has_walls, "free_water": free_water, "n_fields": n_fields}
 
     def write(self, fit: Any, images: Images, settings: dict, paths: dict[str, Path]) -> None:
-        """Write maps, and the meshes that were asked for."""
+        """Write maps and the requested meshes."""
         super().write(fit, images, settings, paths)
         voxels = self.mesh_voxels(settings["settings"], fit.shape)
         save_meshes(fit, voxels, paths["interface"], images.affine)
@@ -122,12 +121,12 @@ class SpinverseFlow(DiffusionCommand):
     def mesh_voxels(
         self, settings: dict[str, Any], shape: tuple[int, ...]
     ) -> list[tuple[int, ...]]:
-        """Voxels whose walls were asked for."""
+        """Voxels whose walls are requested."""
         return voxels_of(settings["mesh_voxels"], shape)
 
 
 def voxels_of(texts: list[str] | None, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The voxels that texts ("i,j,k") name, checked against the volume's shape."""
+    """Voxel indices from texts "i,j,k", checked against the shape of the volume."""
     return [_voxel(text, shape) for text in texts or []]
 
 

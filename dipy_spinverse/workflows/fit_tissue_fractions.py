@@ -26,7 +26,7 @@ class TissueFractionsFlow(FitCommand):
     others = ("b1",)
 
     def read(self, arguments: dict[str, Any]) -> Images:
-        """Images and their sequences."""
+        """Read the images and their sequences."""
         return self.read_images(**self.takes("read_images", arguments))
 
     def read_images(
@@ -36,7 +36,7 @@ class TissueFractionsFlow(FitCommand):
         sequences_file: str | None = None,
         mask_file: str | None = None,
     ) -> Images:
-        """Images, their sequences, and the voxels that are wanted.
+        """Read images, their sequences and the mask.
 
         Parameters
         ----------
@@ -63,7 +63,7 @@ class TissueFractionsFlow(FitCommand):
         sequences = _sequences(files, images, sequences_file)
         if len(sequences) != data.shape[-1]:
             raise ValueError(
-                f"sequences_file: {sequences_file} has {len(sequences)} sequences, the images "
+                f"sequences_file: {sequences_file} has {len(sequences)} sequences, but the images "
                 f"have {data.shape[-1]} contrasts; give one for each, in the order of the images."
             )
         space = data.shape[:3], affine
@@ -93,8 +93,8 @@ class TissueFractionsFlow(FitCommand):
             "proton_density" (of water: 1), "t1_s", "t2_s", "t2_prime_s" (1/T2* = 1/T2 + 1/T2')
             and "diffusivity" (um^2/ms). At most five in all. Maps of others are NAME.nii.gz.
         unknown : variable string, optional
-            What is found from the images: some of scale, bias, b1 and constants. Without it,
-            scale and bias.
+            Parameters estimated from the images: some of scale, bias, b1 and constants. Without
+            it, scale and bias.
         b1_error : float, optional
             Standard deviation of the transmit field about b1_file, or about 1. Needed where b1 is
             unknown.
@@ -102,8 +102,8 @@ class TissueFractionsFlow(FitCommand):
             Relative standard deviation of the relaxation times and proton densities about the
             literature's. Needed where constants are unknown.
         smoothness : float, optional
-            How alike neighbouring voxels are thought to be, for one or few contrasts; 2 suits
-            brains at 2 to 3 mm. One contrast needs a known transmit field, too.
+            Strength of the prior that neighbouring voxels are similar, for one or few contrasts; 2
+            suits brains at 2 to 3 mm. One contrast also needs a known transmit field.
         """
         from dipy_spinverse.tissue_fractions import TissueFractionModel
 
@@ -139,12 +139,12 @@ def _sequences(files, images, sequences_file):
         sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
         if not sidecar.is_file():
             raise ValueError(
-                f"input_files: {path} has no sidecar {sidecar.name} that says its sequence; give "
+                f"input_files: {path} has no sidecar {sidecar.name} with its sequence; give "
                 "--sequences_file."
             )
         if image.ndim != 3:
             raise ValueError(
-                f"input_files: {path} has several contrasts, of which its sidecar says one; give "
+                f"input_files: {path} has several contrasts, its sidecar one sequence; give "
                 "--sequences_file."
             )
         sequences.append(_named(sequence_from, _read(sidecar), sidecar))
@@ -152,7 +152,7 @@ def _sequences(files, images, sequences_file):
 
 
 def _tissues(field, path):
-    """Those of the literature, and those of the file beside them or in their place."""
+    """Tissues of the literature, and those of the file in addition or in their place."""
     from dipy_spinverse.tissue_fractions import Tissue, tissues_at
 
     tissues = {tissue.name: tissue for tissue in tissues_at(field)}
@@ -168,10 +168,10 @@ def _tissues(field, path):
 
 
 def _list(name, path):
-    """What a file lists."""
+    """List in a file."""
     listed = _read(Path(path))
     if not isinstance(listed, list):
-        raise ValueError(f"{name}: {path} has no list; write one.")
+        raise ValueError(f"{name}: {path} does not contain a list; write one.")
     return listed
 
 
@@ -193,4 +193,4 @@ def _read(path: Path):
         return yaml.safe_load(path.read_text())
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} is no YAML that can be read: {reason}") from None
+        raise ValueError(f"{path} is not valid YAML: {reason}") from None

@@ -1,6 +1,6 @@
-"""Command-line options from the signatures and docstrings of models, read without importing them.
+"""Command-line options from the source code of models, which is not imported.
 
-To import a model takes seconds, for torch; help and errors of a command do not wait for it.
+To import torch takes seconds; help and error messages of a command appear at once.
 """
 
 from __future__ import annotations
@@ -19,19 +19,10 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def model_step(model: str, *options: str) -> Callable:
-    """Step of a command that makes a model, with the model's own options and descriptions.
+    """Step of a command that makes a model, such as "packed_cells.model.PackedCellsModel".
 
-    Parameters
-    ----------
-    model : str
-        Module within the package and class, such as "packed_cells.model.PackedCellsModel".
-    *options : str
-        Parameters of its constructor, or of those of its base classes; "no_NAME" is a flag that
-        sets NAME, which is True by default, to False.
-
-    Returns
-    -------
-    callable
+    The options are parameters of the constructors of the class and its base classes; "no_NAME" is
+    a flag that sets NAME, which is True by default, to False.
     """
     module, _, name = model.rpartition(".")
     documented = dict(reversed([*_parameters(module, name)]))
@@ -49,7 +40,7 @@ def model_step(model: str, *options: str) -> Callable:
     for option in options:
         default, annotation, text = documented[option.removeprefix("no_")]
         if option in negated:
-            default, text = False, f"Do not: {text[0].lower()}{text[1:]}"
+            default, text = False, f"Do not {text[0].lower()}{text[1:]}"
         parameters.append(
             inspect.Parameter(
                 option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
@@ -96,7 +87,7 @@ def _parameters(module: str, name: str) -> Iterator[tuple[str, tuple[Any, str, s
 
 
 def choices(kind: str) -> list[str]:
-    """A sentence of the values that an option can have, where a docstring lists them."""
+    """A sentence with the possible values of an option, if a docstring lists them."""
     if not kind.startswith("{"):
         return []
     return [f"{kind[1 : kind.index('}')].replace(chr(34), chr(39)).replace(', ', ' or ')}."]
@@ -116,7 +107,7 @@ def _imported_from(module: str, name: str) -> str:
 
 
 def _simple(annotation: str, default: Any) -> str:
-    """Type of an option: that of its default, or the first one that is possible."""
+    """Type of an option: that of its default, or the first possible one."""
     if default is not None:
         return type(default).__name__
     return next((kind for kind in ("float", "int", "str") if kind in annotation), "str")

@@ -17,19 +17,19 @@ _BODIES = ("cylinders", "spheres")
 
 
 class SimulateFlow(Command):
-    """Simulate the signals of tissue whose walls are known.
+    """Simulate the signals of tissue with known walls.
 
     Solves the Bloch-Torrey equation in a periodic box of cylinders or spheres for given b-values,
     directions and pulse timings. The volume has one voxel for each radius (along x), each
-    permeability (along y) and each repeat with noise of its own (along z). What
-    dipy_fit_spinverse and dipy_fit_packed_cells find can be compared with the truth file.
+    permeability (along y) and each repetition with independent noise (along z). Results of
+    dipy_fit_spinverse and dipy_fit_packed_cells can be compared with the truth file.
     """
 
     steps = ("read_acquisition", "simulate")
     outputs = {
         "dwi": ("dwi.nii.gz", "Name of the volume of magnitudes."),
-        "truth": ("truth.json", "Name of the JSON file that says what is in each voxel."),
-        "sigma": ("sigma.txt", "Name of the text file with the noise's standard deviation."),
+        "truth": ("truth.json", "Name of the JSON file with the tissue of each voxel."),
+        "sigma": ("sigma.txt", "Name of the text file with the standard deviation of the noise."),
     }
 
     read_acquisition = staticmethod(read_acquisition)
@@ -49,12 +49,12 @@ class SimulateFlow(Command):
         S0: float = 1000.0,
         seed: int = 0,
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Signals, and what is true.
+        """Signals and ground truth.
 
         Parameters
         ----------
         substrate : string, optional
-            'cylinders' along z, or 'spheres'; one in each periodic box.
+            Bodies: 'cylinders' along z, or 'spheres'; one in each periodic box.
         radius : variable float, optional
             Radii, um; 3 and 4.5 where not given.
         permeability : variable float, optional
@@ -68,7 +68,7 @@ class SimulateFlow(Command):
         snr : float, optional
             S0 over the standard deviation of the Rician noise; 0 for none.
         repeats : int, optional
-            Voxels of each kind.
+            Number of voxels of each tissue.
         S0 : float, optional
             Signal without diffusion weighting.
         seed : int, optional
