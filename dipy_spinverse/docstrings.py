@@ -42,21 +42,7 @@ _PLACEHOLDER = re.compile(r"^([ \t]*)%\((\w+)\)s$", re.MULTILINE)
 
 
 def fill_doc(function: _Function) -> _Function:
-    """Replace each line ``%(name)s`` of a docstring by the entry of `FIT_PARAMETERS`.
-
-    Examples
-    --------
-    >>> @fill_doc
-    ... def fit(mask=None):
-    ...     '''Fit voxels.
-    ...
-    ...     Parameters
-    ...     ----------
-    ...     %(mask)s
-    ...     '''
-    >>> "neither 0 nor NaN" in fit.__doc__
-    True
-    """
+    """Replace each line ``%(name)s`` of a docstring by the entry of `FIT_PARAMETERS`."""
     if function.__doc__:  # None with python -OO
         function.__doc__ = _PLACEHOLDER.sub(_indented_entry, function.__doc__)
     return function

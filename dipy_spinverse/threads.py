@@ -1,4 +1,4 @@
-"""Work that several threads share: as many as torch uses."""
+"""Loops with as many threads as torch uses."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _kept: ContextVar[int | None] = ContextVar("_kept", default=None)
 
 
 def n_threads() -> int:
-    """Threads of the loops of this package."""
+    """Number of threads of the loops of this package."""
     return _kept.get() or torch.get_num_threads()
 
 
 @contextmanager
 def torch_on_one_thread() -> Iterator[None]:
-    """Torch, whose sums are rounded by how many threads share them, has one; loops keep theirs."""
+    """One thread for torch, whose rounding depends on their number; loops keep theirs."""
     usual, token = torch.get_num_threads(), _kept.set(n_threads())
     torch.set_num_threads(1)
     try:
@@ -31,16 +31,13 @@ def torch_on_one_thread() -> Iterator[None]:
 
 
 def in_threads(function: Callable, *arguments) -> list:
-    """Results of a function of each row of arguments."""
+    """Results of a function for each row of arguments, like `map`."""
     with ThreadPoolExecutor(n_threads()) as threads:
         return list(threads.map(function, *arguments))
 
 
 def in_equal_parts(sweep: Callable, n_tasks: int, *arguments) -> None:
-    """Call ``sweep(first, last, *arguments)`` for equal parts of the tasks.
-
-    For compiled sweeps, which let go of the interpreter's lock.
-    """
+    """Call ``sweep(first, last, *arguments)``, compiled without GIL, for parts of the tasks."""
     n_parts = min(n_threads(), n_tasks)
     if n_parts == 1:
         sweep(0, n_tasks, *arguments)

@@ -1,4 +1,4 @@
-"""What every fit has: maps, indexing, prediction, and a file."""
+"""Base class of all fits: maps, indexing, prediction, saving."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class VoxelFit(ReconstFit):
-    """Maps of voxels, and how sure they are.
+    """Maps of voxels and their uncertainties.
 
     For each NAME in `MAPS` there are ``NAME``, the posterior median; its standard deviation
     ``NAME_std``; the ends ``NAME_low`` and ``NAME_high`` of the central 95 % interval; and, in
-    models that search for it, the likeliest value ``NAME_likeliest``. Where no draws were asked
-    for (``n_draws=0``), ``NAME`` is the likeliest value, and there are no intervals.
+    models that search for it, the most probable value ``NAME_likeliest``. Without posterior
+    samples (``n_draws=0``), ``NAME`` is the most probable value, and there are no intervals.
 
     All arrays have the leading shape `shape` of the data and are zero where nothing was fitted.
     ``fit[i, j, k]`` and slices give the fit of these voxels.
@@ -37,8 +37,7 @@ class VoxelFit(ReconstFit):
     model : VoxelModel
     status : ndarray (...) of int
     values : dict of ndarray (V, ...)
-        Of the voxels that were fitted, in order. Names with an underscore in front are the
-        model's own.
+        Arrays of the fitted voxels, in order. Names with a leading underscore are private.
 
     Attributes
     ----------
@@ -47,7 +46,7 @@ class VoxelFit(ReconstFit):
     sigma : ndarray (...)
         Standard deviation of the noise, given or estimated, in the unit of the data.
     residual_rms : ndarray (...)
-        Root mean square of what the fit leaves of the data.
+        Root mean square of the residuals.
     """
 
     MAPS: tuple[str, ...] = ()
@@ -56,7 +55,7 @@ class VoxelFit(ReconstFit):
         self.model, self.status, self._values = model, np.asarray(status), values
 
     def __getattr__(self, name: str):
-        # Only what no class defines; `_values` itself is missing while a fit is unpickled.
+        # `_values` itself is missing while a fit is unpickled.
         values = self.__dict__.get("_values", {})
         if name in values:
             return self._dense(values[name])
@@ -74,7 +73,7 @@ class VoxelFit(ReconstFit):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the voxels."""
+        """Shape of the voxels."""
         return self.status.shape
 
     @property
@@ -85,7 +84,7 @@ class VoxelFit(ReconstFit):
 
     @property
     def _rows(self):
-        """Places (V,) of the fitted voxels in the flattened image."""
+        """Indices (V,) of the fitted voxels in the flattened image."""
         return np.flatnonzero(np.isin(self.status, FITTED))
 
     def _dense(self, values, rows=None):
@@ -105,26 +104,21 @@ class VoxelFit(ReconstFit):
         return {name: value[chosen] for name, value in self._values.items()}
 
     def check(self) -> None:
-        """Refuse what is no fit: unknown status codes, missing arrays, such of other lengths.
-
-        Raises
-        ------
-        ValueError
-        """
+        """Raise ValueError for unknown status codes, and missing or invalid arrays."""
         codes = self.status
         if codes.dtype.kind not in "iu" or not np.isin(codes, [*Status]).all() or codes.ndim > 3:
-            raise ValueError(f"status has type {codes.dtype} and shape {codes.shape}, or codes "
-                             "that there are not.")  # fmt: skip
+            raise ValueError(f"status has type {codes.dtype} and shape {codes.shape}, or unknown "
+                             "codes.")  # fmt: skip
         needed = {"sigma", "residual_rms", "S0_per_te", *self.MAPS}
         missing = sorted(needed - self._values.keys())
         if missing:
-            raise ValueError(f"{', '.join(missing)} is not there.")
+            raise ValueError(f"{', '.join(missing)} missing.")
         for name, value in self._values.items():
             rows = self._n_rows(name)
             if value.dtype.kind not in "biuf" or value.shape[:1] != (rows,):
                 raise ValueError(
-                    f"{name} has type {value.dtype} and shape {value.shape}, there are {rows} "
-                    "voxels."
+                    f"{name} has type {value.dtype} and shape {value.shape}, but {rows} voxels "
+                    "were fitted."
                 )
             if np.isnan(value).any():
                 raise ValueError(f"{name} has NaN.")
@@ -136,19 +130,19 @@ class VoxelFit(ReconstFit):
     def predict(
         self, gtab: GradientTable | BaseAcquisition | None = None, S0: ArrayLike | None = None
     ) -> np.ndarray:
-        """Noise-free signals (..., M) of the likeliest parameters.
+        """Noise-free signals (..., M) of the most probable parameters.
 
         Parameters
         ----------
         gtab : GradientTable or Acquisition, optional
-            Of what to predict; of the fitted data where not given.
+            Measurements to predict; by default those of the fitted data.
         S0 : float or array-like (...), optional
-            Signal without diffusion; the fitted one of each echo time where not given.
+            Signal without diffusion; by default the fitted one of each echo time.
 
         Raises
         ------
         ValueError
-            Echo times of which no S0 is known, an S0 of the wrong shape.
+            An echo time without a fitted S0, an S0 of the wrong shape.
         """
         fitted = self.model.acquisition
         acquisition = fitted if gtab is None else self.model.acquisition_of(gtab)
@@ -173,7 +167,7 @@ class VoxelFit(ReconstFit):
         Raises
         ------
         ValueError
-            A model that no file can hold, such as one with priors of one's own.
+            A model that cannot be saved, such as one with user-defined priors.
         """
         settings, arrays = self.model.settings()
         header = {"kind": "a fit", "model": type(self.model).__name__, "settings": settings}
@@ -190,20 +184,20 @@ class VoxelFit(ReconstFit):
 
 
 def _known_echo_times(acquisition: Acquired, fitted: Acquired) -> np.ndarray:
-    """Place (M,) of each measurement's echo among those of a fit."""
+    """Index (M,) of the fitted echo time of each measurement."""
     if len(fitted.echo_times) == 1:
         return np.zeros(len(acquisition), dtype=int)
     difference = np.abs(_echoes(acquisition)[:, None] - _echoes(fitted)).max(axis=2)
     if difference.min(axis=1).max() > 1e-3:
         raise ValueError(
-            f"gtab has the echo times {acquisition.echo_times.tolist()} ms, S0 is known at "
-            f"{fitted.echo_times.tolist()} (of these mixing times, if there are any); predict at "
+            f"gtab has the echo times {acquisition.echo_times.tolist()} ms, S0 was fitted at "
+            f"{fitted.echo_times.tolist()} ms (with given mixing times, if any); predict at "
             "these, or give S0."
         )
     return difference.argmin(axis=1)[acquisition.te_index]
 
 
 def _echoes(acquisition):
-    """Echo and mixing time (K, 2) of each S0; only stimulated echoes have a mixing time."""
+    """Echo and mixing times (K, 2), ms; only stimulated echoes have a mixing time."""
     stored = getattr(acquisition, "mixing_times", np.zeros_like(acquisition.echo_times))
     return np.stack([acquisition.echo_times, stored], axis=1)

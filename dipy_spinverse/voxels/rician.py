@@ -114,23 +114,19 @@ def rician_noise_from_residual(
 
 def rician_information(snr: Tensor) -> Tensor:
     """Fisher information of a magnitude on its signal, relative to Gaussian noise of equal sd."""
-    table, step = _information_table()
-    position = (snr / step).clamp(0, len(table) - 1.001)
-    lower = position.floor()
-    table = torch.tensor(table, dtype=snr.dtype)
-    lower_value, upper_value = table[lower.long()], table[lower.long() + 1]
-    return lower_value + (position - lower) * (upper_value - lower_value)
+    return torch.from_numpy(np.interp(snr.numpy(), *_information_table())).to(snr.dtype)
 
 
 @lru_cache
 def _information_table():
-    step, snr = 0.1, np.arange(0, 12.01, 0.1)
+    """Ratios of signal to noise, and the information at these."""
+    snr = np.arange(0, 12.01, 0.1)
     y = np.linspace(1e-3, 20, 4000)
     z = y * snr[:, None]
     density = y * np.exp(-0.5 * (y - snr[:, None]) ** 2) * ive(0, z)
     score = y * ive(1, z) / ive(0, z) - snr[:, None]
     information = (density * score**2).sum(axis=1) / density.sum(axis=1)
-    return np.maximum(information, _MIN_INFORMATION), step
+    return snr, np.maximum(information, _MIN_INFORMATION)
 
 
 _SWITCH = 3.75

@@ -36,7 +36,7 @@ class CheckAcquisitionFlow(Command):
         n_draws: int = 300,
         seed: int = 0,
     ) -> Any:
-        """What the acquisition can determine.
+        """Predict what the acquisition can determine.
 
         Parameters
         ----------

@@ -74,7 +74,7 @@ class FitCommand(Command):
     """A command that fits a model; subclasses define `read` and `make_model`."""
 
     steps = ("make_model", "fit_options", "fit", "page")
-    # Of the model's fits: maps with intervals, and other arrays; and files beside these.
+    # Maps with intervals, other arrays, and further files.
     maps: ClassVar[tuple[str, ...]] = ()
     others: ClassVar[tuple[str, ...]] = ()
     more_outputs: ClassVar[dict[str, tuple[str, str]]] = {}
@@ -84,7 +84,7 @@ class FitCommand(Command):
         super().__init_subclass__(**kwargs)
 
     def read(self, arguments: dict[str, Any]) -> Images:
-        """Images, and what is known of how they were acquired."""
+        """Read the images and their acquisition."""
         raise NotImplementedError
 
     def make_model(self, acquired: Any) -> VoxelModel:
@@ -92,7 +92,7 @@ class FitCommand(Command):
         raise NotImplementedError
 
     def fit_options(self, images: Images) -> dict[str, Any]:
-        """What this model's `fit` takes beside what all take."""
+        """Further arguments of the `fit` of this model."""
         return {}
 
     @fill_doc
