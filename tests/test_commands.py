@@ -19,7 +19,7 @@ from dipy_spinverse.report import bids
 from dipy_spinverse.report.descriptions import STATUS_DESCRIPTIONS
 from dipy_spinverse.voxels import Status
 from dipy_spinverse.workflows import cli
-from dipy_spinverse.workflows.command import _say_where
+from dipy_spinverse.workflows.command import _log_folders
 from dipy_spinverse.workflows.diffusion import read_acquisition
 from dipy_spinverse.workflows.fit_command import FitCommand
 from dipy_spinverse.workflows.simulate_spinverse import SimulateFlow
@@ -65,11 +65,11 @@ def run(program, scan, **options):
 def test_commands_end_with_where_to_look(tmp_path, caplog):
     paths = {"fit": tmp_path / "fit" / "fit.npz", "report": tmp_path / "fit" / "report.html"}
     with caplog.at_level(logging.INFO, "dipy_spinverse"):
-        _say_where(paths)
+        _log_folders(paths)
         assert f"Files are in {tmp_path / 'fit'}." in caplog.text
         paths["report"].parent.mkdir()
         paths["report"].touch()
-        _say_where(paths)
+        _log_folders(paths)
     assert f"open {paths['report']} in a browser" in caplog.text
 
 

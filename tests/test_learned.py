@@ -197,7 +197,7 @@ def test_noise_is_estimated_where_it_is_not_given(learners, voxels):
 
 
 def test_a_bar_shows_how_far_a_training_is(noddi, capfd, monkeypatch):
-    monkeypatch.setattr(progress, "_EVERY", 0.01)
+    monkeypatch.setattr(progress, "_INTERVAL", 0.01)
     LearnedModel(noddi, method="deep", snr=SNR, n_train=4000, max_epochs=4, verbose=True)
     shown = [int(n) for n in re.findall(r"(\d+)/4000", capfd.readouterr().err)]
     # Simulated to three tenths, then an epoch after the other.

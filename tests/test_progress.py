@@ -15,13 +15,13 @@ from dipy_spinverse.voxels.progress import Bar, part, stepwise, tell
 def slowly(voxels):
     """Half of a chunk, a pause, the rest."""
     tell(0.5)
-    time.sleep(3 * progress._EVERY)
+    time.sleep(3 * progress._INTERVAL)
     return voxels
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(progress, "_EVERY", 0.02)
+    monkeypatch.setattr(progress, "_INTERVAL", 0.02)
 
 
 def test_a_bar_shows_voxels_of_a_chunk_that_is_not_finished(capfd, quick):
