@@ -32,7 +32,7 @@ class Acquired(Protocol):
 
     @property
     def repeated_b0(self) -> np.ndarray:
-        """(R, M) bool: groups of measurements that are repeats of each other."""
+        """Groups of repeated measurements of b0, (R, M) of bool."""
 
     def to_gtab(self) -> GradientTable:
         """Gradient table of DIPY."""

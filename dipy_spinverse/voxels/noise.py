@@ -55,8 +55,8 @@ def noise_before_fit(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Noise level that does not depend on a model of tissue.
 
-    From repeated b0 (of equal echo time, b and direction) and, unless `b0_only`, from the residuals
-    of spherical harmonics on shells of low b. The variances of single voxels have few degrees of
+    From repeated b0 (of equal echo time, b and direction) and, unless `b0_only`, from residuals of
+    spherical harmonics on shells of low b. The variances of single voxels have few degrees of
     freedom and are shrunk towards those that are frequent in the image, first in the
     neighbourhood.
 
