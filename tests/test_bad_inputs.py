@@ -57,7 +57,7 @@ def test_nan_in_a_mask_is_outside_and_fractions_are_neither(model):
     status = model.fit(DATA, mask, sigma=1.0, n_draws=0).status
     assert (status[0] != Status.NOT_FITTED).all() and (status[1:] == Status.NOT_FITTED).all()
     for wrong in (0.3, -1.0, np.inf):
-        with pytest.raises(ValueError, match="^mask has the value"):
+        with pytest.raises(ValueError, match="^mask has .* values that are fractions"):
             model.fit(DATA, np.full(SHAPE, wrong))
 
 
@@ -163,7 +163,7 @@ def test_output_names_stay_inside_of_out_dir(name):
 @pytest.mark.parametrize("name", ["S0", "S0.txt", "S0.nii.txt", "predicted.mgz"])
 def test_the_name_of_an_image_that_is_none_is_refused_before_anything_is_read(tmp_path, name):
     files = [str(tmp_path / f"none.{end}") for end in ("nii.gz", "bval", "bvec")]
-    with pytest.raises(ValueError, match=f"^out_S0 is '{name}', .* end with .nii or .nii.gz"):
+    with pytest.raises(ValueError, match=f"^out_S0 is '{name}', .* ends with .nii or .nii.gz"):
         command("dipy_fit_ivim_varpro")().run(*files, out_S0=name, out_dir=str(tmp_path))
 
 
