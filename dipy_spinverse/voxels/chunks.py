@@ -136,7 +136,7 @@ def fit_image(
     values : dict of ndarray (V, ...)
         "sigma", "residual_rms" and `layout` of the voxels that could be fitted, in order.
     """
-    voxels, n = image.voxels, len(image.voxels)
+    voxels, (n, n_measurements) = image.voxels, image.voxels.signals.shape
     kinds = _STATUS_VALUES | dict(layout)
     # 128: status, position and temporary numbers
     bytes_per_voxel = 128 + sum(_zeros(1, kind).nbytes for kind in kinds.values())
@@ -152,7 +152,7 @@ def fit_image(
                  for k in range(0, len(rows), size)]  # fmt: skip
         fit_with_progress = bar.fed_by(fit_chunk)
         for rows, result in _computed(voxels, fit_with_progress, chunk_rows, engine, journal, bar):
-            for name, value in (_chi_square(result, voxels.signals.shape[1]) | result).items():
+            for name, value in (_chi_square(result, n_measurements) | dict(result)).items():
                 values[name][(rows, *map(slice, np.shape(value)[1:]))] = value
             scatter[rows] = voxels.signals[rows].std(axis=1)
     for name, value in values.items():
