@@ -80,7 +80,9 @@ class CompartmentChunkFit:
             attributes = {**voxels.attributes, "n_fibres": n_fibres, "axes": axes}
             voxels = replace(voxels, attributes=attributes)
         result: dict[str, np.ndarray] = {}
-        for n in stepwise(np.unique(voxels.attributes["n_fibres"])[::-1]):  # the widest arrays first
+        for n in stepwise(
+            np.unique(voxels.attributes["n_fibres"])[::-1]
+        ):  # the widest arrays first
             rows = np.flatnonzero(voxels.attributes["n_fibres"] == n)
             for name, value in self._fit_populations(voxels[rows], int(n)).items():
                 value = np.broadcast_to(value, (len(rows), *np.shape(value)[1:]))
