@@ -39,14 +39,9 @@ _HISTOLOGY = {
 class CatCord:
     """A slice of a cat's spinal cord, ex vivo, with histology of the same slice.
 
-    Attributes
-    ----------
-    data : ndarray (64, 64, 1791)
-    acquisition : Acquisition
-        All directions in the plane across the cord, eight diffusion times.
-    histology : dict of ndarray (64, 64)
-        "axon_diameter" (um), "restricted_fraction", "g_ratio" and "n_axons" in white matter, 0
-        elsewhere.
+    `data` (64, 64, 1791) of all directions in the plane across the cord and eight diffusion times;
+    `histology` (64, 64): "axon_diameter" (um), "restricted_fraction", "g_ratio" and "n_axons" in
+    white matter, 0 elsewhere.
     """
 
     data: np.ndarray
@@ -60,38 +55,17 @@ class CatCord:
 
 
 def fetch_cat_cord() -> tuple[dict[str, Path], Path]:
-    """Fetch the cat's spinal cord [1]_: 13 MB.
+    """Fetch the cat's spinal cord, 13 MB: paths of its files by name, and their folder.
 
-    Returns
-    -------
-    files : dict of Path
-    folder : Path
-
-    Raises
-    ------
-    OSError
-        Files that are not there and cannot be downloaded, or not be written; the message says
-        from where and where to.
-    ValueError
-        A file that is another one.
-
-    References
-    ----------
-    .. [1] Duval et al., ISMRM 2016; White Matter Microscopy Database,
-       https://doi.org/10.17605/OSF.IO/YP4QG
+    From Duval et al., ISMRM 2016; White Matter Microscopy Database,
+    https://doi.org/10.17605/OSF.IO/YP4QG. An OSError says from where and where to a file could not
+    be fetched or written, a ValueError that it is another file than the one expected.
     """
     return _fetched("duval_cat", [*_CAT, *_HISTOLOGY.values()])
 
 
 def read_cat_cord() -> CatCord:
-    """The cat's spinal cord, fetched where it is not there.
-
-    Examples
-    --------
-    >>> cord = read_cat_cord()  # doctest: +SKIP
-    >>> cord.data[cord.white_matter].shape  # doctest: +SKIP
-    (968, 1791)
-    """
+    """The cat's spinal cord, fetched where it is not there."""
     files, _ = fetch_cat_cord()
     image, scheme = (files[name] for name in _CAT)
     return CatCord(
@@ -102,37 +76,17 @@ def read_cat_cord() -> CatCord:
 
 
 def fetch_isbi2015() -> tuple[dict[str, Path], Path]:
-    """Fetch the data of the ISBI 2015 white-matter challenge [1]_: 0.6 MB.
+    """Fetch the data of the ISBI 2015 white-matter challenge, 0.6 MB; as :func:`fetch_cat_cord`.
 
-    Returns and raises as :func:`fetch_cat_cord`.
-
-    References
-    ----------
-    .. [1] Ferizi et al., NMR Biomed. 30 (2017) e3734, https://doi.org/10.1002/nbm.3734
+    From Ferizi et al., NMR Biomed. 30 (2017) e3734, https://doi.org/10.1002/nbm.3734.
     """
     return _fetched("isbi2015", ["isbi_schemefile.txt", *(f"{each}.txt" for each in REGIONS)])
 
 
 def read_isbi2015(region: str) -> tuple[np.ndarray, Acquisition]:
-    """Signals of six voxels of a human brain in vivo, at 300 mT/m.
+    """Signals (6, 3612) of six voxels of a human brain in vivo, at 300 mT/m, and acquisition.
 
-    Parameters
-    ----------
-    region : {"genu", "fornix"}
-
-    Returns
-    -------
-    signals : ndarray (6, 3612)
-    acquisition : Acquisition
-
-    Raises
-    ------
-    ValueError
-        An unknown region.
-
-    Examples
-    --------
-    >>> signals, acquisition = read_isbi2015("genu")  # doctest: +SKIP
+    Of the `region` "genu" or "fornix".
     """
     if region not in REGIONS:
         raise ValueError(f"region is {region!r}; use one of {', '.join(map(repr, REGIONS))}.")
@@ -155,26 +109,7 @@ def manifest() -> dict[str, Any]:
 
 
 def check(content: bytes, sha256: str, source: Any) -> None:
-    """Compare the content of a file with its checksum.
-
-    Parameters
-    ----------
-    content : bytes
-        The whole file.
-    sha256 : str
-        The checksum expected, 64 hexadecimal digits.
-    source : str or path
-        Where the content came from, for the message.
-
-    Raises
-    ------
-    ValueError
-        Another file, of which `source` is where it came from.
-
-    Examples
-    --------
-    >>> check(b"", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "empty.txt")
-    """
+    """ValueError if the content of a file, which came from `source`, has another checksum."""
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise ValueError(

@@ -32,9 +32,9 @@ from dipy_spinverse.tissue_fractions.markov_random_field import (
     NeighbourGraph,
     markov_field_samples,
 )
-from dipy_spinverse.tissue_fractions.nuisance_errors import NuisanceErrors
 from dipy_spinverse.tissue_fractions.shared_parameters import (
     FieldMaps,
+    NuisanceErrors,
     SharedParameterEstimator,
     SharedParameters,
     polynomials,

@@ -20,23 +20,10 @@ _SPHERICAL = 0.01
 
 
 def b_anisotropy(b_tensors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Shape and symmetry axis of the axially symmetric tensors nearest to b-tensors.
+    """b_Delta (M,) and symmetry axis (M, 3) of the axially symmetric tensors nearest to b-tensors.
 
-    Parameters
-    ----------
-    b_tensors : ndarray (M, 3, 3)
-
-    Returns
-    -------
-    shape : ndarray (M,)
-        b_Delta: 1 linear (LTE), -0.5 planar (PTE), 0 spherical (STE); 0 where b is 0.
-    axes : ndarray (M, 3)
-        Last nonzero component positive.
-
-    References
-    ----------
-    .. [1] Eriksson et al., "NMR diffusion-encoding with axial symmetry and variable anisotropy",
-       J. Chem. Phys. 142 (2015), https://doi.org/10.1063/1.4913502
+    b_Delta is 1 of linear (LTE), -0.5 of planar (PTE), 0 of spherical tensors (STE) and where b is
+    0; https://doi.org/10.1063/1.4913502. The last nonzero component of an axis is positive.
     """
     values, vectors = np.linalg.eigh(b_tensors)
     axial = np.where(values[:, 2] - values[:, 1] >= values[:, 1] - values[:, 0], 2, 0)

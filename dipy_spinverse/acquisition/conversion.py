@@ -24,22 +24,10 @@ def as_acquisition(
     isotropic: ArrayLike | None = None,
     name: str = "gtab",
 ) -> BaseAcquisition:
-    """Return an acquisition unchanged; convert a DIPY gradient table.
+    """Return an acquisition unchanged; convert a DIPY gradient table with its deltas.
 
-    Parameters
-    ----------
-    gtab : GradientTable or BaseAcquisition
-        A gradient table needs `big_delta` and `small_delta`.
-    te, mixing_time, isotropic : optional
-        For a gradient table, as in :meth:`Acquisition.from_gtab`.
-    name : str, optional
-        Name of the argument in error messages.
-
-    Raises
-    ------
-    ValueError
-        `te`, `mixing_time` or `isotropic` in addition to an acquisition, which has its own;
-        `gtab` is neither; and as `Acquisition.from_gtab`.
+    `te`, `mixing_time` and `isotropic` are those of :meth:`Acquisition.from_gtab`, for a gradient
+    table only; `name` is that of the argument in error messages.
     """
     timing = {"te": te, "mixing_time": mixing_time, "isotropic": isotropic}
     if isinstance(gtab, BaseAcquisition):
@@ -59,13 +47,7 @@ def as_acquisition(
 
 
 def require_pulsed(acquisition: BaseAcquisition) -> Acquisition:
-    """Return an acquisition of pulsed gradients unchanged; refuse any other.
-
-    Raises
-    ------
-    ValueError
-        Free gradient waveforms, or b-tensors.
-    """
+    """Return an acquisition of pulsed gradients unchanged; refuse any other."""
     if isinstance(acquisition, Acquisition):
         return acquisition
     raise ValueError(
@@ -76,15 +58,7 @@ def require_pulsed(acquisition: BaseAcquisition) -> Acquisition:
 
 
 def acquisition_from_arrays(arrays: Mapping[str, Any]) -> BaseAcquisition:
-    """Restore an acquisition from :meth:`BaseAcquisition.arrays`.
-
-    Examples
-    --------
-    >>> acquisition = Acquisition(b=[0, 1], directions=[[0, 0, 0], [1, 0, 0]],
-    ...                           small_delta=10, big_delta=20)
-    >>> acquisition_from_arrays(acquisition.arrays())
-    Acquisition(2 measurements, 1 b0, 1 shell, b <= 1 ms/um^2, 1 timing, 1 echo time)
-    """
+    """Restore an acquisition from :meth:`BaseAcquisition.arrays`."""
     if "small_delta" in arrays:
         return Acquisition(**arrays)
     if "b_tensors" in arrays:

@@ -51,13 +51,7 @@ def read_table(bvals, bvecs) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_json(name: str, path: Path):
-    """Parse a JSON file; `name` is the argument in error messages.
-
-    Raises
-    ------
-    ValueError
-        Not JSON, too deeply nested, or too long for a sidecar.
-    """
+    """Parse a JSON file; `name` is the argument in error messages."""
     try:
         return json.loads(read_text(name, path))
     except (ValueError, RecursionError) as error:
@@ -65,13 +59,7 @@ def read_json(name: str, path: Path):
 
 
 def read_text(name: str, path) -> str:
-    """Text of a file; `name` is the argument in error messages.
-
-    Raises
-    ------
-    ValueError
-        Not text, or too long for a list of measurements.
-    """
+    """Text of a file; `name` is the argument in error messages."""
     path = Path(path)
     size = path.stat().st_size
     if size > _LONGEST_TEXT:

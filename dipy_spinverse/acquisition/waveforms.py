@@ -23,18 +23,12 @@ _GAUSS_WEIGHTS = np.array([5, 8, 5]) / 18
 
 @dataclass(frozen=True, eq=False)
 class Waveforms:
-    """Wave vectors q(t) of measurements of the same duration.
+    """Wave vectors q(t) of m measurements of the same duration.
 
-    Attributes
-    ----------
-    rows : ndarray (m,)
-        Their indices among the measurements of the acquisition.
-    times : ndarray (K + 1,)
-        Knots, ms, from the excitation (0) to the echo.
-    rates : ndarray (K, 2, m, 3)
-        dq/dt = gamma g at the start and end of each piece, linear in between, rad/um/ms.
-    stored : ndarray (K,) of bool
-        Pieces in which the magnetisation is longitudinal (mixing time of a stimulated echo).
+    `rows` (m,) are their indices among the measurements of the acquisition, `times` (K + 1,) the
+    knots, ms, from the excitation (0) to the echo. `rates` (K, 2, m, 3) are dq/dt = gamma g at the
+    start and end of each piece, linear in between, rad/um/ms; `stored` (K,) whether the
+    magnetisation is longitudinal in it (mixing time of a stimulated echo).
     """
 
     rows: np.ndarray
@@ -72,14 +66,9 @@ class Waveforms:
         return q + s * (rate + s * rate_slope / 2)
 
     def linear_approximation(self, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Least-squares linear approximation of q(t) between successive edges.
+        """Mean and slope (n, m, 3), rad/um and rad/um/ms, of q(t) between n + 1 successive edges.
 
-        It has the integral and first moment of q(t).
-
-        Returns
-        -------
-        mean, slope : ndarray (n, m, 3)
-            rad/um, rad/um/ms, in the n intervals of n + 1 edges.
+        The least-squares approximation; it has the integral and first moment of q(t).
         """
         integral, moment = (np.diff(values, axis=0) for values in self._integrals(edges))
         span = np.diff(edges)[:, None, None]
@@ -172,13 +161,7 @@ def concatenate_pieces(pieces) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def pulsed_waveforms(rows, q_vectors, small_delta, big_delta, te, mixing_time=0.0) -> Waveforms:
     """Two equal rectangular pulses centred in TE, with storage centred between them.
 
-    Parameters
-    ----------
-    rows : ndarray (m,)
-    q_vectors : ndarray (m, 3)
-        Plateau between the pulses, rad/um.
-    small_delta, big_delta, te, mixing_time : float
-        ms.
+    `q_vectors` (m, 3) are the plateaus between the pulses, rad/um; times are in ms.
     """
     rate = np.broadcast_to(q_vectors / small_delta, (2, *q_vectors.shape))
     zero = np.zeros_like(rate)

@@ -11,30 +11,9 @@ from dipy_spinverse.grid.tetrahedral_grid import TetrahedralGrid
 def nearest(
     grid: TetrahedralGrid, targets_um: np.ndarray, points_um: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest target of each point, including periodic images.
+    """Distance (K,), um, and index (K,) of the nearest target (N, 3) of each point (K, 3).
 
-    Parameters
-    ----------
-    grid : TetrahedralGrid
-        Its period is used.
-    targets_um : ndarray (N, 3)
-        At least one position, um.
-    points_um : ndarray (K, 3)
-        Positions, um.
-
-    Returns
-    -------
-    distances : ndarray (K,)
-        um.
-    indices : ndarray (K,)
-        Index of the target.
-
-    Examples
-    --------
-    >>> from dipy_spinverse.grid import bcc_grid
-    >>> grid = bcc_grid(cells=4, cell_size_um=5.0)
-    >>> nearest(grid, np.array([[9.0, 0, 0], [0, 0, 0]]), np.array([[-9.0, 0, 0]]))
-    (array([2.]), array([0]))
+    Including periodic images.
     """
     period = grid.period_um
     if period is None:

@@ -86,15 +86,10 @@ def label_tetrahedra(
 
         sum of the areas of its faces + 4 sum of V_i / h (1/2 + pressure - share_i),
 
-    h being the cube root of the mean volume, by a minimum cut [1]_, with the pressure that yields
-    the volume of the body. Without the first term the staircase has 1.5 to 1.7 instead of 1.1 to
-    1.35 times the area of the membrane, and slows diffusion along it twice as much.
-
-    References
-    ----------
-    .. [1] Kolmogorov and Zabih, "What energy functions can be minimized via graph cuts?", IEEE
-       Transactions on Pattern Analysis and Machine Intelligence 26 (2004),
-       https://doi.org/10.1109/TPAMI.2004.1262177
+    h being the cube root of the mean volume, by a minimum cut
+    (https://doi.org/10.1109/TPAMI.2004.1262177), with the pressure that yields the volume of the
+    body. Without the first term the staircase has 1.5 to 1.7 instead of 1.1 to 1.35 times the area
+    of the membrane, and slows diffusion along it twice as much.
     """
     largest = np.zeros(grid.n_tetrahedra)
     owner = np.zeros(grid.n_tetrahedra, dtype=int)

@@ -1,8 +1,7 @@
 """Fractions of tissues from ordinary MR images and the description of their sequences."""
 
 from dipy_spinverse.tissue_fractions.contrasts import Contrasts, stack_images
-from dipy_spinverse.tissue_fractions.fit import TissueFractionFit
-from dipy_spinverse.tissue_fractions.model import TissueFractionModel
+from dipy_spinverse.tissue_fractions.model import TissueFractionFit, TissueFractionModel
 from dipy_spinverse.tissue_fractions.mr_simulator import MRSimulator
 from dipy_spinverse.tissue_fractions.sequence_files import description_of, sequence_from
 from dipy_spinverse.tissue_fractions.sequences import (

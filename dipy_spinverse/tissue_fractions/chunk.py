@@ -14,7 +14,7 @@ from dipy_spinverse.tissue_fractions.fraction_estimation import (
     estimate_errors,
     estimate_fractions,
 )
-from dipy_spinverse.tissue_fractions.nuisance_errors import NuisanceErrors
+from dipy_spinverse.tissue_fractions.shared_parameters import NuisanceErrors
 from dipy_spinverse.tissue_fractions.signal_table import SignalTable
 from dipy_spinverse.tissue_fractions.simplex_posterior import fraction_samples
 from dipy_spinverse.voxels.image import Voxels
@@ -40,21 +40,11 @@ def fraction_layout(
 
 @dataclass(frozen=True, eq=False)
 class FractionFitChunk:
-    """The fit of a chunk of voxels.
+    """The fit of a chunk of voxels: arrays of `fraction_layout` from voxels.
 
-    Attributes
-    ----------
-    names : tuple of str
-        Of tissues, and of the background.
-    table : SignalTable
-    by_constants : Tensor (K, T, C, 4)
-        Derivatives of the table by logarithms of constants.
-    errors : NuisanceErrors
-    face_probabilities : ndarray (F,) or None
-        Prior probabilities of the faces of the simplex.
-    n_draws : int
-    spatial_prior : bool
-        Whether all voxels are sampled jointly afterwards, from their likelihoods.
+    `by_constants` (K, T, C, 4) are derivatives of the table by logarithms of constants;
+    `face_probabilities` (F,) those of the faces of the simplex. With `spatial_prior` all voxels
+    are sampled jointly afterwards, from the normal equations.
     """
 
     names: tuple[str, ...]
@@ -70,10 +60,7 @@ class FractionFitChunk:
     ) -> tuple[MixtureLikelihood, np.ndarray, Tensor, NormalEquations, Tensor]:
         """Likelihood, B1, and results of `estimate_fractions`, at the most probable errors.
 
-        Parameters
-        ----------
-        voxels : Voxels
-            Over S0, with their own `b1`, `b0`, `scale` (over S0), `given_b1` and `basis`.
+        Voxels are over S0, with their own `b1`, `b0`, `scale` (over S0), `given_b1` and `basis`.
         """
         errors = torch.zeros((len(voxels), self.errors.number), dtype=torch.float64)
         likelihood, b1 = self._likelihood(voxels, errors)

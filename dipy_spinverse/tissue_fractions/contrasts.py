@@ -23,10 +23,6 @@ class Contrasts:
 
     Without diffusion weighting and without repeats: S0 is the mean over images, and the noise is
     not estimated from repeats.
-
-    Attributes
-    ----------
-    sequences : tuple of Sequence
     """
 
     sequences: tuple[Sequence, ...]
@@ -76,13 +72,7 @@ class Contrasts:
 
 
 def contrasts_of(sequences: Contrasts | Sequences[Sequence | Mapping]) -> Contrasts:
-    """Contrasts unchanged, or of sequences or their descriptions.
-
-    Raises
-    ------
-    ValueError
-        No sequences, or other objects.
-    """
+    """Contrasts unchanged, or of sequences or their descriptions."""
     if isinstance(sequences, Contrasts):
         return sequences
     resolved = [

@@ -15,28 +15,12 @@ def echo_train(
     t1: Tensor,
     t2: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Echo at the centre of k-space, and longitudinal magnetisation after the train.
+    """Echo at the centre of k-space and final longitudinal magnetisation, each (2, ...).
 
-    Pulses mix the configurations F+_k, F-_k and Z_k, dephased k times by the crushers; in each
-    half of an echo spacing they relax and their order rises by one. The phases of excitation and
-    refocusing differ by 90 degrees (CPMG) [1]_.
-
-    Parameters
-    ----------
-    excitation, refocusing : (Tensor, Tensor)
-        Cosine and sine (...) of the pulses.
-    sequence : TurboSpinEcho
-    t1, t2 : Tensor (...)
-        s.
-
-    Returns
-    -------
-    echo, final : Tensor (2, ...)
-        For longitudinal magnetisation 0 and 1 before the excitation; both are affine in it.
-
-    References
-    ----------
-    .. [1] Weigel, J. Magn. Reson. Imaging 41 (2015), https://doi.org/10.1002/jmri.24619
+    For longitudinal magnetisation 0 and 1 before the excitation: both are affine in it. Pulses,
+    cosine and sine (...), mix the configurations F+_k, F-_k and Z_k, dephased k times by the
+    crushers; in each half of an echo spacing they relax and their order rises by one. The phases
+    of excitation and refocusing differ by 90 degrees (CPMG); https://doi.org/10.1002/jmri.24619.
     """
     shape = torch.broadcast_shapes(excitation[0].shape, t1.shape)
     initial = torch.stack([torch.zeros(shape, dtype=t1.dtype), torch.ones(shape, dtype=t1.dtype)])

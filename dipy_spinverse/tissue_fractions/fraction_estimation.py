@@ -24,19 +24,10 @@ _CONVERGED = 1e-4  # change of a fraction per round; far below any interval
 class MixtureLikelihood:
     """Rician likelihood of the fractions of V voxels, given magnitudes and pure signals.
 
-    Attributes
-    ----------
-    data : Tensor (V, C)
-        Magnitudes.
-    pure_signals : Tensor (V, T, C)
-        Signals of pure tissues, with their sign, in the unit of the data.
-    sigma : Tensor (V,) or None
-        Standard deviation of the noise in each channel; None: least squares.
-    error_signals : callable or None
-        Of fractions (V, T) and indices of their voxels: derivatives (V, C, P) of the signals by
-        P independent errors of the pure signals, of unit standard deviation.
-    errors : Tensor (V, P) or None
-        Errors that the pure signals contain, where the derivatives are taken.
+    `pure_signals` (V, T, C) have signs and the unit of the magnitudes `data` (V, C); without
+    `sigma` (V,) it is that of least squares. `error_signals` maps fractions (V, T) and voxel
+    indices to derivatives (V, C, P) of the signals by P independent errors of unit standard
+    deviation, taken at `errors` (V, P), which the pure signals contain.
     """
 
     data: Tensor
@@ -62,14 +53,8 @@ class MixtureLikelihood:
 class NormalEquations:
     """Quadratic approximation of minus the log-likelihood of fractions.
 
-    Attributes
-    ----------
-    gram : Tensor (V, T, T)
-        A W A^T, W being the inverse covariance of the data.
-    projection : Tensor (V, T)
-        A W y.
-    chi_square : Tensor (V,)
-        Sum of squared residuals over their variances.
+    `gram` (V, T, T) is A W A^T, W being the inverse covariance of the data, `projection` (V, T) A
+    W y, `chi_square` (V,) the sum of squared residuals over their variances.
     """
 
     gram: Tensor
@@ -84,26 +69,12 @@ class NormalEquations:
 def estimate_fractions(
     likelihood: MixtureLikelihood, *, full: bool = False, signs: Tensor | None = None
 ) -> tuple[Tensor, NormalEquations, Tensor]:
-    """Maximum likelihood fractions on the simplex.
+    """Maximum likelihood fractions (V, T), normal equations there, convergence (V,).
 
-    Magnitudes do not determine the sign of inverted signals. Signs and fractions are estimated in
-    turn, from the signs of those mixtures whose magnitudes correlate best with the data. Each
-    round is one step of Fisher scoring of the Rician likelihood.
-
-    Parameters
-    ----------
-    likelihood : MixtureLikelihood
-    full : bool, optional
-        Whether fractions sum to 1, without background.
-    signs : Tensor (V, C), optional
-        Initial signs.
-
-    Returns
-    -------
-    fractions : Tensor (V, T)
-    normal : NormalEquations
-        At the fractions.
-    converged : Tensor (V,) of bool
+    Magnitudes do not determine the sign of inverted signals. Signs (V, C) and fractions are
+    estimated in turn, from the signs of those mixtures whose magnitudes correlate best with the
+    data. Each round is one step of Fisher scoring of the Rician likelihood. `full`: without
+    background.
     """
     if signs is None:
         signs = _initial_signs(likelihood, full)

@@ -38,14 +38,9 @@ _LEAST_CURVATURE, _LEAST_DIFFERENCE, _LEAST_CHANGE = 1e-6, 1e-12, 1e-3
 
 @dataclass(frozen=True, eq=False)
 class NeighbourGraph:
-    """Neighbours of voxels along the axes of an image.
+    """Voxels before and after each voxel along the axes of an image; -1 if not fitted.
 
-    Attributes
-    ----------
-    of : ndarray (V, 2 D) of int
-        Previous and next voxel along each axis; -1 if not fitted.
-    halves : (ndarray, ndarray)
-        Checkerboard: two sets of voxels without neighbours in the same set.
+    `of` (V, 2 D); `halves`: a checkerboard, two sets of voxels without neighbours in the same set.
     """
 
     of: np.ndarray
@@ -73,14 +68,8 @@ def markov_field_samples(
 ) -> np.ndarray:
     """Posterior samples (n, V, T + 1) of fractions, the last of the background.
 
-    Parameters
-    ----------
-    gram, projection, share
-        As in :func:`mixtures.fraction_samples`.
-    neighbours : NeighbourGraph
-    smoothness : float
-        Log ratio of prior densities of equal neighbours and of those with no tissue in common.
-    n : int
+    As :func:`fraction_samples`; `smoothness` is the log ratio of prior densities of equal
+    neighbours and of those with no tissue in common.
     """
     state = fraction_samples(gram, projection, share, 1)[:, 0].astype(float)
     state /= state.sum(axis=1, keepdims=True)

@@ -17,18 +17,17 @@ from numpy.typing import ArrayLike
 from dipy_spinverse.docstrings import fill_doc
 from dipy_spinverse.tissue_fractions.chunk import MOST_VOXELS, FractionFitChunk, fraction_layout
 from dipy_spinverse.tissue_fractions.contrasts import Contrasts, contrasts_of
-from dipy_spinverse.tissue_fractions.fit import TissueFractionFit
 from dipy_spinverse.tissue_fractions.markov_random_field import (
     NeighbourGraph,
     markov_field_samples,
 )
 from dipy_spinverse.tissue_fractions.mr_simulator import MRSimulator
-from dipy_spinverse.tissue_fractions.nuisance_errors import NuisanceErrors
 from dipy_spinverse.tissue_fractions.separability import Separability, separability
 from dipy_spinverse.tissue_fractions.sequences import PulseqFile, Sequence
 from dipy_spinverse.tissue_fractions.shared_parameters import (
     UNKNOWNS,
     FieldMaps,
+    NuisanceErrors,
     SharedParameterEstimator,
     evenly_spaced,
     polynomials,
@@ -41,6 +40,7 @@ from dipy_spinverse.tissue_fractions.simplex_posterior import (
 )
 from dipy_spinverse.tissue_fractions.tissues import CONSTANTS, Tissue, constants_of, tissues_at
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
+from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.image import Image, Voxels, image_of, per_voxel
 from dipy_spinverse.voxels.model import VoxelModel
 from dipy_spinverse.voxels.statistics import statistics_of_maps
@@ -54,6 +54,32 @@ _TOO_NARROW = (
     " Intervals are too narrow: errors of B1 and constants are taken to be independent between "
     "voxels."
 )
+
+
+class TissueFractionFit(VoxelFit):
+    """Result of :meth:`TissueFractionModel.fit`; see :class:`VoxelFit` for the maps.
+
+    ``fit.model.tissues`` are the tissues with the constants that were used, estimated if they
+    were unknown.
+
+    Attributes
+    ----------
+    MAPS : tuple of str
+        Names of the tissues, and "background", which has no signal.
+    S0 : ndarray (...)
+        Signal of water of unit magnetisation: proton-density scale times receive sensitivity.
+    b1 : ndarray (...)
+        Transmit field over the nominal one, known or estimated.
+    widest_std : ndarray (...)
+        Standard deviation of the least determined combination of tissues. Above 0.29, that of a
+        uniform fraction, the status is `TISSUES_NOT_SEPARATED`.
+    """
+
+    def __init__(
+        self, model: TissueFractionModel, status: np.ndarray, values: dict[str, np.ndarray]
+    ):
+        super().__init__(model, status, values)
+        self.MAPS = model.maps
 
 
 class TissueFractionModel(VoxelModel):

@@ -40,16 +40,9 @@ CANDIDATES: dict[str, Sequence] = {
 class Separability:
     """The least determined exchange of tissues.
 
-    Attributes
-    ----------
-    condition : float
-        Ratio of the standard deviations of the least and the best determined mixture.
-    std : float
-        Standard deviation of the least determined mixture at the given noise.
-    tissues : tuple of str
-        The two classes that exchange most in it.
-    helps : str
-        The common image that would lower `std` most.
+    `condition` is the ratio of the standard deviations of the least and the best determined
+    mixture, `std` that of the least at the given noise, in which mainly the two `tissues`
+    exchange; `helps` is the common image that would lower `std` most.
     """
 
     condition: float
@@ -71,16 +64,7 @@ def separability(
     simulator: MRSimulator,
     snr: float,
 ) -> Separability:
-    """Separability of tissues at nominal fields.
-
-    Parameters
-    ----------
-    sequences : sequence of Sequence
-    tissues : sequence of Tissue
-    simulator : MRSimulator
-    snr : float
-        Mean signal of the images over the noise.
-    """
+    """Separability of tissues at nominal fields; snr: mean signal over the noise."""
     names = [*(tissue.name for tissue in tissues), "background"]
     unit = torch.ones((), dtype=torch.float64)
     all_sequences: list[Sequence] = [*sequences, *CANDIDATES.values()]

@@ -37,20 +37,13 @@ _BIAS_STD, _SCALE_STD = 0.5, 1e3
 _STEPS, _LARGEST_DAMPING, _LEAST_GAIN = 25, 1e6, 1e-5
 _OUTLIER = 3.0  # residual of half weight^(1/2), over the median one; by hand
 _TISSUE = 0.5  # of the typical signal: weaker voxels are partly background; by hand
+_LEAST_VARIANCE = 1e-12  # relative, of constants: smaller errors change no signal
 _LEAST_NOISE = 1e-6  # of the mean signal: noise-free data
 
 
 @dataclass(frozen=True, eq=False)
 class FieldMaps:
-    """Known fields in V voxels.
-
-    Attributes
-    ----------
-    b1, b0, sensitivity : ndarray (V,)
-        1, 0 and 1 by default.
-    basis : ndarray (V, N)
-        Polynomials of position, the first one constant.
-    """
+    """Known fields (V,) in voxels, and polynomials of position (V, N), the first constant."""
 
     b1: np.ndarray
     b0: np.ndarray
@@ -65,17 +58,9 @@ class FieldMaps:
 class SharedParameters:
     """Estimates of what voxels share.
 
-    Attributes
-    ----------
-    constants : Tensor (T, 5)
-    log_scale : Tensor (N,)
-        Logarithm of the scale, in the polynomials of `FieldMaps.basis`.
-    b1 : Tensor (N,)
-        B1 over the known one, less 1, in the same polynomials.
-    covariance : Tensor (4 T + N, 4 T + N)
-        Of the logarithms of constants, and of `b1`.
-    b1_scatter : float
-        Standard deviation of B1 about its polynomials.
+    `constants` (T, 5); in the polynomials of `FieldMaps.basis` the logarithm of the scale and B1
+    over the known one less 1, both (N,); `covariance` (4 T + N, 4 T + N) of the logarithms of
+    constants and of `b1`; `b1_scatter`, the standard deviation of B1 about its polynomials.
     """
 
     constants: Tensor
@@ -110,14 +95,49 @@ class SharedParameters:
         )
 
 
-def polynomials(positions: np.ndarray, order: int) -> np.ndarray:
-    """Products (V, N) of Legendre polynomials of total order at most `order`.
+@dataclass(frozen=True, eq=False)
+class NuisanceErrors:
+    """Linear effect of independent errors of standard deviation 1 on constants and B1.
 
-    Parameters
-    ----------
-    positions : ndarray (V, D)
-        Coordinates from -1 to 1.
-    order : int
+    The first P are errors of constants (`of_constants` (4 T, P), of logarithms), with the errors
+    of B1 that correlate with them (`of_b1` (N, P), of polynomial coefficients). One more is the
+    residual error of B1, of covariance `residual_b1` (N, N) and scatter about the polynomials: in
+    one voxel a single number, whatever polynomials it is made of.
+    """
+
+    of_constants: Tensor
+    of_b1: Tensor
+    residual_b1: Tensor
+    b1_scatter: float
+
+    @classmethod
+    def from_shared(cls, shared: SharedParameters) -> NuisanceErrors:
+        """From the posterior covariance of shared parameters."""
+        covariance, n_constants = shared.covariance, len(shared.covariance) - len(shared.b1)
+        values, vectors = torch.linalg.eigh(covariance[:n_constants, :n_constants])
+        relevant = values > _LEAST_VARIANCE
+        std, axes = values[relevant].sqrt(), vectors[:, relevant]
+        of_b1 = covariance[n_constants:, :n_constants] @ axes / std
+        residual_b1 = covariance[n_constants:, n_constants:] - of_b1 @ of_b1.T
+        return cls(axes * std, of_b1, residual_b1, shared.b1_scatter)
+
+    @property
+    def number(self) -> int:
+        """Of errors."""
+        b1_varies = self.b1_scatter > 0 or bool((self.residual_b1 != 0).any())
+        return self.of_constants.shape[1] + b1_varies
+
+    def of_b1_in(self, basis: Tensor) -> Tensor:
+        """Effect (V, number) on relative B1 in voxels with polynomials `basis` (V, N)."""
+        variance = torch.einsum("vi,ij,vj->v", basis, self.residual_b1, basis).clamp_min(0)
+        residual = torch.sqrt(variance + self.b1_scatter**2)
+        return torch.cat([basis @ self.of_b1, residual[:, None]], dim=1)[:, : self.number]
+
+
+def polynomials(positions: np.ndarray, order: int) -> np.ndarray:
+    """Products (V, N) of Legendre polynomials, of total order at most `order`.
+
+    Positions (V, D) are from -1 to 1.
     """
     factors = np.polynomial.legendre.legvander(positions, order)
     columns = [
@@ -132,13 +152,7 @@ def polynomials(positions: np.ndarray, order: int) -> np.ndarray:
 class SharedParameterEstimator:
     """Estimates shared parameters from the images of up to `MOST_VOXELS` voxels.
 
-    Attributes
-    ----------
-    simulation : SignalSimulation
-    unknown : tuple of str
-        Some of `UNKNOWNS`.
-    constants_error, b1_error : float
-        Prior standard deviations of constants, relative, and of B1.
+    The errors are prior standard deviations: of constants, relative, and of B1.
     """
 
     simulation: SignalSimulation

@@ -61,13 +61,7 @@ def axes_of(b1: np.ndarray, b0: np.ndarray, margin: float) -> tuple[Axis, Axis]:
 
 @dataclass(frozen=True, eq=False)
 class SignalTable:
-    """Signals of pure tissues at nodes of B1 and B0, for unit scale.
-
-    Attributes
-    ----------
-    b1, b0 : Axis
-    signals : Tensor (K, T, C)
-    """
+    """Signals (K, T, C) of pure tissues at nodes of B1 and B0, for unit scale."""
 
     b1: Axis
     b0: Axis
@@ -92,15 +86,7 @@ class SignalTable:
 
 @dataclass(frozen=True, eq=False)
 class SignalSimulation:
-    """Simulates signal tables and their derivatives by constants.
-
-    Attributes
-    ----------
-    simulator : MRSimulator
-    sequences : tuple of Sequence
-    axes : (Axis, Axis)
-        Of B1 and B0.
-    """
+    """Simulates signal tables and their derivatives by constants, over axes of B1 and B0."""
 
     simulator: MRSimulator
     sequences: tuple[Sequence, ...]

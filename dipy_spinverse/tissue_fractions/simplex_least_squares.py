@@ -18,12 +18,7 @@ _ROUNDING = 1e-12  # of fractions
 def faces_of(n_classes: int, most_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Faces of the simplex: sets of at most `most_classes` classes, smallest first.
 
-    Returns
-    -------
-    faces : ndarray (F, most) of int
-        Their classes, padded with zeros.
-    dims : ndarray (F,) of int
-        Numbers of classes minus one.
+    Classes (F, most), padded with zeros, and numbers of classes minus one (F,).
     """
     most_classes = min(most_classes, n_classes)
     sets = [s for size in range(most_classes) for s in combinations(range(n_classes), size + 1)]
@@ -37,23 +32,10 @@ def with_background(gram: np.ndarray, projection: np.ndarray) -> tuple[np.ndarra
 
 
 def simplex_least_squares(gram: Tensor, projection: Tensor, *, full: bool = False) -> Tensor:
-    """Minimise |y - A f|^2 over f >= 0 with sum at most 1, or exactly 1.
+    """Minimise |y - A f|^2 over f >= 0 (V, T) with sum at most 1, or exactly 1 if `full`.
 
-    The solution is the best of the minima over the affine hulls of all faces that lie within
-    their face.
-
-    Parameters
-    ----------
-    gram : Tensor (V, T, T)
-        A^T A.
-    projection : Tensor (V, T)
-        A^T y.
-    full : bool, optional
-        Whether the sum is 1, without background.
-
-    Returns
-    -------
-    Tensor (V, T)
+    From A^T A (V, T, T) and A^T y (V, T): the best of the minima over the affine hulls of all
+    faces that lie within their face.
     """
     n = projection.shape[1]
     arrays = gram.numpy(), projection.numpy()

@@ -348,19 +348,9 @@ def _sample_cells(masses, low, step, u):
 
 
 def face_prior_probabilities(gram: np.ndarray, projection: np.ndarray) -> np.ndarray:
-    """Prior probabilities of the faces, by expectation maximisation over voxels.
+    """Prior probabilities (F,) of the faces, by expectation maximisation over voxels.
 
-    Parameters
-    ----------
-    gram : ndarray (V, T, T)
-        A^T W A of tissues, W being the inverse covariance of the data.
-    projection : ndarray (V, T)
-        A^T W y.
-
-    Returns
-    -------
-    ndarray (F,)
-        Of the faces of `faces_of`, the background being the last class.
+    From the normal equations of tissues; the background is added as the last class.
     """
     gram, projection = with_background(gram, projection)
     faces, dims = faces_of(projection.shape[1], MOST_MIXED)
@@ -379,13 +369,7 @@ def fraction_samples(
 ) -> np.ndarray:
     """Posterior samples (V, n, T + 1) of fractions, the last of the background.
 
-    Parameters
-    ----------
-    gram, projection
-        As in :func:`face_prior_probabilities`.
-    share : ndarray (F,)
-        Prior probabilities of the faces.
-    n : int
+    From the normal equations of tissues and prior probabilities `share` (F,) of the faces.
     """
     gram, projection = with_background(gram, projection)
     faces, dims = faces_of(projection.shape[1], MOST_MIXED)
