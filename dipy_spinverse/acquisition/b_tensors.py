@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from dipy.core.gradients import GradientTable
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import checks
 from dipy_spinverse.acquisition.base import BaseAcquisition
 from dipy_spinverse.acquisition.waveforms import Waveforms
-from dipy_spinverse.units import MS_PER_UM2
 
 # |b_Delta| below which the axis is ignored: its effect on a powder or a fibre is of this order,
 # below the accuracy of b-values.
@@ -104,10 +102,6 @@ class TensorAcquisition(BaseAcquisition):
         """Keep only the b-tensors of any acquisition."""
         columns = {name: getattr(acquisition, name) for name in cls._PER_MEASUREMENT}
         return cls(**columns, b0_threshold=acquisition.b0_threshold)
-
-    def to_gtab(self) -> GradientTable:
-        """Convert to a DIPY gradient table with `btens`."""
-        return self._gradient_table(btens=self.b_tensors * MS_PER_UM2)
 
     @property
     def waveforms(self) -> tuple[Waveforms, ...]:

@@ -63,9 +63,9 @@ class BaseAcquisition(ABC):
     def waveforms(self) -> tuple[Waveforms, ...]:
         """q(t) of all measurements."""
 
-    @abstractmethod
     def to_gtab(self) -> GradientTable:
-        """Convert to a DIPY gradient table."""
+        """Convert to a DIPY gradient table with `btens`."""
+        return self._gradient_table(btens=self.b_tensors * MS_PER_UM2)
 
     @abstractmethod
     def _summary(self) -> tuple[str, ...]:
@@ -102,11 +102,6 @@ class BaseAcquisition(ABC):
     def __repr__(self) -> str:
         summary = counted(len(self), "measurement"), f"{self.b0_mask.sum()} b0", *self._summary()
         return f"{type(self).__name__}({', '.join(summary)})"
-
-    @property
-    def n_measurements(self) -> int:
-        """M."""
-        return len(self)
 
     @cached_property
     def b0_mask(self) -> np.ndarray:

@@ -32,13 +32,13 @@ def numeric(name: str, value) -> np.ndarray:
         ) from error
 
 
-def shortened(value, width: int = 60) -> str:
-    """`repr` of a value in one line of at most `width` characters."""
+def shortened(value) -> str:
+    """`repr` of a value in one line of at most 60 characters."""
     try:
         text = " ".join(repr(value).split())
     except ValueError:  # an integer of thousands of digits
         text = f"a huge {type(value).__name__}"
-    return text if len(text) <= width else f"{text[:width]} ..."
+    return text if len(text) <= 60 else f"{text[:60]} ..."
 
 
 def seconds_to_ms(name: str, value) -> np.ndarray:

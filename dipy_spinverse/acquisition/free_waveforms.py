@@ -150,10 +150,6 @@ class WaveformAcquisition(BaseAcquisition):
             arrays |= {f"{f.name}_{k}": getattr(group, f.name) for f in fields(Waveforms)}
         return arrays
 
-    def to_gtab(self) -> GradientTable:
-        """Convert to a DIPY gradient table with `btens`, without `big_delta`, `small_delta`."""
-        return self._gradient_table(btens=self.b_tensors * MS_PER_UM2)
-
     def subset(self, index: ArrayLike | slice) -> WaveformAcquisition:
         chosen = self._rows(index)
         waveforms = []

@@ -45,10 +45,6 @@ def read_text_waveforms(
     te : float, optional
         Echo time in ms, centred on the pause. Default: as short as possible.
 
-    Returns
-    -------
-    WaveformAcquisition
-
     Raises
     ------
     ValueError
@@ -116,10 +112,6 @@ def read_pulseq(path: str | PathLike, *, te: float | None = None) -> WaveformAcq
         A ``.seq`` file.
     te : float, optional
         Echo time in ms. Default: of the spin echo of the refocusing pulses.
-
-    Returns
-    -------
-    WaveformAcquisition
 
     Raises
     ------

@@ -33,10 +33,6 @@ def bcc_grid(
         sides of the box. An absorbing grid represents the whole box at any resolution: spins are
         lost at its sides, and those of the omitted tetrahedra immediately.
 
-    Returns
-    -------
-    TetrahedralGrid
-
     Raises
     ------
     ValueError

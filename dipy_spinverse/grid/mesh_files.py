@@ -34,10 +34,6 @@ def read_grid(
     um_per_unit : float, optional
         Length of the file's unit in um (1000 for a file in mm).
 
-    Returns
-    -------
-    TetrahedralGrid
-
     Raises
     ------
     ValueError
@@ -140,16 +136,6 @@ def read_regions(path: str | Path) -> np.ndarray:
     ------
     ValueError
         No such cell data.
-
-    Examples
-    --------
-    >>> import meshio, tempfile, os
-    >>> points = [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]]
-    >>> path = os.path.join(tempfile.mkdtemp(), "two.vtu")
-    >>> meshio.write_points_cells(path, points, {"tetra": [[0, 1, 2, 3], [1, 2, 3, 4]]},
-    ...                           cell_data={"region": [[1, 2]]})
-    >>> read_regions(path)
-    array([1, 2])
     """
     data = _read_mesh(path).cell_data_dict
     for name in _REGION_NAMES:

@@ -159,10 +159,6 @@ class TetrahedralGrid:
         boundary : {"absorbing", "reflecting"}, optional
             Spins that reach the boundary are lost, or reflected.
 
-        Returns
-        -------
-        TetrahedralGrid
-
         Raises
         ------
         ValueError

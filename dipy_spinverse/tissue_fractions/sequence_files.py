@@ -39,7 +39,7 @@ def sequence_from(description: Mapping[str, Any], **overrides: Any) -> Sequence:
         of which `RepetitionTime`, `EchoTime`, `FlipAngle`, `InversionTime`, `EchoTrainLength`,
         `ScanningSequence`, `RepetitionTimePreparation`, `RepetitionTimeExcitation` and
         `NumberShots` are read.
-    **more
+    **overrides
         Arguments of the class that override the description or complete a sidecar, such as
         ``echo_spacing``.
 

@@ -29,14 +29,9 @@ def _lasts(preparation):
 
 @dataclass(frozen=True)
 class InversionPreparation:
-    """Inversion before a readout, as in FLAIR.
+    """Inversion `ti` s before the first excitation, as in FLAIR.
 
-    Attributes
-    ----------
-    ti : float
-        From the inversion to the first excitation after it, s.
-    adiabatic : bool
-        Whether it is independent of the transmit field.
+    An adiabatic pulse is independent of the transmit field.
     """
 
     ti: float
@@ -48,14 +43,9 @@ class InversionPreparation:
 
 @dataclass(frozen=True)
 class DoubleInversionPreparation:
-    """Two inversions before a readout.
+    """Inversions `ti1` and `ti2` s before the first excitation.
 
-    Attributes
-    ----------
-    ti1, ti2 : float
-        From the first and from the second inversion to the first excitation, s.
-    adiabatic : bool
-        Whether they are independent of the transmit field.
+    Adiabatic pulses are independent of the transmit field.
     """
 
     ti1: float
@@ -73,14 +63,9 @@ class DoubleInversionPreparation:
 
 @dataclass(frozen=True)
 class T2Preparation:
-    """Tip down by 90 degrees, refocus, tip up, spoil, before an immediate readout.
+    """Tip down by 90 degrees, refocus, tip up after `duration` s, spoil, before a readout.
 
-    Attributes
-    ----------
-    duration : float
-        Between the two tip pulses, s.
-    adiabatic : bool
-        Whether its pulses are independent of the transmit field.
+    Adiabatic pulses are independent of the transmit field.
     """
 
     duration: float

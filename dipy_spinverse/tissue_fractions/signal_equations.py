@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dipy_spinverse.tissue_fractions.echo_trains import echo_train
 from dipy_spinverse.tissue_fractions.sequences import (
     MPRAGE,
     DoubleInversionPreparation,
@@ -177,7 +176,7 @@ def _mprage(sequence: MPRAGE, matter: _Matter) -> Tensor:
 
 def _spin_echoes(sequence: TurboSpinEcho, matter: _Matter) -> Tensor:
     prepared = _preparation(sequence.preparation, matter, sequence.pulse_duration)
-    echo, final = echo_train(
+    echo, final = _echo_train(
         matter.cosine_and_sine(sequence.excitation_angle, sequence.pulse_duration),
         matter.cosine_and_sine(sequence.refocusing_angle, sequence.pulse_duration),
         sequence, matter.t1, matter.t2,
@@ -185,6 +184,58 @@ def _spin_echoes(sequence: TurboSpinEcho, matter: _Matter) -> Tensor:
     train = _Affine(final[1] - final[0], final[0])
     start = _start(prepared.then(train), sequence.tr - sequence.duration, matter)
     return torch.lerp(echo[0], echo[1], prepared(start))
+
+
+def _echo_train(excitation, refocusing, sequence, t1, t2):
+    """Echo at the centre of k-space and final longitudinal magnetisation, each (2, ...).
+
+    For longitudinal magnetisation 0 and 1 before the excitation: both are affine in it. Pulses,
+    cosine and sine (...), mix the configurations F+_k, F-_k and Z_k, dephased k times by the
+    crushers; in each half of an echo spacing they relax and their order rises by one. The phases
+    of excitation and refocusing differ by 90 degrees (CPMG); https://doi.org/10.1002/jmri.24619.
+    """
+    shape = torch.broadcast_shapes(excitation[0].shape, t1.shape)
+    initial = torch.stack([torch.zeros(shape, dtype=t1.dtype), torch.ones(shape, dtype=t1.dtype)])
+    higher_orders = torch.zeros((2, *shape, 2 * sequence.echo_train_length), dtype=t1.dtype)
+    longitudinal, transverse = (
+        torch.cat([(initial * factor)[..., None], higher_orders], dim=-1).to(torch.complex128)
+        for factor in excitation
+    )
+    state = transverse, transverse, longitudinal
+    half_spacing = sequence.echo_spacing / 2
+    relaxation = [torch.exp(-half_spacing / t)[..., None] for t in (t1, t2)]
+    cosine, sine = (factor[..., None] for factor in refocusing)
+    echo = state[0][..., 0].real
+    for n in range(1, sequence.echo_train_length + 1):
+        state = _shifted(*_relaxed(state, *relaxation))
+        state = _refocused(state, cosine, sine)
+        state = _shifted(*_relaxed(state, *relaxation))
+        if n == sequence.echo:
+            echo = state[0][..., 0].real
+    return echo, state[2][..., 0].real
+
+
+def _relaxed(state, e1, e2):
+    plus, minus, longitudinal = state
+    recovered = torch.nn.functional.pad(1 - e1, (0, longitudinal.shape[-1] - 1))
+    return plus * e2, minus * e2, longitudinal * e1 + recovered
+
+
+def _shifted(plus, minus, longitudinal):
+    minus = torch.nn.functional.pad(minus[..., 1:], (0, 1))
+    plus = torch.cat([minus[..., :1].conj(), plus[..., :-1]], dim=-1)
+    return plus, minus, longitudinal
+
+
+def _refocused(state, cosine, sine):
+    plus, minus, longitudinal = state
+    keeps, swaps = (1 + cosine) / 2, (1 - cosine) / 2
+    rotated = 1j * sine * longitudinal
+    return (
+        keeps * plus + swaps * minus - rotated,
+        swaps * plus + keeps * minus + rotated,
+        cosine * longitudinal - 0.5j * sine * (plus - minus),
+    )
 
 
 _SIGNALS: dict[type, Callable[..., Tensor]] = {
