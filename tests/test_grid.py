@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid, read_grid
-from dipy_spinverse.grid.nearest import nearest
 
 TWO_POINTS = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]], dtype=float)
 TWO_TETRAHEDRA = np.array([[0, 1, 2, 3], [1, 2, 3, 4]])
@@ -134,8 +133,8 @@ def test_minimum_image_wraps_on_periodic_grids_only():
 
 def test_nearest_looks_across_the_periodic_boundary():
     targets, point = np.array([[1.9, 0, 0], [0, 0, 0]]), np.array([[-1.9, 0, 0]])
-    assert nearest(bcc_grid(4, 1.0), targets, point)[1] == 0
-    assert nearest(bcc_grid(4, 1.0, "absorbing"), targets, point)[1] == 1
+    assert bcc_grid(4, 1.0).nearest(targets, point)[1] == 0
+    assert bcc_grid(4, 1.0, "absorbing").nearest(targets, point)[1] == 1
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import pytest
 from dipy.io.surface import load_gifti
 
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
-from dipy_spinverse.grid.nearest import nearest
 from dipy_spinverse.substrates.membranes import cylinders, spheres
 from dipy_spinverse.walls.interface import interface_mesh
 from dipy_spinverse.walls.metrics import compare_walls, reflected_faces
@@ -29,7 +28,7 @@ def mesh_of(walls, grid=GRID, **kwargs):
 
 def shift(walls, step, grid=GRID):
     """The walls moved by a lattice vector."""
-    return walls[nearest(grid, grid.face_centroids, grid.face_centroids - step)[1]]
+    return walls[grid.nearest(grid.face_centroids, grid.face_centroids - step)[1]]
 
 
 def test_a_mesh_has_the_triangles_and_values_of_the_walls():

@@ -8,7 +8,6 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from dipy_spinverse.grid import bcc_grid
-from dipy_spinverse.grid.nearest import nearest
 from dipy_spinverse.substrates.membranes import (
     bent_tube,
     cylinders,
@@ -161,7 +160,7 @@ def test_a_substrate_moves_with_its_centre_through_the_periodic_box(body):
 
     center, step = np.array([0.31, 0.17, 0.23]), np.array([3.0, -4.0, 5.0])
     here, there = make(center), make(center + step)
-    distances, partner = nearest(GRID, GRID.face_centroids, GRID.face_centroids + step)
+    distances, partner = GRID.nearest(GRID.face_centroids, GRID.face_centroids + step)
     assert distances.max() < 1e-9
     # Tetrahedra of equal share inside may be chosen differently: a few faces of several hundred.
     changed = np.isfinite(there[partner]) != np.isfinite(here)

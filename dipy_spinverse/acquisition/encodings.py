@@ -42,8 +42,6 @@ def pulsed_gradients(
 
     Parameters
     ----------
-    b, directions, te
-        As in all of :mod:`dipy_spinverse.acquisition.encodings`.
     small_delta : float
         Duration of a pulse from the start of its ramp up to the start of its ramp down, ms.
     big_delta : float
@@ -93,8 +91,6 @@ def double_diffusion(
         Of each pair, as in :func:`pulsed_gradients`.
     mixing_time : float
         From the start of the second pulse to the start of the third, ms.
-    te
-        As in all of :mod:`dipy_spinverse.acquisition.encodings`.
 
     References
     ----------
@@ -127,8 +123,6 @@ def oscillating_gradients(
 
     Parameters
     ----------
-    b, directions, te
-        As in all of :mod:`dipy_spinverse.acquisition.encodings`.
     period : float
         ms.
     n_periods : int
@@ -181,8 +175,6 @@ def b_tensor_encoding(
         ms/um^2, symmetric and positive semidefinite.
     duration : float
         ms.
-    te
-        As in all of :mod:`dipy_spinverse.acquisition.encodings`.
 
     Raises
     ------

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
 
 BOUNDARIES = ("periodic", "absorbing", "reflecting")
 
@@ -143,6 +144,20 @@ class TetrahedralGrid:
         if self.period_um is None:
             return np.asarray(vectors)
         return vectors - self.period_um * np.round(vectors / self.period_um)
+
+    def nearest(
+        self, targets_um: np.ndarray, points_um: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Distance (K,), um, and index (K,) of the nearest target (N, 3) of each point (K, 3).
+
+        Including periodic images.
+        """
+        if self.period_um is None:
+            return cKDTree(targets_um).query(points_um)
+        # The tree requires 0 <= x < period; rounding can give the period itself.
+        wrapped = [np.mod(x, self.period_um) for x in (targets_um, points_um)]
+        targets, points = (np.where(x < self.period_um, x, 0.0) for x in wrapped)
+        return cKDTree(targets, boxsize=self.period_um).query(points)
 
     @classmethod
     def from_tetrahedra(

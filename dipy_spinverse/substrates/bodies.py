@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.grid import TetrahedralGrid
-from dipy_spinverse.grid.nearest import nearest
 
 _MOST_WINDINGS = 4  # of a cylinder around the periodic box before it closes; by hand
 # Of points on a bent line, in radii of the tube: the volume is exact to 2e-4.
@@ -134,7 +133,7 @@ def offset_from_points(
     """Function from points to vectors (K, 3) from the nearest point of a skeleton (N, 3)."""
 
     def offset(points):
-        _, index = nearest(grid, skeleton, points)
+        _, index = grid.nearest(skeleton, points)
         return grid.minimum_image(points - skeleton[index])
 
     return offset

@@ -13,7 +13,8 @@ In all functions here
 
 - `grid` is the grid; a body that crosses the side of a periodic grid continues at the other side;
 - positions and radii are in um, an `axis` may have any length;
-- `permeability` is that of the membranes, um/ms: 0 or more, and finite;
+- `permeability` is that of the membranes, um/ms: 0 or more, and finite; of cylinders and spheres
+  one for all or one for each, in `from_inside` that of each face between two labels;
 - the result is the permeability (F,) of each face, um/ms: infinite where there is no membrane,
   and that of both membranes in series where two bodies share a face;
 - wrong shapes, radii that are not positive, bodies that overlap each other or their own periodic
@@ -65,9 +66,6 @@ def cylinders(
 
     Parameters
     ----------
-    grid, permeability
-        As in all of :mod:`dipy_spinverse.substrates.membranes`; one permeability, or one
-        per cylinder (N,).
     centers_um : array-like (3,) or (N, 3)
         A point on the axis of each cylinder, um.
     radii_um : float or array-like (N,)
@@ -114,9 +112,6 @@ def spheres(
 
     Parameters
     ----------
-    grid, permeability
-        As in all of :mod:`dipy_spinverse.substrates.membranes`; one permeability, or one
-        per sphere (N,).
     centers_um : array-like (3,) or (N, 3)
         um.
     radii_um : float or array-like (N,)
@@ -150,8 +145,6 @@ def torus(
 
     Parameters
     ----------
-    grid, permeability
-        As in all of :mod:`dipy_spinverse.substrates.membranes`.
     center_um : array-like (3,)
         um.
     radius_um, tube_radius_um : float
@@ -163,13 +156,6 @@ def torus(
     ------
     ValueError
         Also for a tube that is wider than the hole.
-
-    Examples
-    --------
-    >>> from dipy_spinverse.grid import bcc_grid
-    >>> grid = bcc_grid(cells=8, cell_size_um=4.0)
-    >>> int(np.isfinite(torus(grid, [0, 0, 0], 10.0, 5.0)).sum()) > 0
-    True
     """
     center = vectors("center_um", center_um, single=True)[0]
     direction = unit_axis(axis)
@@ -206,21 +192,11 @@ def bent_tube(
 
     Parameters
     ----------
-    grid, permeability
-        As in all of :mod:`dipy_spinverse.substrates.membranes`.
     centerline_um : array-like (N, 3)
         At least two points along the line, um, joined by straight segments. To cross the
         boundary of the grid, the line must end beyond it.
     radius_um : float
         um.
-
-    Examples
-    --------
-    >>> from dipy_spinverse.grid import bcc_grid
-    >>> z = np.linspace(-10, 10, 21)
-    >>> line = np.stack([3 * np.sin(np.pi * z / 10), 0 * z, z], axis=1)
-    >>> int(np.isfinite(bent_tube(bcc_grid(), line, 4.0)).sum()) > 0
-    True
     """
     line = vectors("centerline_um", centerline_um)
     if len(line) < 2:
@@ -247,9 +223,6 @@ def from_inside(
 
     Parameters
     ----------
-    grid, permeability
-        As in all of :mod:`dipy_spinverse.substrates.membranes`; each face between two
-        labels is one membrane.
     inside : callable or array-like (T,)
         Function of points (K, 3), um, that returns (K,) booleans, or integers for several regions
         (0: outside); on a periodic grid it must be periodic and defined outside the box. Or the

@@ -22,7 +22,7 @@ from dipy_spinverse.tissue_fractions.markov_random_field import (
     markov_field_samples,
 )
 from dipy_spinverse.tissue_fractions.mr_simulator import MRSimulator
-from dipy_spinverse.tissue_fractions.separability import Separability, separability
+from dipy_spinverse.tissue_fractions.separability import least_separated
 from dipy_spinverse.tissue_fractions.sequences import PulseqFile, Sequence
 from dipy_spinverse.tissue_fractions.shared_parameters import (
     UNKNOWNS,
@@ -263,23 +263,14 @@ class TissueFractionModel(VoxelModel):
         status[not_separated] = Status.TISSUES_NOT_SEPARATED
         if not_separated.any():
             snr = float(np.median(image.voxels.S0[:, 0] / values["sigma"]))
+            separation = least_separated(self.sequences, model.tissues, self.simulator, snr)
             dependent = self.smoothness > 0 and max(self.b1_error, self.constants_error) > 0
             warnings.warn(
                 f"images do not separate the tissues in {not_separated.sum()} voxels: "
-                f"{model.separability(snr)}." + dependent * _TOO_NARROW,
+                f"{separation}." + dependent * _TOO_NARROW,
                 stacklevel=2,
             )
         return TissueFractionFit(model, status, values)
-
-    def separability(self, snr: float) -> Separability:
-        """Which tissues the images separate least, and which additional image would help.
-
-        Parameters
-        ----------
-        snr : float
-            Mean signal of the images over the noise.
-        """
-        return separability(self.sequences, self.tissues, self.simulator, snr)
 
     def _calibrated(self, image: Image, n_draws: int):
         """Model and image with estimated shared parameters, and the fit of chunks."""

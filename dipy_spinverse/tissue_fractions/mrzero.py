@@ -176,7 +176,7 @@ def _preparation(preparation):
 
 def _gradient_echoes(sequence: SpoiledGradientEcho):
     """Steps of a shot (up to the echo if followed by complete relaxation), and its delay, s."""
-    delay, n, centre = sequence.shot_interval - sequence.duration, sequence.n_pulses, None
+    delay, n = sequence.shot_interval - sequence.duration, sequence.n_pulses
     if sequence.preparation is None and n == 1:
         delay, n = 0.0, _STEADY_STATE
         centre = n - 1

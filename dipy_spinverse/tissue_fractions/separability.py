@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence as Sequences
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -36,35 +35,16 @@ CANDIDATES: dict[str, Sequence] = {
 }
 
 
-@dataclass(frozen=True)
-class Separability:
-    """The least determined exchange of tissues.
-
-    `condition` is the ratio of the standard deviations of the least and the best determined
-    mixture, `std` that of the least at the given noise, in which mainly the two `tissues`
-    exchange; `helps` is the common image that would lower `std` most.
-    """
-
-    condition: float
-    std: float
-    tissues: tuple[str, str]
-    helps: str
-
-    def __str__(self) -> str:
-        tissue_1, tissue_2 = self.tissues
-        return (
-            f"{tissue_1} and {tissue_2} exchange with a standard deviation of {self.std:.2g} "
-            f"(condition number {self.condition:.3g}); {self.helps} would help most"
-        )
-
-
-def separability(
+def least_separated(
     sequences: Sequences[Sequence],
     tissues: Sequences[Tissue],
     simulator: MRSimulator,
     snr: float,
-) -> Separability:
-    """Separability of tissues at nominal fields; snr: mean signal over the noise."""
+) -> str:
+    """Which tissues images separate least at nominal fields, and which other image would help.
+
+    The SNR is the mean signal over the noise.
+    """
     names = [*(tissue.name for tissue in tissues), "background"]
     unit = torch.ones((), dtype=torch.float64)
     all_sequences: list[Sequence] = [*sequences, *CANDIDATES.values()]
@@ -74,13 +54,18 @@ def separability(
     n = len(sequences)
     sigma = np.abs(signals[:, :n]).mean() / snr
 
-    def least(columns):
+    def least_determined(columns):
         values, vectors = np.linalg.eigh(columns @ columns.T / sigma**2)
         return np.sqrt(np.maximum(values, 1e-12)), vectors[:, 0]
 
-    sizes, direction = least(signals[:, :n])
+    precision, direction = least_determined(signals[:, :n])
     exchange = np.append(direction, -direction.sum())
-    improved = [least(signals[:, [*range(n), n + k]])[0][0] for k in range(len(CANDIDATES))]
-    pair = names[int(exchange.argmax())], names[int(exchange.argmin())]
-    helps = list(CANDIDATES)[int(np.argmax(improved))]
-    return Separability(float(sizes[-1] / sizes[0]), float(1 / sizes[0]), pair, helps)
+    improved = [
+        least_determined(signals[:, [*range(n), n + k]])[0][0] for k in range(len(CANDIDATES))
+    ]
+    return (
+        f"{names[exchange.argmax()]} and {names[exchange.argmin()]} exchange with a standard "
+        f"deviation of {1 / precision[0]:.2g} (condition number "
+        f"{precision[-1] / precision[0]:.3g}); {list(CANDIDATES)[np.argmax(improved)]} would help "
+        "most"
+    )

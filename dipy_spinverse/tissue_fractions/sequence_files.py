@@ -5,27 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from typing import Any
+from typing import Any, get_args
 
 from dipy_spinverse.acquisition.checks import shortened
-from dipy_spinverse.tissue_fractions.sequences import (
-    MPRAGE,
-    DoubleInversionPreparation,
-    InversionPreparation,
-    PulseqFile,
-    Sequence,
-    SpoiledGradientEcho,
-    T2Preparation,
-    TurboSpinEcho,
-)
+from dipy_spinverse.tissue_fractions.sequences import InversionPreparation, Preparation, Sequence
 
-_SEQUENCES = {
-    kind.__name__: kind for kind in (SpoiledGradientEcho, MPRAGE, TurboSpinEcho, PulseqFile)
-}
-_PREPARATIONS = {
-    kind.__name__: kind
-    for kind in (InversionPreparation, DoubleInversionPreparation, T2Preparation)
-}
+_SEQUENCES = {kind.__name__: kind for kind in get_args(Sequence)}
+_PREPARATIONS = {kind.__name__: kind for kind in get_args(Preparation)}
 
 
 def sequence_from(description: Mapping[str, Any], **overrides: Any) -> Sequence:

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.grid import TetrahedralGrid
-from dipy_spinverse.grid.nearest import nearest
 from dipy_spinverse.walls.patterns import moved_faces
 
 
@@ -141,7 +140,7 @@ def _chamfer(grid, estimated, true):
 
     def squared_distance(estimated):
         return sum(
-            float((nearest(grid, targets, points)[0] ** 2).mean())
+            float((grid.nearest(targets, points)[0] ** 2).mean())
             for targets, points in ((true, estimated), (estimated, true))
         )
 

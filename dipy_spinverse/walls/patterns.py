@@ -12,7 +12,6 @@ from functools import lru_cache
 import numpy as np
 
 from dipy_spinverse.grid import TetrahedralGrid
-from dipy_spinverse.grid.nearest import nearest
 
 
 def align_fields(grid: TetrahedralGrid, fields: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -68,5 +67,5 @@ def moved_faces(
     if grid.period_um is None:
         centre = np.average(grid.centroids, axis=0, weights=grid.volumes)
     moved = centre + sign * (grid.face_centroids - centre) + shift
-    distance, partner = nearest(grid, grid.face_centroids, moved)
+    distance, partner = grid.nearest(grid.face_centroids, moved)
     return partner if distance.max() < 1e-4 * np.cbrt(grid.volumes.mean()) else None
