@@ -333,10 +333,8 @@ def sample_line(g, b, length, u):
     if length <= 0:
         return 0.0
     mean, root = b / g, sqrt(g)
-    return min(
-        max(mean + _truncated_quantile(-mean * root, (length - mean) * root, u) / root, 0.0),
-        length,
-    )
+    inside = _truncated_quantile(-mean * root, (length - mean) * root, u) / root
+    return min(max(mean + inside, 0.0), length)
 
 
 @njit(cache=True, nogil=True)
