@@ -28,7 +28,7 @@ from dipy_spinverse.tissue_fractions.simplex_posterior import (
     MOST_MIXED,
     fraction_samples,
     log_line_integral,
-    sample_line,
+    truncated_quantile,
 )
 
 _BURN_IN = 50  # sweeps before the first sample; by hand
@@ -152,11 +152,11 @@ def _sweep(
         for i, j in pairs:
             direction[:] = 0.0
             direction[i], direction[j] = 1.0, -1.0
-            _update_along_line(state[v], direction, g, p, log_density, counter)
+            _sample_line(state[v], direction, g, p, log_density, counter)
         for i, j, m in triples:
             direction[:] = 0.0
             if _least_determined(gram[v], i, j, m, direction):
-                _update_along_line(state[v], direction, g, p, log_density, counter)
+                _sample_line(state[v], direction, g, p, log_density, counter)
 
 
 @njit(cache=True, nogil=True)
@@ -176,7 +176,7 @@ def _least_determined(g, i, j, k, direction):
 
 
 @njit(cache=True, nogil=True)
-def _update_along_line(f, direction, g, p, log_density, counter):
+def _sample_line(f, direction, g, p, log_density, counter):
     """Sample fractions along a line: at either end, or between them."""
     n, low, high = len(f), -inf, inf
     at_low, at_high, present, absent = -1, -1, 0, 0
@@ -216,7 +216,12 @@ def _update_along_line(f, direction, g, p, log_density, counter):
     if u >= low_mass + interior_mass:
         x = high
     elif u >= low_mass:
-        x = low + sample_line(c, b, width, (u - low_mass) / interior_mass)
+        mean, root = b / c, sqrt(c)
+        inside = (
+            truncated_quantile(-mean * root, (width - mean) * root, (u - low_mass) / interior_mass)
+            / root
+        )
+        x = low + min(max(mean + inside, 0.0), width)
     for i in range(n):
         f[i] = max(f[i] + x * direction[i], 0.0)
     if u < low_mass:

@@ -76,10 +76,10 @@ def _quantile(p):
 
 
 @njit(cache=True, nogil=True)
-def _truncated_quantile(a, b, u):
+def truncated_quantile(a, b, u):
     """The u-quantile of a standard normal variable truncated to a < b."""
     if a + b > 0:
-        return -_truncated_quantile(-b, -a, 1 - u)
+        return -truncated_quantile(-b, -a, 1 - u)
     if b < -_TAIL:  # nearly exponential, rising to b
         rate = -b
         mass = 1 - exp(max(rate * (a - b), -700.0))
@@ -90,7 +90,7 @@ def _truncated_quantile(a, b, u):
 
 @njit(cache=True, nogil=True)
 def log_line_integral(g, b, length):
-    """Logarithm of the integral of exp(b x - g x^2 / 2) from 0 to length."""
+    """Logarithm of the integral of exp(b x - g x^2 / 2) from 0 to end."""
     if length <= 0:
         return -inf
     mean, root = b / g, sqrt(g)
@@ -298,7 +298,7 @@ def _sample_face(samples, face, dim, g, b, low, step, masses, spare, steps):
     for k in range(n):
         u = (k + 0.5) / n
         if dim == 1:
-            x[0] = sample_line(g[0, 0], b[0], 1.0, u)
+            x[0] = _sample_line(g[0, 0], b[0], 1.0, u)
         elif dim > 1:
             while cell < _NODES - 1 and u > cumulative + masses[cell]:
                 cumulative += masses[cell]
@@ -307,7 +307,7 @@ def _sample_face(samples, face, dim, g, b, low, step, masses, spare, steps):
             x[0] = low + (cell + inside) * step
             u2, u3 = ((k + 0.5) * steps[0]) % 1, ((k + 0.5) * steps[1]) % 1
         if dim == 2:
-            x[1] = sample_line(g[1, 1], b[1] - g[0, 1] * x[0], 1 - x[0], u2)
+            x[1] = _sample_line(g[1, 1], b[1] - g[0, 1] * x[0], 1 - x[0], u2)
         if dim == 3:
             middle = low + (cell + 0.5) * step
             if inner != cell:
@@ -319,7 +319,7 @@ def _sample_face(samples, face, dim, g, b, low, step, masses, spare, steps):
             coordinate = _sample_cells(spare, start, width, u2) + slope * (x[0] - middle)
             x[1] = min(max(coordinate, 0.0), 1 - x[0])
             linear = b[2] - g[0, 2] * x[0] - g[1, 2] * x[1]
-            x[2] = sample_line(g[2, 2], linear, 1 - x[0] - x[1], u3)
+            x[2] = _sample_line(g[2, 2], linear, 1 - x[0] - x[1], u3)
         remainder = 1.0
         for i in range(dim):
             samples[k, face[i]] = x[i]
@@ -328,13 +328,13 @@ def _sample_face(samples, face, dim, g, b, low, step, masses, spare, steps):
 
 
 @njit(cache=True, nogil=True)
-def sample_line(g, b, length, u):
-    """The u-quantile of the density exp(b x - g x^2 / 2) on the interval from 0 to length."""
+def _sample_line(g, b, length, u):
     if length <= 0:
         return 0.0
     mean, root = b / g, sqrt(g)
-    inside = _truncated_quantile(-mean * root, (length - mean) * root, u) / root
-    return min(max(mean + inside, 0.0), length)
+    return min(
+        max(mean + truncated_quantile(-mean * root, (length - mean) * root, u) / root, 0.0), length
+    )
 
 
 @njit(cache=True, nogil=True)
