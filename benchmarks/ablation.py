@@ -24,7 +24,7 @@ from benchmarks.recovery import OPEN, WALL, all_shapes, published_protocol
 from dipy_spinverse import compare_walls, simulate
 from dipy_spinverse.cell_search import (
     CellInversion,
-    SearchBudget,
+    CellSearchBudget,
     budget,
     descent,
     joint_changes,
@@ -54,9 +54,9 @@ ABLATIONS = {
 }
 # Ingredients that are left out by the budget.
 BUDGETS = {
-    "half of the measurements": replace(SearchBudget.STANDARD, n_searched=64),
-    "disturbances": replace(SearchBudget.STANDARD, n_disturbed=0),
-    "Gauss-Newton of random bodies": replace(SearchBudget.STANDARD, n_first_steps=0),
+    "half of the measurements": replace(CellSearchBudget.STANDARD, n_searched=64),
+    "disturbances": replace(CellSearchBudget.STANDARD, n_disturbed=0),
+    "Gauss-Newton of random bodies": replace(CellSearchBudget.STANDARD, n_first_steps=0),
 }
 
 ALL = (*ABLATIONS, *BUDGETS)
@@ -71,7 +71,7 @@ def recovered(acquisition, grid, true, name):
             patches.enter_context(patch.object(module, constant, value))
         inversion = CellInversion(
             acquisition, grid, diffusivity=DIFFUSIVITY, n_fields=0, seed=0,
-            budget=BUDGETS.get(name, SearchBudget.STANDARD),
+            budget=BUDGETS.get(name, CellSearchBudget.STANDARD),
         )  # fmt: skip
         found = inversion.run(signals[None], None).scaled_transmissibility[0] < WALL_THRESHOLD
     seconds = time.process_time() - start

@@ -27,7 +27,7 @@ from benchmarks.noisy_cells import enclosed
 from benchmarks.recovery import OPEN, WALL, all_shapes, published_protocol
 from dipy_spinverse import simulate
 from dipy_spinverse.bloch_torrey import unique_encodings
-from dipy_spinverse.cell_search import SearchBudget
+from dipy_spinverse.cell_search import CellSearchBudget
 from dipy_spinverse.cell_search.exact_data import ExactData
 from dipy_spinverse.cell_search.labelled import SimulatedCells, Target, label_changes
 from dipy_spinverse.cell_search.search import CellSearch
@@ -48,7 +48,7 @@ def searched_protocol():
 
 def searched(acquisition, grid, walls, number):
     """What a search shares with some of the measurements, and what it compares data with."""
-    budget = replace(SearchBudget.STANDARD, n_searched=number)
+    budget = replace(CellSearchBudget.STANDARD, n_searched=number)
     search = CellSearch(acquisition, grid, diffusivity=DIFFUSIVITY, seed=0, budget=budget)
     data = simulate(acquisition, grid, np.where(walls, WALL, OPEN))
     nothing = np.zeros(len(data))

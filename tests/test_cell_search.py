@@ -12,7 +12,7 @@ from scipy.special import expit
 
 from dipy_spinverse import Acquisition, SpinverseModel, bcc_grid, compare_walls, simulate
 from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import PartialVolumeSimulator
-from dipy_spinverse.cell_search import CellInversion, SearchBudget
+from dipy_spinverse.cell_search import CellInversion, CellSearchBudget
 from dipy_spinverse.cell_search.bodies import Tube, random_bodies, random_cell
 from dipy_spinverse.cell_search.cell_operations import CellOperations
 from dipy_spinverse.cell_search.condensed import CondensedTarget
@@ -29,10 +29,15 @@ from dipy_spinverse.cell_search.labelled import (
 )
 from dipy_spinverse.cell_search.local_search import LabelErrorMisfit
 from dipy_spinverse.cell_search.noisy_data import medoid, posterior_ensemble
-from dipy_spinverse.cell_search.probability import NegativeLogPosterior
+from dipy_spinverse.cell_search.probability import (
+    BY_EDGE,
+    BY_FACE,
+    NegativeLogPosterior,
+    Smoothness,
+    shared_points,
+)
 from dipy_spinverse.cell_search.search import CellSearch, SearchResult
 from dipy_spinverse.cell_search.separate_cells import SeparateCells
-from dipy_spinverse.cell_search.smoothness import BY_EDGE, BY_FACE, Smoothness, shared_points
 from dipy_spinverse.cell_search.task import Member, SearchTools
 from dipy_spinverse.spinverse import ClosedCellInversion, Status
 from dipy_spinverse.voxels.rician import rician_mean
@@ -84,7 +89,7 @@ def objective_of(target, cells):
 
 def inversion_of(acquisition, n=0):
     return CellInversion(
-        acquisition, GRID, diffusivity=2.0, n_fields=n, seed=0, budget=SearchBudget.QUICK
+        acquisition, GRID, diffusivity=2.0, n_fields=n, seed=0, budget=CellSearchBudget.QUICK
     )
 
 
@@ -287,7 +292,7 @@ def test_separate_cells_are_combined_from_single_ones(number):
         SimulatedCells(cells, target.simulate(cells, TRANSMISSIBILITY)),
         CellOperations(GRID),
     )
-    budget = replace(SearchBudget.STANDARD, n_combinations=300)
+    budget = replace(CellSearchBudget.STANDARD, n_combinations=300)
     tools = SearchTools(Descent(GRID), operations, TRANSMISSIBILITY, budget)
     task = ExactData(target, target, single, tools)
     ranked = list(SeparateCells(task, single).by_likely_number(rng))
@@ -528,7 +533,7 @@ def test_search_survives_data_that_no_cells_explain(case):
 
 
 def test_search_ends_early_and_says_so_where_no_cells_come_near_the_data(monkeypatch):
-    twice = replace(SearchBudget.QUICK, n_cycles=2)
+    twice = replace(CellSearchBudget.QUICK, n_cycles=2)
     acquisition, joined = acquisition_of(6), []
     inversion = CellInversion(
         acquisition, GRID, diffusivity=2.0, n_fields=0, seed=0, budget=twice
@@ -544,7 +549,7 @@ def test_a_search_is_hopeless_for_large_residuals_not_for_some_wrong_tetrahedra(
     labels, acquisition, rng = letter_l(GRID), acquisition_of(6), np.random.default_rng(0)
     target = target_of(acquisition, labels, sigma=1.5e-5)
     task = ExactData(
-        target, target, None, SearchTools(None, None, TRANSMISSIBILITY, SearchBudget.QUICK)
+        target, target, None, SearchTools(None, None, TRANSMISSIBILITY, CellSearchBudget.QUICK)
     )
     some = np.repeat(labels[None], 4, axis=0)
     for row in some:
@@ -566,7 +571,7 @@ def test_equivalent_cells_on_another_side_of_the_box_are_drawn_too():
     assert len(operations.connected_cells(truth)) == len(operations.connected_cells(wrong)) == 2
     # Their signals differ by 0.001 of S0 (rms).
     target = target_of(acquisition_of(6), truth, sigma=0.002)
-    tools = SearchTools(None, operations, TRANSMISSIBILITY, SearchBudget.QUICK)
+    tools = SearchTools(None, operations, TRANSMISSIBILITY, CellSearchBudget.QUICK)
     task = ExactData(target, target, None, tools)
     found = Member(target, None, target.cells(wrong[None], TRANSMISSIBILITY)[0], 0.0)
     best, draws = task.conclusion([[found]], 16, np.random.default_rng(0))

@@ -33,9 +33,8 @@ from dipy_spinverse.cell_search.smooth.initial_cells import Examples, InitialCel
 from dipy_spinverse.cell_search.smooth.local_minima import LimitRefinement
 from dipy_spinverse.cell_search.smooth.mesh import wall_area
 from dipy_spinverse.cell_search.smooth.random_cells import random_cells
-from dipy_spinverse.cell_search.smooth.rotations import Rotations
-from dipy_spinverse.cell_search.smooth.symmetry_images import symmetry_images
-from dipy_spinverse.cell_search.smooth.voxel_data import SCALE_SD, VoxelData
+from dipy_spinverse.cell_search.smooth.search import SCALE_SD, SmoothVoxelData
+from dipy_spinverse.cell_search.smooth.symmetries import Rotations, symmetry_images
 from dipy_spinverse.spinverse import ClosedCellInversion, Status, permeability_fields
 
 SMOOTH = ClosedCellInversion(smooth=True)
@@ -300,7 +299,7 @@ def test_an_unknown_S0_and_diffusivity_are_told_from_true_cells():
     data = scale * faster + 0.0004 * rng.standard_normal(len(acquisition))
     sigma = np.full(len(data), 0.0004)
     examples = data + 0.05 * rng.standard_normal((60, len(data)))
-    voxel = VoxelData(data, sigma, 0 * data, acquisition.te_index == np.arange(2)[:, None])
+    voxel = SmoothVoxelData(data, sigma, 0 * data, acquisition.te_index == np.arange(2)[:, None])
     complete, ends = Target(model.simulator, data, sigma, 0 * data), []
     for shared in (None, np.vstack([voxel.scale_errors, (faster - slower) / 2])):
         target = CondensedTarget(

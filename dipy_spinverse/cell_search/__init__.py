@@ -5,7 +5,7 @@ inside, which makes the signals smooth functions of the shape. Cells are compare
 that counts wrong tetrahedra instead of squared residuals.
 """
 
-from dipy_spinverse.cell_search.budget import SearchBudget
+from dipy_spinverse.cell_search.budget import CellSearchBudget
 from dipy_spinverse.cell_search.voxel_inversion import CellInversion
 
-__all__ = ["CellInversion", "SearchBudget"]
+__all__ = ["CellInversion", "CellSearchBudget"]

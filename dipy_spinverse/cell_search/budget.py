@@ -24,51 +24,29 @@ class PopulationPlan:
 
 
 @dataclass(frozen=True)
-class SearchBudget:
+class CellSearchBudget:
     """How many candidates a search for cells simulates.
 
-    `SearchBudget.STANDARD` is the default, `SearchBudget.QUICK` runs through all steps of a search
-    within seconds, for tests and demonstrations; it rarely recovers the cells.
-
-    Attributes
-    ----------
-    n_searched, n_condensed : int
-        Measurements that are simulated without and with noise.
-    n_bodies, n_examples, n_single_cells : int
-        Random bodies, those of which all measurements are simulated, and single cells to be
-        combined; all are simulated once for all voxels.
-    n_initial, n_disturbed, n_first_steps : int
-        Of a population: initial bodies, members that are disturbed in each round, and
-        Gauss-Newton steps of an initial body.
-    n_rounds, n_cycles : int
-        Rounds of a population at most, and repetitions of the sequence of populations.
-    n_combinations, n_descents, n_translated, n_best : int
-        Of single cells: random combinations, those that are optimised, those whose cells are
-        translated, and those that are kept.
-
-    Examples
-    --------
-    >>> from dipy_spinverse.cell_search import SearchBudget
-    >>> SearchBudget.STANDARD.n_searched
-    128
+    `CellSearchBudget.STANDARD` is the default, `CellSearchBudget.QUICK` runs through all steps of
+    a search within seconds, for tests and demonstrations; it rarely recovers the cells.
     """
 
-    n_searched: int
-    n_condensed: int
-    n_bodies: int
-    n_examples: int
-    n_single_cells: int
-    n_initial: int
-    n_disturbed: int
-    n_first_steps: int
-    n_rounds: int
-    n_cycles: int
-    n_combinations: int
-    n_descents: int
-    n_translated: int
-    n_best: int
-    QUICK: ClassVar[SearchBudget]
-    STANDARD: ClassVar[SearchBudget]
+    n_searched: int  # measurements that are simulated without noise
+    n_condensed: int  # those with noise
+    n_bodies: int  # random bodies that are simulated once for all voxels
+    n_examples: int  # those of which all measurements are simulated
+    n_single_cells: int  # to be combined, simulated once for all voxels
+    n_initial: int  # initial bodies of a population
+    n_disturbed: int  # members of a population that are disturbed in each round
+    n_first_steps: int  # of Gauss-Newton, of an initial body
+    n_rounds: int  # of a population, at most
+    n_cycles: int  # repetitions of the sequence of populations
+    n_combinations: int  # of single cells, random ones
+    n_descents: int  # combinations that are optimised
+    n_translated: int  # combinations whose cells are translated
+    n_best: int  # combinations that are kept
+    QUICK: ClassVar[CellSearchBudget]
+    STANDARD: ClassVar[CellSearchBudget]
 
     @property
     def exact_populations(self) -> tuple[PopulationPlan, ...]:
@@ -91,7 +69,7 @@ NOISY_POPULATIONS = (PopulationPlan(InitialBodies.RANDOM, 3),) * 3
 # (benchmarks/results/measurements_searched.md). n_translated, n_best, n_descents and
 # n_single_cells: benchmarks/results/separate_cells.md. All other numbers were set by hand on the
 # shapes of benchmarks/shapes.py, all of which are recovered (benchmarks/results/recovery.md).
-SearchBudget.STANDARD = SearchBudget(
+CellSearchBudget.STANDARD = CellSearchBudget(
     n_searched=128,
     n_condensed=64,
     n_bodies=1500,
@@ -107,7 +85,7 @@ SearchBudget.STANDARD = SearchBudget(
     n_translated=4,
     n_best=6,
 )
-SearchBudget.QUICK = SearchBudget(
+CellSearchBudget.QUICK = CellSearchBudget(
     n_searched=32,
     n_condensed=32,
     n_bodies=40,

@@ -16,13 +16,7 @@ _MAX_REFLECTIONS = 16  # combinations of reflected cells, enough for up to five 
 
 
 class CellOperations:
-    """Operations on labels (T,) of the tetrahedra of a grid.
-
-    Attributes
-    ----------
-    reflected : ndarray (T,)
-        Indices of the tetrahedra at the point reflection in the centre of the box.
-    """
+    """Operations on labels (T,) of a grid; `reflected` (T,) are point-reflected tetrahedra."""
 
     def __init__(self, grid: TetrahedralGrid):
         self._grid, self._centroids = grid, grid.centroids

@@ -14,17 +14,14 @@ from dipy_spinverse.voxels.rician import rician_mean
 
 # Error of the regression, in units of the noise, that is not resolved: small beside the noise.
 _RIDGE = 0.05
-_RICIAN_ITERATIONS = 3  # fixed point; the bias changes by less than 1 % of the noise after these
+_RICIAN_ITERATIONS = 3  # of a fixed-point iteration for the bias; set by hand
 
 
 def whitening(errors: np.ndarray) -> np.ndarray:
     """Symmetric matrix (M, M) that makes data with correlated errors white, (I + E^T E)^(-1/2).
 
-    Parameters
-    ----------
-    errors : ndarray (k, M)
-        Effects E of errors shared by measurements, one standard deviation each, on data with
-        independent errors of variance 1.
+    E (k, M) are effects of errors shared by measurements, one standard deviation each, on data
+    with independent errors of variance 1.
     """
     directions, size, _ = np.linalg.svd(errors.T, full_matrices=False)
     reduction = 1 - 1 / np.sqrt(1 + size**2)
@@ -37,28 +34,13 @@ def most_probable_errors(errors: np.ndarray, residual: np.ndarray) -> np.ndarray
 
 
 class LinearPrediction:
-    """Linear prediction of all measurements, in units of the noise, from a few.
+    """Linear prediction of all measurements, in units of their noise, from some `number` of them.
 
-    Parameters
-    ----------
-    simulator : PartialVolumeSimulator
-        Of all measurements.
-    examples : ndarray (N, M)
-        Signals of random cells, to which the prediction is fitted.
-    sigma : ndarray (M,)
-    number : int
-        Of the few, about.
-    ridge : float, optional
-        Error that need not be explained, in units of the noise.
-
-    Attributes
-    ----------
-    rows : ndarray (n,)
-        The few.
-    slopes, constant : ndarray (n, M), (M,)
+    It is fitted to signals (N, M) of examples. `ridge` is the error, in units of the noise, that
+    need not be explained.
     """
 
-    def __init__(self, simulator, examples, sigma, number, ridge=_RIDGE):
+    def __init__(self, simulator, examples, sigma, number, ridge):
         mean = examples.mean(axis=0)
         scaled = (examples - mean) / sigma
         order = qr(scaled, mode="r", pivoting=True)[1]
@@ -78,18 +60,9 @@ class CondensedTarget(Target):
 
     All measurements are nearly a linear function of a few, so that their likelihood is a function
     of these few. It is as accurate as the linear prediction; simulations cost less, and no
-    measurement is discarded.
-
-    Parameters
-    ----------
-    complete : Target
-        With all measurements.
-    simulator_of : callable
-        Makes the simulator of some of the measurements, given their indices.
-    examples, number, ridge
-        Of the :class:`LinearPrediction`.
-    shared : ndarray (k, M), optional
-        Effects on the data of errors shared by measurements, one standard deviation each.
+    measurement is discarded. `simulator_of` makes the simulator of measurements of some indices;
+    `shared` (k, M) are effects on the data of errors that measurements share, one standard
+    deviation each.
     """
 
     def __init__(
@@ -129,10 +102,7 @@ class CondensedTarget(Target):
         return self.exact_for(signals, signals[self.rows])
 
     def exact_for(self, signals: np.ndarray, simulated: np.ndarray) -> CondensedTarget:
-        """The same, exact for cells of signals (M,), of which `simulated` (n,) are obtained.
-
-        The latter may have errors, such as those of a coarse grid.
-        """
+        """The same, exact for signals (M,), of which a coarse grid gives `simulated` (n,)."""
         result = copy(self)
         result.data = self._condensed(self.complete.expected(signals) - self._predict(simulated))
         return result

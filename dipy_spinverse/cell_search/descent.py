@@ -63,15 +63,8 @@ class Descent:
     ) -> PartialCells:
         """Cells after some steps.
 
-        Parameters
-        ----------
-        target : Target
-        cells : PartialCells
-        rng : Generator
-        n_steps : int
-        disturbance : float
-            Standard deviation of a random shape change before the first step, in directions to
-            which the data are insensitive, relative to that of the prior.
+        `disturbance` is the standard deviation of a random shape change before the first step, in
+        directions to which the data are insensitive, relative to that of the prior.
         """
         state = self._linearised(target, cells)
         if disturbance:

@@ -11,7 +11,7 @@ from scipy.sparse import csr_array, triu
 from dipy_spinverse.cell_search.labelled import LabelledCells, Target, at_walls
 from dipy_spinverse.cell_search.local_search import LabelErrorMisfit
 from dipy_spinverse.cell_search.metropolis import Interactions, anneal, random_moves
-from dipy_spinverse.cell_search.smoothness import shared_points
+from dipy_spinverse.cell_search.probability import shared_points
 
 # Set by hand on the shapes of benchmarks/shapes.py. Without joint changes these are recovered,
 # too, but up to five times slower (benchmarks/results/ablation.md).

@@ -17,8 +17,7 @@ from dipy_spinverse.voxels.rician import rician_mean
 TRANSMISSIBILITY_SD = np.array([0.05, 0.01])
 # Number of leading cells whose sensitivities stand for those of all; set by hand.
 N_TYPICAL = 3
-# Difference quotient of the Rician mean, in units of the initial magnetisation: between rounding
-# errors (1e-16) and the noise levels (1e-3 and more) at which the mean curves.
+# Of the difference quotient of the Rician mean, over the initial magnetisation; set by hand.
 _SIGNAL_STEP = 1e-6
 
 
@@ -42,15 +41,9 @@ class SimulatedCells:
 class Target:
     """Data that cells have to explain, with the forward model and the errors of the data.
 
-    Parameters
-    ----------
-    simulator : PartialVolumeSimulator
-    data, sigma : ndarray (M,)
-        Signals relative to the initial magnetisation, and standard deviations of their errors.
-    rician_sigma : ndarray (M,)
-        Noise level that biases the mean of magnitude data; 0 for none.
-    degrees_of_freedom : float
-        Of the estimate of `sigma`, infinite where it is known.
+    Data (M,) are relative to the initial magnetisation. The noise level `rician_sigma` (M,) biases
+    their mean, 0 for none; degrees of freedom are those of the estimate of `sigma` (M,), infinite
+    where it is known.
     """
 
     def __init__(

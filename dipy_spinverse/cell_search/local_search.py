@@ -37,17 +37,11 @@ class LabelErrorMisfit:
     The residual r of cells with n wrong labels at their walls has about the covariance of n label
     changes. With the effects D of m typical changes, r^T (c D^T D / m + s^2 I)^-1 r grows with the
     number of wrong labels, where the sum of squares is dominated by a few directions of large
-    signal.
-
-    Parameters
-    ----------
-    changes : list of LabelChanges
-        Of typical cells.
-    scale : float or ndarray (M,)
-        Error s that label changes cannot explain, in units of the errors of the data.
+    signal. The `scale` s is the error that label changes cannot explain, in units of the errors of
+    the data.
     """
 
-    def __init__(self, changes: list[LabelChanges], scale):
+    def __init__(self, changes: list[LabelChanges], scale: float):
         effects = np.concatenate([change.effects for change in changes])
         slopes = np.mean([change.slopes for change in changes], axis=0)
         slopes = slopes * TRANSMISSIBILITY_SD[:, None]

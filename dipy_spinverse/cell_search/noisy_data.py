@@ -13,9 +13,9 @@ from dipy_spinverse.cell_search.descent import Descent
 from dipy_spinverse.cell_search.labelled import N_TYPICAL, LabelledCells, Target
 from dipy_spinverse.cell_search.probability import (
     NegativeLogPosterior,
+    Smoothness,
     with_fitted_transmissibility,
 )
-from dipy_spinverse.cell_search.smoothness import Smoothness
 from dipy_spinverse.cell_search.task import Member, SearchTask, SearchTools
 from dipy_spinverse.threads import in_threads
 
@@ -111,14 +111,11 @@ def posterior_ensemble(
     n_draws: int,
     rng: np.random.Generator,
 ) -> list[LabelledCells]:
-    """Draws of cells, by randomized maximum likelihood [1]_.
+    """Draws of cells, by randomized maximum likelihood.
 
     Finalists are disturbed and refitted to data with further noise, and so end in other cells
-    that the data do not distinguish. All are drawn with tempered posterior weights.
-
-    References
-    ----------
-    .. [1] Chen and Oliver, Math. Geosci. 44 (2012), https://doi.org/10.1007/s11004-011-9376-z
+    that the data do not distinguish. All are drawn with tempered posterior weights (Chen and
+    Oliver, Math. Geosci. 44, 2012, https://doi.org/10.1007/s11004-011-9376-z).
     """
 
     def refitted(finalist, rng):

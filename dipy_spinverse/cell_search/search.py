@@ -22,7 +22,7 @@ from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import relative_transmissibility
 from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import PartialVolumeSimulator
 from dipy_spinverse.cell_search.bodies import random_bodies, random_cell
-from dipy_spinverse.cell_search.budget import InitialBodies, SearchBudget
+from dipy_spinverse.cell_search.budget import CellSearchBudget, InitialBodies
 from dipy_spinverse.cell_search.cell_operations import CellOperations
 from dipy_spinverse.cell_search.condensed import CondensedTarget
 from dipy_spinverse.cell_search.descent import Descent, PartialCells
@@ -66,18 +66,7 @@ class SearchResult:
 
 
 class CellSearch:
-    """A search for cells, prepared for many voxels of one acquisition on one grid.
-
-    Parameters
-    ----------
-    acquisition : Acquisition
-        Without repeats.
-    grid : TetrahedralGrid
-    diffusivity : float
-        um^2/ms.
-    seed : int
-    budget : SearchBudget
-    """
+    """A search for cells, prepared for many voxels of one acquisition (no repeats) on one grid."""
 
     def __init__(
         self,
@@ -86,7 +75,7 @@ class CellSearch:
         *,
         diffusivity: float,
         seed: int,
-        budget: SearchBudget = SearchBudget.STANDARD,
+        budget: CellSearchBudget = CellSearchBudget.STANDARD,
     ):
         self.grid, self._acquisition, self._seed = grid, acquisition, seed
         self._diffusivity = diffusivity
@@ -108,16 +97,7 @@ class CellSearch:
         degrees_of_freedom: float,
         n_draws: int,
     ) -> SearchResult:
-        """Find the cells of a voxel.
-
-        Parameters
-        ----------
-        data, sigma, rician_sigma : ndarray (M,)
-        degrees_of_freedom : float
-            All as of :class:`dipy_spinverse.cell_search.labelled.Target`.
-        n_draws : int
-            Number of further cells that explain the data.
-        """
+        """The cells of a voxel, and further ones that explain data as those of a `Target`."""
         rng = np.random.default_rng(self._seed)
         complete = Target(self.simulator, data, sigma, rician_sigma, degrees_of_freedom)
         task: SearchTask

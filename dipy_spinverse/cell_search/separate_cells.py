@@ -33,12 +33,6 @@ class SeparateCells:
     terms of about their product. So simulations of N single cells nearly predict the signals of
     all their pairs and triples, and those of single cells at all positions the signals of all
     arrangements.
-
-    Parameters
-    ----------
-    task : ExactData
-    single : SimulatedCells
-        Single cells, simulated for the target of the task.
     """
 
     def __init__(self, task: ExactData, single: SimulatedCells):

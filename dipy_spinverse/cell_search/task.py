@@ -8,13 +8,13 @@ from typing import Protocol
 
 import numpy as np
 
-from dipy_spinverse.cell_search.budget import PopulationPlan, SearchBudget
+from dipy_spinverse.cell_search.budget import CellSearchBudget, PopulationPlan
 from dipy_spinverse.cell_search.cell_operations import CellOperations
 from dipy_spinverse.cell_search.descent import Descent, PartialCells
 from dipy_spinverse.cell_search.labelled import LabelledCells, Target
 
 
-class Objective(Protocol):
+class CellObjective(Protocol):
     """Compares the members of a population."""
 
     def __call__(self, target: Target, cells: LabelledCells) -> float:
@@ -46,7 +46,7 @@ class SearchTools:
     descend: Descent
     operations: CellOperations
     transmissibility: np.ndarray  # (2,) initial values, of walls and of other faces
-    budget: SearchBudget
+    budget: CellSearchBudget
 
 
 class SearchTask(ABC):
@@ -65,7 +65,7 @@ class SearchTask(ABC):
         """Indices of random bodies, the best first."""
 
     @abstractmethod
-    def objective(self, cells: list[LabelledCells]) -> Objective:
+    def objective(self, cells: list[LabelledCells]) -> CellObjective:
         """Objective for cells similar to these, of which the first are the best."""
 
     @abstractmethod

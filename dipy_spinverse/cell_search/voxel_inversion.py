@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import unique_encodings
-from dipy_spinverse.cell_search.budget import SearchBudget
+from dipy_spinverse.cell_search.budget import CellSearchBudget
 from dipy_spinverse.cell_search.labelled import LabelledCells, face_transmissibility
 from dipy_spinverse.cell_search.search import CellSearch
 from dipy_spinverse.grid import TetrahedralGrid
@@ -23,7 +23,7 @@ from dipy_spinverse.voxels.progress import stepwise
 from dipy_spinverse.walls.patterns import align_fields
 
 # Error of simulated signals in the search, over the initial magnetisation, of float32 and of the
-# time steps: measured against float64 with finer steps, as for benchmarks/results/recovery.md.
+# time steps; set by hand.
 _SIMULATION_ERROR = 1.5e-5
 
 
@@ -62,17 +62,7 @@ class VoxelwiseInversion:
 class CellInversion(VoxelwiseInversion):
     """A :class:`dipy_spinverse.inversion.protocols.WallSolver`, for separate cells and a known S0.
 
-    Parameters
-    ----------
-    acquisition : Acquisition
-    grid : TetrahedralGrid
-    diffusivity : float
-        um^2/ms.
-    n_fields : int
-        Number of further wall fields of a voxel.
-    seed : int
-    budget : SearchBudget, optional
-        How many candidates are simulated.
+    The diffusivity is in um^2/ms; `n_fields` further wall fields of a voxel are drawn.
     """
 
     def __init__(
@@ -83,7 +73,7 @@ class CellInversion(VoxelwiseInversion):
         diffusivity: float,
         n_fields: int,
         seed: int,
-        budget: SearchBudget = SearchBudget.STANDARD,
+        budget: CellSearchBudget = CellSearchBudget.STANDARD,
     ):
         super().__init__(acquisition, grid, n_fields)
         self.search = CellSearch(

@@ -12,48 +12,23 @@ class SmoothSearchBudget:
 
     `SmoothSearchBudget.STANDARD` is the default, `SmoothSearchBudget.QUICK` runs through all steps
     of a search within seconds, for tests and demonstrations; it rarely recovers the cells.
-
-    Attributes
-    ----------
-    cubes : tuple of int
-        Cubes along the box of the coarse grid, for initial cells; of the middle one, for
-        derivatives; of the fine one, for signals; of the finest, which with the fine one gives
-        signals in the limit of fine grids.
-    n_examples, n_complete : int
-        Random cells that are simulated once for all voxels, and those with all measurements.
-    n_condensed : int
-        Measurements that are simulated.
-    n_nearest : int
-        Initial cells that are single examples.
-    n_combined : tuple of int
-        Initial cells that are combinations of two examples, of three, and so on.
-    n_steps : tuple of int
-        Of each descent on the coarse, middle and fine grid.
-    n_selected : tuple of int
-        Descents that go on after the coarse, middle and fine grid.
-    n_images : tuple of int
-        Symmetry images of cells that descend on the middle grid, and in the limit of fine grids.
-    n_image_rounds : int
-        Of the latter.
-    n_corrections, n_final_steps : int
-        Corrections by the limit of fine grids at most, and steps after each.
-    n_sample_steps : int
-        Of each posterior sample.
     """
 
+    # Along the box: of the grids for initial cells, for derivatives, for signals, and of the
+    # finest, which with the one before gives signals in the limit of fine grids.
     cubes: tuple[int, int, int, int]
-    n_examples: int
-    n_complete: int
-    n_condensed: int
-    n_nearest: int
-    n_combined: tuple[int, ...]
-    n_steps: tuple[int, int, int]
-    n_selected: tuple[int, int, int]
-    n_images: tuple[int, int]
-    n_image_rounds: int
-    n_corrections: int
-    n_final_steps: int
-    n_sample_steps: int
+    n_examples: int  # random cells that are simulated once for all voxels
+    n_complete: int  # those with all measurements
+    n_condensed: int  # measurements that are simulated
+    n_nearest: int  # initial cells that are single examples
+    n_combined: tuple[int, ...]  # initial cells of two examples, of three, and so on
+    n_steps: tuple[int, int, int]  # of each descent on the coarse, middle and fine grid
+    n_selected: tuple[int, int, int]  # descents that go on after these grids
+    n_images: tuple[int, int]  # symmetry images on the middle grid, and in the limit
+    n_image_rounds: int  # of the latter
+    n_corrections: int  # by the limit of fine grids, at most
+    n_final_steps: int  # after each correction
+    n_sample_steps: int  # of each posterior sample
     QUICK: ClassVar[SmoothSearchBudget]
     STANDARD: ClassVar[SmoothSearchBudget]
 

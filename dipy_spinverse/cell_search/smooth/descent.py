@@ -47,12 +47,7 @@ class FittedCells:
 class SmoothDescent:
     """Steps that increase the posterior probability of smooth cells.
 
-    Parameters
-    ----------
-    target : CondensedTarget
-    signal_model, slope_model : SmoothModel
-        Of the measurements of the target: for the signals, and for their derivatives.
-    prior : FieldPrior
+    Both models are of the measurements of the target: for signals, and for their derivatives.
     """
 
     target: CondensedTarget

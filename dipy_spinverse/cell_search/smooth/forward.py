@@ -39,21 +39,11 @@ _ODDS_RATIO = 30.0
 
 @dataclass(frozen=True, eq=False)
 class SmoothCells:
-    """Smooth cells in a box.
+    """Smooth cells in a box."""
 
-    Attributes
-    ----------
-    z : ndarray (n,)
-        Coefficients of their level-set field.
-    log_permeability : ndarray (C,)
-        Of the walls of each cell, standardised by the prior.
-    cell_index : ndarray (R, R, R) of int
-        Cell to which each point of the raster belongs.
-    """
-
-    z: np.ndarray
-    log_permeability: np.ndarray
-    cell_index: np.ndarray
+    z: np.ndarray  # (n,) coefficients of their level-set field
+    log_permeability: np.ndarray  # (C,) of the walls of each cell, standardised by the prior
+    cell_index: np.ndarray  # (R, R, R) cell to which each point of the raster belongs
 
     @property
     def unknowns(self) -> np.ndarray:
@@ -129,14 +119,7 @@ def _large(labels):
 
 
 class SmoothShape:
-    """Volume fractions, volumes and areas of smooth cells on a lattice.
-
-    Parameters
-    ----------
-    grid : TetrahedralGrid
-        A lattice with an absorbing outside.
-    prior : FieldPrior
-    """
+    """Volume fractions, volumes and areas of smooth cells on an absorbing lattice."""
 
     def __init__(self, grid: TetrahedralGrid, prior: FieldPrior):
         self.grid, self._box_um = grid, prior.box_um
@@ -173,16 +156,9 @@ class SmoothShape:
 
 
 class SmoothModel:
-    """Signals of smooth cells, of some measurements on a lattice of some cubes along an axis.
+    """Signals of smooth cells on a lattice with some cubes along the shortest side of the box.
 
-    Parameters
-    ----------
-    acquisition : BaseAcquisition
-    prior : FieldPrior
-    cubes : int
-        Along the shortest side of the box.
-    diffusivity : float
-        um^2/ms.
+    The diffusivity is in um^2/ms.
     """
 
     def __init__(
@@ -230,12 +206,7 @@ class SmoothModel:
 
 
 class LimitModel:
-    """Richardson extrapolation of the signals of two lattices, of errors of second order.
-
-    Parameters
-    ----------
-    coarse, fine : SmoothModel
-    """
+    """Richardson extrapolation of the signals of two lattices, of errors of second order."""
 
     def __init__(self, coarse: SmoothModel, fine: SmoothModel):
         self._coarse, self._fine = coarse, fine

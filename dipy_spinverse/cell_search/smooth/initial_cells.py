@@ -15,7 +15,7 @@ import numpy as np
 
 from dipy_spinverse.cell_search.smooth.forward import SmoothCells
 from dipy_spinverse.cell_search.smooth.level_set import RASTER, FieldPrior
-from dipy_spinverse.cell_search.smooth.rotations import Rotations
+from dipy_spinverse.cell_search.smooth.symmetries import Rotations
 
 # Set by hand; what combinations contribute is in benchmarks/notes/walls_off_grid.md.
 _MAX_FRACTION = 0.15  # of the box, of cells to be combined
@@ -67,12 +67,7 @@ class InitialCells:
         """Combinations of examples whose signals add up to the data.
 
         The effects of cells that do not touch on the signals of the empty box nearly add up.
-
-        Parameters
-        ----------
-        data, sigma : ndarray (M,)
-        numbers : sequence of int
-            Number of combinations of two examples, of three, and so on.
+        `numbers` are those of combinations of two examples, of three, and so on.
         """
         small = np.flatnonzero((self._examples.fields > 0).mean(axis=1) < _MAX_FRACTION)
         effects, total_effect = self._effects(small, data, sigma)

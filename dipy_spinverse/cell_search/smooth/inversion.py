@@ -11,9 +11,8 @@ from dipy_spinverse.cell_search.smooth.budget import SmoothSearchBudget
 from dipy_spinverse.cell_search.smooth.forward import SmoothCells, SmoothShape
 from dipy_spinverse.cell_search.smooth.level_set import level_set_prior
 from dipy_spinverse.cell_search.smooth.mesh import wall_area, wall_probability
-from dipy_spinverse.cell_search.smooth.search import SmoothSearch
+from dipy_spinverse.cell_search.smooth.search import SmoothSearch, SmoothVoxelData
 from dipy_spinverse.cell_search.smooth.storage import CELL_ARRAYS, cell_arrays
-from dipy_spinverse.cell_search.smooth.voxel_data import VoxelData
 from dipy_spinverse.cell_search.voxel_inversion import VoxelwiseInversion
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.inversion.protocols import Reconstruction
@@ -22,8 +21,8 @@ from dipy_spinverse.voxels.noise import noise_before_fit
 from dipy_spinverse.voxels.rician import rician_mean
 from dipy_spinverse.walls.maps import LONGEST_EXCHANGE_TIME_MS
 
-# Of simulated signals, relative to them, from grids, sampling points and time steps: .6 % in a
-# measurement, which averages over directions (benchmarks/results/smooth_bodies_truth.md).
+# Of simulated signals, relative to them, from grids, sampling points and time steps. Set by hand;
+# that of single measurements is .6 % (benchmarks/results/smooth_bodies_truth.md).
 _SIMULATION_ERROR = 0.003
 # Relative standard deviations besides the scatter of samples. With these, intervals cover 95 to
 # 98 % of the linearised errors of fits of ten known bodies (benchmarks/notes/walls_off_grid.md).
@@ -40,21 +39,9 @@ _TINY = 1e-9  # um^2, um^3/ms, against division by 0
 class SmoothCellInversion(VoxelwiseInversion):
     """As :class:`dipy_spinverse.cell_search.CellInversion`, for cells whose walls lie anywhere.
 
-    Parameters
-    ----------
-    acquisition : Acquisition
-    grid : TetrahedralGrid
-        A lattice with an absorbing outside: its box is the domain, and its faces show the walls.
-        Signals are simulated on other lattices.
-    diffusivity : float
-        um^2/ms.
-    n_fields : int
-        Number of posterior samples.
-    seed : int
-    budget : SmoothSearchBudget, optional
-        How many candidates are simulated.
-    S0_known, diffusivity_known : bool, optional
-        Otherwise a scale for each echo time, and the diffusivity, are fitted.
+    The box of the absorbing lattice is the domain, and its faces show the walls; signals are
+    simulated on other lattices. `n_fields` posterior samples are drawn. Unknown scales, one for
+    each echo time, and an unknown diffusivity (um^2/ms) are fitted.
     """
 
     def __init__(
@@ -138,7 +125,7 @@ class SmoothCellInversion(VoxelwiseInversion):
     def _voxel_data(self, data, noise):
         mean, error, rician_sigma = self._averaged(data, noise)
         sigma = np.hypot(error, _SIMULATION_ERROR * mean)
-        return VoxelData(mean, sigma, rician_sigma, self._scale_of)
+        return SmoothVoxelData(mean, sigma, rician_sigma, self._scale_of)
 
     def refined(self, data: np.ndarray, cells: SmoothCells) -> SmoothCells:
         """The local minimum of the last steps of a search that begin at some cells."""

@@ -153,26 +153,13 @@ def level_set_prior(grid: TetrahedralGrid) -> FieldPrior:
 
 @dataclass(frozen=True, eq=False)
 class VolumeFractions:
-    """Volume fractions inside of cells, of T tetrahedra and B outer faces of a grid.
+    """Volume fractions inside of cells, of T tetrahedra and B outer faces of a grid."""
 
-    Attributes
-    ----------
-    fractions : ndarray (T + B,)
-    area : ndarray (T,)
-        Of the walls in each tetrahedron, um^2.
-    points : ndarray (P, 3)
-        Sampling points near walls, um.
-    pieces : ndarray (P,)
-        Tetrahedra and outer faces to which these belong.
-    by_field : ndarray (P,)
-        Derivatives of the fractions by the field at the points, 1/um.
-    """
-
-    fractions: np.ndarray
-    area: np.ndarray
-    points: np.ndarray
-    pieces: np.ndarray
-    by_field: np.ndarray
+    fractions: np.ndarray  # (T + B,)
+    area: np.ndarray  # (T,) of the walls in each tetrahedron, um^2
+    points: np.ndarray  # (P, 3) that sample the pieces near walls, um
+    pieces: np.ndarray  # (P,) tetrahedra and outer faces to which these belong
+    by_field: np.ndarray  # (P,) derivatives of the fractions by the field at the points, 1/um
 
     def slopes(self, by_fraction: np.ndarray, prior: FieldPrior) -> np.ndarray:
         """Derivatives (M, n) by the unknowns, from those (M, T + B) by the fractions."""
@@ -181,14 +168,7 @@ class VolumeFractions:
 
 
 class VolumeFractionModel:
-    """Volume fractions inside of smooth cells, of tetrahedra and of sides of the box.
-
-    Parameters
-    ----------
-    grid : TetrahedralGrid
-        A lattice with an absorbing outside.
-    prior : FieldPrior
-    """
+    """Volume fractions inside of smooth cells, of tetrahedra and of sides of the box."""
 
     def __init__(self, grid: TetrahedralGrid, prior: FieldPrior):
         self._prior = prior

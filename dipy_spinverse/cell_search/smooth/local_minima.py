@@ -18,7 +18,7 @@ from dipy_spinverse.cell_search.smooth.forward import (
     split_into_cells,
     without_unresolved_cells,
 )
-from dipy_spinverse.cell_search.smooth.symmetry_images import symmetry_images
+from dipy_spinverse.cell_search.smooth.symmetries import symmetry_images
 
 # Of twice the log posterior: least gain of another correction, and difference from the best local
 # minimum at which a descent is abandoned (benchmarks/notes/walls_off_grid.md).
@@ -30,22 +30,14 @@ _N_RANKED = 12  # symmetry images that the fine grid ranks, after the middle one
 class LocalMinimum:
     """A local minimum of minus the log posterior.
 
-    Attributes
-    ----------
-    fitted : FittedCells
-        To all data, in the limit of fine grids.
-    signals : ndarray (M,)
-        In that limit.
-    log_volume_ratio : float
-        Minus twice the logarithm of the posterior volume around the cells over that of the prior.
-    shared : ndarray (k,)
-        Errors that measurements share, in standard deviations.
+    The log volume ratio is minus twice the logarithm of the posterior volume around the cells over
+    that of the prior.
     """
 
-    fitted: FittedCells
-    signals: np.ndarray
+    fitted: FittedCells  # to all data, in the limit of fine grids
+    signals: np.ndarray  # (M,) in that limit
     log_volume_ratio: float
-    shared: np.ndarray
+    shared: np.ndarray  # (k,) errors that measurements share, in standard deviations
 
     @property
     def neg2_log_evidence(self) -> float:
@@ -58,22 +50,11 @@ _neg2_log_evidence = attrgetter("neg2_log_evidence")
 
 @dataclass(frozen=True, eq=False)
 class LimitRefinement:
-    """The last steps of descents, with signals in the limit of fine grids.
+    """The last steps of descents, with signals in the limit of fine grids."""
 
-    Parameters
-    ----------
-    fine : SmoothModel
-        Of all measurements.
-    limit : LimitModel
-        Of those of the target.
-    descend : SmoothDescent
-        On the fine grid.
-    budget : SmoothSearchBudget
-    """
-
-    fine: SmoothModel
-    limit: LimitModel
-    descend: SmoothDescent
+    fine: SmoothModel  # of all measurements
+    limit: LimitModel  # of those of the target
+    descend: SmoothDescent  # on the fine grid
     budget: SmoothSearchBudget
 
     def __call__(self, cells: SmoothCells, best: float = np.inf) -> LocalMinimum:

@@ -28,18 +28,9 @@ def posterior_sample(
     n_steps: int,
     error: float,
 ) -> SmoothCells:
-    """A sample around the most probable cells.
+    """A sample around the most probable cells, for errors of the data in units of their noise.
 
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-    cells : SmoothCells
-        The most probable ones; data are their signals with noise.
-    descend : SmoothDescent
-        Its model of derivatives gives the signals, too.
-    n_steps : int
-    error : float
-        Of the data, in units of their noise.
+    Data are signals of the most probable cells, with noise; the model of derivatives gives them.
     """
     target, model = descend.target, descend.slope_model
     variances = descend.prior.variances**_VARIANCE_POWER

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
 
@@ -30,9 +30,7 @@ from dipy_spinverse.cell_search.smooth.level_set import FieldPrior
 from dipy_spinverse.cell_search.smooth.local_minima import LimitRefinement, LocalMinimum
 from dipy_spinverse.cell_search.smooth.posterior_samples import posterior_sample
 from dipy_spinverse.cell_search.smooth.random_cells import random_cells
-from dipy_spinverse.cell_search.smooth.rotations import Rotations
-from dipy_spinverse.cell_search.smooth.symmetry_images import symmetry_images
-from dipy_spinverse.cell_search.smooth.voxel_data import SCALE_SD, VoxelData
+from dipy_spinverse.cell_search.smooth.symmetries import Rotations, symmetry_images
 
 # Error of condensed data, in units of the noise, on the coarse grid; that of a fine one is larger
 # (benchmarks/notes/walls_off_grid.md, "Condensed data").
@@ -43,51 +41,62 @@ _TEMPERATURE = 4.0
 _SAME_OVERLAP = 0.95  # Dice of two descents of which only one goes on
 # Over the largest signal of a timing: accuracy to which signals of examples are predicted.
 _TYPICAL_NOISE = 1 / 50
-# Relative standard deviation of an unknown diffusivity; between tissues at one temperature the
-# free diffusivity of water differs by less than two of these.
+# Prior standard deviation of an unknown diffusivity, over its initial value; set by hand.
 _DIFFUSIVITY_SD = 0.05
+# Prior standard deviation of an unknown scale about its first estimate; set by hand.
+SCALE_SD = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class SmoothVoxelData:
+    """Signals of a voxel over its initial magnetisation, as far as that is known."""
+
+    data: np.ndarray  # (M,)
+    sigma: np.ndarray  # (M,) standard deviations of their errors
+    rician_sigma: np.ndarray  # (M,) noise that biases the mean of magnitude data; 0 for none
+    scale_of: np.ndarray  # (K, M) measurements of each unknown scale; none where S0 is known
+
+    @property
+    def unbiased(self) -> np.ndarray:
+        """Data (M,) corrected for the Rician bias of their second moment."""
+        return np.sqrt((self.data**2 - self.rician_sigma**2).clip(0))
+
+    def over(self, scales: np.ndarray) -> SmoothVoxelData:
+        """The data over scales (K,)."""
+        scale = self.scale(scales)
+        return replace(
+            self,
+            data=self.data / scale,
+            sigma=self.sigma / scale,
+            rician_sigma=self.rician_sigma / scale,
+        )
+
+    def scale(self, scales: np.ndarray) -> np.ndarray:
+        """Scale (M,) of each measurement, of scales (K,)."""
+        return np.where(self.scale_of.any(axis=0), scales @ self.scale_of, 1.0)
+
+    @property
+    def scale_errors(self) -> np.ndarray:
+        """Changes (K, M) of the data by a standard deviation of each unknown scale."""
+        return SCALE_SD * self.scale_of * self.unbiased
 
 
 @dataclass(frozen=True, eq=False)
 class SmoothSearchResult:
-    """The most probable smooth cells of a voxel, and posterior samples.
-
-    Attributes
-    ----------
-    best : SmoothCells
-    draws : list of SmoothCells
-    signals : ndarray (M,)
-        Of the best, in the limit of fine grids, for the fitted scales and diffusivity.
-    scales : ndarray (K,)
-        Those that were not known.
-    diffusivity : float
-        um^2/ms.
-    n_steps : int
-        Steps of a descent at most.
-    """
+    """The most probable smooth cells of a voxel, and posterior samples."""
 
     best: SmoothCells
     draws: list[SmoothCells]
-    signals: np.ndarray
-    scales: np.ndarray
-    diffusivity: float
-    n_steps: int
+    signals: np.ndarray  # (M,) of the best in the limit of fine grids, as data are scaled
+    scales: np.ndarray  # (K,) those that were not known
+    diffusivity: float  # um^2/ms
+    n_steps: int  # of a descent at most
 
 
 class SmoothSearch:
     """A search for smooth cells, prepared for many voxels of one acquisition in one box.
 
-    Parameters
-    ----------
-    acquisition : Acquisition
-        Without repeats.
-    box_um : ndarray (3,)
-    diffusivity : float
-        um^2/ms.
-    seed : int
-    budget : SmoothSearchBudget
-    diffusivity_known : bool
-        Otherwise it is fitted, with a prior standard deviation of 5 %.
+    The acquisition is without repeats; an unknown diffusivity (um^2/ms) is fitted.
     """
 
     def __init__(
@@ -112,7 +121,7 @@ class SmoothSearch:
             for x in deviations
         ]
 
-    def run(self, unscaled: VoxelData, n_draws: int) -> SmoothSearchResult:
+    def run(self, unscaled: SmoothVoxelData, n_draws: int) -> SmoothSearchResult:
         """Find the smooth cells of a voxel."""
         budget = self.budget
         scales = self.initial_cells.scales(unscaled.unbiased, unscaled.sigma, unscaled.scale_of)
@@ -157,13 +166,13 @@ class SmoothSearch:
         fitted += _descended(middle, images, budget.n_steps[1])
         return target, self._distinct(sorted(fitted, key=_neg2_log_posterior))
 
-    def refined(self, voxel: VoxelData, cells: SmoothCells) -> SmoothCells:
+    def refined(self, voxel: SmoothVoxelData, cells: SmoothCells) -> SmoothCells:
         """Cells after the last steps of a search."""
         fine = self._descent(self._target(voxel, cells), self.fine, self.middle)
         fitted = fine(fine.fitted(cells), self.budget.n_steps[2])
         return self._refinement(fine)(fitted.cells).fitted.cells
 
-    def neg2_log_evidence(self, voxel: VoxelData, cells: SmoothCells) -> float:
+    def neg2_log_evidence(self, voxel: SmoothVoxelData, cells: SmoothCells) -> float:
         """Minus twice the log probability of the region around cells, up to a constant."""
         fine = self._descent(self._target(voxel, cells), self.fine, self.middle)
         return self._refinement(fine).at(cells).neg2_log_evidence

@@ -1,4 +1,4 @@
-"""Images of cells under the symmetries of the box, which signals hardly distinguish.
+"""Symmetries of the box: rotations of fields and signals, and images of single cells.
 
 The effect of a cell on the signals depends on its distance from the sides of the absorbing box, so
 it is nearly the same at the images of its position under the symmetries of the box, and for the
@@ -8,14 +8,20 @@ cell reflected in its centre.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from itertools import combinations, permutations, product
 
 import numpy as np
 from scipy.ndimage import map_coordinates
 
+from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.cell_search.smooth.forward import SmoothCells, split_into_cells
 from dipy_spinverse.cell_search.smooth.level_set import RASTER, FieldPrior
+from dipy_spinverse.voxels.shells import harmonics, shells_of
 
+# Order of the harmonics of a shell below which they do not predict signals along other directions;
+# those of order 6 do to 0.05 of the noise (benchmarks/notes/walls_off_grid.md).
+_MIN_ORDER = 4
 # Set by hand; cells that come closer to the sides of the box lose signal by thousands in twice the
 # log posterior (benchmarks/notes/walls_off_grid.md, "Places").
 _GAP = 0.1  # between cells, in lengths of the prior
@@ -23,6 +29,61 @@ _OUTSIDE_DEPTH = 0.5  # of the field of a cell in the space of other cells, in l
 _MARGIN = 0.08  # between cells and sides, over the box, unless they were closer before
 _TOLERANCE = 0.05  # of positions, over the box, within which two images are the same
 _MIRRORS = np.array([*product((1, -1), repeat=3)])
+
+
+class Rotations:
+    """Rotations of a box onto itself, as an acquisition can follow them.
+
+    Cells rotated by R have along a direction g the signals of the cells along R^T g, which follow
+    from the harmonics of a shell. With too few directions in a shell only the identity remains.
+    """
+
+    def __init__(self, acquisition: Acquisition, box_um: np.ndarray):
+        self._acquisition, self._shells = acquisition, shells_of(acquisition)
+        can_rotate = all(shell.order >= _MIN_ORDER for shell in self._shells)
+        self.matrices = [
+            matrix
+            for matrix in _signed_permutations()
+            if np.allclose(np.abs(matrix) @ box_um, box_um)
+            and (can_rotate or np.array_equal(matrix, np.eye(3)))
+        ]
+
+    def __len__(self) -> int:
+        return len(self.matrices)
+
+    def fields(self, k: int, fields: np.ndarray) -> np.ndarray:
+        """Fields (N, R^3) on a raster after the rotation `k`."""
+        n = round(fields.shape[1] ** (1 / 3))
+        axis = np.arange(n) - (n - 1) / 2
+        voxels = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
+        source = np.rint(voxels @ self.matrices[k] + (n - 1) / 2).astype(int)
+        return fields[:, np.ravel_multi_index(tuple(source.T), (n, n, n))]
+
+    def signals(self, k: int, signals: np.ndarray) -> np.ndarray:
+        """Signals (N, M) after the rotation `k`."""
+        return signals @ self._signal_matrices[k].T
+
+    @cached_property
+    def _signal_matrices(self):
+        directions, number = self._acquisition.directions, len(self._acquisition)
+        matrices = []
+        for rotation in self.matrices:
+            matrix = np.eye(number)
+            if not np.array_equal(rotation, np.eye(3)):
+                for shell in self._shells:
+                    rotated = harmonics(shell.order, directions[shell.rows] @ rotation)
+                    matrix[np.ix_(shell.rows, shell.rows)] = rotated @ shell.fit
+            matrices.append(matrix)
+        return matrices
+
+
+def _signed_permutations():
+    for order in permutations(range(3)):
+        for signs in product((1, -1), repeat=3):
+            matrix = np.zeros((3, 3))
+            matrix[range(3), order] = signs
+            if np.linalg.det(matrix) > 0:
+                yield matrix
 
 
 def symmetry_images(cells: SmoothCells, prior: FieldPrior) -> list[SmoothCells]:
