@@ -189,7 +189,7 @@ def test_a_model_that_needs_timings_says_how_to_give_them(program, scan, tmp_pat
 
 def test_mask_of_another_shape_is_refused(scan, tmp_path):
     nib.save(nib.Nifti1Image(np.ones((3, 3, 3), np.uint8), np.eye(4)), tmp_path / "mask.nii.gz")
-    with pytest.raises(ValueError, match=r"mask_file: .* \(3, 3, 3\), but the images have \(1, 1, 2\)"):
+    with pytest.raises(ValueError, match=r"mask_file: .* \(3, 3, 3\), but .* have \(1, 1, 2\)"):
         run("dipy_fit_noddi", scan, mask_file=str(tmp_path / "mask.nii.gz"), out_dir=str(tmp_path))
 
 

@@ -167,7 +167,7 @@ def test_images_of_other_shapes_places_or_numbers_are_refused(examination, tmp_p
     (tmp_path / "two.json").write_text(json.dumps([*SIDECARS.values()][:2]))
     with pytest.raises(ValueError, match="2 sequences, but the images have 5 contrasts"):
         run(folder, sequences_file=str(tmp_path / "two.json"), out_dir=str(tmp_path))
-    with pytest.raises(ValueError, match=r"mask_file: .* \(4, 5, 2\), the images \(6, 5, 2\)"):
+    with pytest.raises(ValueError, match=r"mask_file: .* \(4, 5, 2\), but .* have \(6, 5, 2\)"):
         run(folder, mask_file=str(tmp_path / "small.nii.gz"), out_dir=str(tmp_path))
 
 
