@@ -201,7 +201,7 @@ def test_wrong_labels_of_two_neighbours_are_corrected_jointly():
     first, second = GRID.face_tetrahedra.T
     at = np.isin(np.arange(len(labels)), at_walls(GRID, labels))
     hidden = np.flatnonzero(~labels[first] & ~labels[second] & (at[first] ^ at[second]))
-    for face in hidden[::10]:
+    for face in hidden[::20]:
         # One of them touches the cell, the other only the first.
         wrong = labels.copy()
         wrong[[first[face], second[face]]] = True
@@ -210,15 +210,16 @@ def test_wrong_labels_of_two_neighbours_are_corrected_jointly():
 
 def test_a_tetrahedron_that_the_box_cuts_off_a_cell_is_found_apart_from_all_walls():
     labels, rng = letter_l(GRID), np.random.default_rng(0)
-    apart = np.setdiff1d(GRID.outer_tetrahedra, at_walls(GRID, labels))
-    for tetrahedron in apart[[0, len(apart) // 2]]:
-        true = labels.copy()
-        true[tetrahedron] = True
-        target = target_of(acquisition_of(20), true, sigma=2e-5)
-        assert (improved_from(target, labels, rng).labels == true).all()
+    true = labels.copy()
+    true[np.setdiff1d(GRID.outer_tetrahedra, at_walls(GRID, labels))[0]] = True
+    target = target_of(acquisition_of(20), true, sigma=2e-5)
+    assert (improved_from(target, labels, rng).labels == true).all()
 
 
-@pytest.mark.parametrize(("face", "least"), [(len(GRID.faces) // 2, 0.01), (220, 1e-6)])
+@pytest.mark.parametrize(
+    ("face", "least"),
+    [pytest.param(len(GRID.faces) // 2, 0.01, marks=pytest.mark.slow), (220, 1e-6)],
+)
 def test_a_cell_is_found_where_there_is_none(face, least):
     # Downhill alone: one pair of tetrahedra exactly, of the other a neighbour.
     rng, true = np.random.default_rng(0), np.zeros(GRID.n_tetrahedra, dtype=bool)
@@ -268,7 +269,7 @@ def test_a_cell_keeps_its_shape_where_it_is_moved_on_the_lattice():
     np.testing.assert_allclose(shifts, shifts[:1].repeat(len(shifts), axis=0), atol=1e-9)
 
 
-@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("number", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_separate_cells_are_combined_from_single_ones(number):
     centres = np.array([[-5.0, -4, -3], [5, 4, -4], [-3, 4, 5]])[:number]
     balls = np.array([np.linalg.norm(GRID.centroids - c, axis=1) < 4.5 for c in centres])
@@ -295,9 +296,8 @@ def test_separate_cells_are_combined_from_single_ones(number):
     budget = replace(CellSearchBudget.STANDARD, n_combinations=300)
     tools = SearchTools(Descent(GRID), operations, TRANSMISSIBILITY, budget)
     task = ExactData(target, target, single, tools)
-    ranked = list(SeparateCells(task, single).by_likely_number(rng))
-    assert ranked[0][0] == number
-    found = ranked[0][1]
+    likeliest, found = next(SeparateCells(task, single).by_likely_number(rng))
+    assert likeliest == number
     assert all(
         operations.n_different(one, two) >= 8 for one, two in itertools.combinations(found, 2)
     )
@@ -498,9 +498,10 @@ def test_unknown_noise_is_estimated_for_each_echo_time(monkeypatch):
 
     def run(self, data, sigma, rician, *args):
         seen.append(np.unique(rician))
-        return original(self, data, sigma, rician, *args)
+        nothing = np.zeros(GRID.n_tetrahedra, dtype=bool)
+        cells = LabelledCells(nothing, TRANSMISSIBILITY, 0 * data)
+        return SearchResult(cells, [], solved=True, n_rounds=1)
 
-    original = CellSearch.run
     monkeypatch.setattr(CellSearch, "run", run)
     inversion_of(acquisition).run(data[None], None)
     # Six repeats of each b0 tell the noise to 30 %.
@@ -519,17 +520,13 @@ def test_reflected_fields_count_for_the_same_walls(monkeypatch):
     np.testing.assert_array_equal(found.wall_probability[0], walls_of(labels))
 
 
-@pytest.mark.parametrize("case", ["noise only", "one", "above one"])
-@pytest.mark.filterwarnings("ignore:In 1 of 1 voxels the search ended early")
-def test_search_survives_data_that_no_cells_explain(case):
+@pytest.mark.filterwarnings("ignore:In . of 3 voxels the search ended early")
+def test_search_survives_data_that_no_cells_explain():
     acquisition, rng = acquisition_of(6, n_b0=6), np.random.default_rng(0)
-    data = {
-        "noise only": np.hypot(*(0.02 * rng.standard_normal((2, len(acquisition))))),
-        "one": np.ones(len(acquisition)),
-        "above one": 1 + rng.random(len(acquisition)),
-    }[case]
-    found = inversion_of(acquisition, 2).run(data[None], None)
-    assert not found.converged[0] and np.isfinite(found.scaled_transmissibility).all()
+    noise_only = np.hypot(*(0.02 * rng.standard_normal((2, len(acquisition)))))
+    data = [noise_only, np.ones(len(acquisition)), 1 + rng.random(len(acquisition))]
+    found = inversion_of(acquisition, 2).run(np.array(data), None)
+    assert not found.converged.any() and np.isfinite(found.scaled_transmissibility).all()
 
 
 def test_search_ends_early_and_says_so_where_no_cells_come_near_the_data(monkeypatch):
