@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dipy_spinverse.inversion.levenberg_marquardt import Damping, levenberg_marquardt
 from dipy_spinverse.tissue_fractions.fraction_estimation import (
     MixtureLikelihood,
     estimate_fractions,
@@ -33,8 +34,9 @@ MOST_VOXELS = 2000  # voxels used: 100 per coefficient of fields of order 4 in t
 # Standard deviations of logarithms: of coefficients of the receive bias (a factor of 1.6), chosen
 # by hand; of the scale, which is in effect unrestricted.
 _BIAS_STD, _SCALE_STD = 0.5, 1e3
-# Levenberg-Marquardt: most steps, largest damping, and relative gain at which it ends; by hand.
-_STEPS, _LARGEST_DAMPING, _LEAST_GAIN = 25, 1e6, 1e-5
+# Levenberg-Marquardt: largest number of steps, and the relative gain at which it ends; by hand.
+_DAMPING = Damping(initial=1e-3, minimum=1e-9, maximum=1e6, growth=10.0)
+_MAX_STEPS, _MIN_GAIN = 50, 1e-5
 _OUTLIER = 3.0  # residual of half weight^(1/2), over the median one; by hand
 _TISSUE = 0.5  # of the typical signal: weaker voxels are partly background; by hand
 _LEAST_VARIANCE = 1e-12  # relative, of constants: smaller errors change no signal
@@ -227,32 +229,34 @@ class SharedParameterEstimator:
         """Levenberg-Marquardt with robust weights, from `shared`."""
         initial, selected = shared, self._selected(shared, data.shape[1])
         precision = self._prior_precision(shared)[selected]
-        shift, damping = torch.zeros(len(selected), dtype=torch.float64), 1e-3
-        residual, slopes, signs = self._residual(data, sigma, fields, shared, selected, None)
-        for _ in range(_STEPS):
+        shift, weight = torch.zeros(len(selected), dtype=torch.float64), None
+        hessian = torch.diag(precision)
+        state = self._residual(data, sigma, fields, shared, selected, None)
+
+        def advance(_, damping):
+            nonlocal shift, shared, state, weight, hessian
+            residual, slopes, signs = state
             weight = self._weight(residual, sigma, data)
             cost = _cost(residual, weight, shift, precision)
             gradient = torch.einsum("vcp,v,vc->p", slopes, weight, residual) - precision * shift
             hessian = torch.einsum("vcp,v,vcq->pq", slopes, weight, slopes)
-            while damping < _LARGEST_DAMPING:
-                damped = hessian + torch.diag(precision + damping * torch.diagonal(hessian))
-                new_shift = shift + torch.linalg.solve(damped, gradient)
-                candidate = initial.moved(selected, new_shift)
-                evaluated = self._residual(data, sigma, fields, candidate, selected, signs)
-                gain = cost - _cost(evaluated[0], weight, new_shift, precision)
-                if gain >= 0:
-                    break
-                damping *= 10
-            else:
-                break
-            shift, shared, (residual, slopes, signs) = new_shift, candidate, evaluated
-            damping = max(damping / 10, 1e-9)
-            if gain < _LEAST_GAIN * cost:
-                break
+            damped = hessian + torch.diag(precision + damping * torch.diagonal(hessian))
+            new_shift = shift + torch.linalg.solve(damped, gradient)
+            candidate = initial.moved(selected, new_shift)
+            evaluated = self._residual(data, sigma, fields, candidate, selected, signs)
+            gain = cost - _cost(evaluated[0], weight, new_shift, precision)
+            accepted = gain >= 0
+            if accepted:
+                shift, shared, state = new_shift, candidate, evaluated
+            converged = accepted and gain < _MIN_GAIN * cost
+            return torch.tensor([accepted]), torch.tensor([converged]), torch.tensor(0.1)
+
+        levenberg_marquardt(advance, shift[:1], _DAMPING, _MAX_STEPS)
         posterior = torch.linalg.inv(hessian + torch.diag(precision))
         shared = replace(shared, covariance=self._covariance(shared, selected, posterior))
         if "b1" not in self.unknown:
             return shared
+        residual, slopes, _ = state
         by_b1 = slopes[..., selected == shared.n_log_constants + len(shared.b1)][..., 0]
         return replace(shared, b1_scatter=_scatter(residual, by_b1, weight))
 
