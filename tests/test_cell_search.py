@@ -500,7 +500,7 @@ def test_unknown_noise_is_estimated_for_each_echo_time(monkeypatch):
         seen.append(np.unique(rician))
         nothing = np.zeros(GRID.n_tetrahedra, dtype=bool)
         cells = LabelledCells(nothing, TRANSMISSIBILITY, 0 * data)
-        return SearchResult(cells, [], solved=True, n_rounds=1)
+        return SearchResult(cells, [], solved=True)
 
     monkeypatch.setattr(CellSearch, "run", run)
     inversion_of(acquisition).run(data[None], None)
@@ -514,7 +514,7 @@ def test_reflected_fields_count_for_the_same_walls(monkeypatch):
     assert (labels != turned).any()
     target = target_of(acquisition, labels, sigma=0.001)
     best, other = target.cells(np.array([labels, turned]), TRANSMISSIBILITY)
-    known = SearchResult(best, [other] * 3, solved=True, n_rounds=1)
+    known = SearchResult(best, [other] * 3, solved=True)
     monkeypatch.setattr(CellSearch, "run", lambda *voxel: known)
     found = inversion_of(acquisition, 3).run(target.data[None], np.array([0.001]))
     np.testing.assert_array_equal(found.wall_probability[0], walls_of(labels))

@@ -31,20 +31,20 @@ class CellSearchBudget:
     a search within seconds, for tests and demonstrations; it rarely recovers the cells.
     """
 
-    n_searched: int  # measurements that are simulated without noise
-    n_condensed: int  # those with noise
-    n_bodies: int  # random bodies that are simulated once for all voxels
-    n_examples: int  # those of which all measurements are simulated
-    n_single_cells: int  # to be combined, simulated once for all voxels
-    n_initial: int  # initial bodies of a population
-    n_disturbed: int  # members of a population that are disturbed in each round
-    n_first_steps: int  # of Gauss-Newton, of an initial body
-    n_rounds: int  # of a population, at most
-    n_cycles: int  # repetitions of the sequence of populations
-    n_combinations: int  # of single cells, random ones
-    n_descents: int  # combinations that are optimised
-    n_translated: int  # combinations whose cells are translated
-    n_best: int  # combinations that are kept
+    n_searched: int = 128  # measurements that are simulated without noise
+    n_condensed: int = 64  # those with noise
+    n_bodies: int = 1500  # random bodies that are simulated once for all voxels
+    n_examples: int = 400  # those of which all measurements are simulated
+    n_single_cells: int = 3000  # to be combined, simulated once for all voxels
+    n_initial: int = 6  # initial bodies of a population
+    n_disturbed: int = 5  # members of a population that are disturbed in each round
+    n_first_steps: int = 10  # of Gauss-Newton, of an initial body
+    n_rounds: int = 14  # of a population, at most
+    n_cycles: int = 2  # repetitions of the sequence of populations
+    n_combinations: int = 2000  # of single cells, random ones
+    n_descents: int = 12  # combinations that are optimised
+    n_translated: int = 4  # combinations whose cells are translated
+    n_best: int = 6  # combinations that are kept
     QUICK: ClassVar[CellSearchBudget]
     STANDARD: ClassVar[CellSearchBudget]
 
@@ -69,22 +69,7 @@ NOISY_POPULATIONS = (PopulationPlan(InitialBodies.RANDOM, 3),) * 3
 # (benchmarks/results/measurements_searched.md). n_translated, n_best, n_descents and
 # n_single_cells: benchmarks/results/separate_cells.md. All other numbers were set by hand on the
 # shapes of benchmarks/shapes.py, all of which are recovered (benchmarks/results/recovery.md).
-CellSearchBudget.STANDARD = CellSearchBudget(
-    n_searched=128,
-    n_condensed=64,
-    n_bodies=1500,
-    n_examples=400,
-    n_single_cells=3000,
-    n_initial=6,
-    n_disturbed=5,
-    n_first_steps=10,
-    n_rounds=14,
-    n_cycles=2,
-    n_combinations=2000,
-    n_descents=12,
-    n_translated=4,
-    n_best=6,
-)
+CellSearchBudget.STANDARD = CellSearchBudget()
 CellSearchBudget.QUICK = CellSearchBudget(
     n_searched=32,
     n_condensed=32,

@@ -9,8 +9,10 @@ from itertools import islice
 import numpy as np
 
 from dipy_spinverse.cell_search.descent import PartialCells
+from dipy_spinverse.cell_search.exact_data import ExactData
 from dipy_spinverse.cell_search.labelled import Target
-from dipy_spinverse.cell_search.task import Member, SearchTask, SearchTools
+from dipy_spinverse.cell_search.noisy_data import NoisyData
+from dipy_spinverse.cell_search.task import Member, SearchTools
 from dipy_spinverse.threads import in_threads
 
 # Set by hand on the shapes of benchmarks/shapes.py. Random changes of members (moved, mirrored,
@@ -35,11 +37,10 @@ class _Descendant:
 class Evolution:
     """Evolution of populations in a voxel."""
 
-    task: SearchTask
+    task: ExactData | NoisyData
     tools: SearchTools
     bodies: Iterator[PartialCells]  # random ones, without end
     rng: np.random.Generator
-    n_rounds: int = 0
 
     def new_population(self, initial: list[PartialCells], patience: int) -> list[Member]:
         """A population from given and random bodies, the best first, after its last round."""
@@ -67,7 +68,6 @@ class Evolution:
             distance = self.task.progress_measure(population)
             n_failed = 0 if distance < least - 1 else n_failed + 1
             least = distance if n_failed == 0 else least
-            self.n_rounds += 1
         return population
 
     def _descendants(self, population):

@@ -16,7 +16,7 @@ from dipy_spinverse.cell_search.labelled import (
     label_changes,
 )
 from dipy_spinverse.cell_search.local_search import NEARLY_CORRECT, LabelErrorMisfit
-from dipy_spinverse.cell_search.task import Member, SearchTask, SearchTools
+from dipy_spinverse.cell_search.task import Member, SearchTools
 
 # Set by hand on the shapes of benchmarks/shapes.py, as is all below without another source.
 _BODY_ERROR = 1e-4  # of random bodies as models of cells, over the initial magnetisation
@@ -31,7 +31,7 @@ _MIN_RELATIVE_GAIN = 0.1  # of the mean squared residual, that counts as progres
 
 
 @dataclass(frozen=True, eq=False)
-class ExactData(SearchTask):
+class ExactData:
     """Data of which some measurements serve the search, and all its conclusion."""
 
     complete: Target

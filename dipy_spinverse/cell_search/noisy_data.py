@@ -16,7 +16,7 @@ from dipy_spinverse.cell_search.probability import (
     Smoothness,
     with_fitted_transmissibility,
 )
-from dipy_spinverse.cell_search.task import Member, SearchTask, SearchTools
+from dipy_spinverse.cell_search.task import Member, SearchTools
 from dipy_spinverse.threads import in_threads
 
 # Set by hand on the shapes of benchmarks/shapes.py, as is all below without another source.
@@ -34,7 +34,7 @@ _TEMPERATURE = 30.0
 
 
 @dataclass(frozen=True, eq=False)
-class NoisyData(SearchTask):
+class NoisyData:
     """Data whose noise hides single tetrahedra."""
 
     complete: Target
@@ -63,6 +63,18 @@ class NoisyData(SearchTask):
     def progress_measure(self, population: list[Member]) -> float:
         """Minus the log posterior of the best, in steps that count as progress."""
         return population[0].misfit / _MIN_GAIN
+
+    def jointly_improved(self, member: Member, rng: np.random.Generator) -> LabelledCells | None:
+        """None: joint changes of labels do not help where noise hides single tetrahedra."""
+        return None
+
+    def solved_by(self, population: list[Member]) -> bool:
+        """False: a search in noisy data ends without progress only."""
+        return False
+
+    def hopeless(self, population: list[Member]) -> bool:
+        """False: noise explains small residuals."""
+        return False
 
     def conclusion(
         self, populations: list[list[Member]], n_draws: int, rng: np.random.Generator

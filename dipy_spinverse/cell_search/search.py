@@ -36,7 +36,7 @@ from dipy_spinverse.cell_search.labelled import (
 )
 from dipy_spinverse.cell_search.noisy_data import NoisyData
 from dipy_spinverse.cell_search.separate_cells import SeparateCells
-from dipy_spinverse.cell_search.task import Member, SearchTask, SearchTools
+from dipy_spinverse.cell_search.task import Member, SearchTools
 from dipy_spinverse.grid import TetrahedralGrid
 
 # Initial permeabilities of walls and of other faces, um/ms; both are fitted.
@@ -44,8 +44,8 @@ _INITIAL_PERMEABILITIES = (0.01, 100.0)
 # Noise, relative to the largest signal, above which single tetrahedra are not determined; set by
 # hand on the shapes of benchmarks/shapes.py.
 _NOISY = 1 / 300
-# Time steps per gradient pulse, half of the simulators' default: the error, 1.5e-5 of the initial
-# magnetisation with float32, is that of the data without noise.
+# Time steps per gradient pulse, half of the simulators' default; set by hand. Their error is
+# part of `_SIMULATION_ERROR` of `voxel_inversion`, which is set by hand, too.
 _STEPS = 4
 _N_TYPICAL_BODIES = 6  # whose sensitivities select the measurements of the search; set by hand
 
@@ -61,7 +61,6 @@ class SearchResult:
     best: LabelledCells
     draws: list[LabelledCells]
     solved: bool
-    n_rounds: int
     hopeless: bool = False
 
 
@@ -100,7 +99,7 @@ class CellSearch:
         """The cells of a voxel, and further ones that explain data as those of a `Target`."""
         rng = np.random.default_rng(self._seed)
         complete = Target(self.simulator, data, sigma, rician_sigma, degrees_of_freedom)
-        task: SearchTask
+        task: ExactData | NoisyData
         combinations: Iterator[list[PartialCells]] = repeat([])
         if np.median(rician_sigma) > _NOISY * data.max():
             task = self._noisy_data(complete)
@@ -122,7 +121,7 @@ class CellSearch:
                 break
         best, draws = task.conclusion(populations, n_draws, rng)
         solved = complete.explained_by(best)
-        return SearchResult(best, draws, solved, evolution.n_rounds, hopeless)
+        return SearchResult(best, draws, solved, hopeless)
 
     def exact_data(self, complete: Target) -> ExactData:
         """The task of finding cells in data without noise."""

@@ -203,6 +203,11 @@ def _components(grid, walls):
     """Index (W,) of the connected component of each wall, 0 for the largest."""
     incidence = grid.edge_faces[:, walls]
     _, labels = connected_components(incidence.T @ incidence, directed=False)
+    return ranked_by_size(labels)
+
+
+def ranked_by_size(labels: np.ndarray) -> np.ndarray:
+    """Labels (N,) renumbered by how many elements have them, 0 the most."""
     return rankdata(-np.bincount(labels), method="ordinal")[labels] - 1
 
 

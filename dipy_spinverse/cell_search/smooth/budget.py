@@ -16,19 +16,19 @@ class SmoothSearchBudget:
 
     # Along the box: of the grids for initial cells, for derivatives, for signals, and of the
     # finest, which with the one before gives signals in the limit of fine grids.
-    cubes: tuple[int, int, int, int]
-    n_examples: int  # random cells that are simulated once for all voxels
-    n_complete: int  # those with all measurements
-    n_condensed: int  # measurements that are simulated
-    n_nearest: int  # initial cells that are single examples
-    n_combined: tuple[int, ...]  # initial cells of two examples, of three, and so on
-    n_steps: tuple[int, int, int]  # of each descent on the coarse, middle and fine grid
-    n_selected: tuple[int, int, int]  # descents that go on after these grids
-    n_images: tuple[int, int]  # symmetry images on the middle grid, and in the limit
-    n_image_rounds: int  # of the latter
-    n_corrections: int  # by the limit of fine grids, at most
-    n_final_steps: int  # after each correction
-    n_sample_steps: int  # of each posterior sample
+    cubes: tuple[int, int, int, int] = (5, 6, 9, 12)
+    n_examples: int = 2000  # random cells that are simulated once for all voxels
+    n_complete: int = 200  # those with all measurements
+    n_condensed: int = 96  # measurements that are simulated
+    n_nearest: int = 6  # initial cells that are single examples
+    n_combined: tuple[int, ...] = (10, 6, 4, 4)  # those of two examples, of three, and so on
+    n_steps: tuple[int, int, int] = (15, 10, 10)  # of each descent on the first three grids
+    n_selected: tuple[int, int, int] = (8, 4, 3)  # descents that go on after these grids
+    n_images: tuple[int, int] = (3, 2)  # symmetry images on the middle grid, and in the limit
+    n_image_rounds: int = 2  # of the latter
+    n_corrections: int = 5  # by the limit of fine grids, at most
+    n_final_steps: int = 5  # after each correction
+    n_sample_steps: int = 6  # of each posterior sample
     QUICK: ClassVar[SmoothSearchBudget]
     STANDARD: ClassVar[SmoothSearchBudget]
 
@@ -37,21 +37,7 @@ class SmoothSearchBudget:
 # changed: 4 cubes do not separate two rods, 9 and 12 have errors below 0.6 %, 96 measurements
 # predict the others to 0.1-0.25 of the noise, more symmetry images did not help. Results are in
 # benchmarks/results/smooth_bodies.md.
-SmoothSearchBudget.STANDARD = SmoothSearchBudget(
-    cubes=(5, 6, 9, 12),
-    n_examples=2000,
-    n_complete=200,
-    n_condensed=96,
-    n_nearest=6,
-    n_combined=(10, 6, 4, 4),
-    n_steps=(15, 10, 10),
-    n_selected=(8, 4, 3),
-    n_images=(3, 2),
-    n_image_rounds=2,
-    n_corrections=5,
-    n_final_steps=5,
-    n_sample_steps=6,
-)
+SmoothSearchBudget.STANDARD = SmoothSearchBudget()
 SmoothSearchBudget.QUICK = SmoothSearchBudget(
     cubes=(4, 4, 4, 5),
     n_examples=50,

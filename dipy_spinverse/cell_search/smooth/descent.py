@@ -6,23 +6,31 @@ hundreds of measurements. So each step uses the residual on the fine grid.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from dipy_spinverse.cell_search.condensed import CondensedTarget
 from dipy_spinverse.cell_search.smooth.forward import SmoothCells, SmoothModel
 from dipy_spinverse.cell_search.smooth.level_set import FieldPrior
+from dipy_spinverse.inversion.levenberg_marquardt import Damping, levenberg_marquardt
 
 # Chosen on the bodies of benchmarks/notes/walls_off_grid.md ("Steps", "Damping").
 _MAX_WALL_STEP = 0.5  # displacement of walls in a step, in lengths of the prior
 _MODEL_ERROR = 0.5  # error of the linear model, relative to the residual
 # Damping relative to the prior's precision. Smaller initial values lead to islands, of which the
 # derivatives know nothing (from 493 to 13,260 at a damping of 1, where 121 were predicted).
-_INITIAL_DAMPING, _MIN_DAMPING, _MAX_DAMPING = 100.0, 0.03, 1e4
+_INITIAL_DAMPING, _MIN_DAMPING, _DAMPING_DECREASE = 100.0, 0.03, 3.0
+_DAMPING = Damping(initial=_INITIAL_DAMPING, minimum=0.0, maximum=1e4, growth=5.0)
 _GOOD_RATIO, _POOR_RATIO = 0.6, 0.25  # of actual and predicted gain, as of trust regions
-_DAMPING_DECREASE, _DAMPING_INCREASE = 3.0, 5.0
 _MIN_GAIN = 0.01  # of twice the log posterior, per measurement
+# Samples differ from the best cells by this power of the variance of a mode: by a field of twice
+# the prior's length and a third of its deviation. With the prior's own, islands grow, and walls
+# become rougher than those of cells, by up to a tenth of their area
+# (benchmarks/notes/walls_off_grid.md).
+_VARIANCE_POWER = 1.5
+_STEP_REDUCTION = 1 / 3  # of a step that failed
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,26 +78,63 @@ class SmoothDescent:
         While the misfit is large, half of it counts as error of the model, so that cells remain
         probable as long as the data do not require others.
         """
-        jacobian, damping = None, _INITIAL_DAMPING / _total_error(state) ** 2
-        for _ in range(n_steps):
-            error = _total_error(state)
+        jacobian = None
+
+        def advance(_, level):
+            nonlocal state, jacobian
+            error, damping = _total_error(state), float(level)
             jacobian = self.jacobian(state.cells) if jacobian is None else jacobian
             step = self._bounded(state.cells, _step(state, jacobian, error, damping))
             candidate = self.fitted(state.cells.moved(step))
-            gain = state.with_model_error(error) - candidate.with_model_error(error)
             linear = FittedCells(candidate.cells, state.residual - jacobian @ step)
-            predicted = state.with_model_error(error) - linear.with_model_error(error)
-            predicted = max(predicted, 1e-9)
-            if gain > _GOOD_RATIO * predicted:
-                damping = max(damping / _DAMPING_DECREASE, _MIN_DAMPING)
-            elif gain < _POOR_RATIO * predicted:
-                damping *= _DAMPING_INCREASE
-            if gain > 0:
+            gain, predicted = (
+                state.with_model_error(error) - x.with_model_error(error)
+                for x in (candidate, linear)
+            )
+            ratio = gain / max(predicted, 1e-9)
+            change = 1.0 if ratio > _POOR_RATIO else _DAMPING.growth
+            if ratio > _GOOD_RATIO:
+                change = max(damping / _DAMPING_DECREASE, _MIN_DAMPING) / damping
+            accepted, small = gain > 0, gain < _MIN_GAIN * len(state.residual)
+            if accepted:
                 state, jacobian = candidate, None
-            converged = error == 1.0 and 0 < gain < _MIN_GAIN * len(state.residual)
-            if converged or damping > _MAX_DAMPING:
-                break
+            converged = accepted and small and bool(error == 1.0)
+            return *torch.tensor([[accepted], [converged]]), change * torch.ones_like(level)
+
+        damping = replace(_DAMPING, initial=_INITIAL_DAMPING / _total_error(state) ** 2)
+        levenberg_marquardt(advance, torch.ones(1, dtype=torch.double), damping, n_steps)
         return state
+
+    def posterior_sample(
+        self, rng: np.random.Generator, cells: SmoothCells, n_steps: int, error: float
+    ) -> SmoothCells:
+        """A sample around the most probable cells, by randomised maximum likelihood.
+
+        It is the most probable cells of data and of a prior mean drawn around the signals and
+        parameters of `cells`, with the noise of the data times `error`. For a linear model that is
+        exact (https://doi.org/10.1007/s11004-011-9376-z); here samples explain the data.
+        """
+        target, model = self.target, self.slope_model
+        variances = self.prior.variances**_VARIANCE_POWER
+        prior_sd = np.append(variances, np.ones(len(cells.log_permeability)))
+        prior_draw = prior_sd * rng.standard_normal(len(prior_sd))
+        expected = target.expected(model.signals(cells))
+        data = expected + error * rng.standard_normal(len(expected))
+        least, change, step = np.inf, np.zeros(len(prior_draw)), np.zeros(len(prior_draw))
+        for _ in range(n_steps):
+            signals, jacobian = model.linear(cells.moved(change + step))
+            residual = (data - target.expected(signals)) / error
+            prior_residual = (prior_draw - change - step) / prior_sd
+            misfit = residual @ residual + prior_residual @ prior_residual
+            if misfit < least:
+                least, change = misfit, change + step
+                slopes = prior_sd * target.expected(jacobian.T).T / error
+                system = np.eye(len(slopes)) + slopes @ slopes.T
+                remaining = np.linalg.solve(system, residual - slopes @ prior_residual)
+                step = prior_sd * (prior_residual + slopes.T @ remaining)
+            else:
+                step = _STEP_REDUCTION * step
+        return cells.moved(change)
 
     def _bounded(self, cells, step):
         """A step that moves no wall too far."""

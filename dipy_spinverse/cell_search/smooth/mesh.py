@@ -11,7 +11,7 @@ from skimage.measure import marching_cubes
 
 from dipy_spinverse.cell_search.smooth.forward import SmoothCells
 from dipy_spinverse.cell_search.smooth.level_set import FieldPrior
-from dipy_spinverse.walls.interface import InterfaceMesh
+from dipy_spinverse.walls.interface import InterfaceMesh, ranked_by_size
 
 _N_POINTS = 48  # along a side of the box; the area of a ball of 11 um in 20 um is exact to 0.2 %
 _STEP = 1e-3  # of difference quotients, over the side of the box
@@ -98,7 +98,4 @@ def _components(triangles, n_vertices):
     row, column = np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]]]).T
     graph = coo_matrix((np.ones(len(row)), (row, column)), (n_vertices,) * 2)
     label = connected_components(graph, directed=False)[1][triangles[:, 0]]
-    order = np.argsort(-np.bincount(label), kind="stable")
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    return rank[label]
+    return ranked_by_size(label)

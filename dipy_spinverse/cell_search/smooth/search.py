@@ -28,7 +28,6 @@ from dipy_spinverse.cell_search.smooth.forward import (
 from dipy_spinverse.cell_search.smooth.initial_cells import Examples, InitialCells
 from dipy_spinverse.cell_search.smooth.level_set import FieldPrior
 from dipy_spinverse.cell_search.smooth.local_minima import LimitRefinement, LocalMinimum
-from dipy_spinverse.cell_search.smooth.posterior_samples import posterior_sample
 from dipy_spinverse.cell_search.smooth.random_cells import random_cells
 from dipy_spinverse.cell_search.smooth.symmetries import Rotations, symmetry_images
 
@@ -90,7 +89,6 @@ class SmoothSearchResult:
     signals: np.ndarray  # (M,) of the best in the limit of fine grids, as data are scaled
     scales: np.ndarray  # (K,) those that were not known
     diffusivity: float  # um^2/ms
-    n_steps: int  # of a descent at most
 
 
 class SmoothSearch:
@@ -148,7 +146,6 @@ class SmoothSearch:
             signals=unscaled.scale(scales) * signals,
             scales=scales,
             diffusivity=float(self._diffusivity * (1 + _DIFFUSIVITY_SD * error.sum())),
-            n_steps=sum(budget.n_steps) + budget.n_corrections * budget.n_final_steps,
         )
 
     def _on_coarse_grids(self, voxel):
@@ -258,7 +255,7 @@ class SmoothSearch:
         weights = np.exp((costs.min() - costs) / (2 * _TEMPERATURE))
         numbers = rng.multinomial(number, weights / weights.sum())
         return [
-            posterior_sample(rng, x.fitted.cells, descend, self.budget.n_sample_steps, error)
+            descend.posterior_sample(rng, x.fitted.cells, self.budget.n_sample_steps, error)
             for x, n in zip(minima, numbers, strict=True)
             for _ in range(n)
         ]
