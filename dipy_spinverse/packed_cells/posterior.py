@@ -10,12 +10,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from scipy.special import logsumexp
 from scipy.stats import chi2
 
+from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.packed_cells.class_comparison import (
     INITIAL_SIGMA,
     ClassComparison,
@@ -180,7 +181,7 @@ def posterior_of(
     acquisition, order = setting.acquisition, setting.model.shells.order
     noise_known = sigma is not None
     largest = np.abs(measured).max(axis=1)
-    initial_sigma = sigma if noise_known else INITIAL_SIGMA * largest
+    initial_sigma = INITIAL_SIGMA * largest if sigma is None else sigma
     asymmetry = polarity_asymmetry(acquisition, measured, initial_sigma)
     factors = polarity_factors(acquisition, acquisition, asymmetry)
     symmetric = measured / factors
@@ -191,7 +192,7 @@ def posterior_of(
     )  # fmt: skip
     # With less noise than the error of interpolated signals, searches would fit that error.
     search_inflation = np.maximum(_INTERPOLATION_ERROR * largest / initial_sigma, 1) ** 2
-    frames = tensor_frames(acquisition, symmetric)
+    frames = tensor_frames(cast(BaseAcquisition, acquisition), symmetric)
     with part(*_ESTIMATION_TIME):
         comparison, systematic = compare_classes(
             setting.model, setting.tissues, data, frames, noise_known, search_inflation

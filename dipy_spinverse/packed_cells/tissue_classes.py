@@ -162,7 +162,8 @@ def parameter_values_and_slopes(
     values: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for k, name in enumerate(tissue.parameters[tissue.scalar]):
         if name == "diffusivity_inside":
-            ratio, slope = _limited(*_log_normal(name, z[:, k]), RATIO_RANGE)
+            ratio, slope = _log_normal(name, z[:, k])
+            ratio, slope = _limited(ratio, slope, RATIO_RANGE)
             inside = values["diffusivity_outside"][0] * ratio
             inside, by_inside = _limited(inside, inside, DIFFUSIVITY_RANGE)
             values[name] = inside, by_inside * slope / ratio
