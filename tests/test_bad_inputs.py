@@ -29,7 +29,7 @@ from dipy_spinverse.packed_cells.emulator import signals as emulator
 from dipy_spinverse.voxels import storage
 from dipy_spinverse.voxels.image_files import StoredImage, mask_of
 from dipy_spinverse.workflows.cli import command
-from dipy_spinverse.workflows.outputs import check_inputs_kept, check_names
+from dipy_spinverse.workflows.command import check_inputs_kept, check_names
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 SHAPE = (3, 2, 1)

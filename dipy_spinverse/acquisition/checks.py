@@ -81,16 +81,12 @@ def linear_encoding(gtab) -> None:
             f"({len(gtab.bvals)}, 3, 3), or None."
         )
     symmetric_tensors("gtab.btens", tensors)
-    largest = np.linalg.eigvalsh(tensors)[:, -1]
-    trace = np.trace(tensors, axis1=1, axis2=2)
-    _raise_where(
-        (largest < _LINEAR * trace) & ~gtab.b0s_mask,
-        "gtab.btens: trace / largest eigenvalue",
-        trace / np.where(largest > 0, largest, 1),
-        "",
-        "be 1 (linear encoding, LTE)",
-        "Omit these measurements, or give their gradients: WaveformAcquisition.from_samples.",
-    )
+    largest, trace = np.linalg.eigvalsh(tensors)[:, -1], np.trace(tensors, axis1=1, axis2=2)
+    ratio = trace / np.where(largest > 0, largest, 1)
+    bad = (largest < _LINEAR * trace) & ~gtab.b0s_mask
+    _raise_where(bad, "gtab.btens: trace / largest eigenvalue", ratio, "",
+                 "be 1 (linear encoding, LTE). Omit these measurements, or give their gradients: "
+                 "WaveformAcquisition.from_samples.")  # fmt: skip
 
 
 def symmetric_tensors(name: str, tensors: np.ndarray) -> None:
@@ -114,8 +110,8 @@ def b_tensors(name: str, value) -> np.ndarray:
     symmetric_tensors(name, tensors)
     lowest, trace = np.linalg.eigvalsh(tensors)[:, 0], np.trace(tensors, axis1=1, axis2=2)
     bad = lowest < -_NEGATIVE_TOLERANCE * np.maximum(trace, 1e-6)
-    _raise_where(bad, f"the lowest eigenvalue of {name}", lowest, "ms/um^2", "be >= 0",
-                 "A b-tensor is an integral of q q^T. Correct it.")  # fmt: skip
+    _raise_where(bad, f"the lowest eigenvalue of {name}", lowest, "ms/um^2",
+                 "be >= 0. A b-tensor is an integral of q q^T. Correct it.")  # fmt: skip
     return tensors
 
 
@@ -132,7 +128,7 @@ def gradients(b, directions) -> tuple[np.ndarray, np.ndarray]:
             f"b and directions have shapes {b.shape} and {directions.shape}; give one value and "
             "one unit vector per measurement, shapes (M,) and (M, 3)."
         )
-    _raise_where(~np.isfinite(b) | (b < 0), "b", b, "ms/um^2", "be finite and >= 0", "Correct it.")
+    _raise_where(~np.isfinite(b) | (b < 0), "b", b, "ms/um^2", "be finite and >= 0. Correct it.")
     if b.max() > _LARGEST_B:
         raise ValueError(
             f"b is {b.max():g} ms/um^2, which looks like s/mm^2. Divide s/mm^2 by 1000 for "
@@ -173,23 +169,14 @@ def unit_directions(directions, b: np.ndarray, undirected: np.ndarray) -> np.nda
     directions = directions.copy()
     directions[undirected] = 0
     norm = np.linalg.norm(directions, axis=1)
-    _raise_where(
-        ~undirected & (norm == 0),
-        "directions has a zero vector; b",
-        b,
-        "ms/um^2",
-        "be 0 where there is no direction",
-        "Give the direction, or isotropic=True if this is an average over directions, or raise "
-        "b0_threshold if it is a b0.",
-    )
-    _raise_where(
-        ~undirected & ~(np.abs(norm - 1) <= _DIRECTION_TOLERANCE),
-        "directions has a vector that is not a unit vector; its length",
-        norm,
-        "",
-        f"be 1 to {_DIRECTION_TOLERANCE:g}",
-        "Normalise it; b defines the weighting.",
-    )
+    _raise_where(~undirected & (norm == 0), "directions has a zero vector; b", b, "ms/um^2",
+                 "be 0 where there is no direction. Give the direction, or isotropic=True if this "
+                 "is an average over directions, or raise b0_threshold if it is "
+                 "a b0.")  # fmt: skip
+    _raise_where(~undirected & ~is_unit(directions),
+                 "directions has a vector that is not a unit vector; its length", norm, "",
+                 f"be 1 to {_DIRECTION_TOLERANCE:g}. Normalise it; b defines the "
+                 "weighting.")  # fmt: skip
     return directions / np.where(undirected, 1, norm)[:, None]
 
 
@@ -207,8 +194,8 @@ def per_measurement(name: str, value, size: int) -> np.ndarray:
         )
     times = np.broadcast_to(times, (size,)).copy()
     bad = ~np.isfinite(times) | (times < 0) | (times > LONGEST_MS)
-    bounds = f"be at least 0 and at most {LONGEST_MS:g}"
-    _raise_where(bad, name, times, "ms", bounds, "Correct it, or its unit.")
+    bounds = f"be at least 0 and at most {LONGEST_MS:g}. Correct it, or its unit."
+    _raise_where(bad, name, times, "ms", bounds)
     return times
 
 
@@ -238,59 +225,39 @@ def fill_b0_timing(small, big, te, mixing, b0) -> tuple[np.ndarray, np.ndarray]:
 def echo_time(small, big, te, mixing) -> np.ndarray:
     """TE (M,) in ms, after checks that pulses and storage fit into it."""
     for name, times in (("small_delta", small), ("big_delta", big)):
-        _raise_where(times <= 0, name, times, "ms", "be > 0", "Give the timing of the pulses.")
-    _raise_where(
-        small < _SHORTEST_PULSE_MS,
-        "small_delta",
-        small,
-        "ms",
-        f"be at least {_SHORTEST_PULSE_MS:g}",
-        "Give the duration of a pulse in ms for Acquisition(small_delta=...), in seconds in "
-        "gradient tables and files.",
-    )
+        _raise_where(times <= 0, name, times, "ms", "be > 0. Give the timing of the pulses.")
+    _raise_where(small < _SHORTEST_PULSE_MS, "small_delta", small, "ms",
+                 f"be at least {_SHORTEST_PULSE_MS:g}. Give the duration of a pulse in ms for "
+                 "Acquisition(small_delta=...), in seconds in gradient tables and "
+                 "files.")  # fmt: skip
     if big.max() < _SMALLEST_BIG_DELTA_MS:
         raise ValueError(
             f"big_delta is {big.max():g} ms at most, which looks like seconds. Multiply seconds "
             "by 1000 for Acquisition(big_delta=...); gradient tables and files are in seconds."
         )
-    _raise_where(
-        big < small * (1 - 1e-9),
-        "big_delta - small_delta",
-        big - small,
-        "ms",
-        "be >= 0",
-        "big_delta runs from the start of one pulse to the start of the next; are they swapped?",
-    )
-    _raise_where(
-        mixing > big - small + TE_SLACK_MS,
-        "mixing_time - (big_delta - small_delta)",
-        mixing - (big - small),
-        "ms",
-        "be <= 0",
-        "The magnetisation is stored between the two pulses; check the three times and their "
-        "units. A spin echo has no mixing_time.",
-    )
+    between = big - small
+    _raise_where(big < small * (1 - 1e-9), "big_delta - small_delta", between, "ms",
+                 "be >= 0. big_delta runs from the start of one pulse to the start of the next; "
+                 "are they swapped?")  # fmt: skip
+    _raise_where(mixing > between + TE_SLACK_MS, "mixing_time - (big_delta - small_delta)",
+                 mixing - between, "ms",
+                 "be <= 0. The magnetisation is stored between the two pulses; check the three "
+                 "times and their units. A spin echo has no mixing_time.")  # fmt: skip
     shortest = big + small - mixing
     if te is None:
         # One for all: different echo times would each have their own signal at b = 0.
         return np.full_like(shortest, shortest.max())
-    _raise_where(
-        te < shortest - TE_SLACK_MS,
-        "te - (big_delta + small_delta - mixing_time)",
-        te - shortest,
-        "ms",
-        "be >= 0",
-        "Both pulses must end before the echo; check the times and their units. te is the time "
-        "during which the magnetisation is transverse: for a stimulated echo, give the time "
-        "during which it is stored as mixing_time (TM).",
-    )
+    _raise_where(te < shortest - TE_SLACK_MS, "te - (big_delta + small_delta - mixing_time)",
+                 te - shortest, "ms",
+                 "be >= 0. Both pulses must end before the echo; check the times and their units. "
+                 "te is the time during which the magnetisation is transverse: for a stimulated "
+                 "echo, give the time during which it is stored as mixing_time (TM).")  # fmt: skip
     return np.maximum(te, shortest)
 
 
-def _raise_where(bad, name, values, unit, requirement, cure):
-    if not np.any(bad):
-        return
-    m, n_bad = int(np.argmax(bad)), np.count_nonzero(bad)
-    at = f"measurement {m}" + (f" (and {n_bad - 1} more)" if n_bad > 1 else "")
-    value = f"{values[m]:g} {unit}".rstrip()
-    raise ValueError(f"{name} is {value} at {at}; it must {requirement}. {cure}")
+def _raise_where(bad, name, values, unit, requirement):
+    if np.any(bad):
+        m, n_bad = int(np.argmax(bad)), np.count_nonzero(bad)
+        at = f"measurement {m}" + (f" (and {n_bad - 1} more)" if n_bad > 1 else "")
+        value = f"{values[m]:g} {unit}".rstrip()
+        raise ValueError(f"{name} is {value} at {at}; it must {requirement}")

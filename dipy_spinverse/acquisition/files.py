@@ -13,7 +13,7 @@ from dipy.io import read_bvals_bvecs
 from dipy_spinverse.acquisition.checks import numeric
 
 _LONGEST_TEXT = 10**8  # bytes: 100 for each of a million measurements
-BIDS_FIELDS = {
+_BIDS_FIELDS = {
     "big_delta": ("BigDelta", "LargeDelta", "DiffusionGradientSeparation"),
     "small_delta": ("SmallDelta", "DiffusionGradientDuration"),
     "te": ("EchoTime",),
@@ -116,28 +116,45 @@ def read_scheme_rows(path) -> np.ndarray:
                 f"path {path}, line {number} is {line[:60]!r}; it must be the 7 numbers "
                 "x y z |G| Delta delta TE."
             )
-        _check_row(path, number, *row[3:6])
+        gradient, big_delta, small_delta = row[3:6]
+        if gradient < 0:
+            raise ValueError(
+                f"path {path}, line {number}: |G| is {gradient:g} T/m; it must be >= 0. Invert "
+                "the direction instead."
+            )
+        # b would be 0, as of a b0 measurement.
+        if gradient > 0 and not (big_delta > 0 and small_delta > 0):
+            raise ValueError(
+                f"path {path}, line {number}: Delta and delta are {big_delta:g} and "
+                f"{small_delta:g} s with |G| = {gradient:g} T/m; they must be > 0 where |G| > 0."
+            )
         rows.append(row)
     if not rows:
         raise ValueError(f"path {path} has no measurements; it must have 7 numbers per line.")
     return np.array(rows)
 
 
+def sidecar_times(name: str, path: Path) -> dict[str, np.ndarray]:
+    """Times in seconds in a BIDS sidecar; `name` is the argument in error messages."""
+    sidecar = read_json(name, path)
+    if not isinstance(sidecar, dict):
+        raise ValueError(f"{name} {path} must hold a JSON object of named fields.")
+    times = {}
+    for time, fields in _BIDS_FIELDS.items():
+        present = [field for field in fields if sidecar.get(field) is not None]
+        if present:
+            source = f"{time} ({present[0]} in {path.name})"
+            times[time] = numeric(source, sidecar[present[0]])
+    return times
+
+
 def read_bids(json_path) -> dict:
     """Arguments of `Acquisition.from_files` from a BIDS sidecar."""
     path = Path(json_path)
-    sidecar = read_json("json_path", path)
-    if not isinstance(sidecar, dict):
-        raise ValueError(f"json_path {path} must hold a JSON object of named fields.")
-    arguments: dict[str, Any] = {}
-    for name, fields in BIDS_FIELDS.items():
-        present = [field for field in fields if sidecar.get(field) is not None]
-        if present:
-            source = f"{name} ({present[0]} in {path.name})"
-            arguments[name] = numeric(source, sidecar[present[0]])
+    arguments: dict[str, Any] = sidecar_times("json_path", path)
     absent = [name for name in ("big_delta", "small_delta") if name not in arguments]
     if absent:
-        looked_for = "; ".join(f"{name}: {' or '.join(BIDS_FIELDS[name])}" for name in absent)
+        looked_for = "; ".join(f"{name}: {' or '.join(_BIDS_FIELDS[name])}" for name in absent)
         raise ValueError(
             f"json_path {path} lacks the timing of the pulses ({looked_for}). Add the first of "
             f"these fields, in seconds, or use Acquisition.from_files(bvals, bvecs, "
@@ -155,17 +172,3 @@ def read_bids(json_path) -> dict:
 
 def _is_path(value) -> bool:
     return isinstance(value, (str, os.PathLike))
-
-
-def _check_row(path, number, gradient, big_delta, small_delta):
-    if gradient < 0:
-        raise ValueError(
-            f"path {path}, line {number}: |G| is {gradient:g} T/m; it must be >= 0. Invert the "
-            "direction instead."
-        )
-    # b would be 0, as of a b0 measurement.
-    if gradient > 0 and not (big_delta > 0 and small_delta > 0):
-        raise ValueError(
-            f"path {path}, line {number}: Delta and delta are {big_delta:g} and {small_delta:g} s "
-            f"with |G| = {gradient:g} T/m; they must be > 0 where |G| > 0."
-        )

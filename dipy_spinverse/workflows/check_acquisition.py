@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dipy_spinverse.workflows.command import Command
-from dipy_spinverse.workflows.diffusion import check_pulses, read_acquisition
+from dipy_spinverse.workflows.diffusion import read_pulses
 
 
 class CheckAcquisitionFlow(Command):
@@ -24,7 +24,7 @@ class CheckAcquisitionFlow(Command):
         "figure": ("acquisition.png", "Name of the figure; not drawn without matplotlib."),
     }
 
-    read_acquisition = staticmethod(read_acquisition)
+    read_acquisition = staticmethod(read_pulses)
 
     def check(
         self,
@@ -63,16 +63,11 @@ class CheckAcquisitionFlow(Command):
     def process(self, arguments: dict[str, Any], paths: dict[str, Path]) -> None:
         """Read, check, print, write."""
         acquired = self.read_acquisition(**self.takes("read_acquisition", arguments))
-        if not hasattr(acquired, "timings"):
-            check_pulses({})
         report = self.check(acquired, **self.takes("check", arguments))
         print(report)
         paths["report"].write_text(f"{report}\n")
-        content = {
-            "acquisition": repr(acquired),
-            "maps": report.table(),
-            "said": report.findings(),
-        }
+        content = {"acquisition": repr(acquired), "maps": report.table(),
+                   "said": report.findings()}  # fmt: skip
         paths["table"].write_text(json.dumps(content, indent=2) + "\n")
         try:
             report.figure(paths["figure"])

@@ -10,7 +10,7 @@ from pathlib import Path
 # Module and class of each, imported on use.
 COMMANDS = {
     "dipy_fit_spinverse": ("fit_spinverse", "SpinverseFlow"),
-    "dipy_fit_packed_cells": ("fit_packed_cells", "PackedCellsFlow"),
+    "dipy_fit_packed_cells": ("fit_compartments", "PackedCellsFlow"),
     "dipy_fit_noddi": ("fit_compartments", "NODDIFlow"),
     "dipy_fit_activeax": ("fit_compartments", "ActiveAxFlow"),
     "dipy_fit_zcd": ("fit_compartments", "ZCDFlow"),

@@ -9,9 +9,9 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
 from dipy.workflows.docstring_parser import NumpyDocString
@@ -20,10 +20,9 @@ from dipy.workflows.workflow import Workflow
 
 from dipy_spinverse.voxels.unfinished import staging, visible
 from dipy_spinverse.workflows.model_options import choices
-from dipy_spinverse.workflows.outputs import check_images, check_inputs_kept, check_names
 
 logger = logging.getLogger("dipy_spinverse")
-_OUT_DIR = ("out_dir", "string or Path, optional", ["Output directory."])
+_OF_IMAGES = (".nii", ".nii.gz")
 
 
 class Command(Workflow):
@@ -76,36 +75,23 @@ class Command(Workflow):
     def _run(self, arguments: dict[str, Any]) -> None:
         out_dir = arguments.pop("out_dir")
         names = {name: arguments.pop(f"out_{name}") for name in self.outputs}
-        given_names = {f"out_{name}": file for name, file in names.items()}
-        check_names(given_names)
-        check_images(
-            given_names, {f"out_{name}": usual for name, (usual, _) in self.outputs.items()}
-        )
-        inputs = [
-            name for name, p in inspect.signature(self.run).parameters.items()
-            if p.default is p.empty
-        ]  # fmt: skip
-        rows = list(
-            io_iterator(
-                [arguments[name] for name in inputs],
-                out_dir,
-                [*names.values()],
-                output_strategy=self._output_strategy,
-                mix_names=self._mix_names,
-            )  # fmt: skip
-        )
+        check_names({f"out_{name}": file for name, file in names.items()})
+        for name, (usual, _) in self.outputs.items():
+            check_image(f"out_{name}", names[name], usual)
+        parameters = inspect.signature(self.run).parameters
+        inputs = [name for name, p in parameters.items() if p.default is p.empty]
+        values = [arguments[name] for name in inputs]
+        placing = {"output_strategy": self._output_strategy, "mix_names": self._mix_names}
+        rows = list(io_iterator(values, out_dir, [*names.values()], **placing))
         if self.joint_inputs:
             rows = [[[row[0] for row in rows], *rows[0][1:]]]
-        sets = [
-            (
-                arguments | dict(zip(inputs, row[: len(inputs)], strict=True)),
-                dict(zip(names, map(Path, row[len(inputs) :]), strict=True)),
-            )
-            for row in rows
-        ]
-        sets = [(options, paths | self.more_paths(options, paths)) for options, paths in sets]
-        for options, paths in sets:
+        sets = []
+        for row in rows:
+            options = arguments | dict(zip(inputs, row, strict=False))
+            paths = dict(zip(names, map(Path, row[len(inputs) :]), strict=True))
+            paths |= self.more_paths(options, paths)
             check_inputs_kept(options, self.written(paths))
+            sets.append((options, paths))
         self._refuse_to_overwrite([paths for _, paths in sets])
         for options, paths in sets:
             with appearing_together(paths) as staged:
@@ -157,28 +143,26 @@ def _keywords(function: Callable) -> dict[str, inspect.Parameter]:
 
 def _command_line(cls: type[Command]) -> tuple[inspect.Signature, str]:
     """Signature and docstring of `run`: inputs, options, outputs."""
-    options: dict[str, inspect.Parameter] = {}
-    described: dict[str, tuple] = {}
+    entries: dict[str, tuple[str, list[str], Any]] = {}  # type, description, default
     for step in cls.steps:
         function = getattr(cls, step)
-        documented = NumpyDocString(inspect.getdoc(function) or "")["Parameters"]
         keywords = _keywords(function)
-        options |= keywords
-        described |= {name: [*choices(type_), *text] for name, type_, text in documented}
-    ordered = sorted(
-        options, key=lambda name: options[name].default is not inspect.Parameter.empty
-    )
-    rows = [(name, _type_of(options[name]), described[name]) for name in ordered] + [_OUT_DIR]
-    rows += [(f"out_{name}", "string, optional", [text]) for name, (_, text) in
-             cls.outputs.items()]  # fmt: skip
-    usual = {name: options[name].default for name in ordered} | {"out_dir": ""}
-    usual |= {f"out_{name}": file for name, (file, _) in cls.outputs.items()}
+        for name, type_, text in NumpyDocString(inspect.getdoc(function) or "")["Parameters"]:
+            description = [*choices(type_), *text]
+            entries[name] = _type_of(keywords[name]), description, keywords[name].default
+    has_default = {
+        name: entry[2] is not inspect.Parameter.empty for name, entry in entries.items()
+    }
+    entries = {name: entries[name] for name in sorted(entries, key=has_default.__getitem__)}
+    entries["out_dir"] = "string or Path, optional", ["Output directory."], ""
+    for name, (file, text) in cls.outputs.items():
+        entries[f"out_{name}"] = "string, optional", [text], file
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter("self", kind)]
-    parameters += [inspect.Parameter(name, kind, default=value) for name, value in usual.items()]
     lines = [inspect.getdoc(cls) or "", "", "Parameters", "----------"]
-    for name, type_, text in rows:
-        lines += [f"{name} : {type_}", *(f"    {line}" for line in text)]
+    for name, (type_, description, default) in entries.items():
+        parameters.append(inspect.Parameter(name, kind, default=default))
+        lines += [f"{name} : {type_}", *(f"    {line}" for line in description)]
     return inspect.Signature(parameters), "\n".join(lines)
 
 
@@ -188,3 +172,41 @@ def _type_of(parameter: inspect.Parameter) -> str:
     if annotation.startswith("list["):
         annotation = f"variable {annotation[5:-1]}"
     return annotation + ("" if parameter.default is parameter.empty else ", optional")
+
+
+def check_names(names: Mapping[str, str]) -> None:
+    """Refuse file names, by argument, that leave the output directory or are the same."""
+    argument_of: dict[PurePath, str] = {}
+    for argument, name in names.items():
+        path = PurePath(str(name))
+        if path.is_absolute() or ".." in path.parts or not path.name or "\0" in str(name):
+            raise ValueError(
+                f"{argument} is {str(name)!r}, which is not in out_dir; give a file name, and "
+                "the folder as --out_dir."
+            )
+        if path in argument_of:
+            raise ValueError(
+                f"{argument} and {argument_of[path]} are both {str(name)!r}; give different names."
+            )
+        argument_of[path] = argument
+
+
+def check_image(argument: str, name: str, usual: str) -> None:
+    """Refuse a name that is not of a NIfTI file as the usual name is."""
+    if usual.endswith(_OF_IMAGES) and not str(name).endswith(_OF_IMAGES):
+        raise ValueError(
+            f"{argument} is {str(name)!r}, but it is an image; give a name that ends with "
+            f"{' or '.join(_OF_IMAGES)}."
+        )
+
+
+def check_inputs_kept(arguments: Mapping[str, Any], outputs: Iterable[Path]) -> None:
+    """Refuse output files that are input files, among the arguments of a command."""
+    written = {path.resolve() for path in outputs}
+    for argument, value in arguments.items():
+        for each in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(each, (str, Path)) and Path(each).resolve() in written:
+                raise ValueError(
+                    f"{argument}: the input file {each} would be overwritten by an output; give "
+                    "another --out_dir."
+                )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from dipy_spinverse.workflows.fit_command import FitCommand, Images
+from dipy_spinverse.workflows.fit_command import FitCommand, Images, images_of
 
 if TYPE_CHECKING:
     from dipy.core.gradients import GradientTable
@@ -61,15 +62,15 @@ def read_acquisition(
     """
     from dipy.core.gradients import gradient_table
 
-    from dipy_spinverse.acquisition.files import read_table
+    from dipy_spinverse.acquisition.files import read_table, sidecar_times
     from dipy_spinverse.acquisition.pulsed import Acquisition
 
-    times: dict[str, Any] = {
+    given: dict[str, Any] = {
         "big_delta": big_delta, "small_delta": small_delta, "te": te, "mixing_time": mixing_time
     }  # fmt: skip
-    times = _sidecar_times(Path(bvalues_files)) | {
-        name: value for name, value in times.items() if value is not None
-    }
+    sidecar = Path(bvalues_files).with_suffix(".json")
+    times: dict[str, Any] = sidecar_times("bvalues_files", sidecar) if sidecar.is_file() else {}
+    times |= {name: value for name, value in given.items() if value is not None}
     all_averages = isotropic == "all"
     bvectors = None if all_averages else bvectors_files
     if "big_delta" not in times and "small_delta" not in times and isotropic is None:
@@ -92,37 +93,25 @@ def check_pulses(times: dict[str, Any]) -> None:
             )
 
 
-def _sidecar_times(bvalues: Path) -> dict[str, Any]:
-    """Timings of the BIDS sidecar beside the b-values."""
-    from dipy_spinverse.acquisition.files import BIDS_FIELDS, read_json
-
-    path = bvalues.with_suffix(".json")
-    if not path.is_file():
-        return {}
-    sidecar = read_json("bvalues_files", path)
-    present = sidecar if isinstance(sidecar, dict) else {}
-    present = {field: value for field, value in present.items() if value is not None}
-    return {
-        name: next(present[field] for field in fields if field in present)
-        for name, fields in BIDS_FIELDS.items()
-        if present.keys() & set(fields)
-    }
+@wraps(read_acquisition)
+def read_pulses(**files: Any) -> Acquisition | GradientTable:
+    """As `read_acquisition`, for what needs the timing of the pulses."""
+    acquired = read_acquisition(**files)
+    if not hasattr(acquired, "timings"):
+        check_pulses({})
+    return acquired
 
 
 class DiffusionCommand(FitCommand):
     """A command that fits a model to diffusion-weighted volumes."""
 
     steps = ("read_volume", "read_acquisition", *FitCommand.steps, "derivative_paths")
-    # Whether the model needs the timing of the pulses.
-    timed: ClassVar[bool] = True
 
-    read_acquisition = staticmethod(read_acquisition)
+    read_acquisition = staticmethod(read_pulses)
 
     def read(self, arguments: dict[str, Any]) -> Images:
         """Read the volume and its acquisition."""
         acquired = self.read_acquisition(**self.takes("read_acquisition", arguments))
-        if self.timed and not hasattr(acquired, "timings"):
-            check_pulses({})
         return self.read_volume(acquired, **self.takes("read_volume", arguments))
 
     def derivative_paths(self, input_files: str, *, bids: str | None = None) -> dict[str, Path]:
@@ -194,7 +183,7 @@ class DiffusionCommand(FitCommand):
         mask_file : string, optional
             Path to the mask of the voxels to fit. Without it, all voxels are fitted.
         """
-        from dipy_spinverse.voxels.image_files import StoredImage, mask_of
+        from dipy_spinverse.voxels.image_files import StoredImage
 
         data = StoredImage(input_files, "input_files")
         data.check_real()
@@ -203,6 +192,4 @@ class DiffusionCommand(FitCommand):
                 f"input_files: {input_files} has shape {data.shape}; give a 4-D volume with the "
                 "measurements along its last axis."
             )
-        space = data.shape[:3], data.affine
-        mask = None if mask_file is None else mask_of(mask_file, space, "mask_file")
-        return Images(data, data.affine, mask, acquired)
+        return images_of(data, data.affine, mask_file, acquired)

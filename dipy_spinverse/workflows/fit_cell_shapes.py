@@ -31,11 +31,7 @@ class CellShapesFlow(DiffusionCommand):
         )
     }
 
-    make_model = model_step(
-        "cell_shapes.model.CellShapeModel",
-        "diffusivity",
-        "seed",
-    )
+    make_model = model_step("cell_shapes.model.CellShapeModel", "diffusivity", "seed")
 
     def write(self, fit: Any, images: Images, settings: dict, paths: dict[str, Path]) -> None:
         """Write maps, and a mesh of each cell."""

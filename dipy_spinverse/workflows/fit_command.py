@@ -48,12 +48,6 @@ _COMMON = {
 }
 
 
-def outputs_of(maps: tuple[str, ...], arrays: tuple[str, ...] = ()) -> dict[str, tuple[str, str]]:
-    """Output files of a fit: its maps with intervals, other arrays, and what all fits write."""
-    intervals = {name: _map_output(name, _ENDINGS) for name in maps if name != "S0"}
-    return intervals | {name: _map_output(name, "") for name in arrays} | _COMMON
-
-
 def _map_output(name, suffix):
     unit, meaning = MAP_DESCRIPTIONS[name].unit, MAP_DESCRIPTIONS[name].meaning
     unit = "" if unit == "1" else f" ({unit})"
@@ -70,6 +64,15 @@ class Images:
     acquired: Any
 
 
+def images_of(data: Any, affine: np.ndarray, mask_file: str | None, acquired: Any) -> Images:
+    """Inputs with the mask of a file, or without a mask."""
+    from dipy_spinverse.voxels.image_files import mask_of
+
+    space = data.shape[:3], affine
+    mask = None if mask_file is None else mask_of(mask_file, space, "mask_file")
+    return Images(data, affine, mask, acquired)
+
+
 class FitCommand(Command):
     """A command that fits a model; subclasses define `read` and `make_model`."""
 
@@ -80,7 +83,9 @@ class FitCommand(Command):
     more_outputs: ClassVar[dict[str, tuple[str, str]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any):
-        cls.outputs = outputs_of(cls.maps, cls.others) | cls.more_outputs
+        intervals = {name: _map_output(name, _ENDINGS) for name in cls.maps if name != "S0"}
+        arrays = {name: _map_output(name, "") for name in cls.others}
+        cls.outputs = intervals | arrays | _COMMON | cls.more_outputs
         super().__init_subclass__(**kwargs)
 
     def read(self, arguments: dict[str, Any]) -> Images:

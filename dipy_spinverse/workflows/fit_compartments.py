@@ -1,27 +1,20 @@
-"""Commands that fit compartment models: NODDI, ActiveAx, ZCD and IVIM."""
+"""Commands that fit packed cells and compartment models: NODDI, ActiveAx, ZCD and IVIM."""
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from dipy_spinverse.workflows.diffusion import DiffusionCommand
-from dipy_spinverse.workflows.model_options import model_step
+from dipy_spinverse.workflows.diffusion import DiffusionCommand, read_acquisition
+from dipy_spinverse.workflows.model_options import maps_of, model_step
 
 
-class CompartmentCommand(DiffusionCommand):
-    """A command that fits a compartment model."""
-
-    others: ClassVar[tuple[str, ...]] = ("axis",)
-
-
-class NODDIFlow(CompartmentCommand):
+class NODDIFlow(DiffusionCommand):
     """Fit NODDI: neurite density, orientation dispersion and free water.
 
     Needs at least two shells. Writes maps with standard deviations and 95 % intervals.
     """
 
     maps = ("ndi", "odi", "fwf")
-    timed = False
+    others = ("axis",)
+    read_acquisition = staticmethod(read_acquisition)  # type: ignore[assignment]
 
     make_model = model_step(
         "compartments.white_matter.NODDIModel",
@@ -33,7 +26,7 @@ class NODDIFlow(CompartmentCommand):
     )
 
 
-class ActiveAxFlow(CompartmentCommand):
+class ActiveAxFlow(DiffusionCommand):
     """Fit the minimal model of white matter (ActiveAx): axon diameter and fractions.
 
     Needs the pulse timings (--big_delta, --small_delta) and at least two shells. Writes maps with
@@ -41,6 +34,7 @@ class ActiveAxFlow(CompartmentCommand):
     """
 
     maps = ("axon_diameter", "restricted_fraction", "free_water_fraction", "dot_fraction")
+    others = ("axis",)
 
     make_model = model_step(
         "compartments.white_matter.ActiveAxModel",
@@ -52,7 +46,7 @@ class ActiveAxFlow(CompartmentCommand):
     )
 
 
-class ZCDFlow(CompartmentCommand):
+class ZCDFlow(DiffusionCommand):
     """Fit zeppelin, cylinder and dot: axon diameter, fractions and diffusivities.
 
     Needs the pulse timings (--big_delta, --small_delta) and at least two shells. Writes maps with
@@ -67,15 +61,12 @@ class ZCDFlow(CompartmentCommand):
         "parallel_diffusivity",
         "perpendicular_diffusivity",
     )
+    others = ("axis",)
 
-    make_model = model_step(
-        "compartments.white_matter.ZCDModel",
-        "likelihood",
-        "seed",
-    )
+    make_model = model_step("compartments.white_matter.ZCDModel", "likelihood", "seed")
 
 
-class IVIMFlow(CompartmentCommand):
+class IVIMFlow(DiffusionCommand):
     """Fit IVIM by variable projection: perfusion fraction, diffusivity and pseudo-diffusivity.
 
     Needs at least three b > 0; b below --b0_threshold count as 0. Writes maps with standard
@@ -83,11 +74,29 @@ class IVIMFlow(CompartmentCommand):
     """
 
     maps = ("perfusion_fraction", "D_star", "D")
-    others = ()
-    timed = False
+    read_acquisition = staticmethod(read_acquisition)  # type: ignore[assignment]
+
+    make_model = model_step("compartments.other_tissue.IVIMModel", "likelihood", "seed")
+
+
+class PackedCellsFlow(DiffusionCommand):
+    """Find sizes, walls and exchange of packed cells from diffusion-weighted signals.
+
+    Cylinders and spheres with walls that water passes, and the water beside them, compete for each
+    voxel; all diffusivities are unknown. Writes maps with standard deviations and 95 % intervals.
+    The pulse timings are needed: give --big_delta and --small_delta.
+    """
+
+    maps = maps_of("packed_cells.model.PackedCellsFit")
+    others = ("wall_orientation", "wall_orientation_angle", "systematic_error")
 
     make_model = model_step(
-        "compartments.other_tissue.IVIMModel",
-        "likelihood",
+        "packed_cells.model.PackedCellsModel",
+        "diffusivity",
+        "free_diffusivity",
+        "typical_radius",
+        "radius_spread",
+        "amplitudes",
+        "least_b",
         "seed",
     )

@@ -10,6 +10,7 @@ import numpy as np
 from dipy_spinverse.report.meshes import save_meshes
 from dipy_spinverse.workflows.diffusion import DiffusionCommand
 from dipy_spinverse.workflows.fit_command import Images
+from dipy_spinverse.workflows.model_options import maps_of
 
 
 class SpinverseFlow(DiffusionCommand):
@@ -22,15 +23,7 @@ class SpinverseFlow(DiffusionCommand):
     and --small_delta.
     """
 
-    maps = (
-        "surface_to_volume",
-        "wall_permeability",
-        "exchange_time",
-        "restricted_fraction",
-        "pore_diameter",
-        "wall_anisotropy",
-        "free_water_fraction",
-    )
+    maps = maps_of("spinverse.fit.SpinverseFit")
     others = ("wall_orientation", "wall_orientation_angle", "packed_cells", "pattern_agreement")
     more_outputs: ClassVar[dict[str, tuple[str, str]]] = {
         "interface": (
@@ -127,18 +120,17 @@ class SpinverseFlow(DiffusionCommand):
 
 def voxels_of(texts: list[str] | None, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Voxel indices from texts "i,j,k", checked against the shape of the volume."""
-    return [_voxel(text, shape) for text in texts or []]
-
-
-def _voxel(text, shape):
-    try:
-        index = tuple(int(number) for number in text.split(","))
-    except ValueError:
-        index = ()
-    if len(index) != 3 or not all(0 <= i < n for i, n in zip(index, shape, strict=True)):
-        max_index = ",".join(str(n - 1) for n in shape)
-        raise ValueError(
-            f"mesh_voxels: {text!r} is not a voxel of this volume; write three indices with "
-            f"commas between them and no spaces, from 0,0,0 to {max_index}."
-        )
-    return index
+    voxels: list[tuple[int, ...]] = []
+    for text in texts or []:
+        try:
+            index = tuple(int(number) for number in text.split(","))
+        except ValueError:
+            index = ()
+        if len(index) != 3 or not all(0 <= i < n for i, n in zip(index, shape, strict=True)):
+            max_index = ",".join(str(n - 1) for n in shape)
+            raise ValueError(
+                f"mesh_voxels: {text!r} is not a voxel of this volume; write three indices with "
+                f"commas between them and no spaces, from 0,0,0 to {max_index}."
+            )
+        voxels.append(index)
+    return voxels

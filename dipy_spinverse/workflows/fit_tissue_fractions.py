@@ -7,7 +7,7 @@ from typing import Any
 
 from dipy_spinverse.acquisition.checks import shortened
 from dipy_spinverse.acquisition.files import read_json
-from dipy_spinverse.workflows.fit_command import FitCommand, Images
+from dipy_spinverse.workflows.fit_command import FitCommand, Images, images_of
 
 
 class TissueFractionsFlow(FitCommand):
@@ -51,7 +51,7 @@ class TissueFractionsFlow(FitCommand):
             Path of the mask of voxels to fit: the brain or the head. Without it, all.
         """
         from dipy_spinverse.tissue_fractions import stack_images
-        from dipy_spinverse.voxels.image_files import StoredImage, mask_of
+        from dipy_spinverse.voxels.image_files import StoredImage
 
         files = [*map(Path, input_files)]
         images = [StoredImage(path, "input_files") for path in files]
@@ -66,9 +66,7 @@ class TissueFractionsFlow(FitCommand):
                 f"sequences_file: {sequences_file} has {len(sequences)} sequences, but the images "
                 f"have {data.shape[-1]} contrasts; give one for each, in the order of the images."
             )
-        space = data.shape[:3], affine
-        mask = None if mask_file is None else mask_of(mask_file, space, "mask_file")
-        return Images(data, affine, mask, sequences)
+        return images_of(data, affine, mask_file, sequences)
 
     def make_model(
         self,
@@ -132,23 +130,32 @@ def _sequences(files, images, sequences_file):
     from dipy_spinverse.tissue_fractions import sequence_from
 
     if sequences_file is not None:
-        listed = _list("sequences_file", sequences_file)
-        return [_named(sequence_from, description, sequences_file) for description in listed]
+        described = [(sequences_file, each) for each in _list("sequences_file", sequences_file)]
+    else:
+        sidecars = [_sidecar(path, image) for path, image in zip(files, images, strict=True)]
+        described = [(path, _read(path)) for path in sidecars]
     sequences = []
-    for path, image in zip(files, images, strict=True):
-        sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
-        if not sidecar.is_file():
-            raise ValueError(
-                f"input_files: {path} has no sidecar {sidecar.name} with its sequence; give "
-                "--sequences_file."
-            )
-        if image.ndim != 3:
-            raise ValueError(
-                f"input_files: {path} has several contrasts, its sidecar one sequence; give "
-                "--sequences_file."
-            )
-        sequences.append(_named(sequence_from, _read(sidecar), sidecar))
+    for path, description in described:
+        try:
+            sequences.append(sequence_from(description))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
     return sequences
+
+
+def _sidecar(path, image):
+    sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+    if not sidecar.is_file():
+        raise ValueError(
+            f"input_files: {path} has no sidecar {sidecar.name} with its sequence; give "
+            "--sequences_file."
+        )
+    if image.ndim != 3:
+        raise ValueError(
+            f"input_files: {path} has several contrasts, its sidecar one sequence; give "
+            "--sequences_file."
+        )
+    return sidecar
 
 
 def _tissues(field, path):
@@ -168,18 +175,10 @@ def _tissues(field, path):
 
 
 def _list(name, path):
-    """List in a file."""
     listed = _read(Path(path))
     if not isinstance(listed, list):
         raise ValueError(f"{name}: {path} does not contain a list; write one.")
     return listed
-
-
-def _named(sequence_from, description, path):
-    try:
-        return sequence_from(description)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def _read(path: Path):

@@ -30,41 +30,52 @@ def model_step(model: str, *options: str) -> Callable:
     def make_model(self, acquired: Any, **options_given: Any) -> Any:
         kind = getattr(import_module(f"dipy_spinverse.{module}"), name)
         flags = {option.removeprefix("no_"): not options_given.pop(option) for option in negated}
-        set_options = {
-            option: value for option, value in options_given.items() if value is not None
-        }
-        return kind(acquired, **set_options, **flags)
+        given = {option: value for option, value in options_given.items() if value is not None}
+        return kind(acquired, **given, **flags)
 
     negated = [option for option in options if option not in documented]
-    lines, parameters = [], []
+    positional, keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter(argument, positional) for argument in ("self", "acquired")]
+    lines = []
     for option in options:
         default, annotation, text = documented[option.removeprefix("no_")]
         if option in negated:
             default, text = False, f"Do not {text[0].lower()}{text[1:]}"
         parameters.append(
-            inspect.Parameter(
-                option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-            )
+            inspect.Parameter(option, keyword, default=default, annotation=annotation)
         )
         lines += [f"{option} : optional", f"    {text}"]
-    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    positional_parameters = [
-        inspect.Parameter(argument, positional) for argument in ("self", "acquired")
-    ]
-    make_model.__signature__ = inspect.Signature([*positional_parameters, *parameters])  # type: ignore[attr-defined]
+    make_model.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     make_model.__doc__ = "\n".join(["The model.", "", "Parameters", "----------", *lines])
     return make_model
 
 
+def maps_of(fit: str) -> tuple[str, ...]:
+    """`MAPS` of a class of fits, such as "packed_cells.model.PackedCellsFit"."""
+    module, _, name = fit.rpartition(".")
+    (maps,) = (
+        statement.value
+        for statement in _class(module, name)[1].body
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "MAPS"
+    )
+    return tuple(ast.literal_eval(maps))
+
+
 @cache
-def _classes(module: str) -> dict[str, ast.ClassDef]:
+def _class(module: str, name: str) -> tuple[str, ast.ClassDef]:
+    """Module and syntax tree of a class that a module defines or imports."""
     source = _PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text()
-    return {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return module, node
+        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
+            return _class(str(node.module).removeprefix("dipy_spinverse."), name)
+    raise NameError(f"{module} has no class {name}")
 
 
 def _parameters(module: str, name: str) -> Iterator[tuple[str, tuple[Any, str, str]]]:
     """Name, (default, annotation, description) of constructor arguments, those of bases last."""
-    node = _classes(module)[name]
+    module, node = _class(module, name)
     sections = NumpyDocString(ast.get_docstring(node) or "")["Parameters"]
     texts = {
         parameter.strip(): " ".join([*choices(kind), *" ".join(text).split()])
@@ -83,7 +94,7 @@ def _parameters(module: str, name: str) -> Iterator[tuple[str, tuple[Any, str, s
             yield argument.arg, (default, _simple(annotation, default), texts[argument.arg])
     if init.args.kwarg and node.bases:  # passed on to the base class
         (base,) = (ast.unparse(member) for member in node.bases)
-        yield from _parameters(_imported_from(module, base), base)
+        yield from _parameters(module, base)
 
 
 def choices(kind: str) -> list[str]:
@@ -91,19 +102,6 @@ def choices(kind: str) -> list[str]:
     if not kind.startswith("{"):
         return []
     return [f"{kind[1 : kind.index('}')].replace(chr(34), chr(39)).replace(', ', ' or ')}."]
-
-
-def _imported_from(module: str, name: str) -> str:
-    """Module within the package that a name comes from."""
-    if name in _classes(module):
-        return module
-    source = _PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text()
-    (source_module,) = (
-        node.module
-        for node in ast.parse(source).body
-        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}
-    )
-    return str(source_module).removeprefix("dipy_spinverse.")
 
 
 def _simple(annotation: str, default: Any) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from dipy_spinverse.report.images import save_image
 from dipy_spinverse.workflows.command import Command
-from dipy_spinverse.workflows.diffusion import check_pulses, read_acquisition
+from dipy_spinverse.workflows.diffusion import read_pulses
 
 _VOXEL_MM = 2.0
 _BODIES = ("cylinders", "spheres")
@@ -32,7 +32,7 @@ class SimulateFlow(Command):
         "sigma": ("sigma.txt", "Name of the text file with the standard deviation of the noise."),
     }
 
-    read_acquisition = staticmethod(read_acquisition)
+    read_acquisition = staticmethod(read_pulses)
 
     def simulate(
         self,
@@ -105,8 +105,6 @@ class SimulateFlow(Command):
     def process(self, arguments: dict[str, Any], paths: dict[str, Path]) -> None:
         """Read, simulate, write."""
         acquired = self.read_acquisition(**self.takes("read_acquisition", arguments))
-        if not hasattr(acquired, "timings"):
-            check_pulses({})
         signals, truth = self.simulate(acquired, **self.takes("simulate", arguments))
         affine = np.diag([_VOXEL_MM, _VOXEL_MM, _VOXEL_MM, 1])
         save_image(paths["dwi"], signals, affine, "simulated signals, dipy_spinverse")
