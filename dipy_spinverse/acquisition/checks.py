@@ -59,17 +59,6 @@ def seconds_to_ms(name: str, value) -> np.ndarray:
     return seconds * S
 
 
-def weighting(bvals, b0_threshold: float) -> np.ndarray:
-    """b-values in s/mm^2; refuse nonzero ones that all are at most `b0_threshold`."""
-    bvals = numeric("bvals", bvals)
-    if bvals.size and 0 < bvals.max() <= b0_threshold:
-        raise ValueError(
-            f"bvals reach only {bvals.max():g}, b0_threshold is {b0_threshold:g}: no measurement "
-            "is diffusion weighted. Give b-values in s/mm^2, or a lower b0_threshold."
-        )
-    return bvals
-
-
 def linear_encoding(gtab) -> None:
     """Refuse a DIPY gradient table with b-tensors other than linear."""
     if gtab.btens is None:
@@ -84,9 +73,9 @@ def linear_encoding(gtab) -> None:
     largest, trace = np.linalg.eigvalsh(tensors)[:, -1], np.trace(tensors, axis1=1, axis2=2)
     ratio = trace / np.where(largest > 0, largest, 1)
     bad = (largest < _LINEAR * trace) & ~gtab.b0s_mask
-    _raise_where(bad, "gtab.btens: trace / largest eigenvalue", ratio, "",
-                 "be 1 (linear encoding, LTE). Omit these measurements, or give their gradients: "
-                 "WaveformAcquisition.from_samples.")  # fmt: skip
+    raise_where(bad, "gtab.btens: trace / largest eigenvalue", ratio, "",
+                "be 1 (linear encoding, LTE). Omit these measurements, or give their gradients: "
+                "WaveformAcquisition.from_samples.")  # fmt: skip
 
 
 def symmetric_tensors(name: str, tensors: np.ndarray) -> None:
@@ -110,8 +99,8 @@ def b_tensors(name: str, value) -> np.ndarray:
     symmetric_tensors(name, tensors)
     lowest, trace = np.linalg.eigvalsh(tensors)[:, 0], np.trace(tensors, axis1=1, axis2=2)
     bad = lowest < -_NEGATIVE_TOLERANCE * np.maximum(trace, 1e-6)
-    _raise_where(bad, f"the lowest eigenvalue of {name}", lowest, "ms/um^2",
-                 "be >= 0. A b-tensor is an integral of q q^T. Correct it.")  # fmt: skip
+    raise_where(bad, f"the lowest eigenvalue of {name}", lowest, "ms/um^2",
+                "be >= 0. A b-tensor is an integral of q q^T. Correct it.")  # fmt: skip
     return tensors
 
 
@@ -128,7 +117,7 @@ def gradients(b, directions) -> tuple[np.ndarray, np.ndarray]:
             f"b and directions have shapes {b.shape} and {directions.shape}; give one value and "
             "one unit vector per measurement, shapes (M,) and (M, 3)."
         )
-    _raise_where(~np.isfinite(b) | (b < 0), "b", b, "ms/um^2", "be finite and >= 0. Correct it.")
+    raise_where(~np.isfinite(b) | (b < 0), "b", b, "ms/um^2", "be finite and >= 0. Correct it.")
     if b.max() > _LARGEST_B:
         raise ValueError(
             f"b is {b.max():g} ms/um^2, which looks like s/mm^2. Divide s/mm^2 by 1000 for "
@@ -148,17 +137,6 @@ def flags(name: str, value, size: int) -> np.ndarray:
     return np.broadcast_to(numbers, (size,)).astype(bool)
 
 
-def single_directions(isotropic: np.ndarray) -> None:
-    """Refuse averages over directions."""
-    if isotropic.any():
-        raise ValueError(
-            f"acquisition has averages over directions (isotropic) at {isotropic.sum()} of "
-            f"{len(isotropic)} measurements, which have no wave vector: simulations on a grid "
-            "need measurements of single directions. PackedCellsModel and compartment models "
-            "accept averages."
-        )
-
-
 def is_unit(directions: np.ndarray) -> np.ndarray:
     """Whether (M,) vectors (M, 3) have length 1 within the tolerance."""
     return np.abs(np.linalg.norm(directions, axis=1) - 1) <= _DIRECTION_TOLERANCE
@@ -169,14 +147,14 @@ def unit_directions(directions, b: np.ndarray, undirected: np.ndarray) -> np.nda
     directions = directions.copy()
     directions[undirected] = 0
     norm = np.linalg.norm(directions, axis=1)
-    _raise_where(~undirected & (norm == 0), "directions has a zero vector; b", b, "ms/um^2",
-                 "be 0 where there is no direction. Give the direction, or isotropic=True if this "
-                 "is an average over directions, or raise b0_threshold if it is "
-                 "a b0.")  # fmt: skip
-    _raise_where(~undirected & ~is_unit(directions),
-                 "directions has a vector that is not a unit vector; its length", norm, "",
-                 f"be 1 to {_DIRECTION_TOLERANCE:g}. Normalise it; b defines the "
-                 "weighting.")  # fmt: skip
+    raise_where(~undirected & (norm == 0), "directions has a zero vector; b", b, "ms/um^2",
+                "be 0 where there is no direction. Give the direction, or isotropic=True if this "
+                "is an average over directions, or raise b0_threshold if it is "
+                "a b0.")  # fmt: skip
+    raise_where(~undirected & ~is_unit(directions),
+                "directions has a vector that is not a unit vector; its length", norm, "",
+                f"be 1 to {_DIRECTION_TOLERANCE:g}. Normalise it; b defines the "
+                "weighting.")  # fmt: skip
     return directions / np.where(undirected, 1, norm)[:, None]
 
 
@@ -195,7 +173,7 @@ def per_measurement(name: str, value, size: int) -> np.ndarray:
     times = np.broadcast_to(times, (size,)).copy()
     bad = ~np.isfinite(times) | (times < 0) | (times > LONGEST_MS)
     bounds = f"be at least 0 and at most {LONGEST_MS:g}. Correct it, or its unit."
-    _raise_where(bad, name, times, "ms", bounds)
+    raise_where(bad, name, times, "ms", bounds)
     return times
 
 
@@ -225,37 +203,38 @@ def fill_b0_timing(small, big, te, mixing, b0) -> tuple[np.ndarray, np.ndarray]:
 def echo_time(small, big, te, mixing) -> np.ndarray:
     """TE (M,) in ms, after checks that pulses and storage fit into it."""
     for name, times in (("small_delta", small), ("big_delta", big)):
-        _raise_where(times <= 0, name, times, "ms", "be > 0. Give the timing of the pulses.")
-    _raise_where(small < _SHORTEST_PULSE_MS, "small_delta", small, "ms",
-                 f"be at least {_SHORTEST_PULSE_MS:g}. Give the duration of a pulse in ms for "
-                 "Acquisition(small_delta=...), in seconds in gradient tables and "
-                 "files.")  # fmt: skip
+        raise_where(times <= 0, name, times, "ms", "be > 0. Give the timing of the pulses.")
+    raise_where(small < _SHORTEST_PULSE_MS, "small_delta", small, "ms",
+                f"be at least {_SHORTEST_PULSE_MS:g}. Give the duration of a pulse in ms for "
+                "Acquisition(small_delta=...), in seconds in gradient tables and "
+                "files.")  # fmt: skip
     if big.max() < _SMALLEST_BIG_DELTA_MS:
         raise ValueError(
             f"big_delta is {big.max():g} ms at most, which looks like seconds. Multiply seconds "
             "by 1000 for Acquisition(big_delta=...); gradient tables and files are in seconds."
         )
     between = big - small
-    _raise_where(big < small * (1 - 1e-9), "big_delta - small_delta", between, "ms",
-                 "be >= 0. big_delta runs from the start of one pulse to the start of the next; "
-                 "are they swapped?")  # fmt: skip
-    _raise_where(mixing > between + TE_SLACK_MS, "mixing_time - (big_delta - small_delta)",
-                 mixing - between, "ms",
-                 "be <= 0. The magnetisation is stored between the two pulses; check the three "
-                 "times and their units. A spin echo has no mixing_time.")  # fmt: skip
+    raise_where(big < small * (1 - 1e-9), "big_delta - small_delta", between, "ms",
+                "be >= 0. big_delta runs from the start of one pulse to the start of the next; "
+                "are they swapped?")  # fmt: skip
+    raise_where(mixing > between + TE_SLACK_MS, "mixing_time - (big_delta - small_delta)",
+                mixing - between, "ms",
+                "be <= 0. The magnetisation is stored between the two pulses; check the three "
+                "times and their units. A spin echo has no mixing_time.")  # fmt: skip
     shortest = big + small - mixing
     if te is None:
         # One for all: different echo times would each have their own signal at b = 0.
         return np.full_like(shortest, shortest.max())
-    _raise_where(te < shortest - TE_SLACK_MS, "te - (big_delta + small_delta - mixing_time)",
-                 te - shortest, "ms",
-                 "be >= 0. Both pulses must end before the echo; check the times and their units. "
-                 "te is the time during which the magnetisation is transverse: for a stimulated "
-                 "echo, give the time during which it is stored as mixing_time (TM).")  # fmt: skip
+    raise_where(te < shortest - TE_SLACK_MS, "te - (big_delta + small_delta - mixing_time)",
+                te - shortest, "ms",
+                "be >= 0. Both pulses must end before the echo; check the times and their units. "
+                "te is the time during which the magnetisation is transverse: for a stimulated "
+                "echo, give the time during which it is stored as mixing_time (TM).")  # fmt: skip
     return np.maximum(te, shortest)
 
 
-def _raise_where(bad, name, values, unit, requirement):
+def raise_where(bad, name: str, values, unit: str, requirement: str) -> None:
+    """Refuse `values` (M,) where `bad` (M,); `requirement` completes "it must ..."."""
     if np.any(bad):
         m, n_bad = int(np.argmax(bad)), np.count_nonzero(bad)
         at = f"measurement {m}" + (f" (and {n_bad - 1} more)" if n_bad > 1 else "")

@@ -180,12 +180,8 @@ def _sample_timing(n_samples, dt_s, te, storage_s):
         return dt, np.zeros(n), storage
     te = checks.per_measurement("te", checks.seconds_to_ms("te", te), n)
     too_short = te < shortest - checks.TE_SLACK_MS
-    if too_short.any():
-        m = int(np.argmax(too_short))
-        raise ValueError(
-            f"te is {te[m] / S:g} s at measurement {m}, whose waveform lasts "
-            f"{shortest[m] / S:g} s; give a longer te, or none."
-        )
+    requirement = "be at least the duration of the waveform. Give a longer te, or none."
+    checks.raise_where(too_short, "te", te / S, "s", requirement)
     return dt, np.maximum(te - shortest, 0) / 2, storage
 
 

@@ -293,10 +293,17 @@ class Acquisition(BaseAcquisition):
 
     @classmethod
     def _from_dipy_units(cls, bvals, bvecs, times, b0_threshold, isotropic):
+        bvals = checks.numeric("bvals", bvals)
+        if bvals.size and 0 < bvals.max() <= b0_threshold:
+            raise ValueError(
+                f"bvals reach only {bvals.max():g}, b0_threshold is {b0_threshold:g}: no "
+                "measurement is diffusion weighted. Give b-values in s/mm^2, or a lower "
+                "b0_threshold."
+            )
         required = ("small_delta", "big_delta")
         stated = {name: t for name, t in times.items() if t is not None or name in required}
         return cls(
-            b=checks.weighting(bvals, b0_threshold) / MS_PER_UM2,
+            b=bvals / MS_PER_UM2,
             directions=bvecs,
             b0_threshold=b0_threshold / MS_PER_UM2,
             isotropic=False if isotropic is None else isotropic,
@@ -352,7 +359,13 @@ class Acquisition(BaseAcquisition):
     @cached_property
     def q_vectors(self) -> np.ndarray:
         """(M, 3) q times direction in rad/um; an error for averages over directions."""
-        checks.single_directions(self.isotropic)
+        if self.isotropic.any():
+            raise ValueError(
+                f"acquisition has averages over directions (isotropic) at {self.isotropic.sum()} "
+                f"of {len(self)} measurements, which have no wave vector: simulations on a grid "
+                "need measurements of single directions. PackedCellsModel and compartment models "
+                "accept averages."
+            )
         return read_only(self.q[:, None] * self.directions)
 
     @cached_property

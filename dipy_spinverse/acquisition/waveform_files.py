@@ -138,15 +138,11 @@ def read_pulseq(path: str | PathLike, *, te: float | None = None) -> WaveformAcq
     except Exception as error:  # the library does not validate files
         raise ValueError(f"path {path} cannot be read as a Pulseq sequence: {error}") from error
     encodings = _spin_echoes(path, excitations[0], refocusings[0], readout, te)
-    waveforms = []
-    for duration in sorted({e[1] for e in encodings}):
-        rows = [m for m, e in enumerate(encodings) if e[1] == duration]
-        starts = [encodings[m][0] for m in rows]
-        refocusing = [encodings[m][2] for m in rows]
-        waveforms.append(
-            _effective_gradients(np.array(rows), starts, duration, refocusing, gradients)
-        )
-    return WaveformAcquisition(waveforms)
+    durations = np.array([duration for _, duration, _ in encodings])
+    groups = [np.flatnonzero(durations == duration) for duration in np.unique(durations)]
+    return WaveformAcquisition(
+        [_effective_gradients(m, [encodings[k] for k in m], gradients) for m in groups]
+    )
 
 
 def _spin_echoes(path, excitations, refocusings, readout, te):
@@ -175,15 +171,15 @@ def _spin_echoes(path, excitations, refocusings, readout, te):
     return encodings
 
 
-def _effective_gradients(rows, starts, duration, refocusing, gradients):
+def _effective_gradients(rows, encodings, gradients):
     """Waveforms of measurements of the same duration, on the union of their knots."""
-    knots = [np.array([0.0, duration]), *refocusing]
-    for start in starts:
-        for times, _ in gradients:
-            knots.append(S * (times - start))
+    duration = encodings[0][1]
+    knots = [np.array([0.0, duration])]
+    for start, _, refocusing in encodings:
+        knots += [refocusing, *(S * (times - start) for times, _ in gradients)]
     knots = np.unique(np.concatenate(knots).clip(0, duration).round(7))
     rates = np.zeros((len(knots) - 1, 2, len(rows), 3))
-    for m, (start, pulses) in enumerate(zip(starts, refocusing, strict=True)):
+    for m, (start, _, pulses) in enumerate(encodings):
         sign = (-1.0) ** (knots[:-1, None] >= pulses - _JUMP_MS).sum(axis=1)
         for axis, (times, hertz_per_m) in enumerate(gradients):
             if not len(times):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -127,25 +128,23 @@ def offset_from_lines(points: np.ndarray, direction: np.ndarray, images: np.ndar
     return transverse - images[closest]
 
 
-def offset_from_points(
-    grid: TetrahedralGrid, skeleton: np.ndarray
-) -> Callable[[np.ndarray], np.ndarray]:
-    """Function from points to vectors (K, 3) from the nearest point of a skeleton (N, 3)."""
+def tube(grid: TetrahedralGrid, skeleton: np.ndarray, radius: float) -> SweptSphere:
+    """All points closer than `radius` to a skeleton (N, 3) of points."""
 
     def offset(points):
         _, index = grid.nearest(skeleton, points)
         return grid.minimum_image(points - skeleton[index])
 
-    return offset
+    return SweptSphere(offset, radius)
 
 
 def dense_line(line: np.ndarray, radius: float) -> np.ndarray:
     """Points along straight segments, dense enough for a tube of this radius."""
-    pieces = []
-    for start, stop in zip(line, line[1:], strict=False):
-        count = int(np.ceil(np.linalg.norm(stop - start) / (_POINT_SPACING * radius))) + 1
-        pieces.append(np.linspace(start, stop, count))
-    return np.concatenate(pieces)
+    spacing = _POINT_SPACING * radius
+    return np.concatenate([
+        np.linspace(start, stop, int(np.ceil(np.linalg.norm(stop - start) / spacing)) + 1)
+        for start, stop in pairwise(line)
+    ])  # fmt: skip
 
 
 def circle(center: np.ndarray, radius: float, axis: np.ndarray, tube_radius: float) -> np.ndarray:

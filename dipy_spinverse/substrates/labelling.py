@@ -180,8 +180,5 @@ def check_resolved(grid: TetrahedralGrid, bodies: list[SweptSphere], labels: np.
     if coarse:
         logger.warning(
             "%d bodies (smallest radius %g um) are less than two tetrahedra wide (%.3g um each): "
-            "their shape is lost. Use a finer grid.",
-            len(coarse),
-            min(coarse),
-            size,
-        )
+            "their shape is lost. Use a finer grid.", len(coarse), min(coarse), size,
+        )  # fmt: skip

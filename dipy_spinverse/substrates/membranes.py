@@ -37,18 +37,18 @@ from dipy_spinverse.substrates.bodies import (
     dense_line,
     line_images,
     offset_from_lines,
-    offset_from_points,
     permeabilities,
     positive_length,
+    tube,
     unit_axis,
     vectors,
-)
+)  # fmt: skip
 from dipy_spinverse.substrates.labelling import (
     check_resolved,
     label_regions,
     label_tetrahedra,
     volume_fractions,
-)
+)  # fmt: skip
 from dipy_spinverse.walls.normals import wall_normals
 
 
@@ -174,8 +174,7 @@ def torus(
                 f"{2 * extent.max():g} um wide and overlaps its own image in the periodic box of "
                 f"{grid.period_um} um. Use smaller radii or a larger box."
             )
-    skeleton = circle(center, radius, direction, tube_radius)
-    body = SweptSphere(offset_from_points(grid, skeleton), tube_radius)
+    body = tube(grid, circle(center, radius, direction, tube_radius), tube_radius)
     return _walls_of_bodies(grid, [body], permeabilities(permeability, 1))
 
 
@@ -209,7 +208,7 @@ def bent_tube(
             f"radius_um is {radius:g}: the tube overlaps its own image in the periodic box of "
             f"{grid.period_um} um. Use at most {grid.period_um.min() / 2:g} or a larger box."
         )
-    body = SweptSphere(offset_from_points(grid, dense_line(line, radius)), radius)
+    body = tube(grid, dense_line(line, radius), radius)
     return _walls_of_bodies(grid, [body], permeabilities(permeability, 1))
 
 

@@ -62,8 +62,8 @@ class CheckAcquisitionFlow(Command):
 
     def process(self, arguments: dict[str, Any], paths: dict[str, Path]) -> None:
         """Read, check, print, write."""
-        acquired = self.read_acquisition(**self.takes("read_acquisition", arguments))
-        report = self.check(acquired, **self.takes("check", arguments))
+        acquired = self.call("read_acquisition", arguments)
+        report = self.call("check", arguments, acquired)
         print(report)
         paths["report"].write_text(f"{report}\n")
         content = {"acquisition": repr(acquired), "maps": report.table(),

@@ -60,9 +60,10 @@ class Command(Workflow):
         """Process one set of inputs and options, and write each of `outputs` to its path."""
         raise NotImplementedError
 
-    def takes(self, step: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """The inputs and options of a step."""
-        return {name: arguments[name] for name in _keywords(getattr(self, step))}
+    def call(self, step: str, arguments: dict[str, Any], *values: Any) -> Any:
+        """Result of a step for values, and its inputs and options among the arguments."""
+        method = getattr(self, step)
+        return method(*values, **{name: arguments[name] for name in _keywords(method)})
 
     def more_paths(self, arguments: dict[str, Any], paths: dict[str, Path]) -> dict[str, Path]:
         """Further files that options request."""

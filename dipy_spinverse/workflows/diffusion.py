@@ -111,8 +111,8 @@ class DiffusionCommand(FitCommand):
 
     def read(self, arguments: dict[str, Any]) -> Images:
         """Read the volume and its acquisition."""
-        acquired = self.read_acquisition(**self.takes("read_acquisition", arguments))
-        return self.read_volume(acquired, **self.takes("read_volume", arguments))
+        acquired = self.call("read_acquisition", arguments)
+        return self.call("read_volume", arguments, acquired)
 
     def derivative_paths(self, input_files: str, *, bids: str | None = None) -> dict[str, Path]:
         """Paths of maps in a BIDS data set.
@@ -136,10 +136,8 @@ class DiffusionCommand(FitCommand):
 
     def more_paths(self, arguments: dict[str, Any], paths: dict[str, Path]) -> dict[str, Path]:
         """The report and the BIDS derivatives, if requested."""
-        derivatives = self.takes("derivative_paths", arguments)
-        return super().more_paths(arguments, paths) | self.derivative_paths(
-            arguments["input_files"], **derivatives
-        )
+        derivatives = self.call("derivative_paths", arguments, arguments["input_files"])
+        return super().more_paths(arguments, paths) | derivatives
 
     def written(self, paths: dict[str, Path]) -> Iterator[Path]:
         """Files of all outputs and derivatives."""
@@ -158,16 +156,14 @@ class DiffusionCommand(FitCommand):
     def write(self, fit: VoxelFit, images: Images, settings: dict, paths: dict[str, Path]) -> None:
         """Write maps, the fit and the settings, and the derivatives if requested."""
         super().write(fit, images, settings, paths)
-        if "derivatives" in paths:
-            from dipy_spinverse.report.bids import save_derivatives
+        if "derivatives" not in paths:
+            return
+        from dipy_spinverse.report.bids import save_derivatives, save_description
 
-            names = [*self.maps, *(name for name in self.others if hasattr(fit, name))]
-            source = settings["inputs"]["input_files"]
-            stem = paths["derivatives"]
-            save_derivatives(fit, names, stem, source, images.affine, self.model_name)
+        names = [*self.maps, *(name for name in self.others if hasattr(fit, name))]
+        source, stem = settings["inputs"]["input_files"], paths["derivatives"]
+        save_derivatives(fit, names, stem, source, images.affine, self.model_name)
         if "dataset_description" in paths:
-            from dipy_spinverse.report.bids import save_description
-
             save_description(paths["dataset_description"])
 
     def read_volume(

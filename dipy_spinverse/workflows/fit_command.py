@@ -198,17 +198,17 @@ class FitCommand(Command):
     def process(self, arguments: dict[str, Any], paths: dict[str, Path]) -> None:
         """Read, make the model, fit, write."""
         images = self.read(arguments)
-        model = self.make_model(images.acquired, **self.takes("make_model", arguments))
-        fit_options = self.fit_options(images, **self.takes("fit_options", arguments))
+        model = self.call("make_model", arguments, images.acquired)
+        fit_options = self.call("fit_options", arguments, images)
         start = time.perf_counter()
-        fit = self.fit(model, images, fit_options, **self.takes("fit", arguments))
+        fit = self.call("fit", arguments, model, images, fit_options)
         seconds = time.perf_counter() - start
         inputs = {name: value for name, value in arguments.items() if name.endswith("_files")}
         settings = {name: value for name, value in arguments.items() if name not in inputs}
         units = {name: map_description(name, fit).unit for name in (*fit.MAPS, *self.others)}
         record = run_settings(inputs, settings, fit, seconds, units)
         self.write(fit, images, record, paths)
-        self.page(fit, images, record, paths, **self.takes("page", arguments))
+        self.call("page", arguments, fit, images, record, paths)
         logger.info("%s", status_summary(fit, seconds))
 
     def written(self, paths: dict[str, Path]) -> Iterator[Path]:

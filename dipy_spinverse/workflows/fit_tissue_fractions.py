@@ -27,7 +27,7 @@ class TissueFractionsFlow(FitCommand):
 
     def read(self, arguments: dict[str, Any]) -> Images:
         """Read the images and their sequences."""
-        return self.read_images(**self.takes("read_images", arguments))
+        return self.call("read_images", arguments)
 
     def read_images(
         self,

@@ -104,8 +104,8 @@ class SimulateFlow(Command):
 
     def process(self, arguments: dict[str, Any], paths: dict[str, Path]) -> None:
         """Read, simulate, write."""
-        acquired = self.read_acquisition(**self.takes("read_acquisition", arguments))
-        signals, truth = self.simulate(acquired, **self.takes("simulate", arguments))
+        acquired = self.call("read_acquisition", arguments)
+        signals, truth = self.call("simulate", arguments, acquired)
         affine = np.diag([_VOXEL_MM, _VOXEL_MM, _VOXEL_MM, 1])
         save_image(paths["dwi"], signals, affine, "simulated signals, dipy_spinverse")
         paths["truth"].write_text(json.dumps(truth, indent=2) + "\n")
