@@ -40,7 +40,7 @@ from dipy_spinverse import ClosedCellInversion, SpinverseModel
 from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.bloch_torrey import unique_encodings
 from dipy_spinverse.cell_search.smooth import SmoothCellInversion, smooth_mesh, stored_cells
-from dipy_spinverse.cell_search.smooth.forward import single_cell_field
+from dipy_spinverse.cell_search.smooth.level_set import single_cell_field
 from dipy_spinverse.spinverse.permeability_fields import map_statistics
 
 # Kinds and seeds. On the first three the search and the errors beside draws were chosen.
@@ -115,7 +115,7 @@ class Examination:
         dices = [self._compared(x, cells)["Dice"] for x in draws]
         return self._compared(best, cells) | {
             "Dice of draws": [round(float(np.quantile(dices, q)), 2) for q in (0, 0.5, 1)],
-            "improbability": round(self._inversion.neg2_log_evidence(data, best)),
+            "improbability": self._improbability(data, best),
             "chi2": [round(float((residual[rows] ** 2).mean()), 2) for rows in timings],
             "permeability": (np.sort(best.permeability)[::-1] / mean).round(2).tolist(),
             **{f"{name} interval": x.round(2).tolist() for name, x in intervals.items()},
@@ -135,12 +135,16 @@ class Examination:
         return [[float(x[which == k].sum()) for x in (stated >= 0, stated, near)]
                 for k in range(len(_BINS) - 1)]  # fmt: skip
 
+    def _improbability(self, data, cells):
+        voxel = self._inversion.voxel_data(data)
+        return round(self._inversion.search.neg2_log_evidence(voxel, cells))
+
     def _from_truth(self, data, cells):
         points = self._prior.raster[0]
         start = single_cell_field(self._prior.coefficients_of(depths(cells, points)))
-        found = self._inversion.refined(data, start)
+        found = self._inversion.search.refined(self._inversion.voxel_data(data), start)
         figures = self._compared(found, cells)
-        figures["improbability"] = round(self._inversion.neg2_log_evidence(data, found))
+        figures["improbability"] = self._improbability(data, found)
         return {f"{name} from truth": x for name, x in figures.items()}
 
     def _before(self, data, cells):

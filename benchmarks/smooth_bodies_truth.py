@@ -35,10 +35,10 @@ from benchmarks.smooth_bodies_set import (
 )
 from dipy_spinverse.bloch_torrey import simulate_finite_elements
 from dipy_spinverse.cell_search.smooth import level_set_prior
-from dipy_spinverse.cell_search.smooth.forward import (
+from dipy_spinverse.cell_search.smooth.forward import SmoothModel
+from dipy_spinverse.cell_search.smooth.level_set import (
     LOG_PERMEABILITY_SD,
     TYPICAL_PERMEABILITY,
-    SmoothModel,
     single_cell_field,
 )
 from dipy_spinverse.grid import mesh_surfaces
@@ -105,7 +105,7 @@ def of_fits(acquisition, cells):
         return single_cell_field(prior.coefficients_of(depth + offset), leak)
 
     found = brentq(
-        lambda x: models[-1].shape.geometry(near(x))[0].sum() - volume, -1, 1, xtol=1e-3
+        lambda x: models[-1].volume_fractions.geometry(near(x))[0].sum() - volume, -1, 1, xtol=1e-3
     )
     *_, middle, fine = signals = [model.signals(near(found)) for model in models]
     named = {f"fit, {n} cubes": x for n, x in zip(OF_FITS, signals, strict=True)}

@@ -17,7 +17,7 @@ from dipy_spinverse.cell_search.bodies import Tube, random_bodies, random_cell
 from dipy_spinverse.cell_search.cell_operations import CellOperations
 from dipy_spinverse.cell_search.condensed import CondensedTarget
 from dipy_spinverse.cell_search.descent import Descent
-from dipy_spinverse.cell_search.evolution import Evolution
+from dipy_spinverse.cell_search.evolution import Evolution, Member, SearchTools
 from dipy_spinverse.cell_search.exact_data import ExactData
 from dipy_spinverse.cell_search.joint_changes import jointly_improved
 from dipy_spinverse.cell_search.labelled import (
@@ -38,7 +38,6 @@ from dipy_spinverse.cell_search.probability import (
 )
 from dipy_spinverse.cell_search.search import CellSearch, SearchResult
 from dipy_spinverse.cell_search.separate_cells import SeparateCells
-from dipy_spinverse.cell_search.task import Member, SearchTools
 from dipy_spinverse.spinverse import ClosedCellInversion, Status
 from dipy_spinverse.voxels.rician import rician_mean
 

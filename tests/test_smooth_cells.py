@@ -12,26 +12,23 @@ from dipy_spinverse import Acquisition, SpinverseModel, bcc_grid, load_fit
 from dipy_spinverse.cell_search.condensed import CondensedTarget
 from dipy_spinverse.cell_search.labelled import Target
 from dipy_spinverse.cell_search.smooth import (
-    FieldPrior,
     SmoothCellInversion,
     SmoothSearchBudget,
     smooth_mesh,
     stored_cells,
-    wall_probability,
 )
 from dipy_spinverse.cell_search.smooth import search as smooth_search
 from dipy_spinverse.cell_search.smooth.descent import SmoothDescent
-from dipy_spinverse.cell_search.smooth.forward import (
-    LimitModel,
-    SmoothModel,
-    SmoothShape,
+from dipy_spinverse.cell_search.smooth.forward import LimitModel, SmoothModel, VolumeFractionModel
+from dipy_spinverse.cell_search.smooth.initial_cells import Examples, InitialCells
+from dipy_spinverse.cell_search.smooth.level_set import (
+    FieldPrior,
     single_cell_field,
     split_into_cells,
     without_unresolved_cells,
 )
-from dipy_spinverse.cell_search.smooth.initial_cells import Examples, InitialCells
 from dipy_spinverse.cell_search.smooth.local_minima import LimitRefinement
-from dipy_spinverse.cell_search.smooth.mesh import wall_area
+from dipy_spinverse.cell_search.smooth.mesh import wall_area, wall_probability
 from dipy_spinverse.cell_search.smooth.random_cells import random_cells
 from dipy_spinverse.cell_search.smooth.search import SCALE_SD, SmoothVoxelData
 from dipy_spinverse.cell_search.smooth.symmetries import Rotations, symmetry_images
@@ -80,7 +77,7 @@ def test_the_prior_has_the_variance_that_it_says():
 
 @pytest.mark.parametrize("cubes", [6, 9])
 def test_a_ball_has_its_volume_and_area_on_coarse_lattices(cubes):
-    shape = SmoothShape(bcc_grid(cubes, SIDE / cubes, "absorbing"), PRIOR)
+    shape = VolumeFractionModel(bcc_grid(cubes, SIDE / cubes, "absorbing"), PRIOR)
     volume, area = shape.geometry(ball())
     # Of the prior's smoothing and the points' spacing; lattice labels scatter by 10 %.
     assert volume == pytest.approx(4 / 3 * np.pi * RADIUS**3, rel=0.03)
@@ -393,7 +390,7 @@ def test_cells_apart_have_permeabilities_of_their_own():
     depth = np.max(np.array([[4.0], [3.2]]) - apart, axis=0)
     cells = split_into_cells(single_cell_field(PRIOR.coefficients_of(depth)), PRIOR)
     assert len(cells.log_permeability) == 2
-    shape = SmoothShape(bcc_grid(6, SIDE / 6, "absorbing"), PRIOR)
+    shape = VolumeFractionModel(bcc_grid(6, SIDE / 6, "absorbing"), PRIOR)
     volume, _ = shape.geometry(cells)
     assert volume[0] == pytest.approx(volume[1] * (4 / 3.2) ** 3, rel=0.15)
     model = SmoothModel(pulses(2), PRIOR, 5, 2.0)
@@ -460,7 +457,7 @@ def fit():
 
 def wall_share(fit):
     """Mean share of the box inside of the cells of a fit, on a finer lattice than it knows."""
-    shape = SmoothShape(bcc_grid(6, SIDE / 6, "absorbing"), PRIOR)
+    shape = VolumeFractionModel(bcc_grid(6, SIDE / 6, "absorbing"), PRIOR)
     return np.mean([shape.geometry(cells)[0].sum() for cells in stored_cells(fit)]) / SIDE**3
 
 

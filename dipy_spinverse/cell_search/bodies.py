@@ -53,28 +53,19 @@ def _spline(n_points, ring):
 
 
 def random_bodies(rng: np.random.Generator, grid: TetrahedralGrid) -> np.ndarray:
-    """Labels (T,) of one to three bodies that fill 4 to 40 % of the box.
-
-    Radii scale with the box: 0.22 to 0.6 of its half width.
-    """
+    """Labels (T,) of one to three bodies that fill 4 to 40 % of the box, with radii of 0.22 to 0.6
+    of its half width."""
     corners = grid.points_um.min(axis=0), grid.points_um.max(axis=0)
     while True:
-        labels = random_depth(rng, grid.centroids, corners) > 0
+        number = rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15])
+        labels = _depth(rng, grid.centroids, corners, number, number) > 0
         if 0.04 < _volume_fraction(labels, grid) < 0.4:
             return labels
 
 
-def random_depth(rng: np.random.Generator, points: np.ndarray, corners) -> np.ndarray:
-    """Depth (N,), um, of points (N, 3) in one to three bodies in the box of two corners (3,)."""
-    number = rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15])
-    return _depth(rng, points, corners, number, number)
-
-
 def random_cell(rng: np.random.Generator, grid: TetrahedralGrid) -> np.ndarray:
-    """Labels (T,) of one body that fills 1 to 25 % of the box, so that others fit beside it.
-
-    Large ones are drawn less often, as fewer of them are needed to cover their shapes.
-    """
+    """Labels (T,) of one body that fills 1 to 25 % of the box, so that others fit beside it. Large
+    ones are rarer, as fewer are needed to cover their shapes."""
     corners = grid.points_um.min(axis=0), grid.points_um.max(axis=0)
     while True:
         labels = _depth(rng, grid.centroids, corners, 1, rng.choice([2, 3])) > 0
@@ -84,6 +75,7 @@ def random_cell(rng: np.random.Generator, grid: TetrahedralGrid) -> np.ndarray:
 
 
 def _depth(rng, points_um, corners, number, number_in_box):
+    """Depth (N,), um, of points (N, 3) in some bodies in the box of two corners (3,)."""
     centre, half_widths = np.mean(corners, axis=0), np.subtract(*corners[::-1]) / 2
     bodies: list[Tube] = []
     for _ in range(number):

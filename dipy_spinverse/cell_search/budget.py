@@ -25,10 +25,10 @@ class PopulationPlan:
 
 @dataclass(frozen=True)
 class CellSearchBudget:
-    """How many candidates a search for cells simulates.
+    """How many candidates a search for cells simulates; by default `CellSearchBudget.STANDARD`.
 
-    `CellSearchBudget.STANDARD` is the default, `CellSearchBudget.QUICK` runs through all steps of
-    a search within seconds, for tests and demonstrations; it rarely recovers the cells.
+    `CellSearchBudget.QUICK` runs through all steps within seconds, for tests and demonstrations;
+    it rarely recovers the cells.
     """
 
     n_searched: int = 128  # measurements that are simulated without noise

@@ -49,13 +49,14 @@ class CellOperations:
 
     def partial_reflections(self, labels: np.ndarray) -> np.ndarray:
         """Labels (N, T) in which some but not all of several cells are point reflected."""
-        cells = self.connected_cells(labels)
+        return self.with_reflections(self.connected_cells(labels))[1:]
+
+    def with_reflections(self, cells) -> np.ndarray:
+        """Labels (N, T) of cells (n, T), each but the first reflected or not, where disjoint."""
         choices = product(*((cell, cell[self.reflected]) for cell in cells[1:]))
-        sums = [
-            np.sum([cells[0], *others], axis=0) for others in islice(choices, 1, _MAX_REFLECTIONS)
-        ]
-        disjoint = [total == 1 for total in sums if total.max() == 1]
-        return np.array(disjoint).reshape(-1, len(labels))
+        arrangements = np.array([[cells[0], *x] for x in islice(choices, _MAX_REFLECTIONS)])
+        disjoint = arrangements.sum(axis=1).max(axis=1) == 1
+        return arrangements[disjoint].any(axis=1)
 
     def translated(self, points: np.ndarray, cell: np.ndarray) -> np.ndarray:
         """Labels (P, T) of a cell whose nearest grid point is translated to points (P, 3)."""

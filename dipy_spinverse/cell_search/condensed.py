@@ -18,11 +18,8 @@ _RICIAN_ITERATIONS = 3  # of a fixed-point iteration for the bias; set by hand
 
 
 def whitening(errors: np.ndarray) -> np.ndarray:
-    """Symmetric matrix (M, M) that makes data with correlated errors white, (I + E^T E)^(-1/2).
-
-    E (k, M) are effects of errors shared by measurements, one standard deviation each, on data
-    with independent errors of variance 1.
-    """
+    """(I + E^T E)^(-1/2) (M, M), which makes data white that have independent errors of variance 1
+    and the effects E (k, M) of errors shared by measurements, one standard deviation each."""
     directions, size, _ = np.linalg.svd(errors.T, full_matrices=False)
     reduction = 1 - 1 / np.sqrt(1 + size**2)
     return np.eye(errors.shape[1]) - (directions * reduction) @ directions.T
@@ -34,10 +31,9 @@ def most_probable_errors(errors: np.ndarray, residual: np.ndarray) -> np.ndarray
 
 
 class LinearPrediction:
-    """Linear prediction of all measurements, in units of their noise, from some `number` of them.
+    """All measurements, in units of their noise, predicted linearly from some `number` of them.
 
-    It is fitted to signals (N, M) of examples. `ridge` is the error, in units of the noise, that
-    need not be explained.
+    Fitted to signals (N, M) of examples up to an error of `ridge`, in units of the noise.
     """
 
     def __init__(self, simulator, examples, sigma, number, ridge):
@@ -56,13 +52,12 @@ class LinearPrediction:
 
 
 class CondensedTarget(Target):
-    """Noisy data of which only a few measurements are simulated.
+    """Noisy data of which a few measurements are simulated, as others are linear functions of
+    them.
 
-    All measurements are nearly a linear function of a few, so that their likelihood is a function
-    of these few. It is as accurate as the linear prediction; simulations cost less, and no
-    measurement is discarded. `simulator_of` makes the simulator of measurements of some indices;
-    `shared` (k, M) are effects on the data of errors that measurements share, one standard
-    deviation each.
+    The likelihood is that of all data, as accurate as the prediction. `simulator_of` makes the
+    simulator of measurements of some indices; `shared` (k, M) are effects on the data of errors
+    that measurements share, one standard deviation each.
     """
 
     def __init__(

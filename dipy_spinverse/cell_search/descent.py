@@ -61,11 +61,8 @@ class Descent:
         n_steps: int,
         disturbance: float = 0.0,
     ) -> PartialCells:
-        """Cells after some steps.
-
-        `disturbance` is the standard deviation of a random shape change before the first step, in
-        directions to which the data are insensitive, relative to that of the prior.
-        """
+        """Cells after some steps, before them a random shape change to which the data are
+        insensitive: `disturbance` is its standard deviation, relative to that of the prior."""
         state = self._linearised(target, cells)
         if disturbance:
             root = self._prior_root(state, rng)
@@ -134,10 +131,8 @@ class _LinearModel:
 
 
 def _bounded_step(state, root, error, prior_step):
-    """Most probable step (A + 2,) about `prior_step`, with fractions between 0 and 1.
-
-    s = p + R (J R)^T ((J R) (J R)^T + error^2 I)^-1 (r - J p), over the fractions that are free.
-    """
+    """Most probable step (A + 2,) about `prior_step` p, with fractions between 0 and 1: over free
+    ones s = p + R (J R)^T ((J R) (J R)^T + error^2 I)^-1 (r - J p)."""
     jacobian, fractions = state.jacobian, state.fractions
     step = np.zeros(len(prior_step))
     free = np.ones(len(prior_step), dtype=bool)

@@ -32,11 +32,10 @@ def jointly_improved(
     misfit_at: Callable[[LabelledCells], LabelErrorMisfit],
     rng: np.random.Generator,
 ) -> LabelledCells:
-    """Nearly correct cells after joint changes of several labels.
+    """Nearly correct cells after joint changes of several labels, first of those near the walls.
 
-    At first labels near the walls change; where that does not help and the misfit is small, any
-    labels may: the box can cut a single tetrahedron off a cell, apart from all walls. The metric
-    is `misfit_at` the current cells, so the misfit need not decrease from round to round.
+    Where these do not help and the misfit is small, any may change: the box can cut a single
+    tetrahedron off a cell. The misfit is `misfit_at` the current cells, so it may also increase.
     """
     least, n_failed, all_tetrahedra = np.inf, 0, False
     while not target.explained_by(cells) and n_failed < _PATIENCE:

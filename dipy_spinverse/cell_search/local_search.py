@@ -34,11 +34,9 @@ _MAX_INCREASE = 1.01  # the same where the residual decreases instead
 class LabelErrorMisfit:
     """Squared residual in a metric in which each wrong label counts about the same.
 
-    The residual r of cells with n wrong labels at their walls has about the covariance of n label
-    changes. With the effects D of m typical changes, r^T (c D^T D / m + s^2 I)^-1 r grows with the
-    number of wrong labels, where the sum of squares is dominated by a few directions of large
-    signal. The `scale` s is the error that label changes cannot explain, in units of the errors of
-    the data.
+    With the effects D of m typical label changes, r^T (c D^T D / m + s^2 I)^-1 r grows with their
+    number, where a few directions of large signal dominate the sum of squares. The `scale` s is
+    the error that label changes cannot explain, in units of the errors of the data.
     """
 
     def __init__(self, changes: list[LabelChanges], scale: float):

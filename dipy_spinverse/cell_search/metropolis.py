@@ -41,11 +41,9 @@ def random_moves(rng: np.random.Generator, n_changes: int, temperatures, max_cha
 
 @njit(cache=True, nogil=True)
 def walk(labels, residual, effects, tetrahedra, log_odds_of, moves):
-    """Label changes (m,) at the end of Metropolis moves over the log posterior.
-
-    Changes of the labels of `tetrahedra` (m,) have additive `effects` (m, M) on the data, in units
-    of their errors. Labels (T,) and residual (M,) are updated in place.
-    """
+    """Label changes (m,) of `tetrahedra` (m,), with additive `effects` (m, M) in units of the
+    errors, by Metropolis moves over the log posterior. Labels (T,) and residual (M,) change in
+    place."""
     offsets, neighbours, weights, bias = log_odds_of
     indices, thresholds, max_changes = moves
     changed = np.zeros(len(effects), dtype=np.bool_)
@@ -74,11 +72,8 @@ def walk(labels, residual, effects, tetrahedra, log_odds_of, moves):
 
 @njit(cache=True, nogil=True)
 def anneal(residual, effects, interactions, moves):
-    """Label changes (n,) of the smallest squared residual (M,) met by Metropolis moves.
-
-    Single changes have `effects` (n, M) on the data; those of neighbours interact. The gain of a
-    move is half of the decrease of the squared residual, which is updated in place.
-    """
+    """Label changes (n,) of the smallest squared residual (M,) met by Metropolis moves; those of
+    neighbours, with `effects` (n, M), interact. The residual is updated in place."""
     offsets, neighbours, added = interactions
     indices, thresholds, max_changes = moves
     changed = np.zeros(len(effects), dtype=np.bool_)

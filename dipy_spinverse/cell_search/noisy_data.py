@@ -10,13 +10,13 @@ import numpy as np
 from dipy_spinverse.cell_search.budget import NOISY_POPULATIONS, PopulationPlan
 from dipy_spinverse.cell_search.condensed import CondensedTarget
 from dipy_spinverse.cell_search.descent import Descent
+from dipy_spinverse.cell_search.evolution import Member, SearchTools
 from dipy_spinverse.cell_search.labelled import N_TYPICAL, LabelledCells, Target
 from dipy_spinverse.cell_search.probability import (
     NegativeLogPosterior,
     Smoothness,
     with_fitted_transmissibility,
 )
-from dipy_spinverse.cell_search.task import Member, SearchTools
 from dipy_spinverse.threads import in_threads
 
 # Set by hand on the shapes of benchmarks/shapes.py, as is all below without another source.
@@ -123,12 +123,8 @@ def posterior_ensemble(
     n_draws: int,
     rng: np.random.Generator,
 ) -> list[LabelledCells]:
-    """Draws of cells, by randomized maximum likelihood.
-
-    Finalists are disturbed and refitted to data with further noise, and so end in other cells
-    that the data do not distinguish. All are drawn with tempered posterior weights (Chen and
-    Oliver, Math. Geosci. 44, 2012, https://doi.org/10.1007/s11004-011-9376-z).
-    """
+    """Draws of cells by randomized maximum likelihood, https://doi.org/10.1007/s11004-011-9376-z:
+    finalists refitted to data with further noise, with tempered posterior weights."""
 
     def refitted(finalist, rng):
         target, cells = finalist

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import numpy as np
 from scipy.sparse import csr_matrix
 
@@ -42,6 +40,9 @@ class Smoothness:
         common.data = np.choose(common.data - 1, [0.0, BY_EDGE, BY_FACE])
         common.eliminate_zeros()
         self._weights = common
+        self._of_no_cells = self._log_probability(-np.ones(common.shape[0]))
+        # Change of the log probability with each label.
+        self.log_odds = LogOdds(common.indptr, common.indices, common.data, BIAS)
 
     def __call__(self, labels: np.ndarray) -> float:
         """Log probability of labels (T,), relative to that of no cells."""
@@ -49,15 +50,6 @@ class Smoothness:
 
     def _log_probability(self, spins):
         return 0.25 * spins @ (self._weights @ spins) + 0.5 * BIAS * spins.sum()
-
-    @cached_property
-    def _of_no_cells(self):
-        return self._log_probability(-np.ones(self._weights.shape[0]))
-
-    @property
-    def log_odds(self) -> LogOdds:
-        """Change of the log probability with each label."""
-        return LogOdds(self._weights.indptr, self._weights.indices, self._weights.data, BIAS)
 
 
 def shared_points(grid: TetrahedralGrid) -> csr_matrix:
@@ -72,10 +64,8 @@ def shared_points(grid: TetrahedralGrid) -> csr_matrix:
 
 
 class NegativeLogPosterior:
-    """Minus the log posterior of labels, marginal over the transmissibilities.
-
-    Sensitivities of `typical` cells to the transmissibilities stand for those of all cells.
-    """
+    """Minus the log posterior of labels, marginal over the transmissibilities, to which `typical`
+    cells have about the sensitivities of all."""
 
     def __init__(self, smoothness: Smoothness, target: Target, typical: list[LabelledCells]):
         self.smoothness = smoothness

@@ -1,11 +1,9 @@
 """The search for the cells that explain a voxel: populations of shapes that are improved.
 
-Each population begins with the random bodies that agree best with the data, and with combinations
-of single cells (`separate_cells`). In a round some members are disturbed and fitted again: by
-Gauss-Newton in the volume fractions of tetrahedra inside of cells (`descent`), then by changes of
-labels (`local_search`, `joint_changes`). The best members that differ from each other survive,
-compared by an objective that counts wrong labels (`exact_data`) or, where there is noise, by their
-posterior probability (`noisy_data`).
+Populations begin with the random bodies nearest to the data and combinations of single cells
+(`separate_cells`). In a round some members are disturbed and fitted again, by Gauss-Newton
+(`descent`) and changes of labels (`local_search`, `joint_changes`); the best distinct ones
+survive, by an objective that counts wrong labels (`exact_data`) or the posterior (`noisy_data`).
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import repeat
+from itertools import cycle, repeat
 
 import numpy as np
 from scipy.linalg import qr
@@ -26,7 +24,7 @@ from dipy_spinverse.cell_search.budget import CellSearchBudget, InitialBodies
 from dipy_spinverse.cell_search.cell_operations import CellOperations
 from dipy_spinverse.cell_search.condensed import CondensedTarget
 from dipy_spinverse.cell_search.descent import Descent, PartialCells
-from dipy_spinverse.cell_search.evolution import Evolution
+from dipy_spinverse.cell_search.evolution import Evolution, Member, SearchTools
 from dipy_spinverse.cell_search.exact_data import ExactData
 from dipy_spinverse.cell_search.labelled import (
     LabelledCells,
@@ -36,7 +34,6 @@ from dipy_spinverse.cell_search.labelled import (
 )
 from dipy_spinverse.cell_search.noisy_data import NoisyData
 from dipy_spinverse.cell_search.separate_cells import SeparateCells
-from dipy_spinverse.cell_search.task import Member, SearchTools
 from dipy_spinverse.grid import TetrahedralGrid
 
 # Initial permeabilities of walls and of other faces, um/ms; both are fitted.
@@ -52,16 +49,12 @@ _N_TYPICAL_BODIES = 6  # whose sensitivities select the measurements of the sear
 
 @dataclass(frozen=True, eq=False)
 class SearchResult:
-    """The best cells of a voxel, others that explain it, and how the search ended.
-
-    It is solved if the best cells explain the data, hopeless if the search ended early because all
-    cells were far from explaining them.
-    """
+    """The best cells of a voxel, others that explain it, and how the search ended."""
 
     best: LabelledCells
     draws: list[LabelledCells]
-    solved: bool
-    hopeless: bool = False
+    solved: bool  # whether the best explain the data
+    hopeless: bool = False  # it ended early: all cells were far from explaining the data
 
 
 class CellSearch:
@@ -106,7 +99,8 @@ class CellSearch:
         else:
             task = self.exact_data(complete)
             combinations = self._combinations(task, rng)
-        evolution = Evolution(task, self.tools, self._repeated_bodies(task.ranking), rng)
+        bodies = (self._blurred(self.bodies[k]) for k in cycle(task.ranking))
+        evolution = Evolution(task, self.tools, bodies, rng)
         populations: list[list[Member]] = []
         hopeless = False
         for plan in task.populations:
@@ -191,12 +185,6 @@ class CellSearch:
         target = _signal_target(self.simulator, len(self._acquisition))
         labels = self.bodies[: self.tools.budget.n_examples]
         return target.simulate(labels, self.tools.transmissibility)
-
-    def _repeated_bodies(self, ranking):
-        """Initial partial cells of the random bodies, again and again."""
-        while True:
-            for k in ranking:
-                yield self._blurred(self.bodies[k])
 
 
 def _signal_target(simulator, n_measurements):

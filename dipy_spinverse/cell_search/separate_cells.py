@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from itertools import combinations, product
+from itertools import combinations, islice
 
 import numpy as np
 
@@ -29,10 +29,9 @@ _N_ARRANGEMENTS = 25  # of all cells, that are simulated
 class SeparateCells:
     """Combinations of single cells that nearly explain the data of a voxel.
 
-    The effect of a cell on the signals depends little on distant cells: effects add up, except for
-    terms of about their product. So simulations of N single cells nearly predict the signals of
-    all their pairs and triples, and those of single cells at all positions the signals of all
-    arrangements.
+    Effects of distant cells on the signals add up, except for terms of about their product. So
+    simulations of N single cells nearly predict the signals of all pairs and triples, and those of
+    single cells at all positions the signals of all arrangements.
     """
 
     def __init__(self, task: ExactData, single: SimulatedCells):
@@ -49,10 +48,8 @@ class SeparateCells:
         self._effects = single.signals - self._empty_signals
 
     def by_likely_number(self, rng: np.random.Generator) -> Iterator[tuple[int, np.ndarray]]:
-        """Numbers of cells, the most likely first, and labels (n, T) of combinations of so many.
-
-        The labels differ from each other; the best come first.
-        """
+        """Numbers of cells, the most likely first, and labels (n, T) of distinct combinations of
+        so many, the best first."""
         objective = self._task.objective_with_error(self._cells, self._error)
         best = {
             number: self._combined(number, objective, rng) for number in range(1, _MAX_CELLS + 1)
@@ -123,15 +120,9 @@ class SeparateCells:
 
     def _with_reflections(self, combinations_of_cells):
         """Labels of combinations, each with all reflections of its cells but the first."""
-        labels = [np.zeros((0, len(self._side)), dtype=bool)]
-        for cells in combinations_of_cells:
-            sides = ((cell, cell[self._tools.operations.reflected]) for cell in cells[1:])
-            arrangements = np.array([[cells[0], *others] for others in product(*sides)])
-            disjoint = arrangements.sum(axis=1).max(axis=1) == 1
-            labels.append(arrangements[disjoint].any(axis=1))
-            if len(labels) > _MAX_SIMULATED:
-                break
-        return np.concatenate(labels)
+        none = np.zeros((0, len(self._side)), dtype=bool)
+        some = islice(combinations_of_cells, _MAX_SIMULATED)
+        return np.concatenate([none, *map(self._tools.operations.with_reflections, some)])
 
     def _best(self, labels, objective, number):
         """The best of labels (N, T) that differ."""

@@ -60,10 +60,8 @@ class VoxelwiseInversion:
 
 
 class CellInversion(VoxelwiseInversion):
-    """A :class:`dipy_spinverse.inversion.protocols.WallSolver`, for separate cells and a known S0.
-
-    The diffusivity is in um^2/ms; `n_fields` further wall fields of a voxel are drawn.
-    """
+    """A :class:`dipy_spinverse.inversion.protocols.WallSolver`, for separate cells and a known S0,
+    with the diffusivity in um^2/ms, that draws `n_fields` further wall fields of each voxel."""
 
     def __init__(
         self,
@@ -82,10 +80,8 @@ class CellInversion(VoxelwiseInversion):
 
     def run(self, data: np.ndarray, sigma: np.ndarray | None) -> Reconstruction:
         """Find the cells of V voxels; arguments as :meth:`WallSolver.run`."""
-        noise, degrees_of_freedom = (
-            np.zeros((len(data), len(self._acquisition.echo_times))),
-            np.inf,
-        )
+        degrees_of_freedom = np.inf
+        noise = np.zeros((len(data), len(self._acquisition.echo_times)))
         estimated, freedom = noise_before_fit(data, self._acquisition, per_te=True)
         if sigma is not None:
             noise += sigma[:, None]

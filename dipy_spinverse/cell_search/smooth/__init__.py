@@ -2,8 +2,8 @@
 
 from dipy_spinverse.cell_search.smooth.budget import SmoothSearchBudget
 from dipy_spinverse.cell_search.smooth.inversion import SmoothCellInversion
-from dipy_spinverse.cell_search.smooth.level_set import FieldPrior, level_set_prior
-from dipy_spinverse.cell_search.smooth.mesh import smooth_mesh, wall_probability
+from dipy_spinverse.cell_search.smooth.level_set import level_set_prior
+from dipy_spinverse.cell_search.smooth.mesh import smooth_mesh
 from dipy_spinverse.cell_search.smooth.storage import (
     CELL_ARRAYS,
     signals_of_cells,
@@ -13,7 +13,6 @@ from dipy_spinverse.cell_search.smooth.storage import (
 
 __all__ = [
     "CELL_ARRAYS",
-    "FieldPrior",
     "SmoothCellInversion",
     "SmoothSearchBudget",
     "level_set_prior",
@@ -21,5 +20,4 @@ __all__ = [
     "smooth_layout",
     "smooth_mesh",
     "stored_cells",
-    "wall_probability",
 ]

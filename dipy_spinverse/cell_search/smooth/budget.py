@@ -8,10 +8,11 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class SmoothSearchBudget:
-    """How many candidates a search for smooth cells simulates.
+    """How many candidates a search for smooth cells simulates; by default
+    `SmoothSearchBudget.STANDARD`.
 
-    `SmoothSearchBudget.STANDARD` is the default, `SmoothSearchBudget.QUICK` runs through all steps
-    of a search within seconds, for tests and demonstrations; it rarely recovers the cells.
+    `SmoothSearchBudget.QUICK` runs through all steps within seconds, for tests and demonstrations;
+    it rarely recovers the cells.
     """
 
     # Along the box: of the grids for initial cells, for derivatives, for signals, and of the

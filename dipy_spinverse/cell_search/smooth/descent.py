@@ -6,14 +6,16 @@ hundreds of measurements. So each step uses the residual on the fine grid.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 import numpy as np
 import torch
 
 from dipy_spinverse.cell_search.condensed import CondensedTarget
-from dipy_spinverse.cell_search.smooth.forward import SmoothCells, SmoothModel
-from dipy_spinverse.cell_search.smooth.level_set import FieldPrior
+from dipy_spinverse.cell_search.smooth.forward import SmoothModel
+from dipy_spinverse.cell_search.smooth.level_set import FieldPrior, SmoothCells
 from dipy_spinverse.inversion.levenberg_marquardt import Damping, levenberg_marquardt
 
 # Chosen on the bodies of benchmarks/notes/walls_off_grid.md ("Steps", "Damping").
@@ -51,16 +53,18 @@ class FittedCells:
         return float(self.residual @ self.residual / error**2 + unknowns @ unknowns)
 
 
+def most_probable_first(fitted: Iterable[FittedCells]) -> list[FittedCells]:
+    """Fitted cells in the order of their posterior probability."""
+    return sorted(fitted, key=attrgetter("neg2_log_posterior"))
+
+
 @dataclass(frozen=True, eq=False)
 class SmoothDescent:
-    """Steps that increase the posterior probability of smooth cells.
-
-    Both models are of the measurements of the target: for signals, and for their derivatives.
-    """
+    """Steps that increase the posterior probability given the measurements of a target."""
 
     target: CondensedTarget
     signal_model: SmoothModel
-    slope_model: SmoothModel
+    slope_model: SmoothModel  # for derivatives
     prior: FieldPrior
 
     def fitted(self, cells: SmoothCells) -> FittedCells:
@@ -73,11 +77,8 @@ class SmoothDescent:
         return self.target.expected(self.slope_model.linear(cells)[1].T).T
 
     def __call__(self, state: FittedCells, n_steps: int) -> FittedCells:
-        """Cells after some steps of Levenberg and Marquardt, in units of the prior.
-
-        While the misfit is large, half of it counts as error of the model, so that cells remain
-        probable as long as the data do not require others.
-        """
+        """Cells after Levenberg-Marquardt steps. Half of the misfit, while it is large, counts as
+        error of the model, so that cells remain probable as long as data do not require others."""
         jacobian = None
 
         def advance(_, level):
@@ -108,12 +109,9 @@ class SmoothDescent:
     def posterior_sample(
         self, rng: np.random.Generator, cells: SmoothCells, n_steps: int, error: float
     ) -> SmoothCells:
-        """A sample around the most probable cells, by randomised maximum likelihood.
-
-        It is the most probable cells of data and of a prior mean drawn around the signals and
-        parameters of `cells`, with the noise of the data times `error`. For a linear model that is
-        exact (https://doi.org/10.1007/s11004-011-9376-z); here samples explain the data.
-        """
+        """A sample around the most probable cells: those of data and a prior mean drawn around
+        their signals and parameters, with the noise times `error`. For linear models it is exact,
+        by randomised maximum likelihood (https://doi.org/10.1007/s11004-011-9376-z)."""
         target, model = self.target, self.slope_model
         variances = self.prior.variances**_VARIANCE_POWER
         prior_sd = np.append(variances, np.ones(len(cells.log_permeability)))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from dipy_spinverse.acquisition.base import BaseAcquisition
 from dipy_spinverse.bloch_torrey.finite_volumes.operator import face_resistance
@@ -15,136 +14,81 @@ from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import (
     contact_fraction,
 )
 from dipy_spinverse.cell_search.smooth.level_set import (
+    LOG_PERMEABILITY_SD,
     FieldPrior,
-    VolumeFractionModel,
-    VolumeFractions,
+    SmoothCells,
 )
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
 
-# Prior of permeabilities: median, um/ms, and standard deviation of the logarithm. Broad: 95 % are
-# between 0.002 and 0.2 um/ms.
-TYPICAL_PERMEABILITY = 0.02
-LOG_PERMEABILITY_SD = 1.2
-_MIN_CELL_FRACTION = 0.05  # of the volume of all cells, of a cell of its own permeability
-# Volume over that of the box below which the grids of the search do not resolve a cell, and depth
-# (lengths of the prior) to which its field is lowered (benchmarks/notes/walls_off_grid.md).
-_UNRESOLVED, _LOWERED = 0.0025, 0.5
 _MIN_AREA = 1e-9  # um^2, against division by 0
 _STEPS = 4  # time steps per gradient pulse, as in the search on the lattice
 # Odds ratio of Plackett's distribution by which pools of the same side of a smooth wall meet
 # (https://doi.org/10.1080/01621459.1965.10480807). By chance, 1, signals of a ring err twice as
 # much (doc/method.md).
 _ODDS_RATIO = 30.0
+# Width of walls, in distances of the points that sample a tetrahedron: wider ones would leak
+# (benchmarks/notes/walls_off_grid.md, "The width of a wall").
+_WIDTH = 0.6
+_MIN_SLOPE, _MAX_SLOPE = 0.3, 1.2  # of the field at walls, to convert it to a distance
+_FLAT = 1e-6  # extent across a planar piece, over that along it
 
 
 @dataclass(frozen=True, eq=False)
-class SmoothCells:
-    """Smooth cells in a box."""
+class VolumeFractions:
+    """Volume fractions inside of cells, of T tetrahedra and B outer faces of a grid."""
 
-    z: np.ndarray  # (n,) coefficients of their level-set field
-    log_permeability: np.ndarray  # (C,) of the walls of each cell, standardised by the prior
-    cell_index: np.ndarray  # (R, R, R) cell to which each point of the raster belongs
+    fractions: np.ndarray  # (T + B,)
+    area: np.ndarray  # (T,) of the walls in each tetrahedron, um^2
+    points: np.ndarray  # (P, 3) that sample the pieces near walls, um
+    pieces: np.ndarray  # (P,) tetrahedra and outer faces to which these belong
+    by_field: np.ndarray  # (P,) derivatives of the fractions by the field at the points, 1/um
 
-    @property
-    def unknowns(self) -> np.ndarray:
-        """All parameters (n + C,), each with a standard normal prior."""
-        return np.concatenate([self.z, self.log_permeability])
-
-    @property
-    def permeability(self) -> np.ndarray:
-        """Of the walls of each cell (C,), um/ms."""
-        return TYPICAL_PERMEABILITY * np.exp(LOG_PERMEABILITY_SD * self.log_permeability)
-
-    def moved(self, step: np.ndarray) -> SmoothCells:
-        """Cells with changed unknowns."""
-        z, log_permeability = np.split(step, [len(self.z)])
-        log_permeability = self.log_permeability + log_permeability
-        return replace(self, z=self.z + z, log_permeability=log_permeability)
-
-    def index_at(self, points: np.ndarray, box_um: np.ndarray) -> np.ndarray:
-        """Cell (P,) to which points (P, 3), um, in a box belong."""
-        n = len(self.cell_index)
-        voxel = ((points / box_um + 0.5) * n).astype(int).clip(0, n - 1)
-        return self.cell_index[tuple(voxel.T)]
+    def slopes(self, by_fraction: np.ndarray, prior: FieldPrior) -> np.ndarray:
+        """Derivatives (M, n) by the unknowns, from those (M, T + B) by the fractions."""
+        weighted = by_fraction[:, self.pieces] * self.by_field
+        return weighted.astype(np.float32) @ prior.basis(self.points)
 
 
-def single_cell_field(z: np.ndarray, log_permeability: float = 0.0) -> SmoothCells:
-    """Cells of one permeability, by default the typical one."""
-    return SmoothCells(z, np.array([log_permeability]), np.zeros((1, 1, 1), dtype=int))
-
-
-def without_unresolved_cells(cells: SmoothCells, prior: FieldPrior) -> SmoothCells:
-    """The same without cells that are too small to be resolved, unless all are.
-
-    Steps by the derivatives of a coarse grid create such islands, and do not remove them.
-    """
-    field = prior.on_raster(cells.z)
-    labels, number = ndimage.label(field > 0)
-    sizes = np.bincount(labels.ravel(), minlength=number + 1)
-    small = sizes < _UNRESOLVED * labels.size
-    if not small.any() or small[1:].all():
-        return cells
-    region = ndimage.binary_dilation(small[labels]) & (small[labels] | (labels == 0))
-    change = np.where(region, np.minimum(-_LOWERED * prior.length - field, 0.0), 0.0)
-    return replace(cells, z=cells.z + prior.coefficient_change(change.ravel()))
-
-
-def split_into_cells(cells: SmoothCells, prior: FieldPrior) -> SmoothCells:
-    """The same, with a permeability for each connected cell that is large enough.
-
-    It begins as the mean over the volume of the cell. Cells that have merged keep theirs.
-    """
-    inside = prior.on_raster(cells.z) > 0
-    previous = np.broadcast_to(cells.cell_index, inside.shape)
-    labels, large = max(
-        (_large(ndimage.label(inside)[0]), _large((previous + 1) * inside)),
-        key=lambda x: len(x[1]),
-    )
-    if not len(large):
-        return single_cell_field(cells.z)
-    nearest = ndimage.distance_transform_edt(
-        ~np.isin(labels, large), return_distances=False, return_indices=True
-    )
-    index = np.searchsorted(large, labels[tuple(nearest)])
-    log_permeability = [
-        cells.log_permeability[previous[inside & (index == k)]].mean() for k in range(len(large))
-    ]
-    return SmoothCells(cells.z, np.array(log_permeability), index)
-
-
-def _large(labels):
-    """Labels of cells, 0 outside, and those that are large enough for their own permeability."""
-    sizes = np.bincount(labels.ravel())[1:]
-    return labels, np.flatnonzero(sizes >= _MIN_CELL_FRACTION * sizes.sum().clip(1)) + 1
-
-
-class SmoothShape:
-    """Volume fractions, volumes and areas of smooth cells on an absorbing lattice."""
+class VolumeFractionModel:
+    """Volume fractions inside of smooth cells, volumes and areas, on an absorbing lattice."""
 
     def __init__(self, grid: TetrahedralGrid, prior: FieldPrior):
-        self.grid, self._box_um = grid, prior.box_um
-        self.volume_fractions = VolumeFractionModel(grid, prior)
+        self.grid, self._prior = grid, prior
+        inner = np.einsum("qv,tvk->tqk", _barycentric(), grid.tetrahedron_points)
+        sides = _evenly_in(_on_sides(grid))
+        inner_width = _WIDTH * np.cbrt(grid.volumes[0] / inner.shape[1])
+        side_width = _WIDTH * np.sqrt(grid.outer_areas[0] / sides.shape[1])
+        self._pieces = (
+            _Pieces(inner, grid.volumes, inner_width),
+            _Pieces(sides, grid.outer_areas, side_width),
+        )
 
-    def fractions(self, cells: SmoothCells) -> np.ndarray:
-        """Volume fractions (T,) of tetrahedra inside of cells."""
-        return self.volume_fractions(cells.z).fractions[: self.grid.n_tetrahedra]
+    def __call__(self, cells: SmoothCells) -> VolumeFractions:
+        """Volume fractions inside of cells."""
+        field_at = self._prior.interpolated(cells.z)
+        inner, sides = (pieces.fractions(field_at) for pieces in self._pieces)
+        return VolumeFractions(
+            fractions=np.concatenate([inner.fractions, sides.fractions]),
+            area=inner.area,
+            points=np.concatenate([inner.points, sides.points]),
+            pieces=np.concatenate([inner.pieces, sides.pieces + len(inner.fractions)]),
+            by_field=np.concatenate([inner.by_field, sides.by_field]),
+        )
 
     def index(self, cells: SmoothCells) -> np.ndarray:
         """Cell to which each tetrahedron (T,) belongs."""
-        return cells.index_at(self.grid.centroids, self._box_um)
+        return cells.index_at(self.grid.centroids, self._prior.box_um)
 
     def geometry(self, cells: SmoothCells) -> tuple[np.ndarray, np.ndarray]:
         """Volume and area (C,), um^3 and um^2, of each cell."""
-        filled, index = self.volume_fractions(cells.z), self.index(cells)
+        filled, index = self(cells), self.index(cells)
         volumes = filled.fractions[: self.grid.n_tetrahedra] * self.grid.volumes
         n_cells = len(cells.log_permeability)
         return np.bincount(index, volumes, n_cells), np.bincount(index, filled.area, n_cells)
 
     def projected_permeability(self, cells: SmoothCells, filled: VolumeFractions) -> np.ndarray:
-        """Permeability (C,), um/ms, of the lattice's faces at the walls of each cell.
-
-        Permeability times area is that of the smooth walls, whatever the area of the faces is.
-        """
+        """Permeability (C,), um/ms, of the lattice's faces at the walls of each cell: its product
+        with their area is that of the smooth walls."""
         index, n_cells = self.index(cells), len(cells.log_permeability)
         row, column = self.grid.face_tetrahedra.T
         a, b, areas = filled.fractions[row], filled.fractions[column], self.grid.face_areas
@@ -155,24 +99,94 @@ class SmoothShape:
         return cells.permeability * smooth_area / np.maximum(lattice_area, _MIN_AREA)
 
 
-class SmoothModel:
-    """Signals of smooth cells on a lattice with some cubes along the shortest side of the box.
+class _Pieces:
+    """Pieces of space of sizes (N,), sampled by points (N, Q, 3), with walls of a width, um."""
 
-    The diffusivity is in um^2/ms.
-    """
+    def __init__(self, points, sizes, width):
+        self._points, self._sizes, self._width = points, sizes, width
+        self._centres = points.mean(axis=1)
+        # Least squares of the field's slope in each piece.
+        self._to_slope = np.linalg.pinv(points - self._centres[:, None], rcond=_FLAT)
+        radius = np.linalg.norm(points - self._centres[:, None], axis=2).max()
+        self._max_field = _MAX_SLOPE * (radius + width / 2)
+
+    def fractions(self, field_at):
+        """Volume fractions for a field, of pieces numbered from 0."""
+        central = field_at(self._centres)
+        near_wall = np.flatnonzero(np.abs(central) < self._max_field)
+        field = field_at(self._points[near_wall])
+        gradient = np.einsum("tkq,tq->tk", self._to_slope[near_wall], field)
+        slope = np.linalg.norm(gradient, axis=1).clip(_MIN_SLOPE)[:, None]
+        inside = 0.5 + field / slope / (2 * self._width)
+        at_wall = (inside > 0) & (inside < 1)
+        fractions, area_density = (central > 0).astype(float), np.zeros(len(central))
+        fractions[near_wall] = inside.clip(0, 1).mean(axis=1)
+        area_density[near_wall] = at_wall.mean(axis=1) / (2 * self._width)
+        by_field = at_wall / slope / (2 * self._width * field.shape[1])
+        return VolumeFractions(
+            fractions,
+            area_density * self._sizes,
+            points=self._points[near_wall][at_wall],
+            pieces=near_wall[np.nonzero(at_wall)[0]],
+            by_field=by_field[at_wall],
+        )
+
+
+def _on_sides(grid):
+    """Triangles (B, 3, 3), um, on the sides of the box behind the outer faces of a lattice."""
+    face, half_box = grid.points_um[grid.outer_faces], grid.box_um / 2
+    # Two corners of an outer face lie on a side of the box, the third one below it.
+    distance = half_box - np.abs(face.mean(axis=1))
+    normal_axis = np.arange(3) == distance.argmin(axis=1)[:, None]
+    return np.where(normal_axis[:, None], np.sign(face) * half_box, face)
+
+
+def _evenly_in(triangles):
+    """Points (B, 16, 3) that sample triangles (B, 3, 3) evenly."""
+    corner = np.eye(3)[None]
+    for _ in range(2):
+        a, b, c = np.moveaxis(corner, 1, 0)
+        ab, bc, ca = (a + b) / 2, (b + c) / 2, (c + a) / 2
+        quarters = [[a, ab, ca], [ab, b, bc], [ca, bc, c], [ab, bc, ca]]
+        corner = np.concatenate([np.stack(quarter, axis=1) for quarter in quarters])
+    return np.einsum("qv,bvk->bqk", corner.mean(axis=1), triangles)
+
+
+def _barycentric():
+    """Barycentric points (32, 4) of a tetrahedron, by a four-point rule in each eighth."""
+    inner, outer = 0.58541020, 0.13819660
+    rule = np.full((4, 4), outer) + (inner - outer) * np.eye(4)
+    return np.einsum("qv,pvk->pqk", rule, _eighths(np.eye(4))).reshape(-1, 4)
+
+
+def _eighths(corner):
+    """The eight tetrahedra (8, 4, 4) in which halved edges cut one."""
+    a, b, c, d = corner
+    ab, ac, ad, bc, bd, cd = ((x + y) / 2 for x, y in
+                              ((a, b), (a, c), (a, d), (b, c), (b, d), (c, d)))  # fmt: skip
+    return np.array([
+        [a, ab, ac, ad], [b, ab, bc, bd], [c, ac, bc, cd], [d, ad, bd, cd],
+        [ab, cd, ac, bc], [ab, cd, bc, bd], [ab, cd, bd, ad], [ab, cd, ad, ac],
+    ])  # fmt: skip
+
+
+class SmoothModel:
+    """Signals of smooth cells on a lattice with `cubes` along the shortest side of the box, with
+    the diffusivity in um^2/ms."""
 
     def __init__(
         self, acquisition: BaseAcquisition, prior: FieldPrior, cubes: int, diffusivity: float
     ):
         edge = prior.box_um.min() / cubes
         grid = bcc_grid(np.round(prior.box_um / edge).astype(int), edge, "absorbing")
-        self.shape, self.cubes, self._prior = SmoothShape(grid, prior), cubes, prior
+        self.volume_fractions = VolumeFractionModel(grid, prior)
+        self.cubes, self._prior = cubes, prior
         self._acquisition, self._diffusivity = acquisition, diffusivity
         self._resistance = float(np.median(face_resistance(grid, diffusivity)))
         self.simulator = self._simulator_of(acquisition)
 
     def _simulator_of(self, acquisition):
-        grid, D = self.shape.grid, self._diffusivity
+        grid, D = self.volume_fractions.grid, self._diffusivity
         return PartialVolumeSimulator(
             acquisition, grid, diffusivity=D, steps=_STEPS, dtype="float32", odds_ratio=_ODDS_RATIO
         )
@@ -200,9 +214,9 @@ class SmoothModel:
 
     def _on_lattice(self, cells):
         """Volume fractions, relative transmissibilities (C + 1,) of faces, cell index (T,)."""
-        filled = self.shape.volume_fractions(cells.z)
-        ratio = self.shape.projected_permeability(cells, filled) * self._resistance
-        return filled, np.append(ratio / (1 + ratio), 1.0), self.shape.index(cells)
+        filled = self.volume_fractions(cells)
+        ratio = self.volume_fractions.projected_permeability(cells, filled) * self._resistance
+        return filled, np.append(ratio / (1 + ratio), 1.0), self.volume_fractions.index(cells)
 
 
 class LimitModel:

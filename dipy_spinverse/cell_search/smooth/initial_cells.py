@@ -1,8 +1,7 @@
 """Initial cells that signals suggest: random ones, rotated, and combinations of several of them.
 
-Descents end in the local minimum of the nearest shape and never split a cell, so that much depends
-on the initial cells. Rotated by the symmetries of the box and combined, two thousand simulated
-cells are a billion candidates.
+Descents never split a cell, so much depends on the initial cells. Rotated by the symmetries of the
+box and combined, two thousand simulated cells are a billion candidates.
 """
 
 from __future__ import annotations
@@ -13,8 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from dipy_spinverse.cell_search.smooth.forward import SmoothCells
-from dipy_spinverse.cell_search.smooth.level_set import RASTER, FieldPrior
+from dipy_spinverse.cell_search.smooth.level_set import RASTER, FieldPrior, SmoothCells
 from dipy_spinverse.cell_search.smooth.symmetries import Rotations
 
 # Set by hand; what combinations contribute is in benchmarks/notes/walls_off_grid.md.
@@ -28,15 +26,12 @@ _MAX_EXTENDED = 200  # combinations to which one more cell is added
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Random cells: fields (N, R^3) on the raster, log permeabilities (N,), signals (N, M).
+    """Random cells."""
 
-    `empty` (M,) are the signals of the box without any.
-    """
-
-    fields: np.ndarray
-    log_permeability: np.ndarray
-    signals: np.ndarray
-    empty: np.ndarray
+    fields: np.ndarray  # (N, R^3) on the raster
+    log_permeability: np.ndarray  # (N,)
+    signals: np.ndarray  # (N, M)
+    empty: np.ndarray  # (M,) signals of the box without cells
 
 
 class InitialCells:
@@ -64,10 +59,9 @@ class InitialCells:
     def combined(
         self, data: np.ndarray, sigma: np.ndarray, numbers: Sequence[int]
     ) -> list[SmoothCells]:
-        """Combinations of examples whose signals add up to the data.
+        """Combinations of two, three, ... examples, so many of each as `numbers` say.
 
         The effects of cells that do not touch on the signals of the empty box nearly add up.
-        `numbers` are those of combinations of two examples, of three, and so on.
         """
         small = np.flatnonzero((self._examples.fields > 0).mean(axis=1) < _MAX_FRACTION)
         effects, total_effect = self._effects(small, data, sigma)

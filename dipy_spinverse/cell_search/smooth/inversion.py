@@ -8,8 +8,8 @@ import torch
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import relative_transmissibility
 from dipy_spinverse.cell_search.smooth.budget import SmoothSearchBudget
-from dipy_spinverse.cell_search.smooth.forward import SmoothCells, SmoothShape
-from dipy_spinverse.cell_search.smooth.level_set import level_set_prior
+from dipy_spinverse.cell_search.smooth.forward import VolumeFractionModel
+from dipy_spinverse.cell_search.smooth.level_set import SmoothCells, level_set_prior
 from dipy_spinverse.cell_search.smooth.mesh import wall_area, wall_probability
 from dipy_spinverse.cell_search.smooth.search import SmoothSearch, SmoothVoxelData
 from dipy_spinverse.cell_search.smooth.storage import CELL_ARRAYS, cell_arrays
@@ -39,9 +39,9 @@ _TINY = 1e-9  # um^2, um^3/ms, against division by 0
 class SmoothCellInversion(VoxelwiseInversion):
     """As :class:`dipy_spinverse.cell_search.CellInversion`, for cells whose walls lie anywhere.
 
-    The box of the absorbing lattice is the domain, and its faces show the walls; signals are
-    simulated on other lattices. `n_fields` posterior samples are drawn. Unknown scales, one for
-    each echo time, and an unknown diffusivity (um^2/ms) are fitted.
+    The box of the lattice is the domain, its faces show the walls; signals are simulated on other
+    lattices. `n_fields` samples are drawn; unknown scales of echo times and diffusivities are
+    fitted.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class SmoothCellInversion(VoxelwiseInversion):
             budget=budget,
             diffusivity_known=diffusivity_known,
         )
-        self._shape = SmoothShape(grid, self.search.prior)
+        self._volume_fractions = VolumeFractionModel(grid, self.search.prior)
 
     def run(self, data: np.ndarray, sigma: np.ndarray | None) -> Reconstruction:
         """Find the cells of V voxels; arguments as :meth:`WallSolver.run`."""
@@ -88,7 +88,7 @@ class SmoothCellInversion(VoxelwiseInversion):
         )
 
     def _of_voxel(self, data, noise):
-        voxel = self._voxel_data(data, noise)
+        voxel = self.voxel_data(data, noise)
         result = self.search.run(voxel, self._n_fields)
         predicted = rician_mean(result.signals, voxel.rician_sigma)[self._encoding]
         cells = [result.best, *result.draws]
@@ -111,8 +111,8 @@ class SmoothCellInversion(VoxelwiseInversion):
         areas = [wall_area(self.search.prior, x) for x in cells]
         area = np.array([x.sum() for x in areas])
         flow = np.array([a @ x.permeability for a, x in zip(areas, cells, strict=True)])
-        shape, box = self.search.fine.shape, self._grid.box_volume_um3
-        volume = np.array([shape.geometry(x)[0].sum() for x in cells])
+        fractions, box = self.search.fine.volume_fractions, self._grid.box_volume_um3
+        volume = np.array([fractions.geometry(x)[0].sum() for x in cells])
         exchange_time = volume / np.maximum(flow, _TINY)
         return {
             "surface_to_volume": area / box,
@@ -122,19 +122,13 @@ class SmoothCellInversion(VoxelwiseInversion):
             "exchange_time": exchange_time.clip(0, LONGEST_EXCHANGE_TIME_MS),
         }
 
-    def _voxel_data(self, data, noise):
+    def voxel_data(self, data: np.ndarray, noise: np.ndarray | None = None) -> SmoothVoxelData:
+        """Data (M,) of a voxel for a search, and noise (K,) of echo times, by default
+        estimated."""
+        noise = self._noise(data[None])[0] if noise is None else noise
         mean, error, rician_sigma = self._averaged(data, noise)
         sigma = np.hypot(error, _SIMULATION_ERROR * mean)
         return SmoothVoxelData(mean, sigma, rician_sigma, self._scale_of)
-
-    def refined(self, data: np.ndarray, cells: SmoothCells) -> SmoothCells:
-        """The local minimum of the last steps of a search that begin at some cells."""
-        return self.search.refined(self._voxel_data(data, self._noise(data[None])[0]), cells)
-
-    def neg2_log_evidence(self, data: np.ndarray, cells: SmoothCells) -> float:
-        """Minus twice the log probability of the region around cells, up to a constant."""
-        voxel = self._voxel_data(data, self._noise(data[None])[0])
-        return self.search.neg2_log_evidence(voxel, cells)
 
     def _noise(self, data):
         """Noise (V, K) of each echo time."""
@@ -148,7 +142,8 @@ class SmoothCellInversion(VoxelwiseInversion):
 
     def _scaled_transmissibility(self, cells: SmoothCells):
         """Of the faces (F,) of the grid, walls where most of one tetrahedron is inside."""
-        inside, index = self._shape.fractions(cells) > 0.5, self._shape.index(cells)
+        inside = self._volume_fractions(cells).fractions > 0.5
+        index = self._volume_fractions.index(cells)
         row, column = self._grid.face_tetrahedra.T
         cell_of_face = np.where(inside[row], index[row], index[column])
         of_walls = cells.permeability[cell_of_face]

@@ -10,11 +10,14 @@ import numpy as np
 
 from dipy_spinverse.cell_search.condensed import most_probable_errors, whitening
 from dipy_spinverse.cell_search.smooth.budget import SmoothSearchBudget
-from dipy_spinverse.cell_search.smooth.descent import FittedCells, SmoothDescent
-from dipy_spinverse.cell_search.smooth.forward import (
-    LimitModel,
+from dipy_spinverse.cell_search.smooth.descent import (
+    FittedCells,
+    SmoothDescent,
+    most_probable_first,
+)
+from dipy_spinverse.cell_search.smooth.forward import LimitModel, SmoothModel
+from dipy_spinverse.cell_search.smooth.level_set import (
     SmoothCells,
-    SmoothModel,
     split_into_cells,
     without_unresolved_cells,
 )
@@ -28,15 +31,11 @@ _N_RANKED = 12  # symmetry images that the fine grid ranks, after the middle one
 
 @dataclass(frozen=True, eq=False)
 class LocalMinimum:
-    """A local minimum of minus the log posterior.
-
-    The log volume ratio is minus twice the logarithm of the posterior volume around the cells over
-    that of the prior.
-    """
+    """A local minimum of minus the log posterior."""
 
     fitted: FittedCells  # to all data, in the limit of fine grids
     signals: np.ndarray  # (M,) in that limit
-    log_volume_ratio: float
+    log_volume_ratio: float  # -2 log of the volume of the posterior around it over the prior's
     shared: np.ndarray  # (k,) errors that measurements share, in standard deviations
 
     @property
@@ -58,11 +57,9 @@ class LimitRefinement:
     budget: SmoothSearchBudget
 
     def __call__(self, cells: SmoothCells, best: float = np.inf) -> LocalMinimum:
-        """The best of the states after some steps, corrected by the limit each time.
-
-        A correction belongs to one shape, so that steps far from it can lead away from the data:
-        then fewer are taken. Descents that remain far above the best local minimum are abandoned.
-        """
+        """The best of the states after some steps, corrected by the limit each time: fewer where
+        they lead away from the data, as corrections belong to one shape. Those far above `best`
+        are abandoned."""
         prior = self.descend.prior
         cells = split_into_cells(without_unresolved_cells(cells, prior), prior)
         minimum, n_steps = self.at(cells), self.budget.n_final_steps
@@ -88,10 +85,10 @@ class LimitRefinement:
         return sorted(minima, key=_neg2_log_evidence)
 
     def with_symmetry_images(self, minima: Sequence[LocalMinimum]) -> list[LocalMinimum]:
-        """Local minima, and those from symmetry images of the best one, the best first.
+        """Local minima, and those from symmetry images of the best one, the best first, once more
+        refined.
 
-        Images are ranked on the fine grid: their signals differ by less than the errors of the
-        coarser ones. The best local minimum is refined once more.
+        Images are ranked on the fine grid: they differ by less than the errors of coarser ones.
         """
         minima = sorted(minima, key=_neg2_log_evidence)
         rough = replace(self.descend, signal_model=self.descend.slope_model)
@@ -99,7 +96,8 @@ class LimitRefinement:
             best = minima[0]
             images = symmetry_images(best.fitted.cells, self.descend.prior)
             for descend, number in (rough, _N_RANKED), (self.descend, self.budget.n_images[1]):
-                images = _ranked(images, self._exact_for(descend, best))[:number]
+                fitted = map(self._exact_for(descend, best).fitted, images)
+                images = [x.cells for x in most_probable_first(fitted)[:number]]
             minima += [self(cells, best.neg2_log_evidence) for cells in images]
             minima = sorted(minima, key=_neg2_log_evidence)
             if minima[0] is best:
@@ -127,9 +125,3 @@ class LimitRefinement:
         """Descents to data that are corrected for the cells of a local minimum."""
         simulated = descend.signal_model.signals(minimum.fitted.cells)
         return replace(descend, target=descend.target.exact_for(minimum.signals, simulated))
-
-
-def _ranked(candidates, descend):
-    """Cells in the order of their posterior probability."""
-    fitted = [descend.fitted(cells) for cells in candidates]
-    return [x.cells for x in sorted(fitted, key=attrgetter("neg2_log_posterior"))]

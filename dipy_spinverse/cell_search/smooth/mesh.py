@@ -9,8 +9,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from skimage.measure import marching_cubes
 
-from dipy_spinverse.cell_search.smooth.forward import SmoothCells
-from dipy_spinverse.cell_search.smooth.level_set import FieldPrior
+from dipy_spinverse.cell_search.smooth.level_set import FieldPrior, SmoothCells
 from dipy_spinverse.walls.interface import InterfaceMesh, ranked_by_size
 
 _N_POINTS = 48  # along a side of the box; the area of a ball of 11 um in 20 um is exact to 0.2 %
@@ -24,11 +23,8 @@ _TRANSLATION_SD, _N_TRANSLATIONS = 0.045, 16
 def smooth_mesh(
     prior: FieldPrior, cells: SmoothCells, samples: Sequence[SmoothCells]
 ) -> InterfaceMesh:
-    """Mesh of the walls of smooth cells, closed also where the box cuts them off.
-
-    The wall probability of a triangle is that of a wall within 4 % of the side of the box, over
-    posterior samples and translations of them.
-    """
+    """Mesh of the walls of smooth cells, closed also where the box cuts them off, with their
+    `wall_probability` over posterior samples."""
     vertices, triangles = _walls(prior, cells)
     if not len(triangles):
         vectors, values = np.zeros((0, 3)), np.zeros(0)
@@ -76,11 +72,9 @@ def _areas(vertices, triangles):
 def wall_probability(
     prior: FieldPrior, cells: Sequence[SmoothCells], points: np.ndarray
 ) -> np.ndarray:
-    """Probability (P,) of a wall within 4 % of the side of the box of points (P, 3).
-
-    Over posterior samples and translations of each: data hardly determine positions, and samples
-    remain near local minima.
-    """
+    """Probability (P,) of a wall within 4 % of the side of the box of points (P, 3), over samples
+    and translations of each: data hardly determine positions, and samples stay near local
+    minima."""
     rng, side = np.random.default_rng(0), prior.box_um.mean()
     step, n_near = _STEP * side, np.zeros(len(points))
     for sample in cells:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from operator import attrgetter
 
 import numpy as np
 
@@ -17,16 +16,19 @@ from dipy_spinverse.cell_search.condensed import (
 )
 from dipy_spinverse.cell_search.labelled import Target
 from dipy_spinverse.cell_search.smooth.budget import SmoothSearchBudget
-from dipy_spinverse.cell_search.smooth.descent import FittedCells, SmoothDescent
-from dipy_spinverse.cell_search.smooth.forward import (
-    LimitModel,
+from dipy_spinverse.cell_search.smooth.descent import (
+    FittedCells,
+    SmoothDescent,
+    most_probable_first,
+)
+from dipy_spinverse.cell_search.smooth.forward import LimitModel, SmoothModel
+from dipy_spinverse.cell_search.smooth.initial_cells import Examples, InitialCells
+from dipy_spinverse.cell_search.smooth.level_set import (
+    FieldPrior,
     SmoothCells,
-    SmoothModel,
     single_cell_field,
     without_unresolved_cells,
 )
-from dipy_spinverse.cell_search.smooth.initial_cells import Examples, InitialCells
-from dipy_spinverse.cell_search.smooth.level_set import FieldPrior
 from dipy_spinverse.cell_search.smooth.local_minima import LimitRefinement, LocalMinimum
 from dipy_spinverse.cell_search.smooth.random_cells import random_cells
 from dipy_spinverse.cell_search.smooth.symmetries import Rotations, symmetry_images
@@ -92,10 +94,8 @@ class SmoothSearchResult:
 
 
 class SmoothSearch:
-    """A search for smooth cells, prepared for many voxels of one acquisition in one box.
-
-    The acquisition is without repeats; an unknown diffusivity (um^2/ms) is fitted.
-    """
+    """A search for smooth cells in one box, prepared for many voxels of an acquisition without
+    repeats; an unknown diffusivity (um^2/ms) is fitted."""
 
     def __init__(
         self,
@@ -158,10 +158,10 @@ class SmoothSearch:
         middle = self._descent(target, self.middle, self.middle)
         fitted = _descended(coarse, initial, budget.n_steps[0])[: budget.n_selected[0]]
         fitted = _descended(middle, fitted, budget.n_steps[1])
-        images = [middle.fitted(x) for x in symmetry_images(fitted[0].cells, self.prior)]
-        images = sorted(images, key=_neg2_log_posterior)[: budget.n_images[0]]
+        images = map(middle.fitted, symmetry_images(fitted[0].cells, self.prior))
+        images = most_probable_first(images)[: budget.n_images[0]]
         fitted += _descended(middle, images, budget.n_steps[1])
-        return target, self._distinct(sorted(fitted, key=_neg2_log_posterior))
+        return target, self._distinct(most_probable_first(fitted))
 
     def refined(self, voxel: SmoothVoxelData, cells: SmoothCells) -> SmoothCells:
         """Cells after the last steps of a search."""
@@ -245,10 +245,8 @@ class SmoothSearch:
         return _TYPICAL_NOISE * largest[timing]
 
     def _draws(self, minima: list[LocalMinimum], descend: SmoothDescent, number: int):
-        """Posterior samples around the local minima, in proportion to their probability.
-
-        Errors count as large as the residual of the best, should that be more than the noise.
-        """
+        """Posterior samples around the local minima, in proportion to their probability. Errors
+        are as large as the residual of the best, should that exceed the noise."""
         rng = np.random.default_rng(self._seed)
         error = max(float(np.sqrt((minima[0].fitted.residual ** 2).mean())), 1.0)
         costs = np.array([x.neg2_log_evidence for x in minima])
@@ -266,7 +264,7 @@ def _descended(descend, initial: Sequence[SmoothCells | FittedCells], n_steps):
     cells = [x.cells if isinstance(x, FittedCells) else x for x in initial]
     cells = [without_unresolved_cells(x, descend.prior) for x in cells]
     fitted = [descend(descend.fitted(x), n_steps) for x in cells]
-    return sorted(fitted, key=_neg2_log_posterior)
+    return most_probable_first(fitted)
 
 
 def _updated(scales, shared):
@@ -276,6 +274,3 @@ def _updated(scales, shared):
 
 def _dice(region_a, region_b):
     return 2 * (region_a & region_b).sum() / max(region_a.sum() + region_b.sum(), 1)
-
-
-_neg2_log_posterior = attrgetter("neg2_log_posterior")

@@ -10,12 +10,12 @@ import numpy as np
 
 from dipy_spinverse.acquisition.base import BaseAcquisition
 from dipy_spinverse.cell_search.smooth.budget import SmoothSearchBudget
-from dipy_spinverse.cell_search.smooth.forward import LimitModel, SmoothCells, SmoothModel
-from dipy_spinverse.cell_search.smooth.level_set import RASTER, level_set_prior
+from dipy_spinverse.cell_search.smooth.forward import LimitModel, SmoothModel
+from dipy_spinverse.cell_search.smooth.level_set import RASTER, SmoothCells, level_set_prior
 from dipy_spinverse.grid import TetrahedralGrid
 
 CELL_ARRAYS = ("cell_field", "cell_log_permeability", "cell_index")
-# Cells below 5 % of the volume of all cells have no permeability of their own (`forward`).
+# Cells below 5 % of the volume of all cells have no permeability of their own (`level_set`).
 _MAX_CELLS = 19
 
 

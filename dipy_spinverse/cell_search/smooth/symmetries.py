@@ -1,8 +1,7 @@
 """Symmetries of the box: rotations of fields and signals, and images of single cells.
 
-The effect of a cell on the signals depends on its distance from the sides of the absorbing box, so
-it is nearly the same at the images of its position under the symmetries of the box, and for the
-cell reflected in its centre.
+The effect of a cell on the signals depends on its distance from the sides of the absorbing box: it
+is nearly the same at symmetry images of its position, and for the cell reflected in its centre.
 """
 
 from __future__ import annotations
@@ -15,8 +14,12 @@ import numpy as np
 from scipy.ndimage import map_coordinates
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
-from dipy_spinverse.cell_search.smooth.forward import SmoothCells, split_into_cells
-from dipy_spinverse.cell_search.smooth.level_set import RASTER, FieldPrior
+from dipy_spinverse.cell_search.smooth.level_set import (
+    RASTER,
+    FieldPrior,
+    SmoothCells,
+    split_into_cells,
+)
 from dipy_spinverse.voxels.shells import harmonics, shells_of
 
 # Order of the harmonics of a shell below which they do not predict signals along other directions;
@@ -32,11 +35,8 @@ _MIRRORS = np.array([*product((1, -1), repeat=3)])
 
 
 class Rotations:
-    """Rotations of a box onto itself, as an acquisition can follow them.
-
-    Cells rotated by R have along a direction g the signals of the cells along R^T g, which follow
-    from the harmonics of a shell. With too few directions in a shell only the identity remains.
-    """
+    """Rotations of a box onto itself. Rotated by R, cells have along g the signals of the cells
+    along R^T g, by the harmonics of a shell; with too few directions only R = I is left."""
 
     def __init__(self, acquisition: Acquisition, box_um: np.ndarray):
         self._acquisition, self._shells = acquisition, shells_of(acquisition)
@@ -78,19 +78,15 @@ class Rotations:
 
 
 def _signed_permutations():
-    for order in permutations(range(3)):
-        for signs in product((1, -1), repeat=3):
-            matrix = np.zeros((3, 3))
-            matrix[range(3), order] = signs
-            if np.linalg.det(matrix) > 0:
-                yield matrix
+    for order, signs in product(permutations(range(3)), _MIRRORS):
+        matrix = signs[:, None] * np.eye(3)[list(order)]
+        if np.linalg.det(matrix) > 0:
+            yield matrix
 
 
 def symmetry_images(cells: SmoothCells, prior: FieldPrior) -> list[SmoothCells]:
-    """Cells of which one is moved to an image, or reflected, or two are exchanged.
-
-    Those whose cells would touch are left out.
-    """
+    """Cells of which one is moved to an image, or reflected, or two exchanged, where none
+    touch."""
     points, cells = prior.raster[0], split_into_cells(cells, prior)
     field = prior.on_raster(cells.z).ravel()
     index = np.broadcast_to(cells.cell_index, (RASTER,) * 3).ravel()
