@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import checks
-from dipy_spinverse.acquisition.base import BaseAcquisition
+from dipy_spinverse.acquisition.base import BaseAcquisition, measurement_columns
 from dipy_spinverse.acquisition.waveforms import Waveforms
 
 # |b_Delta| below which the axis is ignored: its effect on a powder or a fibre is of this order,
@@ -69,8 +68,6 @@ class TensorAcquisition(BaseAcquisition):
     array([ 0. ,  0. , -0.5])
     """
 
-    _PER_MEASUREMENT: ClassVar = ("b_tensors", "te", "mixing_time", "isotropic")
-
     b_tensors: np.ndarray
     te: np.ndarray
     mixing_time: np.ndarray
@@ -100,7 +97,7 @@ class TensorAcquisition(BaseAcquisition):
     @classmethod
     def from_acquisition(cls, acquisition: BaseAcquisition) -> TensorAcquisition:
         """Keep only the b-tensors of any acquisition."""
-        columns = {name: getattr(acquisition, name) for name in cls._PER_MEASUREMENT}
+        columns = {name: getattr(acquisition, name) for name in measurement_columns(cls)}
         return cls(**columns, b0_threshold=acquisition.b0_threshold)
 
     @property

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 from dipy.core.gradients import GradientTable, gradient_table
@@ -47,9 +47,6 @@ class BaseAcquisition(ABC):
         the noise. Their signals are those of their measured b.
     """
 
-    # Constructor arguments with one entry per measurement, of subclasses that have only these.
-    _PER_MEASUREMENT: ClassVar[tuple[str, ...]] = ()
-
     b: np.ndarray
     b_tensors: np.ndarray
     directions: np.ndarray
@@ -88,12 +85,12 @@ class BaseAcquisition(ABC):
         array([1.])
         """
         rows = self._rows(index)
-        columns = {name: getattr(self, name)[rows] for name in self._PER_MEASUREMENT}
+        columns = {name: getattr(self, name)[rows] for name in measurement_columns(type(self))}
         return replace(self, **columns)  # type: ignore[type-var]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Named arrays from which `acquisition_from_arrays` restores the acquisition."""
-        columns = {name: getattr(self, name) for name in self._PER_MEASUREMENT}
+        columns = {name: getattr(self, name) for name in measurement_columns(type(self))}
         return {**columns, "b0_threshold": np.array(self.b0_threshold)}
 
     def __len__(self) -> int:
@@ -167,6 +164,11 @@ class BaseAcquisition(ABC):
 
     def _rows(self, index):
         return np.atleast_1d(np.arange(len(self))[index])
+
+
+def measurement_columns(kind: type[BaseAcquisition]) -> list[str]:
+    """Constructor arguments with one entry per measurement: all fields but `b0_threshold`."""
+    return [field.name for field in fields(kind) if field.name != "b0_threshold"]  # type: ignore[arg-type]
 
 
 def distinct_times(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

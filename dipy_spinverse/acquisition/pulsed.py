@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from dipy.core.gradients import GradientTable
@@ -73,10 +73,6 @@ class Acquisition(BaseAcquisition):
     >>> acquisition.subset(acquisition.big_delta == 60).q.round(3)
     array([0.23])
     """
-
-    _PER_MEASUREMENT: ClassVar = (
-        "b", "directions", "small_delta", "big_delta", "te", "mixing_time", "isotropic",
-    )  # fmt: skip
 
     b: np.ndarray
     directions: np.ndarray

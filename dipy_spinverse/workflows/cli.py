@@ -10,12 +10,12 @@ from pathlib import Path
 # Module and class of each, imported on use.
 COMMANDS = {
     "dipy_fit_spinverse": ("fit_spinverse", "SpinverseFlow"),
-    "dipy_fit_packed_cells": ("fit_compartments", "PackedCellsFlow"),
-    "dipy_fit_noddi": ("fit_compartments", "NODDIFlow"),
-    "dipy_fit_activeax": ("fit_compartments", "ActiveAxFlow"),
-    "dipy_fit_zcd": ("fit_compartments", "ZCDFlow"),
-    "dipy_fit_ivim_varpro": ("fit_compartments", "IVIMFlow"),
-    "dipy_fit_cell_shapes": ("fit_cell_shapes", "CellShapesFlow"),
+    "dipy_fit_packed_cells": ("fit_models", "PackedCellsFlow"),
+    "dipy_fit_noddi": ("fit_models", "NODDIFlow"),
+    "dipy_fit_activeax": ("fit_models", "ActiveAxFlow"),
+    "dipy_fit_zcd": ("fit_models", "ZCDFlow"),
+    "dipy_fit_ivim_varpro": ("fit_models", "IVIMFlow"),
+    "dipy_fit_cell_shapes": ("fit_models", "CellShapesFlow"),
     "dipy_fit_tissue_fractions": ("fit_tissue_fractions", "TissueFractionsFlow"),
     "dipy_simulate_spinverse": ("simulate_spinverse", "SimulateFlow"),
     "dipy_check_acquisition": ("check_acquisition", "CheckAcquisitionFlow"),
