@@ -56,13 +56,13 @@ print("the same:", np.array_equal(fits["serial"].ndi, fits["joblib"].ndi))
 with tempfile.TemporaryDirectory() as folder:
     journal = Path(folder) / "journal"
     model.fit(data, sigma=20, journal=journal)
-    chunks = sorted(journal.glob("*.h5"))
-    for chunk in chunks[len(chunks) // 2 :]:
-        chunk.unlink()
+    blocks = sorted(journal.glob("*.npz"))
+    for block in blocks[len(blocks) // 2 :]:
+        block.unlink()
     start = time.perf_counter()
     again = model.fit(data, sigma=20, journal=journal)
-    print(f"{len(chunks) // 2} of {len(chunks)} chunks were there; "
-          f"the rest took {time.perf_counter() - start:.0f} s")  # fmt: skip
+    print(f"{len(blocks) // 2} of {len(blocks)} blocks were stored; "
+          f"the others took {time.perf_counter() - start:.0f} s")  # fmt: skip
 print("the same as without interruption:", np.array_equal(again.ndi, fits["serial"].ndi))
 
 # %%

@@ -85,7 +85,7 @@ QUICK = {
                         "walls found of the true ones: 100 %, false: 0 %"),
     "plot_many_voxels": ({"N_VOXELS = 1200": "N_VOXELS = 600", "sigma=20": "sigma=20, n_draws=0",
                           "engine=engine, n_jobs=n_jobs": ""},
-                         "1 of 2 chunks were there"),
+                         "1 of 2 blocks were stored"),
     "plot_noddi_slice": (
         {"SIZE = 40": "SIZE = 12", "n_train=10_000": "n_train=500",
          "max_epochs=60": "max_epochs=3"},

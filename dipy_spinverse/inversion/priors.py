@@ -21,7 +21,7 @@ __all__ = ["Binarisation", "Continuity", "Manifoldness", "WallArea", "evaluate_p
 _ALMOST_ONE = 1 - 1e-6
 
 
-def _zero(prior, grid: TetrahedralGrid, walls: torch.Tensor) -> torch.Tensor:
+def _zero(self: object, grid: TetrahedralGrid, walls: torch.Tensor) -> torch.Tensor:
     """Curvature of a penalty without any, or that is not convex."""
     return torch.zeros_like(walls)
 
