@@ -10,7 +10,7 @@ import numpy as np
 from dipy_spinverse.report.meshes import MESH_SUFFIXES, voxel_affine
 from dipy_spinverse.workflows.diffusion import DiffusionCommand, read_acquisition
 from dipy_spinverse.workflows.fit_command import Images
-from dipy_spinverse.workflows.model_options import maps_of, model_step
+from dipy_spinverse.workflows.model_options import map_names, model_step
 
 
 class NODDIFlow(DiffusionCommand):
@@ -94,7 +94,7 @@ class PackedCellsFlow(DiffusionCommand):
     The pulse timings are needed: give --big_delta and --small_delta.
     """
 
-    maps = maps_of("packed_cells.model.PackedCellsFit")
+    maps = map_names("packed_cells.model.PackedCellsFit")
     others = ("wall_orientation", "wall_orientation_angle", "systematic_error")
 
     make_model = model_step(

@@ -10,7 +10,7 @@ import numpy as np
 from dipy_spinverse.report.meshes import save_meshes
 from dipy_spinverse.workflows.diffusion import DiffusionCommand
 from dipy_spinverse.workflows.fit_command import Images
-from dipy_spinverse.workflows.model_options import maps_of
+from dipy_spinverse.workflows.model_options import map_names
 
 
 class SpinverseFlow(DiffusionCommand):
@@ -23,7 +23,7 @@ class SpinverseFlow(DiffusionCommand):
     and --small_delta.
     """
 
-    maps = maps_of("spinverse.fit.SpinverseFit")
+    maps = map_names("spinverse.fit.SpinverseFit")
     others = ("wall_orientation", "wall_orientation_angle", "packed_cells", "pattern_agreement")
     more_outputs: ClassVar[dict[str, tuple[str, str]]] = {
         "interface": (

@@ -50,7 +50,7 @@ def model_step(model: str, *options: str) -> Callable:
     return make_model
 
 
-def maps_of(fit: str) -> tuple[str, ...]:
+def map_names(fit: str) -> tuple[str, ...]:
     """`MAPS` of a class of fits, such as "packed_cells.model.PackedCellsFit"."""
     module, _, name = fit.rpartition(".")
     (maps,) = (
