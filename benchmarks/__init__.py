@@ -1,1 +1,1 @@
-"""The scripts that every figure of the documentation comes from; see README.md."""
+"""Scripts that reproduce every figure of the documentation; see README.md."""

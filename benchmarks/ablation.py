@@ -1,6 +1,6 @@
-"""What each ingredient of the search for cells is worth: left out, one at a time.
+"""Ablation of the cell search: each component removed in turn.
 
-Shapes of `recovery.py`, noise-free, as there; each run may take as many rounds as the default.
+Shapes of `recovery.py`, noise-free; each run has at most the default number of rounds.
 F1 of wall faces (CPU seconds).
 
     DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.ablation [--without disturbances ...]

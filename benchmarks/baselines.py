@@ -60,8 +60,8 @@ def fit_stick_zeppelin_ball(
                      + f exp(-b D_free)
 
     with c the cosine between direction and `orientation`, and the tortuosity (1 - v) D of the
-    zeppelin as in NODDI [1]_. Fitted are v, f and D; orientation and D_free are given, and S0 of
-    each timing is solved for linearly inside. The best of three starts.
+    zeppelin as in NODDI [1]_. Fitted are v, f and D; orientation and D_free are fixed, and S0 of
+    each timing is eliminated by linear least squares. The best of three initial values.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def fit_two_sites(
     that of impermeable cylinders in the Gaussian phase approximation, and a hindered one outside;
     each decay is spread evenly over the diffusion time. Fitted are the share of the inside, the
     radius, the diffusivity along (of both), that across (outside), the rate of leaving the inside,
-    the share of free water, and an amplitude for each timing. The best of four starts.
+    the share of free water, and an amplitude for each timing. The best of four initial values.
 
     Parameters
     ----------

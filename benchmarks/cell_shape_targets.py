@@ -1,4 +1,4 @@
-"""True cells of `benchmarks.cell_shapes`: surfaces, meshes of their own, signals, distances."""
+"""True cells of `benchmarks.cell_shapes`: surfaces, meshes, signals, distances."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SAMPLES, _DENSE = 20_000, 200_000
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """A true cell: its surface, and its vertices on a template where it can be put on one."""
+    """A true cell: its surface, and its vertices on a template where a template fits."""
 
     name: str
     vertices: np.ndarray
@@ -46,7 +46,7 @@ class Truth:
 
 @cache
 def directions(n: int = 30) -> np.ndarray:
-    """Directions (n, 3) spread over a hemisphere."""
+    """Directions (n, 3) distributed over a hemisphere."""
     rng = np.random.default_rng(0)
     start = HemiSphere(theta=np.arccos(rng.uniform(0, 1, n)), phi=rng.uniform(0, 2 * np.pi, n))
     return disperse_charges(start, 1000)[0].vertices
@@ -157,7 +157,7 @@ def measured(truth: Truth, acquisition: Acquisition) -> tuple[np.ndarray, dict[s
 
 
 def in_own_process(function, *arguments):
-    """What a function gives, computed in a process of its own: its memory is not ours."""
+    """Result of a function computed in a separate process, which isolates its memory."""
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as process:
         return process.submit(function, *arguments).result()
 
@@ -176,7 +176,7 @@ def centre_of(vertices, triangles) -> np.ndarray:
 
 
 def points_on(vertices, triangles, n: int, rng) -> np.ndarray:
-    """Points (n, 3) drawn evenly from a surface."""
+    """Points (n, 3) sampled uniformly from a surface."""
     a, b, c = np.moveaxis(vertices[triangles], 1, 0)
     areas = np.linalg.norm(np.cross(b - a, c - a), axis=1)
     chosen = rng.choice(len(areas), n, p=areas / areas.sum())
@@ -196,12 +196,13 @@ def distances(found: tuple, truth: tuple) -> tuple[float, float]:
     """Published Chamfer distance and symmetric surface distance of two surfaces, um.
 
     Both after centring the volumes, the least over the point reflection, which signals cannot
-    tell; no other rotation is forgiven. With n points x of one surface and m of the other::
+    tell; other rotations count as errors. With n points x of one surface and m of the other::
 
         d = 1 / (2 n) sum_i |x_i - nearest of the m| + 1 / (2 m) sum_j |x_j - nearest of the n|
 
-    The published one has vertices of meshes for points; here 20,000 drawn from each surface. The
-    surface distance is the same with the other surface itself (200,000 points) for the nearest.
+    The published distance uses mesh vertices as points; here 20,000 are sampled from each surface.
+    The surface distance is the same with the other surface itself (200,000 points) for the
+    nearest.
     """
     rng = np.random.default_rng(0)
     both = [points_on(v - centre_of(v, t), t, _DENSE, rng) for v, t in (found, truth)]
@@ -209,7 +210,7 @@ def distances(found: tuple, truth: tuple) -> tuple[float, float]:
 
 
 def _least_mean(both, n=_SAMPLES):
-    """Mean distance of points of two surfaces to the other's nearest, for the better mirror."""
+    """Mean nearest-point distance between two surfaces, for the better of both mirror images."""
     ways = [(cKDTree(one), other[:n]) for one, other in (both, both[::-1])]
     return min(
         sum(near.query(sign * points)[0].mean() for near, points in ways) / 2 for sign in (1, -1)
@@ -218,7 +219,7 @@ def _least_mean(both, n=_SAMPLES):
 
 def distances_of_vertices(found: tuple, truth: tuple) -> np.ndarray:
     """Distances (N,) of a surface's vertices from the true surface, um, for the point reflection
-    that comes nearer; both as in :func:`distances`."""
+    that is closer; both as in :func:`distances`."""
     vertices = found[0] - centre_of(*found)
     points = points_on(truth[0] - centre_of(*truth), truth[1], _DENSE, np.random.default_rng(0))
     near = cKDTree(points)

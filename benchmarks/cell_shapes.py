@@ -1,13 +1,13 @@
-"""Shapes of cells from signals, beside the published table of ReMiDi (arXiv 2502.01988).
+"""Shapes of cells from signals, compared with the published table of ReMiDi (arXiv 2502.01988).
 
     python -m benchmarks.cell_shapes [--parts PART ...] [--shapes N] [--tables]
 
 True cells are axons of the test ranges, at random poses, and shapes of no family. Their signals
-are simulated on Gmsh meshes of their own (``pip install dipy_spinverse[mesh]``), by Taylor series
+are simulated on separate Gmsh meshes (``pip install dipy_spinverse[mesh]``), by Taylor series
 in their modes; fits see signals only, of 1890 measurements (as published) or of a protocol that a
-scanner can run. What was chosen was chosen on seed 0, tables are of seed 1. Fits that were done
-are kept in results/cell_shapes/fits.jsonl: an interrupted run goes on where it stopped, and a
-table says of how many shapes it is.
+scanner can run. All choices were made on seed 0, tables are of seed 1. Completed fits are kept in
+results/cell_shapes/fits.jsonl: an interrupted run resumes, and a table states its number of
+shapes.
 
 Duration: 40 CPU-s per fit. Writes results/cell_shapes/.
 """
@@ -51,12 +51,12 @@ SPACES = {
     "latent": latent_space,
 }
 PUBLISHED = {"bent": "1.709 +- 0.261", "beaded": "0.568 +- 0.086", "fanning": "7.433 +- 4.844"}
-_DRAWS, _COMPARED = 40, 4  # of each posterior; whose distance to the likeliest is measured
+_DRAWS, _COMPARED = 40, 4  # samples per posterior; number compared with the MAP shape
 _WITHIN = 1.96  # standard deviations, for 95 %
 
 
 def fitted(truth: Truth, protocol_name: str, snr: float, space: str) -> dict:
-    """One reconstruction, and what is to be known of it."""
+    """One reconstruction and its figures of merit."""
     acquisition = protocol(protocol_name)
     data, true_sizes = in_own_process(measured, truth, acquisition)
     if np.isfinite(snr):
@@ -97,7 +97,7 @@ def fitted(truth: Truth, protocol_name: str, snr: float, space: str) -> dict:
 
 
 def of_vertices(surface: tuple, std: np.ndarray, target: tuple) -> dict[str, float]:
-    """Distances of vertices from the true surface beside their standard deviations, um."""
+    """Distances of vertices from the true surface, and their standard deviations, um."""
     off = distances_of_vertices(surface, target)
     return {
         "error": float(np.sqrt((off**2).mean())),
@@ -108,7 +108,7 @@ def of_vertices(surface: tuple, std: np.ndarray, target: tuple) -> dict[str, flo
 
 @dataclass(frozen=True)
 class Run:
-    """How many shapes of each family or kind, drawn from which seed, and whether to fit more."""
+    """Number of shapes of each family or kind, their seed, and whether to fit more."""
 
     shapes: int
     seed: int
@@ -167,7 +167,7 @@ def summary(some: list[dict]) -> list:
 
 
 def _widened(fit):
-    """Fits that were done before this was known have shapes within their prior."""
+    """Birge ratio; 1 for stored fits that lack it."""
     return fit.get("birge_ratio", 1.0)
 
 
@@ -177,14 +177,14 @@ def _held(size):
 
 
 _HEADER = [
-    "shapes", "Chamfer (um)", "surface (um)", "worst", "at the start", "expected by the draws",
-    "volume off (%)", "volume inside 95 %", "flagged", "CPU s", "peak GiB",
+    "shapes", "Chamfer (um)", "surface (um)", "worst", "at the start", "expected from samples",
+    "volume error (%)", "volume covered (95 %)", "flagged", "CPU s", "peak GiB",
 ]  # fmt: skip
 _NOTE = (
-    "Chamfer: as published, but between 20,000 points of each surface instead of vertices, and no "
-    "rotation forgiven: half the mean distance from the points of one surface to the nearest of "
-    "the other, and half the mean the other way; the least over the point reflection. Surface: "
-    "to the surface itself. Expected: mean surface distance of draws to the likeliest shape, "
+    "Chamfer: as published, but between 20,000 points of each surface instead of vertices, and "
+    "without rotational alignment: half the mean distance from the points of one surface to the "
+    "nearest of the other, and half the mean the other way; the least over the point reflection. Surface: "
+    "to the surface itself. Expected: mean surface distance of samples to the MAP shape, "
     "times fit.birge_ratio. Flagged: a status other than CONVERGED, or fit.birge_ratio above 1. "
     "Means +- standard deviations over shapes."
 )
@@ -197,7 +197,7 @@ def published(run: Run) -> str:
         for family in FAMILIES:
             some = fits(run, axon_truths(family, run.shapes, run.seed), "published", snr)
             rows.append([family, _written(snr), PUBLISHED.get(family, ""), *summary(some)])
-    header = ["family", "SNR", "published Chamfer, noise-free, own mesh", *_HEADER]
+    header = ["family", "SNR", "published Chamfer, noise-free, same mesh", *_HEADER]
     return f"# Axons\n\n{_NOTE}\n\n" + table(header, rows)
 
 
@@ -222,7 +222,7 @@ def outside(run: Run) -> str:
 
 
 def intervals(run: Run) -> str:
-    """How often intervals of all noisy fits that were done hold the truth, and how wide."""
+    """Coverage and width of intervals of all completed fits with noise."""
     done = [json.loads(line) for line in FITS.read_text().splitlines()]
     groups = {
         "axons, published protocol": lambda fit: fit["protocol"] == "published" and _axon(fit),
@@ -273,7 +273,7 @@ def other_spaces(run: Run) -> str:
 
 
 def representation(run: Run) -> str:
-    """How closely each space comes to test shapes when their vertices are known."""
+    """Approximation error of each shape space for test shapes with known vertices."""
     rows = []
     for name, make in SPACES.items():
         cells = []
@@ -285,7 +285,8 @@ def representation(run: Run) -> str:
         rows.append([name, make().n_parameters, *cells])
         print(*rows[-1], sep=" | ", flush=True)
     return (
-        "# What the spaces hold\n\nMean distance of vertices on the surface after a least-squares "
+        "# Approximation error of the shape spaces\n\n"
+        "Mean distance of vertices on the surface after a least-squares "
         f"fit to those of {run.shapes} axons of the test ranges, um (worst).\n\n"
         + table(["space", "parameters", *FAMILIES], rows)
     )

@@ -1,7 +1,7 @@
 """What the scripts share: their command line, and where results go.
 
-``--quick`` makes a small version of a script's figures, to compare before and after a change. It
-writes nothing to ``results/``, which holds complete runs only.
+``--quick`` computes a small version of a script's figures, to compare before and after a change.
+It writes nothing to ``results/``, which holds complete runs only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def command(doc: str, quick: str | None = None) -> argparse.ArgumentParser:
     ----------
     doc : str
     quick : str, optional
-        What ``--quick`` makes, where a script has it.
+        What ``--quick`` computes, where a script has it.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -74,7 +74,7 @@ def dmipy_noddi(given):
 
 
 def dmipy_stick_zeppelin(given):
-    """dmipy: stick and zeppelin with tortuosity, the parallel diffusivity given (um^2/ms)."""
+    """dmipy: stick and zeppelin with tortuosity, the parallel diffusivity fixed (um^2/ms)."""
     from dmipy.core.modeling_framework import MultiCompartmentModel
     from dmipy.signal_models import cylinder_models, gaussian_models
 
@@ -90,7 +90,7 @@ def dmipy_stick_zeppelin(given):
 
 
 def dmipy_axcaliber(given):
-    """dmipy: one cylinder of finite pulses, tortuous zeppelin and ball (ActiveAx), axis given."""
+    """dmipy: one cylinder of finite pulses, tortuous zeppelin and ball (ActiveAx), axis fixed."""
     from dmipy.core.modeling_framework import MultiCompartmentModel
     from dmipy.signal_models import cylinder_models, gaussian_models
 
@@ -118,7 +118,7 @@ def dmipy_axcaliber(given):
 
 
 def swissknife_exchange(given):
-    """graymatter_swissknife: NEXI or SMEX, its grid search and then L-BFGS-B, in given bounds."""
+    """graymatter_swissknife: NEXI or SMEX, its grid search, then L-BFGS-B, within bounds."""
     import joblib
     from graymatter_swissknife.models.NEXI.nexi import Nexi
     from graymatter_swissknife.models.NEXI.smex import Smex

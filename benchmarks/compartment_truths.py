@@ -1,9 +1,9 @@
-"""Compartment models on voxels that they did not make: published NODDI, wrong values, crossings.
+"""Compartment models on independent signals: published NODDI, wrong values, crossings.
 
     DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.compartment_truths [published told ...]
 
 Signals come from direct quadrature in NumPy (`benchmarks.published_noddi`), with Rician noise of
-SNR 30, in the HCP scheme; AMICO beside them in the same run where it can be installed.
+SNR 30, in the HCP scheme; AMICO in the same run where it can be installed.
 
 Duration: about 6 min on 1 core (--quick: 1 min). Writes
 results/compartment_truths_NAME.md for each table.
@@ -49,7 +49,7 @@ def scheme():
 
 
 def held(fit, name, truth):
-    """Share of intervals that hold the truth."""
+    """Coverage of the truth by intervals."""
     return (
         (getattr(fit, f"{name}_low") <= truth) & (truth <= getattr(fit, f"{name}_high"))
     ).mean()
@@ -63,7 +63,7 @@ class Case:
     ----------
     word : str
     options : mapping
-        Of `NODDIModel`; noise is given unless "sigma" says None.
+        Of `NODDIModel`; noise is known unless "sigma" is None.
     diffusivity : float
         Of the truth, um^2/ms.
     fanning : bool
@@ -82,13 +82,13 @@ class Case:
 
 
 def published(n: int, peers: Path | None) -> str:
-    """Published NODDI: errors of the median, and 95 % intervals that hold the truth."""
+    """Published NODDI: errors of the median, and coverage of 95 % intervals."""
     dispersed = {"extra_cellular": "dispersed"}
     return _noddi(
         n,
         peers,
         Case("published", amico=True),
-        Case("the same, noise not given", {"sigma": None}),
+        Case("the same, noise unknown", {"sigma": None}),
         Case("the same", snr=15, amico=True),
         Case("the same", snr=60, amico=True),
         Case("published, water outside dispersed", dispersed),
@@ -96,7 +96,7 @@ def published(n: int, peers: Path | None) -> str:
 
 
 def otherwise(n: int, peers: Path | None) -> str:
-    """Tissue that is not that of published NODDI, with models that know it and do not.
+    """Tissue outside published NODDI, with models that include it and models that do not.
 
     odi of Bingham's distribution is the total one, 2/pi arctan(1 / sqrt(kappa (kappa - beta))).
     """
@@ -153,8 +153,8 @@ def _noddi(n, peers, *cases):
                 ["AMICO", case.snr, *_errors(found, sought), "", "", "", f"{cost:.1f}", ""]
             )
             print(rows[-1], flush=True)
-    heads = ["", "SNR", *(f"MAE {name}" for name in MAPS), *(f"held {name}, %" for name in MAPS),
-             "CPU ms per voxel, likeliest", "with intervals"]  # fmt: skip
+    heads = ["", "SNR", *(f"MAE {name}" for name in MAPS),
+             *(f"coverage {name}, %" for name in MAPS), "CPU ms per voxel, maximum likelihood", "with intervals"]  # fmt: skip
     return table(heads, rows)
 
 
@@ -163,7 +163,7 @@ def _errors(found, truth):
 
 
 def told(n: int, _: Path | None) -> str:
-    """How often a wrong model is told: status of voxels, noise not given."""
+    """Detection of a wrong model: status of voxels, noise unknown."""
     acquisition, b, directions = scheme()
     model, truth = NODDIModel(acquisition, dtype="float32"), tissue(n)
     axes = np.linalg.qr(np.random.default_rng(2).standard_normal((n, 3, 3)))[0]
@@ -197,7 +197,7 @@ def told(n: int, _: Path | None) -> str:
 
 
 def crossings(n: int, _: Path | None) -> str:
-    """Fibre populations by evidence (crossings=True), noise given."""
+    """Fibre populations by evidence (crossings=True), noise known."""
     acquisition, b, directions = scheme()
     model, rng, rows = NODDIModel(acquisition, dtype="float32"), np.random.default_rng(3), []
     for number, angle in ((0, 0), (1, 0), (2, 45), (2, 60), (2, 90), (3, 60), (3, 90)):
@@ -240,14 +240,14 @@ def crossings(n: int, _: Path | None) -> str:
             row += [""] * 5
         rows.append([*row, f"{cost:.0f}"])
         print(rows[-1], flush=True)
-    heads = ["fibres", "angle", "number right, %", "axes off by, deg", "MAE of shares",
-             "held shares, %", "axes in their cone, %", "held odi, %",
+    heads = ["fibres", "angle", "number correct, %", "axes off by, deg", "MAE of shares",
+             "coverage of fractions, %", "axes in their cone, %", "coverage of odi, %",
              "CPU ms per voxel (n_draws=0)"]  # fmt: skip
     return table(heads, rows) + "\n\n" + _three_of_prior(model, 5 * n)
 
 
 def _three_of_prior(model, n):
-    """What intervals hold of three populations with all parameters from the prior, or narrow."""
+    """Coverage for three populations with all parameters from the prior, or of low dispersion."""
     several, rows = CompartmentModel(model.acquisition, with_fibres(model.definition, 3)), []
     for word, most in (("from the prior", 1.0), ("the same, each odi below 0.3", 0.3)):
         truth = several.draw(n, seed=4)
@@ -260,10 +260,14 @@ def _three_of_prior(model, n):
         above = f"{100 * (fit.odi_low > maps['odi']).mean():.1f}"
         rows.append([word, *shares, above])
         print(rows[-1], flush=True)
-    heads = ["three populations", *(f"held {name}, %" for name in MAPS), "odi: interval above, %"]
+    heads = [
+        "three populations",
+        *(f"coverage {name}, %" for name in MAPS),
+        "odi: interval above, %",
+    ]
     return (
-        f"{n} voxels of three populations, directions given as peaks. Intervals of parameters "
-        "that come from the prior are to hold 95 %:\n\n" + table(heads, rows)
+        f"{n} voxels of three populations, directions fixed to peaks. Intervals of parameters "
+        "from the prior should cover 95 %:\n\n" + table(heads, rows)
     )
 
 

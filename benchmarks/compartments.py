@@ -1,4 +1,4 @@
-"""Compartment models against truths, beside AMICO, dmipy and DIPY where they can be installed.
+"""Compartment models against the truth, with AMICO, dmipy and DIPY where they can be installed.
 
     DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.compartments [noddi camino activeax ...]
 
@@ -36,7 +36,7 @@ _NODDI_MAPS = ("ndi", "odi", "fwf")
 
 @dataclass(frozen=True)
 class Run:
-    """How much is computed: with which peers, and how large a part of the voxels.
+    """Extent of a run: which peers, and the fraction of the voxels.
 
     Attributes
     ----------
@@ -50,12 +50,12 @@ class Run:
     part: float = 1.0
 
     def some(self, n: int) -> int:
-        """This part of `n` voxels."""
+        """This fraction of `n` voxels."""
         return max(int(self.part * n), 1)
 
 
 def noddi(run: Run) -> str:
-    """Watson NODDI on 200 voxels of known parameters (2048 draws), and its time in a batch."""
+    """Watson NODDI on 200 voxels of known parameters (2048 samples), and its time in a batch."""
     with np.load(data_file("noddi200/noddi200.npz")) as file:
         given = dict(file)
     given |= {name: given[name][: run.some(200)] for name in ("signal", "truth")}
@@ -70,18 +70,18 @@ def noddi(run: Run) -> str:
             own = fit.odi_likeliest
             shares = [f"{100 * _held(fit, name, truth[name]).mean():.1f}" for name in truth]
             notes.append(
-                "95 % intervals of the first rows hold NDI, ODI and FWF in "
+                "95 % intervals of the first rows cover NDI, ODI and FWF in "
                 f"{', '.join(shares)} % of the voxels."
             )
-        for end, word in (("_likeliest", "likeliest"), ("", "posterior median")):
+        for end, word in (("_likeliest", "maximum likelihood"), ("", "posterior median")):
             found = {name: getattr(fit, name + end) for name in truth}
             rows.append([f"dipy_spinverse, {likelihood}{known}, {word}", *_mae(found, truth), ""])
     batch = np.tile(given["signal"], (10_000 // len(given["signal"]), 1))
     batch *= np.random.default_rng(0).uniform(0.9, 1.1, (len(batch), 1))
     for word, n_voxels, arguments in (
-        ("likeliest values", 10_000, {"n_draws": 0}),
+        ("maximum likelihood", 10_000, {"n_draws": 0}),
         (
-            "likeliest values, two processes",
+            "maximum likelihood, two processes",
             10_000,
             {"n_draws": 0, "engine": "joblib", "n_jobs": 2},
         ),
@@ -150,7 +150,7 @@ def activeax(run: Run) -> str:
     rows = []
     for word, model in (
         ("ActiveAx", ActiveAxModel(acquisition, likelihood="gaussian", **options)),
-        ("ActiveAx without dot",
+        ("ActiveAx without immobile water",
          ActiveAxModel(acquisition, likelihood="gaussian", dot=False, **options)),
         ("ZCD", ZCDModel(acquisition, likelihood="gaussian")),
     ):  # fmt: skip
@@ -175,7 +175,7 @@ def activeax(run: Run) -> str:
 
 
 def ivim(run: Run) -> str:
-    """IVIM on simulated voxels, beside DIPY's trr."""
+    """IVIM on simulated voxels, compared with DIPY's trr."""
     b = np.array([0, 10, 20, 30, 40, 60, 80, 100, 120, 140, 160, 180, 200, 300, 500, 800])
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((len(b), 3))
@@ -191,7 +191,7 @@ def ivim(run: Run) -> str:
     model.fit(data[:100], n_draws=0)
     rows = []
     for word, arguments in (
-        ("likeliest values", {"n_draws": 0}),
+        ("maximum likelihood", {"n_draws": 0}),
         ("the same, noise known", {"n_draws": 0, "sigma": 20.0}),
         ("posterior median", {"sigma": 20.0}),
     ):
@@ -214,12 +214,12 @@ def ivim(run: Run) -> str:
 
 
 def intervals(run: Run) -> str:
-    """How often 95 % intervals hold the truth: parameters from the prior, Rician noise."""
+    """Coverage of 95 % intervals: parameters from the prior, Rician noise."""
     rows, inside, n = [], [], run.some(2000)
     known = [(*case, True) for case in models(dtype="float32")]
     title, of_noddi, usual, _ = known[0]
     known[1:1] = [
-        ("the same, noise not given", of_noddi, usual, False),
+        ("the same, noise unknown", of_noddi, usual, False),
         (title, of_noddi, 15, True),
     ]
     for word, model, snr, given in known:
@@ -241,18 +241,19 @@ def intervals(run: Run) -> str:
             numbers = [f"{number:.3f}" for number in (width, *errors)]
             cost = f"{1e3 * seconds / n:.1f}"
             rows.append([word, f"{snr}", name, f"{100 * held:.1f}", *numbers, cost])
-    heads = ["model", "SNR", "map", "held, %", "mean width over range",
-             "mean absolute error over range: likeliest", "the same: posterior median",
+    heads = ["model", "SNR", "map", "coverage, %", "mean width over range",
+             "mean absolute error over range: maximum likelihood", "the same: posterior median",
              "CPU ms per voxel"]  # fmt: skip
     spread = 100 * np.sqrt(0.95 * 0.05 / n)
     return (
         f"{n} voxels of each model, so that 95 % has a standard error of {spread:.1f} %. "
-        f"{sum(inside)} of {len(inside)} maps hold 93 to 97 %.\n\n" + table(heads, rows)
+        f"{sum(inside)} of {len(inside)} maps have a coverage of 93 to 97 %.\n\n"
+        + table(heads, rows)
     )
 
 
 class _Peaks:
-    """Directions in the place where DIPY's peaks have them."""
+    """Directions in the layout of DIPY's peaks."""
 
     def __init__(self, directions):
         self.peak_dirs = directions
@@ -284,7 +285,7 @@ def _mae(found, truth):
 
 
 def _held(fit, name, truth):
-    """Whether the 95 % intervals (V,) of a map hold the truth."""
+    """Whether the 95 % intervals (V,) of a map cover the truth."""
     return (getattr(fit, name + "_low") <= truth) & (truth <= getattr(fit, name + "_high"))
 
 

@@ -1,7 +1,7 @@
 """Data of the benchmarks, from the folder named by DIPY_SPINVERSE_DATA, and its measured voxels.
 
-The data are not part of the package; `data.toml` says what each file is, where it comes from, and
-its checksum.
+The data are not part of the package; `data.toml` states what each file is, where it comes from,
+and its checksum.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _HISTOLOGY = {
 
 @dataclass(frozen=True, eq=False)
 class Voxels:
-    """Signals of voxels and what is known of them.
+    """Signals of voxels and their reference data.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class Voxels:
     diffusivity : ndarray (V,)
         Its first eigenvalue, um^2/ms.
     free_diffusivity : float
-        Of water that nothing hinders, um^2/ms.
+        Of free water, um^2/ms.
     sigma : ndarray (V,)
         Standard deviation of repeated b0.
     repeatability : ndarray (V,)
@@ -124,7 +124,7 @@ def load_duval_cat(voxels_per_stratum: int = 3, seed: int = 0) -> Voxels:
 
     A voxel qualifies by histology alone: g-ratio of at least 95 % of its median and at least
     100 axons. The qualified ones are sorted into octiles of axon diameter, and the same number
-    drawn at random from each. Signals are divided by the mean b0 of their own timing. The tensor
+    chosen at random from each. Signals are divided by the mean b0 of their timing. The tensor
     comes from the second scan of the same voxels, with directions on the sphere. The
     free diffusivity is that of the medium around the cord, in the same scan.
     """

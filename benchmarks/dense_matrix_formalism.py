@@ -1,6 +1,6 @@
 """Signal and Jacobian of the package against the dense matrix formalism of published codes.
 
-The dense way: P1 finite elements whose tetrahedra are all broken apart (4 nodes each, so that
+The dense method: P1 finite elements whose tetrahedra are all broken apart (4 nodes each, so that
 any face can be a wall), coupled through the permeability of their common faces; all Laplace
 eigenmodes by a dense eigendecomposition, of which those above a length scale are kept; per
 measurement a torch.matrix_exp of the complex (modes x modes) Bloch-Torrey matrix; gradients by
@@ -212,7 +212,7 @@ def cut_open(grid: TetrahedralGrid) -> TetrahedralGrid:
 
 
 def three_timings(n_measurements: int, largest_b: float = 5.0) -> Acquisition:
-    """One b = 0 and evenly spread directions with b up to the largest, for each timing."""
+    """One b = 0 and uniformly distributed directions with b up to the largest, for each timing."""
     n = n_measurements // len(TIMINGS)
     k = np.arange(n)
     z, azimuth = 1 - (2 * k + 1) / n, np.pi * (1 + np.sqrt(5)) * k
@@ -265,13 +265,13 @@ def box_signals(acquisition, edge_um, n_modes=60):
 
 
 def validate():
-    """Print what the dense way gives where the answer is known."""
+    """Print results of the dense method where the exact solution is known."""
     b = np.tile([0.0, 1.0, 3.0], len(TIMINGS))
     small_delta, big_delta = np.repeat(TIMINGS, 3, axis=0).T
     along_x = np.where(b[:, None] > 0, [1.0, 0.0, 0.0], 0.0)
     acquisition = Acquisition(b, along_x, small_delta, big_delta)
     torch.set_num_threads(1)
-    print("The dense matrix formalism where the answer is known; b = 0, 1, 3 ms/um^2 along x,")
+    print("The dense matrix formalism against exact solutions; b = 0, 1, 3 ms/um^2 along x,")
     print(f"delta, Delta = {', '.join(f'{d:g}, {D:g}' for d, D in TIMINGS)} ms; errors of S / S0:")
 
     edge = 8.0
@@ -404,7 +404,7 @@ def measure_package():
 
 
 def alone(function, *args):
-    """Result of a call in a process of its own, whose peak memory is the call's."""
+    """Result of a call in a separate process, whose peak memory is that of the call."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, args)
 

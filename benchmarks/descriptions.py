@@ -17,7 +17,7 @@ from benchmarks.datasets import TENSOR_B, shells
 from dipy_spinverse import Acquisition
 from dipy_spinverse.packed_cells.nuisance import FAST_DIFFUSIVITY
 
-# um^2/ms; along and across the axis of a tensor, 0 for water that does not move.
+# um^2/ms; along and across the axis of a tensor, 0 for immobile water.
 _ALONG = np.concatenate([[0.0], np.geomspace(0.02, 4, 8)])
 _ACROSS = np.concatenate([[0.0], np.geomspace(0.002, 4, 30)])
 _AMPLITUDE_ROUNDS = 10

@@ -1,13 +1,13 @@
-"""How far the emulator of packed cells is from simulations that it was not fitted to.
+"""Error of the emulator of packed cells on simulations outside its training set.
 
-- packings left out: the draws of `benchmarks.make_emulator` in FOLDER that no network has seen;
+- held-out packings: samples of `benchmarks.make_emulator` in FOLDER not used in training;
   each is a single packing of a few bodies, so that the scatter between packings is part of the
   difference
 - correlation: of their errors at two encodings, which the likelihood takes into account
-- own error: the mean of 16 packings of 16 cylinders at the same numbers, where scatter averages
-  out, at 24 tissues
+- emulator error: the mean of 16 packings of 16 cylinders of equal parameters, where scatter
+  averages out, at 24 tissues
 - Monte Carlo: the cylinders and spheres of `benchmarks.tissue_testset` in TESTSET, random packings
-  of a hundred bodies; it shares nothing with the package
+  of a hundred bodies; independent of the package
 
     python -m benchmarks.emulator FOLDER TESTSET
 
@@ -71,16 +71,16 @@ def left_out_table(shape: str, folder: Path) -> str:
             )
         rows.append(row)
     head = (shape, "kappa R / D < .01", "to .1", "to 1", "above")
-    count = f"{len(np.unique(draws[held]))} of {len(np.unique(draws))} draws"
+    count = f"{len(np.unique(draws[held]))} of {len(np.unique(draws))} samples"
     even = draws[held] < FIRST_TIGHT
     return (
-        f"{shape}: {count} left out, all: {size(errors)}; those that fill the range evenly "
+        f"{shape}: {count} held out, all: {size(errors)}; uniform over the range "
         f"{size(errors[even])}, the closed form alone {size(pools[even])}.\n\n" + table(head, rows)
     )
 
 
 def correlation_table(folder: Path) -> str:
-    """Of the errors of two encodings of one left-out packing, by how far these are apart."""
+    """Correlation of errors at two encodings of one held-out packing, by their distance."""
     draws, numbers, signals = read_draws("cylinder", folder)
     form = closed_form("cylinder", numbers)
     deviation = form.gain * np.exp(error_terms(numbers) @ load_network("cylinder").error_scale)
@@ -93,7 +93,7 @@ def correlation_table(folder: Path) -> str:
     for number in np.unique(draws[seen]):
         rows = np.flatnonzero(seen & (draws == number))
         white = errors[rows] / deviation[rows]
-        # Packings count alike, however large their errors are.
+        # Packings have equal weights, whatever the size of their errors.
         white /= np.sqrt((white**2).mean())
         one, other = rng.integers(len(rows), size=(2, _N_PAIRS))
         apart = [np.abs(np.log(x[rows][one] / x[rows][other])) for x in (numbers.time, free)]
@@ -108,8 +108,8 @@ def correlation_table(folder: Path) -> str:
             assumed = np.exp(-time_apart[own] / TIME_LENGTH - b_apart[own] / B_LENGTH).mean()
             line.append(f"{product[own].sum() / power[own].sum():.2f} ({assumed:.2f})")
         lines.append(line)
-    head = [f"b apart {least:g} to {most:g}" for least, most in pairwise(_B_APART)]
-    return table(["Delta apart", *head], lines)
+    head = [f"difference of b {least:g} to {most:g}" for least, most in pairwise(_B_APART)]
+    return table(["different Delta", *head], lines)
 
 
 class Packings(NamedTuple):
@@ -158,13 +158,13 @@ def own_error_rows(n_tissues: int) -> list[tuple]:
 
 
 def own_error_table(n_tissues: int) -> str:
-    """All, and the dense and leak-tight ones."""
+    """All, and the dense and nearly impermeable ones."""
     rows = own_error_rows(n_tissues)
     lines = []
     for name, chosen in (
         ("all", rows),
         ("f < .6 or kappa R / D > .03", [row for row in rows if not row[0]]),
-        ("dense and leak-tight", [row for row in rows if row[0]]),
+        ("dense, nearly impermeable", [row for row in rows if row[0]]),
         ("gradients across", [row for row in rows if not row[1]]),
         ("gradients partly along, D inside not D outside", [row for row in rows if row[1]]),
     ):
@@ -172,7 +172,7 @@ def own_error_table(n_tissues: int) -> str:
         scatter = np.concatenate([row[3].ravel() for row in chosen] or [np.empty(0)])
         mean = np.sqrt((scatter**2).mean() / _N_PACKINGS) if scatter.size else np.nan
         lines.append((name, len(chosen), size(errors), size(scatter), f"{100 * mean:.2f}"))
-    head = ("cylinders", "tissues", "own error", "scatter of a packing", "error of the mean")
+    head = ("cylinders", "tissues", "emulator error", "scatter of a packing", "error of the mean")
     return table(head, lines)
 
 
@@ -213,7 +213,7 @@ def monte_carlo_table(testset: Path) -> str:
 
 def main() -> None:
     """Command line."""
-    parser = command(__doc__, quick="six tissues for the own error")
+    parser = command(__doc__, quick="six tissues for the emulator error")
     parser.add_argument("folder", type=Path)
     parser.add_argument("testset", type=Path)
     given = parser.parse_args()

@@ -30,7 +30,7 @@ ALL_CELLS = ((3, 4, 4), (4, 4, 4), (6, 6, 6), (8, 8, 8), (11, 11, 11), (16, 16, 
 def triad_bandwidth(array_mib: int = 768) -> float:
     """Bytes per second of a = s b + c in main memory, one thread, best of 5.
 
-    The arrays must exceed the last-level cache. NumPy goes over memory twice: it reads b and
+    The arrays must exceed the last-level cache. NumPy traverses memory twice: it reads b and
     writes a, then reads a and c and writes a.
     """
     n = array_mib * 2**20 // 8
@@ -45,10 +45,10 @@ def triad_bandwidth(array_mib: int = 768) -> float:
 
 
 def bandwidth_bound() -> str:
-    """CPU seconds of signals and Jacobian beside those that memory traffic would take.
+    """CPU seconds of signals and Jacobian relative to those of their memory traffic.
 
-    One term of a Chebyshev series must read the states of two earlier terms and of the start of
-    the step, and write one: four complex numbers per tetrahedron and measurement.
+    One term of a Chebyshev series must read the states of two earlier terms and of the beginning
+    of the step, and write one: four complex numbers per tetrahedron and measurement.
     """
     torch.set_num_threads(1)
     grid, acquisition = bcc_grid(4, 5.0), three_timings(N_MEASUREMENTS)

@@ -1,7 +1,7 @@
-"""Which value of a map to report: posterior mean, posterior median or likeliest value.
+"""Which estimate of a map to report: posterior mean, posterior median or maximum likelihood.
 
-Voxels of NODDI, ActiveAx, ZCD and IVIM are drawn from the prior and given Rician noise, and the
-errors of the three estimates are compared for every map. Mean and median are those of draws.
+Voxels of NODDI, ActiveAx, ZCD and IVIM are sampled from the prior, with Rician noise, and the
+errors of the three estimates are compared for every map. Mean and median are those of samples.
 
     DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.estimators
 
@@ -24,7 +24,7 @@ ESTIMATES = ("mean", "median", "likeliest")
 
 def estimates_of(model, data: np.ndarray, sigma: float) -> dict[str, np.ndarray]:
     """The three estimates (3, V) of each map, as `ESTIMATES` has them."""
-    # Without a posterior, maps are the likeliest values.
+    # Without a posterior, maps are maximum-likelihood estimates.
     fit = model.fit(data, sigma=sigma, n_draws=0)
     draws = [posterior_draws(fit[k], data[k], N_DRAWS) for k in range(len(data))]
     found = {}
@@ -49,7 +49,7 @@ def rows_of(word: str, model, snr: int, n: int) -> list[list]:
 
 
 def report(rows: list[list], n: int) -> str:
-    """The table, and what it says."""
+    """The table and its summary."""
     absolute, square = (np.array([row[k] for row in rows]) for k in (3, 4))
     heads = ["model", "SNR", "map"]
     heads += [f"{kind}: {each}" for kind in ("MAE", "RMSE") for each in ESTIMATES]
@@ -69,17 +69,17 @@ def report(rows: list[list], n: int) -> str:
     heads_of_summary = ["", "least MAE in maps", "MAE over the least, mean", "worst"]
     heads_of_summary += ["least RMSE in maps", "RMSE over the least, mean", "worst"]
     return (
-        "# Which value to report\n\n"
-        f"{n} voxels of each model, parameters drawn from the prior, Rician noise, {N_DRAWS} "
-        "draws. Mean absolute (MAE) and root mean square error (RMSE) over the range of the "
+        "# Which estimate to report\n\n"
+        f"{n} voxels of each model, parameters from the prior, Rician noise, {N_DRAWS} "
+        "samples. Mean absolute (MAE) and root mean square error (RMSE) over the range of the "
         "truth.\n\n"
         + table(heads_of_summary, summary)
         + "\n\n"
         + table(heads, lines)
-        + "\n\n`fit.NAME` is the median, for every model: of all estimates it has the least "
-        "absolute error to be expected, it lies inside of its interval, and it stays itself where "
-        "a map is put into other words (a rate for a time, an area for a diameter). The mean has "
-        "the least root mean square error to be expected. The likeliest value is "
+        + "\n\n`fit.NAME` is the median, for every model: it minimises the expected "
+        "absolute error, it lies inside its interval, and it is invariant where "
+        "a map is transformed monotonically (rate to time, diameter to area). The mean minimises "
+        "the expected root mean square error. The maximum-likelihood estimate is "
         "`fit.NAME_likeliest`."
     )
 

@@ -1,13 +1,13 @@
-"""Exchange of packed permeable cylinders: do fitted rates order like the true permeabilities?
+"""Exchange of packed permeable cylinders: rank order of fitted rates and true permeabilities.
 
 Monte Carlo signals of ``perm_cyl_mcmr`` (Zheng, MCMRSimulator; see `load_permeable_cylinders`), 21
-permeabilities, gradient across the cylinders, with Rician noise of SNR 50. Beside each other, on
-the same noisy signals:
+permeabilities, gradient across the cylinders, with Rician noise of SNR 50. Methods compared on the
+same noisy signals:
 
 - two-site exchange: the Karger equations [1]_ with a restricted first site, see `two_site_signals`
-- packed cells: the package's posterior of packed permeable cylinders, told and not told that they
-  are parallel and across the gradient (which two-site exchange assumes), with diffusivities
-  unknown as by default, and with the spread of their radii
+- packed cells: the package's posterior of packed permeable cylinders, with and without the
+  assumption that they are parallel and across the gradient (which two-site exchange makes), with
+  diffusivities unknown as by default, and with the spread of their radii specified
 
     DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.exchange
 
@@ -112,7 +112,7 @@ def two_site_signals(q, time, fraction, radius, outer_diffusivity, rate):
 
 
 def two_site_fit(acquisition: Acquisition, data: np.ndarray, sigma: float) -> np.ndarray:
-    """Exchange rates (V,) 1/ms, fitted with the Rician mean; best of several starts."""
+    """Exchange rates (V,) 1/ms, fitted with the Rician mean; best of several initial values."""
     q, time = acquisition.q, acquisition.diffusion_time
     rates = []
     for signal in data:
@@ -151,17 +151,15 @@ def packed_cells_fit(
 METHODS = {
     "two-site exchange": two_site_fit,
     "packed cells": packed_cells_fit,
-    "packed cells, told that they are parallel": partial(
-        packed_cells_fit, tissue="aligned cylinders"
-    ),
+    "packed cells, parallel": partial(packed_cells_fit, tissue="aligned cylinders"),
     "packed cells, diffusivities unknown": partial(packed_cells_fit, diffusivity=None),
-    "packed cells, told, diffusivities unknown": partial(
+    "packed cells, parallel, diffusivities unknown": partial(
         packed_cells_fit, tissue="aligned cylinders", diffusivity=None
     ),
-    "packed cells, diffusivities unknown, spread of radii given": partial(
+    "packed cells, diffusivities unknown, spread of radii known": partial(
         packed_cells_fit, diffusivity=None, radius_spread=RADIUS_SPREAD
     ),
-    "packed cells, told, diffusivities unknown, spread of radii given": partial(
+    "packed cells, parallel, diffusivities unknown, spread of radii known": partial(
         packed_cells_fit, tissue="aligned cylinders", diffusivity=None, radius_spread=RADIUS_SPREAD
     ),
 }
@@ -183,7 +181,7 @@ def main() -> None:
         "",
         f"`python -m benchmarks.exchange`: {len(clean)} levels, {len(acquisition)} measurements, "
         f"Rician noise of SNR {SNR:g}, {n_repeats} noise seeds (0, 1, ...). Goal of the median "
-        f"rank correlation: {GOAL:g}, told and not told.",
+        f"rank correlation: {GOAL:g}, with and without parallel cylinders.",
         "",
         "| method | Spearman, median (least) | without noise | CPU-s per level |",
         "|---|---|---|---|",

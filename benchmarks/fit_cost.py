@@ -1,10 +1,10 @@
 """Cost of fitting voxels: 300 measurements in 3 timings, SNR 50.
 
-Signals of a permeable cylinder and of a sphere, made on a grid twice as fine as that of the fit.
-Packed cells: the first map of a fresh process, and noisy copies of both in one batch. Walls of one
-voxel on 768 tetrahedra: single reconstruction with Laplace uncertainty, and with 4 and 8 further
-fields. The published code is set beside the walls by its measured cost of one iteration on a mesh
-of 576 tetrahedra (451 CPU-s for 180 measurements) times its 400 iterations.
+Signals of a permeable cylinder and of a sphere, simulated on a grid twice as fine as that of the
+fit. Packed cells: the first map of a fresh process, and noisy copies of both in one batch. Walls
+of one voxel on 768 tetrahedra: single reconstruction with Laplace uncertainty, and with 4 and 8
+further fields. The published code is compared with the walls by its measured cost of one iteration
+on a mesh of 576 tetrahedra (451 CPU-s for 180 measurements) times its 400 iterations.
 
     python -m benchmarks.fit_cost
 
@@ -76,7 +76,7 @@ def main():
         start_cpu = time.process_time()
         packed.fit(image, sigma=1 / SNR, **draws)
         cpu = time.process_time() - start_cpu
-        word = "with intervals" if n_draws is None else "likeliest values alone"
+        word = "with intervals" if n_draws is None else "maximum likelihood alone"
         say(f"packed cells, {n_batch} voxels, {word}: {1e3 * cpu / n_batch:.1f} CPU-ms per voxel")
     model = SpinverseModel(acquisition, grid=bcc_grid(4, 5.0))
     for name, signals in clean.items():

@@ -52,7 +52,7 @@ class Phantom:
     def labels(self) -> np.ndarray:
         """Tissue (X, Y) at the middle of each voxel, from 0; T is background.
 
-        What a discrete brain model holds of the voxel.
+        Fractions of the voxel in a discrete brain model.
         """
         middle = self.fine[self.finer // 2 :: self.finer, self.finer // 2 :: self.finer]
         return crisp(middle)
@@ -161,7 +161,7 @@ for _name in [*SEQUENCES][1:]:
 
 @dataclass(frozen=True)
 class Truth:
-    """What the scanner and the tissue do that the model is not told.
+    """Deviations of scanner and tissue that are unknown to the model.
 
     Attributes
     ----------
@@ -171,11 +171,11 @@ class Truth:
     b1 : float
         Largest error of the transmit field, smooth.
     b1_waves : int
-        Number of cosines along each axis that this error is made of, the constant one included.
+        Number of cosines along each axis in this error, including the constant.
     b0 : float
         Largest off-resonance, Hz, smooth.
     constants : float
-        Largest error of each tissue constant, a smooth field of its own plus a constant half.
+        Largest error of each tissue constant, a separate smooth field plus a constant half.
     shifted : dict
         By how much constants are larger in grey matter and smaller in white matter, relative.
     encoded : bool
@@ -227,7 +227,7 @@ def scanned(phantom: Phantom, sequences, truth: Truth, simulator, seed: int) -> 
     b0 = smooth_field(shape, truth.b0, rng) if truth.b0 else np.zeros(shape)
 
     def pure(some):
-        """Signals (N, C) of the mixture at each fine place."""
+        """Signals (N, C) of the mixture at each fine position."""
         fields = torch.tensor(b1), torch.tensor(b0[inside])
         signals = simulator.signals(some, torch.tensor(constants), *fields).numpy()
         return np.einsum("nt,ntc->nc", phantom.fine[inside], signals)

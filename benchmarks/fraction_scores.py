@@ -28,7 +28,7 @@ def ssim(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def dice(fractions: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Dice (T,) of the likeliest tissues of a map with discrete labels.
+    """Dice (T,) of the most probable tissues of a map with discrete labels.
 
     The published rule: a voxel is of the tissue with the largest fraction, of background where
     none exceeds `LEAST`; the reference is a discrete brain model, not the true fractions, so that

@@ -1,4 +1,4 @@
-"""Damaged, absurd and hostile inputs: none may crash, hang, write elsewhere or run code.
+"""Damaged, implausible and malicious inputs: none may crash, hang, write elsewhere or run code.
 
     python -m benchmarks.fuzz [-n 10000] [--seed 0] [--checkpoint FILE]
 
@@ -6,11 +6,11 @@ Duration: about 3 CPU-minutes for 10,000 inputs (--quick: 300 inputs, 20 s). Wri
 results/fuzz.md.
 
 An input is refused when the package itself raises ValueError, OSError or MemoryError with a
-message; any other error, one that comes out of a library, the end of the process and CPU times
-over 20 s are failures, and so is a file outside of the folder that a command is given. Inputs are
-tried in batches, each in a process of its own, whose peak memory is printed. A run with a
-checkpoint goes on where it was interrupted. Readers of damaged meshes that never end are stopped
-after 0.2 s here, instead of 10 s.
+message; any other error, an error raised by a library, the end of the process and CPU times over
+20 s are failures, and so is a file outside the folder of a command. Inputs are tested in batches,
+each in a separate process, whose peak memory is printed. A run with a checkpoint resumes after an
+interruption. Readers of damaged meshes that do not terminate are stopped after 0.2 s here, instead
+of 10 s.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ OURS = (ValueError, OSError, MemoryError, ImportError)
 
 
 def judged(call) -> str:
-    """ "" for an input that was taken or refused, else what went wrong."""
+    """ "" for an input that was accepted or refused, else a description of the failure."""
     start = time.process_time()
     try:
         with warnings.catch_warnings():
@@ -66,7 +66,7 @@ def judged(call) -> str:
 
 
 def turns_of(kinds: list[str]) -> list[str]:
-    """Kinds in turn, command lines last and seldom."""
+    """Kinds in turn, command lines last and rarely."""
     others = [name for name in kinds if name in Inputs.KINDS]
     some = [others[k % len(others)] for k in range(COMMAND_EACH - 1)] if others else []
     return some + [name for name in kinds if name in Commands.KINDS]
@@ -93,7 +93,7 @@ def batch(first: int, last: int, seed: int, wanted: list[str]) -> dict:
 
 
 def fuzz(n: int, seed: int, wanted: list[str], checkpoint: Path | None = None) -> dict:
-    """What batches found, together."""
+    """Combined results of batches."""
     total: dict = {"done": 0, "counts": {}, "failures": [], "seconds": 0.0, "peak": 0.0}
     if checkpoint is not None and checkpoint.exists():
         total = json.loads(checkpoint.read_text())
@@ -124,7 +124,7 @@ def main():
     parser.add_argument("-n", type=int, default=N, help=f"number of inputs ({N})")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="*", default=kinds, help="some kinds of inputs alone")
-    parser.add_argument("--checkpoint", type=Path, help="file from which a run goes on")
+    parser.add_argument("--checkpoint", type=Path, help="file from which a run resumes")
     arguments = parser.parse_args()
     n = N_QUICK if arguments.quick else arguments.n
     total = fuzz(n, arguments.seed, arguments.kinds, arguments.checkpoint)
@@ -138,7 +138,7 @@ def main():
         f"{total['seconds']:.0f} CPU-s, peak memory {total['peak']:.2f} GiB.",
         *(f"{count} x {name}: {wrong}" for (name, wrong), count in again.most_common()),
     ]  # fmt: skip
-    text = "\n".join([f"# Inputs that nothing right can come from\n\n{__doc__.strip()}\n", *lines])
+    text = "\n".join([f"# Invalid inputs\n\n{__doc__.strip()}\n", *lines])
     print(*lines, sep="\n")
     keep("fuzz.md", text, complete=not arguments.quick and arguments.kinds == kinds)
 

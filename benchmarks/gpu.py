@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu
 
-Duration: some minutes with a GPU; without one it says so and ends. Writes results/gpu.md.
+Duration: some minutes with a GPU; without one it reports this and ends. Writes results/gpu.md.
 
 Signals and sensitivities of 768 tetrahedra and 300 measurements in float32, for batches of wall
 fields, and the walls of voxels from their signals. NODDI and packed cells compute on the CPU,
@@ -30,7 +30,7 @@ AGREEMENT = 1e-3
 
 
 def seconds(function) -> float:
-    """Shortest of several runs, with all that the card has to do."""
+    """Shortest of several runs, including all work of the GPU."""
     times = []
     for _ in range(REPEATS + 1):
         torch.cuda.synchronize()

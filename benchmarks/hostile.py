@@ -1,4 +1,4 @@
-"""Inputs from which nothing right can come, made wrong at random; what `fuzz` goes through."""
+"""Invalid inputs, damaged at random; tested by `fuzz`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ TEXTS = [
 
 
 def damaged(rng: np.random.Generator, content: bytes) -> bytes:
-    """The same file cut off, with other bytes, with a part gone, or something else."""
+    """The same file truncated, with changed bytes, with a part missing, or replaced."""
     changed = bytearray(content)
     kind = rng.integers(6) if content else 5
     if kind == 0:
@@ -88,7 +88,7 @@ class Code:
 
 
 class Inputs:
-    """What can be made wrong, in a folder of its own."""
+    """Inputs to be damaged, in a separate folder."""
 
     KINDS: ClassVar[dict[str, str]] = {
         "image file": "image", "header of an image": "header", "mask file": "mask",
@@ -164,7 +164,7 @@ class Inputs:
         MODEL.fit(stored, n_draws=0)
 
     def header(self, rng):
-        """Fields of a header that promise, scale and place what is not so."""
+        """Header fields with wrong sizes, scales and positions."""
         name = one_of(rng, ["f4.nii", "f4.nii.gz", "big-endian.nii", "scaled.nii"])
         image = nib.Nifti1Image(self.images[name].get_fdata(), AFFINE)
         fields = image.header.copy().structarr

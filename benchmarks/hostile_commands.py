@@ -21,7 +21,7 @@ OUTSIDE = str(Path(tempfile.gettempdir()) / "written_by_fuzz.nii.gz")
 
 
 class Commands:
-    """Command lines, in a folder of which they may change only what is inside of one."""
+    """Command lines, in a folder of which they may change only one subfolder."""
 
     KINDS = ("command line",)
 
@@ -41,7 +41,7 @@ class Commands:
         mask = {"mask.nii": inputs.mask_content}
         fitted = {"--mask_file": "mask.nii", "--n_draws": 0}
         pulses = {"--big_delta": 0.03, "--small_delta": 0.01}
-        # Files that are given by their place, other files, options.
+        # Positional files, other files, options.
         self.programs = {
             "dipy_fit_ivim_varpro": (weighted, mask, fitted | {"--b0_threshold": 0}),
             "dipy_fit_noddi": ({"dwi.nii": shells, **tables}, mask, fitted),

@@ -1,14 +1,14 @@
-"""Fits that are killed at random moments, again and again: is anything lost, or wrong?
+"""Fits killed repeatedly at random times: are results lost or wrong?
 
     python -m benchmarks.kills [--kills 100]
 
 Duration: about 1 min (--quick: 10 kills). Writes results/kills.md.
 
-A process fits an image with a journal and saves the fit; it is ended by SIGKILL at a random
-moment and started again with the same arguments, until it comes to its end. After each kill, all
-chunks that were finished before must still be there, whole, and the saved fit must be there
-completely or not at all. The result must be that of a fit which nothing interrupted, bit by bit,
-and no unfinished file may be left.
+A process fits an image with a journal and saves the fit; it is ended by SIGKILL at a random time
+and started again with the same arguments, until it finishes. After each kill, all chunks that were
+finished before must still be there, whole, and the saved fit must be there completely or not at
+all. The result must equal that of an uninterrupted fit, bit by bit, and no unfinished file
+may be left.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def chunks_of(folder: Path) -> dict[str, bytes]:
 
 
 def until_finished(vox_per_chunk: int, rng, left: int):
-    """Kills of one fit, and the chunks that they cost, changed and left over, and wrong ends."""
+    """Kills of one fit, lost chunks, wrong results, and unfinished files left."""
     model = model_of(vox_per_chunk)
     expected = model.fit(DATA, n_draws=2)
     n_kills = n_lost = n_wrong = 0

@@ -24,7 +24,7 @@ _STEPS = 12  # of time, per pulse
 _ORDER = 1.6
 # the coarser lattice's cubes are so much larger.
 _COARSENING = 1.5
-# Above, gaps close on the coarser lattice, and the change says nothing about the limit.
+# Above, gaps close on the coarser lattice, and the change is not informative about the limit.
 LOOSE_FRACTION = 0.5
 
 
@@ -77,7 +77,8 @@ def lattice_signals(
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """Fraction on the grid, signals (n_q,), and what the coarser lattice adds to them.
 
-    The last, subtracted times its coefficient (see `limit`), gives signals for cubes of no size.
+    The last, subtracted times its coefficient (see `limit`), gives signals extrapolated to cubes
+    of size zero.
     """
     # The same numbers in the usual units.
     radius, both = np.sqrt(_DIFFUSIVITY * _BIG_DELTA_MS / big_delta), []

@@ -4,10 +4,10 @@
 
 Duration: about 4 min on 2 cores (--quick: 1 min). Writes results/learned.md.
 
-Each learner is trained on its own simulations and judged on the 200 voxels of noddi200 (Rician,
-SNR 30, parameters of white and grey matter), beside the fit, and on voxels of the whole prior.
-Cost is CPU time of this process (one thread where OMP_NUM_THREADS=1), prediction in a batch of
-10,000.
+Each learner is trained on simulations and evaluated on the 200 voxels of noddi200 (Rician, SNR 30,
+parameters of white and grey matter), with the fit for comparison, and on voxels of the whole
+prior. Cost is CPU time of this process (one thread where OMP_NUM_THREADS=1), prediction in a batch
+of 10,000.
 """
 
 from __future__ import annotations
