@@ -183,8 +183,8 @@ _HEADER = [
 _NOTE = (
     "Chamfer: as published, but between 20,000 points of each surface instead of vertices, and "
     "without rotational alignment: half the mean distance from the points of one surface to the "
-    "nearest of the other, and half the mean the other way; the least over the point reflection. Surface: "
-    "to the surface itself. Expected: mean surface distance of samples to the MAP shape, "
+    "nearest of the other, and half the mean the other way; the least over the point reflection. "
+    "Surface: to the surface itself. Expected: mean surface distance of samples to the MAP shape, "
     "times fit.birge_ratio. Flagged: a status other than CONVERGED, or fit.birge_ratio above 1. "
     "Means +- standard deviations over shapes."
 )

@@ -154,7 +154,8 @@ def _noddi(n, peers, *cases):
             )
             print(rows[-1], flush=True)
     heads = ["", "SNR", *(f"MAE {name}" for name in MAPS),
-             *(f"coverage {name}, %" for name in MAPS), "CPU ms per voxel, maximum likelihood", "with intervals"]  # fmt: skip
+             *(f"coverage {name}, %" for name in MAPS),
+             "CPU ms per voxel, maximum likelihood", "with intervals"]  # fmt: skip
     return table(heads, rows)
 
 

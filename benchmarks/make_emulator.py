@@ -1,17 +1,16 @@
-"""Makes the emulator of packed cells: simulated draws, then the networks fitted to them.
+"""Training of the emulator of packed cells: simulated samples, then the networks fitted to them.
 
     python -m benchmarks.make_emulator draw cylinder FOLDER --count 1500
     python -m benchmarks.make_emulator draw cylinder_tight FOLDER --count 300
     python -m benchmarks.make_emulator draw sphere FOLDER --count 950
     python -m benchmarks.make_emulator fit FOLDER
 
-Drawing goes on where an interrupted run stopped; all is seeded by the number of the draw.
+Sampling resumes after an interruption; all is seeded by the number of the sample.
 Cylinders are simulated by `benchmarks.periodic_cylinders`, spheres on the lattice of the package
-at two resolutions. An eighth of the draws is kept from the networks, for their errors.
+at two resolutions. An eighth of the samples is held out, for the errors of the networks.
 
-Duration: 0.35 (cylinders), 0.65 (dense and leak-tight ones) and 1.5 CPU-s (spheres) per draw;
-fitting 2.5 CPU-min. Writes FOLDER, and
-dipy_spinverse/packed_cells/emulator/networks.npz.
+Duration: 0.35 (cylinders), 0.65 (dense, nearly impermeable ones) and 1.5 CPU-s (spheres) per
+sample; fitting 2.5 CPU-min. Writes FOLDER, and dipy_spinverse/packed_cells/emulator/networks.npz.
 """
 
 from __future__ import annotations
@@ -43,17 +42,17 @@ from dipy_spinverse.packed_cells.emulator.signals import NetworkEnsemble, error_
 
 NETWORKS = Path(__file__).parent.parent / "dipy_spinverse/packed_cells/emulator/networks.npz"
 _N_TIMINGS = 8
-# Four would keep up to 3 % of S0 less where they are dense and leak-tight; 32 are alike.
+# Four retain up to 3 % of S0 less where dense and nearly impermeable; 32 give the same.
 _N_CYLINDERS, _N_TIGHT, _N_SPARSE, _SPARSE = 12, 24, 6, 0.25
 _COARSER, _SMOOTH = 0.7, 1.6  # of meshes, below this q R: 0.04 % of S0, for half the time
 _N_Q = 8  # of a sphere draw
 _PART = 50  # draws per file
 _WIDTH, _N_NETWORKS = 64, 3
 _RATE, _DECAY, _BATCH, _FIRST_SCATTER = 3e-3, 0.01, 1024, 0.004
-# Errors beyond so many times the scatter count less; scatter, of S0.
+# Errors beyond this multiple of the scatter have less weight; scatter, of S0.
 _STRAYING, _LEAST_SCATTER, _SPHERE_SCATTER = 3.0, 1e-3, 0.004 / 3
 _DECAYED = 7.0
-FIRST_TIGHT = 100_000  # number of the first draw that is dense and leak-tight
+FIRST_TIGHT = 100_000  # number of the first dense, nearly impermeable sample
 
 
 def scattered(n: int, n_axes: int, seed: int = 7) -> np.ndarray:
@@ -78,7 +77,7 @@ def cylinder_draw(u: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def tight_draw(u: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Rows of `cylinder_rows` of one dense and leak-tight tissue, where packings differ most."""
+    """Rows of `cylinder_rows` of a dense, nearly impermeable tissue: packings differ most."""
     fraction = 0.55 + 0.25 * u[0]
     permeability = 0.0 if u[1] < 0.3 else between((u[1] - 0.3) / 0.7, 1e-4, 0.1)
     inside = 1.0 if u[2] < 0.2 else between((u[2] - 0.2) / 0.8, 0.2, 2.5)
@@ -135,7 +134,7 @@ def sphere_draw(u: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 SHAPES = ("cylinder", "sphere")
-# How they are drawn, places in how many dimensions, and the number of the first.
+# Sampling function, number of dimensions of positions, and number of the first.
 DRAWS = {
     "cylinder": (cylinder_draw, 5, 0),
     "cylinder_tight": (tight_draw, 5, FIRST_TIGHT),
@@ -144,7 +143,7 @@ DRAWS = {
 
 
 def draw(shape: str, folder: Path, count: int) -> None:
-    """Simulate the draws that are not in the folder yet."""
+    """Simulate the samples that are not in the folder yet."""
     folder.mkdir(parents=True, exist_ok=True)
     one, n_axes, before = DRAWS[shape]
     places = scattered(count, n_axes)
@@ -158,17 +157,17 @@ def draw(shape: str, folder: Path, count: int) -> None:
             rows.append(np.column_stack([np.full(len(found), before + number), found]))
         np.save(path, np.concatenate(rows).astype(np.float32))
         spent = (time.process_time() - began) / len(rows)
-        print(f"{path.name}: {spent:.2f} CPU-s per draw", flush=True)
+        print(f"{path.name}: {spent:.2f} CPU-s per sample", flush=True)
 
 
 def read_draws(shape: str, folder: Path) -> tuple[np.ndarray, Numbers, np.ndarray]:
-    """Number of the draw, dimensionless numbers and signals of all rows."""
+    """Number of the sample, dimensionless numbers and signals of all rows."""
     rows = np.concatenate([np.load(path) for path in sorted(folder.glob(f"{shape}_*.npy"))])
     draw_, fraction, permeability, inside, big, pulse, q, cosine, signal, *lattice = rows.T.astype(
         float
     )
     if lattice:
-        # Above, gaps close on the coarser lattice: the change says nothing about the limit.
+        # Above, gaps close on the coarser lattice: the change is not informative about the limit.
         signal = signal + np.where(fraction < LOOSE_FRACTION, lattice[0], 0)
     sine = np.sqrt(1 - cosine**2)
     numbers = Numbers(fraction, permeability, inside, big, pulse, q * sine, q * cosine)
@@ -182,7 +181,7 @@ def held_out(draws: np.ndarray) -> np.ndarray:
 
 
 def fit(shape: str, folder: Path, steps: int) -> dict[str, np.ndarray]:
-    """Arrays of the networks of a shape, whose mean is taken, and of their error, as kept."""
+    """Stored arrays of the networks of a shape, which are averaged, and of their error."""
     draws, numbers, signal = read_draws(shape, folder)
     held = held_out(draws)
     form, terms = closed_form(shape, numbers), error_terms(numbers)
@@ -269,7 +268,7 @@ def evaluated(networks: list, inputs: np.ndarray) -> np.ndarray:
 
 
 def likeliest_error(left, gain, terms):
-    """Coefficients with which normal errors of sd gain exp(terms @ c) are likeliest."""
+    """Maximum-likelihood c of normal errors with standard deviations gain exp(terms @ c)."""
 
     def cost(c):
         log_sd = terms @ c + np.log(gain + 1e-3)

@@ -3,8 +3,8 @@
     python -m benchmarks.make_shape_autoencoder
     python -m benchmarks.make_shape_autoencoder --families bent --out bent.npz
 
-Made-up axons of the training ranges are put on the template; what is encoded are the 300 spectral
-coefficients of their surface, at equal volume. Latent vectors are drawn towards a normal
+Synthetic axons of the training ranges are mapped to the template; encoded are the 300 spectral
+coefficients of their surface, at equal volume. Latent vectors are regularised towards a normal
 distribution and are noisy while the network is fitted, so that neighbours are alike. Errors are
 those of axons of the test ranges, which the network never sees.
 
@@ -71,7 +71,7 @@ def fit(families, n: int, steps: int) -> dict[str, np.ndarray]:
     seen = coefficients([axon for name in families for axon in draw_axons(name, n, rng)])
     others = np.random.default_rng(2)
     unseen = {name: coefficients(draw_axons(name, 200, others, test=True)) for name in families}
-    print(f"drawn: {time.process_time():.0f} CPU-s", flush=True)
+    print(f"simulated: {time.process_time():.0f} CPU-s", flush=True)
     centre, size = seen.mean(axis=0), float(seen.std())
     data = torch.tensor((seen - centre) / size, dtype=torch.float32)
     torch.manual_seed(0)

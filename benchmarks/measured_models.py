@@ -1,7 +1,7 @@
 """How `benchmarks.real_data` fits each model to a measured voxel.
 
 Each takes the voxels, the number of one of them and the measurements to fit (M,) of bool, and
-gives the predicted signals (M,) of all measurements and a dictionary of estimates.
+returns the predicted signals (M,) of all measurements and a dictionary of estimates.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from dipy_spinverse.packed_cells.nuisance import polarity_asymmetry, polarity_fa
 
 # ms/um^2: the cat's signals at smaller b leave any curve in the same way in all voxels.
 LEAST_B = 0.1
-# What a user would choose for these scans, beside an amplitude for each timing: the signals of the
-# cat were divided by the b0 of each, the human ones have an echo time for each.
+# What a user would choose for these scans, besides an amplitude for each timing: the signals of
+# the cat were divided by the b0 of each, the human ones have an echo time for each.
 PACKED_CELLS: dict[str, dict] = {"cat": {}, "genu": {}, "fornix": {}}
 # The cat's gradients (q to 1.8 rad/um) need small cells, and are blind to the axis of the cord,
 # along which the box may be short.
@@ -145,7 +145,7 @@ def _described(describe, oriented):
 
 
 def _with_terms_of_the_scan(voxels, number, fitted):
-    """Gaussians for each timing, and what packed cells tell beside tissue."""
+    """Gaussians for each timing, and the terms of the scan estimated by packed cells."""
     own = voxels.acquisition.subset(fitted)
     signals, axis = voxels.signals[number], voxels.orientation[number]
     odd = polarity_asymmetry(own, signals[None, fitted], voxels.sigma[[number]])

@@ -1,10 +1,11 @@
-"""How many measurements a search for cells needs: what they determine, and where descents end.
+"""Number of measurements in a search for cells: what they determine, and results of descents.
 
-For shapes of `recovery.py` and several numbers of measurements, chosen as in a fit: of the flips
-of single tetrahedra at the true walls, the share that is determined (singular values of the
-changes above 3e-5 of the initial magnetisation, twice the error of the data); and descents, with
-flips after them, from the true cells after each is moved and turned at random: least, lower
-quartile and median of the wrong tetrahedra (modulo point reflection), and CPU seconds of one.
+For shapes of `recovery.py` and several numbers of measurements, chosen as in a fit: of the label
+changes of single tetrahedra at the true walls, the share that is determined (singular values of
+the changes above 3e-5 of the initial magnetisation, twice the error of the data); and descents,
+followed by label changes, from the true cells after a random translation and rotation of each:
+minimum, lower quartile and median of the wrong tetrahedra (modulo point reflection), and CPU
+seconds of one.
 
     DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.measurements_searched
 
@@ -41,7 +42,7 @@ DIFFUSIVITY = 2.0
 
 
 def searched_protocol():
-    """The published protocol without repeats, as a search takes it."""
+    """The published protocol without repeats, as used by a search."""
     acquisition = published_protocol()
     return acquisition.subset(unique_encodings(acquisition)[0])
 
@@ -75,7 +76,7 @@ def displaced(grid, cell, rng):
 
 
 def descended(tools, target, inside):
-    """Wrong tetrahedra of starts and ends, and CPU seconds of a descent."""
+    """Wrong tetrahedra of initial values and results, and CPU seconds of a descent."""
     operations, begin, wrong = tools.operations, time.process_time(), []
     for seed in range(N_STARTS):
         rng = np.random.default_rng(seed)
@@ -97,7 +98,7 @@ def main():
     warnings.filterwarnings("ignore", message="The grid is too coarse")
     acquisition = searched_protocol()
     lines = [
-        "| shape | measurements | changes determined | wrong: starts (median) | ends | CPU-s |",
+        "| shape | measurements | changes determined | wrong: initial (median) | final | CPU-s |",
         "|---|---|---|---|---|---|",
     ]
     print("\n".join(lines), flush=True)

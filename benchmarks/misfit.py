@@ -1,8 +1,8 @@
-"""How often `MISFIT` is said of voxels that a model explains, and of voxels that it does not.
+"""False and true positive rates of `MISFIT`: voxels that a model explains, and others.
 
-False alarms: voxels that NODDI, ActiveAx, ZCD and IVIM make themselves, from their priors. Told:
-tissue that NODDI does not know (fibres that cross, another diffusivity, signals that rise with b),
-fitted as if it did. Rician noise, which the fit is given or not.
+False positives: voxels simulated by NODDI, ActiveAx, ZCD and IVIM, from their priors. True
+positives: tissue outside NODDI (crossing fibres, another diffusivity, signals that increase with
+b), fitted by NODDI. Rician noise, known or unknown to the fit.
 
     DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.misfit
 
@@ -42,7 +42,7 @@ def unknown_tissue(model: NODDIModel, n: int) -> Iterator[tuple[str, np.ndarray]
 
 
 def said(model, data: np.ndarray, sigma: float | None) -> str:
-    """Percentage of voxels that are called MISFIT."""
+    """Percentage of voxels with the status MISFIT."""
     status = model.fit(data, sigma=sigma, n_draws=0).status
     return f"{100 * (status == Status.MISFIT).mean():.1f} %"
 
@@ -52,7 +52,7 @@ def main():
     quick = command(__doc__, f"{N_QUICK} voxels of each kind").parse_args().quick
     torch.set_num_threads(1)
     n = N_QUICK if quick else N_VOXELS
-    heads, rows = ["", "SNR", "noise given", "noise not given"], []
+    heads, rows = ["", "SNR", "noise known", "noise unknown"], []
     for word, model, snr in models("float32"):
         data = simulated(model, n, snr)[1]
         rows.append([word, snr, said(model, data, 1 / snr), said(model, data, None)])
@@ -66,9 +66,9 @@ def main():
         rows.append([word, SNR, said(noddi, data, 1 / SNR), said(noddi, data, None)])
         print(rows[-1], flush=True)
     text = (
-        f"# How often MISFIT is said\n\n{n} voxels of each kind.\n\n"
-        f"Of voxels that the model explains (one of 1000 is the rule):\n\n{alarms}\n\n"
-        f"Of tissue that NODDI with one fibre does not know:\n\n{table(heads, rows)}"
+        f"# Rates of MISFIT\n\n{n} voxels of each kind.\n\n"
+        f"Voxels that the model explains (expected: 1 in 1000):\n\n{alarms}\n\n"
+        f"Tissue outside NODDI with one fibre:\n\n{table(heads, rows)}"
     )
     print(text)
     keep("misfit.md", text, complete=not quick)

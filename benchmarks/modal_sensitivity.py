@@ -1,9 +1,9 @@
 """Derivatives of signals by vertices in the span of Laplace modes: how exact, and what they cost.
 
-Against the exact adjoint of time steps (16 per pulse), on the meshes of made-up axons of four
+Against the exact adjoint of time steps (16 per pulse), on the meshes of synthetic axons of four
 families, and on a box that a permeable membrane parts; 24 measurements of three timings, to
 b = 10 ms/um^2. Cost: 1890 measurements (21 b-values, 3 timings, 30 directions), with the Jacobian
-of 30 fields. And what meshes themselves make wrong, against a finer one.
+of 30 fields. And discretisation errors of the meshes, against a finer one.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def cost(rings, layers):
 
 
 def mesh_errors(sizes, finest):
-    """Rows: root mean square of what the mesh of a cylinder makes wrong, by number of nodes."""
+    """Rows: root mean square error of the mesh of a cylinder, by number of nodes."""
     acquisition = protocol([1.0, 3.0, 5.0, 10.0], 6)
     rows = []
     for family in ("bent", "fanning"):

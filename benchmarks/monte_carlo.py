@@ -10,8 +10,8 @@ through a membrane of permeability kappa fixes P by
     P / (1 - P) = kappa L C / D,        C = pi / 4 in two dimensions, 2 / 3 in three
 
 (to first order in P, [1]_ eq. 17; the denominator is the part of the steady flux that the gradient
-across one step carries). Per walk the integral of the position is kept at given times, so that one
-walk gives the phases of all pulsed gradients whose pulses start and end at these times.
+across one step carries). Per walk the integral of the position is stored at specified times, so
+that one walk gives the phases of all pulsed gradients whose pulses start and end at these times.
 
     python -m benchmarks.monte_carlo
 
@@ -61,7 +61,7 @@ def walk(
     step_per_radius: float = 1 / 6,
     diffusivity: float = DIFFUSIVITY,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Integrals of the position of spins that start anywhere with equal density.
+    """Integrals of the position of spins with uniform initial density.
 
     Parameters
     ----------

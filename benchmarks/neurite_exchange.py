@@ -1,17 +1,16 @@
 """Exchange between neurites and their surroundings (NEXI, SMEX): signals, fits, and a peer's.
 
-Signals beside the package's own solution of the Bloch-Torrey equation: thin layers with
-diffusivities of their own and permeable walls between, gradient along them, are two well-mixed
-sites where the walls, not the layers, slow the exchange. The average over directions is taken of
-these solutions.
+Signals against the package's solution of the Bloch-Torrey equation: thin layers with different
+diffusivities and permeable walls between, gradient along them, are two well-mixed sites where the
+walls, not the layers, slow the exchange. The average over directions is taken of these solutions.
 
-Fits beside graymatter_swissknife in the same run, on the same powder averages: signals of a
+Fits compared with graymatter_swissknife in the same run, on the same powder averages: signals of a
 general solver of differential equations, noise of 0.5 % of S0. NEXI with short pulses, SMEX with
 finite ones, both with the narrower of the bounds of both.
 
     python -m benchmarks.neurite_exchange [--peers FOLDER]
 
-How often intervals hold truths that come from the prior is in `benchmarks.ready_made_intervals`.
+Coverage for truths from the prior is in `benchmarks.ready_made_intervals`.
 
 Duration: about 8 CPU-min, nearly all of it the peer's (--quick, without it: 30 s). Writes
 results/neurite_exchange.md.
@@ -142,7 +141,10 @@ def beside_peer(
         costs.append(cost)
 
     model.fit(data[:2])
-    for name, end, n_draws in (("likeliest", "_likeliest", 0), ("median, intervals", "", 256)):
+    for name, end, n_draws in (
+        ("maximum likelihood", "_likeliest", 0),
+        ("median, intervals", "", 256),
+    ):
         started = time.process_time()
         fit = model.fit(data, sigma=NOISE, n_draws=n_draws)
         cost = time.process_time() - started
@@ -159,14 +161,14 @@ def beside_peer(
     if found is not None:
         row("graymatter_swissknife", found["found"], float(found["cpu"]))
         note += (
-            f"; the peer takes {costs[2] / costs[0]:.0f} times as long as the likeliest values, "
+            f"; the peer takes {costs[2] / costs[0]:.0f} times as long as maximum likelihood, "
             f"{costs[2] / costs[1]:.0f} times as long as the fit with intervals, and "
-            f"{float(found['once']):.0f} CPU-s once for its grid of starts"
+            f"{float(found['once']):.0f} CPU-s once for its grid of initial values"
         )
     held = [(getattr(fit, f"{m}_low") * s <= t) & (t <= getattr(fit, f"{m}_high") * s)
             for m, s, t in zip(MAPS, scales, truth.T, strict=True)]  # fmt: skip
     shares = ", ".join(f"{100 * each.mean():.0f}" for each in held)
-    return rows, f"{note}. Intervals hold {shares} % in the order of the columns."
+    return rows, f"{note}. Intervals cover {shares} % in the order of the columns."
 
 
 def main():

@@ -1,15 +1,15 @@
 """The published task with noise: Rician, 1/50 of each timing's own S(b=0).
 
-At this noise single faces are not determined. What can be is measured: residual over noise (data
+At this noise single faces are not determined. Measured are: residual over noise (data
 minus the mean of magnitudes), overlap (Dice) of the enclosed regions, their volume, centre and
-long axis; F1 of the walls beside the F1 between two reconstructions from two draws of the noise;
+long axis; F1 of the walls, and the F1 between reconstructions from two realisations of the noise;
 and whether the wall probabilities are calibrated. All modulo point reflection, which leaves every
 signal unchanged.
 
     DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.noisy_cells [--shapes 000 018 ...]
 
-With `--unseen`, twelve shapes of seeds on which nothing was chosen, and beside each fit the one of
-a search that has the true cells among those that it starts from.
+With `--unseen`, twelve shapes of seeds not used for any choice, and for each a second search that
+has the true cells among its initial values.
 
 Duration: about an hour on 2 cores (--quick: 5 min; --unseen: an hour on one). Writes
 results/noisy_cells.md and doc/figures/wall_probability.png, or results/noisy_cells_unseen.md.
@@ -128,7 +128,7 @@ def examine(acquisition, name, grid, true):
 
 
 def unseen_row(acquisition, grid, true, seed):
-    """Row of figures of one shape: of the search, and of one that starts from the truth, too."""
+    """Row of figures of one shape: of the search, and of one with the truth as initial value."""
     region = enclosed(grid, true)
     data, sigma = noisy(acquisition, simulate(acquisition, grid, np.where(true, WALL, OPEN)), seed)
     mirror = cKDTree(grid.centroids).query(-grid.centroids)[1]
@@ -155,9 +155,12 @@ def unseen_row(acquisition, grid, true, seed):
 
 
 def calibration(faces):
-    """Table of stated against found frequencies of walls."""
+    """Table of predicted probabilities and observed frequencies of walls."""
     probability, true = faces
-    lines = ["| stated probability | faces | mean stated | walls in truth |", "|---|---|---|---|"]
+    lines = [
+        "| predicted probability | faces | mean predicted | walls in truth |",
+        "|---|---|---|---|",
+    ]
     for low, high in zip(BINS[:-1], BINS[1:], strict=True):
         chosen = (probability >= low) & (probability < high + 1e-9 * (high == 1))
         if chosen.any():
@@ -169,7 +172,7 @@ def calibration(faces):
 
 
 def draw_calibration():
-    """Draw the table of stated against found frequencies in results/."""
+    """Plot the table of predicted probabilities and observed frequencies in results/."""
     rows = (RESULTS / "noisy_cells.md").read_text().split("walls in truth |\n")[1].splitlines()[1:]
     faces, stated, found = np.array([row.split("|")[2:5] for row in rows], dtype=float).T
     figure, axis = plt.subplots(figsize=(3.8, 3.6), layout="constrained")
@@ -177,7 +180,7 @@ def draw_calibration():
     axis.plot(stated, found, "C0o-", ms=5)
     for n, x, y in zip(faces, stated, found, strict=True):
         axis.annotate(f"{n:.0f} faces", (x, y), (7, -11), textcoords="offset points", fontsize=7)
-    axis.set(xlabel="stated probability of a wall", ylabel="walls in truth", aspect="equal")
+    axis.set(xlabel="predicted probability of a wall", ylabel="walls in truth", aspect="equal")
     axis.set(xlim=(-0.05, 1.2), ylim=(-0.1, 1.05), xticks=np.linspace(0, 1, 6))
     axis.legend(fontsize=8, frameon=False)
     FIGURE.parent.mkdir(exist_ok=True)
@@ -185,7 +188,7 @@ def draw_calibration():
 
 
 def main():
-    """Print the tables, write them to results/, and draw the calibration of probabilities."""
+    """Print the tables, write them to results/, and plot the calibration of probabilities."""
     parser = command(__doc__, "shape 018")
     parser.add_argument("--shapes", nargs="+", default=None, help="numbers, as 018; default: all")
     parser.add_argument("--unseen", action="store_true", help="twelve shapes of other seeds")

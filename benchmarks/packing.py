@@ -61,9 +61,9 @@ def ball_volume(dimension: int, radius: float) -> float:
 def random_packing(
     dimension: int, radius: float, fraction: float, n_bodies: int, seed: int
 ) -> Packing:
-    """Bodies at random places.
+    """Bodies at random positions.
 
-    Sparse ones are placed one after the other; dense ones start anywhere and are pushed apart
+    Sparse ones are placed one after the other; dense ones start at random and are moved apart
     until no two overlap. Then they are shaken as hard bodies in equilibrium.
 
     Parameters

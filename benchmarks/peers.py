@@ -1,4 +1,4 @@
-"""Environments of other packages, and what their tasks in `compartment_peers` make of arrays."""
+"""Environments of other packages, and results of their tasks in `compartment_peers`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PEERS = {
 
 
 def environment(folder: Path, peer: str) -> Path | None:
-    """Python of a peer's environment, which is made where it is not there; None if it cannot."""
+    """Python of a peer's environment, created if missing; None if it cannot be created."""
     python = folder / peer / "bin" / "python"
     done = folder / peer / "complete"
     if done.exists():
@@ -54,7 +54,7 @@ def environment(folder: Path, peer: str) -> Path | None:
 
 
 def peer_result(folder: Path | None, peer: str, task: str, **given) -> dict | None:
-    """What a peer's task of `compartment_peers` makes of arrays; None where it does not run."""
+    """Result of a peer's task of `compartment_peers`; None where it does not run."""
     if folder is None:
         return None
     folder = folder.resolve()

@@ -1,6 +1,6 @@
 """Signals of parallel permeable cylinders in a periodic box, by body-fitted finite elements.
 
-Quadratic triangles that follow the circles, with their own nodes on either side of a membrane;
+Quadratic triangles that follow the circles, with separate nodes on either side of a membrane;
 the space of states that pulses of one direction pass; and exponentials of small matrices for q(t).
 Nothing is shared with the lattice of the package. Lengths are in radii, diffusivities in that
 between the cylinders: everything is a number.
@@ -28,8 +28,8 @@ _EDGE = 0.34  # between nodes elsewhere, where nothing is near
 _EDGE_OVER_GAP = 0.8  # on circles that almost touch: no node of one in the way of another's edge
 _LEAST_EDGE = 0.003
 _LEAST_RADIUS_APART = 0.1  # a node of the same circle in another image is farther
-# Between circles. The gaps that almost close keep water longest: 0.03 would cost 3 % of S0 where
-# they are dense and leak-tight.
+# Between circles. The narrowest gaps retain water longest: 0.03 would change S0 by 3 % where
+# they are dense and nearly impermeable.
 _LEAST_GAP = 0.004
 _SWEEPS = 150  # of moves of all circles
 # Cells of two circles in the densest order.
@@ -58,7 +58,7 @@ def random_centres(n: int, fraction: float, rng: np.random.Generator):
     """Centres (n, 2) of circles of radius 1 in a random packing, and the box (2,).
 
     Five or more are placed without order; 1 (below 0.7), 2 or 4 move freely from the densest
-    order. All keep a least gap.
+    order. All keep a minimum gap.
     """
     if n >= _FEWEST_WITHOUT_ORDER:
         gap = min(_LEAST_GAP, 2 * (np.sqrt(_DENSEST / fraction) - 1))
@@ -134,7 +134,7 @@ def mesh_of(
     box : ndarray (2,)
         Edges.
     rng : numpy Generator
-        Of the places of nodes between the circles.
+        Of the positions of nodes between the circles.
     finer : float, optional
         By which edges are shorter.
     """
@@ -159,7 +159,7 @@ def mesh_of(
 
 
 def random_mesh(n: int, fraction: float, rng: np.random.Generator, finer: float = 1) -> Mesh:
-    """Mesh of a random packing; packings that some node is in the way of are drawn again."""
+    """Mesh of a random packing; packings obstructed by a node are sampled again."""
     for _ in range(_TRIES):
         try:
             return mesh_of(*random_centres(n, fraction, rng), rng, finer)
@@ -309,7 +309,7 @@ def matrices_of(mesh: Mesh) -> Matrices:
 
 @dataclass(frozen=True, eq=False)
 class Reduced:
-    """Small matrices of the decay at q = 0, of what is linear in q and of q^2; uniform start."""
+    """Reduced matrices of the decay at q = 0, the terms in q and q^2, and the uniform state."""
 
     decay: np.ndarray
     linear: np.ndarray

@@ -2,7 +2,7 @@
 
     DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.physics [table ...]
 
-prints the tables (all of them by default) and puts them in the place of their last version.
+prints the tables (all of them by default) and replaces their last version.
 Without the data folder the table against Monte Carlo is left out.
 
 Duration: about 8 min on 2 cores (--quick: 1 min). Writes results/physics.md.
@@ -148,7 +148,7 @@ def permeable_planes():
         rows.append([cell_size, *percent(error)])
     along = (
         "Along impermeable staircase planes 8 um apart, where water should be free: error in % of "
-        "S0 at b = 0.5 ms/um^2 (10, 30 ms). The steps stand in the way; first order.\n\n"
+        "S0 at b = 0.5 ms/um^2 (10, 30 ms). The steps obstruct diffusion; first order.\n\n"
         + table(["cell size (um)", "along y", "along z"], rows)
     )
     return across + "\n\n" + along
@@ -273,7 +273,7 @@ def jacobian():
         rows.append([steps, *(f"{e:.1e}" for e in (error, worst, autograd)), goal])
     return (
         f"768 tetrahedra, {len(acquisition)} measurements of 3 timings, 24 faces, step {change:g} "
-        "in ln kappa (its own error is about 2e-7). Goals: 1e-3 at the default of 8 steps, 1e-6 "
+        "in ln kappa (whose error is about 2e-7). Goals: 1e-3 at the default of 8 steps, 1e-6 "
         "with more.\n\n"
         + table(
             ["steps per pulse", "norm of error / norm", "largest error / largest entry",
@@ -362,7 +362,7 @@ def main():
 
 
 def _sections_on_file():
-    """Tables by their titles, as they were made last."""
+    """Tables by their titles, of the last run."""
     parts = (RESULTS / "physics.md").read_text().split("\n## ")[1:]
     return {title: text.strip() for title, text in (part.split("\n", 1) for part in parts)}
 

@@ -1,4 +1,4 @@
-"""Finite elements, finite volumes, analytic solutions and Monte Carlo beside each other.
+"""Comparison of finite elements, finite volumes, analytic solutions and Monte Carlo.
 
     DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.physics_comparison [table ...]
 
@@ -60,7 +60,7 @@ B = np.array([0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0])  # ms/um^2
 
 
 def sphere_surface(radius, edge):
-    """Points spread evenly on a sphere and their hull, with the volume of the sphere."""
+    """Points distributed uniformly on a sphere and their hull, with the volume of the sphere."""
     n = int(4 * np.pi * radius**2 / edge**2 / 0.866)
     height = 1 - 2 * (np.arange(n) + 0.5) / n
     angle = np.pi * (1 + np.sqrt(5)) * np.arange(n)
@@ -351,7 +351,7 @@ def packed():
     return (
         "Largest error in % of S0 over 60 measurements for each kappa (um/ms); in brackets the "
         "same after averaging directions that are equal by symmetry (x and y), and the percentage "
-        "of measurements within 3 standard errors + the discretisation's own error. Goals 0.6 % "
+        "of measurements within 3 standard errors + the discretisation error. Goals 0.6 % "
         "for elements and 1.2 % for volumes: as it stands / averaged. The Monte Carlo's x and y "
         "differ from their mean by up to "
         + ", ".join(f"{100 * x:.2f}" for x in by_symmetry)
@@ -403,8 +403,8 @@ def same_walls():
         rows.append([path.stem[:24], f"{100 * worst:.1f}", f"{100 * mean:.1f}"])
     return (
         "Absorbing box, 576 tetrahedra with edges of 3.3 to 3.9 um, walls 0.01 um/ms; difference "
-        "in % of the own b0, largest and mean over b 1, 2, 5 ms/um^2 along x, y, z (10, 20 ms). "
-        "Both are far from converged on so coarse a grid: this is the grid's own error.\n\n"
+        "in % of the b0, largest and mean over b 1, 2, 5 ms/um^2 along x, y, z (10, 20 ms). "
+        "Both are far from converged on so coarse a grid: this is the discretisation error.\n\n"
         + table(["shape", "largest", "mean"], rows)
     )
 

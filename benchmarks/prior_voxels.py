@@ -1,4 +1,4 @@
-"""Voxels that compartment models make themselves: parameters from the prior, Rician noise."""
+"""Voxels simulated by compartment models: parameters from the prior, Rician noise."""
 
 from __future__ import annotations
 

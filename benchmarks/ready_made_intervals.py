@@ -1,8 +1,8 @@
-"""How often 95 % intervals hold the truth: the ready-made models beside the four named ones.
+"""Coverage of 95 % intervals: the ready-made models other than the four named ones.
 
-Parameters are drawn from the prior of each model, in an acquisition such as it is made for, and
-magnitudes have Rician noise of SNR 30 and 100 (NEXI also 200), which is given. NODDI, ActiveAx,
-ZCD and IVIM as they come are in `benchmarks.compartments intervals`.
+Parameters are sampled from the prior of each model, in an acquisition suited to it, and magnitudes
+have Rician noise of SNR 30 and 100 (NEXI also 200), which is known. NODDI, ActiveAx, ZCD and IVIM
+with their defaults are in `benchmarks.compartments intervals`.
 
     DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.ready_made_intervals
 
@@ -105,7 +105,7 @@ def models() -> Iterator[tuple[str, CompartmentModel, tuple[int, ...]]]:
 
 
 def rows_of(word: str, model: CompartmentModel, snr: float, n: int, seed: int) -> list[list]:
-    """Word, SNR, map, share of intervals that hold the truth, width and cost."""
+    """Model, SNR, map, coverage, truths below and above, width and cost."""
     truth, data = simulated(model, n, snr, seed)
     started = time.process_time()
     fit = model.fit(data, sigma=1 / snr)
@@ -136,15 +136,15 @@ def main():
         means.append(f"{word} {mean:.1f}")
         print(means[-1], flush=True)
         rows += of_model
-    heads = ["model", "SNR", "map", "held, %", "truth below, %", "truth above, %",
+    heads = ["model", "SNR", "map", "coverage, %", "truth below, %", "truth above, %",
              "mean width over range", "CPU ms per voxel"]  # fmt: skip
     inside = sum(93 <= float(row[3]) <= 97 for row in rows)
     spread = 100 * np.sqrt(0.95 * 0.05 / n)
     text = (
-        "# How often 95 % intervals hold the truth: every other ready-made model\n\n"
+        "# Coverage of 95 % intervals: every other ready-made model\n\n"
         "`python -m benchmarks.ready_made_intervals`\n\n"
         f"{n} voxels of each row, parameters from the prior: 95 % has a standard error of "
-        f"{spread:.1f} %. {inside} of {len(rows)} maps hold 93 to 97 %. Means over the maps of "
+        f"{spread:.1f} %. {inside} of {len(rows)} maps cover 93 to 97 %. Means over the maps of "
         f"each model, %: {', '.join(means)}.\n\n{table(heads, rows)}"
     )
     print(text)

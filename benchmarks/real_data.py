@@ -3,12 +3,12 @@
     DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.real_data
 
 fits 24 white-matter voxels of a cat spinal cord and the 12 voxels of the ISBI 2015 challenge.
-`datasets` says how voxels are chosen and signals prepared, `measured_models` how models are
+`datasets` describes how voxels are chosen and signals prepared, `measured_models` how models are
 fitted. Wall fields take about a minute for each voxel: they are fitted where asked for (``--models
 "wall fields"``), and the figures of an earlier run stay in results/real_data_walls.md.
 
 Duration: about 25 CPU-min (--quick: 1 min). Writes results/real_data.md, and every fitted voxel to
-a .jsonl file beside it: an interrupted run goes on from there (delete it after a change of the
+a .jsonl file next to it: an interrupted run resumes from it (delete it after a change of the
 package).
 """
 
@@ -65,7 +65,7 @@ CORRELATIONS = (
 
 
 def fit_voxel(voxels: Voxels, number: int, model: str) -> dict:
-    """One line of the results: a model fitted to what is not left out of one voxel.
+    """One line of the results: a model fitted to one voxel without the left-out measurements.
 
     DTI is fitted to b < 1.5 ms/um^2, the others to all b.
     """
@@ -142,7 +142,7 @@ def of_model(results: dict, voxels: Voxels, model: str) -> list[dict]:
 
 
 def noise_table(data: dict) -> str:
-    """What there is to explain."""
+    """Noise and repeatability of the data."""
     rows = []
     for voxels in data.values():
         sigma, repeatability = np.median(voxels.sigma), np.median(voxels.repeatability)
@@ -188,7 +188,7 @@ def summary_table(data: dict, results: dict) -> str:
 
 
 def goals(data: dict, results: dict) -> str:
-    """Whether packed cells reach what was aimed at."""
+    """Whether packed cells reach the goals."""
     lines = []
     for voxels in data.values():
         found = of_model(results, voxels, "packed cells")
@@ -259,15 +259,15 @@ def report(data: dict, results: dict) -> str:
         f"{platform.processor() or platform.machine()}. Figures are the rms of measured minus "
         "predicted signals over sigma, the robust standard deviation of repeated b0. Opposite "
         "directions differ by more than sigma, and no model whose signals are symmetric predicts "
-        "single measurements better than to this repeatability; packed cells also tell what "
-        "opposite directions differ by, and what is gone at a b of 0.1 ms/um^2. Left out of all "
+        "single measurements better than to this repeatability; packed cells also estimate the "
+        "polarity asymmetry, and a fast component gone at b = 0.1 ms/um^2. Left out of all "
         "fits: every 4th encoding (opposite directions together). Low b: below "
         f"{TENSOR_B} ms/um^2, all that DTI is fitted to. Every model has an amplitude for each "
         "timing. Fitted to b > 0.1: without b0 and weaker weightings, where the cat's signals "
-        "leave any curve in the same way in all voxels (an artefact of unknown cause). "
+        "deviate from any curve in the same way in all voxels (an artefact of unknown cause). "
         "Gaussians: non-negative mixtures, along each of the cat's two axes, elsewhere of tensors "
-        "about the first axis of DTI; with terms of the scan: and what packed cells tell beside "
-        "tissue; the floor: smoothing splines along each axis, elsewhere "
+        "about the first axis of DTI; with terms of the scan: and those terms as estimated by "
+        "packed cells; the floor: smoothing splines along each axis, elsewhere "
         "harmonics of each shell, without any physics.",
         noise_table(data),
         "## Medians over voxels",

@@ -9,8 +9,8 @@ ones ("adam with priors") or a hundredth of them ("adam with weak priors").
 
     DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.recovery [--runs "cell search" adam ...]
 
-With `--unseen`, the default on 30 shapes of seeds on which nothing was chosen, each with a wall
-permeability of its own, from 0.003 to 0.2 um/ms.
+With `--unseen`, the default on 30 shapes of seeds not used for any choice, each with another wall
+permeability, from 0.003 to 0.2 um/ms.
 
 Duration: some hours on 2 cores (--quick: 1 min; --unseen: one hour, --quick --unseen: 2 min).
 Writes results/recovery.md or results/recovery_unseen.md.
@@ -52,7 +52,7 @@ TIMINGS = ((5, 6), (10, 20), (10, 60))
 B_VALUES = (0, 1, 2, 3, 4, 5)
 N_DIRECTIONS = 30
 WALL, OPEN = 0.01, 100.0
-# Seeds of shapes on which nothing was chosen, how many of each family, and their permeabilities.
+# Seeds of shapes not used for any choice, number per family, and their permeabilities.
 UNSEEN_FAMILIES, UNSEEN_SEEDS = (published_family, outside_the_family), (11, 12)
 N_UNSEEN, UNSEEN_WALLS = 15, (0.003, 0.2)
 RUNS = {
@@ -62,7 +62,7 @@ RUNS = {
     "adam with priors": FaceInversion("adam", priors=(Continuity(2.0), Manifoldness(2.0))),
     "adam with weak priors": FaceInversion("adam", priors=(Continuity(0.02), Manifoldness(0.02))),
 }
-# Adam does not know when to stop; with the noise level given it is not run again to refine it.
+# Adam has no stopping rule; with a known noise level it is not run again to refine it.
 FIT_OPTIONS = {run: {"sigma": 0.02} for run in RUNS if run.startswith("adam")}
 
 
@@ -100,7 +100,7 @@ def read_shape(path: Path) -> tuple[TetrahedralGrid, np.ndarray]:
 
 
 def all_shapes():
-    """Names, grids and true walls (F,) of the published shapes, of more like them, and others."""
+    """Names, grids and true walls (F,) of the published shapes, similar ones, and others."""
     for path in data_files("spinverse_meshes", ".npz"):
         yield path.name[:3], *read_shape(path)
     grid = published_grid()
@@ -199,7 +199,7 @@ def main():
 def _unseen(acquisition, quick):
     """Print the table of unseen shapes and write it to results/."""
     shapes = islice(unseen_shapes(), len(QUICK) if quick else None)
-    lines = ["| shape | permeability | F1 | found permeability over true | rms | CPU-s |"]
+    lines = ["| shape | permeability | F1 | estimated permeability over true | rms | CPU-s |"]
     lines += ["| --- " * 6 + "|"]
     print("\n".join(lines), flush=True)
     rows = []

@@ -1,10 +1,11 @@
-"""Shapes of several cells: whether the signals of their cells add up, and what that leads to.
+"""Shapes of several cells: additivity of the signals of cells, and combinations based on it.
 
 For each shape of `recovery.py` with two or three cells: root mean square of what its walls change
 in the signals (relative to the initial magnetisation), error of the changes of single cells added
-up, the same relative to the mean square of the change; then, of cells put together in the right
-number, the wrong tetrahedra (modulo point reflection) of the best and the least of the three that
-start a population, and CPU seconds. The search is prepared as in a fit; no population evolves.
+up, the same relative to the mean square of the change; then, of combinations of the correct number
+of cells, the wrong tetrahedra (modulo point reflection) of the best and the least of the three
+that start a population, and CPU seconds. The search is prepared as in a fit; no population
+evolves.
 
     DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.separate_cells
 
@@ -35,7 +36,7 @@ SEVERAL = ("new several", "sphere and rod", "two blocks", "three spheres")
 
 
 def put_together(search, data, number):
-    """Labels (n, T) of so many cells put together, the place of that number, and CPU seconds."""
+    """Labels (n, T) of combinations of `number` cells, the rank of `number`, CPU seconds."""
     nothing, rng = np.zeros(len(data)), np.random.default_rng(0)
     task = search.exact_data(Target(search.simulator, data, nothing + ERROR, nothing))
     cells, start = search.separate_cells(task), time.process_time()
@@ -49,7 +50,7 @@ def main():
     quick = command(__doc__, QUICK).parse_args().quick
     warnings.filterwarnings("ignore", message="The grid is too coarse")
     acquisition = searched_protocol()
-    columns = "shape cells change error error/change^2 place best least CPU-s".split()
+    columns = "shape cells change error error/change^2 rank best least CPU-s".split()
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     print("\n".join(lines), flush=True)
     grid = published_grid()

@@ -3,9 +3,9 @@
 `published_family(seed)` yields (name, labels) on the published lattice: bent axons of 4 to 9
 segments, cylinders, a sphere, tori, two and three separate cells, some of which touch the box.
 
-`outside_the_family(seed)` yields shapes that no parametric family was made for: branching and
+`outside_the_family(seed)` yields shapes outside the parametric families: branching and
 beaded tubes, L, cross, cuboid, plate, merged spheres, separate cells of different kinds, and
-cells that touch the box. Sizes, positions and orientations are random; the names say what they
+cells that touch the box. Sizes, positions and orientations are random; the names state what they
 are.
 """
 
@@ -33,7 +33,7 @@ def outside_the_family(seed: int = 0) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _drawn(draw, points, seed):
-    """Labels (T,) of the first shape drawn that has a fair size."""
+    """Labels (T,) of the first sampled shape of suitable size."""
     rng = np.random.default_rng(seed)
     while True:
         labels = draw(points, rng) < 0
@@ -77,7 +77,7 @@ def _torus(points, rng):
 
 
 def _several(points, rng):
-    """Two or three spheres, capsules or cylinders through the box, apart from each other."""
+    """Two or three spheres, capsules or cylinders through the box, not in contact."""
     n_cells = rng.integers(2, 4)
     while True:
         cells = []

@@ -1,21 +1,21 @@
-"""Smooth bodies on no lattice, with noise: cells found with walls anywhere, or made of tetrahedra.
+"""Smooth bodies off the lattice, with noise: cells with smooth walls, or made of tetrahedra.
 
 Bodies of `smooth_bodies_set.py` (signals of a finer lattice, another discretisation), published
-protocol, Rician noise of 1/50 of each timing's S(b=0), another draw for each body. For each:
-overlap (Dice), error of volume and centre, permeability over the true one (of each cell, the
+protocol, Rician noise of 1/50 of each timing's S(b=0), another realisation for each body. For
+each: overlap (Dice), error of volume and centre, permeability over the true one (of each cell, the
 largest first), mean squared residual over noise of each timing, the fit's intervals of S/V, volume
-and mean permeability over their true values, CPU seconds; beside them the same of a fit started at
-the truth, and Dice of the search for cells made of tetrahedra (`--before`). All modulo point
-reflection, which leaves every signal unchanged.
-"Dice but for places" is that of each true cell and the found one that is put onto it by a
-translation, averaged by volume: signals hardly tell where in the box cells stand.
-"improbability" is minus twice the log probability of the cells and those around them: where that
-of the fit from the truth is much less, the search missed a better shape, else data do not tell.
+and mean permeability over their true values, CPU seconds; the same for a fit started at the truth,
+and Dice of the search for cells made of tetrahedra (`--before`). All modulo point reflection,
+which leaves every signal unchanged. "Dice modulo position" is that of each true cell and the
+estimated one after a translation onto it, averaged by volume: positions in the box are hardly
+identifiable. "-2 log evidence" is minus twice the log probability of the cells and those around
+them: where that of the fit from the truth is much lower, the search missed a better shape, else
+the data do not distinguish the two.
 
     python -m benchmarks.smooth_bodies [--kinds helix star] [--set reported] [--before]
 
-What is done is kept in --folder, and goes on from there. Duration: 2 min a body for its signals
-and 7 min for both fits, one core (--quick: one body). Writes results/smooth_bodies.md.
+Finished parts are kept in --folder, from which a run resumes. Duration: 2 min a body for its
+signals and 7 min for both fits, one core (--quick: one body). Writes results/smooth_bodies.md.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from dipy_spinverse.cell_search.smooth import SmoothCellInversion, smooth_mesh, 
 from dipy_spinverse.cell_search.smooth.level_set import single_cell_field
 from dipy_spinverse.spinverse.permeability_fields import map_statistics
 
-# Kinds and seeds. On the first three the search and the errors beside draws were chosen.
+# Kinds and seeds. The search and the errors added to samples were chosen on the first three.
 SETS = {
     "choosing": (CHOOSING, (0,)),
     "seen": (REPORTED, (1, 3)),
@@ -52,7 +52,7 @@ SETS = {
 }
 N_DRAWS = 16
 DIFFUSIVITY = 2.0
-_FINER = 40  # points along an axis on which cells are put onto others
+_FINER = 40  # points along an axis in the alignment of cells
 _FINEST = 120  # and between which true walls are interpolated
 _MOST_CELLS = 6  # that are
 _NEAR = 0.04 * SIDE  # um, within which a wall counts, as in `smooth_mesh`
@@ -61,7 +61,7 @@ _CLEARLY = 10  # more improbable: by more than descents leave unfinished
 
 
 class Examination:
-    """Bodies of one acquisition, with the library of the search made once."""
+    """Bodies of one acquisition, with one library for all searches."""
 
     def __init__(self, folder: Path):
         self._folder, self._acquisition = folder, published_protocol()
@@ -72,7 +72,7 @@ class Examination:
         self._prior = self._inversion.search.prior
 
     def row(self, name, cells, before):
-        """Figures of one body, as far as they were not known."""
+        """Figures of one body; stored ones are not computed again."""
         kept = self._folder / f"{name}.json"
         row = json.loads(kept.read_text()) if kept.exists() else {}
         # The same noise for all bodies would shift the figures of all alike.
@@ -114,8 +114,8 @@ class Examination:
         }
         dices = [self._compared(x, cells)["Dice"] for x in draws]
         return self._compared(best, cells) | {
-            "Dice of draws": [round(float(np.quantile(dices, q)), 2) for q in (0, 0.5, 1)],
-            "improbability": self._improbability(data, best),
+            "Dice of samples": [round(float(np.quantile(dices, q)), 2) for q in (0, 0.5, 1)],
+            "-2 log evidence": self._improbability(data, best),
             "chi2": [round(float((residual[rows] ** 2).mean()), 2) for rows in timings],
             "permeability": (np.sort(best.permeability)[::-1] / mean).round(2).tolist(),
             **{f"{name} interval": x.round(2).tolist() for name, x in intervals.items()},
@@ -127,7 +127,7 @@ class Examination:
         }
 
     def _wall_bins(self, best, draws, cells):
-        """Triangles, their stated probabilities, and those near true walls: sums (5, 3) by bin."""
+        """Triangles, their wall probabilities, and those near true walls: sums (5, 3) by bin."""
         mesh = smooth_mesh(self._prior, best, draws)
         centres, stated = mesh.vertices_um[mesh.triangles].mean(axis=1), mesh.wall_probability
         near = max((np.abs(depths(cells, x)) < _NEAR for x in (centres, -centres)), key=np.sum)
@@ -144,7 +144,7 @@ class Examination:
         start = single_cell_field(self._prior.coefficients_of(depths(cells, points)))
         found = self._inversion.search.refined(self._inversion.voxel_data(data), start)
         figures = self._compared(found, cells)
-        figures["improbability"] = self._improbability(data, found)
+        figures["-2 log evidence"] = self._improbability(data, found)
         return {f"{name} from truth": x for name, x in figures.items()}
 
     def _before(self, data, cells):
@@ -164,10 +164,10 @@ class Examination:
     def _compared(self, found, cells):
         points, basis = self._prior.raster
         figures = overlap_figures(basis @ found.z + self._prior.mean > 0, points, cells)
-        return figures | {"Dice but for places": round(self._but_for_places(found, cells), 3)}
+        return figures | {"Dice modulo position": round(self._but_for_places(found, cells), 3)}
 
     def _but_for_places(self, found, cells):
-        """Dice of true cells and the found ones that are put onto them."""
+        """Dice of true cells and estimated ones after translation onto them."""
         axis = ((np.arange(_FINER) + 0.5) / _FINER - 0.5) * SIDE
         labels, number = label(self._prior.on_axes(found.z, [axis] * 3) > 0)
         single = [labels == k for k in range(1, number + 1)]
@@ -234,21 +234,23 @@ def _finely(depth):
 def _summary(rows, bodies_cells):
     """Sentences on all bodies."""
     lines = []
-    for column in ("Dice", "Dice but for places", "Dice from truth"):
+    for column in ("Dice", "Dice modulo position", "Dice from truth"):
         numbers = [row[column] for row in rows]
         lines.append(f"{column}: median {np.median(numbers):.2f}, lowest decile "
                      f"{np.quantile(numbers, 0.1):.2f}.")  # fmt: skip
     volume, centre = (np.median([abs(row[x]) for row in rows]) for x in ("volume %", "centre um"))
-    lines.append(f"Volume {volume:.1f} % and centre {centre:.1f} um off in the median.")
+    lines.append(f"Volume {volume:.1f} % and centre {centre:.1f} um: median errors.")
     within = [within_a_quarter(*one) for one in zip(rows, bodies_cells, strict=True)]
     number = sum(len(cells) for cells in bodies_cells)
     lines.append(f"Permeability within 25 % in {sum(within)} of {number} cells.")
-    missed = [row["improbability"] - row["improbability from truth"] > _CLEARLY for row in rows]
+    missed = [
+        row["-2 log evidence"] - row["-2 log evidence from truth"] > _CLEARLY for row in rows
+    ]
     lines.append(
-        f"The end from the truth is clearly more probable in {sum(missed)} of {len(rows)}."
+        f"The minimum from the truth is clearly more probable in {sum(missed)} of {len(rows)}."
     )
     held = np.sum([row["held"] for row in rows], axis=0).tolist()
-    lines.append(f"Intervals of S/V, volume and permeability hold {held} of {len(rows)}.")
+    lines.append(f"Intervals of S/V, volume and permeability cover {held} of {len(rows)}.")
     widths = [np.median([np.ptp(row[f"{name} interval"]) / 2 for row in rows])
               for name in ("S/V", "volume", "mean permeability")]  # fmt: skip
     lines.append(
@@ -257,12 +259,12 @@ def _summary(rows, bodies_cells):
     triangles, stated, near = np.sum([row["wall bins"] for row in rows], axis=0).T
     pairs = ", ".join(f"{s / n:.2f} ({t / n:.2f})"
                       for n, s, t in zip(triangles, stated, near, strict=True) if n)  # fmt: skip
-    lines.append(f"Probability of a wall within {_NEAR:.1f} um, stated (found): {pairs}.")
+    lines.append(f"Probability of a wall within {_NEAR:.1f} um, predicted (observed): {pairs}.")
     return lines
 
 
 def within_a_quarter(row, cells):
-    """Cells of which the permeability is found within 25 %, the most permeable ones first."""
+    """Cells of which the permeability is estimated within 25 %, the most permeable ones first."""
     areas, _ = np.transpose([area_and_volume(cell) for cell in cells])
     true = np.array([cell.permeability for cell in cells])
     true = np.sort(true / (areas @ true / areas.sum()))[::-1]

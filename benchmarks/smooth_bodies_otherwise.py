@@ -1,17 +1,17 @@
-"""Smooth bodies with less noise, and with S0 or the diffusivity off or not given.
+"""Smooth bodies with less noise, and with S0 or the diffusivity wrong or unknown.
 
-Two bodies of `smooth_bodies_set.py`, fitted by the default route of
+Two bodies of `smooth_bodies_set.py`, fitted by the default path of
 `ClosedCellInversion(smooth=True)`, as in `smooth_bodies` but for one thing. For each:
 overlap (Dice) modulo point reflection, distance of surfaces (the mean of both directions), error
 of volume, permeability over the true one (of each cell, the largest first), mean squared residual
-over noise (all timings), status, S0 of each echo time and diffusivity as found over the true
-ones, and whether the intervals of S/V, volume and mean permeability hold.
+over noise (all timings), status, estimated S0 of each echo time and diffusivity over the true
+ones, and whether the intervals of S/V, volume and mean permeability cover the truth.
 
     python -m benchmarks.smooth_bodies_otherwise [--conditions "S0 2 % too low" ...]
 
-What is done is kept in --folder, and goes on from there. A noise of 1/1000 is less than what the
-true signals err by. Duration: 4 min a fit on one core, and 2 min for the signals of a body
-(--quick: the ring). Writes results/smooth_bodies_otherwise.md.
+Finished parts are kept in --folder, from which a run resumes. A noise of 1/1000 is below the
+numerical errors of the true signals. Duration: 4 min a fit on one core, and 2 min for the signals
+of a body (--quick: the ring). Writes results/smooth_bodies_otherwise.md.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ MAPS = {
 
 @dataclass(frozen=True)
 class Condition:
-    """What a fit is told, and how noisy its data are."""
+    """Values specified in a fit, and the SNR of its data."""
 
     snr: float = 50
     S0: float | None = 1.0
@@ -66,14 +66,14 @@ class Condition:
 
 
 CONDITIONS = {
-    "as it is": Condition(),
+    "unchanged": Condition(),
     "S0 2 % too low": Condition(S0=0.98),
     "S0 2 % too high": Condition(S0=1.02),
     "noise of 1 in 1000": Condition(snr=1000),
     "D 5 % too low": Condition(diffusivity=1.9e-3),
     "D 5 % too high": Condition(diffusivity=2.1e-3),
-    "D not given": Condition(diffusivity=None),
-    "S0 not given": Condition(S0=None),
+    "D unknown": Condition(diffusivity=None),
+    "S0 unknown": Condition(S0=None),
 }
 
 
@@ -126,7 +126,7 @@ def _row(fit, cells):
 
 
 def _apart(prior, found, cells):
-    """Mean distance of found walls to true ones and back, um, modulo point reflection."""
+    """Mean distance between estimated and true walls, um, modulo point reflection."""
     found = surface(prior.interpolated(found.z))
     tree, distances = cKDTree(found), []
     for sign in (1, -1):
@@ -137,7 +137,7 @@ def _apart(prior, found, cells):
 
 
 def _summary(rows, cells_of_bodies):
-    """Medians, and how many hold, of the rows of one condition."""
+    """Medians and coverage over the rows of one condition."""
     median = {name: np.median([abs(row[name]) for row in rows])
               for name in ("Dice", "surfaces um", "volume %", "chi2")}  # fmt: skip
     within = sum(within_a_quarter(*one) for one in zip(rows, cells_of_bodies, strict=True))
@@ -145,7 +145,7 @@ def _summary(rows, cells_of_bodies):
     return {
         **{name: f"{value:.2f}" for name, value in median.items()},
         "permeability within 25 %": f"{within} of {sum(map(len, cells_of_bodies))}",
-        "S/V, volume, permeability held": f"{held} of {len(rows)}",
+        "S/V, volume, permeability covered": f"{held} of {len(rows)}",
         "MISFIT": sum(row["status"] == "MISFIT" for row in rows),
     }
 

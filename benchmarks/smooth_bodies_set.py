@@ -1,9 +1,9 @@
 """Smooth bodies on no lattice, and their signals from a lattice finer than any that fits use.
 
 A body is a function from points to depths (um, positive inside), a permeability, and nothing else.
-Signals come from plain finite volumes: a tetrahedron is inside or not, and the walls have the
-permeability of the smooth surface, projected (doc/physics.md). 18 cubes along the box are off by
-up to 1 % of the b0, 24 by half of that, so they are taken to the limit, in which errors fall with
+Signals come from uncorrected finite volumes: a tetrahedron is inside or not, and the walls have
+the permeability of the smooth surface, projected (doc/physics.md). 18 cubes along the box are off
+by up to 1 % of the b0, 24 by half of that, so they are extrapolated, with errors proportional to
 the square of the edge. The fit has 6, 9 and 12 cubes, and tetrahedra that are partly inside.
 """
 
@@ -100,7 +100,7 @@ def _rotation(rng):
 
 
 def _arc(rng, length, bend, centre=2.5):
-    """Points of a bent line through a random place."""
+    """Points of a bent line through a random position."""
     t = np.linspace(-0.5, 0.5, 25)[:, None]
     a, b, _ = _rotation(rng)
     return rng.uniform(-centre, centre, 3) + length * t * a + bend * (4 * t**2 - 0.5) * b
@@ -235,7 +235,7 @@ REPORTED = (
 
 
 def bodies(kinds, seed: int) -> list[tuple[str, list[TrueCell]]]:
-    """Names and cells, one of each kind, which keep clear of the sides of the box."""
+    """Names and cells, one of each kind, away from the sides of the box."""
     along = np.linspace(-SIDE / 2, SIDE / 2, 30)
     sides = np.stack(np.meshgrid(along, along, along), axis=-1).reshape(-1, 3)
     sides = sides[np.abs(sides).max(axis=1) > 0.499 * SIDE]

@@ -4,7 +4,7 @@ A ball in the box, against linear finite elements on meshes that follow it, in t
 meshes (edges of 1.2 and 0.8 um; needs Gmsh), and the ring of `smooth_bodies_set.py`, against plain
 finite volumes in the limit of 24 and 32 cubes along the box. Root mean square and largest
 difference of the means over directions at b = 0, 1, 2 and 4 ms/um^2 of three timings, in percent
-of each timing's S(b=0). Fits see the field of their prior that is nearest to the body, of the same
+of each timing's S(b=0). Fits use the field of their prior that is closest to the body, of the same
 volume.
 
     python -m benchmarks.smooth_bodies_truth

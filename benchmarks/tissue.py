@@ -1,13 +1,13 @@
 """Maps of tissue against their truths: errors, intervals, residuals.
 
-On the set of `benchmarks.tissue_testset`, made by an independent Monte Carlo, for both gradient
-systems, with Rician noise of SNR 50 and 30. Each method of `METHODS` gives an `Estimate`: packed
-cells as by default, with both diffusivities unknown, and with the true one given.
+On the set of `benchmarks.tissue_testset`, simulated by an independent Monte Carlo, for both
+gradient systems, with Rician noise of SNR 50 and 30. Each method of `METHODS` gives an `Estimate`:
+packed cells as by default, with both diffusivities unknown, and with the true one specified.
 
     python -m benchmarks.tissue FILE
 
-Estimates are kept beside the file (``FILE`` without its suffix, then ``_estimates/``): an
-interrupted run goes on, and the report is written again without fitting again (``--again`` fits).
+Estimates are kept next to the file (``FILE`` without its suffix, then ``_estimates/``): an
+interrupted run resumes, and the report is written again without fitting again (``--again`` fits).
 
 Duration: about 5 min on 2 cores (--quick, which makes its own set: 2 min). Writes
 results/tissue.md.
@@ -42,7 +42,7 @@ MAPS = (
     "exchange_time",
 )
 NOISE_SEED = 1
-# Substrates that were looked at while methods were made: the report also leaves them out.
+# Substrates used during development: the report also states results without them.
 N_SEEN = 40
 _N_DRAWS = 400
 _GAMMA = 0.26752218744  # rad/(ms um) per T/m
@@ -51,12 +51,12 @@ _CHUNK = 30
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """What a method says of V voxels.
+    """Estimates of a method for V voxels.
 
     Attributes
     ----------
     median, low, high : ndarray (V, 5)
-        Of `MAPS`: posterior median, ends of the 95 % interval.
+        Of `MAPS`: posterior median, limits of the 95 % interval.
     axis : ndarray (V, 3)
         Of cylinders.
     chi_square : ndarray (V,)
@@ -104,15 +104,15 @@ def diffusivity_given(acquisition: Acquisition, signals: np.ndarray, sigma: floa
 
 METHODS: dict[str, Callable[[Acquisition, np.ndarray, float], Estimate]] = {
     "packed cells": packed_cells,
-    "packed cells, diffusivity given": diffusivity_given,
+    "packed cells, diffusivity known": diffusivity_given,
 }
 
 
 def resolution_limit(acquisition: Acquisition, snr: float, fraction: np.ndarray) -> np.ndarray:
-    """Smallest diameter of parallel cylinders that the protocol tells from zero, um.
+    """Smallest diameter of parallel cylinders that the protocol distinguishes from zero, um.
 
     d = (768/7 D s / (gamma^2 delta G^2))^(1/4) with s = 1.64 / (snr sqrt(n) f): the decay across
-    impermeable cylinders, the fraction f of the signal, stands above the noise of the n
+    impermeable cylinders, the fraction f of the signal, exceeds the noise of the n
     measurements of a shell at the 5 % level; best shell of the acquisition [1]_.
 
     .. [1] Nilsson, Lasic, Drobnjak, Topgaard and Westin, NMR Biomed. 30 (2017) e3711,
@@ -195,11 +195,11 @@ def report(path: Path, methods, systems, snrs=SNRS, again: bool = False) -> str:
         "# Tissue: maps against truths",
         "",
         f"`python -m benchmarks.tissue FILE --systems {' '.join(systems)}`, with the set of "
-        "`python -m benchmarks.tissue_testset FILE`: Monte Carlo signals that share nothing with "
+        "`python -m benchmarks.tissue_testset FILE`: Monte Carlo signals independent of "
         "the package. Medians of errors "
         "of posterior medians, and in how many substrates the 95 % "
-        "interval holds the truth. Goals hold at 300 mT/m, SNR 50. The resolution limit is that "
-        "of Nilsson et al. 2017 (see `resolution_limit`) at the substrate's own fraction.",
+        "interval covers the truth. Goals apply to 300 mT/m, SNR 50. The resolution limit is that "
+        "of Nilsson et al. 2017 (see `resolution_limit`) at the substrate's fraction.",
         "",
     ]
     widths = {}
@@ -231,8 +231,8 @@ def report(path: Path, methods, systems, snrs=SNRS, again: bool = False) -> str:
             lines += _table(columns) + [""]
     lines += _wider(widths)
     lines.append(
-        f'"unseen": without the first {N_SEEN} substrates, which were looked at while the method '
-        "was made, and for which the priors and the variance of the draws were chosen."
+        f'"unseen": without the first {N_SEEN} substrates, on which the method '
+        "was developed, and the priors and the variance of the samples were chosen."
     )
     return "\n".join(lines) + "\n"
 
@@ -243,7 +243,7 @@ def _wider(widths):
     scans = [scan for name, scan in widths if name == unknown and (known, scan) in widths]
     if not scans:
         return []
-    lines = ["## Width of intervals, diffusivities unknown over given (median)", ""]
+    lines = ["## Width of intervals, diffusivities unknown over known (median)", ""]
     lines += ["| | " + " | ".join(MAPS) + " |", "|---" * (len(MAPS) + 1) + "|"]
     for scan in scans:
         ratio = np.median(widths[unknown, scan] / widths[known, scan], axis=0)

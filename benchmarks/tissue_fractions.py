@@ -1,4 +1,4 @@
-"""Tissue fractions from ordinary scans, beside the published way and other methods.
+"""Tissue fractions from ordinary scans, compared with the published and other methods.
 
     DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.tissue_fractions [--parts recovery ...]
 
@@ -54,7 +54,7 @@ from dipy_spinverse.tissue_fractions.mrzero import MRzeroSimulator
 FINER = 2
 SLICES, BUILT = (38, 48), (0,)
 TRAINING = [z for z in range(24, 58, 2) if min(abs(z - test) for test in SLICES) > 1]
-SMALL = 1e-5  # noise level that a fit without noise is told
+SMALL = 1e-5  # noise level specified in fits of noise-free data
 # Dice, PSNR (dB), SSIM of CSF, grey and white matter, of Gupta et al. (2024), noise-free.
 PUBLISHED_SCORES = {
     "one T1 contrast": ".38 .67 .62 / 17.8 14.2 12.8 / .58 .57 .38",
@@ -78,7 +78,7 @@ def fitted(scan, sequences, truth: Truth, n_draws: int = 256, smoothness: float 
     """Fit that knows the kinds and sizes of errors of the truth, not the errors."""
     # Largest errors of smooth fields are about two of their standard deviations.
     constants_error = max([truth.constants / 2, *truth.shifted.values()])
-    # Constants that vary over the image are not to be found: intervals hold them.
+    # Constants that vary over the image are not estimated: intervals account for them.
     unknown = {"b1": truth.b1, "constants": truth.shifted}
     model = TissueFractionModel(
         sequences, PUBLISHED_TISSUES, unknown=[name for name, wrong in unknown.items() if wrong],
@@ -92,12 +92,12 @@ def fitted(scan, sequences, truth: Truth, n_draws: int = 256, smoothness: float 
 
 
 def fitted_untold(scan, sequences, truth: Truth):
-    """Fit that believes in its constants and fields."""
+    """Fit that assumes its constants and fields to be exact."""
     return fitted(replace(scan, b0=0 * scan.b0), sequences, Truth(), n_draws=128)
 
 
 def held(fit, scan, phantom):
-    """Shares (2, 3) of all and of mixed voxels whose 95 % intervals hold the truth."""
+    """Shares (2, 3) of all and of mixed voxels whose 95 % intervals cover the truth."""
     true, low, high = phantom.fractions, maps(fit, "_low"), maps(fit, "_high")
     # Bounds of pure voxels are 0 and 1 themselves.
     hit = (low - 1e-9 <= true) & (true <= high + 1e-9)
@@ -145,7 +145,7 @@ def recovery(slices, quick):
                 "contrasts",
                 "published, noise-free (other brains)",
                 "noise-free",
-                "SNR 30, B1 errors up to 15 %, found from the images",
+                "SNR 30, B1 errors up to 15 %, estimated from the images",
             ],
             rows,
         )  # fmt: skip
@@ -173,7 +173,7 @@ def few_contrasts(slices, quick):
         print(*rows[-1], sep=" | ", flush=True)
     return (
         "# Few contrasts\n\nSNR 30; means over the slices. Dice / Dice over that of the true maps "
-        "/ PSNR / SSIM, and the voxels (%) whose 95 % intervals hold the truth.\n\n"
+        "/ PSNR / SSIM, and the voxels (%) whose 95 % intervals cover the truth.\n\n"
         + table(
             ["contrasts", "B1", "smoothness", "scores", "inside, all", "inside, mixed"], rows
         )  # fmt: skip
@@ -186,8 +186,8 @@ def of_hundred(shares) -> str:
 
 
 def degradation(slices, quick):
-    """All contrasts against noise, fields, constants and encoding; what is told, what flagged."""
-    told, untold = {"told": partial(fitted, n_draws=128)}, {"not told": fitted_untold}
+    """All contrasts with noise and errors of fields, constants and encoding, modelled or not."""
+    told, untold = {"modelled": partial(fitted, n_draws=128)}, {"not modelled": fitted_untold}
     cases = [(f"SNR {snr}, B1 15 %", Truth(snr=snr, b1=0.15), told) for snr in (50, 30, 20)]
     rough = Truth(snr=50, b1=0.15, b1_waves=5)
     cases += [("SNR 50, B1 15 %, waves half as long", rough, told)]
@@ -224,16 +224,16 @@ def degradation(slices, quick):
             rows[-1].append(f"{100 * np.mean(flagged):.1f}")
             print(*rows[-1], sep=" | ", flush=True)
     return (
-        f"# What degrades it\n\n{len(PROTOCOLS[ALL])} contrasts, SNR 30 unless said; a slice of "
-        "the brain and a built one. Fields are smooth, with the largest error said; a constant "
-        "that is off is too large in grey and too small in white matter. Told: the fit knows "
-        "that it may be wrong, and by how much; B0 is given. Scores: Dice / Dice over that of "
-        "the true maps / PSNR / SSIM; voxels (%) whose 95 % intervals hold the truth; voxels (%) "
-        "with the status `MISFIT`.\n\n"
+        f"# Effects of errors\n\n{len(PROTOCOLS[ALL])} contrasts, SNR 30 unless stated; a slice "
+        "of the brain and a synthetic one. Fields are smooth, with the largest error stated; a "
+        "constant with an error is too large in grey, too small in white matter. Modelled: "
+        "the fit knows that it may be wrong, and by how much; B0 is known. Scores: Dice / "
+        "Dice over that of the true maps / PSNR / SSIM; voxels (%) whose 95 % intervals "
+        "cover the truth; voxels (%) with the status `MISFIT`.\n\n"
         + table(
             [
-                "what is wrong",
-                "the fit is",
+                "error",
+                "errors are",
                 "scores",
                 "inside, all voxels",
                 "inside, mixed voxels",
@@ -347,7 +347,7 @@ def _cost_of_volume(sequences):
 
 
 def agreement(slices, quick):
-    """Equations beside MRzero, for sequences that both can do."""
+    """Equations compared with MRzero, for sequences that both support."""
     flash = SpoiledGradientEcho
     kinds = {
         **{f"{name}, first": some[0] for name, some in SEQUENCES.items()},
@@ -375,7 +375,8 @@ def agreement(slices, quick):
         rows.append([name, *(f"{100 * float(v):.2f}" for v in apart)])
         print(*rows[-1], sep=" | ", flush=True)
     return (
-        "# Signal equations beside MRzero\n\nLargest difference of the three tissues' signals, "
+        "# Signal equations compared with MRzero\n\n"
+        "Largest difference of the three tissues' signals, "
         "% of the largest signal.\n\n"
         + table(["sequence", "B1 1", "B1 0.85", "B1 1.15", "20 Hz off resonance"], rows)
     )

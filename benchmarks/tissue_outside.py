@@ -1,11 +1,11 @@
-"""Are the maps held, or the user told, where tissue is not packed equal cylinders or spheres?
+"""Coverage and MISFIT flags where tissue is not packed equal cylinders or spheres.
 
-On the sets of `benchmarks.tissue_outside_set`, with Rician noise of SNR 50 that the fit is given
-or not: `PackedCellsModel` with its defaults (powder averages: with an amplitude for each timing,
-which such data need; muscle: with a typical radius of 25 um, as its documentation says). A map is
-held where its 95 % interval holds the truth. Goals: in voxels without MISFIT each map is held in
-at least 90 %, and every kind of tissue whose maps are not held that often is flagged in at least
-80 % of its voxels.
+On the sets of `benchmarks.tissue_outside_set`, with Rician noise of SNR 50, known or unknown to
+the fit: `PackedCellsModel` with its defaults (powder averages: with an amplitude for each timing,
+which such data need; muscle: with a typical radius of 25 um, as its documentation recommends). A
+map is covered where its 95 % interval contains the truth. Goals: in voxels without MISFIT the
+coverage of each map is at least 90 %, and every kind of tissue with lower coverage is flagged in
+at least 80 % of its voxels.
 
     python -m benchmarks.tissue_outside FILE
 
@@ -34,14 +34,14 @@ _SHORT = ("S/V", "fraction", "diameter", "permeability", "exchange")
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What the fit says of N substrates.
+    """Results of a fit of N substrates.
 
     Attributes
     ----------
     flagged : ndarray (N,) of bool
         MISFIT.
     held : ndarray (N, 5) of bool
-        Whether the intervals of `MAPS` hold the truth.
+        Whether the intervals of `MAPS` cover the truth.
     log_ratio : ndarray (N, 5)
         ln of the estimate over the truth.
     milliseconds : float
@@ -59,7 +59,7 @@ class Result:
 
 
 def evaluate(path: Path, name: str, noise_given: bool, n: int | None = None) -> Result:
-    """Fit the first `n` substrates of a set (all where not given)."""
+    """Fit the first `n` substrates of a set (default: all)."""
     with np.load(path) as file:
         clean = file[f"{name}_signals"][:n]
         truth = np.stack([file[f"{name}_{each}"][:n] for each in MAPS], axis=1)
@@ -107,8 +107,9 @@ def verdicts(results: dict[bool, Result], kinds: list[str]) -> list[str]:
         quiet = ~result.flagged
         held = result.held[quiet].mean(axis=0)
         lines.append(
-            f"- Noise {'' if given else 'not '}given: {quiet.sum()} of {len(quiet)} voxels carry "
-            f"no flag; of these {', '.join(map(_percent, held))} held ({', '.join(_SHORT)}). "
+            f"- Noise {'known' if given else 'unknown'}: {quiet.sum()} of {len(quiet)} voxels "
+            f"have no flag; coverage in these "
+            f"{', '.join(map(_percent, held))} ({', '.join(_SHORT)}). "
             f"Goal {_percent(HELD)} each: {'reached' if held.min() >= HELD else 'missed'}."
         )
         for kind in dict.fromkeys(kinds):
@@ -116,8 +117,9 @@ def verdicts(results: dict[bool, Result], kinds: list[str]) -> list[str]:
             worst = own.held.mean(axis=0)
             if worst.mean() < HELD and own.flagged.mean() < TOLD:
                 lines.append(
-                    f"  - neither held nor told: {kind} (flagged {_percent(own.flagged.mean())}, "
-                    f"held on average {_percent(worst.mean())}, least "
+                    f"  - neither covered nor flagged: {kind} "
+                    f"(flagged {_percent(own.flagged.mean())}, "
+                    f"mean coverage {_percent(worst.mean())}, least "
                     f"{_SHORT[int(worst.argmin())]} {_percent(worst.min())})"
                 )
     return lines
@@ -126,16 +128,16 @@ def verdicts(results: dict[bool, Result], kinds: list[str]) -> list[str]:
 def report(path: Path, n: int | None) -> str:
     """All sets as Markdown."""
     heads = [
-        "tissue", "voxels", "MISFIT", "held where not flagged, %", "MISFIT, noise not given",
-        "held where not flagged, %, noise not given", "median error factor",
+        "tissue", "voxels", "MISFIT", "coverage where not flagged, %", "MISFIT, noise unknown",
+        "coverage where not flagged, %, noise unknown", "median error factor",
     ]  # fmt: skip
     parts = [
         "# Tissue that is not packed equal cylinders or spheres",
         "`python -m benchmarks.tissue_outside FILE` with the sets of `python -m "
-        "benchmarks.tissue_outside_set FILE`: Monte Carlo that shares nothing with the package, "
+        "benchmarks.tissue_outside_set FILE`: Monte Carlo independent of the package, "
         f"Rician noise of SNR {SNR}. Five numbers are those of {', '.join(_SHORT)}: in how many "
-        "of the voxels without MISFIT the 95 % interval holds the truth, and the median factor "
-        "between estimate and truth of all voxels (noise given).",
+        "of the voxels without MISFIT the 95 % interval covers the truth, and the median factor "
+        "between estimate and truth of all voxels (noise known).",
     ]
     with np.load(path) as file:
         present = [name for name in SETS if f"{name}_signals" in file.files]

@@ -1,23 +1,24 @@
 """Tissue that is not packed equal cylinders or spheres: signals by Monte Carlo, and truths.
 
 Substrates are numbered; number n is of kind n mod 15 (`KINDS`), so that any first part is a fair
-sample. Unless the kind says otherwise: parallel circular cylinders of one radius (log-uniform, 1.5
-to 5 um), packed at random with fraction 0.35 to 0.7 and permeability 0.003 to 0.1 um/ms
-(log-uniform) about a random axis, D = 2 um^2/ms on both sides. Tubes are walked among by
-`benchmarks.tubes`, spheres by `benchmarks.monte_carlo`; pools that exchange no water are added.
+sample. Unless the kind specifies otherwise: parallel circular cylinders of one radius
+(log-uniform, 1.5 to 5 um), packed at random with fraction 0.35 to 0.7 and permeability 0.003 to
+0.1 um/ms (log-uniform) about a random axis, D = 2 um^2/ms on both sides. Random walks are those of
+`benchmarks.tubes` for tubes and of `benchmarks.monte_carlo` for spheres; pools without exchange
+are added.
 
 delta 10 ms, Delta 20, 40, 60 ms, b = 1, 2, 3, 5 ms/um^2, 30 directions per shell, 3 b = 0 per
-timing, TE 80 ms, no relaxation. Two small sets beside it (`SETS`):
+timing, TE 80 ms, no relaxation. Two additional small sets (`SETS`):
 
-- ``powder``: averages over all directions of cell bodies beside thin neurites, delta 4.5 ms,
-  Delta 12, 20, 30, 40 ms, b = 1, 2, 3, 5, 8 ms/um^2, each diffusion time with an amplitude of its
-  own (0.8 to 1.2), as where coils and echo times differ
+- ``powder``: averages over all directions of cell bodies and thin neurites, delta 4.5 ms,
+  Delta 12, 20, 30, 40 ms, b = 1, 2, 3, 5, 8 ms/um^2, each diffusion time with a separate amplitude
+  (0.8 to 1.2), as where coils and echo times differ
 - ``muscle``: fibres of 20 to 60 um radius, stimulated echoes, delta 8 ms, Delta 30, 100, 200, 300
   ms, b = 0.3, 0.6, 1 ms/um^2
 
     python -m benchmarks.tissue_outside_set FILE
 
-makes the sets; an interrupted run goes on where it stopped. Duration: about 25 CPU-min (--quick:
+simulates the sets; an interrupted run resumes. Duration: about 25 CPU-min (--quick:
 one substrate of each kind, 3 min). Writes FILE (npz): per set ``SET_signals`` (N, M), 1 at b = 0,
 ``SET_errors`` (N, M), their standard errors, and ``SET_NAME`` (N,) for each of the `MAPS`.
 """
@@ -100,7 +101,7 @@ class Piece:
 
 @dataclass(frozen=True, eq=False)
 class Substrate:
-    """Pieces of tissue, and shares of free (3 um^2/ms) and of immobile water beside them."""
+    """Pieces of tissue, and fractions of free (3 um^2/ms) and of immobile water."""
 
     pieces: tuple[Piece, ...]
     free_water: float = 0.0
@@ -132,7 +133,7 @@ def _one_axis(rng):
 
 
 def even_axes() -> tuple[np.ndarray, np.ndarray]:
-    """Axes (A, 3) spread evenly over the half sphere along a spiral, and weights (A,)."""
+    """Axes (A, 3) distributed uniformly over the half sphere along a spiral, and weights (A,)."""
     z = (np.arange(_N_AXES) + 0.5) / _N_AXES
     turn = np.pi * (1 + np.sqrt(5)) * np.arange(_N_AXES)
     across = np.sqrt(1 - z**2)
@@ -244,7 +245,7 @@ def _elliptic(rng, number):
 
 
 def _two_permeabilities(rng, number):
-    """Every second tube leaks 10 to 30 times as much as its neighbours."""
+    """Every second tube is 10 to 30 times as permeable as its neighbours."""
     kappa = np.full(_N_TUBES, _log_uniform(rng, 0.003, 0.006))
     kappa[::2] *= rng.uniform(10, 30)
     tubes = equal_tubes(_log_uniform(rng, 1.5, 5), rng.uniform(0.35, 0.7), _N_TUBES, number, kappa)
@@ -335,7 +336,7 @@ def acquisition() -> Acquisition:
 
 
 def powder_shells() -> Acquisition:
-    """Of the set ``powder``, with one made-up direction for what is averaged over all."""
+    """Of the set ``powder``, with one nominal direction for averages over all directions."""
     shells, big_deltas = np.array([0.0, 1, 2, 3, 5, 8]), (12.0, 20.0, 30.0, 40.0)
     directions = np.where(shells[:, None] > 0, [1.0, 0, 0], 0.0)
     n = len(big_deltas)
@@ -396,7 +397,7 @@ def simulate(name: str, number: int) -> dict[str, np.ndarray | float]:
 def piece_signals(piece: Piece, measured: Acquisition, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Signals (M,) of a piece, the mean over its axes, and their standard errors.
 
-    A piece has no direction but its axis: it stands for many like it, turned about the axis.
+    A piece has no direction but its axis: it represents many copies rotated about the axis.
     """
     times = pulse_times(measured.timings[:, :2])
     if isinstance(piece.bodies, Spheres):
@@ -443,7 +444,7 @@ def _by_cosine(piece, moved, inside, q, b):
 
 
 def write_sets(path: Path, sizes: dict[str, int]) -> None:
-    """Make the first substrates of each set; what the file holds is kept."""
+    """Simulate the first substrates of each set; those in the file are kept."""
     arrays: dict[str, list] = {}
     if path.exists():
         with np.load(path) as file:

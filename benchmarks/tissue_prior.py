@@ -1,9 +1,9 @@
-"""Do intervals of packed cells hold truths that are drawn from the prior?
+"""Coverage of intervals of packed cells for truths from the prior.
 
-Tissues are drawn from the prior of each class that has cells, turned at random; their signals are
-the emulator's own with errors as they are assumed to be, and Rician noise. Each is fitted with its
-class given and, as by default, with all of them. What a user's tissue is no prior knows; but a
-posterior that fails here is none.
+Tissues are sampled from the prior of each class with cells, at random orientations; their signals
+are those of the emulator with errors of the assumed distribution, and Rician noise. Each is fitted
+with its class specified and, as by default, with all of them. Correct coverage here is necessary,
+not sufficient, for tissue that the prior does not describe.
 
     python -m benchmarks.tissue_prior
 
@@ -57,7 +57,7 @@ def drawn(name: str, n: int, snr: float, seed: int) -> tuple[np.ndarray, np.ndar
 
 
 def row(name: str, n: int, snr: float, alone: bool, seed: int) -> tuple:
-    """How often intervals hold, and how wide they are."""
+    """Coverage and width of intervals."""
     signals, truth = drawn(name, n, snr, seed)
     classes = {"classes": (name,)} if alone else {}
     started = time.process_time()
@@ -69,7 +69,7 @@ def row(name: str, n: int, snr: float, alone: bool, seed: int) -> tuple:
     held = (low <= truth) & (truth <= high)
     width = np.median(np.minimum(high / np.maximum(low, 1e-9), 1e3), axis=0)
     return (
-        snr, name, "given" if alone else "unknown", n, f"{100 * held.mean():.0f}",
+        snr, name, "known" if alone else "unknown", n, f"{100 * held.mean():.0f}",
         " ".join(f"{100 * x:.0f}" for x in held.mean(axis=0)),
         " ".join(f"{x:.3g}" for x in width), f"{1e3 * spent:.0f}",
     )  # fmt: skip
@@ -86,13 +86,13 @@ def main() -> None:
         for number, name in enumerate(classes)
     ]
     head = (
-        "SNR", "tissue", "class", "tissues", "held, %", f"held, % of {', '.join(MAPS)}",
+        "SNR", "tissue", "class", "tissues", "coverage, %", f"coverage, % of {', '.join(MAPS)}",
         "upper over lower end, median", "CPU-ms",
     )  # fmt: skip
     text = (
-        "# Tissues of the prior: do intervals hold?\n\n"
+        "# Tissues of the prior: coverage of intervals\n\n"
         "`python -m benchmarks.tissue_prior`, once. 95 % intervals of five maps; 372 measurements "
-        f"at up to 300 mT/m, {_N_DRAWS} draws, diffusivities unknown, noise given.\n\n"
+        f"at up to 300 mT/m, {_N_DRAWS} samples, diffusivities unknown, noise known.\n\n"
         f"{table(head, lines)}\n\n{machine()}"
     )
     print(text)

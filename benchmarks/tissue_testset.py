@@ -1,6 +1,6 @@
 """A set of tissues with permeable walls, their signals by Monte Carlo and their truths.
 
-The signals come from `benchmarks.monte_carlo`, which shares nothing with the package. Substrates
+The signals come from `benchmarks.monte_carlo`, which is independent of the package. Substrates
 are numbered; number n is of class n mod 3, so that any first part of the set is a fair sample:
 
 0. parallel cylinders of one radius, packed at random, along a random axis
@@ -17,7 +17,7 @@ Two gradient systems, 30 directions per shell, 3 b = 0 per timing, TE 95 ms, no 
 
 - ``300``: delta 8 ms, Delta 15, 30, 50, 80 ms, b = 1, 2.5, 5 ms/um^2 (297 mT/m at most)
 - ``80``: delta 13, 22.5, 16, 12.5 ms at the same Delta, b = 1, 2.5, 5, but 0.2, 0.4, 0.8 at
-  Delta 15 ms, where the gradient does not reach more (79 mT/m at most)
+  Delta 15 ms, which the gradient limits (79 mT/m at most)
 
 Water moves freely along cylinders: exp(-b D cos^2) exactly. A random packing has no preferred
 direction, but for its axis: cylinders' signals are averaged over directions across the axis,
@@ -31,20 +31,20 @@ Format of the file (npz), N substrates, M = 372 measurements per system, float32
     repeats (N,)                     independent simulations whose mean the signals are
     shape (N,)                       0, 1, 2 as above
     radius (N,)                      um
-    cylinder_fraction, sphere_fraction (N,)   of their own tissues
+    cylinder_fraction, sphere_fraction (N,)   of each tissue
     sphere_share (N,)                volume of the sphere tissue over all
-    axis (N, 3)                      of the cylinders (given, but without meaning, for spheres)
+    axis (N, 3)                      of the cylinders (stored, but without meaning, for spheres)
     wall_permeability (N,)           um/ms
     restricted_fraction (N,)         volume inside over all
     surface_to_volume (N,)           area of membranes over all volume, 1/um
     pore_diameter (N,)               4 V / S inside, um: cylinders 2 R, spheres 4 R / 3
     exchange_time (N,)               volume inside over permeability times area, ms
 
-The acquisitions are made by `acquisition`; `load_testset` reads, and adds noise.
+`acquisition` returns the acquisitions; `load_testset` reads the file and adds noise.
 
     python -m benchmarks.tissue_testset FILE
 
-makes the set; an interrupted run goes on where it stopped, and ``--repeats 2`` adds a second
+simulates the set; an interrupted run resumes, and ``--repeats 2`` adds a second
 simulation of each to the mean. Duration: about 40 CPU-min (--quick: 1 min). Writes FILE.
 """
 
@@ -165,7 +165,7 @@ def acquisition(system: str) -> Acquisition:
 
 
 def spread_directions():
-    """The 30 directions of a shell, spread evenly over the half sphere."""
+    """The 30 directions of a shell, distributed uniformly over the half sphere."""
     start = HemiSphere(xyz=isotropic(np.random.default_rng(0), _N_DIRECTIONS))
     return disperse_charges(start, 2000)[0].vertices
 
@@ -260,7 +260,7 @@ def _signals_of(a, integrals, inside, times, axis):
 
 
 def write_testset(path: Path, n_substrates: int = N_SUBSTRATES, repeats: int = 1) -> None:
-    """Make the first substrates of the set, or add repeats; what the file holds is kept."""
+    """Simulate the first substrates of the set, or add repeats; those in the file are kept."""
     results, counts = [], np.zeros(n_substrates, dtype=int)
     if path.exists():
         with np.load(path) as file:
@@ -291,7 +291,7 @@ def write_testset(path: Path, n_substrates: int = N_SUBSTRATES, repeats: int = 1
 
 @contextmanager
 def quick_testset() -> Iterator[Path]:
-    """The first few substrates, in a file that goes when it has been used."""
+    """The first few substrates, in a temporary file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "testset.npz"
         write_testset(path, N_QUICK)

@@ -1,13 +1,13 @@
 """Random walks among tubes that need not be equal circular cylinders.
 
-Tubes run along z in a periodic bundle. Their cross-sections are ellipses, each of its own size,
+Tubes run along z in a periodic bundle. Their cross-sections are ellipses of individual size,
 direction and permeability; they may be beaded, their semi-axes times 1 + e cos(k z + phase), and
 undulate together, shifted along x by a sin(k z), so that slices never overlap. Water diffuses with
 one diffusivity inside and one outside, its density is the same.
 
-Spins make steps of a fixed length on each side. Where a step leaves or enters a tube its place on
-the wall is found by bisection: there it passes with the probability of `benchmarks.monte_carlo`,
-else it is reflected by the wall's own normal.
+Spins make steps of a fixed length on each side. Where a step leaves or enters a tube its position
+on the wall is computed by bisection: there it passes with the probability of
+`benchmarks.monte_carlo`, else it is reflected by the wall's normal.
 
     python -m benchmarks.tubes
 
@@ -191,7 +191,7 @@ def walk_tubes(
     inside: float = DIFFUSIVITY,
     outside: float = DIFFUSIVITY,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Integrals of the position of spins that start anywhere with equal density.
+    """Integrals of the position of spins with uniform initial density.
 
     Parameters
     ----------
@@ -220,7 +220,7 @@ def walk_tubes(
     per_tick = int(np.ceil(0.5 / min(duration, _LONGEST_STEP)))
     duration = 0.5 / per_tick
     lengths = np.sqrt(2 * dimension * duration * np.array([outside, inside]))
-    # The same flux from both sides: chance times length does not depend on the side.
+    # The same flux from both sides: probability times length does not depend on the side.
     odds = tubes.permeability * 2 * dimension * duration * _CROSSING[dimension]
     chances = odds[:, None] / lengths
     chances /= 1 + chances.mean(axis=1, keepdims=True)
@@ -249,7 +249,7 @@ def _table_of(tubes):
 
 
 def _starts(tubes, table, n_walkers, seed):
-    """Places of even density and the tube around each, -1 outside."""
+    """Positions of uniform density and the tube around each, -1 outside."""
     rng = np.random.default_rng(seed)
     wave = tubes.bead_length * tubes.wave_length
     extent = np.array([tubes.side, tubes.side, wave])
@@ -266,7 +266,7 @@ def _starts(tubes, table, n_walkers, seed):
 
 @njit(cache=True, fastmath=True, inline="always")
 def _offset(x, y, z, k, tubes, waves):
-    """Place in the section of tube k over its semi-axes, and the size of the bead."""
+    """Position in the section of tube k over its semi-axes, and the size of the bead."""
     side, beading, beads, undulation, turns = waves
     dx, dy = x - tubes[k, 0], y - tubes[k, 1]
     if undulation > 0:
@@ -300,7 +300,7 @@ def _normal(x, y, z, k, tubes, waves):
 
 @njit(cache=True, fastmath=True, inline="always")
 def _container(x, y, z, tubes, waves, n, first, members):
-    """The tube around a place, -1 outside."""
+    """The tube around a position, -1 outside."""
     side, undulation, turns = waves[0], waves[3], waves[4]
     sx = x - undulation * np.sin(turns * z) if undulation > 0 else x
     sx, sy = sx / side, y / side
@@ -435,7 +435,7 @@ def check_permeable():
 
 
 def check_starts():
-    """Places found inside against the volumes of the tubes."""
+    """Positions inside tubes against the volumes of the tubes."""
     base = equal_tubes(2.0, 0.4, 64, 2, 0.0)
     rng = np.random.default_rng(0)
     tubes = Tubes(

@@ -1,12 +1,12 @@
-"""Wall fields of tissue by default: do they agree with the posterior, and predict as well as it?
+"""Wall samples of tissue by default: agreement with the posterior, and prediction errors.
 
     python -m benchmarks.wall_fields FILE
 
-fits the first substrates of `benchmarks.tissue_testset` (Monte Carlo, 300 mT/m, SNR 50) with
-`SpinverseModel` as it is. For each: the maps' posterior intervals, those of the fields, and what
-is measured on the fields as drawn, each on its own lattice. With DIPY_SPINVERSE_DATA=<folder>,
-also some measured voxels: the error of what is left out of the fit, predicted by packed cells and
-by the wall field that started from them.
+fits the first substrates of `benchmarks.tissue_testset` (Monte Carlo, 300 mT/m, SNR 50) with the
+default `SpinverseModel`. For each: the maps' posterior intervals, those of the samples, and maps
+measured on the samples, each on its lattice. With DIPY_SPINVERSE_DATA=<folder>, also
+some measured voxels: the error of what is left out of the fit, predicted by packed cells and by
+the wall field that started from them.
 
 Duration: about 2 CPU-min, and 3 of measured voxels (--quick, which makes its own set: 1 min).
 Writes results/wall_fields.md and a picture, ../doc/figures/tissue_walls.png.
@@ -67,7 +67,7 @@ def simulated(path: Path, number: int) -> str:
     tissue = load_testset(path, "300", 50, NOISE_SEED)
     model = SpinverseModel(tissue.acquisition)
     model.tissue_model.fit(tissue.signals[0], sigma=tissue.sigma, n_draws=0)  # compiles it
-    rows, inside = [], {"truth": [], "as drawn": [], "error": []}
+    rows, inside = [], {"truth": [], "lattice": [], "error": []}
     for k in range(number):
         start = time.process_time()
         fit = model.fit(tissue.signals[k], sigma=tissue.sigma, **SETTINGS)
@@ -79,7 +79,7 @@ def simulated(path: Path, number: int) -> str:
             )
             truth, found = float(tissue.truths[name][k]), float(np.median(drawn[name]))
             inside["truth"].append(low <= truth <= high)
-            inside["as drawn"].append(low <= found <= high)
+            inside["lattice"].append(low <= found <= high)
             inside["error"].append(abs(found / truth - 1))
             rows.append((
                 f"{k}, {SHAPES[tissue.truths['shape'][k]]}", name, f"{truth:.3g}",
@@ -91,13 +91,13 @@ def simulated(path: Path, number: int) -> str:
         print(*rows[-1], flush=True)
     shares = {name: np.reshape(values, (-1, len(MAPS))) for name, values in inside.items()}
     summary = [
-        (name, *(f"{100 * shares[kind][:, m].mean():.0f} %" for kind in ("truth", "as drawn")),
+        (name, *(f"{100 * shares[kind][:, m].mean():.0f} %" for kind in ("truth", "lattice")),
          f"{np.median(shares['error'][:, m]):.2f}") for m, name in enumerate(MAPS)
     ]  # fmt: skip
     return "\n\n".join([
         table(("map", "truth in the posterior's interval", "fields' median in it",
                "|fields / truth - 1|, median"), summary),
-        table(("substrate", "map", "truth", "posterior (95 %)", "fields as drawn (range)",
+        table(("substrate", "map", "truth", "posterior (95 %)", "samples on lattices (range)",
                "wall_status", "agreement of patterns", "CPU-s"), rows),
     ])  # fmt: skip
 
@@ -157,7 +157,7 @@ def picture(path: Path, number: int = 6) -> None:
             axes.add_collection(LineCollection(edges + (shift - np.full(2, 0.5)) * period, lw=1))
         axes.add_patch(plt.Rectangle(-period, *(2 * period), fill=False, lw=0.5, ls=":"))
         axes.set(aspect="equal", xlabel="um", xlim=(-10, 10), ylim=(-10, 10))
-        axes.set_title("likeliest tissue" if field == 0 else f"draw {field}", fontsize=9)
+        axes.set_title("most probable tissue" if field == 0 else f"sample {field}", fontsize=9)
     figure.tight_layout()
     figure.savefig(FIGURE, dpi=120)
 
@@ -175,10 +175,10 @@ def main():
     if arguments.path is None:
         parser.error("give the FILE of benchmarks.tissue_testset, or --quick")
     parts = [
-        "# Wall fields of tissue",
-        "`python -m benchmarks.wall_fields FILE`: `SpinverseModel` with its defaults. Fields as "
-        "drawn: maps measured on the walls of each field, on its own lattice, times the share of "
-        "water in packed cells; median and range of the five.",
+        "# Wall samples of tissue",
+        "`python -m benchmarks.wall_fields FILE`: `SpinverseModel` with its defaults. Samples on "
+        "their lattices: maps measured on the walls of each sample, times the "
+        "fraction of water in packed cells; median and range of the five.",
         f"## First {N_SUBSTRATES} substrates, Monte Carlo, 300 mT/m, SNR 50",
         simulated(arguments.path, N_SUBSTRATES),
     ]

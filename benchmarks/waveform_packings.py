@@ -30,7 +30,7 @@ _COARSENING = 1.5**1.6
 
 @dataclass(frozen=True, eq=False)
 class Modes:
-    """Small matrices of the decay at q = 0, of what is linear in q and of q^2; uniform start."""
+    """Small matrices of the decay at q = 0, of the term linear in q and of q^2; uniform state."""
 
     decay: np.ndarray
     drift: np.ndarray
@@ -72,7 +72,7 @@ def cylinder_signals(
 ) -> np.ndarray:  # fmt: skip
     """Signals (M,) of parallel cylinders, mean of a packing and of itself turned about the axis.
 
-    What a packing of a few bodies has of its own in one direction across cancels.
+    Deviations of a packing of few bodies in single directions across the axis average out.
 
     Parameters
     ----------

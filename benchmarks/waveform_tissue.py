@@ -1,14 +1,14 @@
-"""Packed cells under free waveforms: errors of their signals, and whether intervals hold.
+"""Packed cells under free waveforms: errors of their signals, and coverage of intervals.
 
 - errors: random packings of parallel cylinders (finite elements) and spheres (finite volumes),
-  each under five of nine kinds of waveforms. A packing has few cells: what it has of its own is
-  part of the difference, as the row of plain pulses shows.
+  each under five of nine kinds of waveforms. A packing has few cells: its deviation from the mean
+  is part of the difference, as the row of pulsed gradients shows.
 - intervals: voxels of such cylinders in any direction, or spheres, and 0 to 20 % of free water,
   under linear, planar and spherical b-tensors, a cosine and double diffusion, with Rician noise.
 
     python -m benchmarks.waveform_tissue FOLDER
 
-Simulations are kept in FOLDER; an interrupted run goes on. Duration: 6 CPU-min (--quick: 1 min).
+Simulations are kept in FOLDER; an interrupted run resumes. Duration: 6 CPU-min (--quick: 1 min).
 Writes results/waveform_tissue.md.
 """
 
@@ -97,7 +97,7 @@ def tissue_of(shape, u):
 
 
 def draw(shape: str, folder: Path, count: int, seed: int) -> None:
-    """Simulate the draws that are not in the folder yet."""
+    """Simulate the samples that are not in the folder yet."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, u in enumerate(scattered(count, 5, seed)):
         path = folder / f"{shape}_{number:03d}.npz"
@@ -229,7 +229,7 @@ def true_maps(shape: str, tissue: np.ndarray, free: float) -> dict[str, float]:
 
 
 def interval_tables(folder: Path) -> str:
-    """How many truths are held, how wide intervals are, and what a voxel costs."""
+    """Coverage and width of intervals, and cost per voxel."""
     scan, rng = protocol(), np.random.default_rng(5)
     shapes, truths, signals = [], [], []
     for path in sorted(folder.glob("*.npz")):
@@ -266,11 +266,11 @@ def interval_tables(folder: Path) -> str:
         found == {"cylinder": "cylinders", "sphere": "spheres"}[shape]
         for found, shape in zip(fit.tissue_class, shapes, strict=True)
     )
-    head = ("map", "cylinders held", "spheres held", "held where explained",
+    head = ("map", "cylinders covered", "spheres covered", "coverage where explained",
             "median of high / low", "rank correlation")  # fmt: skip
     return (
         f"{len(data)} voxels, {len(scan)} measurements, SNR {_SNR:.0f}, diffusivities unknown; "
-        f"{explained.sum()} are explained, {named} named by their own class. First voxel "
+        f"{explained.sum()} are explained, {named} assigned to the true class. First voxel "
         f"{first:.1f} CPU-s (it compiles), then {1e3 * spent:.0f} CPU-ms per voxel.\n\n"
         + table(head, lines)
     )
@@ -290,9 +290,9 @@ def main() -> None:
         "python -m benchmarks.waveform_tissue FOLDER",
         "## Errors of signals\n\nRoot mean square, % of S0. *Two pools*: the closed form alone, "
         "phases normal inside, with exchange. *Pulses most alike*: the emulator for pulses of the "
-        "same b-tensor whose spectrum is most similar. *Both*: these and what the closed form has "
-        "under the waveform beyond the pulses, which fits use. *Assumed*: the standard deviation "
-        "that the likelihood has.",
+        "same b-tensor whose spectrum is most similar. *Both*: these and the difference in the "
+        "closed form between waveform and pulses, as in fits. *Assumed*: the standard deviation "
+        "in the likelihood.",
         error_table("cylinder", given.folder / "draws"),
         error_table("sphere", given.folder / "draws"),
         "## Intervals",

@@ -9,14 +9,14 @@ An image of NODDI voxels (Rician, SNR 30, 97 measurements) is written to NIfTI, 
 volume, fitted with a journal, saved, and written as maps and predicted signals: CPU time of one
 process with one thread, scaled to 100,000 voxels; so are packed cells. Resident memory is sampled
 while it is fitted; growth is that from the first tenth of the time to the last. Peaks of memory
-are those of fresh processes, with a model whose own memory does not count. Of batches, CPU time of
+are those of fresh processes, without the memory of the model. Of batches, CPU time of
 one voxel fitted by itself, and of one among 64, is compared. Of two workers, the CPU time of all
-processes over that of a serial fit says what they cost, and the wall time, which means something
-on an idle machine alone, what they are worth.
+processes over that of a serial fit is their cost, and the wall time, meaningful only on an idle
+machine, their benefit.
 
-A fit is refused before it begins where data and results would take more than `max_memory`: what it
-counted is beside the peaks. Voxels that are computed together take more, which does not grow with
-the image: the table of working memory.
+A fit is refused before it begins where data and results would take more than `max_memory`: its
+estimate is listed with the peaks. Voxels computed together take additional memory, which does not
+grow with the image: the table of working memory.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ VOLUMES = [((1, 1, 1), 1), ((10, 10, 1), 100), ((10, 10, 10), 1000), ((50, 50, 4
            ((100, 100, 60), 100)]  # fmt: skip
 # Voxels that fit as one or a few blocks.
 WORKING = [
-    ("NODDI, likeliest", 1000, {"n_draws": 0}), ("NODDI, with intervals", 256, {"n_draws": 64}),
+    ("NODDI, maximum likelihood", 1000, {"n_draws": 0}),
+    ("NODDI, with intervals", 256, {"n_draws": 64}),
     ("packed cells, with intervals", 64, {}), ("wall fields", 16, {}),
 ]  # fmt: skip
 
@@ -200,7 +201,7 @@ def working_memory_of(index: int) -> None:
 
 
 def printed_by(call: str) -> list[str]:
-    """What a function of this module says in a process of its own, MiB."""
+    """Result of a function of this module in a separate process, MiB."""
     code = f"from benchmarks import whole_image; whole_image.{call}"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     return [f"{float(number):.1f}" for number in said.stdout.split()]
@@ -251,7 +252,7 @@ def batches():
     fields = SpinverseModel(acquisition, grid=bcc_grid(4, 5.0))
     # Of slow models some voxels alone are fitted by themselves; the others will cost as much.
     kinds = [
-        ("NODDI, likeliest", partial(model.fit, sigma=1 / SNR, n_draws=0), data, BATCH),
+        ("NODDI, maximum likelihood", partial(model.fit, sigma=1 / SNR, n_draws=0), data, BATCH),
         ("NODDI, with intervals", partial(model.fit, sigma=1 / SNR), data, 16),
         ("packed cells, with intervals", partial(packed.fit, sigma=1 / SNR), of_tissue, 8),
         ("wall fields", partial(fields.fit, sigma=1 / SNR, n_fields=0), of_tissue, 4),
