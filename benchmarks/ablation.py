@@ -25,8 +25,8 @@ from dipy_spinverse import compare_walls, simulate
 from dipy_spinverse.cell_search import (
     CellInversion,
     CellSearchBudget,
-    budget,
     descent,
+    exact_data,
     joint_changes,
     local_search,
 )
@@ -38,14 +38,14 @@ WITHOUT_COMBINATIONS = tuple(
     PopulationPlan(InitialBodies.RANDOM, plan.patience)
     if plan.initial is InitialBodies.COMBINED
     else plan
-    for plan in budget._CYCLE
+    for plan in exact_data.EXACT_CYCLE
 )
 # Constants of the search that leave an ingredient out, by module and name.
 ABLATIONS = {
     "nothing": [],
     "label changes": [(local_search, "_MAX_ROUNDS", 0), (joint_changes, "_PATIENCE", 0)],
     "joint label changes": [(joint_changes, "_PATIENCE", 0)],
-    "combinations of single cells": [(budget, "_CYCLE", WITHOUT_COMBINATIONS)],
+    "combinations of single cells": [(exact_data, "EXACT_CYCLE", WITHOUT_COMBINATIONS)],
     "an objective that counts wrong labels": [(local_search, "_WRONG_LABELS", 0.0)],
     "smoothness of the steps": [
         (descent, "_LENGTHS", (0.01,)),

@@ -53,8 +53,7 @@ def _spline(n_points, ring):
 
 
 def random_bodies(rng: np.random.Generator, grid: TetrahedralGrid) -> np.ndarray:
-    """Labels (T,) of one to three bodies that fill 4 to 40 % of the box, with radii of 0.22 to 0.6
-    of its half width."""
+    """Labels (T,) of one to three bodies that fill 4 to 40 % of the box."""
     corners = grid.points_um.min(axis=0), grid.points_um.max(axis=0)
     while True:
         number = rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15])

@@ -48,22 +48,15 @@ class CellSearchBudget:
     QUICK: ClassVar[CellSearchBudget]
     STANDARD: ClassVar[CellSearchBudget]
 
-    @property
-    def exact_populations(self) -> tuple[PopulationPlan, ...]:
-        """Populations of data without noise, one after the other."""
-        return _CYCLE * self.n_cycles
-
 
 # Several small populations in sequence: one large population soon descends from one ancestor and
 # stays in its local minimum (benchmarks/notes/recovery.md). What each step of a search contributes
 # is in benchmarks/results/ablation.md.
-_CYCLE = (
+EXACT_CYCLE = (
     PopulationPlan(InitialBodies.RANDOM, 2),
     *[PopulationPlan(InitialBodies.COMBINED, 2)] * 3,
     PopulationPlan(InitialBodies.MERGED, 4),
 )
-# In noisy data different populations may end in different cells that are all plausible.
-NOISY_POPULATIONS = (PopulationPlan(InitialBodies.RANDOM, 3),) * 3
 
 # n_searched: 64 measurements determine half of the label changes at walls, 128 most of them
 # (benchmarks/results/measurements_searched.md). n_translated, n_best, n_descents and

@@ -32,9 +32,7 @@ def most_probable_errors(errors: np.ndarray, residual: np.ndarray) -> np.ndarray
 
 class LinearPrediction:
     """All measurements, in units of their noise, predicted linearly from some `number` of them.
-
-    Fitted to signals (N, M) of examples up to an error of `ridge`, in units of the noise.
-    """
+    Fitted to signals (N, M) of examples up to an error of `ridge`, in units of the noise."""
 
     def __init__(self, simulator, examples, sigma, number, ridge):
         mean = examples.mean(axis=0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dipy_spinverse.cell_search.budget import PopulationPlan
+from dipy_spinverse.cell_search.budget import EXACT_CYCLE, PopulationPlan
 from dipy_spinverse.cell_search.evolution import Member, SearchTools
 from dipy_spinverse.cell_search.joint_changes import jointly_improved
 from dipy_spinverse.cell_search.labelled import (
@@ -42,7 +42,7 @@ class ExactData:
     @property
     def populations(self) -> tuple[PopulationPlan, ...]:
         """Populations that evolve, one after the other."""
-        return self.tools.budget.exact_populations
+        return EXACT_CYCLE * self.tools.budget.n_cycles
 
     @property
     def ranking(self) -> np.ndarray:

@@ -32,11 +32,10 @@ def jointly_improved(
     misfit_at: Callable[[LabelledCells], LabelErrorMisfit],
     rng: np.random.Generator,
 ) -> LabelledCells:
-    """Nearly correct cells after joint changes of several labels, first of those near the walls.
-
-    Where these do not help and the misfit is small, any may change: the box can cut a single
-    tetrahedron off a cell. The misfit is `misfit_at` the current cells, so it may also increase.
-    """
+    """Nearly correct cells after joint changes of labels near the walls, or, where these do not
+    help and the misfit is small, of any: the box can cut a single tetrahedron off a cell. The
+    metric is `misfit_at` the current cells, so the misfit may also increase from round to
+    round."""
     least, n_failed, all_tetrahedra = np.inf, 0, False
     while not target.explained_by(cells) and n_failed < _PATIENCE:
         misfit = misfit_at(cells)

@@ -41,8 +41,8 @@ def random_moves(rng: np.random.Generator, n_changes: int, temperatures, max_cha
 
 @njit(cache=True, nogil=True)
 def walk(labels, residual, effects, tetrahedra, log_odds_of, moves):
-    """Label changes (m,) of `tetrahedra` (m,), with additive `effects` (m, M) in units of the
-    errors, by Metropolis moves over the log posterior. Labels (T,) and residual (M,) change in
+    """Changes (m,) of the labels of `tetrahedra` by Metropolis moves over the log posterior, with
+    additive `effects` (m, M) in units of the errors. Labels (T,) and residual (M,) change in
     place."""
     offsets, neighbours, weights, bias = log_odds_of
     indices, thresholds, max_changes = moves

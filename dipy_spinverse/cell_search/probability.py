@@ -64,8 +64,8 @@ def shared_points(grid: TetrahedralGrid) -> csr_matrix:
 
 
 class NegativeLogPosterior:
-    """Minus the log posterior of labels, marginal over the transmissibilities, to which `typical`
-    cells have about the sensitivities of all."""
+    """Minus the log posterior of labels, marginal over the transmissibilities by `typical`
+    cells."""
 
     def __init__(self, smoothness: Smoothness, target: Target, typical: list[LabelledCells]):
         self.smoothness = smoothness

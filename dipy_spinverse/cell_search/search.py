@@ -114,8 +114,7 @@ class CellSearch:
             if hopeless or task.solved_by(populations[-1]):
                 break
         best, draws = task.conclusion(populations, n_draws, rng)
-        solved = complete.explained_by(best)
-        return SearchResult(best, draws, solved, hopeless)
+        return SearchResult(best, draws, complete.explained_by(best), hopeless)
 
     def exact_data(self, complete: Target) -> ExactData:
         """The task of finding cells in data without noise."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -90,9 +91,7 @@ class CellInversion(VoxelwiseInversion):
             noise = np.where(estimated < _SIMULATION_ERROR, 0.0, estimated)
             degrees_of_freedom = freedom[0]
 
-        def invert(data, noise):
-            return self._of_voxel(data, noise, degrees_of_freedom)
-
+        invert = partial(self._of_voxel, degrees_of_freedom=degrees_of_freedom)
         stacked = self._each_voxel(invert, data, noise)
         if (n_hopeless := stacked.pop("hopeless").sum()) > 0:
             warnings.warn(

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class SmoothSearchBudget:
-    """How many candidates a search for smooth cells simulates; by default
+    """Numbers of candidates of a search for smooth cells, by default
     `SmoothSearchBudget.STANDARD`.
 
     `SmoothSearchBudget.QUICK` runs through all steps within seconds, for tests and demonstrations;

@@ -1,7 +1,7 @@
-"""Gauss-Newton for smooth cells: signals of a fine grid, their derivatives by a coarse one.
+"""Gauss-Newton for smooth cells, with signals of a fine grid and their derivatives by a coarse
+one.
 
-The derivatives of a coarse grid are nearly right, its signals are not: their errors add up over
-hundreds of measurements. So each step uses the residual on the fine grid.
+Errors of signals of a coarse grid add up over hundreds of measurements; its derivatives suffice.
 """
 
 from __future__ import annotations

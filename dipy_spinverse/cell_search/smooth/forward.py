@@ -171,8 +171,8 @@ def _eighths(corner):
 
 
 class SmoothModel:
-    """Signals of smooth cells on a lattice with `cubes` along the shortest side of the box, with
-    the diffusivity in um^2/ms."""
+    """Signals on a lattice of `cubes` along the shortest side of the box; diffusivity in
+    um^2/ms."""
 
     def __init__(
         self, acquisition: BaseAcquisition, prior: FieldPrior, cubes: int, diffusivity: float

@@ -59,10 +59,8 @@ class InitialCells:
     def combined(
         self, data: np.ndarray, sigma: np.ndarray, numbers: Sequence[int]
     ) -> list[SmoothCells]:
-        """Combinations of two, three, ... examples, so many of each as `numbers` say.
-
-        The effects of cells that do not touch on the signals of the empty box nearly add up.
-        """
+        """Combinations of examples, `numbers` of two, of three and so on: effects of cells that do
+        not touch on the signals of the empty box nearly add up."""
         small = np.flatnonzero((self._examples.fields > 0).mean(axis=1) < _MAX_FRACTION)
         effects, total_effect = self._effects(small, data, sigma)
         sums = _pairs(effects, total_effect)
@@ -125,8 +123,8 @@ class InitialCells:
     @cached_property
     def _rotated(self):
         """Signals (rotations, N, M) of all rotated examples."""
-        signals = self._examples.signals
-        rotated = [self._rotations.signals(k, signals) for k in range(len(self._rotations))]
+        signals, n_rotations = self._examples.signals, len(self._rotations.matrices)
+        rotated = [self._rotations.signals(k, signals) for k in range(n_rotations)]
         return np.array(rotated, np.float32)
 
 

@@ -123,8 +123,7 @@ class SmoothCellInversion(VoxelwiseInversion):
         }
 
     def voxel_data(self, data: np.ndarray, noise: np.ndarray | None = None) -> SmoothVoxelData:
-        """Data (M,) of a voxel for a search, and noise (K,) of echo times, by default
-        estimated."""
+        """Data (M,) of a voxel; its noise (K,) at each echo time is estimated by default."""
         noise = self._noise(data[None])[0] if noise is None else noise
         mean, error, rician_sigma = self._averaged(data, noise)
         sigma = np.hypot(error, _SIMULATION_ERROR * mean)

@@ -12,7 +12,6 @@ from functools import cached_property
 
 import numpy as np
 from scipy import ndimage
-from scipy.ndimage import map_coordinates, spline_filter
 
 from dipy_spinverse.grid import TetrahedralGrid
 
@@ -87,11 +86,11 @@ class FieldPrior:
     def interpolated(self, z: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         """The field, um, of unknowns z (n,) as a function of points (..., 3) in the box."""
         relative = (np.arange(-_PADDING, _SPLINE + _PADDING) + 0.5) / _SPLINE - 0.5
-        nodes = spline_filter(self.on_axes(z, [relative * side for side in self.box_um]))
+        nodes = ndimage.spline_filter(self.on_axes(z, [relative * side for side in self.box_um]))
 
         def field(points):
             coordinates = (points / self.box_um + 0.5) * _SPLINE - 0.5 + _PADDING
-            return map_coordinates(nodes, np.moveaxis(coordinates, -1, 0), prefilter=False)
+            return ndimage.map_coordinates(nodes, np.moveaxis(coordinates, -1, 0), prefilter=False)
 
         return field
 

@@ -86,10 +86,8 @@ class LimitRefinement:
 
     def with_symmetry_images(self, minima: Sequence[LocalMinimum]) -> list[LocalMinimum]:
         """Local minima, and those from symmetry images of the best one, the best first, once more
-        refined.
-
-        Images are ranked on the fine grid: they differ by less than the errors of coarser ones.
-        """
+        refined. Images are ranked on the fine grid: they differ by less than errors of coarser
+        ones."""
         minima = sorted(minima, key=_neg2_log_evidence)
         rough = replace(self.descend, signal_model=self.descend.slope_model)
         for _ in range(self.budget.n_image_rounds):

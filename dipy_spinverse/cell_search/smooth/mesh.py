@@ -23,14 +23,8 @@ _TRANSLATION_SD, _N_TRANSLATIONS = 0.045, 16
 def smooth_mesh(
     prior: FieldPrior, cells: SmoothCells, samples: Sequence[SmoothCells]
 ) -> InterfaceMesh:
-    """Mesh of the walls of smooth cells, closed also where the box cuts them off, with their
-    `wall_probability` over posterior samples."""
+    """Mesh of the walls of smooth cells, closed also where the box cuts them off."""
     vertices, triangles = _walls(prior, cells)
-    if not len(triangles):
-        vectors, values = np.zeros((0, 3)), np.zeros(0)
-        return InterfaceMesh(
-            vectors, vectors.astype(int), values, values, vectors, values.astype(int)
-        )
     normals, centres = _areas(vertices, triangles), vertices[triangles].mean(axis=1)
     normals /= np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-12)
     return InterfaceMesh(
@@ -73,8 +67,7 @@ def wall_probability(
     prior: FieldPrior, cells: Sequence[SmoothCells], points: np.ndarray
 ) -> np.ndarray:
     """Probability (P,) of a wall within 4 % of the side of the box of points (P, 3), over samples
-    and translations of each: data hardly determine positions, and samples stay near local
-    minima."""
+    and translations of each: samples stay near local minima, data hardly determine positions."""
     rng, side = np.random.default_rng(0), prior.box_um.mean()
     step, n_near = _STEP * side, np.zeros(len(points))
     for sample in cells:

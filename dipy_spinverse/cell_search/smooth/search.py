@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -65,12 +65,8 @@ class SmoothVoxelData:
     def over(self, scales: np.ndarray) -> SmoothVoxelData:
         """The data over scales (K,)."""
         scale = self.scale(scales)
-        return replace(
-            self,
-            data=self.data / scale,
-            sigma=self.sigma / scale,
-            rician_sigma=self.rician_sigma / scale,
-        )
+        errors = self.sigma / scale, self.rician_sigma / scale
+        return SmoothVoxelData(self.data / scale, *errors, self.scale_of)
 
     def scale(self, scales: np.ndarray) -> np.ndarray:
         """Scale (M,) of each measurement, of scales (K,)."""
@@ -94,15 +90,14 @@ class SmoothSearchResult:
 
 
 class SmoothSearch:
-    """A search for smooth cells in one box, prepared for many voxels of an acquisition without
-    repeats; an unknown diffusivity (um^2/ms) is fitted."""
+    """A search for smooth cells in one box, for many voxels of an acquisition without repeats."""
 
     def __init__(
         self,
         acquisition: Acquisition,
         box_um: np.ndarray,
         *,
-        diffusivity: float,
+        diffusivity: float,  # um^2/ms
         seed: int,
         budget: SmoothSearchBudget,
         diffusivity_known: bool,

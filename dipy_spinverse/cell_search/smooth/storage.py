@@ -63,9 +63,7 @@ def signals_of_cells(
         prior = level_set_prior(grid)
         return LimitModel(*(SmoothModel(acquisition, prior, n, diffusivity) for n in grids))
 
-    signals = []
     arrays = (values[name] for name in (*CELL_ARRAYS, "field_diffusivity"))
-    for *best_and_samples, diffusivity in zip(*arrays, strict=True):
-        best = _cells(*(array[0] for array in best_and_samples))
-        signals.append(model(float(diffusivity[0])).signals(best))
+    best_of_voxels = ([array[0] for array in voxel] for voxel in zip(*arrays, strict=True))
+    signals = [model(float(D)).signals(_cells(*best)) for *best, D in best_of_voxels]
     return np.array(signals).reshape(-1, len(acquisition))

@@ -48,9 +48,6 @@ class Rotations:
             and (can_rotate or np.array_equal(matrix, np.eye(3)))
         ]
 
-    def __len__(self) -> int:
-        return len(self.matrices)
-
     def fields(self, k: int, fields: np.ndarray) -> np.ndarray:
         """Fields (N, R^3) on a raster after the rotation `k`."""
         n = round(fields.shape[1] ** (1 / 3))
@@ -85,7 +82,7 @@ def _signed_permutations():
 
 
 def symmetry_images(cells: SmoothCells, prior: FieldPrior) -> list[SmoothCells]:
-    """Cells of which one is moved to an image, or reflected, or two exchanged, where none
+    """Cells of which one is moved to an image or reflected, or two are exchanged, if none
     touch."""
     points, cells = prior.raster[0], split_into_cells(cells, prior)
     field = prior.on_raster(cells.z).ravel()
