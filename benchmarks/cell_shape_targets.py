@@ -195,8 +195,8 @@ def roughly_apart(found: tuple, truth: tuple) -> float:
 def distances(found: tuple, truth: tuple) -> tuple[float, float]:
     """Published Chamfer distance and symmetric surface distance of two surfaces, um.
 
-    Both after centring the volumes, the least over the point reflection, which signals cannot
-    tell; other rotations count as errors. With n points x of one surface and m of the other::
+    Both after centring the volumes, minimised over point reflection, which leaves signals
+    unchanged; other rotations count as errors. With n points x of one surface and m of the other::
 
         d = 1 / (2 n) sum_i |x_i - nearest of the m| + 1 / (2 m) sum_j |x_j - nearest of the n|
 

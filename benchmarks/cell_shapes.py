@@ -329,9 +329,11 @@ def main() -> None:
     """Print the tables and write them to results/."""
     parser = command(__doc__, "one shape of each kind")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
-    parser.add_argument("--shapes", type=int, default=10, help="of each family or kind")
+    parser.add_argument(
+        "--shapes", type=int, default=10, help="number of shapes of each family or kind"
+    )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--tables", action="store_true", help="of fits that were done, no more")
+    parser.add_argument("--tables", action="store_true", help="tables of stored fits only")
     given = parser.parse_args()
     run = Run(1 if given.quick else given.shapes, given.seed, not given.tables)
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """What the scripts share: their command line, and where results go.
 
 ``--quick`` computes a small version of a script's figures, to compare before and after a change.
-It writes nothing to ``results/``, which holds complete runs only.
+It writes nothing to ``results/``, which contains complete runs only.
 """
 
 from __future__ import annotations

@@ -241,7 +241,7 @@ def crossings(n: int, _: Path | None) -> str:
             row += [""] * 5
         rows.append([*row, f"{cost:.0f}"])
         print(rows[-1], flush=True)
-    heads = ["fibres", "angle", "number correct, %", "axes off by, deg", "MAE of shares",
+    heads = ["fibres", "angle", "number correct, %", "error of axes, deg", "MAE of fractions",
              "coverage of fractions, %", "axes in their cone, %", "coverage of odi, %",
              "CPU ms per voxel (n_draws=0)"]  # fmt: skip
     return table(heads, rows) + "\n\n" + _three_of_prior(model, 5 * n)

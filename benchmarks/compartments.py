@@ -2,7 +2,7 @@
 
     DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.compartments [noddi camino activeax ...]
 
-makes an environment for each peer in ``--peers FOLDER`` (once) and prints the tables.
+creates an environment for each peer in ``--peers FOLDER`` (once) and prints the tables.
 
 Duration: about 15 min on 2 cores (--quick, without peers: 1 min). Writes
 results/compartments_NAME.md for each table.

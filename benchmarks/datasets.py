@@ -160,8 +160,8 @@ def load_duval_cat(voxels_per_stratum: int = 3, seed: int = 0) -> Voxels:
 def load_isbi2015(region: str) -> Voxels:
     """The six voxels of a region, "genu" or "fornix".
 
-    The noise floor is the 10th percentile of the signals at b above 20 ms/um^2, where water that
-    moves along the fibres leaves nothing.
+    The noise floor is the 10th percentile of the signals at b above 20 ms/um^2, where water
+    diffusing along the fibres has no signal left.
     """
     acquisition = Acquisition.from_scheme(data_file("isbi2015/isbi_schemefile.txt"))
     measured = np.loadtxt(data_file(f"isbi2015/{region}.txt"), comments="%").T

@@ -7,7 +7,7 @@ from skimage.metrics import structural_similarity
 
 from benchmarks.fraction_phantoms import crisp
 
-LEAST = 0.35  # below it in every tissue, the published rule says background
+LEAST = 0.35  # below it in every tissue, the published rule assigns background
 
 
 def psnr(found: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -123,7 +123,7 @@ def main():
     parser = command(__doc__, quick=f"{N_QUICK} inputs")
     parser.add_argument("-n", type=int, default=N, help=f"number of inputs ({N})")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", nargs="*", default=kinds, help="some kinds of inputs alone")
+    parser.add_argument("--kinds", nargs="*", default=kinds, help="only these kinds of inputs")
     parser.add_argument("--checkpoint", type=Path, help="file from which a run resumes")
     arguments = parser.parse_args()
     n = N_QUICK if arguments.quick else arguments.n

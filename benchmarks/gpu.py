@@ -7,7 +7,8 @@ Duration: some minutes with a GPU; without one it reports this and ends. Writes 
 Signals and sensitivities of 768 tetrahedra and 300 measurements in float32, for batches of wall
 fields, and the walls of voxels from their signals. NODDI and packed cells compute on the CPU,
 whatever the device. Bandwidth is the traffic that the series must cause (four complex numbers
-per tetrahedron, measurement and term) over time, beside that of a = s b + c on the same card.
+per tetrahedron, measurement and term) over time, compared with that of a = s b + c on the same
+GPU.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ class Inputs:
 
     @property
     def kinds(self):
-        """What makes an input of each kind, and takes it."""
+        """Function that generates and reads an input, by kind."""
         return {name: getattr(self, method) for name, method in self.KINDS.items()}
 
     def stored(self, name, image):

@@ -55,7 +55,7 @@ class Commands:
 
     @property
     def kinds(self):
-        """What makes an input of each kind, and takes it."""
+        """Function that generates and runs a command line, by kind."""
         return dict.fromkeys(self.KINDS, self.run)
 
     def run(self, rng):

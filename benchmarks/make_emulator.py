@@ -45,8 +45,8 @@ _N_TIMINGS = 8
 # Four retain up to 3 % of S0 less where dense and nearly impermeable; 32 give the same.
 _N_CYLINDERS, _N_TIGHT, _N_SPARSE, _SPARSE = 12, 24, 6, 0.25
 _COARSER, _SMOOTH = 0.7, 1.6  # of meshes, below this q R: 0.04 % of S0, for half the time
-_N_Q = 8  # of a sphere draw
-_PART = 50  # draws per file
+_N_Q = 8  # of a sphere sample
+_PART = 50  # samples per file
 _WIDTH, _N_NETWORKS = 64, 3
 _RATE, _DECAY, _BATCH, _FIRST_SCATTER = 3e-3, 0.01, 1024, 0.004
 # Errors beyond this multiple of the scatter have less weight; scatter, of S0.
@@ -185,12 +185,12 @@ def fit(shape: str, folder: Path, steps: int) -> dict[str, np.ndarray]:
     draws, numbers, signal = read_draws(shape, folder)
     held = held_out(draws)
     form, terms = closed_form(shape, numbers), error_terms(numbers)
-    # Where all water has decayed along the cylinders, there is nothing to learn.
+    # Rows where all water has decayed along the cylinders are not informative.
     seen = np.flatnonzero(~held & (form.attenuation < _DECAYED))
     scatter = np.full(len(signal), _SPHERE_SCATTER)
     if shape == "cylinder":
-        # Packings differ by 0.1 % of S0 where they are loose and by 3 % where dense and
-        # leak-tight; where nothing is left of the signal, nothing differs.
+        # Packings differ by 0.1 % of S0 where sparse and by 3 % where dense and nearly
+        # impermeable; where the signal has decayed, they do not differ.
         first = fit_network(
             form, signal, seen, np.full(len(signal), _FIRST_SCATTER), steps // 4, 0
         )

@@ -48,7 +48,7 @@ def searched_protocol():
 
 
 def searched(acquisition, grid, walls, number):
-    """What a search shares with some of the measurements, and what it compares data with."""
+    """Tools of a search with `number` measurements, and its target data."""
     budget = replace(CellSearchBudget.STANDARD, n_searched=number)
     search = CellSearch(acquisition, grid, diffusivity=DIFFUSIVITY, seed=0, budget=budget)
     data = simulate(acquisition, grid, np.where(walls, WALL, OPEN))

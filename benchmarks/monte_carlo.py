@@ -1,5 +1,5 @@
-"""Random walks among permeable cylinders and spheres: a simulator that shares nothing with the
-package, to test it with.
+"""Random walks among permeable cylinders and spheres: an independent simulator to test
+the package.
 
 Bodies of one radius are packed at random in a periodic box (two-dimensional across parallel
 cylinders, three-dimensional for spheres). Spins make steps of a fixed length L in random

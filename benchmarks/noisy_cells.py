@@ -1,4 +1,4 @@
-"""The published task with noise: Rician, 1/50 of each timing's own S(b=0).
+"""The published task with noise: Rician, 1/50 of each timing's S(b=0).
 
 At this noise single faces are not determined. Measured are: residual over noise (data
 minus the mean of magnitudes), overlap (Dice) of the enclosed regions, their volume, centre and

@@ -24,8 +24,8 @@ from scipy.spatial import Delaunay
 from benchmarks.packing import random_packing
 
 _CIRCLE_EDGE = 0.26  # between nodes on a circle, and
-_EDGE = 0.34  # between nodes elsewhere, where nothing is near
-_EDGE_OVER_GAP = 0.8  # on circles that almost touch: no node of one in the way of another's edge
+_EDGE = 0.34  # between nodes elsewhere, far from circles
+_EDGE_OVER_GAP = 0.8  # on circles that almost touch: no node of one on another's edge
 _LEAST_EDGE = 0.003
 _LEAST_RADIUS_APART = 0.1  # a node of the same circle in another image is farther
 # Between circles. The narrowest gaps retain water longest: 0.03 would change S0 by 3 % where
@@ -329,8 +329,8 @@ def reduced(
     """Small matrices for gradients along a direction, kappa R / D_out and D_in / D_out.
 
     A pair of pulses passes few of the states that the elements can have: those that the generator
-    A(q), at some q on the way, makes of uniform magnetisation within about the diffusion time.
-    These lie in the span of (A(q) + s)^-k 1, a rational Krylov space [1]_.
+    A(q), at some q of the pulse, reaches from uniform magnetisation within about the diffusion
+    time. These lie in the span of (A(q) + s)^-k 1, a rational Krylov space [1]_.
 
     Parameters
     ----------
@@ -403,7 +403,7 @@ def pulse_signals(
     ----------
     reduced : Reduced
     q_max : float
-        Times the radius, as given to `reduced`.
+        Times the radius, as in `reduced`.
     small_delta, big_delta : ndarray (T,)
         Times D_out / radius^2.
     levels : int, optional
@@ -436,7 +436,7 @@ def pulse_signals(
         within *= np.exp(-rates[level][:, None] * times[active, :, level].ravel())
         if level in chosen:
             row = level - first
-            # The rest of this q: a plateau, to the middle between the pulses.
+            # The remaining time of this q: a plateau, to the middle between the pulses.
             mine = within.reshape(n, len(active), n_t)[:, 0]
             mine = mine * np.exp(-rates[level][:, None] * 0.5 * (big_delta - small_delta))
             signals[row] = (np.abs(mine) ** 2).sum(axis=0)

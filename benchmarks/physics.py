@@ -89,7 +89,7 @@ def planes_in_one_dimension(acquisition, spacing, kappa, n=96, steps=64):
 
 
 def staircase_planes(cell_size, spacing, kappa):
-    """Planes across the x axis, which are not made of lattice faces."""
+    """Planes across the x axis, which do not consist of lattice faces."""
     grid = bcc_grid([round(2 * spacing / cell_size), 3, 3], cell_size)
 
     def inside(points):
@@ -102,7 +102,7 @@ def staircase_planes(cell_size, spacing, kappa):
 
 
 def lattice_planes(cell_size, period, kappa):
-    """Planes across (1, 1, 0), which are made of lattice faces."""
+    """Planes across (1, 1, 0), which consist of lattice faces."""
     n = round(period / cell_size)
     grid = bcc_grid([n, n, 3], cell_size)
     position = (grid.face_centroids[:, 0] + grid.face_centroids[:, 1] + period / 2) % period
@@ -353,8 +353,8 @@ def main():
         if not text.startswith(_LEFT_OUT):
             sections[title] = text
     head = (
-        "# Physics\n\nMade by `python -m benchmarks.physics`, each figure computed once (nothing "
-        "random is left unseeded)."
+        "# Physics\n\nComputed by `python -m benchmarks.physics`, each figure once (all random "
+        "numbers are seeded)."
     )
     titles = [title for title, _ in TABLES.values() if title in sections]
     parts = [f"## {title}\n\n{sections[title]}" for title in titles]

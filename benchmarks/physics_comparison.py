@@ -352,7 +352,7 @@ def packed():
         "Largest error in % of S0 over 60 measurements for each kappa (um/ms); in brackets the "
         "same after averaging directions that are equal by symmetry (x and y), and the percentage "
         "of measurements within 3 standard errors + the discretisation error. Goals 0.6 % "
-        "for elements and 1.2 % for volumes: as it stands / averaged. The Monte Carlo's x and y "
+        "for elements and 1.2 % for volumes: without / with averaging. The Monte Carlo's x and y "
         "differ from their mean by up to "
         + ", ".join(f"{100 * x:.2f}" for x in by_symmetry)
         + " %, which bounds from below what any solver can reach.\n\n"
@@ -438,7 +438,7 @@ def formalism():
         "machine. Goal: a signal 20 times cheaper.\n\n"
         + table(
             ["radius (um)", "delta, Delta (ms)", "modes", "difference", "its estimate",
-             "step (CPU-ms/signal)", "find modes (CPU-s)", "use modes (CPU-ms/signal)", "ratio",
+             "step (CPU-ms/signal)", "modes (CPU-s)", "use modes (CPU-ms/signal)", "ratio",
              "goal"], rows,
         )
     )  # fmt: skip
@@ -524,7 +524,7 @@ def discrepancy():
 
     rows, kept = [], {}
     changes = {
-        "as given": {}, "radii 5 % smaller": {"size": 0.95}, "q 8 % lower": {"strength": 0.92},
+        "original": {}, "radii 5 % smaller": {"size": 0.95}, "q 8 % lower": {"strength": 0.92},
     }  # fmt: skip
     for name, change in changes.items():
         signal = predicted(**change)
@@ -534,7 +534,7 @@ def discrepancy():
         rms = np.sqrt(np.mean((signal - inside) ** 2))
         rows.append([name, f"{100 * rms:.2f}", f"{ratio.min():.3f} to {ratio.max():.3f}"])
     figure, axis = plt.subplots(figsize=(5, 3.4), layout="constrained")
-    for k, name in enumerate(("as given", "radii 5 % smaller", "q 8 % lower")):
+    for k, name in enumerate(("original", "radii 5 % smaller", "q 8 % lower")):
         axis.plot(q[q > 0], kept[name], f"C{k}.", ms=4, label=name)
     axis.axhline(1, color="k", lw=0.7)
     axis.set(xlabel="q (rad/um)", ylabel="ln S inside: Monte Carlo / exact")
@@ -542,7 +542,7 @@ def discrepancy():
     _save(figure, "discrepancy")
     return (
         "Water inside 1642 impermeable cylinders (p = 0), Monte Carlo of `perm_cyl_mcmr` against "
-        "the exact signals of its own radii: rms in % of S0, and ratio of the logarithms over "
+        "the exact signals of its radii: rms in % of S0, and ratio of the logarithms over "
         "all q and Delta.\n\n" + table(["", "rms", "ln ratio"], rows)
     )
 

@@ -1,11 +1,11 @@
 """Recovery of the published shapes: noise-free, absorbing box, published protocol.
 
 Each of the 14 published shapes, of 18 more of their family, and of 22 outside of any parametric
-family (`shapes.py`) is simulated on its own grid and inverted on the same (one discretisation on
-both sides, as in the published task; the signals to be inverted are simulated in float64 with
-finer time steps). Runs: the default (cell search), Gauss-Newton over all faces, and the Adam
-baseline without ("adam") and with continuity and manifold priors, whose weights are the published
-ones ("adam with priors") or a hundredth of them ("adam with weak priors").
+family (`shapes.py`) is simulated and inverted on the same grid (one discretisation on both sides,
+as in the published task; the signals to be inverted are simulated in float64 with finer time
+steps). Runs: the default (cell search), Gauss-Newton over all faces, and the Adam baseline without
+("adam") and with continuity and manifold priors, whose weights are the published ones ("adam with
+priors") or a hundredth of them ("adam with weak priors").
 
     DIPY_SPINVERSE_DATA=<folder> python -m benchmarks.recovery [--runs "cell search" adam ...]
 

@@ -277,7 +277,9 @@ def main():
     parser = command(__doc__, "one body")
     parser.add_argument("--set", choices=SETS, default="reported")
     parser.add_argument("--kinds", nargs="+", default=None, help="names, as helix; default: all")
-    parser.add_argument("--before", action="store_true", help="the search of tetrahedra, too")
+    parser.add_argument(
+        "--before", action="store_true", help="also the search for cells made of tetrahedra"
+    )
     parser.add_argument("--folder", type=Path, default=Path("smooth_bodies"))
     args = parser.parse_args()
     args.folder.mkdir(exist_ok=True)

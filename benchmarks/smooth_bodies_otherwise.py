@@ -61,7 +61,7 @@ class Condition:
 
     @property
     def served_by(self):
-        """What differs between models, each of which simulates its own library."""
+        """Settings that differ between models, each of which simulates a separate library."""
         return self.S0 is None, self.diffusivity
 
 

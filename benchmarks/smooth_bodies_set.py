@@ -1,4 +1,4 @@
-"""Smooth bodies on no lattice, and their signals from a lattice finer than any that fits use.
+"""Smooth bodies off the lattice, and their signals from a lattice finer than that of fits.
 
 A body is a function from points to depths (um, positive inside), a permeability, and nothing else.
 Signals come from uncorrected finite volumes: a tetrahedron is inside or not, and the walls have

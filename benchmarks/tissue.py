@@ -9,7 +9,7 @@ packed cells as by default, with both diffusivities unknown, and with the true o
 Estimates are kept next to the file (``FILE`` without its suffix, then ``_estimates/``): an
 interrupted run resumes, and the report is written again without fitting again (``--again`` fits).
 
-Duration: about 5 min on 2 cores (--quick, which makes its own set: 2 min). Writes
+Duration: about 5 min on 2 cores (--quick, which simulates a small set: 2 min). Writes
 results/tissue.md.
 """
 

@@ -289,7 +289,7 @@ def cost(slices, quick):
             fitted(scan, sequences, known, n_draws, smoothness)
             rows.append(
                 [
-                    f"64 x 64, {scan.head.sum()} in the head", "found" if known.b1 else "known",
+                    f"64 x 64, {scan.head.sum()} in the head", "fitted" if known.b1 else "known",
                     f"{smoothness:g}", n_draws, f"{time.perf_counter() - wall:.1f}",
                     f"{time.process_time() - cpu:.1f}", "",
                 ]
@@ -306,7 +306,7 @@ def cost(slices, quick):
                 "voxels",
                 "B1",
                 "smoothness",
-                "draws",
+                "samples",
                 "wall s",
                 "CPU s",
                 "peak memory of the process, GiB",
@@ -339,7 +339,7 @@ def _cost_of_volume(sequences):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         error = np.abs(maps(fit) - volume)[head].mean(axis=0)
         row = [
-            f"91 x 109 x 91, {head.sum()} in the head", "found", f"{smoothness:g}", n_draws,
+            f"91 x 109 x 91, {head.sum()} in the head", "fitted", f"{smoothness:g}", n_draws,
             f"{wall:.0f}", f"{cpu:.0f}", f"{peak:.1f}",
         ]  # fmt: skip
         print(*row, error, sep=" | ", flush=True)

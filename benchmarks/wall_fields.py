@@ -8,7 +8,7 @@ measured on the samples, each on its lattice. With DIPY_SPINVERSE_DATA=<folder>,
 some measured voxels: the error of what is left out of the fit, predicted by packed cells and by
 the wall field that started from them.
 
-Duration: about 2 CPU-min, and 3 of measured voxels (--quick, which makes its own set: 1 min).
+Duration: about 2 CPU-min, and 3 of measured voxels (--quick, which simulates a small set: 1 min).
 Writes results/wall_fields.md and a picture, ../doc/figures/tissue_walls.png.
 """
 
@@ -48,7 +48,7 @@ FIGURE = Path(__file__).parents[1] / "doc/figures/tissue_walls.png"
 
 
 def as_drawn(fit: SpinverseFit) -> dict[str, np.ndarray]:
-    """Maps (n_fields + 1,) measured on the fields of one voxel, times their share of the water."""
+    """Maps (n_fields + 1,) of the samples of one voxel, times their fraction of the water."""
     fields = np.concatenate([fit.permeability[None], fit.permeability_fields])
     found: dict[str, list] = {name: [] for name in MAPS}
     time_ms = float(fit.model.acquisition.diffusion_time.max())

@@ -39,7 +39,7 @@ class Modes:
 
 
 def modes_of(matrices: Matrices, permeability: float, inside: float, n_modes: int) -> Modes:
-    """The slowest modes for kappa R / D_out and D_in / D_out, and what q makes of each."""
+    """The slowest modes for kappa R / D_out and D_in / D_out, and the response of each to q."""
     stiffness = matrices.stiffness[0] + inside * matrices.stiffness[1]
     stiffness = stiffness + permeability * matrices.membrane
     mass = matrices.mass[0] + matrices.mass[1]

@@ -308,7 +308,7 @@ def of_images(n: int) -> str:
         rows.append((n_voxels, n_draws, f"{fitting:.1f}", f"{writing:.1f}", f"{whole:.1f}",
                      f"{100 * growth:.1f}", f"{peak:.2f}"))  # fmt: skip
     header = (
-        "voxels", "draws", "read and fit, CPU-s", "save and write, CPU-s",
+        "voxels", "samples", "read and fit, CPU-s", "save and write, CPU-s",
         f"{WHOLE:,} voxels, CPU-min", "memory growth %", "resident GiB",
     )  # fmt: skip
     return table(header, rows)
