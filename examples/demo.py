@@ -281,7 +281,7 @@ def draw_meshes(figure, positions, truths, folder):
                 faces, facecolors=colours.to_rgba(probability), edgecolor="k", linewidth=0.2
             )
             axis.add_collection3d(walls)
-    label = "part of the fitted wall fields that have this wall"
+    label = "proportion of posterior samples with this wall"
     figure.colorbar(colours, ax=axes, label=label, shrink=0.7)
 
 
