@@ -17,7 +17,7 @@ from dipy_spinverse.cell_search.bodies import Tube, random_bodies, random_cell
 from dipy_spinverse.cell_search.cell_operations import CellOperations
 from dipy_spinverse.cell_search.condensed import CondensedTarget
 from dipy_spinverse.cell_search.descent import Descent
-from dipy_spinverse.cell_search.evolution import Evolution, Member, SearchTools
+from dipy_spinverse.cell_search.evolution import Evolution
 from dipy_spinverse.cell_search.exact_data import ExactData
 from dipy_spinverse.cell_search.joint_changes import jointly_improved
 from dipy_spinverse.cell_search.labelled import (
@@ -28,6 +28,7 @@ from dipy_spinverse.cell_search.labelled import (
     label_changes,
 )
 from dipy_spinverse.cell_search.local_search import LabelErrorMisfit
+from dipy_spinverse.cell_search.member import Member, SearchTools
 from dipy_spinverse.cell_search.noisy_data import medoid, posterior_ensemble
 from dipy_spinverse.cell_search.probability import (
     BY_EDGE,

@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dipy_spinverse.cell_search.budget import CellSearchBudget
-from dipy_spinverse.cell_search.cell_operations import CellOperations
-from dipy_spinverse.cell_search.descent import Descent, PartialCells
-from dipy_spinverse.cell_search.labelled import LabelledCells, Target
+from dipy_spinverse.cell_search.descent import PartialCells
+from dipy_spinverse.cell_search.exact_data import ExactData
+from dipy_spinverse.cell_search.labelled import Target
+from dipy_spinverse.cell_search.member import Member, SearchTools
+from dipy_spinverse.cell_search.noisy_data import NoisyData
 from dipy_spinverse.threads import in_threads
-
-if TYPE_CHECKING:
-    from dipy_spinverse.cell_search.exact_data import ExactData
-    from dipy_spinverse.cell_search.noisy_data import NoisyData
 
 # Set by hand on the shapes of benchmarks/shapes.py. Random changes of members (moved, mirrored,
 # removed and exchanged cells) besides were worth nothing (benchmarks/results/ablation.md).
@@ -27,26 +23,6 @@ _N_STEPS = 7  # of Gauss-Newton, of a disturbed member
 _RANK_SCALE = 4.0  # ranks over which the probability to be a parent falls to 1/e
 _DISTURBANCES = (0.5, 1.0, 1.5)  # in prior standard deviations of a step
 _BLURRED_PROBABILITY = 0.5  # that a disturbance begins at blurred labels
-
-
-@dataclass(frozen=True, eq=False)
-class Member:
-    """Cells of a population, as fitted in volume fractions and as labels, and their misfit."""
-
-    target: Target  # exact for these cells
-    partial: PartialCells
-    cells: LabelledCells
-    misfit: float
-
-
-@dataclass(frozen=True, eq=False)
-class SearchTools:
-    """What all voxels of a search share."""
-
-    descend: Descent
-    operations: CellOperations
-    transmissibility: np.ndarray  # (2,) initial values, of walls and of other faces
-    budget: CellSearchBudget
 
 
 @dataclass(frozen=True, eq=False)

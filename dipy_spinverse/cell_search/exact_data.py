@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from dipy_spinverse.cell_search.budget import EXACT_CYCLE, PopulationPlan
-from dipy_spinverse.cell_search.evolution import Member, SearchTools
 from dipy_spinverse.cell_search.joint_changes import jointly_improved
 from dipy_spinverse.cell_search.labelled import (
     N_TYPICAL,
@@ -17,6 +16,7 @@ from dipy_spinverse.cell_search.labelled import (
     label_changes,
 )
 from dipy_spinverse.cell_search.local_search import NEARLY_CORRECT, LabelErrorMisfit
+from dipy_spinverse.cell_search.member import Member, SearchTools
 
 # Set by hand on the shapes of benchmarks/shapes.py, as is all below without another source.
 _BODY_ERROR = 1e-4  # of random bodies as models of cells, over the initial magnetisation

@@ -10,8 +10,8 @@ import numpy as np
 from dipy_spinverse.cell_search.budget import InitialBodies, PopulationPlan
 from dipy_spinverse.cell_search.condensed import CondensedTarget
 from dipy_spinverse.cell_search.descent import Descent
-from dipy_spinverse.cell_search.evolution import Member, SearchTools
 from dipy_spinverse.cell_search.labelled import N_TYPICAL, LabelledCells, Target
+from dipy_spinverse.cell_search.member import Member, SearchTools
 from dipy_spinverse.cell_search.probability import (
     NegativeLogPosterior,
     Smoothness,

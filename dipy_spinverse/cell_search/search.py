@@ -24,7 +24,7 @@ from dipy_spinverse.cell_search.budget import CellSearchBudget, InitialBodies
 from dipy_spinverse.cell_search.cell_operations import CellOperations
 from dipy_spinverse.cell_search.condensed import CondensedTarget
 from dipy_spinverse.cell_search.descent import Descent, PartialCells
-from dipy_spinverse.cell_search.evolution import Evolution, Member, SearchTools
+from dipy_spinverse.cell_search.evolution import Evolution
 from dipy_spinverse.cell_search.exact_data import ExactData
 from dipy_spinverse.cell_search.labelled import (
     LabelledCells,
@@ -32,6 +32,7 @@ from dipy_spinverse.cell_search.labelled import (
     Target,
     label_changes,
 )
+from dipy_spinverse.cell_search.member import Member, SearchTools
 from dipy_spinverse.cell_search.noisy_data import NoisyData
 from dipy_spinverse.cell_search.separate_cells import SeparateCells
 from dipy_spinverse.grid import TetrahedralGrid

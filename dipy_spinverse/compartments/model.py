@@ -41,7 +41,6 @@ from dipy_spinverse.docstrings import fill_doc
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
 from dipy_spinverse.voxels.image import image_of
 from dipy_spinverse.voxels.model import VoxelModel
-from dipy_spinverse.voxels.noise import with_initial_noise
 from dipy_spinverse.voxels.status import Status
 
 LIKELIHOODS = ("rician", "gaussian")
@@ -169,7 +168,7 @@ class CompartmentModel(VoxelModel):
         image = image_of(
             data, mask, sigma, self.acquisition, attributes=attributes, max_memory=max_memory
         )
-        image = with_initial_noise(without_noise_alone(image, self.acquisition))
+        image = without_noise_alone(image, self.acquisition).with_initial_noise()
         n_echo_times = len(self.acquisition.echo_times)
         definition = with_S0_corrections(self.definition, n_echo_times)
         fit_chunk = CompartmentChunkFit(

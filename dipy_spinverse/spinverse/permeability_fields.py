@@ -38,7 +38,7 @@ from dipy_spinverse.spinverse.wall_corrections import LARGEST_LINK_PHASE
 from dipy_spinverse.voxels.chunks import Engine, fit_image
 from dipy_spinverse.voxels.image import Image, Voxels
 from dipy_spinverse.voxels.model import VoxelModel
-from dipy_spinverse.voxels.noise import noise_before_fit, with_initial_noise
+from dipy_spinverse.voxels.noise import noise_before_fit
 from dipy_spinverse.voxels.statistics import ENDINGS, dominant_axis, field_statistics
 from dipy_spinverse.voxels.status import FITTED
 from dipy_spinverse.walls.interface import InterfaceMesh
@@ -97,7 +97,7 @@ class PermeabilityFieldInversion(VoxelInversion):
             noise, freedom = noise_before_fit(
                 image.voxels.signals, problem.acquisition, b0_only=True
             )
-            initial = with_initial_noise(replace(image, noise=noise, freedom=freedom))
+            initial = replace(image, noise=noise, freedom=freedom).with_initial_noise()
             image = replace(image, voxels=initial.voxels)
         status, values = fit_image(
             image, FieldChunk(problem, solver, sigma is not None),

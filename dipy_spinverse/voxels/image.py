@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -93,6 +93,17 @@ class Image:
         freedom = np.broadcast_to(self.freedom, len(self.voxels))[chosen]
         status = np.where(mask, self.status, Status.NOT_FITTED)
         return Image(status, self.voxels[chosen], self.noise[chosen], freedom)
+
+    def with_initial_noise(self) -> Image:
+        """The image with the noise level at the start of a fit: the given or the estimated one.
+
+        Voxels without an estimate get the median of the others; without any, nothing changes.
+        """
+        estimated = np.broadcast_to(self.freedom, len(self.voxels)) > 0
+        if self.voxels.sigma is not None or not estimated.any():
+            return self
+        sigma = np.where(estimated, self.noise, np.median(self.noise[estimated]))
+        return replace(self, voxels=replace(self.voxels, sigma=sigma))
 
 
 def image_of(

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
-
 import numpy as np
 from scipy.ndimage import uniform_filter
 
 from dipy_spinverse.acquisition import Acquisition, TensorAcquisition
 from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.shells import shells_of
-
-if TYPE_CHECKING:
-    from dipy_spinverse.voxels.image import Image
 
 # Degrees of freedom of a noise level that is given.
 KNOWN = 10**9
@@ -97,18 +91,6 @@ def noise_before_fit(
             squares[shrunk], freedom[shrunk], shrunk_mask
         )
     return np.sqrt(variance), np.where(determined, freedom, 0)
-
-
-def with_initial_noise(image: Image) -> Image:
-    """The image with the noise level at the start of a fit: the given or the estimated one.
-
-    Voxels without an estimate get the median of the others.
-    """
-    estimated = np.broadcast_to(image.freedom, len(image.voxels)) > 0
-    if image.voxels.sigma is not None or not estimated.any():
-        return image
-    sigma = np.where(estimated, image.noise, np.median(image.noise[estimated]))
-    return replace(image, voxels=replace(image.voxels, sigma=sigma))
 
 
 def _noise_per_te(signals, acquisition):
