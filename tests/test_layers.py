@@ -18,8 +18,8 @@ LAYERS = (
 
 
 def imports_of(path):
-    """Modules of the package that a file imports when it is itself imported."""
-    for statement in ast.parse(path.read_text()).body:
+    """Modules of the package that a file imports, anywhere, for its types too."""
+    for statement in ast.walk(ast.parse(path.read_text())):
         if isinstance(statement, ast.ImportFrom) and statement.module:
             if statement.module.split(".")[0] == "dipy_spinverse":
                 for alias in statement.names:

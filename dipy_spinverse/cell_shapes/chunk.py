@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from dipy_spinverse.cell_shapes.search import (
     minimise_cells,
     posterior_cells,
 )
-from dipy_spinverse.cell_shapes.unknowns import SimulatedCell
+from dipy_spinverse.cell_shapes.shape_spaces.protocol import ShapeSpace
+from dipy_spinverse.cell_shapes.unknowns import ShapeSignals, SimulatedCell
+from dipy_spinverse.voxels.acquired import FittedModel
 from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.voxels.noise import noise_before_fit
 from dipy_spinverse.voxels.progress import stepwise, tell
@@ -25,9 +28,6 @@ from dipy_spinverse.voxels.rician import rician_mean, rician_noise_from_residual
 from dipy_spinverse.voxels.statistics import ENDINGS, statistics_of_maps
 from dipy_spinverse.voxels.status import FALSE_REJECTION_RATE
 from dipy_spinverse.voxels.tensor_frames import tensor_frames
-
-if TYPE_CHECKING:
-    from dipy_spinverse.cell_shapes.model import CellShapeModel
 
 STAGES = ("start", "coarse", "likeliest")
 MAX_REMESHINGS = 3  # of a fit
@@ -41,7 +41,21 @@ _MIN_QUALITY = 0.1  # of tetrahedra, 1 for regular ones; below, the cell is mesh
 _AT_BOUND = 1e-6  # distance from a bound, relative to the range, that counts as none
 
 
-def cell_shape_layout(model: CellShapeModel, n_draws: int) -> dict[str, object]:
+class ShapeModel(FittedModel, Protocol):
+    """What the fit of a chunk asks of its model, a `CellShapeModel`."""
+
+    shape_space: ShapeSpace
+    coarse: ShapeSignals
+    seed: int
+
+    def forward_in(self, space: ShapeSpace) -> ShapeSignals:
+        """Signals in a space, of the model's measurements."""
+
+    def meshed(self, thetas: Sequence[np.ndarray] | np.ndarray) -> ShapeSignals:
+        """Signals after the space was remeshed for each of some shapes, one after another."""
+
+
+def cell_shape_layout(model: ShapeModel, n_draws: int) -> dict[str, object]:
     """Type of every array of a fit."""
     n = model.shape_space.n_parameters
     endings = (*ENDINGS, "_likeliest") if n_draws else ("", "_likeliest")
@@ -62,7 +76,7 @@ def cell_shape_layout(model: CellShapeModel, n_draws: int) -> dict[str, object]:
 class FitShapes:
     """The fit of a chunk of voxels; arrays are named as in `cell_shape_layout`."""
 
-    model: CellShapeModel
+    model: ShapeModel
     n_draws: int
 
     def __call__(self, voxels: Voxels) -> dict[str, np.ndarray]:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from dipy_spinverse.cell_shapes import chunk, geometry
 from dipy_spinverse.cell_shapes.unknowns import CellShape
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.walls.interface import InterfaceMesh
-
-if TYPE_CHECKING:
-    from dipy_spinverse.cell_shapes.model import CellShapeModel
 
 
 class CellShapeFit(VoxelFit):
@@ -39,7 +34,7 @@ class CellShapeFit(VoxelFit):
     """
 
     MAPS = geometry.MAPS
-    model: CellShapeModel
+    model: chunk.ShapeModel
 
     def theta(self, index: tuple[int, ...] | int = ()) -> np.ndarray:
         """Most probable parameters (P,) in the shape space, of one voxel."""

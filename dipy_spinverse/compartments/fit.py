@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,11 +14,17 @@ from dipy_spinverse.compartments.fibres import MAX_FIBRES, maps_of, with_fibres
 from dipy_spinverse.compartments.fitting.parameters import NonlinearParameters, physical_values
 from dipy_spinverse.compartments.fitting.variable_projection import SeparableProblem, Solution
 from dipy_spinverse.compartments.posterior.sample import PosteriorSamples
+from dipy_spinverse.voxels.acquired import FittedModel
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.statistics import ENDINGS, sample_statistics, statistics_of_maps
 
-if TYPE_CHECKING:
-    from dipy_spinverse.compartments.model import CompartmentModel
+
+class DefinedModel(FittedModel, Protocol):
+    """A model with a definition: a `CompartmentModel`, or one learned from it."""
+
+    @property
+    def definition(self) -> Definition:
+        """Compartments and parameters."""
 
 
 class CompartmentFit(VoxelFit):
@@ -45,7 +51,7 @@ class CompartmentFit(VoxelFit):
         Effective sample size of the posterior; intervals with less than 20 are rough.
     """
 
-    def __init__(self, model: CompartmentModel, status: np.ndarray, values: dict[str, np.ndarray]):
+    def __init__(self, model: DefinedModel, status: np.ndarray, values: dict[str, np.ndarray]):
         super().__init__(model, status, values)
         self.MAPS = (*model.definition.maps, "S0")
 

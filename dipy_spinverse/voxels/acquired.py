@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 from dipy.core.gradients import GradientTable
@@ -39,3 +40,20 @@ class Acquired(Protocol):
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Named arrays for `VoxelModel.acquisition_from`."""
+
+
+class FittedModel(Protocol):
+    """What a fit asks of its model, a `VoxelModel`."""
+
+    @property
+    def acquisition(self) -> Any:
+        """Measurements of the fitted data."""
+
+    def acquisition_of(self, gtab: Any) -> Acquired:
+        """The acquisition that the model needs, from a gradient table."""
+
+    def signals_of_fit(self, values: Mapping[str, np.ndarray], acquisition: Any) -> np.ndarray:
+        """Signals (V, M) of the most probable parameters relative to those without diffusion."""
+
+    def settings(self) -> tuple[dict, dict[str, np.ndarray]]:
+        """Settings in JSON and in arrays, without the acquisition."""

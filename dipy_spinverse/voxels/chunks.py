@@ -10,7 +10,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,15 +18,13 @@ from numpy.typing import ArrayLike
 from dipy_spinverse import __version__
 from dipy_spinverse.acquisition.checks import shortened
 from dipy_spinverse.voxels import storage
+from dipy_spinverse.voxels.acquired import FittedModel
 from dipy_spinverse.voxels.engines import each_computed
 from dipy_spinverse.voxels.image import Image, Voxels
 from dipy_spinverse.voxels.journal import Journal, open_journal
 from dipy_spinverse.voxels.memory import check_memory
 from dipy_spinverse.voxels.progress import Bar
 from dipy_spinverse.voxels.status import Status, explains_nothing, outcome, rejected_by_worst_group
-
-if TYPE_CHECKING:
-    from dipy_spinverse.voxels.model import VoxelModel
 
 ENGINES = ("serial", "joblib", "dask", "ray")
 _PACKAGES = {"dask": ("dask", "distributed"), "ray": ("ray",)}
@@ -102,7 +100,7 @@ def fit_image(
     engine: Engine,
     *,
     most: int,
-    model: VoxelModel,
+    model: FittedModel,
     options: Mapping[str, Any],
     groups: Iterable[np.ndarray] | None = None,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:

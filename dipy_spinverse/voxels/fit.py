@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from dipy.core.gradients import GradientTable
@@ -13,12 +12,9 @@ from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.voxels import storage
-from dipy_spinverse.voxels.acquired import Acquired
+from dipy_spinverse.voxels.acquired import Acquired, FittedModel
 from dipy_spinverse.voxels.image import per_voxel
 from dipy_spinverse.voxels.status import FITTED, Status
-
-if TYPE_CHECKING:
-    from dipy_spinverse.voxels.model import VoxelModel
 
 
 class VoxelFit(ReconstFit):
@@ -51,7 +47,7 @@ class VoxelFit(ReconstFit):
 
     MAPS: tuple[str, ...] = ()
 
-    def __init__(self, model: VoxelModel, status: np.ndarray, values: dict[str, np.ndarray]):
+    def __init__(self, model: FittedModel, status: np.ndarray, values: dict[str, np.ndarray]):
         self.model, self.status, self._values = model, np.asarray(status), values
 
     def __getattr__(self, name: str):
