@@ -484,7 +484,7 @@ def test_noise_from_b0_is_pooled_over_echo_times_without_bias():
     level = np.where(acquisition.te == 60, 5.0, 2.0)
     data = level + 0.1 * rng.standard_normal((4000, len(level)))
     sigma, freedom = noise_before_fit(data, acquisition, b0_only=True)
-    assert (freedom > 0).all()
+    assert np.median(freedom) >= 5
     # The mean variance of 4000 voxels of 5 degrees of freedom is known to 1 %; it is in part the
     # median voxel's, which is known to about 2 %.
     assert np.mean(sigma**2) == pytest.approx(0.01, rel=0.05)
