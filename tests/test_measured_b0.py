@@ -8,6 +8,8 @@ from compartment_cases import directions
 from dipy.core.gradients import gradient_table
 
 from dipy_spinverse import Acquisition, IVIMModel, PackedCellsModel, simulate
+from dipy_spinverse.acquisition import TensorAcquisition
+from dipy_spinverse.acquisition.encodings import concatenate
 from dipy_spinverse.compartments import Compartment, Parameter, compose
 from dipy_spinverse.grid import bcc_grid
 from dipy_spinverse.voxels.noise import noise_before_fit
@@ -96,3 +98,20 @@ def test_only_b0_of_the_same_weighting_count_as_repeats_of_noise():
     assert np.median(freedom) >= 57
     # As one group the decay of 6 and 11 % would be taken for noise of 0.047.
     assert np.median(sigma) == pytest.approx(0.005, rel=0.05)
+
+
+def test_gradient_tables_keep_the_measured_b_of_b0_volumes():
+    acquisition = scan()
+    restored = Acquisition.from_gtab(acquisition.to_gtab())
+    np.testing.assert_allclose(restored.b_tensors, acquisition.b_tensors, atol=1e-12)
+    spherical = np.eye(3)[None] * np.array([0.0, 0.01, 0.5])[:, None, None]
+    for other in (concatenate(acquisition), TensorAcquisition(spherical)):
+        gtab = other.to_gtab()
+        np.testing.assert_allclose(gtab.bvals, 1e3 * other.b, rtol=1e-6)
+        np.testing.assert_allclose(gtab.btens, 1e3 * other.b_tensors, rtol=1e-6)
+
+
+def test_vectors_of_averages_are_ignored_at_b0_too():
+    acquisition = Acquisition([0.02, 1.0], [[1, 0, 0], [0, 1, 0]], **TIMES, isotropic=True)
+    expected = np.array([0.02, 1.0])[:, None, None] * np.eye(3) / 3
+    np.testing.assert_allclose(acquisition.b_tensors, expected)

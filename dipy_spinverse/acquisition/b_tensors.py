@@ -30,6 +30,14 @@ def b_anisotropy(b_tensors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (3 * along - trace) / (2 * np.where(trace > 0, trace, 1)), with_fixed_sign(axes)
 
 
+def shape_and_axes(b_tensors: np.ndarray) -> dict[str, np.ndarray]:
+    """`b`, `b_anisotropy` and `directions` of b-tensors; zeros for directions without an axis."""
+    b, (shape, axes) = np.trace(b_tensors, axis1=1, axis2=2), b_anisotropy(b_tensors)
+    # Of planar tensors the axis is normal to the plane.
+    axes[(b == 0) | (np.abs(shape) < _SPHERICAL)] = 0
+    return {"b": b, "b_anisotropy": shape, "directions": axes}
+
+
 def with_fixed_sign(axes: np.ndarray) -> np.ndarray:
     """Axes (M, 3) whose last nonzero component is positive: eigenvectors have no sign."""
     last_nonzero = 2 - np.argmax(np.abs(axes[:, ::-1]) > 1e-9, axis=1)
@@ -83,14 +91,12 @@ class TensorAcquisition(BaseAcquisition):
         b0_threshold: float = 0.05,
     ):
         tensors = checks.b_tensors("b_tensors", b_tensors)
-        b, (shape, axes) = np.trace(tensors, axis1=1, axis2=2), b_anisotropy(tensors)
-        # Of planar tensors the axis is normal to the plane.
-        axes[(b == 0) | (np.abs(shape) < _SPHERICAL)] = 0
+        n, encoding = len(tensors), shape_and_axes(tensors)
         self._set(
-            b_tensors=tensors, b=b, b_anisotropy=shape, directions=axes,
-            te=checks.per_measurement("te", te, len(b)),
-            mixing_time=checks.per_measurement("mixing_time", mixing_time, len(b)),
-            isotropic=checks.flags("isotropic", isotropic, len(b)) & (b > b0_threshold),
+            b_tensors=tensors, **encoding,
+            te=checks.per_measurement("te", te, n),
+            mixing_time=checks.per_measurement("mixing_time", mixing_time, n),
+            isotropic=checks.flags("isotropic", isotropic, n) & (encoding["b"] > 0),
             b0_threshold=float(b0_threshold),
         )  # fmt: skip
 

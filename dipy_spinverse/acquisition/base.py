@@ -61,8 +61,13 @@ class BaseAcquisition(ABC):
         """q(t) of all measurements."""
 
     def to_gtab(self) -> GradientTable:
-        """Convert to a DIPY gradient table with `btens`."""
-        return self._gradient_table(btens=self.b_tensors * MS_PER_UM2)
+        """Convert to a DIPY gradient table with `btens`.
+
+        b-tensors without an axis get the b-vector (0, 0, 1): DIPY takes b from the vectors.
+        """
+        has_axis = self.directions.any(axis=1) | (self.b == 0)
+        bvecs = np.where(has_axis[:, None], self.directions, [0.0, 0.0, 1.0])
+        return self._gradient_table(bvecs, btens=self.b_tensors * MS_PER_UM2)
 
     @abstractmethod
     def _summary(self) -> tuple[str, ...]:
@@ -149,7 +154,7 @@ class BaseAcquisition(ABC):
     def _b0_per_group(self, group):
         return read_only(self.b0_mask & (group == np.arange(group.max() + 1)[:, None]))
 
-    def _gradient_table(self, **encoding):
+    def _gradient_table(self, bvecs, **encoding):
         if self.isotropic.any():
             raise ValueError(
                 "acquisition has averages over directions (isotropic), which a gradient table "
@@ -157,7 +162,7 @@ class BaseAcquisition(ABC):
             )
         return gradient_table(
             self.b * MS_PER_UM2,
-            bvecs=self.directions,
+            bvecs=bvecs,
             b0_threshold=self.b0_threshold * MS_PER_UM2,
             **encoding,
         )

@@ -10,7 +10,7 @@ from dipy.core.gradients import GradientTable
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import checks
-from dipy_spinverse.acquisition.b_tensors import b_anisotropy, with_fixed_sign
+from dipy_spinverse.acquisition.b_tensors import shape_and_axes
 from dipy_spinverse.acquisition.base import BaseAcquisition
 from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO, Waveforms, concatenate_pieces
 from dipy_spinverse.units import MS_PER_UM2, S
@@ -63,15 +63,12 @@ class WaveformAcquisition(BaseAcquisition):
             return np.concatenate(values)[order]
 
         b_tensors = of_all([group.b_tensors() for group in waveforms])
-        b = np.trace(b_tensors, axis1=1, axis2=2)
-        axes = with_fixed_sign(np.linalg.eigh(b_tensors)[1][:, :, -1])
-        axes[b <= b0_threshold] = 0
         self._set(
             _waveforms=tuple(waveforms), b0_threshold=float(b0_threshold),
-            b_tensors=b_tensors, b=b, b_anisotropy=b_anisotropy(b_tensors)[0], directions=axes,
+            b_tensors=b_tensors, **shape_and_axes(b_tensors),
             te=of_all([np.full(len(w.rows), w.echo_time) for w in waveforms]),
             mixing_time=of_all([np.full(len(w.rows), w.mixing_time) for w in waveforms]),
-            isotropic=np.zeros(len(b), dtype=bool),
+            isotropic=np.zeros(len(b_tensors), dtype=bool),
         )  # fmt: skip
 
     @property

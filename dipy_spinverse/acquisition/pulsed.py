@@ -99,9 +99,9 @@ class Acquisition(BaseAcquisition):
         if threshold.ndim or not 0 <= threshold < np.inf:
             raise ValueError(f"b0_threshold is {b0_threshold}; it must be one finite b >= 0.")
         b0 = b <= threshold
-        isotropic = checks.flags("isotropic", isotropic, b.size) & ~b0
-        no_direction = b0 & ((b == 0) | ~checks.is_unit(directions))
-        directions = checks.unit_directions(directions, b, no_direction | isotropic)
+        isotropic = checks.flags("isotropic", isotropic, b.size)
+        undirected = isotropic | b0 & ((b == 0) | ~checks.is_unit(directions))
+        directions = checks.unit_directions(directions, b, undirected)
         small = checks.per_measurement("small_delta", small_delta, b.size)
         big = checks.per_measurement("big_delta", big_delta, b.size)
         te = None if te is None else checks.per_measurement("te", te, b.size)
@@ -109,10 +109,10 @@ class Acquisition(BaseAcquisition):
         small, big = checks.fill_b0_timing(small, big, te, mixing, b0)
         te = checks.echo_time(small, big, te, mixing)
         dyads = np.einsum("mi,mj->mij", directions, directions)
-        dyads[isotropic | no_direction] = np.eye(3) / 3
+        dyads[undirected] = np.eye(3) / 3
         self._set(
             b=b, directions=directions, small_delta=small, big_delta=big, te=te,
-            mixing_time=np.minimum(mixing, big - small), isotropic=isotropic,
+            mixing_time=np.minimum(mixing, big - small), isotropic=isotropic & ~b0,
             b_tensors=b[:, None, None] * dyads, b0_threshold=float(threshold),
         )  # fmt: skip
 
@@ -312,14 +312,16 @@ class Acquisition(BaseAcquisition):
         Returns
         -------
         GradientTable
-            With `big_delta` and `small_delta` (M,) in seconds, without echo and mixing times.
+            With `big_delta` and `small_delta` (M,) in seconds, without echo and mixing times. DIPY
+            takes b from the gradient vectors: it is 0 of b0 without a direction.
 
         Raises
         ------
         ValueError
             Averages over directions, which a gradient table cannot represent.
         """
-        return self._gradient_table(big_delta=self.big_delta / S, small_delta=self.small_delta / S)
+        deltas = {"big_delta": self.big_delta / S, "small_delta": self.small_delta / S}
+        return self._gradient_table(self.directions, **deltas)
 
     @property
     def timings(self) -> np.ndarray:
