@@ -118,7 +118,7 @@ def test_exchange_lasts_as_long_as_two_short_pulses_are_apart():
 
 @pytest.mark.parametrize("name", ["mixture", "crossing"])
 def test_pulses_given_as_waveforms_are_pulses(name):
-    b, axes = np.repeat([0.0, 1.0, 3.0], len(DIRECTIONS)), np.tile(DIRECTIONS, (3, 1))
+    b, axes = np.repeat([0.0, 0.02, 1.0, 3.0], len(DIRECTIONS)), np.tile(DIRECTIONS, (4, 1))
     pulses = Acquisition(b=b, directions=axes, small_delta=8, big_delta=20, te=40)
     tissue, z, frames, expected = drawn(pulses, name)
     found = emulated_signals_of(concatenate(pulses), tissue, z, frames)

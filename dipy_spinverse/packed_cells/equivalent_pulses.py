@@ -33,6 +33,7 @@ from dipy_spinverse.acquisition import (
     WaveformAcquisition,
     require_pulsed,
 )
+from dipy_spinverse.acquisition.b_tensors import with_fixed_sign
 from dipy_spinverse.acquisition.base import distinct_times
 from dipy_spinverse.acquisition.waveforms import Waveforms
 from dipy_spinverse.packed_cells.waveform_correction import (
@@ -42,6 +43,9 @@ from dipy_spinverse.packed_cells.waveform_correction import (
     pulse_relative_b,
 )
 
+# ms/um^2; weaker b0 decay by less than 1 % in tissue, and the shape of their b-tensors, often of
+# imaging gradients alone, is ignored.
+_NEGLIGIBLE_B = 0.005
 # Rates times durations below which exponentials are expanded in series.
 _SMALL = 3e-3
 # Largest difference of beff / b, and of shapes of b-tensors, within one kind of waveform.
@@ -83,8 +87,8 @@ class EquivalentPulses:
 
     @property
     def direction_averaged(self) -> np.ndarray:
-        """(M,) bool, as of pulses."""
-        return self.isotropic
+        """(M,) bool, as of pulses; b0 of at most `_NEGLIGIBLE_B` have no direction."""
+        return (self.b > 0) & ~self.directions.any(axis=1)
 
     @property
     def small_delta(self) -> np.ndarray:
@@ -99,8 +103,7 @@ class EquivalentPulses:
     @cached_property
     def q(self) -> np.ndarray:
         """(M,) of linear pulses with this b, rad/um."""
-        b = np.where(self.b0_mask, 0.0, self.b)
-        return np.sqrt(b / (self.big_delta - self.small_delta / 3))
+        return np.sqrt(self.b / (self.big_delta - self.small_delta / 3))
 
 
 _OF_ACQUISITION = ("b", "b_tensors", "b0_mask", "isotropic", "te", "mixing_time", "te_index")
@@ -124,7 +127,7 @@ def equivalent_pulses(acquisition: BaseAcquisition | EquivalentPulses) -> Pulsed
 
 @lru_cache(maxsize=8)
 def _of_waveforms(acquisition):
-    n, weighted = len(acquisition), ~acquisition.b0_mask
+    n, weighted = len(acquisition), ~acquisition.b0_mask | (acquisition.b > _NEGLIGIBLE_B)
     axes, asymmetry = np.zeros((n, 3)), np.zeros(n)
     relative_b, time = np.ones((n, len(RATES), 2)) / 3, np.ones(n)
     for waveforms in acquisition.waveforms:
@@ -222,9 +225,7 @@ def _axisymmetric(tensors):
     # The norm of the axisymmetric part is largest where that of the remainder is least.
     best_candidate = (along**2 + 2 * radial**2).sum(axis=2).argmax(axis=1)
     row = np.arange(len(tensors))
-    axes = candidates[row, best_candidate]
-    last_nonzero = 2 - np.argmax(np.abs(axes[:, ::-1]) > 1e-9, axis=1)
-    axes = axes * np.sign(np.take_along_axis(axes, last_nonzero[:, None], axis=1))
+    axes = with_fixed_sign(candidates[row, best_candidate])
     components = np.stack([along[row, best_candidate], radial[row, best_candidate]], axis=2)
     remainder = (scaled[:, 0] ** 2).sum(axis=(1, 2)) - components[:, 0] ** 2 @ [1, 2]
     asymmetry = np.sqrt(2 * np.maximum(remainder, 0))
