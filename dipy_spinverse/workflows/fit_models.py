@@ -76,8 +76,7 @@ class ZCDFlow(DiffusionCommand):
 class IVIMFlow(DiffusionCommand):
     """Fit IVIM by variable projection: perfusion fraction, diffusivity and pseudo-diffusivity.
 
-    Needs at least three b > 0; b below --b0_threshold count as 0. Writes maps with standard
-    deviations and 95 % intervals.
+    Needs at least three b > 0. Writes maps with standard deviations and 95 % intervals.
     """
 
     maps = ("perfusion_fraction", "D_star", "D")

@@ -21,8 +21,8 @@ _TENSOR_DECIMALS = 4
 class Encoding:
     """What compartment signals depend on: S shells, M measurements.
 
-    `b` (ms/um^2), `q` (rad/um), `small_delta` and `big_delta` (ms) are of shells; b and q of b0
-    are 0, without pulses all but b. `anisotropy` is that of the b-tensors (1 linear, 0 spherical,
+    `b` (ms/um^2), `q` (rad/um), `small_delta` and `big_delta` (ms) are of shells; all but
+    b are 0 without pulses. `anisotropy` is that of the b-tensors (1 linear, 0 spherical,
     -0.5 planar), `directions` are their symmetry axes. `isotropic` measurements are averages over
     all directions (None: there are none). `te` and `mixing_time` are in ms.
     """
