@@ -498,6 +498,17 @@ def test_noise_from_b0_of_one_voxel_is_the_sample_standard_deviation():
     assert sigma[0] == pytest.approx(data[0, :6].std(ddof=1))
 
 
+def test_background_does_not_change_the_noise_of_tissue():
+    acquisition = b0_repeats([9])
+    channels = np.random.default_rng(1).normal(scale=5.0, size=(2, 2000, 10))
+    channels[0, :500] += 100
+    data, tissue = np.hypot(*channels), np.arange(2000) < 500
+    sigma, _ = noise_before_fit(data, acquisition, b0_only=True)
+    # Magnitudes of noise alone have a standard deviation of 0.66 of that of a channel.
+    np.testing.assert_allclose(np.median(sigma[tissue]), 5.0, rtol=0.03)
+    np.testing.assert_allclose(np.median(sigma[~tissue]), 3.3, rtol=0.1)
+
+
 @pytest.mark.parametrize("per_te", [[4], [2, 2, 2], [1] * 9])
 def test_noise_from_too_few_b0_is_not_determined(per_te):
     acquisition = b0_repeats(per_te)

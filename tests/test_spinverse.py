@@ -475,6 +475,15 @@ def test_what_has_walls_alone_cannot_do_without_them(model, volume):
     assert ((fit.status != Status.NOT_FITTED) == one).all()
 
 
+def test_the_noise_of_a_voxel_does_not_depend_on_which_voxels_have_walls():
+    acquisition = shells([(8, 15)], (1.0,), 6, n_b0=6)
+    clean = np.tile(100 * np.exp(-2 * acquisition.b), (12, 1))
+    data = np.abs(clean + SIGMA * np.random.default_rng(3).standard_normal(clean.shape))
+    model, some = quick_model(acquisition), np.arange(12) < 2
+    in_all, in_some = (model.fit(data, walls=walls, n_fields=0) for walls in (True, some))
+    np.testing.assert_allclose(in_some.sigma[some], in_all.sigma[some], rtol=1e-6)
+
+
 def test_averages_over_directions_give_maps_but_no_walls():
     b = np.tile([0, 1, 2, 4], 3)
     powder = Acquisition(

@@ -87,20 +87,22 @@ class PermeabilityFieldInversion(VoxelInversion):
                 "walls=True, use a periodic grid without inversion=, or use PackedCellsModel."
             )
         _warn_if_coarse(problem)
-        solver, image = self.solver(problem), image.within(walls)
-        sigma = image.voxels.sigma
-        options = {
-            "sigma": sigma, "S0_known": problem.S0_known, "free_water": problem.free_water,
-            "n_fields": problem.n_fields,
-        }  # fmt: skip
-        if sigma is None and not solver.estimates_noise:
+        solver, noise_known = self.solver(problem), image.voxels.sigma is not None
+        if not (noise_known or solver.estimates_noise):
+            # Of all voxels, whose variances are the prior of those of single voxels.
             noise, freedom = noise_before_fit(
                 image.voxels.signals, problem.acquisition, b0_only=True
             )
             initial = replace(image, noise=noise, freedom=freedom).with_initial_noise()
             image = replace(image, voxels=initial.voxels)
+        image = image.within(walls)
+        options = {
+            "sigma": image.voxels.sigma, "noise_known": noise_known,
+            "S0_known": problem.S0_known, "free_water": problem.free_water,
+            "n_fields": problem.n_fields,
+        }  # fmt: skip
         status, values = fit_image(
-            image, FieldChunk(problem, solver, sigma is not None),
+            image, FieldChunk(problem, solver, noise_known),
             self.layout(problem), compute,
             most=_voxels_per_chunk(problem), model=model, options=options,
         )  # fmt: skip
