@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 import tracemalloc
 
 import nibabel as nib
@@ -88,6 +90,15 @@ def test_what_a_killed_run_leaves_is_removed_by_the_next(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1 and not visible(tmp_path)
     MODEL.fit(decays((2,)), n_draws=0).save(tmp_path / "fit.npz")
     assert [path.name for path in tmp_path.iterdir()] == ["fit.npz"]
+
+
+def test_what_a_run_leaves_that_was_killed_before_it_locked_its_folder_is_removed_later(tmp_path):
+    recent, old = (tmp_path / f".unfinished_{name}" for name in ("recent", "old"))
+    for hidden in (recent, old):
+        hidden.mkdir()
+    os.utime(old, (time.time() - 3600,) * 2)
+    MODEL.fit(decays((2,)), n_draws=0, journal=tmp_path)
+    assert recent.exists() and not old.exists()
 
 
 def test_what_a_living_run_writes_is_left_alone(tmp_path):

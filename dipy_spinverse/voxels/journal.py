@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dipy_spinverse.voxels import storage
-from dipy_spinverse.voxels.unfinished import alone_in
+from dipy_spinverse.voxels.unfinished import alone_in, remove_remains
 
 _KIND = "a chunk of a fit"
 
@@ -57,6 +57,7 @@ def open_journal(folder: str | Path, identity: str) -> Iterator[Journal]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(alone_in(folder))
+            remove_remains(folder)
         except BlockingIOError as error:
             raise OSError(error.errno, f"journal: {error.strerror}") from None
         except OSError as error:

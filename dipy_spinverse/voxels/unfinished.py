@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,9 @@ from filelock import FileLock, Timeout
 
 LOCK = ".lock"
 PREFIX = ".unfinished_"
+# A hidden folder has no lock for an instant while it is created and removed. One that has none for
+# longer than this is of a run that was killed at that instant. By hand.
+_MAX_UNLOCKED_S = 60.0
 
 
 def visible(folder: Path) -> list[Path]:
@@ -40,15 +44,23 @@ def alone_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def remove_remains(folder: Path) -> None:
+    """Remove the hidden folders of killed runs, not those of running ones, from a folder."""
+    for hidden in folder.glob(f"{PREFIX}*"):
+        with suppress(OSError):
+            locked = (hidden / LOCK).exists()
+            if locked or time.time() - hidden.stat().st_mtime > _MAX_UNLOCKED_S:
+                with alone_in(hidden):
+                    shutil.rmtree(hidden, ignore_errors=True)
+
+
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
     """A hidden folder for files that are moved into `folder` when they are complete.
 
     It is removed afterwards; those of killed runs are removed before.
     """
-    for left_over in folder.glob(f"{PREFIX}*/{LOCK}"):
-        with suppress(OSError), alone_in(left_over.parent):
-            shutil.rmtree(left_over.parent, ignore_errors=True)
+    remove_remains(folder)
     hidden = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
     try:
         with alone_in(hidden):
