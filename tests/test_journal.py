@@ -126,6 +126,23 @@ def test_a_large_image_has_work_for_several_processes_and_a_small_one_is_compute
     assert chunk_size(0, max_voxels=0) == 1
 
 
+class Widening(DecayModel):
+    """With a vector whose length differs between chunks, and one value for all voxels."""
+
+    def layout(self, n_draws):
+        return super().layout(n_draws) | {"vector": (float, (8,)), "same": float}
+
+    def fit_chunk(self, voxels, n_draws):
+        vector = np.ones((len(voxels), len(voxels)))
+        return super().fit_chunk(voxels, n_draws) | {"vector": vector, "same": 7.0}
+
+
+def test_smaller_arrays_of_a_chunk_are_padded_with_zeros():
+    fit = Widening(ACQUISITION).fit(DATA[0, 0], n_draws=0)
+    np.testing.assert_array_equal(fit.vector.sum(axis=1), 3)
+    assert (fit.same == 7).all() and not fit.vector[:, 3:].any()
+
+
 OTHERS = {
     "data": (DecayModel(ACQUISITION), {"data": DATA * (1 + 1e-12)}),
     "mask": (DecayModel(ACQUISITION), {"mask": ~MASK}),
