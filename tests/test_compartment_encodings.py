@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from compartment_cases import directions, two_shells
 from dipy.core.gradients import gradient_table
 
@@ -173,8 +174,6 @@ def test_diffusivities_of_noddi_are_known_bounded_or_free():
 
 
 def test_a_kernel_of_ones_own_has_its_own_parameters():
-    import torch
-
     def curved(encoding, square, *, diffusivity, kurtosis):
         decay = encoding.b[:, None] * diffusivity[:, None, None] * square
         return torch.exp(-decay + kurtosis[:, None, None] * decay**2 / 6)
@@ -194,6 +193,25 @@ def test_a_kernel_of_ones_own_has_its_own_parameters():
     water = np.exp(-3 * b * ~model.acquisition.b0_mask)
     exact = 0.8 * np.exp(-decay + 0.1 * decay**2) + 0.2 * water
     signals = model.signals(truth)
-    np.testing.assert_allclose(signals, exact, atol=1e-6)  # the series has 13 terms
+    np.testing.assert_allclose(signals, exact, atol=1e-6)
     fit = model.fit(signals, sigma=1e-4, n_draws=0)
     assert abs(fit.along - 1.2e-3) < 1e-5 and abs(fit.kurtosis - 0.6) < 0.01
+
+
+def test_custom_kernels_without_dispersion_are_exact_at_strong_diffusion_weighting():
+    def stick(encoding, square, *, diffusivity):
+        return torch.exp(-encoding.b[:, None] * diffusivity[:, None, None] * square)
+
+    custom = CustomKernel("custom stick", ("diffusivity",), stick)
+    n = directions(80)
+    acquisition = Acquisition(np.repeat([1.0, 5, 30, 150], 20), n, small_delta=10, big_delta=30)
+    compartments = [
+        Compartment("stick", "neurites", {"diffusivity": 2.0}, share=0.4),
+        Compartment(custom, "neurites", {"diffusivity": 2.0}, share=0.6),
+    ]
+    axis = np.array([0.6, 0, 0.8])
+    exact = np.exp(-2 * acquisition.b * (n @ axis) ** 2)  # from b D = 2 to 300
+    for order in (1, -1):
+        model = compose(acquisition, compartments[::order])
+        signals = model.signals({"neurites": 1.0, "axis": axis})
+        np.testing.assert_allclose(signals, exact, atol=2e-6)

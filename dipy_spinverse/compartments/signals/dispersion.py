@@ -31,6 +31,9 @@ MAX_ORDER = 24
 # Legendre coefficients below this share of the signal are left out: below 0.1 % of usual noise.
 _TRUNCATION = 2e-6
 _N_AZIMUTHS = 24  # in a quadrant of Bingham's distribution
+# Of custom kernels without dispersion: the coefficients of exp(-b D cos^2) beyond it are
+# exp(-b D / 2) I_k(b D / 2), k >= 64; below 2e-6 up to b D = 300.
+_CUSTOM_ORDER = 126
 
 
 def concentration(odi: Tensor) -> Tensor:
@@ -39,8 +42,14 @@ def concentration(odi: Tensor) -> Tensor:
     return torch.cos(angle) / torch.sin(angle)
 
 
-def directional(encoding: Encoding, kernel: Kernel, axis: Tensor) -> Tensor:
-    """Signals (V, M) of a kernel (V, S) whose axis (V, 3) is the same everywhere in the voxel."""
+def directional(encoding: Encoding, kernel: Kernel | CustomSignal, axis: Tensor) -> Tensor:
+    """Signals (V, M) of a kernel (V, S) whose axis (V, 3) is the same everywhere in the voxel.
+
+    Custom kernels, whose arguments cos^2 are the same in all voxels, are interpolated.
+    """
+    if isinstance(kernel, CustomSignal):
+        series = kernel_series(kernel, _CUSTOM_ORDER, encoding.b.dtype)
+        return zonal_signals(encoding, series, axis)
     return _attenuation(encoding, kernel, (axis @ encoding.directions.T) ** 2)
 
 
@@ -75,9 +84,9 @@ def legendre_series(coefficients: Tensor) -> Tensor:
     return matrix.T @ coefficients.mT
 
 
-def kernel_series(kernel: Kernel, order: int) -> Tensor:
+def kernel_series(kernel: Kernel | CustomSignal, order: int, dtype: torch.dtype) -> Tensor:
     """Chebyshev series (V, L, S) in 2 cos^2 - 1 of a kernel (V, S) that is not dispersed."""
-    square, matrix = _tensors(_chebyshev_nodes(order // 2 + 1), kernel.difference.dtype)
+    square, matrix = _tensors(_chebyshev_nodes(order // 2 + 1), dtype)
     return (kernel.at(square) @ matrix).mT
 
 

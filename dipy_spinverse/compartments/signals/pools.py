@@ -63,9 +63,9 @@ def _is_zonal(encoding, order, c):
 
 def _series(encoding, order, group, values):
     """Chebyshev series (V, L, S) of compartments with the same axis and dispersion."""
-    c = group[0]
-    if c.average == "tensor" or (c.dispersion is None and not _is_custom(c)):
-        return _sum(encoding, group, values, lambda k: dispersion.kernel_series(k, order))
+    c, dtype = group[0], encoding.b.dtype
+    if c.average == "tensor" or c.dispersion is None:
+        return _sum(encoding, group, values, lambda k: dispersion.kernel_series(k, order, dtype))
     moments = _moments(encoding, order, group, values)
     if c.dispersion == "watson":
         odi = expression_value(c.odi, values)
@@ -92,7 +92,7 @@ def _signals(encoding, order, group, values):
             return total(lambda k: dispersion.bingham_tensor(encoding, k, *distribution))
         moments = _moments(encoding, order, group, values)
         directed = dispersion.bingham_signals(encoding, moments, *distribution)
-    elif _is_custom(c) or (c.dispersion == "watson" and not tensor):
+    elif c.dispersion == "watson" and not tensor:
         series = _series(encoding, order, group, values)
         directed = dispersion.zonal_signals(encoding, series, values[c.axis])
     else:
@@ -141,16 +141,12 @@ def _kernel(encoding, c, values):
     return kernel
 
 
-def _is_custom(c):
-    return isinstance(c.kernel, CustomKernel)
-
-
 def _largest_difference(definition, encoding):
     """b times the largest diffusivity that depends on an axis; None of custom kernels."""
     upper_bounds = {p.name: p.high for p in definition.parameters} | dict(definition.fixed)
     diffusivities = []
     for c in definition.compartments:
-        if _is_custom(c) and c.oriented:
+        if isinstance(c.kernel, CustomKernel) and c.oriented:
             return None
         if c.has_axis:
             parallel = "parallel" if c.kernel == "zeppelin" else "diffusivity"
