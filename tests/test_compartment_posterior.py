@@ -68,6 +68,15 @@ def test_draws_are_those_of_a_dense_grid(likelihood):
             assert abs(share[values < value].sum() - expected) < 4 * error + step
 
 
+def test_draws_of_real_parts_have_the_gaussian_likelihood():
+    data = two_balls(3.0).signals({"slow": 0.6, "first": 0.4})
+    data = data + 0.05 * np.random.default_rng(4).standard_normal(len(data))
+    data[-1] = -0.01
+    models = two_balls(3.0), two_balls(3.0, "gaussian")
+    draws = [posterior_draws(model.fit(data, sigma=0.05), data) for model in models]
+    np.testing.assert_allclose(draws[0]["slow"], draws[1]["slow"])
+
+
 def test_modes_that_the_fit_did_not_find_are_drawn():
     model = two_balls("fast")  # the same signals with the two pools exchanged
     data = model.signals({"slow": 0.3, "fast": 1.6, "first": 0.3})

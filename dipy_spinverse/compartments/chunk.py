@@ -75,14 +75,13 @@ class CompartmentChunkFit:
         if self.crossings:
             n_fibres, axes = select_populations(
                 lambda definition: self._problem(voxels, definition),
-                self.definition, self.acquisition, voxels.signals,
+                self.definition, self.acquisition, voxels.signals, self._is_rician(voxels),
             )  # fmt: skip
             attributes = {**voxels.attributes, "n_fibres": n_fibres, "axes": axes}
             voxels = replace(voxels, attributes=attributes)
         result: dict[str, np.ndarray] = {}
-        for n in stepwise(
-            np.unique(voxels.attributes["n_fibres"])[::-1]
-        ):  # the widest arrays first
+        # The widest arrays first.
+        for n in stepwise(np.unique(voxels.attributes["n_fibres"])[::-1]):
             rows = np.flatnonzero(voxels.attributes["n_fibres"] == n)
             for name, value in self._fit_populations(voxels[rows], int(n)).items():
                 value = np.broadcast_to(value, (len(rows), *np.shape(value)[1:]))
@@ -99,8 +98,9 @@ class CompartmentChunkFit:
             starts = initial_values(
                 problem, self.acquisition, voxels.attributes, self.solver, self.seed
             )
-            rician = self.likelihood == "rician" and not voxels.signed.any()
-            problem, solution, minima = self._local_minima(problem, starts, rician)
+            problem, solution, minima = self._local_minima(
+                problem, starts, self._is_rician(voxels)
+            )
         result = estimate_arrays(problem, solution)
         result |= model_test(problem, solution, self.acquisition)
         if self.n_draws:
@@ -116,6 +116,9 @@ class CompartmentChunkFit:
             "sigma": problem.sigma.numpy(),
             "n_unknowns": definition.n_unknowns,
         }
+
+    def _is_rician(self, voxels):
+        return self.likelihood == "rician" and not voxels.signed.any()
 
     def _problem(self, voxels, definition):
         """Of least squares, with the noise where it is known."""

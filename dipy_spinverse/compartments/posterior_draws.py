@@ -69,6 +69,7 @@ def posterior_draws(
         definition, model.acquisition, torch.tensor(data / S0)[None], S0_per_te
     )
     sigma, rician = torch.tensor([float(fit.sigma) / S0]), model.likelihood == "rician"
+    rician &= data.min() >= 0  # others are real parts, as in the fit
     problem = replace(problem, sigma=sigma, rician=rician)
     corrections = parameters.unit.new_full((1, definition.n_S0_corrections), MEASURED_S0)
     parameters = replace(parameters, unit=torch.cat([parameters.unit, corrections], dim=1))

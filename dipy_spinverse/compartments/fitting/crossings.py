@@ -61,11 +61,12 @@ def select_populations(
     definition: Definition,
     acquisition: BaseAcquisition,
     signals: np.ndarray,
+    rician: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Number (V,) of populations with the largest evidence, and their axes (V, 3, 3) as rows.
 
     `problem_of` makes the least-squares problem of a definition, with the noise if it is known;
-    `definition` is that of one population.
+    `definition` is that of one population. `rician`: the signals are magnitudes.
     """
     single_fibre = problem_of(definition)
     tensor_frames = tensor_axis_frames(acquisition, signals, single_fibre.data.dtype)
@@ -79,7 +80,7 @@ def select_populations(
     number, axes = np.zeros(n_voxels, dtype=int), np.tile(np.eye(3), (n_voxels, 1, 1))
     for n in range(MAX_FIBRES + 1):
         problem = problem_of(with_fibres(definition, n))
-        problem = replace(problem, sigma=sigma, rician=True)
+        problem = replace(problem, sigma=sigma, rician=rician)
         if n < 2:
             frames = tensor_frames[:, None].expand(-1, n, -1, -1)
         else:
