@@ -215,16 +215,6 @@ def test_each_echo_time_has_its_own_signal_without_diffusion():
     assert abs(fit.axon_diameter - 6) < 0.2 and np.allclose(fit.predict(), data, atol=0.2)
 
 
-def test_start_values_replace_the_dictionary():
-    model = NODDIModel(two_shells())
-    data = model.signals(NODDI)
-    start = {name: NODDI[name] for name in ("ndi", "odi", "axis")}
-    fit = model.fit(data, sigma=1e-3, initial_values=start, n_draws=0)
-    assert np.allclose(fit.ndi, NODDI["ndi"], atol=2e-3)
-    with pytest.raises(ValueError, match="initial_values lacks"):
-        model.fit(data, initial_values={"ndi": 0.5})
-
-
 def test_draws_of_the_prior_make_signals_and_maps():
     model = ZCDModel(strong())
     drawn = model.draw(50, seed=1)

@@ -242,8 +242,8 @@ def test_crossings_are_as_many_as_the_evidence_says():
     assert np.allclose(two.fibre_fractions[:, 0], 0.6, atol=0.12)
     assert (two.fibre_fractions_low[:, 0] < two.fibre_fractions[:, 0]).all()
     assert (two.axes_cone[:, :2] > 0).all() and (two.axes_cone[:, :2] < 20).all()
-    with pytest.raises(ValueError, match="crossings=True finds the fibre populations"):
-        model.fit(data, crossings=True, initial_values={"ndi": 0.5})
+    with pytest.raises(ValueError, match="crossings=True estimates the fibre populations"):
+        model.fit(data, crossings=True, peaks=object())
 
 
 def test_real_parts_of_isotropic_tissue_rarely_have_fibres():

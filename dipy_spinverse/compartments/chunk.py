@@ -96,7 +96,7 @@ class CompartmentChunkFit:
         problem = self._problem(voxels, definition)
         with part(0.0, _TIME_OF_FIT):
             starts = initial_values(
-                problem, self.acquisition, voxels.attributes, self.solver, self.seed
+                problem, self.acquisition, voxels.attributes.get("axes"), self.solver, self.seed
             )
             problem, solution, minima = self._local_minima(
                 problem, starts, self._is_rician(voxels)

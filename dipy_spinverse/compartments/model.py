@@ -118,7 +118,6 @@ class CompartmentModel(VoxelModel):
         sigma: ArrayLike | None = None,
         peaks: PeaksAndMetrics | None = None,
         crossings: bool = False,
-        initial_values: Mapping[str, np.ndarray] | None = None,
         n_draws: int = _N_DRAWS,
         engine: str = "serial",
         n_jobs: int = -1,
@@ -139,9 +138,6 @@ class CompartmentModel(VoxelModel):
         crossings : bool, optional
             Fit 0 to 3 fibre populations, as many as have the most evidence, in directions that
             are found without peaks.
-        initial_values : mapping of ndarray (...) or (..., 3), optional
-            All parameters and axes to begin with, for instance from a learner, instead of the
-            dictionary; for one population.
         %(n_draws)s
         %(engine)s
         %(n_jobs)s
@@ -155,16 +151,13 @@ class CompartmentModel(VoxelModel):
             Arguments of wrong shape or range.
         """
         check_number("n_draws", n_draws, 0)
-        if crossings and (
-            peaks is not None or initial_values is not None or not self.definition.axes
-        ):
+        if crossings and (peaks is not None or not self.definition.axes):
             raise ValueError(
-                f"crossings=True finds the fibre populations of {self.definition.name} itself; "
-                "leave it out where peaks or initial_values say them, or the model has no axis."
+                f"crossings=True estimates the fibre populations of {self.definition.name}; leave "
+                "it out if peaks are given or the model has no axis."
             )
         settings = Engine(engine, n_jobs, verbose, journal, max_memory)
-        shape = np.shape(data)[:-1]
-        attributes = self._starts(initial_values, shape) | populations(peaks, shape)
+        attributes = populations(peaks, np.shape(data)[:-1])
         image = image_of(
             data, mask, sigma, self.acquisition, attributes=attributes, max_memory=max_memory
         )
@@ -318,22 +311,6 @@ class CompartmentModel(VoxelModel):
     ) -> np.ndarray:
         """As `signals`, with S0 (...) beside the parameters."""
         return self.signals({**parameters, "S0": S0}, gtab)
-
-    def _starts(self, initial_values, shape):
-        if initial_values is None:
-            return {}
-        names = {p.name: () for p in self.definition.parameters}
-        names |= {name: (3,) for name in self.definition.axes}
-        names |= {f"{name}_fan": (3,) for name in self.definition.fanned_axes}
-        missing = sorted(set(names) - set(initial_values))
-        if missing:
-            raise ValueError(f"initial_values lacks {missing}; give all of {sorted(names)}.")
-        return {
-            f"initial {name}": np.broadcast_to(initial_values[name], (*shape, *width)).reshape(
-                -1, *width
-            )
-            for name, width in names.items()
-        }
 
 
 def compose(

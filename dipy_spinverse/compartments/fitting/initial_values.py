@@ -10,8 +10,6 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from scipy.stats import qmc
@@ -24,7 +22,6 @@ from dipy_spinverse.compartments.fitting.parameters import (
     apply_step,
     n_nonlinear,
     orthonormal_frames,
-    scaled_parameters,
 )
 from dipy_spinverse.compartments.fitting.variable_projection import (
     SeparableProblem,
@@ -49,33 +46,19 @@ _CROSSOVER = 0.7  # probability that an unknown is the mutant's
 def initial_values(
     problem: SeparableProblem,
     acquisition: BaseAcquisition,
-    voxel_attributes: Mapping[str, np.ndarray],
+    axes: np.ndarray | None,
     solver: str,
     seed: int,
 ) -> list[NonlinearParameters]:
-    """Parameters from which the searches of all voxels begin.
-
-    Of the voxels' attributes, "initial NAME" of all values, or the "axes" (V, 3, 3) of fibre
-    populations, are used where they are given.
-    """
+    """Initial values of all voxels, with axes (V, 3, 3) of fibre populations or of a tensor."""
     definition, dtype = problem.definition, problem.data.dtype
-    values = {
-        name.removeprefix("initial "): torch.tensor(value, dtype=dtype)
-        for name, value in voxel_attributes.items()
-        if name.startswith("initial ")
-    }
-    if values:
-        ones = torch.ones(len(problem.data), dtype=dtype)
-        n_estimated = len(definition.parameters) - definition.n_S0_corrections
-        values |= {p.name: ones for p in definition.parameters[n_estimated:]}
-        return [scaled_parameters(definition, values)]
     n_axes = len(definition.axes)
-    if "axes" in voxel_attributes:
-        axes = torch.tensor(voxel_attributes["axes"], dtype=dtype)[:, :n_axes]
-        frames = orthonormal_frames(axes.reshape(-1, 3)).reshape(len(axes), n_axes, 3, 3)
-    else:
+    if axes is None:
         frames = tensor_axis_frames(acquisition, problem.data.numpy(), dtype)
         frames = frames[:, None].expand(-1, n_axes, -1, -1)
+    else:
+        fibres = torch.tensor(axes[:, :n_axes], dtype=dtype)
+        frames = orthonormal_frames(fibres.reshape(-1, 3)).reshape(len(axes), n_axes, 3, 3)
     if solver == "mix":
         (start,) = halton_initial_values(problem, frames)
         return [differential_evolution(problem, start, seed)]

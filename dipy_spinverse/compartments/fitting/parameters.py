@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -95,18 +94,6 @@ def physical_values(definition: Definition, parameters: NonlinearParameters) -> 
     if not values:  # expressions take the number of voxels from any value
         values["_"] = unit.new_zeros(len(unit))
     return values
-
-
-def scaled_parameters(definition: Definition, values: Mapping[str, Tensor]) -> NonlinearParameters:
-    """Inverse of `physical_values`."""
-    template = next(iter(values.values()))
-    columns = [(values[p.name] - p.low) / (p.high - p.low) for p in definition.parameters]
-    unit = torch.stack(columns, dim=1) if columns else template.new_zeros(len(template), 0)
-    frames = [
-        orthonormal_frames(values[name], values.get(f"{name}_fan")) for name in definition.axes
-    ]
-    no_frames = template.new_zeros(len(template), 0, 3, 3)
-    return NonlinearParameters(unit, torch.stack(frames, dim=1) if frames else no_frames)
 
 
 def orthonormal_frames(axis: Tensor, fan: Tensor | None = None) -> Tensor:
