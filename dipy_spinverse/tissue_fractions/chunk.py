@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -14,9 +15,12 @@ from dipy_spinverse.tissue_fractions.fraction_estimation import (
     estimate_errors,
     estimate_fractions,
 )
-from dipy_spinverse.tissue_fractions.shared_parameters import NuisanceErrors
+from dipy_spinverse.tissue_fractions.shared_parameters import NuisanceErrors, evenly_spaced
 from dipy_spinverse.tissue_fractions.signal_table import SignalTable
-from dipy_spinverse.tissue_fractions.simplex_posterior import fraction_samples
+from dipy_spinverse.tissue_fractions.simplex_posterior import (
+    face_prior_probabilities,
+    fraction_samples,
+)
 from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.voxels.statistics import ENDINGS, statistics_of_maps
 
@@ -55,12 +59,19 @@ class FractionFitChunk:
     n_draws: int
     spatial_prior: bool
 
+    def with_face_probabilities(self, voxels: Voxels) -> Self:
+        """The same with prior probabilities of the faces, from voxels spread over the image."""
+        rows = evenly_spaced(len(voxels), MOST_VOXELS)
+        normal = self.estimate(voxels[rows].over_S0())[3]
+        return replace(self, face_probabilities=face_prior_probabilities(*normal.arrays()))
+
     def estimate(
         self, voxels: Voxels
     ) -> tuple[MixtureLikelihood, np.ndarray, Tensor, NormalEquations, Tensor]:
         """Likelihood, B1, and results of `estimate_fractions`, at the most probable errors.
 
-        Voxels are over S0, with their own `b1`, `b0`, `scale` (over S0), `given_b1` and `basis`.
+        Signals and the attribute `scale` are over S0; the other attributes of the voxels are
+        `b1`, `b0`, `known_b1` and `basis`.
         """
         errors = torch.zeros((len(voxels), self.errors.number), dtype=torch.float64)
         likelihood, b1 = self._likelihood(voxels, errors)
@@ -73,7 +84,7 @@ class FractionFitChunk:
     def _likelihood(self, voxels, errors):
         """Likelihood and B1 with errors (V, P)."""
         maps, table = voxels.attributes, self.table
-        scale, nominal_b1 = torch.tensor(maps["scale"]), torch.tensor(maps["given_b1"])
+        scale, nominal_b1 = torch.tensor(maps["scale"]), torch.tensor(maps["known_b1"])
         scale = scale[:, None, None]
         data, sigma = torch.tensor(voxels.signals), torch.tensor(voxels.sigma)
         of_b1 = nominal_b1[:, None] * self.errors.of_b1_in(torch.tensor(maps["basis"]))

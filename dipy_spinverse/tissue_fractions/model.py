@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.docstrings import fill_doc
+from dipy_spinverse.tissue_fractions.calibration import calibrate
 from dipy_spinverse.tissue_fractions.chunk import MOST_VOXELS, FractionFitChunk, fraction_layout
 from dipy_spinverse.tissue_fractions.contrasts import Contrasts, contrasts_of
 from dipy_spinverse.tissue_fractions.markov_random_field import (
@@ -24,31 +24,19 @@ from dipy_spinverse.tissue_fractions.markov_random_field import (
 from dipy_spinverse.tissue_fractions.mr_simulator import MRSimulator
 from dipy_spinverse.tissue_fractions.separability import least_separated
 from dipy_spinverse.tissue_fractions.sequences import PulseqFile, Sequence
-from dipy_spinverse.tissue_fractions.shared_parameters import (
-    UNKNOWNS,
-    FieldMaps,
-    NuisanceErrors,
-    SharedParameterEstimator,
-    evenly_spaced,
-    polynomials,
-)
+from dipy_spinverse.tissue_fractions.shared_parameters import UNKNOWNS
 from dipy_spinverse.tissue_fractions.signal_equations import SignalEquations
 from dipy_spinverse.tissue_fractions.signal_table import SignalSimulation, axes_of
-from dipy_spinverse.tissue_fractions.simplex_posterior import (
-    MOST_TISSUES,
-    face_prior_probabilities,
-)
+from dipy_spinverse.tissue_fractions.simplex_posterior import MOST_TISSUES
 from dipy_spinverse.tissue_fractions.tissues import CONSTANTS, Tissue, constants_of, tissues_at
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
 from dipy_spinverse.voxels.fit import VoxelFit
-from dipy_spinverse.voxels.image import Image, Voxels, image_of, per_voxel
+from dipy_spinverse.voxels.image import Image, image_of, per_voxel
 from dipy_spinverse.voxels.model import VoxelModel
 from dipy_spinverse.voxels.statistics import statistics_of_maps
 from dipy_spinverse.voxels.status import Status
 
 _N_DRAWS = 256  # samples: the ends of a 95 % interval are their 6th from either end
-_ORDER = 4  # of the polynomials of bias and B1 fields; higher ones follow anatomy
-_B1_MARGIN = 3.0  # standard deviations
 _UNIFORM_STD = 0.29  # 1 / sqrt(12), of a fraction uniform between 0 and 1
 _TOO_NARROW = (
     " Intervals are too narrow: errors of B1 and constants are taken to be independent between "
@@ -263,48 +251,28 @@ class TissueFractionModel(VoxelModel):
         status[not_separated] = Status.TISSUES_NOT_SEPARATED
         if not_separated.any():
             snr = float(np.median(image.voxels.S0[:, 0] / values["sigma"]))
-            separation = least_separated(self.sequences, model.tissues, self.simulator, snr)
-            dependent = self.smoothness > 0 and max(self.b1_error, self.constants_error) > 0
-            warnings.warn(
-                f"images do not separate the tissues in {not_separated.sum()} voxels: "
-                f"{separation}." + dependent * _TOO_NARROW,
-                stacklevel=2,
-            )
+            self._warn_not_separated(not_separated.sum(), model.tissues, snr)
         return TissueFractionFit(model, status, values)
 
     def _calibrated(self, image: Image, n_draws: int):
         """Model and image with estimated shared parameters, and the fit of chunks."""
-        voxels, maps, constants = image.voxels, image.voxels.attributes, constants_of(self.tissues)
-        basis = polynomials(_positions(image), _ORDER)
-        fields = FieldMaps(maps["b1"], maps["b0"], maps["sensitivity"], basis)
-        axes = axes_of(fields.b1, fields.b0, _B1_MARGIN * self.b1_error)
-        estimator = SharedParameterEstimator(
-            SignalSimulation(self.simulator, self.sequences, axes), self.unknown,
-            self.constants_error, self.b1_error,
+        image, constants, tables = calibrate(
+            image, self.simulator, self.sequences, constants_of(self.tissues),
+            unknown=self.unknown, constants_error=self.constants_error, b1_error=self.b1_error,
         )  # fmt: skip
-        sigma = None if voxels.sigma is None else torch.tensor(voxels.sigma)
-        if len(voxels):
-            data = torch.tensor(voxels.signals)
-            shared, noise, freedom = estimator(data, sigma, fields, constants)
-        else:
-            shared, noise, freedom = estimator.prior(constants, basis), 1, 0
-        if sigma is None:
-            noise_map = np.full(len(voxels), float(noise))
-            image = replace(image, noise=noise_map, freedom=freedom)
-            voxels = replace(voxels, sigma=noise_map)
-        own = {
-            "b1": shared.b1_of(fields), "b0": fields.b0,
-            "scale": shared.scale(fields) / voxels.S0[:, 0], "given_b1": fields.b1, "basis": basis,
-        }  # fmt: skip
-        image = replace(image, voxels=replace(voxels, attributes=own))
-        fit_chunk = FractionFitChunk(
-            self.maps, *estimator.tables(shared.constants), NuisanceErrors.from_shared(shared),
-            None, n_draws, self.smoothness > 0,
-        )  # fmt: skip
-        if n_draws and len(voxels):
-            probabilities = _face_probabilities(fit_chunk, image.voxels)
-            fit_chunk = replace(fit_chunk, face_probabilities=probabilities)
-        return self._with_constants(shared.constants), image, fit_chunk
+        fit_chunk = FractionFitChunk(self.maps, *tables, None, n_draws, self.smoothness > 0)
+        if n_draws and len(image.voxels):
+            fit_chunk = fit_chunk.with_face_probabilities(image.voxels)
+        return self._with_constants(constants), image, fit_chunk
+
+    def _warn_not_separated(self, n_voxels, tissues, snr):
+        separation = least_separated(self.sequences, tissues, self.simulator, snr)
+        dependent = self.smoothness > 0 and max(self.b1_error, self.constants_error) > 0
+        warnings.warn(
+            f"images do not separate the tissues in {n_voxels} voxels: {separation}."
+            + dependent * _TOO_NARROW,
+            stacklevel=3,
+        )
 
     def _with_constants(self, constants):
         calibrated = copy(self)
@@ -400,17 +368,3 @@ def _default_simulator(sequences: Sequences[Sequence]) -> MRSimulator:
 
         return MRzeroSimulator()
     return SignalEquations()
-
-
-def _positions(image: Image) -> np.ndarray:
-    """Coordinates (V, D) from -1 to 1 along the axes of more than one voxel."""
-    axes = np.unravel_index(image.rows, image.shape) if image.shape else ()
-    columns = [2 * x / (n - 1) - 1 for x, n in zip(axes, image.shape, strict=True) if n > 1]
-    return np.stack(columns, axis=1) if columns else np.zeros((len(image.rows), 0))
-
-
-def _face_probabilities(fit_chunk: FractionFitChunk, voxels: Voxels) -> np.ndarray:
-    """Prior probabilities of the sets of tissues that mix, from voxels spread over the image."""
-    rows = evenly_spaced(len(voxels), MOST_VOXELS)
-    normal = fit_chunk.estimate(voxels[rows].over_S0())[3]
-    return face_prior_probabilities(*normal.arrays())

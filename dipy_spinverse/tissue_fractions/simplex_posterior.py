@@ -90,7 +90,7 @@ def truncated_quantile(a, b, u):
 
 @njit(cache=True, nogil=True)
 def log_line_integral(g, b, length):
-    """Logarithm of the integral of exp(b x - g x^2 / 2) from 0 to end."""
+    """Logarithm of the integral of exp(b x - g x^2 / 2) from 0 to `length`."""
     if length <= 0:
         return -inf
     mean, root = b / g, sqrt(g)
