@@ -494,8 +494,16 @@ def test_one_contrast_does_not_separate_three_tissues():
 def test_separation_says_which_image_is_missing():
     """Without weighting by T1 or T2, grey and white matter differ by their density alone."""
     density = [SpoiledGradientEcho(0.02, 0.004, angle) for angle in (2, 3)]
-    message = least_separated(density, TISSUES, SignalEquations(), snr=30)
-    assert re.match(r"\w+ and \w+ exchange .*; an? .* would help most", message)
+    both = [*density, *SEQUENCES[:4], SEQUENCES[-2]]
+    form = (
+        r"\w+ and \w+ exchange with a standard deviation of (\S+) \(condition number (\S+)\); "
+        "an? .* would help most"
+    )
+    poor, good = (
+        re.fullmatch(form, least_separated(sequences, TISSUES, SignalEquations(), snr=30))
+        for sequences in (density, both)
+    )
+    assert float(poor[1]) > 5 * float(good[1]) and float(poor[2]) > float(good[2])
 
 
 def test_bad_voxels_say_why_and_leave_others_alone():
