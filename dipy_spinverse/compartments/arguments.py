@@ -33,7 +33,7 @@ from dipy_spinverse.voxels.status import Status, is_noise_only
 # Pulses of untimed gradient tables, for models that do not depend on them; s. They are short, so
 # that any echo time leaves room for them.
 _BIG_DELTA, _SMALL_DELTA = 0.002, 0.001
-# No compartment of the models diffuses as slowly, and no value in mm^2/s is as large.
+# No compartment diffuses as slowly, and no value in mm^2/s is as large.
 _LEAST_UM2_PER_MS = 0.005
 _ASYMMETRY = 0.02  # of b: deviation of a b-tensor from an axially symmetric one; by hand
 _LOGGER = logging.getLogger("dipy_spinverse")
@@ -112,7 +112,7 @@ def _check_symmetric(acquisition):
 
 
 def check_acquisition(definition, acquisition) -> None:
-    """Refuse acquisitions that cannot determine the model, warn of what they leave open."""
+    """Refuse acquisitions that cannot determine the model; warn of undetermined parameters."""
     _check_symmetric(acquisition)
     name, n = definition.name, len(acquisition)
     if n < definition.n_unknowns:
@@ -186,7 +186,7 @@ def populations(peaks, shape) -> dict[str, np.ndarray]:
 
 
 def _check_units(definition, tensors):
-    """Refuses diffusivities in the unit of maps, which are a thousandth."""
+    """Refuses diffusivities in mm^2/s, the unit of maps."""
     for name in (p.name for p in definition.parameters if p.unit == "mm^2/s"):
         low = tensors[name][(tensors[name] > 0) & (tensors[name] < _LEAST_UM2_PER_MS)]
         if low.numel():

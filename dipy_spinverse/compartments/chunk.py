@@ -37,8 +37,8 @@ from dipy_spinverse.voxels.statistics import sample_statistics
 
 # Bound the memory of a chunk to some hundred MiB: measurements times voxels, and samples.
 _NUMBERS_PER_CHUNK, _SAMPLES_PER_CHUNK = 150_000, 100_000
-_TEMPERED_SAMPLES = 1000  # that tempering takes the memory of, per voxel
-_TIME_OF_FIT = 0.3  # of the time of a chunk, for the progress bar
+_TEMPERED_SAMPLES = 1000  # per voxel, that need as much memory as tempering
+_TIME_OF_FIT = 0.3  # share of the time of a chunk, for the progress bar
 # Measurements per unknown above which the residual refines the noise (doc/compartments.md); by
 # hand: its standard error is then below that of usual numbers of repeated b0.
 _MANY_MEASUREMENTS = 10
@@ -128,7 +128,7 @@ class CompartmentChunkFit:
         return replace(problem, sigma=sigma)
 
     def _local_minima(self, problem, starts, rician):
-        """Problem with its noise and likelihood, likeliest solution, and all local minima.
+        """Problem with its noise and likelihood, best solution, and all local minima.
 
         Unknown noise is taken from the residual of least squares; magnitudes are then fitted with
         the Rician likelihood, and refine the noise where they are many.
@@ -151,8 +151,8 @@ class CompartmentChunkFit:
         return problem, solution, [solution.parameters, *minima[1:]]
 
     def _widened_intervals(self, problem, solution, result):
-        """Lower limits of what each population has its own of: not above those of the likelihood
-        near the fit, and at the bound where the data do not identify it (see `laplace`)."""
+        """Lower limits of parameters of each population: at most those of the likelihood near the
+        fit, and the bound where the data do not identify the parameter (see `laplace`)."""
         samples = laplace_samples(problem, solution, self.n_draws, self.seed)
         maps = maps_at(problem.definition, *samples)
         unresolved, lower_limits = unresolved_axes(solution.parameters), {}

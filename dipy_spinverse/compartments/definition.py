@@ -37,18 +37,18 @@ def check_choice(name: str, value: Any, allowed: Collection) -> None:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A scalar that is searched for.
+    """A scalar that is fitted.
 
     Attributes
     ----------
     name : str
     low, high : float
-        Bounds, inside of which all values are equally likely a priori. Diffusivities are in
+        Bounds, within which all values are equally likely a priori. Diffusivities are in
         um^2/ms here and in `signals`; maps of a fit are in mm^2/s.
     unit : {"1", "um", "ms", "mm^2/s"}
         Of the map.
     per_fibre : bool
-        Whether each fibre population of a crossing has its own.
+        Whether fibre populations of a crossing have different values.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Parameter:
         if not self.low < self.high or not abs(self.low) + abs(self.high) < float("inf"):
             raise ValueError(
                 f"Parameter {self.name!r} has bounds {self.low} and {self.high}; give finite "
-                "bounds with low < high (a value that is known is a number in the compartment)."
+                "bounds with low < high (a known value is a number in the compartment)."
             )
         if self.unit not in UNITS:
             raise ValueError(f"Parameter {self.name!r} has unit {self.unit!r}; use {list(UNITS)}.")
@@ -74,7 +74,7 @@ class Compartment:
     Attributes
     ----------
     kernel : str or CustomKernel
-        "stick", "cylinder", "zeppelin", "ball", "dot" or "sphere", or one of your own.
+        "stick", "cylinder", "zeppelin", "ball", "dot" or "sphere", or a custom one.
     pool : str
         Its linear fraction. Compartments of the same pool need a `share`.
     arguments : mapping
@@ -92,13 +92,13 @@ class Compartment:
     axis : str
         Name of the axis; compartments with the same one are parallel.
     average : {"signals", "tensor"}
-        Over the dispersed axes: of the signals, as water that keeps its own fibre's direction
-        has them, or of the diffusion tensor of a stick or zeppelin, as water has that meets all
-        directions (outside of fibres in published NODDI).
+        What is averaged over the dispersed axes: the signals, of water that stays along fibres
+        of one direction, or the diffusion tensor of a stick or zeppelin, of water that passes
+        fibres of all directions (outside of fibres in published NODDI).
     T2, T1 : str, float or callable
         Relaxation times, ms, during the echo time and the mixing time of a stimulated echo. With
-        one of them fractions are those without relaxation, and S0 is that at no echo time;
-        without, each echo time has its own S0.
+        one of them, fractions are those without relaxation, and S0 is that at zero echo time;
+        otherwise each echo time has its own S0.
     """
 
     kernel: str | CustomKernel
@@ -146,7 +146,7 @@ class Compartment:
 
     @property
     def oriented(self) -> bool:
-        """Whether the kernel has an axis at all."""
+        """Whether the kernel has an axis."""
         return self.kernel_definition.oriented
 
     @property
@@ -170,28 +170,30 @@ class Definition:
     parameters : tuple of Parameter
     compartments : tuple of Compartment
     fixed : mapping of float
-        Values by name that are not searched for. The data are asked whether they are right.
+        Values by name that are not fitted; a score test says whether the data reject them.
     derived : mapping
         Further maps as functions of all values, the fractions among them.
     units : mapping
-        Of derived maps and known values, "1" where not given.
+        Of derived maps and fixed values, "1" by default.
     maps : tuple of str
         Names of the maps of a fit; all parameters, pools and derived ones where empty.
     min_shells : int
         Distinct b > 0 below which the parameters are not determined.
     n_starts : int
-        Places from which a search begins; 1 where signals are known to have one best fit.
+        Initial values of a fit; 1 where the misfit is known to have one minimum.
     curved : bool
-        Whether likely values lie on long bent ridges, of which samples around fits miss the ends:
-        draws for one population are then led from the prior, which takes several times as long.
+        Whether the posterior lies along curved ridges, which samples around a fit do not cover:
+        draws for one population are then tempered from the prior to the posterior, which takes
+        several times as long.
     single_fibre : Definition or None
         The model with one fibre population, where this is one of several or none.
     n_fibres : int
         Fibre populations.
     n_S0_corrections : int
-        Of the last parameters: levels of the echo times after the first, see `fibres`.
+        How many of the last parameters are corrections of S0 at the echo times but the first,
+        see `with_S0_corrections`.
     arguments : mapping
-        Of the named model that it is of, in DIPY's units; a fit's file keeps them.
+        Those of the published model, in DIPY's units; stored in the file of a fit.
     """
 
     name: str
@@ -256,7 +258,7 @@ class Definition:
 
     @property
     def has_relaxation(self) -> bool:
-        """Whether compartments have relaxation times of their own."""
+        """Whether compartments have relaxation times."""
         return any((c.T2, c.T1) != (None, None) for c in self.compartments)
 
     @property

@@ -41,8 +41,8 @@ class CompartmentFit(VoxelFit):
     axes : ndarray (..., 3, 3)
         Of up to three populations, as rows, largest first; zero beyond `n_fibres`.
     fibre_fractions : ndarray (..., 3)
-        Their fractions of the signal, likeliest; with draws also `fibre_fractions_std`, `_low` and
-        `_high`.
+        Their maximum-likelihood fractions of the signal; with draws also `fibre_fractions_std`,
+        `_low` and `_high`.
     axes_cone : ndarray (..., 3)
         95 % cone of uncertainty: half-angle about each axis, degrees.
     S0_per_te : ndarray (..., K)
@@ -93,7 +93,7 @@ def all_values(
 def stored_parameters(
     definition: Definition, values: Mapping[str, np.ndarray], rows
 ) -> tuple[NonlinearParameters, Tensor]:
-    """Parameters and fractions (R, K) of rows of a fit, whose arrays fit the most populations."""
+    """Parameters and fractions (R, K) of rows of a fit, without the padding of its arrays."""
     widths = len(definition.parameters), 9 * len(definition.axes), len(definition.pools)
     names = ("_unit", "_frames", "_fractions")
     unit, frames, fractions = (
@@ -113,7 +113,7 @@ def maps_at(
 
 
 def estimate_arrays(problem: SeparableProblem, solution: Solution) -> dict[str, np.ndarray]:
-    """Maps, axes and parameters of the likeliest values, and the size of the residual."""
+    """Maps, axes and parameters of maximum likelihood, and the root mean square residual."""
     definition, parameters = problem.definition, solution.parameters
     maps = maps_at(definition, parameters, solution.amplitudes)
     values = all_values(definition, parameters, solution.amplitudes)
@@ -159,7 +159,7 @@ def posterior_arrays(
     angle[:, :, len(definition.axes) :] = 0
     statistics = {"axes_cone": np.quantile(angle, 0.95, axis=0)}
     for ending, statistic in sample_statistics(fractions).items():
-        if ending:  # those without are the likeliest, of `estimate_arrays`
+        if ending:  # those without are in `estimate_arrays`
             statistics[f"fibre_fractions{ending}"] = statistic
     order = np.argsort(-fractions_at_fit, axis=1, kind="stable")
     result |= {name: np.take_along_axis(s, order, axis=1) for name, s in statistics.items()}

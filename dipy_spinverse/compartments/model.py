@@ -49,7 +49,7 @@ _N_DRAWS = 256
 
 
 class CompartmentModel(VoxelModel):
-    """Signals as a sum of compartments; see :func:`compose` for own ones.
+    """Signals as a sum of compartments; see :func:`compose` for custom models.
 
     Parameters
     ----------
@@ -133,11 +133,11 @@ class CompartmentModel(VoxelModel):
         %(mask)s
         %(sigma)s
         peaks : PeaksAndMetrics, optional
-            Number (0 to 3) and first directions of the fibre populations of each voxel. One
-            population along the first eigenvector of a diffusion tensor where not given.
+            Number (0 to 3) and initial directions of the fibre populations of each voxel. By
+            default one population, initially along the first eigenvector of a diffusion tensor.
         crossings : bool, optional
-            Fit 0 to 3 fibre populations, as many as have the most evidence, in directions that
-            are found without peaks.
+            Fit the number (0 to 3) of fibre populations with the largest Bayesian evidence,
+            whose directions are estimated without peaks.
         %(n_draws)s
         %(engine)s
         %(n_jobs)s
@@ -202,7 +202,7 @@ class CompartmentModel(VoxelModel):
     def signals_of_fit(
         self, values: Mapping[str, np.ndarray], acquisition: BaseAcquisition
     ) -> np.ndarray:
-        """Signals (V, M) of the likeliest parameters."""
+        """Signals (V, M) of the maximum-likelihood parameters."""
         encoding = encoding_of(acquisition, torch.float64, timed=self.definition.timed)
         result, n_fibres = np.zeros((len(values["S0"]), len(acquisition))), values["n_fibres"]
         size = voxels_per_chunk(self.definition, acquisition)
@@ -237,7 +237,7 @@ class CompartmentModel(VoxelModel):
         return model
 
     def settings(self) -> tuple[dict, dict[str, np.ndarray]]:
-        """Arguments of a named model; what is known of one with functions of one's own."""
+        """Arguments of a published model; a summary of a composed one, without functions."""
         names = ("likelihood", "solver", "dtype", "seed")
         options, definition = {name: getattr(self, name) for name in names}, self.definition
         if type(self) is not CompartmentModel:
@@ -258,9 +258,9 @@ class CompartmentModel(VoxelModel):
         parameters : mapping of array-like (...) and (..., 3)
             Scalars of the definition in its own units (diffusivities um^2/ms, diameters um), axes
             (`axis`, and with fanning `axis_fan`), and fractions of pools, of which one may be left
-            out. `S0` is 1 where not given. Tensors are differentiated through.
+            out. `S0` is 1 by default. The signals are differentiable in tensors.
         gtab : GradientTable or Acquisition, optional
-            The model's own where not given.
+            By default that of the model.
 
         Returns
         -------
@@ -309,7 +309,7 @@ class CompartmentModel(VoxelModel):
         gtab: GradientTable | BaseAcquisition | None = None,
         S0: ArrayLike = 1.0,
     ) -> np.ndarray:
-        """As `signals`, with S0 (...) beside the parameters."""
+        """As `signals`, with S0 (...) separate from the parameters."""
         return self.signals({**parameters, "S0": S0}, gtab)
 
 
@@ -324,22 +324,22 @@ def compose(
     maps: Iterable[str] = (),
     **kwargs: Any,
 ) -> CompartmentModel:
-    """A model of one's own.
+    """A custom model, from compartments and parameters.
 
     Parameters
     ----------
     gtab : GradientTable or Acquisition
     compartments : iterable of Compartment
-        Each argument is the name of a parameter (searched for inside its bounds), a number
-        (known), or a function of all values (linked).
+        Each argument is the name of a parameter (fitted within its bounds), a number (known), or
+        a function of all values (linked).
     parameters : iterable of Parameter
     name : str, optional
     fixed : mapping of float, optional
-        Values that arguments may name, which a fit takes as given and asks the data about.
+        Values that arguments may name, which are not fitted, but tested against the data.
     derived : mapping, optional
         Further maps, functions of all values and fractions.
     maps : iterable of str, optional
-        Names of the maps that a fit has; all parameters, pools and derived ones where not given.
+        Names of the maps of a fit; by default all parameters, pools and derived maps.
     **kwargs
         As :class:`CompartmentModel`.
 

@@ -43,6 +43,10 @@ class SANDIModel(CompartmentModel):
     ----------
     .. [1] Palombo et al., NeuroImage 215 (2020) 116835,
        https://doi.org/10.1016/j.neuroimage.2020.116835
+
+    Examples
+    --------
+    >>> fit = SANDIModel(gtab, isotropic=True).fit(averages)  # doctest: +SKIP
     """
 
     def __init__(
@@ -144,6 +148,10 @@ class VERDICTModel(CompartmentModel):
     ----------
     .. [1] Panagiotaki et al., Invest. Radiol. 50 (2015) 218,
        https://doi.org/10.1097/RLI.0000000000000115
+
+    Examples
+    --------
+    >>> fit = VERDICTModel(gtab).fit(data)  # doctest: +SKIP
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Draws from the posterior of one fitted voxel, to look at or to compute with."""
+"""Draws from the posterior of one fitted voxel."""
 
 from __future__ import annotations
 

@@ -134,6 +134,10 @@ class MTENODDIModel(CompartmentModel):
     ----------
     .. [1] Gong, Tong, He, Sun, Zhong and Zhang, NeuroImage 217 (2020) 116906,
        https://doi.org/10.1016/j.neuroimage.2020.116906
+
+    Examples
+    --------
+    >>> fit = MTENODDIModel(gtab, te=te).fit(data)  # doctest: +SKIP
     """
 
     def __init__(
@@ -288,6 +292,10 @@ class ZCDModel(CompartmentModel):
     ----------
     .. [1] Panagiotaki et al., NeuroImage 59 (2012) 2241,
        https://doi.org/10.1016/j.neuroimage.2011.09.081
+
+    Examples
+    --------
+    >>> fit = ZCDModel(gtab).fit(data)  # doctest: +SKIP
     """
 
     def __init__(self, gtab: GradientTable | BaseAcquisition, **kwargs: Any):
@@ -339,6 +347,10 @@ class StandardModel(CompartmentModel):
     References
     ----------
     .. [1] Novikov et al., NMR Biomed. 32 (2019) e3998, https://doi.org/10.1002/nbm.3998
+
+    Examples
+    --------
+    >>> fit = StandardModel(gtab).fit(data)  # doctest: +SKIP
     """
 
     def __init__(

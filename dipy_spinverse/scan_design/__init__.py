@@ -1,4 +1,4 @@
-"""Before scanning: what an acquisition can determine, and what to add."""
+"""Identifiability of maps with a planned acquisition, and shells to add."""
 
 from dipy_spinverse.scan_design.bounds import MapBounds
 from dipy_spinverse.scan_design.identifiability import Identifiability, identifiability

@@ -29,8 +29,11 @@ class Limitation:
 
     Attributes
     ----------
-    name, description : str
-        The latter says what it is, its consequence, and its remedy.
+    name : str
+        "one diffusion time", "low b", "long pulses", "one shell", "few directions", "no b0" or
+        "echo time without b0".
+    description : str
+        The limitation, its consequence, and its remedy.
     affected_map : str
         The map that is affected most.
     """

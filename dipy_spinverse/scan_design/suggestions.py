@@ -63,7 +63,7 @@ def suggest(
     """Rank shells by the reduction of the bounds of `identifiability`.
 
     An added shell takes the directions of the acquisition's largest, the shortest of its echo
-    times that is long enough, or else one of its own with some b = 0. The signal at b = 0 is
+    times that is long enough, or else a new one with some b = 0. The signal at b = 0 is
     taken to be the same at all echo times, although relaxation makes long ones worse.
 
     Parameters

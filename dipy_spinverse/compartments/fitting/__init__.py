@@ -1,1 +1,1 @@
-"""From signals to the likeliest parameters of compartments."""
+"""Maximum-likelihood parameters of compartments, from signals."""

@@ -94,7 +94,7 @@ class SeparableProblem:
         return S0[:, None, self.te_index] * signals
 
     def target(self, predicted: Tensor) -> Tensor:
-        """What least squares fit near `predicted` (V, M): the data, or their Rician surrogate."""
+        """Target of least squares near `predicted` (V, M): the data, or their Rician surrogate."""
         return rician_target(self.data, predicted, self.sigma if self.rician else None)
 
     def misfit(self, predicted: Tensor) -> Tensor:
@@ -240,7 +240,7 @@ def scaled_derivatives(
 
 
 def project_out_amplitudes(basis_signals: Tensor, amplitudes: Tensor, jacobian: Tensor) -> Tensor:
-    """Jacobian (V, N, M) less what changes of the positive amplitudes can compensate."""
+    """Jacobian (V, N, M) projected off the basis signals with positive amplitudes."""
     active = basis_signals * (amplitudes > 0)[..., None]
     gram = active @ active.mT
     diagonal = torch.diagonal(gram, dim1=1, dim2=2)

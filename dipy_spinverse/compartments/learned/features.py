@@ -76,7 +76,7 @@ def feature_encoder(acquisition: BaseAcquisition, definition: Definition) -> Fea
     """Features of an acquisition; ValueError for models and acquisitions that have none."""
     if definition.has_relaxation:
         raise ValueError(
-            f"{definition.name} has relaxation times, which features do not show; fit it instead."
+            f"{definition.name} has relaxation times, which are no features; fit it instead."
         )
     if len(definition.axes) > 1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The protocol of learners, and the scaling of what they see and predict."""
+"""The base class of learners, and the scaling of their features and targets."""
 
 from __future__ import annotations
 

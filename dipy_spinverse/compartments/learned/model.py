@@ -55,7 +55,7 @@ LEARNERS: dict[str, type[Learner]] = {
 }
 # Posterior samples of a voxel: a power of two, for which Sobol sequences are balanced.
 _N_DRAWS = 128
-# What settings and arrays of a file raise that are not those of a learner.
+# Errors that invalid settings and arrays of a file raise.
 _INVALID = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError)
 _VOX_PER_CHUNK = 2000  # limits memory
 _SIMULATED = 0.3  # of the time of training, for its progress bar
@@ -154,7 +154,7 @@ class LearnedModel(VoxelModel):
         self.encoder = feature_encoder(model.acquisition, model.definition)
 
     def _train(self, voxels: range, options: dict[str, Any]) -> Learner:
-        """The learner and its scaling, from as many simulated voxels."""
+        """Train on simulated voxels; sets the scalings."""
         with part(0.0, _SIMULATED):
             samples = training_set(self.model, self.encoder, len(voxels), self.snr, self.seed)
         if self._has_posterior:
@@ -196,7 +196,7 @@ class LearnedModel(VoxelModel):
             Standard deviation of the noise in each channel. By default it is estimated from
             repeated b0, or from the residual of spherical harmonics on the shells.
         n_draws : int, optional
-            Posterior samples of "mixture-density"; with 0 only the means.
+            Posterior samples of "mixture-density", at least 2; with 0 only the means.
         %(engine)s
         %(n_jobs)s
         %(verbose)s
@@ -295,7 +295,7 @@ class LearnedModel(VoxelModel):
                 learned.fit(signals, sigma=1 / learned.snr[1], n_draws=2)
         except _INVALID as error:
             raise ValueError(
-                f"{path} makes no learner ({type(error).__name__}: {error}); train one again."
+                f"{path} is no valid learner ({type(error).__name__}: {error}); train one again."
             ) from error
         return learned
 
@@ -376,7 +376,7 @@ class LearnedModel(VoxelModel):
 
 
 def _check_options(method: str, options: dict[str, Any]) -> None:
-    """ValueError for what training would refuse, before anything is simulated."""
+    """ValueError for options that training would refuse."""
     if method not in LEARNERS:
         raise ValueError(f"method is {method!r}; use one of {', '.join(LEARNERS)}.")
     if method in ("trees", "ridge") and find_spec("sklearn") is None:

@@ -1,4 +1,4 @@
-"""What a learner predicts: all unknowns of a definition.
+"""Targets of a learner: all unknowns of a definition.
 
 Latent coordinates turn the prior (uniform in scalars and fractions) into a standard normal
 distribution, so that no posterior sample can leave the bounds.

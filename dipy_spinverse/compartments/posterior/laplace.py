@@ -52,7 +52,7 @@ def laplace_samples(
 
 
 def unresolved_axes(parameters: NonlinearParameters) -> np.ndarray:
-    """Whether (V,) two axes are too close for their dispersions to be told apart."""
+    """Whether (V,) two axes are too close for their dispersions to be distinguished."""
     axes = parameters.frames[:, :, 2]
     cosine = (axes @ axes.mT).abs() - torch.eye(axes.shape[1], dtype=axes.dtype)
     return (cosine.amax(dim=(1, 2)) > _LARGEST_COSINE).numpy()

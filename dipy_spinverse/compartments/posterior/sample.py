@@ -6,12 +6,11 @@ bounds are infinitely far; axes in the plane tangent to the sphere at the fit; a
 with each point (`amplitude_draws`).
 
 - `importance` weights samples around the local minima, some of them with the prior of one scalar
-  or
-  of all. It suffices where the posterior is close to its normal approximation.
-- `tempering` leads a population from the prior of the scalars (and around the fit in the axes) to
-  the posterior: where few importance samples carry the weight, and always where the definition
-  says that the posterior is curved. With several fibre populations, whose unknowns are too many to
-  begin anywhere, it begins around the fit in all.
+  or of all. It suffices where the posterior is close to its normal approximation.
+- `tempering` moves samples from the prior of the scalars (and around the fit in the axes) to the
+  posterior: where few importance samples carry the weight, and always where the definition says
+  that the posterior is curved. With several fibre populations, whose unknowns are too many to
+  start from the prior, it starts around the fit in all.
 """
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ def sample_posterior(
     n_draws: int,
     seed: int,
 ) -> PosteriorSamples:
-    """Draw scalars, axes and amplitudes; `minima` are all local ones, that of the fit first."""
+    """Draw scalars, axes and amplitudes; `minima` are all local minima, the fit first."""
     importance_rng, tempering_rng = np.random.default_rng(seed).spawn(2)
     parameters, definition = solution.parameters, problem.definition
     gaussian = gaussian_approximation(problem, solution.predicted)

@@ -65,7 +65,7 @@ def _clenshaw(coefficients, t, order, shell_ends):
 def _clenshaw_block(c, x, upper, lower):
     """Series with the same coefficients (L,) at all of x, in `upper`.
 
-    Two steps at once: memory is what takes the time.
+    Two steps at once, as access to memory limits the speed.
     """
     for m in range(len(x)):
         upper[m] = c[-1]

@@ -237,7 +237,7 @@ def _octant():
 
 @lru_cache
 def _bingham_harmonics(order):
-    """What to integrate the distribution with (Q, all L), and polynomials (L, J) of each even m.
+    """Functions to integrate over the distribution (Q, all L), polynomials (L, J) of even m.
 
     The function of degree l is P_l^m(z) / (1 - z^2)^(m/2) Re (x + iy)^m; its polynomial in z^2 is
     scaled so that sum_l kernel_l integral_l function_l is the convolution.

@@ -6,9 +6,9 @@ transverse magnetisation m of the sites follows dm/dt = -R(q(t)) m, with
     R = [[q^2 D_in cos^2 + k_in, -k_ex], [-k_in, q^2 D_ex + k_ex]],
 
 1 / exchange time = k_in + k_ex. Scaled by the roots of the fractions R is symmetric, so that with
-pulses that are their own mirror image in time the signal is the square of what half of the
-encoding leaves [1]_; pulses are taken in commutator-free Magnus steps of fourth order [3]_. For
-short pulses this is NEXI [2]_, for finite ones SMEX [1]_.
+pulses that are symmetric in time the signal is the squared norm of m after half of the encoding
+[1]_; pulses are integrated in commutator-free Magnus steps of fourth order [3]_. For short pulses
+this is NEXI [2]_, for finite ones SMEX [1]_.
 
 References
 ----------
@@ -89,8 +89,8 @@ def _step(neurite_rate, extra_rate, coupling, time, neurite, extra, decay):
 
 @njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
 def _decay(x):
-    """exp(-x) for x >= 0: a polynomial of x / 256, eight times squared, is what compilers do for
-    several numbers at once."""
+    """exp(-x) for x >= 0: a polynomial of x / 256, squared eight times, which compilers can
+    vectorise."""
     y = x / 256
     p = 1 + y * (1 + y / 2 * (1 + y / 3 * (1 + y / 4 * (1 + y / 5 * (1 + y / 6 * (1 + y / 7))))))
     for _ in range(8):
