@@ -24,7 +24,7 @@ FIT_PARAMETERS = {
     "engine": """engine : {"serial", "joblib", "dask", "ray"}, optional
     Where voxels are computed: in this process, in several processes of this machine, or on the
     cluster of the current dask client or ray session (processes of this machine if there is
-    none). The results are the same.""",
+    none). The results agree to rounding.""",
     "n_jobs": """n_jobs : int, optional
     Number of processes on this machine; -1 for all cores but one. Has no effect if engine is
     "serial".""",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from textwrap import wrap
 
 from dipy.workflows.docstring_parser import NumpyDocString
 
@@ -15,10 +16,10 @@ Every command answers `-h`, and shares with the others:
 
 - `--out_dir`, and `--out_NAME` for the name of each file; `--force` to overwrite; `--log_file`.
 - Nothing is overwritten without `--force`, and files appear only when all are complete.
-- It ends with 0 when all is well, with 1 and one line that says what to change when not, and with
-  2 where an option is not known.
+- The exit status is 0, or 1 with a message of one line that says what to change, or 2 if an option
+  is unknown.
 - Paths may contain wildcards; several scans need `--mix_names` or `--out_strat append`.
-- Where the b-values have a BIDS sidecar beside them (`.json`), timings come from it.
+- Timings are read from the BIDS sidecar of the b-values (`.json`) if there is one.
 """
 
 
@@ -41,11 +42,11 @@ def _section(name):
             rows["inputs"].append((f"`{option}`", "", words))
         else:
             kind = "outputs" if option.startswith("out_") else "options"
-            shown = "" if default in (None, "", False) else f"`{default}`"
+            shown = "" if default is None or default is False or default == "" else f"`{default}`"
             rows[kind].append((f"`--{option}`", shown, words))
     usage = f"{name} {' '.join(cell.strip('`') for cell, _, _ in rows['inputs'])} [options]"
     lines = [f"## {name}", "", f"    {usage}", "", *parts["Summary"], "",
-             " ".join(parts["Extended Summary"]), ""]  # fmt: skip
+             *wrap(" ".join(parts["Extended Summary"]), 100), ""]  # fmt: skip
     for kind, cells in rows.items():
         if cells:
             lines += [f"| {kind} | default | |", "| --- | --- | --- |"]

@@ -105,7 +105,7 @@ class Command(Workflow):
         if twice:
             raise ValueError(
                 f"out_dir: {len(sets)} inputs would all be written to {twice[0]}; add "
-                "--mix_names, or --out_strat append to write beside each input."
+                "--mix_names, or --out_strat append to write next to each input."
             )
         existing = [path for path in files if path.exists()]
         if existing and not self._force_overwrite:

@@ -41,7 +41,7 @@ def read_acquisition(
         files at once.
     big_delta : string, optional
         Time between the onsets of the two gradient pulses, in seconds: a number, or the path of
-        a text file with one number per volume. Without it, that of the BIDS sidecar beside the
+        a text file with one number per volume. Without it, that of the BIDS sidecar of the
         bvalues, if there is one.
     small_delta : string, optional
         Duration of a gradient pulse, in seconds: a number, or the path of a text file with one

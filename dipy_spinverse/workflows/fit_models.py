@@ -88,7 +88,7 @@ class IVIMFlow(DiffusionCommand):
 class PackedCellsFlow(DiffusionCommand):
     """Find sizes, walls and exchange of packed cells from diffusion-weighted signals.
 
-    Cylinders and spheres with walls that water passes, and the water beside them, compete for each
+    Cylinders and spheres with walls that water passes, and the water around them, compete for each
     voxel; all diffusivities are unknown. Writes maps with standard deviations and 95 % intervals.
     The pulse timings are needed: give --big_delta and --small_delta.
     """

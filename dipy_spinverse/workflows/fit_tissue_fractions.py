@@ -16,7 +16,7 @@ class TissueFractionsFlow(FitCommand):
     A voxel is a mixture of tissues, whose signals follow from the sequences of the images and the
     relaxation times of the literature; no training data are needed. Writes maps of fractions with
     standard deviations and 95 % intervals. The images must be of one examination, on one scale
-    and registered. Their sequences are read from the BIDS sidecar beside each image (NAME.json of
+    and registered. Their sequences are read from the BIDS sidecar of each image (NAME.json of
     NAME.nii.gz), or from one file of all of them.
     """
 
@@ -86,8 +86,8 @@ class TissueFractionsFlow(FitCommand):
         field : float, optional
             Field strength in tesla, for the relaxation times: 1.5, 3 or 7.
         tissues_file : string or Path, optional
-            JSON or YAML file with a list of tissues beside CSF, grey and white matter (csf, gm,
-            wm), or in their place where they have the same name. Each has a "name",
+            JSON or YAML file with a list of tissues in addition to CSF, grey and white matter
+            (csf, gm, wm), or in their place where they have the same name. Each has a "name",
             "proton_density" (of water: 1), "t1_s", "t2_s", "t2_prime_s" (1/T2* = 1/T2 + 1/T2')
             and "diffusivity" (um^2/ms). At most five in all. Maps of others are NAME.nii.gz.
         unknown : variable string, optional
