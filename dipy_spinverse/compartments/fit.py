@@ -107,7 +107,10 @@ def maps_at(
     definition: Definition, parameters: NonlinearParameters, amplitudes: Tensor
 ) -> dict[str, np.ndarray]:
     """Maps (V,) at parameters, S0 among them."""
-    values = all_values(definition, parameters, amplitudes)
+    return _maps(definition, all_values(definition, parameters, amplitudes))
+
+
+def _maps(definition, values):
     maps = maps_of(definition, values) | {"S0": values["S0"]}
     return {name: value.numpy() for name, value in maps.items()}
 
@@ -115,8 +118,8 @@ def maps_at(
 def estimate_arrays(problem: SeparableProblem, solution: Solution) -> dict[str, np.ndarray]:
     """Maps, axes and parameters of maximum likelihood, and the root mean square residual."""
     definition, parameters = problem.definition, solution.parameters
-    maps = maps_at(definition, parameters, solution.amplitudes)
     values = all_values(definition, parameters, solution.amplitudes)
+    maps = _maps(definition, values)
     axes, fractions = _fibres(definition, values)
     order = np.argsort(-fractions, axis=1, kind="stable")
     axes = np.take_along_axis(axes, order[..., None], axis=1)
@@ -141,15 +144,13 @@ def posterior_arrays(
     definition: Definition, solution: Solution, samples: PosteriorSamples
 ) -> dict[str, np.ndarray]:
     """Medians, standard deviations and intervals of the maps and of the populations."""
-    parameters, amplitudes = samples.parameters, samples.amplitudes
+    values = all_values(definition, samples.parameters, samples.amplitudes)
     n_voxels = len(samples.effective_size)
-    maps = maps_at(definition, parameters, amplitudes)
     result = statistics_of_maps(
-        {name: value.reshape(-1, n_voxels) for name, value in maps.items()}
+        {name: value.reshape(-1, n_voxels) for name, value in _maps(definition, values).items()}
     )
     axes, fractions = (
-        array.reshape(-1, n_voxels, *array.shape[1:])
-        for array in _fibres(definition, all_values(definition, parameters, amplitudes))
+        array.reshape(-1, n_voxels, *array.shape[1:]) for array in _fibres(definition, values)
     )
     axes_at_fit, fractions_at_fit = _fibres(
         definition, all_values(definition, solution.parameters, solution.amplitudes)

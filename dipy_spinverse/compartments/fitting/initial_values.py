@@ -31,7 +31,7 @@ from dipy_spinverse.compartments.fitting.variable_projection import (
 from dipy_spinverse.voxels.tensor_frames import tensor_frames
 
 # Chosen by hand. The best fit is that of one start for NODDI and IVIM, and of four in all of 60
-# voxels for ZCD (benchmarks/notes/compartments.md, "Starts").
+# voxels for ZCD (benchmarks/notes/compartments.md, "Initial values").
 _DICTIONARY_SIZE = 16
 _LEAST_DISTANCE = 0.35  # between initial values, in ranges of the scalars
 MEASURED_S0 = 0.5  # scaled S0 correction of 1: S0 of the echo time is the mean b0

@@ -2,8 +2,8 @@
 
 The data constrain each dispersion of three fibre populations little, and narrow fibres are a
 corner of a prior in which all dispersions are equally likely: intervals of the posterior lie above
-them (77 % coverage in benchmarks/notes/compartments.md, "Three populations"). The lower limits of
-these samples widen them.
+them (77 % coverage in benchmarks/notes/compartments.md, "Three populations, later"). The lower
+limits of these samples widen them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dipy_spinverse.compartments.fitting.variable_projection import (
 )
 
 MANY_FIBRES = 3
-# Of axes closer than 60 degrees the likelihood is not normal, and covers 78 % instead of 95 %
+# For closer axes the likelihood is not normal, and its intervals cover 78 % instead of 95 %
 # (benchmarks/notes/compartments.md).
 _LARGEST_COSINE = np.cos(np.radians(60.0))
 _LEAST_PRECISION = 1e-3  # in ranges and rad: what the data do not constrain gets all of its range

@@ -42,8 +42,8 @@ from dipy_spinverse.compartments.posterior.tempering import tempered_draws
 from dipy_spinverse.voxels.progress import part
 
 # Widths of proposals, over that of the normal approximation: around the fit, in its wider
-# surroundings, and of the other scalars where one has its prior. Twice as wide ones cost coverage
-# (benchmarks/notes/compartments.md, "Intervals, later").
+# surroundings, and of the other scalars where one has its prior. Twice as wide ones need twice the
+# samples for NODDI (benchmarks/notes/compartments.md, "Intervals, later").
 _WIDTH, _LARGE_WIDTH, _CONDITIONAL_WIDTH = 1.1, 2.0, 1.4
 # Shares of the samples: around the minima, wider, with the prior of one scalar, of all; for one
 # minimum, several, and several fibre populations. Chosen there, too.
