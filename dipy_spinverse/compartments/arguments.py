@@ -209,7 +209,12 @@ def complete(definition, parameters):
             f"{list(definition.pools)}, of which one may be left out; unknown are "
             f"{sorted(unknown)}, missing {[*missing, *left_out[1:]]}."
         )
-    tensors = {k: torch.as_tensor(v, dtype=torch.float64) for k, v in parameters.items()}
+    tensors = {
+        name: torch.as_tensor(
+            value if isinstance(value, torch.Tensor) else np.asarray(value), dtype=torch.float64
+        )
+        for name, value in parameters.items()
+    }
     _check_units(definition, tensors)
     shapes = [t.shape[:-1] if name in axes else t.shape for name, t in tensors.items()]
     shape = torch.broadcast_shapes(*shapes)

@@ -79,7 +79,8 @@ class CustomKernel:
         linear encoding with cos^2 `square` (Q,) between gradient and axis; of a kernel without
         axis (V, S, 1). `encoding` has `b`, `q`, `small_delta` and `big_delta` of each shell (S,)
         in ms/um^2, rad/um and ms; arguments are tensors (V,). Made of torch operations, so that
-        `signals` is differentiable.
+        `signals` is differentiable, and smooth in cos^2, as signals without dispersion are
+        interpolated between 64 values of it.
     oriented : bool
         Whether it depends on its axis.
     timed : bool
