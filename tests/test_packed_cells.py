@@ -323,7 +323,12 @@ def test_wrong_input_is_named():
     good = np.ones((2, len(acquisition)))
     cases = [
         ({"data": good[0]}, "signals has shape"),
+        ({"data": good * np.nan}, "signals has voxels"),
+        ({"sigma": [1, 2, 3]}, "sigma has shape"),
+        ({"sigma": -1.0}, "sigma is between"),
+        ({"n_samples": -1}, "n_samples is -1"),
         ({"diffusivity": 0}, "diffusivity is 0"),
+        ({"diffusivity": (1, 2, 3)}, "diffusivity is"),
         ({"free_diffusivity": -1}, "free_diffusivity is -1"),
         ({"typical_radius": 0.05}, "typical_radius is 0.05"),
         ({"radius_spread": 3.0}, "radius_spread is 3.0"),

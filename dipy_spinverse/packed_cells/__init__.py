@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dipy_spinverse.packed_cells.model import PackedCellsFit, PackedCellsModel
+from dipy_spinverse.packed_cells.fit import PackedCellsFit
+from dipy_spinverse.packed_cells.model import PackedCellsModel
 from dipy_spinverse.packed_cells.posterior import PackedCellsPosterior
 
 __all__ = ["PackedCellsFit", "PackedCellsModel", "PackedCellsPosterior"]

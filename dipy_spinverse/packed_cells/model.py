@@ -9,14 +9,15 @@ import numpy as np
 from dipy.core.gradients import GradientTable
 from numpy.typing import ArrayLike
 
-from dipy_spinverse.acquisition import BaseAcquisition, as_acquisition
+from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.packed_cells.emulator import RANGES
 from dipy_spinverse.packed_cells.equivalent_pulses import equivalent_pulses
+from dipy_spinverse.packed_cells.fit import PackedCellsFit, packed_cells_layout, values_of_fit
 from dipy_spinverse.packed_cells.interpolation import LARGEST_SPREAD
 from dipy_spinverse.packed_cells.maps import PARAMETERS
 from dipy_spinverse.packed_cells.nuisance import amplitude_labels, fast_signals, polarity_factors
 from dipy_spinverse.packed_cells.posterior import PackedCellsPosterior, Setting, posterior_of
-from dipy_spinverse.packed_cells.residual_tests import describe_residual, residual_groups
+from dipy_spinverse.packed_cells.residual_tests import residual_groups
 from dipy_spinverse.packed_cells.tissue_classes import (
     ALIGNED,
     CLASSES,
@@ -25,98 +26,8 @@ from dipy_spinverse.packed_cells.tissue_classes import (
 )
 from dipy_spinverse.packed_cells.tissue_signals import tissue_signals
 from dipy_spinverse.units import diffusivity_um2_per_ms
-from dipy_spinverse.voxels.fit import VoxelFit
-from dipy_spinverse.voxels.image import Voxels
+from dipy_spinverse.voxels.image import Voxels, per_voxel
 from dipy_spinverse.voxels.model import VoxelModel
-from dipy_spinverse.voxels.statistics import ENDINGS, dominant_axis, statistics_of_maps
-
-
-class PackedCellsFit(VoxelFit):
-    """Tissue of voxels, from :meth:`PackedCellsModel.fit`; see :class:`VoxelFit` for its maps.
-
-    Where `status` is MISFIT, intervals are for as much more noise as makes the residual typical.
-
-    Attributes
-    ----------
-    wall_orientation : ndarray (..., 3)
-        Dominant axis of the posterior samples.
-    wall_orientation_angle : ndarray (...)
-        Half-angle of the cone about it that contains 95 % of the samples, degrees.
-    class_probabilities : ndarray (..., C)
-        Of the `classes` of the model.
-    systematic_error : ndarray (...)
-        Standard deviation of errors proportional to the signal, relative to it.
-    free_diffusivity : ndarray (...)
-        Estimated diffusivity of free water, um^2/ms: that specified, unless no class fits with it.
-    """
-
-    MAPS = (
-        "surface_to_volume",
-        "restricted_fraction",
-        "wall_permeability",
-        "exchange_time",
-        "pore_diameter",
-        "wall_anisotropy",
-        "orientation_dispersion",
-        "free_water_fraction",
-        "dot_fraction",
-        "hindered_fraction",
-        "diffusivity_inside",
-        "diffusivity_outside",
-    )
-    model: PackedCellsModel
-
-    @property
-    def tissue_class(self) -> np.ndarray:
-        """Most probable tissue class (...); "" where nothing was fitted."""
-        names = np.array(["", *self.model.classes])
-        return names[self._dense(self._values["_class"] + 1)]
-
-    def residual_structure(self, index: tuple[int, ...] | int = ()) -> str:
-        """Shells, timings and directions of a voxel whose residual exceeds the noise, in words.
-
-        Reduced chi-squares account for the noise and for known errors of the emulator. Groups with
-        p > 0.001, corrected for their number, are not named.
-
-        Parameters
-        ----------
-        index : tuple of int, optional
-            Of the voxel.
-        """
-        voxel = self[index]
-        if voxel.shape or not len(voxel._rows):
-            raise ValueError(
-                f"index is {index!r}; give that of one voxel that was fitted, within shape "
-                f"{self.shape}."
-            )
-        groups = residual_groups(self.model.pulses, self.model.used)
-        chi_square, freedom = (
-            voxel._values[f"_group_{name}"][0] for name in ("chi_square", "degrees_of_freedom")
-        )
-        return describe_residual(groups.names, chi_square, freedom)
-
-    def predict(
-        self, gtab: GradientTable | BaseAcquisition | None = None, S0: ArrayLike | None = None
-    ) -> np.ndarray:
-        """Noise-free signals (..., M) of the maximum a posteriori estimate.
-
-        Parameters
-        ----------
-        gtab : GradientTable, Acquisition or WaveformAcquisition, optional
-            Measurements to predict; by default those that were fitted.
-        S0 : float or array-like (...), optional
-            Signal without diffusion; by default the fitted amplitudes.
-
-        Raises
-        ------
-        ValueError
-            Measurements whose amplitude was not fitted, an S0 of the wrong shape.
-        """
-        if S0 is not None or not len(self._rows):
-            return super().predict(gtab, S0)
-        acquisition = self.model.acquisition if gtab is None else as_acquisition(gtab)
-        amplitudes = self._values["S0_per_label"][:, self.model.labels_at(acquisition)]
-        return self._dense(amplitudes * self.model.signals_of_fit(self._values, acquisition))
 
 
 class PackedCellsModel(VoxelModel):
@@ -206,6 +117,11 @@ class PackedCellsModel(VoxelModel):
         self.pulses = equivalent_pulses(self.acquisition)
         self.diffusivity = self._um2_per_ms = None
         if diffusivity is not None:
+            if np.shape(diffusivity) not in ((), (1,), (2,)):
+                raise ValueError(
+                    f"diffusivity is {diffusivity!r}; give one number in mm^2/s, or one inside "
+                    "and one outside of cells."
+                )
             inside, outside = np.broadcast_to(diffusivity, 2).astype(float).tolist()
             self.diffusivity = inside, outside
             self._um2_per_ms = (
@@ -222,6 +138,7 @@ class PackedCellsModel(VoxelModel):
         self.classes = tuple(classes)
         self.seed = int(seed)
         self._check_arguments()
+        self.groups = residual_groups(self.pulses, self.used)
 
     def _check_arguments(self):
         if self.acquisition.b0_mask.all():
@@ -257,30 +174,12 @@ class PackedCellsModel(VoxelModel):
 
     def layout(self, n_draws: int) -> dict:
         """Names, types and shapes of the values that a fit stores of a voxel."""
-        endings = (*ENDINGS, "_likeliest") if n_draws else ("", "_likeliest")
-        n_groups = len(residual_groups(self.pulses, self.used).names) + 3
-        n_timings = len(self.pulses.timings)
-        return {
-            "wall_orientation": (float, (3,)),
-            "wall_orientation_angle": float,
-            "class_probabilities": (float, (len(self.classes),)),
-            "systematic_error": float,
-            "free_diffusivity": float,
-            "S0_per_te": (float, (len(self.acquisition.echo_times),)),
-            "S0_per_label": (float, (int(self.labels.max()) + 1,)),
-            "_class": int,
-            "_parameters": (float, (len(PARAMETERS),)),
-            "_frame": (float, (3, 3)),
-            "_polarity_asymmetry": (float, (6 * n_timings,)),
-            "_fast_fraction": (float, (n_timings,)),
-            "_group_chi_square": (float, (n_groups,)),
-            "_group_degrees_of_freedom": (float, (n_groups,)),
-        } | {name + ending: float for name in PackedCellsFit.MAPS for ending in endings}
+        return packed_cells_layout(self, n_draws)
 
     def fit_chunk(self, voxels: Voxels, n_draws: int) -> dict[str, np.ndarray]:
         """Values of a chunk of voxels."""
         posterior = self.posterior(voxels.signals, voxels.sigma, n_draws)
-        return self.values_of_fit(voxels, posterior, n_draws)
+        return values_of_fit(self, voxels, posterior, n_draws)
 
     def posterior(
         self, signals: ArrayLike, sigma: ArrayLike | None = None, n_samples: int = 200
@@ -303,7 +202,8 @@ class PackedCellsModel(VoxelModel):
         Raises
         ------
         ValueError
-            Signals of the wrong shape.
+            Signals of the wrong shape, not finite or all 0 in a voxel; a sigma of the wrong shape
+            or not positive; a negative n_samples.
         """
         signals = np.ascontiguousarray(signals, dtype=float)
         if signals.shape[1:] != (len(self.acquisition),):
@@ -311,8 +211,20 @@ class PackedCellsModel(VoxelModel):
                 f"signals has shape {signals.shape}; the acquisition has {len(self.acquisition)} "
                 f"measurements, so give (V, {len(self.acquisition)}) for V voxels."
             )
+        if not (np.isfinite(signals).all(axis=1) & signals.any(axis=1)).all():
+            raise ValueError(
+                "signals has voxels that are 0 throughout or values that are not finite; leave "
+                "such voxels out, or use fit, which marks them."
+            )
+        if n_samples < 0:
+            raise ValueError(f"n_samples is {n_samples!r}; give 0 or more.")
         if sigma is not None:
-            sigma = np.broadcast_to(np.asarray(sigma, dtype=float), len(signals)).copy()
+            sigma = per_voxel("sigma", sigma, (len(signals),)).copy()
+            if not (np.isfinite(sigma) & (sigma > 0)).all():
+                raise ValueError(
+                    f"sigma is between {sigma.min():g} and {sigma.max():g}; give positive numbers "
+                    "in the unit of the signals, or None."
+                )
         return posterior_of(self._setting(), signals, sigma, n_samples, self.seed)
 
     def _setting(self):
@@ -326,49 +238,7 @@ class PackedCellsModel(VoxelModel):
             self.pulses, self._um2_per_ms, self._free_um2_per_ms, shapes,
             radius_spread=self.radius_spread,
         )  # fmt: skip
-        groups = residual_groups(self.pulses, self.used)
-        return Setting(self.pulses, signals, tissues, self.labels, self.used, groups)
-
-    def values_of_fit(
-        self, voxels: Voxels, posterior: PackedCellsPosterior, n_draws: int
-    ) -> dict[str, np.ndarray]:
-        """Values that a fit stores of a chunk of voxels, from the first `n_draws` samples."""
-        names = PackedCellsFit.MAPS
-        estimates = {name: posterior.estimated_maps[name] for name in names}
-        values = {f"{name}_likeliest": value for name, value in estimates.items()}
-        if n_draws:
-            values |= statistics_of_maps({name: posterior.maps[name][:n_draws] for name in names})
-            axis, angle = dominant_axis(posterior.maps["wall_orientation"][:n_draws])
-        else:
-            values |= estimates
-            axis, angle = dominant_axis(posterior.estimated_maps["wall_orientation"][None])
-        parameters = posterior.estimated_parameters
-        residual = (voxels.signals - posterior.predicted)[:, self.used]
-        n_unknowns = self.used.sum() - posterior.degrees_of_freedom
-        return values | {
-            "wall_orientation": axis,
-            "wall_orientation_angle": angle,
-            "class_probabilities": np.stack([*posterior.class_probabilities.values()], axis=1),
-            "systematic_error": posterior.systematic_error,
-            "free_diffusivity": self._free_um2_per_ms * np.exp(parameters["log_free_ratio"]),
-            "S0_per_te": _per_te(self, posterior.amplitudes),
-            "S0_per_label": posterior.amplitudes,
-            "_class": posterior.estimated_class,
-            "_parameters": np.stack([parameters[name] for name in PARAMETERS], axis=1),
-            "_frame": posterior.estimated_frames,
-            "_polarity_asymmetry": posterior.polarity_asymmetry,
-            "_fast_fraction": posterior.fast_fraction,
-            "_group_chi_square": posterior.group_chi_square,
-            "_group_degrees_of_freedom": posterior.group_degrees_of_freedom,
-            "converged": True,
-            "sigma": posterior.sigma,
-            "residual_rms": np.sqrt((residual**2).mean(axis=1)),
-            "n_unknowns": n_unknowns + (~self.used).sum(),
-            "reduced_chi_square": posterior.chi_square / posterior.degrees_of_freedom,
-            "worst_reduced_chi_square": posterior.worst_reduced_chi_square,
-            "worst_degrees_of_freedom": posterior.worst_degrees_of_freedom,
-            "n_groups": posterior.group_chi_square.shape[1],
-        }
+        return Setting(self.pulses, signals, tissues, self.labels, self.used, self.groups)
 
     def labels_at(self, acquisition: BaseAcquisition) -> np.ndarray:
         """Label (M,) of other measurements: that of the same echo time or timing.
@@ -444,10 +314,3 @@ class PackedCellsModel(VoxelModel):
     ) -> PackedCellsModel:
         """The model of :meth:`settings`."""
         return cls(acquisition, **settings, **dict[str, Any](arrays))
-
-
-def _per_te(model, amplitudes):
-    """Mean amplitude (V, T) of the measurements of each echo time."""
-    echo_times = np.arange(len(model.acquisition.echo_times))
-    members = model.acquisition.te_index == echo_times[:, None]
-    return amplitudes[:, model.labels] @ members.T / members.sum(axis=1)

@@ -25,6 +25,7 @@ from dipy_spinverse.inversion import (
     transmissibility,
 )
 from dipy_spinverse.packed_cells import PackedCellsModel
+from dipy_spinverse.packed_cells.fit import values_of_fit
 from dipy_spinverse.spinverse.fit import (
     CELLS_PREFIX,
     SpinverseFit,
@@ -204,7 +205,7 @@ class TissueWallChunk:
             posterior = self.cells_model.posterior(
                 voxels.signals, voxels.sigma, max(n_draws, n_fields)
             )
-        cells = self.cells_model.values_of_fit(voxels, posterior, n_draws)
+        cells = values_of_fit(self.cells_model, voxels, posterior, n_draws)
         # The maximum a posteriori estimate, then samples, along the first axis.
         parameters, maps = (
             {name: np.concatenate([estimates[name][None], samples[name]]) for name in samples}

@@ -93,7 +93,7 @@ class PackedCellsFlow(DiffusionCommand):
     The pulse timings are needed: give --big_delta and --small_delta.
     """
 
-    maps = map_names("packed_cells.model.PackedCellsFit")
+    maps = map_names("packed_cells.fit.PackedCellsFit")
     others = ("wall_orientation", "wall_orientation_angle", "systematic_error")
 
     make_model = model_step(

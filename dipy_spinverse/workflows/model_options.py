@@ -51,7 +51,7 @@ def model_step(model: str, *options: str) -> Callable:
 
 
 def map_names(fit: str) -> tuple[str, ...]:
-    """`MAPS` of a class of fits, such as "packed_cells.model.PackedCellsFit"."""
+    """`MAPS` of a class of fits, such as "packed_cells.fit.PackedCellsFit"."""
     module, _, name = fit.rpartition(".")
     (maps,) = (
         statement.value
