@@ -26,7 +26,7 @@ _FONT = {"family": "system-ui, -apple-system, 'Segoe UI', sans-serif", "size": 1
 # Values of all maps in a page, of 5.4 characters each: beyond, slices are left out, so that pages
 # stay below 15 MB.
 _MAX_VALUES = 1_200_000
-_HEIGHT = 330
+_HEIGHT = 350
 _MAX_TICKS = 8
 # Lower and upper limit of wall probability, opacity, and label in the legend.
 _BANDS = (
@@ -39,7 +39,7 @@ _BANDS = (
 def _styled(figure, height=_HEIGHT, **layout):
     figure.update_layout(
         template="plotly_white", font=_FONT, height=height,
-        margin={"l": 60, "r": 20, "t": 40, "b": 50}, **layout,
+        margin={"l": 60, "r": 20, "t": 60, "b": 50}, **layout,
     )  # fmt: skip
     return figure
 
@@ -253,7 +253,7 @@ def signal_figure(
         }
         for v, name in enumerate(names)
     ]  # fmt: skip
-    figure.update_layout(updatemenus=[{"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.2}])
+    figure.update_layout(updatemenus=[{"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.2}])
     _label_b_axis(figure, acquisition, tickvals=b_values)
     figure.update_yaxes(title="signal / S0", rangemode="tozero")
     return _styled(figure, 420, legend={"orientation": "h", "y": -0.2})
