@@ -35,16 +35,15 @@ def residual_groups(acquisition: PulsedMeasurements, used: np.ndarray) -> Residu
         if len(acquisition.timings) > 1 and len(rows):
             names.append(timing)
             members.append(np.isin(np.arange(len(acquisition)), rows))
-        b = acquisition.b[rows].round(2)
-        shell: list[np.integer] = []
-        for row, is_last in zip(rows, np.r_[b[1:] != b[:-1], True], strict=True):
-            shell.append(row)
-            if is_last and len(shell) >= _MIN_SIZE:
+        shell = rows[:0]
+        for same_b in np.split(rows, np.flatnonzero(np.diff(acquisition.b[rows].round(2))) + 1):
+            shell = np.r_[shell, same_b]
+            if len(shell) >= _MIN_SIZE:
                 low, high = acquisition.b[shell].min(), acquisition.b[shell].max()
                 b_range = f"{high:.3g}" if high - low < 0.05 else f"{low:.3g} to {high:.3g}"
                 names.append(f"b {b_range} ms/um^2 at {timing}")
                 members.append(np.isin(np.arange(len(acquisition)), shell))
-                shell = []
+                shell = rows[:0]
     if not names:
         names, members = ["all measurements"], [used]
     return ResidualGroups(tuple(names), np.stack(members))
