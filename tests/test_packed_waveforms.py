@@ -231,6 +231,11 @@ def test_b_tensors_without_waveforms_are_refused_with_a_cure():
         PackedCellsModel(scan)
 
 
+def test_waveforms_without_weighting_are_refused():
+    with pytest.raises(ValueError, match="none with diffusion weighting"):
+        PackedCellsModel(pulsed_gradients([0, 0.01], [1, 0, 0], 8, 20, te=40))
+
+
 def test_b_tensors_without_an_axis_are_taken_for_symmetric_with_a_warning():
     scan = b_tensor_encoding([np.diag([0.8, 0.5, 0.2])], 50)  # 0.3 of 1.5
     with pytest.warns(UserWarning, match="^acquisition has 1 .*three different.* by up to 20 %"):
