@@ -34,7 +34,7 @@ from dipy_spinverse.packed_cells.tissue_signals import TissueSignals
 from dipy_spinverse.voxels.progress import part, stepwise
 
 # Budgets of the search, of the two refinements, of those with the emulator itself, and of voxels
-# without an adequate fit: searches of measured voxels must go on to the end, others need not
+# without an adequate fit, whose searches must converge; others need not
 # (benchmarks/notes/emulator.md, benchmarks/notes/tissue.md).
 _SEARCH = ClassSearchBudget(16, 0.3)
 _REFINEMENTS = ClassSearchBudget(8, 1.0), ClassSearchBudget(40, 0.1)

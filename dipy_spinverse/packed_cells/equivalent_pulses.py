@@ -1,6 +1,6 @@
 """Free waveforms as their equivalent pairs of pulses.
 
-Signals of packed cells depend on a waveform by the times over which it lets water diffuse. To
+Signals of packed cells depend on a waveform through the times over which water diffuses. To
 second order in q, water that meets walls at a rate r is weighted by
 
     beff(r) = 1/(2 r) int int g(t) g(t')^T exp(-r |t - t'|) dt dt',
@@ -48,7 +48,8 @@ from dipy_spinverse.packed_cells.waveform_correction import (
 _NEGLIGIBLE_B = 0.005
 # Rates times durations below which exponentials are expanded in series.
 _SMALL = 3e-3
-# Largest difference of beff / b, and of shapes of b-tensors, within one kind of waveform.
+# Largest difference of beff / b, and of shapes of b-tensors, within one kind of waveform; this and
+# the following limits are chosen by hand.
 _SAME_KIND = 2e-3
 # Deviation of the b-tensor from axial symmetry, relative to b, that gives a warning.
 _ASYMMETRIC = 0.05
@@ -87,7 +88,7 @@ class EquivalentPulses:
 
     @property
     def direction_averaged(self) -> np.ndarray:
-        """(M,) bool, as of pulses; b0 of at most `_NEGLIGIBLE_B` have no direction."""
+        """(M,) bool: b0 of at most `_NEGLIGIBLE_B`, which have no direction."""
         return (self.b > 0) & ~self.directions.any(axis=1)
 
     @property

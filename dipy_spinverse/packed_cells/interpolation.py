@@ -50,7 +50,7 @@ _RATES = np.array([3.0, 0.95, 1.6, 0.85, 1.05])
 _RIDGE = 1e-10
 _TISSUES_AT_ONCE = 64
 LARGEST_SPREAD = 1.0  # standard deviation of the radii over their mean
-_LEAST_SPREAD = 0.02  # narrower distributions are one radius
+_LEAST_SPREAD = 0.02  # narrower distributions are treated as a single radius
 _RADIUS_RANGE = 0.05, 100.0  # um
 # Four radii differ from sixteen by 0.05 % of S0, rms over the prior (benchmarks/notes/tissue.md).
 _RADIUS_NODES, _RADIUS_WEIGHTS = np.polynomial.hermite_e.hermegauss(4)
@@ -271,8 +271,8 @@ def radius_quadrature(
     """Weights, as fractions of the volume, and radii (N,) of cells.
 
     Where n(r) ~ r^(k-1) exp(-r / s) in d dimensions, the volume has a gamma distribution of shape
-    k + d, and surface over volume is d / ((k + d - 1) s): that of equal cells of the radius (N,)
-    that is given. The spread is the standard deviation of the radii over their mean.
+    k + d, and surface over volume is d / ((k + d - 1) s): that of equal cells of `radius` (N,).
+    The spread is the standard deviation of the radii over their mean.
     """
     if spread < _LEAST_SPREAD:
         return [(1.0, radius)]

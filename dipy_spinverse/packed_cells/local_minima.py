@@ -29,7 +29,7 @@ _DAMPING = Damping(initial=1e-4, minimum=1e-12, maximum=1e6, growth=4.0)
 # Ratios of actual to predicted decrease of a good and of a poor step, as usual in trust regions
 # (Nocedal and Wright, Numerical Optimization, 2006, ch. 4); the factors are chosen by hand.
 _GOOD, _POOR = 0.75, 0.25
-_SHRINK, _HOLD, _GROW = 0.25, 0.7, 2.0
+_SHRINK, _SHRINK_SLIGHTLY, _GROW = 0.25, 0.7, 2.0
 _LARGEST_STEP = 1.5  # of z, prior standard deviations
 # Of more initial values the better half continues after a short search: a better quarter missed
 # minima (benchmarks/notes/emulator.md).
@@ -203,7 +203,7 @@ def minimise_costs(
         decrease = cost[rows] - new_cost
         accepted, ratio = decrease > 0, decrease / np.maximum(predicted, 1e-300)
         small = accepted & (decrease < budget.min_decrease) & (ratio > _POOR)
-        change = np.where(ratio > _GOOD, _SHRINK, np.where(ratio > _POOR, _HOLD, _GROW))
+        change = np.where(ratio > _GOOD, _SHRINK, np.where(ratio > _POOR, _SHRINK_SLIGHTLY, _GROW))
         state, new_state = (z, frames, cost, gradient, hessian), (new_z, new_frames, new_cost)
         for values, new_values in zip(state, (*new_state, *derivatives), strict=True):
             values[rows[accepted]] = new_values[accepted]

@@ -60,15 +60,15 @@ class PackedCellsModel(VoxelModel):
     free_diffusivity : float, optional
         Diffusivity of free water, mm^2/s.
     typical_radius : float, optional
-        Median of the log-normal prior of the cells' radii, um, whose factor is 3. The default is
-        for white and grey matter; muscle fibres have about 25.
+        Median of the log-normal prior of the cells' radii, um; one standard deviation is a factor
+        of 3. The default is for white and grey matter; muscle fibres have about 25.
     radius_spread : float, optional
         Standard deviation of the radii of a voxel's cells over their mean, if known, as of axons
         from histology (0.4 to 0.6). Radii are then gamma-distributed, and sizes are those of equal
         cells with the same surface over volume. By default cells are equal.
     amplitudes : {"te", "timing"} or array-like (M,), optional
         Measurements that share a signal without diffusion: those of one echo time, of one timing,
-        or of one label, if b0 or a sweep has its own.
+        or of one label, if the amplitude of b0 or of a sweep differs.
     least_b : float, optional
         Weighted measurements with a smaller b, s/mm^2, are excluded; b0 is not.
     te, mixing_time, isotropic : optional
@@ -114,6 +114,11 @@ class PackedCellsModel(VoxelModel):
         seed: int = 0,
     ):
         super().__init__(gtab, te, mixing_time, isotropic)
+        if self.acquisition.b0_mask.all():
+            raise ValueError(
+                f"gtab has {len(self.acquisition)} measurements, none with diffusion weighting; "
+                "give some above its b0_threshold."
+            )
         self.pulses = equivalent_pulses(self.acquisition)
         self.diffusivity = self._um2_per_ms = None
         if diffusivity is not None:
@@ -141,11 +146,6 @@ class PackedCellsModel(VoxelModel):
         self.groups = residual_groups(self.pulses, self.used)
 
     def _check_arguments(self):
-        if self.acquisition.b0_mask.all():
-            raise ValueError(
-                f"gtab has {len(self.acquisition)} measurements, none with diffusion weighting; "
-                "give some above its b0_threshold."
-            )
         low, high = RANGES["radius"]
         if not low <= self.typical_radius <= high:
             raise ValueError(

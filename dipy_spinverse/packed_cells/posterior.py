@@ -89,6 +89,7 @@ class PackedCellsPosterior:
     estimated_maps : dict of ndarray (V, ...)
         The same maps at the maximum a posteriori of the most probable class.
     estimated_parameters : dict of ndarray (V,)
+        ``maps.PARAMETERS`` at this estimate.
     estimated_class : ndarray (V,) of int
         Index of the most probable class.
     estimated_frames : ndarray (V, 3, 3)
@@ -150,7 +151,7 @@ class PackedCellsPosterior:
         """
         n_samples = len(self.maps["pore_diameter"])
         if not 0 <= n <= n_samples:
-            raise ValueError(f"n is {n}; the posterior has {n_samples} samples.")
+            raise ValueError(f"n is {n}; give a number from 0 to the {n_samples} samples.")
         index = np.arange(n) * n_samples // max(n, 1)
         parameters, maps = (
             {name: values[index] for name, values in samples.items()}
@@ -160,7 +161,7 @@ class PackedCellsPosterior:
 
 
 class Setting(NamedTuple):
-    """What all voxels share; labels, used (M,) and groups are in the order of the acquisition."""
+    """Data shared by all voxels; labels, used and groups are in the order of the acquisition."""
 
     acquisition: PulsedMeasurements
     model: TissueSignals
@@ -175,8 +176,8 @@ def posterior_of(
 ) -> PackedCellsPosterior:
     """Posterior of signals (V, M) with noise (V,), which is estimated where it is None.
 
-    Where the best class is rejected with p < 0.001, samples are drawn with as much more noise as
-    makes its residual typical: their intervals are wider by the root of the reduced chi-square.
+    Where the best class is rejected with p < 0.001, the variance of the noise of the samples is
+    multiplied by the reduced chi-square, so that intervals are wider by its root.
     """
     acquisition, order = setting.acquisition, setting.model.shells.order
     noise_known = sigma is not None

@@ -3,7 +3,7 @@
 Each sample is the maximum a posteriori estimate for data with another realisation of their noise,
 and for a prior whose mean is a sample of the prior. In linear models such estimates are samples of
 the posterior; in nonlinear ones they follow its curvature, which a Gaussian at the mode does not.
-Searches start from initial values of their own, since those from the mode end too close to it.
+Each search has another random initial value, since searches from the mode end too close to it.
 Around each estimate further samples are drawn from the Gaussian of its curvature, which also makes
 up for intervals that randomise-then-optimise leaves too narrow. Failed searches are replaced. All
 voxels share their random numbers, so that the samples of a voxel do not depend on the others.
@@ -32,11 +32,12 @@ from dipy_spinverse.packed_cells.local_minima import (
 from dipy_spinverse.packed_cells.tissue_classes import LARGEST_Z
 from dipy_spinverse.voxels.progress import stepwise
 
-# Unless a source is named, these numbers are those of benchmarks/notes/emulator.md whose intervals
-# covered tissues of the prior best at SNR 50, 150 and 500.
+# Of the numbers that were compared, these gave intervals with the best coverage of tissues of the
+# prior at SNR 50, 150 and 500 (benchmarks/notes/emulator.md).
 #
-# Damping is in units of the prior's curvature: with it five steps lead further than eight without,
-# whose first ones are too long, and what the data do not determine follows the prior's sample.
+# Damping is in units of the prior's curvature: five steps reach lower costs than eight undamped
+# ones, of which the first are too long, and directions that the data do not determine follow the
+# sample of the prior.
 _BUDGET = ClassSearchBudget(5, 0.01)
 _DAMPING = Damping(initial=3.0, minimum=1e-3, maximum=1e6, growth=8.0)
 # Initial values are samples of a linear model around a minimum, with the variance of the noise

@@ -23,8 +23,8 @@ cumulative probability of z, uniform between 0 and 1:
   um^2/ms by a factor of 1.8
 
 The frame is uniform over rotations, parameterised by a rotation vector from the tensor's frame.
-Fractions and radii were chosen on Monte Carlo tissue, whose credible intervals they make cover the
-truth (benchmarks/notes/emulator.md); the other numbers are chosen by hand from the ranges above.
+Fractions and radii were chosen so that credible intervals cover the truth of Monte Carlo tissue
+(benchmarks/notes/emulator.md); the other numbers are chosen by hand from the ranges above.
 """
 
 from __future__ import annotations
