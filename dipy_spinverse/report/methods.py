@@ -81,8 +81,8 @@ def _measurements(fit):
     small, big, te = (_range(column) for column in acquisition.timings.T)
     return (
         f"There were {len(acquisition)} measurements, {int(acquisition.b0_mask.sum())} of them "
-        f"without diffusion weighting, with b up to {1e3 * b.max():.0f} s/mm^2, pulses of {small} "
-        f"ms, {big} ms apart, and echo times of {te} ms."
+        f"b0, with b up to {1e3 * b.max():.0f} s/mm^2, pulses of {small} ms, {big} ms apart, and "
+        f"echo times of {te} ms."
     )
 
 
