@@ -1,4 +1,4 @@
-"""Wall fields of tissue: packings as drawn, and walls that leave them where the data ask."""
+"""Walls of tissue: packings as drawn, and their corrections where the data give evidence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from inversion_cases import shells, spread_directions
 
-from dipy_spinverse import Acquisition, SpinverseModel, Status, bcc_grid
+from dipy_spinverse import Acquisition, SpinverseModel, Status, TissueWallInversion, bcc_grid
 from dipy_spinverse.acquisition.encodings import pulsed_gradients
 from dipy_spinverse.bloch_torrey import relative_transmissibility
 from dipy_spinverse.packed_cells.maps import PARAMETERS
@@ -210,3 +210,10 @@ def test_mesh_of_a_field_is_in_um_and_in_the_frame_of_the_gradients(fitted):
     low, high = fit.tissue.surface_to_volume_low, fit.tissue.surface_to_volume_high
     other = fit.interface(field=1).area_um2 / (LATTICE.volume_um3 * fit.field_scale[1] ** 3)
     assert 0.8 * low < other < 1.2 * high
+
+
+def test_walls_of_tissue_need_a_periodic_grid():
+    box = bcc_grid(2, 5.0, boundary="absorbing")
+    model = SpinverseModel(ACQUISITION, grid=box, inversion=TissueWallInversion())
+    with pytest.raises(ValueError, match="^grid has boundary=.absorbing., .*walls=False"):
+        model.fit(np.exp(-ACQUISITION.b), sigma=0.02)

@@ -57,7 +57,7 @@ from dipy_spinverse.walls.patterns import face_symmetries
 # Edge of lattice cubes, um, below which water crosses them many times in a pulse, so that the data
 # contain no information on single faces.
 _MIN_CUBE_UM = 0.4
-# Voxels computed together: each has a lattice of its own, so that larger chunks save little time.
+# Voxels computed together. Lattices differ between voxels, so larger chunks save little time.
 _MOST_PER_CHUNK = 16
 # Part of the time of a chunk that packed cells take, for the progress bar.
 _CELLS_TIME = 0.15
@@ -76,7 +76,7 @@ class TissueWallInversion(VoxelInversion):
     """Packed cells in all voxels, and packings with their parameters where walls are requested.
 
     Packed cells are fitted once. In voxels whose signals they do not explain, maps are computed
-    from the corrected permeability fields.
+    from the corrected permeability fields. Walls need a periodic grid.
     """
 
     def fit(
@@ -88,6 +88,11 @@ class TissueWallInversion(VoxelInversion):
         model: VoxelModel,
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Status and values of all voxels."""
+        if walls.any() and problem.grid.boundary != "periodic":
+            raise ValueError(
+                f"grid has boundary={problem.grid.boundary!r}, but walls of tissue need a "
+                "periodic grid; use one, or walls=False, or inversion=FaceInversion()."
+            )
         cells_model, has_walls = packed_cells_model(problem), walls.reshape(-1)[image.rows]
         options = {
             "sigma": image.voxels.sigma, "n_draws": problem.n_draws, "n_fields": problem.n_fields
@@ -118,7 +123,7 @@ class TissueWallInversion(VoxelInversion):
         """Signals (V, M) of packed cells, corrected where these do not explain the data."""
         has_walls, cells = values["has_walls"], packed_cells_values(values)
         fields = {name: value for name, value in values.items() if name in SpinverseFit.WALLS}
-        # Corrections are of pulses; of waveforms, permeability fields predict all signals.
+        # Corrections are for pulses; signals of waveforms are those of the permeability fields.
         pulsed = isinstance(acquisition, Acquisition)
         by_cells = np.full(len(has_walls), True) if pulsed else ~has_walls
         signals = np.empty((len(has_walls), len(acquisition)))
@@ -150,7 +155,7 @@ def _in_folder(compute, name):
 
 
 def _field_layout(problem):
-    """Type and shape of what is stored of a voxel with walls besides packed cells."""
+    """Type and shape of what is stored of a voxel with walls in addition to packed cells."""
     values = _STATUS_VALUES | dict.fromkeys(_MAP_STATISTICS, float)
     values |= {"wall_orientation": (float, (3,)), "wall_orientation_angle": float}
     return wall_layout(problem) | {_FIELDS_PREFIX + name: kind for name, kind in values.items()}
