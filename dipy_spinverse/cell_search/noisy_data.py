@@ -70,10 +70,6 @@ class NoisyData:
         """False: a search in noisy data ends without progress only."""
         return False
 
-    def hopeless(self, population: list[Member]) -> bool:
-        """False: noise explains small residuals."""
-        return False
-
     def conclusion(
         self, populations: list[list[Member]], n_draws: int, rng: np.random.Generator
     ) -> tuple[LabelledCells, list[LabelledCells]]:

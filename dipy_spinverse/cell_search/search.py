@@ -107,7 +107,7 @@ class CellSearch:
         for plan in task.populations:
             if plan.initial is InitialBodies.MERGED:
                 populations.append(evolution.merged(populations, plan.patience))
-                hopeless = task.hopeless(populations[-1])
+                hopeless = isinstance(task, ExactData) and task.hopeless(populations[-1])
             else:
                 combined = plan.initial is InitialBodies.COMBINED
                 initial = next(combinations) if combined else []

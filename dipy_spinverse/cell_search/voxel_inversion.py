@@ -61,8 +61,10 @@ class VoxelwiseInversion:
 
 
 class CellInversion(VoxelwiseInversion):
-    """A :class:`dipy_spinverse.inversion.protocols.WallSolver`, for separate cells and a known S0,
-    with the diffusivity in um^2/ms, that draws `n_fields` further wall fields of each voxel."""
+    """A :class:`dipy_spinverse.inversion.protocols.WallSolver` for separate cells and a known S0.
+
+    The diffusivity is in um^2/ms; `n_fields` further permeability fields are drawn per voxel.
+    """
 
     def __init__(
         self,
@@ -83,13 +85,14 @@ class CellInversion(VoxelwiseInversion):
         """Find the cells of V voxels; arguments as :meth:`WallSolver.run`."""
         degrees_of_freedom = np.inf
         noise = np.zeros((len(data), len(self._acquisition.echo_times)))
-        estimated, freedom = noise_before_fit(data, self._acquisition, per_te=True)
         if sigma is not None:
             noise += sigma[:, None]
-        elif freedom.all():
-            # Repeats that differ only by rounding are without noise.
-            noise = np.where(estimated < _SIMULATION_ERROR, 0.0, estimated)
-            degrees_of_freedom = freedom[0]
+        else:
+            estimated, freedom = noise_before_fit(data, self._acquisition, per_te=True)
+            if freedom.all():
+                # Repeats that differ only by rounding are without noise.
+                noise = np.where(estimated < _SIMULATION_ERROR, 0.0, estimated)
+                degrees_of_freedom = freedom[0]
 
         invert = partial(self._of_voxel, degrees_of_freedom=degrees_of_freedom)
         stacked = self._each_voxel(invert, data, noise)

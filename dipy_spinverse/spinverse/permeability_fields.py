@@ -107,8 +107,8 @@ class PermeabilityFieldInversion(VoxelInversion):
             most=_voxels_per_chunk(problem), model=model, options=options,
         )  # fmt: skip
         has_walls = np.ones(len(image.voxels), dtype=bool)
-        own_status = status[np.isin(status, FITTED)]
-        values |= {"has_walls": has_walls, "packed_cells": ~has_walls, "wall_status": own_status}
+        wall_status = status[np.isin(status, FITTED)]
+        values |= {"has_walls": has_walls, "packed_cells": ~has_walls, "wall_status": wall_status}
         return status_with_pattern(status, has_walls, values), values
 
     def signals_of_fit(
@@ -176,6 +176,8 @@ class FaceInversion(PermeabilityFieldInversion):
 @dataclass(frozen=True)
 class ClosedCellInversion(PermeabilityFieldInversion):
     """Separate closed cells in a box with an absorbing outside.
+
+    A fit raises ValueError for other grids, for `free_water` and on other devices than the CPU.
 
     Parameters
     ----------
@@ -309,7 +311,7 @@ class FieldChunk:
             "field_diffusivity": diffusivity,
             "field_share": 1.0,
             "wall_probability": result.wall_probability,
-            "pattern_agreement": [mean_pairwise_f1(walls[:, voxel]) for voxel in range(n_voxels)],
+            "pattern_agreement": mean_pairwise_f1(walls.swapaxes(0, 1)),
             "field_free_water": result.free_water,
         }
         return values | _maps_of_fields(problem, result, tau)

@@ -27,18 +27,20 @@ def align_fields(grid: TetrahedralGrid, fields: np.ndarray, reference: np.ndarra
     return result
 
 
-def mean_pairwise_f1(walls: np.ndarray) -> float:
-    """Mean F1 of all pairs of n fields of wall strengths (n, F), 0 to 1; 1 for a single field.
+def mean_pairwise_f1(walls: np.ndarray) -> np.ndarray:
+    """Mean F1 (...) of all pairs of n fields of wall strengths (..., n, F), 0 to 1.
 
-    For strengths 0 and 1 this is twice the number of common walls over the sum of both numbers.
+    For strengths 0 and 1 this is twice the number of common walls over the sum of both numbers; 1
+    for a single field.
     """
-    if len(walls) < 2:
-        return 1.0
-    common = walls @ walls.T
-    size = np.diag(common)
-    total = size[:, None] + size
+    n = walls.shape[-2]
+    if n < 2:
+        return np.ones(walls.shape[:-2])
+    common = walls @ walls.swapaxes(-1, -2)
+    size = np.diagonal(common, axis1=-2, axis2=-1)
+    total = size[..., None] + size[..., None, :]
     f1 = np.where(total > 0, 2 * common / np.maximum(total, 1e-12), 1.0)
-    return float(f1[np.triu_indices(len(walls), 1)].mean())
+    return f1[(..., *np.triu_indices(n, 1))].mean(axis=-1)
 
 
 # Of which the maximal agreement is taken: enough for the default lattice of 4 x 4 x 4 cubes.
