@@ -62,6 +62,8 @@ class Case:
         Whether signals that do not decay are those of some parameters, nearly.
     needs_model : bool
         Whether no file holds the model, so that `load_fit` must be given it.
+    slow : bool
+        Whether the whole contract takes long.
     """
 
     make: Callable[[], VoxelModel]
@@ -69,6 +71,7 @@ class Case:
     options: dict = field(default_factory=lambda: dict(_QUICK_DRAWS))
     explains_still_water: bool = False
     needs_model: bool = False
+    slow: bool = False
 
     @cached_property
     def model(self) -> VoxelModel:
@@ -134,6 +137,13 @@ def _learned():
 _FIELDS = {"n_fields": 1, "n_draws": 0}
 _IN_BOX = _FIELDS | {"S0": S0}
 CASES = {
+    "Spinverse, walls of tissue": Case(
+        lambda: SpinverseModel(_PULSED, grid=GRID),
+        _tissue,
+        _FIELDS | _QUICK_DRAWS,
+        True,
+        slow=True,
+    ),
     "Spinverse, periodic": Case(lambda: _walls("periodic"), _tissue, _FIELDS, True),
     "Spinverse, absorbing": Case(lambda: _walls("absorbing"), _in_box, _IN_BOX),
     "packed cells": Case(lambda: PackedCellsModel(_PULSED), _tissue, _QUICK_DRAWS, True),

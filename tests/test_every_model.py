@@ -28,7 +28,12 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=CASES)
+MODELS = [
+    pytest.param(name, marks=pytest.mark.slow if case.slow else ()) for name, case in CASES.items()
+]
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def case(request):
     return CASES[request.param]
 
@@ -208,6 +213,17 @@ def test_a_saved_fit_is_read_as_it_was(case, fit, tmp_path):
     np.testing.assert_allclose(again.predict(), fit.predict(), rtol=1e-6)
     fit[0].save(tmp_path / "voxel.npz")
     assert_same(load_fit(tmp_path / "voxel.npz", fit.model), fit[0])
+
+
+def test_the_default_engine_of_spinverse_keeps_the_contract(tmp_path):
+    case = CASES["Spinverse, walls of tissue"]
+    fit = case.fit(case.data)
+    assert fit.has_walls.all() and fit.packed_cells.all()
+    test_a_voxel_that_the_model_explains_is_not_a_misfit(fit)
+    test_maps_come_with_intervals_that_hold_them(case, fit)
+    test_a_fit_is_indexed_like_its_arrays(case, fit)
+    test_a_fit_predicts_its_data_and_other_measurements(case, fit)
+    test_a_saved_fit_is_read_as_it_was(case, fit, tmp_path)
 
 
 def test_a_file_of_another_model_is_refused(case, fit, tmp_path):

@@ -24,10 +24,13 @@ from dipy_spinverse.inversion import (
     Manifoldness,
     Stage,
     WallArea,
+    face_solver,
 )
+from dipy_spinverse.inversion.gauss_newton import gauss_newton
 from dipy_spinverse.inversion.unknowns import wall_faces
 from dipy_spinverse.spinverse import SpinverseFit, Status
 from dipy_spinverse.substrates.membranes import from_inside
+from dipy_spinverse.voxels import chunks
 from dipy_spinverse.walls.interface import InterfaceMesh
 from dipy_spinverse.walls.metrics import compare_walls
 
@@ -209,18 +212,33 @@ def test_adam_baseline_explains_the_signals_within_its_permeabilities(body_in_a_
 
 
 def test_adam_does_not_go_beyond_its_schedule(monkeypatch, volume):
-    import dipy_spinverse.inversion.face_solver as inversion
-
     counted = []
 
     def counting(model, data, sigma, start, stage):
         counted.append(stage.max_iterations)
         return start, torch.ones(len(start), dtype=torch.bool)
 
-    monkeypatch.setitem(inversion.OPTIMIZERS, "adam", counting)
+    monkeypatch.setitem(face_solver.OPTIMIZERS, "adam", counting)
     model = SpinverseModel(ACQUISITION, grid=GRID, inversion=FaceInversion("adam"))
     model.fit(volume[0, 0, 0], n_fields=0, n_draws=0)
     assert counted == [200, 200]
+
+
+def test_only_with_less_noise_than_in_the_stages_is_the_last_one_repeated(
+    monkeypatch, model, volume
+):
+    stages = []
+
+    def counting(model, data, sigma, start, stage):
+        stages.append(stage)
+        return gauss_newton(model, data, sigma, start, stage)
+
+    monkeypatch.setattr(face_solver, "gauss_newton", counting)
+    monkeypatch.setitem(face_solver.OPTIMIZERS, "gauss-newton", counting)
+    for sigma, n_stages in ((5.0, 2), (1.0, 3)):  # SNR 20 and 100; stages have SNR 50 at most
+        stages.clear()
+        model.fit(volume[0, 0, 0], sigma=sigma, n_fields=0, n_draws=0)
+        assert len(stages) == n_stages and stages[n_stages - 1].priors == QUICK[-1].priors
 
 
 def test_adam_cannot_fit_free_water(volume):
@@ -717,6 +735,13 @@ def test_same_seed_gives_the_same_fit_and_another_seed_another(model, volume, vo
     other = quick_model(seed=1).fit(volume[0, 0, 0], sigma=SIGMA, n_fields=1)
     difference = np.abs(other.wall_probability - volume_fit[0, 0, 0].wall_probability)
     assert difference.max() > 0.01
+
+
+def test_chunks_do_not_change_the_fit_of_voxels_of_different_noise(model, volume, monkeypatch):
+    sigma = np.array([[0.5], [2.0], [4.0], [1.0]]).reshape(2, 2, 1)
+    whole = model.fit(volume, sigma=sigma, n_fields=0, n_draws=0)
+    monkeypatch.setattr(chunks, "_MIN_VOXELS", 1)
+    assert_nearly_same_fit(model.fit(volume, sigma=sigma, n_fields=0, n_draws=0), whole)
 
 
 def test_directions_of_the_test_acquisitions_are_unit():
