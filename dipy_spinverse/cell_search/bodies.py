@@ -63,7 +63,7 @@ def random_bodies(rng: np.random.Generator, grid: TetrahedralGrid) -> np.ndarray
 
 
 def random_cell(rng: np.random.Generator, grid: TetrahedralGrid) -> np.ndarray:
-    """Labels (T,) of one body that fills 1 to 25 % of the box, so that others fit beside it. Large
+    """Labels (T,) of one body that fills 1 to 25 % of the box, so that others have space. Large
     ones are rarer, as fewer are needed to cover their shapes."""
     corners = grid.points_um.min(axis=0), grid.points_um.max(axis=0)
     while True:

@@ -12,7 +12,8 @@ from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import PartialVol
 from dipy_spinverse.cell_search.labelled import LabelledCells, Target
 from dipy_spinverse.voxels.rician import rician_mean
 
-# Error of the regression, in units of the noise, that is not resolved: small beside the noise.
+# Error of the regression, in units of the noise, that is not resolved: small relative to
+# the noise.
 _RIDGE = 0.05
 _RICIAN_ITERATIONS = 3  # of a fixed-point iteration for the bias; set by hand
 

@@ -15,8 +15,8 @@ from dipy_spinverse.cell_search.member import Member, SearchTools
 from dipy_spinverse.cell_search.noisy_data import NoisyData
 from dipy_spinverse.threads import in_threads
 
-# Set by hand on the shapes of benchmarks/shapes.py. Random changes of members (moved, mirrored,
-# removed and exchanged cells) besides were worth nothing (benchmarks/results/ablation.md).
+# Set by hand on the shapes of benchmarks/shapes.py. Further random changes of members (moved,
+# mirrored, removed and exchanged cells) had no effect (benchmarks/results/ablation.md).
 _N_MEMBERS = 4  # that survive a round
 _N_FRESH = 1  # random bodies that join in a round
 _N_STEPS = 7  # of Gauss-Newton, of a disturbed member

@@ -48,7 +48,7 @@ class SeparateCells:
         self._effects = single.signals - self._empty_signals
 
     def by_likely_number(self, rng: np.random.Generator) -> Iterator[tuple[int, np.ndarray]]:
-        """Numbers of cells, the likeliest first, and labels (n, T) of so many, the best first."""
+        """Numbers of cells, the most probable first, each with labels (n, T), the best first."""
         objective = self._task.objective_with_error(self._cells, self._error)
         best = {
             number: self._combined(number, objective, rng) for number in range(1, _MAX_CELLS + 1)

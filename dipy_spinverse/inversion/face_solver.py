@@ -22,13 +22,14 @@ from dipy_spinverse.walls.patterns import align_fields
 OPTIMIZERS: dict[str, Optimiser] = {"gauss-newton": gauss_newton, "adam": adam}
 
 # Standard deviation of initial scaled transmissibilities, the same in all voxels. A uniform field
-# is symmetric under point reflection, and so are all its iterates, whatever the data.
+# is symmetric under point reflection, and so are all its iterates, whatever the data. Chosen by
+# hand, as the initial fraction of free water.
 _INITIAL_SD = 0.05
 _INITIAL_FREE_WATER = 0.05
 # Noise level of the stages relative to S0, at least: with less noise the objective has many local
 # minima. Only the last stage is repeated at the true noise level. Chosen by hand.
 _MIN_STAGE_SIGMA = 0.02
-# Accuracy of simulated signals, relative to S0, with so many time steps per pulse.
+# Accuracy of simulated signals, relative to S0, with so many time steps per pulse; by hand.
 _MIN_SIGMA, _STEPS = 1e-4, 6
 
 

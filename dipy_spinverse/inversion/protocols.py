@@ -19,7 +19,7 @@ from dipy_spinverse.inversion.unknowns import SignalModel
 
 @runtime_checkable
 class Prior(Protocol):
-    """A penalty on wall fields, in units of -ln(probability)."""
+    """A penalty on walls, in units of -ln(probability)."""
 
     @property
     def weight(self) -> float:

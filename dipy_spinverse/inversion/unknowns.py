@@ -42,7 +42,8 @@ def transmissibility(scaled: torch.Tensor) -> torch.Tensor:
     return scaled / (1 + (1 - scaled) / _C)
 
 
-def transmissibility_slope(scaled):
+def transmissibility_slope(scaled: torch.Tensor) -> torch.Tensor:
+    """Derivative of :func:`transmissibility`, same shape."""
     return (1 + 1 / _C) / (1 + (1 - scaled) / _C) ** 2
 
 

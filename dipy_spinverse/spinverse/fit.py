@@ -30,8 +30,8 @@ _NOT_FITTED = {
     Status.NO_SIGNAL: "without any signal; choose one within the tissue",
     Status.NO_B0: "without a positive signal at b = 0; choose another, or give S0",
 }
-# Median relative transmissibility of open faces below which a mesh comes with a warning: a few
-# percent of the diffusivity.
+# Median relative transmissibility of open faces below which a mesh comes with a warning: an error
+# of a few percent of the diffusivity; chosen by hand.
 _MIN_OPEN_TRANSMISSIBILITY = 0.97
 _STATUS_WARNINGS = {
     Status.MISFIT: "its walls do not explain its signals (see residual_rms). This can also be "
@@ -92,7 +92,7 @@ class SpinverseFit(VoxelFit):
     field_diffusivity : ndarray (..., n + 1)
         Diffusivity of the water of each field, um^2/ms.
     field_share : ndarray (..., n + 1)
-        Fraction of the water in tissue that each field stands for.
+        Fraction of the water in tissue that is as each field.
     wall_probability : ndarray (..., F)
         Probability that a face is a wall, over all these fields, and over all positions of
         packings. Of smooth cells, that a wall is within 4 % of the box's side of the face.
@@ -112,7 +112,8 @@ class SpinverseFit(VoxelFit):
         "free_water_fraction",
     )
     # Relative standard deviations with which intervals contain the truth in 95 % of 20 Monte Carlo
-    # tissues, for fields from random initial values on the default grid.
+    # tissues, for fields from random initial values on the default grid (benchmarks/README.md, an
+    # earlier run).
     WALL_ERRORS: ClassVar[dict[str, float]] = {
         "surface_to_volume": 1.8,
         "restricted_fraction": 0.5,
@@ -199,6 +200,11 @@ class SpinverseFit(VoxelFit):
             k for the k-th of `permeability_fields`. Where the pattern is not determined this is
             one of many that explain the signals.
 
+        Returns
+        -------
+        InterfaceMesh
+            In um, in the frame of the gradients.
+
         Raises
         ------
         ValueError
@@ -216,7 +222,7 @@ class SpinverseFit(VoxelFit):
         n_fields = 1 + len(voxel.permeability_fields)
         if field is not None and field not in range(n_fields):
             raise ValueError(f"field is {field!r}; the fit has fields 0 to {n_fields - 1}.")
-        return self.model.engine().mesh(voxel, threshold, field)
+        return self.model.voxel_inversion().mesh(voxel, threshold, field)
 
 
 def _check_drawable(voxel, index, shape):

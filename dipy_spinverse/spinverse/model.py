@@ -37,9 +37,30 @@ _GRID_SIZES = ("period_um", "box_um")
 def choose_inversion(problem: WallProblem) -> VoxelInversion:
     """The engine that `SpinverseModel` uses if none is given.
 
-    `TissueWallInversion` on a periodic grid, with maps of packed cells. Other engines have maps of
-    walls: `ClosedCellInversion` on a grid with absorbing outside if S0 is known, there is no free
-    water and the device is the CPU, otherwise `FaceInversion`.
+    The first one whose conditions are fulfilled:
+
+    =======================  ==========================================  ==================
+    engine                   conditions                                  maps from
+    =======================  ==========================================  ==================
+    `TissueWallInversion`    periodic grid                               packed cells
+    `ClosedCellInversion`    absorbing outside, S0 known, no free water  walls of the cells
+                             to be estimated, CPU
+    `FaceInversion`          none: other grids, S0 estimated, free       permeability of
+                             water, or a GPU                             all faces
+    =======================  ==========================================  ==================
+
+    `FaceInversion` can be requested on any grid; ``ClosedCellInversion(smooth=True)``, which
+    needs an absorbing one, is never chosen.
+
+    Parameters
+    ----------
+    problem : WallProblem
+        Acquisition, grid and device, and what is known or to be estimated.
+
+    Returns
+    -------
+    TissueWallInversion, ClosedCellInversion or FaceInversion
+        With its default options.
 
     Examples
     --------
@@ -98,8 +119,8 @@ class SpinverseModel(VoxelModel):
     Raises
     ------
     ValueError
-        Missing or inconsistent timings, an inversion that is none, a diffusivity that is not
-        positive.
+        Missing or inconsistent timings, only b0 measurements, an inversion that is not an engine,
+        a diffusivity that is not positive.
 
     References
     ----------
@@ -168,7 +189,7 @@ class SpinverseModel(VoxelModel):
             device=self.device, **of_fit,
         )  # fmt: skip
 
-    def engine(self, problem: WallProblem | None = None) -> VoxelInversion:
+    def voxel_inversion(self, problem: WallProblem | None = None) -> VoxelInversion:
         """The engine that solves a problem, or that predicts the signals of a fit."""
         return self.inversion or choose_inversion(problem or self.problem())
 
@@ -247,14 +268,16 @@ class SpinverseModel(VoxelModel):
         problem = self.problem(
             S0_known=S0 is not None, free_water=free_water, n_fields=n_fields, n_draws=n_draws
         )
-        status, values = self.engine(problem).fit(problem, image, with_walls, compute, self)
+        status, values = self.voxel_inversion(problem).fit(
+            problem, image, with_walls, compute, self
+        )
         return SpinverseFit(self, status, values)
 
     def signals_of_fit(
         self, values: Mapping[str, np.ndarray], acquisition: BaseAcquisition
     ) -> np.ndarray:
         """Signals (V, M) of the values of a fit, relative to those without diffusion."""
-        return self.engine().signals_of_fit(self.problem(), values, acquisition)
+        return self.voxel_inversion().signals_of_fit(self.problem(), values, acquisition)
 
     def settings(self) -> tuple[dict, dict[str, np.ndarray]]:
         """Settings, and the arrays of the grid."""

@@ -33,13 +33,14 @@ _ARRANGEMENTS = {
     },
 }
 _WALLS: dict[str, Callable[..., np.ndarray]] = {"cylinders": cylinders, "spheres": spheres}
-# Smallest radius of a body in lattice cubes: walls of smaller ones are only a few faces.
+# Smallest radius of a body in lattice cubes: walls of smaller ones are only a few faces. Chosen by
+# hand, as the number of random arrangements that are tried.
 _MIN_RADIUS = 0.5
 _RANDOM_TRIALS = 3
 # Factor by which the volume fraction is reduced, and how often at most, where bodies on the
 # lattice would enclose the water between them. Chosen by hand; see benchmarks/wall_fields.py.
 _FRACTION_STEP, _MAX_REDUCTIONS = 0.94, 20
-# Smallest fraction of the water between bodies that must not be enclosed.
+# Smallest fraction of the water between bodies that must not be enclosed; chosen by hand.
 _MIN_CONNECTED = 0.8
 
 
@@ -62,13 +63,13 @@ class Packing:
 
     @cached_property
     def scaled_transmissibility(self) -> np.ndarray:
-        """Openness (F,) of its faces."""
+        """Of its faces (F,)."""
         return scaled_transmissibility(
             relative_transmissibility(self.grid, self.permeability, self.diffusivity)
         )
 
     def rotated(self, acquisition: BaseAcquisition) -> BaseAcquisition:
-        """BaseAcquisition in the frame of the lattice."""
+        """The acquisition in the frame of the lattice."""
         if isinstance(acquisition, Acquisition):
             return replace(acquisition, directions=acquisition.directions @ self.frame.T)
         waveforms = [replace(w, rates=w.rates @ self.frame.T) for w in acquisition.waveforms]

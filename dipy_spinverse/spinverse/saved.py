@@ -12,8 +12,8 @@ from dipy_spinverse.spinverse.permeability_fields import ClosedCellInversion, Fa
 from dipy_spinverse.spinverse.tissue_walls import TissueWallInversion
 
 _CLASSES: dict[str, type] = {
-    each.__name__: each
-    for each in (
+    cls.__name__: cls
+    for cls in (
         *(TissueWallInversion, FaceInversion, ClosedCellInversion, Stage),
         *(Binarisation, Continuity, Manifoldness, WallArea),
     )

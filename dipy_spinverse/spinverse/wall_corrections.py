@@ -40,6 +40,7 @@ LARGEST_LINK_PHASE = np.pi / 2
 # Gain of the log evidence that noise alone exceeds with the probability FALSE_REJECTION_RATE: half
 # of a chi-square quantile with one degree of freedom, that of the variance l.
 _MIN_LOG_EVIDENCE_GAIN = chi2.isf(FALSE_REJECTION_RATE, 1) / 2
+# The numbers below are chosen by hand, unless a source is given.
 # Singular vectors of J that are kept, and the smallest relative squared singular value.
 _MAX_SINGULAR_VECTORS, _MIN_EIGENVALUE = 100, 1e-6
 # Cross-validation: number of folds, and the reduction of squared errors in standard errors above

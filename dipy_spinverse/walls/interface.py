@@ -109,6 +109,15 @@ class InterfaceMesh:
         ------
         ValueError
             An unknown suffix, an origin of the wrong shape, a mesh without triangles.
+
+        Examples
+        --------
+        >>> import tempfile, os
+        >>> from dipy_spinverse.grid import bcc_grid
+        >>> grid = bcc_grid(cells=4, cell_size_um=5.0)
+        >>> walls = np.arange(grid.n_faces) < 10
+        >>> mesh = interface_mesh(grid, np.full(grid.n_faces, 0.01), walls)
+        >>> mesh.save(os.path.join(tempfile.mkdtemp(), "walls.vtu"))
         """
         path = Path(path)
         if len(self.triangles) == 0:

@@ -27,7 +27,8 @@ _RESTRICTED_RATIO, _RESTRICTED_WIDTH = 0.30, 0.04
 # Root mean squared displacement, over the distance between centroids, in the drift of spins that
 # gives normals. From 3 to 6, areas of spheres, cylinders and planes change by about 1 %.
 _DRIFT_LENGTH = 4.0
-# Weight of the normal of the face itself, for walls between which spins cannot move.
+# Weight of the normal of the face itself, for walls between which spins cannot move; chosen by
+# hand, as the constants below.
 _FACE_NORMAL_WEIGHT = 0.2
 _SMOOTHING_ROUNDS = 2
 # Surface-to-volume ratio (1/um) and restricted fraction below which maps decrease to zero.

@@ -46,7 +46,7 @@ class WallComparison:
 def compare_walls(
     estimated: ArrayLike, true: ArrayLike, grid: TetrahedralGrid, point_reflection: bool = False
 ) -> WallComparison:
-    """Compare estimated with true walls.
+    """Compare estimated with true walls, as published [1]_.
 
     Parameters
     ----------
@@ -66,6 +66,11 @@ def compare_walls(
     ------
     ValueError
         Wrong shapes, values that are not boolean, or a grid that differs from its own reflection.
+
+    References
+    ----------
+    .. [1] Khole et al., "Spinverse: Differentiable physics for permeability-aware microstructure
+       reconstruction from diffusion MRI" (2026), https://doi.org/10.48550/arXiv.2603.04638
 
     Examples
     --------

@@ -26,7 +26,7 @@ _STEPS = 4  # time steps per gradient pulse, as in the search on the lattice
 # (https://doi.org/10.1080/01621459.1965.10480807). By chance, 1, signals of a ring err twice as
 # much (doc/method.md).
 _ODDS_RATIO = 30.0
-# Width of walls, in distances of the points that sample a tetrahedron: wider ones would leak
+# Width of walls, in distances of the points that sample a tetrahedron: wider ones lose signal
 # (benchmarks/notes/walls_off_grid.md, "The width of a wall").
 _WIDTH = 0.6
 _MIN_SLOPE, _MAX_SLOPE = 0.3, 1.2  # of the field at walls, to convert it to a distance

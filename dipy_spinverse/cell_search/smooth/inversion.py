@@ -22,10 +22,11 @@ from dipy_spinverse.voxels.rician import rician_mean
 from dipy_spinverse.walls.maps import LONGEST_EXCHANGE_TIME_MS
 
 # Of simulated signals, relative to them, from grids, sampling points and time steps. Set by hand;
-# that of single measurements is .6 % (benchmarks/results/smooth_bodies_truth.md).
+# that of single measurements is 0.6 % (benchmarks/results/smooth_bodies_truth.md).
 _SIMULATION_ERROR = 0.003
-# Relative standard deviations besides the scatter of samples. With these, intervals cover 95 to
-# 98 % of the linearised errors of fits of ten known bodies (benchmarks/notes/walls_off_grid.md).
+# Relative standard deviations in addition to the scatter of samples. With these, intervals cover
+# 95 to 98 % of the linearised errors of fits of ten known bodies
+# (benchmarks/notes/walls_off_grid.md).
 _RELATIVE_ERRORS = {
     "surface_to_volume": 0.04,
     "restricted_fraction": 0.05,

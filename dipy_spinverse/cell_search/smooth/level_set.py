@@ -29,7 +29,7 @@ _RIDGE = 1e-4  # of their least squares, relative to the mean diagonal
 # between 0.002 and 0.2 um/ms.
 TYPICAL_PERMEABILITY = 0.02
 LOG_PERMEABILITY_SD = 1.2
-_MIN_CELL_FRACTION = 0.05  # of the volume of all cells, of a cell of its own permeability
+_MIN_CELL_FRACTION = 0.05  # of the volume of all cells, of a cell with a separate permeability
 # Volume over that of the box below which the grids of the search do not resolve a cell, and depth
 # (lengths of the prior) to which its field is lowered (benchmarks/notes/walls_off_grid.md).
 _UNRESOLVED, _LOWERED = 0.0025, 0.5

@@ -34,7 +34,7 @@ from dipy_spinverse.cell_search.smooth.random_cells import random_cells
 from dipy_spinverse.cell_search.smooth.symmetries import Rotations, symmetry_images
 
 # Error of condensed data, in units of the noise, on the coarse grid; that of a fine one is larger
-# (benchmarks/notes/walls_off_grid.md, "Condensed data").
+# (benchmarks/notes/walls_off_grid.md, "Subset of measurements").
 _RIDGE = 0.02
 # Local minima are weighted by their probability to the power 1/4, as longer descents still change
 # the differences of their logarithms (benchmarks/notes/walls_off_grid.md).

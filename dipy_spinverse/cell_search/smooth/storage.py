@@ -15,7 +15,7 @@ from dipy_spinverse.cell_search.smooth.level_set import RASTER, SmoothCells, lev
 from dipy_spinverse.grid import TetrahedralGrid
 
 CELL_ARRAYS = ("cell_field", "cell_log_permeability", "cell_index")
-# Cells below 5 % of the volume of all cells have no permeability of their own (`level_set`).
+# Only cells above 5 % of the volume of all cells have a separate permeability (`level_set`).
 _MAX_CELLS = 19
 
 

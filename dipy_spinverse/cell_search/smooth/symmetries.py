@@ -26,7 +26,7 @@ from dipy_spinverse.voxels.shells import harmonics, shells_of
 # those of order 6 do to 0.05 of the noise (benchmarks/notes/walls_off_grid.md).
 _MIN_ORDER = 4
 # Set by hand; cells that come closer to the sides of the box lose signal by thousands in twice the
-# log posterior (benchmarks/notes/walls_off_grid.md, "Places").
+# log posterior (benchmarks/notes/walls_off_grid.md).
 _GAP = 0.1  # between cells, in lengths of the prior
 _OUTSIDE_DEPTH = 0.5  # of the field of a cell in the space of other cells, in lengths of the prior
 _MARGIN = 0.08  # between cells and sides, over the box, unless they were closer before
