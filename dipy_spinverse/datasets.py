@@ -21,7 +21,7 @@ import numpy as np
 from dipy.data.fetcher import dipy_home
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
-from dipy_spinverse.voxels.storage import whole
+from dipy_spinverse.voxels.storage import write_whole
 
 ENVIRONMENT_VARIABLE = "DIPY_SPINVERSE_DATA"
 REGIONS = ("genu", "fornix")
@@ -137,7 +137,7 @@ def _file(dataset, name, path):
     check(content, sha256, url)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole(path, lambda file: file.write(content))
+        write_whole(path, lambda file: file.write(content))
     except OSError as error:
         raise OSError(
             error.errno,

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from dipy_spinverse.voxels import progress
-from dipy_spinverse.voxels.progress import Bar, part, stepwise, tell
+from dipy_spinverse.voxels.progress import Bar, part, report_progress, stepwise
 
 
 def slowly(voxels):
     """Half of a chunk, a pause, the rest."""
-    tell(0.5)
+    report_progress(0.5)
     time.sleep(3 * progress._INTERVAL)
     return voxels
 
@@ -50,18 +50,18 @@ def test_without_a_bar_nothing_is_printed_and_the_function_is_the_same(capfd):
 
 def test_steps_within_steps_add_up_to_the_whole():
     told = []
-    with progress._heard_by(told.append):
+    with progress._with_listener(told.append):
         with part(0.0, 0.5):
             for _ in stepwise(range(2)):
-                tell(0.5)
+                report_progress(0.5)
         with part(0.5, 1.0):
-            tell(0.5)
+            report_progress(0.5)
     assert told == [0.125, 0.25, 0.375, 0.5, 0.5, 0.75, 1.0]
 
 
 def test_what_computes_may_tell_where_nobody_listens():
     seen = []
     for item in stepwise([1, 2]):
-        tell(0.5)
+        report_progress(0.5)
         seen.append(item)
     assert seen == [1, 2]

@@ -23,7 +23,7 @@ from dipy_spinverse.cell_shapes.unknowns import ShapeSignals, SimulatedCell
 from dipy_spinverse.voxels.acquired import FittedModel
 from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.voxels.noise import noise_before_fit
-from dipy_spinverse.voxels.progress import stepwise, tell
+from dipy_spinverse.voxels.progress import report_progress, stepwise
 from dipy_spinverse.voxels.rician import rician_mean, rician_noise_from_residual
 from dipy_spinverse.voxels.statistics import ENDINGS, statistics_of_maps
 from dipy_spinverse.voxels.status import FALSE_REJECTION_RATE
@@ -104,11 +104,11 @@ class FitShapes:
         order = np.argsort(values)[:_N_CONTINUED]
         if not noise_given:
             objective = _with_noise(objective, cells[order[0]])
-        tell(_STARTED)
+        report_progress(_STARTED)
         minima, values, stopped = minimise_cells(
             objective, [cells[k] for k in order], _COARSE_STEPS
         )
-        tell(_COARSE)
+        report_progress(_COARSE)
         best_row = int(np.argmin(values))
         cell, converged = minima[best_row], bool(stopped[best_row])
         stages = [starts[order[best_row]].shape, cell.shape]
@@ -128,7 +128,7 @@ class FitShapes:
             objective = _with_noise(objective, cell)
             (cell,), _, (converged,) = minimise_cells(objective, [cell], _FIRST_STEPS)
         stages.append(cell.shape)
-        tell(_FINE)
+        report_progress(_FINE)
         values = self._values(objective, cell, stages, meshed)
         # relative to noise (independent of the shape) and discretisation error, in units of sigma
         judged = values["residual_rms"] ** 2 / (noise**2 + objective.forward.mesh_error**2)

@@ -15,7 +15,7 @@ from dipy_spinverse.inversion.gauss_newton import gauss_newton
 from dipy_spinverse.inversion.protocols import Optimiser, Prior, Reconstruction, WallProblem
 from dipy_spinverse.inversion.uncertainty import Laplace, probability_below
 from dipy_spinverse.inversion.unknowns import WALL_THRESHOLD, SignalModel
-from dipy_spinverse.voxels.progress import tell
+from dipy_spinverse.voxels.progress import report_progress
 from dipy_spinverse.voxels.rician import noise_from_residual
 from dipy_spinverse.walls.patterns import align_fields
 
@@ -112,14 +112,14 @@ class FaceSolver:
 
         fields = [unknowns]
         stage_sigma = np.maximum(noise, _MIN_STAGE_SIGMA)
-        tell(1 / len(perturbations))
+        report_progress(1 / len(perturbations))
         for k, (perturbation, sample) in enumerate(
             zip(perturbations[1:], unit_noise[1:], strict=True)
         ):
             noisy = signals + self._noise_of_encodings(noise) * sample
             field = self._after_stages(noisy, stage_sigma, perturbation)
             fields.append(self._at_true_noise(noisy, noise, *field)[0])
-            tell((k + 2) / len(perturbations))
+            report_progress((k + 2) / len(perturbations))
         laplace = self._laplace(signals, noise, unknowns)
         return self._reconstruction(fields, laplace, noise, converged)
 

@@ -112,7 +112,7 @@ def volume_of(path: str | Path, like: tuple[tuple[int, ...], np.ndarray], name: 
             f"{name}: {path} has shape {stored.shape}, but the images have {shape}; resample "
             "it to the images."
         )
-    distance = _apart(stored.affine, affine, shape)
+    distance = _corner_distance(stored.affine, affine, shape)
     if distance > _POSITION_TOLERANCE * np.linalg.norm(affine[:3, :3], axis=0).min():
         raise ValueError(
             f"{name}: {path} has another position: its corners are up to {distance:.3g} mm from "
@@ -138,7 +138,7 @@ def mask_of(path: str | Path, like: tuple[tuple[int, ...], np.ndarray], name: st
     return mask
 
 
-def _apart(affine_a, affine_b, shape):
+def _corner_distance(affine_a, affine_b, shape):
     """Largest distance, mm, between the corners of two images of one shape."""
     corners = np.stack(np.meshgrid(*[(-0.5, n - 0.5) for n in shape], indexing="ij"), axis=-1)
     corners = corners.reshape(-1, 3)

@@ -1,6 +1,6 @@
 """Progress of a fit in voxels.
 
-The fit of a chunk reports the finished fraction with :func:`tell`; :func:`part` and
+The fit of a chunk reports the finished fraction with :func:`report_progress`; :func:`part` and
 :func:`stepwise` give steps their fraction of the enclosing step. Each worker writes its number of
 voxels to a file, and the bar shows the sum; without a common folder it shows finished chunks.
 """
@@ -31,13 +31,13 @@ def _no_listener(share: float) -> None:
 _listener: ContextVar[Callable[[float], None]] = ContextVar("_listener", default=_no_listener)
 
 
-def tell(share: float) -> None:
+def report_progress(share: float) -> None:
     """Report the finished fraction of the current step, 0 to 1."""
     _listener.get()(share)
 
 
 @contextmanager
-def _heard_by(listener: Callable[[float], None]) -> Iterator[None]:
+def _with_listener(listener: Callable[[float], None]) -> Iterator[None]:
     previous = _listener.get()
     _listener.set(listener)
     try:
@@ -52,13 +52,13 @@ def part(start: float, end: float) -> Iterator[None]:
 
     Examples
     --------
-    >>> with _heard_by(print), part(0.5, 1.0):
-    ...     tell(0.5)
+    >>> with _with_listener(print), part(0.5, 1.0):
+    ...     report_progress(0.5)
     0.75
     1.0
     """
     outer = _listener.get()
-    with _heard_by(lambda share: outer(start + share * (end - start))):
+    with _with_listener(lambda share: outer(start + share * (end - start))):
         yield
     outer(end)
 
@@ -87,7 +87,7 @@ class _Reported:
             except OSError:
                 _listener.set(_no_listener)  # another machine
 
-        with _heard_by(write):
+        with _with_listener(write):
             result = self.function(voxels)
             write(1.0)
         return result

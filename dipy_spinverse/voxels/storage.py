@@ -28,10 +28,10 @@ def write(path: Path | str, header: dict, arrays: Mapping[str, np.ndarray]) -> N
     """Store a header (of JSON types) and arrays, compressed, with a checksum of both."""
     header = header | {"checksum": digest(header, arrays)}
     stored: dict[str, Any] = {"header": np.array(_text_of(header)), **arrays}
-    whole(path, lambda file: np.savez_compressed(file, **stored))
+    write_whole(path, lambda file: np.savez_compressed(file, **stored))
 
 
-def whole(path: Path | str, fill: Callable[[BinaryIO], Any]) -> None:
+def write_whole(path: Path | str, fill: Callable[[BinaryIO], Any]) -> None:
     """Write a file by a function of the open file; it appears when it is complete, or never."""
     path = Path(path)
     with staging(path.parent) as hidden:

@@ -11,7 +11,7 @@ from scipy.stats import qmc
 from torch import Tensor, nn
 
 from dipy_spinverse.compartments.learned.learner import Learner
-from dipy_spinverse.voxels.progress import tell
+from dipy_spinverse.voxels.progress import report_progress
 
 _PATIENCE = 6  # epochs without a lower loss after which training ends; usual
 _VALIDATION = 0.1  # of the training set; usual
@@ -74,7 +74,7 @@ class DeepNetwork(Learner):
             if loss < least_loss:
                 least_loss, n_waited = loss, 0
                 weights = copy.deepcopy(network.state_dict())
-            tell(n_epochs / max_epochs)
+            report_progress(n_epochs / max_epochs)
         if weights is None:
             raise ValueError(
                 f"Training diverged with learning_rate={learning_rate}; lower the learning rate."

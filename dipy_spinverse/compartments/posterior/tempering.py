@@ -33,7 +33,7 @@ from dipy_spinverse.compartments.posterior.particles import (
     resampled,
     uniform_cube,
 )
-from dipy_spinverse.voxels.progress import part, stepwise, tell
+from dipy_spinverse.voxels.progress import part, report_progress, stepwise
 
 # 8192 initial particles cover 95 % of the truths of NEXI, 2048 93 %; population, share, and moves
 # were chosen there, too (benchmarks/notes/compartments.md, "NEXI").
@@ -93,7 +93,7 @@ def _tempered(particles, evaluate, rng):
         unfinished = rise < remaining
         # The power grows by factors.
         progress = (1 + torch.log10(power) / _DECADES).clamp(0, 1).sum() + n_voxels - len(active)
-        tell(float(progress / n_voxels))
+        report_progress(float(progress / n_voxels))
         active, power, particles = active[unfinished], power[unfinished], particles[:, unfinished]
         if len(active) == 0:
             break
