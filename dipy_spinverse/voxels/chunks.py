@@ -38,7 +38,11 @@ ChunkFit = Callable[[Voxels], Mapping[str, ArrayLike]]
 
 @dataclass(frozen=True)
 class Engine:
-    """Arguments `engine`, `n_jobs`, `verbose`, `journal` and `max_memory` of `fit`, checked."""
+    """Arguments `engine` (the name), `n_jobs`, `verbose`, `journal` and `max_memory`, checked.
+
+    They are described in the `fit` method of every model. ValueError for values that are not
+    possible, ImportError if the packages of an engine are not installed.
+    """
 
     name: str = "serial"
     n_jobs: int = -1

@@ -30,8 +30,36 @@ _POSITION_TOLERANCE = 0.1
 class StoredImage:
     """An image in a file, which is indexed like an array and reads only the requested values.
 
-    `dtype` is that of the file, `name` the argument in error messages. ValueError if the file is
-    not an image, is truncated, or has a singular affine.
+    It is meant to be read volume by volume, along the last axis.
+
+    Parameters
+    ----------
+    path : str or Path
+    name : str
+        Argument in error messages.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    dtype : numpy dtype
+        That of the file.
+    affine : ndarray (4, 4)
+        From voxels to mm.
+
+    Raises
+    ------
+    FileNotFoundError
+    ValueError
+        The file is not an image, is truncated, or has a singular affine.
+
+    Examples
+    --------
+    >>> import tempfile, nibabel, numpy as np
+    >>> path = tempfile.mkdtemp() + "/dwi.nii.gz"
+    >>> nibabel.save(nibabel.Nifti1Image(np.ones((2, 2, 1, 30), np.float32), np.eye(4)), path)
+    >>> image = StoredImage(path, "data")
+    >>> image.shape, image[..., 29].mean()
+    ((2, 2, 1, 30), np.float32(1.0))
     """
 
     def __init__(self, path: str | Path, name: str):
