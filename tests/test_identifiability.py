@@ -211,6 +211,13 @@ def test_suggested_shells_keep_directions_gradient_and_echo_times():
         assert row["gradient"] <= largest * (1 + 1e-6)
 
 
+def test_suggestions_keep_the_mixing_time_of_stimulated_echoes():
+    spin_echoes = protocol(timings=((8, 40),)).arrays()
+    acquisition = Acquisition(**{**spin_echoes, "mixing_time": 25.0, "te": 25.0})
+    (row,) = suggest(acquisition, [(3.0, 8.0, 20.0)], n_draws=30).rows
+    assert 0 <= row["gain"] < 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from dipy.core.gradients import GradientTable
 
+from dipy_spinverse.acquisition.base import measurement_columns
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO
 from dipy_spinverse.scan_design.bounds import map_bounds
@@ -201,6 +202,6 @@ def _largest_shell(acquisition):
 
 
 def _joined(acquisitions):
-    names = ("b", "directions", "small_delta", "big_delta", "te")
+    names = measurement_columns(Acquisition)
     arrays = {name: np.concatenate([getattr(a, name) for a in acquisitions]) for name in names}
     return Acquisition(**arrays, b0_threshold=acquisitions[0].b0_threshold)
