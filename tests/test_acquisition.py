@@ -507,7 +507,7 @@ def test_bids_echo_time_is_optional(tmp_path):
         ({"BigDelta": "soon", "SmallDelta": 0.01}, "big_delta .BigDelta in sub-01_dwi.json. is"),
         ({"BigDelta": [0.04] * 4 + [None], "SmallDelta": 0.01}, "big_delta is nan ms at .* 4"),
         ("{", "is not JSON"),
-        ("[]", "must hold a JSON object"),
+        ("[]", "must be a JSON object"),
     ],
 )
 def test_bids_sidecar_that_does_not_do_says_why(tmp_path, fields, message):

@@ -115,3 +115,8 @@ def test_vectors_of_averages_are_ignored_at_b0_too():
     acquisition = Acquisition([0.02, 1.0], [[1, 0, 0], [0, 1, 0]], **TIMES, isotropic=True)
     expected = np.array([0.02, 1.0])[:, None, None] * np.eye(3) / 3
     np.testing.assert_allclose(acquisition.b_tensors, expected)
+
+
+def test_simulations_warn_of_a_decay_of_b0_that_they_neglect():
+    with pytest.warns(UserWarning, match="without a direction"):
+        assert (scan(directed=False).q_vectors[:12] == 0).all()

@@ -16,7 +16,7 @@ from dipy_spinverse.units import MS_PER_UM2
 
 # ms/um^2, within which b0 count as repeats: their signals differ by at most 0.75 % (half of it
 # times D of free water, 3 um^2/ms), well below the noise of a voxel.
-_SAME_B0 = 0.005
+SAME_B0 = 0.005
 _TIME_DECIMALS = 6  # of ms: float64 seconds times 1000 are exact to far better than 1 ns
 
 
@@ -134,7 +134,7 @@ class BaseAcquisition(ABC):
     def repeated_b0(self) -> np.ndarray:
         """(R, M) bool: groups of b0 measurements of the same echo time, b and direction."""
         sign = np.sign(self.directions @ [1.0, 1e-3, 1e-6])[:, None]
-        b = (self.b / _SAME_B0).round()
+        b = (self.b / SAME_B0).round()
         directions = np.where(b[:, None] > 0, (sign * self.directions).round(1), 0.0)
         encoding = np.column_stack([self.te_index, b, directions])
         groups = np.unique(encoding, axis=0, return_inverse=True)[1].reshape(-1)

@@ -138,7 +138,7 @@ def sidecar_times(name: str, path: Path) -> dict[str, np.ndarray]:
     """Times in seconds in a BIDS sidecar; `name` is the argument in error messages."""
     sidecar = read_json(name, path)
     if not isinstance(sidecar, dict):
-        raise ValueError(f"{name} {path} must hold a JSON object of named fields.")
+        raise ValueError(f"{name} {path} must be a JSON object of named fields.")
     times = {}
     for time, fields in _BIDS_FIELDS.items():
         present = [field for field in fields if sidecar.get(field) is not None]

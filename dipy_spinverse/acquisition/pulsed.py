@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -12,7 +13,13 @@ from dipy.core.gradients import GradientTable
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import checks, files
-from dipy_spinverse.acquisition.base import BaseAcquisition, counted, distinct_times, read_only
+from dipy_spinverse.acquisition.base import (
+    SAME_B0,
+    BaseAcquisition,
+    counted,
+    distinct_times,
+    read_only,
+)
 from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO, Waveforms, pulsed_waveforms
 from dipy_spinverse.units import MS_PER_UM2, S
 
@@ -356,13 +363,23 @@ class Acquisition(BaseAcquisition):
 
     @cached_property
     def q_vectors(self) -> np.ndarray:
-        """(M, 3) q times direction in rad/um; an error for averages over directions."""
+        """(M, 3) q times direction in rad/um; an error for averages over directions.
+
+        0 of b0 without a direction, with a warning if they decay: simulations neglect it.
+        """
         if self.isotropic.any():
             raise ValueError(
                 f"acquisition has averages over directions (isotropic) at {self.isotropic.sum()} "
                 f"of {len(self)} measurements, which have no wave vector: simulations on a grid "
                 "need measurements of single directions. PackedCellsModel and compartment models "
                 "accept averages."
+            )
+        neglected = self.b[self.direction_averaged].max(initial=0)
+        if neglected > SAME_B0:
+            warnings.warn(
+                f"acquisition has b0 of up to b = {neglected:g} ms/um^2 without a direction; "
+                "simulations on a grid neglect their decay. Give their directions.",
+                stacklevel=2,
             )
         return read_only(self.q[:, None] * self.directions)
 

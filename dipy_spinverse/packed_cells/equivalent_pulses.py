@@ -34,7 +34,7 @@ from dipy_spinverse.acquisition import (
     require_pulsed,
 )
 from dipy_spinverse.acquisition.b_tensors import with_fixed_sign
-from dipy_spinverse.acquisition.base import distinct_times
+from dipy_spinverse.acquisition.base import SAME_B0, distinct_times
 from dipy_spinverse.acquisition.waveforms import Waveforms
 from dipy_spinverse.packed_cells.waveform_correction import (
     RATES,
@@ -43,9 +43,6 @@ from dipy_spinverse.packed_cells.waveform_correction import (
     pulse_relative_b,
 )
 
-# ms/um^2; weaker b0 decay by less than 1 % in tissue, and the shape of their b-tensors, often of
-# imaging gradients alone, is ignored.
-_NEGLIGIBLE_B = 0.005
 # Rates times durations below which exponentials are expanded in series.
 _SMALL = 3e-3
 # Largest difference of beff / b, and of shapes of b-tensors, within one kind of waveform; this and
@@ -88,7 +85,7 @@ class EquivalentPulses:
 
     @property
     def direction_averaged(self) -> np.ndarray:
-        """(M,) bool: b0 of at most `_NEGLIGIBLE_B`, which have no direction."""
+        """(M,) bool, as of pulses; b0 that hardly decay have no direction."""
         return (self.b > 0) & ~self.directions.any(axis=1)
 
     @property
@@ -128,7 +125,8 @@ def equivalent_pulses(acquisition: BaseAcquisition | EquivalentPulses) -> Pulsed
 
 @lru_cache(maxsize=8)
 def _of_waveforms(acquisition):
-    n, weighted = len(acquisition), ~acquisition.b0_mask | (acquisition.b > _NEGLIGIBLE_B)
+    # The shape of b-tensors that hardly decay, often of imaging gradients alone, is ignored.
+    n, weighted = len(acquisition), ~acquisition.b0_mask | (acquisition.b > SAME_B0)
     axes, asymmetry = np.zeros((n, 3)), np.zeros(n)
     relative_b, time = np.ones((n, len(RATES), 2)) / 3, np.ones(n)
     for waveforms in acquisition.waveforms:
