@@ -8,8 +8,8 @@ import pytest
 from dipy_spinverse import Acquisition, bcc_grid, simulate
 from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 from dipy_spinverse.bloch_torrey import relative_transmissibility
-from dipy_spinverse.bloch_torrey.finite_volumes import sweep_kernels
 from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import PartialVolumeSimulator
+from dipy_spinverse.bloch_torrey.finite_volumes.vector_operations import REGISTER_BYTES
 
 GRID = bcc_grid(3, 4.0, boundary="absorbing")
 WALL, OPEN = 0.02, 40.0
@@ -143,7 +143,7 @@ def test_chosen_measurements_fill_registers():
     )  # fmt: skip
     simulator = PartialVolumeSimulator(acquisition, GRID, dtype="float32")
     order = np.random.default_rng(1).permutation(60)
-    lanes = sweep_kernels.REGISTER_BYTES // 4
+    lanes = REGISTER_BYTES // 4
     rows = simulator.fill_registers(order, 2 * lanes)
     assert len(rows) == 2 * lanes
     assert np.bincount(rows // 30).tolist() in ([lanes, lanes], [2 * lanes, 0], [0, 2 * lanes])

@@ -6,13 +6,14 @@ import numpy as np
 
 from dipy_spinverse.bloch_torrey.finite_volumes import sweep_kernels
 from dipy_spinverse.bloch_torrey.finite_volumes.operator import Links
+from dipy_spinverse.bloch_torrey.finite_volumes.vector_operations import REGISTER_BYTES
 from dipy_spinverse.bloch_torrey.time_steps import ExponentialSeries, Schedule
 from dipy_spinverse.threads import in_equal_parts
 
 
 def lanes_of(dtype: np.dtype) -> int:
     """Measurements that are carried together: numbers in a vector register."""
-    return sweep_kernels.REGISTER_BYTES // dtype.itemsize
+    return REGISTER_BYTES // dtype.itemsize
 
 
 def face_operator(links: Links, coupling: np.ndarray, diagonals: np.ndarray) -> tuple:
@@ -40,7 +41,7 @@ class CompiledSweep:
         columns: slice = slice(None),
     ):
         self._lanes, self._n_fields = lanes_of(start.dtype), len(operator[0])
-        self._schedule, self._part, self._dtype = schedule, columns, start.dtype
+        self._schedule, self._columns, self._dtype = schedule, columns, start.dtype
         self._n_measurements = schedule.q[..., columns].shape[-1]
         q = self._in_blocks(schedule.q)
         plan = (
@@ -112,7 +113,7 @@ class CompiledSweep:
 
     def _in_blocks(self, q):
         """Wave vectors (..., m) as blocks (B, ..., lanes) of measurements, padded with zeros."""
-        q = q[..., self._part]
+        q = q[..., self._columns]
         n_blocks = -(-q.shape[-1] // self._lanes)
         padding = n_blocks * self._lanes - q.shape[-1]
         q = np.pad(q, [(0, 0)] * (q.ndim - 1) + [(0, padding)])

@@ -40,8 +40,7 @@ def displacement_moments(
     """Moments of the displacement of the spins that start in each tetrahedron, after a time in ms.
 
     Mean (V, T, 3), um, and mean outer product with itself (V, T, 3, 3), um^2, for relative
-    transmissibilities (V, F). Spins turn back at the outside also where it is absorbing: none is
-    lost.
+    transmissibilities (V, F). Spins are reflected at the boundary, also at an absorbing one.
     """
     medium = medium_of(grid, diffusivity)
     medium = replace(medium, loss_rate=np.zeros_like(medium.loss_rate))

@@ -228,7 +228,7 @@ class PartialVolumeSimulator(Simulator):
         return slots, rate, (by_coupling, by_diagonal), pairs, pair_links
 
     def _sides(self, side, pool_index, exists, tau, cells):
-        """What walls at the sides of the box take from the loss of pools (S,), and derivatives.
+        """Reduction (S,) of the loss of pools by walls at the sides of the box, and derivatives.
 
         `side` are the fractions (B,) behind outer faces, or none.
         """
