@@ -1,7 +1,7 @@
-"""Measured data for tutorials, fetched on first use and kept.
+"""Measured data for tutorials, downloaded on first use and kept.
 
-They lie in the folder that the environment variable DIPY_SPINVERSE_DATA names, or else in that of
-DIPY's own data (``~/.dipy``). `datasets.toml` says what each file is and where it comes from.
+They are stored in the folder named by the environment variable DIPY_SPINVERSE_DATA, by default in
+that of DIPY's own data (``~/.dipy``). `datasets.toml` has the source and content of each file.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ def fetch_cat_cord() -> tuple[dict[str, Path], Path]:
     """Fetch the cat's spinal cord, 13 MB: paths of its files by name, and their folder.
 
     From Duval et al., ISMRM 2016; White Matter Microscopy Database,
-    https://doi.org/10.17605/OSF.IO/YP4QG. An OSError says from where and where to a file could not
-    be fetched or written, a ValueError that it is another file than the one expected.
+    https://doi.org/10.17605/OSF.IO/YP4QG. Raises an OSError if a file cannot be fetched or
+    written, a ValueError if its checksum is not the expected one.
     """
     return _fetched("duval_cat", [*_CAT, *_HISTOLOGY.values()])
 
 
 def read_cat_cord() -> CatCord:
-    """The cat's spinal cord, fetched where it is not there."""
+    """The cat's spinal cord, fetched if it is missing."""
     files, _ = fetch_cat_cord()
     image, scheme = (files[name] for name in _CAT)
     return CatCord(
@@ -104,17 +104,17 @@ def _fetched(dataset: str, names: Iterable[str]):
 
 @cache
 def manifest() -> dict[str, Any]:
-    """What `datasets.toml` says of each data set."""
+    """Contents of `datasets.toml`, by data set."""
     return tomllib.loads(Path(__file__).with_name("datasets.toml").read_text())
 
 
 def check(content: bytes, sha256: str, source: Any) -> None:
-    """ValueError if the content of a file, which came from `source`, has another checksum."""
+    """Raise a ValueError if the content of a file from `source` has another checksum."""
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise ValueError(
-            f"{source} is another file than the one expected (sha256 {found} instead of "
-            f"{sha256}); remove it, and try again."
+            f"{source} is not the expected file (sha256 {found} instead of {sha256}); remove it "
+            "and try again."
         )
 
 
@@ -130,7 +130,7 @@ def _file(dataset, name, path):
             content = response.read()
     except OSError as error:
         raise OSError(
-            f"{here} is not there, and cannot be fetched from {url} ({error}). With a network, "
+            f"{here} is missing and cannot be fetched from {url} ({error}). With a network, "
             f"try again; without one, copy the file there, or set {ENVIRONMENT_VARIABLE} to a "
             f"folder with {dataset}/{name}."
         ) from error

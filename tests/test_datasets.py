@@ -54,7 +54,7 @@ def test_another_file_is_refused_and_not_kept(source, tmp_path, where):
     else:
         kept.parent.mkdir(parents=True)
         kept.write_bytes(b"other")
-    with pytest.raises(ValueError, match="another file"):
+    with pytest.raises(ValueError, match="not the expected file"):
         fetched()
     assert where == "kept" or not list(kept.parent.glob("*"))
 
@@ -75,7 +75,7 @@ def test_benchmarks_refuse_another_file(tmp_path, monkeypatch):
     monkeypatch.setenv(datasets.ENVIRONMENT_VARIABLE, str(tmp_path))
     (tmp_path / "isbi2015").mkdir()
     (tmp_path / "isbi2015" / "genu.txt").write_bytes(b"other")
-    with pytest.raises(SystemExit, match=r"genu.txt is another file .* in vivo human genu"):
+    with pytest.raises(SystemExit, match="genu.txt is not the expected .* in vivo human genu"):
         benchmarks.data_file("isbi2015/genu.txt")
 
 

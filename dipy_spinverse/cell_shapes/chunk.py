@@ -42,7 +42,7 @@ _AT_BOUND = 1e-6  # distance from a bound, relative to the range, that counts as
 
 
 class ShapeModel(FittedModel, Protocol):
-    """What the fit of a chunk asks of its model, a `CellShapeModel`."""
+    """Attributes of a `CellShapeModel` that the fit of a chunk uses."""
 
     shape_space: ShapeSpace
     coarse: ShapeSignals

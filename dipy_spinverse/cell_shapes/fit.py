@@ -43,7 +43,7 @@ class CellShapeFit(VoxelFit):
     def mesh(self, index: tuple[int, ...] | int = (), stage: str = "likeliest") -> InterfaceMesh:
         """The surface of a cell, around the mean of its vertices.
 
-        Its position and which of its two point reflections it is cannot be determined.
+        Its position, and which of its two point reflections it is, are not identifiable.
 
         Parameters
         ----------

@@ -45,7 +45,7 @@ class CellShapeModel(VoxelModel):
 
     Vertices of a tetrahedral mesh move within a shape space until the signals of water that
     diffuses inside are those measured [1]_. Its orientation is estimated with its shape; its
-    position and which of its two point reflections it is, signals do not determine.
+    position, and which of its two point reflections it is, are not identifiable.
 
     Parameters
     ----------
@@ -204,7 +204,7 @@ class CellShapeModel(VoxelModel):
         rotation : array-like (3,), optional
             Rotation vector from the space to the scanner, rad.
         gtab : GradientTable or Acquisition, optional
-            Of what to predict; the model's own where not given.
+            Measurements to predict. Default: those of the model.
 
         Raises
         ------

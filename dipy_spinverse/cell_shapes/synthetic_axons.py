@@ -78,12 +78,12 @@ class Axon:
         axis, angle = darboux / turn, turn * along[:, None]
         frames = Rotation.from_rotvec(angle * axis)
         rise = (start @ axis) * axis
-        round_it = np.sin(angle) * (start - rise) + (1 - np.cos(angle)) * np.cross(axis, start)
+        circling = np.sin(angle) * (start - rise) + (1 - np.cos(angle)) * np.cross(axis, start)
         tangent, towards = frames.apply(start), frames.apply(bend)
         unwound = self.heading + self.torsion * along[:, None]
         aside = np.cross(tangent, towards)
         normal = np.cos(unwound) * towards - np.sin(unwound) * aside
-        return along[:, None] * rise + round_it / turn, tangent, normal
+        return along[:, None] * rise + circling / turn, tangent, normal
 
 
 def draw_axons(

@@ -78,13 +78,13 @@ class TubeSpace(TemplateSpace):
         ]
         for start, change in zip(starts, changes, strict=True):
             for kind, value in change.items():
-                start[_places()[kind]] += value
+                start[_slices()[kind]] += value
         return starts
 
     def vertices(self, theta: torch.Tensor) -> torch.Tensor:
         """Positions (N, 3), um, around their mean; differentiable by theta (P,)."""
-        columns = _places()
-        layer, disc, to_end, dome = self._at_nodes
+        columns = _slices()
+        layer, disc, position, dome = self._at_nodes
         bends = torch.stack([theta[columns["bend_x"]], theta[columns["bend_y"]]], dim=1)
         half_length = torch.exp(theta[columns["log_length"]]) / 2
         weights, tilt_between = self._quadrature
@@ -93,7 +93,7 @@ class TubeSpace(TemplateSpace):
         radius = torch.exp(radius_splines @ theta[columns["log_radius"]])
         shape = _shapes(splines @ theta[columns["oblong"]], splines @ theta[columns["oblique"]])
         section = torch.einsum("kij,kj->ki", (radius[:, None, None] * shape)[layer], disc)
-        along = theta[columns["bulge"]] * radius[layer] * to_end * dome
+        along = theta[columns["bulge"]] * radius[layer] * position * dome
         local = torch.cat([section, along[:, None]], dim=1)
         rotated = torch.einsum("kij,kj->ki", _frames(tilt @ bends)[layer], local)
         vertices = centre[layer] + rotated
@@ -102,14 +102,14 @@ class TubeSpace(TemplateSpace):
     def remeshed(self, theta: np.ndarray) -> tuple[TubeSpace, np.ndarray]:
         """On a finer template whose layers are as far apart as its rings; same parameters."""
         theta = np.asarray(theta, dtype=float)
-        columns = _places()
+        columns = _slices()
         ring_width = np.exp(theta[columns["log_radius"]].mean()) / _RINGS[1]
         n_layers = int(np.clip(np.exp(theta[columns["log_length"]][0]) / ring_width, 6, 40)) + 1
         return replace(self, reference=cylinder_mesh(_RINGS[1], n_layers)), theta
 
     @cached_property
     def _at_nodes(self):
-        """Layer, place in the disc, way to the nearer end, and height of the bulge there."""
+        """Layer, position in the disc and along the tube (-1 to 1), and height of the bulge."""
         x, y, t = self.reference.points.T
         squared = x**2 + y**2
         dome = np.sqrt(np.maximum(1 - squared / squared.max(), 0))
@@ -141,7 +141,7 @@ class TubeSpace(TemplateSpace):
 def tube_space() -> TubeSpace:
     """Tubes whose prior is that of synthetic axons, and somewhat wider."""
     thetas = np.array([tube_parameters(axon) for axon in training_axons()])
-    columns = _places()
+    columns = _slices()
     # Left and right are equally probable.
     mean = thetas.mean(axis=0)
     mean[np.r_[columns["bend_x"], columns["bend_y"], columns["oblong"], columns["oblique"]]] = 0
@@ -172,7 +172,7 @@ def tube_parameters(axon: Axon) -> np.ndarray:
 
 
 @cache
-def _places():
+def _slices():
     """Slice of theta of each kind of parameter."""
     stops = np.cumsum([n for n, _, _ in _KINDS.values()])
     return {
