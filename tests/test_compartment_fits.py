@@ -151,6 +151,31 @@ def test_crossing_fibres_are_refined_from_peaks():
     assert np.allclose(fit.predict(), data, atol=0.01)
 
 
+@pytest.mark.parametrize("angle", [90, 40])
+def test_axes_of_one_model_are_initially_apart(angle):
+    """Two sticks and a ball by closed forms; equal initial axes lose 7 to 20 % at 90 degrees."""
+    rng = np.random.default_rng(angle)
+    frames = np.linalg.qr(rng.standard_normal((40, 3, 3)))[0]
+    turn = np.radians(angle)
+    truth = frames[:, 0], np.cos(turn) * frames[:, 0] + np.sin(turn) * frames[:, 1]
+    b, bvecs = np.repeat([0.0, 1.0, 2.0, 3.0], [9, 45, 45, 45]), directions(144)
+    sticks = [np.exp(-1.7 * b * (axis @ bvecs.T) ** 2) for axis in truth]
+    clean = 0.5 * sticks[0] + 0.3 * sticks[1] + 0.2 * np.exp(-2.0 * b)
+    model = compose(
+        Acquisition(b, bvecs, small_delta=10, big_delta=30),
+        [Compartment("stick", "one", {"diffusivity": "D"}, axis="first"),
+         Compartment("stick", "two", {"diffusivity": "D"}, axis="second"),
+         Compartment("ball", "water", {"diffusivity": "D_free"})],
+        [Parameter("D", 0.5, 3.0, "mm^2/s"), Parameter("D_free", 0.5, 3.0, "mm^2/s")],
+    )  # fmt: skip
+    fit = model.fit(magnitudes(clean, 0.02), sigma=0.02, n_draws=0)
+    # The larger fraction first. Errors of the smaller are 2 degrees in 95 % of voxels.
+    cosine = np.abs(np.einsum("vki,kvi->vk", fit.axes[:, :2], truth))
+    assert (cosine.min(axis=1) > np.cos(np.radians(10))).mean() >= 0.95
+    with pytest.raises(ValueError, match="has 2 axes .first, second.*Leave peaks out"):
+        model.fit(clean, peaks=SimpleNamespace(peak_dirs=np.zeros((40, 5, 3))))
+
+
 def test_peaks_of_dipys_deconvolution_give_the_number_and_the_axes_of_fibres():
     pytest.importorskip("cvxpy", reason="DIPY's multi-tissue deconvolution needs cvxpy")
     model = NODDIModel(two_shells())

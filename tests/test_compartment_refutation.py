@@ -47,6 +47,25 @@ def test_a_wrong_diffusivity_is_told_by_neighbours_together(model, sigma):
     assert misfits(own.fit(published(model, parallel=2.0), sigma=sigma, n_draws=0)) < 0.03
 
 
+def test_the_whole_image_rejects_a_value_that_neighbourhoods_do_not():
+    """1.9 for 1.7 in a clinical acquisition, which windows of up to 125 voxels accept."""
+    b = np.concatenate([np.zeros(9), np.full(24, 0.7), np.full(30, 2.0)])
+    acquisition = Acquisition(b, directions(len(b)), small_delta=10, big_delta=40)
+    model = NODDIModel(acquisition, dtype="float32")
+
+    def misfit_of(parallel, seed):
+        clean = published_signals(b, acquisition.directions, tissue(512, seed), parallel=parallel)
+        data = magnitudes(clean, SIGMA).reshape(8, 8, 8, -1)
+        return misfits(model.fit(data, sigma=SIGMA, n_draws=0))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        misfit_of(1.7, 11)
+    with pytest.warns(UserWarning, match=r"support about 0\.001[89].*Give parallel_diffusivity="):
+        # Fewer than half of the windows, which the warning needed before.
+        assert misfit_of(1.9, 12) < 0.5
+
+
 def test_fibres_that_are_seen_as_one_are_misfit_also_without_the_noise(model):
     axes = np.linalg.qr(np.random.default_rng(2).standard_normal((20, 3, 3)))[0]
     fibre = {"ndi": 0.6, "odi": 0.05, "fwf": 0.0}

@@ -156,6 +156,13 @@ class CompartmentModel(VoxelModel):
                 f"crossings=True estimates the fibre populations of {self.definition.name}; leave "
                 "it out if peaks are given or the model has no axis."
             )
+        if peaks is not None and len(self.definition.axes) > 1:
+            raise ValueError(
+                f"peaks are of fibre populations, each with one axis of the model; "
+                f"{self.definition.name} has {len(self.definition.axes)} axes "
+                f"({', '.join(self.definition.axes)}). Leave peaks out: its axes are found "
+                "without them, or give the compartments one axis."
+            )
         settings = Engine(engine, n_jobs, verbose, journal, max_memory)
         attributes = populations(peaks, np.shape(data)[:-1])
         image = image_of(
@@ -183,7 +190,7 @@ class CompartmentModel(VoxelModel):
         return CompartmentFit(self, status, values)
 
     def _test_fixed_values(self, screened, status, values):
-        """Mark voxels whose neighbourhoods reject a fixed value, and warn of it."""
+        """Mark voxels whose neighbourhoods reject a fixed value; warn if the image rejects it."""
         definition, fitted = self.definition, screened == Status.CONVERGED
         explained = status[fitted] != Status.MISFIT
         score, information = (values[name][explained] for name in ("_score", "_information"))
@@ -192,10 +199,14 @@ class CompartmentModel(VoxelModel):
         status[mask] = np.where(rejected, Status.MISFIT, status[mask])
         for name, value in supported.items():
             unit = UNITS[definition.unit_of(name)]
+            cure = f"{name}={unit * value:.2g}"
+            if name in definition.arguments:
+                cure += f', or {name}="free", which has it fitted'
             warnings.warn(
                 f"{name} is fixed at {unit * definition.fixed[name]:.3g} in {definition.name}, "
-                f"but the data as a whole support about {unit * value:.2g}: the maps are biased "
-                f"({rejected.sum()} voxels are MISFIT). Give another value, or have it fitted.",
+                f"but the data as a whole support about {unit * value:.2g}: the maps are biased, "
+                f"and their intervals too narrow, also where the status is CONVERGED "
+                f"({rejected.sum()} voxels are MISFIT). Give {cure}.",
                 stacklevel=3,
             )
 

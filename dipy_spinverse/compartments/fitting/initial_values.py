@@ -34,6 +34,8 @@ from dipy_spinverse.voxels.tensor_frames import tensor_frames
 # voxels for ZCD (benchmarks/notes/compartments.md, "Initial values").
 _DICTIONARY_SIZE = 16
 _LEAST_DISTANCE = 0.35  # between initial values, in ranges of the scalars
+# rad, between initial axes of one model; chosen by benchmarks/real_inputs.py
+_ANGLE_BETWEEN_AXES = 0.6
 MEASURED_S0 = 0.5  # scaled S0 correction of 1: S0 of the echo time is the mean b0
 # Differential evolution: population and crossover as usual (Storn and Price, J. Glob. Optim. 11
 # (1997) 341, https://doi.org/10.1023/A:1008202821328); generations chosen by hand.
@@ -54,8 +56,9 @@ def initial_values(
     definition, dtype = problem.definition, problem.data.dtype
     n_axes = len(definition.axes)
     if axes is None:
-        frames = tensor_axis_frames(acquisition, problem.data.numpy(), dtype)
-        frames = frames[:, None].expand(-1, n_axes, -1, -1)
+        frames = _fanned_frames(
+            tensor_axis_frames(acquisition, problem.data.numpy(), dtype), n_axes
+        )
     else:
         fibres = torch.tensor(axes[:, :n_axes], dtype=dtype)
         frames = orthonormal_frames(fibres.reshape(-1, 3)).reshape(len(axes), n_axes, 3, 3)
@@ -73,6 +76,19 @@ def tensor_axis_frames(
     """Frames (V, 3, 3) whose axis is the first eigenvector of a diffusion tensor."""
     frames = torch.tensor(tensor_frames(acquisition, signals), dtype=dtype)
     return orthonormal_frames(frames[:, 2], frames[:, 1])
+
+
+def _fanned_frames(frames, n_axes):
+    """Frames (V, A, 3, 3), rotated from frames (V, 3, 3) in the plane of fanning.
+
+    Equal axes, which are exchangeable, would be a stationary point of the misfit.
+    """
+    angle = _ANGLE_BETWEEN_AXES * (torch.arange(n_axes, dtype=frames.dtype) - 0.5 * (n_axes - 1))
+    rotation = torch.zeros(n_axes, 3, 3, dtype=frames.dtype)
+    rotation[:, 0, 0] = rotation[:, 2, 2] = torch.cos(angle)
+    rotation[:, 2, 0], rotation[:, 1, 1] = torch.sin(angle), 1
+    rotation[:, 0, 2] = -rotation[:, 2, 0]
+    return rotation @ frames[:, None]
 
 
 def halton_initial_values(

@@ -122,29 +122,32 @@ def pooled_score_test(
     """Voxels (V,) whose neighbourhoods reject a fixed value, and the value that is supported.
 
     Score and information (V, K) are those of voxels of the `mask` (...), which the model explains
-    otherwise. The value is one step of Newton for the one that the image rejects most clearly, if
-    it does in most voxels; others may follow it.
+    otherwise. The value is one step of Newton for the one that the whole image rejects most
+    clearly, if it rejects one; others may follow it.
     """
     rejected, supported, largest = np.zeros(len(score), dtype=bool), {}, 0.0
-    threshold = norm.isf(0.5 * FALSE_REJECTION_RATE / max(len(fixed), 1))
     size = round(_NEIGHBOURS ** (1 / max(mask.ndim, 1)))
-    bias = _CURVATURE_BIAS * _window_sum(np.ones(len(score)), mask, size)
+    count = _window_sum(np.ones(len(score)), mask, size)
     for k, (name, value) in enumerate(fixed.items()):
-        pooled_score, pooled_information = (
-            _window_sum(statistic[:, k], mask, size) for statistic in (score, information)
-        )
-        size_of_score = np.abs(pooled_score)
-        noise = threshold * np.sqrt(np.maximum(pooled_information, 0))
-        significant = size_of_score > noise + bias / value
-        significant &= size_of_score > _LEAST_SHIFT * value * pooled_information
-        rejected |= significant
-        z = abs(score[:, k].sum() / np.sqrt(max(information[:, k].sum(), 1e-30)))
-        if significant.any() and significant.mean() > 0.5 and z > largest:
-            largest = z
-            shift = score[:, k].sum() / information[:, k].sum()
+        windows = (_window_sum(statistic[:, k], mask, size) for statistic in (score, information))
+        rejected |= _rejects(*windows, count, value, len(fixed))
+        total_score, total_information = score[:, k].sum(), information[:, k].sum()
+        if not _rejects(total_score, total_information, len(score), value, len(fixed)):
+            continue
+        z = abs(total_score) / np.sqrt(total_information)
+        if z > largest:
+            largest, shift = z, total_score / total_information
             bounds = _LEAST_RATIO * value, _LARGEST_RATIO * value
             supported = {name: float(np.clip(value + shift, *bounds))}
     return rejected, supported
+
+
+def _rejects(score, information, n_voxels, value, n_tests):
+    """Whether score and information, summed over voxels, reject a fixed value."""
+    threshold = norm.isf(0.5 * FALSE_REJECTION_RATE / n_tests)
+    information = np.maximum(information, 0)
+    noise, bias = threshold * np.sqrt(information), n_voxels * _CURVATURE_BIAS / value
+    return np.abs(score) > np.maximum(noise + bias, _LEAST_SHIFT * value * information)
 
 
 def _window_sum(values, mask, size):
