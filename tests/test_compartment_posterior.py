@@ -14,6 +14,7 @@ from dipy_spinverse import Acquisition, ActiveAxModel, IVIMModel, NODDIModel, ZC
 from dipy_spinverse.compartments import Compartment, Parameter, VERDICTModel, compose
 from dipy_spinverse.compartments.identifiability import resolution_limits
 from dipy_spinverse.compartments.posterior_draws import posterior_draws
+from dipy_spinverse.voxels.status import Status
 
 N_DRAWS = 2000
 
@@ -75,6 +76,20 @@ def test_draws_of_real_parts_have_the_gaussian_likelihood():
     models = two_balls(3.0), two_balls(3.0, "gaussian")
     draws = [posterior_draws(model.fit(data, sigma=0.05), data) for model in models]
     np.testing.assert_allclose(draws[0]["slow"], draws[1]["slow"])
+
+
+@pytest.mark.parametrize("n_b0", [2, 30])
+def test_intervals_of_rejected_models_have_the_noise_of_the_residual(n_b0):
+    """Noise stated four times too small is MISFIT; Birge's ratio then widens intervals by four."""
+    b = np.r_[np.zeros(n_b0), np.repeat([0.5, 1.0, 2.0, 3.0], 15)]
+    model = NODDIModel(Acquisition(b, directions(len(b)), small_delta=10, big_delta=30))
+    truth = {"ndi": 0.6, "odi": 0.2, "fwf": 0.1, "axis": directions(20)}
+    data = magnitudes(model.signals(truth), 0.02)
+    right, stated = (model.fit(data, sigma=sigma) for sigma in (0.02, 0.005))
+    assert (right.status == Status.CONVERGED).all() and (stated.status == Status.MISFIT).all()
+    ratio = (stated.ndi_high - stated.ndi_low) / (right.ndi_high - right.ndi_low)
+    # chi-square over about 60 degrees of freedom varies by 18 %, widths by half of it.
+    assert np.median(ratio) == pytest.approx(1, abs=0.1)
 
 
 def test_modes_that_the_fit_did_not_find_are_drawn():

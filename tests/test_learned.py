@@ -177,8 +177,17 @@ def test_signals_that_the_model_cannot_explain_are_told(learners, noddi, voxels)
     b = noddi.acquisition.b
     still = np.where(b > 0, 0.4 + 0.3 * (b > 2), 1.0)  # rises with b
     learner = learners["mixture-density"]
-    assert learner.fit(still, sigma=0.02).status == Status.MISFIT
+    fit = learner.fit(still, sigma=0.02)
+    assert fit.status == Status.MISFIT and fit.birge_ratio > 1
     values, data, sigma = voxels
+    # Intervals of rejected voxels are as wide as those with the noise of their residual.
+    stated, right = (learner.fit(data[:200], sigma=k * sigma[:200]) for k in (0.4, 1))
+    rejected = stated.birge_ratio > 2
+    assert rejected.mean() > 0.8
+    ratio = (stated.ndi_high - stated.ndi_low) / (right.ndi_high - right.ndi_low)
+    assert np.median(ratio[rejected]) == pytest.approx(
+        1, abs=0.1
+    )  # ratios vary by 10 % as chi-square does
     # A larger training leaves none; this one is small.
     assert (learner.fit(data, sigma=sigma).status == Status.CONVERGED).mean() > 0.95
 

@@ -8,7 +8,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from scipy.stats import chi2
 
 from dipy_spinverse.cell_shapes.geometry import MAPS, size_measures
 from dipy_spinverse.cell_shapes.search import (
@@ -26,7 +25,7 @@ from dipy_spinverse.voxels.noise import noise_before_fit
 from dipy_spinverse.voxels.progress import report_progress, stepwise
 from dipy_spinverse.voxels.rician import rician_mean, rician_noise_from_residual
 from dipy_spinverse.voxels.statistics import ENDINGS, statistics_of_maps
-from dipy_spinverse.voxels.status import FALSE_REJECTION_RATE
+from dipy_spinverse.voxels.status import birge_variance
 from dipy_spinverse.voxels.tensor_frames import tensor_frames
 
 STAGES = ("start", "coarse", "likeliest")
@@ -189,9 +188,7 @@ def birge_ratio_of(
 ) -> float:
     """Birge ratio: factor by which intervals are wider where data or prior reject a cell.
 
-    The root of chi-square over its degrees of freedom where its p-value is below 0.001
-    (https://doi.org/10.1103/PhysRev.40.207), once for the residual and once for the distance of
-    the shape from the prior mean.
+    Once for the residual and once for the distance of the shape from the prior mean.
     """
     determined = linearisation.determined
     of_residual = ((residual(objective, cell) / objective.standard_error) ** 2).sum()
@@ -200,8 +197,7 @@ def birge_ratio_of(
     freedom = np.array([
         max(len(objective.data) - determined.sum(), 1), determined[: len(cell.shape.theta)].sum()
     ])  # fmt: skip
-    refuted = chi2.sf(square, freedom) < FALSE_REJECTION_RATE
-    return float(np.sqrt(np.prod(np.where(refuted, square / freedom, 1.0))))
+    return float(np.sqrt(birge_variance(square / freedom, freedom).prod()))
 
 
 def lowest_quality(objective: ShapeObjective, cell: SimulatedCell) -> float:

@@ -34,6 +34,7 @@ from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.voxels.progress import part, stepwise
 from dipy_spinverse.voxels.rician import rician_noise_from_residual
 from dipy_spinverse.voxels.statistics import sample_statistics
+from dipy_spinverse.voxels.status import birge_variance
 
 # Bound the memory of a chunk to some hundred MiB: measurements times voxels, and samples.
 _NUMBERS_PER_CHUNK, _SAMPLES_PER_CHUNK = 150_000, 100_000
@@ -104,6 +105,8 @@ class CompartmentChunkFit:
         result = estimate_arrays(problem, solution)
         result |= model_test(problem, solution, self.acquisition)
         if self.n_draws:
+            problem = replace(problem, inflation=self._inflation(problem, result))
+            result["birge_ratio"] = problem.inflation.sqrt().numpy()
             with part(_TIME_OF_FIT, 1.0):
                 samples = sample_posterior(problem, solution, minima, self.n_draws, self.seed)
             result |= posterior_arrays(definition, solution, samples)
@@ -116,6 +119,15 @@ class CompartmentChunkFit:
             "sigma": problem.sigma.numpy(),
             "n_unknowns": definition.n_unknowns,
         }
+
+    def _inflation(self, problem, result):
+        """Factor (V,) of the variance of the noise in the posterior."""
+        n_measurements = problem.data.shape[1]
+        freedom = max(n_measurements - problem.definition.n_unknowns, 1)
+        squares = n_measurements * (result["residual_rms"] / problem.noise.numpy()) ** 2
+        names = "worst_reduced_chi_square", "worst_degrees_of_freedom", "n_groups"
+        worst = (result[name] for name in names if name in result)
+        return torch.from_numpy(birge_variance(squares / freedom, freedom, *worst))
 
     def _is_rician(self, voxels):
         return self.likelihood == "rician" and not voxels.signed.any()

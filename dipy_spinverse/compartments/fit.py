@@ -47,6 +47,8 @@ class CompartmentFit(VoxelFit):
         95 % cone of uncertainty: half-angle about each axis, degrees.
     S0_per_te : ndarray (..., K)
         Signal without diffusion at each echo time.
+    birge_ratio : ndarray (...)
+        Factor of the noise in the posterior, above 1 where the signals reject the model.
     effective_draws : ndarray (...)
         Effective sample size of the posterior; intervals with less than 20 are rough.
     """
@@ -65,7 +67,8 @@ def compartment_layout(definition: Definition, n_te: int, *, posterior: bool) ->
     }
     if posterior:
         names = (*(f"fibre_fractions{ending}" for ending in ENDINGS[1:]), "axes_cone")
-        layout |= {"effective_draws": float} | {name: (float, (MAX_FIBRES,)) for name in names}
+        layout |= {"effective_draws": float, "birge_ratio": float}
+        layout |= {name: (float, (MAX_FIBRES,)) for name in names}
     return layout | {
         "n_fibres": int,
         "axis": (float, (3,)),

@@ -70,7 +70,8 @@ def posterior_draws(
     )
     sigma, rician = torch.tensor([float(fit.sigma) / S0]), model.likelihood == "rician"
     rician &= data.min() >= 0  # others are real parts, as in the fit
-    problem = replace(problem, sigma=sigma, rician=rician)
+    inflation = torch.tensor([float(getattr(fit, "birge_ratio", 1.0)) ** 2])
+    problem = replace(problem, sigma=sigma, rician=rician, inflation=inflation)
     corrections = parameters.unit.new_full((1, definition.n_S0_corrections), MEASURED_S0)
     parameters = replace(parameters, unit=torch.cat([parameters.unit, corrections], dim=1))
     converged = torch.ones(1, dtype=torch.bool)

@@ -14,7 +14,6 @@ from typing import NamedTuple, cast
 
 import numpy as np
 from scipy.special import logsumexp
-from scipy.stats import chi2
 
 from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.packed_cells.class_comparison import (
@@ -53,7 +52,7 @@ from dipy_spinverse.packed_cells.tissue_classes import TissueClass
 from dipy_spinverse.packed_cells.tissue_signals import TissueSignals
 from dipy_spinverse.voxels.progress import part
 from dipy_spinverse.voxels.statistics import dominant_axis
-from dipy_spinverse.voxels.status import FALSE_REJECTION_RATE
+from dipy_spinverse.voxels.status import birge_variance
 from dipy_spinverse.voxels.tensor_frames import tensor_frames
 
 # Classes of smaller probability are not sampled: less than one of 200 samples.
@@ -274,11 +273,9 @@ def _noise_inflation(estimates, setting, noise_known):
     chi_square, freedom = estimates["chi_square"], estimates["degrees_of_freedom"]
     if not noise_known:
         return np.full(len(chi_square), _NOISE_INFLATION)
-    worst = estimates["worst_degrees_of_freedom"]
-    p_worst = chi2.sf(estimates["worst_reduced_chi_square"] * worst, worst)
-    p_worst *= len(setting.groups.names)
-    rejected = np.minimum(chi2.sf(chi_square, freedom), p_worst) < FALSE_REJECTION_RATE
-    return _NOISE_INFLATION * np.where(rejected, np.maximum(chi_square / freedom, 1), 1)
+    worst = (estimates[f"worst_{name}"] for name in ("reduced_chi_square", "degrees_of_freedom"))
+    n_groups = len(setting.groups.names)
+    return _NOISE_INFLATION * birge_variance(chi_square / freedom, freedom, *worst, n_groups)
 
 
 def _samples(comparison, noise_inflation, n_samples, seed, estimated_class):

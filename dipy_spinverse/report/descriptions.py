@@ -54,7 +54,7 @@ _TABLE = {
     "mean_radius": ("um", "radius of a cylinder of the same length and volume"),
     "tortuosity": ("1", "length over the distance between the ends"),
     "at_bounds": ("1", "whether the estimate is at the limits of the shape space"),
-    "birge_ratio": ("1", "factor by which intervals are widened as the shape is rejected"),
+    "birge_ratio": ("1", "factor of the noise for intervals, above 1 in rejected voxels"),
     "csf": ("1", "fraction of cerebrospinal fluid"),
     "gm": ("1", "fraction of grey matter"),
     "wm": ("1", "fraction of white matter"),

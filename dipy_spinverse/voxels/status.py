@@ -6,6 +6,7 @@ import warnings
 from enum import IntEnum
 
 import numpy as np
+from scipy.stats import chi2
 from scipy.stats import f as f_distribution
 
 
@@ -130,6 +131,25 @@ def rejected_by_worst_group(
     """
     p_value = f_distribution.sf(reduced_chi_square, np.maximum(residual_freedom, 1), freedom)
     return (n_groups > 0) & (p_value * n_groups < _LEVEL_PER_TEST)
+
+
+def birge_variance(
+    reduced_chi_square: np.ndarray,
+    freedom: np.ndarray,
+    worst_reduced_chi_square: np.ndarray | float = 0.0,
+    worst_freedom: np.ndarray | float = 1.0,
+    n_groups: np.ndarray | float = 0,
+) -> np.ndarray:
+    """Factor (V,) of the variance of the noise, for the intervals of models that are rejected.
+
+    The reduced chi-square where it, or that of the worst of `n_groups` of measurements, rejects
+    the model at a known noise level; else 1. Its root is Birge's ratio, Phys. Rev. 40 (1932) 207,
+    https://doi.org/10.1103/PhysRev.40.207.
+    """
+    rejected = chi2.sf(reduced_chi_square * freedom, freedom) < _LEVEL_PER_TEST
+    p_worst = chi2.sf(np.multiply(worst_reduced_chi_square, worst_freedom), worst_freedom)
+    rejected |= p_worst * n_groups < _LEVEL_PER_TEST * (np.asarray(n_groups) > 0)
+    return np.where(rejected, np.maximum(reduced_chi_square, 1.0), 1.0)
 
 
 def explains_nothing(residual_rms: np.ndarray, scatter: np.ndarray, S0: np.ndarray) -> np.ndarray:

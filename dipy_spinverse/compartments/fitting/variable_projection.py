@@ -59,7 +59,8 @@ class SeparableProblem:
     `S0` (V, T) is the mean b0 signal of each echo time over that of the first, None where all have
     the same or compartments relax; `te_index` (M,) is the echo time of each measurement. `sigma`
     (V,) is the standard deviation of the noise in each channel, None until it is known. `rician`
-    data are magnitudes with the Rician likelihood, others have the Gaussian one.
+    data are magnitudes with the Rician likelihood, others have the Gaussian one. The posterior has
+    the likelihood to the power 1 / `inflation` (V,), wider where the model is rejected.
     """
 
     definition: Definition
@@ -69,6 +70,7 @@ class SeparableProblem:
     te_index: Tensor
     sigma: Tensor | None = None
     rician: bool = False
+    inflation: Tensor | None = None
 
     @property
     def noise(self) -> Tensor:
@@ -78,8 +80,10 @@ class SeparableProblem:
 
     def of_voxels(self, index) -> SeparableProblem:
         """That of some of the voxels."""
-        S0, sigma = (None if x is None else x[index] for x in (self.S0, self.sigma))
-        return replace(self, data=self.data[index], S0=S0, sigma=sigma)
+        S0, sigma, inflation = (
+            None if x is None else x[index] for x in (self.S0, self.sigma, self.inflation)
+        )
+        return replace(self, data=self.data[index], S0=S0, sigma=sigma, inflation=inflation)
 
     def basis_signals(self, parameters: NonlinearParameters, voxels=slice(None)) -> Tensor:
         """Signals of the pools (R, K, M) at parameters of the voxels (R,), all by default."""
@@ -267,6 +271,9 @@ class GaussianApproximation:
 def gaussian_approximation(problem: SeparableProblem, predicted: Tensor) -> GaussianApproximation:
     """Gaussian data with the score and the information of the likelihood at `predicted`."""
     sigma = problem.noise
+    if problem.inflation is not None:
+        plain = gaussian_approximation(replace(problem, inflation=None), predicted)
+        return replace(plain, inverse_sd=plain.inverse_sd / problem.inflation.sqrt()[:, None])
     if not problem.rician:
         return GaussianApproximation(problem.data, (1 / sigma[:, None]).expand_as(problem.data))
     score = problem.target(predicted) - predicted

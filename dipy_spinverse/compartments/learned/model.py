@@ -45,6 +45,7 @@ from dipy_spinverse.voxels.image import Voxels, image_of
 from dipy_spinverse.voxels.model import VoxelModel
 from dipy_spinverse.voxels.progress import Bar, part
 from dipy_spinverse.voxels.statistics import statistics_of_maps
+from dipy_spinverse.voxels.status import birge_variance
 
 LEARNERS: dict[str, type[Learner]] = {
     "mixture-density": MixtureDensityNetwork,
@@ -331,14 +332,18 @@ class LearnedModel(VoxelModel):
             result |= dict(zip(names, derived.T, strict=True))
         result |= {"S0": S0}
         result |= {f"{name}_likeliest": value for name, value in result.items()}
-        if self._has_posterior and n_draws:
-            result |= statistics_of_maps(
-                {name: value.numpy() for name, value in draws.items()}, axis=1
-            )
-            result["effective_draws"] = np.full(len(data), float(n_draws))
         parameters = parameter_vectors(definition, targets, frames)
         noise_floor = noise if self.model.likelihood == "rician" else None
         rms = checked_residual(definition, acquisition, parameters, S0, data, noise_floor)
+        if self._has_posterior and n_draws:
+            n_checked = len(checked_rows(acquisition))
+            birge_ratio = np.sqrt(birge_variance((rms / sigma) ** 2, n_checked))
+            self._widen(draws, birge_ratio, data, noise)
+            result |= statistics_of_maps(
+                {name: value.numpy() for name, value in draws.items()}, axis=1
+            )
+            result["birge_ratio"] = birge_ratio
+            result["effective_draws"] = np.full(len(data), float(n_draws))
         return {
             **result,
             **parameters,
@@ -351,6 +356,19 @@ class LearnedModel(VoxelModel):
             "n_unknowns": len(acquisition) - len(checked_rows(acquisition)),
             "reduced_chi_square": (rms / sigma) ** 2,
         }
+
+    def _widen(self, draws, birge_ratio, data, noise):
+        """Replace draws (V, n) where the model is rejected by those of more noise.
+
+        At most that of the training.
+        """
+        rows = np.flatnonzero(birge_ratio > 1)
+        if len(rows):
+            wide = np.minimum(noise * birge_ratio[:, None], 1 / self.snr[0])[rows]
+            features, _ = self.encoder(data[rows], wide)
+            n_draws = draws["S0"].shape[1]
+            for name, values in self._posterior_samples(features, wide, n_draws)[0].items():
+                draws[name][rows] = values
 
     def _point_estimate(self, features, noise):
         """Scaled targets (V, P + K), relative S0 (V,) and derived maps (V, D)."""

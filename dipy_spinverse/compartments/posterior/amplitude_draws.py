@@ -50,8 +50,12 @@ def draw_amplitudes(
     # Uniform are S0 and the fractions, not the amplitudes: these have the density S0^(1 - K).
     log_prior = (1 - n_pools) * torch.log(amplitudes.sum(dim=1).clamp_min(1e-12))
     data = (problem.data, basis_signals, amplitudes, problem.noise, voxels)
-    likelihood = _log_likelihoods(*(x.contiguous().numpy() for x in data), problem.rician)
-    return amplitudes, torch.from_numpy(likelihood) + log_prior - log_density
+    likelihood = torch.from_numpy(
+        _log_likelihoods(*(x.contiguous().numpy() for x in data), problem.rician)
+    )
+    if problem.inflation is not None:
+        likelihood = likelihood / problem.inflation[voxels]
+    return amplitudes, likelihood + log_prior - log_density
 
 
 @njit(cache=True, nogil=True, fastmath=True)
