@@ -1,0 +1,192 @@
+"""Inputs as people have them: ordinary scans, and the mistakes that are made with them.
+
+Each row of the table is an image of voxels from textbook formulas or Monte Carlo, without code of
+the package (`benchmarks.real_inputs_truths`), with noise, fitted as a user would, with an unknown
+noise level. It states the warnings and the status of voxels, the median error of each map, its
+mean absolute error and the coverage of its 95 % intervals, in all voxels and in those without a
+flag. A voxel has a flag where its status is MISFIT or NOT_CONVERGED, or where the map is prior
+dominated; all have one where the fit warns (but of parameters that the acquisition hardly
+determines: their intervals should be wide enough). SILENT is a map whose interval covers less than
+90 % of the truths without a flag (and 95 % would give so few in less than 1 % of images).
+
+    python -m benchmarks.real_inputs [--row NAME ...] [--cache FILE] [--limit SECONDS]
+
+AMICO and DIPY's IVIM fit the same voxels, where they can be installed.
+
+Duration: about 10 CPU-min (--quick: 2 min). Writes results/real_inputs.md.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import binom
+
+from benchmarks import (  # noqa: F401 -- they register their rows
+    real_inputs_averages,
+    real_inputs_cells,
+    real_inputs_directions,
+    real_inputs_messages,
+)
+from benchmarks.command import command, keep
+from benchmarks.peers import FOLDER
+from benchmarks.real_inputs_rows import ROWS, Row, Trial
+from benchmarks.tables import machine, table
+from dipy_spinverse import Status
+
+_LEVEL, _LEAST, _CHANCE = 0.95, 0.90, 0.01
+_FLAGGED = (Status.MISFIT, Status.NOT_CONVERGED)
+_N_WORDS = 24  # of a warning
+_IN_MM2_PER_S = ("diffusivity", "extra_parallel", "extra_perpendicular", "D", "D_star")
+
+
+def evaluated(row: Row, quick: bool, peers: Path | None) -> dict:
+    """Figures of a row."""
+    rng, started = np.random.default_rng(37), time.process_time()
+    n = row.n_quick if quick else row.n
+    trial = row.make(n, rng)
+    prepared = time.process_time()
+    result = {"item": row.item, "words": row.words, "n": n, "maps": {}, "note": ""}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            outcome = trial.run()
+        except Exception as error:  # noqa: BLE001 -- which one it is, is the result
+            outcome = None
+            result["refused"] = f"refused: {type(error).__name__}: {error}"
+    fitted = time.process_time()
+    said = dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning)
+    result["warnings"] = list(said)
+    if isinstance(outcome, str):
+        result["note"] = outcome
+        result["silent"] = [] if _about_errors(said) else ["no message"]
+    elif outcome is not None:
+        result |= _of_fit(outcome, trial, result["warnings"])
+        for name, estimates in trial.peer(peers).items():
+            result.setdefault("peers", {})[name] = {
+                m: _errors(e, trial.truth[m]) for m, e in estimates.items()
+            }
+    result["cpu"] = [round(prepared - started, 2), round(fitted - prepared, 2)]
+    return result
+
+
+def _of_fit(fit, trial: Trial, said: list[str]) -> dict:
+    status = np.asarray(fit.status).ravel()
+    statuses = {Status(s).name: float((status == s).mean()) for s in np.unique(status)}
+    maps, silent = {}, []
+    for name, (middle, low, high) in _intervals(fit, trial).items():
+        truth = trial.truth[name]
+        covered = (low <= truth) & (truth <= high)
+        flagged = np.isin(status, _FLAGGED) | _prior_dominated(fit, name, status.shape)
+        flagged |= bool(_about_errors(said))
+        quiet = covered[~flagged]
+        shares = [float(each.mean()) if each.size else None for each in (covered, quiet, flagged)]
+        maps[name] = [*_errors(middle, truth), *shares]
+        few = binom.cdf(quiet.sum(), quiet.size, _LEVEL) < _CHANCE
+        if quiet.size and quiet.mean() < _LEAST and few:
+            silent.append(name)
+    return {"status": statuses, "maps": maps, "silent": silent, "note": trial.note(fit)}
+
+
+def _intervals(fit, trial):
+    if trial.maps is not None:
+        return trial.maps(fit)
+    result = {}
+    for name in trial.truth:
+        scale = 1e3 if name.endswith(_IN_MM2_PER_S) else 1.0
+        result[name] = [scale * getattr(fit, name + end).ravel() for end in ("", "_low", "_high")]
+    return result
+
+
+def _errors(estimate, truth):
+    error = np.asarray(estimate, dtype=float) - truth
+    return [float(np.median(error)), float(np.abs(error).mean())]
+
+
+def _about_errors(said):
+    """Warnings but those of wide intervals, which should cover the truth."""
+    return [text for text in said if "hardly determines" not in text]
+
+
+def _prior_dominated(fit, name, shape):
+    names = getattr(fit, "_values", {})
+    if f"{name}_prior_dominated" in names:
+        return np.asarray(getattr(fit, f"{name}_prior_dominated"), dtype=bool).ravel()
+    return np.zeros(shape, dtype=bool)
+
+
+def line(result: dict) -> list[str]:
+    """Cells of the table."""
+    said = (result["refused"],) if "refused" in result else result["warnings"]
+    message = [" ".join(text.split()[:_N_WORDS]) + " ..." for text in said]
+    shares = result.get("status", {})
+    message += [f"{name} {100 * share:.0f} %" for name, share in shares.items()]
+    if result["note"]:
+        message.append(result["note"])
+    maps, silent = result["maps"], result.get("silent", ())
+    cells = [" ".join(f"{m[k]:+.3g}" if k == 0 else f"{m[k]:.3g}" for m in maps.values())
+             for k in (0, 1)]  # fmt: skip
+    for name, peer in result.get("peers", {}).items():
+        for k in (0, 1):
+            numbers = " ".join(f"{peer[m][k]:+.3g}" if k == 0 else f"{peer[m][k]:.3g}"
+                               for m in maps if m in peer)  # fmt: skip
+            cells[k] += f"; {name} {numbers}"
+    coverage = " ".join(f"{100 * m[2]:.0f}" for m in maps.values())
+    quiet = " ".join("-" if m[3] is None else f"{100 * m[3]:.0f}" for m in maps.values())
+    return [
+        result["item"], result["words"], str(result["n"]), "; ".join(message).replace("|", "/"),
+        ", ".join(maps), *cells, coverage, quiet,
+        f"**SILENT**: {', '.join(silent)}" if silent else "",
+    ]  # fmt: skip
+
+
+def _order(name):
+    item = ROWS[name].item
+    return int(item[1:]) if item[1:].isdigit() else 0
+
+
+HEADS = ["item", "mistake or ordinary input", "voxels", "message or status", "maps", "bias",
+         "MAE", "coverage, %", "without a flag", ""]  # fmt: skip
+
+
+def main():
+    """Print the table and write it to results/."""
+    parser = command(__doc__, "30 to 50 voxels of each row, without peers")
+    parser.add_argument("--row", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME")
+    parser.add_argument("--list", action="store_true", help="names of the rows")
+    parser.add_argument("--cache", type=Path, help="rows in it are not computed again")
+    parser.add_argument("--limit", type=float, default=np.inf, help="CPU-s; later rows are left")
+    parser.add_argument("--peers", type=Path, default=FOLDER)
+    options = parser.parse_args()
+    if options.list:
+        print("\n".join(f"{name}: {row.item}, {row.words}" for name, row in ROWS.items()))
+        return
+    torch.set_num_threads(1)
+    stored = {}
+    if options.cache and options.cache.exists():
+        stored = json.loads(options.cache.read_text())
+    peers = None if options.quick else options.peers
+    for name in options.row:
+        if name not in stored and time.process_time() < options.limit:
+            stored[name] = evaluated(ROWS[name], options.quick, peers)
+            print(name, *line(stored[name]), stored[name]["cpu"], sep=" | ", flush=True)
+            if options.cache:
+                options.cache.write_text(json.dumps(stored, indent=1))
+    done = sorted((name for name in options.row if name in stored), key=_order)
+    cpu = sum(sum(stored[name]["cpu"]) for name in done)
+    text = (
+        f"# Inputs as people have them\n\n`python -m benchmarks.real_inputs`\n\n{machine()}, "
+        f"{cpu:.0f} CPU-s. Numbers are in the order of the maps; diffusivities in um^2/ms, "
+        "diameters in um, times in ms.\n\n" + table(HEADS, [line(stored[name]) for name in done])
+    )
+    print(text)
+    keep("real_inputs.md", text, complete=not options.quick and len(done) == len(ROWS))
+
+
+if __name__ == "__main__":
+    main()
