@@ -18,6 +18,7 @@ from dipy_spinverse.acquisition.conversion import (
     acquisition_from_arrays,
     as_acquisition,
     require_pulsed,
+    require_single_magnitudes,
 )
 from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 from dipy_spinverse.acquisition.pulsed import Acquisition
@@ -30,4 +31,5 @@ __all__ = [
     "acquisition_from_arrays",
     "as_acquisition",
     "require_pulsed",
+    "require_single_magnitudes",
 ]

@@ -58,6 +58,8 @@ class TensorAcquisition(BaseAcquisition):
         ms. Each pair has its own signal without diffusion weighting.
     isotropic : bool or array_like (M,), optional
         Averages over all directions.
+    n_averages : int or array_like (M,), optional
+        Magnitudes of which each measurement is the mean, as in `Acquisition`.
     b0_threshold : float, optional
         Measurements with b at or below this (ms/um^2) are b0.
 
@@ -80,6 +82,7 @@ class TensorAcquisition(BaseAcquisition):
     te: np.ndarray
     mixing_time: np.ndarray
     isotropic: np.ndarray
+    n_averages: np.ndarray
     b0_threshold: float
 
     def __init__(
@@ -88,6 +91,7 @@ class TensorAcquisition(BaseAcquisition):
         te: ArrayLike = 0.0,
         mixing_time: ArrayLike = 0.0,
         isotropic: ArrayLike = False,
+        n_averages: ArrayLike = 1,
         b0_threshold: float = 0.05,
     ):
         tensors = checks.b_tensors("b_tensors", b_tensors)
@@ -97,6 +101,7 @@ class TensorAcquisition(BaseAcquisition):
             te=checks.per_measurement("te", te, n),
             mixing_time=checks.per_measurement("mixing_time", mixing_time, n),
             isotropic=checks.flags("isotropic", isotropic, n) & (encoding["b"] > 0),
+            n_averages=checks.counts("n_averages", n_averages, n),
             b0_threshold=float(b0_threshold),
         )  # fmt: skip
 

@@ -40,6 +40,8 @@ class BaseAcquisition(ABC):
         Time during which the magnetisation is stored (stimulated echo), ms.
     isotropic : ndarray (M,) of bool
         Averages over all gradient directions (powder averages).
+    n_averages : ndarray (M,) of int
+        Magnitudes of which each measurement is the mean.
     waveforms : tuple of Waveforms
         q(t) of all measurements; their rows together are 0 ... M-1.
     b0_threshold : float
@@ -53,6 +55,7 @@ class BaseAcquisition(ABC):
     te: np.ndarray
     mixing_time: np.ndarray
     isotropic: np.ndarray
+    n_averages: np.ndarray
     b0_threshold: float
 
     @property

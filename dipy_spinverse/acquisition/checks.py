@@ -137,6 +137,21 @@ def flags(name: str, value, size: int) -> np.ndarray:
     return np.broadcast_to(numbers, (size,)).astype(bool)
 
 
+def counts(name: str, value, size: int) -> np.ndarray:
+    """Whole numbers (size,) of at least 1, from one or `size` of them."""
+    numbers = numeric(name, value)
+    if numbers.shape not in ((), (1,), (size,)):
+        raise ValueError(
+            f"{name} has shape {numbers.shape} for {size} measurements; give one number for all, "
+            "or one per measurement."
+        )
+    numbers = np.broadcast_to(numbers, (size,))
+    bad = ~((numbers >= 1) & (numbers == np.round(numbers)) & np.isfinite(numbers))
+    raise_where(bad, name, numbers, "", "be a whole number of at least 1, that of the magnitudes "
+                "of which the measurement is the mean.")  # fmt: skip
+    return numbers.astype(int)
+
+
 def is_unit(directions: np.ndarray) -> np.ndarray:
     """Whether (M,) vectors (M, 3) have length 1 within the tolerance."""
     return np.abs(np.linalg.norm(directions, axis=1) - 1) <= _DIRECTION_TOLERANCE

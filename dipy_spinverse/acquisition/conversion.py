@@ -22,14 +22,16 @@ def as_acquisition(
     *,
     mixing_time: ArrayLike | None = None,
     isotropic: ArrayLike | None = None,
+    n_averages: ArrayLike | None = None,
     name: str = "gtab",
 ) -> BaseAcquisition:
     """Return an acquisition unchanged; convert a DIPY gradient table with its deltas.
 
-    `te`, `mixing_time` and `isotropic` are those of :meth:`Acquisition.from_gtab`, for a gradient
-    table only; `name` is that of the argument in error messages.
+    `te`, `mixing_time`, `isotropic` and `n_averages` are those of :meth:`Acquisition.from_gtab`,
+    for a gradient table only; `name` is that of the argument in error messages.
     """
-    timing = {"te": te, "mixing_time": mixing_time, "isotropic": isotropic}
+    timing = {"te": te, "mixing_time": mixing_time}
+    timing |= {"isotropic": isotropic, "n_averages": n_averages}
     if isinstance(gtab, BaseAcquisition):
         duplicate = [argument for argument, value in timing.items() if value is not None]
         if duplicate:
@@ -57,6 +59,19 @@ def require_pulsed(acquisition: BaseAcquisition) -> Acquisition:
     )
 
 
+def require_single_magnitudes(acquisition: BaseAcquisition, model: str) -> None:
+    """Refuse means of several magnitudes, of which a model has no likelihood."""
+    largest = acquisition.n_averages.max()
+    if largest > 1:
+        # The noise floor is then at most 1/6 of the noise of the mean.
+        raise ValueError(
+            f"n_averages is up to {largest}, but {model} has no likelihood of means of "
+            "magnitudes. Give the single measurements, or use PackedCellsModel or a compartment "
+            f"model; or, if all signals are above {3 * largest**0.5:.0f} times the noise of one "
+            "magnitude, leave n_averages out and give sigma divided by its root."
+        )
+
+
 def acquisition_from_arrays(arrays: Mapping[str, Any]) -> BaseAcquisition:
     """Restore an acquisition from :meth:`BaseAcquisition.arrays`."""
     if "small_delta" in arrays:
@@ -68,4 +83,4 @@ def acquisition_from_arrays(arrays: Mapping[str, Any]) -> BaseAcquisition:
         Waveforms(*(arrays[f"{field.name}_{k}"] for field in fields(Waveforms)))
         for k in range(n_groups)
     ]
-    return WaveformAcquisition(waveforms, arrays["b0_threshold"])
+    return WaveformAcquisition(waveforms, arrays["b0_threshold"], arrays.get("n_averages", 1))

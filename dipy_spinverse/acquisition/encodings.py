@@ -234,7 +234,9 @@ def concatenate(*acquisitions: BaseAcquisition) -> WaveformAcquisition:
         for acquisition, offset in zip(acquisitions, offsets[:-1], strict=True)
         for group in acquisition.waveforms
     ]
-    return WaveformAcquisition(waveforms, max(a.b0_threshold for a in acquisitions))
+    threshold = max(acquisition.b0_threshold for acquisition in acquisitions)
+    n_averages = np.concatenate([acquisition.n_averages for acquisition in acquisitions])
+    return WaveformAcquisition(waveforms, threshold, n_averages)
 
 
 def _along(profile, b, directions, te):

@@ -33,6 +33,8 @@ class WaveformAcquisition(BaseAcquisition):
         Their rows together are 0 ... M-1.
     b0_threshold : float, optional
         Measurements with b at or below this (ms/um^2) are b0; their gradients are simulated.
+    n_averages : int or array_like (M,), optional
+        Magnitudes of which each measurement is the mean, as in `Acquisition`.
 
     Raises
     ------
@@ -51,8 +53,14 @@ class WaveformAcquisition(BaseAcquisition):
 
     _waveforms: tuple[Waveforms, ...]
     b0_threshold: float
+    n_averages: np.ndarray
 
-    def __init__(self, waveforms: Sequence[Waveforms], b0_threshold: float = 0.05):
+    def __init__(
+        self,
+        waveforms: Sequence[Waveforms],
+        b0_threshold: float = 0.05,
+        n_averages: ArrayLike = 1,
+    ):
         if not len(waveforms):
             raise ValueError("waveforms is empty; give at least one measurement.")
         for group in waveforms:
@@ -69,6 +77,7 @@ class WaveformAcquisition(BaseAcquisition):
             te=of_all([np.full(len(w.rows), w.echo_time) for w in waveforms]),
             mixing_time=of_all([np.full(len(w.rows), w.mixing_time) for w in waveforms]),
             isotropic=np.zeros(len(b_tensors), dtype=bool),
+            n_averages=checks.counts("n_averages", n_averages, len(b_tensors)),
         )  # fmt: skip
 
     @property
@@ -86,6 +95,7 @@ class WaveformAcquisition(BaseAcquisition):
         storage_s: tuple[float, float] | None = None,
         gtab: GradientTable | None = None,
         b0_threshold: float = 50,
+        n_averages: ArrayLike = 1,
     ) -> WaveformAcquisition:
         """Acquisition of sampled gradient waveforms.
 
@@ -107,6 +117,8 @@ class WaveformAcquisition(BaseAcquisition):
             Must agree with the b-tensors of the waveforms within 5 % of b.
         b0_threshold : float, optional
             Measurements with b at or below this (s/mm^2) count as b0.
+        n_averages : int or array_like (M,), optional
+            As in the constructor.
 
         Raises
         ------
@@ -136,13 +148,13 @@ class WaveformAcquisition(BaseAcquisition):
             samples = np.stack([gradients[m] for m in rows], axis=1)
             timing = dt[rows[0]], dead_time[rows[0]], refocusing_s, storage
             waveforms.append(_piecewise_constant(rows, samples, *timing))
-        acquisition = cls(waveforms, b0_threshold / MS_PER_UM2)
+        acquisition = cls(waveforms, b0_threshold / MS_PER_UM2, n_averages)
         if gtab is not None:
             _check_agreement(acquisition, gtab)
         return acquisition
 
     def arrays(self) -> dict[str, np.ndarray]:
-        arrays = {"b0_threshold": np.array(self.b0_threshold)}
+        arrays = {"b0_threshold": np.array(self.b0_threshold), "n_averages": self.n_averages}
         for k, group in enumerate(self.waveforms):
             arrays |= {f"{f.name}_{k}": getattr(group, f.name) for f in fields(Waveforms)}
         return arrays
@@ -154,7 +166,7 @@ class WaveformAcquisition(BaseAcquisition):
             new_rows, members = np.nonzero(chosen[:, None] == group.rows)
             if len(new_rows):
                 waveforms.append(replace(group.select(members), rows=new_rows))
-        return WaveformAcquisition(waveforms, self.b0_threshold)
+        return WaveformAcquisition(waveforms, self.b0_threshold, self.n_averages[chosen])
 
     def _summary(self):
         longest = max(group.times[-1] for group in self.waveforms)

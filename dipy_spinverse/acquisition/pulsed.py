@@ -6,7 +6,6 @@ import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
-from typing import Any
 
 import numpy as np
 from dipy.core.gradients import GradientTable
@@ -52,6 +51,10 @@ class Acquisition(BaseAcquisition):
         TM of a stimulated echo in ms: storage of the magnetisation between the pulses.
     isotropic : bool or array_like (M,), optional
         Averages over all directions (powder averages). They need no direction.
+    n_averages : int or array_like (M,), optional
+        Magnitudes of which each measurement is the mean: directions of a powder average, or
+        repetitions that were averaged. Not averages by the scanner ("NEX", DICOM's
+        NumberOfAverages), which add complex signals and only lower the noise of the magnitude.
 
     Raises
     ------
@@ -89,6 +92,7 @@ class Acquisition(BaseAcquisition):
     b0_threshold: float
     mixing_time: np.ndarray
     isotropic: np.ndarray
+    n_averages: np.ndarray
 
     def __init__(
         self,
@@ -100,6 +104,7 @@ class Acquisition(BaseAcquisition):
         b0_threshold: float = 0.05,
         mixing_time: ArrayLike = 0.0,
         isotropic: ArrayLike = False,
+        n_averages: ArrayLike = 1,
     ):
         b, directions = checks.gradients(b, directions)
         threshold = checks.numeric("b0_threshold", b0_threshold)
@@ -121,6 +126,7 @@ class Acquisition(BaseAcquisition):
             b=b, directions=directions, small_delta=small, big_delta=big, te=te,
             mixing_time=np.minimum(mixing, big - small), isotropic=isotropic & ~b0,
             b_tensors=b[:, None, None] * dyads, b0_threshold=float(threshold),
+            n_averages=checks.counts("n_averages", n_averages, b.size),
         )  # fmt: skip
 
     @classmethod
@@ -131,6 +137,7 @@ class Acquisition(BaseAcquisition):
         *,
         mixing_time: ArrayLike | None = None,
         isotropic: ArrayLike | None = None,
+        n_averages: ArrayLike | None = None,
     ) -> Acquisition:
         """Convert a DIPY gradient table with pulse timings.
 
@@ -143,6 +150,8 @@ class Acquisition(BaseAcquisition):
             Echo time, and mixing time of a stimulated echo, in seconds, as in `Acquisition`.
         isotropic : bool or array_like (M,), optional
             Averages over all directions; their b-vectors are ignored.
+        n_averages : int or array_like (M,), optional
+            Magnitudes of which each measurement is the mean, as in `Acquisition`; 1 by default.
 
         Raises
         ------
@@ -160,7 +169,8 @@ class Acquisition(BaseAcquisition):
         checks.linear_encoding(gtab)
         times = {"big_delta": gtab.big_delta, "small_delta": gtab.small_delta}
         times |= {"te": te, "mixing_time": mixing_time}
-        return cls._from_dipy_units(gtab.bvals, gtab.bvecs, times, gtab.b0_threshold, isotropic)
+        averages = {"isotropic": isotropic, "n_averages": n_averages}
+        return cls._from_dipy_units(gtab.bvals, gtab.bvecs, times, gtab.b0_threshold, averages)
 
     @classmethod
     def from_files(
@@ -173,6 +183,7 @@ class Acquisition(BaseAcquisition):
         te: str | PathLike | ArrayLike | None = None,
         mixing_time: str | PathLike | ArrayLike | None = None,
         isotropic: str | PathLike | ArrayLike | None = None,
+        n_averages: str | PathLike | ArrayLike | None = None,
         b0_threshold: float = 50,
     ) -> Acquisition:
         """Read b-values and b-vectors; pulse timings are arguments.
@@ -191,6 +202,8 @@ class Acquisition(BaseAcquisition):
             Echo time, and mixing time of a stimulated echo, in seconds, as in `Acquisition`.
         isotropic : bool, array_like (M,) or path, optional
             Volumes that are averages over all directions; in a file 1 for these and 0 for others.
+        n_averages : int, array_like (M,) or path, optional
+            Magnitudes of which each volume is the mean, as in `Acquisition`; 1 by default.
         b0_threshold : float, optional
             Volumes with b at or below this (s/mm^2) count as b0.
 
@@ -206,11 +219,12 @@ class Acquisition(BaseAcquisition):
         array([40., 40.])
         """
         bvals, bvecs = files.read_table(bvals, bvecs)
-        isotropic = files.read_numbers("isotropic", isotropic)
-        sources: dict[str, Any] = {"big_delta": big_delta, "small_delta": small_delta}
+        sources = {"isotropic": isotropic, "n_averages": n_averages}
+        averages = {name: files.read_numbers(name, value) for name, value in sources.items()}
+        sources = {"big_delta": big_delta, "small_delta": small_delta}
         sources |= {"te": te, "mixing_time": mixing_time}
         times = {name: files.read_numbers(name, value) for name, value in sources.items()}
-        return cls._from_dipy_units(bvals, bvecs, times, b0_threshold, isotropic)
+        return cls._from_dipy_units(bvals, bvecs, times, b0_threshold, averages)
 
     @classmethod
     def from_scheme(cls, path: str | PathLike, *, b0_threshold: float = 0) -> Acquisition:
@@ -295,7 +309,7 @@ class Acquisition(BaseAcquisition):
         return cls.from_files(**files.read_bids(json_path), b0_threshold=b0_threshold)
 
     @classmethod
-    def _from_dipy_units(cls, bvals, bvecs, times, b0_threshold, isotropic):
+    def _from_dipy_units(cls, bvals, bvecs, times, b0_threshold, averages):
         bvals = checks.numeric("bvals", bvals)
         if bvals.size and 0 < bvals.max() <= b0_threshold:
             raise ValueError(
@@ -309,7 +323,7 @@ class Acquisition(BaseAcquisition):
             b=bvals / MS_PER_UM2,
             directions=bvecs,
             b0_threshold=b0_threshold / MS_PER_UM2,
-            isotropic=False if isotropic is None else isotropic,
+            **{name: value for name, value in averages.items() if value is not None},
             **{name: checks.seconds_to_ms(name, t) for name, t in stated.items()},
         )
 
@@ -414,4 +428,6 @@ class Acquisition(BaseAcquisition):
             summary.append(counted(np.unique(self.mixing_time.round(3)).size, "mixing time"))
         if self.isotropic.any():
             summary.append(f"{self.isotropic.sum()} averages over directions")
+        if (self.n_averages > 1).any():
+            summary.append(f"means of up to {self.n_averages.max()} magnitudes")
         return tuple(summary)

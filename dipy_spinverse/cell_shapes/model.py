@@ -18,6 +18,7 @@ from dipy_spinverse.acquisition import (
     BaseAcquisition,
     as_acquisition,
     require_pulsed,
+    require_single_magnitudes,
 )
 from dipy_spinverse.bloch_torrey.finite_elements.modal_sensitivity import (
     length_scale_of_derivatives,
@@ -103,6 +104,7 @@ class CellShapeModel(VoxelModel):
     ):
         super().__init__(gtab, te)
         self.acquisition = require_pulsed(self.acquisition)
+        require_single_magnitudes(self.acquisition, "CellShapeModel")
         lacks_b0 = ~self.acquisition.b0_per_te.any(axis=1)
         if lacks_b0.any():
             raise ValueError(

@@ -40,11 +40,11 @@ _LOGGER = logging.getLogger("dipy_spinverse")
 
 
 def acquisition_for(
-    gtab, definition, te=None, mixing_time=None, isotropic=None
+    gtab, definition, te=None, mixing_time=None, isotropic=None, n_averages=None
 ) -> BaseAcquisition:
     """The acquisition in the form that a model needs: pulses, or b-tensors if it is Gaussian."""
     is_table = isinstance(gtab, GradientTable)
-    options = {"mixing_time": mixing_time, "isotropic": isotropic}
+    options = {"mixing_time": mixing_time, "isotropic": isotropic, "n_averages": n_averages}
     if is_table and gtab.btens is not None and not _is_linear(gtab):
         _require_gaussian(definition)
         return _tensor_acquisition(gtab, te, **options)
@@ -81,13 +81,14 @@ def _require_gaussian(definition):
             )
 
 
-def _tensor_acquisition(gtab, te, mixing_time, isotropic):
+def _tensor_acquisition(gtab, te, mixing_time, isotropic, n_averages):
     times = {"te": te, "mixing_time": mixing_time}
     times = {name: seconds_to_ms(name, t) for name, t in times.items() if t is not None}
     symmetric_tensors("gtab.btens", gtab.btens)
     return TensorAcquisition(
         gtab.btens / MS_PER_UM2, **times, b0_threshold=gtab.b0_threshold / MS_PER_UM2,
         isotropic=False if isotropic is None else isotropic,
+        n_averages=1 if n_averages is None else n_averages,
     )  # fmt: skip
 
 
@@ -152,7 +153,9 @@ def without_noise_alone(image: Image, acquisition: Acquired) -> Image:
     """The image without voxels of pure noise, whose status becomes NO_SIGNAL."""
     voxels = image.voxels
     b0 = np.asarray(acquisition.b0_per_te).any(axis=0)
-    empty = is_noise_only(voxels.signals, np.atleast_1d(b0), image.noise, image.freedom)
+    empty = is_noise_only(
+        voxels.signals, np.atleast_1d(b0), image.noise, image.freedom, acquisition.n_averages
+    )
     if not empty.any():
         return image
     fitted = np.asarray(image.status == Status.CONVERGED)

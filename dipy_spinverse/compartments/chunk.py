@@ -15,7 +15,7 @@ from dipy_spinverse.compartments.fit import estimate_arrays, maps_at, posterior_
 from dipy_spinverse.compartments.fitting.amplitudes import predicted_signals
 from dipy_spinverse.compartments.fitting.crossings import select_populations
 from dipy_spinverse.compartments.fitting.initial_values import best_local_minimum, initial_values
-from dipy_spinverse.compartments.fitting.model_test import model_test
+from dipy_spinverse.compartments.fitting.model_test import model_test, standardised_residual
 from dipy_spinverse.compartments.fitting.parameters import physical_values
 from dipy_spinverse.compartments.fitting.variable_projection import (
     residual_noise,
@@ -104,8 +104,11 @@ class CompartmentChunkFit:
             )
         result = estimate_arrays(problem, solution)
         result |= model_test(problem, solution, self.acquisition)
+        n_unknowns = definition.n_unknowns + problem.n_left_out
+        freedom = np.maximum(len(self.acquisition) - n_unknowns, 1)
+        result["reduced_chi_square"] = _squares(problem, solution, result) / freedom
         if self.n_draws:
-            problem = replace(problem, inflation=self._inflation(problem, result))
+            problem = replace(problem, inflation=_inflation(result, freedom))
             result["birge_ratio"] = problem.inflation.sqrt().numpy()
             with part(_TIME_OF_FIT, 1.0):
                 samples = sample_posterior(problem, solution, minima, self.n_draws, self.seed)
@@ -117,17 +120,8 @@ class CompartmentChunkFit:
             "S0_per_te": self._S0_per_te(voxels.S0, definition, solution),
             "converged": solution.converged.numpy(),
             "sigma": problem.sigma.numpy(),
-            "n_unknowns": definition.n_unknowns,
+            "n_unknowns": n_unknowns,
         }
-
-    def _inflation(self, problem, result):
-        """Factor (V,) of the variance of the noise in the posterior."""
-        n_measurements = problem.data.shape[1]
-        freedom = max(n_measurements - problem.definition.n_unknowns, 1)
-        squares = n_measurements * (result["residual_rms"] / problem.noise.numpy()) ** 2
-        names = "worst_reduced_chi_square", "worst_degrees_of_freedom", "n_groups"
-        worst = (result[name] for name in names if name in result)
-        return torch.from_numpy(birge_variance(squares / freedom, freedom, *worst))
 
     def _is_rician(self, voxels):
         return self.likelihood == "rician" and not voxels.signed.any()
@@ -156,7 +150,7 @@ class CompartmentChunkFit:
         n_unknowns = problem.definition.n_unknowns
         if self.refine_sigma and problem.data.shape[1] >= _MANY_MEASUREMENTS * n_unknowns:
             sigma = rician_noise_from_residual(
-                problem.data, solution.predicted, problem.sigma, n_unknowns
+                problem.data, solution.predicted, problem.sigma, n_unknowns, problem.n_averages
             )
             problem = replace(problem, sigma=sigma)
             solution = variable_projection(problem, solution.parameters)
@@ -188,3 +182,17 @@ class CompartmentChunkFit:
         encoding = encoding_of(self.acquisition, self.dtype, timed=definition.timed)
         pools = pool_signals(definition, encoding.without_diffusion())
         return predicted_signals(pools(values), solution.amplitudes)[:, rows].numpy()
+
+
+def _squares(problem, solution, result):
+    """Sum (V,) of squared residuals over the variance of the noise."""
+    if problem.n_averages is not None:
+        return (standardised_residual(problem, solution.predicted) ** 2).sum(axis=1)
+    return problem.data.shape[1] * (result["residual_rms"] / problem.noise.numpy()) ** 2
+
+
+def _inflation(result, freedom):
+    """Factor (V,) of the variance of the noise in the posterior."""
+    names = "worst_reduced_chi_square", "worst_degrees_of_freedom", "n_groups"
+    worst = (result[name] for name in names if name in result)
+    return torch.from_numpy(birge_variance(result["reduced_chi_square"], freedom, *worst))

@@ -130,10 +130,12 @@ def estimate_arrays(problem: SeparableProblem, solution: Solution) -> dict[str, 
     if problem.rician:
         # The mean of magnitudes is close to this, noise floor included.
         predicted = torch.sqrt(predicted**2 + problem.noise[:, None] ** 2)
-    residual = problem.data - predicted
+    residual, used = problem.data - predicted, torch.ones_like(problem.data)
+    if problem.n_averages is not None:
+        used = (problem.n_averages > 0).to(used.dtype)
     return maps | {
         **{f"{name}_likeliest": value for name, value in maps.items()},
-        "residual_rms": (residual**2).mean(dim=1).sqrt().numpy(),
+        "residual_rms": ((used * residual**2).sum(dim=1) / used.sum(dim=1)).sqrt().numpy(),
         "axes": axes,
         "axis": axes[:, 0],
         "fibre_fractions": np.take_along_axis(fractions, order, axis=1),

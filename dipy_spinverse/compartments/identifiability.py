@@ -44,7 +44,7 @@ def undetermined_parameters(definition: Definition, acquisition: BaseAcquisition
     problem = separable_problem(definition, acquisition, signals)
     converged = torch.ones(_N_DRAWS, dtype=torch.bool)
     solution = Solution(parameters, problem.basis_signals(parameters), amplitudes, converged)
-    derivatives = scaled_derivatives(problem, solution, SNR * signals)
+    derivatives = scaled_derivatives(problem, solution, problem.weighted(SNR * signals))
     information = derivatives @ derivatives.mT
     precision = information + _PRIOR_PRECISION * torch.eye(derivatives.shape[1])
     variance = torch.diagonal(torch.linalg.inv(precision), dim1=1, dim2=2)
@@ -72,7 +72,8 @@ def resolution_limits(definition: Definition, acquisition: BaseAcquisition) -> d
             continue
         unit = torch.full((_N_DIAMETERS, n_scalars), 0.5, dtype=torch.float64)
         unit[:, k] = torch.linspace(0, 1, _N_DIAMETERS)
-        basis_signals = problem.basis_signals(NonlinearParameters(unit, frames))
+        nonlinear = NonlinearParameters(unit, frames)
+        basis_signals = problem.weighted(problem.basis_signals(nonlinear))
         amplitudes = ones.new_full((n_pools,), (1 - _CYLINDER_FRACTION) / max(n_pools - 1, 1))
         amplitudes[definition.pools.index(pool_of[parameter.name])] = _CYLINDER_FRACTION
         signals = predicted_signals(basis_signals, amplitudes.expand(_N_DIAMETERS, -1))

@@ -63,6 +63,9 @@ class CompartmentModel(VoxelModel):
     isotropic : bool or array-like (M,), optional
         Averages over all directions, where `gtab` is a GradientTable. Without other measurements
         axes and their dispersion are not determined.
+    n_averages : int or array-like (M,), optional
+        Magnitudes of which each measurement is the mean, as in `Acquisition`, where `gtab` is a
+        GradientTable: the directions of a powder average, or repetitions.
     likelihood : {"rician", "gaussian"}, optional
         Distribution of the noise; "rician" for magnitudes of one coil, or of several combined
         with their sensitivities.
@@ -95,6 +98,7 @@ class CompartmentModel(VoxelModel):
         te: ArrayLike | None = None,
         mixing_time: ArrayLike | None = None,
         isotropic: ArrayLike | None = None,
+        n_averages: ArrayLike | None = None,
         likelihood: str = "rician",
         solver: str = "variable-projection",
         dtype: str = "float64",
@@ -104,7 +108,7 @@ class CompartmentModel(VoxelModel):
         check_choice("solver", solver, SOLVERS)
         check_choice("dtype", dtype, ("float64", "float32"))
         self.definition = definition
-        super().__init__(gtab, te, mixing_time, isotropic)
+        super().__init__(gtab, te, mixing_time, isotropic, n_averages)
         check_acquisition(definition, self.acquisition)
         self.likelihood, self.solver, self.seed = likelihood, solver, int(seed)
         self.dtype = dtype

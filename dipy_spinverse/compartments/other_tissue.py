@@ -46,7 +46,7 @@ class SANDIModel(CompartmentModel):
 
     Examples
     --------
-    >>> fit = SANDIModel(gtab, isotropic=True).fit(averages)  # doctest: +SKIP
+    >>> fit = SANDIModel(gtab, isotropic=True, n_averages=32).fit(averages)  # doctest: +SKIP
     """
 
     def __init__(
@@ -103,7 +103,8 @@ class NEXIModel(CompartmentModel):
 
     Examples
     --------
-    >>> fit = NEXIModel(gtab, te=0.09, isotropic=True).fit(averages)  # doctest: +SKIP
+    >>> model = NEXIModel(gtab, te=0.09, isotropic=True, n_averages=32)  # doctest: +SKIP
+    >>> fit = model.fit(averages)  # doctest: +SKIP
     >>> fit.exchange_time, fit.exchange_time_low, fit.exchange_time_high  # doctest: +SKIP
     """
 

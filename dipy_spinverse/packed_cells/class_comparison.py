@@ -211,7 +211,7 @@ def _inadequate(comparison):
         mean_square[estimates.voxels] = (residual**2).sum(axis=1) / data.n_used
     mean_square /= data.inverse_sd.max(axis=1) ** 2
     error = _INTERPOLATION_RMS * np.abs(data.measured).max(axis=1)
-    return mean_square > _ADEQUATE * (data.sigma**2 + error**2)
+    return mean_square > _ADEQUATE * (data.sigma**2 / data.n_averages.max() + error**2)
 
 
 def _without_unlikely_classes(comparison):

@@ -104,7 +104,9 @@ class EquivalentPulses:
         return np.sqrt(self.b / (self.big_delta - self.small_delta / 3))
 
 
-_OF_ACQUISITION = ("b", "b_tensors", "b0_mask", "isotropic", "te", "mixing_time", "te_index")
+_OF_ACQUISITION = (
+    "b", "b_tensors", "b0_mask", "isotropic", "n_averages", "te", "mixing_time", "te_index"
+)  # fmt: skip
 PulsedMeasurements = Acquisition | EquivalentPulses
 
 

@@ -42,7 +42,8 @@ _MIN_ERROR = 0.2
 class TissueData:
     """Measured signals (V, M) of voxels and the covariance of their errors.
 
-    `rician` (V,) are magnitudes, with noise of `sigma` (V,) in each channel. `inverse_sd` (V, M)
+    `rician` (V,) are means of `n_averages` (M,) magnitudes, with noise of `sigma` (V,) in each
+    channel of one. `inverse_sd` (V, M)
     is that of uncorrelated errors, 0 for excluded measurements. Correlated errors of whitened data
     have orthonormal principal `error_directions` (V, K, M), and `damping` (V, K) is
     1 - 1/sqrt(1 + variance) along these. Measurements of one of the `labels` (M,) share an
@@ -51,6 +52,7 @@ class TissueData:
 
     measured: np.ndarray
     sigma: np.ndarray
+    n_averages: np.ndarray
     rician: np.ndarray
     inverse_sd: np.ndarray
     error_directions: np.ndarray
@@ -106,14 +108,16 @@ class TissueData:
 
 def tissue_data(
     measured: np.ndarray, sigma: np.ndarray, labels: np.ndarray, used: np.ndarray,
-    fast_terms: FastTerms = NO_FAST_TERMS,
+    n_averages: np.ndarray | None = None, fast_terms: FastTerms = NO_FAST_TERMS,
 ) -> TissueData:  # fmt: skip
-    """Data (V, M) with the same noise (V,) in all used measurements and no error of the model."""
+    """Data (V, M) with the same noise (V,) in all used magnitudes and no error of the model."""
     n_voxels, n = measured.shape
+    n_averages = np.ones(n) if n_averages is None else n_averages
     no_errors = np.zeros((n_voxels, 1, n))
     data = TissueData(
-        measured, sigma, measured.min(axis=1) >= 0, used / sigma[:, None], no_errors,
-        no_errors[..., 0], labels, fast_terms, np.zeros((n_voxels, len(fast_terms.identifiable))),
+        measured, sigma, n_averages, measured.min(axis=1) >= 0,
+        used * np.sqrt(n_averages) / sigma[:, None], no_errors, no_errors[..., 0], labels,
+        fast_terms, np.zeros((n_voxels, len(fast_terms.identifiable))),
     )  # fmt: skip
     return data.with_fast_prior_sd(data.all_fast_prior_sd * fast_terms.identifiable)
 
@@ -152,7 +156,7 @@ def _with_correlated_errors(data, model_errors):
 def _noise_variances(data, noise_free):
     sigma = data.sigma[:, None]
     rician = np.maximum(rician_variance(noise_free / sigma), 0.3)
-    return sigma**2 * np.where(data.rician[:, None], rician, 1.0)
+    return sigma**2 * np.where(data.rician[:, None], rician, 1.0) / data.n_averages
 
 
 def systematic_error(

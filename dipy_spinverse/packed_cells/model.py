@@ -71,7 +71,7 @@ class PackedCellsModel(VoxelModel):
         or of one label, if the amplitude of b0 or of a sweep differs.
     least_b : float, optional
         Weighted measurements with a smaller b, s/mm^2, are excluded; b0 is not.
-    te, mixing_time, isotropic : optional
+    te, mixing_time, isotropic, n_averages : optional
         Of a GradientTable, as in :meth:`dipy_spinverse.Acquisition.from_gtab`.
     classes : sequence of str, optional
         Tissue classes that are compared: "cylinders", "crossing" ones, "spheres", a "mixture" of
@@ -111,9 +111,10 @@ class PackedCellsModel(VoxelModel):
         te: ArrayLike | None = None,
         mixing_time: ArrayLike | None = None,
         isotropic: ArrayLike | None = None,
+        n_averages: ArrayLike | None = None,
         seed: int = 0,
     ):
-        super().__init__(gtab, te, mixing_time, isotropic)
+        super().__init__(gtab, te, mixing_time, isotropic, n_averages)
         if self.acquisition.b0_mask.all():
             raise ValueError(
                 f"gtab has {len(self.acquisition)} measurements, none with diffusion weighting; "

@@ -142,8 +142,9 @@ def polarity_asymmetry(
     positive, negative = _opposite_pairs(acquisition)
     design = _asymmetry_design(acquisition, acquisition)
     design = design[positive] - design[negative]
-    signals, noise = np.stack([data[:, positive], data[:, negative]]), sigma[:, None]
-    clear = signals.min(axis=0) > _MIN_SNR * noise
+    signals = np.stack([data[:, positive], data[:, negative]])
+    noise = sigma[:, None] / np.sqrt(acquisition.n_averages[positive])
+    clear = signals.min(axis=0) > _MIN_SNR * sigma[:, None]
     first, second = np.where(clear, signals, 1.0)
     # Inverse variances of the logarithms of ratios.
     weight = clear / (noise**2 * (1 / first**2 + 1 / second**2))

@@ -187,11 +187,12 @@ def posterior_of(
     symmetric = measured / factors
     data = tissue_data(
         np.ascontiguousarray(symmetric[:, order]), initial_sigma, setting.labels[order],
-        setting.used[order],
+        setting.used[order], acquisition.n_averages[order],
         find_fast_terms(acquisition, setting.labels, setting.used, order),
     )  # fmt: skip
     # With less noise than the error of interpolated signals, searches would fit that error.
-    search_inflation = np.maximum(_INTERPOLATION_ERROR * largest / initial_sigma, 1) ** 2
+    least_noise = initial_sigma / np.sqrt(acquisition.n_averages.max())
+    search_inflation = np.maximum(_INTERPOLATION_ERROR * largest / least_noise, 1) ** 2
     frames = tensor_frames(cast(BaseAcquisition, acquisition), symmetric)
     with part(*_ESTIMATION_TIME):
         comparison, systematic = compare_classes(

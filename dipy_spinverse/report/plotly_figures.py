@@ -197,7 +197,7 @@ def residual_figure(
 ) -> go.Figure:
     """Residual over the noise by shell and timing, with an expected value of 1."""
     figure, colors = go.Figure(), dict[str, str]()
-    residual = (data - predicted) / sigma[:, None]
+    residual = (data - predicted) / sigma[:, None] * np.sqrt(acquisition.n_averages)
     for b, timing, rows in shells(acquisition):
         rms = np.sqrt((residual[:, rows] ** 2).mean(axis=1))
         low, median, high = np.quantile(rms, [0.1, 0.5, 0.9])

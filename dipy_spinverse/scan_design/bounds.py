@@ -186,7 +186,8 @@ def _information(model, tissue, z, frames, acquisition, selections, sigma):
         rows = selection[order]
         labels = np.unique(acquisition.te_index[order][rows], return_inverse=True)[1]
         predicted = np.ascontiguousarray(signals[:, rows])
-        data = tissue_data(predicted, noise, labels, np.ones(rows.sum(), dtype=bool))
+        used, n_averages = np.ones(rows.sum(), dtype=bool), acquisition.n_averages[order][rows]
+        data = tissue_data(predicted, noise, labels, used, n_averages)
         data = with_model_errors(data, predicted, errors[..., rows], np.zeros(len(z)))
         amplitudes, residual = np.ones((len(z), data.n_labels)), np.zeros_like(predicted)
         equations = normal_equations(

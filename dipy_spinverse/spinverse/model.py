@@ -12,7 +12,12 @@ import numpy as np
 from dipy.core.gradients import GradientTable
 from numpy.typing import ArrayLike
 
-from dipy_spinverse.acquisition import Acquisition, BaseAcquisition, require_pulsed
+from dipy_spinverse.acquisition import (
+    Acquisition,
+    BaseAcquisition,
+    require_pulsed,
+    require_single_magnitudes,
+)
 from dipy_spinverse.docstrings import fill_doc
 from dipy_spinverse.grid import TetrahedralGrid, bcc_grid
 from dipy_spinverse.grid.tetrahedral_grid import build_grid
@@ -109,6 +114,8 @@ class SpinverseModel(VoxelModel):
         pair has its own initial magnetisation.
     isotropic : bool or array-like (M,), optional
         Averages over all directions, if `gtab` is a GradientTable. They give maps, but no walls.
+    n_averages : int or array-like (M,), optional
+        Magnitudes of which each measurement is the mean, as in `Acquisition`, likewise.
     device : str, optional
         "cpu", or an accelerator that torch knows, as "cuda" (UNTESTED on a GPU; see
         ``benchmarks/gpu.py``).
@@ -153,10 +160,11 @@ class SpinverseModel(VoxelModel):
         te: ArrayLike | None = None,
         mixing_time: ArrayLike | None = None,
         isotropic: ArrayLike | None = None,
+        n_averages: ArrayLike | None = None,
         device: str = "cpu",
         seed: int = 0,
     ):
-        super().__init__(gtab, te, mixing_time, isotropic)
+        super().__init__(gtab, te, mixing_time, isotropic, n_averages)
         self.acquisition = require_pulsed(self.acquisition)
         if self.acquisition.b0_mask.all():
             raise ValueError("gtab has only b0 measurements; give diffusion-weighted ones, too.")
@@ -264,6 +272,8 @@ class SpinverseModel(VoxelModel):
                 "which permeability fields cannot predict. Set walls=False for the maps of packed "
                 "cells, or use PackedCellsModel."
             )
+        if with_walls.any():
+            require_single_magnitudes(self.acquisition, "walls=True")
         image = image_of(data, mask, sigma, self.acquisition, S0, max_memory=max_memory)
         problem = self.problem(
             S0_known=S0 is not None, free_water=free_water, n_fields=n_fields, n_draws=n_draws

@@ -36,6 +36,11 @@ class Contrasts:
         return np.zeros(len(self))
 
     @property
+    def n_averages(self) -> np.ndarray:
+        """(C,) ones: images are single magnitudes."""
+        return np.ones(len(self), dtype=int)
+
+    @property
     def te_index(self) -> np.ndarray:
         """(C,) zeros: all images share a scale."""
         return np.zeros(len(self), dtype=int)

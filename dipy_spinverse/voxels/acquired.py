@@ -20,6 +20,10 @@ class Acquired(Protocol):
         """Diffusion weighting (M,), ms/um^2."""
 
     @property
+    def n_averages(self) -> np.ndarray:
+        """Magnitudes (M,) of which each measurement is the mean."""
+
+    @property
     def echo_times(self) -> np.ndarray:
         """Ascending echo times (K,), ms."""
 

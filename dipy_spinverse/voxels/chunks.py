@@ -23,6 +23,7 @@ from dipy_spinverse.voxels.engines import each_computed
 from dipy_spinverse.voxels.image import Image, Voxels
 from dipy_spinverse.voxels.journal import Journal, open_journal
 from dipy_spinverse.voxels.memory import check_memory
+from dipy_spinverse.voxels.noise import warn_of_unknown_averages
 from dipy_spinverse.voxels.progress import Bar
 from dipy_spinverse.voxels.status import Status, explains_nothing, outcome, rejected_by_worst_group
 
@@ -162,6 +163,8 @@ def fit_image(
             value *= voxels.S0[:, 0].reshape(-1, *(1,) * (value.ndim - 1))
     status = image.status.copy()
     status.reshape(-1)[image.rows] = fit_status(image, values, scatter)
+    if getattr(model, "likelihood", "rician") == "rician":
+        warn_of_unknown_averages(voxels.signals, values["sigma"], model.acquisition)
     for name in _STATUS_VALUES.keys() - {"sigma", "residual_rms"}:
         del values[name]
     return status, values

@@ -37,8 +37,8 @@ class VoxelModel(ReconstModel):
     Parameters
     ----------
     gtab : GradientTable or BaseAcquisition
-    te, mixing_time, isotropic : optional
-        Timings of a GradientTable, see :meth:`dipy_spinverse.Acquisition.from_gtab`.
+    te, mixing_time, isotropic, n_averages : optional
+        Timings and averages of a GradientTable, see :meth:`dipy_spinverse.Acquisition.from_gtab`.
 
     Attributes
     ----------
@@ -58,9 +58,10 @@ class VoxelModel(ReconstModel):
         te: ArrayLike | None = None,
         mixing_time: ArrayLike | None = None,
         isotropic: ArrayLike | None = None,
+        n_averages: ArrayLike | None = None,
     ):
         self.acquisition = self.acquisition_of(
-            gtab, te, mixing_time=mixing_time, isotropic=isotropic
+            gtab, te, mixing_time=mixing_time, isotropic=isotropic, n_averages=n_averages
         )
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from scipy.ndimage import uniform_filter
 
@@ -37,6 +39,9 @@ _VOXELS_AT_ONCE = 10_000
 # determine. Above this ratio of signal to noise the Rician distribution is nearly normal.
 _MAX_SMOOTH_B = 1.6
 _MIN_SNR = 4.0
+# The floor sigma^2 / 2S of n magnitudes, over the noise s = sigma / n^1/2 of their mean, is
+# n s / 2S: a half at this S / s for 30 directions.
+_MIN_SNR_OF_AVERAGES = 30.0
 
 
 def noise_before_fit(
@@ -69,7 +74,8 @@ def noise_before_fit(
     Returns
     -------
     sigma : ndarray (V,), or (V, K) with `per_te`
-        Standard deviation in each channel; 1 where it is not determined.
+        Standard deviation in each channel of one magnitude, also of means of several; 1 where it
+        is not determined.
     degrees_of_freedom : ndarray (V,) of int
         0 where sigma is not determined.
     """
@@ -93,6 +99,25 @@ def noise_before_fit(
     return np.sqrt(variance), np.where(determined, freedom, 0)
 
 
+def warn_of_unknown_averages(
+    signals: np.ndarray, sigma: np.ndarray, acquisition: Acquired
+) -> None:
+    """Warn of powder averages (V, M) near the noise (V,) that are said to be single magnitudes."""
+    averages = np.asarray(getattr(acquisition, "isotropic", False)) & (acquisition.n_averages == 1)
+    is_magnitude = signals.min(axis=1, initial=0) >= 0
+    if not (averages.any() and is_magnitude.any()):
+        return
+    snr = signals[is_magnitude][:, averages].min(axis=1) / sigma[is_magnitude]
+    if np.median(snr) < _MIN_SNR_OF_AVERAGES:
+        warnings.warn(
+            f"The smallest averages over directions are {np.median(snr):.0f} times their noise: "
+            "averages of magnitudes that low keep a noise floor which depends on the number of "
+            "directions, and maps are biased without it. Give n_averages (--n_averages), with "
+            'the sigma of one magnitude; or likelihood="gaussian" for averages of real parts.',
+            stacklevel=4,
+        )
+
+
 def _noise_per_te(signals, acquisition):
     n_repeats = np.asarray(acquisition.b0_per_te).sum(axis=1)
     if (n_repeats <= _MIN_DEGREES_OF_FREEDOM).any():
@@ -108,6 +133,9 @@ def _squares_of_voxels(signals, acquisition, shells):
     for shell in shells:
         on_shell = signals[:, shell.rows]
         residual_squares = (shell.beyond_smooth(on_shell) ** 2).sum(axis=1)
+        variances = 1 / acquisition.n_averages[shell.rows]
+        leverages = (shell.smooth**2).sum(axis=1)
+        residual_squares *= shell.freedom / ((1 - leverages) @ variances)
         clear = on_shell.mean(axis=1) > _MIN_SNR * np.sqrt(residual_squares / shell.freedom)
         squares = squares + np.where(clear, residual_squares, 0)
         freedom = freedom + np.where(clear, shell.freedom, 0)
@@ -191,8 +219,9 @@ def _repeated_b0(signals, acquisition):
     """Sum of squares (V,) of repeated b0 about their means, and its degrees of freedom."""
     squares, freedom = np.zeros(len(signals)), 0
     for group in acquisition.repeated_b0:
-        repeats = signals[:, group]
+        repeats, n = signals[:, group], acquisition.n_averages[group]
         if repeats.shape[1] > 1:
-            squares += repeats.var(axis=1) * repeats.shape[1]
+            mean = np.average(repeats, axis=1, weights=n)[:, None]
+            squares += (repeats - mean) ** 2 @ n
             freedom += repeats.shape[1] - 1
     return squares, freedom

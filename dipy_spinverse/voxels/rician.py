@@ -1,4 +1,10 @@
-"""Rician distribution of magnitudes, and noise levels from the residual of a fit."""
+"""Rician distribution of magnitudes and of their means, and noise levels from residuals.
+
+`sigma` (V,) is always the standard deviation of the noise in each channel of one magnitude, and
+`n_averages` (V, M) the number of magnitudes of which a measurement is the mean: 0 where it is left
+out, None if all are 1. Means of several are taken as normal, with the mean and the variance of a
+magnitude over n.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +40,8 @@ def rician_mean(signals: ArrayLike, sigma: ArrayLike) -> np.ndarray:
 
 _AMPLITUDES = np.arange(0, _TABLE_END + 2 * _TABLE_STEP, _TABLE_STEP)
 EXCESSES = rician_mean(_AMPLITUDES, 1.0) - _AMPLITUDES
+# Derivative of the mean magnitude by the amplitude; beyond the table it is 1 to 0.4 %.
+_SLOPES = np.sqrt(np.pi / 8) * _AMPLITUDES * ive([[0], [1]], _AMPLITUDES**2 / 4).sum(axis=0)
 
 
 def rician_excess(amplitude: np.ndarray) -> np.ndarray:
@@ -66,25 +74,52 @@ def _excesses(amplitude, table):
     return result
 
 
-def rician_target(data: Tensor, predicted: Tensor, sigma: Tensor | None) -> Tensor:
+def rician_target(
+    data: Tensor, predicted: Tensor, sigma: Tensor | None, n_averages: Tensor | None = None
+) -> Tensor:
     """Target (V, M) of least squares whose minimum near `predicted` has the largest likelihood.
 
     y I1(z) / I0(z) with z = y S / sigma^2, the expected real part. The data themselves if sigma
-    (V,) is None (Gaussian noise), and in voxels with negative samples, which are real parts.
+    (V,) is None (Gaussian noise), and in voxels with negative samples, which are real parts. The
+    target of means S + (y - mu) mu' / V has their score, too; with mean mu and variance V / n.
     """
     if sigma is None:
         return data
     z = data.clamp_min(0) * predicted / sigma[:, None] ** 2
     target = data * torch.from_numpy(_bessel_ratio(z.numpy()))
+    if n_averages is not None:
+        mean, slope, variance = _moments(predicted, sigma)
+        of_means = predicted + (data - mean) * slope / variance
+        target = torch.where(n_averages == 1, target, of_means)
     return torch.where((data < 0).any(dim=1, keepdim=True), data, target)
 
 
-def log_likelihoods(data: Tensor, predicted: Tensor, sigma: Tensor, rician: bool) -> Tensor:
+def _moments(predicted, sigma):
+    """Mean magnitude (V, M), its derivative, and its variance over sigma^2."""
+    amplitude = (predicted / sigma[:, None]).numpy()
+    slope = np.interp(amplitude, _AMPLITUDES, _SLOPES).astype(amplitude.dtype)
+    excess, variance = (
+        torch.from_numpy(moment(amplitude)) for moment in (rician_excess, rician_variance)
+    )
+    return predicted + sigma[:, None] * excess, torch.from_numpy(slope), variance
+
+
+def log_likelihoods(
+    data: Tensor,
+    predicted: Tensor,
+    sigma: Tensor,
+    rician: bool,
+    n_averages: Tensor | None = None,
+) -> Tensor:
     """Log-likelihoods (V,) of predicted signals (V, M), up to a constant of the data."""
-    if rician:
-        arrays = (tensor.contiguous().numpy() for tensor in (data, predicted, sigma))
+    if not rician:
+        squares = ((data - predicted) / sigma[:, None]) ** 2
+        return -0.5 * (squares if n_averages is None else n_averages * squares).sum(dim=1)
+    arrays = [tensor.contiguous().numpy() for tensor in (data, predicted, sigma)]
+    if n_averages is None:
         return torch.from_numpy(_log_likelihoods(*arrays))
-    return -0.5 * (((data - predicted) / sigma[:, None]) ** 2).sum(dim=1)
+    arrays += [n_averages.contiguous().numpy(), EXCESSES]
+    return torch.from_numpy(_log_likelihoods_of_means(*arrays))
 
 
 def noise_from_residual(residual: np.ndarray, n_unknowns: np.ndarray | int) -> np.ndarray:
@@ -98,23 +133,44 @@ def noise_from_residual(residual: np.ndarray, n_unknowns: np.ndarray | int) -> n
 
 
 def rician_noise_from_residual(
-    data: Tensor, predicted: Tensor, sigma: Tensor, n_unknowns: int
+    data: Tensor,
+    predicted: Tensor,
+    sigma: Tensor,
+    n_unknowns: int,
+    n_averages: Tensor | None = None,
 ) -> Tensor:
     """Standard deviation (V,) of the noise in each channel of magnitudes (V, M), after a fit.
 
     Expectation maximisation from a first estimate sigma (V,): half the mean squared distance in
-    the complex plane, averaged over the unknown phase.
+    the complex plane, averaged over the unknown phase. Means have the expected distance across the
+    signal, and one along it from their bias at the first estimate, with which they were fitted.
     """
+    n = data.shape[1] if n_averages is None else (n_averages > 0).sum(dim=1)
+    if n_averages is not None:
+        mean, _, variance = _moments(predicted, sigma)
     for _ in range(_NOISE_ITERATIONS):
         cross = predicted * rician_target(data, predicted, sigma)
-        squares = (data**2 + predicted**2 - 2 * cross).sum(dim=1)
-        sigma = torch.sqrt(squares / (2 * data.shape[1] - n_unknowns)).clamp_min(_MIN_NOISE)
+        squares = data**2 + predicted**2 - 2 * cross
+        if n_averages is not None:
+            of_means = n_averages * (data - mean) ** 2 / variance + sigma[:, None] ** 2
+            squares = torch.where(n_averages == 1, squares, (n_averages > 0) * of_means)
+        squares = squares.sum(dim=1)
+        sigma = torch.sqrt(squares / (2 * n - n_unknowns)).clamp_min(_MIN_NOISE)
     return sigma
 
 
-def rician_information(snr: Tensor) -> Tensor:
-    """Fisher information of a magnitude on its signal, relative to Gaussian noise of equal sd."""
-    return torch.from_numpy(np.interp(snr.numpy(), *_information_table())).to(snr.dtype)
+def rician_information(snr: Tensor, n_averages: Tensor | None = None) -> Tensor:
+    """Fisher information of a magnitude on its signal, relative to Gaussian noise of equal sd.
+
+    That of means is mu'^2 / V, less by up to a tenth.
+    """
+    information = torch.from_numpy(np.interp(snr.numpy(), *_information_table())).to(snr.dtype)
+    if n_averages is None:
+        return information
+    _, slope, variance = _moments(snr, torch.ones_like(snr[:, 0]))
+    return torch.where(n_averages == 1, information, slope**2 / variance).clamp_min(
+        _MIN_INFORMATION
+    )
 
 
 @lru_cache
@@ -194,3 +250,31 @@ def compiled_log_likelihood(data, predicted, sigma, work):
             product *= work[m]
         total += np.log(product)
     return 0.5 * (total - squares)
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _log_likelihoods_of_means(data, predicted, sigma, n_averages, table):
+    result = np.empty(len(data), data.dtype)
+    for v in range(len(data)):
+        result[v] = compiled_log_likelihood_of_means(
+            data[v], predicted[v], sigma[v], n_averages[v], table
+        )
+    return result
+
+
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def compiled_log_likelihood_of_means(data, predicted, sigma, n_averages, table):
+    """As `compiled_log_likelihood`, of means of n magnitudes; without those of which n is 0."""
+    total = 0.0
+    for m in range(len(data)):
+        amplitude = predicted[m] / sigma
+        if n_averages[m] == 1:
+            z = data[m] * amplitude / sigma
+            large = z - 0.5 * np.log(z) if z >= _SWITCH else 0.0
+            total += np.log(_zero(z)) + large - 0.5 * amplitude**2
+        elif n_averages[m] > 1:
+            excess = compiled_excess(amplitude, table)
+            variance = 2 - 2 * amplitude * excess - excess**2
+            square = n_averages[m] * (data[m] / sigma - amplitude - excess) ** 2 / variance
+            total -= 0.5 * (square + np.log(variance))
+    return total

@@ -82,9 +82,13 @@ def status_before_fit(signals: np.ndarray, S0: np.ndarray) -> np.ndarray:
 
 
 def is_noise_only(
-    signals: np.ndarray, b0: np.ndarray, sigma: np.ndarray, freedom: np.ndarray | int
+    signals: np.ndarray,
+    b0: np.ndarray,
+    sigma: np.ndarray,
+    freedom: np.ndarray | int,
+    n_averages: np.ndarray,
 ) -> np.ndarray:
-    """Whether (V,) signals (V, M) are only noise: b0 is as low as the weighted measurements.
+    """Whether (V,) means (V, M) of n magnitudes are only noise: b0 is as low as the weighted ones.
 
     False where `sigma` (V,), the standard deviation of the noise or of its magnitudes, has no
     degrees of freedom.
@@ -92,7 +96,7 @@ def is_noise_only(
     if not b0.any() or b0.all():
         return np.zeros(len(signals), dtype=bool)
     mean_b0, mean_weighted = signals[:, b0].mean(axis=1), signals[:, ~b0].mean(axis=1)
-    standard_error = sigma * np.sqrt(1 / b0.sum() + 1 / (~b0).sum())
+    standard_error = sigma * np.sqrt(1 / n_averages[b0].sum() + 1 / n_averages[~b0].sum())
     equal = np.abs(mean_b0 - mean_weighted) < _SIGNIFICANT_DIFFERENCE * standard_error
     scatter = np.maximum(sigma, signals.std(axis=1))
     return (freedom > 0) & equal & (mean_b0 < _MIN_SNR * scatter)

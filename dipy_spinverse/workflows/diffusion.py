@@ -27,6 +27,7 @@ def read_acquisition(
     te: str | None = None,
     mixing_time: str | None = None,
     isotropic: str | None = None,
+    n_averages: str | None = None,
     b0_threshold: float = 50.0,
 ) -> Acquisition | GradientTable:
     """Read gradients and timings; without timings of pulses the result is a GradientTable.
@@ -57,6 +58,10 @@ def read_acquisition(
         Which volumes are averages over directions (powder averages): 'all' (but b0), or the path
         of a text file with 1 for each that is and 0 for others. With 'all' the bvectors file is
         not read; any file will do, for instance that of the bvalues again.
+    n_averages : string, optional
+        Magnitudes of which each volume is the mean, 1 by default: a number, or the path of a text
+        file with one number per volume. For averages over directions, the number of directions;
+        their noise floor depends on it.
     b0_threshold : float, optional
         Volumes with a b-value up to this one (s/mm^2) count as b0 volumes.
     """
@@ -73,13 +78,15 @@ def read_acquisition(
     times |= {name: value for name, value in given.items() if value is not None}
     all_averages = isotropic == "all"
     bvectors = None if all_averages else bvectors_files
-    if "big_delta" not in times and "small_delta" not in times and isotropic is None:
+    averaged = isotropic is not None or n_averages is not None
+    if "big_delta" not in times and "small_delta" not in times and not averaged:
         bvals, bvecs = read_table(bvalues_files, bvectors)
         return gradient_table(bvals, bvecs=bvecs, b0_threshold=b0_threshold)
     check_pulses(times)
     return Acquisition.from_files(
         bvalues_files, bvectors, **times,
-        isotropic=True if all_averages else isotropic, b0_threshold=b0_threshold,
+        isotropic=True if all_averages else isotropic, n_averages=n_averages,
+        b0_threshold=b0_threshold,
     )  # fmt: skip
 
 

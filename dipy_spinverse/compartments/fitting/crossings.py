@@ -45,7 +45,6 @@ from dipy_spinverse.compartments.fitting.variable_projection import (
     scaled_derivatives,
     variable_projection,
 )
-from dipy_spinverse.voxels.rician import log_likelihoods
 
 # Scaled parameters of the candidates: little dispersion, usual values otherwise. By hand; they
 # only set initial values.
@@ -105,8 +104,7 @@ def _log_evidence(problem: SeparableProblem, solution: Solution) -> Tensor:
     precision[n_scalars : n - len(problem.definition.pools)] = _ROTATION_PRECISION
     scaled = derivatives.double() / torch.sqrt(precision)[:, None]
     information = scaled @ scaled.mT + torch.eye(n, dtype=torch.float64)
-    likelihood = log_likelihoods(problem.data, predicted, problem.noise, problem.rician)
-    return likelihood.double() - 0.5 * torch.linalg.slogdet(information)[1]
+    return problem.log_likelihoods(predicted).double() - 0.5 * torch.linalg.slogdet(information)[1]
 
 
 def _candidate_axes(problem: SeparableProblem) -> dict[int, Tensor]:

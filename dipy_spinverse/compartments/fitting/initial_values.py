@@ -120,7 +120,8 @@ def halton_initial_values(
 
 def _misfit(problem, parameters):
     """Sum of squares (V,) with the optimal amplitudes."""
-    return optimal_amplitudes(problem.basis_signals(parameters), problem.data)[1]
+    basis_signals = problem.weighted(problem.basis_signals(parameters))
+    return optimal_amplitudes(basis_signals, problem.weighted(problem.data))[1]
 
 
 def best_local_minimum(

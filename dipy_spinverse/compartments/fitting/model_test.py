@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from scipy.ndimage import uniform_filter
 from scipy.stats import chi2, norm
+from torch import Tensor
 
 from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.compartments.fitting.amplitudes import predicted_signals
@@ -75,12 +76,8 @@ def _worst_shell_statistic(problem, acquisition, predicted, tangents):
     Noise is spread over all harmonics, the misfit of a model over the low ones. Their degrees of
     freedom are less what the fit took. Rician magnitudes have their own mean and variance.
     """
-    sigma = problem.sigma[:, None]
-    amplitude = (predicted / sigma).numpy()
-    residual = (problem.data / sigma).numpy() - amplitude
-    if problem.rician:
-        variance = rician_variance(amplitude).clip(_LEAST_VARIANCE, 1)
-        residual = (residual - rician_excess(amplitude)) / np.sqrt(variance)
+    residual = standardised_residual(problem, predicted)
+    kept = None if problem.n_averages is None else (problem.n_averages > 0).numpy()
     tangents, squares, freedom = tangents.numpy(), [], []
     for shell in shells_of(acquisition):
         directions = acquisition.directions[shell.rows]
@@ -88,7 +85,8 @@ def _worst_shell_statistic(problem, acquisition, predicted, tangents):
         squares.append(((residual[:, shell.rows] @ basis) ** 2).sum(axis=1))
         fitted = tangents[:, :, shell.rows] @ basis.astype(tangents.dtype)
         lost = (fitted**2).sum(axis=(1, 2))
-        freedom.append(np.maximum(basis.shape[1] - lost, _LEAST_FREEDOM))
+        n = basis.shape[1] if kept is None else kept[:, shell.rows] @ (basis**2).sum(axis=1)
+        freedom.append(np.maximum(n - lost, _LEAST_FREEDOM))
     if not squares:
         return {}
     square, freedoms = np.stack(squares), np.stack(freedom)
@@ -114,6 +112,17 @@ def _score_statistics(problem, solution, gaussian, tangents):
     residual = (gaussian.values - predicted) * gaussian.inverse_sd
     score = (derivative @ residual[..., None])[..., 0].nan_to_num().numpy()
     return {"_score": score, "_information": (derivative**2).sum(dim=2).nan_to_num().numpy()}
+
+
+def standardised_residual(problem: SeparableProblem, predicted: Tensor) -> np.ndarray:
+    """Residuals (V, M) over the standard deviation of the measurements, 0 where left out."""
+    sigma = problem.noise[:, None]
+    amplitude = (predicted / sigma).numpy()
+    residual = (problem.data / sigma).numpy() - amplitude
+    if problem.rician:
+        variance = rician_variance(amplitude).clip(_LEAST_VARIANCE, 1)
+        residual = (residual - rician_excess(amplitude)) / np.sqrt(variance)
+    return problem.weighted(torch.from_numpy(residual)).numpy()
 
 
 def pooled_score_test(

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,8 +60,10 @@ class SeparableProblem:
     `S0` (V, T) is the mean b0 signal of each echo time over that of the first, None where all have
     the same or compartments relax; `te_index` (M,) is the echo time of each measurement. `sigma`
     (V,) is the standard deviation of the noise in each channel, None until it is known. `rician`
-    data are magnitudes with the Rician likelihood, others have the Gaussian one. The posterior has
-    the likelihood to the power 1 / `inflation` (V,), wider where the model is rejected.
+    data are magnitudes with the Rician likelihood, others have the Gaussian one. `n_averages`
+    (V, M) is the number of which each measurement is the mean, 0 if it is left out; None if all
+    are 1. The posterior has the likelihood to the power 1 / `inflation` (V,), wider where the
+    model is rejected.
     """
 
     definition: Definition
@@ -70,6 +73,7 @@ class SeparableProblem:
     te_index: Tensor
     sigma: Tensor | None = None
     rician: bool = False
+    n_averages: Tensor | None = None
     inflation: Tensor | None = None
 
     @property
@@ -78,12 +82,28 @@ class SeparableProblem:
         assert self.sigma is not None
         return self.sigma
 
+    @property
+    def n_left_out(self) -> np.ndarray | int:
+        """Number (V,) of measurements that are left out."""
+        return 0 if self.n_averages is None else (self.n_averages == 0).sum(dim=1).numpy()
+
     def of_voxels(self, index) -> SeparableProblem:
         """That of some of the voxels."""
-        S0, sigma, inflation = (
-            None if x is None else x[index] for x in (self.S0, self.sigma, self.inflation)
+        S0, sigma, n_averages, inflation = (
+            None if x is None else x[index]
+            for x in (self.S0, self.sigma, self.n_averages, self.inflation)
         )
-        return replace(self, data=self.data[index], S0=S0, sigma=sigma, inflation=inflation)
+        return replace(
+            self, data=self.data[index], S0=S0, sigma=sigma, n_averages=n_averages,
+            inflation=inflation,
+        )  # fmt: skip
+
+    def weighted(self, signals: Tensor) -> Tensor:
+        """Signals (V, M) or (V, K, M), over the relative noise of means."""
+        if self.n_averages is None:
+            return signals
+        root = torch.sqrt(self.n_averages)
+        return signals * (root if signals.ndim == 2 else root[:, None])
 
     def basis_signals(self, parameters: NonlinearParameters, voxels=slice(None)) -> Tensor:
         """Signals of the pools (R, K, M) at parameters of the voxels (R,), all by default."""
@@ -99,13 +119,19 @@ class SeparableProblem:
 
     def target(self, predicted: Tensor) -> Tensor:
         """Target of least squares near `predicted` (V, M): the data, or their Rician surrogate."""
-        return rician_target(self.data, predicted, self.sigma if self.rician else None)
+        sigma = self.sigma if self.rician else None
+        return rician_target(self.data, predicted, sigma, self.n_averages)
 
     def misfit(self, predicted: Tensor) -> Tensor:
         """Sum of squares, or minus twice the Rician log-likelihood, (V,)."""
         if self.rician:
-            return -2 * log_likelihoods(self.data, predicted, self.noise, rician=True)
-        return ((self.data - predicted) ** 2).sum(dim=1)
+            return -2 * self.log_likelihoods(predicted)
+        return (self.weighted(self.data - predicted) ** 2).sum(dim=1)
+
+    def log_likelihoods(self, predicted: Tensor) -> Tensor:
+        """Of predicted signals (V, M), up to a constant of the data, (V,)."""
+        data = self.data, predicted, self.noise
+        return log_likelihoods(*data, self.rician, self.n_averages)
 
 
 def separable_problem(
@@ -117,8 +143,11 @@ def separable_problem(
     """The least-squares problem of signals (V, M) over S0 (V, T), which also set the precision."""
     encoding = encoding_of(acquisition, signals.dtype, timed=definition.timed)
     S0 = S0 if definition.n_S0_corrections else None
-    te_index = torch.tensor(acquisition.te_index)
-    return SeparableProblem(definition, pool_signals(definition, encoding), signals, S0, te_index)
+    te_index, n_averages = torch.tensor(acquisition.te_index), None
+    if (acquisition.n_averages > 1).any():
+        n_averages = torch.tensor(acquisition.n_averages, dtype=signals.dtype).expand_as(signals)
+    pools = pool_signals(definition, encoding)
+    return SeparableProblem(definition, pools, signals, S0, te_index, n_averages=n_averages)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +175,8 @@ def solution_at(
 ) -> Solution:
     """Parameters with their optimal amplitudes for a target (V, M), the data by default."""
     basis_signals = problem.basis_signals(parameters)
-    amplitudes, _ = optimal_amplitudes(basis_signals, problem.data if target is None else target)
+    target = problem.data if target is None else target
+    amplitudes, _ = optimal_amplitudes(problem.weighted(basis_signals), problem.weighted(target))
     converged = torch.zeros(len(amplitudes), dtype=torch.bool)
     return Solution(parameters, basis_signals, amplitudes, converged)
 
@@ -172,15 +202,16 @@ def variable_projection(
 def _step(problem, solution, damping):
     """Solution after one step, (V,) whether the misfit is lower, and whether it has converged."""
     basis_signals, unit = solution.basis_signals, solution.parameters.unit
-    jacobian = signal_jacobian(problem, solution)
-    target = problem.target(solution.predicted)
-    amplitudes, misfit = optimal_amplitudes(basis_signals, target)
-    residual = target - predicted_signals(basis_signals, amplitudes)
-    jacobian = project_out_amplitudes(basis_signals, amplitudes, jacobian)
+    weighted = problem.weighted
+    jacobian = weighted(signal_jacobian(problem, solution))
+    target = weighted(problem.target(solution.predicted))
+    amplitudes, misfit = optimal_amplitudes(weighted(basis_signals), target)
+    residual = target - predicted_signals(weighted(basis_signals), amplitudes)
+    jacobian = project_out_amplitudes(weighted(basis_signals), amplitudes, jacobian)
     step, expected_gain = _damped_step(unit, jacobian, residual, damping)
     trial = apply_step(problem.definition, solution.parameters, step)
     trial_basis = problem.basis_signals(trial)
-    trial_amplitudes, trial_misfit = optimal_amplitudes(trial_basis, target)
+    trial_amplitudes, trial_misfit = optimal_amplitudes(weighted(trial_basis), target)
     lower = trial_misfit < misfit
     small = (step.abs() < _SMALL_STEP).all(dim=1) | (expected_gain < _SMALL_GAIN * misfit)
     small |= lower & (misfit - trial_misfit < _SMALL_GAIN * misfit)
@@ -255,8 +286,8 @@ def project_out_amplitudes(basis_signals: Tensor, amplitudes: Tensor, jacobian: 
 
 def residual_noise(problem: SeparableProblem, solution: Solution) -> Tensor:
     """Standard deviation (V,) of the noise from the residual of a fit."""
-    residual = (problem.data - solution.predicted).numpy()
-    sigma = noise_from_residual(residual, problem.definition.n_unknowns)
+    residual = problem.weighted(problem.data - solution.predicted).numpy()
+    sigma = noise_from_residual(residual, problem.definition.n_unknowns + problem.n_left_out)
     return torch.tensor(sigma, dtype=problem.data.dtype)
 
 
@@ -275,8 +306,10 @@ def gaussian_approximation(problem: SeparableProblem, predicted: Tensor) -> Gaus
         plain = gaussian_approximation(replace(problem, inflation=None), predicted)
         return replace(plain, inverse_sd=plain.inverse_sd / problem.inflation.sqrt()[:, None])
     if not problem.rician:
-        return GaussianApproximation(problem.data, (1 / sigma[:, None]).expand_as(problem.data))
+        inverse_sd = problem.weighted((1 / sigma[:, None]).expand_as(problem.data))
+        return GaussianApproximation(problem.data, inverse_sd)
     score = problem.target(predicted) - predicted
-    information = rician_information(predicted / sigma[:, None])
+    information = rician_information(predicted / sigma[:, None], problem.n_averages)
     values = predicted + score / information
-    return GaussianApproximation(values, torch.sqrt(information) / sigma[:, None])
+    inverse_sd = problem.weighted(torch.sqrt(information)) / sigma[:, None]
+    return GaussianApproximation(values, inverse_sd)

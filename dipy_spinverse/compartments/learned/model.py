@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from dipy_spinverse.acquisition import BaseAcquisition
+from dipy_spinverse.acquisition import BaseAcquisition, require_single_magnitudes
 from dipy_spinverse.compartments.arguments import without_noise_alone
 from dipy_spinverse.compartments.fibres import maps_of
 from dipy_spinverse.compartments.fit import CompartmentFit, compartment_layout
@@ -143,6 +143,7 @@ class LearnedModel(VoxelModel):
         _check_options(method, training)
         if not 0 < snr[0] < snr[1]:
             raise ValueError(f"snr is {snr}; give a range, as (10, 100).")
+        require_single_magnitudes(model.acquisition, f"a learned {model.definition.name}")
         self._assemble(model, method, snr, seed)
         with Bar(n_train, verbose) as bar:
             train = bar.fed_by(partial(self._train, options=training))

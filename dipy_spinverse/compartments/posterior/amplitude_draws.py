@@ -21,7 +21,11 @@ from dipy_spinverse.compartments.fitting.variable_projection import (
     GaussianApproximation,
     SeparableProblem,
 )
-from dipy_spinverse.voxels.rician import compiled_log_likelihood
+from dipy_spinverse.voxels.rician import (
+    EXCESSES,
+    compiled_log_likelihood,
+    compiled_log_likelihood_of_means,
+)
 
 # Of an amplitude that the data do not distinguish from others: standard deviation 0.35 S0.
 _LEAST_PRECISION = 8.0
@@ -49,10 +53,11 @@ def draw_amplitudes(
     amplitudes, log_density = _positive_draws(mean, factor, uniform)
     # Uniform are S0 and the fractions, not the amplitudes: these have the density S0^(1 - K).
     log_prior = (1 - n_pools) * torch.log(amplitudes.sum(dim=1).clamp_min(1e-12))
-    data = (problem.data, basis_signals, amplitudes, problem.noise, voxels)
-    likelihood = torch.from_numpy(
-        _log_likelihoods(*(x.contiguous().numpy() for x in data), problem.rician)
-    )
+    no_means = torch.empty((0, 0), dtype=basis_signals.dtype)
+    n_averages = no_means if problem.n_averages is None else problem.n_averages
+    data = (problem.data, basis_signals, amplitudes, problem.noise, n_averages, voxels)
+    arrays = (x.contiguous().numpy() for x in data)
+    likelihood = torch.from_numpy(_log_likelihoods(*arrays, problem.rician, EXCESSES))
     if problem.inflation is not None:
         likelihood = likelihood / problem.inflation[voxels]
     return amplitudes, likelihood + log_prior - log_density
@@ -81,7 +86,9 @@ def _normal_equations(basis_signals, weight, weighted, voxels):
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _log_likelihoods(data, basis_signals, amplitudes, sigma, voxels, rician):
+def _log_likelihoods(
+    data, basis_signals, amplitudes, sigma, n_averages, voxels, rician, table
+):  # fmt: skip
     """Of rows (R,), with signals of the pools (R, K, M) and amplitudes (R, K)."""
     n_rows, n_pools, n = basis_signals.shape
     result = np.empty(n_rows)
@@ -93,7 +100,14 @@ def _log_likelihoods(data, basis_signals, amplitudes, sigma, voxels, rician):
             basis, amplitude = basis_signals[r, k], basis_signals.dtype.type(amplitudes[r, k])
             for m in range(n):
                 predicted[m] += amplitude * basis[m]
-        if rician:
+        if len(n_averages) and rician:
+            result[r] = compiled_log_likelihood_of_means(
+                data[v], predicted, sigma[v], n_averages[v], table
+            )
+        elif len(n_averages):
+            squares = n_averages[v] * (data[v] - predicted) ** 2
+            result[r] = -0.5 * squares.sum() / sigma[v] ** 2
+        elif rician:
             result[r] = compiled_log_likelihood(data[v], predicted, sigma[v], work)
         else:
             result[r] = -0.5 * ((data[v] - predicted) ** 2).sum() / sigma[v] ** 2
