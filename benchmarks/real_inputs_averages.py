@@ -21,11 +21,12 @@ from dipy_spinverse.compartments import SANDIModel, VERDICTModel
 _N_DIRECTIONS, _SIGMA = 30, 1 / 20
 _OF_MEAN, _LOW = _SIGMA / np.sqrt(_N_DIRECTIONS), 0.003
 _TE = 80.0
+_AS_DEFAULT, _N_STATED = {}, {"n_averages": _N_DIRECTIONS}
 
 
-def averages(b, small, big) -> Acquisition:
+def averages(b, small, big, **options) -> Acquisition:
     """Averages over directions, ms/um^2 and ms."""
-    return Acquisition(b, np.zeros((len(b), 3)), small, big, te=_TE, isotropic=True)
+    return Acquisition(b, np.zeros((len(b), 3)), small, big, te=_TE, isotropic=True, **options)
 
 
 _NEXI = {"b": np.tile([0.0, 1, 2, 3.5, 5, 7], 4), "small": np.full(24, 9.0),
@@ -40,7 +41,8 @@ def _neuropil(n, rng):
     }  # fmt: skip
 
 
-def _exchange(n, rng, *, noise, gains=False, somas=0.0, sigma=None, **options):
+def _exchange(n, rng, *, noise, gains=False, somas=0.0, sigma=None, acquired=_AS_DEFAULT,
+              **options):  # fmt: skip
     """NEXI; `noise` makes the measured averages, `gains` an S0 of each diffusion time."""
     truth = _neuropil(n, rng)
     clean = two_sites(**_NEXI, fraction=truth["neurite_fraction"],
@@ -53,7 +55,7 @@ def _exchange(n, rng, *, noise, gains=False, somas=0.0, sigma=None, **options):
     if gains:
         clean = clean * np.repeat([1.0, 0.93, 1.05, 0.9], 6)
     data = noise(clean, rng)
-    run = lambda: NEXIModel(averages(**_NEXI), **options).fit(data, sigma=sigma)  # noqa: E731
+    run = lambda: NEXIModel(averages(**_NEXI, **acquired), **options).fit(data, sigma=sigma)  # noqa: E731
     return Trial(run, truth, note=middle_interval("exchange_time"))
 
 
@@ -77,7 +79,12 @@ def nexi_magnitudes(n, rng):
 
 @row("A5", "NEXI, means of 30 magnitudes of SNR 20, n_averages=30", 100, 16)
 def nexi_n_averages(n, rng):
-    return _exchange(n, rng, noise=_mean_magnitudes, n_averages=_N_DIRECTIONS)
+    return _exchange(n, rng, noise=_mean_magnitudes, acquired=_N_STATED)
+
+
+@row("A5", "NEXI, means of 30 magnitudes of SNR 20, n_averages=30, noise known", 100, 16)
+def nexi_n_averages_noise_known(n, rng):
+    return _exchange(n, rng, noise=_mean_magnitudes, acquired=_N_STATED, sigma=_SIGMA)
 
 
 @row("A6", "NEXI in tissue with 20 % of cell bodies, noise of .3 %, known", 100, 16)
@@ -118,7 +125,8 @@ _SANDI_MAPS = ("neurite_fraction", "soma_fraction", "extra_fraction", "soma_diam
                "neurite_diffusivity", "extra_diffusivity")  # fmt: skip
 
 
-def _sandi(n, rng, *, noise, gains=None, big=(13.0,), sigma=None, **options):
+def _sandi(n, rng, *, noise, gains=None, big=(13.0,), sigma=None, acquired=_AS_DEFAULT,
+           **options):  # fmt: skip
     scan, fractions = _somata(big), rng.dirichlet([6, 5, 5], n).T
     others = [rng.uniform(*limits, n) for limits in ((10, 20), (1.5, 2.8), (0.6, 1.6))]
     truth = dict(zip(_SANDI_MAPS, (*fractions, *others), strict=True))
@@ -130,7 +138,7 @@ def _sandi(n, rng, *, noise, gains=None, big=(13.0,), sigma=None, **options):
     if gains is not None:
         clean = clean * np.repeat(gains, len(scan["b"]) // len(big))
     data = noise(clean, rng)
-    run = lambda: SANDIModel(averages(**scan), **options).fit(data, sigma=sigma)  # noqa: E731
+    run = lambda: SANDIModel(averages(**scan, **acquired), **options).fit(data, sigma=sigma)  # noqa: E731
     return Trial(run, truth, note=middle_interval("soma_diameter"))
 
 
@@ -151,7 +159,17 @@ def sandi_magnitudes(n, rng):
 
 @row("A5", "SANDI, means of 30 magnitudes of SNR 20, n_averages=30")
 def sandi_n_averages(n, rng):
-    return _sandi(n, rng, noise=_mean_magnitudes, n_averages=_N_DIRECTIONS)
+    return _sandi(n, rng, noise=_mean_magnitudes, acquired=_N_STATED)
+
+
+@row("A5", "SANDI, means of 30 magnitudes of SNR 20, n_averages=30, noise known")
+def sandi_n_averages_noise_known(n, rng):
+    return _sandi(n, rng, noise=_mean_magnitudes, acquired=_N_STATED, sigma=_SIGMA)
+
+
+@row("A5", "SANDI, means of 30 magnitudes of SNR 20, n_averages=30, sigma of the means given")
+def sandi_n_averages_sigma_of_means(n, rng):
+    return _sandi(n, rng, noise=_mean_magnitudes, acquired=_N_STATED, sigma=_OF_MEAN)
 
 
 def _sandi_gains(n, rng, **options):
