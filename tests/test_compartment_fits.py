@@ -240,6 +240,14 @@ def test_each_echo_time_has_its_own_signal_without_diffusion():
     assert abs(fit.axon_diameter - 6) < 0.2 and np.allclose(fit.predict(), data, atol=0.2)
 
 
+def test_dispersions_are_drawn_with_the_volume_of_orientation_tensors():
+    odi = NODDIModel(two_shells()).draw(4000, seed=1)["odi"]
+    for value in (0.1, 0.3, 0.6):
+        expected = 1 - ((1 - value) / 0.99) ** 3  # the density is (1 - odi)^2 from 0.01 to 1
+        # Three standard errors of a share of 4000 draws.
+        assert (odi < value).mean() == pytest.approx(expected, abs=3 * 0.5 / 4000**0.5)
+
+
 def test_draws_of_the_prior_make_signals_and_maps():
     model = ZCDModel(strong())
     drawn = model.draw(50, seed=1)

@@ -23,9 +23,9 @@ def table(b):
     return gradient_table(b, bvecs=directions(len(b)), b0_threshold=0)
 
 
-def two_balls(second, likelihood="rician"):
+def two_balls(second, likelihood="rician", prior_power=0.0):
     """Two isotropic pools, the first with a diffusivity to find."""
-    parameters = [Parameter("slow", 0.1, 2.0, "mm^2/s")]
+    parameters = [Parameter("slow", 0.1, 2.0, "mm^2/s", prior_power=prior_power)]
     if isinstance(second, str):
         parameters.append(Parameter(second, 0.1, 2.0, "mm^2/s"))
     parts = [
@@ -36,9 +36,11 @@ def two_balls(second, likelihood="rician"):
                    likelihood=likelihood)  # fmt: skip
 
 
-@pytest.mark.parametrize("likelihood", ["rician", "gaussian"])
-def test_draws_are_those_of_a_dense_grid(likelihood):
-    model, sigma = two_balls(3.0, likelihood), 0.05
+@pytest.mark.parametrize(
+    ("likelihood", "prior_power"), [("rician", 0), ("gaussian", 0), ("gaussian", 2)]
+)
+def test_draws_are_those_of_a_dense_grid(likelihood, prior_power):
+    model, sigma = two_balls(3.0, likelihood, prior_power), 0.05
     clean = model.signals({"slow": 0.6, "first": 0.4})
     noise = np.random.default_rng(4).standard_normal((2, len(clean))) * sigma
     data = np.hypot(clean + noise[0], noise[1]) if likelihood == "rician" else clean + noise[0]
@@ -53,7 +55,7 @@ def test_draws_are_those_of_a_dense_grid(likelihood):
         log_chance = rice.logpdf(y, signals / sigma, scale=sigma).sum(axis=0)
     else:
         log_chance = norm.logpdf(y, signals, sigma).sum(axis=0)
-    share = np.exp(log_chance - log_chance.max())
+    share = np.exp(log_chance - log_chance.max()) * (2.0 - slow) ** prior_power
     share /= share.sum()
     draws = posterior_draws(model.fit(data, sigma=sigma), data, n_draws=N_DRAWS)
     for name, values, unit in (("slow", slow, 1e3), ("first", first, 1), ("S0", S0, 1)):

@@ -299,12 +299,14 @@ class CompartmentModel(VoxelModel):
     def draw(self, n: int, seed: int | None = None) -> dict[str, np.ndarray]:
         """Parameters (n,) and axes (n, 3) from the prior, as `signals` takes them.
 
-        Scalars are uniform inside their bounds, axes on the sphere, fractions among all that add
-        up to one; S0 is 1.
+        Scalars have their priors, axes are uniform on the sphere, fractions among all that add up
+        to one; S0 is 1.
         """
         rng = np.random.default_rng(self.seed if seed is None else seed)
         definition = self.definition
-        unit = torch.tensor(rng.random((n, len(definition.parameters))))
+        unit = rng.random((n, len(definition.parameters)))
+        columns = [p.quantile(unit[:, k]) for k, p in enumerate(definition.parameters)]
+        unit = torch.tensor(np.stack(columns, axis=1) if columns else unit)
         frames = np.linalg.qr(rng.standard_normal((n, len(definition.axes), 3, 3)))[0]
         values = physical_values(definition, NonlinearParameters(unit, torch.tensor(frames)))
         fractions = rng.dirichlet(np.ones(len(definition.pools)), n).T

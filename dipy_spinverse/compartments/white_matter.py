@@ -8,6 +8,7 @@ from dipy.core.gradients import GradientTable
 
 from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.compartments.definition import (
+    ORIENTATION_PRIOR,
     Compartment,
     Definition,
     Diffusivity,
@@ -21,7 +22,7 @@ from dipy_spinverse.compartments.definition import (
 from dipy_spinverse.compartments.model import CompartmentModel
 from dipy_spinverse.compartments.signals.kernels import GAMMA_CYLINDERS, CustomKernel
 
-_ODI = Parameter("odi", 0.01, 1.0, per_fibre=True)
+_ODI = Parameter("odi", 0.01, 1.0, per_fibre=True, prior_power=ORIENTATION_PRIOR)
 # From far below the resolution limit of any scanner to above the largest axons of the brain.
 _AXON_DIAMETER = Parameter("axon_diameter", 0.2, 20.0, "um")
 

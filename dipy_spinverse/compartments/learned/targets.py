@@ -1,6 +1,6 @@
 """Targets of a learner: all unknowns of a definition.
 
-Latent coordinates turn the prior (uniform in scalars and fractions) into a standard normal
+Latent coordinates turn the prior (of scalars, uniform in fractions) into a standard normal
 distribution, so that no posterior sample can leave the bounds.
 """
 
@@ -32,7 +32,7 @@ def to_latent(definition: Definition, targets: np.ndarray) -> np.ndarray:
     uniform, where k others follow.
     """
     n, n_pools = len(definition.parameters), len(definition.pools)
-    columns = list(targets[:, :n].T)
+    columns = [p.cumulative(targets[:, k]) for k, p in enumerate(definition.parameters)]
     remainder = np.ones(len(targets))
     for k in range(n_pools - 1):
         share = targets[:, n + k] / np.maximum(remainder, 1e-12)
@@ -46,7 +46,7 @@ def from_latent(definition: Definition, coordinates: Tensor) -> Tensor:
     """Inverse of :func:`to_latent`, with coordinates along the first axis: (P + K - 1, ...)."""
     n, n_pools = len(definition.parameters), len(definition.pools)
     uniform = torch.special.ndtr(coordinates)
-    rows = list(uniform[:n])
+    rows = [p.quantile(uniform[k]) for k, p in enumerate(definition.parameters)]
     remainder = coordinates.new_ones(coordinates.shape[1:])
     for k in range(n_pools - 1):
         share = 1 - (1 - uniform[n + k]) ** (1 / (n_pools - 1 - k))

@@ -1,9 +1,9 @@
 """Samples of the likelihood alone, in its normal approximation at a fit.
 
-The data constrain each dispersion of three fibre populations little, and narrow fibres are a
-corner of a prior in which all dispersions are equally likely: intervals of the posterior lie above
-them (77 % coverage in benchmarks/notes/compartments.md, "Three populations, later"). The lower
-limits of these samples widen them.
+The data constrain each dispersion of three fibre populations little, and three narrow ones are a
+corner of the prior: intervals of the posterior lie above them (77 % coverage with a uniform prior
+in benchmarks/notes/compartments.md, "Three populations, later"). The lower limits of these samples
+widen them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Posterior of the parameters of voxels, from their fits: the common entry of both samplers.
 
-All values inside the bounds, all fractions and all directions are equally likely a priori.
-Scalars are sampled in z with u = Phi(z), where this prior is a standard normal distribution and
-bounds are infinitely far; axes in the plane tangent to the sphere at the fit; amplitudes are drawn
-with each point (`amplitude_draws`).
+All values inside the bounds (but see `Parameter.prior_power`), all fractions and all directions
+are equally likely a priori. Scalars are sampled in z with u = Phi(z), where a uniform prior is a
+standard normal distribution and bounds are infinitely far; axes in the plane tangent to the
+sphere at the fit; amplitudes are drawn with each point (`amplitude_draws`).
 
 - `importance` weights samples around the local minima, some of them with the prior of one scalar
   or of all. It suffices where the posterior is close to its normal approximation.
@@ -157,10 +157,12 @@ def _parameters_at(definition, origin, points):
 
 
 def _log_prior(definition, points):
-    """Normal for scalars, uniform on the sphere and around the axis for rotations, of which points
-    contain the tangents."""
+    """Normal for scalars whose prior is uniform; uniform on the sphere and around the axis for
+    rotations, of which points contain the tangents."""
     n_scalars, n_axes = len(definition.parameters), len(definition.axes)
-    result = -0.5 * (points[..., :n_scalars] ** 2).sum(dim=2)
+    scalars = points[..., :n_scalars]
+    power = torch.tensor([p.prior_power for p in definition.parameters], dtype=points.dtype)
+    result = (power * torch.special.log_ndtr(-scalars) - 0.5 * scalars**2).sum(dim=2)
     tangents = points[..., n_scalars : n_scalars + 2 * n_axes].unflatten(2, (n_axes, 2))
     result = result - 1.5 * torch.log1p((tangents**2).sum(dim=3)).sum(dim=2)
     return result - torch.log1p(points[..., n_scalars + 2 * n_axes :] ** 2).sum(dim=2)
