@@ -333,12 +333,10 @@ def split_diffusivities(
 
 
 def expression_value(expression: Expression, values: Values) -> Tensor:
-    """Value (V,) of an expression."""
+    """Value (V,) of an expression, (1,) of a number."""
     if isinstance(expression, str):
         return values[expression]
     if callable(expression):
         return expression(values)
     template = next(iter(values.values()))
-    return torch.full(
-        template.shape[:1], float(expression), dtype=template.dtype, device=template.device
-    )
+    return template.new_full((1,), float(expression))

@@ -90,6 +90,7 @@ def all_values(
     total = amplitudes.sum(dim=1)
     fractions = amplitudes / total.clamp_min(1e-12)[:, None]
     values = physical_values(definition, parameters) | {"S0": total}
+    values |= {name: values[name].expand_as(total) for name in definition.fixed}
     return values | {name: fractions[:, k] for k, name in enumerate(definition.pools)}
 
 

@@ -80,18 +80,18 @@ def _away_from_zero(cosine):
 
 
 def physical_values(definition: Definition, parameters: NonlinearParameters) -> dict[str, Tensor]:
-    """Scalars (V,) in the units of the definition and axes (V, 3), fixed values among them."""
+    """Scalars (V,) in the units of the definition, fixed ones (1,), and axes (V, 3)."""
     unit, frames = parameters.unit, parameters.frames
     values = {
         p.name: p.low + (p.high - p.low) * unit[:, k] for k, p in enumerate(definition.parameters)
     }
     for name, value in definition.fixed.items():
-        values[name] = unit.new_full((len(unit),), value)
+        values[name] = unit.new_full((1,), value)
     for k, name in enumerate(definition.axes):
         values[name] = frames[:, k, 2]
         if name in definition.fanned_axes:
             values[f"{name}_fan"] = frames[:, k, 0]
-    if not values:  # expressions take the number of voxels from any value
+    if not definition.parameters and not definition.axes:  # the number of voxels
         values["_"] = unit.new_zeros(len(unit))
     return values
 

@@ -66,13 +66,13 @@ def isotropic(encoding: Encoding, kernel: Kernel | CustomSignal) -> Tensor:
 
 def kernel_moments(kernel: Kernel | CustomSignal, order: int, dtype: torch.dtype) -> Tensor:
     """(2 l + 1) int_0^1 K(x) P_l(x) dx for even l up to `order`, (V, S, L)."""
-    nodes, moments, _ = _tensors(_legendre_moments(order), dtype)
+    nodes, moments, _ = _tensors(_legendre_moments, order, dtype=dtype)
     return kernel.at(nodes**2) @ moments
 
 
 def watson_moments(odi: Tensor, order: int) -> Tensor:
     """Legendre coefficients (V, L) of Watson's distribution for even l up to `order`."""
-    nodes, moments, degrees = _tensors(_legendre_moments(order), odi.dtype)
+    nodes, moments, degrees = _tensors(_legendre_moments, order, dtype=odi.dtype)
     weight = torch.exp(concentration(odi)[:, None] * (nodes**2 - 1))
     coefficients = (weight @ moments) / degrees
     return coefficients / coefficients[:, :1]
@@ -80,13 +80,13 @@ def watson_moments(odi: Tensor, order: int) -> Tensor:
 
 def legendre_series(coefficients: Tensor) -> Tensor:
     """Chebyshev series (V, L, S) in 2 cos^2 - 1 from coefficients (V, S, L) of even P_l(cos)."""
-    (matrix,) = _tensors([_chebyshev_of_legendre(coefficients.shape[2])], coefficients.dtype)
+    (matrix,) = _tensors(_chebyshev_of_legendre, coefficients.shape[2], dtype=coefficients.dtype)
     return matrix.T @ coefficients.mT
 
 
 def kernel_series(kernel: Kernel | CustomSignal, order: int, dtype: torch.dtype) -> Tensor:
     """Chebyshev series (V, L, S) in 2 cos^2 - 1 of a kernel (V, S) that is not dispersed."""
-    square, matrix = _tensors(_chebyshev_nodes(order // 2 + 1), dtype)
+    square, matrix = _tensors(_chebyshev_nodes, order // 2 + 1, dtype=dtype)
     return (kernel.at(square) @ matrix).mT
 
 
@@ -114,7 +114,7 @@ def bingham_tensor(
     fan_axis: Tensor,
 ) -> Tensor:
     """Signals (V, M) of kernels whose tensor is averaged over Bingham's distribution."""
-    z, cosine, area = _tensors(_bingham_grid(), odi.dtype)
+    z, cosine, area = _tensors(_bingham_grid, dtype=odi.dtype)
     ring = 1 - z**2
     squares = torch.stack([ring * cosine**2, ring * (1 - cosine**2), z**2], dim=1)
     tensor = _bingham_moments(odi, fanning, squares * area[:, None])  # (V, 3), diagonal
@@ -123,7 +123,7 @@ def bingham_tensor(
     directed = _attenuation(encoding, kernel, square)
     if encoding.isotropic is None:
         return directed
-    squares, weights = _tensors(_octant(), odi.dtype)
+    squares, weights = _tensors(_octant, dtype=odi.dtype)
     values = torch.exp(-kernel.difference[..., None] * (tensor @ squares.T)[:, None])
     average = torch.exp(-kernel.perpendicular) * (values @ weights)
     return torch.where(encoding.isotropic, encoding.spread(average), directed)
@@ -152,10 +152,10 @@ def bingham_signals(
     real, imaginary = torch.ones_like(x), torch.zeros_like(x)
     factor_real, factor_imaginary = x**2 - y**2, 2 * x * y
     total = torch.zeros_like(x)
-    integrands, all_powers = _bingham_harmonics(order)
+    integrands, *all_powers = _tensors(_bingham_harmonics, order, dtype=x.dtype)
     sizes = [len(powers) for powers in all_powers]
-    weights = _bingham_moments(odi, fanning, *_tensors([integrands], x.dtype)).split(sizes, dim=1)
-    for k, powers in enumerate(_tensors(all_powers, x.dtype)):
+    weights = _bingham_moments(odi, fanning, integrands).split(sizes, dim=1)
+    for k, powers in enumerate(all_powers):
         c = ((coefficients[..., k:] * weights[k][:, None]) @ powers).movedim(2, 0)
         c = encoding.spread(c)
         polynomial = c[-1]
@@ -171,15 +171,17 @@ def bingham_signals(
 
 def _bingham_moments(odi, fanning, moments):
     """Expansion (V, L) of the distribution in the functions whose integrals are `moments`."""
-    z, cosine, area = _tensors(_bingham_grid(), odi.dtype)
+    z, cosine, area = _tensors(_bingham_grid, dtype=odi.dtype)
     kappa = concentration(odi)[:, None]
     exponent = kappa * (z**2 - 1) + kappa * fanning[:, None] * (1 - z**2) * cosine**2
     density = torch.exp(exponent - exponent.amax(dim=1, keepdim=True).detach())
     return (density @ moments) / (density @ area)[:, None]
 
 
-def _tensors(arrays, dtype):
-    return tuple(torch.tensor(array, dtype=dtype) for array in arrays)
+@lru_cache
+def _tensors(constants, *arguments, dtype):
+    """Arrays of one of the following functions, as tensors."""
+    return tuple(torch.tensor(array, dtype=dtype) for array in constants(*arguments))
 
 
 # Constants of the expansions.
@@ -196,16 +198,14 @@ def _legendre_moments(order):
     return x, moments, 2.0 * l_even + 1
 
 
-@lru_cache
 def _chebyshev_of_legendre(n):
-    """(L, L): P_2l(x) as sums of T_k(2 x^2 - 1)."""
+    """P_2l(x) as sums of T_k(2 x^2 - 1), a matrix (L, L)."""
     nodes = np.cos((np.arange(n) + 0.5) * np.pi / n)
     legendre = eval_legendre(2 * np.arange(n), np.sqrt((nodes + 1) / 2)[:, None])
     chebyshev = np.cos(np.arange(n) * np.arccos(nodes)[:, None])
-    return np.linalg.solve(chebyshev, legendre).T
+    return (np.linalg.solve(chebyshev, legendre).T,)
 
 
-@lru_cache
 def _chebyshev_nodes(n):
     """cos^2 (n,) at the nodes of T_n(2 cos^2 - 1), and (n, n) from values there to a series."""
     angle = (np.arange(n) + 0.5) * np.pi / n
@@ -224,7 +224,6 @@ def _bingham_grid():
     return z, np.cos(phi), weights
 
 
-@lru_cache
 def _octant():
     """Squares (Q, 3) of unit vectors all over an octant, and weights (Q,) of an average."""
     x, w = roots_legendre(12)
@@ -235,9 +234,8 @@ def _octant():
     return squares, 0.25 * np.outer(w, w).ravel()
 
 
-@lru_cache
 def _bingham_harmonics(order):
-    """Functions to integrate over the distribution (Q, all L), polynomials (L, J) of even m.
+    """Functions to integrate over the distribution (Q, all L), then polynomials (L, J) of even m.
 
     The function of degree l is P_l^m(z) / (1 - z^2)^(m/2) Re (x + iy)^m; its polynomial in z^2 is
     scaled so that sum_l kernel_l integral_l function_l is the convolution.
@@ -253,4 +251,4 @@ def _bingham_harmonics(order):
             factor = (2.0 if m else 1.0) / poch(degree - m + 1, 2 * m)
             powers.append(np.pad(factor * derivative, (0, (order - degree) // 2)))
         polynomials.append(np.array(powers))
-    return np.transpose(integrands), polynomials
+    return np.transpose(integrands), *polynomials

@@ -17,7 +17,10 @@ _FREE_DIFFUSIVITY = 3.0  # um^2/ms, of water at 37 degrees: where a linked value
 
 
 def pool_signals(definition: Definition, encoding: Encoding) -> Callable[[Values], Tensor]:
-    """Function from values (V,) or (1,) and axes (V, 3) to signals (V, K, M), 1 at b = 0."""
+    """Function from values (V,) or (1,) and axes (V, 3) to signals (V, K, M), 1 at b = 0.
+
+    What depends on fixed values alone is computed once for all voxels.
+    """
     order = dispersion.legendre_order(_largest_difference(definition, encoding))
     groups = _groups(definition)
 
@@ -37,7 +40,8 @@ def pool_signals(definition: Definition, encoding: Encoding) -> Callable[[Values
                 zonal = dispersion.zonal_signals(encoding, coefficients, values[axis])
                 total = total + zonal
             basis_signals.append(total)
-        return torch.stack(torch.broadcast_tensors(*basis_signals), dim=1)
+        size = max(map(len, values.values())), len(encoding.shell)
+        return torch.stack([signal.expand(size) for signal in basis_signals], dim=1)
 
     return signals
 
