@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from dipy_spinverse.compartments.signals.kernels import KERNELS, BuiltInKernel, CustomKernel
