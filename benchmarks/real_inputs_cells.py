@@ -12,7 +12,13 @@ from benchmarks.packing import random_packing
 from benchmarks.real_inputs_directions import table_of
 from benchmarks.real_inputs_rows import Trial, middle_interval, row
 from benchmarks.real_inputs_truths import magnitudes, restricted, rotations
-from dipy_spinverse import Acquisition, CellShapeModel, PackedCellsModel, SpinverseModel
+from dipy_spinverse import (
+    Acquisition,
+    CellShapeModel,
+    FaceInversion,
+    PackedCellsModel,
+    SpinverseModel,
+)
 
 _N_SUBSTRATES, _N_BODIES, _N_WALKERS = 12, 60, 5000
 _SMALL, _BIG, _SHELLS = 10.0, (20.0, 40.0, 60.0), (1.0, 2.0, 3.0, 5.0)
@@ -95,6 +101,12 @@ def walls(n, rng):
     return _packed(n, rng, model_class=SpinverseModel, n_fields=1)
 
 
+@row("ordinary", "walls from signals alone (FaceInversion), three diffusion times, SNR 50", 3, 1)
+def walls_of_faces(n, rng):
+    model = lambda acquisition: SpinverseModel(acquisition, inversion=FaceInversion())  # noqa: E731
+    return _packed(n, rng, model_class=model)
+
+
 def _slab(q, small, big, length, diffusivity=2.0, cells=80):
     """Signal along a cylinder of this length between reflecting ends, by finite volumes."""
     step = length / cells
@@ -112,7 +124,7 @@ def _slab(q, small, big, length, diffusivity=2.0, cells=80):
     return state.sum().real
 
 
-@row("ordinary", "cell shapes: straight cylinders with closed ends, SNR 100", n=3, n_quick=1)
+@row("ordinary", "cell shapes: straight cylinders with closed ends, SNR 100", n=2, n_quick=1)
 def cell_shapes(n, rng):
     b, directions = table_of([(0, 2), (1, 16), (3, 16), (6, 16)])
     directions[:2] = 0

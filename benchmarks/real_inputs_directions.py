@@ -93,6 +93,11 @@ def parallel_1_9(n, rng):
     return _noddi(n, rng, parallel=1.9, amico=True)
 
 
+@row("A3", "NODDI, parallel diffusivity 1.8, fixed at 1.7")
+def parallel_1_8(n, rng):
+    return _noddi(n, rng, parallel=1.8)
+
+
 @row("A10", "NODDI, 4 of 98 volumes at .3 of their signal, the same in all voxels")
 def dropouts(n, rng):
     volumes = rng.choice(np.arange(8, 98), _DROPPED, replace=False)
