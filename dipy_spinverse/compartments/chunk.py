@@ -31,6 +31,7 @@ from dipy_spinverse.compartments.posterior.sample import sample_posterior
 from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.pools import pool_signals
 from dipy_spinverse.voxels.image import Voxels
+from dipy_spinverse.voxels.outliers import outliers_of_fit
 from dipy_spinverse.voxels.progress import part, stepwise
 from dipy_spinverse.voxels.rician import rician_noise_from_residual
 from dipy_spinverse.voxels.statistics import sample_statistics
@@ -43,6 +44,7 @@ _TIME_OF_FIT = 0.3  # share of the time of a chunk, for the progress bar
 # Measurements per unknown above which the residual refines the noise (doc/compartments.md); by
 # hand: its standard error is then below that of usual numbers of repeated b0.
 _MANY_MEASUREMENTS = 10
+_OUTLIER_ROUNDS = 2  # fits without outliers: the first residual is distorted by them; by hand
 
 
 def voxels_per_chunk(
@@ -84,24 +86,56 @@ class CompartmentChunkFit:
         # The widest arrays first.
         for n in stepwise(np.unique(voxels.attributes["n_fibres"])[::-1]):
             rows = np.flatnonzero(voxels.attributes["n_fibres"] == n)
-            for name, value in self._fit_populations(voxels[rows], int(n)).items():
-                value = np.broadcast_to(value, (len(rows), *np.shape(value)[1:]))
-                array = result.setdefault(name, np.zeros((len(voxels), *value.shape[1:])))
-                index: Any = (rows, *map(slice, value.shape[1:]))
-                array[index] = value
+            for chosen, values in self._fit_populations(voxels[rows], int(n)):
+                for name, value in values.items():
+                    value = np.broadcast_to(value, (len(chosen), *np.shape(value)[1:]))
+                    array = result.setdefault(name, np.zeros((len(voxels), *value.shape[1:])))
+                    index: Any = (rows[chosen], *map(slice, value.shape[1:]))
+                    array[index] = value
         return result
 
     def _fit_populations(self, voxels, n_fibres):
-        """Arrays of voxels with the same number of fibre populations."""
-        definition = with_fibres(self.definition, n_fibres)
-        problem = self._problem(voxels, definition)
+        """Rows and arrays of voxels with the same number of fibre populations.
+
+        First those without outliers, then those that are fitted again without theirs.
+        """
+        initial = self._problem(voxels, with_fibres(self.definition, n_fibres))
+        rician = self._is_rician(voxels)
         with part(0.0, _TIME_OF_FIT):
             starts = initial_values(
-                problem, self.acquisition, voxels.attributes.get("axes"), self.solver, self.seed
+                initial, self.acquisition, voxels.attributes.get("axes"), self.solver, self.seed
             )
-            problem, solution, minima = self._local_minima(
-                problem, starts, self._is_rician(voxels)
-            )
+            fit = self._local_minima(initial, starts, rician)
+        outliers = self._outliers(initial, *fit[:2])
+        affected = outliers.any(axis=1)
+        rows = np.flatnonzero(~affected)
+        if len(rows):
+            unaffected = (part_of.of_voxels(rows) for part_of in fit[:2])
+            minima = [parameters.of_voxels(rows) for parameters in fit[2]]
+            yield rows, self._arrays(voxels[rows], n_fibres, *unaffected, minima)
+        rows = np.flatnonzero(affected)
+        if len(rows):
+            initial, outliers = initial.of_voxels(rows), outliers[rows]
+            minima = [parameters.of_voxels(rows) for parameters in fit[2]]
+            for _ in range(_OUTLIER_ROUNDS):
+                fit = self._local_minima(initial.without(outliers), minima, rician)
+                outliers = self._outliers(initial, *fit[:2])
+            yield rows, self._arrays(voxels[rows], n_fibres, *fit)
+
+    def _outliers(self, initial, problem, solution):
+        """Outliers (V, M) of a fit, by the noise before it."""
+        sigma = initial.sigma
+        if sigma is not None and self.refine_sigma:
+            sigma = torch.minimum(sigma, problem.sigma)
+        standard = replace(initial, sigma=problem.sigma if sigma is None else sigma)
+        standard = replace(standard, rician=problem.rician)
+        residual = standardised_residual(standard, solution.predicted)
+        noise = None if sigma is None else sigma.numpy()
+        return outliers_of_fit(residual, self.acquisition, noise)
+
+    def _arrays(self, voxels, n_fibres, problem, solution, minima):
+        """Arrays of voxels with the same number of populations, from their fit."""
+        definition = problem.definition
         result = estimate_arrays(problem, solution)
         result |= model_test(problem, solution, self.acquisition)
         n_unknowns = definition.n_unknowns + problem.n_left_out
@@ -121,6 +155,7 @@ class CompartmentChunkFit:
             "converged": solution.converged.numpy(),
             "sigma": problem.sigma.numpy(),
             "n_unknowns": n_unknowns,
+            "outliers": problem.left_out.numpy(),
         }
 
     def _is_rician(self, voxels):

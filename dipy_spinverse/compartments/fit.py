@@ -47,6 +47,8 @@ class CompartmentFit(VoxelFit):
         95 % cone of uncertainty: half-angle about each axis, degrees.
     S0_per_te : ndarray (..., K)
         Signal without diffusion at each echo time.
+    outliers : ndarray (..., M) of bool
+        Measurements that were left out: isolated residuals that noise does not explain.
     birge_ratio : ndarray (...)
         Factor of the noise in the posterior, above 1 where the signals reject the model.
     effective_draws : ndarray (...)
@@ -56,6 +58,11 @@ class CompartmentFit(VoxelFit):
     def __init__(self, model: DefinedModel, status: np.ndarray, values: dict[str, np.ndarray]):
         super().__init__(model, status, values)
         self.MAPS = (*model.definition.maps, "S0")
+
+    @property
+    def outlier_fraction(self) -> np.ndarray:
+        """Fraction (...) of the measurements that were left out as outliers."""
+        return self.outliers.mean(axis=-1)
 
 
 def compartment_layout(definition: Definition, n_te: int, *, posterior: bool) -> dict[str, object]:

@@ -41,6 +41,7 @@ from dipy_spinverse.docstrings import fill_doc
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
 from dipy_spinverse.voxels.image import image_of
 from dipy_spinverse.voxels.model import VoxelModel
+from dipy_spinverse.voxels.outliers import volumes_with_outliers, warn_of_volumes
 from dipy_spinverse.voxels.status import Status
 
 LIKELIHOODS = ("rician", "gaussian")
@@ -183,7 +184,8 @@ class CompartmentModel(VoxelModel):
         status, values = fit_image(
             image,
             fit_chunk,
-            compartment_layout(definition, n_echo_times, posterior=n_draws > 0),
+            compartment_layout(definition, n_echo_times, posterior=n_draws > 0)
+            | {"outliers": (bool, (len(self.acquisition),))},
             settings,
             most=voxels_per_chunk(self.definition, self.acquisition, n_draws),
             model=self,
@@ -191,6 +193,7 @@ class CompartmentModel(VoxelModel):
             groups=[np.flatnonzero(groups == group) for group in np.unique(groups)],
         )
         self._test_fixed_values(image.status, status, values)
+        warn_of_volumes(volumes_with_outliers(values["outliers"]))
         return CompartmentFit(self, status, values)
 
     def _test_fixed_values(self, screened, status, values):

@@ -72,6 +72,8 @@ def posterior_draws(
     rician &= data.min() >= 0  # others are real parts, as in the fit
     inflation = torch.tensor([float(getattr(fit, "birge_ratio", 1.0)) ** 2])
     problem = replace(problem, sigma=sigma, rician=rician, inflation=inflation)
+    if fit.outliers.any():
+        problem = problem.without(fit.outliers[None])
     corrections = parameters.unit.new_full((1, definition.n_S0_corrections), MEASURED_S0)
     parameters = replace(parameters, unit=torch.cat([parameters.unit, corrections], dim=1))
     converged = torch.ones(1, dtype=torch.bool)

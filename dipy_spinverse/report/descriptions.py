@@ -62,6 +62,7 @@ _TABLE = {
     "b1": ("1", "transmit field over the nominal one"),
     "S0": ("that of the data", "signal without diffusion weighting"),
     "S0_hat": ("that of the data", "signal without diffusion weighting"),
+    "outlier_fraction": ("1", "fraction of the measurements that were left out as outliers"),
     "residual_rms": ("that of the data", "root mean square of the residual"),
     "predicted": ("that of the data", "signals of the most probable parameters"),
     "status": ("code", "whether the voxel was fitted and the model explains it"),

@@ -14,6 +14,7 @@ import numpy as np
 from dipy_spinverse.report.descriptions import TRUSTED, map_description
 from dipy_spinverse.spinverse.fit import AGREEMENT_THRESHOLD
 from dipy_spinverse.voxels.fit import VoxelFit
+from dipy_spinverse.voxels.outliers import volumes_with_outliers
 from dipy_spinverse.voxels.status import FITTED, Status
 
 _MAX_RESIDUAL_VOXELS = 2000  # a random sample of the image; limits the time
@@ -95,6 +96,7 @@ def save_page(
         verdict=_verdict(fit),
         timings=plotly_figures.shells_by_timing(fit.model.acquisition),
         status=plotly_figures.status_rows(fit),
+        volumes=volumes_with_outliers(fit._values.get("outliers", np.zeros((0, 0), dtype=bool))),
         status_figure=_html(plotly_figures.status_figure(fit, slices)) if is_image else "",
         maps=_map_rows(fit),
         map_figures=[

@@ -9,6 +9,7 @@ from scipy.ndimage import uniform_filter
 
 from dipy_spinverse.acquisition import Acquisition, TensorAcquisition
 from dipy_spinverse.voxels.acquired import Acquired
+from dipy_spinverse.voxels.outliers import squares_without_outliers
 from dipy_spinverse.voxels.shells import shells_of
 
 # Degrees of freedom of a noise level that is given.
@@ -55,9 +56,9 @@ def noise_before_fit(
     """Noise level that does not depend on a model of tissue.
 
     From repeated b0 (of equal echo time, b and direction) and, unless `b0_only`, from residuals of
-    spherical harmonics on shells of low b. The variances of single voxels have few degrees of
-    freedom and are shrunk towards those that are frequent in the image, first in the
-    neighbourhood.
+    spherical harmonics on shells of low b, without outliers. The variances of single voxels have
+    few degrees of freedom and are shrunk towards those that are frequent in the image, first in
+    the neighbourhood.
 
     Parameters
     ----------
@@ -128,17 +129,17 @@ def _noise_per_te(signals, acquisition):
 
 def _squares_of_voxels(signals, acquisition, shells):
     """Sums of squares (V,), degrees of freedom, whether these suffice, whether to shrink them."""
-    squares, n_b0 = _repeated_b0(signals, acquisition)
-    freedom = np.full(len(signals), n_b0)
+    squares, freedom = _repeated_b0(signals, acquisition)
     for shell in shells:
         on_shell = signals[:, shell.rows]
-        residual_squares = (shell.beyond_smooth(on_shell) ** 2).sum(axis=1)
-        variances = 1 / acquisition.n_averages[shell.rows]
-        leverages = (shell.smooth**2).sum(axis=1)
-        residual_squares *= shell.freedom / ((1 - leverages) @ variances)
-        clear = on_shell.mean(axis=1) > _MIN_SNR * np.sqrt(residual_squares / shell.freedom)
+        projection = shell.projection
+        residual_squares, n_outliers = squares_without_outliers(on_shell @ projection, projection)
+        variances = np.diag(projection) / acquisition.n_averages[shell.rows]
+        residual_squares *= shell.freedom / variances.sum()
+        shell_freedom = shell.freedom - n_outliers
+        clear = on_shell.mean(axis=1) > _MIN_SNR * np.sqrt(residual_squares / shell_freedom)
         squares = squares + np.where(clear, residual_squares, 0)
-        freedom = freedom + np.where(clear, shell.freedom, 0)
+        freedom = freedom + np.where(clear, shell_freedom, 0)
     size = np.abs(signals).max(axis=1, initial=0)
     determined = (freedom >= _MIN_DEGREES_OF_FREEDOM) & (
         squares > freedom * (_MIN_RELATIVE_SPREAD * size) ** 2
@@ -216,12 +217,14 @@ def _smooth_shells(acquisition):
 
 
 def _repeated_b0(signals, acquisition):
-    """Sum of squares (V,) of repeated b0 about their means, and its degrees of freedom."""
-    squares, freedom = np.zeros(len(signals)), 0
+    """Sums of squares (V,) of repeated b0 about their means, and their degrees of freedom."""
+    squares, freedom = np.zeros(len(signals)), np.zeros(len(signals), dtype=int)
     for group in acquisition.repeated_b0:
-        repeats, n = signals[:, group], acquisition.n_averages[group]
-        if repeats.shape[1] > 1:
-            mean = np.average(repeats, axis=1, weights=n)[:, None]
-            squares += (repeats - mean) ** 2 @ n
-            freedom += repeats.shape[1] - 1
+        weight = np.sqrt(acquisition.n_averages[group])
+        if len(weight) > 1:
+            projection = np.eye(len(weight)) - np.outer(weight, weight) / (weight @ weight)
+            residual = (signals[:, group] * weight) @ projection
+            of_group, n_outliers = squares_without_outliers(residual, projection)
+            squares += of_group
+            freedom += len(weight) - 1 - n_outliers
     return squares, freedom

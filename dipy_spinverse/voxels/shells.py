@@ -38,9 +38,10 @@ class Shell:
         """Degrees of freedom of the residual of the smooth harmonics."""
         return len(self.rows) - self.smooth.shape[1]
 
-    def beyond_smooth(self, signals: np.ndarray) -> np.ndarray:
-        """Residual (V, N) of signals (V, N) after a fit of the smooth harmonics."""
-        return signals - (signals @ self.smooth) @ self.smooth.T
+    @property
+    def projection(self) -> np.ndarray:
+        """Maps signals (N,) to residuals of a fit of the smooth harmonics, (N, N)."""
+        return np.eye(len(self.rows)) - self.smooth @ self.smooth.T
 
 
 @lru_cache(maxsize=8)

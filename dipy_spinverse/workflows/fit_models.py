@@ -20,7 +20,7 @@ class NODDIFlow(DiffusionCommand):
     """
 
     maps = ("ndi", "odi", "fwf")
-    others = ("axis",)
+    others = ("axis", "outlier_fraction")
     read_acquisition = staticmethod(read_acquisition)  # type: ignore[assignment]
 
     make_model = model_step(
@@ -41,7 +41,7 @@ class ActiveAxFlow(DiffusionCommand):
     """
 
     maps = ("axon_diameter", "restricted_fraction", "free_water_fraction", "dot_fraction")
-    others = ("axis",)
+    others = ("axis", "outlier_fraction")
 
     make_model = model_step(
         "compartments.white_matter.ActiveAxModel",
@@ -68,7 +68,7 @@ class ZCDFlow(DiffusionCommand):
         "parallel_diffusivity",
         "perpendicular_diffusivity",
     )
-    others = ("axis",)
+    others = ("axis", "outlier_fraction")
 
     make_model = model_step("compartments.white_matter.ZCDModel", "likelihood", "seed")
 
@@ -80,6 +80,7 @@ class IVIMFlow(DiffusionCommand):
     """
 
     maps = ("perfusion_fraction", "D_star", "D")
+    others = ("outlier_fraction",)
     read_acquisition = staticmethod(read_acquisition)  # type: ignore[assignment]
 
     make_model = model_step("compartments.other_tissue.IVIMModel", "likelihood", "seed")

@@ -83,9 +83,20 @@ class SeparableProblem:
         return self.sigma
 
     @property
+    def left_out(self) -> Tensor:
+        """Whether measurements (V, M) are left out."""
+        nothing = torch.zeros_like(self.data, dtype=torch.bool)
+        return nothing if self.n_averages is None else self.n_averages == 0
+
+    @property
     def n_left_out(self) -> np.ndarray | int:
         """Number (V,) of measurements that are left out."""
-        return 0 if self.n_averages is None else (self.n_averages == 0).sum(dim=1).numpy()
+        return 0 if self.n_averages is None else self.left_out.sum(dim=1).numpy()
+
+    def without(self, outliers: np.ndarray) -> SeparableProblem:
+        """The same with measurements (V, M) left out."""
+        n_averages = torch.ones_like(self.data) if self.n_averages is None else self.n_averages
+        return replace(self, n_averages=n_averages * torch.from_numpy(~outliers))
 
     def of_voxels(self, index) -> SeparableProblem:
         """That of some of the voxels."""
