@@ -219,28 +219,27 @@ def _laplace_modes(shape, highest):
 
     Only modes that a gradient along x reaches from the uniform one, which is the first.
     """
-    if shape == "slab":
-        k = np.arange(int(2 * highest / np.pi) + 1)
-        return k * np.pi / 2, _slab_moment(k)
     order, roots = [np.zeros(1, int)], [np.zeros(1)]
     while len(zeros := _roots(shape, len(order) - 1, highest)):
         order.append(np.full(len(zeros), len(order) - 1))
         roots.append(zeros)
     n, roots = np.concatenate(order), np.concatenate(roots)
-    square = roots**2
-    d = DIMENSIONS[shape]
+    square, d = roots**2, DIMENSIONS[shape]
     # n (n + d - 2) are the eigenvalues of the angular part
     norm = np.ones(len(n))
     norm[1:] = square[1:] / (square[1:] - n[1:] * (n[1:] + d - 2))
     row, column = np.meshgrid(np.arange(len(n)), np.arange(len(n)), indexing="ij")
     row, column = (pair[np.abs(n[row] - n[column]) == 1] for pair in (row, column))
     n1, n2, s1, s2 = n[row], n[column], square[row], square[column]
-    if shape == "cylinder":
+    uniform = (row == 0) | (column == 0)
+    if shape == "slab":
+        angular = np.where(uniform, np.sqrt(2), 2)
+    elif shape == "cylinder":
         angular = np.sqrt(1.0 + (n1 == 0) + (n2 == 0))
     else:
         # the uniform mode's own factor is 3/2, the limit of its norm
         angular = (n1 + n2 + 1) / np.sqrt((2.0 * n1 + 1) * (2 * n2 + 1))
-        angular = angular * np.where((row == 0) | (column == 0), np.sqrt(1.5), 1)
+        angular = angular * np.where(uniform, np.sqrt(1.5), 1)
     cross = n1 * (n2 + d - 2) + n2 * (n1 + d - 2) - (d - 2)
     moment = np.zeros((len(n), len(n)))
     moment[row, column] = angular * np.sqrt(norm[row] * norm[column])
@@ -248,19 +247,14 @@ def _laplace_modes(shape, highest):
     return roots, moment
 
 
-def _slab_moment(k):
-    """Position (in half widths, from the middle) between cosine modes of a slab."""
-    row, column = np.meshgrid(k, k, indexing="ij")
-    odd = (row + column) % 2 == 1
-    row, column = row[odd], column[odd]
-    moment = np.zeros(odd.shape)
-    weight = np.where((row == 0) | (column == 0), np.sqrt(2), 2)
-    moment[odd] = -4 / np.pi**2 * weight * (row**2 + column**2) / (row**2 - column**2) ** 2
-    return moment
-
-
 def _roots(shape, order, highest):
-    """Positive zeros, up to the highest, of the slope of the radial modes of an order."""
+    """Positive zeros, up to the highest, of the slope of the radial modes of an order.
+
+    Modes of a slab are even (order 0) or odd (order 1).
+    """
+    if shape == "slab":
+        k = np.arange(2 - order, 2 * highest / np.pi, 2)
+        return k * np.pi / 2 if order < 2 else k[:0]
     bessel_slopes = {"cylinder": jvp, "sphere": partial(spherical_jn, derivative=True)}
     slope = partial(bessel_slopes[shape], order)
     # zeros are at least 2 apart, and none is below 1
@@ -274,6 +268,4 @@ def _roots(shape, order, highest):
 @lru_cache(maxsize=3)
 def dipole_roots(shape):
     """Zeros of the slope of the radial modes that a uniform gradient excites."""
-    if shape == "slab":
-        return tuple((np.arange(_GAUSSIAN_TERMS) + 0.5) * np.pi)
     return tuple(_roots(shape, 1, np.pi * (_GAUSSIAN_TERMS + 1))[:_GAUSSIAN_TERMS])
