@@ -5,11 +5,9 @@ from __future__ import annotations
 from itertools import islice, product
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from dipy_spinverse.grid import TetrahedralGrid
+from dipy_spinverse.grid.tetrahedral_grid import TetrahedralGrid, connected_component
 
 _MIN_TETRAHEDRA = 2  # of a cell; a single tetrahedron may be a leftover at the box
 _MAX_REFLECTIONS = 16  # combinations of reflected cells, enough for up to five cells
@@ -28,8 +26,7 @@ class CellOperations:
     def connected_cells(self, labels: np.ndarray) -> list[np.ndarray]:
         """Labels (T,) of each connected cell."""
         pairs = self._grid.face_tetrahedra[labels[self._grid.face_tetrahedra].all(axis=1)]
-        graph = coo_matrix((np.ones(len(pairs), bool), tuple(pairs.T)), (len(labels),) * 2)
-        component = connected_components(graph, directed=False)[1]
+        component = connected_component(pairs, len(labels))
         cells = [component == k for k in np.unique(component[labels])]
         return [cell for cell in cells if cell.sum() >= _MIN_TETRAHEDRA] or [labels]
 

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from dipy_spinverse.bloch_torrey.finite_elements.modal_sensitivity import ModalSignals
-from dipy_spinverse.grid import TetrahedralGrid
+from dipy_spinverse.grid.tetrahedral_grid import TetrahedralGrid, vector_areas
 
 MAPS = ("volume", "surface", "length", "mean_radius", "tortuosity")
 _END = 0.1  # fraction of the volume that defines an end; chosen by hand
@@ -29,7 +29,7 @@ def size_measures(
     end_distance = np.linalg.norm(_end(body, order) - _end(body, order[::-1]))
     return {
         "volume": volume,
-        "surface": np.linalg.norm(_vector_areas(points, grid.outer_faces), axis=1).sum(),
+        "surface": np.linalg.norm(vector_areas(points[grid.outer_faces]), axis=1).sum(),
         "length": length,
         "mean_radius": np.sqrt(volume / (np.pi * length)),
         "tortuosity": (1 - _END) * length / end_distance,
@@ -47,7 +47,7 @@ def _end(body, order):
 def outward_triangles(grid: TetrahedralGrid, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Triangles (F, 3) of the outside, seen anticlockwise, and their vector areas (F, 3), um^2."""
     triangles = grid.outer_faces.copy()
-    areas = _vector_areas(points, triangles)
+    areas = vector_areas(points[triangles])
     inside = points[grid.tetrahedra[grid.outer_tetrahedra]].mean(axis=1)
     inward = np.einsum("tk,tk->t", areas, points[triangles[:, 0]] - inside) < 0
     triangles[inward] = triangles[inward][:, ::-1]
@@ -71,8 +71,3 @@ def surface_std(grid: TetrahedralGrid, points: np.ndarray, samples: np.ndarray) 
         normal = normals[nearest] / np.linalg.norm(normals[nearest], axis=1, keepdims=True)
         squares[surface] += ((sample[nearest] - points[surface]) * normal).sum(axis=1) ** 2
     return np.sqrt(squares / len(samples))
-
-
-def _vector_areas(points, triangles):
-    corners = points[triangles]
-    return np.cross(*(corners[:, 1:] - corners[:, :1]).swapaxes(0, 1)) / 2

@@ -9,6 +9,8 @@ import numpy as np
 from scipy.linalg import eigh
 from scipy.spatial import Delaunay
 
+from dipy_spinverse.grid.tetrahedral_grid import vector_areas
+
 # The faces of a tetrahedron of positive volume, seen anticlockwise from outside.
 _FACES = np.array([[1, 2, 3], [0, 3, 2], [0, 1, 3], [0, 2, 1]])
 
@@ -65,7 +67,7 @@ class Template:
         """Cotangent Laplacian (S, S) and areas (S,), um^2, of the vertices on the surface."""
         triangles = np.searchsorted(self.surface, self.triangles)
         corners = self.points[self.triangles]
-        areas = np.linalg.norm(np.cross(*(corners[:, 1:] - corners[:, :1]).swapaxes(0, 1)), axis=1)
+        areas = 2 * np.linalg.norm(vector_areas(corners), axis=1)
         laplacian = np.zeros((len(self.surface),) * 2)
         for k in range(3):
             edge_1, edge_2 = corners[:, k - 2] - corners[:, k], corners[:, k - 1] - corners[:, k]

@@ -6,10 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
-from dipy_spinverse.grid.tetrahedral_grid import TetrahedralGrid
+from dipy_spinverse.grid.tetrahedral_grid import TetrahedralGrid, connected_component
 
 
 def membranes_between(
@@ -68,11 +66,9 @@ def membranes_between(
 
 def _check_manifold(grid, region):
     """Refuse regions whose tetrahedra around a vertex are not connected through faces."""
-    n = grid.tetrahedra.size
     inside = region[grid.face_tetrahedra[:, 0]] == region[grid.face_tetrahedra[:, 1]]
-    pairs = tuple(corners[inside].ravel() for corners in faces_as_corners(grid))
-    graph = coo_matrix((np.ones(len(pairs[0])), pairs), (n, n))
-    component = connected_components(graph, directed=False)[1]
+    pairs = np.stack([corners[inside] for corners in faces_as_corners(grid)], axis=-1)
+    component = connected_component(pairs.reshape(-1, 2), grid.tetrahedra.size)
     vertex_region = np.column_stack([grid.tetrahedra.ravel(), np.repeat(region, 4)])
     fans = np.unique(np.column_stack([vertex_region, component]), axis=0)
     vertices, counts = np.unique(fans[:, :2], axis=0, return_counts=True)

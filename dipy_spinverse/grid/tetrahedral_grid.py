@@ -336,12 +336,22 @@ def _check_tetrahedra(tetrahedra, tetrahedron_points, volumes):
         )
 
 
+def connected_component(pairs: np.ndarray, n: int) -> np.ndarray:
+    """Index (n,) of the connected component of each of n nodes, joined by pairs (p, 2)."""
+    graph = coo_matrix((np.ones(len(pairs)), pairs.T), (n, n))
+    return connected_components(graph, directed=False)[1]
+
+
+def vector_areas(triangles: np.ndarray) -> np.ndarray:
+    """Areas (N, 3) along the normals of triangles (N, 3, 3)."""
+    a, b, c = np.moveaxis(triangles, 1, 0)
+    return np.cross(b - a, c - a) / 2
+
+
 def _check_connected(pairs, n_tetrahedra):
-    links = coo_matrix((np.ones(len(pairs)), pairs.T), (n_tetrahedra, n_tetrahedra))
-    n_components, component = connected_components(links, directed=False)
-    if n_components > 1:
-        sizes = np.sort(np.bincount(component))[::-1]
+    sizes = np.sort(np.bincount(connected_component(pairs, n_tetrahedra)))[::-1]
+    if len(sizes) > 1:
         raise ValueError(
-            f"tetrahedra form {n_components} parts that share no face (of {sizes[:5].tolist()} "
+            f"tetrahedra form {len(sizes)} parts that share no face (of {sizes[:5].tolist()} "
             "tetrahedra, largest first). Keep one part, or merge vertices that coincide."
         )

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse.csgraph import connected_components
 from scipy.stats import rankdata
 
-from dipy_spinverse.grid import TetrahedralGrid
+from dipy_spinverse.grid.tetrahedral_grid import TetrahedralGrid, vector_areas
 from dipy_spinverse.walls.normals import wall_normals
 
 _MM_PER_UM = 1e-3
@@ -84,9 +84,8 @@ class InterfaceMesh:
         The sum of the areas of triangles projected along the normals of the surface: the triangles
         themselves have up to 1.8 times that area.
         """
-        a, b, c = np.moveaxis(self.vertices_um[self.triangles], 1, 0)
-        vector_areas = np.cross(b - a, c - a) / 2
-        return float(np.abs(np.einsum("tk,tk->t", vector_areas, self.normals)).sum())
+        areas = vector_areas(self.vertices_um[self.triangles])
+        return float(np.abs(np.einsum("tk,tk->t", areas, self.normals)).sum())
 
     def save(self, path: str | Path, origin_mm: ArrayLike = (0.0, 0.0, 0.0)) -> None:
         """Write the mesh in the format of the file suffix.

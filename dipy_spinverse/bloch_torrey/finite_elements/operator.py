@@ -21,8 +21,6 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from dipy_spinverse.acquisition.base import BaseAcquisition
 from dipy_spinverse.bloch_torrey.encoding_groups import timing_groups, unique_encodings
@@ -31,6 +29,7 @@ from dipy_spinverse.bloch_torrey.propagators import differentiable_signals
 from dipy_spinverse.bloch_torrey.time_steps import schedule_of
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.grid.regions import faces_as_corners
+from dipy_spinverse.grid.tetrahedral_grid import connected_component
 
 EDGES = np.array([[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]])
 _CHUNK_BYTES = 2**28  # memory of the states of one chunk of measurements
@@ -57,12 +56,10 @@ def finite_elements(grid: TetrahedralGrid, permeability: ArrayLike) -> FiniteEle
     """Linear finite elements of a grid, split where permeabilities (F,), um/ms, are finite."""
     permeability = np.asarray(permeability, dtype=float)
     membranes = np.flatnonzero(np.isfinite(permeability))
-    corner_i, corner_j = faces_as_corners(grid)
-    joined = np.isinf(permeability)
-    links = corner_i[joined].ravel(), corner_j[joined].ravel()
-    n_corners = grid.tetrahedra.size
-    graph = coo_matrix((np.ones(len(links[0])), links), (n_corners, n_corners))
-    n_nodes, node = connected_components(graph, directed=False)
+    corner_pairs, n_corners = np.stack(faces_as_corners(grid), axis=-1), grid.tetrahedra.size
+    joined = corner_pairs[np.isinf(permeability)].reshape(-1, 2)
+    node = connected_component(joined, n_corners)
+    n_nodes = node.max() + 1
     vertices = np.empty(n_nodes, int)
     vertices[node] = grid.tetrahedra.ravel()
     period = np.ones(3) if grid.period_um is None else grid.period_um
@@ -72,9 +69,7 @@ def finite_elements(grid: TetrahedralGrid, permeability: ArrayLike) -> FiniteEle
     corners = np.arange(n_corners).reshape(-1, 4)
     edges = corners[:, EDGES].reshape(-1, 2)
     shift = wrap[edges[:, 1]] - wrap[edges[:, 0]]
-    pairs = np.concatenate(
-        [node[edges], node[np.stack([corner_i, corner_j], -1)[membranes]].reshape(-1, 2)]
-    )
+    pairs = np.concatenate([node[edges], node[corner_pairs[membranes]].reshape(-1, 2)])
     shift = np.concatenate([shift, np.zeros((3 * len(membranes), 3), int)])
     # the two sides of a membrane across a periodic face are at the same position
     flip = pairs[:, 0] > pairs[:, 1]

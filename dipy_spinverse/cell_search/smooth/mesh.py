@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from skimage.measure import marching_cubes
 
 from dipy_spinverse.cell_search.smooth.level_set import FieldPrior, SmoothCells
+from dipy_spinverse.grid.tetrahedral_grid import connected_component, vector_areas
 from dipy_spinverse.walls.interface import InterfaceMesh, ranked_by_size
 
 _N_POINTS = 48  # along a side of the box; the area of a ball of 11 um in 20 um is exact to 0.2 %
@@ -25,22 +24,24 @@ def smooth_mesh(
 ) -> InterfaceMesh:
     """Mesh of the walls of smooth cells, closed also where the box cuts them off."""
     vertices, triangles = _walls(prior, cells)
-    normals, centres = _areas(vertices, triangles), vertices[triangles].mean(axis=1)
+    normals, centres = vector_areas(vertices[triangles]), vertices[triangles].mean(axis=1)
     normals /= np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-12)
+    edges = triangles[:, [[0, 1], [1, 2]]].reshape(-1, 2)
+    component = connected_component(edges, len(vertices))
     return InterfaceMesh(
         vertices_um=vertices,
         triangles=triangles,
         permeability=cells.permeability[cells.index_at(centres, prior.box_um)],
         wall_probability=wall_probability(prior, samples, centres),
         normals=normals,
-        components=_components(triangles, len(vertices)),
+        components=ranked_by_size(component[triangles[:, 0]]),
     )
 
 
 def wall_area(prior: FieldPrior, cells: SmoothCells) -> np.ndarray:
     """Area (C,) of the walls of each cell, um^2."""
     vertices, triangles = _walls(prior, cells)
-    area = np.linalg.norm(_areas(vertices, triangles), axis=1)
+    area = np.linalg.norm(vector_areas(vertices[triangles]), axis=1)
     index = cells.index_at(vertices[triangles].mean(axis=1), prior.box_um)
     return np.bincount(index, area, minlength=len(cells.log_permeability))
 
@@ -55,12 +56,6 @@ def _walls(prior, cells):
     spacing = prior.box_um / _N_POINTS
     vertices, triangles, *_ = marching_cubes(field, 0.0, spacing=tuple(spacing))
     return vertices - (prior.box_um + spacing) / 2, triangles
-
-
-def _areas(vertices, triangles):
-    """Areas (N, 3) of triangles, um^2, along their normals."""
-    a, b, c = np.moveaxis(vertices[triangles], 1, 0)
-    return np.cross(b - a, c - a) / 2
 
 
 def wall_probability(
@@ -78,11 +73,3 @@ def wall_probability(
             slopes = [(field_at(shifted + step * e) - field) / step for e in np.eye(3)]
             n_near += np.abs(field) < _TOLERANCE * side * np.linalg.norm(slopes, axis=0)
     return n_near / max(len(cells) * _N_TRANSLATIONS, 1)
-
-
-def _components(triangles, n_vertices):
-    """Number of the connected component of each triangle, 0 the largest."""
-    row, column = np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]]]).T
-    graph = coo_matrix((np.ones(len(row)), (row, column)), (n_vertices,) * 2)
-    label = connected_components(graph, directed=False)[1][triangles[:, 0]]
-    return ranked_by_size(label)
