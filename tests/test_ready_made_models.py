@@ -25,6 +25,7 @@ from dipy_spinverse.compartments import (
     VERDICTModel,
     compose,
 )
+from dipy_spinverse.voxels.status import Status
 
 B = np.array([0, 0, 0.7, 1.5, 3.0, 5.0, 8.0])
 
@@ -204,6 +205,27 @@ def test_noddi_of_several_echo_times_tells_water_from_its_relaxation(tmp_path):
     np.testing.assert_allclose(fit.S0_per_te[0], 1000 * signals[0, [0, 54]], rtol=1e-3)
     plain = NODDIModel(acquisition).fit(signals, sigma=1e-3, n_draws=0)
     assert plain.fwf[0] > 0.25
+    fit.save(tmp_path / "fit.npz")
+    np.testing.assert_allclose(load_fit(tmp_path / "fit.npz").predict(), fit.predict())
+
+
+@pytest.mark.parametrize("all_b0", [True, False])
+def test_diffusion_times_have_gains_of_their_own(all_b0, tmp_path):
+    """SANDI by closed forms, 15 % more signal at the longer diffusion time, with b0 or without."""
+    acquisition = averages((15.0, 40.0))
+    late = acquisition.big_delta == 40
+    acquisition = acquisition.subset(all_b0 | ~late | ~acquisition.b0_mask)
+    b, late = acquisition.b, acquisition.big_delta == 40
+    exact = 0.4 * sticks(b, 2.0) + 0.35 * spheres(acquisition, 3.0, 12.0) + 0.25 * np.exp(-0.9 * b)
+    data = 100 * np.where(late, 1.15, 1.0) * exact
+    one_gain = SANDIModel(acquisition).fit(data, sigma=0.2)
+    assert one_gain.status == Status.MISFIT
+    fit = SANDIModel(acquisition, amplitudes="timing").fit(data, sigma=0.2)
+    assert fit.status == Status.CONVERGED
+    np.testing.assert_allclose(fit.S0_per_label, [100, 115], rtol=5e-3)
+    assert fit.soma_fraction_low < 0.35 < fit.soma_fraction_high
+    assert fit.soma_diameter_likeliest == pytest.approx(12, rel=0.01)
+    np.testing.assert_allclose(fit.predict(), data, atol=0.2)
     fit.save(tmp_path / "fit.npz")
     np.testing.assert_allclose(load_fit(tmp_path / "fit.npz").predict(), fit.predict())
 

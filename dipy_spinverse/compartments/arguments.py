@@ -112,7 +112,7 @@ def _check_symmetric(acquisition):
         )
 
 
-def check_acquisition(definition, acquisition) -> None:
+def check_acquisition(definition, acquisition, labels) -> None:
     """Refuse acquisitions that cannot determine the model; warn of undetermined parameters."""
     _check_symmetric(acquisition)
     name, n = definition.name, len(acquisition)
@@ -127,13 +127,7 @@ def check_acquisition(definition, acquisition) -> None:
             f"{name} needs at least {definition.min_shells} different b > 0, the acquisition "
             f"has {shells.round(2).tolist()} ms/um^2: its parameters are not identifiable."
         )
-    without_b0 = ~acquisition.b0_per_te.any(axis=1)
-    if len(acquisition.echo_times) > 1 and without_b0.any():
-        raise ValueError(
-            f"There is no b0 at the echo times {acquisition.echo_times[without_b0].tolist()} ms; "
-            "each echo time has its own S0 and needs one. Leave these measurements out, or raise "
-            "b0_threshold."
-        )
+    _check_labels(definition, acquisition, labels)
     names = undetermined_parameters(definition, acquisition)
     if names:
         warnings.warn(
@@ -147,6 +141,25 @@ def check_acquisition(definition, acquisition) -> None:
             "Below about %.1f um, values of %s cannot be distinguished by %s at an SNR of 30 with "
             "this acquisition; intervals include them.", limit, diameter, name,
         )  # fmt: skip
+
+
+def _check_labels(definition, acquisition, labels):
+    """Refuses labels whose S0 is not identifiable, or determined by relaxation."""
+    if definition.has_relaxation and (labels != acquisition.te_index).any():
+        raise ValueError(
+            f"amplitudes: relaxation times of {definition.name} determine S0 of all echo times; "
+            "leave amplitudes out, or the relaxation times."
+        )
+    for k in range(labels.max() + 1 if labels.any() else 0):
+        members = labels == k
+        b = np.unique(acquisition.b[members].round(2))
+        if not acquisition.b0_mask[members].any() and len(b) < 2:
+            raise ValueError(
+                f"There is no b0, and one b = {b[0]:g} ms/um^2 only, among the measurements at "
+                f"the echo times {np.unique(acquisition.te[members]).tolist()} ms that share an "
+                "S0: it is not identifiable. Leave them out, raise b0_threshold, or give "
+                "amplitudes that they share with others."
+            )
 
 
 def without_noise_alone(image: Image, acquisition: Acquired) -> Image:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from dipy_spinverse.acquisition import BaseAcquisition
+from dipy_spinverse.acquisition.amplitudes import mean_per_te
 from dipy_spinverse.compartments.definition import UNITS, Definition
 from dipy_spinverse.compartments.fibres import S0_corrections, with_fibres
 from dipy_spinverse.compartments.fit import estimate_arrays, maps_at, posterior_arrays
@@ -30,7 +31,7 @@ from dipy_spinverse.compartments.posterior.laplace import (
 from dipy_spinverse.compartments.posterior.sample import sample_posterior
 from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.pools import pool_signals
-from dipy_spinverse.voxels.image import Voxels
+from dipy_spinverse.voxels.image import Voxels, signal_without_diffusion
 from dipy_spinverse.voxels.outliers import outliers_of_fit
 from dipy_spinverse.voxels.progress import part, stepwise
 from dipy_spinverse.voxels.rician import rician_noise_from_residual
@@ -72,6 +73,7 @@ class CompartmentChunkFit:
     dtype: torch.dtype
     crossings: bool
     refine_sigma: bool
+    labels: np.ndarray  # (M,), of measurements that share their S0
 
     def __call__(self, voxels: Voxels) -> dict[str, np.ndarray]:
         """Values of each voxel, with the names of `compartment_layout`."""
@@ -151,7 +153,7 @@ class CompartmentChunkFit:
                 result |= self._widened_intervals(problem, solution, result)
         return result | {
             "n_fibres": n_fibres,
-            "S0_per_te": self._S0_per_te(voxels.S0, definition, solution),
+            **self._S0(problem, solution),
             "converged": solution.converged.numpy(),
             "sigma": problem.sigma.numpy(),
             "n_unknowns": n_unknowns,
@@ -163,8 +165,9 @@ class CompartmentChunkFit:
 
     def _problem(self, voxels, definition):
         """Of least squares, with the noise where it is known."""
-        signals, S0 = (torch.tensor(x, dtype=self.dtype) for x in (voxels.signals, voxels.S0))
-        problem = separable_problem(definition, self.acquisition, signals, S0)
+        S0 = signal_without_diffusion(voxels.signals, self.acquisition, self.labels)
+        signals, S0 = (torch.tensor(x, dtype=self.dtype) for x in (voxels.signals, S0 / S0[:, :1]))
+        problem = separable_problem(definition, self.acquisition, signals, S0, self.labels)
         sigma = None if voxels.sigma is None else torch.tensor(voxels.sigma, dtype=self.dtype)
         return replace(problem, sigma=sigma)
 
@@ -205,18 +208,22 @@ class CompartmentChunkFit:
                 lower_limits[f"{p.name}_low"] = np.where(unresolved, bound, low)
         return lower_limits
 
-    def _S0_per_te(self, S0, definition, solution):
-        """Signals (V, T) without diffusion at the echo times."""
+    def _S0(self, problem, solution):
+        """Signals without diffusion of the labels (V, L), and their means at the echo times."""
+        definition, acquisition = problem.definition, self.acquisition
         values = physical_values(definition, solution.parameters)
-        if not definition.has_relaxation:
-            total = solution.amplitudes.sum(dim=1, keepdim=True)
-            if definition.n_S0_corrections:
-                total = total * S0_corrections(definition, values)
-            return S0 * total.numpy()
-        rows = np.unique(self.acquisition.te_index, return_index=True)[1]
-        encoding = encoding_of(self.acquisition, self.dtype, timed=definition.timed)
-        pools = pool_signals(definition, encoding.without_diffusion())
-        return predicted_signals(pools(values), solution.amplitudes)[:, rows].numpy()
+        if definition.has_relaxation:
+            rows = np.unique(self.labels, return_index=True)[1]
+            encoding = encoding_of(acquisition, self.dtype, timed=definition.timed)
+            pools = pool_signals(definition, encoding.without_diffusion())
+            of_labels = predicted_signals(pools(values), solution.amplitudes)[:, rows]
+        else:
+            of_labels = solution.amplitudes.sum(dim=1, keepdim=True)
+            if problem.S0 is not None:
+                of_labels = of_labels * problem.S0 * S0_corrections(definition, values)
+        of_labels = of_labels.numpy()
+        per_te = mean_per_te(acquisition, of_labels[:, self.labels])
+        return {"S0_per_label": of_labels, "S0_per_te": per_te}
 
 
 def _squares(problem, solution, result):

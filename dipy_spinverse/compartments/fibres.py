@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -16,8 +17,9 @@ from dipy_spinverse.compartments.definition import (
 )
 
 MAX_FIBRES = 3
-# Bounds, by hand: 1 plus and minus 3.5 standard errors sqrt(2) / SNR of single b0 at an SNR of 10.
-_S0_CORRECTIONS = (0.5, 1.5)
+# Bounds of corrections of S0, by hand: 1 plus and minus 3.5 standard errors sqrt(2) / SNR of
+# single b0 at an SNR of 10; wide where they, or those of the first label, are missing.
+_S0_CORRECTIONS, _UNKNOWN_S0 = (0.5, 1.5), (0.2, 5.0)
 _EXPRESSIONS = ("share", "odi", "fanning", "T2", "T1")
 
 
@@ -109,21 +111,33 @@ def _merged(definition, single_fibre, values):
     return merged
 
 
-def with_S0_corrections(definition: Definition, n_echo_times: int) -> Definition:
-    """The model with a correction of S0 at each echo time but the first, without relaxation.
+def with_S0_corrections(definition: Definition, has_b0: Sequence[bool]) -> Definition:
+    """The model with a correction of S0 of each label but the first, without relaxation.
 
-    Each echo time has its own S0, whose mean b0 has noise; a correction is S0 over that mean. With
-    few b0, a fit without it would have too narrow intervals (89 % coverage with one b0 each,
-    benchmarks/notes/compartments.md, "Echo times").
+    Each label (echo time or timing) has its own S0, whose mean b0 has noise; a correction is S0
+    over that mean. With few b0, a fit without it would have too narrow intervals (89 % coverage
+    with one b0 each, benchmarks/notes/compartments.md, "Echo times").
     """
-    n = 0 if definition.has_relaxation else n_echo_times - 1
-    corrections = (Parameter(f"S0 correction {k + 2}", *_S0_CORRECTIONS) for k in range(n))
+    n = 0 if definition.has_relaxation else len(has_b0) - 1
+    corrections = [
+        Parameter(
+            f"S0 correction {k + 1}",
+            *(_S0_CORRECTIONS if has_b0[0] and has_b0[k] else _UNKNOWN_S0),
+        )
+        for k in range(1, n + 1)
+    ]
     parameters = (*definition.parameters, *corrections)
     return replace(definition, parameters=parameters, n_S0_corrections=n)
 
 
+def without_correction(definition: Definition) -> list[float]:
+    """Scaled corrections of S0 where S0 is the mean b0."""
+    corrections = definition.parameters[len(definition.parameters) - definition.n_S0_corrections :]
+    return [(1 - p.low) / (p.high - p.low) for p in corrections]
+
+
 def S0_corrections(definition: Definition, values: Values) -> Tensor:
-    """Corrections (V, T) of all echo times, 1 at the first."""
+    """Corrections (V, L) of all labels, 1 of the first."""
     names = [p.name for p in definition.parameters[-definition.n_S0_corrections :]]
     corrections = [values[name] for name in names]
     return torch.stack([torch.ones_like(corrections[0]), *corrections], dim=1)

@@ -47,6 +47,8 @@ class CompartmentFit(VoxelFit):
         95 % cone of uncertainty: half-angle about each axis, degrees.
     S0_per_te : ndarray (..., K)
         Signal without diffusion at each echo time.
+    S0_per_label : ndarray (..., L)
+        That of measurements that share it, see `amplitudes` of :class:`CompartmentModel`.
     outliers : ndarray (..., M) of bool
         Measurements that were left out: isolated residuals that noise does not explain.
     birge_ratio : ndarray (...)
@@ -65,7 +67,9 @@ class CompartmentFit(VoxelFit):
         return self.outliers.mean(axis=-1)
 
 
-def compartment_layout(definition: Definition, n_te: int, *, posterior: bool) -> dict[str, object]:
+def compartment_layout(
+    definition: Definition, n_te: int, n_labels: int, *, posterior: bool
+) -> dict[str, object]:
     """Type and shape of all arrays of a voxel, with the largest number of populations."""
     largest = with_fibres(definition, MAX_FIBRES)
     endings = (*ENDINGS, "_likeliest") if posterior else ("", "_likeliest")
@@ -82,6 +86,7 @@ def compartment_layout(definition: Definition, n_te: int, *, posterior: bool) ->
         "axes": (float, (MAX_FIBRES, 3)),
         "fibre_fractions": (float, (MAX_FIBRES,)),
         "S0_per_te": (float, (n_te,)),
+        "S0_per_label": (float, (n_labels,)),
         "_unit": (float, (len(largest.parameters),)),
         "_fractions": (float, (len(largest.pools),)),
         "_frames": (float, (9 * len(largest.axes),)),

@@ -15,6 +15,7 @@ from dipy.direction.peaks import PeaksAndMetrics
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import BaseAcquisition
+from dipy_spinverse.acquisition.amplitudes import amplitude_labels, labels_of_others
 from dipy_spinverse.compartments.arguments import (
     acquisition_for,
     check_acquisition,
@@ -70,6 +71,9 @@ class CompartmentModel(VoxelModel):
     likelihood : {"rician", "gaussian"}, optional
         Distribution of the noise; "rician" for magnitudes of one coil, or of several combined
         with their sensitivities.
+    amplitudes : {"te", "timing"} or array-like (M,), optional
+        Measurements that share a signal without diffusion: those of one echo time, of one timing
+        (if the gain or the echo time differs between diffusion times), or of one label.
     solver : {"variable-projection", "mix"}, optional
         "variable-projection": Levenberg-Marquardt with the fractions eliminated, from the best
         of a dictionary, or from several of it where the model may have several good fits. "mix":
@@ -101,6 +105,7 @@ class CompartmentModel(VoxelModel):
         isotropic: ArrayLike | None = None,
         n_averages: ArrayLike | None = None,
         likelihood: str = "rician",
+        amplitudes: str | ArrayLike = "te",
         solver: str = "variable-projection",
         dtype: str = "float64",
         seed: int = 0,
@@ -110,7 +115,9 @@ class CompartmentModel(VoxelModel):
         check_choice("dtype", dtype, ("float64", "float32"))
         self.definition = definition
         super().__init__(gtab, te, mixing_time, isotropic, n_averages)
-        check_acquisition(definition, self.acquisition)
+        self.amplitudes = amplitudes if isinstance(amplitudes, str) else np.asarray(amplitudes)
+        self.labels = amplitude_labels(self.acquisition, amplitudes)
+        check_acquisition(definition, self.acquisition, self.labels)
         self.likelihood, self.solver, self.seed = likelihood, solver, int(seed)
         self.dtype = dtype
 
@@ -174,17 +181,22 @@ class CompartmentModel(VoxelModel):
             data, mask, sigma, self.acquisition, attributes=attributes, max_memory=max_memory
         )
         image = without_noise_alone(image, self.acquisition).with_initial_noise()
-        n_echo_times = len(self.acquisition.echo_times)
-        definition = with_S0_corrections(self.definition, n_echo_times)
+        definition = with_S0_corrections(self.definition, self.has_b0)
         fit_chunk = CompartmentChunkFit(
             definition, self.acquisition, self.likelihood, self.solver, n_draws, self.seed,
             getattr(torch, self.dtype), crossings, refine_sigma=sigma is None,
+            labels=self.labels,
         )  # fmt: skip
         groups = 2 * image.voxels.attributes["n_fibres"] + image.voxels.signed
         status, values = fit_image(
             image,
             fit_chunk,
-            compartment_layout(definition, n_echo_times, posterior=n_draws > 0)
+            compartment_layout(
+                definition,
+                len(self.acquisition.echo_times),
+                len(self.has_b0),
+                posterior=n_draws > 0,
+            )
             | {"outliers": (bool, (len(self.acquisition),))},
             settings,
             most=voxels_per_chunk(self.definition, self.acquisition, n_draws),
@@ -251,18 +263,43 @@ class CompartmentModel(VoxelModel):
         """The same model of other measurements."""
         model = copy(self)
         model.acquisition = self.acquisition_of(gtab)
-        check_acquisition(self.definition, model.acquisition)
+        model.labels = amplitude_labels(model.acquisition, self.amplitudes)
+        check_acquisition(self.definition, model.acquisition, model.labels)
         return model
+
+    @property
+    def has_b0(self) -> list[bool]:
+        """Whether each label has b0."""
+        b0 = self.acquisition.b0_mask
+        return [bool(b0[self.labels == k].any()) for k in range(self.labels.max() + 1)]
+
+    def labels_at(self, acquisition: BaseAcquisition) -> np.ndarray:
+        """Label (M,) of other measurements: that of the same echo time or timing.
+
+        Raises
+        ------
+        ValueError
+            Measurements without a label of the fit.
+        """
+        if len(self.has_b0) == 1:
+            return np.zeros(len(acquisition), dtype=int)
+        by_echo = isinstance(self.amplitudes, str) and self.amplitudes == "te"
+        return labels_of_others(self.acquisition, self.labels, by_echo, acquisition)
 
     def settings(self) -> tuple[dict, dict[str, np.ndarray]]:
         """Arguments of a published model; a summary of a composed one, without functions."""
         names = ("likelihood", "solver", "dtype", "seed")
         options, definition = {name: getattr(self, name) for name in names}, self.definition
+        arrays = {}
+        if isinstance(self.amplitudes, str):
+            options["amplitudes"] = self.amplitudes
+        else:
+            arrays["amplitudes"] = self.amplitudes
         if type(self) is not CompartmentModel:
-            return {**definition.arguments, **options}, {}
+            return {**definition.arguments, **options}, arrays
         parameters = [[p.name, p.low, p.high] for p in definition.parameters]
         described = {"parameters": parameters, "pools": list(definition.pools)}
-        return {"name": definition.name, **described, **options}, {}
+        return {"name": definition.name, **described, **options}, arrays
 
     def signals(
         self,

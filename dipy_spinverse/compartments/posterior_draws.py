@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from dipy_spinverse.compartments.fibres import with_fibres, with_S0_corrections
-from dipy_spinverse.compartments.fit import CompartmentFit, maps_at, stored_parameters
-from dipy_spinverse.compartments.fitting.initial_values import (
-    MEASURED_S0,
-    halton_initial_values,
+from dipy_spinverse.compartments.fibres import (
+    with_fibres,
+    with_S0_corrections,
+    without_correction,
 )
+from dipy_spinverse.compartments.fit import CompartmentFit, maps_at, stored_parameters
+from dipy_spinverse.compartments.fitting.initial_values import halton_initial_values
 from dipy_spinverse.compartments.fitting.variable_projection import (
     Solution,
     separable_problem,
@@ -62,11 +63,15 @@ def posterior_draws(
     definition = with_fibres(model.definition, int(fit.n_fibres))
     stored = {name: getattr(fit, name)[None] for name in ("_unit", "_frames", "_fractions")}
     parameters, amplitudes = stored_parameters(definition, stored, slice(None))
-    definition = with_S0_corrections(definition, len(model.acquisition.echo_times))
+    definition = with_S0_corrections(definition, model.has_b0)
     S0 = float(fit.S0_likeliest)
-    S0_per_te = torch.tensor(fit.S0_per_te / fit.S0_likeliest)[None]
+    S0_per_label = torch.tensor(fit.S0_per_label / fit.S0_likeliest)[None]
     problem = separable_problem(
-        definition, model.acquisition, torch.tensor(data / S0)[None], S0_per_te
+        definition,
+        model.acquisition,
+        torch.tensor(data / S0)[None],
+        S0_per_label,
+        model.labels,
     )
     sigma, rician = torch.tensor([float(fit.sigma) / S0]), model.likelihood == "rician"
     rician &= data.min() >= 0  # others are real parts, as in the fit
@@ -74,7 +79,7 @@ def posterior_draws(
     problem = replace(problem, sigma=sigma, rician=rician, inflation=inflation)
     if fit.outliers.any():
         problem = problem.without(fit.outliers[None])
-    corrections = parameters.unit.new_full((1, definition.n_S0_corrections), MEASURED_S0)
+    corrections = parameters.unit.new_tensor([without_correction(definition)])
     parameters = replace(parameters, unit=torch.cat([parameters.unit, corrections], dim=1))
     converged = torch.ones(1, dtype=torch.bool)
     solution = Solution(parameters, problem.basis_signals(parameters), amplitudes, converged)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
-from dipy.core.gradients import GradientTable
-from numpy.typing import ArrayLike
 
-from dipy_spinverse.acquisition import BaseAcquisition, as_acquisition
+from dipy_spinverse.acquisition.amplitudes import mean_per_te
 from dipy_spinverse.packed_cells.equivalent_pulses import PulsedMeasurements
 from dipy_spinverse.packed_cells.maps import PARAMETERS
 from dipy_spinverse.packed_cells.posterior import PackedCellsPosterior
@@ -32,9 +30,6 @@ class PackedCells(FittedModel, Protocol):
     @property
     def used(self) -> np.ndarray:
         """(M,) bool: the measurements that are not excluded."""
-
-    def labels_at(self, acquisition: BaseAcquisition) -> np.ndarray:
-        """Label (M,) of other measurements."""
 
 
 class PackedCellsFit(VoxelFit):
@@ -101,29 +96,6 @@ class PackedCellsFit(VoxelFit):
         )
         return describe_residual(self.model.groups.names, chi_square, freedom)
 
-    def predict(
-        self, gtab: GradientTable | BaseAcquisition | None = None, S0: ArrayLike | None = None
-    ) -> np.ndarray:
-        """Noise-free signals (..., M) of the maximum a posteriori estimate.
-
-        Parameters
-        ----------
-        gtab : GradientTable, Acquisition or WaveformAcquisition, optional
-            Measurements to predict; by default those that were fitted.
-        S0 : float or array-like (...), optional
-            Signal without diffusion; by default the fitted amplitudes.
-
-        Raises
-        ------
-        ValueError
-            Measurements whose amplitude was not fitted, an S0 of the wrong shape.
-        """
-        if S0 is not None or not len(self._rows):
-            return super().predict(gtab, S0)
-        acquisition = self.model.acquisition if gtab is None else as_acquisition(gtab)
-        amplitudes = self._values["S0_per_label"][:, self.model.labels_at(acquisition)]
-        return self._dense(amplitudes * self.model.signals_of_fit(self._values, acquisition))
-
 
 def packed_cells_layout(model: PackedCells, n_draws: int) -> dict:
     """Names, types and shapes of the values that a fit stores of a voxel."""
@@ -170,7 +142,7 @@ def values_of_fit(
         "class_probabilities": np.stack([*posterior.class_probabilities.values()], axis=1),
         "systematic_error": posterior.systematic_error,
         "free_diffusivity": free_diffusivity,
-        "S0_per_te": _per_te(model, posterior.amplitudes),
+        "S0_per_te": mean_per_te(model.acquisition, posterior.amplitudes[:, model.labels]),
         "S0_per_label": posterior.amplitudes,
         "_class": posterior.estimated_class,
         "_parameters": np.stack([parameters[name] for name in PARAMETERS], axis=1),
@@ -188,10 +160,3 @@ def values_of_fit(
         "worst_degrees_of_freedom": posterior.worst_degrees_of_freedom,
         "n_groups": posterior.group_chi_square.shape[1],
     }
-
-
-def _per_te(model, amplitudes):
-    """Mean amplitude (V, T) of the measurements of each echo time."""
-    echo_times = np.arange(len(model.acquisition.echo_times))
-    members = model.acquisition.te_index == echo_times[:, None]
-    return amplitudes[:, model.labels] @ members.T / members.sum(axis=1)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from dipy.core.gradients import GradientTable
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import BaseAcquisition
+from dipy_spinverse.acquisition.amplitudes import amplitude_labels, labels_of_others
 from dipy_spinverse.packed_cells.emulator import RANGES
 from dipy_spinverse.packed_cells.equivalent_pulses import equivalent_pulses
 from dipy_spinverse.packed_cells.fit import PackedCellsFit, packed_cells_layout, values_of_fit
 from dipy_spinverse.packed_cells.interpolation import LARGEST_SPREAD
 from dipy_spinverse.packed_cells.maps import PARAMETERS
-from dipy_spinverse.packed_cells.nuisance import amplitude_labels, fast_signals, polarity_factors
+from dipy_spinverse.packed_cells.nuisance import fast_signals, polarity_factors
 from dipy_spinverse.packed_cells.posterior import PackedCellsPosterior, Setting, posterior_of
 from dipy_spinverse.packed_cells.residual_tests import residual_groups
 from dipy_spinverse.packed_cells.tissue_classes import (
@@ -251,25 +251,9 @@ class PackedCellsModel(VoxelModel):
         """
         if acquisition is self.acquisition:
             return self.labels
-        fitted_keys, keys = (
-            self._keys(equivalent_pulses(scan)) for scan in (self.acquisition, acquisition)
-        )
-        fitted_keys, index = np.unique(fitted_keys, axis=0, return_inverse=True)
-        # Labels that share a timing cannot be assigned to other measurements of it.
-        pairs = np.unique(np.column_stack([index.reshape(-1), self.labels]), axis=0)
-        distance = np.abs(keys[:, None] - fitted_keys).max(axis=2)
-        if distance.min(axis=1).max() > 1e-3 or len(fitted_keys) < len(pairs):
-            raise ValueError(
-                "gtab has measurements whose amplitude was not fitted; predict at the timings "
-                "that were fitted, or give S0."
-            )
-        return pairs[distance.argmin(axis=1), 1]
-
-    def _keys(self, acquisition):
-        echo = acquisition.te, acquisition.mixing_time
-        pulses = acquisition.small_delta, acquisition.big_delta
         by_echo = isinstance(self.amplitudes, str) and self.amplitudes == "te"
-        return np.column_stack(echo if by_echo else (*echo, *pulses))
+        fitted, others = map(equivalent_pulses, (self.acquisition, acquisition))
+        return labels_of_others(fitted, self.labels, by_echo, others)
 
     def signals_of_fit(
         self, values: Mapping[str, np.ndarray], acquisition: BaseAcquisition
@@ -308,10 +292,3 @@ class PackedCellsModel(VoxelModel):
         if isinstance(self.amplitudes, str):
             return settings | {"amplitudes": self.amplitudes}, {}
         return settings, {"amplitudes": self.amplitudes}
-
-    @classmethod
-    def from_settings(
-        cls, acquisition: Any, settings: dict, arrays: Mapping[str, np.ndarray]
-    ) -> PackedCellsModel:
-        """The model of :meth:`settings`."""
-        return cls(acquisition, **settings, **dict[str, Any](arrays))

@@ -17,7 +17,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy.stats import f as variance_ratio
 
 from dipy_spinverse.packed_cells.equivalent_pulses import PulsedMeasurements
@@ -34,24 +33,6 @@ FAST_PRIOR_SD = 0.05
 _FAST_B, _LEAST_DECAY = 0.1, 1e-3
 # Logarithms of signals at a lower SNR are not used: their bias, 1 / (2 SNR^2), is 2 %.
 _MIN_SNR = 5.0
-
-
-def amplitude_labels(acquisition: PulsedMeasurements, amplitudes: str | ArrayLike) -> np.ndarray:
-    """Label (M,) of each measurement, 0 ... L-1; measurements of one label share their S0."""
-    if isinstance(amplitudes, str):
-        if amplitudes not in ("te", "timing"):
-            raise ValueError(
-                f"amplitudes is {amplitudes!r}; give 'te', 'timing', or a label for each "
-                "measurement."
-            )
-        return acquisition.te_index if amplitudes == "te" else acquisition.timing_index
-    labels = np.asarray(amplitudes)
-    if labels.shape != (len(acquisition),):
-        raise ValueError(
-            f"amplitudes has shape {labels.shape}; give one label for each of the "
-            f"{len(acquisition)} measurements."
-        )
-    return np.unique(labels, return_inverse=True)[1].reshape(-1)
 
 
 class FastTerms(NamedTuple):

@@ -56,6 +56,9 @@ class FittedModel(Protocol):
     def acquisition_of(self, gtab: Any) -> Acquired:
         """The acquisition that the model needs, from a gradient table."""
 
+    def labels_at(self, acquisition: Any) -> np.ndarray:
+        """Label (M,) of measurements, of models whose fits have an S0 of each label."""
+
     def signals_of_fit(self, values: Mapping[str, np.ndarray], acquisition: Any) -> np.ndarray:
         """Signals (V, M) of the most probable parameters relative to those without diffusion."""
 

@@ -138,13 +138,14 @@ class VoxelFit(ReconstFit):
         Raises
         ------
         ValueError
-            An echo time without a fitted S0, an S0 of the wrong shape.
+            Measurements without a fitted S0, an S0 of the wrong shape.
         """
         fitted = self.model.acquisition
         acquisition = fitted if gtab is None else self.model.acquisition_of(gtab)
-        if S0 is None:
-            at = _known_echo_times(acquisition, fitted)
-            scale = self._values["S0_per_te"][:, at]
+        if S0 is None and "S0_per_label" in self._values:
+            scale = self._values["S0_per_label"][:, self.model.labels_at(acquisition)]
+        elif S0 is None:
+            scale = self._values["S0_per_te"][:, _known_echo_times(acquisition, fitted)]
         else:
             scale = per_voxel("S0", S0, self.shape)[self._rows, None]
         if self._rows.size == 0:

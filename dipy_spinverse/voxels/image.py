@@ -224,12 +224,19 @@ def _array(name, value):
         raise ValueError(f"{name} is not an array of numbers ({error}); give one.") from None
 
 
-def signal_without_diffusion(signals: np.ndarray, acquisition: Acquired) -> np.ndarray:
-    """Mean b0 (V, K) of each echo time; without b0, mean of its measurements of smallest b."""
+def signal_without_diffusion(
+    signals: np.ndarray, acquisition: Acquired, labels: np.ndarray | None = None
+) -> np.ndarray:
+    """Mean b0 (V, L) of each label (M,), by default each echo time.
+
+    Without b0, the mean of its measurements of smallest b.
+    """
+    labels, any_b0 = acquisition.te_index if labels is None else labels, acquisition.b0_mask
     columns = []
-    for k, b0 in enumerate(acquisition.b0_per_te):
+    for k in range(labels.max() + 1):
+        b0 = any_b0 & (labels == k)
         if not b0.any():
-            b = np.where(acquisition.te_index == k, acquisition.b, np.inf)
+            b = np.where(labels == k, acquisition.b, np.inf)
             b0 = b == b.min()
         with np.errstate(invalid="ignore", over="ignore"):
             columns.append(signals[:, b0].mean(axis=1))

@@ -162,4 +162,4 @@ class VoxelModel(ReconstModel):
         cls, acquisition: Any, settings: dict, arrays: Mapping[str, np.ndarray]
     ) -> VoxelModel:
         """The model with these :meth:`settings`."""
-        return cls(acquisition, **settings)
+        return cls(acquisition, **settings, **dict[str, Any](arrays))

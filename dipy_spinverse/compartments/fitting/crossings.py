@@ -133,7 +133,7 @@ def _fibre_signals(problem, axes):
     isotropic = pools[0, [name not in with_axis for name in definition.pools]]
     scale = torch.ones_like(problem.data[0])
     if problem.S0 is not None:  # differs little from voxel to voxel
-        scale = problem.S0.mean(dim=0)[problem.te_index]
+        scale = problem.S0.mean(dim=0)[problem.labels]
     basis = torch.linalg.qr((isotropic * scale).T)[0]
     return fibres * scale - (fibres * scale) @ basis @ basis.T
 

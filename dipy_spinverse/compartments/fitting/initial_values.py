@@ -16,6 +16,7 @@ from scipy.stats import qmc
 from torch import Tensor
 
 from dipy_spinverse.acquisition import BaseAcquisition
+from dipy_spinverse.compartments.fibres import without_correction
 from dipy_spinverse.compartments.fitting.amplitudes import optimal_amplitudes
 from dipy_spinverse.compartments.fitting.parameters import (
     NonlinearParameters,
@@ -36,7 +37,6 @@ _DICTIONARY_SIZE = 16
 _LEAST_DISTANCE = 0.35  # between initial values, in ranges of the scalars
 # rad, between initial axes of one model; chosen by benchmarks/real_inputs.py
 _ANGLE_BETWEEN_AXES = 0.6
-MEASURED_S0 = 0.5  # scaled S0 correction of 1: S0 of the echo time is the mean b0
 # Differential evolution: population and crossover as usual (Storn and Price, J. Glob. Optim. 11
 # (1997) 341, https://doi.org/10.1023/A:1008202821328); generations chosen by hand.
 _MEMBERS_PER_UNKNOWN, _LEAST_MEMBERS = 6, 8
@@ -98,13 +98,13 @@ def halton_initial_values(
 
     Further initial values are the best of those at a distance from the former ones.
     """
-    n_voxels, n_corrections = len(problem.data), problem.definition.n_S0_corrections
-    n = len(problem.definition.parameters) - n_corrections
+    corrections = without_correction(problem.definition)
+    n = len(problem.definition.parameters) - len(corrections)
     if n == 0:
-        unit = frames.new_full((n_voxels, n_corrections), MEASURED_S0)
+        unit = frames.new_tensor(corrections).expand(len(problem.data), -1).clone()
         return [NonlinearParameters(unit, frames)]
     points = qmc.Halton(n, scramble=False).random(_DICTIONARY_SIZE + 1)[1:]
-    points = np.pad(points, ((0, 0), (0, n_corrections)), constant_values=MEASURED_S0)
+    points = np.hstack([points, np.tile(corrections, (len(points), 1))])
     dictionary = torch.tensor(points, dtype=frames.dtype)
     misfits = torch.stack(
         [_misfit(problem, NonlinearParameters(unit[None], frames)) for unit in dictionary], dim=1

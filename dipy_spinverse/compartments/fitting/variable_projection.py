@@ -58,7 +58,7 @@ class SeparableProblem:
     """Measurements of V voxels and the model of their signals, linear in the amplitudes.
 
     `S0` (V, T) is the mean b0 signal of each echo time over that of the first, None where all have
-    the same or compartments relax; `te_index` (M,) is the echo time of each measurement. `sigma`
+    the same or compartments relax; `labels` (M,) are those of the measurements. `sigma`
     (V,) is the standard deviation of the noise in each channel, None until it is known. `rician`
     data are magnitudes with the Rician likelihood, others have the Gaussian one. `n_averages`
     (V, M) is the number of which each measurement is the mean, 0 if it is left out; None if all
@@ -70,7 +70,7 @@ class SeparableProblem:
     pools: Callable[[dict[str, Tensor]], Tensor]
     data: Tensor
     S0: Tensor | None
-    te_index: Tensor
+    labels: Tensor
     sigma: Tensor | None = None
     rician: bool = False
     n_averages: Tensor | None = None
@@ -126,7 +126,7 @@ class SeparableProblem:
         if self.S0 is None:
             return signals
         S0 = self.S0[voxels] * S0_corrections(self.definition, values)
-        return S0[:, None, self.te_index] * signals
+        return S0[:, None, self.labels] * signals
 
     def target(self, predicted: Tensor) -> Tensor:
         """Target of least squares near `predicted` (V, M): the data, or their Rician surrogate."""
@@ -150,15 +150,21 @@ def separable_problem(
     acquisition: BaseAcquisition,
     signals: Tensor,
     S0: Tensor | None = None,
+    labels: np.ndarray | None = None,
 ) -> SeparableProblem:
-    """The least-squares problem of signals (V, M) over S0 (V, T), which also set the precision."""
+    """The least-squares problem of signals (V, M) over S0 (V, L), which also set the precision.
+
+    Labels (M,) are those of the echo times by default.
+    """
     encoding = encoding_of(acquisition, signals.dtype, timed=definition.timed)
     S0 = S0 if definition.n_S0_corrections else None
-    te_index, n_averages = torch.tensor(acquisition.te_index), None
+    labels, n_averages = acquisition.te_index if labels is None else labels, None
     if (acquisition.n_averages > 1).any():
         n_averages = torch.tensor(acquisition.n_averages, dtype=signals.dtype).expand_as(signals)
     pools = pool_signals(definition, encoding)
-    return SeparableProblem(definition, pools, signals, S0, te_index, n_averages=n_averages)
+    return SeparableProblem(
+        definition, pools, signals, S0, torch.tensor(labels), n_averages=n_averages
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -144,6 +144,11 @@ class LearnedModel(VoxelModel):
         if not 0 < snr[0] < snr[1]:
             raise ValueError(f"snr is {snr}; give a range, as (10, 100).")
         require_single_magnitudes(model.acquisition, f"a learned {model.definition.name}")
+        if (model.labels != model.acquisition.te_index).any() or not all(model.has_b0):
+            raise ValueError(
+                f"model is {model.definition.name} with amplitudes that b0 of the echo times do "
+                'not give; learned models need amplitudes="te" and b0 at each echo time. Fit it.'
+            )
         self._assemble(model, method, snr, seed)
         with Bar(n_train, verbose) as bar:
             train = bar.fed_by(partial(self._train, options=training))
@@ -242,6 +247,7 @@ class LearnedModel(VoxelModel):
             partial(self._fit_chunk, n_draws=n_draws),
             compartment_layout(
                 self.model.definition,
+                image.voxels.S0.shape[1],
                 image.voxels.S0.shape[1],
                 posterior=self._has_posterior and n_draws > 0,
             ),
@@ -351,6 +357,7 @@ class LearnedModel(VoxelModel):
             "residual_rms": rms,
             "n_fibres": 1,
             "S0_per_te": voxels.S0 * S0[:, None],
+            "S0_per_label": voxels.S0 * S0[:, None],
             "converged": True,
             "sigma": sigma,
             # So that the degrees of freedom are those of the checked measurements.
