@@ -49,6 +49,7 @@ class ActiveAxFlow(DiffusionCommand):
         "isotropic_diffusivity",
         "no_dot",
         "likelihood",
+        "amplitudes",
         "seed",
     )
 
@@ -70,7 +71,9 @@ class ZCDFlow(DiffusionCommand):
     )
     others = ("axis", "outlier_fraction")
 
-    make_model = model_step("compartments.white_matter.ZCDModel", "likelihood", "seed")
+    make_model = model_step(
+        "compartments.white_matter.ZCDModel", "likelihood", "amplitudes", "seed"
+    )
 
 
 class IVIMFlow(DiffusionCommand):
