@@ -99,6 +99,15 @@ def test_results_do_not_depend_on_outliers_of_other_voxels():
         np.testing.assert_allclose(getattr(together, name)[others], expected, rtol=1e-6)
 
 
+def test_dropouts_are_no_further_fibre_populations():
+    rng, _, clean = voxels(25, seed=4)
+    dropped = np.pad(rng.random((25, 90)).argsort(axis=1) < 4, ((0, 0), (8, 0)))
+    data = magnitudes(np.where(dropped, REMAINING, 1) * clean, rng)
+    fit = model().fit(data, n_draws=0, crossings=True)
+    # Half of the voxels have two or three if outliers are not left out.
+    assert (fit.n_fibres == 1).mean() > 0.8
+
+
 def test_misfits_of_a_model_are_no_outliers():
     """Two fibres, and a shell or a third of its volumes that the model cannot explain."""
     rng, fraction, clean = voxels(60)

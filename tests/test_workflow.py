@@ -13,11 +13,19 @@ import pytest
 from dipy.io.surface import load_gifti
 from dipy.workflows.base import IntrospectiveArgumentParser
 
-from dipy_spinverse import Acquisition, SpinverseModel, Status, bcc_grid, load_fit, simulate
+from dipy_spinverse import (
+    Acquisition,
+    NODDIModel,
+    SpinverseModel,
+    Status,
+    bcc_grid,
+    load_fit,
+    simulate,
+)  # fmt: skip
 from dipy_spinverse.report.meshes import save_meshes, voxel_affine
 from dipy_spinverse.substrates.membranes import cylinders
 from dipy_spinverse.workflows.cli import main
-from dipy_spinverse.workflows.diffusion import read_acquisition
+from dipy_spinverse.workflows.diffusion import read_acquisition, read_pulses
 from dipy_spinverse.workflows.fit_spinverse import SpinverseFlow
 
 AFFINE = np.array([[-2.0, 0, 0, 10], [0, 2.0, 0, -5], [0, 0, 3.0, 1], [0, 0, 0, 1]])
@@ -219,6 +227,12 @@ def test_averages_over_directions_and_stimulated_echoes_are_read_from_options(vo
     np.savetxt(volume / "isotropic.txt", [0, 0, 1, 1, 1, 1, 0, 0, 0, 0])
     some = read_acquisition(**given, isotropic=str(volume / "isotropic.txt"))
     assert some.isotropic.sum() == 4
+    untimed = {name: given[name] for name in ("bvalues_files", "bvectors_files")}
+    means = read_acquisition(**untimed, n_averages="4")
+    assert (means.n_averages == 4).all() and NODDIModel(means).acquisition.b.max() > 0
+    np.testing.assert_allclose(means.b, some.b)
+    with pytest.raises(ValueError, match="big_delta is missing"):
+        read_pulses(**untimed, n_averages="4")
     stored = read_acquisition(**given, te="0.025", mixing_time="0.016")
     assert stored.te[0] == pytest.approx(25) and stored.mixing_time[0] == pytest.approx(16)
 

@@ -77,6 +77,27 @@ class CompartmentChunkFit:
 
     def __call__(self, voxels: Voxels) -> dict[str, np.ndarray]:
         """Values of each voxel, with the names of `compartment_layout`."""
+        parts = self._parts(voxels)
+        spoilt = [rows for rows, values in parts if values["outliers"].any()]
+        if self.crossings and spoilt:  # outliers look like further populations
+            rows = np.concatenate(spoilt)
+            left_out = np.concatenate([v["outliers"] for _, v in parts if v["outliers"].any()])
+            again = voxels[rows]
+            again = replace(again, attributes={**again.attributes, "left_out": left_out})
+            parts = [part for part in parts if not part[1]["outliers"].any()]
+            parts += [(rows[chosen], values) for chosen, values in self._parts(again)]
+        result: dict[str, np.ndarray] = {}
+        # The widest arrays first.
+        for rows, values in sorted(parts, key=lambda part: -part[1]["n_fibres"]):
+            for name, value in values.items():
+                value = np.broadcast_to(value, (len(rows), *np.shape(value)[1:]))
+                array = result.setdefault(name, np.zeros((len(voxels), *value.shape[1:])))
+                index: Any = (rows, *map(slice, value.shape[1:]))
+                array[index] = value
+        return result
+
+    def _parts(self, voxels):
+        """Rows and values of voxels, by their number of fibre populations."""
         if self.crossings:
             n_fibres, axes = select_populations(
                 lambda definition: self._problem(voxels, definition),
@@ -84,17 +105,12 @@ class CompartmentChunkFit:
             )  # fmt: skip
             attributes = {**voxels.attributes, "n_fibres": n_fibres, "axes": axes}
             voxels = replace(voxels, attributes=attributes)
-        result: dict[str, np.ndarray] = {}
-        # The widest arrays first.
+        parts = []
         for n in stepwise(np.unique(voxels.attributes["n_fibres"])[::-1]):
             rows = np.flatnonzero(voxels.attributes["n_fibres"] == n)
-            for chosen, values in self._fit_populations(voxels[rows], int(n)):
-                for name, value in values.items():
-                    value = np.broadcast_to(value, (len(chosen), *np.shape(value)[1:]))
-                    array = result.setdefault(name, np.zeros((len(voxels), *value.shape[1:])))
-                    index: Any = (rows[chosen], *map(slice, value.shape[1:]))
-                    array[index] = value
-        return result
+            fits = self._fit_populations(voxels[rows], int(n))
+            parts += [(rows[chosen], values) for chosen, values in fits]
+        return parts
 
     def _fit_populations(self, voxels, n_fibres):
         """Rows and arrays of voxels with the same number of fibre populations.
@@ -169,7 +185,9 @@ class CompartmentChunkFit:
         signals, S0 = (torch.tensor(x, dtype=self.dtype) for x in (voxels.signals, S0 / S0[:, :1]))
         problem = separable_problem(definition, self.acquisition, signals, S0, self.labels)
         sigma = None if voxels.sigma is None else torch.tensor(voxels.sigma, dtype=self.dtype)
-        return replace(problem, sigma=sigma)
+        problem = replace(problem, sigma=sigma)
+        left_out = voxels.attributes.get("left_out")
+        return problem if left_out is None else problem.without(left_out)
 
     def _local_minima(self, problem, starts, rician):
         """Problem with its noise and likelihood, best solution, and all local minima.

@@ -12,7 +12,7 @@ from dipy_spinverse.workflows.fit_command import FitCommand, Images, images_of
 if TYPE_CHECKING:
     from dipy.core.gradients import GradientTable
 
-    from dipy_spinverse.acquisition import Acquisition
+    from dipy_spinverse.acquisition import BaseAcquisition
     from dipy_spinverse.voxels.fit import VoxelFit
 
 _OF_BIDS = ("derivatives", "dataset_description")
@@ -29,8 +29,8 @@ def read_acquisition(
     isotropic: str | None = None,
     n_averages: str | None = None,
     b0_threshold: float = 50.0,
-) -> Acquisition | GradientTable:
-    """Read gradients and timings; without timings of pulses the result is a GradientTable.
+) -> BaseAcquisition | GradientTable:
+    """Read gradients and timings; without those of pulses, a GradientTable or b-tensors.
 
     Parameters
     ----------
@@ -67,6 +67,7 @@ def read_acquisition(
     """
     from dipy.core.gradients import gradient_table
 
+    from dipy_spinverse.acquisition.b_tensors import TensorAcquisition
     from dipy_spinverse.acquisition.files import read_table, sidecar_times
     from dipy_spinverse.acquisition.pulsed import Acquisition
 
@@ -78,16 +79,19 @@ def read_acquisition(
     times |= {name: value for name, value in given.items() if value is not None}
     all_averages = isotropic == "all"
     bvectors = None if all_averages else bvectors_files
-    averaged = isotropic is not None or n_averages is not None
-    if "big_delta" not in times and "small_delta" not in times and not averaged:
+    untimed = not {"big_delta", "small_delta", "mixing_time"} & times.keys()
+    if untimed and isotropic is None and n_averages is None:
         bvals, bvecs = read_table(bvalues_files, bvectors)
         return gradient_table(bvals, bvecs=bvecs, b0_threshold=b0_threshold)
+    if untimed:  # b-tensors do not keep these
+        times |= {"big_delta": 0.002, "small_delta": 0.001}
     check_pulses(times)
-    return Acquisition.from_files(
+    acquired = Acquisition.from_files(
         bvalues_files, bvectors, **times,
         isotropic=True if all_averages else isotropic, n_averages=n_averages,
         b0_threshold=b0_threshold,
     )  # fmt: skip
+    return TensorAcquisition.from_acquisition(acquired) if untimed else acquired
 
 
 def check_pulses(times: dict[str, Any]) -> None:
@@ -101,7 +105,7 @@ def check_pulses(times: dict[str, Any]) -> None:
 
 
 @wraps(read_acquisition)
-def read_pulses(**files: Any) -> Acquisition | GradientTable:
+def read_pulses(**files: Any) -> BaseAcquisition | GradientTable:
     """As `read_acquisition`, for what needs the timing of the pulses."""
     acquired = read_acquisition(**files)
     if not hasattr(acquired, "timings"):
