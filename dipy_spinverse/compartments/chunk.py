@@ -156,7 +156,8 @@ class CompartmentChunkFit:
         definition = problem.definition
         result = estimate_arrays(problem, solution)
         result |= model_test(problem, solution, self.acquisition)
-        n_unknowns = definition.n_unknowns + problem.n_left_out
+        outliers = problem.left_out.numpy()
+        n_unknowns = definition.n_unknowns + outliers.sum(axis=1)
         freedom = np.maximum(len(self.acquisition) - n_unknowns, 1)
         result["reduced_chi_square"] = _squares(problem, solution, result) / freedom
         if self.n_draws:
@@ -173,7 +174,7 @@ class CompartmentChunkFit:
             "converged": solution.converged.numpy(),
             "sigma": problem.sigma.numpy(),
             "n_unknowns": n_unknowns,
-            "outliers": problem.left_out.numpy(),
+            "outliers": outliers,
         }
 
     def _is_rician(self, voxels):

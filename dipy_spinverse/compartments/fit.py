@@ -143,9 +143,7 @@ def estimate_arrays(problem: SeparableProblem, solution: Solution) -> dict[str, 
     if problem.rician:
         # The mean of magnitudes is close to this, noise floor included.
         predicted = torch.sqrt(predicted**2 + problem.noise[:, None] ** 2)
-    residual, used = problem.data - predicted, torch.ones_like(problem.data)
-    if problem.n_averages is not None:
-        used = (problem.n_averages > 0).to(used.dtype)
+    residual, used = problem.data - predicted, ~problem.left_out
     return maps | {
         **{f"{name}_likeliest": value for name, value in maps.items()},
         "residual_rms": ((used * residual**2).sum(dim=1) / used.sum(dim=1)).sqrt().numpy(),

@@ -88,11 +88,6 @@ class SeparableProblem:
         nothing = torch.zeros_like(self.data, dtype=torch.bool)
         return nothing if self.n_averages is None else self.n_averages == 0
 
-    @property
-    def n_left_out(self) -> np.ndarray | int:
-        """Number (V,) of measurements that are left out."""
-        return 0 if self.n_averages is None else self.left_out.sum(dim=1).numpy()
-
     def without(self, outliers: np.ndarray) -> SeparableProblem:
         """The same with measurements (V, M) left out."""
         n_averages = torch.ones_like(self.data) if self.n_averages is None else self.n_averages
@@ -304,7 +299,8 @@ def project_out_amplitudes(basis_signals: Tensor, amplitudes: Tensor, jacobian: 
 def residual_noise(problem: SeparableProblem, solution: Solution) -> Tensor:
     """Standard deviation (V,) of the noise from the residual of a fit."""
     residual = problem.weighted(problem.data - solution.predicted).numpy()
-    sigma = noise_from_residual(residual, problem.definition.n_unknowns + problem.n_left_out)
+    n_unknowns = problem.definition.n_unknowns + problem.left_out.sum(dim=1).numpy()
+    sigma = noise_from_residual(residual, n_unknowns)
     return torch.tensor(sigma, dtype=problem.data.dtype)
 
 
