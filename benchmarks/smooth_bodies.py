@@ -136,13 +136,18 @@ class Examination:
                 for k in range(len(_BINS) - 1)]  # fmt: skip
 
     def _improbability(self, data, cells):
-        voxel = self._inversion.voxel_data(data)
-        return round(self._inversion.search.neg2_log_evidence(voxel, cells))
+        return round(self._refinement(data, cells).at(cells).neg2_log_evidence)
+
+    def _refinement(self, data, cells):
+        search = self._inversion.search
+        return search.refinement(search.target(self._inversion.voxel_data(data), cells))
 
     def _from_truth(self, data, cells):
         points = self._prior.raster[0]
         start = single_cell_field(self._prior.coefficients_of(depths(cells, points)))
-        found = self._inversion.search.refined(self._inversion.voxel_data(data), start)
+        refine, n_steps = self._refinement(data, start), self._inversion.search.budget.n_steps[2]
+        fitted = refine.descend(refine.descend.fitted(start), n_steps)
+        found = refine(fitted.cells).fitted.cells
         figures = self._compared(found, cells)
         figures["-2 log evidence"] = self._improbability(data, found)
         return {f"{name} from truth": x for name, x in figures.items()}

@@ -9,7 +9,6 @@ import numpy as np
 from dipy_spinverse.grid import TetrahedralGrid
 
 _TINY = np.finfo(float).tiny
-_HUGE = np.finfo(float).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +39,8 @@ def medium_of(
 ) -> Medium:
     """Medium of a grid, after checks; parameters as in :func:`dipy_spinverse.simulate`."""
     shape = (grid.n_tetrahedra,)
-    diffusivity = _checked("diffusivity", diffusivity, shape, "um^2/ms", low=_TINY, high=_HUGE)
-    density = _checked("initial_density", initial_density, shape, "1", low=_TINY, high=_HUGE)
-    diffusivity, density = np.broadcast_to(diffusivity, shape), np.broadcast_to(density, shape)
+    diffusivity = positive_per_tetrahedron("diffusivity", diffusivity, grid, "um^2/ms")
+    density = positive_per_tetrahedron("initial_density", initial_density, grid, "1")
     outer = _outer_conductance(grid, diffusivity, outer_permeability)
     lost = np.bincount(grid.outer_tetrahedra, outer, len(density)) / grid.volumes
     loss, relaxation = np.tile(lost, (2, 1)), [0, 0]
@@ -55,6 +53,13 @@ def medium_of(
     # A membrane specified for the outside lies on the outer faces, with nothing beyond it.
     retained = grid.volume_um3 / grid.box_volume_um3 if outer_permeability is None else 1.0
     return Medium(diffusivity, density, loss, outer, np.array(relaxation, dtype=float), retained)
+
+
+def positive_per_tetrahedron(name: str, value, grid: TetrahedralGrid, unit: str) -> np.ndarray:
+    """Finite values (T,) above 0, of one number or one for each tetrahedron."""
+    shape = (grid.n_tetrahedra,)
+    checked = _checked(name, value, shape, unit, low=_TINY, high=np.finfo(float).max)
+    return np.broadcast_to(checked, shape)
 
 
 def _outer_conductance(grid, diffusivity, outer_permeability):

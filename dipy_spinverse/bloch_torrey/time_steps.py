@@ -48,6 +48,12 @@ class Schedule:
     symmetric: bool
 
 
+def check_steps(steps: int) -> None:
+    """Refuse numbers of time intervals that are not even."""
+    if int(steps) != steps or steps < 2 or steps % 2:
+        raise ValueError(f"steps is {steps!r}; give an even number of at least 2.")
+
+
 def clenshaw_curtis(n: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes in [0, 1] and weights of the quadrature with n intervals (n even)."""
     theta = np.pi * np.arange(n + 1) / n

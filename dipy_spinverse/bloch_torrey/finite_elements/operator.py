@@ -25,8 +25,9 @@ from numpy.typing import ArrayLike
 from dipy_spinverse.acquisition.base import BaseAcquisition
 from dipy_spinverse.bloch_torrey.encoding_groups import timing_groups, unique_encodings
 from dipy_spinverse.bloch_torrey.finite_elements.sweep import LumpedNetwork, Stepper
+from dipy_spinverse.bloch_torrey.medium import positive_per_tetrahedron
 from dipy_spinverse.bloch_torrey.propagators import differentiable_signals
-from dipy_spinverse.bloch_torrey.time_steps import schedule_of
+from dipy_spinverse.bloch_torrey.time_steps import check_steps, schedule_of
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.grid.regions import faces_as_corners
 from dipy_spinverse.grid.tetrahedral_grid import connected_component
@@ -145,8 +146,7 @@ def simulate_finite_elements(
         grid.points_um if points_um is None else points_um, dtype=torch.float64
     )
     diffusivity = checked_coefficients(grid, kappa, points, diffusivity)
-    if int(steps) != steps or steps < 2 or steps % 2:
-        raise ValueError(f"steps is {steps!r}; give an even number of at least 2.")
+    check_steps(steps)
     refuse_inverted(grid, points.detach().numpy())
     elements = finite_elements(grid, kappa.detach().numpy())
     network = coefficients(elements, points, kappa, diffusivity)
@@ -242,16 +242,7 @@ def checked_coefficients(grid, permeability, points, diffusivity) -> torch.Tenso
             f"points_um has shape {tuple(points.shape)}; give finite positions of shape "
             f"({grid.n_points}, 3), um."
         )
-    diffusivity = torch.as_tensor(np.asarray(diffusivity, dtype=float))
-    if diffusivity.shape not in ((), (grid.n_tetrahedra,)) or not bool(
-        ((diffusivity > 0) & torch.isfinite(diffusivity)).all()
-    ):
-        raise ValueError(
-            f"diffusivity has shape {tuple(diffusivity.shape)}, least value "
-            f"{float(diffusivity.min())}; give one positive number in um^2/ms, or one for each of "
-            f"the {grid.n_tetrahedra} tetrahedra."
-        )
-    return diffusivity.expand(grid.n_tetrahedra)
+    return torch.tensor(positive_per_tetrahedron("diffusivity", diffusivity, grid, "um^2/ms"))
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,7 @@ from dipy_spinverse.bloch_torrey.time_steps import (
     CHEBYSHEV_TOLERANCE,
     ExponentialSeries,
     Schedule,
+    check_steps,
     exponential_series,
     schedule_of,
 )
@@ -87,7 +88,9 @@ class Simulator:
         device: str = "cpu",
         **medium: ArrayLike | None,
     ):
-        _check_settings(steps, dtype)
+        check_steps(steps)
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype is {dtype!r}; use 'float64' or 'float32'.")
         self.grid, self.medium = grid, medium_of(grid, **medium)
         self._weights = self.medium.density * grid.volumes
         self.device, self.dtype = _checked_device(device), _DTYPES[dtype]
@@ -176,13 +179,6 @@ class Simulator:
         start = self.medium.equilibrium(self.grid).astype(coupling.dtype)
         operator = face_operator(links_of(self.grid), coupling, diagonals)
         return CompiledSweep(operator, start, *plan, chunk)
-
-
-def _check_settings(steps, dtype):
-    if int(steps) != steps or steps < 2 or steps % 2:
-        raise ValueError(f"steps is {steps!r}; give an even number of at least 2.")
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; use 'float64' or 'float32'.")
 
 
 def _checked_device(device):

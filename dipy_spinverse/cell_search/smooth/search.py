@@ -125,10 +125,9 @@ class SmoothSearch:
             residual = target.complete.residual_of(self.middle.signals(fitted[0].cells))
             scales = _updated(scales, most_probable_errors(target.shared, residual))
             voxel = unscaled.over(scales)
-            target = self._target(voxel, fitted[0].cells)
-        fine = self._descent(target, self.fine, self.middle)
-        fitted = _descended(fine, fitted[: budget.n_selected[1]], budget.n_steps[2])
-        refine = self._refinement(fine)
+            target = self.target(voxel, fitted[0].cells)
+        refine = self.refinement(target)
+        fitted = _descended(refine.descend, fitted[: budget.n_selected[1]], budget.n_steps[2])
         minima = refine.all_of([x.cells for x in fitted[: budget.n_selected[2]]])
         minima = refine.with_symmetry_images(minima)
         draws = self._draws(minima, self._descent(target, self.middle, self.middle), n_draws)
@@ -148,7 +147,7 @@ class SmoothSearch:
         budget, args = self.budget, (voxel.unbiased, voxel.sigma)
         initial = self.initial_cells.nearest(*args, budget.n_nearest)
         initial += self.initial_cells.combined(*args, budget.n_combined)
-        target = self._target(voxel, initial[0])
+        target = self.target(voxel, initial[0])
         coarse = self._descent(target, self.coarse, self.coarse)
         middle = self._descent(target, self.middle, self.middle)
         fitted = _descended(coarse, initial, budget.n_steps[0])[: budget.n_selected[0]]
@@ -158,19 +157,10 @@ class SmoothSearch:
         fitted += _descended(middle, images, budget.n_steps[1])
         return target, self._distinct(most_probable_first(fitted))
 
-    def refined(self, voxel: SmoothVoxelData, cells: SmoothCells) -> SmoothCells:
-        """Cells after the last steps of a search."""
-        fine = self._descent(self._target(voxel, cells), self.fine, self.middle)
-        fitted = fine(fine.fitted(cells), self.budget.n_steps[2])
-        return self._refinement(fine)(fitted.cells).fitted.cells
-
-    def neg2_log_evidence(self, voxel: SmoothVoxelData, cells: SmoothCells) -> float:
-        """Minus twice the log probability of the region around cells, up to a constant."""
-        fine = self._descent(self._target(voxel, cells), self.fine, self.middle)
-        return self._refinement(fine).at(cells).neg2_log_evidence
-
-    def _refinement(self, fine):
-        limit = self.limit.of_measurements(fine.target.rows)
+    def refinement(self, target: CondensedTarget) -> LimitRefinement:
+        """The last steps of a search in a target."""
+        fine = self._descent(target, self.fine, self.middle)
+        limit = self.limit.of_measurements(target.rows)
         return LimitRefinement(self.fine, limit, fine, self.budget)
 
     def _descent(self, target, signal_model, slope_model):
@@ -190,7 +180,7 @@ class SmoothSearch:
                 chosen.append(k)
         return [fitted[k] for k in chosen]
 
-    def _target(self, voxel, cells):
+    def target(self, voxel: SmoothVoxelData, cells: SmoothCells) -> CondensedTarget:
         """The condensed data, with shared errors linearised about such cells."""
         complete = Target(self.coarse.simulator, voxel.data, voxel.sigma, voxel.rician_sigma)
         by_diffusivity = [model.signals(cells) for model in self._other_diffusivities]
