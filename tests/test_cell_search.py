@@ -39,8 +39,9 @@ from dipy_spinverse.cell_search.probability import (
 )
 from dipy_spinverse.cell_search.search import CellSearch, SearchResult
 from dipy_spinverse.cell_search.separate_cells import SeparateCells
-from dipy_spinverse.spinverse import ClosedCellInversion, Status
+from dipy_spinverse.spinverse import ClosedCellInversion
 from dipy_spinverse.voxels.rician import rician_mean
+from dipy_spinverse.voxels.status import Status
 
 GRID = bcc_grid(3, 6.0, boundary="absorbing")
 TRANSMISSIBILITY = np.array([0.01, 0.99])

@@ -15,7 +15,7 @@ from dipy.reconst.mcsd import MultiShellDeconvModel, multi_shell_fiber_response
 
 from dipy_spinverse import Acquisition, ActiveAxModel, IVIMModel, NODDIModel, ZCDModel
 from dipy_spinverse.compartments import Compartment, Parameter, compose
-from dipy_spinverse.spinverse import Status
+from dipy_spinverse.voxels.status import Status
 
 NODDI = {
     "ndi": np.array([0.3, 0.6, 0.8]),

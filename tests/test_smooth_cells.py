@@ -32,7 +32,8 @@ from dipy_spinverse.cell_search.smooth.mesh import wall_area, wall_probability
 from dipy_spinverse.cell_search.smooth.random_cells import random_cells
 from dipy_spinverse.cell_search.smooth.search import SCALE_SD, SmoothVoxelData
 from dipy_spinverse.cell_search.smooth.symmetries import Rotations, symmetry_images
-from dipy_spinverse.spinverse import ClosedCellInversion, Status, permeability_fields
+from dipy_spinverse.spinverse import ClosedCellInversion, permeability_fields
+from dipy_spinverse.voxels.status import Status
 
 SMOOTH = ClosedCellInversion(smooth=True)
 SIDE, RADIUS, CENTRE = 20.0, 5.5, np.array([1.0, -0.5, 0.7])

@@ -28,9 +28,10 @@ from dipy_spinverse.inversion import (
 )
 from dipy_spinverse.inversion.gauss_newton import gauss_newton
 from dipy_spinverse.inversion.unknowns import wall_faces
-from dipy_spinverse.spinverse import SpinverseFit, Status
+from dipy_spinverse.spinverse import SpinverseFit
 from dipy_spinverse.substrates.membranes import from_inside
 from dipy_spinverse.voxels import chunks
+from dipy_spinverse.voxels.status import Status
 from dipy_spinverse.walls.interface import InterfaceMesh
 from dipy_spinverse.walls.metrics import compare_walls
 

@@ -23,9 +23,8 @@ _RANGES = {
     "growth": ((0.15, 0.80), (0.10, 0.90)),  # of the wider axis from end to end, in radii
     "scale": ((0.85, 1.20), (0.80, 1.25)),
 }
-_N_TRAINING = (
-    150  # of each family, for priors: 600 samples for a covariance of 24 to 90 parameters
-)
+# Of each family, for priors: 600 samples for a covariance of 24 to 90 parameters.
+_N_TRAINING = 150
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,11 @@ from dipy_spinverse.spinverse.fit import SpinverseFit
 from dipy_spinverse.spinverse.model import SpinverseModel
 from dipy_spinverse.spinverse.permeability_fields import ClosedCellInversion, FaceInversion
 from dipy_spinverse.spinverse.tissue_walls import TissueWallInversion
-from dipy_spinverse.voxels.load import load_fit
-from dipy_spinverse.voxels.status import Status
 
 __all__ = [
     "ClosedCellInversion",
     "FaceInversion",
     "SpinverseFit",
     "SpinverseModel",
-    "Status",
     "TissueWallInversion",
-    "load_fit",
 ]

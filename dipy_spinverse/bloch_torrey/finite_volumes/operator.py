@@ -119,15 +119,12 @@ def relative_transmissibility(
 
 
 def permeability_of(
-    grid: TetrahedralGrid,
-    transmissibility: ArrayLike,
-    diffusivity: ArrayLike = 2.0,
-    initial_density: ArrayLike = 1.0,
+    grid: TetrahedralGrid, transmissibility: ArrayLike, diffusivity: ArrayLike = 2.0
 ) -> np.ndarray:
     """Permeability (..., F), um/ms, of relative transmissibilities in [0, 1]; their inverse."""
     tau = np.asarray(transmissibility)
     with np.errstate(divide="ignore"):
-        return tau / (1 - tau) / face_resistance(grid, diffusivity, initial_density)
+        return tau / (1 - tau) / face_resistance(grid, diffusivity)
 
 
 def symmetrised_operator(
