@@ -41,6 +41,22 @@ _STATUS_WARNINGS = {
 }
 
 
+def wall_layout(n_faces: int, n_fields: int) -> dict[str, object]:
+    """Type and shape of what a fit stores of a voxel with permeability fields."""
+    return {
+        "permeability": ("f4", (n_faces,)),
+        "permeability_fields": ("f4", (n_fields, n_faces)),
+        "packing_permeability": ("f4", (n_faces,)),
+        "wall_probability": ("f4", (n_faces,)),
+        "pattern_agreement": float,
+        "field_free_water": float,
+        "field_scale": (float, (n_fields + 1,)),
+        "field_frame": (float, (n_fields + 1, 3, 3)),
+        "field_diffusivity": (float, (n_fields + 1,)),
+        "field_share": (float, (n_fields + 1,)),
+    }
+
+
 class SpinverseFit(VoxelFit):
     """Tissue and walls of voxels, from :meth:`SpinverseModel.fit` or :func:`load_fit`.
 
@@ -122,20 +138,7 @@ class SpinverseFit(VoxelFit):
         "pore_diameter": 0.4,
     }
 
-    WALLS = (
-        "permeability",
-        "permeability_fields",
-        "wall_probability",
-        "pattern_agreement",
-        "wall_status",
-        "field_free_water",
-        "packing_permeability",
-        "field_scale",
-        "field_frame",
-        "field_diffusivity",
-        "field_share",
-        *CELL_ARRAYS,
-    )
+    WALLS = (*wall_layout(0, 0), "wall_status", *CELL_ARRAYS)
 
     def __getattr__(self, name: str):
         if name not in self.WALLS:

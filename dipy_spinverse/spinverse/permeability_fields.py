@@ -31,9 +31,9 @@ from dipy_spinverse.inversion import (
 )
 from dipy_spinverse.inversion.face_solver import OPTIMIZERS
 from dipy_spinverse.inversion.protocols import Prior, WallSolver
-from dipy_spinverse.spinverse.fit import SpinverseFit, status_with_pattern
+from dipy_spinverse.spinverse.fit import SpinverseFit, status_with_pattern, wall_layout
 from dipy_spinverse.spinverse.packings import permeability_field_signals
-from dipy_spinverse.spinverse.voxel_inversion import VoxelInversion, wall_layout
+from dipy_spinverse.spinverse.voxel_inversion import VoxelInversion
 from dipy_spinverse.spinverse.wall_corrections import LARGEST_LINK_PHASE
 from dipy_spinverse.voxels.chunks import Engine, fit_image
 from dipy_spinverse.voxels.image import Image, Voxels
@@ -54,6 +54,12 @@ _LARGEST = {
     "free_water_fraction": 1.0,
     "exchange_time": LONGEST_EXCHANGE_TIME_MS,
 }
+# Type and shape of what a fit stores of the maps of a voxel.
+MAP_LAYOUT: dict[str, object] = {
+    "wall_orientation": (float, (3,)),
+    "wall_orientation_angle": float,
+    **{name + ending: float for name in SpinverseFit.MAPS for ending in ENDINGS},
+}
 
 
 class PermeabilityFieldInversion(VoxelInversion):
@@ -65,11 +71,9 @@ class PermeabilityFieldInversion(VoxelInversion):
 
     def layout(self, problem: WallProblem) -> dict[str, object]:
         """Type and shape of what a fit stores of a voxel."""
-        return wall_layout(problem) | {
+        return wall_layout(problem.grid.n_faces, problem.n_fields) | {
             "S0_per_te": (float, (len(problem.acquisition.echo_times),)),
-            "wall_orientation": (float, (3,)),
-            "wall_orientation_angle": float,
-            **{name + ending: float for name in SpinverseFit.MAPS for ending in ENDINGS},
+            **MAP_LAYOUT,
         }
 
     def fit(

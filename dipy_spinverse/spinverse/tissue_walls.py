@@ -31,6 +31,7 @@ from dipy_spinverse.spinverse.fit import (
     SpinverseFit,
     packed_cells_values,
     status_with_pattern,
+    wall_layout,
 )
 from dipy_spinverse.spinverse.packings import (
     cube_um,
@@ -38,8 +39,8 @@ from dipy_spinverse.spinverse.packings import (
     packing_of_fit,
     permeability_field_signals,
 )
-from dipy_spinverse.spinverse.permeability_fields import map_statistics
-from dipy_spinverse.spinverse.voxel_inversion import VoxelInversion, wall_layout
+from dipy_spinverse.spinverse.permeability_fields import MAP_LAYOUT, map_statistics
+from dipy_spinverse.spinverse.voxel_inversion import VoxelInversion
 from dipy_spinverse.spinverse.wall_corrections import (
     CorrectedPacking,
     PackingSignals,
@@ -49,7 +50,7 @@ from dipy_spinverse.voxels.chunks import Engine, fit_image, fit_status
 from dipy_spinverse.voxels.image import Image, Voxels
 from dipy_spinverse.voxels.model import VoxelModel
 from dipy_spinverse.voxels.progress import part, stepwise
-from dipy_spinverse.voxels.statistics import ENDINGS, dominant_axis
+from dipy_spinverse.voxels.statistics import dominant_axis
 from dipy_spinverse.voxels.status import FITTED, Status
 from dipy_spinverse.walls.maps import LONGEST_EXCHANGE_TIME_MS, wall_maps
 from dipy_spinverse.walls.patterns import face_symmetries
@@ -68,7 +69,6 @@ _STATUS_VALUES: dict[str, type] = {
     "worst_reduced_chi_square": float, "worst_degrees_of_freedom": float, "n_groups": float,
     "converged": bool,
 }  # fmt: skip
-_MAP_STATISTICS = [name + ending for name in SpinverseFit.MAPS for ending in ENDINGS]
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,9 @@ def _in_folder(compute, name):
 
 def _field_layout(problem):
     """Type and shape of what is stored of a voxel with walls in addition to packed cells."""
-    values = _STATUS_VALUES | dict.fromkeys(_MAP_STATISTICS, float)
-    values |= {"wall_orientation": (float, (3,)), "wall_orientation_angle": float}
-    return wall_layout(problem) | {_FIELDS_PREFIX + name: kind for name, kind in values.items()}
+    layout = wall_layout(problem.grid.n_faces, problem.n_fields)
+    values = _STATUS_VALUES | MAP_LAYOUT
+    return layout | {_FIELDS_PREFIX + name: kind for name, kind in values.items()}
 
 
 def _merged(mask, inside, outside):
@@ -180,8 +180,8 @@ def _combined(status, cells, has_walls, fields):
     """Status (...) and values: those of packed cells, or of fields where these are refuted."""
     cells_status = status[np.isin(status, FITTED)]
     misfit = has_walls & (cells_status == Status.MISFIT)
-    names = "sigma", "residual_rms", "S0_per_te", "wall_orientation", "wall_orientation_angle"
-    values = {name: cells[name].copy() for name in (*names, *_MAP_STATISTICS) if name in cells}
+    names = "sigma", "residual_rms", "S0_per_te", *MAP_LAYOUT
+    values = {name: cells[name].copy() for name in names if name in cells}
     final_status = cells_status.copy()
     if fields:
         final_status[misfit] = fields["wall_status"][misfit[has_walls]]

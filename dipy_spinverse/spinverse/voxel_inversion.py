@@ -59,20 +59,3 @@ class VoxelInversion:
         return replace(
             mesh, vertices_um=scale * mesh.vertices_um @ frame, normals=mesh.normals @ frame
         )
-
-
-def wall_layout(problem: WallProblem) -> dict[str, object]:
-    """Type and shape of what a fit stores of a voxel with permeability fields."""
-    n_faces, n_fields = problem.grid.n_faces, problem.n_fields
-    return {
-        "permeability": ("f4", (n_faces,)),
-        "permeability_fields": ("f4", (n_fields, n_faces)),
-        "packing_permeability": ("f4", (n_faces,)),
-        "wall_probability": ("f4", (n_faces,)),
-        "pattern_agreement": float,
-        "field_free_water": float,
-        "field_scale": (float, (n_fields + 1,)),
-        "field_frame": (float, (n_fields + 1, 3, 3)),
-        "field_diffusivity": (float, (n_fields + 1,)),
-        "field_share": (float, (n_fields + 1,)),
-    }
