@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import replace
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -49,7 +48,7 @@ def searched_protocol():
 
 def searched(acquisition, grid, walls, number):
     """Tools of a search with `number` measurements, and its target data."""
-    budget = replace(CellSearchBudget.STANDARD, n_searched=number)
+    budget = CellSearchBudget(n_searched=number)
     search = CellSearch(acquisition, grid, diffusivity=DIFFUSIVITY, seed=0, budget=budget)
     data = simulate(acquisition, grid, np.where(walls, WALL, OPEN))
     nothing = np.zeros(len(data))

@@ -47,6 +47,24 @@ GRID = bcc_grid(3, 6.0, boundary="absorbing")
 TRANSMISSIBILITY = np.array([0.01, 0.99])
 pytestmark = pytest.mark.filterwarnings("ignore:The grid is too coarse")
 
+# All steps of a search within seconds; it rarely recovers the cells.
+QUICK = CellSearchBudget(
+    n_searched=32,
+    n_condensed=32,
+    n_bodies=40,
+    n_examples=40,
+    n_single_cells=60,
+    n_initial=2,
+    n_disturbed=2,
+    n_first_steps=4,
+    n_rounds=1,
+    n_cycles=1,
+    n_combinations=20,
+    n_descents=2,
+    n_translated=1,
+    n_best=2,
+)
+
 
 def acquisition_of(n_directions, n_b0=1):
     rng = np.random.default_rng(3)
@@ -89,9 +107,7 @@ def objective_of(target, cells):
 
 
 def inversion_of(acquisition, n=0):
-    return CellInversion(
-        acquisition, GRID, diffusivity=2.0, n_fields=n, seed=0, budget=CellSearchBudget.QUICK
-    )
+    return CellInversion(acquisition, GRID, diffusivity=2.0, n_fields=n, seed=0, budget=QUICK)
 
 
 def signals_of_l(acquisition):
@@ -294,7 +310,7 @@ def test_separate_cells_are_combined_from_single_ones(number):
         SimulatedCells(cells, target.simulate(cells, TRANSMISSIBILITY)),
         CellOperations(GRID),
     )
-    budget = replace(CellSearchBudget.STANDARD, n_combinations=300)
+    budget = CellSearchBudget(n_combinations=300)
     tools = SearchTools(Descent(GRID), operations, TRANSMISSIBILITY, budget)
     task = ExactData(target, target, single, tools)
     likeliest, found = next(SeparateCells(task, single).by_likely_number(rng))
@@ -531,7 +547,7 @@ def test_search_survives_data_that_no_cells_explain():
 
 
 def test_search_ends_early_and_says_so_where_no_cells_come_near_the_data(monkeypatch):
-    twice = replace(CellSearchBudget.QUICK, n_cycles=2)
+    twice = replace(QUICK, n_cycles=2)
     acquisition, joined = acquisition_of(6), []
     inversion = CellInversion(
         acquisition, GRID, diffusivity=2.0, n_fields=0, seed=0, budget=twice
@@ -546,9 +562,7 @@ def test_search_ends_early_and_says_so_where_no_cells_come_near_the_data(monkeyp
 def test_a_search_is_hopeless_for_large_residuals_not_for_some_wrong_tetrahedra():
     labels, acquisition, rng = letter_l(GRID), acquisition_of(6), np.random.default_rng(0)
     target = target_of(acquisition, labels, sigma=1.5e-5)
-    task = ExactData(
-        target, target, None, SearchTools(None, None, TRANSMISSIBILITY, CellSearchBudget.QUICK)
-    )
+    task = ExactData(target, target, None, SearchTools(None, None, TRANSMISSIBILITY, QUICK))
     some = np.repeat(labels[None], 4, axis=0)
     for row in some:
         row[rng.choice(at_walls(GRID, labels), 3, replace=False)] ^= True
@@ -569,7 +583,7 @@ def test_equivalent_cells_on_another_side_of_the_box_are_drawn_too():
     assert len(operations.connected_cells(truth)) == len(operations.connected_cells(wrong)) == 2
     # Their signals differ by 0.001 of S0 (rms).
     target = target_of(acquisition_of(6), truth, sigma=0.002)
-    tools = SearchTools(None, operations, TRANSMISSIBILITY, CellSearchBudget.QUICK)
+    tools = SearchTools(None, operations, TRANSMISSIBILITY, QUICK)
     task = ExactData(target, target, None, tools)
     found = Member(target, None, target.cells(wrong[None], TRANSMISSIBILITY)[0], 0.0)
     best, draws = task.conclusion([[found]], 16, np.random.default_rng(0))

@@ -13,11 +13,11 @@ from dipy_spinverse.cell_search.condensed import CondensedTarget
 from dipy_spinverse.cell_search.labelled import Target
 from dipy_spinverse.cell_search.smooth import (
     SmoothCellInversion,
-    SmoothSearchBudget,
     smooth_mesh,
     stored_cells,
 )
 from dipy_spinverse.cell_search.smooth import search as smooth_search
+from dipy_spinverse.cell_search.smooth.budget import SmoothSearchBudget
 from dipy_spinverse.cell_search.smooth.descent import SmoothDescent
 from dipy_spinverse.cell_search.smooth.forward import LimitModel, SmoothModel, VolumeFractionModel
 from dipy_spinverse.cell_search.smooth.initial_cells import Examples, InitialCells
@@ -38,6 +38,22 @@ from dipy_spinverse.voxels.status import Status
 SMOOTH = ClosedCellInversion(smooth=True)
 SIDE, RADIUS, CENTRE = 20.0, 5.5, np.array([1.0, -0.5, 0.7])
 PRIOR = FieldPrior(np.full(3, SIDE))
+# All steps of a search within seconds; it rarely recovers the cells.
+QUICK = SmoothSearchBudget(
+    cubes=(4, 4, 4, 5),
+    n_examples=50,
+    n_complete=30,
+    n_condensed=16,
+    n_nearest=1,
+    n_combined=(1,),
+    n_steps=(2, 1, 1),
+    n_selected=(2, 2, 2),
+    n_images=(1, 1),
+    n_image_rounds=1,
+    n_corrections=1,
+    n_final_steps=2,
+    n_sample_steps=8,
+)
 pytestmark = pytest.mark.filterwarnings("ignore:The grid is too coarse")
 
 
@@ -256,9 +272,7 @@ def test_lines_end_at_another_place_where_it_explains_more():
     target = CondensedTarget(complete, lambda rows: coarse.simulator, examples, 32)
     fine, coarse = (model.of_measurements(target.rows) for model in (fine, coarse))
     limit = limit.of_measurements(target.rows)
-    end = LimitRefinement(
-        whole, limit, SmoothDescent(target, fine, coarse, PRIOR), SmoothSearchBudget.QUICK
-    )
+    end = LimitRefinement(whole, limit, SmoothDescent(target, fine, coarse, PRIOR), QUICK)
     there = end(wrong)
     best, *others = end.with_symmetry_images([there])
     # Measured 41 and 318. Of others that explain as much no place is told.
@@ -277,9 +291,9 @@ def test_of_two_ends_as_near_to_the_data_that_with_more_room_is_more_probable():
         examples = data + 0.05 * np.random.default_rng(0).standard_normal((60, len(data)))
         target = CondensedTarget(complete, lambda rows: model.simulator, examples, len(data))
         part = model.of_measurements(target.rows)
-        end = LimitRefinement(
-            model, part, SmoothDescent(target, part, part, PRIOR), SmoothSearchBudget.QUICK
-        ).at(cells)
+        end = LimitRefinement(model, part, SmoothDescent(target, part, part, PRIOR), QUICK).at(
+            cells
+        )
         jacobian = model.linear(cells)[1] / sigma
         # What data leave of the prior's volume, by the unknowns instead of the measurements.
         information = np.eye(jacobian.shape[1]) + jacobian.T @ jacobian
@@ -304,7 +318,7 @@ def test_an_unknown_S0_and_diffusivity_are_told_from_true_cells():
         )
         part = model.of_measurements(target.rows)
         descend = SmoothDescent(target, part, part, PRIOR)
-        ends.append(LimitRefinement(model, part, descend, SmoothSearchBudget.QUICK).at(truth))
+        ends.append(LimitRefinement(model, part, descend, QUICK).at(truth))
         # A few measurements tell the same as all.
         squares = (descend.fitted(truth).residual ** 2).sum()
         assert squares == pytest.approx((ends[-1].fitted.residual ** 2).sum(), rel=0.1)
@@ -442,7 +456,7 @@ def noisy_ball(**known):
         patch.setattr(
             permeability_fields,
             "SmoothCellInversion",
-            partial(SmoothCellInversion, budget=SmoothSearchBudget.QUICK),
+            partial(SmoothCellInversion, budget=QUICK),
         )
         patch.setattr(smooth_search, "random_cells", random_ball)
         patch.setattr(smooth_search, "FieldPrior", lambda box_um: PRIOR)  # of the same box

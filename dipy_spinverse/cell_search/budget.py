@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import ClassVar
 
 
 class InitialBodies(Enum):
@@ -25,12 +24,13 @@ class PopulationPlan:
 
 @dataclass(frozen=True)
 class CellSearchBudget:
-    """How many candidates a search for cells simulates; by default `CellSearchBudget.STANDARD`.
+    """How many candidates a search for cells simulates."""
 
-    `CellSearchBudget.QUICK` runs through all steps within seconds, for tests and demonstrations;
-    it rarely recovers the cells.
-    """
-
+    # n_searched: 64 measurements determine half of the label changes at walls, 128 most of them
+    # (benchmarks/results/measurements_searched.md). n_translated, n_best, n_descents and
+    # n_single_cells: benchmarks/results/separate_cells.md. All other numbers were set by hand on
+    # the shapes of benchmarks/shapes.py, all of which are recovered
+    # (benchmarks/results/recovery.md).
     n_searched: int = 128  # measurements that are simulated without noise
     n_condensed: int = 64  # those with noise
     n_bodies: int = 1500  # random bodies that are simulated once for all voxels
@@ -45,8 +45,6 @@ class CellSearchBudget:
     n_descents: int = 12  # combinations that are optimised
     n_translated: int = 4  # combinations whose cells are translated
     n_best: int = 6  # combinations that are kept
-    QUICK: ClassVar[CellSearchBudget]
-    STANDARD: ClassVar[CellSearchBudget]
 
 
 # Several small populations in sequence: one large population soon descends from one ancestor and
@@ -56,26 +54,4 @@ EXACT_CYCLE = (
     PopulationPlan(InitialBodies.RANDOM, 2),
     *[PopulationPlan(InitialBodies.COMBINED, 2)] * 3,
     PopulationPlan(InitialBodies.MERGED, 4),
-)
-
-# n_searched: 64 measurements determine half of the label changes at walls, 128 most of them
-# (benchmarks/results/measurements_searched.md). n_translated, n_best, n_descents and
-# n_single_cells: benchmarks/results/separate_cells.md. All other numbers were set by hand on the
-# shapes of benchmarks/shapes.py, all of which are recovered (benchmarks/results/recovery.md).
-CellSearchBudget.STANDARD = CellSearchBudget()
-CellSearchBudget.QUICK = CellSearchBudget(
-    n_searched=32,
-    n_condensed=32,
-    n_bodies=40,
-    n_examples=40,
-    n_single_cells=60,
-    n_initial=2,
-    n_disturbed=2,
-    n_first_steps=4,
-    n_rounds=1,
-    n_cycles=1,
-    n_combinations=20,
-    n_descents=2,
-    n_translated=1,
-    n_best=2,
 )

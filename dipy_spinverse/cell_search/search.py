@@ -68,10 +68,10 @@ class CellSearch:
         *,
         diffusivity: float,
         seed: int,
-        budget: CellSearchBudget = CellSearchBudget.STANDARD,
+        budget: CellSearchBudget | None = None,
     ):
         self.grid, self._acquisition, self._seed = grid, acquisition, seed
-        self._diffusivity = diffusivity
+        self._diffusivity, budget = diffusivity, budget or CellSearchBudget()
         tau = relative_transmissibility(
             grid, np.array(_INITIAL_PERMEABILITIES)[:, None], diffusivity
         )

@@ -74,7 +74,7 @@ class CellInversion(VoxelwiseInversion):
         diffusivity: float,
         n_fields: int,
         seed: int,
-        budget: CellSearchBudget = CellSearchBudget.STANDARD,
+        budget: CellSearchBudget | None = None,
     ):
         super().__init__(acquisition, grid, n_fields)
         self.search = CellSearch(

@@ -1,6 +1,5 @@
 """Smooth cells in a box: bodies of any form whose walls need not lie on a lattice."""
 
-from dipy_spinverse.cell_search.smooth.budget import SmoothSearchBudget
 from dipy_spinverse.cell_search.smooth.inversion import SmoothCellInversion
 from dipy_spinverse.cell_search.smooth.level_set import level_set_prior
 from dipy_spinverse.cell_search.smooth.mesh import smooth_mesh
@@ -14,7 +13,6 @@ from dipy_spinverse.cell_search.smooth.storage import (
 __all__ = [
     "CELL_ARRAYS",
     "SmoothCellInversion",
-    "SmoothSearchBudget",
     "level_set_prior",
     "signals_of_cells",
     "smooth_layout",

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 
 @dataclass(frozen=True)
 class SmoothSearchBudget:
-    """Numbers of candidates of a search for smooth cells, by default
-    `SmoothSearchBudget.STANDARD`.
+    """Numbers of candidates of a search for smooth cells."""
 
-    `SmoothSearchBudget.QUICK` runs through all steps within seconds, for tests and demonstrations;
-    it rarely recovers the cells.
-    """
+    # Chosen on the bodies of benchmarks/notes/walls_off_grid.md, which says what more or less of
+    # each changed: 4 cubes do not separate two rods, 9 and 12 have errors below 0.6 %, 96
+    # measurements predict the others to 0.1-0.25 of the noise, more symmetry images did not help.
+    # Results are in benchmarks/results/smooth_bodies.md.
 
     # Along the box: of the grids for initial cells, for derivatives, for signals, and of the
     # finest, which with the one before gives signals in the limit of fine grids.
@@ -30,27 +29,3 @@ class SmoothSearchBudget:
     n_corrections: int = 5  # by the limit of fine grids, at most
     n_final_steps: int = 5  # after each correction
     n_sample_steps: int = 6  # of each posterior sample
-    QUICK: ClassVar[SmoothSearchBudget]
-    STANDARD: ClassVar[SmoothSearchBudget]
-
-
-# Chosen on the bodies of benchmarks/notes/walls_off_grid.md, which says what more or less of each
-# changed: 4 cubes do not separate two rods, 9 and 12 have errors below 0.6 %, 96 measurements
-# predict the others to 0.1-0.25 of the noise, more symmetry images did not help. Results are in
-# benchmarks/results/smooth_bodies.md.
-SmoothSearchBudget.STANDARD = SmoothSearchBudget()
-SmoothSearchBudget.QUICK = SmoothSearchBudget(
-    cubes=(4, 4, 4, 5),
-    n_examples=50,
-    n_complete=30,
-    n_condensed=16,
-    n_nearest=1,
-    n_combined=(1,),
-    n_steps=(2, 1, 1),
-    n_selected=(2, 2, 2),
-    n_images=(1, 1),
-    n_image_rounds=1,
-    n_corrections=1,
-    n_final_steps=2,
-    n_sample_steps=8,
-)

@@ -53,7 +53,7 @@ class SmoothCellInversion(VoxelwiseInversion):
         diffusivity: float,
         n_fields: int,
         seed: int,
-        budget: SmoothSearchBudget = SmoothSearchBudget.STANDARD,
+        budget: SmoothSearchBudget | None = None,
         S0_known: bool = True,
         diffusivity_known: bool = True,
     ):
@@ -66,7 +66,7 @@ class SmoothCellInversion(VoxelwiseInversion):
             level_set_prior(grid).box_um,
             diffusivity=diffusivity,
             seed=seed,
-            budget=budget,
+            budget=budget or SmoothSearchBudget(),
             diffusivity_known=diffusivity_known,
         )
         self._volume_fractions = VolumeFractionModel(grid, self.search.prior)

@@ -59,7 +59,7 @@ def signals_of_cells(
 
     @cache
     def model(diffusivity):
-        grids = SmoothSearchBudget.STANDARD.cubes[2:]
+        grids = SmoothSearchBudget().cubes[2:]
         prior = level_set_prior(grid)
         return LimitModel(*(SmoothModel(acquisition, prior, n, diffusivity) for n in grids))
 
