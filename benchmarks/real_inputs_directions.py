@@ -93,7 +93,7 @@ def parallel_1_9(n, rng):
     return _noddi(n, rng, parallel=1.9, amico=True)
 
 
-@row("A3", "NODDI, parallel diffusivity 1.8, fixed at 1.7")
+@row("A3", "NODDI, parallel diffusivity 1.8, fixed at 1.7", n=600)
 def parallel_1_8(n, rng):
     return _noddi(n, rng, parallel=1.8)
 
