@@ -24,9 +24,9 @@ _TE = 80.0
 _AS_DEFAULT, _N_STATED = {}, {"n_averages": _N_DIRECTIONS}
 
 
-def averages(b, small, big, **options) -> Acquisition:
+def averages(b, small, big, te=_TE, **options) -> Acquisition:
     """Averages over directions, ms/um^2 and ms."""
-    return Acquisition(b, np.zeros((len(b), 3)), small, big, te=_TE, isotropic=True, **options)
+    return Acquisition(b, np.zeros((len(b), 3)), small, big, te=te, isotropic=True, **options)
 
 
 _NEXI = {"b": np.tile([0.0, 1, 2, 3.5, 5, 7], 4), "small": np.full(24, 9.0),
@@ -42,7 +42,7 @@ def _neuropil(n, rng):
 
 
 def _exchange(n, rng, *, noise, gains=False, somas=0.0, sigma=None, acquired=_AS_DEFAULT,
-              **options):  # fmt: skip
+              rows=slice(None), **options):  # fmt: skip
     """NEXI; `noise` makes the measured averages, `gains` an S0 of each diffusion time."""
     truth = _neuropil(n, rng)
     clean = two_sites(**_NEXI, fraction=truth["neurite_fraction"],
@@ -54,8 +54,12 @@ def _exchange(n, rng, *, noise, gains=False, somas=0.0, sigma=None, acquired=_AS
         clean = (1 - somas) * clean + somas * bodies
     if gains:
         clean = clean * np.repeat([1.0, 0.93, 1.05, 0.9], 6)
-    data = noise(clean, rng)
-    run = lambda: NEXIModel(averages(**_NEXI, **acquired), **options).fit(data, sigma=sigma)  # noqa: E731
+    data = noise(clean, rng)[:, rows]
+
+    def run():
+        acquisition = averages(**_NEXI, **acquired).subset(rows)
+        return NEXIModel(acquisition, **options).fit(data, sigma=sigma)
+
     return Trial(run, truth, note=middle_interval("exchange_time"))
 
 
@@ -67,32 +71,32 @@ def _mean_magnitudes(clean, rng):
     return magnitudes(clean, _SIGMA, rng, _N_DIRECTIONS)
 
 
-@row("ordinary", "NEXI, means of 30 real parts of SNR 20", 100, 16)
+@row("ordinary", "NEXI, means of 30 real parts of SNR 20", 150, 16)
 def nexi(n, rng):
     return _exchange(n, rng, noise=_real(_OF_MEAN), likelihood="gaussian")
 
 
-@row("A5", "NEXI, means of 30 magnitudes of SNR 20, their number not given", 100, 16)
+@row("A5", "NEXI, means of 30 magnitudes of SNR 20, their number not given", 150, 16)
 def nexi_magnitudes(n, rng):
     return _exchange(n, rng, noise=_mean_magnitudes)
 
 
-@row("A5", "NEXI, means of 30 magnitudes of SNR 20, n_averages=30", 100, 16)
+@row("A5", "NEXI, means of 30 magnitudes of SNR 20, n_averages=30", 150, 16)
 def nexi_n_averages(n, rng):
     return _exchange(n, rng, noise=_mean_magnitudes, acquired=_N_STATED)
 
 
-@row("A5", "NEXI, means of 30 magnitudes of SNR 20, n_averages=30, noise known", 100, 16)
+@row("A5", "NEXI, means of 30 magnitudes of SNR 20, n_averages=30, noise known", 150, 16)
 def nexi_n_averages_noise_known(n, rng):
     return _exchange(n, rng, noise=_mean_magnitudes, acquired=_N_STATED, sigma=_SIGMA)
 
 
-@row("A6", "NEXI in tissue with 20 % of cell bodies, noise of .3 %, known", 100, 16)
+@row("A6", "NEXI in tissue with 20 % of cell bodies, noise of .3 %, known", 150, 16)
 def nexi_somas(n, rng):
     return _exchange(n, rng, somas=0.2, noise=_real(_LOW), sigma=_LOW, likelihood="gaussian")
 
 
-@row("A6", "NEXI in tissue with 20 % of cell bodies, noise of .3 %, unknown", 100, 16)
+@row("A6", "NEXI in tissue with 20 % of cell bodies, noise of .3 %, unknown", 150, 16)
 def nexi_somas_noise_unknown(n, rng):
     return _exchange(n, rng, somas=0.2, noise=_real(_LOW), likelihood="gaussian")
 
@@ -102,14 +106,21 @@ def _nexi_gains(n, rng, **options):
                      **options)  # fmt: skip
 
 
-@row("A7", "NEXI, a gain of each diffusion time (.9 to 1.05), noise of .3 %, known", 100, 16)
+@row("A7", "NEXI, a gain of each diffusion time (.9 to 1.05), noise of .3 %, known", 150, 16)
 def nexi_gains(n, rng):
     return _nexi_gains(n, rng)
 
 
-@row("A7", 'NEXI, gains, noise known, amplitudes="timing"', 100, 16)
+@row("A7", 'NEXI, gains, noise known, amplitudes="timing"', 150, 16)
 def nexi_gains_timing(n, rng):
     return _nexi_gains(n, rng, amplitudes="timing")
+
+
+@row("A7", "NEXI, an echo time of each diffusion time, b0 at the first only", 150, 16)
+def nexi_echo_times(n, rng):
+    rows, te = np.r_[:6, 7:12, 13:18, 19:24], np.repeat([60.0, 68.0, 76.0, 84.0], 6)
+    return _exchange(n, rng, gains=True, noise=_real(_LOW), sigma=_LOW, likelihood="gaussian",
+                     rows=rows, acquired={"te": te})  # fmt: skip
 
 
 _THREE = (13.0, 20.0, 30.0)
