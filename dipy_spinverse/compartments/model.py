@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.pools import pool_signals
 from dipy_spinverse.docstrings import fill_doc
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
+from dipy_spinverse.voxels.fit import with_warning_of_prior
 from dipy_spinverse.voxels.image import image_of
 from dipy_spinverse.voxels.model import VoxelModel
 from dipy_spinverse.voxels.outliers import volumes_with_outliers, warn_of_volumes
@@ -48,6 +50,7 @@ from dipy_spinverse.voxels.status import Status
 LIKELIHOODS = ("rician", "gaussian")
 SOLVERS = ("variable-projection", "mix")
 _N_DRAWS = 256
+_N_PRIOR_SAMPLES = 4000  # a probability of 2/3 has a standard error of 0.007
 
 
 class CompartmentModel(VoxelModel):
@@ -206,7 +209,7 @@ class CompartmentModel(VoxelModel):
         )
         self._test_fixed_values(image.status, status, values)
         warn_of_volumes(volumes_with_outliers(values["outliers"]))
-        return CompartmentFit(self, status, values)
+        return with_warning_of_prior(CompartmentFit(self, status, values))
 
     def _test_fixed_values(self, screened, status, values):
         """Mark voxels whose neighbourhoods reject a fixed value; warn if the image rejects it."""
@@ -353,6 +356,15 @@ class CompartmentModel(VoxelModel):
         left_out = {"_", *definition.fixed}
         drawn = {name: value.numpy() for name, value in values.items() if name not in left_out}
         return drawn | dict(zip(definition.pools, fractions, strict=True)) | {"S0": np.ones(n)}
+
+    @cached_property
+    def prior_maps(self) -> dict[str, np.ndarray]:
+        """Samples (N,) of maps from the prior, in the units of a fit."""
+        return {
+            name: values
+            for name, values in self.maps(self.draw(_N_PRIOR_SAMPLES, seed=0)).items()
+            if name != "S0"
+        }
 
     def maps(self, parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Maps of a fit (...), in their units, from parameters as `signals` takes them."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from dipy_spinverse.packed_cells.tissue_classes import (
@@ -106,6 +108,21 @@ def with_unequal_membranes(
         "wall_permeability": maps["wall_permeability"] * factor,
         "exchange_time": maps["exchange_time"] / factor,
     }
+
+
+def prior_maps(
+    tissues: Sequence[TissueClass], diffusivity: tuple[float, float] | None, n: int
+) -> dict[str, np.ndarray]:
+    """Samples of maps from the prior, n of each class that has cells, or of all without cells."""
+    rng, samples = np.random.default_rng(0), []
+    for tissue in [t for t in tissues if t.shapes] or tissues:
+        parameters = tissue_parameters(
+            tissue, rng.standard_normal((n, tissue.n_parameters)), diffusivity
+        )
+        parameters = {name: value[:, None] for name, value in parameters.items()}
+        maps = tissue_maps(parameters, np.broadcast_to(np.eye(3), (n, 1, 3, 3)))
+        samples.append(with_unequal_membranes(maps, rng))
+    return {name: np.concatenate([maps[name][:, 0] for maps in samples]) for name in samples[0]}
 
 
 def _main_axis(parameters, frames):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 from dipy.core.gradients import GradientTable
@@ -14,7 +15,7 @@ from dipy_spinverse.packed_cells.emulator import RANGES
 from dipy_spinverse.packed_cells.equivalent_pulses import equivalent_pulses
 from dipy_spinverse.packed_cells.fit import PackedCellsFit, packed_cells_layout, values_of_fit
 from dipy_spinverse.packed_cells.interpolation import LARGEST_SPREAD
-from dipy_spinverse.packed_cells.maps import PARAMETERS
+from dipy_spinverse.packed_cells.maps import PARAMETERS, prior_maps
 from dipy_spinverse.packed_cells.nuisance import fast_signals, polarity_factors
 from dipy_spinverse.packed_cells.posterior import PackedCellsPosterior, Setting, posterior_of
 from dipy_spinverse.packed_cells.residual_tests import residual_groups
@@ -28,6 +29,8 @@ from dipy_spinverse.packed_cells.tissue_signals import tissue_signals
 from dipy_spinverse.units import diffusivity_um2_per_ms
 from dipy_spinverse.voxels.image import Voxels, per_voxel
 from dipy_spinverse.voxels.model import VoxelModel
+
+_N_PRIOR_SAMPLES = 2000  # of each class; a probability of 2/3 has a standard error of 0.01
 
 
 class PackedCellsModel(VoxelModel):
@@ -228,12 +231,21 @@ class PackedCellsModel(VoxelModel):
                 )
         return posterior_of(self._setting(), signals, sigma, n_samples, self.seed)
 
-    def _setting(self):
+    @cached_property
+    def prior_maps(self) -> dict[str, np.ndarray]:
+        """Samples (N,) of maps from the prior."""
+        samples = prior_maps(self._tissues(), self._um2_per_ms, _N_PRIOR_SAMPLES)
+        return {name: samples[name] for name in self.Fit.MAPS if np.ptp(samples[name])}
+
+    def _tissues(self):
         relaxes = np.ptp(self.pulses.te) > 0
-        tissues = [
+        return [
             tissue_class(name, self._um2_per_ms is not None, relaxes, self.typical_radius)
             for name in self.classes
         ]
+
+    def _setting(self):
+        tissues = self._tissues()
         shapes = tuple(sorted(set().union(*(tissue.shapes for tissue in tissues))))
         signals = tissue_signals(
             self.pulses, self._um2_per_ms, self._free_um2_per_ms, shapes,

@@ -67,7 +67,7 @@ def save_derivatives(
 
     `names` and `stem` are those of :func:`derivative_files`.
     """
-    files = iter(derivative_files(names, stem))
+    files, prior = iter(derivative_files(names, stem)), fit.prior_dominated_percent()
     for name in names:
         unit, meaning = map_description(name, fit)
         for suffix, file in zip(MAP_SUFFIXES, files, strict=False):
@@ -78,6 +78,7 @@ def save_derivatives(
             sidecar = {
                 "Description": f"{meaning}; {_STATISTIC[suffix]}",
                 "Units": unit,
+                "PriorDominatedPercent": prior.get(name, 0.0),
                 "Model": {"Name": model},
                 "Sources": [f"bids:raw:{Path(source).name}"],
             }

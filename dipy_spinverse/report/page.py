@@ -139,8 +139,9 @@ def _verdict(fit):
 
 
 def _map_rows(fit):
-    """Unit, meaning, median over voxels that the model explains, and typical interval of maps."""
-    rows, voxels = [], _trusted(fit)
+    """Unit, meaning, median over voxels that the model explains, typical interval of maps, and
+    percent of voxels in which they are prior-dominated."""
+    rows, voxels, prior = [], _trusted(fit), fit.prior_dominated_percent()
     voxels = voxels if voxels.any() else np.isin(fit.status, FITTED)
     for name in fit.MAPS:
         unit, meaning = map_description(name, fit)
@@ -150,6 +151,7 @@ def _map_rows(fit):
             medians = [float(np.median(values[voxels])) for values in maps if values is not None]
             row["median"], *interval = _to_common_decimals(medians)
             row["interval"] = " to ".join(interval) or "-"
+        row["prior"] = f"{prior[name]:.0f} %" if name in prior else ""
         rows.append(row)
     return rows
 

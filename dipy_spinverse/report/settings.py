@@ -35,6 +35,7 @@ def run_settings(
             status.name.lower(): {"code": int(status), "voxels": voxels.get(int(status), 0)}
             for status in Status
         },
+        "prior_dominated_percent": fit.prior_dominated_percent(),
         "seconds": round(seconds, 3),
         "versions": {
             "python": platform.python_version(),

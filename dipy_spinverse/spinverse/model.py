@@ -30,6 +30,7 @@ from dipy_spinverse.spinverse.tissue_walls import TissueWallInversion, packed_ce
 from dipy_spinverse.spinverse.voxel_inversion import VoxelInversion
 from dipy_spinverse.units import diffusivity_um2_per_ms
 from dipy_spinverse.voxels.chunks import Engine, check_number
+from dipy_spinverse.voxels.fit import with_warning_of_prior
 from dipy_spinverse.voxels.image import image_of, wanted_voxels
 from dipy_spinverse.voxels.model import VoxelModel
 
@@ -189,6 +190,12 @@ class SpinverseModel(VoxelModel):
         """The model of the packed cells."""
         return packed_cells_model(self.problem())
 
+    @property
+    def prior_maps(self) -> Mapping[str, np.ndarray]:
+        """Samples of maps from the prior, where they are those of packed cells."""
+        is_tissue = isinstance(self.voxel_inversion(), TissueWallInversion)
+        return self.tissue_model.prior_maps if is_tissue else {}
+
     def problem(self, **of_fit: Any) -> WallProblem:
         """What is known about voxels; `of_fit` are the fields of the problem that a fit sets."""
         return WallProblem(
@@ -281,7 +288,7 @@ class SpinverseModel(VoxelModel):
         status, values = self.voxel_inversion(problem).fit(
             problem, image, with_walls, compute, self
         )
-        return SpinverseFit(self, status, values)
+        return with_warning_of_prior(SpinverseFit(self, status, values))
 
     def signals_of_fit(
         self, values: Mapping[str, np.ndarray], acquisition: BaseAcquisition

@@ -56,6 +56,10 @@ class FittedModel(Protocol):
     def acquisition_of(self, gtab: Any) -> Acquired:
         """The acquisition that the model needs, from a gradient table."""
 
+    @property
+    def prior_maps(self) -> Mapping[str, np.ndarray]:
+        """Samples (N,) of maps from the prior, of those that have one."""
+
     def labels_at(self, acquisition: Any) -> np.ndarray:
         """Label (M,) of measurements, of models whose fits have an S0 of each label."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from dipy_spinverse.voxels import storage
 from dipy_spinverse.voxels.acquired import Acquired, FittedModel
 from dipy_spinverse.voxels.image import per_voxel
 from dipy_spinverse.voxels.status import FITTED, Status
+
+# Prior probability of an interval with 0.7 of its width, as in `compartments.identifiability`.
+_PRIOR_DOMINATED = 0.95 * 0.7
 
 
 class VoxelFit(ReconstFit):
@@ -123,6 +127,35 @@ class VoxelFit(ReconstFit):
         """Length of a named array."""
         return self._rows.size
 
+    def prior_dominated(self, name: str) -> np.ndarray:
+        """Whether (...) the signals hardly change what the prior says of a map.
+
+        Its 95 % interval then contains at least two thirds of the prior probability, as that of a
+        posterior with 0.7 of the standard deviation of a uniform prior. False without intervals,
+        and of maps whose prior the model does not state.
+
+        Parameters
+        ----------
+        name : str
+            One of `MAPS`.
+        """
+        prior, low = self.model.prior_maps.get(name), self._values.get(f"{name}_low")
+        if prior is None or low is None:
+            return self._dense(np.zeros(self._rows.size, dtype=bool))
+        prior, high = np.sort(prior), self._values[f"{name}_high"]
+        inside = np.searchsorted(prior, high, "right") - np.searchsorted(prior, low, "left")
+        return self._dense(inside >= _PRIOR_DOMINATED * len(prior))
+
+    def prior_dominated_percent(self) -> dict[str, float]:
+        """Percent of the fitted voxels in which each map is prior-dominated, where in any."""
+        dominated = {name: self.prior_dominated(name) for name in self.MAPS}
+        n_voxels = max(self._rows.size, 1)
+        return {
+            name: round(float(100 * flags.sum() / n_voxels), 1)
+            for name, flags in dominated.items()
+            if flags.any()
+        }
+
     def predict(
         self, gtab: GradientTable | BaseAcquisition | None = None, S0: ArrayLike | None = None
     ) -> np.ndarray:
@@ -178,6 +211,20 @@ class VoxelFit(ReconstFit):
             for name, v in members.items()
         }
         storage.write(path, header, named)
+
+
+def with_warning_of_prior(fit: VoxelFit) -> VoxelFit:
+    """The fit; warns if most of its maps are prior-dominated in most voxels."""
+    percent = fit.prior_dominated_percent()
+    dominated = [name for name, value in percent.items() if value > 50]
+    if 2 * len(dominated) > len(fit.model.prior_maps):
+        warnings.warn(
+            f"The signals hardly determine {', '.join(dominated)}: in most voxels these maps and "
+            "their intervals are those of the prior (fit.prior_dominated). Acquire more b-values, "
+            "directions or diffusion times; dipy_check_acquisition says which.",
+            stacklevel=3,
+        )
+    return fit
 
 
 def _known_echo_times(acquisition: Acquired, fitted: Acquired) -> np.ndarray:

@@ -16,7 +16,7 @@ from dipy_spinverse.acquisition import BaseAcquisition, acquisition_from_arrays,
 from dipy_spinverse.docstrings import fill_doc
 from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
-from dipy_spinverse.voxels.fit import VoxelFit
+from dipy_spinverse.voxels.fit import VoxelFit, with_warning_of_prior
 from dipy_spinverse.voxels.image import Voxels, image_of
 from dipy_spinverse.voxels.statistics import ENDINGS
 
@@ -63,6 +63,15 @@ class VoxelModel(ReconstModel):
         self.acquisition = self.acquisition_of(
             gtab, te, mixing_time=mixing_time, isotropic=isotropic, n_averages=n_averages
         )
+
+    @property
+    def prior_maps(self) -> Mapping[str, np.ndarray]:
+        """Samples (N,) of maps from the prior, in the units of a fit; none by default."""
+        return {}
+
+    def labels_at(self, acquisition: Any) -> np.ndarray:
+        """Label (M,) of measurements, of models whose fits have an S0 of each label."""
+        raise NotImplementedError
 
     @property
     def gtab(self) -> GradientTable:
@@ -119,7 +128,7 @@ class VoxelModel(ReconstModel):
             image, fit_chunk, self.layout(n_draws), run, most=self.VOX_PER_CHUNK, model=self,
             options={"n_draws": n_draws, "sigma": sigma},
         )  # fmt: skip
-        return self.Fit(self, status, values)
+        return with_warning_of_prior(self.Fit(self, status, values))
 
     def fit_chunk(self, voxels: Voxels, n_draws: int) -> Mapping[str, ArrayLike]:
         """Values of each voxel, with the names of `layout` and those for the status.

@@ -41,6 +41,7 @@ from dipy_spinverse.compartments.learned.training import training_set
 from dipy_spinverse.compartments.model import CompartmentModel
 from dipy_spinverse.docstrings import fill_doc
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
+from dipy_spinverse.voxels.fit import with_warning_of_prior
 from dipy_spinverse.voxels.image import Voxels, image_of
 from dipy_spinverse.voxels.model import VoxelModel
 from dipy_spinverse.voxels.progress import Bar, part
@@ -259,7 +260,7 @@ class LearnedModel(VoxelModel):
         warn_if_out_of_distribution(
             image, status, self.acquisition, self.encoder, self.feature_scaling
         )
-        return CompartmentFit(self.model, status, values)
+        return with_warning_of_prior(CompartmentFit(self.model, status, values))
 
     def save(self, path: Path | str) -> None:
         """Write the learner to a file: arrays (npz) and a header (JSON), no code."""
