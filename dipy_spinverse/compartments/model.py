@@ -347,9 +347,9 @@ class CompartmentModel(VoxelModel):
         """
         rng = np.random.default_rng(self.seed if seed is None else seed)
         definition = self.definition
-        unit = rng.random((n, len(definition.parameters)))
-        columns = [p.quantile(unit[:, k]) for k, p in enumerate(definition.parameters)]
-        unit = torch.tensor(np.stack(columns, axis=1) if columns else unit)
+        unit = torch.tensor(rng.random((n, len(definition.parameters))))
+        for k, p in enumerate(definition.parameters):
+            unit[:, k] = p.quantile(unit[:, k])
         frames = np.linalg.qr(rng.standard_normal((n, len(definition.axes), 3, 3)))[0]
         values = physical_values(definition, NonlinearParameters(unit, torch.tensor(frames)))
         fractions = rng.dirichlet(np.ones(len(definition.pools)), n).T

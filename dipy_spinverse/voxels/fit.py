@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from dipy.core.gradients import GradientTable
@@ -19,6 +20,7 @@ from dipy_spinverse.voxels.status import FITTED, Status
 
 # Prior probability of an interval with 0.7 of its width, as in `compartments.identifiability`.
 _PRIOR_DOMINATED = 0.95 * 0.7
+_Fit = TypeVar("_Fit", bound="VoxelFit")
 
 
 class VoxelFit(ReconstFit):
@@ -213,7 +215,7 @@ class VoxelFit(ReconstFit):
         storage.write(path, header, named)
 
 
-def with_warning_of_prior(fit: VoxelFit) -> VoxelFit:
+def with_warning_of_prior(fit: _Fit) -> _Fit:
     """The fit; warns if most of its maps are prior-dominated in most voxels."""
     percent = fit.prior_dominated_percent()
     dominated = [name for name, value in percent.items() if value > 50]

@@ -231,7 +231,8 @@ def signal_without_diffusion(
 
     Without b0, the mean of its measurements of smallest b.
     """
-    labels, any_b0 = acquisition.te_index if labels is None else labels, acquisition.b0_mask
+    labels = acquisition.te_index if labels is None else labels
+    any_b0 = np.asarray(acquisition.b0_per_te).any(axis=0)
     columns = []
     for k in range(labels.max() + 1):
         b0 = any_b0 & (labels == k)

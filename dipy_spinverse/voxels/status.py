@@ -139,7 +139,7 @@ def rejected_by_worst_group(
 
 def birge_variance(
     reduced_chi_square: np.ndarray,
-    freedom: np.ndarray,
+    freedom: np.ndarray | int,
     worst_reduced_chi_square: np.ndarray | float = 0.0,
     worst_freedom: np.ndarray | float = 1.0,
     n_groups: np.ndarray | float = 0,

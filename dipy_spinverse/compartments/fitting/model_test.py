@@ -138,8 +138,10 @@ def pooled_score_test(
     size = round(_NEIGHBOURS ** (1 / max(mask.ndim, 1)))
     count = _window_sum(np.ones(len(score)), mask, size)
     for k, (name, value) in enumerate(fixed.items()):
-        windows = (_window_sum(statistic[:, k], mask, size) for statistic in (score, information))
-        rejected |= _rejects(*windows, count, value, len(fixed))
+        pooled_score, pooled_information = (
+            _window_sum(statistic[:, k], mask, size) for statistic in (score, information)
+        )
+        rejected |= _rejects(pooled_score, pooled_information, count, value, len(fixed))
         total_score, total_information = score[:, k].sum(), information[:, k].sum()
         if not _rejects(total_score, total_information, len(score), value, len(fixed)):
             continue
