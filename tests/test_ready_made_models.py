@@ -7,6 +7,7 @@ import pytest
 import torch
 from compartment_cases import directions, magnitudes
 from scipy.integrate import solve_ivp
+from scipy.linalg import expm
 from scipy.optimize import brentq
 from scipy.special import erf, spherical_jn
 from scipy.stats import gamma
@@ -228,6 +229,54 @@ def test_diffusion_times_have_gains_of_their_own(all_b0, tmp_path):
     np.testing.assert_allclose(fit.predict(), data, atol=0.2)
     fit.save(tmp_path / "fit.npz")
     np.testing.assert_allclose(load_fit(tmp_path / "fit.npz").predict(), fit.predict())
+
+
+def exchanging_somas(acquisition, time, diameter, neurites, somas, along, extra):
+    """Sticks, and spheres that exchange water with the space around them at constant rates."""
+    water, rates = 1 - neurites - somas, -np.log(spheres(acquisition, 3.0, diameter))
+    leaving, entering = np.array([water, somas]) / (water + somas) / time
+    total = neurites * sticks(acquisition.b, along)
+    for m, big in enumerate(acquisition.big_delta):
+        flow = big * np.array([[-leaving, entering], [leaving, -entering]])
+        decay = np.diag([rates[m], acquisition.b[m] * extra])
+        total[m] += (expm(flow - decay) @ [somas, water]).sum()
+    return total
+
+
+def somas(acquisition, time, n, sd):
+    """Signals of n voxels, and their diameters."""
+    rng = np.random.default_rng(3)
+    tissue = np.array([rng.uniform([10, 0.25, 0.3, 1.6, 0.7], [18, 0.4, 0.4, 2.6, 1.4])
+                       for _ in range(n)])  # fmt: skip
+    exact = np.array([exchanging_somas(acquisition, time, *row) for row in tissue])
+    return exact + sd * rng.normal(size=exact.shape), tissue[:, 0]
+
+
+@pytest.mark.parametrize("exchange_time", [1e6, 10.0])
+def test_one_size_of_somas_is_tested_at_several_diffusion_times(exchange_time, recwarn):
+    acquisition = averages((14.0, 22.0, 35.0), small_delta=5.0)
+    data, _ = somas(acquisition, exchange_time, 20, 4e-3)
+    model = SANDIModel(acquisition, likelihood="gaussian")
+    fit = model.fit(data, sigma=4e-3, n_draws=0)
+    warned = [w for w in recwarn if "soma_diameter_growth is fixed at 1" in str(w.message)]
+    assert len(warned) == (exchange_time < 1e6)
+    if warned:
+        assert "PackedCellsModel" in str(warned[0].message)
+    # Of impermeable spheres the test rejects 0.1 %.
+    rejected = (fit.status == Status.MISFIT).mean()
+    assert rejected == (0 if exchange_time == 1e6 else 1)
+
+
+def test_sizes_of_somas_at_one_diffusion_time_include_those_with_exchange():
+    acquisition = averages((30.0,), small_delta=5.0)
+    with pytest.warns(UserWarning, match="SANDI with one diffusion time .* of 30 ms. cannot"):
+        model = SANDIModel(acquisition, likelihood="gaussian")
+    data, diameter = somas(acquisition, 10.0, 20, 2e-3)
+    fit = model.fit(data, sigma=2e-3)
+    covered = (fit.soma_diameter_low < diameter) & (diameter < fit.soma_diameter_high)
+    # 95 % of 20 minus two standard errors; 70 % without the discrepancy.
+    assert covered.mean() >= 0.85
+    assert (fit.soma_diameter_high > 2 * fit.soma_diameter_low).all()
 
 
 @pytest.mark.filterwarnings("ignore:The acquisition hardly determines")

@@ -209,6 +209,11 @@ class Definition:
     n_S0_corrections : int
         How many of the last parameters are corrections of S0 at the echo times but the first,
         see `with_S0_corrections`.
+    remedies : mapping of str
+        What to do where the data reject a fixed value, by default to change it.
+    discrepancy : mapping of float
+        Standard deviations of the logarithm of scalars that posterior samples get in addition to
+        those of noise: differences between the model and tissue that the data do not show.
     arguments : mapping
         Those of the published model, in DIPY's units; stored in the file of a fit.
     """
@@ -226,6 +231,8 @@ class Definition:
     single_fibre: Definition | None = None
     n_fibres: int = 1
     n_S0_corrections: int = 0
+    remedies: Mapping[str, str] = field(default_factory=dict)
+    discrepancy: Mapping[str, float] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):

@@ -122,8 +122,17 @@ def stored_parameters(
 def maps_at(
     definition: Definition, parameters: NonlinearParameters, amplitudes: Tensor
 ) -> dict[str, np.ndarray]:
-    """Maps (V,) at parameters, S0 among them."""
-    return _maps(definition, all_values(definition, parameters, amplitudes))
+    """Maps (V,) at posterior samples of parameters, S0 among them."""
+    return _maps(definition, _sampled_values(definition, parameters, amplitudes))
+
+
+def _sampled_values(definition, parameters, amplitudes):
+    """Values of posterior samples, with the discrepancy between model and tissue."""
+    values, rng = all_values(definition, parameters, amplitudes), np.random.default_rng(0)
+    for name, sd in definition.discrepancy.items():
+        factor = np.exp(sd * rng.standard_normal(len(amplitudes)))
+        values[name] = values[name] * torch.from_numpy(factor).to(values[name])
+    return values
 
 
 def _maps(definition, values):
@@ -160,7 +169,7 @@ def posterior_arrays(
     definition: Definition, solution: Solution, samples: PosteriorSamples
 ) -> dict[str, np.ndarray]:
     """Medians, standard deviations and intervals of the maps and of the populations."""
-    values = all_values(definition, samples.parameters, samples.amplitudes)
+    values = _sampled_values(definition, samples.parameters, samples.amplitudes)
     n_voxels = len(samples.effective_size)
     result = statistics_of_maps(
         {name: value.reshape(-1, n_voxels) for name, value in _maps(definition, values).items()}

@@ -221,14 +221,14 @@ class CompartmentModel(VoxelModel):
         status[mask] = np.where(rejected, Status.MISFIT, status[mask])
         for name, value in supported.items():
             unit = UNITS[definition.unit_of(name)]
-            cure = f"{name}={unit * value:.2g}"
+            cure = definition.remedies.get(name, f"Give {name}={unit * value:.2g}")
             if name in definition.arguments:
                 cure += f', or {name}="free", which has it fitted'
             warnings.warn(
                 f"{name} is fixed at {unit * definition.fixed[name]:.3g} in {definition.name}, "
                 f"but the data as a whole support about {unit * value:.2g}: the maps are biased, "
                 f"and their intervals too narrow, also where the status is CONVERGED "
-                f"({rejected.sum()} voxels are MISFIT). Give {cure}.",
+                f"({rejected.sum()} voxels are MISFIT). {cure}.",
                 stacklevel=3,
             )
 

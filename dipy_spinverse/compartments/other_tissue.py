@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from dipy.core.gradients import GradientTable
 
-from dipy_spinverse.acquisition import BaseAcquisition
+from dipy_spinverse.acquisition import BaseAcquisition, require_pulsed
 from dipy_spinverse.compartments.definition import (
     Compartment,
     Definition,
@@ -16,17 +19,23 @@ from dipy_spinverse.compartments.definition import (
 )
 from dipy_spinverse.compartments.model import CompartmentModel
 from dipy_spinverse.compartments.signals.exchange import TWO_SITES
+from dipy_spinverse.compartments.signals.kernels import CHANGING_SPHERES
 
 # ms/um^2, above which no perfusing blood is left (pseudo-diffusivity of 10 um^2/ms and more: below
 # e^-2); as DIPY's IvimModel splits b-values (Le Bihan et al. 1988).
 _LARGEST_PERFUSION_B = 0.2
+# Ratio of soma diameters when Delta doubles, and standard deviation of the logarithm of a diameter
+# from one Delta where water exchanges in 5 to 50 ms (benchmarks/results/soma_exchange.md).
+_GROWTH, _EXCHANGE_SD = "soma_diameter_growth", 0.25
 
 
 class SANDIModel(CompartmentModel):
     """Soma and neurite density imaging [1]_: sticks, spheres and extracellular water.
 
-    The sticks point in all directions. Maps: `neurite_fraction`, `soma_fraction`,
-    `extra_fraction`, `soma_diameter` (um),
+    The sticks point in all directions. Where water crosses the membranes of somas, their apparent
+    size depends on the diffusion time: with several, the image is tested for one size; with one,
+    the interval of the size is wider by what exchange within 5 to 50 ms changes. Maps:
+    `neurite_fraction`, `soma_fraction`, `extra_fraction`, `soma_diameter` (um),
     `neurite_diffusivity`, `extra_diffusivity` (mm^2/s), `S0`.
 
     Parameters
@@ -38,6 +47,11 @@ class SANDIModel(CompartmentModel):
         Inside of spheres, mm^2/s.
     **kwargs
         As :class:`CompartmentModel`.
+
+    Warns
+    -----
+    UserWarning
+        One diffusion time; in `fit`, data that reject one size for all diffusion times.
 
     References
     ----------
@@ -57,9 +71,12 @@ class SANDIModel(CompartmentModel):
         **kwargs: Any,
     ):
         fixed, fitted = split_diffusivities(soma_diffusivity=soma_diffusivity)
+        units = dict.fromkeys(fixed, "mm^2/s")
+        fixed[_GROWTH] = 1.0
         neurite, soma, extra = (
             {"diffusivity": f"{name}_diffusivity"} for name in ("neurite", "soma", "extra")
         )
+        soma |= {"diameter": "soma_diameter", "growth": _GROWTH}
         definition = Definition(
             "SANDI",
             (
@@ -70,15 +87,29 @@ class SANDIModel(CompartmentModel):
             ),
             (
                 Compartment("stick", "neurite_fraction", neurite, dispersion="isotropic"),
-                Compartment("sphere", "soma_fraction", {**soma, "diameter": "soma_diameter"}),
+                Compartment(CHANGING_SPHERES, "soma_fraction", soma),
                 Compartment("ball", "extra_fraction", extra),
             ),
             fixed=fixed,
-            units=dict.fromkeys(fixed, "mm^2/s"),
+            units=units,
             min_shells=4,
+            remedies={
+                _GROWTH: "One size does not explain all diffusion times, as where water crosses "
+                "the membranes: fit PackedCellsModel, whose membranes are permeable"
+            },
             arguments={"soma_diffusivity": soma_diffusivity},
         )
         super().__init__(gtab, definition, **kwargs)
+        times = require_pulsed(self.acquisition).big_delta[~self.acquisition.b0_mask].round(2)
+        if np.ptp(times) == 0:
+            self.definition = replace(definition, discrepancy={"soma_diameter": _EXCHANGE_SD})
+            warnings.warn(
+                f"SANDI with one diffusion time (big_delta of {times[0]:g} ms) cannot separate "
+                "the size of somas from exchange across their membranes: soma_diameter is an "
+                f"apparent one, and its interval is wider, by {100 * _EXCHANGE_SD:.0f} % (sd). "
+                "Several diffusion times show whether one size explains all.",
+                stacklevel=2,
+            )
 
 
 class NEXIModel(CompartmentModel):

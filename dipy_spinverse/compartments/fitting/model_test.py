@@ -132,9 +132,10 @@ def pooled_score_test(
 
     Score and information (V, K) are those of voxels of the `mask` (...), which the model explains
     otherwise. The value is one step of Newton for the one that the whole image rejects most
-    clearly, if it rejects one; others may follow it.
+    clearly, if it rejects one; others may follow it. One that had to leave the bounds of the
+    linearisation explains less, and comes last.
     """
-    rejected, supported, largest = np.zeros(len(score), dtype=bool), {}, 0.0
+    rejected, supported, largest = np.zeros(len(score), dtype=bool), {}, (False, 0.0)
     size = round(_NEIGHBOURS ** (1 / max(mask.ndim, 1)))
     count = _window_sum(np.ones(len(score)), mask, size)
     for k, (name, value) in enumerate(fixed.items()):
@@ -145,11 +146,11 @@ def pooled_score_test(
         total_score, total_information = score[:, k].sum(), information[:, k].sum()
         if not _rejects(total_score, total_information, len(score), value, len(fixed)):
             continue
-        z = abs(total_score) / np.sqrt(total_information)
-        if z > largest:
-            largest, shift = z, total_score / total_information
-            bounds = _LEAST_RATIO * value, _LARGEST_RATIO * value
-            supported = {name: float(np.clip(value + shift, *bounds))}
+        newton = value + total_score / total_information
+        within = float(np.clip(newton, _LEAST_RATIO * value, _LARGEST_RATIO * value))
+        rank = within == newton, abs(total_score) / np.sqrt(total_information)
+        if rank > largest:
+            largest, supported = rank, {name: within}
     return rejected, supported
 
 

@@ -185,6 +185,23 @@ def _gamma_cylinders(encoding, square, *, diffusivity, diameter, spread):
     return total
 
 
+def _changing_spheres(encoding, square, *, diffusivity, diameter, growth):
+    """Impermeable spheres whose diameter is multiplied by `growth` when Delta doubles: apparent
+    sizes, if water crosses the membranes. `diameter` is that at the mean logarithm of Delta."""
+    if (growth == 1).all():
+        return _sphere(encoding, diffusivity, diameter).at(square)
+    doublings = torch.log2(encoding.big_delta)
+    doublings = doublings - doublings[encoding.b > 0].mean()
+    total = torch.zeros((), dtype=encoding.b.dtype)
+    for value in doublings.unique():
+        signal = _sphere(encoding, diffusivity, diameter * growth**value).at(square)
+        total = total + signal * (doublings == value)[:, None]
+    return total
+
+
+CHANGING_SPHERES = CustomKernel(
+    "sphere", ("diffusivity", "diameter", "growth"), _changing_spheres, oriented=False, timed=True
+)
 GAMMA_CYLINDERS = CustomKernel(
     "gamma cylinders", ("diffusivity", "diameter", "spread"), _gamma_cylinders, timed=True
 )
