@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from dipy_spinverse.acquisition.base import BaseAcquisition
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import Simulator, relative_transmissibility
+from dipy_spinverse.bloch_torrey.analytic.bodies import free_signal
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.inversion.priors import evaluate_priors
 
@@ -53,11 +53,6 @@ def wall_faces(grid: TetrahedralGrid, permeability: np.ndarray, diffusivity: flo
     return scaled_transmissibility(tau) < WALL_THRESHOLD
 
 
-def free_water_signals(acquisition: BaseAcquisition, free_diffusivity: float) -> np.ndarray:
-    """Signals (M,) of free water, with a diffusivity in um^2/ms."""
-    return np.exp(-acquisition.b * free_diffusivity)
-
-
 class SignalModel:
     """Signals S_m = a_TE ((1 - f) G_m(s) + f exp(-b_m D_w)) and their derivatives.
 
@@ -81,7 +76,7 @@ class SignalModel:
         self.n_amplitudes = len(acquisition.echo_times) if amplitudes else 0
         self.free_water = free_water
         self.n_unknowns = self.n_faces + self.n_amplitudes + free_water
-        free = free_water_signals(acquisition, free_diffusivity)
+        free = free_signal(acquisition, free_diffusivity)
         self._free_signals = torch.as_tensor(free, device=device)
         self._te_index = torch.as_tensor(acquisition.te_index.copy(), device=device)
 

@@ -17,9 +17,9 @@ import numpy as np
 from dipy_spinverse.acquisition import Acquisition, BaseAcquisition
 from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 from dipy_spinverse.bloch_torrey import relative_transmissibility, simulate
+from dipy_spinverse.bloch_torrey.analytic.bodies import free_signal
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.inversion import WallProblem, scaled_transmissibility
-from dipy_spinverse.inversion.unknowns import free_water_signals
 from dipy_spinverse.substrates import cylinders, spheres
 from dipy_spinverse.walls.maps import wall_maps
 
@@ -215,5 +215,5 @@ def permeability_field_signals(
             diffusivity=packing.diffusivity, dtype="float32", device=problem.device,
         )  # fmt: skip
     fraction = values["field_free_water"][:, None]
-    free_water = free_water_signals(acquisition, problem.free_diffusivity)
+    free_water = free_signal(acquisition, problem.free_diffusivity)
     return (1 - fraction) * signals + fraction * free_water

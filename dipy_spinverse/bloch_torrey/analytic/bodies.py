@@ -15,6 +15,7 @@ from scipy.linalg import expm
 from scipy.optimize import brentq
 from scipy.special import jvp, spherical_jn
 
+from dipy_spinverse.acquisition.base import BaseAcquisition
 from dipy_spinverse.acquisition.conversion import require_pulsed
 from dipy_spinverse.acquisition.pulsed import Acquisition
 
@@ -25,7 +26,7 @@ _MAX_ROOT = 80.0
 _GAUSSIAN_TERMS = 12  # terms fall at least with the fourth power of their root: to 1e-5
 
 
-def free_signal(acquisition: Acquisition, diffusivity: float) -> np.ndarray:
+def free_signal(acquisition: BaseAcquisition, diffusivity: float) -> np.ndarray:
     """Signals exp(-b D) (M,) of free water; diffusivity in um^2/ms.
 
     Examples
@@ -34,9 +35,8 @@ def free_signal(acquisition: Acquisition, diffusivity: float) -> np.ndarray:
     >>> free_signal(acquisition, 2.0).round(4)
     array([0.1353])
     """
-    acquisition = require_pulsed(acquisition)
     check_positive("diffusivity", diffusivity)
-    return np.exp(-diffusivity * acquisition.q**2 * acquisition.diffusion_time)
+    return np.exp(-acquisition.b * diffusivity)
 
 
 def restricted_signal(
