@@ -28,7 +28,7 @@ def adam(
     initial: torch.Tensor,
     stage: Stage,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Minimise |(S(x) - data) / sigma|^2 / 2 + priors(x) with Adam; arguments as `Optimiser`.
+    """Minimise |(S(x) - data) / sigma|^2 / 2 + priors(x) with Adam; arguments as `gauss_newton`.
 
     The variable of a face is theta, with permeability 0.01 (100 / 0.01)^sigmoid(theta) um/ms.
     Amplitudes are the least-squares solution at each iteration. The number of iterations is fixed

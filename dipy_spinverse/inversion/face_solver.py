@@ -12,14 +12,14 @@ from dipy_spinverse.bloch_torrey import Simulator, unique_encodings
 from dipy_spinverse.inversion.adam import adam
 from dipy_spinverse.inversion.curriculum import Stage, default_curriculum
 from dipy_spinverse.inversion.gauss_newton import gauss_newton
-from dipy_spinverse.inversion.protocols import Optimiser, Prior, Reconstruction, WallProblem
+from dipy_spinverse.inversion.protocols import Prior, Reconstruction, WallProblem
 from dipy_spinverse.inversion.uncertainty import Laplace, probability_below
 from dipy_spinverse.inversion.unknowns import WALL_THRESHOLD, SignalModel
 from dipy_spinverse.voxels.progress import report_progress
 from dipy_spinverse.voxels.rician import noise_from_residual
 from dipy_spinverse.walls.patterns import align_fields
 
-OPTIMIZERS: dict[str, Optimiser] = {"gauss-newton": gauss_newton, "adam": adam}
+OPTIMIZERS = {"gauss-newton": gauss_newton, "adam": adam}
 
 # Standard deviation of initial scaled transmissibilities, the same in all voxels. A uniform field
 # is symmetric under point reflection, and so are all its iterates, whatever the data. Chosen by

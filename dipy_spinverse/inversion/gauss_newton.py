@@ -81,8 +81,9 @@ def gauss_newton(
     initial: torch.Tensor,
     stage: Stage,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Minimise |(S(x) - data) / sigma|^2 / 2 + priors(x); arguments as `Optimiser`.
+    """Minimise |(S(x) - data) / sigma|^2 / 2 + priors(x) of each voxel in one stage.
 
+    Returns the unknowns (V, N) for data and noise (V, M), and whether they have converged (V,).
     The damping changes with the gain ratio (Madsen, Nielsen and Tingleff, "Methods for non-linear
     least squares problems", 2004), here relative to the decrease that the damped model predicts,
     so that the damping decreases faster.

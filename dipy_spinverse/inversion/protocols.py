@@ -13,8 +13,6 @@ from torch import Tensor
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.grid import TetrahedralGrid
-from dipy_spinverse.inversion.curriculum import Stage
-from dipy_spinverse.inversion.unknowns import SignalModel
 
 
 @runtime_checkable
@@ -30,15 +28,6 @@ class Prior(Protocol):
 
     def gauss_newton_weight(self, grid: TetrahedralGrid, walls: Tensor) -> Tensor:
         """Diagonal approximation (V, F) >= 0 of its curvature."""
-
-
-class Optimiser(Protocol):
-    """Minimises |(S(x) - data) / sigma|^2 / 2 + priors(x) of each voxel in one stage."""
-
-    def __call__(
-        self, model: SignalModel, data: Tensor, sigma: Tensor, initial: Tensor, stage: Stage, /
-    ) -> tuple[Tensor, Tensor]:
-        """Unknowns (V, N) for data and noise (V, M), and whether they have converged (V,)."""
 
 
 @dataclass(frozen=True, eq=False)
