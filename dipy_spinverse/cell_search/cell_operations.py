@@ -44,10 +44,6 @@ class CellOperations:
                 chosen.append(k)
         return chosen
 
-    def partial_reflections(self, labels: np.ndarray) -> np.ndarray:
-        """Labels (N, T) in which some but not all of several cells are point reflected."""
-        return self.with_reflections(self.connected_cells(labels))[1:]
-
     def with_reflections(self, cells) -> np.ndarray:
         """Labels (N, T) of cells (n, T), each but the first reflected or not, where disjoint."""
         choices = product(*((cell, cell[self.reflected]) for cell in cells[1:]))

@@ -97,7 +97,8 @@ class ExactData:
         cells.sort(key=lambda x: objective(self.target, x))
         finished = [self._finished(x) for x in cells[:_N_FINISHED]]
         # Signals hardly depend on the side of the box on which each of several distant cells is.
-        for labels in self.tools.operations.partial_reflections(finished[0].labels):
+        single_cells = self.tools.operations.connected_cells(finished[0].labels)
+        for labels in self.tools.operations.with_reflections(single_cells)[1:]:
             finished += self.complete.cells(labels[None], finished[0].transmissibility)
         explained = [x for x in finished if self.complete.explained_by(x)]
         equivalent = sorted(explained, key=self.complete.reduced_chi_square) or finished

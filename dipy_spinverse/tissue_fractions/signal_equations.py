@@ -150,7 +150,9 @@ def _pulses(n, cosine, tr, matter):
     return _Affine(a, (1 - a) * pulse.periodic)
 
 
-def _gradient_echo(sequence: SpoiledGradientEcho, matter: _Matter) -> Tensor:
+def _gradient_echo(sequence: SpoiledGradientEcho | MPRAGE, matter: _Matter) -> Tensor:
+    if isinstance(sequence, MPRAGE):
+        sequence = sequence.as_gradient_echo()
     cosine, sine = matter.cosine_and_sine(sequence.flip_angle, sequence.pulse_duration)
     if sequence.preparation is None and sequence.n_pulses == 1:
         magnetisation = _pulses(1, cosine, sequence.tr, matter).periodic
@@ -168,10 +170,6 @@ def _start(shot, delay, matter):
     if math.isinf(delay):
         return torch.ones_like(matter.t1)
     return shot.then(_recovery(delay, matter)).periodic
-
-
-def _mprage(sequence: MPRAGE, matter: _Matter) -> Tensor:
-    return _gradient_echo(sequence.as_gradient_echo(), matter)
 
 
 def _spin_echoes(sequence: TurboSpinEcho, matter: _Matter) -> Tensor:
@@ -239,5 +237,5 @@ def _refocused(state, cosine, sine):
 
 
 _SIGNALS: dict[type, Callable[..., Tensor]] = {
-    SpoiledGradientEcho: _gradient_echo, MPRAGE: _mprage, TurboSpinEcho: _spin_echoes,
+    SpoiledGradientEcho: _gradient_echo, MPRAGE: _gradient_echo, TurboSpinEcho: _spin_echoes,
 }  # fmt: skip

@@ -175,7 +175,8 @@ def coefficients(
     per_edge = -(diffusivity * volumes)[:, None] * products
     n_links, n_nodes = len(elements.ends), len(elements.vertices)
     conductance = _scatter(n_links, elements.tetrahedron_links, per_edge)
-    a, b, c = (points[grid.faces] + _wrapped_faces(grid))[elements.membranes].unbind(dim=1)
+    wrapped_faces = torch.as_tensor(grid.face_points - grid.points_um[grid.faces])
+    a, b, c = (points[grid.faces] + wrapped_faces)[elements.membranes].unbind(dim=1)
     areas = torch.linalg.cross(b - a, c - a).norm(dim=1) / 2
     of_membrane = (permeability[elements.membranes] * areas / 3)[:, None].expand(-1, 3)
     conductance = conductance + _scatter(n_links, elements.membrane_links, of_membrane)
@@ -306,10 +307,6 @@ def _with_images(n_nodes, keys, images, image):
 def _wrapped(grid):
     """Distance of the tetrahedra's vertices from the stored ones, whole periods."""
     return torch.as_tensor(grid.tetrahedron_points - grid.points_um[grid.tetrahedra])
-
-
-def _wrapped_faces(grid):
-    return torch.as_tensor(grid.face_points - grid.points_um[grid.faces])
 
 
 def _scatter(n, index, values):

@@ -28,7 +28,6 @@ References
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -57,6 +56,7 @@ class PartialVolumeSimulator(Simulator):
     def __init__(self, *args: Any, odds_ratio: float = 1.0, **options: Any):
         super().__init__(*args, **options)
         self._odds_ratio = odds_ratio
+        self._conductance = open_conductance(self.grid, self.medium)
 
     def partial_signals(
         self, fractions: np.ndarray, transmissibility: np.ndarray, cells: np.ndarray | int = 0
@@ -125,10 +125,6 @@ class PartialVolumeSimulator(Simulator):
         filled[by_remainder[: max(number // lanes, 1) - filled.sum()]] += 1
         rows = [order[timing_index == k][: n * lanes] for k, n in enumerate(filled)]
         return np.sort(np.concatenate(rows))
-
-    @cached_property
-    def _conductance(self):
-        return open_conductance(self.grid, self.medium)
 
     @property
     def _real(self):
