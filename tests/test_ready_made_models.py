@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -229,6 +231,49 @@ def test_diffusion_times_have_gains_of_their_own(all_b0, tmp_path):
     np.testing.assert_allclose(fit.predict(), data, atol=0.2)
     fit.save(tmp_path / "fit.npz")
     np.testing.assert_allclose(load_fit(tmp_path / "fit.npz").predict(), fit.predict())
+
+
+def two_sites(b, big, small, inside, outside, fraction, time, n=24):
+    """Powder average of two exchanging sites, by exponentials of rates in steps of pulses."""
+    nodes, weights = np.polynomial.legendre.leggauss(12)
+    square = (b / (big - small / 3))[:, None] * np.ones(12)
+    flow = np.array([[fraction - 1, fraction], [1 - fraction, -fraction]]) / time
+    decay = np.zeros((*square.shape, 2, 2))
+    decay[..., 0, 0], decay[..., 1, 1] = (
+        square * inside * (0.5 * nodes + 0.5) ** 2,
+        square * outside,
+    )
+    rise = [expm(small / n * (flow - ((k + 0.5) / n) ** 2 * decay)) for k in range(n)]
+    m = np.array([[fraction], [1 - fraction]])
+    for step in [*rise, expm((big - small) * (flow - decay)), *rise[::-1]]:
+        m = step @ m
+    return 0.5 * m.sum(axis=(2, 3)) @ weights
+
+
+def test_exchange_with_a_gain_of_each_diffusion_time():
+    """Noise is unknown: it is that of b0 of one gain."""
+    b, times, truth = np.r_[0, 0, 0, 0, B[2:], 2.0], (12.0, 20.0, 30.0, 45.0), 12.0
+    exact = [gain * two_sites(b, big, 6.0, 2.2, 0.8, 0.45, truth)
+             for gain, big in zip((1.0, 0.9, 1.1, 1.0), times, strict=True)]  # fmt: skip
+    rng = np.random.default_rng(0)
+    data = 100 * (np.concatenate(exact) + 4e-3 * rng.normal(size=(12, 4 * len(b))))
+    zeros = np.zeros((4 * len(b), 3))
+    acquisition = Acquisition(np.tile(b, 4), zeros, 6.0, np.repeat(times, len(b)), isotropic=True)
+    model = NEXIModel(acquisition, likelihood="gaussian")
+    with pytest.warns(UserWarning, match='b0 .* differ by about 8.* % .* amplitudes="timing"'):
+        one_gain = model.fit(data, sigma=0.4, n_draws=0)
+    assert (one_gain.status == Status.MISFIT).all() and np.median(one_gain.exchange_time) > 18
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = NEXIModel(acquisition, amplitudes="timing", likelihood="gaussian")
+        fit = model.fit(data)
+    # Of 12 degrees of freedom in each of 12 voxels: 6 %; twice that.
+    assert np.median(fit.sigma) == pytest.approx(0.4, rel=0.12)
+    assert (fit.status == Status.CONVERGED).all()
+    np.testing.assert_allclose(fit.S0_per_label[:, 1] / fit.S0_per_label[:, 0], 0.9, rtol=0.01)
+    covered = (fit.exchange_time_low < truth) & (truth < fit.exchange_time_high)
+    assert covered.mean() >= 0.8  # 95 % of 12 minus two standard errors
+    assert np.median(fit.exchange_time) == pytest.approx(truth, rel=0.2)
 
 
 def exchanging_somas(acquisition, time, diameter, neurites, somas, along, extra):

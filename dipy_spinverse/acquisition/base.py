@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from copy import copy
 from dataclasses import fields, replace
 from functools import cached_property
 from typing import Any, Self
@@ -95,6 +96,22 @@ class BaseAcquisition(ABC):
         rows = self._rows(index)
         columns = {name: getattr(self, name)[rows] for name in measurement_columns(type(self))}
         return replace(self, **columns)  # type: ignore[type-var]
+
+    def with_labels(self, labels: np.ndarray) -> Self:
+        """The same measurements, whose S0 are those of labels (M,), 0 ... L-1, not of echo times.
+
+        `te_index` are then the labels, and `echo_times` those of their first measurements;
+        `subset` and `arrays` are without labels.
+        """
+        if np.array_equal(labels, self.te_index):
+            return self
+        first = np.unique(labels, return_index=True)[1]
+        times = np.stack([self.te, self.mixing_time], axis=1)[first]
+        labelled = copy(self)
+        for name in ("b0_per_te", "repeated_b0"):
+            vars(labelled).pop(name, None)
+        vars(labelled)["_distinct_echoes"] = read_only(times), read_only(np.array(labels))
+        return labelled
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Named arrays from which `acquisition_from_arrays` restores the acquisition."""

@@ -22,6 +22,7 @@ from dipy_spinverse.compartments.arguments import (
     check_acquisition,
     complete,
     populations,
+    warn_of_gains,
     without_noise_alone,
 )
 from dipy_spinverse.compartments.chunk import CompartmentChunkFit, voxels_per_chunk
@@ -181,8 +182,10 @@ class CompartmentModel(VoxelModel):
         settings = Engine(engine, n_jobs, verbose, journal, max_memory)
         attributes = populations(peaks, np.shape(data)[:-1])
         image = image_of(
-            data, mask, sigma, self.acquisition, attributes=attributes, max_memory=max_memory
+            data, mask, sigma, self.labelled, attributes=attributes, max_memory=max_memory
         )
+        if self.labelled is self.acquisition and not self.definition.has_relaxation:
+            warn_of_gains(image.voxels.signals, self.acquisition)
         image = without_noise_alone(image, self.acquisition).with_initial_noise()
         definition = with_S0_corrections(self.definition, self.has_b0)
         fit_chunk = CompartmentChunkFit(
@@ -275,6 +278,11 @@ class CompartmentModel(VoxelModel):
         """Whether each label has b0."""
         b0 = self.acquisition.b0_mask
         return [bool(b0[self.labels == k].any()) for k in range(self.labels.max() + 1)]
+
+    @property
+    def labelled(self) -> BaseAcquisition:
+        """The acquisition, grouped by the labels of amplitudes: other b0 are no repeats."""
+        return self.acquisition.with_labels(self.labels)
 
     def labels_at(self, acquisition: BaseAcquisition) -> np.ndarray:
         """Label (M,) of other measurements: that of the same echo time or timing.

@@ -253,6 +253,11 @@ class PackedCellsModel(VoxelModel):
         )  # fmt: skip
         return Setting(self.pulses, signals, tissues, self.labels, self.used, self.groups)
 
+    @property
+    def labelled(self) -> BaseAcquisition:
+        """The acquisition, grouped by the labels of amplitudes: other b0 are no repeats."""
+        return self.acquisition.with_labels(self.labels)
+
     def labels_at(self, acquisition: BaseAcquisition) -> np.ndarray:
         """Label (M,) of other measurements: that of the same echo time or timing.
 

@@ -122,7 +122,7 @@ class VoxelModel(ReconstModel):
         """
         check_number("n_draws", n_draws, 0)
         run = Engine(engine, n_jobs, verbose, journal, max_memory)
-        image = image_of(data, mask, sigma, self.acquisition, max_memory=max_memory)
+        image = image_of(data, mask, sigma, self.labelled, max_memory=max_memory)
         fit_chunk = partial(self.fit_chunk, n_draws=n_draws)
         status, values = fit_image(
             image, fit_chunk, self.layout(n_draws), run, most=self.VOX_PER_CHUNK, model=self,
@@ -136,6 +136,11 @@ class VoxelModel(ReconstModel):
         See :func:`dipy_spinverse.voxels.chunks.fit_image`.
         """
         raise NotImplementedError
+
+    @property
+    def labelled(self) -> Any:
+        """The acquisition, grouped by the labels of `amplitudes` in models that have them."""
+        return self.acquisition
 
     def layout(self, n_draws: int) -> dict:
         """Stored values of a voxel: S0 of each echo time, and maps with their statistics."""
