@@ -52,20 +52,11 @@ _CHUNK = 64  # tissues at once; limits memory
 
 @dataclass(frozen=True, eq=False)
 class MapBounds:
-    """A map at N tissues from the prior, and its uncertainty with A acquisitions.
+    """A map at N tissues from the prior, and its uncertainty with A acquisitions."""
 
-    Attributes
-    ----------
-    values : ndarray (N,)
-        Logarithms of `LOG_MAPS`; zeros for orientations.
-    prior_sd : float
-        Of `values`; of orientations the root mean square angle, rad.
-    posterior_sd : ndarray (A, N)
-    """
-
-    values: np.ndarray
-    prior_sd: float
-    posterior_sd: np.ndarray
+    values: np.ndarray  # (N,), logarithms of `LOG_MAPS`; zeros for orientations
+    prior_sd: float  # of `values`; of orientations the root mean square angle, rad
+    posterior_sd: np.ndarray  # (A, N)
 
 
 def map_bounds(

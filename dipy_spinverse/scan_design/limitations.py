@@ -25,22 +25,11 @@ _RESTRICTED_FRACTION = 0.5  # of the signal, in the cylinders
 
 @dataclass(frozen=True)
 class Limitation:
-    """A limitation of an acquisition.
+    """A limitation of an acquisition."""
 
-    Attributes
-    ----------
-    name : str
-        "one diffusion time", "low b", "long pulses", "one shell", "few directions", "no b0" or
-        "echo time without b0".
-    description : str
-        The limitation, its consequence, and its remedy.
-    affected_map : str
-        The map that is affected most.
-    """
-
-    name: str
-    description: str
-    affected_map: str
+    name: str  # such as "one diffusion time"
+    description: str  # the limitation, its consequence, and its remedy
+    affected_map: str  # the map that is affected most
 
 
 def limitations(acquisition: Acquisition, sigma: float, diffusivity: float) -> list[Limitation]:
