@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from threadpoolctl import threadpool_limits
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
@@ -133,5 +132,4 @@ class CellInversion(VoxelwiseInversion):
     def _scaled_transmissibility(self, states: list[LabelledCells]):
         labels = np.array([state.labels for state in states])
         transmissibility = np.array([state.transmissibility for state in states])
-        tau = face_transmissibility(self._grid, labels, transmissibility)
-        return scaled_transmissibility(torch.as_tensor(tau)).numpy()
+        return scaled_transmissibility(face_transmissibility(self._grid, labels, transmissibility))

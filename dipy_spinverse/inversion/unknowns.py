@@ -37,13 +37,13 @@ def scaled_transmissibility(transmissibility: _Values) -> _Values:
     return (1 + _C) * transmissibility / (transmissibility + _C)
 
 
-def transmissibility(scaled: torch.Tensor) -> torch.Tensor:
-    """Relative transmissibility in [0, 1] of the scaled one s in [0, 1], same shape."""
+def transmissibility(scaled: _Values) -> _Values:
+    """Relative transmissibility in [0, 1] of the scaled one s in [0, 1], same shape and kind."""
     return scaled / (1 + (1 - scaled) / _C)
 
 
-def transmissibility_slope(scaled: torch.Tensor) -> torch.Tensor:
-    """Derivative of :func:`transmissibility`, same shape."""
+def transmissibility_slope(scaled: _Values) -> _Values:
+    """Derivative of :func:`transmissibility`, same shape and kind."""
     return (1 + 1 / _C) / (1 + (1 - scaled) / _C) ** 2
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from dipy_spinverse.acquisition import Acquisition, BaseAcquisition
 from dipy_spinverse.bloch_torrey import permeability_of
@@ -301,8 +300,8 @@ class FieldChunk:
             [result.scaled_transmissibility[None], result.scaled_transmissibility_fields]
         )
         n_voxels = fields.shape[1]
-        tau = transmissibility(torch.as_tensor(fields))
-        permeability = permeability_of(problem.grid, tau.numpy(), problem.diffusivity)
+        tau = transmissibility(fields)
+        permeability = permeability_of(problem.grid, tau, problem.diffusivity)
         walls = (fields < WALL_THRESHOLD).astype(float)
         estimated = result.diffusivity
         diffusivity = problem.diffusivity if estimated is None else estimated[:, None]

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from dipy_spinverse.acquisition import Acquisition, BaseAcquisition
 from dipy_spinverse.bloch_torrey import relative_transmissibility
@@ -307,7 +306,7 @@ class TissueWallChunk:
             packing = field.packing
             scaled = np.stack([packing.scaled_transmissibility, field.scaled_transmissibility])
             of_packing = wall_maps(
-                packing.grid, transmissibility(torch.as_tensor(scaled)),
+                packing.grid, transmissibility(scaled),
                 diffusivity=packing.diffusivity, diffusion_time=time,
             )  # fmt: skip
             permeability = of_packing["wall_permeability"]

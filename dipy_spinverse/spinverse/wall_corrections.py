@@ -72,7 +72,7 @@ class PackingSignals:
 
     def signals(self, scaled: np.ndarray) -> np.ndarray:
         """Signals (M,) of scaled transmissibilities (F,), relative to b = 0."""
-        tau = transmissibility(torch.as_tensor(scaled))[None]
+        tau = torch.as_tensor(transmissibility(scaled))[None]
         return self._simulator.signals(tau)[0].cpu().numpy().astype(float)
 
     def change(self, scaled: np.ndarray) -> np.ndarray:
@@ -89,10 +89,9 @@ class PackingSignals:
 
     def jacobian(self, scaled: np.ndarray) -> np.ndarray:
         """Derivatives (M, F) of :meth:`change`."""
-        s = torch.as_tensor(scaled)
-        _, jacobian = self._simulator.sensitivities(transmissibility(s)[None])
-        jacobian = jacobian[0].cpu().numpy() * transmissibility_slope(s).numpy()
-        return jacobian * self.resolved[:, None]
+        tau = torch.as_tensor(transmissibility(scaled))[None]
+        jacobian = self._simulator.sensitivities(tau)[1][0].cpu().numpy()
+        return jacobian * transmissibility_slope(scaled) * self.resolved[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +111,7 @@ class CorrectedPacking:
         """Of each face (F,), um/ms."""
         if not self.n_determined:
             return self.packing.permeability
-        tau = transmissibility(torch.as_tensor(self.scaled_transmissibility)).numpy()
+        tau = transmissibility(self.scaled_transmissibility)
         return permeability_of(self.packing.grid, tau, self.packing.diffusivity)
 
 

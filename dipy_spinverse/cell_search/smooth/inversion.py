@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import relative_transmissibility
@@ -149,4 +148,4 @@ class SmoothCellInversion(VoxelwiseInversion):
         of_walls = cells.permeability[cell_of_face]
         permeability = np.where(inside[row] != inside[column], of_walls, np.inf)
         tau = relative_transmissibility(self._grid, permeability, self._diffusivity)
-        return scaled_transmissibility(torch.as_tensor(tau)).numpy()
+        return scaled_transmissibility(tau)
