@@ -1,10 +1,13 @@
-"""Descriptions of the parameters that the `fit` methods of all models share, written once."""
+"""Parameters of models: descriptions that all `fit` methods share, and errors that list names."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TypeVar
+from difflib import get_close_matches
+from functools import wraps
+from inspect import signature
+from typing import TypeVar, cast
 
 _Function = TypeVar("_Function", bound=Callable)
 
@@ -38,6 +41,7 @@ FIT_PARAMETERS = {
     Upper limit for the memory of data and results, in bytes; half of the free memory by default.
     Temporary arrays, which do not grow with the image, come on top in each process.""",
 }
+_UNKNOWN = re.compile(r"unexpected keyword argument '(\w+)'")
 _PLACEHOLDER = re.compile(r"^([ \t]*)%\((\w+)\)s$", re.MULTILINE)
 
 
@@ -46,6 +50,35 @@ def fill_doc(function: _Function) -> _Function:
     if function.__doc__:  # None with python -OO
         function.__doc__ = _PLACEHOLDER.sub(_indented_entry, function.__doc__)
     return function
+
+
+def naming_arguments(method: _Function) -> _Function:
+    """A method whose errors for unknown keyword arguments name similar and possible ones."""
+
+    @wraps(method)
+    def checked(self, *args, **kwargs):
+        try:
+            return method(self, *args, **kwargs)
+        except TypeError as error:
+            unknown = _UNKNOWN.search(str(error))
+            if unknown is None or unknown[1] not in kwargs:
+                raise
+            kinds = [kind for kind in type(self).__mro__ if method.__name__ in vars(kind)]
+            known = {
+                name
+                for kind in kinds
+                for name, parameter in signature(vars(kind)[method.__name__]).parameters.items()
+                if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+            } - {"self", "definition"}
+            similar = [repr(name) for name in get_close_matches(unknown[1], known, n=3)]
+            meant = f"; did you mean {' or '.join(similar)}?" if similar else ";"
+            called = f"{type(self).__name__}.{method.__name__}".removesuffix(".__init__")
+            raise TypeError(
+                f"{called} has no argument {unknown[1]!r}{meant} It has "
+                f"{', '.join(sorted(known))}."
+            ) from None
+
+    return cast(_Function, checked)
 
 
 def _indented_entry(placeholder):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dipy_spinverse.units import S
+from dipy_spinverse.units import MS_PER_UM2, S
 
 # Limits that no measurement of tissue water reaches: values beyond them have another unit.
 TE_SLACK_MS = 5e-3  # rounding of TE, Delta and delta, often written with microsecond digits
@@ -115,15 +115,25 @@ def gradients(b, directions) -> tuple[np.ndarray, np.ndarray]:
     if b.ndim != 1 or b.size == 0 or directions.shape != (b.size, 3):
         raise ValueError(
             f"b and directions have shapes {b.shape} and {directions.shape}; give one value and "
-            "one unit vector per measurement, shapes (M,) and (M, 3)."
+            "one unit vector per measurement, shapes (M,) and (M, 3); transpose rows of x, y, z."
         )
     raise_where(~np.isfinite(b) | (b < 0), "b", b, "ms/um^2", "be finite and >= 0. Correct it.")
     if b.max() > _LARGEST_B:
+        unit, factor = ("s/m^2", "1e9") if b.max() > 1e3 * _LARGEST_B else ("s/mm^2", "1000")
         raise ValueError(
-            f"b is {b.max():g} ms/um^2, which looks like s/mm^2. Divide s/mm^2 by 1000 for "
-            "Acquisition(b=...); gradient tables and .bval files are in s/mm^2."
+            f"b is {b.max():g} ms/um^2, which looks like {unit}. Divide it by {factor}; or give "
+            "b-values in s/mm^2 to gradient_table or Acquisition.from_files."
         )
     return b, directions
+
+
+def bvals(values: np.ndarray) -> None:
+    """Refuse b-values that cannot be s/mm^2."""
+    if values.max(initial=0) > MS_PER_UM2 * _LARGEST_B:
+        raise ValueError(
+            f"bvals reach {values.max():g}, which cannot be s/mm^2; they look like s/m^2. Divide "
+            "them by 1e6."
+        )
 
 
 def flags(name: str, value, size: int) -> np.ndarray:

@@ -317,6 +317,7 @@ class Acquisition(BaseAcquisition):
                 "measurement is diffusion weighted. Give b-values in s/mm^2, or a lower "
                 "b0_threshold."
             )
+        checks.bvals(bvals)
         required = ("small_delta", "big_delta")
         stated = {name: t for name, t in times.items() if t is not None or name in required}
         return cls(

@@ -19,13 +19,17 @@ from dipy_spinverse.acquisition import (
 )
 from dipy_spinverse.acquisition.b_tensors import b_anisotropy
 from dipy_spinverse.acquisition.checks import seconds_to_ms, symmetric_tensors
+from dipy_spinverse.compartments.definition import check_diffusivity, expression_value
 from dipy_spinverse.compartments.fibres import MAX_FIBRES
+from dipy_spinverse.compartments.fitting.parameters import NonlinearParameters, physical_values
 from dipy_spinverse.compartments.identifiability import (
     SNR,
     resolution_limits,
     undetermined_parameters,
 )
+from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.kernels import CustomKernel
+from dipy_spinverse.compartments.signals.pools import pool_signals
 from dipy_spinverse.units import MS_PER_UM2
 from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.image import Image
@@ -34,8 +38,6 @@ from dipy_spinverse.voxels.status import FALSE_REJECTION_RATE, Status, is_noise_
 # Pulses of untimed gradient tables, for models that do not depend on them; s. They are short, so
 # that any echo time leaves room for them.
 _BIG_DELTA, _SMALL_DELTA = 0.002, 0.001
-# No compartment diffuses as slowly, and no value in mm^2/s is as large.
-_LEAST_UM2_PER_MS = 0.005
 _ASYMMETRY = 0.02  # of b: deviation of a b-tensor from an axially symmetric one; by hand
 # Of gains of pulse timings (sd), which change the maps by less than noise; by hand.
 _LEAST_GAIN = 0.005
@@ -146,6 +148,51 @@ def check_acquisition(definition, acquisition, labels) -> None:
         )  # fmt: skip
 
 
+def check_kernels(definition, acquisition) -> None:
+    """Refuse kernels and shares whose pools are not 1 without diffusion, by signals at a draw."""
+    encoding = encoding_of(acquisition, torch.float64, timed=definition.timed).without_diffusion()
+    rng, n = np.random.default_rng(0), 2
+    unit = torch.tensor(rng.uniform(0.3, 0.7, (n, len(definition.parameters))))
+    frames = torch.tensor(np.linalg.qr(rng.standard_normal((n, len(definition.axes), 3, 3)))[0])
+    values = physical_values(definition, NonlinearParameters(unit, frames))
+    ones = torch.full((n,), 1 / len(definition.pools), dtype=torch.float64)
+    values |= {"S0": ones} | dict.fromkeys(definition.pools, ones)
+    square = torch.linspace(0, 1, 3, dtype=torch.float64)
+    for c in definition.compartments:
+        if isinstance(c.kernel, CustomKernel):
+            _check_custom_kernel(c, encoding, square, values)
+    signals = pool_signals(definition, encoding)(values)
+    for k, pool in enumerate(definition.pools):
+        value = float(signals[0, k].mean())
+        if not torch.allclose(signals[:, k], torch.ones_like(signals[:, k]), atol=1e-3):
+            raise ValueError(
+                f"The signal of pool {pool!r} of {definition.name} without diffusion is "
+                f"{value:.3g}, not 1: its compartments need a share each, which add up to 1."
+            )
+
+
+def _check_custom_kernel(compartment, encoding, square, values):
+    kernel, name = compartment.kernel, f"signal of kernel {compartment.kernel.name!r}"
+    arguments = {k: expression_value(e, values) for k, e in compartment.arguments.items()}
+    n_voxels = max(map(len, arguments.values()), default=1)
+    try:
+        signal = kernel.signal(encoding, square, **arguments)
+    except Exception as error:
+        raise ValueError(f"The {name} fails: {type(error).__name__}: {error}") from error
+    expected = n_voxels, len(encoding.b), len(square) if kernel.oriented else 1
+    if not isinstance(signal, torch.Tensor) or signal.shape != expected:
+        shape = getattr(signal, "shape", None)
+        raise ValueError(
+            f"The {name} is a {type(signal).__name__} of shape {shape and tuple(shape)}; return a "
+            f"tensor of shape (V, S, Q), here {expected}, by operations of torch."
+        )
+    if not torch.allclose(signal, torch.ones_like(signal), atol=1e-3):
+        raise ValueError(
+            f"The {name} is {float(signal.flatten()[0]):.3g} without diffusion; return the "
+            "attenuation, which is 1 there."
+        )
+
+
 def _check_labels(definition, acquisition, labels):
     """Refuses labels whose S0 is not identifiable, or determined by relaxation."""
     if definition.has_relaxation and (labels != acquisition.te_index).any():
@@ -236,12 +283,7 @@ def populations(peaks, shape) -> dict[str, np.ndarray]:
 def _check_units(definition, tensors):
     """Refuses diffusivities in mm^2/s, the unit of maps."""
     for name in (p.name for p in definition.parameters if p.unit == "mm^2/s"):
-        low = tensors[name][(tensors[name] > 0) & (tensors[name] < _LEAST_UM2_PER_MS)]
-        if low.numel():
-            raise ValueError(
-                f"{name} is {float(low.flatten()[0]):g}; here it is in um^2/ms, of which water at "
-                "body temperature has 3: multiply values in mm^2/s, as maps have them, by 1000."
-            )
+        check_diffusivity(name, float(tensors[name].detach().abs().min()))
 
 
 def complete(definition, parameters):

@@ -30,6 +30,9 @@ _FREE_DIFFUSIVITY = (0.1e-3, 3.2e-3)  # mm^2/s, up to that of free water at 37 d
 # and s is 0, and linear in the index, at 1. Errors of the median are smaller than with equally
 # likely indices, and at most those of maximum likelihood (benchmarks/results/dispersion_prior.md).
 ORIENTATION_PRIOR = 2.0
+# um^2/ms: no compartment diffuses as slowly, and no value in mm^2/s is as large.
+LEAST_UM2_PER_MS = 0.005
+DIFFUSIVITY_ARGUMENTS = {"diffusivity", "parallel", "perpendicular", "inside", "outside"}
 UNITS = {"1": 1.0, "um": 1.0, "ms": 1.0, "mm^2/s": 1e-3}
 
 
@@ -37,6 +40,15 @@ def check_choice(name: str, value: Any, allowed: Collection) -> None:
     """Refuse an option that is none of the allowed ones."""
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; use one of {', '.join(map(repr, allowed))}.")
+
+
+def check_diffusivity(name: str, value: Any) -> None:
+    """Refuse a number in mm^2/s, the unit of maps."""
+    if isinstance(value, (int, float)) and 0 < value < LEAST_UM2_PER_MS:
+        raise ValueError(
+            f"{name} is {value:g}; here it is in um^2/ms, of which water at body temperature has "
+            "3: multiply values in mm^2/s, as maps have them, by 1000."
+        )
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,8 @@ class Parameter:
             )
         if self.unit not in UNITS:
             raise ValueError(f"Parameter {self.name!r} has unit {self.unit!r}; use {list(UNITS)}.")
+        if self.unit == "mm^2/s":
+            check_diffusivity(f"Bound of parameter {self.name!r}", self.high)
 
     def quantile(self, probability: Any) -> Any:
         """Value, scaled from the bounds to 0 and 1, with a cumulative prior probability."""
@@ -140,6 +154,10 @@ class Compartment:
             raise ValueError(
                 f"A {kernel.name} needs the arguments {list(kernel.arguments)}, not "
                 f"{list(self.arguments)}."
+            )
+        for name in DIFFUSIVITY_ARGUMENTS & set(self.arguments):
+            check_diffusivity(
+                f"{name} of the {kernel.name} of {self.pool!r}", self.arguments[name]
             )
         check_choice("dispersion", self.dispersion, DISPERSIONS)
         if self.dispersion is not None and not self.oriented:
@@ -255,6 +273,10 @@ class Definition:
                 f"Compartments of {self.name!r} refer to {unknown}, which are no parameters; the "
                 f"model has {names}."
             )
+        for c in self.compartments:
+            for name in DIFFUSIVITY_ARGUMENTS & set(c.arguments):
+                value = self.fixed.get(c.arguments[name])
+                check_diffusivity(f"fixed[{c.arguments[name]!r}]", value)
         if not self.maps:
             maps = (*names, *self.pools, *self.derived)
             object.__setattr__(self, "maps", maps)

@@ -20,6 +20,7 @@ from dipy_spinverse.acquisition.amplitudes import amplitude_labels, labels_of_ot
 from dipy_spinverse.compartments.arguments import (
     acquisition_for,
     check_acquisition,
+    check_kernels,
     complete,
     populations,
     warn_of_gains,
@@ -121,6 +122,8 @@ class CompartmentModel(VoxelModel):
         super().__init__(gtab, te, mixing_time, isotropic, n_averages)
         self.amplitudes = amplitudes if isinstance(amplitudes, str) else np.asarray(amplitudes)
         self.labels = amplitude_labels(self.acquisition, amplitudes)
+        if type(self) is CompartmentModel:
+            check_kernels(definition, self.acquisition)
         check_acquisition(definition, self.acquisition, self.labels)
         self.likelihood, self.solver, self.seed = likelihood, solver, int(seed)
         self.dtype = dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -124,6 +125,15 @@ def image_of(
     data = _checked(data, len(acquisition))
     shape = data.shape[:-1]
     inside = wanted_voxels("mask", True if mask is None else mask, shape)
+    if not inside.any():
+        warnings.warn(f"mask has no voxel of the {len(inside)}: nothing is fitted.", stacklevel=3)
+    if S0 is None and not np.asarray(acquisition.b0_per_te).any():
+        warnings.warn(
+            f"The acquisition has no b0 (smallest b {acquisition.b.min():g} ms/um^2): S0 is "
+            "extrapolated from weighted signals, and the noise is not known from repeated b0. Add "
+            "b0 volumes, or raise b0_threshold if some have a small b.",
+            stacklevel=3,
+        )
     noise = None if sigma is None else per_voxel("sigma", sigma, shape)
     if noise is not None and not ((noise[inside] > 0) & np.isfinite(noise[inside])).all():
         raise ValueError(

@@ -13,7 +13,7 @@ from dipy.reconst.base import ReconstModel
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import BaseAcquisition, acquisition_from_arrays, as_acquisition
-from dipy_spinverse.docstrings import fill_doc
+from dipy_spinverse.docstrings import fill_doc, naming_arguments
 from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
 from dipy_spinverse.voxels.fit import VoxelFit, with_warning_of_prior
@@ -47,6 +47,11 @@ class VoxelModel(ReconstModel):
     acquisition : Acquired
         Diffusion measurements, unless a subclass defines others.
     """
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        for name in {"__init__", "fit"} & vars(cls).keys():
+            setattr(cls, name, naming_arguments(vars(cls)[name]))
 
     Fit: ClassVar[type[VoxelFit]] = VoxelFit
     VOX_PER_CHUNK: ClassVar[int] = 1000
