@@ -31,6 +31,7 @@ MODELS = {
     "dipy_fit_noddi": "NODDIModel",
     "dipy_fit_activeax": "ActiveAxModel",
     "dipy_fit_zcd": "ZCDModel",
+    "dipy_fit_smex": "NEXIModel",
     "dipy_fit_ivim_varpro": "IVIMModel",
 }
 

@@ -19,7 +19,8 @@ _UNKNOWN = MapDescription("", "parameter of the model")
 _TABLE = {
     "surface_to_volume": ("1/um", "area of the walls per volume"),
     "wall_permeability": ("um/ms", "mean permeability of the walls; 1 um/ms is 1e-3 m/s"),
-    "exchange_time": ("ms", "mean residence time of water between walls before it crosses one"),
+    "exchange_time": ("ms", "mean residence time of water in cells; in NEXI and SMEX 1 / (sum of "
+                            "the rates of leaving and entering)"),
     "restricted_fraction": ("1", "fraction of the water enclosed by walls"),
     "pore_diameter": ("um", "mean chord length of the enclosed space"),
     "wall_anisotropy": ("1", "degree to which walls are parallel to one axis"),
@@ -41,6 +42,9 @@ _TABLE = {
     "fanning": ("1", "degree of fanning of fibres in one plane"),
     "fwf": ("1", "fraction of free water"),
     "axon_diameter": ("um", "diameter of the cylinders"),
+    "neurite_fraction": ("1", "fraction of the water in neurites"),
+    "neurite_diffusivity": ("mm^2/s", "diffusivity along neurites"),
+    "extra_diffusivity": ("mm^2/s", "diffusivity of the water outside of cells"),
     "parallel_diffusivity": ("mm^2/s", "diffusivity along the fibres"),
     "perpendicular_diffusivity": ("mm^2/s", "diffusivity perpendicular to the fibres, outside of "
                                             "cylinders"),

@@ -14,6 +14,7 @@ COMMANDS = {
     "dipy_fit_noddi": ("fit_models", "NODDIFlow"),
     "dipy_fit_activeax": ("fit_models", "ActiveAxFlow"),
     "dipy_fit_zcd": ("fit_models", "ZCDFlow"),
+    "dipy_fit_smex": ("fit_models", "SMEXFlow"),
     "dipy_fit_ivim_varpro": ("fit_models", "IVIMFlow"),
     "dipy_fit_cell_shapes": ("fit_models", "CellShapesFlow"),
     "dipy_fit_tissue_fractions": ("fit_tissue_fractions", "TissueFractionsFlow"),

@@ -76,6 +76,22 @@ class ZCDFlow(DiffusionCommand):
     )
 
 
+class SMEXFlow(DiffusionCommand):
+    """Fit NEXI with finite pulses (SMEX): neurites that exchange water with their surroundings.
+
+    Needs the pulse timings (--big_delta, --small_delta), several diffusion times and two b > 0 or
+    more at each, as averages over directions (--isotropic all) or single directions. Writes maps
+    with standard deviations and 95 % intervals.
+    """
+
+    maps = ("neurite_fraction", "exchange_time", "neurite_diffusivity", "extra_diffusivity")
+    others = ("outlier_fraction",)
+
+    make_model = model_step(
+        "compartments.other_tissue.NEXIModel", "likelihood", "amplitudes", "seed"
+    )
+
+
 class IVIMFlow(DiffusionCommand):
     """Fit IVIM by variable projection: perfusion fraction, diffusivity and pseudo-diffusivity.
 
