@@ -109,15 +109,15 @@ def _errors(estimate, truth):
 
 
 def _about_errors(said):
-    """Warnings but those of wide intervals, which should cover the truth."""
-    return [text for text in said if "hardly determines" not in text]
+    """Warnings but those of single maps, of which `fit.prior_dominated` says the voxels."""
+    own = ("hardly determines", "prior_dominated")
+    return [text for text in said if not any(words in text for words in own)]
 
 
 def _prior_dominated(fit, name, shape):
-    names = getattr(fit, "_values", {})
-    if f"{name}_prior_dominated" in names:
-        return np.asarray(getattr(fit, f"{name}_prior_dominated"), dtype=bool).ravel()
-    return np.zeros(shape, dtype=bool)
+    if name not in fit.MAPS:
+        return np.zeros(shape, dtype=bool)
+    return fit.prior_dominated(name).reshape(shape)
 
 
 def line(result: dict) -> list[str]:
