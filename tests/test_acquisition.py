@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 
 import numpy as np
 import pytest
 import scipy.constants
 from dipy.core.gradients import gradient_table, unique_bvals_magnitude
 
+from dipy_spinverse import PackedCellsModel
 from dipy_spinverse.acquisition import (
     BaseAcquisition,
     acquisition_from_arrays,
@@ -656,3 +658,24 @@ def test_arrays_of_measurements_are_read_only_and_survive_pickling(make):
     np.testing.assert_array_equal(again.b_tensors, make().b_tensors)
     for name in ("b", "directions", "te", "mixing_time", "b_tensors", "b0_mask"):
         assert not getattr(make(), name).flags.writeable
+
+
+def test_delta_given_as_the_gap_between_pulses_is_named():
+    """One largest gradient for three diffusion times, which only Delta + delta explains."""
+    small, big, gradient = 10.0, np.repeat([20.0, 40.0, 60.0], 9), np.tile(np.arange(9) / 8, 3)
+    q = 0.2 * gradient  # rad/um at the largest gradient, of 75 mT/m
+    right, gap = (
+        Acquisition(q**2 * (big - small / 3), np.tile([1.0, 0, 0], (27, 1)), small, d, te=90)
+        for d in (big, big - small)
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        PackedCellsModel(right)
+    with pytest.warns(UserWarning, match="all would be 75 mT/m if big_delta were the gap"):
+        PackedCellsModel(gap)
+
+
+def test_gradients_that_no_scanner_has_are_named():
+    acquisition = Acquisition([0, 1, 5], np.eye(3), small_delta=0.5, big_delta=20)
+    with pytest.warns(UserWarning, match="gradients of up to 3.75 T"):
+        PackedCellsModel(acquisition)

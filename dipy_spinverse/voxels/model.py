@@ -12,7 +12,13 @@ from dipy.core.gradients import GradientTable
 from dipy.reconst.base import ReconstModel
 from numpy.typing import ArrayLike
 
-from dipy_spinverse.acquisition import BaseAcquisition, acquisition_from_arrays, as_acquisition
+from dipy_spinverse.acquisition import (
+    Acquisition,
+    BaseAcquisition,
+    acquisition_from_arrays,
+    as_acquisition,
+)
+from dipy_spinverse.acquisition.plausibility import warn_of_timings
 from dipy_spinverse.docstrings import fill_doc, naming_arguments
 from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
@@ -68,6 +74,9 @@ class VoxelModel(ReconstModel):
         self.acquisition = self.acquisition_of(
             gtab, te, mixing_time=mixing_time, isotropic=isotropic, n_averages=n_averages
         )
+        # Models that do not depend on timings invent those of gradient tables without.
+        if isinstance(self.acquisition, Acquisition) and getattr(gtab, "big_delta", 0) is not None:
+            warn_of_timings(self.acquisition)
 
     @property
     def prior_maps(self) -> Mapping[str, np.ndarray]:
