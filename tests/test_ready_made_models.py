@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from scipy.stats import gamma
 
 from benchmarks.neurite_exchange import layers
 from benchmarks.published_noddi import sphere
-from dipy_spinverse import Acquisition, NODDIModel, load_fit
+from dipy_spinverse import Acquisition, LearnedModel, NODDIModel, load_fit
 from dipy_spinverse.compartments import (
     GAMMA_CYLINDERS,
     Compartment,
@@ -322,6 +323,12 @@ def test_sizes_of_somas_at_one_diffusion_time_include_those_with_exchange():
     # 95 % of 20 minus two standard errors; 70 % without the discrepancy.
     assert covered.mean() >= 0.85
     assert (fit.soma_diameter_high > 2 * fit.soma_diameter_low).all()
+    learned = LearnedModel(model, n_train=500, max_epochs=2)
+    wide = learned.fit(data, sigma=2e-2).soma_diameter_std
+    model.definition = replace(model.definition, discrepancy={})
+    narrow = learned.fit(data, sigma=2e-2).soma_diameter_std
+    # 25 % of at least 8 um, in quadrature; the samples are few.
+    assert (np.sqrt(wide**2 - narrow**2) > 1).all()
 
 
 @pytest.mark.filterwarnings("ignore:The acquisition hardly determines")

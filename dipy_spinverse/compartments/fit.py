@@ -123,16 +123,17 @@ def maps_at(
     definition: Definition, parameters: NonlinearParameters, amplitudes: Tensor
 ) -> dict[str, np.ndarray]:
     """Maps (V,) at posterior samples of parameters, S0 among them."""
-    return _maps(definition, _sampled_values(definition, parameters, amplitudes))
+    values = all_values(definition, parameters, amplitudes)
+    return _maps(definition, with_discrepancy(definition, values))
 
 
-def _sampled_values(definition, parameters, amplitudes):
-    """Values of posterior samples, with the discrepancy between model and tissue."""
-    values, rng = all_values(definition, parameters, amplitudes), np.random.default_rng(0)
+def with_discrepancy(definition: Definition, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Values of posterior samples, or their maps, with the discrepancy of model and tissue."""
+    result, rng = dict(values), np.random.default_rng(0)
     for name, sd in definition.discrepancy.items():
-        factor = np.exp(sd * rng.standard_normal(len(amplitudes)))
-        values[name] = values[name] * torch.from_numpy(factor).to(values[name])
-    return values
+        factor = np.exp(sd * rng.standard_normal(result[name].shape))
+        result[name] = result[name] * torch.from_numpy(factor).to(result[name])
+    return result
 
 
 def _maps(definition, values):
@@ -169,7 +170,8 @@ def posterior_arrays(
     definition: Definition, solution: Solution, samples: PosteriorSamples
 ) -> dict[str, np.ndarray]:
     """Medians, standard deviations and intervals of the maps and of the populations."""
-    values = _sampled_values(definition, samples.parameters, samples.amplitudes)
+    values = all_values(definition, samples.parameters, samples.amplitudes)
+    values = with_discrepancy(definition, values)
     n_voxels = len(samples.effective_size)
     result = statistics_of_maps(
         {name: value.reshape(-1, n_voxels) for name, value in _maps(definition, values).items()}

@@ -17,7 +17,11 @@ from numpy.typing import ArrayLike
 from dipy_spinverse.acquisition import BaseAcquisition, require_single_magnitudes
 from dipy_spinverse.compartments.arguments import without_noise_alone
 from dipy_spinverse.compartments.fibres import maps_of
-from dipy_spinverse.compartments.fit import CompartmentFit, compartment_layout
+from dipy_spinverse.compartments.fit import (
+    CompartmentFit,
+    compartment_layout,
+    with_discrepancy,
+)
 from dipy_spinverse.compartments.learned.features import feature_encoder
 from dipy_spinverse.compartments.learned.learner import Learner, Scaling
 from dipy_spinverse.compartments.learned.learner_file import read_learner, write_learner
@@ -347,6 +351,7 @@ class LearnedModel(VoxelModel):
             n_checked = len(checked_rows(acquisition))
             birge_ratio = np.sqrt(birge_variance((rms / sigma) ** 2, n_checked))
             self._widen(draws, birge_ratio, data, noise)
+            draws = with_discrepancy(definition, draws)
             result |= statistics_of_maps(
                 {name: value.numpy() for name, value in draws.items()}, axis=1
             )
