@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from compartment_cases import directions
 
+from benchmarks.published_noddi import published_signals, tissue
+from dipy_spinverse import Acquisition
 from dipy_spinverse.report.descriptions import MAP_DESCRIPTIONS
 from dipy_spinverse.workflows import cli
 
@@ -49,3 +53,32 @@ def test_every_map_and_every_command_is_explained():
     assert {name for name in MAP_DESCRIPTIONS if f"`{name}`" not in words.read_text()} == set()
     for program in cli.COMMANDS:
         assert f"## {program}\n" in commands.read_text()
+
+
+def test_code_for_users_of_other_packages_runs():
+    """The blocks of this package, on voxels of published NODDI with two sets of directions."""
+    text = (ROOT / "doc" / "from_other_packages.md").read_text()
+    blocks = [
+        block
+        for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        if "import amico" not in block and "from dmipy" not in block
+    ]
+    b, truth = np.repeat([0.0, 1.0, 2.0], [4, 30, 30]), tissue(3)
+    gtab = Acquisition(b, directions(64), small_delta=10, big_delta=30)
+    data = published_signals(b, gtab.directions, truth)
+    names = {"gtab": gtab, "data": data, "mask": np.ones(3)}
+    exec(blocks[0], names)
+    np.testing.assert_allclose(names["fit"].fwf, truth["fwf"], atol=0.02)  # without noise
+    for block in blocks[1:]:
+        exec(block, names)
+    assert len(blocks) == 4 and names["fit"].fibre_fractions.shape == (3, 3)
+    # Peaks in scanner axes, of an image whose axes are turned and whose determinant is positive.
+    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))[0]
+    rotation *= np.linalg.det(rotation)
+    affine = np.eye(4)
+    affine[:3, :3] = 2 * rotation
+    scanner = (truth["axis"] * [-1, 1, 1]) @ rotation.T
+    peaks = np.concatenate([0.5 * scanner, np.full((3, 6), np.nan)], axis=1)
+    found = names["peaks_of_mrtrix"](peaks, affine).peak_dirs
+    np.testing.assert_allclose(found[:, 0], truth["axis"], atol=1e-12)
+    assert not found[:, 1:].any()
