@@ -14,6 +14,7 @@ LAYERS = (
     "workflows", "report", "spinverse", "scan_design", "cell_shapes", "tissue_fractions",
     "cell_search", "packed_cells", "compartments", "inversion", "substrates", "walls",
     "bloch_torrey", "datasets", "voxels", "acquisition", "grid", "threads", "units", "docstrings",
+    "user_warnings",
 )  # fmt: skip
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO
+from dipy_spinverse.user_warnings import warn
 
 # T/m, by hand: twice those of micro-imaging (1.5), six times the strongest for humans (0.5,
 # https://doi.org/10.1016/j.neuroimage.2021.118530).
@@ -25,29 +24,26 @@ def warn_of_timings(acquisition: Acquisition) -> None:
         return
     strongest = acquisition.gradient_t_per_m[weighted].max()
     if strongest > _STRONGEST:
-        warnings.warn(
+        warn(
             f"b-values, big_delta and small_delta imply gradients of up to {strongest:.3g} T/m, "
             f"more than any MRI scanner has ({_STRONGEST:g}): check their units, and that "
-            "big_delta is between the leading edges of the pulses.",
-            stacklevel=4,
+            "big_delta is between the leading edges of the pulses."
         )
     timings = [weighted & (acquisition.timing_index == k) for k in range(len(acquisition.timings))]
     largest = _largest_gradients(acquisition, acquisition.big_delta, timings)
     of_gaps = _largest_gradients(acquisition, acquisition.big_delta + delta, timings)
     gap = (acquisition.big_delta - acquisition.mixing_time - delta)[weighted].min()
     if _spread(largest) > _DIFFERENT and _spread(of_gaps) < _EQUAL:
-        warnings.warn(
+        warn(
             "b-values and timings imply largest gradients of "
             f"{', '.join(f'{1e3 * g:.0f}' for g in largest)} mT/m, but all would be "
             f"{1e3 * of_gaps[0]:.0f} mT/m if big_delta were the gap between the pulses; it is "
-            "between their leading edges: add small_delta if so.",
-            stacklevel=4,
+            "between their leading edges: add small_delta if so."
         )
     elif gap < _SHORTEST_GAP_MS and not acquisition.mixing_time.any():
-        warnings.warn(
+        warn(
             f"big_delta leaves {gap:.3g} ms between the pulses, too little for a refocusing "
-            "pulse; it is between their leading edges: add small_delta if it is the gap.",
-            stacklevel=4,
+            "pulse; it is between their leading edges: add small_delta if it is the gap."
         )
 
 

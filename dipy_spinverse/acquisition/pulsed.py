@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -21,6 +20,7 @@ from dipy_spinverse.acquisition.base import (
 )
 from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO, Waveforms, pulsed_waveforms
 from dipy_spinverse.units import MS_PER_UM2, S
+from dipy_spinverse.user_warnings import warn
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
@@ -391,10 +391,9 @@ class Acquisition(BaseAcquisition):
             )
         neglected = self.b[self.direction_averaged].max(initial=0)
         if neglected > SAME_B0:
-            warnings.warn(
+            warn(
                 f"acquisition has b0 of up to b = {neglected:g} ms/um^2 without a direction; "
-                "simulations on a grid neglect their decay. Give their directions.",
-                stacklevel=2,
+                "simulations on a grid neglect their decay. Give their directions."
             )
         return read_only(self.q[:, None] * self.directions)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,6 +17,7 @@ from dipy_spinverse.cell_search.search import CellSearch
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.inversion.protocols import Reconstruction
 from dipy_spinverse.inversion.unknowns import scaled_transmissibility
+from dipy_spinverse.user_warnings import warn
 from dipy_spinverse.voxels.noise import noise_before_fit
 from dipy_spinverse.voxels.progress import stepwise
 from dipy_spinverse.walls.patterns import align_fields
@@ -96,11 +96,10 @@ class CellInversion(VoxelwiseInversion):
         invert = partial(self._of_voxel, degrees_of_freedom=degrees_of_freedom)
         stacked = self._each_voxel(invert, data, noise)
         if (n_hopeless := stacked.pop("hopeless").sum()) > 0:
-            warnings.warn(
+            warn(
                 f"In {n_hopeless} of {len(data)} voxels the search ended early, as no cells made "
                 "of whole tetrahedra explain the signals. Walls may not lie on faces of the grid "
-                "(use ClosedCellInversion(smooth=True)), or S0 or the diffusivity may be wrong.",
-                stacklevel=2,
+                "(use ClosedCellInversion(smooth=True)), or S0 or the diffusivity may be wrong."
             )
         noise_level = np.sqrt((noise**2).mean(axis=1)) if sigma is None else sigma
         residual = np.sqrt(((stacked["predicted"] - data) ** 2).mean(axis=1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from dipy_spinverse.cell_shapes.templates import Template
 from dipy_spinverse.cell_shapes.unknowns import CellShape, ShapeSignals
 from dipy_spinverse.docstrings import fill_doc
 from dipy_spinverse.units import diffusivity_um2_per_ms
+from dipy_spinverse.user_warnings import warn
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
 from dipy_spinverse.voxels.image import image_of
 from dipy_spinverse.voxels.model import VoxelModel
@@ -186,9 +186,7 @@ class CellShapeModel(VoxelModel):
         }
         for message, cells in warned.items():
             if cells.any():
-                warnings.warn(
-                    f"{int(cells.sum())} of {len(image.voxels)} cells {message}", stacklevel=2
-                )
+                warn(f"{int(cells.sum())} of {len(image.voxels)} cells {message}")
         return CellShapeFit(self, status, values)
 
     def signals(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -31,6 +30,7 @@ from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.kernels import CustomKernel
 from dipy_spinverse.compartments.signals.pools import pool_signals
 from dipy_spinverse.units import MS_PER_UM2
+from dipy_spinverse.user_warnings import warn
 from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.image import Image
 from dipy_spinverse.voxels.status import FALSE_REJECTION_RATE, Status, is_noise_only
@@ -135,11 +135,10 @@ def check_acquisition(definition, acquisition, labels) -> None:
     _check_labels(definition, acquisition, labels)
     names = undetermined_parameters(definition, acquisition)
     if names:
-        warnings.warn(
+        warn(
             f"The acquisition hardly determines, at an SNR of {SNR:g}, {', '.join(names)} of "
             f"{name}: the maps are arbitrary, their intervals wide. Fix these parameters, or "
-            "change the acquisition (averages with less noise can suffice).",
-            stacklevel=4,
+            "change the acquisition (averages with less noise can suffice)."
         )
     for diameter, limit in resolution_limits(definition, acquisition).items():
         _LOGGER.info(
@@ -233,11 +232,10 @@ def warn_of_gains(signals: np.ndarray, acquisition: BaseAcquisition) -> None:
     gain = np.sqrt(max(between - within, 0) * len(per_timing) / acquisition.b0_mask.sum())
     p_value = f_distribution.sf(between / max(within, 1e-12), len(signals) * n_groups, freedom)
     if gain > _LEAST_GAIN and p_value < FALSE_REJECTION_RATE:
-        warnings.warn(
+        warn(
             f"b0 of different pulse timings differ by about {100 * gain:.2g} % (sd), more than "
             "repeated b0 of each: maps that depend on the diffusion time are biased, noise is "
-            'overestimated. Give amplitudes="timing" (--amplitudes timing), an S0 of each.',
-            stacklevel=3,
+            'overestimated. Give amplitudes="timing" (--amplitudes timing), an S0 of each.'
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from functools import cached_property
@@ -42,6 +41,7 @@ from dipy_spinverse.compartments.fitting.parameters import NonlinearParameters, 
 from dipy_spinverse.compartments.signals.encoding import encoding_of
 from dipy_spinverse.compartments.signals.pools import pool_signals
 from dipy_spinverse.docstrings import fill_doc
+from dipy_spinverse.user_warnings import warn
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
 from dipy_spinverse.voxels.fit import with_warning_of_prior
 from dipy_spinverse.voxels.image import image_of
@@ -230,12 +230,11 @@ class CompartmentModel(VoxelModel):
             cure = definition.remedies.get(name, f"Give {name}={unit * value:.2g}")
             if name in definition.arguments:
                 cure += f', or {name}="free", which has it fitted'
-            warnings.warn(
+            warn(
                 f"{name} is fixed at {unit * definition.fixed[name]:.3g} in {definition.name}, "
                 f"but the data as a whole support about {unit * value:.2g}: the maps are biased, "
                 f"and their intervals too narrow, also where the status is CONVERGED "
-                f"({rejected.sum()} voxels are MISFIT). {cure}.",
-                stacklevel=3,
+                f"({rejected.sum()} voxels are MISFIT). {cure}."
             )
 
     def signals_of_fit(

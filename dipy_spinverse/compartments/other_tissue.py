@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +19,7 @@ from dipy_spinverse.compartments.definition import (
 from dipy_spinverse.compartments.model import CompartmentModel
 from dipy_spinverse.compartments.signals.exchange import TWO_SITES
 from dipy_spinverse.compartments.signals.kernels import CHANGING_SPHERES
+from dipy_spinverse.user_warnings import warn
 
 # ms/um^2, above which no perfusing blood is left (pseudo-diffusivity of 10 um^2/ms and more: below
 # e^-2); as DIPY's IvimModel splits b-values (Le Bihan et al. 1988).
@@ -103,12 +103,11 @@ class SANDIModel(CompartmentModel):
         times = require_pulsed(self.acquisition).big_delta[~self.acquisition.b0_mask].round(2)
         if np.ptp(times) == 0:
             self.definition = replace(definition, discrepancy={"soma_diameter": _EXCHANGE_SD})
-            warnings.warn(
+            warn(
                 f"SANDI with one diffusion time (big_delta of {times[0]:g} ms) cannot separate "
                 "the size of somas from exchange across their membranes: soma_diameter is an "
                 f"apparent one, and its interval is wider, by {100 * _EXCHANGE_SD:.0f} % (sd). "
-                "Several diffusion times show whether one size explains all.",
-                stacklevel=2,
+                "Several diffusion times show whether one size explains all."
             )
 
 

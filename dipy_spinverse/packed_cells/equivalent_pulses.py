@@ -18,7 +18,6 @@ References
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -42,6 +41,7 @@ from dipy_spinverse.packed_cells.waveform_correction import (
     exchange_time,
     pulse_relative_b,
 )
+from dipy_spinverse.user_warnings import warn
 
 # Rates times durations below which exponentials are expanded in series.
 _SMALL = 3e-3
@@ -236,12 +236,11 @@ def _axisymmetric(tensors):
 def _warn_of_asymmetry(asymmetry):
     n_asymmetric = np.sum(asymmetry > _ASYMMETRIC)
     if n_asymmetric:
-        warnings.warn(
+        warn(
             f"acquisition has {n_asymmetric} measurements whose b-tensors have three different "
             f"eigenvalues, by up to {100 * asymmetry.max():.0f} % of b; packed cells treat them "
             "as axially symmetric, an error of the same size. Leave them out "
-            "(acquisition.subset), or use linear, planar and spherical ones.",
-            stacklevel=2,
+            "(acquisition.subset), or use linear, planar and spherical ones."
         )
 
 

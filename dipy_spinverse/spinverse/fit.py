@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,6 +10,7 @@ import numpy as np
 from dipy_spinverse.bloch_torrey import relative_transmissibility
 from dipy_spinverse.cell_search.smooth import CELL_ARRAYS
 from dipy_spinverse.inversion.unknowns import WALL_THRESHOLD, scaled_transmissibility
+from dipy_spinverse.user_warnings import warn
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.status import FITTED, Status
 from dipy_spinverse.walls.interface import InterfaceMesh
@@ -245,19 +245,16 @@ def _check_drawable(voxel, index, shape):
         )
     status = Status(int(voxel.wall_status))
     if status in _STATUS_WARNINGS:
-        warnings.warn(
-            f"Voxel {index!r} is {status.name}: {_STATUS_WARNINGS[status]}.", stacklevel=3
-        )
+        warn(f"Voxel {index!r} is {status.name}: {_STATUS_WARNINGS[status]}.")
     diffusivity, scale = voxel.field_diffusivity[0], voxel.field_scale[0]
     tau = relative_transmissibility(voxel.model.grid, voxel.permeability, diffusivity / scale)
     open_tau = tau[scaled_transmissibility(tau) >= WALL_THRESHOLD]
     open_diffusivity = diffusivity * np.median(open_tau if open_tau.size else 1.0)
     if open_diffusivity < _MIN_OPEN_TRANSMISSIBILITY * diffusivity:
-        warnings.warn(
+        warn(
             f"Voxel {index!r}: the transmissibility of faces without walls is that of a "
             f"diffusivity of {open_diffusivity:.2f}, not {diffusivity:.2f} um^2/ms; with a "
-            "diffusivity that is too high, estimated walls are not those of the tissue.",
-            stacklevel=3,
+            "diffusivity that is too high, estimated walls are not those of the tissue."
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,6 +33,7 @@ from dipy_spinverse.spinverse.fit import SpinverseFit, status_with_pattern, wall
 from dipy_spinverse.spinverse.packings import permeability_field_signals
 from dipy_spinverse.spinverse.voxel_inversion import VoxelInversion
 from dipy_spinverse.spinverse.wall_corrections import LARGEST_LINK_PHASE
+from dipy_spinverse.user_warnings import warn
 from dipy_spinverse.voxels.chunks import Engine, fit_image
 from dipy_spinverse.voxels.image import Image, Voxels
 from dipy_spinverse.voxels.model import VoxelModel
@@ -206,18 +206,16 @@ class ClosedCellInversion(PermeabilityFieldInversion):
         }
         if not self.smooth:
             return CellInversion(problem.acquisition, problem.grid, **options)
-        warnings.warn(
+        warn(
             "The search for smooth cells is experimental: it may end in a local minimum, a wrong "
             "shape that explains the data about as well, mostly with cells at other positions. "
-            "Fit with several seeds, and trust what these have in common.",
-            stacklevel=4,
+            "Fit with several seeds, and trust what these have in common."
         )
         if not problem.S0_known:
-            warnings.warn(
+            warn(
                 "S0 is not given: that of late echo times is hardly distinguishable from the "
                 "permeability of walls, and intervals do not include this error. Give S0 if it "
-                "is known.",
-                stacklevel=4,
+                "is known."
             )
         return SmoothCellInversion(
             problem.acquisition, problem.grid, S0_known=problem.S0_known,
@@ -250,12 +248,11 @@ def _warn_if_coarse(problem):
     phase = np.abs(problem.grid.displacements @ problem.acquisition.q_vectors.T).max(axis=0)
     coarse = phase > LARGEST_LINK_PHASE
     if coarse.any():
-        warnings.warn(
+        warn(
             f"The grid is too coarse for {coarse.sum()} of {len(coarse)} measurements: the "
             f"phase between neighbouring tetrahedra reaches {phase.max():.1f} rad. Use "
             f"lattice cubes smaller by a factor of {phase.max() / LARGEST_LINK_PHASE:.1f}, "
-            "or leave these measurements out.",
-            stacklevel=4,
+            "or leave these measurements out."
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from collections.abc import Sequence as Sequences
 from copy import copy
@@ -29,6 +28,7 @@ from dipy_spinverse.tissue_fractions.signal_equations import SignalEquations
 from dipy_spinverse.tissue_fractions.signal_table import SignalSimulation, axes_of
 from dipy_spinverse.tissue_fractions.simplex_posterior import MOST_TISSUES
 from dipy_spinverse.tissue_fractions.tissues import CONSTANTS, Tissue, constants_of, tissues_at
+from dipy_spinverse.user_warnings import warn
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.image import Image, image_of, per_voxel
@@ -268,10 +268,9 @@ class TissueFractionModel(VoxelModel):
     def _warn_not_separated(self, n_voxels, tissues, snr):
         separation = least_separated(self.sequences, tissues, self.simulator, snr)
         dependent = self.smoothness > 0 and max(self.b1_error, self.constants_error) > 0
-        warnings.warn(
+        warn(
             f"images do not separate the tissues in {n_voxels} voxels: {separation}."
-            + dependent * _TOO_NARROW,
-            stacklevel=3,
+            + dependent * _TOO_NARROW
         )
 
     def _with_constants(self, constants):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +12,7 @@ from dipy.reconst.base import ReconstFit
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import BaseAcquisition
+from dipy_spinverse.user_warnings import warn
 from dipy_spinverse.voxels import storage
 from dipy_spinverse.voxels.acquired import Acquired, FittedModel
 from dipy_spinverse.voxels.image import per_voxel
@@ -220,11 +220,10 @@ def with_warning_of_prior(fit: _Fit) -> _Fit:
     percent = fit.prior_dominated_percent()
     dominated = [name for name, value in percent.items() if value > 50]
     if 2 * len(dominated) > len(fit.model.prior_maps):
-        warnings.warn(
+        warn(
             f"The signals hardly determine {', '.join(dominated)}: in most voxels these maps and "
             "their intervals are those of the prior (fit.prior_dominated). Acquire more b-values, "
-            "directions or diffusion times; dipy_check_acquisition says which.",
-            stacklevel=3,
+            "directions or diffusion times; dipy_check_acquisition says which."
         )
     return fit
 

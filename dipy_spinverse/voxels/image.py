@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from dipy_spinverse.user_warnings import warn
 from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.memory import check_memory
 from dipy_spinverse.voxels.noise import KNOWN, TEMPORARY_NUMBERS, noise_before_fit
@@ -126,13 +126,12 @@ def image_of(
     shape = data.shape[:-1]
     inside = wanted_voxels("mask", True if mask is None else mask, shape)
     if not inside.any():
-        warnings.warn(f"mask has no voxel of the {len(inside)}: nothing is fitted.", stacklevel=3)
+        warn(f"mask has no voxel of the {len(inside)}: nothing is fitted.")
     if S0 is None and not np.asarray(acquisition.b0_per_te).any():
-        warnings.warn(
+        warn(
             f"The acquisition has no b0 (smallest b {acquisition.b.min():g} ms/um^2): S0 is "
             "extrapolated from weighted signals, and the noise is not known from repeated b0. Add "
-            "b0 volumes, or raise b0_threshold if some have a small b.",
-            stacklevel=3,
+            "b0 volumes, or raise b0_threshold if some have a small b."
         )
     noise = None if sigma is None else per_voxel("sigma", sigma, shape)
     if noise is not None and not ((noise[inside] > 0) & np.isfinite(noise[inside])).all():

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 from scipy.ndimage import uniform_filter
 
 from dipy_spinverse.acquisition import Acquisition, TensorAcquisition
+from dipy_spinverse.user_warnings import warn
 from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.outliers import squares_without_outliers
 from dipy_spinverse.voxels.shells import shells_of
@@ -110,12 +109,11 @@ def warn_of_unknown_averages(
         return
     snr = signals[is_magnitude][:, averages].min(axis=1) / sigma[is_magnitude]
     if np.median(snr) < _MIN_SNR_OF_AVERAGES:
-        warnings.warn(
+        warn(
             f"The smallest averages over directions are {np.median(snr):.0f} times their noise: "
             "averages of magnitudes that low keep a noise floor which depends on the number of "
             "directions, and maps are biased without it. Give n_averages (--n_averages), with "
-            'the sigma of one magnitude; or likelihood="gaussian" for averages of real parts.',
-            stacklevel=4,
+            'the sigma of one magnitude; or likelihood="gaussian" for averages of real parts.'
         )
 
 

@@ -10,7 +10,6 @@ References
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,6 +17,7 @@ from numba import njit
 from scipy.stats import binom, norm, t
 
 from dipy_spinverse.acquisition import BaseAcquisition
+from dipy_spinverse.user_warnings import warn
 from dipy_spinverse.voxels.shells import shells_of
 from dipy_spinverse.voxels.status import FALSE_REJECTION_RATE
 
@@ -130,9 +130,8 @@ def warn_of_volumes(shares: dict[int, float]) -> None:
     """Warn of volumes that are outliers in these shares of the voxels."""
     if shares:
         listed = ", ".join(f"{m} ({100 * share:.0f} %)" for m, share in shares.items())
-        warnings.warn(
+        warn(
             f"Volumes {listed} are outliers in these shares of the voxels, more than by chance: "
             "their signal is lost or disturbed, as by motion or the scanner. They were left out "
-            "there (fit.outliers). Inspect these volumes, counted from 0.",
-            stacklevel=3,
+            "there (fit.outliers). Inspect these volumes, counted from 0."
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from enum import IntEnum
 
 import numpy as np
 from scipy.stats import chi2
 from scipy.stats import f as f_distribution
+
+from dipy_spinverse.user_warnings import warn
 
 
 class Status(IntEnum):
@@ -73,10 +74,9 @@ def status_before_fit(signals: np.ndarray, S0: np.ndarray) -> np.ndarray:
     status[(signals == 0).all(axis=1)] = Status.NO_SIGNAL
     unusable = status != Status.CONVERGED
     if unusable.any():
-        warnings.warn(
+        warn(
             f"{unusable.sum()} of {len(status)} voxels cannot be fitted (NaN or infinite samples, "
-            "or no signal). Their status gives the reason; their maps are zero.",
-            stacklevel=4,
+            "or no signal). Their status gives the reason; their maps are zero."
         )
     return status
 

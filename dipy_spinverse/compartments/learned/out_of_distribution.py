@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 
 from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.compartments.learned.features import FeatureEncoder
 from dipy_spinverse.compartments.learned.learner import Scaling
+from dipy_spinverse.user_warnings import warn
 from dipy_spinverse.voxels.image import Image
 from dipy_spinverse.voxels.status import Status
 
@@ -24,11 +23,10 @@ def warn_if_noise_differs(noise: np.ndarray, snr: tuple[float, float]) -> None:
     low, high = snr
     outside = (noise > (1 + _SNR_MARGIN) / low) | (noise < (1 - _SNR_MARGIN) / high)
     if outside.any():
-        warnings.warn(
+        warn(
             f"{outside.sum()} of {len(noise)} voxels have a signal-to-noise ratio outside of "
             f"{low:g} to {high:g}, for which this learner was trained; train one with a "
-            "wider snr, or fit these voxels.",
-            stacklevel=3,
+            "wider snr, or fit these voxels."
         )
 
 
@@ -51,9 +49,8 @@ def warn_if_out_of_distribution(
     outside = is_outside.any(axis=1).mean()
     misfit = (status[image.status == Status.CONVERGED] == Status.MISFIT).mean()
     if max(outside, misfit) > _WARNING_SHARE:
-        warnings.warn(
+        warn(
             f"About {100 * outside:.0f} % of the voxels are outside of the distribution of the "
             f"training set, {100 * misfit:.0f} % are MISFIT: b-values, noise or tissue differ "
-            "from those of the training. Fit these voxels, or train for this acquisition.",
-            stacklevel=3,
+            "from those of the training. Fit these voxels, or train for this acquisition."
         )
