@@ -317,7 +317,7 @@ def test_linear_b_tensors_pass_and_others_are_refused():
         Acquisition.from_gtab(gtab(btens="STE"))
     table = gtab(btens="LTE")
     table.btens[2, 0, 1] += 1
-    with pytest.raises(ValueError, match="gtab.btens is not symmetric at measurement 2"):
+    with pytest.raises(ValueError, match="gtab.btens is not symmetric: .* at measurement 2"):
         Acquisition.from_gtab(table)
 
 
@@ -449,8 +449,8 @@ def test_other_scheme_versions_are_named(tmp_path, version):
     [
         ("1 0 0 0.05 0.04 0.01", "line 5 is '1 0 0 0.05 0.04 0.01'.*7 numbers"),
         ("1 0 0 0.05 0.04 0.01 long", "line 5 is .*7 numbers"),
-        ("1 0 0 -0.05 0.04 0.01 0.08", r"line 5: \|G\| is -0.05"),
-        ("1 0 0 0.05 0.04 0 0.08", r"line 5: Delta and delta are 0.04 and 0 s with \|G\| = 0.05"),
+        ("1 0 0 -0.05 0.04 0.01 0.08", r"\|G\| is -0.05 T/m at measurement 3"),
+        ("1 0 0 0.05 0.04 0 0.08", "shorter of Delta and delta is 0 s at measurement 3"),
         ("1 0 0 0.05 0.001 0.01 0.08", "big_delta - small_delta is -9 ms at measurement 3"),
         ("1 0 0 0.05 0.04 0.01 0.04", r"te - \(big_delta .* is -10 ms"),
         ("1 0 0 0.05 40 10 80", "big_delta is 40 s, which looks like milliseconds"),
@@ -559,7 +559,7 @@ def test_bids_needs_its_neighbours(tmp_path, suffix):
         ({"mixing_time": -1}, "mixing_time is -1 ms"),
         ({"te": 29, "mixing_time": 20}, "te - .* is -1 ms"),
         ({"isotropic": [True, False]}, r"isotropic has shape \(2,\) for 5 measurements"),
-        ({"isotropic": [0, 1, 2, 0, 0]}, "isotropic has .*values other than True and False"),
+        ({"isotropic": [0, 1, 2, 0, 0]}, "isotropic is 2 at measurement 2; .*True or False"),
         ({"small_delta": 0.01, "big_delta": 0.04, "te": 0.08}, "big_delta .*looks like seconds"),
         ({"b0_threshold": -1}, "b0_threshold is -1"),
         ({"b0_threshold": np.nan}, "b0_threshold is nan"),

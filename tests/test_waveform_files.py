@@ -73,7 +73,7 @@ def test_rotations_turn_the_b_tensors(tmp_path):
         ({"duration_before": 0}, "duration_before, .* are 0"),
         ({"te": 20.0}, "te is 20 ms; .*at least 29 ms"),
         ({"rotations": np.eye(3)}, r"rotations has shape \(3, 3\)"),
-        ({"rotations": [2 * np.eye(3)]}, "rotations is not orthogonal at measurement 0"),
+        ({"rotations": [2 * np.eye(3)]}, "rotations: .* is 3 at measurement 0"),
         ({"b": [-1.0]}, "b is"),
         ({"duration_after": 8}, "do not refocus"),
     ],
@@ -184,8 +184,11 @@ LOBE[:10, 0], LOBE[30:, 0] = 0.05, -0.05
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"gradients_T_per_m": [np.abs(LOBE)]}, "measurement 0 .* do not refocus: .*refocusing_s"),
-        ({"gradients_T_per_m": [LOBE, LOBE[:-1]]}, "measurement 1 .* do not refocus"),
+        (
+            {"gradients_T_per_m": [np.abs(LOBE)]},
+            "do not refocus: .* at measurement 0; .*refocusing_s",
+        ),
+        ({"gradients_T_per_m": [LOBE, LOBE[:-1]]}, "do not refocus: .* at measurement 1"),
         ({"gradients_T_per_m": []}, "is empty"),
         ({"gradients_T_per_m": [LOBE[:, :2]]}, r"shape \(40, 2\) at measurement 0"),
         ({"gradients_T_per_m": [LOBE * np.nan]}, "finite"),
@@ -208,7 +211,9 @@ def test_bad_samples_are_refused(arguments, message):
 def test_waveforms_that_disagree_with_the_gradient_table_are_refused():
     acquisition = WaveformAcquisition.from_samples([LOBE], 1e-3)
     gtab = acquisition.to_gtab()
-    with pytest.raises(ValueError, match="gtab has b = .* differ by"):
+    with pytest.raises(
+        ValueError, match="difference of the b-tensors of gtab and waveforms is 21 % of b"
+    ):
         WaveformAcquisition.from_samples([1.1 * LOBE], 1e-3, gtab=gtab)
     with pytest.raises(ValueError, match="gtab has 1 measurements"):
         WaveformAcquisition.from_samples([LOBE, LOBE], 1e-3, gtab=gtab)

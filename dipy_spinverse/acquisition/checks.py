@@ -82,12 +82,8 @@ def symmetric_tensors(name: str, tensors: np.ndarray) -> None:
     """Refuse b-tensors (M, 3, 3) that are not symmetric."""
     asymmetry = np.abs(tensors - np.swapaxes(tensors, 1, 2)).max(axis=(1, 2))
     bad = asymmetry > _SYMMETRY_TOLERANCE * np.abs(tensors).max(axis=(1, 2))
-    if bad.any():
-        m = int(np.argmax(bad))
-        raise ValueError(
-            f"{name} is not symmetric at measurement {m} (by {asymmetry[m]:.3g}); a b-tensor is "
-            "an integral of q q^T. Correct it."
-        )
+    raise_where(bad, f"{name} is not symmetric: its asymmetry", asymmetry, "",
+                "be 0. A b-tensor is an integral of q q^T. Correct it.")  # fmt: skip
 
 
 def b_tensors(name: str, value) -> np.ndarray:
@@ -138,24 +134,14 @@ def bvals(values: np.ndarray) -> None:
 
 def flags(name: str, value, size: int) -> np.ndarray:
     """Booleans (size,) from one or `size` values that are bool, 0 or 1."""
-    numbers = numeric(name, value)
-    if numbers.shape not in ((), (1,), (size,)) or not np.isin(numbers, (0, 1)).all():
-        raise ValueError(
-            f"{name} has shape {numbers.shape} for {size} measurements, or values other than "
-            "True and False; give one for all, or one per measurement."
-        )
-    return np.broadcast_to(numbers, (size,)).astype(bool)
+    numbers = _one_or_each(name, value, size)
+    raise_where(~np.isin(numbers, (0, 1)), name, numbers, "", "be True or False.")
+    return numbers.astype(bool)
 
 
 def counts(name: str, value, size: int) -> np.ndarray:
     """Whole numbers (size,) of at least 1, from one or `size` of them."""
-    numbers = numeric(name, value)
-    if numbers.shape not in ((), (1,), (size,)):
-        raise ValueError(
-            f"{name} has shape {numbers.shape} for {size} measurements; give one number for all, "
-            "or one per measurement."
-        )
-    numbers = np.broadcast_to(numbers, (size,))
+    numbers = _one_or_each(name, value, size)
     bad = ~((numbers >= 1) & (numbers == np.round(numbers)) & np.isfinite(numbers))
     raise_where(bad, name, numbers, "", "be a whole number of at least 1, that of the magnitudes "
                 "of which the measurement is the mean.")  # fmt: skip
@@ -187,19 +173,23 @@ def per_measurement(name: str, value, size: int) -> np.ndarray:
     """Times (size,) in ms, from one number or one per measurement."""
     if value is None:
         raise ValueError(f"{name} is None; give it in ms, as one number or one per measurement.")
-    times = numeric(name, value)
-    times = times.reshape(()) if times.size == 1 else times
-    if times.shape not in ((), (size,)):
-        raise ValueError(
-            f"{name} has shape {times.shape} for {size} measurements; give one number or one per "
-            "measurement. (A sliced gtab keeps the deltas of the full one: convert the full gtab "
-            "and use Acquisition.subset.)"
-        )
-    times = np.broadcast_to(times, (size,)).copy()
+    times = _one_or_each(name, value, size)
     bad = ~np.isfinite(times) | (times < 0) | (times > LONGEST_MS)
     bounds = f"be at least 0 and at most {LONGEST_MS:g}. Correct it, or its unit."
     raise_where(bad, name, times, "ms", bounds)
     return times
+
+
+def _one_or_each(name, value, size):
+    """Numbers (size,) from one for all or one per measurement."""
+    numbers = numeric(name, value)
+    if numbers.size != 1 and numbers.shape != (size,):
+        raise ValueError(
+            f"{name} has shape {numbers.shape} for {size} measurements; give one number or one "
+            "per measurement. (A sliced gtab keeps the deltas of the full one: convert the full "
+            "gtab and use Acquisition.subset.)"
+        )
+    return np.broadcast_to(numbers.reshape(-1), (size,)).copy()
 
 
 def fill_b0_timing(small, big, te, mixing, b0) -> tuple[np.ndarray, np.ndarray]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from dipy.io import read_bvals_bvecs
 
-from dipy_spinverse.acquisition.checks import numeric
+from dipy_spinverse.acquisition.checks import numeric, raise_where
 
 _LONGEST_TEXT = 10**8  # bytes: 100 for each of a million measurements
 _BIDS_FIELDS = {
@@ -91,11 +92,20 @@ def read_numbers(name: str, value):
         ) from error
 
 
+def lines_of_numbers(path) -> Iterator[tuple[str, str, list[float]]]:
+    """Place in error messages, text and numbers of each line; none of lines with other words."""
+    for number, line in enumerate(read_text("path", path).splitlines(), start=1):
+        try:
+            row = [float(word) for word in line.replace(",", " ").split()]
+        except ValueError:
+            row = []
+        yield f"path {path}, line {number}", line.strip(), row
+
+
 def read_scheme_rows(path) -> np.ndarray:
     """Rows (M, 7) x y z |G| Delta delta TE of a Camino scheme of version 1."""
     rows = []
-    for number, line in enumerate(read_text("path", path).splitlines(), start=1):
-        line = line.strip()
+    for place, line, row in lines_of_numbers(path):
         if not line or line[0] in "#%":
             continue
         if line.upper().startswith("VERSION"):
@@ -107,31 +117,21 @@ def read_scheme_rows(path) -> np.ndarray:
                     "Convert it, or use Acquisition.from_files with the deltas."
                 )
             continue
-        try:
-            row = [float(word) for word in line.split()]
-        except ValueError:
-            row = []
         if len(row) != 7:
             raise ValueError(
-                f"path {path}, line {number} is {line[:60]!r}; it must be the 7 numbers "
-                "x y z |G| Delta delta TE."
-            )
-        gradient, big_delta, small_delta = row[3:6]
-        if gradient < 0:
-            raise ValueError(
-                f"path {path}, line {number}: |G| is {gradient:g} T/m; it must be >= 0. Invert "
-                "the direction instead."
-            )
-        # b would be 0, as of a b0 measurement.
-        if gradient > 0 and not (big_delta > 0 and small_delta > 0):
-            raise ValueError(
-                f"path {path}, line {number}: Delta and delta are {big_delta:g} and "
-                f"{small_delta:g} s with |G| = {gradient:g} T/m; they must be > 0 where |G| > 0."
+                f"{place} is {line[:60]!r}; it must be the 7 numbers x y z |G| Delta delta TE."
             )
         rows.append(row)
     if not rows:
         raise ValueError(f"path {path} has no measurements; it must have 7 numbers per line.")
-    return np.array(rows)
+    table = np.array(rows)
+    gradient, shorter = table[:, 3], table[:, 4:6].min(axis=1)
+    raise_where(gradient < 0, f"path {path}: |G|", gradient, "T/m",
+                "be >= 0. Invert the direction instead.")  # fmt: skip
+    # b would be 0, as of a b0 measurement.
+    raise_where((gradient > 0) & ~(shorter > 0), f"path {path}: the shorter of Delta and delta",
+                shorter, "s", "be > 0 where |G| > 0.")  # fmt: skip
+    return table
 
 
 def sidecar_times(name: str, path: Path) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import checks
-from dipy_spinverse.acquisition.files import read_text
+from dipy_spinverse.acquisition.files import lines_of_numbers, read_text
 from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 from dipy_spinverse.acquisition.waveforms import Waveforms, concatenate_pieces
 from dipy_spinverse.units import S
@@ -192,18 +192,11 @@ def _effective_gradients(rows, encodings, gradients):
 
 def _read_samples(path):
     rows = []
-    for number, line in enumerate(read_text("path", path).splitlines(), start=1):
-        words = line.replace(",", " ").split()
-        try:
-            row = [float(word) for word in words]
-        except ValueError:
-            row = []
+    for place, line, row in lines_of_numbers(path):
         if len(row) == 3:
             rows.append(row)
-        elif rows and words:
-            raise ValueError(
-                f"path {path}, line {number} is {line[:60]!r}; it must be the 3 numbers x y z."
-            )
+        elif rows and line.strip(" ,"):
+            raise ValueError(f"{place} is {line[:60]!r}; it must be the 3 numbers x y z.")
     if len(rows) < 2 or not np.isfinite(rows).all():
         raise ValueError(f"path {path} must have at least two rows of 3 finite numbers x y z.")
     return np.array(rows)
@@ -216,9 +209,6 @@ def _checked_rotations(rotations, n):
     if rotations.shape != (n, 3, 3):
         raise ValueError(f"rotations has shape {rotations.shape}; give ({n}, 3, 3).")
     deviation = np.abs(rotations @ np.swapaxes(rotations, 1, 2) - np.eye(3)).max(axis=(1, 2))
-    bad = ~(deviation <= _ROTATION_TOLERANCE)
-    if bad.any():
-        raise ValueError(
-            f"rotations is not orthogonal at measurement {np.argmax(bad)}; correct it."
-        )
+    checks.raise_where(~(deviation <= _ROTATION_TOLERANCE), "rotations: the largest |R R^T - 1|",
+                       deviation, "", "be 0. Correct it.")  # fmt: skip
     return rotations
