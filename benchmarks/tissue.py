@@ -32,6 +32,7 @@ from benchmarks.tissue_testset import (
     quick_testset,
 )
 from dipy_spinverse import Acquisition, PackedCellsModel
+from dipy_spinverse.voxels.statistics import dominant_axis
 
 SNRS = (50, 30)
 MAPS = (
@@ -91,7 +92,7 @@ def packed_cells(
         median,
         low,
         high,
-        posterior.mean("wall_orientation"),
+        dominant_axis(posterior.maps["wall_orientation"])[0],
         posterior.chi_square / posterior.degrees_of_freedom,
         np.full(len(signals), seconds),
     )

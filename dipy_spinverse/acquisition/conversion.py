@@ -20,18 +20,15 @@ def as_acquisition(
     gtab: GradientTable | BaseAcquisition,
     te: ArrayLike | None = None,
     *,
-    mixing_time: ArrayLike | None = None,
-    isotropic: ArrayLike | None = None,
-    n_averages: ArrayLike | None = None,
     name: str = "gtab",
+    **timing: ArrayLike | None,
 ) -> BaseAcquisition:
     """Return an acquisition unchanged; convert a DIPY gradient table with its deltas.
 
-    `te`, `mixing_time`, `isotropic` and `n_averages` are those of :meth:`Acquisition.from_gtab`,
-    for a gradient table only; `name` is that of the argument in error messages.
+    `te` and `timing` are arguments of :meth:`Acquisition.from_gtab`, for a gradient table only;
+    `name` is that of the argument in error messages.
     """
-    timing = {"te": te, "mixing_time": mixing_time}
-    timing |= {"isotropic": isotropic, "n_averages": n_averages}
+    timing["te"] = te
     if isinstance(gtab, BaseAcquisition):
         duplicate = [argument for argument, value in timing.items() if value is not None]
         if duplicate:

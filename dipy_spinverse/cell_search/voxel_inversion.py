@@ -18,7 +18,7 @@ from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.inversion.protocols import Reconstruction
 from dipy_spinverse.inversion.unknowns import scaled_transmissibility
 from dipy_spinverse.user_warnings import warn
-from dipy_spinverse.voxels.noise import noise_before_fit
+from dipy_spinverse.voxels.noise import noise_per_te
 from dipy_spinverse.voxels.progress import stepwise
 from dipy_spinverse.walls.patterns import align_fields
 
@@ -87,7 +87,7 @@ class CellInversion(VoxelwiseInversion):
         if sigma is not None:
             noise += sigma[:, None]
         else:
-            estimated, freedom = noise_before_fit(data, self._acquisition, per_te=True)
+            estimated, freedom = noise_per_te(data, self._acquisition)
             if freedom.all():
                 # Repeats that differ only by rounding are without noise.
                 noise = np.where(estimated < _SIMULATION_ERROR, 0.0, estimated)

@@ -26,10 +26,7 @@ class PackedCells(FittedModel, Protocol):
     groups: ResidualGroups
     classes: tuple[str, ...]
     free_diffusivity: float
-
-    @property
-    def used(self) -> np.ndarray:
-        """(M,) bool: the measurements that are not excluded."""
+    used: np.ndarray  # (M,) bool: the measurements that are not excluded
 
 
 class PackedCellsFit(VoxelFit):

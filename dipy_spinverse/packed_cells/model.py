@@ -131,11 +131,9 @@ class PackedCellsModel(VoxelModel):
                     f"diffusivity is {diffusivity!r}; give one number in mm^2/s, or one inside "
                     "and one outside of cells."
                 )
-            inside, outside = np.broadcast_to(diffusivity, 2).astype(float).tolist()
-            self.diffusivity = inside, outside
-            self._um2_per_ms = (
-                diffusivity_um2_per_ms("diffusivity", inside),
-                diffusivity_um2_per_ms("diffusivity", outside),
+            self.diffusivity = tuple(np.broadcast_to(diffusivity, 2).astype(float).tolist())
+            self._um2_per_ms = tuple(
+                diffusivity_um2_per_ms("diffusivity", value) for value in self.diffusivity
             )
         self.free_diffusivity = float(free_diffusivity)
         self._free_um2_per_ms = diffusivity_um2_per_ms("free_diffusivity", free_diffusivity)
@@ -144,37 +142,27 @@ class PackedCellsModel(VoxelModel):
         self.amplitudes = amplitudes if isinstance(amplitudes, str) else np.asarray(amplitudes)
         self.labels = amplitude_labels(self.pulses, amplitudes)
         self.least_b = float(least_b)
+        self.used = self.acquisition.b0_mask | (self.acquisition.b >= 1e-3 * self.least_b)
         self.classes = tuple(classes)
         self.seed = int(seed)
         self._check_arguments()
         self.groups = residual_groups(self.pulses, self.used)
 
     def _check_arguments(self):
-        low, high = RANGES["radius"]
-        if not low <= self.typical_radius <= high:
-            raise ValueError(
-                f"typical_radius is {self.typical_radius!r}; give the radius of typical cells in "
-                f"um, from {low:g} to {high:g}."
-            )
-        if not 0 <= self.radius_spread <= LARGEST_SPREAD:
-            raise ValueError(
-                f"radius_spread is {self.radius_spread!r}; give the standard deviation of the "
-                f"radii of cells over their mean, from 0 to {LARGEST_SPREAD:g}."
-            )
-        largest_b = 1e3 * self.acquisition.b.max()
-        if not 0 <= self.least_b <= largest_b:
-            raise ValueError(
-                f"least_b is {self.least_b!r}; give a number from 0 to the largest b, "
-                f"{largest_b:.4g} s/mm^2."
-            )
+        limits = {
+            "typical_radius": (*RANGES["radius"], "um"),
+            "radius_spread": (0, LARGEST_SPREAD, "of their mean"),
+            "least_b": (0, 1e3 * self.acquisition.b.max(), "s/mm^2, the largest b"),
+        }
+        for name, (low, high, unit) in limits.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(
+                    f"{name} is {value!r}; give a number from {low:g} to {high:.4g} {unit}."
+                )
         if not self.classes or not set(self.classes) <= {*CLASSES, ALIGNED}:
             available = ", ".join((*CLASSES, ALIGNED))
             raise ValueError(f"classes is {self.classes!r}; give some of {available}.")
-
-    @property
-    def used(self) -> np.ndarray:
-        """(M,) bool: the measurements that are not excluded."""
-        return self.acquisition.b0_mask | (self.acquisition.b >= 1e-3 * self.least_b)
 
     def layout(self, n_draws: int) -> dict:
         """Names, types and shapes of the values that a fit stores of a voxel."""

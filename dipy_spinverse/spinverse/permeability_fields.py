@@ -37,7 +37,7 @@ from dipy_spinverse.user_warnings import warn
 from dipy_spinverse.voxels.chunks import Engine, fit_image
 from dipy_spinverse.voxels.image import Image, Voxels
 from dipy_spinverse.voxels.model import VoxelModel
-from dipy_spinverse.voxels.noise import noise_before_fit
+from dipy_spinverse.voxels.noise import noise_before_fit, noise_per_te
 from dipy_spinverse.voxels.statistics import ENDINGS, dominant_axis, field_statistics
 from dipy_spinverse.voxels.status import FITTED
 from dipy_spinverse.walls.interface import InterfaceMesh
@@ -326,9 +326,9 @@ def _worst_timing(
     standard deviations of their b0.
     """
     relative_noise = np.ones((len(signals), len(acquisition.echo_times)))
-    noise_per_te, freedom = noise_before_fit(signals, acquisition, per_te=True)
-    if not noise_known and (freedom > 0).all() and (noise_per_te > 0).all():
-        relative_noise = noise_per_te / np.sqrt((noise_per_te**2).mean(axis=1, keepdims=True))
+    noise, freedom = noise_per_te(signals, acquisition)
+    if not noise_known and (freedom > 0).all() and (noise > 0).all():
+        relative_noise = noise / np.sqrt((noise**2).mean(axis=1, keepdims=True))
     sigma = result.sigma[:, None] * relative_noise[:, acquisition.te_index]
     squares = ((result.predicted - signals) / sigma) ** 2
     of_timing = acquisition.timing_index == np.arange(len(acquisition.timings))[:, None]

@@ -1,4 +1,4 @@
-"""Measurements of an image, as the voxel layer needs them."""
+"""What the voxel layer needs of the measurements of an image, and of a model of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 from dipy.core.gradients import GradientTable
+
+from dipy_spinverse.acquisition.amplitudes import labels_of_others
 
 
 class Acquired(Protocol):
@@ -47,24 +49,35 @@ class Acquired(Protocol):
 
 
 class FittedModel(Protocol):
-    """What a fit asks of its model, a `VoxelModel`."""
+    """What a fit asks of its model: part of `VoxelModel`."""
 
-    @property
-    def acquisition(self) -> Any:
-        """Measurements of the fitted data."""
+    acquisition: Any
 
-    def acquisition_of(self, gtab: Any) -> Acquired:
+    def acquisition_of(self, gtab: Any) -> Any:
         """The acquisition that the model needs, from a gradient table."""
 
     @property
     def prior_maps(self) -> Mapping[str, np.ndarray]:
-        """Samples (N,) of maps from the prior, of those that have one."""
+        """Samples (N,) of maps from the prior, in the units of a fit; none by default."""
+        return {}
 
     def labels_at(self, acquisition: Any) -> np.ndarray:
-        """Label (M,) of measurements, of models whose fits have an S0 of each label."""
+        """Index (M,) of the S0 of measurements: by default that of the same echo time."""
+        fitted = self.acquisition
+        if len(fitted.echo_times) == 1:
+            return np.zeros(len(acquisition), dtype=int)
+        return labels_of_others(fitted, fitted.te_index, True, acquisition)
 
     def signals_of_fit(self, values: Mapping[str, np.ndarray], acquisition: Any) -> np.ndarray:
         """Signals (V, M) of the most probable parameters relative to those without diffusion."""
+        raise NotImplementedError
 
     def settings(self) -> tuple[dict, dict[str, np.ndarray]]:
-        """Settings in JSON and in arrays, without the acquisition."""
+        """Settings of the model in JSON and in arrays, without its acquisition.
+
+        Raises
+        ------
+        ValueError
+            A model with user-defined functions, which cannot be saved.
+        """
+        raise NotImplementedError

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.user_warnings import warn
 from dipy_spinverse.voxels import storage
-from dipy_spinverse.voxels.acquired import Acquired, FittedModel
+from dipy_spinverse.voxels.acquired import FittedModel
 from dipy_spinverse.voxels.image import per_voxel
 from dipy_spinverse.voxels.status import FITTED, Status
 
@@ -175,12 +175,12 @@ class VoxelFit(ReconstFit):
         ValueError
             Measurements without a fitted S0, an S0 of the wrong shape.
         """
-        fitted = self.model.acquisition
-        acquisition = fitted if gtab is None else self.model.acquisition_of(gtab)
-        if S0 is None and "S0_per_label" in self._values:
-            scale = self._values["S0_per_label"][:, self.model.labels_at(acquisition)]
-        elif S0 is None:
-            scale = self._values["S0_per_te"][:, _known_echo_times(acquisition, fitted)]
+        acquisition = self.model.acquisition
+        if gtab is not None:
+            acquisition = self.model.acquisition_of(gtab)
+        if S0 is None:
+            fitted_S0 = self._values.get("S0_per_label", self._values["S0_per_te"])
+            scale = fitted_S0[:, self.model.labels_at(acquisition)]
         else:
             scale = per_voxel("S0", S0, self.shape)[self._rows, None]
         if self._rows.size == 0:
@@ -226,23 +226,3 @@ def with_warning_of_prior(fit: _Fit) -> _Fit:
             "directions or diffusion times; dipy_check_acquisition says which."
         )
     return fit
-
-
-def _known_echo_times(acquisition: Acquired, fitted: Acquired) -> np.ndarray:
-    """Index (M,) of the fitted echo time of each measurement."""
-    if len(fitted.echo_times) == 1:
-        return np.zeros(len(acquisition), dtype=int)
-    difference = np.abs(_echoes(acquisition)[:, None] - _echoes(fitted)).max(axis=2)
-    if difference.min(axis=1).max() > 1e-3:
-        raise ValueError(
-            f"gtab has the echo times {acquisition.echo_times.tolist()} ms, S0 was fitted at "
-            f"{fitted.echo_times.tolist()} ms (with given mixing times, if any); predict at "
-            "these, or give S0."
-        )
-    return difference.argmin(axis=1)[acquisition.te_index]
-
-
-def _echoes(acquisition):
-    """Echo and mixing times (K, 2), ms; only stimulated echoes have a mixing time."""
-    stored = getattr(acquisition, "mixing_times", np.zeros_like(acquisition.echo_times))
-    return np.stack([acquisition.echo_times, stored], axis=1)

@@ -20,14 +20,14 @@ from dipy_spinverse.acquisition import (
 )
 from dipy_spinverse.acquisition.plausibility import warn_of_timings
 from dipy_spinverse.docstrings import fill_doc, naming_arguments
-from dipy_spinverse.voxels.acquired import Acquired
+from dipy_spinverse.voxels.acquired import Acquired, FittedModel
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
 from dipy_spinverse.voxels.fit import VoxelFit, with_warning_of_prior
 from dipy_spinverse.voxels.image import Voxels, image_of
 from dipy_spinverse.voxels.statistics import ENDINGS
 
 
-class VoxelModel(ReconstModel):
+class VoxelModel(ReconstModel, FittedModel):
     """A model of the signals of voxels.
 
     A subclass defines
@@ -77,15 +77,6 @@ class VoxelModel(ReconstModel):
         # Models that do not depend on timings invent those of gradient tables without.
         if isinstance(self.acquisition, Acquisition) and getattr(gtab, "big_delta", 0) is not None:
             warn_of_timings(self.acquisition)
-
-    @property
-    def prior_maps(self) -> Mapping[str, np.ndarray]:
-        """Samples (N,) of maps from the prior, in the units of a fit; none by default."""
-        return {}
-
-    def labels_at(self, acquisition: Any) -> np.ndarray:
-        """Label (M,) of measurements, of models whose fits have an S0 of each label."""
-        raise NotImplementedError
 
     @property
     def gtab(self) -> GradientTable:
@@ -165,20 +156,6 @@ class VoxelModel(ReconstModel):
             if n_draws or not ending
         }
         return {"S0_per_te": (float, (len(self.acquisition.echo_times),))} | maps
-
-    def signals_of_fit(self, values: Mapping[str, np.ndarray], acquisition: Any) -> np.ndarray:
-        """Signals (V, M) of the most probable parameters relative to those without diffusion."""
-        raise NotImplementedError
-
-    def settings(self) -> tuple[dict, dict[str, np.ndarray]]:
-        """Settings of the model in JSON and in arrays, without its acquisition.
-
-        Raises
-        ------
-        ValueError
-            A model with user-defined functions, which cannot be saved.
-        """
-        raise NotImplementedError
 
     @classmethod
     def acquisition_from(cls, arrays: Mapping[str, np.ndarray]) -> Acquired:

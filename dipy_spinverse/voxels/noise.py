@@ -50,7 +50,6 @@ def noise_before_fit(
     mask: np.ndarray | None = None,
     *,
     b0_only: bool = False,
-    per_te: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Noise level that does not depend on a model of tissue.
 
@@ -68,19 +67,15 @@ def noise_before_fit(
         The V voxels within the image, for neighbourhoods.
     b0_only : bool, optional
         Do not use shells.
-    per_te : bool, optional
-        One level per echo time, from its b0 alone, without shrinkage.
 
     Returns
     -------
-    sigma : ndarray (V,), or (V, K) with `per_te`
+    sigma : ndarray (V,)
         Standard deviation in each channel of one magnitude, also of means of several; 1 where it
         is not determined.
     degrees_of_freedom : ndarray (V,) of int
         0 where sigma is not determined.
     """
-    if per_te:
-        return _noise_per_te(signals, acquisition)
     shells = () if b0_only else tuple(_smooth_shells(acquisition))
     estimates = [
         _squares_of_voxels(signals[start : start + _VOXELS_AT_ONCE], acquisition, shells)
@@ -117,7 +112,8 @@ def warn_of_unknown_averages(
         )
 
 
-def _noise_per_te(signals, acquisition):
+def noise_per_te(signals: np.ndarray, acquisition: Acquired) -> tuple[np.ndarray, np.ndarray]:
+    """Noise (V, K) of each echo time from its b0, and its degrees of freedom (V,), 0 if few."""
     n_repeats = np.asarray(acquisition.b0_per_te).sum(axis=1)
     if (n_repeats <= _MIN_DEGREES_OF_FREEDOM).any():
         return np.ones((len(signals), len(n_repeats))), np.zeros(len(signals), dtype=int)

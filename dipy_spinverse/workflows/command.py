@@ -51,11 +51,6 @@ class Command(Workflow):
         run.__signature__, run.__doc__ = signature, docstring  # type: ignore[attr-defined]
         cls.run = run  # type: ignore[method-assign]
 
-    @classmethod
-    def get_short_name(cls) -> str:
-        """Prefix of this workflow's options inside a combined workflow."""
-        return cls.__name__.removesuffix("Flow").lower()
-
     def process(self, arguments: dict[str, Any], paths: dict[str, Path]) -> None:
         """Process one set of inputs and options, and write each of `outputs` to its path."""
         raise NotImplementedError

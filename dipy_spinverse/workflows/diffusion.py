@@ -116,14 +116,14 @@ def read_pulses(**files: Any) -> BaseAcquisition | GradientTable:
 class DiffusionCommand(FitCommand):
     """A command that fits a model to diffusion-weighted volumes."""
 
-    steps = ("read_volume", "read_acquisition", *FitCommand.steps, "derivative_paths")
+    steps = ("read_images", "read_acquisition", *FitCommand.steps, "derivative_paths")
 
     read_acquisition = staticmethod(read_pulses)
 
     def read(self, arguments: dict[str, Any]) -> Images:
         """Read the volume and its acquisition."""
         acquired = self.call("read_acquisition", arguments)
-        return self.call("read_volume", arguments, acquired)
+        return self.call("read_images", arguments, acquired)
 
     def derivative_paths(self, input_files: str, *, bids: str | None = None) -> dict[str, Path]:
         """Paths of maps in a BIDS data set.
@@ -177,7 +177,7 @@ class DiffusionCommand(FitCommand):
         if "dataset_description" in paths:
             save_description(paths["dataset_description"])
 
-    def read_volume(
+    def read_images(
         self, acquired: Any, *, input_files: str, mask_file: str | None = None
     ) -> Images:
         """Read volumes and the mask.

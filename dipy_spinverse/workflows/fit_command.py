@@ -74,7 +74,7 @@ def images_of(data: Any, affine: np.ndarray, mask_file: str | None, acquired: An
 
 
 class FitCommand(Command):
-    """A command that fits a model; subclasses define `read` and `make_model`."""
+    """A command that fits a model; subclasses define `read_images` and `make_model`."""
 
     steps = ("make_model", "fit_options", "fit", "page")
     # Maps with intervals, other arrays, and further files.
@@ -90,7 +90,7 @@ class FitCommand(Command):
 
     def read(self, arguments: dict[str, Any]) -> Images:
         """Read the images and their acquisition."""
-        raise NotImplementedError
+        return self.call("read_images", arguments)
 
     def make_model(self, acquired: Any) -> VoxelModel:
         """The model of an acquisition."""
@@ -174,14 +174,8 @@ class FitCommand(Command):
         save_page(
             fit, paths["report"], images.data, affine=images.affine, settings=settings,
             title=(type(self).__doc__ or "").splitlines()[0].rstrip("."),
-            mesh_voxels=self.mesh_voxels(settings["settings"], fit.shape),
+            mesh_voxels=voxels_of(settings["settings"].get("mesh_voxels"), fit.shape),
         )  # fmt: skip
-
-    def mesh_voxels(
-        self, settings: dict[str, Any], shape: tuple[int, ...]
-    ) -> list[tuple[int, ...]]:
-        """Voxels whose walls are requested."""
-        return []
 
     def more_paths(self, arguments: dict[str, Any], paths: dict[str, Path]) -> dict[str, Path]:
         """The report, if requested."""
@@ -215,6 +209,24 @@ class FitCommand(Command):
         """Files of all outputs, including the intervals of maps."""
         for name, path in paths.items():
             yield from map_paths(path) if name in self.maps else (path,)
+
+
+def voxels_of(texts: list[str] | None, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Voxel indices from texts "i,j,k", checked against the shape of the volume."""
+    voxels: list[tuple[int, ...]] = []
+    for text in texts or []:
+        try:
+            index = tuple(int(number) for number in text.split(","))
+        except ValueError:
+            index = ()
+        if len(index) != 3 or not all(0 <= i < n for i, n in zip(index, shape, strict=True)):
+            max_index = ",".join(str(n - 1) for n in shape)
+            raise ValueError(
+                f"mesh_voxels: {text!r} is not a voxel of this volume; write three indices with "
+                f"commas between them and no spaces, from 0,0,0 to {max_index}."
+            )
+        voxels.append(index)
+    return voxels
 
 
 def _description(name, fit=None):

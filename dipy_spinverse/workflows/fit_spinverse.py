@@ -9,7 +9,7 @@ import numpy as np
 
 from dipy_spinverse.report.meshes import save_meshes
 from dipy_spinverse.workflows.diffusion import DiffusionCommand
-from dipy_spinverse.workflows.fit_command import Images
+from dipy_spinverse.workflows.fit_command import Images, voxels_of
 from dipy_spinverse.workflows.model_options import map_names
 
 
@@ -108,29 +108,5 @@ class SpinverseFlow(DiffusionCommand):
     def write(self, fit: Any, images: Images, settings: dict, paths: dict[str, Path]) -> None:
         """Write maps and the requested meshes."""
         super().write(fit, images, settings, paths)
-        voxels = self.mesh_voxels(settings["settings"], fit.shape)
+        voxels = voxels_of(settings["settings"]["mesh_voxels"], fit.shape)
         save_meshes(fit, voxels, paths["interface"], images.affine)
-
-    def mesh_voxels(
-        self, settings: dict[str, Any], shape: tuple[int, ...]
-    ) -> list[tuple[int, ...]]:
-        """Voxels whose walls are requested."""
-        return voxels_of(settings["mesh_voxels"], shape)
-
-
-def voxels_of(texts: list[str] | None, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Voxel indices from texts "i,j,k", checked against the shape of the volume."""
-    voxels: list[tuple[int, ...]] = []
-    for text in texts or []:
-        try:
-            index = tuple(int(number) for number in text.split(","))
-        except ValueError:
-            index = ()
-        if len(index) != 3 or not all(0 <= i < n for i, n in zip(index, shape, strict=True)):
-            max_index = ",".join(str(n - 1) for n in shape)
-            raise ValueError(
-                f"mesh_voxels: {text!r} is not a voxel of this volume; write three indices with "
-                f"commas between them and no spaces, from 0,0,0 to {max_index}."
-            )
-        voxels.append(index)
-    return voxels

@@ -25,10 +25,6 @@ class TissueFractionsFlow(FitCommand):
     maps = ("csf", "gm", "wm", "background")
     others = ("b1",)
 
-    def read(self, arguments: dict[str, Any]) -> Images:
-        """Read the images and their sequences."""
-        return self.call("read_images", arguments)
-
     def read_images(
         self,
         *,

@@ -16,7 +16,7 @@ from dipy_spinverse.cell_search.voxel_inversion import VoxelwiseInversion
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.inversion.protocols import Reconstruction
 from dipy_spinverse.inversion.unknowns import scaled_transmissibility
-from dipy_spinverse.voxels.noise import noise_before_fit
+from dipy_spinverse.voxels.noise import noise_per_te
 from dipy_spinverse.voxels.rician import rician_mean
 from dipy_spinverse.walls.maps import LONGEST_EXCHANGE_TIME_MS
 
@@ -131,7 +131,7 @@ class SmoothCellInversion(VoxelwiseInversion):
 
     def _noise(self, data):
         """Noise (V, K) of each echo time."""
-        noise, freedom = noise_before_fit(data, self._acquisition, per_te=True)
+        noise, freedom = noise_per_te(data, self._acquisition)
         if not freedom.all():
             raise ValueError(
                 "ClosedCellInversion(smooth=True) needs the noise level: give sigma, or at least "
