@@ -42,6 +42,8 @@ FIT_PARAMETERS = {
     Temporary arrays, which do not grow with the image, come on top in each process.""",
 }
 _UNKNOWN = re.compile(r"unexpected keyword argument '(\w+)'")
+_EXECUTION = ("engine", "n_jobs", "verbose", "journal", "max_memory")
+FIT_PARAMETERS["execution"] = "\n".join(FIT_PARAMETERS[name] for name in _EXECUTION)
 _PLACEHOLDER = re.compile(r"^([ \t]*)%\((\w+)\)s$", re.MULTILINE)
 
 

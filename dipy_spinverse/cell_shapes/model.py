@@ -164,11 +164,7 @@ class CellShapeModel(VoxelModel):
         %(mask)s
         %(sigma)s
         %(n_draws)s
-        %(engine)s
-        %(n_jobs)s
-        %(verbose)s
-        %(journal)s
-        %(max_memory)s
+        %(execution)s
         """
         check_number("n_draws", n_draws, 0)
         execution = Engine(engine, n_jobs, verbose, journal, max_memory)

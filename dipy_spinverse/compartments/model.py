@@ -158,11 +158,7 @@ class CompartmentModel(VoxelModel):
             Fit the number (0 to 3) of fibre populations with the largest Bayesian evidence,
             whose directions are estimated without peaks.
         %(n_draws)s
-        %(engine)s
-        %(n_jobs)s
-        %(verbose)s
-        %(journal)s
-        %(max_memory)s
+        %(execution)s
 
         Raises
         ------

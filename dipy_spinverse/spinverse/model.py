@@ -251,11 +251,7 @@ class SpinverseModel(VoxelModel):
         n_draws : int, optional
             Number of posterior samples of packed cells; with 0 only the most probable values are
             computed.
-        %(engine)s
-        %(n_jobs)s
-        %(verbose)s
-        %(journal)s
-        %(max_memory)s
+        %(execution)s
 
         Returns
         -------

@@ -204,11 +204,7 @@ class TissueFractionModel(VoxelModel):
             Transmit field over the nominal one, off-resonance (Hz), and receive sensitivity. A
             smooth correction of b1 and sensitivity is estimated if they are `unknown`.
         %(n_draws)s
-        %(engine)s
-        %(n_jobs)s
-        %(verbose)s
-        %(journal)s
-        %(max_memory)s
+        %(execution)s
 
         Raises
         ------

@@ -114,11 +114,7 @@ class VoxelModel(ReconstModel, FittedModel):
         %(mask)s
         %(sigma)s
         %(n_draws)s
-        %(engine)s
-        %(n_jobs)s
-        %(verbose)s
-        %(journal)s
-        %(max_memory)s
+        %(execution)s
 
         Raises
         ------

@@ -209,11 +209,7 @@ class LearnedModel(VoxelModel):
             repeated b0, or from the residual of spherical harmonics on the shells.
         n_draws : int, optional
             Posterior samples of "mixture-density", at least 2; with 0 only the means.
-        %(engine)s
-        %(n_jobs)s
-        %(verbose)s
-        %(journal)s
-        %(max_memory)s
+        %(execution)s
 
         Returns
         -------
