@@ -174,3 +174,23 @@ def test_the_floor_that_averages_of_unequal_directions_neglect():
         floor -= rice.mean(fibres.mean() / SIGMA, scale=SIGMA)
         neglected.append(floor / (SIGMA / np.sqrt(N)))
     np.testing.assert_allclose(neglected, [0.08, 1.66, 2.87], atol=0.01)
+
+
+def test_an_unknown_noise_level_is_named_and_widens_intervals():
+    """Two b0 and few averages do not give it; the residual has four degrees of freedom."""
+    b = np.array([0, 0, 0.5, 1.0, 1.5, 2.0, 3.0])
+    acquisition = Acquisition(b, np.zeros((7, 3)), 10, 30, isotropic=True, n_averages=30)
+    clean = 0.4 * np.exp(-2 * b) + 0.6 * np.exp(-0.4 * b)
+    rng = np.random.default_rng(3)
+    data = clean + 0.002 * rng.standard_normal((400, 7))
+    model = compose(
+        acquisition,
+        [Compartment("ball", "fast", {"diffusivity": 2.0}),
+         Compartment("ball", "slow", {"diffusivity": "D"})],
+        [Parameter("D", 0.1, 1.0, "mm^2/s")], likelihood="gaussian",
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="The noise level is unknown: .* Give sigma"):
+        fit = model.fit(data)
+    # Normal intervals would cover P(|t_4| < 1.96) = 88 %; three standard errors are 3 %.
+    covered = (fit.fast_low <= 0.4) & (0.4 <= fit.fast_high)
+    assert covered.mean() > 0.92

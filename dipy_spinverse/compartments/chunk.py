@@ -36,7 +36,7 @@ from dipy_spinverse.voxels.outliers import outliers_of_fit
 from dipy_spinverse.voxels.progress import part, stepwise
 from dipy_spinverse.voxels.rician import rician_noise_from_residual
 from dipy_spinverse.voxels.statistics import sample_statistics
-from dipy_spinverse.voxels.status import birge_variance
+from dipy_spinverse.voxels.status import birge_variance, unknown_noise_variance
 
 # Bound the memory of a chunk to some hundred MiB: measurements times voxels, and samples.
 _NUMBERS_PER_CHUNK, _SAMPLES_PER_CHUNK = 150_000, 100_000
@@ -161,8 +161,11 @@ class CompartmentChunkFit:
         freedom = np.maximum(len(self.acquisition) - n_unknowns, 1)
         result["reduced_chi_square"] = _squares(problem, solution, result) / freedom
         if self.n_draws:
-            problem = replace(problem, inflation=_inflation(result, freedom))
-            result["birge_ratio"] = problem.inflation.sqrt().numpy()
+            inflation = _inflation(result, freedom)
+            if voxels.sigma is None:
+                inflation = inflation * torch.from_numpy(unknown_noise_variance(freedom))
+            problem = replace(problem, inflation=inflation)
+            result["birge_ratio"] = inflation.sqrt().numpy()
             with part(_TIME_OF_FIT, 1.0):
                 samples = sample_posterior(problem, solution, minima, self.n_draws, self.seed)
             result |= posterior_arrays(definition, solution, samples)

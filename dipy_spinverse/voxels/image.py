@@ -10,7 +10,12 @@ import numpy as np
 from dipy_spinverse.user_warnings import warn
 from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.memory import check_memory
-from dipy_spinverse.voxels.noise import KNOWN, TEMPORARY_NUMBERS, noise_before_fit
+from dipy_spinverse.voxels.noise import (
+    KNOWN,
+    TEMPORARY_NUMBERS,
+    noise_before_fit,
+    warn_of_unknown_noise,
+)
 from dipy_spinverse.voxels.status import Status, status_before_fit
 
 _REAL = "biuf"  # kinds of NumPy's types
@@ -162,6 +167,8 @@ def image_of(
     if known_noise is not None:
         return Image(status.reshape(shape), voxels, known_noise, KNOWN)
     status = status.reshape(shape)
+    if len(voxels):
+        warn_of_unknown_noise(acquisition)
     level, freedom = noise_before_fit(voxels.signals, acquisition, status == Status.CONVERGED)
     return Image(status, voxels, level, freedom)
 

@@ -94,6 +94,17 @@ def noise_before_fit(
     return np.sqrt(variance), np.where(determined, freedom, 0)
 
 
+def warn_of_unknown_noise(acquisition: Acquired) -> None:
+    """Warn if neither repeated b0 nor shells give the noise, so that no model can be rejected."""
+    n_repeats = sum(int(group.sum()) - 1 for group in acquisition.repeated_b0)
+    if n_repeats < _MIN_DEGREES_OF_FREEDOM and not any(_smooth_shells(acquisition)):
+        warn(
+            f"The noise level is unknown: {_MIN_DEGREES_OF_FREEDOM + 1} b0 of the same echo time, "
+            "or shells of low b with more directions than their harmonics, give it. No voxel "
+            "can be MISFIT, and intervals take all of the residual for noise. Give sigma."
+        )
+
+
 def warn_of_unknown_averages(
     signals: np.ndarray, sigma: np.ndarray, acquisition: Acquired
 ) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from enum import IntEnum
 
 import numpy as np
-from scipy.stats import chi2
+from scipy.stats import chi2, norm
 from scipy.stats import f as f_distribution
+from scipy.stats import t as student
 
 from dipy_spinverse.user_warnings import warn
 
@@ -154,6 +155,14 @@ def birge_variance(
     p_worst = chi2.sf(np.multiply(worst_reduced_chi_square, worst_freedom), worst_freedom)
     rejected |= p_worst * n_groups < _LEVEL_PER_TEST * (np.asarray(n_groups) > 0)
     return np.where(rejected, np.maximum(reduced_chi_square, 1.0), 1.0)
+
+
+def unknown_noise_variance(freedom: np.ndarray) -> np.ndarray:
+    """Factor (V,) of a variance that is estimated from a residual of few degrees of freedom.
+
+    With it, normal 95 % intervals have the width of Student's distribution.
+    """
+    return (student.ppf(0.975, freedom) / norm.ppf(0.975)) ** 2
 
 
 def explains_nothing(residual_rms: np.ndarray, scatter: np.ndarray, S0: np.ndarray) -> np.ndarray:
