@@ -10,6 +10,7 @@ Each function takes one timing; :func:`concatenate` joins acquisitions of severa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from dipy_spinverse.acquisition.waveforms import Waveforms, concatenate_pieces
 _SAMPLES_PER_PERIOD = 256
 
 
-class _Piece(NamedTuple):
+class Piece(NamedTuple):
     """Piece of a profile: duration in ms, gradient at its start and end, storage."""
 
     duration: float
@@ -71,7 +72,7 @@ def pulsed_gradients(
             f"mixing_time is {mixing_time:g} ms, but the pulses are only {gap:g} ms apart; give "
             "less."
         )
-    pause = [_Piece(delay), _Piece(mixing_time, stored=True), _Piece(delay)]
+    pause = [Piece(delay), Piece(mixing_time, stored=True), Piece(delay)]
     return _along([*pulse, *pause, *_times(pulse, -1)], b, directions, te)
 
 
@@ -107,12 +108,12 @@ def double_diffusion(
     b, directions_1 = _weightings(b, directions_1)
     _, directions_2 = _weightings(b, directions_2)
     pulse = _trapezoid(small_delta, ramp)
-    delay = _Piece(_gap("big_delta", big_delta, small_delta + ramp))
-    mixing = _Piece(_gap("mixing_time", mixing_time, small_delta + ramp))
+    delay = Piece(_gap("big_delta", big_delta, small_delta + ramp))
+    mixing = Piece(_gap("mixing_time", mixing_time, small_delta + ramp))
     pair = [*pulse, delay, *_times(pulse, -1)]
     q = np.sqrt(b / _b_of(pair))[:, None]
     profiles = [[*pair, mixing, *_times(pair, 0)], [*_times(pair, 0), mixing, *pair]]
-    return _superposed(profiles, [q * directions_1, q * directions_2], te)
+    return superposed(profiles, [q * directions_1, q * directions_2], te)
 
 
 def oscillating_gradients(
@@ -155,8 +156,8 @@ def oscillating_gradients(
     angle = 2 * np.pi * np.arange(n_periods * _SAMPLES_PER_PERIOD + 1) / _SAMPLES_PER_PERIOD
     wave = np.cos(angle) if shape == "cosine" else np.sin(angle)
     step = period / _SAMPLES_PER_PERIOD
-    oscillation = [_Piece(step, g, h) for g, h in zip(wave[:-1], wave[1:], strict=True)]
-    delay = _Piece(_gap("separation", separation, n_periods * period))
+    oscillation = [Piece(step, g, h) for g, h in zip(wave[:-1], wave[1:], strict=True)]
+    delay = Piece(_gap("separation", separation, n_periods * period))
     return _along([*oscillation, delay, *_times(oscillation, -1)], b, directions, te)
 
 
@@ -203,8 +204,8 @@ def b_tensor_encoding(
     values = np.take_along_axis(values, order, axis=1)
     axes = np.take_along_axis(axes, order[:, None], axis=2)
     vectors = np.sqrt(np.maximum(values, 0))[:, None] * axes
-    profiles = [[_Piece(step, g, g) for g in component] for component in rates.T]
-    return _superposed(profiles, np.moveaxis(vectors, 2, 0), te)
+    profiles = [[Piece(step, g, g) for g in component] for component in rates.T]
+    return superposed(profiles, np.moveaxis(vectors, 2, 0), te)
 
 
 def _magic_angle_spinning(duration):
@@ -241,10 +242,12 @@ def concatenate(*acquisitions: BaseAcquisition) -> WaveformAcquisition:
 
 def _along(profile, b, directions, te):
     """Acquisition of one profile along directions, scaled to b."""
-    return _superposed([profile], [np.sqrt(b / _b_of(profile))[:, None] * directions], te)
+    return superposed([profile], [np.sqrt(b / _b_of(profile))[:, None] * directions], te)
 
 
-def _superposed(profiles, vectors, te):
+def superposed(
+    profiles: Sequence[Sequence[Piece]], vectors: ArrayLike, te: float | None
+) -> WaveformAcquisition:
     """Acquisition of dq/dt = sum_c profile_c(t) vector_c, centred in the echo time.
 
     profiles: C lists of pieces of the same durations; vectors (C, M, 3).
@@ -264,12 +267,12 @@ def _superposed(profiles, vectors, te):
 
 def _b_of(profile):
     """b of a profile along one axis."""
-    return _superposed([profile], [[[1.0, 0, 0]]], None).b[0]
+    return superposed([profile], [[[1.0, 0, 0]]], None).b[0]
 
 
 def _trapezoid(small_delta, ramp):
     flat = _gap("small_delta", small_delta, _time("ramp", ramp))
-    return [_Piece(ramp, 0, 1), _Piece(flat, 1, 1), _Piece(ramp, 1, 0)]
+    return [Piece(ramp, 0, 1), Piece(flat, 1, 1), Piece(ramp, 1, 0)]
 
 
 def _times(profile, factor):
@@ -277,8 +280,10 @@ def _times(profile, factor):
 
 
 def _time(name, value):
-    if np.ndim(value) or not np.isfinite(value) or value < 0:
-        raise ValueError(f"{name} is {value!r}; give one time in ms, at least 0.")
+    if np.ndim(value) or not 0 <= value <= checks.LONGEST_MS:
+        raise ValueError(
+            f"{name} is {value!r}; give one time in ms, from 0 to {checks.LONGEST_MS:g}."
+        )
     return value
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 from os import PathLike
 
@@ -10,9 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import checks
+from dipy_spinverse.acquisition.encodings import Piece, superposed
 from dipy_spinverse.acquisition.files import lines_of_numbers, read_text
 from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
-from dipy_spinverse.acquisition.waveforms import Waveforms, concatenate_pieces
+from dipy_spinverse.acquisition.waveforms import Waveforms
 from dipy_spinverse.units import S
 
 _ROTATION_TOLERANCE = 1e-3  # of R R^T; rotations are written with three digits or more
@@ -76,28 +76,22 @@ def read_text_waveforms(
             f"and {pause} ms; give positive durations and a pause of at least 0, all of at most "
             f"{checks.LONGEST_MS:g} ms."
         )
-    if te is not None:
-        checks.per_measurement("te", te, 1)
-    half_te = (max(2 * max(durations) + pause, te or 0)) / 2
-    if te is not None and te < 2 * half_te - checks.TE_SLACK_MS:
-        raise ValueError(
-            f"te is {te:g} ms; the longer part and half of the pause take {half_te:g} ms, so give "
-            f"at least {2 * half_te:g} ms."
-        )
     before_pause, after_pause = (
-        [(duration / (len(lobe) - 1), np.stack(pair)[:, None], False) for pair in pairwise(lobe)]
+        [
+            [Piece(duration / (len(lobe) - 1), start, end) for start, end in pairwise(component)]
+            for component in lobe.T
+        ]
         for lobe, duration in zip(lobes, durations, strict=True)
     )
-    start, gap, stop = (
-        (time, np.zeros((2, 1, 3)), False)
-        for time in (half_te - pause / 2 - durations[0], pause, half_te - pause / 2 - durations[1])
-    )
-    pieces = concatenate_pieces([start, *before_pause, gap, *after_pause, stop])
-    unscaled = Waveforms(np.arange(1), *pieces)
-    frames = _checked_rotations(rotations, len(b))
-    rates = np.einsum("mij,kej->kemi", frames, unscaled.rates[:, :, 0])
-    rates *= np.sqrt(b / WaveformAcquisition([unscaled]).b[0])[:, None]
-    return WaveformAcquisition([replace(unscaled, rows=np.arange(len(b)), rates=rates)])
+    # The echo time is centred on the pause.
+    first_wait, last_wait = (Piece(max(durations) - duration) for duration in durations)
+    profiles = [
+        [first_wait, *lobe_before, Piece(pause), *lobe_after, last_wait]
+        for lobe_before, lobe_after in zip(before_pause, after_pause, strict=True)
+    ]
+    scale = np.sqrt(b / superposed(profiles, np.eye(3)[:, None], None).b[0])
+    axes = np.moveaxis(_checked_rotations(rotations, len(b)), 2, 0)
+    return superposed(profiles, scale[:, None] * axes, te)
 
 
 def read_pulseq(path: str | PathLike, *, te: float | None = None) -> WaveformAcquisition:

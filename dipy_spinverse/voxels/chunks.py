@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType
@@ -176,7 +175,7 @@ def _computed(voxels, fit_chunk, chunk_rows, engine, journal: Journal | None, ba
     for k, rows in enumerate(chunk_rows):
         values = None if journal is None else journal.find(rows)
         if values is None:
-            missing[k] = partial(_over_S0, voxels, rows)
+            missing[k] = lambda rows=rows: voxels[rows].over_S0()
         else:
             bar.found(len(rows))
             yield rows, values
@@ -185,10 +184,6 @@ def _computed(voxels, fit_chunk, chunk_rows, engine, journal: Journal | None, ba
             journal.keep(chunk_rows[k], result)
         bar.finished(len(chunk_rows[k]))
         yield chunk_rows[k], result
-
-
-def _over_S0(voxels, rows):
-    return voxels[rows].over_S0()
 
 
 def _identity(model, image, options) -> str:
