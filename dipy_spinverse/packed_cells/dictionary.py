@@ -52,11 +52,9 @@ def best_dictionary_entries(
         cross = product[:, cells] @ entry_signals[:, cells].T
         power = weight[:, cells] @ (entry_signals[:, cells] ** 2).T
         chi_square_decrease += cross**2 / np.maximum(power, 1e-12)
-    initial_values = []
-    for k in range(bins.max() + 1):
-        members = np.flatnonzero(bins == k)
-        initial_values.append(entries[members[chi_square_decrease[:, members].argmax(axis=1)]])
-    return tissue.like(entries_tissue, np.stack(initial_values, axis=1))
+    in_bin = bins == np.arange(bins.max() + 1)[:, None, None]
+    best = np.where(in_bin, chi_square_decrease, -np.inf).argmax(axis=2)
+    return tissue.like(entries_tissue, entries[best.T])
 
 
 @lru_cache(maxsize=16)

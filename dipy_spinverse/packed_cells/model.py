@@ -27,6 +27,7 @@ from dipy_spinverse.packed_cells.tissue_classes import (
 )
 from dipy_spinverse.packed_cells.tissue_signals import tissue_signals
 from dipy_spinverse.units import diffusivity_um2_per_ms
+from dipy_spinverse.voxels.chunks import check_number
 from dipy_spinverse.voxels.image import Voxels, per_voxel
 from dipy_spinverse.voxels.model import VoxelModel
 
@@ -208,8 +209,7 @@ class PackedCellsModel(VoxelModel):
                 "signals has voxels that are 0 throughout or values that are not finite; leave "
                 "such voxels out, or use fit, which marks them."
             )
-        if n_samples < 0:
-            raise ValueError(f"n_samples is {n_samples!r}; give 0 or more.")
+        check_number("n_samples", n_samples, 0)
         if sigma is not None:
             sigma = per_voxel("sigma", sigma, (len(signals),)).copy()
             if not (np.isfinite(sigma) & (sigma > 0)).all():

@@ -76,7 +76,7 @@ def noise_before_fit(
     degrees_of_freedom : ndarray (V,) of int
         0 where sigma is not determined.
     """
-    shells = () if b0_only else tuple(_smooth_shells(acquisition))
+    shells = [] if b0_only else _smooth_shells(acquisition)
     estimates = [
         _squares_of_voxels(signals[start : start + _VOXELS_AT_ONCE], acquisition, shells)
         for start in range(0, max(len(signals), 1), _VOXELS_AT_ONCE)
@@ -211,14 +211,9 @@ def _neighbourhood_mean(values, mask):
 def _smooth_shells(acquisition):
     """Shells of low b with enough measurements beyond the harmonics of their signals."""
     if not isinstance(acquisition, Acquisition | TensorAcquisition):
-        return
-    for shell in shells_of(acquisition):
-        if (
-            shell.b <= _MAX_SMOOTH_B
-            and shell.order >= 2
-            and shell.freedom >= _MIN_DEGREES_OF_FREEDOM
-        ):
-            yield shell
+        return []
+    low = [shell for shell in shells_of(acquisition) if shell.b <= _MAX_SMOOTH_B]
+    return [s for s in low if s.order >= 2 and s.freedom >= _MIN_DEGREES_OF_FREEDOM]
 
 
 def _repeated_b0(signals, acquisition):

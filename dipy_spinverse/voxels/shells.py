@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -53,7 +52,7 @@ def shells_of(acquisition: BaseAcquisition) -> tuple[Shell, ...]:
     return tuple(_shell(acquisition, group) for group in _groups(acquisition))
 
 
-def _groups(acquisition) -> Iterator[list[int]]:
+def _groups(acquisition):
     weighted = np.flatnonzero(~acquisition.b0_mask)
     if isinstance(acquisition, Acquisition):
         encoding = acquisition.timing_index
@@ -62,17 +61,15 @@ def _groups(acquisition) -> Iterator[list[int]]:
         encoding = np.unique(shape, return_inverse=True)[1] * 1000 + acquisition.te_index
     kind = 2 * encoding + acquisition.isotropic
     order = weighted[np.lexsort((acquisition.b[weighted], kind[weighted]))]
-    group: list[int] = []
+    groups: list[list[int]] = []
     for row in order:
-        if group and (
-            kind[row] != kind[group[0]]
-            or acquisition.b[row] > _SAME_SHELL * acquisition.b[group[0]]
-        ):
-            yield group
-            group = []
-        group.append(row)
-    if group:
-        yield group
+        first = groups[-1][0] if groups else row
+        same_b = acquisition.b[row] <= _SAME_SHELL * acquisition.b[first]
+        if groups and kind[row] == kind[first] and same_b:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
 
 
 def _shell(acquisition, rows):
