@@ -29,6 +29,7 @@ from dipy_spinverse.compartments import (
     VERDICTModel,
     compose,
 )
+from dipy_spinverse.voxels.image import image_of
 from dipy_spinverse.voxels.status import Status
 
 B = np.array([0, 0, 0.7, 1.5, 3.0, 5.0, 8.0])
@@ -378,3 +379,15 @@ def test_real_parts_of_isotropic_tissue_rarely_have_fibres():
     data = data + 0.25 * np.random.default_rng(1).standard_normal(data.shape)
     fit = model.fit(data, sigma=0.25, crossings=True, n_draws=0)
     assert (fit.n_fibres == 0).mean() > 0.8  # the Rician evidence finds fibres in a third of them
+
+
+def test_single_b0_that_differ_like_echo_times_are_named():
+    """One b0 for each diffusion time, of echo times that were not given."""
+    b, big = np.tile([0.0, 1.0, 3.0], 3), np.repeat([15.0, 40.0, 80.0], 3)
+    acquisition = Acquisition(b, np.tile([1.0, 0, 0], (9, 1)), small_delta=10, big_delta=big)
+    data = np.exp(-big / 60 - b)[None]
+    with pytest.warns(UserWarning, match="b0 of different pulse timings .* give te"):
+        image_of(data, None, 0.01, acquisition)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        image_of(data, None, 0.01, replace(acquisition, te=big + 10))

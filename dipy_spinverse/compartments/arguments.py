@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from dipy.core.gradients import GradientTable
-from scipy.stats import f as f_distribution
 
 from dipy_spinverse.acquisition import (
     Acquisition,
@@ -33,14 +32,12 @@ from dipy_spinverse.units import MS_PER_UM2
 from dipy_spinverse.user_warnings import warn
 from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.image import Image
-from dipy_spinverse.voxels.status import FALSE_REJECTION_RATE, Status, is_noise_only
+from dipy_spinverse.voxels.status import Status, is_noise_only
 
 # Pulses of untimed gradient tables, for models that do not depend on them; s. They are short, so
 # that any echo time leaves room for them.
 _BIG_DELTA, _SMALL_DELTA = 0.002, 0.001
 _ASYMMETRY = 0.02  # of b: deviation of a b-tensor from an axially symmetric one; by hand
-# Of gains of pulse timings (sd), which change the maps by less than noise; by hand.
-_LEAST_GAIN = 0.005
 _LOGGER = logging.getLogger("dipy_spinverse")
 
 
@@ -209,34 +206,6 @@ def _check_labels(definition, acquisition, labels):
                 "S0: it is not identifiable. Leave them out, raise b0_threshold, or give "
                 "amplitudes that they share with others."
             )
-
-
-def warn_of_gains(signals: np.ndarray, acquisition: BaseAcquisition) -> None:
-    """Warn if b0 of equal echo times, of signals (V, M), differ between pulse timings.
-
-    An F-test of all voxels together, of their variances between and within timings.
-    """
-    if not isinstance(acquisition, Acquisition) or not acquisition.b0_mask.any():
-        return
-    per_timing = acquisition.with_labels(acquisition.timing_index).repeated_b0
-    square = signals[:, acquisition.b0_mask].mean(axis=1) ** 2
-    total, within = (
-        sum(group.sum() * (signals[:, group].var(axis=1) / square).sum() for group in groups)
-        for groups in (acquisition.repeated_b0, per_timing)
-    )
-    n_groups = len(per_timing) - len(acquisition.repeated_b0)
-    freedom = len(signals) * (acquisition.b0_mask.sum() - len(per_timing))
-    if n_groups == 0 or freedom == 0:
-        return
-    between, within = (total - within) / (len(signals) * n_groups), within / freedom
-    gain = np.sqrt(max(between - within, 0) * len(per_timing) / acquisition.b0_mask.sum())
-    p_value = f_distribution.sf(between / max(within, 1e-12), len(signals) * n_groups, freedom)
-    if gain > _LEAST_GAIN and p_value < FALSE_REJECTION_RATE:
-        warn(
-            f"b0 of different pulse timings differ by about {100 * gain:.2g} % (sd), more than "
-            "repeated b0 of each: maps that depend on the diffusion time are biased, noise is "
-            'overestimated. Give amplitudes="timing" (--amplitudes timing), an S0 of each.'
-        )
 
 
 def without_noise_alone(image: Image, acquisition: Acquired) -> Image:

@@ -22,7 +22,6 @@ from dipy_spinverse.compartments.arguments import (
     check_kernels,
     complete,
     populations,
-    warn_of_gains,
     without_noise_alone,
 )
 from dipy_spinverse.compartments.chunk import CompartmentChunkFit, voxels_per_chunk
@@ -183,8 +182,6 @@ class CompartmentModel(VoxelModel):
         image = image_of(
             data, mask, sigma, self.labelled, attributes=attributes, max_memory=max_memory
         )
-        if self.labelled is self.acquisition and not self.definition.has_relaxation:
-            warn_of_gains(image.voxels.signals, self.acquisition)
         image = without_noise_alone(image, self.acquisition).with_initial_noise()
         definition = with_S0_corrections(self.definition, self.has_b0)
         fit_chunk = CompartmentChunkFit(

@@ -9,6 +9,7 @@ import numpy as np
 
 from dipy_spinverse.user_warnings import warn
 from dipy_spinverse.voxels.acquired import Acquired
+from dipy_spinverse.voxels.gains import warn_of_gains
 from dipy_spinverse.voxels.memory import check_memory
 from dipy_spinverse.voxels.noise import (
     KNOWN,
@@ -164,6 +165,7 @@ def image_of(
     known_noise = None if noise is None else noise[rows]
     attributes = {name: value[rows] for name, value in (attributes or {}).items()}
     voxels = Voxels(signals, measured_S0, known_noise, attributes)
+    warn_of_gains(voxels.signals, acquisition)
     if known_noise is not None:
         return Image(status.reshape(shape), voxels, known_noise, KNOWN)
     status = status.reshape(shape)
