@@ -19,7 +19,7 @@ from dipy_spinverse.cell_shapes.search import (
 )
 from dipy_spinverse.cell_shapes.shape_spaces.protocol import ShapeSpace
 from dipy_spinverse.cell_shapes.unknowns import ShapeSignals, SimulatedCell
-from dipy_spinverse.voxels.acquired import FittedModel
+from dipy_spinverse.voxels.fitted_model import FittedModel
 from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.voxels.noise import noise_before_fit
 from dipy_spinverse.voxels.progress import report_progress, stepwise

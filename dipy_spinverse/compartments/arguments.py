@@ -30,7 +30,6 @@ from dipy_spinverse.compartments.signals.kernels import CustomKernel
 from dipy_spinverse.compartments.signals.pools import pool_signals
 from dipy_spinverse.units import MS_PER_UM2
 from dipy_spinverse.user_warnings import warn
-from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.image import Image
 from dipy_spinverse.voxels.status import Status, is_noise_only
 
@@ -208,7 +207,7 @@ def _check_labels(definition, acquisition, labels):
             )
 
 
-def without_noise_alone(image: Image, acquisition: Acquired) -> Image:
+def without_noise_alone(image: Image, acquisition: BaseAcquisition) -> Image:
     """The image without voxels of pure noise, whose status becomes NO_SIGNAL."""
     voxels = image.voxels
     b0 = np.asarray(acquisition.b0_per_te).any(axis=0)

@@ -14,8 +14,8 @@ from dipy_spinverse.compartments.fibres import MAX_FIBRES, maps_of, with_fibres
 from dipy_spinverse.compartments.fitting.parameters import NonlinearParameters, physical_values
 from dipy_spinverse.compartments.fitting.variable_projection import SeparableProblem, Solution
 from dipy_spinverse.compartments.posterior.sample import PosteriorSamples
-from dipy_spinverse.voxels.acquired import FittedModel
 from dipy_spinverse.voxels.fit import VoxelFit
+from dipy_spinverse.voxels.fitted_model import FittedModel
 from dipy_spinverse.voxels.statistics import ENDINGS, sample_statistics, statistics_of_maps
 
 

@@ -12,8 +12,8 @@ from dipy_spinverse.packed_cells.maps import PARAMETERS
 from dipy_spinverse.packed_cells.posterior import PackedCellsPosterior
 from dipy_spinverse.packed_cells.residual_tests import ResidualGroups, describe_residual
 from dipy_spinverse.units import MM2_PER_S
-from dipy_spinverse.voxels.acquired import FittedModel
 from dipy_spinverse.voxels.fit import VoxelFit
+from dipy_spinverse.voxels.fitted_model import FittedModel
 from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.voxels.statistics import ENDINGS, dominant_axis, statistics_of_maps
 

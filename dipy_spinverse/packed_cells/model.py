@@ -133,9 +133,8 @@ class PackedCellsModel(VoxelModel):
                     "and one outside of cells."
                 )
             self.diffusivity = tuple(np.broadcast_to(diffusivity, 2).astype(float).tolist())
-            self._um2_per_ms = tuple(
-                diffusivity_um2_per_ms("diffusivity", value) for value in self.diffusivity
-            )
+            inside, outside = (diffusivity_um2_per_ms("diffusivity", d) for d in self.diffusivity)
+            self._um2_per_ms = inside, outside
         self.free_diffusivity = float(free_diffusivity)
         self._free_um2_per_ms = diffusivity_um2_per_ms("free_diffusivity", free_diffusivity)
         self.typical_radius = float(typical_radius)

@@ -1,4 +1,4 @@
-"""The images of an examination, in place of an acquisition of diffusion."""
+"""The images of an examination, as an acquisition without diffusion weighting."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 from dipy.core.gradients import GradientTable, gradient_table
+from numpy.typing import ArrayLike
 
+from dipy_spinverse.acquisition import BaseAcquisition
+from dipy_spinverse.acquisition.waveforms import Waveforms
 from dipy_spinverse.tissue_fractions.sequence_files import description_of, sequence_from
 from dipy_spinverse.tissue_fractions.sequences import Sequence
 
@@ -18,47 +21,31 @@ _AFFINE_TOLERANCE = 1e-3  # mm, of images of one grid; NIfTI affines are float32
 
 
 @dataclass(frozen=True)
-class Contrasts:
-    """C images of one examination, with the interface of an acquisition of diffusion.
+class Contrasts(BaseAcquisition):
+    """C images of one examination: an acquisition without diffusion weighting.
 
-    Without diffusion weighting and without repeats: S0 is the mean over images, and the noise is
-    not estimated from repeats.
+    Without repeats, too: S0 is the mean over images, and the noise is not estimated from b0.
     """
 
     sequences: tuple[Sequence, ...]
 
-    def __len__(self) -> int:
-        return len(self.sequences)
+    def __post_init__(self):
+        n = len(self.sequences)
+        self._set(
+            b=np.zeros(n), b_tensors=np.zeros((n, 3, 3)), directions=np.zeros((n, 3)),
+            te=np.zeros(n), mixing_time=np.zeros(n), isotropic=np.zeros(n, dtype=bool),
+            n_averages=np.ones(n, dtype=int), b0_threshold=-1.0,
+        )  # fmt: skip
 
     @property
-    def b(self) -> np.ndarray:
-        """(C,) zeros."""
-        return np.zeros(len(self))
+    def waveforms(self) -> tuple[Waveforms, ...]:
+        return ()
 
-    @property
-    def n_averages(self) -> np.ndarray:
-        """(C,) ones: images are single magnitudes."""
-        return np.ones(len(self), dtype=int)
+    def _summary(self):
+        return ()
 
-    @property
-    def te_index(self) -> np.ndarray:
-        """(C,) zeros: all images share a scale."""
-        return np.zeros(len(self), dtype=int)
-
-    @property
-    def echo_times(self) -> np.ndarray:
-        """(1,) zero."""
-        return np.zeros(1)
-
-    @property
-    def b0_per_te(self) -> np.ndarray:
-        """(1, C): there are no repeats."""
-        return np.zeros((1, len(self)), dtype=bool)
-
-    @property
-    def repeated_b0(self) -> np.ndarray:
-        """(0, C): there are no repeats."""
-        return np.zeros((0, len(self)), dtype=bool)
+    def subset(self, index: ArrayLike | slice) -> Contrasts:
+        return Contrasts(tuple(self.sequences[k] for k in self._rows(index)))
 
     def to_gtab(self) -> GradientTable:
         """Gradient table without diffusion weighting."""

@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike
 from dipy_spinverse import __version__
 from dipy_spinverse.acquisition.checks import shortened
 from dipy_spinverse.voxels import storage
-from dipy_spinverse.voxels.acquired import FittedModel
 from dipy_spinverse.voxels.engines import each_computed
+from dipy_spinverse.voxels.fitted_model import FittedModel
 from dipy_spinverse.voxels.image import Image, Voxels
 from dipy_spinverse.voxels.journal import Journal, open_journal
 from dipy_spinverse.voxels.memory import check_memory

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.user_warnings import warn
 from dipy_spinverse.voxels import storage
-from dipy_spinverse.voxels.acquired import FittedModel
+from dipy_spinverse.voxels.fitted_model import FittedModel
 from dipy_spinverse.voxels.image import per_voxel
 from dipy_spinverse.voxels.status import FITTED, Status
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.user_warnings import warn
-from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.gains import warn_of_gains
 from dipy_spinverse.voxels.memory import check_memory
 from dipy_spinverse.voxels.noise import (
@@ -117,7 +117,7 @@ def image_of(
     data,
     mask,
     sigma,
-    acquisition: Acquired,
+    acquisition: BaseAcquisition,
     S0=None,
     attributes=None,
     max_memory: float | None = None,
@@ -133,7 +133,7 @@ def image_of(
     inside = wanted_voxels("mask", True if mask is None else mask, shape)
     if not inside.any():
         warn(f"mask has no voxel of the {len(inside)}: nothing is fitted.")
-    if S0 is None and not np.asarray(acquisition.b0_per_te).any():
+    if S0 is None and not acquisition.b0_per_te.any():
         warn(
             f"The acquisition has no b0 (smallest b {acquisition.b.min():g} ms/um^2): S0 is "
             "extrapolated from weighted signals, and the noise is not known from repeated b0. Add "
@@ -243,14 +243,14 @@ def _array(name, value):
 
 
 def signal_without_diffusion(
-    signals: np.ndarray, acquisition: Acquired, labels: np.ndarray | None = None
+    signals: np.ndarray, acquisition: BaseAcquisition, labels: np.ndarray | None = None
 ) -> np.ndarray:
     """Mean b0 (V, L) of each label (M,), by default each echo time.
 
     Without b0, the mean of its measurements of smallest b.
     """
     labels = acquisition.te_index if labels is None else labels
-    any_b0 = np.asarray(acquisition.b0_per_te).any(axis=0)
+    any_b0 = acquisition.b0_per_te.any(axis=0)
     columns = []
     for k in range(labels.max() + 1):
         b0 = any_b0 & (labels == k)

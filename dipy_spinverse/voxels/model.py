@@ -20,9 +20,9 @@ from dipy_spinverse.acquisition import (
 )
 from dipy_spinverse.acquisition.plausibility import warn_of_timings
 from dipy_spinverse.docstrings import fill_doc, naming_arguments
-from dipy_spinverse.voxels.acquired import Acquired, FittedModel
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
 from dipy_spinverse.voxels.fit import VoxelFit, with_warning_of_prior
+from dipy_spinverse.voxels.fitted_model import FittedModel
 from dipy_spinverse.voxels.image import Voxels, image_of
 from dipy_spinverse.voxels.statistics import ENDINGS
 
@@ -50,7 +50,7 @@ class VoxelModel(ReconstModel, FittedModel):
     ----------
     VOX_PER_CHUNK : int
         Maximum number of voxels in a call of :meth:`fit_chunk`.
-    acquisition : Acquired
+    acquisition : BaseAcquisition
         Diffusion measurements, unless a subclass defines others.
     """
 
@@ -61,7 +61,7 @@ class VoxelModel(ReconstModel, FittedModel):
 
     Fit: ClassVar[type[VoxelFit]] = VoxelFit
     VOX_PER_CHUNK: ClassVar[int] = 1000
-    acquisition: Acquired
+    acquisition: BaseAcquisition
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class VoxelModel(ReconstModel, FittedModel):
         gtab: GradientTable | BaseAcquisition,
         te: ArrayLike | None = None,
         **more: Any,
-    ) -> Acquired:
+    ) -> BaseAcquisition:
         """The acquisition that the model needs, from the arguments of its constructor."""
         return as_acquisition(gtab, te, **more)
 
@@ -154,8 +154,8 @@ class VoxelModel(ReconstModel, FittedModel):
         return {"S0_per_te": (float, (len(self.acquisition.echo_times),))} | maps
 
     @classmethod
-    def acquisition_from(cls, arrays: Mapping[str, np.ndarray]) -> Acquired:
-        """The acquisition with these :meth:`Acquired.arrays`."""
+    def acquisition_from(cls, arrays: Mapping[str, np.ndarray]) -> BaseAcquisition:
+        """The acquisition with these :meth:`BaseAcquisition.arrays`."""
         return acquisition_from_arrays(arrays)
 
     @classmethod

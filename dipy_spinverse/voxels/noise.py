@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import uniform_filter
 
-from dipy_spinverse.acquisition import Acquisition, TensorAcquisition
+from dipy_spinverse.acquisition import Acquisition, BaseAcquisition, TensorAcquisition
 from dipy_spinverse.user_warnings import warn
-from dipy_spinverse.voxels.acquired import Acquired
 from dipy_spinverse.voxels.outliers import squares_without_outliers
 from dipy_spinverse.voxels.shells import shells_of
 
@@ -46,7 +45,7 @@ _MIN_SNR_OF_AVERAGES = 30.0
 
 def noise_before_fit(
     signals: np.ndarray,
-    acquisition: Acquired,
+    acquisition: BaseAcquisition,
     mask: np.ndarray | None = None,
     *,
     b0_only: bool = False,
@@ -62,7 +61,7 @@ def noise_before_fit(
     ----------
     signals : ndarray (V, M)
         As measured.
-    acquisition : Acquired
+    acquisition : BaseAcquisition
     mask : ndarray (...) of bool, optional
         The V voxels within the image, for neighbourhoods.
     b0_only : bool, optional
@@ -94,7 +93,7 @@ def noise_before_fit(
     return np.sqrt(variance), np.where(determined, freedom, 0)
 
 
-def warn_of_unknown_noise(acquisition: Acquired) -> None:
+def warn_of_unknown_noise(acquisition: BaseAcquisition) -> None:
     """Warn if neither repeated b0 nor shells give the noise, so that no model can be rejected."""
     n_repeats = sum(int(group.sum()) - 1 for group in acquisition.repeated_b0)
     if n_repeats < _MIN_DEGREES_OF_FREEDOM and not any(_smooth_shells(acquisition)):
@@ -106,10 +105,10 @@ def warn_of_unknown_noise(acquisition: Acquired) -> None:
 
 
 def warn_of_unknown_averages(
-    signals: np.ndarray, sigma: np.ndarray, acquisition: Acquired
+    signals: np.ndarray, sigma: np.ndarray, acquisition: BaseAcquisition
 ) -> None:
     """Warn of powder averages (V, M) near the noise (V,) that are said to be single magnitudes."""
-    averages = np.asarray(getattr(acquisition, "isotropic", False)) & (acquisition.n_averages == 1)
+    averages = acquisition.isotropic & (acquisition.n_averages == 1)
     is_magnitude = signals.min(axis=1, initial=0) >= 0
     if not (averages.any() and is_magnitude.any()):
         return
@@ -123,9 +122,11 @@ def warn_of_unknown_averages(
         )
 
 
-def noise_per_te(signals: np.ndarray, acquisition: Acquired) -> tuple[np.ndarray, np.ndarray]:
+def noise_per_te(
+    signals: np.ndarray, acquisition: BaseAcquisition
+) -> tuple[np.ndarray, np.ndarray]:
     """Noise (V, K) of each echo time from its b0, and its degrees of freedom (V,), 0 if few."""
-    n_repeats = np.asarray(acquisition.b0_per_te).sum(axis=1)
+    n_repeats = acquisition.b0_per_te.sum(axis=1)
     if (n_repeats <= _MIN_DEGREES_OF_FREEDOM).any():
         return np.ones((len(signals), len(n_repeats))), np.zeros(len(signals), dtype=int)
     sigma = [signals[:, same_te].std(axis=1, ddof=1) for same_te in acquisition.b0_per_te]
@@ -151,7 +152,7 @@ def _squares_of_voxels(signals, acquisition, shells):
     )
     variance = np.where(determined, squares / np.maximum(freedom, 1), 1.0)
     # Magnitudes of pure noise vary less than the noise of each channel.
-    b0 = np.asarray(acquisition.b0_per_te).any(axis=0)
+    b0 = acquisition.b0_per_te.any(axis=0)
     shrunk = determined & (
         signals[:, b0].mean(axis=1) > _MIN_SNR * np.sqrt(variance) if b0.any() else determined
     )

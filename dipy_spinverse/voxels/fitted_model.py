@@ -1,4 +1,4 @@
-"""What the voxel layer needs of the measurements of an image, and of a model of them."""
+"""What a fit asks of its model."""
 
 from __future__ import annotations
 
@@ -6,46 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
-from dipy.core.gradients import GradientTable
 
 from dipy_spinverse.acquisition.amplitudes import labels_of_others
-
-
-class Acquired(Protocol):
-    """An acquisition of M measurements at K echo times: of diffusion, or of another contrast."""
-
-    def __len__(self) -> int:
-        """Number of measurements M."""
-
-    @property
-    def b(self) -> np.ndarray:
-        """Diffusion weighting (M,), ms/um^2."""
-
-    @property
-    def n_averages(self) -> np.ndarray:
-        """Magnitudes (M,) of which each measurement is the mean."""
-
-    @property
-    def echo_times(self) -> np.ndarray:
-        """Ascending echo times (K,), ms."""
-
-    @property
-    def te_index(self) -> np.ndarray:
-        """Index (M,) of each measurement into `echo_times`."""
-
-    @property
-    def b0_per_te(self) -> np.ndarray:
-        """Repeated signals without diffusion at each echo time, (K, M) of bool."""
-
-    @property
-    def repeated_b0(self) -> np.ndarray:
-        """Groups of repeated measurements of b0, (R, M) of bool."""
-
-    def to_gtab(self) -> GradientTable:
-        """Gradient table of DIPY."""
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Named arrays for `VoxelModel.acquisition_from`."""
 
 
 class FittedModel(Protocol):
