@@ -50,6 +50,9 @@ class LinearPrediction:
         return self.constant + signals @ self.slopes
 
 
+_JITTER = 1e-12  # of the trace: far above rounding, far below errors of predictions
+
+
 class CondensedTarget(Target):
     """Noisy data of which a few measurements are simulated, as others are linear functions of
     them.
@@ -71,7 +74,9 @@ class CondensedTarget(Target):
         self.complete, sigma = complete, complete.sigma
         self._predict = LinearPrediction(complete.simulator, examples, sigma, number, ridge)
         self.rows = self._predict.rows
-        self._root = np.linalg.cholesky(self._predict.slopes @ self._predict.slopes.T)
+        gram = self._predict.slopes @ self._predict.slopes.T
+        # Measurements that vary alike in all examples leave it singular, to rounding.
+        self._root = np.linalg.cholesky(gram + _JITTER * np.trace(gram) * np.eye(len(gram)))
         self._whitening = np.eye(len(self.rows))
         zeros = np.zeros(len(self.rows))
         super().__init__(simulator_of(self.rows), zeros, zeros + 1, zeros)
