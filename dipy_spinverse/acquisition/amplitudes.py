@@ -35,14 +35,17 @@ def amplitude_labels(acquisition: Any, amplitudes: str | ArrayLike) -> np.ndarra
     return np.unique(labels, return_inverse=True)[1].reshape(-1)
 
 
-def labels_of_others(fitted: Any, labels: np.ndarray, by_echo: bool, others: Any) -> np.ndarray:
-    """Label (M,) of other measurements: that of the same echo time, or timing.
+def labels_of_others(
+    fitted: Any, labels: np.ndarray, amplitudes: str | ArrayLike, others: Any
+) -> np.ndarray:
+    """Label (M,) of other measurements: that of the same echo time, or, unless "te", timing.
 
     Raises
     ------
     ValueError
         Measurements without a label.
     """
+    by_echo = isinstance(amplitudes, str) and amplitudes == "te"
     fitted_keys, keys = (_keys(acquisition, by_echo) for acquisition in (fitted, others))
     fitted_keys, index = np.unique(fitted_keys, axis=0, return_inverse=True)
     # Labels that share a timing cannot be assigned to other measurements of it.

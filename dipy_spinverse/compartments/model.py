@@ -15,7 +15,7 @@ from dipy.direction.peaks import PeaksAndMetrics
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition import BaseAcquisition
-from dipy_spinverse.acquisition.amplitudes import amplitude_labels, labels_of_others
+from dipy_spinverse.acquisition.amplitudes import amplitude_labels
 from dipy_spinverse.compartments.arguments import (
     acquisition_for,
     check_acquisition,
@@ -278,19 +278,6 @@ class CompartmentModel(VoxelModel):
     def labelled(self) -> BaseAcquisition:
         """The acquisition, grouped by the labels of amplitudes: other b0 are no repeats."""
         return self.acquisition.with_labels(self.labels)
-
-    def labels_at(self, acquisition: BaseAcquisition) -> np.ndarray:
-        """Label (M,) of other measurements: that of the same echo time or timing.
-
-        Raises
-        ------
-        ValueError
-            Measurements without a label of the fit.
-        """
-        if len(self.has_b0) == 1:
-            return np.zeros(len(acquisition), dtype=int)
-        by_echo = isinstance(self.amplitudes, str) and self.amplitudes == "te"
-        return labels_of_others(self.acquisition, self.labels, by_echo, acquisition)
 
     def settings(self) -> tuple[dict, dict[str, np.ndarray]]:
         """Arguments of a published model; a summary of a composed one, without functions."""

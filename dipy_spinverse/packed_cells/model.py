@@ -255,9 +255,8 @@ class PackedCellsModel(VoxelModel):
         """
         if acquisition is self.acquisition:
             return self.labels
-        by_echo = isinstance(self.amplitudes, str) and self.amplitudes == "te"
         fitted, others = map(equivalent_pulses, (self.acquisition, acquisition))
-        return labels_of_others(fitted, self.labels, by_echo, others)
+        return labels_of_others(fitted, self.labels, self.amplitudes, others)
 
     def signals_of_fit(
         self, values: Mapping[str, np.ndarray], acquisition: BaseAcquisition

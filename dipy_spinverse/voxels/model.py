@@ -138,11 +138,6 @@ class VoxelModel(ReconstModel, FittedModel):
         """
         raise NotImplementedError
 
-    @property
-    def labelled(self) -> Any:
-        """The acquisition, grouped by the labels of `amplitudes` in models that have them."""
-        return self.acquisition
-
     def layout(self, n_draws: int) -> dict:
         """Stored values of a voxel: S0 of each echo time, and maps with their statistics."""
         maps = {
