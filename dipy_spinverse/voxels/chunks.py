@@ -221,9 +221,8 @@ def fit_status(image: Image, values: Mapping[str, np.ndarray], scatter: np.ndarr
     are the standard deviations of the signals.
     """
     voxels, converged = image.voxels, values["converged"]
-    freedom = np.broadcast_to(image.freedom, len(voxels))
     n_measurements = voxels.signals.shape[1]
-    ratio, positive_freedom = (values["sigma"] / image.noise) ** 2, np.maximum(freedom, 1)
+    ratio, positive_freedom = (values["sigma"] / image.noise) ** 2, np.maximum(image.freedom, 1)
     with_noise = outcome(
         converged, values["reduced_chi_square"] * ratio, values["n_unknowns"], positive_freedom,
         n_measurements,
@@ -236,4 +235,4 @@ def fit_status(image: Image, values: Mapping[str, np.ndarray], scatter: np.ndarr
     nothing = explains_nothing(values["residual_rms"], scatter, voxels.S0[:, 0])
     without_noise = np.where(converged, Status.CONVERGED, Status.NOT_CONVERGED)
     without_noise = np.where(nothing, Status.MISFIT, without_noise)
-    return np.where(freedom > 0, with_noise, without_noise)
+    return np.where(image.freedom > 0, with_noise, without_noise)

@@ -75,14 +75,14 @@ class Image:
         These V voxels, in order.
     noise : ndarray (V,)
         Given standard deviation of the noise, or its estimate by :func:`noise_before_fit`.
-    freedom : int or ndarray (V,)
+    freedom : ndarray (V,) of int
         Its degrees of freedom; 0 where it is not known.
     """
 
     status: np.ndarray
     voxels: Voxels
     noise: np.ndarray
-    freedom: np.ndarray | int
+    freedom: np.ndarray
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -97,16 +97,15 @@ class Image:
     def within(self, mask: np.ndarray) -> Image:
         """The image restricted to a mask (...)."""
         chosen = mask.reshape(-1)[self.rows]
-        freedom = np.broadcast_to(self.freedom, len(self.voxels))[chosen]
         status = np.where(mask, self.status, Status.NOT_FITTED)
-        return Image(status, self.voxels[chosen], self.noise[chosen], freedom)
+        return Image(status, self.voxels[chosen], self.noise[chosen], self.freedom[chosen])
 
     def with_initial_noise(self) -> Image:
         """The image with the noise level at the start of a fit: the given or the estimated one.
 
         Voxels without an estimate get the median of the others; without any, nothing changes.
         """
-        estimated = np.broadcast_to(self.freedom, len(self.voxels)) > 0
+        estimated = self.freedom > 0
         if self.voxels.sigma is not None or not estimated.any():
             return self
         sigma = np.where(estimated, self.noise, np.median(self.noise[estimated]))
@@ -167,7 +166,8 @@ def image_of(
     voxels = Voxels(signals, measured_S0, known_noise, attributes)
     warn_of_gains(voxels.signals, acquisition)
     if known_noise is not None:
-        return Image(status.reshape(shape), voxels, known_noise, KNOWN)
+        freedom = np.full(len(known_noise), KNOWN)
+        return Image(status.reshape(shape), voxels, known_noise, freedom)
     status = status.reshape(shape)
     if len(voxels):
         warn_of_unknown_noise(acquisition)

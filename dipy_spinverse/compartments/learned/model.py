@@ -234,7 +234,7 @@ class LearnedModel(VoxelModel):
             raise ValueError(f"n_draws is {n_draws}; give 0, or at least 2.")
         execution = Engine(engine, n_jobs, verbose, journal, max_memory)
         image = image_of(data, mask, sigma, self.acquisition, max_memory=max_memory)
-        n_unknown = np.count_nonzero(np.broadcast_to(image.freedom, len(image.voxels)) == 0)
+        n_unknown = np.count_nonzero(image.freedom == 0)
         if n_unknown:
             raise ValueError(
                 "sigma is needed: there are too few repeated b0 measurements to estimate the "
