@@ -32,7 +32,6 @@ from benchmarks.tissue_testset import (
     quick_testset,
 )
 from dipy_spinverse import Acquisition, PackedCellsModel
-from dipy_spinverse.voxels.statistics import dominant_axis
 
 SNRS = (50, 30)
 MAPS = (
@@ -92,7 +91,7 @@ def packed_cells(
         median,
         low,
         high,
-        dominant_axis(posterior.maps["wall_orientation"])[0],
+        posterior.mean("wall_orientation"),
         posterior.chi_square / posterior.degrees_of_freedom,
         np.full(len(signals), seconds),
     )

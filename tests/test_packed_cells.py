@@ -60,11 +60,6 @@ from dipy_spinverse.packed_cells.tissue_signals import tissue_signals
 from dipy_spinverse.voxels.tensor_frames import tensor_frames
 
 
-def interval(posterior, name):
-    """Central 95 % intervals (2, V) of a map."""
-    return np.quantile(posterior.maps[name], [0.025, 0.975], axis=0)
-
-
 def drawn_tissue(name, n, seed, acquisition=None, diffusivity=None):
     """Samples of the prior of a class, and their signals in the order of the acquisition."""
     acquisition = protocol() if acquisition is None else acquisition
@@ -289,9 +284,7 @@ def test_units_of_the_data_do_not_matter():
     thousand = posterior_of(protocol(), data * 1000, SIGMA * 1000, **setting)
     # Sums in another order.
     np.testing.assert_allclose(
-        one.maps["surface_to_volume"].mean(axis=0),
-        thousand.maps["surface_to_volume"].mean(axis=0),
-        rtol=1e-3,
+        one.mean("surface_to_volume"), thousand.mean("surface_to_volume"), rtol=1e-3
     )
 
 
@@ -321,7 +314,7 @@ def test_poor_data_give_wide_intervals_and_no_nan(case):
         assert np.isfinite(values).all()
     if case != "one timing":
         # The prior's interval of the radius is a factor of 400 wide.
-        low, high = interval(result, "body_diameter")
+        low, high = result.interval("body_diameter")
         assert (high > 3 * low).all()
 
 
@@ -358,7 +351,7 @@ def test_water_without_cells_is_told_as_such():
     assert (result.class_probabilities["no cells"] > 0.5).all()
     for name in ("surface_to_volume", "restricted_fraction", "wall_anisotropy"):
         assert (result.estimated_maps[name] == 0).all() and (
-            interval(result, name)[0] == 0
+            result.interval(name)[0] == 0
         ).all(), name
     # Chi-square over its degrees of freedom: five standard deviations.
     freedom = result.degrees_of_freedom
@@ -505,7 +498,7 @@ def test_a_refuted_model_has_wider_intervals():
     widths = []
     for each in (data, worse):
         result = posterior_of(protocol(), each, SIGMA, diffusivity=2.0, classes=("spheres",))
-        low, high = interval(result, "free_water_fraction")
+        low, high = result.interval("free_water_fraction")
         widths.append((high - low)[0])
     assert widths[1] > widths[0]
 
@@ -564,7 +557,7 @@ def test_intervals_hold_tissues_of_the_prior():
         result = posterior_of(protocol(), data, SIGMA, classes=(name,), n_samples=60)
         truth = tissue_maps(tissue_parameters(tissue, z, None), frames)
         for key in ("surface_to_volume", "restricted_fraction", "wall_permeability"):
-            low, high = interval(result, key)
+            low, high = result.interval(key)
             inside.append((low <= truth[key]) & (truth[key] <= high))
     # 32 voxels, the intervals of each hold or fail together: standard error 4 %. Draws whose
     # searches all start from the mode hold 75 %.

@@ -51,6 +51,7 @@ from dipy_spinverse.packed_cells.residual_tests import (
 from dipy_spinverse.packed_cells.tissue_classes import TissueClass
 from dipy_spinverse.packed_cells.tissue_signals import TissueSignals
 from dipy_spinverse.voxels.progress import part
+from dipy_spinverse.voxels.statistics import dominant_axis
 from dipy_spinverse.voxels.status import birge_variance
 from dipy_spinverse.voxels.tensor_frames import tensor_frames
 
@@ -131,6 +132,16 @@ class PackedCellsPosterior:
     group_degrees_of_freedom: np.ndarray
     worst_reduced_chi_square: np.ndarray
     worst_degrees_of_freedom: np.ndarray
+
+    def mean(self, name: str) -> np.ndarray:
+        """Posterior mean (V,) of a map; of orientations the dominant axis (V, 3)."""
+        samples = self.maps[name]
+        return samples.mean(axis=0) if samples.ndim == 2 else dominant_axis(samples)[0]
+
+    def interval(self, name: str, level: float = 0.95) -> np.ndarray:
+        """Central credible intervals (2, V) of a scalar map."""
+        tail = (1 - level) / 2
+        return np.quantile(self.maps[name], [tail, 1 - tail], axis=0)
 
     def spread_samples(self, n: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Parameters and maps (n, V, ...) of n samples spread evenly over all of them.
