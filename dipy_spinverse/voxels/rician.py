@@ -115,11 +115,9 @@ def log_likelihoods(
     if not rician:
         squares = ((data - predicted) / sigma[:, None]) ** 2
         return -0.5 * (squares if n_averages is None else n_averages * squares).sum(dim=1)
-    arrays = [tensor.contiguous().numpy() for tensor in (data, predicted, sigma)]
-    if n_averages is None:
-        return torch.from_numpy(_log_likelihoods(*arrays))
-    arrays += [n_averages.contiguous().numpy(), EXCESSES]
-    return torch.from_numpy(_log_likelihoods_of_means(*arrays))
+    averages = data.new_empty((0, 0)) if n_averages is None else n_averages
+    arrays = [tensor.contiguous().numpy() for tensor in (data, predicted, sigma, averages)]
+    return torch.from_numpy(_log_likelihoods(*arrays, EXCESSES))
 
 
 def noise_from_residual(residual: np.ndarray, n_unknowns: np.ndarray | int) -> np.ndarray:
@@ -222,11 +220,17 @@ def _bessel_ratio(z):
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _log_likelihoods(data, predicted, sigma):
+def _log_likelihoods(data, predicted, sigma, n_averages, table):
+    """`n_averages` is empty where all are 1."""
     result, work = np.empty(len(data), data.dtype), np.empty(data.shape[1], data.dtype)
     for v in range(len(data)):
-        magnitude = compiled_log_likelihood(data[v], predicted[v], sigma[v], work)
-        result[v] = magnitude + 0.5 * (data[v] ** 2).sum() / sigma[v] ** 2
+        if len(n_averages) > 0:
+            result[v] = compiled_log_likelihood_of_means(
+                data[v], predicted[v], sigma[v], n_averages[v], table
+            )
+        else:
+            magnitude = compiled_log_likelihood(data[v], predicted[v], sigma[v], work)
+            result[v] = magnitude + 0.5 * (data[v] ** 2).sum() / sigma[v] ** 2
     return result
 
 
@@ -250,16 +254,6 @@ def compiled_log_likelihood(data, predicted, sigma, work):
             product *= work[m]
         total += np.log(product)
     return 0.5 * (total - squares)
-
-
-@njit(cache=True, nogil=True, fastmath=True)
-def _log_likelihoods_of_means(data, predicted, sigma, n_averages, table):
-    result = np.empty(len(data), data.dtype)
-    for v in range(len(data)):
-        result[v] = compiled_log_likelihood_of_means(
-            data[v], predicted[v], sigma[v], n_averages[v], table
-        )
-    return result
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
