@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 import zipfile
 from itertools import repeat
 
@@ -19,6 +20,7 @@ from dipy_spinverse import (
     IVIMModel,
     LearnedModel,
     NODDIModel,
+    PackedCellsModel,
     Status,
     load_fit,
     read_grid,
@@ -27,6 +29,7 @@ from dipy_spinverse.acquisition.waveform_files import read_text_waveforms
 from dipy_spinverse.grid import mesh_files
 from dipy_spinverse.packed_cells.emulator import signals as emulator
 from dipy_spinverse.voxels import storage
+from dipy_spinverse.voxels.image import image_of
 from dipy_spinverse.voxels.image_files import StoredImage, mask_of
 from dipy_spinverse.workflows.cli import command
 from dipy_spinverse.workflows.command import check_inputs_kept, check_names
@@ -371,3 +374,20 @@ def test_a_mesh_whose_reader_hangs_or_ends_the_program_is_refused(tmp_path, monk
     monkeypatch.setattr(mesh_files, "_LONGEST_S", 0.2)
     with pytest.raises(ValueError, match=r"^path: .*mesh.msh cannot be read as a mesh"):
         read_grid(path)
+
+
+@pytest.mark.parametrize("n_b0", [1, 3])
+def test_b0_that_differ_between_timings_are_named_and_noise_is_not(n_b0):
+    """Without te, or with gains, b0 differ; in all models, and with a known S0."""
+    b, big = np.tile(np.r_[np.zeros(n_b0), np.ones(6)], 2), np.repeat([20.0, 50.0], n_b0 + 6)
+    acquisition = Acquisition(b, np.ones((len(b), 3)) / 3**0.5, 8.0, big)
+    rng, signals = np.random.default_rng(0), 100 * np.exp(-b)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(20):  # 2 % of such tests would fail, each with a false-alarm rate of 1e-3
+            image_of(signals + rng.normal(size=(50, len(b))), None, 1.0, acquisition, 100.0)
+    data = np.where(big > 30, 0.9, 1) * signals + rng.normal(size=(50, len(b)))
+    with pytest.warns(UserWarning, match=r"b0 of different pulse timings .* give te"):
+        image_of(data, None, 1.0, acquisition, 100.0)
+    with pytest.warns(UserWarning, match="b0 of different pulse timings"):
+        PackedCellsModel(acquisition).fit(data[:2], sigma=1.0, n_draws=0)

@@ -164,7 +164,7 @@ def image_of(
     known_noise = None if noise is None else noise[rows]
     attributes = {name: value[rows] for name, value in (attributes or {}).items()}
     voxels = Voxels(signals, measured_S0, known_noise, attributes)
-    warn_of_gains(voxels.signals, acquisition)
+    warn_of_gains(voxels.signals, acquisition, known_noise)
     if known_noise is not None:
         freedom = np.full(len(known_noise), KNOWN)
         return Image(status.reshape(shape), voxels, known_noise, freedom)
