@@ -132,7 +132,8 @@ def image_of(
     inside = wanted_voxels("mask", True if mask is None else mask, shape)
     if not inside.any():
         warn(f"mask has no voxel of the {len(inside)}: nothing is fitted.")
-    if S0 is None and not acquisition.b0_per_te.any():
+    weighted = acquisition.b.any()  # images of other contrasts are not
+    if S0 is None and weighted and not acquisition.b0_per_te.any():
         warn(
             f"The acquisition has no b0 (smallest b {acquisition.b.min():g} ms/um^2): S0 is "
             "extrapolated from weighted signals, and the noise is not known from repeated b0. Add "
@@ -169,7 +170,7 @@ def image_of(
         freedom = np.full(len(known_noise), KNOWN)
         return Image(status.reshape(shape), voxels, known_noise, freedom)
     status = status.reshape(shape)
-    if len(voxels):
+    if weighted and len(voxels):
         warn_of_unknown_noise(acquisition)
     level, freedom = noise_before_fit(voxels.signals, acquisition, status == Status.CONVERGED)
     return Image(status, voxels, level, freedom)
