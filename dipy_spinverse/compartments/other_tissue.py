@@ -105,9 +105,10 @@ class SANDIModel(CompartmentModel):
             self.definition = replace(definition, discrepancy={"soma_diameter": _EXCHANGE_SD})
             warn(
                 f"SANDI with one diffusion time (big_delta of {times[0]:g} ms) cannot separate "
-                "the size of somas from exchange across their membranes: soma_diameter is an "
-                f"apparent one, and its interval is wider, by {100 * _EXCHANGE_SD:.0f} % (sd). "
-                "Several diffusion times show whether one size explains all."
+                "somas from exchange across their membranes: soma_diameter and soma_fraction are "
+                "apparent ones. The interval of the diameter is wider, by "
+                f"{100 * _EXCHANGE_SD:.0f} % (sd), that of the fraction is not. Several diffusion "
+                "times show whether one size explains all."
             )
 
 
