@@ -14,7 +14,6 @@ References
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
@@ -144,18 +143,21 @@ def polarity_asymmetry(
 
 
 def _opposite_pairs(acquisition):
-    """Indices (2, P) of measurements of one timing and q in opposite directions.
-
-    The k-th repetition of an encoding is paired with the k-th of the opposite one.
-    """
+    """Indices (2, P) of measurements of one timing and q in opposite directions."""
     vectors = (acquisition.q[:, None] * acquisition.directions).round(3)
     directed = ~acquisition.b0_mask & ~acquisition.isotropic & vectors.any(axis=1)
-    unpaired, pairs = defaultdict(list), []
-    for m in np.flatnonzero(directed):
-        timing = acquisition.timing_index[m]
-        opposite = unpaired[timing, *(-vectors[m])]
-        if opposite:
-            pairs.append((opposite.pop(0), m))
-        else:
-            unpaired[timing, *vectors[m]].append(m)
-    return np.array(pairs, dtype=int).reshape(-1, 2).T
+    rows, vectors = np.flatnonzero(directed), vectors[directed]
+    first_nonzero = (vectors != 0).argmax(axis=1)[:, None]
+    positive = np.take_along_axis(vectors, first_nonzero, axis=1)[:, 0] > 0
+    axes = np.where(positive[:, None], vectors, -vectors)
+    encoding = np.column_stack([acquisition.timing_index[rows], axes])
+    group = np.unique(encoding, axis=0, return_inverse=True)[1].reshape(-1)
+    # The k-th repetition of an encoding is paired with the k-th of the opposite one.
+    polarity = 2 * group + positive
+    order = np.argsort(polarity, kind="stable")
+    repetition = np.empty(len(rows), dtype=int)
+    repetition[order] = np.arange(len(rows)) - np.searchsorted(polarity[order], polarity[order])
+    key = len(rows) * group + repetition
+    _, plus, minus = np.intersect1d(key[positive], key[~positive], return_indices=True)
+    pairs = np.sort([rows[positive][plus], rows[~positive][minus]], axis=0)
+    return pairs[:, pairs[1].argsort()]
