@@ -32,6 +32,10 @@ def test_diffusivities_in_the_unit_of_maps_are_refused():
         Parameter("D", 0.5e-3, 3e-3, "mm^2/s")
     with pytest.raises(ValueError, match="diffusivity of the ball of 'water' is 0.003"):
         ball(3e-3)
+    model = compose(two_shells(), [ball("D")], [Parameter("D", 0.0, 3.0, "mm^2/s")])
+    with pytest.raises(ValueError, match="D is 0.001; here it is in um"):
+        model.signals({"D": [0.0, 1e-3, 1.0]})  # immobile water is no mistake
+    assert model.signals({"D": np.zeros(0)}).shape == (0, len(two_shells()))
     with pytest.raises(ValueError, match=r"fixed\['D_known'\] is 0.0017"):
         compose(two_shells(), [ball("D_known")], fixed={"D_known": 1.7e-3})
 

@@ -249,7 +249,9 @@ def populations(peaks, shape) -> dict[str, np.ndarray]:
 def _check_units(definition, tensors):
     """Refuses diffusivities in mm^2/s, the unit of maps."""
     for name in (p.name for p in definition.parameters if p.unit == "mm^2/s"):
-        check_diffusivity(name, float(tensors[name].detach().abs().min()))
+        positive = tensors[name].detach()
+        positive = positive[positive > 0]
+        check_diffusivity(name, float(positive.min()) if positive.numel() else 0.0)
 
 
 def complete(definition, parameters):
