@@ -27,6 +27,8 @@ def test_two_shells_determine_noddi():
         warnings.simplefilter("error", UserWarning)
         fit = NODDIModel(acquisition).fit(magnitudes(data, 1 / 30), sigma=1 / 30)
     assert fit.prior_dominated_percent() == {}
+    with pytest.raises(ValueError, match="name is 'NDI'; give one of ndi, odi"):
+        fit.prior_dominated("NDI")
 
 
 def test_eight_volumes_determine_no_cells(tmp_path):

@@ -140,7 +140,18 @@ class VoxelFit(ReconstFit):
         ----------
         name : str
             One of `MAPS`.
+
+        Raises
+        ------
+        ValueError
+            An unknown map.
+
+        Examples
+        --------
+        >>> fit.exchange_time[~fit.prior_dominated("exchange_time")]  # doctest: +SKIP
         """
+        if name not in self.MAPS:
+            raise ValueError(f"name is {name!r}; give one of {', '.join(self.MAPS)}.")
         prior, low = self.model.prior_maps.get(name), self._values.get(f"{name}_low")
         if prior is None or low is None:
             return self._dense(np.zeros(self._rows.size, dtype=bool))
