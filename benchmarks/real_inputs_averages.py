@@ -6,6 +6,7 @@ import numpy as np
 
 from benchmarks.monte_carlo import mean_displacements, pulse_times, signals, walk
 from benchmarks.packing import random_packing
+from benchmarks.ready_made_intervals import prostate
 from benchmarks.real_inputs_rows import Trial, middle_interval, row
 from benchmarks.real_inputs_truths import (
     ball,
@@ -242,13 +243,9 @@ def sandi_permeable_three(n, rng):
 
 @row("ordinary", "VERDICT of the prostate, five b in three directions, SNR 50")
 def verdict(n, rng):
-    b, small, big, te = np.array([
-        [0.09, 3.9, 23.8, 50.0], [0.5, 11.4, 31.3, 65.0], [1.5, 23.9, 43.8, 90.0],
-        [2.0, 14.4, 34.4, 71.0], [3.0, 18.9, 38.8, 80.0],
-    ]).T  # fmt: skip
-    every = np.column_stack([0 * b, *[b] * 3]).ravel()
-    directions = np.tile(np.vstack([np.zeros(3), np.eye(3)]), (len(b), 1))
-    small, big, te = (np.repeat(each, 4) for each in (small, big, te))
+    acquisition = prostate()
+    every, te = acquisition.b, acquisition.te
+    small, big = acquisition.small_delta, acquisition.big_delta
     fractions, diameter = rng.dirichlet([2, 6, 6], n).T, rng.uniform(6, 18, n)
     q = np.sqrt(every / (big - small / 3))
     parts = (powder_sticks(every, np.full(n, 8.0)), restricted(q, small, big, diameter, 2.0, 3),
@@ -257,6 +254,5 @@ def verdict(n, rng):
     data = magnitudes(clean * np.exp(-te / 80.0) / np.exp(-50 / 80.0), 1 / 50, rng)
     names = ("vascular_fraction", "intracellular_fraction", "extracellular_fraction",
              "cell_diameter")  # fmt: skip
-    acquisition = Acquisition(every, directions, small, big, te=te, b0_threshold=0.01)
     truth = dict(zip(names, (*fractions, diameter), strict=True))
     return Trial(lambda: VERDICTModel(acquisition).fit(data), truth)

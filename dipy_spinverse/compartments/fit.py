@@ -52,7 +52,8 @@ class CompartmentFit(VoxelFit):
     outliers : ndarray (..., M) of bool
         Measurements that were left out: isolated residuals that noise does not explain.
     birge_ratio : ndarray (...)
-        Factor of the noise in the posterior, above 1 where the signals reject the model.
+        Factor of the noise in the posterior, above 1 where the signals reject the model, or where
+        the noise is that of a residual of few degrees of freedom.
     effective_draws : ndarray (...)
         Effective sample size of the posterior; intervals with less than 20 are rough.
     """

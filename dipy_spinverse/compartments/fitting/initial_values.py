@@ -35,7 +35,8 @@ from dipy_spinverse.voxels.tensor_frames import tensor_frames
 # voxels for ZCD (benchmarks/notes/compartments.md, "Initial values").
 _DICTIONARY_SIZE = 16
 _LEAST_DISTANCE = 0.35  # between initial values, in ranges of the scalars
-# rad, between initial axes of one model; chosen by benchmarks/real_inputs.py
+# rad, between initial axes of one model, by hand: twice as much does as well (rows crossing_90 to
+# crossing_40 of benchmarks.real_inputs)
 _ANGLE_BETWEEN_AXES = 0.6
 # Differential evolution: population and crossover as usual (Storn and Price, J. Glob. Optim. 11
 # (1997) 341, https://doi.org/10.1023/A:1008202821328); generations chosen by hand.
