@@ -214,6 +214,17 @@ def test_noddi_of_several_echo_times_tells_water_from_its_relaxation(tmp_path):
     np.testing.assert_allclose(load_fit(tmp_path / "fit.npz").predict(), fit.predict())
 
 
+def test_discrepancies_of_a_voxel_do_not_depend_on_those_beside_it():
+    """Interval of the soma size with one diffusion time, which includes more than noise."""
+    acquisition = averages()
+    b = acquisition.b
+    clean = 0.4 * sticks(b, 2.0) + 0.35 * spheres(acquisition, 3.0, 12.0) + 0.25 * np.exp(-0.9 * b)
+    data = clean + 0.003 * np.random.default_rng(1).standard_normal((3, len(b)))
+    model = SANDIModel(acquisition, likelihood="gaussian")
+    together, alone = (model.fit(x, sigma=0.003, n_draws=32) for x in (data, data[2]))
+    np.testing.assert_allclose(alone.soma_diameter_low, together.soma_diameter_low[2], rtol=1e-9)
+
+
 @pytest.mark.parametrize("all_b0", [True, False])
 def test_diffusion_times_have_gains_of_their_own(all_b0, tmp_path):
     """SANDI by closed forms, 15 % more signal at the longer diffusion time, with b0 or without."""

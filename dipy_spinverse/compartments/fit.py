@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.compartments.definition import Definition
 from dipy_spinverse.compartments.fibres import MAX_FIBRES, maps_of, with_fibres
 from dipy_spinverse.compartments.fitting.parameters import NonlinearParameters, physical_values
@@ -69,7 +70,7 @@ class CompartmentFit(VoxelFit):
 
 
 def compartment_layout(
-    definition: Definition, n_te: int, n_labels: int, *, posterior: bool
+    definition: Definition, acquisition: BaseAcquisition, n_labels: int, *, posterior: bool
 ) -> dict[str, object]:
     """Type and shape of all arrays of a voxel, with the largest number of populations."""
     largest = with_fibres(definition, MAX_FIBRES)
@@ -86,7 +87,8 @@ def compartment_layout(
         "axis": (float, (3,)),
         "axes": (float, (MAX_FIBRES, 3)),
         "fibre_fractions": (float, (MAX_FIBRES,)),
-        "S0_per_te": (float, (n_te,)),
+        "outliers": (bool, (len(acquisition),)),
+        "S0_per_te": (float, (len(acquisition.echo_times),)),
         "S0_per_label": (float, (n_labels,)),
         "_unit": (float, (len(largest.parameters),)),
         "_fractions": (float, (len(largest.pools),)),
@@ -128,12 +130,17 @@ def maps_at(
     return _maps(definition, with_discrepancy(definition, values))
 
 
-def with_discrepancy(definition: Definition, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Values of posterior samples, or their maps, with the discrepancy of model and tissue."""
+def with_discrepancy(
+    definition: Definition, values: Mapping[str, Tensor], n_voxels: int = 1
+) -> dict[str, Tensor]:
+    """Values (n V,) of posterior samples, or their maps, with the discrepancy of model and tissue.
+
+    Voxels vary fastest; all share their random numbers, so that none depends on the others.
+    """
     result, rng = dict(values), np.random.default_rng(0)
     for name, sd in definition.discrepancy.items():
-        factor = np.exp(sd * rng.standard_normal(result[name].shape))
-        result[name] = result[name] * torch.from_numpy(factor).to(result[name])
+        factor = np.exp(sd * rng.standard_normal(len(result[name]) // n_voxels))
+        result[name] = result[name] * torch.from_numpy(factor.repeat(n_voxels)).to(result[name])
     return result
 
 
@@ -171,9 +178,9 @@ def posterior_arrays(
     definition: Definition, solution: Solution, samples: PosteriorSamples
 ) -> dict[str, np.ndarray]:
     """Medians, standard deviations and intervals of the maps and of the populations."""
-    values = all_values(definition, samples.parameters, samples.amplitudes)
-    values = with_discrepancy(definition, values)
     n_voxels = len(samples.effective_size)
+    values = all_values(definition, samples.parameters, samples.amplitudes)
+    values = with_discrepancy(definition, values, n_voxels)
     result = statistics_of_maps(
         {name: value.reshape(-1, n_voxels) for name, value in _maps(definition, values).items()}
     )

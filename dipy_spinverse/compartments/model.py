@@ -194,12 +194,8 @@ class CompartmentModel(VoxelModel):
             image,
             fit_chunk,
             compartment_layout(
-                definition,
-                len(self.acquisition.echo_times),
-                len(self.has_b0),
-                posterior=n_draws > 0,
-            )
-            | {"outliers": (bool, (len(self.acquisition),))},
+                definition, self.acquisition, len(self.has_b0), posterior=n_draws > 0
+            ),
             settings,
             most=voxels_per_chunk(self.definition, self.acquisition, n_draws),
             model=self,

@@ -248,7 +248,7 @@ class LearnedModel(VoxelModel):
             partial(self._fit_chunk, n_draws=n_draws),
             compartment_layout(
                 self.model.definition,
-                image.voxels.S0.shape[1],
+                self.acquisition,
                 image.voxels.S0.shape[1],
                 posterior=self._has_posterior and n_draws > 0,
             ),
@@ -347,9 +347,10 @@ class LearnedModel(VoxelModel):
             n_checked = len(checked_rows(acquisition))
             birge_ratio = np.sqrt(birge_variance((rms / sigma) ** 2, n_checked))
             self._widen(draws, birge_ratio, data, noise)
-            draws = with_discrepancy(definition, draws)
+            flat = {name: value.T.flatten() for name, value in draws.items()}
+            flat = with_discrepancy(definition, flat, len(data))
             result |= statistics_of_maps(
-                {name: value.numpy() for name, value in draws.items()}, axis=1
+                {name: value.reshape(-1, len(data)).numpy() for name, value in flat.items()}
             )
             result["birge_ratio"] = birge_ratio
             result["effective_draws"] = np.full(len(data), float(n_draws))
