@@ -222,7 +222,8 @@ def test_discrepancies_of_a_voxel_do_not_depend_on_those_beside_it():
     data = clean + 0.003 * np.random.default_rng(1).standard_normal((3, len(b)))
     model = SANDIModel(acquisition, likelihood="gaussian")
     together, alone = (model.fit(x, sigma=0.003, n_draws=32) for x in (data, data[2]))
-    np.testing.assert_allclose(alone.soma_diameter_low, together.soma_diameter_low[2], rtol=1e-9)
+    # Rounding; other random numbers change it by some percent.
+    np.testing.assert_allclose(alone.soma_diameter_low, together.soma_diameter_low[2], rtol=1e-6)
 
 
 @pytest.mark.parametrize("all_b0", [True, False])
