@@ -55,7 +55,10 @@ sequences = {
         9.0, 0.01, 12, 0.1, preparation=InversionPreparation(2.5, adiabatic=True)
     ),
 }
-model = TissueFractionModel([*sequences.values()], unknown=("scale", "b1"), b1_error=b1_error / 2)
+model = TissueFractionModel(
+    [*sequences.values()], unknown=("scale", "b1"), b1_error=b1_error / 2,
+    series=[0] * len(sequences),
+)  # fmt: skip
 
 places = np.linspace(-1, 1, SIZE)
 b1 = 1 + b1_error * (1 - 1.5 * places[:, None] ** 2 - 0.5 * places**2)

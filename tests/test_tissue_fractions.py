@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import pickle
-import re
 from dataclasses import replace
 
 import nibabel as nib
@@ -33,8 +32,9 @@ from dipy_spinverse.tissue_fractions.markov_random_field import (
     NeighbourGraph,
     markov_field_samples,
 )
-from dipy_spinverse.tissue_fractions.separability import least_separated
+from dipy_spinverse.tissue_fractions.separability import most_helpful
 from dipy_spinverse.tissue_fractions.shared_parameters import (
+    UNKNOWNS,
     FieldMaps,
     NuisanceErrors,
     SharedParameterEstimator,
@@ -331,9 +331,10 @@ def test_draws_of_neighbours_have_the_moments_of_their_density():
     neighbours = NeighbourGraph(
         sides, (np.arange(0, 2 * n_pairs, 2), np.arange(1, 2 * n_pairs, 2))
     )
-    grams = np.repeat(gram[None], 2 * n_pairs, axis=0)
-    draws = markov_field_samples(grams, np.tile(projections, (n_pairs, 1)), share, neighbours,
-                           smoothness, 150).astype(float)  # fmt: skip
+    grams = np.repeat(gram[None, None], 2 * n_pairs, axis=0)
+    projections = np.tile(projections, (n_pairs, 1))[:, None]
+    draws = markov_field_samples(grams, projections, share, neighbours, smoothness, 150)
+    draws = draws.astype(float)
     first, second = (draws[:, k::2].reshape(-1, 4) for k in (0, 1))
     # 30,000 draws that are not independent, and weights of as many: 0.005 of a fraction.
     for found, one in ((first, pairs[0]), (second, pairs[1])):
@@ -349,14 +350,13 @@ def test_intervals_of_smooth_images_hold_95_percent():
     n, smoothness, rng = 40, 1.5, np.random.default_rng(0)
     share = np.full(15, 1 / 15)
     neighbours = NeighbourGraph.on_grid(np.arange(n * n), (n, n))
-    nothing = np.zeros((n * n, 3, 3)), np.zeros((n * n, 3))
+    nothing = np.zeros((n * n, 1, 3, 3)), np.zeros((n * n, 1, 3))
     truth = markov_field_samples(*nothing, share, neighbours, smoothness, 10)[-1]
     column, sigma = np.array([1.0, 0.7, 0.4]), 0.1
     data = truth[:, :3] @ column + sigma * rng.standard_normal(n * n)
-    gram = np.tile(np.outer(column, column) / sigma**2, (n * n, 1, 1))
-    draws = markov_field_samples(
-        gram, data[:, None] * column / sigma**2, share, neighbours, smoothness, 200
-    )
+    gram = np.tile(np.outer(column, column) / sigma**2, (n * n, 1, 1, 1))
+    projection = data[:, None, None] * column / sigma**2
+    draws = markov_field_samples(gram, projection, share, neighbours, smoothness, 200)
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
     # At least: what is not in a voxel is often an end of the interval itself.
     assert np.mean((low <= truth) & (truth <= high)) > 0.94
@@ -399,18 +399,22 @@ def test_a_fourth_tissue_is_found_by_its_name():
         assert np.mean((low - 1e-6 <= truth[:, k]) & (truth[:, k] <= high + 1e-6)) > 0.9
 
 
+@pytest.mark.slow
 def test_scale_bias_and_b1_fields_are_found():
     truth, x = head(), np.linspace(-1, 1, 24)
     b1 = 1.05 + 0.1 * x[:, None] - 0.06 * x**2
     S0 = 700 * np.exp(0.2 * x[:, None] * x + 0.1 * x)
     clean = TissueFractionModel(SEQUENCES).signals(named(truth), S0=S0, b1=b1)
     sigma = clean[truth[..., 3] == 0].mean() / 50
-    model = TissueFractionModel(SEQUENCES, unknown=("scale", "bias", "b1"), b1_error=0.1)
+    model = TissueFractionModel(
+        SEQUENCES, unknown=("scale", "bias", "b1"), b1_error=0.1, series=[0] * len(SEQUENCES)
+    )
     fit = model.fit(noisy(clean, sigma), truth[..., 3] < 0.5)
     inside = truth[..., 3] == 0
-    # 400 voxels of 12 images of SNR 50 for 20 coefficients: about 1 % each.
-    assert np.abs(fit.b1 / b1 - 1)[inside].max() < 0.02
-    assert np.abs(fit.S0 / S0 - 1)[inside].max() < 0.03
+    # 400 voxels of 12 images of SNR 50 for 30 coefficients: about 1 % each, more at the rim.
+    assert np.abs(fit.b1 / b1 - 1)[inside].max() < 0.06
+    assert np.abs(fit.b1 / b1 - 1)[inside].mean() < 0.02
+    assert np.abs(fit.S0 / S0 - 1)[inside].mean() < 0.02
     assert fit.sigma[inside].mean() == pytest.approx(sigma, rel=0.1)
     assert np.abs(fit.gm - truth[..., 1])[inside].mean() < 0.02
 
@@ -420,9 +424,12 @@ def test_errors_of_a_voxel_have_the_covariance_of_constants_and_field():
     rng = np.random.default_rng(0)
     root = torch.tensor(rng.normal(size=(12 + 6, 18)))
     zero = torch.zeros(6, dtype=torch.float64)
-    errors = NuisanceErrors.from_shared(
-        SharedParameters(constants_of(TISSUES), zero, zero, root @ root.T, b1_scatter=0.5)
-    )
+    covariance = torch.zeros((25, 25), dtype=torch.float64)
+    rows = torch.tensor([*range(12), *range(18, 24)])  # without scales and noise
+    covariance[rows[:, None], rows] = root @ root.T
+    constants = constants_of(TISSUES)
+    shared = SharedParameters(constants, zero[None], zero, zero[:1], covariance, b1_scatter=0.5)
+    errors = NuisanceErrors.from_shared(shared)
     basis = torch.tensor(rng.normal(size=(4, 6)))
     of_b1 = errors.of_b1_in(basis)
     assert errors.number == of_b1.shape[1] == 13
@@ -434,6 +441,7 @@ def test_errors_of_a_voxel_have_the_covariance_of_constants_and_field():
     np.testing.assert_allclose(found @ found.mT, expected, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_intervals_hold_under_a_field_that_no_polynomial_follows():
     truth, x = head(24), np.linspace(-np.pi, np.pi, 24)
     b1 = 1 + 0.06 * np.sin(3 * x[:, None]) * np.cos(3 * x)
@@ -451,23 +459,24 @@ def test_intervals_hold_under_a_field_that_no_polynomial_follows():
     assert np.mean(np.stack(held)[:, inside]) > 0.93
 
 
-def test_one_image_bends_no_transmit_field():
-    truth, x = head(16), np.linspace(-1, 1, 16)
+def test_what_an_image_does_not_determine_keeps_its_prior():
+    """One image, brighter or darker by any factor, says nothing of T2' or absolute densities."""
+    truth = head(20)
     inside = truth[..., 3] < 0.5
-    places = np.stack(np.meshgrid(x, x, indexing="ij"), axis=-1)[inside]
-    one = np.ones(len(places))
-    fields = FieldMaps(one, 0 * one, one, polynomials(places, 4))
-    bent = {}
-    for n in (1, 4):
-        model = TissueFractionModel(SEQUENCES[:n])
-        clean = model.signals(named(truth), b1=1 + 0.1 * x[:, None] * np.ones(16))[inside]
-        axes = axes_of(fields.b1, fields.b0, 0.3)
-        simulation = SignalSimulation(model.simulator, model.sequences, axes)
-        estimate = SharedParameterEstimator(simulation, ("b1",), 0.0, 0.1)
-        sigma = torch.tensor(0.01 * clean.mean() * one)
-        shared, *_ = estimate(torch.tensor(clean), sigma, fields, constants_of(TISSUES))
-        bent[n] = float(shared.b1[1:].abs().max())
-    assert bent[1] == 0 and bent[4] == pytest.approx(0.1, abs=0.02)
+    model = TissueFractionModel([MPRAGE(2.3, 0.9, 0.003, 9, 0.007, 160)])
+    clean = model.signals(named(truth), S0=300.0)[inside]
+    data = torch.tensor(noisy(clean, clean.mean() / 25))
+    one = np.ones(len(data))
+    fields = FieldMaps(one, 0 * one, one, polynomials(np.zeros((len(data), 0)), 0))
+    simulation = SignalSimulation(model.simulator, model.sequences, axes_of(one, 0 * one, 0.3))
+    estimate = SharedParameterEstimator(simulation, UNKNOWNS, 0.2, 0.1, np.zeros(1, dtype=int))
+    shared, _ = estimate(data, None, fields, constants_of(TISSUES))
+    std = torch.sqrt(torch.diagonal(shared.covariance))
+    by_tissue = std[:12].reshape(3, 4) / torch.tensor([0.06, 0.2, 0.2, 0.2])
+    assert (by_tissue[:, 2:] > 0.95).all()  # T2 and T2' of a T1-weighted image
+    assert (by_tissue[:, 0] > 0.8).all()
+    # Two contrasts between three tissues constrain T1 of grey and white matter.
+    assert by_tissue[1:, 1].min() < 0.8
 
 
 @pytest.mark.slow
@@ -481,29 +490,23 @@ def test_constants_that_are_off_are_found():
         assert found.t1_s == pytest.approx(tissue.t1_s, rel=0.02)
 
 
-def test_one_contrast_does_not_separate_three_tissues():
-    truth = head(12)
-    model = TissueFractionModel(SEQUENCES[:1], unknown=())
+def test_voxels_that_one_contrast_does_not_separate_are_flagged_and_have_larger_errors():
+    truth = head(20)
+    inside = truth[..., 3] < 0.5
+    model = TissueFractionModel(SEQUENCES[1:2], unknown=(), smoothness=0.0)
     clean = model.signals(named(truth))
-    with pytest.warns(UserWarning, match="do not separate .* exchange with .* help"):
-        fit = model.fit(clean, truth[..., 3] < 0.5, sigma=clean.max() / 50)
-    assert (fit.status[truth[..., 3] < 0.5] == Status.TISSUES_NOT_SEPARATED).all()
-    assert (fit.widest_std[truth[..., 3] < 0.5] > 0.29).all()
+    with pytest.warns(UserWarning, match=r"do not separate .*: \w+ from \w+ in \d+.* help most"):
+        fit = model.fit(noisy(clean, clean.max() / 30), inside, sigma=clean.max() / 30)
+    flagged = fit.status[inside] == Status.TISSUES_NOT_SEPARATED
+    errors = np.abs(fit.gm - truth[..., 1])[inside]
+    assert 0.01 < flagged.mean() < 0.7
+    assert errors[flagged].mean() > 1.5 * errors[~flagged].mean()
 
 
-def test_separation_says_which_image_is_missing():
-    """Without weighting by T1 or T2, grey and white matter differ by their density alone."""
-    density = [SpoiledGradientEcho(0.02, 0.004, angle) for angle in (2, 3)]
-    both = [*density, *SEQUENCES[:4], SEQUENCES[-2]]
-    form = (
-        r"\w+ and \w+ exchange with a standard deviation of (\S+) \(condition number (\S+)\); "
-        "an? .* would help most"
-    )
-    poor, good = (
-        re.fullmatch(form, least_separated(sequences, TISSUES, SignalEquations(), snr=30))
-        for sequences in (density, both)
-    )
-    assert float(poor[1]) > 5 * float(good[1]) and float(poor[2]) > float(good[2])
+def test_the_missing_image_is_named():
+    """Weighted by T1 alone, CSF and grey matter need T2, and the reverse."""
+    t2 = [TurboSpinEcho(5.0, 0.01, 15, te) for te in (0.05, 0.09)]
+    assert "T2" not in most_helpful(t2, TISSUES, SignalEquations(), snr=30)
 
 
 def test_bad_voxels_say_why_and_leave_others_alone():
@@ -521,7 +524,7 @@ def test_bad_voxels_say_why_and_leave_others_alone():
 
 def test_fits_are_indexed_saved_pickled_and_spread_over_processes(tmp_path):
     truth = head(8)
-    model = TissueFractionModel(SEQUENCES)
+    model = TissueFractionModel(SEQUENCES[:4], unknown=())
     clean = model.signals(named(truth), S0=50.0)
     data = noisy(clean, 0.02)
     fit = model.fit(data, truth[..., 3] < 0.5, sigma=0.02)
@@ -567,8 +570,9 @@ def test_bad_arguments_are_named():
         "sequences has": lambda: TissueFractionModel([]),
         "tissues has the names": lambda: TissueFractionModel([flash], TISSUES[:1] * 2),
         "unknown has": lambda: TissueFractionModel([flash], unknown=("noise",)),
-        "b1_error is": lambda: TissueFractionModel([flash], unknown=("b1",)),
+        "b1_error is": lambda: TissueFractionModel([flash], unknown=("b1",), b1_error=0.0),
         "b1_error is nan": lambda: TissueFractionModel([flash], b1_error=np.nan),
+        "series is": lambda: TissueFractionModel([flash], series=[0, 1]),
         "smoothness is": lambda: TissueFractionModel([flash], smoothness=-1),
         "n_draws is 0": lambda: TissueFractionModel([flash] * 3, smoothness=1).fit(
             data, n_draws=0

@@ -72,6 +72,7 @@ def load(path):
 def run(folder, names=tuple(SIDECARS), **options):
     files = [str(folder / f"{name}.nii.gz") for name in names]
     defaults = {"sigma": NOISE, "unknown": ["scale"], "n_draws": 64}
+    defaults["series"] = [0] * len(SIDECARS)
     TissueFractionsFlow().run(files, **{**defaults, **options})
 
 

@@ -12,6 +12,7 @@ References
    https://doi.org/10.1109/TPAMI.1984.4767596
 .. [2] Park and Casella, J. Am. Stat. Assoc. 103 (2008),
    https://doi.org/10.1198/016214508000000337
+.. [3] Besag, The Statistician 24 (1975), https://doi.org/10.2307/2987782
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from math import cos, exp, inf, log, pi, sqrt
 import numpy as np
 from numba import njit, prange
 
+from dipy_spinverse.tissue_fractions.partial_volume_mixture import cells
 from dipy_spinverse.tissue_fractions.simplex_least_squares import faces_of, with_background
 from dipy_spinverse.tissue_fractions.simplex_posterior import (
     MOST_MIXED,
@@ -31,7 +33,12 @@ from dipy_spinverse.tissue_fractions.simplex_posterior import (
     truncated_quantile,
 )
 
-_BURN_IN = 50  # sweeps before the first sample; by hand
+# Sweeps before the first sample, and after a change of shared parameters; by hand.
+_BURN_IN, _FEWER = 50, 12
+# Of the smoothness: its initial value and limit (from 3, intervals were too narrow at thin grey
+# matter: benchmarks/results/tissue_fractions), sweeps between updates, Newton steps, voxels used.
+_INITIAL_SMOOTHNESS, _MOST_SMOOTHNESS = 1.5, 2.0
+_UPDATE, _NEWTON_STEPS, _MOST_VOXELS = 5, 3, 5000
 # Curvature of a line, difference of neighbours, change of a class along a line: below, rounding.
 _LEAST_CURVATURE, _LEAST_DIFFERENCE, _LEAST_CHANGE = 1e-6, 1e-12, 1e-3
 
@@ -63,30 +70,73 @@ def markov_field_samples(
     projection: np.ndarray,
     share: np.ndarray,
     neighbours: NeighbourGraph,
-    smoothness: float,
+    smoothness: float | None,
     n: int,
 ) -> np.ndarray:
     """Posterior samples (n, V, T + 1) of fractions, the last of the background.
 
-    As :func:`fraction_samples`; `smoothness` is the log ratio of prior densities of equal
-    neighbours and of those with no tissue in common.
+    Normal equations (V, K, T, T) and (V, K, T) are those of K samples of shared parameters, of
+    which each serves n / K samples; `share` as in :func:`fraction_samples`; `smoothness` is the
+    log ratio of prior densities of equal neighbours and of those with no tissue in common,
+    estimated by pseudo-likelihood if None.
     """
-    state = fraction_samples(gram, projection, share, 1)[:, 0].astype(float)
+    state = fraction_samples(*_sample(gram, projection, 0), share=share, n=1)[:, 0].astype(float)
     state /= state.sum(axis=1, keepdims=True)
-    gram, projection = with_background(gram, projection)
     classes = range(state.shape[1])
     pairs, triples = (np.array([*combinations(classes, k)]).reshape(-1, k) for k in (2, 3))
     log_density = _log_densities(share, len(classes))
+    of_sample = np.sort(np.arange(n) % gram.shape[1])
     draws = np.empty((n, *state.shape), np.float32)
-    for sweep in range(_BURN_IN + n):
-        for checker in neighbours.halves:
-            _sweep(
-                checker, gram, projection, log_density, neighbours.of, smoothness, pairs, triples,
-                state, sweep,
-            )  # fmt: skip
-        if sweep >= _BURN_IN:
-            draws[sweep - _BURN_IN] = state
+    strength, sweep = _INITIAL_SMOOTHNESS if smoothness is None else smoothness, 0
+    for k in range(gram.shape[1]):
+        normal = with_background(*_sample(gram, projection, k))
+        n_burn_in = _BURN_IN if k == 0 else _FEWER
+        kept = np.flatnonzero(of_sample == k)
+        for row in (*[-1] * n_burn_in, *kept):
+            for checker in neighbours.halves:
+                _sweep(
+                    checker, *normal, log_density, neighbours.of, strength, pairs, triples, state,
+                    sweep,
+                )  # fmt: skip
+            sweep += 1
+            if row >= 0:
+                draws[row] = state
+            elif smoothness is None and k == 0 and sweep % _UPDATE == 0:
+                strength = estimate_smoothness(state, share, neighbours, strength)
     return draws
+
+
+def _sample(gram, projection, k):
+    """Normal equations of one sample of shared parameters."""
+    return gram[:, k].astype(float), projection[:, k].astype(float)
+
+
+def estimate_smoothness(
+    fractions: np.ndarray, share: np.ndarray, neighbours: NeighbourGraph, smoothness: float
+) -> float:
+    """Smoothness that maximises the pseudo-likelihood [3]_ of fractions (V, T + 1): Newton steps.
+
+    Each voxel, given its neighbours, is compared with the cells of all faces.
+    """
+    rows = np.linspace(0, len(fractions) - 1, min(len(fractions), _MOST_VOXELS)).astype(int)
+    centres, of_cell = (part.numpy() for part in cells(fractions.shape[1])[:2])
+    near, known = fractions[neighbours.of[rows]], neighbours.of[rows] >= 0
+    of_cells = np.zeros((len(rows), len(centres)))
+    of_data = np.zeros(len(rows))
+    for k in range(near.shape[1]):
+        to_cells = np.linalg.norm(near[:, k, None] - centres, axis=2) / sqrt(2)
+        of_cells += known[:, [k]] * to_cells
+        of_data += known[:, k] * np.linalg.norm(near[:, k] - fractions[rows], axis=1) / sqrt(2)
+    log_prior = np.log(share / np.bincount(of_cell))[of_cell]
+    for _ in range(_NEWTON_STEPS):
+        weights = log_prior - smoothness * of_cells
+        weights = np.exp(weights - weights.max(axis=1, keepdims=True))
+        weights /= weights.sum(axis=1, keepdims=True)
+        mean = (weights * of_cells).sum(axis=1)
+        variance = (weights * of_cells**2).sum(axis=1) - mean**2
+        smoothness += (mean - of_data).sum() / max(variance.sum(), 1e-9)
+        smoothness = min(max(smoothness, 0.0), _MOST_SMOOTHNESS)
+    return float(smoothness)
 
 
 def _log_densities(share, n_classes):

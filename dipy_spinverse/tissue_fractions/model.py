@@ -14,14 +14,20 @@ from numpy.typing import ArrayLike
 
 from dipy_spinverse.docstrings import fill_doc
 from dipy_spinverse.tissue_fractions.calibration import calibrate
-from dipy_spinverse.tissue_fractions.chunk import MOST_VOXELS, FractionFitChunk, fraction_layout
+from dipy_spinverse.tissue_fractions.chunk import (
+    MOST_VOXELS,
+    FractionFitChunk,
+    fraction_layout,
+    pairs_of,
+    statistics_of_samples,
+)
 from dipy_spinverse.tissue_fractions.contrasts import Contrasts, contrasts_of
 from dipy_spinverse.tissue_fractions.markov_random_field import (
     NeighbourGraph,
     markov_field_samples,
 )
 from dipy_spinverse.tissue_fractions.mr_simulator import MRSimulator
-from dipy_spinverse.tissue_fractions.separability import least_separated
+from dipy_spinverse.tissue_fractions.separability import most_helpful
 from dipy_spinverse.tissue_fractions.sequences import PulseqFile, Sequence
 from dipy_spinverse.tissue_fractions.shared_parameters import UNKNOWNS
 from dipy_spinverse.tissue_fractions.signal_equations import SignalEquations
@@ -31,17 +37,19 @@ from dipy_spinverse.tissue_fractions.tissues import CONSTANTS, Tissue, constants
 from dipy_spinverse.user_warnings import warn
 from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
 from dipy_spinverse.voxels.fit import VoxelFit
-from dipy_spinverse.voxels.image import Image, image_of, per_voxel
+from dipy_spinverse.voxels.image import image_of, per_voxel
 from dipy_spinverse.voxels.model import VoxelModel
-from dipy_spinverse.voxels.statistics import statistics_of_maps
 from dipy_spinverse.voxels.status import Status
 
 _N_DRAWS = 256  # samples: the ends of a 95 % interval are their 6th from either end
-_UNIFORM_STD = 0.29  # 1 / sqrt(12), of a fraction uniform between 0 and 1
-_TOO_NARROW = (
-    " Intervals are too narrow: errors of B1 and constants are taken to be independent between "
-    "voxels."
-)
+_NOT_SEPARATED = 0.2  # posterior std of an exchange; of a uniform fraction it is 0.29
+_FEW_IMAGES = 3  # with a spatial prior by default: more separate three tissues voxel by voxel
+_N_SAMPLES = 16  # of shared parameters under a spatial prior, in opposite pairs; by hand
+# Prior errors of what is unknown. Relaxation times of a tissue differ by this much between groups:
+# T1 of white matter is 0.6 to 1.1 s at 3 T (https://doi.org/10.48550/arXiv.2409.05318), 0.7 to
+# 1.7 s in all studies (https://doi.org/10.1016/j.mri.2016.08.021). B1 at 3 T differs by 20 % in
+# the brain (https://doi.org/10.1002/mrm.20321).
+_CONSTANTS_ERROR, _B1_ERROR = 0.2, 0.1
 
 
 class TissueFractionFit(VoxelFit):
@@ -55,12 +63,12 @@ class TissueFractionFit(VoxelFit):
     MAPS : tuple of str
         Names of the tissues, and "background", which has no signal.
     S0 : ndarray (...)
-        Signal of water of unit magnetisation: proton-density scale times receive sensitivity.
+        Signal of water of unit magnetisation in the first image; `S0_per_te` (..., C) in each.
     b1 : ndarray (...)
         Transmit field over the nominal one, known or estimated.
     widest_std : ndarray (...)
-        Standard deviation of the least determined combination of tissues. Above 0.29, that of a
-        uniform fraction, the status is `TISSUES_NOT_SEPARATED`.
+        Posterior standard deviation of the least determined exchange of two tissues. Above 0.2
+        (0.29 is that of a uniform fraction) the status is `TISSUES_NOT_SEPARATED`.
     """
 
     def __init__(
@@ -87,17 +95,21 @@ class TissueFractionModel(VoxelModel):
     simulator : MRSimulator, optional
         Default: :class:`SignalEquations`; for Pulseq files `MRzeroSimulator`.
     unknown : sequence of {"scale", "bias", "b1", "constants"}, optional
-        Estimated from the images: the scale of the data, a smooth receive sensitivity, a smooth
-        transmit field (from one image: a constant one), proton densities and relaxation times.
+        Estimated from the images, or averaged over where these do not determine them: the scale
+        and a smooth receive sensitivity of each image, a smooth transmit field, proton densities
+        and relaxation times. Default: all.
     constants_error : float, optional
-        Relative standard deviation of tissue constants; included in intervals.
+        Relative standard deviation of relaxation times, and 0.3 of it of proton densities.
+        Default: 0.2 if unknown, the spread of published values, else 0.
     b1_error : float, optional
-        Standard deviation of the relative transmit field; included in intervals.
+        Standard deviation of the relative transmit field. Default: 0.1 if unknown, else 0.
     smoothness : float, optional
-        Spatial prior, for one or few contrasts: log ratio of the prior densities of neighbours
-        with equal fractions and neighbours with no tissue in common; 2 suits brains at 2 to 3 mm.
-        Errors of B1 and constants are taken to be independent between voxels: with one contrast
-        B1 must be known.
+        Spatial prior: log ratio of the prior densities of neighbours with equal fractions and
+        neighbours with no tissue in common. Default: estimated for up to three images, up to 2;
+        0 for more.
+    series : sequence of int, optional
+        A number for each image: images of equal number, such as echoes of one acquisition, share
+        scale, bias field and noise level. Default: each image has its own.
 
     Raises
     ------
@@ -130,10 +142,11 @@ class TissueFractionModel(VoxelModel):
         tissues: Sequences[Tissue] | None = None,
         *,
         simulator: MRSimulator | None = None,
-        unknown: Sequences[str] = ("scale", "bias"),
-        constants_error: float = 0.0,
-        b1_error: float = 0.0,
-        smoothness: float = 0.0,
+        unknown: Sequences[str] = UNKNOWNS,
+        constants_error: float | None = None,
+        b1_error: float | None = None,
+        smoothness: float | None = None,
+        series: Sequences[int] | None = None,
     ):
         self.tissues = tuple(tissues_at(3) if tissues is None else tissues)
         names = [tissue.name for tissue in self.tissues]
@@ -145,19 +158,27 @@ class TissueFractionModel(VoxelModel):
         invalid = sorted(set(unknown) - set(UNKNOWNS))
         if invalid:
             raise ValueError(f"unknown has {invalid}; give some of {UNKNOWNS}.")
+        if constants_error is None:
+            constants_error = _CONSTANTS_ERROR if "constants" in unknown else 0.0
+        if b1_error is None:
+            b1_error = _B1_ERROR if "b1" in unknown else 0.0
         for quantity, error in (("constants", constants_error), ("b1", b1_error)):
             if not 0 <= error < np.inf or (error == 0 and quantity in unknown):
                 raise ValueError(
                     f"{quantity}_error is {error}; give a standard deviation, above 0 if "
                     f"{quantity} is unknown."
                 )
-        if not 0 <= smoothness < np.inf:
+        if smoothness is not None and not 0 <= smoothness < np.inf:
             raise ValueError(f"smoothness is {smoothness}; give a number of at least 0.")
         self.acquisition = contrasts_of(sequences)
+        n = len(self.sequences)
+        self.series = tuple(range(n)) if series is None else tuple(int(k) for k in series)
+        if len(self.series) != n:
+            raise ValueError(f"series is {series}; give one number for each of {n} images.")
         self.simulator = _default_simulator(self.sequences) if simulator is None else simulator
         self.unknown = tuple(unknown)
         self.constants_error, self.b1_error = float(constants_error), float(b1_error)
-        self.smoothness = float(smoothness)
+        self.smoothness = smoothness if smoothness is None else float(smoothness)
 
     @property
     def sequences(self) -> tuple[Sequence, ...]:
@@ -195,11 +216,12 @@ class TissueFractionModel(VoxelModel):
         Parameters
         ----------
         data : array-like (..., C)
-            Magnitudes, in the order of the sequences, on one scale.
+            Magnitudes, in the order of the sequences.
         mask : array-like (...), optional
             Voxels to fit, from which shared parameters are estimated: give the head. Default: all.
         sigma : float or array-like (...), optional
-            Standard deviation of the noise in each channel. Default: estimated from residuals.
+            Standard deviation of the noise in each channel, of all images. Default: estimated, a
+            noise level for each image; `fit.sigma` is that of the first.
         b1, b0, sensitivity : float or array-like (...), optional
             Transmit field over the nominal one, off-resonance (Hz), and receive sensitivity. A
             smooth correction of b1 and sensitivity is estimated if they are `unknown`.
@@ -217,6 +239,10 @@ class TissueFractionModel(VoxelModel):
                 f"n_draws is 0, smoothness {self.smoothness}; the spatial prior needs samples: "
                 "give more draws, or no smoothness."
             )
+        smoothness = self.smoothness
+        if smoothness is None and (n_draws == 0 or len(self.sequences) > _FEW_IMAGES):
+            smoothness = 0.0
+        n_samples = min(_N_SAMPLES, n_draws) if smoothness != 0 else 0
         shape = np.shape(data)[:-1]
         fields = {"b1": b1, "b0": b0, "sensitivity": sensitivity}
         maps = {name: per_voxel(name, field, shape) for name, field in fields.items()}
@@ -226,48 +252,45 @@ class TissueFractionModel(VoxelModel):
         image = image_of(
             data, mask, sigma, self.acquisition, attributes=maps, max_memory=max_memory
         )
-        model, image, fit_chunk = self._calibrated(image, n_draws)
-        spatial_prior = fit_chunk.spatial_prior
-        layout = fraction_layout(self.maps, posterior=n_draws > 0, spatial_prior=spatial_prior)
-        status, values = fit_image(
-            image, fit_chunk, layout, Engine(engine, n_jobs, verbose, journal, max_memory),
-            most=MOST_VOXELS, model=self, options={"n_draws": n_draws, "sigma": sigma, **fields},
-        )  # fmt: skip
-        if spatial_prior:
-            graph = NeighbourGraph.on_grid(image.rows, image.shape)
-            samples = markov_field_samples(
-                values.pop("gram"), values.pop("projection"), fit_chunk.face_probabilities, graph,
-                self.smoothness, n_draws,
-            )  # fmt: skip
-            for k, name in enumerate(self.maps):
-                values |= statistics_of_maps({name: samples[..., k]})
-        not_separated = np.zeros(status.shape, dtype=bool)
-        not_separated.reshape(-1)[image.rows] = values["widest_std"] > _UNIFORM_STD
-        not_separated &= status == Status.CONVERGED
-        status[not_separated] = Status.TISSUES_NOT_SEPARATED
-        if not_separated.any():
-            snr = float(np.median(image.voxels.S0[:, 0] / values["sigma"]))
-            self._warn_not_separated(not_separated.sum(), model.tissues, snr)
-        return TissueFractionFit(model, status, values)
-
-    def _calibrated(self, image: Image, n_draws: int):
-        """Model and image with estimated shared parameters, and the fit of chunks."""
-        image, constants, tables = calibrate(
+        calibration = calibrate(
             image, self.simulator, self.sequences, constants_of(self.tissues),
             unknown=self.unknown, constants_error=self.constants_error, b1_error=self.b1_error,
+            groups=np.unique(self.series, return_inverse=True)[1], n_samples=n_samples,
         )  # fmt: skip
-        fit_chunk = FractionFitChunk(self.maps, *tables, None, n_draws, self.smoothness > 0)
-        if n_draws and len(image.voxels):
-            fit_chunk = fit_chunk.with_face_probabilities(image.voxels)
-        return self._with_constants(constants), image, fit_chunk
-
-    def _warn_not_separated(self, n_voxels, tissues, snr):
-        separation = least_separated(self.sequences, tissues, self.simulator, snr)
-        dependent = self.smoothness > 0 and max(self.b1_error, self.constants_error) > 0
-        warn(
-            f"images do not separate the tissues in {n_voxels} voxels: {separation}."
-            + dependent * _TOO_NARROW
+        image, model = calibration.image, self._with_constants(calibration.likeliest[1].constants)
+        layout = fraction_layout(
+            self.maps, len(self.sequences), posterior=n_draws > 0, n_samples=n_samples
         )
+        status, values = fit_image(
+            image, FractionFitChunk(self.maps, calibration, n_draws), layout,
+            Engine(engine, n_jobs, verbose, journal, max_memory), most=MOST_VOXELS, model=self,
+            options={"n_draws": n_draws, "sigma": sigma, **fields},
+        )  # fmt: skip
+        if n_samples:
+            normal = values.pop("gram"), values.pop("projection")
+            graph = NeighbourGraph.on_grid(image.rows, image.shape)
+            share = calibration.share.numpy()
+            samples = markov_field_samples(*normal, share, graph, smoothness, n_draws)
+            mean = (equations.mean(axis=1) for equations in normal)
+            values |= statistics_of_samples(self.maps, samples.transpose(1, 0, 2), *mean)
+        not_separated = np.zeros(status.shape, dtype=bool)
+        not_separated.reshape(-1)[image.rows] = values["widest_std"] > _NOT_SEPARATED
+        not_separated &= status == Status.CONVERGED
+        status[not_separated] = Status.TISSUES_NOT_SEPARATED
+        pairs = values.pop("widest_pair")[not_separated.reshape(-1)[image.rows]]
+        if not_separated.any():
+            snr = float(np.median(image.voxels.S0[:, 0] / values["sigma"]))
+            candidate = most_helpful(self.sequences, model.tissues, self.simulator, snr)
+            counts = [
+                f"{self.maps[a]} from {self.maps[b]} in {(pairs == k).sum()}"
+                for k, (a, b) in enumerate(pairs_of(len(self.maps)))
+                if (pairs == k).any()
+            ]
+            warn(
+                f"images do not separate the tissues in {not_separated.sum()} voxels: "
+                f"{', '.join(counts)}; {candidate} would help most."
+            )
+        return TissueFractionFit(model, status, values)
 
     def _with_constants(self, constants):
         calibrated = copy(self)
@@ -276,6 +299,11 @@ class TissueFractionModel(VoxelModel):
             for tissue, row in zip(self.tissues, constants, strict=True)
         )
         return calibrated
+
+    def labels_at(self, acquisition: Contrasts) -> np.ndarray:
+        """Index (M,) of the image whose scale others have: of the same sequence, or the first."""
+        known = {sequence: k for k, sequence in reversed([*enumerate(self.sequences)])}
+        return np.array([known.get(sequence, 0) for sequence in acquisition.sequences], dtype=int)
 
     def signals_of_fit(
         self, values: Mapping[str, np.ndarray], acquisition: Contrasts
@@ -338,7 +366,7 @@ class TissueFractionModel(VoxelModel):
                 f"simulator is a {type(self.simulator).__name__}, which cannot be saved; only "
                 "fits with the default simulator can."
             )
-        names = ("unknown", "constants_error", "b1_error", "smoothness")
+        names = ("unknown", "constants_error", "b1_error", "smoothness", "series")
         tissues = [asdict(tissue) for tissue in self.tissues]
         return {"tissues": tissues, **{name: getattr(self, name) for name in names}}, {}
 

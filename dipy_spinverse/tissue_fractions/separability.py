@@ -1,4 +1,4 @@
-"""Which tissues images separate least, and which additional image would help."""
+"""Which additional image would help to separate tissues."""
 
 from __future__ import annotations
 
@@ -35,17 +35,16 @@ CANDIDATES: dict[str, Sequence] = {
 }
 
 
-def least_separated(
+def most_helpful(
     sequences: Sequences[Sequence],
     tissues: Sequences[Tissue],
     simulator: MRSimulator,
     snr: float,
 ) -> str:
-    """Which tissues images separate least at nominal fields, and which other image would help.
+    """The candidate that improves the least determined mixture most, at nominal fields.
 
     The SNR is the mean signal over the noise.
     """
-    names = [*(tissue.name for tissue in tissues), "background"]
     unit = torch.ones((), dtype=torch.float64)
     all_sequences: list[Sequence] = [*sequences, *CANDIDATES.values()]
     signals = (
@@ -53,19 +52,6 @@ def least_separated(
     )
     n = len(sequences)
     sigma = np.abs(signals[:, :n]).mean() / snr
-
-    def least_determined(columns):
-        values, vectors = np.linalg.eigh(columns @ columns.T / sigma**2)
-        return np.sqrt(np.maximum(values, 1e-12)), vectors[:, 0]
-
-    precision, direction = least_determined(signals[:, :n])
-    exchange = np.append(direction, -direction.sum())
-    improved = [
-        least_determined(signals[:, [*range(n), n + k]])[0][0] for k in range(len(CANDIDATES))
-    ]
-    return (
-        f"{names[exchange.argmax()]} and {names[exchange.argmin()]} exchange with a standard "
-        f"deviation of {1 / precision[0]:.2g} (condition number "
-        f"{precision[-1] / precision[0]:.3g}); {list(CANDIDATES)[np.argmax(improved)]} would help "
-        "most"
-    )
+    columns = [signals[:, [*range(n), n + k]] / sigma for k in range(len(CANDIDATES))]
+    improved = [np.linalg.eigvalsh(each @ each.T)[0] for each in columns]
+    return list(CANDIDATES)[np.argmax(improved)]

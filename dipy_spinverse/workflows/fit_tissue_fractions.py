@@ -15,9 +15,9 @@ class TissueFractionsFlow(FitCommand):
 
     A voxel is a mixture of tissues, whose signals follow from the sequences of the images and the
     relaxation times of the literature; no training data are needed. Writes maps of fractions with
-    standard deviations and 95 % intervals. The images must be of one examination, on one scale
-    and registered. Their sequences are read from the BIDS sidecar of each image (NAME.json of
-    NAME.nii.gz), or from one file of all of them.
+    standard deviations and 95 % intervals. The images must be of one examination and registered;
+    each may have a scale, bias field and noise level of its own. Their sequences are read from the
+    BIDS sidecar of each image (NAME.json of NAME.nii.gz), or from one file of all of them.
     """
 
     steps = ("read_images", *FitCommand.steps)
@@ -71,9 +71,10 @@ class TissueFractionsFlow(FitCommand):
         field: float = 3.0,
         tissues_file: str | None = None,
         unknown: list[str] | None = None,
-        b1_error: float = 0.0,
-        constants_error: float = 0.0,
-        smoothness: float = 0.0,
+        b1_error: float | None = None,
+        constants_error: float | None = None,
+        smoothness: float | None = None,
+        series: list[int] | None = None,
     ) -> Any:
         """The model.
 
@@ -88,22 +89,27 @@ class TissueFractionsFlow(FitCommand):
             and "diffusivity" (um^2/ms). At most five in all. Maps of others are NAME.nii.gz.
         unknown : variable string, optional
             Parameters estimated from the images: some of scale, bias, b1 and constants. Without
-            it, scale and bias.
+            it, all.
         b1_error : float, optional
-            Standard deviation of the transmit field about b1_file, or about 1. Needed where b1 is
-            unknown.
+            Standard deviation of the transmit field about b1_file, or about 1. Without it, 0.1
+            where b1 is unknown.
         constants_error : float, optional
-            Relative standard deviation of the relaxation times and proton densities about the
-            literature's. Needed where constants are unknown.
+            Relative standard deviation of the relaxation times about the literature's. Without
+            it, 0.2 where constants are unknown.
         smoothness : float, optional
-            Strength of the prior that neighbouring voxels are similar, for one or few contrasts; 2
-            suits brains at 2 to 3 mm. One contrast also needs a known transmit field.
+            Strength of the prior that neighbouring voxels are similar; 0 for none. Without it,
+            estimated for one to three images.
+        series : variable int, optional
+            A number for each image: images of the same number (echoes of one acquisition) share
+            scale, bias field and noise level. Without it, each has its own.
         """
         from dipy_spinverse.tissue_fractions import TissueFractionModel
+        from dipy_spinverse.tissue_fractions.shared_parameters import UNKNOWNS
 
         return TissueFractionModel(
-            acquired, _tissues(field, tissues_file), unknown=unknown or ("scale", "bias"),
+            acquired, _tissues(field, tissues_file), unknown=unknown or UNKNOWNS,
             b1_error=b1_error, constants_error=constants_error, smoothness=smoothness,
+            series=series,
         )  # fmt: skip
 
     def fit_options(self, images: Images, *, b1_file: str | None = None) -> dict[str, Any]:
