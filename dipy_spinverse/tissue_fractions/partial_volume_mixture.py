@@ -27,7 +27,7 @@ _CELLS = (1, 10, 7, 6)
 # Prior of faces, relative: most voxels have one or two tissues
 # (https://doi.org/10.1006/nimg.2000.0730). Weight of this prior, share of outliers: by hand.
 _PRIOR = (1.0, 1.0, 0.1, 0.02)
-_PRIOR_WEIGHT, _OUTLIERS = 0.02, 0.01
+_PRIOR_WEIGHT, _OUTLIERS = 0.05, 0.01
 _ROBUST = 9.0  # reduced chi-square of a quarter of the weight (Geman and McClure); by hand
 
 
@@ -105,6 +105,11 @@ class PartialVolumeMixture:
         width = 1.5 * torch.quantile(self.data, 0.99, dim=0)
         outlier = np.log(_OUTLIERS) - torch.log(width).sum()
         return torch.cat([logs, outlier.expand(len(logs), 1)], dim=1)
+
+    def log_prior(self, share: Tensor) -> float:
+        """Log density of probabilities (F,) of faces, up to a constant."""
+        weight = _PRIOR_WEIGHT * len(self.data)
+        return float(weight * (self.prior * torch.log(share.clamp_min(1e-300))).sum())
 
     def updated_share(self, log_joint: Tensor) -> Tensor:
         """Probabilities (F,) of faces by a step of expectation maximisation."""

@@ -42,7 +42,7 @@ _INITIAL_NOISE = 0.1  # of the mean signal; by hand
 _BACKGROUND = 0.05  # expected fraction of voxels of tissue alone, at most; by hand
 _SCALES = np.exp(np.linspace(-1.6, 1.0, 27))  # initial scales: brightest tissue over 95 % quantile
 # Combinations of initial scales that are kept, voxels for their choice, steps of faces: by hand.
-_BEAM, _FEW_VOXELS, _SHARE_STEPS = 3, 500, 100
+_BEAM, _FEW_VOXELS, _SHARE_STEPS = 3, 1200, 100
 _LEAST_VARIANCE = 1e-12  # relative, of constants: smaller errors change no signal
 _LEAST_NOISE = 1e-6  # of the mean signal: noise-free data
 
@@ -330,6 +330,8 @@ class SharedParameterEstimator:
         covariance[rows[:, None], rows] = posterior
         likelihood = self._scores(mixture, fields, shared, share)[0]
         log_posterior = float(likelihood - 0.5 * (precision * shift**2).sum())
+        if isinstance(mixture, PartialVolumeMixture):
+            log_posterior += mixture.log_prior(share)
         return replace(shared, covariance=covariance), share, log_posterior, shift
 
     def _share(self, mixture, fields, shared):
