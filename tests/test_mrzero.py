@@ -253,6 +253,15 @@ def test_pulses_that_take_time_are_refused():
         signals(MRzeroSimulator(), [flash(None, pulse_duration=0.001)])
 
 
+@needs_mrzero
+@pytest.mark.parametrize("name", ["te", "tr", "flip_angle"])
+def test_slopes_by_parameters_of_sequences_are_refused(name):
+    parameters = {"tr": 0.02, "te": 0.004, "flip_angle": 20.0}
+    parameters[name] = torch.tensor(parameters[name], requires_grad=True)
+    with pytest.raises(ValueError, match=f"{name} is a tensor with gradient"):
+        signals(MRzeroSimulator(), [SpoiledGradientEcho(**parameters)])
+
+
 def test_without_mrzero_it_is_said_how_to_get_it(monkeypatch):
     monkeypatch.setattr(mrzero, "mr0", None)
     with pytest.raises(ImportError, match=r"pip install dipy_spinverse\[mr\]"):

@@ -146,8 +146,9 @@ class FractionFitChunk:
             result |= self._normal_equations(voxels)
         elif self.n_draws:
             share = self.calibration.share.numpy()
-            samples = fraction_samples(*normal.arrays(), share=share, n=self.n_draws)
-            result |= statistics_of_samples(self.names, samples, *normal.arrays())
+            gram, projection = normal.arrays()
+            samples = fraction_samples(gram, projection, share, self.n_draws)
+            result |= statistics_of_samples(self.names, samples, gram, projection)
         sigma = torch.tensor(voxels.sigma)[:, None]
         mean_square = likelihood.signals(fractions) ** 2 + sigma**2
         residual = likelihood.data - torch.sqrt(mean_square)

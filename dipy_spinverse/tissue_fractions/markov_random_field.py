@@ -80,7 +80,8 @@ def markov_field_samples(
     log ratio of prior densities of equal neighbours and of those with no tissue in common,
     estimated by pseudo-likelihood if None.
     """
-    state = fraction_samples(*_sample(gram, projection, 0), share=share, n=1)[:, 0].astype(float)
+    first_gram, first_projection = _sample(gram, projection, 0)
+    state = fraction_samples(first_gram, first_projection, share, 1)[:, 0].astype(float)
     state /= state.sum(axis=1, keepdims=True)
     classes = range(state.shape[1])
     pairs, triples = (np.array([*combinations(classes, k)]).reshape(-1, k) for k in (2, 3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Sequences
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from dipy_spinverse.tissue_fractions.sequences import Sequence
@@ -29,3 +30,8 @@ class MRSimulator(Protocol):
         b0 : Tensor (...)
             Off-resonance, Hz.
         """
+
+
+def is_variable(parameter: object) -> bool:
+    """Whether a parameter of a sequence is a tensor by which signals are to be differentiated."""
+    return isinstance(parameter, torch.Tensor) and parameter.requires_grad

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dipy_spinverse.tissue_fractions.mr_simulator import is_variable
 from dipy_spinverse.tissue_fractions.sequences import (
     MPRAGE,
     DoubleInversionPreparation,
@@ -60,7 +61,7 @@ class MRzeroSimulator:
     Unlike :class:`SignalEquations` it includes transverse magnetisation between pulses: spoiling
     is by gradients and RF phase, with stimulated echoes and the effects of imperfect pulses.
     Pulses are instantaneous. Needs `MRzeroCore` (``pip install dipy_spinverse[mr]``).
-    Differentiable by torch; computes in float32.
+    Differentiable by constants, B1 and B0; computes in float32.
 
     Raises
     ------
@@ -93,8 +94,17 @@ class MRzeroSimulator:
         Raises
         ------
         ValueError
-            A sequence with pulses of finite duration, a file that is not a Pulseq file.
+            A sequence with pulses of finite duration or with parameters that are tensors with
+            gradient, a file that is not a Pulseq file.
         """
+        for sequence in sequences:
+            parts = vars(sequence), vars(getattr(sequence, "preparation", None) or sequence)
+            names = [name for part in parts for name, value in part.items() if is_variable(value)]
+            if names:
+                raise ValueError(
+                    f"{names[0]} is a tensor with gradient, but MRzeroSimulator differentiates by "
+                    "constants, B1 and B0 only; use SignalEquations."
+                )
         shape = torch.broadcast_shapes(constants.shape[:-1], (*b1.shape, 1))
         quantities = [quantity.expand(shape).reshape(-1) for quantity in constants.unbind(dim=-1)]
         fields = [field[..., None].expand(shape).reshape(-1) for field in (b1, b0)]

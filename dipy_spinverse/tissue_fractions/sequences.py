@@ -260,7 +260,7 @@ class TurboSpinEcho:
     @property
     def echo(self) -> int:
         """Number of the echo at the centre of k-space, from 1."""
-        return round(self.effective_te / self.echo_spacing)
+        return round(float(self.effective_te / self.echo_spacing))
 
 
 @dataclass(frozen=True)

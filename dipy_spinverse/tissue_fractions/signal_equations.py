@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dipy_spinverse.tissue_fractions.mr_simulator import is_variable
 from dipy_spinverse.tissue_fractions.sequences import (
     MPRAGE,
     DoubleInversionPreparation,
@@ -27,7 +28,7 @@ class SignalEquations:
     A sequence maps longitudinal magnetisation as ``M -> a M + b``; the periodic steady state is
     ``b / (1 - a)``. Transverse magnetisation is spoiled before each excitation; inversions and
     crushers are ideal except for their flip angle. Diffusion is neglected. Differentiable by
-    constants, B1 and B0 [1]_, [2]_.
+    constants, B1, B0 and parameters of sequences that are tensors [1]_, [2]_.
 
     References
     ----------
@@ -61,6 +62,11 @@ class SignalEquations:
                     f"sequences has a {type(sequence).__name__}, of which there is no equation; "
                     "use MRzeroSimulator."
                 )
+            if isinstance(sequence, TurboSpinEcho) and is_variable(sequence.effective_te):
+                raise ValueError(
+                    "effective_te is a tensor with gradient, but it is rounded to an echo; "
+                    "differentiate by echo_spacing."
+                )
         density, t1, t2, t2_prime, _ = constants.unbind(dim=-1)
         matter = _Matter(t1, t2, 1 / (1 / t2 + 1 / t2_prime), b1[..., None], b0[..., None])
         shape = torch.broadcast_shapes(density.shape, matter.b1.shape)
@@ -80,7 +86,7 @@ class _Matter:
 
     def cosine_and_sine(self, degrees, duration):
         """Of the angle by which a rectangular pulse rotates longitudinal magnetisation."""
-        angle = math.radians(degrees) * self.b1
+        angle = degrees * (math.pi / 180) * self.b1  # `degrees` may be a tensor
         if duration == 0:
             return torch.cos(angle), torch.sin(angle)
         precession = 2 * math.pi * self.b0 * duration

@@ -24,6 +24,7 @@ class TissueFractionsFlow(FitCommand):
     joint_inputs = True
     maps = ("csf", "gm", "wm", "background")
     others = ("b1",)
+    _field: float | None = None
 
     def read_images(
         self,
@@ -56,7 +57,7 @@ class TissueFractionsFlow(FitCommand):
         except ValueError as error:
             names = ", ".join(f"{k}: {path}" for k, path in enumerate(files))
             raise ValueError(f"input_files: {error} Images are {names}.") from None
-        sequences = _sequences(files, images, sequences_file)
+        sequences, self._field = _sequences(files, images, sequences_file)
         if len(sequences) != data.shape[-1]:
             raise ValueError(
                 f"sequences_file: {sequences_file} has {len(sequences)} sequences, but the images "
@@ -68,7 +69,7 @@ class TissueFractionsFlow(FitCommand):
         self,
         acquired: Any,
         *,
-        field: float = 3.0,
+        field: float | None = None,
         tissues_file: str | None = None,
         unknown: list[str] | None = None,
         b1_error: float | None = None,
@@ -81,7 +82,8 @@ class TissueFractionsFlow(FitCommand):
         Parameters
         ----------
         field : float, optional
-            Field strength in tesla, for the relaxation times: 1.5, 3 or 7.
+            Field strength in tesla, for the relaxation times: 1.5, 3 or 7. Without it, that of the
+            sidecars, or 3.
         tissues_file : string or Path, optional
             JSON or YAML file with a list of tissues in addition to CSF, grey and white matter
             (csf, gm, wm), or in their place where they have the same name. Each has a "name",
@@ -107,7 +109,8 @@ class TissueFractionsFlow(FitCommand):
         from dipy_spinverse.tissue_fractions.shared_parameters import UNKNOWNS
 
         return TissueFractionModel(
-            acquired, _tissues(field, tissues_file), unknown=unknown or UNKNOWNS,
+            acquired, _tissues(field or self._field or 3.0, tissues_file),
+            unknown=unknown or UNKNOWNS,
             b1_error=b1_error, constants_error=constants_error, smoothness=smoothness,
             series=series,
         )  # fmt: skip
@@ -128,21 +131,27 @@ class TissueFractionsFlow(FitCommand):
 
 
 def _sequences(files, images, sequences_file):
-    """Sequences of the contrasts of all images."""
-    from dipy_spinverse.tissue_fractions import sequence_from
+    """Sequences of the contrasts of all images, and the field strength of their sidecars (T)."""
+    from dipy_spinverse.tissue_fractions.sequence_files import field_of_sidecar, sequence_from
 
     if sequences_file is not None:
         described = [(sequences_file, each) for each in _list("sequences_file", sequences_file)]
     else:
         sidecars = [_sidecar(path, image) for path, image in zip(files, images, strict=True)]
         described = [(path, _read(path)) for path in sidecars]
-    sequences = []
+    sequences, strengths = [], set()
     for path, description in described:
         try:
             sequences.append(sequence_from(description))
+            strengths.add(field_of_sidecar(description))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-    return sequences
+    known = sorted(strengths - {None})
+    if len(known) > 1:
+        raise ValueError(
+            f"input_files: sidecars have field strengths {known} T; give one --field."
+        )
+    return sequences, known[0] if known else None
 
 
 def _sidecar(path, image):
