@@ -205,14 +205,13 @@ class SharedParameterEstimator:
         if "scale" in self.unknown:
             few = evenly_spaced(len(data), _FEW_VOXELS)
             some = replace(mixture, data=data[few]), fields[few]
-            tried = [self._maximised(*some, initial, free, 1)
+            tried = [(initial, *self._maximised(*some, initial, free, 1))
                      for initial in self._initial(*some, shared)]  # fmt: skip
-            likeliest = max(tried, key=lambda result: result[2])[0]
-            log_scale = torch.zeros_like(likeliest.log_scale)
-            log_scale[:, 0] = likeliest.log_scale[:, 0]
-            shared = replace(shared, log_scale=log_scale, log_noise=likeliest.log_noise)
-        initial = shared
-        shared, share, _, shift = self._maximised(mixture, fields, initial, free, _ROUNDS)
+            initial, _, share, _, shift = max(tried, key=lambda result: result[3])
+        else:
+            initial, share, shift = shared, None, None
+        start = initial, free, _ROUNDS, shift, share
+        shared, share, _, shift = self._maximised(mixture, fields, *start)
         if len(self.groups) > len(constants) and free.any():
             table = self.simulation.table(shared.constants)
             pure, noise = self._signals(mixture, fields, shared, table)
