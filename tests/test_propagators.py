@@ -67,3 +67,12 @@ def test_without_gradients_closed_grids_keep_their_signal(case):
     propagator, parameters = case()
     signals = propagator.signals(*map(torch.as_tensor, parameters))
     np.testing.assert_allclose(signals[..., :2], 1, atol=1e-12)
+
+
+def test_second_derivatives_are_refused():
+    propagator, (tau,) = finite_volumes()
+    tau = torch.tensor(tau, requires_grad=True)
+    loss = (differentiable_signals(propagator, tau) ** 2).sum()
+    (gradient,) = torch.autograd.grad(loss, tau, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        torch.autograd.grad(gradient.sum(), tau)

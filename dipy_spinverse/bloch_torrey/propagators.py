@@ -29,7 +29,8 @@ class Propagator(Protocol):
 
 
 def differentiable_signals(propagator: Propagator, *parameters: torch.Tensor) -> torch.Tensor:
-    """Signals (..., M) of a propagator with their derivatives, for torch."""
+    """Signals (..., M) of a propagator with their first derivatives, for torch; asking for second
+    ones raises RuntimeError."""
     return _Signals.apply(propagator, *parameters)
 
 
@@ -42,8 +43,19 @@ class _Signals(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, cotangent):
-        parameters = [x.detach() for x in ctx.saved_tensors]
-        gradients = ctx.propagator.pull_back(cotangent, *parameters)
+        return None, *_Gradients.apply(ctx.propagator, cotangent, *ctx.saved_tensors)
+
+
+class _Gradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, propagator, cotangent, *parameters):
+        gradients = propagator.pull_back(cotangent.detach(), *(x.detach() for x in parameters))
         if isinstance(gradients, torch.Tensor):
             gradients = (gradients,)
-        return None, *(g.to(x) for g, x in zip(gradients, parameters, strict=True))
+        return tuple(g.to(x) for g, x in zip(gradients, parameters, strict=True))
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(
+            "Simulated signals have no second derivatives; use differences of first ones."
+        )
