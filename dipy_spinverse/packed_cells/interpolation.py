@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -64,9 +64,9 @@ class InterpolatedSignals:
 
     Coordinates of a tissue are the logarithm of the radius, the fraction, and the logarithms of
     permeability and of the diffusivities inside and outside; less `centre`, times `scale`, they
-    are compared with the nodes (C, 5) of the multiquadrics. `weights` (C, 6, K) of the principal
-    components are their own, and multiplied by each coordinate of the nodes; `basis` (K, S * L)
-    and `mean` turn components into coefficients, of which shell s has degrees[s], others are 0.
+    are compared with the nodes (C, 5) of the multiquadrics. `weights` (C, K) are those of the
+    principal components, `basis` (K, S * L) and `mean` turn components into coefficients, of
+    which shell s has degrees[s], others are 0.
     `error` (S,) is the root mean square of held-out tissues, relative to b = 0.
     """
 
@@ -83,13 +83,13 @@ class InterpolatedSignals:
         """Coefficients (N, 1 + Q, S, L) at coordinates (N, 5), and derivatives.
 
         Derivatives are by Q parameters, by which those of the coordinates are `tangents`
-        (Q, N, 5).
+        (Q, N, 5); they are of single precision, which changes them by 1e-4 of their size.
         """
         scaled = (coordinates - self.centre) * self.scale
         values = _multiquadrics(scaled, self.nodes)
-        components = (values @ self.weights[:, 0])[:, None]
+        components = (values @ self.weights)[:, None]
         if len(tangents):
-            sums = (1 / values) @ self.weights.reshape(len(self.nodes), -1)
+            sums = (1 / values.astype(np.float32)) @ self._slope_weights
             sums = sums.reshape(len(scaled), 6, -1)
             slopes = scaled[:, :, None] * sums[:, :1] - sums[:, 1:]
             scaled_tangents = np.swapaxes(tangents, 0, 1) * self.scale
@@ -99,12 +99,21 @@ class InterpolatedSignals:
         result[:, 0] += self.mean
         return result.reshape(*result.shape[:2], len(self.degrees), -1)
 
+    @cached_property
+    def _slope_weights(self):
+        """Weights (C, 6 * K), and multiplied by each coordinate of the nodes."""
+        factors = np.concatenate([np.ones((len(self.nodes), 1)), self.nodes], axis=1)
+        weights = factors[..., None] * self.weights[:, None]
+        return weights.reshape(len(self.nodes), -1).astype(np.float32)
+
 
 def _multiquadrics(points, nodes):
     """sqrt(1 + |x - y|^2) (N, C) of points (N, 5) and nodes (C, 5)."""
-    square = (points**2).sum(axis=1)[:, None] + (1 + (nodes**2).sum(axis=1))
-    square = square - 2 * points @ nodes.T
-    return np.sqrt(np.maximum(square, 1))
+    ones = np.ones((len(points), 1))
+    points = np.concatenate([-2 * points, ones, 1 + (points**2).sum(axis=1)[:, None]], axis=1)
+    norms, ones = (nodes**2).sum(axis=1)[:, None], np.ones((len(nodes), 1))
+    square = points @ np.concatenate([nodes, norms, ones], axis=1).T
+    return np.sqrt(np.maximum(square, 1, out=square), out=square)
 
 
 def interpolated_signals(
@@ -337,9 +346,8 @@ def _fitted(coordinates, coefficients, degrees):
     weights = solve(normal, right_side, assume_a="pos")
     error = design[n_fitted:] @ weights @ basis.T - values[n_fitted:]
     error = (error**2).reshape(-1, n_shells, n_degrees).sum(axis=2)
-    factors = np.concatenate([np.ones((len(nodes), 1)), nodes], axis=1)[..., None]
     return InterpolatedSignals(
-        centre, scale, nodes, factors * weights[:, None], basis.T * norm, mean * norm, degrees,
+        centre, scale, nodes, weights, basis.T * norm, mean * norm, degrees,
         np.sqrt(error.mean(axis=0)),
     )  # fmt: skip
 
