@@ -83,13 +83,13 @@ class InterpolatedSignals:
         """Coefficients (N, 1 + Q, S, L) at coordinates (N, 5), and derivatives.
 
         Derivatives are by Q parameters, by which those of the coordinates are `tangents`
-        (Q, N, 5); they are of single precision, which changes them by 1e-4 of their size.
+        (Q, N, 5).
         """
         scaled = (coordinates - self.centre) * self.scale
         values = _multiquadrics(scaled, self.nodes)
         components = (values @ self.weights)[:, None]
         if len(tangents):
-            sums = (1 / values.astype(np.float32)) @ self._slope_weights
+            sums = (1 / values) @ self._slope_weights
             sums = sums.reshape(len(scaled), 6, -1)
             slopes = scaled[:, :, None] * sums[:, :1] - sums[:, 1:]
             scaled_tangents = np.swapaxes(tangents, 0, 1) * self.scale
@@ -104,7 +104,7 @@ class InterpolatedSignals:
         """Weights (C, 6 * K), and multiplied by each coordinate of the nodes."""
         factors = np.concatenate([np.ones((len(self.nodes), 1)), self.nodes], axis=1)
         weights = factors[..., None] * self.weights[:, None]
-        return weights.reshape(len(self.nodes), -1).astype(np.float32)
+        return weights.reshape(len(self.nodes), -1)
 
 
 def _multiquadrics(points, nodes):
