@@ -1,5 +1,5 @@
 PYTHON ?= python3
-VENV ?= .venv
+VENV ?= $(or $(VIRTUAL_ENV),.venv)
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
@@ -35,17 +35,17 @@ linkcheck: $(DOCS_STAMP)  ## check the links of the pages to other sites (needs 
 benchmark: $(STAMP)  ## run a benchmark: NAME=recovery [ARGS=--quick]
 	$(BIN)/python -m benchmarks.$(NAME) $(ARGS)
 
-venv: $(STAMP)  ## set up .venv, as all of these do
+venv: $(STAMP)  ## install into the active environment or .venv, as all of these do
 
 clean:  ## remove what these made
-	rm -rf $(VENV) demo_output doc/_build doc/auto_examples doc/generated build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv demo_output doc/_build doc/auto_examples doc/generated build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## list these
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 $(STAMP): pyproject.toml setup.cfg constraints.txt
-	$(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) --editable ".[test]"
 	touch $@
 

@@ -18,14 +18,12 @@ from matplotlib import pyplot
 from PIL import Image
 
 from dipy_spinverse import load_fit
-from dipy_spinverse.report.figures import plot_maps
 from dipy_spinverse.report.page import save_page
 from dipy_spinverse.report.scenes import plot_scene
 
 matplotlib.use("agg")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FIGURES = Path(__file__).parents[1] / "doc" / "figures"
-MAPS = ("surface_to_volume", "restricted_fraction", "wall_permeability", "pore_diameter")
 WIDTH = 860
 
 
@@ -102,9 +100,7 @@ def main():
     folder = parser.parse_args().folder
     fit = load_fit(folder / "fit" / "fit.npz")
     data, affine = load_nifti(folder / "dwi.nii.gz")
-    demo = Image.open(folder / "demo.png").convert("RGB")
-    walls = demo.crop((0, round(0.58 * demo.height), demo.width, demo.height))
-    save(stacked([picture(plot_maps(fit, MAPS)), walls]), "start.png")
+    Image.open(folder / "demo.png").quantize(256).save(FIGURES / "start.png", optimize=True)
     save(scene(fit, data[..., 0], affine), "scene.png")
     page = folder / "report.html"
     save_page(fit, page, data, affine=affine)
