@@ -95,6 +95,7 @@ def compartment_layout(
         "_frames": (float, (9 * len(largest.axes),)),
         "_score": (float, (len(definition.fixed),)),
         "_information": (float, (len(definition.fixed),)),
+        "_score_bias": (float, (len(definition.fixed),)),
     }
 
 

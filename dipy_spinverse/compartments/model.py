@@ -210,9 +210,10 @@ class CompartmentModel(VoxelModel):
         """Mark voxels whose neighbourhoods reject a fixed value; warn if the image rejects it."""
         definition, fitted = self.definition, screened == Status.CONVERGED
         explained = status[fitted] != Status.MISFIT
-        score, information = (values[name][explained] for name in ("_score", "_information"))
+        names = "_score", "_information", "_score_bias"
+        statistics = (values[name][explained] for name in names)
         mask = fitted & (status != Status.MISFIT)
-        rejected, supported = pooled_score_test(definition.fixed, score, information, mask)
+        rejected, supported = pooled_score_test(definition.fixed, *statistics, mask)
         status[mask] = np.where(rejected, Status.MISFIT, status[mask])
         for name, value in supported.items():
             unit = UNITS[definition.unit_of(name)]
