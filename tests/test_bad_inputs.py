@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import warnings
@@ -25,14 +26,16 @@ from dipy_spinverse import (
     load_fit,
     read_grid,
 )
+from dipy_spinverse.acquisition import TensorAcquisition, WaveformAcquisition, checks
 from dipy_spinverse.acquisition.waveform_files import read_text_waveforms
 from dipy_spinverse.grid import mesh_files
 from dipy_spinverse.packed_cells.emulator import signals as emulator
+from dipy_spinverse.tissue_fractions import sequence_from
 from dipy_spinverse.voxels import storage
 from dipy_spinverse.voxels.image import image_of
 from dipy_spinverse.voxels.image_files import StoredImage, mask_of
-from dipy_spinverse.workflows.cli import command
-from dipy_spinverse.workflows.command import check_inputs_kept, check_names
+from dipy_spinverse.workflows.cli import command, main
+from dipy_spinverse.workflows.command import Command, check_inputs_kept, check_names
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 SHAPE = (3, 2, 1)
@@ -157,7 +160,11 @@ def test_truncated_foreign_and_boasting_images_are_refused(model, tmp_path, name
         broken(bytes(header))
 
 
-@pytest.mark.parametrize("name", ["../../x.nii.gz", "/tmp/x.nii.gz", "maps/../../x", "", "."])
+@pytest.mark.parametrize(
+    "name",
+    ["../../x.nii.gz", "/tmp/x.nii.gz", "maps/../../x", "", ".", ".unfinished_x.nii.gz", ".nii.gz",
+     "new\nline.nii.gz"],
+)  # fmt: skip
 def test_output_names_stay_inside_of_out_dir(name):
     with pytest.raises(ValueError, match="^out_status is .* not in out_dir"):
         check_names({"out_S0": "S0.nii.gz", "out_status": name})
@@ -178,6 +185,92 @@ def test_outputs_have_names_of_their_own_and_spare_the_inputs(tmp_path):
     with pytest.raises(ValueError, match="input_files: .* would be overwritten"):
         check_inputs_kept({"sigma": 1.0, "input_files": str(dwi)}, [tmp_path / "." / "dwi.nii.gz"])
     check_inputs_kept({"input_files": [str(dwi)], "engine": "serial"}, [tmp_path / "S0.nii.gz"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"report": "D.nii.gz"}, "two outputs would be written to .*D.nii.gz"),
+        ({"report": "../r.html"}, "^report is '../r.html', .*not in out_dir"),
+        ({"report": "in_the_way"}, "in_the_way is a folder"),
+        ({"out_D": "x.nii.gz", "out_S0": "x_std.nii.gz"}, "written to .*x_std.nii.gz"),
+    ],
+)
+def test_names_of_outputs_are_checked_before_anything_is_read(tmp_path, options, message):
+    (tmp_path / "out" / "in_the_way").mkdir(parents=True)
+    files = [str(tmp_path / f"none.{end}") for end in ("nii.gz", "bval", "bvec")]
+    for file in files:
+        open(file, "w").close()
+    for force in (False, True):
+        with pytest.raises((ValueError, OSError), match=message):
+            command("dipy_fit_ivim_varpro")(force=force).run(
+                *files, out_dir=str(tmp_path / "out"), **options
+            )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("status", "status.nii.gz"), ("csf_low", "csf_low.nii.gz"), ("../x", "not in out_dir")],
+)
+def test_maps_of_tissues_take_the_place_of_no_other_file(tmp_path, name, message):
+    (tmp_path / "tissues.json").write_text(json.dumps([{"name": name}]))
+    (tmp_path / "image.nii.gz").touch()
+    with pytest.raises(ValueError, match=message):
+        command("dipy_fit_tissue_fractions")().run(
+            [str(tmp_path / "image.nii.gz")], tissues_file=str(tmp_path / "tissues.json"),
+            out_dir=str(tmp_path),
+        )  # fmt: skip
+
+
+def test_one_run_at_a_time_writes_to_a_folder_and_replaces_nothing_that_came_meanwhile(tmp_path):
+    class Slow(Command):
+        steps = ("step",)
+        outputs = {"map": ("map.txt", "A file.")}
+
+        def step(self, *, input_files: str, other: bool = False) -> None:
+            """A step.
+
+            Parameters
+            ----------
+            input_files : string
+                An input.
+            other : bool, optional
+                Another program writes here, too.
+            """
+            if other:
+                (tmp_path / "out" / "map.txt").write_text("kept")
+            else:
+                Slow().run(str(tmp_path / "in"), other=True, out_dir=str(tmp_path / "out"))
+
+        def process(self, arguments, paths):
+            paths["map"].write_text("new")
+            self.call("step", arguments)
+
+    (tmp_path / "in").touch()
+    with pytest.raises(OSError, match="another run writes to"):
+        Slow().run(str(tmp_path / "in"), out_dir=str(tmp_path / "out"))
+    with pytest.raises(FileExistsError, match="map.txt exists; add --force"):
+        Slow().run(str(tmp_path / "in"), other=True, out_dir=str(tmp_path / "out"))
+    assert (tmp_path / "out" / "map.txt").read_text() == "kept"
+    Slow(force=True).run(str(tmp_path / "in"), other=True, out_dir=str(tmp_path / "out"))
+    assert (tmp_path / "out" / "map.txt").read_text() == "new"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["map.txt"]
+
+
+def test_what_the_screen_cannot_show_is_written_as_a_number(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["dipy_check_acquisition", "--version"])
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    with pytest.raises(SystemExit):
+        main()
+    print("1 \u00b1 2", flush=True)
+    assert sys.stdout.buffer.getvalue().splitlines()[-1] == rb"1 \xb1 2"
+
+
+def test_nested_aliases_of_yaml_are_shown_in_one_line():
+    nested = ["x"] * 9
+    for _ in range(30):  # 9^30 elements, of which repr would print each
+        nested = [nested] * 9
+    assert len(checks.shortened(nested)) < 70
 
 
 def rewritten(path, change):
@@ -267,6 +360,65 @@ def test_damaged_and_bursting_files_of_fits_are_refused(fit, tmp_path):
         archive.infolist()[0].file_size = 2**62
     with pytest.raises((ValueError, MemoryError), match=r"fit.npz"):
         load_fit(path)
+
+
+@pytest.mark.parametrize("value", ["30ms", "0.03,0.04", ".", "empty.npy", "x" * 5000, True, 2.9])
+def test_timings_and_gradients_that_are_none_are_refused_by_their_name(tmp_path, value):
+    (tmp_path / "empty.npy").touch()
+    value = str(tmp_path / value) if isinstance(value, str) else value
+    with pytest.raises((ValueError, OSError), match="^big_delta"):
+        Acquisition.from_files([0, 1000], np.eye(3)[:2], big_delta=value, small_delta=0.01)
+    if isinstance(value, str):
+        with pytest.raises((ValueError, OSError), match="^bvals"):
+            Acquisition.from_files(value, np.eye(3)[:2], big_delta=0.03, small_delta=0.01)
+    with pytest.raises(ValueError, match="^gtab is a (str|bool|float)"):
+        Acquisition.from_gtab(value)
+
+
+@pytest.mark.parametrize("threshold", [10**400, "x", np.nan, -1.0, [1.0, 2.0]])
+def test_the_threshold_of_b0_is_a_number(threshold):
+    gradient = np.zeros((4, 3))
+    calls = [
+        lambda: Acquisition.from_files([0, 1000], np.eye(3)[:2], big_delta=0.03, small_delta=0.01,
+                                       b0_threshold=threshold),
+        lambda: WaveformAcquisition.from_samples([gradient], 1e-3, b0_threshold=threshold),
+        lambda: TensorAcquisition(np.eye(3)[None], b0_threshold=threshold),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(ValueError, match="^b0_threshold is"):
+            call()
+
+
+def test_waveforms_without_samples_are_refused():
+    with pytest.raises(ValueError, match="gradients_T_per_m has shape \\(0, 3\\)"):
+        WaveformAcquisition.from_samples([np.zeros((0, 3))], 1e-3)
+
+
+def test_byte_order_marks_of_windows_are_no_numbers(tmp_path):
+    for name, text in (
+        ("dwi.bval", "0 1000"), ("dwi.bvec", "0 1\n0 0\n0 0"), ("times.txt", "0.03 0.03"),
+        ("dwi.json", '{"BigDelta": 0.03, "SmallDelta": 0.01}'),
+    ):  # fmt: skip
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    acquisition = Acquisition.from_bids(tmp_path / "dwi.json")
+    assert acquisition.b.tolist() == [0, 1] and acquisition.big_delta.tolist() == [30, 30]
+    files = tmp_path / "dwi.bval", tmp_path / "dwi.bvec"
+    times = Acquisition.from_files(*files, big_delta=tmp_path / "times.txt", small_delta=0.01)
+    assert times.big_delta.tolist() == [30, 30]
+
+
+@pytest.mark.parametrize(
+    "sequence",
+    [
+        {"tr": 20, "te": 4}, {"tr": 2500, "te": 0.004}, {"tr": 5, "te": 0.004, "flip_angle": 720},
+        {"tr": True, "te": 0.004}, {"tr": 0.02, "te": np.nan},
+    ],
+)  # fmt: skip
+def test_sequences_in_milliseconds_are_refused(sequence):
+    with pytest.raises(ValueError, match=r"in seconds, degrees"):
+        sequence_from({"type": "SpoiledGradientEcho", "flip_angle": 20} | sequence)
+    assert sequence_from({"type": "TurboSpinEcho", "tr": np.inf, "echo_spacing": 0.01,
+                          "echo_train_length": 9, "effective_te": 0.08})  # fmt: skip
 
 
 @pytest.mark.parametrize(

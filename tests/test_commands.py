@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import subprocess
@@ -153,10 +154,10 @@ def test_what_exists_is_named_and_kept_and_the_program_ends_with_one(
 
 def test_a_command_that_fails_leaves_no_files(scan, tmp_path, monkeypatch):
     def broken(self, *arguments, **options):
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("dipy_spinverse.voxels.fit.VoxelFit.save", broken)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=f"out_dir: no space left in {tmp_path}"):
         run("dipy_fit_ivim_varpro", scan, n_draws=0, out_dir=str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 

@@ -102,7 +102,7 @@ class TensorAcquisition(BaseAcquisition):
             mixing_time=checks.per_measurement("mixing_time", mixing_time, n),
             isotropic=checks.flags("isotropic", isotropic, n) & (encoding["b"] > 0),
             n_averages=checks.counts("n_averages", n_averages, n),
-            b0_threshold=float(b0_threshold),
+            b0_threshold=checks.threshold(b0_threshold),
         )  # fmt: skip
 
     @classmethod

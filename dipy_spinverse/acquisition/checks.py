@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import reprlib
+
 import numpy as np
+from dipy.core.gradients import GradientTable
 
 from dipy_spinverse.units import MS_PER_UM2, S
 
@@ -16,15 +19,16 @@ _DIRECTION_TOLERANCE = 1e-2  # of the length; DIPY's `atol` of gradient_table
 _SYMMETRY_TOLERANCE = 1e-6  # relative to the largest element; float32 has 7 digits
 _NEGATIVE_TOLERANCE = 1e-3  # of the trace; b-tensors in files have three digits
 _LINEAR = 0.99  # largest eigenvalue over trace of linear encoding; b-tensors have rounding errors
-# s; encodings are shorter than T1 of free water (3 to 4 s), so larger numbers are ms
-_LONGEST_SECONDS = {"small_delta": 1.0, "big_delta": 3.0, "te": 3.0, "mixing_time": 3.0}
+# s; ten T2 and T1 of tissue (0.08 and 1 s at 3 T), after which no signal is left, or below: larger
+# numbers are ms
+_LONGEST_SECONDS = {"small_delta": 0.5, "big_delta": 2.0, "te": 1.0, "mixing_time": 2.0}
 
 
 def numeric(name: str, value) -> np.ndarray:
     """`value` as float64, or a ValueError that names the argument."""
     try:
-        if np.iscomplexobj(value):
-            raise TypeError("complex")
+        if np.iscomplexobj(value) or np.asarray(value).dtype == bool:
+            raise TypeError("complex or bool")
         return np.array(value, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(
@@ -34,8 +38,10 @@ def numeric(name: str, value) -> np.ndarray:
 
 def shortened(value) -> str:
     """`repr` of a value in one line of at most 60 characters."""
+    bounded = reprlib.Repr()  # of nested aliases of YAML, whose repr does not end
+    bounded.maxlevel, bounded.maxstring, bounded.maxother = 3, 80, 80
     try:
-        text = " ".join(repr(value).split())
+        text = " ".join(bounded.repr(value).split())
     except ValueError:  # an integer of thousands of digits
         text = f"a huge {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:60]} ..."
@@ -59,8 +65,26 @@ def seconds_to_ms(name: str, value) -> np.ndarray:
     return seconds * S
 
 
+def gradient_table(name: str, gtab) -> None:
+    """Refuse what is no gradient table of DIPY."""
+    if not isinstance(gtab, GradientTable):
+        raise ValueError(
+            f"{name} is a {type(gtab).__name__}; give an Acquisition, or a GradientTable with "
+            "big_delta and small_delta."
+        )
+
+
+def threshold(value) -> float:
+    """The largest b of b0 measurements."""
+    number = numeric("b0_threshold", value)
+    if number.ndim or not 0 <= number < np.inf:
+        raise ValueError(f"b0_threshold is {shortened(value)}; it must be one finite b >= 0.")
+    return float(number)
+
+
 def linear_encoding(gtab) -> None:
     """Refuse a DIPY gradient table with b-tensors other than linear."""
+    gradient_table("gtab", gtab)
     if gtab.btens is None:
         return
     tensors = numeric("gtab.btens", gtab.btens)
@@ -134,7 +158,8 @@ def bvals(values: np.ndarray) -> None:
 
 def flags(name: str, value, size: int) -> np.ndarray:
     """Booleans (size,) from one or `size` values that are bool, 0 or 1."""
-    numbers = _one_or_each(name, value, size)
+    is_bool = np.asarray(value).dtype == bool
+    numbers = _one_or_each(name, np.multiply(value, 1) if is_bool else value, size)
     raise_where(~np.isin(numbers, (0, 1)), name, numbers, "", "be True or False.")
     return numbers.astype(bool)
 

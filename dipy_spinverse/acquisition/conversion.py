@@ -9,6 +9,7 @@ from typing import Any
 from dipy.core.gradients import GradientTable
 from numpy.typing import ArrayLike
 
+from dipy_spinverse.acquisition import checks
 from dipy_spinverse.acquisition.b_tensors import TensorAcquisition
 from dipy_spinverse.acquisition.base import BaseAcquisition
 from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
@@ -37,11 +38,7 @@ def as_acquisition(
                 f"own; drop {duplicate[0]}."
             )
         return gtab
-    if not isinstance(gtab, GradientTable):
-        raise ValueError(
-            f"{name} is a {type(gtab).__name__}; give an Acquisition, or a GradientTable with "
-            "big_delta and small_delta."
-        )
+    checks.gradient_table(name, gtab)
     return Acquisition.from_gtab(gtab, **timing)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dipy.io import read_bvals_bvecs
 
 from dipy_spinverse.acquisition.checks import numeric, raise_where
 
@@ -24,23 +23,10 @@ _BIDS_FIELDS = {
 
 def read_table(bvals, bvecs) -> tuple[np.ndarray, np.ndarray]:
     """b-values (M,) and b-vectors (M, 3), zeros for None, from paths or arrays."""
-    paths = [value if _is_path(value) else None for value in (bvals, bvecs)]
-    for name, path in zip(("bvals", "bvecs"), paths, strict=True):
-        if path is not None and not str(path).endswith(".npy"):
-            read_text(name, path)
-    try:
-        from_file = read_bvals_bvecs(*paths)
-    except FileNotFoundError:
-        raise
-    except (OSError, TypeError, ValueError, IndexError, OverflowError) as error:
-        raise ValueError(
-            f"bvals, bvecs: cannot read {' and '.join(str(path) for path in paths if path)} "
-            f"({error}). They must be text files of M numbers and of 3 x M or M x 3 numbers."
-        ) from error
-    bvals = from_file[0] if _is_path(bvals) else bvals
-    bvecs = from_file[1] if _is_path(bvecs) else bvecs
-    bvals = np.atleast_1d(numeric("bvals", bvals))
-    bvecs = np.zeros((bvals.size, 3)) if bvecs is None else numeric("bvecs", bvecs)
+    stated = np.squeeze(_read_array("bvals", bvals)) if _is_path(bvals) else bvals
+    bvals = np.atleast_1d(numeric("bvals", stated))
+    bvecs = np.zeros((bvals.size, 3)) if bvecs is None else _read_array("bvecs", bvecs)
+    bvecs = numeric("bvecs", bvecs)
     if bvecs.ndim == 2 and bvecs.shape[0] == 3 and bvecs.shape[1] != 3:
         bvecs = bvecs.T
     if bvals.ndim != 1 or bvecs.shape != (bvals.size, 3):
@@ -49,6 +35,20 @@ def read_table(bvals, bvecs) -> tuple[np.ndarray, np.ndarray]:
             "measurements in both, shapes (M,) and (M, 3) or (3, M)."
         )
     return bvals, bvecs
+
+
+def _read_array(name, value):
+    """Numbers of a text or .npy file if `value` is a path; otherwise `value` itself."""
+    if not _is_path(value):
+        return value
+    text = None if str(value).endswith(".npy") else read_text(name, value).replace(",", " ")
+    try:
+        return np.load(value) if text is None else np.loadtxt(text.splitlines(), ndmin=2)
+    except (EOFError, OSError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}: cannot read {value} ({error}). bvals must be a file of M numbers, bvecs of "
+            "3 x M or M x 3 numbers."
+        ) from error
 
 
 def read_json(name: str, path: Path):
@@ -62,6 +62,8 @@ def read_json(name: str, path: Path):
 def read_text(name: str, path) -> str:
     """Text of a file; `name` is the argument in error messages."""
     path = Path(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{name}: {path} is not a file; give a text file.")
     size = path.stat().st_size
     if size > _LONGEST_TEXT:
         raise ValueError(
@@ -69,7 +71,7 @@ def read_text(name: str, path) -> str:
             "text file, not an image."
         )
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # editors of Windows begin it with a mark
     except UnicodeDecodeError as error:
         raise ValueError(f"{name}: {path} is not a text file ({error}).") from error
 

@@ -76,7 +76,7 @@ class WaveformAcquisition(BaseAcquisition):
                            "refocusing_s.")  # fmt: skip
         b_tensors = of_all([group.b_tensors() for group in waveforms])
         self._set(
-            _waveforms=tuple(waveforms), b0_threshold=float(b0_threshold),
+            _waveforms=tuple(waveforms), b0_threshold=checks.threshold(b0_threshold),
             b_tensors=b_tensors, **shape_and_axes(b_tensors),
             te=of_all([np.full(len(w.rows), w.echo_time) for w in waveforms]),
             mixing_time=of_all([np.full(len(w.rows), w.mixing_time) for w in waveforms]),
@@ -152,7 +152,7 @@ class WaveformAcquisition(BaseAcquisition):
             samples = np.stack([gradients[m] for m in rows], axis=1)
             timing = dt[rows[0]], dead_time[rows[0]], refocusing_s, storage
             waveforms.append(_piecewise_constant(rows, samples, *timing))
-        acquisition = cls(waveforms, b0_threshold / MS_PER_UM2, n_averages)
+        acquisition = cls(waveforms, checks.threshold(b0_threshold) / MS_PER_UM2, n_averages)
         if gtab is not None:
             _check_agreement(acquisition, gtab)
         return acquisition
@@ -220,7 +220,8 @@ def _piecewise_constant(rows, samples, dt, dead_time, refocusing_s, storage):
 
 def _checked_gradient(gradient, m):
     gradient = checks.numeric("gradients_T_per_m", gradient)
-    if gradient.ndim != 2 or gradient.shape[1] != 3 or not np.isfinite(gradient).all():
+    shaped = gradient.ndim == 2 and gradient.shape[1] == 3 and len(gradient) > 0
+    if not shaped or not np.isfinite(gradient).all():
         raise ValueError(
             f"gradients_T_per_m has shape {gradient.shape} at measurement {m}; give finite "
             "samples (T, 3) for each measurement."
@@ -248,6 +249,7 @@ def _checked_storage(storage_s, shortest):
 
 def _check_agreement(acquisition, gtab):
     """Refuse a gradient table whose b-tensors, or b-values and directions, differ."""
+    checks.gradient_table("gtab", gtab)
     if len(gtab.bvals) != len(acquisition):
         raise ValueError(
             f"gtab has {len(gtab.bvals)} measurements, but there are {len(acquisition)} waveforms."

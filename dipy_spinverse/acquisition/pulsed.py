@@ -107,9 +107,7 @@ class Acquisition(BaseAcquisition):
         n_averages: ArrayLike = 1,
     ):
         b, directions = checks.gradients(b, directions)
-        threshold = checks.numeric("b0_threshold", b0_threshold)
-        if threshold.ndim or not 0 <= threshold < np.inf:
-            raise ValueError(f"b0_threshold is {b0_threshold}; it must be one finite b >= 0.")
+        threshold = checks.threshold(b0_threshold)
         b0 = b <= threshold
         isotropic = checks.flags("isotropic", isotropic, b.size)
         undirected = isotropic | b0 & ((b == 0) | ~checks.is_unit(directions))
@@ -125,7 +123,7 @@ class Acquisition(BaseAcquisition):
         self._set(
             b=b, directions=directions, small_delta=small, big_delta=big, te=te,
             mixing_time=np.minimum(mixing, big - small), isotropic=isotropic & ~b0,
-            b_tensors=b[:, None, None] * dyads, b0_threshold=float(threshold),
+            b_tensors=b[:, None, None] * dyads, b0_threshold=threshold,
             n_averages=checks.counts("n_averages", n_averages, b.size),
         )  # fmt: skip
 
@@ -256,7 +254,7 @@ class Acquisition(BaseAcquisition):
         >>> Acquisition.from_scheme(path).b.round(3)
         array([0.   , 0.305])
         """
-        rows = files.read_scheme_rows(path)
+        b0_threshold, rows = checks.threshold(b0_threshold), files.read_scheme_rows(path)
         big = checks.seconds_to_ms("big_delta", rows[:, 4])
         small = checks.seconds_to_ms("small_delta", rows[:, 5])
         q = GYROMAGNETIC_RATIO * rows[:, 3] * small * 1e-9
@@ -310,7 +308,7 @@ class Acquisition(BaseAcquisition):
 
     @classmethod
     def _from_dipy_units(cls, bvals, bvecs, times, b0_threshold, averages):
-        bvals = checks.numeric("bvals", bvals)
+        bvals, b0_threshold = checks.numeric("bvals", bvals), checks.threshold(b0_threshold)
         if bvals.size and 0 < bvals.max() <= b0_threshold:
             raise ValueError(
                 f"bvals reach only {bvals.max():g}, b0_threshold is {b0_threshold:g}: no "

@@ -108,7 +108,7 @@ def save_page(
         settings=settings or {},
         **_signal_figures(fit, data),
     )
-    Path(path).write_text(html, encoding="utf-8")
+    Path(path).write_text(html, encoding="utf-8", errors="backslashreplace")  # names of files
 
 
 def _html(figure):

@@ -5,14 +5,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+# s, except angles (degrees). Larger values have another unit: T2 and T1 of CSF are 2 and 4 s.
+_LARGEST = {
+    **dict.fromkeys(("te", "effective_te", "echo_spacing", "duration"), 2.0),
+    **dict.fromkeys(("ti", "ti1", "ti2", "tr", "shot_interval"), 30.0),
+    **dict.fromkeys(("flip_angle", "refocusing_angle", "excitation_angle"), 360.0),
+}
+
 
 def _positive(sequence, *names):
     for name in names:
-        value = getattr(sequence, name)
-        if not value > 0:
+        value, largest = getattr(sequence, name), _LARGEST.get(name, math.inf)
+        never = name in ("tr", "shot_interval") and value == math.inf
+        if value is True or not 0 < value <= (math.inf if never else largest):
             raise ValueError(
-                f"{name} of {type(sequence).__name__} is {value}; give a value above 0, in "
-                "seconds, degrees or mm."
+                f"{name} of {type(sequence).__name__} is {value}; give a value above 0 and at "
+                f"most {largest:g}, in seconds, degrees or mm."
             )
 
 

@@ -41,6 +41,8 @@ def alone_in(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(OSError):
+            (folder / LOCK).unlink()
         lock.release()
 
 

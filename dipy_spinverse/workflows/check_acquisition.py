@@ -65,7 +65,7 @@ class CheckAcquisitionFlow(Command):
         acquired = self.call("read_acquisition", arguments)
         report = self.call("check", arguments, acquired)
         print(report)
-        paths["report"].write_text(f"{report}\n")
+        paths["report"].write_text(f"{report}\n", encoding="utf-8")
         content = {"acquisition": repr(acquired), "maps": report.table(),
                    "said": report.findings()}  # fmt: skip
         paths["table"].write_text(json.dumps(content, indent=2) + "\n")

@@ -40,6 +40,8 @@ def main() -> None:
 
     from dipy_spinverse import __version__
 
+    for stream in (sys.stdout, sys.stderr):  # of an encoding that lacks the plus-minus sign
+        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     version = {"action": "version", "version": f"dipy_spinverse {__version__}"}
     try:
         with warnings.catch_warnings():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePath
@@ -18,7 +19,7 @@ from dipy.workflows.docstring_parser import NumpyDocString
 from dipy.workflows.multi_io import io_iterator
 from dipy.workflows.workflow import Workflow
 
-from dipy_spinverse.voxels.unfinished import staging, visible
+from dipy_spinverse.voxels.unfinished import alone_in, staging, visible
 from dipy_spinverse.workflows.model_options import choices
 
 logger = logging.getLogger("dipy_spinverse")
@@ -79,29 +80,48 @@ class Command(Workflow):
         values = [arguments[name] for name in inputs]
         placing = {"output_strategy": self._output_strategy, "mix_names": self._mix_names}
         rows = list(io_iterator(values, out_dir, [*names.values()], **placing))
+        locked: set[Path] = set()
         if self.joint_inputs:
             rows = [[[row[0] for row in rows], *rows[0][1:]]]
-        sets = []
-        for row in rows:
-            options = arguments | dict(zip(inputs, row, strict=False))
-            paths = dict(zip(names, map(Path, row[len(inputs) :]), strict=True))
-            paths |= self.more_paths(options, paths)
-            check_inputs_kept(options, self.written(paths))
-            sets.append((options, paths))
-        self._refuse_to_overwrite([paths for _, paths in sets])
-        for options, paths in sets:
-            with appearing_together(paths) as staged:
-                self.process(options, staged)
-            _log_folders(paths)
+        with ExitStack() as locks:
+            sets = []
+            for row in rows:
+                options = arguments | dict(zip(inputs, row, strict=False))
+                paths = dict(zip(names, map(Path, row[len(inputs) :]), strict=True))
+                for folder in {path.parent.resolve() for path in paths.values()} - locked:
+                    locks.enter_context(alone_in(folder))
+                    locked.add(folder)
+                paths |= self.more_paths(options, paths)
+                check_inputs_kept(options, self.written(paths))
+                sets.append((options, paths))
+            self._check_files([paths for _, paths in sets])
+            for options, paths in sets:
+                with appearing_together(paths, self._refuse_to_overwrite) as staged:
+                    self.process(options, staged)
+                _log_folders(paths)
 
-    def _refuse_to_overwrite(self, sets: list[dict[str, Path]]) -> None:
-        files = [path for paths in sets for path in self.written(paths)]
-        twice = [path for path in files if files.count(path) > 1] if len(sets) > 1 else []
-        if twice:
+    def _check_files(self, sets: list[dict[str, Path]]) -> None:
+        """Refuse output files that are the same, that exist, or that are folders."""
+        count = Counter(path for paths in sets for path in self.written(paths))
+        twice = [path for path, n in count.items() if n > 1]
+        if twice and len(sets) > 1:
             raise ValueError(
                 f"out_dir: {len(sets)} inputs would all be written to {twice[0]}; add "
                 "--mix_names, or --out_strat append to write next to each input."
             )
+        if twice:
+            raise ValueError(
+                f"out_dir: two outputs would be written to {twice[0]}; give different names."
+            )
+        folders = [path for path in count if path.is_dir()]
+        if folders:
+            raise IsADirectoryError(
+                f"{folders[0]} is a folder, and an output of this name would be written; remove "
+                "it, or give another --out_dir."
+            )
+        self._refuse_to_overwrite(count)
+
+    def _refuse_to_overwrite(self, files: Iterable[Path]) -> None:
         existing = [path for path in files if path.exists()]
         if existing and not self._force_overwrite:
             suffix = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
@@ -112,15 +132,21 @@ class Command(Workflow):
 
 
 @contextmanager
-def appearing_together(paths: dict[str, Path]) -> Iterator[dict[str, Path]]:
-    """Paths in hidden folders; the files are moved to the given paths unless there is an error."""
+def appearing_together(
+    paths: dict[str, Path], check: Callable[[list[Path]], None]
+) -> Iterator[dict[str, Path]]:
+    """Paths in hidden folders; the files are moved to the given paths unless there is an error.
+
+    `check` refuses what was written to these paths in the meantime.
+    """
     with ExitStack() as stack:
         folders = {path.parent for path in paths.values()}
         hidden = {folder: stack.enter_context(staging(folder)) for folder in folders}
         yield {name: hidden[path.parent] / path.name for name, path in paths.items()}
-        for folder, staged in hidden.items():
-            for file in visible(staged):
-                os.replace(file, folder / file.name)
+        moves = {f: folder / f.name for folder, staged in hidden.items() for f in visible(staged)}
+        check([*moves.values()])
+        for file, target in moves.items():
+            os.replace(file, target)
 
 
 def _log_folders(paths: dict[str, Path]) -> None:
@@ -171,14 +197,15 @@ def _type_of(parameter: inspect.Parameter) -> str:
 
 
 def check_names(names: Mapping[str, str]) -> None:
-    """Refuse file names, by argument, that leave the output directory or are the same."""
+    """Refuse file names, by argument, that are hidden, leave the folder or are the same."""
     argument_of: dict[PurePath, str] = {}
     for argument, name in names.items():
         path = PurePath(str(name))
-        if path.is_absolute() or ".." in path.parts or not path.name or "\0" in str(name):
+        hidden = any(part.startswith(".") for part in path.parts)
+        if path.is_absolute() or hidden or not path.name or not str(name).isprintable():
             raise ValueError(
-                f"{argument} is {str(name)!r}, which is not in out_dir; give a file name, and "
-                "the folder as --out_dir."
+                f"{argument} is {str(name)!r}, which is hidden or not in out_dir; give a file "
+                "name without a leading dot, and the folder as --out_dir."
             )
         if path in argument_of:
             raise ValueError(

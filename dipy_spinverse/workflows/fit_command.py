@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import time
@@ -20,7 +21,7 @@ from dipy_spinverse.report.descriptions import (
 )
 from dipy_spinverse.report.images import map_paths, save_image, save_map, save_predictions
 from dipy_spinverse.report.settings import run_settings, save_settings
-from dipy_spinverse.workflows.command import Command
+from dipy_spinverse.workflows.command import Command, check_names
 
 if TYPE_CHECKING:
     from dipy_spinverse.voxels.fit import VoxelFit
@@ -185,6 +186,7 @@ class FitCommand(Command):
         from dipy_spinverse.report.page import check_packages
 
         check_packages()
+        check_names({"report": report})
         path = paths["settings"].parent / report
         path.parent.mkdir(parents=True, exist_ok=True)
         return {"report": path}
@@ -201,8 +203,16 @@ class FitCommand(Command):
         settings = {name: value for name, value in arguments.items() if name not in inputs}
         units = {name: map_description(name, fit).unit for name in (*fit.MAPS, *self.others)}
         record = run_settings(inputs, settings, fit, seconds, units)
-        self.write(fit, images, record, paths)
-        self.call("page", arguments, fit, images, record, paths)
+        try:
+            self.write(fit, images, record, paths)
+            self.call("page", arguments, fit, images, record, paths)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            folder = paths["status"].parent.parent
+            raise OSError(
+                errno.ENOSPC, f"out_dir: no space left in {folder}; free some"
+            ) from error
         logger.info("%s", status_summary(fit, seconds))
 
     def written(self, paths: dict[str, Path]) -> Iterator[Path]:

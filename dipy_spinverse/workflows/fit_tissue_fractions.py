@@ -7,6 +7,8 @@ from typing import Any
 
 from dipy_spinverse.acquisition.checks import shortened
 from dipy_spinverse.acquisition.files import read_json
+from dipy_spinverse.report.images import map_paths
+from dipy_spinverse.workflows.command import check_names
 from dipy_spinverse.workflows.fit_command import FitCommand, Images, images_of
 
 
@@ -64,6 +66,16 @@ class TissueFractionsFlow(FitCommand):
                 f"have {data.shape[-1]} contrasts; give one for each, in the order of the images."
             )
         return images_of(data, affine, mask_file, sequences)
+
+    def more_paths(self, arguments: dict[str, Any], paths: dict[str, Path]) -> dict[str, Path]:
+        """The report, and the maps of further tissues."""
+        listed, folder = arguments["tissues_file"], paths["status"].parent
+        tissues = [] if listed is None else _list("tissues_file", listed)
+        names = [str(t.get("name")) for t in tissues if isinstance(t, dict)]
+        files = {name: f"{name}.nii.gz" for name in names if name not in self.maps}
+        check_names({f"tissues_file: {name}": file for name, file in files.items()})
+        maps = [path for file in files.values() for path in map_paths(folder / file)]
+        return super().more_paths(arguments, paths) | {f"map {path.name}": path for path in maps}
 
     def make_model(
         self,
