@@ -132,7 +132,7 @@ def test_packed_cells_weight_means_by_their_number():
     labels, used = np.zeros(len(B), dtype=int), np.ones(len(B), dtype=bool)
     measured, sigma = averages(clean, N, rng), np.full(500, SIGMA)
     data = tissue_data(measured, sigma, labels, used, np.full(len(B), N))
-    data = with_model_errors(data, clean, np.zeros((500, 1, len(B))), np.zeros(500))
+    data = with_model_errors(data, clean, np.zeros((500, 1, len(B))))
     residual = (measured - expected_signals(data, clean)) * data.inverse_sd
     # 10 000 values with a relative error of the variance of 1.4 %
     assert (residual**2).mean() == pytest.approx(1, rel=0.05)

@@ -694,7 +694,7 @@ def test_normal_equations_are_those_of_the_whitened_measurements(with_errors):
     voxels = tissue_data(data, np.full(1, SIGMA), labels, np.ones(n, dtype=bool))
     if with_errors:
         errors = 0.02 * rng.random((1, 2, n)) * (np.arange(n) // 30 == np.arange(2)[:, None])
-        voxels = with_model_errors(voxels, signals, errors, np.zeros(1))
+        voxels = with_model_errors(voxels, signals, errors)
     one = np.zeros(1, dtype=int)
     white, amplitude, _ = residuals(voxels, signals, one)
     found = normal_equations(voxels, signals, amplitude, slopes, white, one)
@@ -721,11 +721,10 @@ def test_rounding_does_not_turn_the_directions_that_errors_are_drawn_along():
     scan, n = protocol(), len(protocol())
     voxels = tissue_data(np.ones((1, n)), np.array([SIGMA]), scan.te_index, np.ones(n, dtype=bool))
     errors = 0.01 * rng.random((1, 2, n)) * (scan.timing_index == np.arange(2)[:, None])
-    floor = np.zeros(1)
     # As a sum in another order would.
     nearly = errors * (1 + 1e-15 * rng.standard_normal(errors.shape))
     one, other = (
-        with_model_errors(voxels, np.ones((1, n)), each, floor).error_directions
+        with_model_errors(voxels, np.ones((1, n)), each).error_directions
         for each in (errors, nearly)
     )
     np.testing.assert_allclose(one, other, atol=1e-12)

@@ -19,7 +19,6 @@ from dipy_spinverse.packed_cells.likelihood import (
     TissueData,
     noise_free_signals,
     residuals,
-    systematic_error,
     with_model_errors,
 )
 from dipy_spinverse.packed_cells.local_minima import (
@@ -115,8 +114,8 @@ class ClassComparison:
 def compare_classes(
     model: TissueSignals, tissues: list[TissueClass], data: TissueData, frames: np.ndarray,
     noise_known: bool, search_inflation: np.ndarray,
-) -> tuple[ClassComparison, np.ndarray]:  # fmt: skip
-    """Refined local minima of all classes, and the systematic error (V,) of the best fit.
+) -> ClassComparison:  # fmt: skip
+    """Refined local minima of all classes.
 
     The data are without errors of the model, the frames (V, 3, 3) have the eigenvectors of the
     diffusion tensors in rows, and `search_inflation` (V,) multiplies the variance of the noise in
@@ -127,11 +126,10 @@ def compare_classes(
         comparison = _search(model, tissues, search_data, frames, noise_known)
     data = data.with_fast_prior_sd(comparison.data.fast_prior_sd)
     comparison = replace(comparison, data=data)
-    systematic = np.zeros(len(data.measured))
     with part(*_REFINEMENT_TIME):
         for budget in stepwise(_REFINEMENTS):
-            comparison, systematic = _refined(comparison, budget)
-    return comparison, systematic
+            comparison = _refined(comparison, budget)
+    return comparison
 
 
 def _search(model, tissues, data, frames, noise_known):
@@ -228,13 +226,13 @@ def _without_unlikely_classes(comparison):
 
 
 def _refined(comparison, budget):
-    """The comparison with the errors at the best fit so far, and the systematic error (V,).
+    """The comparison with the errors at the best fit so far.
 
     Errors of the model are one number for each timing. One for each shell, although realistic,
     would explain what parameters can explain where the data refute the model, and predict worse
     (benchmarks/notes/emulator.md).
     """
-    comparison, systematic = with_errors(comparison, timing_patterns(comparison.model.shells))
+    comparison = with_errors(comparison, timing_patterns(comparison.model.shells))
     all_minima = list(comparison.minima)
     for k, minima in stepwise([*enumerate(comparison.minima)]):
         if len(minima.frames):
@@ -244,38 +242,31 @@ def _refined(comparison, budget):
             minima = _minima_with_emulator(posterior, minima)
             correction = _interpolation_error(comparison, k, minima)
             all_minima[k] = replace(minima, correction=correction)
-    return _without_unlikely_classes(replace(comparison, minima=all_minima)), systematic
+    return _without_unlikely_classes(replace(comparison, minima=all_minima))
 
 
-def with_errors(
-    comparison: ClassComparison, patterns: np.ndarray
-) -> tuple[ClassComparison, np.ndarray]:
-    """The comparison with noise and errors at its best fits, and the systematic error (V,)."""
+def with_errors(comparison: ClassComparison, patterns: np.ndarray) -> ClassComparison:
+    """The comparison with noise and errors at its best fits."""
     data, model = comparison.data, comparison.model
     n_voxels, n = data.measured.shape
     noise_free, sigma = np.empty((n_voxels, n)), data.sigma.copy()
-    n_unknowns = np.empty(n_voxels)
     all_estimates, errors = comparison.best()[1], []
     for tissue, voxels, z, frames, signals in all_estimates:
         residual, amplitudes, _ = residuals(data, signals, voxels)
         noise_free[voxels], _ = noise_free_signals(data, signals, amplitudes, voxels)
         relative_errors = model_errors(model, tissue, z, frames, patterns)
         errors.append(amplitudes[:, None, data.labels] * relative_errors)
-        n_unknowns[voxels] = tissue.n_parameters + data.n_linear[voxels]
         if not comparison.noise_known:
-            freedom = np.maximum(data.n_used - n_unknowns[voxels], 0)
+            n_unknowns = tissue.n_parameters + data.n_linear[voxels]
+            freedom = np.maximum(data.n_used - n_unknowns, 0)
             square = sigma[voxels] ** 2 * (residual**2).sum(axis=1)
             square += (INITIAL_SIGMA * np.abs(data.measured[voxels]).max(axis=1)) ** 2
             sigma[voxels] = np.sqrt(square / (freedom + 1))
     data = replace(data, sigma=sigma)
-    systematic = np.zeros(n_voxels)
-    if comparison.noise_known:
-        systematic = systematic_error(data, noise_free, n_unknowns)
     patterns_of_voxels = np.zeros((n_voxels, max(e.shape[1] for e in errors), n))
     for estimates, class_errors in zip(all_estimates, errors, strict=True):
         patterns_of_voxels[estimates.voxels, : class_errors.shape[1]] = class_errors
-    data = with_model_errors(data, noise_free, patterns_of_voxels, systematic)
-    return replace(comparison, data=data), systematic
+    return replace(comparison, data=with_model_errors(data, noise_free, patterns_of_voxels))
 
 
 def _interpolation_error(comparison, k, minima):

@@ -16,6 +16,11 @@ from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.fitted_model import FittedModel
 from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.voxels.statistics import ENDINGS, dominant_axis, statistics_of_maps
+from dipy_spinverse.voxels.status import Status
+
+# Of the errors of left-out measurements of the model and of a model-free description: a ratio that
+# counts as equal, and the least difference in standard errors; chosen by hand.
+_SUFFICIENT_RATIO, _SIGNIFICANT = 1.1, 3.0
 
 
 class PackedCells(FittedModel, Protocol):
@@ -45,6 +50,17 @@ class PackedCellsFit(VoxelFit):
         Of the `classes` of the model.
     systematic_error : ndarray (...)
         Standard deviation of errors proportional to the signal, relative to it.
+    misfit_percent : ndarray (...)
+        Root mean square of the residual beyond the noise, in percent of S0.
+    left_out_ratio : ndarray (...)
+        Error of measurements predicted from the others by the model, over that of a model-free
+        description (a Gaussian process); NaN where there are too few measurements for it.
+    misfit_level : ndarray (...) of int
+        0 where the status is not MISFIT; 1 where the model is rejected, but predicts left-out
+        measurements as well as the model-free description does (a ratio of at most 1.1, or not
+        significantly above 1 at three standard errors): the scan or its noise is the cause, and
+        intervals, which include the systematic error, can be used; 2 where the model misses
+        `misfit_percent`, so that maps may be biased by more than their intervals.
     free_diffusivity : ndarray (...)
         Estimated diffusivity of free water, um^2/ms: that specified, unless no class fits with it.
     """
@@ -70,6 +86,18 @@ class PackedCellsFit(VoxelFit):
         """Most probable tissue class (...); "" where nothing was fitted."""
         names = np.array(["", *self.model.classes])
         return names[self._dense(self._values["_class"] + 1)]
+
+    @property
+    def misfit_level(self) -> np.ndarray:
+        """0 to 2 (...), see above."""
+        ratio, significance = self.left_out_ratio, self._left_out_significance
+        model_fails = ~(ratio <= _SUFFICIENT_RATIO) & ~(significance <= _SIGNIFICANT)
+        return np.where(self.status == Status.MISFIT, 1 + model_fails, 0)
+
+    @property
+    def usable(self) -> np.ndarray:
+        """Voxels (...) whose maps and intervals can be used: a `misfit_level` of at most 1."""
+        return super().usable | (self.misfit_level == 1)
 
     def residual_structure(self, index: tuple[int, ...] | int = ()) -> str:
         """Shells, timings and directions of a voxel whose residual exceeds the noise, in words.
@@ -104,6 +132,9 @@ def packed_cells_layout(model: PackedCells, n_draws: int) -> dict:
         "class_probabilities": (float, (len(model.classes),)),
         "systematic_error": float,
         "free_diffusivity": float,
+        "misfit_percent": float,
+        "left_out_ratio": float,
+        "_left_out_significance": float,
         "S0_per_te": (float, (len(model.acquisition.echo_times),)),
         "S0_per_label": (float, (int(model.labels.max()) + 1,)),
         "_class": int,
@@ -139,6 +170,9 @@ def values_of_fit(
         "class_probabilities": np.stack([*posterior.class_probabilities.values()], axis=1),
         "systematic_error": posterior.systematic_error,
         "free_diffusivity": free_diffusivity,
+        "misfit_percent": posterior.misfit_percent,
+        "left_out_ratio": posterior.left_out_ratio,
+        "_left_out_significance": posterior.left_out_significance,
         "S0_per_te": mean_per_te(model.acquisition, posterior.amplitudes[:, model.labels]),
         "S0_per_label": posterior.amplitudes,
         "_class": posterior.estimated_class,
@@ -155,5 +189,5 @@ def values_of_fit(
         "reduced_chi_square": posterior.chi_square / posterior.degrees_of_freedom,
         "worst_reduced_chi_square": posterior.worst_reduced_chi_square,
         "worst_degrees_of_freedom": posterior.worst_degrees_of_freedom,
-        "n_groups": posterior.group_chi_square.shape[1],
+        "n_groups": len(model.groups.names),
     }

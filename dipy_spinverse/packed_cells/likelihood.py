@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numba import njit
 
+from dipy_spinverse.packed_cells.gaussian_process import Smoothing
 from dipy_spinverse.packed_cells.nuisance import FAST_PRIOR_SD, NO_FAST_TERMS, FastTerms
 from dipy_spinverse.voxels.rician import (
     EXCESSES,
@@ -26,10 +27,10 @@ from dipy_spinverse.voxels.rician import (
     rician_variance,
 )
 
-# Prior standard deviation (half-normal) of the systematic error, relative to the signal, and the
-# values that are tried. Chosen by hand: 0.4 % is what remains in stable scanners.
-_SYSTEMATIC_PRIOR_SD = 0.004
-_SYSTEMATIC_ERRORS = np.linspace(0, 0.016, 17)
+# Scale of the half-Cauchy prior of the systematic error, relative to the signal, and the values
+# that are tried. Stable scanners leave 0.4 %, others up to 5 % (benchmarks/notes/real_data.md).
+_SYSTEMATIC_SCALE = 0.004
+_SYSTEMATIC_ERRORS = np.concatenate([[0.0], np.geomspace(0.001, 0.1, 24)])
 # Step of the numerical derivative of the mean magnitude, in units of sigma.
 _RICIAN_STEP = 0.01
 _TINY = 1e-200
@@ -43,15 +44,16 @@ class TissueData:
     """Measured signals (V, M) of voxels and the covariance of their errors.
 
     `rician` (V,) are means of `n_averages` (M,) magnitudes, with noise of `sigma` (V,) in each
-    channel of one. `inverse_sd` (V, M)
-    is that of uncorrelated errors, 0 for excluded measurements. Correlated errors of whitened data
-    have orthonormal principal `error_directions` (V, K, M), and `damping` (V, K) is
-    1 - 1/sqrt(1 + variance) along these. Measurements of one of the `labels` (M,) share an
-    amplitude. `fast_prior_sd` (V, G) is 0 where a fast term is absent.
+    channel of one; `systematic` (V,) is the standard deviation of errors proportional to the
+    signal. `inverse_sd` (V, M) is that of uncorrelated errors, 0 for excluded measurements.
+    Correlated errors of whitened data have orthonormal principal `error_directions` (V, K, M), and
+    `damping` (V, K) is 1 - 1/sqrt(1 + variance) along these. Measurements of one of the `labels`
+    (M,) share an amplitude. `fast_prior_sd` (V, G) is 0 where a fast term is absent.
     """
 
     measured: np.ndarray
     sigma: np.ndarray
+    systematic: np.ndarray
     n_averages: np.ndarray
     rician: np.ndarray
     inverse_sd: np.ndarray
@@ -91,8 +93,8 @@ class TissueData:
     def of_voxels(self, index: np.ndarray) -> TissueData:
         """Subset of the voxels."""
         names = (
-            "measured", "sigma", "rician", "inverse_sd", "error_directions", "damping",
-            "fast_prior_sd",
+            "measured", "sigma", "systematic", "rician", "inverse_sd", "error_directions",
+            "damping", "fast_prior_sd",
         )  # fmt: skip
         return replace(self, **{name: getattr(self, name)[index] for name in names})
 
@@ -115,7 +117,7 @@ def tissue_data(
     n_averages = np.ones(n) if n_averages is None else n_averages
     no_errors = np.zeros((n_voxels, 1, n))
     data = TissueData(
-        measured, sigma, n_averages, measured.min(axis=1) >= 0,
+        measured, sigma, np.zeros(n_voxels), n_averages, measured.min(axis=1) >= 0,
         used * np.sqrt(n_averages) / sigma[:, None], no_errors, no_errors[..., 0], labels,
         fast_terms, np.zeros((n_voxels, len(fast_terms.identifiable))),
     )  # fmt: skip
@@ -123,14 +125,14 @@ def tissue_data(
 
 
 def with_model_errors(
-    data: TissueData, noise_free: np.ndarray, model_errors: np.ndarray, systematic: np.ndarray
+    data: TissueData, noise_free: np.ndarray, model_errors: np.ndarray
 ) -> TissueData:
     """The same data with the error covariance at a fit.
 
     The fit has `noise_free` signals (V, M); `model_errors` (V, K, M) are independent patterns of
-    one standard deviation in the same units, and `systematic` (V,) is relative to the signal.
+    one standard deviation in the same units.
     """
-    variances = _noise_variances(data, noise_free) + (systematic[:, None] * noise_free) ** 2
+    variances = _noise_variances(data, noise_free) + (data.systematic[:, None] * noise_free) ** 2
     inverse_sd = (data.inverse_sd > 0) / np.sqrt(variances)
     return _with_correlated_errors(replace(data, inverse_sd=inverse_sd), model_errors)
 
@@ -159,23 +161,18 @@ def _noise_variances(data, noise_free):
     return sigma**2 * np.where(data.rician[:, None], rician, 1.0) / data.n_averages
 
 
-def systematic_error(
-    data: TissueData, noise_free: np.ndarray, n_unknowns: np.ndarray
-) -> np.ndarray:
+def systematic_error(data: TissueData, smoothing: Smoothing) -> np.ndarray:
     """Maximum a posteriori systematic error (V,), relative to the signal.
 
-    From the residual of a fit with n unknowns (V,) and noise-free signals (V, M).
+    From what a model-free description leaves, so that it does not contain errors of a model.
     """
-    used = data.inverse_sd > 0
-    # The fit has removed part of the residual.
-    per_freedom = used.sum(axis=1) / np.maximum(used.sum(axis=1) - n_unknowns, 1)
-    squares = (data.measured - expected_signals(data, noise_free)) ** 2 * per_freedom[:, None]
-    noise = _noise_variances(data, noise_free)
-    costs = []
+    signals, freedom = data.measured - smoothing.residual, smoothing.freedom
+    squares = smoothing.residual**2 / np.maximum(freedom, 1e-12)
+    noise, costs = _noise_variances(data, np.maximum(signals, 0)), []
     for error in _SYSTEMATIC_ERRORS:
-        variance = noise + (error * noise_free) ** 2
-        log_likelihood = (used * (squares / variance + np.log(variance))).sum(axis=1)
-        costs.append(0.5 * log_likelihood + 0.5 * (error / _SYSTEMATIC_PRIOR_SD) ** 2)
+        variance = noise + (error * signals) ** 2
+        cost = 0.5 * (freedom * (squares / variance + np.log(variance))).sum(axis=1)
+        costs.append(cost + np.log1p((error / _SYSTEMATIC_SCALE) ** 2))
     return _SYSTEMATIC_ERRORS[np.argmin(costs, axis=0)]
 
 

@@ -14,6 +14,7 @@ from dipy_spinverse.acquisition.amplitudes import amplitude_labels, labels_of_ot
 from dipy_spinverse.packed_cells.emulator import RANGES
 from dipy_spinverse.packed_cells.equivalent_pulses import equivalent_pulses
 from dipy_spinverse.packed_cells.fit import PackedCellsFit, packed_cells_layout, values_of_fit
+from dipy_spinverse.packed_cells.gaussian_process import GaussianProcess, gaussian_process
 from dipy_spinverse.packed_cells.interpolation import LARGEST_SPREAD
 from dipy_spinverse.packed_cells.maps import PARAMETERS, prior_maps
 from dipy_spinverse.packed_cells.nuisance import fast_signals, polarity_factors
@@ -238,7 +239,13 @@ class PackedCellsModel(VoxelModel):
             self.pulses, self._um2_per_ms, self._free_um2_per_ms, shapes,
             radius_spread=self.radius_spread,
         )  # fmt: skip
-        return Setting(self.pulses, signals, tissues, self.labels, self.used, self.groups)
+        return Setting(
+            self.pulses, signals, tissues, self.labels, self.used, self.groups, self._process
+        )
+
+    @cached_property
+    def _process(self) -> GaussianProcess:
+        return gaussian_process(self.pulses, self.labels, self.used)
 
     @property
     def labelled(self) -> BaseAcquisition:

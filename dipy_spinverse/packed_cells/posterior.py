@@ -24,10 +24,12 @@ from dipy_spinverse.packed_cells.class_comparison import (
 )
 from dipy_spinverse.packed_cells.emulator_errors import error_patterns
 from dipy_spinverse.packed_cells.equivalent_pulses import PulsedMeasurements
+from dipy_spinverse.packed_cells.gaussian_process import GaussianProcess, Smoothing, smooth
 from dipy_spinverse.packed_cells.likelihood import (
     expected_signals,
     noise_free_signals,
     residuals,
+    systematic_error,
     tissue_data,
 )
 from dipy_spinverse.packed_cells.maps import (
@@ -43,10 +45,12 @@ from dipy_spinverse.packed_cells.nuisance import (
 )
 from dipy_spinverse.packed_cells.randomise_then_optimise import posterior_samples
 from dipy_spinverse.packed_cells.residual_tests import (
+    Residual,
     ResidualGroups,
-    chi_square_by_direction,
     gradient_axes,
-    worst_group,
+    left_out_comparison,
+    leverages,
+    residual_tests,
 )
 from dipy_spinverse.packed_cells.tissue_classes import TissueClass
 from dipy_spinverse.packed_cells.tissue_signals import TissueSignals
@@ -110,7 +114,12 @@ class PackedCellsPosterior:
     group_chi_square, group_degrees_of_freedom : ndarray (V, G)
         Of the groups of ``residual_tests``, the last three along, oblique to and across the axis.
     worst_reduced_chi_square, worst_degrees_of_freedom : ndarray (V,)
-        Of the least probable shell or timing.
+        Of the least probable shell or timing whose residual exceeds the noise by 1 % of S0 or 10 %
+        of its signal.
+    misfit_percent : ndarray (V,)
+        Root mean square of the residual beyond the noise, in percent of S0.
+    left_out_ratio, left_out_significance : ndarray (V,)
+        Of ``residual_tests.left_out_comparison``.
     """
 
     parameters: dict[str, np.ndarray]
@@ -132,6 +141,9 @@ class PackedCellsPosterior:
     group_degrees_of_freedom: np.ndarray
     worst_reduced_chi_square: np.ndarray
     worst_degrees_of_freedom: np.ndarray
+    misfit_percent: np.ndarray
+    left_out_ratio: np.ndarray
+    left_out_significance: np.ndarray
 
     def mean(self, name: str) -> np.ndarray:
         """Posterior mean (V,) of a map; of orientations the dominant axis (V, 3)."""
@@ -168,6 +180,7 @@ class Setting(NamedTuple):
     labels: np.ndarray
     used: np.ndarray
     groups: ResidualGroups
+    process: GaussianProcess
 
 
 def posterior_of(
@@ -190,15 +203,19 @@ def posterior_of(
         setting.used[order], acquisition.n_averages[order],
         find_fast_terms(acquisition, setting.labels, setting.used, order),
     )  # fmt: skip
+    smoothing = smooth(setting.process, symmetric)
+    if noise_known:
+        ordered = Smoothing(*(values[:, order] for values in smoothing))
+        data = replace(data, systematic=systematic_error(data, ordered))
     # With less noise than the error of interpolated signals, searches would fit that error.
     least_noise = initial_sigma / np.sqrt(acquisition.n_averages.max())
     search_inflation = np.maximum(_INTERPOLATION_ERROR * largest / least_noise, 1) ** 2
     frames = tensor_frames(cast(BaseAcquisition, acquisition), symmetric)
     with part(*_ESTIMATION_TIME):
-        comparison, systematic = compare_classes(
+        comparison = compare_classes(
             setting.model, setting.tissues, data, frames, noise_known, search_inflation
         )
-    estimates = _estimates(comparison, setting)
+    estimates = _estimates(comparison, setting, smoothing)
     with part(*_SAMPLING_TIME):
         probabilities, parameters, maps = _samples(
             comparison, _noise_inflation(estimates, setting, noise_known), n_samples, seed,
@@ -215,22 +232,20 @@ def posterior_of(
         **estimates,
         class_probabilities=dict(zip(classes, probabilities, strict=True)),
         polarity_asymmetry=asymmetry,
-        systematic_error=systematic,
+        systematic_error=comparison.data.systematic,
         sigma=comparison.data.sigma,
     )
 
 
-def _estimates(comparison: ClassComparison, setting: Setting):
+def _estimates(comparison: ClassComparison, setting: Setting, smoothing: Smoothing):
     """Maximum a posteriori of the most probable classes, and tests of its residual."""
     data, order = comparison.data, comparison.model.shells.order
     n_voxels, n = data.measured.shape
     parameters = {name: np.zeros(n_voxels) for name in PARAMETERS}
     frames, signals = np.zeros((n_voxels, 3, 3)), np.empty((n_voxels, n))
-    n_parameters = np.empty(n_voxels)
     estimated_class, all_estimates = comparison.best()
     for tissue, voxels, z, class_frames, class_signals in all_estimates:
         signals[voxels], frames[voxels] = class_signals, class_frames
-        n_parameters[voxels] = tissue.n_parameters
         for name, value in tissue_parameters(tissue, z, comparison.model.diffusivity).items():
             parameters[name][voxels] = value
     voxel = np.arange(n_voxels)
@@ -239,33 +254,28 @@ def _estimates(comparison: ClassComparison, setting: Setting):
     terms = data.fast_terms
     has_timing = terms.timing[:, None] == np.arange(len(setting.acquisition.timings))
     mean_over_terms = has_timing / np.maximum(has_timing.sum(axis=0), 1)
-    residual, predicted = np.empty((n_voxels, n)), np.empty((n_voxels, n))
-    residual[:, order] = ordered_residual
-    predicted[:, order] = expected_signals(data, noise_free)
-    chi_square = (ordered_residual**2).sum(axis=1)
-    freedom = np.maximum(data.n_used - n_parameters - data.n_linear, 1)
-    members, freedom_per_measurement = setting.groups.members, freedom / data.n_used
-    group_chi_square, sizes = residual**2 @ members.T, members.sum(axis=1)
-    worst_test = worst_group(group_chi_square, sizes, freedom_per_measurement)
+    leverage = np.empty((n_voxels, n))
+    for tissue, voxels, z, class_frames, class_signals in all_estimates:
+        slopes = comparison.model(tissue, z, class_frames, slopes=True)[1]
+        leverage[voxels] = leverages(data, class_signals, amplitudes[voxels], slopes, voxels)
+    expected = expected_signals(data, noise_free)
+    ordered = Residual(
+        ordered_residual, data.measured - expected, data.inverse_sd, leverage, expected
+    )
+    residual = Residual(*(values[:, np.argsort(order)] for values in ordered))
     maps = tissue_maps(parameters, frames)
-    axes = gradient_axes(setting.acquisition) * setting.used[:, None]
-    by_direction, counts = chi_square_by_direction(residual, axes, maps["wall_orientation"])
-    sizes = np.broadcast_to(sizes, group_chi_square.shape)
+    directions = gradient_axes(setting.acquisition) * setting.used[:, None]
+    axes, S0 = maps["wall_orientation"], amplitudes.mean(axis=1)
     return {
+        **residual_tests(residual, setting.groups, directions, axes, S0),
+        **left_out_comparison(residual, setting.process, smoothing),
         "estimated_maps": maps,
         "estimated_parameters": parameters,
         "estimated_class": estimated_class,
         "estimated_frames": frames,
-        "predicted": predicted,
+        "predicted": residual.expected,
         "amplitudes": amplitudes,
         "fast_fraction": (fast / amplitudes[:, terms.label]) @ mean_over_terms,
-        "chi_square": chi_square,
-        "degrees_of_freedom": freedom,
-        "group_chi_square": np.concatenate([group_chi_square, by_direction], axis=1),
-        "group_degrees_of_freedom": np.concatenate([sizes, counts], axis=1)
-        * freedom_per_measurement[:, None],
-        "worst_reduced_chi_square": worst_test[0],
-        "worst_degrees_of_freedom": worst_test[1],
     }
 
 
@@ -287,7 +297,7 @@ def _samples(comparison, noise_inflation, n_samples, seed, estimated_class):
     sample_class = np.zeros((n_samples, n_voxels), dtype=int)
     rng = np.random.default_rng(seed)
     if n_samples:
-        comparison, _ = with_errors(comparison, error_patterns(comparison.model.shells))
+        comparison = with_errors(comparison, error_patterns(comparison.model.shells))
         data = comparison.data.with_inflated_noise(noise_inflation)
         comparison = replace(comparison, data=data)
         probabilities = _class_probabilities(comparison)

@@ -36,7 +36,10 @@ _TABLE = {
     "packed_cells": ("1", "whether the maps are those of packed cells"),
     "pattern_agreement": ("1", "agreement of the posterior samples of the walls; below 0.8, a "
                                "mesh is one of many"),
-    "systematic_error": ("1", "systematic error floor, as a fraction of each signal"),
+    "systematic_error": ("1", "sd of errors proportional to the signal, as a fraction of it"),
+    "misfit_percent": ("% of S0", "root mean square of the residual beyond the noise"),
+    "left_out_ratio": ("1", "error of left-out measurements over a model-free description's"),
+    "misfit_level": ("code", "1: the scan or its noise causes the misfit; 2: the model does"),
     "ndi": ("1", "neurite density index: fraction of sticks in tissue"),
     "odi": ("1", "orientation dispersion index; 0 is parallel, 1 is isotropic"),
     "fanning": ("1", "degree of fanning of fibres in one plane"),
@@ -77,7 +80,7 @@ STATUS_DESCRIPTIONS = {
     "NOT_FITTED": "outside the mask",
     "CONVERGED": "fitted; the model explains the signals",
     "NOT_CONVERGED": "the residual stayed above the noise level; inspect before use",
-    "MISFIT": "the model does not explain the signals; maps and intervals are unreliable",
+    "MISFIT": "the residual exceeds the noise: the model, or the scan, has errors",
     "BAD_SAMPLES": "NaN or infinite samples in the data",
     "NO_SIGNAL": "all samples are zero, or noise alone",
     "NO_B0": "no positive signal without diffusion weighting",
@@ -85,8 +88,6 @@ STATUS_DESCRIPTIONS = {
                               "shows one of them",
     "TISSUES_NOT_SEPARATED": "the contrasts do not separate the tissues",
 }  # fmt: skip
-# Status codes with which maps and intervals are valid.
-TRUSTED = ("CONVERGED", "PATTERN_NOT_DETERMINED")
 
 
 def map_description(name: str, fit: VoxelFit | None = None) -> MapDescription:

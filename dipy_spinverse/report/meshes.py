@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dipy_spinverse.report.descriptions import TRUSTED
+from dipy_spinverse.voxels.status import USABLE
 
 if TYPE_CHECKING:
     from dipy_spinverse.spinverse import SpinverseFit
@@ -89,7 +89,7 @@ def voxel_meshes(
         voxel_fit = fit[voxel]
         has_walls = voxel_fit.has_walls
         status = Status(int(voxel_fit.wall_status if has_walls else voxel_fit.status))
-        if status.name not in TRUSTED:
+        if status not in USABLE:
             logger.warning("Voxel %s is %s; no mesh is written for it.", voxel, status.name)
             continue
         is_sample = bool(has_walls and voxel_fit.pattern_agreement < AGREEMENT_THRESHOLD)

@@ -11,14 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from dipy_spinverse.report.descriptions import TRUSTED, map_description
+from dipy_spinverse.report.descriptions import map_description
 from dipy_spinverse.spinverse.fit import AGREEMENT_THRESHOLD
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.outliers import volumes_with_outliers
-from dipy_spinverse.voxels.status import FITTED, Status
+from dipy_spinverse.voxels.status import FITTED, USABLE, Status
 
 _MAX_RESIDUAL_VOXELS = 2000  # a random sample of the image; limits the time
 _MAX_MESHES = 4  # limit the size of the page
+# Voxels of which a shared residual is computed, standard errors that make that of a shell
+# significant among a hundred, and shells that are listed; chosen by hand.
+_LEAST_SHARING, _SIGNIFICANT, _MAX_SHARING = 8, 4.0, 8
 _SAMPLE = (
     "One posterior sample of the walls, on its periodic grid. Transparent parts are uncertain: "
     "other samples that explain the signals as well have no wall there. "
@@ -118,30 +121,37 @@ def _html(figure):
     )  # fmt: skip
 
 
-def _trusted(fit):
-    return np.isin(fit.status, [Status[name] for name in TRUSTED])
-
-
 def _verdict(fit):
     """How many voxels the model explains, in a sentence; and whether it is less than half."""
     n_voxels = np.count_nonzero(fit.status != Status.NOT_FITTED)
     if n_voxels == 0:
         return "No voxel was selected.", True
-    n_trusted, n_misfits = _trusted(fit).sum(), (fit.status == Status.MISFIT).sum()
-    share = 100 * n_trusted / n_voxels
-    text = f"The model explains {n_trusted} of {n_voxels} voxels ({share:.0f} %)."
-    if n_misfits > n_trusted:
+    misfits = fit.status == Status.MISFIT
+    n_explained, n_usable = (fit.usable & ~misfits).sum(), fit.usable.sum()
+    share = 100 * n_explained / n_voxels
+    text = f"The model explains {n_explained} of {n_voxels} voxels ({share:.0f} %)."
+    if n_usable > n_explained:
         text += (
-            f" It does not explain {n_misfits}: their maps may be biased and their intervals are "
-            "not valid. Compare maps between voxels with care, and do not use the intervals."
+            f" In {n_usable - n_explained} more, the scan or its noise causes the misfit: the "
+            "model predicts measurements that are left out as well as a model-free description "
+            "does. Their intervals include the systematic error and can be used."
         )
-    return text, bool(n_trusted < n_voxels / 2)
+    missed = misfits & ~fit.usable
+    if missed.any():
+        size = ""
+        if "misfit_percent" in fit._values:
+            size = f" by {np.median(fit.misfit_percent[missed]):.2g} % of S0 (median)"
+        text += (
+            f" It misses the signals of {missed.sum()} voxels{size}: their maps may be biased by "
+            "more than their intervals. Compare them between voxels with care."
+        )
+    return text, bool(n_usable < n_voxels / 2)
 
 
 def _map_rows(fit):
     """Unit, meaning, median over voxels that the model explains, typical interval of maps, and
     percent of voxels in which they are prior-dominated."""
-    rows, voxels, prior = [], _trusted(fit), fit.prior_dominated_percent()
+    rows, voxels, prior = [], fit.usable, fit.prior_dominated_percent()
     voxels = voxels if voxels.any() else np.isin(fit.status, FITTED)
     for name in fit.MAPS:
         unit, meaning = map_description(name, fit)
@@ -169,7 +179,7 @@ def _signal_figures(fit, data):
 
     rows = np.argwhere(np.isin(fit.status, FITTED))
     if len(rows) == 0:
-        return {"residuals": "", "signals": ""}
+        return {"residuals": "", "signals": "", "shared": 0.0, "shared_shells": []}
     rng = np.random.default_rng(0)
     rows = rows[np.sort(rng.permutation(len(rows))[:_MAX_RESIDUAL_VOXELS])]
     index, acquisition = tuple(rows.T), fit.model.acquisition
@@ -184,7 +194,35 @@ def _signal_figures(fit, data):
     names = [f"{name}: voxel {tuple(rows[i].tolist())}" for name, i in zip(ranks, k, strict=True)]
     curves = signal_figure(acquisition, names, measured[k], predicted[k], S0[k])
     residuals = residual_figure(acquisition, measured, predicted, voxels.sigma)
-    return {"residuals": _html(residuals), "signals": _html(curves)}
+    shared, shells = shared_residual(acquisition, (measured - predicted) / S0[:, None])
+    return {
+        "residuals": _html(residuals), "signals": _html(curves), "shared": shared,
+        "shared_shells": shells,
+    }  # fmt: skip
+
+
+def shared_residual(
+    acquisition: Any, residual: np.ndarray
+) -> tuple[float, list[tuple[str, str, float]]]:
+    """Share of the square of residuals (V, M) that all voxels have in common.
+
+    And the b, timing and mean residual of the shells where the mean over voxels is significant,
+    the largest first. What tissue leaves differs between voxels; what they share is of the scan.
+    """
+    n = len(residual)
+    if n < _LEAST_SHARING:
+        return 0.0, []
+    mean, variance = residual.mean(axis=0), residual.var(axis=0, ddof=1)
+    share = (mean**2 - variance / n).sum() / np.maximum((residual**2).mean(axis=0).sum(), 1e-300)
+    from dipy_spinverse.report.plotly_figures import shells
+
+    rows = []
+    for b, timing, members in shells(acquisition):
+        of_shell = residual[:, members].mean(axis=1)
+        if abs(of_shell.mean()) > _SIGNIFICANT * of_shell.std() / np.sqrt(n):
+            rows.append((b, timing, float(of_shell.mean())))
+    rows.sort(key=lambda row: -abs(row[2]))
+    return max(float(share), 0.0), rows[:_MAX_SHARING]
 
 
 def _meshes(fit, voxels):
@@ -200,7 +238,7 @@ def _meshes(fit, voxels):
     figures = []
     for voxel in voxels[:_MAX_MESHES]:
         voxel_fit = fit[voxel]
-        if not voxel_fit.has_walls or Status(int(voxel_fit.wall_status)).name not in TRUSTED:
+        if not voxel_fit.has_walls or voxel_fit.wall_status not in USABLE:
             continue
         mesh, agreement = fit.interface(voxel, field=0), float(voxel_fit.pattern_agreement)
         if len(mesh.triangles):

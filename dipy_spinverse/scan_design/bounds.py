@@ -179,7 +179,7 @@ def _information(model, tissue, z, frames, acquisition, selections, sigma):
         predicted = np.ascontiguousarray(signals[:, rows])
         used, n_averages = np.ones(rows.sum(), dtype=bool), acquisition.n_averages[order][rows]
         data = tissue_data(predicted, noise, labels, used, n_averages)
-        data = with_model_errors(data, predicted, errors[..., rows], np.zeros(len(z)))
+        data = with_model_errors(data, predicted, errors[..., rows])
         amplitudes, residual = np.ones((len(z), data.n_labels)), np.zeros_like(predicted)
         equations = normal_equations(
             data, predicted, amplitudes, jacobian[..., rows], residual, voxels

@@ -16,7 +16,7 @@ from dipy_spinverse.user_warnings import warn
 from dipy_spinverse.voxels import storage
 from dipy_spinverse.voxels.fitted_model import FittedModel
 from dipy_spinverse.voxels.image import per_voxel
-from dipy_spinverse.voxels.status import FITTED, Status
+from dipy_spinverse.voxels.status import FITTED, USABLE, Status
 
 # Prior probability of an interval with 0.7 of its width, as in `compartments.identifiability`.
 _PRIOR_DOMINATED = 0.95 * 0.7
@@ -83,6 +83,11 @@ class VoxelFit(ReconstFit):
         """Signal without diffusion (...), or (..., K) of K > 1 echo times in ascending order."""
         S0 = self.S0_per_te
         return S0[..., 0] if S0.shape[-1] == 1 else S0
+
+    @property
+    def usable(self) -> np.ndarray:
+        """Voxels (...) whose maps and intervals can be used: the model is not rejected."""
+        return np.isin(self.status, USABLE)
 
     @property
     def _rows(self):

@@ -46,6 +46,8 @@ FITTED = (
     Status.PATTERN_NOT_DETERMINED,
     Status.TISSUES_NOT_SEPARATED,
 )
+# Status codes with which maps and intervals are valid.
+USABLE = (Status.CONVERGED, Status.PATTERN_NOT_DETERMINED)
 # Significance level of a misfit: of the voxels that the model does explain, one in 1000 is lost.
 FALSE_REJECTION_RATE = 1e-3
 _LEVEL_PER_TEST = FALSE_REJECTION_RATE / 2  # Bonferroni: the whole residual, and its worst group

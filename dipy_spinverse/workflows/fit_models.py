@@ -114,7 +114,10 @@ class PackedCellsFlow(DiffusionCommand):
     """
 
     maps = map_names("packed_cells.fit.PackedCellsFit")
-    others = ("wall_orientation", "wall_orientation_angle", "systematic_error")
+    others = (
+        "wall_orientation", "wall_orientation_angle", "systematic_error", "misfit_percent",
+        "left_out_ratio", "misfit_level",
+    )  # fmt: skip
 
     make_model = model_step(
         "packed_cells.model.PackedCellsModel",
