@@ -8,7 +8,10 @@ import pytest
 from dipy_spinverse import Acquisition, bcc_grid, simulate
 from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 from dipy_spinverse.bloch_torrey import relative_transmissibility
-from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import PartialVolumeSimulator
+from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import (
+    PartialVolumeSimulator,
+    WallAreaSimulator,
+)
 from dipy_spinverse.bloch_torrey.finite_volumes.vector_operations import REGISTER_BYTES
 
 GRID = bcc_grid(3, 4.0, boundary="absorbing")
@@ -54,59 +57,64 @@ def test_whole_tetrahedra_have_the_signals_of_walls_between_them(boundary, odds_
     tau = relative_transmissibility(grid, np.array([[WALL], [OPEN]]) + np.zeros(grid.n_faces))
     assert np.ptp(tau, axis=1).max() < 1e-12
     simulator = PartialVolumeSimulator(pulses(), grid, odds_ratio=odds_ratio)
-    signals = simulator.partial_signals(inside[None].astype(float), tau[:, 0])
-    np.testing.assert_allclose(signals[0], expected, atol=1e-7)  # of the series in time
+    signals = simulator.partial_signals(inside.astype(float), tau[:, 0])
+    np.testing.assert_allclose(signals, expected, atol=1e-7)  # of the series in time
     # Which side is called the inside makes no difference.
-    inside_out = simulator.partial_signals(1.0 - inside[None], tau[:, 0])
+    inside_out = simulator.partial_signals(1.0 - inside, tau[:, 0])
     np.testing.assert_allclose(inside_out, signals, atol=1e-12)
 
 
 def test_walls_through_a_layer_do_not_hold_up_water_along_them():
-    half, tight = np.full((1, GRID.n_tetrahedra), 0.5), np.array([0.0, 1.0])
+    half, tight = np.full(GRID.n_tetrahedra, 0.5), np.array([0.0, 1.0])
     free = simulate(pulses(), GRID, np.full(GRID.n_faces, np.inf))
-    aligned = PartialVolumeSimulator(pulses(), GRID, odds_ratio=1e12).partial_signals(half, tight)[
-        0
-    ]
+    aligned = PartialVolumeSimulator(pulses(), GRID, odds_ratio=1e12).partial_signals(half, tight)
     np.testing.assert_allclose(aligned, free, atol=1e-6)  # at large odds
     # By chance half of each face is a wall, and water diffuses half as fast: exp(-b D / 2).
-    by_chance = PartialVolumeSimulator(pulses(), GRID).partial_signals(half, tight)[0]
+    by_chance = PartialVolumeSimulator(pulses(), GRID).partial_signals(half, tight)
     assert (by_chance > 5 * free)[pulses().b > 0].all()
 
 
 @pytest.mark.parametrize("odds_ratio", [1, 30])
-@pytest.mark.parametrize("n_sides", [0, len(GRID.outer_faces)], ids=["open sides", "sides"])
+@pytest.mark.parametrize("of_areas", [False, True], ids=["transmissibility", "areas"])
 @pytest.mark.parametrize("acquisition", [pulses(), asymmetric()], ids=["pulses", "asymmetric"])
-def test_derivatives_agree_with_differences(acquisition, n_sides, odds_ratio):
+def test_derivatives_agree_with_differences(acquisition, of_areas, odds_ratio):
     rng = np.random.default_rng(0)
-    share = rng.uniform(0.1, 0.9, GRID.n_tetrahedra + n_sides)
+    fractions, walls = rng.uniform(0.1, 0.9, GRID.n_tetrahedra), leaks()
     simulator = PartialVolumeSimulator(acquisition, GRID, steps=32, odds_ratio=odds_ratio)
-    signals, by_share, by_leak = simulator.partial_sensitivities(share, leaks())
-    step, way = 1e-5, rng.standard_normal(len(share))
-    moved = np.stack([share + step * way, share - step * way, share])
-    ahead, behind, here = simulator.partial_signals(moved, leaks())
+    if of_areas:
+        fractions = np.append(fractions, rng.uniform(0.1, 0.9, len(GRID.outer_faces)))
+        walls = rng.uniform(0.05, 0.2, GRID.n_tetrahedra)
+        simulator = WallAreaSimulator(acquisition, GRID, steps=32, odds_ratio=odds_ratio)
+    signals, *jacobian = simulator.partial_sensitivities(fractions, walls)
+    here = simulator.partial_signals(fractions, walls)
     np.testing.assert_allclose(signals, here, atol=1e-8)  # of the series in time
-    differences = (ahead - behind) / (2 * step)
-    # 32 steps: the quadrature in time errs by 1e-5 of the largest.
-    np.testing.assert_allclose(by_share @ way, differences, atol=1e-4 * abs(differences).max())
-    for k in range(2):
-        moved = leaks() + step * np.outer([1, -1], np.eye(2)[k])
-        ahead, behind = simulator.partial_signals(np.repeat(share[None], 2, axis=0), moved)
+    step = 1e-5
+    for ways in ((rng.standard_normal(len(fractions)), 0 * walls),
+                 (0 * fractions, rng.standard_normal(len(walls)))):  # fmt: skip
+        ahead, behind = (
+            simulator.partial_signals(fractions + s * ways[0], walls + s * ways[1])
+            for s in (step, -step)
+        )
         differences = (ahead - behind) / (2 * step)
-        np.testing.assert_allclose(by_leak[:, k], differences, atol=1e-4 * abs(differences).max())
+        # 32 steps: the quadrature in time errs by 1e-5 of the largest.
+        slopes = jacobian[0] @ ways[0] + jacobian[1] @ ways[1]
+        np.testing.assert_allclose(slopes, differences, atol=1e-4 * abs(differences).max())
 
 
 def test_water_inside_is_lost_to_the_side_of_the_box_through_its_wall():
-    simulator = PartialVolumeSimulator(pulses(), GRID)
-    full, tight = np.ones(GRID.n_tetrahedra), np.array([0.0, 1.0])
+    simulator = WallAreaSimulator(pulses(), GRID)
+    full, walls = np.ones(GRID.n_tetrahedra), np.zeros(GRID.n_tetrahedra)
     sides = np.ones(len(GRID.outer_faces))
-    shares = np.stack([np.r_[full, sides], np.r_[full, 0 * sides]])
-    touching, apart = simulator.partial_signals(shares, tight)[:, 0]
+    touching, apart = (
+        simulator.partial_signals(np.append(full, x), walls)[0] for x in (sides, 0 * sides)
+    )
     # A cell that fills the box and its sides loses water as if there were no wall; one that ends
     # before the sides, and whose wall is tight, keeps all but the water beside the lattice.
-    np.testing.assert_allclose(touching, simulator.partial_signals(full[None], tight)[0, 0])
+    free = simulate(pulses(), GRID, np.full(GRID.n_faces, np.inf))[0]
+    np.testing.assert_allclose(touching, free, rtol=1e-6)
     np.testing.assert_allclose(apart, GRID.volume_um3 / GRID.box_volume_um3, rtol=1e-6)
-    leak = relative_transmissibility(GRID, np.full(GRID.n_faces, WALL))[0]
-    lost = simulator.partial_signals(shares[1:], np.array([leak, 1.0]))[0, 0]
+    areas = np.bincount(GRID.outer_tetrahedra, GRID.outer_areas, GRID.n_tetrahedra)
+    lost = simulator.partial_signals(np.append(full, 0 * sides), WALL * areas)[0]
     # The wall is as far behind the outer faces as the centroids are in front of them.
     resistance = 1 / WALL + GRID.outer_distances[0] / 2.0
     everywhere = np.full(GRID.n_faces, np.inf)
@@ -124,7 +132,7 @@ def test_a_share_changes_the_signals_as_much_as_a_whole_tetrahedron(odds_ratio):
     by_share = simulator.partial_sensitivities(inside.astype(float), leaks())[1]
     flipped = np.repeat(inside[None].astype(float), len(at_walls) + 1, axis=0)
     flipped[np.arange(len(at_walls)), at_walls] = ~inside[at_walls]
-    *changed, here = simulator.partial_signals(flipped, leaks())
+    *changed, here = (simulator.partial_signals(x, leaks()) for x in flipped)
     exact = np.array(changed) - here
     nearly = (by_share[:, at_walls] * (1 - 2 * inside[at_walls])).T
     cosine = (exact * nearly).sum(axis=1) / np.linalg.norm(exact, axis=1)
@@ -158,21 +166,29 @@ def test_each_cell_has_walls_of_its_own():
     inside = (
         np.linalg.norm(GRID.centroids - np.where(cells, 3, -3)[:, None] * [1, 0, 0], axis=1) < 2.6
     )
-    permeability, leaky = np.array([0.02, 0.1]), np.array([0.02, 0.1, OPEN])
+    permeability = np.array([0.02, 0.1])
     first, second = GRID.face_tetrahedra.T
     of_face = permeability[np.where(inside[first], cells[first], cells[second])]
-    walls = np.where(inside[first] != inside[second], of_face, OPEN)
-    expected = simulate(pulses(), GRID, walls, steps=32)
-    tau = relative_transmissibility(GRID, leaky[:, None] + np.zeros(GRID.n_faces))[:, 0]
-    simulator = PartialVolumeSimulator(pulses(), GRID, steps=32)
-    share = inside.astype(float)
-    signals = simulator.partial_signals(share[None], tau, cells)[0]
+    walls = inside[first] != inside[second]
+    expected = simulate(pulses(), GRID, np.where(walls, of_face, np.inf), steps=32)
+    # The area of each wall face belongs to the tetrahedron inside.
+    within = np.where(inside[first], first, second)[walls]
+    areas = np.bincount(within, GRID.face_areas[walls], GRID.n_tetrahedra)
+    sides = np.zeros(len(GRID.outer_faces))
+    simulator = WallAreaSimulator(pulses(), GRID, steps=32)
+    signals = simulator.partial_signals(
+        np.append(inside.astype(float), sides), areas * permeability[cells]
+    )
     np.testing.assert_allclose(signals, expected, atol=1e-7)  # of the series in time
-    share = np.random.default_rng(0).uniform(0.1, 0.9, GRID.n_tetrahedra)
-    by_leak = simulator.partial_sensitivities(share, tau, cells)[2]
-    moved = tau + 1e-5 * np.eye(3)[:, None] * np.array([1, -1])[:, None]
-    ahead, behind = simulator.partial_signals(
-        np.repeat(share[None], 6, axis=0), moved.transpose(1, 0, 2).reshape(6, 3), cells
-    ).reshape(2, 3, -1)
-    differences = (ahead - behind).T / 2e-5
-    np.testing.assert_allclose(by_leak, differences, atol=1e-4 * abs(differences).max())
+
+
+def test_the_exchange_of_cells_is_that_of_their_walls_wherever_these_are():
+    """Loss of water inside through tight pores: its rate is permeability times area."""
+    grid = bcc_grid(4, 4.0, boundary="periodic")
+    fractions = np.random.default_rng(0).uniform(0.0, 1.0, grid.n_tetrahedra)
+    walls = 1e-6 * np.random.default_rng(1).uniform(0.0, 1.0, grid.n_tetrahedra)
+    simulator = WallAreaSimulator(pulses(), grid, odds_ratio=30)
+    pools = simulator._pools(fractions, walls, False)
+    crossing, crossing_neighbours = pools.operator[2][0], pools.operator[3]
+    exchange = (crossing * pools.start[:, None] * pools.start[crossing_neighbours]).sum() / 2
+    assert exchange * grid.volume_um3 == pytest.approx(walls.sum(), rel=1e-3)

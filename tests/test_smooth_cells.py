@@ -9,17 +9,20 @@ import numpy as np
 import pytest
 
 from dipy_spinverse import Acquisition, SpinverseModel, bcc_grid, load_fit
+from dipy_spinverse.bloch_torrey.finite_volumes.partial_volume import WallAreaSimulator
+from dipy_spinverse.cell_search.bodies import Tube
 from dipy_spinverse.cell_search.condensed import CondensedTarget
 from dipy_spinverse.cell_search.labelled import Target
 from dipy_spinverse.cell_search.smooth import (
     SmoothCellInversion,
+    forward,
     smooth_mesh,
     stored_cells,
 )
 from dipy_spinverse.cell_search.smooth import search as smooth_search
 from dipy_spinverse.cell_search.smooth.budget import SmoothSearchBudget
 from dipy_spinverse.cell_search.smooth.descent import SmoothDescent
-from dipy_spinverse.cell_search.smooth.forward import LimitModel, SmoothModel, VolumeFractionModel
+from dipy_spinverse.cell_search.smooth.forward import LimitModel, SmoothModel
 from dipy_spinverse.cell_search.smooth.initial_cells import Examples, InitialCells
 from dipy_spinverse.cell_search.smooth.level_set import (
     FieldPrior,
@@ -32,6 +35,7 @@ from dipy_spinverse.cell_search.smooth.mesh import wall_area, wall_probability
 from dipy_spinverse.cell_search.smooth.random_cells import random_cells
 from dipy_spinverse.cell_search.smooth.search import SCALE_SD, SmoothVoxelData
 from dipy_spinverse.cell_search.smooth.symmetries import Rotations, symmetry_images
+from dipy_spinverse.cell_search.smooth.volume_fractions import VolumeFractionModel
 from dipy_spinverse.spinverse import ClosedCellInversion, permeability_fields
 from dipy_spinverse.voxels.status import Status
 
@@ -117,13 +121,12 @@ def test_signals_depend_little_on_the_lattice():
     assert np.abs(coarse - fine).max() < 0.008
 
 
-def test_two_lattices_tell_what_finer_ones_tend_to():
+def test_two_lattices_predict_the_limit_of_finer_ones():
     models = [SmoothModel(pulses(1), PRIOR, n, 2.0) for n in (6, 8, 12)]
     large = ball(radius=7)
-    _, second, finer = (model.signals(large) for model in models)
-    limit = LimitModel(*models[:2]).signals(large)
-    # Measured 0.45; the finer one has half of the error of the second itself.
-    assert np.abs(limit - finer).mean() < 0.6 * np.abs(second - finer).mean()
+    limit, finer = (LimitModel(*pair).signals(large) for pair in (models[:2], models[1:]))
+    # Measured 0.16: errors are nearly quadratic in the edge length.
+    assert np.abs(limit - finer).mean() < 0.25 * np.abs(models[1].signals(large) - finer).mean()
 
 
 def test_a_few_measurements_foretell_by_what_lattices_differ():
@@ -215,16 +218,44 @@ def test_cells_that_grow_together_keep_their_permeabilities():
     assert split_into_cells(single_cell_field(together), PRIOR).log_permeability.shape == (1,)
 
 
-def test_derivatives_agree_with_differences():
-    model, cells = SmoothModel(pulses(3), PRIOR, 5, 2.0), ball()
+def bent_tube(shift=(0.0, 0.0, 0.0), angle=0.0, size=1.0):
+    control = np.array([[-4.0, -2.5, -5], [0, 3, -2.5], [3, 2, 1], [5.5, -2.5, 4]])
+    cos, sin = np.cos(angle), np.sin(angle)
+    points = (PRIOR.raster[0] - shift) @ [[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]] / size
+    tube = Tube(np.column_stack([control, np.log([3.0, 3.0, 3.0, 3.0])]), False)
+    return single_cell_field(PRIOR.coefficients_of(size * tube.depth(points)), 0.7)
+
+
+@pytest.mark.parametrize("cubes", [6, 9, 12])
+def test_derivatives_agree_with_differences(cubes, monkeypatch):
+    exact = partial(WallAreaSimulator, dtype="float64")
+    monkeypatch.setattr(forward, "WallAreaSimulator", lambda *x, dtype, **y: exact(*x, **y))
+    late = pulses(1).subset(np.arange(5, 8))
+    model, cells, step = SmoothModel(late, PRIOR, cubes, 2.0), bent_tube(), 1e-3
     _, jacobian = model.linear(cells)
-    wider, step = ball(radius=RADIUS + 1).z - cells.z, 0.1
-    for way in (np.append(wider, 0), np.append(0 * wider, 1)):
-        ahead, behind = (model.signals(cells.moved(s * step * way)) for s in (1, -1))
-        differences = (ahead - behind) / (2 * step)
-        # The slope of the field counts as fixed, and there are 32 points in a tetrahedron.
-        worst = np.abs(jacobian @ way - differences).max()
-        assert worst < 0.1 * np.abs(differences).max()
+    changes = [
+        {"shift": (step, 0, 0)},
+        {"shift": (0, 0, step)},
+        {"angle": step},
+        {"size": 1 + step},
+    ]
+    steps = [np.append(bent_tube(**change).z - cells.z, 0) for change in changes]
+    steps[-1] = steps[-1] + np.append(0 * cells.z, step)  # of permeability, at once
+    for way in steps:
+        ahead, behind = (model.signals(cells.moved(s * way)) for s in (1, -1))
+        differences = (ahead - behind) / 2
+        # Measured up to 0.013, of the quadrature in time; with walls of fixed conductance, or
+        # faces, it was 0.1 to 3.
+        error = np.linalg.norm(jacobian @ way - differences)
+        assert error < 0.03 * np.linalg.norm(differences)
+
+
+def test_effects_of_translations_converge():
+    cells = [bent_tube(shift=(s, 0, 0)) for s in (0.25, -0.25)]
+    signals = [[SmoothModel(pulses(1), PRIOR, n, 2.0).signals(x) for x in cells] for n in (6, 9)]
+    coarse, fine = (ahead - behind for ahead, behind in signals)
+    # Measured 0.2; with the permeability of walls on faces of the lattice above 1.
+    assert np.linalg.norm(coarse - fine) < 0.35 * np.linalg.norm(fine)
 
 
 def test_steps_by_the_slopes_of_a_coarse_grid_reach_the_data_of_a_fine_one():
@@ -243,11 +274,9 @@ def test_steps_by_the_slopes_of_a_coarse_grid_reach_the_data_of_a_fine_one():
     start = ball(CENTRE + [1.2, 0, -1], RADIUS - 1)
     found = descend(descend.fitted(start), 12)
     before = (descend.fitted(start).residual ** 2).mean()
-    assert before > 20
-    assert (found.residual**2).mean() < 4  # they end before the last bit is explained
-    # By point reflection no signal tells on which side the ball is.
-    there = max(overlap(found.cells, truth), overlap(found.cells, ball(-CENTRE)))
-    assert there > 0.7  # the start has 0.67; noise leaves this open
+    assert before > 100
+    # The noise, and errors of the condensed data.
+    assert (found.residual**2).mean() < 1.1 * (descend.fitted(truth).residual ** 2).mean()
 
 
 def rod(centre, way, radius=3.2, half=3.0):
@@ -261,21 +290,21 @@ def rod(centre, way, radius=3.2, half=3.0):
 
 
 def test_lines_end_at_another_place_where_it_explains_more():
-    truth = rod(np.array([3.0, 2.0, -2.5]), np.ones(3) / np.sqrt(3))
+    truth = rod(np.array([4.5, 3.0, -3.5]), np.ones(3) / np.sqrt(3))
     wrong = min(symmetry_images(truth, PRIOR), key=lambda cells: overlap(cells, truth))
     acquisition, rng = pulses(), np.random.default_rng(0)
     coarse, fine, finest = (SmoothModel(acquisition, PRIOR, n, 2.0) for n in (4, 5, 6))
     whole, limit = fine, LimitModel(fine, finest)
     data = limit.signals(truth)
-    complete = Target(coarse.simulator, data, np.full(len(data), 0.0005), 0 * data)
+    complete = Target(coarse.simulator, data, np.full(len(data), 0.0002), 0 * data)
     examples = data + 0.05 * rng.standard_normal((60, len(data)))
-    target = CondensedTarget(complete, lambda rows: coarse.simulator, examples, 32)
+    target = CondensedTarget(complete, lambda rows: coarse.simulator, examples, len(data))
     fine, coarse = (model.of_measurements(target.rows) for model in (fine, coarse))
     limit = limit.of_measurements(target.rows)
     end = LimitRefinement(whole, limit, SmoothDescent(target, fine, coarse, PRIOR), QUICK)
     there = end(wrong)
     best, *others = end.with_symmetry_images([there])
-    # Measured 41 and 318. Of others that explain as much no place is told.
+    # Measured 140 and 294, and 118 at the truth. Of others that explain as much no place is told.
     assert best.neg2_log_evidence < there.neg2_log_evidence - 100
     assert overlap(best.fitted.cells, there.fitted.cells) < 0.5
     assert there in others

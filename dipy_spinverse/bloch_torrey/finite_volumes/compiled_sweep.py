@@ -50,14 +50,11 @@ class CompiledSweep:
         )  # fmt: skip
         self._n_blocks, self._operator = len(q), (operator, start, q, plan)
 
-    def signals(self, one_thread: bool = False) -> np.ndarray:
+    def signals(self) -> np.ndarray:
         """Signals (V, M)."""
         signals = self._empty()
         arguments = (*self._operator, self._schedule.symmetric, signals)
-        if one_thread:
-            sweep_kernels.sweep_signals(0, self._n_tasks, *arguments)
-        else:
-            in_equal_parts(sweep_kernels.sweep_signals, self._n_tasks, *arguments)
+        in_equal_parts(sweep_kernels.sweep_signals, self._n_tasks, *arguments)
         return self._measurements(signals)
 
     def by_conductances(

@@ -7,11 +7,11 @@ import numpy as np
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import relative_transmissibility
 from dipy_spinverse.cell_search.smooth.budget import SmoothSearchBudget
-from dipy_spinverse.cell_search.smooth.forward import VolumeFractionModel
 from dipy_spinverse.cell_search.smooth.level_set import SmoothCells, level_set_prior
 from dipy_spinverse.cell_search.smooth.mesh import wall_area, wall_probability
 from dipy_spinverse.cell_search.smooth.search import SmoothSearch, SmoothVoxelData
 from dipy_spinverse.cell_search.smooth.storage import CELL_ARRAYS, cell_arrays
+from dipy_spinverse.cell_search.smooth.volume_fractions import VolumeFractionModel
 from dipy_spinverse.cell_search.voxel_inversion import VoxelwiseInversion
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.inversion.protocols import Reconstruction
