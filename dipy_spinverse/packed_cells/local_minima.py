@@ -24,8 +24,9 @@ from dipy_spinverse.packed_cells.tissue_signals import TissueSignals
 _MAX_MINIMA = 6
 # Relative to the mean curvature, the same for all parameters, whose scale is that of the prior:
 # damping by each parameter's own curvature progresses slowly in narrow bent valleys
-# (benchmarks/notes/real_data.md).
-_DAMPING = Damping(initial=1e-4, minimum=1e-12, maximum=1e6, growth=4.0)
+# (benchmarks/notes/real_data.md). From 1e-4 more first steps were rejected
+# (benchmarks/notes/emulator.md).
+_DAMPING = Damping(initial=1e-3, minimum=1e-12, maximum=1e6, growth=4.0)
 # Ratios of actual to predicted decrease of a good and of a poor step, as usual in trust regions
 # (Nocedal and Wright, Numerical Optimization, 2006, ch. 4); the factors are chosen by hand.
 _GOOD, _POOR = 0.75, 0.25
@@ -36,8 +37,8 @@ _LARGEST_STEP = 1.5  # of z, prior standard deviations
 _FEW = 4
 # Minima with less than e^-12 of the best one's density are dropped.
 _LARGEST_COST_DIFFERENCE = 12
-# Signals that are computed at once: as many as fit into the processor's cache.
-_CHUNK, _CHUNK_WITH_SLOPES = 512, 96
+# Signals that are computed at once: more gain nothing.
+_CHUNK, _CHUNK_WITH_SLOPES = 512, 256
 
 
 class ClassSearchBudget(NamedTuple):

@@ -99,7 +99,7 @@ class PackedCellsModel(VoxelModel):
     """
 
     Fit = PackedCellsFit
-    VOX_PER_CHUNK = 64
+    VOX_PER_CHUNK = 256
     acquisition: BaseAcquisition
 
     def __init__(
