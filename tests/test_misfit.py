@@ -41,7 +41,7 @@ def test_systematic_errors_are_those_of_signals_that_no_model_of_cells_made(true
     # Smoothing 16 directions mixes strong and weak signals, so that errors of the strong ones are
     # seen in the weak ones, too: larger by up to a half. 0.005 is the noise.
     assert 0.9 * true_error <= np.median(found) < 1.5 * true_error + 0.005
-    assert (found < 2 * true_error + 0.02).all()
+    assert (found < 2 * true_error + 0.025).all()
 
 
 def test_smoothed_measurements_are_predicted_from_the_others():
