@@ -95,7 +95,7 @@ def test_a_fit_that_explains_little_is_called_so(fitted, tmp_path):
     refuted.status[:] = Status.MISFIT
     save_page(refuted, tmp_path / "bad.html", data[:, :, :2])
     text = (tmp_path / "bad.html").read_text()
-    assert "It does not explain 4" in text and 'class="verdict bad"' in text
+    assert "It misses the signals of 4" in text and 'class="verdict bad"' in text
 
 
 @pytest.mark.parametrize("name", ["NODDI", "Spinverse, periodic"])
