@@ -8,7 +8,8 @@ flag. A voxel has a flag where its status is MISFIT or NOT_CONVERGED, or where t
 dominated; all have one where the fit warns (of these maps, where the warning names some; not of
 parameters that the acquisition hardly determines: their intervals should be wide enough). SILENT
 is a map whose interval covers less than 90 % of the truths, in all voxels and in those without a
-flag (and 95 % would give so few in less than 1 % of images).
+flag (and 95 % would give so few in less than 1 % of images), or a mistake without a message; a
+call that is right to be accepted says why instead.
 
     python -m benchmarks.real_inputs [--row NAME ...] [--cache FILE] [--limit SECONDS]
 
@@ -66,7 +67,8 @@ def evaluated(row: Row, quick: bool, peers: Path | None) -> dict:
     result["warnings"] = list(said)
     if isinstance(outcome, str):
         result["note"] = outcome
-        result["silent"] = [] if _about_errors(said) else ["no message"]
+        explained = outcome != "accepted" or _about_errors(said)
+        result["silent"] = [] if explained else ["no message"]
     elif outcome is not None:
         result |= _of_fit(outcome, trial, result["warnings"])
         for name, estimates in trial.peer(peers).items():
