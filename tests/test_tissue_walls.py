@@ -212,6 +212,12 @@ def test_mesh_of_a_field_is_in_um_and_in_the_frame_of_the_gradients(fitted):
     assert 0.8 * low < other < 1.2 * high
 
 
+def test_an_empty_mesh_says_why_it_is_empty(fitted):
+    fit, _ = fitted
+    with pytest.warns(UserWarning, match=r"empty mesh: no face .* 0\.9 .*field=0"):
+        assert len(fit.interface(threshold=0.9).triangles) == 0
+
+
 def test_walls_of_tissue_need_a_periodic_grid():
     box = bcc_grid(2, 5.0, boundary="absorbing")
     model = SpinverseModel(ACQUISITION, grid=box, inversion=TissueWallInversion())

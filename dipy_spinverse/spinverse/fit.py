@@ -218,14 +218,25 @@ class SpinverseFit(VoxelFit):
         -----
         UserWarning
             Walls that do not explain the signals, or whose search did not converge
-            (`wall_status`).
+            (`wall_status`); a mesh without triangles.
         """
         voxel = self[index]
         _check_drawable(voxel, index, self.shape)
         n_fields = 1 + len(voxel.permeability_fields)
         if field is not None and field not in range(n_fields):
             raise ValueError(f"field is {field!r}; the fit has fields 0 to {n_fields - 1}.")
-        return self.model.voxel_inversion().mesh(voxel, threshold, field)
+        mesh = self.model.voxel_inversion().mesh(voxel, threshold, field)
+        if not len(mesh.triangles):
+            reason = "no face of this field is a wall"
+            if field is None:
+                largest = voxel.wall_probability.max(initial=0)
+                reason = (
+                    f"no face is a wall with a probability of {threshold:g} (largest: "
+                    f"{largest:.2f}), as signals hardly determine positions. Draw one field "
+                    "(field=0), or use a smaller threshold"
+                )
+            warn(f"Voxel {index!r} has an empty mesh: {reason}.")
+        return mesh
 
 
 def _check_drawable(voxel, index, shape):
