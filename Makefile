@@ -13,8 +13,8 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 demo: $(STAMP)  ## simulate, fit and plot a small volume (demo_output/); DEMO_ARGS=--quick for two voxels
 	$(BIN)/python examples/demo.py demo_output $(DEMO_ARGS)
 
-test: $(STAMP)  ## run the tests but the slow ones, on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+test: $(STAMP)  ## run the tests but the slow ones, on two cores, and name the slowest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 10 $(PYTEST_ARGS)
 
 test-all: $(STAMP)  ## run all tests
 	$(BIN)/python -m pytest -m "" $(PYTEST_ARGS)

@@ -94,7 +94,7 @@ QUICK = {
     ),
     "plot_same_voxels": ({"signals[:3": "signals[:1", "**options)": "**options, n_draws=2)"},
                          "exchange_time"),
-    "plot_tissue_fractions": ({"SIZE, FINER = 64": "SIZE, FINER = 20"}, "mean error 0.0"),
+    "plot_tissue_fractions": ({"SIZE, FINER = 64": "SIZE, FINER = 14"}, "mean error 0.0"),
 }  # fmt: skip
 TUTORIALS = sorted((ROOT / "examples").glob("plot_*.py"))
 

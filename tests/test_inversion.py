@@ -243,7 +243,7 @@ def test_data_space_step_solves_the_normal_equations():
 
 
 def test_data_space_step_finds_the_minimum_within_bounds():
-    jacobian, residual, gradient, precision = random_problem(n_voxels=20)
+    jacobian, residual, gradient, precision = random_problem(n_voxels=5)
     lower, upper = torch.full_like(gradient, -0.1), torch.full_like(gradient, 0.2)
     lower[:, 0] = upper[:, 1] = 0
 
@@ -298,7 +298,7 @@ def misfit(model, data, sigma, x):
 
 
 def test_gauss_newton_lowers_the_objective_within_bounds():
-    model, data, sigma, start = tissue_problem()
+    model, data, sigma, start = tissue_problem(2)
     stage = Stage(priors=(WallArea(0.1),), max_iterations=8)
     found, _ = gauss_newton(model, data, sigma, start, stage)
 

@@ -492,7 +492,7 @@ def test_intervals_hold_under_a_field_that_no_polynomial_follows():
 
 def test_what_an_image_does_not_determine_keeps_its_prior():
     """One image, brighter or darker by any factor, says nothing of T2' or absolute densities."""
-    truth = head(20)
+    truth = head(14)
     inside = truth[..., 3] < 0.5
     model = TissueFractionModel([MPRAGE(2.3, 0.9, 0.003, 9, 0.007, 160)])
     clean = model.signals(named(truth), S0=300.0)[inside]
