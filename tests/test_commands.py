@@ -221,13 +221,19 @@ def test_a_check_says_what_the_scan_cannot_tell(scan, tmp_path, capsys):
 
 
 def test_maps_go_into_a_bids_derivative_with_units_and_meanings(scan, tmp_path):
-    for name in INPUTS:
-        (tmp_path / f"sub-01_ses-2_{name}").symlink_to(scan / name)
-    files = [str(tmp_path / f"sub-01_ses-2_{name}") for name in INPUTS]
     options = {"n_draws": 5, "bids": str(tmp_path / "maps")}
     flow = cli.command("dipy_fit_ivim_varpro")
-    with pytest.warns(UserWarning, match="hardly determines"):
-        flow().run(*files, out_dir=str(tmp_path / "one"), **options)
+    for subject, out_dir in (("02", "other"), ("01", "one")):  # a data set of two subjects
+        for name in INPUTS:
+            (tmp_path / f"sub-{subject}_ses-2_{name}").symlink_to(scan / name)
+        files = [str(tmp_path / f"sub-{subject}_ses-2_{name}") for name in INPUTS]
+        with pytest.warns(UserWarning, match="hardly determines"):
+            flow().run(*files, out_dir=str(tmp_path / out_dir), **options)
+    assert len([*(tmp_path / "maps").glob("sub-*/ses-2/dwi/*_param-S0_dwimap.nii.gz")]) == 2
+    status = json.loads(
+        next((tmp_path / "maps" / "sub-02").rglob("*_param-status_dwimap.json")).read_text()
+    )
+    assert status["Levels"]["3"].startswith("MISFIT")
     folder = tmp_path / "maps" / "sub-01" / "ses-2" / "dwi"
     stem = "sub-01_ses-2_model-IVIM_param-perfusionFraction"
     np.testing.assert_array_equal(

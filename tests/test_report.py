@@ -16,7 +16,8 @@ from dipy_spinverse import bcc_grid
 from dipy_spinverse.report import plotly_figures as draw
 from dipy_spinverse.report.figures import plane_intersection, plot_walls
 from dipy_spinverse.report.methods import methods_paragraph
-from dipy_spinverse.report.page import _to_common_decimals, check_packages, save_page
+from dipy_spinverse.report.page import _html, _to_common_decimals, check_packages, save_page
+from dipy_spinverse.report.viewer import viewer_volumes
 from dipy_spinverse.substrates import cylinders
 from dipy_spinverse.voxels import Status
 from dipy_spinverse.walls.interface import interface_mesh
@@ -29,11 +30,11 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 @pytest.fixture(scope="module")
 def fitted():
-    """IVIM of a volume of 2 x 1 x 3 voxels, one of them empty, with draws; and its data."""
+    """IVIM of a volume of 2 x 2 x 3 voxels, one of them empty, with draws; and its data."""
     case = CASES["IVIM"]
-    data = np.tile(case.data[:, None, None], (1, 1, 3, 1))
+    data = np.tile(case.data[:, None, None], (1, 2, 3, 1))
     data[1, 0, 2] = 0
-    with pytest.warns(UserWarning, match="1 of 6 voxels cannot be fitted"):
+    with pytest.warns(UserWarning, match="1 of 12 voxels cannot be fitted"):
         return case.fit(data), data
 
 
@@ -73,9 +74,9 @@ def test_slices_cut_a_closed_cell_in_closed_lines():
     assert (np.unique(ends, axis=0, return_counts=True)[1] % 2 == 0).all() and len(ends) > 8
 
 
-def test_page_holds_all_it_needs_and_is_below_15_mb(page):
+def test_page_holds_all_it_needs_and_is_below_3_mb(page):
     text = page.read_text()
-    assert page.stat().st_size < 15e6
+    assert page.stat().st_size < 3e6
     own = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
     assert not re.findall(r"""(?:src|href)=["'](?!#|data:)""", own)
     assert "&lt;b&gt;" in own  # settings are text, not markup
@@ -89,13 +90,25 @@ def test_page_says_units_meanings_status_and_whom_to_cite(page, fitted):
         assert name in text
 
 
-def test_a_fit_that_explains_little_is_called_so(fitted, tmp_path):
+@pytest.mark.parametrize(
+    ("statuses", "said", "level"),
+    [
+        ([Status.MISFIT] * 4, "It does not explain 4", "bad"),
+        ([Status.CONVERGED] * 4, "explains 4 of 4 voxels (100%).</section>", "good"),
+        (
+            [Status.CONVERGED] * 2 + [Status.TISSUES_NOT_SEPARATED] * 2,
+            "2: the contrasts",
+            "partly",
+        ),
+    ],
+)
+def test_the_headline_is_of_all_statuses(fitted, tmp_path, statuses, said, level):
     fit, data = fitted
-    refuted = fit[:, :, :2]
-    refuted.status[:] = Status.MISFIT
-    save_page(refuted, tmp_path / "bad.html", data[:, :, :2])
-    text = (tmp_path / "bad.html").read_text()
-    assert "It misses the signals of 4" in text and 'class="verdict bad"' in text
+    judged = fit[:, :1, :2]
+    judged.status = np.reshape(statuses, judged.shape)
+    save_page(judged, tmp_path / "page.html", data[:, :1, :2])
+    text = (tmp_path / "page.html").read_text()
+    assert said in text and f'class="verdict {level}"' in text
 
 
 @pytest.mark.parametrize("name", ["NODDI", "Spinverse, periodic"])
@@ -123,17 +136,34 @@ def test_a_fit_of_nothing_has_a_page(fitted, tmp_path):
     assert "No voxel was selected" in (tmp_path / "none.html").read_text()
 
 
-def test_a_whole_brain_fits_into_a_page_and_axes_are_named(fitted):
+def test_volumes_of_the_viewer_are_the_maps_with_x_to_the_right(fitted):
+    fit, data = fitted
+    about, volumes = viewer_volumes(fit, data, AFFINE)  # the first axis is to the left
+    assert about["shape"] == [2, 2, 3] and about["axes"][0]["flip"]
+    codes = np.frombuffer(volumes, np.uint8).reshape(-1, 2, 2, 3)[:, ::-1]
+    np.testing.assert_array_equal(codes[1], fit.status)
+    start = 2
+    for row in about["maps"]:
+        low, median, high, width = codes[start : start + 4]
+        start += 4
+        np.testing.assert_array_equal(median > 0, fit.status == Status.CONVERGED)
+        step = (row["most"] - row["least"]) / 254
+        shown = row["least"] + step * (median - 1.0)
+        expected = np.clip(getattr(fit, row["name"]), row["least"], row["most"])
+        assert np.abs(shown - expected)[median > 0].max() <= 0.51 * step
+        assert (width[median > 0] >= 1).all() and (low <= high).all()
+    assert start == len(codes)
+
+
+def test_a_whole_brain_fits_into_a_page(fitted):
     large = fitted[0][0, 0]
     large.status = np.ones((100, 100, 60), dtype=int)
-    name, n_maps = large.MAPS[0], len(large.MAPS)
     values = np.random.default_rng(0).random(large.status.size)
-    large._values |= {name + end: values for end in ("", "_low", "_high")}
-    slices = draw.Slices(large, AFFINE)
-    text = draw.map_figure(large, name, slices).to_html(full_html=False, include_plotlyjs=False)
-    # Plotly itself is 5 MB.
-    assert 0.3e6 < len(text) < 9e6 / n_maps
-    assert slices.axes[0] == "i (to L)"
+    large._values |= {name + end: values for name in large.MAPS for end in ("", "_low", "_high")}
+    data = np.ones((1, 1, 1, 16)) * np.ones((100, 100, 60, 1))
+    about, volumes = viewer_volumes(large, data, AFFINE)
+    assert 5e6 < len(volumes) < 8e6 and about["slices_skipped"]
+    assert about["size"][2] > AFFINE[2, 2]
 
 
 def test_methods_paragraph_says_what_was_measured(fitted):
@@ -169,9 +199,9 @@ def test_missing_packages_are_named(monkeypatch):
 def test_a_browser_shows_the_page_without_errors_and_its_sliders_move(page, mesh, tmp_path):
     playwright = pytest.importorskip("playwright.sync_api")
     image = pytest.importorskip("PIL.Image")
-    walls = draw.mesh_figure(mesh).to_html(full_html=False, include_plotlyjs=False, div_id="w3d")
     path = tmp_path / "with_walls.html"
-    path.write_text(page.read_text().replace("</main>", f"{walls}</main>"))
+    walls = f'<div id="w3d">{_html(draw.mesh_figure(mesh))}</div></main>'
+    path.write_text(page.read_text().replace("</main>", walls))
     said, asked = [], []
     with playwright.sync_playwright() as browsers:
         browser = browsers.chromium.launch(
@@ -185,19 +215,18 @@ def test_a_browser_shows_the_page_without_errors_and_its_sliders_move(page, mesh
         tab.on("request", lambda request: asked.append(request.url))
         tab.goto(path.as_uri())
         tab.wait_for_selector("#w3d canvas")
-        shown = "document.querySelector('#maps .js-plotly-plot').data.map(t => t.visible)"
-        before = tab.evaluate(shown)
-        rail = tab.locator("#maps .slider-rail-touch-rect").first
-        rail.scroll_into_view_if_needed()
-        size = rail.bounding_box()
-        rail.click(position={"x": 0.98 * size["width"], "y": size["height"] / 2})
-        tab.wait_for_function(f"JSON.stringify({shown}) != JSON.stringify({before!r})".replace(
-            "True", "true").replace("False", "false"))  # fmt: skip
-        after = tab.evaluate(shown)
+        tab.wait_for_selector("body[data-ready]", state="attached")
+        canvas, slider = tab.locator(".panels canvas").last, tab.locator(".panels input").last
+        before = canvas.evaluate("canvas => canvas.toDataURL()")
+        slider.evaluate("s => { s.value = 1 - s.value; s.oninput(); }")
+        after = canvas.evaluate("canvas => canvas.toDataURL()")
+        canvas.hover()
+        values = tab.locator("#viewer output").inner_text()
         picture = tab.locator("#w3d").screenshot()
         browser.close()
-    assert before.index(True) < after.index(True)
-    assert [text for kind, text in said if kind == "error"] == []
+    assert before != after
+    assert "voxel (" in values and "interval width" in values
+    assert said == []
     assert asked == [path.as_uri()]
     # Walls in colour on white.
     colours = np.asarray(image.open(io.BytesIO(picture)).convert("HSV"))[80:-80, 80:-180, 1]

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dipy_spinverse.report.descriptions import map_description
+from dipy_spinverse.report.descriptions import STATUS_DESCRIPTIONS, map_description
 from dipy_spinverse.report.images import MAP_SUFFIXES, save_image
 from dipy_spinverse.voxels.fit import VoxelFit
+from dipy_spinverse.voxels.status import Status
 
 _BIDS_VERSION = "1.10.0"
 _ENTITIES = re.compile(r"(?P<all>(?P<subject>sub-[A-Za-z0-9]+)(_[a-z]+-[A-Za-z0-9]+)*)_dwi\.nii")
@@ -71,17 +72,22 @@ def save_derivatives(
     for name in names:
         unit, meaning = map_description(name, fit)
         for suffix, file in zip(MAP_SUFFIXES, files, strict=False):
-            values = getattr(fit, name + suffix, None)
+            values = getattr(fit, name + suffix, fit.S0_hat if name + suffix == "S0" else None)
             if values is None:
                 continue
             save_image(file, values, affine, f"{name}{suffix} ({unit}), dipy_spinverse")
             sidecar = {
-                "Description": f"{meaning}; {_STATISTIC[suffix]}",
+                "Description": meaning if name == "status" else f"{meaning}; {_STATISTIC[suffix]}",
                 "Units": unit,
                 "PriorDominatedPercent": prior.get(name, 0.0),
                 "Model": {"Name": model},
                 "Sources": [f"bids:raw:{Path(source).name}"],
             }
+            if name == "status":
+                sidecar["Levels"] = {
+                    str(int(code)): f"{code.name}: {STATUS_DESCRIPTIONS[code.name]}"
+                    for code in Status
+                }
             sidecar_file = file.with_name(file.name.removesuffix(".nii.gz") + ".json")
             sidecar_file.write_text(json.dumps(sidecar, indent=2) + "\n")
 

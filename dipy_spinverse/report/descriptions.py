@@ -86,7 +86,8 @@ STATUS_DESCRIPTIONS = {
     "NO_B0": "no positive signal without diffusion weighting",
     "PATTERN_NOT_DETERMINED": "maps are valid; many wall patterns explain the signals, and a mesh "
                               "shows one of them",
-    "TISSUES_NOT_SEPARATED": "the contrasts do not separate the tissues",
+    "TISSUES_NOT_SEPARATED": "the contrasts do not separate all tissues; the prior "
+                             "determines some fractions",
 }  # fmt: skip
 
 

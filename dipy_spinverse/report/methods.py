@@ -1,7 +1,9 @@
-"""A methods paragraph about a fit, with its references."""
+"""A methods paragraph about a fit, with the references in the documentation of its model."""
 
 from __future__ import annotations
 
+import inspect
+import re
 from importlib.metadata import version
 
 import numpy as np
@@ -12,51 +14,14 @@ _DIPY = (
     "Garyfallidis et al., Dipy, a library for the analysis of diffusion MRI data, Front. "
     "Neuroinform. 8 (2014) 8, https://doi.org/10.3389/fninf.2014.00008"
 )
-_MODELS = {
-    "SpinverseModel": (
-        "packed permeable cylinders and spheres, and, in chosen voxels, the permeabilities of the "
-        "faces of a tetrahedral grid (the inverse problem of the Bloch-Torrey equation)",
-        ("Spinverse, https://doi.org/10.48550/arXiv.2603.04638",),
-    ),
-    "PackedCellsModel": (
-        "packed permeable cylinders and spheres with hindered, free and immobile water",
-        (),
-    ),
-    "NODDIModel": (
-        "NODDI",
-        ("Zhang et al., NODDI, NeuroImage 61 (2012) 1000, "
-         "https://doi.org/10.1016/j.neuroimage.2012.03.072",),
-    ),
-    "ActiveAxModel": (
-        "the minimal model of white-matter diffusion (ActiveAx)",
-        ("Alexander et al., NeuroImage 52 (2010) 1374, "
-         "https://doi.org/10.1016/j.neuroimage.2010.05.043",),
-    ),
-    "ZCDModel": (
-        "zeppelin, cylinder and dot (immobile water)",
-        ("Panagiotaki et al., NeuroImage 59 (2012) 2241, "
-         "https://doi.org/10.1016/j.neuroimage.2011.09.081",),
-    ),
-    "IVIMModel": (
-        "intravoxel incoherent motion, with the fractions eliminated by variable projection",
-        ("Le Bihan et al., Radiology 168 (1988) 497, "
-         "https://doi.org/10.1148/radiology.168.2.3393671",),
-    ),
-    "CellShapeModel": (
-        "closed cells, whose surface meshes move within a space of shapes",
-        ("Khole et al. (2025), https://doi.org/10.48550/arXiv.2502.01988",),
-    ),
-    "TissueFractionModel": (
-        "mixtures of tissues whose signals follow from the sequences and relaxation times",
-        ("Gupta et al. (2024), https://doi.org/10.48550/arXiv.2404.14739",),
-    ),
-}  # fmt: skip
+_REFERENCE = re.compile(r"\.\. \[\d+\](.*?)(?=\n\s*\.\. \[|\n\s*\n|\Z)", re.DOTALL)
 
 
 def methods_paragraph(fit: VoxelFit) -> tuple[str, tuple[str, ...]]:
     """A paragraph that describes model, measurements and estimates of a fit, and references."""
-    name = type(fit.model).__name__
-    model, references = _MODELS.get(name, (f"a compartment model ({name})", ()))
+    documentation = inspect.getdoc(type(fit.model)) or ""
+    model = re.sub(r" \[\d+\]_", "", documentation.partition("\n")[0]).rstrip(".")
+    references = [" ".join(text.split()) for text in _REFERENCE.findall(documentation)]
     n_voxels = int(np.count_nonzero(fit.status))
     has_intervals = any(hasattr(fit, f"{name}_low") for name in fit.MAPS)
     estimates = (
@@ -65,8 +30,9 @@ def methods_paragraph(fit: VoxelFit) -> tuple[str, tuple[str, ...]]:
         else "Maps are the most probable values, without intervals."
     )
     return (
-        f"Voxels ({n_voxels}) were fitted with {model}, by dipy_spinverse "
-        f"{version('dipy_spinverse')} on DIPY {version('dipy')}. {_measurements(fit)} {estimates} "
+        f"Voxels ({n_voxels}) were fitted with {type(fit.model).__name__} ({model}) by "
+        f"dipy_spinverse {version('dipy_spinverse')} on DIPY {version('dipy')}. "
+        f"{_measurements(fit)} {estimates} "
         "Voxels whose residual exceeds the noise (F-test, p < 0.001) are marked as not explained "
         "by the model.",
         (*references, _DIPY),

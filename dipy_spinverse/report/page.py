@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
 import math
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -11,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dipy_spinverse.report.descriptions import map_description
+from dipy_spinverse.report.descriptions import STATUS_DESCRIPTIONS, map_description
 from dipy_spinverse.spinverse.fit import AGREEMENT_THRESHOLD
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.outliers import volumes_with_outliers
@@ -22,6 +25,7 @@ _MAX_MESHES = 4  # limit the size of the page
 # Voxels of which a shared residual is computed, standard errors that make that of a shell
 # significant among a hundred, and shells that are listed; chosen by hand.
 _LEAST_SHARING, _SIGNIFICANT, _MAX_SHARING = 8, 4.0, 8
+_MOSTLY = 0.9  # share of explained voxels from which the headline is green; by hand
 _SAMPLE = (
     "One posterior sample of the walls, on its periodic grid. Transparent parts are uncertain: "
     "other samples that explain the signals as well have no wall there. "
@@ -80,32 +84,34 @@ def save_page(
     """
     check_packages()
     from jinja2 import Environment, PackageLoader
+    from plotly.colors import sequential
     from plotly.offline import get_plotlyjs
 
     from dipy_spinverse.report import plotly_figures
     from dipy_spinverse.report.methods import methods_paragraph
+    from dipy_spinverse.report.viewer import viewer_volumes
 
-    slices = plotly_figures.Slices(fit, np.eye(4) if affine is None else affine)
+    about, volumes = viewer_volumes(fit, data, np.eye(4) if affine is None else affine)
+    about |= {
+        "colours": sequential.Viridis, "status_colours": plotly_figures.STATUS_COLORS,
+        "status_names": [status.name for status in Status],
+    }  # fmt: skip
     environment = Environment(
         loader=PackageLoader("dipy_spinverse.report", "."), autoescape=True, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    is_image = int(np.prod(slices.shape)) > 1
-    shown_maps = fit.MAPS if is_image else ()
     html = environment.get_template("page.html").render(
         title=title or f"{type(fit.model).__name__} fit",
         version=version("dipy_spinverse"),
-        plotlyjs=get_plotlyjs(),
+        plotly=_packed(get_plotlyjs().encode()),
         verdict=_verdict(fit),
         timings=plotly_figures.shells_by_timing(fit.model.acquisition),
         status=plotly_figures.status_rows(fit),
-        volumes=volumes_with_outliers(fit._values.get("outliers", np.zeros((0, 0), dtype=bool))),
-        status_figure=_html(plotly_figures.status_figure(fit, slices)) if is_image else "",
+        outliers=volumes_with_outliers(fit._values.get("outliers", np.zeros((0, 0), dtype=bool))),
         maps=_map_rows(fit),
-        map_figures=[
-            (name, _html(plotly_figures.map_figure(fit, name, slices))) for name in shown_maps
-        ],
-        slices_skipped=len(slices.shown) < slices.box[2].stop - slices.box[2].start,
+        about=_json(about),
+        volumes=_packed(volumes),
+        slices_skipped=about["slices_skipped"],
         meshes=_meshes(fit, mesh_voxels),
         methods=methods_paragraph(fit),
         settings=settings or {},
@@ -114,38 +120,56 @@ def save_page(
     Path(path).write_text(html, encoding="utf-8", errors="backslashreplace")  # names of files
 
 
+def _packed(content):
+    """Bytes as text, compressed."""
+    return base64.b64encode(gzip.compress(content)).decode()
+
+
+def _json(content):
+    """JSON, or a text of it, that does not end a script."""
+    text = content if isinstance(content, str) else json.dumps(content)
+    return text.replace("</", "<\\/")
+
+
 def _html(figure):
-    return figure.to_html(
-        full_html=False, include_plotlyjs=False,
-        config={"displaylogo": False, "responsive": True},
-    )  # fmt: skip
+    """A place for a figure, which page.js draws, and the figure."""
+    text = _json(figure.to_json())
+    return f'<div class="figure"></div><script type="application/json">{text}</script>'
 
 
 def _verdict(fit):
-    """How many voxels the model explains, in a sentence; and whether it is less than half."""
+    """What the model explains, in sentences, and "good", "partly" or "bad" by all statuses."""
     n_voxels = np.count_nonzero(fit.status != Status.NOT_FITTED)
     if n_voxels == 0:
-        return "No voxel was selected.", True
-    misfits = fit.status == Status.MISFIT
-    n_explained, n_usable = (fit.usable & ~misfits).sum(), fit.usable.sum()
-    share = 100 * n_explained / n_voxels
-    text = f"The model explains {n_explained} of {n_voxels} voxels ({share:.0f} %)."
-    if n_usable > n_explained:
+        return "No voxel was selected.", "bad"
+    explained = np.count_nonzero(np.isin(fit.status, USABLE))
+    text = f"The model explains {explained} of {n_voxels} voxels ({explained / n_voxels:.0%})."
+    misfit, usable = fit.status == Status.MISFIT, explained
+    of_scan = misfit & fit.usable
+    missed = misfit & ~of_scan
+    if of_scan.any():
+        usable += of_scan.sum()
         text += (
-            f" In {n_usable - n_explained} more, the scan or its noise causes the misfit: the "
-            "model predicts measurements that are left out as well as a model-free description "
-            "does. Their intervals include the systematic error and can be used."
+            f" In {of_scan.sum()} more, the scan or its noise causes the misfit: the model "
+            "predicts measurements that are left out as well as a model-free description does. "
+            "Their intervals include the systematic error and can be used."
         )
-    missed = misfits & ~fit.usable
     if missed.any():
         size = ""
         if "misfit_percent" in fit._values:
             size = f" by {np.median(fit.misfit_percent[missed]):.2g} % of S0 (median)"
         text += (
-            f" It misses the signals of {missed.sum()} voxels{size}: their maps may be biased by "
-            "more than their intervals. Compare them between voxels with care."
+            f" It does not explain {missed.sum()}: it misses their signals{size}, and maps may be "
+            "biased by more than their intervals."
         )
-    return text, bool(n_usable < n_voxels / 2)
+    for status in Status:
+        count = np.count_nonzero(fit.status == status)
+        if status not in (*USABLE, Status.NOT_FITTED, Status.MISFIT) and count:
+            text += f" {count}: {STATUS_DESCRIPTIONS[status.name]} ({status.name})."
+    usable += np.count_nonzero(fit.status == Status.TISSUES_NOT_SEPARATED)
+    if explained >= _MOSTLY * n_voxels:
+        return text, "good"
+    return text, "partly" if 2 * usable >= n_voxels else "bad"
 
 
 def _map_rows(fit):

@@ -87,7 +87,7 @@ def choose_inversion(problem: WallProblem) -> VoxelInversion:
 
 
 class SpinverseModel(VoxelModel):
-    """Estimate maps of tissue, and walls (membranes), from the signals of voxels.
+    """Tissue of packed permeable cells, and their walls (membranes) in chosen voxels.
 
     By default maps are those of packed permeable cylinders and spheres (see
     :class:`dipy_spinverse.PackedCellsModel`). Where walls are requested, packings of such bodies

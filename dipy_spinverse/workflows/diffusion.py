@@ -157,7 +157,12 @@ class DiffusionCommand(FitCommand):
         if "derivatives" in paths:
             from dipy_spinverse.report.bids import derivative_files
 
-            yield from derivative_files([*self.maps, *self.others], paths["derivatives"])
+            yield from derivative_files(self.derived, paths["derivatives"])
+
+    @property
+    def derived(self) -> list[str]:
+        """Names of the arrays of a fit that become derivatives."""
+        return [*dict.fromkeys((*self.maps, *self.others, "S0", "status"))]
 
     @property
     def model_name(self) -> str:
@@ -171,9 +176,8 @@ class DiffusionCommand(FitCommand):
             return
         from dipy_spinverse.report.bids import save_derivatives, save_description
 
-        names = [*self.maps, *(name for name in self.others if hasattr(fit, name))]
         source, stem = settings["inputs"]["input_files"], paths["derivatives"]
-        save_derivatives(fit, names, stem, source, images.affine, self.model_name)
+        save_derivatives(fit, self.derived, stem, source, images.affine, self.model_name)
         if "dataset_description" in paths:
             save_description(paths["dataset_description"])
 
