@@ -19,7 +19,7 @@ from dipy_spinverse.cell_search.smooth.level_set import FieldPrior, SmoothCells
 from dipy_spinverse.grid import TetrahedralGrid
 
 # Linear in parts of length h, a ball of radius r is too small by h^2 / (8 r) or less: its volume
-# by 1 % for 5.5 um in 5 tetrahedra along 20 um. Halved once only, by 4 %.
+# by 1 % for 5.5 um in 5 tetrahedra along 20 um. Halved once only, by 3 to 5 %.
 _N_HALVED = 2
 # Corners of the parts of a divided simplex, as means of two of its corners.
 _QUARTERS = [[(0, 0), (0, 1), (0, 2)], [(1, 1), (0, 1), (1, 2)],
