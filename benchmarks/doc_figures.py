@@ -58,18 +58,15 @@ def screenshot(path):
             executable_path=shutil.which("chromium"),
             args=["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"],
         )
-        tab = browser.new_page(viewport={"width": 1240, "height": 1050})
+        tab = browser.new_page(viewport={"width": 1240, "height": 1330})
         tab.set_default_timeout(300_000)
         tab.goto(path.resolve().as_uri())
         tab.wait_for_selector("#walls canvas")
-        shots = []
-        for place in ("#verdict", "#maps", "#walls"):
-            tab.locator(place).scroll_into_view_if_needed()
-            tab.evaluate(f"document.querySelector('{place}').scrollIntoView()")
-            tab.wait_for_timeout(1500)
-            shots.append(Image.open(io.BytesIO(tab.screenshot())).convert("RGB"))
+        tab.evaluate("document.querySelector('#verdict').scrollIntoView()")
+        tab.wait_for_timeout(1500)
+        shot = Image.open(io.BytesIO(tab.screenshot())).convert("RGB")
         browser.close()
-    return shots
+    return shot
 
 
 def scene(fit, image, affine):
@@ -104,8 +101,7 @@ def main():
     save(scene(fit, data[..., 0], affine), "scene.png")
     page = folder / "report.html"
     save_page(fit, page, data, affine=affine)
-    shots = screenshot(page)
-    save(stacked([shots[1], shots[2]]), "report.png")
+    save(screenshot(page), "report.png")
     save(tutorial("plot_tissue_fractions"), "tissue_fractions.png")
 
 
