@@ -22,7 +22,7 @@ from dipy_spinverse.voxels import Status
 from dipy_spinverse.workflows import cli
 from dipy_spinverse.workflows.command import _log_folders
 from dipy_spinverse.workflows.diffusion import read_acquisition
-from dipy_spinverse.workflows.fit_command import FitCommand
+from dipy_spinverse.workflows.fit_command import FitCommand, Images
 from dipy_spinverse.workflows.simulate_spinverse import SimulateFlow
 
 INPUTS = ("dwi.nii.gz", "dwi.bval", "dwi.bvec")
@@ -160,6 +160,30 @@ def test_a_command_that_fails_leaves_no_files(scan, tmp_path, monkeypatch):
     with pytest.raises(OSError, match=f"out_dir: no space left in {tmp_path}"):
         run("dipy_fit_ivim_varpro", scan, n_draws=0, out_dir=str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fit_gets_what_the_command_line_says(monkeypatch):
+    seen = {}
+
+    class Model:
+        def fit(self, data, mask, **options):
+            seen.update(options, data=data, mask=mask)
+
+    asked = {"sigma": 3.0, "n_draws": 7, "engine": "joblib", "n_jobs": 2, "journal": "folder",
+             "verbose": True}  # fmt: skip
+    flow = cli.command("dipy_fit_noddi")()
+    flow.fit(Model(), Images("data", np.eye(4), "mask", None), {"more": 1}, **asked)
+    assert seen == asked | {"more": 1, "data": "data", "mask": "mask"}
+
+
+def test_inputs_are_never_replaced(scan, tmp_path):
+    for name in INPUTS:
+        (tmp_path / name).write_bytes((scan / name).read_bytes())
+    files = [str(tmp_path / name) for name in INPUTS]
+    flow = cli.command("dipy_fit_ivim_varpro")(force=True)
+    with pytest.raises(ValueError, match="input_files: .*dwi.nii.gz would be overwritten"):
+        flow.run(*files, out_S0="dwi.nii.gz", out_dir=str(tmp_path))
+    assert (tmp_path / "dwi.nii.gz").read_bytes() == (scan / "dwi.nii.gz").read_bytes()
 
 
 def test_two_scans_that_would_be_written_to_one_file_are_refused(scan, tmp_path):
