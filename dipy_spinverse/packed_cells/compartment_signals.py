@@ -89,7 +89,9 @@ def compartment_signals(scan, values, frames, cylinders, spheres, n_axes, by_z, 
     have `n_axes` 0, 1 or 2. P is 0 where derivatives are not needed.
     """
     slopes = jacobian.shape[1] > 0
-    width = np.diff(scan.starts).max()
+    width = 0  # np.diff would take a fifth of the time of compilation
+    for s in range(len(scan.b)):
+        width = max(width, scan.starts[s + 1] - scan.starts[s])
     signals = np.empty((len(values), len(scan.directions)))
     # Without cylinders by_shape stays 0; other arrays may then contain anything, even NaN.
     g, squares, by_shape = np.empty((3, width)), np.empty((3, width)), np.zeros((_N_SHAPE, width))

@@ -328,7 +328,8 @@ def _residuals(
                 power[k] += w * s
             fast_measured[:] = 0
             fast_signal[:] = 0
-            fast_power[:] = fast_precision[v]
+            for g in range(n_terms):  # copies of arrays take seconds to compile
+                fast_power[g] = fast_precision[v, g]
             for i in range(len(fast_terms.rows)):
                 m, g, decay = fast_terms.rows[i], fast_terms.term[i], fast_terms.decay[i]
                 w = inverse_sd[v, m] ** 2 * decay
