@@ -54,7 +54,7 @@ class PackedCellsFit(VoxelFit):
         Root mean square of the residual beyond the noise, in percent of S0.
     left_out_ratio : ndarray (...)
         Error of measurements predicted from the others by the model, over that of a model-free
-        description (a Gaussian process); NaN where there are too few measurements for it.
+        description (a Gaussian process); 0 where there are too few measurements for it.
     misfit_level : ndarray (...) of int
         0 where the status is not MISFIT; 1 where the model is rejected, but predicts left-out
         measurements as well as the model-free description does (a ratio of at most 1.1, or not
@@ -91,8 +91,8 @@ class PackedCellsFit(VoxelFit):
     def misfit_level(self) -> np.ndarray:
         """0 to 2 (...), see above."""
         ratio, significance = self.left_out_ratio, self._left_out_significance
-        model_fails = ~(ratio <= _SUFFICIENT_RATIO) & ~(significance <= _SIGNIFICANT)
-        return np.where(self.status == Status.MISFIT, 1 + model_fails, 0)
+        as_good = (ratio <= _SUFFICIENT_RATIO) | (significance <= _SIGNIFICANT)
+        return np.where(self.status == Status.MISFIT, np.where((ratio > 0) & as_good, 1, 2), 0)
 
     @property
     def usable(self) -> np.ndarray:

@@ -155,7 +155,7 @@ def left_out_comparison(
 
     `left_out_ratio` (V,) is the error of the model over that of a model-free description, of the
     signals or of the errors of the model, whichever predicts better; `left_out_significance` (V,)
-    is the mean difference of their squares over its standard error. NaN and 0 where the
+    is the mean difference of their squares over its standard error. Both are 0 where the
     description leaves hardly any degrees of freedom.
     """
     used = residual.inverse_sd > 0
@@ -173,7 +173,7 @@ def left_out_comparison(
     ratio = np.sqrt(model.sum(axis=1) / np.maximum(model_free.sum(axis=1), _TINY))
     significance = mean / np.sqrt(np.maximum(variance, _TINY) / count)
     return {
-        "left_out_ratio": np.where(enough, ratio, np.nan),
+        "left_out_ratio": np.where(enough, ratio, 0.0),
         "left_out_significance": np.where(enough, significance, 0.0),
     }
 

@@ -106,10 +106,10 @@ def _worst_shell_statistic(problem, acquisition, predicted, tangents):
 
 
 def _score_statistics(problem, solution, gaussian, tangents):
-    """Rao's score (V, K) of fixed values, its information, and its bias, NaN in most voxels."""
+    """Rao's score (V, K) of fixed values, its information, and its bias, infinite in most voxels."""
     derivative = _free_derivatives(problem, solution, gaussian, tangents)
     score = _score(derivative, gaussian, solution.predicted).numpy()
-    bias = np.full_like(score, np.nan)
+    bias = np.full_like(score, np.inf)
     rows = np.arange(_BOOTSTRAP_STRIDE // 2, len(score), _BOOTSTRAP_STRIDE)
     if len(rows):
         bias[rows] = _bootstrap_bias(
