@@ -106,7 +106,7 @@ def _worst_shell_statistic(problem, acquisition, predicted, tangents):
 
 
 def _score_statistics(problem, solution, gaussian, tangents):
-    """Rao's score (V, K) of fixed values, its information, and its bias, infinite in most voxels."""
+    """Rao's score (V, K) of fixed values, its information and bias, infinite in most voxels."""
     derivative = _free_derivatives(problem, solution, gaussian, tangents)
     score = _score(derivative, gaussian, solution.predicted).numpy()
     bias = np.full_like(score, np.inf)
