@@ -147,7 +147,9 @@ def _with_correlated_errors(data, model_errors):
     # Without a sign convention rounding decides the signs, and with them posterior samples.
     largest = np.abs(directions).argmax(axis=2)[..., None]
     directions = directions * np.sign(np.take_along_axis(directions, largest, axis=2))
-    n_kept = max(int((sd > _MIN_ERROR).any(axis=0).sum()), 1)
+    # Voxel by voxel: directions that another voxel needs must not change this one.
+    sd = np.where(sd > _MIN_ERROR, sd, 0.0)
+    n_kept = max(int(sd.any(axis=0).sum()), 1)
     return replace(
         data,
         error_directions=np.ascontiguousarray(directions[:, :n_kept]),
