@@ -38,8 +38,6 @@ from dipy_spinverse.bloch_torrey.finite_volumes.compiled_sweep import CompiledSw
 from dipy_spinverse.bloch_torrey.finite_volumes.operator import links_of, open_conductance
 from dipy_spinverse.bloch_torrey.finite_volumes.simulator import Simulator
 
-# Pools of a smaller fraction of their tetrahedron are omitted: signals jump by less than that.
-_OMITTED_FRACTION = 1e-5
 # Fraction of pools without water that may get some: derivatives there divide by it.
 _MIN_FRACTION = 1e-6
 # Layers (0 inside, 1 around) of the two pools of each kind of contact.
@@ -54,6 +52,9 @@ class PartialVolumeSimulator(Simulator):
 
     # Whether pools without water next to others may get some.
     _pools_grow = True
+    # Pools of a smaller fraction of their tetrahedron are omitted: signals jump by less than that.
+    # With less, the search on the lattice ends with walls around such pools.
+    _omitted_fraction = 1e-3
 
     def __init__(self, *args: Any, odds_ratio: float = 1.0, **options: Any):
         super().__init__(*args, **options)
@@ -187,8 +188,8 @@ class PartialVolumeSimulator(Simulator):
 
     def _filled(self, fractions, sensitivities):
         """Fractions without those omitted, and which pools (2, T) exist."""
-        fractions = np.where(fractions < _OMITTED_FRACTION, 0.0, fractions)
-        fractions[fractions > 1 - _OMITTED_FRACTION] = 1
+        fractions = np.where(fractions < self._omitted_fraction, 0.0, fractions)
+        fractions[fractions > 1 - self._omitted_fraction] = 1
         inside = fractions[: self.grid.n_tetrahedra]
         exists = np.stack([inside > 0, inside < 1])
         if sensitivities and self._pools_grow:
@@ -264,6 +265,7 @@ class WallAreaSimulator(PartialVolumeSimulator):
     """
 
     _pools_grow = False
+    _omitted_fraction = 1e-5  # the derivative by translation is small
 
     def _transmissibility(self, contacts, walls, sensitivities):
         n, n_contacts = len(walls), contacts.fraction.shape[1]
