@@ -24,8 +24,8 @@ from dipy_spinverse.packed_cells.equivalent_pulses import EquivalentPulses, Puls
 # variances of the signals over that of the noise: wide grids, in which the evidence chooses.
 _LENGTHS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
 _VARIANCE_RATIOS = 10 ** np.linspace(-1, 8, 13)
-# Share and relative length of the radial part, and those of the part of directions: the largest
-# evidence of those tried in simulated and measured voxels (benchmarks/notes/tissue.md).
+# Share and relative length of the radial part, and lengths of the part of directions: of those
+# tried by hand, the largest evidence; what it predicts: benchmarks/results/misfit_size.md.
 _RADIAL_SHARE, _RADIAL_LENGTH = 0.9, 3.0
 _RADIAL_LENGTH_OF_DIRECTIONS, _LENGTH_OF_DIRECTIONS = 2.0, 1 / 1.6
 # More measurements are divided at random: the preparation costs the cube of their number.
@@ -117,13 +117,14 @@ def smooth(process: GaussianProcess, values: np.ndarray) -> Smoothing:
         vectors.transpose(0, 2, 1) @ values[:, rows].T
         for rows, vectors in zip(process.rows, process.eigenvectors, strict=True)
     ]
+    powers = [projection**2 for projection in projections]
     costs = []
     for ratio in _VARIANCE_RATIOS:
         # The variance of the noise that maximises the evidence is in closed form.
         squares, log_determinant = 0.0, 0.0
-        for eigenvalues, projection in zip(process.eigenvalues, projections, strict=True):
+        for eigenvalues, power in zip(process.eigenvalues, powers, strict=True):
             variance = 1 + ratio * eigenvalues
-            squares = squares + np.einsum("knv,kn->kv", projection**2, 1 / variance)
+            squares = squares + np.einsum("knv,kn->kv", power, 1 / variance)
             log_determinant = log_determinant + np.log(variance).sum(axis=1)[:, None]
         costs.append(n_values * np.log(np.maximum(squares, 1e-300)) + log_determinant)
     n_kernels = 2 * len(_LENGTHS)
