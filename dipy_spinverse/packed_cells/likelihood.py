@@ -28,7 +28,7 @@ from dipy_spinverse.voxels.rician import (
 )
 
 # Scale of the half-Cauchy prior of the systematic error, relative to the signal, and the values
-# that are tried. Stable scanners leave 0.4 %, others up to 5 % (benchmarks/notes/real_data.md).
+# that are tried. Measured scans have 0.4 to 4 % (benchmarks/results/misfit_size.md).
 _SYSTEMATIC_SCALE = 0.004
 _SYSTEMATIC_ERRORS = np.concatenate([[0.0], np.geomspace(0.001, 0.1, 24)])
 # Step of the numerical derivative of the mean magnitude, in units of sigma.

@@ -37,7 +37,7 @@ _LARGEST_STEP = 1.5  # of z, prior standard deviations
 _FEW = 4
 # Minima with less than e^-12 of the best one's density are dropped.
 _LARGEST_COST_DIFFERENCE = 12
-# Signals that are computed at once: more gain nothing.
+# Signals that are computed at once; with slopes, 256 were faster than 96.
 _CHUNK, _CHUNK_WITH_SLOPES = 512, 256
 
 

@@ -39,8 +39,8 @@ _LEAST_SHIFT = 0.03
 _CURVATURE_BIAS = 0.75
 # Bounds of a better value, over the fixed one: the linearisation does not extend further.
 _LEAST_RATIO, _LARGEST_RATIO = 0.5, 2.0
-# One voxel of 10 is simulated and fitted again, at 8 % of the time of a fit without draws; eight
-# give a standard error.
+# One voxel of 10 is simulated and fitted again, a tenth more work without draws; eight give a
+# standard error. By hand.
 _BOOTSTRAP_STRIDE, _LEAST_SIMULATIONS = 10, 8
 _TRIMMED = 0.05  # share of the largest, and of the smallest, differences left out; by hand
 _DIFFERENCE = 1e-2  # of a fixed value; truncation error of its derivative about as much
