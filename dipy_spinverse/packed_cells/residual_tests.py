@@ -19,7 +19,7 @@ _ALONG, _ACROSS = 0.67, 0.33
 _LINEAR = 0.5
 _DIRECTIONS = ("along the axis", "oblique to the axis", "across the axis")
 # A group rejects the model only if its residual exceeds the noise by this fraction of S0, or of
-# its own signal: less does not bias maps more than their intervals say.
+# its own signal; chosen by hand.
 _LEAST_OF_S0, _LEAST_OF_SIGNAL = 0.01, 0.1
 # Left-out measurements are compared where the model-free description has this freedom for each,
 # and where there are so many; chosen by hand.
@@ -133,19 +133,19 @@ def residual_tests(
     }
 
 
-def _worst_group(chi_square, freedom, matters):
+def _worst_group(chi_square, freedom, relevant):
     """Reduced chi-square and degrees of freedom (V,) of the least probable group (V, G).
 
-    Of those that matter; 0 and 1 without any.
+    Of the relevant ones; 0 and 1 without any.
     """
     freedom = np.maximum(freedom, _TINY)
-    p_value = np.where(matters, chi2.logsf(chi_square, freedom), np.inf)
+    p_value = np.where(relevant, chi2.logsf(chi_square, freedom), np.inf)
     index = p_value.argmin(axis=1)[:, None]
-    chi_square, freedom, matters = (
+    chi_square, freedom, relevant = (
         np.take_along_axis(values, index, axis=1)[:, 0]
-        for values in (chi_square, freedom, matters)
+        for values in (chi_square, freedom, relevant)
     )
-    return np.where(matters, chi_square / freedom, 0.0), np.where(matters, freedom, 1.0)
+    return np.where(relevant, chi_square / freedom, 0.0), np.where(relevant, freedom, 1.0)
 
 
 def left_out_comparison(

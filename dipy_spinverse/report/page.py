@@ -233,13 +233,13 @@ def shared_residual(
     And the b, timing and mean residual of the shells where the mean over voxels is significant,
     the largest first. What tissue leaves differs between voxels; what they share is of the scan.
     """
+    from dipy_spinverse.report.plotly_figures import shells
+
     n = len(residual)
     if n < _LEAST_SHARING:
         return 0.0, []
     mean, variance = residual.mean(axis=0), residual.var(axis=0, ddof=1)
     share = (mean**2 - variance / n).sum() / np.maximum((residual**2).mean(axis=0).sum(), 1e-300)
-    from dipy_spinverse.report.plotly_figures import shells
-
     rows = []
     for b, timing, members in shells(acquisition):
         of_shell = residual[:, members].mean(axis=1)
