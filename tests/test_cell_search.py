@@ -539,6 +539,18 @@ def test_reflected_fields_count_for_the_same_walls(monkeypatch):
     np.testing.assert_array_equal(found.wall_probability[0], walls_of(labels))
 
 
+@pytest.mark.parametrize(("of_open_faces", "is_open"), [(1 - 1e-5, True), (0.98, False)])
+def test_faces_that_are_nearly_open_are_no_walls(of_open_faces, is_open, monkeypatch):
+    labels, acquisition = letter_l(GRID), acquisition_of(6)
+    target = target_of(acquisition, labels, sigma=0.001)
+    best = target.cells(labels[None], np.array([TRANSMISSIBILITY[0], of_open_faces]))[0]
+    known = SearchResult(best, [best], solved=True)
+    monkeypatch.setattr(CellSearch, "run", lambda *voxel: known)
+    found = inversion_of(acquisition, 1).run(target.data[None], np.array([0.001]))
+    others = found.scaled_transmissibility[0, ~walls_of(labels)]
+    assert (others == 1).all() == is_open
+
+
 @pytest.mark.filterwarnings("ignore:In . of 2 voxels the search ended early")
 def test_search_survives_data_that_no_cells_explain():
     acquisition, rng = acquisition_of(6, n_b0=6), np.random.default_rng(0)

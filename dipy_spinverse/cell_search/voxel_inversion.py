@@ -25,6 +25,9 @@ from dipy_spinverse.walls.patterns import align_fields
 # Error of simulated signals in the search, over the initial magnetisation, of float32 and of the
 # time steps; set by hand.
 _SIMULATION_ERROR = 1.5e-5
+# Transmissibilities of other faces are fitted, too, and end at 1 or near it; within a hundredth of
+# their prior standard deviation they are open.
+_OPEN = 1e-4
 
 
 class VoxelwiseInversion:
@@ -131,4 +134,6 @@ class CellInversion(VoxelwiseInversion):
     def _scaled_transmissibility(self, states: list[LabelledCells]):
         labels = np.array([state.labels for state in states])
         transmissibility = np.array([state.transmissibility for state in states])
+        of_open_faces = transmissibility[:, 1]
+        of_open_faces[of_open_faces > 1 - _OPEN] = 1
         return scaled_transmissibility(face_transmissibility(self._grid, labels, transmissibility))

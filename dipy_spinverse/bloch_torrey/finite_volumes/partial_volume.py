@@ -53,7 +53,6 @@ class PartialVolumeSimulator(Simulator):
     # Whether pools without water next to others may get some.
     _pools_grow = True
     # Pools of a smaller fraction of their tetrahedron are omitted: signals jump by less than that.
-    # With less, the search on the lattice ends with walls around such pools.
     _omitted_fraction = 1e-3
 
     def __init__(self, *args: Any, odds_ratio: float = 1.0, **options: Any):
