@@ -120,7 +120,7 @@ def _row(fit, cells):
         "chi2": round(float((fit.residual_rms / fit.sigma) ** 2), 2),
         "status": Status(int(fit.status)).name,
         "S0": fit.S0_per_te.round(3).tolist(),
-        "D": round(float(fit.field_diffusivity[0]) / DIFFUSIVITY, 3),
+        "D": round(1e3 * float(fit.field_diffusivity[0]) / DIFFUSIVITY, 3),
         "held": [bool(x) for x in held],
     }
 

@@ -53,7 +53,8 @@ def as_drawn(fit: SpinverseFit) -> dict[str, np.ndarray]:
     found: dict[str, list] = {name: [] for name in MAPS}
     time_ms = float(fit.model.acquisition.diffusion_time.max())
     lattices = zip(fit.field_scale, fit.field_diffusivity, fit.field_share, strict=True)
-    for walls, (scale, diffusivity, share) in zip(fields, lattices, strict=True):
+    for walls, (scale, mm2_per_s, share) in zip(fields, lattices, strict=True):
+        diffusivity = 1e3 * mm2_per_s
         grid = rescaled_grid(fit.model.grid, scale)
         tau = torch.as_tensor(relative_transmissibility(grid, walls, diffusivity))[None]
         maps = wall_maps(grid, tau, diffusivity=diffusivity, diffusion_time=time_ms)

@@ -52,6 +52,12 @@ def signals(simulator, sequences):
     return simulator.signals(sequences, constants_of(TISSUES), B1, B0)
 
 
+def test_diffusivities_of_mrzero_are_those_of_tissues_in_its_unit(monkeypatch):
+    monkeypatch.setattr(mrzero, "SimData", lambda *quantities: quantities, raising=False)
+    matter = mrzero._matter(*constants_of(TISSUES).T, torch.ones(3), torch.zeros(3))
+    torch.testing.assert_close(matter[4], torch.tensor([3.04, 0.83, 0.7]))  # um^2/ms
+
+
 def echo_of_isochromats(sequence, tissue, b1, n=256):
     """Echo of n isochromats that crushers turn by all angles, pulses as rotations."""
     turns = np.exp(2j * np.pi * np.arange(n) / n)

@@ -57,6 +57,7 @@ from dipy_spinverse.packed_cells.tissue_classes import (
     tissue_class,
 )
 from dipy_spinverse.packed_cells.tissue_signals import tissue_signals
+from dipy_spinverse.report.descriptions import map_description
 from dipy_spinverse.voxels.tensor_frames import tensor_frames
 
 
@@ -514,13 +515,25 @@ def test_only_voxels_that_nothing_explains_are_searched_again(monkeypatch):
     assert (twice.predicted[1] != once.predicted[1]).any()
 
 
+def test_maps_of_diffusivities_are_in_mm2_per_s():
+    D, rng = 1.4e-3, np.random.default_rng(0)
+    data = magnitudes(np.exp(-1e3 * D * protocol().b)[None], rng, 0.005)
+    model = PackedCellsModel(protocol(), classes=("no cells",))
+    fit = model.fit(data, sigma=0.005)
+    # The error of D is 0.5 % with these data; a priori it is 1.1e-3 by a factor of 1.8.
+    assert fit.diffusivity_outside[0] == pytest.approx(D, rel=0.05)
+    assert fit.diffusivity_outside_low[0] < D < fit.diffusivity_outside_high[0]
+    assert np.median(model.prior_maps["diffusivity_outside"]) == pytest.approx(1.1e-3, rel=0.05)
+    assert map_description("diffusivity_outside").unit == "mm^2/s"
+
+
 def test_free_water_has_the_diffusivity_given_but_where_nothing_explains_the_voxel():
     *_, signals = drawn_tissue("spheres", 2, 3)
     data = magnitudes(signals, np.random.default_rng(0), 0.002)
     data[1] *= np.where(protocol().big_delta == 40, 0.7, 1.0)
     fit = PackedCellsModel(protocol()).fit(data, sigma=0.002, n_draws=0)
-    assert fit.free_diffusivity[0] == 3.0
-    assert 0.5 < fit.free_diffusivity[1] < 12 and fit.free_diffusivity[1] != 3.0
+    assert fit.free_diffusivity[0] == 3e-3
+    assert 0.5e-3 < fit.free_diffusivity[1] < 12e-3 and fit.free_diffusivity[1] != 3e-3
     found = posterior_of(protocol(), data, 0.002, n_samples=0)
     # The noise floor adds sigma^2 / (2 S), with the smallest S of 0.05.
     np.testing.assert_allclose(fit.predict(), found.predicted, atol=2e-4)

@@ -166,7 +166,7 @@ def test_ideal_spin_echoes_decay_by_t2_and_do_not_see_t2_prime():
 def test_refocusing_pulses_that_are_not_ideal_make_the_first_echo_smaller():
     """sin^2(angle / 2) of it, and stimulated echoes then make the second larger than the first
     over again."""
-    still = [Tissue("slow", 1.0, 1e6, 1e6, 1e6, 1.0)]
+    still = [Tissue("slow", 1.0, 1e6, 1e6, 1e6, 1e-3)]
     first, second = (
         float(signals(TurboSpinEcho(math.inf, 0.01, 4, te, refocusing_angle=120), still)[0])
         for te in (0.01, 0.02)
@@ -413,7 +413,9 @@ def test_what_neighbours_are_helps_where_one_contrast_does_not_separate():
 
 
 def test_a_fourth_tissue_is_found_by_its_name():
-    tissues = (*TISSUES, Tissue("lesion", 0.9, 1.3, 0.15, 0.5, 1.2))
+    with pytest.raises(ValueError, match="diffusivity of lesion is 1.2; give it in mm\\^2/s"):
+        Tissue("lesion", 0.9, 1.3, 0.15, 0.5, 1.2)
+    tissues = (*TISSUES, Tissue("lesion", 0.9, 1.3, 0.15, 0.5, 1.2e-3))
     truth = np.random.default_rng(2).dirichlet(np.ones(4), 200)
     truth[50:, 1] += truth[50:, 3]
     truth[50:, 3] = 0  # a lesion in a quarter of the voxels

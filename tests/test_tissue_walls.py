@@ -196,6 +196,8 @@ def test_fields_explain_the_signals_as_packed_cells_do_and_say_that_places_are_u
     assert np.sqrt(((fit.predict() - data) ** 2).mean()) == pytest.approx(1.0, abs=0.3)
     # Every place of the lattice is alike: no face is surely a wall.
     assert 0 < fit.wall_probability.max() < 0.6
+    np.testing.assert_allclose(fit.field_diffusivity, 2e-3, rtol=1e-12)  # as specified, mm^2/s
+    np.testing.assert_allclose(fit.tissue.diffusivity_inside, 2e-3, rtol=1e-12)
     assert fit.pattern_agreement < 0.5
 
 

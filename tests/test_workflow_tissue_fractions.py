@@ -146,7 +146,7 @@ def test_tissues_of_a_file_are_beside_those_of_the_literature_or_in_their_place(
     folder, _ = examination
     oil = {
         "name": "oil", "proton_density": 0.9, "t1_s": 0.3, "t2_s": 0.1, "t2_prime_s": 0.2,
-        "diffusivity": 0.1,
+        "diffusivity": 0.1e-3,
     }  # fmt: skip
     path, fit = tmp_path / "tissues.json", tmp_path / "fit"
     path.write_text(json.dumps([oil, {**oil, "name": "gm", "t1_s": 1.5}]))

@@ -11,7 +11,6 @@ from dipy_spinverse.packed_cells.equivalent_pulses import PulsedMeasurements
 from dipy_spinverse.packed_cells.maps import PARAMETERS
 from dipy_spinverse.packed_cells.posterior import PackedCellsPosterior
 from dipy_spinverse.packed_cells.residual_tests import ResidualGroups, describe_residual
-from dipy_spinverse.units import MM2_PER_S
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.fitted_model import FittedModel
 from dipy_spinverse.voxels.image import Voxels
@@ -62,7 +61,7 @@ class PackedCellsFit(VoxelFit):
         intervals, which include the systematic error, can be used; 2 where the model misses
         `misfit_percent`, so that maps may be biased by more than their intervals.
     free_diffusivity : ndarray (...)
-        Estimated diffusivity of free water, um^2/ms: that specified, unless no class fits with it.
+        Estimated diffusivity of free water, mm^2/s: that specified, unless no class fits with it.
     """
 
     MAPS = (
@@ -161,7 +160,7 @@ def values_of_fit(
         values |= estimates
         axis, angle = dominant_axis(posterior.estimated_maps["wall_orientation"][None])
     parameters = posterior.estimated_parameters
-    free_diffusivity = MM2_PER_S * model.free_diffusivity * np.exp(parameters["log_free_ratio"])
+    free_diffusivity = model.free_diffusivity * np.exp(parameters["log_free_ratio"])
     residual = (voxels.signals - posterior.predicted)[:, model.used]
     n_unknowns = model.used.sum() - posterior.degrees_of_freedom
     return values | {

@@ -11,6 +11,7 @@ from dipy_spinverse.packed_cells.tissue_classes import (
     dispersion_of,
     parameter_values_and_slopes,
 )
+from dipy_spinverse.units import MM2_PER_S
 from dipy_spinverse.walls.maps import LONGEST_EXCHANGE_TIME_MS
 
 # ln of the ratio of the mean permeability to that of equal cells with the same signals, over the
@@ -89,8 +90,8 @@ def tissue_maps(parameters: dict[str, np.ndarray], frames: np.ndarray) -> dict[s
         "free_water_fraction": free,
         "dot_fraction": (1 - free) * dot,
         "hindered_fraction": tissue * parameters["hindered"],
-        "diffusivity_inside": parameters["diffusivity_inside"],
-        "diffusivity_outside": parameters["diffusivity_outside"],
+        "diffusivity_inside": parameters["diffusivity_inside"] / MM2_PER_S,
+        "diffusivity_outside": parameters["diffusivity_outside"] / MM2_PER_S,
     }
 
 

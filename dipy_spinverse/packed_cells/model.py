@@ -42,9 +42,9 @@ class PackedCellsModel(VoxelModel):
     membranes; their signals are emulated from simulations of packings. Further compartments are
     free, immobile and hindered water. The classes are weighted by their evidence; `tissue_class`
     is the most probable one. Unless specified, diffusivities inside and outside of cells are
-    unknown, with a prior of about 1.1 um^2/ms by a factor of 1.8 that includes tissue in vivo and
-    fixed, and makes both nearly equal. Where they are not identifiable, as in spheres, the prior
-    dominates.
+    unknown, with a prior of about 1.1e-3 mm^2/s by a factor of 1.8 that includes tissue in vivo
+    and fixed, and makes both nearly equal. Where they are not identifiable, as in spheres, the
+    prior dominates.
 
     The polarity asymmetry (differences between opposite gradient directions beyond chance) and
     fast components, which have decayed at 100 s/mm^2 (of either sign, a priori within 5 % of the

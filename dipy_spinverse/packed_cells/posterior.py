@@ -86,7 +86,7 @@ class PackedCellsPosterior:
         over the volume), "wall_orientation" (z >= 0; 0 for spheres), "wall_anisotropy" (as in
         ``wall_maps``), "orientation_dispersion" (0.0005 to 0.95, spheres 1),
         "free_water_fraction", "dot_fraction", "hindered_fraction", "diffusivity_inside" and
-        "diffusivity_outside" (um^2/ms).
+        "diffusivity_outside" (mm^2/s).
     class_probabilities : dict of ndarray (V,)
         Posterior probability of each class; a priori they are equally likely.
     estimated_maps : dict of ndarray (V, ...)

@@ -28,8 +28,8 @@ _TABLE = {
     "free_water_fraction": ("1", "fraction of free water"),
     "dot_fraction": ("1", "fraction of immobile water"),
     "hindered_fraction": ("1", "fraction of hindered water, outside of cells"),
-    "diffusivity_inside": ("um^2/ms", "diffusivity of the water within cells"),
-    "diffusivity_outside": ("um^2/ms", "diffusivity of the water between cells"),
+    "diffusivity_inside": ("mm^2/s", "diffusivity of the water within cells"),
+    "diffusivity_outside": ("mm^2/s", "diffusivity of the water between cells"),
     "wall_orientation": ("1", "axis of the walls, a unit vector in the b-vectors' frame"),
     "wall_orientation_angle": ("degrees", "radius of the cone about that axis that contains 95 % "
                                           "of the posterior samples"),

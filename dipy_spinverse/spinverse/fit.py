@@ -10,6 +10,7 @@ import numpy as np
 from dipy_spinverse.bloch_torrey import relative_transmissibility
 from dipy_spinverse.cell_search.smooth import CELL_ARRAYS
 from dipy_spinverse.inversion.unknowns import WALL_THRESHOLD, scaled_transmissibility
+from dipy_spinverse.units import MM2_PER_S
 from dipy_spinverse.user_warnings import warn
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.status import FITTED, Status
@@ -106,7 +107,7 @@ class SpinverseFit(VoxelFit):
     field_frame : ndarray (..., n + 1, 3, 3)
         Axes of each field's lattice, in rows, in the frame of the gradients.
     field_diffusivity : ndarray (..., n + 1)
-        Diffusivity of the water of each field, um^2/ms.
+        Diffusivity of the water of each field, mm^2/s.
     field_share : ndarray (..., n + 1)
         Fraction of the water in tissue that is as each field.
     wall_probability : ndarray (..., F)
@@ -257,14 +258,14 @@ def _check_drawable(voxel, index, shape):
     status = Status(int(voxel.wall_status))
     if status in _STATUS_WARNINGS:
         warn(f"Voxel {index!r} is {status.name}: {_STATUS_WARNINGS[status]}.")
-    diffusivity, scale = voxel.field_diffusivity[0], voxel.field_scale[0]
+    diffusivity, scale = MM2_PER_S * voxel.field_diffusivity[0], voxel.field_scale[0]
     tau = relative_transmissibility(voxel.model.grid, voxel.permeability, diffusivity / scale)
     open_tau = tau[scaled_transmissibility(tau) >= WALL_THRESHOLD]
     open_diffusivity = diffusivity * np.median(open_tau if open_tau.size else 1.0)
     if open_diffusivity < _MIN_OPEN_TRANSMISSIBILITY * diffusivity:
         warn(
             f"Voxel {index!r}: the transmissibility of faces without walls is that of a "
-            f"diffusivity of {open_diffusivity:.2f}, not {diffusivity:.2f} um^2/ms; with a "
+            f"diffusivity of {open_diffusivity:.2f}e-3, not {diffusivity:.2f}e-3 mm^2/s; with a "
             "diffusivity that is too high, estimated walls are not those of the tissue."
         )
 

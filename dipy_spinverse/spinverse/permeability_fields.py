@@ -33,6 +33,7 @@ from dipy_spinverse.spinverse.fit import SpinverseFit, status_with_pattern, wall
 from dipy_spinverse.spinverse.packings import permeability_field_signals
 from dipy_spinverse.spinverse.voxel_inversion import VoxelInversion
 from dipy_spinverse.spinverse.wall_corrections import LARGEST_LINK_PHASE
+from dipy_spinverse.units import MM2_PER_S
 from dipy_spinverse.user_warnings import warn
 from dipy_spinverse.voxels.chunks import Engine, fit_image
 from dipy_spinverse.voxels.image import Image, Voxels
@@ -308,7 +309,7 @@ class FieldChunk:
             "packing_permeability": permeability[0],
             "field_scale": 1.0,
             "field_frame": np.broadcast_to(np.eye(3), (n_voxels, len(fields), 3, 3)),
-            "field_diffusivity": diffusivity,
+            "field_diffusivity": diffusivity / MM2_PER_S,
             "field_share": 1.0,
             "wall_probability": result.wall_probability,
             "pattern_agreement": mean_pairwise_f1(walls.swapaxes(0, 1)),

@@ -45,6 +45,7 @@ from dipy_spinverse.spinverse.wall_corrections import (
     PackingSignals,
     corrected_walls,
 )
+from dipy_spinverse.units import MM2_PER_S
 from dipy_spinverse.voxels.chunks import Engine, fit_image, fit_status
 from dipy_spinverse.voxels.image import Image, Voxels
 from dipy_spinverse.voxels.model import VoxelModel
@@ -142,7 +143,7 @@ def packed_cells_model(problem: WallProblem) -> PackedCellsModel:
     """The model of packed cells of a problem."""
     return PackedCellsModel(
         problem.acquisition,
-        diffusivity=1e-3 * problem.diffusivity if problem.diffusivity_known else None,
+        diffusivity=problem.diffusivity / MM2_PER_S if problem.diffusivity_known else None,
         free_diffusivity=1e-3 * problem.free_diffusivity,
         seed=problem.seed,
     )
@@ -259,7 +260,7 @@ class TissueWallChunk:
             "pattern_agreement": _independent_f1(walls, probability),
             "field_scale": [field.packing.scale for field in fields],
             "field_frame": [field.packing.frame for field in fields],
-            "field_diffusivity": [field.packing.diffusivity for field in fields],
+            "field_diffusivity": [field.packing.diffusivity / MM2_PER_S for field in fields],
             "field_share": [field.packing.share for field in fields],
             "residual_rms": np.sqrt(((residual * sd) ** 2).mean()),
             "n_unknowns": len(signals) - remaining,

@@ -11,6 +11,7 @@ from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.inversion import WallProblem
 from dipy_spinverse.inversion.unknowns import wall_faces
 from dipy_spinverse.spinverse.fit import SpinverseFit
+from dipy_spinverse.units import MM2_PER_S
 from dipy_spinverse.voxels.chunks import Engine
 from dipy_spinverse.voxels.image import Image
 from dipy_spinverse.voxels.model import VoxelModel
@@ -51,7 +52,8 @@ class VoxelInversion:
         if field is not None:
             permeability = np.vstack([permeability, voxel.permeability_fields])[field]
             # Permeability over diffusivity is an inverse length.
-            walls = wall_faces(grid, permeability, voxel.field_diffusivity[field] / scale)
+            diffusivity = MM2_PER_S * voxel.field_diffusivity[field]
+            walls = wall_faces(grid, permeability, diffusivity / scale)
         mesh = interface_mesh(
             grid, permeability, voxel.wall_probability,
             threshold=threshold, walls=walls,

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from dipy_spinverse.units import diffusivity_um2_per_ms
+
 
 @dataclass(frozen=True)
 class Tissue:
@@ -22,12 +24,12 @@ class Tissue:
     t1_s, t2_s, t2_prime_s : float
         Relaxation times, s; ``1 / T2* = 1 / T2 + 1 / T2'``.
     diffusivity : float
-        Mean, um^2/ms.
+        Mean, mm^2/s.
 
     Raises
     ------
     ValueError
-        A value that is not positive.
+        A value that is not positive, or a diffusivity that is not in mm^2/s.
 
     Examples
     --------
@@ -51,6 +53,7 @@ class Tissue:
             value = getattr(self, quantity)
             if not value > 0:
                 raise ValueError(f"{quantity} of {self.name} is {value}; give a value above 0.")
+        diffusivity_um2_per_ms(f"diffusivity of {self.name}", self.diffusivity)
 
     @property
     def t2_star_s(self) -> float:
@@ -112,9 +115,9 @@ def tissues_at(field: float) -> tuple[Tissue, Tissue, Tissue]:
         )
     t1_gm, t1_wm, t2_gm, t2_wm, star_gm, star_wm, t2_csf = (t / 1e3 for t in _TIMES_MS[field])
     return (
-        Tissue("csf", 1.0, 4.31, t2_csf, 0.0591 * 3 / field, 3.04),
-        Tissue("gm", 0.837, t1_gm, t2_gm, _t2_prime(star_gm, t2_gm), 0.83),
-        Tissue("wm", 0.691, t1_wm, t2_wm, _t2_prime(star_wm, t2_wm), 0.70),
+        Tissue("csf", 1.0, 4.31, t2_csf, 0.0591 * 3 / field, 3.04e-3),
+        Tissue("gm", 0.837, t1_gm, t2_gm, _t2_prime(star_gm, t2_gm), 0.83e-3),
+        Tissue("wm", 0.691, t1_wm, t2_wm, _t2_prime(star_wm, t2_wm), 0.7e-3),
     )
 
 
@@ -123,9 +126,9 @@ def _t2_prime(t2_star, t2):
 
 
 PUBLISHED_TISSUES = (
-    Tissue("csf", 1.0, 4.16, 1.65, 0.0591, 3.05),
-    Tissue("gm", 0.8, 1.55, 0.09, 0.322, 0.83),
-    Tissue("wm", 0.7, 0.83, 0.07, 0.183, 0.70),
+    Tissue("csf", 1.0, 4.16, 1.65, 0.0591, 3.05e-3),
+    Tissue("gm", 0.8, 1.55, 0.09, 0.322, 0.83e-3),
+    Tissue("wm", 0.7, 0.83, 0.07, 0.183, 0.7e-3),
 )
 """Constants of the published method at 3 T, for comparison [1]_.
 

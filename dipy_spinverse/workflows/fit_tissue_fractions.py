@@ -100,7 +100,7 @@ class TissueFractionsFlow(FitCommand):
             JSON or YAML file with a list of tissues in addition to CSF, grey and white matter
             (csf, gm, wm), or in their place where they have the same name. Each has a "name",
             "proton_density" (of water: 1), "t1_s", "t2_s", "t2_prime_s" (1/T2* = 1/T2 + 1/T2')
-            and "diffusivity" (um^2/ms). At most five in all. Maps of others are NAME.nii.gz.
+            and "diffusivity" (mm^2/s). At most five in all. Maps of others are NAME.nii.gz.
         unknown : variable string, optional
             Parameters estimated from the images: some of scale, bias, b1 and constants. Without
             it, all.

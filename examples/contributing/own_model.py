@@ -9,14 +9,14 @@ from dipy_spinverse.voxels.statistics import statistics_of_maps
 
 
 class DecayFit(VoxelFit):
-    MAPS = ("diffusivity",)  # um^2/ms
+    MAPS = ("diffusivity",)  # mm^2/s
 
 
 class DecayModel(VoxelModel):
     Fit = DecayFit
 
     def fit_chunk(self, voxels, n_draws):
-        b = self.acquisition.b
+        b = 1e3 * self.acquisition.b  # s/mm^2
         solve = np.linalg.pinv(np.column_stack([np.ones_like(b), -b]))
         log_S0, slope = solve @ np.log(voxels.signals.clip(1e-3)).T
         values = {"S0_per_te": np.exp(log_S0)[:, None], "diffusivity": slope.clip(0)}
@@ -30,7 +30,7 @@ class DecayModel(VoxelModel):
         return values | {"converged": True, "sigma": sigma, "residual_rms": rms, "n_unknowns": 2}
 
     def signals_of_fit(self, values, acquisition):
-        return np.exp(-np.outer(values["diffusivity"], acquisition.b))
+        return np.exp(-1e3 * np.outer(values["diffusivity"], acquisition.b))
 
     def settings(self):
         return {}, {}
@@ -39,4 +39,4 @@ class DecayModel(VoxelModel):
 acquisition = Acquisition([0, 0, 0.5, 1, 1.5], [1, 0, 0], small_delta=10, big_delta=30)
 noise = np.random.default_rng(1).normal(scale=0.5, size=(200, 5))
 fit = DecayModel(acquisition).fit(100 * np.exp(-0.8 * acquisition.b) + noise, sigma=0.5)
-assert abs(fit.diffusivity.mean() - 0.8) < 0.002  # 3 standard errors of the mean
+assert abs(fit.diffusivity.mean() - 0.8e-3) < 0.002e-3  # 3 standard errors of the mean

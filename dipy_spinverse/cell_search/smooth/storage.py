@@ -13,6 +13,7 @@ from dipy_spinverse.cell_search.smooth.budget import SmoothSearchBudget
 from dipy_spinverse.cell_search.smooth.forward import LimitModel, SmoothModel
 from dipy_spinverse.cell_search.smooth.level_set import RASTER, SmoothCells, level_set_prior
 from dipy_spinverse.grid import TetrahedralGrid
+from dipy_spinverse.units import MM2_PER_S
 
 CELL_ARRAYS = ("cell_field", "cell_log_permeability", "cell_index")
 # Only cells above 5 % of the volume of all cells have a separate permeability (`level_set`).
@@ -65,5 +66,5 @@ def signals_of_cells(
 
     arrays = (values[name] for name in (*CELL_ARRAYS, "field_diffusivity"))
     best_of_voxels = ([array[0] for array in voxel] for voxel in zip(*arrays, strict=True))
-    signals = [model(float(D)).signals(_cells(*best)) for *best, D in best_of_voxels]
+    signals = [model(MM2_PER_S * float(D)).signals(_cells(*best)) for *best, D in best_of_voxels]
     return np.array(signals).reshape(-1, len(acquisition))
