@@ -8,7 +8,10 @@ import re
 import warnings
 from pathlib import Path
 
+import matplotlib
+import matplotlib.pyplot
 import model_cases
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -18,6 +21,8 @@ from model_cases import CASES, S0, SNR
 
 from dipy_spinverse import Status, load_fit
 from dipy_spinverse.acquisition import as_acquisition
+from dipy_spinverse.report.descriptions import map_description
+from dipy_spinverse.report.summary import to_common_decimals
 from dipy_spinverse.voxels import chunks
 from dipy_spinverse.voxels.status import FITTED
 
@@ -78,6 +83,39 @@ def test_a_voxel_that_the_model_explains_is_not_a_misfit(fit):
     assert np.isin(fit.status, explained).all()
     assert (fit.residual_rms < 1.5 * S0 / SNR).all() and (fit.sigma > 0).all()
     assert np.allclose(fit.S0_hat, S0, rtol=0.1)
+
+
+def test_a_fit_shows_its_maps_with_units_and_statuses_as_text_html_figure_files_and_table(
+    case, fit, tmp_path
+):
+    matplotlib.use("agg")
+    masked = case.fit(case.data, [True, False])
+    status = Status(int(masked.status[0])).name
+    for text in (repr(masked), masked._repr_html_()):
+        assert type(masked).__name__ in text and f"1 {status}: " in text
+        assert all(name in text and map_description(name, fit).unit in text for name in fit.MAPS)
+    assert all(name in case.model._repr_html_() for name in case.model.empty_fit.MAPS)
+    name, median = fit.MAPS[0], float(getattr(masked, fit.MAPS[0])[0])
+    assert f"{name} " in repr(masked) and to_common_decimals([median])[0][:4] in repr(masked)
+    figure = fit.plot([name])
+    np.testing.assert_allclose(figure.axes[0].images[0].get_array().ravel(), fit_low(fit, name))
+    matplotlib.pyplot.close(figure)
+    masked.save_maps(tmp_path / "new", np.eye(4))
+    for name in (*fit.MAPS, "S0", "status"):
+        image = nib.load(tmp_path / "new" / f"{name}.nii.gz")
+        assert image.shape[:3] == (2, 1, 1) and image.header["descrip"].item().decode()
+        expected = getattr(masked, name, masked.S0_hat)
+        np.testing.assert_allclose(image.get_fdata().reshape(expected.shape), expected, rtol=1e-6)
+    table = pytest.importorskip("pandas") and masked.to_dataframe()
+    assert table.i.tolist() == [0] and table.status.tolist() == [status]
+    for column in (end for name in fit.MAPS for end in (name, f"{name}_high")):
+        if hasattr(fit, column):
+            assert table[column][0] == getattr(masked, column)[0]
+    assert table.attrs["units"][fit.MAPS[0]] == map_description(fit.MAPS[0], fit).unit
+
+
+def fit_low(fit, name):
+    return getattr(fit, f"{name}_low", getattr(fit, name))
 
 
 def test_data_of_one_to_four_dimensions_give_the_same_fit(case, fit):

@@ -16,7 +16,8 @@ from dipy_spinverse import bcc_grid
 from dipy_spinverse.report import plotly_figures as draw
 from dipy_spinverse.report.figures import plane_intersection, plot_walls
 from dipy_spinverse.report.methods import methods_paragraph
-from dipy_spinverse.report.page import _html, _to_common_decimals, check_packages, save_page
+from dipy_spinverse.report.page import _html, check_packages, save_page
+from dipy_spinverse.report.summary import to_common_decimals
 from dipy_spinverse.report.viewer import viewer_volumes
 from dipy_spinverse.substrates import cylinders
 from dipy_spinverse.voxels import Status
@@ -59,9 +60,9 @@ def mesh():
 
 
 def test_numbers_of_a_row_have_the_decimals_of_the_largest():
-    assert _to_common_decimals([163.2, 40.1, 3213.4]) == ["163", "40", "3213"]
-    assert _to_common_decimals([0.02, 4.3e-7, 0.185]) == ["0.020", "0.000", "0.185"]
-    assert _to_common_decimals([0.0]) == ["0"]
+    assert to_common_decimals([163.2, 40.1, 3213.4]) == ["163", "40", "3213"]
+    assert to_common_decimals([0.02, 4.3e-7, 0.185]) == ["0.020", "0.000", "0.185"]
+    assert to_common_decimals([0.0]) == ["0"]
 
 
 def test_slices_cut_a_closed_cell_in_closed_lines():

@@ -31,8 +31,8 @@ def plot_maps(fit: VoxelFit, names: Iterable[str] | None = None) -> Figure:
     Parameters
     ----------
     fit : VoxelFit
-        Of any model, of a slice such as ``fit[:, :, k]`` or a three-dimensional image, of which
-        the middle slice is shown.
+        Of any model: a slice such as ``fit[:, :, k]``, a three-dimensional image, of which the
+        middle slice is shown, or a list of voxels, shown as a row.
     names : iterable of str, optional
         Some of `fit.MAPS`; all by default.
 
@@ -43,7 +43,7 @@ def plot_maps(fit: VoxelFit, names: Iterable[str] | None = None) -> Figure:
     Raises
     ------
     ValueError
-        Unknown maps, or a fit that is not an image.
+        Unknown maps.
     ImportError
         Without matplotlib: ``pip install dipy_spinverse[viz]``.
 
@@ -54,11 +54,9 @@ def plot_maps(fit: VoxelFit, names: Iterable[str] | None = None) -> Figure:
     pyplot = _pyplot()
     names = list(fit.MAPS if names is None else names)
     unknown = sorted(set(names) - set(fit.MAPS))
-    if unknown or len(fit.shape) not in (2, 3):
-        raise ValueError(
-            f"There is no map {unknown} in a fit of the voxels {fit.shape}; choose from "
-            f"{list(fit.MAPS)} of a two- or three-dimensional image."
-        )
+    if unknown:
+        raise ValueError(f"names: there is no map {unknown}; choose from {list(fit.MAPS)}.")
+    fit = fit[(None,) * max(0, 2 - len(fit.shape))]
     if len(fit.shape) == 3:
         fit = fit[:, :, fit.shape[2] // 2]
     suffixes = list(INTERVAL) if hasattr(fit, f"{names[0]}_low") else [""]

@@ -10,6 +10,7 @@ import numpy as np
 from dipy.io.utils import split_filename_extension
 from nibabel.openers import ImageOpener
 
+from dipy_spinverse.report.descriptions import MAP_DESCRIPTIONS, map_description
 from dipy_spinverse.voxels.status import FITTED
 
 if TYPE_CHECKING:
@@ -49,14 +50,24 @@ def save_predictions(fit: VoxelFit, path: Path, affine: np.ndarray, description:
             file.write(volume.reshape(fit.shape).tobytes(order="F"))
 
 
-def save_map(
-    fit: VoxelFit, name: str, path: Path, affine: np.ndarray, description: str = ""
-) -> None:
+def save_map(fit: VoxelFit, name: str, path: Path, affine: np.ndarray) -> None:
     """Write a map to `path`, and what the fit has of the other :func:`map_paths`."""
+    description = f"{name} ({map_description(name, fit).unit}), dipy_spinverse"
     for suffix, target in zip(MAP_SUFFIXES, map_paths(path), strict=True):
-        values = getattr(fit, name + suffix, None)
+        values = getattr(fit, name + suffix, fit.S0_hat if name + suffix == "S0" else None)
         if values is not None:
+            space = (*fit.shape, *(1,) * (3 - len(fit.shape)))
+            values = values.reshape(space + values.shape[len(fit.shape) :])
             save_image(target, values, affine, description)
+
+
+def save_maps(fit: VoxelFit, folder: str | Path, affine: np.ndarray) -> None:
+    """See :meth:`VoxelFit.save_maps`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    described = (name for name in MAP_DESCRIPTIONS if name != "S0_hat" and hasattr(fit, name))
+    for name in dict.fromkeys((*fit.MAPS, "S0", *described)):
+        save_map(fit, name, folder / f"{name}.nii.gz", affine)
 
 
 def map_paths(path: Path) -> list[Path]:

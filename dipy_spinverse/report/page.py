@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-import math
 from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -14,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from dipy_spinverse.report.descriptions import STATUS_DESCRIPTIONS, map_description
+from dipy_spinverse.report.descriptions import STATUS_DESCRIPTIONS
+from dipy_spinverse.report.summary import map_rows
 from dipy_spinverse.spinverse.fit import AGREEMENT_THRESHOLD
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.outliers import volumes_with_outliers
@@ -108,7 +108,8 @@ def save_page(
         timings=plotly_figures.shells_by_timing(fit.model.acquisition),
         status=plotly_figures.status_rows(fit),
         outliers=volumes_with_outliers(fit._values.get("outliers", np.zeros((0, 0), dtype=bool))),
-        maps=_map_rows(fit),
+        maps=map_rows(fit),
+        prior=fit.prior_dominated_percent(),
         about=_json(about),
         volumes=_packed(volumes),
         slices_skipped=about["slices_skipped"],
@@ -170,31 +171,6 @@ def _verdict(fit):
     if explained >= _MOSTLY * n_voxels:
         return text, "good"
     return text, "partly" if 2 * usable >= n_voxels else "bad"
-
-
-def _map_rows(fit):
-    """Unit, meaning, median over voxels that the model explains, typical interval of maps, and
-    percent of voxels in which they are prior-dominated."""
-    rows, voxels, prior = [], fit.usable, fit.prior_dominated_percent()
-    voxels = voxels if voxels.any() else np.isin(fit.status, FITTED)
-    for name in fit.MAPS:
-        unit, meaning = map_description(name, fit)
-        row = {"name": name, "unit": unit, "meaning": meaning, "median": "-", "interval": "-"}
-        if voxels.any():
-            maps = [getattr(fit, name + suffix, None) for suffix in ("", "_low", "_high")]
-            medians = [float(np.median(values[voxels])) for values in maps if values is not None]
-            row["median"], *interval = _to_common_decimals(medians)
-            row["interval"] = " to ".join(interval) or "-"
-        row["prior"] = f"{prior[name]:.0f} %" if name in prior else ""
-        rows.append(row)
-    return rows
-
-
-def _to_common_decimals(values):
-    """Numbers with the decimals that give the largest three digits: none is written as 1e-07."""
-    largest = max(map(abs, values))
-    decimals = max(0, 2 - math.floor(math.log10(largest))) if 0 < largest < math.inf else 0
-    return [f"{value:.{decimals}f}" for value in values]
 
 
 def _signal_figures(fit, data):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from dipy.core.gradients import GradientTable
@@ -20,6 +22,13 @@ from dipy_spinverse.voxels.status import FITTED, USABLE, Status
 
 # Prior probability of an interval with 0.7 of its width, as in `compartments.identifiability`.
 _PRIOR_DOMINATED = 0.95 * 0.7
+
+
+def _report(module):
+    """A module of `report`, which is above this folder: loaded when it is used."""
+    return import_module(f"dipy_spinverse.report.{module}")
+
+
 _Fit = TypeVar("_Fit", bound="VoxelFit")
 
 
@@ -71,7 +80,75 @@ class VoxelFit(ReconstFit):
         return [*super().__dir__(), *(name for name in self._values if name[0] != "_")]
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(shape={self.shape}, {self._rows.size} voxels fitted)"
+        return _report("summary").text_of(self)
+
+    def _repr_html_(self) -> str:
+        return _report("summary").html_of(self)
+
+    def plot(self, names: Iterable[str] | None = None) -> Any:
+        """Maps of a slice by matplotlib, see :func:`dipy_spinverse.report.figures.plot_maps`.
+
+        Parameters
+        ----------
+        names : iterable of str, optional
+            Some of `MAPS`; all by default.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        ValueError
+            Unknown maps.
+        ImportError
+            Without matplotlib.
+
+        Examples
+        --------
+        >>> fit[:, :, 20].plot(["ndi", "odi"])  # doctest: +SKIP
+        """
+        return _report("figures").plot_maps(self, names)
+
+    def save_maps(self, folder: str | Path, affine: np.ndarray) -> None:
+        """Write maps, with their standard deviations and intervals, S0 and status as NIfTI.
+
+        The files of the commands: ``NAME.nii.gz``, ``NAME_std.nii.gz``, ``NAME_low.nii.gz`` and
+        ``NAME_high.nii.gz``. Files of these names are replaced.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Created if it does not exist.
+        affine : ndarray (4, 4)
+            That of the image.
+
+        Examples
+        --------
+        >>> data, affine = load_nifti("dwi.nii.gz")  # doctest: +SKIP
+        >>> model.fit(data).save_maps("maps", affine)  # doctest: +SKIP
+        """
+        _report("images").save_maps(self, folder, affine)
+
+    def to_dataframe(self) -> Any:
+        """A table with a row for each voxel of the mask.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Indices i, j, k of the voxel, name of its status, `usable`, and the maps with their
+            standard deviations and intervals. Units are in ``attrs["units"]``.
+
+        Raises
+        ------
+        ImportError
+            Without pandas.
+
+        Examples
+        --------
+        >>> fit.to_dataframe().query("usable").ndi.describe()  # doctest: +SKIP
+        """
+        return _report("summary").dataframe_of(self)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -77,6 +78,18 @@ class VoxelModel(ReconstModel, FittedModel):
         # Models that do not depend on timings invent those of gradient tables without.
         if isinstance(self.acquisition, Acquisition) and getattr(gtab, "big_delta", 0) is not None:
             warn_of_timings(self.acquisition)
+
+    def __repr__(self) -> str:
+        maps = ", ".join(self.empty_fit.MAPS)
+        return f"{type(self).__name__}({self.acquisition!r}, maps: {maps})"
+
+    def _repr_html_(self) -> str:
+        return import_module("dipy_spinverse.report.summary").html_of_model(self)
+
+    @property
+    def empty_fit(self) -> VoxelFit:
+        """A fit of no voxels, which has the names of the maps."""
+        return self.Fit(self, np.zeros(0, dtype=int), {})
 
     @property
     def gtab(self) -> GradientTable:

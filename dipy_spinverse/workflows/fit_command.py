@@ -19,7 +19,7 @@ from dipy_spinverse.report.descriptions import (
     STATUS_DESCRIPTIONS,
     map_description,
 )
-from dipy_spinverse.report.images import map_paths, save_image, save_map, save_predictions
+from dipy_spinverse.report.images import map_paths, save_map, save_predictions
 from dipy_spinverse.report.settings import run_settings, save_settings
 from dipy_spinverse.workflows.command import Command, check_names
 
@@ -137,17 +137,11 @@ class FitCommand(Command):
 
     def write(self, fit: VoxelFit, images: Images, settings: dict, paths: dict[str, Path]) -> None:
         """Write maps, predictions, the fit itself and the settings."""
-        written = [*fit.MAPS, *(name for name in self.others if hasattr(fit, name))]
-        for name in written:
+        others = [name for name in self.others if hasattr(fit, name)]
+        for name in (*fit.MAPS, *others, "S0", "residual_rms", "status"):
             path = paths.get(name, paths["status"].with_name(f"{name}.nii.gz"))
-            save_map(fit, name, path, images.affine, _description(name, fit))
-        for name, values in (
-            ("S0", getattr(fit, "S0", fit.S0_hat)),
-            ("residual_rms", fit.residual_rms),
-            ("status", fit.status),
-        ):
-            save_image(paths[name], values, images.affine, _description(name))
-        save_predictions(fit, paths["predicted"], images.affine, _description("predicted"))
+            save_map(fit, name, path, images.affine)
+        save_predictions(fit, paths["predicted"], images.affine, "predicted, dipy_spinverse")
         fit.save(paths["fit"])
         save_settings(paths["settings"], settings)
 
@@ -239,19 +233,11 @@ def voxels_of(texts: list[str] | None, shape: tuple[int, ...]) -> list[tuple[int
     return voxels
 
 
-def _description(name, fit=None):
-    words = map_description(name, fit)
-    return f"{name} ({words.unit}), dipy_spinverse"
-
-
 def status_summary(fit: VoxelFit, seconds: float) -> str:
     """Number of voxels of each status."""
-    from dipy_spinverse.voxels import Status
+    from dipy_spinverse.report.summary import status_counts
 
-    status = fit.status[fit.status != Status.NOT_FITTED]
-    lines = [f"{status.size} voxels in {seconds:.1f} s:"]
-    for name, words in STATUS_DESCRIPTIONS.items():
-        count = int((status == Status[name]).sum())
-        if count:
-            lines.append(f"{count:>8} {name}: {words}")
+    counts = status_counts(fit)
+    lines = [f"{sum(count for _, count in counts)} voxels in {seconds:.1f} s:"]
+    lines += [f"{count:>8} {name}: {STATUS_DESCRIPTIONS[name]}" for name, count in counts]
     return "\n".join(lines)
