@@ -21,6 +21,7 @@ from dipy_spinverse.bloch_torrey.analytic.bodies import free_signal
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.inversion import WallProblem, scaled_transmissibility
 from dipy_spinverse.substrates import cylinders, spheres
+from dipy_spinverse.units import MM2_PER_S
 from dipy_spinverse.walls.maps import wall_maps
 
 # Regular arrangements for densities at which random positions overlap, relative to the period.
@@ -200,7 +201,7 @@ def packing_of_fit(problem: WallProblem, values: Mapping[str, np.ndarray], voxel
         values[f"field_{name}"][voxel][0] for name in ("scale", "frame", "diffusivity", "share")
     )
     walls, grid = values["packing_permeability"][voxel], rescaled_grid(problem.grid, scale)
-    return Packing(grid, scale, frame, walls, float(diffusivity), share)
+    return Packing(grid, scale, frame, walls, MM2_PER_S * float(diffusivity), share)
 
 
 def permeability_field_signals(
