@@ -16,7 +16,13 @@ from dipy_spinverse import bcc_grid
 from dipy_spinverse.report import plotly_figures as draw
 from dipy_spinverse.report.figures import plane_intersection, plot_walls
 from dipy_spinverse.report.methods import methods_paragraph
-from dipy_spinverse.report.page import _html, check_packages, save_page
+from dipy_spinverse.report.page import (
+    _html,
+    _signal_figures,
+    _verdict,
+    check_packages,
+    save_page,
+)
 from dipy_spinverse.report.summary import to_common_decimals
 from dipy_spinverse.report.viewer import viewer_volumes
 from dipy_spinverse.substrates import cylinders
@@ -57,6 +63,35 @@ def mesh():
     walls = np.isfinite(permeability)
     probability = np.where(np.arange(grid.n_faces) % 2, 0.9, 0.3) * walls
     return interface_mesh(grid, np.where(walls, permeability, 100.0), probability, walls=walls)
+
+
+@pytest.fixture(scope="module")
+def ranked():
+    """Three voxels of IVIM with known noise, of which the second is explained worst."""
+    case = CASES["IVIM"]
+    data = np.tile(case.data[0], (3, 1))
+    data[1, 3::2] *= 1.4
+    data[2, 3::2] *= 1.1
+    return case.model.fit(data, sigma=2.0, n_draws=0), data
+
+
+def test_voxels_are_drawn_in_the_order_of_their_residuals(ranked, monkeypatch):
+    shown = {}
+
+    def drawn(acquisition, names, measured, predicted, S0):
+        shown.update(zip((name.split(":")[0] for name in names), measured, strict=True))
+        return draw.go.Figure()
+
+    monkeypatch.setattr(draw, "signal_figure", drawn)
+    _signal_figures(*ranked)
+    for name, voxel in (("best explained", 0), ("typical", 2), ("worst explained", 1)):
+        np.testing.assert_array_equal(shown[name], ranked[1][voxel])
+
+
+def test_only_explained_voxels_count_as_explained(fitted, tmp_path):
+    part = fitted[0][:, :1, :2]
+    part.status = np.reshape([Status.CONVERGED, Status.NOT_CONVERGED, Status.MISFIT, 0], (2, 1, 2))
+    assert "explains 1 of 3 voxels (33%)" in _verdict(part)[0]
 
 
 def test_numbers_of_a_row_have_the_decimals_of_the_largest():
@@ -148,6 +183,9 @@ def test_volumes_of_the_viewer_are_the_maps_with_x_to_the_right(fitted):
         low, median, high, width = codes[start : start + 4]
         start += 4
         np.testing.assert_array_equal(median > 0, fit.status == Status.CONVERGED)
+        limit = row["least"] + (row["most"] - row["least"]) * (low - 1.0) / 254
+        expected = np.clip(getattr(fit, f"{row['name']}_low"), row["least"], row["most"])
+        np.testing.assert_allclose(limit[low > 0], expected[low > 0], atol=row["most"] / 254)
         step = (row["most"] - row["least"]) / 254
         shown = row["least"] + step * (median - 1.0)
         expected = np.clip(getattr(fit, row["name"]), row["least"], row["most"])
@@ -177,7 +215,7 @@ def test_residuals_of_noise_are_one_in_every_group(fitted):
     acquisition = CASES["NODDI"].model.acquisition
     rng = np.random.default_rng(0)
     data = rng.normal(size=(2000, len(acquisition)))
-    figure = draw.residual_figure(acquisition, data, np.zeros_like(data), np.ones(2000))
+    figure = draw.residual_figure(acquisition, 3 * data, np.zeros_like(data), np.full(2000, 3.0))
     bars = np.array([bar.y[0] for bar in figure.data])
     # Medians of the root mean square of 2 to 12 samples.
     assert ((bars > 0.8) & (bars < 1.05)).all()
