@@ -152,6 +152,36 @@ def test_what_exists_is_named_and_kept_and_the_program_ends_with_one(
     assert (tmp_path / "fit.npz").stat().st_mtime_ns > before
 
 
+def test_a_mistyped_option_names_those_it_resembles_and_not_all(monkeypatch, capsys):
+    for call, words in (
+        (["a", "b", "c", "--out_dri", "x"], " or --out_dir? "),
+        (["a", "b"], "required: bvectors_files."),
+    ):
+        monkeypatch.setattr(sys, "argv", ["dipy_fit_noddi", *call])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        told = capsys.readouterr().err
+        assert end.value.code == 2 and told.startswith("dipy_fit_noddi: ") and words in told
+        assert told.endswith("dipy_fit_noddi -h lists all.\n") and len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize("fails", ["os.makedirs", "filelock.FileLock.acquire"])
+def test_a_folder_that_cannot_be_written_to_is_named(fails, scan, tmp_path, monkeypatch):
+    folder = tmp_path / "locked"
+
+    def denied(*_, **__):
+        path = folder / ".lock" if "acquire" in fails else folder
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(fails, denied)
+    call = ["dipy_fit_noddi", *(str(scan / name) for name in INPUTS), "--out_dir", str(folder)]
+    monkeypatch.setattr(sys, "argv", call)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    words = f"dipy_fit_noddi: cannot write to the folder {folder} (permission denied); give"
+    assert str(end.value).startswith(words)
+
+
 def test_a_command_that_fails_leaves_no_files(scan, tmp_path, monkeypatch):
     def broken(self, *arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")

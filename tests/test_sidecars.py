@@ -50,7 +50,7 @@ SPIN_ECHO = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:The sidecar lacks")
+@pytest.mark.filterwarnings("ignore:The sidecar does not state")
 @pytest.mark.parametrize(
     ("sidecar", "kind"),
     [
@@ -72,7 +72,7 @@ def test_structural_images_are_read(sidecar, kind):
 
 @pytest.mark.parametrize("sidecar", [MPRAGE_OF_SIEMENS, TSE, FLAIR, BRAVO, SPACE, FSE])
 def test_estimated_parameters_are_reported_with_their_effect(sidecar):
-    with pytest.warns(UserWarning, match=r"lacks parameters .* estimated .*changes about \d"):
+    with pytest.warns(UserWarning, match=r"does not state .* estimated.*changes about \d"):
         sequence_from(sidecar)
 
 
@@ -104,7 +104,7 @@ def test_the_repetition_time_of_philips_and_ge_is_that_of_excitations():
         ({**FLASH, "EchoTime": 2.5}, "EchoTime .*milliseconds"),
         ({**MPRAGE_OF_SIEMENS, "InversionTime": 900}, "InversionTime .*milliseconds"),
         ({**FLASH, "FlipAngle": "low"}, "FlipAngle .* number"),
-        ({**FLASH, "RepetitionTime": None}, "lacks"),
+        ({**FLASH, "RepetitionTime": None}, r"needs tr \(RepetitionTime of a sidecar\); add it"),
     ],
 )
 def test_what_no_equation_describes_is_refused(sidecar, message):

@@ -80,12 +80,20 @@ def _made(kinds, arguments):
     unknown = sorted(set(arguments) - set(required))
     if unknown:
         raise ValueError(f"{kind.__name__} has no {unknown}; it has {[*required]}.")
-    lacks = [name for name, needed in required.items() if needed and name not in arguments]
-    if lacks:
-        raise ValueError(f"{kind.__name__} lacks {lacks}; add them to the description.")
+    missing = [name for name, needed in required.items() if needed and name not in arguments]
+    if missing:  # where a field of BIDS is among them, it is enough: the others are estimated
+        fields_of_bids = [f"{n} ({_FIELDS[n]} of a sidecar)" for n in missing if n in _FIELDS]
+        raise ValueError(
+            f"a {kind.__name__} needs {' and '.join(fields_of_bids or missing)}; add it to its "
+            "description, in s or degrees."
+        )
     return kind(**arguments)
 
 
+_FIELDS = {
+    "te": "EchoTime", "effective_te": "EchoTime", "tr": "RepetitionTime", "ti": "InversionTime",
+    "flip_angle": "FlipAngle",
+}  # fmt: skip
 # Plausible times (s) and angles (degrees): outside, a value has another unit. By hand.
 _PLAUSIBLE = {
     "RepetitionTime": (1e-3, 15.0), "EchoTime": (1e-4, 1.0), "InversionTime": (5e-3, 6.0),
@@ -243,6 +251,6 @@ def _gradient_echo_of(sidecar, named, overrides):
 
 def _warn_estimated(estimates, effect):
     warn(
-        f"The sidecar lacks parameters of the readout; estimated {estimates}. An error changes "
+        f"The sidecar does not state {estimates}, which are estimated. An error changes "
         f"about {effect}; specify them in sequences_file."
     )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
+from argparse import ArgumentParser
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 # Module and class of each, imported on use.
 COMMANDS = {
@@ -36,19 +40,36 @@ def main() -> None:
         sys.exit(
             f"{program} is not a command of dipy_spinverse; use one of {', '.join(COMMANDS)}."
         )
+    from dipy.workflows.base import IntrospectiveArgumentParser
     from dipy.workflows.flow_runner import run_flow
 
     from dipy_spinverse import __version__
 
     for stream in (sys.stdout, sys.stderr):  # of an encoding that lacks the plus-minus sign
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    # The usage would list dozens of options.
+    IntrospectiveArgumentParser.error = _error_of_options  # type: ignore[assignment]
     version = {"action": "version", "version": f"dipy_spinverse {__version__}"}
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _in_one_line
             run_flow(command(program)(), extra_args={"version": version})
     except (ValueError, OSError, ImportError, MemoryError) as error:
-        sys.exit(f"{program}: {error}")
+        own = isinstance(error, OSError) and error.filename is None and error.strerror
+        sys.exit(f"{program}: {own or error}")  # without the number of the error
+
+
+def _error_of_options(parser: ArgumentParser, message: str) -> NoReturn:
+    """Error of the command line in one line, with the options that a mistyped one resembles."""
+    known = [*parser._option_string_actions]
+    similar = [
+        match
+        for word in re.findall(r"--[^\s=]+", message)
+        if word not in known
+        for match in get_close_matches(word, known, n=3)
+    ]
+    hint = f" Did you mean {' or '.join(similar)}?" if similar else ""
+    parser.exit(2, f"{parser.prog}: {message}.{hint} {parser.prog} -h lists all.\n")
 
 
 def _in_one_line(message, *_, **__):

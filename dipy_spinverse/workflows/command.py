@@ -19,7 +19,7 @@ from dipy.workflows.docstring_parser import NumpyDocString
 from dipy.workflows.multi_io import io_iterator
 from dipy.workflows.workflow import Workflow
 
-from dipy_spinverse.voxels.unfinished import alone_in, staging, visible
+from dipy_spinverse.voxels.unfinished import LOCK, alone_in, staging, visible
 from dipy_spinverse.workflows.model_options import choices
 
 logger = logging.getLogger("dipy_spinverse")
@@ -79,21 +79,22 @@ class Command(Workflow):
         inputs = [name for name, p in parameters.items() if p.default is p.empty]
         values = [arguments[name] for name in inputs]
         placing = {"output_strategy": self._output_strategy, "mix_names": self._mix_names}
-        rows = list(io_iterator(values, out_dir, [*names.values()], **placing))
         locked: set[Path] = set()
-        if self.joint_inputs:
-            rows = [[[row[0] for row in rows], *rows[0][1:]]]
         with ExitStack() as locks:
             sets = []
-            for row in rows:
-                options = arguments | dict(zip(inputs, row, strict=False))
-                paths = dict(zip(names, map(Path, row[len(inputs) :]), strict=True))
-                for folder in {path.parent.resolve() for path in paths.values()} - locked:
-                    locks.enter_context(alone_in(folder))
-                    locked.add(folder)
-                paths |= self.more_paths(options, paths)
-                check_inputs_kept(options, self.written(paths))
-                sets.append((options, paths))
+            with _naming_folders():
+                rows = list(io_iterator(values, out_dir, [*names.values()], **placing))
+                if self.joint_inputs:
+                    rows = [[[row[0] for row in rows], *rows[0][1:]]]
+                for row in rows:
+                    options = arguments | dict(zip(inputs, row, strict=False))
+                    paths = dict(zip(names, map(Path, row[len(inputs) :]), strict=True))
+                    for folder in {path.parent.resolve() for path in paths.values()} - locked:
+                        locks.enter_context(alone_in(folder))
+                        locked.add(folder)
+                    paths |= self.more_paths(options, paths)
+                    check_inputs_kept(options, self.written(paths))
+                    sets.append((options, paths))
             self._check_files([paths for _, paths in sets])
             for options, paths in sets:
                 with appearing_together(paths, self._refuse_to_overwrite) as staged:
@@ -129,6 +130,23 @@ class Command(Workflow):
                 f"{existing[0]} exists{suffix}; add --force to overwrite, or give another "
                 "--out_dir."
             )
+
+
+@contextmanager
+def _naming_folders() -> Iterator[None]:
+    """Errors of the operating system with the folder that cannot be written to, and the cure."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        path = Path(error.filename)
+        folder = path.parent if path.name == LOCK else path
+        raise OSError(
+            error.errno,
+            f"cannot write to the folder {folder} ({str(error.strerror).lower()}); give another "
+            "--out_dir, or change its permissions",
+        ) from error
 
 
 @contextmanager
