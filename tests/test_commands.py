@@ -132,6 +132,19 @@ def test_every_fit_writes_its_maps_with_units_and_what_became_of_each_voxel(
     assert STATUS_DESCRIPTIONS[Status(fit.status.flat[0]).name] in caplog.text
 
 
+def test_parameters_with_known_values_are_read_from_images(scan, tmp_path):
+    dwi = nib.load(scan / INPUTS[0])
+    known = np.full(dwi.shape[:3], 1.2e-3)
+    known[0, 0, 0] = np.nan
+    nib.save(nib.Nifti1Image(known, dwi.affine), tmp_path / "d.nii.gz")
+    name = "parallel_diffusivity"
+    options = {name: "free", "known": [f"{name}={tmp_path / 'd.nii.gz'}"], "n_draws": 0}
+    run("dipy_fit_noddi", scan, **options, out_dir=str(tmp_path))
+    found = nib.load(tmp_path / f"{name}.nii.gz").get_fdata()
+    np.testing.assert_allclose(found, np.nan_to_num(known), rtol=1e-6)  # single precision
+    assert nib.load(tmp_path / "status.nii.gz").get_fdata()[0, 0, 0] == Status.BAD_SAMPLES
+
+
 def test_every_status_has_plain_words():
     assert set(STATUS_DESCRIPTIONS) == {status.name for status in Status}
 

@@ -15,6 +15,7 @@ from dipy.reconst.mcsd import MultiShellDeconvModel, multi_shell_fiber_response
 
 from dipy_spinverse import Acquisition, ActiveAxModel, IVIMModel, NODDIModel, ZCDModel
 from dipy_spinverse.compartments import Compartment, Parameter, compose
+from dipy_spinverse.compartments.posterior_draws import posterior_draws
 from dipy_spinverse.voxels.status import Status
 
 NODDI = {
@@ -270,6 +271,37 @@ def test_own_models_link_and_know_parameters():
     fit = model.fit(model.signals(truth), sigma=1e-3)
     assert abs(fit.along - 1.8e-3) < 1e-5 and abs(fit.inside - 0.4) < 5e-3
     assert fit.MAPS == ("along", "inside", "outside", "S0")
+
+
+def test_known_values_of_each_voxel_are_not_fitted():
+    acquisition = two_shells(20)
+    compartments = [Compartment("stick", "neurites", {"diffusivity": "along"}),
+                    Compartment("ball", "water", {"diffusivity": 3.0})]  # fmt: skip
+    along = Parameter("along", 0.5, 3.0, "mm^2/s")
+    model = compose(acquisition, compartments, [along])
+    rng = np.random.default_rng(5)
+    d, share = rng.uniform(1.0, 2.5, (2, 3)), rng.uniform(0.3, 0.8, (2, 3))
+    b, cosine = acquisition.b, directions(1, seed=3) @ acquisition.directions.T
+    sticks = np.exp(-b * d[..., None] * cosine**2)
+    signals = share[..., None] * sticks + (1 - share[..., None]) * np.exp(-3 * b)
+    data = signals + 0.02 * rng.standard_normal(signals.shape)
+    known = 1e-3 * d
+    known[0, 1] = np.nan
+    fit = model.fit(data, sigma=0.02, known={"along": known})
+    fitted = np.isfinite(known)
+    assert fit.status[0, 1] == Status.BAD_SAMPLES and (fit.status != 0).all()
+    assert np.allclose(fit.along[fitted], known[fitted], rtol=1e-12)
+    assert (fit.along_std[fitted] < 1e-12).all()
+    # four standard deviations of the noise of 46 signals
+    assert (np.abs(fit.neurites - share) < 4 * fit.neurites_std)[fitted].all()
+    draws = posterior_draws(fit[1, 2], data[1, 2], n_draws=64)
+    assert np.ptp(draws["along"]) < 1e-12
+    with pytest.raises(ValueError, match="water.*is no parameter.*along"):
+        model.fit(data, known={"water": 0.2})
+    with pytest.raises(ValueError, match=r"known\['along'\] has shape \(3,\)"):
+        model.fit(data, known={"along": [1e-3] * 3})
+    with pytest.raises(ValueError, match=r"1 values .* between 0.0005 and 0.003 mm\^2/s.*0.0031"):
+        model.fit(data, known={"along": np.where(fitted, 2e-3, 3.1e-3)})
 
 
 def test_models_without_anything_to_search_for_are_linear():

@@ -17,7 +17,7 @@ from dipy_spinverse.acquisition import (
 )
 from dipy_spinverse.acquisition.b_tensors import b_anisotropy
 from dipy_spinverse.acquisition.checks import seconds_to_ms, symmetric_tensors
-from dipy_spinverse.compartments.definition import check_diffusivity, expression_value
+from dipy_spinverse.compartments.definition import UNITS, check_diffusivity, expression_value
 from dipy_spinverse.compartments.fibres import MAX_FIBRES
 from dipy_spinverse.compartments.fitting.parameters import NonlinearParameters, physical_values
 from dipy_spinverse.compartments.identifiability import (
@@ -30,13 +30,14 @@ from dipy_spinverse.compartments.signals.kernels import CustomKernel
 from dipy_spinverse.compartments.signals.pools import pool_signals
 from dipy_spinverse.units import MS_PER_UM2
 from dipy_spinverse.user_warnings import warn
-from dipy_spinverse.voxels.image import Image
+from dipy_spinverse.voxels.image import Image, per_voxel
 from dipy_spinverse.voxels.status import Status, is_noise_only
 
 # Pulses of untimed gradient tables, for models that do not depend on them; s. They are short, so
 # that any echo time leaves room for them.
 _BIG_DELTA, _SMALL_DELTA = 0.002, 0.001
 _ASYMMETRY = 0.02  # of b: deviation of a b-tensor from an axially symmetric one; by hand
+_ROUNDING = 1e-6  # of single precision, over the range of a parameter
 _LOGGER = logging.getLogger("dipy_spinverse")
 
 
@@ -214,13 +215,47 @@ def without_noise_alone(image: Image, acquisition: BaseAcquisition) -> Image:
     empty = is_noise_only(
         voxels.signals, np.atleast_1d(b0), image.noise, image.freedom, acquisition.n_averages
     )
-    if not empty.any():
+    return _without(image, empty, Status.NO_SIGNAL)
+
+
+def with_known(image: Image, known, definition, has_populations: bool) -> Image:
+    """The image with "known" (V, F) of `known` of a fit, scaled from the bounds to 0 and 1.
+
+    Voxels where a value is not finite get the status BAD_SAMPLES.
+    """
+    parameters = {p.name: p for p in definition.parameters if not has_populations * p.per_fibre}
+    scaled = np.zeros((len(image.voxels), len(known)))
+    for k, (name, values) in enumerate(known.items()):
+        if name not in parameters:
+            free = f'; {name}="free" makes it one' if name in definition.arguments else ""
+            raise ValueError(
+                f"known has {name!r}, which is no parameter of {definition.name} that all "
+                f"compartments share{free}; give some of {', '.join(parameters)}."
+            )
+        p, values = parameters[name], per_voxel(f"known[{name!r}]", values, image.shape)
+        scaled[:, k] = (values[image.rows] / UNITS[p.unit] - p.low) / (p.high - p.low)
+        outside = (scaled[:, k] < -_ROUNDING) | (scaled[:, k] > 1 + _ROUNDING)
+        outside &= np.isfinite(scaled[:, k])
+        if outside.any():
+            low, high = (UNITS[p.unit] * bound for bound in (p.low, p.high))
+            raise ValueError(
+                f"known[{name!r}] has {outside.sum()} values that are not between {low:g} and "
+                f"{high:g} {p.unit}, such as {values[image.rows][outside][0]:g}; leave these "
+                "voxels out of the mask, or set them to NaN."
+            )
+    attributes = {**image.voxels.attributes, "known": scaled.clip(0, 1)}
+    image = replace(image, voxels=replace(image.voxels, attributes=attributes))
+    return _without(image, ~np.isfinite(scaled).all(axis=1), Status.BAD_SAMPLES)
+
+
+def _without(image, excluded, status):
+    """The image without some of its voxels (V,), which get another status."""
+    if not excluded.any():
         return image
     fitted = np.asarray(image.status == Status.CONVERGED)
     mask = np.zeros(fitted.shape, dtype=bool)
-    mask[fitted] = ~empty
-    status = np.where(fitted & ~mask, Status.NO_SIGNAL, image.status)
-    return replace(image.within(mask), status=status)
+    mask[fitted] = ~excluded
+    return replace(image.within(mask), status=np.where(fitted & ~mask, status, image.status))
 
 
 def populations(peaks, shape) -> dict[str, np.ndarray]:

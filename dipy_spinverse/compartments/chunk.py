@@ -189,9 +189,17 @@ class CompartmentChunkFit:
         signals, S0 = (torch.tensor(x, dtype=self.dtype) for x in (voxels.signals, S0 / S0[:, :1]))
         problem = separable_problem(definition, self.acquisition, signals, S0, self.labels)
         sigma = None if voxels.sigma is None else torch.tensor(voxels.sigma, dtype=self.dtype)
-        problem = replace(problem, sigma=sigma)
+        problem = replace(problem, sigma=sigma, known=self._known(voxels, definition))
         left_out = voxels.attributes.get("left_out")
         return problem if left_out is None else problem.without(left_out)
+
+    def _known(self, voxels, definition):
+        """Scaled values (V, P) of known scalars, NaN of others; None where none is known."""
+        names = [p.name for p in definition.parameters]
+        columns = [names.index(name) for name in definition.known]
+        known = torch.full((len(voxels), len(names)), torch.nan, dtype=self.dtype)
+        known[:, columns] = torch.tensor(voxels.attributes["known"], dtype=self.dtype)
+        return known if columns else None
 
     def _local_minima(self, problem, starts, rician):
         """Problem with its noise and likelihood, best solution, and all local minima.

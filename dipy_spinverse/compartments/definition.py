@@ -234,6 +234,8 @@ class Definition:
         those of noise: differences between the model and tissue that the data do not show.
     arguments : mapping
         Those of the published model, in DIPY's units; stored in the file of a fit.
+    known : tuple of str
+        Parameters whose values each voxel has; no step changes them.
     """
 
     name: str
@@ -252,6 +254,7 @@ class Definition:
     remedies: Mapping[str, str] = field(default_factory=dict)
     discrepancy: Mapping[str, float] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    known: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not self.compartments:
@@ -310,7 +313,8 @@ class Definition:
     @property
     def n_unknowns(self) -> int:
         """Degrees of freedom, with S0."""
-        return len(self.parameters) + len(self.pools) + 2 * len(self.axes) + len(self.fanned_axes)
+        n_scalars = len(self.parameters) - len(self.known) + len(self.pools)
+        return n_scalars + 2 * len(self.axes) + len(self.fanned_axes)
 
     def unit_of(self, name: str) -> str:
         """Unit of a map."""

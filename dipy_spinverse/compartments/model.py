@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from dipy_spinverse.compartments.arguments import (
     check_kernels,
     complete,
     populations,
+    with_known,
     without_noise_alone,
 )
 from dipy_spinverse.compartments.chunk import CompartmentChunkFit, voxels_per_chunk
@@ -136,6 +138,7 @@ class CompartmentModel(VoxelModel):
         sigma: ArrayLike | None = None,
         peaks: PeaksAndMetrics | None = None,
         crossings: bool = False,
+        known: Mapping[str, ArrayLike] | None = None,
         n_draws: int = _N_DRAWS,
         engine: str = "serial",
         n_jobs: int = -1,
@@ -156,6 +159,10 @@ class CompartmentModel(VoxelModel):
         crossings : bool, optional
             Fit the number (0 to 3) of fibre populations with the largest Bayesian evidence,
             whose directions are estimated without peaks.
+        known : mapping of float or array-like (...), optional
+            Values of parameters in each voxel, in the units of maps, such as a diffusivity that
+            was measured or an earlier map; they are not fitted. Voxels where one is not finite
+            get the status BAD_SAMPLES.
         %(n_draws)s
         %(execution)s
 
@@ -182,8 +189,11 @@ class CompartmentModel(VoxelModel):
         image = image_of(
             data, mask, sigma, self.labelled, attributes=attributes, max_memory=max_memory
         )
+        known, several = dict(known or {}), crossings or peaks is not None
+        image = with_known(image, known, self.definition, several)
         image = without_noise_alone(image, self.acquisition).with_initial_noise()
         definition = with_S0_corrections(self.definition, self.has_b0)
+        definition = replace(definition, known=tuple(known))
         fit_chunk = CompartmentChunkFit(
             definition, self.acquisition, self.likelihood, self.solver, n_draws, self.seed,
             getattr(torch, self.dtype), crossings, refine_sigma=sigma is None,
@@ -199,7 +209,13 @@ class CompartmentModel(VoxelModel):
             settings,
             most=voxels_per_chunk(self.definition, self.acquisition, n_draws),
             model=self,
-            options={"n_draws": n_draws, "sigma": sigma, "crossings": crossings, **attributes},
+            options={
+                "n_draws": n_draws,
+                "sigma": sigma,
+                "crossings": crossings,
+                **attributes,
+                **known,
+            },
             groups=[np.flatnonzero(groups == group) for group in np.unique(groups)],
         )
         self._test_fixed_values(image.status, status, values)

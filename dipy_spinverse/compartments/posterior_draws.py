@@ -63,7 +63,9 @@ def posterior_draws(
     definition = with_fibres(model.definition, int(fit.n_fibres))
     stored = {name: getattr(fit, name)[None] for name in ("_unit", "_frames", "_fractions")}
     parameters, amplitudes = stored_parameters(definition, stored, slice(None))
-    definition = with_S0_corrections(definition, model.has_b0)
+    n_scalars = len(definition.parameters)
+    names = [definition.parameters[k].name for k in np.flatnonzero(fit._known[:n_scalars])]
+    definition = replace(with_S0_corrections(definition, model.has_b0), known=tuple(names))
     S0 = float(fit.S0_likeliest)
     S0_per_label = torch.tensor(fit.S0_per_label / fit.S0_likeliest)[None]
     problem = separable_problem(
@@ -81,6 +83,8 @@ def posterior_draws(
         problem = problem.without(fit.outliers[None])
     corrections = parameters.unit.new_tensor([without_correction(definition)])
     parameters = replace(parameters, unit=torch.cat([parameters.unit, corrections], dim=1))
+    known = torch.tensor([p.name in definition.known for p in definition.parameters])
+    problem = replace(problem, known=torch.where(known, parameters.unit, torch.nan))
     converged = torch.ones(1, dtype=torch.bool)
     solution = Solution(parameters, problem.basis_signals(parameters), amplitudes, converged)
     starts = halton_initial_values(problem, parameters.frames, definition.n_starts)[1:]

@@ -13,7 +13,27 @@ from dipy_spinverse.workflows.fit_command import Images
 from dipy_spinverse.workflows.model_options import map_names, model_step
 
 
-class NODDIFlow(DiffusionCommand):
+class CompartmentCommand(DiffusionCommand):
+    """A command that fits a compartment model."""
+
+    def fit_options(self, images: Images, *, known: list[str] | None = None) -> dict[str, Any]:
+        """Parameters that are not fitted.
+
+        Parameters
+        ----------
+        known : variable string, optional
+            Parameters with known values in each voxel, as NAME=FILE with an image in the unit of
+            the map of this name. A diffusivity must be a parameter: parallel_diffusivity free.
+        """
+        from dipy_spinverse.voxels.image_files import volume_of
+
+        files, maps = dict(text.partition("=")[::2] for text in known or []), {}
+        for name, path in files.items():
+            maps[name] = volume_of(path, (images.data.shape[:3], images.affine), f"known {name}")
+        return {"known": maps}
+
+
+class NODDIFlow(CompartmentCommand):
     """Fit NODDI: neurite density, orientation dispersion and free water.
 
     Needs at least two shells. Writes maps with standard deviations and 95 % intervals.
@@ -33,7 +53,7 @@ class NODDIFlow(DiffusionCommand):
     )
 
 
-class ActiveAxFlow(DiffusionCommand):
+class ActiveAxFlow(CompartmentCommand):
     """Fit the minimal model of white matter (ActiveAx): axon diameter and fractions.
 
     Needs the pulse timings (--big_delta, --small_delta) and at least two shells. Writes maps with
@@ -54,7 +74,7 @@ class ActiveAxFlow(DiffusionCommand):
     )
 
 
-class ZCDFlow(DiffusionCommand):
+class ZCDFlow(CompartmentCommand):
     """Fit zeppelin, cylinder and dot: axon diameter, fractions and diffusivities.
 
     Needs the pulse timings (--big_delta, --small_delta) and at least two shells. Writes maps with
@@ -76,7 +96,7 @@ class ZCDFlow(DiffusionCommand):
     )
 
 
-class SMEXFlow(DiffusionCommand):
+class SMEXFlow(CompartmentCommand):
     """Fit NEXI with finite pulses (SMEX): neurites that exchange water with their surroundings.
 
     Needs the pulse timings (--big_delta, --small_delta), several diffusion times and two b > 0 or
@@ -92,7 +112,7 @@ class SMEXFlow(DiffusionCommand):
     )
 
 
-class IVIMFlow(DiffusionCommand):
+class IVIMFlow(CompartmentCommand):
     """Fit IVIM by variable projection: perfusion fraction, diffusivity and pseudo-diffusivity.
 
     Needs at least three b > 0. Writes maps with standard deviations and 95 % intervals.

@@ -30,7 +30,8 @@ def model_step(model: str, *options: str) -> Callable:
     def make_model(self, acquired: Any, **options_given: Any) -> Any:
         kind = getattr(import_module(f"dipy_spinverse.{module}"), name)
         flags = {option.removeprefix("no_"): not options_given.pop(option) for option in negated}
-        given = {option: value for option, value in options_given.items() if value is not None}
+        given = {name: _number(value) for name, value in options_given.items()}
+        given = {name: value for name, value in given.items() if value is not None}
         return kind(acquired, **given, **flags)
 
     negated = [option for option in options if option not in documented]
@@ -104,8 +105,16 @@ def choices(kind: str) -> list[str]:
     return [f"{kind[1 : kind.index('}')].replace(chr(34), chr(39)).replace(', ', ' or ')}."]
 
 
+def _number(value: Any) -> Any:
+    """A number that was given as text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 def _simple(annotation: str, default: Any) -> str:
     """Type of an option: that of its default, or the first possible one."""
-    if default is not None:
+    if default is not None and annotation != "Diffusivity":  # a number or "free"
         return type(default).__name__
     return next((kind for kind in ("float", "int", "str") if kind in annotation), "str")

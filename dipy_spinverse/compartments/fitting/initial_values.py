@@ -108,13 +108,18 @@ def halton_initial_values(
     points = np.hstack([points, np.tile(corrections, (len(points), 1))])
     dictionary = torch.tensor(points, dtype=frames.dtype)
     misfits = torch.stack(
-        [_misfit(problem, NonlinearParameters(unit[None], frames)) for unit in dictionary], dim=1
+        [
+            _misfit(problem, NonlinearParameters(problem.with_known(unit[None]), frames))
+            for unit in dictionary
+        ],
+        dim=1,
     )
     neighbours = torch.cdist(dictionary, dictionary) < _LEAST_DISTANCE
     starts = []
     for _ in range(n_starts):
         lowest = misfits.argmin(dim=1)
-        starts.append(NonlinearParameters(dictionary[lowest], frames))
+        unit = problem.with_known(dictionary[lowest])
+        starts.append(NonlinearParameters(unit, frames))
         misfits = torch.where(neighbours[lowest], torch.inf, misfits)
     return starts
 

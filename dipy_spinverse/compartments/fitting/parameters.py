@@ -47,7 +47,8 @@ def apply_step(
 ) -> NonlinearParameters:
     """Parameters after a step (V, N) of the scalars, then rotations of the axes and the fans."""
     n_scalars, n_axes = len(definition.parameters), len(definition.axes)
-    unit = parameters.unit + step[:, :n_scalars]
+    free = step.new_tensor([p.name not in definition.known for p in definition.parameters])
+    unit = parameters.unit + free * step[:, :n_scalars]
     frames = []
     for k, name in enumerate(definition.axes):
         fan, normal, axis = parameters.frames[:, k].unbind(dim=1)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ class SeparableProblem:
     data are magnitudes with the Rician likelihood, others have the Gaussian one. `n_averages`
     (V, M) is the number of which each measurement is the mean, 0 if it is left out; None if all
     are 1. The posterior has the likelihood to the power 1 / `inflation` (V,), wider where the
-    model is rejected.
+    model is rejected. `known` (V, P) are scaled values of known scalars, NaN of others.
     """
 
     definition: Definition
@@ -75,6 +76,7 @@ class SeparableProblem:
     rician: bool = False
     n_averages: Tensor | None = None
     inflation: Tensor | None = None
+    known: Tensor | None = None
 
     @property
     def noise(self) -> Tensor:
@@ -95,14 +97,16 @@ class SeparableProblem:
 
     def of_voxels(self, index) -> SeparableProblem:
         """That of some of the voxels."""
-        S0, sigma, n_averages, inflation = (
-            None if x is None else x[index]
-            for x in (self.S0, self.sigma, self.n_averages, self.inflation)
-        )
-        return replace(
-            self, data=self.data[index], S0=S0, sigma=sigma, n_averages=n_averages,
-            inflation=inflation,
-        )  # fmt: skip
+        names = "S0", "sigma", "n_averages", "inflation", "known"
+        tensors = {name: getattr(self, name) for name in names}
+        chosen: dict[str, Any] = {
+            name: x if x is None else x[index] for name, x in tensors.items()
+        }
+        return replace(self, data=self.data[index], **chosen)
+
+    def with_known(self, unit: Tensor) -> Tensor:
+        """Scaled scalars (V, P), or (1, P) of all, with those that are known."""
+        return unit if self.known is None else torch.where(self.known.isnan(), unit, self.known)
 
     def weighted(self, signals: Tensor) -> Tensor:
         """Signals (V, M) or (V, K, M), over the relative noise of means."""
