@@ -109,11 +109,12 @@ def test_an_image_is_read_from_its_file_volume_by_volume(model, tmp_path):
 
 
 def test_a_mask_that_lies_elsewhere_is_refused(tmp_path):
-    moved = AFFINE.copy()
-    moved[0, 3] = 50
     mask = np.ones(SHAPE, dtype=np.uint8)
-    with pytest.raises(ValueError, match="mask_file: .* has another position: .* 50 mm"):
-        mask_of(saved(mask, tmp_path / "far.nii.gz", moved), (SHAPE, AFFINE), "mask_file")
+    for voxels in (25, 1, -0.2):
+        moved = AFFINE.copy()
+        moved[:3, 3] += voxels * AFFINE[:3, 0]
+        with pytest.raises(ValueError, match=f"mask_file: .* position: .* {abs(2 * voxels)} mm"):
+            mask_of(saved(mask, tmp_path / "far.nii.gz", moved), (SHAPE, AFFINE), "mask_file")
     # What other software makes of the same affine in single precision.
     nearly = AFFINE + 1e-4
     nearly[3] = AFFINE[3]

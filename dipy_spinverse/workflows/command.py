@@ -6,6 +6,7 @@ assembled from the steps of a command, so that options that commands share are d
 
 from __future__ import annotations
 
+import errno
 import inspect
 import logging
 import os
@@ -24,6 +25,7 @@ from dipy_spinverse.workflows.model_options import choices
 
 logger = logging.getLogger("dipy_spinverse")
 _OF_IMAGES = (".nii", ".nii.gz")
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Command(Workflow):
@@ -160,7 +162,17 @@ def appearing_together(
     with ExitStack() as stack:
         folders = {path.parent for path in paths.values()}
         hidden = {folder: stack.enter_context(staging(folder)) for folder in folders}
-        yield {name: hidden[path.parent] / path.name for name, path in paths.items()}
+        try:
+            yield {name: hidden[path.parent] / path.name for name, path in paths.items()}
+        except OSError as error:
+            files = [file for staged in hidden.values() for file in visible(staged)]
+            if error.errno not in _DISK_IS_FULL or not files:
+                raise
+            last = max(files, key=lambda file: file.stat().st_mtime_ns)
+            raise OSError(
+                error.errno, f"out_dir: {last.name} cannot be written ({error.strerror}); free "
+                "disk space, or give another --out_dir",
+            ) from error  # fmt: skip
         moves = {f: folder / f.name for folder, staged in hidden.items() for f in visible(staged)}
         check([*moves.values()])
         for file, target in moves.items():
