@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS)
 
-.PHONY: demo test test-all lint types docs linkcheck benchmark venv clean help
+.PHONY: demo test test-all test-gpu lint types docs linkcheck benchmark venv clean help
 
 demo: $(STAMP)  ## simulate, fit and plot a small volume (demo_output/); DEMO_ARGS=--quick for two voxels
 	$(BIN)/python examples/demo.py demo_output $(DEMO_ARGS)
@@ -18,6 +18,9 @@ test: $(STAMP)  ## run the tests but the slow ones, on two cores, and name the s
 
 test-all: $(STAMP)  ## run all tests
 	$(BIN)/python -m pytest -m "" $(PYTEST_ARGS)
+
+test-gpu: $(STAMP)  ## run the tests that need a GPU (skipped without one)
+	$(BIN)/python -m pytest -m gpu tests $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## check style and format
 	$(BIN)/ruff check .

@@ -149,6 +149,7 @@ def test_the_number_of_threads_does_not_change_the_signals():
         np.testing.assert_array_equal(jacobian, results[0][1])
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here")
 def test_cuda_gives_the_signals_of_the_cpu():
     grid, acquisition = bcc_grid(3, 5.0), mixed_acquisition()
