@@ -8,6 +8,7 @@ import logging
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -246,6 +247,11 @@ def test_timings_of_the_sidecar_are_used_where_none_are_given(scan, tmp_path):
     sidecar = {"BigDelta": 0.03, "SmallDelta": 0.01, "EchoTime": 0.07}
     (tmp_path / "dwi.json").write_text(json.dumps(sidecar))
     assert read_acquisition(**files).timings.tolist() == [[10, 30, 70]]
+    assert read_acquisition(**files, protocol="hcp-3t").timings.tolist() == [[10.6, 43.1, 89.5]]
+    mixed = read_acquisition(**files, protocol="hcp-mgh", te="0.1")
+    assert mixed.timings.tolist() == [[12.9, 21.8, 100]]
+    with pytest.raises(ValueError, match="protocol is 'hcp'; give one of hcp-3t"):
+        read_acquisition(**files, protocol="hcp")
     assert read_acquisition(**files, big_delta="0.04").timings.tolist() == [[10, 40, 70]]
 
 
@@ -318,6 +324,35 @@ def test_maps_go_into_a_bids_derivative_with_units_and_meanings(scan, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:The acquisition hardly determines")
+@pytest.mark.filterwarnings("ignore:The noise level is unknown")
+def test_the_documented_loop_fits_all_participants_of_qsiprep(scan, tmp_path, monkeypatch):
+    """The loop of doc/from_qsiprep.md on two participants; IVIM in the place of packed cells."""
+    for subject in ("sub-01", "sub-02"):
+        folder = tmp_path / "derivatives" / "qsiprep" / subject / "dwi"
+        folder.mkdir(parents=True)
+        for name in INPUTS:
+            ending = name.removeprefix("dwi")
+            target = folder / f"{subject}_space-ACPC_desc-preproc_dwi{ending}"
+            target.symlink_to(scan / name)
+        image = nib.load(scan / INPUTS[0])
+        mask = nib.Nifti1Image(np.ones(image.shape[:3], np.uint8), image.affine)
+        nib.save(mask, folder / f"{subject}_space-ACPC_desc-brain_mask.nii.gz")
+    text = (Path(__file__).parents[1] / "doc" / "from_qsiprep.md").read_text()
+    loop = text.partition("## All participants\n\n```\n")[2].partition("```")[0]
+    noted = 'dipy_fit_packed_cells() { echo "$@" >> calls; }\n' + loop
+    subprocess.run(["bash", "-ec", noted], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    for call in (tmp_path / "calls").read_text().splitlines():
+        arguments = ["dipy_fit_ivim_varpro", *call.split(), "--n_draws", "0"]
+        monkeypatch.setattr(sys, "argv", arguments)
+        cli.main()
+    assert len([*(tmp_path / "fits").glob("*/report.html")]) == 2
+    for subject in ("sub-01", "sub-02"):
+        folder = tmp_path / "derivatives" / "dipy_spinverse" / subject / "dwi"
+        names = {path.name for path in folder.iterdir()}
+        assert f"{subject}_space-ACPC_model-IVIM_param-status_dwimap.nii.gz" in names
+
+
 def test_bids_derivatives_appear_when_all_are_complete_or_not_at_all(scan, tmp_path, monkeypatch):
     for name in INPUTS:
         (tmp_path / f"sub-01_{name}").symlink_to(scan / name)

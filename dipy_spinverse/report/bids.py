@@ -29,7 +29,7 @@ def entities_of(path: str | Path) -> tuple[str, Path]:
 
     Examples
     --------
-    >>> entities_of("sub-01_ses-2_dir-AP_dwi.nii.gz")[0]
+    >>> entities_of("sub-01_ses-2_dir-AP_desc-preproc_dwi.nii.gz")[0]
     'sub-01_ses-2_dir-AP'
     """
     entities = _ENTITIES.match(Path(path).name)
@@ -40,7 +40,7 @@ def entities_of(path: str | Path) -> tuple[str, Path]:
         )
     session = re.search(r"_(ses-[A-Za-z0-9]+)", entities["all"])
     folder = Path(entities["subject"], *([session[1]] if session else []), "dwi")
-    return entities["all"], folder
+    return re.sub("_desc-[A-Za-z0-9]+", "", entities["all"]), folder  # that of the maps follows
 
 
 def derivative_files(names: list[str], stem: Path) -> list[Path]:

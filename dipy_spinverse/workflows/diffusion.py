@@ -22,6 +22,7 @@ def read_acquisition(
     *,
     bvalues_files: str,
     bvectors_files: str,
+    protocol: str | None = None,
     big_delta: str | None = None,
     small_delta: str | None = None,
     te: str | None = None,
@@ -40,6 +41,8 @@ def read_acquisition(
     bvectors_files : string or Path
         Path to the bvectors files. This path may contain wildcards to use multiple bvectors
         files at once.
+    protocol : string, optional
+        Timings of a public scan, "hcp-3t" or "hcp-mgh", unless the next options give others.
     big_delta : string, optional
         Time between the onsets of the two gradient pulses, in seconds: a number, or the path of
         a text file with one number per volume. Without it, that of the BIDS sidecar of the
@@ -69,6 +72,7 @@ def read_acquisition(
 
     from dipy_spinverse.acquisition.b_tensors import TensorAcquisition
     from dipy_spinverse.acquisition.files import read_table, sidecar_times
+    from dipy_spinverse.acquisition.protocols import PROTOCOLS
     from dipy_spinverse.acquisition.pulsed import Acquisition
 
     given: dict[str, Any] = {
@@ -76,6 +80,10 @@ def read_acquisition(
     }  # fmt: skip
     sidecar = Path(bvalues_files).with_suffix(".json")
     times: dict[str, Any] = sidecar_times("bvalues_files", sidecar) if sidecar.is_file() else {}
+    if protocol is not None:
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"protocol is {protocol!r}; give one of {', '.join(PROTOCOLS)}.")
+        times |= PROTOCOLS[protocol]
     times |= {name: value for name, value in given.items() if value is not None}
     all_averages = isotropic == "all"
     bvectors = None if all_averages else bvectors_files
@@ -100,7 +108,7 @@ def check_pulses(times: dict[str, Any]) -> None:
         if times.get(name) is None:
             raise ValueError(
                 f"{name} is missing; give --{name} in seconds, as a number (--{name} 0.03) or as "
-                "the path of a text file with one number per volume."
+                "the path of a text file with one number per volume, or --protocol."
             )
 
 
