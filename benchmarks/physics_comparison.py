@@ -25,21 +25,19 @@ import matplotlib.pyplot as plt
 from scipy.optimize import least_squares
 from scipy.spatial import ConvexHull, Delaunay
 
+from benchmarks.analytic_signals import (
+    exact_restricted_signal,
+    long_time_diffusivity,
+    permeable_planes_signal,
+    restricted_signal,
+)
 from benchmarks.command import command, keep
 from benchmarks.datasets import data_at_hand, data_file, data_files
 from benchmarks.physics import pulsed, staircase_planes
 from benchmarks.tables import table, unit, verdict
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import simulate
-from dipy_spinverse.bloch_torrey.analytic.bodies import (
-    exact_restricted_signal,
-    gaussian_phase_attenuation,
-    restricted_signal,
-)
-from dipy_spinverse.bloch_torrey.analytic.exchange import (
-    long_time_diffusivity,
-    permeable_planes_signal,
-)
+from dipy_spinverse.bloch_torrey.analytic import gaussian_phase_attenuation
 from dipy_spinverse.bloch_torrey.finite_elements.matrix_formalism import (
     laplace_modes,
     length_scale_for,

@@ -8,21 +8,21 @@ from dipy.sims.voxel import callaghan_perpendicular
 from scipy.linalg import expm
 from scipy.special import spherical_jn
 
+from benchmarks import analytic_signals
+from benchmarks.analytic_signals import (
+    exact_restricted_signal,
+    long_time_diffusivity,
+    permeable_planes_signal,
+    restricted_signal,
+)
 from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import simulate
-from dipy_spinverse.bloch_torrey.analytic import bodies
-from dipy_spinverse.bloch_torrey.analytic.bodies import (
+from dipy_spinverse.bloch_torrey.analytic import (
     DIMENSIONS,
-    exact_restricted_signal,
     free_signal,
     gaussian_phase_attenuation,
-    restricted_signal,
-)
-from dipy_spinverse.bloch_torrey.analytic.exchange import (
     karger_closed_form,
-    long_time_diffusivity,
-    permeable_planes_signal,
 )
 from dipy_spinverse.grid import bcc_grid
 
@@ -57,7 +57,7 @@ def test_no_gradient_gives_all_signal(shape):
 def test_cut_modes_change_the_signal_by_less_than_promised(shape, monkeypatch):
     cases = (3.0, np.array([0.2, 1.0, 2.0]), 2.0, 20.0, D)
     signal = exact_restricted_signal(shape, *cases)
-    monkeypatch.setattr(bodies, "_MAX_ROOT", 20.0)
+    monkeypatch.setattr(analytic_signals, "_MAX_ROOT", 20.0)
     coarse = exact_restricted_signal(shape, *cases)
     # a cut at 20 instead of 30: the error falls with its third power
     assert np.abs(signal - coarse).max() < 3e-5

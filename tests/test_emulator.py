@@ -10,7 +10,7 @@ from benchmarks.periodic_cylinders import (
     random_mesh,
     reduced,
 )
-from dipy_spinverse.bloch_torrey.analytic.bodies import gaussian_phase_attenuation
+from dipy_spinverse.bloch_torrey.analytic import gaussian_phase_attenuation
 from dipy_spinverse.packed_cells.emulator import Encodings, emulated_signals, emulator_error
 
 SHAPES = ("cylinder", "sphere")

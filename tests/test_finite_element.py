@@ -9,14 +9,15 @@ from body_fitted_cases import box, needs_gmsh, sphere_surface
 from scipy.sparse import coo_matrix, diags_array
 from scipy.sparse.linalg import eigsh
 
+from benchmarks.analytic_signals import (
+    long_time_diffusivity,
+    permeable_planes_signal,
+    restricted_signal,
+)
 from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import simulate
-from dipy_spinverse.bloch_torrey.analytic.bodies import free_signal, restricted_signal
-from dipy_spinverse.bloch_torrey.analytic.exchange import (
-    long_time_diffusivity,
-    permeable_planes_signal,
-)
+from dipy_spinverse.bloch_torrey.analytic import free_signal
 from dipy_spinverse.bloch_torrey.finite_elements.matrix_formalism import (
     laplace_modes,
     length_scale_for,

@@ -32,10 +32,7 @@ from dipy_spinverse.acquisition.encodings import (
     oscillating_gradients,
     pulsed_gradients,
 )
-from dipy_spinverse.bloch_torrey.analytic.bodies import (
-    dipole_roots,
-    gaussian_phase_attenuation,
-)
+from dipy_spinverse.bloch_torrey.analytic import dipole_roots, gaussian_phase_attenuation
 from dipy_spinverse.packed_cells.equivalent_pulses import equivalent_pulses, tensor_spectra
 from dipy_spinverse.packed_cells.interpolation import emulated_shell_signals
 from dipy_spinverse.packed_cells.shells import group_into_shells

@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import Simulator, relative_transmissibility
-from dipy_spinverse.bloch_torrey.analytic.bodies import free_signal
+from dipy_spinverse.bloch_torrey.analytic import free_signal
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.inversion.priors import evaluate_priors
 

@@ -23,7 +23,7 @@ from scipy.linalg import eigh, solve
 from scipy.special import gammaincinv, ndtr
 from scipy.stats import qmc
 
-from dipy_spinverse.bloch_torrey.analytic.bodies import DIMENSIONS
+from dipy_spinverse.bloch_torrey.analytic import DIMENSIONS
 from dipy_spinverse.packed_cells.emulator import RANGES, Encodings, emulated_signals
 from dipy_spinverse.packed_cells.orientations import even_legendre
 from dipy_spinverse.packed_cells.shells import Shells

@@ -23,8 +23,7 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 
 from dipy_spinverse.acquisition.waveforms import Waveforms, pulsed_waveforms
-from dipy_spinverse.bloch_torrey.analytic.bodies import DIMENSIONS, dipole_roots
-from dipy_spinverse.bloch_torrey.analytic.exchange import karger_closed_form
+from dipy_spinverse.bloch_torrey.analytic import DIMENSIONS, dipole_roots, karger_closed_form
 
 # Rates of the spectra, multiplied by the root mean square of q over that of g. Below them beff is
 # that of free diffusion, above it decreases as the inverse square of the rate.

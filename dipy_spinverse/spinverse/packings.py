@@ -17,7 +17,7 @@ import numpy as np
 from dipy_spinverse.acquisition import Acquisition, BaseAcquisition
 from dipy_spinverse.acquisition.free_waveforms import WaveformAcquisition
 from dipy_spinverse.bloch_torrey import relative_transmissibility, simulate
-from dipy_spinverse.bloch_torrey.analytic.bodies import free_signal
+from dipy_spinverse.bloch_torrey.analytic import free_signal
 from dipy_spinverse.grid import TetrahedralGrid
 from dipy_spinverse.inversion import WallProblem, scaled_transmissibility
 from dipy_spinverse.substrates import cylinders, spheres

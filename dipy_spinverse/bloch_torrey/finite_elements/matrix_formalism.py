@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition.conversion import require_pulsed
 from dipy_spinverse.acquisition.pulsed import Acquisition
-from dipy_spinverse.bloch_torrey.analytic.bodies import check_positive
+from dipy_spinverse.bloch_torrey.analytic import check_positive
 from dipy_spinverse.bloch_torrey.encoding_groups import unique_encodings
 from dipy_spinverse.bloch_torrey.finite_elements.eigenmodes import (
     centred_positions,

@@ -22,8 +22,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dipy_spinverse.bloch_torrey.analytic.bodies import DIMENSIONS, gaussian_phase_attenuation
-from dipy_spinverse.bloch_torrey.analytic.exchange import karger_closed_form
+from dipy_spinverse.bloch_torrey.analytic import (
+    DIMENSIONS,
+    gaussian_phase_attenuation,
+    karger_closed_form,
+)
 
 OFFSET = 0.05
 _HALF_GAIN = 0.3

@@ -1,1 +1,0 @@
-"""Signals known without a grid: exact and approximate ones."""
