@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 
+import numba
 import numpy as np
 import pytest
 
@@ -39,6 +40,32 @@ def test_voxels_of_a_journal_count_beside_those_that_are_computed(capfd, quick):
         bar.finished(40)
     shown = [int(n) for n in re.findall(r"(\d+)/60", capfd.readouterr().err)]
     assert 40 in shown and shown[-1] == 60
+
+
+def compiles(voxels):
+    """A function that numba compiles in this call, in 0.1 s or more."""
+    numba.njit(lambda x: np.sort(x) + x.sum())(np.zeros(3))
+    time.sleep(5 * progress._INTERVAL)
+    return voxels
+
+
+def test_a_bar_says_so_while_functions_are_compiled_and_not_afterwards(capfd, quick):
+    with Bar(40, verbose=True) as bar:
+        bar.fed_by(compiles)(np.arange(40))
+        bar.finished(40)
+    shown = capfd.readouterr().err
+    assert "compiling (first run only)" in shown
+    assert "compiling" not in shown.rpartition("\r")[2]
+
+
+def test_a_step_is_named_with_its_seconds_unless_it_is_short(capfd, quick, monkeypatch):
+    for least, seen in ((0.05, True), (10.0, False)):
+        monkeypatch.setattr(progress, "_SHORT", least)
+        for verbose in (True, False):
+            with progress.waiting("writing maps", verbose):
+                time.sleep(0.2)
+            shown = capfd.readouterr().err
+            assert ("writing maps ... 00:00" in shown) == (seen and verbose)
 
 
 def test_without_a_bar_nothing_is_printed_and_the_function_is_the_same(capfd):

@@ -2,7 +2,9 @@
 
 The fit of a chunk reports the finished fraction with :func:`report_progress`; :func:`part` and
 :func:`stepwise` give steps their fraction of the enclosing step. Each worker writes its number of
-voxels to a file, and the bar shows the sum; without a common folder it shows finished chunks.
+voxels to a file, and the bar shows the sum; without a common folder it shows finished chunks. The
+bar says where a worker compiles functions, which happens once after installation. :func:`waiting`
+names steps without voxels.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,8 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-_INTERVAL = 0.5  # s
+_INTERVAL, _SHORT = 0.5, 2.0  # s, between updates, and of a step that is not named
+_COMPILING = "compiling (first run only)"
 _Item = TypeVar("_Item")
 
 
@@ -78,6 +81,8 @@ class _Reported:
     folder: str
 
     def __call__(self, voxels: Any) -> Any:
+        from numba.core.event import install_listener
+
         path = Path(self.folder) / f"{os.getpid()}-{threading.get_ident()}"
         n_previous = _number_in(path)
 
@@ -87,10 +92,48 @@ class _Reported:
             except OSError:
                 _listener.set(_no_listener)  # another machine
 
-        with _with_listener(write):
+        marker = _marker(path.with_suffix(".compiling"))
+        with _with_listener(write), install_listener("numba:compile", marker):
             result = self.function(voxels)
             write(1.0)
         return result
+
+
+def _marker(path):
+    """A listener to numba that keeps a file while functions are compiled."""
+    from numba.core.event import Listener
+
+    class Marker(Listener):
+        def on_start(self, event):
+            with suppress(OSError):
+                path.touch()
+
+        def on_end(self, event):
+            path.unlink(missing_ok=True)
+
+    return Marker()
+
+
+@contextmanager
+def waiting(step: str, verbose: bool) -> Iterator[None]:
+    """Name a step and its seconds on the screen, if it takes more than two and `verbose`."""
+    ended = threading.Event()
+
+    def watch():
+        if not ended.wait(_SHORT):
+            with tqdm(desc=step, bar_format="{desc} ... {elapsed}") as bar:
+                while not ended.wait(_INTERVAL):
+                    bar.refresh()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    if verbose:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if verbose:
+            thread.join()
 
 
 def _number_in(path):
@@ -120,6 +163,7 @@ class Bar:
             self._ended.set()
             self._thread.join()
             self._folder.cleanup()
+            self._bar.set_description_str("", refresh=False)
             self._show(self._found + self._finished)
         self._bar.close()
 
@@ -138,9 +182,12 @@ class Bar:
     def _watch(self):
         on_screen = sys.stderr.isatty()
         while not self._ended.wait(_INTERVAL):
-            n_computed = sum(_number_in(path) for path in Path(self._folder.name).iterdir())
+            files = [*Path(self._folder.name).iterdir()]
+            compiling = any(path.suffix for path in files)
+            self._bar.set_description_str(_COMPILING if compiling else "", refresh=False)
+            n_computed = sum(map(_number_in, files))
             n = int(self._found + max(self._finished, n_computed))
-            if on_screen or n > self._bar.n:
+            if on_screen or compiling or n > self._bar.n:
                 self._show(n)
 
     def _show(self, n):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,11 @@ class CheckAcquisitionFlow(Command):
 
     def process(self, arguments: dict[str, Any], paths: dict[str, Path]) -> None:
         """Read, check, print, write."""
+        from dipy_spinverse.voxels.progress import waiting
+
         acquired = self.call("read_acquisition", arguments)
-        report = self.call("check", arguments, acquired)
+        with waiting("predicting intervals", sys.stderr.isatty()):
+            report = self.call("check", arguments, acquired)
         print(report)
         paths["report"].write_text(f"{report}\n", encoding="utf-8")
         content = {"acquisition": repr(acquired), "maps": report.table(),

@@ -187,19 +187,25 @@ class FitCommand(Command):
 
     def process(self, arguments: dict[str, Any], paths: dict[str, Path]) -> None:
         """Read, make the model, fit, write."""
-        images = self.read(arguments)
-        model = self.call("make_model", arguments, images.acquired)
-        fit_options = self.call("fit_options", arguments, images)
-        start = time.perf_counter()
+        from dipy_spinverse.voxels.progress import waiting
+
+        start, verbose = time.perf_counter(), arguments["verbose"] or sys.stderr.isatty()
+        with waiting("reading the scan", verbose):
+            images = self.read(arguments)
+            model = self.call("make_model", arguments, images.acquired)
+            fit_options = self.call("fit_options", arguments, images)
+        before_fit = time.perf_counter()
         fit = self.call("fit", arguments, model, images, fit_options)
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - before_fit
         inputs = {name: value for name, value in arguments.items() if name.endswith("_files")}
         settings = {name: value for name, value in arguments.items() if name not in inputs}
         units = {name: map_description(name, fit).unit for name in (*fit.MAPS, *self.others)}
         record = run_settings(inputs, settings, fit, seconds, units)
         try:
-            self.write(fit, images, record, paths)
-            self.call("page", arguments, fit, images, record, paths)
+            with waiting("writing maps", verbose):
+                self.write(fit, images, record, paths)
+            with waiting("writing the report", verbose):
+                self.call("page", arguments, fit, images, record, paths)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -207,7 +213,8 @@ class FitCommand(Command):
             raise OSError(
                 errno.ENOSPC, f"out_dir: no space left in {folder}; free some"
             ) from error
-        logger.info("%s", status_summary(fit, seconds))
+        total = time.perf_counter() - start
+        logger.info("%s\nTotal time: %.1f s.", status_summary(fit, seconds), total)
 
     def written(self, paths: dict[str, Path]) -> Iterator[Path]:
         """Files of all outputs, including the intervals of maps."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,11 @@ class SimulateFlow(Command):
 
     def process(self, arguments: dict[str, Any], paths: dict[str, Path]) -> None:
         """Read, simulate, write."""
+        from dipy_spinverse.voxels.progress import waiting
+
         acquired = self.call("read_acquisition", arguments)
-        signals, truth = self.call("simulate", arguments, acquired)
+        with waiting("simulating", sys.stderr.isatty()):
+            signals, truth = self.call("simulate", arguments, acquired)
         affine = np.diag([_VOXEL_MM, _VOXEL_MM, _VOXEL_MM, 1])
         save_image(paths["dwi"], signals, affine, "simulated signals, dipy_spinverse")
         paths["truth"].write_text(json.dumps(truth, indent=2) + "\n")
