@@ -7,12 +7,20 @@ import pytest
 import torch
 from compartment_cases import directions, strong, two_shells
 from numpy.polynomial.chebyshev import chebval
+from scipy.linalg import expm
 from scipy.optimize import nnls
-from scipy.special import roots_legendre
+from scipy.special import jnp_zeros, jv, jvp, roots_legendre
 from scipy.stats import rice
 
 from dipy_spinverse import Acquisition
-from dipy_spinverse.compartments import Compartment, Definition, Parameter
+from dipy_spinverse.bloch_torrey.analytic import gaussian_phase_attenuation
+from dipy_spinverse.compartments import (
+    Compartment,
+    Definition,
+    Parameter,
+    exchanging,
+    short_pulse_pore,
+)
 from dipy_spinverse.compartments.fibres import with_fibres
 from dipy_spinverse.compartments.fitting.amplitudes import nonnegative_amplitudes
 from dipy_spinverse.compartments.signals.chebyshev import evaluate_chebyshev
@@ -25,6 +33,7 @@ ARGUMENTS = {
     "stick": {"diffusivity": 1.7},
     "zeppelin": {"parallel": 1.7, "perpendicular": 0.5},
     "cylinder": {"diffusivity": 1.7, "diameter": 6.0},
+    "slab": {"diffusivity": 1.7, "diameter": 6.0},
 }
 
 
@@ -54,27 +63,95 @@ def test_gaussian_compartments_are_exponentials_of_their_tensor():
     assert (signals_of(Compartment("dot", "all"), acquisition, axis=axis) == 1).all()
 
 
+def attenuation_across(kernel, acquisition, diffusivity, diameter):
+    arguments = (torch.tensor([x]).double() for x in (diffusivity, diameter))
+    exponents = KERNELS[kernel].exponents(encoding_of(acquisition), *arguments)
+    square = torch.tensor([1.0 if kernel == "slab" else 0.0]).double()
+    return -torch.log(exponents.at(square)).item()
+
+
 # Robertson 1966, Neuman 1974: pulses that touch, long against R^2/D.
 @pytest.mark.parametrize(
-    ("kernel", "first", "second"), [("cylinder", 7 / 96, 99 / 112), ("sphere", 8 / 175, 581 / 840)]
+    ("kernel", "first", "second"),
+    [("slab", 2 / 15, 17 / 14), ("cylinder", 7 / 96, 99 / 112), ("sphere", 8 / 175, 581 / 840)],
 )
 def test_narrow_pores_follow_the_motional_narrowing_limit(kernel, first, second):
     acquisition = Acquisition(b=[4.0], directions=[[1, 0, 0]], small_delta=20, big_delta=20)
     d, radius = 2.0, 1.5
     gradient = acquisition.q[0] / 20
     exact = first * gradient**2 * radius**4 / d * (2 * 20 - second * radius**2 / d)
-    arguments = (torch.tensor([d]).double(), torch.tensor([2 * radius]).double())
-    found = KERNELS[kernel].exponents(encoding_of(acquisition), *arguments).perpendicular.item()
+    found = attenuation_across(kernel, acquisition, d, 2 * radius)
     assert abs(found / exact - 1) < 1e-4  # terms left out are of order exp(-D delta / R^2)
 
 
-@pytest.mark.parametrize("kernel", ["cylinder", "sphere"])
+@pytest.mark.parametrize("kernel", ["slab", "cylinder", "sphere"])
 def test_wide_pores_are_free(kernel):
     acquisition = Acquisition(b=[1.0], directions=[[1, 0, 0]], small_delta=1, big_delta=2)
-    arguments = (torch.tensor([2.0]).double(), torch.tensor([200.0]).double())
-    found = KERNELS[kernel].exponents(encoding_of(acquisition), *arguments).perpendicular.item()
+    found = attenuation_across(kernel, acquisition, 2.0, 200.0)
     # Walls take sqrt(D t) / R of the pore, 2 % here, and the sum over roots is cut off.
     assert abs(found / 2.0 - 1) < 0.04
+
+
+def callaghan_slab(phase, time):
+    k = np.arange(1, 200)[:, None]
+    series = np.exp(-((k * np.pi / 2) ** 2) * time) * (1 - (-1.0) ** k * np.cos(2 * phase))
+    series = (series / ((2 * phase) ** 2 - (k * np.pi) ** 2) ** 2).sum(axis=0)
+    return (np.sin(phase) / phase) ** 2 + 4 * (2 * phase) ** 2 * series
+
+
+def callaghan_cylinder(phase, time):
+    result = (2 * jv(1, phase) / phase) ** 2
+    for n in range(30):
+        for root in jnp_zeros(n, 20):
+            weight = (4 if n == 0 else 8) * root**2 / (root**2 - n**2)
+            weight = weight * (phase * jvp(n, phase) / (phase**2 - root**2)) ** 2
+            result = result + weight * np.exp(-(root**2) * time)
+    return result
+
+
+# Callaghan 1995; phase is q R, time D T / R^2.
+@pytest.mark.parametrize(
+    ("shape", "series"), [("slab", callaghan_slab), ("cylinder", callaghan_cylinder)]
+)
+def test_short_pulses_diffract_in_pores(shape, series):
+    rng, across = np.random.default_rng(2), np.tile([1.0, 0, 0], (30, 1))
+    times = rng.uniform(3, 50, 30).round(3)
+    acquisition = Acquisition(rng.uniform(1, 20, 30), across, small_delta=1e-3, big_delta=times)
+    axis = [1.0, 0, 0] if shape == "slab" else [0, 0, 1.0]
+    arguments = {"diffusivity": 1.7, "diameter": 9.0}
+
+    def signals(long_times=False):
+        pore = Compartment(short_pulse_pore(shape, long_times), "all", arguments)
+        return signals_of(pore, acquisition, axis=np.array([axis]))[0]
+
+    phase, time = acquisition.q * 4.5, 1.7 * (times - 1e-3 / 3) / 4.5**2
+    # 3e-7 by interpolation in q R and D T / R^2; the rest by that in cos^2
+    assert np.abs(signals() - series(phase, time)).max() < 3e-5
+    assert np.abs(signals(long_times=True) - series(phase, 1e3)).max() < 3e-5
+
+
+def test_spheres_diffract_under_short_pulses_after_a_long_time():
+    acquisition = Acquisition(np.arange(1.0, 9), [1, 0, 0], small_delta=1e-3, big_delta=80)
+    sphere = Compartment(short_pulse_pore("sphere"), "all", {"diffusivity": 2.0, "diameter": 8.0})
+    phase = 4 * acquisition.q
+    exact = (3 * (np.sin(phase) - phase * np.cos(phase)) / phase**3) ** 2
+    assert np.abs(signals_of(sphere, acquisition, empty=np.zeros(1))[0] - exact).max() < 1e-5
+
+
+def test_any_two_kernels_exchange():
+    big = np.repeat([10.0, 40.0], 4)
+    acquisition = Acquisition(np.tile([0, 1, 3, 6.0], 2), [1, 0, 0], small_delta=4, big_delta=big)
+    fraction, time, radius = 0.3, 15.0, 4.0
+    arguments = {"first_diffusivity": 2.0, "first_diameter": 2 * radius}
+    arguments |= {"second_diffusivity": 1.2, "fraction": fraction, "exchange_time": time}
+    both = Compartment(exchanging("sphere", "ball"), "all", arguments)
+    found = signals_of(both, acquisition, empty=np.zeros(1))[0]
+    across = gaussian_phase_attenuation("sphere", radius, acquisition.q, 4, big, 2.0)
+    rates = np.array([[1 - fraction, -fraction], [fraction - 1, fraction]]) / time
+    water = np.array([fraction, 1 - fraction])
+    for m, b in enumerate(acquisition.b):
+        decay = np.diag([across[m], 1.2 * b]) + rates * (big[m] - 4 / 3)
+        assert abs(found[m] - (expm(-decay) @ water).sum()) < 1e-6  # of sums over roots
 
 
 @pytest.mark.parametrize("dispersion", ["watson", "bingham"])

@@ -354,13 +354,21 @@ def test_gamma_cylinders_are_cylinders_of_many_sizes():
     model = compose(acquisition, parts, parameters)
     one = [Compartment("cylinder", "fibres", {"diffusivity": 1.7, "diameter": "diameter"})]
     single = compose(acquisition, one, [Parameter("diameter", 0.01, 60, "um")])
+    probability = (np.arange(200) + 0.5) / 200
     for mean, spread in ((3.0, 0.4), (5.0, 0.6)):
         shape = 1 / spread**2
         # Volumes go with the square of the diameter.
-        chance = gamma.ppf((np.arange(200) + 0.5) / 200, shape + 2, scale=mean / shape)
+        chance = gamma.ppf(probability, shape + 2, scale=mean / shape)
         exact = single.signals({"diameter": chance, "axis": [0.0, 0.0, 1.0]}).mean(axis=0)
         found = model.signals({"diameter": mean, "spread": spread, "axis": [0.0, 0.0, 1.0]})
         np.testing.assert_allclose(found, exact, atol=2e-3)  # nine sizes for all
+    # As Poisson's distribution, in um: the variance is the mean.
+    arguments["spread"] = lambda values: values["diameter"] ** -0.5
+    parts = [Compartment(GAMMA_CYLINDERS, "fibres", arguments)]
+    model, chance = compose(acquisition, parts, parameters[:1]), gamma.ppf(probability, 6 + 2)
+    exact = single.signals({"diameter": chance, "axis": [0.0, 0.0, 1.0]}).mean(axis=0)
+    found = model.signals({"diameter": 6.0, "axis": [0.0, 0.0, 1.0]})
+    np.testing.assert_allclose(found, exact, atol=2e-3)
 
 
 def test_crossings_are_as_many_as_the_evidence_says():

@@ -114,10 +114,17 @@ def check_body(shape: str, radius: ArrayLike, diffusivity: float) -> str:
     return shape
 
 
-@lru_cache(maxsize=3)
-def dipole_roots(shape):
-    """Zeros of the slope of the radial modes that a uniform gradient excites."""
-    return tuple(radial_roots(shape, 1, np.pi * (_GAUSSIAN_TERMS + 1))[:_GAUSSIAN_TERMS])
+@lru_cache(maxsize=6)
+def dipole_roots(shape, n=_GAUSSIAN_TERMS):
+    """First zeros of the slope of the radial modes that a uniform gradient excites."""
+    return tuple(radial_roots(shape, 1, np.pi * (n + 1))[:n])
+
+
+def radial_slope(shape, order, x):
+    """Slope of the radial mode of an order: cosine or sine, a Bessel function, a spherical one."""
+    if shape == "slab":
+        return -np.sin(x) if order == 0 else np.cos(x)
+    return jvp(order, x) if shape == "cylinder" else spherical_jn(order, x, derivative=True)
 
 
 def radial_roots(shape, order, highest):
@@ -128,8 +135,7 @@ def radial_roots(shape, order, highest):
     if shape == "slab":
         k = np.arange(2 - order, 2 * highest / np.pi, 2)
         return k * np.pi / 2 if order < 2 else k[:0]
-    bessel_slopes = {"cylinder": jvp, "sphere": partial(spherical_jn, derivative=True)}
-    slope = partial(bessel_slopes[shape], order)
+    slope = partial(radial_slope, shape, order)
     # zeros are at least 2 apart, and none is below 1
     x = np.arange(0.5, highest + 0.5, 0.5)
     values = slope(x)

@@ -12,8 +12,9 @@ from dipy_spinverse.compartments.definition import (
 from dipy_spinverse.compartments.fit import CompartmentFit
 from dipy_spinverse.compartments.model import CompartmentModel, compose
 from dipy_spinverse.compartments.other_tissue import IVIMModel, NEXIModel, SANDIModel, VERDICTModel
-from dipy_spinverse.compartments.signals.exchange import TWO_SITES
+from dipy_spinverse.compartments.signals.exchange import TWO_SITES, exchanging
 from dipy_spinverse.compartments.signals.kernels import GAMMA_CYLINDERS, CustomKernel
+from dipy_spinverse.compartments.signals.short_pulses import short_pulse_pore
 from dipy_spinverse.compartments.white_matter import (
     ActiveAxModel,
     MTENODDIModel,
@@ -42,5 +43,7 @@ __all__ = [
     "ZCDModel",
     "compose",
     "complement",
+    "exchanging",
+    "short_pulse_pore",
     "tortuosity",
 ]

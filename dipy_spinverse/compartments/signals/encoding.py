@@ -43,6 +43,12 @@ class Encoding:
         return replace(self, b=0 * self.b, q=0 * self.q)
 
     @cached_property
+    def diffusion_time(self) -> Tensor:
+        """That of the pulses (S,), ms, such that b is q^2 times it; 1 without pulses."""
+        time = self.big_delta - self.small_delta / 3
+        return torch.where(time > 0, time, 1.0)
+
+    @cached_property
     def linear(self) -> bool:
         """Whether all b-tensors are."""
         return bool((self.anisotropy == 1).all())

@@ -18,11 +18,12 @@ References
    https://doi.org/10.1016/j.neuroimage.2022.119277
 .. [3] Alvermann and Fehske, J. Comput. Phys. 230 (2011) 5930,
    https://doi.org/10.1016/j.jcp.2011.04.006
+.. [4] Karger, Ber. Bunsenges. 75 (1971) 976, https://doi.org/10.1002/bbpc.19710750727
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -30,10 +31,12 @@ from numba import njit
 from torch import Tensor
 
 from dipy_spinverse.compartments.signals.encoding import Encoding
-from dipy_spinverse.compartments.signals.kernels import CustomKernel
+from dipy_spinverse.compartments.signals.kernels import KERNELS, CustomKernel
 
 # Four times as exact as eight steps with the mean q^2 (benchmarks/notes/compartments.md).
 _PULSE_STEPS = 2
+_SITES = "first", "second"
+_LEAST_SIGNAL = 1e-30  # of a site: its logarithm is finite, also in single precision
 # All of fastmath that does not assume finite numbers.
 _FAST = {"contract", "reassoc", "arcp", "nsz"}
 
@@ -137,6 +140,54 @@ def _pulse_steps():
             share = (0.5 + 2 * gauss) * main + (0.5 - 2 * gauss) * minor
             steps.append((share, 0.5 / _PULSE_STEPS))
     return np.array(steps)
+
+
+def exchanging(first: str | CustomKernel, second: str | CustomKernel) -> CustomKernel:
+    """A kernel of two sites that exchange water, each with the signal of a kernel [4]_.
+
+    Logarithms of the sites' signals are taken to grow in proportion to the diffusion time, as
+    with short pulses; of a stick and its surroundings, `TWO_SITES` has finite pulses.
+
+    Parameters
+    ----------
+    first, second : str or CustomKernel
+        As `kernel` of :class:`Compartment`. Arguments of the result are theirs with "first_" and
+        "second_" before the name, the `fraction` of the first, and `exchange_time` (ms, the
+        inverse of the sum of both rates).
+
+    Examples
+    --------
+    >>> exchanging("sphere", "ball").arguments[2:]
+    ('second_diffusivity', 'fraction', 'exchange_time')
+    """
+    sites = [KERNELS[site] if isinstance(site, str) else site for site in (first, second)]
+    names = [f"{prefix}_{name}" for prefix, site in zip(_SITES, sites, strict=True)
+             for name in site.arguments]  # fmt: skip
+    return CustomKernel(
+        f"exchanging {sites[0].name} and {sites[1].name}",
+        (*names, "fraction", "exchange_time"),
+        partial(_exchanging_signal, sites),
+        oriented=any(site.oriented for site in sites),
+        timed=True,
+    )
+
+
+def _exchanging_signal(sites, encoding, square, *, fraction, exchange_time, **arguments):
+    fraction, exchange_time = (x[:, None, None] for x in (fraction, exchange_time))
+    fraction = fraction.clamp(1e-6, 1 - 1e-6)
+    leaving, entering = (1 - fraction) / exchange_time, fraction / exchange_time
+    time = encoding.diffusion_time[:, None]
+    rates = []
+    for prefix, site in zip(_SITES, sites, strict=True):
+        own = {name: arguments[f"{prefix}_{name}"] for name in site.arguments}
+        signal = site(encoding, **own).at(square)
+        rates.append(-torch.log(signal.clamp_min(_LEAST_SIGNAL)) / time)
+    state = fraction**0.5, (1 - fraction) ** 0.5
+    end = _step(
+        rates[0] + leaving, rates[1] + entering, (leaving * entering) ** 0.5, time, *state,
+        lambda x: torch.exp(-x),
+    )  # fmt: skip
+    return state[0] * end[0] + state[1] * end[1]
 
 
 TWO_SITES = CustomKernel(

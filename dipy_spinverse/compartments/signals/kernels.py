@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dipy_spinverse.compartments.signals.encoding import Encoding
-from dipy_spinverse.compartments.signals.restricted import CYLINDER, SPHERE, restricted
+from dipy_spinverse.compartments.signals.restricted import restricted
 
 # Gauss-Hermite nodes of a gamma distribution of diameters.
 _N_DIAMETERS = 9
@@ -146,13 +146,20 @@ def _dot(encoding):
 def _cylinder(encoding, diffusivity, diameter):
     """Free along its axis; across it van Gelderen et al., J. Magn. Reson. B 103 (1994) 255,
     https://doi.org/10.1006/jmrb.1994.1038."""
-    exponent = restricted(encoding, diffusivity, diameter, CYLINDER)
+    exponent = restricted(encoding, diffusivity, diameter, "cylinder")
     return Kernel(exponent, encoding.b * diffusivity[:, None] - exponent)
+
+
+def _slab(encoding, diffusivity, diameter):
+    """Between planes, `diameter` apart, whose normal is the axis; along them free. Neuman,
+    J. Chem. Phys. 60 (1974) 4508, https://doi.org/10.1063/1.1680931."""
+    free = encoding.b * diffusivity[:, None]
+    return Kernel(free, restricted(encoding, diffusivity, diameter, "slab") - free)
 
 
 def _sphere(encoding, diffusivity, diameter):
     """Murday and Cotts, J. Chem. Phys. 48 (1968) 4938, https://doi.org/10.1063/1.1668160."""
-    exponent = restricted(encoding, diffusivity, diameter, SPHERE)
+    exponent = restricted(encoding, diffusivity, diameter, "sphere")
     return Kernel(exponent, torch.zeros_like(exponent))
 
 
@@ -162,6 +169,7 @@ KERNELS = {
         BuiltInKernel("stick", ("diffusivity",), _stick, oriented=True),
         BuiltInKernel("zeppelin", ("parallel", "perpendicular"), _zeppelin, oriented=True),
         BuiltInKernel("cylinder", ("diffusivity", "diameter"), _cylinder, True, timed=True),
+        BuiltInKernel("slab", ("diffusivity", "diameter"), _slab, True, timed=True),
         BuiltInKernel("ball", ("diffusivity",), _ball),
         BuiltInKernel("dot", (), _dot),
         BuiltInKernel("sphere", ("diffusivity", "diameter"), _sphere, timed=True),

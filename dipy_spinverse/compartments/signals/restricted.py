@@ -1,10 +1,10 @@
 """Attenuation by diffusion between walls, in the Gaussian phase approximation.
 
-    -log E = 2 (q/delta)^2 sum_n (2 D a^2 delta - 2 + ...) / (D^2 a^6 (a^2 R^2 - shape))
+    -log E = 2 (q/delta)^2 sum_n (2 D a^2 delta - 2 + ...) / (D^2 a^6 (a^2 R^2 - d + 1))
 
-with a = root / R. The sum in the numerator runs over the overlaps of the two pulses. Over R^2 the
-sum over roots depends on diffusivity and radius by D / R^2 alone, and is interpolated: it would
-take most of the time of a fit.
+in d dimensions, with a = root / R. The sum in the numerator runs over the overlaps of the two
+pulses. Over R^2 the sum over roots depends on diffusivity and radius by D / R^2 alone, and is
+interpolated: it would take most of the time of a fit.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from functools import lru_cache
 import numpy as np
 import torch
 from scipy.interpolate import CubicSpline
-from scipy.optimize import brentq
-from scipy.special import jnp_zeros, spherical_jn
 from torch import Tensor
 
+from dipy_spinverse.bloch_torrey.analytic import DIMENSIONS, dipole_roots
 from dipy_spinverse.compartments.signals.encoding import Encoding
 
 _N_ROOTS = 20  # terms fall with the sixth power of the root
@@ -26,28 +25,14 @@ _N_ROOTS = 20  # terms fall with the sixth power of the root
 _FIRST, _LAST, _N_NODES = np.log(1e-6), np.log(1e6), 400
 
 
-def _sphere_roots():
-    def slope(x):
-        return spherical_jn(1, x, derivative=True)
-
-    return [brentq(slope, (k + 0.5) * np.pi, (k + 1) * np.pi) for k in range(_N_ROOTS)]
-
-
-# Roots, and the shape: 1 of a cylinder, 2 of a sphere.
-CYLINDER = tuple(jnp_zeros(1, _N_ROOTS)), 1.0
-SPHERE = tuple(_sphere_roots()), 2.0
-
-
-def restricted(
-    encoding: Encoding, diffusivity: Tensor, diameter: Tensor, pore: tuple[tuple, float]
-) -> Tensor:
-    """Minus the logarithm (V, S) of the attenuation across a pore, CYLINDER or SPHERE.
+def restricted(encoding: Encoding, diffusivity: Tensor, diameter: Tensor, pore: str) -> Tensor:
+    """Minus the logarithm (V, S) of the attenuation across a "slab", "cylinder" or "sphere".
 
     Diffusivities (V,) are in um^2/ms, diameters (V,) in um.
     """
     radius = 0.5 * diameter[:, None]
     log_rate = (torch.log(diffusivity) - 2 * torch.log(radius[:, 0])).clamp(_FIRST, _LAST)
-    step, polynomials = _sums(encoding, *pore)
+    step, polynomials = _sums(encoding, pore)
     position = (log_rate - _FIRST) / step
     k = position.detach().long().clamp(0, _N_NODES - 2)
     offset = step * (position - k)[:, None]
@@ -58,16 +43,16 @@ def restricted(
 
 
 @lru_cache(maxsize=8)
-def _sums(encoding, roots, shape):
+def _sums(encoding, pore):
     """Step of the nodes, and polynomials (4, N - 1, S) between them of the sum's logarithm."""
     nodes = np.linspace(_FIRST, _LAST, _N_NODES)
     times = (x.double().numpy()[:, None] for x in (encoding.small_delta, encoding.big_delta))
     small, big = (np.where(time > 0, time, 1.0) for time in times)
-    square = np.array(roots) ** 2
+    square = np.array(dipole_roots(pore, _N_ROOTS)) ** 2
     rate = np.exp(nodes)[:, None, None] * square
     # 2 (x - 1) + 2 (e^-x + e^-y) - e^(x-y) - e^(-x-y) without differences of large numbers.
     decay = np.expm1(-rate * small)
     pulses = 2 * (decay + rate * small) - np.exp(-rate * (big - small)) * decay**2
-    total = (pulses / (rate**2 * square * (square - shape))).sum(axis=2)
+    total = (pulses / (rate**2 * square * (square - DIMENSIONS[pore] + 1))).sum(axis=2)
     spline = CubicSpline(nodes, np.log(total))
     return nodes[1] - nodes[0], torch.tensor(spline.c)
