@@ -8,6 +8,7 @@ import shutil
 
 import matplotlib
 import matplotlib.pyplot
+import nibabel as nib
 import numpy as np
 import pytest
 from model_cases import CASES
@@ -27,6 +28,7 @@ from dipy_spinverse.report.summary import to_common_decimals
 from dipy_spinverse.report.viewer import viewer_volumes
 from dipy_spinverse.substrates import cylinders
 from dipy_spinverse.voxels import Status
+from dipy_spinverse.voxels.image_files import resampled_volume
 from dipy_spinverse.walls.interface import interface_mesh
 
 pytest.importorskip("plotly")
@@ -192,6 +194,23 @@ def test_volumes_of_the_viewer_are_the_maps_with_x_to_the_right(fitted):
         assert np.abs(shown - expected)[median > 0].max() <= 0.51 * step
         assert (width[median > 0] >= 1).all() and (low <= high).all()
     assert start == len(codes)
+
+
+def test_the_background_is_an_image_of_any_resolution_in_the_position_of_the_scan(
+    fitted, tmp_path
+):
+    fit, data = fitted
+    # Its values are x + 2 z in mm of the scanner, on a finer grid that is turned and shifted.
+    affine = np.array([[0, 0.7, 0, -6], [0.7, 0, 0, -3], [0, 0, 0.7, -1], [0, 0, 0, 1]])
+    points = np.moveaxis(np.indices((20, 20, 20)), 0, -1) @ affine[:3, :3].T + affine[:3, 3]
+    nib.save(nib.Nifti1Image(points[..., 0] + 2 * points[..., 2], affine), tmp_path / "t1.nii.gz")
+    image = resampled_volume(tmp_path / "t1.nii.gz", (fit.shape, AFFINE), "background")
+    x, _, z = np.moveaxis(np.moveaxis(np.indices(fit.shape), 0, -1) @ np.diag([-2, 2, 2.5]), -1, 0)
+    np.testing.assert_allclose(image, x + 2 * z, atol=1e-5)  # stored in single precision
+    codes = np.frombuffer(viewer_volumes(fit, data, AFFINE, image)[1], np.uint8)
+    shown = codes[: image.size].reshape(fit.shape)[::-1]
+    expected = 255 * np.clip(image / np.quantile(image, 0.995), 0, 1)
+    np.testing.assert_allclose(shown, expected, atol=1)
 
 
 def test_a_whole_brain_fits_into_a_page(fitted):

@@ -54,6 +54,7 @@ def save_page(
     affine: np.ndarray | None = None,
     settings: dict[str, Any] | None = None,
     mesh_voxels: Sequence[tuple[int, ...]] = (),
+    background: np.ndarray | None = None,
     title: str | None = None,
 ) -> None:
     """Write a page about a fit, which needs no network and no other file.
@@ -71,6 +72,8 @@ def save_page(
         Tables of "settings" and "versions" to show.
     mesh_voxels : sequence of tuple of int, optional
         Voxels whose walls are drawn; by default the first ones that have walls.
+    background : ndarray (...), optional
+        Image below the maps, by default the mean signal without diffusion weighting.
     title : str, optional
 
     Raises
@@ -91,7 +94,7 @@ def save_page(
     from dipy_spinverse.report.methods import methods_paragraph
     from dipy_spinverse.report.viewer import viewer_volumes
 
-    about, volumes = viewer_volumes(fit, data, np.eye(4) if affine is None else affine)
+    about, volumes = viewer_volumes(fit, data, np.eye(4) if affine is None else affine, background)
     about |= {
         "colours": sequential.Viridis, "status_colours": plotly_figures.STATUS_COLORS,
         "status_names": [status.name for status in Status],

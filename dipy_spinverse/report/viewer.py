@@ -18,12 +18,14 @@ _MAX_VALUES = 7_000_000
 _CODES = 254  # of values; 0 is reserved for voxels that were not fitted
 
 
-def viewer_volumes(fit: VoxelFit, data: Any, affine: np.ndarray) -> tuple[dict[str, Any], bytes]:
+def viewer_volumes(
+    fit: VoxelFit, data: Any, affine: np.ndarray, background: np.ndarray | None = None
+) -> tuple[dict[str, Any], bytes]:
     """What a viewer has to know, and the volumes one after the other, one byte a voxel.
 
-    Axes are to the right, anterior and superior, the first the slowest. Volumes are the mean
-    signal without diffusion weighting, the status, and of each map the estimate, the limits of
-    its 95 % interval and their difference, on one scale.
+    Axes are to the right, anterior and superior, the first the slowest. Volumes are the
+    background, by default the mean signal without diffusion weighting; the status; and of each map
+    the estimate, the limits of its 95 % interval and their difference, on one scale.
     """
     shape = (*fit.shape, *(1,) * (3 - len(fit.shape)))
     status = fit.status.reshape(shape)
@@ -40,10 +42,11 @@ def viewer_volumes(fit: VoxelFit, data: Any, affine: np.ndarray) -> tuple[dict[s
     def volume(codes):
         return np.ascontiguousarray(nib.apply_orientation(codes[box], orientation), np.uint8)
 
-    b0 = np.flatnonzero(getattr(fit.model.acquisition, "b0_mask", np.ones(1, dtype=bool)))
-    # A few volumes: data may be a file that is read volume by volume.
-    anatomy = np.mean([np.asarray(data[..., m], dtype=float) for m in b0[:4]], axis=0)
-    anatomy = np.nan_to_num(anatomy).reshape(shape)
+    if background is None:
+        b0 = np.flatnonzero(getattr(fit.model.acquisition, "b0_mask", np.ones(1, dtype=bool)))
+        # A few volumes: data may be a file that is read volume by volume.
+        background = np.mean([np.asarray(data[..., m], dtype=float) for m in b0[:4]], axis=0)
+    anatomy = np.nan_to_num(background).reshape(shape)
     brightest = max(float(np.quantile(anatomy[box], 0.995)), 1e-30)
     volumes = [volume(255 * np.clip(anatomy / brightest, 0, 1)), volume(status)]
     maps = []

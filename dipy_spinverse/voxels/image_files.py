@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from scipy.ndimage import affine_transform
 
 from dipy_spinverse.voxels.image import wanted_voxels
 from dipy_spinverse.voxels.memory import check_memory
@@ -148,6 +149,20 @@ def volume_of(path: str | Path, like: tuple[tuple[int, ...], np.ndarray], name: 
         )
     check_memory(f"{name}: {path}", 2 * math.prod(shape) * 8)
     return stored[...].reshape(shape)
+
+
+def resampled_volume(
+    path: str | Path, like: tuple[tuple[int, ...], np.ndarray], name: str
+) -> np.ndarray:
+    """Values (X, Y, Z) of an image file at the voxels of the shape and affine `like`; linear."""
+    stored, (shape, affine) = StoredImage(path, name), like
+    stored.check_real()
+    if len(stored.shape) != 3:
+        raise ValueError(f"{name}: {path} has shape {stored.shape}; give a 3-D image.")
+    to_stored = np.linalg.inv(stored.affine) @ affine
+    return affine_transform(
+        stored[...].astype(float), to_stored[:3, :3], to_stored[:3, 3], shape, order=1
+    )
 
 
 def mask_of(path: str | Path, like: tuple[tuple[int, ...], np.ndarray], name: str) -> np.ndarray:

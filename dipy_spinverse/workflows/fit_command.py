@@ -153,6 +153,7 @@ class FitCommand(Command):
         paths: dict[str, Path],
         *,
         report: str | None = None,
+        background: str | None = None,
     ) -> None:
         """Write a report of the fit.
 
@@ -161,15 +162,24 @@ class FitCommand(Command):
         report : string, optional
             Name of a report for the browser, such as report.html: maps with their intervals,
             reliability, residuals, signals, and a methods paragraph.
+        background : string, optional
+            Path of an image in the position of the scan, such as a T1w image of any resolution,
+            that the report shows below the maps. Without it, the mean b0.
         """
         if report is None:
             return
         from dipy_spinverse.report.page import save_page
+        from dipy_spinverse.voxels.image_files import resampled_volume
+
+        space, anatomy = (images.data.shape[:3], images.affine), None
+        if background is not None:
+            anatomy = resampled_volume(background, space, "background")
 
         save_page(
             fit, paths["report"], images.data, affine=images.affine, settings=settings,
             title=(type(self).__doc__ or "").splitlines()[0].rstrip("."),
             mesh_voxels=voxels_of(settings["settings"].get("mesh_voxels"), fit.shape),
+            background=anatomy,
         )  # fmt: skip
 
     def more_paths(self, arguments: dict[str, Any], paths: dict[str, Path]) -> dict[str, Path]:
