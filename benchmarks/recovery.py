@@ -27,6 +27,7 @@ import torch
 from dipy.core.sphere import HemiSphere, disperse_charges
 from scipy.spatial import cKDTree
 
+from benchmarks.adam import AdamInversion
 from benchmarks.command import command, keep
 from benchmarks.datasets import data_files
 from benchmarks.shapes import outside_the_family, published_family, published_grid
@@ -58,9 +59,9 @@ N_UNSEEN, UNSEEN_WALLS = 15, (0.003, 0.2)
 RUNS = {
     "cell search": ClosedCellInversion(),
     "gauss-newton": FaceInversion(),
-    "adam": FaceInversion("adam"),
-    "adam with priors": FaceInversion("adam", priors=(Continuity(2.0), Manifoldness(2.0))),
-    "adam with weak priors": FaceInversion("adam", priors=(Continuity(0.02), Manifoldness(0.02))),
+    "adam": AdamInversion(),
+    "adam with priors": AdamInversion(priors=(Continuity(2.0), Manifoldness(2.0))),
+    "adam with weak priors": AdamInversion(priors=(Continuity(0.02), Manifoldness(0.02))),
 }
 # Adam has no stopping rule; with a known noise level it is not run again to refine it.
 FIT_OPTIONS = {run: {"sigma": 0.02} for run in RUNS if run.startswith("adam")}

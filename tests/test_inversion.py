@@ -8,13 +8,10 @@ import torch
 from inversion_cases import GRID, multi_shell, shells, tissue_signals
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
-from dipy_spinverse.bloch_torrey import Simulator, permeability_of
+from dipy_spinverse.bloch_torrey import Simulator
 from dipy_spinverse.cell_search.voxel_inversion import CellInversion
 from dipy_spinverse.grid import bcc_grid
 from dipy_spinverse.inversion import (
-    ADAM_CURRICULUM,
-    CARVING_CURRICULUM,
-    DEFAULT_CURRICULUM,
     Binarisation,
     Continuity,
     FaceSolver,
@@ -26,8 +23,6 @@ from dipy_spinverse.inversion import (
     scaled_transmissibility,
     transmissibility,
 )
-from dipy_spinverse.inversion.adam import adam
-from dipy_spinverse.inversion.curriculum import default_curriculum
 from dipy_spinverse.inversion.gauss_newton import data_space_step, gauss_newton
 from dipy_spinverse.inversion.priors import evaluate_priors
 from dipy_spinverse.inversion.protocols import Prior, WallSolver
@@ -403,28 +398,6 @@ def test_prior_of_another_model_than_walls_decides_what_the_data_leave_open():
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
-# ---------------------------------------------------------------- Adam
-
-
-def test_adam_lowers_the_misfit_within_the_published_permeabilities():
-    model, data, sigma, start = tissue_problem(2)
-    found, converged = adam(model, data, sigma, start, Stage(max_iterations=40))
-    assert (misfit(model, data, sigma, found) < 0.3 * misfit(model, data, sigma, start)).all()
-    tau = transmissibility(found[:, : GRID.n_faces]).numpy()
-    kappa = permeability_of(GRID, tau)
-    assert kappa.min() >= 0.01 * (1 - 1e-6) and kappa.max() <= 100 * (1 + 1e-6)
-    assert converged.all()
-
-
-def test_adam_refuses_free_water():
-    acquisition = multi_shell(2)
-    model = signal_model(acquisition)
-    x = random_tensor(1, model.n_unknowns)
-    data = random_tensor(1, len(acquisition))
-    with pytest.raises(ValueError, match="cannot fit free water; use 'gauss-newton'"):
-        adam(model, data, torch.ones_like(data), x, Stage())
-
-
 # ---------------------------------------------------------------- curriculum
 
 
@@ -446,16 +419,6 @@ def test_shortest_diffusion_time_stands_in_for_ranks_beyond_it():
     np.testing.assert_array_equal(
         Stage(diffusion_times=(4,)).measurements(two), (time == time.min()) | two.b0_mask
     )
-
-
-def test_default_curriculum_follows_optimiser_and_boundary():
-    assert default_curriculum("gauss-newton", "periodic") is DEFAULT_CURRICULUM
-    assert default_curriculum("gauss-newton", "reflecting") is DEFAULT_CURRICULUM
-    assert default_curriculum("gauss-newton", "absorbing") is CARVING_CURRICULUM
-    assert default_curriculum("adam", "absorbing") is ADAM_CURRICULUM
-    for curriculum in (DEFAULT_CURRICULUM, CARVING_CURRICULUM, ADAM_CURRICULUM):
-        FaceInversion(curriculum=curriculum)
-    assert sum(stage.max_iterations for stage in ADAM_CURRICULUM) == 400  # as published
 
 
 @pytest.mark.parametrize("curriculum", [[], [Stage(max_iterations=3)]])

@@ -6,7 +6,6 @@ import warnings
 
 import numpy as np
 import pytest
-import torch
 from dipy.core.gradients import gradient_table
 from inversion_cases import GRID, multi_shell, shells, spread_directions, tissue_signals
 
@@ -24,8 +23,8 @@ from dipy_spinverse.inversion import (
     Manifoldness,
     Stage,
     WallArea,
-    face_solver,
 )
+from dipy_spinverse.inversion.face_solver import FaceSolver
 from dipy_spinverse.inversion.gauss_newton import gauss_newton
 from dipy_spinverse.inversion.unknowns import wall_faces
 from dipy_spinverse.spinverse import SpinverseFit
@@ -194,37 +193,6 @@ def test_data_without_any_noise_do_not_break_the_noise_estimate():
     assert 0 < fit.residual_rms < 0.01
 
 
-@pytest.mark.filterwarnings("ignore:The grid is too coarse")
-def test_adam_baseline_explains_the_signals_within_its_permeabilities(body_in_a_box):
-    grid, _, acquisition, signals = body_in_a_box
-    few = acquisition.subset(np.arange(len(acquisition)) % 3 == 0)
-    data = signals[::3]
-    curriculum = (
-        Stage(diffusion_times=(0,), max_iterations=25, initial_value=0.5),
-        Stage(diffusion_times=(1,), max_iterations=25),
-    )
-    inversion = FaceInversion(optimizer="adam", curriculum=curriculum)
-    model = SpinverseModel(few, grid=grid, inversion=inversion)
-    fit = model.fit(data, S0=1.0, n_fields=0, n_draws=0)
-    at_start = simulate(few, grid, np.full(grid.n_faces, 1.0), dtype="float32")
-    assert fit.residual_rms < 0.2 * np.sqrt(np.mean((at_start - data) ** 2))
-    # single precision at 1 - tau = 0.01
-    assert fit.permeability.min() >= 0.00999 and fit.permeability.max() <= 100.1
-
-
-def test_adam_does_not_go_beyond_its_schedule(monkeypatch, volume):
-    counted = []
-
-    def counting(model, data, sigma, start, stage):
-        counted.append(stage.max_iterations)
-        return start, torch.ones(len(start), dtype=torch.bool)
-
-    monkeypatch.setitem(face_solver.OPTIMIZERS, "adam", counting)
-    model = SpinverseModel(ACQUISITION, grid=GRID, inversion=FaceInversion("adam"))
-    model.fit(volume[0, 0, 0], n_fields=0, n_draws=0)
-    assert counted == [200, 200]
-
-
 def test_only_with_less_noise_than_in_the_stages_is_the_last_one_repeated(
     monkeypatch, model, volume
 ):
@@ -234,18 +202,11 @@ def test_only_with_less_noise_than_in_the_stages_is_the_last_one_repeated(
         stages.append(stage)
         return gauss_newton(model, data, sigma, start, stage)
 
-    monkeypatch.setattr(face_solver, "gauss_newton", counting)
-    monkeypatch.setitem(face_solver.OPTIMIZERS, "gauss-newton", counting)
+    monkeypatch.setattr(FaceSolver, "_optimise", staticmethod(counting))
     for sigma, n_stages in ((5.0, 2), (1.0, 3)):  # SNR 20 and 100; stages have SNR 50 at most
         stages.clear()
         model.fit(volume[0, 0, 0], sigma=sigma, n_fields=0, n_draws=0)
         assert len(stages) == n_stages and stages[n_stages - 1].priors == QUICK[-1].priors
-
-
-def test_adam_cannot_fit_free_water(volume):
-    model = SpinverseModel(ACQUISITION, grid=GRID, inversion=FaceInversion("adam"))
-    with pytest.raises(ValueError, match="cannot fit free water"):
-        model.fit(volume[0, 0, 0], free_water=True)
 
 
 # ---------------------------------------------------------------- the DIPY idiom
@@ -545,7 +506,6 @@ def test_values_out_of_range_name_the_argument(model, volume):
         ("sigma has", lambda: model.fit(data, sigma=np.nan)),
         ("n_fields is", lambda: model.fit(data, n_fields=-1)),
         ("inversion is", lambda: SpinverseModel(ACQUISITION, inversion="adam")),
-        ("optimizer is", lambda: FaceInversion(optimizer="sgd")),
         ("diffusivity is", lambda: SpinverseModel(ACQUISITION, diffusivity=2.0)),
         ("te is", lambda: SpinverseModel(ACQUISITION, te=0.06)),
         ("curriculum has", lambda: FaceInversion(curriculum=[Stage()])),

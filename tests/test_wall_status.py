@@ -14,10 +14,10 @@ from dipy_spinverse.bloch_torrey import relative_transmissibility
 from dipy_spinverse.inversion import (
     FaceSolver,
     Reconstruction,
+    Stage,
     WallProblem,
     scaled_transmissibility,
 )
-from dipy_spinverse.inversion.face_solver import OPTIMIZERS
 from dipy_spinverse.inversion.protocols import WallSolver
 from dipy_spinverse.spinverse.permeability_fields import FieldChunk
 from dipy_spinverse.substrates import spheres
@@ -112,8 +112,9 @@ def test_each_field_is_of_data_with_noise_of_its_own_added(monkeypatch):
         seen.append(data.numpy().copy())
         return start, torch.ones(len(start), dtype=torch.bool)
 
-    monkeypatch.setitem(OPTIMIZERS, "adam", counting)
-    inversion = FaceSolver(WallProblem(ACQUISITION, GRID, n_fields=2), optimizer="adam")
+    monkeypatch.setattr(FaceSolver, "_optimise", staticmethod(counting))
+    stages = Stage(diffusion_times=(0,), initial_value=0.5), Stage(diffusion_times=(1,))
+    inversion = FaceSolver(WallProblem(ACQUISITION, GRID, n_fields=2), stages)
     found = inversion.run(np.stack([SIGNALS, SIGNALS]), np.array([0.02, 0.05]))
     assert found.scaled_transmissibility_fields.shape[0] == 2
     estimate, *fields = seen[1::2]  # each has two stages

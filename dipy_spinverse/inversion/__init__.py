@@ -1,7 +1,6 @@
 """Inversion: unknowns, priors, curriculum, optimisers and uncertainty."""
 
 from dipy_spinverse.inversion.curriculum import (
-    ADAM_CURRICULUM,
     CARVING_CURRICULUM,
     DEFAULT_CURRICULUM,
     Stage,
@@ -16,7 +15,6 @@ from dipy_spinverse.inversion.unknowns import (
 )
 
 __all__ = [
-    "ADAM_CURRICULUM",
     "CARVING_CURRICULUM",
     "DEFAULT_CURRICULUM",
     "WALL_THRESHOLD",

@@ -68,17 +68,3 @@ CARVING_CURRICULUM = (
     Stage(diffusion_times=(0,), priors=(WallArea(0.1),), max_iterations=15, initial_value=0.15),
     Stage(priors=(WallArea(0.1),), max_iterations=20),
 )
-
-# As published (https://doi.org/10.48550/arXiv.2603.04638): 200 iterations at the longest time, 200
-# at the next, no priors.
-ADAM_CURRICULUM = (
-    Stage(diffusion_times=(0,), max_iterations=200, initial_value=0.5),
-    Stage(diffusion_times=(1,), max_iterations=200),
-)
-
-
-def default_curriculum(optimizer: str, boundary: str) -> tuple[Stage, ...]:
-    """The curriculum of an optimiser on a grid with this boundary."""
-    if optimizer == "adam":
-        return ADAM_CURRICULUM
-    return CARVING_CURRICULUM if boundary == "absorbing" else DEFAULT_CURRICULUM

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from dipy_spinverse.bloch_torrey import Simulator, unique_encodings
-from dipy_spinverse.inversion.adam import adam
-from dipy_spinverse.inversion.curriculum import Stage, default_curriculum
+from dipy_spinverse.inversion.curriculum import CARVING_CURRICULUM, DEFAULT_CURRICULUM, Stage
 from dipy_spinverse.inversion.gauss_newton import gauss_newton
 from dipy_spinverse.inversion.protocols import Prior, Reconstruction, WallProblem
 from dipy_spinverse.inversion.uncertainty import Laplace, probability_below
@@ -18,8 +17,6 @@ from dipy_spinverse.inversion.unknowns import WALL_THRESHOLD, SignalModel
 from dipy_spinverse.voxels.progress import report_progress
 from dipy_spinverse.voxels.rician import noise_from_residual
 from dipy_spinverse.walls.patterns import align_fields
-
-OPTIMIZERS = {"gauss-newton": gauss_newton, "adam": adam}
 
 # Standard deviation of initial scaled transmissibilities, the same in all voxels. A uniform field
 # is symmetric under point reflection, and so are all its iterates, whatever the data. Chosen by
@@ -40,16 +37,15 @@ class FaceSolver:
     """
 
     estimates_noise = False
+    _optimise = staticmethod(gauss_newton)
 
     def __init__(
         self,
         problem: WallProblem,
-        optimizer: str = "gauss-newton",
         curriculum: Sequence[Stage] | None = None,
         priors: Sequence[Prior] | None = None,
     ):
         self._problem, self._priors = problem, priors
-        self._optimise = OPTIMIZERS[optimizer]
         representatives, self._encoding = unique_encodings(problem.acquisition)
         self._repeats = np.bincount(self._encoding)
         self._acquisition = problem.acquisition.subset(representatives)
@@ -61,7 +57,8 @@ class FaceSolver:
             free_diffusivity=problem.free_diffusivity,
         )
         if curriculum is None:
-            curriculum = default_curriculum(optimizer, problem.grid.boundary)
+            absorbing = problem.grid.boundary == "absorbing"
+            curriculum = CARVING_CURRICULUM if absorbing else DEFAULT_CURRICULUM
         self._stages = [self._prepared(stage) for stage in curriculum]
         self._last_stage = self._prepared(
             replace(curriculum[-1], diffusion_times=None, initial_value=None)
@@ -134,9 +131,8 @@ class FaceSolver:
 
     def _at_true_noise(self, signals, noise, unknowns, converged):
         """After the last stage again, where the true noise level is below that of the stages."""
-        # Not with Adam, whose number of iterations is that of its curriculum.
         below_minimum = torch.as_tensor(noise < _MIN_STAGE_SIGMA, device=signals.device)
-        if below_minimum.any() and self._optimise is gauss_newton:
+        if below_minimum.any():
             rows = signals[below_minimum], noise[noise < _MIN_STAGE_SIGMA], unknowns[below_minimum]
             unknowns[below_minimum], converged[below_minimum] = self._run_stage(
                 self._last_stage, *rows

@@ -172,7 +172,7 @@ class SpinverseModel(VoxelModel):
         if not isinstance(inversion, (VoxelInversion, NoneType)):
             raise ValueError(
                 f"inversion is {inversion!r}; give an engine with its options, such as "
-                'FaceInversion(optimizer="adam"), or None.'
+                "FaceInversion(), or None."
             )
         self.diffusivity_um2_per_ms = diffusivity_um2_per_ms(
             "diffusivity", _DIFFUSIVITY if diffusivity is None else diffusivity

@@ -27,7 +27,6 @@ from dipy_spinverse.inversion import (
     WallProblem,
     transmissibility,
 )
-from dipy_spinverse.inversion.face_solver import OPTIMIZERS
 from dipy_spinverse.inversion.protocols import Prior, WallSolver
 from dipy_spinverse.spinverse.fit import SpinverseFit, status_with_pattern, wall_layout
 from dipy_spinverse.spinverse.packings import permeability_field_signals
@@ -124,22 +123,20 @@ class PermeabilityFieldInversion(VoxelInversion):
 
 @dataclass(frozen=True)
 class FaceInversion(PermeabilityFieldInversion):
-    """Permeability of every face of a grid, as published [1]_.
+    """Permeability of every face of a grid [1]_, by Levenberg-Marquardt in data space.
 
     Parameters
     ----------
-    optimizer : {"gauss-newton", "adam"}, optional
-        Levenberg-Marquardt in data space, or the published optimiser.
     curriculum : sequence of Stage, optional
         The stages of the optimisation. By default `dipy_spinverse.inversion.DEFAULT_CURRICULUM`,
-        on a grid with absorbing outside `CARVING_CURRICULUM`, and for "adam" `ADAM_CURRICULUM`.
+        on a grid with absorbing outside `CARVING_CURRICULUM`.
     priors : sequence, optional
         Priors of all stages, instead of those of the curriculum.
 
     Raises
     ------
     ValueError
-        An unknown optimiser, a curriculum whose first stage has no initial value.
+        A curriculum whose first stage has no initial value.
 
     References
     ----------
@@ -148,19 +145,14 @@ class FaceInversion(PermeabilityFieldInversion):
     Examples
     --------
     >>> from dipy_spinverse.inversion import WallArea
-    >>> FaceInversion(priors=[WallArea(0.1)]).optimizer
-    'gauss-newton'
+    >>> FaceInversion(priors=[WallArea(0.1)])
+    FaceInversion(curriculum=None, priors=(WallArea(weight=0.1),))
     """
 
-    optimizer: str = "gauss-newton"
     curriculum: tuple[Stage, ...] | None = None
     priors: tuple[Prior, ...] | None = None
 
     def __post_init__(self):
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(
-                f"optimizer is {self.optimizer!r}; use one of {', '.join(map(repr, OPTIMIZERS))}."
-            )
         if self.curriculum is not None:
             if not self.curriculum or self.curriculum[0].initial_value is None:
                 raise ValueError(
@@ -174,7 +166,7 @@ class FaceInversion(PermeabilityFieldInversion):
 
     def solver(self, problem: WallProblem) -> WallSolver:
         """The solver of a problem."""
-        return FaceSolver(problem, self.optimizer, self.curriculum, self.priors)
+        return FaceSolver(problem, self.curriculum, self.priors)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,6 @@ class SpinverseFlow(DiffusionCommand):
         free_diffusivity: float = 3e-3,
         cells: int = 4,
         cell_size: float = 5.0,
-        optimizer: str = "gauss-newton",
         seed: int = 0,
         device: str = "cpu",
     ) -> Any:
@@ -59,20 +58,17 @@ class SpinverseFlow(DiffusionCommand):
             Lattice cubes of the grid along each axis (12 tetrahedra in each).
         cell_size : float, optional
             Edge of a lattice cube, um. Walls closer to each other than this are not resolved.
-        optimizer : string, optional
-            'gauss-newton' or 'adam' (the published method; slow).
         seed : int, optional
             Seed of the random start.
         device : string, optional
             Torch device that computes walls, for instance 'cpu' or 'cuda' (UNTESTED on a GPU).
         """
         from dipy_spinverse.grid import bcc_grid
-        from dipy_spinverse.spinverse import FaceInversion, SpinverseModel
+        from dipy_spinverse.spinverse import SpinverseModel
 
-        inversion = None if optimizer == "gauss-newton" else FaceInversion(optimizer)
         return SpinverseModel(
             acquired, grid=bcc_grid(cells=cells, cell_size_um=cell_size), diffusivity=diffusivity,
-            free_diffusivity=free_diffusivity, inversion=inversion, device=device, seed=seed,
+            free_diffusivity=free_diffusivity, device=device, seed=seed,
         )  # fmt: skip
 
     def fit_options(
@@ -95,8 +91,7 @@ class SpinverseFlow(DiffusionCommand):
             Voxels whose walls are saved as meshes, each as three indices with commas between
             them and no spaces, for instance 0,0,0 2,1,0.
         free_water : bool, optional
-            Also fit a fraction of free water with the optimiser 'adam'; packed cells always have
-            one.
+            Also fit a fraction of free water of walls; packed cells always have one.
         n_fields : int, optional
             Number of further posterior samples of the walls per voxel; 0 for a quick look.
         """
