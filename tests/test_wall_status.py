@@ -100,7 +100,7 @@ def test_open_faces_that_stand_for_less_diffusivity_are_said(monkeypatch):
         warnings.simplefilter("error")
         fit(monkeypatch, 0.01, sigma=0.01).interface()
     slower = fit(monkeypatch, 0.01, sigma=0.01, open_transmissibility=0.93)
-    with pytest.warns(UserWarning, match=r"diffusivity of 1\.86, not 2\.00 um\^2/ms") as caught:
+    with pytest.warns(UserWarning, match=r"of 1\.86e-3, not 2\.00e-3 mm\^2/s") as caught:
         slower.interface()
     assert caught[0].filename == __file__
 
