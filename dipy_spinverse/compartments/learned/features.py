@@ -3,17 +3,19 @@
 Signals of each shell, over the signal without diffusion, are expanded in spherical harmonics of
 even order. Their second-order coefficients, of all shells together, give the axis of the voxel, so
 that a learner trained for one orientation is valid for all. Features are the noise, the means of
-shells, and for models with an axis projections of the harmonics on it.
+shells, for models with an axis projections of the harmonics on it, and maps of a fitted model.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 
 from dipy_spinverse.acquisition import BaseAcquisition
 from dipy_spinverse.compartments.definition import Definition
+from dipy_spinverse.compartments.model import CompartmentModel
 from dipy_spinverse.voxels.shells import LARGEST_ORDER, Shell, harmonics, shells_of
 
 # Order of each harmonic.
@@ -27,6 +29,7 @@ class FeatureEncoder:
     shells: tuple[Shell, ...]
     has_axis: bool
     fanned: bool
+    fitted_model: CompartmentModel | None = None
 
     def __call__(self, data: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Features (V, F) and frames (V, A, 3, 3) of signals (V, M) over S0 of their echo time.
@@ -39,6 +42,11 @@ class FeatureEncoder:
         if self.has_axis:
             frames = self._frames(coefficients)[:, None]
             columns.extend(self._zonal(coefficients, frames[:, 0]))
+        if self.fitted_model:
+            with warnings.catch_warnings():  # those of the learned model are enough
+                warnings.simplefilter("ignore")
+                fit = self.fitted_model.fit(data, sigma=noise[:, 0], n_draws=0)
+            columns += [getattr(fit, name)[:, None] for name in fit.MAPS]
         return np.concatenate(columns, axis=1), frames
 
     def _frames(self, coefficients):
@@ -72,7 +80,11 @@ class FeatureEncoder:
                 yield forms[:, :1] - forms[:, 1:]
 
 
-def feature_encoder(acquisition: BaseAcquisition, definition: Definition) -> FeatureEncoder:
+def feature_encoder(
+    acquisition: BaseAcquisition,
+    definition: Definition,
+    fitted_model: CompartmentModel | None = None,
+) -> FeatureEncoder:
     """Features of an acquisition; ValueError for models and acquisitions that have none."""
     if definition.has_relaxation:
         raise ValueError(
@@ -83,6 +95,11 @@ def feature_encoder(acquisition: BaseAcquisition, definition: Definition) -> Fea
             f"{definition.name} has the axes {list(definition.axes)}; learning works for models "
             "with one at most. Fit this model instead."
         )
+    if fitted_model and not np.array_equal(fitted_model.acquisition.b, acquisition.b):
+        raise ValueError(
+            f"feature_model {fitted_model.definition.name} has another acquisition than "
+            f"{definition.name}; make both of the same gradient table."
+        )
     shells = shells_of(acquisition)
     if definition.axes and not any(shell.order >= 2 for shell in shells):
         raise ValueError(
@@ -90,7 +107,8 @@ def feature_encoder(acquisition: BaseAcquisition, definition: Definition) -> Fea
             "cover the sphere, within 4 % of b): features cannot be made independent of "
             "orientation. Fit the model instead."
         )
-    return FeatureEncoder(shells, bool(definition.axes), bool(definition.fanned_axes))
+    axes = bool(definition.axes), bool(definition.fanned_axes)
+    return FeatureEncoder(shells, *axes, fitted_model)
 
 
 def _second_order_tensors():

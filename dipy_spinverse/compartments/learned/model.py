@@ -85,6 +85,9 @@ class LearnedModel(VoxelModel):
         Range of the signal without diffusion over the noise of one channel.
     n_train : int, optional
         Simulated voxels.
+    feature_model : CompartmentModel, optional
+        A model of the same acquisition, whose maximum-likelihood maps are features in addition to
+        the signals: simpler regressions then suffice, at the cost of its fit.
     seed : int, optional
         The same seed gives the same learner on the same machine.
     verbose : bool, optional
@@ -141,6 +144,7 @@ class LearnedModel(VoxelModel):
         method: str = "mixture-density",
         snr: tuple[float, float] = (10.0, 100.0),
         n_train: int = 120_000,
+        feature_model: CompartmentModel | None = None,
         seed: int = 0,
         verbose: bool = False,
         **training: Any,
@@ -154,16 +158,16 @@ class LearnedModel(VoxelModel):
                 f"model is {model.definition.name} with amplitudes that b0 of the echo times do "
                 'not give; learned models need amplitudes="te" and b0 at each echo time. Fit it.'
             )
-        self._assemble(model, method, snr, seed)
+        self._assemble(model, method, snr, seed, feature_model)
         with Bar(n_train, verbose) as bar:
             train = bar.fed_by(partial(self._train, options=training))
             self.learner = train(range(n_train))
             bar.finished(n_train)
 
-    def _assemble(self, model, method, snr, seed):
+    def _assemble(self, model, method, snr, seed, feature_model):
         self.model, self.acquisition = model, model.acquisition
         self.method, self.snr, self.seed = method, tuple(snr), int(seed)
-        self.encoder = feature_encoder(model.acquisition, model.definition)
+        self.encoder = feature_encoder(model.acquisition, model.definition, feature_model)
 
     def _train(self, voxels: range, options: dict[str, Any]) -> Learner:
         """Train on simulated voxels; sets the scalings."""
@@ -268,19 +272,25 @@ class LearnedModel(VoxelModel):
             "method": self.method,
             "snr": list(self.snr),
             "seed": self.seed,
+            "feature_model": _name(self.encoder.fitted_model),
             "settings": self.learner.settings,
         }
         write_learner(path, header, self._arrays(), self.model)
 
     @classmethod
-    def load(cls, path: Path | str, model: CompartmentModel) -> LearnedModel:
+    def load(
+        cls,
+        path: Path | str,
+        model: CompartmentModel,
+        feature_model: CompartmentModel | None = None,
+    ) -> LearnedModel:
         """Read what :meth:`save` wrote.
 
         Parameters
         ----------
         path : path
-        model : CompartmentModel
-            The one of the training, with the same acquisition.
+        model, feature_model : CompartmentModel
+            Those of the training, with the same acquisition.
 
         Raises
         ------
@@ -288,9 +298,15 @@ class LearnedModel(VoxelModel):
             A file of another kind, or a learner of another model or acquisition.
         """
         header, stored = read_learner(path, model)
+        if header.get("feature_model") != _name(feature_model):
+            raise ValueError(
+                f"{path} has the feature_model {header.get('feature_model')}, not "
+                f"{_name(feature_model)}; give this model."
+            )
         learned = cls.__new__(cls)
         try:
-            learned._assemble(model, *(header[k] for k in ("method", "snr", "seed")))
+            method, snr, seed = (header[k] for k in ("method", "snr", "seed"))
+            learned._assemble(model, method, snr, seed, feature_model)
             arrays: dict[str, dict[str, np.ndarray]] = {}
             for key, value in stored.items():
                 group, name = key.split("/", 1)
@@ -402,6 +418,10 @@ class LearnedModel(VoxelModel):
         targets = from_latent(definition, samples[:-1])
         S0 = 1 + samples[-1] * torch.tensor(noise[:, :1]).float()
         return maps_of(definition, unscaled_targets(definition, targets)) | {"S0": S0}, targets
+
+
+def _name(model):
+    return model and model.definition.name
 
 
 def _check_options(method: str, options: dict[str, Any]) -> None:
