@@ -6,8 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+from configparser import ConfigParser
 from importlib.metadata import requires
 from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
 
 import dipy_spinverse
 
@@ -69,3 +73,16 @@ def test_what_a_report_needs_is_an_extra():
     assert {"plotly", "jinja2"} <= {
         line.split(";")[0].strip() for line in requires("dipy_spinverse") if "report" in line
     }
+
+
+def test_horizon_starts_with_the_viewer_of_the_extra_viz():
+    """`dipy_horizon` of DIPY 1.12 fails on FURY 2, for which it was not written."""
+    settings = ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    lines = settings["options.extras_require"]["viz"].split("\n")
+    (fury,) = (Requirement(line) for line in lines if line.startswith("fury"))
+    assert "0.12.0" in fury.specifier and "2.0.0" not in fury.specifier
+    pytest.importorskip("fury")
+    program = Path(sys.executable).with_name("dipy_horizon")
+    done = subprocess.run([program, "-h"], capture_output=True, text=True)
+    assert done.returncode == 0 and "input_files" in done.stdout, done.stderr
