@@ -18,7 +18,6 @@ import json
 import resource
 import time
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -38,18 +37,14 @@ from benchmarks.cell_shape_targets import (
 )
 from benchmarks.command import RESULTS, command, keep
 from benchmarks.tables import machine, table
-from dipy_spinverse.cell_shapes import CellShapeModel, latent_space, spectral_space, tube_space
+from dipy_spinverse.cell_shapes import CellShapeModel, latent_space, tube_space
 from dipy_spinverse.cell_shapes.geometry import MAPS
 from dipy_spinverse.cell_shapes.synthetic_axons import FAMILIES, draw_axons
 from dipy_spinverse.cell_shapes.templates import Template
 from dipy_spinverse.voxels.status import Status
 
 FITS = RESULTS / "cell_shapes" / "fits.jsonl"
-SPACES = {
-    "tube": tube_space,
-    "spectral": partial(spectral_space, fine=True),
-    "latent": latent_space,
-}
+SPACES = {"tube": tube_space, "latent": latent_space}
 PUBLISHED = {"bent": "1.709 +- 0.261", "beaded": "0.568 +- 0.086", "fanning": "7.433 +- 4.844"}
 _DRAWS, _COMPARED = 40, 4  # samples per posterior; number compared with the MAP shape
 _WITHIN = 1.96  # standard deviations, for 95 %

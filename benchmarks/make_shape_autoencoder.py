@@ -21,8 +21,7 @@ import torch
 from scipy.cluster.vq import kmeans2
 
 from benchmarks.command import command
-from dipy_spinverse.cell_shapes.shape_spaces.latent import N_MODES, SIZE
-from dipy_spinverse.cell_shapes.shape_spaces.spectral import straight_template
+from dipy_spinverse.cell_shapes.shape_spaces.latent import N_MODES, SIZE, straight_template
 from dipy_spinverse.cell_shapes.synthetic_axons import FAMILIES, draw_axons
 from dipy_spinverse.cell_shapes.templates import cylinder_mesh
 

@@ -17,7 +17,6 @@ from dipy_spinverse import Acquisition, CellShapeModel, Status
 from dipy_spinverse.bloch_torrey.finite_elements.modal_sensitivity import ModalSensitivities
 from dipy_spinverse.cell_shapes import (
     FreeVertices,
-    SpectralSpace,
     chunk,
     geometry,
     tube_space,
@@ -191,21 +190,6 @@ def test_free_vertices_refine_a_shape_that_its_space_does_not_hold(waisted, monk
     # 0.15 instead of 0.21 um; few of the 438 parameters are determined, and it says so
     assert off(true, refined.mesh()) < 0.85 * off(true, found.mesh())
     assert 0.05 < refined.mesh().vertex_std_um.mean() < 0.4
-
-
-def test_spectral_coefficients_are_found_from_signals(waisted, monkeypatch):
-    monkeypatch.setattr(unknowns, "_MESH_ERROR", 0.01)  # data are of the same mesh
-    true, signals = waisted
-    template = lozenges(rings=2, layers=6).template
-    rates, modes = template.surface_modes(12)
-    spread = np.repeat(0.6 * rates[0] / rates, 3)
-    space = SpectralSpace(
-        template, template.harmonic_extension @ modes, np.zeros(36), np.diag(spread**2)
-    )
-    found = CellShapeModel(ACQUISITION, space).fit(signals, sigma=3e-4, n_draws=0)
-    assert found.status == Status.CONVERGED
-    # 0.08 um, of 0.5 at the start
-    assert off(true, found.mesh()) < 0.12
 
 
 @dataclass(frozen=True, eq=False)

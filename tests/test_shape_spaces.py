@@ -9,18 +9,17 @@ import torch
 from dipy_spinverse.cell_shapes import (
     FreeVertices,
     latent_space,
-    spectral_space,
     tube_space,
 )
+from dipy_spinverse.cell_shapes.shape_spaces.latent import straight_template
 from dipy_spinverse.cell_shapes.shape_spaces.tube import tube_parameters
 from dipy_spinverse.cell_shapes.synthetic_axons import FAMILIES, Axon, draw_axons
 from dipy_spinverse.cell_shapes.templates import Template, cylinder_mesh
 
 SPACES = {
     "tube": tube_space,
-    "spectral": spectral_space,
     "latent": latent_space,
-    "free": lambda: FreeVertices(spectral_space().template),
+    "free": lambda: FreeVertices(straight_template(3, 10, 1)[0]),
 }
 
 
@@ -182,7 +181,9 @@ def test_a_tube_keeps_its_shape_on_a_finer_template():
 
 
 def test_free_vertices_are_as_spread_as_said_and_neighbours_move_together():
-    space = FreeVertices(spectral_space().template, prior_std_um=0.2, correlation_length_um=1.5)
+    space = FreeVertices(
+        straight_template(3, 10, 1)[0], prior_std_um=0.2, correlation_length_um=1.5
+    )
     sd = np.sqrt(np.diag(space.prior_covariance))
     # of the plane; the cell is closed and small, its rim is sharp
     np.testing.assert_allclose(sd, 0.2, rtol=0.25)

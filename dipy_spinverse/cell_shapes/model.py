@@ -27,7 +27,6 @@ from dipy_spinverse.cell_shapes.fit import CellShapeFit
 from dipy_spinverse.cell_shapes.shape_spaces.free import FreeVertices
 from dipy_spinverse.cell_shapes.shape_spaces.latent import LatentSpace
 from dipy_spinverse.cell_shapes.shape_spaces.protocol import ShapeSpace
-from dipy_spinverse.cell_shapes.shape_spaces.spectral import SpectralSpace
 from dipy_spinverse.cell_shapes.shape_spaces.tube import TubeSpace, tube_space
 from dipy_spinverse.cell_shapes.templates import Template
 from dipy_spinverse.cell_shapes.unknowns import CellShape, ShapeSignals
@@ -38,7 +37,7 @@ from dipy_spinverse.voxels.chunks import Engine, check_number, fit_image
 from dipy_spinverse.voxels.image import image_of
 from dipy_spinverse.voxels.model import VoxelModel
 
-_STORED_SPACES = FreeVertices, LatentSpace, SpectralSpace, TubeSpace
+_STORED_SPACES = FreeVertices, LatentSpace, TubeSpace
 
 
 class CellShapeModel(VoxelModel):

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from dipy_spinverse.cell_shapes.shape_spaces.protocol import TemplateSpace, displaced
-from dipy_spinverse.cell_shapes.shape_spaces.spectral import straight_template
-from dipy_spinverse.cell_shapes.templates import Template
+from dipy_spinverse.cell_shapes.synthetic_axons import LENGTH, RADIUS
+from dipy_spinverse.cell_shapes.templates import Template, cylinder_mesh
 
 SIZE = (4, 13)  # rings and layers of the template that the network was fitted to
 N_MODES = 100  # of the surface, whose coefficients the network decodes
@@ -78,3 +78,12 @@ def latent_space(path: str | Path | None = None) -> LatentSpace:
             tuple(file[f"bias_{k}"].astype(float) for k in layers),
             *(file[name].astype(float) for name in ("mean", "covariance", "starts")),
         )
+
+
+def straight_template(
+    n_rings: int, n_layers: int, n_modes: int
+) -> tuple[Template, tuple[np.ndarray, np.ndarray]]:
+    """Straight cylinder, and rates and smoothest functions (S, n) of its surface."""
+    reference = cylinder_mesh(n_rings, n_layers)
+    template = Template(reference.points * [RADIUS, RADIUS, LENGTH / 2], reference.tetrahedra)
+    return template, template.surface_modes(n_modes)
