@@ -2,7 +2,7 @@
 
     python -m benchmarks.kills [--kills 100]
 
-Duration: about 2 min (--quick: 10 kills). Writes results/kills.md.
+Duration: about 3 CPU-min (--quick: 10 kills). Writes results/kills.md.
 
 A process fits an image with a journal and saves the fit; it is ended by SIGKILL at a random time
 and started again with the same arguments, until it finishes. After each kill, all chunks that were
