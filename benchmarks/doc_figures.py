@@ -19,7 +19,6 @@ from PIL import Image
 
 from dipy_spinverse import load_fit
 from dipy_spinverse.report.page import save_page
-from dipy_spinverse.report.scenes import plot_scene
 
 matplotlib.use("agg")
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -69,14 +68,6 @@ def screenshot(path):
     return shot
 
 
-def scene(fit, image, affine):
-    """Meshes of all voxels that have some, over the first slice."""
-    voxels = [tuple(map(int, voxel)) for voxel in np.argwhere(fit.has_walls)]
-    plotter = plot_scene(fit, voxels, image=image, affine=affine, colour="permeability",
-                         off_screen=True)  # fmt: skip
-    return Image.fromarray(plotter.screenshot(return_img=True))
-
-
 def tutorial(name):
     """Figures of a tutorial, one above the other."""
     shown = []
@@ -98,7 +89,6 @@ def main():
     fit = load_fit(folder / "fit" / "fit.npz")
     data, affine = load_nifti(folder / "dwi.nii.gz")
     Image.open(folder / "demo.png").quantize(256).save(FIGURES / "start.png", optimize=True)
-    save(scene(fit, data[..., 0], affine), "scene.png")
     page = folder / "report.html"
     save_page(fit, page, data, affine=affine)
     save(screenshot(page), "report.png")

@@ -29,6 +29,7 @@ from dipy_spinverse.report.viewer import viewer_volumes
 from dipy_spinverse.substrates import cylinders
 from dipy_spinverse.voxels import Status
 from dipy_spinverse.voxels.image_files import resampled_volume
+from dipy_spinverse.voxels.rician import rician_mean
 from dipy_spinverse.walls.interface import interface_mesh
 
 pytest.importorskip("plotly")
@@ -82,18 +83,22 @@ def test_voxels_are_drawn_in_the_order_of_their_residuals(ranked, monkeypatch):
 
     def drawn(acquisition, names, measured, predicted, S0):
         shown.update(zip((name.split(":")[0] for name in names), measured, strict=True))
+        shown["predicted"] = predicted
         return draw.go.Figure()
 
     monkeypatch.setattr(draw, "signal_figure", drawn)
     _signal_figures(*ranked)
     for name, voxel in (("best explained", 0), ("typical", 2), ("worst explained", 1)):
         np.testing.assert_array_equal(shown[name], ranked[1][voxel])
+    # With the noise floor: magnitudes at sigma = 2 exceed a signal of 20 by 0.1.
+    expected = rician_mean(ranked[0][[2, 0, 1]].predict(), 2.0)
+    np.testing.assert_allclose(shown["predicted"], expected)
 
 
 def test_only_explained_voxels_count_as_explained(fitted, tmp_path):
     part = fitted[0][:, :1, :2]
     part.status = np.reshape([Status.CONVERGED, Status.NOT_CONVERGED, Status.MISFIT, 0], (2, 1, 2))
-    assert "explains 1 of 3 voxels (33%)" in _verdict(part)[0]
+    assert "explains 1 of 3 voxels (33.3 %)" in _verdict(part)[0]
 
 
 def test_numbers_of_a_row_have_the_decimals_of_the_largest():
@@ -131,8 +136,8 @@ def test_page_says_units_meanings_status_and_whom_to_cite(page, fitted):
 @pytest.mark.parametrize(
     ("statuses", "said", "level"),
     [
-        ([Status.MISFIT] * 4, "It does not explain 4", "bad"),
-        ([Status.CONVERGED] * 4, "explains 4 of 4 voxels (100%).</section>", "good"),
+        ([Status.MISFIT] * 4, "It does not explain the signals of 4:", "bad"),
+        ([Status.CONVERGED] * 4, "explains 4 of 4 voxels (100 %).</section>", "good"),
         (
             [Status.CONVERGED] * 2 + [Status.TISSUES_NOT_SEPARATED] * 2,
             "2: the contrasts",
@@ -245,6 +250,10 @@ def test_uncertain_walls_are_transparent(mesh):
     drawn = {trace.name: (trace.opacity, len(trace.i)) for trace in figure.data}
     assert sum(n for _, n in drawn.values()) == len(mesh.triangles)
     assert drawn["uncertain (below 0.5)"][0] < 0.3 and len(drawn) == 2
+    unknown = draw.mesh_figure(mesh, known=False)
+    (trace,), scale = unknown.data, unknown.layout.coloraxis
+    assert trace.opacity == 1 and scale.colorbar.title.text == "permeability (um/ms)"
+    np.testing.assert_array_equal(trace.intensity, mesh.permeability)
 
 
 def test_missing_packages_are_named(monkeypatch):

@@ -19,8 +19,7 @@ _UNKNOWN = MapDescription("", "parameter of the model")
 _TABLE = {
     "surface_to_volume": ("1/um", "area of the walls per volume"),
     "wall_permeability": ("um/ms", "mean permeability of the walls; 1 um/ms is 1e-3 m/s"),
-    "exchange_time": ("ms", "mean residence time of water in cells; in NEXI and SMEX 1 / (sum of "
-                            "the rates of leaving and entering)"),
+    "exchange_time": ("ms", "mean residence time of water in cells"),
     "restricted_fraction": ("1", "fraction of the water enclosed by walls"),
     "pore_diameter": ("um", "mean chord length of the enclosed space"),
     "wall_anisotropy": ("1", "degree to which walls are parallel to one axis"),

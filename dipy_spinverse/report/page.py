@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import math
 from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ from dipy_spinverse.report.summary import map_rows
 from dipy_spinverse.spinverse.fit import AGREEMENT_THRESHOLD
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.outliers import volumes_with_outliers
+from dipy_spinverse.voxels.rician import rician_mean
 from dipy_spinverse.voxels.status import FITTED, USABLE, Status
 
 _MAX_RESIDUAL_VOXELS = 2000  # a random sample of the image; limits the time
@@ -26,15 +28,14 @@ _MAX_MESHES = 4  # limit the size of the page
 # significant among a hundred, and shells that are listed; chosen by hand.
 _LEAST_SHARING, _SIGNIFICANT, _MAX_SHARING = 8, 4.0, 8
 _MOSTLY = 0.9  # share of explained voxels from which the headline is green; by hand
-_SAMPLE = (
+_PATTERN_UNKNOWN = (
+    "One posterior sample of the walls, on its periodic grid. The pattern is not determined "
+    "(samples agree by {:.2f}): this is one of many that explain the signals."
+)
+_PATTERN_KNOWN = (
     "One posterior sample of the walls, on its periodic grid. Transparent parts are uncertain: "
-    "other samples that explain the signals as well have no wall there. "
+    "other samples that explain the signals as well have no wall there. Samples agree by {:.2f}."
 )
-_PATTERN_UNKNOWN = _SAMPLE + (
-    "The pattern is not determined (samples agree by {:.2f}): this is one of many that explain "
-    "the signals."
-)
-_PATTERN_KNOWN = _SAMPLE + "Samples agree by {:.2f}."
 
 
 def check_packages() -> None:
@@ -147,7 +148,8 @@ def _verdict(fit):
     if n_voxels == 0:
         return "No voxel was selected.", "bad"
     explained = np.count_nonzero(np.isin(fit.status, USABLE))
-    text = f"The model explains {explained} of {n_voxels} voxels ({explained / n_voxels:.0%})."
+    percent = math.floor(1000 * explained / n_voxels) / 10  # 100 only if all are
+    text = f"The model explains {explained} of {n_voxels} voxels ({percent:g} %)."
     misfit, usable = fit.status == Status.MISFIT, explained
     of_scan = misfit & fit.usable
     missed = misfit & ~of_scan
@@ -161,10 +163,10 @@ def _verdict(fit):
     if missed.any():
         size = ""
         if "misfit_percent" in fit._values:
-            size = f" by {np.median(fit.misfit_percent[missed]):.2g} % of S0 (median)"
+            size = f", which it misses by {np.median(fit.misfit_percent[missed]):.2g} % of S0"
         text += (
-            f" It does not explain {missed.sum()}: it misses their signals{size}, and maps may be "
-            "biased by more than their intervals."
+            f" It does not explain the signals of {missed.sum()}{size}: their maps may be biased "
+            "by more than their intervals."
         )
     for status in Status:
         count = np.count_nonzero(fit.status == status)
@@ -191,6 +193,8 @@ def _signal_figures(fit, data):
     )
     voxels = fit[index]
     predicted, S0 = voxels.predict(), voxels._values["S0_per_te"][:, 0]
+    if getattr(fit.model, "likelihood", "rician") == "rician" and measured.min() >= 0:
+        predicted = rician_mean(predicted, voxels.sigma[:, None])
     order = np.argsort(voxels.residual_rms / voxels.sigma)
     ranks = {"typical": len(order) // 2, "best explained": 0, "worst explained": -1}
     k = order[list(ranks.values())]
@@ -245,6 +249,7 @@ def _meshes(fit, voxels):
             continue
         mesh, agreement = fit.interface(voxel, field=0), float(voxel_fit.pattern_agreement)
         if len(mesh.triangles):
-            caption = _PATTERN_UNKNOWN if agreement < AGREEMENT_THRESHOLD else _PATTERN_KNOWN
-            figures.append((voxel, caption.format(agreement), _html(mesh_figure(mesh))))
+            known = agreement >= AGREEMENT_THRESHOLD
+            caption = (_PATTERN_KNOWN if known else _PATTERN_UNKNOWN).format(agreement)
+            figures.append((voxel, caption, _html(mesh_figure(mesh, known))))
     return figures

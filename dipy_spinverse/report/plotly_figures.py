@@ -160,25 +160,32 @@ def signal_figure(
     return _styled(figure, 420, legend={"orientation": "h", "y": -0.2})
 
 
-def mesh_figure(mesh: InterfaceMesh) -> go.Figure:
-    """Walls in 3-D, coloured by their probability; uncertain parts are transparent."""
+def mesh_figure(mesh: InterfaceMesh, known: bool = True) -> go.Figure:
+    """Walls in 3-D, by their probability and transparent where uncertain; or by permeability.
+
+    The probabilities of a pattern that is not `known` are low everywhere.
+    """
     figure = go.Figure()
     x, y, z = mesh.vertices_um.astype(np.float32).T
-    for low, high, opacity, label in _BANDS:
+    value = mesh.wall_probability if known else mesh.permeability
+    bands = _BANDS if known else ((0.0, np.inf, 1.0, ""),)
+    for low, high, opacity, label in bands:
         faces = (mesh.wall_probability >= low) & (mesh.wall_probability < high)
         if not faces.any():
             continue
         a, b, c = mesh.triangles[faces].T
         figure.add_mesh3d(
-            x=x, y=y, z=z, i=a, j=b, k=c, intensity=mesh.wall_probability[faces],
+            x=x, y=y, z=z, i=a, j=b, k=c, intensity=value[faces],
             intensitymode="cell", coloraxis="coloraxis", opacity=opacity, name=label,
-            showlegend=True, flatshading=True, hoverinfo="skip",
+            showlegend=known, flatshading=True, hoverinfo="skip",
         )  # fmt: skip
     axis = {"backgroundcolor": "white", "gridcolor": "#ddd", "nticks": 5}
     return _styled(
         figure, 520,
-        coloraxis={"colorscale": "Viridis", "cmin": 0, "cmax": 1,
-                   "colorbar": {"title": {"text": "probability"}, "thickness": 12}},
+        coloraxis={"colorscale": "Viridis" if known else "YlOrRd", "cmin": 0,
+                   "cmax": 1 if known else max(float(value.max(initial=0)), 1e-6),
+                   "colorbar": {"title": {"text": "probability" if known else
+                                          "permeability (um/ms)"}, "thickness": 12}},
         scene={
             "xaxis": axis | {"title": "x (um)"}, "yaxis": axis | {"title": "y (um)"},
             "zaxis": axis | {"title": "z (um)"}, "aspectmode": "data",
