@@ -16,7 +16,7 @@ why instead.
 
 AMICO and DIPY's IVIM fit the same voxels, where they can be installed.
 
-Duration: about 25 CPU-min (--quick: 4 min). Writes results/real_inputs.md.
+Duration: about 22 CPU-min (--quick: 5 min). Writes results/real_inputs.md.
 """
 
 from __future__ import annotations
