@@ -250,9 +250,10 @@ def test_uncertain_walls_are_transparent(mesh):
     drawn = {trace.name: (trace.opacity, len(trace.i)) for trace in figure.data}
     assert sum(n for _, n in drawn.values()) == len(mesh.triangles)
     assert drawn["uncertain (below 0.5)"][0] < 0.3 and len(drawn) == 2
-    unknown = draw.mesh_figure(mesh, known=False)
+    unknown = draw.mesh_figure(mesh, 0.05)
     (trace,), scale = unknown.data, unknown.layout.coloraxis
-    assert trace.opacity == 1 and scale.colorbar.title.text == "permeability (um/ms)"
+    assert trace.opacity == 1 and scale.cmax == 0.05
+    assert scale.colorbar.title.text == "permeability (um/ms)"
     np.testing.assert_array_equal(trace.intensity, mesh.permeability)
 
 

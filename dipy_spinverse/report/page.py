@@ -242,14 +242,18 @@ def _meshes(fit, voxels):
     if "has_walls" not in fit._values:
         return []
     voxels = list(voxels) or [tuple(v) for v in np.argwhere(fit.has_walls).tolist()]
-    figures = []
+    drawn = []
     for voxel in voxels[:_MAX_MESHES]:
         voxel_fit = fit[voxel]
         if not voxel_fit.has_walls or voxel_fit.wall_status not in USABLE:
             continue
         mesh, agreement = fit.interface(voxel, field=0), float(voxel_fit.pattern_agreement)
         if len(mesh.triangles):
-            known = agreement >= AGREEMENT_THRESHOLD
-            caption = (_PATTERN_KNOWN if known else _PATTERN_UNKNOWN).format(agreement)
-            figures.append((voxel, caption, _html(mesh_figure(mesh, known))))
+            drawn.append((voxel, mesh, agreement))
+    largest = max((float(mesh.permeability.max()) for _, mesh, _ in drawn), default=1.0)
+    figures = []
+    for voxel, mesh, agreement in drawn:
+        known = agreement >= AGREEMENT_THRESHOLD
+        caption = (_PATTERN_KNOWN if known else _PATTERN_UNKNOWN).format(agreement)
+        figures.append((voxel, caption, _html(mesh_figure(mesh, None if known else largest))))
     return figures

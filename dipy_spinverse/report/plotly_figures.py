@@ -108,7 +108,7 @@ def residual_figure(
     figure.add_hline(y=1, line={"dash": "dot", "color": "#555"}, annotation_text="noise")
     _label_b_axis(figure, acquisition, type="linear" if many else "category")
     figure.update_yaxes(title="residual / noise", rangemode="tozero")
-    return _styled(figure, barmode="group", legend={"orientation": "h", "y": 1.18})
+    return _styled(figure, barmode="group", legend={"orientation": "h", "y": -0.35})
 
 
 def signal_figure(
@@ -160,12 +160,13 @@ def signal_figure(
     return _styled(figure, 420, legend={"orientation": "h", "y": -0.2})
 
 
-def mesh_figure(mesh: InterfaceMesh, known: bool = True) -> go.Figure:
-    """Walls in 3-D, by their probability and transparent where uncertain; or by permeability.
+def mesh_figure(mesh: InterfaceMesh, largest: float | None = None) -> go.Figure:
+    """Walls in 3-D, by their probability and transparent where uncertain.
 
-    The probabilities of a pattern that is not `known` are low everywhere.
+    Or by permeability from 0 to the `largest` on the scale, where the pattern is not determined
+    and probabilities are low everywhere.
     """
-    figure = go.Figure()
+    figure, known = go.Figure(), largest is None
     x, y, z = mesh.vertices_um.astype(np.float32).T
     value = mesh.wall_probability if known else mesh.permeability
     bands = _BANDS if known else ((0.0, np.inf, 1.0, ""),)
@@ -183,9 +184,10 @@ def mesh_figure(mesh: InterfaceMesh, known: bool = True) -> go.Figure:
     return _styled(
         figure, 520,
         coloraxis={"colorscale": "Viridis" if known else "YlOrRd", "cmin": 0,
-                   "cmax": 1 if known else max(float(value.max(initial=0)), 1e-6),
+                   "cmax": 1 if known else largest,
                    "colorbar": {"title": {"text": "probability" if known else
-                                          "permeability (um/ms)"}, "thickness": 12}},
+                                          "permeability (um/ms)"},
+                                "exponentformat": "none", "thickness": 12}},
         scene={
             "xaxis": axis | {"title": "x (um)"}, "yaxis": axis | {"title": "y (um)"},
             "zaxis": axis | {"title": "z (um)"}, "aspectmode": "data",
