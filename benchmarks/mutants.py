@@ -6,9 +6,9 @@ Duration: 20 CPU-min to record which functions each test calls, and 12 CPU-s a m
 clone of the latest commit in FOLDER, where an interrupted run continues. Writes
 results/mutants.md (noticed of tried) and results/mutants.json (the survivors).
 
-A mutant meets the tests of the fast suite that call the changed function, the quick ones first, up
-to a time limit; those of a constant or compiled function are all that call the module. One that
-exceeds the limit has survived.
+A mutant meets the tests of the fast suite that call the changed function, of five files, the quick
+ones first, up to a time limit; those of a constant or compiled function are all that call the
+module. One that exceeds the limit has survived.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from importlib import import_module
 from importlib.util import cache_from_source
 from pathlib import Path
@@ -36,6 +36,7 @@ PACKAGE = "dipy_spinverse"
 # CPU-seconds of all tests of a mutant, and of one test, of which few of the fast suite take more
 # than 5; seconds that a test can wait.
 LIMIT_S, TEST_LIMIT_S, WAIT_S = 24, 40, 300
+MAX_FILES = 5  # those that import the module first, then those with most tests that call it
 # Imported once, before the forks.
 WARM = (
     "torch", "numba", "scipy.optimize", "scipy.stats", "scipy.sparse.linalg", "skimage.measure",
@@ -135,7 +136,9 @@ def outcome(mutant, seconds, called):
     callers = {caller for caller, names in called.items() if where in names}
     if compiled or not callers:  # or a constant
         callers |= {c for c, names in called.items() if any(f"{path}:" in name for name in names)}
-    files = sorted({caller.partition("::")[0] for caller in callers} - {""})
+    count = Counter(caller.partition("::")[0] for caller in callers - {""})
+    module = f"{path.with_suffix('')}".replace("/", ".")
+    files = sorted(count, key=lambda f: (module not in Path(f).read_text(), -count[f]))[:MAX_FILES]
     cached = Path(cache_from_source(path))
     with tempfile.TemporaryDirectory() as empty:
         os.environ |= {"NUMBA_CACHE_DIR": empty} if compiled else {}
