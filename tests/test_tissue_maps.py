@@ -30,18 +30,36 @@ def test_surface_of_cylinders_and_spheres_is_that_of_the_formulas():
     # 2 pi R L of n cylinders, over the volume that they fill to 0.6: 2 f / R.
     assert cylinders["surface_to_volume"] == pytest.approx(0.6)
     assert cylinders["restricted_fraction"] == pytest.approx(0.6)
-    assert cylinders["pore_diameter"] == pytest.approx(4.0)
+    assert cylinders["pore_diameter"] == pytest.approx(4.0) == cylinders["body_diameter"]
     assert cylinders["exchange_time"] == pytest.approx(2.0 / (2 * 0.02))  # R / (2 kappa)
     # 4 pi R^2 over 4/3 pi R^3: 3 f / R.
     round_ones = maps_of(**SPHERES, sphere_share=1.0)
     assert round_ones["surface_to_volume"] == pytest.approx(0.3)
     assert round_ones["pore_diameter"] == pytest.approx(4 / 3 * 4.0)
+    assert round_ones["body_diameter"] == pytest.approx(2 * 4.0)
     assert round_ones["exchange_time"] == pytest.approx(4.0 / (3 * 0.05))
     both = maps_of(**CYLINDERS, **SPHERES, sphere_share=0.25)
     assert both["surface_to_volume"] == pytest.approx(0.75 * 0.6 + 0.25 * 0.3)
-    # The mean over the area.
+    # The mean over the volume, and over the area.
+    mean_diameter = (0.75 * 0.6 * 4.0 + 0.25 * 0.4 * 8.0) / (0.75 * 0.6 + 0.25 * 0.4)
+    assert both["body_diameter"] == pytest.approx(mean_diameter)
     crossing = 0.75 * 0.6 * 0.02 + 0.25 * 0.3 * 0.05
     assert both["wall_permeability"] == pytest.approx(crossing / both["surface_to_volume"])
+
+
+@pytest.mark.parametrize("share", [0.2, 0.7])
+def test_crossing_fibres_have_the_axis_of_the_larger_share_and_the_order_of_both(share):
+    angle = 0.4
+    maps = maps_of(**CYLINDERS, half_angle=angle, crossing_share=share)
+    axes = np.array([[np.sin(s * angle), 0, np.cos(angle)] for s in (1, -1)])
+    larger = axes[0] if share < 0.5 else axes[1]
+    np.testing.assert_allclose(maps["wall_orientation"], larger, atol=1e-12)
+    tensor = (1 - share) * np.outer(axes[0], axes[0]) + share * np.outer(axes[1], axes[1])
+    order = (3 * np.linalg.eigvalsh(tensor)[-1] - 1) / 2
+    assert maps["wall_anisotropy"] == pytest.approx(order)
+    # Gaussian dispersion on the sphere: rotational diffusion, exp(-l (l + 1) t) of degree l.
+    dispersed = maps_of(**CYLINDERS, dispersion_1=0.05, dispersion_2=0.05)
+    assert dispersed["wall_anisotropy"] == pytest.approx(np.exp(-0.3))
 
 
 @pytest.mark.parametrize("beside", ["free_water", "dot", "hindered"])
