@@ -32,7 +32,7 @@ from benchmarks.command import command, keep
 from benchmarks.mutations import mutants_of
 from benchmarks.tables import table
 
-PACKAGE = "dipy_spinverse"
+PACKAGE, KEY = "dipy_spinverse", ("path", "line", "old", "new")
 # CPU-seconds of all tests of a mutant, and of one test, of which few of the fast suite take more
 # than 5; seconds that a test can wait.
 LIMIT_S, TEST_LIMIT_S, WAIT_S = 24, 40, 300
@@ -88,8 +88,8 @@ class Recorder:
 class Runner:
     """Plugin: the order of the tests of a mutant, and their time limits."""
 
-    def __init__(self, seconds, callers):
-        self.seconds, self.callers, self.start = seconds, callers, time.process_time()
+    def __init__(self, seconds, callers, limit):
+        self.seconds, self.callers, self.end = seconds, callers, time.process_time() + limit
 
     def calls(self, item):
         return bool({item.nodeid, item.nodeid.partition("::")[0]} & self.callers)
@@ -102,7 +102,7 @@ class Runner:
     def pytest_runtest_protocol(self, item):
         signal.alarm(WAIT_S)  # ends the process, as does the next: an endless loop is noticed
         signal.setitimer(signal.ITIMER_PROF, TEST_LIMIT_S)
-        return True if time.process_time() - self.start > LIMIT_S else None
+        return True if time.process_time() > self.end else None
 
 
 def run_tests(files, new_plugin, *options, record=None):
@@ -140,12 +140,15 @@ def outcome(mutant, seconds, called):
     module = f"{path.with_suffix('')}".replace("/", ".")
     files = sorted(count, key=lambda f: (module not in Path(f).read_text(), -count[f]))[:MAX_FILES]
     cached = Path(cache_from_source(path))
+    limit = LIMIT_S * (3 if compiled else 1)  # with the time of compilers
     with tempfile.TemporaryDirectory() as empty:
         os.environ |= {"NUMBA_CACHE_DIR": empty} if compiled else {}
         try:
             path.write_text(mutant["source"])
             cached.unlink(missing_ok=True)
-            status = run_tests(files, lambda: Runner(seconds, callers), "-x") if files else 0
+            status = (
+                run_tests(files, lambda: Runner(seconds, callers, limit), "-x") if files else 0
+            )
         finally:
             path.write_text(source)
             cached.unlink(missing_ok=True)
@@ -193,7 +196,10 @@ def main():
             called[caller] |= set(names)
     results = folder / "outcomes.json"
     outcomes = json.loads(results.read_text()) if results.exists() else []
-    for mutant in list(sample(arguments.mutants, arguments.seed))[len(outcomes) :]:
+    known = {tuple(mutant[key] for key in KEY) for mutant in outcomes}
+    for mutant in sample(arguments.mutants, arguments.seed):
+        if tuple(mutant[key] for key in KEY) in known:
+            continue
         start = time.monotonic()
         mutant["outcome"] = outcome(mutant, seconds, called)
         del mutant["source"]
