@@ -158,7 +158,9 @@ def test_printed_result_has_a_line_per_map_and_the_findings():
     for row in result.table():
         assert row["map"] in text
         assert row["verdict"] in ("identifiable", "weakly identifiable", "not identifiable")
-        assert 0 <= row["removed"] <= 1
+        bound = result.bounds[row["map"]]
+        left = np.mean((bound.posterior_sd[0] / bound.prior_sd) ** 2)  # of the variance
+        assert row["removed"] == pytest.approx(1 - left) and 0 <= row["removed"] <= 1
     assert "One diffusion time" in text
     assert "None" not in text and "nan" not in text
 

@@ -89,11 +89,25 @@ def test_the_prior_has_the_variance_that_it_says():
     deviation = np.linalg.norm(PRIOR.basis(points), axis=1)
     # The modes left out have 1e-3 of the first one's variance, and are many at the sides.
     np.testing.assert_allclose(deviation, PRIOR.length, rtol=0.1)
+    # And the covariance: squared exponential of the distance.
+    distance = np.linalg.norm(points[:, None] - points, axis=2) / PRIOR.length
+    covariance = PRIOR.basis(points) @ PRIOR.basis(points).T / PRIOR.length**2
+    np.testing.assert_allclose(covariance, np.exp(-0.5 * distance**2), atol=0.1)
     axes = [np.linspace(-9, 9, 4)] * 3
     points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
     z = ball().z
     on_axes = PRIOR.on_axes(z, axes).ravel()
     np.testing.assert_allclose(on_axes, PRIOR.basis(points) @ z + PRIOR.mean, atol=1e-4)
+
+
+def test_coefficients_are_those_of_the_field_that_they_make():
+    z = np.random.default_rng(0).standard_normal(PRIOR.n_modes)
+    change = PRIOR.on_raster(z).ravel() - PRIOR.mean
+    again = PRIOR.coefficient_change(change)
+    # A ridge of 1e-4 of the mean variance damps the roughest modes, which have 1e-3 of the first.
+    np.testing.assert_allclose(PRIOR.raster[1] @ again, change, atol=0.02 * PRIOR.length)
+    leading = PRIOR.variances > 0.1
+    np.testing.assert_allclose(again[leading], z[leading], atol=0.1)
 
 
 @pytest.mark.parametrize("cubes", [6, 9])

@@ -237,6 +237,29 @@ def test_subset_and_combination_keep_the_measurements():
     )
 
 
+def test_joined_measurements_are_b0_by_the_larger_threshold():
+    low, high = (
+        WaveformAcquisition(KINDS[kind]().waveforms, b0_threshold=b)
+        for kind, b in (("free", 0.02), ("double", 0.9))
+    )
+    for both in (concatenate(low, high), concatenate(high, low)):
+        assert both.b0_threshold == 0.9
+        np.testing.assert_array_equal(both.b0_mask, both.b <= 0.9)
+
+
+@pytest.mark.parametrize("te", [28.0, 50.0])
+def test_an_encoding_is_in_the_middle_of_its_echo_time(te):
+    acquisition = pulsed_gradients([1.0], [[1, 0, 0]], 8, 20, te=te)
+    (waveform,) = acquisition.waveforms
+    assert acquisition.te[0] == waveform.times[-1] == te
+    moving = waveform.q_at_knots[:, 0, 0] != 0
+    on = (
+        waveform.times[np.flatnonzero(moving)[0] - 1],
+        waveform.times[np.flatnonzero(moving)[-1] + 1],
+    )
+    np.testing.assert_allclose(on, (te / 2 - 14, te / 2 + 14))  # delta 8, Delta 20 ms
+
+
 def test_gradient_table_of_waveforms_has_their_b_tensors():
     acquisition = concatenate(KINDS["free"](), pulsed_gradients([0.0], [[0, 0, 0]], 8, 20))
     gtab = acquisition.to_gtab()
