@@ -48,6 +48,17 @@ def test_local_links_lead_to_files_and_headings(page):
             assert anchor in anchors_of(path), f"{page.name} links to {link}: no such heading"
 
 
+def test_files_that_code_and_pages_name_exist():
+    folders = ("benchmarks", "doc", "tests", "examples", "dipy_spinverse")
+    named = re.compile(
+        rf"(?<![\w/.-])((?:{'|'.join(folders)})/[\w./-]*\.(?:md|py|png|toml|npz|bib))\b"
+    )
+    sources = [path for name in folders for path in (ROOT / name).rglob("*.py")]
+    for path in [*sources, *PAGES, ROOT / "Makefile", ROOT / "setup.cfg"]:
+        missing = {n for n in named.findall(path.read_text()) if not (ROOT / n).exists()}
+        assert not missing, f"{path.relative_to(ROOT)} names {missing}"
+
+
 def test_every_map_and_every_command_is_explained():
     words, commands = (ROOT / "doc" / f"{name}.md" for name in ("words", "commands"))
     assert {name for name in MAP_DESCRIPTIONS if f"`{name}`" not in words.read_text()} == set()
