@@ -23,6 +23,7 @@ def slowly(voxels):
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(progress, "_INTERVAL", 0.02)
+    monkeypatch.setattr(progress, "_SHORT", 0.05)
 
 
 def test_a_bar_shows_voxels_of_a_chunk_that_is_not_finished(capfd, quick):

@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -100,18 +101,32 @@ class _Reported:
 
 
 def _marker(path):
-    """A listener to numba that keeps a file while functions are compiled."""
+    """A listener to numba that writes the number of functions being compiled to a file."""
     from numba.core.event import Listener
 
     class Marker(Listener):
+        depth = 0
+
         def on_start(self, event):
-            with suppress(OSError):
-                path.touch()
+            self._write(1)
 
         def on_end(self, event):
-            path.unlink(missing_ok=True)
+            self._write(-1)
+
+        def _write(self, change):
+            self.depth += change
+            with suppress(OSError):
+                path.write_text(str(self.depth))
 
     return Marker()
+
+
+def _compiles(path):
+    """Whether functions are compiled, or were a moment ago: between two of them it is not said."""
+    try:
+        return _number_in(path) > 0 or time.time() - path.stat().st_mtime < _SHORT
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -183,9 +198,9 @@ class Bar:
         on_screen = sys.stderr.isatty()
         while not self._ended.wait(_INTERVAL):
             files = [*Path(self._folder.name).iterdir()]
-            compiling = any(path.suffix for path in files)
+            compiling = any(_compiles(path) for path in files if path.suffix)
             self._bar.set_description_str(_COMPILING if compiling else "", refresh=False)
-            n_computed = sum(map(_number_in, files))
+            n_computed = sum(_number_in(path) for path in files if not path.suffix)
             n = int(self._found + max(self._finished, n_computed))
             if on_screen or compiling or n > self._bar.n:
                 self._show(n)
