@@ -14,6 +14,7 @@ import pytest
 from model_cases import CASES
 
 from dipy_spinverse import bcc_grid
+from dipy_spinverse.report import check_packages
 from dipy_spinverse.report import plotly_figures as draw
 from dipy_spinverse.report.figures import plane_intersection, plot_walls
 from dipy_spinverse.report.methods import methods_paragraph
@@ -21,7 +22,6 @@ from dipy_spinverse.report.page import (
     _html,
     _signal_figures,
     _verdict,
-    check_packages,
     save_page,
 )
 from dipy_spinverse.report.summary import to_common_decimals
@@ -258,7 +258,7 @@ def test_uncertain_walls_are_transparent(mesh):
 
 
 def test_missing_packages_are_named(monkeypatch):
-    monkeypatch.setattr("dipy_spinverse.report.page.find_spec", lambda name: None)
+    monkeypatch.setattr("dipy_spinverse.report.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"plotly and jinja2: pip install dipy_spinverse\[rep"):
         check_packages()
 

@@ -167,7 +167,9 @@ class CellShapeModel(VoxelModel):
         """
         check_number("n_draws", n_draws, 0)
         execution = Engine(engine, n_jobs, verbose, journal, max_memory)
-        image = image_of(data, mask, sigma, self.acquisition, max_memory=max_memory)
+        image = image_of(
+            data, mask, sigma, self.acquisition, max_memory=max_memory, verbose=verbose
+        )
         status, values = fit_image(
             image, FitShapes(self, n_draws), cell_shape_layout(self, n_draws), execution, most=1,
             model=self, options={"n_draws": n_draws, "sigma": sigma},

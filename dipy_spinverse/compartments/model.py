@@ -187,7 +187,13 @@ class CompartmentModel(VoxelModel):
         settings = Engine(engine, n_jobs, verbose, journal, max_memory)
         attributes = populations(peaks, np.shape(data)[:-1])
         image = image_of(
-            data, mask, sigma, self.labelled, attributes=attributes, max_memory=max_memory
+            data,
+            mask,
+            sigma,
+            self.labelled,
+            attributes=attributes,
+            max_memory=max_memory,
+            verbose=verbose,
         )
         known, several = dict(known or {}), crossings or peaks is not None
         image = with_known(image, known, self.definition, several)

@@ -8,12 +8,12 @@ import json
 import math
 from collections.abc import Sequence
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dipy_spinverse.report import check_packages
 from dipy_spinverse.report.descriptions import STATUS_DESCRIPTIONS
 from dipy_spinverse.report.summary import map_rows
 from dipy_spinverse.spinverse.fit import AGREEMENT_THRESHOLD
@@ -36,15 +36,6 @@ _PATTERN_KNOWN = (
     "One posterior sample of the walls, on its periodic grid. Transparent parts are uncertain: "
     "other samples that explain the signals as well have no wall there. Samples agree by {:.2f}."
 )
-
-
-def check_packages() -> None:
-    """ImportError that says how to install what a page needs, where it is missing."""
-    missing = [name for name in ("plotly", "jinja2") if find_spec(name) is None]
-    if missing:
-        raise ImportError(
-            f"report needs {' and '.join(missing)}: pip install dipy_spinverse[report]."
-        )
 
 
 def save_page(

@@ -277,7 +277,9 @@ class SpinverseModel(VoxelModel):
             )
         if with_walls.any():
             require_single_magnitudes(self.acquisition, "walls=True")
-        image = image_of(data, mask, sigma, self.acquisition, S0, max_memory=max_memory)
+        image = image_of(
+            data, mask, sigma, self.acquisition, S0, max_memory=max_memory, verbose=verbose
+        )
         problem = self.problem(
             S0_known=S0 is not None, free_water=free_water, n_fields=n_fields, n_draws=n_draws
         )

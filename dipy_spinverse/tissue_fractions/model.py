@@ -250,7 +250,13 @@ class TissueFractionModel(VoxelModel):
             if not (maps[name] > 0).all():
                 raise ValueError(f"{name} has values that are not positive; give them above 0.")
         image = image_of(
-            data, mask, sigma, self.acquisition, attributes=maps, max_memory=max_memory
+            data,
+            mask,
+            sigma,
+            self.acquisition,
+            attributes=maps,
+            max_memory=max_memory,
+            verbose=verbose,
         )
         calibration = calibrate(
             image, self.simulator, self.sequences, constants_of(self.tissues),

@@ -17,6 +17,7 @@ from dipy_spinverse.voxels.noise import (
     noise_before_fit,
     warn_of_unknown_noise,
 )
+from dipy_spinverse.voxels.progress import waiting
 from dipy_spinverse.voxels.status import Status, status_before_fit
 
 _REAL = "biuf"  # kinds of NumPy's types
@@ -120,6 +121,7 @@ def image_of(
     S0=None,
     attributes=None,
     max_memory: float | None = None,
+    verbose: bool = False,
 ) -> Image:
     """Checked arguments of `fit`; warns of voxels that cannot be fitted.
 
@@ -172,7 +174,8 @@ def image_of(
     status = status.reshape(shape)
     if weighted and len(voxels):
         warn_of_unknown_noise(acquisition)
-    level, freedom = noise_before_fit(voxels.signals, acquisition, status == Status.CONVERGED)
+    with waiting("estimating the noise", verbose):
+        level, freedom = noise_before_fit(voxels.signals, acquisition, status == Status.CONVERGED)
     return Image(status, voxels, level, freedom)
 
 

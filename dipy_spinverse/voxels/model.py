@@ -136,7 +136,7 @@ class VoxelModel(ReconstModel, FittedModel):
         """
         check_number("n_draws", n_draws, 0)
         run = Engine(engine, n_jobs, verbose, journal, max_memory)
-        image = image_of(data, mask, sigma, self.labelled, max_memory=max_memory)
+        image = image_of(data, mask, sigma, self.labelled, max_memory=max_memory, verbose=verbose)
         fit_chunk = partial(self.fit_chunk, n_draws=n_draws)
         status, values = fit_image(
             image, fit_chunk, self.layout(n_draws), run, most=self.VOX_PER_CHUNK, model=self,

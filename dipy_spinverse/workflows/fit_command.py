@@ -187,7 +187,7 @@ class FitCommand(Command):
         report = arguments["report"]
         if report is None:
             return {}
-        from dipy_spinverse.report.page import check_packages
+        from dipy_spinverse.report import check_packages
 
         check_packages()
         check_names({"report": report})

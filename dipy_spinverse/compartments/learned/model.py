@@ -237,7 +237,9 @@ class LearnedModel(VoxelModel):
         if n_draws == 1:
             raise ValueError(f"n_draws is {n_draws}; give 0, or at least 2.")
         execution = Engine(engine, n_jobs, verbose, journal, max_memory)
-        image = image_of(data, mask, sigma, self.acquisition, max_memory=max_memory)
+        image = image_of(
+            data, mask, sigma, self.acquisition, max_memory=max_memory, verbose=verbose
+        )
         n_unknown = np.count_nonzero(image.freedom == 0)
         if n_unknown:
             raise ValueError(
