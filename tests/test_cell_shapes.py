@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import meshio
 import numpy as np
@@ -22,7 +23,12 @@ from dipy_spinverse.cell_shapes import (
     tube_space,
     unknowns,
 )
-from dipy_spinverse.cell_shapes.search import ShapeObjective, minimise_cells, posterior_cells
+from dipy_spinverse.cell_shapes.search import (
+    ShapeLinearisation,
+    ShapeObjective,
+    minimise_cells,
+    posterior_cells,
+)
 from dipy_spinverse.cell_shapes.synthetic_axons import draw_axons
 from dipy_spinverse.cell_shapes.templates import Template, cylinder_mesh
 from dipy_spinverse.cell_shapes.unknowns import CellShape
@@ -305,6 +311,36 @@ def test_draws_of_a_cell_that_is_pressed_flat_have_a_width():
     expected = np.sqrt(np.diag(np.linalg.inv(near.curvature))[:2])
     # of 20 draws, by two steps instead of one
     np.testing.assert_allclose(spread, expected, rtol=0.5)
+
+
+class Linear:
+    """Signals that are linear in the unknowns."""
+
+    def __init__(self, jacobian):
+        self.jacobian = jacobian
+
+    def moved(self, shape, step):
+        return shape + step
+
+    def at(self, shape):
+        return SimpleNamespace(shape=shape, signals=self.jacobian @ shape)
+
+
+def test_samples_of_a_linear_problem_have_the_normal_posterior():
+    rng = np.random.default_rng(0)
+    jacobian, data, weights = rng.normal(size=(8, 3)), rng.normal(size=8), rng.uniform(0.5, 2, 8)
+    root = rng.normal(size=(3, 3))
+    prior = root @ root.T + np.eye(3)
+    covariance = np.linalg.inv(prior + jacobian.T @ (weights[:, None] * jacobian))
+    mode = covariance @ jacobian.T @ (weights * data)
+    forward = Linear(jacobian)
+    there = ShapeLinearisation(jacobian, jacobian @ mode, data, weights, prior @ mode, prior)
+    np.testing.assert_allclose(there.gradient, 0, atol=1e-12)
+    draws = posterior_cells(forward, forward.at(mode), there, 4000, rng)
+    draws = np.array([cell.shape for cell in draws])
+    white = np.linalg.solve(np.linalg.cholesky(covariance), (draws - mode).T)
+    np.testing.assert_allclose(white.mean(axis=1), 0, atol=0.065)  # four standard errors
+    np.testing.assert_allclose(np.cov(white), np.eye(3), atol=0.09)
 
 
 def test_a_fit_that_ends_early_keeps_its_best_shape_and_says_so(monkeypatch):
