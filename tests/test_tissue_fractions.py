@@ -188,6 +188,10 @@ def test_off_resonance_tips_less_through_long_pulses_only():
     cosine = (off**2 + pulse**2 * math.cos(turn)) / turn**2
     expected = math.sqrt(1 - cosine**2) * signals(long)
     np.testing.assert_allclose(signals(long, b0=300.0), expected, rtol=1e-9)
+    # In the steady state of short repetitions the rest of the magnetisation counts, too.
+    e1 = np.array([math.exp(-0.5 / tissue.t1_s) if tissue.t1_s else 0.0 for tissue in TISSUES])
+    steady = signals(replace(long, tr=0.5), b0=300.0)
+    np.testing.assert_allclose(steady, expected * (1 - e1) / (1 - cosine * e1), rtol=1e-9)
 
 
 @pytest.mark.parametrize("sequence", SEQUENCES, ids=lambda s: type(s).__name__)
