@@ -245,6 +245,23 @@ def test_residuals_of_noise_are_one_in_every_group(fitted):
     assert ((bars > 0.8) & (bars < 1.05)).all()
 
 
+def test_measured_and_predicted_signals_are_drawn_over_S0_in_one_order():
+    acquisition = CASES["NODDI"].model.acquisition
+    predicted = 50 * np.exp(-np.linspace(0, 2, len(acquisition)))[None]
+    figure = draw.signal_figure(
+        acquisition, ["voxel"], 1.1 * predicted, predicted, np.array([50.0])
+    )
+    points, line = (
+        np.concatenate(
+            [[y for y in trace.y if y is not None] for trace in figure.data if mode in trace.mode]
+        )
+        for mode in ("markers", "lines")
+    )
+    assert len(points) == len(line) == len(acquisition)
+    np.testing.assert_allclose(points, 1.1 * line)
+    np.testing.assert_allclose(np.sort(line), np.sort(predicted[0] / 50))
+
+
 def test_uncertain_walls_are_transparent(mesh):
     figure = draw.mesh_figure(mesh)
     drawn = {trace.name: (trace.opacity, len(trace.i)) for trace in figure.data}
