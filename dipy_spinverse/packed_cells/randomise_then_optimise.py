@@ -4,9 +4,14 @@ Each sample is the maximum a posteriori estimate for data with another realisati
 and for a prior whose mean is a sample of the prior. In linear models such estimates are samples of
 the posterior; in nonlinear ones they follow its curvature, which a Gaussian at the mode does not.
 Each search has another random initial value, since searches from the mode end too close to it.
-Around each estimate further samples are drawn from the Gaussian of its curvature, which also makes
-up for intervals that randomise-then-optimise leaves too narrow. Failed searches are replaced. All
-voxels share their random numbers, so that the samples of a voxel do not depend on the others.
+
+Where signals are curved functions of a parameter, too many estimates lie on its steep side: their
+density is that of the posterior multiplied by the square root of the determinant of the curvature,
+and by the exponential of half the squared misfit along the tangent space. Estimates are resampled
+with the weights that follow, tempered because few searches would carry them. Around each, samples
+are drawn from the Gaussian of its curvature, which makes up for the searches' small number. Failed
+searches are replaced. All voxels share their random numbers, so that the samples of a voxel do not
+depend on the others.
 
 References
 ----------
@@ -46,8 +51,8 @@ _INITIAL_VARIANCE = 50.0
 _LARGEST_STEP = 3.0
 # Samples beyond this quantile of the cost belong to failed searches.
 _COST_QUANTILE = 0.99
-# Samples per search: its estimate, and others from the Gaussian around it.
-_PER_SEARCH = 5
+# Samples per search, and the power of the weights of searches (benchmarks/notes/emulator.md).
+_PER_SEARCH, _WEIGHT_POWER = 3, 0.5
 _SEARCHES_AT_ONCE = 4096
 
 
@@ -73,10 +78,10 @@ def posterior_samples(
     minimum = np.minimum(minimum, cumulative.shape[1] - 1)
     # Drawn last, direction by direction: their number may depend on the other voxels.
     model_noise = rng.standard_normal((n_directions, n_samples)).T
-    leaders, search = np.unique(_leaders(voxel), return_inverse=True)
+    searches = np.flatnonzero(_rank(voxel) % _PER_SEARCH == 0)
     blocks = []
-    for start in stepwise(range(0, len(leaders), _SEARCHES_AT_ONCE)):
-        rows = leaders[start : start + _SEARCHES_AT_ONCE]
+    for start in stepwise(range(0, len(searches), _SEARCHES_AT_ONCE)):
+        rows = searches[start : start + _SEARCHES_AT_ONCE]
         v, k = voxel[rows], number[rows]
         randomised = replace(
             posterior,
@@ -90,27 +95,47 @@ def posterior_samples(
         estimates = minimise_costs(
             randomised, z, frames, np.arange(len(v)), _BUDGET, _DAMPING, relative_damping=False
         )
-        blocks.append(estimates[:3])
-    z, frames, covariances = (
-        np.concatenate(values)[search] for values in zip(*blocks, strict=True)
-    )
-    step = np.einsum("npq,nq->np", np.linalg.cholesky(covariances), initial_noise[number])
+        blocks.append(estimates[:2])
+    z, frames = (np.concatenate(values) for values in zip(*blocks, strict=True))
+    log_weight, covariances = _log_weights(posterior, z, frames, voxel[searches])
+    search = _resampled(_WEIGHT_POWER * log_weight, voxel[searches], voxel)
+    root = np.linalg.cholesky(covariances)[search]
+    step = np.einsum("npq,nq->np", root, initial_noise[number])
     step = np.clip(step, -_LARGEST_STEP, _LARGEST_STEP)
-    step[leaders] = 0
-    z, frames = tissue.moved(z, frames, step)
+    z, frames = tissue.moved(z[search], frames[search], step)
     z = np.clip(z, -LARGEST_Z, LARGEST_Z)
     row = _replacements(posterior, minima, z, frames, voxel)
     return z[row], frames[row]
 
 
-def _leaders(voxel):
-    """Index (N,) of the sample of the same voxel whose search each sample shares."""
+def _rank(voxel):
+    """Number (N,) of samples of the same voxel that precede each."""
     order = np.argsort(voxel, kind="stable")
-    index, sorted_voxels = np.arange(len(voxel)), voxel[order]
-    rank = index - np.searchsorted(sorted_voxels, sorted_voxels)
-    leaders = np.empty_like(voxel)
-    leaders[order] = order[index - rank % _PER_SEARCH]
-    return leaders
+    rank = np.empty_like(voxel)
+    rank[order] = np.arange(len(voxel)) - np.searchsorted(voxel[order], voxel[order])
+    return rank
+
+
+def _log_weights(posterior, z, frames, voxel):
+    """Log of posterior over sampling density (S,), and covariances of searches of voxels (S,)."""
+    cost, gradient, hessian = posterior.expansion(z, frames, voxel)
+    covariances = np.linalg.inv(hessian)
+    along_tangent = np.einsum("np,npq,nq->n", gradient, covariances, gradient)
+    return 0.5 * (along_tangent + np.linalg.slogdet(covariances)[1]) - cost, covariances
+
+
+def _resampled(log_weight, voxel, sample_voxel):
+    """Search (N,) of each sample, by systematic resampling of the searches of each voxel (S,)."""
+    order = np.argsort(voxel, kind="stable")
+    voxels, start, n_searches = np.unique(voxel[order], return_index=True, return_counts=True)
+    largest = np.maximum.reduceat(log_weight[order], start)
+    weight = np.exp(log_weight[order] - np.repeat(largest, n_searches))
+    cumulative = np.cumsum(weight / np.repeat(np.add.reduceat(weight, start), n_searches))
+    row = np.searchsorted(voxels, sample_voxel)
+    target = row + (_rank(sample_voxel) + 0.5) / np.bincount(row)[row]
+    # Rounded sums must not lead to another voxel's searches.
+    last = start + n_searches - 1
+    return order[np.clip(np.searchsorted(cumulative, target), start[row], last[row])]
 
 
 def _initial_values(tissue, minima, voxel, minimum, prior_mean, noise):
