@@ -57,7 +57,7 @@ def test_added_measurements_lower_every_bound(rich):
     acquisition = protocol()
     parts = np.stack([acquisition.big_delta == 40, np.ones(len(acquisition), dtype=bool)])
     bounds = map_bounds(
-        acquisition, parts, SIGMA, 2.0, free_diffusivity=3.0, free_water=True,
+        acquisition, parts, SIGMA, 2.0, free_diffusivity=3.0,
         n_draws=40, seed=0,
     )  # fmt: skip
     assert "free_water_fraction" in bounds
@@ -94,7 +94,8 @@ def test_thin_pores_are_not_resolved_and_wide_ones_are(rich):
     diameter = np.exp(bound.values)
     # That they are thin is known: some of the prior is gone.
     assert np.median(left[diameter < 1.5]) > 0.55
-    assert np.median(left[(diameter > 5) & (diameter < 10)]) < 0.2
+    # The unknown diffusivities and the water beside cells leave a third of the prior.
+    assert np.median(left[(diameter > 5) & (diameter < 10)]) < 0.4
 
 
 def test_resolution_limit_is_that_of_the_published_form():
@@ -105,6 +106,13 @@ def test_resolution_limit_is_that_of_the_published_form():
     s = 1.64 * 0.02 / 0.5
     expected = (768 / 7 * 2e-9 * s / ((2.6751525e8 * 0.08) ** 2 * 0.04)) ** 0.25 * 1e6
     assert resolution_limit_um(acquisition, 0.02, 2.0) == pytest.approx(expected, rel=1e-6)
+
+
+def test_what_fits_leave_unknown_widens_the_bounds(rich):
+    known = identifiability(protocol(), diffusivity=2e-3, n_draws=90)
+    assert "free_water_fraction" in rich.bounds
+    for name in ("restricted_fraction", "exchange_time"):
+        assert median_spread(rich, name) > 1.2 * median_spread(known, name)
 
 
 def test_rich_protocol_has_no_blind_spot(rich):
@@ -149,11 +157,12 @@ def test_blind_spots_show_in_the_bounds(rich):
         ({"n": 3}, "wall_orientation"),
     ):
         poor = identifiability(protocol(**change), n_draws=90)
-        assert median_spread(poor, name) > 1.2 * median_spread(rich, name)
+        # Sizes of most tissues are uncertain with either protocol.
+        assert median_spread(poor, name) > 1.1 * median_spread(rich, name)
 
 
 def test_printed_result_has_a_line_per_map_and_the_findings():
-    result = identifiability(protocol(timings=((8, 40),)), n_draws=60, free_water=True)
+    result = identifiability(protocol(timings=((8, 40),)), n_draws=60)
     text = str(result)
     for row in result.table():
         assert row["map"] in text
@@ -265,9 +274,7 @@ def test_bound_is_the_spread_of_fits():
     model_of_fit = PackedCellsModel(acquisition, diffusivity=2e-3, classes=("cylinders",))
     fit = model_of_fit.posterior(data, SIGMA, n_samples=0)
     everything = np.ones((1, len(acquisition)), dtype=bool)
-    bounds = class_bounds(
-        model, tissue, z, np.eye(3)[None], acquisition, everything, SIGMA, free_water=False
-    )
+    bounds = class_bounds(model, tissue, z, np.eye(3)[None], acquisition, everything, SIGMA)
     for name in ("surface_to_volume", "wall_permeability", "exchange_time", "pore_diameter"):
         bound = bounds[name][1][0, 0] ** -0.5
         # The water beside cells is fitted here and taken as known there, and 60 fits tell their

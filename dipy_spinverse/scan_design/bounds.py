@@ -8,8 +8,8 @@ as the true one,
 
 bounds the variance v of a map with gradient g by the parameters and variance V under the prior
 (Bayesian Cramer-Rao bound [1]_, linearised at each tissue). Signals at b = 0 are unknown, and
-errors of the emulator and differences between packings are part of the noise. Diffusivities are
-taken as known, as is the absence of immobile and hindered water.
+errors of the emulator and differences between packings are part of the noise. All that fits of
+packed cells leave unknown is unknown, but the class of the tissue.
 
 References
 ----------
@@ -29,7 +29,6 @@ from dipy_spinverse.packed_cells.emulator_errors import error_patterns, model_er
 from dipy_spinverse.packed_cells.likelihood import normal_equations, tissue_data, with_model_errors
 from dipy_spinverse.packed_cells.maps import tissue_maps, tissue_parameters
 from dipy_spinverse.packed_cells.tissue_classes import (
-    LARGEST_Z,
     ROTATION,
     TissueClass,
     tissue_class,
@@ -63,33 +62,31 @@ def map_bounds(
     acquisition: Acquisition,
     selections: np.ndarray,
     sigma: float,
-    diffusivity: float,
+    diffusivity: float | None,
     *,
     free_diffusivity: float,
-    free_water: bool,
     n_draws: int,
     seed: int,
 ) -> dict[str, MapBounds]:
     """Bounds of those `MAPS` that tissues have, for A subsets of an acquisition.
 
     `selections` (A, M) are the measurements of each subset, `sigma` is the noise over the signal
-    at b = 0, and diffusivities are in um^2/ms. The N = `n_draws` tissues are of three classes,
-    equally likely and taken as known. `free_water`: whether its fraction is unknown.
+    at b = 0, and diffusivities are in um^2/ms, that of tissue unknown where None. The N =
+    `n_draws` tissues are of three classes, equally likely and taken as known.
     """
     acquisition = require_pulsed(acquisition)
-    model = tissue_signals(
-        acquisition, (diffusivity, diffusivity), free_diffusivity, interpolated=False
-    )
+    known = None if diffusivity is None else (diffusivity, diffusivity)
+    model = tissue_signals(acquisition, known, free_diffusivity, interpolated=False)
     rng = np.random.default_rng(seed)
     of_classes = []
     for k, name in enumerate(_CLASSES):
-        tissue = tissue_class(name, True)
+        tissue = tissue_class(name, diffusivity_known=known is not None)
         n = len(range(k, n_draws, len(_CLASSES)))
         if n:
-            z = _prior_draws(tissue, n, rng, free_water)
+            z = _prior_draws(tissue, n, rng)
             frames = np.linalg.qr(rng.normal(size=(n, 3, 3)))[0]
             of_classes.append(
-                class_bounds(model, tissue, z, frames, acquisition, selections, sigma, free_water)
+                class_bounds(model, tissue, z, frames, acquisition, selections, sigma)
             )
     result = {}
     for name in MAPS:
@@ -104,22 +101,19 @@ def map_bounds(
     return result
 
 
-def _prior_draws(tissue, n, rng, free_water):
-    """Parameters (n, P), a Latin hypercube of the prior; known ones are at their known values."""
+def _prior_draws(tissue, n, rng):
+    """Parameters (n, P), a Latin hypercube of the prior."""
     strata = rng.permuted(np.tile(np.arange(n)[:, None], tissue.n_parameters), axis=0)
     u = (strata + rng.random((n, tissue.n_parameters))) / n
     z = ndtri(np.clip(u, _TAIL, 1 - _TAIL))
-    z[:, ~_unknown(tissue, free_water)] = -LARGEST_Z
     z[:, -3:] = 0
     return z
 
 
-def _unknown(tissue, free_water):
+def _unknown(tissue):
     """Which parameters (P,) are unknown."""
-    absent = ("dot", "hindered", "hindered_1", "hindered_2", "hindered_along")
-    absent += () if free_water else ("free_water",)
     # Rotations of spheres, and of cylinders about their axis, have no effect.
-    absent += ROTATION if tissue.name == "spheres" else ROTATION[2:]
+    absent = ROTATION if tissue.name == "spheres" else ROTATION[2:]
     return ~np.isin(tissue.parameters, absent)
 
 
@@ -131,14 +125,13 @@ def class_bounds(
     acquisition: Acquisition,
     selections: np.ndarray,
     sigma: float,
-    free_water: bool,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Values (n,) of each map on its scale, and the precisions (A, n) that the data add.
 
     Of tissues with parameters z (n, P), standard normal under the prior and 0 for the rotation,
     in frames (n, 3, 3) whose last row is the axis.
     """
-    unknown = _unknown(tissue, free_water)
+    unknown = _unknown(tissue)
     information = np.concatenate(
         [
             _information(model, tissue, z[rows], frames[rows], acquisition, selections, sigma)
@@ -149,7 +142,7 @@ def class_bounds(
     is_rotation = np.isin(tissue.parameters, ROTATION)[unknown]
     prior_precision = np.where(is_rotation, _ROTATION_PRECISION, 1.0)
     covariance = np.linalg.inv(information + np.diag(prior_precision))
-    values, gradients = _map_gradients(model, tissue, z, frames, free_water)
+    values, gradients = _map_gradients(model, tissue, z, frames)
     result = {}
     for name, gradient in gradients.items():
         gradient = gradient[:, unknown]
@@ -188,27 +181,23 @@ def _information(model, tissue, z, frames, acquisition, selections, sigma):
     return np.stack(information)
 
 
-def _map_gradients(model, tissue, z, frames, free_water):
+def _map_gradients(model, tissue, z, frames):
     """Scalar maps (n,) of a class on their scales, and gradients (n, P) by z."""
-    values = _scaled_maps(model, tissue, z, frames, free_water)
+    values = _scaled_maps(model, tissue, z, frames)
     gradients = {name: np.zeros(z.shape) for name in values}
     for k in range(tissue.n_parameters - 3):
         step = _STEP * (np.arange(z.shape[1]) == k)
-        shifted_maps = [
-            _scaled_maps(model, tissue, z + s * step, frames, free_water) for s in (1, -1)
-        ]
+        shifted_maps = [_scaled_maps(model, tissue, z + s * step, frames) for s in (1, -1)]
         for name, gradient in gradients.items():
             gradient[:, k] = (shifted_maps[0][name] - shifted_maps[1][name]) / (2 * _STEP)
     return values, gradients
 
 
-def _scaled_maps(model, tissue, z, frames, free_water):
+def _scaled_maps(model, tissue, z, frames):
     maps = tissue_maps(tissue_parameters(tissue, z, model.diffusivity), frames)
     excluded = {ORIENTATION}
     if tissue.name == "spheres":
         excluded.add("orientation_dispersion")
-    if not free_water:
-        excluded.add("free_water_fraction")
     return {
         name: np.log(maps[name]) if name in LOG_MAPS else maps[name]
         for name in MAPS

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # factor of 1.5 of a permeability. Chosen by hand.
 _IDENTIFIABLE = 0.2
 _WEAKLY = 0.5
+# Of tissue, um^2/ms, for limits in closed form.
+_TYPICAL_DIFFUSIVITY = 2.0
 _VERDICT_COLORS = {
     "identifiable": "#2a7f62",
     "weakly identifiable": "#d9a441",
@@ -96,7 +98,7 @@ class Identifiability:
             *findings,
             f"The signals of impermeable cylinders with diameters below "
             f"{self.resolution_limit_um:.2g} um do not differ.",
-            "The diffusivity and the class of tissue are taken as known.",
+            "The class of tissue is taken as known: fits are somewhat less precise.",
         ]
 
     def __str__(self) -> str:
@@ -147,9 +149,8 @@ def identifiability(
     acquisition: Acquisition | GradientTable,
     *,
     sigma: float = 0.02,
-    diffusivity: float = 2e-3,
+    diffusivity: float | None = None,
     free_diffusivity: float = 3e-3,
-    free_water: bool = False,
     n_draws: int = 300,
     seed: int = 0,
 ) -> Identifiability:
@@ -157,7 +158,8 @@ def identifiability(
 
     Tissues of packed cylinders and spheres are drawn from a prior; at each the derivatives of the
     signals bound the standard deviation of any estimate (see
-    `dipy_spinverse.scan_design.bounds`). The diffusivity and the class of each tissue are taken as
+    `dipy_spinverse.scan_design.bounds`). Unknown are, as in fits, the fractions of free, immobile
+    and hindered water and, by default, the diffusivities; the class of each tissue is taken as
     known, so that fits are somewhat less precise.
 
     Parameters
@@ -167,9 +169,7 @@ def identifiability(
     sigma : float, optional
         Standard deviation of the noise over the signal at b = 0, the same at all echo times.
     diffusivity, free_diffusivity : float, optional
-        Of water in tissue and of free water, mm^2/s.
-    free_water : bool, optional
-        Whether tissues have an unknown fraction of free water.
+        Of water in tissue (None: unknown) and of free water, mm^2/s.
     n_draws : int, optional
         Tissues drawn.
     seed : int, optional
@@ -196,16 +196,16 @@ def identifiability(
     ['one diffusion time']
     >>> row = result.table()[1]
     >>> row["map"], row["verdict"]
-    ('restricted_fraction', 'weakly identifiable')
+    ('restricted_fraction', 'not identifiable')
     """
     acquisition = validated_acquisition(acquisition, sigma, n_draws)
-    d = diffusivity_um2_per_ms("diffusivity", diffusivity)
+    known = None if diffusivity is None else diffusivity_um2_per_ms("diffusivity", diffusivity)
     free = diffusivity_um2_per_ms("free_diffusivity", free_diffusivity)
     everything = np.ones((1, len(acquisition)), dtype=bool)
     bounds = map_bounds(
-        acquisition, everything, sigma, d, free_diffusivity=free,
-        free_water=free_water, n_draws=n_draws, seed=seed,
-    )  # fmt: skip
+        acquisition, everything, sigma, known, free_diffusivity=free, n_draws=n_draws, seed=seed
+    )
+    d = _TYPICAL_DIFFUSIVITY if known is None else known
     return Identifiability(
         acquisition, sigma, bounds, tuple(limitations(acquisition, sigma, d)),
         resolution_limit_um(acquisition, sigma, d),

@@ -55,9 +55,8 @@ def suggest(
     candidates: Sequence[tuple[float, float, float]] | None = None,
     *,
     sigma: float = 0.02,
-    diffusivity: float = 2e-3,
+    diffusivity: float | None = None,
     free_diffusivity: float = 3e-3,
-    free_water: bool = False,
     n_draws: int = 150,
     seed: int = 0,
 ) -> Suggestions:
@@ -74,7 +73,7 @@ def suggest(
         In ms/um^2 and ms. By default, with no more gradient than the acquisition has: its
         strongest shell again, for the gain of more averages; a longer and a shorter Delta;
         shorter pulses; a higher b and half of the largest.
-    sigma, diffusivity, free_diffusivity, free_water, n_draws, seed
+    sigma, diffusivity, free_diffusivity, n_draws, seed
         As in :func:`dipy_spinverse.identifiability`.
 
     Returns
@@ -108,10 +107,11 @@ def suggest(
     everything = _joined([acquisition, *shells])
     block = np.repeat(np.arange(len(shells) + 1), [len(acquisition), *map(len, shells)])
     selections = (block == 0) | (block == np.arange(len(shells) + 1)[:, None])
+    known = None if diffusivity is None else diffusivity_um2_per_ms("diffusivity", diffusivity)
     bounds = map_bounds(
-        everything, selections, sigma, diffusivity_um2_per_ms("diffusivity", diffusivity),
+        everything, selections, sigma, known,
         free_diffusivity=diffusivity_um2_per_ms("free_diffusivity", free_diffusivity),
-        free_water=free_water, n_draws=n_draws, seed=seed,
+        n_draws=n_draws, seed=seed,
     )  # fmt: skip
     return Suggestions(_ranked(shells, bounds))
 

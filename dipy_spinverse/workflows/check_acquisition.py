@@ -32,8 +32,7 @@ class CheckAcquisitionFlow(Command):
         acquired: Any,
         *,
         snr: float = 50.0,
-        diffusivity: float = 2e-3,
-        free_water: bool = False,
+        diffusivity: float | None = None,
         n_draws: int = 300,
         seed: int = 0,
     ) -> Any:
@@ -44,9 +43,7 @@ class CheckAcquisitionFlow(Command):
         snr : float, optional
             Signal without diffusion weighting over the standard deviation of the noise.
         diffusivity : float, optional
-            Diffusivity of the water in tissue, mm^2/s.
-        free_water : bool, optional
-            Add an unknown fraction of free water to the tissue.
+            Diffusivity of the water in tissue, mm^2/s; by default unknown, as in fits.
         n_draws : int, optional
             Number of random tissues.
         seed : int, optional
@@ -57,9 +54,8 @@ class CheckAcquisitionFlow(Command):
         if not snr > 0:
             raise ValueError(f"snr is {snr}; give a positive ratio of S0 to the noise.")
         return identifiability(
-            acquired, sigma=1 / snr, diffusivity=diffusivity, free_water=free_water,
-            n_draws=n_draws, seed=seed,
-        )  # fmt: skip
+            acquired, sigma=1 / snr, diffusivity=diffusivity, n_draws=n_draws, seed=seed
+        )
 
     def process(self, arguments: dict[str, Any], paths: dict[str, Path]) -> None:
         """Read, check, print, write."""
