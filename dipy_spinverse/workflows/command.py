@@ -169,9 +169,10 @@ def appearing_together(
             if error.errno not in _DISK_IS_FULL or not files:
                 raise
             last = max(files, key=lambda file: file.stat().st_mtime_ns)
+            (folder,) = (folder for folder, staged in hidden.items() if last.parent == staged)
             raise OSError(
                 error.errno, f"out_dir: {last.name} cannot be written ({error.strerror}); free "
-                "disk space, or give another --out_dir",
+                f"disk space in {folder}, or give another --out_dir",
             ) from error  # fmt: skip
         moves = {f: folder / f.name for folder, staged in hidden.items() for f in visible(staged)}
         check([*moves.values()])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import sys
 import time
@@ -211,18 +210,10 @@ class FitCommand(Command):
         settings = {name: value for name, value in arguments.items() if name not in inputs}
         units = {name: map_description(name, fit).unit for name in (*fit.MAPS, *self.others)}
         record = run_settings(inputs, settings, fit, seconds, units)
-        try:
-            with waiting("writing maps", verbose):
-                self.write(fit, images, record, paths)
-            with waiting("writing the report", verbose):
-                self.call("page", arguments, fit, images, record, paths)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            folder = paths["status"].parent.parent
-            raise OSError(
-                errno.ENOSPC, f"out_dir: no space left in {folder}; free some"
-            ) from error
+        with waiting("writing maps", verbose):
+            self.write(fit, images, record, paths)
+        with waiting("writing the report", verbose):
+            self.call("page", arguments, fit, images, record, paths)
         total = time.perf_counter() - start
         logger.info("%s\nTotal time: %.1f s.", status_summary(fit, seconds), total)
 
