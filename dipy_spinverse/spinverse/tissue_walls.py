@@ -144,7 +144,7 @@ def packed_cells_model(problem: WallProblem) -> PackedCellsModel:
     return PackedCellsModel(
         problem.acquisition,
         diffusivity=problem.diffusivity / MM2_PER_S if problem.diffusivity_known else None,
-        free_diffusivity=1e-3 * problem.free_diffusivity,
+        free_diffusivity=problem.free_diffusivity / MM2_PER_S,
         seed=problem.seed,
     )
 

@@ -124,8 +124,7 @@ def _rephased(cycles, nyquist):
 
 def _matter(density, t1, t2, t2_prime, diffusivity, b1, b0, dephasing=_rephased):
     """MRzero voxels, one per tissue and field, with the signal loss by dephasing."""
-    speed = MM2_PER_S * diffusivity  # um^2/ms
-    quantities = density, t1, t2, t2_prime, speed, b0, b1
+    quantities = density, t1, t2, t2_prime, MM2_PER_S * diffusivity, b0, b1
     values = [quantity.to(torch.float32) for quantity in quantities]
     # The second transmitter, without field errors, is for adiabatic pulses.
     transmit = torch.stack([values[-1], torch.ones_like(values[-1])])
