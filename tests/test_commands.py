@@ -201,7 +201,9 @@ def test_a_command_that_fails_leaves_no_files(scan, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("dipy_spinverse.voxels.fit.VoxelFit.save", broken)
-    with pytest.raises(OSError, match=f"out_dir: .*No space left .*; free disk space in {tmp_path}"):
+    with pytest.raises(
+        OSError, match=f"out_dir: .*No space left .*; free disk space in {tmp_path}"
+    ):
         run("dipy_fit_ivim_varpro", scan, n_draws=0, out_dir=str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 

@@ -138,6 +138,13 @@ def test_spheres_diffract_under_short_pulses_after_a_long_time():
     assert np.abs(signals_of(sphere, acquisition, empty=np.zeros(1))[0] - exact).max() < 1e-5
 
 
+def test_unknown_pores_and_kernels_are_named():
+    with pytest.raises(ValueError, match="shape is 'cube'; use one of slab"):
+        short_pulse_pore("cube")
+    with pytest.raises(ValueError, match="no kernel 'balls'"):
+        exchanging("sphere", "balls")
+
+
 def test_any_two_kernels_exchange():
     big = np.repeat([10.0, 40.0], 4)
     acquisition = Acquisition(np.tile([0, 1, 3, 6.0], 2), [1, 0, 0], small_delta=4, big_delta=big)

@@ -155,11 +155,26 @@ def exchanging(first: str | CustomKernel, second: str | CustomKernel) -> CustomK
         "second_" before the name, the `fraction` of the first, and `exchange_time` (ms, the
         inverse of the sum of both rates).
 
+    Returns
+    -------
+    CustomKernel
+
+    Raises
+    ------
+    ValueError
+        An unknown kernel.
+
     Examples
     --------
     >>> exchanging("sphere", "ball").arguments[2:]
     ('second_diffusivity', 'fraction', 'exchange_time')
     """
+    unknown = [site for site in (first, second) if isinstance(site, str) and site not in KERNELS]
+    if unknown:
+        raise ValueError(
+            f"There is no kernel {unknown[0]!r} to exchange with; use one of {', '.join(KERNELS)}, "
+            "or a CustomKernel."
+        )
     sites = [KERNELS[site] if isinstance(site, str) else site for site in (first, second)]
     names = [f"{prefix}_{name}" for prefix, site in zip(_SITES, sites, strict=True)
              for name in site.arguments]  # fmt: skip

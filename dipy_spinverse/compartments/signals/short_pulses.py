@@ -46,11 +46,22 @@ def short_pulse_pore(shape: str, long_times: bool = False) -> CustomKernel:
     long_times : bool, optional
         Diffusion times far above radius^2 / D, of which the signal across the pore is independent.
 
+    Returns
+    -------
+    CustomKernel
+
+    Raises
+    ------
+    ValueError
+        An unknown shape.
+
     Examples
     --------
     >>> short_pulse_pore("cylinder").arguments
     ('diffusivity', 'diameter')
     """
+    if shape not in DIMENSIONS:
+        raise ValueError(f"shape is {shape!r}; use one of {', '.join(DIMENSIONS)}.")
     signal = partial(_signal, shape, long_times)
     oriented, name = shape != "sphere", f"{shape}, short pulses"
     return CustomKernel(name, ("diffusivity", "diameter"), signal, oriented, timed=True)
