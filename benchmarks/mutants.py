@@ -213,8 +213,9 @@ def main():
     text = table(["package", "noticed", "tried", "share"], rows)
     print(text)
     survivors = [mutant for mutant in outcomes if mutant["outcome"] != "noticed"]
-    keep("mutants.md", text, complete=True)
-    keep("mutants.json", json.dumps(survivors, indent=1), complete=True)
+    complete = len(outcomes) >= arguments.mutants
+    keep("mutants.md", text, complete=complete)
+    keep("mutants.json", json.dumps(survivors, indent=1), complete=complete)
 
 
 if __name__ == "__main__":

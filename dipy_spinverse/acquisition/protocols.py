@@ -16,5 +16,6 @@ that of the MGH-USC consortium with 300 mT/m.
 Examples
 --------
 >>> from dipy_spinverse import Acquisition
+>>> from dipy_spinverse.acquisition.protocols import PROTOCOLS
 >>> Acquisition.from_files("bvals", "bvecs", **PROTOCOLS["hcp-3t"])  # doctest: +SKIP
 """
