@@ -172,7 +172,7 @@ def exchanging(first: str | CustomKernel, second: str | CustomKernel) -> CustomK
     unknown = [site for site in (first, second) if isinstance(site, str) and site not in KERNELS]
     if unknown:
         raise ValueError(
-            f"There is no kernel {unknown[0]!r} to exchange with; use one of {', '.join(KERNELS)}, "
+            f"There is no kernel {unknown[0]!r} to exchange with; give {', '.join(KERNELS)} "
             "or a CustomKernel."
         )
     sites = [KERNELS[site] if isinstance(site, str) else site for site in (first, second)]
