@@ -19,6 +19,7 @@ from dipy_spinverse.acquisition import (
     require_pulsed,
 )
 from dipy_spinverse.acquisition.encodings import concatenate, double_diffusion, pulsed_gradients
+from dipy_spinverse.acquisition.files import read_text
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.acquisition.waveforms import GYROMAGNETIC_RATIO
 
@@ -679,3 +680,9 @@ def test_gradients_that_no_scanner_has_are_named():
     acquisition = Acquisition([0, 1, 5], np.eye(3), small_delta=0.5, big_delta=20)
     with pytest.warns(UserWarning, match="gradients of up to 3.75 T"):
         PackedCellsModel(acquisition)
+
+
+def test_text_of_windows_is_read_without_its_mark(tmp_path):
+    path = tmp_path / "of_windows.txt"
+    path.write_bytes("\ufeff1 2".encode())
+    assert read_text("bvals", path) == "1 2"

@@ -383,3 +383,19 @@ def test_fit_commands_declare_their_outputs():
         if issubclass(flow, FitCommand):
             assert {"status", "fit", "settings"} <= set(flow.outputs)
     assert dipy_spinverse.__version__
+
+
+def test_a_command_says_that_it_starts_before_it_imports_libraries():
+    code = (
+        "import sys; from dipy_spinverse.workflows import cli\n"
+        "class Screen:\n"
+        "    def write(self, text):\n"
+        "        print(text.strip(), sorted({'dipy', 'numpy', 'torch'} & set(sys.modules)))\n"
+        "        sys.exit(0)\n"
+        "    def isatty(self): return True\n"
+        "sys.argv[:] = ['/somewhere/dipy_fit_noddi', 'a.nii.gz', 'bvals', 'bvecs']\n"
+        "sys.stderr = Screen()\n"
+        "cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith("dipy_fit_noddi: loading libraries ... []"), done.stdout

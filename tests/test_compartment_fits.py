@@ -7,14 +7,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from compartment_cases import directions, magnitudes, strong, two_shells
 from dipy.core.gradients import gradient_table
 from dipy.data import default_sphere
 from dipy.direction import peaks_from_model
 from dipy.reconst.mcsd import MultiShellDeconvModel, multi_shell_fiber_response
+from scipy.stats import qmc
 
 from dipy_spinverse import Acquisition, ActiveAxModel, IVIMModel, NODDIModel, ZCDModel
 from dipy_spinverse.compartments import Compartment, Parameter, compose
+from dipy_spinverse.compartments.fitting import initial_values
+from dipy_spinverse.compartments.fitting.initial_values import halton_initial_values
 from dipy_spinverse.compartments.posterior_draws import posterior_draws
 from dipy_spinverse.voxels.status import Status
 
@@ -367,3 +371,24 @@ def test_wrong_arguments_say_how_to_be_right():
         model.fit(np.ones((2, len(model.acquisition))), peaks=peaks)
     with pytest.raises(ValueError, match="missing \\['odi'\\]"):
         model.signals({"ndi": 0.5, "fwf": 0.1, "axis": [0, 0, 1]})
+
+
+def test_initial_values_of_a_search_are_far_from_each_other(monkeypatch):
+    """The best of all, then the best of those at a distance."""
+    model = ZCDModel(strong())
+    best = torch.full((len(model.definition.parameters),), 0.5)
+    monkeypatch.setattr(
+        initial_values, "_misfit",
+        lambda problem, values: (values.unit - best).square().sum(dim=1),
+    )  # fmt: skip
+    problem = SimpleNamespace(
+        definition=model.definition, data=torch.zeros(1, 2), with_known=lambda unit: unit
+    )
+    frames = torch.eye(3)[None, None]
+    first, second = (start.unit[0] for start in halton_initial_values(problem, frames, n_starts=2))
+    least = initial_values._LEAST_DISTANCE
+    assert torch.dist(first, best) < torch.dist(second, best)
+    assert torch.dist(first, second) >= least
+    points = qmc.Halton(len(best), scramble=False).random(17)[1:]
+    others = points[np.linalg.norm(points - first.numpy(), axis=1) >= least]
+    assert torch.dist(second, best) <= np.linalg.norm(others - 0.5, axis=1).min() + 1e-6

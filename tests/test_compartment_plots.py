@@ -119,3 +119,11 @@ def test_unknown_maps_are_refused(fit):
         plot_signals(fit, np.zeros((2, 2, 66)), (1, 1))
     with pytest.raises(ValueError, match="colour is 'fa'"):
         plot_glyphs(fit, colour="fa")
+
+
+def test_first_axis_of_an_image_is_drawn_to_the_right(fit):
+    figure = plot_maps(fit[:, :1], ["ndi"])
+    drawn = figure.axes[1].images[0].get_array()
+    assert drawn.shape == (1, 2)
+    np.testing.assert_array_equal(drawn[0], fit.ndi[:, 0])
+    matplotlib.pyplot.close(figure)

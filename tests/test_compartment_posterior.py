@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from compartment_cases import directions, magnitudes, strong, two_shells
 from dipy.core.gradients import gradient_table
 from scipy.stats import norm, rice
@@ -13,6 +14,7 @@ from scipy.stats import norm, rice
 from dipy_spinverse import Acquisition, ActiveAxModel, IVIMModel, NODDIModel, ZCDModel
 from dipy_spinverse.compartments import Compartment, Parameter, VERDICTModel, compose
 from dipy_spinverse.compartments.identifiability import resolution_limits
+from dipy_spinverse.compartments.posterior import sample
 from dipy_spinverse.compartments.posterior_draws import posterior_draws
 from dipy_spinverse.voxels.status import Status
 
@@ -234,3 +236,36 @@ def test_intervals_of_three_narrow_fibres_reach_down_to_their_dispersion():
     # Axes that are too near: nothing is said of the least.
     assert (least[50] < 0.0101).mean() > 0.8
     assert (least[90] <= 0.05).mean() > 0.85 and (least[90] > 0.0101).any()
+
+
+def test_orientation_tensors_of_all_dispersions_are_equally_likely_a_priori():
+    """Free water says nothing of them: (1 - odi)^2, the volume element of orientation tensors."""
+    model = NODDIModel(two_shells())
+    water = {"ndi": 0.5, "odi": 0.5, "fwf": 1.0, "axis": np.array([0.0, 0, 1])}
+    data = magnitudes(np.tile(model.signals(water), (8, 1)), 0.03)
+    fit = model.fit(data, sigma=0.03, n_draws=250)
+    # Beta(1, 3) has a mean of 1/4, and all values equally likely would have 1/2; a few percent of
+    # fibres that noise allows for have any.
+    assert np.mean(fit.odi) == pytest.approx(1 - 0.5 ** (1 / 3), abs=0.08)
+    assert np.mean(fit.odi_std) == pytest.approx(np.sqrt(3 / 80), abs=0.05)
+
+
+def test_voxels_of_few_effective_samples_are_drawn_again(monkeypatch):
+    """The second of two equal voxels, whose importance samples are in the wrong place."""
+    model, sigma, n = two_balls(3.0, "gaussian"), 0.05, 400
+    data = np.tile(model.signals({"slow": 0.6, "first": 0.4}), (2, 1))
+    weighted = sample.weighted_draws
+
+    def spoilt(*arguments):
+        draws, effective = weighted(*arguments)
+        draws.points[:, 1] = 3.0
+        effective[:] = n * torch.tensor([0.21, 0.19])
+        return draws, effective
+
+    right = model.fit(data, sigma=sigma, n_draws=n)
+    monkeypatch.setattr(sample, "weighted_draws", spoilt)
+    again = model.fit(data, sigma=sigma, n_draws=n)
+    for name in ("slow", "slow_std", "slow_low", "slow_high"):
+        assert getattr(again, name)[0] == getattr(right, name)[0]
+        expected = pytest.approx(getattr(right, name)[1], abs=0.3 * right.slow_std[1])
+        assert getattr(again, name)[1] == expected

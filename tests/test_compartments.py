@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,7 @@ from dipy_spinverse.compartments import (
     exchanging,
     short_pulse_pore,
 )
+from dipy_spinverse.compartments.arguments import populations
 from dipy_spinverse.compartments.fibres import with_fibres
 from dipy_spinverse.compartments.fitting.amplitudes import nonnegative_amplitudes
 from dipy_spinverse.compartments.signals.chebyshev import evaluate_chebyshev
@@ -298,3 +301,21 @@ def test_shells_that_differ_only_in_timing_are_one_for_untimed_models():
     acquisition = strong()
     assert len(encoding_of(acquisition).b) == 5
     assert len(encoding_of(two_shells(), timed=False).b) == 3
+
+
+def test_populations_are_the_peaks_in_their_order():
+    """Peaks of length 0 are absent, wherever they are in the list."""
+    peaks = SimpleNamespace(peak_dirs=np.array([
+        [[0.0, 0, 1], [0, 0, 0], [1, 0, 0], [0, 0, 0]],
+        [[0, 0, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0]],
+    ]))  # fmt: skip
+    found = populations(peaks, (2,))
+    assert found["n_fibres"].tolist() == [2, 1]
+    np.testing.assert_array_equal(found["axes"][0, :2], [[0, 0, 1], [1, 0, 0]])
+    np.testing.assert_array_equal(found["axes"][1, 0], [0, 1, 0])
+    assert populations(None, (2, 3))["n_fibres"].tolist() == [1] * 6
+
+
+def test_a_model_without_compartments_is_refused():
+    with pytest.raises(ValueError, match="'empty' has no compartments"):
+        Definition("empty", (), ())

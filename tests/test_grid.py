@@ -4,7 +4,7 @@ import meshio
 import numpy as np
 import pytest
 
-from dipy_spinverse.grid import TetrahedralGrid, bcc_grid, read_grid
+from dipy_spinverse.grid import TetrahedralGrid, bcc_grid, mesh_surfaces, read_grid, surfaces
 
 TWO_POINTS = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]], dtype=float)
 TWO_TETRAHEDRA = np.array([[0, 1, 2, 3], [1, 2, 3, 4]])
@@ -233,3 +233,17 @@ def test_a_file_without_tetrahedra_says_what_it_has(tmp_path):
     meshio.write_points_cells(path, TWO_POINTS, [("triangle", [[0, 1, 2]])])
     with pytest.raises(ValueError, match=r"surface.vtu has no tetrahedra \(it has triangle\)"):
         read_grid(path)
+
+
+def test_nested_surfaces_lie_in_the_innermost_around_them():
+    corners = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
+    sides = np.array([[0, 1, 3], [0, 3, 2], [4, 7, 5], [4, 6, 7], [0, 5, 1], [0, 4, 5], [2, 3, 7],
+                      [2, 7, 6], [0, 2, 6], [0, 6, 4], [1, 5, 7], [1, 7, 3]])  # fmt: skip
+
+    def box(low, size):
+        return low + size * corners, sides
+
+    inner, outer, middle, other = box(3, 1), box(0, 9), box(2, 4), box(7, 1)
+    assert surfaces._parents([inner, outer, middle, other]).tolist() == [2, -1, 1, 1]
+    with pytest.raises(ValueError, match=r"surfaces: \[0, 1\] lie in no other one"):
+        mesh_surfaces([inner, other], 1.0)

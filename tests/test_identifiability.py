@@ -14,7 +14,7 @@ from dipy_spinverse.packed_cells.tissue_signals import tissue_signals
 from dipy_spinverse.scan_design.bounds import class_bounds, map_bounds
 from dipy_spinverse.scan_design.identifiability import identifiability
 from dipy_spinverse.scan_design.limitations import limitations, resolution_limit_um
-from dipy_spinverse.scan_design.suggestions import suggest
+from dipy_spinverse.scan_design.suggestions import Suggestions, suggest
 
 SIGMA = 0.02
 
@@ -287,3 +287,15 @@ def test_the_package_offers_the_functions_not_their_modules():
 
     for name in dipy_spinverse.__all__:
         assert type(getattr(dipy_spinverse, name)) is not type(dipy_spinverse), name
+
+
+def test_suggestions_are_printed_one_in_a_line_with_the_map_that_gains_most():
+    row = {
+        "b": 3.0, "small_delta": 8.0, "big_delta": 40.0, "gradient": 0.25, "measurements": 33,
+        "gain": 0.2, "gains": {"pore_diameter": 0.1, "exchange_time": 0.4},
+    }  # fmt: skip
+    lines = str(Suggestions((row, row | {"b": 6.0}))).splitlines()
+    assert len(lines) == 3 and lines[2].split()[0] == "6.00"
+    assert lines[1].split() == [
+        "3.00", "8.0", "40.0", "250", "33", "20", "%", "exchange_time", "(40", "%)"
+    ]  # fmt: skip

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from packed_cell_cases import SIGMA, magnitudes, protocol
+from scipy.optimize import minimize_scalar
 from scipy.spatial.transform import Rotation
+from scipy.stats import halfcauchy, norm
 
 from dipy_spinverse import Acquisition, PackedCellsModel, Status
-from dipy_spinverse.packed_cells.gaussian_process import gaussian_process, smooth
+from dipy_spinverse.packed_cells.gaussian_process import Smoothing, gaussian_process, smooth
 from dipy_spinverse.packed_cells.likelihood import residuals, systematic_error, tissue_data
 from dipy_spinverse.packed_cells.residual_tests import leverages
 from dipy_spinverse.report.page import shared_residual
@@ -130,3 +132,24 @@ def test_residuals_that_voxels_share_are_found():
     assert share == pytest.approx(shell.mean() / (1 + shell.mean()), abs=0.03)
     assert all(abs(mean - 0.01) < 0.002 for *_, mean in shells)
     assert {b for b, *_ in shells} == {f"{1e3 * acquisition.b.max():.0f}"}
+
+
+@pytest.mark.parametrize("scatter", [0.011, 0.014, 0.03])
+def test_systematic_errors_are_most_probable_with_a_half_cauchy_prior(scatter):
+    """Of few real parts about 1, whose noise explains a scatter of 0.01, by another optimiser."""
+    n, sigma = 6, 0.01
+    residual = scatter * np.array([[1.0, -1, 1, -1, 1, -1]])
+    measured = 1 + residual
+    measured = np.append(measured, [[-1e-9]], axis=1)  # a negative value: real parts
+    residual = np.append(residual, [[-1e-9]], axis=1)
+    freedom = np.append(np.ones((1, n)), [[0.0]], axis=1)
+    data = tissue_data(measured, np.full(1, sigma), np.zeros(n + 1, int), np.ones(n + 1, bool))
+    found = systematic_error(data, Smoothing(residual, freedom))[0]
+
+    def cost(error):
+        likelihood = norm.logpdf(residual[0, :n], scale=np.hypot(sigma, error)).sum()
+        return -likelihood - halfcauchy.logpdf(error, scale=0.004)
+
+    expected = minimize_scalar(cost, (0, 0.1), bounds=(0, 0.1)).x
+    # Values that are tried are 1.22 times as large as the one before, the first two 0 and 0.001.
+    assert abs(found - expected) <= max(0.12 * expected, 0.0006)

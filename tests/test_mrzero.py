@@ -272,3 +272,23 @@ def test_without_mrzero_it_is_said_how_to_get_it(monkeypatch):
     monkeypatch.setattr(mrzero, "mr0", None)
     with pytest.raises(ImportError, match=r"pip install dipy_spinverse\[mr\]"):
         MRzeroSimulator()
+
+
+def test_steps_of_sequences_take_the_times_of_their_parameters():
+    """Between pulses, and from an excitation to the echo; needs no MRzero."""
+    flash = SpoiledGradientEcho(0.02, 0.004, 20, n_pulses=5, centre=2, shot_interval=0.5)
+    steps, delay = mrzero._gradient_echoes(flash)
+    times = [sum(time for time, _ in step.intervals) for step in steps]
+    np.testing.assert_allclose(times, 0.02)
+    assert sum(times) + delay == pytest.approx(0.5)
+    (echo,) = (step for step in steps if step.echo is not None)
+    assert steps.index(echo) == 2 and echo.intervals[0] == (0.004, 0)
+    assert echo.intervals[1][1] != 0  # spoiled after the echo only
+    train = TurboSpinEcho(3.0, 0.01, 4, 0.03)
+    steps, delay = mrzero._spin_echoes(train)
+    # Refocusing pulses at 1/2, 3/2, ... spacings, and echoes half a spacing after them.
+    pulses = np.cumsum([0, *(sum(t for t, _ in step.intervals) for step in steps)])
+    np.testing.assert_allclose(pulses, [0, 0.005, 0.015, 0.025, 0.035, 0.04])
+    (k,) = (k for k, step in enumerate(steps) if step.echo is not None)
+    assert pulses[k] + steps[k].intervals[0][0] == pytest.approx(0.03)
+    assert pulses[-1] + delay == pytest.approx(3.0)

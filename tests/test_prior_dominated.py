@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import warnings
 
+import nibabel as nib
 import numpy as np
 import pytest
 from compartment_cases import directions, magnitudes
+from model_cases import CASES
 
 from benchmarks.published_noddi import published_signals, tissue
 from dipy_spinverse import Acquisition, IVIMModel, NODDIModel, PackedCellsModel, load_fit
@@ -59,3 +61,12 @@ def test_one_map_may_be_undetermined_while_others_are_not():
     model = IVIMModel(Acquisition(b, directions(7), 10, 30, b0_threshold=0))
     percent = model.fit(data, sigma=1 / 40).prior_dominated_percent()
     assert percent["D_star"] > 50 and percent.get("D", 0) < 10
+
+
+def test_a_derivative_without_intervals_has_estimates_and_S0_alone(tmp_path):
+    fit = CASES["IVIM"].model.fit(CASES["IVIM"].data, n_draws=0)
+    save_derivatives(fit, ["S0", "D"], tmp_path / "sub-1", "a.nii.gz", np.eye(4), "IVIM")
+    saved = {path.name: nib.load(path).get_fdata().ravel() for path in tmp_path.glob("*.nii.gz")}
+    assert sorted(saved) == [f"sub-1_param-{name}_dwimap.nii.gz" for name in ("D", "S0")]
+    for name, values in (("S0", fit.S0_hat), ("D", fit.D)):
+        np.testing.assert_allclose(saved[f"sub-1_param-{name}_dwimap.nii.gz"], values, rtol=1e-6)

@@ -4,8 +4,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy.stats import kstest, norm
+from scipy.stats import t as student
 
-from dipy_spinverse.packed_cells.randomise_then_optimise import _log_weights, _resampled
+from dipy_spinverse.packed_cells.likelihood import tissue_data
+from dipy_spinverse.packed_cells.randomise_then_optimise import (
+    _log_weights,
+    _noise_scale,
+    _randomised,
+    _resampled,
+)
 
 SIGMA, MEASURED, N = 0.5, 0.3, 4000
 
@@ -63,3 +71,15 @@ def test_searches_are_resampled_by_their_weights_within_each_voxel():
 def test_a_search_without_any_weight_of_a_voxel_gives_no_sample():
     search = _resampled(np.array([0.0, -800.0, -1000.0]), np.array([0, 0, 1]), np.array([0, 0, 1]))
     assert search.tolist() == [0, 0, 2]
+
+
+def test_randomised_noise_of_an_estimated_level_has_students_distribution():
+    rng, n, freedom, sigma = np.random.default_rng(0), 8000, 4, 0.1
+    data = tissue_data(np.ones((1, 10)), np.full(1, sigma), np.zeros(10, int), np.ones(10, bool))
+    for known, right, wrong in ((False, student(freedom), norm), (True, norm, student(freedom))):
+        scale = _noise_scale(known, freedom, n, rng)
+        noise = rng.standard_normal((n, 10))
+        found = _randomised(data, np.zeros(n, int), noise, np.zeros((n, 1)), scale).measured
+        # One measurement, since all of a sample share its factor.
+        change = (found[:, 3] - 1) / sigma
+        assert kstest(change, right.cdf).pvalue > 0.01 > 100 * kstest(change, wrong.cdf).pvalue

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 import re
 import shutil
 
@@ -262,11 +264,31 @@ def test_measured_and_predicted_signals_are_drawn_over_S0_in_one_order():
     np.testing.assert_allclose(np.sort(line), np.sort(predicted[0] / 50))
 
 
+def test_a_menu_shows_the_signals_of_one_voxel_at_a_time():
+    acquisition, signals = CASES["NODDI"].model.acquisition, np.ones((2, 1))
+    data = signals * np.exp(-acquisition.b)
+    figure = draw.signal_figure(acquisition, ["one", "two"], data, data, np.ones(2))
+    buttons = figure.layout.updatemenus[0].buttons
+    assert [button.label for button in buttons] == ["one", "two"]
+    shown = np.array([[bool(state) for state in b.args[0]["visible"]] for b in buttons])
+    assert (shown.sum(axis=0) == 1).all() and shown.sum(axis=1).tolist() == [
+        len(figure.data) / 2
+    ] * 2
+    assert [bool(trace.visible) for trace in figure.data] == shown[0].tolist()
+
+
 def test_uncertain_walls_are_transparent(mesh):
     figure = draw.mesh_figure(mesh)
     drawn = {trace.name: (trace.opacity, len(trace.i)) for trace in figure.data}
     assert sum(n for _, n in drawn.values()) == len(mesh.triangles)
     assert drawn["uncertain (below 0.5)"][0] < 0.3 and len(drawn) == 2
+    # As the page has it: numbers of plotly's types are little-endian.
+    stored = json.loads(figure.to_json())["data"][0]
+    points = np.stack([
+        np.frombuffer(base64.b64decode(stored[axis]["bdata"]), f"<{stored[axis]['dtype']}")
+        for axis in "xyz"
+    ], axis=1)  # fmt: skip
+    np.testing.assert_array_equal(points, mesh.vertices_um.astype(np.float32))
     unknown = draw.mesh_figure(mesh, 0.05)
     (trace,), scale = unknown.data, unknown.layout.coloraxis
     assert trace.opacity == 1 and scale.cmax == 0.05

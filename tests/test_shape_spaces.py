@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from dipy_spinverse.cell_shapes.shape_spaces.latent import straight_template
 from dipy_spinverse.cell_shapes.shape_spaces.tube import tube_parameters
 from dipy_spinverse.cell_shapes.synthetic_axons import FAMILIES, Axon, draw_axons
 from dipy_spinverse.cell_shapes.templates import Template, cylinder_mesh
+from dipy_spinverse.cell_shapes.unknowns import ShapeSignals
 
 SPACES = {
     "tube": tube_space,
@@ -230,3 +233,10 @@ def test_a_file_that_is_no_network_is_refused(tmp_path):
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     with pytest.raises(ValueError, match="make_shape_autoencoder"):
         latent_space(tmp_path / "other.npz")
+
+
+def test_shapes_that_are_not_finite_have_no_signals():
+    points = np.zeros((4, 3))
+    points[2, 1] = np.nan
+    of_shape = SimpleNamespace(points=lambda shape: points, is_degenerate=lambda points: False)
+    assert ShapeSignals.at(of_shape, None) is None

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from dipy_spinverse.tissue_fractions import MPRAGE, SpoiledGradientEcho, TurboSpinEcho
+from dipy_spinverse import TissueFractionModel
+from dipy_spinverse.tissue_fractions import (
+    MPRAGE,
+    SpoiledGradientEcho,
+    TurboSpinEcho,
+    tissues_at,
+)
 from dipy_spinverse.tissue_fractions.sequence_files import field_of_sidecar, sequence_from
+from dipy_spinverse.workflows.fit_tissue_fractions import TissueFractionsFlow
 
 SIEMENS = {"Manufacturer": "Siemens", "MagneticFieldStrength": 3}
 PHILIPS = {"Manufacturer": "Philips", "MagneticFieldStrength": 3}
@@ -118,3 +125,17 @@ def test_the_field_strength_is_read():
     assert field_of_sidecar({"MagneticFieldStrength": 2.89362}) == 3.0  # as Siemens writes it
     with pytest.raises(ValueError, match="MagneticFieldStrength is 0.55"):
         field_of_sidecar({"MagneticFieldStrength": 0.55})
+
+
+def test_options_of_the_command_are_those_of_the_model():
+    sequences = [SpoiledGradientEcho(0.02, 0.004, angle) for angle in (3, 20)]
+    model = TissueFractionsFlow().make_model(
+        sequences, unknown=["b1"], b1_error=0.07, constants_error=0.03, smoothness=0.6,
+        series=[1, 0], field=7.0,
+    )  # fmt: skip
+    direct = TissueFractionModel(
+        sequences, tissues_at(7.0), unknown=["b1"], b1_error=0.07, constants_error=0.03,
+        smoothness=0.6, series=[1, 0],
+    )  # fmt: skip
+    assert repr(model.settings()) == repr(direct.settings())
+    assert model.settings() != TissueFractionModel(sequences).settings()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from dipy_spinverse.cell_search.condensed import CondensedTarget
 from dipy_spinverse.cell_search.labelled import Target
 from dipy_spinverse.cell_search.smooth import (
     SmoothCellInversion,
+    descent,
     forward,
     smooth_mesh,
     stored_cells,
@@ -560,3 +562,39 @@ def test_smooth_cells_say_what_they_need():
         SpinverseModel(acquisition, grid=grid, inversion=SMOOTH).fit(
             data, sigma=0.01, free_water=True
         )
+
+
+def test_samples_of_a_linear_model_have_its_posterior_covariance():
+    """Also of parameters that the data hardly determine."""
+    rng, n, m, error = np.random.default_rng(0), 4, 6, 2.0
+    slopes = rng.standard_normal((n + 1, m)) * np.array([3.0, 1, 0.1, 0.01, 1])[:, None]
+
+    class Linear:
+        """Cells whose signals are linear in their parameters."""
+
+        log_permeability = np.zeros(1)
+
+        def __init__(self, values):
+            self.values = values
+
+        def moved(self, change):
+            return Linear(self.values + change)
+
+    model = SimpleNamespace(
+        signals=lambda cells: cells.values @ slopes,
+        linear=lambda cells: (cells.values @ slopes, slopes.T),
+    )
+    sd = np.array([0.5, 1.0, 2.0, 1.0])
+    prior = SimpleNamespace(variances=sd ** (1 / descent._VARIANCE_POWER))
+    target = SimpleNamespace(expected=lambda signals: signals)
+    sampler = SmoothDescent(target, model, model, prior)
+    centre = Linear(rng.standard_normal(n + 1))
+    found = np.array([
+        sampler.posterior_sample(rng, centre, 6, error).values - centre.values
+        for _ in range(4000)
+    ])  # fmt: skip
+    precision = slopes @ slopes.T / error**2 + np.diag(1 / np.append(sd, 1.0) ** 2)
+    expected = np.linalg.inv(precision)
+    scale = np.sqrt(np.outer(expected.diagonal(), expected.diagonal()))
+    # Standard errors of 4000 samples: 2 % of the variances.
+    np.testing.assert_allclose(np.cov(found.T) / scale, expected / scale, atol=0.1)

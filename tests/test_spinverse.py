@@ -11,8 +11,10 @@ from inversion_cases import GRID, multi_shell, shells, spread_directions, tissue
 
 from dipy_spinverse import (
     Acquisition,
+    ClosedCellInversion,
     FaceInversion,
     SpinverseModel,
+    TissueWallInversion,
     bcc_grid,
     load_fit,
     simulate,
@@ -23,11 +25,13 @@ from dipy_spinverse.inversion import (
     Manifoldness,
     Stage,
     WallArea,
+    WallProblem,
 )
 from dipy_spinverse.inversion.face_solver import FaceSolver
 from dipy_spinverse.inversion.gauss_newton import gauss_newton
 from dipy_spinverse.inversion.unknowns import wall_faces
 from dipy_spinverse.spinverse import SpinverseFit
+from dipy_spinverse.spinverse.model import choose_inversion
 from dipy_spinverse.substrates.membranes import from_inside
 from dipy_spinverse.voxels import chunks
 from dipy_spinverse.voxels.status import Status
@@ -707,3 +711,26 @@ def test_chunks_do_not_change_the_fit_of_voxels_of_different_noise(model, volume
 
 def test_directions_of_the_test_acquisitions_are_unit():
     np.testing.assert_allclose(np.linalg.norm(spread_directions(9), axis=1), 1)
+
+
+def test_inversions_of_equal_stages_are_equal_whatever_holds_them():
+    stages = [Stage(initial_value=0.8)]
+    assert FaceInversion(curriculum=stages) == FaceInversion(curriculum=tuple(stages))
+    assert hash(FaceInversion(curriculum=stages)) == hash(FaceInversion(curriculum=tuple(stages)))
+
+
+def test_the_default_inversion_follows_from_grid_and_data():
+    """Closed cells need an absorbing box, a known S0, and no free water."""
+    acquisition = shells([(8, 15)], (1.0,), 6)
+    for boundary in ("periodic", "absorbing", "reflecting"):
+        for known in (True, False):
+            for water in (True, False):
+                problem = WallProblem(
+                    acquisition, bcc_grid(3, 5.0, boundary), S0_known=known, free_water=water
+                )
+                expected = FaceInversion
+                if boundary == "absorbing" and known and not water:
+                    expected = ClosedCellInversion
+                if boundary == "periodic":
+                    expected = TissueWallInversion
+                assert type(choose_inversion(problem)) is expected

@@ -32,6 +32,7 @@ from dipy_spinverse.tissue_fractions.markov_random_field import (
     NeighbourGraph,
     markov_field_samples,
 )
+from dipy_spinverse.tissue_fractions.partial_volume_mixture import PartialVolumeMixture
 from dipy_spinverse.tissue_fractions.separability import most_helpful
 from dipy_spinverse.tissue_fractions.shared_parameters import (
     UNKNOWNS,
@@ -636,3 +637,51 @@ def test_images_of_other_grids_are_refused():
         stack_images([first, nib.Nifti1Image(np.ones((3, 2, 2)), np.eye(4))])
     with pytest.raises(ValueError, match="^image 1 has an affine"):
         stack_images([first, nib.Nifti1Image(np.ones((3, 3, 2)), 2 * np.eye(4))])
+
+
+def estimator_of(sequences, n, seed, b1_scatter=0.0, noise=0.004):
+    """Estimator of B1, magnitudes (n, C) of mixtures of two tissues, their noise, fields."""
+    rng = np.random.default_rng(seed)
+    truth = np.zeros((n, 4))
+    pairs = np.array([[0, 1], [1, 2]])[rng.integers(2, size=n)]
+    share = rng.random(n) * (rng.random(n) < 0.5)
+    truth[np.arange(n), pairs[:, 0]], truth[np.arange(n), pairs[:, 1]] = share, 1 - share
+    b1 = 1 + b1_scatter * rng.standard_normal(n)
+    clean = TissueFractionModel(sequences).signals(named(truth), b1=b1)
+    sigma, one = noise * np.ones(n), np.ones(n)
+    fields = FieldMaps(one, 0 * one, one, polynomials(np.linspace(-1, 1, n)[:, None], 1))
+    simulation = SignalSimulation(SignalEquations(), sequences, axes_of(one, 0 * one, 0.3))
+    groups = np.arange(len(sequences)) % 2
+    estimator = SharedParameterEstimator(simulation, ("b1",), 0.1, 0.1, groups)
+    data = torch.tensor(noisy(clean, noise))
+    return estimator, data, torch.tensor(sigma), fields
+
+
+def test_scores_are_slopes_of_the_likelihood():
+    """By constants of tissues, scales, B1 and noise, in each voxel, by central differences."""
+    estimator, data, _, fields = estimator_of(SEQUENCES[:3], 12, 0)
+    mixture = PartialVolumeMixture(data, 3)
+    rng = np.random.default_rng(1)
+    shared = estimator.prior(constants_of(TISSUES), fields.basis)
+    step = torch.tensor(0.02 * rng.standard_normal(len(shared.covariance)))
+    step[-2:] -= 3.0  # of log noise
+    shared, share = shared.moved(step), mixture.prior
+    scores = estimator._scores(mixture, fields, shared, share)[1].sum(dim=0)
+    for k in range(len(step)):
+        h = torch.zeros_like(step)
+        h[k] = 1e-5
+        after, before = (
+            float(estimator._scores(mixture, fields, shared.moved(s * h), share)[0])
+            for s in (1, -1)
+        )
+        # Signals between the values of B1 of a table are interpolated, their slopes, too.
+        assert float(scores[k]) == pytest.approx((after - before) / 2e-5, rel=2e-3, abs=1e-3), k
+
+
+@pytest.mark.parametrize("scatter", [0.0, 0.03, 0.05])
+def test_scatter_of_b1_is_that_of_the_voxels(scatter):
+    """Seen in two flip angles, whose signals hardly depend on anything else that is unknown."""
+    estimator, data, sigma, fields = estimator_of(SEQUENCES[8:10], 600, 3, scatter)
+    shared, _ = estimator(data, sigma, fields, constants_of(TISSUES))
+    # 600 voxels of one weak contrast each: a standard error of a tenth.
+    assert shared.b1_scatter == pytest.approx(scatter, rel=0.2, abs=0.005)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,12 @@ from inversion_cases import shells, spread_directions
 
 from dipy_spinverse import Acquisition, SpinverseModel, Status, TissueWallInversion, bcc_grid
 from dipy_spinverse.acquisition.encodings import pulsed_gradients
-from dipy_spinverse.bloch_torrey import relative_transmissibility
+from dipy_spinverse.bloch_torrey import relative_transmissibility, simulate
+from dipy_spinverse.inversion import WallProblem
 from dipy_spinverse.packed_cells.maps import PARAMETERS
-from dipy_spinverse.spinverse import wall_corrections
+from dipy_spinverse.spinverse import packings, wall_corrections
 from dipy_spinverse.spinverse.packings import packing_of, rescaled_grid
+from dipy_spinverse.spinverse.tissue_walls import signal_correction
 from dipy_spinverse.spinverse.wall_corrections import (
     PackingSignals,
     _evidence_maximum,
@@ -225,3 +229,33 @@ def test_walls_of_tissue_need_a_periodic_grid():
     model = SpinverseModel(ACQUISITION, grid=box, inversion=TissueWallInversion())
     with pytest.raises(ValueError, match="^grid has boundary=.absorbing., .*walls=False"):
         model.fit(np.exp(-ACQUISITION.b), sigma=0.02)
+
+
+def test_bodies_that_fill_the_lattice_close_the_water_between_them():
+    few, all_walls = packing(), packing()
+    closed = replace(all_walls, permeability=np.zeros(LATTICE.n_faces))
+    assert packings._water_is_connected(few, 0.4)
+    assert not packings._water_is_connected(closed, 0.4)
+
+
+def test_correction_of_signals_is_that_of_the_changed_walls():
+    """Zero for a packing as drawn; otherwise the difference of two simulations."""
+    problem = WallProblem(ACQUISITION, LATTICE)
+    found = packing()
+    changed_walls = found.permeability.copy()
+    changed_walls[np.isfinite(changed_walls)] = np.inf
+    fields = {
+        "scale": found.scale, "frame": found.frame, "diffusivity": 1e-3 * found.diffusivity,
+        "share": 0.7,
+    }  # fmt: skip
+    values = {f"field_{name}": np.array([[value]] * 2) for name, value in fields.items()}
+    values["packing_permeability"] = np.stack([found.permeability] * 2)
+    values["permeability"] = np.stack([found.permeability, changed_walls])
+    correction = signal_correction(problem, values, ACQUISITION)
+    with_walls, without = (
+        simulate(found.rotated(ACQUISITION), found.grid, walls, diffusivity=found.diffusivity)
+        for walls in (found.permeability, changed_walls)
+    )
+    np.testing.assert_array_equal(correction[0], 0)
+    # Other time steps of both.
+    np.testing.assert_allclose(correction[1], 0.7 * (without - with_walls), atol=5e-3)

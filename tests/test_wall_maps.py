@@ -179,6 +179,7 @@ def test_spins_in_a_closed_slab_spread_over_it_evenly():
         ({"transmissibility": np.ones(10)}, r"transmissibility has shape \(10,\)"),
         ({"transmissibility": np.ones((1, 10))}, r"give \(V, 648\)"),
         ({"transmissibility": np.full((1, 648), 1.5)}, r"values in \[0, 1\]"),
+        ({"transmissibility": np.linspace(0, 1.1, 648)[None]}, r"values in \[0, 1\]"),
         ({"transmissibility": np.full((1, 648), np.nan)}, r"values in \[0, 1\]"),
         ({"diffusivity": 0.0}, "diffusivity is 0.0; give a positive number"),
         ({"diffusion_time": np.inf}, "diffusion_time is inf; give a positive number"),
@@ -190,3 +191,22 @@ def test_bad_arguments_say_what_is_needed(change, message):
     }  # fmt: skip
     with pytest.raises(ValueError, match=message):
         wall_maps(bcc_grid(3, 5.0), **(arguments | change))
+
+
+def test_maps_do_not_depend_on_the_unit_of_length():
+    """Lengths and permeability times s, diffusivity times s^2: the same world."""
+    s, found = 3.0, []
+    for length in (1.0, s):
+        grid = bcc_grid(6, length)
+        walls = cylinders(
+            grid, length * np.array(CENTER), 2.0 * length, permeability=0.02 * length
+        )
+        diffusivity = DIFFUSIVITY * length**2
+        tau = relative_transmissibility(grid, walls[None], diffusivity)
+        found.append(wall_maps(grid, tau, diffusivity=diffusivity, diffusion_time=20.0))
+    powers = {"surface_to_volume": -1, "pore_diameter": 1, "wall_permeability": 1}
+    for name, values in found[0].items():
+        # Maps decrease to zero below a surface of 0.001/um, which is not scaled.
+        np.testing.assert_allclose(
+            found[1][name], s ** powers.get(name, 0) * values, rtol=1e-3, atol=1e-6, err_msg=name
+        )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from inversion_cases import shells
+from inversion_cases import shells, spread_directions
 
-from dipy_spinverse import FaceInversion, SpinverseModel, Status, bcc_grid
+from dipy_spinverse import Acquisition, FaceInversion, SpinverseModel, Status, bcc_grid
 from dipy_spinverse.bloch_torrey import relative_transmissibility
 from dipy_spinverse.inversion import (
     FaceSolver,
@@ -19,7 +20,7 @@ from dipy_spinverse.inversion import (
     scaled_transmissibility,
 )
 from dipy_spinverse.inversion.protocols import WallSolver
-from dipy_spinverse.spinverse.permeability_fields import FieldChunk
+from dipy_spinverse.spinverse.permeability_fields import FieldChunk, _worst_timing
 from dipy_spinverse.substrates import spheres
 from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.walls.maps import wall_maps
@@ -131,3 +132,24 @@ def test_data_in_chunks_have_what_the_status_needs():
     values = FieldChunk(WallProblem(ACQUISITION, GRID), Found(), True)(voxels)
     np.testing.assert_allclose(values["worst_reduced_chi_square"], [0, 100], atol=1e-9)
     assert values["worst_degrees_of_freedom"].tolist() == [42, 42] and values["n_groups"] == 2
+
+
+def test_the_worst_timing_of_a_voxel_does_not_depend_on_others():
+    """Nor do echo times of other noise look worse: their b0 say how noisy they are."""
+    acquisition = Acquisition(
+        np.tile(np.repeat([0.0, 2.0], [8, 24]), 2), spread_directions(64), 8.0,
+        np.repeat([20.0, 60.0], 32), te=np.repeat([50.0, 100.0], 32),
+    )  # fmt: skip
+    rng, noise = np.random.default_rng(0), np.array([[1.0, 3.0], [0.02, 0.01]])
+    signals = 100 + noise[:, acquisition.te_index] * rng.standard_normal((2, 64))
+    predicted = np.full((2, 64), 100.0)
+    sigma = np.sqrt((noise**2).mean(axis=1))
+    result = SimpleNamespace(predicted=predicted, sigma=sigma)
+    both = _worst_timing(acquisition, signals, result, False)
+    for v in range(2):
+        result = SimpleNamespace(predicted=predicted[[v]], sigma=sigma[[v]])
+        alone = _worst_timing(acquisition, signals[[v]], result, False)
+        for name in ("worst_reduced_chi_square", "worst_degrees_of_freedom"):
+            assert alone[name][0] == pytest.approx(both[name][v])
+    # Noise of 7 degrees of freedom.
+    assert (both["worst_reduced_chi_square"] < 3).all()

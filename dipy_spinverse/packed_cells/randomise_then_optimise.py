@@ -69,9 +69,7 @@ def posterior_samples(
     noise = rng.standard_normal((n_samples, data.measured.shape[1]))
     prior_mean, initial_noise = rng.standard_normal((2, n_samples, tissue.n_parameters))
     freedom = max(data.n_used - tissue.n_parameters, 4)
-    noise_scale = np.ones(n_samples)
-    if not noise_known:
-        noise_scale = np.sqrt(freedom / rng.chisquare(freedom, n_samples))
+    noise_scale = _noise_scale(noise_known, freedom, n_samples, rng)
     # Each search starts from one of the minima, chosen by their weights.
     cumulative = np.cumsum(minima.weights, axis=1)
     minimum = (rng.random(n_samples)[number, None] > cumulative[voxel]).sum(axis=1)
@@ -106,6 +104,11 @@ def posterior_samples(
     z = np.clip(z, -LARGEST_Z, LARGEST_Z)
     row = _replacements(posterior, minima, z, frames, voxel)
     return z[row], frames[row]
+
+
+def _noise_scale(noise_known, freedom, n, rng):
+    """Factors (n,) that give normal noise of an estimated level Student's distribution."""
+    return np.ones(n) if noise_known else np.sqrt(freedom / rng.chisquare(freedom, n))
 
 
 def _rank(voxel):

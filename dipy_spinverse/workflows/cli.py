@@ -26,6 +26,8 @@ COMMANDS = {
     "dipy_check_acquisition": ("check_acquisition", "CheckAcquisitionFlow"),
 }
 
+_ONLY_SAID = {"-h", "--help", "--version"}  # options of answers without a fit
+
 
 def command(name: str) -> type:
     """The workflow of a console script."""
@@ -40,13 +42,15 @@ def main() -> None:
         sys.exit(
             f"{program} is not a command of dipy_spinverse; use one of {', '.join(COMMANDS)}."
         )
+    for stream in (sys.stdout, sys.stderr):  # of an encoding that lacks the plus-minus sign
+        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    if not _ONLY_SAID & {*sys.argv} and (sys.stderr.isatty() or "--verbose" in sys.argv):
+        print(f"{program}: loading libraries ...", file=sys.stderr, flush=True)
     from dipy.workflows.base import IntrospectiveArgumentParser
     from dipy.workflows.flow_runner import run_flow
 
     from dipy_spinverse import __version__
 
-    for stream in (sys.stdout, sys.stderr):  # of an encoding that lacks the plus-minus sign
-        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     # The usage would list dozens of options.
     IntrospectiveArgumentParser.error = _error_of_options  # type: ignore[assignment]
     version = {"action": "version", "version": f"dipy_spinverse {__version__}"}
