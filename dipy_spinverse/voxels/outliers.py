@@ -53,25 +53,31 @@ def _without_largest(residual, projection, significant, most):
     squares, n_outliers = (residual**2).sum(axis=1), np.zeros(len(residual), np.int64)
     variances = np.maximum(np.diag(projection), _TINY)
     n_freedom = int(np.round(np.trace(projection)))
+    factor = np.empty((most, len(projection)))
     for v in range(len(residual)):
         # Most voxels have no candidate, by a variance that outliers hardly change.
         gains = residual[v] ** 2 / variances
         usual = np.median(gains) / _MEDIAN_OF_CHI_SQUARE
         if most == 0 or gains.max() <= _SCREENED * significant[n_freedom] * usual:
             continue
-        r, p, total, freedom = residual[v].copy(), projection.copy(), squares[v], n_freedom
+        # Deletions in order are the pivots of a Cholesky factor of the projection.
+        r, remaining = residual[v].copy(), np.diag(projection).copy()
+        total, freedom = squares[v], n_freedom
         for k in range(min(most, n_freedom - 2)):
             i, gain = 0, 0.0
             for m in range(len(r)):
-                if p[m, m] > _TINY and r[m] ** 2 / p[m, m] > gain:
-                    i, gain = m, r[m] ** 2 / p[m, m]
+                if remaining[m] > _TINY and r[m] ** 2 / remaining[m] > gain:
+                    i, gain = m, r[m] ** 2 / remaining[m]
             total, freedom = max(total - gain, 0.0), freedom - 1
             if gain * freedom > significant[freedom + 1] * total:
                 squares[v], n_outliers[v] = total, k + 1
-            column = p[:, i] / p[i, i]
-            r -= column * r[i]
-            p -= np.outer(column, p[i])
-            r[i], p[i, i] = 0.0, 0.0
+            column = projection[i].copy()
+            for j in range(k):
+                column -= factor[j, i] * factor[j]
+            factor[k] = column / np.sqrt(column[i])
+            r -= column * (r[i] / column[i])
+            remaining -= factor[k] ** 2
+            r[i], remaining[i] = 0.0, 0.0
     return squares, n_outliers
 
 
