@@ -20,6 +20,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from dipy.core.gradients import gradient_table
 
 from benchmarks.command import command, keep
 from benchmarks.peers import FOLDER, peer_result
@@ -32,6 +33,7 @@ from dipy_spinverse.compartments.fibres import with_fibres
 
 SNR = 30
 MAPS = ("ndi", "odi", "fwf")
+_N_POOL = 5000  # voxels, of which images of false_alarms are drawn
 
 
 def magnitudes(clean, snr=SNR, seed=1):
@@ -197,6 +199,31 @@ def told(n: int, _: Path | None) -> str:
     return table(heads, rows)
 
 
+def false_alarms(n: int, _: Path | None) -> str:
+    """False rejections of a correct parallel diffusivity in whole images, noise unknown."""
+    rows = []
+    for n_b0, n_directions in ((3, 30), (18, 90)):
+        rng, b = np.random.default_rng(n_b0), np.repeat([0.0, 1, 2], [n_b0, *[n_directions] * 2])
+        directions = rng.standard_normal((len(b), 3))
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+        model = NODDIModel(gradient_table(1e3 * b, bvecs=directions))
+        clean = published_signals(b, directions, tissue(_N_POOL, seed=n_b0))
+        for n_voxels in (500, 2000):
+            counts = np.zeros(2, dtype=int)
+            for seed in range(n):
+                image = np.random.default_rng(seed).choice(_N_POOL, n_voxels, replace=False)
+                data = magnitudes(clean[image], seed=seed)
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always")
+                    fit = model.fit(data, n_draws=0)
+                warned = any("is fixed at" in str(w.message) for w in caught)
+                counts += warned, (fit.status == Status.MISFIT).sum()
+            share = f"{100 * counts[1] / (n * n_voxels):.2f}"
+            rows.append([len(b), n_voxels, f"{counts[0]} of {n}", share])
+            print(rows[-1], flush=True)
+    return table(["volumes", "voxels", "images with a warning", "MISFIT, % of voxels"], rows)
+
+
 def crossings(n: int, _: Path | None) -> str:
     """Fibre populations by evidence (crossings=True), noise known."""
     acquisition, b, directions = scheme()
@@ -274,7 +301,7 @@ def _three_of_prior(model, n):
 
 TABLES = {
     published: (1000, 40), told: (200, 40), crossings: (40, 10),
-    otherwise: (150, 40),
+    otherwise: (150, 40), false_alarms: (20, 2),
 }  # fmt: skip
 
 
@@ -290,7 +317,8 @@ def main():
     for function, (n, few) in TABLES.items():
         if function.__name__ in options.tables:
             count = few if options.quick else n
-            head = f"# {function.__doc__.splitlines()[0]}\n\n{count} voxels each.\n\n"
+            unit = "images" if function is false_alarms else "voxels"
+            head = f"# {function.__doc__.splitlines()[0]}\n\n{count} {unit} each.\n\n"
             text = head + function(count, peers) + "\n"
             print(text, flush=True)
             keep(f"compartment_truths_{function.__name__}.md", text, complete=not options.quick)

@@ -28,6 +28,7 @@ from dipy_spinverse.compartments.fibres import with_fibres
 from dipy_spinverse.compartments.fitting.amplitudes import nonnegative_amplitudes
 from dipy_spinverse.compartments.signals.chebyshev import evaluate_chebyshev
 from dipy_spinverse.compartments.signals.encoding import encoding_of
+from dipy_spinverse.compartments.signals.harmonics import evaluate_harmonics
 from dipy_spinverse.compartments.signals.kernels import KERNELS
 from dipy_spinverse.compartments.signals.pools import pool_signals
 from dipy_spinverse.voxels.rician import log_likelihoods, rician_information, rician_target
@@ -227,6 +228,23 @@ def test_series_has_derivatives():
     shell = torch.tensor([0, 2, 1, 1, 0, 2, 2])
     assert torch.autograd.gradcheck(
         lambda c, x: evaluate_chebyshev(c, x, shell), (coefficients, t)
+    )
+
+
+def test_harmonics_are_their_sum_and_have_derivatives():
+    acquisition = two_shells(4)
+    encoding = encoding_of(acquisition, timed=False)
+    vectors = torch.tensor(directions(2 * len(acquisition), seed=1)).reshape(2, -1, 3)
+    coefficients = torch.randn(2, len(encoding.b), 10, dtype=torch.float64, requires_grad=True)
+    x, y, z = (vectors[..., k].clone().requires_grad_() for k in range(3))
+    found = evaluate_harmonics(encoding, coefficients, x, y, z)
+    powers = [(k, j) for k in range(4) for j in range(4 - k)]
+    terms = [(torch.complex(x, y) ** (2 * k)).real * z ** (2 * j) for k, j in powers]
+    chosen = coefficients[:, encoding.shell]
+    expected = (torch.stack(terms, dim=2) * chosen).sum(dim=2)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    assert torch.autograd.gradcheck(
+        lambda *tensors: evaluate_harmonics(encoding, *tensors), (coefficients, x, y, z)
     )
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from dipy_spinverse.compartments.signals.chebyshev import evaluate_chebyshev
 from dipy_spinverse.compartments.signals.encoding import Encoding
+from dipy_spinverse.compartments.signals.harmonics import evaluate_harmonics
 from dipy_spinverse.compartments.signals.kernels import CustomSignal, Kernel
 
 # Truncation error of the signals of sticks with Watson's odi = 0.03: 2e-6 at b D = 30 and 2e-5 at
@@ -147,26 +148,14 @@ def bingham_signals(
         direction @ encoding.directions.T
         for direction in (fan_axis, torch.linalg.cross(axis, fan_axis), axis)
     )
-    square = z**2
-    # Real and imaginary parts of (x + iy)^m, and of its factor (x + iy)^2.
-    real, imaginary = torch.ones_like(x), torch.zeros_like(x)
-    factor_real, factor_imaginary = x**2 - y**2, 2 * x * y
-    total = torch.zeros_like(x)
     integrands, *all_powers = _tensors(_bingham_harmonics, order, dtype=x.dtype)
     sizes = [len(powers) for powers in all_powers]
     weights = _bingham_moments(odi, fanning, integrands).split(sizes, dim=1)
-    for k, powers in enumerate(all_powers):
-        c = ((coefficients[..., k:] * weights[k][:, None]) @ powers).movedim(2, 0)
-        c = encoding.spread(c)
-        polynomial = c[-1]
-        for j in range(len(c) - 2, -1, -1):
-            polynomial = torch.addcmul(c[j], square, polynomial)
-        total = total + real * polynomial
-        real, imaginary = (
-            real * factor_real - imaginary * factor_imaginary,
-            real * factor_imaginary + imaginary * factor_real,
-        )
-    return total
+    polynomials = [
+        (coefficients[..., k:] * weights[k][:, None]) @ powers
+        for k, powers in enumerate(all_powers)
+    ]
+    return evaluate_harmonics(encoding, torch.cat(polynomials, dim=2), x, y, z)
 
 
 def _bingham_moments(odi, fanning, moments):

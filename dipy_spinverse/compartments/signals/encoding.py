@@ -53,6 +53,13 @@ class Encoding:
         """Whether all b-tensors are."""
         return bool((self.anisotropy == 1).all())
 
+    @cached_property
+    def order_of_shells(self) -> tuple[np.ndarray, np.ndarray]:
+        """Measurements (M,) sorted by shell, and the end (S,) of each shell among them."""
+        order = torch.argsort(self.shell, stable=True)
+        counts = torch.bincount(self.shell, minlength=len(self.b))
+        return order.numpy(), torch.cumsum(counts, dim=0).numpy()
+
     def spread(self, of_shells: Tensor) -> Tensor:
         """Values (..., S) of shells as values (..., M) of measurements."""
         if len(self.b) > _MOST_BY_PRODUCT:
