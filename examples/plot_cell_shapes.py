@@ -79,7 +79,7 @@ unturned = Rotation.from_rotvec(axon.rotation).inv()
 figure = plt.figure(figsize=(9, 4.5), layout="constrained")
 for k, (title, corners, triangles, values) in enumerate((
     ("true", surface, np.searchsorted(body.surface, body.triangles), None),
-    ("found", points, mesh.triangles, mesh.vertex_std_um),
+    ("estimated", points, mesh.triangles, mesh.vertex_std_um),
 )):  # fmt: skip
     axis = figure.add_subplot(1, 2, k + 1, projection="3d")
     x, y, z = unturned.apply(corners).T

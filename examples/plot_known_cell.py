@@ -76,7 +76,7 @@ true = interface_mesh(grid, permeability, walls, walls=walls)
 figure, axes = plt.subplots(
     1, 2, figsize=(9, 4.5), subplot_kw={"projection": "3d"}, layout="constrained"
 )
-for axis, mesh, name in zip(axes, (true, found), ("true", "found"), strict=True):
+for axis, mesh, name in zip(axes, (true, found), ("true", "estimated"), strict=True):
     triangles = mesh.vertices_um[mesh.triangles]
     axis.add_collection3d(
         Poly3DCollection(triangles, facecolors="C0", edgecolors="0.3", shade=True)

@@ -101,8 +101,8 @@ for k, (name, row) in enumerate(zip(names, grid, strict=True)):
     true, found = fractions[..., k], getattr(fit, name)
     shown = {
         "true": (true, 0, 1, "viridis"),
-        "found": (found, 0, 1, "viridis"),
-        "found - true": (found - true, -0.05, 0.05, "RdBu"),
+        "estimated": (found, 0, 1, "viridis"),
+        "estimated - true": (found - true, -0.05, 0.05, "RdBu"),
         "standard deviation": (getattr(fit, f"{name}_std"), 0, 0.05, "magma"),
     }
     for axis, (label, (values, low, high, colours)) in zip(row, shown.items(), strict=True):

@@ -16,6 +16,7 @@ from scipy.linalg import expm
 
 from dipy_spinverse.acquisition import Acquisition
 from dipy_spinverse.bloch_torrey import Simulator, simulate, simulate_with_jacobian
+from dipy_spinverse.bloch_torrey.time_steps import clenshaw_curtis
 from dipy_spinverse.grid import bcc_grid
 from dipy_spinverse.substrates.membranes import from_inside
 
@@ -307,3 +308,10 @@ def test_one_t2_attenuates_every_signal_by_its_echo_time():
         decay = np.exp(-acquisition.te / 70)
         np.testing.assert_allclose(signals, plain * decay, atol=1e-7)
         np.testing.assert_allclose(jacobian, plain_jacobian * decay[:, None], atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [2, 4, 8])
+def test_quadrature_integrates_polynomials_from_0_to_1(n):
+    nodes, weights = clenshaw_curtis(n)
+    for power in range(n + 1):
+        assert weights @ nodes**power == pytest.approx(1 / (power + 1), abs=1e-12)

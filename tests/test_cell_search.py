@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -644,3 +645,12 @@ def test_cell_search_states_its_requirements():
         other_device.fit(data, S0=1.0)
     with pytest.raises(ValueError, match="absorbing"):
         SpinverseModel(acquisition, inversion=cells).fit(data, S0=1.0)
+
+
+def test_noisier_data_have_a_second_realisation_of_their_noise():
+    sigma = np.repeat([0.01, 0.2], 4000)
+    data = SimpleNamespace(data=np.ones(8000), sigma=sigma)
+    change = Target.noisier(data, np.random.default_rng(0)).data - 1
+    for part in np.split(change / sigma, 2):
+        assert part.std() == pytest.approx(1, abs=0.04)  # four standard errors
+    assert (data.data == 1).all()

@@ -14,7 +14,7 @@ from dipy_spinverse.packed_cells.tissue_signals import tissue_signals
 from dipy_spinverse.scan_design.bounds import class_bounds, map_bounds
 from dipy_spinverse.scan_design.identifiability import identifiability
 from dipy_spinverse.scan_design.limitations import limitations, resolution_limit_um
-from dipy_spinverse.scan_design.suggestions import Suggestions, suggest
+from dipy_spinverse.scan_design.suggestions import Suggestions, _joined, suggest
 
 SIGMA = 0.02
 
@@ -299,3 +299,15 @@ def test_suggestions_are_printed_one_in_a_line_with_the_map_that_gains_most():
     assert lines[1].split() == [
         "3.00", "8.0", "40.0", "250", "33", "20", "%", "exchange_time", "(40", "%)"
     ]  # fmt: skip
+
+
+def test_joined_acquisitions_keep_what_counts_as_b0():
+    parts = [
+        Acquisition([0.0, 0.04, 1.0], np.eye(3), 8.0, big_delta, b0_threshold=0.05)
+        for big_delta in (20.0, 40.0)
+    ]
+    joined = _joined(parts)
+    assert joined.b0_mask.tolist() == [True, True, False] * 2
+    assert (
+        joined.b.tolist() == [0.0, 0.04, 1.0] * 2 and joined.big_delta.tolist()[3:] == [40.0] * 3
+    )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+
 import numpy as np
 import pytest
 import torch
-from inversion_cases import GRID, multi_shell, shells, tissue_signals
+from inversion_cases import GRID, multi_shell, shells, spread_directions, tissue_signals
 
 from dipy_spinverse.acquisition.pulsed import Acquisition
 from dipy_spinverse.bloch_torrey import Simulator
@@ -27,11 +30,13 @@ from dipy_spinverse.inversion.gauss_newton import data_space_step, gauss_newton
 from dipy_spinverse.inversion.priors import evaluate_priors
 from dipy_spinverse.inversion.protocols import Prior, WallSolver
 from dipy_spinverse.inversion.uncertainty import Laplace, probability_below
-from dipy_spinverse.inversion.unknowns import SignalModel
+from dipy_spinverse.inversion.unknowns import SignalModel, transmissibility_slope
 from dipy_spinverse.spinverse import FaceInversion
 from dipy_spinverse.substrates.membranes import from_inside
+from dipy_spinverse.voxels.gains import warn_of_gains
 from dipy_spinverse.voxels.noise import noise_before_fit
 from dipy_spinverse.voxels.rician import noise_from_residual
+from dipy_spinverse.voxels.shells import shells_of
 
 PRIORS = [WallArea(0.3), Continuity(0.7), Manifoldness(0.4), Binarisation(1.1)]
 assert {type(prior).__name__ for prior in PRIORS} == set(priors.__all__) - {"evaluate_priors"}
@@ -543,3 +548,36 @@ def test_grids_without_shared_edges_of_walls_have_finite_priors():
     s = random_tensor(1, grid.n_faces)
     for part in evaluate_priors(PRIORS, grid, s):
         assert torch.isfinite(part).all()
+
+
+def test_slope_of_transmissibility_is_that_of_differences():
+    scaled, step = torch.linspace(0.05, 0.95, 7, dtype=torch.float64), 1e-6
+    slope = (transmissibility(scaled + step) - transmissibility(scaled - step)) / (2 * step)
+    torch.testing.assert_close(transmissibility_slope(scaled), slope, rtol=1e-7, atol=0)
+
+
+def test_shells_are_measurements_of_similar_b_and_one_timing():
+    b = np.repeat([0.0, 1.0, 1.02, 2.0], [4, 10, 10, 12])
+    acquisition = Acquisition(
+        np.tile(b, 2), spread_directions(72), 8.0, np.repeat([20.0, 40.0], 36)
+    )
+    sizes = [len(shell.rows) for shell in shells_of(acquisition)]
+    assert sorted(sizes) == [12, 12, 20, 20]
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.05])
+def test_gains_are_those_of_voxels_of_any_brightness(gain):
+    acquisition = Acquisition(
+        np.tile(np.repeat([0.0, 1.0], 6), 2), spread_directions(24), 8.0,
+        np.repeat([20.0, 40.0], 12), te=60,
+    )  # fmt: skip
+    rng, S0 = np.random.default_rng(0), np.geomspace(1, 1000, 60)[:, None]
+    signals = S0 * (1 + 0.01 * rng.standard_normal((60, 24)))
+    signals[:, 12:] *= 1 + gain
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        warn_of_gains(signals, acquisition)
+    assert len(found) == (gain > 0)
+    if gain:  # two values that differ by 5 %: a sample standard deviation of 3.5 %
+        stated = re.search("differ by about ([0-9.]+) %", str(found[0].message))[1]
+        assert float(stated) == pytest.approx(3.5, rel=0.2)

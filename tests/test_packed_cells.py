@@ -493,15 +493,23 @@ def test_real_parts_have_normal_noise():
 
 
 def test_a_refuted_model_has_wider_intervals():
-    *_, signals = drawn_tissue("spheres", 1, 3)
-    data = magnitudes(signals, np.random.default_rng(0))
+    sigma = 0.005
+    *_, signals = drawn_tissue("spheres", 3, 3)
+    data = magnitudes(signals, np.random.default_rng(0), sigma)
     worse = data * np.where(protocol().big_delta == 40, 0.8, 1.0)
-    widths = []
-    for each in (data, worse):
-        result = posterior_of(protocol(), each, SIGMA, diffusivity=2.0, classes=("spheres",))
-        low, high = result.interval("free_water_fraction")
-        widths.append((high - low)[0])
-    assert widths[1] > widths[0]
+
+    def posterior(each, sigma):
+        return posterior_of(protocol(), each, sigma, diffusivity=2.0, classes=("spheres",))
+
+    refuted = posterior(worse, sigma)
+    assert (refuted.chi_square > 5 * refuted.degrees_of_freedom).all()
+    # About as wide as if the residual were noise; three times narrower without the factor.
+    residual = np.sqrt(refuted.chi_square / refuted.degrees_of_freedom)
+    widths = [
+        np.diff(each.interval("restricted_fraction"), axis=0).mean()
+        for each in (refuted, posterior(worse, sigma * residual))
+    ]
+    assert 0.7 < widths[0] / widths[1] < 1.5
 
 
 def test_only_voxels_that_nothing_explains_are_searched_again(monkeypatch):
@@ -742,3 +750,19 @@ def test_rounding_does_not_turn_the_directions_that_errors_are_drawn_along():
     )
     np.testing.assert_allclose(one, other, atol=1e-12)
     assert (one.max(axis=2) >= -one.min(axis=2)).all()
+
+
+def test_costs_of_an_expansion_are_those_of_the_posterior():
+    """With signals that are corrected for the error of their interpolation."""
+    rng, n = np.random.default_rng(0), 3
+    tissue, z, frames, signals = drawn_tissue("spheres", n, 5)
+    model = tissue_signals(protocol(), KNOWN, 3.0)
+    used = np.ones(len(protocol()), bool)
+    order = model.shells.order
+    data = tissue_data(magnitudes(signals, rng)[:, order], np.full(n, SIGMA), 0 * order, used)
+    correction = 0.02 * rng.standard_normal(signals.shape)
+    posterior = ClassPosterior(model, tissue, data, correction)
+    costs, gradient, hessian = posterior.expansion(z, frames, np.arange(n))
+    np.testing.assert_allclose(costs, posterior.cost(z, frames, np.arange(n)), rtol=1e-9)
+    without = ClassPosterior(model, tissue, data, 0 * correction)
+    assert (np.abs(costs - without.cost(z, frames, np.arange(n))) > 0.1).all()

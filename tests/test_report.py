@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import matplotlib
 import matplotlib.pyplot
@@ -289,6 +290,9 @@ def test_uncertain_walls_are_transparent(mesh):
         for axis in "xyz"
     ], axis=1)  # fmt: skip
     np.testing.assert_array_equal(points, mesh.vertices_um.astype(np.float32))
+    assert figure.layout.coloraxis.showscale
+    certain = draw.mesh_figure(replace(mesh, wall_probability=np.ones(len(mesh.triangles))))
+    assert not certain.layout.coloraxis.showscale and not certain.data[0].showlegend
     unknown = draw.mesh_figure(mesh, 0.05)
     (trace,), scale = unknown.data, unknown.layout.coloraxis
     assert trace.opacity == 1 and scale.cmax == 0.05

@@ -11,6 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy.special import log_ndtr
+from scipy.stats import truncnorm
 
 from dipy_spinverse import Status, TissueFractionModel, load_fit
 from dipy_spinverse.tissue_fractions import (
@@ -25,11 +27,13 @@ from dipy_spinverse.tissue_fractions import (
     constants_of,
     description_of,
     sequence_from,
+    simplex_posterior,
     stack_images,
     tissues_at,
 )
 from dipy_spinverse.tissue_fractions.markov_random_field import (
     NeighbourGraph,
+    estimate_smoothness,
     markov_field_samples,
 )
 from dipy_spinverse.tissue_fractions.partial_volume_mixture import PartialVolumeMixture
@@ -577,7 +581,7 @@ def test_fits_are_indexed_saved_pickled_and_spread_over_processes(tmp_path):
     with pytest.raises(ValueError, match="^model is not"):
         load_fit(tmp_path / "fit.npz", TissueFractionModel(SEQUENCES[:3]))
     assert fit.predict(SEQUENCES[:3]).shape == (8, 8, 3)
-    assert not hasattr(model.fit(data, n_draws=0), "gm_low")
+    assert not hasattr(model.fit(data, sigma=0.02, n_draws=0), "gm_low")
 
 
 @pytest.mark.parametrize("sequence", SEQUENCES, ids=lambda s: type(s).__name__)
@@ -685,3 +689,52 @@ def test_scatter_of_b1_is_that_of_the_voxels(scatter):
     shared, _ = estimator(data, sigma, fields, constants_of(TISSUES))
     # 600 voxels of one weak contrast each: a standard error of a tenth.
     assert shared.b1_scatter == pytest.approx(scatter, rel=0.2, abs=0.005)
+
+
+def test_truncated_normal_distributions_are_those_of_scipy():
+    """Far in the tails, too, on either side."""
+    for a, b in ((-1.0, 0.5), (-9.0, -6.0), (5.5, 5.6), (6.0, 20.0), (-30.0, -8.0), (-40.0, 40.0)):
+        # -log Phi(-b) keeps its digits above.
+        low, high = (-b, -a) if a > 0 else (a, b)
+        mass = log_ndtr(high) + np.log1p(-np.exp(log_ndtr(low) - log_ndtr(high)))
+        # 1e-3 of asymptotic expansions.
+        assert simplex_posterior._log_mass(a, b) == pytest.approx(mass, abs=2e-3)
+        for u in (0.01, 0.3, 0.9):
+            found = simplex_posterior.truncated_quantile(a, b, u)
+            # Nearly exponential tails: 1 / b^2.
+            assert truncnorm.cdf(found, a, b) == pytest.approx(u, abs=0.03), (a, b, u)
+
+
+def test_impurities_are_accepted_as_often_as_the_density_allows():
+    """Metropolis steps from a pure tissue towards each class, by quadrature over their size."""
+    n, gram = 20_000, np.diag([900.0, 100.0, 25.0])
+    projection = np.array([880.0, 40.0, 0.0])
+    pure = np.zeros((1, n, 4))
+    pure[..., 0] = 1.0
+    found = simplex_posterior.with_impurities(pure, gram[None], projection[None])[0]
+
+    def log_density(fractions):
+        inside = fractions[:, :3]
+        return inside @ projection - 0.5 * ((inside @ gram) * inside).sum(axis=1)
+
+    size = np.exp(np.linspace(*np.log(simplex_posterior._IMPURITY), 2000))[:, None]
+    for other in (1, 2, 3):
+        mixed = (1 - size) * np.eye(4)[0] + size * np.eye(4)[other]
+        ratio = np.exp(log_density(mixed) - log_density(np.eye(4)[:1]))
+        expected = np.minimum(ratio, 1).mean() / 4  # one of four classes is offered
+        share = (found[:, other] > 0).mean()
+        assert share == pytest.approx(expected, abs=0.01)  # three standard errors
+        assert (found.sum(axis=1) == pytest.approx(1.0)) and found.min() >= 0
+
+
+def test_smoothness_is_that_of_the_field():
+    n, share = 30, np.full(15, 1 / 15)
+    neighbours = NeighbourGraph.on_grid(np.arange(n * n), (n, n))
+    nothing = np.zeros((n * n, 1, 3, 3)), np.zeros((n * n, 1, 3))
+    for smoothness in (0.5, 1.5):
+        field = markov_field_samples(*nothing, share, neighbours, smoothness, 10)[-1]
+        found = 1.0
+        for _ in range(6):  # Newton steps
+            found = estimate_smoothness(field, share, neighbours, found)
+        # 900 voxels with cells in place of all fractions.
+        assert found == pytest.approx(smoothness, rel=0.2)

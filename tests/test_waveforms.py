@@ -293,3 +293,8 @@ def test_a_fit_of_pulses_predicts_waveforms():
     expected = simulate(acquisition, fit.model.grid, fit.permeability, diffusivity=2.0)
     # predictions are made in single precision
     np.testing.assert_allclose(fit.predict(acquisition, S0=1.0), expected, atol=1e-5)
+
+
+def test_an_acquisition_needs_a_waveform():
+    with pytest.raises(ValueError, match="^waveforms is empty"):
+        WaveformAcquisition([])

@@ -189,7 +189,9 @@ def _signal_figures(fit, data):
     order = np.argsort(voxels.residual_rms / voxels.sigma)
     ranks = {"typical": len(order) // 2, "best explained": 0, "worst explained": -1}
     k = order[list(ranks.values())]
-    names = [f"{name}: voxel {tuple(rows[i].tolist())}" for name, i in zip(ranks, k, strict=True)]
+    names = [
+        f"{name}: voxel {', '.join(map(str, rows[i]))}" for name, i in zip(ranks, k, strict=True)
+    ]
     curves = signal_figure(acquisition, names, measured[k], predicted[k], S0[k])
     residuals = residual_figure(acquisition, measured, predicted, voxels.sigma)
     shared, shells = shared_residual(acquisition, (measured - predicted) / S0[:, None])

@@ -167,6 +167,8 @@ def mesh_figure(mesh: InterfaceMesh, largest: float | None = None) -> go.Figure:
     and probabilities are low everywhere.
     """
     figure, known = go.Figure(), largest is None
+    # Of a cell, whose surface is certain, the colours say nothing.
+    scaled = not known or bool(mesh.wall_probability.min() < _BANDS[0][0])
     x, y, z = mesh.vertices_um.astype(np.float32).T
     value = mesh.wall_probability if known else mesh.permeability
     bands = _BANDS if known else ((0.0, np.inf, 1.0, ""),)
@@ -178,12 +180,12 @@ def mesh_figure(mesh: InterfaceMesh, largest: float | None = None) -> go.Figure:
         figure.add_mesh3d(
             x=x, y=y, z=z, i=a, j=b, k=c, intensity=value[faces],
             intensitymode="cell", coloraxis="coloraxis", opacity=opacity, name=label,
-            showlegend=known, flatshading=True, hoverinfo="skip",
+            showlegend=known and scaled, flatshading=True, hoverinfo="skip",
         )  # fmt: skip
     axis = {"backgroundcolor": "white", "gridcolor": "#ddd", "nticks": 5}
     return _styled(
         figure, 520,
-        coloraxis={"colorscale": "Viridis" if known else "YlOrRd", "cmin": 0,
+        coloraxis={"showscale": scaled, "colorscale": "Viridis" if known else "YlOrRd", "cmin": 0,
                    "cmax": 1 if known else largest,
                    "colorbar": {"title": {"text": "probability" if known else
                                           "permeability (um/ms)"},
@@ -191,7 +193,7 @@ def mesh_figure(mesh: InterfaceMesh, largest: float | None = None) -> go.Figure:
         scene={
             "xaxis": axis | {"title": "x (um)"}, "yaxis": axis | {"title": "y (um)"},
             "zaxis": axis | {"title": "z (um)"}, "aspectmode": "data",
-            "camera": {"eye": {"x": 1.9, "y": 1.7, "z": 1.0}},
+            "camera": {"eye": {"x": 1.35, "y": 1.2, "z": 0.7}},
         },
         legend={"orientation": "h", "y": -0.05},
     )  # fmt: skip
