@@ -193,7 +193,7 @@ def mesh_figure(mesh: InterfaceMesh, largest: float | None = None) -> go.Figure:
         scene={
             "xaxis": axis | {"title": "x (um)"}, "yaxis": axis | {"title": "y (um)"},
             "zaxis": axis | {"title": "z (um)"}, "aspectmode": "data",
-            "camera": {"eye": {"x": 1.35, "y": 1.2, "z": 0.7}},
+            "camera": {"eye": {"x": 1.5, "y": 1.35, "z": 0.8}},
         },
         legend={"orientation": "h", "y": -0.05},
     )  # fmt: skip
