@@ -331,6 +331,8 @@ def test_populations_are_the_peaks_in_their_order():
     assert found["n_fibres"].tolist() == [2, 1]
     np.testing.assert_array_equal(found["axes"][0, :2], [[0, 0, 1], [1, 0, 0]])
     np.testing.assert_array_equal(found["axes"][1, 0], [0, 1, 0])
+    two = SimpleNamespace(peak_dirs=peaks.peak_dirs[:, :2])
+    assert populations(two, (2,))["n_fibres"].tolist() == [1, 1]
     assert populations(None, (2, 3))["n_fibres"].tolist() == [1] * 6
 
 

@@ -150,3 +150,13 @@ def test_noise_before_the_fit_ignores_outliers():
     # Losses that are not significant are left; with all of them it is twice as large.
     assert np.median(noise) == pytest.approx(1 / SNR, rel=0.12)
     assert (freedom > 4).all()
+
+
+def test_volumes_that_are_more_often_outliers_than_others_are_named():
+    """By chance alone one of 1000 images has such a volume."""
+    rng = np.random.default_rng(0)
+    outliers = rng.random((300, 60)) < 0.01
+    assert volumes_with_outliers(outliers) == {}
+    outliers[:, 7] |= rng.random(300) < 0.3
+    assert volumes_with_outliers(outliers) == {7: pytest.approx(outliers[:, 7].mean())}
+    assert volumes_with_outliers(np.zeros((3, 4), bool)) == {}
