@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import matplotlib
 import matplotlib.pyplot
@@ -342,3 +343,17 @@ def test_a_browser_shows_the_page_without_errors_and_its_sliders_move(page, mesh
     # Walls in colour on white.
     colours = np.asarray(image.open(io.BytesIO(picture)).convert("HSV"))[80:-80, 80:-180, 1]
     assert (colours > 60).mean() > 0.02
+
+
+def test_slices_of_walls_are_where_the_walls_are():
+    """One tetrahedron of a grid that is otherwise open."""
+    grid = bcc_grid(4, 5.0)
+    probability = np.where((grid.face_tetrahedra == 7).any(axis=1), 0.9, 0.01)
+    voxel = SimpleNamespace(shape=(), has_walls=True, wall_probability=probability)
+    fit = type("Fit", (), {"__getitem__": lambda self, index: voxel})()
+    fit.model = SimpleNamespace(grid=grid)
+    axes = plot_walls(fit, n_slices=3).axes[:3]
+    for axis in axes:
+        assert (axis.collections[0].get_array() == 0.9).sum() >= 3  # a plane cuts 3 or 4 faces
+        assert axis.get_xlim() == axes[0].get_xlim()  # those of the grid
+    matplotlib.pyplot.close("all")

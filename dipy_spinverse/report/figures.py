@@ -161,7 +161,7 @@ def plot_walls(fit: SpinverseFit, voxel: tuple[int, ...] = (), n_slices: int = 4
     voxel : tuple of int, optional
         One with walls; its index is not needed in the fit of a single voxel.
     n_slices : int, optional
-        Along z.
+        Along z, from the lowest to the highest walls.
 
     Returns
     -------
@@ -186,7 +186,9 @@ def plot_walls(fit: SpinverseFit, voxel: tuple[int, ...] = (), n_slices: int = 4
     corners = grid.face_points.reshape(-1, 3)
     low, high = corners.min(axis=0), corners.max(axis=0)
     # A little above the middle of each slab, where a lattice may have walls in the very plane.
-    heights = low[2] + (np.arange(n_slices) + 0.52) / n_slices * (high - low)[2]
+    z_of_walls = grid.face_points[probability >= 0.5 * probability.max(), :, 2]
+    z_low, z_high = z_of_walls.min(), z_of_walls.max()
+    heights = z_low + (np.arange(n_slices) + 0.52) / n_slices * (z_high - z_low)
     figure, axes = pyplot.subplots(
         1, n_slices, figsize=(2.8 * n_slices, 3), squeeze=False, layout="constrained"
     )
