@@ -30,6 +30,7 @@ from dipy_spinverse.report.page import (
 )
 from dipy_spinverse.report.summary import to_common_decimals
 from dipy_spinverse.report.viewer import viewer_volumes
+from dipy_spinverse.spinverse.sample_surfaces import sample_mesh
 from dipy_spinverse.substrates import cylinders
 from dipy_spinverse.voxels import Status
 from dipy_spinverse.voxels.image_files import resampled_volume
@@ -357,3 +358,18 @@ def test_slices_of_walls_are_where_the_walls_are():
         assert (axis.collections[0].get_array() == 0.9).sum() >= 3  # a plane cuts 3 or 4 faces
         assert axis.get_xlim() == axes[0].get_xlim()  # those of the grid
     matplotlib.pyplot.close("all")
+
+
+def test_samples_are_drawn_at_one_scale_with_a_bar_and_colours_of_their_permeability():
+    side, frame = 20.0, np.eye(3)
+    meshes = [
+        sample_mesh(np.array([in_spheres, radius, 0.5, permeability]), frame, side, 0)
+        for in_spheres, radius, permeability in ((0, 1.0, 0.003), (1, 3.0, 0.03))
+    ]
+    figure = draw.samples_figure(meshes)
+    cells = [trace for trace in figure.data if trace.type == "mesh3d"]
+    bars = [trace for trace in figure.data if trace.type == "scatter3d"]
+    for trace, permeability in zip(cells, (0.003, 0.03), strict=True):
+        np.testing.assert_allclose(trace.intensity, np.log10(permeability))
+    assert {(bar.x[-1] - bar.x[0], bar.text[1]) for bar in bars} == {(10.0, "10 um")}
+    assert len({figure.layout[name].xaxis.range for name in ("scene", "scene2")}) == 1

@@ -218,6 +218,30 @@ def test_mesh_of_a_field_is_in_um_and_in_the_frame_of_the_gradients(fitted):
     assert 0.8 * low < other < 1.2 * high
 
 
+def test_sample_is_drawn_as_smooth_closed_cells_along_its_axis(fitted, tmp_path):
+    fit, _ = fitted
+    for k in (0, 2):
+        mesh = fit.interface(sample=k)
+        in_spheres, radius, fraction, permeability = fit.field_bodies[k]
+        assert not in_spheres and (mesh.permeability == permeability).all()
+        along = np.abs(mesh.normals @ fit.field_frame[k][2])
+        assert (np.minimum(along, 1 - along) < 1e-6).all()  # walls and ends of cylinders
+        centre = mesh.vertices_um[mesh.triangles[mesh.components == 0]].reshape(-1, 3).mean(axis=0)
+        across = (mesh.vertices_um[mesh.triangles[mesh.components == 0]] - centre) @ (
+            fit.field_frame[k][:2].T
+        )
+        assert np.linalg.norm(across, axis=-1).max() == pytest.approx(radius, rel=0.01)
+    surface = 2 * fraction / radius
+    low, high = fit.tissue.surface_to_volume_low, fit.tissue.surface_to_volume_high
+    assert 0.8 * low < surface < 1.2 * high
+    mesh.save(tmp_path / "cells.ply")
+    mesh.save(tmp_path / "cells.surf.gii")
+    with pytest.raises(ValueError, match="^sample is 3; the fit has samples 0 to 2"):
+        fit.interface(sample=3)
+    with pytest.raises(ValueError, match="field and sample"):
+        fit.interface(field=0, sample=0)
+
+
 def test_an_empty_mesh_says_why_it_is_empty(fitted):
     fit, _ = fitted
     with pytest.warns(UserWarning, match=r"empty mesh: no face .* 0\.9 .*field=0"):

@@ -42,9 +42,10 @@ def save_meshes(
     """Write the meshes of :func:`voxel_meshes`.
 
     Voxel (i, j, k) gives ``STEM_i_j_k.ply`` and ``.vtu`` (um), and ``.surf.gii`` (mm, see
-    :func:`voxel_affine`). Where the pattern of the walls is not determined, one posterior sample
-    is written instead, as ``STEM_i_j_k_one_of_many.ply`` and so on. All together are in
-    ``STEM.vtu`` (mm), with the index of the voxel of each triangle.
+    :func:`voxel_affine`). Where the pattern of the walls is not determined, one possibility is
+    written instead, as ``STEM_i_j_k_one_of_many.ply`` and so on: smooth cells with the most
+    probable parameters, or a permeability field where the data changed its packing. All
+    together are in ``STEM.vtu`` (mm), with the index of the voxel of each triangle.
     """
     meshes = voxel_meshes(fit, voxels, affine)
     for placed in meshes:
@@ -83,7 +84,6 @@ def voxel_meshes(
     from dipy_spinverse.spinverse.fit import AGREEMENT_THRESHOLD
     from dipy_spinverse.voxels import Status
 
-    box_um = float(np.ptp(fit.model.grid.points_um, axis=0).max())
     meshes = []
     for voxel in voxels:
         voxel_fit = fit[voxel]
@@ -93,12 +93,23 @@ def voxel_meshes(
             logger.warning("Voxel %s is %s; no mesh is written for it.", voxel, status.name)
             continue
         is_sample = bool(has_walls and voxel_fit.pattern_agreement < AGREEMENT_THRESHOLD)
-        mesh = fit.interface(voxel, field=0 if is_sample else None) if has_walls else None
-        if mesh is None or len(mesh.triangles) == 0:
+        if has_walls and is_sample and drawn_as_cells(voxel_fit):
+            mesh = fit.interface(voxel, sample=0)
+            box_um = 2 * float(np.abs(mesh.vertices_um).max(initial=0))
+        elif has_walls:
+            mesh = fit.interface(voxel, field=0 if is_sample else None)
+            box_um = float(np.ptp(fit.model.grid.points_um, axis=0).max())
+        if not has_walls or len(mesh.triangles) == 0:
             logger.warning("Voxel %s has no walls; no mesh is written for it.", voxel)
             continue
         meshes.append(VoxelMesh(voxel, mesh, is_sample, voxel_affine(affine, voxel, box_um)))
     return meshes
+
+
+def drawn_as_cells(voxel_fit: SpinverseFit) -> bool:
+    """Whether the walls of a voxel are packed cells whose faces the data did not change."""
+    unchanged = np.array_equal(voxel_fit.permeability, voxel_fit.packing_permeability)
+    return bool(unchanged and np.isfinite(voxel_fit.field_bodies).all())
 
 
 def _save_together(placed, path):

@@ -15,6 +15,7 @@ import numpy as np
 
 from dipy_spinverse.report import check_packages
 from dipy_spinverse.report.descriptions import STATUS_DESCRIPTIONS
+from dipy_spinverse.report.meshes import drawn_as_cells
 from dipy_spinverse.report.summary import map_rows
 from dipy_spinverse.spinverse.fit import AGREEMENT_THRESHOLD
 from dipy_spinverse.voxels.fit import VoxelFit
@@ -23,7 +24,7 @@ from dipy_spinverse.voxels.rician import rician_mean
 from dipy_spinverse.voxels.status import FITTED, USABLE, Status
 
 _MAX_RESIDUAL_VOXELS = 2000  # a random sample of the image; limits the time
-_MAX_MESHES = 4  # limit the size of the page
+_MAX_MESHES, _MAX_SAMPLES = 4, 3  # limit the size of the page
 # Voxels of which a shared residual is computed, standard errors that make that of a shell
 # significant among a hundred, and shells that are listed; chosen by hand.
 _LEAST_SHARING, _SIGNIFICANT, _MAX_SHARING = 8, 4.0, 8
@@ -31,6 +32,10 @@ _MOSTLY = 0.9  # share of explained voxels from which the headline is green; by 
 _PATTERN_UNKNOWN = (
     "One posterior sample of the walls, on its periodic grid. The pattern is not determined "
     "(samples agree by {:.2f}): this is one of many that explain the signals."
+)
+_SAMPLES = (
+    "Cells with the parameters of {} posterior samples: their sizes, density and permeability "
+    "explain the signals; their positions are drawn at random, as signals hardly determine them."
 )
 _PATTERN_KNOWN = (
     "One posterior sample of the walls, on its periodic grid. Transparent parts are uncertain: "
@@ -227,7 +232,7 @@ def shared_residual(
 
 def _meshes(fit, voxels):
     """Voxel, caption and figure of the walls, or cells, of some voxels."""
-    from dipy_spinverse.report.plotly_figures import mesh_figure
+    from dipy_spinverse.report.plotly_figures import mesh_figure, samples_figure
 
     if hasattr(type(fit), "mesh"):
         voxels = map(tuple, np.argwhere(np.isin(fit.status, FITTED))[:_MAX_MESHES].tolist())
@@ -235,16 +240,21 @@ def _meshes(fit, voxels):
     if "has_walls" not in fit._values:
         return []
     voxels = list(voxels) or [tuple(v) for v in np.argwhere(fit.has_walls).tolist()]
-    drawn = []
+    drawn, figures = [], []
     for voxel in voxels[:_MAX_MESHES]:
         voxel_fit = fit[voxel]
         if not voxel_fit.has_walls or voxel_fit.wall_status not in USABLE:
+            continue
+        if drawn_as_cells(voxel_fit):
+            numbers = range(1, 1 + len(voxel_fit.permeability_fields))[:_MAX_SAMPLES] or [0]
+            samples = [fit.interface(voxel, sample=k) for k in numbers]
+            html = _html(samples_figure(samples))
+            figures.append((voxel, _SAMPLES.format(len(samples)), html))
             continue
         mesh, agreement = fit.interface(voxel, field=0), float(voxel_fit.pattern_agreement)
         if len(mesh.triangles):
             drawn.append((voxel, mesh, agreement))
     largest = max((float(mesh.permeability.max()) for _, mesh, _ in drawn), default=1.0)
-    figures = []
     for voxel, mesh, agreement in drawn:
         known = agreement >= AGREEMENT_THRESHOLD
         caption = (_PATTERN_KNOWN if known else _PATTERN_UNKNOWN).format(agreement)

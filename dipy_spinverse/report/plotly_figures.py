@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from dipy_spinverse.report.descriptions import STATUS_DESCRIPTIONS
 from dipy_spinverse.voxels.fit import VoxelFit
 from dipy_spinverse.voxels.status import Status
-from dipy_spinverse.walls.interface import InterfaceMesh
+from dipy_spinverse.walls.interface import PERMEABILITY_SCALE, InterfaceMesh
 
 STATUS_COLORS = (
     "#e5e7eb", "#2a7f62", "#d9a441", "#b5483a", "#6b7280", "#9ca3af", "#4b5563", "#5b8fc9",
@@ -158,6 +160,44 @@ def signal_figure(
     _label_b_axis(figure, acquisition, **({} if many else {"tickvals": b_values}))
     figure.update_yaxes(title="signal / S0", rangemode="tozero")
     return _styled(figure, 420, legend={"orientation": "h", "y": -0.2})
+
+
+def samples_figure(meshes: Sequence[InterfaceMesh]) -> go.Figure:
+    """Cells of posterior samples side by side at one scale, coloured by their permeability."""
+    n, titles = len(meshes), [f"sample {k + 1}" for k in range(len(meshes))]
+    figure = make_subplots(
+        1, n, specs=[[{"type": "scene"}] * n], subplot_titles=titles, horizontal_spacing=0.01
+    )
+    reach = max(float(np.abs(mesh.vertices_um).max(initial=1e-3)) for mesh in meshes)
+    length = 10 ** np.floor(np.log10(reach)) * np.array([1, 2, 5])
+    bar = float(length[length <= reach].max())
+    for k, mesh in enumerate(meshes):
+        x, y, z = mesh.vertices_um.astype(np.float32).T
+        a, b, c = mesh.triangles.T
+        figure.add_mesh3d(
+            x=x, y=y, z=z, i=a, j=b, k=c, intensity=np.log10(np.maximum(mesh.permeability, 1e-5)),
+            intensitymode="cell", coloraxis="coloraxis", hoverinfo="skip", flatshading=True,
+            row=1, col=k + 1,
+        )  # fmt: skip
+        figure.add_scatter3d(
+            x=[-bar / 2, 0, bar / 2], y=[-reach] * 3, z=[-reach] * 3,
+            mode="lines+text", text=["", f"{bar:g} um", ""], textposition="top center",
+            line={"color": "black", "width": 6}, showlegend=False, hoverinfo="skip", row=1,
+            col=k + 1,
+        )  # fmt: skip
+    axis = {"visible": False, "range": [-1.15 * reach, 1.15 * reach]}
+    figure.update_scenes(
+        xaxis=axis, yaxis=axis, zaxis=axis, aspectmode="cube",
+        camera={"eye": {"x": 0.5, "y": -1.7, "z": 0.8}},
+    )  # fmt: skip
+    low, high = (np.log10(value) for value in PERMEABILITY_SCALE)
+    ticks = np.arange(low, high + 0.5)
+    return _styled(
+        figure, 380,
+        coloraxis={"colorscale": "YlOrRd", "cmin": low, "cmax": high,
+                   "colorbar": {"title": {"text": "permeability (um/ms)"}, "thickness": 12,
+                                "tickvals": ticks, "ticktext": [f"{10**t:g}" for t in ticks]}},
+    )  # fmt: skip
 
 
 def mesh_figure(mesh: InterfaceMesh, largest: float | None = None) -> go.Figure:

@@ -10,6 +10,7 @@ import numpy as np
 from dipy_spinverse.bloch_torrey import relative_transmissibility
 from dipy_spinverse.cell_search.smooth import CELL_ARRAYS
 from dipy_spinverse.inversion.unknowns import WALL_THRESHOLD, scaled_transmissibility
+from dipy_spinverse.spinverse.sample_surfaces import cube_side, sample_mesh
 from dipy_spinverse.units import MM2_PER_S
 from dipy_spinverse.user_warnings import warn
 from dipy_spinverse.voxels.fit import VoxelFit
@@ -55,6 +56,7 @@ def wall_layout(n_faces: int, n_fields: int) -> dict[str, object]:
         "field_frame": (float, (n_fields + 1, 3, 3)),
         "field_diffusivity": (float, (n_fields + 1,)),
         "field_share": (float, (n_fields + 1,)),
+        "field_bodies": (float, (n_fields + 1, 4)),
     }
 
 
@@ -110,6 +112,9 @@ class SpinverseFit(VoxelFit):
         Diffusivity of the water of each field, mm^2/s.
     field_share : ndarray (..., n + 1)
         Fraction of the water in tissue that is as each field.
+    field_bodies : ndarray (..., n + 1, 4)
+        The bodies of each packing: 1 for spheres and 0 for cylinders, radius (um), volume
+        fraction, permeability (um/ms). NaN of engines without packed cells.
     wall_probability : ndarray (..., F)
         Probability that a face is a wall, over all these fields, and over all positions of
         packings. Of smooth cells, that a wall is within 4 % of the box's side of the face.
@@ -187,8 +192,12 @@ class SpinverseFit(VoxelFit):
         index: tuple[int, ...] = (),
         threshold: float = 0.5,
         field: int | None = None,
+        sample: int | None = None,
     ) -> InterfaceMesh:
         """Mesh of the walls of one voxel, with the wall probability of each triangle.
+
+        Signals of tissue determine sizes, densities and permeabilities of cells, hardly their
+        positions: `sample` draws smooth cells with the parameters of a posterior sample.
 
         Smooth cells (`ClosedCellInversion(smooth=True)`) give complete closed surfaces; the wall
         probability of a triangle is that of a wall within 4 % of the box's side.
@@ -203,6 +212,10 @@ class SpinverseFit(VoxelFit):
             Draw all walls of one field instead, whatever their probability: 0 for `permeability`,
             k for the k-th of `permeability_fields`. Where the pattern is not determined this is
             one of many that explain the signals.
+        sample : int, optional
+            Draw closed cylinders or spheres of packed cells instead, at random positions in a cube
+            that is the same for all samples of a voxel: 0 for the most probable parameters, k for
+            the k-th posterior sample (`field_bodies`). Wall probabilities are NaN.
 
         Returns
         -------
@@ -224,8 +237,13 @@ class SpinverseFit(VoxelFit):
         voxel = self[index]
         _check_drawable(voxel, index, self.shape)
         n_fields = 1 + len(voxel.permeability_fields)
-        if field is not None and field not in range(n_fields):
-            raise ValueError(f"field is {field!r}; the fit has fields 0 to {n_fields - 1}.")
+        for name, number in (("field", field), ("sample", sample)):
+            if number is not None and number not in range(n_fields):
+                raise ValueError(f"{name} is {number!r}; the fit has {name}s 0 to {n_fields - 1}.")
+        if sample is not None:
+            if field is not None:
+                raise ValueError("field and sample were both given; give one of them.")
+            return self._sample_mesh(voxel, index, sample)
         mesh = self.model.voxel_inversion().mesh(voxel, threshold, field)
         if not len(mesh.triangles):
             reason = "no face of this field is a wall"
@@ -238,6 +256,19 @@ class SpinverseFit(VoxelFit):
                 )
             warn(f"Voxel {index!r} has an empty mesh: {reason}.")
         return mesh
+
+    def _sample_mesh(self, voxel, index, sample):
+        """Mesh of the cells of a posterior sample."""
+        bodies = voxel.field_bodies
+        if np.isnan(bodies).all():
+            raise ValueError(
+                f"sample is {sample}, but this inversion has no packed cells; draw a permeability "
+                f"field instead (field={sample})."
+            )
+        if not bodies[sample, 2]:
+            warn(f"Voxel {index!r} has an empty mesh: sample {sample} is tissue without cells.")
+        frame = voxel.field_frame[sample]
+        return sample_mesh(bodies[sample], frame, cube_side(bodies), self.model.seed + sample)
 
 
 def _check_drawable(voxel, index, shape):

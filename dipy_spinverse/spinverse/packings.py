@@ -52,7 +52,8 @@ class Packing:
     `scale` is the length of `grid` over that of the original lattice, `frame` (3, 3) the axes of
     the lattice, in rows, in the frame of the gradients; permeability (F,) in um/ms is infinite
     where there is no membrane; all water has one diffusivity, um^2/ms; `share` is the fraction of
-    the voxel's water in packed cells and between them.
+    the voxel's water in packed cells and between them. `bodies` (4,) is what the sample says of
+    them: 1 for spheres and 0 for cylinders, radius (um), volume fraction, permeability (um/ms).
     """
 
     grid: TetrahedralGrid
@@ -61,6 +62,7 @@ class Packing:
     permeability: np.ndarray
     diffusivity: float
     share: float
+    bodies: np.ndarray
 
     @cached_property
     def scaled_transmissibility(self) -> np.ndarray:
@@ -107,8 +109,9 @@ def packing_of(
     inside, outside = tissue["diffusivity_inside"], tissue["diffusivity_outside"]
     diffusivity = float(fraction * inside + (1 - fraction) * outside)
     frame = _frame_along(axis)
+    bodies = np.array([in_spheres, radius, fraction, permeability])
     packing = Packing(
-        grid, 1.0, frame, np.full(grid.n_faces, np.inf), diffusivity, float(cells)
+        grid, 1.0, frame, np.full(grid.n_faces, np.inf), diffusivity, float(cells), bodies
     )  # fmt: skip
     if not fraction:
         return packing
@@ -197,11 +200,12 @@ def _frame_along(axis):
 
 def packing_of_fit(problem: WallProblem, values: Mapping[str, np.ndarray], voxel: int) -> Packing:
     """The packing of the first permeability field of a voxel, from values (V, ...) of a fit."""
-    scale, frame, diffusivity, share = (
-        values[f"field_{name}"][voxel][0] for name in ("scale", "frame", "diffusivity", "share")
+    scale, frame, diffusivity, share, bodies = (
+        values[f"field_{name}"][voxel][0]
+        for name in ("scale", "frame", "diffusivity", "share", "bodies")
     )
     walls, grid = values["packing_permeability"][voxel], rescaled_grid(problem.grid, scale)
-    return Packing(grid, scale, frame, walls, MM2_PER_S * float(diffusivity), share)
+    return Packing(grid, scale, frame, walls, MM2_PER_S * float(diffusivity), share, bodies)
 
 
 def permeability_field_signals(

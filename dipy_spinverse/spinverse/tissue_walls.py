@@ -262,6 +262,7 @@ class TissueWallChunk:
             "field_frame": [field.packing.frame for field in fields],
             "field_diffusivity": [field.packing.diffusivity / MM2_PER_S for field in fields],
             "field_share": [field.packing.share for field in fields],
+            "field_bodies": [field.packing.bodies for field in fields],
             "residual_rms": np.sqrt(((residual * sd) ** 2).mean()),
             "n_unknowns": len(signals) - remaining,
             "reduced_chi_square": posterior.chi_square[v] * reduction / remaining,

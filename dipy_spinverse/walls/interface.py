@@ -17,6 +17,8 @@ from dipy_spinverse.walls.normals import wall_normals
 
 _MM_PER_UM = 1e-3
 _STD = "vertex_std_um"
+# um/ms, of the first and the last colour: from tight membranes to those of leaky cells.
+PERMEABILITY_SCALE = 1e-3, 1e-1
 # Colours of wall probabilities 0, 1/4, ... 1.
 _VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 
@@ -36,7 +38,7 @@ class InterfaceMesh:
     permeability : ndarray (Nt,)
         um/ms.
     wall_probability : ndarray (Nt,)
-        In [0, 1].
+        In [0, 1]; NaN of cells that are drawn from a posterior sample.
     normals : ndarray (Nt, 3)
         Unit normals of the smooth surface that the triangles approximate, of arbitrary sign.
     components : ndarray (Nt,) of int
@@ -132,7 +134,7 @@ class InterfaceMesh:
         cells = [("triangle", self.triangles.astype(np.int32))]
         if path.suffix.lower() == ".ply":
             values = _per_vertex(self)
-            values |= _colours(values["wall_probability"])
+            values |= _colours(_share_of_scale(values))
             mesh = meshio.Mesh(self.vertices_um, cells, point_data=values)
         else:
             values = {name: [value.astype(np.float32)] for name, value in _per_triangle(self)}
@@ -246,6 +248,14 @@ def _save_gifti(mesh, path, origin_mm):
     ]
     stem = path.name[: -len(".gii")].removesuffix(".surf")
     nib.save(nib.gifti.GiftiImage(darrays=arrays), path.with_name(f"{stem}.shape.gii"))
+
+
+def _share_of_scale(values):
+    """Wall probability, or where it is NaN the permeability on a logarithmic scale from 0 to 1."""
+    low, high = np.log(PERMEABILITY_SCALE)
+    permeability = np.log(np.maximum(values["permeability_um_per_ms"], 1e-12))
+    probability = values["wall_probability"]
+    return np.where(np.isnan(probability), (permeability - low) / (high - low), probability)
 
 
 def _colours(share):
