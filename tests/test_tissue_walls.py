@@ -270,7 +270,7 @@ def test_correction_of_signals_is_that_of_the_changed_walls():
     changed_walls[np.isfinite(changed_walls)] = np.inf
     fields = {
         "scale": found.scale, "frame": found.frame, "diffusivity": 1e-3 * found.diffusivity,
-        "share": 0.7,
+        "share": 0.7, "bodies": found.bodies,
     }  # fmt: skip
     values = {f"field_{name}": np.array([[value]] * 2) for name, value in fields.items()}
     values["packing_permeability"] = np.stack([found.permeability] * 2)
