@@ -37,7 +37,8 @@ _NOT_FITTED = {
 _MIN_OPEN_TRANSMISSIBILITY = 0.97
 _STATUS_WARNINGS = {
     Status.MISFIT: "its walls do not explain its signals (see residual_rms). This can also be "
-    "caused by a diffusivity that is a few percent too low, a wrong S0, or bodies off the grid",
+    "caused by a diffusivity that is a few percent too low, a wrong S0, or bodies off the grid, "
+    "which in an absorbing box ClosedCellInversion(smooth=True) estimates",
     Status.NOT_CONVERGED: "the residual of its walls is larger than the noise, for instance of "
     "bodies off the grid",
 }
