@@ -93,3 +93,11 @@ def test_code_for_users_of_other_packages_runs():
     found = names["peaks_of_mrtrix"](peaks, affine).peak_dirs
     np.testing.assert_allclose(found[:, 0], truth["axis"], atol=1e-12)
     assert not found[:, 1:].any()
+
+
+def test_example_of_an_own_loss_estimates_what_was_simulated():
+    text = (ROOT / "doc" / "own_losses.md").read_text()
+    names: dict = {}
+    exec(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[0], names)
+    # Data without noise: what is left is the optimiser's stopping rule.
+    np.testing.assert_allclose(names["unknowns"].detach().exp(), [1.2, 2.4, 0.03], rtol=0.01)

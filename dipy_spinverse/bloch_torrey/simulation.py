@@ -9,11 +9,13 @@ import torch
 from numpy.typing import ArrayLike
 
 from dipy_spinverse.acquisition.base import BaseAcquisition
+from dipy_spinverse.bloch_torrey.finite_volumes.differentiable_medium import medium_signals
 from dipy_spinverse.bloch_torrey.finite_volumes.operator import (
     face_resistance,
     relative_transmissibility,
 )
 from dipy_spinverse.bloch_torrey.finite_volumes.simulator import Simulator
+from dipy_spinverse.bloch_torrey.medium import medium_of
 from dipy_spinverse.bloch_torrey.propagators import differentiable_signals
 from dipy_spinverse.grid import TetrahedralGrid
 
@@ -25,9 +27,9 @@ def simulate(
     grid: TetrahedralGrid,
     permeability: _Field,
     *,
-    diffusivity: ArrayLike = 2.0,
-    initial_density: ArrayLike = 1.0,
-    t2_ms: ArrayLike | None = None,
+    diffusivity: ArrayLike | torch.Tensor = 2.0,
+    initial_density: ArrayLike | torch.Tensor = 1.0,
+    t2_ms: ArrayLike | torch.Tensor | None = None,
     t1_ms: ArrayLike | None = None,
     outer_permeability: ArrayLike | None = None,
     steps: int = 8,
@@ -46,11 +48,12 @@ def simulate(
     permeability : array-like or torch.Tensor, (F,) or (V, F)
         um/ms, of one field or of V fields; infinite where there is no membrane. With a tensor
         that requires grad the signals are differentiable.
-    diffusivity : float or array-like (T,), optional
-        um^2/ms, of all or of each tetrahedron.
-    initial_density : float or array-like (T,), optional
+    diffusivity : float, array-like or torch.Tensor (T,), optional
+        um^2/ms, of all or of each tetrahedron. With tensors of this, the density or T2 that
+        require grad, the signals of one permeability field (F,) are differentiable by them, too.
+    initial_density : float, array-like or torch.Tensor (T,), optional
         Spin density, relative; equilibrium across every face, see Notes.
-    t2_ms : float or array-like (T,), optional
+    t2_ms : float, array-like or torch.Tensor (T,), optional
         Transverse relaxation time; none by default.
     t1_ms : float or array-like (T,), optional
         Longitudinal relaxation time, of the magnetisation that a stimulated echo stores.
@@ -68,7 +71,8 @@ def simulate(
     Returns
     -------
     ndarray or torch.Tensor (M,) or (V, M)
-        As `permeability`: an array for an array, a tensor for a tensor.
+        As `permeability`: an array for an array, a tensor for a tensor; always a tensor if the
+        medium is given as tensors.
 
     Raises
     ------
@@ -108,6 +112,17 @@ def simulate(
     else:
         kappa = permeability if permeability.is_floating_point() else permeability.double()
     _check_permeability(kappa, grid)
+    properties = {
+        "diffusivity": diffusivity, "initial_density": initial_density, "t2_ms": t2_ms
+    }  # fmt: skip
+    if any(isinstance(value, torch.Tensor) for value in properties.values()):
+        refused = {
+            "permeability": kappa.ndim > 1, "t1_ms": t1_ms is not None,
+            "dtype": dtype != "float64",
+            "outer_permeability": outer_permeability is not None, "device": device != "cpu",
+            "t2_ms": t2_ms is not None and acquisition.mixing_time.any(),
+        }  # fmt: skip
+        return _of_tensors(acquisition, grid, kappa, properties, refused, steps)
     simulator = Simulator(
         acquisition, grid, diffusivity=diffusivity, initial_density=initial_density, t2_ms=t2_ms,
         t1_ms=t1_ms, outer_permeability=outer_permeability, steps=steps, dtype=dtype,
@@ -176,6 +191,32 @@ def simulate_with_jacobian(
         signals.reshape(shape).cpu().numpy(),
         jacobian.reshape(*shape, grid.n_faces).cpu().numpy(),
     )
+
+
+def _of_tensors(acquisition, grid, kappa, properties, refused, steps):
+    """Signals (M,) of tensors of the diffusivity, the density or T2."""
+    if any(refused.values()):
+        names = ", ".join(name for name, is_refused in refused.items() if is_refused)
+        raise ValueError(
+            f"diffusivity, initial_density or t2_ms is a tensor, for which {names} cannot be as "
+            "given: signals are differentiable by these for one permeability field, in double "
+            "precision on the CPU, without t1_ms and outer_permeability, and by t2_ms without "
+            "mixing times. Give numbers or arrays instead of tensors."
+        )
+    if properties["t2_ms"] is None:
+        properties["t2_ms"] = np.inf
+    tensors = {
+        name: torch.as_tensor(value, dtype=torch.float64) for name, value in properties.items()
+    }
+    numbers = {name: value.detach().numpy() for name, value in tensors.items()}
+    # Checks all properties; T2 of each tetrahedron also bounds the rates of the series in time.
+    t2_ms = {"t2_ms": numbers["t2_ms"]} if numbers["t2_ms"].ndim else {}
+    medium_of(grid, **numbers)
+    simulator = Simulator(
+        acquisition, grid, diffusivity=numbers["diffusivity"],
+        initial_density=numbers["initial_density"], steps=steps, **t2_ms,
+    )  # fmt: skip
+    return medium_signals(simulator, acquisition, kappa.double(), **tensors)
 
 
 def _check_permeability(permeability, grid):

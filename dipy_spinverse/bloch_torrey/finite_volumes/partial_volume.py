@@ -108,7 +108,7 @@ class PartialVolumeSimulator(Simulator):
         timing_index = np.empty(self.n_encodings, dtype=int)
         for k, timing in enumerate(self.timings):
             timing_index[timing.columns] = k
-        timing_index = timing_index[self._encoding][order]
+        timing_index = timing_index[self.encoding][order]
         lanes = lanes_of(self._real)
         registers = np.bincount(timing_index[:number], minlength=len(self.timings)) / lanes
         filled = np.floor(registers).astype(int)
@@ -123,7 +123,7 @@ class PartialVolumeSimulator(Simulator):
 
     def _measured(self, values):
         """Rows of all measurements, from those of the different encodings."""
-        return (values.T[..., self._encoding] * self._attenuation).T
+        return (values.T[..., self.encoding] * self._attenuation).T
 
     def _pools(self, fractions, walls, sensitivities):
         """The pools of water of some fractions, and those next to them, which may get water."""

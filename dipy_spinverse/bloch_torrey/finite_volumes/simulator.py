@@ -94,7 +94,7 @@ class Simulator:
         self.grid, self.medium = grid, medium_of(grid, **medium)
         self._weights = self.medium.density * grid.volumes
         self.device, self.dtype = _checked_device(device), _DTYPES[dtype]
-        representatives, self._encoding = unique_encodings(acquisition)
+        representatives, self.encoding = unique_encodings(acquisition)
         self.n_encodings = len(representatives)
         transverse, stored = self.medium.relaxation
         self._attenuation = np.exp(-acquisition.te * transverse - acquisition.mixing_time * stored)
@@ -129,7 +129,7 @@ class Simulator:
         weighted = cotangent.to(self.device, self.dtype)
         weighted = weighted * torch.as_tensor(self._attenuation).to(weighted)
         per_encoding = self._empty(len(weighted), self.n_encodings).zero_()
-        index = torch.as_tensor(self._encoding, device=self.device)
+        index = torch.as_tensor(self.encoding, device=self.device)
         per_encoding.index_add_(1, index, weighted)
         total = self._empty(len(weighted), self.grid.n_faces).zero_()
         for columns, _, jacobian in self._sensitivities_in_chunks(transmissibility):
@@ -142,7 +142,7 @@ class Simulator:
     def _to_measurements(self, values):
         attenuation = torch.as_tensor(self._attenuation).to(values)
         shape = (1, -1) + (1,) * (values.ndim - 2)
-        return values[:, torch.as_tensor(self._encoding)] * attenuation.reshape(shape)
+        return values[:, torch.as_tensor(self.encoding)] * attenuation.reshape(shape)
 
     def _operator(self, transmissibility):
         tau = transmissibility.detach().to(self.device, torch.float64)
