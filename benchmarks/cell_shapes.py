@@ -35,6 +35,7 @@ from benchmarks.cell_shape_targets import (
     protocol,
     roughly_apart,
 )
+from benchmarks.cell_shape_truths import KINDS, VARIANTS, SimulatedTruth, truth_of
 from benchmarks.command import RESULTS, command, keep
 from benchmarks.tables import machine, table
 from dipy_spinverse.cell_shapes import CellShapeModel, latent_space, tube_space
@@ -53,7 +54,10 @@ _WITHIN = 1.96  # standard deviations, for 95 %
 def fitted(truth: Truth, protocol_name: str, snr: float, space: str) -> dict:
     """One reconstruction and its figures of merit."""
     acquisition = protocol(protocol_name)
-    data, true_sizes = in_own_process(measured, truth, acquisition)
+    if isinstance(truth, SimulatedTruth):
+        data, true_sizes = truth.signals, truth.sizes
+    else:
+        data, true_sizes = in_own_process(measured, truth, acquisition)
     if np.isfinite(snr):
         noise = np.random.default_rng(7).normal(scale=1 / snr, size=(2, len(data)))
         data = np.hypot(data + noise[0], noise[1])
@@ -216,6 +220,39 @@ def outside(run: Run) -> str:
     return f"# Shapes of no family\n\nSNR 50. {_NOTE}\n\n" + table(["shape", *_HEADER], rows)
 
 
+def kinds(run: Run) -> str:
+    """Cells of `cell_shape_truths`: surfaces, meshes and signals from elsewhere."""
+    rows = []
+    for snr in (50.0, np.inf):
+        for kind in KINDS:
+            truths = [truth_of(kind, k) for k in range(min(run.shapes, VARIANTS))]
+            some = fits(run, truths, "published", snr)
+            rows.append([kind, _written(snr), *summary(some), *_of_sizes(some)])
+    header = [
+        "kind",
+        "SNR",
+        *_HEADER,
+        *(f"{name}: error (%), covered" for name in _SIZES),
+        "status",
+    ]
+    return f"# Kinds of cells, from elsewhere\n\n{_NOTE}\n\n" + table(header, rows)
+
+
+_SIZES = "surface", "length", "mean_radius"
+
+
+def _of_sizes(some):
+    """Median error and coverage of sizes, and the statuses, of fits."""
+    cells = []
+    for name in _SIZES:
+        sizes = [fit["sizes"][name] for fit in some]
+        errors = [100 * abs(size[1] / size[0] - 1) for size in sizes]
+        covered = sum(_held(size) for size in sizes if len(size) == 5)
+        noisy = any(len(size) == 5 for size in sizes)
+        cells.append(f"{np.median(errors):.1f}{f', {covered}' if noisy else ''}" if some else "-")
+    return [*cells, " ".join(sorted({Status(fit["status"]).name for fit in some})) or "-"]
+
+
 def intervals(run: Run) -> str:
     """Coverage and width of intervals of all completed fits with noise."""
     done = [json.loads(line) for line in FITS.read_text().splitlines()]
@@ -316,7 +353,7 @@ def _closest(space, axon):
 
 PARTS = {
     part.__name__: part
-    for part in (representation, published, scanner, outside, other_spaces, intervals)
+    for part in (representation, published, scanner, outside, kinds, other_spaces, intervals)
 }
 
 

@@ -429,3 +429,33 @@ def _along_normals(points, vertices, mesh):
     normal = np.cross(b - a, c - a)
     normal /= np.linalg.norm(normal, axis=1, keepdims=True)
     return ((points - a) * normal).sum(axis=1)
+
+
+def test_steps_that_are_not_finite_are_rejected():
+    forward = MODEL.coarse
+    shape = CellShape(THETA, Rotation.identity(), 0.0, np.zeros(2))
+    n_unknowns = len(THETA) + 3 + 2
+    for bad in (np.nan, np.inf, 1e200):  # of a singular matrix
+        assert forward.at(forward.moved(shape, np.full(n_unknowns, bad))) is None
+    assert forward.at(forward.moved(shape, np.full(n_unknowns, 1e-3))) is not None
+
+
+def test_one_cell_that_cannot_be_fitted_does_not_stop_the_others(monkeypatch):
+    voxels = np.stack([noisy(50), noisy(50)])
+    linearised, failed = ShapeObjective.linearised, voxels[1] / voxels[1][0]
+
+    def singular_in_one(objective, cell):
+        if np.abs(objective.data / objective.data[0] - failed).max() < 1e-9 and not passed:
+            passed.append(True)
+            raise np.linalg.LinAlgError("Singular matrix")
+        return linearised(objective, cell)
+
+    passed: list[bool] = []
+    monkeypatch.setattr(ShapeObjective, "linearised", singular_in_one)
+    voxels[0] *= 2
+    voxels[0, -1] *= 1.001
+    found = MODEL.fit(voxels, sigma=[0.04, 0.02], n_draws=2)
+    assert found.status[0] == Status.CONVERGED
+    assert found.status[1] not in (Status.CONVERGED, Status.NOT_FITTED)
+    assert np.isfinite(found.volume).all() and found.volume[0] > 0
+    assert np.isfinite(found[1].mesh().vertices_um).all()

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from scipy.spatial.transform import Rotation
 
 from dipy_spinverse.cell_shapes.geometry import MAPS, size_measures
 from dipy_spinverse.cell_shapes.search import (
@@ -18,7 +19,7 @@ from dipy_spinverse.cell_shapes.search import (
     posterior_cells,
 )
 from dipy_spinverse.cell_shapes.shape_spaces.protocol import ShapeSpace
-from dipy_spinverse.cell_shapes.unknowns import ShapeSignals, SimulatedCell
+from dipy_spinverse.cell_shapes.unknowns import CellShape, ShapeSignals, SimulatedCell
 from dipy_spinverse.voxels.fitted_model import FittedModel
 from dipy_spinverse.voxels.image import Voxels
 from dipy_spinverse.voxels.noise import noise_before_fit
@@ -87,7 +88,7 @@ class FitShapes:
             noise, freedom = noise_before_fit(voxels.signals, acquisition)
             levels = np.where(freedom > 0, noise, _NOISE)
         results = [
-            self._voxel(
+            self._voxel_or_none(
                 ShapeObjective(self.model.coarse, signals, max(level, _MIN_NOISE), not signed),
                 frame, np.log(S0), level, sigma_known,
             )
@@ -97,8 +98,29 @@ class FitShapes:
         ]  # fmt: skip
         return {name: np.array([result[name] for result in results]) for name in results[0]}
 
-    def _voxel(self, objective, frame, log_S0, noise, noise_given):
+    def _voxel_or_none(self, objective, frame, log_S0, noise, noise_given):
+        """Values of a voxel; where no cell can be simulated near its signals, those of the prior
+        mean, NOT_CONVERGED."""
         starts = initial_cells(objective, frame, log_S0)
+        try:
+            if starts:
+                return self._voxel(objective, starts, noise, noise_given)
+        except np.linalg.LinAlgError:  # a singular curvature stops this voxel alone
+            pass
+        layout = cell_shape_layout(self.model, self.n_draws)
+        values = {
+            name: np.zeros(*kind[1:], kind[0]) if isinstance(kind, tuple) else kind(0)
+            for name, kind in layout.items()
+        }
+        mean = CellShape(self.model.shape_space.prior_mean, Rotation.identity(), 0.0, log_S0)
+        values["_stages"][:] = mean.pack()
+        return values | {
+            "S0_per_te": np.exp(log_S0), "birge_ratio": 1.0, "sigma": objective.sigma,
+            "residual_rms": float(np.std(objective.data)), "n_unknowns": 0.0,
+            "reduced_chi_square": np.inf, "converged": False,
+        }  # fmt: skip
+
+    def _voxel(self, objective, starts, noise, noise_given):
         cells, values, _ = minimise_cells(objective, starts, _FIRST_STEPS)
         order = np.argsort(values)[:_N_CONTINUED]
         if not noise_given:
@@ -135,7 +157,8 @@ class FitShapes:
         values["reduced_chi_square"] = (
             len(objective.data) / freedom * judged * (noise / objective.sigma) ** 2
         )
-        return values | {"converged": bool(converged)}
+        simulated = np.isfinite(objective.linearised(cell).gradient).all()
+        return values | {"converged": bool(converged and simulated)}
 
     def _values(self, objective, cell, stages, meshed):
         linearisation, forward = objective.linearised(cell), objective.forward

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ _MESH_ERROR = 1.1
 # Volumes of tetrahedra over their mean below which a barrier rises, and below which a mesh is
 # rejected; chosen by hand.
 _THIN, _THINNEST = 0.05, 1e-3
+_LARGEST_TURN = 1e3  # rad; beyond, steps come from singular matrices
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,12 +160,15 @@ class ShapeSignals:
     def moved(self, shape: CellShape, step: np.ndarray) -> CellShape:
         """A cell after a step (U,): of theta, rotation vector, log scale if unknown, log S0.
 
-        Shapes stay within the bounds of their space.
+        Shapes stay within the bounds of their space. Steps that are not finite, or turn the cell
+        by more than any rotation, lead to no shape: NaN, which :meth:`at` rejects.
         """
         n = self.space.n_parameters
         n_pose = n + 3
         n_shape = n_pose + (not self.space.has_scale)
         low, high = np.asarray(self.space.bounds).T
+        if not (np.isfinite(step).all() and np.abs(step[n:n_pose]).max() < _LARGEST_TURN):
+            return replace(shape, theta=np.full(n, np.nan))
         return CellShape(
             np.clip(shape.theta + step[:n], low, high),
             Rotation.from_rotvec(step[n:n_pose]) * shape.rotation,
