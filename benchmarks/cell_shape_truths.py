@@ -8,8 +8,8 @@ modes, with matrix exponentials for the pulses.
     pip install scikit-fem scikit-image pyvista pyacvd tetgen
     python -m benchmarks.cell_shape_truths [--kinds KIND ...]
 
-Signals are kept in results/cell_shapes/truths/, one file for each cell. Writes the differences from
-signals of coarser meshes to results/cell_shapes/truths.md. Duration: 30 CPU-s for each cell.
+Signals are kept in results/cell_shapes/truths/, one file for each cell. Writes the differences
+from signals of coarser meshes to results/cell_shapes/truths.md. Duration: 30 CPU-s for each cell.
 """
 
 from __future__ import annotations

@@ -137,3 +137,17 @@ def test_bad_arguments_are_named():
         ModalSensitivities(acquisition(), GRID, length_scale_um=-1)
     with pytest.raises(ValueError, match="inverted"):
         ModalSensitivities(acquisition(), GRID).at(-GRID.points_um)
+
+
+def test_modes_without_forcing_have_no_response_and_stop_no_others(monkeypatch):
+    monkeypatch.setattr(eigenmodes, "_DENSE_NODES", 10)
+    grid = bent_grid((4, 4, 6))
+    modes = ModalSensitivities(acquisition(), grid).at(grid.points_um).modes
+    assert modes.factors is not None
+    forcing = np.random.default_rng(0).normal(size=modes.shapes.shape)
+    alone = modes._far_response(forcing)
+    forcing[:, 0] = 0
+    forcing[:, 1] = modes.shapes[:, 2]  # nothing but rounding is left outside of the modes
+    response = modes._far_response(forcing)
+    np.testing.assert_allclose(response[:, :2], 0, atol=1e-9)
+    np.testing.assert_allclose(response[:, 2:], alone[:, 2:], atol=1e-3 * np.abs(alone).max())

@@ -47,6 +47,9 @@ class CellShapeModel(VoxelModel):
     diffuses inside are those measured [1]_. Its orientation is estimated with its shape; its
     position, and which of its two point reflections it is, are not identifiable.
 
+    For one cell, or many of one shape and orientation. Signals of tissue, of ensembles of all
+    orientations, or of another diffusivity give wrong shapes that may be reported as CONVERGED.
+
     Parameters
     ----------
     gtab : GradientTable or Acquisition

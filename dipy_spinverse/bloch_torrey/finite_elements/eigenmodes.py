@@ -19,6 +19,7 @@ _MIN_MODES = 24  # also where a body is smaller than the length scale of interes
 _GAP_RANGE = 0.3
 # Of the response of modes beyond those that are known: below the error of the truncation, 1e-3.
 _RESPONSE_TOLERANCE = 1e-4
+_ROUNDING = 1e-12  # of forcings, of what projections leave of them
 
 
 def slowest_modes(
@@ -113,15 +114,20 @@ class Eigenmodes:
             return v - basis @ (basis.T @ v)
 
         residual = project(forcing)
-        norm = (residual**2).sum(axis=0)
+        # where nothing but rounding is left of a forcing, its response is 0
+        limit = _RESPONSE_TOLERANCE**2 * (residual**2).sum(axis=0)
+        limit = np.maximum(limit, _ROUNDING**2 * (forcing**2).sum(axis=0))
         solution = np.zeros_like(residual)
         direction, previous_product = 0.0, 1.0
-        while ((residual**2).sum(axis=0) > _RESPONSE_TOLERANCE**2 * norm).any():
+        while (open_ := (residual**2).sum(axis=0) > limit).any():
             preconditioned = project(factors.solve(residual))
             product = (residual * preconditioned).sum(axis=0)
             direction = preconditioned + product / previous_product * direction
             image = project(self.matrix @ direction - self.rates * direction)
-            length = product / np.maximum((direction * image).sum(axis=0), tiny)
+            # steps of those that have converged would divide rounding errors
+            length = np.where(open_, product, 0) / np.where(
+                open_, np.maximum((direction * image).sum(axis=0), tiny), 1
+            )
             solution += length * direction
             residual = residual - length * image
             previous_product = np.maximum(product, tiny)
