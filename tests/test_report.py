@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from model_cases import CASES
+from plotly.colors import sample_colorscale
 
 from dipy_spinverse import bcc_grid
 from dipy_spinverse.report import check_packages
@@ -366,10 +367,11 @@ def test_samples_are_drawn_at_one_scale_with_a_bar_and_colours_of_their_permeabi
         sample_mesh(np.array([in_spheres, radius, 0.5, permeability]), frame, side, 0)
         for in_spheres, radius, permeability in ((0, 1.0, 0.003), (1, 3.0, 0.03))
     ]
-    figure = draw.samples_figure(meshes)
+    figure = draw.samples_figure(meshes, [False, True])
     cells = [trace for trace in figure.data if trace.type == "mesh3d"]
     bars = [trace for trace in figure.data if trace.type == "scatter3d"]
-    for trace, permeability in zip(cells, (0.003, 0.03), strict=True):
-        np.testing.assert_allclose(trace.intensity, np.log10(permeability))
+    # On a logarithmic scale from 0.001 to 0.1 um/ms.
+    shares = [np.log10(0.003 / 0.001) / 2, np.log10(0.03 / 0.001) / 2]
+    assert [trace.color for trace in cells] == sample_colorscale("YlOrRd", shares)
     assert {(bar.x[-1] - bar.x[0], bar.text[1]) for bar in bars} == {(10.0, "10 um")}
     assert len({figure.layout[name].xaxis.range for name in ("scene", "scene2")}) == 1

@@ -32,9 +32,9 @@ def test_sample_has_its_volume_and_area_and_every_cell_is_closed(in_spheres, fra
     corners = mesh.vertices_um[mesh.triangles[side_walls]]
     cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     area = np.linalg.norm(cross, axis=1).sum() / 2
-    # Of the polyhedra: 0.4 % for cylinders, 1 % for spheres.
+    # Of the polyhedra: 2 % for cylinders of 16 sides, 4 % for spheres of 80 triangles.
     assert area / enclosed_volume(mesh) == pytest.approx(
-        (3 if in_spheres else 2) / radius, rel=0.01
+        (3 if in_spheres else 2) / radius, rel=0.05
     )
 
 
@@ -47,8 +47,10 @@ def test_cells_do_not_overlap_and_are_not_a_lattice(in_spheres, fraction):
     assert nearest.std() > 0.005 * nearest.mean()
 
 
-def test_all_samples_of_a_voxel_have_one_cube_of_five_typical_distances():
-    bodies = np.array([[0, 1.0, 0.5, 0.02], [0, 4.0, 0.5, 0.02], [1, 9.0, 0.0, 0.02]])
-    # Close-packed cylinders: one in sqrt(3) / 2 d^2; the geometric mean of radii 1 and 4 is 2.
-    distance = 2.0 * np.sqrt(np.pi / 0.5 / (np.sqrt(3) / 2))
-    assert cube_side(bodies) == pytest.approx(5 * distance)
+def test_all_samples_of_a_voxel_have_one_cube_of_four_typical_distances():
+    bodies = np.array([[0, 1.0, 0.5, 0.02], [0, 1.44, 0.5, 0.02], [1, 9.0, 0.0, 0.02]])
+    # Close-packed cylinders: one in sqrt(3) / 2 d^2; the geometric mean of radii is 1.2.
+    distance = np.sqrt(np.pi / 0.5 / (np.sqrt(3) / 2))
+    assert cube_side(bodies) == pytest.approx(4 * 1.2 * distance)
+    bodies[1, 1] = 9.0  # of which the typical distance is 3 times that of the finest
+    assert cube_side(bodies) == pytest.approx(6 * distance)

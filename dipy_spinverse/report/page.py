@@ -248,7 +248,8 @@ def _meshes(fit, voxels):
         if drawn_as_cells(voxel_fit):
             numbers = range(1, 1 + len(voxel_fit.permeability_fields))[:_MAX_SAMPLES] or [0]
             samples = [fit.interface(voxel, sample=k) for k in numbers]
-            html = _html(samples_figure(samples))
+            in_spheres = voxel_fit.field_bodies[list(numbers), 0].astype(bool)
+            html = _html(samples_figure(samples, in_spheres))
             figures.append((voxel, _SAMPLES.format(len(samples)), html))
             continue
         mesh, agreement = fit.interface(voxel, field=0), float(voxel_fit.pattern_agreement)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from dipy_spinverse.report.descriptions import STATUS_DESCRIPTIONS
@@ -162,7 +163,7 @@ def signal_figure(
     return _styled(figure, 420, legend={"orientation": "h", "y": -0.2})
 
 
-def samples_figure(meshes: Sequence[InterfaceMesh]) -> go.Figure:
+def samples_figure(meshes: Sequence[InterfaceMesh], in_spheres: Sequence[bool]) -> go.Figure:
     """Cells of posterior samples side by side at one scale, coloured by their permeability."""
     n, titles = len(meshes), [f"sample {k + 1}" for k in range(len(meshes))]
     figure = make_subplots(
@@ -171,26 +172,31 @@ def samples_figure(meshes: Sequence[InterfaceMesh]) -> go.Figure:
     reach = max(float(np.abs(mesh.vertices_um).max(initial=1e-3)) for mesh in meshes)
     length = 10 ** np.floor(np.log10(reach)) * np.array([1, 2, 5])
     bar = float(length[length <= reach].max())
+    low, high = (np.log10(value) for value in PERMEABILITY_SCALE)
+    log_permeability = np.log10([mesh.permeability.max(initial=1e-5) for mesh in meshes])
+    shares = ((log_permeability - low) / (high - low)).clip(0, 1)
+    colours = sample_colorscale("YlOrRd", shares.tolist())
     for k, mesh in enumerate(meshes):
         x, y, z = mesh.vertices_um.astype(np.float32).T
-        a, b, c = mesh.triangles.T
+        a, b, c = mesh.triangles.astype(np.uint16 if len(x) < 2**16 else np.uint32).T
         figure.add_mesh3d(
-            x=x, y=y, z=z, i=a, j=b, k=c, intensity=np.log10(np.maximum(mesh.permeability, 1e-5)),
-            intensitymode="cell", coloraxis="coloraxis", hoverinfo="skip", flatshading=True,
+            x=x, y=y, z=z, i=a, j=b, k=c, color=colours[k], hoverinfo="skip",
+            flatshading=not in_spheres[k],
             row=1, col=k + 1,
         )  # fmt: skip
         figure.add_scatter3d(
             x=[-bar / 2, 0, bar / 2], y=[-reach] * 3, z=[-reach] * 3,
-            mode="lines+text", text=["", f"{bar:g} um", ""], textposition="top center",
+            mode="lines+markers+text", text=["", f"{bar:g} um", ""],
+            textposition="bottom center",
             line={"color": "black", "width": 6}, showlegend=False, hoverinfo="skip", row=1,
             col=k + 1,
+            marker={"color": [low, low, high], "coloraxis": "coloraxis", "size": 1},
         )  # fmt: skip
     axis = {"visible": False, "range": [-1.15 * reach, 1.15 * reach]}
     figure.update_scenes(
         xaxis=axis, yaxis=axis, zaxis=axis, aspectmode="cube",
         camera={"eye": {"x": 0.5, "y": -1.7, "z": 0.8}},
     )  # fmt: skip
-    low, high = (np.log10(value) for value in PERMEABILITY_SCALE)
     ticks = np.arange(low, high + 0.5)
     return _styled(
         figure, 380,

@@ -11,18 +11,23 @@ from dipy.core.sphere import unit_icosahedron
 
 from dipy_spinverse.walls.interface import InterfaceMesh, ranked_by_size
 
-# For display only: distances between neighbours along the cube, vertices around a cylinder,
-# subdivisions of the icosahedron, and steps of each body.
-_NEIGHBOURS_PER_SIDE, _N_SIDES, _N_SUBDIVISIONS, _N_STEPS = 5, 32, 2, 60
+# For display only: typical distances between neighbours along the cube, and the most of a sample;
+# steps of each body; vertices around a cylinder and subdivisions of the icosahedron, of few bodies
+# and of many.
+_PER_SIDE, _MOST_PER_SIDE, _N_STEPS = 4, 6, 60
+_MANY, _N_SIDES, _N_SUBDIVISIONS = 40, (32, 16), (2, 1)
 
 
 def cube_side(bodies: np.ndarray) -> float:
-    """Side of the cube, um, in which all samples of a voxel are drawn: five typical distances.
+    """Side of the cube, um, in which all samples of a voxel are drawn: four typical distances.
 
     `bodies` (n, 4): whether the bodies are spheres, radius, volume fraction, permeability.
     """
     distances = [_spacing(*sample[:3]) for sample in bodies if sample[2] > 0]
-    return float(_NEIGHBOURS_PER_SIDE * np.exp(np.mean(np.log(distances)))) if distances else 0.0
+    if not distances:
+        return 0.0
+    typical = np.exp(np.mean(np.log(distances)))
+    return float(min(_PER_SIDE * typical, _MOST_PER_SIDE * min(distances)))
 
 
 def sample_mesh(sample: np.ndarray, frame: np.ndarray, side: float, seed: int) -> InterfaceMesh:
@@ -38,7 +43,9 @@ def sample_mesh(sample: np.ndarray, frame: np.ndarray, side: float, seed: int) -
             np.zeros(0, int),
         )  # fmt: skip
     centres = _centres(in_spheres, radius, fraction, side, np.random.default_rng(seed))
-    vertices, triangles = _unit_sphere() if in_spheres else _unit_cylinder()
+    many = len(centres) > _MANY
+    shape = _unit_sphere(_N_SUBDIVISIONS[many]) if in_spheres else _unit_cylinder(_N_SIDES[many])
+    vertices, triangles = shape
     size = radius * np.array([1, 1, 1 if in_spheres else side / radius])
     points = (centres[:, None] + size * vertices).reshape(-1, 3) @ frame
     body = np.repeat(np.arange(len(centres)), len(triangles))
@@ -92,9 +99,9 @@ def _centres(in_spheres, radius, fraction, side, rng):
     return np.pad(points, ((0, 0), (0, 3 - len(period))))
 
 
-def _unit_sphere():
+def _unit_sphere(n_subdivisions):
     """Vertices and triangles of a polyhedron with the volume of the unit ball."""
-    sphere = unit_icosahedron.subdivide(n=_N_SUBDIVISIONS)
+    sphere = unit_icosahedron.subdivide(n=n_subdivisions)
     vertices, triangles = sphere.vertices, sphere.faces.astype(int)
     a, b, c = np.moveaxis(vertices[triangles], 1, 0)
     products = np.einsum("tk,tk->t", a, np.cross(b, c))
@@ -102,20 +109,20 @@ def _unit_sphere():
     return vertices * np.cbrt(8 * np.pi / np.abs(products).sum()), triangles
 
 
-def _unit_cylinder():
+def _unit_cylinder(n_sides):
     """Vertices and triangles of a closed prism of length 1 with the area of the unit circle."""
-    angle = 2 * np.pi * np.arange(_N_SIDES) / _N_SIDES
-    radius = np.sqrt(2 * np.pi / _N_SIDES / np.sin(2 * np.pi / _N_SIDES))
+    angle = 2 * np.pi * np.arange(n_sides) / n_sides
+    radius = np.sqrt(2 * np.pi / n_sides / np.sin(2 * np.pi / n_sides))
     ring = radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     ends = [np.pad(np.pad(ring, ((0, 1), (0, 0))), ((0, 0), (0, 1)), constant_values=z)
             for z in (-0.5, 0.5)]  # fmt: skip
-    i = np.arange(_N_SIDES)
-    j, top, low_centre = (i + 1) % _N_SIDES, _N_SIDES + 1, np.full(_N_SIDES, _N_SIDES)
+    i = np.arange(n_sides)
+    j, top, low_centre = (i + 1) % n_sides, n_sides + 1, np.full(n_sides, n_sides)
     triangles = np.concatenate([
         np.stack([i, j, top + j], 1), np.stack([i, top + j, top + i], 1),
         np.stack([j, i, low_centre], 1), np.stack([top + i, top + j, top + low_centre], 1),
     ])  # fmt: skip
     vertices = np.concatenate(ends)
     # The padded points of the ends are the centres of the caps.
-    vertices[[_N_SIDES, 2 * _N_SIDES + 1], 2] = -0.5, 0.5
+    vertices[[n_sides, 2 * n_sides + 1], 2] = -0.5, 0.5
     return vertices, triangles
