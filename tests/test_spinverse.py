@@ -734,3 +734,8 @@ def test_the_default_inversion_follows_from_grid_and_data():
                 if boundary == "periodic":
                     expected = TissueWallInversion
                 assert type(choose_inversion(problem)) is expected
+
+
+def test_samples_of_cells_need_packed_cells(volume_fit):
+    with pytest.raises(ValueError, match=r"^sample is 1, but .* no packed cells.*field=1"):
+        volume_fit.interface((0, 1, 0), sample=1)

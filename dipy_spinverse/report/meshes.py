@@ -109,7 +109,7 @@ def voxel_meshes(
 def drawn_as_cells(voxel_fit: SpinverseFit) -> bool:
     """Whether the walls of a voxel are packed cells whose faces the data did not change."""
     unchanged = np.array_equal(voxel_fit.permeability, voxel_fit.packing_permeability)
-    return bool(unchanged and np.isfinite(voxel_fit.field_bodies).all())
+    return bool(unchanged and voxel_fit.field_bodies.any())
 
 
 def _save_together(placed, path):

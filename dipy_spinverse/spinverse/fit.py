@@ -115,7 +115,7 @@ class SpinverseFit(VoxelFit):
         Fraction of the water in tissue that is as each field.
     field_bodies : ndarray (..., n + 1, 4)
         The bodies of each packing: 1 for spheres and 0 for cylinders, radius (um), volume
-        fraction, permeability (um/ms). NaN of engines without packed cells.
+        fraction, permeability (um/ms). Zeros where there are none.
     wall_probability : ndarray (..., F)
         Probability that a face is a wall, over all these fields, and over all positions of
         packings. Of smooth cells, that a wall is within 4 % of the box's side of the face.
@@ -261,7 +261,7 @@ class SpinverseFit(VoxelFit):
     def _sample_mesh(self, voxel, index, sample):
         """Mesh of the cells of a posterior sample."""
         bodies = voxel.field_bodies
-        if np.isnan(bodies).all():
+        if not packed_cells_values(self._values):
             raise ValueError(
                 f"sample is {sample}, but this inversion has no packed cells; draw a permeability "
                 f"field instead (field={sample})."

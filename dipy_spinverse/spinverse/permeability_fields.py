@@ -303,7 +303,7 @@ class FieldChunk:
             "field_frame": np.broadcast_to(np.eye(3), (n_voxels, len(fields), 3, 3)),
             "field_diffusivity": diffusivity / MM2_PER_S,
             "field_share": 1.0,
-            "field_bodies": np.full((n_voxels, len(fields), 4), np.nan),
+            "field_bodies": np.zeros((n_voxels, len(fields), 4)),
             "wall_probability": result.wall_probability,
             "pattern_agreement": mean_pairwise_f1(walls.swapaxes(0, 1)),
             "field_free_water": result.free_water,
