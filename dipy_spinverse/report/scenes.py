@@ -28,7 +28,7 @@ def plot_scene(
     *,
     image: ArrayLike | None = None,
     affine: ArrayLike | None = None,
-    colour: str = "wall_probability",
+    colour: str = "permeability",
     off_screen: bool = False,
 ) -> Any:
     """Walls of voxels at their positions, enlarged to fill their voxels, over an image slice.
@@ -42,7 +42,8 @@ def plot_scene(
         The slice of the first voxel is shown, below the walls.
     affine : array-like (4, 4), optional
         Of the image; voxels of 1 mm by default.
-    colour : {"wall_probability", "permeability"}, optional
+    colour : {"permeability", "wall_probability"}, optional
+        Cells that are drawn from a posterior sample have no wall probability.
     off_screen : bool, optional
         For ``plotter.screenshot(path)`` without a screen.
 
