@@ -63,6 +63,18 @@ def test_one_map_may_be_undetermined_while_others_are_not():
     assert percent["D_star"] > 50 and percent.get("D", 0) < 10
 
 
+def test_a_report_states_no_share_of_maps_that_have_no_interval(tmp_path):
+    case = CASES["IVIM"]
+    for n_draws in (0, 50):
+        fit = case.model.fit(case.data, n_draws=n_draws)
+        save_page(fit, tmp_path / "page.html", case.data)
+        for name in ("D", "perfusion_fraction"):
+            page = (tmp_path / "page.html").read_text()
+            row = page.split(f"<td>{name}</td>")[1].split("</tr>")[0]
+            share = f"{fit.prior_dominated_percent().get(name, 0):.0f} %" if n_draws else "&ndash;"
+            assert row.rsplit("<td", 1)[1] == f' class="number">{share}</td>'
+
+
 def test_a_derivative_without_intervals_has_estimates_and_S0_alone(tmp_path):
     fit = CASES["IVIM"].model.fit(CASES["IVIM"].data, n_draws=0)
     save_derivatives(fit, ["S0", "D"], tmp_path / "sub-1", "a.nii.gz", np.eye(4), "IVIM")

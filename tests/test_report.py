@@ -367,7 +367,7 @@ def test_samples_are_drawn_at_one_scale_with_a_bar_and_colours_of_their_permeabi
         sample_mesh(np.array([in_spheres, radius, 0.5, permeability]), frame, side, 0)
         for in_spheres, radius, permeability in ((0, 1.0, 0.003), (1, 3.0, 0.03))
     ]
-    figure = draw.samples_figure(meshes, [False, True])
+    figure = draw.samples_figure(meshes, [False, True], ["sample 1", "sample 2"])
     cells = [trace for trace in figure.data if trace.type == "mesh3d"]
     bars = [trace for trace in figure.data if trace.type == "scatter3d"]
     # On a logarithmic scale from 0.001 to 0.1 um/ms.

@@ -93,7 +93,7 @@ def voxel_meshes(
             logger.warning("Voxel %s is %s; no mesh is written for it.", voxel, status.name)
             continue
         is_sample = bool(has_walls and voxel_fit.pattern_agreement < AGREEMENT_THRESHOLD)
-        if has_walls and is_sample and drawn_as_cells(voxel_fit):
+        if is_sample and drawn_as_cells(voxel_fit):
             mesh = fit.interface(voxel, sample=0)
             box_um = 2 * float(np.abs(mesh.vertices_um).max(initial=0))
         elif has_walls:

@@ -34,7 +34,7 @@ _PATTERN_UNKNOWN = (
     "(samples agree by {:.2f}): this is one of many that explain the signals."
 )
 _SAMPLES = (
-    "Cells with the parameters of {} posterior samples: their sizes, density and permeability "
+    "Cells with the parameters of posterior samples: their sizes, density and permeability "
     "explain the signals; their positions are drawn at random, as signals hardly determine them."
 )
 _PATTERN_KNOWN = (
@@ -109,7 +109,7 @@ def save_page(
         status=plotly_figures.status_rows(fit),
         outliers=volumes_with_outliers(fit._values.get("outliers", np.zeros((0, 0), dtype=bool))),
         maps=map_rows(fit),
-        prior=fit.prior_dominated_percent(),
+        prior=_prior_dominated_percent(fit),
         about=_json(about),
         volumes=_packed(volumes),
         slices_skipped=about["slices_skipped"],
@@ -230,6 +230,12 @@ def shared_residual(
     return max(float(share), 0.0), rows[:_MAX_SHARING]
 
 
+def _prior_dominated_percent(fit):
+    """Of each map with intervals whose prior is known, also 0."""
+    judged = [n for n in fit.MAPS if n in fit.model.prior_maps and f"{n}_low" in fit._values]
+    return dict.fromkeys(judged, 0.0) | fit.prior_dominated_percent()
+
+
 def _meshes(fit, voxels):
     """Voxel, caption and figure of the walls, or cells, of some voxels."""
     from dipy_spinverse.report.plotly_figures import mesh_figure, samples_figure
@@ -249,8 +255,11 @@ def _meshes(fit, voxels):
             numbers = range(1, 1 + len(voxel_fit.permeability_fields))[:_MAX_SAMPLES] or [0]
             samples = [fit.interface(voxel, sample=k) for k in numbers]
             in_spheres = voxel_fit.field_bodies[list(numbers), 0].astype(bool)
-            html = _html(samples_figure(samples, in_spheres))
-            figures.append((voxel, _SAMPLES.format(len(samples)), html))
+            titles = [f"sample {k}" if k else "most probable" for k in numbers]
+            for i, mesh in enumerate(samples):
+                titles[i] += "" if len(mesh.triangles) else ": no cells"
+            html = _html(samples_figure(samples, in_spheres, titles))
+            figures.append((voxel, _SAMPLES, html))
             continue
         mesh, agreement = fit.interface(voxel, field=0), float(voxel_fit.pattern_agreement)
         if len(mesh.triangles):

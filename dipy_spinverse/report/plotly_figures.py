@@ -163,9 +163,11 @@ def signal_figure(
     return _styled(figure, 420, legend={"orientation": "h", "y": -0.2})
 
 
-def samples_figure(meshes: Sequence[InterfaceMesh], in_spheres: Sequence[bool]) -> go.Figure:
+def samples_figure(
+    meshes: Sequence[InterfaceMesh], in_spheres: Sequence[bool], titles: Sequence[str]
+) -> go.Figure:
     """Cells of posterior samples side by side at one scale, coloured by their permeability."""
-    n, titles = len(meshes), [f"sample {k + 1}" for k in range(len(meshes))]
+    n = len(meshes)
     figure = make_subplots(
         1, n, specs=[[{"type": "scene"}] * n], subplot_titles=titles, horizontal_spacing=0.01
     )
@@ -181,16 +183,15 @@ def samples_figure(meshes: Sequence[InterfaceMesh], in_spheres: Sequence[bool]) 
         a, b, c = mesh.triangles.astype(np.uint16 if len(x) < 2**16 else np.uint32).T
         figure.add_mesh3d(
             x=x, y=y, z=z, i=a, j=b, k=c, color=colours[k], hoverinfo="skip",
-            flatshading=not in_spheres[k],
-            row=1, col=k + 1,
+            flatshading=not in_spheres[k], row=1, col=k + 1,
         )  # fmt: skip
+        # The bar; its markers have the colour scale, which meshes of one colour have not.
         figure.add_scatter3d(
             x=[-bar / 2, 0, bar / 2], y=[-reach] * 3, z=[-reach] * 3,
-            mode="lines+markers+text", text=["", f"{bar:g} um", ""],
-            textposition="bottom center",
-            line={"color": "black", "width": 6}, showlegend=False, hoverinfo="skip", row=1,
-            col=k + 1,
+            mode="lines+markers+text", text=["", f"{bar:g} um", ""], hoverinfo="skip",
+            textposition="bottom center", line={"color": "black", "width": 6}, showlegend=False,
             marker={"color": [low, low, high], "coloraxis": "coloraxis", "size": 1},
+            row=1, col=k + 1,
         )  # fmt: skip
     axis = {"visible": False, "range": [-1.15 * reach, 1.15 * reach]}
     figure.update_scenes(
