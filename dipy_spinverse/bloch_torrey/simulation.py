@@ -15,7 +15,6 @@ from dipy_spinverse.bloch_torrey.finite_volumes.operator import (
     relative_transmissibility,
 )
 from dipy_spinverse.bloch_torrey.finite_volumes.simulator import Simulator
-from dipy_spinverse.bloch_torrey.medium import medium_of
 from dipy_spinverse.bloch_torrey.propagators import differentiable_signals
 from dipy_spinverse.grid import TetrahedralGrid
 
@@ -209,13 +208,7 @@ def _of_tensors(acquisition, grid, kappa, properties, refused, steps):
         name: torch.as_tensor(value, dtype=torch.float64) for name, value in properties.items()
     }
     numbers = {name: value.detach().numpy() for name, value in tensors.items()}
-    # Checks all properties; T2 of each tetrahedron also bounds the rates of the series in time.
-    t2_ms = {"t2_ms": numbers["t2_ms"]} if numbers["t2_ms"].ndim else {}
-    medium_of(grid, **numbers)
-    simulator = Simulator(
-        acquisition, grid, diffusivity=numbers["diffusivity"],
-        initial_density=numbers["initial_density"], steps=steps, **t2_ms,
-    )  # fmt: skip
+    simulator = Simulator(acquisition, grid, steps=steps, **numbers)
     return medium_signals(simulator, acquisition, kappa.double(), **tensors)
 
 

@@ -226,8 +226,8 @@ class SpinverseFit(VoxelFit):
         Raises
         ------
         ValueError
-            An index of several voxels, a voxel that was not fitted or has no walls, a field that
-            does not exist.
+            An index of several voxels, a voxel that was not fitted or has no walls, a field or
+            sample that does not exist, both of them, a sample without packed cells.
 
         Warns
         -----

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from dipy.core.sphere import unit_icosahedron
 
+from dipy_spinverse.grid.tetrahedral_grid import vector_areas
 from dipy_spinverse.walls.interface import InterfaceMesh, ranked_by_size
 
 # For display only: typical distances between neighbours along the cube, and the most of a sample;
@@ -50,8 +51,7 @@ def sample_mesh(sample: np.ndarray, frame: np.ndarray, side: float, seed: int) -
     points = (centres[:, None] + size * vertices).reshape(-1, 3) @ frame
     body = np.repeat(np.arange(len(centres)), len(triangles))
     triangles = np.tile(triangles, (len(centres), 1)) + len(vertices) * body[:, None]
-    a, b, c = np.moveaxis(points[triangles], 1, 0)
-    normals = np.cross(b - a, c - a)
+    normals = vector_areas(points[triangles])
     return InterfaceMesh(
         vertices_um=points,
         triangles=triangles,
@@ -114,15 +114,10 @@ def _unit_cylinder(n_sides):
     angle = 2 * np.pi * np.arange(n_sides) / n_sides
     radius = np.sqrt(2 * np.pi / n_sides / np.sin(2 * np.pi / n_sides))
     ring = radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    ends = [np.pad(np.pad(ring, ((0, 1), (0, 0))), ((0, 0), (0, 1)), constant_values=z)
-            for z in (-0.5, 0.5)]  # fmt: skip
+    ring = np.vstack([ring, np.zeros(2)])  # the last vertex is the centre of an end
+    vertices = np.vstack([np.column_stack([ring, np.full(len(ring), z)]) for z in (-0.5, 0.5)])
     i = np.arange(n_sides)
-    j, top, low_centre = (i + 1) % n_sides, n_sides + 1, np.full(n_sides, n_sides)
-    triangles = np.concatenate([
-        np.stack([i, j, top + j], 1), np.stack([i, top + j, top + i], 1),
-        np.stack([j, i, low_centre], 1), np.stack([top + i, top + j, top + low_centre], 1),
-    ])  # fmt: skip
-    vertices = np.concatenate(ends)
-    # The padded points of the ends are the centres of the caps.
-    vertices[[n_sides, 2 * n_sides + 1], 2] = -0.5, 0.5
-    return vertices, triangles
+    j, centre = (i + 1) % n_sides, np.full(n_sides, n_sides)
+    top_i, top_j, top_centre = (index + len(ring) for index in (i, j, centre))
+    corners = (i, j, top_j), (i, top_j, top_i), (j, i, centre), (top_i, top_j, top_centre)
+    return vertices, np.concatenate([np.stack(triangle, axis=1) for triangle in corners])

@@ -32,7 +32,7 @@ def medium_signals(
 ) -> torch.Tensor:
     """Signals (M,) of a permeability field (F,) in a medium of tensors, each () or (T,).
 
-    The simulator is that of the same medium without T2 and outer membranes.
+    The simulator is that of the same medium, as numbers; outer faces have no membrane.
     """
     grid = simulator.grid
     tensor = diffusivity.new_tensor
