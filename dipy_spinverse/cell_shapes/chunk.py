@@ -88,7 +88,7 @@ class FitShapes:
             noise, freedom = noise_before_fit(voxels.signals, acquisition)
             levels = np.where(freedom > 0, noise, _NOISE)
         results = [
-            self._voxel_or_none(
+            self._voxel_or_prior_mean(
                 ShapeObjective(self.model.coarse, signals, max(level, _MIN_NOISE), not signed),
                 frame, np.log(S0), level, sigma_known,
             )
@@ -98,7 +98,7 @@ class FitShapes:
         ]  # fmt: skip
         return {name: np.array([result[name] for result in results]) for name in results[0]}
 
-    def _voxel_or_none(self, objective, frame, log_S0, noise, noise_given):
+    def _voxel_or_prior_mean(self, objective, frame, log_S0, noise, noise_given):
         """Values of a voxel; where no cell can be simulated near its signals, those of the prior
         mean, NOT_CONVERGED."""
         starts = initial_cells(objective, frame, log_S0)

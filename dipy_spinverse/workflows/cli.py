@@ -26,7 +26,7 @@ COMMANDS = {
     "dipy_check_acquisition": ("check_acquisition", "CheckAcquisitionFlow"),
 }
 
-_ONLY_SAID = {"-h", "--help", "--version"}  # options of answers without a fit
+_INFORMATION_OPTIONS = {"-h", "--help", "--version"}  # options without a fit
 
 
 def command(name: str) -> type:
@@ -44,7 +44,7 @@ def main() -> None:
         )
     for stream in (sys.stdout, sys.stderr):  # of an encoding that lacks the plus-minus sign
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
-    if not _ONLY_SAID & {*sys.argv} and (sys.stderr.isatty() or "--verbose" in sys.argv):
+    if not _INFORMATION_OPTIONS & {*sys.argv} and (sys.stderr.isatty() or "--verbose" in sys.argv):
         print(f"{program}: loading libraries ...", file=sys.stderr, flush=True)
     from dipy.workflows.base import IntrospectiveArgumentParser
     from dipy.workflows.flow_runner import run_flow

@@ -114,19 +114,19 @@ class Eigenmodes:
             return v - basis @ (basis.T @ v)
 
         residual = project(forcing)
-        # where nothing but rounding is left of a forcing, its response is 0
+        # Where nothing but rounding is left of a forcing, its response is 0
         limit = _RESPONSE_TOLERANCE**2 * (residual**2).sum(axis=0)
         limit = np.maximum(limit, _ROUNDING**2 * (forcing**2).sum(axis=0))
         solution = np.zeros_like(residual)
         direction, previous_product = 0.0, 1.0
-        while (open_ := (residual**2).sum(axis=0) > limit).any():
+        while (unconverged := (residual**2).sum(axis=0) > limit).any():
             preconditioned = project(factors.solve(residual))
             product = (residual * preconditioned).sum(axis=0)
             direction = preconditioned + product / previous_product * direction
             image = project(self.matrix @ direction - self.rates * direction)
-            # steps of those that have converged would divide rounding errors
-            length = np.where(open_, product, 0) / np.where(
-                open_, np.maximum((direction * image).sum(axis=0), tiny), 1
+            # Steps of those that have converged would divide rounding errors
+            length = np.where(unconverged, product, 0) / np.where(
+                unconverged, np.maximum((direction * image).sum(axis=0), tiny), 1
             )
             solution += length * direction
             residual = residual - length * image

@@ -30,7 +30,8 @@ class _Harmonics(torch.autograd.Function):
         context.encoding = encoding
         context.save_for_backward(*tensors)
         arrays = (tensor.contiguous().numpy() for tensor in tensors)
-        return torch.from_numpy(_compiled(*arrays, *encoding.order_of_shells))
+        size = _n_degrees(tensors[0].shape[2])
+        return torch.from_numpy(_harmonic_sums(*arrays, size, *encoding.order_of_shells))
 
     @staticmethod
     def backward(context, gradient):
@@ -52,9 +53,8 @@ def _n_degrees(n_terms):
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _compiled(coefficients, x, y, z, order, shell_ends):
+def _harmonic_sums(coefficients, x, y, z, n_degrees, order, shell_ends):
     n_voxels, n = x.shape
-    n_degrees = int(round((2 * coefficients.shape[2]) ** 0.5 - 0.5))
     result, work = np.empty((n_voxels, n), x.dtype), np.empty((7, n), x.dtype)
     square, factor_real, factor_imaginary, real, imaginary, polynomial, total = work
     for v in range(n_voxels):
