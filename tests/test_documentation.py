@@ -95,8 +95,8 @@ def test_code_for_users_of_other_packages_runs():
     assert not found[:, 1:].any()
 
 
-def test_example_of_an_own_loss_estimates_what_was_simulated():
-    text = (ROOT / "doc" / "own_losses.md").read_text()
+def test_example_of_gradients_estimates_what_was_simulated():
+    text = (ROOT / "doc" / "gradients.md").read_text()
     names: dict = {}
     exec(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[0], names)
     # Data without noise: what is left is the optimiser's stopping rule.

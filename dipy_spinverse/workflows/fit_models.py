@@ -157,9 +157,9 @@ class CellShapesFlow(DiffusionCommand):
     For signals of one cell, or of many of one shape and one orientation: simulations, phantoms,
     microscopy NMR. Not for tissue, whose voxels contain thousands of cells and extracellular
     water, and not for ensembles of all orientations, as in most spectroscopy of metabolites: both
-    give a wrong shape that may be reported as CONVERGED. The diffusivity must be known: an error
-    of 20 % changes the length by 4 %. Writes size and tortuosity with 95 % intervals, and a mesh.
-    The pulse timings are needed: give --big_delta and --small_delta.
+    give a wrong shape that may be reported as CONVERGED. The diffusivity must be known: a wrong
+    one changes the size, without a warning. Writes size and tortuosity with 95 % intervals, and a
+    mesh. The pulse timings are needed: give --big_delta and --small_delta.
     """
 
     maps = ("volume", "surface", "length", "mean_radius", "tortuosity")
